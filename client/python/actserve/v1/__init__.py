@@ -1,0 +1,1 @@
+"""Generated from proto/actserve/v1: the wire contract, for programs that speak it directly."""

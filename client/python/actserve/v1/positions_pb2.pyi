@@ -1,0 +1,53 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class PositionSelector(_message.Message):
+    __slots__ = ("all", "last", "list", "range", "prompt", "generated")
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    LIST_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_FIELD_NUMBER: _ClassVar[int]
+    all: AllPositions
+    last: LastPosition
+    list: PositionList
+    range: PositionRange
+    prompt: PromptPositions
+    generated: GeneratedPositions
+    def __init__(self, all: _Optional[_Union[AllPositions, _Mapping]] = ..., last: _Optional[_Union[LastPosition, _Mapping]] = ..., list: _Optional[_Union[PositionList, _Mapping]] = ..., range: _Optional[_Union[PositionRange, _Mapping]] = ..., prompt: _Optional[_Union[PromptPositions, _Mapping]] = ..., generated: _Optional[_Union[GeneratedPositions, _Mapping]] = ...) -> None: ...
+
+class AllPositions(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LastPosition(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PromptPositions(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GeneratedPositions(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PositionList(_message.Message):
+    __slots__ = ("positions",)
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, positions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PositionRange(_message.Message):
+    __slots__ = ("start", "end")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
