@@ -1,0 +1,5 @@
+"""`python -m actserve`: the command line."""
+
+from actserve.cli import main
+
+main()

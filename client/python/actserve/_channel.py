@@ -1,0 +1,139 @@
+"""The channel: how a client reaches its server, the same for sync and asyncio."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor_pb2 import MethodOptions
+
+from actserve._jobs import Jobs
+from actserve.errors import InvalidRequest
+from actserve.v1 import (
+    generation_service_pb2,
+    generation_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+
+DEFAULT_TARGET = "localhost:50051"
+DEFAULT_CONCURRENCY = 32
+
+_SERVICES = {
+    generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"]: (
+        generation_service_pb2_grpc.GenerationServiceStub
+    ),
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]: (
+        model_service_pb2_grpc.ModelServiceStub
+    ),
+}
+
+# Four attempts over about three seconds: enough for a server that restarts or is briefly full,
+# soon enough for a person who mistyped the address.
+RETRY_POLICY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.25s",
+    "maxBackoff": "3s",
+    "backoffMultiplier": 3,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+
+
+def service_config() -> dict[str, Any]:
+    """The gRPC service config: which methods are retried, and how calls are spread.
+
+    A method is retried if the contract says that running it twice does no harm. gRPC retries only
+    until the first response arrives, so a caller never sees an event twice.
+    """
+    harmless = [
+        {"service": service.full_name, "method": method.name}
+        for service in _SERVICES
+        for method in service.methods
+        if method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
+    ]
+    return {
+        "methodConfig": [{"name": harmless, "retryPolicy": RETRY_POLICY}],
+        # A name with many addresses is many replicas; gRPC's default would use only one.
+        "loadBalancingConfig": [{"round_robin": {}}],
+    }
+
+
+def channel_options() -> list[tuple[str, str | int]]:
+    return [
+        ("grpc.service_config", json.dumps(service_config())),
+        # A request beyond this buffer (256 KiB by default, a few steering vectors) is not retried.
+        ("grpc.per_rpc_retry_buffer_size", 64 << 20),
+        # A server that vanished without closing the connection would never be noticed while a
+        # call waits for its first row.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # gRPC stops pinging after two pings without data, and a long prefill is just that.
+        ("grpc.http2.max_pings_without_data", 0),
+        # No receive limit is set: no message of the contract comes near gRPC's 4 MiB.
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """Everything a client was configured with, checked."""
+
+    target: str
+    jobs: Jobs
+    timeout: float | None
+    credentials: grpc.ChannelCredentials | None
+    metadata: tuple[tuple[str, str], ...] = field(repr=False)  # It may hold the token.
+
+    @staticmethod
+    def of(
+        target: str,
+        *,
+        model: str | None,
+        tls: bool | grpc.ChannelCredentials | None,
+        token: str | None,
+        timeout: float | None,
+        metadata: Mapping[str, str] | None,
+        concurrency: int,
+    ) -> "Connection":
+        if concurrency < 1:
+            raise InvalidRequest(f"concurrency is {concurrency}; it must be at least 1")
+        headers = dict(metadata or {})
+        if token is not None:
+            headers["authorization"] = f"Bearer {token}"
+        return Connection(
+            target=target,
+            jobs=Jobs(model_name(model), concurrency),
+            timeout=timeout,
+            credentials=grpc.ssl_channel_credentials() if tls is True else (tls or None),
+            metadata=tuple(headers.items()),
+        )
+
+    def open(self, grpc_flavour: ModuleType) -> Any:
+        """A channel of `grpc` or `grpc.aio`."""
+        if self.credentials is None:
+            return grpc_flavour.insecure_channel(self.target, options=channel_options())
+        return grpc_flavour.secure_channel(self.target, self.credentials, options=channel_options())
+
+
+def model_name(model: str | None) -> str:
+    """The resource name of a model id; empty for None, which is the only model."""
+    if not model:
+        return ""
+    return model if model.startswith("models/") else f"models/{model}"
+
+
+STREAMING = frozenset(
+    method.name for service in _SERVICES for method in service.methods if method.server_streaming
+)
+"""The methods that answer with a stream."""
+
+
+def stubs(channel: Any) -> dict[str, Any]:
+    """Every method of every service on one channel, by name."""
+    return {
+        method.name: getattr(stub, method.name)
+        for service, make in _SERVICES.items()
+        for stub in [make(channel)]
+        for method in service.methods
+    }

@@ -1,0 +1,18 @@
+"""The `actserve` command. Needs the extra `cli`, and says so."""
+
+import sys
+from importlib.util import find_spec
+
+_EXTRA = ("typer", "rich", "safetensors", "pyarrow")
+
+
+def main() -> None:
+    """Runs the command."""
+    if missing := [name for name in _EXTRA if find_spec(name) is None]:
+        sys.exit(
+            f"the actserve command needs {', '.join(missing)}; install them with: "
+            "pip install 'actserve[cli]'"
+        )
+    from actserve.cli.app import app
+
+    app()

@@ -1,0 +1,228 @@
+"""The commands."""
+
+import dataclasses
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from actserve.cli import arguments as arg
+from actserve.cli.files import write
+from actserve.errors import ActserveError
+from actserve.events import Tokens
+from actserve.results import Activations
+
+
+class _Commands(TyperGroup):
+    """Turns what can go wrong into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ActserveError as error:
+            problem = str(error)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # The reader of a pipe has left; not an error.
+                raise
+            problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _say(Text("error: ", "bold red") + Text(problem))
+        raise typer.Exit(1)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Fetch activations of a served language model, and steer it.",
+)
+
+
+@app.command()
+def models(
+    server: arg.Server = arg.DEFAULT_TARGET,
+    token: arg.Token = None,
+    tls: arg.Tls = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every detail.")] = False,
+) -> None:
+    """List the served models.
+
+    [bold]Example[/bold]
+
+    [cyan]actserve models --server localhost:50051[/cyan]
+    """
+    with arg.connect(server, None, token, tls) as client:
+        found = client.models()
+    if as_json:
+        print(json.dumps([dataclasses.asdict(model) for model in found], indent=2))
+        return
+    table = Table("model", "architecture", "layers", "width", "tokens", "type", "hook points")
+    for model in found:
+        served = [name for name, how in model.hook_points.items() if not how.unserved_reason]
+        table.add_row(
+            model.id,
+            model.architecture,
+            str(model.layer_count),
+            str(model.width),
+            str(model.limits.max_sequence_tokens),
+            model.element_type,
+            "\n".join(served),
+        )
+    Console().print(table)
+
+
+@app.command()
+def tokenize(
+    prompt: Annotated[str, typer.Argument(help="Text to tokenize.")],
+    server: arg.Server = arg.DEFAULT_TARGET,
+    model: arg.ModelId = None,
+    token: arg.Token = None,
+    tls: arg.Tls = False,
+) -> None:
+    """Show a prompt as the model sees it.
+
+    [bold]Example[/bold]
+
+    [cyan]actserve tokenize "The capital of France is"[/cyan]
+    """
+    with arg.connect(server, model, token, tls) as client:
+        tokens = client.tokenize(prompt)
+    table = Table("position", "id", "token")
+    for position, (token_id, text) in enumerate(zip(tokens.token_ids, tokens.tokens, strict=True)):
+        # Quoted, so that spaces and line breaks show; as Text, since brackets are markup to rich.
+        table.add_row(str(position), str(token_id), Text(repr(text)))
+    Console().print(table)
+
+
+@app.command()
+def fetch(
+    sites: arg.Sites,
+    prompt: Annotated[str | None, typer.Argument(help="Text to run the model on.")] = None,
+    file: Annotated[
+        typer.FileText | None,
+        typer.Option(help="Prompts, one a line; - is standard input. Blank lines are skipped."),
+    ] = None,
+    positions: arg.PositionsText = "all",
+    steer: arg.Steer = None,
+    out: arg.Out = None,
+    server: arg.Server = arg.DEFAULT_TARGET,
+    model: arg.ModelId = None,
+    token: arg.Token = None,
+    tls: arg.Tls = False,
+) -> None:
+    """Fetch activations of a prompt, or of many, into a file or as a summary.
+
+    The file holds one row for each prompt and position.
+
+    [bold]Examples[/bold]
+
+    [cyan]actserve fetch "The capital of France is" --site resid_post.15 --out acts.npz[/cyan]
+
+    [cyan]actserve fetch --file prompts.txt -s resid_post.15 --positions last -o acts.parquet[/cyan]
+    """
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("give either a prompt or --file, not both and not neither")
+    prompts = [prompt] if prompt is not None else [line.rstrip("\n") for line in file or ()]
+    with arg.connect(server, model, token, tls) as client:
+        many = client.fetch(
+            [each for each in prompts if each.strip() or prompt is not None],
+            sites,
+            positions=positions,
+            steer=steer or (),
+        )
+    if out:
+        _write(out, many)
+    else:
+        Console().print(_summary(many))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
+    temperature: Annotated[float | None, typer.Option(help="Zero is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling, in (0, 1].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    steer: arg.Steer = None,
+    capture: arg.Capture = None,
+    positions: arg.PositionsText = "all",
+    out: arg.Out = None,
+    server: arg.Server = arg.DEFAULT_TARGET,
+    model: arg.ModelId = None,
+    token: arg.Token = None,
+    tls: arg.Tls = False,
+) -> None:
+    """Continue a prompt, steered and captured if you like.
+
+    [bold]Examples[/bold]
+
+    [cyan]actserve generate "I think the movie was" --max-tokens 40[/cyan]
+
+    [cyan]actserve generate "I think the movie was" --steer resid_post.15=joy.npy*4.0[/cyan]
+
+    [cyan]actserve generate "I think" --capture resid_post.20 --out acts.safetensors[/cyan]
+    """
+    if bool(capture) != bool(out):
+        raise typer.BadParameter("--capture and --out go together: what to keep, and where")
+    sampling: Any = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    with arg.connect(server, model, token, tls) as client:
+        # What `Client.stream` does, but with the rows kept for the file.
+        call = client._connection.jobs.generate_call(
+            prompt,
+            None,
+            steer=steer or (),
+            capture=capture or (),
+            positions=positions,
+            element_type=None,
+            sampling=sampling,
+        )
+        text = ""
+        try:
+            for event in client._events(call, None):
+                if isinstance(event, Tokens):
+                    text = event.text or text
+                    sys.stdout.write(event.text)
+                    sys.stdout.flush()
+        finally:
+            if text:  # The shell's prompt, or an error, begins on a line of its own.
+                print()
+    if out:
+        _write(out, [call.result()[0].activations])
+
+
+def _write(path: Path, many: list[Activations]) -> None:
+    write(path, many)
+    rows = sum(len(one.positions) for one in many)
+    _say(f"wrote {rows} rows of {', '.join(many[0].sites) if many else 'nothing'} to {path}")
+
+
+def _summary(many: list[Activations]) -> Table:
+    """Each row by its length: enough to see that there is something, and where."""
+    sites = many[0].sites if many else ()
+    table = Table("prompt", "position", "token", *(f"|{site}|" for site in sites))
+    for index, one in enumerate(many):
+        norms = [np.linalg.norm(one[site], axis=1) for site in sites]
+        for row, position in enumerate(one.positions):
+            lengths = (f"{norm[row]:.4g}" for norm in norms)
+            token = Text(repr(one.tokens[position]))
+            table.add_row(str(index), str(position), token, *lengths)
+    return table
+
+
+def _say(message: str | Text) -> None:
+    """One line on standard error; wrapped by the terminal alone, so that pipes get one line."""
+    Console(stderr=True).print(message, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,149 @@
+"""Arguments: options that several commands share, and how their text is read."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import typer
+
+from actserve._channel import DEFAULT_TARGET as DEFAULT_TARGET
+from actserve.cli.files import WRITERS
+from actserve.client import Client
+from actserve.errors import InvalidRequest
+from actserve.positions import positions_to_proto
+from actserve.sites import Site
+from actserve.steering import Add
+
+T = TypeVar("T")
+
+_CONNECTION = "Connection"
+
+
+def _reader(read: Callable[[str], T]) -> Callable[[str], T]:
+    """`read`, with its refusals as usage errors."""
+
+    def reader(text: str) -> T:
+        try:
+            return read(text)
+        except InvalidRequest as error:
+            raise typer.BadParameter(error.message) from None
+
+    return reader
+
+
+def _positions(text: str) -> Any:
+    """Positions from `last`, `2:8` or `0,3,-1`."""
+    positions: Any = text
+    if re.fullmatch(r"(-?[0-9]+)?:(-?[0-9]+)?", text):
+        positions = slice(*(int(bound) if bound else None for bound in text.split(":")))
+    elif re.fullmatch(r"-?[0-9]+(,-?[0-9]+)*", text):
+        positions = [int(position) for position in text.split(",")]
+    positions_to_proto(positions)
+    return positions
+
+
+def _steer(text: str) -> Add:
+    """A steering vector from `SITE=FILE.npy` or `SITE=FILE.npy*COEFFICIENT`."""
+    site, separator, file = text.partition("=")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is not SITE=FILE.npy*COEFFICIENT")
+    path, star, factor = file.rpartition("*")
+    try:
+        coefficient = float(factor) if star else 1.0
+    except ValueError:
+        raise typer.BadParameter(f"the coefficient {factor!r} is not a number") from None
+    path = path if star else file
+    try:
+        # Pickles run code; a vector needs none.
+        vector = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} cannot be read as a .npy file: {error}") from None
+    return Add(site, vector, coefficient)
+
+
+def _out(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in WRITERS:
+        raise typer.BadParameter(f"{text} must end in one of {', '.join(WRITERS)}")
+    return path
+
+
+Server = Annotated[
+    str,
+    typer.Option(
+        envvar="ACTSERVE_SERVER", help="Address of the server.", rich_help_panel=_CONNECTION
+    ),
+]
+ModelId = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        envvar="ACTSERVE_MODEL",
+        help="Which model, where a server has several.",
+        rich_help_panel=_CONNECTION,
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ACTSERVE_TOKEN",
+        help="Bearer token. The variable keeps it out of the process list.",
+        rich_help_panel=_CONNECTION,
+    ),
+]
+Tls = Annotated[
+    bool, typer.Option("--tls", envvar="ACTSERVE_TLS", help="Use TLS.", rich_help_panel=_CONNECTION)
+]
+
+Sites = Annotated[
+    list[Site],
+    typer.Option(
+        "--site",
+        "-s",
+        metavar="SITE",
+        parser=_reader(Site.parse),
+        help="What to fetch, such as resid_post.15. Repeat for more.",
+    ),
+]
+Capture = Annotated[
+    list[Site] | None,
+    typer.Option(
+        metavar="SITE",
+        parser=_reader(Site.parse),
+        help="What to capture meanwhile, into --out. Repeat for more.",
+    ),
+]
+PositionsText = Annotated[
+    Any,
+    typer.Option(
+        "--positions",
+        metavar="POSITIONS",
+        parser=_reader(_positions),
+        help="Which tokens: all, last, prompt, generated, 2:8 or 0,3,-1.",
+    ),
+]
+Steer = Annotated[
+    list[Add] | None,
+    typer.Option(
+        metavar="SITE=FILE",
+        parser=_reader(_steer),
+        help="Add a vector: SITE=FILE.npy, or SITE=FILE.npy*4.0 for 4 times it. Repeat for more.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        parser=_out,
+        help=f"Where to write activations; ends in {', '.join(WRITERS)}.",
+    ),
+]
+
+
+def connect(server: str, model: str | None, token: str | None, tls: bool) -> Client:
+    """The client that the connection options describe."""
+    return Client(server, model=model, token=token, tls=tls)

@@ -1,0 +1,224 @@
+"""Errors: one class for what a caller can do about it, filled from the server's error details."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "actserve"
+"""`ErrorInfo.domain` of every reason this service owns."""
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+class ActserveError(Exception):
+    """A call that was refused or failed.
+
+    `code` is the gRPC status code; `reason` a stable machine-readable name such as
+    `LAYER_OUT_OF_RANGE`, empty when the failure is not the service's own; `message` names the
+    value, the limit and the fix; `field` is the path of the offending request field, if one is;
+    `metadata` holds the values of the message for programs; `retry_after` is the number of seconds
+    after which the server suggests to try again, if it does.
+    """
+
+    default_code = grpc.StatusCode.UNKNOWN
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode | None = None,
+        reason: str = "",
+        field: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.reason = reason
+        self.field = field
+        self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        where = ", ".join(part for part in (self.reason or self.code.name, self.field) if part)
+        return f"{self.message} ({where})"
+
+
+class InvalidRequest(ActserveError, ValueError):
+    """The request can never succeed as it is. Also raised before anything is sent."""
+
+    default_code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class NotServed(ActserveError):
+    """The request is well formed, but this server in this configuration does not serve it."""
+
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class NotFound(ActserveError):
+    """A resource of that name does not exist."""
+
+    default_code = grpc.StatusCode.NOT_FOUND
+
+
+class AlreadyExists(ActserveError):
+    """A resource of that name exists."""
+
+    default_code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class Unauthenticated(ActserveError):
+    """The token is missing or wrong; give `token=` to the client."""
+
+    default_code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(ActserveError):
+    """The token does not allow this."""
+
+    default_code = grpc.StatusCode.PERMISSION_DENIED
+
+
+class ResourceExhausted(ActserveError):
+    """A quota or a transport limit is reached."""
+
+    default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class DeadlineExceeded(ActserveError):
+    """The call took longer than its `timeout`."""
+
+    default_code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class Cancelled(ActserveError):
+    """The call was cancelled."""
+
+    default_code = grpc.StatusCode.CANCELLED
+
+
+class Unavailable(ActserveError):
+    """No server answers, or it is full or shutting down; try again, here or elsewhere."""
+
+    default_code = grpc.StatusCode.UNAVAILABLE
+
+
+class StreamCutShort(Unavailable):
+    """The stream ended without `finished`: what arrived is incomplete and is withheld."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="STREAM_CUT_SHORT")
+
+
+class ServerError(ActserveError):
+    """The server failed, and says so."""
+
+    default_code = grpc.StatusCode.INTERNAL
+
+
+class BadResponse(ServerError):
+    """The server broke the contract, such as by rows that are missing; the answer is withheld."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="BAD_RESPONSE")
+
+
+_CLASSES: Mapping[grpc.StatusCode, type[ActserveError]] = {
+    cls.default_code: cls
+    for cls in (
+        InvalidRequest,
+        NotServed,
+        NotFound,
+        AlreadyExists,
+        Unauthenticated,
+        PermissionDenied,
+        ResourceExhausted,
+        DeadlineExceeded,
+        Cancelled,
+        Unavailable,
+        ServerError,
+    )
+} | {
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
+    grpc.StatusCode.UNIMPLEMENTED: NotServed,
+    grpc.StatusCode.DATA_LOSS: ServerError,
+}
+
+
+class _FailedCall(Protocol):
+    """What a failed call offers, alike in grpc and grpc.aio."""
+
+    def code(self) -> grpc.StatusCode: ...
+    def details(self) -> str | None: ...
+    def trailing_metadata(self) -> object: ...
+
+
+def from_rpc(error: grpc.RpcError, target: str) -> ActserveError:
+    """The error of a failed call to `target`, with the details the server attached."""
+    call = cast(_FailedCall, error)
+    code, message = call.code(), call.details() or ""
+    details = _details(call)
+    reason, field, metadata, retry_after = "", None, None, None
+    for packed in details.details:
+        if info := _unpack(packed, error_details_pb2.ErrorInfo):
+            if info.domain == DOMAIN:
+                reason, metadata = info.reason, info.metadata
+        elif bad := _unpack(packed, error_details_pb2.BadRequest):
+            field = next((v.field for v in bad.field_violations if v.field), field)
+        elif retry := _unpack(packed, error_details_pb2.RetryInfo):
+            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+    if code is grpc.StatusCode.UNAVAILABLE and not reason:
+        # gRPC's own words for a connection name an address at best, never the fix.
+        message = f"{target} cannot be reached: {message}; check that the server runs there"
+    return _CLASSES.get(code, ActserveError)(
+        message or code.name.lower().replace("_", " "),
+        code=code,
+        reason=reason,
+        field=field,
+        metadata=metadata,
+        retry_after=retry_after,
+    )
+
+
+def _details(call: _FailedCall) -> status_pb2.Status:
+    for key, value in cast(tuple[tuple[str, bytes], ...], call.trailing_metadata() or ()):
+        if key == _DETAILS_KEY:
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:  # A proxy's details are no reason to hide the status itself.
+                break
+    return status_pb2.Status()
+
+
+def _unpack(packed, cls):  # pyright: ignore[reportMissingParameterType]
+    """`packed` as `cls`, or None if it is something else."""
+    message = cls()
+    return message if packed.Is(cls.DESCRIPTOR) and packed.Unpack(message) else None
+
+
+_PROMPT_OF_CALL = re.compile(r"^prompts\[(\d+)\]|^prompt(?=$|[.\[])")
+
+
+@contextmanager
+def at_prompt(first: int | None) -> Iterator[None]:
+    """Counts the prompt that an error names in the caller's list of prompts, of which the call
+    inside holds those from `first` on; None is a caller who gave one prompt."""
+
+    def counted(text: str) -> str:
+        return _PROMPT_OF_CALL.sub(lambda m: f"prompts[{int(m[1] or 0) + (first or 0)}]", text)
+
+    try:
+        yield
+    except ActserveError as error:
+        if first is not None:
+            error.message = counted(error.message)
+            error.field = error.field and counted(error.field)
+            error.metadata = {key: counted(value) for key, value in error.metadata.items()}
+        raise

@@ -1,0 +1,93 @@
+"""Models: what a server serves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from actserve.sites import HookPoint, Site
+from actserve.tensors import element_type_name
+from actserve.v1 import model_service_pb2 as pb
+from actserve.v1 import site_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for at most."""
+
+    max_sequence_tokens: int
+    """Prompt and generated tokens of one sequence."""
+    max_prompts: int
+    """Prompts in one call; a longer list is split by the client."""
+    max_samples: int
+    """Samples of one generation."""
+    max_capture_bytes: int
+    """Captured bytes of one sequence, in the model's own element type."""
+    max_interventions: int
+    """Interventions in one call."""
+    max_request_bytes: int
+    """Bytes of one request message."""
+
+
+@dataclass(frozen=True, slots=True)
+class HookPointSupport:
+    """Whether a hook point is served."""
+
+    width: int
+    """Width of its rows."""
+    unserved_reason: str
+    """Why it is not served; empty when it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model."""
+
+    id: str
+    """What `Client(model=...)` takes."""
+    path: str
+    """The checkpoint the weights came from: a folder name or a Hugging Face id."""
+    architecture: str
+    """As the checkpoint names it, such as LlamaForCausalLM."""
+    layer_count: int
+    """Decoder layers."""
+    width: int
+    """Width of the residual stream."""
+    vocabulary_size: int
+    """Token ids are below this."""
+    element_type: str
+    """The element type the model computes in: "f32", "f16" or "bf16"."""
+    hook_points: Mapping[str, HookPointSupport]
+    """Every hook point, served or not."""
+    limits: Limits
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Every site that can be captured and steered."""
+        served = [
+            HookPoint(name) for name, how in self.hook_points.items() if not how.unserved_reason
+        ]
+        return tuple(
+            str(Site(hook_point, layer))
+            for hook_point in served
+            for layer in ([None] if hook_point is HookPoint.EMBEDDING else range(self.layer_count))
+        )
+
+
+def model_from_proto(model: pb.Model) -> Model:
+    """A model as the contract describes it. Hook points this client does not know are left out."""
+    known = {f"HOOK_POINT_{hook_point.name}": hook_point for hook_point in HookPoint}
+    names = {number: name for name, number in site_pb2.HookPoint.items()}
+    return Model(
+        id=model.name.removeprefix("models/"),
+        path=model.path,
+        architecture=model.architecture,
+        layer_count=model.layer_count,
+        width=model.width,
+        vocabulary_size=model.vocabulary_size,
+        element_type=element_type_name(model.element_type),
+        hook_points={
+            known[name].value: HookPointSupport(support.width, support.unserved_reason)
+            for support in model.hook_points
+            if (name := names.get(support.hook_point)) in known
+        },
+        limits=Limits(**{f.name: getattr(model.limits, f.name) for f in fields(Limits)}),
+    )

@@ -1,0 +1,79 @@
+"""A server in this process, and both clients behind one face."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from typing import Any
+
+import pytest
+
+import actserve
+from actserve import _channel
+
+from .fake_server import Model, serving
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries as often as always, but at once."""
+    monkeypatch.setitem(_channel.RETRY_POLICY, "initialBackoff", "0.01s")
+    monkeypatch.setitem(_channel.RETRY_POLICY, "maxBackoff", "0.01s")
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+@pytest.fixture
+def target(model: Model) -> Iterator[str]:
+    with serving(model) as address:
+        yield address
+
+
+class Blocking:
+    """`AsyncClient` behind the face of `Client`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._runner = asyncio.Runner()
+        self._client = actserve.AsyncClient(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        return lambda *args, **kwargs: self._runner.run(self._await(method, args, kwargs))
+
+    async def _await(self, method: Any, args: Any, kwargs: Any) -> Any:
+        return await method(*args, **kwargs)
+
+    def stream(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        events: AsyncGenerator[Any, None] = self._client.stream(*args, **kwargs)
+        try:
+            with contextlib.suppress(StopAsyncIteration):
+                while True:
+                    yield self._runner.run(self._await(events.__anext__, (), {}))
+        finally:
+            self._runner.run(events.aclose())
+
+    def close(self) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+
+@pytest.fixture(params=["sync", "asyncio"])
+def connect(request: pytest.FixtureRequest, target: str) -> Iterator[Callable[..., Any]]:
+    """Makes clients of the server, of either kind."""
+    make = {"sync": actserve.Client, "asyncio": Blocking}[request.param]
+    clients: list[Any] = []
+
+    def connect(**options: Any) -> Any:
+        clients.append(make(target, **options))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def client(connect: Callable[..., Any]) -> Any:
+    return connect()

@@ -1,0 +1,90 @@
+"""A caller who stops early frees what the server holds."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import actserve
+from actserve.v1 import generation_service_pb2 as pb
+
+from .fake_server import Model, rows
+
+SOON = 5.0
+"""Seconds within which the server must have noticed."""
+
+
+def endless(model: Model, request: Any) -> Iterator[Any]:
+    started, tokens, *_ = model.honest_generate(request)
+    yield started
+    yield tokens
+    model.cancelled.wait(30)
+
+
+def test_closing_a_stream_cancels_its_call(client: Any, model: Model) -> None:
+    model.generate = lambda request: endless(model, request)
+    with contextlib.closing(client.stream("a b")) as events:
+        next(events)
+        next(events)
+        assert not model.cancelled.is_set()
+    assert model.cancelled.wait(SOON)
+
+
+def test_leaving_a_loop_cancels_its_call(client: Any, model: Model) -> None:
+    model.generate = lambda request: endless(model, request)
+    for event in client.stream("a b"):
+        if isinstance(event, actserve.Tokens):
+            break
+    assert model.cancelled.wait(SOON)
+
+
+def test_a_failure_of_one_prompt_cancels_the_others(client: Any, model: Model) -> None:
+    def one_fails(request: Any) -> Iterator[Any]:
+        if request.prompt.text == "bad":
+            return iter(list(model.honest_generate(request))[:-1])
+        return endless(model, request)
+
+    model.generate = one_fails
+    with pytest.raises(actserve.StreamCutShort):
+        client.generate(["good", "good", "bad", "good"])
+    assert model.cancelled.wait(SOON)
+
+
+def test_a_broken_promise_cancels_its_call_while_the_error_is_held(
+    client: Any, model: Model
+) -> None:
+    def broken(request: Any) -> Iterator[Any]:
+        yield rows_of_nothing
+        model.cancelled.wait(30)
+
+    rows_of_nothing = pb.GenerateResponse(activations=rows(0, 0, [0], 1))
+    model.generate = broken
+    with pytest.raises(actserve.BadResponse) as caught:
+        client.generate("a b")
+    assert model.cancelled.wait(SOON)
+    assert caught.value.__traceback__
+
+
+def test_closing_a_client_cancels_its_calls(target: str, model: Model) -> None:
+    model.generate = lambda request: endless(model, request)
+    client = actserve.Client(target)
+    events = client.stream("a b")
+    next(events)
+    client.close()
+    with pytest.raises(actserve.Cancelled):
+        list(events)
+    assert model.cancelled.wait(SOON)
+
+
+async def test_cancelling_a_task_cancels_its_calls(target: str, model: Model) -> None:
+    model.generate = lambda request: endless(model, request)
+    async with actserve.AsyncClient(target) as client:
+        task = asyncio.create_task(client.generate(["a", "b"]))
+        while not model.requests:  # noqa: ASYNC110  The server lives in other threads.
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert await asyncio.to_thread(model.cancelled.wait, SOON)

@@ -1,0 +1,64 @@
+"""How the client uses its connection follows from the contract."""
+
+import json
+from typing import Any
+
+import grpc
+import pytest
+
+import actserve
+from actserve import _channel
+from actserve.v1 import generation_service_pb2, model_service_pb2
+
+
+def test_exactly_the_methods_that_promise_idempotency_are_retried() -> None:
+    (config,) = _channel.service_config()["methodConfig"]
+    retried = {(name["service"], name["method"]) for name in config["name"]}
+    promised = {
+        (service.full_name, method.name)
+        for file in (generation_service_pb2.DESCRIPTOR, model_service_pb2.DESCRIPTOR)
+        for service in file.services_by_name.values()
+        for method in service.methods
+        if method.GetOptions().idempotency_level
+    }
+    assert retried == promised
+    assert len(retried) == 5
+    assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+
+
+def test_the_service_config_is_json_that_grpc_takes() -> None:
+    options: dict[str, Any] = dict(_channel.channel_options())
+    assert json.loads(options["grpc.service_config"]) == _channel.service_config()
+
+
+class Flavour:
+    """Notes how it is asked for channels, in place of `grpc` and `grpc.aio`."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[str, Any]] = []
+
+    def insecure_channel(self, target: str, options: Any) -> None:
+        self.opened.append((target, None))
+
+    def secure_channel(self, target: str, credentials: Any, options: Any) -> None:
+        self.opened.append((target, credentials))
+
+
+def test_tls_takes_true_or_credentials() -> None:
+    flavour: Any = Flavour()
+    own = grpc.ssl_channel_credentials(b"mine")
+    for tls in (None, False, True, own):
+        _channel.Connection.of(
+            "host:1", model=None, tls=tls, token=None, timeout=None, metadata=None, concurrency=1
+        ).open(flavour)
+    assert [target for target, _ in flavour.opened] == ["host:1"] * 4
+    none, false, system, mine = (credentials for _, credentials in flavour.opened)
+    assert none is None
+    assert false is None
+    assert isinstance(system, grpc.ChannelCredentials)
+    assert mine is own
+
+
+def test_a_concurrency_below_one_is_refused() -> None:
+    with pytest.raises(actserve.InvalidRequest, match="concurrency is 0"):
+        actserve.Client(concurrency=0)

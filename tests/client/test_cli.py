@@ -1,0 +1,258 @@
+"""What the `actserve` command promises, run as a user runs it but in this process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from actserve.cli.app import app
+
+from .fake_server import Model, expected
+
+COMMANDS = ("models", "tokenize", "fetch", "generate")
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(target: str) -> Run:
+    """Runs the command against the server; its output is no terminal."""
+
+    def run(*arguments: str, **options: Any) -> Any:
+        return CliRunner(env={"ACTSERVE_SERVER": target}).invoke(app, arguments, **options)
+
+    return run
+
+
+@pytest.fixture
+def vector(tmp_path: Path) -> Path:
+    path = tmp_path / "joy.npy"
+    np.save(path, np.arange(4, dtype=np.float32))
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(run: Run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"actserve {command}" in result.stdout.split("Example")[1]
+
+
+def test_no_arguments_show_every_command(run: Run) -> None:
+    result = run()
+    for command in COMMANDS:
+        assert command in result.output
+
+
+def test_models_are_a_table(run: Run) -> None:
+    result = run("models")
+    assert result.exit_code == 0
+    for text in ("big", "small", "bf16", "2048", "resid_post"):
+        assert text in result.stdout
+    assert "mlp_out" not in result.stdout  # It is not served.
+
+
+def test_models_as_json_have_every_detail(run: Run) -> None:
+    models = json.loads(run("models", "--json").stdout)
+    assert [model["id"] for model in models] == ["big", "small"]
+    assert models[0]["limits"]["max_sequence_tokens"] == 2048
+    assert models[0]["hook_points"]["mlp_out"]["unserved_reason"] == "fused away"
+
+
+def test_tokenize_shows_tokens_as_they_are(run: Run) -> None:
+    result = run("tokenize", "one [/INST] [bold]")
+    assert result.exit_code == 0
+    for text in ("'one'", "'[/INST]'", "'[bold]'", "322"):
+        assert text in result.stdout
+
+
+def test_fetch_without_a_file_shows_the_length_of_each_row(run: Run) -> None:
+    result = run("fetch", "one two", "--site", "embedding")
+    assert result.exit_code == 0
+    assert "|embedding|" in result.stdout
+    assert f"{np.linalg.norm(expected(2, 0, [1])):.4g}" in result.stdout
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The columns of a written file."""
+    match path.suffix:
+        case ".npz":
+            with np.load(path) as archive:
+                return dict(archive)
+        case ".safetensors":
+            with safe_open(path, "numpy") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return tensors | {"token": np.array(json.loads(file.metadata()["token"]))}
+        case _:
+            table = pq.read_table(path)
+            return {
+                name: np.array(table[name].to_pylist(), np.float32 if "." in name else None)
+                for name in table.column_names
+            }
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])
+def test_fetch_writes_a_row_for_each_prompt_and_position(
+    run: Run, tmp_path: Path, suffix: str
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\n\none two three\nzwei é\n")
+    out = tmp_path / f"acts{suffix}"
+    result = run(
+        "fetch", "--file", str(prompts), "-s", "resid_post.1", "-s", "attn_out.0", "-o", str(out)
+    )
+    assert result.exit_code == 0, result.output
+    assert f"wrote 6 rows of resid_post.1, attn_out.0 to {out}" in result.stderr
+    columns = read(out)
+    assert list(columns["prompt"]) == [0, 1, 1, 1, 2, 2]
+    assert list(columns["position"]) == [0, 0, 1, 2, 0, 1]
+    assert list(columns["token"]) == ["one", "one", "two", "three", "zwei", "é"]
+    assert list(columns["token_id"]) == [sum(map(ord, text)) for text in columns["token"]]
+    for index, site in enumerate(("resid_post.1", "attn_out.0")):
+        assert columns[site].dtype == np.float32
+        np.testing.assert_array_equal(
+            columns[site],
+            np.concatenate([expected(n, index, range(n)) for n in (1, 3, 2)]),
+        )
+
+
+def test_parquet_knows_the_width_of_a_site(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "acts.parquet"
+    assert run("fetch", "one", "-s", "embedding", "-o", str(out)).exit_code == 0
+    field = pq.read_schema(out).field("embedding")
+    assert str(field.type) == "fixed_size_list<element: float>[4]"
+
+
+def test_fetch_reads_prompts_from_standard_input(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "acts.npz"
+    result = run("fetch", "--file", "-", "-s", "embedding", "-o", str(out), input="a\nb\n")
+    assert result.exit_code == 0
+    assert read(out)["token"].tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "positions"),
+    [("last", [3]), ("0,2,-1", [0, 2, 3]), ("-2:", [2, 3]), ("1:3", [1, 2]), (":", [0, 1, 2, 3])],
+)
+def test_positions_are_written_as_in_python(
+    run: Run, tmp_path: Path, text: str, positions: list[int]
+) -> None:
+    out = tmp_path / "acts.npz"
+    result = run("fetch", "a b c d", "-s", "embedding", "--positions", text, "-o", str(out))
+    assert result.exit_code == 0, result.output
+    assert read(out)["position"].tolist() == positions
+
+
+def test_generate_prints_the_text_alone(run: Run) -> None:
+    result = run("generate", "one two", "--max-tokens", "2")
+    assert result.exit_code == 0
+    assert result.stdout == " and0 so0\n"
+    assert result.stderr == ""
+
+
+def test_generate_steers(run: Run, model: Model, vector: Path) -> None:
+    result = run(
+        "generate",
+        "one",
+        "--steer",
+        f"blocks.1.hook_resid_post={vector}*-2.5",
+        "--steer",
+        f"embedding={vector}",
+        "--temperature",
+        "0",
+    )
+    assert result.exit_code == 0, result.output
+    first, second = model.requests[0].interventions
+    assert (first.site.layer, first.add.coefficient) == (1, -2.5)
+    assert np.frombuffer(first.add.vector.data, "<f4").tolist() == [0, 1, 2, 3]
+    assert second.add.coefficient == 1.0
+    assert model.requests[0].sampling.temperature == 0
+
+
+def test_generate_writes_what_it_captured(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "acts.npz"
+    result = run("generate", "one two", "--capture", "mlp_out.2", "--out", str(out))
+    assert result.stdout == " and0 so0 on0\n"
+    columns = read(out)
+    assert columns["token"].tolist() == ["one", "two", " and0", " so0"]
+    np.testing.assert_array_equal(columns["mlp_out.2"], expected(2, 0, range(4)))
+
+
+USAGE_ERRORS = {
+    "no site": (["fetch", "a"], "--site"),
+    "no such site": (["fetch", "a", "-s", "resid_post"], "is not a site"),
+    "no prompt": (["fetch", "-s", "embedding"], "either a prompt or --file"),
+    "no such positions": (
+        ["fetch", "a", "-s", "embedding", "--positions", "1:2:3"],
+        "do not exist",
+    ),
+    "no such format": (["fetch", "a", "-s", "embedding", "-o", "acts.csv"], ".parquet"),
+    "no vector file": (["generate", "a", "--steer", "embedding"], "SITE=FILE"),
+    "no such vector file": (["generate", "a", "--steer", "embedding=no.npy"], "cannot be read"),
+    "no coefficient": (["generate", "a", "--steer", "embedding=v.npy*x"], "not a number"),
+    "capture without out": (["generate", "a", "--capture", "embedding"], "go together"),
+    "out without capture": (["generate", "a", "--out", "a.npz"], "go together"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE_ERRORS)
+def test_a_usage_error_exits_with_2_and_sends_nothing(run: Run, model: Model, case: str) -> None:
+    arguments, message = USAGE_ERRORS[case]
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert not model.requests
+
+
+def test_a_pickle_is_never_loaded(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "evil.npy"
+    np.save(path, np.array([{}]), allow_pickle=True)
+    result = run("generate", "a", "--steer", f"embedding={path}")
+    assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["models"], ["generate", "a"], ["fetch", "a", "-s", "embedding"]]
+)
+def test_an_error_is_one_line_and_exit_code_1(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments, "--server", "127.0.0.1:1")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: 127.0.0.1:1 cannot be reached")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_written_is_one_line(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "missing" / "acts.npz"
+    result = run("fetch", "a", "-s", "embedding", "-o", str(out))
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith(f"error: {out}: No such file or directory")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["models"],
+        ["tokenize", "a"],
+        ["fetch", "a", "-s", "embedding"],
+        ["generate", "a"],
+        ["fetch", "--help"],
+        ["fetch"],
+        ["models", "--server", "127.0.0.1:1"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_coloured_outside_a_terminal(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert "\x1b" not in result.output
+
+
+def test_the_token_is_read_from_the_environment(run: Run, model: Model) -> None:
+    run("models", env={"ACTSERVE_TOKEN": "secret"})
+    assert model.metadata[0]["authorization"] == "Bearer secret"

@@ -1,0 +1,222 @@
+"""How what a person writes becomes what travels, before anything is sent."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import actserve
+from actserve.positions import positions_to_proto
+from actserve.prompts import is_many, prompt_to_proto
+from actserve.sampling import sampling_to_proto
+from actserve.sites import SPELLINGS, Site, parse_sites
+from actserve.v1 import site_pb2
+
+SITES = json.loads((Path(__file__).parent.parent / "vectors" / "sites.json").read_text())
+
+TURNS = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize("row", SITES["valid"], ids=lambda row: row["text"])
+def test_each_spelling_of_the_shared_table_is_its_site(row: dict[str, Any]) -> None:
+    site = Site.parse(row["text"])
+    assert str(site) == row["canonical"]
+    assert site.to_proto() == site_pb2.Site(hook_point=row["hook_point"], layer=row["layer"])
+    assert Site.parse(str(site)) == site
+
+
+@pytest.mark.parametrize("text", SITES["invalid"])
+def test_each_invalid_spelling_of_the_shared_table_is_refused(text: str) -> None:
+    with pytest.raises(actserve.InvalidRequest, match="write one of embedding, resid_pre"):
+        Site.parse(text)
+
+
+def test_the_shared_table_has_every_spelling_of_every_hook_point() -> None:
+    assert {f"HOOK_POINT_{hook_point.name}" for hook_point in SPELLINGS} == (
+        set(site_pb2.HookPoint.keys()) - {"HOOK_POINT_UNSPECIFIED"}
+    )
+    texts = {row["text"] for row in SITES["valid"]}
+    assert texts >= {
+        spelling.format(layer=10) for spellings in SPELLINGS.values() for spelling in spellings
+    }
+
+
+def test_a_site_asked_for_twice_is_refused_in_any_spelling() -> None:
+    with pytest.raises(actserve.InvalidRequest, match="same site; name it once"):
+        parse_sites(["resid_post.1", "blocks.1.hook_resid_post"])
+
+
+@pytest.mark.parametrize(("hook_point", "layer"), [("EMBEDDING", 0), ("RESID_POST", None)])
+def test_a_site_has_a_layer_exactly_if_its_hook_point_does(
+    hook_point: str, layer: int | None
+) -> None:
+    with pytest.raises(actserve.InvalidRequest, match="layer"):
+        Site(actserve.HookPoint[hook_point], layer)
+
+
+PROMPTS: dict[str, tuple[Any, str]] = {
+    "text": ("a b", "text"),
+    "empty text": ("", "text"),
+    "ids": ([1, 2], "token_ids"),
+    "a tuple of ids": ((1, 2), "token_ids"),
+    "numpy integers": ([np.int64(1), np.int32(2)], "token_ids"),
+    "an integer array": (np.array([1, 2]), "token_ids"),
+    "a torch tensor": (torch.tensor([1, 2]), "token_ids"),
+    "turns": (TURNS, "conversation"),
+    "a conversation": (actserve.Conversation(TURNS), "conversation"),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_one_prompt_is_told_by_its_type(name: str) -> None:
+    prompt, source = PROMPTS[name]
+    assert not is_many(prompt)
+    proto = prompt_to_proto(prompt)
+    assert proto.WhichOneof("source") == source
+    if source == "token_ids":
+        assert list(proto.token_ids.ids) == [1, 2]
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("container", [list, tuple])
+def test_a_list_of_prompts_is_many(name: str, container: Any) -> None:
+    prompt, _ = PROMPTS[name]
+    assert is_many(container([prompt]))
+    assert is_many(container([prompt, "and another", [3, 4], TURNS]))
+    assert is_many(container([]))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (None, "NoneType is not a prompt"),
+        (3, "int is not a prompt"),
+        (b"bytes", "bytes is not a prompt"),
+        ({"role": "user", "content": "hi"}, "dict is not a prompt"),
+        ([True, False], "list of bool is not a prompt"),
+        ([1, "a"], "list of int and str is not a prompt"),
+        ([1.5], "list of float is not a prompt"),
+        (np.array([1.5]), "ndarray is not a prompt"),
+        (np.array([[1, 2]]), "ndarray is not a prompt"),
+        ([-1], "token id -1 does not exist"),
+        ([2**32], "token id 4294967296 does not exist"),
+        ([{"role": "user"}], "keys 'role' and 'content'"),
+        ([{"role": "user", "content": "x", "name": "y"}], "keys 'role' and 'content'"),
+        ([{"role": "user", "content": None}], "'content': 'NoneType'"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(prompt: Any, message: str) -> None:
+    with pytest.raises(actserve.InvalidRequest, match=message):
+        prompt_to_proto(prompt)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_conversation_says_whether_the_model_is_to_answer(asked: bool) -> None:
+    proto = prompt_to_proto(actserve.Conversation(TURNS, add_generation_prompt=asked))
+    assert proto.conversation.HasField("add_generation_prompt")
+    assert proto.conversation.add_generation_prompt is asked
+    assert [(turn.role, turn.content) for turn in proto.conversation.turns] == [("user", "hi")]
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        "first",
+        "",
+        [],
+        [True, False],
+        np.array([True]),
+        np.array([[1]]),
+        [1.0],
+        1.5,
+        None,
+        slice(0, 4, 2),
+        slice(0, 1.5),
+        ["1"],
+        2**31,
+    ],
+    ids=repr,
+)
+def test_what_is_no_position_is_refused(positions: Any) -> None:
+    with pytest.raises(actserve.InvalidRequest, match="use 'all', 'last', 'prompt'"):
+        positions_to_proto(positions)
+
+
+VECTORS: dict[str, Any] = {
+    "list": [1, 2, 0.5],
+    "float64": np.array([1, 2, 0.5]),
+    "float16": np.array([1, 2, 0.5], np.float16),
+    "float32 with strides": np.array([1, 9, 2, 9, 0.5, 9], np.float32)[::2],
+    "torch float32": torch.tensor([1, 2, 0.5]),
+    "torch bfloat16": torch.tensor([1, 2, 0.5], dtype=torch.bfloat16),
+    "torch with gradient": torch.tensor([1, 2, 0.5], requires_grad=True),
+}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_a_vector_travels_as_float32(name: str) -> None:
+    add = actserve.Add("embedding", VECTORS[name]).to_proto().add
+    assert list(add.vector.shape) == [3]
+    assert np.frombuffer(add.vector.data, "<f4").tolist() == [1, 2, 0.5]
+
+
+def test_a_vector_is_copied_when_it_is_given() -> None:
+    vector = np.ones(3, np.float32)
+    add = actserve.Add("embedding", vector)
+    vector[:] = 7
+    assert np.frombuffer(add.to_proto().add.vector.data, "<f4").tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("vector", "message"),
+    [
+        (np.ones((1, 3)), r"shape \[1, 3\]"),
+        (3.0, r"shape \[\]"),
+        ([1, np.nan], "element 1 of the steering vector is nan"),
+        ([np.inf, 1], "element 0 of the steering vector is inf"),
+        ([1e39], "element 0 of the steering vector is inf in float32"),
+        (["a"], "type <U1"),
+        ([1j], "type complex128"),
+        ([True], "type bool"),
+    ],
+)
+def test_what_is_no_vector_is_refused(vector: Any, message: str) -> None:
+    with pytest.raises(actserve.InvalidRequest, match=message):
+        actserve.Add("embedding", vector)
+
+
+@pytest.mark.parametrize("coefficient", [float("nan"), float("inf"), 1e39])
+def test_a_coefficient_is_finite_in_float32(coefficient: float) -> None:
+    with pytest.raises(actserve.InvalidRequest, match="must be finite"):
+        actserve.Add("embedding", [1], coefficient=coefficient)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_tokens", -1), ("max_tokens", "many"), ("top_k", 1.5), ("stop", 3), ("seed", 2**70)],
+)
+def test_a_sampling_value_no_field_can_hold_is_refused_by_name(name: str, value: Any) -> None:
+    sampling: Any = {name: value}
+    with pytest.raises(actserve.InvalidRequest, match=f"{name} cannot be") as caught:
+        sampling_to_proto(sampling, None)
+    assert caught.value.field == f"sampling.{name}"
+
+
+def test_an_unknown_sampling_parameter_is_refused_by_name() -> None:
+    sampling: Any = {"max_new_tokens": 1}
+    with pytest.raises(TypeError, match="argument max_new_tokens; sampling takes max_tokens"):
+        sampling_to_proto(sampling, None)
+
+
+def test_an_unknown_element_type_is_refused() -> None:
+    element_type: Any = "float8"
+    with actserve.Client() as client, pytest.raises(actserve.InvalidRequest, match="f32, f16"):
+        client.fetch("a", "embedding", element_type=element_type)
+
+
+def test_a_fetch_without_sites_is_refused() -> None:
+    with actserve.Client() as client, pytest.raises(actserve.InvalidRequest, match="sites is"):
+        client.fetch("a", [])
