@@ -1,0 +1,222 @@
+"""What the chart promises, for every values file, as rendered by a real helm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "helm" / "actserve"
+VALUES = [CHART / "values.yaml", *sorted((CHART / "ci").glob("*.yaml"))]
+KUBERNETES = "1.37"
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    built = ROOT / ".tools" / "bin" / "helm"
+    found = str(built) if built.exists() else shutil.which("helm")
+    if found is None:
+        # Where changes are judged a skip would hide a broken chart.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no helm: run `make helm-tool`")
+    return found
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def render(helm: str, *options: str | Path) -> list[Manifest]:
+    done = run(helm, "template", "release", CHART, *options)
+    assert done.returncode == 0, done.stderr
+    return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+
+
+@pytest.fixture(params=VALUES, ids=lambda path: path.stem)
+def values(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def manifests(helm: str, values: Path) -> list[Manifest]:
+    return render(helm, "--values", values)
+
+
+def only(manifests: list[Manifest], kind: str) -> Manifest:
+    (found,) = (manifest for manifest in manifests if manifest["kind"] == kind)
+    return found
+
+
+def pod_of(manifests: list[Manifest]) -> Manifest:
+    return only(manifests, "Deployment")["spec"]["template"]["spec"]
+
+
+@pytest.fixture
+def pod(manifests: list[Manifest]) -> Manifest:
+    return pod_of(manifests)
+
+
+@pytest.fixture
+def server(pod: Manifest) -> Manifest:
+    (container,) = pod["containers"]
+    return container
+
+
+def env_of(container: Manifest) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in container["env"]}
+
+
+def test_lint_finds_nothing(helm: str, values: Path) -> None:
+    done = run(helm, "lint", "--strict", CHART, "--values", values)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_manifests_are_valid_kubernetes(manifests: list[Manifest]) -> None:
+    for manifest in manifests:
+        # The operator's resources are no part of Kubernetes' own schema.
+        if manifest["kind"] != "ServiceMonitor":
+            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def test_probes_ask_grpc_health(server: Manifest) -> None:
+    port = int(env_of(server)["ACTSERVE_PORT"])
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert server[name]["grpc"]["port"] == port
+
+
+def test_startup_probe_leaves_time_to_load_the_model(server: Manifest) -> None:
+    probe = server["startupProbe"]
+    assert probe["failureThreshold"] * probe["periodSeconds"] >= 900
+
+
+def test_termination_grace_exceeds_drain_grace(pod: Manifest, server: Manifest) -> None:
+    drain = float(env_of(server)["ACTSERVE_DRAIN_GRACE_S"])
+    assert pod["terminationGracePeriodSeconds"] >= drain + 10
+
+
+def test_shared_memory_is_memory_of_a_bounded_size(pod: Manifest, server: Manifest) -> None:
+    (volume,) = (
+        mount["name"] for mount in server["volumeMounts"] if mount["mountPath"] == "/dev/shm"
+    )
+    (source,) = (entry["emptyDir"] for entry in pod["volumes"] if entry["name"] == volume)
+    assert source["medium"] == "Memory"
+    assert source["sizeLimit"]
+
+
+def test_runs_without_root_and_without_privileges(pod: Manifest, server: Manifest) -> None:
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert server["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_everything_the_server_writes_to_is_mounted(pod: Manifest, server: Manifest) -> None:
+    mounts = {mount["mountPath"]: mount["name"] for mount in server["volumeMounts"]}
+    volumes = {volume["name"] for volume in pod["volumes"]}
+    assert {"/tmp", "/dev/shm", "/var/cache/actserve"} <= mounts.keys()
+    assert set(mounts.values()) <= volumes
+    assert Path("/var/cache/actserve") in Path(env_of(server)["ACTSERVE_CACHE_DIR"]).parents
+
+
+def test_service_reaches_the_ports_the_server_listens_on(
+    manifests: list[Manifest], server: Manifest
+) -> None:
+    env = env_of(server)
+    listening = {"grpc": int(env["ACTSERVE_PORT"]), "metrics": int(env["ACTSERVE_METRICS_PORT"])}
+    assert {port["name"]: port["containerPort"] for port in server["ports"]} == listening
+    service = only(manifests, "Service")["spec"]
+    assert {port["targetPort"]: port["port"] for port in service["ports"]} == listening
+    labels = only(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert service["selector"].items() <= labels.items()
+    # The probes and the service come from outside the pod.
+    assert env["ACTSERVE_HOST"] == env["ACTSERVE_METRICS_HOST"] == "0.0.0.0"
+
+
+def test_variables_are_settings_that_exist(server: Manifest) -> None:
+    fields = set(settings_variables())
+    names = {name for name in env_of(server) if name.startswith("ACTSERVE_")}
+    assert names <= fields, f"not settings: {sorted(names - fields)}"
+
+
+def settings_variables() -> Iterator[str]:
+    """The variables that the server reads, by its own account."""
+    from actserve_server.config import Settings
+
+    prefix = Settings.model_config.get("env_prefix", "")
+    for name in Settings.model_fields:
+        yield f"{prefix}{name}".upper()
+
+
+def test_kubernetes_adds_no_variables_of_its_own(pod: Manifest) -> None:
+    # A Service named actserve would otherwise set ACTSERVE_PORT to "tcp://...".
+    assert pod["enableServiceLinks"] is False
+
+
+def test_gpus_are_limits_of_the_container(helm: str) -> None:
+    manifests = render(helm, "--values", CHART / "ci" / "cuda-values.yaml", "--set", "gpus=4")
+    (container,) = pod_of(manifests)["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
+    assert container["image"].endswith("-cuda")
+
+
+def test_settings_become_variables_of_the_same_meaning(helm: str, tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text("settings: {a_count: 4000000000, a_share: 0.85, a_flag: true, a_list: [x]}")
+    (container,) = pod_of(render(helm, "--values", values))["containers"]
+    env = env_of(container)
+    assert env["ACTSERVE_A_COUNT"] == "4000000000"
+    assert env["ACTSERVE_A_SHARE"] == "0.85"
+    assert env["ACTSERVE_A_FLAG"] == "true"
+    assert env["ACTSERVE_A_LIST"] == '["x"]'
+
+
+def test_persistence_mounts_a_claim(helm: str) -> None:
+    manifests = render(helm, "--set", "cache.persistence.enabled=true")
+    claim = only(manifests, "PersistentVolumeClaim")["metadata"]["name"]
+    sources = [volume.get("persistentVolumeClaim") for volume in pod_of(manifests)["volumes"]]
+    assert {"claimName": claim} in sources
+
+
+def test_existing_claim_is_used_and_none_is_made(helm: str) -> None:
+    options = "cache.persistence.enabled=true,cache.persistence.existingClaim=mine"
+    manifests = render(helm, "--set", options)
+    assert "PersistentVolumeClaim" not in {manifest["kind"] for manifest in manifests}
+    sources = [volume.get("persistentVolumeClaim") for volume in pod_of(manifests)["volumes"]]
+    assert {"claimName": "mine"} in sources
+
+
+def test_tls_servers_are_probed_by_tcp(helm: str) -> None:
+    (container,) = pod_of(render(helm, "--set", "probes.kind=tcp"))["containers"]
+    assert container["readinessProbe"]["tcpSocket"] == {"port": "grpc"}
+    assert "grpc" not in container["readinessProbe"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("replica=2", "additional properties 'replica' not allowed"),
+        ("service.grpcPort=443", "minimum"),
+        ("sharedMemory.size=lots", "does not match pattern"),
+        ("settings.port=1234", "invalid propertyName 'port'"),
+        ("gpus=1", "set image.variant to cuda"),
+        ("settings.tls_cert=/tls/tls.crt", "set probes.kind to tcp"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_a_reason(helm: str, setting: str, reason: str) -> None:
+    done = run(helm, "template", "release", CHART, "--set", setting)
+    assert done.returncode != 0
+    assert reason in done.stderr
