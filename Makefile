@@ -1,0 +1,146 @@
+# The whole developer interface. `make help` lists it; any target that needs the environment
+# makes it first, and skips that in well under a second when it is current.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+# cpu or cuda: which build of vLLM. By default the one that this machine can run.
+VARIANT ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+# Passed on by `serve`, `demo`, `bench` and the tests, as in: make test ARGS="-k steering"
+ARGS ?=
+# The revision that `make lint` compares the wire contract with; see scripts/breaking.sh.
+AGAINST ?=
+# Helm is built from source by Go, since no package index carries its binary.
+HELM_VERSION := v4.3.1
+
+# The wheels of torch are large: allow a slow index more than uv's 30 seconds of silence.
+export UV_HTTP_TIMEOUT ?= 300
+
+PY := .venv/bin/python
+UV := .venv/bin/uv
+
+# The environment is current when a stamp exists that is named after everything it was made from.
+PINS := requirements/build.txt requirements/$(VARIANT).txt requirements/dev.txt
+SETUP_INPUTS := $(PINS) pyproject.toml client/python/pyproject.toml
+SETUP_STAMP := .venv/setup-$(VARIANT)-$(shell cat $(SETUP_INPUTS) 2>/dev/null | cksum | cut -d' ' -f1).stamp
+HELM_STAMP := .tools/helm-$(HELM_VERSION).stamp
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  ARGS=... is passed on; VARIANT=cpu|cuda (now $(VARIANT)) picks the build of vLLM."
+
+##### Run
+
+.PHONY: setup
+setup: $(SETUP_STAMP) ## Make .venv with everything pinned (about 5 minutes the first time)
+
+.PHONY: demo
+demo: setup ## Start a server with the embedded model, fetch activations, steer, compare
+	@$(PY) examples/demo.py $(ARGS)
+
+.PHONY: serve
+serve: setup ## Run a server in the foreground: make serve ARGS="--model ..."
+	@exec .venv/bin/actserve-server serve $(ARGS)
+
+.PHONY: bench
+bench: setup ## Measure throughput and latency against plain vLLM
+	@$(PY) -m bench $(ARGS)
+
+##### Check
+
+.PHONY: test
+test: setup helm-tool ## Run every test, those with real models included
+	@$(PY) -m pytest $(ARGS)
+
+.PHONY: test-fast
+test-fast: setup ## Run the tests that need no model
+	@$(PY) -m pytest --ignore tests/integration -m "not integration and not slow" $(ARGS)
+
+.PHONY: lint lint-python lint-types lint-proto lint-docker
+lint: lint-python lint-types lint-proto lint-docker ## Check style, types, the wire contract, stubs and the Dockerfile
+
+lint-python: setup
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+lint-types: setup
+	@$(PY) -m pyright
+
+lint-proto: setup
+	@.venv/bin/buf lint
+	@.venv/bin/buf format --diff --exit-code proto
+	@scripts/breaking.sh $(AGAINST)
+	@$(PY) scripts/stubs.py --check
+
+lint-docker: setup
+	@.venv/bin/hadolint --config docker/hadolint.yaml Dockerfile
+
+##### Change
+
+.PHONY: format
+format: setup ## Format Python and protos, and mend what ruff can
+	@$(PY) -m ruff check --fix-only --quiet .
+	@$(PY) -m ruff format .
+	@.venv/bin/buf format --write proto
+
+.PHONY: proto
+proto: setup ## Regenerate the Python stubs from proto/
+	@$(PY) scripts/stubs.py
+
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(UV) pip compile --quiet --universal \
+	--python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-package actserve \
+	--override requirements/overrides.common.txt
+
+.PHONY: requirements
+requirements: ## Pin requirements/*.txt again from pyproject.toml (ARGS=--upgrade for newer releases)
+	@test -x $(UV) || { echo "make requirements: run \`make setup\` first, it brings uv"; exit 1; }
+	@$(COMPILE) $(ARGS) --group build -o requirements/build.txt
+	@$(COMPILE) $(ARGS) --override requirements/overrides.cpu.txt --extra cpu --extra smollm2 \
+		pyproject.toml -o requirements/cpu.txt
+	@$(COMPILE) $(ARGS) --extra cuda --extra smollm2 pyproject.toml -o requirements/cuda.txt
+	@$(COMPILE) $(ARGS) --group dev -c requirements/cpu.txt -o requirements/dev.txt
+	@git diff --stat -- requirements
+
+.PHONY: clean
+clean: ## Remove caches and builds; .venv and .tools stay
+	@rm -rf build dist client/python/build client/python/dist .pytest_cache .ruff_cache .hypothesis
+	@find . \( -name .venv -o -name .tools -o -name .git \) -prune -o -name __pycache__ -print0 \
+		| xargs -0 -r rm -rf
+
+##### How the environment is made
+
+$(SETUP_STAMP):
+	@test "$$(uname -sm)" = "Linux x86_64" \
+		|| { echo "make setup: the pinned packages are for Linux on x86-64, this is $$(uname -sm)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+		|| { echo "make setup: needs Python 3.11 to 3.14; name one with PYTHON=python3.11"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@echo "make setup: installing vLLM for $(VARIANT) and the tools into .venv"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt
+	@$(UV) pip sync --python $(PY) --quiet --require-hashes $(PINS)
+	@# Without isolation, so that the builds use the pinned hatchling.
+	@$(UV) pip install --python $(PY) --quiet --no-deps --no-build-isolation -e client/python -e .
+	@rm -f .venv/setup-*.stamp
+	@touch $@
+
+.PHONY: helm-tool
+helm-tool: $(HELM_STAMP) ## Build helm for the chart tests (a few minutes, once)
+
+$(HELM_STAMP):
+	@if command -v go >/dev/null; then \
+		echo "make helm-tool: building helm $(HELM_VERSION)"; \
+		mkdir -p .tools/bin; \
+		GOBIN="$(CURDIR)/.tools/bin" CGO_ENABLED=0 \
+			go install -trimpath -ldflags='-s -w' helm.sh/helm/v4/cmd/helm@$(HELM_VERSION) \
+			2> >(grep -v '^go: downloading' >&2); \
+		rm -f .tools/helm-*.stamp; \
+		touch $@; \
+	else \
+		echo "make helm-tool: no Go here to build helm with; the chart tests use the helm on PATH or skip"; \
+	fi
