@@ -1,0 +1,57 @@
+"""Sites: named places in the network where activations exist."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from actserve_server.domain.errors import ActserveError, Reason
+
+
+class HookPoint(StrEnum):
+    """A named tensor of the forward pass, as wide as the residual stream."""
+
+    EMBEDDING = "embedding"
+    RESID_PRE = "resid_pre"
+    RESID_MID = "resid_mid"
+    RESID_POST = "resid_post"
+    ATTN_OUT = "attn_out"
+    MLP_OUT = "mlp_out"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A hook point at a layer. `layer` is zero-based, and None for the embedding alone.
+
+    A request may hold a negative layer, which counts from the last; `resolve` makes it absolute.
+    """
+
+    hook_point: HookPoint
+    layer: int | None = None
+
+    def __str__(self) -> str:
+        return self.hook_point if self.layer is None else f"{self.hook_point}.{self.layer}"
+
+    def resolve(self, layer_count: int, field: str) -> "Site":
+        """The same site with a non-negative layer; raises if no such layer exists."""
+        if self.hook_point is HookPoint.EMBEDDING:
+            if self.layer is not None:
+                raise ActserveError(
+                    Reason.SITE_INVALID,
+                    f"embedding has no layer, but layer {self.layer} was given; leave it unset",
+                    field=field,
+                )
+            return self
+        if self.layer is None:
+            raise ActserveError(
+                Reason.SITE_INVALID,
+                f"{self.hook_point} needs a layer; give one from 0 to {layer_count - 1}",
+                field=field,
+            )
+        if not -layer_count <= self.layer < layer_count:
+            raise ActserveError(
+                Reason.LAYER_OUT_OF_RANGE,
+                f"layer {self.layer} is out of range; this model has layers 0 to "
+                f"{layer_count - 1} (or -1 to -{layer_count} from the end)",
+                field=field,
+                metadata={"layer": self.layer, "layer_count": layer_count},
+            )
+        return Site(self.hook_point, self.layer % layer_count)

@@ -1,0 +1,60 @@
+"""Element types of activations, as numpy sees them.
+
+numpy has no bfloat16, so rows in it travel as uint16 with `ElementType.BF16` beside them: the bits
+are the high half of a binary32.
+"""
+
+from enum import StrEnum
+
+import numpy as np
+
+
+class ElementType(StrEnum):
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+
+    @property
+    def storage(self) -> np.dtype:
+        """The little-endian numpy type that holds one element's bits."""
+        return _STORAGE[self]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self.storage.itemsize
+
+
+_STORAGE = {
+    ElementType.F32: np.dtype("<f4"),
+    ElementType.F16: np.dtype("<f2"),
+    ElementType.BF16: np.dtype("<u2"),
+}
+
+
+def to_float32(bits: np.ndarray, element_type: ElementType) -> np.ndarray:
+    """The values of stored elements, exactly, as float32."""
+    if element_type is ElementType.BF16:
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.astype(np.float32, copy=False)
+
+
+def convert(bits: np.ndarray, source: ElementType, target: ElementType) -> np.ndarray:
+    """Stored elements of `source` as stored elements of `target`, rounded to nearest even."""
+    if source is target:
+        return bits
+    values = to_float32(bits, source)
+    if target is ElementType.F32:
+        return values
+    if target is ElementType.F16:
+        # Values beyond 65504 become infinite, as the contract says.
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16)
+    return _round_to_bf16(values)
+
+
+def _round_to_bf16(values: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    # Rounding could carry a NaN's payload into infinity; keep it a quiet NaN.
+    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
