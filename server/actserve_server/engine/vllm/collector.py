@@ -1,0 +1,80 @@
+"""Empties the ring into the inboxes of running requests."""
+
+import asyncio
+import threading
+
+import numpy as np
+
+from actserve_server.engine.vllm.inbox import Inbox
+from actserve_server.engine.vllm.records import ReceiptsRecord, RowsRecord, by_key, read
+from actserve_server.engine.vllm.ring import RingReader
+
+
+class Collector:
+    """A thread that copies each run's rows out of the ring, once, and wakes the event loop.
+
+    It never waits for a reader: what a run may hold in its inbox was reserved when it was
+    admitted. Rows of a run that is gone (cancelled, or one step ahead of its end) are dropped.
+    """
+
+    def __init__(self, reader: RingReader, loop: asyncio.AbstractEventLoop) -> None:
+        self._reader = reader
+        self._loop = loop
+        self._inboxes: dict[int, Inbox] = {}
+        self._arrival = asyncio.Event()
+        self._wake_pending = False
+        self._thread = threading.Thread(target=self._run, name="actserve-collector", daemon=True)
+        self._thread.start()
+
+    def open(self, key: int, inbox: Inbox) -> None:
+        self._inboxes[key] = inbox
+
+    def close_inbox(self, key: int) -> None:
+        self._inboxes.pop(key, None)
+
+    @property
+    def open_inboxes(self) -> int:
+        return len(self._inboxes)
+
+    async def arrival(self) -> None:
+        """Waits until something more has arrived, for any run."""
+        await self._arrival.wait()
+
+    def close(self) -> None:
+        self._reader.close()
+        self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        for data in self._reader.records():
+            record = read(data)
+            if isinstance(record, RowsRecord):
+                self._put_rows(record)
+            else:
+                self._put_receipts(record)
+            if not self._wake_pending:
+                self._wake_pending = True
+                try:
+                    self._loop.call_soon_threadsafe(self._wake)
+                except RuntimeError:  # The loop is closed: the server is gone.
+                    return
+
+    def _wake(self) -> None:
+        self._wake_pending = False
+        # Wakes everyone who waits now; the next to wait finds a fresh event.
+        self._arrival.set()
+        self._arrival = asyncio.Event()
+
+    def _put_rows(self, record: RowsRecord) -> None:
+        for key, rows in by_key(record.keys):
+            if inbox := self._inboxes.get(key):
+                # The copy out of the ring. It is the run's own, so that no run keeps another's
+                # rows in memory.
+                inbox.put_rows(record.positions[rows].copy(), np.array(record.data[:, rows]))
+
+    def _put_receipts(self, record: ReceiptsRecord) -> None:
+        # Receipts of one run and one edit are consecutive; `by_key` splits on the run alone.
+        for key, rows in by_key(record.keys):
+            if inbox := self._inboxes.get(key):
+                edits, positions = record.edits[rows], record.positions[rows]
+                for edit, part in by_key(edits):
+                    inbox.put_receipt(edit, positions[part].copy())

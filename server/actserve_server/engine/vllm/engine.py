@@ -1,0 +1,326 @@
+"""The Engine on vLLM's `AsyncLLM`, in the server process."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import numpy as np
+from vllm import SamplingParams
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.prompts import Prompt, TokenizedPrompt
+from actserve_server.domain.runs import (
+    Finished,
+    FinishReason,
+    Rows,
+    Run,
+    RunEvent,
+    Sampling,
+    TokenLogprob,
+    TokenLogprobs,
+    Tokens,
+)
+from actserve_server.engine.vllm import startup, wire
+from actserve_server.engine.vllm.collector import Collector
+from actserve_server.engine.vllm.inbox import Block, Inbox
+from actserve_server.engine.vllm.options import EngineOptions
+from actserve_server.engine.vllm.ring import RingReader
+from actserve_server.engine.vllm.tokenizer import PromptTokenizer
+
+ARRIVAL_TIMEOUT_S = 30.0
+"""How long after a run's last token its rows may take to arrive before they count as lost."""
+
+SHUTDOWN_TIMEOUT_S = 30.0
+"""How long vLLM's processes may take to end; killed ones leave their shared memory behind."""
+
+_FLUSH_BYTES = 512 << 10
+_FLUSH_SECONDS = 0.1
+"""Generated rows are handed on in batches of this size, or this old, whichever is first."""
+
+_FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+
+
+class VllmEngine:
+    """Start one with `await VllmEngine.start(options)`; see `Engine` for what it promises."""
+
+    def __init__(self, llm: AsyncLLM, info: ModelInfo, collector: Collector) -> None:
+        self._llm = llm
+        self._info = info
+        self._collector = collector
+        self._tokenizer = PromptTokenizer(llm.get_tokenizer(), info.vocabulary_size)
+        self._defaults = llm.model_config.get_diff_sampling_param()
+        self._keys = itertools.count(1)
+
+    @classmethod
+    async def start(cls, options: EngineOptions) -> "VllmEngine":
+        """Loads the model and starts the worker. Takes a minute or two when vLLM compiles the
+        model for the first time. Raises `ValueError` for a model that cannot be served."""
+        reader = RingReader()
+        try:
+            llm, info = await asyncio.to_thread(startup.start, options, reader.folder)
+        except BaseException:
+            reader.close()
+            raise
+        reader.detach_folder()
+        return cls(llm, info, Collector(reader, asyncio.get_running_loop()))
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def vllm(self) -> AsyncLLM:
+        """vLLM's own engine, for benchmarks and tests that compare with it."""
+        return self._llm
+
+    @property
+    def open_inboxes(self) -> int:
+        """Runs that hold or await rows or receipts."""
+        return self._collector.open_inboxes
+
+    async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
+        return await self._tokenizer.tokenize(prompt)
+
+    async def check_health(self) -> None:
+        if self._llm.errored:
+            raise _engine_dead()
+
+    async def close(self) -> None:
+        # On the loop, which has nothing else left to do: while a thread did it, vLLM's output
+        # handler would see its engine die and report that as an error.
+        self._llm.shutdown(SHUTDOWN_TIMEOUT_S)
+        self._collector.close()
+        self._tokenizer.close()
+
+    async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
+        taps = wire.taps_of(run, next(self._keys))
+        params = self._params(run, taps)
+        prompt: dict = {"prompt_token_ids": list(run.token_ids)}
+        if salt := wire.cache_salt(taps):
+            prompt["cache_salt"] = salt
+        outputs = self._llm.generate(prompt, params, run.id)  # type: ignore[arg-type]
+        try:
+            async with aclosing(outputs):
+                if taps is None:
+                    async for event in self._run_plain(run, outputs):
+                        yield event
+                else:
+                    inbox = Inbox(taps.capture_spans, [edit.spans for edit in taps.edits])
+                    self._collector.open(taps.key, inbox)
+                    try:
+                        async for event in self._run_tapped(run, outputs, inbox):
+                            yield event
+                    finally:
+                        self._collector.close_inbox(taps.key)
+        except EngineDeadError as error:
+            raise _engine_dead() from error
+
+    async def _run_plain(
+        self, run: Run, outputs: AsyncIterator[RequestOutput]
+    ) -> AsyncIterator[RunEvent]:
+        count = 0
+        async for output in outputs:
+            completion = output.outputs[0]
+            if tokens := self._tokens(run, count, completion):
+                count += len(tokens.ids)
+                yield tokens
+            if output.finished:
+                yield Finished(_finish_reason(completion), count)
+
+    async def _run_tapped(
+        self, run: Run, outputs: AsyncIterator[RequestOutput], inbox: Inbox
+    ) -> AsyncIterator[RunEvent]:
+        rows = _RowBuffer(run, self._info)
+        prompt_tokens, count = len(run.token_ids), 0
+        async for output in self._with_arrivals(outputs):
+            inbox.update()
+            if output is None:
+                rows.add(inbox.take(prompt_tokens))
+            else:
+                completion = output.outputs[0]
+                tokens = self._tokens(run, count, completion)
+                count += len(tokens.ids) if tokens else 0
+                # The last sampled token is not run, or is about to be; it has no row yet.
+                end = prompt_tokens + max(count, 1) - 1
+                if output.finished:
+                    await self._await_rest(inbox, end)
+                rows.add(inbox.take(end))
+                if tokens:
+                    yield tokens
+                if output.finished:
+                    for event in rows.flush():
+                        yield event
+                    yield Finished(_finish_reason(completion), count, rows.positions())
+                    continue
+            if rows.due() or (output is None and rows.size):
+                for event in rows.flush():
+                    yield event
+
+    async def _with_arrivals(
+        self, outputs: AsyncIterator[RequestOutput]
+    ) -> AsyncIterator[RequestOutput | None]:
+        """The outputs; before the first one, also None whenever something has arrived, so that the
+        rows of a long prompt go out while it is still being computed."""
+        first = asyncio.ensure_future(anext(outputs))
+        try:
+            while not first.done():
+                arrival = asyncio.ensure_future(self._collector.arrival())
+                await asyncio.wait((first, arrival), return_when=asyncio.FIRST_COMPLETED)
+                arrival.cancel()
+                if not first.done():
+                    yield None
+        except BaseException:
+            first.cancel()
+            await asyncio.wait((first,))
+            raise
+        yield first.result()
+        async for output in outputs:
+            yield output
+
+    async def _await_rest(self, inbox: Inbox, end: int) -> None:
+        """Waits until all is there below position `end`; it is, or is in the ring."""
+        try:
+            async with asyncio.timeout(ARRIVAL_TIMEOUT_S):
+                while True:
+                    # Taken first, so that what arrives during the update still wakes us.
+                    arrival = asyncio.ensure_future(self._collector.arrival())
+                    try:
+                        inbox.update()
+                        if inbox.complete(end):
+                            return
+                        await arrival
+                    finally:
+                        arrival.cancel()
+        except TimeoutError as error:
+            raise ActserveError(
+                Reason.CAPTURE_INCOMPLETE,
+                f"rows or interventions below position {end} were not reported within "
+                f"{ARRIVAL_TIMEOUT_S:.0f} s of the last token; the answer is withheld",
+            ) from error
+
+    def _params(self, run: Run, taps: wire.RunTaps | None) -> SamplingParams:
+        sampling, values = run.sampling, dict(self._defaults)
+        values.update(_set_fields(sampling))
+        reads_prompt = bool(
+            run.capture and len(run.capture.spans.within(0, len(run.token_ids) - 1))
+        )
+        return SamplingParams(
+            **values,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args={wire.EXTRA_ARG: wire.encode(taps)} if taps else None,
+            # A position served from the prefix cache is never computed, so has no row; only the
+            # last prompt position and later ones are always computed.
+            skip_reading_prefix_cache=reads_prompt,
+        )
+
+    def _tokens(self, run: Run, count: int, completion: CompletionOutput) -> Tokens | None:
+        ids = tuple(completion.token_ids)
+        if not ids and not completion.text:
+            return None
+        return Tokens(
+            position=len(run.token_ids) + count,
+            ids=ids,
+            texts=self._tokenizer.texts(ids),
+            text=completion.text,
+            logprobs=self._logprobs(run.sampling, completion) if completion.logprobs else (),
+        )
+
+    def _logprobs(
+        self, sampling: Sampling, completion: CompletionOutput
+    ) -> tuple[TokenLogprobs, ...]:
+        result = []
+        for token, candidates in zip(completion.token_ids, completion.logprobs or (), strict=True):
+            assert candidates is not None  # Only prompt logprobs have holes.
+            ranked = sorted(candidates.items(), key=lambda item: item[1].rank or 0)
+            top = tuple(
+                TokenLogprob(other, self._tokenizer.texts((other,))[0], candidate.logprob)
+                for other, candidate in ranked[: sampling.logprobs]
+            )
+            result.append(TokenLogprobs(candidates[token].logprob, top))
+        return tuple(result)
+
+
+class _RowBuffer:
+    """Collects rows of a run until they are worth sending."""
+
+    def __init__(self, run: Run, info: ModelInfo) -> None:
+        self._site_count = len(run.capture.sites) if run.capture else 0
+        self._element_type = info.element_type
+        self._blocks: list[Block] = []
+        self._sent: list[np.ndarray] = []
+        self._since = 0.0
+        self.size = 0
+
+    def add(self, blocks: list[Block]) -> None:
+        if blocks and not self._blocks:
+            self._since = time.monotonic()
+        self._blocks += blocks
+        self.size += sum(data.nbytes for _, data in blocks)
+
+    def due(self) -> bool:
+        return bool(self._blocks) and (
+            self.size >= _FLUSH_BYTES or time.monotonic() - self._since >= _FLUSH_SECONDS
+        )
+
+    def flush(self) -> list[Rows]:
+        if not self._blocks:
+            return []
+        positions = np.concatenate([at for at, _ in self._blocks])
+        storage = self._element_type.storage
+        events = [
+            Rows(
+                site,
+                positions,
+                np.concatenate([data[site] for _, data in self._blocks]).view(storage),
+            )
+            for site in range(self._site_count)
+        ]
+        self._sent.append(positions)
+        self._blocks, self.size = [], 0
+        return events
+
+    def positions(self) -> np.ndarray:
+        """Every position flushed so far."""
+        return np.concatenate(self._sent) if self._sent else np.empty(0, np.int64)
+
+
+def _set_fields(sampling: Sampling) -> dict:
+    values = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "max_tokens": sampling.max_tokens,
+        "min_tokens": sampling.min_tokens,
+        "seed": sampling.seed,
+        "stop": list(sampling.stop) or None,
+        "stop_token_ids": list(sampling.stop_token_ids) or None,
+        "ignore_eos": sampling.ignore_eos,
+        "logprobs": sampling.logprobs,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _finish_reason(completion: CompletionOutput) -> FinishReason:
+    reason = _FINISH_REASONS.get(completion.finish_reason or "")
+    if reason is None:
+        raise ActserveError(
+            Reason.INTERNAL, f"the engine ended the request with {completion.finish_reason!r}"
+        )
+    return reason
+
+
+def _engine_dead() -> ActserveError:
+    return ActserveError(
+        Reason.ENGINE_DEAD,
+        "the model's engine has died; the server must be restarted",
+        retry_after_s=30.0,
+    )

@@ -1,0 +1,39 @@
+"""What a vLLM engine is started with; vLLM's own options keep vLLM's names."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """None leaves a vLLM option at vLLM's default."""
+
+    model_id: str
+    """The name the model is served under."""
+    model_path: str
+    """A local folder or a Hugging Face id."""
+
+    max_capture_bytes: int = 1 << 30
+    max_prompts: int = 1024
+    max_samples: int = 64
+    max_interventions: int = 64
+    max_request_bytes: int = 64 << 20
+
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    """Bytes for the KV cache. On CPU, None means `DEFAULT_CPU_KV_CACHE_BYTES`."""
+    gpu_memory_utilization: float | None = None
+    tensor_parallel_size: int = 1
+    block_size: int | None = None
+    enforce_eager: bool = False
+    """Turns torch.compile and CUDA graphs off. For debugging only."""
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    revision: str | None = None
+    seed: int = 0
+
+
+DEFAULT_CPU_KV_CACHE_BYTES = 2 << 30
+"""vLLM's CPU default is a share of all memory, too much for a laptop."""

@@ -1,0 +1,131 @@
+"""Starts vLLM with our worker, and says what model it serves."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from vllm import AsyncEngineArgs
+from vllm.config import VllmConfig
+from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from actserve_server.domain.model import Limits, ModelInfo
+from actserve_server.domain.tensors import ElementType
+from actserve_server.engine.vllm.attach import MID_NORMS
+from actserve_server.engine.vllm.options import DEFAULT_CPU_KV_CACHE_BYTES, EngineOptions
+from actserve_server.engine.vllm.taps import OP_NAME
+from actserve_server.engine.vllm.worker import WorkerConfig
+
+_VLLM_OPTIONS = (
+    "dtype",
+    "max_model_len",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "kv_cache_memory_bytes",
+    "gpu_memory_utilization",
+    "tensor_parallel_size",
+    "block_size",
+    "enforce_eager",
+    "enable_prefix_caching",
+    "enable_chunked_prefill",
+    "revision",
+    "seed",
+)
+
+_ELEMENT_TYPES = {
+    "torch.float32": ElementType.F32,
+    "torch.float16": ElementType.F16,
+    "torch.bfloat16": ElementType.BF16,
+}
+
+
+def start(options: EngineOptions, ring_folder: Path) -> tuple[AsyncLLM, ModelInfo]:
+    """Blocks until the model is loaded and the worker has opened the ring."""
+    prepare_environment()
+    config = AsyncEngineArgs(**engine_args(options)).create_engine_config()
+    info = _model_info(config, options)
+    config.additional_config = WorkerConfig(str(ring_folder))
+    if not current_platform.is_cpu():
+        _split_at_taps(config)
+    return AsyncLLM.from_vllm_config(config), info
+
+
+def engine_args(options: EngineOptions) -> dict[str, Any]:
+    """vLLM's engine arguments for these options."""
+    given = {name: getattr(options, name) for name in _VLLM_OPTIONS}
+    args = {name: value for name, value in given.items() if value is not None}
+    args["model"] = options.model_path
+    on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        args.setdefault("kv_cache_memory_bytes", DEFAULT_CPU_KV_CACHE_BYTES)
+    else:
+        # A FULL graph would replay without ever running a tap; see `_split_at_taps`.
+        args["compilation_config"] = {"cudagraph_mode": "PIECEWISE"}
+    module, name = ("worker_cpu", "CpuTapWorker") if on_cpu else ("worker_gpu", "GpuTapWorker")
+    args["worker_cls"] = f"{__package__}.{module}.{name}"
+    return args
+
+
+def _split_at_taps(config: VllmConfig) -> None:
+    # Taps run Python, so the compiled graph is split at each, as it is at attention; CUDA graphs
+    # stay on for the pieces between.
+    compilation = config.compilation_config
+    if compilation.splitting_ops:
+        compilation.splitting_ops = [*compilation.splitting_ops, OP_NAME]
+
+
+def prepare_environment() -> None:
+    """Environment variables that vLLM reads in this process and its workers."""
+    # The V1 model runner has the seam our worker uses; on CUDA the default is V2.
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    # A forked worker would inherit gRPC's threads in an undefined state, and no LD_PRELOAD.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if current_platform.is_cpu():
+        # vLLM 0.32 saves its ahead-of-time compilation on CPU but cannot load it again
+        # ("'function' object has no attribute 'finalize_loading'"), and so compiles at every start.
+        # Without it, PyTorch's own cache makes the second start three times as fast.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+        _preload_openmp()
+
+
+def _preload_openmp() -> None:
+    """Has the worker load Intel's OpenMP and tcmalloc first, where they are installed: vLLM's CPU
+    kernels are written for them."""
+    found = []
+    if spec := importlib.util.find_spec("torch"):
+        # The intel-openmp wheel puts the library into the environment's lib folder.
+        environment = Path(spec.origin or "").parents[4]
+        found += environment.glob("lib/libiomp5.so")
+    found += Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")
+    present = os.environ.get("LD_PRELOAD", "").split(":")
+    os.environ["LD_PRELOAD"] = ":".join(dict.fromkeys(filter(None, [*present, *map(str, found)])))
+
+
+def _model_info(config: VllmConfig, options: EngineOptions) -> ModelInfo:
+    model = config.model_config
+    architecture = model.architecture
+    if architecture not in MID_NORMS:
+        raise ValueError(
+            f"{options.model_path} is a {architecture}, which is not served; the architectures "
+            f"are {', '.join(sorted(MID_NORMS))}"
+        )
+    return ModelInfo(
+        id=options.model_id,
+        path=options.model_path,
+        architecture=architecture,
+        layer_count=model.get_total_num_hidden_layers(),
+        width=model.get_hidden_size(),
+        vocabulary_size=model.get_vocab_size(),
+        element_type=_ELEMENT_TYPES[str(model.dtype)],
+        limits=Limits(
+            max_sequence_tokens=model.max_model_len,
+            max_prompts=options.max_prompts,
+            max_samples=options.max_samples,
+            max_capture_bytes=options.max_capture_bytes,
+            max_interventions=options.max_interventions,
+            max_request_bytes=options.max_request_bytes,
+        ),
+        unserved={},
+    )

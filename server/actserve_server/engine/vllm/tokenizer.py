@@ -1,0 +1,87 @@
+"""Prompts to token ids, and ids to text, with the served model's own tokenizer."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.prompts import (
+    Conversation,
+    Prompt,
+    TextPrompt,
+    TokenizedPrompt,
+    TokenPrompt,
+)
+
+
+class PromptTokenizer:
+    """Wraps a Hugging Face tokenizer. Works in one thread of its own: tokenizers release the GIL,
+    a long prompt must not hold up the event loop, and they do not allow concurrent use."""
+
+    def __init__(self, tokenizer: Any, vocabulary_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary_size = vocabulary_size
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="actserve-tokenizer")
+        self._text = lru_cache(maxsize=1 << 16)(self._decode_one)
+
+    async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._tokenize, prompt
+        )
+
+    def texts(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Each token decoded alone."""
+        return tuple(map(self._text, ids))
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False)
+
+    def _tokenize(self, prompt: Prompt) -> TokenizedPrompt:
+        match prompt:
+            case TextPrompt(text):
+                ids = tuple(self._tokenizer.encode(text))
+            case TokenPrompt(ids):
+                self._check(ids)
+            case Conversation():
+                ids = self._render(prompt)
+        return TokenizedPrompt(ids, self.texts(ids))
+
+    def _render(self, conversation: Conversation) -> tuple[int, ...]:
+        turns = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
+        if not self._tokenizer.chat_template:
+            raise ActserveError(
+                Reason.PROMPT_NOT_RENDERABLE,
+                "this model has no chat template; send text or token ids",
+                field="prompt.conversation",
+            )
+        try:
+            # One step, because rendering and then encoding would double the BOS.
+            ids = self._tokenizer.apply_chat_template(
+                turns,
+                add_generation_prompt=conversation.add_generation_prompt,
+                return_dict=False,
+            )
+        except Exception as error:
+            # Templates are the checkpoint's own code and refuse in their own ways.
+            raise ActserveError(
+                Reason.PROMPT_NOT_RENDERABLE,
+                f"the model's chat template refuses this conversation: {error}",
+                field="prompt.conversation",
+            ) from error
+        return tuple(ids)
+
+    def _check(self, ids: Sequence[int]) -> None:
+        for index, token in enumerate(ids):
+            if not 0 <= token < self._vocabulary_size:
+                raise ActserveError(
+                    Reason.TOKEN_OUT_OF_RANGE,
+                    f"token id {token} at index {index} is out of range; this model's ids are 0 to "
+                    f"{self._vocabulary_size - 1}",
+                    field=f"prompt.token_ids.ids[{index}]",
+                    metadata={"token_id": token, "vocabulary_size": self._vocabulary_size},
+                )
+
+    def _decode_one(self, token: int) -> str:
+        return self._tokenizer.decode([token])

@@ -1,0 +1,51 @@
+"""Real engines on the embedded models. Each is started once; compilation is cached by vLLM."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from actserve_server.engine.vllm.options import EngineOptions
+from actserve_server.models.embedded import default_cache_dir, prepare
+from tests.integration.harness import EngineThread
+
+SMALL_KV_BYTES = 52 << 20
+"""About 1,100 tokens of SmolLM2 in float32: one long request and little beside it."""
+
+TIMEOUT_S = 900
+"""A test that starts an engine may wait for its first compilation."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.integration)
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+            # vLLM and torch warn of their own affairs; ours are errors in every other test.
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Callable[[str], Path]:
+    cache = os.environ.get("ACTSERVE_CACHE")
+    return lambda model: prepare(model, Path(cache) if cache else default_cache_dir())
+
+
+@pytest.fixture(scope="session")
+def smollm2(model_path: Callable[[str], Path]) -> Iterator[EngineThread]:
+    """SmolLM2 in float32, compiled, so tight that prompts are chunked and requests preempted."""
+    engine = EngineThread(
+        EngineOptions(
+            model_id="smollm2-135m",
+            model_path=str(model_path("smollm2-135m")),
+            dtype="float32",
+            max_model_len=1024,
+            max_num_batched_tokens=256,
+            max_num_seqs=32,
+            block_size=32,
+            kv_cache_memory_bytes=SMALL_KV_BYTES,
+        )
+    )
+    yield engine
+    engine.close()

@@ -1,0 +1,88 @@
+"""A cancelled run frees its slot at once and leaves nothing behind."""
+
+import asyncio
+import os
+import time
+from contextlib import aclosing
+
+import numpy as np
+
+from actserve_server.domain.prompts import TextPrompt
+from actserve_server.domain.runs import Add, Capture, Run, Sampling, Tokens
+from actserve_server.domain.sites import HookPoint, Site
+from tests.integration.harness import ALL, EngineThread
+
+SITE = Site(HookPoint.RESID_POST, 10)
+LONG = Sampling(temperature=0.0, max_tokens=500, ignore_eos=True)
+
+
+def _long_run(engine: EngineThread, name: str) -> Run:
+    ids = engine.call(engine.engine.tokenize(TextPrompt("Once upon a time there was"))).ids
+    add = Add(SITE, ALL, np.full(576, 0.1, np.float32))
+    capture = Capture((SITE,), ALL)
+    return Run(id=name, token_ids=ids, sampling=LONG, capture=capture, interventions=(add,))
+
+
+def _unfinished(engine: EngineThread) -> int:
+    return engine.engine.vllm.get_num_unfinished_requests()
+
+
+def test_a_cancelled_stream_frees_its_slot_within_a_second(smollm2: EngineThread) -> None:
+    run = _long_run(smollm2, "cancel-one")
+
+    async def read_a_little() -> None:
+        async with aclosing(smollm2.engine.run(run)) as events:
+            async for event in events:
+                if isinstance(event, Tokens) and event.position > len(run.token_ids) + 2:
+                    return
+
+    smollm2.call(read_a_little())
+    started = time.monotonic()
+    while _unfinished(smollm2) or smollm2.engine.open_inboxes:
+        assert time.monotonic() - started < 1.0
+        time.sleep(0.01)
+
+
+def test_a_thousand_cancelled_runs_leave_nothing_behind(smollm2: EngineThread) -> None:
+    run = _long_run(smollm2, "cancel-many")
+    shared_before = set(os.listdir("/dev/shm"))
+
+    async def cancel_after(index: int) -> None:
+        async def read() -> None:
+            one = Run(
+                id=f"cancel-many-{index}",
+                token_ids=run.token_ids,
+                sampling=LONG,
+                capture=run.capture,
+                interventions=run.interventions,
+            )
+            async with aclosing(smollm2.engine.run(one)) as events:
+                async for _ in events:
+                    pass
+
+        task = asyncio.ensure_future(read())
+        # From not yet submitted to well into decoding.
+        await asyncio.sleep((index % 20) * 0.02)
+        task.cancel()
+        await asyncio.wait((task,))
+        assert task.cancelled()
+
+    async def all_of_them() -> None:
+        for start in range(0, 1000, 50):
+            await asyncio.gather(*(cancel_after(index) for index in range(start, start + 50)))
+
+    smollm2.call(all_of_them())
+    deadline = time.monotonic() + 5.0
+    while _unfinished(smollm2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _unfinished(smollm2) == 0
+    assert smollm2.engine.open_inboxes == 0
+    assert set(os.listdir("/dev/shm")) <= shared_before
+    # The worker has no run left either: the next one is served, and gets all its rows.
+    short = Run(
+        id="after-cancel",
+        token_ids=run.token_ids,
+        capture=run.capture,
+        interventions=run.interventions,
+    )
+    assert smollm2.run(short).positions == list(range(len(run.token_ids)))

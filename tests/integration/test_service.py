@@ -1,0 +1,216 @@
+"""The whole service on the real model: Python client, gRPC, engine."""
+
+import asyncio
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import actserve
+from actserve_server import app
+from actserve_server.config import Settings
+from tests.integration.harness import EngineThread
+
+SITE = "resid_post.12"
+VECTOR = np.random.default_rng(5).normal(size=576).astype(np.float32) * 4
+
+
+@dataclass(frozen=True)
+class Served:
+    client: actserve.Client
+    engine: EngineThread
+    port: int
+
+
+@pytest.fixture(scope="module")
+def served(smollm2: EngineThread) -> Iterator[Served]:
+    async def start() -> app.App:
+        settings: dict[str, Any] = {"port": 0, "drain_grace_s": 1.0}
+        built = app.build(smollm2.engine, Settings(**settings))
+        await built.start()
+        return built
+
+    running = smollm2.call(start())
+    with actserve.Client(f"127.0.0.1:{running.port}") as client:
+        yield Served(client, smollm2, running.port)
+    smollm2.call(running.drain())
+
+
+def test_the_service_says_what_it_serves(served: Served) -> None:
+    (model,) = served.client.models()
+    assert (model.id, model.layer_count, model.width) == ("smollm2-135m", 30, 576)
+    assert model.limits.max_sequence_tokens == 1024
+
+
+def test_fetched_rows_are_the_engines_in_every_wire_type(served: Served) -> None:
+    prompt = "The capital of France is"
+    exact = served.client.fetch(prompt, sites=[SITE, "embedding"])
+    assert exact.tokens == ("The", " capital", " of", " France", " is")
+    assert exact.positions.tolist() == [0, 1, 2, 3, 4]
+    assert exact[SITE].shape == (5, 576)
+    bounds: dict[actserve.ElementType, float] = {"f32": 0.0, "f16": 1e-3, "bf16": 1e-2}
+    for wire, bound in bounds.items():
+        rounded = served.client.fetch(prompt, sites=[SITE], element_type=wire)
+        errors = np.abs(rounded[SITE] - exact[SITE]).max(1) / np.abs(exact[SITE]).max(1)
+        # A capture of the same prompt may be computed in another batch shape.
+        assert errors.max() <= bound + 1e-5, wire
+
+
+def test_every_sample_is_steered_and_captured(served: Served) -> None:
+    """vLLM knows the children of a request with n > 1 by other ids than the parent's."""
+
+    def sample(**options: Any) -> list[actserve.Generation]:
+        return served.client.generate(
+            "I think the movie was", n=4, max_tokens=8, temperature=0.0, ignore_eos=True,
+            capture=[SITE], **options,
+        )  # fmt: skip
+
+    plain = sample()
+    steered = sample(steer=[actserve.Add(SITE, VECTOR, coefficient=2.0)])
+    assert {out.text for out in steered}.isdisjoint({out.text for out in plain})
+    assert len({out.text for out in steered}) == 1
+    prompt = len(plain[0].prompt_token_ids)
+    for before, after in zip(plain, steered, strict=True):
+        assert len(after.activations.positions) == prompt + 8 - 1
+        change = after.activations[SITE][0] - before.activations[SITE][0]
+        assert np.allclose(change, 2.0 * VECTOR, atol=1e-2)
+
+
+def test_seeded_samples_differ_and_repeat(served: Served) -> None:
+    def sample() -> list[str]:
+        out = served.client.generate(
+            "Once upon a time", n=3, max_tokens=12, temperature=1.0, seed=11
+        )
+        return [generation.text for generation in out]
+
+    first = sample()
+    assert len(set(first)) > 1
+    assert sample() == first
+
+
+def test_a_conversation_goes_through_the_models_own_template(served: Served) -> None:
+    out = served.client.generate(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        max_tokens=12, temperature=0.0,
+    )  # fmt: skip
+    assert "".join(out.prompt_tokens).endswith("<|im_start|>assistant\n")
+    assert out.finish_reason in ("stop", "length")
+    assert "Paris" in out.text
+
+
+def test_a_long_prompt_is_chunked_and_arrives_whole(served: Served) -> None:
+    prompt = [1000 + index % 5000 for index in range(1000)]
+    acts = served.client.fetch(prompt, sites=[SITE, "mlp_out.3"])
+    assert acts.positions.tolist() == list(range(1000))
+    assert np.isfinite(acts[SITE]).all()
+
+
+def test_many_prompts_come_back_in_order(served: Served) -> None:
+    prompts = [f"Number {index} of many " + "very " * (index % 9) for index in range(40)]
+    many = served.client.fetch(prompts, sites=[SITE], positions="last")
+    for prompt, acts in zip(prompts, many, strict=True):
+        assert "".join(acts.tokens) == prompt
+        assert acts[SITE].shape == (1, 576)
+
+
+def test_leaving_a_stream_early_frees_its_slot(served: Served) -> None:
+    stream = served.client.stream("Once upon a time", max_tokens=500, ignore_eos=True)
+    for event in stream:
+        if isinstance(event, actserve.Tokens):
+            break
+    stream.close()
+    deadline = time.monotonic() + 1.0
+    while served.engine.engine.vllm.get_num_unfinished_requests():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_deadline_aborts_the_run(served: Served) -> None:
+    with pytest.raises(actserve.DeadlineExceeded):
+        served.client.generate("Once upon a time", max_tokens=900, ignore_eos=True, timeout=0.7)
+    deadline = time.monotonic() + 1.0
+    while served.engine.engine.vllm.get_num_unfinished_requests():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda c: c.fetch("x", sites=["resid_post.30"]), "LAYER_OUT_OF_RANGE"),
+        (lambda c: c.fetch("", sites=[SITE]), "PROMPT_EMPTY"),
+        (lambda c: c.fetch([49152], sites=[SITE]), "TOKEN_OUT_OF_RANGE"),
+        (lambda c: c.fetch([5] * 1024, sites=[SITE]), "PROMPT_TOO_LONG"),
+        (
+            lambda c: c.generate("x", steer=[actserve.Add(SITE, np.ones(577))]),
+            "TENSOR_WIDTH_MISMATCH",
+        ),
+        (
+            lambda c: c.generate("x", steer=[actserve.Add(SITE, np.full(576, np.nan))]),
+            "TENSOR_NOT_FINITE",
+        ),
+        (
+            lambda c: c.generate(
+                "x", steer=[actserve.Add(SITE, np.full(576, 1e38), coefficient=1e3)]
+            ),
+            "TENSOR_NOT_FINITE",
+        ),
+    ],
+    ids=["layer", "empty", "token", "long", "width", "nan", "overflow"],
+)
+def test_bad_input_is_refused_and_disturbs_nothing_else(
+    call: Callable[[actserve.Client], Any], reason: str, served: Served
+) -> None:
+    beside: list[actserve.Generation] = []
+    thread = threading.Thread(
+        target=lambda: beside.append(
+            served.client.generate("The capital of France is", max_tokens=4, temperature=0.0)
+        )
+    )
+    thread.start()
+    with pytest.raises(actserve.ActserveError) as error:
+        call(served.client)
+    thread.join()
+    assert error.value.reason == reason
+    assert beside[0].text.startswith(" Paris")
+
+
+def test_metrics_count_what_was_served(served: Served) -> None:
+    from prometheus_client import start_http_server
+
+    server, thread = start_http_server(0, "127.0.0.1")
+    try:
+        served.client.generate(
+            "x", max_tokens=2, capture=[SITE], steer=[actserve.Add(SITE, VECTOR)]
+        )
+        url = f"http://127.0.0.1:{server.server_port}/metrics"
+        page = urllib.request.urlopen(url, timeout=5).read().decode()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    for series in (
+        "grpc_server_handled_total",
+        "grpc_server_handling_seconds_bucket",
+        "actserve_captured_rows_total",
+        "actserve_captured_bytes_total",
+        "actserve_interventions_applied_total",
+        "actserve_rejections_total",
+        "vllm:generation_tokens_total",
+        "vllm:num_requests_running",
+    ):
+        assert series in page, series
+
+
+def test_the_asyncio_client_gets_the_same(served: Served) -> None:
+    async def fetch() -> np.ndarray:
+        async with actserve.AsyncClient(f"127.0.0.1:{served.port}") as client:
+            return (await client.fetch("The capital of France is", sites=[SITE]))[SITE]
+
+    ours = served.client.fetch("The capital of France is", sites=[SITE])[SITE]
+    assert np.allclose(asyncio.run(fetch()), ours, atol=1e-3)

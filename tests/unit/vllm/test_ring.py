@@ -1,0 +1,68 @@
+"""The ring hands over every record, whole and in order, and leaves nothing behind."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actserve_server.engine.vllm import ring as ring_module
+from actserve_server.engine.vllm.ring import RingFull, RingReader, RingWriter
+
+
+def test_records_arrive_whole_and_in_order_through_many_wraps() -> None:
+    reader = RingReader(capacity=4096)
+    writer = RingWriter(reader.folder)
+    rng = np.random.default_rng(0)
+    sent = [rng.integers(0, 256, rng.integers(1, 900), np.uint8) for _ in range(500)]
+
+    def write() -> None:
+        for index, data in enumerate(sent):
+            writer.write([np.array([index, len(data)], np.int64), data])
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    records = reader.records()
+    for index, data in enumerate(sent):
+        record = next(records)
+        assert record[:16].view(np.int64).tolist() == [index, len(data)]
+        assert np.array_equal(record[16 : 16 + len(data)], data)
+    thread.join()
+    reader.close()
+
+
+def test_nothing_is_left_once_both_ends_have_it() -> None:
+    reader = RingReader(capacity=4096)
+    writer = RingWriter(reader.folder)
+    reader.detach_folder()
+    assert not Path(reader.folder).exists()
+    writer.write([np.arange(4)])
+    assert next(reader.records()).view(np.int64).tolist() == [0, 1, 2, 3]
+    reader.close()
+
+
+def test_a_writer_whose_reader_is_stuck_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring_module, "WRITE_TIMEOUT_S", 0.05)
+    reader = RingReader(capacity=4096)
+    writer = RingWriter(reader.folder)
+    for _ in range(4):
+        writer.write([np.zeros(1000, np.uint8)])
+    with pytest.raises(RingFull, match="the server is stuck"):
+        writer.write([np.zeros(1000, np.uint8)])
+    reader.close()
+
+
+def test_a_record_larger_than_half_the_ring_is_refused() -> None:
+    reader = RingReader(capacity=4096)
+    with pytest.raises(ValueError, match="the ring holds 4096"):
+        RingWriter(reader.folder).write([np.zeros(2048, np.uint8)])
+    reader.close()
+
+
+def test_close_ends_a_waiting_reader() -> None:
+    reader = RingReader(capacity=4096)
+    thread = threading.Thread(target=lambda: list(reader.records()))
+    thread.start()
+    reader.close()
+    thread.join(timeout=2.0)
+    assert not thread.is_alive()
