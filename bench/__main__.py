@@ -1,0 +1,141 @@
+"""`make bench`: what capturing and steering cost, as ratios to plain vLLM in the same run.
+
+Two engines are alive at once, stock vLLM and ours, with the same options. In every round each
+workload runs once on stock vLLM and then in every mode on ours, so that whatever else the machine
+does hits all alike; a mode's figure is the median over rounds of its ratio to the stock run of the
+same round. Then the whole service is measured: rows fetched by the Python client over gRPC.
+"""
+
+import argparse
+import asyncio
+import json
+import platform
+import statistics
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from actserve_server.engine.vllm.options import EngineOptions
+from actserve_server.models.embedded import default_cache_dir
+from actserve_server.models.resolve import resolve
+from bench.engines import Modes, Stock, Tapped
+from bench.service import ServiceFigures, measure_service
+from bench.workloads import WORKLOADS, Workload
+
+AIMS = {
+    ("decode", "idle"): 0.98,
+    ("decode", "one layer"): 0.97,
+    ("decode", "all layers"): 0.90,
+    ("decode", "own vector each"): 0.95,
+}
+"""Ratios to plain vLLM that the project aims at."""
+
+Ratios = dict[str, dict[str, list[float]]]
+
+
+async def measure_ratios(
+    options: EngineOptions, workloads: list[Workload], rounds: int, progress: Console
+) -> tuple[Ratios, dict[str, list[float]], list[ServiceFigures]]:
+    """Ratios by workload and mode, stock tokens/s by workload, and the service's figures."""
+    stock, tapped = Stock(options), await Tapped.start(options)
+    modes = Modes(tapped.info)
+    ratios: Ratios = {load.name: {mode: [] for mode in modes.names} for load in workloads}
+    rates: dict[str, list[float]] = {load.name: [] for load in workloads}
+    try:
+        for number in range(-1, rounds):  # Round -1 warms up.
+            for load in workloads:
+                base = await stock.rate(load.requests(seed=1000 * (number + 1)))
+                progress.print(f"round {number}: {load.name}: stock {base:.0f} tok/s", end="")
+                if number >= 0:
+                    rates[load.name].append(base)
+                for offset, mode in enumerate(modes.names, 1):
+                    requests = load.requests(seed=1000 * (number + 1) + offset)
+                    rate = await tapped.rate(modes.apply(mode, requests))
+                    progress.print(f", {mode} {rate / base:.3f}", end="")
+                    if number >= 0:
+                        ratios[load.name][mode].append(rate / base)
+                progress.print()
+        figures = await measure_service(tapped.engine, progress)
+    finally:
+        stock.close()
+        await tapped.close()
+    return ratios, rates, figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+
+    resolved = resolve(arguments.model, default_cache_dir())
+    options = EngineOptions(
+        model_id=resolved.id,
+        model_path=str(resolved.path_or_hub_id),
+        dtype=arguments.dtype,
+        max_model_len=1024,
+        max_num_seqs=64,
+        kv_cache_memory_bytes=1 << 30,
+    )
+    log = Console(stderr=True)
+    ratios, rates, figures = asyncio.run(measure_ratios(options, WORKLOADS, arguments.rounds, log))
+    report = {
+        "command": " ".join(["python -m bench", *sys.argv[1:]]),
+        "machine": {"cpus": _cpu_count(), "processor": platform.processor() or platform.machine()},
+        "model": resolved.id,
+        "dtype": arguments.dtype,
+        "rounds": arguments.rounds,
+        "stock_tokens_per_second": {name: statistics.median(r) for name, r in rates.items()},
+        "ratio_to_stock": {
+            load: {mode: statistics.median(values) for mode, values in by_mode.items()}
+            for load, by_mode in ratios.items()
+        },
+        "service": [asdict(figure) for figure in figures],
+    }
+    _print(ratios, rates, figures)
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+
+
+def _cpu_count() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0))
+
+
+def _print(ratios: Ratios, rates: dict[str, list[float]], figures: list[ServiceFigures]) -> None:
+    console = Console(stderr=True)
+    table = Table(title="Throughput as a ratio to plain vLLM (median, range over rounds)")
+    for column in ("workload", "mode", "ratio", "range", "aim"):
+        table.add_column(column)
+    for load, by_mode in ratios.items():
+        table.add_row(load, "plain vLLM", "1", f"{statistics.median(rates[load]):.0f} tok/s", "")
+        for mode, values in by_mode.items():
+            aim = AIMS.get((load, mode))
+            table.add_row(
+                load,
+                mode,
+                f"{statistics.median(values):.3f}",
+                f"{min(values):.3f} to {max(values):.3f}",
+                "" if aim is None else f"{aim:.2f}",
+            )
+    console.print(table)
+    table = Table(title="Fetched by the Python client over gRPC (loopback)")
+    for column in ("rows", "tokens/s", "MB/s"):
+        table.add_column(column)
+    for figure in figures:
+        table.add_row(
+            figure.name, f"{figure.tokens_per_second:.0f}", f"{figure.megabytes_per_second:.1f}"
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

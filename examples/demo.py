@@ -1,0 +1,181 @@
+"""A tour in one minute: start a server, fetch activations, check them, steer.
+
+Run it with `make demo`. It starts a server with the embedded model on a free port, talks to it
+through the Python client as any program would, and stops it.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import actserve
+
+START_TIMEOUT_S = 600.0
+"""vLLM compiles the model at its first start; later starts find it cached."""
+
+LAYERS = [0, 5, 10, 15, 20, 25, 29]
+STEER_SITE = "resid_post.15"
+
+LIKED = [
+    "I loved this film, it was wonderful.",
+    "What a beautiful and moving story, a joy to watch.",
+    "Brilliant acting and a delightful script; I was thrilled.",
+    "The best movie I have seen in years, simply superb.",
+]
+DISLIKED = [
+    "I hated this film, it was terrible.",
+    "What an ugly and boring story, a pain to watch.",
+    "Awful acting and a dreadful script; I was disgusted.",
+    "The worst movie I have seen in years, simply horrible.",
+]
+
+console = Console()
+
+
+def main() -> None:
+    console.rule("[bold]1. A server")
+    with serve() as address, actserve.Client(address) as client:
+        model = client.models()[0]
+        console.print(
+            f"[bold]{model.id}[/] ({model.architecture}): {model.layer_count} layers, "
+            f"width {model.width}, computing in {model.element_type}\n"
+        )
+        fetch(client)
+        compare(client, Path(model.path))
+        steer(client)
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[str]:
+    """A server process with the default model; yields its address once it serves."""
+    port = free_port()
+    environment = {**os.environ, "ACTSERVE_PORT": str(port), "ACTSERVE_METRICS_PORT": "0"}
+    started = time.monotonic()
+    log = Path(os.environ.get("ACTSERVE_DEMO_LOG", os.devnull))
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "actserve_server", "serve"],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        with console.status("starting (the first time converts and compiles the model) ..."):
+            wait_until_it_listens(process, port)
+        console.print(f"serving on port {port} after {time.monotonic() - started:.0f} s")
+        yield f"localhost:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+        console.print("server stopped")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(
+                f"the server ended with {process.returncode}; ACTSERVE_DEMO_LOG=server.log make "
+                "demo keeps what it said"
+            )
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+            return
+        time.sleep(0.5)
+    raise SystemExit(f"the server did not listen within {START_TIMEOUT_S:.0f} s")
+
+
+def fetch(client: actserve.Client) -> None:
+    console.rule("[bold]2. Fetch: the residual stream, token by token")
+    sites = [f"resid_post.{layer}" for layer in LAYERS]
+    acts = client.fetch("The capital of France is", sites=sites)
+    table = Table(title="norm of resid_post, by token and layer")
+    table.add_column("token")
+    for layer in LAYERS:
+        table.add_column(str(layer), justify="right")
+    norms = np.stack([np.linalg.norm(acts[site], axis=1) for site in sites], axis=1)
+    for token, row in zip(acts.tokens, norms, strict=True):
+        table.add_row(repr(token), *(Text(f"{norm:.0f}", style=shade(norm)) for norm in row))
+    console.print(table)
+    console.print("The first token's norm explodes: an attention sink.\n")
+
+
+def shade(norm: float) -> str:
+    return "bold red" if norm > 1000 else "yellow" if norm > 200 else "green"
+
+
+def compare(client: actserve.Client, path: Path) -> None:
+    console.rule("[bold]3. Compare: are these the numbers transformers computes?")
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    sites = [f"resid_post.{layer}" for layer in LAYERS[:-1]]
+    acts = client.fetch("Activations are numbers that a model computes on the way.", sites=sites)
+    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with torch.no_grad():
+        hidden = reference(torch.tensor([acts.token_ids]), output_hidden_states=True).hidden_states
+    table = Table(title="cosine to transformers in float32, over tokens")
+    for column in ("site", "median", "worst"):
+        table.add_column(column, justify="right")
+    for layer, site in zip(LAYERS, sites, strict=False):
+        # hidden_states[k + 1] is resid_post.k; the very last one is after the final norm.
+        cosines = cosine(acts[site], hidden[layer + 1][0].numpy())
+        table.add_row(site, f"{np.median(cosines):.6f}", f"{cosines.min():.6f}")
+    console.print(table)
+    console.print("The server computes in bfloat16; in float32 rows agree within 1e-3.\n")
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+def steer(client: actserve.Client) -> None:
+    console.rule("[bold]4. Steer: add a direction while the model writes")
+    liked, disliked = (
+        np.mean(
+            [
+                acts[STEER_SITE][1:].mean(0)  # Without the attention sink.
+                for acts in client.fetch(texts, sites=[STEER_SITE], progress=False)
+            ],
+            axis=0,
+        )
+        for texts in (LIKED, DISLIKED)
+    )
+    direction = liked - disliked
+    console.print(
+        f"The direction is the mean difference of {STEER_SITE} between {len(LIKED)} kind and "
+        f"{len(DISLIKED)} unkind reviews; its norm is {np.linalg.norm(direction):.0f}.\n"
+    )
+    table = Table(title='"I watched the film last night and I thought it was ..."', show_lines=True)
+    table.add_column("coefficient", justify="right")
+    table.add_column("the model writes")
+    for coefficient in (-3.0, -1.5, 0.0, 1.5, 3.0):
+        out = client.generate(
+            "I watched the film last night and I thought it was",
+            max_tokens=24,
+            temperature=0.0,
+            steer=[actserve.Add(STEER_SITE, direction, coefficient=coefficient)],
+        )
+        table.add_row(f"{coefficient:+.1f}", " ".join(out.text.split()))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
