@@ -1,0 +1,183 @@
+"""What runs at once stays within its limits, in order, and whatever happens nothing leaks."""
+
+import asyncio
+import random
+from contextlib import aclosing
+
+import pytest
+
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.model import Limits
+from actserve_server.domain.positions import NO_END, Spans
+from actserve_server.domain.runs import Capture, Run, Sampling
+from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
+from actserve_server.engine.fake import FakeEngine
+
+ALL = Spans(((0, NO_END),))
+SITES = (Site(HookPoint.RESID_POST, 0), Site(HookPoint.RESID_POST, 1))
+ROW_BYTES = 16 * 4 * len(SITES)
+
+
+def run(name: object, tokens: int = 4, max_tokens: int = 1, rows: bool = True) -> Run:
+    return Run(
+        id=str(name),
+        token_ids=tuple(range(tokens)),
+        sampling=Sampling(temperature=0.0, max_tokens=max_tokens),
+        capture=Capture(SITES, ALL) if rows else None,
+    )
+
+
+def admitted(fake: FakeEngine | None = None, **limits: int) -> AdmittedEngine:
+    return AdmittedEngine(fake or FakeEngine(), AdmissionLimits(**limits))
+
+
+async def drain(engine: AdmittedEngine, *runs: Run) -> None:
+    async with aclosing(engine.run_all(runs)) as events:
+        async for _ in events:
+            pass
+
+
+def is_free(engine: AdmittedEngine) -> bool:
+    return (engine.running, engine.waiting, engine.reserved_bytes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("spans", "tokens", "max_tokens", "rows"),
+    [
+        (ALL, 4, 1, 4),
+        (ALL, 4, 10, 13),
+        (Spans(((3, 4),)), 4, 10, 1),
+        (Spans(((4, NO_END),)), 4, 10, 9),
+    ],
+)
+def test_the_most_rows_a_run_can_produce_are_reserved(
+    spans: Spans, tokens: int, max_tokens: int, rows: int
+) -> None:
+    planned = Run(
+        id="0",
+        token_ids=tuple(range(tokens)),
+        sampling=Sampling(max_tokens=max_tokens),
+        capture=Capture(SITES, spans),
+    )
+    assert admitted().capture_bytes(planned) == rows * ROW_BYTES
+
+
+async def test_runs_in_flight_stay_below_the_limit() -> None:
+    fake = FakeEngine(token_delay_s=0.001)
+    engine = admitted(fake, max_running=3)
+    await drain(engine, *(run(i) for i in range(20)))
+    assert (fake.counters.most_running, fake.counters.started) == (3, 20)
+    assert is_free(engine)
+
+
+async def test_reserved_bytes_stay_below_the_budget() -> None:
+    fake = FakeEngine(token_delay_s=0.001)
+    engine = admitted(fake, capture_budget_bytes=10 * ROW_BYTES)
+    await drain(engine, *(run(i, tokens=4) for i in range(20)))
+    assert fake.counters.most_running == 2
+    assert is_free(engine)
+
+
+async def test_a_large_run_is_not_overtaken_for_ever_by_small_ones() -> None:
+    fake = FakeEngine(token_delay_s=0.001)
+    engine = admitted(fake, capture_budget_bytes=10 * ROW_BYTES)
+    small = [asyncio.create_task(drain(engine, run(i, tokens=4))) for i in range(2)]
+    await asyncio.sleep(0)
+    large = asyncio.create_task(drain(engine, run("large", tokens=10)))
+    await asyncio.sleep(0)
+    later = [asyncio.create_task(drain(engine, run(f"later {i}", tokens=4))) for i in range(6)]
+    await large
+    assert not any(task.done() for task in later)
+    await asyncio.gather(*small, *later)
+    assert is_free(engine)
+
+
+async def test_cancelling_a_large_waiting_run_lets_those_behind_it_in() -> None:
+    fake = FakeEngine(token_delay_s=0.05)
+    engine = admitted(fake, capture_budget_bytes=10 * ROW_BYTES)
+    first = asyncio.create_task(drain(engine, run("first", tokens=4)))
+    await asyncio.sleep(0.01)
+    large = asyncio.create_task(drain(engine, run("large", tokens=10)))
+    await asyncio.sleep(0.01)
+    behind = asyncio.create_task(drain(engine, run("behind", tokens=4)))
+    await asyncio.sleep(0.01)
+    assert fake.counters.running == {"first"}
+    large.cancel()
+    await asyncio.sleep(0.01)
+    assert fake.counters.running == {"first", "behind"}
+    await asyncio.gather(first, behind)
+    assert is_free(engine)
+
+
+@pytest.mark.parametrize(("limit", "budget"), [(7 * ROW_BYTES, 1 << 30), (1 << 30, 7 * ROW_BYTES)])
+def test_a_run_that_could_never_fit_is_refused(limit: int, budget: int) -> None:
+    fake = FakeEngine(limits=Limits(max_sequence_tokens=100, max_capture_bytes=limit))
+    engine = admitted(fake, capture_budget_bytes=budget)
+    with pytest.raises(ActserveError) as caught:
+        engine.run_all([run(0, tokens=7), run(1, tokens=8)])
+    assert caught.value.reason is Reason.CAPTURE_TOO_LARGE
+    assert caught.value.metadata == {
+        "bytes": str(8 * ROW_BYTES),
+        "limit": str(7 * ROW_BYTES),
+        "sequence_index": "1",
+    }
+
+
+@pytest.mark.parametrize("max_queue", [0, 1, 2])
+async def test_a_call_beyond_the_queue_is_refused(max_queue: int) -> None:
+    engine = admitted(FakeEngine(token_delay_s=0.05), max_running=1, max_queue=max_queue)
+    tasks = [asyncio.create_task(drain(engine, run(i))) for i in range(1 + max_queue)]
+    await asyncio.sleep(0.01)
+    assert engine.waiting == max_queue
+    with pytest.raises(ActserveError) as caught:
+        engine.run_all([run("late")])
+    assert caught.value.reason is Reason.QUEUE_FULL
+    assert caught.value.retry_after_s
+    await asyncio.gather(*tasks)
+    await drain(engine, run("later"))
+
+
+async def test_draining_refuses_new_calls_and_ends_when_the_last_has() -> None:
+    engine = admitted(FakeEngine(token_delay_s=0.02), max_running=1)
+    task = asyncio.create_task(drain(engine, run(0), run(1)))
+    await asyncio.sleep(0.01)
+    engine.drain()
+    with pytest.raises(ActserveError) as caught:
+        engine.run_all([run(2)])
+    assert caught.value.reason is Reason.DRAINING
+    await engine.wait_idle()
+    await task
+    assert is_free(engine)
+
+
+async def test_an_engine_that_fails_frees_what_was_reserved() -> None:
+    fake = FakeEngine()
+    fake.faults.incomplete = True
+    engine = admitted(fake)
+    with pytest.raises(ActserveError):
+        await drain(engine, *(run(i) for i in range(5)))
+    assert is_free(engine)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_no_storm_of_cancellations_leaks_or_deadlocks(seed: int) -> None:
+    rng = random.Random(seed)
+    fake = FakeEngine(token_delay_s=0.0005)
+    engine = admitted(fake, max_running=4, capture_budget_bytes=30 * ROW_BYTES)
+    tasks = []
+    for call in range(60):
+        runs = [
+            run(f"{call}-{i}", tokens=rng.randint(1, 10), max_tokens=rng.randint(1, 5))
+            for i in range(rng.randint(1, 8))
+        ]
+        tasks.append(asyncio.create_task(drain(engine, *runs)))
+    while not all(task.done() for task in tasks):
+        if rng.random() < 0.3:
+            rng.choice(tasks).cancel()
+        assert engine.running <= 4
+        assert engine.reserved_bytes <= 30 * ROW_BYTES
+        await asyncio.sleep(0.0005)
+    assert is_free(engine)
+    assert not fake.counters.running
+    await asyncio.wait_for(engine.wait_idle(), 1)
