@@ -1,0 +1,286 @@
+"""Composition and lifecycle: an engine, admission around it, servers in front.
+
+The port opens once the engine is ready, so a client or a startup probe that finds it open can call.
+From then on health follows the engine. SIGTERM turns health to NOT_SERVING, then refuses new calls,
+then waits for the running ones as long as the grace lasts; a second signal stops at once.
+"""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import NoReturn, TypeVar
+
+import structlog
+from prometheus_client import start_http_server
+
+from actserve_server import logs
+from actserve_server.config import ConfigError, Settings
+from actserve_server.domain.errors import ActserveError
+from actserve_server.domain.model import Limits
+from actserve_server.domain.sites import HookPoint
+from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
+from actserve_server.engine.api import Engine
+from actserve_server.rpc import metrics
+from actserve_server.rpc.auth import read_tokens
+from actserve_server.rpc.server import Listening, RpcServer, Tls
+
+HEALTH_POLL_S = 1.0
+"""How late health may be about a dead engine."""
+LAST_WORDS_S = 1.0
+"""What finished calls get to write their last message, whatever is left of the grace."""
+
+T = TypeVar("T")
+
+FAKE_MODEL = "fake"
+"""Serves made-up activations and text without a model, for trying a client."""
+FAKE_TOKEN_DELAY_S = 0.02
+"""About the pace of a small model on a laptop."""
+
+log = structlog.get_logger("actserve.app")
+
+
+class App:
+    """An engine being served."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._settings = settings
+        self.engine = AdmittedEngine(
+            engine,
+            AdmissionLimits(
+                capture_budget_bytes=settings.capture_budget_bytes,
+                max_running=settings.max_running,
+                max_queue=settings.max_queue,
+            ),
+        )
+        metrics.watch(self.engine)
+        self.rpc = RpcServer(self.engine, _listening(settings))
+        self._watching: asyncio.Task[None] | None = None
+        self._healthy: bool | None = None
+
+    @property
+    def port(self) -> int:
+        return self.rpc.port
+
+    async def start(self) -> None:
+        """Listens; health tells the engine's state from now on."""
+        await self.rpc.start()
+        await self._report_health()
+        self._watching = asyncio.create_task(self._watch_engine())
+
+    async def drain(self) -> None:
+        """Refuses new calls and returns when running ones have ended, or the grace has."""
+        deadline = time.monotonic() + self._settings.drain_grace_s
+        await self._stop_watching()
+        await self.rpc.set_serving(False)
+        self.engine.drain()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.engine.wait_idle(), self._settings.drain_grace_s)
+        await self.rpc.stop(max(LAST_WORDS_S, deadline - time.monotonic()))
+
+    async def close(self) -> None:
+        """Ends whatever is left, and the engine."""
+        await self._stop_watching()
+        await self.rpc.stop(0)
+        await self.engine.close()
+
+    async def _watch_engine(self) -> None:
+        while True:
+            await asyncio.sleep(HEALTH_POLL_S)
+            await self._report_health()
+
+    async def _report_health(self) -> None:
+        healthy, why = True, None
+        try:
+            await self.engine.check_health()
+        except ActserveError as error:
+            healthy, why = False, error.reason.value
+        except Exception as error:
+            healthy, why = False, type(error).__qualname__
+        if healthy != self._healthy:
+            self._healthy = healthy
+            metrics.ENGINE_HEALTHY.set(healthy)
+            log.log(logging.INFO if healthy else logging.ERROR, "health", ok=healthy, reason=why)
+            await self.rpc.set_serving(healthy)
+
+    async def _stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
+
+
+def build(engine: Engine, settings: Settings) -> App:
+    """An app around any engine; `await app.start()` makes it listen on `app.port`."""
+    return App(engine, settings)
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until told to stop. Raises `ConfigError` for options that cannot work here."""
+    logs.configure(settings.log_level)
+    # All that can fail for a wrong option fails now, not after a minute of loading.
+    listening = _listening(settings)
+    _check_port(settings.host, settings.port)
+    stop_metrics = _serve_metrics(settings)
+    first, second = asyncio.Event(), asyncio.Event()
+    _stop_on_signals(first, second)
+    engine = await _unless(first, _start_engine(settings))
+    if engine is None:
+        _abandon_loading()
+    app = build(engine, settings)
+    try:
+        await app.start()
+        _greet(app, listening)
+        await first.wait()
+        log.info("draining", grace_s=settings.drain_grace_s, running=app.engine.running)
+        await _unless(second, app.drain())
+    finally:
+        await app.close()
+        stop_metrics()
+    log.info("stopped")
+
+
+async def _start_engine(settings: Settings) -> Engine:
+    if settings.model == FAKE_MODEL:
+        return _fake(settings)
+    # Imported here: vLLM takes seconds to import, and `--help` needs none of it.
+    from actserve_server.engine.vllm.engine import VllmEngine
+    from actserve_server.engine.vllm.options import EngineOptions
+    from actserve_server.models.embedded import MissingModelPackageError, default_cache_dir
+    from actserve_server.models.resolve import resolve
+
+    try:
+        resolved = await asyncio.to_thread(
+            resolve, settings.model, settings.cache_dir or default_cache_dir()
+        )
+    except (FileNotFoundError, MissingModelPackageError) as error:
+        raise ConfigError(f"model: {error}") from None
+    log.info("loading", model=resolved.id, path=resolved.path_or_hub_id)
+    shared = EngineOptions.__dataclass_fields__.keys() & Settings.model_fields.keys()
+    options = {name: getattr(settings, name) for name in shared}
+    options |= {"model_id": settings.model_id or resolved.id, "model_path": resolved.path_or_hub_id}
+    try:
+        return await VllmEngine.start(EngineOptions(**options))
+    except ValueError as error:
+        log.debug("the engine did not start", exc_info=True)
+        raise ConfigError(f"cannot serve {resolved.id}: {error}") from None
+
+
+def _fake(settings: Settings) -> Engine:
+    from actserve_server.engine.fake import FakeEngine
+
+    limits = Limits(
+        max_sequence_tokens=settings.max_model_len or 2048,
+        max_prompts=settings.max_prompts,
+        max_samples=settings.max_samples,
+        max_capture_bytes=settings.max_capture_bytes,
+        max_interventions=settings.max_interventions,
+        max_request_bytes=settings.max_request_bytes,
+    )
+    return FakeEngine(
+        model_id=settings.model_id or FAKE_MODEL, limits=limits, token_delay_s=FAKE_TOKEN_DELAY_S
+    )
+
+
+def _listening(settings: Settings) -> Listening:
+    tls = None
+    try:
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            client_ca = settings.tls_client_ca
+            # gRPC would say of a wrong file no more than that it cannot listen.
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_ca)
+            context.load_cert_chain(settings.tls_cert, settings.tls_key)
+            tls = Tls(
+                certificate=settings.tls_cert.read_bytes(),
+                key=settings.tls_key.read_bytes(),
+                client_ca=None if client_ca is None else client_ca.read_bytes(),
+            )
+        tokens = read_tokens(settings.token_file) if settings.token_file else ()
+    except ssl.SSLError as error:
+        raise ConfigError(f"tls_cert, tls_key or tls_client_ca: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    return Listening(
+        host=settings.host,
+        port=settings.port,
+        max_request_bytes=settings.max_request_bytes,
+        max_connection_age_s=settings.max_connection_age_s,
+        tls=tls,
+        tokens=tokens,
+    )
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises if the port is taken, which gRPC would find out only once the model has loaded."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+
+def _serve_metrics(settings: Settings) -> Callable[[], None]:
+    if settings.metrics_port == 0:
+        return lambda: None
+    try:
+        server, _ = start_http_server(settings.metrics_port, settings.metrics_host)
+    except OSError as error:
+        where = f"{settings.metrics_host}:{settings.metrics_port}"
+        raise ConfigError(
+            f"cannot serve metrics on {where}: {error.strerror or error}; choose another "
+            "metrics_port, or 0 for none"
+        ) from None
+    return server.shutdown
+
+
+def _abandon_loading() -> NoReturn:
+    """Exits although a thread is still loading; the interpreter would wait for it, for a minute."""
+    log.info("stopped while loading")
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _stop_on_signals(first: asyncio.Event, second: asyncio.Event) -> None:
+    def on_signal() -> None:
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[object, object, T]) -> T | None:
+    """Runs `work` to its end, or cancels it at the event and returns None."""
+    task, waiter = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for pending in (task, waiter):
+            pending.cancel()
+        await asyncio.gather(task, waiter, return_exceptions=True)
+
+
+def _greet(app: App, listening: Listening) -> None:
+    info = app.engine.info
+    log.info("serving", model=info.id, host=listening.host, port=app.port)
+    loopback = listening.host in ("127.0.0.1", "::1", "localhost")
+    if listening.tokens and listening.tls is None and not loopback:
+        log.warning("bearer tokens cross the network in the clear; set tls_cert and tls_key")
+    if sys.stderr.isatty():
+        served = [hook for hook in HookPoint if hook not in info.unserved]
+        print(  # noqa: T201
+            f"\nactserve serves {info.id} ({info.layer_count} layers, width {info.width}) on "
+            f"{listening.host}:{app.port}\nhook points: {', '.join(served)}\n",
+            file=sys.stderr,
+        )

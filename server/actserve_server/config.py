@@ -1,0 +1,205 @@
+"""Every option of the server, in one place.
+
+A flag wins over an environment variable (`ACTSERVE_` and the name in capitals), which wins over the
+YAML file of `--config`, which wins over the default. There is no `trust_remote_code`: a model
+folder or hub repository is data, and nothing of it is ever executed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+ENV_PREFIX = "ACTSERVE_"
+PROGRAM = "actserve-server serve"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(Exception):
+    """The options cannot be used; the message says which, and why."""
+
+
+class Settings(BaseSettings):
+    """Serves one model over gRPC."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        frozen=True,
+        env_ignore_empty=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_prog_name=PROGRAM,
+        protected_namespaces=(),
+    )
+
+    config: Path | None = Field(None, description="YAML file with any of the options below")
+
+    model: str = Field(
+        "smollm2-135m",
+        description="an embedded model's name, a local folder, or a Hugging Face id; `fake` makes "
+        "everything up without a model, for trying a client",
+    )
+    model_id: str | None = Field(
+        None, description="name to serve the model under; its own when unset", min_length=1
+    )
+    cache_dir: Path | None = Field(None, description="where prepared models are kept")
+    revision: str | None = Field(None, description="revision of a Hugging Face model")
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: Port = Field(50051, description="gRPC port; 0 takes a free one")
+    metrics_host: str = Field("127.0.0.1", description="address of the metrics page")
+    metrics_port: Port = Field(9090, description="Prometheus metrics port; 0 turns them off")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
+    drain_grace_s: Seconds = Field(
+        30.0, description="seconds that running calls get to finish after SIGTERM"
+    )
+    max_connection_age_s: Seconds = Field(
+        1800.0, description="seconds after which clients reconnect, and so rebalance; 0 for never"
+    )
+
+    tls_cert: Path | None = Field(None, description="PEM certificate chain; turns TLS on")
+    tls_key: Path | None = Field(None, description="PEM key of the certificate")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM authorities; clients must show a certificate of one (mTLS)"
+    )
+    token_file: Path | None = Field(
+        None, description="bearer tokens, one a line; calls must carry one (health stays open)"
+    )
+
+    max_running: PositiveInt = Field(256, description="sequences run at once")
+    max_queue: int = Field(
+        1024, ge=0, description="sequences that may wait; calls beyond are refused"
+    )
+    max_prompts: PositiveInt = Field(1024, description="prompts in one FetchActivations call")
+    max_samples: PositiveInt = Field(64, description="samples of one Generate call")
+    max_interventions: PositiveInt = Field(64, description="interventions in one call")
+    max_request_bytes: PositiveInt = Field(64 << 20, description="bytes of one request message")
+    max_capture_bytes: PositiveInt = Field(
+        1 << 30, description="captured bytes of one sequence, in the model's element type"
+    )
+    capture_budget_bytes: PositiveInt = Field(
+        4 << 30, description="captured bytes of all sequences run at once"
+    )
+
+    dtype: str = Field("auto", description="vLLM: element type to compute in")
+    max_model_len: PositiveInt | None = Field(None, description="vLLM: context length")
+    max_num_batched_tokens: PositiveInt | None = Field(None, description="vLLM: tokens a step")
+    max_num_seqs: PositiveInt | None = Field(None, description="vLLM: sequences a step")
+    kv_cache_memory_bytes: PositiveInt | None = Field(None, description="vLLM: KV cache size")
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="vLLM: share of GPU memory to use"
+    )
+    tensor_parallel_size: PositiveInt = Field(
+        1, description="vLLM: devices the model is split over"
+    )
+    block_size: PositiveInt | None = Field(None, description="vLLM: tokens in a KV cache block")
+    enforce_eager: bool = Field(
+        False, description="vLLM: no torch.compile and no CUDA graphs; for debugging only"
+    )
+    enable_prefix_caching: bool = Field(
+        True, description="vLLM: reuse the KV cache of common beginnings"
+    )
+    enable_chunked_prefill: bool = Field(
+        True, description="vLLM: split long prompts over several steps"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together; set both or neither")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        if self.max_capture_bytes > self.capture_budget_bytes:
+            raise ValueError(
+                f"max_capture_bytes ({self.max_capture_bytes}) is above capture_budget_bytes "
+                f"({self.capture_budget_bytes}), so it could never run; raise the latter"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # `load` passes the sources it built for this call; plain construction takes arguments only.
+        return (init_settings,)
+
+
+class _Environment(EnvSettingsSource):
+    """The environment, without what Kubernetes puts there.
+
+    A Service named `actserve` makes it set ACTSERVE_PORT=tcp://10.0.0.1:50051 in every pod.
+    """
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        loaded = super()._load_env_vars()
+        port = f"{ENV_PREFIX}PORT".lower()
+        return {
+            key: value
+            for key, value in loaded.items()
+            if not (key.lower() == port and (value or "").startswith(("tcp://", "udp://")))
+        }
+
+
+def load(flags: Sequence[str] = ()) -> Settings:
+    """The settings of a command line, the environment and the file they name.
+
+    Raises `ConfigError`; `--help` and unknown flags exit, as argparse does.
+    """
+    given: dict[str, Any] = {}
+    try:
+        from_flags = CliSettingsSource(Settings, cli_parse_args=list(flags))()
+        from_env = _Environment(Settings)()
+        path = from_flags.get("config") or from_env.get("config")
+        from_file = _read_file(Path(path)) if path else {}
+        for source in (from_file, from_env, from_flags):
+            given |= source
+        return Settings(**given)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    except SettingsError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"config: there is no file {path}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config: {path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"config: {path} is not a YAML mapping of options to values")
+    return values
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        name = ".".join(map(str, item["loc"]))
+        message = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}: {message}" if name else message)
+    return "\n".join(lines)
+
+
+__all__ = ["ENV_PREFIX", "ConfigError", "Settings", "load"]

@@ -1,0 +1,48 @@
+"""What is known of the call being served, for its log line and its answer.
+
+The observer opens a `Call` for every call; servicers add to it what it consumed. Nothing of a
+prompt or an output is ever put here.
+"""
+
+import re
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
+"""W3C Trace Context: version, trace id, parent id, flags."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One call; the counts are what has been consumed so far."""
+
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Made here: an id from a client could collide, or be made to look like another's."""
+    trace_id: str | None = None
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    activation_bytes: int = 0
+    reason: str = ""
+    """The `Reason` of the error that ended it."""
+
+
+_current: ContextVar[Call] = ContextVar("actserve_call")
+
+
+def current_call() -> Call:
+    """The call this task serves; a fresh one outside of any."""
+    call = _current.get(None)
+    return enter_call(Call()) if call is None else call
+
+
+def enter_call(call: Call) -> Call:
+    """Makes `call` the current one of this task."""
+    _current.set(call)
+    return call
+
+
+def trace_id(traceparent: str | None) -> str | None:
+    """The trace id of a well-formed `traceparent` header, else None."""
+    match = _TRACEPARENT.match(traceparent or "")
+    return match[1] if match and match[1].strip("0") else None

@@ -1,0 +1,63 @@
+"""Every metric of the service, in prometheus_client's default registry, beside vLLM's own.
+
+The `grpc_server_*` series have the names and labels of go-grpc-prometheus, so that dashboards made
+for it work. No maintained library exports these for grpc.aio, so they are kept here by hand.
+"""
+
+from typing import Protocol
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_METHOD = ("grpc_type", "grpc_service", "grpc_method")
+
+STARTED = Counter("grpc_server_started_total", "Calls started.", _METHOD)
+HANDLED = Counter("grpc_server_handled_total", "Calls ended, by code.", (*_METHOD, "grpc_code"))
+RECEIVED = Counter("grpc_server_msg_received_total", "Messages received.", _METHOD)
+SENT = Counter("grpc_server_msg_sent_total", "Messages sent.", _METHOD)
+HANDLING_SECONDS = Histogram(
+    "grpc_server_handling_seconds",
+    "Seconds from the start to the end of a call.",
+    _METHOD,
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+
+CAPTURED_ROWS = Counter("actserve_captured_rows_total", "Activation rows sent.")
+CAPTURED_BYTES = Counter("actserve_captured_bytes_total", "Activation payload bytes sent.")
+INTERVENTIONS = Counter(
+    "actserve_interventions_applied_total",
+    "Interventions of runs that finished, once a run.",
+    ("operation",),
+)
+REJECTIONS = Counter("actserve_rejections_total", "Calls ended by an error.", ("reason",))
+ENGINE_HEALTHY = Gauge("actserve_engine_healthy", "1 while the engine can run, else 0.")
+
+_RUNS = Gauge("actserve_runs_in_flight", "Sequences being run.")
+_WAITING = Gauge("actserve_runs_waiting", "Sequences waiting to be admitted.")
+_RESERVED = Gauge(
+    "actserve_capture_reserved_bytes", "Bytes reserved for the rows of sequences being run."
+)
+
+
+class Admission(Protocol):
+    """What the in-flight gauges read."""
+
+    @property
+    def running(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def reserved_bytes(self) -> int: ...
+
+
+def watch(admission: Admission) -> None:
+    """Makes the in-flight gauges show `admission`, at the moment they are read."""
+    _RUNS.set_function(lambda: admission.running)
+    _WAITING.set_function(lambda: admission.waiting)
+    _RESERVED.set_function(lambda: admission.reserved_bytes)
+
+
+def prepare_method(grpc_type: str, service: str, method: str) -> None:
+    """Makes the series of a method exist at zero, so that a rate over its first call is right."""
+    for metric in (STARTED, RECEIVED, SENT, HANDLING_SECONDS):
+        metric.labels(grpc_type, service, method)
+    HANDLED.labels(grpc_type, service, method, "OK")

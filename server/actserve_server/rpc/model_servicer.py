@@ -1,0 +1,53 @@
+"""ModelService: translates, nothing else."""
+
+import grpc
+
+from actserve.v1 import model_service_pb2 as pb
+from actserve.v1 import model_service_pb2_grpc
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.engine.api import Engine
+from actserve_server.rpc import models, prompts
+from actserve_server.rpc.calls import current_call
+
+
+class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListModelsResponse:
+        if request.page_size < 0:
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                f"page_size is {request.page_size}; it must be 0 or above",
+                field="page_size",
+            )
+        if request.page_token:
+            # One model fits on every page, so no token was ever given out.
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                "page_token is not from this server; start with an empty one",
+                field="page_token",
+            )
+        return pb.ListModelsResponse(models=[models.to_wire(self._engine.info)])
+
+    async def GetModel(  # noqa: N802
+        self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetModelResponse:
+        if not request.name:
+            raise ActserveError(
+                Reason.FIELD_REQUIRED,
+                f"name is not set; this server serves {models.name_of(self._engine.info)!r}",
+                field="name",
+            )
+        models.check_model(request.name, self._engine.info, "name")
+        return pb.GetModelResponse(model=models.to_wire(self._engine.info))
+
+    async def Tokenize(  # noqa: N802
+        self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> pb.TokenizeResponse:
+        models.check_model(request.model, self._engine.info, "model")
+        tokenized = await prompts.tokenize(self._engine, request.prompt, "prompt")
+        current_call().prompt_tokens = len(tokenized.ids)
+        return pb.TokenizeResponse(prompt=prompts.to_wire(tokenized))

@@ -1,0 +1,55 @@
+"""Model names and descriptions for the wire."""
+
+from actserve.v1 import model_service_pb2 as pb
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.sites import HookPoint
+from actserve_server.rpc.sites import HOOK_POINTS
+from actserve_server.rpc.tensors import WIRE_ELEMENT_TYPES
+
+COLLECTION = "models/"
+
+
+def name_of(info: ModelInfo) -> str:
+    return COLLECTION + info.id
+
+
+def check_model(name: str, info: ModelInfo, field: str) -> None:
+    """Raises unless `name` is empty or the served model's."""
+    if name and name != name_of(info):
+        raise ActserveError(
+            Reason.MODEL_NOT_FOUND,
+            f"there is no model {name[:100]!r} here; this server serves {name_of(info)!r}",
+            field=field,
+            metadata={"resource_name": name, "served": name_of(info)},
+        )
+
+
+def to_wire(info: ModelInfo) -> pb.Model:
+    limits = info.limits
+    return pb.Model(
+        name=name_of(info),
+        path=info.path,
+        architecture=info.architecture,
+        layer_count=info.layer_count,
+        width=info.width,
+        vocabulary_size=info.vocabulary_size,
+        element_type=WIRE_ELEMENT_TYPES[info.element_type],
+        hook_points=[_hook_point(wire, hook, info) for wire, hook in HOOK_POINTS.items()],
+        limits=pb.Limits(
+            max_sequence_tokens=limits.max_sequence_tokens,
+            max_prompts=limits.max_prompts,
+            max_samples=limits.max_samples,
+            max_capture_bytes=limits.max_capture_bytes,
+            max_interventions=limits.max_interventions,
+            max_request_bytes=limits.max_request_bytes,
+        ),
+    )
+
+
+def _hook_point(wire: int, hook_point: HookPoint, info: ModelInfo) -> pb.HookPointSupport:
+    return pb.HookPointSupport(
+        hook_point=wire,  # pyright: ignore[reportArgumentType]
+        width=info.width,
+        unserved_reason=info.unserved.get(hook_point, ""),
+    )

@@ -1,0 +1,95 @@
+"""Prompts from and to the wire."""
+
+from actserve.v1 import prompt_pb2
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.prompts import (
+    Conversation,
+    Prompt,
+    TextPrompt,
+    TokenizedPrompt,
+    TokenPrompt,
+    Turn,
+)
+from actserve_server.engine.api import Engine
+
+
+def prompt(wire: prompt_pb2.Prompt, info: ModelInfo, field: str) -> Prompt:
+    """The prompt of a message; raises on what no tokenizer could repair."""
+    match wire.WhichOneof("source"):
+        case "text":
+            return TextPrompt(wire.text)
+        case "token_ids":
+            ids = tuple(wire.token_ids.ids)
+            size = info.vocabulary_size
+            if ids and max(ids) >= size:
+                index = next(i for i, token in enumerate(ids) if token >= size)
+                raise ActserveError(
+                    Reason.TOKEN_OUT_OF_RANGE,
+                    f"token id {ids[index]} is out of range; {info.id} has ids 0 to {size - 1}",
+                    field=f"{field}.token_ids.ids[{index}]",
+                    metadata={"token_id": ids[index], "vocabulary_size": size},
+                )
+            return TokenPrompt(ids)
+        case "conversation":
+            return _conversation(wire.conversation, f"{field}.conversation")
+        case _:
+            raise ActserveError(
+                Reason.FIELD_REQUIRED,
+                f"{field} has no source this server knows; set text, token_ids or conversation",
+                field=field,
+            )
+
+
+def _conversation(wire: prompt_pb2.Conversation, field: str) -> Conversation:
+    if not wire.turns:
+        raise ActserveError(
+            Reason.FIELD_REQUIRED, "the conversation has no turns; send one", field=f"{field}.turns"
+        )
+    for index, turn in enumerate(wire.turns):
+        if not turn.role:
+            raise ActserveError(
+                Reason.FIELD_REQUIRED,
+                f"turn {index} has no role; use system, user or assistant",
+                field=f"{field}.turns[{index}].role",
+            )
+    return Conversation(
+        tuple(Turn(turn.role, turn.content) for turn in wire.turns),
+        wire.add_generation_prompt if wire.HasField("add_generation_prompt") else True,
+    )
+
+
+async def tokenize(engine: Engine, wire: prompt_pb2.Prompt, field: str) -> TokenizedPrompt:
+    """The prompt as the model sees it; errors name `field`."""
+    parsed = prompt(wire, engine.info, field)
+    try:
+        return await engine.tokenize(parsed)
+    except ActserveError as error:
+        if error.field is None:
+            error.field = field
+        raise
+
+
+async def tokenize_to_run(engine: Engine, wire: prompt_pb2.Prompt, field: str) -> TokenizedPrompt:
+    """As `tokenize`, for a prompt that will be run: not empty, and short enough."""
+    tokenized = await tokenize(engine, wire, field)
+    count, limit = len(tokenized.ids), engine.info.limits.max_sequence_tokens
+    if count == 0:
+        raise ActserveError(
+            Reason.PROMPT_EMPTY,
+            f"{field} has no tokens; a run needs at least one",
+            field=field,
+        )
+    if count + 1 > limit:
+        raise ActserveError(
+            Reason.PROMPT_TOO_LONG,
+            f"{field} has {count} tokens, but a sequence has at most {limit}, of which one is left "
+            f"for the output; send at most {limit - 1}",
+            field=field,
+            metadata={"prompt_tokens": count, "max_sequence_tokens": limit},
+        )
+    return tokenized
+
+
+def to_wire(tokenized: TokenizedPrompt) -> prompt_pb2.TokenizedPrompt:
+    return prompt_pb2.TokenizedPrompt(ids=tokenized.ids, texts=tokenized.texts)

@@ -1,0 +1,133 @@
+"""The gRPC server: services, health, reflection, transport options and credentials."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from actserve.v1 import (
+    generation_service_pb2,
+    generation_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+from actserve_server.engine.admission import AdmittedEngine
+from actserve_server.rpc import metrics
+from actserve_server.rpc.auth import BearerAuth
+from actserve_server.rpc.generation_servicer import GenerationServicer
+from actserve_server.rpc.model_servicer import ModelServicer
+from actserve_server.rpc.observer import Observer
+
+_DESCRIPTORS = (
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+    generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"],
+)
+SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
+"""Full names of the services that have a health of their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """PEM files' contents. With `client_ca`, only clients with a certificate of it may call."""
+
+    certificate: bytes
+    key: bytes
+    client_ca: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """Where and how to listen."""
+
+    host: str
+    port: int
+    """Zero takes a free one."""
+    max_request_bytes: int
+    max_connection_age_s: float
+    """Zero for no limit."""
+    tls: Tls | None = None
+    tokens: Collection[str] = ()
+
+
+class RpcServer:
+    """Serves an engine. Health is NOT_SERVING until told otherwise."""
+
+    def __init__(self, engine: AdmittedEngine, listening: Listening) -> None:
+        interceptors: list[grpc.aio.ServerInterceptor] = [Observer()]
+        if listening.tokens:
+            interceptors.append(BearerAuth(listening.tokens))
+        self._server = grpc.aio.server(interceptors=interceptors, options=_options(listening))
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelServicer(engine), self._server
+        )
+        generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(
+            GenerationServicer(engine), self._server
+        )
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        _prepare_metrics()
+        self.port = self._listen(listening)
+
+    async def start(self) -> None:
+        await self.set_serving(False)
+        await self._server.start()
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health says of the server and of each service."""
+        states = health_pb2.HealthCheckResponse
+        for service in (health.OVERALL_HEALTH, *SERVICES):
+            await self._health.set(service, states.SERVING if serving else states.NOT_SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes no more calls, and cancels after the grace those that are left."""
+        await self._server.stop(grace_s)
+
+    def _listen(self, listening: Listening) -> int:
+        host = f"[{listening.host}]" if ":" in listening.host else listening.host
+        address = f"{host}:{listening.port}"
+        if listening.tls is None:
+            return self._server.add_insecure_port(address)
+        tls = listening.tls
+        credentials = grpc.ssl_server_credentials(
+            [(tls.key, tls.certificate)],
+            root_certificates=tls.client_ca,
+            require_client_auth=tls.client_ca is not None,
+        )
+        return self._server.add_secure_port(address, credentials)
+
+
+def _options(listening: Listening) -> list[tuple[str, int]]:
+    options = [
+        # A second server on the same port would otherwise start, and get half of the calls.
+        ("grpc.so_reuseport", 0),
+        # A request with many vectors is larger than grpc's default of 4 MiB.
+        ("grpc.max_receive_message_length", listening.max_request_bytes),
+        # Ping clients: one that vanished without closing (a pulled cable, a killed laptop) would
+        # otherwise hold its runs until TCP gives up.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # Keep pinging through a long prefill, in which no data flows.
+        ("grpc.http2.max_pings_without_data", 0),
+        # Let clients ping just as often. By default a server takes a ping more often than every
+        # five minutes as abuse, and closes the connection in the middle of a silent prefill.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+    if listening.max_connection_age_s > 0:
+        # Clients keep one connection for ever, so a new replica would get no calls. Calls in
+        # progress are never cut short: they finish on the old connection, however long they take.
+        age_ms = round(listening.max_connection_age_s * 1000)
+        options.append(("grpc.max_connection_age_ms", age_ms))
+    return options
+
+
+def _prepare_metrics() -> None:
+    for descriptor in _DESCRIPTORS:
+        for method in descriptor.methods:
+            grpc_type = "server_stream" if method.server_streaming else "unary"
+            metrics.prepare_method(grpc_type, descriptor.full_name, method.name)

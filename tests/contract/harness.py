@@ -1,0 +1,205 @@
+"""A real grpc.aio server around the fake engine, and raw stubs to call it with."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2_grpc
+from grpc_status import rpc_status
+
+from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import (
+    generation_service_pb2_grpc,
+    model_service_pb2_grpc,
+    site_pb2,
+    tensor_pb2,
+)
+from actserve_server import app
+from actserve_server.config import Settings
+from actserve_server.engine.fake import FakeEngine
+
+RESID_POST = site_pb2.HOOK_POINT_RESID_POST
+DETAILS = (
+    error_details_pb2.ErrorInfo,
+    error_details_pb2.BadRequest,
+    error_details_pb2.ResourceInfo,
+    error_details_pb2.PreconditionFailure,
+    error_details_pb2.QuotaFailure,
+    error_details_pb2.RetryInfo,
+    error_details_pb2.RequestInfo,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A running server and a channel to it."""
+
+    app: app.App
+    engine: FakeEngine
+    channel: grpc.aio.Channel
+
+    @property
+    def generation(self) -> generation_service_pb2_grpc.GenerationServiceStub:
+        return generation_service_pb2_grpc.GenerationServiceStub(self.channel)
+
+    @property
+    def models(self) -> model_service_pb2_grpc.ModelServiceStub:
+        return model_service_pb2_grpc.ModelServiceStub(self.channel)
+
+    @property
+    def health(self) -> Any:
+        # The distribution's type stubs know only synchronous channels.
+        return health_pb2_grpc.HealthStub(self.channel)  # pyright: ignore[reportArgumentType]
+
+
+@asynccontextmanager
+async def serving(engine: FakeEngine | None = None, **settings: Any) -> AsyncIterator[Served]:
+    """Serves `engine` on a loopback port with the given settings."""
+    engine = engine or FakeEngine()
+    served = app.build(engine, Settings(**{"port": 0, "drain_grace_s": 5.0, **settings}))
+    await served.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+            yield Served(app=served, engine=engine, channel=channel)
+    finally:
+        await served.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A failed call, unpacked."""
+
+    code: grpc.StatusCode
+    message: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        return self.details["ErrorInfo"].reason if "ErrorInfo" in self.details else ""
+
+    @property
+    def field(self) -> str:
+        if "BadRequest" not in self.details:
+            return ""
+        return self.details["BadRequest"].field_violations[0].field
+
+
+async def failure(call: Any) -> Failure:
+    """The error that a unary call or a stream ends with."""
+    try:
+        if isinstance(call, grpc.aio.UnaryStreamCall):
+            await collect(call)
+        else:
+            await call
+    except grpc.aio.AioRpcError as error:
+        return unpack(error)
+    raise AssertionError("the call did not fail")
+
+
+def unpack(error: grpc.aio.AioRpcError) -> Failure:
+    details = {}
+    # AioRpcError lacks the call interface that rpc_status.from_call asks for, but has its methods.
+    status = rpc_status.from_call(error)  # pyright: ignore[reportArgumentType]
+    for packed in status.details if status else ():
+        for kind in DETAILS:
+            message = kind()
+            if packed.Unpack(message):
+                details[kind.__name__] = message
+    return Failure(code=error.code(), message=error.details() or "", details=details)
+
+
+async def collect(stream: Any) -> list[Any]:
+    """The events of a stream, from where it has been read to."""
+    end = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]
+    events = []
+    while (event := await stream.read()) is not end:
+        events.append(event)
+    return events
+
+
+def kinds(events: Iterable[Any]) -> list[str]:
+    return [event.WhichOneof("event") for event in events]
+
+
+def site(layer: int | None = 1, hook_point: int = RESID_POST) -> dict[str, Any]:
+    return (
+        {"hook_point": hook_point}
+        if layer is None
+        else {
+            "hook_point": hook_point,
+            "layer": layer,
+        }
+    )
+
+
+def tensor(values: Any) -> dict[str, Any]:
+    array = np.asarray(values, "<f4")
+    return {
+        "element_type": tensor_pb2.ELEMENT_TYPE_F32,
+        "shape": array.shape,
+        "data": array.tobytes(),
+    }
+
+
+def addition(vector: Any, layer: int = 1, **add: Any) -> dict[str, Any]:
+    return {"site": site(layer), "add": {"vector": tensor(vector), **add}}
+
+
+def fetch(*texts: str, **changes: Any) -> pb.FetchActivationsRequest:
+    """A small valid fetch, with `changes`."""
+    fields = {
+        "prompts": [{"text": text} for text in texts or ("hello",)],
+        "capture": {"sites": [site()]},
+    }
+    return pb.FetchActivationsRequest(**{**fields, **changes})
+
+
+def generate(**changes: Any) -> pb.GenerateRequest:
+    """A small valid generation, with `changes`."""
+    fields = {"prompt": {"text": "hello"}, "sampling": {"max_tokens": 5, "temperature": 0}}
+    return pb.GenerateRequest(**{**fields, **changes})
+
+
+def matrices(events: Iterable[Any]) -> dict[tuple[int, int], tuple[list[int], np.ndarray]]:
+    """(sequence, site) -> positions and float32 rows, of the chunks of a stream."""
+    parts: dict[tuple[int, int], list[Any]] = {}
+    for event in events:
+        if event.WhichOneof("event") == "activations":
+            chunk = event.activations
+            parts.setdefault((chunk.sequence_index, chunk.site_index), []).append(chunk)
+    return {
+        key: (
+            [position for chunk in chunks for position in chunk.positions],
+            np.concatenate([decoded(chunk.rows) for chunk in chunks]),
+        )
+        for key, chunks in parts.items()
+    }
+
+
+def decoded(rows: tensor_pb2.Tensor) -> np.ndarray:
+    shape = tuple(rows.shape)
+    match rows.element_type:
+        case tensor_pb2.ELEMENT_TYPE_F32:
+            return np.frombuffer(rows.data, "<f4").reshape(shape)
+        case tensor_pb2.ELEMENT_TYPE_F16:
+            return np.frombuffer(rows.data, "<f2").reshape(shape).astype(np.float32)
+        case _:
+            bits = np.frombuffer(rows.data, "<u2").astype(np.uint32) << 16
+            return bits.view(np.float32).reshape(shape)
+
+
+async def eventually(
+    condition: Callable[[], bool] | Callable[[], Awaitable[bool]], within_s: float = 1.0
+) -> None:
+    """Waits until the condition holds."""
+    async with asyncio.timeout(within_s):
+        while True:
+            result = condition()
+            if result if isinstance(result, bool) else await result:
+                return
+            await asyncio.sleep(0.005)

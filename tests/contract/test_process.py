@@ -1,0 +1,173 @@
+"""The program itself: starting, signals, exit statuses."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from actserve.v1 import generation_service_pb2_grpc
+from actserve_server.cli import main
+from tests.contract.harness import generate, kinds
+
+STOP_SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+class Program:
+    """`actserve-server serve --model fake` as a process."""
+
+    def __init__(self, *flags: str) -> None:
+        command = [sys.executable, "-m", "actserve_server", "serve", "--model", "fake"]
+        self.process = subprocess.Popen(
+            [*command, "--port", "0", "--metrics-port", "0", *flags],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[dict[str, Any]] = []
+        self.ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if line.startswith("{"):
+                self.lines.append(json.loads(line))
+                if self.lines[-1]["event"] == "serving":
+                    self.ready.set()
+
+    @property
+    def port(self) -> int:
+        assert self.ready.wait(20), self.lines
+        return next(line["port"] for line in self.lines if line["event"] == "serving")
+
+    def wait(self, timeout_s: float) -> int:
+        status = self.process.wait(timeout_s)
+        self._reader.join(5)
+        return status
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def program() -> Iterator[Any]:
+    started: list[Program] = []
+
+    def start(*flags: str) -> Program:
+        started.append(Program(*flags))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+def call(channel: grpc.Channel, max_tokens: int) -> Any:
+    stub: Any = generation_service_pb2_grpc.GenerationServiceStub(channel)
+    return stub.Generate(generate(sampling={"max_tokens": max_tokens}))
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_lets_running_calls_finish_and_exits_0(program: Any, number: int) -> None:
+    server = program()
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        running = call(channel, 50)  # a second
+        next(running)
+        server.process.send_signal(number)
+        assert kinds(running)[-1] == "finished"
+    assert server.wait(5) == 0
+    events = [line["event"] for line in server.lines]
+    assert events.index("draining") < events.index("call") < events.index("stopped")
+
+
+def test_a_second_signal_stops_at_once(program: Any) -> None:
+    server = program()
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        running = call(channel, 2000)  # 40 seconds
+        next(running)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait(3) == 0
+        with pytest.raises(grpc.RpcError):
+            list(running)
+
+
+def test_metrics_are_served_on_their_own_port(program: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = program("--metrics-port", str(port))
+    assert server.port
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        page = answer.read().decode()
+    assert "grpc_server_started_total{" in page
+    assert "actserve_engine_healthy 1.0" in page
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def exit_of(*flags: str) -> tuple[int, str]:
+    program = [sys.executable, "-m", "actserve_server", "serve", "--model", "fake", *flags]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+def test_a_taken_port_is_found_before_the_model_loads(option: str, taken_port: int) -> None:
+    other = {"--port": "--metrics-port", "--metrics-port": "--port"}[option]
+    status, error = exit_of(option, str(taken_port), other, "0")
+    assert status == 2
+    assert str(taken_port) in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "No such file"), ("# nothing\n", "holds no token")]
+)
+def test_unusable_files_are_named(content: str | None, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    if content is not None:
+        path.write_text(content)
+    flags = ("--port", "0", "--metrics-port", "0", "--token-file", str(path))
+    status, error = exit_of(*flags)
+    assert status == 2
+    assert says in error
+    assert str(path) in error
+
+
+def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cert.pem"
+    path.write_text("not a certificate")
+    flags = ("--port", "0", "--metrics-port", "0", "--tls-cert", str(path), "--tls-key", str(path))
+    status, error = exit_of(*flags)
+    assert status == 2
+    assert "tls_cert" in error
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["--version"]])
+def test_help_is_printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    assert "actserve-server" in capsys.readouterr().out

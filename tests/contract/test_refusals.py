@@ -1,0 +1,559 @@
+"""Every refusal: its code and reason, the field it names, and a message a person can act on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import model_service_pb2, site_pb2, tensor_pb2
+from actserve_server.domain.model import Limits
+from actserve_server.domain.sites import HookPoint
+from actserve_server.engine.fake import VOCABULARY_SIZE, FakeEngine
+from tests.contract.harness import (
+    Failure,
+    Served,
+    addition,
+    failure,
+    fetch,
+    generate,
+    serving,
+    site,
+    tensor,
+)
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+WIDTH = 16
+LAYERS = 4
+ONES = np.ones(WIDTH)
+LIMITS = Limits(
+    max_sequence_tokens=64,
+    max_prompts=3,
+    max_samples=2,
+    max_interventions=2,
+    max_capture_bytes=40 * WIDTH * 4,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    name: str
+    request: Any
+    reason: str
+    field: str = ""
+    says: tuple[str, ...] = ()
+    code: grpc.StatusCode = INVALID
+
+
+def sampling(case: str, says: tuple[str, ...], field: str | None = None, **values: Any) -> Case:
+    name = field or next(iter(values))
+    return Case(
+        name=f"sampling {case}",
+        request=generate(sampling={"max_tokens": 5, **values}),
+        reason="SAMPLING_INVALID",
+        field=f"sampling.{name}",
+        says=says,
+    )
+
+
+def vector(case: str, change: dict[str, Any], reason: str, field: str, *says: str) -> Case:
+    edit = {"site": site(), "add": {"vector": {**tensor(ONES), **change}}}
+    return Case(
+        name=f"vector {case}",
+        request=generate(interventions=[addition(ONES), edit]),
+        reason=reason,
+        field=f"interventions[1].add.vector.{field}",
+        says=says,
+    )
+
+
+def capture(case: str, spec: dict[str, Any], reason: str, field: str, *says: str) -> Case:
+    return Case(
+        name=f"capture {case}",
+        request=fetch(capture={"sites": [site()], **spec}),
+        reason=reason,
+        field=field,
+        says=says,
+    )
+
+
+NOT_FINITE = np.where(np.arange(WIDTH) == 3, np.nan, 1.0)
+INFINITE = np.where(np.arange(WIDTH) == 2, np.inf, 1.0)
+
+CASES = [
+    # Model
+    Case(
+        name="model unknown",
+        request=fetch(model="models/other"),
+        reason="MODEL_NOT_FOUND",
+        says=("models/other", "models/fake"),
+        code=grpc.StatusCode.NOT_FOUND,
+    ),
+    Case(
+        name="model without its collection",
+        request=generate(model="fake"),
+        reason="MODEL_NOT_FOUND",
+        says=("models/fake",),
+        code=grpc.StatusCode.NOT_FOUND,
+    ),
+    # Prompts
+    Case(name="no prompts", request=fetch(prompts=[]), reason="FIELD_REQUIRED", field="prompts"),
+    Case(
+        name="too many prompts",
+        request=fetch("a", "b", "c", "d"),
+        reason="TOO_MANY_PROMPTS",
+        field="prompts",
+        says=("4", "3"),
+    ),
+    Case(
+        name="prompt without a source",
+        request=fetch(prompts=[{"text": "a"}, {}]),
+        reason="FIELD_REQUIRED",
+        field="prompts[1]",
+        says=("text", "token_ids", "conversation"),
+    ),
+    Case(
+        name="prompt unset", request=generate(prompt=None), reason="FIELD_REQUIRED", field="prompt"
+    ),
+    Case(
+        name="prompt empty",
+        request=fetch(prompts=[{"text": "a"}, {"token_ids": {}}]),
+        reason="PROMPT_EMPTY",
+        field="prompts[1]",
+    ),
+    Case(
+        name="token id out of range",
+        request=generate(prompt={"token_ids": {"ids": [1, VOCABULARY_SIZE]}}),
+        reason="TOKEN_OUT_OF_RANGE",
+        field="prompt.token_ids.ids[1]",
+        says=(str(VOCABULARY_SIZE), str(VOCABULARY_SIZE - 1)),
+    ),
+    Case(
+        name="prompt too long",
+        request=fetch("a", "x" * 63),
+        reason="PROMPT_TOO_LONG",
+        field="prompts[1]",
+        says=("64", "63"),
+    ),
+    Case(
+        name="conversation without turns",
+        request=generate(prompt={"conversation": {}}),
+        reason="FIELD_REQUIRED",
+        field="prompt.conversation.turns",
+    ),
+    Case(
+        name="turn without a role",
+        request=generate(prompt={"conversation": {"turns": [{"content": "x"}]}}),
+        reason="FIELD_REQUIRED",
+        field="prompt.conversation.turns[0].role",
+        says=("system, user or assistant",),
+    ),
+    Case(
+        name="conversation the template refuses",
+        request=generate(prompt={"conversation": {"turns": [{"role": "pirate", "content": "x"}]}}),
+        reason="PROMPT_NOT_RENDERABLE",
+        field="prompt",
+    ),
+    # Sites
+    capture("without sites", {"sites": []}, "FIELD_REQUIRED", "capture.sites"),
+    capture(
+        "of an unset hook point",
+        {"sites": [{"layer": 1}]},
+        "SITE_INVALID",
+        "capture.sites[0].hook_point",
+        "resid_post",
+    ),
+    capture(
+        "of an unknown hook point",
+        {"sites": [site(), site(1, 99)]},
+        "SITE_INVALID",
+        "capture.sites[1].hook_point",
+        "99",
+        "resid_post",
+    ),
+    capture(
+        "beyond the last layer",
+        {"sites": [site(LAYERS)]},
+        "LAYER_OUT_OF_RANGE",
+        "capture.sites[0]",
+        "4",
+        "0 to 3",
+    ),
+    capture(
+        "before the first layer",
+        {"sites": [site(-LAYERS - 1)]},
+        "LAYER_OUT_OF_RANGE",
+        "capture.sites[0]",
+        "-5",
+    ),
+    capture(
+        "without a layer", {"sites": [site(None)]}, "SITE_INVALID", "capture.sites[0]", "0 to 3"
+    ),
+    capture(
+        "of the embedding at a layer",
+        {"sites": [site(0, site_pb2.HOOK_POINT_EMBEDDING)]},
+        "SITE_INVALID",
+        "capture.sites[0]",
+        "leave it unset",
+    ),
+    capture(
+        "of a site twice",
+        {"sites": [site(3), site(-1)]},
+        "SITE_INVALID",
+        "capture.sites[1]",
+        "resid_post.3",
+        "once",
+    ),
+    Case(
+        name="capture of an unserved site",
+        request=fetch(capture={"sites": [site(1, site_pb2.HOOK_POINT_ATTN_OUT)]}),
+        reason="SITE_NOT_SERVED",
+        says=("attn_out.1", "not verified"),
+        code=grpc.StatusCode.FAILED_PRECONDITION,
+    ),
+    capture(
+        "of an unknown element type",
+        {"element_type": 77},
+        "TENSOR_ELEMENT_TYPE_UNKNOWN",
+        "capture.element_type",
+        "77",
+        "F32, F16, BF16",
+    ),
+    # Positions: "hello" has 6 tokens.
+    capture(
+        "by an empty selector",
+        {"positions": {}},
+        "FIELD_REQUIRED",
+        "capture.positions",
+        "leave the whole selector unset",
+    ),
+    capture(
+        "of a position beyond the prompt",
+        {"positions": {"list": {"positions": [0, 6]}}},
+        "POSITION_OUT_OF_RANGE",
+        "capture.positions",
+        "prompts[0]",
+        "6",
+        "0 to 5",
+    ),
+    capture(
+        "of a position before the prompt",
+        {"positions": {"list": {"positions": [-7]}}},
+        "POSITION_OUT_OF_RANGE",
+        "capture.positions",
+        "-7",
+    ),
+    capture(
+        "of a position twice",
+        {"positions": {"list": {"positions": [5, -1]}}},
+        "POSITION_OUT_OF_RANGE",
+        "capture.positions",
+        "once",
+    ),
+    capture(
+        "of an empty list",
+        {"positions": {"list": {}}},
+        "POSITION_OUT_OF_RANGE",
+        "capture.positions",
+        "at least one",
+    ),
+    capture(
+        "of an empty range",
+        {"positions": {"range": {"start": 3, "end": 3}}},
+        "POSITION_OUT_OF_RANGE",
+        "capture.positions",
+        "[3:3]",
+    ),
+    capture(
+        "of generated positions when nothing is generated",
+        {"positions": {"generated": {}}},
+        "POSITION_OUT_OF_RANGE",
+        "capture.positions",
+        "generate",
+    ),
+    Case(
+        name="intervention beyond the sequence",
+        request=generate(
+            interventions=[{**addition(ONES), "positions": {"list": {"positions": [10]}}}]
+        ),
+        reason="POSITION_OUT_OF_RANGE",
+        field="interventions[0].positions",
+        says=("10", "0 to 9"),
+    ),
+    # Interventions
+    Case(
+        name="too many interventions",
+        request=fetch(interventions=[addition(ONES)] * 3),
+        reason="TOO_MANY_INTERVENTIONS",
+        field="interventions",
+        says=("3", "2"),
+    ),
+    Case(
+        name="intervention without an operation",
+        request=generate(interventions=[{"site": site()}]),
+        reason="FIELD_REQUIRED",
+        field="interventions[0]",
+        says=("add",),
+    ),
+    Case(
+        name="intervention without a vector",
+        request=generate(interventions=[{"site": site(), "add": {}}]),
+        reason="FIELD_REQUIRED",
+        field="interventions[0].add.vector",
+    ),
+    Case(
+        name="intervention without a site",
+        request=generate(interventions=[{"add": {"vector": tensor(ONES)}}]),
+        reason="SITE_INVALID",
+        field="interventions[0].site.hook_point",
+    ),
+    Case(
+        name="coefficient not a number",
+        request=generate(interventions=[addition(ONES, coefficient=float("nan"))]),
+        reason="FIELD_INVALID",
+        field="interventions[0].add.coefficient",
+        says=("nan", "finite"),
+    ),
+    Case(
+        name="coefficient infinite",
+        request=generate(interventions=[addition(ONES, coefficient=float("inf"))]),
+        reason="FIELD_INVALID",
+        field="interventions[0].add.coefficient",
+    ),
+    Case(
+        name="coefficient times vector overflows",
+        request=generate(interventions=[addition(ONES * 1e30, coefficient=1e30)]),
+        reason="TENSOR_NOT_FINITE",
+        field="interventions[0].add.coefficient",
+        says=("overflow",),
+    ),
+    vector(
+        "of an unset element type",
+        {"element_type": 0},
+        "TENSOR_ELEMENT_TYPE_UNKNOWN",
+        "element_type",
+        "F32",
+    ),
+    vector(
+        "of an unknown element type",
+        {"element_type": 9},
+        "TENSOR_ELEMENT_TYPE_UNKNOWN",
+        "element_type",
+        "9",
+    ),
+    vector(
+        "with a byte too few",
+        {"data": ONES.astype("<f4").tobytes()[:-1]},
+        "TENSOR_SIZE_MISMATCH",
+        "data",
+        "64 bytes",
+        "63",
+    ),
+    vector(
+        "with a byte too many",
+        {"data": ONES.astype("<f4").tobytes() + b"\0"},
+        "TENSOR_SIZE_MISMATCH",
+        "data",
+        "65",
+    ),
+    vector(
+        "whose bytes are of another type",
+        {"element_type": tensor_pb2.ELEMENT_TYPE_BF16},
+        "TENSOR_SIZE_MISMATCH",
+        "data",
+        "32 bytes",
+    ),
+    vector("without data", {"data": b""}, "TENSOR_SIZE_MISMATCH", "data"),
+    vector(
+        "of another width",
+        tensor(np.ones(8)),
+        "TENSOR_WIDTH_MISMATCH",
+        "shape",
+        "[8]",
+        "[16]",
+    ),
+    vector("of two axes", tensor(np.ones((1, WIDTH))), "TENSOR_WIDTH_MISMATCH", "shape", "[1, 16]"),
+    vector("holding NaN", tensor(NOT_FINITE), "TENSOR_NOT_FINITE", "data", "element 3", "nan"),
+    vector("holding infinity", tensor(INFINITE), "TENSOR_NOT_FINITE", "data", "element 2", "inf"),
+    # Sampling
+    sampling("temperature below zero", ("-1", "0 or above"), temperature=-1),
+    sampling("temperature not a number", ("nan",), temperature=float("nan")),
+    sampling("temperature infinite", ("inf",), temperature=float("inf")),
+    sampling("top_p zero", ("above 0",), top_p=0.0),
+    sampling("top_p above one", ("at most 1",), top_p=1.5),
+    sampling("top_p not a number", ("nan",), top_p=float("nan")),
+    sampling("top_k zero", ("1 or above", "unset"), top_k=0),
+    sampling("min_p below zero", ("0 to 1",), min_p=-0.5),
+    sampling("min_p above one", ("0 to 1",), min_p=1.5),
+    sampling("repetition_penalty zero", ("above 0",), repetition_penalty=0.0),
+    sampling("repetition_penalty infinite", ("above 0",), repetition_penalty=float("inf")),
+    sampling("max_tokens zero", ("1 or above",), max_tokens=0),
+    sampling("max_tokens beyond the context", ("59", "6 tokens", "64", "58"), max_tokens=59),
+    sampling("min_tokens above max_tokens", ("6", "5"), min_tokens=6),
+    sampling("logprobs above the limit", ("21", "20"), logprobs=21),
+    sampling("samples zero", ("1 or above",), samples=0),
+    sampling("a stop string empty", ("1",), "stop[1]", stop=["a", ""]),
+    sampling(
+        "a stop token out of range", ("260", "259"), "stop_token_ids[0]", stop_token_ids=[260]
+    ),
+    sampling("a seed with no room", ("seed + 1",), "seed", seed=(1 << 63) - 1, samples=2),
+    Case(
+        name="too many samples",
+        request=generate(sampling={"samples": 3}),
+        reason="TOO_MANY_SAMPLES",
+        field="sampling.samples",
+        says=("3", "2"),
+    ),
+    # Budgets
+    Case(
+        name="fetch over the byte budget",
+        request=fetch("x" * 40),
+        reason="CAPTURE_TOO_LARGE",
+        field="capture",
+        says=(str(41 * WIDTH * 4), str(40 * WIDTH * 4), "fewer sites"),
+    ),
+    Case(
+        name="generation over the byte budget",
+        request=generate(sampling={"max_tokens": 36}, capture={"sites": [site()]}),
+        reason="CAPTURE_TOO_LARGE",
+        field="capture",
+        says=(str(41 * WIDTH * 4), "max_tokens"),
+    ),
+    # Models
+    Case(
+        name="get without a name",
+        request=model_service_pb2.GetModelRequest(),
+        reason="FIELD_REQUIRED",
+        field="name",
+    ),
+    Case(
+        name="get of an unknown model",
+        request=model_service_pb2.GetModelRequest(name="models/other"),
+        reason="MODEL_NOT_FOUND",
+        code=grpc.StatusCode.NOT_FOUND,
+    ),
+    Case(
+        name="list with a negative page size",
+        request=model_service_pb2.ListModelsRequest(page_size=-1),
+        reason="FIELD_INVALID",
+        field="page_size",
+    ),
+    Case(
+        name="list with a foreign page token",
+        request=model_service_pb2.ListModelsRequest(page_token="x"),
+        reason="FIELD_INVALID",
+        field="page_token",
+    ),
+    Case(
+        name="tokenize without a source",
+        request=model_service_pb2.TokenizeRequest(),
+        reason="FIELD_REQUIRED",
+        field="prompt",
+    ),
+]
+
+
+def call(served: Served, request: Any) -> Any:
+    return {
+        pb.FetchActivationsRequest: served.generation.FetchActivations,
+        pb.GenerateRequest: served.generation.Generate,
+        model_service_pb2.GetModelRequest: served.models.GetModel,
+        model_service_pb2.ListModelsRequest: served.models.ListModels,
+        model_service_pb2.TokenizeRequest: served.models.Tokenize,
+    }[type(request)](request)
+
+
+def engine() -> FakeEngine:
+    return FakeEngine(
+        layer_count=LAYERS,
+        width=WIDTH,
+        limits=LIMITS,
+        unserved={HookPoint.ATTN_OUT: "not verified"},
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_a_refusal_names_reason_field_and_fix(case: Case) -> None:
+    fake = engine()
+    async with serving(fake) as served:
+        refused = await failure(call(served, case.request))
+    assert (refused.code, refused.reason) == (case.code, case.reason), refused
+    assert refused.field == case.field, refused
+    for part in case.says:
+        assert part in refused.message
+    assert refused.details["ErrorInfo"].domain == "actserve"
+    assert refused.details["RequestInfo"].request_id
+    assert fake.counters.started == 0, "work was done for a refused call"
+
+
+async def refusal(request: Any, fake: FakeEngine | None = None) -> Failure:
+    async with serving(fake or engine()) as served:
+        return await failure(call(served, request))
+
+
+async def test_not_found_names_the_resource() -> None:
+    refused = await refusal(model_service_pb2.GetModelRequest(name="models/other"))
+    resource = refused.details["ResourceInfo"]
+    assert (resource.resource_type, resource.resource_name) == (
+        "actserve.v1.Model",
+        "models/other",
+    )
+
+
+async def test_an_unserved_site_is_a_failed_precondition_of_that_field() -> None:
+    refused = await refusal(fetch(capture={"sites": [site(1, site_pb2.HOOK_POINT_ATTN_OUT)]}))
+    violation = refused.details["PreconditionFailure"].violations[0]
+    assert (violation.type, violation.subject) == ("SITE_NOT_SERVED", "capture.sites[0]")
+
+
+async def test_metadata_has_value_and_limit() -> None:
+    refused = await refusal(fetch(capture={"sites": [site(9)]}))
+    assert dict(refused.details["ErrorInfo"].metadata) == {"layer": "9", "layer_count": "4"}
+
+
+async def test_a_megabyte_quoted_from_a_request_does_not_break_the_status() -> None:
+    refused = await refusal(model_service_pb2.GetModelRequest(name="ü" * 1_000_000))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "field"),
+    [
+        # Field 99, a varint: of the request, and of an intervention in it.
+        (generate().SerializeToString() + b"\x98\x06\x01", ""),
+        (generate().SerializeToString() + b"\x22\x03\x98\x06\x01", "interventions[0]"),
+    ],
+    ids=["request", "intervention"],
+)
+async def test_a_field_of_a_newer_contract_is_refused_not_ignored(
+    request_bytes: bytes, field: str
+) -> None:
+    newer = pb.GenerateRequest.FromString(request_bytes)
+    refused = await refusal(newer)
+    assert (refused.code, refused.reason) == (INVALID, "FIELD_UNKNOWN")
+    assert refused.field == field
+    assert "99" in refused.message
+    assert "upgrade" in refused.message
+
+
+ENGINE_FAULTS = [
+    ({"dead": True}, grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD"),
+    ({"incomplete": True}, grpc.StatusCode.INTERNAL, "CAPTURE_INCOMPLETE"),
+    ({"unexpected": "secret prompt"}, grpc.StatusCode.INTERNAL, "INTERNAL"),
+]
+
+
+@pytest.mark.parametrize(("fault", "code", "reason"), ENGINE_FAULTS)
+@pytest.mark.parametrize("make", [fetch, generate])
+async def test_a_failing_engine_ends_the_stream_with_its_reason(
+    make: Any, fault: dict[str, Any], code: grpc.StatusCode, reason: str
+) -> None:
+    fake = engine()
+    for name, value in fault.items():
+        setattr(fake.faults, name, value)
+    refused = await refusal(make(capture={"sites": [site()]}), fake)
+    assert (refused.code, refused.reason) == (code, reason)
+    assert "secret" not in str(refused)
+    assert not fake.counters.running

@@ -1,0 +1,118 @@
+"""A flag wins over the environment, which wins over the file, which wins over the default."""
+
+from pathlib import Path
+
+import pytest
+
+from actserve_server.config import ConfigError, Settings, load
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"ACTSERVE_{name.upper()}", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("flag", "env", "file", "expected"),
+    [
+        (None, None, None, 256),
+        (None, None, 1, 1),
+        (None, 2, None, 2),
+        (None, 2, 1, 2),
+        (3, None, None, 3),
+        (3, None, 1, 3),
+        (3, 2, None, 3),
+        (3, 2, 1, 3),
+    ],
+)
+def test_precedence(
+    flag: int | None,
+    env: int | None,
+    file: int | None,
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = []
+    if flag is not None:
+        flags += ["--max-running", str(flag)]
+    if env is not None:
+        monkeypatch.setenv("ACTSERVE_MAX_RUNNING", str(env))
+    if file is not None:
+        path = tmp_path / "actserve.yaml"
+        path.write_text(f"max_running: {file}\n")
+        flags += ["--config", str(path)]
+    assert load(flags).max_running == expected
+
+
+def test_the_file_may_be_named_by_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "actserve.yaml"
+    path.write_text("model: other\n")
+    monkeypatch.setenv("ACTSERVE_CONFIG", str(path))
+    assert load().model == "other"
+
+
+def test_switches_turn_on_and_off() -> None:
+    assert load(["--enforce-eager"]).enforce_eager
+    assert not load(["--no-enable-prefix-caching"]).enable_prefix_caching
+    assert load().enable_prefix_caching
+
+
+def test_listens_on_loopback_unless_told_otherwise() -> None:
+    settings = load()
+    assert (settings.host, settings.metrics_host) == ("127.0.0.1", "127.0.0.1")
+
+
+def test_the_port_variable_that_kubernetes_sets_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACTSERVE_PORT", "tcp://10.0.0.1:50051")
+    assert load().port == 50051
+    monkeypatch.setenv("ACTSERVE_PORT", "6000")
+    assert load().port == 6000
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--port", "70000"], "port"),
+        (["--port", "x"], "port"),
+        (["--max-running", "0"], "max_running"),
+        (["--drain-grace-s", "-1"], "drain_grace_s"),
+        (["--gpu-memory-utilization", "1.5"], "gpu_memory_utilization"),
+        (["--log-level", "loud"], "log.level"),
+        (["--tls-cert", "c.pem"], "tls_cert and tls_key go together"),
+        (["--tls-client-ca", "c.pem"], "tls_client_ca needs"),
+        (["--max-capture-bytes", "9", "--capture-budget-bytes", "8"], "could never run"),
+        (["--config", "/does/not/exist"], "/does/not/exist"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_option_is_named(flags: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load(flags)
+
+
+def test_an_unknown_flag_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        load(["--max-runing", "3"])
+    assert "--max-runing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("no_such_option: 1\n", "no_such_option"), ("- 1\n", "mapping"), ("a: [\n", "not YAML")],
+)
+def test_a_wrong_file_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "actserve.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        load(["--config", str(path)])
+
+
+def test_code_from_a_model_repository_cannot_be_trusted() -> None:
+    with pytest.raises(SystemExit):
+        load(["--trust-remote-code"])
