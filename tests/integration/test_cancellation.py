@@ -8,7 +8,7 @@ from contextlib import aclosing
 import numpy as np
 
 from actserve_server.domain.prompts import TextPrompt
-from actserve_server.domain.runs import Add, Capture, Run, Sampling, Tokens
+from actserve_server.domain.runs import Add, Capture, Rows, Run, RunEvent, Sampling, Tokens
 from actserve_server.domain.sites import HookPoint, Site
 from tests.integration.harness import ALL, EngineThread
 
@@ -37,6 +37,24 @@ def test_a_cancelled_stream_frees_its_slot_within_a_second(smollm2: EngineThread
                     return
 
     smollm2.call(read_a_little())
+    started = time.monotonic()
+    while _unfinished(smollm2) or smollm2.engine.open_inboxes:
+        assert time.monotonic() - started < 1.0
+        time.sleep(0.01)
+
+
+def test_a_capture_closed_in_the_middle_of_its_prefill_is_aborted(smollm2: EngineThread) -> None:
+    """Its first rows are there, its first token is not."""
+    ids = tuple(1000 + index % 7000 for index in range(900))
+    run = Run(id="close-in-prefill", token_ids=ids, capture=Capture((SITE,), ALL), sampling=LONG)
+
+    async def read_first_rows() -> list[RunEvent]:
+        async with aclosing(smollm2.engine.run(run)) as events:
+            return [await anext(events)]
+
+    (event,) = smollm2.call(read_first_rows())
+    assert isinstance(event, Rows)
+    assert len(event.positions) < len(ids)
     started = time.monotonic()
     while _unfinished(smollm2) or smollm2.engine.open_inboxes:
         assert time.monotonic() - started < 1.0

@@ -106,25 +106,21 @@ class VllmEngine:
         if salt := wire.cache_salt(taps):
             prompt["cache_salt"] = salt
         outputs = self._llm.generate(prompt, params, run.id)  # type: ignore[arg-type]
+        events = (
+            self._run_plain(run, outputs) if taps is None else self._run_tapped(run, outputs, taps)
+        )
+        # Closed from the inside out: vLLM aborts a request when its outputs are closed, and they
+        # can only be closed when nobody waits for the next one.
         try:
-            async with aclosing(outputs):
-                if taps is None:
-                    async for event in self._run_plain(run, outputs):
-                        yield event
-                else:
-                    inbox = Inbox(taps.capture_spans, [edit.spans for edit in taps.edits])
-                    self._collector.open(taps.key, inbox)
-                    try:
-                        async for event in self._run_tapped(run, outputs, inbox):
-                            yield event
-                    finally:
-                        self._collector.close_inbox(taps.key)
+            async with aclosing(outputs), aclosing(events):
+                async for event in events:
+                    yield event
         except EngineDeadError as error:
             raise _engine_dead() from error
 
     async def _run_plain(
         self, run: Run, outputs: AsyncIterator[RequestOutput]
-    ) -> AsyncIterator[RunEvent]:
+    ) -> AsyncGenerator[RunEvent, None]:
         count = 0
         async for output in outputs:
             completion = output.outputs[0]
@@ -135,37 +131,49 @@ class VllmEngine:
                 yield Finished(_finish_reason(completion), count)
 
     async def _run_tapped(
-        self, run: Run, outputs: AsyncIterator[RequestOutput], inbox: Inbox
+        self, run: Run, outputs: AsyncIterator[RequestOutput], taps: wire.RunTaps
+    ) -> AsyncGenerator[RunEvent, None]:
+        inbox = Inbox(taps.capture_spans, [edit.spans for edit in taps.edits])
+        self._collector.open(taps.key, inbox)
+        try:
+            async with aclosing(self._with_arrivals(outputs)) as steps:
+                async for event in self._events(run, steps, inbox):
+                    yield event
+        finally:
+            self._collector.close_inbox(taps.key)
+
+    async def _events(
+        self, run: Run, steps: AsyncIterator[RequestOutput | None], inbox: Inbox
     ) -> AsyncIterator[RunEvent]:
         rows = _RowBuffer(run, self._info)
         prompt_tokens, count = len(run.token_ids), 0
-        async for output in self._with_arrivals(outputs):
+        async for output in steps:
             inbox.update()
             if output is None:
                 rows.add(inbox.take(prompt_tokens))
-            else:
-                completion = output.outputs[0]
-                tokens = self._tokens(run, count, completion)
-                count += len(tokens.ids) if tokens else 0
-                # The last sampled token is not run, or is about to be; it has no row yet.
-                end = prompt_tokens + max(count, 1) - 1
-                if output.finished:
-                    await self._await_rest(inbox, end)
-                rows.add(inbox.take(end))
-                if tokens:
-                    yield tokens
-                if output.finished:
-                    for event in rows.flush():
-                        yield event
-                    yield Finished(_finish_reason(completion), count, rows.positions())
-                    continue
-            if rows.due() or (output is None and rows.size):
                 for event in rows.flush():
                     yield event
+                continue
+            completion = output.outputs[0]
+            reason = _finish_reason(completion) if output.finished else None
+            tokens = self._tokens(run, count, completion)
+            count += len(tokens.ids) if tokens else 0
+            # The last sampled token is not run, or is about to be; it has no row yet.
+            end = prompt_tokens + max(count, 1) - 1
+            if reason:
+                await self._await_rest(inbox, end)
+            rows.add(inbox.take(end))
+            if tokens:
+                yield tokens
+            if reason or rows.due():
+                for event in rows.flush():
+                    yield event
+            if reason:
+                yield Finished(reason, count, rows.positions())
 
     async def _with_arrivals(
         self, outputs: AsyncIterator[RequestOutput]
-    ) -> AsyncIterator[RequestOutput | None]:
+    ) -> AsyncGenerator[RequestOutput | None, None]:
         """The outputs; before the first one, also None whenever something has arrived, so that the
         rows of a long prompt go out while it is still being computed."""
         first = asyncio.ensure_future(anext(outputs))

@@ -56,6 +56,7 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in _VLLM_OPTIONS}
     args = {name: value for name, value in given.items() if value is not None}
     args["model"] = options.model_path
+    args["served_model_name"] = options.model_id  # As vLLM's metrics name it.
     on_cpu = current_platform.is_cpu()
     if on_cpu:
         args.setdefault("kv_cache_memory_bytes", DEFAULT_CPU_KV_CACHE_BYTES)
