@@ -55,6 +55,7 @@ class EngineThread:
         self.call(self.engine.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
 
 @dataclass(slots=True)
