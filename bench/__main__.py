@@ -1,14 +1,16 @@
 """`make bench`: what capturing and steering cost, as ratios to plain vLLM in the same run.
 
-Two engines are alive at once, stock vLLM and ours, with the same options. In every round each
-workload runs once on stock vLLM and then in every mode on ours, so that whatever else the machine
-does hits all alike; a mode's figure is the median over rounds of its ratio to the stock run of the
-same round. Then the whole service is measured: rows fetched by the Python client over gRPC.
+Two engines are alive at once, stock vLLM and ours, with the same options. Every run of ours lies
+between two of stock vLLM with the same workload, and its ratio is to their mean, so that whatever
+else the machine does hits both alike. A mode's figure is the median over rounds. Then the whole
+service is measured: rows fetched by the Python client over gRPC.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
+import os
 import platform
 import statistics
 import sys
@@ -47,17 +49,20 @@ async def measure_ratios(
     try:
         for number in range(-1, rounds):  # Round -1 warms up.
             for load in workloads:
-                base = await stock.rate(load.requests(seed=1000 * (number + 1)))
-                progress.print(f"round {number}: {load.name}: stock {base:.0f} tok/s", end="")
-                if number >= 0:
-                    rates[load.name].append(base)
-                for offset, mode in enumerate(modes.names, 1):
-                    requests = load.requests(seed=1000 * (number + 1) + offset)
-                    rate = await tapped.rate(modes.apply(mode, requests))
-                    progress.print(f", {mode} {rate / base:.3f}", end="")
+                seeds = itertools.count(1000 * (number + 1))
+                before = await stock.rate(load.requests(next(seeds)))
+                for mode in modes.names:
+                    rate = await tapped.rate(modes.apply(mode, load.requests(next(seeds))))
+                    after = await stock.rate(load.requests(next(seeds)))
+                    base = (before + after) / 2
+                    progress.print(
+                        f"round {number}: {load.name}, {mode}: {rate:.0f} tok/s, {rate / base:.3f} "
+                        f"of plain vLLM's {base:.0f}"
+                    )
                     if number >= 0:
+                        rates[load.name].append(base)
                         ratios[load.name][mode].append(rate / base)
-                progress.print()
+                    before = after
         figures = await measure_service(tapped.engine, progress)
     finally:
         stock.close()
@@ -105,8 +110,6 @@ def main() -> None:
 
 
 def _cpu_count() -> int:
-    import os
-
     return len(os.sched_getaffinity(0))
 
 

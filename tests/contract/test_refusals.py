@@ -378,7 +378,10 @@ CASES = [
     vector("holding NaN", tensor(NOT_FINITE), "TENSOR_NOT_FINITE", "data", "element 3", "nan"),
     vector("holding infinity", tensor(INFINITE), "TENSOR_NOT_FINITE", "data", "element 2", "inf"),
     # Sampling
-    sampling("temperature below zero", ("-1", "0 or above"), temperature=-1),
+    sampling("temperature below zero", ("-1", "from 0.01 to 2"), temperature=-1),
+    sampling("temperature too low", ("0.001", "from 0.01 to 2"), temperature=0.001),
+    sampling("temperature too high", ("2.5", "from 0.01 to 2"), temperature=2.5),
+    sampling("a seed below zero", ("-1", "0 or above"), "seed", seed=-1),
     sampling("temperature not a number", ("nan",), temperature=float("nan")),
     sampling("temperature infinite", ("inf",), temperature=float("inf")),
     sampling("top_p zero", ("above 0",), top_p=0.0),

@@ -14,7 +14,7 @@ class Sampling(TypedDict, total=False):
     max_tokens: int
     """Tokens to generate at most; 128, or what the context leaves room for if that is less."""
     temperature: float
-    """At least zero; zero is greedy."""
+    """Zero, which is greedy, or from 0.01 to 2."""
     top_p: float
     """In (0, 1]."""
     top_k: int
@@ -26,7 +26,7 @@ class Sampling(TypedDict, total=False):
     min_tokens: int
     """End tokens and stop strings are ignored before this many."""
     seed: int
-    """Makes sampling repeatable on the same build and hardware. Sample i uses seed + i."""
+    """At least zero; repeatable on the same build and hardware. Sample i uses seed + i."""
     stop: str | Sequence[str]
     """Stop strings, not included in the output."""
     stop_token_ids: Sequence[int]

@@ -49,7 +49,9 @@ def sampling(
     penalty, top_k = given("repetition_penalty"), integer("top_k")
     logprobs, seed = integer("logprobs"), integer("seed")
     if temperature is not None:
-        check("temperature", math.isfinite(temperature) and temperature >= 0, "be 0 or above")
+        # vLLM takes no more than 2, and would silently raise what lies between to 0.01.
+        ok = temperature == 0 or 0.01 <= round(temperature, 7) <= 2
+        check("temperature", ok, "be 0 (greedy) or from 0.01 to 2")
     if top_p is not None:
         check("top_p", 0 < top_p <= 1, "be above 0 and at most 1")
     if top_k is not None:
@@ -69,6 +71,7 @@ def sampling(
         )
     samples = _samples(integer("samples"), info, field)
     if seed is not None:
+        check("seed", seed >= 0, "be 0 or above")  # To vLLM -1 means no seed.
         check("seed", seed + samples - 1 < SEED_END, f"leave room for seed + {samples - 1}")
     return SamplingRequest(
         Sampling(

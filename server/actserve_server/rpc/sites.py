@@ -26,7 +26,7 @@ from actserve_server.domain.positions import (
 )
 from actserve_server.domain.runs import Add, Capture
 from actserve_server.domain.sites import HookPoint, Site
-from actserve_server.domain.tensors import ElementType
+from actserve_server.domain.tensors import ElementType, convert, to_float32
 from actserve_server.rpc import tensors
 
 HOOK_POINTS = {
@@ -180,11 +180,12 @@ def _intervention(wire: intervention_pb2.Intervention, info: ModelInfo, field: s
             field=f"{field}.add.coefficient",
         )
     with np.errstate(over="ignore"):
-        product = np.float32(coefficient) * vector
-    if not np.isfinite(product).all():
+        product = convert(np.float32(coefficient) * vector, ElementType.F32, info.element_type)
+    if not np.isfinite(to_float32(product, info.element_type)).all():
         raise ActserveError(
             Reason.TENSOR_NOT_FINITE,
-            f"coefficient {coefficient:g} times the vector overflows float32; use a smaller one",
+            f"coefficient {coefficient:g} times the vector overflows {info.element_type}, in which "
+            "this model computes; use a smaller one",
             field=f"{field}.add.coefficient",
         )
     return AddRequest(where, _selector(wire, field), vector, coefficient, field)

@@ -2,12 +2,18 @@
 
 import asyncio
 import threading
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
+import structlog
 
 from actserve_server.engine.vllm.inbox import Inbox
 from actserve_server.engine.vllm.records import ReceiptsRecord, RowsRecord, by_key, read
 from actserve_server.engine.vllm.ring import RingReader
+
+log = structlog.get_logger("actserve.collector")
 
 
 class Collector:
@@ -23,6 +29,7 @@ class Collector:
         self._inboxes: dict[int, Inbox] = {}
         self._arrival = asyncio.Event()
         self._wake_pending = False
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="actserve-collector", daemon=True)
         self._thread.start()
 
@@ -36,27 +43,42 @@ class Collector:
     def open_inboxes(self) -> int:
         return len(self._inboxes)
 
-    async def arrival(self) -> None:
-        """Waits until something more has arrived, for any run."""
-        await self._arrival.wait()
+    def arrival(self) -> Coroutine[Any, Any, bool]:
+        """A wait for whatever arrives after this call, for any run.
+
+        Not itself a coroutine function: which event is meant must be settled now, and not when the
+        wait is first scheduled, or what arrives in between would wake nobody.
+        """
+        return self._arrival.wait()
+
+    def check(self) -> None:
+        """Raises RuntimeError once rows can no longer be collected."""
+        if self._error:
+            raise RuntimeError("activation rows can no longer be collected") from self._error
 
     def close(self) -> None:
         self._reader.close()
         self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
-        for data in self._reader.records():
-            record = read(data)
-            if isinstance(record, RowsRecord):
-                self._put_rows(record)
-            else:
-                self._put_receipts(record)
-            if not self._wake_pending:
-                self._wake_pending = True
-                try:
-                    self._loop.call_soon_threadsafe(self._wake)
-                except RuntimeError:  # The loop is closed: the server is gone.
-                    return
+        try:
+            for data in self._reader.records():
+                record = read(data)
+                if isinstance(record, RowsRecord):
+                    self._put_rows(record)
+                else:
+                    self._put_receipts(record)
+                self._wake_loop()
+        except BaseException as error:
+            self._error = error
+            log.exception("the collector of activation rows has failed")
+            self._wake_loop()
+
+    def _wake_loop(self) -> None:
+        if not self._wake_pending:
+            self._wake_pending = True
+            with suppress(RuntimeError):  # The loop is closed: the server is gone.
+                self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         self._wake_pending = False

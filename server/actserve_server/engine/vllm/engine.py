@@ -4,10 +4,11 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import numpy as np
 from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -36,6 +37,9 @@ from actserve_server.engine.vllm.tokenizer import PromptTokenizer
 
 ARRIVAL_TIMEOUT_S = 30.0
 """How long after a run's last token its rows may take to arrive before they count as lost."""
+
+_HEALTH_CHECK_S = 1.0
+"""How often a run that waits for its last rows looks whether anyone is left to send them."""
 
 SHUTDOWN_TIMEOUT_S = 30.0
 """How long vLLM's processes may take to end; killed ones leave their shared memory behind."""
@@ -89,6 +93,10 @@ class VllmEngine:
         return await self._tokenizer.tokenize(prompt)
 
     async def check_health(self) -> None:
+        try:
+            self._collector.check()
+        except RuntimeError as error:
+            raise _engine_dead() from error
         if self._llm.errored:
             raise _engine_dead()
 
@@ -101,20 +109,21 @@ class VllmEngine:
 
     async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
         taps = wire.taps_of(run, next(self._keys))
-        params = self._params(run, taps)
         prompt: dict = {"prompt_token_ids": list(run.token_ids)}
         if salt := wire.cache_salt(taps):
             prompt["cache_salt"] = salt
-        outputs = self._llm.generate(prompt, params, run.id)  # type: ignore[arg-type]
-        events = (
-            self._run_plain(run, outputs) if taps is None else self._run_tapped(run, outputs, taps)
-        )
-        # Closed from the inside out: vLLM aborts a request when its outputs are closed, and they
-        # can only be closed when nobody waits for the next one.
         try:
+            params = self._params(run, taps)
+            outputs = self._llm.generate(prompt, params, run.id)  # type: ignore[arg-type]
+            events = self._run_tapped(run, outputs, taps) if taps else self._run_plain(run, outputs)
+            # Closed from the inside out: vLLM aborts a request when its outputs are closed, and
+            # they can only be closed when nobody waits for the next one.
             async with aclosing(outputs), aclosing(events):
                 async for event in events:
                     yield event
+        except VLLMClientError as error:
+            # What vLLM refuses and the edge did not know of.
+            raise ActserveError(Reason.FIELD_INVALID, f"vLLM refuses this: {error}") from error
         except EngineDeadError as error:
             raise _engine_dead() from error
 
@@ -180,13 +189,15 @@ class VllmEngine:
         try:
             while not first.done():
                 arrival = asyncio.ensure_future(self._collector.arrival())
-                await asyncio.wait((first, arrival), return_when=asyncio.FIRST_COMPLETED)
-                arrival.cancel()
+                try:
+                    await asyncio.wait((first, arrival), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    arrival.cancel()
                 if not first.done():
                     yield None
         except BaseException:
             first.cancel()
-            await asyncio.wait((first,))
+            await asyncio.gather(first, return_exceptions=True)
             raise
         yield first.result()
         async for output in outputs:
@@ -194,24 +205,24 @@ class VllmEngine:
 
     async def _await_rest(self, inbox: Inbox, end: int) -> None:
         """Waits until all is there below position `end`; it is, or is in the ring."""
-        try:
-            async with asyncio.timeout(ARRIVAL_TIMEOUT_S):
-                while True:
-                    # Taken first, so that what arrives during the update still wakes us.
-                    arrival = asyncio.ensure_future(self._collector.arrival())
-                    try:
-                        inbox.update()
-                        if inbox.complete(end):
-                            return
-                        await arrival
-                    finally:
-                        arrival.cancel()
-        except TimeoutError as error:
-            raise ActserveError(
-                Reason.CAPTURE_INCOMPLETE,
-                f"rows or interventions below position {end} were not reported within "
-                f"{ARRIVAL_TIMEOUT_S:.0f} s of the last token; the answer is withheld",
-            ) from error
+        deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
+        while True:
+            # Taken first, so that what arrives during the update still wakes us.
+            arrival = self._collector.arrival()
+            inbox.update()
+            if inbox.complete(end):
+                arrival.close()
+                return
+            if time.monotonic() > deadline:
+                arrival.close()
+                raise ActserveError(
+                    Reason.CAPTURE_INCOMPLETE,
+                    f"rows or interventions below position {end} were not reported within "
+                    f"{ARRIVAL_TIMEOUT_S:.0f} s of the last token; the answer is withheld",
+                )
+            with suppress(TimeoutError):
+                await asyncio.wait_for(arrival, _HEALTH_CHECK_S)
+            await self.check_health()
 
     def _params(self, run: Run, taps: wire.RunTaps | None) -> SamplingParams:
         sampling, values = run.sampling, dict(self._defaults)

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -164,12 +165,16 @@ class RingReader:
                 ring.counters[1] += length
             if self._closed:
                 return
-            os.read(self._doorbell, 4096)
+            with suppress(BlockingIOError):  # `close` makes the doorbell non-blocking.
+                os.read(self._doorbell, 4096)
 
     def close(self) -> None:
         """Ends `records`, from any thread, and frees the ring."""
         self._closed = True
-        os.write(self._doorbell, b"\0")
+        # A reader that has stopped already may have left the doorbell full.
+        os.set_blocking(self._doorbell, False)
+        with suppress(BlockingIOError):
+            os.write(self._doorbell, b"\0")
         self.detach_folder()
 
 

@@ -43,9 +43,12 @@ class PromptTokenizer:
             case TextPrompt(text):
                 ids = tuple(self._tokenizer.encode(text))
             case TokenPrompt(ids):
-                self._check(ids)
+                pass
             case Conversation():
                 ids = self._render(prompt)
+        # Of text too: a tokenizer may know tokens that the model has no embedding for, and
+        # vLLM's worker would die of one.
+        self._check(ids)
         return TokenizedPrompt(ids, self.texts(ids))
 
     def _render(self, conversation: Conversation) -> tuple[int, ...]:
@@ -79,7 +82,7 @@ class PromptTokenizer:
                     Reason.TOKEN_OUT_OF_RANGE,
                     f"token id {token} at index {index} is out of range; this model's ids are 0 to "
                     f"{self._vocabulary_size - 1}",
-                    field=f"prompt.token_ids.ids[{index}]",
+                    field="prompt",
                     metadata={"token_id": token, "vocabulary_size": self._vocabulary_size},
                 )
 
