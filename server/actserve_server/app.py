@@ -83,8 +83,6 @@ class App:
         self.engine.drain()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.engine.wait_idle(), self._settings.drain_grace_s)
-            # What is left then are watchers of health, who would stay for ever.
-            deadline = time.monotonic()
         await self.rpc.stop(max(LAST_WORDS_S, deadline - time.monotonic()))
 
     async def close(self) -> None:

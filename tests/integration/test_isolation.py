@@ -1,8 +1,8 @@
 """Under load every run gets exactly what it gets alone, whatever else is in the batch.
 
 64 runs at once: captured, steered with vectors of their own, both, or plain; prompts of 3 to 900
-tokens, some with a common beginning; prefill in chunks of 256; a KV cache so small that runs are
-preempted and computed again; prefix caching on.
+tokens, some with a common beginning, some several samples of one request; prefill in chunks of
+256; a KV cache so small that runs are preempted and computed again; prefix caching on.
 """
 
 import random
@@ -51,8 +51,12 @@ def _spans(rng: random.Random, prompt: int) -> Spans:
 def _runs(engine: EngineThread, seed: int) -> list[Run]:
     rng, vectors = random.Random(seed), np.random.default_rng(seed)
     shared = " ".join(rng.choices(WORDS, k=150))
-    runs = []
+    runs: list[Run] = []
     for index in range(RUN_COUNT):
+        if runs and rng.random() < 0.15:
+            # Another sample of the request before: a call for n samples is n runs.
+            runs.append(replace(runs[-1], id=f"isolation-{seed}-{index}"))
+            continue
         words = rng.choice([2, 2, 5, 10, 40, 80, 200, 600])
         text = " ".join(rng.choices(WORDS, k=words))
         if rng.random() < 0.3:
