@@ -62,7 +62,7 @@ def _runs(engine: EngineThread, seed: int) -> list[Run]:
         if rng.random() < 0.3:
             text = f"{shared} {text}"
         ids = engine.call(engine.engine.tokenize(TextPrompt(text))).ids[:900]
-        kind = rng.choice(["plain", "captured", "steered", "both"])
+        kind = rng.choice(["plain", "plain", "captured", "steered", "both"])
         capture = Capture(tuple(rng.sample(SITES, rng.choice([1, 3]))), _spans(rng, len(ids)))
         adds = tuple(
             Add(
