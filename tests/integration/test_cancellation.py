@@ -4,13 +4,14 @@ import asyncio
 import os
 import time
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 
 from actserve_server.domain.prompts import TextPrompt
 from actserve_server.domain.runs import Add, Capture, Rows, Run, RunEvent, Sampling, Tokens
 from actserve_server.domain.sites import HookPoint, Site
-from tests.integration.harness import ALL, EngineThread
+from tests.integration.harness import ALL, EngineThread, Result, collect, relative_errors
 
 SITE = Site(HookPoint.RESID_POST, 10)
 LONG = Sampling(temperature=0.0, max_tokens=500, ignore_eos=True)
@@ -59,6 +60,37 @@ def test_a_capture_closed_in_the_middle_of_its_prefill_is_aborted(smollm2: Engin
     while _unfinished(smollm2) or smollm2.engine.open_inboxes:
         assert time.monotonic() - started < 1.0
         time.sleep(0.01)
+
+
+def test_cancelled_neighbours_with_other_steering_change_no_number(smollm2: EngineThread) -> None:
+    ids = tuple(2000 + index * 37 % 9000 for index in range(300))
+    mine = Run(
+        id="neighbours-alone",
+        token_ids=ids,
+        sampling=Sampling(temperature=0.0, max_tokens=24, ignore_eos=True),
+        capture=Capture((SITE,), ALL),
+        interventions=(Add(SITE, ALL, np.full(576, 0.3, np.float32)),),
+    )
+    alone = smollm2.run(mine)
+
+    async def neighbour(index: int) -> None:
+        steering = Add(SITE, ALL, np.full(576, float(index - 10), np.float32))
+        other = replace(mine, id=f"neighbour-{index}", sampling=LONG, interventions=(steering,))
+        task = asyncio.ensure_future(collect(smollm2.engine, other))
+        await asyncio.sleep(index * 0.1)
+        task.cancel()
+        await asyncio.wait((task,))
+        assert task.cancelled()
+
+    async def beside() -> Result:
+        run = collect(smollm2.engine, replace(mine, id="neighbours-beside"))
+        result, *_ = await asyncio.gather(run, *map(neighbour, range(20)))
+        return result
+
+    together = smollm2.call(beside())
+    assert together.token_ids == alone.token_ids
+    assert together.positions == alone.positions
+    assert relative_errors(together.rows[SITE], alone.rows[SITE]).max() <= 1e-3
 
 
 def test_a_thousand_cancelled_runs_leave_nothing_behind(smollm2: EngineThread) -> None:

@@ -29,7 +29,7 @@ class EditWork:
 
 @dataclass(slots=True, eq=False)
 class CaptureWork:
-    """Copies rows into `out`, [rows, width]; None for `rows` means every row of the step."""
+    """Copies rows into `out`, [rows, width]."""
 
     rows: torch.Tensor
     out: torch.Tensor
