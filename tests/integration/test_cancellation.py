@@ -84,7 +84,7 @@ def test_cancelled_neighbours_with_other_steering_change_no_number(smollm2: Engi
 
     async def beside() -> Result:
         run = collect(smollm2.engine, replace(mine, id="neighbours-beside"))
-        result, *_ = await asyncio.gather(run, *map(neighbour, range(20)))
+        result, _ = await asyncio.gather(run, asyncio.gather(*map(neighbour, range(20))))
         return result
 
     together = smollm2.call(beside())
