@@ -55,12 +55,19 @@ class Reason(StrEnum):
     TENSOR_SIZE_MISMATCH = auto()
     TENSOR_WIDTH_MISMATCH = auto()
     TENSOR_NOT_FINITE = auto()
+    TENSOR_DEGENERATE = auto()
+    HEAD_OUT_OF_RANGE = auto()
+    TEXT_NOT_FOUND = auto()
+    TURN_OUT_OF_RANGE = auto()
     CAPTURE_TOO_LARGE = auto()
     MESSAGE_TOO_LARGE = auto()
     QUEUE_FULL = auto()
     DRAINING = auto()
     CAPTURE_INCOMPLETE = auto()
     INTERVENTION_INCOMPLETE = auto()
+    INTERVENTION_UNUSED = auto()
+    KEPT_NOT_FOUND = auto()
+    KEPT_QUOTA_EXCEEDED = auto()
     ENGINE_DEAD = auto()
     UNAUTHENTICATED = auto()
     INTERNAL = auto()
@@ -69,6 +76,8 @@ class Reason(StrEnum):
 _KINDS: Mapping[Reason, Kind] = {
     Reason.MODEL_NOT_FOUND: Kind.NOT_FOUND,
     Reason.SITE_NOT_SERVED: Kind.FAILED_PRECONDITION,
+    Reason.KEPT_NOT_FOUND: Kind.NOT_FOUND,
+    Reason.KEPT_QUOTA_EXCEEDED: Kind.RESOURCE_EXHAUSTED,
     Reason.MESSAGE_TOO_LARGE: Kind.RESOURCE_EXHAUSTED,
     Reason.QUEUE_FULL: Kind.UNAVAILABLE,
     Reason.DRAINING: Kind.UNAVAILABLE,

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from actserve_server.domain.attention import AttentionRule
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.runs import Capture
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType
 
@@ -24,11 +26,29 @@ class Limits:
     """Interventions in one call."""
     max_request_bytes: int = 64 << 20
     """Bytes of one request message."""
+    max_kept_bytes: int = 1 << 30
+    """Bytes of activations kept on the server, over all clients."""
+    max_kept_seconds: int = 3600
+    """For which activations are kept at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookPointInfo:
+    """What one hook point of a model is."""
+
+    width: int
+    """Of its rows; zero if the model has none."""
+    heads: int = 0
+    """Heads that make up a row; zero where rows have no heads."""
+    unserved: str = ""
+    """Why it is not served; empty when it is."""
+    unchangeable: str = ""
+    """Why it can be captured but not changed; empty when it can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """A served model. `unserved` holds the reason for every hook point that is not served."""
+    """A served model. `hook_points` has an entry for every hook point."""
 
     id: str
     path: str
@@ -38,12 +58,28 @@ class ModelInfo:
     vocabulary_size: int
     element_type: ElementType
     limits: Limits
-    unserved: Mapping[HookPoint, str]
+    hook_points: Mapping[HookPoint, HookPointInfo]
+    attention: tuple[AttentionRule, ...] = ()
+    """How each layer attends; empty where patterns are not served."""
+    attention_unserved: str = ""
+    """Why attention patterns are not served; empty when they are."""
+
+    def at(self, site: Site) -> HookPointInfo:
+        """What the site's hook point is."""
+        return self.hook_points[site.hook_point]
+
+    def row_width(self, capture: Capture, site: Site) -> int:
+        """Elements of a row of one site of a capture."""
+        return capture.unembed.width if capture.unembed else self.at(site).width
+
+    def row_type(self, capture: Capture) -> ElementType:
+        """The element type in which the rows of a capture come from the engine."""
+        return ElementType.F32 if capture.unembed else self.element_type
 
     def check_site(self, site: Site, field: str) -> Site:
         """The site with an absolute layer, or the reason why it is not served."""
         resolved = site.resolve(self.layer_count, field)
-        if reason := self.unserved.get(site.hook_point):
+        if reason := self.at(site).unserved:
             raise ActserveError(
                 Reason.SITE_NOT_SERVED,
                 f"{resolved} is not served for {self.id}: {reason}",
@@ -51,3 +87,13 @@ class ModelInfo:
                 metadata={"site": resolved, "model": self.id},
             )
         return resolved
+
+    def check_changeable(self, site: Site, field: str) -> None:
+        """Raises if a served site cannot be changed."""
+        if reason := self.at(site).unchangeable:
+            raise ActserveError(
+                Reason.SITE_NOT_SERVED,
+                f"{site} cannot be changed for {self.id}: {reason}",
+                field=field,
+                metadata={"site": site, "model": self.id},
+            )

@@ -1,18 +1,21 @@
 """Which token positions of a sequence a capture or an intervention covers.
 
-A selector is what a caller writes; it is resolved once, when the prompt's length is known, to
-`Spans`: sorted, disjoint half-open ranges of absolute positions. Everything behind the edge
-(engine, worker, collector) decides by absolute position alone, never by the kind of a step, so
-that preemption and recomputation cannot move a boundary.
+A selector is what a caller writes; it is resolved once, when the prompt is tokenized, to a
+`Selection`: sorted, disjoint half-open ranges of absolute positions, and where it was by token id
+the ids. Everything behind the edge (engine, worker, collector) decides by absolute position and
+token alone, never by the kind of a step, so that preemption and recomputation cannot move a
+boundary.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from actserve_server.domain import passages
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.prompts import TokenizedPrompt
 
 NO_END = sys.maxsize
 """End of a span that goes on for as long as the sequence does."""
@@ -27,12 +30,10 @@ class Spans:
     @staticmethod
     def of(positions: Iterable[int]) -> "Spans":
         """The spans that hold exactly these positions."""
-        ranges: list[tuple[int, int]] = []
-        for position in sorted(set(positions)):
-            if ranges and ranges[-1][1] == position:
-                ranges[-1] = (ranges[-1][0], position + 1)
-            else:
-                ranges.append((position, position + 1))
+        ordered = np.unique(np.fromiter(positions, np.int64))
+        is_first = np.diff(ordered, prepend=-2) > 1
+        is_last = np.roll(is_first, -1)
+        ranges = zip(ordered[is_first].tolist(), (ordered[is_last] + 1).tolist(), strict=True)
         return Spans(tuple(ranges))
 
     def within(self, start: int, end: int) -> np.ndarray:
@@ -47,6 +48,22 @@ class Spans:
     def count(self, end: int) -> int:
         """How many selected positions lie below `end`."""
         return sum(max(0, min(high, end) - low) for low, high in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The positions of `spans`, and if `token_ids` is set, of these only where the token is one of
+    them. Which generated tokens match is known only as they are run."""
+
+    spans: Spans
+    token_ids: frozenset[int] | None = None
+
+    def among(self, ids: Sequence[int]) -> np.ndarray:
+        """The selected positions of a sequence of tokens, ascending, as int64."""
+        positions = self.spans.within(0, len(ids))
+        if self.token_ids is None:
+            return positions
+        return positions[np.isin(np.asarray(ids, np.int64)[positions], [*self.token_ids])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +101,41 @@ class PositionRange:
     end: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TokenIdPositions:
+    """Every token with one of these ids, in the prompt and generated."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPositions:
+    """Prompt tokens that overlap occurrences of a text: the `occurrence`-th (negative: from the
+    last), or all; in turn `turn` of a conversation, or anywhere."""
+
+    text: str
+    occurrence: int | None = None
+    turn: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CharacterPositions:
+    """Prompt tokens that overlap characters [start, end) of a text prompt or of a turn."""
+
+    start: int
+    end: int
+    turn: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPositions:
+    """What turns of a conversation say, by turn (negative: from the last of the prompt) and role;
+    empty means any. Generated tokens are turn `len(turns)`, role "assistant"."""
+
+    turns: tuple[int, ...] = ()
+    roles: tuple[str, ...] = ()
+
+
 Positions = (
     AllPositions
     | LastPosition
@@ -91,29 +143,68 @@ Positions = (
     | GeneratedPositions
     | PositionList
     | PositionRange
+    | TokenIdPositions
+    | TextPositions
+    | CharacterPositions
+    | TurnPositions
 )
 
 
-def resolve(selector: Positions, prompt_tokens: int, run_tokens: int, field: str) -> Spans:
-    """The absolute spans of a selector.
+def resolve(selector: Positions, prompt: TokenizedPrompt, run_tokens: int, field: str) -> Selection:
+    """The absolute positions of a selector.
 
     `run_tokens` is the number of positions that can have activations in this request: prompt
-    tokens plus generated tokens less the last, which is never run. Raises when a listed position
-    or a range can select nothing of it.
+    tokens plus generated tokens less the last, which is never run. Raises when what is named is
+    not there. Only token ids that the prompt does not hold, turns that say nothing and generated
+    positions may come out empty.
     """
+    tokens = len(prompt.ids)
     match selector:
         case AllPositions():
-            return Spans(((0, NO_END),))
+            return Selection(Spans(((0, NO_END),)))
         case LastPosition():
-            return Spans(((prompt_tokens - 1, prompt_tokens),))
+            return Selection(Spans(((tokens - 1, tokens),)))
         case PromptPositions():
-            return Spans(((0, prompt_tokens),))
+            return Selection(Spans(((0, tokens),)))
         case GeneratedPositions():
-            return Spans(((prompt_tokens, NO_END),))
+            return Selection(Spans(((tokens, NO_END),)))
         case PositionList(positions):
-            return _resolve_list(positions, prompt_tokens, run_tokens, field)
+            return Selection(_resolve_list(positions, tokens, run_tokens, field))
         case PositionRange(start, end):
-            return _resolve_range(start, end, prompt_tokens, run_tokens, field)
+            return Selection(_resolve_range(start, end, tokens, run_tokens, field))
+        case TokenIdPositions(ids):
+            return _resolve_ids(ids, prompt, run_tokens, field)
+        case TextPositions(text, occurrence, turn):
+            return Selection(Spans.of(passages.of_text(prompt, text, occurrence, turn, field)))
+        case CharacterPositions(start, end, turn):
+            return Selection(Spans.of(passages.of_characters(prompt, start, end, turn, field)))
+        case TurnPositions(turns, roles):
+            positions, generated = passages.of_turns(prompt, turns, roles, field)
+            if generated and run_tokens > tokens:
+                return Selection(_and_generated(positions, tokens))
+            return Selection(Spans.of(positions))
+
+
+def _resolve_ids(
+    ids: tuple[int, ...], prompt: TokenizedPrompt, run_tokens: int, field: str
+) -> Selection:
+    if not ids:
+        raise ActserveError(
+            Reason.FIELD_REQUIRED,
+            "the list of token ids is empty; name at least one",
+            field=field,
+        )
+    positions = np.flatnonzero(np.isin(np.asarray(prompt.ids, np.int64), ids))
+    tokens = len(prompt.ids)
+    if run_tokens > tokens:
+        return Selection(_and_generated(positions, tokens), frozenset(ids))
+    return Selection(Spans.of(positions))
+
+
+def _and_generated(positions: np.ndarray, prompt_tokens: int) -> Spans:
+    """Some positions of the prompt, and every one after it."""
+    *before, (start, _) = Spans.of(np.append(positions, prompt_tokens)).ranges
+    return Spans((*before, (start, NO_END)))
 
 
 def _resolve_list(

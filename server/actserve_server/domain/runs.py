@@ -5,12 +5,13 @@ Fetching activations is a run that generates nothing of interest; a call with se
 several runs. Each run is one sequence, so nothing has to be matched to a parent.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 
 import numpy as np
 
-from actserve_server.domain.positions import Spans
+from actserve_server.domain.operations import Operation
+from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.sites import Site
 
 
@@ -37,25 +38,90 @@ GREEDY_ONE_TOKEN = Sampling(temperature=0.0, max_tokens=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Capture:
-    """Activation rows to keep: every site at every position of the spans."""
+class Unembed:
+    """Reads a row as a prediction of the next token: the logit lens (nostalgebraist, 2020).
 
-    sites: tuple[Site, ...]
-    spans: Spans
+    A residual stream row passes through the final norm and the unembedding, a `final_norm` row
+    through the latter. What comes back in place of the row is float32 [`width`], see `split`.
+    """
+
+    top_k: int = 0
+    """The likeliest tokens to report."""
+    token_ids: tuple[int, ...] = ()
+    """Tokens whose log probability to report."""
+    next_token: bool = False
+    """Whether to report that of the prompt token that does come next."""
+
+    @property
+    def width(self) -> int:
+        return 2 * self.top_k + len(self.token_ids) + self.next_token
+
+    def split(self, rows: np.ndarray) -> "Predictions":
+        """The parts of captured rows, [rows, width]."""
+        k, n = self.top_k, len(self.token_ids)
+        return Predictions(
+            # Exact: a float32 holds every integer up to 2^24.
+            top_ids=rows[:, :k].astype(np.int64),
+            top_logprobs=rows[:, k : 2 * k],
+            token_logprobs=rows[:, 2 * k : 2 * k + n],
+            next_token_logprobs=rows[:, -1] if self.next_token else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Add:
-    """Adds `coefficient * vector` to the rows of a site. `vector` is float32, shape [width]."""
+class Predictions:
+    """Of some rows; log probabilities are natural and float32."""
 
-    site: Site
-    spans: Spans
-    vector: np.ndarray
-    coefficient: float = 1.0
+    top_ids: np.ndarray
+    """int64 [rows, top_k], likeliest first."""
+    top_logprobs: np.ndarray
+    token_logprobs: np.ndarray
+    """[rows, token_ids]."""
+    next_token_logprobs: np.ndarray | None
+    """[rows], NaN at the last prompt position and at generated ones; None if not asked for."""
 
 
-Intervention = Add
-"""Every kind of intervention; each has a site and spans."""
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What to read: every site at every selected position, as rows or as predictions."""
+
+    sites: tuple[Site, ...]
+    selection: Selection
+    unembed: Unembed | None = None
+
+    @property
+    def spans(self) -> Spans:
+        """Where rows may be selected; with token ids, not every position of them is."""
+        return self.selection.spans
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Intervention:
+    """An operation on the rows of some sites, in order, at selected positions.
+
+    With `heads` every listed head's part of a row is a row to the operation. The first of several
+    sites that one forward pass reaches is changed first, whatever their order here.
+    """
+
+    sites: tuple[Site, ...]
+    selection: Selection
+    operation: Operation
+    heads: tuple[int, ...] = ()
+    allow_unused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InterventionReport:
+    """What an intervention did to one run, over all its sites and heads."""
+
+    rows: int
+    """Rows it applied to."""
+    changed_rows: int
+    """Of these, rows whose value it changed."""
+    reused_rows: int
+    """Of `rows`, those that came from the prefix cache with the intervention already made."""
+    mean_relative_change: float | None
+    """The mean over computed rows of |x' - x| / |x|; None if no row was computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +131,7 @@ class Run:
     id: str
     token_ids: tuple[int, ...]
     sampling: Sampling = GREEDY_ONE_TOKEN
-    capture: Capture | None = None
+    captures: tuple[Capture, ...] = ()
     interventions: tuple[Intervention, ...] = ()
 
 
@@ -103,12 +169,13 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Whole activation rows of one site, in ascending order of position.
+    """Whole rows of one site of one capture, in ascending order of position.
 
-    `positions` is int64 [rows]; `bits` is [rows, width] in the model's element type, stored as
-    `ElementType.storage`.
+    `positions` is int64 [rows]; `bits` is [rows, width of the site] in the model's element type,
+    stored as `ElementType.storage`. Predictions are float32 whatever the model's type.
     """
 
+    capture_index: int
     site_index: int
     positions: np.ndarray
     bits: np.ndarray
@@ -120,7 +187,10 @@ class Finished:
 
     reason: FinishReason
     output_tokens: int
-    captured_positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    captured_positions: tuple[np.ndarray, ...] = ()
+    """For each capture the positions of its rows, int64, ascending."""
+    interventions: tuple[InterventionReport, ...] = ()
+    """One for each intervention of the run, in order."""
 
 
 RunEvent = Tokens | Rows | Finished

@@ -7,7 +7,7 @@ from actserve_server.domain.errors import ActserveError, Reason
 
 
 class HookPoint(StrEnum):
-    """A named tensor of the forward pass, as wide as the residual stream."""
+    """A named tensor of the forward pass, one row a token."""
 
     EMBEDDING = "embedding"
     RESID_PRE = "resid_pre"
@@ -15,11 +15,23 @@ class HookPoint(StrEnum):
     RESID_POST = "resid_post"
     ATTN_OUT = "attn_out"
     MLP_OUT = "mlp_out"
+    MLP_IN = "mlp_in"
+    MLP_ACT = "mlp_act"
+    Q = "q"
+    K = "k"
+    V = "v"
+    Z = "z"
+    FINAL_NORM = "final_norm"
+    LOGITS = "logits"
+
+
+LAYERLESS = frozenset({HookPoint.EMBEDDING, HookPoint.FINAL_NORM, HookPoint.LOGITS})
+"""Hook points that exist once, not at every layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A hook point at a layer. `layer` is zero-based, and None for the embedding alone.
+    """A hook point at a layer. `layer` is zero-based, and None for `LAYERLESS` hook points alone.
 
     A request may hold a negative layer, which counts from the last; `resolve` makes it absolute.
     """
@@ -32,11 +44,12 @@ class Site:
 
     def resolve(self, layer_count: int, field: str) -> "Site":
         """The same site with a non-negative layer; raises if no such layer exists."""
-        if self.hook_point is HookPoint.EMBEDDING:
+        if self.hook_point in LAYERLESS:
             if self.layer is not None:
                 raise ActserveError(
                     Reason.SITE_INVALID,
-                    f"embedding has no layer, but layer {self.layer} was given; leave it unset",
+                    f"{self.hook_point} has no layer, but layer {self.layer} was given; leave it "
+                    "unset",
                     field=field,
                 )
             return self

@@ -1,8 +1,12 @@
+import datetime
+
 from actserve.v1 import positions_pb2 as _positions_pb2
 from actserve.v1 import site_pb2 as _site_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -10,24 +14,149 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Reduction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REDUCTION_UNSPECIFIED: _ClassVar[Reduction]
+    REDUCTION_LAST: _ClassVar[Reduction]
+    REDUCTION_MEAN: _ClassVar[Reduction]
+    REDUCTION_MAX: _ClassVar[Reduction]
+REDUCTION_UNSPECIFIED: Reduction
+REDUCTION_LAST: Reduction
+REDUCTION_MEAN: Reduction
+REDUCTION_MAX: Reduction
+
 class CaptureSpec(_message.Message):
-    __slots__ = ("sites", "positions", "element_type")
+    __slots__ = ("sites", "positions", "element_type", "projection", "reduction", "predictions", "attention", "keep")
     SITES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    PROJECTION_FIELD_NUMBER: _ClassVar[int]
+    REDUCTION_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
     positions: _positions_pb2.PositionSelector
     element_type: _tensor_pb2.ElementType
-    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ...) -> None: ...
+    projection: Projection
+    reduction: Reduction
+    predictions: PredictionSpec
+    attention: _containers.RepeatedCompositeFieldContainer[AttentionSpec]
+    keep: KeepSpec
+    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., predictions: _Optional[_Union[PredictionSpec, _Mapping]] = ..., attention: _Optional[_Iterable[_Union[AttentionSpec, _Mapping]]] = ..., keep: _Optional[_Union[KeepSpec, _Mapping]] = ...) -> None: ...
+
+class Projection(_message.Message):
+    __slots__ = ("directions", "bias", "relu", "jump_relu", "top_k", "send_top")
+    DIRECTIONS_FIELD_NUMBER: _ClassVar[int]
+    BIAS_FIELD_NUMBER: _ClassVar[int]
+    RELU_FIELD_NUMBER: _ClassVar[int]
+    JUMP_RELU_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    SEND_TOP_FIELD_NUMBER: _ClassVar[int]
+    directions: _tensor_pb2.Tensor
+    bias: _tensor_pb2.Tensor
+    relu: ReluActivation
+    jump_relu: JumpReluActivation
+    top_k: TopKActivation
+    send_top: int
+    def __init__(self, directions: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., bias: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., relu: _Optional[_Union[ReluActivation, _Mapping]] = ..., jump_relu: _Optional[_Union[JumpReluActivation, _Mapping]] = ..., top_k: _Optional[_Union[TopKActivation, _Mapping]] = ..., send_top: _Optional[int] = ...) -> None: ...
+
+class ReluActivation(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class JumpReluActivation(_message.Message):
+    __slots__ = ("thresholds",)
+    THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
+    thresholds: _tensor_pb2.Tensor
+    def __init__(self, thresholds: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class TopKActivation(_message.Message):
+    __slots__ = ("k",)
+    K_FIELD_NUMBER: _ClassVar[int]
+    k: int
+    def __init__(self, k: _Optional[int] = ...) -> None: ...
+
+class PredictionSpec(_message.Message):
+    __slots__ = ("sites", "positions", "top_k", "token_ids", "next_token")
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
+    positions: _positions_pb2.PositionSelector
+    top_k: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    next_token: bool
+    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., top_k: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_token: _Optional[bool] = ...) -> None: ...
+
+class AttentionSpec(_message.Message):
+    __slots__ = ("layer", "heads", "queries", "top_k")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    heads: _containers.RepeatedScalarFieldContainer[int]
+    queries: _positions_pb2.PositionSelector
+    top_k: int
+    def __init__(self, layer: _Optional[int] = ..., heads: _Optional[_Iterable[int]] = ..., queries: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., top_k: _Optional[int] = ...) -> None: ...
+
+class KeepSpec(_message.Message):
+    __slots__ = ("ttl", "send_nothing")
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    SEND_NOTHING_FIELD_NUMBER: _ClassVar[int]
+    ttl: _duration_pb2.Duration
+    send_nothing: bool
+    def __init__(self, ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., send_nothing: _Optional[bool] = ...) -> None: ...
 
 class ActivationChunk(_message.Message):
-    __slots__ = ("sequence_index", "site_index", "positions", "rows")
+    __slots__ = ("sequence_index", "site_index", "positions", "rows", "indices")
     SEQUENCE_INDEX_FIELD_NUMBER: _ClassVar[int]
     SITE_INDEX_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    INDICES_FIELD_NUMBER: _ClassVar[int]
     sequence_index: int
     site_index: int
     positions: _containers.RepeatedScalarFieldContainer[int]
     rows: _tensor_pb2.Tensor
-    def __init__(self, sequence_index: _Optional[int] = ..., site_index: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., rows: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    indices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sequence_index: _Optional[int] = ..., site_index: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., rows: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., indices: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PredictionChunk(_message.Message):
+    __slots__ = ("sequence_index", "site_index", "positions", "top_ids", "top_texts", "top_logprobs", "token_logprobs", "next_token_logprobs")
+    SEQUENCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    SITE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    TOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKEN_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    sequence_index: int
+    site_index: int
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    top_ids: _containers.RepeatedScalarFieldContainer[int]
+    top_texts: _containers.RepeatedScalarFieldContainer[str]
+    top_logprobs: _tensor_pb2.Tensor
+    token_logprobs: _tensor_pb2.Tensor
+    next_token_logprobs: _tensor_pb2.Tensor
+    def __init__(self, sequence_index: _Optional[int] = ..., site_index: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_texts: _Optional[_Iterable[str]] = ..., top_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., token_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., next_token_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class AttentionChunk(_message.Message):
+    __slots__ = ("sequence_index", "attention_index", "head", "queries", "weights", "keys")
+    SEQUENCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_INDEX_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    sequence_index: int
+    attention_index: int
+    head: int
+    queries: _containers.RepeatedScalarFieldContainer[int]
+    weights: _tensor_pb2.Tensor
+    keys: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sequence_index: _Optional[int] = ..., attention_index: _Optional[int] = ..., head: _Optional[int] = ..., queries: _Optional[_Iterable[int]] = ..., weights: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Iterable[int]] = ...) -> None: ...

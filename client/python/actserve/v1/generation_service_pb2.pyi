@@ -22,30 +22,38 @@ FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class FetchActivationsRequest(_message.Message):
-    __slots__ = ("model", "prompts", "capture", "interventions")
+    __slots__ = ("model", "prompts", "capture", "interventions", "labels")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     CAPTURE_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompts: _containers.RepeatedCompositeFieldContainer[_prompt_pb2.Prompt]
     capture: _capture_pb2.CaptureSpec
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
-    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[_prompt_pb2.Prompt, _Mapping]]] = ..., capture: _Optional[_Union[_capture_pb2.CaptureSpec, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[_prompt_pb2.Prompt, _Mapping]]] = ..., capture: _Optional[_Union[_capture_pb2.CaptureSpec, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FetchActivationsResponse(_message.Message):
-    __slots__ = ("started", "prompt_started", "activations", "prompt_finished", "finished")
+    __slots__ = ("started", "prompt_started", "activations", "prompt_finished", "finished", "predictions", "attention", "label_mean")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     PROMPT_STARTED_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FINISHED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    LABEL_MEAN_FIELD_NUMBER: _ClassVar[int]
     started: FetchStarted
     prompt_started: PromptStarted
     activations: _capture_pb2.ActivationChunk
     prompt_finished: PromptFinished
     finished: FetchFinished
-    def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., prompt_started: _Optional[_Union[PromptStarted, _Mapping]] = ..., activations: _Optional[_Union[_capture_pb2.ActivationChunk, _Mapping]] = ..., prompt_finished: _Optional[_Union[PromptFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ...) -> None: ...
+    predictions: _capture_pb2.PredictionChunk
+    attention: _capture_pb2.AttentionChunk
+    label_mean: LabelMean
+    def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., prompt_started: _Optional[_Union[PromptStarted, _Mapping]] = ..., activations: _Optional[_Union[_capture_pb2.ActivationChunk, _Mapping]] = ..., prompt_finished: _Optional[_Union[PromptFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ..., predictions: _Optional[_Union[_capture_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_capture_pb2.AttentionChunk, _Mapping]] = ..., label_mean: _Optional[_Union[LabelMean, _Mapping]] = ...) -> None: ...
 
 class FetchStarted(_message.Message):
     __slots__ = ("request_id", "element_type", "widths")
@@ -68,10 +76,26 @@ class PromptStarted(_message.Message):
     def __init__(self, prompt_index: _Optional[int] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PromptFinished(_message.Message):
-    __slots__ = ("prompt_index",)
+    __slots__ = ("prompt_index", "interventions", "kept")
     PROMPT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     prompt_index: int
-    def __init__(self, prompt_index: _Optional[int] = ...) -> None: ...
+    interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.InterventionReport]
+    kept: str
+    def __init__(self, prompt_index: _Optional[int] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[str] = ...) -> None: ...
+
+class LabelMean(_message.Message):
+    __slots__ = ("label", "site_index", "prompts", "mean")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SITE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    site_index: int
+    prompts: int
+    mean: _tensor_pb2.Tensor
+    def __init__(self, label: _Optional[str] = ..., site_index: _Optional[int] = ..., prompts: _Optional[int] = ..., mean: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class FetchFinished(_message.Message):
     __slots__ = ("usage",)
@@ -124,18 +148,22 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., samples: _Optional[int] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("started", "tokens", "activations", "sample_finished", "finished")
+    __slots__ = ("started", "tokens", "activations", "sample_finished", "finished", "predictions", "attention")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FINISHED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     started: GenerateStarted
     tokens: TokenChunk
     activations: _capture_pb2.ActivationChunk
     sample_finished: SampleFinished
     finished: GenerateFinished
-    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., activations: _Optional[_Union[_capture_pb2.ActivationChunk, _Mapping]] = ..., sample_finished: _Optional[_Union[SampleFinished, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ...) -> None: ...
+    predictions: _capture_pb2.PredictionChunk
+    attention: _capture_pb2.AttentionChunk
+    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., activations: _Optional[_Union[_capture_pb2.ActivationChunk, _Mapping]] = ..., sample_finished: _Optional[_Union[SampleFinished, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., predictions: _Optional[_Union[_capture_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_capture_pb2.AttentionChunk, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
     __slots__ = ("request_id", "prompt", "element_type", "widths")
@@ -184,14 +212,18 @@ class TokenLogprob(_message.Message):
     def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class SampleFinished(_message.Message):
-    __slots__ = ("sample_index", "reason", "captured_positions")
+    __slots__ = ("sample_index", "reason", "captured_positions", "interventions", "kept")
     SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     CAPTURED_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     sample_index: int
     reason: FinishReason
     captured_positions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sample_index: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., captured_positions: _Optional[_Iterable[int]] = ...) -> None: ...
+    interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.InterventionReport]
+    kept: str
+    def __init__(self, sample_index: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., captured_positions: _Optional[_Iterable[int]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[str] = ...) -> None: ...
 
 class GenerateFinished(_message.Message):
     __slots__ = ("usage",)

@@ -54,7 +54,7 @@ class GenerationServiceServicer:
     def FetchActivations(self, request, context):
         """Streams the activations of one forward pass over each of many prompts. The
         stream is one `started`; for every prompt one `prompt_started`, its
-        `activations`, and one `prompt_finished`; then one `finished`. Events of
+        `activations`, `predictions` and `attention`, and one `prompt_finished`; then one `finished`. Events of
         different prompts interleave. An error of one prompt ends the call.
         Cancelling the call frees all it holds.
         """
@@ -64,8 +64,8 @@ class GenerationServiceServicer:
 
     def Generate(self, request, context):
         """Generates tokens, optionally steered and captured. The stream is one
-        `started`; for every sample any number of `tokens` and `activations`, and
-        one `sample_finished`; then one `finished`. Events of different samples
+        `started`; for every sample any number of `tokens`, `activations`,
+        `predictions` and `attention`, and one `sample_finished`; then one `finished`. Events of different samples
         interleave. Cancelling the call frees all it holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -2,27 +2,122 @@ from actserve.v1 import positions_pb2 as _positions_pb2
 from actserve.v1 import site_pb2 as _site_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Intervention(_message.Message):
-    __slots__ = ("site", "positions", "add")
-    SITE_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("sites", "positions", "heads", "add", "ablate", "project", "clamp", "replace", "swap", "zero", "mean", "allow_unused")
+    SITES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
     ADD_FIELD_NUMBER: _ClassVar[int]
-    site: _site_pb2.Site
+    ABLATE_FIELD_NUMBER: _ClassVar[int]
+    PROJECT_FIELD_NUMBER: _ClassVar[int]
+    CLAMP_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
+    SWAP_FIELD_NUMBER: _ClassVar[int]
+    ZERO_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_UNUSED_FIELD_NUMBER: _ClassVar[int]
+    sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
     positions: _positions_pb2.PositionSelector
+    heads: _containers.RepeatedScalarFieldContainer[int]
     add: AddOperation
-    def __init__(self, site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., add: _Optional[_Union[AddOperation, _Mapping]] = ...) -> None: ...
+    ablate: AblateOperation
+    project: ProjectOperation
+    clamp: ClampOperation
+    replace: ReplaceOperation
+    swap: SwapOperation
+    zero: ZeroOperation
+    mean: MeanOperation
+    allow_unused: bool
+    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., heads: _Optional[_Iterable[int]] = ..., add: _Optional[_Union[AddOperation, _Mapping]] = ..., ablate: _Optional[_Union[AblateOperation, _Mapping]] = ..., project: _Optional[_Union[ProjectOperation, _Mapping]] = ..., clamp: _Optional[_Union[ClampOperation, _Mapping]] = ..., replace: _Optional[_Union[ReplaceOperation, _Mapping]] = ..., swap: _Optional[_Union[SwapOperation, _Mapping]] = ..., zero: _Optional[_Union[ZeroOperation, _Mapping]] = ..., mean: _Optional[_Union[MeanOperation, _Mapping]] = ..., allow_unused: _Optional[bool] = ...) -> None: ...
 
 class AddOperation(_message.Message):
-    __slots__ = ("vector", "coefficient")
+    __slots__ = ("vector", "coefficient", "relative")
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_FIELD_NUMBER: _ClassVar[int]
     vector: _tensor_pb2.Tensor
     coefficient: float
-    def __init__(self, vector: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., coefficient: _Optional[float] = ...) -> None: ...
+    relative: bool
+    def __init__(self, vector: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., coefficient: _Optional[float] = ..., relative: _Optional[bool] = ...) -> None: ...
+
+class AblateOperation(_message.Message):
+    __slots__ = ("direction", "coefficient")
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
+    direction: _tensor_pb2.Tensor
+    coefficient: float
+    def __init__(self, direction: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., coefficient: _Optional[float] = ...) -> None: ...
+
+class ProjectOperation(_message.Message):
+    __slots__ = ("directions", "away")
+    DIRECTIONS_FIELD_NUMBER: _ClassVar[int]
+    AWAY_FIELD_NUMBER: _ClassVar[int]
+    directions: _tensor_pb2.Tensor
+    away: bool
+    def __init__(self, directions: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., away: _Optional[bool] = ...) -> None: ...
+
+class ClampOperation(_message.Message):
+    __slots__ = ("direction", "minimum", "maximum")
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    MINIMUM_FIELD_NUMBER: _ClassVar[int]
+    MAXIMUM_FIELD_NUMBER: _ClassVar[int]
+    direction: _tensor_pb2.Tensor
+    minimum: float
+    maximum: float
+    def __init__(self, direction: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ...) -> None: ...
+
+class ReplaceOperation(_message.Message):
+    __slots__ = ("rows", "kept")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    rows: _tensor_pb2.Tensor
+    kept: KeptRows
+    def __init__(self, rows: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., kept: _Optional[_Union[KeptRows, _Mapping]] = ...) -> None: ...
+
+class KeptRows(_message.Message):
+    __slots__ = ("name", "site", "positions")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    site: _site_pb2.Site
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class SwapOperation(_message.Message):
+    __slots__ = ("first", "second")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SECOND_FIELD_NUMBER: _ClassVar[int]
+    first: _tensor_pb2.Tensor
+    second: _tensor_pb2.Tensor
+    def __init__(self, first: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., second: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class ZeroOperation(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MeanOperation(_message.Message):
+    __slots__ = ("mean",)
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    mean: _tensor_pb2.Tensor
+    def __init__(self, mean: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class InterventionReport(_message.Message):
+    __slots__ = ("rows", "changed_rows", "reused_rows", "mean_relative_change")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    REUSED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_RELATIVE_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    changed_rows: int
+    reused_rows: int
+    mean_relative_change: float
+    def __init__(self, rows: _Optional[int] = ..., changed_rows: _Optional[int] = ..., reused_rows: _Optional[int] = ..., mean_relative_change: _Optional[float] = ...) -> None: ...

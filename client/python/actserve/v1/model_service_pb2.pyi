@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Model(_message.Message):
-    __slots__ = ("name", "path", "architecture", "layer_count", "width", "vocabulary_size", "element_type", "hook_points", "limits")
+    __slots__ = ("name", "path", "architecture", "layer_count", "width", "vocabulary_size", "element_type", "hook_points", "limits", "attention_unserved_reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class Model(_message.Message):
     ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     HOOK_POINTS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_UNSERVED_REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     architecture: str
@@ -30,33 +31,42 @@ class Model(_message.Message):
     element_type: _tensor_pb2.ElementType
     hook_points: _containers.RepeatedCompositeFieldContainer[HookPointSupport]
     limits: Limits
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., architecture: _Optional[str] = ..., layer_count: _Optional[int] = ..., width: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., hook_points: _Optional[_Iterable[_Union[HookPointSupport, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    attention_unserved_reason: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., architecture: _Optional[str] = ..., layer_count: _Optional[int] = ..., width: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., hook_points: _Optional[_Iterable[_Union[HookPointSupport, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., attention_unserved_reason: _Optional[str] = ...) -> None: ...
 
 class HookPointSupport(_message.Message):
-    __slots__ = ("hook_point", "width", "unserved_reason")
+    __slots__ = ("hook_point", "width", "unserved_reason", "unchangeable_reason", "heads")
     HOOK_POINT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     UNSERVED_REASON_FIELD_NUMBER: _ClassVar[int]
+    UNCHANGEABLE_REASON_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
     hook_point: _site_pb2.HookPoint
     width: int
     unserved_reason: str
-    def __init__(self, hook_point: _Optional[_Union[_site_pb2.HookPoint, str]] = ..., width: _Optional[int] = ..., unserved_reason: _Optional[str] = ...) -> None: ...
+    unchangeable_reason: str
+    heads: int
+    def __init__(self, hook_point: _Optional[_Union[_site_pb2.HookPoint, str]] = ..., width: _Optional[int] = ..., unserved_reason: _Optional[str] = ..., unchangeable_reason: _Optional[str] = ..., heads: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_sequence_tokens", "max_prompts", "max_samples", "max_capture_bytes", "max_interventions", "max_request_bytes")
+    __slots__ = ("max_sequence_tokens", "max_prompts", "max_samples", "max_capture_bytes", "max_interventions", "max_request_bytes", "max_kept_bytes", "max_kept_seconds")
     MAX_SEQUENCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPTS_FIELD_NUMBER: _ClassVar[int]
     MAX_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     MAX_CAPTURE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_KEPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_KEPT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     max_sequence_tokens: int
     max_prompts: int
     max_samples: int
     max_capture_bytes: int
     max_interventions: int
     max_request_bytes: int
-    def __init__(self, max_sequence_tokens: _Optional[int] = ..., max_prompts: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_capture_bytes: _Optional[int] = ..., max_interventions: _Optional[int] = ..., max_request_bytes: _Optional[int] = ...) -> None: ...
+    max_kept_bytes: int
+    max_kept_seconds: int
+    def __init__(self, max_sequence_tokens: _Optional[int] = ..., max_prompts: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_capture_bytes: _Optional[int] = ..., max_interventions: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., max_kept_bytes: _Optional[int] = ..., max_kept_seconds: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")

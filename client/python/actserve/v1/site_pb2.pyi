@@ -15,6 +15,14 @@ class HookPoint(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     HOOK_POINT_RESID_POST: _ClassVar[HookPoint]
     HOOK_POINT_ATTN_OUT: _ClassVar[HookPoint]
     HOOK_POINT_MLP_OUT: _ClassVar[HookPoint]
+    HOOK_POINT_MLP_IN: _ClassVar[HookPoint]
+    HOOK_POINT_MLP_ACT: _ClassVar[HookPoint]
+    HOOK_POINT_Q: _ClassVar[HookPoint]
+    HOOK_POINT_K: _ClassVar[HookPoint]
+    HOOK_POINT_V: _ClassVar[HookPoint]
+    HOOK_POINT_Z: _ClassVar[HookPoint]
+    HOOK_POINT_FINAL_NORM: _ClassVar[HookPoint]
+    HOOK_POINT_LOGITS: _ClassVar[HookPoint]
 HOOK_POINT_UNSPECIFIED: HookPoint
 HOOK_POINT_EMBEDDING: HookPoint
 HOOK_POINT_RESID_PRE: HookPoint
@@ -22,6 +30,14 @@ HOOK_POINT_RESID_MID: HookPoint
 HOOK_POINT_RESID_POST: HookPoint
 HOOK_POINT_ATTN_OUT: HookPoint
 HOOK_POINT_MLP_OUT: HookPoint
+HOOK_POINT_MLP_IN: HookPoint
+HOOK_POINT_MLP_ACT: HookPoint
+HOOK_POINT_Q: HookPoint
+HOOK_POINT_K: HookPoint
+HOOK_POINT_V: HookPoint
+HOOK_POINT_Z: HookPoint
+HOOK_POINT_FINAL_NORM: HookPoint
+HOOK_POINT_LOGITS: HookPoint
 
 class Site(_message.Message):
     __slots__ = ("hook_point", "layer")

@@ -1,0 +1,48 @@
+import datetime
+
+from actserve.v1 import site_pb2 as _site_pb2
+from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class KeptActivations(_message.Message):
+    __slots__ = ("name", "sites", "positions", "size_bytes", "expire_time")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    size_bytes: int
+    expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Iterable[int]] = ..., size_bytes: _Optional[int] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class GetKeptActivationsRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetKeptActivationsResponse(_message.Message):
+    __slots__ = ("kept_activations",)
+    KEPT_ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
+    kept_activations: KeptActivations
+    def __init__(self, kept_activations: _Optional[_Union[KeptActivations, _Mapping]] = ...) -> None: ...
+
+class DeleteKeptActivationsRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DeleteKeptActivationsResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
