@@ -20,6 +20,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from actserve_server.domain.sites import HookPoint
+
 ENV_PREFIX = "ACTSERVE_"
 PROGRAM = "actserve-server serve"
 
@@ -82,6 +84,12 @@ class Settings(BaseSettings):
         None, description="bearer tokens, one a line; calls must carry one (health stays open)"
     )
 
+    hook_points: tuple[HookPoint, ...] = Field(
+        (),
+        description="hook points to serve, all that the model has when empty; each costs a call "
+        "a layer and step, which shows on fast devices",
+    )
+
     max_running: PositiveInt = Field(256, description="sequences run at once")
     max_queue: int = Field(
         1024, ge=0, description="sequences that may wait; calls beyond are refused"
@@ -95,6 +103,15 @@ class Settings(BaseSettings):
     )
     capture_budget_bytes: PositiveInt = Field(
         4 << 30, description="captured bytes of all sequences run at once"
+    )
+    max_kept_bytes: int = Field(
+        1 << 30, ge=0, description="bytes of activations kept on the server; 0 keeps none"
+    )
+    max_kept_seconds: PositiveInt = Field(
+        3600, description="seconds for which activations are kept at most"
+    )
+    default_kept_seconds: PositiveInt = Field(
+        600, description="seconds for which activations are kept unless a call says how long"
     )
 
     dtype: str = Field("auto", description="vLLM: element type to compute in")
@@ -129,6 +146,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_capture_bytes ({self.max_capture_bytes}) is above capture_budget_bytes "
                 f"({self.capture_budget_bytes}), so it could never run; raise the latter"
+            )
+        if self.default_kept_seconds > self.max_kept_seconds:
+            raise ValueError(
+                f"default_kept_seconds ({self.default_kept_seconds}) is above max_kept_seconds "
+                f"({self.max_kept_seconds}); lower the former"
             )
         return self
 

@@ -4,27 +4,58 @@ import numpy as np
 import pytest
 
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.operations import Add, Zero
 from actserve_server.domain.positions import NO_END, Spans
-from actserve_server.engine.vllm.inbox import Inbox
+from actserve_server.domain.runs import InterventionReport
+from actserve_server.engine.vllm.inbox import Block, Inbox
+from actserve_server.engine.vllm.routing import REUSED, UNMATCHED
+from tests.unit.vllm.steps import ALL, at, change, edits_of
 
-ALL = Spans(((0, NO_END),))
+EVERYWHERE = ALL.spans
+ADD = Add(np.ones(4, np.float32))
+
+Note = float | tuple[float, float]
+"""What changed and by how much, or what stands in place of that."""
 
 
-def _put(inbox: Inbox, *positions: int) -> None:
-    at = np.array(positions)
-    inbox.put_rows(at, np.repeat(at.astype(np.uint8)[None, :, None], 4, axis=2))
+def _put(inbox: Inbox, *positions: int, number: int = 0) -> None:
+    """Rows of two sites; their bytes are their position."""
+    where = np.array(positions)
+    data = tuple(np.repeat(where.astype(np.uint8)[:, None], width, axis=1) for width in (4, 6))
+    inbox.put_rows(number, Block(where, data))
 
 
-def _take(inbox: Inbox, end: int) -> list[int]:
+def _take(inbox: Inbox, end: int, number: int = 0) -> list[int]:
     inbox.update()
-    blocks = inbox.take(end)
-    for positions, data in blocks:
-        assert np.array_equal(data[0, :, 0], positions)
-    return [int(position) for positions, _ in blocks for position in positions]
+    blocks = inbox.take(end)[number]
+    for block in blocks:
+        assert [data.shape[1] for data in block.data] == [4, 6]
+        assert all((data == block.positions[:, None]).all() for data in block.data)
+    return [int(position) for block in blocks for position in block.positions]
+
+
+def _applied(inbox: Inbox, notes: dict[int, Note], number: int = 0) -> None:
+    """Receipts of an edit, by position."""
+    pairs = [note if isinstance(note, tuple) else (note, 0.0) for note in notes.values()]
+    inbox.put_receipt(number, np.array([*notes]), np.array(pairs))
+
+
+def _reports(inbox: Inbox, ids: list[int]) -> list[InterventionReport]:
+    inbox.update()
+    return list(inbox.reports(ids))
+
+
+def _refused(inbox: Inbox, ids: list[int] | None = None) -> ActserveError:
+    with pytest.raises(ActserveError) as error:
+        _reports(inbox, ids or [])
+    return error.value
+
+
+# Rows.
 
 
 def test_rows_recomputed_after_a_preemption_are_delivered_once() -> None:
-    inbox = Inbox(ALL, [])
+    inbox = Inbox([EVERYWHERE], [])
     _put(inbox, 0, 1, 2)
     _put(inbox, 3)
     _put(inbox, 0, 1)
@@ -33,7 +64,7 @@ def test_rows_recomputed_after_a_preemption_are_delivered_once() -> None:
 
 
 def test_rows_computed_ahead_wait_until_their_token_is_known_to_exist() -> None:
-    inbox = Inbox(ALL, [])
+    inbox = Inbox([EVERYWHERE], [])
     _put(inbox, 0, 1, 2, 3)
     assert _take(inbox, 2) == [0, 1]
     assert _take(inbox, 2) == []
@@ -42,38 +73,179 @@ def test_rows_computed_ahead_wait_until_their_token_is_known_to_exist() -> None:
 
 @pytest.mark.parametrize("positions", [(1,), (0, 2), (0, 1, 5)])
 def test_a_skipped_row_is_an_error_not_a_shorter_answer(positions: tuple[int, ...]) -> None:
-    inbox = Inbox(ALL, [])
+    inbox = Inbox([EVERYWHERE], [])
     _put(inbox, *positions)
-    with pytest.raises(ActserveError) as error:
-        inbox.update()
-    assert error.value.reason is Reason.CAPTURE_INCOMPLETE
+    assert _refused(inbox).reason is Reason.CAPTURE_INCOMPLETE
 
 
 def test_only_wanted_positions_are_expected() -> None:
-    inbox = Inbox(Spans(((2, 4), (7, NO_END))), [])
+    inbox = Inbox([Spans(((2, 4), (7, NO_END)))], [])
     _put(inbox, 2, 3, 7, 8)
     assert _take(inbox, 100) == [2, 3, 7, 8]
 
 
+def test_a_row_that_was_not_wanted_is_an_error() -> None:
+    inbox = Inbox([Spans(((2, 4),))], [])
+    _put(inbox, 2, 3, 4)
+    assert _refused(inbox).reason is Reason.CAPTURE_INCOMPLETE
+
+
+def test_every_capture_is_counted_on_its_own() -> None:
+    inbox = Inbox([EVERYWHERE, Spans(((1, 3),))], [])
+    _put(inbox, 0, 1, 2)
+    inbox.update()
+    assert not inbox.complete(3)
+    _put(inbox, 1, 2, number=1)
+    inbox.update()
+    assert inbox.complete(3)
+    assert _take(inbox, 2, number=1) == [1]
+    assert _take(inbox, 3, number=1) == [2]
+
+
+def test_rows_of_one_capture_do_not_wait_for_those_of_another() -> None:
+    inbox = Inbox([EVERYWHERE, EVERYWHERE], [])
+    _put(inbox, 0, 1, number=1)
+    inbox.update()
+    first, second = inbox.take(2)
+    assert first == []
+    assert [block.positions.tolist() for block in second] == [[0, 1]]
+
+
+# Edits.
+
+
 def test_a_run_is_complete_when_every_row_and_every_edit_was_seen() -> None:
-    inbox = Inbox(Spans(((1, 3),)), [ALL, Spans(((4, NO_END),))])
+    edits = edits_of(
+        change(ADD, "resid_post.0"), change(ADD, "resid_post.1", where=at((4, NO_END)))
+    )
+    inbox = Inbox([Spans(((1, 3),))], edits)
     inbox.update()
     assert not inbox.complete(6)
     _put(inbox, 1, 2)
-    inbox.put_receipt(0, np.arange(5))
+    _applied(inbox, dict.fromkeys(range(5), 1.0))
     inbox.update()
     assert inbox.complete(4)
     assert not inbox.complete(5)
-    inbox.put_receipt(1, np.array([4, 5]))
-    inbox.put_receipt(0, np.array([5]))
+    _applied(inbox, {4: 1.0, 5: 1.0}, number=1)
+    _applied(inbox, {5: 1.0})
     inbox.update()
     assert inbox.complete(6)
-    assert inbox.edited_rows == 8
+    assert [report.rows for report in _reports(inbox, [9] * 6)] == [6, 2]
+
+
+def test_every_site_of_an_edit_must_have_been_reached() -> None:
+    inbox = Inbox([], edits_of(change(ADD, "q.0", "q.1")))
+    _applied(inbox, {0: 1.0}, number=0)
+    inbox.update()
+    assert not inbox.complete(1)
+    _applied(inbox, {0: 1.0}, number=1)
+    inbox.update()
+    assert inbox.complete(1)
 
 
 def test_a_skipped_edit_is_an_error() -> None:
-    inbox = Inbox(Spans(()), [ALL])
-    inbox.put_receipt(0, np.array([0, 1, 3]))
-    with pytest.raises(ActserveError) as error:
-        inbox.update()
-    assert error.value.reason is Reason.INTERVENTION_INCOMPLETE
+    inbox = Inbox([], edits_of(change(ADD, "resid_post.0")))
+    _applied(inbox, {0: 1.0, 1: 1.0, 3: 1.0})
+    assert _refused(inbox).reason is Reason.INTERVENTION_INCOMPLETE
+
+
+def test_an_error_names_the_intervention_as_the_caller_counts_them() -> None:
+    edits = edits_of(change(ADD, "q.0", "q.1", "q.2"), change(Zero(), "v.0", where=at((0, 2))))
+    skipped, unmatched = Inbox([], edits), Inbox([], edits)
+    _applied(skipped, {1: 1.0}, number=3)
+    _applied(unmatched, {0: UNMATCHED, 1: 1.0}, number=3)
+    for inbox in (skipped, unmatched):
+        assert "intervention 1 " in _refused(inbox, [7, 7]).message
+
+
+# Reports.
+
+
+def test_a_report_counts_rows_and_averages_their_change() -> None:
+    inbox = Inbox([], edits_of(change(ADD, "resid_post.0", where=at((1, 4)))))
+    _applied(inbox, {1: (1, 0.5), 2: (0, 0.0), 3: (1, 1.0)})
+    assert _reports(inbox, [7] * 5) == [InterventionReport(3, 2, 0, 0.5)]
+
+
+def test_rows_from_the_prefix_cache_are_reported_and_have_no_change() -> None:
+    inbox = Inbox([], edits_of(change(ADD, "resid_post.0")))
+    _applied(inbox, {0: REUSED, 1: REUSED, 2: (1, 0.25)})
+    assert _reports(inbox, [7] * 3) == [InterventionReport(3, 1, 2, 0.25)]
+
+
+def test_without_a_computed_row_there_is_no_mean() -> None:
+    inbox = Inbox([], edits_of(change(ADD, "resid_post.0", where=at((0, 2)))))
+    _applied(inbox, {0: REUSED, 1: REUSED})
+    assert _reports(inbox, [7] * 3) == [InterventionReport(2, 0, 2, None)]
+
+
+def test_every_head_of_every_site_is_a_row_of_the_report() -> None:
+    inbox = Inbox([], edits_of(change(ADD, "q.0", "q.1", heads=(4, 0, 2))))
+    # Heads that changed, and the sum of their relative changes.
+    _applied(inbox, {0: REUSED, 1: (3, 0.6)}, number=0)
+    _applied(inbox, {0: REUSED, 1: (1, 1.2)}, number=1)
+    (report,) = _reports(inbox, [7, 7])
+    assert (report.rows, report.changed_rows, report.reused_rows) == (12, 4, 6)
+    assert report.mean_relative_change == pytest.approx(0.3)
+
+
+def test_edits_of_tokens_that_turned_out_not_to_exist_are_not_reported() -> None:
+    inbox = Inbox([], edits_of(change(ADD, "resid_post.0")))
+    _applied(inbox, {0: (1, 0.5), 1: (1, 0.5), 2: (1, 8.0)})
+    assert _reports(inbox, [7, 7]) == [InterventionReport(2, 2, 0, 0.5)]
+
+
+def test_edits_recomputed_after_a_preemption_are_reported_once() -> None:
+    inbox = Inbox([], edits_of(change(ADD, "resid_post.0")))
+    _applied(inbox, {0: (1, 0.5), 1: (1, 0.5)})
+    _applied(inbox, {0: (1, 8.0), 1: (1, 8.0), 2: (1, 1.25)})
+    assert _reports(inbox, [7, 7, 7]) == [InterventionReport(3, 3, 0, 0.75)]
+
+
+def test_every_intervention_has_its_report_in_the_order_of_the_request() -> None:
+    edits = edits_of(
+        change(ADD, "q.0", "q.1", where=at((0, 1))),
+        change(Zero(), "v.0", where=at((5, NO_END))),
+        change(ADD, "q.0", where=at((0, 2))),
+    )
+    inbox = Inbox([], edits)
+    _applied(inbox, {0: 1.0, 1: 1.0}, number=3)
+    _applied(inbox, {0: 1.0}, number=0)
+    _applied(inbox, {0: 1.0}, number=1)
+    assert [report.rows for report in _reports(inbox, [7] * 3)] == [2, 0, 2]
+
+
+def test_selected_tokens_alone_are_counted() -> None:
+    inbox = Inbox([], edits_of(change(ADD, "q.0", where=at((0, NO_END), token_ids=(7, 9)))))
+    _applied(inbox, {0: REUSED, 1: REUSED, 2: (1, 0.5), 3: UNMATCHED, 4: (1, 1.5)})
+    # Of the two from the cache the second is selected: the server knows, the worker did not.
+    assert _reports(inbox, [1, 9, 7, 2, 9]) == [InterventionReport(3, 2, 1, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("notes", "ids"),
+    [
+        ({0: UNMATCHED, 1: UNMATCHED}, [1, 7]),
+        ({0: (1.0, 0.5), 1: UNMATCHED}, [1, 2]),
+        ({0: (0.0, 0.0), 1: (1.0, 0.5)}, [1, 7]),
+    ],
+    ids=["skipped the selected token", "changed another", "came to another"],
+)
+def test_an_edit_at_other_tokens_than_selected_is_an_error(
+    notes: dict[int, Note], ids: list[int]
+) -> None:
+    inbox = Inbox([], edits_of(change(ADD, "q.0", where=at((0, NO_END), token_ids=(7,)))))
+    _applied(inbox, notes)
+    assert _refused(inbox, ids).reason is Reason.INTERVENTION_INCOMPLETE
+
+
+def test_an_edit_that_passed_over_a_token_without_a_choice_of_tokens_is_an_error() -> None:
+    inbox = Inbox([], edits_of(change(ADD, "q.0")))
+    _applied(inbox, {0: UNMATCHED})
+    assert _refused(inbox, [1]).reason is Reason.INTERVENTION_INCOMPLETE
+
+
+def test_what_is_noted_of_a_token_that_does_not_exist_is_no_error() -> None:
+    inbox = Inbox([], edits_of(change(ADD, "q.0", where=at((0, NO_END), token_ids=(7,)))))
+    _applied(inbox, {0: (1, 0.5), 1: UNMATCHED})
+    assert _reports(inbox, [7]) == [InterventionReport(1, 1, 0, 0.5)]

@@ -1,8 +1,11 @@
 """What the worker writes is what the server reads, however large a step is."""
 
-import numpy as np
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from actserve_server.engine.vllm.points import Tap
+import numpy as np
+import pytest
+
 from actserve_server.engine.vllm.records import (
     ReceiptsRecord,
     RowsRecord,
@@ -13,51 +16,86 @@ from actserve_server.engine.vllm.records import (
 )
 from actserve_server.engine.vllm.ring import RingReader, RingWriter
 
-TAPS = (Tap(0, 1), Tap(31, 0), Tap(60, 2))
+
+@contextmanager
+def _ring(capacity: int) -> Iterator[tuple[RingReader, RingWriter]]:
+    reader = RingReader(capacity)
+    try:
+        yield reader, RingWriter(reader.folder)
+    finally:
+        reader.close()
 
 
-def _rows(count: int) -> RowsRecord:
+def _sent_rows(count: int, row_bytes: tuple[int, ...], number: int = 0) -> RowsRecord:
     rng = np.random.default_rng(count)
     return RowsRecord(
-        TAPS,
+        number,
         np.sort(rng.integers(1, 5, count)),
         np.arange(count),
-        rng.integers(0, 256, (3, count, 10), np.uint8),
+        tuple(rng.integers(0, 256, (count, size), np.uint8) for size in row_bytes),
     )
 
 
-def test_rows_survive_the_ring_in_pieces() -> None:
-    reader = RingReader(capacity=16384)
-    writer = RingWriter(reader.folder)
-    sent = _rows(200)
-    write_rows(writer, sent)
+def _received(reader: RingReader, count: int) -> list[RowsRecord]:
     records, got = reader.records(), []
-    while sum(len(record.keys) for record in got) < 200:
+    while sum(len(record.keys) for record in got) < count:
         record = read(next(records).copy())
         assert isinstance(record, RowsRecord)
-        assert record.taps == TAPS
         got.append(record)
-    assert len(got) > 1
-    assert np.array_equal(np.concatenate([r.keys for r in got]), sent.keys)
-    assert np.array_equal(np.concatenate([r.positions for r in got]), sent.positions)
-    assert np.array_equal(np.concatenate([r.data for r in got], axis=1), sent.data)
-    reader.close()
+    return got
+
+
+@pytest.mark.parametrize(
+    "row_bytes", [(10,), (6, 10, 3), (8, 4096), (1, 2, 3, 4, 5)], ids=lambda sizes: str(sizes)
+)
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_rows_of_any_widths_survive_the_ring_in_pieces(
+    row_bytes: tuple[int, ...], count: int
+) -> None:
+    with _ring(1 << 20) as (reader, writer):
+        sent = _sent_rows(count, row_bytes, number=2)
+        write_rows(writer, sent)
+        got = _received(reader, count)
+    assert {record.number for record in got} == {2}
+    assert np.array_equal(np.concatenate([record.keys for record in got]), sent.keys)
+    assert np.array_equal(np.concatenate([record.positions for record in got]), sent.positions)
+    for site, data in enumerate(sent.data):
+        assert np.array_equal(np.concatenate([record.data[site] for record in got]), data)
+
+
+def test_more_rows_than_the_ring_likes_at_once_come_in_several_records() -> None:
+    with _ring(20480) as (reader, writer):
+        write_rows(writer, _sent_rows(200, (30, 10)))
+        assert len(_received(reader, 200)) > 1
+
+
+def test_columns_that_lie_apart_in_memory_are_written_as_they_are() -> None:
+    whole = np.arange(60, dtype=np.uint8).reshape(6, 10)
+    with _ring(8192) as (reader, writer):
+        write_rows(writer, RowsRecord(0, np.full(3, 1), np.arange(3), (whole[::2, 1:4],)))
+        (got,) = _received(reader, 3)
+    assert np.array_equal(got.data[0], whole[::2, 1:4])
 
 
 def test_receipts_survive_the_ring_in_pieces() -> None:
-    reader = RingReader(capacity=4096)
-    writer = RingWriter(reader.folder)
-    sent = ReceiptsRecord(np.repeat([7, 8], 30), np.arange(60) % 3, np.arange(60))
-    write_receipts(writer, sent)
-    records, got = reader.records(), []
-    while sum(len(record.keys) for record in got) < 60:
-        record = read(next(records).copy())
-        assert isinstance(record, ReceiptsRecord)
-        got.append(record)
-    for name in ("keys", "edits", "positions"):
+    changes = np.random.default_rng(0).standard_normal((60, 2)).astype(np.float32)
+    sent = ReceiptsRecord(np.repeat([7, 8], 30), np.arange(60) % 3, np.arange(60), changes)
+    with _ring(4096) as (reader, writer):
+        write_receipts(writer, sent)
+        records, got = reader.records(), []
+        while sum(len(record.keys) for record in got) < 60:
+            record = read(next(records).copy())
+            assert isinstance(record, ReceiptsRecord)
+            got.append(record)
+    assert len(got) > 1
+    for name in ("keys", "edits", "positions", "changes"):
         whole = np.concatenate([getattr(record, name) for record in got])
         assert np.array_equal(whole, getattr(sent, name))
-    reader.close()
+
+
+def test_a_record_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="a record of kind 77"):
+        read(np.array([77, 0, 0, 0], np.int64).view(np.uint8))
 
 
 def test_by_key_splits_at_every_change_and_repeats_a_key_that_returns() -> None:

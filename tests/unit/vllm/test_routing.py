@@ -1,150 +1,199 @@
 """A step reads and changes the rows of the right run at the right absolute positions."""
 
 import numpy as np
-import torch
+import pytest
 
-from actserve_server.domain.positions import NO_END, Spans
-from actserve_server.engine.vllm import taps as taps_module
-from actserve_server.engine.vllm.bank import VectorBank
-from actserve_server.engine.vllm.points import Stage, Tap
-from actserve_server.engine.vllm.routing import BatchRows, RoutedStep, TappedRun, route
-from actserve_server.engine.vllm.wire import Edit, RunTaps
-
-WIDTH = 4
-ALL = Spans(((0, NO_END),))
-MLP_OUT, RESID_POST, NEXT_PRE = (Tap(2, stage) for stage in Stage)
-
-
-def _bank() -> VectorBank:
-    return VectorBank(WIDTH, torch.float32, torch.device("cpu"))
+from actserve_server.domain.operations import (
+    Ablate,
+    Zero,
+)
+from actserve_server.domain.positions import NO_END
+from actserve_server.domain.runs import Run, Unembed
+from actserve_server.engine.vllm import taps
+from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.routing import route
+from tests.unit.vllm.batches import MODEL, Batch, add, carry_out, constant, firsts, plan
+from tests.unit.vllm.steps import at, change, make_run, read, rows, start
 
 
-def _run(
-    bank: VectorBank,
-    key: int,
-    capture: tuple[Tap, ...] = (),
-    spans: Spans = ALL,
-    edits: tuple[tuple[Tap, Spans, float], ...] = (),
-) -> TappedRun:
-    made = tuple(Edit(tap, where, np.full(WIDTH, value, np.float32)) for tap, where, value in edits)
-    slots = tuple(bank.put(edit.delta) for edit in made)
-    return TappedRun(RunTaps(key, capture, spans, made), slots)
-
-
-def _pass(routed: RoutedStep, hidden: torch.Tensor, residual: torch.Tensor, point: int = 2) -> None:
-    with taps_module.step(routed.plan):
-        taps_module.tap(hidden, residual, point)
-
-
-def _route(bank: VectorBank, *batch: BatchRows) -> RoutedStep:
-    routed = route(batch, bank, WIDTH, torch.float32)
-    assert routed is not None
-    return routed
-
-
-def _numbered(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row r of the branch is r, of the residual 100 r."""
-    ramp = torch.arange(rows, dtype=torch.float32)[:, None].repeat(1, WIDTH)
-    return ramp, 100 * ramp
-
-
-def test_rows_go_to_the_run_whose_rows_they_are() -> None:
-    bank = _bank()
-    routed = _route(
-        bank,
-        BatchRows(_run(bank, 11, (RESID_POST,)), row=5, position=40, count=2),
-        BatchRows(
-            _run(bank, 12, (RESID_POST,), Spans(((0, 1), (2, 3)))), row=0, position=0, count=4
+def test_rows_go_to_the_run_whose_rows_they_are(banks: Banks) -> None:
+    routed = carry_out(
+        banks,
+        Batch.numbered(8),
+        rows(start(banks, 11, make_run(read("resid_post.0"))), row=5, position=40, tokens=2),
+        rows(
+            start(banks, 12, make_run(read("resid_post.0", where=at((0, 1), (2, 3))))),
+            row=0,
+            position=0,
+            tokens=4,
         ),
     )
-    _pass(routed, *_numbered(8))
     (block,) = routed.blocks
     assert block.keys.tolist() == [11, 11, 12, 12]
     assert block.positions.tolist() == [40, 41, 0, 2]
-    assert block.data[0, :, 0].tolist() == [505.0, 606.0, 0.0, 202.0]
+    assert firsts(routed) == [[505.0, 606.0, 0.0, 202.0]]
 
 
-def test_a_branch_is_read_alone_and_the_stream_as_the_sum() -> None:
-    bank = _bank()
-    run = _run(bank, 1, (MLP_OUT, RESID_POST, NEXT_PRE))
-    routed = _route(bank, BatchRows(run, row=3, position=0, count=1))
-    _pass(routed, *_numbered(4))
-    assert routed.blocks[0].data[:, 0, 0].tolist() == [3.0, 303.0, 303.0]
+def test_columns_come_in_the_order_in_which_a_run_asked(banks: Banks) -> None:
+    run = start(banks, 1, make_run(read("final_norm", "resid_pre.1", "mlp_out.0")))
+    routed = carry_out(banks, Batch.numbered(4), rows(run, row=3, position=0, tokens=1))
+    assert firsts(routed) == [[30000.0], [303.0], [3.0]]
 
 
-def test_a_capture_sees_the_edits_of_its_stage_and_before_and_none_after() -> None:
-    bank = _bank()
-    edits = ((MLP_OUT, ALL, 0.25), (RESID_POST, ALL, 0.5), (NEXT_PRE, ALL, 1.0))
-    run = _run(bank, 1, (MLP_OUT, RESID_POST, NEXT_PRE), edits=edits)
-    routed = _route(bank, BatchRows(run, row=0, position=0, count=1))
-    hidden, residual = _numbered(1)
-    _pass(routed, hidden, residual)
-    assert routed.blocks[0].data[:, 0, 0].tolist() == [0.25, 0.75, 1.75]
-    assert hidden[0, 0] == 1.75
-
-
-def test_an_edit_touches_only_its_run_and_its_positions() -> None:
-    bank = _bank()
-    first = _run(bank, 1, edits=((RESID_POST, Spans(((11, 13),)), 1.0),))
-    second = _run(bank, 2, edits=((RESID_POST, ALL, 10.0), (RESID_POST, ALL, 20.0)))
-    hidden = torch.zeros(8, WIDTH)
-    routed = _route(
-        bank,
-        BatchRows(first, row=2, position=10, count=4),
-        BatchRows(second, row=7, position=99, count=1),
+def test_runs_that_read_other_sites_get_blocks_of_their_own(banks: Banks) -> None:
+    routed = carry_out(
+        banks,
+        Batch.numbered(4),
+        rows(start(banks, 1, make_run(read("q.0"))), row=0, position=0, tokens=1),
+        rows(start(banks, 2, make_run(read("final_norm"))), row=1, position=0, tokens=2),
+        rows(start(banks, 3, make_run(read("q.0"))), row=3, position=7, tokens=1),
     )
-    _pass(routed, hidden, torch.zeros(8, WIDTH))
-    assert hidden[:, 0].tolist() == [0, 0, 0, 1, 1, 0, 0, 30]
+    found = [
+        (block.keys.tolist(), [str(column.site.site) for column in block.columns])
+        for block in routed.blocks
+    ]
+    assert found == [([1, 3], ["q.0"]), ([2, 2], ["final_norm"])]
 
 
-def test_generated_only_means_the_position_even_when_recomputed_as_prefill() -> None:
+def test_selected_tokens_are_captured_at_every_position_for_the_server_to_sift(
+    banks: Banks,
+) -> None:
+    """Which generated tokens match is known to the server too."""
+    run = make_run(read("mlp_out.0", where=at((0, NO_END), token_ids=(7,))))
+    item = rows(start(banks, 1, run), row=0, position=0, tokens=[7, 1])
+    assert firsts(carry_out(banks, Batch.numbered(2), item)) == [[0.0, 1.0]]
+
+
+def test_every_capture_of_a_run_has_rows_of_its_own(banks: Banks) -> None:
+    first = read("mlp_out.0", where=at((0, 2)))
+    second = read("mlp_out.0", "final_norm", where=at((1, 2), (3, 4)))
+    routed = carry_out(
+        banks,
+        Batch.numbered(8),
+        rows(start(banks, 1, make_run(first, second)), row=0, position=0, tokens=4),
+        # The same sites, but as another one of its captures.
+        rows(start(banks, 2, make_run(second)), row=4, position=0, tokens=4),
+    )
+    found = {
+        (block.number, *np.unique(block.keys).tolist()): [
+            block.positions.tolist(),
+            *(
+                [] if (got := column.work.rows) is None else got[:, 0].tolist()
+                for column in block.columns
+            ),
+        ]
+        for block in routed.blocks
+    }
+    assert found == {
+        (0, 1): [[0, 1], [0, 1]],
+        (1, 1): [[1, 3], [1, 3], [10000, 30000]],
+        (0, 2): [[1, 3], [5, 7], [50000, 70000]],
+    }
+
+
+def test_rows_to_unembed_come_with_the_tokens_after_them(banks: Banks) -> None:
+    lens = Unembed(top_k=1, next_token=True)
+    run = start(banks, 1, make_run(read("resid_post.0", where=at((5, 6), (7, 9)), unembed=lens)))
+    other = start(banks, 2, make_run(read("resid_post.0")))
+    same = start(banks, 3, make_run(read("resid_post.0", unembed=Unembed(1, next_token=True))))
+    routed = plan(
+        banks,
+        rows(run, row=0, position=5, tokens=[10, 20, 30, 40]),
+        rows(other, row=4, position=0, tokens=[50]),
+        rows(same, row=5, position=0, tokens=[60]),
+    )
+    found = [
+        (block.keys.tolist(), block.unembed, block.next_ids.tolist()) for block in routed.blocks
+    ]
+    assert found == [([1, 1, 1, 3], lens, [110, 130, 140, 160]), ([2], None, [150])]
+
+
+def test_a_branch_is_read_alone_and_the_stream_as_the_sum(banks: Banks) -> None:
+    run = start(banks, 1, make_run(read("mlp_out.0", "resid_post.0", "resid_pre.1")))
+    routed = carry_out(banks, Batch.numbered(4), rows(run, row=3, position=0, tokens=1))
+    assert firsts(routed) == [[3.0], [303.0], [303.0]]
+
+
+def test_rows_of_the_logits_are_made_of_those_of_the_final_norm(banks: Banks) -> None:
+    run = start(banks, 1, make_run(add(5.0, "final_norm"), read("logits", "final_norm")))
+    routed = carry_out(banks, Batch.numbered(4), rows(run, row=1, position=0, tokens=2))
+    assert [str(column.site.site) for column in routed.blocks[0].columns] == [
+        "logits",
+        "final_norm",
+    ]
+    assert firsts(routed) == [[10005.0, 20005.0]] * 2
+
+
+def test_a_capture_sees_the_edits_of_its_site_and_before_and_none_after(banks: Banks) -> None:
+    # Neither is listed in the order in which the pass reaches them.
+    edits = [add(1.0, "resid_pre.1"), add(0.5, "resid_post.0"), add(0.25, "mlp_out.0")]
+    run = make_run(*edits, read("resid_pre.1", "mlp_out.0", "resid_post.0"))
+    batch = Batch.zeros(1)
+    routed = carry_out(banks, batch, rows(start(banks, 1, run), row=0, position=0, tokens=1))
+    assert firsts(routed) == [[1.75], [0.25], [0.75]]
+    assert batch.stream[0, 0] == 1.75
+
+
+def test_an_edit_of_several_sites_is_made_at_each_in_the_order_of_the_pass(banks: Banks) -> None:
+    double = change(Ablate(constant(1.0), coefficient=-1.0), "resid_pre.1", "mlp_out.0")
+    run = make_run(double, read("mlp_out.0", "resid_post.0", "resid_pre.1"))
+    batch = Batch.zeros(1)
+    batch.hidden += 1
+    batch.residual += 10
+    routed = carry_out(banks, batch, rows(start(banks, 1, run), row=0, position=0, tokens=1))
+    assert np.concatenate(firsts(routed)).tolist() == pytest.approx([2.0, 12.0, 24.0])
+
+
+def test_an_edit_touches_only_its_run_and_its_positions(banks: Banks) -> None:
+    first = start(banks, 1, make_run(add(1.0, where=at((11, 13)))))
+    second = start(banks, 2, make_run(add(10.0), add(20.0)))
+    batch = Batch.zeros(8)
+    carry_out(
+        banks,
+        batch,
+        rows(first, row=2, position=10, tokens=4),
+        rows(second, row=7, position=99, tokens=1),
+    )
+    assert batch.stream[:, 0].tolist() == [0, 0, 0, 1, 1, 0, 0, 30]
+    assert not batch.q.any()
+    assert not batch.normed.any()
+
+
+def test_generated_only_means_the_position_even_when_recomputed_as_prefill(banks: Banks) -> None:
     """After a preemption, prompt (0-4) and generated tokens (5-7) come in one chunk."""
-    bank = _bank()
-    run = _run(bank, 1, edits=((RESID_POST, Spans(((5, NO_END),)), 1.0),))
-    hidden = torch.zeros(8, WIDTH)
-    _pass(_route(bank, BatchRows(run, row=0, position=0, count=8)), hidden, torch.zeros(8, WIDTH))
-    assert hidden[:, 0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    run = start(banks, 1, make_run(add(1.0, where=at((5, NO_END)))))
+    batch = Batch.zeros(8)
+    carry_out(banks, batch, rows(run, row=0, position=0, tokens=8))
+    assert batch.stream[:, 0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
 
 
-def test_receipts_cover_what_was_edited_and_what_came_edited_from_the_cache() -> None:
-    bank = _bank()
-    run = _run(bank, 9, edits=((RESID_POST, Spans(((1, NO_END),)), 1.0),))
-    first = _route(bank, BatchRows(run, row=0, position=4, count=2)).receipts
-    assert first is not None
-    assert first.positions.tolist() == [1, 2, 3, 4, 5]
-    again = _route(bank, BatchRows(run, row=0, position=0, count=7)).receipts
-    assert again is not None
-    assert again.positions.tolist() == [1, 2, 3, 4, 5, 6]
+@pytest.mark.parametrize(
+    "run",
+    [
+        make_run(read("resid_post.0", where=at((0, 3)))),
+        make_run(add(1.0, where=at((8, NO_END)))),
+    ],
+    ids=["capture", "edit"],
+)
+def test_runs_with_nothing_to_do_in_a_step_cost_no_plan(banks: Banks, run: Run) -> None:
+    item = rows(start(banks, 1, run), row=0, position=3, tokens=5)
+    assert route([item], banks, MODEL) is None
 
 
-def test_runs_with_nothing_to_do_in_a_step_cost_no_plan() -> None:
-    bank = _bank()
-    run = _run(bank, 1, (RESID_POST,), Spans(((0, 3),)))
-    assert route([BatchRows(run, row=0, position=3, count=5)], bank, WIDTH, torch.float32) is None
+def test_a_planned_place_that_the_pass_never_reached_is_known(banks: Banks) -> None:
+    run = start(banks, 1, make_run(change(Zero(), "q.0"), read("resid_post.0")))
+    routed = plan(banks, rows(run, row=0, position=0, tokens=1))
+    assert routed.plan.missed() == [0, 1]
+    with taps.step(routed.plan):
+        taps.tap(Batch.zeros(1).q, None, 0)
+    assert routed.plan.missed() == [1]
+    Batch.zeros(1).carry_out(routed)
+    assert routed.plan.missed() == []
 
 
-def test_a_planned_point_that_the_pass_never_reached_is_known() -> None:
-    bank = _bank()
-    routed = _route(bank, BatchRows(_run(bank, 1, (RESID_POST,)), row=0, position=0, count=1))
-    assert list(routed.plan.missed()) == [2]
-    _pass(routed, *_numbered(1))
-    assert list(routed.plan.missed()) == []
-
-
-def test_an_error_in_a_tap_is_not_swallowed() -> None:
-    bank = _bank()
-    routed = _route(bank, BatchRows(_run(bank, 1, (RESID_POST,)), row=50, position=0, count=1))
-    try:
-        _pass(routed, *_numbered(4))
-    except (IndexError, RuntimeError):
-        return
-    raise AssertionError("the tap's error was swallowed")
-
-
-def test_the_bank_grows_and_reuses_slots() -> None:
-    bank = _bank()
-    slots = [bank.put(np.full(WIDTH, value, np.float32)) for value in range(200)]
-    assert bank.gather(torch.tensor(slots))[:, 0].tolist() == list(range(200))
-    bank.release(slots[7])
-    assert bank.put(np.zeros(WIDTH, np.float32)) == slots[7]
-    assert bank.used == 200
+def test_an_error_in_a_tap_is_not_swallowed(banks: Banks) -> None:
+    run = start(banks, 1, make_run(read("resid_post.0")))
+    routed = plan(banks, rows(run, row=50, position=0, tokens=1))
+    with pytest.raises((IndexError, RuntimeError)):
+        Batch.numbered(4).carry_out(routed)
+    assert routed.plan.missed() == [1]

@@ -1,136 +1,35 @@
-"""The worker steers exactly or fails: against a small model and a stand-in for vLLM's worker."""
+"""The worker steers exactly or fails: against a small model and stand-ins for vLLM."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from actserve_server.domain.positions import NO_END, Spans
-from actserve_server.domain.runs import Add, Capture, Run
-from actserve_server.domain.sites import HookPoint, Site
-from actserve_server.engine.vllm import wire
-from actserve_server.engine.vllm.attach import attach_taps
+from actserve_server.domain.operations import Add, Mean, Zero
+from actserve_server.domain.positions import NO_END
+from actserve_server.domain.runs import Unembed
+from actserve_server.domain.sites import HookPoint
+from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.records import ReceiptsRecord, RowsRecord, read
 from actserve_server.engine.vllm.ring import RingReader
-from actserve_server.engine.vllm.worker import TapWorker, WorkerConfig
-
-WIDTH = 4
-ALL = Spans(((0, NO_END),))
-
-
-class Norm(nn.Module):
-    def forward(
-        self, branch: torch.Tensor, residual: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        total = branch + residual
-        return total, total
-
-
-class Layer(nn.Module):
-    """Adds 1 as attention and 10 as MLP, with vLLM's deferred residual adds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.post_attention_layernorm = Norm()
-
-    def forward(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        stream = hidden_states if residual is None else hidden_states + residual
-        _, stream = self.post_attention_layernorm(torch.ones_like(stream), stream)
-        return torch.full_like(stream, 10.0), stream
-
-
-class Backbone(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([Layer(), Layer()])
-
-
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = Backbone()
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        residual = None
-        for layer in self.model.layers:
-            hidden, residual = layer(torch.arange(len(hidden)), hidden, residual)
-        assert residual is not None
-        return hidden + residual
-
-
-@dataclass
-class Runner:
-    """As much of vLLM's model runner as the worker looks at."""
-
-    model: Model
-    input_batch: Any = None
-    query_start_loc: Any = None
-
-    def get_model(self) -> Model:
-        return self.model
-
-    def _model_forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.model(hidden)
-
-    def set_batch(self, *requests: tuple[str, int, int]) -> int:
-        """Requests as (id, first position, rows), in their final order; returns the row count."""
-        ids, computed, counts = zip(*requests, strict=True)
-        self.input_batch = SimpleNamespace(
-            req_ids=list(ids), num_computed_tokens_cpu=np.array(computed)
-        )
-        self.query_start_loc = SimpleNamespace(np=np.cumsum([0, *counts]))
-        return sum(counts)
-
-
-class VllmWorker:
-    """What `TapWorker` is mixed into."""
-
-    model_runner: Runner
-
-    def load_model(self) -> None:
-        pass
-
-    def execute_model(self, scheduler_output: Any) -> torch.Tensor:
-        return self.model_runner._model_forward(scheduler_output.hidden)
-
-
-class Worker(TapWorker, VllmWorker):
-    def __init__(self, folder: str) -> None:
-        self.model_runner = Runner(Model())
-        self.device, self.rank = torch.device("cpu"), 0
-        config = SimpleNamespace(
-            architecture="LlamaForCausalLM", dtype=torch.float32, get_hidden_size=lambda: WIDTH
-        )
-        self.vllm_config = SimpleNamespace(
-            model_config=config, additional_config=WorkerConfig(folder)
-        )
-        self.load_model()
-
-
-@dataclass
-class Step:
-    """As much of vLLM's scheduler output as the worker looks at."""
-
-    hidden: torch.Tensor
-    new: list[tuple[str, Run, int]] = field(default_factory=list)
-    finished_req_ids: set[str] = field(default_factory=set)
-
-    @property
-    def scheduled_new_reqs(self) -> list[Any]:
-        requests = []
-        for request_id, run, key in self.new:
-            taps = wire.taps_of(run, key)
-            extra = {wire.EXTRA_ARG: wire.encode(taps)} if taps else None
-            params = SimpleNamespace(extra_args=extra)
-            requests.append(SimpleNamespace(req_id=request_id, sampling_params=params))
-        return requests
+from actserve_server.engine.vllm.worker import WorkerConfig
+from tests.unit.vllm import steps
+from tests.unit.vllm.standins import Worker
+from tests.unit.vllm.steps import at, change, make_run, site
+from tests.unit.vllm.toys import (
+    FINAL_NORM,
+    HEAD_WIDTH,
+    HEADS,
+    KEY_VALUE_HEADS,
+    MLP_WIDTH,
+    VOCABULARY,
+    WIDTH,
+    textbook,
+)
 
 
 @pytest.fixture
@@ -142,88 +41,243 @@ def ring() -> Iterator[RingReader]:
 
 @pytest.fixture
 def worker(ring: RingReader) -> Worker:
-    return Worker(str(ring.folder))
+    return Worker(WorkerConfig(str(ring.folder)))
 
 
-POST = Site(HookPoint.RESID_POST, 0)
-STEERED = Run(id="s", token_ids=(1,), interventions=(Add(POST, ALL, np.full(WIDTH, 5, "f4")),))
-CAPTURED = Run(id="c", token_ids=(1,), capture=Capture((POST,), ALL))
-PLAIN = Run(id="p", token_ids=(1,))
+POST = site("resid_post.0")
+ROW = np.linspace(-2, 2, WIDTH, dtype=np.float32)
+STEERED = make_run(change(Add(ROW, 5.0), "resid_post.0"))
+CAPTURED = make_run(steps.read("resid_post.0"))
+PLAIN = make_run()
+
+
+def _plain(worker: Worker, hidden: torch.Tensor) -> torch.Tensor:
+    return textbook(worker.model_runner.model, hidden)[FINAL_NORM]
+
+
+def _steered(worker: Worker, hidden: torch.Tensor) -> torch.Tensor:
+    change = {POST: lambda x: x + 5 * torch.from_numpy(ROW)}
+    return textbook(worker.model_runner.model, hidden, change)[FINAL_NORM]
+
+
+def _rows(ring: RingReader) -> RowsRecord:
+    record = read(next(ring.records()).copy())
+    assert isinstance(record, RowsRecord)
+    return record
+
+
+def _values(data: np.ndarray) -> np.ndarray:
+    return data.view(np.float32)
+
+
+# A step.
 
 
 def test_rows_and_edits_follow_the_final_order_of_the_batch(
     worker: Worker, ring: RingReader
 ) -> None:
     """vLLM announces requests in one order and may run them in another."""
-    rows = worker.model_runner.set_batch(("c", 0, 2), ("p", 7, 1), ("s", 0, 2))
-    hidden = torch.arange(rows, dtype=torch.float32)[:, None].repeat(1, WIDTH) * 100
-    new = [("s", STEERED, 1), ("p", PLAIN, 2), ("c", CAPTURED, 3)]
-    output = worker.execute_model(Step(hidden.clone(), new))
-    assert (output - hidden)[:, 0].tolist() == [22, 22, 22, 27, 27]
+    hidden = worker.model_runner.set_batch(("c", 0, 2), ("p", 7, 1), ("s", 0, 2))
+    output = worker.step(hidden, {"s": STEERED, "p": PLAIN, "c": CAPTURED})
+    torch.testing.assert_close(output[:3], _plain(worker, hidden)[:3])
+    torch.testing.assert_close(output[3:], _steered(worker, hidden)[3:])
 
     records = ring.records()
     captured = read(next(records).copy())
     assert isinstance(captured, RowsRecord)
-    assert captured.keys.tolist() == [3, 3]
-    assert captured.positions.tolist() == [0, 1]
-    assert captured.data.view(np.float32)[0, :, 0].tolist() == [11.0, 111.0]
+    assert (captured.keys.tolist(), captured.positions.tolist()) == ([2, 2], [0, 1])
+    expected = textbook(worker.model_runner.model, hidden)[POST][:2]
+    np.testing.assert_allclose(_values(captured.data[0]), expected, rtol=1e-5)
     receipts = read(next(records).copy())
     assert isinstance(receipts, ReceiptsRecord)
-    assert (receipts.keys.tolist(), receipts.positions.tolist()) == ([1, 1], [0, 1])
+    assert (receipts.keys.tolist(), receipts.positions.tolist()) == ([0, 0], [0, 1])
+    assert receipts.changes[:, 0].tolist() == [1, 1]
+
+
+def test_the_tokens_of_a_run_are_those_of_its_own_rows(worker: Worker) -> None:
+    # At positions 3 to 6 of the batch's second request.
+    picky = make_run(change(Add(ROW, 5.0), "resid_post.0", where=at((0, 9), token_ids=(104, 106))))
+    hidden = worker.model_runner.set_batch(("p", 3, 3), ("s", 3, 4))
+    output = worker.step(hidden, {"s": picky, "p": PLAIN})
+    plain, steered = _plain(worker, hidden), _steered(worker, hidden)
+    for row, expected in enumerate([plain] * 3 + [plain, steered, plain, steered]):
+        torch.testing.assert_close(output[row], expected[row])
+
+
+def test_a_step_without_work_is_vllms_own(worker: Worker, ring: RingReader) -> None:
+    late = make_run(change(Zero(), "resid_post.0", where=at((5, NO_END))))
+    hidden = worker.model_runner.set_batch(("p", 0, 2), ("late", 0, 2))
+    output = worker.step(hidden, {"p": PLAIN, "late": late})
+    torch.testing.assert_close(output, _plain(worker, hidden))
+    ring.close()
+    assert list(ring.records()) == []
+
+
+# What is captured.
+
+
+def test_captures_are_sent_one_by_one_with_their_number(worker: Worker, ring: RingReader) -> None:
+    both = make_run(
+        steps.read("q.0", "mlp_act.1"), steps.read("resid_post.0", where=at((1, NO_END)))
+    )
+    hidden = worker.model_runner.set_batch(("b", 0, 3))
+    worker.step(hidden, {"b": both})
+    records = ring.records()
+    first, second = (read(next(records).copy()) for _ in range(2))
+    assert isinstance(first, RowsRecord)
+    assert isinstance(second, RowsRecord)
+    assert (first.number, [data.shape for data in first.data]) == (
+        0,
+        [(3, 4 * HEADS * HEAD_WIDTH), (3, 4 * MLP_WIDTH)],
+    )
+    assert (second.number, second.positions.tolist()) == (1, [1, 2])
+    sites = textbook(worker.model_runner.model, hidden)
+    np.testing.assert_allclose(_values(first.data[1]), sites[site("mlp_act.1")], rtol=1e-4)
+    np.testing.assert_allclose(_values(second.data[0]), sites[POST][1:], rtol=1e-4)
+
+
+def test_logits_are_the_models_own_without_what_pads_its_vocabulary(
+    worker: Worker, ring: RingReader
+) -> None:
+    hidden = worker.model_runner.set_batch(("l", 0, 3))
+    output = worker.step(hidden, {"l": make_run(steps.read("logits", "final_norm"))})
+    record = _rows(ring)
+    assert record.data[0].shape == (3, 4 * VOCABULARY)
+    expected = output @ worker.model_runner.model.head[:, :VOCABULARY]
+    np.testing.assert_allclose(_values(record.data[0]), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(_values(record.data[1]), output)
+
+
+@pytest.mark.parametrize("name", ["resid_post.1", "resid_mid.0", "final_norm"])
+def test_predictions_read_the_stream_through_the_final_norm_and_its_own_rows_without(
+    worker: Worker, ring: RingReader, name: str
+) -> None:
+    model = worker.model_runner.model
+    hidden = worker.model_runner.set_batch(("u", 0, 3))
+    worker.step(hidden, {"u": make_run(steps.read(name, unembed=Unembed(token_ids=(2,))))})
+    rows = textbook(model, hidden)[site(name)]
+    normed = rows if name == "final_norm" else model.norm.normed(rows)
+    expected = (normed @ model.head[:, :VOCABULARY]).log_softmax(-1)[:, 2:3]
+    np.testing.assert_allclose(_values(_rows(ring).data[0]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_next_token_is_known_within_the_prompt_alone(worker: Worker, ring: RingReader) -> None:
+    lens = Unembed(top_k=VOCABULARY, next_token=True)
+    run = make_run(steps.read("resid_post.1", unembed=lens))
+    # Positions 1 to 5 of a prompt of 4 tokens; token p of the batch's first request is p.
+    hidden = worker.model_runner.set_batch(("u", 1, 5), prompt_tokens=4)
+    worker.step(hidden, {"u": run})
+    parts = lens.split(_values(_rows(ring).data[0]))
+    assert parts.next_token_logprobs is not None
+    for row, token in enumerate([2, 3]):
+        (rank,) = np.flatnonzero(parts.top_ids[row] == token)
+        assert parts.next_token_logprobs[row] == parts.top_logprobs[row, rank]
+    assert np.isnan(parts.next_token_logprobs[2:]).all()
+
+
+# A run's life.
 
 
 def test_a_run_ends_with_its_request_and_frees_its_vectors(worker: Worker) -> None:
-    worker.model_runner.set_batch(("s", 0, 1))
-    worker.execute_model(Step(torch.zeros(1, WIDTH), [("s", STEERED, 1)]))
-    assert worker._bank.used == 1
-    worker.model_runner.set_batch(("p", 0, 1))
-    output = worker.execute_model(Step(torch.zeros(1, WIDTH), [("p", PLAIN, 2)], {"s"}))
-    assert output[0, 0] == 22
-    assert worker._bank.used == 0
+    worker.step(worker.model_runner.set_batch(("s", 0, 1)), {"s": STEERED})
+    assert worker._banks.used == 1
+    hidden = worker.model_runner.set_batch(("p", 0, 1))
+    output = worker.step(hidden, {"p": PLAIN}, {"s"})
+    torch.testing.assert_close(output, _plain(worker, hidden))
+    assert worker._banks.used == 0
 
 
 def test_a_resumed_request_that_is_announced_again_keeps_its_run(worker: Worker) -> None:
     for _ in range(2):
-        worker.model_runner.set_batch(("s", 0, 1))
-        output = worker.execute_model(Step(torch.zeros(1, WIDTH), [("s", STEERED, 1)]))
-        assert output[0, 0] == 27
-    assert worker._bank.used == 1
+        hidden = worker.model_runner.set_batch(("s", 0, 1))
+        output = worker.step(hidden, {"s": STEERED})
+        torch.testing.assert_close(output, _steered(worker, hidden))
+    assert worker._banks.used == 1
+
+
+def test_a_request_id_that_is_used_again_gets_its_new_run(worker: Worker) -> None:
+    worker.step(worker.model_runner.set_batch(("s", 0, 1)), {"s": STEERED})
+    hidden = worker.model_runner.set_batch(("s", 0, 1))
+    output = worker.step(hidden, {"s": make_run(change(Mean(ROW), "final_norm"))}, {"s"})
+    np.testing.assert_allclose(output, ROW[None])
+
+
+# What must fail.
 
 
 def test_a_pass_that_skips_a_planned_tap_fails_instead_of_answering(worker: Worker) -> None:
-    worker.model_runner.model.model.layers = worker.model_runner.model.model.layers[:0]
     worker._vllm_forward = lambda hidden: hidden
-    worker.model_runner.set_batch(("s", 0, 1))
-    with pytest.raises(RuntimeError, match=r"never reached tap points \[2\]"):
-        worker.execute_model(Step(torch.zeros(1, WIDTH), [("s", STEERED, 1)]))
+    hidden = worker.model_runner.set_batch(("s", 0, 1))
+    with pytest.raises(RuntimeError, match=r"never reached tap places \[\d+\]"):
+        worker.step(hidden, {"s": STEERED})
 
 
 def test_an_error_in_a_tap_fails_the_step_instead_of_answering_unsteered(worker: Worker) -> None:
-    wide = Run(id="w", token_ids=(1,), interventions=(Add(POST, ALL, np.ones(WIDTH + 1, "f4")),))
-    worker.model_runner.set_batch(("w", 0, 1))
+    wide = make_run(change(Add(np.ones(WIDTH + 1, "f4")), "resid_post.0"))
+    hidden = worker.model_runner.set_batch(("w", 0, 1))
     with pytest.raises(RuntimeError):
-        worker.execute_model(Step(torch.zeros(1, WIDTH), [("w", wide, 1)]))
+        worker.step(hidden, {"w": wide})
 
 
-def test_taps_survive_torch_compile() -> None:
-    """An edit is seen by code after it, in one graph without breaks."""
-    from actserve_server.engine.vllm import taps
-
-    def add_twice(hidden: torch.Tensor) -> torch.Tensor:
-        hidden = hidden * 2
-        taps.tap(hidden, None, 0)
-        return hidden + 1
-
-    class Always(taps.StepPlan):
-        def run(self, point: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-            hidden += 100
-
-    compiled = torch.compile(add_twice, fullgraph=True, backend="aot_eager")
-    assert compiled(torch.ones(3)).tolist() == [3, 3, 3]
-    with taps.step(Always()):
-        assert compiled(torch.ones(3)).tolist() == [103, 103, 103]
-
-
-def test_an_architecture_that_is_not_known_is_refused() -> None:
+def test_an_architecture_that_is_not_known_is_refused(ring: RingReader) -> None:
     with pytest.raises(ValueError, match="GPT9 is not served"):
-        attach_taps(Model(), "GPT9")
+        Worker(WorkerConfig(str(ring.folder)), architecture="GPT9")
+
+
+def test_a_model_that_is_not_what_its_architecture_says_is_refused(ring: RingReader) -> None:
+    with pytest.raises(ValueError, match=r"has no module transformer\.h"):
+        Worker(WorkerConfig(str(ring.folder)), architecture="GPT2LMHeadModel")
+
+
+# What is tapped.
+
+
+def test_the_server_learns_what_is_tapped_in_plain_words(ring: RingReader) -> None:
+    worker = Worker(WorkerConfig(str(ring.folder), ("resid_post", "logits")))
+    described = worker.describe_taps()
+    found = msgspec.msgpack.decode(msgspec.msgpack.encode(described))
+    assert found["hook_points"] == ["final_norm", "resid_post"]
+    assert Dimensions(**found["dimensions"]) == worker._dimensions
+    assert len(found["attention"]) == len([*worker.model_runner.model.layers])
+    assert found["attention_unserved"] == ""
+
+
+def test_only_what_is_tapped_is_part_of_the_compile_cache_key() -> None:
+    config = WorkerConfig("/dev/shm/a", ("q", "resid_post"))
+    assert replace(config, ring_folder="/dev/shm/b").compute_hash() == config.compute_hash()
+    assert replace(config, hook_points=("resid_post", "q")).compute_hash() == config.compute_hash()
+    assert replace(config, hook_points=("q",)).compute_hash() != config.compute_hash()
+    assert WorkerConfig("/dev/shm/a").compute_hash() != config.compute_hash()
+
+
+# Tensor parallelism.
+
+
+def test_other_ranks_do_the_same_and_send_nothing(tmp_path: Path) -> None:
+    other = Worker(WorkerConfig(str(tmp_path / "nowhere")), rank=1)
+    run = make_run(change(Add(ROW, 5.0), "resid_post.0"), steps.read("logits", "resid_post.1"))
+    hidden = other.model_runner.set_batch(("s", 0, 2))
+    torch.testing.assert_close(other.step(hidden, {"s": run}), _steered(other, hidden))
+
+
+@pytest.mark.parametrize(("ranks", "copies"), [(2, 1), (4, 2), (8, 4)])
+def test_ranks_beyond_the_key_value_heads_hold_copies_of_them(
+    ring: RingReader, ranks: int, copies: int
+) -> None:
+    assert KEY_VALUE_HEADS == 2
+    worker = Worker(WorkerConfig(str(ring.folder)), rank=0, ranks=ranks)
+    found: dict[HookPoint, set[int]] = {}
+    for key, shards in worker._model.shards.items():
+        assert (shards.rank, shards.size) == (0, ranks)
+        found.setdefault(key.site.hook_point, set()).add(shards.copies)
+    assert found == {
+        HookPoint.Q: {1},
+        HookPoint.K: {copies},
+        HookPoint.V: {copies},
+        HookPoint.Z: {1},
+        HookPoint.MLP_ACT: {1},
+    }
+
+
+def test_one_rank_splits_nothing(worker: Worker) -> None:
+    assert worker._model.shards == {}

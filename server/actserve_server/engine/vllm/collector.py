@@ -6,10 +6,9 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import structlog
 
-from actserve_server.engine.vllm.inbox import Inbox
+from actserve_server.engine.vllm.inbox import Block, Inbox
 from actserve_server.engine.vllm.records import ReceiptsRecord, RowsRecord, by_key, read
 from actserve_server.engine.vllm.ring import RingReader
 
@@ -91,12 +90,13 @@ class Collector:
             if inbox := self._inboxes.get(key):
                 # The copy out of the ring. It is the run's own, so that no run keeps another's
                 # rows in memory.
-                inbox.put_rows(record.positions[rows].copy(), np.array(record.data[:, rows]))
+                data = tuple(each[rows].copy() for each in record.data)
+                inbox.put_rows(record.number, Block(record.positions[rows].copy(), data))
 
     def _put_receipts(self, record: ReceiptsRecord) -> None:
         # Receipts of one run and one edit are consecutive; `by_key` splits on the run alone.
         for key, rows in by_key(record.keys):
             if inbox := self._inboxes.get(key):
-                edits, positions = record.edits[rows], record.positions[rows]
-                for edit, part in by_key(edits):
-                    inbox.put_receipt(edit, positions[part].copy())
+                positions, changes = record.positions[rows], record.changes[rows]
+                for edit, part in by_key(record.edits[rows]):
+                    inbox.put_receipt(edit, positions[part].copy(), changes[part].copy())

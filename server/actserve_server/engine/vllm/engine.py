@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 
 import numpy as np
@@ -18,8 +18,10 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import Prompt, TokenizedPrompt
 from actserve_server.domain.runs import (
+    Capture,
     Finished,
     FinishReason,
+    InterventionReport,
     Rows,
     Run,
     RunEvent,
@@ -28,6 +30,7 @@ from actserve_server.domain.runs import (
     TokenLogprobs,
     Tokens,
 )
+from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.vllm import startup, wire
 from actserve_server.engine.vllm.collector import Collector
 from actserve_server.engine.vllm.inbox import Block, Inbox
@@ -68,7 +71,8 @@ class VllmEngine:
         model for the first time. Raises `ValueError` for a model that cannot be served."""
         reader = RingReader()
         try:
-            llm, info = await asyncio.to_thread(startup.start, options, reader.folder)
+            llm = await asyncio.to_thread(startup.start, options, reader.folder)
+            info = await startup.describe(llm, options)
         except BaseException:
             reader.close()
             raise
@@ -108,6 +112,7 @@ class VllmEngine:
         self._tokenizer.close()
 
     async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
+        self._check_tokens_known(run)
         taps = wire.taps_of(run, next(self._keys))
         prompt: dict = {"prompt_token_ids": list(run.token_ids)}
         if salt := wire.cache_salt(taps):
@@ -127,6 +132,17 @@ class VllmEngine:
         except EngineDeadError as error:
             raise _engine_dead() from error
 
+    def _check_tokens_known(self, run: Run) -> None:
+        # With asynchronous scheduling the worker plans a step before it knows the last token.
+        by_token = any(change.selection.token_ids is not None for change in run.interventions)
+        if by_token and self._llm.vllm_config.scheduler_config.async_scheduling:
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                "generated tokens cannot be selected by id while vLLM schedules asynchronously; "
+                "select positions of the prompt",
+                field="interventions",
+            )
+
     async def _run_plain(
         self, run: Run, outputs: AsyncIterator[RequestOutput]
     ) -> AsyncGenerator[RunEvent, None]:
@@ -142,7 +158,7 @@ class VllmEngine:
     async def _run_tapped(
         self, run: Run, outputs: AsyncIterator[RequestOutput], taps: wire.RunTaps
     ) -> AsyncGenerator[RunEvent, None]:
-        inbox = Inbox(taps.capture_spans, [edit.spans for edit in taps.edits])
+        inbox = Inbox([reading.spans for reading in taps.captures], taps.edits)
         self._collector.open(taps.key, inbox)
         try:
             async with aclosing(self._with_arrivals(outputs)) as steps:
@@ -154,31 +170,42 @@ class VllmEngine:
     async def _events(
         self, run: Run, steps: AsyncIterator[RequestOutput | None], inbox: Inbox
     ) -> AsyncIterator[RunEvent]:
-        rows = _RowBuffer(run, self._info)
+        buffers = [
+            _RowBuffer(number, capture, self._info.row_type(capture))
+            for number, capture in enumerate(run.captures)
+        ]
         prompt_tokens, count = len(run.token_ids), 0
+        ids = list(run.token_ids)
         async for output in steps:
             inbox.update()
             if output is None:
-                rows.add(inbox.take(prompt_tokens))
-                for event in rows.flush():
-                    yield event
+                for buffer, blocks in zip(buffers, inbox.take(prompt_tokens), strict=True):
+                    buffer.add(blocks, ids)
+                    for event in buffer.flush():
+                        yield event
                 continue
             completion = output.outputs[0]
             reason = _finish_reason(completion) if output.finished else None
             tokens = self._tokens(run, count, completion)
-            count += len(tokens.ids) if tokens else 0
+            if tokens:
+                count += len(tokens.ids)
+                ids += tokens.ids
             # The last sampled token is not run, or is about to be; it has no row yet.
             end = prompt_tokens + max(count, 1) - 1
             if reason:
                 await self._await_rest(inbox, end)
-            rows.add(inbox.take(end))
             if tokens:
                 yield tokens
-            if reason or rows.due():
-                for event in rows.flush():
-                    yield event
+            for buffer, blocks in zip(buffers, inbox.take(end), strict=True):
+                buffer.add(blocks, ids)
+                if reason or buffer.due():
+                    for event in buffer.flush():
+                        yield event
             if reason:
-                yield Finished(reason, count, rows.positions())
+                reports = inbox.reports(ids[:end])
+                _check_used(run, reports)
+                captured = tuple(buffer.positions() for buffer in buffers)
+                yield Finished(reason, count, captured, reports)
 
     async def _with_arrivals(
         self, outputs: AsyncIterator[RequestOutput]
@@ -227,9 +254,8 @@ class VllmEngine:
     def _params(self, run: Run, taps: wire.RunTaps | None) -> SamplingParams:
         sampling, values = run.sampling, dict(self._defaults)
         values.update(_set_fields(sampling))
-        reads_prompt = bool(
-            run.capture and len(run.capture.spans.within(0, len(run.token_ids) - 1))
-        )
+        last = len(run.token_ids) - 1
+        reads_prompt = any(len(capture.spans.within(0, last)) for capture in run.captures)
         return SamplingParams(
             **values,
             output_kind=RequestOutputKind.DELTA,
@@ -267,47 +293,68 @@ class VllmEngine:
 
 
 class _RowBuffer:
-    """Collects rows of a run until they are worth sending."""
+    """Collects rows of one capture until they are worth sending."""
 
-    def __init__(self, run: Run, info: ModelInfo) -> None:
-        self._site_count = len(run.capture.sites) if run.capture else 0
-        self._element_type = info.element_type
+    def __init__(self, number: int, capture: Capture, element_type: ElementType) -> None:
+        self._number = number
+        self._capture = capture
+        self._element_type = element_type
         self._blocks: list[Block] = []
         self._sent: list[np.ndarray] = []
         self._since = 0.0
-        self.size = 0
+        self._size = 0
 
-    def add(self, blocks: list[Block]) -> None:
+    def add(self, blocks: list[Block], ids: Sequence[int]) -> None:
+        """Takes rows; `ids` are the tokens of the run as far as these rows go."""
+        if self._capture.selection.token_ids is not None:
+            # Which generated tokens match is known here, after the worker has read them all.
+            selected = self._capture.selection.among(ids)
+            blocks = [_among(block, selected) for block in blocks]
+        blocks = [block for block in blocks if len(block.positions)]
         if blocks and not self._blocks:
             self._since = time.monotonic()
         self._blocks += blocks
-        self.size += sum(data.nbytes for _, data in blocks)
+        self._size += sum(data.nbytes for block in blocks for data in block.data)
 
     def due(self) -> bool:
         return bool(self._blocks) and (
-            self.size >= _FLUSH_BYTES or time.monotonic() - self._since >= _FLUSH_SECONDS
+            self._size >= _FLUSH_BYTES or time.monotonic() - self._since >= _FLUSH_SECONDS
         )
 
     def flush(self) -> list[Rows]:
         if not self._blocks:
             return []
-        positions = np.concatenate([at for at, _ in self._blocks])
+        positions = np.concatenate([block.positions for block in self._blocks])
         storage = self._element_type.storage
+        data = zip(*(block.data for block in self._blocks), strict=True)
         events = [
-            Rows(
-                site,
-                positions,
-                np.concatenate([data[site] for _, data in self._blocks]).view(storage),
-            )
-            for site in range(self._site_count)
+            Rows(self._number, site, positions, np.concatenate(parts).view(storage))
+            for site, parts in enumerate(data)
         ]
         self._sent.append(positions)
-        self._blocks, self.size = [], 0
+        self._blocks, self._size = [], 0
         return events
 
     def positions(self) -> np.ndarray:
         """Every position flushed so far."""
         return np.concatenate(self._sent) if self._sent else np.empty(0, np.int64)
+
+
+def _among(block: Block, positions: np.ndarray) -> Block:
+    kept = np.isin(block.positions, positions)
+    return Block(block.positions[kept], tuple(each[kept] for each in block.data))
+
+
+def _check_used(run: Run, reports: Sequence[InterventionReport]) -> None:
+    for number, (change, report) in enumerate(zip(run.interventions, reports, strict=True)):
+        if report.rows == 0 and not change.allow_unused:
+            raise ActserveError(
+                Reason.INTERVENTION_UNUSED,
+                f"intervention {number} changed no row: no token that it selects was run; select "
+                "others, generate more, or set allow_unused",
+                field=f"interventions[{number}]",
+                metadata={"intervention": number},
+            )
 
 
 def _set_fields(sampling: Sampling) -> dict:

@@ -17,6 +17,10 @@ class EngineOptions:
     max_samples: int = 64
     max_interventions: int = 64
     max_request_bytes: int = 64 << 20
+    max_kept_bytes: int = 1 << 30
+    max_kept_seconds: int = 3600
+    hook_points: tuple[str, ...] = ()
+    """What to tap; everything the model has when empty."""
 
     dtype: str = "auto"
     max_model_len: int | None = None

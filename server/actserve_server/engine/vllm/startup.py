@@ -2,17 +2,23 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from vllm import AsyncEngineArgs
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from actserve_server.domain.model import Limits, ModelInfo
+from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.tensors import ElementType
-from actserve_server.engine.vllm.attach import MID_NORMS
+from actserve_server.engine.vllm.attention import rules
+from actserve_server.engine.vllm.dimensions import Dimensions
+from actserve_server.engine.vllm.families import family_of
 from actserve_server.engine.vllm.options import DEFAULT_CPU_KV_CACHE_BYTES, EngineOptions
 from actserve_server.engine.vllm.taps import OP_NAME
 from actserve_server.engine.vllm.worker import WorkerConfig
@@ -33,6 +39,8 @@ _VLLM_OPTIONS = (
     "seed",
 )
 
+_CPU_BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+
 _ELEMENT_TYPES = {
     "torch.float32": ElementType.F32,
     "torch.float16": ElementType.F16,
@@ -40,15 +48,51 @@ _ELEMENT_TYPES = {
 }
 
 
-def start(options: EngineOptions, ring_folder: Path) -> tuple[AsyncLLM, ModelInfo]:
+def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     """Blocks until the model is loaded and the worker has opened the ring."""
     prepare_environment()
     config = AsyncEngineArgs(**engine_args(options)).create_engine_config()
-    info = _model_info(config, options)
-    config.additional_config = WorkerConfig(str(ring_folder))
-    if not current_platform.is_cpu():
-        _split_at_taps(config)
-    return AsyncLLM.from_vllm_config(config), info
+    try:
+        family_of(config.model_config.architecture)
+    except ValueError as error:
+        raise ValueError(f"{options.model_path}: {error}") from None
+    hook_points = tuple(options.hook_points or HookPoint)
+    config.additional_config = WorkerConfig(str(ring_folder), hook_points)
+    if current_platform.is_cpu():
+        with _cpus_shared(options.tensor_parallel_size):
+            return AsyncLLM.from_vllm_config(config)
+    _split_at_taps(config)
+    return AsyncLLM.from_vllm_config(config)
+
+
+async def describe(llm: AsyncLLM, options: EngineOptions) -> ModelInfo:
+    """What the started engine serves, as its worker found it."""
+    (found, *_) = await llm.collective_rpc("describe_taps")
+    dimensions = Dimensions(**found["dimensions"])
+    tapped = frozenset(map(HookPoint, found["hook_points"]))
+    model = llm.model_config
+    return ModelInfo(
+        id=options.model_id,
+        path=options.model_path,
+        architecture=model.architecture,
+        layer_count=model.get_total_num_hidden_layers(),
+        width=dimensions.width,
+        vocabulary_size=dimensions.vocabulary_size,
+        element_type=_ELEMENT_TYPES[str(model.dtype)],
+        limits=Limits(
+            max_sequence_tokens=model.max_model_len,
+            max_prompts=options.max_prompts,
+            max_samples=options.max_samples,
+            max_capture_bytes=options.max_capture_bytes,
+            max_interventions=options.max_interventions,
+            max_request_bytes=options.max_request_bytes,
+            max_kept_bytes=options.max_kept_bytes,
+            max_kept_seconds=options.max_kept_seconds,
+        ),
+        hook_points=dimensions.hook_points(tapped),
+        attention=rules(found, dimensions.heads, dimensions.key_value_heads, dimensions.head_width),
+        attention_unserved=found["attention_unserved"],
+    )
 
 
 def engine_args(options: EngineOptions) -> dict[str, Any]:
@@ -91,6 +135,23 @@ def prepare_environment() -> None:
         _preload_openmp()
 
 
+@contextmanager
+def _cpus_shared(ranks: int) -> Iterator[None]:
+    """Gives each tensor-parallel rank that is started inside its part of the CPUs. vLLM would give
+    each a NUMA node, and refuses to start where there are fewer nodes than ranks."""
+    cpus = sorted(os.sched_getaffinity(0))
+    nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
+    if _CPU_BINDING in os.environ or not len(nodes) < ranks <= len(cpus):
+        yield
+        return
+    parts = (",".join(map(str, part)) for part in np.array_split(cpus, ranks))
+    os.environ[_CPU_BINDING] = "|".join(parts)
+    try:
+        yield
+    finally:
+        del os.environ[_CPU_BINDING]
+
+
 def _preload_openmp() -> None:
     """Has the worker load Intel's OpenMP and tcmalloc first, where they are installed: vLLM's CPU
     kernels are written for them."""
@@ -102,31 +163,3 @@ def _preload_openmp() -> None:
     found += Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")
     present = os.environ.get("LD_PRELOAD", "").split(":")
     os.environ["LD_PRELOAD"] = ":".join(dict.fromkeys(filter(None, [*present, *map(str, found)])))
-
-
-def _model_info(config: VllmConfig, options: EngineOptions) -> ModelInfo:
-    model = config.model_config
-    architecture = model.architecture
-    if architecture not in MID_NORMS:
-        raise ValueError(
-            f"{options.model_path} is a {architecture}, which is not served; the architectures "
-            f"are {', '.join(sorted(MID_NORMS))}"
-        )
-    return ModelInfo(
-        id=options.model_id,
-        path=options.model_path,
-        architecture=architecture,
-        layer_count=model.get_total_num_hidden_layers(),
-        width=model.get_hidden_size(),
-        vocabulary_size=model.get_vocab_size(),
-        element_type=_ELEMENT_TYPES[str(model.dtype)],
-        limits=Limits(
-            max_sequence_tokens=model.max_model_len,
-            max_prompts=options.max_prompts,
-            max_samples=options.max_samples,
-            max_capture_bytes=options.max_capture_bytes,
-            max_interventions=options.max_interventions,
-            max_request_bytes=options.max_request_bytes,
-        ),
-        unserved={},
-    )

@@ -1,8 +1,8 @@
 """The custom op through which every tap goes, and the step plan it carries out.
 
-The op is opaque to torch.compile: one call stays in the compiled graph at every point, and does
-nothing unless the current step has work there. `hidden` is declared as mutated, so that compiled
-code after the call sees an edit.
+The op is opaque to torch.compile: one call stays in the compiled graph at every place, and does
+nothing unless the current step has work there. Its tensors are declared as mutated, so that
+compiled code after the call sees an edit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,60 +11,106 @@ from dataclasses import dataclass
 
 import torch
 
+from actserve_server.engine.vllm.kernels import COMPUTE, Kernel, change_of
+from actserve_server.engine.vllm.sharding import Shards
+
 NAMESPACE = "actserve"
 OP_NAME = f"{NAMESPACE}::tap"
 """As vLLM names a splitting op."""
 
 
 @dataclass(slots=True, eq=False)
-class EditWork:
-    """Adds `deltas[i]` to row `rows[i]`; a row may occur more than once."""
+class RowsAt:
+    """Some rows of one site in one step."""
 
-    rows: torch.Tensor
-    deltas: torch.Tensor
+    index: torch.Tensor
+    """int64 [rows] into the batch."""
+    stream: bool
+    """Whether a row is the sum of branch and residual."""
+    shards: Shards | None = None
 
-    def run(self, hidden: torch.Tensor) -> None:
-        hidden.index_add_(0, self.rows, self.deltas)
+    def read(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        rows = hidden.index_select(0, self.index)
+        if self.stream and residual is not None:
+            # The same rounding as the model's own: the sum, in the model's element type.
+            rows += residual.index_select(0, self.index)
+        return self.shards.gather(rows) if self.shards else rows
+
+    def write(
+        self, rows: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> None:
+        hidden.index_copy_(0, self.index, self.shards.part(rows) if self.shards else rows)
+        if self.stream and residual is not None:
+            # The whole new row is in the branch: in bf16 a difference to what the residual holds
+            # would lose most of its bits.
+            residual.index_fill_(0, self.index, 0)
 
 
 @dataclass(slots=True, eq=False)
 class CaptureWork:
-    """Copies rows into `out`, [rows, width]."""
+    """Copies rows to `rows`, [rows, width], in the model's element type."""
 
-    rows: torch.Tensor
-    out: torch.Tensor
-    with_residual: bool
+    at: RowsAt
+    rows: torch.Tensor | None = None
 
     def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        torch.index_select(hidden, 0, self.rows, out=self.out)
-        if self.with_residual and residual is not None:
-            # The same rounding as the model's own: the sum, in the model's element type.
-            self.out += residual.index_select(0, self.rows)
+        self.rows = self.at.read(hidden, residual)
+
+
+@dataclass(slots=True, eq=False)
+class EditWork:
+    """Changes rows, or the parts of `heads` in them, by one kernel."""
+
+    at: RowsAt
+    kernel: Kernel
+    vectors: torch.Tensor
+    scalars: torch.Tensor
+    heads: torch.Tensor | None
+    head_width: int
+    changes: torch.Tensor
+    """Where to note what changed, float32 [noted, 2]: heads changed, and the sum over heads of
+    |x' - x| / |x|."""
+    noted: torch.Tensor
+    """Row i of the work is noted at `noted[i]`."""
+
+    def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        rows = self.at.read(hidden, residual)
+        parts = rows if self.heads is None else self._parts(rows)[:, self.heads].flatten(0, 1)
+        before = parts.float()
+        after = COMPUTE[self.kernel](before, self.vectors, self.scalars).expand_as(before)
+        written = after.to(rows.dtype)
+        if self.heads is None:
+            rows = written
+        else:
+            self._parts(rows)[:, self.heads] = written.unflatten(0, (len(rows), -1))
+        self.at.write(rows, hidden, residual)
+        change = change_of(before, written.float()).unflatten(0, (len(rows), -1))
+        self.changes.index_copy_(0, self.noted, change.sum(1))
+
+    def _parts(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.unflatten(1, (-1, self.head_width))
 
 
 Work = EditWork | CaptureWork
 
 
 class StepPlan:
-    """The work of one forward pass, by point, in the order it applies."""
+    """The work of one forward pass, by place, in the order it applies."""
 
     def __init__(self) -> None:
         self._work: dict[int, list[Work]] = {}
         self._done: set[int] = set()
 
-    def add(self, point: int, work: Work) -> None:
-        self._work.setdefault(point, []).append(work)
+    def add(self, place: int, work: Work) -> None:
+        self._work.setdefault(place, []).append(work)
 
-    def run(self, point: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        for work in self._work.get(point, ()):
-            if isinstance(work, EditWork):
-                work.run(hidden)
-            else:
-                work.run(hidden, residual)
-        self._done.add(point)
+    def run(self, place: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        for work in self._work.get(place, ()):
+            work.run(hidden, residual)
+        self._done.add(place)
 
     def missed(self) -> Sequence[int]:
-        """Points whose work was planned but never reached, after the pass. Must be empty."""
+        """Places whose work was planned but never reached, after the pass. Must be empty."""
         return sorted(self._work.keys() - self._done)
 
 
@@ -82,17 +128,17 @@ def step(plan: StepPlan | None) -> Iterator[None]:
         _current = None
 
 
-def _tap(hidden: torch.Tensor, residual: torch.Tensor | None, point: int) -> None:
+def _tap(hidden: torch.Tensor, residual: torch.Tensor | None, place: int) -> None:
     if _current is not None:
-        _current.run(point, hidden, residual)
+        _current.run(place, hidden, residual)
 
 
-def _tap_meta(hidden: torch.Tensor, residual: torch.Tensor | None, point: int) -> None:
+def _tap_meta(hidden: torch.Tensor, residual: torch.Tensor | None, place: int) -> None:
     pass
 
 
 _library = torch.library.Library(NAMESPACE, "DEF")
-_library.define("tap(Tensor(a!) hidden, Tensor? residual, int point) -> ()")
+_library.define("tap(Tensor(a!) hidden, Tensor(b!)? residual, int place) -> ()")
 # The dispatcher calls these directly: torch.library.custom_op would add ~20 us a call.
 _library.impl("tap", _tap, "CPU")
 _library.impl("tap", _tap, "CUDA")

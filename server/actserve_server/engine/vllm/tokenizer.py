@@ -13,7 +13,10 @@ from actserve_server.domain.prompts import (
     TextPrompt,
     TokenizedPrompt,
     TokenPrompt,
+    TokenSource,
 )
+from actserve_server.engine.vllm.offsets import OffsetEncoder
+from actserve_server.engine.vllm.sources import conversation_sources, locate, text_sources
 
 
 class PromptTokenizer:
@@ -25,6 +28,7 @@ class PromptTokenizer:
         self._vocabulary_size = vocabulary_size
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="actserve-tokenizer")
         self._text = lru_cache(maxsize=1 << 16)(self._decode_one)
+        self._encoder = OffsetEncoder(tokenizer)
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         return await asyncio.get_running_loop().run_in_executor(
@@ -41,18 +45,19 @@ class PromptTokenizer:
     def _tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         match prompt:
             case TextPrompt(text):
-                ids = tuple(self._tokenizer.encode(text))
+                ids, spans = self._encoder.encode(text, add_special_tokens=True)
+                sources = text_sources(spans)
             case TokenPrompt(ids):
-                pass
+                sources = ()
             case Conversation():
                 ids = self._render(prompt)
+                sources = self._sources(prompt, ids) if self._encoder.has_offsets else ()
         # Of text too: a tokenizer may know tokens that the model has no embedding for, and
         # vLLM's worker would die of one.
         self._check(ids)
-        return TokenizedPrompt(ids, self.texts(ids))
+        return TokenizedPrompt(ids, self.texts(ids), sources, prompt)
 
     def _render(self, conversation: Conversation) -> tuple[int, ...]:
-        turns = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
         if not self._tokenizer.chat_template:
             raise ActserveError(
                 Reason.PROMPT_NOT_RENDERABLE,
@@ -61,11 +66,7 @@ class PromptTokenizer:
             )
         try:
             # One step, because rendering and then encoding would double the BOS.
-            ids = self._tokenizer.apply_chat_template(
-                turns,
-                add_generation_prompt=conversation.add_generation_prompt,
-                return_dict=False,
-            )
+            ids = self._apply_template(conversation, _contents(conversation), return_dict=False)
         except Exception as error:
             # Templates are the checkpoint's own code and refuse in their own ways.
             raise ActserveError(
@@ -74,6 +75,36 @@ class PromptTokenizer:
                 field="prompt.conversation",
             ) from error
         return tuple(ids)
+
+    def _sources(self, conversation: Conversation, ids: tuple[int, ...]) -> tuple[TokenSource, ...]:
+        """The sources of a rendered conversation's ids."""
+
+        def render(contents: Sequence[str]) -> str:
+            return self._apply_template(conversation, contents, tokenize=False)
+
+        contents = _contents(conversation)
+        rendered = render(contents)
+        # The BOS is in the rendered text where the template wants one.
+        same_ids, spans = self._encoder.encode(rendered, add_special_tokens=False)
+        if same_ids != ids:
+            return ()
+        try:
+            passages = locate(contents, rendered, render)
+        except Exception:
+            # The template refuses a conversation with marks in it, and this one is not to blame.
+            passages = []
+        return conversation_sources(spans, passages, conversation.turns)
+
+    def _apply_template(
+        self, conversation: Conversation, contents: Sequence[str], **options: Any
+    ) -> Any:
+        turns = [
+            {"role": turn.role, "content": content}
+            for turn, content in zip(conversation.turns, contents, strict=True)
+        ]
+        return self._tokenizer.apply_chat_template(
+            turns, add_generation_prompt=conversation.add_generation_prompt, **options
+        )
 
     def _check(self, ids: Sequence[int]) -> None:
         for index, token in enumerate(ids):
@@ -88,3 +119,7 @@ class PromptTokenizer:
 
     def _decode_one(self, token: int) -> str:
         return self._tokenizer.decode([token])
+
+
+def _contents(conversation: Conversation) -> list[str]:
+    return [turn.content for turn in conversation.turns]

@@ -1,8 +1,8 @@
 """What travels to the worker with a vLLM request: `SamplingParams.extra_args["actserve"]`.
 
-vLLM carries extra_args as msgpack, so this is plain ints, lists and bytes. Both ends are ours, but
-the reader still refuses what it does not know: a run that is not understood must not go through
-unsteered.
+vLLM carries extra_args as msgpack, so this is plain ints, floats, lists and bytes. Both ends are
+ours, but the reader still refuses what it does not know: a run that is not understood must not go
+through unsteered.
 """
 
 import hashlib
@@ -11,22 +11,33 @@ from typing import Any
 
 import numpy as np
 
-from actserve_server.domain.positions import Spans
-from actserve_server.domain.runs import Run
-from actserve_server.engine.vllm.points import Tap, tap_of
+from actserve_server.domain.positions import Selection, Spans
+from actserve_server.domain.runs import Run, Unembed
+from actserve_server.engine.vllm.kernels import Form, Kernel, form_of
+from actserve_server.engine.vllm.layout import SiteKey
 
 EXTRA_ARG = "actserve"
 
-_VERSION = 1
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edit:
-    """Adds `delta` (float32, [width]) at a tap."""
+    """One intervention: `form` at every site, where `selection` says, head by head if `heads`."""
 
-    tap: Tap
+    sites: tuple[SiteKey, ...]
+    selection: Selection
+    heads: tuple[int, ...]
+    form: Form
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One capture: rows of every site in the spans, as they are or unembedded."""
+
+    sites: tuple[SiteKey, ...]
     spans: Spans
-    delta: np.ndarray
+    unembed: Unembed | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,21 +45,27 @@ class RunTaps:
     """What to read and change in one run. `key` names the run in everything the worker sends."""
 
     key: int
-    capture_taps: tuple[Tap, ...]
-    capture_spans: Spans
+    captures: tuple[Reading, ...]
     edits: tuple[Edit, ...]
 
 
 def taps_of(run: Run, key: int) -> RunTaps | None:
     """The taps of a run, or None if it is plain."""
-    if run.capture is None and not run.interventions:
+    if not run.captures and not run.interventions:
         return None
     return RunTaps(
         key=key,
-        capture_taps=tuple(map(tap_of, run.capture.sites)) if run.capture else (),
-        capture_spans=run.capture.spans if run.capture else Spans(()),
+        captures=tuple(
+            Reading(tuple(map(SiteKey.of, capture.sites)), capture.spans, capture.unembed)
+            for capture in run.captures
+        ),
         edits=tuple(
-            Edit(tap_of(change.site), change.spans, np.float32(change.coefficient) * change.vector)
+            Edit(
+                sites=tuple(map(SiteKey.of, change.sites)),
+                selection=change.selection,
+                heads=change.heads,
+                form=form_of(change.operation),
+            )
             for change in run.interventions
         ),
     )
@@ -58,10 +75,25 @@ def encode(taps: RunTaps) -> dict[str, Any]:
     return {
         "version": _VERSION,
         "key": taps.key,
-        "capture_taps": [list(tap) for tap in taps.capture_taps],
-        "capture_spans": _encode_spans(taps.capture_spans),
+        "captures": [
+            {
+                "sites": [list(site) for site in reading.sites],
+                "spans": _encode_spans(reading.spans),
+                "unembed": _encode_unembed(reading.unembed),
+            }
+            for reading in taps.captures
+        ],
         "edits": [
-            [list(edit.tap), _encode_spans(edit.spans), edit.delta.astype("<f4").tobytes()]
+            {
+                "sites": [list(site) for site in edit.sites],
+                "spans": _encode_spans(edit.selection.spans),
+                "token_ids": None if (ids := edit.selection.token_ids) is None else sorted(ids),
+                "heads": list(edit.heads),
+                "kernel": int(edit.form.kernel),
+                "scalars": list(edit.form.scalars),
+                "vectors": edit.form.vectors.astype("<f4").tobytes(),
+                "width": edit.form.vectors.shape[1],
+            }
             for edit in taps.edits
         ],
     }
@@ -72,30 +104,69 @@ def decode(message: dict[str, Any]) -> RunTaps:
         raise ValueError(f"taps of version {message.get('version')}, this worker reads {_VERSION}")
     return RunTaps(
         key=message["key"],
-        capture_taps=tuple(Tap(*tap) for tap in message["capture_taps"]),
-        capture_spans=_decode_spans(message["capture_spans"]),
-        edits=tuple(
-            Edit(Tap(*tap), _decode_spans(spans), np.frombuffer(delta, "<f4"))
-            for tap, spans, delta in message["edits"]
+        captures=tuple(
+            Reading(
+                tuple(SiteKey(*site) for site in reading["sites"]),
+                _decode_spans(reading["spans"]),
+                _decode_unembed(reading["unembed"]),
+            )
+            for reading in message["captures"]
         ),
+        edits=tuple(map(_decode_edit, message["edits"])),
     )
 
 
 def cache_salt(taps: RunTaps | None) -> str | None:
     """A salt that isolates the KV cache of an edited run, or None if the run changes nothing.
 
-    It covers everything that changes the KV: tap, positions and the exact bytes added. Equal edits
-    share cached prefixes; a run that only captures shares with plain ones.
+    It covers everything that changes the KV: sites, heads, positions, formula and the exact
+    numbers in it. Equal edits share cached prefixes; a run that only captures shares with plain
+    ones.
     """
     if taps is None or not taps.edits:
         return None
-    digest = hashlib.sha256(b"actserve-edits-1")
+    digest = hashlib.sha256(b"actserve-edits-2")
     for edit in taps.edits:
-        ranges = np.array(edit.spans.ranges, np.int64)
-        head = np.array([*edit.tap, len(ranges), len(edit.delta)], np.int64)
-        for part in (head, ranges, edit.delta.astype("<f4")):
+        ids = edit.selection.token_ids
+        for part in (
+            np.array(edit.sites, np.int64),
+            np.array(edit.selection.spans.ranges, np.int64),
+            np.array([-1] if ids is None else sorted(ids), np.int64),
+            np.array(edit.heads, np.int64),
+            np.array([edit.form.kernel], np.int64),
+            np.array(edit.form.scalars, np.float64),
+            edit.form.vectors.astype("<f4"),
+        ):
+            # The shape first, so that no two different sequences of parts hash the same bytes.
+            digest.update(repr(part.shape).encode())
             digest.update(part.tobytes())
     return digest.hexdigest()
+
+
+def _decode_edit(message: dict[str, Any]) -> Edit:
+    ids = message["token_ids"]
+    vectors = np.frombuffer(message["vectors"], "<f4").reshape(-1, message["width"])
+    return Edit(
+        sites=tuple(SiteKey(*site) for site in message["sites"]),
+        selection=Selection(
+            _decode_spans(message["spans"]), None if ids is None else frozenset(ids)
+        ),
+        heads=tuple(message["heads"]),
+        form=Form(Kernel(message["kernel"]), vectors, tuple(message["scalars"])),
+    )
+
+
+def _encode_unembed(unembed: Unembed | None) -> list[Any] | None:
+    if unembed is None:
+        return None
+    return [unembed.top_k, list(unembed.token_ids), unembed.next_token]
+
+
+def _decode_unembed(message: list[Any] | None) -> Unembed | None:
+    if message is None:
+        return None
+    top_k, token_ids, next_token = message
+    return Unembed(top_k, tuple(token_ids), next_token)
 
 
 def _encode_spans(spans: Spans) -> list[list[int]]:

@@ -6,31 +6,49 @@ model runner's `_model_forward`, which vLLM documents as the place to see a forw
 batch is final: whatever reordered it has run.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm import taps, wire
 from actserve_server.engine.vllm.attach import attach_taps
-from actserve_server.engine.vllm.bank import VectorBank
+from actserve_server.engine.vllm.attention import describe_attention
+from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.dimensions import Dimensions
+from actserve_server.engine.vllm.families import family_of
+from actserve_server.engine.vllm.head import Head
+from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.ring import RingWriter
-from actserve_server.engine.vllm.routing import BatchRows, TappedRun, route
-from actserve_server.engine.vllm.shipping import Shipper
+from actserve_server.engine.vllm.routing import (
+    BatchRows,
+    Column,
+    Model,
+    RowBlock,
+    TappedRun,
+    route,
+)
+from actserve_server.engine.vllm.sharding import Shards
+from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Part of vLLM's compile-cache key: change it with the taps' place or meaning in the graph."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """vLLM's `additional_config`: how the server reaches its worker."""
+    """vLLM's `additional_config`: how the server reaches its worker, and what it taps."""
 
     ring_folder: str
+    hook_points: tuple[str, ...] = tuple(HookPoint)
 
     def compute_hash(self) -> str:
         """Only what changes the compiled graph; the folder differs at every start."""
-        return f"actserve-taps-{CODE_VERSION}"
+        return f"actserve-taps-{CODE_VERSION}-{','.join(sorted(self.hook_points))}"
 
 
 class TapWorker:
@@ -45,48 +63,61 @@ class TapWorker:
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         config = self.vllm_config.model_config
-        attach_taps(self.model_runner.get_model(), config.architecture)
-        self._width = config.get_hidden_size()
-        self._dtype = config.dtype
-        self._bank = VectorBank(self._width, self._dtype, self.device)
+        ours: WorkerConfig = self.vllm_config.additional_config
+        ranks = self.vllm_config.parallel_config.tensor_parallel_size
+        family = family_of(config.architecture)
+        model = self.model_runner.get_model()
+        layout = attach_taps(model, family, {HookPoint(name) for name in ours.hook_points})
+        self._dimensions = Dimensions.of(model, family, config, ranks)
+        self._attention = describe_attention(model, family)
+        shards = _shards(layout, self._dimensions, self.rank, ranks) if ranks > 1 else {}
+        self._model = Model(layout, self._dimensions.head_width, shards)
+        self._head = Head(
+            model.compute_logits,
+            model.get_submodule(family.final_norm),
+            self._dimensions.vocabulary_size,
+        )
+        self._banks = Banks(self.device)
         self._runs: dict[str, TappedRun] = {}
-        # Activations are the same on every tensor-parallel rank at every site; one sends them.
+        # Rows are the same on every tensor-parallel rank once gathered; one sends them.
         self._shipper = (
-            Shipper(RingWriter(Path(self.vllm_config.additional_config.ring_folder)), self.device)
-            if self.rank == 0
-            else None
+            Shipper(RingWriter(Path(ours.ring_folder)), self.device) if self.rank == 0 else None
         )
         self._vllm_forward = self.model_runner._model_forward
         self.model_runner._model_forward = self._forward
+
+    def describe_taps(self) -> dict[str, Any]:
+        """What is tapped, for the server process: plain ints and strings."""
+        return {
+            "dimensions": asdict(self._dimensions),
+            "hook_points": sorted(self._model.layout.hook_points),
+            **self._attention,
+        }
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         # Finished covers aborted; a preempted request is neither and keeps its run.
         for request_id in scheduler_output.finished_req_ids:
             if run := self._runs.pop(request_id, None):
-                for slot in run.slots:
-                    self._bank.release(slot)
+                run.end(self._banks)
         for request in scheduler_output.scheduled_new_reqs:
             extra = getattr(request.sampling_params, "extra_args", None) or {}
             message = extra.get(wire.EXTRA_ARG)
             # A resumed request may be announced as new again; its run goes on.
             if message and request.req_id not in self._runs:
-                run_taps = wire.decode(message)
-                slots = tuple(self._bank.put(edit.delta) for edit in run_taps.edits)
-                self._runs[request.req_id] = TappedRun(run_taps, slots)
+                self._runs[request.req_id] = TappedRun.start(wire.decode(message), self._banks)
         return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        routed = (
-            route(self._tapped_rows(), self._bank, self._width, self._dtype) if self._runs else None
-        )
+        routed = route(self._tapped_rows(), self._banks, self._model) if self._runs else None
         if routed is None:
             return self._vllm_forward(*args, **kwargs)
         with taps.step(routed.plan):
             output = self._vllm_forward(*args, **kwargs)
         if missed := routed.plan.missed():
-            raise RuntimeError(f"the forward pass never reached tap points {missed}")
+            raise RuntimeError(f"the forward pass never reached tap places {missed}")
+        blocks = [self._shipped(block) for block in routed.blocks]
         if self._shipper:
-            self._shipper.ship(routed.blocks, routed.receipts)
+            self._shipper.ship(blocks, routed.receipts)
         return output
 
     def _tapped_rows(self) -> Iterator[BatchRows]:
@@ -96,5 +127,34 @@ class TapWorker:
         computed = batch.num_computed_tokens_cpu
         for index, request_id in enumerate(batch.req_ids):
             if run := self._runs.get(request_id):
-                row = int(starts[index])
-                yield BatchRows(run, row, int(computed[index]), int(starts[index + 1]) - row)
+                row, first = int(starts[index]), int(computed[index])
+                count = int(starts[index + 1]) - row
+                known = batch.token_ids_cpu[index]
+                prompt_end = int(batch.num_prompt_tokens[index])
+                following = np.full(count, -1, np.int64)
+                inside = max(0, min(count, prompt_end - 1 - first))
+                following[:inside] = known[first + 1 : first + 1 + inside]
+                yield BatchRows(run, row, first, count, known[first : first + count], following)
+
+    def _shipped(self, block: RowBlock) -> ShippedRows:
+        data = tuple(self._rows(column, block) for column in block.columns)
+        return ShippedRows(block.number, block.keys, block.positions, data)
+
+    def _rows(self, column: Column, block: RowBlock) -> torch.Tensor:
+        rows = column.work.rows
+        assert rows is not None  # The pass reached every planned place.
+        if block.unembed is not None:
+            normed = column.site == FINAL_NORM
+            return self._head.predictions(rows, block.unembed, block.next_ids, normed=normed)
+        return self._head.logits(rows) if column.site == LOGITS else rows
+
+
+def _shards(
+    layout: Layout, dimensions: Dimensions, rank: int, ranks: int
+) -> Mapping[SiteKey, Shards]:
+    copies = max(1, ranks // dimensions.key_value_heads)
+    return {
+        key: Shards(rank, ranks, copies if key.site.hook_point in (HookPoint.K, HookPoint.V) else 1)
+        for key, site in layout.sites.items()
+        if site.sharded
+    }

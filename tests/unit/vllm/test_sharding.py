@@ -1,0 +1,122 @@
+"""With rows split over ranks, every rank reads whole rows and changes its own part of them."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import torch
+
+from actserve_server.domain.operations import Add
+from actserve_server.domain.runs import Intervention
+from actserve_server.engine.vllm import sharding
+from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.layout import Layout, SiteKey
+from actserve_server.engine.vllm.routing import Model, route
+from actserve_server.engine.vllm.sharding import Shards
+from tests.unit.vllm.steps import change, make_run, read, rows, site, start
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """Tensor-parallel ranks as threads, with an all-gather among them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._parts: list[torch.Tensor] = [torch.empty(0)] * size
+        self._barrier = threading.Barrier(size, timeout=20)
+        self._local = threading.local()
+
+    def all_gather(self, part: torch.Tensor, dim: int) -> torch.Tensor:
+        assert part.is_contiguous()  # vLLM's refuses others on some devices.
+        self._parts[self._local.rank] = part
+        self._barrier.wait()
+        whole = torch.cat(self._parts, dim)
+        self._barrier.wait()
+        return whole
+
+    def run(self, work: Callable[[int], T]) -> list[T]:
+        """What each rank's work returns."""
+
+        def as_rank(rank: int) -> T:
+            self._local.rank = rank
+            return work(rank)
+
+        with ThreadPoolExecutor(self._size) as threads:
+            return list(threads.map(as_rank, range(self._size)))
+
+
+@pytest.fixture
+def make_ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Ranks]:
+    def make(size: int) -> Ranks:
+        ranks = Ranks(size)
+        monkeypatch.setattr(sharding, "tensor_model_parallel_all_gather", ranks.all_gather)
+        return ranks
+
+    return make
+
+
+WHOLE = torch.arange(24, dtype=torch.float32).reshape(3, 8)
+
+
+@pytest.mark.parametrize(
+    ("copies", "columns"),
+    [
+        (1, [(0, 2), (2, 4), (4, 6), (6, 8)]),
+        (2, [(0, 4), (0, 4), (4, 8), (4, 8)]),
+        (4, [(0, 8)] * 4),
+    ],
+)
+def test_parts_are_of_ranks_or_of_groups_of_ranks_and_make_up_whole_rows(
+    make_ranks: Callable[[int], Ranks], copies: int, columns: list[tuple[int, int]]
+) -> None:
+    shards = [Shards(rank, 4, copies) for rank in range(4)]
+    parts = [each.part(WHOLE) for each in shards]
+    assert all(
+        torch.equal(part, WHOLE[:, low:high])
+        for part, (low, high) in zip(parts, columns, strict=True)
+    )
+    gathered = make_ranks(4).run(lambda rank: shards[rank].gather(parts[rank]))
+    assert all(torch.equal(each, WHOLE) for each in gathered)
+
+
+HEADS, HEAD_WIDTH = 4, 3
+PLAIN = Add(np.arange(1, 4, dtype=np.float32))
+SCALED = Add(np.arange(1, 13, dtype=np.float32), coefficient=0.5, relative=True)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [change(PLAIN, "z.0", heads=(1, 3)), change(SCALED, "z.0")],
+    ids=["some heads", "by the norm of whole rows"],
+)
+def test_an_edit_of_split_rows_is_that_of_whole_ones(
+    make_ranks: Callable[[int], Ranks], edit: Intervention
+) -> None:
+    layout = Layout()
+    place = layout.add_place([(site("z.0"), False)], sharded=True)
+    run = make_run(edit, read("z.0"))
+    whole = torch.randn(5, HEADS * HEAD_WIDTH, generator=torch.Generator().manual_seed(2))
+
+    def carry_out(shards: Shards | None, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What z is afterwards, and the rows captured of it."""
+        banks = Banks(torch.device("cpu"))
+        key = SiteKey.of(site("z.0"))
+        model = Model(layout, HEAD_WIDTH, {key: shards} if shards else {})
+        routed = route([rows(start(banks, 1, run), row=1, position=0, tokens=3)], banks, model)
+        assert routed is not None
+        routed.plan.run(place, z, None)
+        captured = routed.blocks[0].columns[0].work.rows
+        assert captured is not None
+        return z, captured
+
+    expected, expected_rows = carry_out(None, whole.clone())
+    assert not torch.equal(expected, whole)
+    own = [whole.chunk(2, dim=1)[rank].clone() for rank in range(2)]
+    results = make_ranks(2).run(lambda rank: carry_out(Shards(rank, 2), own[rank]))
+    torch.testing.assert_close(torch.cat([z for z, _ in results], dim=1), expected)
+    for _, captured in results:
+        torch.testing.assert_close(captured, expected_rows)
