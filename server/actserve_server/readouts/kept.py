@@ -1,0 +1,235 @@
+"""Captured rows that stay on the server for a while, so that patching needs no round trip.
+
+Who knows a name may use and delete what it names, so names cannot be guessed and nothing lists
+them. Memory is bounded by a quota over all callers, and freed when its time has come: `sweep` is to
+be called every now and then, so that this needs no caller.
+
+A `KeptStore` is used on the event loop's thread alone; a `Kept` never changes, and any thread may
+read it.
+"""
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.positions import Spans
+from actserve_server.domain.sites import Site
+from actserve_server.domain.tensors import ElementType, to_float32
+
+COLLECTION = "keptActivations/"
+RESOURCE_TYPE = "actserve.v1.KeptActivations"
+
+NAME_BYTES = 16
+"""Of randomness in a name: 2^128 possibilities are not tried out."""
+ARRAY_BYTES = 512
+"""What an array costs beside its elements, with its share of what is around it. It counts against
+the quota, or a great many small captures would take far more memory than the quota says."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """Rows of one sequence. It outlives its name for whoever still uses it."""
+
+    name: str = field(repr=False)
+    """keptActivations/{a secret}."""
+    bits: Mapping[Site, np.ndarray] = field(repr=False)
+    """For each site [positions, width], stored as `ElementType.storage`; read-only."""
+    positions: np.ndarray
+    """int64, ascending, the same for every site."""
+    element_type: ElementType
+    expires_at: float
+    """Wall-clock time, in seconds since 1970 (UTC)."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(self.bits)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the rows."""
+        return sum(rows.nbytes for rows in self.bits.values())
+
+    def rows(self, site: Site, positions: Sequence[int] = (), field: str = "kept") -> np.ndarray:
+        """The rows of a site at these positions and in their order, or at all that were kept when
+        there are none: float32 [positions, width], maybe read-only.
+
+        Raises SITE_INVALID or POSITION_OUT_OF_RANGE for what was not kept; `field` is the path of
+        the request's message that asked.
+        """
+        bits = self.bits.get(site)
+        if bits is None:
+            raise ActserveError(
+                Reason.SITE_INVALID,
+                f"{site} was not kept; use one of {', '.join(map(str, self.sites))}",
+                field=f"{field}.site",
+                metadata={"site": site},
+            )
+        if not len(positions):
+            return to_float32(bits, self.element_type)
+        wanted = np.asarray(positions, np.int64)
+        missing = wanted[~np.isin(wanted, self.positions)]
+        if len(missing):
+            raise ActserveError(
+                Reason.POSITION_OUT_OF_RANGE,
+                f"position {missing[0]} was not kept; use some of {_written(self.positions)}",
+                field=f"{field}.positions",
+                metadata={"position": missing[0]},
+            )
+        return to_float32(bits[np.searchsorted(self.positions, wanted)], self.element_type)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    kept: Kept
+    deadline: float
+    """On the store's clock."""
+    held_bytes: int
+
+
+class KeptStore:
+    """Everything kept on this server, within `max_bytes`. Times to live are in seconds.
+
+    `clock` tells seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        default_ttl_s: float,
+        max_ttl_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._default_ttl_s = default_ttl_s
+        self._max_ttl_s = max_ttl_s
+        self._clock = clock
+        self._entries: dict[str, _Entry] = {}
+        self._held_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """What counts against the quota: rows, positions and `ARRAY_BYTES` for each array."""
+        return self._held_bytes
+
+    def check_ttl(self, ttl_s: float | None) -> float:
+        """How long to keep what is to be kept for `ttl_s`, None being the default.
+
+        Raises FIELD_INVALID unless it is above zero and within the maximum. `put` does so too; a
+        caller asks here first, before there are rows to lose.
+        """
+        if ttl_s is None:
+            return self._default_ttl_s
+        if not 0 < ttl_s <= self._max_ttl_s:
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                f"ttl is {ttl_s:g} s, but must be above 0 and at most {self._max_ttl_s:g} s; leave "
+                f"it unset for {self._default_ttl_s:g} s",
+                field="capture.keep.ttl",
+                metadata={"ttl_s": f"{ttl_s:g}", "limit_s": f"{self._max_ttl_s:g}"},
+            )
+        return ttl_s
+
+    def put(
+        self,
+        rows: Mapping[Site, np.ndarray],
+        positions: np.ndarray,
+        element_type: ElementType,
+        ttl_s: float | None,
+    ) -> Kept:
+        """Keeps stored rows, for each site [positions, width], of ascending positions.
+
+        Arrays are taken over, and become read-only; only views are copied, which would keep all
+        that they are a view of. Raises FIELD_INVALID for the time to live, KEPT_QUOTA_EXCEEDED when
+        there is no room, and `ValueError` for rows that do not fit the rest.
+        """
+        ttl_s = self.check_ttl(ttl_s)
+        for site, bits in rows.items():
+            if len(bits) != len(positions) or bits.dtype != element_type.storage:
+                raise ValueError(
+                    f"{site} has {len(bits)} rows of {bits.dtype}; {len(positions)} positions in "
+                    f"{element_type} need as many of {element_type.storage}"
+                )
+        arrays = [*rows.values(), positions]
+        held_bytes = sum(array.nbytes + ARRAY_BYTES for array in arrays)
+        self._make_room(held_bytes)
+        kept = Kept(
+            name=COLLECTION + secrets.token_urlsafe(NAME_BYTES),
+            bits={site: _own(bits) for site, bits in rows.items()},
+            positions=_own(positions),
+            element_type=element_type,
+            expires_at=time.time() + ttl_s,
+        )
+        self._entries[kept.name] = _Entry(kept, self._clock() + ttl_s, held_bytes)
+        self._held_bytes += held_bytes
+        return kept
+
+    def get(self, name: str) -> Kept:
+        """What the name names. Raises KEPT_NOT_FOUND."""
+        entry = self._entries.get(name)
+        if entry is None or entry.deadline <= self._clock():
+            raise ActserveError(
+                Reason.KEPT_NOT_FOUND,
+                f"there are no kept activations {name[:100]!r}: they never existed, were deleted "
+                "or have expired; capture them again, with a longer ttl if need be",
+                metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
+            )
+        return entry.kept
+
+    def delete(self, name: str) -> None:
+        """Frees what the name names. Raises KEPT_NOT_FOUND."""
+        self._free(self.get(name).name)
+
+    def sweep(self) -> None:
+        """Frees what has expired."""
+        now = self._clock()
+        for name in [name for name, entry in self._entries.items() if entry.deadline <= now]:
+            self._free(name)
+
+    def _free(self, name: str) -> None:
+        self._held_bytes -= self._entries.pop(name).held_bytes
+
+    def _make_room(self, wanted: int) -> None:
+        if self._held_bytes + wanted > self._max_bytes:
+            self.sweep()
+        if self._held_bytes + wanted <= self._max_bytes:
+            return
+        fix, retry_after_s = "keep fewer sites or positions", None
+        if wanted <= self._max_bytes:
+            retry_after_s = self._seconds_until_room(wanted)
+            fix += f", delete some that are kept, or try again in {math.ceil(retry_after_s)} s"
+        raise ActserveError(
+            Reason.KEPT_QUOTA_EXCEEDED,
+            f"these activations take {wanted} bytes to keep, and others take {self._held_bytes}, "
+            f"but this server keeps at most {self._max_bytes}; {fix}",
+            field="capture.keep",
+            metadata={"bytes": wanted, "kept_bytes": self._held_bytes, "limit": self._max_bytes},
+            retry_after_s=retry_after_s,
+        )
+
+    def _seconds_until_room(self, wanted: int) -> float:
+        """When so many bytes will be free, if nothing is deleted and nothing comes."""
+        left, deadline = self._held_bytes, self._clock()
+        for entry in sorted(self._entries.values(), key=lambda entry: entry.deadline):
+            if left + wanted <= self._max_bytes:
+                break
+            left, deadline = left - entry.held_bytes, entry.deadline
+        return deadline - self._clock()
+
+
+def _own(array: np.ndarray) -> np.ndarray:
+    owned = np.require(array, requirements=("C", "O"))
+    owned.setflags(write=False)
+    return owned
+
+
+def _written(positions: np.ndarray) -> str:
+    """Ascending positions for a message, such as "0 to 4, 9"."""
+    ranges = Spans.of(positions.tolist()).ranges
+    return ", ".join(
+        f"{low}" if high - low == 1 else f"{low} to {high - 1}" for low, high in ranges
+    )

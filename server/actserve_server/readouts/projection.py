@@ -1,0 +1,115 @@
+"""Rows read along given directions: linear probes and the encoders of sparse autoencoders (SAEs).
+
+The edge has checked every tensor: float32, finite and of the right shape. Rows are what the model
+computed: a NaN in one shows in its result.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from actserve_server.readouts.blocks import blocks
+from actserve_server.readouts.ranking import largest
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """y."""
+
+    def apply(self, values: np.ndarray) -> None:
+        """Changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReLU:
+    """max(y, 0)."""
+
+    def apply(self, values: np.ndarray) -> None:
+        """Replaces `values`, float32 [n, k], in place."""
+        np.maximum(values, 0, out=values)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JumpReLU:
+    """y where y > threshold, else 0. `threshold` is float32 [k].
+
+    Rajamanoharan et al., "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse
+    Autoencoders", 2024.
+    """
+
+    threshold: np.ndarray
+
+    def apply(self, values: np.ndarray) -> None:
+        """Replaces `values`, float32 [n, k], in place."""
+        # Not a product with y > threshold: that would make NaN of minus infinity.
+        np.copyto(values, 0, where=values <= self.threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """max(y, 0) for the k largest y of a row, else 0; of equal ones the lower direction is kept.
+
+    Gao et al., "Scaling and Evaluating Sparse Autoencoders", 2024, with the ReLU on kept values
+    that the authors' code has: a row with fewer than k positive values has fewer than k features.
+    """
+
+    k: int
+
+    def apply(self, values: np.ndarray) -> None:
+        """Replaces `values`, float32 [n, directions], in place."""
+        columns, kept = largest(values, self.k)
+        values.fill(0)
+        np.put_along_axis(values, columns, np.maximum(kept, 0), axis=1)
+
+
+Activation = Identity | ReLU | JumpReLU | TopK
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseRows:
+    """The largest values of each row, largest first; `indices` say of which direction.
+
+    `indices` is int64 and `values` float32, both [n, top_k].
+    """
+
+    indices: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Projection:
+    """activation(x @ directions.T + bias), accumulated in float32.
+
+    `directions` is float32 [k, width], `bias` float32 [k]. A bias p that an SAE subtracts from its
+    input is part of this one: bias - directions @ p.
+    """
+
+    directions: np.ndarray
+    bias: np.ndarray | None = None
+    activation: Activation = Identity()
+
+    def apply(self, rows: np.ndarray) -> np.ndarray:
+        """Every value of `rows`, float32 [n, width], as float32 [n, k]."""
+        values = np.empty((len(rows), len(self.directions)), np.float32)
+        for block in blocks(*values.shape):
+            # A transposed view goes to BLAS as it is, so no copy of the directions is made.
+            np.matmul(rows[block], self.directions.T, out=values[block])
+            if self.bias is not None:
+                values[block] += self.bias
+            self.activation.apply(values[block])
+        return values
+
+    def top(self, rows: np.ndarray, top_k: int) -> SparseRows:
+        """The `top_k` largest values of each of `rows`, float32 [n, width], after the activation.
+
+        The result is [n, min(top_k, k)]. Of equal values the lower direction comes first, so a row
+        with fewer features than asked for is filled up with zeros of the first other directions.
+        Holds the values of one block of rows at a time, never all of them.
+        """
+        count = min(top_k, len(self.directions))
+        top = SparseRows(
+            np.empty((len(rows), count), np.int64), np.empty((len(rows), count), np.float32)
+        )
+        for block in blocks(len(rows), len(self.directions)):
+            top.indices[block], top.values[block] = largest(self.apply(rows[block]), count)
+        return top

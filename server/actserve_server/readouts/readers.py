@@ -1,0 +1,228 @@
+"""Turns the rows of one sequence into results, as they come and when the run has finished.
+
+A reader answers with a tuple of what it has at hand, or with an iterator where it has to compute
+for long: `Reading` advances that in a thread, so that the event loop goes on with everybody else's
+work.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from actserve_server.domain.attention import AttentionRule
+from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.runs import Finished, Rows
+from actserve_server.domain.tensors import ElementType, to_float32
+from actserve_server.readouts.attention import NO_KEY, pattern_blocks, top_k
+from actserve_server.readouts.blocks import blocks
+from actserve_server.readouts.plan import (
+    AttentionReadout,
+    Plan,
+    PredictionReadout,
+    Readout,
+    RowReadout,
+)
+from actserve_server.readouts.ranking import largest
+from actserve_server.readouts.results import (
+    ReadAttention,
+    ReadPredictions,
+    ReadRows,
+    Result,
+    RowsToKeep,
+)
+
+QUICK_OPERATIONS = 1 << 18
+"""Multiplications that take less time than the way to a thread and back, some 50 us. The row of a
+generated token is so quick to project onto a few directions."""
+
+Results = tuple[Result, ...] | Iterator[Result]
+
+
+class Reading:
+    """Reads one sequence: takes every `Rows` of its run in order, then its `Finished`."""
+
+    def __init__(self, plan: Plan, info: ModelInfo) -> None:
+        self._readers = [(_reader(placed.readout, info), len(placed.captures)) for placed in plan]
+        self._by_capture = [
+            (reader, part) for reader, count in self._readers for part in range(count)
+        ]
+
+    async def read(self, event: Rows | Finished) -> AsyncGenerator[Result, None]:
+        """What the event adds."""
+        if isinstance(event, Rows):
+            reader, part = self._by_capture[event.capture_index]
+            all_results = [reader.add(part, event)]
+        else:
+            positions = iter(event.captured_positions)
+            all_results = [
+                reader.finish(*(next(positions) for _ in range(count)))
+                for reader, count in self._readers
+            ]
+        for results in all_results:
+            if isinstance(results, tuple):
+                for result in results:
+                    yield result
+            else:
+                while (result := await asyncio.to_thread(next, results, None)) is not None:
+                    yield result
+
+
+class _Reader(Protocol):
+    """Of one readout of one sequence. `part` says of which of the readout's captures rows are, and
+    `finish` is told the positions of each."""
+
+    def add(self, part: int, rows: Rows) -> Results: ...
+
+    def finish(self, *positions: np.ndarray) -> Results: ...
+
+
+def _reader(readout: Readout, info: ModelInfo) -> _Reader:
+    match readout:
+        case RowReadout():
+            return _RowReader(readout, info.element_type)
+        case PredictionReadout():
+            return _PredictionReader(readout)
+        case AttentionReadout():
+            return _AttentionReader(readout, info.attention[readout.layer], info.element_type)
+
+
+class _RowReader:
+    def __init__(self, readout: RowReadout, element_type: ElementType) -> None:
+        self._readout = readout
+        self._element_type = element_type
+        self._reducers = [readout.reduction.start() for _ in readout.sites if readout.reduction]
+        self._kept: list[list[np.ndarray]] = [[] for _ in readout.sites]
+
+    def add(self, part: int, rows: Rows) -> Results:
+        if self._readout.keep:
+            self._kept[rows.site_index].append(rows.bits)
+        if not self._readout.send:
+            return ()
+        if self._readout.computed:
+            projection, results = self._readout.projection, self._compute(rows)
+            each = 1 if projection is None else len(projection.directions)
+            return tuple(results) if rows.bits.size * each < QUICK_OPERATIONS else results
+        return (
+            ReadRows(
+                site_index=rows.site_index,
+                positions=rows.positions,
+                bits=rows.bits,
+                element_type=self._element_type,
+            ),
+        )
+
+    def finish(self, *positions: np.ndarray) -> Results:
+        (selected,) = positions
+        return self._finish(selected) if len(selected) else ()
+
+    def _compute(self, rows: Rows) -> Iterator[Result]:
+        projection, site = self._readout.projection, rows.site_index
+        width = rows.bits.shape[1] if projection is None else len(projection.directions)
+        for block in blocks(len(rows.bits), width):
+            values = to_float32(rows.bits[block], self._element_type)
+            if self._reducers:
+                values = values if projection is None else projection.apply(values)
+                self._reducers[site].add(values)
+            elif projection is not None:
+                yield self._projected(site, rows.positions[block], values)
+
+    def _projected(self, site: int, positions: np.ndarray, values: np.ndarray) -> ReadRows:
+        projection, top = self._readout.projection, self._readout.send_top
+        assert projection is not None
+        if top is None:
+            return _computed(site, positions, projection.apply(values))
+        sparse = projection.top(values, top)
+        return _computed(site, positions, sparse.values, sparse.indices)
+
+    def _finish(self, positions: np.ndarray) -> Iterator[Result]:
+        for site, reducer in enumerate(self._reducers):
+            row = reducer.result()
+            assert row is not None  # There were positions.
+            values, indices = row[None], None
+            if self._readout.send_top is not None:
+                indices, values = largest(values, self._readout.send_top)
+            yield _computed(site, positions[-1:], values, indices)
+        if self._readout.keep:
+            yield RowsToKeep(
+                rows={
+                    site: np.concatenate(parts)
+                    for site, parts in zip(self._readout.sites, self._kept, strict=True)
+                },
+                positions=positions,
+                element_type=self._element_type,
+            )
+
+
+class _PredictionReader:
+    def __init__(self, readout: PredictionReadout) -> None:
+        self._unembed = readout.unembed
+
+    def add(self, part: int, rows: Rows) -> Results:
+        return (
+            ReadPredictions(
+                site_index=rows.site_index,
+                positions=rows.positions,
+                predictions=self._unembed.split(rows.bits),
+            ),
+        )
+
+    def finish(self, *positions: np.ndarray) -> Results:
+        return ()
+
+
+class _AttentionReader:
+    """Holds queries and keys until all are there: the last query may need the first key."""
+
+    def __init__(
+        self, readout: AttentionReadout, rule: AttentionRule, element_type: ElementType
+    ) -> None:
+        self._readout = readout
+        self._rule = rule
+        self._element_type = element_type
+        self._rows: tuple[list[np.ndarray], ...] = ([], [])
+
+    def add(self, part: int, rows: Rows) -> Results:
+        self._rows[part].append(rows.bits)
+        return ()
+
+    def finish(self, *positions: np.ndarray) -> Results:
+        queries, _ = positions
+        return self._patterns(queries) if len(queries) else ()
+
+    def _patterns(self, positions: np.ndarray) -> Iterator[Result]:
+        q, k = (to_float32(np.concatenate(parts), self._element_type) for parts in self._rows)
+        # Where generated tokens were selected by id, keys came beyond the last query.
+        k = k[: positions[-1] + 1]
+        for head in self._readout.heads:
+            for block, weights in pattern_blocks(self._rule, q, k, head, positions):
+                yield self._pattern(head, positions[block], weights)
+
+    def _pattern(self, head: int, queries: np.ndarray, weights: np.ndarray) -> ReadAttention:
+        keys, wanted = None, self._readout.top_k
+        if wanted is not None:
+            sparse = top_k(weights, wanted)
+            # A sequence may have fewer keys than were asked for.
+            missing = ((0, 0), (0, wanted - sparse.keys.shape[1]))
+            keys = np.pad(sparse.keys, missing, constant_values=NO_KEY)
+            weights = np.pad(sparse.weights, missing)
+        return ReadAttention(
+            attention_index=self._readout.index,
+            head=head,
+            queries=queries,
+            weights=weights,
+            keys=keys,
+        )
+
+
+def _computed(
+    site_index: int, positions: np.ndarray, values: np.ndarray, indices: np.ndarray | None = None
+) -> ReadRows:
+    return ReadRows(
+        site_index=site_index,
+        positions=positions,
+        bits=values,
+        element_type=ElementType.F32,
+        indices=indices,
+    )

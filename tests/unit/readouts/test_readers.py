@@ -1,0 +1,197 @@
+"""Reading a sequence: the same results however its rows are cut, and heavy work off the loop."""
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actserve_server.domain.attention import AttentionRule
+from actserve_server.domain.model import HookPointInfo, Limits, ModelInfo
+from actserve_server.domain.positions import NO_END, AllPositions, Selection, Spans
+from actserve_server.domain.runs import Finished, FinishReason, Rows, Unembed
+from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.domain.tensors import ElementType, convert
+from actserve_server.readouts import plan, readers
+from actserve_server.readouts.projection import Projection
+from actserve_server.readouts.reductions import Reduction
+from actserve_server.readouts.results import ReadAttention, ReadPredictions, ReadRows, RowsToKeep
+
+TOKENS, WIDTH, DIRECTIONS = 23, 8, 5
+SITES = (Site(HookPoint.RESID_POST, 0), Site(HookPoint.RESID_MID, 0))
+EVERY = Selection(Spans(((0, NO_END),)))
+RULE = AttentionRule(heads=2, key_value_heads=1, head_dim=4, scale=0.5)
+RNG = np.random.default_rng(0)
+PROJECTION = Projection(RNG.standard_normal((DIRECTIONS, WIDTH)).astype(np.float32))
+INFO = ModelInfo(
+    id="toy",
+    path="toy",
+    architecture="Toy",
+    layer_count=1,
+    width=WIDTH,
+    vocabulary_size=10,
+    element_type=ElementType.BF16,
+    limits=Limits(max_sequence_tokens=100),
+    hook_points={
+        point: HookPointInfo(width=RULE.head_dim if point is HookPoint.K else WIDTH)
+        for point in HookPoint
+    },
+    attention=(RULE,),
+)
+CUTS = [[0, TOKENS], [0, 1, 2, 9, TOKENS], list(range(TOKENS + 1))]
+
+
+def rows_of(**fields: Any) -> plan.RowReadout:
+    return plan.RowReadout(sites=SITES, positions=AllPositions(), **fields)
+
+
+READOUTS = {
+    "rows": rows_of(),
+    "kept rows": rows_of(keep=True),
+    "rows kept only": rows_of(keep=True, send=False),
+    "projected": rows_of(projection=PROJECTION),
+    "largest": rows_of(projection=PROJECTION, send_top=2),
+    "mean": rows_of(reduction=Reduction.MEAN),
+    "largest of the mean": rows_of(
+        projection=PROJECTION, send_top=2, reduction=Reduction.MEAN, keep=True
+    ),
+    "predictions": plan.PredictionReadout(
+        sites=SITES, unembed=Unembed(2, (7,)), positions=AllPositions()
+    ),
+    "attention": plan.AttentionReadout(index=0, layer=0, heads=(1, 0), positions=AllPositions()),
+    "largest attention": plan.AttentionReadout(
+        index=0, layer=0, heads=(1,), positions=AllPositions(), top_k=3
+    ),
+}
+HEAVY = {name for name, item in READOUTS.items() if "projected" in name or "largest" in name}
+HEAVY |= {"mean", "attention"}
+
+
+def events(placed: plan.Placed, cuts: list[int]) -> Iterator[Rows | Finished]:
+    """What an engine would give: rows of a capture in order, captures interleaved."""
+    rng = np.random.default_rng(1)
+    captures = placed.captures
+    bits = {}
+    for number, capture in enumerate(captures):
+        for index, site in enumerate(capture.sites):
+            width = INFO.row_width(capture, site)
+            values = rng.standard_normal((TOKENS, width)).astype(np.float32)
+            bits[number, index] = convert(values, ElementType.F32, INFO.row_type(capture))
+    for low, high in pairwise(cuts):
+        for (number, index), rows in bits.items():
+            yield Rows(number, index, np.arange(low, high), rows[low:high])
+    positions = np.arange(TOKENS)
+    yield Finished(FinishReason.LENGTH, 1, tuple(positions for _ in captures))
+
+
+async def results(readout: plan.Readout, cuts: list[int]) -> list[Any]:
+    placed = plan.Placed(readout, EVERY)
+    reading = readers.Reading((placed,), INFO)
+    return [item for event in events(placed, cuts) async for item in reading.read(event)]
+
+
+def joined(items: list[Any]) -> dict[Any, list[np.ndarray]]:
+    """Arrays of all results, joined along positions."""
+    parts: dict[Any, list[list[np.ndarray | None]]] = {}
+    for item in items:
+        for key, arrays in _arrays(item):
+            parts.setdefault(key, []).append(arrays)
+    return {
+        key: [np.concatenate(each) for each in zip(*several, strict=True) if each[0] is not None]
+        for key, several in parts.items()
+    }
+
+
+def _arrays(item: Any) -> list[tuple[Any, list[np.ndarray | None]]]:
+    match item:
+        case RowsToKeep():
+            return [(("kept", site), [item.positions, rows]) for site, rows in item.rows.items()]
+        case ReadRows():
+            return [(("rows", item.site_index), [item.positions, item.bits, item.indices])]
+        case ReadAttention():
+            return [(("attention", item.head), [item.queries, item.weights, item.keys])]
+        case _:
+            found = item.predictions
+            arrays = [item.positions, found.top_ids, found.top_logprobs, found.token_logprobs]
+            return [(("predictions", item.site_index), arrays)]
+
+
+@pytest.mark.parametrize("name", READOUTS)
+async def test_where_rows_are_cut_changes_nothing(name: str) -> None:
+    whole = joined(await results(READOUTS[name], CUTS[0]))
+    assert whole
+    for cuts in CUTS[1:]:
+        for key, arrays in joined(await results(READOUTS[name], cuts)).items():
+            for got, expected in zip(arrays, whole[key], strict=True):
+                # A product of one row and of many may round differently.
+                np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+async def threads_of(readout: plan.Readout, patch: pytest.MonkeyPatch) -> set[int]:
+    """Where the results of reading rows are made."""
+    threads: set[int] = set()
+
+    def make(kind: Any, **fields: Any) -> Any:
+        threads.add(threading.get_ident())
+        return kind(**fields)
+
+    for kind in (ReadRows, ReadAttention, ReadPredictions):
+        patch.setattr(readers, kind.__name__, partial(make, kind))
+    await results(readout, CUTS[1])
+    return threads
+
+
+@pytest.mark.parametrize("name", READOUTS)
+async def test_what_takes_computing_is_computed_off_the_event_loop(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "QUICK_OPERATIONS", 0)
+    threads = await threads_of(READOUTS[name], monkeypatch)
+    assert (threading.get_ident() in threads) == (name not in HEAVY | {"rows kept only"})
+    assert bool(threads) == (name != "rows kept only")
+
+
+async def test_a_few_rows_are_not_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = await threads_of(READOUTS["projected"], monkeypatch)
+    assert threads == {threading.get_ident()}
+
+
+async def test_kept_rows_are_the_engines_bits() -> None:
+    readout = READOUTS["largest of the mean"]
+    *_, last = await results(readout, CUTS[1])
+    assert isinstance(last, RowsToKeep)
+    assert last.element_type is ElementType.BF16
+    given = [e for e in events(plan.Placed(readout, EVERY), CUTS[0]) if isinstance(e, Rows)]
+    for rows in given:
+        np.testing.assert_array_equal(last.rows[SITES[rows.site_index]], rows.bits)
+
+
+async def test_two_readouts_get_the_rows_of_their_own_captures() -> None:
+    both = (READOUTS["attention"], READOUTS["rows"])
+    placed = tuple(plan.Placed(readout, EVERY) for readout in both)
+    assert len(plan.captures(placed)) == 3
+    reading = readers.Reading(placed, INFO)
+    found: list[Any] = []
+    offset = 0
+    for one in placed:
+        for event in events(one, CUTS[1]):
+            if isinstance(event, Rows):
+                moved = Rows(
+                    event.capture_index + offset, event.site_index, event.positions, event.bits
+                )
+                found += [item async for item in reading.read(moved)]
+        offset += len(one.captures)
+    finished = Finished(FinishReason.LENGTH, 1, (np.arange(TOKENS),) * 3)
+    found += [item async for item in reading.read(finished)]
+    apart = {
+        **joined(await results(both[0], CUTS[1])),
+        **joined(await results(both[1], CUTS[1])),
+    }
+    together = joined(found)
+    assert together.keys() == apart.keys()
+    for key, arrays in together.items():
+        for got, expected in zip(arrays, apart[key], strict=True):
+            np.testing.assert_array_equal(got, expected)
