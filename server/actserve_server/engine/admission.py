@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import Prompt, TokenizedPrompt
-from actserve_server.domain.runs import Run, RunEvent
+from actserve_server.domain.runs import Capture, Run, RunEvent
 from actserve_server.engine.api import Engine
 from actserve_server.engine.merge import merge
+from actserve_server.engine.selftest import SelfTest, self_test
 
 RETRY_AFTER_S = 1.0
 """When a refused caller should try again: about the time in which a busy server finishes a run."""
@@ -48,6 +49,7 @@ class AdmittedEngine:
 
     def __init__(self, engine: Engine, limits: AdmissionLimits | None = None) -> None:
         self._engine = engine
+        self._info = engine.info
         self._limits = limits or AdmissionLimits()
         self._waiting: deque[_Waiter] = deque()
         self._running = 0
@@ -59,7 +61,18 @@ class AdmittedEngine:
 
     @property
     def info(self) -> ModelInfo:
-        return self._engine.info
+        """The engine's own, less what failed the self-test."""
+        return self._info
+
+    async def prove(self) -> SelfTest:
+        """Has the engine test itself, and serves what passed alone. Call before serving."""
+        result = await self_test(self._engine)
+        self.offer(result.info)
+        return result
+
+    def offer(self, info: ModelInfo) -> None:
+        """Serves what `info` says from now on: what the engine serves, or less."""
+        self._info = info
 
     @property
     def running(self) -> int:
@@ -124,12 +137,14 @@ class AdmittedEngine:
         return self._run_all(runs)
 
     def capture_bytes(self, run: Run) -> int:
-        """The most bytes of rows a run can produce, in the model's own element type."""
-        if run.capture is None:
-            return 0
-        rows = run.capture.spans.count(len(run.token_ids) + run.sampling.max_tokens - 1)
-        row_bytes = self.info.width * self.info.element_type.itemsize
-        return rows * row_bytes * len(run.capture.sites)
+        """The most bytes of rows a run can produce, in the element types the engine gives."""
+        end = len(run.token_ids) + run.sampling.max_tokens - 1
+        return sum(self._capture_bytes(capture, end) for capture in run.captures)
+
+    def _capture_bytes(self, capture: Capture, end: int) -> int:
+        rows = capture.spans.count(end)
+        elements = sum(self.info.row_width(capture, site) for site in capture.sites)
+        return rows * elements * self.info.row_type(capture).itemsize
 
     def _check_capture(self, run: Run, index: int) -> None:
         wanted = self.capture_bytes(run)

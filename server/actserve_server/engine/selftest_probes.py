@@ -1,0 +1,169 @@
+"""What the self-test changes: every operation at every hook point that can be changed."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.operations import (
+    Ablate,
+    Add,
+    Clamp,
+    Mean,
+    Operation,
+    Project,
+    Replace,
+    Swap,
+    Zero,
+)
+from actserve_server.domain.positions import Spans
+from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.engine.selftest_checks import SiteRows
+
+Prompt = tuple[int, ...]
+
+CHANGED = Spans(((2, 5),))
+"""The positions that probes change; others must stay as they are."""
+STRONGEST = "replace"
+"""The operation whose effect on what is computed next is looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One operation at one site, on one prompt."""
+
+    name: str
+    site: Site
+    operation: Operation
+    prompt: Prompt
+    before: tuple[Site, ...]
+    """Sites that the model computes before this one, which must not move."""
+    next: Site | None
+    """The first site that is computed from this one, if any is served."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """What to capture."""
+        return (*self.before, self.site, *([self.next] if self.next else []))
+
+    @property
+    def positions(self) -> np.ndarray:
+        """The changed ones, int64."""
+        return CHANGED.within(0, len(self.prompt))
+
+    def apply(self, rows: np.ndarray) -> np.ndarray:
+        """What the site's rows become."""
+        changed = rows.copy()
+        changed[self.positions] = self.operation.apply(rows[self.positions])
+        return changed
+
+
+def served_sites(info: ModelInfo) -> tuple[Site, ...]:
+    """In the order in which a forward pass computes them."""
+    return tuple(site for site in _sites(info.layer_count) if not info.at(site).unserved)
+
+
+def make_probes(
+    info: ModelInfo, alone: Mapping[Prompt, SiteRows], rng: np.random.Generator
+) -> Iterator[Probe]:
+    """At the middle layer. `alone` holds the rows that the operations are sized by."""
+    prompts = itertools.cycle(alone)
+    tried = [site for site in served_sites(info) if site.layer in (None, info.layer_count // 2)]
+    for index, site in enumerate(tried):
+        if not info.at(site).unchangeable:
+            for name, make in _OPERATIONS.items():
+                prompt = next(prompts)
+                rows = alone[prompt][site][CHANGED.within(0, len(prompt))]
+                yield Probe(
+                    name=name,
+                    site=site,
+                    operation=make(rows, rng),
+                    prompt=prompt,
+                    before=tuple(tried[:index]),
+                    next=_next_site(site, info),
+                )
+
+
+_LAYER = (
+    HookPoint.RESID_PRE,
+    HookPoint.Q,
+    HookPoint.K,
+    HookPoint.V,
+    HookPoint.Z,
+    HookPoint.ATTN_OUT,
+    HookPoint.RESID_MID,
+    HookPoint.MLP_IN,
+    HookPoint.MLP_ACT,
+    HookPoint.MLP_OUT,
+    HookPoint.RESID_POST,
+)
+"""As a layer computes them."""
+
+_READER = {
+    HookPoint.EMBEDDING: HookPoint.Q,
+    HookPoint.RESID_PRE: HookPoint.Q,
+    HookPoint.Q: HookPoint.Z,
+    HookPoint.K: HookPoint.Z,
+    HookPoint.V: HookPoint.Z,
+    HookPoint.Z: HookPoint.ATTN_OUT,
+    HookPoint.ATTN_OUT: HookPoint.MLP_IN,
+    HookPoint.RESID_MID: HookPoint.MLP_IN,
+    HookPoint.MLP_IN: HookPoint.MLP_ACT,
+    HookPoint.MLP_ACT: HookPoint.MLP_OUT,
+    HookPoint.MLP_OUT: HookPoint.Q,
+    HookPoint.RESID_POST: HookPoint.Q,
+    HookPoint.FINAL_NORM: HookPoint.LOGITS,
+}
+"""The first hook point that is computed from another's rows by a module of the model. Of a stream
+that is not the next name of it, which may well be read off the same tensor."""
+
+
+def _sites(layer_count: int) -> list[Site]:
+    layers = [Site(point, layer) for layer in range(layer_count) for point in _LAYER]
+    last = [Site(HookPoint.FINAL_NORM), Site(HookPoint.LOGITS)]
+    return [Site(HookPoint.EMBEDDING), *layers, *last]
+
+
+def _next_site(site: Site, info: ModelInfo) -> Site | None:
+    """Of what follows the direct reader all is computed from it."""
+    sites = _sites(info.layer_count)
+    after = sites[sites.index(site) + 1 :]
+    readers = (_READER.get(site.hook_point), HookPoint.FINAL_NORM)
+    following = itertools.dropwhile(lambda other: other.hook_point not in readers, after)
+    return next((other for other in following if not info.at(other).unserved), None)
+
+
+def _near(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A direction with much of these rows in it, so that operations along it change them.
+
+    Its norm is far from one, so that whoever forgets to divide by it is found.
+    """
+    first = rows[0] / max(np.linalg.norm(rows[0]), np.finfo(np.float32).tiny)
+    return 3 * (first + _noise(1, rows.shape[1], 1.0, rng)[0]).astype(np.float32)
+
+
+def _noise(count: int, width: int, norm: float, rng: np.random.Generator) -> np.ndarray:
+    """Random rows of about this norm, float32 [count, width]."""
+    return (rng.standard_normal((count, width)) * norm / np.sqrt(width)).astype(np.float32)
+
+
+def _like(rows: np.ndarray, count: int, rng: np.random.Generator, times: float = 1.0) -> np.ndarray:
+    norm = float(np.linalg.norm(rows, axis=1).mean())
+    return _noise(count, rows.shape[1], times * (norm or 1.0), rng)
+
+
+_OPERATIONS: Mapping[str, Callable[[np.ndarray, np.random.Generator], Operation]] = {
+    "add": lambda rows, rng: Add(_like(rows, 1, rng)[0]),
+    "add relative": lambda rows, rng: Add(_near(rows, rng), 0.5, relative=True),
+    "ablate": lambda rows, rng: Ablate(_near(rows, rng)),
+    "project": lambda rows, rng: Project(np.stack([_near(rows, rng), _near(rows, rng)])),
+    "project away": lambda rows, rng: Project(_near(rows, rng)[None], away=True),
+    "clamp": lambda rows, rng: Clamp(_near(rows, rng), maximum=0.0),
+    STRONGEST: lambda rows, rng: Replace(_like(rows, len(rows), rng, times=4.0)),
+    "swap": lambda rows, rng: Swap(_near(rows, rng), _noise(1, rows.shape[1], 1.0, rng)[0]),
+    "zero": lambda rows, rng: Zero(),
+    "mean": lambda rows, rng: Mean(_like(rows, 1, rng)[0]),
+}
+"""Every kind of operation, sized by the rows it changes, so that it shows in any element type."""
