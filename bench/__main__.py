@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from rich.table import Table
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.models.embedded import default_cache_dir
 from actserve_server.models.resolve import resolve
-from bench.engines import Modes, Stock, Tapped
+from bench.engines import Stock, Tapped, apply, modes
 from bench.service import ServiceFigures, measure_service
 from bench.workloads import WORKLOADS, Workload
 
@@ -39,20 +40,26 @@ Ratios = dict[str, dict[str, list[float]]]
 
 
 async def measure_ratios(
-    options: EngineOptions, workloads: list[Workload], rounds: int, progress: Console
+    options: EngineOptions,
+    workloads: list[Workload],
+    rounds: int,
+    wanted: re.Pattern[str],
+    progress: Console,
 ) -> tuple[Ratios, dict[str, list[float]], list[ServiceFigures]]:
     """Ratios by workload and mode, stock tokens/s by workload, and the service's figures."""
     stock, tapped = Stock(options), await Tapped.start(options)
-    modes = Modes(tapped.info)
-    ratios: Ratios = {load.name: {mode: [] for mode in modes.names} for load in workloads}
+    changes = {
+        mode: change for mode, change in modes(tapped.info).items() if wanted.fullmatch(mode)
+    }
+    ratios: Ratios = {load.name: {mode: [] for mode in changes} for load in workloads}
     rates: dict[str, list[float]] = {load.name: [] for load in workloads}
     try:
         for number in range(-1, rounds):  # Round -1 warms up.
             for load in workloads:
                 seeds = itertools.count(1000 * (number + 1))
                 before = await stock.rate(load.requests(next(seeds)))
-                for mode in modes.names:
-                    rate = await tapped.rate(modes.apply(mode, load.requests(next(seeds))))
+                for mode, change in changes.items():
+                    rate = await tapped.rate(apply(change, load.requests(next(seeds))))
                     after = await stock.rate(load.requests(next(seeds)))
                     base = (before + after) / 2
                     progress.print(
@@ -74,7 +81,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--modes", type=re.compile, default=".*", help="regular expression; all modes by default"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
 
@@ -88,7 +98,9 @@ def main() -> None:
         kv_cache_memory_bytes=1 << 30,
     )
     log = Console(stderr=True)
-    ratios, rates, figures = asyncio.run(measure_ratios(options, WORKLOADS, arguments.rounds, log))
+    ratios, rates, figures = asyncio.run(
+        measure_ratios(options, WORKLOADS, arguments.rounds, arguments.modes, log)
+    )
     report = {
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
         "machine": {"cpus": _cpu_count(), "processor": platform.processor() or platform.machine()},

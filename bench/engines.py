@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -13,15 +13,28 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from actserve_server.domain.model import ModelInfo
-from actserve_server.domain.positions import NO_END, Spans
-from actserve_server.domain.runs import Add, Capture, Run, Sampling
-from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.domain.operations import (
+    Ablate,
+    Add,
+    Clamp,
+    Mean,
+    Operation,
+    Project,
+    Replace,
+    Swap,
+    Zero,
+)
+from actserve_server.domain.positions import NO_END, Selection, Spans
+from actserve_server.domain.runs import Capture, Intervention, Run, Sampling
+from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
 from actserve_server.engine.vllm import startup
 from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.options import EngineOptions
 from bench.workloads import Request
 
 _ids = itertools.count()
+
+_EVERYWHERE = Selection(Spans(((0, NO_END),)))
 
 
 class Stock:
@@ -88,45 +101,72 @@ class Tapped:
         await self.engine.close()
 
 
-class Modes:
-    """What ours is asked to do beside generating."""
+Change = Callable[[Run, int], Run]
+"""A plain run and its number among those at once, as a run that captures or steers."""
 
-    names = ("idle", "one layer", "all layers", "own vector each")
 
-    def __init__(self, info: ModelInfo) -> None:
-        everywhere = Spans(((0, NO_END),))
-        layers = range(info.layer_count)
-        self._site = Site(HookPoint.RESID_POST, info.layer_count // 2)
-        self._everywhere = everywhere
-        self._one = Capture((self._site,), everywhere)
-        self._all = Capture(
-            tuple(Site(HookPoint.RESID_POST, layer) for layer in layers), everywhere
-        )
-        self._vectors = np.random.default_rng(0).normal(size=(64, info.width)).astype(np.float32)
+def modes(info: ModelInfo) -> Mapping[str, Change]:
+    """What ours is asked to do beside generating, by name.
 
-    def apply(self, mode: str, requests: Sequence[Request]) -> list[Run]:
-        runs = [
+    The four that have aims come first; then capturing each hook point in the middle of the model,
+    and each operation with a vector of its own for every run.
+    """
+    middle = info.layer_count // 2
+    layers = range(info.layer_count)
+    served = [point for point, found in info.hook_points.items() if not found.unserved]
+    changes: dict[str, Change] = {
+        "idle": lambda run, _: run,
+        "one layer": _capture(Site(HookPoint.RESID_POST, middle)),
+        "all layers": _capture(*(Site(HookPoint.RESID_POST, layer) for layer in layers)),
+        "own vector each": _intervene(info, lambda vectors: Add(vectors[0], 0.1)),
+    }
+    for point in served:
+        site = Site(point, None if point in LAYERLESS else middle)
+        changes[f"capture {point.value}"] = _capture(site)
+    for name, operation in OPERATIONS.items():
+        changes[f"operation {name}"] = _intervene(info, operation)
+    return changes
+
+
+OPERATIONS: Mapping[str, Callable[[np.ndarray], Operation]] = {
+    "add": lambda vectors: Add(vectors[0], 0.1),
+    "add relative": lambda vectors: Add(vectors[0], 0.01, relative=True),
+    "ablate": lambda vectors: Ablate(vectors[0]),
+    "project": lambda vectors: Project(vectors),
+    "project away": lambda vectors: Project(vectors, away=True),
+    "clamp": lambda vectors: Clamp(vectors[0], maximum=0.0),
+    "replace": lambda vectors: Replace(vectors[:1]),
+    "swap": lambda vectors: Swap(vectors[0], vectors[1]),
+    "zero": lambda _: Zero(),
+    "mean": lambda vectors: Mean(vectors[0]),
+}
+"""Each operation, of some random vectors, float32 [4, width]."""
+
+
+def apply(change: Change, requests: Sequence[Request]) -> list[Run]:
+    """The requests as runs of one mode."""
+    return [
+        change(
             Run(
                 id=f"bench-{next(_ids)}",
                 token_ids=request.token_ids,
                 sampling=Sampling(temperature=0.0, max_tokens=request.max_tokens, ignore_eos=True),
-            )
-            for request in requests
-        ]
-        match mode:
-            case "one layer":
-                return [replace(run, capture=self._one) for run in runs]
-            case "all layers":
-                return [replace(run, capture=self._all) for run in runs]
-            case "own vector each":
-                return [
-                    replace(run, interventions=(self._add(index),))
-                    for index, run in enumerate(runs)
-                ]
-        return runs
+            ),
+            number,
+        )
+        for number, request in enumerate(requests)
+    ]
 
-    def _add(self, index: int) -> Add:
-        return Add(self._site, self._everywhere, self._vectors[index % len(self._vectors)], 0.1)
+
+def _capture(*sites: Site) -> Change:
+    return lambda run, _: replace(run, captures=(Capture(sites, _EVERYWHERE),))
+
+
+def _intervene(info: ModelInfo, operation: Callable[[np.ndarray], Operation]) -> Change:
+    site = Site(HookPoint.RESID_POST, info.layer_count // 2)
+    vectors = np.random.default_rng(0).normal(size=(64, 4, info.width)).astype(np.float32)
+    made = [Intervention((site,), _EVERYWHERE, operation(own)) for own in vectors]
+    return lambda run, number: replace(run, interventions=(made[number % len(made)],))
 
 
 async def _rate(

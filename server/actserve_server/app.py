@@ -1,8 +1,9 @@
 """Composition and lifecycle: an engine, admission around it, servers in front.
 
-The port opens once the engine is ready, so a client or a startup probe that finds it open can call.
-From then on health follows the engine. SIGTERM turns health to NOT_SERVING, then refuses new calls,
-then waits for the running ones as long as the grace lasts; a second signal stops at once.
+The port opens once the engine is ready and has tested itself, so a client or a startup probe that
+finds it open can call. From then on health follows the engine. SIGTERM turns health to NOT_SERVING,
+then refuses new calls, then waits for the running ones as long as the grace lasts; a second signal
+stops at once.
 """
 
 import asyncio
@@ -28,12 +29,14 @@ from actserve_server.domain.model import Limits
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
+from actserve_server.readouts.kept import KeptStore
+from actserve_server.readouts.selftest import prove_attention
 from actserve_server.rpc import metrics
 from actserve_server.rpc.auth import read_tokens
 from actserve_server.rpc.server import Listening, RpcServer, Tls
 
-HEALTH_POLL_S = 1.0
-"""How late health may be about a dead engine."""
+POLL_S = 1.0
+"""How late health may be about a dead engine, and the memory of expired activations be freed."""
 LAST_WORDS_S = 1.0
 """What finished calls get to write their last message, whatever is left of the grace."""
 
@@ -48,7 +51,7 @@ log = structlog.get_logger("actserve.app")
 
 
 class App:
-    """An engine being served."""
+    """An engine being served. The engine itself is its maker's to close."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._settings = settings
@@ -60,8 +63,13 @@ class App:
                 max_queue=settings.max_queue,
             ),
         )
-        metrics.watch(self.engine)
-        self.rpc = RpcServer(self.engine, _listening(settings))
+        self.kept = KeptStore(
+            max_bytes=settings.max_kept_bytes,
+            default_ttl_s=settings.default_kept_seconds,
+            max_ttl_s=settings.max_kept_seconds,
+        )
+        metrics.watch(self.engine, self.kept)
+        self.rpc = RpcServer(self.engine, self.kept, _listening(settings))
         self._watching: asyncio.Task[None] | None = None
         self._healthy: bool | None = None
 
@@ -69,11 +77,28 @@ class App:
     def port(self) -> int:
         return self.rpc.port
 
+    async def prove(self) -> None:
+        """Tests the engine before it serves, and withdraws what fails."""
+        started = time.monotonic()
+        result = await self.engine.prove()
+        for hook_point, reason in result.failures.items():
+            log.error("self-test", hook_point=hook_point, reason=reason)
+        proven = await prove_attention(self.engine, self.engine.info)
+        self.engine.offer(proven)
+        if proven.attention_unserved:
+            log.warning("self-test", attention=proven.attention_unserved)
+        log.info(
+            "self-test",
+            ok=not result.failures,
+            runs=result.runs,
+            seconds=round(time.monotonic() - started, 1),
+        )
+
     async def start(self) -> None:
         """Listens; health tells the engine's state from now on."""
         await self.rpc.start()
         await self._report_health()
-        self._watching = asyncio.create_task(self._watch_engine())
+        self._watching = asyncio.create_task(self._watch())
 
     async def drain(self) -> None:
         """Refuses new calls and returns when running ones have ended, or the grace has."""
@@ -91,9 +116,10 @@ class App:
         await self.rpc.stop(0)
         await self.engine.close()
 
-    async def _watch_engine(self) -> None:
+    async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(HEALTH_POLL_S)
+            await asyncio.sleep(POLL_S)
+            self.kept.sweep()
             await self._report_health()
 
     async def _report_health(self) -> None:
@@ -136,15 +162,25 @@ async def serve(settings: Settings) -> None:
         _abandon_loading()
     app = build(engine, settings)
     try:
-        await app.start()
-        _greet(app, listening)
-        await first.wait()
-        log.info("draining", grace_s=settings.drain_grace_s, running=app.engine.running)
-        await _unless(second, app.drain())
+        if settings.model != FAKE_MODEL:  # Made-up activations add up to nothing to test.
+            await _unless(first, _prove(app))
+        if not first.is_set():
+            await app.start()
+            _greet(app, listening)
+            await first.wait()
+            log.info("draining", grace_s=settings.drain_grace_s, running=app.engine.running)
+            await _unless(second, app.drain())
     finally:
         await app.close()
         stop_metrics()
     log.info("stopped")
+
+
+async def _prove(app: App) -> None:
+    try:
+        await app.prove()
+    except ActserveError as error:
+        raise ConfigError(f"the model failed its self-test as a whole: {error}") from error
 
 
 async def _start_engine(settings: Settings) -> Engine:
@@ -183,9 +219,15 @@ def _fake(settings: Settings) -> Engine:
         max_capture_bytes=settings.max_capture_bytes,
         max_interventions=settings.max_interventions,
         max_request_bytes=settings.max_request_bytes,
+        max_kept_bytes=settings.max_kept_bytes,
+        max_kept_seconds=settings.max_kept_seconds,
     )
+    wanted = settings.hook_points or tuple(HookPoint)
     return FakeEngine(
-        model_id=settings.model_id or FAKE_MODEL, limits=limits, token_delay_s=FAKE_TOKEN_DELAY_S
+        model_id=settings.model_id or FAKE_MODEL,
+        limits=limits,
+        unserved={point: "not enabled" for point in HookPoint if point not in wanted},
+        token_delay_s=FAKE_TOKEN_DELAY_S,
     )
 
 
@@ -278,7 +320,7 @@ def _greet(app: App, listening: Listening) -> None:
     if listening.tokens and listening.tls is None and not loopback:
         log.warning("bearer tokens cross the network in the clear; set tls_cert and tls_key")
     if sys.stderr.isatty():
-        served = [hook for hook in HookPoint if hook not in info.unserved]
+        served = [hook for hook in HookPoint if not info.hook_points[hook].unserved]
         print(  # noqa: T201
             f"\nactserve serves {info.id} ({info.layer_count} layers, width {info.width}) on "
             f"{listening.host}:{app.port}\nhook points: {', '.join(served)}\n",

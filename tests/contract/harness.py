@@ -122,6 +122,25 @@ async def collect(stream: Any) -> list[Any]:
     return events
 
 
+async def run(request: Any, fake: FakeEngine | None = None) -> list[Any]:
+    """The events of a fetch or a generation, on a server of its own."""
+    async with serving(fake) as served:
+        if isinstance(request, pb.GenerateRequest):
+            return await collect(served.generation.Generate(request))
+        return await collect(served.generation.FetchActivations(request))
+
+
+def report(events: list[Any]) -> Any:
+    """The only report of the only sequence."""
+    (closed,) = [
+        getattr(event, event.WhichOneof("event"))
+        for event in events
+        if event.WhichOneof("event") in ("sample_finished", "prompt_finished")
+    ]
+    (only,) = closed.interventions
+    return only
+
+
 def kinds(events: Iterable[Any]) -> list[str]:
     return [event.WhichOneof("event") for event in events]
 
@@ -146,8 +165,13 @@ def tensor(values: Any) -> dict[str, Any]:
     }
 
 
+def intervention(*sites: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """An intervention with these fields, at resid_post.1 unless told otherwise."""
+    return {"sites": [*(sites or (site(),))], **fields}
+
+
 def addition(vector: Any, layer: int = 1, **add: Any) -> dict[str, Any]:
-    return {"site": site(layer), "add": {"vector": tensor(vector), **add}}
+    return intervention(site(layer), add={"vector": tensor(vector), **add})
 
 
 def fetch(*texts: str, **changes: Any) -> pb.FetchActivationsRequest:

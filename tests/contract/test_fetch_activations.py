@@ -11,8 +11,6 @@ from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert, to_float32
 from actserve_server.engine.fake import BOS, FakeEngine
 from tests.contract.harness import (
-    RESID_POST,
-    addition,
     collect,
     fetch,
     kinds,
@@ -51,7 +49,13 @@ def _sequence(event: Any) -> int | None:
 
 async def test_rows_are_the_engines_rows() -> None:
     fake = FakeEngine()
-    wanted = [site(2), site(None, site_pb2.HOOK_POINT_EMBEDDING), site(-1)]
+    wanted = [
+        site(2),
+        site(None, site_pb2.HOOK_POINT_EMBEDDING),
+        site(-1),
+        site(0, site_pb2.HOOK_POINT_MLP_ACT),
+        site(None, site_pb2.HOOK_POINT_LOGITS),
+    ]
     async with serving(fake) as served:
         events = await collect(
             served.generation.FetchActivations(fetch("ab", "héllo", capture={"sites": wanted}))
@@ -60,6 +64,8 @@ async def test_rows_are_the_engines_rows() -> None:
         Site(HookPoint.RESID_POST, 2),
         Site(HookPoint.EMBEDDING),
         Site(HookPoint.RESID_POST, 3),
+        Site(HookPoint.MLP_ACT, 0),
+        Site(HookPoint.LOGITS),
     ]
     got = matrices(events)
     for index, text in enumerate(["ab", "héllo"]):
@@ -73,12 +79,13 @@ async def test_rows_are_the_engines_rows() -> None:
 
 async def test_started_gives_request_id_element_type_and_widths() -> None:
     async with serving() as served:
-        call = served.generation.FetchActivations(fetch(capture={"sites": [site(0), site(1)]}))
+        wanted = [site(0), site(1, site_pb2.HOOK_POINT_K), site(1, site_pb2.HOOK_POINT_MLP_ACT)]
+        call = served.generation.FetchActivations(fetch(capture={"sites": wanted}))
         events = await collect(call)
         trailers = dict(await call.trailing_metadata())
     started = events[0].started
     assert started.element_type == tensor_pb2.ELEMENT_TYPE_F32
-    assert list(started.widths) == [16, 16]
+    assert list(started.widths) == [16, 8, 24]
     assert started.request_id == trailers["x-request-id"]
 
 
@@ -115,6 +122,10 @@ async def test_usage_counts_tokens_and_payload_bytes() -> None:
         ({"range": {"start": 1, "end": -1}}, [1, 2, 3, 4]),
         ({"range": {"end": 2}}, [0, 1]),
         ({"range": {"start": 4, "end": 99}}, [4, 5]),
+        ({"token_ids": {"ids": [ord("l"), ord("h"), 0]}}, [1, 3, 4]),
+        ({"text": {"text": "l"}}, [3, 4]),
+        ({"text": {"text": "l", "occurrence": 0}}, [3]),
+        ({"characters": {"start": 0, "end": 2}}, [1, 2]),
     ],
     ids=str,
 )
@@ -122,6 +133,7 @@ async def test_a_selector_selects(selector: dict[str, Any], positions: list[int]
     request = fetch("hello", capture={"sites": [site()], "positions": selector})
     async with serving() as served:
         events = await collect(served.generation.FetchActivations(request))
+    assert list(events[1].prompt_started.positions) == positions
     assert matrices(events)[0, 0][0] == positions
 
 
@@ -175,39 +187,3 @@ async def test_many_prompts_run_at_once_and_interleave() -> None:
     order = [s for e in events if (s := _sequence(e)) is not None]
     assert len(list(itertools.groupby(order))) > 100, "prompts came one after the other"
     assert {key[0] for key in matrices(events)} == set(range(100))
-
-
-async def test_an_addition_moves_exactly_the_selected_rows() -> None:
-    vector = np.linspace(-1, 1, 16, dtype=np.float32)
-    edit = addition(vector, layer=1, coefficient=2.5)
-    edit["positions"] = {"list": {"positions": [1, -1]}}
-    sites = {"sites": [site(0), site(1)]}
-    async with serving() as served:
-        plain = await collect(served.generation.FetchActivations(fetch("hello", capture=sites)))
-        steered = await collect(
-            served.generation.FetchActivations(fetch("hello", capture=sites, interventions=[edit]))
-        )
-    before, after = matrices(plain), matrices(steered)
-    np.testing.assert_array_equal(after[0, 0][1], before[0, 0][1])
-    expected = before[0, 1][1].copy()
-    expected[[1, 5]] += np.float32(2.5) * vector
-    np.testing.assert_array_equal(after[0, 1][1], expected)
-
-
-async def test_a_vector_may_come_in_half_precision() -> None:
-    half = np.linspace(-1, 1, 16).astype("<f2")
-    add = {
-        "vector": {
-            "element_type": tensor_pb2.ELEMENT_TYPE_F16,
-            "shape": [16],
-            "data": half.tobytes(),
-        }
-    }
-    edit = {"site": site(1, RESID_POST), "add": add}
-    async with serving() as served:
-        plain = await collect(served.generation.FetchActivations(fetch("a")))
-        steered = await collect(
-            served.generation.FetchActivations(fetch("a", interventions=[edit]))
-        )
-    expected = matrices(plain)[0, 0][1] + half.astype(np.float32)
-    np.testing.assert_array_equal(matrices(steered)[0, 0][1], expected)

@@ -5,16 +5,16 @@ from typing import Any
 import numpy as np
 
 from actserve.v1 import generation_service_pb2 as pb
-from actserve.v1 import tensor_pb2
+from actserve.v1 import site_pb2, tensor_pb2
 from actserve_server.domain.model import Limits
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.fake import FakeEngine
 from tests.contract.harness import (
-    addition,
     collect,
     generate,
     kinds,
     matrices,
+    run,
     serving,
     site,
 )
@@ -37,11 +37,6 @@ def finishes(events: list[Any]) -> list[Any]:
     return [e.sample_finished for e in events if e.WhichOneof("event") == "sample_finished"]
 
 
-async def run(request: pb.GenerateRequest, fake: FakeEngine | None = None) -> list[Any]:
-    async with serving(fake) as served:
-        return await collect(served.generation.Generate(request))
-
-
 async def test_events_come_in_the_promised_order() -> None:
     events = await run(generate())
     assert kinds(events) == ["started", *["tokens"] * 5, "sample_finished", "finished"]
@@ -55,6 +50,13 @@ async def test_started_names_no_element_type_without_a_capture() -> None:
     assert started.element_type == tensor_pb2.ELEMENT_TYPE_UNSPECIFIED
     assert not started.widths
     assert len(started.prompt.ids) == 6
+
+
+async def test_started_gives_the_width_of_every_captured_site() -> None:
+    sites = [site(0, site_pb2.HOOK_POINT_V), site(1), site(None, site_pb2.HOOK_POINT_LOGITS)]
+    events = await run(generate(capture={"sites": sites}))
+    assert list(events[0].started.widths) == [8, 16, 260]
+    assert [matrices(events)[0, index][1].shape[1] for index in range(3)] == [8, 16, 260]
 
 
 async def test_128_tokens_unless_told_otherwise() -> None:
@@ -148,19 +150,6 @@ async def test_generated_positions_begin_after_the_prompt() -> None:
     assert matrices(events)[0, 0][0] == [6, 7, 8, 9]
 
 
-async def test_a_strong_addition_changes_the_text() -> None:
-    plain = await run(generate())
-    steered = await run(generate(interventions=[addition(np.full(16, 50.0), layer=3)]))
-    assert texts(plain) != texts(steered)
-
-
-async def test_an_addition_at_generated_positions_leaves_the_first_token() -> None:
-    edit = {**addition(np.full(16, 50.0), layer=3), "positions": {"generated": {}}}
-    plain, steered = await run(generate()), await run(generate(interventions=[edit]))
-    assert ids(plain)[0] == ids(steered)[0]
-    assert ids(plain)[1:] != ids(steered)[1:]
-
-
 async def test_a_conversation_is_rendered_with_the_header_of_the_answer() -> None:
     turns = [{"role": "user", "content": "hi"}]
     opened = (await run(generate(prompt={"conversation": {"turns": turns}})))[0].started.prompt
@@ -168,6 +157,12 @@ async def test_a_conversation_is_rendered_with_the_header_of_the_answer() -> Non
     without = {"turns": turns, "add_generation_prompt": False}
     opened = (await run(generate(prompt={"conversation": without})))[0].started.prompt
     assert "".join(opened.texts) == "<bos><|role|>user\nhi<|end|>"
+
+
+async def test_started_tells_where_the_tokens_of_the_prompt_come_from() -> None:
+    sources = (await run(generate(prompt={"text": "aé"})))[0].started.prompt.sources
+    assert [(source.start, source.end) for source in sources[1:]] == [(0, 1), (1, 2), (1, 2)]
+    assert not sources[0].HasField("start")
 
 
 async def test_token_ids_are_used_as_they_are() -> None:

@@ -1,7 +1,11 @@
 """ModelService: what is served, and how a prompt is tokenized."""
 
+from typing import Any
+
+import pytest
+
 from actserve.v1 import model_service_pb2 as pb
-from actserve.v1 import site_pb2, tensor_pb2
+from actserve.v1 import prompt_pb2, site_pb2, tensor_pb2
 from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import BOS, FakeEngine
@@ -19,13 +23,61 @@ async def test_a_model_tells_what_it_is_and_what_it_serves() -> None:
     assert model == got.model
     assert not listed.next_page_token
     assert (model.name, model.layer_count, model.width) == ("models/fake", 4, 16)
-    assert model.element_type == tensor_pb2.ELEMENT_TYPE_BF16
-    reasons = {support.hook_point: support.unserved_reason for support in model.hook_points}
-    assert set(reasons) == set(site_pb2.HookPoint.values()) - {0}
-    assert reasons.pop(site_pb2.HOOK_POINT_ATTN_OUT) == "the self-test failed"
-    assert set(reasons.values()) == {""}
+    assert (model.vocabulary_size, model.element_type) == (260, tensor_pb2.ELEMENT_TYPE_BF16)
+    unserved = {support.hook_point: support.unserved_reason for support in model.hook_points}
+    assert list(unserved) == [value for value in site_pb2.HookPoint.values() if value]
+    assert unserved.pop(site_pb2.HOOK_POINT_ATTN_OUT) == "the self-test failed"
+    assert set(unserved.values()) == {""}
     assert model.limits.max_sequence_tokens == 2048
     assert model.limits.max_capture_bytes == 1 << 30
+    assert model.limits.max_kept_bytes == 1 << 30
+    assert model.limits.max_kept_seconds == 3600
+
+
+async def test_a_hook_point_tells_its_width_its_heads_and_whether_it_can_be_changed() -> None:
+    async with serving() as served:
+        (model,) = (await served.models.ListModels(pb.ListModelsRequest())).models
+    shapes = {
+        site_pb2.HookPoint.Name(support.hook_point): (
+            support.width,
+            support.heads,
+            bool(support.unchangeable_reason),
+        )
+        for support in model.hook_points
+    }
+    stream = (16, 0, False)
+    assert shapes == {
+        "HOOK_POINT_EMBEDDING": stream,
+        "HOOK_POINT_RESID_PRE": stream,
+        "HOOK_POINT_RESID_MID": stream,
+        "HOOK_POINT_RESID_POST": stream,
+        "HOOK_POINT_ATTN_OUT": stream,
+        "HOOK_POINT_MLP_OUT": stream,
+        "HOOK_POINT_MLP_IN": stream,
+        "HOOK_POINT_MLP_ACT": (24, 0, False),
+        "HOOK_POINT_Q": (16, 4, False),
+        "HOOK_POINT_K": (8, 2, False),
+        "HOOK_POINT_V": (8, 2, False),
+        "HOOK_POINT_Z": (16, 4, False),
+        "HOOK_POINT_FINAL_NORM": stream,
+        "HOOK_POINT_LOGITS": (260, 0, True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("fake", "reason"),
+    [
+        (FakeEngine(), ""),
+        (FakeEngine(attention_unserved="its scores are biased"), "its scores are biased"),
+        (FakeEngine(unserved={HookPoint.K: "not enabled"}), "k is not served: not enabled"),
+    ],
+)
+async def test_a_model_tells_why_attention_patterns_are_not_served(
+    fake: FakeEngine, reason: str
+) -> None:
+    async with serving(fake) as served:
+        (model,) = (await served.models.ListModels(pb.ListModelsRequest())).models
+    assert model.attention_unserved_reason == reason
 
 
 async def test_tokenize_returns_the_prompt_as_the_model_sees_it() -> None:
@@ -40,3 +92,45 @@ async def test_tokenize_takes_what_is_too_long_to_run() -> None:
     async with serving() as served:
         request = pb.TokenizeRequest(prompt={"text": "x" * 5000})
         assert len((await served.models.Tokenize(request)).prompt.ids) == 5001
+
+
+def sources(prompt: prompt_pb2.TokenizedPrompt) -> list[dict[str, Any]]:
+    """What is set of the source of each token."""
+    return [
+        {descriptor.name: value for descriptor, value in source.ListFields()}
+        for source in prompt.sources
+    ]
+
+
+async def test_tokens_of_a_text_tell_their_characters() -> None:
+    async with serving() as served:
+        request = pb.TokenizeRequest(prompt={"text": "aé!"})
+        prompt = (await served.models.Tokenize(request)).prompt
+    assert sources(prompt) == [
+        {},
+        {"start": 0, "end": 1},
+        {"start": 1, "end": 2},  # The two bytes of one character overlap.
+        {"start": 1, "end": 2},
+        {"start": 2, "end": 3},
+    ]
+
+
+async def test_tokens_of_a_conversation_tell_their_turn_role_and_characters() -> None:
+    turns = [{"role": "system", "content": "ok"}, {"role": "user", "content": "hi"}]
+    async with serving() as served:
+        request = pb.TokenizeRequest(prompt={"conversation": {"turns": turns}})
+        prompt = (await served.models.Tokenize(request)).prompt
+    told = zip(prompt.texts, sources(prompt), strict=True)
+    assert [(text, source) for text, source in told if source] == [
+        ("o", {"turn": 0, "role": "system", "start": 0, "end": 1}),
+        ("k", {"turn": 0, "role": "system", "start": 1, "end": 2}),
+        ("h", {"turn": 1, "role": "user", "start": 0, "end": 1}),
+        ("i", {"turn": 1, "role": "user", "start": 1, "end": 2}),
+    ]
+    assert all(source.HasField("turn") == bool(source.role) for source in prompt.sources)
+
+
+async def test_tokens_of_token_ids_have_no_sources() -> None:
+    async with serving() as served:
+        request = pb.TokenizeRequest(prompt={"token_ids": {"ids": [104, 105]}})
+        assert not (await served.models.Tokenize(request)).prompt.sources

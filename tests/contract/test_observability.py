@@ -20,6 +20,7 @@ from tests.contract.harness import (
     failure,
     fetch,
     generate,
+    intervention,
     serving,
     site,
 )
@@ -112,6 +113,26 @@ async def test_rows_interventions_and_refusals_are_counted() -> None:
         await failure(served.generation.FetchActivations(fetch(capture={"sites": [site(9)]})))
         after = counts()
     assert [b - a for a, b in zip(before, after, strict=True)] == [5, 5 * 64, 4, 1]
+
+
+async def test_interventions_are_counted_by_operation_once_a_run() -> None:
+    kinds = ["add", "ablate", "zero"]
+
+    def counts() -> list[float]:
+        name = "actserve_interventions_applied_total"
+        return [metric(name, operation=kind) or 0 for kind in kinds]
+
+    edits = [
+        addition([1] * 16),
+        intervention(site(0), site(1), zero={}),
+        intervention(zero={}, positions={"last": {}}),
+    ]
+    async with serving() as served:
+        before = counts()
+        request = generate(sampling={"max_tokens": 3, "samples": 2}, interventions=edits)
+        await collect(served.generation.Generate(request))
+        after = counts()
+    assert [b - a for a, b in zip(before, after, strict=True)] == [2, 0, 4]
 
 
 async def test_gauges_show_what_is_in_flight() -> None:

@@ -1,50 +1,24 @@
-"""Every refusal: its code and reason, the field it names, and a message a person can act on."""
+"""Every refusal: its code and reason, the field it names, and a message a person can act on.
 
-from dataclasses import dataclass
+Those of positions, interventions and their operations have files of their own.
+"""
+
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 
 from actserve.v1 import generation_service_pb2 as pb
-from actserve.v1 import model_service_pb2, site_pb2, tensor_pb2
-from actserve_server.domain.model import Limits
-from actserve_server.domain.sites import HookPoint
-from actserve_server.engine.fake import VOCABULARY_SIZE, FakeEngine
+from actserve.v1 import model_service_pb2, site_pb2
+from actserve_server.engine.fake import VOCABULARY_SIZE
 from tests.contract.harness import (
-    Failure,
-    Served,
-    addition,
-    failure,
     fetch,
     generate,
-    serving,
     site,
-    tensor,
 )
+from tests.contract.refusals import INVALID, LAYERS, WIDTH, Case, check, engine, refusal
 
-INVALID = grpc.StatusCode.INVALID_ARGUMENT
-WIDTH = 16
-LAYERS = 4
-ONES = np.ones(WIDTH)
-LIMITS = Limits(
-    max_sequence_tokens=64,
-    max_prompts=3,
-    max_samples=2,
-    max_interventions=2,
-    max_capture_bytes=40 * WIDTH * 4,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    name: str
-    request: Any
-    reason: str
-    field: str = ""
-    says: tuple[str, ...] = ()
-    code: grpc.StatusCode = INVALID
+ATTN_OUT = site_pb2.HOOK_POINT_ATTN_OUT
 
 
 def sampling(case: str, says: tuple[str, ...], field: str | None = None, **values: Any) -> Case:
@@ -58,17 +32,6 @@ def sampling(case: str, says: tuple[str, ...], field: str | None = None, **value
     )
 
 
-def vector(case: str, change: dict[str, Any], reason: str, field: str, *says: str) -> Case:
-    edit = {"site": site(), "add": {"vector": {**tensor(ONES), **change}}}
-    return Case(
-        name=f"vector {case}",
-        request=generate(interventions=[addition(ONES), edit]),
-        reason=reason,
-        field=f"interventions[1].add.vector.{field}",
-        says=says,
-    )
-
-
 def capture(case: str, spec: dict[str, Any], reason: str, field: str, *says: str) -> Case:
     return Case(
         name=f"capture {case}",
@@ -78,9 +41,6 @@ def capture(case: str, spec: dict[str, Any], reason: str, field: str, *says: str
         says=says,
     )
 
-
-NOT_FINITE = np.where(np.arange(WIDTH) == 3, np.nan, 1.0)
-INFINITE = np.where(np.arange(WIDTH) == 2, np.inf, 1.0)
 
 CASES = [
     # Model
@@ -199,6 +159,13 @@ CASES = [
         "leave it unset",
     ),
     capture(
+        "of the logits at a layer",
+        {"sites": [site(0, site_pb2.HOOK_POINT_LOGITS)]},
+        "SITE_INVALID",
+        "capture.sites[0]",
+        "logits has no layer",
+    ),
+    capture(
         "of a site twice",
         {"sites": [site(3), site(-1)]},
         "SITE_INVALID",
@@ -221,162 +188,6 @@ CASES = [
         "77",
         "F32, F16, BF16",
     ),
-    # Positions: "hello" has 6 tokens.
-    capture(
-        "by an empty selector",
-        {"positions": {}},
-        "FIELD_REQUIRED",
-        "capture.positions",
-        "leave the whole selector unset",
-    ),
-    capture(
-        "of a position beyond the prompt",
-        {"positions": {"list": {"positions": [0, 6]}}},
-        "POSITION_OUT_OF_RANGE",
-        "capture.positions",
-        "prompts[0]",
-        "6",
-        "0 to 5",
-    ),
-    capture(
-        "of a position before the prompt",
-        {"positions": {"list": {"positions": [-7]}}},
-        "POSITION_OUT_OF_RANGE",
-        "capture.positions",
-        "-7",
-    ),
-    capture(
-        "of a position twice",
-        {"positions": {"list": {"positions": [5, -1]}}},
-        "POSITION_OUT_OF_RANGE",
-        "capture.positions",
-        "once",
-    ),
-    capture(
-        "of an empty list",
-        {"positions": {"list": {}}},
-        "POSITION_OUT_OF_RANGE",
-        "capture.positions",
-        "at least one",
-    ),
-    capture(
-        "of an empty range",
-        {"positions": {"range": {"start": 3, "end": 3}}},
-        "POSITION_OUT_OF_RANGE",
-        "capture.positions",
-        "[3:3]",
-    ),
-    capture(
-        "of generated positions when nothing is generated",
-        {"positions": {"generated": {}}},
-        "POSITION_OUT_OF_RANGE",
-        "capture.positions",
-        "generate",
-    ),
-    Case(
-        name="intervention beyond the sequence",
-        request=generate(
-            interventions=[{**addition(ONES), "positions": {"list": {"positions": [10]}}}]
-        ),
-        reason="POSITION_OUT_OF_RANGE",
-        field="interventions[0].positions",
-        says=("10", "0 to 9"),
-    ),
-    # Interventions
-    Case(
-        name="too many interventions",
-        request=fetch(interventions=[addition(ONES)] * 3),
-        reason="TOO_MANY_INTERVENTIONS",
-        field="interventions",
-        says=("3", "2"),
-    ),
-    Case(
-        name="intervention without an operation",
-        request=generate(interventions=[{"site": site()}]),
-        reason="FIELD_REQUIRED",
-        field="interventions[0]",
-        says=("add",),
-    ),
-    Case(
-        name="intervention without a vector",
-        request=generate(interventions=[{"site": site(), "add": {}}]),
-        reason="FIELD_REQUIRED",
-        field="interventions[0].add.vector",
-    ),
-    Case(
-        name="intervention without a site",
-        request=generate(interventions=[{"add": {"vector": tensor(ONES)}}]),
-        reason="SITE_INVALID",
-        field="interventions[0].site.hook_point",
-    ),
-    Case(
-        name="coefficient not a number",
-        request=generate(interventions=[addition(ONES, coefficient=float("nan"))]),
-        reason="FIELD_INVALID",
-        field="interventions[0].add.coefficient",
-        says=("nan", "finite"),
-    ),
-    Case(
-        name="coefficient infinite",
-        request=generate(interventions=[addition(ONES, coefficient=float("inf"))]),
-        reason="FIELD_INVALID",
-        field="interventions[0].add.coefficient",
-    ),
-    Case(
-        name="coefficient times vector overflows",
-        request=generate(interventions=[addition(ONES * 1e30, coefficient=1e30)]),
-        reason="TENSOR_NOT_FINITE",
-        field="interventions[0].add.coefficient",
-        says=("overflow",),
-    ),
-    vector(
-        "of an unset element type",
-        {"element_type": 0},
-        "TENSOR_ELEMENT_TYPE_UNKNOWN",
-        "element_type",
-        "F32",
-    ),
-    vector(
-        "of an unknown element type",
-        {"element_type": 9},
-        "TENSOR_ELEMENT_TYPE_UNKNOWN",
-        "element_type",
-        "9",
-    ),
-    vector(
-        "with a byte too few",
-        {"data": ONES.astype("<f4").tobytes()[:-1]},
-        "TENSOR_SIZE_MISMATCH",
-        "data",
-        "64 bytes",
-        "63",
-    ),
-    vector(
-        "with a byte too many",
-        {"data": ONES.astype("<f4").tobytes() + b"\0"},
-        "TENSOR_SIZE_MISMATCH",
-        "data",
-        "65",
-    ),
-    vector(
-        "whose bytes are of another type",
-        {"element_type": tensor_pb2.ELEMENT_TYPE_BF16},
-        "TENSOR_SIZE_MISMATCH",
-        "data",
-        "32 bytes",
-    ),
-    vector("without data", {"data": b""}, "TENSOR_SIZE_MISMATCH", "data"),
-    vector(
-        "of another width",
-        tensor(np.ones(8)),
-        "TENSOR_WIDTH_MISMATCH",
-        "shape",
-        "[8]",
-        "[16]",
-    ),
-    vector("of two axes", tensor(np.ones((1, WIDTH))), "TENSOR_WIDTH_MISMATCH", "shape", "[1, 16]"),
-    vector("holding NaN", tensor(NOT_FINITE), "TENSOR_NOT_FINITE", "data", "element 3", "nan"),
-    vector("holding infinity", tensor(INFINITE), "TENSOR_NOT_FINITE", "data", "element 2", "inf"),
     # Sampling
     sampling("temperature below zero", ("-1", "from 0.01 to 2"), temperature=-1),
     sampling("temperature too low", ("0.001", "from 0.01 to 2"), temperature=0.001),
@@ -458,42 +269,9 @@ CASES = [
 ]
 
 
-def call(served: Served, request: Any) -> Any:
-    return {
-        pb.FetchActivationsRequest: served.generation.FetchActivations,
-        pb.GenerateRequest: served.generation.Generate,
-        model_service_pb2.GetModelRequest: served.models.GetModel,
-        model_service_pb2.ListModelsRequest: served.models.ListModels,
-        model_service_pb2.TokenizeRequest: served.models.Tokenize,
-    }[type(request)](request)
-
-
-def engine() -> FakeEngine:
-    return FakeEngine(
-        layer_count=LAYERS,
-        width=WIDTH,
-        limits=LIMITS,
-        unserved={HookPoint.ATTN_OUT: "not verified"},
-    )
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_a_refusal_names_reason_field_and_fix(case: Case) -> None:
-    fake = engine()
-    async with serving(fake) as served:
-        refused = await failure(call(served, case.request))
-    assert (refused.code, refused.reason) == (case.code, case.reason), refused
-    assert refused.field == case.field, refused
-    for part in case.says:
-        assert part in refused.message
-    assert refused.details["ErrorInfo"].domain == "actserve"
-    assert refused.details["RequestInfo"].request_id
-    assert fake.counters.started == 0, "work was done for a refused call"
-
-
-async def refusal(request: Any, fake: FakeEngine | None = None) -> Failure:
-    async with serving(fake or engine()) as served:
-        return await failure(call(served, request))
+    await check(case)
 
 
 async def test_not_found_names_the_resource() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits
-from actserve_server.domain.positions import NO_END, Spans
+from actserve_server.domain.positions import NO_END, Selection, Spans
 from actserve_server.domain.runs import Capture, Run, Sampling
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
@@ -24,7 +24,7 @@ def run(name: object, tokens: int = 4, max_tokens: int = 1, rows: bool = True) -
         id=str(name),
         token_ids=tuple(range(tokens)),
         sampling=Sampling(temperature=0.0, max_tokens=max_tokens),
-        capture=Capture(SITES, ALL) if rows else None,
+        captures=(Capture(SITES, Selection(ALL)),) if rows else (),
     )
 
 
@@ -58,9 +58,25 @@ def test_the_most_rows_a_run_can_produce_are_reserved(
         id="0",
         token_ids=tuple(range(tokens)),
         sampling=Sampling(max_tokens=max_tokens),
-        capture=Capture(SITES, spans),
+        captures=(Capture(SITES, Selection(spans)),),
     )
     assert admitted().capture_bytes(planned) == rows * ROW_BYTES
+
+
+def test_every_site_is_reserved_for_by_its_own_width() -> None:
+    sites = (Site(HookPoint.K, 0), Site(HookPoint.MLP_ACT, 1), Site(HookPoint.LOGITS))
+    planned = Run(id="0", token_ids=(1, 2), captures=(Capture(sites, Selection(ALL)),))
+    assert admitted().capture_bytes(planned) == 2 * (8 + 24 + 260) * 4
+
+
+def test_positions_by_token_id_reserve_for_every_generated_token() -> None:
+    planned = Run(
+        id="0",
+        token_ids=(1, 2, 3, 2),
+        sampling=Sampling(max_tokens=10),
+        captures=(Capture(SITES, Selection(Spans(((1, 2), (3, NO_END))), frozenset({2}))),),
+    )
+    assert admitted().capture_bytes(planned) == (2 + 9) * ROW_BYTES
 
 
 async def test_runs_in_flight_stay_below_the_limit() -> None:

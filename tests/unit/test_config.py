@@ -87,6 +87,7 @@ def test_the_port_variable_that_kubernetes_sets_is_not_ours(
         (["--tls-cert", "c.pem"], "tls_cert and tls_key go together"),
         (["--tls-client-ca", "c.pem"], "tls_client_ca needs"),
         (["--max-capture-bytes", "9", "--capture-budget-bytes", "8"], "could never run"),
+        (["--max-kept-seconds", "60"], "default_kept_seconds .600. is above max_kept_seconds"),
         (["--config", "/does/not/exist"], "/does/not/exist"),
     ],
     ids=" ".join,

@@ -3,7 +3,7 @@
 import pytest
 
 from actserve_server.domain.errors import ActserveError, Reason
-from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,8 @@ from actserve_server.domain.sites import HookPoint, Site
     [
         (Site(HookPoint.RESID_POST, 10), "resid_post.10"),
         (Site(HookPoint.EMBEDDING), "embedding"),
+        (Site(HookPoint.FINAL_NORM), "final_norm"),
+        (Site(HookPoint.Z, 0), "z.0"),
         (Site(HookPoint.MLP_OUT, -1), "mlp_out.-1"),
     ],
 )
@@ -24,13 +26,19 @@ def test_layers_count_from_either_end(layer: int, resolved: int) -> None:
     assert site.resolve(4, "site") == Site(HookPoint.RESID_PRE, resolved)
 
 
+@pytest.mark.parametrize("hook_point", sorted(LAYERLESS))
+def test_what_exists_once_has_no_layer(hook_point: HookPoint) -> None:
+    assert Site(hook_point).resolve(4, "site") == Site(hook_point)
+
+
 @pytest.mark.parametrize(
     ("site", "reason"),
     [
         (Site(HookPoint.RESID_PRE, 4), Reason.LAYER_OUT_OF_RANGE),
         (Site(HookPoint.RESID_PRE, -5), Reason.LAYER_OUT_OF_RANGE),
         (Site(HookPoint.RESID_PRE), Reason.SITE_INVALID),
-        (Site(HookPoint.EMBEDDING, 0), Reason.SITE_INVALID),
+        (Site(HookPoint.MLP_ACT), Reason.SITE_INVALID),
+        *((Site(hook_point, 0), Reason.SITE_INVALID) for hook_point in sorted(LAYERLESS)),
     ],
     ids=str,
 )

@@ -1,13 +1,10 @@
 """A deterministic engine without a model, for tests and for trying a client offline.
 
-A row is a pure function of the tokens up to its position and of the site, plus every addition made
-at that position at the same site or an earlier one. The next token is read off the last site's
-row, so additions show in rows (exactly) and, when large, in the text. Tokens are bytes, so a
-character may be split over several of them, as with real tokenizers.
+`fake_tokenizer.py` makes tokens of bytes, and `fake_model.py` makes rows and next tokens up. The
+rest is honest: interventions, captures and reports are what the contract says.
 """
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,12 +12,14 @@ import numpy as np
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits, ModelInfo
-from actserve_server.domain.prompts import Conversation, Prompt, TextPrompt, TokenizedPrompt
+from actserve_server.domain.operations import relative_change
+from actserve_server.domain.prompts import Prompt, TokenizedPrompt
 from actserve_server.domain.runs import (
     Capture,
     Finished,
     FinishReason,
     Intervention,
+    InterventionReport,
     Rows,
     Run,
     RunEvent,
@@ -31,24 +30,24 @@ from actserve_server.domain.runs import (
 )
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert
+from actserve_server.engine.fake_model import (
+    GENERATED,
+    LOGITS,
+    Change,
+    FakeModel,
+    attention_rules,
+    describe,
+    predict,
+)
+from actserve_server.engine.fake_tokenizer import (
+    BOS,
+    EOS,
+    VOCABULARY_SIZE,
+    decode,
+    tokenize,
+)
 
-BYTES = 256
-BOS, EOS, ROLE, END_OF_TURN = range(BYTES, BYTES + 4)
-SPECIAL_TEXTS = {BOS: "<bos>", EOS: "<eos>", ROLE: "<|role|>", END_OF_TURN: "<|end|>"}
-VOCABULARY_SIZE = BYTES + len(SPECIAL_TEXTS)
-ROLES = ("system", "user", "assistant")
-
-GENERATED = np.arange(32, 127)
-"""The ids it generates: printable ASCII."""
-
-_ORDER = {
-    HookPoint.EMBEDDING: -1,
-    HookPoint.RESID_PRE: 0,
-    HookPoint.ATTN_OUT: 1,
-    HookPoint.RESID_MID: 2,
-    HookPoint.MLP_OUT: 3,
-    HookPoint.RESID_POST: 4,
-}
+__all__ = ["BOS", "EOS", "VOCABULARY_SIZE", "Counters", "FakeEngine", "Faults"]
 
 
 @dataclass(kw_only=True)
@@ -87,6 +86,7 @@ class FakeEngine:
         element_type: ElementType = ElementType.F32,
         limits: Limits | None = None,
         unserved: Mapping[HookPoint, str] | None = None,
+        attention_unserved: str = "",
         token_delay_s: float = 0.0,
         rows_per_event: int = 8,
     ) -> None:
@@ -99,11 +99,13 @@ class FakeEngine:
             vocabulary_size=VOCABULARY_SIZE,
             element_type=element_type,
             limits=limits or Limits(max_sequence_tokens=2048),
-            unserved=unserved or {},
+            hook_points=describe(width, unserved or {}),
+            attention=() if attention_unserved else attention_rules(layer_count, width),
+            attention_unserved=attention_unserved,
         )
+        self._model = FakeModel(self._info.hook_points)
         self._delay_s = token_delay_s
         self._rows_per_event = rows_per_event
-        self._unembedding = np.random.default_rng(0).standard_normal((len(GENERATED), width))
         self.faults = Faults()
         self.counters = Counters()
         self.closed = False
@@ -113,32 +115,13 @@ class FakeEngine:
         return self._info
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
-        ids = self._ids(prompt)
-        return TokenizedPrompt(tuple(ids), tuple(decode([token]) for token in ids))
+        return tokenize(prompt)
 
-    def _ids(self, prompt: Prompt) -> list[int]:
-        match prompt:
-            case TextPrompt(text):
-                return [BOS, *text.encode()]
-            case Conversation(turns, add_generation_prompt):
-                ids = [BOS]
-                for turn in turns:
-                    if turn.role not in ROLES:
-                        raise ActserveError(
-                            Reason.PROMPT_NOT_RENDERABLE,
-                            f"the chat template knows no role of that name; use one of {ROLES}",
-                        )
-                    ids += [ROLE, *turn.role.encode(), *b"\n"]
-                    ids += [*turn.content.encode(), END_OF_TURN]
-                return ids + ([ROLE, *b"assistant\n"] if add_generation_prompt else [])
-            case _:
-                for token in prompt.ids:
-                    if token >= VOCABULARY_SIZE:
-                        raise ActserveError(
-                            Reason.TOKEN_OUT_OF_RANGE,
-                            f"token id {token} is not below {VOCABULARY_SIZE}",
-                        )
-                return list(prompt.ids)
+    def row(
+        self, site: Site, ids: Sequence[int], interventions: Sequence[Intervention] = ()
+    ) -> np.ndarray:
+        """The activation at the last of `ids`, float32 [width of the site]."""
+        return self._model.row(site, ids, self._model.changes(ids, interventions))
 
     async def check_health(self) -> None:
         if self.faults.dead:
@@ -161,7 +144,9 @@ class FakeEngine:
     async def _run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
         ids = list(run.token_ids)
         text = _TextStream(run.sampling)
-        rows = self._captured(run.capture, ids, run.interventions, 0, len(ids))
+        done = _Pass(self._model, run.interventions)
+        done.reach(ids)
+        rows = self._captured(run, done, ids, 0)
         generated = 0
         reason = None
         while reason is None:
@@ -169,7 +154,7 @@ class FakeEngine:
                 await self._step(0)
                 yield event
             await self._step(self._delay_s)
-            token, logprobs = self._next_token(run, ids)
+            token, logprobs = self._next_token(run, done, ids)
             ids.append(token)
             generated += 1
             reason = _finish_reason(run.sampling, token, generated)
@@ -179,15 +164,14 @@ class FakeEngine:
             yield Tokens(len(ids) - 1, (token,), (decode([token]),), added, logprobs)
             # The token just sampled is run, and so has rows, only if another one follows.
             if reason is None:
-                rows = self._captured(run.capture, ids, run.interventions, len(ids) - 1, len(ids))
-        captured = np.empty(0, np.int64)
-        if run.capture is not None:
-            captured = run.capture.spans.within(0, len(ids) - 1)
-            if self.faults.incomplete:
-                raise ActserveError(
-                    Reason.CAPTURE_INCOMPLETE, "1 row of the capture was lost; try again"
-                )
-        yield Finished(reason, generated, captured)
+                done.reach(ids)
+                rows = self._captured(run, done, ids, len(ids) - 1)
+        if run.captures and self.faults.incomplete:
+            raise ActserveError(
+                Reason.CAPTURE_INCOMPLETE, "1 row of the capture was lost; try again"
+            )
+        captured = tuple(capture.selection.among(ids[:-1]) for capture in run.captures)
+        yield Finished(reason, generated, captured, done.reports())
 
     async def _step(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
@@ -195,43 +179,34 @@ class FakeEngine:
         if self.faults.unexpected is not None:
             raise RuntimeError(self.faults.unexpected)
 
-    def row(
-        self, site: Site, ids: Sequence[int], interventions: Sequence[Intervention] = ()
+    def _captured(self, run: Run, done: "_Pass", ids: list[int], start: int) -> Iterator[Rows]:
+        """The wanted rows from position `start` on, a few positions at a time."""
+        for number, capture in enumerate(run.captures):
+            positions = capture.selection.among(ids)
+            positions = positions[positions >= start]
+            for low in range(0, len(positions), self._rows_per_event):
+                part = positions[low : low + self._rows_per_event]
+                for index, site in enumerate(capture.sites):
+                    values = [self._value(run, capture, site, ids, done, int(p)) for p in part]
+                    bits = convert(np.stack(values), ElementType.F32, self._info.row_type(capture))
+                    self.counters.rows += len(part)
+                    yield Rows(number, index, part, bits)
+
+    def _value(
+        self, run: Run, capture: Capture, site: Site, ids: list[int], done: "_Pass", position: int
     ) -> np.ndarray:
-        """The activation at the last of `ids`, float32 [width]."""
-        key = f"{site}|{','.join(map(str, ids))}".encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
-        row = np.random.default_rng(seed).standard_normal(self._info.width, dtype=np.float32)
-        position = len(ids) - 1
-        for edit in interventions:
-            here = edit.spans.within(position, position + 1).size > 0
-            if here and _depth(edit.site) <= _depth(site):
-                row = row + np.float32(edit.coefficient) * edit.vector
-        return row
+        """A row, or what it predicts."""
+        past, changes = ids[: position + 1], done.changes[position]
+        if capture.unembed is None:
+            return self._model.row(site, past, changes)
+        following = run.token_ids[position + 1 : position + 2]
+        logits = self._model.logits(site, past, changes)
+        return predict(capture.unembed, logits, following[0] if following else None)
 
-    def _captured(
-        self,
-        capture: Capture | None,
-        ids: list[int],
-        interventions: Sequence[Intervention],
-        start: int,
-        end: int,
-    ) -> Iterator[Rows]:
-        """The wanted rows of positions [start, end), a few positions at a time."""
-        if capture is None:
-            return
-        positions = capture.spans.within(start, end)
-        for low in range(0, len(positions), self._rows_per_event):
-            part = positions[low : low + self._rows_per_event]
-            for index, site in enumerate(capture.sites):
-                values = [self.row(site, ids[: p + 1], interventions) for p in part]
-                bits = convert(np.stack(values), ElementType.F32, self._info.element_type)
-                self.counters.rows += len(part)
-                yield Rows(index, part, bits)
-
-    def _next_token(self, run: Run, ids: list[int]) -> tuple[int, tuple[TokenLogprobs, ...]]:
-        last = Site(HookPoint.RESID_POST, self._info.layer_count - 1)
-        logits = self._unembedding @ self.row(last, ids, run.interventions)
+    def _next_token(
+        self, run: Run, done: "_Pass", ids: list[int]
+    ) -> tuple[int, tuple[TokenLogprobs, ...]]:
+        logits = self._model.row(LOGITS, ids, done.changes[-1])[GENERATED]
         sampling = run.sampling
         temperature = 1.0 if sampling.temperature is None else sampling.temperature
         choice = logits
@@ -251,16 +226,40 @@ class FakeEngine:
         return int(GENERATED[index]), (TokenLogprobs(float(logprob[index]), top),)
 
 
-def decode(ids: Sequence[int]) -> str:
-    """The text of tokens; incomplete characters become U+FFFD."""
-    data = b"".join(
-        bytes([token]) if token < BYTES else SPECIAL_TEXTS[token].encode() for token in ids
-    )
-    return data.decode(errors="replace")
+class _Pass:
+    """What interventions did to one run so far."""
 
+    def __init__(self, model: FakeModel, interventions: Sequence[Intervention]) -> None:
+        self._model = model
+        self._interventions = interventions
+        self.changes: list[list[Change]] = []
+        """By position."""
 
-def _depth(site: Site) -> tuple[int, int]:
-    return (-1 if site.layer is None else site.layer, _ORDER[site.hook_point])
+    def reach(self, ids: Sequence[int]) -> None:
+        """Runs the positions of `ids` that were not run yet."""
+        for position in range(len(self.changes), len(ids)):
+            made = self._model.changes(ids[: position + 1], self._interventions)
+            self.changes.append(made)
+
+    def reports(self) -> tuple[InterventionReport, ...]:
+        """Raises if an intervention that may not go unused did."""
+        return tuple(self._report(index) for index in range(len(self._interventions)))
+
+    def _report(self, index: int) -> InterventionReport:
+        made = [c for changes in self.changes for c in changes if c.intervention == index]
+        if not made:
+            if not self._interventions[index].allow_unused:
+                raise ActserveError(
+                    Reason.INTERVENTION_UNUSED,
+                    f"intervention {index} changed no row: no token that it selects was run; "
+                    "select others, generate more, or set allow_unused",
+                    field=f"interventions[{index}]",
+                    metadata={"intervention": index},
+                )
+            return InterventionReport(0, 0, 0, None)
+        changed = sum(int((c.before != c.after).any(axis=1).sum()) for c in made)
+        relative = np.concatenate([relative_change(c.before, c.after) for c in made])
+        return InterventionReport(len(relative), changed, 0, float(relative.mean()))
 
 
 def _finish_reason(sampling: Sampling, token: int, generated: int) -> FinishReason | None:

@@ -1,37 +1,101 @@
-"""Activation rows as messages that every stock client accepts."""
+"""Results as messages that every stock client accepts: whole rows, at most 1 MiB, unless a single
+row takes more."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from actserve.v1 import capture_pb2, tensor_pb2
-from actserve_server.domain.runs import Rows
+import numpy as np
+
+from actserve.v1 import capture_pb2 as pb
+from actserve.v1 import tensor_pb2
 from actserve_server.domain.tensors import ElementType, convert
+from actserve_server.readouts.results import ReadAttention, ReadPredictions, ReadRows
 from actserve_server.rpc.tensors import WIRE_ELEMENT_TYPES
 
 MAX_MESSAGE_BYTES = 1 << 20
 """Of an encoded response; a quarter of what gRPC clients accept unless told otherwise."""
 
-_FRAMING_BYTES = 128
-"""At most what tags, lengths, indices and the shape take beside positions and elements."""
-_POSITION_BYTES = 5
-"""At most what a position takes, as a varint."""
+_FRAMING_BYTES = 256
+"""At most what tags, lengths, indices and the shapes take beside rows."""
+_ID_BYTES = 5
+"""At most what a position, an index or a token id takes, as a varint."""
+_KEY_BYTES = 10
+"""At most what a signed varint takes, which a negative one does."""
+_TEXT_BYTES = 4
+"""At most what a text of a token takes beside its bytes."""
 
 
-def chunks(
-    rows: Rows, sequence_index: int, source: ElementType, target: ElementType
-) -> Iterator[capture_pb2.ActivationChunk]:
-    """Whole rows in chunks of at most 1 MiB each; a row wider than that goes alone."""
-    count, width = rows.bits.shape
-    row_bytes = width * target.itemsize + _POSITION_BYTES
-    step = max(1, (MAX_MESSAGE_BYTES - _FRAMING_BYTES) // row_bytes)
-    for start in range(0, count, step):
-        bits = convert(rows.bits[start : start + step], source, target)
-        yield capture_pb2.ActivationChunk(
+def activations(
+    read: ReadRows, sequence_index: int, target: ElementType
+) -> Iterator[pb.ActivationChunk]:
+    """Rows in the element type wanted."""
+    count, width = read.bits.shape
+    element_bytes = target.itemsize + (0 if read.indices is None else _ID_BYTES)
+    for rows in _cut([_ID_BYTES + width * element_bytes] * count):
+        yield pb.ActivationChunk(
             sequence_index=sequence_index,
-            site_index=rows.site_index,
-            positions=rows.positions[start : start + step].tolist(),
-            rows=tensor_pb2.Tensor(
-                element_type=WIRE_ELEMENT_TYPES[target],
-                shape=bits.shape,
-                data=bits.astype(target.storage, copy=False).tobytes(),
-            ),
+            site_index=read.site_index,
+            positions=read.positions[rows].tolist(),
+            rows=tensor(convert(read.bits[rows], read.element_type, target), target),
+            indices=None if read.indices is None else read.indices[rows].ravel().tolist(),
         )
+
+
+def predictions(
+    read: ReadPredictions, sequence_index: int, texts: Mapping[int, str]
+) -> Iterator[pb.PredictionChunk]:
+    """Predictions; `texts` has every token of them, decoded alone."""
+    found = read.predictions
+    top_k = found.top_ids.shape[1]
+    numbers = top_k + found.token_logprobs.shape[1] + 1
+    row_bytes = _ID_BYTES + 4 * numbers + top_k * (_ID_BYTES + _TEXT_BYTES)
+    row_texts = [[texts[token] for token in row] for row in found.top_ids.tolist()]
+    sizes = [row_bytes + sum(len(text.encode()) for text in row) for row in row_texts]
+    for rows in _cut(sizes):
+        following = found.next_token_logprobs
+        yield pb.PredictionChunk(
+            sequence_index=sequence_index,
+            site_index=read.site_index,
+            positions=read.positions[rows].tolist(),
+            top_ids=found.top_ids[rows].ravel().tolist(),
+            top_texts=[text for row in row_texts[rows] for text in row],
+            top_logprobs=tensor(found.top_logprobs[rows]),
+            token_logprobs=tensor(found.token_logprobs[rows]),
+            next_token_logprobs=None if following is None else tensor(following[rows]),
+        )
+
+
+def attention(read: ReadAttention, sequence_index: int) -> Iterator[pb.AttentionChunk]:
+    """Attention of one head, some queries at a time."""
+    count, width = read.weights.shape
+    element_bytes = 4 + (0 if read.keys is None else _KEY_BYTES)
+    for rows in _cut([_ID_BYTES + width * element_bytes] * count):
+        yield pb.AttentionChunk(
+            sequence_index=sequence_index,
+            attention_index=read.attention_index,
+            head=read.head,
+            queries=read.queries[rows].tolist(),
+            weights=tensor(read.weights[rows]),
+            keys=None if read.keys is None else read.keys[rows].ravel().tolist(),
+        )
+
+
+def tensor(bits: np.ndarray, element_type: ElementType = ElementType.F32) -> tensor_pb2.Tensor:
+    """Stored elements as a message."""
+    return tensor_pb2.Tensor(
+        element_type=WIRE_ELEMENT_TYPES[element_type],
+        shape=bits.shape,
+        data=bits.astype(element_type.storage, copy=False).tobytes(),
+    )
+
+
+def _cut(row_bytes: Sequence[int]) -> Iterator[slice]:
+    """The rows in order, as many at a time as fit into a message, and at least one."""
+    room = MAX_MESSAGE_BYTES - _FRAMING_BYTES
+    start, size = 0, 0
+    for row, taken in enumerate(row_bytes):
+        if size + taken > room and row > start:
+            yield slice(start, row)
+            start, size = row, 0
+        size += taken
+    if start < len(row_bytes):
+        yield slice(start, len(row_bytes))

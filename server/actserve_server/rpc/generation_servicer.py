@@ -4,20 +4,28 @@ Everything is checked and every prompt tokenized before `started` is sent, so th
 request comes first and alone.
 """
 
-from collections.abc import AsyncGenerator, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import grpc
 
-from actserve.v1 import capture_pb2, generation_service_pb2_grpc
+from actserve.v1 import capture_pb2, generation_service_pb2_grpc, intervention_pb2
 from actserve.v1 import generation_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, Reason
-from actserve_server.domain.runs import Finished, FinishReason, Rows, Run, Tokens
-from actserve_server.domain.tensors import ElementType
+from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.prompts import TokenizedPrompt
+from actserve_server.domain.runs import Finished, FinishReason, Intervention, Run, Tokens
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.rpc import metrics, models, prompts, sites
+from actserve_server.readouts.kept import KeptStore
+from actserve_server.readouts.plan import Plan, captures
+from actserve_server.rpc import interventions, kept_rows, metrics, models, prompts, reports
 from actserve_server.rpc.calls import Call, current_call
-from actserve_server.rpc.chunks import chunks
+from actserve_server.rpc.captures import NOTHING, CaptureRequest, capture
+from actserve_server.rpc.interventions import InterventionRequest
+from actserve_server.rpc.positions import Place
+from actserve_server.rpc.results import Results
 from actserve_server.rpc.sampling import sampling
 from actserve_server.rpc.tensors import WIRE_ELEMENT_TYPES
 
@@ -28,8 +36,9 @@ _FINISH_REASONS = {
 
 
 class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
-    def __init__(self, engine: AdmittedEngine) -> None:
+    def __init__(self, engine: AdmittedEngine, store: KeptStore) -> None:
         self._engine = engine
+        self._store = store
 
     async def FetchActivations(  # noqa: N802
         self, request: pb.FetchActivationsRequest, context: grpc.aio.ServicerContext
@@ -37,56 +46,58 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         call, info = current_call(), self._engine.info
         models.check_model(request.model, info, "model")
         _check_prompt_count(len(request.prompts), info.limits.max_prompts)
-        capture = sites.capture(request.capture, info, "capture")
-        edits = sites.interventions(request.interventions, info, "interventions")
-        tokenized = []
+        wanted = await self._capture(request.capture)
+        _check_labels(request.labels, len(request.prompts), wanted)
+        edits = await self._interventions(request.interventions)
+        tokenized: list[TokenizedPrompt] = []
+        plans: list[Plan] = []
         runs: list[Run] = []
         for index, wire in enumerate(request.prompts):
             field = f"prompts[{index}]"
             prompt = await prompts.tokenize_to_run(self._engine, wire, field)
-            place = sites.Place(
-                prompt_tokens=len(prompt.ids), run_tokens=len(prompt.ids), name=field
-            )
+            place = Place(prompt=prompt, run_tokens=len(prompt.ids), name=field)
             tokenized.append(prompt)
+            plans.append(wanted.at(place))
             runs.append(
                 Run(
                     id=f"{call.id}-{index}",
                     token_ids=prompt.ids,
-                    capture=capture.at(place),
-                    interventions=tuple(edit.at(place) for edit in edits),
+                    captures=captures(plans[index]),
+                    interventions=_placed(edits, place),
                 )
             )
         events = self._engine.run_all(runs)
         call.prompt_tokens = sum(len(run.token_ids) for run in runs)
+        results = Results(self._engine, self._store, wanted, plans, call, request.labels)
 
-        yield pb.FetchActivationsResponse(
-            started=pb.FetchStarted(
-                request_id=call.id,
-                element_type=WIRE_ELEMENT_TYPES[capture.element_type],
-                widths=[info.width] * len(capture.sites),
-            )
-        )
+        yield pb.FetchActivationsResponse(started=pb.FetchStarted(**_started(wanted, info)))
         opened: set[int] = set()
-        async with aclosing(events):
-            async for index, event in events:
-                if index not in opened:
-                    opened.add(index)
-                    yield pb.FetchActivationsResponse(
-                        prompt_started=pb.PromptStarted(
-                            prompt_index=index,
-                            prompt=prompts.to_wire(tokenized[index]),
-                            positions=_positions(runs[index]),
-                        )
-                    )
-                match event:
-                    case Rows():
-                        for chunk in self._chunks(event, index, capture.element_type, call):
-                            yield pb.FetchActivationsResponse(activations=chunk)
-                    case Finished():
-                        _count_interventions(runs[index])
+        async with aclosing(results.stream(events)) as stream:
+            with reports.numbered_as_sent(edits):
+                async for index, event in stream:
+                    if index not in opened:
+                        opened.add(index)
                         yield pb.FetchActivationsResponse(
-                            prompt_finished=pb.PromptFinished(prompt_index=index)
+                            prompt_started=pb.PromptStarted(
+                                prompt_index=index,
+                                prompt=prompts.to_wire(tokenized[index]),
+                                positions=_selected(wanted, plans[index], tokenized[index]),
+                            )
                         )
+                    match event:
+                        case dict():
+                            yield pb.FetchActivationsResponse(**event)
+                        case Finished():
+                            _count_interventions(edits)
+                            yield pb.FetchActivationsResponse(
+                                prompt_finished=pb.PromptFinished(
+                                    prompt_index=index,
+                                    interventions=reports.to_wire(edits, event.interventions),
+                                    kept=results.kept(index),
+                                )
+                            )
+        for mean in results.label_means():
+            yield pb.FetchActivationsResponse(label_mean=mean)
         yield pb.FetchActivationsResponse(finished=pb.FetchFinished(usage=_usage(call)))
 
     async def Generate(  # noqa: N802
@@ -94,69 +105,67 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         call, info = current_call(), self._engine.info
         models.check_model(request.model, info, "model")
-        capture = None
+        wanted = NOTHING
         if request.HasField("capture"):
-            capture = sites.capture(request.capture, info, "capture")
-        edits = sites.interventions(request.interventions, info, "interventions")
+            wanted = await self._capture(request.capture)
+        edits = await self._interventions(request.interventions)
         prompt = await prompts.tokenize_to_run(self._engine, request.prompt, "prompt")
         sampled = sampling(request.sampling, info, len(prompt.ids), "sampling")
-        place = sites.Place(
-            prompt_tokens=len(prompt.ids),
-            run_tokens=len(prompt.ids) + sampled.base.max_tokens - 1,
-        )
-        captured = None if capture is None else capture.at(place)
-        applied = tuple(edit.at(place) for edit in edits)
+        place = Place(prompt=prompt, run_tokens=len(prompt.ids) + sampled.base.max_tokens - 1)
+        plan, applied = wanted.at(place), _placed(edits, place)
         runs = [
             Run(
                 id=f"{call.id}-{sample}",
                 token_ids=prompt.ids,
                 sampling=sampled.of(sample),
-                capture=captured,
+                captures=captures(plan),
                 interventions=applied,
             )
             for sample in range(sampled.samples)
         ]
         events = self._engine.run_all(runs)
         call.prompt_tokens = len(prompt.ids)
-        element_type = info.element_type if capture is None else capture.element_type
+        results = Results(self._engine, self._store, wanted, [plan] * len(runs), call)
 
         yield pb.GenerateResponse(
-            started=pb.GenerateStarted(
-                request_id=call.id,
-                prompt=prompts.to_wire(prompt),
-                element_type=WIRE_ELEMENT_TYPES[element_type] if capture else None,
-                widths=[info.width] * len(capture.sites) if capture else [],
-            )
+            started=pb.GenerateStarted(prompt=prompts.to_wire(prompt), **_started(wanted, info))
         )
-        async with aclosing(events):
-            async for index, event in events:
-                match event:
-                    case Tokens():
-                        call.output_tokens += len(event.ids)
-                        yield pb.GenerateResponse(tokens=_tokens(event, index))
-                    case Rows():
-                        for chunk in self._chunks(event, index, element_type, call):
-                            yield pb.GenerateResponse(activations=chunk)
-                    case Finished():
-                        _count_interventions(runs[index])
-                        yield pb.GenerateResponse(
-                            sample_finished=pb.SampleFinished(
-                                sample_index=index,
-                                reason=_FINISH_REASONS[event.reason],
-                                captured_positions=event.captured_positions.tolist(),
+        async with aclosing(results.stream(events)) as stream:
+            with reports.numbered_as_sent(edits):
+                async for index, event in stream:
+                    match event:
+                        case dict():
+                            yield pb.GenerateResponse(**event)
+                        case Tokens():
+                            call.output_tokens += len(event.ids)
+                            yield pb.GenerateResponse(tokens=_tokens(event, index))
+                        case Finished():
+                            _count_interventions(edits)
+                            yield pb.GenerateResponse(
+                                sample_finished=pb.SampleFinished(
+                                    sample_index=index,
+                                    reason=_FINISH_REASONS[event.reason],
+                                    captured_positions=_captured(wanted, event),
+                                    interventions=reports.to_wire(edits, event.interventions),
+                                    kept=results.kept(index),
+                                )
                             )
-                        )
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=_usage(call)))
 
-    def _chunks(
-        self, rows: Rows, index: int, element_type: ElementType, call: Call
-    ) -> Iterator[capture_pb2.ActivationChunk]:
-        for chunk in chunks(rows, index, self._engine.info.element_type, element_type):
-            yield chunk
-            sent = len(chunk.rows.data)
-            call.activation_bytes += sent
-            metrics.CAPTURED_ROWS.inc(len(chunk.positions))
-            metrics.CAPTURED_BYTES.inc(sent)
+    async def _capture(self, wire: capture_pb2.CaptureSpec) -> CaptureRequest:
+        # In a thread: a projection may be tens of megabytes.
+        wanted = await asyncio.to_thread(capture, wire, self._engine.info, "capture")
+        self._store.check_ttl(wanted.ttl_s)
+        return wanted
+
+    async def _interventions(
+        self, wire: Sequence[intervention_pb2.Intervention]
+    ) -> Sequence[InterventionRequest]:
+        kept = kept_rows.look_up(wire, self._store, "interventions")
+        # In a thread: whether thousands of directions are independent takes seconds to find out.
+        return await asyncio.to_thread(
+            interventions.interventions, wire, kept, self._engine.info, "interventions"
+        )
 
 
 def _check_prompt_count(count: int, limit: int) -> None:
@@ -173,10 +182,47 @@ def _check_prompt_count(count: int, limit: int) -> None:
         )
 
 
-def _positions(run: Run) -> list[int]:
-    if run.capture is None:
-        return []
-    return run.capture.spans.within(0, len(run.token_ids)).tolist()
+def _check_labels(labels: Sequence[str], prompt_count: int, wanted: CaptureRequest) -> None:
+    if not labels:
+        return
+    if len(labels) != prompt_count:
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"there are {len(labels)} labels for {prompt_count} prompts; send one for each, or "
+            "none",
+            field="labels",
+            metadata={"labels": len(labels), "prompts": prompt_count},
+        )
+    for index, label in enumerate(labels):
+        if not label:
+            raise ActserveError(
+                Reason.FIELD_REQUIRED,
+                f"label {index} is empty; name it",
+                field=f"labels[{index}]",
+            )
+    wanted.check_averaged()
+
+
+def _started(wanted: CaptureRequest, info: ModelInfo) -> dict[str, Any]:
+    """What opens a stream; without rows there is nothing to say of them."""
+    rows = wanted.rows
+    return {
+        "request_id": current_call().id,
+        "element_type": WIRE_ELEMENT_TYPES[wanted.element_type] if rows else None,
+        "widths": rows.widths(info) if rows else (),
+    }
+
+
+def _placed(edits: Sequence[InterventionRequest], place: Place) -> tuple[Intervention, ...]:
+    return tuple(made for edit in edits for made in edit.at(place))
+
+
+def _selected(wanted: CaptureRequest, plan: Plan, prompt: TokenizedPrompt) -> list[int]:
+    return plan[0].selection.among(prompt.ids).tolist() if wanted.rows else []
+
+
+def _captured(wanted: CaptureRequest, event: Finished) -> list[int]:
+    return event.captured_positions[0].tolist() if wanted.rows else []
 
 
 def _tokens(event: Tokens, index: int) -> pb.TokenChunk:
@@ -199,9 +245,9 @@ def _tokens(event: Tokens, index: int) -> pb.TokenChunk:
     )
 
 
-def _count_interventions(run: Run) -> None:
-    for edit in run.interventions:
-        metrics.INTERVENTIONS.labels(type(edit).__name__.lower()).inc()
+def _count_interventions(edits: Sequence[InterventionRequest]) -> None:
+    for edit in edits:
+        metrics.INTERVENTIONS.labels(edit.kind).inc()
 
 
 def _usage(call: Call) -> pb.Usage:

@@ -36,6 +36,7 @@ _WAITING = Gauge("actserve_runs_waiting", "Sequences waiting to be admitted.")
 _RESERVED = Gauge(
     "actserve_capture_reserved_bytes", "Bytes reserved for the rows of sequences being run."
 )
+_KEPT = Gauge("actserve_kept_bytes", "Bytes of activations kept for later calls.")
 
 
 class Admission(Protocol):
@@ -49,11 +50,19 @@ class Admission(Protocol):
     def reserved_bytes(self) -> int: ...
 
 
-def watch(admission: Admission) -> None:
-    """Makes the in-flight gauges show `admission`, at the moment they are read."""
+class Keeping(Protocol):
+    """What the gauge of kept activations reads."""
+
+    @property
+    def held_bytes(self) -> int: ...
+
+
+def watch(admission: Admission, keeping: Keeping) -> None:
+    """Makes the gauges show these, at the moment they are read."""
     _RUNS.set_function(lambda: admission.running)
     _WAITING.set_function(lambda: admission.waiting)
     _RESERVED.set_function(lambda: admission.reserved_bytes)
+    _KEPT.set_function(lambda: keeping.held_bytes)
 
 
 def prepare_method(grpc_type: str, service: str, method: str) -> None:

@@ -2,7 +2,7 @@
 
 from actserve.v1 import model_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, Reason
-from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.model import HookPointInfo, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.rpc.sites import HOOK_POINTS
 from actserve_server.rpc.tensors import WIRE_ELEMENT_TYPES
@@ -35,7 +35,9 @@ def to_wire(info: ModelInfo) -> pb.Model:
         width=info.width,
         vocabulary_size=info.vocabulary_size,
         element_type=WIRE_ELEMENT_TYPES[info.element_type],
-        hook_points=[_hook_point(wire, hook, info) for wire, hook in HOOK_POINTS.items()],
+        hook_points=[
+            _hook_point(wire, info.hook_points[hook]) for wire, hook in HOOK_POINTS.items()
+        ],
         limits=pb.Limits(
             max_sequence_tokens=limits.max_sequence_tokens,
             max_prompts=limits.max_prompts,
@@ -43,13 +45,28 @@ def to_wire(info: ModelInfo) -> pb.Model:
             max_capture_bytes=limits.max_capture_bytes,
             max_interventions=limits.max_interventions,
             max_request_bytes=limits.max_request_bytes,
+            max_kept_bytes=limits.max_kept_bytes,
+            max_kept_seconds=limits.max_kept_seconds,
         ),
+        attention_unserved_reason=_attention_unserved(info),
     )
 
 
-def _hook_point(wire: int, hook_point: HookPoint, info: ModelInfo) -> pb.HookPointSupport:
+def _attention_unserved(info: ModelInfo) -> str:
+    """Patterns take queries and keys, which may have been withdrawn."""
+    missing = [
+        f"{hook} is not served: {info.hook_points[hook].unserved}"
+        for hook in (HookPoint.Q, HookPoint.K)
+        if info.hook_points[hook].unserved
+    ]
+    return info.attention_unserved or "; ".join(missing)
+
+
+def _hook_point(wire: int, info: HookPointInfo) -> pb.HookPointSupport:
     return pb.HookPointSupport(
         hook_point=wire,  # pyright: ignore[reportArgumentType]
         width=info.width,
-        unserved_reason=info.unserved.get(hook_point, ""),
+        heads=info.heads,
+        unserved_reason=info.unserved,
+        unchangeable_reason=info.unchangeable,
     )

@@ -1,5 +1,7 @@
 """Prompts from and to the wire."""
 
+from collections.abc import Sequence
+
 from actserve.v1 import prompt_pb2
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
@@ -20,17 +22,7 @@ def prompt(wire: prompt_pb2.Prompt, info: ModelInfo, field: str) -> Prompt:
         case "text":
             return TextPrompt(wire.text)
         case "token_ids":
-            ids = tuple(wire.token_ids.ids)
-            size = info.vocabulary_size
-            if ids and max(ids) >= size:
-                index = next(i for i, token in enumerate(ids) if token >= size)
-                raise ActserveError(
-                    Reason.TOKEN_OUT_OF_RANGE,
-                    f"token id {ids[index]} is out of range; {info.id} has ids 0 to {size - 1}",
-                    field=f"{field}.token_ids.ids[{index}]",
-                    metadata={"token_id": ids[index], "vocabulary_size": size},
-                )
-            return TokenPrompt(ids)
+            return TokenPrompt(token_ids(wire.token_ids.ids, info, f"{field}.token_ids.ids"))
         case "conversation":
             return _conversation(wire.conversation, f"{field}.conversation")
         case _:
@@ -39,6 +31,20 @@ def prompt(wire: prompt_pb2.Prompt, info: ModelInfo, field: str) -> Prompt:
                 f"{field} has no source this server knows; set text, token_ids or conversation",
                 field=field,
             )
+
+
+def token_ids(wire: Sequence[int], info: ModelInfo, field: str) -> tuple[int, ...]:
+    """Ids of the model's vocabulary."""
+    ids, size = tuple(wire), info.vocabulary_size
+    if ids and max(ids) >= size:
+        index = next(i for i, token in enumerate(ids) if token >= size)
+        raise ActserveError(
+            Reason.TOKEN_OUT_OF_RANGE,
+            f"token id {ids[index]} is out of range; {info.id} has ids 0 to {size - 1}",
+            field=f"{field}[{index}]",
+            metadata={"token_id": ids[index], "vocabulary_size": size},
+        )
+    return ids
 
 
 def _conversation(wire: prompt_pb2.Conversation, field: str) -> Conversation:
@@ -92,4 +98,13 @@ async def tokenize_to_run(engine: Engine, wire: prompt_pb2.Prompt, field: str) -
 
 
 def to_wire(tokenized: TokenizedPrompt) -> prompt_pb2.TokenizedPrompt:
-    return prompt_pb2.TokenizedPrompt(ids=tokenized.ids, texts=tokenized.texts)
+    return prompt_pb2.TokenizedPrompt(
+        ids=tokenized.ids,
+        texts=tokenized.texts,
+        sources=[
+            prompt_pb2.TokenSource(
+                turn=source.turn, role=source.role, start=source.start, end=source.end
+            )
+            for source in tokenized.sources
+        ],
+    )

@@ -10,19 +10,24 @@ from grpc_reflection.v1alpha import reflection
 from actserve.v1 import (
     generation_service_pb2,
     generation_service_pb2_grpc,
+    kept_activations_service_pb2,
+    kept_activations_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
 )
 from actserve_server.engine.admission import AdmittedEngine
+from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc import metrics
 from actserve_server.rpc.auth import BearerAuth
 from actserve_server.rpc.generation_servicer import GenerationServicer
+from actserve_server.rpc.kept_activations_servicer import KeptActivationsServicer
 from actserve_server.rpc.model_servicer import ModelServicer
 from actserve_server.rpc.observer import Observer
 
 _DESCRIPTORS = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
     generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"],
+    kept_activations_service_pb2.DESCRIPTOR.services_by_name["KeptActivationsService"],
 )
 SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
 """Full names of the services that have a health of their own."""
@@ -52,9 +57,9 @@ class Listening:
 
 
 class RpcServer:
-    """Serves an engine. Health is NOT_SERVING until told otherwise."""
+    """Serves an engine and what its captures keep. Health is NOT_SERVING until told otherwise."""
 
-    def __init__(self, engine: AdmittedEngine, listening: Listening) -> None:
+    def __init__(self, engine: AdmittedEngine, kept: KeptStore, listening: Listening) -> None:
         interceptors: list[grpc.aio.ServerInterceptor] = [Observer()]
         if listening.tokens:
             interceptors.append(BearerAuth(listening.tokens))
@@ -63,7 +68,10 @@ class RpcServer:
             ModelServicer(engine), self._server
         )
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(
-            GenerationServicer(engine), self._server
+            GenerationServicer(engine, kept), self._server
+        )
+        kept_activations_service_pb2_grpc.add_KeptActivationsServiceServicer_to_server(
+            KeptActivationsServicer(kept), self._server
         )
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

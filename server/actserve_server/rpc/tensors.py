@@ -1,4 +1,4 @@
-"""Vectors from the wire: strict, because a wrong guess would steer silently wrong."""
+"""Tensors from the wire: strict, because a wrong guess would steer silently wrong."""
 
 import math
 
@@ -32,8 +32,23 @@ def element_type(wire: int, field: str) -> ElementType:
     return known
 
 
-def vector(tensor: tensor_pb2.Tensor, width: int, field: str) -> np.ndarray:
-    """The tensor as float32 [width], every element finite."""
+def vector(tensor: tensor_pb2.Tensor, width: int, of: str, field: str) -> np.ndarray:
+    """The tensor as float32 [width], every element finite; `of` names what is so wide."""
+    kind = _checked_size(tensor, field)
+    if list(tensor.shape) != [width]:
+        raise _wrong_shape(tensor, width, of, f"[{width}]", field)
+    return _values(tensor, kind, field)
+
+
+def matrix(tensor: tensor_pb2.Tensor, width: int, of: str, field: str) -> np.ndarray:
+    """The tensor as float32 [rows, width], at least one row and every element finite."""
+    kind = _checked_size(tensor, field)
+    if len(tensor.shape) != 2 or tensor.shape[0] == 0 or tensor.shape[1] != width:
+        raise _wrong_shape(tensor, width, of, f"[n, {width}], n at least 1", field)
+    return _values(tensor, kind, field)
+
+
+def _checked_size(tensor: tensor_pb2.Tensor, field: str) -> ElementType:
     kind = element_type(tensor.element_type, f"{field}.element_type")
     shape = list(tensor.shape)
     wanted = math.prod(shape) * kind.itemsize
@@ -45,22 +60,31 @@ def vector(tensor: tensor_pb2.Tensor, width: int, field: str) -> np.ndarray:
             field=f"{field}.data",
             metadata={"bytes": len(tensor.data), "expected_bytes": wanted},
         )
-    if shape != [width]:
-        raise ActserveError(
-            Reason.TENSOR_WIDTH_MISMATCH,
-            f"the vector has shape {shape}, but this model's sites are {width} wide; send "
-            f"shape [{width}]",
-            field=f"{field}.shape",
-            metadata={"shape": shape, "width": width},
-        )
-    values = to_float32(np.frombuffer(tensor.data, kind.storage), kind)
+    return kind
+
+
+def _wrong_shape(
+    tensor: tensor_pb2.Tensor, width: int, of: str, wanted: str, field: str
+) -> ActserveError:
+    shape = list(tensor.shape)
+    return ActserveError(
+        Reason.TENSOR_WIDTH_MISMATCH,
+        f"the tensor has shape {shape}, but {of} is {width} wide; send shape {wanted}",
+        field=f"{field}.shape",
+        metadata={"shape": shape, "width": width},
+    )
+
+
+def _values(tensor: tensor_pb2.Tensor, kind: ElementType, field: str) -> np.ndarray:
+    values = to_float32(np.frombuffer(tensor.data, kind.storage), kind).reshape(tensor.shape)
     finite = np.isfinite(values)
     if not finite.all():
-        first = int(np.argmin(finite))
+        first = tuple(map(int, np.unravel_index(np.argmin(finite), finite.shape)))
+        index = ", ".join(map(str, first))
         raise ActserveError(
             Reason.TENSOR_NOT_FINITE,
-            f"element {first} of the vector is {values[first]}; every element must be finite",
+            f"element {index} of the tensor is {values[first]}; every element must be finite",
             field=f"{field}.data",
-            metadata={"index": first},
+            metadata={"index": index},
         )
     return values

@@ -1,0 +1,195 @@
+"""The made-up model of the fake engine: what its rows are, and what interventions do to them.
+
+A row is a pure function of the tokens up to its position and of the site. An intervention changes
+the rows of its own sites by its operation's formula, and what a site's row was changed by is added
+to the rows of all later sites of the same width, as if one stream ran through them. Logits are read
+off the final norm, so changes that reach it show in the text; its norm divides a row by its root
+mean square.
+"""
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from actserve_server.domain.attention import AttentionRule
+from actserve_server.domain.model import HookPointInfo
+from actserve_server.domain.operations import Replace
+from actserve_server.domain.runs import Intervention, Unembed
+from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.engine.fake_tokenizer import VOCABULARY_SIZE
+
+GENERATED = np.arange(32, 127)
+"""The ids it generates: printable ASCII."""
+NEVER = -100.0
+"""The score of every other one."""
+
+HEADS, KEY_VALUE_HEADS = 4, 2
+
+FINAL_NORM, LOGITS = Site(HookPoint.FINAL_NORM), Site(HookPoint.LOGITS)
+
+_ORDER = (
+    HookPoint.RESID_PRE,
+    HookPoint.Q,
+    HookPoint.K,
+    HookPoint.V,
+    HookPoint.Z,
+    HookPoint.ATTN_OUT,
+    HookPoint.RESID_MID,
+    HookPoint.MLP_IN,
+    HookPoint.MLP_ACT,
+    HookPoint.MLP_OUT,
+    HookPoint.RESID_POST,
+)
+"""As a layer computes them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """What one intervention did to a row, or with heads to their parts of it, in order of the row.
+
+    `before` and `after` are float32 [rows, width], of rows as the operation sees them.
+    """
+
+    intervention: int
+    site: Site
+    columns: np.ndarray
+    """Where in the row they lie, int64 [rows, width]."""
+    before: np.ndarray
+    after: np.ndarray
+
+
+class FakeModel:
+    """Rows are float32 [width of the site]; changes are those made at the last of `ids`."""
+
+    def __init__(self, hook_points: Mapping[HookPoint, HookPointInfo]) -> None:
+        self._hook_points = hook_points
+        width = hook_points[HookPoint.FINAL_NORM].width
+        self._unembedding = np.random.default_rng(0).standard_normal((len(GENERATED), width))
+
+    def row(self, site: Site, ids: Sequence[int], changes: Sequence[Change] = ()) -> np.ndarray:
+        """The row of a site at the last of `ids`."""
+        if site == LOGITS:
+            return self.logits(FINAL_NORM, ids, changes)
+        width = self._width(site)
+        row = _noise(f"{site}|{','.join(map(str, ids))}", width)
+        for change in changes:
+            if change.site == site:
+                row[change.columns] = change.after
+            elif self._width(change.site) == width and _depth(change.site) < _depth(site):
+                row[change.columns] += change.after - change.before
+        return row
+
+    def logits(self, site: Site, ids: Sequence[int], changes: Sequence[Change] = ()) -> np.ndarray:
+        """What a row of the stream or of the final norm unembeds to, float32 [vocabulary]."""
+        row = self.row(site, ids, changes)
+        if site != FINAL_NORM:
+            row = row / np.sqrt(np.mean(row * row))
+        scores = np.full(VOCABULARY_SIZE, NEVER, np.float32)
+        scores[GENERATED] = self._unembedding @ row
+        return scores
+
+    def changes(self, ids: Sequence[int], interventions: Sequence[Intervention]) -> list[Change]:
+        """What interventions do at the last of `ids`, in the order in which they do it."""
+        made: list[Change] = []
+        sites = {site for item in interventions for site in item.sites}
+        for site in sorted(sites, key=_depth):
+            for index, item in enumerate(interventions):
+                if site in item.sites and _selects(item, ids):
+                    columns = self._columns(site, item.heads)
+                    before = self.row(site, ids, made)[columns]
+                    after = _apply(item, before, position=len(ids) - 1)
+                    made.append(Change(index, site, columns, before, after))
+        return made
+
+    def _width(self, site: Site) -> int:
+        return self._hook_points[site.hook_point].width
+
+    def _columns(self, site: Site, heads: Sequence[int]) -> np.ndarray:
+        row = np.arange(self._width(site))
+        if not heads:
+            return row[None]
+        return row.reshape(self._hook_points[site.hook_point].heads, -1)[list(heads)]
+
+
+def predict(unembed: Unembed, logits: np.ndarray, next_id: int | None) -> np.ndarray:
+    """What `Unembed` says of one position, float32 [unembed.width]."""
+    shifted = logits.astype(np.float64) - logits.max()
+    logprobs = shifted - np.log(np.exp(shifted).sum())
+    top = np.argsort(-logprobs, kind="stable")[: unembed.top_k]
+    parts = [top, logprobs[top], logprobs[list(unembed.token_ids)]]
+    if unembed.next_token:
+        parts.append(np.array([np.nan if next_id is None else logprobs[next_id]]))
+    return np.concatenate(parts).astype(np.float32)
+
+
+def attention_rules(layer_count: int, width: int) -> tuple[AttentionRule, ...]:
+    """How the layers of a model of that width attend; every second one within a window."""
+    return tuple(
+        AttentionRule(
+            heads=HEADS,
+            key_value_heads=KEY_VALUE_HEADS,
+            head_dim=width // HEADS,
+            scale=(width // HEADS) ** -0.5,
+            sliding_window=4 if layer % 2 else None,
+        )
+        for layer in range(layer_count)
+    )
+
+
+def describe(width: int, unserved: Mapping[HookPoint, str]) -> dict[HookPoint, HookPointInfo]:
+    """The hook points of a model whose residual stream is `width` wide, a multiple of 4."""
+    shapes = {
+        HookPoint.Q: (width, HEADS),
+        HookPoint.K: (width // HEADS * KEY_VALUE_HEADS, KEY_VALUE_HEADS),
+        HookPoint.V: (width // HEADS * KEY_VALUE_HEADS, KEY_VALUE_HEADS),
+        HookPoint.Z: (width, HEADS),
+        HookPoint.MLP_ACT: (width * 3 // 2, 0),
+        HookPoint.LOGITS: (VOCABULARY_SIZE, 0),
+    }
+    unchangeable = {HookPoint.LOGITS: "sampling reads them; change final_norm instead"}
+    return {
+        hook: HookPointInfo(
+            width=shapes.get(hook, (width, 0))[0],
+            heads=shapes.get(hook, (width, 0))[1],
+            unserved=unserved.get(hook, ""),
+            unchangeable=unchangeable.get(hook, ""),
+        )
+        for hook in HookPoint
+    }
+
+
+def _noise(key: str, width: int) -> np.ndarray:
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    rng = np.random.default_rng(int.from_bytes(digest, "little"))
+    return rng.standard_normal(width, dtype=np.float32)
+
+
+def _depth(site: Site) -> tuple[int, int]:
+    """Sites in the order in which a forward pass reaches them."""
+    match site.hook_point:
+        case HookPoint.EMBEDDING:
+            return -1, 0
+        case HookPoint.FINAL_NORM:
+            return sys.maxsize, 0
+        case HookPoint.LOGITS:
+            return sys.maxsize, 1
+        case hook_point:
+            assert site.layer is not None
+            return site.layer, _ORDER.index(hook_point)
+
+
+def _selects(item: Intervention, ids: Sequence[int]) -> bool:
+    position, wanted = len(ids) - 1, item.selection.token_ids
+    here = item.selection.spans.within(position, position + 1).size > 0
+    return here and (wanted is None or ids[position] in wanted)
+
+
+def _apply(item: Intervention, rows: np.ndarray, position: int) -> np.ndarray:
+    operation = item.operation
+    if isinstance(operation, Replace) and len(operation.rows) > 1:
+        # One for each selected position: as many lie before this one as were selected before it.
+        operation = Replace(operation.rows[[item.selection.spans.count(position)]])
+    return operation.apply(rows)

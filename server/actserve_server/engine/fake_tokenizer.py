@@ -1,0 +1,77 @@
+"""The tokenizer of the fake engine: a token is a byte, so a character may be split over several, as
+with real tokenizers."""
+
+from collections.abc import Iterator, Sequence
+
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.prompts import (
+    Conversation,
+    Prompt,
+    TextPrompt,
+    TokenizedPrompt,
+    TokenPrompt,
+    TokenSource,
+)
+
+BYTES = 256
+BOS, EOS, ROLE, END_OF_TURN = range(BYTES, BYTES + 4)
+SPECIAL_TEXTS = {BOS: "<bos>", EOS: "<eos>", ROLE: "<|role|>", END_OF_TURN: "<|end|>"}
+VOCABULARY_SIZE = BYTES + len(SPECIAL_TEXTS)
+ROLES = ("system", "user", "assistant")
+
+_NOWHERE = TokenSource()
+
+
+def tokenize(prompt: Prompt) -> TokenizedPrompt:
+    """Text follows BOS. The turns of a conversation are rendered as ROLE, the role and a newline,
+    what is said, END_OF_TURN."""
+    if isinstance(prompt, TokenPrompt):
+        for token in prompt.ids:
+            if token >= VOCABULARY_SIZE:
+                raise ActserveError(
+                    Reason.TOKEN_OUT_OF_RANGE, f"token id {token} is not below {VOCABULARY_SIZE}"
+                )
+        return TokenizedPrompt(prompt.ids, _texts(prompt.ids), origin=prompt)
+    ids, sources = zip(*_tokens(prompt), strict=True)
+    return TokenizedPrompt(ids, _texts(ids), sources, prompt)
+
+
+def decode(ids: Sequence[int]) -> str:
+    """The text of tokens; incomplete characters become U+FFFD."""
+    data = b"".join(
+        bytes([token]) if token < BYTES else SPECIAL_TEXTS[token].encode() for token in ids
+    )
+    return data.decode(errors="replace")
+
+
+def _tokens(prompt: TextPrompt | Conversation) -> Iterator[tuple[int, TokenSource]]:
+    yield BOS, _NOWHERE
+    if isinstance(prompt, TextPrompt):
+        yield from _said(prompt.text)
+        return
+    for index, turn in enumerate(prompt.turns):
+        if turn.role not in ROLES:
+            raise ActserveError(
+                Reason.PROMPT_NOT_RENDERABLE,
+                f"the chat template knows no role of that name; use one of {ROLES}",
+            )
+        yield from _header(turn.role)
+        yield from _said(turn.content, index, turn.role)
+        yield END_OF_TURN, _NOWHERE
+    if prompt.add_generation_prompt:
+        yield from _header("assistant")
+
+
+def _header(role: str) -> Iterator[tuple[int, TokenSource]]:
+    for token in (ROLE, *role.encode(), *b"\n"):
+        yield token, _NOWHERE
+
+
+def _said(text: str, turn: int | None = None, role: str = "") -> Iterator[tuple[int, TokenSource]]:
+    for at, character in enumerate(text):
+        for token in character.encode():
+            yield token, TokenSource(start=at, end=at + 1, turn=turn, role=role)
+
+
+def _texts(ids: Sequence[int]) -> tuple[str, ...]:
+    return tuple(decode([token]) for token in ids)

@@ -1,0 +1,174 @@
+"""Interventions from the wire, parsed once a call and then placed into each sequence."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from actserve.v1 import intervention_pb2
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.operations import Operation, Replace
+from actserve_server.domain.positions import Positions, Selection
+from actserve_server.domain.runs import Intervention
+from actserve_server.domain.sites import Site
+from actserve_server.readouts.kept import Kept
+from actserve_server.rpc import kept_rows, operations, positions
+from actserve_server.rpc.heads import check_heads, row_shape
+from actserve_server.rpc.operations import Part, Target
+from actserve_server.rpc.positions import Place
+from actserve_server.rpc.sites import sites
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class InterventionRequest:
+    """An intervention before its positions are resolved."""
+
+    parts: tuple[Part, ...]
+    positions: Positions
+    allow_unused: bool
+    row_each: str | None
+    """The field of its rows, where it replaces with one of its own for every position."""
+    field: str
+
+    @property
+    def kind(self) -> str:
+        """The name of its operation."""
+        return type(self.parts[0].operation).__name__.lower()
+
+    def at(self, place: Place) -> tuple[Intervention, ...]:
+        """The interventions of a run, one a part."""
+        selection = positions.selection(
+            self.positions,
+            place,
+            f"{self.field}.positions",
+            may_be_empty=self.allow_unused,
+            fix="; or set allow_unused",
+        )
+        if self.row_each is not None:
+            with place.named():
+                self._check_row_each(selection, place, self.row_each)
+        return tuple(
+            Intervention(
+                part.sites, selection, part.operation, part.heads, allow_unused=self.allow_unused
+            )
+            for part in self.parts
+        )
+
+    def _check_row_each(self, selection: Selection, place: Place, field: str) -> None:
+        operation = self.parts[0].operation
+        assert isinstance(operation, Replace)
+        rows = len(operation.rows)
+        count = selection.spans.count(place.run_tokens)
+        generates = place.run_tokens > len(place.prompt.ids)
+        open_ended = any(end > place.run_tokens for _, end in selection.spans.ranges)
+        if generates and (open_ended or selection.token_ids is not None):
+            raise ActserveError(
+                Reason.TENSOR_SIZE_MISMATCH,
+                f"there are {rows} rows, one for each position, but how many positions will be "
+                "selected is not known before the tokens are generated; select positions with an "
+                "end, such as the prompt's, or give one row of shape [width] for all",
+                field=field,
+                metadata={"rows": rows},
+            )
+        # An empty selection has passed as allowed, and uses no row.
+        if count not in (rows, 0):
+            raise ActserveError(
+                Reason.TENSOR_SIZE_MISMATCH,
+                f"there are {rows} rows, but {count} positions are selected; give a row for each, "
+                "or one of shape [width] for all",
+                field=field,
+                metadata={"rows": rows, "positions": count},
+            )
+
+
+def interventions(
+    wire: Sequence[intervention_pb2.Intervention],
+    kept: Mapping[str, Kept],
+    info: ModelInfo,
+    field: str,
+) -> tuple[InterventionRequest, ...]:
+    """What to change, in order; `kept` has what they name of kept rows."""
+    limit = info.limits.max_interventions
+    if len(wire) > limit:
+        raise ActserveError(
+            Reason.TOO_MANY_INTERVENTIONS,
+            f"{len(wire)} interventions were sent, but a call may have at most {limit}; add up "
+            "vectors that go to the same sites and positions",
+            field=field,
+            metadata={"interventions": len(wire), "limit": limit},
+        )
+    return tuple(
+        _intervention(item, kept, info, f"{field}[{index}]") for index, item in enumerate(wire)
+    )
+
+
+def _intervention(
+    wire: intervention_pb2.Intervention, kept: Mapping[str, Kept], info: ModelInfo, field: str
+) -> InterventionRequest:
+    where = sites(wire.sites, info, f"{field}.sites")
+    for index, site in enumerate(where):
+        info.check_changeable(site, f"{field}.sites[{index}]")
+    chosen = tuple(wire.heads)
+    _check_heads(where, chosen, info, f"{field}.heads")
+    _check_alike(where, chosen, info, f"{field}.sites")
+    if kept_rows.is_named(wire):
+        at = f"{field}.replace.kept"
+        parts = kept_rows.parts(wire.replace.kept, kept, where, chosen, info, at)
+    else:
+        target = _target(where[0], chosen, info)
+        parts = (Part(where, operations.operation(wire, target, field), chosen),)
+    return InterventionRequest(
+        parts=parts,
+        positions=positions.selector(wire, info, f"{field}.positions"),
+        allow_unused=wire.allow_unused,
+        row_each=_row_each(wire, parts[0].operation, f"{field}.replace"),
+        field=field,
+    )
+
+
+def _row_each(wire: intervention_pb2.Intervention, operation: Operation, field: str) -> str | None:
+    if not isinstance(operation, Replace):
+        return None
+    if kept_rows.is_named(wire):
+        return f"{field}.kept" if len(operation.rows) > 1 else None
+    return f"{field}.rows" if len(wire.replace.rows.shape) == 2 else None
+
+
+def _target(site: Site, heads: tuple[int, ...], info: ModelInfo) -> Target:
+    """What the operation works on, the same at all sites of the intervention."""
+    here = info.at(site)
+    return Target(
+        width=here.width // here.heads if heads else here.width,
+        name=f"a head of {site}" if heads else f"a row of {site}",
+        element_type=info.element_type,
+    )
+
+
+def _check_heads(
+    where: tuple[Site, ...], heads: tuple[int, ...], info: ModelInfo, field: str
+) -> None:
+    for site in where if heads else ():
+        count = info.at(site).heads
+        if not count:
+            having = [hook for hook, hook_info in info.hook_points.items() if hook_info.heads]
+            raise ActserveError(
+                Reason.HEAD_OUT_OF_RANGE,
+                f"{site} has no heads; leave heads empty, or change {', '.join(having)}",
+                field=field,
+                metadata={"site": site},
+            )
+        check_heads(heads, count, str(site), field)
+
+
+def _check_alike(
+    where: tuple[Site, ...], heads: tuple[int, ...], info: ModelInfo, field: str
+) -> None:
+    """Raises unless one tensor fits all sites."""
+    for index, site in enumerate(where):
+        shape, first = (row_shape(each, info, heads=bool(heads)) for each in (site, where[0]))
+        if shape != first:
+            raise ActserveError(
+                Reason.SITE_INVALID,
+                f"{where[0]} is {first}, but {site} is {shape}; send an intervention for each "
+                "width",
+                field=f"{field}[{index}]",
+            )

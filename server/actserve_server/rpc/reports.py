@@ -1,0 +1,50 @@
+"""Reports of interventions to the wire: one for each of the request, however many of the run it
+took."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from actserve.v1 import intervention_pb2 as pb
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.runs import InterventionReport
+from actserve_server.rpc.interventions import InterventionRequest
+
+
+def to_wire(
+    edits: Sequence[InterventionRequest], reports: Sequence[InterventionReport]
+) -> list[pb.InterventionReport]:
+    """The report of every intervention of the request, in order."""
+    rest = iter(reports)
+    return [_merged([next(rest) for _ in edit.parts]) for edit in edits]
+
+
+@contextmanager
+def numbered_as_sent(edits: Sequence[InterventionRequest]) -> Iterator[None]:
+    """Makes errors about an intervention of a run name the one of the request."""
+    try:
+        yield
+    except ActserveError as error:
+        if error.reason is Reason.INTERVENTION_UNUSED and "intervention" in error.metadata:
+            made = error.metadata["intervention"]
+            sent = [index for index, edit in enumerate(edits) for _ in edit.parts][int(made)]
+            error.message = error.message.replace(f"intervention {made}", f"intervention {sent}", 1)
+            error.field = edits[sent].field
+            error.metadata["intervention"] = str(sent)
+        raise
+
+
+def _merged(reports: Sequence[InterventionReport]) -> pb.InterventionReport:
+    changes = [
+        (report.mean_relative_change, report.rows - report.reused_rows)
+        for report in reports
+        if report.mean_relative_change is not None
+    ]
+    computed = sum(rows for _, rows in changes)
+    return pb.InterventionReport(
+        rows=sum(report.rows for report in reports),
+        changed_rows=sum(report.changed_rows for report in reports),
+        reused_rows=sum(report.reused_rows for report in reports),
+        mean_relative_change=sum(change * rows for change, rows in changes) / computed
+        if computed
+        else None,
+    )

@@ -1,0 +1,96 @@
+"""What a refusal must hold, for the tables of refusals in the tests."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+
+from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import model_service_pb2
+from actserve_server.domain.model import Limits
+from actserve_server.domain.sites import HookPoint
+from actserve_server.engine.fake import FakeEngine
+from tests.contract.harness import Failure, Served, failure, fetch, generate, intervention, serving
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+WIDTH = 16
+LAYERS = 4
+ONES = np.ones(WIDTH)
+LIMITS = Limits(
+    max_sequence_tokens=64,
+    max_prompts=3,
+    max_samples=2,
+    max_interventions=2,
+    max_capture_bytes=40 * WIDTH * 4,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    name: str
+    request: Any
+    reason: str
+    field: str = ""
+    says: tuple[str, ...] = ()
+    code: grpc.StatusCode = INVALID
+
+
+def edit(case: str, fields: dict[str, Any], reason: str, field: str, *says: str) -> Case:
+    """Of an intervention at resid_post.1, of a generation after "hello"."""
+    return Case(
+        name=f"intervention {case}",
+        request=generate(interventions=[{**intervention(zero={}), **fields}]),
+        reason=reason,
+        field=f"interventions[0]{field}",
+        says=says,
+    )
+
+
+def capture(case: str, spec: dict[str, Any], reason: str, field: str, *says: str) -> Case:
+    """Of the capture of a fetch of "hello"."""
+    return Case(
+        name=case,
+        request=fetch(capture=spec),
+        reason=reason,
+        field=f"capture.{field}",
+        says=says,
+    )
+
+
+def call(served: Served, request: Any) -> Any:
+    return {
+        pb.FetchActivationsRequest: served.generation.FetchActivations,
+        pb.GenerateRequest: served.generation.Generate,
+        model_service_pb2.GetModelRequest: served.models.GetModel,
+        model_service_pb2.ListModelsRequest: served.models.ListModels,
+        model_service_pb2.TokenizeRequest: served.models.Tokenize,
+    }[type(request)](request)
+
+
+def engine() -> FakeEngine:
+    return FakeEngine(
+        layer_count=LAYERS,
+        width=WIDTH,
+        limits=LIMITS,
+        unserved={HookPoint.ATTN_OUT: "not verified"},
+    )
+
+
+async def check(case: Case) -> None:
+    """Calls a server with the request, and looks at how it refuses."""
+    fake = engine()
+    async with serving(fake) as served:
+        refused = await failure(call(served, case.request))
+    assert (refused.code, refused.reason) == (case.code, case.reason), refused
+    assert refused.field == case.field, refused
+    for part in case.says:
+        assert part in refused.message
+    assert refused.details["ErrorInfo"].domain == "actserve"
+    assert refused.details["RequestInfo"].request_id
+    assert fake.counters.started == 0, "work was done for a refused call"
+
+
+async def refusal(request: Any, fake: FakeEngine | None = None) -> Failure:
+    async with serving(fake or engine()) as served:
+        return await failure(call(served, request))

@@ -1,0 +1,124 @@
+"""Reduction: one row a sequence, or with labels one mean row a label."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actserve.v1 import capture_pb2, tensor_pb2
+from actserve_server.engine.fake import FakeEngine
+from tests.contract.harness import decoded, fetch, generate, kinds, matrices, run, site, tensor
+from tests.contract.readouts import of_kind
+
+LAST, MEAN, MAX = (
+    capture_pb2.REDUCTION_LAST,
+    capture_pb2.REDUCTION_MEAN,
+    capture_pb2.REDUCTION_MAX,
+)
+FORMULAS = [
+    (LAST, lambda x: x[-1]),
+    (MEAN, lambda x: x.mean(axis=0)),
+    (MAX, lambda x: x.max(axis=0)),
+]
+D = np.random.default_rng(1).standard_normal((5, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("reduction", "formula"), FORMULAS)
+@pytest.mark.parametrize("make", [fetch, generate])
+async def test_a_reduction_is_its_formula(make: Any, reduction: int, formula: Any) -> None:
+    capture = {"sites": [site(0), site(3)], "positions": {"range": {"start": 1}}}
+    plain = matrices(await run(make(capture=capture)))
+    events = await run(make(capture={**capture, "reduction": reduction}))
+    reduced = matrices(events)
+    assert reduced.keys() == plain.keys()
+    for key, (positions, rows) in reduced.items():
+        assert positions == plain[key][0][-1:]
+        np.testing.assert_allclose(rows, [formula(plain[key][1])], rtol=1e-6, atol=1e-6)
+
+
+async def test_the_selected_positions_are_still_told() -> None:
+    capture = {"sites": [site()], "positions": {"range": {"start": 3}}, "reduction": MEAN}
+    events = await run(fetch("hello", capture=capture))
+    assert list(of_kind(events, "prompt_started")[0].positions) == [3, 4, 5]
+    events = await run(generate(capture=capture))
+    assert list(of_kind(events, "sample_finished")[0].captured_positions) == [3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("reduction", [None, MEAN])
+async def test_no_selected_row_gives_no_chunk(reduction: int | None) -> None:
+    never = {"token_ids": {"ids": [0]}}
+    events = await run(
+        generate(capture={"sites": [site()], "positions": never, "reduction": reduction})
+    )
+    assert "activations" not in kinds(events)
+    assert not of_kind(events, "sample_finished")[0].captured_positions
+
+
+@pytest.mark.parametrize(("reduction", "formula"), FORMULAS)
+async def test_rows_are_projected_before_they_are_reduced(reduction: int, formula: Any) -> None:
+    rows = matrices(await run(fetch()))[0, 0][1]
+    projection = {"directions": tensor(D), "relu": {}}
+    capture = {"sites": [site()], "projection": projection, "reduction": reduction}
+    expected = formula(np.maximum(rows @ D.T, 0))
+    got = matrices(await run(fetch(capture=capture)))[0, 0][1]
+    np.testing.assert_allclose(got, [expected], rtol=1e-5, atol=1e-5)
+
+    projection["send_top"] = 2
+    (chunk,) = of_kind(await run(fetch(capture=capture)), "activations")
+    order = np.argsort(-expected, kind="stable")[:2]
+    assert list(chunk.indices) == order.tolist()
+    np.testing.assert_allclose(decoded(chunk.rows), [expected[order]], rtol=1e-5, atol=1e-5)
+
+
+TEXTS = ("good one", "bad", "good two!", "so bad", "fine")
+LABELS = ["pos", "neg", "pos", "neg", "other"]
+
+
+async def test_labels_give_the_mean_of_the_reduced_rows_of_their_prompts() -> None:
+    capture = {"sites": [site(1), site(2)], "reduction": MEAN}
+    reduced = matrices(await run(fetch(*TEXTS, capture=capture)))
+    events = await run(fetch(*TEXTS, capture=capture, labels=LABELS))
+    names = kinds(events)
+    assert "activations" not in names
+    assert names[-7:] == [*["label_mean"] * 6, "finished"]
+    means = of_kind(events, "label_mean")
+    assert [(mean.label, mean.site_index, mean.prompts) for mean in means] == [
+        ("neg", 0, 2),
+        ("neg", 1, 2),
+        ("other", 0, 1),
+        ("other", 1, 1),
+        ("pos", 0, 2),
+        ("pos", 1, 2),
+    ]
+    for mean in means:
+        own = [
+            reduced[index, mean.site_index][1][0]
+            for index, label in enumerate(LABELS)
+            if label == mean.label
+        ]
+        assert list(mean.mean.shape) == [16]
+        np.testing.assert_allclose(decoded(mean.mean), np.mean(own, axis=0), rtol=1e-6, atol=1e-6)
+    assert events[-1].finished.usage.activation_bytes == 6 * 16 * 4
+
+
+async def test_labels_work_on_projected_rows_in_the_element_type_asked_for() -> None:
+    capture = {
+        "sites": [site()],
+        "projection": {"directions": tensor(D)},
+        "reduction": LAST,
+        "element_type": tensor_pb2.ELEMENT_TYPE_F16,
+    }
+    reduced = matrices(await run(fetch(*TEXTS, capture=capture)))
+    events = await run(fetch(*TEXTS, capture=capture, labels=["a"] * 5))
+    (mean,) = of_kind(events, "label_mean")
+    assert mean.mean.element_type == tensor_pb2.ELEMENT_TYPE_F16
+    expected = np.mean([rows for _, rows in reduced.values()], axis=0)[0]
+    np.testing.assert_allclose(decoded(mean.mean), expected, rtol=2e-3, atol=2e-3)
+
+
+async def test_prompts_of_labels_still_open_and_close_and_report() -> None:
+    capture = {"sites": [site()], "reduction": MEAN}
+    fake = FakeEngine()
+    events = await run(fetch("a", "b", capture=capture, labels=["x", "x"]), fake)
+    names = kinds(events)
+    assert names.count("prompt_started") == names.count("prompt_finished") == 2

@@ -1,0 +1,186 @@
+"""Refusals of interventions: their number, sites, heads and rows, and ones that do nothing."""
+
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from actserve.v1 import site_pb2
+from tests.contract.harness import addition, fetch, generate, intervention, site, tensor
+from tests.contract.refusals import INVALID, ONES, WIDTH, Case, check, edit, engine, refusal
+
+ATTN_OUT, Q = site_pb2.HOOK_POINT_ATTN_OUT, site_pb2.HOOK_POINT_Q
+
+
+CASES = [
+    Case(
+        name="too many interventions",
+        request=fetch(interventions=[addition(ONES)] * 3),
+        reason="TOO_MANY_INTERVENTIONS",
+        field="interventions",
+        says=("3", "2"),
+    ),
+    Case(
+        name="intervention without an operation",
+        request=generate(interventions=[intervention()]),
+        reason="FIELD_REQUIRED",
+        field="interventions[0]",
+        says=("add", "ablate", "project", "clamp", "replace", "swap", "zero", "mean"),
+    ),
+    # Sites of interventions
+    edit("without sites", {"sites": []}, "FIELD_REQUIRED", ".sites", "at least one"),
+    edit("at an unset site", {"sites": [{}]}, "SITE_INVALID", ".sites[0].hook_point"),
+    edit(
+        "beyond the last layer",
+        {"sites": [site(), site(4)]},
+        "LAYER_OUT_OF_RANGE",
+        ".sites[1]",
+        "0 to 3",
+    ),
+    edit(
+        "at a site twice",
+        {"sites": [site(3), site(-1)]},
+        "SITE_INVALID",
+        ".sites[1]",
+        "resid_post.3",
+        "once",
+    ),
+    edit(
+        "at sites of two widths",
+        {"sites": [site(0), site(1), site(1, site_pb2.HOOK_POINT_K)]},
+        "SITE_INVALID",
+        ".sites[2]",
+        "resid_post.0 is 16 wide",
+        "k.1 is 8 wide",
+        "for each width",
+    ),
+    Case(
+        name="intervention at an unserved site",
+        request=fetch(interventions=[intervention(site(1, ATTN_OUT), zero={})]),
+        reason="SITE_NOT_SERVED",
+        says=("attn_out.1", "not verified"),
+        code=grpc.StatusCode.FAILED_PRECONDITION,
+    ),
+    Case(
+        name="intervention at the logits",
+        request=fetch(
+            interventions=[intervention(site(None, site_pb2.HOOK_POINT_LOGITS), zero={})]
+        ),
+        reason="SITE_NOT_SERVED",
+        says=("logits cannot be changed", "final_norm"),
+        code=grpc.StatusCode.FAILED_PRECONDITION,
+    ),
+    # Heads
+    edit(
+        "on heads where there are none",
+        {"heads": [0]},
+        "HEAD_OUT_OF_RANGE",
+        ".heads",
+        "resid_post.1 has no heads",
+        "q, k, v, z",
+    ),
+    edit(
+        "on a head that is not there",
+        {"sites": [site(1, Q)], "heads": [0, 4]},
+        "HEAD_OUT_OF_RANGE",
+        ".heads",
+        "head 4",
+        "0 to 3",
+    ),
+    edit(
+        "on a query head of a key",
+        {"sites": [site(1, site_pb2.HOOK_POINT_K)], "heads": [2]},
+        "HEAD_OUT_OF_RANGE",
+        ".heads",
+        "0 to 1",
+    ),
+    edit(
+        "on a head twice",
+        {"sites": [site(1, Q)], "heads": [1, 0, 1]},
+        "HEAD_OUT_OF_RANGE",
+        ".heads",
+        "head 1",
+        "once",
+    ),
+    edit(
+        "on heads with a whole row",
+        {"sites": [site(1, Q)], "heads": [0], "mean": {"mean": tensor(ONES)}},
+        "TENSOR_WIDTH_MISMATCH",
+        ".mean.mean.shape",
+        "a head of q.1 is 4 wide",
+        "[4]",
+    ),
+    # Replacing with a row for each position: "hello" has 6 tokens.
+    edit(
+        "replacing with too few rows",
+        {"positions": {"prompt": {}}, "replace": {"rows": tensor(np.ones((5, WIDTH)))}},
+        "TENSOR_SIZE_MISMATCH",
+        ".replace.rows",
+        "5 rows",
+        "6 positions",
+        "shape [width]",
+    ),
+    edit(
+        "replacing with one row of two axes",
+        {"positions": {"prompt": {}}, "replace": {"rows": tensor(np.ones((1, WIDTH)))}},
+        "TENSOR_SIZE_MISMATCH",
+        ".replace.rows",
+        "1 rows",
+        "6 positions",
+    ),
+    *(
+        edit(
+            f"replacing row by row at {case}",
+            {"positions": wire, "replace": {"rows": tensor(np.ones((10, WIDTH)))}},
+            "TENSOR_SIZE_MISMATCH",
+            ".replace.rows",
+            "10 rows",
+            "not known",
+            "select positions with an end",
+        )
+        for case, wire in [
+            ("all positions", {"all": {}}),
+            ("generated positions", {"generated": {}}),
+            ("an open range", {"range": {"start": 2}}),
+            ("a range beyond what can be generated", {"range": {"end": 11}}),
+            ("token ids, while tokens are generated", {"token_ids": {"ids": [ord("h")]}}),
+        ]
+    ),
+    Case(
+        name="intervention replacing rows of prompts of two lengths",
+        request=fetch(
+            "a", "ab", interventions=[intervention(replace={"rows": tensor(np.ones((2, WIDTH)))})]
+        ),
+        reason="TENSOR_SIZE_MISMATCH",
+        field="interventions[0].replace.rows",
+        says=("prompts[1]", "2 rows", "3 positions"),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_a_refusal_names_reason_field_and_fix(case: Case) -> None:
+    await check(case)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        {"positions": {"token_ids": {"ids": [0]}}},  # Never generated.
+        {"positions": {"list": {"positions": [9]}}},  # Not reached, for the stop string.
+    ],
+    ids=str,
+)
+async def test_an_intervention_that_changed_no_row_ends_the_stream(wire: dict[str, Any]) -> None:
+    fake = engine()
+    any_text = [chr(code) for code in range(32, 127)]
+    request = generate(
+        interventions=[intervention(zero={}), intervention(zero={}, **wire)],
+        sampling={"max_tokens": 5, "stop": any_text, "min_tokens": 2},
+    )
+    refused = await refusal(request, fake)
+    assert (refused.code, refused.reason) == (INVALID, "INTERVENTION_UNUSED")
+    assert refused.field == "interventions[1]"
+    assert "allow_unused" in refused.message
+    assert not fake.counters.running

@@ -1,0 +1,214 @@
+"""Refusals of what becomes of rows: projections, reductions, keeping and labels."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actserve.v1 import capture_pb2, site_pb2
+from tests.contract.harness import fetch, site, tensor
+from tests.contract.refusals import WIDTH, Case, capture, check
+
+D = np.ones((3, WIDTH))
+MEAN = capture_pb2.REDUCTION_MEAN
+NAN = np.array([1.0, np.nan, 1.0])
+PREDICTIONS = {"top_k": 1}
+
+
+def projected(
+    case: str, change: dict[str, Any], reason: str, field: str, *says: str, **spec: Any
+) -> Case:
+    projection = {"directions": tensor(D), **change}
+    return capture(
+        f"projection {case}",
+        {"sites": [site()], "projection": projection, **spec},
+        reason,
+        f"projection{field}",
+        *says,
+    )
+
+
+def labelled(
+    case: str, labels: list[str], spec: dict[str, Any], reason: str, field: str, *says: str
+) -> Case:
+    return Case(
+        name=f"labels {case}",
+        request=fetch("a", "b", labels=labels, capture=spec),
+        reason=reason,
+        field=field,
+        says=says,
+    )
+
+
+CASES = [
+    # What is about rows, where no rows are captured
+    *(
+        capture(
+            f"{name} without sites",
+            {"predictions": PREDICTIONS, name: value},
+            "FIELD_REQUIRED",
+            "sites",
+            f"capture.{name}",
+        )
+        for name, value in [
+            ("projection", {"directions": tensor(D)}),
+            ("reduction", MEAN),
+            ("keep", {}),
+            ("positions", {"last": {}}),
+        ]
+    ),
+    capture("nothing at all", {}, "FIELD_REQUIRED", "sites", "at least one"),
+    # Projections
+    projected("without directions", {"directions": None}, "FIELD_REQUIRED", ".directions", "16]"),
+    projected(
+        "of directions of another width",
+        {"directions": tensor(np.ones((3, 15)))},
+        "TENSOR_WIDTH_MISMATCH",
+        ".directions.shape",
+        "a row of resid_post.1 is 16 wide",
+        "[n, 16]",
+    ),
+    projected(
+        "of one direction without its axis",
+        {"directions": tensor(np.ones(WIDTH))},
+        "TENSOR_WIDTH_MISMATCH",
+        ".directions.shape",
+    ),
+    projected(
+        "of no direction",
+        {"directions": tensor(np.ones((0, WIDTH)))},
+        "TENSOR_WIDTH_MISMATCH",
+        ".directions.shape",
+        "at least 1",
+    ),
+    projected(
+        "of sites of two widths",
+        {},
+        "TENSOR_WIDTH_MISMATCH",
+        ".directions.shape",
+        "k.1 is 8 wide",
+        sites=[site(), site(1, site_pb2.HOOK_POINT_K)],
+    ),
+    projected(
+        "of directions that are not finite",
+        {"directions": tensor(np.full((1, WIDTH), np.inf))},
+        "TENSOR_NOT_FINITE",
+        ".directions.data",
+    ),
+    *(
+        projected(
+            f"with a bias {how}",
+            {"bias": tensor(values)},
+            reason,
+            f".bias.{field}",
+            says,
+        )
+        for how, values, reason, field, says in [
+            ("of another length", np.ones(4), "TENSOR_WIDTH_MISMATCH", "shape", "3 wide"),
+            ("of two axes", np.ones((1, 3)), "TENSOR_WIDTH_MISMATCH", "shape", "[3]"),
+            ("that is not finite", NAN, "TENSOR_NOT_FINITE", "data", "element 1"),
+        ]
+    ),
+    projected(
+        "with no thresholds",
+        {"jump_relu": {}},
+        "FIELD_REQUIRED",
+        ".jump_relu.thresholds",
+        "[3]",
+    ),
+    projected(
+        "with too many thresholds",
+        {"jump_relu": {"thresholds": tensor(np.ones(4))}},
+        "TENSOR_WIDTH_MISMATCH",
+        ".jump_relu.thresholds.shape",
+        "a projection onto 3 directions",
+    ),
+    projected(
+        "with thresholds that are not finite",
+        {"jump_relu": {"thresholds": tensor(NAN)}},
+        "TENSOR_NOT_FINITE",
+        ".jump_relu.thresholds.data",
+    ),
+    projected("keeping the top 0", {"top_k": {}}, "FIELD_INVALID", ".top_k.k", "1 or more"),
+    projected("sending the top 0", {"send_top": 0}, "FIELD_INVALID", ".send_top", "unset for all"),
+    # Reductions and keeping
+    capture(
+        "reduction unknown",
+        {"sites": [site()], "reduction": 9},
+        "FIELD_INVALID",
+        "reduction",
+        "9",
+        "LAST, MEAN, MAX",
+    ),
+    *(
+        capture(
+            f"{name} of what is not sent",
+            {"sites": [site()], "keep": {"send_nothing": True}, name: value},
+            "FIELD_INVALID",
+            name,
+            "send_nothing",
+        )
+        for name, value in [("projection", {"directions": tensor(D)}), ("reduction", MEAN)]
+    ),
+    *(
+        capture(
+            f"keep for {seconds} s",
+            {"sites": [site()], "keep": {"ttl": {"seconds": seconds}}},
+            "FIELD_INVALID",
+            "keep.ttl",
+            str(seconds),
+            "above 0",
+        )
+        for seconds in (0, -1, 100_000)
+    ),
+    # Labels
+    labelled("too few", ["a"], {"sites": [site()], "reduction": MEAN}, "FIELD_INVALID", "labels"),
+    labelled(
+        "too many",
+        ["a", "b", "c"],
+        {"sites": [site()], "reduction": MEAN},
+        "FIELD_INVALID",
+        "labels",
+        "3 labels for 2 prompts",
+    ),
+    labelled(
+        "empty",
+        ["a", ""],
+        {"sites": [site()], "reduction": MEAN},
+        "FIELD_REQUIRED",
+        "labels[1]",
+    ),
+    labelled(
+        "without a reduction",
+        ["a", "b"],
+        {"sites": [site()]},
+        "FIELD_REQUIRED",
+        "capture.reduction",
+        "labels",
+    ),
+    labelled(
+        "without sites",
+        ["a", "b"],
+        {"predictions": PREDICTIONS},
+        "FIELD_REQUIRED",
+        "capture.sites",
+        "labels",
+    ),
+    labelled(
+        "of rows of which only some is sent",
+        ["a", "b"],
+        {
+            "sites": [site()],
+            "reduction": MEAN,
+            "projection": {"directions": tensor(D), "send_top": 2},
+        },
+        "FIELD_INVALID",
+        "capture.projection.send_top",
+        "labels",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_a_refusal_names_reason_field_and_fix(case: Case) -> None:
+    await check(case)
