@@ -6,11 +6,15 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import actserve
 from actserve import _channel
+from actserve.cli.app import app
 
 from .fake_server import Model, serving
+
+Run = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +81,13 @@ def connect(request: pytest.FixtureRequest, target: str) -> Iterator[Callable[..
 @pytest.fixture
 def client(connect: Callable[..., Any]) -> Any:
     return connect()
+
+
+@pytest.fixture
+def run(target: str) -> Run:
+    """Runs the command against the server; its output is no terminal."""
+
+    def run(*arguments: str, **options: Any) -> Any:
+        return CliRunner(env={"ACTSERVE_SERVER": target}).invoke(app, arguments, **options)
+
+    return run

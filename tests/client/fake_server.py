@@ -14,77 +14,88 @@ from typing import Any
 import grpc
 import numpy as np
 
-from actserve.v1 import capture_pb2, model_service_pb2, prompt_pb2, tensor_pb2
+from actserve.v1 import (
+    capture_pb2,
+    intervention_pb2,
+    model_service_pb2,
+    tensor_pb2,
+)
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import generation_service_pb2_grpc as generation_grpc
+from actserve.v1 import kept_activations_service_pb2 as kept_pb2
+from actserve.v1 import kept_activations_service_pb2_grpc as kept_grpc
 from actserve.v1 import model_service_pb2_grpc as model_grpc
 
-WIDTH = 4
+from .fake_prompts import tokenized
+from .fake_readouts import WIDTH, Chunk, select, site_rows, tensor, tracks, value, widths
+
 LAYERS = 3
 GENERATED = ("and", "so", "on")
 
 Events = Iterator[Any]
 
 
-def value(prompt_length: int, site: int, position: int) -> np.ndarray:
-    """The activation row of a position: [prompt length, site index, position, 0.5]."""
-    return np.array([prompt_length, site, position, 0.5], np.float32)
+def expected(
+    prompt_length: int, site: int, positions: Iterable[int], width: int = WIDTH
+) -> np.ndarray:
+    return np.stack([value(prompt_length, site, position, width) for position in positions])
 
 
-def expected(prompt_length: int, site: int, positions: Iterable[int]) -> np.ndarray:
-    return np.stack([value(prompt_length, site, position) for position in positions])
+def reports(request: Any, run_length: int) -> list[intervention_pb2.InterventionReport]:
+    """Made-up reports: the i-th intervention changed every row but i, which were reused."""
+    return [
+        intervention_pb2.InterventionReport(
+            rows=run_length,
+            changed_rows=run_length - index,
+            reused_rows=index,
+            mean_relative_change=0.25 if run_length > index else None,
+        )
+        for index in range(len(request.interventions))
+    ]
 
 
-def tokenized(prompt: prompt_pb2.Prompt) -> prompt_pb2.TokenizedPrompt:
-    match prompt.WhichOneof("source"):
-        case "text":
-            texts = prompt.text.split()
-        case "token_ids":
-            texts = [f"<{token}>" for token in prompt.token_ids.ids]
-        case _:
-            texts = [
-                word for t in prompt.conversation.turns for word in [t.role, *t.content.split()]
-            ]
-    return prompt_pb2.TokenizedPrompt(ids=[sum(map(ord, text)) for text in texts], texts=texts)
-
-
-def select(capture: capture_pb2.CaptureSpec, prompt_length: int, run_length: int) -> list[int]:
-    """The positions of a selector that is valid."""
-    selector = capture.positions
-    match selector.WhichOneof("selection"):
-        case "last":
-            return [prompt_length - 1]
-        case "prompt":
-            return list(range(prompt_length))
-        case "generated":
-            return list(range(prompt_length, run_length))
-        case "list":
-            return sorted(p % prompt_length if p < 0 else p for p in selector.list.positions)
-        case "range":
-            bounds = selector.range
-            start = bounds.start if bounds.HasField("start") else None
-            end = bounds.end if bounds.HasField("end") else None
-            return list(range(run_length))[start:end]
-        case _:
-            return list(range(run_length))
-
-
-def rows(sequence: int, site: int, positions: list[int], prompt_length: int) -> Any:
-    block = [value(prompt_length, site, position) for position in positions]
+def rows(
+    sequence: int, site: int, positions: list[int], prompt_length: int, width: int = WIDTH
+) -> capture_pb2.ActivationChunk:
     return capture_pb2.ActivationChunk(
         sequence_index=sequence,
         site_index=site,
         positions=positions,
-        rows=tensor_pb2.Tensor(
-            element_type=tensor_pb2.ELEMENT_TYPE_F32,
-            shape=[len(positions), WIDTH],
-            data=np.array(block, "<f4").tobytes(),
-        ),
+        rows=tensor(expected(prompt_length, site, positions, width)),
     )
 
 
-def chunked(positions: list[int], size: int = 2) -> list[list[int]]:
-    return [positions[at : at + size] for at in range(0, len(positions), size)]
+def as_events(cls: Any, chunks: Iterable[list[Chunk]]) -> list[list[Any]]:
+    """Tracks of chunks as ones of `FetchActivationsResponse` or `GenerateResponse`."""
+    kinds = {
+        capture_pb2.ActivationChunk: "activations",
+        capture_pb2.PredictionChunk: "predictions",
+        capture_pb2.AttentionChunk: "attention",
+    }
+    return [[cls(**{kinds[type(chunk)]: chunk}) for chunk in track] for track in chunks]
+
+
+def label_means(request: pb.FetchActivationsRequest) -> Events:
+    """The means of the prompts' rows over those of each label, the last label first."""
+    lengths = [len(tokenized(prompt).ids) for prompt in request.prompts]
+    for label in sorted(set(request.labels), reverse=True):
+        for index in range(len(request.capture.sites)):
+            block = np.concatenate(
+                [
+                    site_rows(
+                        request.capture,
+                        index,
+                        select(request.capture.positions, length, [0] * length),
+                        length,
+                    )
+                    for length, each in zip(lengths, request.labels, strict=True)
+                    if each == label
+                ]
+            )
+            mean = pb.LabelMean(
+                label=label, site_index=index, prompts=len(block), mean=tensor(block.mean(0))
+            )
+            yield pb.FetchActivationsResponse(label_mean=mean)
 
 
 def round_robin() -> Callable[[int], int]:
@@ -107,63 +118,63 @@ class Model:
         self.order: Callable[[int], int] = lambda n: 0
         self.requests: list[Any] = []
         self.metadata: list[dict[str, Any]] = []
+        self.kept: dict[str, kept_pb2.KeptActivations] = {}
         self.cancelled = threading.Event()
         self.fetch = self.honest_fetch
         self.generate = self.honest_generate
         self.before: Callable[[Any, grpc.ServicerContext], object] = lambda request, context: None
 
     def honest_fetch(self, request: pb.FetchActivationsRequest) -> Events:
-        sites = range(len(request.capture.sites))
+        capture = request.capture
         yield pb.FetchActivationsResponse(
             started=pb.FetchStarted(
                 request_id="r1",
                 element_type=tensor_pb2.ELEMENT_TYPE_F32,
-                widths=[WIDTH] * len(sites),
+                widths=widths(capture),
             )
         )
-        tracks: list[list[Any]] = []
+        events: list[list[Any]] = []
         for index, prompt in enumerate(map(tokenized, request.prompts)):
-            length = len(prompt.ids)
-            positions = select(request.capture, length, length)
+            length, run = len(prompt.ids), list(prompt.ids)
+            positions = self.sent(capture, length, run)
+            chunks = [] if request.labels else tracks(capture, index, length, run)
             opened = pb.PromptStarted(prompt_index=index, prompt=prompt, positions=positions)
-            chunks = [
-                [
-                    pb.FetchActivationsResponse(activations=rows(index, site, part, length))
-                    for part in chunked(positions)
-                ]
-                for site in sites
-            ]
-            closed = pb.PromptFinished(prompt_index=index)
-            tracks.append(
+            closed = pb.PromptFinished(
+                prompt_index=index,
+                interventions=reports(request, length),
+                kept=self.keep(capture, length, run),
+            )
+            events.append(
                 [
                     pb.FetchActivationsResponse(prompt_started=opened),
-                    *merge(chunks, self.order),
+                    *merge(as_events(pb.FetchActivationsResponse, chunks), self.order),
                     pb.FetchActivationsResponse(prompt_finished=closed),
                 ]
             )
-        yield from merge(tracks, self.order)
+        yield from merge(events, self.order)
+        yield from label_means(request)
         usage = pb.Usage(prompt_tokens=7, activation_bytes=64)
         yield pb.FetchActivationsResponse(finished=pb.FetchFinished(usage=usage))
 
     def honest_generate(self, request: pb.GenerateRequest) -> Events:
-        sites = range(len(request.capture.sites))
+        capture, params = request.capture, request.sampling
         prompt = tokenized(request.prompt)
         length = len(prompt.ids)
         yield pb.GenerateResponse(
-            started=pb.GenerateStarted(request_id="r2", prompt=prompt, widths=[WIDTH] * len(sites))
+            started=pb.GenerateStarted(request_id="r2", prompt=prompt, widths=widths(capture))
         )
-        params = request.sampling
-        words = GENERATED[: params.max_tokens or None]
-        positions = select(request.capture, length, length + len(words) - 1) if sites else []
-        tracks: list[list[Any]] = []
+        written = GENERATED[: params.max_tokens or None]
+        events: list[list[Any]] = []
         for sample in range(params.samples or 1):
-            texts = [f" {word}{sample}" for word in words]
+            texts = [f" {word}{sample}" for word in written]
+            ids = [100 * sample + index for index in range(len(texts))]
+            run = [*prompt.ids, *ids[:-1]]
             tokens = [
                 pb.GenerateResponse(
                     tokens=pb.TokenChunk(
                         sample_index=sample,
                         position=length + index,
-                        ids=[100 * sample + index],
+                        ids=[ids[index]],
                         texts=[text],
                         text=text,
                         logprobs=[
@@ -178,27 +189,44 @@ class Model:
                 )
                 for index, text in enumerate(texts)
             ]
-            chunks = [
-                [
-                    pb.GenerateResponse(activations=rows(sample, site, part, length))
-                    for part in chunked(positions)
-                ]
-                for site in sites
-            ]
+            chunks = as_events(pb.GenerateResponse, tracks(capture, sample, length, run))
             closed = pb.SampleFinished(
                 sample_index=sample,
                 reason=pb.FINISH_REASON_LENGTH,
-                captured_positions=positions,
+                captured_positions=self.sent(capture, length, run),
+                interventions=reports(request, len(run)),
+                kept=self.keep(capture, length, run),
             )
-            tracks.append(
+            events.append(
                 [
                     *merge([tokens, *chunks], self.order),
                     pb.GenerateResponse(sample_finished=closed),
                 ]
             )
-        yield from merge(tracks, self.order)
-        usage = pb.Usage(prompt_tokens=length, output_tokens=len(words))
+        yield from merge(events, self.order)
+        usage = pb.Usage(prompt_tokens=length, output_tokens=len(written))
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage))
+
+    def sent(self, capture: capture_pb2.CaptureSpec, length: int, run: list[int]) -> list[int]:
+        """The positions of the rows that are sent."""
+        if not capture.sites or capture.keep.send_nothing:
+            return []
+        positions = select(capture.positions, length, run)
+        return positions[-1:] if capture.reduction else positions
+
+    def keep(self, capture: capture_pb2.CaptureSpec, length: int, run: list[int]) -> str:
+        """The name of what the capture keeps, if it does."""
+        if not capture.HasField("keep"):
+            return ""
+        kept = kept_pb2.KeptActivations(
+            name=f"keptActivations/{len(self.kept)}",
+            sites=capture.sites,
+            positions=select(capture.positions, length, run),
+            size_bytes=64,
+        )
+        kept.expire_time.FromSeconds(1_000_000_000 + capture.keep.ttl.seconds)
+        self.kept[kept.name] = kept
+        return kept.name
 
     def seen(self, request: Any, context: Any) -> None:
         self.requests.append(request)
@@ -218,6 +246,24 @@ class GenerationServicer(generation_grpc.GenerationServiceServicer):
     def Generate(self, request: Any, context: Any) -> Events:  # noqa: N802
         self.model.seen(request, context)
         yield from self.model.generate(request)
+
+
+class KeptServicer(kept_grpc.KeptActivationsServiceServicer):
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def GetKeptActivations(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.model.seen(request, context)
+        if request.name not in self.model.kept:
+            context.abort(grpc.StatusCode.NOT_FOUND, "nothing is kept under that name")
+        kept = self.model.kept[request.name]
+        return kept_pb2.GetKeptActivationsResponse(kept_activations=kept)
+
+    def DeleteKeptActivations(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.model.seen(request, context)
+        if self.model.kept.pop(request.name, None) is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, "nothing is kept under that name")
+        return kept_pb2.DeleteKeptActivationsResponse()
 
 
 class ModelServicer(model_grpc.ModelServiceServicer):
@@ -256,8 +302,15 @@ def described(name: str) -> model_service_pb2.Model:
             support(hook_point="HOOK_POINT_EMBEDDING", width=WIDTH),
             support(hook_point="HOOK_POINT_RESID_POST", width=WIDTH),
             support(hook_point="HOOK_POINT_MLP_OUT", width=WIDTH, unserved_reason="fused away"),
+            support(hook_point="HOOK_POINT_Q", width=WIDTH, heads=2),
+            support(hook_point="HOOK_POINT_LOGITS", width=9, unchangeable_reason="read only"),
+            # Of a newer server.
+            support(hook_point=99, width=WIDTH),  # pyright: ignore[reportArgumentType]
         ],
-        limits=model_service_pb2.Limits(max_sequence_tokens=2048, max_prompts=64),
+        limits=model_service_pb2.Limits(
+            max_sequence_tokens=2048, max_prompts=64, max_kept_seconds=600
+        ),
+        attention_unserved_reason="its layers are not attention",
     )
 
 
@@ -266,6 +319,7 @@ def serving(model: Model) -> Iterator[str]:
     """The address of a server of the model."""
     server = grpc.server(ThreadPoolExecutor(16))
     generation_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(model), server)
+    kept_grpc.add_KeptActivationsServiceServicer_to_server(KeptServicer(model), server)
     model_grpc.add_ModelServiceServicer_to_server(ModelServicer(model), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

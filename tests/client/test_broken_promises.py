@@ -1,6 +1,6 @@
 """An answer is complete or it is an error, whatever the server does."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -8,74 +8,70 @@ import pytest
 import actserve
 from actserve.v1 import generation_service_pb2 as pb
 
+from .breaking import CLOSING, each, first, reads, shaped, swapped, without, without_first
 from .fake_server import Model, rows
 
 PROMPT = "one two three"
-
-
-def without(kind: str) -> Callable[[Iterable[Any]], list[Any]]:
-    return lambda events: [event for event in events if event.WhichOneof("event") != kind]
-
-
-def without_one_chunk(events: Iterable[Any]) -> list[Any]:
-    kept = list(events)
-    kept.remove(next(event for event in kept if event.WhichOneof("event") == "activations"))
-    return kept
-
-
-def change_chunk(change: Callable[[Any], object]) -> Callable[[Iterable[Any]], list[Any]]:
-    """The same events with something done to the first chunk of rows."""
-
-    def changed(events: Iterable[Any]) -> list[Any]:
-        kept = list(events)
-        change(next(event for event in kept if event.WhichOneof("event") == "activations"))
-        return kept
-
-    return changed
-
-
-def reordered(events: Iterable[Any]) -> list[Any]:
-    kept = list(events)
-    first, second, *_ = [
-        index for index, event in enumerate(kept) if event.WhichOneof("event") == "activations"
-    ]
-    kept[first], kept[second] = kept[second], kept[first]
-    return kept
+STEER = actserve.Zero("resid_post.1")
 
 
 BROKEN = {
     "cut short": (without("finished"), actserve.StreamCutShort, "ended before"),
     "nothing at all": (lambda events: [], actserve.StreamCutShort, "ended before"),
     "no rows": (without("activations"), actserve.BadResponse, "missing at . of . positions"),
-    "some rows": (without_one_chunk, actserve.BadResponse, "missing at 2 of . positions"),
-    "rows out of order": (reordered, actserve.BadResponse, "out of order"),
+    "some rows": (
+        without_first("activations"),
+        actserve.BadResponse,
+        "missing at 2 of . positions",
+    ),
+    "rows out of order": (swapped("activations"), actserve.BadResponse, "out of order"),
     "rows of no site": (
-        change_chunk(lambda event: setattr(event.activations, "site_index", 5)),
+        first("activations", lambda chunk: setattr(chunk, "site_index", 5)),
         actserve.BadResponse,
         "rows of site 5 of 1",
     ),
     "rows of no sequence": (
-        change_chunk(lambda event: setattr(event.activations, "sequence_index", 9)),
+        first("activations", lambda chunk: setattr(chunk, "sequence_index", 9)),
         actserve.BadResponse,
         "9, which is not open",
     ),
     "another width": (
-        change_chunk(lambda event: event.activations.rows.shape.__setitem__(slice(None), [4, 2])),
+        first("activations", shaped("rows", 4, 2)),
         actserve.BadResponse,
         "width 4",
     ),
     "missing bytes": (
-        change_chunk(lambda event: setattr(event.activations.rows, "data", b"123")),
+        first("activations", lambda chunk: setattr(chunk.rows, "data", b"123")),
         actserve.BadResponse,
         "3 bytes",
     ),
     "an unknown element type": (
-        change_chunk(lambda event: setattr(event.activations.rows, "element_type", 77)),
+        first("activations", lambda chunk: setattr(chunk.rows, "element_type", 77)),
         actserve.BadResponse,
         "element type 77.*upgrade",
     ),
+    "no report of an intervention": (
+        each(*CLOSING, do=lambda event: event.ClearField("interventions")),
+        actserve.BadResponse,
+        "reported on 0 interventions, not the 1 asked",
+    ),
+    "a report of no intervention": (
+        each(*CLOSING, do=lambda event: event.interventions.add()),
+        actserve.BadResponse,
+        "reported on 2 interventions, not the 1 asked",
+    ),
+    "tokens without sources": (
+        reads(lambda prompt: prompt.sources.pop()),
+        actserve.BadResponse,
+        "3 texts and 2 sources for a prompt of 3 tokens",
+    ),
+    "tokens without texts": (
+        reads(lambda prompt: prompt.texts.pop()),
+        actserve.BadResponse,
+        "2 texts and 3 sources for a prompt of 3 tokens",
+    ),
     "a sequence never finished": (
-        lambda events: without("sample_finished")(without("prompt_finished")(events)),
+        without(*CLOSING),
         actserve.BadResponse,
         "without .* 0 of 1",
     ),
@@ -89,9 +85,9 @@ def test_an_incomplete_answer_raises(client: Any, model: Model, method: str, cas
     model.fetch = lambda request: iter(broken(model.honest_fetch(request)))
     model.generate = lambda request: iter(broken(model.honest_generate(request)))
     call = {
-        "fetch": lambda: client.fetch(PROMPT, sites="embedding"),
-        "generate": lambda: client.generate(PROMPT, capture="embedding"),
-        "stream": lambda: list(client.stream(PROMPT, capture="embedding")),
+        "fetch": lambda: client.fetch(PROMPT, sites="embedding", steer=STEER),
+        "generate": lambda: client.generate(PROMPT, capture="embedding", steer=STEER),
+        "stream": lambda: list(client.stream(PROMPT, capture="embedding", steer=STEER)),
     }[method]
     with pytest.raises(error, match=message):
         call()

@@ -8,7 +8,11 @@ import pytest
 
 import actserve
 from actserve import _channel
-from actserve.v1 import generation_service_pb2, model_service_pb2
+from actserve.v1 import (
+    generation_service_pb2,
+    kept_activations_service_pb2,
+    model_service_pb2,
+)
 
 
 def test_exactly_the_methods_that_promise_idempotency_are_retried() -> None:
@@ -16,13 +20,17 @@ def test_exactly_the_methods_that_promise_idempotency_are_retried() -> None:
     retried = {(name["service"], name["method"]) for name in config["name"]}
     promised = {
         (service.full_name, method.name)
-        for file in (generation_service_pb2.DESCRIPTOR, model_service_pb2.DESCRIPTOR)
-        for service in file.services_by_name.values()
+        for module in (
+            generation_service_pb2,
+            kept_activations_service_pb2,
+            model_service_pb2,
+        )
+        for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
         if method.GetOptions().idempotency_level
     }
     assert retried == promised
-    assert len(retried) == 5
+    assert len(retried) == 7
     assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
 
 

@@ -1,7 +1,6 @@
 """What the `actserve` command promises, run as a user runs it but in this process."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
-from typer.testing import CliRunner
 
-from actserve.cli.app import app
-
+from .conftest import Run
 from .fake_server import Model, expected
 
-COMMANDS = ("models", "tokenize", "fetch", "generate")
-
-Run = Callable[..., Any]
-
-
-@pytest.fixture
-def run(target: str) -> Run:
-    """Runs the command against the server; its output is no terminal."""
-
-    def run(*arguments: str, **options: Any) -> Any:
-        return CliRunner(env={"ACTSERVE_SERVER": target}).invoke(app, arguments, **options)
-
-    return run
+COMMANDS = ("models", "tokenize", "fetch", "predict", "generate")
 
 
 @pytest.fixture
@@ -55,7 +40,18 @@ def test_models_are_a_table(run: Run) -> None:
     assert result.exit_code == 0
     for text in ("big", "small", "bf16", "2048", "resid_post"):
         assert text in result.stdout
-    assert "mlp_out" not in result.stdout  # It is not served.
+
+
+def test_models_show_each_hook_point_with_its_width_and_limits(run: Run) -> None:
+    lines = [line.replace("│", " ").split() for line in run("models").stdout.splitlines()]
+    for row in (
+        ["embedding", "4"],
+        ["resid_post.L", "4"],
+        ["mlp_out.L", "4", "not", "served:", "fused", "away"],
+        ["q.L", "4", "2"],
+        ["logits", "9", "no", "changes:", "read", "only"],
+    ):
+        assert lines.count(row) == 2  # One for each model.
 
 
 def test_models_as_json_have_every_detail(run: Run) -> None:
@@ -70,6 +66,26 @@ def test_tokenize_shows_tokens_as_they_are(run: Run) -> None:
     assert result.exit_code == 0
     for text in ("'one'", "'[/INST]'", "'[bold]'", "322"):
         assert text in result.stdout
+
+
+def test_tokenize_shows_where_tokens_come_from_as_far_as_they_do(run: Run) -> None:
+    plain = run("tokenize", "one  two").stdout
+    assert "5:8" in plain
+    assert "role" not in plain
+    chat = run("tokenize", "one  two", "--chat").stdout
+    rows = [line.replace("│", " ").split() for line in chat.splitlines()]
+    assert ["0", "447", "'user'"] in rows  # Of the chat template.
+    assert ["2", "346", "'two'", "0", "user", "5:8"] in rows
+
+
+@pytest.mark.parametrize(
+    "command", [["tokenize"], ["generate"], ["fetch", "-s", "embedding"], ["predict"]]
+)
+def test_chat_makes_the_prompt_a_users_turn(run: Run, model: Model, command: list[str]) -> None:
+    assert run(*command, "hi", "--chat").exit_code == 0
+    (request,) = model.requests
+    prompt = request.prompts[0] if command[0] in ("fetch", "predict") else request.prompt
+    assert [(turn.role, turn.content) for turn in prompt.conversation.turns] == [("user", "hi")]
 
 
 def test_fetch_without_a_file_shows_the_length_of_each_row(run: Run) -> None:
@@ -105,28 +121,29 @@ def test_fetch_writes_a_row_for_each_prompt_and_position(
     prompts.write_text("one\n\none two three\nzwei é\n")
     out = tmp_path / f"acts{suffix}"
     result = run(
-        "fetch", "--file", str(prompts), "-s", "resid_post.1", "-s", "attn_out.0", "-o", str(out)
+        "fetch", "--file", str(prompts), "-s", "resid_post.1", "-s", "mlp_act.0", "-o", str(out)
     )
     assert result.exit_code == 0, result.output
-    assert f"wrote 6 rows of resid_post.1, attn_out.0 to {out}" in result.stderr
+    assert f"wrote 6 rows of resid_post.1, mlp_act.0 to {out}" in result.stderr
     columns = read(out)
     assert list(columns["prompt"]) == [0, 1, 1, 1, 2, 2]
     assert list(columns["position"]) == [0, 0, 1, 2, 0, 1]
     assert list(columns["token"]) == ["one", "one", "two", "three", "zwei", "é"]
     assert list(columns["token_id"]) == [sum(map(ord, text)) for text in columns["token"]]
-    for index, site in enumerate(("resid_post.1", "attn_out.0")):
+    for index, (site, width) in enumerate({"resid_post.1": 4, "mlp_act.0": 6}.items()):
         assert columns[site].dtype == np.float32
         np.testing.assert_array_equal(
             columns[site],
-            np.concatenate([expected(n, index, range(n)) for n in (1, 3, 2)]),
+            np.concatenate([expected(n, index, range(n), width) for n in (1, 3, 2)]),
         )
 
 
-def test_parquet_knows_the_width_of_a_site(run: Run, tmp_path: Path) -> None:
+def test_parquet_knows_the_width_of_each_site(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "acts.parquet"
-    assert run("fetch", "one", "-s", "embedding", "-o", str(out)).exit_code == 0
-    field = pq.read_schema(out).field("embedding")
-    assert str(field.type) == "fixed_size_list<element: float>[4]"
+    assert run("fetch", "one", "-s", "embedding", "-s", "logits", "-o", str(out)).exit_code == 0
+    for site, width in (("embedding", 4), ("logits", 9)):
+        field = pq.read_schema(out).field(site)
+        assert str(field.type) == f"fixed_size_list<element: float>[{width}]"
 
 
 def test_fetch_reads_prompts_from_standard_input(run: Run, tmp_path: Path) -> None:
@@ -149,6 +166,12 @@ def test_positions_are_written_as_in_python(
     assert read(out)["position"].tolist() == positions
 
 
+def test_positions_may_be_those_of_a_text(run: Run, model: Model) -> None:
+    result = run("fetch", "a b: c", "-s", "embedding", "--positions", "text:b: c")
+    assert result.exit_code == 0, result.output
+    assert model.requests[0].capture.positions.text.text == "b: c"
+
+
 def test_generate_prints_the_text_alone(run: Run) -> None:
     result = run("generate", "one two", "--max-tokens", "2")
     assert result.exit_code == 0
@@ -169,7 +192,7 @@ def test_generate_steers(run: Run, model: Model, vector: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     first, second = model.requests[0].interventions
-    assert (first.site.layer, first.add.coefficient) == (1, -2.5)
+    assert (first.sites[0].layer, first.add.coefficient) == (1, -2.5)
     assert np.frombuffer(first.add.vector.data, "<f4").tolist() == [0, 1, 2, 3]
     assert second.add.coefficient == 1.0
     assert model.requests[0].sampling.temperature == 0
@@ -192,6 +215,15 @@ USAGE_ERRORS = {
         ["fetch", "a", "-s", "embedding", "--positions", "1:2:3"],
         "do not exist",
     ),
+    "positions of no text": (
+        ["fetch", "a", "-s", "embedding", "--positions", "text:"],
+        "not empty",
+    ),
+    "no such reduction": (
+        ["fetch", "a", "-s", "embedding", "--reduce", "median"],
+        "use one of last, mean, max",
+    ),
+    "predictions at no site": (["predict", "a", "-s", "final"], "is not a site"),
     "no such format": (["fetch", "a", "-s", "embedding", "-o", "acts.csv"], ".parquet"),
     "no vector file": (["generate", "a", "--steer", "embedding"], "SITE=FILE"),
     "no such vector file": (["generate", "a", "--steer", "embedding=no.npy"], "cannot be read"),
@@ -256,3 +288,12 @@ def test_nothing_is_coloured_outside_a_terminal(run: Run, arguments: list[str]) 
 def test_the_token_is_read_from_the_environment(run: Run, model: Model) -> None:
     run("models", env={"ACTSERVE_TOKEN": "secret"})
     assert model.metadata[0]["authorization"] == "Bearer secret"
+
+
+def test_fetch_reduces(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "acts.npz"
+    result = run("fetch", "a b c", "-s", "embedding", "--reduce", "mean", "-o", str(out))
+    assert result.exit_code == 0, result.output
+    columns = read(out)
+    assert columns["position"].tolist() == [2]
+    assert columns["embedding"].tolist() == [[3, 0, 1, 0.5]]

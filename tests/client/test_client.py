@@ -15,6 +15,7 @@ import actserve
 from .fake_server import LAYERS, WIDTH, Model, expected, round_robin
 
 LONG = "a b c d e f g h i"
+ZERO = actserve.Zero("resid_post.0")
 
 
 def test_fetch_gives_each_site_as_float32_of_tokens_by_width(client: Any) -> None:
@@ -26,6 +27,15 @@ def test_fetch_gives_each_site_as_float32_of_tokens_by_width(client: Any) -> Non
     for index, site in enumerate(acts.sites):
         assert acts[site].dtype == np.float32
         np.testing.assert_array_equal(acts[site], expected(3, index, range(3)))
+
+
+def test_each_site_has_rows_of_its_own_width(client: Any) -> None:
+    sites = {"mlp_act.1": 6, "logits": 9, "q.0": WIDTH}
+    acts = client.fetch("one two three", sites=sites)
+    out = client.generate("one two", capture=sites, positions=slice(1, None))
+    for index, (site, width) in enumerate(sites.items()):
+        np.testing.assert_array_equal(acts[site], expected(3, index, range(3), width))
+        np.testing.assert_array_equal(out.activations[site], expected(2, index, range(1, 4), width))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +70,7 @@ def test_results_are_found_by_any_spelling_of_a_captured_site(client: Any) -> No
     assert "blocks.-1.hook_attn_out" in acts
     for absent in ("resid_post.2", "nonsense"):
         assert absent not in acts
-        with pytest.raises(KeyError, match="was not captured; captured: resid_post"):
+        with pytest.raises(KeyError, match="asked for; asked: resid_post"):
             acts[absent]
 
 
@@ -162,12 +172,14 @@ def test_a_capture_that_selects_nothing_has_rows_of_the_right_width(client: Any)
 
 
 def test_stream_yields_every_event_in_order(client: Any) -> None:
-    events = list(client.stream("one two", capture="resid_post.1", n=2))
-    assert events[0] == actserve.Started("r2", (322, 346), ("one", "two"))
+    events = list(client.stream("one two", capture="resid_post.1", n=2, steer=ZERO))
+    sources = (actserve.TokenSource(0, 3), actserve.TokenSource(4, 7))
+    assert events[0] == actserve.Started("r2", (322, 346), ("one", "two"), sources)
     assert isinstance(events[-1], actserve.Finished)
     for sample in range(2):
         own = [event for event in events if getattr(event, "sample", None) == sample]
         assert isinstance(own[-1], actserve.SampleFinished)
+        assert own[-1].interventions == (actserve.InterventionReport(4, 4, 0, 0.25),)
         text = [event.text for event in own if isinstance(event, actserve.Tokens)]
         assert "".join(text) == f" and{sample} so{sample} on{sample}"
         rows = [event for event in own if isinstance(event, actserve.Rows)]
@@ -183,10 +195,17 @@ def test_models_reads_every_page(client: Any) -> None:
 
 def test_a_model_says_which_sites_it_serves(client: Any) -> None:
     model = client.model("big")
+    assert model.attention_unserved_reason == "its layers are not attention"
+    assert model.limits.max_kept_seconds == 600
     assert (model.id, model.path, model.element_type) == ("big", "org/checkpoint", "bf16")
     assert (model.layer_count, model.width) == (LAYERS, WIDTH)
-    assert model.sites == ("embedding", "resid_post.0", "resid_post.1", "resid_post.2")
+    layered = [f"{name}.{layer}" for name in ("resid_post", "q") for layer in range(LAYERS)]
+    assert model.sites == ("embedding", *layered, "logits")
+    assert model.changeable_sites == ("embedding", *layered)
     assert model.hook_points["mlp_out"].unserved_reason == "fused away"
+    assert model.hook_points["logits"].unchangeable_reason == "read only"
+    assert (model.hook_points["logits"].width, model.hook_points["logits"].heads) == (9, 0)
+    assert (model.hook_points["q"].width, model.hook_points["q"].heads) == (WIDTH, 2)
     assert model.limits.max_sequence_tokens == 2048
 
 
@@ -230,15 +249,63 @@ def test_steering_travels_as_asked(client: Any, model: Model) -> None:
     )
     client.fetch("a", sites="embedding", steer=actserve.Add("mlp_out.-1", np.ones(4)))
     first, second = model.requests[0].interventions
-    assert (first.site.hook_point, first.site.layer) == (4, 1)
+    assert [(site.hook_point, site.layer) for site in first.sites] == [(4, 1)]
     assert first.positions.HasField("all")
     assert first.add.coefficient == 4.0
     assert np.frombuffer(first.add.vector.data, "<f4").tolist() == [1, 0, -1, 0.5]
     assert list(first.add.vector.shape) == [4]
-    assert not second.site.HasField("layer")
+    assert not second.sites[0].HasField("layer")
     assert second.positions.range.start == 1
     assert not second.positions.range.HasField("end")
-    assert model.requests[1].interventions[0].site.layer == -1
+    assert model.requests[1].interventions[0].sites[0].layer == -1
+
+
+def test_an_answer_says_what_each_intervention_did(client: Any) -> None:
+    steer = [ZERO, actserve.Add("resid_post.1", np.ones(4)), *[ZERO] * 2]
+
+    def made(rows: int) -> tuple[actserve.InterventionReport, ...]:
+        return tuple(
+            actserve.InterventionReport(
+                rows=rows,
+                changed_rows=rows - index,
+                reused_rows=index,
+                mean_relative_change=0.25 if index < rows else None,
+            )
+            for index in range(4)
+        )
+
+    one, two = client.fetch(["one two three", "one two three four"], "embedding", steer=steer)
+    assert one.interventions == made(3)
+    assert two.interventions == made(4)
+    for out in client.generate("one two", n=2, steer=steer):
+        assert out.interventions == out.activations.interventions == made(4)
+    assert client.generate("one two").interventions == ()
+    assert client.fetch("one two", "embedding").interventions == ()
+
+
+def test_an_answer_says_where_each_prompt_token_comes_from(client: Any) -> None:
+    source = actserve.TokenSource
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    cases: list[tuple[Any, tuple[actserve.TokenSource, ...]]] = [
+        ("one  two", (source(0, 3), source(5, 8))),
+        (
+            turns,
+            (
+                source(),
+                source(0, 2, turn=0, role="system"),
+                source(3, 8, turn=0, role="system"),
+                source(),
+                source(0, 2, turn=1, role="user"),
+            ),
+        ),
+        ([4, 5], ()),
+    ]
+    for prompt, sources in cases:
+        assert client.tokenize(prompt).sources == sources
+        assert client.fetch(prompt, "embedding").sources == sources
+        out = client.generate(prompt, capture="embedding")
+        assert out.prompt_sources == out.activations.sources == sources
+        assert next(iter(client.stream(prompt))).prompt_sources == sources
 
 
 def test_only_sampling_parameters_that_were_given_travel(client: Any, model: Model) -> None:

@@ -6,6 +6,7 @@ Nothing here runs; `make lint` checks it.
 from typing import TYPE_CHECKING, assert_type
 
 import numpy as np
+from numpy.typing import NDArray
 
 import actserve
 from actserve import Activations, Generation, Tokenized
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
         assert_type(client.fetch([[1], [2]], "embedding"), list[Activations])
         assert_type(client.fetch(["a", [1, 2]], "embedding"), list[Activations])
         assert_type(client.fetch([turns, turns], "embedding"), list[Activations])
+        predict = actserve.Predict(top_k=1)
+        assert_type(client.fetch("a", predictions=predict, keep=actserve.Keep()), Activations)
+        assert_type(client.fetch(["a"], "embedding", reduce="mean"), list[Activations])
+        acts = client.fetch("a", attention=actserve.Attention(0, 1))
+        assert_type(acts.attention[0, 1], actserve.AttentionPattern)
+        assert_type(acts.predictions["final_norm"], actserve.SitePredictions)
+        assert_type(acts.sparse["embedding"], actserve.SparseRows)
+        assert_type(client.fetch_means(["a"], ["x"], "z.0"), dict[str, actserve.LabelMeans])
+        assert_type(client.kept("keptActivations/x"), actserve.Kept)
+        assert_type(client.generate("a", capture="z.0", reduce="last", top_p=0.5), Generation)
         assert_type(client.generate("a", temperature=0.5, stop="."), Generation)
         assert_type(client.generate("a", n=2), list[Generation])
         assert_type(client.generate(["a"]), list[Generation])
@@ -33,6 +44,11 @@ if TYPE_CHECKING:
     async def asynchronous(client: actserve.AsyncClient) -> None:
         assert_type(await client.fetch("a", "embedding"), Activations)
         assert_type(await client.fetch(["a"], "embedding"), list[Activations])
+        acts = await client.fetch("a", predictions=actserve.Predict(top_k=1))
+        assert_type(acts, Activations)
+        means = await client.fetch_means(["a"], ["x"], "embedding")
+        assert_type(means["x"]["embedding"], NDArray[np.float32])
+        assert_type(await client.kept("keptActivations/x"), actserve.Kept)
         assert_type(await client.generate("a"), Generation)
         assert_type(await client.generate("a", n=2), list[Generation])
         assert_type(await client.generate(["a"]), list[Generation])

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import actserve
-from actserve.positions import positions_to_proto
 from actserve.prompts import is_many, prompt_to_proto
 from actserve.sampling import sampling_to_proto
 from actserve.sites import SPELLINGS, Site, parse_sites
@@ -49,11 +48,14 @@ def test_a_site_asked_for_twice_is_refused_in_any_spelling() -> None:
         parse_sites(["resid_post.1", "blocks.1.hook_resid_post"])
 
 
-@pytest.mark.parametrize(("hook_point", "layer"), [("EMBEDDING", 0), ("RESID_POST", None)])
+@pytest.mark.parametrize(
+    ("hook_point", "layer"),
+    [("EMBEDDING", 0), ("FINAL_NORM", -1), ("LOGITS", 0), ("RESID_POST", None), ("Q", None)],
+)
 def test_a_site_has_a_layer_exactly_if_its_hook_point_does(
     hook_point: str, layer: int | None
 ) -> None:
-    with pytest.raises(actserve.InvalidRequest, match="layer"):
+    with pytest.raises(actserve.InvalidRequest, match=f"{hook_point.lower()} .* layer"):
         Site(actserve.HookPoint[hook_point], layer)
 
 
@@ -119,79 +121,6 @@ def test_a_conversation_says_whether_the_model_is_to_answer(asked: bool) -> None
     assert proto.conversation.HasField("add_generation_prompt")
     assert proto.conversation.add_generation_prompt is asked
     assert [(turn.role, turn.content) for turn in proto.conversation.turns] == [("user", "hi")]
-
-
-@pytest.mark.parametrize(
-    "positions",
-    [
-        "first",
-        "",
-        [],
-        [True, False],
-        np.array([True]),
-        np.array([[1]]),
-        [1.0],
-        1.5,
-        None,
-        slice(0, 4, 2),
-        slice(0, 1.5),
-        ["1"],
-        2**31,
-    ],
-    ids=repr,
-)
-def test_what_is_no_position_is_refused(positions: Any) -> None:
-    with pytest.raises(actserve.InvalidRequest, match="use 'all', 'last', 'prompt'"):
-        positions_to_proto(positions)
-
-
-VECTORS: dict[str, Any] = {
-    "list": [1, 2, 0.5],
-    "float64": np.array([1, 2, 0.5]),
-    "float16": np.array([1, 2, 0.5], np.float16),
-    "float32 with strides": np.array([1, 9, 2, 9, 0.5, 9], np.float32)[::2],
-    "torch float32": torch.tensor([1, 2, 0.5]),
-    "torch bfloat16": torch.tensor([1, 2, 0.5], dtype=torch.bfloat16),
-    "torch with gradient": torch.tensor([1, 2, 0.5], requires_grad=True),
-}
-
-
-@pytest.mark.parametrize("name", VECTORS)
-def test_a_vector_travels_as_float32(name: str) -> None:
-    add = actserve.Add("embedding", VECTORS[name]).to_proto().add
-    assert list(add.vector.shape) == [3]
-    assert np.frombuffer(add.vector.data, "<f4").tolist() == [1, 2, 0.5]
-
-
-def test_a_vector_is_copied_when_it_is_given() -> None:
-    vector = np.ones(3, np.float32)
-    add = actserve.Add("embedding", vector)
-    vector[:] = 7
-    assert np.frombuffer(add.to_proto().add.vector.data, "<f4").tolist() == [1, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("vector", "message"),
-    [
-        (np.ones((1, 3)), r"shape \[1, 3\]"),
-        (3.0, r"shape \[\]"),
-        ([1, np.nan], "element 1 of the steering vector is nan"),
-        ([np.inf, 1], "element 0 of the steering vector is inf"),
-        ([1e39], "element 0 of the steering vector is inf in float32"),
-        (["a"], "type <U1"),
-        ([1j], "type complex128"),
-        ([True], "type bool"),
-    ],
-)
-def test_what_is_no_vector_is_refused(vector: Any, message: str) -> None:
-    with pytest.raises(actserve.InvalidRequest, match=message):
-        actserve.Add("embedding", vector)
-
-
-@pytest.mark.parametrize("coefficient", [float("nan"), float("inf"), 1e39])
-def test_a_coefficient_is_finite_in_float32(coefficient: float) -> None:
-    with pytest.raises(actserve.InvalidRequest, match="must be finite"):
-        actserve.Add("embedding", [1], coefficient=coefficient)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ acts["resid_post.15"]  # numpy float32 [tokens, width]
 """
 
 from actserve.aio import AsyncClient
+from actserve.attention import Attention, AttentionPattern
 from actserve.client import Client
 from actserve.errors import (
     ActserveError,
@@ -23,31 +24,66 @@ from actserve.errors import (
     Unauthenticated,
     Unavailable,
 )
-from actserve.events import Event, Finished, Rows, SampleFinished, Started, Tokens
+from actserve.events import (
+    Attended,
+    Event,
+    Finished,
+    Predicted,
+    Rows,
+    SampleFinished,
+    Started,
+    Tokens,
+)
+from actserve.kept import Keep, Kept, KeptRows
+from actserve.means import LabelMeans
 from actserve.models import HookPointSupport, Limits, Model
-from actserve.positions import Positions
+from actserve.positions import ByCharacters, ByText, ByTokenId, ByTurn, Positions
+from actserve.predictions import Predict, SitePredictions
+from actserve.projections import JumpReLU, Projection, SparseRows, TopK
 from actserve.prompts import Conversation, Prompt
 from actserve.results import (
     Activations,
     Generation,
+    InterventionReport,
     Tokenized,
     TokenLogprobs,
+    TokenSource,
     TopLogprob,
     Usage,
 )
 from actserve.sampling import Sampling
-from actserve.sites import HookPoint, Site
-from actserve.steering import Add, Intervention
+from actserve.sites import BySite, HookPoint, Site
+from actserve.steering import (
+    Ablate,
+    Add,
+    Clamp,
+    Intervention,
+    Mean,
+    Project,
+    Replace,
+    Swap,
+    Zero,
+)
 from actserve.tensors import ElementType
 
 __all__ = [
+    "Ablate",
     "Activations",
     "ActserveError",
     "Add",
     "AlreadyExists",
     "AsyncClient",
+    "Attended",
+    "Attention",
+    "AttentionPattern",
     "BadResponse",
+    "ByCharacters",
+    "BySite",
+    "ByText",
+    "ByTokenId",
+    "ByTurn",
     "Cancelled",
+    "Clamp",
     "Client",
     "Conversation",
     "DeadlineExceeded",
@@ -58,27 +94,45 @@ __all__ = [
     "HookPoint",
     "HookPointSupport",
     "Intervention",
+    "InterventionReport",
     "InvalidRequest",
+    "JumpReLU",
+    "Keep",
+    "Kept",
+    "KeptRows",
+    "LabelMeans",
     "Limits",
+    "Mean",
     "Model",
     "NotFound",
     "NotServed",
     "PermissionDenied",
     "Positions",
+    "Predict",
+    "Predicted",
+    "Project",
+    "Projection",
     "Prompt",
+    "Replace",
     "ResourceExhausted",
     "Rows",
     "SampleFinished",
     "Sampling",
     "ServerError",
     "Site",
+    "SitePredictions",
+    "SparseRows",
     "Started",
     "StreamCutShort",
+    "Swap",
     "TokenLogprobs",
+    "TokenSource",
     "Tokenized",
     "Tokens",
+    "TopK",
     "TopLogprob",
     "Unauthenticated",
     "Unavailable",
     "Usage",
+    "Zero",
 ]

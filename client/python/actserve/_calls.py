@@ -4,23 +4,20 @@ A call is fed every response, in order, and then gives its result. Nothing here 
 the network; `client` and `aio` only move messages.
 """
 
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Container, Sequence
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-
-from actserve._rows import SequenceRows
+from actserve._capture import Capture
+from actserve._captured import Captured
+from actserve._readers import reports, tokenized
+from actserve._rows import check_widths
 from actserve.errors import BadResponse, StreamCutShort
-from actserve.events import Event, Finished, SampleFinished, Started, Tokens
-from actserve.results import (
-    Activations,
-    Generation,
-    Tokenized,
-    TokenLogprobs,
-    TopLogprob,
-    Usage,
-)
+from actserve.events import Event
+from actserve.means import LabelMeans
+from actserve.results import Activations, Tokenized
 from actserve.sites import Site
+from actserve.tensors import Float32Array, decode
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import model_service_pb2, prompt_pb2
 
@@ -50,15 +47,15 @@ class Call(Protocol[T]):
 
 
 class FetchCall:
-    """The activations of some prompts."""
+    """What is captured of some prompts."""
 
     method = "FetchActivations"
 
-    def __init__(self, request: pb.FetchActivationsRequest, sites: tuple[Site, ...]) -> None:
+    def __init__(self, request: pb.FetchActivationsRequest, capture: Capture) -> None:
         self.request = request
-        self._sites = sites
-        self._started: pb.FetchStarted | None = None
-        self._open: dict[int, tuple[pb.PromptStarted, SequenceRows]] = {}
+        self._capture = capture
+        self._started = pb.FetchStarted()
+        self._open: dict[int, tuple[pb.PromptStarted, Captured]] = {}
         self._done: dict[int, Activations] = {}
         self._finished = False
 
@@ -68,16 +65,20 @@ class FetchCall:
                 self._started = response.started
             case "prompt_started":
                 opened = response.prompt_started
-                widths = self._started.widths if self._started else ()
-                self._open[opened.prompt_index] = opened, SequenceRows(self._sites, widths)
-            case "activations":
-                _, rows = self._opened(response.activations.sequence_index)
-                rows.add(response.activations)
+                captured = Captured(self._capture, self._started.widths)
+                self._open[opened.prompt_index] = opened, captured
+            case "activations" | "predictions" | "attention" as kind:
+                chunk = getattr(response, kind)
+                _, captured = self._opened(chunk.sequence_index)
+                captured.add(chunk)
             case "prompt_finished":
                 index = response.prompt_finished.prompt_index
-                opened, rows = self._opened(index)
-                self._done[index] = rows.finish(
-                    opened.positions, opened.prompt.ids, opened.prompt.texts
+                opened, captured = self._opened(index)
+                self._done[index] = captured.finish(
+                    response.prompt_finished,
+                    opened.positions,
+                    tokenized(opened.prompt),
+                    len(self.request.interventions),
                 )
                 del self._open[index]
             case "finished":
@@ -85,89 +86,78 @@ class FetchCall:
             case _:  # An event of a newer server; the contract says to skip it.
                 pass
 
-    def _opened(self, index: int) -> tuple[pb.PromptStarted, SequenceRows]:
+    def _opened(self, index: int) -> tuple[pb.PromptStarted, Captured]:
         if index not in self._open:
             raise BadResponse(f"the server sent an event of prompt {index}, which is not open")
         return self._open[index]
 
     def result(self) -> list[Activations]:
         count = len(self.request.prompts)
-        _check_complete(self._finished, self._done, count, "prompt")
+        check_complete(self._finished, self._done, count, "prompt")
         return [self._done[index] for index in range(count)]
 
 
-class GenerateCall:
-    """The samples of one prompt. With `keep_rows` unset, rows are yielded but not in the result."""
+class MeansCall:
+    """The mean rows of some labelled prompts."""
 
-    method = "Generate"
+    method = "FetchActivations"
 
-    def __init__(
-        self, request: pb.GenerateRequest, sites: tuple[Site, ...], *, keep_rows: bool = True
-    ) -> None:
+    def __init__(self, request: pb.FetchActivationsRequest, capture: Capture) -> None:
         self.request = request
-        self._sites = sites
-        self._keep_rows = keep_rows
-        self._started: Started | None = None
-        self._open: dict[int, _Sample] = {}
-        self._done: dict[int, _Sample] = {}
-        self._usage: Usage | None = None
+        self._capture = capture
+        self._widths: Sequence[int] = ()
+        self._done: set[int] = set()
+        self._prompts = Counter(request.labels)
+        self._means: dict[str, dict[Site, Float32Array]] = {label: {} for label in request.labels}
+        self._finished = False
 
-    @property
-    def _sample_count(self) -> int:
-        sampling = self.request.sampling
-        return sampling.samples if sampling.HasField("samples") else 1
-
-    def read(self, response: pb.GenerateResponse) -> Event | None:
+    def read(self, response: pb.FetchActivationsResponse) -> None:
         match response.WhichOneof("event"):
             case "started":
-                return self._start(response.started)
-            case "tokens":
-                return self._opened(response.tokens.sample_index).add_tokens(response.tokens)
+                self._widths = check_widths(self._capture, response.started.widths)
             case "activations":
-                return self._opened(response.activations.sequence_index).rows.add(
-                    response.activations
-                )
-            case "sample_finished":
-                index = response.sample_finished.sample_index
-                event = self._opened(index).finish(response.sample_finished)
-                self._done[index] = self._open.pop(index)
-                return event
+                raise BadResponse("the server sent rows, but only their means were asked for")
+            case "prompt_finished":
+                closed = response.prompt_finished
+                reports(closed.interventions, len(self.request.interventions))
+                self._done.add(closed.prompt_index)
+            case "label_mean":
+                self._add(response.label_mean)
             case "finished":
-                usage = response.finished.usage
-                self._usage = Usage(
-                    usage.prompt_tokens, usage.output_tokens, usage.activation_bytes
-                )
-                return Finished(self._usage)
+                self._finished = True
             case _:  # An event of a newer server; the contract says to skip it.
-                return None
+                pass
 
-    def _start(self, started: pb.GenerateStarted) -> Started:
-        self._open = {
-            index: _Sample(
-                started.prompt, SequenceRows(self._sites, started.widths, keep=self._keep_rows)
+    def _add(self, sent: pb.LabelMean) -> None:
+        sites, label = self._capture.sites, sent.label
+        means = self._means.get(label)
+        if means is None or sent.site_index >= len(sites) or sites[sent.site_index] in means:
+            raise BadResponse(
+                f"the server sent the mean of {label!r} at site {sent.site_index} of {len(sites)} "
+                "twice or unasked"
             )
-            for index in range(self._sample_count)
+        mean = decode(sent.mean)
+        width = self._widths[sent.site_index] if self._widths else 0
+        if mean.shape != (width,) or sent.prompts != self._prompts[label]:
+            raise BadResponse(
+                f"the server sent the mean of {sent.prompts} prompts of {label!r} in shape "
+                f"{list(mean.shape)}, not that of {self._prompts[label]} in shape [{width}]"
+            )
+        means[sites[sent.site_index]] = mean
+
+    def result(self) -> dict[str, LabelMeans]:
+        check_complete(self._finished, self._done, len(self.request.prompts), "prompt")
+        for label, means in self._means.items():
+            if missing := [site for site in self._capture.sites if site not in means]:
+                raise BadResponse(
+                    f"the server finished without the mean of {label!r} at {missing[0]}"
+                )
+        return {
+            label: LabelMeans(
+                {site: means[site] for site in self._capture.sites}, prompts=self._prompts[label]
+            )
+            for label, means in self._means.items()
         }
-        self._started = Started(
-            started.request_id, tuple(started.prompt.ids), tuple(started.prompt.texts)
-        )
-        return self._started
-
-    def _opened(self, index: int) -> "_Sample":
-        if index not in self._open:
-            raise BadResponse(f"the server sent an event of sample {index}, which is not open")
-        return self._open[index]
-
-    def result(self) -> list[Generation]:
-        _check_complete(self._usage is not None, self._done, self._sample_count, "sample")
-        assert self._started is not None  # Samples were open.
-        assert self._usage is not None
-        return [
-            self._done[index].generation(
-                self._started, self._usage, self.request.sampling.HasField("logprobs")
-            )
-            for index in range(self._sample_count)
-        ]
 
 
 class TokenizeCall:
@@ -183,83 +173,10 @@ class TokenizeCall:
         self._prompt = response.prompt
 
     def result(self) -> Tokenized:
-        return Tokenized(tuple(self._prompt.ids), tuple(self._prompt.texts))
+        return tokenized(self._prompt)
 
 
-class _Sample:
-    """One sample while it arrives."""
-
-    def __init__(self, prompt: prompt_pb2.TokenizedPrompt, rows: SequenceRows) -> None:
-        self.rows = rows
-        self._prompt = prompt
-        self._text: list[str] = []
-        self._token_ids: list[int] = []
-        self._tokens: list[str] = []
-        self._logprobs: list[TokenLogprobs] = []
-        self._finish_reason = ""
-        self._activations: Activations | None = None
-
-    def add_tokens(self, chunk: pb.TokenChunk) -> Tokens:
-        expected = len(self._prompt.ids) + len(self._token_ids)
-        if chunk.position != expected or len(chunk.ids) != len(chunk.texts):
-            raise BadResponse(
-                f"the server sent {len(chunk.ids)} token ids and {len(chunk.texts)} texts at "
-                f"position {chunk.position}, but the next position is {expected}"
-            )
-        event = Tokens(
-            sample=chunk.sample_index,
-            position=chunk.position,
-            token_ids=tuple(chunk.ids),
-            tokens=tuple(chunk.texts),
-            text=chunk.text,
-            logprobs=tuple(_logprobs(each) for each in chunk.logprobs),
-        )
-        self._text.append(event.text)
-        self._token_ids.extend(event.token_ids)
-        self._tokens.extend(event.tokens)
-        self._logprobs.extend(event.logprobs)
-        return event
-
-    def finish(self, finished: pb.SampleFinished) -> SampleFinished:
-        self._finish_reason = _finish_reason(finished.reason)
-        self._activations = self.rows.finish(
-            finished.captured_positions,
-            [*self._prompt.ids, *self._token_ids],
-            [*self._prompt.texts, *self._tokens],
-        )
-        return SampleFinished(
-            sample=finished.sample_index,
-            finish_reason=self._finish_reason,
-            positions=np.array(finished.captured_positions, np.int64),
-        )
-
-    def generation(self, started: Started, usage: Usage, with_logprobs: bool) -> Generation:
-        assert self._activations is not None  # Only finished samples come here.
-        return Generation(
-            text="".join(self._text),
-            token_ids=tuple(self._token_ids),
-            tokens=tuple(self._tokens),
-            finish_reason=self._finish_reason,
-            prompt_token_ids=started.prompt_token_ids,
-            prompt_tokens=started.prompt_tokens,
-            logprobs=tuple(self._logprobs) if with_logprobs else None,
-            activations=self._activations,
-            usage=usage,
-            request_id=started.request_id,
-        )
-
-
-def _logprobs(token: pb.TokenLogprobs) -> TokenLogprobs:
-    top = tuple(TopLogprob(each.id, each.text, each.logprob) for each in token.top)
-    return TokenLogprobs(token.logprob, top)
-
-
-def _finish_reason(value: int) -> str:
-    name = {number: name for name, number in pb.FinishReason.items()}.get(value, str(value))
-    return name.removeprefix("FINISH_REASON_").lower()
-
-
-def _check_complete(finished: bool, done: Container[int], count: int, what: str) -> None:
+def check_complete(finished: bool, done: Container[int], count: int, what: str) -> None:
     if not finished:
         raise StreamCutShort(
             "the stream ended before the server said it was finished, so the answer may be "

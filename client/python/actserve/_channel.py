@@ -14,6 +14,8 @@ from actserve.errors import InvalidRequest
 from actserve.v1 import (
     generation_service_pb2,
     generation_service_pb2_grpc,
+    kept_activations_service_pb2,
+    kept_activations_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
 )
@@ -27,6 +29,9 @@ _SERVICES = {
     ),
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]: (
         model_service_pb2_grpc.ModelServiceStub
+    ),
+    kept_activations_service_pb2.DESCRIPTOR.services_by_name["KeptActivationsService"]: (
+        kept_activations_service_pb2_grpc.KeptActivationsServiceStub
     ),
 }
 

@@ -8,18 +8,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, Unpack
 
-from actserve._calls import Call, FetchCall, GenerateCall, TokenizeCall
+from actserve._calls import Call, FetchCall, MeansCall, TokenizeCall
+from actserve._capture import Capture
+from actserve._generation import GenerateCall
 from actserve.errors import InvalidRequest
-from actserve.positions import Positions, positions_to_proto
+from actserve.means import LabelMeans, check_labels, merge
+from actserve.options import CaptureOptions
 from actserve.prompts import is_many, prompt_to_proto
-from actserve.sampling import Sampling, sampling_to_proto
-from actserve.sites import Site, SiteLike, parse_sites
+from actserve.sampling import sampling_to_proto
+from actserve.sites import SiteLike
 from actserve.steering import Intervention, steer_to_proto
-from actserve.tensors import ElementType, element_type_to_proto
-from actserve.v1 import capture_pb2, model_service_pb2, prompt_pb2
 from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import model_service_pb2, prompt_pb2
 
 T = TypeVar("T")
 
@@ -68,43 +70,88 @@ class Jobs:
         self,
         prompts: Any,
         sites: SiteLike | Iterable[SiteLike],
-        positions: Positions,
-        element_type: ElementType | None,
-        steer: Intervention | Iterable[Intervention],
+        steer: Intervention | Iterable[Intervention] = (),
+        **options: Unpack[CaptureOptions],
     ) -> Job[Any]:
-        parsed = parse_sites(sites)
-        if not parsed:
+        capture = Capture.of(sites, **options)
+        if capture.reads_nothing:
             raise InvalidRequest(
-                "sites is empty; name at least one, as in sites=['resid_post.10']",
+                "sites is empty; name at least one, as in sites=['resid_post.10'], or ask for "
+                "predictions or attention",
                 reason="FIELD_REQUIRED",
                 field="capture.sites",
             )
-        common = pb.FetchActivationsRequest(
-            model=self.model,
-            capture=_capture(parsed, positions, element_type),
-            interventions=steer_to_proto(steer),
-        )
+        common = self._fetch_request(capture, steer)
 
         def call(batch: Sequence[prompt_pb2.Prompt]) -> FetchCall:
             request = pb.FetchActivationsRequest(prompts=batch)
             request.MergeFrom(common)
-            return FetchCall(request, parsed)
+            return FetchCall(request, capture)
 
         if not is_many(prompts):
             only = [prompt_to_proto(prompts)]
             return Job("fetch", [Part(partial(call, only), None)], 1, lambda results: results[0][0])
-        size = min(_PROMPTS_PER_CALL, self.concurrency)
         protos = [prompt_to_proto(prompt) for prompt in prompts]
         parts = [
-            Part(partial(call, batch := protos[first : first + size]), first, len(batch))
-            for first in range(0, len(protos), size)
+            Part(partial(call, batch := protos[part]), part.start, len(batch))
+            for part in self._batches(len(protos))
         ]
         return Job(
             "fetch",
             parts,
-            self.concurrency // size,
+            self.concurrency // self._prompts_per_call,
             lambda results: [*chain.from_iterable(results)],
         )
+
+    def fetch_means(
+        self,
+        prompts: Any,
+        labels: Sequence[str],
+        sites: SiteLike | Iterable[SiteLike],
+        steer: Intervention | Iterable[Intervention],
+        **options: Unpack[CaptureOptions],
+    ) -> Job[dict[str, LabelMeans]]:
+        capture = Capture.of(sites, **options)
+        if capture.reduce is None:
+            raise InvalidRequest(
+                "reduce is None; say how each prompt becomes one row: 'last', 'mean' or 'max'",
+                reason="FIELD_REQUIRED",
+            )
+        if capture.projection and capture.projection.send_top is not None:
+            raise InvalidRequest(
+                "send_top is set, but means have every component; leave it out",
+                reason="FIELD_INVALID",
+            )
+        labels = check_labels(labels, prompts)
+        common = self._fetch_request(capture, steer)
+        protos = [prompt_to_proto(prompt) for prompt in prompts]
+
+        def call(part: slice) -> MeansCall:
+            request = pb.FetchActivationsRequest(prompts=protos[part], labels=labels[part])
+            request.MergeFrom(common)
+            return MeansCall(request, capture)
+
+        parts = [
+            Part(partial(call, part), part.start, len(protos[part]))
+            for part in self._batches(len(protos))
+        ]
+        return Job("fetch_means", parts, self.concurrency // self._prompts_per_call, merge)
+
+    def _fetch_request(
+        self, capture: Capture, steer: Intervention | Iterable[Intervention]
+    ) -> pb.FetchActivationsRequest:
+        """Without its prompts."""
+        return pb.FetchActivationsRequest(
+            model=self.model, capture=capture.to_proto(), interventions=steer_to_proto(steer)
+        )
+
+    @property
+    def _prompts_per_call(self) -> int:
+        return min(_PROMPTS_PER_CALL, self.concurrency)
+
+    def _batches(self, prompts: int) -> list[slice]:
+        size = self._prompts_per_call
+        return [slice(first, first + size) for first in range(0, prompts, size)]
 
     def generate(self, prompts: Any, n: int | None, **options: Any) -> Job[Any]:
         def samples(generations: list[Any]) -> Any:
@@ -128,22 +175,23 @@ class Jobs:
         prompt: Any,
         n: int | None,
         *,
-        steer: Intervention | Iterable[Intervention],
-        capture: SiteLike | Iterable[SiteLike],
-        positions: Positions,
-        element_type: ElementType | None,
-        sampling: Sampling,
-        keep_rows: bool = True,
+        steer: Intervention | Iterable[Intervention] = (),
+        capture: SiteLike | Iterable[SiteLike] = (),
+        keep_captured: bool = True,
+        **options: Any,
     ) -> GenerateCall:
-        sites = parse_sites(capture)
+        """`options` are those of `CaptureOptions` and `Sampling`."""
+        names = CaptureOptions.__annotations__.keys() & options.keys()
+        read = Capture.of(capture, **{name: options.pop(name) for name in names})
+        sampling: Any = options
         request = pb.GenerateRequest(
             model=self.model,
             prompt=prompt_to_proto(prompt),
             sampling=sampling_to_proto(sampling, n),
             interventions=steer_to_proto(steer),
-            capture=_capture(sites, positions, element_type) if sites else None,
+            capture=None if read.reads_nothing else read.to_proto(),
         )
-        return GenerateCall(request, sites, keep_rows=keep_rows)
+        return GenerateCall(request, read, keep=keep_captured)
 
     def tokenize(self, prompts: Any) -> Job[Any]:
         many = is_many(prompts)
@@ -158,13 +206,3 @@ class Jobs:
         return Job(
             "tokenize", parts, self.concurrency, lambda results: results if many else results[0]
         )
-
-
-def _capture(
-    sites: tuple[Site, ...], positions: Positions, element_type: ElementType | None
-) -> capture_pb2.CaptureSpec:
-    return capture_pb2.CaptureSpec(
-        sites=[site.to_proto() for site in sites],
-        positions=positions_to_proto(positions),
-        element_type=element_type_to_proto(element_type),
-    )

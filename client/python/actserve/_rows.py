@@ -1,80 +1,105 @@
 """Rows: the activation chunks of one sequence, checked on arrival and joined once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from actserve._capture import Capture
+from actserve._collected import Collected
 from actserve.errors import BadResponse
 from actserve.events import Rows
-from actserve.results import Activations
+from actserve.projections import SparseRows
 from actserve.sites import Site
 from actserve.tensors import Float32Array, decode
 from actserve.v1 import capture_pb2
 
 
 class SequenceRows:
-    """Collects the rows of one sequence. With `keep` unset only the positions are remembered,
-    which is enough to notice that rows are missing."""
+    """Collects the rows of one sequence; `keep` as `Collected` takes it."""
 
-    def __init__(self, sites: Sequence[Site], widths: Sequence[int], *, keep: bool = True) -> None:
-        if len(widths) != len(sites):
-            raise BadResponse(f"the server opened {len(widths)} sites, not the {len(sites)} asked")
-        self._sites = sites
-        self._widths = widths
-        self._keep = keep
-        self._positions: list[list[int]] = [[] for _ in sites]
-        self._blocks: list[list[Float32Array]] = [[] for _ in sites]
+    def __init__(self, capture: Capture, widths: Sequence[int], *, keep: bool) -> None:
+        self._sites = capture.sent_sites
+        self._reduced = capture.reduce is not None
+        self._projection = capture.projection
+        self._widths = check_widths(capture, widths)
+        self._collected = Collected[Site, Rows]("rows", self._sites, keep=keep)
 
     def add(self, chunk: capture_pb2.ActivationChunk) -> Rows:
         """Takes one chunk, and returns it decoded."""
-        index = chunk.site_index
-        if index >= len(self._sites):
-            raise BadResponse(f"the server sent rows of site {index} of {len(self._sites)}")
-        rows = decode(chunk.rows)
-        if rows.shape != (len(chunk.positions), self._widths[index]):
+        if chunk.site_index >= len(self._sites):
             raise BadResponse(
-                f"the server sent rows of {self._sites[index]} in shape {list(rows.shape)} for "
-                f"{len(chunk.positions)} positions of width {self._widths[index]}"
+                f"the server sent rows of site {chunk.site_index} of {len(self._sites)}"
             )
-        self._positions[index].extend(chunk.positions)
-        if self._keep:
-            self._blocks[index].append(rows)
-        return Rows(
+        site, width = self._sites[chunk.site_index], self._widths[chunk.site_index]
+        rows = decode(chunk.rows)
+        if rows.shape != (len(chunk.positions), width):
+            raise BadResponse(
+                f"the server sent rows of {site} in shape {list(rows.shape)} for "
+                f"{len(chunk.positions)} positions of width {width}"
+            )
+        event = Rows(
             sample=chunk.sequence_index,
-            site=str(self._sites[index]),
+            site=str(site),
             positions=np.array(chunk.positions, np.int64),
             rows=rows,
+            indices=self._indices(chunk, site, rows),
         )
+        return self._collected.add(site, chunk.positions, event)
+
+    def _indices(
+        self, chunk: capture_pb2.ActivationChunk, site: Site, rows: Float32Array
+    ) -> NDArray[np.int64] | None:
+        if self._projection is None or self._projection.send_top is None:
+            return None
+        indices = np.array(chunk.indices, np.int64)
+        count = self._projection.count
+        if indices.size != rows.size or (indices >= count).any():
+            raise BadResponse(
+                f"the server sent {indices.size} indices up to {indices.max(initial=0)} for "
+                f"{rows.size} components of {site} along {count} directions"
+            )
+        return indices.reshape(rows.shape)
 
     def finish(
-        self, promised: Iterable[int], token_ids: Sequence[int], tokens: Sequence[str]
-    ) -> Activations:
-        """The activations, if every site has exactly the promised rows."""
-        promised = list(promised)
-        for site, received in zip(self._sites, self._positions, strict=True):
-            if received != promised:
-                raise BadResponse(_difference(site, promised, received))
-        # One copy at the end: joining chunk by chunk would copy the first rows over and over.
-        rows = {
-            site: _join(blocks, width)
-            for site, blocks, width in zip(self._sites, self._blocks, self._widths, strict=True)
-            if self._keep
-        }
-        return Activations(
-            rows, positions=np.array(promised, np.int64), token_ids=token_ids, tokens=tokens
+        self, promised: Sequence[int]
+    ) -> tuple[NDArray[np.int64], dict[Site, Float32Array], dict[Site, SparseRows]]:
+        """The positions of the rows, and the rows or sparse rows of each site, joined, if every
+        site has exactly the promised ones."""
+        if not self._sites:
+            promised = ()
+        elif self._reduced:
+            promised = promised[-1:]
+        rows: dict[Site, Float32Array] = {}
+        sparse: dict[Site, SparseRows] = {}
+        for (site, blocks), width in zip(
+            self._collected.finish(promised).items(), self._widths, strict=False
+        ):
+            joined = _join([block.rows for block in blocks], width, np.float32)
+            if self._projection is None or self._projection.send_top is None:
+                rows[site] = joined
+            else:
+                indices = [block.indices for block in blocks if block.indices is not None]
+                sparse[site] = SparseRows(_join(indices, width, np.int64), joined)
+        return np.array(promised, np.int64), rows, sparse
+
+
+def check_widths(capture: Capture, widths: Sequence[int]) -> Sequence[int]:
+    """The widths that the server announces for the rows of each site, if they can be right."""
+    sites = capture.sent_sites
+    if sites and len(widths) != len(sites):
+        raise BadResponse(f"the server opened {len(widths)} sites, not the {len(sites)} asked")
+    if sites and capture.projection and {*widths} != {capture.projection.sent}:
+        raise BadResponse(
+            f"the server opened rows of width {max(widths)}, but the projection has "
+            f"{capture.projection.sent} components to send"
         )
+    return widths
 
 
-def _join(blocks: list[Float32Array], width: int) -> Float32Array:
+def _join(blocks: list[NDArray[Any]], width: int, dtype: type[Any]) -> NDArray[Any]:
+    # One copy at the end: joining chunk by chunk would copy the first rows over and over.
     if len(blocks) == 1:
         return blocks[0]
-    return np.concatenate(blocks) if blocks else np.empty((0, width), np.float32)
-
-
-def _difference(site: Site, promised: list[int], received: list[int]) -> str:
-    if missing := sorted(set(promised) - set(received)):
-        return (
-            f"rows of {site} are missing at {len(missing)} of {len(promised)} positions, the "
-            f"first at {missing[0]}"
-        )
-    return f"rows of {site} came twice, out of order or unasked"
+    return np.concatenate(blocks) if blocks else np.empty((0, width), dtype)

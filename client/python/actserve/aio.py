@@ -1,7 +1,7 @@
 """The asyncio client: `Client` with `await`."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import cached_property
 from typing import Any, Self, TypeVar, Unpack, overload
@@ -22,16 +22,17 @@ from actserve._jobs import Job, Part
 from actserve._progress import bar
 from actserve.errors import at_prompt, from_rpc
 from actserve.events import Event
+from actserve.kept import Kept, kept_from_proto, kept_name
+from actserve.means import LabelMeans
 from actserve.models import Model, model_from_proto
-from actserve.options import FetchOptions, GenerateOptions
+from actserve.options import FetchOptions, GenerateOptions, Reduction, RunOptions, StreamOptions
 from actserve.positions import Positions
+from actserve.projections import Projection
 from actserve.prompts import P, Prompt, Prompts
 from actserve.results import Activations, Generation, Tokenized
-from actserve.sampling import Sampling
 from actserve.sites import SiteLike
 from actserve.steering import Intervention
-from actserve.tensors import ElementType
-from actserve.v1 import model_service_pb2
+from actserve.v1 import kept_activations_service_pb2, model_service_pb2
 
 T = TypeVar("T")
 
@@ -77,29 +78,52 @@ class AsyncClient:
     async def fetch(
         self,
         prompt: Prompt,
-        sites: SiteLike | Iterable[SiteLike],
+        sites: SiteLike | Iterable[SiteLike] = ...,
         **options: Unpack[FetchOptions],
     ) -> Activations: ...
     @overload
     async def fetch(
         self,
         prompt: Prompts[P],
-        sites: SiteLike | Iterable[SiteLike],
+        sites: SiteLike | Iterable[SiteLike] = ...,
         **options: Unpack[FetchOptions],
     ) -> list[Activations]: ...
     async def fetch(
         self,
         prompt: Any,
+        sites: SiteLike | Iterable[SiteLike] = (),
+        *,
+        timeout: float | None = None,
+        progress: bool | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Any:
+        """What is captured of a prompt, or of each of a list of prompts; see `Client.fetch`."""
+        job = self._connection.jobs.fetch(prompt, sites, **options)
+        return await self._run(job, timeout, progress)
+
+    async def fetch_means(
+        self,
+        prompts: Prompts[P],
+        labels: Sequence[str],
         sites: SiteLike | Iterable[SiteLike],
         *,
         positions: Positions = "all",
-        element_type: ElementType | None = None,
+        reduce: Reduction = "mean",
+        projection: Projection | None = None,
         steer: Intervention | Iterable[Intervention] = (),
         timeout: float | None = None,
         progress: bool | None = None,
-    ) -> Any:
-        """The activations of a prompt, or of each of a list of prompts; see `Client.fetch`."""
-        job = self._connection.jobs.fetch(prompt, sites, positions, element_type, steer)
+    ) -> dict[str, LabelMeans]:
+        """The mean rows of the prompts of each label; see `Client.fetch_means`."""
+        job = self._connection.jobs.fetch_means(
+            prompts,
+            labels,
+            sites,
+            steer,
+            positions=positions,
+            reduce=reduce,
+            projection=projection,
+        )
         return await self._run(job, timeout, progress)
 
     @overload
@@ -123,24 +147,12 @@ class AsyncClient:
         prompt: Any,
         *,
         n: int | None = None,
-        steer: Intervention | Iterable[Intervention] = (),
-        capture: SiteLike | Iterable[SiteLike] = (),
-        positions: Positions = "all",
-        element_type: ElementType | None = None,
         timeout: float | None = None,
         progress: bool | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[StreamOptions],
     ) -> Any:
         """A continuation of a prompt, or of each of a list of prompts; see `Client.generate`."""
-        job = self._connection.jobs.generate(
-            prompt,
-            n,
-            steer=steer,
-            capture=capture,
-            positions=positions,
-            element_type=element_type,
-            sampling=sampling,
-        )
+        job = self._connection.jobs.generate(prompt, n, **options)
         return await self._run(job, timeout, progress)
 
     def stream(
@@ -148,28 +160,15 @@ class AsyncClient:
         prompt: Prompt,
         *,
         n: int | None = None,
-        steer: Intervention | Iterable[Intervention] = (),
-        capture: SiteLike | Iterable[SiteLike] = (),
-        positions: Positions = "all",
-        element_type: ElementType | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[StreamOptions],
     ) -> AsyncGenerator[Event, None]:
         """The events of a generation while it runs; see `Client.stream`.
 
         Leaving an `async for` loop early cancels the call soon; `contextlib.aclosing` cancels it
         at once.
         """
-        call = self._connection.jobs.generate_call(
-            prompt,
-            n,
-            steer=steer,
-            capture=capture,
-            positions=positions,
-            element_type=element_type,
-            sampling=sampling,
-            keep_rows=False,
-        )
+        call = self._connection.jobs.generate_call(prompt, n, keep_captured=False, **options)
         return self._events(call, timeout)
 
     @overload
@@ -197,6 +196,18 @@ class AsyncClient:
         """One model. Raises `NotFound`."""
         request = model_service_pb2.GetModelRequest(name=model_name(model_id))
         return model_from_proto((await self._response("GetModel", request, timeout)).model)
+
+    async def kept(self, name: str, *, timeout: float | None = None) -> Kept:
+        """What the server keeps under a name, as `activations.kept` says it. Raises `NotFound` once
+        it has expired or was deleted."""
+        request = kept_activations_service_pb2.GetKeptActivationsRequest(name=kept_name(name))
+        response = await self._response("GetKeptActivations", request, timeout)
+        return kept_from_proto(response.kept_activations)
+
+    async def delete_kept(self, name: str, *, timeout: float | None = None) -> None:
+        """Frees what the server keeps under a name before it expires. Raises `NotFound`."""
+        request = kept_activations_service_pb2.DeleteKeptActivationsRequest(name=kept_name(name))
+        await self._response("DeleteKeptActivations", request, timeout)
 
     # From here on: how messages move. All else is shared with `Client`.
 

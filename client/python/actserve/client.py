@@ -1,7 +1,6 @@
 """The client. `AsyncClient` in `aio` is the same with `await`."""
 
-import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from typing import Any, Self, TypeVar, Unpack, overload
@@ -17,20 +16,22 @@ from actserve._channel import (
     model_name,
     stubs,
 )
+from actserve._flight import Flight
 from actserve._jobs import Job, Part
 from actserve._progress import bar
 from actserve.errors import Cancelled, at_prompt, from_rpc
 from actserve.events import Event
+from actserve.kept import Kept, kept_from_proto, kept_name
+from actserve.means import LabelMeans
 from actserve.models import Model, model_from_proto
-from actserve.options import FetchOptions, GenerateOptions
+from actserve.options import FetchOptions, GenerateOptions, Reduction, RunOptions, StreamOptions
 from actserve.positions import Positions
+from actserve.projections import Projection
 from actserve.prompts import P, Prompt, Prompts
 from actserve.results import Activations, Generation, Tokenized
-from actserve.sampling import Sampling
 from actserve.sites import SiteLike
 from actserve.steering import Intervention
-from actserve.tensors import ElementType
-from actserve.v1 import model_service_pb2
+from actserve.v1 import kept_activations_service_pb2, model_service_pb2
 
 T = TypeVar("T")
 
@@ -91,37 +92,74 @@ class Client:
     def fetch(
         self,
         prompt: Prompt,
-        sites: SiteLike | Iterable[SiteLike],
+        sites: SiteLike | Iterable[SiteLike] = ...,
         **options: Unpack[FetchOptions],
     ) -> Activations: ...
     @overload
     def fetch(
         self,
         prompt: Prompts[P],
-        sites: SiteLike | Iterable[SiteLike],
+        sites: SiteLike | Iterable[SiteLike] = ...,
         **options: Unpack[FetchOptions],
     ) -> list[Activations]: ...
     def fetch(
         self,
         prompt: Any,
-        sites: SiteLike | Iterable[SiteLike],
+        sites: SiteLike | Iterable[SiteLike] = (),
         *,
-        positions: Positions = "all",
-        element_type: ElementType | None = None,
-        steer: Intervention | Iterable[Intervention] = (),
         timeout: float | None = None,
         progress: bool | None = None,
+        **options: Unpack[RunOptions],
     ) -> Any:
         """The activations of a prompt, or of each of a list of prompts, in order.
 
-        - `sites`: names such as `"resid_post.15"`, TransformerLens names, or `Site`s.
+        - `sites`: names such as `"resid_post.15"`, TransformerLens names, or `Site`s; may be left
+          out where predictions or attention are asked for.
         - `positions`: the tokens whose rows to return; see `Positions`.
-        - `element_type`: how rows travel; the model's own by default, which loses nothing. The
-          arrays are float32 in any case.
+        - `element_type`: how rows travel; by default the model's own, which loses nothing, and f32
+          for what is computed from them. The arrays are float32 in any case.
+        - `projection`: a `Projection`, whose components come in place of the rows.
+        - `reduce`: "last", "mean" or "max", for one row in place of those of all positions, after
+          any projection.
+        - `predictions`: a `Predict`, for `activations.predictions`.
+        - `attention`: one `Attention` or several, for `activations.attention`.
+        - `keep`: a `Keep`, by which the rows also stay on the server, as `activations.kept`.
         - `steer`: interventions to apply, in order.
         - `progress`: a bar on standard error; by default for a list, on a terminal, with rich.
         """
-        job = self._connection.jobs.fetch(prompt, sites, positions, element_type, steer)
+        job = self._connection.jobs.fetch(prompt, sites, **options)
+        return self._run(job, timeout, progress)
+
+    def fetch_means(
+        self,
+        prompts: Prompts[P],
+        labels: Sequence[str],
+        sites: SiteLike | Iterable[SiteLike],
+        *,
+        positions: Positions = "all",
+        reduce: Reduction = "mean",
+        projection: Projection | None = None,
+        steer: Intervention | Iterable[Intervention] = (),
+        timeout: float | None = None,
+        progress: bool | None = None,
+    ) -> dict[str, LabelMeans]:
+        """The mean rows of the prompts of each label, in the order in which labels first come.
+
+        Each prompt becomes one row, by `reduce` over its `positions`, and counts once. Nothing but
+        the means travels. `labels` has one label for each prompt; the rest is as for `fetch`.
+
+            means = client.fetch_means(texts, labels, "resid_post.15")
+            vector = means["liked"]["resid_post.15"] - means["hated"]["resid_post.15"]
+        """
+        job = self._connection.jobs.fetch_means(
+            prompts,
+            labels,
+            sites,
+            steer,
+            positions=positions,
+            reduce=reduce,
+            projection=projection,
+        )
         return self._run(job, timeout, progress)
 
     @overload
@@ -145,30 +183,19 @@ class Client:
         prompt: Any,
         *,
         n: int | None = None,
-        steer: Intervention | Iterable[Intervention] = (),
-        capture: SiteLike | Iterable[SiteLike] = (),
-        positions: Positions = "all",
-        element_type: ElementType | None = None,
         timeout: float | None = None,
         progress: bool | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[StreamOptions],
     ) -> Any:
         """A continuation of a prompt, or of each of a list of prompts, in order.
 
         - `n`: samples of each prompt; when given, every prompt's result is a list.
         - `steer`: interventions to apply, in order.
-        - `capture`: sites to read meanwhile; `positions` and `element_type` as for `fetch`.
-        - `sampling`: `max_tokens`, `temperature` and the rest of `Sampling`.
+        - `capture`: sites to read meanwhile. They and `positions`, `element_type`, `projection`,
+          `reduce`, `predictions`, `attention` and `keep` are as for `fetch`.
+        - `max_tokens`, `temperature` and the rest of `Sampling`.
         """
-        job = self._connection.jobs.generate(
-            prompt,
-            n,
-            steer=steer,
-            capture=capture,
-            positions=positions,
-            element_type=element_type,
-            sampling=sampling,
-        )
+        job = self._connection.jobs.generate(prompt, n, **options)
         return self._run(job, timeout, progress)
 
     def stream(
@@ -176,27 +203,14 @@ class Client:
         prompt: Prompt,
         *,
         n: int | None = None,
-        steer: Intervention | Iterable[Intervention] = (),
-        capture: SiteLike | Iterable[SiteLike] = (),
-        positions: Positions = "all",
-        element_type: ElementType | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[StreamOptions],
     ) -> Generator[Event, None, None]:
         """The events of a generation while it runs; arguments as for `generate`.
 
         Closing the iterator early, as leaving a `for` loop does, cancels the call.
         """
-        call = self._connection.jobs.generate_call(
-            prompt,
-            n,
-            steer=steer,
-            capture=capture,
-            positions=positions,
-            element_type=element_type,
-            sampling=sampling,
-            keep_rows=False,
-        )
+        call = self._connection.jobs.generate_call(prompt, n, keep_captured=False, **options)
         return self._events(call, timeout)
 
     @overload
@@ -224,10 +238,22 @@ class Client:
         (response,) = self._responses("GetModel", request, timeout)
         return model_from_proto(response.model)
 
+    def kept(self, name: str, *, timeout: float | None = None) -> Kept:
+        """What the server keeps under a name, as `activations.kept` says it. Raises `NotFound` once
+        it has expired or was deleted."""
+        request = kept_activations_service_pb2.GetKeptActivationsRequest(name=kept_name(name))
+        (response,) = self._responses("GetKeptActivations", request, timeout)
+        return kept_from_proto(response.kept_activations)
+
+    def delete_kept(self, name: str, *, timeout: float | None = None) -> None:
+        """Frees what the server keeps under a name before it expires. Raises `NotFound`."""
+        request = kept_activations_service_pb2.DeleteKeptActivationsRequest(name=kept_name(name))
+        (_,) = self._responses("DeleteKeptActivations", request, timeout)
+
     # From here on: how messages move. All else is shared with `AsyncClient`.
 
     def _run(self, job: Job[Any], timeout: float | None, progress: bool | None) -> Any:
-        flight = _Flight()
+        flight = Flight()
         if len(job.parts) == 1:
             return job.combine([self._collect(job.parts[0], timeout, flight)])
         with ThreadPoolExecutor(job.in_flight, "actserve") as pool, bar(job, progress) as advance:
@@ -244,7 +270,7 @@ class Client:
                 raise
         return job.combine([future.result() for future in futures])
 
-    def _collect(self, part: Part[T], timeout: float | None, flight: "_Flight") -> T:
+    def _collect(self, part: Part[T], timeout: float | None, flight: Flight) -> T:
         call = part.call()
         responses = self._responses(call.method, call.request, timeout, flight)
         # Closed by name: a traceback would keep the call alive for as long as the error is.
@@ -261,7 +287,7 @@ class Client:
         call.result()  # Raises if the stream was cut short.
 
     def _responses(
-        self, method: str, request: Any, timeout: float | None, flight: "_Flight | None" = None
+        self, method: str, request: Any, timeout: float | None, flight: Flight | None = None
     ) -> Generator[Any, None, None]:
         stub = self._stubs[method]
         rpc = (stub if method in STREAMING else stub.future)(
@@ -269,7 +295,7 @@ class Client:
             timeout=self._connection.timeout if timeout is None else timeout,
             metadata=self._connection.metadata,
         )
-        flight = flight or _Flight()
+        flight = flight or Flight()
         flight.add(rpc)
         try:
             if method in STREAMING:
@@ -283,30 +309,3 @@ class Client:
         finally:
             rpc.cancel()  # Frees what the server holds when the caller stops early.
             flight.remove(rpc)
-
-
-class _Flight:
-    """The calls of one job that are running, so that they can be stopped together."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: set[Any] = set()
-        self._cancelled = False
-
-    def add(self, rpc: Any) -> None:
-        with self._lock:
-            self._running.add(rpc)
-            cancelled = self._cancelled
-        if cancelled:  # Its thread was on the way here when the others were cancelled.
-            rpc.cancel()
-
-    def remove(self, rpc: Any) -> None:
-        with self._lock:
-            self._running.discard(rpc)
-
-    def cancel(self) -> None:
-        with self._lock:
-            self._cancelled = True
-            running = list(self._running)
-        for rpc in running:
-            rpc.cancel()

@@ -6,7 +6,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from actserve.results import TokenLogprobs, Usage
+from actserve.attention import AttentionPattern
+from actserve.predictions import SitePredictions
+from actserve.results import InterventionReport, TokenLogprobs, TokenSource, Usage
 from actserve.tensors import Float32Array
 
 
@@ -18,6 +20,8 @@ class Started:
     """The server's id for this call, also in its logs."""
     prompt_token_ids: tuple[int, ...]
     prompt_tokens: tuple[str, ...]
+    prompt_sources: tuple[TokenSource, ...]
+    """Where each prompt token comes from; empty for a prompt of token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +48,47 @@ class Rows:
     site: str
     """The canonical name."""
     positions: NDArray[np.int64]
-    """The token position of each row, ascending. Shape [rows]."""
+    """The token position of each row, ascending; with `reduce`, the last one reduced. Shape
+    [rows]."""
     rows: Float32Array
-    """Shape [rows, width]."""
+    """Shape [rows, width of the site], or the elements that a projection sends."""
+    indices: NDArray[np.int64] | None = None
+    """With `Projection.send_top` the direction that each element belongs to, in the shape of
+    `rows`; else None."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predicted:
+    """Predictions at some positions of a sample."""
+
+    sample: int
+    site: str
+    """The canonical name."""
+    predictions: SitePredictions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attended:
+    """How some queries of a sample attend, with a column for each key so far."""
+
+    sample: int
+    pattern: AttentionPattern
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampleFinished:
-    """Closes a sample: all its tokens and rows were yielded."""
+    """Closes a sample: all its tokens and all that was captured were yielded."""
 
     sample: int
     finish_reason: str
     """"stop" (a stop string or an end token) or "length"."""
     positions: NDArray[np.int64]
-    """The positions that were captured, the same for every site."""
+    """The positions whose rows were sent, the same for every site; with `reduce`, the last one
+    reduced."""
+    interventions: tuple[InterventionReport, ...]
+    """What each intervention did, in the order of `steer`."""
+    kept: str | None
+    """The name of the rows kept on the server; None unless asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,4 +98,4 @@ class Finished:
     usage: Usage
 
 
-Event: TypeAlias = Started | Tokens | Rows | SampleFinished | Finished
+Event: TypeAlias = Started | Tokens | Rows | Predicted | Attended | SampleFinished | Finished

@@ -1,9 +1,9 @@
 """Models: what a server serves."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
-from actserve.sites import HookPoint, Site
+from actserve.sites import LAYERLESS, HookPoint, Site
 from actserve.tensors import element_type_name
 from actserve.v1 import model_service_pb2 as pb
 from actserve.v1 import site_pb2
@@ -25,16 +25,24 @@ class Limits:
     """Interventions in one call."""
     max_request_bytes: int
     """Bytes of one request message."""
+    max_kept_bytes: int
+    """Bytes of activations kept on the server, over all clients."""
+    max_kept_seconds: int
+    """Seconds for which activations are kept at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class HookPointSupport:
-    """Whether a hook point is served."""
+    """Whether a hook point is served, and what its rows are."""
 
     width: int
     """Width of its rows."""
+    heads: int
+    """Heads that make up a row, each width / heads wide; zero where rows have no heads."""
     unserved_reason: str
     """Why it is not served; empty when it is."""
+    unchangeable_reason: str
+    """Why it can be captured but not changed; empty when it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +65,26 @@ class Model:
     """The element type the model computes in: "f32", "f16" or "bf16"."""
     hook_points: Mapping[str, HookPointSupport]
     """Every hook point, served or not."""
+    attention_unserved_reason: str
+    """Why attention patterns are not served; empty when they are."""
     limits: Limits
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Every site that can be captured and steered."""
-        served = [
-            HookPoint(name) for name, how in self.hook_points.items() if not how.unserved_reason
-        ]
+        """Every site that can be captured."""
+        return self._sites_where(lambda how: not how.unserved_reason)
+
+    @property
+    def changeable_sites(self) -> tuple[str, ...]:
+        """Every site that can be captured and changed."""
+        return self._sites_where(lambda how: not how.unserved_reason + how.unchangeable_reason)
+
+    def _sites_where(self, chosen: Callable[[HookPointSupport], bool]) -> tuple[str, ...]:
         return tuple(
             str(Site(hook_point, layer))
-            for hook_point in served
-            for layer in ([None] if hook_point is HookPoint.EMBEDDING else range(self.layer_count))
+            for hook_point in map(HookPoint, self.hook_points)
+            if chosen(self.hook_points[hook_point])
+            for layer in ([None] if hook_point in LAYERLESS else range(self.layer_count))
         )
 
 
@@ -85,9 +101,12 @@ def model_from_proto(model: pb.Model) -> Model:
         vocabulary_size=model.vocabulary_size,
         element_type=element_type_name(model.element_type),
         hook_points={
-            known[name].value: HookPointSupport(support.width, support.unserved_reason)
+            known[name].value: HookPointSupport(
+                **{f.name: getattr(support, f.name) for f in fields(HookPointSupport)}
+            )
             for support in model.hook_points
             if (name := names.get(support.hook_point)) in known
         },
+        attention_unserved_reason=model.attention_unserved_reason,
         limits=Limits(**{f.name: getattr(model.limits, f.name) for f in fields(Limits)}),
     )

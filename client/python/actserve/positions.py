@@ -1,14 +1,131 @@
 """Positions: which tokens of a sequence a capture or an intervention covers."""
 
-import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actserve._checks import INT32, UINT32, integer, several
 from actserve.errors import InvalidRequest
-from actserve.v1 import positions_pb2
+from actserve.v1 import positions_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class ByTokenId:
+    """Every token with this id, or one of these, in the prompt and generated."""
+
+    ids: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer]
+
+    def __post_init__(self) -> None:
+        ids = tuple(
+            integer(each, "a token id", UINT32, "TOKEN_OUT_OF_RANGE") for each in several(self.ids)
+        )
+        if not ids:
+            raise InvalidRequest(
+                "the list of token ids is empty; name at least one", reason="FIELD_REQUIRED"
+            )
+        object.__setattr__(self, "ids", ids)
+
+    def to_proto(self) -> pb.PositionSelector:
+        """The selector as the contract writes it."""
+        ids = [int(each) for each in several(self.ids)]
+        return pb.PositionSelector(token_ids=pb.TokenIdPositions(ids=ids))
+
+
+@dataclass(frozen=True, slots=True)
+class ByText:
+    """Every prompt token that overlaps a piece of text, which is matched exactly: in the text of a
+    text prompt, or in what the turns of a conversation say.
+
+    `occurrence` picks one occurrence, from zero, or from the last when negative; every one when
+    None. `turn` picks the turn of a conversation, alike. A prompt without the text is an
+    `InvalidRequest`.
+    """
+
+    text: str
+    occurrence: int | None = None
+    turn: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not self.text:
+            raise InvalidRequest(
+                f"{self.text!r} is not a piece of text; give a string that is not empty",
+                reason="FIELD_REQUIRED",
+            )
+        if self.occurrence is not None:
+            integer(self.occurrence, "an occurrence", INT32, "FIELD_INVALID")
+        if self.turn is not None:
+            _turn(self.turn)
+
+    def to_proto(self) -> pb.PositionSelector:
+        """The selector as the contract writes it."""
+        return pb.PositionSelector(
+            text=pb.TextPositions(text=self.text, occurrence=self.occurrence, turn=self.turn)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ByCharacters:
+    """Every prompt token that overlaps characters [start, end) of a text prompt, or of what turn
+    `turn` of a conversation says; negative turns count from the last.
+
+    Characters are those of a Python string: `text[start:end]`.
+    """
+
+    start: int
+    end: int
+    turn: int | None = None
+
+    def __post_init__(self) -> None:
+        start, end = (
+            integer(bound, "a character", UINT32, "POSITION_OUT_OF_RANGE")
+            for bound in (self.start, self.end)
+        )
+        if start >= end:
+            raise InvalidRequest(
+                f"characters [{start}, {end}) are none; end must be above start",
+                reason="POSITION_OUT_OF_RANGE",
+            )
+        if self.turn is not None:
+            _turn(self.turn)
+
+    def to_proto(self) -> pb.PositionSelector:
+        """The selector as the contract writes it."""
+        return pb.PositionSelector(
+            characters=pb.CharacterPositions(start=self.start, end=self.end, turn=self.turn)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ByTurn:
+    """What turns of a conversation say, without the chat template's own tokens: the turns with one
+    of these numbers and one of these roles, where empty means any.
+
+    Negative turns count from the last of the prompt. Generated tokens belong to the turn that the
+    generation prompt opens: one past the last, of role "assistant".
+    """
+
+    turns: SupportsIndex | Sequence[SupportsIndex] = ()
+    roles: str | Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        turns = tuple(_turn(turn) for turn in several(self.turns))
+        roles = (self.roles,) if isinstance(self.roles, str) else tuple(self.roles)
+        if wrong := [role for role in roles if not isinstance(role, str) or not role]:
+            raise InvalidRequest(
+                f"{wrong[0]!r} is not a role; use those of the conversation, such as 'user'",
+                reason="FIELD_INVALID",
+            )
+        object.__setattr__(self, "turns", turns)
+        object.__setattr__(self, "roles", roles)
+
+    def to_proto(self) -> pb.PositionSelector:
+        """The selector as the contract writes it."""
+        turns = [int(turn) for turn in several(self.turns)]
+        return pb.PositionSelector(turns=pb.TurnPositions(turns=turns, roles=self.roles))
+
 
 Positions: TypeAlias = (
     Literal["all", "last", "prompt", "generated"]
@@ -17,27 +134,39 @@ Positions: TypeAlias = (
     | range
     | Sequence[SupportsIndex]
     | NDArray[np.integer]
+    | ByTokenId
+    | ByText
+    | ByCharacters
+    | ByTurn
 )
 """Zero-based token positions over prompt and generated tokens together.
 
 - `"all"`, `"prompt"`, `"generated"`: those tokens; `"last"`: the last prompt token;
 - an int, a list of ints or a `range`: exactly these, an error if one does not exist;
-- a `slice` of step 1: from start up to, not including, stop, cut to what exists.
+- a `slice` of step 1: from start up to, not including, stop, cut to what exists;
+- `ByTokenId`, `ByText`, `ByCharacters`, `ByTurn`: the tokens that are, or say, something.
 
 Negative values count from the end of the prompt: -1 is the last prompt token. The last generated
 token never runs through the model and so has no activations.
 """
 
 _NAMED = {
-    "all": positions_pb2.PositionSelector(all=positions_pb2.AllPositions()),
-    "last": positions_pb2.PositionSelector(last=positions_pb2.LastPosition()),
-    "prompt": positions_pb2.PositionSelector(prompt=positions_pb2.PromptPositions()),
-    "generated": positions_pb2.PositionSelector(generated=positions_pb2.GeneratedPositions()),
+    "all": pb.PositionSelector(all=pb.AllPositions()),
+    "last": pb.PositionSelector(last=pb.LastPosition()),
+    "prompt": pb.PositionSelector(prompt=pb.PromptPositions()),
+    "generated": pb.PositionSelector(generated=pb.GeneratedPositions()),
 }
 
+_FIX = (
+    "use 'all', 'last', 'prompt', 'generated', an int, a list of ints, a range, a slice of step 1 "
+    "or one of ByTokenId, ByText, ByCharacters and ByTurn"
+)
 
-def positions_to_proto(positions: Positions) -> positions_pb2.PositionSelector:
+
+def positions_to_proto(positions: Positions) -> pb.PositionSelector:
     """The selector of some positions. Raises `InvalidRequest` if it cannot be one."""
+    if isinstance(positions, ByTokenId | ByText | ByCharacters | ByTurn):
+        return positions.to_proto()
     if isinstance(positions, str):
         if positions not in _NAMED:
             raise _invalid(f"positions {positions!r} do not exist")
@@ -46,36 +175,24 @@ def positions_to_proto(positions: Positions) -> positions_pb2.PositionSelector:
         if positions.step not in (None, 1):
             raise _invalid(f"a slice of step {positions.step} is not supported; list the positions")
         bounds = {"start": positions.start, "end": positions.stop}
-        return positions_pb2.PositionSelector(
-            range=positions_pb2.PositionRange(
+        return pb.PositionSelector(
+            range=pb.PositionRange(
                 **{side: _index(value) for side, value in bounds.items() if value is not None}
             )
         )
-    if isinstance(positions, Sequence) or (isinstance(positions, np.ndarray) and positions.ndim):
-        listed = [_index(position) for position in positions]
-    else:
-        listed = [_index(positions)]
+    listed = [_index(position) for position in several(positions)]
     if not listed:
         raise _invalid("the list of positions is empty; name at least one")
-    return positions_pb2.PositionSelector(list=positions_pb2.PositionList(positions=listed))
+    return pb.PositionSelector(list=pb.PositionList(positions=listed))
 
 
 def _index(value: object) -> int:
-    # A list of booleans is a mask; read as positions it would select 0 and 1.
-    if isinstance(value, bool | np.bool_):
-        raise _invalid(f"{value} is not a position")
-    try:
-        index = operator.index(value)  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        raise _invalid(f"{value!r} is not a position") from None
-    if not -(2**31) <= index < 2**31:
-        raise _invalid(f"position {index} is beyond any sequence")
-    return index
+    return integer(value, "a position", INT32, "POSITION_OUT_OF_RANGE", _FIX)
+
+
+def _turn(value: object) -> int:
+    return integer(value, "a turn", INT32, "TURN_OUT_OF_RANGE")
 
 
 def _invalid(problem: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{problem}; use 'all', 'last', 'prompt', 'generated', an int, a list of ints, a range or "
-        "a slice of step 1",
-        reason="POSITION_OUT_OF_RANGE",
-    )
+    return InvalidRequest(f"{problem}; {_FIX}", reason="POSITION_OUT_OF_RANGE")

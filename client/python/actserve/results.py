@@ -1,6 +1,6 @@
 """Results: activations and generations, complete or not at all."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actserve.errors import InvalidRequest
-from actserve.sites import Site
+from actserve.attention import AttentionPattern
+from actserve.predictions import SitePredictions
+from actserve.projections import SparseRows
+from actserve.sites import BySite, Site
 from actserve.tensors import Float32Array
 
 
@@ -26,12 +28,30 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenSource:
+    """Where a token of a prompt comes from: characters [start, end) of a text prompt, or of what a
+    turn of a conversation says. All None, and no role, for special tokens and for the chat
+    template's own."""
+
+    start: int | None = None
+    """The first character, as Python indexes strings."""
+    end: int | None = None
+    """One past the last character. Tokens that share a character overlap."""
+    turn: int | None = None
+    """The turn, zero-based; None in a text prompt."""
+    role: str = ""
+    """The turn's role; empty in a text prompt."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tokenized:
     """A prompt as the model sees it."""
 
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
     """Each token decoded alone; U+FFFD where a token holds part of a character."""
+    sources: tuple[TokenSource, ...]
+    """Where each token comes from; empty for a prompt of token ids."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -57,12 +77,28 @@ class TokenLogprobs:
     """The likeliest tokens, likeliest first."""
 
 
-class Activations(Mapping[str, Float32Array]):
-    """The captured rows of one sequence of tokens, by site.
+@dataclass(frozen=True, slots=True)
+class InterventionReport:
+    """What an intervention did to one sequence, over all its sites. With heads, a row is the part
+    of one head."""
 
-    `activations["resid_post.15"]` is float32 [len(positions), width] whatever the wire type; any
-    spelling of a captured site finds it. Row i belongs to the token at `positions[i]`, which is
-    `tokens[positions[i]]`.
+    rows: int
+    """Rows it applied to."""
+    changed_rows: int
+    """Of these, rows whose value it changed."""
+    reused_rows: int
+    """Of `rows`, those that came from the prefix cache with this same intervention already made;
+    they are counted neither as changed nor in the mean."""
+    mean_relative_change: float | None
+    """The mean over the computed rows of |x' - x| / |x|; None when no row was computed."""
+
+
+class Activations(BySite[Float32Array]):
+    """What was captured of one sequence of tokens; as a mapping, its rows by site.
+
+    `activations["resid_post.15"]` is float32 [len(positions), width of the site] whatever the wire
+    type; any spelling of a captured site finds it. Row i belongs to the token at `positions[i]`,
+    which is `tokens[positions[i]]`.
     """
 
     def __init__(
@@ -72,37 +108,47 @@ class Activations(Mapping[str, Float32Array]):
         positions: NDArray[np.int64],
         token_ids: Sequence[int],
         tokens: Sequence[str],
+        sources: Sequence[TokenSource] = (),
+        interventions: Sequence[InterventionReport] = (),
+        sparse: Mapping[Site, SparseRows] | None = None,
+        predictions: Mapping[Site, SitePredictions] | None = None,
+        attention: Mapping[tuple[int, int], AttentionPattern] | None = None,
+        kept: str | None = None,
     ) -> None:
-        self._rows = dict(rows)
-        self.sites: tuple[str, ...] = tuple(str(site) for site in self._rows)
-        """The canonical names of the captured sites, in the order asked for."""
+        super().__init__(rows, "rows")
         self.positions = positions
-        """The token position of each row, int64, ascending."""
+        """The token position of each row, int64, ascending; with `reduce`, the last one reduced.
+        Empty where no rows were sent."""
         self.token_ids = tuple(token_ids)
         """Every token of the sequence, captured or not."""
         self.tokens = tuple(tokens)
         """Each token decoded alone."""
+        self.sources = tuple(sources)
+        """Where each prompt token comes from; empty for a prompt of token ids."""
+        self.interventions = tuple(interventions)
+        """What each intervention did, in the order of `steer`."""
+        self.sparse: BySite[SparseRows] = BySite(sparse or {}, "sparse rows")
+        """With `Projection.send_top`, the rows by site; the mapping itself then has none."""
+        self.predictions: BySite[SitePredictions] = BySite(predictions or {}, "predictions")
+        """The predictions asked for, by site."""
+        self.attention: Mapping[tuple[int, int], AttentionPattern] = dict(attention or {})
+        """The attention patterns asked for, by layer, as it was asked for, and head:
+        `activations.attention[3, 5]`."""
+        self.kept = kept
+        """The name of the rows kept on the server, which `Replace` and `Client.kept` take; None
+        unless asked for. Who knows it may use and delete them."""
 
     def __getitem__(self, site: str | Site) -> Float32Array:
-        try:
-            return self._rows[Site.parse(site)]
-        except (InvalidRequest, KeyError):
-            captured = ", ".join(self.sites) or "none; name the sites you want"
-            raise KeyError(f"{site} was not captured; captured: {captured}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.sites)
-
-    def __len__(self) -> int:
-        return len(self.sites)
-
-    # A mapping compares by value, which arrays cannot do in one truth value.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
+        if site in self.sparse:
+            raise KeyError(f"the rows of {site} came as their largest components; see .sparse")
+        return super().__getitem__(site)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{site}: {list(rows.shape)}" for site, rows in self.items())
-        return f"Activations({shapes or 'nothing captured'}; {len(self.tokens)} tokens)"
+        there = [f"{site}: {list(rows.shape)}" for site, rows in self.items()]
+        there += [f"{site}: sparse {list(rows.values.shape)}" for site, rows in self.sparse.items()]
+        there += [f"predictions of {site}" for site in self.predictions]
+        there += [f"attention of {len(self.attention)} heads"] if self.attention else []
+        return f"Activations({', '.join(there) or 'nothing captured'}; {len(self.tokens)} tokens)"
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes a numpy `.npz` archive; `columns` says what it holds."""
@@ -114,7 +160,8 @@ def columns(many: Sequence[Activations]) -> dict[str, NDArray[Any]]:
     """The rows of many sequences as columns of one table, a row for each prompt and position.
 
     `prompt` (index into `many`), `position` and `token_id` are int64 and `token` is text, all of
-    shape [rows]; every site has one float32 column of shape [rows, width].
+    shape [rows]; every site has one float32 column of shape [rows, width]. A site of sparse rows
+    has two, `<site>.indices` and `<site>.values`.
     """
     table: dict[str, NDArray[Any]] = {
         "prompt": np.repeat(np.arange(len(many)), [len(one.positions) for one in many]),
@@ -126,6 +173,9 @@ def columns(many: Sequence[Activations]) -> dict[str, NDArray[Any]]:
     }
     for site in many[0].sites if many else ():
         table[site] = _concatenate([one[site] for one in many])
+    for site in many[0].sparse if many else ():
+        table[f"{site}.indices"] = _concatenate([one.sparse[site].indices for one in many])
+        table[f"{site}.values"] = _concatenate([one.sparse[site].values for one in many])
     return table
 
 
@@ -149,10 +199,14 @@ class Generation:
     """The prompt as the model saw it."""
     prompt_tokens: tuple[str, ...]
     """Each prompt token decoded alone."""
+    prompt_sources: tuple[TokenSource, ...]
+    """Where each prompt token comes from; empty for a prompt of token ids."""
     logprobs: tuple[TokenLogprobs, ...] | None
     """One a generated token, if asked for."""
     activations: Activations
     """What was captured, over prompt and generated tokens together; empty if nothing was."""
+    interventions: tuple[InterventionReport, ...]
+    """What each intervention did, in the order of `steer`."""
     usage: Usage
     """What the call consumed, all its samples together."""
     request_id: str

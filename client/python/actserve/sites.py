@@ -1,17 +1,23 @@
 """Sites: named places in the network where activations exist, and how people spell them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from actserve.errors import InvalidRequest
 from actserve.v1 import site_pb2
 
+T = TypeVar("T")
+
 
 class HookPoint(StrEnum):
-    """A named tensor of the forward pass, as wide as the residual stream."""
+    """A named tensor of the forward pass, one row a token.
+
+    `Model.hook_points` says which ones a model serves, and how wide each is. A capture reads the
+    value after the interventions at the same site.
+    """
 
     EMBEDDING = "embedding"
     """What enters the residual stream."""
@@ -25,10 +31,31 @@ class HookPoint(StrEnum):
     """What attention adds to the residual stream."""
     MLP_OUT = "mlp_out"
     """What the MLP adds to the residual stream."""
+    MLP_IN = "mlp_in"
+    """What enters the MLP: the residual stream after the norm before it."""
+    MLP_ACT = "mlp_act"
+    """The MLP's hidden activation, between its nonlinearity and its down projection."""
+    Q = "q"
+    """The queries of every head, one after the other, after rotary embedding and any norm."""
+    K = "k"
+    """The keys of every key-value head, after rotary embedding and any norm."""
+    V = "v"
+    """The values of every key-value head."""
+    Z = "z"
+    """The attention-weighted values of every head, before the output projection."""
+    FINAL_NORM = "final_norm"
+    """The residual stream after the model's final norm."""
+    LOGITS = "logits"
+    """The scores of every token of the vocabulary, before any sampling parameter."""
 
+
+LAYERLESS = frozenset({HookPoint.EMBEDDING, HookPoint.FINAL_NORM, HookPoint.LOGITS})
+"""Hook points that exist once, not at every layer."""
 
 # Every accepted spelling, the canonical one first; {layer} stands for the layer. The second
-# spellings are TransformerLens's names. tests/vectors/sites.json holds the same table as data.
+# spellings are TransformerLens's names, where it names the same tensor: its `hook_q` and `hook_k`
+# are before rotary embedding, its `hook_mlp_in` is before the norm, and its `hook_normalized` lacks
+# the norm's weights. tests/vectors/sites.json holds the same table as data.
 SPELLINGS: dict[HookPoint, tuple[str, ...]] = {
     HookPoint.EMBEDDING: ("embedding", "hook_embed"),
     HookPoint.RESID_PRE: ("resid_pre.{layer}", "blocks.{layer}.hook_resid_pre"),
@@ -36,6 +63,14 @@ SPELLINGS: dict[HookPoint, tuple[str, ...]] = {
     HookPoint.RESID_POST: ("resid_post.{layer}", "blocks.{layer}.hook_resid_post"),
     HookPoint.ATTN_OUT: ("attn_out.{layer}", "blocks.{layer}.hook_attn_out"),
     HookPoint.MLP_OUT: ("mlp_out.{layer}", "blocks.{layer}.hook_mlp_out"),
+    HookPoint.MLP_IN: ("mlp_in.{layer}",),
+    HookPoint.MLP_ACT: ("mlp_act.{layer}", "blocks.{layer}.mlp.hook_post"),
+    HookPoint.Q: ("q.{layer}", "blocks.{layer}.attn.hook_rot_q"),
+    HookPoint.K: ("k.{layer}", "blocks.{layer}.attn.hook_rot_k"),
+    HookPoint.V: ("v.{layer}", "blocks.{layer}.attn.hook_v"),
+    HookPoint.Z: ("z.{layer}", "blocks.{layer}.attn.hook_z"),
+    HookPoint.FINAL_NORM: ("final_norm",),
+    HookPoint.LOGITS: ("logits",),
 }
 
 # ASCII digits, no leading zero, no "-0": one site has one spelling per naming scheme.
@@ -51,18 +86,19 @@ _PATTERNS = tuple(
 class Site:
     """A hook point at a layer, written `resid_post.10`.
 
-    `layer` is zero-based, counts from the last layer when negative, and is None for the embedding
-    alone. Raises `InvalidRequest` when the layer is missing or must not be there.
+    `layer` is zero-based, counts from the last layer when negative, and is None for the embedding,
+    the final norm and the logits alone. Raises `InvalidRequest` when the layer is missing or must
+    not be there.
     """
 
     hook_point: HookPoint
     layer: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.layer is None) != (self.hook_point is HookPoint.EMBEDDING):
+        if (self.layer is None) != (self.hook_point in LAYERLESS):
             raise InvalidRequest(
-                "embedding has no layer; leave it out"
-                if self.hook_point is HookPoint.EMBEDDING
+                f"{self.hook_point} has no layer; leave it out"
+                if self.hook_point in LAYERLESS
                 else f"{self.hook_point} needs a layer, as in {self.hook_point}.10",
                 reason="SITE_INVALID",
             )
@@ -72,7 +108,7 @@ class Site:
 
     @staticmethod
     def parse(spelling: "str | Site") -> "Site":
-        """The site of a canonical name or a TransformerLens name.
+        """The site of a canonical name, or of a TransformerLens name of the same tensor.
 
         Raises `InvalidRequest` for any other string.
         """
@@ -108,6 +144,37 @@ def parse_sites(sites: SiteLike | Iterable[SiteLike]) -> tuple[Site, ...]:
             )
         parsed[site] = spelling
     return tuple(parsed)
+
+
+class BySite(Mapping[str, T]):
+    """Values of several sites. Any spelling of a site finds its value."""
+
+    def __init__(self, values: Mapping[Site, T], what: str) -> None:
+        """`what` says what the values are, where one is missed."""
+        self._values = dict(values)
+        self._what = what
+        self.sites: tuple[str, ...] = tuple(str(site) for site in self._values)
+        """The canonical names of the sites, in the order asked for."""
+
+    def __getitem__(self, site: str | Site) -> T:
+        try:
+            return self._values[Site.parse(site)]
+        except (InvalidRequest, KeyError):
+            there = ", ".join(self.sites) or "none; name the sites you want"
+            raise KeyError(f"no {self._what} of {site} were asked for; asked: {there}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    # A mapping compares by value, which arrays cannot do in one truth value.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self.sites)})"
 
 
 def _examples() -> str:

@@ -1,61 +1,281 @@
-"""Steering: changes made to activations while tokens are computed."""
+"""Steering: changes made to activations while tokens are computed.
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TypeAlias
+In the formulas x is one row of a site, a vector; |v| is the norm of v, and u = v / |v|. Vectors are
+numpy arrays, torch tensors or lists of finite numbers, and are sent as float32.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from actserve._checks import UINT32, finite, integer
 from actserve.errors import InvalidRequest
+from actserve.kept import KeptRows
 from actserve.positions import Positions, positions_to_proto
-from actserve.sites import Site, SiteLike
-from actserve.tensors import as_vector, encode
-from actserve.v1 import intervention_pb2
+from actserve.sites import SiteLike, parse_sites
+from actserve.tensors import as_array, as_direction, as_vector, check_independent, encode
+from actserve.v1 import intervention_pb2 as pb
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Add:
-    """Adds `coefficient * vector` to the activations of a site, in their own units.
+@dataclass(frozen=True, eq=False)
+class Intervention(ABC):
+    """A change made to the rows of some sites; its kinds are the classes below.
 
-    `vector` has shape [width], is finite, and is sent as float32; a numpy array, a torch tensor or
-    a list will do. Raises `InvalidRequest` if it cannot be one.
+    - `sites`: one site, or several of one width that are changed alike.
+    - `positions`: the tokens whose rows are changed; see `Positions`.
+    - `heads`: at q, k, v and z, the heads changed, each by itself: x is one head's part of a row,
+      and every vector has the width of a head. The whole row when empty.
+    - `allow_unused`: whether it may change nothing. Otherwise a sequence in which it changed no row
+      is an `InvalidRequest`.
+
+    An intervention checks and copies what it is given when it is made, and raises `InvalidRequest`.
     """
 
-    site: SiteLike
-    vector: ArrayLike
-    coefficient: float = 1.0
-    positions: Positions = "all"
+    sites: SiteLike | Iterable[SiteLike]
+    positions: Positions = field(default="all", kw_only=True)
+    heads: Sequence[int] = field(default=(), kw_only=True)
+    allow_unused: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        # Checked and copied here, so that the line that made a mistake is the line that raises.
-        object.__setattr__(self, "site", Site.parse(self.site))
-        object.__setattr__(self, "vector", as_vector(self.vector))
-        positions_to_proto(self.positions)
-        if not abs(self.coefficient) <= float(np.finfo(np.float32).max):
+        # Here, so that the line that made a mistake is the line that raises.
+        sites = parse_sites(self.sites)
+        if not sites:
             raise InvalidRequest(
-                f"the coefficient is {self.coefficient}; it must be finite in float32",
-                reason="TENSOR_NOT_FINITE",
+                "sites is empty; name at least one, as in 'resid_post.10'", reason="FIELD_REQUIRED"
             )
+        if not isinstance(self.heads, Iterable):
+            raise InvalidRequest(
+                f"heads is {self.heads!r}; give a list of heads, as in heads=[3]",
+                reason="HEAD_OUT_OF_RANGE",
+            )
+        heads = tuple(integer(head, "a head", UINT32, "HEAD_OUT_OF_RANGE") for head in self.heads)
+        if len({*heads}) < len(heads):
+            raise InvalidRequest(
+                f"heads {list(heads)} name a head twice; name it once", reason="HEAD_OUT_OF_RANGE"
+            )
+        positions_to_proto(self.positions)
+        self._set(sites=sites, heads=heads)
 
-    def to_proto(self) -> intervention_pb2.Intervention:
+    def to_proto(self) -> pb.Intervention:
         """The intervention as the contract writes it."""
-        return intervention_pb2.Intervention(
-            site=Site.parse(self.site).to_proto(),
+        return pb.Intervention(
+            sites=[site.to_proto() for site in parse_sites(self.sites)],
             positions=positions_to_proto(self.positions),
-            add=intervention_pb2.AddOperation(
-                vector=encode(as_vector(self.vector)), coefficient=self.coefficient
-            ),
+            heads=self.heads,
+            allow_unused=self.allow_unused,
+            **self._operation(),
         )
 
+    @abstractmethod
+    def _operation(self) -> Mapping[str, Any]:
+        """The operation, by its name in the contract."""
 
-Intervention: TypeAlias = Add
-"""Every kind of intervention."""
+    def _set(self, **values: object) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
-def steer_to_proto(
-    steer: Intervention | Iterable[Intervention],
-) -> list[intervention_pb2.Intervention]:
+@dataclass(frozen=True, eq=False)
+class Add(Intervention):
+    """x + c v, or with `relative` x + c |x| u: steering (Turner et al., "Activation Addition",
+    2023).
+
+    `vector` v has shape [width]; `coefficient` c is in units of the activation itself. With
+    `relative` it is in units of the row's norm, which differs by orders of magnitude over layers;
+    then v must not be zero.
+    """
+
+    vector: ArrayLike
+    coefficient: float = 1.0
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check = as_direction if self.relative else as_vector
+        self._set(
+            vector=check(self.vector, "vector"), coefficient=finite(self.coefficient, "coefficient")
+        )
+
+    def _operation(self) -> Mapping[str, Any]:
+        return {
+            "add": pb.AddOperation(
+                vector=encode(self.vector), coefficient=self.coefficient, relative=self.relative
+            )
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Ablate(Intervention):
+    """x - c (x . u) u: directional ablation (Arditi et al., "Refusal in Language Models Is Mediated
+    by a Single Direction", 2024).
+
+    `direction` v has shape [width] and is not zero. A `coefficient` c of one removes the direction,
+    two reflects it.
+    """
+
+    direction: ArrayLike
+    coefficient: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(
+            direction=as_direction(self.direction, "direction"),
+            coefficient=finite(self.coefficient, "coefficient"),
+        )
+
+    def _operation(self) -> Mapping[str, Any]:
+        return {
+            "ablate": pb.AblateOperation(
+                direction=encode(self.direction), coefficient=self.coefficient
+            )
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Project(Intervention):
+    """P x, or with `away` x - P x, where P is the orthogonal projection onto the span of some
+    directions. Projecting away is how Ravfogel et al., "Null It Out", 2020, remove a concept.
+
+    `directions` have shape [directions, width], or [width] for one, and are linearly independent;
+    they need not be orthogonal or of any norm.
+    """
+
+    directions: ArrayLike
+    away: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        axes = ("directions", "width")
+        directions = np.atleast_2d(as_array(self.directions, "directions", axes, axes[1:]))
+        self._set(directions=check_independent(directions, "directions"))
+
+    def _operation(self) -> Mapping[str, Any]:
+        return {"project": pb.ProjectOperation(directions=encode(self.directions), away=self.away)}
+
+
+@dataclass(frozen=True, eq=False)
+class Clamp(Intervention):
+    """x + (min(max(x . u, minimum), maximum) - x . u) u: bounds the component along a direction, or
+    sets it, where the bounds are equal.
+
+    `direction` v has shape [width] and is not zero. At least one of `minimum` and `maximum` is
+    given, in units of the activation itself; None is no bound.
+    """
+
+    direction: ArrayLike
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounds = {
+            name: finite(bound, name)
+            for name, bound in (("minimum", self.minimum), ("maximum", self.maximum))
+            if bound is not None
+        }
+        if not bounds:
+            raise InvalidRequest(
+                "a clamp without bounds changes nothing; give a minimum, a maximum or both",
+                reason="FIELD_REQUIRED",
+            )
+        if len(bounds) == 2 and bounds["minimum"] > bounds["maximum"]:
+            raise InvalidRequest(
+                f"the minimum {bounds['minimum']} is above the maximum {bounds['maximum']}; "
+                "exchange them",
+                reason="FIELD_INVALID",
+            )
+        self._set(direction=as_direction(self.direction, "direction"), **bounds)
+
+    def _operation(self) -> Mapping[str, Any]:
+        return {
+            "clamp": pb.ClampOperation(
+                direction=encode(self.direction), minimum=self.minimum, maximum=self.maximum
+            )
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Replace(Intervention):
+    """Other rows in place of x. With rows captured from another run this is activation patching
+    (Vig et al., 2020; Meng et al., 2022).
+
+    `rows` have shape [positions, width], a row for each selected position in ascending order, as
+    captured rows are, or [width] for the same row everywhere. Rows that the server has kept are
+    named instead, by `Activations.kept` or as `KeptRows`.
+    """
+
+    rows: ArrayLike | KeptRows
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.rows, str):
+            self._set(rows=KeptRows(self.rows))
+        elif not isinstance(self.rows, KeptRows):
+            self._set(rows=as_array(self.rows, "rows", ("positions", "width"), ("width",)))
+
+    def _operation(self) -> Mapping[str, Any]:
+        if isinstance(self.rows, KeptRows):
+            return {"replace": pb.ReplaceOperation(kept=self.rows.to_proto())}
+        return {"replace": pb.ReplaceOperation(rows=encode(self.rows))}
+
+
+@dataclass(frozen=True, eq=False)
+class Swap(Intervention):
+    """x + (b - a)(first - second): exchanges two directions. Here both are divided by their norms,
+    and a and b are the coefficients of x's projection onto their span, a first + b second.
+
+    `first` and `second` have shape [width] and are neither zero nor parallel.
+    """
+
+    first: ArrayLike
+    second: ArrayLike
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        first, second = as_direction(self.first, "first"), as_direction(self.second, "second")
+        if first.shape != second.shape:
+            raise InvalidRequest(
+                f"first is {len(first)} wide and second is {len(second)}; both have the width of "
+                "the site",
+                reason="TENSOR_WIDTH_MISMATCH",
+            )
+        check_independent(np.stack([first, second]), "first and second")
+        self._set(first=first, second=second)
+
+    def _operation(self) -> Mapping[str, Any]:
+        return {"swap": pb.SwapOperation(first=encode(self.first), second=encode(self.second))}
+
+
+@dataclass(frozen=True, eq=False)
+class Zero(Intervention):
+    """0 in place of x: zero ablation."""
+
+    def _operation(self) -> Mapping[str, Any]:
+        return {"zero": pb.ZeroOperation()}
+
+
+@dataclass(frozen=True, eq=False)
+class Mean(Intervention):
+    """A mean m in place of x: mean ablation (Wang et al., "Interpretability in the Wild", 2022).
+
+    `mean` m has shape [width]; over which data is your choice.
+    """
+
+    mean: ArrayLike
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set(mean=as_vector(self.mean, "mean"))
+
+    def _operation(self) -> Mapping[str, Any]:
+        return {"mean": pb.MeanOperation(mean=encode(self.mean))}
+
+
+def steer_to_proto(steer: Intervention | Iterable[Intervention]) -> list[pb.Intervention]:
     """One intervention or several, in order."""
-    interventions = (steer,) if isinstance(steer, Add) else tuple(steer)
+    interventions = (steer,) if isinstance(steer, Intervention) else tuple(steer)
     return [intervention.to_proto() for intervention in interventions]

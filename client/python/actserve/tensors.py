@@ -8,7 +8,7 @@ import math
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from actserve.errors import BadResponse, InvalidRequest
 from actserve.v1 import tensor_pb2
@@ -75,39 +75,74 @@ def decode(tensor: tensor_pb2.Tensor) -> Float32Array:
     return bits.astype(np.float32)
 
 
-def as_vector(values: Any) -> Float32Array:
-    """A read-only float32 copy of a vector, shape [width].
+def as_array(values: Any, name: str, *shapes: tuple[str, ...]) -> Float32Array:
+    """A read-only float32 copy of an array that has one of some shapes, given as the names of their
+    axes.
 
-    Takes whatever numpy does, and torch tensors. Raises `InvalidRequest` unless it has one axis
+    Takes whatever numpy does, and torch tensors. Raises `InvalidRequest` unless it has as many axes
     and every element is finite.
     """
     if hasattr(values, "detach"):
         # torch: bfloat16, CUDA and gradient tensors refuse to become numpy arrays by themselves.
         values = values.detach().cpu().float().numpy()
-    vector = np.array(values)
-    if vector.ndim != 1 or vector.dtype.kind not in "fiu":
+    try:
+        array = np.array(values)
+    except ValueError:  # Rows of different lengths.
+        array = np.array(values, dtype=object)
+    if array.ndim not in map(len, shapes) or array.dtype.kind not in "fiu" or not array.size:
+        wanted = " or ".join(f"[{', '.join(axes)}]" for axes in shapes)
         raise InvalidRequest(
-            f"a steering vector has shape [width] and real numbers, but this one has shape "
-            f"{list(vector.shape)} and type {vector.dtype}",
+            f"{name} must hold real numbers in shape {wanted}, but has shape {list(array.shape)} "
+            f"and type {array.dtype}",
             reason="TENSOR_WIDTH_MISMATCH",
         )
     with np.errstate(over="ignore"):
-        vector = vector.astype(np.float32)
-    if not np.isfinite(vector).all():
-        index = int(np.flatnonzero(~np.isfinite(vector))[0])
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        index = np.argwhere(~np.isfinite(array))[0].tolist()
         raise InvalidRequest(
-            f"element {index} of the steering vector is {vector[index]} in float32; every element "
-            "must be finite",
+            f"{name}{index} is {array[tuple(index)]} in float32; every element must be finite",
             reason="TENSOR_NOT_FINITE",
         )
-    vector.flags.writeable = False
-    return vector
+    array.flags.writeable = False
+    return array
 
 
-def encode(vector: Float32Array) -> tensor_pb2.Tensor:
-    """A float32 array on the wire."""
+def as_vector(values: Any, name: str) -> Float32Array:
+    """`as_array` of shape [width]."""
+    return as_array(values, name, ("width",))
+
+
+def as_direction(values: Any, name: str) -> Float32Array:
+    """`as_vector`, if it is not zero."""
+    return check_independent(as_vector(values, name), name)
+
+
+def check_independent(directions: Float32Array, name: str) -> Float32Array:
+    """The array, if no row of it is zero, or a combination of the others. A vector is one row."""
+    # In float64, where no square of a float32 overflows or vanishes.
+    wide = np.atleast_2d(directions).astype(np.float64)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    if not norms.all():
+        which = name if directions.ndim == 1 else f"{name}[{int(np.argmin(norms))}]"
+        raise InvalidRequest(
+            f"{which} is zero and so has no direction; give a vector that is not zero",
+            reason="TENSOR_DEGENERATE",
+        )
+    # Vectors that were parallel before float32 rounded them are so within 1e-7.
+    rank = int(np.linalg.matrix_rank(wide / norms, tol=1e-6))
+    if rank < len(wide):
+        raise InvalidRequest(
+            f"{name} are linearly dependent: they span {rank} of {len(wide)} dimensions; give "
+            "directions of which none is a combination of the others",
+            reason="TENSOR_DEGENERATE",
+        )
+    return directions
+
+
+def encode(values: ArrayLike) -> tensor_pb2.Tensor:
+    """An array on the wire, as float32."""
+    array = np.asarray(values, "<f4")
     return tensor_pb2.Tensor(
-        element_type=tensor_pb2.ELEMENT_TYPE_F32,
-        shape=vector.shape,
-        data=vector.astype("<f4", copy=False).tobytes(),
+        element_type=tensor_pb2.ELEMENT_TYPE_F32, shape=array.shape, data=array.tobytes()
     )

@@ -16,9 +16,12 @@ from typer.core import TyperGroup
 
 from actserve.cli import arguments as arg
 from actserve.cli.files import write
+from actserve.cli.predict import predict
 from actserve.errors import ActserveError
 from actserve.events import Tokens
+from actserve.models import Model
 from actserve.results import Activations
+from actserve.sites import SPELLINGS, HookPoint
 
 
 class _Commands(TyperGroup):
@@ -54,7 +57,7 @@ def models(
     tls: arg.Tls = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every detail.")] = False,
 ) -> None:
-    """List the served models.
+    """List the served models and their hook points.
 
     [bold]Example[/bold]
 
@@ -65,9 +68,8 @@ def models(
     if as_json:
         print(json.dumps([dataclasses.asdict(model) for model in found], indent=2))
         return
-    table = Table("model", "architecture", "layers", "width", "tokens", "type", "hook points")
+    table = Table("model", "architecture", "layers", "width", "tokens", "type")
     for model in found:
-        served = [name for name, how in model.hook_points.items() if not how.unserved_reason]
         table.add_row(
             model.id,
             model.architecture,
@@ -75,31 +77,59 @@ def models(
             str(model.width),
             str(model.limits.max_sequence_tokens),
             model.element_type,
-            "\n".join(served),
         )
-    Console().print(table)
+    console = Console()
+    console.print(table, *map(_hook_points, found))
+
+
+def _hook_points(model: Model) -> Table:
+    """What can be captured and changed, as sites are written, with L for the layer."""
+    table = Table("site", "width", "heads", "limits", title=f"hook points of {model.id}")
+    for name, how in model.hook_points.items():
+        site, *_ = SPELLINGS[HookPoint(name)]
+        limits = how.unserved_reason and f"not served: {how.unserved_reason}"
+        limits = limits or (how.unchangeable_reason and f"no changes: {how.unchangeable_reason}")
+        table.add_row(
+            site.format(layer="L"), str(how.width or ""), str(how.heads or ""), Text(limits)
+        )
+    return table
 
 
 @app.command()
 def tokenize(
     prompt: Annotated[str, typer.Argument(help="Text to tokenize.")],
+    chat: arg.Chat = False,
     server: arg.Server = arg.DEFAULT_TARGET,
     model: arg.ModelId = None,
     token: arg.Token = None,
     tls: arg.Tls = False,
 ) -> None:
-    """Show a prompt as the model sees it.
+    """Show a prompt as the model sees it, and where each token comes from.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
     [cyan]actserve tokenize "The capital of France is"[/cyan]
+
+    [cyan]actserve tokenize "What is the capital of France?" --chat[/cyan]
     """
     with arg.connect(server, model, token, tls) as client:
-        tokens = client.tokenize(prompt)
-    table = Table("position", "id", "token")
-    for position, (token_id, text) in enumerate(zip(tokens.token_ids, tokens.tokens, strict=True)):
+        tokenized = client.tokenize(arg.prompt(prompt, chat))
+    sources = tokenized.sources
+    columns: dict[str, list[str | Text]] = {
+        "position": [str(position) for position in range(len(tokenized))],
+        "id": [str(token_id) for token_id in tokenized.token_ids],
         # Quoted, so that spaces and line breaks show; as Text, since brackets are markup to rich.
-        table.add_row(str(position), str(token_id), Text(repr(text)))
+        "token": [Text(repr(text)) for text in tokenized.tokens],
+        "turn": ["" if source.turn is None else str(source.turn) for source in sources],
+        "role": [Text(source.role) for source in sources],
+        "characters": [
+            "" if source.start is None else f"{source.start}:{source.end}" for source in sources
+        ],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    table = Table(*shown)
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*row)
     Console().print(table)
 
 
@@ -111,7 +141,9 @@ def fetch(
         typer.FileText | None,
         typer.Option(help="Prompts, one a line; - is standard input. Blank lines are skipped."),
     ] = None,
+    chat: arg.Chat = False,
     positions: arg.PositionsText = "all",
+    reduce: arg.Reduce = None,
     steer: arg.Steer = None,
     out: arg.Out = None,
     server: arg.Server = arg.DEFAULT_TARGET,
@@ -121,22 +153,25 @@ def fetch(
 ) -> None:
     """Fetch activations of a prompt, or of many, into a file or as a summary.
 
-    The file holds one row for each prompt and position.
+    The file holds one row for each prompt and position, or for each prompt with --reduce.
 
     [bold]Examples[/bold]
 
     [cyan]actserve fetch "The capital of France is" --site resid_post.15 --out acts.npz[/cyan]
 
     [cyan]actserve fetch --file prompts.txt -s resid_post.15 --positions last -o acts.parquet[/cyan]
+
+    [cyan]actserve fetch --file prompts.txt -s resid_post.15 --reduce mean -o means.npz[/cyan]
     """
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give either a prompt or --file, not both and not neither")
     prompts = [prompt] if prompt is not None else [line.rstrip("\n") for line in file or ()]
     with arg.connect(server, model, token, tls) as client:
         many = client.fetch(
-            [each for each in prompts if each.strip() or prompt is not None],
+            [arg.prompt(each, chat) for each in prompts if each.strip() or prompt is not None],
             sites,
             positions=positions,
+            reduce=reduce,
             steer=steer or (),
         )
     if out:
@@ -145,9 +180,13 @@ def fetch(
         Console().print(_summary(many))
 
 
+app.command()(predict)
+
+
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    chat: arg.Chat = False,
     max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
     temperature: Annotated[float | None, typer.Option(help="Zero is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling, in (0, 1].")] = None,
@@ -182,13 +221,12 @@ def generate(
     with arg.connect(server, model, token, tls) as client:
         # What `Client.stream` does, but with the rows kept for the file.
         call = client._connection.jobs.generate_call(
-            prompt,
+            arg.prompt(prompt, chat),
             None,
             steer=steer or (),
             capture=capture or (),
             positions=positions,
-            element_type=None,
-            sampling=sampling,
+            **sampling,
         )
         text = ""
         try:

@@ -8,11 +8,13 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import typer
 
+from actserve._capture import reduction_to_proto
 from actserve._channel import DEFAULT_TARGET as DEFAULT_TARGET
 from actserve.cli.files import WRITERS
 from actserve.client import Client
 from actserve.errors import InvalidRequest
-from actserve.positions import positions_to_proto
+from actserve.positions import ByText, positions_to_proto
+from actserve.prompts import Prompt
 from actserve.sites import Site
 from actserve.steering import Add
 
@@ -34,7 +36,9 @@ def _reader(read: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def _positions(text: str) -> Any:
-    """Positions from `last`, `2:8` or `0,3,-1`."""
+    """Positions from `last`, `2:8`, `0,3,-1` or `text:France`."""
+    if text.startswith("text:"):
+        return ByText(text.removeprefix("text:"))
     positions: Any = text
     if re.fullmatch(r"(-?[0-9]+)?:(-?[0-9]+)?", text):
         positions = slice(*(int(bound) if bound else None for bound in text.split(":")))
@@ -42,6 +46,11 @@ def _positions(text: str) -> Any:
         positions = [int(position) for position in text.split(",")]
     positions_to_proto(positions)
     return positions
+
+
+def _reduction(text: str) -> str:
+    reduction_to_proto(text)
+    return text
 
 
 def _steer(text: str) -> Add:
@@ -97,6 +106,9 @@ Tls = Annotated[
     bool, typer.Option("--tls", envvar="ACTSERVE_TLS", help="Use TLS.", rich_help_panel=_CONNECTION)
 ]
 
+Chat = Annotated[
+    bool, typer.Option("--chat", help="Put each prompt to the model as a user's turn.")
+]
 Sites = Annotated[
     list[Site],
     typer.Option(
@@ -105,6 +117,17 @@ Sites = Annotated[
         metavar="SITE",
         parser=_reader(Site.parse),
         help="What to fetch, such as resid_post.15. Repeat for more.",
+    ),
+]
+PredictSites = Annotated[
+    list[Site] | None,
+    typer.Option(
+        "--site",
+        "-s",
+        metavar="SITE",
+        parser=_reader(Site.parse),
+        help="Where to predict from: residual stream sites, or final_norm, which is the default. "
+        "Repeat for more.",
     ),
 ]
 Capture = Annotated[
@@ -121,7 +144,15 @@ PositionsText = Annotated[
         "--positions",
         metavar="POSITIONS",
         parser=_reader(_positions),
-        help="Which tokens: all, last, prompt, generated, 2:8 or 0,3,-1.",
+        help="Which tokens: all, last, prompt, generated, 2:8, 0,3,-1 or text:France.",
+    ),
+]
+Reduce = Annotated[
+    Any,
+    typer.Option(
+        metavar="HOW",
+        parser=_reader(_reduction),
+        help="Send one row a prompt: that of the last position, or their mean or max.",
     ),
 ]
 Steer = Annotated[
@@ -142,6 +173,11 @@ Out = Annotated[
         help=f"Where to write activations; ends in {', '.join(WRITERS)}.",
     ),
 ]
+
+
+def prompt(text: str, chat: bool) -> Prompt:
+    """The prompt that a text is, alone or as a user's turn."""
+    return [{"role": "user", "content": text}] if chat else text
 
 
 def connect(server: str, model: str | None, token: str | None, tls: bool) -> Client:

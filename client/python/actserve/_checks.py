@@ -1,0 +1,58 @@
+"""Checks: plain values, before they travel."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, SupportsFloat
+
+import numpy as np
+
+from actserve.errors import InvalidRequest
+
+INT32 = range(-(2**31), 2**31)
+UINT32 = range(2**32)
+
+
+def integer(value: object, what: str, allowed: range, reason: str, fix: str | None = None) -> int:
+    """A whole number that is allowed. Raises `InvalidRequest`, which says `what` it should have
+    been and how to `fix` it, for anything else."""
+    # A list of booleans is a mask; read as numbers it would select 0 and 1.
+    if not isinstance(value, bool | np.bool_):
+        try:
+            number = operator.index(value)  # pyright: ignore[reportArgumentType]
+        except TypeError:
+            pass
+        else:
+            if number in allowed:
+                return number
+    fix = fix or f"use whole numbers from {allowed[0]} to {allowed[-1]}"
+    raise InvalidRequest(f"{value!r} is not {what}; {fix}", reason=reason)
+
+
+def several(values: Any) -> Sequence[Any]:
+    """One value or several, as several; nothing is checked."""
+    if isinstance(values, np.ndarray) and values.ndim:
+        return [*values]
+    return values if isinstance(values, Sequence) else [values]
+
+
+def distinct(values: Any, what: str, allowed: range, reason: str) -> tuple[int, ...]:
+    """One whole number or several, each once. Raises `InvalidRequest` as `integer` does."""
+    numbers = tuple(integer(each, what, allowed, reason) for each in several(values))
+    if len({*numbers}) < len(numbers):
+        twice = next(each for each in numbers if numbers.count(each) > 1)
+        raise InvalidRequest(f"{what} is named twice: {twice}; name it once", reason=reason)
+    return numbers
+
+
+def finite(value: object, what: str) -> float:
+    """A number that is finite in float32. Raises `InvalidRequest` for anything else."""
+    if not isinstance(value, SupportsFloat):
+        raise InvalidRequest(
+            f"the {what} is {value!r}; it must be a number", reason="FIELD_INVALID"
+        )
+    number = float(value)
+    if not abs(number) <= float(np.finfo(np.float32).max):
+        raise InvalidRequest(
+            f"the {what} is {number}; it must be finite in float32", reason="TENSOR_NOT_FINITE"
+        )
+    return number

@@ -1,0 +1,154 @@
+"""A generation: its call, and its samples while they arrive."""
+
+from actserve._calls import check_complete
+from actserve._capture import Capture
+from actserve._captured import Captured
+from actserve._readers import finish_reason, logprobs, tokenized
+from actserve.errors import BadResponse
+from actserve.events import Event, Finished, SampleFinished, Started, Tokens
+from actserve.results import Activations, Generation, Tokenized, TokenLogprobs, Usage
+from actserve.v1 import generation_service_pb2 as pb
+
+
+class GenerateCall:
+    """The samples of one prompt. With `keep` unset, what is captured is yielded but not in the
+    result."""
+
+    method = "Generate"
+
+    def __init__(self, request: pb.GenerateRequest, capture: Capture, *, keep: bool) -> None:
+        self.request = request
+        self._capture = capture
+        self._keep = keep
+        self._started: Started | None = None
+        self._open: dict[int, _Sample] = {}
+        self._done: dict[int, _Sample] = {}
+        self._usage: Usage | None = None
+
+    @property
+    def _sample_count(self) -> int:
+        sampling = self.request.sampling
+        return sampling.samples if sampling.HasField("samples") else 1
+
+    def read(self, response: pb.GenerateResponse) -> Event | None:
+        match response.WhichOneof("event"):
+            case "started":
+                return self._start(response.started)
+            case "tokens":
+                return self._opened(response.tokens.sample_index).add_tokens(response.tokens)
+            case "activations" | "predictions" | "attention" as kind:
+                chunk = getattr(response, kind)
+                return self._opened(chunk.sequence_index).captured.add(chunk)
+            case "sample_finished":
+                index = response.sample_finished.sample_index
+                event = self._opened(index).finish(response.sample_finished)
+                self._done[index] = self._open.pop(index)
+                return event
+            case "finished":
+                usage = response.finished.usage
+                self._usage = Usage(
+                    usage.prompt_tokens, usage.output_tokens, usage.activation_bytes
+                )
+                return Finished(self._usage)
+            case _:  # An event of a newer server; the contract says to skip it.
+                return None
+
+    def _start(self, started: pb.GenerateStarted) -> Started:
+        prompt = tokenized(started.prompt)
+        self._open = {
+            index: _Sample(
+                prompt,
+                Captured(self._capture, started.widths, keep=self._keep),
+                len(self.request.interventions),
+            )
+            for index in range(self._sample_count)
+        }
+        self._started = Started(started.request_id, prompt.token_ids, prompt.tokens, prompt.sources)
+        return self._started
+
+    def _opened(self, index: int) -> "_Sample":
+        if index not in self._open:
+            raise BadResponse(f"the server sent an event of sample {index}, which is not open")
+        return self._open[index]
+
+    def result(self) -> list[Generation]:
+        check_complete(self._usage is not None, self._done, self._sample_count, "sample")
+        assert self._started is not None  # Samples were open.
+        assert self._usage is not None
+        return [
+            self._done[index].generation(
+                self._started, self._usage, self.request.sampling.HasField("logprobs")
+            )
+            for index in range(self._sample_count)
+        ]
+
+
+class _Sample:
+    """One sample while it arrives."""
+
+    def __init__(self, prompt: Tokenized, captured: Captured, interventions: int) -> None:
+        self.captured = captured
+        self._prompt = prompt
+        self._interventions = interventions
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+        self._tokens: list[str] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._finish_reason = ""
+        self._activations: Activations | None = None
+
+    def add_tokens(self, chunk: pb.TokenChunk) -> Tokens:
+        expected = len(self._prompt) + len(self._token_ids)
+        if chunk.position != expected or len(chunk.ids) != len(chunk.texts):
+            raise BadResponse(
+                f"the server sent {len(chunk.ids)} token ids and {len(chunk.texts)} texts at "
+                f"position {chunk.position}, but the next position is {expected}"
+            )
+        event = Tokens(
+            sample=chunk.sample_index,
+            position=chunk.position,
+            token_ids=tuple(chunk.ids),
+            tokens=tuple(chunk.texts),
+            text=chunk.text,
+            logprobs=tuple(logprobs(each) for each in chunk.logprobs),
+        )
+        self._text.append(event.text)
+        self._token_ids.extend(event.token_ids)
+        self._tokens.extend(event.tokens)
+        self._logprobs.extend(event.logprobs)
+        return event
+
+    def finish(self, finished: pb.SampleFinished) -> SampleFinished:
+        self._finish_reason = finish_reason(finished.reason)
+        self._activations = self.captured.finish(
+            finished,
+            finished.captured_positions,
+            self._prompt,
+            self._interventions,
+            self._token_ids,
+            self._tokens,
+        )
+        return SampleFinished(
+            sample=finished.sample_index,
+            finish_reason=self._finish_reason,
+            positions=self._activations.positions,
+            interventions=self._activations.interventions,
+            kept=self._activations.kept,
+        )
+
+    def generation(self, started: Started, usage: Usage, with_logprobs: bool) -> Generation:
+        assert self._activations is not None  # Only finished samples come here.
+        return Generation(
+            text="".join(self._text),
+            token_ids=tuple(self._token_ids),
+            tokens=tuple(self._tokens),
+            finish_reason=self._finish_reason,
+            prompt_token_ids=started.prompt_token_ids,
+            prompt_tokens=started.prompt_tokens,
+            prompt_sources=started.prompt_sources,
+            logprobs=tuple(self._logprobs) if with_logprobs else None,
+            activations=self._activations,
+            interventions=self._activations.interventions,
+            usage=usage,
+            request_id=started.request_id,
+        )

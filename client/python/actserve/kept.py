@@ -1,0 +1,132 @@
+"""Kept activations: captured rows that stay on the server for a while, so that patching needs no
+round trip.
+
+They are named by secrets: who knows a name may use and delete what it names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actserve._checks import UINT32, distinct, several
+from actserve.errors import InvalidRequest
+from actserve.sites import Site, SiteLike
+from actserve.v1 import capture_pb2, intervention_pb2, kept_activations_service_pb2, site_pb2
+
+_PREFIX = "keptActivations/"
+_MAX_SECONDS = 315_576_000_000
+"""Of a `google.protobuf.Duration`."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Asks that the captured rows also stay on the server, as the model computed them.
+
+    - `ttl`: for how many seconds; the server's default when None, and `Limits.max_kept_seconds` at
+      most.
+    - `send`: whether the rows are sent as well.
+
+    Raises `InvalidRequest`.
+    """
+
+    ttl: float | None = None
+    send: bool = True
+
+    def __post_init__(self) -> None:
+        ttl: Any = self.ttl
+        if ttl is not None and not (isinstance(ttl, int | float) and 0 < ttl <= _MAX_SECONDS):
+            raise InvalidRequest(
+                f"the ttl is {ttl!r}; it must be a number of seconds above 0",
+                reason="FIELD_INVALID",
+            )
+
+    def to_proto(self) -> capture_pb2.KeepSpec:
+        """The request as the contract writes it."""
+        return capture_pb2.KeepSpec(
+            ttl=None if self.ttl is None else timedelta(seconds=self.ttl),
+            send_nothing=not self.send,
+        )
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """Some of the rows that are kept, as what `Replace` puts in place.
+
+    - `name`: what `Activations.kept` says.
+    - `site`: the site whose rows to take; each changed site's own when None.
+    - `positions`: which of the positions kept, counted in the sequence they were captured from and
+      ascending; all when empty.
+
+    Raises `InvalidRequest`.
+    """
+
+    name: str
+    site: SiteLike | None = None
+    positions: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer] = ()
+
+    def __post_init__(self) -> None:
+        kept_name(self.name)
+        positions = distinct(self.positions, "a kept position", UINT32, "POSITION_OUT_OF_RANGE")
+        if [*positions] != sorted(positions):
+            raise InvalidRequest(
+                f"the kept positions {[*positions]} are not ascending; sort them, as the rows are",
+                reason="POSITION_OUT_OF_RANGE",
+            )
+        object.__setattr__(self, "site", None if self.site is None else Site.parse(self.site))
+        object.__setattr__(self, "positions", positions)
+
+    def to_proto(self) -> intervention_pb2.KeptRows:
+        """The rows as the contract names them."""
+        return intervention_pb2.KeptRows(
+            name=self.name,
+            site=None if self.site is None else Site.parse(self.site).to_proto(),
+            positions=several(self.positions),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a server keeps under a name."""
+
+    name: str
+    sites: tuple[str, ...]
+    """The canonical names of the sites kept."""
+    positions: tuple[int, ...]
+    """The token positions kept, ascending; the same for every site."""
+    size_bytes: int
+    expire_time: datetime
+    """When they are freed, in UTC."""
+
+
+def kept_name(name: object) -> str:
+    """The name of kept activations. Raises `InvalidRequest` if it cannot be one."""
+    if not isinstance(name, str) or not name.startswith(_PREFIX):
+        raise InvalidRequest(
+            f"{name!r} does not name kept activations; use what `activations.kept` says after a "
+            "capture with keep=Keep()",
+            reason="FIELD_INVALID",
+        )
+    return name
+
+
+def kept_from_proto(kept: kept_activations_service_pb2.KeptActivations) -> Kept:
+    """Kept activations as the contract describes them."""
+    return Kept(
+        name=kept.name,
+        sites=tuple(_site_name(site) for site in kept.sites),
+        positions=tuple(kept.positions),
+        size_bytes=kept.size_bytes,
+        expire_time=kept.expire_time.ToDatetime(UTC),
+    )
+
+
+def _site_name(site: site_pb2.Site) -> str:
+    names = {number: name for name, number in site_pb2.HookPoint.items()}
+    # By number if another client kept a hook point that this one does not know.
+    hook_point = names.get(site.hook_point, str(site.hook_point))
+    hook_point = hook_point.removeprefix("HOOK_POINT_").lower()
+    return f"{hook_point}.{site.layer}" if site.HasField("layer") else hook_point

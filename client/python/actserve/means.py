@@ -1,0 +1,73 @@
+"""Means: the mean row of many prompts for each of their labels.
+
+The difference of two such means is the usual steering vector or probe (Marks and Tegmark, "The
+Geometry of Truth", 2023; Rimsky et al., "Steering Llama 2 via Contrastive Activation Addition",
+2023).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from actserve.errors import InvalidRequest
+from actserve.prompts import is_many
+from actserve.sites import BySite, Site
+from actserve.tensors import Float32Array
+
+
+class LabelMeans(BySite[Float32Array]):
+    """The means over the prompts of one label: `means["resid_post.15"]` is float32 [width]."""
+
+    def __init__(self, means: Mapping[Site, Float32Array], *, prompts: int) -> None:
+        super().__init__(means, "means")
+        self.prompts = prompts
+        """Prompts that they are the means of."""
+
+
+def check_labels(labels: Any, prompts: Any) -> list[str]:
+    """One label for each of a list of prompts. Raises `InvalidRequest` for anything else."""
+    if not is_many(prompts):
+        raise InvalidRequest(
+            "means are over a list of prompts, but one prompt was given; put it into a list",
+            reason="FIELD_INVALID",
+            field="prompts",
+        )
+    # A string is a sequence of strings too.
+    labels = [labels] if isinstance(labels, str) else [*labels]
+    if wrong := [label for label in labels if not isinstance(label, str) or not label]:
+        raise InvalidRequest(
+            f"{wrong[0]!r} is not a label; labels are strings that are not empty",
+            reason="FIELD_INVALID",
+            field="labels",
+        )
+    if len(labels) != len(prompts):
+        raise InvalidRequest(
+            f"there are {len(labels)} labels for {len(prompts)} prompts; give one for each",
+            reason="FIELD_INVALID",
+            field="labels",
+        )
+    return labels
+
+
+def merge(parts: Iterable[Mapping[str, LabelMeans]]) -> dict[str, LabelMeans]:
+    """The means over all prompts of some parts, in the order in which their labels first come."""
+    by_label: dict[str, list[LabelMeans]] = {}
+    for part in parts:
+        for label, means in part.items():
+            by_label.setdefault(label, []).append(means)
+    return {label: _mean(several) for label, several in by_label.items()}
+
+
+def _mean(parts: list[LabelMeans]) -> LabelMeans:
+    prompts = sum(part.prompts for part in parts)
+    return LabelMeans(
+        {
+            # In float64, so that only the means of the parts are rounded.
+            Site.parse(site): np.sum(
+                [part.prompts / prompts * part[site].astype(np.float64) for part in parts], axis=0
+            ).astype(np.float32)
+            for site in parts[0]
+        },
+        prompts=prompts,
+    )

@@ -1,0 +1,89 @@
+"""Predictions: what the model would say next, read off the residual stream on the server.
+
+A row of a residual stream site passes through the final norm and the unembedding: the logit lens
+(nostalgebraist, 2020). At `final_norm` this is what the model does predict.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actserve._checks import UINT32, distinct, integer, several
+from actserve.errors import InvalidRequest
+from actserve.positions import Positions, positions_to_proto
+from actserve.sites import SiteLike, parse_sites
+from actserve.tensors import Float32Array
+from actserve.v1 import capture_pb2 as pb
+
+_TOP_K = range(1001)
+
+
+@dataclass(frozen=True, eq=False)
+class Predict:
+    """Asks for predictions of the next token. At least one of the last three is asked for.
+
+    - `sites`: residual stream sites, or `final_norm`.
+    - `positions`: where; see `Positions`. The prediction at a position is of the token after it.
+    - `top_k`: the likeliest tokens to report, 0 to 1000.
+    - `token_ids`: tokens whose log probability to report, at most 1000.
+    - `next_token`: whether to report the log probability of the prompt token that does come next,
+      which scores a prompt without sampling.
+
+    Checks what it is given when it is made, and raises `InvalidRequest`.
+    """
+
+    sites: SiteLike | Iterable[SiteLike] = "final_norm"
+    positions: Positions = "all"
+    top_k: int = 0
+    token_ids: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer] = ()
+    next_token: bool = False
+
+    def __post_init__(self) -> None:
+        sites = parse_sites(self.sites)
+        if not sites:
+            raise InvalidRequest(
+                "sites is empty; name at least one, as in 'final_norm'", reason="FIELD_REQUIRED"
+            )
+        positions_to_proto(self.positions)
+        integer(self.top_k, "a number of likeliest tokens", _TOP_K, "FIELD_INVALID")
+        token_ids = distinct(self.token_ids, "a token id", UINT32, "TOKEN_OUT_OF_RANGE")
+        if not (self.top_k or token_ids or self.next_token):
+            raise InvalidRequest(
+                "nothing to report is asked for; set top_k, token_ids or next_token",
+                reason="FIELD_REQUIRED",
+            )
+        object.__setattr__(self, "sites", sites)
+        object.__setattr__(self, "token_ids", token_ids)
+
+    def to_proto(self) -> pb.PredictionSpec:
+        """The request as the contract writes it."""
+        return pb.PredictionSpec(
+            sites=[site.to_proto() for site in parse_sites(self.sites)],
+            positions=positions_to_proto(self.positions),
+            top_k=self.top_k,
+            token_ids=several(self.token_ids),
+            next_token=self.next_token,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SitePredictions:
+    """Predictions at one site. Row i is of the token after `positions[i]`; log probabilities are
+    natural."""
+
+    positions: NDArray[np.int64]
+    """Ascending. Shape [positions]."""
+    top_ids: NDArray[np.int64]
+    """The likeliest tokens, likeliest first. Shape [positions, top_k]."""
+    top_tokens: NDArray[np.object_]
+    """Those tokens, each a string decoded alone. Shape [positions, top_k]."""
+    top_logprobs: Float32Array
+    """Of those tokens. Shape [positions, top_k]."""
+    token_logprobs: Float32Array
+    """Of `Predict.token_ids`. Shape [positions, token_ids]."""
+    next_token_logprobs: Float32Array | None
+    """Of the prompt token that does come next; NaN at the last prompt position and at generated
+    ones. Shape [positions]; None unless asked for."""

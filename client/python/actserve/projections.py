@@ -1,0 +1,131 @@
+"""Projections: rows read along given directions on the server, which sends the components alone.
+
+This is what a linear probe does, and the encoder of a sparse autoencoder (SAE). In the formulas x
+is one row of a site and y one component of it for each direction.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from actserve._checks import integer
+from actserve.errors import InvalidRequest
+from actserve.tensors import Float32Array, as_array, encode
+from actserve.v1 import capture_pb2 as pb
+
+_COUNT = range(1, 2**32)
+
+
+@dataclass(frozen=True, eq=False)
+class JumpReLU:
+    """y where y is above its threshold, else 0 (Rajamanoharan et al., "Jumping Ahead", 2024).
+
+    `thresholds` have shape [directions].
+    """
+
+    thresholds: ArrayLike
+
+    def __post_init__(self) -> None:
+        thresholds = as_array(self.thresholds, "thresholds", ("directions",))
+        object.__setattr__(self, "thresholds", thresholds)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """max(y, 0) for the `k` largest components of a row, else 0 (Gao et al., "Scaling and
+    evaluating sparse autoencoders", 2024)."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        integer(self.k, "a number of components", _COUNT, "FIELD_INVALID")
+
+
+Activation: TypeAlias = Literal["relu"] | JumpReLU | TopK
+"""What becomes of the components; "relu" is max(y, 0)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """y = activation(D x + b) in place of each row x, computed in float32.
+
+    - `directions` D have shape [directions, width], or [width] for one; every site captured has
+      this width.
+    - `bias` b has shape [directions]; zero by default. An encoder that subtracts p from its input
+      has the bias b - D p.
+    - `activation`: "relu", a `JumpReLU` or a `TopK`; none by default.
+    - `send_top`: how many of the largest components of each row to send, with their indices; all
+      of them, without indices, by default.
+
+    Checks and copies what it is given when it is made, and raises `InvalidRequest`.
+    """
+
+    directions: ArrayLike
+    bias: ArrayLike | None = None
+    activation: Activation | None = None
+    send_top: int | None = None
+
+    def __post_init__(self) -> None:
+        axes = ("directions", "width")
+        directions = np.atleast_2d(as_array(self.directions, "directions", axes, axes[1:]))
+        bias = None if self.bias is None else as_array(self.bias, "bias", axes[:1])
+        thresholds = None
+        if isinstance(self.activation, JumpReLU):
+            thresholds = np.asarray(self.activation.thresholds)
+        elif self.activation not in (None, "relu") and not isinstance(self.activation, TopK):
+            raise InvalidRequest(
+                f"the activation is {self.activation!r}; use 'relu', JumpReLU(thresholds), "
+                "TopK(k) or None",
+                reason="FIELD_INVALID",
+            )
+        for name, each in (("bias", bias), ("thresholds", thresholds)):
+            if each is not None and len(each) != len(directions):
+                raise InvalidRequest(
+                    f"{name} has {len(each)} elements for {len(directions)} directions; give one "
+                    "for each",
+                    reason="TENSOR_SIZE_MISMATCH",
+                )
+        if self.send_top is not None:
+            integer(self.send_top, "a number of components to send", _COUNT, "FIELD_INVALID")
+        object.__setattr__(self, "directions", directions)
+        object.__setattr__(self, "bias", bias)
+
+    @property
+    def count(self) -> int:
+        """Directions."""
+        return len(np.asarray(self.directions))
+
+    @property
+    def sent(self) -> int:
+        """Components sent for each row."""
+        return self.count if self.send_top is None else min(self.send_top, self.count)
+
+    def to_proto(self) -> pb.Projection:
+        """The projection as the contract writes it."""
+        proto = pb.Projection(
+            directions=encode(self.directions),
+            bias=None if self.bias is None else encode(self.bias),
+            send_top=self.send_top,
+        )
+        match self.activation:
+            case JumpReLU(thresholds):
+                proto.jump_relu.thresholds.CopyFrom(encode(thresholds))
+            case TopK(k):
+                proto.top_k.k = k
+            case "relu":
+                proto.relu.SetInParent()
+            case _:
+                pass
+        return proto
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseRows:
+    """The largest components of each row, largest first: what `Projection.send_top` asks for."""
+
+    indices: NDArray[np.int64]
+    """The direction that each component belongs to. Shape [positions, components sent]."""
+    values: Float32Array
+    """The components. Shape [positions, components sent]."""

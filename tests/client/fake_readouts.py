@@ -1,0 +1,223 @@
+"""What the made-up model reads: rows, predictions and attention, each of which tells where it comes
+from."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from actserve.v1 import capture_pb2, positions_pb2, site_pb2, tensor_pb2
+
+WIDTH = 4
+WIDTHS = {site_pb2.HOOK_POINT_MLP_ACT: 6, site_pb2.HOOK_POINT_LOGITS: 9}
+"""Of the hook points whose rows are not as wide as the residual stream."""
+
+Chunk = capture_pb2.ActivationChunk | capture_pb2.PredictionChunk | capture_pb2.AttentionChunk
+
+
+def value(prompt_length: int, site: int, position: int, width: int = WIDTH) -> np.ndarray:
+    """The activation row of a position: [prompt length, site index, position, 0.5, 0.5, ...]."""
+    return np.array([prompt_length, site, position, *[0.5] * (width - 3)], np.float32)
+
+
+def top_ids(site: int, position: int, top_k: int) -> list[int]:
+    return [1000 * site + 10 * position + rank for rank in range(top_k)]
+
+
+def logprob(site: int, position: int, token_id: int) -> float:
+    return -(1 + 1000 * site + position + token_id / 8)
+
+
+def pattern(head: int, query: int, tokens: int) -> np.ndarray:
+    """The attention of a query to each token: more to later ones, less steeply by head."""
+    weights = np.array([head + key + 1 if key <= query else 0 for key in range(tokens)], np.float32)
+    return weights / weights.sum()
+
+
+def tensor(values: object) -> tensor_pb2.Tensor:
+    array = np.asarray(values, "<f4")
+    return tensor_pb2.Tensor(
+        element_type=tensor_pb2.ELEMENT_TYPE_F32, shape=array.shape, data=array.tobytes()
+    )
+
+
+def array(wire: tensor_pb2.Tensor) -> np.ndarray:
+    return np.frombuffer(wire.data, "<f4").reshape(wire.shape)
+
+
+def widths(capture: capture_pb2.CaptureSpec) -> list[int]:
+    count = len(capture.projection.directions.shape) and capture.projection.directions.shape[0]
+    if capture.projection.HasField("send_top"):
+        count = min(count, capture.projection.send_top)
+    return [count or WIDTHS.get(site.hook_point, WIDTH) for site in capture.sites]
+
+
+def select(
+    selector: positions_pb2.PositionSelector, prompt_length: int, run: list[int]
+) -> list[int]:
+    """The positions of a selector that is valid, in a sequence that ran these tokens."""
+    match selector.WhichOneof("selection"):
+        case "last":
+            return [prompt_length - 1]
+        case "prompt":
+            return list(range(prompt_length))
+        case "generated":
+            return list(range(prompt_length, len(run)))
+        case "list":
+            chosen = sorted(p % prompt_length if p < 0 else p for p in selector.list.positions)
+            return [position for position in chosen if position < len(run)]
+        case "range":
+            bounds = selector.range
+            start = bounds.start if bounds.HasField("start") else None
+            end = bounds.end if bounds.HasField("end") else None
+            # Of the prompt, from whose end negative ones count.
+            start, end = (
+                side + prompt_length if side is not None and side < 0 else side
+                for side in (start, end)
+            )
+            return list(range(len(run)))[start:end]
+        case "token_ids":
+            return [at for at, token in enumerate(run) if token in selector.token_ids.ids]
+        case "text":  # Whatever it says.
+            return [1]
+        case _:
+            return list(range(len(run)))
+
+
+def chunked(positions: list[int], size: int = 2) -> list[list[int]]:
+    return [positions[at : at + size] for at in range(0, len(positions), size)]
+
+
+def tracks(
+    capture: capture_pb2.CaptureSpec, sequence: int, prompt_length: int, run: list[int]
+) -> Iterator[list[Chunk]]:
+    """Everything captured of one sequence, in tracks that may interleave."""
+    chosen = select(capture.positions, prompt_length, run)
+    for index, site in enumerate(capture.sites if not capture.keep.send_nothing else ()):
+        yield list(_rows(capture, sequence, index, site, chosen, prompt_length))
+    asked = capture.predictions
+    chosen = select(asked.positions, prompt_length, run)
+    for index in range(len(asked.sites)):
+        yield [
+            _predictions(asked, sequence, index, part, prompt_length) for part in chunked(chosen)
+        ]
+    for index, attention in enumerate(capture.attention):
+        chosen = select(attention.queries, prompt_length, run)
+        for head in attention.heads:
+            yield [_attention(attention, sequence, index, head, part) for part in chunked(chosen)]
+
+
+def reduced(capture: capture_pb2.CaptureSpec, block: np.ndarray) -> np.ndarray:
+    match capture.reduction:
+        case capture_pb2.REDUCTION_LAST:
+            return block[-1:]
+        case capture_pb2.REDUCTION_MEAN:
+            return block.mean(0, keepdims=True)
+        case capture_pb2.REDUCTION_MAX:
+            return block.max(0, keepdims=True)
+        case _:
+            return block
+
+
+def site_rows(
+    capture: capture_pb2.CaptureSpec, index: int, positions: list[int], prompt_length: int
+) -> np.ndarray:
+    """The rows of a site, projected and reduced."""
+    width = WIDTHS.get(capture.sites[index].hook_point, WIDTH)
+    block = np.array([value(prompt_length, index, at, width) for at in positions])
+    if capture.HasField("projection"):
+        block = _projected(capture.projection, block)
+    return reduced(capture, block)
+
+
+def _projected(projection: capture_pb2.Projection, block: np.ndarray) -> np.ndarray:
+    block = block @ array(projection.directions).T
+    if projection.HasField("bias"):
+        block = block + array(projection.bias)
+    match projection.WhichOneof("activation"):
+        case "relu":
+            return np.maximum(block, 0)
+        case "jump_relu":
+            return np.where(block > array(projection.jump_relu.thresholds), block, 0)
+        case "top_k":
+            least = np.sort(block, axis=1)[:, -projection.top_k.k, np.newaxis]
+            return np.where(block >= least, np.maximum(block, 0), 0)
+        case _:
+            return block
+
+
+def _rows(
+    capture: capture_pb2.CaptureSpec,
+    sequence: int,
+    index: int,
+    site: site_pb2.Site,
+    positions: list[int],
+    prompt_length: int,
+) -> Iterator[capture_pb2.ActivationChunk]:
+    if not positions:
+        return
+    block = site_rows(capture, index, positions, prompt_length)
+    positions = positions[-len(block) :]
+    for part in chunked(list(range(len(block)))):
+        values, indices = block[part], np.empty(0, int)
+        if capture.projection.HasField("send_top"):
+            indices = np.argsort(-values, axis=1, kind="stable")[:, : capture.projection.send_top]
+            values = np.take_along_axis(values, indices, axis=1)
+        yield capture_pb2.ActivationChunk(
+            sequence_index=sequence,
+            site_index=index,
+            positions=[positions[row] for row in part],
+            rows=tensor(values),
+            indices=indices.ravel().tolist(),
+        )
+
+
+def _predictions(
+    asked: capture_pb2.PredictionSpec,
+    sequence: int,
+    site: int,
+    positions: list[int],
+    prompt_length: int,
+) -> capture_pb2.PredictionChunk:
+    ids = [top_ids(site, at, asked.top_k) for at in positions]
+    chunk = capture_pb2.PredictionChunk(
+        sequence_index=sequence,
+        site_index=site,
+        positions=positions,
+        top_ids=[each for row in ids for each in row],
+        top_texts=[f"<{each}>" for row in ids for each in row],
+    )
+    if asked.top_k:
+        top = [
+            [logprob(site, at, each) for each in row]
+            for at, row in zip(positions, ids, strict=True)
+        ]
+        chunk.top_logprobs.CopyFrom(tensor(top))
+    if asked.token_ids:
+        chosen = [[logprob(site, at, each) for each in asked.token_ids] for at in positions]
+        chunk.token_logprobs.CopyFrom(tensor(chosen))
+    if asked.next_token:
+        after = [logprob(site, at, 0) if at < prompt_length - 1 else math.nan for at in positions]
+        chunk.next_token_logprobs.CopyFrom(tensor(after))
+    return chunk
+
+
+def _attention(
+    asked: capture_pb2.AttentionSpec, sequence: int, index: int, head: int, queries: list[int]
+) -> capture_pb2.AttentionChunk:
+    # Without the keys after the last query, which no query sees.
+    weights = np.array([pattern(head, query, max(queries) + 1) for query in queries])
+    chunk = capture_pb2.AttentionChunk(
+        sequence_index=sequence, attention_index=index, head=head, queries=queries
+    )
+    if asked.HasField("top_k"):
+        top = np.zeros((len(queries), asked.top_k), np.float32)
+        keys = np.full(top.shape, -1)
+        for row, query in enumerate(queries):  # Weights grow with the key.
+            largest = np.arange(query, -1, -1)[: asked.top_k]
+            keys[row, : len(largest)] = largest
+            top[row, : len(largest)] = weights[row, largest]
+        weights = top
+        chunk.keys.extend(keys.ravel().tolist())
+    chunk.weights.CopyFrom(tensor(weights))
+    return chunk

@@ -1,0 +1,254 @@
+"""A readout is complete or it is an error, whatever the server does."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import actserve
+
+from .breaking import (
+    CLOSING,
+    OPENING,
+    Break,
+    doubled,
+    each,
+    extra,
+    first,
+    shaped,
+    without,
+    without_first,
+)
+from .fake_server import Model
+
+PROMPT = "one two three"
+
+
+def widen(widths: Any) -> None:
+    widths[0] = 4
+
+
+PREDICT: dict[str, Any] = {
+    "predictions": actserve.Predict(
+        ["resid_post.1", "final_norm"], top_k=2, token_ids=[7], next_token=True
+    )
+}
+BY_TEXT: dict[str, Any] = {
+    "predictions": actserve.Predict(
+        ["resid_post.1", "final_norm"], positions=actserve.ByText("two"), top_k=1
+    )
+}
+ATTENTION: dict[str, Any] = {"attention": actserve.Attention(0, [1, 2])}
+SPARSE_ATTENTION: dict[str, Any] = {"attention": actserve.Attention(0, 1, top_k=2)}
+SPARSE: dict[str, Any] = {"projection": actserve.Projection(np.eye(4)[:3], send_top=2)}
+KEPT: dict[str, Any] = {"keep": actserve.Keep()}
+
+# By name: what is asked for besides the rows of `embedding`, what goes wrong, and what is said.
+BROKEN: dict[str, tuple[dict[str, Any], Break, str]] = {
+    "no predictions": (PREDICT, without("predictions"), "predictions of resid_post.1 are missing"),
+    "some predictions": (PREDICT, without_first("predictions"), "missing at 2 of . positions"),
+    "predictions of one site by text": (
+        BY_TEXT,
+        without_first("predictions"),
+        "predictions of resid_post.1 are missing at 1 of 1",
+    ),
+    "predictions twice": (PREDICT, doubled("predictions"), "predictions of .* came twice"),
+    "predictions unasked": (ATTENTION, extra("predictions"), "predictions of site 0 of 0"),
+    "predictions of no site": (
+        PREDICT,
+        first("predictions", lambda chunk: setattr(chunk, "site_index", 2)),
+        "predictions of site 2 of 2",
+    ),
+    "too few likeliest tokens": (
+        PREDICT,
+        first("predictions", lambda chunk: chunk.top_ids.pop()),
+        r"top_ids in shape \[3\], but \[2, 2\]",
+    ),
+    "likeliest tokens without texts": (
+        PREDICT,
+        first("predictions", lambda chunk: chunk.ClearField("top_texts")),
+        r"top_texts in shape \[0\], but \[2, 2\]",
+    ),
+    "likeliest tokens without log probabilities": (
+        PREDICT,
+        first("predictions", lambda chunk: chunk.ClearField("top_logprobs")),
+        r"top_logprobs in shape \[0\], but \[2, 2\]",
+    ),
+    "log probabilities of another token": (
+        PREDICT,
+        first("predictions", shaped("token_logprobs", 2, 2)),
+        r"token_logprobs in shape \[2, 2\], but \[2, 1\]",
+    ),
+    "log probabilities transposed": (
+        PREDICT,
+        first("predictions", shaped("token_logprobs", 1, 2)),
+        r"token_logprobs in shape \[1, 2\], but \[2, 1\]",
+    ),
+    "no score": (
+        PREDICT,
+        first("predictions", lambda chunk: chunk.ClearField("next_token_logprobs")),
+        r"next_token_logprobs in shape \[0\], but \[2\]",
+    ),
+    "no attention": (ATTENTION, without("attention"), "queries of layer 0 head 1 are missing at"),
+    "some attention": (ATTENTION, without_first("attention"), "missing at 2 of . positions"),
+    "attention twice": (ATTENTION, doubled("attention"), "head 1 came twice"),
+    "attention unasked": (PREDICT, extra("attention"), "attention 0 of 0"),
+    "attention of another head": (
+        ATTENTION,
+        first("attention", lambda chunk: setattr(chunk, "head", 5)),
+        "head 5 unasked",
+    ),
+    "attention to too few keys": (
+        ATTENTION,
+        first("attention", shaped("weights", 2, 1)),
+        r"layer 0 head 1 in shape \[2, 1\] for 2 queries up to position 1",
+    ),
+    "attention to too many keys": (
+        ATTENTION,
+        first("attention", shaped("weights", 2, 99)),
+        "layer 0 to 99 keys, but . tokens were run",
+    ),
+    "attention of fewer queries": (
+        ATTENTION,
+        first("attention", shaped("weights", 1, 2)),
+        r"in shape \[1, 2\] for 2 queries",
+    ),
+    "attention flattened": (
+        ATTENTION,
+        first("attention", shaped("weights", 4)),
+        r"in shape \[4\] for 2 queries",
+    ),
+    "fewer of the largest weights": (
+        SPARSE_ATTENTION,
+        first("attention", shaped("weights", 2, 1)),
+        r"in shape \[2, 1\] for 2 queries",
+    ),
+    "more of the largest weights": (
+        SPARSE_ATTENTION,
+        first("attention", shaped("weights", 2, 3)),
+        r"in shape \[2, 3\] for 2 queries",
+    ),
+    "weights without keys": (
+        SPARSE_ATTENTION,
+        first("attention", lambda chunk: chunk.ClearField("keys")),
+        "0 keys for 4 weights",
+    ),
+    "a key after its query": (
+        SPARSE_ATTENTION,
+        first("attention", lambda chunk: chunk.keys.__setitem__(0, 1)),
+        "keys of layer 0 head 1 that its queries do not see",
+    ),
+    "a key before the first": (
+        SPARSE_ATTENTION,
+        first("attention", lambda chunk: chunk.keys.__setitem__(0, -2)),
+        "keys of layer 0 head 1 that its queries do not see",
+    ),
+    "rows that are not projected": (
+        SPARSE,
+        each(*OPENING, do=lambda event: hasattr(event, "widths") and widen(event.widths)),
+        "rows of width 4, but the projection has 2 components to send",
+    ),
+    "components without directions": (
+        SPARSE,
+        first("activations", lambda chunk: chunk.ClearField("indices")),
+        "0 indices up to 0 for 4 components of embedding along 3",
+    ),
+    "a direction that is not there": (
+        SPARSE,
+        first("activations", lambda chunk: chunk.indices.__setitem__(1, 3)),
+        "4 indices up to 3 for 4 components of embedding along 3",
+    ),
+    "rows that are not reduced": (
+        {"reduce": "mean"},
+        first("activations", lambda chunk: chunk.positions.insert(0, 0)),
+        "for 2 positions",
+    ),
+    "a reduced row of another position": (
+        {"reduce": "mean"},
+        first("activations", lambda chunk: chunk.positions.__setitem__(0, 0)),
+        "rows of embedding are missing at 1 of 1",
+    ),
+    "rows not kept": (
+        KEPT,
+        each(*CLOSING, do=lambda event: event.ClearField("kept")),
+        "did not keep the rows",
+    ),
+    "rows kept unasked": (
+        {},
+        each(*CLOSING, do=lambda event: setattr(event, "kept", "keptActivations/0")),
+        "kept rows unasked",
+    ),
+    "rows sent unasked": (
+        {"keep": actserve.Keep(send=False)},
+        extra("activations"),
+        "rows of site 0 of 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ["fetch", "generate", "stream"])
+@pytest.mark.parametrize("case", BROKEN)
+def test_an_incomplete_readout_raises(client: Any, model: Model, method: str, case: str) -> None:
+    asked, broken, message = BROKEN[case]
+    model.fetch = lambda request: iter(broken(model.honest_fetch(request)))
+    model.generate = lambda request: iter(broken(model.honest_generate(request)))
+    call = {
+        "fetch": lambda: client.fetch(PROMPT, sites="embedding", **asked),
+        "generate": lambda: client.generate(PROMPT, capture="embedding", **asked),
+        "stream": lambda: list(client.stream(PROMPT, capture="embedding", **asked)),
+    }[method]
+    with pytest.raises(actserve.BadResponse, match=message):
+        call()
+
+
+BROKEN_MEANS: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
+    "cut short": (without("finished"), actserve.StreamCutShort, "ended before"),
+    "a prompt never finished": (
+        without_first("prompt_finished"),
+        actserve.BadResponse,
+        "without prompt 0 of 3",
+    ),
+    "no mean": (
+        without_first("label_mean"),
+        actserve.BadResponse,
+        "without the mean of 'y' at embedding",
+    ),
+    "a mean twice": (doubled("label_mean"), actserve.BadResponse, "mean of 'y' at site 0 of 1"),
+    "a mean of no label": (
+        first("label_mean", lambda mean: setattr(mean, "label", "z")),
+        actserve.BadResponse,
+        "mean of 'z' at site 0 of 1 twice or unasked",
+    ),
+    "a mean of no site": (
+        first("label_mean", lambda mean: setattr(mean, "site_index", 1)),
+        actserve.BadResponse,
+        "mean of 'y' at site 1 of 1",
+    ),
+    "a mean of fewer prompts": (
+        each("label_mean", do=lambda mean: setattr(mean, "prompts", 1)),
+        actserve.BadResponse,
+        "mean of 1 prompts of 'x' .* not that of 2",
+    ),
+    "a mean of another width": (
+        first("label_mean", shaped("mean", 3)),
+        actserve.BadResponse,
+        r"in shape \[3\], not that of 1 in shape \[4\]",
+    ),
+    "no opening": (without("started"), actserve.BadResponse, r"not that of 1 in shape \[0\]"),
+    "rows as well": (extra("activations"), actserve.BadResponse, "only their means"),
+    "no report of an intervention": (
+        each(*CLOSING, do=lambda event: event.ClearField("interventions")),
+        actserve.BadResponse,
+        "reported on 0 interventions, not the 1 asked",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_MEANS)
+def test_incomplete_means_raise(client: Any, model: Model, case: str) -> None:
+    broken, error, message = BROKEN_MEANS[case]
+    model.fetch = lambda request: iter(broken(model.honest_fetch(request)))
+    with pytest.raises(error, match=message):
+        client.fetch_means(
+            ["a", "b c", "d"], ["x", "x", "y"], "embedding", steer=actserve.Zero("embedding")
+        )

@@ -1,0 +1,315 @@
+"""What a capture can return in place of plain rows; every test with a client runs sync and with
+asyncio."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import actserve
+from actserve import Attention, Keep, KeptRows, Predict, Projection, Replace
+
+from .fake_readouts import logprob, pattern, top_ids
+from .fake_server import Model, expected
+
+SITE = "resid_post.1"
+D = np.array([[0, 0, 1, 0], [1, 0, -1, 0], [0, 0, 0, 2]], np.float32)
+"""Of a row [prompt length, site index, position, 0.5]: position, length - position, one."""
+
+ACTIVATIONS: dict[str, tuple[Any, Callable[[np.ndarray], np.ndarray]]] = {
+    "none": (None, lambda y: y),
+    "relu": ("relu", lambda y: np.maximum(y, 0)),
+    "jump relu": (
+        actserve.JumpReLU([0.5, 1.5, 9]),
+        lambda y: np.where(y > [0.5, 1.5, 9], y, 0),
+    ),
+    "top k": (actserve.TopK(1), lambda y: np.where(y == y.max(1, keepdims=True), y, 0)),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_projected_rows_are_the_components_along_the_directions(client: Any, name: str) -> None:
+    activation, apply = ACTIVATIONS[name]
+    bias = [0.25, -1, 0]
+    acts = client.fetch("a b c d", SITE, projection=Projection(D, bias, activation))
+    wanted = apply(expected(4, 0, range(4)) @ D.T + bias)
+    assert acts[SITE].dtype == np.float32
+    np.testing.assert_array_equal(acts[SITE], wanted.astype(np.float32))
+    assert acts.positions.tolist() == [0, 1, 2, 3]
+
+
+def test_one_direction_gives_one_component(client: Any) -> None:
+    acts = client.fetch("a b c", [SITE, "embedding"], projection=Projection(D[0]))
+    for site in acts:
+        np.testing.assert_array_equal(acts[site], [[0], [1], [2]])
+
+
+def test_the_largest_components_come_with_their_directions(client: Any, tmp_path: Path) -> None:
+    projection = Projection(D, send_top=2)
+    for acts in (
+        client.fetch("a b c d", SITE, projection=projection),
+        client.generate("a b c", max_tokens=2, capture=SITE, projection=projection).activations,
+    ):
+        sparse = acts.sparse["blocks.1.hook_resid_post"]
+        length = 4 if len(acts.tokens) == 4 else 3
+        y = expected(length, 0, range(4)) @ D.T
+        order = np.argsort(-y, axis=1, kind="stable")[:, :2]
+        assert sparse.indices.dtype == np.int64
+        np.testing.assert_array_equal(sparse.indices, order)
+        np.testing.assert_array_equal(sparse.values, np.take_along_axis(y, order, 1))
+        assert list(acts) == []
+        with pytest.raises(KeyError, match=r"largest components; see \.sparse"):
+            acts[SITE]
+    acts.save(tmp_path / "acts.npz")
+    with np.load(tmp_path / "acts.npz") as saved:
+        np.testing.assert_array_equal(saved[f"{SITE}.indices"], sparse.indices)
+        np.testing.assert_array_equal(saved[f"{SITE}.values"], sparse.values)
+
+
+@pytest.mark.parametrize(
+    ("reduce", "wanted"),
+    [("last", [4, 0, 3, 0.5]), ("mean", [4, 0, 2, 0.5]), ("max", [4, 0, 3, 0.5])],
+)
+def test_reduced_rows_are_one_row_at_the_last_position_reduced(
+    client: Any, reduce: Any, wanted: list[float]
+) -> None:
+    acts = client.fetch("a b c d", SITE, positions=slice(1, None), reduce=reduce)
+    assert acts[SITE].tolist() == [wanted]
+    assert acts.positions.tolist() == [3]
+    out = client.generate("a b", capture=SITE, positions="generated", reduce=reduce)
+    assert out.activations.positions.tolist() == [3]
+    assert out.activations[SITE].shape == (1, 4)
+    nothing = client.generate("a", max_tokens=1, capture=SITE, positions="generated", reduce=reduce)
+    assert nothing.activations[SITE].shape == (0, 4)
+
+
+def test_a_reduction_is_of_the_projected_rows(client: Any) -> None:
+    projection = Projection(D, activation="relu", send_top=1)
+    acts = client.fetch("a b c d", SITE, projection=projection, reduce="max")
+    assert acts.sparse[SITE].values.tolist() == [[4]]
+    assert acts.sparse[SITE].indices.tolist() == [[1]]
+
+
+def test_predictions_are_the_likeliest_next_tokens_by_site(client: Any) -> None:
+    asked = Predict([SITE, "final_norm"], positions=[1, -1], top_k=3, token_ids=[8, 0])
+    acts = client.fetch("a b c", predictions=asked)
+    assert list(acts.predictions) == [SITE, "final_norm"]
+    assert len(acts) == 0
+    assert acts.positions.tolist() == []
+    for index, at in enumerate(acts.predictions.values()):
+        ids = [top_ids(index, position, 3) for position in (1, 2)]
+        assert at.positions.tolist() == [1, 2]
+        assert at.top_ids.tolist() == ids
+        assert at.top_tokens.tolist() == [[f"<{each}>" for each in row] for row in ids]
+        assert at.top_logprobs.dtype == np.float32
+        for row, position in enumerate((1, 2)):
+            likeliest = [logprob(index, position, each) for each in ids[row]]
+            assert at.top_logprobs[row].tolist() == likeliest
+            assert at.token_logprobs[row].tolist() == [
+                logprob(index, position, each) for each in (8, 0)
+            ]
+        assert at.next_token_logprobs is None
+
+
+def test_a_prompt_is_scored_without_sampling(client: Any) -> None:
+    acts = client.fetch("a b c", predictions=Predict(next_token=True))
+    at = acts.predictions["final_norm"]
+    assert at.next_token_logprobs[:-1].tolist() == [logprob(0, 0, 0), logprob(0, 1, 0)]
+    assert np.isnan(at.next_token_logprobs[-1])
+    assert at.top_ids.shape == at.top_tokens.shape == at.top_logprobs.shape == (3, 0)
+    assert at.token_logprobs.shape == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("positions", "rows"),
+    [
+        ("all", [0, 1, 2, 3]),
+        ("last", [1]),
+        ("prompt", [0, 1]),
+        ("generated", [2, 3]),
+        ([0, 3, 9], [0, 3]),
+        (-1, [1]),
+        (slice(-1, None), [1, 2, 3]),
+        (slice(-9, 1), [0]),
+        (slice(5, None), []),
+        (actserve.ByTokenId([97, 100]), [0]),
+        (actserve.ByTokenId([0, 1, 2]), [2, 3]),
+        (actserve.ByText("b"), [1]),
+    ],
+    ids=str,
+)
+def test_predictions_and_queries_have_positions_of_their_own(
+    client: Any, positions: Any, rows: list[int]
+) -> None:
+    out = client.generate(
+        "a b",
+        predictions=Predict(top_k=1, positions=positions),
+        attention=Attention(0, 1, positions),
+    )
+    assert out.activations.predictions["final_norm"].positions.tolist() == rows
+    assert out.activations.predictions["final_norm"].top_ids.shape == (len(rows), 1)
+    assert out.activations.attention[0, 1].queries.tolist() == rows
+    assert out.activations.attention[0, 1].weights.shape == (len(rows), 4)
+
+
+def test_attention_is_found_by_layer_and_head(client: Any) -> None:
+    acts = client.fetch("a b c d e", attention=[Attention(2, [0, 3]), Attention(-1, 1, "last")])
+    assert list(acts.attention) == [(2, 0), (2, 3), (-1, 1)]
+    for head in (0, 3):
+        found = acts.attention[2, head]
+        assert (found.layer, found.head, found.keys) == (2, head, None)
+        assert found.weights.dtype == np.float32
+        np.testing.assert_array_equal(
+            found.weights, [pattern(head, query, 5) for query in range(5)]
+        )
+    np.testing.assert_array_equal(acts.attention[-1, 1].weights, [pattern(1, 4, 5)])
+    assert acts.attention[-1, 1].queries.tolist() == [4]
+
+
+def test_the_largest_weights_come_with_their_keys(client: Any) -> None:
+    acts = client.fetch("a b c", attention=Attention(0, 2, top_k=2))
+    found = acts.attention[0, 2]
+    assert found.keys.tolist() == [[0, -1], [1, 0], [2, 1]]
+    wanted = [
+        [0 if key < 0 else pattern(2, query, 3)[key] for key in keys]
+        for query, keys in enumerate(found.keys)
+    ]
+    np.testing.assert_array_equal(found.weights, wanted)
+
+
+def test_every_readout_of_a_sample_is_its_own(client: Any, model: Model) -> None:
+    model.order = np.random.default_rng(0).integers
+    outs = client.generate(
+        "a b",
+        n=2,
+        capture=SITE,
+        reduce="last",
+        predictions=Predict(top_k=2),
+        attention=Attention(0, [0, 1]),
+    )
+    for out in outs:
+        acts = out.activations
+        assert acts[SITE].tolist() == [[2, 0, 3, 0.5]]
+        assert acts.predictions["final_norm"].positions.tolist() == [0, 1, 2, 3]
+        np.testing.assert_array_equal(
+            acts.attention[0, 1].weights, [pattern(1, query, 4) for query in range(4)]
+        )
+
+
+def test_what_was_not_asked_for_is_absent(client: Any) -> None:
+    acts = client.fetch("a b", SITE)
+    assert (list(acts.sparse), list(acts.predictions), dict(acts.attention)) == ([], [], {})
+    assert acts.kept is None
+    with pytest.raises(KeyError, match="no predictions of final_norm were asked for"):
+        acts.predictions["final_norm"]
+
+
+def test_a_stream_yields_what_is_read_as_it_comes(client: Any) -> None:
+    events = list(
+        client.stream(
+            "a b",
+            capture=SITE,
+            projection=Projection(D, send_top=1),
+            predictions=Predict(top_k=1),
+            attention=Attention(0, 1),
+            keep=Keep(),
+        )
+    )
+    rows = [event for event in events if isinstance(event, actserve.Rows)]
+    assert np.concatenate([event.rows for event in rows]).tolist() == [[2], [1], [2], [3]]
+    indices = [event.indices for event in rows if event.indices is not None]
+    assert np.concatenate(indices).tolist() == [[1], [0], [0], [0]]
+    predicted = [event for event in events if isinstance(event, actserve.Predicted)]
+    assert {(event.sample, event.site) for event in predicted} == {(0, "final_norm")}
+    assert [at for event in predicted for at in event.predictions.positions] == [0, 1, 2, 3]
+    attended = [event for event in events if isinstance(event, actserve.Attended)]
+    assert [at for event in attended for at in event.pattern.queries] == [0, 1, 2, 3]
+    assert [event.pattern.weights.shape for event in attended] == [(2, 2), (2, 4)]
+    (closed,) = [event for event in events if isinstance(event, actserve.SampleFinished)]
+    assert closed.kept == "keptActivations/0"
+
+
+def test_kept_rows_are_described_used_and_deleted(client: Any, model: Model) -> None:
+    acts = client.fetch("a b c", [SITE, "embedding"], positions=[0, 2], keep=Keep(ttl=90))
+    assert acts[SITE].shape == (2, 4)
+    assert client.kept(acts.kept) == actserve.Kept(
+        name="keptActivations/0",
+        sites=(SITE, "embedding"),
+        positions=(0, 2),
+        size_bytes=64,
+        expire_time=datetime.fromtimestamp(1_000_000_090, UTC),
+    )
+    client.generate("a b c", steer=Replace(SITE, acts.kept, positions=[0, 2]))
+    assert model.requests[-1].interventions[0].replace.kept.name == acts.kept
+    client.delete_kept(acts.kept)
+    for gone in (client.kept, client.delete_kept):
+        with pytest.raises(actserve.NotFound, match="nothing is kept"):
+            gone(acts.kept)
+
+
+def test_rows_that_are_kept_need_not_be_sent(client: Any, model: Model) -> None:
+    one, two = client.fetch(["a b", "c d"], SITE, keep=Keep(send=False))
+    assert model.requests[0].capture.keep.send_nothing
+    assert not model.requests[0].capture.keep.HasField("ttl")
+    assert {one.kept, two.kept} == {*model.kept}
+    assert (len(one), one.positions.tolist()) == (0, [])
+    out = client.generate("a b", capture=SITE, keep=Keep(send=False))
+    assert out.activations.kept in model.kept
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 32])
+def test_means_weigh_every_prompt_alike_however_they_are_split(
+    connect: Callable[..., Any], model: Model, concurrency: int
+) -> None:
+    client = connect(concurrency=concurrency)
+    prompts = [" ".join("w" * (1 + index % 5)) for index in range(40)]
+    labels = ["b" if index % 3 else "a" for index in range(40)]
+    means = client.fetch_means(prompts, labels, [SITE, "embedding"])
+    assert list(means) == ["a", "b"]
+    lengths = np.array([len(prompt.split()) for prompt in prompts])
+    for label, each in means.items():
+        own = lengths[[other == label for other in labels]]
+        assert each.prompts == len(own)
+        for index, site in enumerate(each):
+            assert each[site].dtype == np.float32
+            np.testing.assert_allclose(
+                each[site], [own.mean(), index, (own - 1).mean() / 2, 0.5], rtol=1e-6
+            )
+    assert len(model.requests) == -(-40 // min(16, concurrency))
+
+
+def test_means_are_of_the_rows_as_reduced_and_projected(client: Any, model: Model) -> None:
+    means = client.fetch_means(
+        ["a b c", "d", "e f"],
+        ["x", "y", "x"],
+        SITE,
+        positions=slice(0, 9),
+        reduce="max",
+        projection=Projection(D),
+        steer=actserve.Zero("embedding"),
+    )
+    assert {label: each[SITE].tolist() for label, each in means.items()} == {
+        "x": [1.5, 2.5, 1],
+        "y": [0, 1, 1],
+    }
+    assert means["x"]["blocks.1.hook_resid_post"] is means["x"][SITE]
+    (request,) = model.requests
+    assert list(request.labels) == ["x", "y", "x"]
+    assert len(request.interventions) == 1
+
+
+def test_means_of_no_prompts_are_none(client: Any) -> None:
+    assert client.fetch_means([], [], SITE) == {}
+
+
+def test_kept_rows_may_be_of_another_site_and_of_some_positions() -> None:
+    rows = KeptRows("keptActivations/x", "embedding", [1, 4])
+    proto = Replace(SITE, rows, positions=[0, 1]).to_proto().replace.kept
+    assert proto.name == "keptActivations/x"
+    assert (proto.site.hook_point, list(proto.positions)) == (1, [1, 4])
+    plain = Replace(SITE, KeptRows("keptActivations/x")).to_proto().replace.kept
+    assert not plain.HasField("site")
+    assert list(plain.positions) == []
