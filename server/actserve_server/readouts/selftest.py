@@ -21,7 +21,7 @@ from actserve_server.readouts.attention import pattern
 
 PROMPT_TOKENS = 48
 PAST_WINDOW = 8
-"""Tokens by which the prompt is longer than the shortest sliding window."""
+"""Tokens by which a prompt is longer than the sliding window it is to show."""
 LONGEST_PROMPT = 1100
 """Tokens; a window beyond is not tested, since the proof would take longer than it is worth."""
 TOLERANCE = {ElementType.F32: 1e-3, ElementType.F16: 0.05, ElementType.BF16: 0.05}
@@ -36,10 +36,14 @@ async def prove_attention(engine: Engine, info: ModelInfo) -> ModelInfo:
         return info
     if missing := [point for point in _NEEDED if info.hook_points[point].unserved]:
         return _withdrawn(info, f"it takes {', '.join(missing)} to prove them, not all served")
-    rng = np.random.default_rng(0)
-    token_ids = tuple(rng.integers(0, info.vocabulary_size, _length(info)).tolist())
+    longest = min(LONGEST_PROMPT, info.limits.max_sequence_tokens - 1)
+    ids = np.random.default_rng(0).integers(0, info.vocabulary_size, longest).tolist()
+    windows: set[int | None] = set()
     for layer, rule in enumerate(info.attention):
-        q, k, v, z = await _rows(engine, info, token_ids, layer)
+        # Windows are the same code in every layer, so each is proven in the first that has it.
+        count = PROMPT_TOKENS if rule.sliding_window in windows else _length(rule, longest)
+        windows.add(rule.sliding_window)
+        q, k, v, z = await _rows(engine, info, tuple(ids[:count]), layer)
         error = _error(rule, q, k, v, z)
         if not error <= TOLERANCE[info.element_type]:
             return _withdrawn(
@@ -50,11 +54,10 @@ async def prove_attention(engine: Engine, info: ModelInfo) -> ModelInfo:
     return info
 
 
-def _length(info: ModelInfo) -> int:
-    windows = [rule.sliding_window for rule in info.attention if rule.sliding_window]
-    wanted = max(PROMPT_TOKENS, min(windows, default=0) + PAST_WINDOW)
-    longest = min(LONGEST_PROMPT, info.limits.max_sequence_tokens - 1)
-    return wanted if wanted <= longest else min(PROMPT_TOKENS, longest)
+def _length(rule: AttentionRule, longest: int) -> int:
+    """Tokens that show a layer's window, where there may be so many."""
+    past = (rule.sliding_window or 0) + PAST_WINDOW
+    return max(PROMPT_TOKENS, past) if past <= longest else PROMPT_TOKENS
 
 
 def _withdrawn(info: ModelInfo, reason: str) -> ModelInfo:
