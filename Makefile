@@ -58,6 +58,12 @@ bench: setup ## Measure throughput and latency against plain vLLM
 test: setup helm-tool ## Run every test, those with real models included
 	@$(PY) -m pytest $(ARGS)
 
+.PHONY: isolation
+isolation: setup ## Run the isolation test at length: 500 requests, three seeds, compiled and eager
+	@ISOLATION_REQUESTS=$${ISOLATION_REQUESTS:-500} ISOLATION_SEEDS=$${ISOLATION_SEEDS:-3} \
+	  ISOLATION_MODES=$${ISOLATION_MODES:-compiled,eager} \
+	  $(PY) -m pytest -s tests/integration/test_isolation.py $(ARGS)
+
 .PHONY: test-fast
 test-fast: setup ## Run the tests that need no model
 	@$(PY) -m pytest --ignore tests/integration -m "not integration and not slow" $(ARGS)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.models.embedded import default_cache_dir, prepare
@@ -16,7 +17,7 @@ SMALL_KV_BYTES = 52 << 20
 TIMEOUT_S = 900
 """A test that starts an engine may wait for its first compilation."""
 
-STARTS_OTHER_ENGINES = {"test_parity.py"}
+STARTS_OTHER_ENGINES = {"test_families.py", "test_parity.py", "test_tensor_parallel.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,26 +32,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name in STARTS_OTHER_ENGINES)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    # Of transformers beside an engine: threads that share their cores with others wait for each
+    # other ten times as long as they compute.
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def model_path() -> Callable[[str], Path]:
     cache = os.environ.get("ACTSERVE_CACHE")
     return lambda model: prepare(model, Path(cache) if cache else default_cache_dir())
 
 
+def tight_options(path: Path, *, enforce_eager: bool = False) -> EngineOptions:
+    """SmolLM2 in float32, so tight that prompts are chunked and requests preempted."""
+    return EngineOptions(
+        model_id="smollm2-135m",
+        model_path=str(path),
+        dtype="float32",
+        max_model_len=1024,
+        max_num_batched_tokens=256,
+        max_num_seqs=32,
+        block_size=32,
+        kv_cache_memory_bytes=SMALL_KV_BYTES,
+        enforce_eager=enforce_eager,
+    )
+
+
 @pytest.fixture(scope="session")
 def smollm2(model_path: Callable[[str], Path]) -> Iterator[EngineThread]:
-    """SmolLM2 in float32, compiled, so tight that prompts are chunked and requests preempted."""
-    engine = EngineThread(
-        EngineOptions(
-            model_id="smollm2-135m",
-            model_path=str(model_path("smollm2-135m")),
-            dtype="float32",
-            max_model_len=1024,
-            max_num_batched_tokens=256,
-            max_num_seqs=32,
-            block_size=32,
-            kv_cache_memory_bytes=SMALL_KV_BYTES,
-        )
-    )
+    """SmolLM2 as `tight_options` has it, compiled."""
+    engine = EngineThread(tight_options(model_path("smollm2-135m")))
     yield engine
     engine.close()

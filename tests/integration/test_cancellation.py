@@ -8,20 +8,26 @@ from dataclasses import replace
 
 import numpy as np
 
-from actserve_server.domain.prompts import TextPrompt
-from actserve_server.domain.runs import Add, Capture, Rows, Run, RunEvent, Sampling, Tokens
+from actserve_server.domain.runs import Rows, Run, RunEvent, Tokens
 from actserve_server.domain.sites import HookPoint, Site
-from tests.integration.harness import ALL, EngineThread, Result, collect, relative_errors
+from tests.integration.harness import (
+    EngineThread,
+    Result,
+    add,
+    again,
+    collect,
+    greedy,
+    make_run,
+    relative_errors,
+)
 
 SITE = Site(HookPoint.RESID_POST, 10)
-LONG = Sampling(temperature=0.0, max_tokens=500, ignore_eos=True)
+LONG = greedy(500)
 
 
-def _long_run(engine: EngineThread, name: str) -> Run:
-    ids = engine.call(engine.engine.tokenize(TextPrompt("Once upon a time there was"))).ids
-    add = Add(SITE, ALL, np.full(576, 0.1, np.float32))
-    capture = Capture((SITE,), ALL)
-    return Run(id=name, token_ids=ids, sampling=LONG, capture=capture, interventions=(add,))
+def _long_run(engine: EngineThread) -> Run:
+    ids = engine.tokenize("Once upon a time there was").ids
+    return make_run(ids, add(SITE, np.full(576, 0.1, np.float32)), sites=[SITE], sampling=LONG)
 
 
 def _unfinished(engine: EngineThread) -> int:
@@ -29,7 +35,7 @@ def _unfinished(engine: EngineThread) -> int:
 
 
 def test_a_cancelled_stream_frees_its_slot_within_a_second(smollm2: EngineThread) -> None:
-    run = _long_run(smollm2, "cancel-one")
+    run = _long_run(smollm2)
 
     async def read_a_little() -> None:
         async with aclosing(smollm2.engine.run(run)) as events:
@@ -47,7 +53,7 @@ def test_a_cancelled_stream_frees_its_slot_within_a_second(smollm2: EngineThread
 def test_a_capture_closed_in_the_middle_of_its_prefill_is_aborted(smollm2: EngineThread) -> None:
     """Its first rows are there, its first token is not."""
     ids = tuple(1000 + index % 7000 for index in range(900))
-    run = Run(id="close-in-prefill", token_ids=ids, capture=Capture((SITE,), ALL), sampling=LONG)
+    run = make_run(ids, sites=[SITE], sampling=LONG)
 
     async def read_first_rows() -> list[RunEvent]:
         async with aclosing(smollm2.engine.run(run)) as events:
@@ -64,18 +70,13 @@ def test_a_capture_closed_in_the_middle_of_its_prefill_is_aborted(smollm2: Engin
 
 def test_cancelled_neighbours_with_other_steering_change_no_number(smollm2: EngineThread) -> None:
     ids = tuple(2000 + index * 37 % 9000 for index in range(300))
-    mine = Run(
-        id="neighbours-alone",
-        token_ids=ids,
-        sampling=Sampling(temperature=0.0, max_tokens=24, ignore_eos=True),
-        capture=Capture((SITE,), ALL),
-        interventions=(Add(SITE, ALL, np.full(576, 0.3, np.float32)),),
-    )
+    steering = add(SITE, np.full(576, 0.3, np.float32))
+    mine = make_run(ids, steering, sites=[SITE], sampling=greedy(24))
     alone = smollm2.run(mine)
 
     async def neighbour(index: int) -> None:
-        steering = Add(SITE, ALL, np.full(576, float(index - 10), np.float32))
-        other = replace(mine, id=f"neighbour-{index}", sampling=LONG, interventions=(steering,))
+        steering = add(SITE, np.full(576, float(index - 10), np.float32))
+        other = replace(again(mine), sampling=LONG, interventions=(steering,))
         task = asyncio.ensure_future(collect(smollm2.engine, other))
         await asyncio.sleep(index * 0.1)
         task.cancel()
@@ -83,7 +84,7 @@ def test_cancelled_neighbours_with_other_steering_change_no_number(smollm2: Engi
         assert task.cancelled()
 
     async def beside() -> Result:
-        run = collect(smollm2.engine, replace(mine, id="neighbours-beside"))
+        run = collect(smollm2.engine, again(mine))
         result, _ = await asyncio.gather(run, asyncio.gather(*map(neighbour, range(20))))
         return result
 
@@ -94,19 +95,12 @@ def test_cancelled_neighbours_with_other_steering_change_no_number(smollm2: Engi
 
 
 def test_a_thousand_cancelled_runs_leave_nothing_behind(smollm2: EngineThread) -> None:
-    run = _long_run(smollm2, "cancel-many")
+    run = _long_run(smollm2)
     shared_before = set(os.listdir("/dev/shm"))
 
     async def cancel_after(index: int) -> None:
         async def read() -> None:
-            one = Run(
-                id=f"cancel-many-{index}",
-                token_ids=run.token_ids,
-                sampling=LONG,
-                capture=run.capture,
-                interventions=run.interventions,
-            )
-            async with aclosing(smollm2.engine.run(one)) as events:
+            async with aclosing(smollm2.engine.run(again(run))) as events:
                 async for _ in events:
                     pass
 
@@ -129,10 +123,5 @@ def test_a_thousand_cancelled_runs_leave_nothing_behind(smollm2: EngineThread) -
     assert smollm2.engine.open_inboxes == 0
     assert set(os.listdir("/dev/shm")) <= shared_before
     # The worker has no run left either: the next one is served, and gets all its rows.
-    short = Run(
-        id="after-cancel",
-        token_ids=run.token_ids,
-        capture=run.capture,
-        interventions=run.interventions,
-    )
+    short = replace(again(run), sampling=greedy(1))
     assert smollm2.run(short).positions == list(range(len(run.token_ids)))

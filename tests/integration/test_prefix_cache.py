@@ -2,28 +2,31 @@
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
-from actserve_server.domain.positions import Spans
-from actserve_server.domain.prompts import TextPrompt
-from actserve_server.domain.runs import Add, Capture, Run, Sampling
 from actserve_server.domain.sites import HookPoint, Site
-from tests.integration.harness import ALL, EngineThread, relative_errors
+from tests.integration.harness import (
+    EngineThread,
+    add,
+    at,
+    greedy,
+    make_run,
+    relative_errors,
+)
 
 SITE = Site(HookPoint.RESID_POST, 10)
 VECTOR = np.random.default_rng(3).normal(size=576).astype(np.float32) * 4
-GREEDY = Sampling(temperature=0.0, max_tokens=12, ignore_eos=True)
+GREEDY = greedy(12)
 
 
 @pytest.fixture
 def prompt(smollm2: EngineThread, request: pytest.FixtureRequest) -> tuple[int, ...]:
     """Several blocks long, and never seen before by the engine."""
     text = f"{request.node.name}. " + "The river runs past the old stone mill to the sea. " * 12
-    return smollm2.call(smollm2.engine.tokenize(TextPrompt(text))).ids
+    return smollm2.tokenize(text).ids
 
 
-def _cached_tokens(engine: EngineThread) -> int:
-    from prometheus_client import REGISTRY
-
+def _cached_tokens() -> int:
     return sum(
         int(sample.value)
         for metric in REGISTRY.collect()
@@ -32,17 +35,12 @@ def _cached_tokens(engine: EngineThread) -> int:
     )
 
 
-def _run(name: str, ids: tuple[int, ...], *adds: Add, capture: Capture | None = None) -> Run:
-    return Run(id=name, token_ids=ids, sampling=GREEDY, interventions=adds, capture=capture)
-
-
 def test_a_capture_after_a_cached_prompt_has_every_row(
     smollm2: EngineThread, prompt: tuple[int, ...]
 ) -> None:
-    capture = Capture((SITE,), ALL)
-    fresh = smollm2.run(_run("cache-1", prompt, capture=capture))
-    smollm2.run(_run("cache-2", prompt))
-    again = smollm2.run(_run("cache-3", prompt, capture=capture))
+    fresh = smollm2.run(make_run(prompt, sites=[SITE], sampling=GREEDY))
+    smollm2.run(make_run(prompt, sampling=GREEDY))
+    again = smollm2.run(make_run(prompt, sites=[SITE], sampling=GREEDY))
     assert again.positions == list(range(len(prompt) + len(again.token_ids) - 1))
     assert relative_errors(again.rows[SITE], fresh.rows[SITE]).max() <= 1e-3
 
@@ -50,34 +48,39 @@ def test_a_capture_after_a_cached_prompt_has_every_row(
 def test_a_capture_of_the_last_position_alone_may_use_the_cache(
     smollm2: EngineThread, prompt: tuple[int, ...]
 ) -> None:
-    last = Spans.of([len(prompt) - 1])
-    fresh = smollm2.run(_run("last-1", prompt, capture=Capture((SITE,), last)))
-    before = _cached_tokens(smollm2)
-    again = smollm2.run(_run("last-2", prompt, capture=Capture((SITE,), last)))
-    assert _cached_tokens(smollm2) > before
+    last = at(len(prompt) - 1)
+    fresh = smollm2.run(make_run(prompt, sites=[SITE], at=last, sampling=GREEDY))
+    before = _cached_tokens()
+    again = smollm2.run(make_run(prompt, sites=[SITE], at=last, sampling=GREEDY))
+    assert _cached_tokens() > before
     assert again.positions == [len(prompt) - 1]
     assert relative_errors(again.rows[SITE], fresh.rows[SITE]).max() <= 1e-3
 
 
 def test_a_steered_run_poisons_no_later_one(smollm2: EngineThread, prompt: tuple[int, ...]) -> None:
-    add = Add(SITE, ALL, VECTOR)
-    steered = smollm2.run(_run("poison-steered", prompt, add))
-    plain = smollm2.run(_run("poison-plain", prompt))
-    captured = smollm2.run(_run("poison-captured", prompt, capture=Capture((SITE,), ALL)))
-    opposite = smollm2.run(_run("poison-opposite", prompt, Add(SITE, ALL, -VECTOR)))
+    steering, against = add(SITE, VECTOR), add(SITE, -VECTOR)
+    steered = smollm2.run(make_run(prompt, steering, sampling=GREEDY))
+    plain = smollm2.run(make_run(prompt, sampling=GREEDY))
+    captured = smollm2.run(make_run(prompt, sites=[SITE], sampling=GREEDY))
+    opposite = smollm2.run(make_run(prompt, against, sampling=GREEDY))
     assert plain.token_ids == captured.token_ids
     assert steered.token_ids not in (plain.token_ids, opposite.token_ids)
 
-    after_plain = smollm2.run(_run("poison-steered-again", prompt, add))
+    after_plain = smollm2.run(make_run(prompt, steering, sampling=GREEDY))
     assert after_plain.token_ids == steered.token_ids
 
 
-def test_equal_steering_shares_the_cache_and_gives_the_same_tokens(
+def test_equal_steering_shares_the_cache_and_says_so(
     smollm2: EngineThread, prompt: tuple[int, ...]
 ) -> None:
-    add = Add(SITE, ALL, VECTOR)
-    first = smollm2.run(_run("share-1", prompt, add))
-    before = _cached_tokens(smollm2)
-    second = smollm2.run(_run("share-2", prompt, add))
-    assert _cached_tokens(smollm2) > before
+    steering = add(SITE, VECTOR)
+    first = smollm2.run(make_run(prompt, steering, sampling=GREEDY))
+    before = _cached_tokens()
+    second = smollm2.run(make_run(prompt, steering, sampling=GREEDY))
+    cached = _cached_tokens() - before
+    assert cached > 0
     assert second.token_ids == first.token_ids
+    (fresh,), (shared,) = first.interventions, second.interventions
+    assert fresh.rows == fresh.changed_rows == len(prompt) + 11
+    assert (shared.rows, shared.reused_rows) == (fresh.rows, cached)
+    assert shared.changed_rows == fresh.rows - cached

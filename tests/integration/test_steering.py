@@ -1,4 +1,4 @@
-"""A steered run computes what transformers computes with the same vector added there."""
+"""A steered run computes what transformers computes with the same change made there."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,25 +7,32 @@ import numpy as np
 import pytest
 import torch
 
-from actserve_server.domain.positions import NO_END, Spans
-from actserve_server.domain.prompts import TextPrompt
-from actserve_server.domain.runs import Add, Capture, Run, Sampling
+from actserve_server.domain.operations import Ablate, Add, Clamp, Mean, Zero
+from actserve_server.domain.positions import NO_END, Selection, Spans
+from actserve_server.domain.runs import Intervention, Sampling
 from actserve_server.domain.sites import HookPoint, Site
 from tests.integration.harness import (
     ALL,
     EngineThread,
-    Reference,
-    collect,
+    SiteRows,
+    add,
+    at,
     every_site,
+    greedy,
+    make_run,
     relative_errors,
 )
+from tests.integration.reference import Reference
 
 PROMPT = "I walked into the cinema and the movie was"
 LOGPROBS = Sampling(temperature=0.0, max_tokens=1, logprobs=20)
+SITE = Site(HookPoint.RESID_POST, 12)
 
 RNG = np.random.default_rng(7)
 VECTOR = RNG.normal(size=576).astype(np.float32)
 OTHER = RNG.normal(size=576).astype(np.float32)
+HEAD = RNG.normal(size=64).astype(np.float32)
+HIDDEN = RNG.normal(size=1536).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -35,125 +42,113 @@ def reference(model_path: Callable[[str], Path]) -> Reference:
 
 @pytest.fixture(scope="module")
 def token_ids(smollm2: EngineThread) -> tuple[int, ...]:
-    return smollm2.call(smollm2.engine.tokenize(TextPrompt(PROMPT))).ids
+    return smollm2.tokenize(PROMPT).ids
 
 
-def _at(*positions: int) -> Spans:
-    return Spans.of(positions)
+@pytest.fixture(scope="module")
+def plain(reference: Reference, token_ids: tuple[int, ...]) -> SiteRows:
+    return reference.rows(token_ids)
+
+
+def _by_head(hook_point: HookPoint, *heads: int) -> Intervention:
+    # Not everywhere: the same added to every key changes no attention.
+    return Intervention((Site(hook_point, 5),), at(1, 4, 8), Add(HEAD, 2.0), heads)
 
 
 CASES = {
-    "embedding": [Add(Site(HookPoint.EMBEDDING), ALL, VECTOR, 0.05)],
-    "resid_pre first": [Add(Site(HookPoint.RESID_PRE, 0), ALL, VECTOR, 0.05)],
-    "resid_pre": [Add(Site(HookPoint.RESID_PRE, 12), ALL, VECTOR, 2.0)],
-    "resid_mid": [Add(Site(HookPoint.RESID_MID, 12), ALL, VECTOR, 2.0)],
-    "resid_post": [Add(Site(HookPoint.RESID_POST, 12), ALL, VECTOR, 2.0)],
-    "resid_post last": [Add(Site(HookPoint.RESID_POST, 29), ALL, VECTOR, 2.0)],
-    "attn_out": [Add(Site(HookPoint.ATTN_OUT, 12), ALL, VECTOR, 2.0)],
-    "mlp_out": [Add(Site(HookPoint.MLP_OUT, 12), ALL, VECTOR, -2.0)],
-    "one position": [Add(Site(HookPoint.RESID_POST, 5), _at(3), VECTOR, 4.0)],
-    "several positions": [Add(Site(HookPoint.RESID_POST, 5), _at(0, 2, 3, 7), VECTOR, 2.0)],
+    "embedding": [add(Site(HookPoint.EMBEDDING), VECTOR, 0.05)],
+    "resid_pre first": [add(Site(HookPoint.RESID_PRE, 0), VECTOR, 0.05)],
+    "resid_pre": [add(Site(HookPoint.RESID_PRE, 12), VECTOR, 2.0)],
+    "resid_mid": [add(Site(HookPoint.RESID_MID, 12), VECTOR, 2.0)],
+    "resid_post": [add(SITE, VECTOR, 2.0)],
+    "resid_post last": [add(Site(HookPoint.RESID_POST, 29), VECTOR, 2.0)],
+    "attn_out": [add(Site(HookPoint.ATTN_OUT, 12), VECTOR, 2.0)],
+    "mlp_out": [add(Site(HookPoint.MLP_OUT, 12), VECTOR, -2.0)],
+    "mlp_in": [add(Site(HookPoint.MLP_IN, 12), VECTOR, 2.0)],
+    "mlp_act": [add(Site(HookPoint.MLP_ACT, 12), HIDDEN, 2.0)],
+    "final_norm": [add(Site(HookPoint.FINAL_NORM), VECTOR, 2.0)],
+    "queries of a head": [_by_head(HookPoint.Q, 7)],
+    "keys of a head": [_by_head(HookPoint.K, 1)],
+    "values of two heads": [_by_head(HookPoint.V, 0, 2)],
+    "results of two heads": [_by_head(HookPoint.Z, 8, 3)],
+    "one position": [add(Site(HookPoint.RESID_POST, 5), VECTOR, 4.0, at(3))],
+    "several positions": [add(Site(HookPoint.RESID_POST, 5), VECTOR, 2.0, at(0, 2, 3, 7))],
     "two at one site": [
-        Add(Site(HookPoint.RESID_POST, 9), ALL, VECTOR, 1.5),
-        Add(Site(HookPoint.RESID_POST, 9), _at(4, 5), OTHER, -2.5),
+        add(Site(HookPoint.RESID_POST, 9), VECTOR, 1.5),
+        add(Site(HookPoint.RESID_POST, 9), OTHER, -2.5, at(4, 5)),
     ],
     "several sites": [
-        Add(Site(HookPoint.ATTN_OUT, 2), ALL, VECTOR, 0.5),
-        Add(Site(HookPoint.RESID_MID, 9), _at(1, 8), OTHER, 1.0),
-        Add(Site(HookPoint.MLP_OUT, 20), ALL, OTHER, 3.0),
+        add(Site(HookPoint.ATTN_OUT, 2), VECTOR, 0.5),
+        add(Site(HookPoint.RESID_MID, 9), OTHER, 1.0, at(1, 8)),
+        add(Site(HookPoint.MLP_OUT, 20), OTHER, 3.0),
+    ],
+    "several operations": [
+        Intervention((Site(HookPoint.MLP_OUT, 20),), ALL, Mean(OTHER)),
+        Intervention((Site(HookPoint.Z, 20), Site(HookPoint.Z, 8)), ALL, Zero(), heads=(1, 4)),
+        Intervention((SITE, Site(HookPoint.RESID_MID, 14)), at(2, 8), Ablate(VECTOR)),
+        Intervention((SITE,), ALL, Clamp(OTHER, -1.0, 1.0)),
     ],
 }
 
 
-@pytest.mark.parametrize("adds", CASES.values(), ids=CASES.keys())
-def test_steered_logits_and_rows_equal_transformers_with_the_same_hook(
-    adds: list[Add], smollm2: EngineThread, reference: Reference, token_ids: tuple[int, ...]
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+def test_steered_logits_and_rows_equal_transformers_with_the_same_change(
+    changes: list[Intervention],
+    smollm2: EngineThread,
+    reference: Reference,
+    plain: SiteRows,
+    token_ids: tuple[int, ...],
 ) -> None:
-    capture = Capture(every_site(30), ALL)
-    run = Run(
-        id=f"steer-{id(adds)}",
-        token_ids=token_ids,
-        sampling=LOGPROBS,
-        capture=capture,
-        interventions=tuple(adds),
-    )
-    ours = smollm2.run(run)
-    deltas: dict[Site, np.ndarray] = {}
-    for add in adds:
-        delta = deltas.setdefault(add.site, np.zeros((len(token_ids), 576), np.float32))
-        delta[add.spans.within(0, len(token_ids))] += np.float32(add.coefficient) * add.vector
-    with reference.adding(deltas):
-        logprobs = reference.logprobs(token_ids)
-        rows = reference.rows(token_ids)
-    plain = reference.logprobs(token_ids)
+    sites = every_site(smollm2.info)
+    ours = smollm2.run(make_run(token_ids, *changes, sites=sites, sampling=LOGPROBS))
+    theirs = reference.rows(token_ids, reference.edits(changes, token_ids))
+    logprobs = _logprobs(theirs)
 
     top = ours.logprobs[0].top
     ours_top = np.array([candidate.logprob for candidate in top])
     theirs_top = logprobs[[candidate.id for candidate in top]]
     assert [candidate.id for candidate in top[:5]] == np.argsort(-logprobs)[:5].tolist()
     assert np.abs(ours_top - theirs_top).max() <= 1e-3
-    # The edit must matter, or the comparison would prove nothing.
-    assert np.abs(plain - logprobs).max() > 0.05
-    # What follows the last edited layer shows that rows are steered too.
-    last = Site(HookPoint.RESID_POST, 29)
-    assert relative_errors(ours.rows[last], rows[last]).max() <= 1e-3
+    # The change must matter, or the comparison would prove nothing.
+    assert np.abs(_logprobs(plain) - logprobs).max() > 0.05
+    worst = {site: relative_errors(ours.rows[site], theirs[site]).max() for site in sites}
+    assert not {site: error for site, error in worst.items() if not error <= 1e-3}
+
+
+def _logprobs(rows: SiteRows) -> np.ndarray:
+    logits = torch.from_numpy(rows[Site(HookPoint.LOGITS)][-1])
+    return torch.log_softmax(logits, -1).numpy()
 
 
 def test_captures_read_the_site_after_its_edit(
     smollm2: EngineThread, token_ids: tuple[int, ...]
 ) -> None:
-    site, before = Site(HookPoint.RESID_POST, 12), Site(HookPoint.MLP_OUT, 12)
-    capture = Capture((site, before), ALL)
-    plain = smollm2.run(Run(id="read-plain", token_ids=token_ids, capture=capture))
-    steered = smollm2.run(
-        Run(
-            id="read-steered",
-            token_ids=token_ids,
-            capture=capture,
-            interventions=(Add(site, ALL, VECTOR, 3.0),),
-        )
-    )
-    assert np.allclose(steered.rows[site], plain.rows[site] + 3.0 * VECTOR, atol=1e-3)
+    before = Site(HookPoint.MLP_OUT, 12)
+    plain = smollm2.run(make_run(token_ids, sites=[SITE, before]))
+    steered = smollm2.run(make_run(token_ids, add(SITE, VECTOR, 3.0), sites=[SITE, before]))
+    assert np.allclose(steered.rows[SITE], plain.rows[SITE] + 3.0 * VECTOR, atol=1e-3)
     assert np.allclose(steered.rows[before], plain.rows[before], atol=1e-3)
 
 
 def test_generated_only_leaves_the_prompt_and_the_first_token_alone(
     smollm2: EngineThread, token_ids: tuple[int, ...]
 ) -> None:
-    site = Site(HookPoint.RESID_POST, 12)
-    sampling = Sampling(temperature=0.0, max_tokens=6, ignore_eos=True)
     prompt = len(token_ids)
-    capture = Capture((site,), ALL)
-    plain = smollm2.run(
-        Run(id="gen-plain", token_ids=token_ids, sampling=sampling, capture=capture)
-    )
-    steered = smollm2.run(
-        Run(
-            id="gen-steered",
-            token_ids=token_ids,
-            sampling=sampling,
-            capture=capture,
-            interventions=(Add(site, Spans(((prompt, NO_END),)), VECTOR, 20.0),),
-        )
-    )
+    generated = Selection(Spans(((prompt, NO_END),)))
+    steering = add(SITE, VECTOR, 20.0, generated)
+    plain = smollm2.run(make_run(token_ids, sites=[SITE], sampling=greedy(6)))
+    steered = smollm2.run(make_run(token_ids, steering, sites=[SITE], sampling=greedy(6)))
     assert steered.token_ids[0] == plain.token_ids[0]
-    assert np.allclose(steered.rows[site][:prompt], plain.rows[site][:prompt], atol=1e-3)
-    first = steered.rows[site][prompt] - plain.rows[site][prompt]
+    assert np.allclose(steered.rows[SITE][:prompt], plain.rows[SITE][:prompt], atol=1e-3)
+    first = steered.rows[SITE][prompt] - plain.rows[SITE][prompt]
     assert np.allclose(first, 20.0 * VECTOR, atol=1e-2)
 
 
 def test_a_run_has_a_row_for_every_position_but_the_last_sampled_token(
     smollm2: EngineThread, token_ids: tuple[int, ...]
 ) -> None:
-    site = Site(HookPoint.RESID_POST, 3)
     for count in (1, 2, 9):
-        run = Run(
-            id=f"count-{count}",
-            token_ids=token_ids,
-            sampling=Sampling(temperature=0.0, max_tokens=count, ignore_eos=True),
-            capture=Capture((site,), ALL),
-        )
-        result = smollm2.run(run)
+        result = smollm2.run(make_run(token_ids, sites=[SITE], sampling=greedy(count)))
         assert len(result.token_ids) == count
         assert result.positions == list(range(len(token_ids) + count - 1))
 
@@ -161,16 +156,10 @@ def test_a_run_has_a_row_for_every_position_but_the_last_sampled_token(
 def test_a_stop_string_ends_rows_where_it_ends_tokens(
     smollm2: EngineThread, token_ids: tuple[int, ...]
 ) -> None:
-    sampling = Sampling(temperature=0.0, max_tokens=40, ignore_eos=True)
-    free = smollm2.run(Run(id="stop-free", token_ids=token_ids, sampling=sampling))
+    free = smollm2.run(make_run(token_ids, sampling=greedy(40)))
     stop = free.text[8:14]
-    run = Run(
-        id="stop-stopped",
-        token_ids=token_ids,
-        sampling=Sampling(temperature=0.0, max_tokens=40, ignore_eos=True, stop=(stop,)),
-        capture=Capture((Site(HookPoint.RESID_POST, 3),), ALL),
-    )
-    result = smollm2.call(collect(smollm2.engine, run))
+    stopping = Sampling(temperature=0.0, max_tokens=40, ignore_eos=True, stop=(stop,))
+    result = smollm2.run(make_run(token_ids, sites=[SITE], sampling=stopping))
     assert result.text == free.text[: free.text.index(stop)]
     assert 0 < len(result.token_ids) < 40
     assert result.positions == list(range(len(token_ids) + len(result.token_ids) - 1))

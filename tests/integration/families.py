@@ -1,0 +1,167 @@
+"""A tiny random checkpoint of every model family, made in a second and the same every time.
+
+Small, but with what tells a family apart: biases, norms of queries and keys, sliding windows,
+grouped queries, experts. Weights are so large that attention is uneven, logits are far apart and a
+wrong tensor cannot pass for the right one. Heads, widths and experts split over two ranks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+LAYERS = 3
+VOCABULARY = 512
+CONTEXT = 512
+"""Positions that every family has at least."""
+WINDOW = 16
+"""Tokens that a sliding layer sees, the current one among them."""
+SEED = 11
+
+_WEIGHT_STD = 0.2
+_BIAS_STD = 0.5
+_NORM_STD = 0.2
+
+_PROSE = Path(__file__).parents[2] / "LICENSE"
+_BOS, _EOS = "<|bos|>", "<|eos|>"
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+
+# 32 is the smallest head that vLLM's CPU attention takes. Where a config can say so, queries (128)
+# are then wider than the stream (64).
+_NARROW = {
+    **_COMMON,
+    "hidden_size": 64,
+    "head_dim": 32,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+}
+_SQUARE = {
+    **_COMMON,
+    "hidden_size": 128,
+    "num_key_value_heads": 2,
+    "intermediate_size": 160,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFamily:
+    name: str
+    architecture: str
+    config: Callable[[], PreTrainedConfig]
+
+
+def _gemma3() -> PreTrainedConfig:
+    return Gemma3TextConfig(
+        **{**_NARROW, "num_hidden_layers": 4},
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        # Not the head's width, so that a scale taken from there shows.
+        query_pre_attn_scalar=48,
+    )
+
+
+def _gpt2() -> PreTrainedConfig:
+    return GPT2Config(
+        **_COMMON,
+        n_embd=128,
+        n_inner=160,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+
+
+def _qwen3_moe() -> PreTrainedConfig:
+    return Qwen3MoeConfig(
+        **_NARROW,
+        moe_intermediate_size=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+    )
+
+
+FAMILIES = (
+    ModelFamily("llama", "LlamaForCausalLM", lambda: LlamaConfig(**_NARROW)),
+    ModelFamily(
+        "mistral", "MistralForCausalLM", lambda: MistralConfig(**_NARROW, sliding_window=WINDOW)
+    ),
+    # Its attention has biases, and vLLM's no width of its own for heads.
+    ModelFamily("qwen2", "Qwen2ForCausalLM", lambda: Qwen2Config(**_SQUARE)),
+    ModelFamily("qwen3", "Qwen3ForCausalLM", lambda: Qwen3Config(**_NARROW)),
+    ModelFamily("gemma3", "Gemma3ForCausalLM", _gemma3),
+    ModelFamily("gpt2", "GPT2LMHeadModel", _gpt2),
+    ModelFamily("qwen3-moe", "Qwen3MoeForCausalLM", _qwen3_moe),
+    ModelFamily(
+        "mixtral",
+        "MixtralForCausalLM",
+        lambda: MixtralConfig(**_NARROW, num_local_experts=4, num_experts_per_tok=2),
+    ),
+    # It norms the queries and keys of all heads at once.
+    ModelFamily(
+        "olmoe",
+        "OlmoeForCausalLM",
+        lambda: OlmoeConfig(**_SQUARE, num_experts=4, num_experts_per_tok=2),
+    ),
+)
+
+
+def make_checkpoint(family: ModelFamily, folder: Path) -> Path:
+    """A float32 checkpoint with a tokenizer, as a folder of that name in `folder`."""
+    path = folder / family.name
+    model = AutoModelForCausalLM.from_config(family.config(), dtype=torch.float32)
+    assert type(model).__name__ == family.architecture
+    generator = torch.Generator().manual_seed(SEED)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("bias"):
+            parameter.data = _BIAS_STD * noise
+        elif parameter.ndim == 1:
+            # Norms: around one, or around zero where the family adds the one itself.
+            parameter.data += _NORM_STD * noise
+        else:
+            parameter.data = _WEIGHT_STD * noise
+    model.save_pretrained(path)
+    _tokenizer().save_pretrained(path)
+    return path
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with `VOCABULARY` tokens, so that every id has a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[_BOS, _EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_PROSE.read_text()], trainer)
+    assert tokenizer.get_vocab_size() == VOCABULARY
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=_BOS, eos_token=_EOS)

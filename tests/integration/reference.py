@@ -1,0 +1,265 @@
+"""What transformers computes at every hook point: the numbers that ours must equal.
+
+Rows are read and edited inside transformers' own forward pass: by hooks on modules, and for what
+only attention itself sees (queries, keys, values) by spies that are registered as attention
+implementations and call transformers' own.
+
+An edit is made in place. Then everything that holds the tensor has it, as the residual does at
+resid_mid, where transformers has no module whose output is the stream.
+"""
+
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from actserve_server.domain.runs import Intervention
+from actserve_server.domain.sites import HookPoint, Site
+
+Edit = Callable[[np.ndarray], np.ndarray]
+"""Takes float32 rows, [tokens, width], and returns the rows to go on with."""
+
+Edits = Mapping[Site, Edit]
+
+
+class Reference:
+    """A transformers model. Where `edits` are given, every method tells of the edited pass.
+
+    `attention` is `eager`, which has patterns to tell, or `sdpa`, transformers' default. They round
+    differently.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype, attention: str = "eager") -> None:
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=_SPIES[attention]
+        )
+        body = self.model.base_model
+        gpt2 = hasattr(body, "ln_f")
+        self.layers: Any = body.h if gpt2 else body.layers
+        self._final_norm: Any = body.ln_f if gpt2 else body.norm
+
+    def rows(
+        self,
+        token_ids: Sequence[int],
+        edits: Edits | None = None,
+        *,
+        sites: Container[Site] | None = None,
+    ) -> dict[Site, np.ndarray]:
+        """The rows of these sites or of all, float32 [tokens, width], as the pass reaches them.
+
+        Heads of q, k, v and z lie one after the other.
+        """
+        return self._forward(token_ids, edits, sites).rows
+
+    def logprobs(self, token_ids: Sequence[int], edits: Edits | None = None) -> np.ndarray:
+        """Log probabilities after the last token, float32 [vocabulary]."""
+        logits = self._forward(token_ids, edits, {_LOGITS}).rows[_LOGITS][-1]
+        return torch.log_softmax(torch.from_numpy(logits), -1).numpy()
+
+    def patterns(
+        self, token_ids: Sequence[int], edits: Edits | None = None
+    ) -> tuple[np.ndarray, ...]:
+        """By layer, how much each token (rows) attends to each (columns): float32
+        [heads, tokens, tokens]."""
+        patterns = self._forward(token_ids, edits, (), keep_patterns=True).patterns
+        return tuple(patterns[layer] for layer in sorted(patterns))
+
+    def edits(
+        self, interventions: Iterable[Intervention], token_ids: Sequence[int]
+    ) -> dict[Site, Edit]:
+        """What interventions are to do to this sequence, by their definition."""
+        by_site: dict[Site, list[Intervention]] = {}
+        for intervention in interventions:
+            for site in intervention.sites:
+                by_site.setdefault(site, []).append(intervention)
+        return {
+            site: partial(_intervene, in_order, tuple(token_ids), self.heads(site.hook_point))
+            for site, in_order in by_site.items()
+        }
+
+    def heads(self, hook_point: HookPoint) -> int:
+        """How many heads make up a row of q, k, v or z; elsewhere it means nothing."""
+        heads: int = self.model.config.num_attention_heads
+        if hook_point in (HookPoint.K, HookPoint.V):
+            return getattr(self.model.config, "num_key_value_heads", heads)
+        return heads
+
+    def _forward(
+        self,
+        token_ids: Sequence[int],
+        edits: Edits | None,
+        sites: Container[Site] | None,
+        keep_patterns: bool = False,
+    ) -> "_Pass":
+        record = _Pass(edits or {}, sites, keep_patterns)
+        with torch.no_grad(), self._hooked(record):
+            # An unknown keyword travels through every layer to the attention function.
+            self.model(torch.tensor([list(token_ids)]), use_cache=False, record=record)
+        if missed := record.edits.keys() - record.reached:
+            raise ValueError(f"this model has no {', '.join(sorted(map(str, missed)))}")
+        return record
+
+    @contextmanager
+    def _hooked(self, record: "_Pass") -> Iterator[None]:
+        """Every hook point but those of the attention spy tells `record` while inside."""
+        with ExitStack() as hooks:
+
+            def on_input(module: nn.Module, site: Site) -> None:
+                def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                    tensor = args[0] if args else kwargs["hidden_states"]
+                    record.at(site, tensor[0])
+
+                hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+            def on_output(module: nn.Module, site: Site) -> None:
+                def hook(_: Any, _args: Any, output: Any) -> None:
+                    # Of a tuple or a ModelOutput the tensor, or the logits, come first.
+                    tensor = output if isinstance(output, torch.Tensor) else output[0]
+                    record.at(site, tensor[0])
+
+                hooks.enter_context(module.register_forward_hook(hook))
+
+            on_input(self.layers[0], Site(HookPoint.EMBEDDING))
+            for index, layer in enumerate(self.layers):
+                parts = _parts(layer)
+                on_input(layer, Site(HookPoint.RESID_PRE, index))
+                on_input(parts.z, Site(HookPoint.Z, index))
+                on_output(parts.attn_out, Site(HookPoint.ATTN_OUT, index))
+                on_input(parts.resid_mid, Site(HookPoint.RESID_MID, index))
+                on_input(parts.mlp_in, Site(HookPoint.MLP_IN, index))
+                if parts.mlp_act is not None:
+                    on_input(parts.mlp_act, Site(HookPoint.MLP_ACT, index))
+                on_output(parts.mlp_out, Site(HookPoint.MLP_OUT, index))
+                on_output(layer, Site(HookPoint.RESID_POST, index))
+            on_output(self._final_norm, Site(HookPoint.FINAL_NORM))
+            on_output(self.model, _LOGITS)
+            yield
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What one forward pass is to do at sites, and what it found there."""
+
+    edits: Edits
+    sites: Container[Site] | None
+    keep_patterns: bool
+    rows: dict[Site, np.ndarray] = field(default_factory=dict)
+    patterns: dict[int, np.ndarray] = field(default_factory=dict)
+    reached: set[Site] = field(default_factory=set)
+
+    def at(self, site: Site, tensor: torch.Tensor) -> None:
+        """Edits, then keeps, the rows of a site. `tensor` is [tokens, ...]."""
+        self.reached.add(site)
+        if edit := self.edits.get(site):
+            tensor.copy_(torch.from_numpy(edit(_to_rows(tensor))).view(tensor.shape))
+        if self.sites is None or site in self.sites:
+            self.rows[site] = _to_rows(tensor)
+
+
+def _intervene(
+    interventions: Sequence[Intervention],
+    token_ids: tuple[int, ...],
+    heads: int,
+    rows: np.ndarray,
+) -> np.ndarray:
+    """One after the other, in place."""
+    for intervention in interventions:
+        positions = intervention.selection.among(token_ids)
+        parts = [rows]
+        if intervention.heads:
+            by_head = rows.reshape(len(rows), heads, -1)
+            parts = [by_head[:, head] for head in intervention.heads]
+        for part in parts:
+            part[positions] = intervention.operation.apply(part[positions])
+    return rows
+
+
+def _to_rows(tensor: torch.Tensor) -> np.ndarray:
+    """A copy, float32 [tokens, width]."""
+    return tensor.to(torch.float32, copy=True).flatten(1).numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The modules of a decoder layer at which its hook points are."""
+
+    z: nn.Module
+    """Reads what the heads return."""
+    attn_out: nn.Module
+    """Returns what attention adds."""
+    resid_mid: nn.Module
+    """Reads the stream between attention and MLP."""
+    mlp_in: nn.Module
+    """The MLP."""
+    mlp_act: nn.Module | None
+    """Reads the MLP's hidden activation; None for a mixture of experts, which has several."""
+    mlp_out: nn.Module
+    """Returns what the MLP adds."""
+
+
+def _parts(layer: Any) -> _Layer:
+    if hasattr(layer, "ln_2"):  # GPT-2
+        return _Layer(
+            z=layer.attn.c_proj,
+            attn_out=layer.attn,
+            resid_mid=layer.ln_2,
+            mlp_in=layer.mlp,
+            mlp_act=layer.mlp.c_proj,
+            mlp_out=layer.mlp,
+        )
+    attention, mlp = layer.self_attn, layer.mlp
+    # Gemma 3 norms what it adds.
+    post_normed = hasattr(layer, "pre_feedforward_layernorm")
+    return _Layer(
+        z=attention.o_proj,
+        attn_out=layer.post_attention_layernorm if post_normed else attention,
+        resid_mid=(
+            layer.pre_feedforward_layernorm if post_normed else layer.post_attention_layernorm
+        ),
+        mlp_in=mlp,
+        mlp_act=getattr(mlp, "down_proj", None),
+        mlp_out=layer.post_feedforward_layernorm if post_normed else mlp,
+    )
+
+
+def _attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    record: _Pass,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention, between reading what goes in and what each head looks at."""
+    layer = module.layer_idx
+    for hook_point, heads in ((HookPoint.Q, query), (HookPoint.K, key), (HookPoint.V, value)):
+        # [1, heads, tokens, width] as [tokens, heads, width].
+        record.at(Site(hook_point, layer), heads[0].transpose(0, 1))
+    if module.config._attn_implementation == _SPIES["eager"]:
+        forward = sys.modules[type(module).__module__].eager_attention_forward
+    else:
+        forward = sdpa_attention_forward
+    output, weights = forward(module, query, key, value, attention_mask, **kwargs)
+    if record.keep_patterns:
+        assert weights is not None, "only eager attention has patterns"
+        record.patterns[layer] = weights[0].float().numpy()
+    return output, weights
+
+
+_LOGITS = Site(HookPoint.LOGITS)
+_SPIES = {"eager": "actserve_eager", "sdpa": "actserve_sdpa"}
+for _name, _mask in (("eager", eager_mask), ("sdpa", sdpa_mask)):
+    AttentionInterface.register(_SPIES[_name], _attend)
+    AttentionMaskInterface.register(_SPIES[_name], _mask)

@@ -1,0 +1,238 @@
+"""In every model family every hook point is the tensor that `docs/sites.md` says, and a change
+there does what it does in transformers: on tiny checkpoints, at every layer."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actserve_server.domain.runs import Intervention
+from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
+from actserve_server.engine.selftest import self_test
+from actserve_server.engine.vllm.options import EngineOptions
+from tests.integration.families import (
+    CONTEXT,
+    FAMILIES,
+    VOCABULARY,
+    WINDOW,
+    ModelFamily,
+    make_checkpoint,
+)
+from tests.integration.harness import (
+    EngineThread,
+    SiteRows,
+    at,
+    every_site,
+    make_run,
+    relative_errors,
+)
+from tests.integration.operations import OPERATIONS
+from tests.integration.reference import Reference
+
+COMPILED = {"llama", "gemma3", "gpt2"}
+"""Compiling takes most of a minute. These differ most in what is compiled: a layer that defers its
+adds, one with norms of its own after them, one that adds at once."""
+
+CHUNK = 64
+"""Tokens that are computed at once at most."""
+
+LENGTHS = (1, 7, WINDOW, WINDOW + 1, 50, 2 * CHUNK + 20)
+_IDS = np.random.default_rng(9).integers(2, VOCABULARY, max(LENGTHS)).tolist()
+PROMPTS = tuple(_IDS[:length] for length in LENGTHS)
+
+EDITED = _IDS[:50]
+EDITED_LAYER = 1
+CHANGED = at(2, *range(30, 41), 49)
+"""Both within the first window and beyond it, and the last."""
+
+TOLERANCE = 1e-3
+
+LOGITS = Site(HookPoint.LOGITS)
+
+
+class _Starts:
+    """Starts engines, two at a time and ahead of the tests that need them: a start takes half a
+    minute on one core, and the tests of a family a few seconds."""
+
+    def __init__(self, families: Sequence[ModelFamily], folder: Path) -> None:
+        self._folder = folder
+        self._pool = ThreadPoolExecutor()
+        self._left = deque(families)
+        self._starting: dict[ModelFamily, Future[EngineThread]] = {}
+        for _ in range(2):
+            self._start_next()
+
+    def take(self, family: ModelFamily) -> EngineThread:
+        engine = self._starting.pop(family)
+        self._start_next()
+        return engine.result()
+
+    def close(self, engine: EngineThread) -> None:
+        self._pool.submit(engine.close)
+
+    def close_all(self) -> None:
+        for engine in self._starting.values():
+            self.close(engine.result())
+        self._pool.shutdown()
+
+    def _start_next(self) -> None:
+        if self._left:
+            family = self._left.popleft()
+            self._starting[family] = self._pool.submit(self._start, family)
+
+    def _start(self, family: ModelFamily) -> EngineThread:
+        return EngineThread(
+            EngineOptions(
+                model_id=family.name,
+                model_path=str(make_checkpoint(family, self._folder)),
+                dtype="float32",
+                max_model_len=CONTEXT,
+                max_num_batched_tokens=CHUNK,
+                max_num_seqs=16,
+                kv_cache_memory_bytes=16 << 20,
+                enforce_eager=family.name not in COMPILED,
+            )
+        )
+
+
+@pytest.fixture(scope="module")
+def folder(request: pytest.FixtureRequest) -> Path:
+    # The same at every run, since vLLM caches compilation by the model's path.
+    return request.config.cache.mkdir("families")
+
+
+@pytest.fixture(scope="module")
+def starts(request: pytest.FixtureRequest, folder: Path) -> Iterator[_Starts]:
+    of_families = (getattr(item, "callspec", None) for item in request.session.items)
+    wanted = [spec.params["family"] for spec in of_families if spec and "family" in spec.params]
+    starts = _Starts([family for family in FAMILIES if family in wanted], folder)
+    yield starts
+    starts.close_all()
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest) -> ModelFamily:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def engine(family: ModelFamily, starts: _Starts) -> Iterator[EngineThread]:
+    engine = starts.take(family)
+    yield engine
+    starts.close(engine)
+
+
+@pytest.fixture(scope="module")
+def reference(family: ModelFamily, engine: EngineThread, folder: Path) -> Reference:
+    return Reference(folder / family.name, torch.float32)
+
+
+def test_every_hook_point_is_served_but_for_the_activation_of_a_mixture(
+    engine: EngineThread, reference: Reference
+) -> None:
+    is_mixture = hasattr(reference.model.config, "num_experts_per_tok")
+    points = engine.info.hook_points
+    assert points.keys() == {*HookPoint}
+    unserved = {hook_point: info.unserved for hook_point, info in points.items() if info.unserved}
+    assert unserved.keys() == ({HookPoint.MLP_ACT} if is_mixture else set())
+    assert all("mixture of experts" in reason for reason in unserved.values())
+    unchangeable = {hook_point for hook_point, info in points.items() if info.unchangeable}
+    assert unchangeable == {HookPoint.LOGITS}
+
+
+def test_rows_have_the_width_and_the_heads_that_the_model_says(
+    engine: EngineThread, reference: Reference
+) -> None:
+    rows = reference.rows(PROMPTS[0])
+    for site in every_site(engine.info):
+        assert engine.info.at(site).width == rows[site].shape[1], site
+    for hook_point in HookPoint:
+        heads = reference.heads(hook_point) if hook_point in WITH_HEADS else 0
+        assert engine.info.hook_points[hook_point].heads == heads, hook_point
+
+
+def test_every_row_is_that_of_transformers(
+    family: ModelFamily, engine: EngineThread, reference: Reference
+) -> None:
+    sites = every_site(engine.info)
+    results = engine.run_all(make_run(prompt, sites=sites) for prompt in PROMPTS)
+    worst = _Worst()
+    for prompt, ours in zip(PROMPTS, results, strict=True):
+        worst.compare(ours.rows, reference.rows(prompt))
+    print(f"{family.name}: worst relative error of a row {worst}")
+    assert worst.error <= TOLERANCE, worst
+
+
+def test_every_operation_does_what_it_does_in_transformers(
+    family: ModelFamily, engine: EngineThread, reference: Reference
+) -> None:
+    sites = every_site(engine.info)
+    plain = reference.rows(EDITED)
+    changes = list(_changes(family, engine, plain))
+    runs = [make_run(EDITED, change, sites=sites) for change in changes]
+    worst = _Worst()
+    for change, ours in zip(changes, engine.run_all(runs), strict=True):
+        theirs = reference.rows(EDITED, reference.edits([change], EDITED))
+        worst.compare(ours.rows, theirs, of=str(change))
+        # What follows must show the change, or the comparison would prove nothing.
+        assert relative_errors(theirs[LOGITS], plain[LOGITS]).max() > 5 * TOLERANCE, change
+        (report,) = ours.interventions
+        assert report.rows == len(CHANGED.among(EDITED)) * max(1, len(change.heads)), change
+        assert report.changed_rows > 0, change
+    print(f"{family.name}: worst relative error of a row with a change {worst}")
+    assert worst.error <= TOLERANCE, worst
+
+
+def test_the_self_test_finds_nothing(engine: EngineThread) -> None:
+    found = engine.call(self_test(engine.engine))
+    assert found.failures == {}
+    assert found.info == engine.info
+
+
+WITH_HEADS = (HookPoint.Q, HookPoint.K, HookPoint.V, HookPoint.Z)
+
+
+def _changes(family: ModelFamily, engine: EngineThread, plain: SiteRows) -> Iterator[Intervention]:
+    """One at every hook point and one more at some heads where it has heads, by every operation:
+    another at each hook point, and at the same hook point another in each family."""
+    rng = np.random.default_rng(3)
+    operations = deque(OPERATIONS.values())
+    operations.rotate(FAMILIES.index(family))
+
+    def change(hook_point: HookPoint, heads: tuple[int, ...] = ()) -> Intervention:
+        site = Site(hook_point, None if hook_point in LAYERLESS else EDITED_LAYER)
+        rows = plain[site][CHANGED.among(EDITED)]
+        if heads:
+            by_head = rows.reshape(len(rows), engine.info.at(site).heads, -1)
+            rows = by_head[:, heads[0]]
+        operations.rotate(-1)
+        return Intervention((site,), CHANGED, operations[0](rows, rng), heads)
+
+    for hook_point, info in engine.info.hook_points.items():
+        if not (info.unserved or info.unchangeable):
+            yield change(hook_point)
+    for hook_point in WITH_HEADS:
+        last = engine.info.hook_points[hook_point].heads - 1
+        yield change(hook_point, (last,))
+        yield change(hook_point, (last, 0))
+
+
+class _Worst:
+    """The largest relative error of a row so far, and where it was."""
+
+    def __init__(self) -> None:
+        self.error, self._where = 0.0, ""
+
+    def compare(self, ours: SiteRows, theirs: SiteRows, of: str = "") -> None:
+        for site, rows in ours.items():
+            assert rows.shape == theirs[site].shape, site
+            error = float(relative_errors(rows, theirs[site]).max())
+            if not error <= self.error:
+                self.error, self._where = error, f"{site} {of}"
+
+    def __str__(self) -> str:
+        return f"{self.error:.1e} at {self._where}"

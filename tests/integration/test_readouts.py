@@ -1,0 +1,119 @@
+"""Patterns and predictions made of captured rows are those of transformers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actserve_server.domain.runs import Capture, Unembed
+from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.readouts.attention import pattern
+from tests.integration.harness import ALL, EngineThread, make_run
+from tests.integration.reference import Reference
+
+HALF = 50
+"""Random tokens, said twice: what induction heads are found with (Olsson et al., 2022)."""
+
+
+@pytest.fixture(scope="module")
+def reference(model_path: Callable[[str], Path]) -> Reference:
+    return Reference(model_path("smollm2-135m"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def repeated(smollm2: EngineThread) -> list[int]:
+    half = np.random.default_rng(7).integers(1000, 40_000, HALF).tolist()
+    return [*half, *half]
+
+
+@pytest.fixture(scope="module")
+def ours(smollm2: EngineThread, repeated: list[int]) -> np.ndarray:
+    """Patterns, float32 [layers, heads, tokens, tokens], from captured queries and keys."""
+    rules = smollm2.info.attention
+    points = (HookPoint.Q, HookPoint.K)
+    sites = [Site(point, layer) for layer in range(len(rules)) for point in points]
+    rows = smollm2.run(make_run(repeated, sites=sites)).rows
+    return np.stack(
+        [
+            [
+                pattern(rule, rows[Site(HookPoint.Q, layer)], rows[Site(HookPoint.K, layer)], head)
+                for head in range(rule.heads)
+            ]
+            for layer, rule in enumerate(rules)
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def theirs(reference: Reference, repeated: list[int]) -> np.ndarray:
+    return np.stack(reference.patterns(repeated))
+
+
+def _previous_token(patterns: np.ndarray) -> np.ndarray:
+    """By layer and head, the mean attention to the token before."""
+    return np.diagonal(patterns, -1, 2, 3).mean(-1)
+
+
+def _induction(patterns: np.ndarray) -> np.ndarray:
+    """By layer and head, the mean attention of the second half to the token that followed the same
+    one in the first."""
+    return np.diagonal(patterns, 1 - HALF, 2, 3)[..., 1:].mean(-1)
+
+
+def _best(scores: np.ndarray) -> list[int]:
+    return np.argsort(scores, axis=None)[-5:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("score", "least"), [(_previous_token, 0.6), (_induction, 0.8)], ids=["previous", "induction"]
+)
+def test_the_heads_that_score_highest_are_those_of_transformers(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    least: float,
+) -> None:
+    mine, expected = score(ours), score(theirs)
+    print(f"best {mine.max():.3f}, worst difference {np.abs(mine - expected).max():.1e}")
+    assert _best(mine) == _best(expected)
+    assert np.abs(mine - expected).max() <= 1e-3
+    assert mine.max() > least
+
+
+def test_every_pattern_is_that_of_transformers(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert np.abs(ours - theirs).max() <= 1e-3
+
+
+def test_the_lens_reads_what_transformers_would_unembed(
+    smollm2: EngineThread, reference: Reference, repeated: list[int]
+) -> None:
+    last = smollm2.info.layer_count - 1
+    sites = (Site(HookPoint.RESID_POST, 10), Site(HookPoint.RESID_POST, last))
+    unembed = Unembed(top_k=5, token_ids=(504, 28), next_token=True)
+    run = make_run(repeated, captures=[Capture((*sites, Site(HookPoint.FINAL_NORM)), ALL, unembed)])
+    found = {site: unembed.split(rows) for site, rows in smollm2.run(run).rows.items()}
+
+    rows = reference.rows(repeated, sites=sites)
+    for site in sites:
+        logprobs = _unembedded(reference, rows[site])
+        mine = found[site]
+        best = np.take_along_axis(logprobs, mine.top_ids, 1)
+        assert np.abs(best - np.sort(logprobs, 1)[:, ::-1][:, :5]).max() <= 1e-3
+        assert np.abs(mine.top_logprobs - best).max() <= 1e-3
+        assert np.abs(mine.token_logprobs - logprobs[:, [504, 28]]).max() <= 1e-3
+        following = logprobs[np.arange(len(repeated) - 1), repeated[1:]]
+        assert mine.next_token_logprobs is not None
+        assert np.abs(mine.next_token_logprobs[:-1] - following).max() <= 1e-3
+        assert np.isnan(mine.next_token_logprobs[-1])
+    same, final = found[sites[-1]], found[Site(HookPoint.FINAL_NORM)]
+    assert np.abs(same.top_logprobs - final.top_logprobs).max() <= 1e-4
+
+
+def _unembedded(reference: Reference, rows: np.ndarray) -> np.ndarray:
+    """Log probabilities by transformers' own final norm and unembedding."""
+    model = reference.model
+    with torch.no_grad():
+        logits = model.lm_head(model.model.norm(torch.from_numpy(rows)))
+    return torch.log_softmax(logits, -1).numpy()
