@@ -16,7 +16,7 @@ from actserve.v1 import (
     site_pb2,
 )
 from actserve_server import app
-from actserve_server.config import Settings
+from actserve_server.config import ConfigError, Settings
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.runs import Run, RunEvent
 from actserve_server.domain.sites import HookPoint
@@ -107,6 +107,6 @@ async def test_a_server_whose_engine_fails_a_run_does_not_start(
 
     monkeypatch.setattr(app, "_start_engine", start_engine)
     monkeypatch.setattr(app.logs, "configure", lambda level: None)
-    with pytest.raises(ActserveError, match="a row was lost"):
+    with pytest.raises(ConfigError, match="failed its self-test as a whole: a row was lost"):
         await app.serve(Settings(**OPTIONS))
     assert engine.closed
