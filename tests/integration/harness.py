@@ -4,6 +4,7 @@ import asyncio
 import gc
 import itertools
 import threading
+import warnings
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
@@ -81,10 +82,12 @@ class EngineThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        # vLLM leaves a socket context to the garbage collector, which warns of it. Here that is
-        # heard in the test that closes; at the end of the session it would be an error.
+        # vLLM leaves a socket context to the garbage collector, which warns of it; at the end of
+        # the session that would be an error.
         del self.engine
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ three seeds, compiled and eager.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,18 +61,25 @@ def compared(request: pytest.FixtureRequest, engine: EngineThread) -> list[Compa
     assert preemptions > 0, "the KV cache is not small enough to prove anything"
     return [
         # Plain runs are compared with stock vLLM instead.
-        Compared(run, result, None if _is_plain(run) else engine.run(again(run)))
+        Compared(run, result, None if _is_plain(run) else _alone(engine, run))
         for run, result in zip(runs, together, strict=True)
     ]
 
 
 def _load(engine: EngineThread, runs: Sequence[Run]) -> tuple[list[Result], float]:
     """The results of all runs at once, and how many times one was preempted."""
-    before = _vllm_counter("vllm:num_preemptions_total")
+    before, started = _vllm_counter("vllm:num_preemptions_total"), time.monotonic()
     results = engine.run_all([again(run) for run in runs])
     preemptions = _vllm_counter("vllm:num_preemptions_total") - before
-    print(f"{len(runs)} runs, {preemptions:.0f} preemptions")
+    took = time.monotonic() - started
+    print(f"{len(runs)} runs at once in {took:.0f} s, {preemptions:.0f} preemptions")
     return results, preemptions
+
+
+def _alone(engine: EngineThread, run: Run) -> Result:
+    # Nor with what the others have left: a wrong prefix that both read would go unnoticed.
+    assert engine.call(engine.engine.vllm.reset_prefix_cache())
+    return engine.run(again(run))
 
 
 def _vllm_counter(name: str) -> float:
@@ -135,11 +143,14 @@ def test_every_intervention_reports_what_it_reports_alone(compared: list[Compare
         for mine, other in zip(each.together.interventions, each.alone.interventions, strict=True):
             assert mine.rows == other.rows, each.run.id
             # What came from the prefix cache depends on who ran before.
-            if not mine.reused_rows and not other.reused_rows:
+            assert not other.reused_rows
+            if not mine.reused_rows:
+                assert mine.changed_rows == other.changed_rows, each.run.id
                 assert mine.mean_relative_change == pytest.approx(
                     other.mean_relative_change, rel=TOLERANCE
                 )
                 checked += 1
+    print(f"{checked} reports")
     assert checked > REQUESTS // 16
 
 

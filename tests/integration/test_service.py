@@ -17,6 +17,17 @@ from actserve_server.config import Settings
 from tests.integration.harness import EngineThread
 
 SITE = "resid_post.12"
+STREAMS = (
+    "embedding",
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "attn_out",
+    "mlp_out",
+    "mlp_in",
+    "final_norm",
+)
+"""As wide as the residual stream."""
 VECTOR = np.random.default_rng(5).normal(size=576).astype(np.float32) * 4
 
 
@@ -45,6 +56,40 @@ def test_the_service_says_what_it_serves(served: Served) -> None:
     (model,) = served.client.models()
     assert (model.id, model.layer_count, model.width) == ("smollm2-135m", 30, 576)
     assert model.limits.max_sequence_tokens == 1024
+    widths = {name: (how.width, how.heads) for name, how in model.hook_points.items()}
+    assert widths == {
+        **dict.fromkeys(STREAMS, (576, 0)),
+        **dict.fromkeys(("q", "z"), (576, 9)),
+        **dict.fromkeys(("k", "v"), (192, 3)),
+        "mlp_act": (1536, 0),
+        "logits": (49152, 0),
+    }
+    assert "final_norm" in model.hook_points["logits"].unchangeable_reason
+
+
+def test_every_hook_point_is_fetched_at_its_width(served: Served) -> None:
+    (model,) = served.client.models()
+    sites = [site for site in model.sites if site.endswith(".7") or "." not in site]
+    acts = served.client.fetch("The capital of France is", sites=sites)
+    assert len(sites) == len(model.hook_points)
+    for site in sites:
+        width = model.hook_points[site.removesuffix(".7")].width
+        assert acts[site].shape == (5, width)
+        assert np.isfinite(acts[site]).all()
+
+
+def test_heads_are_changed_at_the_tokens_of_a_text_and_it_is_reported(served: Served) -> None:
+    zero = actserve.Zero("z.7", heads=[1, 4], positions=actserve.ByText("capital of France"))
+    plain, changed = (
+        served.client.fetch("The capital of France is", sites="z.7", steer=steer)
+        for steer in ([], [zero])
+    )
+    wanted = plain["z.7"].reshape(5, 9, 64).copy()
+    wanted[1:4, [1, 4]] = 0
+    assert np.allclose(changed["z.7"].reshape(5, 9, 64), wanted, atol=1e-4)
+    (report,) = changed.interventions
+    assert (report.rows, report.changed_rows, report.reused_rows) == (6, 6, 0)
+    assert report.mean_relative_change == pytest.approx(1.0)
 
 
 def test_fetched_rows_are_the_engines_in_every_wire_type(served: Served) -> None:
@@ -160,8 +205,30 @@ def test_a_deadline_aborts_the_run(served: Served) -> None:
             ),
             "TENSOR_NOT_FINITE",
         ),
+        (
+            lambda c: c.generate("x", steer=[actserve.Zero("z.3", heads=[9])]),
+            "HEAD_OUT_OF_RANGE",
+        ),
+        (lambda c: c.generate("x", steer=[actserve.Zero("logits")]), "SITE_NOT_SERVED"),
+        (
+            lambda c: c.generate(
+                "x", steer=[actserve.Zero(SITE, positions=actserve.ByTokenId([40_000]))]
+            ),
+            "INTERVENTION_UNUSED",
+        ),
     ],
-    ids=["layer", "empty", "token", "long", "width", "nan", "overflow"],
+    ids=[
+        "layer",
+        "empty",
+        "token",
+        "long",
+        "width",
+        "nan",
+        "overflow",
+        "head",
+        "logits",
+        "unused",
+    ],
 )
 def test_bad_input_is_refused_and_disturbs_nothing_else(
     call: Callable[[actserve.Client], Any], reason: str, served: Served
