@@ -34,6 +34,8 @@ from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.selftest import prove_attention
 from actserve_server.rpc import metrics
 from actserve_server.rpc.auth import read_tokens
+from actserve_server.rpc.remote_nla import connect
+from actserve_server.rpc.served_nlas import Nlas
 from actserve_server.rpc.server import Listening, RpcServer, Tls
 
 POLL_S = 1.0
@@ -55,7 +57,7 @@ class App:
     """An engine being served, and autoencoders that explain it."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, autoencoders: Autoencoders | None = None
+        self, engine: Engine, settings: Settings, autoencoders: Nlas | None = None
     ) -> None:
         self._settings = settings
         self.engine = AdmittedEngine(
@@ -154,7 +156,7 @@ class App:
             self._watching = None
 
 
-def build(engine: Engine, settings: Settings, autoencoders: Autoencoders | None = None) -> App:
+def build(engine: Engine, settings: Settings, autoencoders: Nlas | None = None) -> App:
     """An app around any engine; `await app.start()` makes it listen on `app.port`."""
     return App(engine, settings, autoencoders)
 
@@ -218,7 +220,14 @@ async def _load(settings: Settings) -> App:
     try:
         engine = await VllmEngine.start(wanted)
         try:
-            autoencoders = await loading.load(settings.nla, engine.info, wanted, cache)
+            here = [source for source in settings.nla if not source.address]
+            there = [source for source in settings.nla if source.address]
+            remote = Autoencoders(
+                [nla for each in there for nla in await connect(each, engine.info)]
+            )
+            taken = {nla.id for nla in remote}
+            local = await loading.load(here, engine.info, wanted, cache, taken)
+            autoencoders = Autoencoders([*local, *remote])
         except BaseException:
             await engine.close()
             raise

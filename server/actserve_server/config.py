@@ -88,8 +88,8 @@ class Settings(BaseSettings):
     nla: tuple[NlaSource, ...] = Field(
         (),
         description="natural language autoencoder to load: the name of one that comes with the "
-        "server, a folder with av and ar in it, or 'av=... ar=...' with folders or Hugging Face "
-        "ids; may be given several times",
+        "server, a folder with av and ar in it, 'av=... ar=...' with folders or Hugging Face ids, "
+        "or grpc://host:port of a server that holds it; may be given several times",
     )
 
     hook_points: tuple[HookPoint, ...] = Field(

@@ -25,6 +25,7 @@ from actserve_server.config import Settings
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
+from actserve_server.rpc.remote_nla import RemoteNla
 from actserve_server.rpc.server import SERVICES
 
 RESID_POST = site_pb2.HOOK_POINT_RESID_POST
@@ -67,7 +68,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    engine: FakeEngine | None = None, *nlas: Autoencoder, **settings: Any
+    engine: FakeEngine | None = None, *nlas: Autoencoder | RemoteNla, **settings: Any
 ) -> AsyncIterator[Served]:
     """Serves `engine`, and what explains it, on a loopback port with the given settings."""
     engine = engine or FakeEngine()

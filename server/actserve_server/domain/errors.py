@@ -69,6 +69,7 @@ class Reason(StrEnum):
     KEPT_NOT_FOUND = auto()
     KEPT_QUOTA_EXCEEDED = auto()
     NLA_NOT_FOUND = auto()
+    NLA_UNREACHABLE = auto()
     BASELINE_NOT_FOUND = auto()
     FEATURE_DISABLED = auto()
     TOO_MANY_ROWS = auto()
@@ -83,6 +84,7 @@ _KINDS: Mapping[Reason, Kind] = {
     Reason.SITE_NOT_SERVED: Kind.FAILED_PRECONDITION,
     Reason.KEPT_NOT_FOUND: Kind.NOT_FOUND,
     Reason.NLA_NOT_FOUND: Kind.NOT_FOUND,
+    Reason.NLA_UNREACHABLE: Kind.UNAVAILABLE,
     Reason.BASELINE_NOT_FOUND: Kind.NOT_FOUND,
     Reason.FEATURE_DISABLED: Kind.FAILED_PRECONDITION,
     Reason.KEPT_QUOTA_EXCEEDED: Kind.RESOURCE_EXHAUSTED,

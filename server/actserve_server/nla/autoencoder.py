@@ -9,6 +9,7 @@ import numpy as np
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.runs import Finished, Run, Tokens
+from actserve_server.domain.sites import Site
 from actserve_server.engine.merge import merge
 from actserve_server.nla.baselines import BaselineStore
 from actserve_server.nla.claims import sentences, without
@@ -78,6 +79,15 @@ class Autoencoder:
         self._reconstructor = reconstructor
         self._baselines = BaselineStore(info.profile.baseline)
         self.gate = gate or Gate()
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @property
+    def site(self) -> Site:
+        """Where the rows come from that it explains."""
+        return self.info.profile.site
 
     @property
     def baselines(self) -> Mapping[str, Baseline]:

@@ -1,25 +1,52 @@
 """The natural language autoencoders that a server has loaded."""
 
 from collections.abc import Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.sites import Site
-from actserve_server.nla.autoencoder import Autoencoder
+from actserve_server.nla.gate import Gate
 
 
-class Autoencoders:
+class Loaded(Protocol):
+    """An NLA, wherever its engines are."""
+
+    gate: Gate
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def site(self) -> Site:
+        """Where the rows come from that it explains."""
+        ...
+
+    async def check_health(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+N = TypeVar("N", bound=Loaded, covariant=True)
+
+
+class Autoencoders(Generic[N]):
     """All that are loaded for one model; maybe none."""
 
-    def __init__(self, loaded: Sequence[Autoencoder] = ()) -> None:
-        self._by_id = {each.info.id: each for each in loaded}
+    def __init__(self, loaded: Sequence[N] = ()) -> None:
+        """Raises ValueError for two of one id."""
+        self._by_id: dict[str, N] = {}
+        for each in loaded:
+            if each.id in self._by_id:
+                raise ValueError(f"nla: there are two called {each.id}; give them an id")
+            self._by_id[each.id] = each
 
-    def __iter__(self) -> Iterator[Autoencoder]:
+    def __iter__(self) -> Iterator[N]:
         return iter(self._by_id.values())
 
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def find(self, nla_id: str, site: Site | None, field: str = "nla") -> Autoencoder:
+    def find(self, nla_id: str, site: Site | None, field: str = "nla") -> N:
         """The NLA of that id, or where it is empty the only one, of `site` if that is given.
 
         Raises NLA_NOT_FOUND for an unknown id, FEATURE_DISABLED where none is loaded or several
@@ -42,9 +69,9 @@ class Autoencoders:
                 },
             )
         meant = [self._by_id[nla_id]] if nla_id else list(self)
-        fitting = [each for each in meant if site is None or each.info.profile.site == site]
+        fitting = [each for each in meant if site is None or each.site == site]
         if not fitting:
-            sites = ", ".join(sorted({str(each.info.profile.site) for each in meant}))
+            sites = ", ".join(sorted({str(each.site) for each in meant}))
             raise ActserveError(
                 Reason.SITE_NOT_SERVED,
                 f"no NLA asked for was trained on {site}, but on {sites}; capture rows there",

@@ -7,7 +7,7 @@ and its cache to itself.
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,10 +40,14 @@ log = structlog.get_logger("actserve.nla")
 
 
 async def load(
-    sources: Sequence[NlaSource], model: ModelInfo, options: EngineOptions, cache: Path
-) -> Autoencoders:
+    sources: Sequence[NlaSource],
+    model: ModelInfo,
+    options: EngineOptions,
+    cache: Path,
+    taken: Collection[str] = (),
+) -> Autoencoders[Autoencoder]:
     """The NLAs of the served model. `options` are those of its engine; the engines of the NLAs take
-    after it in what has to do with the machine.
+    after it in what has to do with the machine. `taken` are ids that others have.
 
     Raises ValueError or FileNotFoundError, which names what is wrong with which NLA.
     """
@@ -51,7 +55,7 @@ async def load(
     try:
         for source in sources:
             folders = await asyncio.to_thread(resolve, source)
-            if folders.id in {each.info.id for each in loaded}:
+            if folders.id in {*taken, *(each.id for each in loaded)}:
                 raise ValueError(f"nla: there are two called {folders.id}; give them an id")
             try:
                 loaded.append(await _load(folders, model, options, cache))

@@ -15,16 +15,21 @@ _FILES = ("*.safetensors", "*.json", "*.yaml", "*.txt", "*.model", "*.jinja")
 
 
 class NlaSource(BaseModel):
-    """One `--nla`: a mapping of these fields, or text in one of three forms.
+    """One `--nla`: a mapping of these fields, or text in one of four forms.
 
     - the name of a pair that comes with the server, such as `smollm2-135m`;
     - a folder with `av` and `ar` in it;
-    - `av=... ar=...` and any other field, for halves that live apart.
+    - `grpc://host:port`, another actserve server that holds it;
+    - `av=... ar=...` or `address=...` and any other field.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: str = Field(default="", description="name to serve it under", pattern=r"^[\w.-]{0,63}$")
+    id: str = Field(
+        default="",
+        description="name to serve it under; of an address, which one of its NLAs is meant",
+        pattern=r"^[\w.-]{0,63}$",
+    )
     av: str = Field(default="", description="folder or Hugging Face id of the verbalizer")
     ar: str = Field(default="", description="folder or Hugging Face id of the reconstructor")
     sidecar: Path | None = Field(
@@ -35,6 +40,17 @@ class NlaSource(BaseModel):
         default="",
         description="folder or Hugging Face id of what adapters are for; the served model's own",
     )
+    address: str = Field(
+        default="",
+        description="another actserve server: grpc://host:port, or grpcs://host:port for TLS",
+        pattern=r"^(grpcs?://[^/?#@]+)?$",
+    )
+    ca: Path | None = Field(
+        default=None, description="PEM authorities of that server; the system's when unset"
+    )
+    token_file: Path | None = Field(
+        default=None, description="file whose first line is the bearer token for that server"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -44,12 +60,23 @@ class NlaSource(BaseModel):
         if "=" in value:
             pairs = [part.partition("=") for part in shlex.split(value)]
             return {key: rest for key, _, rest in pairs}
+        if value.startswith(("grpc://", "grpcs://")):
+            return {"address": value}
         return _of_folder(value)
 
     @model_validator(mode="after")
     def _check(self) -> "NlaSource":
-        if not self.av and not self.ar:
-            raise ValueError("give av, ar or both")
+        here = [name for name in ("av", "ar", "sidecar", "base") if getattr(self, name)]
+        there = [name for name in ("address", "ca", "token_file") if getattr(self, name)]
+        if not self.address and not (self.av or self.ar):
+            raise ValueError("give av, ar or both, or an address")
+        if here and there:
+            raise ValueError(
+                f"{', '.join(there)} is about an NLA of another server, {', '.join(here)} about "
+                "one to load here; give them as two"
+            )
+        if self.ca and not self.address.startswith("grpcs://"):
+            raise ValueError("ca is for TLS; make the address grpcs://")
         return self
 
 

@@ -7,15 +7,14 @@ from contextlib import contextmanager
 from actserve.v1 import intervention_pb2 as pb
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
-from actserve_server.nla.autoencoder import Autoencoder
-from actserve_server.nla.autoencoders import Autoencoders
-from actserve_server.rpc import chunks, nla_inputs, nlas
+from actserve_server.rpc import chunks, nla_inputs, served_nlas
 from actserve_server.rpc.calls import current_call
+from actserve_server.rpc.served_nlas import Nlas, ServedNla
 from actserve_server.rpc.sites import sites
 
 
 async def with_vectors(
-    wire: Sequence[pb.Intervention], autoencoders: Autoencoders, info: ModelInfo, field: str
+    wire: Sequence[pb.Intervention], autoencoders: Nlas, info: ModelInfo, field: str
 ) -> list[pb.Intervention]:
     """The interventions, with a vector in place of every edit. All edits are checked before the
     first vector is computed."""
@@ -28,9 +27,7 @@ async def with_vectors(
     return made
 
 
-def _check(
-    wire: pb.Intervention, autoencoders: Autoencoders, info: ModelInfo, field: str
-) -> Autoencoder:
+def _check(wire: pb.Intervention, autoencoders: Nlas, info: ModelInfo, field: str) -> ServedNla:
     """The autoencoder of the edit of an intervention."""
     at, edit = f"{field}.add.edit", wire.add.edit
     if wire.add.HasField("vector"):
@@ -41,8 +38,8 @@ def _check(
         )
     first, *others = sites(wire.sites, info, f"{field}.sites")
     with _named_as_sent(field):
-        nla = nlas.find(autoencoders, edit.nla, first)
-        nlas.check_reconstructs(nla.info, "an edit", "nla")
+        nla = served_nlas.find(autoencoders, edit.nla, first)
+        nla.check_reconstructs("an edit", "nla")
     if others:
         raise ActserveError(
             Reason.SITE_INVALID,
@@ -56,7 +53,7 @@ def _check(
 
 
 async def _with_vector(
-    wire: pb.Intervention, nla: Autoencoder, run_id: str, field: str
+    wire: pb.Intervention, nla: ServedNla, run_id: str, field: str
 ) -> pb.Intervention:
     """The intervention with the vector of its edit."""
     edit = wire.add.edit

@@ -18,7 +18,6 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.runs import Finished, Run, Tokens
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import Plan, captures
 from actserve_server.rpc import interventions, models, prompts, reports
@@ -29,13 +28,12 @@ from actserve_server.rpc.interventions import InterventionRequest
 from actserve_server.rpc.positions import Place
 from actserve_server.rpc.results import Results
 from actserve_server.rpc.sampling import sampling
+from actserve_server.rpc.served_nlas import Nlas
 from actserve_server.rpc.tensors import WIRE_ELEMENT_TYPES
 
 
 class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
-    def __init__(
-        self, engine: AdmittedEngine, store: KeptStore, autoencoders: Autoencoders
-    ) -> None:
+    def __init__(self, engine: AdmittedEngine, store: KeptStore, autoencoders: Nlas) -> None:
         self._engine = engine
         self._store = store
         self._autoencoders = autoencoders

@@ -11,12 +11,12 @@ from actserve_server.domain.operations import Operation, Replace
 from actserve_server.domain.positions import Positions, Selection
 from actserve_server.domain.runs import Intervention
 from actserve_server.domain.sites import Site
-from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.kept import Kept, KeptStore
 from actserve_server.rpc import explanation_edits, kept_rows, operations, positions
 from actserve_server.rpc.heads import check_heads, row_shape
 from actserve_server.rpc.operations import Part, Target
 from actserve_server.rpc.positions import Place
+from actserve_server.rpc.served_nlas import Nlas
 from actserve_server.rpc.sites import sites
 
 
@@ -85,7 +85,7 @@ class InterventionRequest:
 async def interventions(
     wire: Sequence[intervention_pb2.Intervention],
     store: KeptStore,
-    autoencoders: Autoencoders,
+    autoencoders: Nlas,
     info: ModelInfo,
     field: str,
 ) -> tuple[InterventionRequest, ...]:

@@ -6,13 +6,13 @@ from actserve.v1 import model_service_pb2 as pb
 from actserve.v1 import model_service_pb2_grpc
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.engine.api import Engine
-from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.rpc import models, prompts
 from actserve_server.rpc.calls import current_call
+from actserve_server.rpc.served_nlas import Nlas
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
-    def __init__(self, engine: Engine, autoencoders: Autoencoders) -> None:
+    def __init__(self, engine: Engine, autoencoders: Nlas) -> None:
         self._engine = engine
         self._autoencoders = autoencoders
 

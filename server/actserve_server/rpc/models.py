@@ -4,8 +4,8 @@ from actserve.v1 import model_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import HookPointInfo, ModelInfo
 from actserve_server.domain.sites import HookPoint
-from actserve_server.nla.autoencoders import Autoencoders
-from actserve_server.rpc import nlas
+from actserve_server.rpc import served_nlas
+from actserve_server.rpc.served_nlas import Nlas
 from actserve_server.rpc.sites import HOOK_POINTS
 from actserve_server.rpc.tensors import WIRE_ELEMENT_TYPES
 
@@ -27,7 +27,7 @@ def check_model(name: str, info: ModelInfo, field: str) -> None:
         )
 
 
-def to_wire(info: ModelInfo, autoencoders: Autoencoders) -> pb.Model:
+def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
     """The model, with what explains it."""
     limits = info.limits
     return pb.Model(
@@ -52,7 +52,7 @@ def to_wire(info: ModelInfo, autoencoders: Autoencoders) -> pb.Model:
             max_kept_seconds=limits.max_kept_seconds,
         ),
         attention_unserved_reason=_attention_unserved(info),
-        nlas=[nlas.to_wire(nla) for nla in autoencoders],
+        nlas=served_nlas.to_wire(autoencoders),
     )
 
 

@@ -57,7 +57,7 @@ def matrix(wire: tensor_pb2.Tensor, info: NlaInfo, field: str) -> np.ndarray:
             field=field,
         )
     values = tensors.matrix(wire, width, f"a row of {info.profile.site}", field)
-    check_count(len(values), "rows", info, field)
+    check_count(len(values), "rows", info.max_rows, field)
     return values
 
 
@@ -86,7 +86,7 @@ def texts(wire: Sequence[str], info: NlaInfo, field: str) -> tuple[str, ...]:
     """1 to `max_rows` explanations, none empty."""
     if not wire:
         raise ActserveError(Reason.FIELD_REQUIRED, f"{field} holds no text; send one", field=field)
-    check_count(len(wire), "texts", info, field)
+    check_count(len(wire), "texts", info.max_rows, field)
     return tuple(text(item, f"{field}[{index}]") for index, item in enumerate(wire))
 
 
@@ -110,15 +110,14 @@ def check_one_each(text_count: int, row_count: int, field: str) -> None:
         )
 
 
-def check_count(count: int, what: str, info: NlaInfo, field: str) -> None:
+def check_count(count: int, what: str, limit: int, field: str) -> None:
     """Raises if there are more rows or texts than one call may have."""
-    if count > info.max_rows:
+    if count > limit:
         raise ActserveError(
             Reason.TOO_MANY_ROWS,
-            f"there are {count} {what}, but a call may have at most {info.max_rows}; make several "
-            "calls",
+            f"there are {count} {what}, but a call may have at most {limit}; make several calls",
             field=field,
-            metadata={"rows": count, "limit": info.max_rows},
+            metadata={"rows": count, "limit": limit},
         )
 
 

@@ -18,7 +18,6 @@ from actserve.v1 import (
     model_service_pb2_grpc,
 )
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc import metrics
 from actserve_server.rpc.auth import BearerAuth
@@ -27,6 +26,7 @@ from actserve_server.rpc.generation_servicer import GenerationServicer
 from actserve_server.rpc.kept_activations_servicer import KeptActivationsServicer
 from actserve_server.rpc.model_servicer import ModelServicer
 from actserve_server.rpc.observer import Observer
+from actserve_server.rpc.served_nlas import Nlas
 
 _DESCRIPTORS = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
@@ -69,7 +69,7 @@ class RpcServer:
         self,
         engine: AdmittedEngine,
         kept: KeptStore,
-        autoencoders: Autoencoders,
+        autoencoders: Nlas,
         listening: Listening,
     ) -> None:
         interceptors: list[grpc.aio.ServerInterceptor] = [Observer()]

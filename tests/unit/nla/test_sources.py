@@ -31,6 +31,15 @@ def test_halves_may_live_apart() -> None:
     assert source == NlaSource(id="mine", av="org/av", ar="/a folder/ar", sidecar=Path("/x.yaml"))
 
 
+def test_an_nla_may_be_of_another_server() -> None:
+    mine = "address=grpcs://host:1 id=mine ca=/ca token_file=/t"
+    plain, chosen = load(["--nla", "grpc://host:50051", "--nla", mine]).nla
+    assert plain == NlaSource(address="grpc://host:50051")
+    assert chosen == NlaSource(
+        address="grpcs://host:1", id="mine", ca=Path("/ca"), token_file=Path("/t")
+    )
+
+
 def test_several_are_given_one_by_one_or_in_the_file(folder: Path, tmp_path: Path) -> None:
     flags = load(["--nla", str(folder), "--nla", "av=org/av"]).nla
     file = tmp_path / "actserve.yaml"
@@ -43,7 +52,12 @@ def test_several_are_given_one_by_one_or_in_the_file(folder: Path, tmp_path: Pat
     ("value", "says"),
     [
         ("no-such-folder", "'no-such-folder' is neither a pair that comes with the server"),
-        ("ar=", "give av, ar or both"),
+        ("ar=", "give av, ar or both, or an address"),
+        ("av=org/av address=grpc://host:1", "address is about an NLA of another server"),
+        ("av=org/av token_file=/t", "token_file is about an NLA of another server"),
+        ("address=host:1", "address: String should match pattern"),
+        ("grpc://host:1/path", "address: String should match pattern"),
+        ("address=grpc://host:1 ca=/ca", "make the address grpcs://"),
         ("av=org/av verbalizer=org/av", "verbalizer: Extra inputs are not permitted"),
         ("av=org/av id=two/parts", "id: String should match pattern"),
     ],

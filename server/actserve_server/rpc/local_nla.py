@@ -1,0 +1,144 @@
+"""An NLA that is loaded here, asked by messages."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+
+from actserve.v1 import explanation_service_pb2 as pb
+from actserve_server.domain.sites import Site
+from actserve_server.nla.autoencoder import Autoencoder
+from actserve_server.nla.explanations import ExplainEvent
+from actserve_server.rpc import baselines, chunks, explaining, metrics, nla_inputs, nlas, sites
+from actserve_server.rpc.calls import Call
+from actserve_server.rpc.endings import usage
+
+
+class LocalNla:
+    """What `ServedNla` promises, of an autoencoder."""
+
+    def __init__(self, nla: Autoencoder) -> None:
+        self._nla = nla
+
+    @property
+    def site(self) -> Site:
+        return self._nla.site
+
+    @property
+    def described(self) -> pb.Nla:
+        return nlas.to_wire(self._nla)
+
+    async def explain(
+        self, request: pb.ExplainActivationsRequest, call: Call
+    ) -> AsyncGenerator[pb.ExplainActivationsResponse, None]:
+        # In a thread, here and below: the rows may be tens of megabytes.
+        rows = await asyncio.to_thread(
+            nla_inputs.rows, request.activations, self._nla.info, "activations"
+        )
+        where = nla_inputs.positions(request.positions, len(rows), "positions")
+        asking = explaining.asking(
+            request.spec, self._nla, len(rows), "spec", placed=where is not None
+        )
+        events = self._nla.explain(call.id, rows, asking, call, where)
+        async with aclosing(self._explained(len(rows), events, call)) as stream:
+            async for event in stream:
+                yield pb.ExplainActivationsResponse(**event)
+
+    def explainer(
+        self, spec: pb.ExplainSpec, positions: Sequence[int], call: Call
+    ) -> Callable[[np.ndarray], AsyncGenerator[pb.ExplainActivationsResponse, None]]:
+        asking = explaining.asking(spec, self._nla, len(positions), "spec", placed=True)
+
+        async def explain(rows: np.ndarray) -> AsyncGenerator[pb.ExplainActivationsResponse, None]:
+            events = self._nla.explain(call.id, rows, asking, call, positions)
+            async with aclosing(self._explained(len(rows), events, call)) as stream:
+                async for event in stream:
+                    yield pb.ExplainActivationsResponse(**event)
+
+        return explain
+
+    async def compare(
+        self, request: pb.CompareActivationsRequest, call: Call
+    ) -> AsyncGenerator[pb.CompareActivationsResponse, None]:
+        rows = await asyncio.to_thread(
+            nla_inputs.differences,
+            request.activations,
+            request.reference,
+            self._nla.info,
+            ("activations", "reference"),
+        )
+        asking = explaining.asking(request.spec, self._nla, len(rows), "spec", placed=False)
+        events = self._nla.explain(call.id, rows, asking, call, differences=True)
+        async with aclosing(self._explained(len(rows), events, call)) as stream:
+            async for event in stream:
+                yield pb.CompareActivationsResponse(**event)
+
+    async def reconstruct(
+        self, request: pb.ReconstructActivationsRequest, call: Call
+    ) -> AsyncGenerator[pb.ReconstructActivationsResponse, None]:
+        info = self._nla.info
+        nlas.check_reconstructs(info, "reconstructing", "nla")
+        texts = nla_inputs.texts(request.texts, info, "texts")
+        parts = self._nla.reconstruct(call.id, texts, call)
+        yield pb.ReconstructActivationsResponse(
+            started=pb.ReconstructStarted(
+                request_id=call.id,
+                nla=nlas.name_of(info),
+                rows=len(texts),
+                width=info.profile.width,
+            )
+        )
+        async with aclosing(parts):
+            async for first, rows in parts:
+                for chunk in chunks.reconstructed(first, rows):
+                    yield pb.ReconstructActivationsResponse(rows=chunk)
+                    call.activation_bytes += len(chunk.rows.data)
+        yield pb.ReconstructActivationsResponse(finished=pb.ReconstructFinished(usage=usage(call)))
+
+    async def score(
+        self, request: pb.ScoreExplanationsRequest, call: Call
+    ) -> pb.ScoreExplanationsResponse:
+        info = self._nla.info
+        nlas.check_reconstructs(info, "scoring", "nla")
+        texts = nla_inputs.texts(request.texts, info, "texts")
+        rows = await asyncio.to_thread(nla_inputs.rows, request.activations, info, "activations")
+        nla_inputs.check_one_each(len(texts), len(rows), "texts")
+        name = nlas.name_of(info)
+        baseline = baselines.look_up(request.baseline, self._nla, name, "baseline")
+        scores = await self._nla.score(call.id, rows, texts, baseline, call)
+        return pb.ScoreExplanationsResponse(scores=map(explaining.score, scores), usage=usage(call))
+
+    async def set_baseline(
+        self, request: pb.SetExplanationBaselineRequest, call: Call
+    ) -> pb.SetExplanationBaselineResponse:
+        name, short = baselines.parse_name(request.name, "name")
+        rows = await asyncio.to_thread(
+            nla_inputs.rows, request.activations, self._nla.info, "activations"
+        )
+        stored = await asyncio.to_thread(self._nla.set_baseline, short, rows)
+        return pb.SetExplanationBaselineResponse(baseline=baselines.to_wire(name, short, stored))
+
+    def check_reconstructs(self, what: str, field: str) -> None:
+        nlas.check_reconstructs(self._nla.info, what, field)
+
+    async def edit(self, run_id: str, original: str, edited: str, call: Call) -> np.ndarray:
+        return await self._nla.edit(run_id, original, edited, call)
+
+    async def _explained(
+        self, rows: int, events: AsyncGenerator[ExplainEvent, None], call: Call
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The fields of a response's `event`, and what goes there. Closes `events` at the end."""
+        name = nlas.name_of(self._nla.info)
+        yield {
+            "started": pb.ExplainStarted(
+                request_id=call.id, nla=name, site=sites.to_wire(self.site), rows=rows
+            )
+        }
+        async with aclosing(events):
+            async for event in events:
+                field = explaining.to_wire(event)
+                metrics.EXPLANATIONS.labels(name).inc("explanation" in field)
+                yield field
+        yield {"finished": pb.ExplainFinished(usage=usage(call))}

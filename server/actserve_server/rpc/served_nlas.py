@@ -1,0 +1,94 @@
+"""NLAs as requests reach them, whether they are loaded here or on another server."""
+
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from actserve.v1 import explanation_service_pb2 as pb
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.sites import Site
+from actserve_server.nla.autoencoder import Autoencoder
+from actserve_server.nla.autoencoders import Autoencoders
+from actserve_server.rpc.calls import Call
+from actserve_server.rpc.local_nla import LocalNla
+from actserve_server.rpc.nlas import COLLECTION, RESOURCE_TYPE
+from actserve_server.rpc.remote_nla import RemoteNla
+
+Nlas = Autoencoders[Autoencoder | RemoteNla]
+
+_NAME = re.compile(r"nlas/([^/]+)")
+
+
+class ServedNla(Protocol):
+    """One NLA. Requests have been found to mean it; all else of them it checks itself."""
+
+    @property
+    def site(self) -> Site:
+        """Where the rows come from that it explains."""
+        ...
+
+    @property
+    def described(self) -> pb.Nla: ...
+
+    def explain(
+        self, request: pb.ExplainActivationsRequest, call: Call
+    ) -> AsyncGenerator[pb.ExplainActivationsResponse, None]: ...
+
+    def explainer(
+        self, spec: pb.ExplainSpec, positions: Sequence[int], call: Call
+    ) -> Callable[[np.ndarray], AsyncGenerator[pb.ExplainActivationsResponse, None]]:
+        """What explains rows, float32 [positions, width], that are still to be captured. Raises at
+        once what of `spec` can be refused before they are."""
+        ...
+
+    def compare(
+        self, request: pb.CompareActivationsRequest, call: Call
+    ) -> AsyncGenerator[pb.CompareActivationsResponse, None]: ...
+
+    def reconstruct(
+        self, request: pb.ReconstructActivationsRequest, call: Call
+    ) -> AsyncGenerator[pb.ReconstructActivationsResponse, None]: ...
+
+    async def score(
+        self, request: pb.ScoreExplanationsRequest, call: Call
+    ) -> pb.ScoreExplanationsResponse: ...
+
+    async def set_baseline(
+        self, request: pb.SetExplanationBaselineRequest, call: Call
+    ) -> pb.SetExplanationBaselineResponse: ...
+
+    def check_reconstructs(self, what: str, field: str) -> None:
+        """Raises FEATURE_DISABLED if there is no AR, for `what` takes one."""
+        ...
+
+    async def edit(self, run_id: str, original: str, edited: str, call: Call) -> np.ndarray:
+        """AR(edited) - AR(original), float32 [width]."""
+        ...
+
+
+def find(nlas: Nlas, name: str, site: Site | None = None, field: str = "nla") -> ServedNla:
+    """The one that a request names, or if it names none the only one (of a site).
+
+    Raises NLA_NOT_FOUND, FEATURE_DISABLED or SITE_NOT_SERVED.
+    """
+    named = _NAME.fullmatch(name)
+    if name and named is None:
+        known = ", ".join(repr(COLLECTION + nla.id) for nla in nlas) or "none"
+        raise ActserveError(
+            Reason.NLA_NOT_FOUND,
+            f"{name[:100]!r} is not the name of an NLA; the names of those that are loaded are "
+            f"{known}",
+            field=field,
+            metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
+        )
+    return _served(nlas.find(named[1] if named else "", site, field))
+
+
+def to_wire(nlas: Nlas) -> list[pb.Nla]:
+    return [_served(nla).described for nla in nlas]
+
+
+def _served(nla: Autoencoder | RemoteNla) -> ServedNla:
+    return LocalNla(nla) if isinstance(nla, Autoencoder) else nla
