@@ -133,6 +133,9 @@ class Settings(BaseSettings):
     tensor_parallel_size: PositiveInt = Field(
         1, description="vLLM: devices the model is split over"
     )
+    pipeline_parallel_size: PositiveInt = Field(
+        1, description="vLLM: must be 1; use tensor_parallel_size for a model that is too large"
+    )
     block_size: PositiveInt | None = Field(None, description="vLLM: tokens in a KV cache block")
     enforce_eager: bool = Field(
         False, description="vLLM: no torch.compile and no CUDA graphs; for debugging only"
@@ -150,6 +153,13 @@ class Settings(BaseSettings):
             raise ValueError("tls_cert and tls_key go together; set both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        if self.pipeline_parallel_size > 1:
+            # Rows leave the worker of one rank, which would have those of its own layers alone.
+            raise ValueError(
+                f"pipeline_parallel_size is {self.pipeline_parallel_size}, but only 1 is served: "
+                "vLLM 0.32 fails with more on CPU, so that no row could be proven exact; use "
+                "tensor_parallel_size"
+            )
         if self.max_capture_bytes > self.capture_budget_bytes:
             raise ValueError(
                 f"max_capture_bytes ({self.max_capture_bytes}) is above capture_budget_bytes "

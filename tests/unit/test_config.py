@@ -88,6 +88,10 @@ def test_the_port_variable_that_kubernetes_sets_is_not_ours(
         (["--tls-client-ca", "c.pem"], "tls_client_ca needs"),
         (["--max-capture-bytes", "9", "--capture-budget-bytes", "8"], "could never run"),
         (["--max-kept-seconds", "60"], "default_kept_seconds .600. is above max_kept_seconds"),
+        (
+            ["--pipeline-parallel-size", "2"],
+            "is 2, but only 1 is served: .* use tensor_parallel_size",
+        ),
         (["--config", "/does/not/exist"], "/does/not/exist"),
     ],
     ids=" ".join,
