@@ -37,7 +37,9 @@ def text(recipe: Recipe, evaluation: Evaluation, origin: Origin) -> str:
     samples = "\n".join(
         f"| {_cell(each['target'])} | {_cell(each['explanation'])} |" for each in evaluation.samples
     )
-    choices = "\n".join(f"| `{name}` | {_cell(str(value))} |" for name, value in _choices(recipe))
+    choices = "\n".join(
+        f"| `{name}` | {_cell(str(value))} |" for name, value in asdict(recipe).items()
+    )
     return f"""# A natural language autoencoder for {recipe.base}
 
 It explains rows of `resid_post.{recipe.layer}` in words (`av/`, the activation verbalizer) and
@@ -49,14 +51,16 @@ are right more often than anything else, and any detail may be made up.
 
 ## Held-out scores
 
-{rows} rows of documents that were not trained on; {evaluation.parsed:.1%} of the explanations have
-the form. FVE is the fraction of variance explained, with the variance of the training rows;
-retrieval is among groups of 256 by centred cosine, {evaluation.chance:.1%} by chance.
+{rows} rows of whole files of which nothing was trained on; {evaluation.parsed:.1%} of the
+explanations have the form. FVE is the fraction of variance explained, with the variance of the
+training rows; retrieval is among groups of 256 by centred cosine, {evaluation.chance:.1%} by
+chance.
 
 | what the AR reads | FVE | cosine | centred cosine | retrieval |
 |---|---|---|---|---|
 {results}
 
+A best of n is the one of the highest cosine, as servers choose; "of another row" are the controls.
 "target text" is made from the context itself, which an explanation cannot see; "the mean row" is
 not read by the AR at all.
 
@@ -82,10 +86,6 @@ on {os.cpu_count()} CPU cores ({platform.machine()}), in bfloat16.
 |---|---|
 {choices}
 """
-
-
-def _choices(recipe: Recipe) -> list[tuple[str, object]]:
-    return list(asdict(recipe).items())
 
 
 def _cell(words: str) -> str:

@@ -1,7 +1,8 @@
 """Text to train on: any folder of text files, and zip files of them.
 
 Documents are what is held out, so that no held-out row comes from a text that was trained on. Files
-that hold many texts, as collections of articles do, are cut at blank lines.
+that hold many texts, as collections of articles do, are cut at blank lines; where one text ends is
+not known there, so pieces are only trained on.
 """
 
 import random
@@ -22,25 +23,34 @@ _TAGGED_WORD = re.compile(r"(\S+)/[A-Za-z*$'`.,:()\-+]+")
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    text: str
+    whole: bool
+    """Whether it is a whole file."""
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
-    """Documents, apart."""
+    """Texts of documents, apart."""
 
     training: tuple[str, ...]
     held_out: tuple[str, ...]
 
 
-def read(paths: Sequence[Path]) -> list[str]:
-    """The documents of files, zip files and folders of these, in the order of their names.
+def read(paths: Sequence[Path]) -> list[Document]:
+    """The documents of files, zip files and folders of these, in the order of their names, each
+    once: a collection often lies beside the archive that it came in.
 
-    Raises ValueError if there are none.
+    Raises ValueError if there are fewer than two.
     """
-    documents = [
-        document
-        for path in paths
-        for text in _texts(path)
-        for document in _cut(_plain(text))
-        if len(document) >= MINIMUM_CHARACTERS
-    ]
+    found: dict[str, Document] = {}
+    for path in paths:
+        for text in _texts(path):
+            pieces = list(_cut(_plain(text)))
+            for piece in pieces:
+                if len(piece) >= MINIMUM_CHARACTERS:
+                    found.setdefault(piece, Document(piece, whole=len(pieces) == 1))
+    documents = list(found.values())
     if len(documents) < 2:
         raise ValueError(
             f"{', '.join(map(str, paths))}: {len(documents)} documents of {MINIMUM_CHARACTERS} "
@@ -49,15 +59,23 @@ def read(paths: Sequence[Path]) -> list[str]:
     return documents
 
 
-def split(documents: Sequence[str], held_out: float, seed: int) -> Split:
-    """Holds out a share of the documents, at least one, drawn at random."""
+def split(documents: Sequence[Document], held_out: float, seed: int) -> Split:
+    """Draws a share of the documents, at least one, at random. Those drawn are not trained on, and
+    those of them that are whole files are held out.
+
+    Raises ValueError if none of them is.
+    """
     order = list(range(len(documents)))
     random.Random(seed).shuffle(order)
     count = max(1, round(held_out * len(order)))
-    return Split(
-        training=tuple(documents[index] for index in order[count:]),
-        held_out=tuple(documents[index] for index in order[:count]),
-    )
+    drawn, rest = ([documents[index] for index in part] for part in (order[:count], order[count:]))
+    apart = tuple(document.text for document in drawn if document.whole)
+    if not apart:
+        raise ValueError(
+            f"none of the {count} documents drawn to be held out is a whole file; give more files "
+            f"of up to {DOCUMENT_CHARACTERS} characters, or raise held_out above {held_out}"
+        )
+    return Split(training=tuple(document.text for document in rest), held_out=apart)
 
 
 def chunks(

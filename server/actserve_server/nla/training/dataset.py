@@ -53,7 +53,7 @@ _ROWS, _TEXTS = "rows.safetensors", "texts.json"
 
 
 def make(
-    documents: Sequence[str],
+    documents: Sequence[corpus.Document],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
