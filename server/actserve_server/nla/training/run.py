@@ -39,7 +39,7 @@ def train(recipe: Recipe, places: Places) -> None:
     Raises ValueError, which says what to change, for a recipe that the model or the text does not
     fit, and for a work folder of another recipe.
     """
-    stages = _Stages(places.work, recipe)
+    stages = _Stages(places, recipe)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(places.model)
     data = _data(recipe, places, tokenizer, stages)
     baseline = measure(data.training.rows.float().numpy())
@@ -92,6 +92,7 @@ def _data(
         )
     data = dataset.make(documents, model, tokenizer, recipe)
     data.save(places.work)
+    stages.claim()
     stages.note(len(documents), time.monotonic() - start)
     return data
 
@@ -162,17 +163,25 @@ def _round(
 class _Stages:
     """What is done, in the work folder."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
-        """Raises ValueError if the folder is of another recipe."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        kept, choices = folder / "recipe.json", asdict(recipe)
-        if kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) != choices:
+    def __init__(self, places: Places, recipe: Recipe) -> None:
+        """Raises ValueError if the folder is of another recipe, model or text."""
+        self._folder = places.work
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._made_from = {
+            "model": str(places.model.resolve()),
+            "corpus": [str(path.resolve()) for path in places.corpus],
+            **asdict(recipe),
+        }
+        self._claim = self._folder / "recipe.json"
+        if self._claim.is_file() and json.loads(self._claim.read_text()) != self._made_from:
             raise ValueError(
-                f"{folder} holds what another recipe left unfinished; remove it, or name another "
-                "folder with --work"
+                f"{self._folder} holds what another recipe, model or text left; remove it, or name "
+                "another folder with --work"
             )
-        kept.write_text(json.dumps(choices, indent=2) + "\n", encoding="utf-8")
+
+    def claim(self) -> None:
+        """The folder is this recipe's, which fits its model and text."""
+        self._claim.write_text(json.dumps(self._made_from, indent=2) + "\n", encoding="utf-8")
 
     def trained(self, name: str, model: nn.Module, stage: Callable[[], None]) -> None:
         """Trains a model, or takes up what it learned before."""
