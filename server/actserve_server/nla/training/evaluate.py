@@ -12,10 +12,10 @@ import numpy as np
 from actserve_server.nla.profile import Baseline
 from actserve_server.nla.scores import normalize, score
 from actserve_server.nla.training.dataset import Examples
-from actserve_server.nla.training.expert import centered_cosines
 from actserve_server.nla.training.prompts import Words
 from actserve_server.nla.training.recipe import Recipe
 from actserve_server.nla.training.sampling import sample
+from actserve_server.nla.training.targets import visible
 from actserve_server.nla.training.train_ar import TrainedReconstructor, reconstruct
 from actserve_server.nla.training.train_av import TrainedVerbalizer
 
@@ -89,9 +89,10 @@ def evaluate(
     made = {
         "greedy explanation": explained,
         "sampled explanation": many[:, 0],
-        f"best of {recipe.samples} explanations": _best(golds, many, baseline),
+        f"best of {recipe.samples} explanations": _best(golds, many),
         "explanation of another row": np.roll(explained, 1, axis=0),
-        "the token alone": read([f"Text: {token.strip()}" for token in held_out.tokens], "tokens"),
+        f"best of {recipe.samples} of another row": _best(golds, np.roll(many, 1, axis=0)),
+        "the token alone": read([f"Text: {visible(each)}" for each in held_out.tokens], "tokens"),
         "target text": read(held_out.texts, "targets"),
         "the mean row": np.broadcast_to(_mean(baseline), golds.shape),
     }
@@ -106,11 +107,10 @@ def evaluate(
     )
 
 
-def _best(golds: np.ndarray, many: np.ndarray, baseline: Baseline) -> np.ndarray:
-    cosines = np.stack(
-        [centered_cosines(golds, rows, baseline.mean) for rows in many.swapaxes(0, 1)]
-    )
-    return many[np.arange(len(golds)), cosines.argmax(0)]
+def _best(golds: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """Of several reconstructions of each row, the one of the highest cosine, as servers choose."""
+    cosines = [[each.cosine for each in score(golds, rows, None)] for rows in many.swapaxes(0, 1)]
+    return many[np.arange(len(golds)), np.argmax(cosines, axis=0)]
 
 
 def _compare(golds: np.ndarray, made: np.ndarray, baseline: Baseline) -> Result:

@@ -9,11 +9,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from actserve_server.nla.baselines import measure
-from actserve_server.nla.scores import normalize
+from actserve_server.nla.scores import score
 from actserve_server.nla.training import train_ar, train_av
 from actserve_server.nla.training.dataset import Examples
 from actserve_server.nla.training.prompts import Words
@@ -38,7 +37,10 @@ class Attempts:
     """Of each row, what could be parsed."""
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.texts), encoding="utf-8")
+        """Whole or not at all."""
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(json.dumps(self.texts), encoding="utf-8")
+        unfinished.rename(path)
 
     @property
     def flat(self) -> tuple[list[int], list[str]]:
@@ -116,20 +118,13 @@ def best(
     of, texts = attempts.flat
     made = reconstruct(reconstructor, [words.prompt(text) for text in texts], name)
     golds = attempts.rows.float().numpy()
-    cosines = centered_cosines(golds[of], made, measure(golds).mean)
+    scores = score(golds[of], made, measure(golds))
+    cosines = [each.centered_cosine or 0.0 for each in scores]  # None has no direction.
     winners: dict[int, int] = {}
     for index, row in enumerate(of):
         if row not in winners or cosines[index] > cosines[winners[row]]:
             winners[row] = index
     return attempts.rows[list(winners)], [texts[index] for index in winners.values()]
-
-
-def centered_cosines(golds: np.ndarray, made: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
-    """Row by row, float64 [rows], after normalisation and the subtraction of the mean."""
-    assert mean is not None
-    one, other = (normalize(rows).astype(np.float64) - mean for rows in (golds, made))
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return np.einsum("rw,rw->r", one, other) / norms
 
 
 def learn_to_write(

@@ -66,23 +66,27 @@ def describe(
     """An explanation of the row at the last of `ids`, tokens since the start of its context."""
     start = max(0, len(ids) - LATEST_TOKENS)
     # From the start of a word on: the row holds its end, and its beginning makes it readable.
-    while start > 0 and not _begins_word(decode(tokenizer, ids[start : start + 1])):
+    while start > 0 and not _begins_word(tokenizer, ids, start):
         start -= 1
     topic = vocabulary.topic(decode(tokenizer, ids[:start]))
     special = set(tokenizer.all_special_ids)
     likely = [
-        END if token in special else _visible(decode(tokenizer, [token])).strip()
+        END if token in special else visible(decode(tokenizer, [token]))
         for token in next_ids[:NEXT_TOKENS]
     ]
     parts = [f"Topic: {', '.join(topic)}."] if topic else []
     parts.append(f"Next: {' / '.join(likely)}.")
-    parts.append(f"Text: {_visible(decode(tokenizer, ids[start:])).strip()}")
+    parts.append(f"Text: {visible(decode(tokenizer, ids[start:]))}")
     return " ".join(parts)
 
 
-def _begins_word(piece: str) -> bool:
-    return not piece[:1].isalnum()
+def _begins_word(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], at: int) -> bool:
+    # After the token before it: decoded alone, SentencePiece drops the space that a word begins
+    # with.
+    before = decode(tokenizer, ids[at - 1 : at])
+    return not decode(tokenizer, ids[at - 1 : at + 1])[len(before) :][:1].isalnum()
 
 
-def _visible(text: str) -> str:
-    return text.replace("\n", "\\n").replace("\t", "\\t")
+def visible(text: str) -> str:
+    """As explanations quote text."""
+    return text.replace("\n", "\\n").replace("\t", "\\t").strip()

@@ -1,5 +1,6 @@
 """Of what the AV wrote, the AV learns the best and the AR all."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from actserve_server.nla.training import expert
-from actserve_server.nla.training.expert import Attempts, best, centered_cosines
+from actserve_server.nla.training.expert import Attempts, best
 from actserve_server.nla.training.prompts import Words
 from actserve_server.nla.training.recipe import Recipe
 
@@ -37,19 +38,15 @@ def _reconstruct(model: object, prompts: list[list[str]], name: str) -> np.ndarr
     return np.array([MEANT[text] for (text,) in prompts], np.float32)
 
 
-def test_centered_cosines_are_of_what_differs_from_the_mean() -> None:
-    golds = np.array([[3.0, 4.0], [3.0, 4.0]], np.float32)
-    made = np.array([[6.0, 8.0], [4.0, 3.0]], np.float32)
-    mean = np.array([1.0, 1.0], np.float32)
-    unit = np.sqrt(2) * np.array([0.6, 0.8]) - mean
-    mirrored = unit[::-1]
-    expected = [1.0, unit @ mirrored / (unit @ unit)]
-    np.testing.assert_allclose(centered_cosines(golds, made, mean), expected, rtol=1e-6)
-
-
-def test_attempts_come_flat_with_their_rows(tmp_path: Path) -> None:
+def test_attempts_come_flat_with_their_rows() -> None:
     attempts = Attempts(ROWS[:3], [["a", "b"], [], ["c"]])
     assert attempts.flat == ([0, 0, 2], ["a", "b", "c"])
+
+
+def test_attempts_are_kept_whole(tmp_path: Path) -> None:
+    Attempts(ROWS[:3], [["a", "b"], [], ["c"]]).save(tmp_path / "kept.json")
+    assert json.loads((tmp_path / "kept.json").read_text()) == [["a", "b"], [], ["c"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
 
 
 def test_a_round_without_any_explanation_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

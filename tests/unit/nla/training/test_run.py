@@ -106,10 +106,15 @@ def test_the_baseline_and_the_scale_are_those_of_the_training_rows(base: Path, p
 def test_the_card_and_the_scores_tell_of_controls(pair: Path) -> None:
     scores = json.loads((pair / "scores.json").read_text())
     card = (pair / "README.md").read_text()
-    for control in ("explanation of another row", "the token alone", "the mean row"):
+    for control in (
+        "explanation of another row",
+        "best of 2 of another row",
+        "the token alone",
+        "the mean row",
+    ):
         assert scores["results"][control]["rows"] == 8
         assert f"| {control} |" in card
-    assert scores["results"]["greedy explanation"]["retrieval"] <= 1
+    assert scores["chance"] == 1 / 8
     assert "| `seed` | 0 |" in card
 
 
@@ -160,12 +165,20 @@ def test_a_recipe_that_does_not_fit_is_refused(
     assert message.split(".*")[0].strip() in capsys.readouterr().err
 
 
-def test_a_work_folder_of_another_recipe_is_refused(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("change", ["recipe", "text"])
+def test_a_work_folder_that_holds_something_else_is_refused(
+    base: Path, pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
+    changes = {"work": str(pair.with_name("out.work"))}
+    changes |= {"seed": "1"} if change == "recipe" else {}
+    folder = pair.parent if change == "recipe" else tmp_path
     with pytest.raises(SystemExit):
-        _train(base, tmp_path, layer="3")
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        _train(base, tmp_path, layer="4")
-    assert "another recipe" in capsys.readouterr().err
+        _train(base, folder, **changes)
+    assert "another recipe, model or text" in capsys.readouterr().err
+
+
+def test_a_recipe_that_was_refused_leaves_nothing_behind(base: Path, tmp_path: Path) -> None:
+    for layer in ("3", "4"):
+        with pytest.raises(SystemExit):
+            _train(base, tmp_path, layer=layer)
+    assert list((tmp_path / "out.work").iterdir()) == []
