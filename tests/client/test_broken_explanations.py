@@ -67,11 +67,6 @@ BROKEN: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
         actserve.BadResponse,
         "row 1 and sample 2",
     ),
-    "an explanation without its score": (
-        first("explanation", lambda event: event.ClearField("score")),
-        actserve.BadResponse,
-        "of row 1 without its score",
-    ),
     "an explanation of another position": (
         first("explanation", put("position", 7)),
         actserve.BadResponse,

@@ -10,6 +10,7 @@ import pytest
 from actserve.v1 import explanation_service_pb2 as pb
 
 from . import fake_explanations
+from .breaking import first
 from .conftest import Run
 from .fake_explanations import NLA, SITE, said, scored
 from .fake_readouts import value
@@ -47,6 +48,16 @@ def test_a_score_is_a_cosine_without_a_baseline(run: Run, model: Model) -> None:
     assert table[0][3] == "cosine"
     # The fake explains the last row first.
     assert [row[3].split() for row in table[1:]] == [["-0.250"], ["0.500", "█████"]]
+
+
+def test_an_explanation_without_a_score_is_shown_beside_scored_ones(run: Run, model: Model) -> None:
+    unread = first("explanation", lambda event: event.ClearField("score"))
+    model.explain = lambda request: iter(unread(fake_explanations.explain(request)))
+    _, scored, unscored = cells(run("explain", "one two", env=WIDE))
+    assert unscored[2] == said(value(2, 0, 1), 1)
+    assert (bool(scored[3]), unscored[3]) == (True, "")
+    tokens = json.loads(run("explain", "one two", "--json", "-").stdout)["tokens"]
+    assert tokens[1]["explanations"][0]["score"] is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import pytest
 
 import actserve
 
+from . import fake_explanations
+from .breaking import first
 from .fake_explanations import NLA, SITE, cosine, reconstructed, rows, said, scored
 from .fake_readouts import value
 from .fake_server import WIDTH, Model
@@ -80,6 +82,19 @@ def test_what_was_not_asked_for_is_absent_not_an_empty_guess(client: Any) -> Non
     assert (explanation.flags, explanation.claims) == ((), ())
     claim, _ = client.explain(rows(1)[0], SITE, leave_one_out=True).claims
     assert (claim.mse_increase, claim.recurrence) == (0.25, None)
+
+
+def test_a_text_that_cannot_be_read_back_comes_without_a_score(client: Any, model: Model) -> None:
+    unread = first("explanation", lambda event: event.ClearField("score"))
+    model.explain = lambda request: iter(unread(fake_explanations.explain(request)))
+    # The fake explains the last row first.
+    scores = [each.score for each in client.explain(rows(2), SITE, score=True)]
+    assert [score is None for score in scores] == [False, True]
+    explained = client.explain_text("a b", best=True, samples=2)
+    assert [each.score is None for _, each in explained] == [False, True]
+    events = list(client.explain_text_stream("a b", score=True))
+    found = [event.score for event in events if isinstance(event, actserve.Explanation)]
+    assert [score is None for score in found] == [True, False]
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 32])

@@ -58,7 +58,7 @@ class Explainer(Transport):
 
             acts = client.fetch("The capital of France is", "resid_post.20")
             best = client.explain(acts["resid_post.20"][-1], "resid_post.20", samples=8, best=True)
-            best.text, best.score.cosine, best.flags
+            best.text, best.score, best.flags
 
         Many rows are several calls, but one call with `neighbor_distance`.
         """
@@ -109,7 +109,7 @@ class Explainer(Transport):
         - The rest is as for `explain`.
 
             for token, explanation in client.explain_text("The capital of France is", score=True):
-                print(token, explanation.text, explanation.score.cosine)
+                print(token, explanation.text, explanation.score)
         """
         job = self._connection.explain_jobs.explain_text(prompt, nla, positions, steer, **options)
         return self._run(job, timeout, progress)

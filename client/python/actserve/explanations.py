@@ -75,7 +75,7 @@ class Explanation:
     """What may be wrong with it: "early_position", "norm_outlier", "unparsed", "failed_injection",
     "truncated"."""
     score: Score | None
-    """None unless asked for."""
+    """None unless asked for, and for a text that the reconstructor cannot read."""
     claims: tuple[Claim, ...]
     """Its sentences; empty unless asked for."""
 
