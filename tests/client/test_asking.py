@@ -99,6 +99,20 @@ def test_all_that_is_asked_for_travels_in_one_capture(client: Any, model: Model)
         ]
 
 
+def test_every_prompt_of_a_list_has_what_an_iterator_yields(client: Any, model: Model) -> None:
+    client.generate(
+        ["a", "b"],
+        steer=(actserve.Zero(f"resid_post.{layer}") for layer in range(2)),
+        capture=(f"resid_post.{layer}" for layer in range(3)),
+        attention=(Attention(layer, 0) for layer in range(2)),
+    )
+    for request in model.requests:
+        capture = request.capture
+        counts = (len(request.interventions), len(capture.sites), len(capture.attention))
+        assert counts == (2, 3, 2)
+    assert len(model.requests) == 2
+
+
 def test_a_capture_without_sites_says_nothing_of_rows(client: Any, model: Model) -> None:
     client.fetch("a b", predictions=Predict(top_k=1))
     assert [field.name for field, _ in model.requests[0].capture.ListFields()] == ["predictions"]

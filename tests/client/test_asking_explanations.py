@@ -47,6 +47,13 @@ def test_only_options_that_were_given_travel(client: Any, model: Model) -> None:
     assert [request.spec.ListFields() for request in model.requests] == [[], []]
 
 
+def test_every_prompt_of_a_list_is_steered_by_what_an_iterator_yields(
+    client: Any, model: Model
+) -> None:
+    client.explain_text(["a", "b"], steer=(actserve.Zero(SITE) for _ in range(2)))
+    assert [len(request.interventions) for request in model.requests] == [2, 2]
+
+
 def test_an_error_names_the_text_in_the_callers_list(client: Any, model: Model) -> None:
     def refuse(request: Any, context: grpc.ServicerContext) -> None:
         if request.texts[0] == "t10":  # The second of two calls.

@@ -1,7 +1,7 @@
 """Checks: plain values, before they travel."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -33,6 +33,11 @@ def several(values: Any) -> Sequence[Any]:
     if isinstance(values, np.ndarray) and values.ndim:
         return [*values]
     return values if isinstance(values, Sequence) else [values]
+
+
+def rereadable(values: Any) -> Any:
+    """The same, but a tuple of what an iterator yields: each of many prompts reads it anew."""
+    return tuple(values) if isinstance(values, Iterator) else values
 
 
 def distinct(values: Any, what: str, allowed: range, reason: str) -> tuple[int, ...]:

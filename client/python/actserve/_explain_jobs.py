@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from actserve._checks import UINT32, integer, several
+from actserve._checks import UINT32, integer, rereadable, several
 from actserve._explain_calls import ExplainRowsCall, ExplainTextCall
 from actserve._jobs import Job, Part
 from actserve._row_jobs import RowJobs, given_rows, is_empty, nothing
@@ -137,8 +137,9 @@ class ExplainJobs(RowJobs):
         if not is_many(prompts):
             call = self.explain_text_call(prompts, *args, **options)
             return Job("explain_text", [Part(lambda: call, None)], 1, lambda results: results[0])
+        given = [rereadable(each) for each in args]
         parts = [
-            Part(partial(self.explain_text_call, prompt, *args, **options), index)
+            Part(partial(self.explain_text_call, prompt, *given, **options), index)
             for index, prompt in enumerate(prompts)
         ]
         # A prompt is many rows.

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, Unpack
 
 from actserve._calls import Call, FetchCall, MeansCall, TokenizeCall
 from actserve._capture import Capture
+from actserve._checks import rereadable
 from actserve._generation import GenerateCall
 from actserve.errors import InvalidRequest
 from actserve.means import LabelMeans, check_labels, merge
@@ -163,6 +164,7 @@ class Jobs:
             return Job(
                 "generate", [Part(lambda: call, None)], 1, lambda results: samples(results[0])
             )
+        options = {name: rereadable(value) for name, value in options.items()}
         parts = [
             Part(partial(self.generate_call, prompt, n, **options), index)
             for index, prompt in enumerate(prompts)
