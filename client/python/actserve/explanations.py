@@ -26,7 +26,9 @@ class Score:
     """Mean squared error, 2 (1 - cosine): 0 to 4."""
     variance_explained: float | None
     """Fraction of variance explained (FVE), 1 - normalized_mse / variance of the baseline: at most
-    1, and negative if worse than the baseline's mean row. None without a baseline."""
+    1. 0 is the error of the baseline's mean row unscaled; a reconstruction that is always the mean
+    row, scaled as all are, has -(1 - a) / (1 + a) with a = sqrt(1 - variance). None without a
+    baseline."""
     centered_cosine: float | None
     """Cosine after the baseline's mean row is subtracted from both; None without one."""
 
