@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,8 +39,8 @@ def target(model: Model) -> Iterator[str]:
 class Blocking:
     """`AsyncClient` behind the face of `Client`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._runner = asyncio.Runner()
+    def __init__(self, runner: asyncio.Runner, *args: Any, **kwargs: Any) -> None:
+        self._runner = runner
         self._client = actserve.AsyncClient(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -66,24 +67,21 @@ class Blocking:
         finally:
             self._runner.run(events.aclose())
 
-    def close(self) -> None:
-        self._runner.run(self._client.close())
-        self._runner.close()
-
 
 @pytest.fixture(params=["sync", "asyncio"])
 def connect(request: pytest.FixtureRequest, target: str) -> Iterator[Callable[..., Any]]:
     """Makes clients of the server, of either kind."""
-    make = {"sync": actserve.Client, "asyncio": Blocking}[request.param]
     clients: list[Any] = []
+    with asyncio.Runner() as runner:
+        make = {"sync": actserve.Client, "asyncio": partial(Blocking, runner)}[request.param]
 
-    def connect(**options: Any) -> Any:
-        clients.append(make(target, **options))
-        return clients[-1]
+        def connect(**options: Any) -> Any:
+            clients.append(make(target, **options))
+            return clients[-1]
 
-    yield connect
-    for client in clients:
-        client.close()
+        yield connect
+        for client in clients:
+            client.close()
 
 
 @pytest.fixture

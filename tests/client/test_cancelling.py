@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -87,9 +87,8 @@ def test_a_broken_promise_cancels_its_call_while_the_error_is_held(
     assert caught.value.__traceback__
 
 
-def test_closing_a_client_cancels_its_calls(target: str, model: Model) -> None:
+def test_closing_a_client_cancels_its_calls(client: Any, model: Model) -> None:
     model.generate = lambda request: endless(model, request)
-    client = actserve.Client(target)
     events = client.stream("a b")
     next(events)
     client.close()
@@ -98,13 +97,29 @@ def test_closing_a_client_cancels_its_calls(target: str, model: Model) -> None:
     assert model.cancelled.wait(SOON)
 
 
-async def test_cancelling_a_task_cancels_its_calls(target: str, model: Model) -> None:
-    model.generate = lambda request: endless(model, request)
+# A stream in a task of the client's own, and a single answer in the caller's.
+ASKING: dict[str, Callable[[actserve.AsyncClient], Coroutine[Any, Any, Any]]] = {
+    "generate": lambda client: client.generate(["a", "b"]),
+    "models": lambda client: client.models(),
+}
+
+
+@pytest.mark.parametrize("method", ASKING)
+@pytest.mark.parametrize(
+    ("stop", "error"), [("task", asyncio.CancelledError), ("client", actserve.Cancelled)]
+)
+async def test_stopping_a_task_or_its_client_cancels_its_calls(
+    target: str, model: Model, method: str, stop: str, error: type[BaseException]
+) -> None:
+    model.before = lambda request, context: model.cancelled.wait(30)
     async with actserve.AsyncClient(target) as client:
-        task = asyncio.create_task(client.generate(["a", "b"]))
+        task = asyncio.create_task(ASKING[method](client))
         while not model.requests:  # noqa: ASYNC110  The server lives in other threads.
             await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
+        if stop == "task":
+            task.cancel()
+        else:
+            await client.close()
+        with pytest.raises(error):
             await task
     assert await asyncio.to_thread(model.cancelled.wait, SOON)

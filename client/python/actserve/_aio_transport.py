@@ -13,7 +13,7 @@ from actserve._calls import Call
 from actserve._channel import DEFAULT_CONCURRENCY, DEFAULT_TARGET, STREAMING, Connection, stubs
 from actserve._jobs import Job, Part
 from actserve._progress import bar
-from actserve.errors import at_item, from_rpc
+from actserve.errors import Cancelled, at_item, from_rpc
 
 T = TypeVar("T")
 
@@ -116,5 +116,10 @@ class AsyncTransport:
                 yield await rpc
         except grpc.RpcError as error:
             raise from_rpc(error, self._connection.target) from None
+        except asyncio.CancelledError:
+            # Of this task, or of the call alone, which closing the client cancels.
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise Cancelled("the call was cancelled") from None
         finally:
             rpc.cancel()  # Frees what the server holds when the caller stops early.
