@@ -78,6 +78,13 @@ def test_scores_are_asked_for_where_the_nla_reconstructs(
     assert ("variance explained" in table[0]) == scored
 
 
+@pytest.mark.parametrize("nla", ["tiny", "nlas/tiny"])
+def test_an_nla_has_scores_by_either_of_its_names(run: Run, model: Model, nla: str) -> None:
+    model.nlas = [NLA, pb.Nla(name="nlas/other")]
+    table = cells(run("explain", "one", "--nla", nla, env=WIDE))
+    assert "variance explained" in table[0]
+
+
 def test_the_options_travel(run: Run, model: Model) -> None:
     model.nlas = [NLA, pb.Nla(name="nlas/other")]
     result = run(
