@@ -243,8 +243,8 @@ class Explainer(Transport):
         """Measures what scores are relative to from rows [rows, width] like those to be scored, and
         stores it in place of any of that name, for every client, until the server stops.
 
-        `name` has 1 to 63 lower-case letters, digits and hyphens. `baseline="..."` takes it beside
-        `nla`, and `Baseline.name` alone.
+        All rows go in one call, of at most `Nla.max_rows`. `name` has 1 to 63 lower-case letters,
+        digits and hyphens. `baseline="..."` takes it beside `nla`, and `Baseline.name` alone.
         """
         if nla is None:
             nla = only_nla(self.models(timeout=timeout), self._connection.jobs.model, site).id
