@@ -36,7 +36,11 @@ def put(field: str, value: Any) -> Callable[[Any], object]:
 BROKEN: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
     "cut short": (without("finished"), actserve.StreamCutShort, "ended before"),
     "nothing at all": (lambda events: [], actserve.StreamCutShort, "ended before"),
-    "no opening": (without("started"), actserve.BadResponse, "row 1 and sample 0, but there are 0"),
+    "no opening": (
+        without("started"),
+        actserve.BadResponse,
+        r"row 1 and sample 0, but the call has rows \[0, 0\)",
+    ),
     "no opening and no explanation": (
         without("started", "partial", "explanation"),
         actserve.BadResponse,
@@ -45,12 +49,12 @@ BROKEN: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
     "no explanation": (
         without("explanation"),
         actserve.BadResponse,
-        "without every explanation of row 0 of 2",
+        "without every explanation of row 0",
     ),
     "one sample missing": (
         without_first("explanation"),
         actserve.BadResponse,
-        "without every explanation of row 1 of 2",
+        "without every explanation of row 1",
     ),
     "an explanation twice": (
         doubled("explanation"),
@@ -60,7 +64,7 @@ BROKEN: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
     "an explanation of no row": (
         first("explanation", put("row_index", 2)),
         actserve.BadResponse,
-        "row 2 and sample 0, but there are 2 rows and 2 samples",
+        r"row 2 and sample 0, but the call has rows \[0, 2\) and 2 samples",
     ),
     "an explanation of no sample": (
         first("explanation", put("sample_index", 2)),
@@ -159,6 +163,25 @@ def test_positions_that_only_the_server_knows_are_of_the_prompt_and_ascending(
         client.explain_text("a b", positions=actserve.ByText("a b"))
 
 
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (without("explanation"), "every explanation of row 10 "),
+        (first("explanation", put("row_index", 10)), r"of row 20 .* has rows \[10, 20\)"),
+        (doubled("explanation"), "more of row 19 "),
+        (first("explanation", put("position", 7)), "of row 19 at position 7, not 19"),
+    ],
+)
+def test_an_error_names_the_row_among_the_callers(
+    client: Any, model: Model, broken: Break, message: str
+) -> None:
+    model.explain = lambda request: iter(
+        broken(honest.explain(request)) if request.positions[0] else honest.explain(request)
+    )
+    with pytest.raises(actserve.BadResponse, match=message):
+        client.explain(rows(20), SITE, positions=range(20))
+
+
 def test_the_best_of_a_row_is_one(client: Any, model: Model) -> None:
     def second(request: Any) -> Any:
         for event in honest.explain(request):
@@ -198,7 +221,7 @@ def test_events_and_flags_of_a_newer_server_are_no_error(client: Any, model: Mod
 BROKEN_ROWS: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
     "cut short": (without("finished"), actserve.StreamCutShort, "ended before"),
     "nothing at all": (lambda events: [], actserve.StreamCutShort, "ended before"),
-    "no rows": (without("rows"), actserve.BadResponse, "without the row of text 0 of 3"),
+    "no rows": (without("rows"), actserve.BadResponse, "without the row of text 0"),
     "some rows": (without_first("rows"), actserve.BadResponse, "3 of width 4 from index 0 on"),
     "rows out of order": (swapped("rows"), actserve.BadResponse, "from index 2 on, but 3"),
     "rows twice": (doubled("rows"), actserve.BadResponse, "from index 0 on, but 1 of width 4"),

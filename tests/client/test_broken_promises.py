@@ -73,7 +73,7 @@ BROKEN = {
     "a sequence never finished": (
         without(*CLOSING),
         actserve.BadResponse,
-        "without .* 0 of 1",
+        "without (prompt|sample) 0",
     ),
 }
 

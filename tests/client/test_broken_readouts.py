@@ -206,7 +206,7 @@ BROKEN_MEANS: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
     "a prompt never finished": (
         without_first("prompt_finished"),
         actserve.BadResponse,
-        "without prompt 0 of 3",
+        "without prompt 0",
     ),
     "no mean": (
         without_first("label_mean"),

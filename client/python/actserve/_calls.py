@@ -176,11 +176,14 @@ class TokenizeCall:
         return tokenized(self._prompt)
 
 
-def check_complete(finished: bool, done: Container[int], count: int, what: str) -> None:
+def check_complete(
+    finished: bool, done: Container[int], count: int, what: str, first: int = 0
+) -> None:
+    """Raises unless all are done; `first` is the caller's number of the first."""
     if not finished:
         raise StreamCutShort(
             "the stream ended before the server said it was finished, so the answer may be "
             "incomplete; try again"
         )
     if missing := [index for index in range(count) if index not in done]:
-        raise BadResponse(f"the server finished without {what} {missing[0]} of {count}")
+        raise BadResponse(f"the server finished without {what} {first + missing[0]}")

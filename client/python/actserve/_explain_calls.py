@@ -72,12 +72,12 @@ class _ExplainCall:
         return PartialExplanation(self._first_row + sent.row_index, sent.sample_index, sent.text)
 
     def _add(self, sent: pb.Explanation) -> Explanation:
-        row, spec = sent.row_index, self.request.spec
-        samples = self._open(row, sent.sample_index)
-        if spec.best and samples:
+        samples = self._open(sent.row_index, sent.sample_index)
+        row = self._first_row + sent.row_index
+        if self.request.spec.best and samples:
             raise BadResponse(f"the server sent two explanations of row {row} as the best")
-        explanation = explanation_from_proto(sent, self._first_row + row)
-        position = self._positions[row] if self._positions else None
+        explanation = explanation_from_proto(sent, row)
+        position = self._positions[sent.row_index] if self._positions else None
         if explanation.position != position:
             raise BadResponse(
                 f"the server sent an explanation of row {row} at position {explanation.position}, "
@@ -91,18 +91,19 @@ class _ExplainCall:
         """The position of each row; empty where they are not known."""
         return self._started.positions if self._started else ()
 
-    def _open(self, row: int, sample: int) -> dict[int, Explanation]:
+    def _open(self, index: int, sample: int) -> dict[int, Explanation]:
         """The samples of a row so far, if this one may come next."""
-        if row >= len(self._explained) or sample >= samples_of(self.request.spec):
+        row, end = self._first_row + index, self._first_row + len(self._explained)
+        if row >= end or sample >= samples_of(self.request.spec):
             raise BadResponse(
-                f"the server sent text of row {row} and sample {sample}, but there are "
-                f"{len(self._explained)} rows and {samples_of(self.request.spec)} samples"
+                f"the server sent text of row {row} and sample {sample}, but the call has rows "
+                f"[{self._first_row}, {end}) and {samples_of(self.request.spec)} samples of each"
             )
-        if sample in self._explained[row]:
+        if sample in self._explained[index]:
             raise BadResponse(
                 f"the server sent more of row {row} and sample {sample} after its explanation"
             )
-        return self._explained[row]
+        return self._explained[index]
 
     def _finish(self, finished: pb.ExplainFinished) -> ExplainFinished:
         usage = finished.usage
@@ -117,7 +118,11 @@ class _ExplainCall:
         count = 1 if self.request.spec.best else samples_of(self.request.spec)
         done = {row for row, samples in enumerate(self._explained) if len(samples) == count}
         check_complete(
-            self._finished is not None, done, len(self._explained), "every explanation of row"
+            self._finished is not None,
+            done,
+            len(self._explained),
+            "every explanation of row",
+            self._first_row,
         )
         return [[samples[at] for at in sorted(samples)] for samples in self._explained]
 
