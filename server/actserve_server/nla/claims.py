@@ -7,7 +7,8 @@ and words are compared as they are written: a model that did better could not be
 
 import re
 import unicodedata
-from collections.abc import Sequence, Set
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
 
 _LINE = re.compile(r"[^\n\r\u2028\u2029]+")
 _GAP = re.compile(r"[\W_]+")
@@ -100,13 +101,35 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(word for word in _WORD.findall(text.casefold()) if _has_content(word))
 
 
-def recurrence(
-    text: str, spans: Sequence[tuple[int, int]], neighbours: Sequence[str]
-) -> list[float | None]:
+class Said:
+    """What several texts say: for each content word, how many of them contain it."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        words = [content_words(text) for text in texts]
+        self._count = len(words)
+        self._words = Counter(word for each in words for word in each)
+
+    def add(self, other: "Said") -> None:
+        self._count += other._count
+        self._words.update(other._words)
+
+    def remove(self, other: "Said") -> None:
+        """Takes back what was added."""
+        self._count -= other._count
+        self._words.subtract(other._words)
+
+    def share(self, words: Set[str]) -> float | None:
+        """The mean over the texts of the share of the words that they contain; None without texts
+        or words."""
+        if not words or not self._count:
+            return None
+        return sum(self._words[word] for word in words) / (len(words) * self._count)
+
+
+def recurrence(text: str, spans: Sequence[tuple[int, int]], neighbours: Said) -> list[float | None]:
     """For each span of a text the mean over neighbouring texts of the share of the span's content
     words that they contain, 0 to 1; None without neighbours or content words."""
-    said = [content_words(neighbour) for neighbour in neighbours]
-    return [_mean_share(content_words(text[start:end]), said) for start, end in spans]
+    return [neighbours.share(content_words(text[start:end])) for start, end in spans]
 
 
 def _end(text: str, start: int, gap: re.Match[str], uncut: Set[int]) -> int:
@@ -145,9 +168,3 @@ def _has_content(word: str) -> bool:
     if not word.isalpha() or word.upper() == word:  # Such as 7b; scripts without capitals.
         return True
     return len(word) >= MIN_LETTERS and word not in _FUNCTION_WORDS
-
-
-def _mean_share(words: frozenset[str], said: Sequence[frozenset[str]]) -> float | None:
-    if not words or not said:
-        return None
-    return sum(len(words & other) for other in said) / (len(words) * len(said))

@@ -4,35 +4,42 @@ Explanations confabulate, and themes are right more often than details: what sev
 independently is more likely true (Fraser-Taliente et al., 2026).
 """
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 
-from actserve_server.nla.claims import recurrence
+from actserve_server.nla.claims import Said, recurrence
 from actserve_server.nla.explanations import Explanation
 
 
 def with_recurrence(explanations: Sequence[Explanation], distance: int) -> list[Explanation]:
     """The explanations of one sequence, each claim with its recurrence in those of the positions
-    at most `distance` away. Explanations without a position stay as they are."""
-    by_position: dict[int, list[str]] = {}
-    for each in explanations:
+    at most `distance` away. Explanations without a position stay as they are.
+
+    Takes time in proportion to the explanations, whatever the distance.
+    """
+    at: dict[int, list[int]] = {}
+    for index, each in enumerate(explanations):
         if each.position is not None:
-            by_position.setdefault(each.position, []).append(each.text)
-    known = sorted(by_position)
+            at.setdefault(each.position, []).append(index)
+    known = sorted(at)
+    said = [Said(explanations[index].text for index in at[position]) for position in known]
+    found = list(explanations)
+    near, first, beyond = Said(), 0, 0  # What positions [first, beyond) of the known say.
+    for own, position in zip(said, known, strict=True):
+        while beyond < len(known) and known[beyond] <= position + distance:
+            near.add(said[beyond])
+            beyond += 1
+        while known[first] < position - distance:
+            near.remove(said[first])
+            first += 1
+        near.remove(own)
+        for index in at[position]:
+            found[index] = _recurring(explanations[index], near)
+        near.add(own)
+    return found
 
-    def near(position: int) -> list[str]:
-        start = bisect_left(known, position - distance)
-        end = bisect_right(known, position + distance)
-        return [text for at in known[start:end] if at != position for text in by_position[at]]
 
-    return [
-        each if each.position is None else _recurring(each, near(each.position))
-        for each in explanations
-    ]
-
-
-def _recurring(explanation: Explanation, neighbours: Sequence[str]) -> Explanation:
+def _recurring(explanation: Explanation, neighbours: Said) -> Explanation:
     spans = [(claim.start, claim.end) for claim in explanation.claims]
     found = recurrence(explanation.text, spans, neighbours)
     claims = zip(explanation.claims, found, strict=True)

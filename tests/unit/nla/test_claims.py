@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from actserve_server.nla.claims import content_words, recurrence, sentences, without
+from actserve_server.nla.claims import Said, content_words, recurrence, sentences, without
 
 EXPLANATION = """\
 News report about the U.S. Federal Reserve, likely from Dr. J. Smith. Rates rose by 0.25% in 1984.
@@ -159,7 +159,7 @@ def test_recurrence_is_the_mean_share_of_words_that_neighbours_contain(
     neighbours: list[str], shares: list[float]
 ) -> None:
     text = "The federal reserve has rates. A poem of a cat."
-    assert recurrence(text, sentences(text), neighbours) == pytest.approx(shares)
+    assert recurrence(text, sentences(text), Said(neighbours)) == pytest.approx(shares)
 
 
 @pytest.mark.parametrize(
@@ -168,4 +168,4 @@ def test_recurrence_is_the_mean_share_of_words_that_neighbours_contain(
 def test_without_neighbours_or_content_there_is_no_recurrence(
     text: str, neighbours: list[str]
 ) -> None:
-    assert recurrence(text, sentences(text), neighbours) == [None]
+    assert recurrence(text, sentences(text), Said(neighbours)) == [None]

@@ -1,5 +1,6 @@
 """Claims recur in the explanations of positions nearby."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -49,3 +50,24 @@ def test_it_is_the_mean_over_neighbours_of_what_they_share(
 def test_explanations_without_a_position_stay_as_they_are() -> None:
     placeless = _explanation(None, "Roses")
     assert with_recurrence([placeless, HERE], 5)[0] is placeless
+
+
+def test_every_distance_finds_the_same_neighbours_as_looking_at_each() -> None:
+    words = ("rose", "tulip", "river", "stone", "cloud")
+    draw = random.Random(0)
+    all_ = [
+        _explanation(draw.randrange(40), " ".join(draw.sample(words, 3)), sample)
+        for sample in range(60)
+    ]
+    for distance in (1, 3, 17, 100):
+        for each, found in zip(all_, with_recurrence(all_, distance), strict=True):
+            assert each.position is not None
+            shares = [
+                len(set(each.text.split()) & set(other.text.split())) / 3
+                for other in all_
+                if other.position is not None
+                and 0 < abs(other.position - each.position) <= distance
+            ]
+            (claim,) = found.claims
+            expected = sum(shares) / len(shares) if shares else None
+            assert claim.recurrence == (None if expected is None else pytest.approx(expected))
