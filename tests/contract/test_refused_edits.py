@@ -5,6 +5,7 @@ import pytest
 
 from actserve_server.domain.model import Limits
 from actserve_server.engine.fake import FakeEngine
+from actserve_server.nla.autoencoder import Autoencoder
 from tests.contract.harness import failure, generate, intervention, serving, site, tensor
 from tests.contract.nla_refusals import EDIT, case, check, edited, refused, tiny
 from tests.contract.nlas import WIDTH
@@ -52,7 +53,22 @@ async def test_a_site_at_which_edits_cannot_apply_is_named_as_it_was_sent() -> N
 async def test_texts_that_are_the_same_to_the_reconstructor_are_no_edit() -> None:
     nla = tiny()
     async with serving(None, nla.loaded()) as served:
-        found = await failure(served.generation.Generate(edited(edited="a")))
+        found = await failure(served.generation.Generate(edited(edited=" a\n")))
+    assert (found.reason, found.field) == ("TENSOR_DEGENERATE", f"{EDIT}.edited")
+    assert served.engine.counters.started == 0
+    assert nla.ar
+    assert nla.ar.counters.started == 0
+
+
+async def test_an_edit_of_which_rounding_is_left_is_no_edit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def rounding(*_: object) -> np.ndarray:
+        return np.full(WIDTH, 1e-6, np.float32)
+
+    monkeypatch.setattr(Autoencoder, "edit", rounding)
+    async with serving(None, tiny().loaded()) as served:
+        found = await failure(served.generation.Generate(edited(edited="b")))
     assert (found.reason, found.field) == ("TENSOR_DEGENERATE", f"{EDIT}.edited")
     assert served.engine.counters.started == 0
 

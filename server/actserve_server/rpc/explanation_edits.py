@@ -4,6 +4,8 @@ is what it would be had the vector been sent."""
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
 from actserve.v1 import intervention_pb2 as pb
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
@@ -11,6 +13,10 @@ from actserve_server.rpc import chunks, nla_inputs, served_nlas
 from actserve_server.rpc.calls import current_call
 from actserve_server.rpc.served_nlas import Nlas, ServedNla
 from actserve_server.rpc.sites import sites
+
+NEGLIGIBLE = 1e-3
+"""L2 norm of an edit, to that of a reconstruction. Below it are texts that differ in spaces at
+most: what is left is rounding, which depends on what else was in the batch."""
 
 
 async def with_vectors(
@@ -47,8 +53,9 @@ def _check(wire: pb.Intervention, autoencoders: Nlas, info: ModelInfo, field: st
             "intervention for it",
             field=f"{field}.sites[1]",
         )
-    nla_inputs.text(edit.original, f"{at}.original")
-    nla_inputs.text(edit.edited, f"{at}.edited")
+    original = nla_inputs.text(edit.original, f"{at}.original")
+    if nla_inputs.text(edit.edited, f"{at}.edited").strip() == original.strip():
+        raise _nothing_changed(field)
     return nla
 
 
@@ -59,13 +66,8 @@ async def _with_vector(
     edit = wire.add.edit
     with _named_as_sent(field):
         vector = await nla.edit(run_id, edit.original, edit.edited, current_call())
-    if not vector.any():
-        raise ActserveError(
-            Reason.TENSOR_DEGENERATE,
-            "the original and the edited text are reconstructed as the same row, so there is "
-            "nothing to add; edit what the explanation says",
-            field=f"{field}.add.edit.edited",
-        )
+    if np.linalg.norm(vector) < NEGLIGIBLE * np.sqrt(len(vector)):
+        raise _nothing_changed(field)
     made = pb.Intervention()
     made.CopyFrom(wire)
     made.add.ClearField("edit")
@@ -73,11 +75,25 @@ async def _with_vector(
     return made
 
 
+def _nothing_changed(field: str) -> ActserveError:
+    return ActserveError(
+        Reason.TENSOR_DEGENERATE,
+        "the original and the edited text are reconstructed as the same row, so there is nothing "
+        "to add; edit what the explanation says",
+        field=f"{field}.add.edit.edited",
+    )
+
+
 @contextmanager
 def _named_as_sent(field: str) -> Iterator[None]:
     """Makes errors about a call of the autoencoder name the fields of the intervention."""
     at = f"{field}.add.edit"
-    fields = {"site": f"{field}.sites[0]", "nla": f"{at}.nla", "texts": at}
+    fields = {
+        "site": f"{field}.sites[0]",
+        "nla": f"{at}.nla",
+        "texts[0]": f"{at}.original",
+        "texts[1]": f"{at}.edited",
+    }
     try:
         yield
     except ActserveError as error:
