@@ -21,10 +21,16 @@ class Call(Consumed):
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Made here: an id from a client could collide, or be made to look like another's."""
-    trace_id: str | None = None
+    traceparent: str | None = None
+    """The well-formed header of that name, of W3C Trace Context."""
     activation_bytes: int = 0
     reason: str = ""
     """The `Reason` of the error that ended it."""
+
+    @property
+    def trace_id(self) -> str | None:
+        match = _TRACEPARENT.match(self.traceparent or "")
+        return match and match[1]
 
 
 _current: ContextVar[Call] = ContextVar("actserve_call")
@@ -42,7 +48,7 @@ def enter_call(call: Call) -> Call:
     return call
 
 
-def trace_id(traceparent: str | None) -> str | None:
-    """The trace id of a well-formed `traceparent` header, else None."""
+def well_formed(traceparent: str | None) -> str | None:
+    """A `traceparent` header if it is well formed, else None."""
     match = _TRACEPARENT.match(traceparent or "")
-    return match[1] if match and match[1].strip("0") else None
+    return traceparent if match and match[1].strip("0") else None

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError, Message
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.rpc import errors, metrics
-from actserve_server.rpc.calls import Call, enter_call, trace_id
+from actserve_server.rpc.calls import Call, enter_call, well_formed
 from actserve_server.rpc.unknown_fields import refuse_unknown_fields
 
 SERVICES = "/actserve."
@@ -52,7 +52,7 @@ class Observer(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith(SERVICES):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
-        trace = trace_id(_text(metadata.get("traceparent")))
+        trace = well_formed(_text(metadata.get("traceparent")))
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
                 _observe_unary(handler.unary_unary, method, trace),
@@ -103,7 +103,7 @@ class _Observation:
         self._labels = (grpc_type, service, name)
         self._method = method
         self._context = context
-        self._call = Call(trace_id=trace)
+        self._call = Call(traceparent=trace)
         self._started = time.perf_counter()
 
     async def __aenter__(self) -> _Observation:
