@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
+from prometheus_client import REGISTRY
 
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.operations import Add
@@ -243,3 +244,13 @@ def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         return np.einsum("ij,ij->i", a, b, dtype=np.float64)
 
     return dot(ours, theirs) / np.sqrt(dot(ours, ours) * dot(theirs, theirs))
+
+
+def vllm_counter(name: str) -> float:
+    """One of vLLM's metrics, of the engine that started last."""
+    return sum(
+        sample.value
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name == name
+    )

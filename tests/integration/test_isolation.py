@@ -13,13 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prometheus_client import REGISTRY
 from vllm import LLM, SamplingParams
 
 from actserve_server.domain.runs import Run
 from actserve_server.domain.sites import Site
 from tests.integration.conftest import TIMEOUT_S, tight_options
-from tests.integration.harness import Captured, EngineThread, Result, again, relative_errors
+from tests.integration.harness import (
+    Captured,
+    EngineThread,
+    Result,
+    again,
+    relative_errors,
+    vllm_counter,
+)
 from tests.integration.mixture import LENS_TOP_K, Mixture
 
 REQUESTS = int(os.environ.get("ISOLATION_REQUESTS", "64"))
@@ -68,9 +74,9 @@ def compared(request: pytest.FixtureRequest, engine: EngineThread) -> list[Compa
 
 def _load(engine: EngineThread, runs: Sequence[Run]) -> tuple[list[Result], float]:
     """The results of all runs at once, and how many times one was preempted."""
-    before, started = _vllm_counter("vllm:num_preemptions_total"), time.monotonic()
+    before, started = vllm_counter("vllm:num_preemptions_total"), time.monotonic()
     results = engine.run_all([again(run) for run in runs])
-    preemptions = _vllm_counter("vllm:num_preemptions_total") - before
+    preemptions = vllm_counter("vllm:num_preemptions_total") - before
     took = time.monotonic() - started
     print(f"{len(runs)} runs at once in {took:.0f} s, {preemptions:.0f} preemptions")
     return results, preemptions
@@ -80,15 +86,6 @@ def _alone(engine: EngineThread, run: Run) -> Result:
     # Nor with what the others have left: a wrong prefix that both read would go unnoticed.
     assert engine.call(engine.engine.vllm.reset_prefix_cache())
     return engine.run(again(run))
-
-
-def _vllm_counter(name: str) -> float:
-    return sum(
-        sample.value
-        for metric in REGISTRY.collect()
-        for sample in metric.samples
-        if sample.name == name
-    )
 
 
 def _is_plain(run: Run) -> bool:

@@ -2,6 +2,7 @@
 they say means nothing, but every number can be told.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -12,17 +13,29 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from prometheus_client import REGISTRY
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from actserve_server.domain.runs import Placement, Run
+from actserve_server.domain.runs import Placement, Run, Tokens
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.explanations import Asking, Consumed, Explanation
 from actserve_server.nla.loading import load
 from actserve_server.nla.sources import NlaSource
-from tests.integration.harness import EngineThread, LoopThread, greedy, make_run
+from tests.integration.harness import (
+    EngineThread,
+    LoopThread,
+    Result,
+    add,
+    again,
+    collect,
+    greedy,
+    make_run,
+    relative_errors,
+    vllm_counter,
+)
 
 LAYER = 20
 SITE = Site(HookPoint.RESID_POST, LAYER)
@@ -31,6 +44,8 @@ EMBEDDING = Site(HookPoint.EMBEDDING)
 MARKER = "<empty_output>"
 AV_TEMPLATE = "What is the meaning of <concept>{injection_char}</concept>?"
 ROWS = 256
+KV_BYTES = {"smollm2-135m": 40 << 20, "gemma3-270m": 32 << 20}
+"""About 900 tokens: less than the runs of a full batch need, so that some are preempted."""
 TEXTS = (
     "The capital of France is Paris.",
     "She opened the letter and began to cry",
@@ -53,8 +68,9 @@ def placing(
             dtype="float32",
             max_model_len=256,
             max_num_seqs=16,
-            kv_cache_memory_bytes=128 << 20,
-            hook_points=("embedding",),
+            block_size=32,
+            kv_cache_memory_bytes=KV_BYTES[request.param],
+            hook_points=("embedding", "resid_post"),
             place_embeddings=True,
             enforce_eager=True,
         )
@@ -106,6 +122,64 @@ def test_a_cached_prefix_is_never_that_of_another_vector(placing: EngineThread) 
     warm = [placing.run(run(vector)).text for vector in vectors]
     assert warm == alone
     assert len(set(alone)) > 1, "the vectors make no difference"
+
+
+def test_a_placed_vector_means_the_same_beside_preempted_cancelled_and_steered_runs(
+    placing: EngineThread,
+) -> None:
+    rng = np.random.default_rng(5)
+    ids = placing.tokenize(" ".join(TEXTS)).ids
+    own = placing.run(make_run(ids, sites=[EMBEDDING])).rows[EMBEDDING]
+    noise = rng.standard_normal((32, own.shape[1])).astype(np.float32)
+    vectors = noise * (np.linalg.norm(own, axis=1).max() / np.linalg.norm(noise, axis=1)[:, None])
+    middle = Site(HookPoint.RESID_POST, placing.info.layer_count // 2)
+
+    def placed(number: int) -> Run:
+        # Some read rows as well, and then compute the whole prompt; the others may share its head.
+        read = [middle] if number % 2 else []
+        run = make_run(ids, sites=read, sampling=greedy(60))
+        at = len(ids) - 1 - number % 8
+        return replace(run, placements=(Placement(at, vectors[number]),))
+
+    def steered(number: int) -> Run:
+        return make_run(ids, add(EMBEDDING, vectors[number], 0.5), sampling=greedy(40))
+
+    runs = [placed(number) for number in range(len(vectors))]
+    others = [steered(number) for number in range(8)]
+    others += [make_run(ids[number:], sampling=greedy(40)) for number in range(8)]
+    alone = []
+    for run in runs:
+        assert placing.call(placing.engine.vllm.reset_prefix_cache())
+        alone.append(placing.run(again(run)))
+
+    async def together() -> list[Result]:
+        cancelled = [asyncio.ensure_future(_started(placing, placed(n))) for n in range(8)]
+        return [
+            result
+            for result in await asyncio.gather(
+                *(collect(placing.engine, run) for run in (*runs, *others)), *cancelled
+            )
+            if result is not None
+        ]
+
+    before = vllm_counter("vllm:num_preemptions_total")
+    results = placing.call(together())[: len(runs)]
+    assert vllm_counter("vllm:num_preemptions_total") > before, "nothing was preempted"
+    assert placing.engine.open_inboxes == 0
+    for ours, theirs in zip(results, alone, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        for loaded, single in zip(ours.captures, theirs.captures, strict=True):
+            assert loaded.positions == single.positions
+            assert relative_errors(loaded.rows[middle], single.rows[middle]).max() < 1e-3
+    assert len({result.text for result in alone}) > len(vectors) // 2, "the vectors do nothing"
+
+
+async def _started(placing: EngineThread, run: Run) -> None:
+    """Runs until the first tokens, and cancels the rest."""
+    async with aclosing(placing.engine.run(run)) as events:
+        async for event in events:
+            if isinstance(event, Tokens):
+                return
 
 
 # --- an NLA made of the model itself ----------------------------------------------
@@ -205,6 +279,18 @@ def test_another_text_scores_lower(nla: Nla, smollm2: EngineThread) -> None:
         for text in TEXTS
     ]
     assert max(nla.cosines(np.stack(rows), [*TEXTS[1:], TEXTS[0]])) < 0.95
+
+
+def test_vllms_metrics_stay_those_of_the_served_model(nla: Nla) -> None:
+    nla.explain(np.ones((1, WIDTH), np.float32), max_tokens=2)
+    models = {
+        sample.labels["model_name"]
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name.startswith("vllm:") and "model_name" in sample.labels
+    }
+    assert models
+    assert not {model for model in models if model.endswith(("-av", "-ar"))}
 
 
 def test_seeded_samples_differ_and_repeat(nla: Nla) -> None:

@@ -20,6 +20,11 @@ from actserve_server.nla.reconstructor import ValueHead
 HEAD = "value_head.safetensors"
 
 
+def holds_adapter(folder: Path) -> bool:
+    """Whether a half is an adapter, which needs the model that it is for."""
+    return (folder / EASYNLA_WEIGHTS).is_file() or (folder / PEFT_CONFIG).is_file()
+
+
 def prepare_verbalizer(folder: Path, base: Path | None, cache: Path) -> Path:
     """A model folder with an AV's weights: `folder` itself, or one in `cache` where the adapter in
     it is merged into `base`.
@@ -48,7 +53,7 @@ def prepare_reconstructor(
     `base` is what adapters are merged into. The model's own final norm is left out: the head reads
     the residual stream itself. Raises ValueError for what cannot be served.
     """
-    adapted = (folder / EASYNLA_WEIGHTS).is_file() or (folder / PEFT_CONFIG).is_file()
+    adapted = holds_adapter(folder)
     origin = _needed(base, folder) if adapted else folder
     model = open_model(origin).cut(layer)
     head = _read_head(folder, model.width)

@@ -17,24 +17,25 @@ from transformers import AutoConfig, AutoTokenizer
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
-from actserve_server.engine.api import Engine
 from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla.autoencoder import Autoencoder, NlaInfo
 from actserve_server.nla.autoencoders import Autoencoders
-from actserve_server.nla.checkpoints import prepare_reconstructor, prepare_verbalizer
+from actserve_server.nla.checkpoints import holds_adapter, prepare_reconstructor, prepare_verbalizer
 from actserve_server.nla.families import load_profile
 from actserve_server.nla.profile import NlaProfile, ReplaceEmbedding
 from actserve_server.nla.prompts import ReconstructorPrompts, VerbalizerPrompts
 from actserve_server.nla.reconstructor import Reconstructor
 from actserve_server.nla.selftest import prove_placement
-from actserve_server.nla.sources import NlaFolders, NlaSource, resolve
+from actserve_server.nla.sources import NlaFolders, NlaSource, fetched, resolve
 from actserve_server.nla.verbalizer import Verbalizer
 
 MAX_QUESTION_TOKENS = 512
 """Room for a question in the context of an AV that answers them."""
 MAX_TEXT_TOKENS = 2048
 """The context of an AR, unless its model's is shorter: AVs write 200 tokens or so."""
+CPU_KV_CACHE_BYTES = 512 << 20
+"""Of AV and AR each, where no size is asked for: their prompts are short."""
 
 log = structlog.get_logger("actserve.nla")
 
@@ -72,22 +73,24 @@ async def _load(
 ) -> Autoencoder:
     profile = await asyncio.to_thread(load_profile, folders.av, folders.ar, folders.sidecar)
     check_fits(profile, model)
-    base = folders.base or Path(options.model_path)
+    base = folders.base
+    if base is None and any(map(holds_adapter, filter(None, (folders.av, folders.ar)))):
+        base = await asyncio.to_thread(fetched, options.model_path, options.revision)
     log.info("loading", nla=folders.id, family=profile.family, site=str(profile.site))
-    halves = await asyncio.gather(
-        _verbalizer(folders, base, profile, options, cache),
-        _reconstructor(folders, base, profile, options, cache),
-        return_exceptions=True,
+    options = replace(
+        options,
+        cpu_kv_cache_bytes=CPU_KV_CACHE_BYTES,
+        max_num_batched_tokens=None,
+        log_stats=False,  # They would take the place of the served model's.
     )
-    failed = [half for half in halves if isinstance(half, BaseException)]
-    if failed:
-        for half in halves:
-            if isinstance(half, Verbalizer | Reconstructor):
-                await half.engine.close()
-        raise failed[0]
-    verbalizer, reconstructor = halves
-    assert not isinstance(verbalizer, BaseException)
-    assert not isinstance(reconstructor, BaseException)
+    # One after the other: on a GPU vLLM measures the memory that is left while it starts.
+    verbalizer = await _verbalizer(folders, base, profile, options, cache)
+    try:
+        reconstructor = await _reconstructor(folders, base, profile, options, cache)
+    except BaseException:
+        if verbalizer:
+            await verbalizer.engine.close()
+        raise
     return Autoencoder(NlaInfo(id=folders.id, profile=profile), verbalizer, reconstructor)
 
 
@@ -109,7 +112,7 @@ def check_fits(profile: NlaProfile, model: ModelInfo) -> None:
 
 
 async def _verbalizer(
-    folders: NlaFolders, base: Path, profile: NlaProfile, options: EngineOptions, cache: Path
+    folders: NlaFolders, base: Path | None, profile: NlaProfile, options: EngineOptions, cache: Path
 ) -> Verbalizer | None:
     av = profile.verbalizer
     if folders.av is None or av is None:
@@ -128,7 +131,6 @@ async def _verbalizer(
             max_model_len=min(_context(path), len(sample.ids) + room + av.sampling.max_tokens),
             hook_points=("embedding",) if replaces else ("resid_post",),
             place_embeddings=replaces,
-            max_num_batched_tokens=None,
         )
     )
     try:
@@ -143,7 +145,7 @@ async def _verbalizer(
 
 
 async def _reconstructor(
-    folders: NlaFolders, base: Path, profile: NlaProfile, options: EngineOptions, cache: Path
+    folders: NlaFolders, base: Path | None, profile: NlaProfile, options: EngineOptions, cache: Path
 ) -> Reconstructor | None:
     ar, layer = profile.reconstructor, profile.site.layer
     if folders.ar is None or ar is None:
@@ -158,7 +160,6 @@ async def _reconstructor(
             model_path=str(path),
             max_model_len=min(_context(path), MAX_TEXT_TOKENS),
             hook_points=("resid_post",),
-            max_num_batched_tokens=None,
         )
     )
     site = Site(HookPoint.RESID_POST, layer)
@@ -170,10 +171,11 @@ async def _reconstructor(
     return Reconstructor(engine, ar, site, head, prompts.ids)
 
 
-def open_engine(engine: Engine) -> AdmittedEngine:
-    """An engine that lets everything in: the gate in front of an NLA does the refusing, and vLLM
-    lets its own requests wait."""
-    limits = AdmissionLimits(max_running=sys.maxsize, max_queue=sys.maxsize)
+def open_engine(engine: VllmEngine) -> AdmittedEngine:
+    """An engine that refuses nothing, since the gate in front of an NLA does that, but lets wait
+    what vLLM could not run soon: each of its requests holds a prompt of vectors."""
+    at_once = engine.vllm.vllm_config.scheduler_config.max_num_seqs
+    limits = AdmissionLimits(max_running=2 * at_once, max_queue=sys.maxsize)
     return AdmittedEngine(engine, limits)
 
 

@@ -112,14 +112,14 @@ def resolve(source: NlaSource) -> NlaFolders:
     """
     if source.sidecar and not source.sidecar.is_file():
         raise FileNotFoundError(f"sidecar: there is no file {source.sidecar}")
-    av, ar, base = (_folder(each) for each in (source.av, source.ar, source.base))
-    named = source.id or next(path.name for path in (av, ar) if path)
+    av, ar, base = (fetched(each) if each else None for each in (source.av, source.ar, source.base))
+    # Not after where it was fetched to, which changes with every commit.
+    named = source.id or Path(source.av or source.ar).name
     return NlaFolders(id=named, av=av, ar=ar, sidecar=source.sidecar, base=base)
 
 
-def _folder(name: str) -> Path | None:
-    if not name:
-        return None
+def fetched(name: str, revision: str | None = None) -> Path:
+    """The folder of that name, or that of a Hugging Face id on this machine."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -127,4 +127,4 @@ def _folder(name: str) -> Path | None:
         raise FileNotFoundError(f"there is no folder {path}")
     from huggingface_hub import snapshot_download  # Slow to import, and rarely needed.
 
-    return Path(snapshot_download(name, allow_patterns=list(_FILES)))
+    return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))

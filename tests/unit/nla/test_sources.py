@@ -74,6 +74,15 @@ def test_a_pair_is_named_after_its_folder_unless_told_otherwise(folder: Path) ->
     assert resolve(NlaSource(av=str(av), id="mine")).id == "mine"
 
 
+def test_a_pair_of_the_hub_is_named_after_its_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = tmp_path / "snapshots" / "0123abc"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(commit))
+    found = resolve(NlaSource(av="org/their-av", ar="org/their-ar"))
+    assert (found.id, found.av) == ("their-av", commit)
+
+
 @pytest.mark.parametrize(
     "source",
     [NlaSource(av="/no/such/folder"), NlaSource(av="org/av", sidecar=Path("/no/such/file"))],

@@ -23,13 +23,17 @@ class EngineOptions:
     """What to tap; everything the model has when empty."""
     place_embeddings: bool = False
     """Whether runs may have placements. Embeddings are then looked up outside the graph."""
+    log_stats: bool = True
+    """Whether vLLM keeps its metrics. A process has those of one engine: the last that asked."""
 
     dtype: str = "auto"
     max_model_len: int | None = None
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     kv_cache_memory_bytes: int | None = None
-    """Bytes for the KV cache. On CPU, None means `DEFAULT_CPU_KV_CACHE_BYTES`."""
+    """Bytes for the KV cache. On CPU, None means `cpu_kv_cache_bytes`."""
+    cpu_kv_cache_bytes: int = 2 << 30
+    """vLLM's own choice on CPU is a share of all memory, too much for a laptop."""
     gpu_memory_utilization: float | None = None
     tensor_parallel_size: int = 1
     block_size: int | None = None
@@ -39,7 +43,3 @@ class EngineOptions:
     enable_chunked_prefill: bool = True
     revision: str | None = None
     seed: int = 0
-
-
-DEFAULT_CPU_KV_CACHE_BYTES = 2 << 30
-"""vLLM's CPU default is a share of all memory, too much for a laptop."""

@@ -19,7 +19,7 @@ from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.vllm.attention import rules
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import family_of
-from actserve_server.engine.vllm.options import DEFAULT_CPU_KV_CACHE_BYTES, EngineOptions
+from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.engine.vllm.taps import OP_NAME
 from actserve_server.engine.vllm.worker import WorkerConfig
 
@@ -58,11 +58,12 @@ def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
         raise ValueError(f"{options.model_path}: {error}") from None
     hook_points = tuple(options.hook_points or HookPoint)
     config.additional_config = WorkerConfig(str(ring_folder), hook_points)
+    silent = not options.log_stats
     if current_platform.is_cpu():
         with _cpus_shared(options.tensor_parallel_size):
-            return AsyncLLM.from_vllm_config(config)
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=silent)
     _split_at_taps(config)
-    return AsyncLLM.from_vllm_config(config)
+    return AsyncLLM.from_vllm_config(config, disable_log_stats=silent)
 
 
 async def describe(llm: AsyncLLM, options: EngineOptions) -> ModelInfo:
@@ -104,7 +105,7 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     args["served_model_name"] = options.model_id  # As vLLM's metrics name it.
     on_cpu = current_platform.is_cpu()
     if on_cpu:
-        args.setdefault("kv_cache_memory_bytes", DEFAULT_CPU_KV_CACHE_BYTES)
+        args.setdefault("kv_cache_memory_bytes", options.cpu_kv_cache_bytes)
     else:
         # A FULL graph would replay without ever running a tap; see `_split_at_taps`.
         args["compilation_config"] = {"cudagraph_mode": "PIECEWISE"}
