@@ -9,6 +9,7 @@ import pytest
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import BOS, FakeEngine
 from tests.contract.harness import (
+    begin_drain,
     collect,
     eventually,
     failure,
@@ -198,3 +199,14 @@ async def test_a_queue_that_is_full_refuses_before_anything_is_sent() -> None:
         running.cancel()
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL")
     assert "RetryInfo" in refused.details
+
+
+async def test_a_text_whose_rows_are_being_captured_is_explained_though_the_server_drains() -> None:
+    slow = FakeEngine(token_delay_s=0.3)
+    async with serving(slow, Tiny().loaded()) as served:
+        stream = served.explanations.ExplainText(explain_text())
+        await eventually(lambda: len(slow.counters.running) == 1)
+        draining = await begin_drain(served)
+        assert slow.counters.running, "the rows were there before the server drained"
+        assert kinds(await collect(stream))[-1] == "finished"
+        await draining

@@ -15,8 +15,10 @@ from tests.contract.nlas import (
     Tiny,
     call,
     compare,
+    events_of,
     explain,
     explain_text,
+    explanations,
     reconstruct,
     score,
     set_baseline,
@@ -179,14 +181,24 @@ async def test_a_site_that_the_model_does_not_serve_is_refused_for_texts_alone()
 async def test_a_text_too_long_for_the_reconstructor_is_refused() -> None:
     short = FakeEngine(limits=Limits(max_sequence_tokens=32))
     async with serving(None, tiny(ar=short).loaded()) as served:
-        for request, field in [
-            (reconstruct("x" * 40), "texts"),
-            (score(ROWS[:1], "x" * 40), "texts"),
-        ]:
+        for request in (reconstruct("a", "x" * 40), score(ROWS[:2], "a", "x" * 40)):
             found = await failure(call(served.explanations, request))
-            assert (found.reason, found.field) == ("PROMPT_TOO_LONG", field)
+            assert (found.reason, found.field) == ("PROMPT_TOO_LONG", "texts[1]")
         found = await failure(served.generation.Generate(edited(edited="x" * 40)))
-        assert (found.reason, found.field) == ("PROMPT_TOO_LONG", EDIT)
+        assert (found.reason, found.field) == ("PROMPT_TOO_LONG", f"{EDIT}.edited")
+    assert short.counters.started == 0
+
+
+async def test_a_question_that_leaves_no_room_for_its_answer_is_refused() -> None:
+    short = FakeEngine(limits=Limits(max_sequence_tokens=48))
+    asking = tiny(av=short, asks=True)
+    for question, max_tokens in (("x" * 40, 10), ("x" * 30, 20)):
+        spec = {"question": question, "max_tokens": max_tokens}
+        found = await refused(explain(spec=spec), asking)
+        assert (found.reason, found.field) == ("QUESTION_INVALID", "spec.question")
+        assert "may have 48" in found.message
+    spec = {"question": "x" * 30, "max_tokens": 10}
+    assert len(explanations(await events_of(explain(spec=spec), asking))) == len(ROWS)
 
 
 async def test_a_field_of_a_newer_contract_is_refused_not_ignored() -> None:

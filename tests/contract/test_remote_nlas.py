@@ -8,9 +8,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import structlog
 import trustme
 
 from actserve.v1 import model_service_pb2
+from actserve_server.domain.model import Limits
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.nla.sources import NlaSource
@@ -129,10 +131,48 @@ async def test_an_edit_is_the_same_vector() -> None:
     request = fetch("hello", interventions=[intervention(site(1), add={"edit": edit})])
     async with apart(Tiny()) as (there, here):
         ours, theirs = [
-            matrices(await collect(each.generation.FetchActivations(request)))
-            for each in (here, there)
+            await collect(each.generation.FetchActivations(request)) for each in (here, there)
         ]
-    assert np.array_equal(ours[0, 0][1], theirs[0, 0][1])
+    np.testing.assert_allclose(matrices(ours)[0, 0][1], matrices(theirs)[0, 0][1], rtol=1e-5)
+    assert ours[-1].finished.usage == theirs[-1].finished.usage
+
+
+async def test_what_the_other_server_learns_is_told_here() -> None:
+    name = "nlas/tiny/baselines/theirs"
+    async with apart(Tiny()) as (there, here):
+        await answers(there, set_baseline(name))
+        models = await here.models.ListModels(model_service_pb2.ListModelsRequest())
+        assert [each.name for each in models.models[0].nlas[0].baselines] == [name]
+        await there.app.close()
+        again = await here.models.ListModels(model_service_pb2.ListModelsRequest())
+        assert again == models
+
+
+async def test_a_call_there_is_in_the_trace_of_the_call_here() -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    metadata = (("traceparent", f"00-{trace}-b7ad6b7169203331-01"),)
+    async with apart(Tiny()) as (_, here):
+        with structlog.testing.capture_logs() as logs:
+            await collect(here.explanations.ExplainActivations(explain(), metadata=metadata))
+    assert [each["trace_id"] for each in logs if each["event"] == "call"] == [trace, trace]
+
+
+async def test_rows_that_the_other_server_takes_in_no_message_are_refused() -> None:
+    limit = 100_000
+    many = np.ones((limit // 32, 16), np.float32)  # Twice as many bytes.
+    holder = FakeEngine(limits=Limits(max_sequence_tokens=2048, max_request_bytes=limit))
+    async with serving(holder, Tiny().loaded(), max_request_bytes=limit) as there:
+        remote = await connect(source(there), FakeEngine().info)
+        async with serving(None, *remote) as here:
+            rows = await failure(call(here.explanations, explain(many)))
+            text = await failure(call(here.explanations, explain_text("x" * 1000)))
+    for refused in (rows, text):
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "MESSAGE_TOO_LARGE",
+        )
+        assert str(limit) in refused.message
+    assert here.engine.counters.started == 0
 
 
 REFUSED = {
@@ -173,9 +213,15 @@ async def test_it_refuses_what_its_own_server_refuses(request_: Any) -> None:
 async def test_half_a_pair_is_half_a_pair() -> None:
     edit = {"original": "a", "edited": "b"}
     request = generate(interventions=[intervention(site(1), add={"edit": edit})])
-    async with apart(Tiny(ar=None)) as (_, here):
+    async with apart(Tiny(ar=None)) as (there, here):
         refused = await failure(here.generation.Generate(request))
-    assert refused.reason == "FEATURE_DISABLED"
+        assert refused.reason == "FEATURE_DISABLED"
+        ours, theirs = [
+            await failure(call(each.explanations, explain(spec={"score": True})))
+            for each in (here, there)
+        ]
+    assert ours.reason == "FEATURE_DISABLED"
+    assert (ours.code, ours.message, facts(ours)) == (theirs.code, theirs.message, facts(theirs))
 
 
 async def test_a_server_that_is_gone_is_named_and_its_calls_may_be_tried_again() -> None:

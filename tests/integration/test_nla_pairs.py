@@ -83,8 +83,7 @@ async def _explain(nla: Autoencoder, rows: np.ndarray, asking: Asking) -> list[E
 
 
 async def _reconstruct(nla: Autoencoder, texts: tuple[str, ...]) -> np.ndarray:
-    async with aclosing(nla.reconstruct("test", texts, Consumed())) as blocks:
-        return np.concatenate([block async for _, block in blocks])
+    return await nla.reconstruct("test", texts, Consumed())
 
 
 @pytest.fixture(scope="module", params=TORCH)
@@ -136,6 +135,8 @@ def test_reconstructions_are_those_of_the_recipe(loaded: Loaded) -> None:
 def test_an_av_asked_wrongly_would_say_something_else(loaded: Loaded, faults: Faults) -> None:
     if faults.unscaled_embeddings and loaded.pair.name != "gemma3":
         pytest.skip("only Gemma scales its embeddings")
+    if loaded.dtype != "float32":
+        pytest.skip("rounding alone would make a difference")
     rows = loaded.vectors()
     assert loaded.says(rows) != [loaded.recipe.explain(row, TOKENS, faults) for row in rows]
 

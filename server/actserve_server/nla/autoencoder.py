@@ -1,9 +1,10 @@
 """A natural language autoencoder (NLA): rows into words by its AV, and back by its AR."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from actserve_server.nla.flags import flags, usual_norm
 from actserve_server.nla.gate import Gate
 from actserve_server.nla.parsing import parse
 from actserve_server.nla.profile import AddAtBlock, Baseline, NlaProfile
+from actserve_server.nla.prompts import VerbalizerPrompt
 from actserve_server.nla.reconstructor import Reconstructor
 from actserve_server.nla.recurrence import with_recurrence
 from actserve_server.nla.scores import score
@@ -60,8 +62,24 @@ class _Row:
     norm: float
     usual_norm: float | None
     position: int | None
-    runs: Sequence[Run]
-    """One a sample."""
+    id: str
+    """What the ids of its runs begin with."""
+
+
+class Explain(Protocol):
+    """What explains the rows of a call that was let in."""
+
+    def __call__(
+        self,
+        rows: np.ndarray,
+        positions: Sequence[int] | None = None,
+        *,
+        differences: bool = False,
+    ) -> AsyncGenerator[ExplainEvent, None]:
+        """Explains rows, float32 [rows, width] of `NlaInfo.profile.width`, finite and none zero:
+        many in flight at once, events as they come. `differences` says that they are no
+        activations, so that nothing is known of their usual norm. Closing the stream aborts all."""
+        ...
 
 
 class Autoencoder:
@@ -102,71 +120,90 @@ class Autoencoder:
         """Measures rows, float32 [rows, width], and keeps the result as `name`."""
         return self._baselines.measure(name, rows)
 
-    def explain(
+    @asynccontextmanager
+    async def asked(
+        self, run_id: str, asking: Asking, consumed: Consumed
+    ) -> AsyncGenerator[Explain, None]:
+        """Lets a call in, to its end: what explains its rows, once.
+
+        Raises FEATURE_DISABLED if a half is missing that is asked for, QUESTION_INVALID, and what
+        the gate says.
+        """
+        verbalizer = self._av()
+        if asking.score or asking.best or asking.leave_one_out:
+            self._ar()
+        async with self.gate.call():
+            # In a thread: a question may be long, and must not hold up the event loop.
+            prompt = await asyncio.to_thread(verbalizer.prompt, asking)
+
+            def explain(
+                rows: np.ndarray,
+                positions: Sequence[int] | None = None,
+                *,
+                differences: bool = False,
+            ) -> AsyncGenerator[ExplainEvent, None]:
+                norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+                usual = None if differences else usual_norm(norms, asking.baseline)
+                items = [
+                    _Row(
+                        index=index,
+                        vector=vector,
+                        norm=float(norms[index]),
+                        usual_norm=usual,
+                        position=None if positions is None else int(positions[index]),
+                        id=f"{run_id}-{index}",
+                    )
+                    for index, vector in enumerate(rows)
+                ]
+                return self._explain(items, prompt, asking, consumed)
+
+            yield explain
+
+    async def explain(
         self,
         run_id: str,
         rows: np.ndarray,
         asking: Asking,
         consumed: Consumed,
         positions: Sequence[int] | None = None,
-        *,
-        differences: bool = False,
     ) -> AsyncGenerator[ExplainEvent, None]:
-        """Explains rows, float32 [rows, width] of `info.profile.width`, finite and none zero: all
-        in flight at once, events as they come. `differences` says that they are no activations, so
-        that nothing is known of their usual norm.
-
-        Raises at once, before anything is streamed, FEATURE_DISABLED if a half is missing that is
-        asked for, QUESTION_INVALID, and what the gate says. Closing the stream aborts all.
-        """
-        verbalizer = self._av()
-        if asking.score or asking.best or asking.leave_one_out:
-            self._ar()
-        runs = verbalizer.runs(run_id, rows, asking)
-        self.gate.check()
-        norms = np.linalg.norm(rows.astype(np.float64), axis=1)
-        usual = None if differences else usual_norm(norms, asking.baseline)
-        samples = asking.samples
-        items = [
-            _Row(
-                index=index,
-                vector=vector,
-                norm=float(norms[index]),
-                usual_norm=usual,
-                position=None if positions is None else int(positions[index]),
-                runs=runs[index * samples : (index + 1) * samples],
-            )
-            for index, vector in enumerate(rows)
-        ]
-        return self._explain(items, asking, consumed)
+        """`asked`, and the rows at once."""
+        async with (
+            self.asked(run_id, asking, consumed) as explain,
+            aclosing(explain(rows, positions)) as events,
+        ):
+            async for event in events:
+                yield event
 
     async def _explain(
-        self, rows: Sequence[_Row], asking: Asking, consumed: Consumed
+        self, rows: Sequence[_Row], prompt: VerbalizerPrompt, asking: Asking, consumed: Consumed
     ) -> AsyncGenerator[ExplainEvent, None]:
         held: list[Explanation] = []
-        sources = [lambda row=row: self._row(row, asking, consumed) for row in rows]
+        sources = [lambda row=row: self._row(row, prompt, asking, consumed) for row in rows]
         parallel = max(1, MAX_IN_FLIGHT // asking.samples)
-        async with self.gate.call(), aclosing(merge(sources, parallel)) as events:
+        async with aclosing(merge(sources, parallel)) as events:
             async for _, event in events:
                 # Recurrence takes the explanations of neighbours.
                 if asking.neighbor_distance and isinstance(event, Explanation):
                     held.append(event)
                 else:
                     yield event
-            for explanation in await asyncio.to_thread(
-                with_recurrence, held, asking.neighbor_distance
-            ):
-                yield explanation
+        for explanation in await asyncio.to_thread(with_recurrence, held, asking.neighbor_distance):
+            yield explanation
 
     async def _row(
-        self, row: _Row, asking: Asking, consumed: Consumed
+        self, row: _Row, prompt: VerbalizerPrompt, asking: Asking, consumed: Consumed
     ) -> AsyncGenerator[ExplainEvent, None]:
         """One row: its samples side by side, and of these the best if that is asked for."""
         best: Explanation | None = None
-        sources = [
-            lambda number=number: self._sample(row, number, asking, consumed)
-            for number in range(len(row.runs))
-        ]
+        vector = self._av().vector(row.vector)
+
+        def source(sample: int) -> Callable[[], AsyncGenerator[ExplainEvent, None]]:
+            number = row.index * asking.samples + sample
+            run = self._av().run(f"{row.id}-{sample}", vector, prompt, asking, number)
+            return lambda: self._sample(row, sample, run, asking, consumed)
+
+        sources = [source(sample) for sample in range(asking.samples)]
         async with aclosing(merge(sources, len(sources))) as events:
             async for _, event in events:
                 if asking.best and isinstance(event, Explanation):
@@ -177,9 +214,8 @@ class Autoencoder:
             yield await self._tried(best, row, asking, consumed)
 
     async def _sample(
-        self, row: _Row, number: int, asking: Asking, consumed: Consumed
+        self, row: _Row, number: int, run: Run, asking: Asking, consumed: Consumed
     ) -> AsyncGenerator[ExplainEvent, None]:
-        run = row.runs[number]
         raw = self._av().profile.prefill
         consumed.prompt_tokens += len(run.token_ids)
         async with aclosing(self._av().engine.run(run)) as events:
@@ -238,7 +274,7 @@ class Autoencoder:
         text, spans = explanation.text, sentences(explanation.text)
         claims = [Claim(start=start, end=end) for start, end in spans]
         if asking.leave_one_out and len(spans) > 1:
-            run_id = f"{row.runs[explanation.sample].id}-ar"
+            run_id = f"{row.id}-{explanation.sample}-ar"
             whole = explanation.score or await self._score_one(run_id, text, row, asking, consumed)
             for number, span in enumerate(spans):
                 rest = await self._score_one(
@@ -254,7 +290,8 @@ class Autoencoder:
         """None for a text that the AR cannot be asked about: what an AV writes is no one's fault,
         and must not end the call."""
         try:
-            reconstruction = await self._ar().row(run_id, text, consumed)
+            (ids,) = await self._ar().prompts([text])
+            reconstruction = await self._ar().row(run_id, ids, consumed)
         except ActserveError as error:
             if error.reason in (Reason.FIELD_INVALID, Reason.PROMPT_TOO_LONG):
                 return None
@@ -262,21 +299,28 @@ class Autoencoder:
         (found,) = score(row.vector[None], reconstruction[None], asking.baseline)
         return found
 
-    def reconstruct(
+    @asynccontextmanager
+    async def reading(
         self, run_id: str, texts: Sequence[str], consumed: Consumed
-    ) -> AsyncGenerator[tuple[int, np.ndarray], None]:
-        """Rows for texts: (index of the first, float32 [rows, width] of L2 norm sqrt(width)), in
-        order. Raises at once FEATURE_DISABLED without an AR, and what the gate says."""
-        reconstructor = self._ar()
-        self.gate.check()
-        return self._reconstruct(reconstructor.rows(run_id, texts, consumed))
+    ) -> AsyncGenerator[AsyncGenerator[tuple[int, np.ndarray], None], None]:
+        """Lets a call in, to its end: the rows of its texts, (index of the first, float32
+        [rows, width] of L2 norm sqrt(width)), in order.
 
-    async def _reconstruct(
-        self, blocks: AsyncGenerator[tuple[int, np.ndarray], None]
-    ) -> AsyncGenerator[tuple[int, np.ndarray], None]:
-        async with self.gate.call(), aclosing(blocks):
-            async for block in blocks:
-                yield block
+        Raises FEATURE_DISABLED without an AR, what the gate says, and PROMPT_TOO_LONG or
+        FIELD_INVALID for a text that the AR cannot be asked about.
+        """
+        reconstructor = self._ar()
+        async with self.gate.call():
+            prompts = await reconstructor.prompts(texts)
+            async with aclosing(reconstructor.rows(run_id, prompts, consumed)) as blocks:
+                yield blocks
+
+    async def reconstruct(
+        self, run_id: str, texts: Sequence[str], consumed: Consumed
+    ) -> np.ndarray:
+        """`reading`, all rows together."""
+        async with self.reading(run_id, texts, consumed) as blocks:
+            return np.concatenate([block async for _, block in blocks])
 
     async def score(
         self,
@@ -287,15 +331,13 @@ class Autoencoder:
         consumed: Consumed,
     ) -> list[Score]:
         """How well each text accounts for its row, float32 [rows, width]."""
-        async with aclosing(self.reconstruct(run_id, texts, consumed)) as blocks:
-            made = [block async for _, block in blocks]
-        return await asyncio.to_thread(score, rows, np.concatenate(made), baseline)
+        made = await self.reconstruct(run_id, texts, consumed)
+        return await asyncio.to_thread(score, rows, made, baseline)
 
     async def edit(self, run_id: str, original: str, edited: str, consumed: Consumed) -> np.ndarray:
         """AR(edited) - AR(original), float32 [width]: an edited explanation as a steering vector
         (Fraser-Taliente et al., 2026)."""
-        async with aclosing(self.reconstruct(run_id, (original, edited), consumed)) as blocks:
-            before, after = np.concatenate([block async for _, block in blocks])
+        before, after = await self.reconstruct(run_id, (original, edited), consumed)
         return after - before
 
     async def check_health(self) -> None:

@@ -27,8 +27,7 @@ class Gate:
         """Calls in progress."""
         return self._calls
 
-    def check(self) -> None:
-        """Raises DRAINING or QUEUE_FULL if no call may begin now."""
+    def _check(self) -> None:
         if self._draining:
             raise ActserveError(
                 Reason.DRAINING,
@@ -46,7 +45,8 @@ class Gate:
 
     @asynccontextmanager
     async def call(self) -> AsyncGenerator[None, None]:
-        """A call in progress."""
+        """A call in progress. Raises DRAINING or QUEUE_FULL if none may begin now."""
+        self._check()
         self._calls += 1
         self._idle.clear()
         try:

@@ -23,6 +23,8 @@ from actserve_server.nla.explanations import Consumed
 from actserve_server.nla.profile import ReconstructorProfile
 from actserve_server.nla.scores import normalize
 
+Ids = tuple[int, ...]
+
 BLOCK_ROWS = 64
 """Rows that are handed on together."""
 
@@ -49,7 +51,7 @@ class Reconstructor:
         profile: ReconstructorProfile,
         site: Site,
         head: ValueHead,
-        ids: Callable[[str], tuple[int, ...]],
+        ids: Callable[[str], Ids],
     ) -> None:
         """`site` is the output of the AR's last block; `ids` makes the prompt for a text."""
         self.engine = engine
@@ -58,21 +60,34 @@ class Reconstructor:
         self._head = _Batches(head.apply)
         self._ids = ids
 
-    async def row(self, run_id: str, text: str, consumed: Consumed) -> np.ndarray:
-        """The row that a text describes, float32 [width] of L2 norm sqrt(width).
+    async def prompts(self, texts: Sequence[str]) -> list[Ids]:
+        """The prompts for texts. Raises PROMPT_TOO_LONG for one that the AR's context does not
+        hold, and FIELD_INVALID for one that runs into the words after it."""
+        # In a thread: texts may be long, and must not hold up the event loop.
+        return await asyncio.to_thread(
+            lambda: [self._checked(text, index) for index, text in enumerate(texts)]
+        )
 
-        Raises PROMPT_TOO_LONG for a text that the AR's context does not hold.
-        """
-        ids = self._ids(text)
+    def _checked(self, text: str, index: int) -> Ids:
+        field = f"texts[{index}]"
+        try:
+            ids = self._ids(text)
+        except ActserveError as error:
+            error.field = field
+            raise
         limit = self.engine.info.limits.max_sequence_tokens - 1
         if len(ids) > limit:
             raise ActserveError(
                 Reason.PROMPT_TOO_LONG,
-                f"a text makes a prompt of {len(ids)} tokens, but the reconstructor takes at most "
+                f"{field} makes a prompt of {len(ids)} tokens, but the reconstructor takes at most "
                 f"{limit}; shorten it",
-                field="texts",
+                field=field,
                 metadata={"tokens": len(ids), "limit": limit},
             )
+        return ids
+
+    async def row(self, run_id: str, ids: Ids, consumed: Consumed) -> np.ndarray:
+        """The row that the text of a prompt describes, float32 [width] of L2 norm sqrt(width)."""
         consumed.prompt_tokens += len(ids)
         last = Selection(Spans.of([len(ids) - 1]))
         run = Run(id=run_id, token_ids=ids, captures=(Capture((self._site,), last),))
@@ -86,24 +101,24 @@ class Reconstructor:
         return reconstruction
 
     async def rows(
-        self, run_id: str, texts: Sequence[str], consumed: Consumed
+        self, run_id: str, prompts: Sequence[Ids], consumed: Consumed
     ) -> AsyncGenerator[tuple[int, np.ndarray], None]:
-        """The rows of texts, all in flight at once: (index of the first, float32 [rows, width]),
+        """The rows of prompts, all in flight at once: (index of the first, float32 [rows, width]),
         in order."""
 
         def source(index: int) -> Callable[[], AsyncGenerator[np.ndarray, None]]:
             async def one() -> AsyncGenerator[np.ndarray, None]:
-                yield await self.row(f"{run_id}-{index}", texts[index], consumed)
+                yield await self.row(f"{run_id}-{index}", prompts[index], consumed)
 
             return one
 
         done: dict[int, np.ndarray] = {}
         sent = 0
-        sources = [source(index) for index in range(len(texts))]
+        sources = [source(index) for index in range(len(prompts))]
         async with aclosing(merge(sources, len(sources))) as events:
             async for index, row in events:
                 done[index] = row
-                while block := _block(done, sent, len(texts)):
+                while block := _block(done, sent, len(prompts)):
                     yield sent, np.stack(block)
                     sent += len(block)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.operations import Add
 from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.runs import Intervention, Placement, Run, Sampling
@@ -33,25 +34,39 @@ class Verbalizer:
         self.profile = profile
         self._prompt = prompt
 
-    def runs(self, run_id: str, rows: np.ndarray, asking: Asking) -> list[Run]:
-        """A run for each row, float32 [rows, width], and sample: those of a row side by side."""
+    def prompt(self, asking: Asking) -> VerbalizerPrompt:
+        """The prompt of every row. Raises QUESTION_INVALID, also for a question so long that no
+        room is left for the answer."""
         prompt = self._prompt(asking.question)
-        return [
-            self._run(f"{run_id}-{row}-{sample}", vector, prompt, self._sampling(asking, number))
-            for row, vector in enumerate(rows)
-            for sample in range(asking.samples)
-            for number in [row * asking.samples + sample]
-        ]
+        limit = self.engine.info.limits.max_sequence_tokens
+        answer = self._sampling(asking, 0).max_tokens
+        if self.profile.answers_questions and len(prompt.ids) + answer > limit:
+            raise ActserveError(
+                Reason.QUESTION_INVALID,
+                f"with this question the prompt has {len(prompt.ids)} tokens and the answer up to "
+                f"{answer}, but together they may have {limit}; ask a shorter one, or set "
+                "max_tokens lower",
+                field="spec.question",
+                metadata={"tokens": len(prompt.ids), "max_tokens": answer, "limit": limit},
+            )
+        return prompt
 
-    def _run(
-        self, run_id: str, vector: np.ndarray, prompt: VerbalizerPrompt, sampling: Sampling
+    def vector(self, row: np.ndarray) -> np.ndarray:
+        """What goes into the prompt for a row, float32 [width]."""
+        injection = self.profile.injection
+        if isinstance(injection, ReplaceEmbedding) and injection.scale is not None:
+            return scaled(row, injection.scale)
+        return row
+
+    def run(
+        self, run_id: str, vector: np.ndarray, prompt: VerbalizerPrompt, asking: Asking, number: int
     ) -> Run:
-        run = Run(id=run_id, token_ids=prompt.ids, sampling=sampling)
+        """The run of a sample, the call's one of that number."""
+        run = Run(id=run_id, token_ids=prompt.ids, sampling=self._sampling(asking, number))
         match self.profile.injection:
-            case ReplaceEmbedding(scale):
-                placed = vector if scale is None else scaled(vector, scale)
+            case ReplaceEmbedding():
                 return replace(
-                    run, placements=tuple(Placement(slot, placed) for slot in prompt.slots)
+                    run, placements=tuple(Placement(slot, vector) for slot in prompt.slots)
                 )
             case AddAtBlock(layer, coefficient):
                 change = Intervention(

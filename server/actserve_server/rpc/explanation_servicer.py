@@ -51,16 +51,17 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         text = ExplainedText.of(request, prompt, site, info)
         where = text.positions
         nla_inputs.check_count(len(where), "positions", nla.described.max_rows, "positions")
-        explain = nla.explainer(request.spec, where, call)
-        edits = await interventions.interventions(
-            request.interventions, self._store, self._autoencoders, info, "interventions"
-        )
-        captured = await text.capture(self._engine, edits, call)
-        opened = pb.ExplainStarted(prompt=prompts.to_wire(prompt), positions=where)
-        told = reports.to_wire(edits, captured.reports)
-        async with aclosing(explain(captured.rows)) as answers:
-            async for answer in answers:
-                yield _of_text(answer, opened, told, call)
+        async with nla.asked(request.spec, where, call) as explain:
+            edits = await interventions.interventions(
+                request.interventions, self._store, self._autoencoders, info, "interventions"
+            )
+            captured = await text.capture(self._engine, edits, call)
+            opened = pb.ExplainStarted(prompt=prompts.to_wire(prompt), positions=where)
+            told = reports.to_wire(edits, captured.reports)
+            async with aclosing(explain(captured.rows)) as answers:
+                async for answer in answers:
+                    if of_text := _of_text(answer, opened, told, call):
+                        yield of_text
 
     def CompareActivations(  # noqa: N802
         self, request: pb.CompareActivationsRequest, context: grpc.aio.ServicerContext
@@ -95,8 +96,9 @@ def _of_text(
     opened: pb.ExplainStarted,
     told: Sequence[intervention_pb2.InterventionReport],
     call: Call,
-) -> pb.ExplainTextResponse:
-    """An answer about the rows of a text as one about the text."""
+) -> pb.ExplainTextResponse | None:
+    """An answer about the rows of a text as one about the text; None for an event that only a
+    newer server knows."""
     match answer.WhichOneof("event"):
         case "started":
             answer.started.MergeFrom(opened)
@@ -105,6 +107,8 @@ def _of_text(
             return pb.ExplainTextResponse(partial=answer.partial)
         case "explanation":
             return pb.ExplainTextResponse(explanation=answer.explanation)
-        case _:
+        case "finished":
             finished = pb.ExplainFinished(usage=usage(call), interventions=told)
             return pb.ExplainTextResponse(finished=finished)
+        case _:
+            return None

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from actserve_server.nla.explanations import ExplainEvent
 from actserve_server.rpc import baselines, chunks, explaining, metrics, nla_inputs, nlas, sites
 from actserve_server.rpc.calls import Call
 from actserve_server.rpc.endings import usage
+
+ExplainRows = Callable[[np.ndarray], AsyncGenerator[pb.ExplainActivationsResponse, None]]
+"""Explains the rows of a call, float32 [rows, width]."""
 
 
 class LocalNla:
@@ -38,26 +41,26 @@ class LocalNla:
             nla_inputs.rows, request.activations, self._nla.info, "activations"
         )
         where = nla_inputs.positions(request.positions, len(rows), "positions")
-        asking = explaining.asking(
-            request.spec, self._nla, len(rows), "spec", placed=where is not None
-        )
-        events = self._nla.explain(call.id, rows, asking, call, where)
-        async with aclosing(self._explained(len(rows), events, call)) as stream:
-            async for event in stream:
+        placed = where is not None
+        asking = explaining.asking(request.spec, self._nla, len(rows), "spec", placed=placed)
+        async with self._nla.asked(call.id, asking, call) as explain:
+            async for event in self._explained(len(rows), explain(rows, where), call):
                 yield pb.ExplainActivationsResponse(**event)
 
-    def explainer(
+    @asynccontextmanager
+    async def asked(
         self, spec: pb.ExplainSpec, positions: Sequence[int], call: Call
-    ) -> Callable[[np.ndarray], AsyncGenerator[pb.ExplainActivationsResponse, None]]:
+    ) -> AsyncGenerator[ExplainRows, None]:
         asking = explaining.asking(spec, self._nla, len(positions), "spec", placed=True)
+        async with self._nla.asked(call.id, asking, call) as explain:
 
-        async def explain(rows: np.ndarray) -> AsyncGenerator[pb.ExplainActivationsResponse, None]:
-            events = self._nla.explain(call.id, rows, asking, call, positions)
-            async with aclosing(self._explained(len(rows), events, call)) as stream:
-                async for event in stream:
+            async def answers(
+                rows: np.ndarray,
+            ) -> AsyncGenerator[pb.ExplainActivationsResponse, None]:
+                async for event in self._explained(len(rows), explain(rows, positions), call):
                     yield pb.ExplainActivationsResponse(**event)
 
-        return explain
+            yield answers
 
     async def compare(
         self, request: pb.CompareActivationsRequest, call: Call
@@ -70,9 +73,8 @@ class LocalNla:
             ("activations", "reference"),
         )
         asking = explaining.asking(request.spec, self._nla, len(rows), "spec", placed=False)
-        events = self._nla.explain(call.id, rows, asking, call, differences=True)
-        async with aclosing(self._explained(len(rows), events, call)) as stream:
-            async for event in stream:
+        async with self._nla.asked(call.id, asking, call) as explain:
+            async for event in self._explained(len(rows), explain(rows, differences=True), call):
                 yield pb.CompareActivationsResponse(**event)
 
     async def reconstruct(
@@ -81,17 +83,16 @@ class LocalNla:
         info = self._nla.info
         nlas.check_reconstructs(info, "reconstructing", "nla")
         texts = nla_inputs.texts(request.texts, info, "texts")
-        parts = self._nla.reconstruct(call.id, texts, call)
-        yield pb.ReconstructActivationsResponse(
-            started=pb.ReconstructStarted(
-                request_id=call.id,
-                nla=nlas.name_of(info),
-                rows=len(texts),
-                width=info.profile.width,
+        async with self._nla.reading(call.id, texts, call) as blocks:
+            yield pb.ReconstructActivationsResponse(
+                started=pb.ReconstructStarted(
+                    request_id=call.id,
+                    nla=nlas.name_of(info),
+                    rows=len(texts),
+                    width=info.profile.width,
+                )
             )
-        )
-        async with aclosing(parts):
-            async for first, rows in parts:
+            async for first, rows in blocks:
                 for chunk in chunks.reconstructed(first, rows):
                     yield pb.ReconstructActivationsResponse(rows=chunk)
                     call.activation_bytes += len(chunk.rows.data)

@@ -32,7 +32,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
                 "page_token is not from this server; start with an empty one",
                 field="page_token",
             )
-        return pb.ListModelsResponse(models=[self._model()])
+        return pb.ListModelsResponse(models=[await self._model()])
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext
@@ -44,7 +44,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
                 field="name",
             )
         models.check_model(request.name, self._engine.info, "name")
-        return pb.GetModelResponse(model=self._model())
+        return pb.GetModelResponse(model=await self._model())
 
     async def Tokenize(  # noqa: N802
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext
@@ -54,5 +54,5 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         current_call().prompt_tokens = len(tokenized.ids)
         return pb.TokenizeResponse(prompt=prompts.to_wire(tokenized))
 
-    def _model(self) -> pb.Model:
-        return models.to_wire(self._engine.info, self._autoencoders)
+    async def _model(self) -> pb.Model:
+        return await models.to_wire(self._engine.info, self._autoencoders)

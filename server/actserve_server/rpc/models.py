@@ -27,7 +27,7 @@ def check_model(name: str, info: ModelInfo, field: str) -> None:
         )
 
 
-def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
+async def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
     """The model, with what explains it."""
     limits = info.limits
     return pb.Model(
@@ -52,7 +52,7 @@ def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
             max_kept_seconds=limits.max_kept_seconds,
         ),
         attention_unserved_reason=_attention_unserved(info),
-        nlas=served_nlas.to_wire(autoencoders),
+        nlas=await served_nlas.to_wire(autoencoders),
     )
 
 

@@ -4,8 +4,8 @@ A request goes there as it came and is checked there; the answer comes back as i
 names the call. So the two servers can never disagree about what a request means.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,9 +27,15 @@ from actserve_server.rpc import chunks, metrics, nlas, sites, tensors
 from actserve_server.rpc.auth import read_tokens
 from actserve_server.rpc.calls import Call
 from actserve_server.rpc.errors import DOMAIN
+from actserve_server.rpc.local_nla import ExplainRows
 
 CONNECT_TIMEOUT_S = 60.0
 """How long a server that starts may wait for one that it takes NLAs from."""
+
+REFRESH_TIMEOUT_S = 2.0
+"""How long whoever lists models may wait for another server to describe its NLAs."""
+_REST_BYTES = 64 << 10
+"""At most what a request holds beside rows, their positions apart."""
 
 _OPTIONS = [
     # A server that vanished without closing the connection would never be noticed while a call
@@ -63,42 +69,61 @@ class RemoteNla:
     ) -> AsyncGenerator[pb.ExplainActivationsResponse, None]:
         return self._stream(request, call)
 
-    def explainer(
+    @asynccontextmanager
+    async def asked(
         self, spec: pb.ExplainSpec, positions: Sequence[int], call: Call
-    ) -> Callable[[np.ndarray], AsyncGenerator[pb.ExplainActivationsResponse, None]]:
+    ) -> AsyncGenerator[ExplainRows, None]:
+        size, limit = 4 * self.described.width * len(positions), self._server.max_request_bytes
+        if size > limit - _REST_BYTES:
+            raise ActserveError(
+                Reason.MESSAGE_TOO_LARGE,
+                f"the rows of {len(positions)} positions are {size} bytes, but the server that "
+                f"explains them takes {limit} in one message; ask for fewer positions",
+                field="positions",
+                metadata={"bytes": size, "limit": limit},
+            )
+
         def explain(rows: np.ndarray) -> AsyncGenerator[pb.ExplainActivationsResponse, None]:
             request = pb.ExplainActivationsRequest(
                 activations=chunks.tensor(rows), positions=positions, spec=spec
             )
-            return self._stream(request, call)
+            return self._passed_on(request, call)
 
-        return explain
+        async with self.gate.call():
+            yield explain
 
     def compare(
         self, request: pb.CompareActivationsRequest, call: Call
     ) -> AsyncGenerator[pb.CompareActivationsResponse, None]:
         return self._stream(request, call)
 
-    def reconstruct(
+    async def reconstruct(
         self, request: pb.ReconstructActivationsRequest, call: Call
     ) -> AsyncGenerator[pb.ReconstructActivationsResponse, None]:
-        return self._stream(request, call)
+        async with aclosing(self._stream(request, call)) as answers:
+            async for answer in answers:
+                yield answer
+                call.activation_bytes += len(answer.rows.rows.data)
 
     async def score(
         self, request: pb.ScoreExplanationsRequest, call: Call
     ) -> pb.ScoreExplanationsResponse:
-        scored = await self._ask(request)
+        scored = await self._ask(request, call)
         call.prompt_tokens += scored.usage.prompt_tokens
         return scored
 
     async def set_baseline(
         self, request: pb.SetExplanationBaselineRequest, call: Call
     ) -> pb.SetExplanationBaselineResponse:
-        stored = await self._ask(request)
-        others = [each for each in self.described.baselines if each.name != stored.baseline.name]
-        del self.described.baselines[:]
-        self.described.baselines.extend([*others, stored.baseline])
-        return stored
+        return await self._ask(request, call)
+
+    async def refresh(self) -> None:
+        """Has the other server describe it again; if that cannot be reached, as it last did."""
+        with suppress(grpc.aio.AioRpcError):
+            found = await self._server.nlas(REFRESH_TIMEOUT_S)
+            self.described = next(
+                (nla for nla in found if nla.name == self.described.name), self.described
+            )
 
     def check_reconstructs(self, what: str, field: str) -> None:
         if not self.described.reconstructs:
@@ -108,24 +133,27 @@ class RemoteNla:
         """The answers to a request of a method that streams, as those of `call`. Raises what the
         other server refuses with, and NLA_UNREACHABLE. Closing the stream cancels the call
         there."""
-        self.gate.check()
-        async with self.gate.call():
-            answers = self._server.call(self._addressed(request))
-            try:
-                async for answer in answers:
-                    self._note(answer, call)
-                    yield answer
-            except grpc.aio.AioRpcError as error:
-                raise self._server.told(error) from error
-            finally:
-                answers.cancel()
+        async with self.gate.call(), aclosing(self._passed_on(request, call)) as answers:
+            async for answer in answers:
+                yield answer
 
-    async def _ask(self, request: Any) -> Any:
+    async def _passed_on(self, request: Any, call: Call) -> AsyncGenerator[Any, None]:
+        """As `_stream`, of a call that was let in."""
+        answers = self._server.call(self._addressed(request), call)
+        try:
+            async for answer in answers:
+                self._note(answer, call)
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            raise self._server.told(error) from error
+        finally:
+            answers.cancel()
+
+    async def _ask(self, request: Any, call: Call) -> Any:
         """The answer to a request of another method; raises as `_stream` does."""
-        self.gate.check()
         async with self.gate.call():
             try:
-                return await self._server.call(self._addressed(request))
+                return await self._server.call(self._addressed(request), call)
             except grpc.aio.AioRpcError as error:
                 raise self._server.told(error) from error
 
@@ -160,8 +188,6 @@ class RemoteNla:
                 answer.started.request_id = call.id
             case "explanation":
                 metrics.EXPLANATIONS.labels(self.described.name).inc()
-            case "rows":
-                call.activation_bytes += len(answer.rows.rows.data)
             case "finished":
                 call.prompt_tokens += answer.finished.usage.prompt_tokens
                 call.output_tokens += answer.finished.usage.output_tokens
@@ -182,21 +208,25 @@ class _Server:
         token = read_tokens(source.token_file)[0] if source.token_file else None
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._stub = explanation_service_pb2_grpc.ExplanationServiceStub(self._channel)
+        self.max_request_bytes = 0
+        """Known once it has told its NLAs."""
 
-    def call(self, request: Message) -> Any:
-        """Calls the method that takes such a request. Without a deadline: when ours expires, the
-        call is cancelled."""
+    def call(self, request: Message, call: Call) -> Any:
+        """Calls the method that takes such a request, in the trace of `call`. Without a deadline:
+        when that of `call` expires, this is cancelled."""
         method = getattr(self._stub, request.DESCRIPTOR.name.removesuffix("Request"))
-        return method(request, metadata=self._metadata)
+        trace = (("traceparent", call.traceparent),) if call.traceparent else ()
+        return method(request, metadata=(*self._metadata, *trace))
 
-    async def nlas(self) -> list[pb.Nla]:
-        """All that it has; waits for it to start. Raises AioRpcError."""
+    async def nlas(self, timeout_s: float) -> list[pb.Nla]:
+        """All that it has; waits so long for it to start. Raises AioRpcError."""
         models = await model_service_pb2_grpc.ModelServiceStub(self._channel).ListModels(
             model_service_pb2.ListModelsRequest(),
             metadata=self._metadata,
-            timeout=CONNECT_TIMEOUT_S,
+            timeout=timeout_s,
             wait_for_ready=True,
         )
+        self.max_request_bytes = min(each.limits.max_request_bytes for each in models.models)
         return [nla for model in models.models for nla in model.nlas]
 
     async def close(self) -> None:
@@ -204,22 +234,28 @@ class _Server:
 
     def told(self, error: grpc.aio.AioRpcError) -> ActserveError:
         """The other server's error as ours."""
-        info, violations, retry = (
-            error_details_pb2.ErrorInfo(),
-            error_details_pb2.BadRequest(),
-            error_details_pb2.RetryInfo(),
-        )
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        invalid, unmet = error_details_pb2.BadRequest(), error_details_pb2.PreconditionFailure()
         # AioRpcError lacks the call interface that from_call asks for, but has its methods.
         status = rpc_status.from_call(error)  # pyright: ignore[reportArgumentType]
         for detail in status.details if status else ():
-            _ = detail.Unpack(info) or detail.Unpack(violations) or detail.Unpack(retry)
+            _ = any(map(detail.Unpack, (info, retry, invalid, unmet)))
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not info.domain:
+            return ActserveError(  # Of gRPC itself, which never hands such a message over.
+                Reason.MESSAGE_TOO_LARGE,
+                f"the server that holds this NLA takes {self.max_request_bytes} bytes in one "
+                "message; send fewer rows or texts at once",
+                metadata={"limit": self.max_request_bytes},
+            )
         if info.domain != DOMAIN or info.reason == Reason.UNAUTHENTICATED:
             return self._unreachable(error)
+        fields = [each.field for each in invalid.field_violations]
+        fields += [each.subject for each in unmet.violations]
         known = info.reason in Reason.__members__  # Else of a newer server.
         return ActserveError(
             Reason[info.reason] if known else Reason.INTERNAL,
             error.details() or info.reason,
-            field=next((each.field for each in violations.field_violations), None),
+            field=next(iter(fields), None),
             metadata=dict(info.metadata),
             retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9 or None,
         )
@@ -243,7 +279,7 @@ async def connect(source: NlaSource, model: ModelInfo) -> list[RemoteNla]:
     """
     server = _Server(source)
     try:
-        found = await server.nlas()
+        found = await server.nlas(CONNECT_TIMEOUT_S)
         wanted = [each for each in found if source.id in ("", _id(each))]
         if not wanted:
             names = ", ".join(each.name for each in found) or "none"

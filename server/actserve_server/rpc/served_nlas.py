@@ -1,7 +1,9 @@
 """NLAs as requests reach them, whether they are loaded here or on another server."""
 
+import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +14,7 @@ from actserve_server.domain.sites import Site
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.rpc.calls import Call
-from actserve_server.rpc.local_nla import LocalNla
+from actserve_server.rpc.local_nla import ExplainRows, LocalNla
 from actserve_server.rpc.nlas import COLLECTION, RESOURCE_TYPE
 from actserve_server.rpc.remote_nla import RemoteNla
 
@@ -36,11 +38,11 @@ class ServedNla(Protocol):
         self, request: pb.ExplainActivationsRequest, call: Call
     ) -> AsyncGenerator[pb.ExplainActivationsResponse, None]: ...
 
-    def explainer(
+    def asked(
         self, spec: pb.ExplainSpec, positions: Sequence[int], call: Call
-    ) -> Callable[[np.ndarray], AsyncGenerator[pb.ExplainActivationsResponse, None]]:
-        """What explains rows, float32 [positions, width], that are still to be captured. Raises at
-        once what of `spec` can be refused before they are."""
+    ) -> AbstractAsyncContextManager[ExplainRows]:
+        """Lets a call in whose rows, one a position, are still to be captured. Raises what can be
+        refused before they are."""
         ...
 
     def compare(
@@ -86,7 +88,9 @@ def find(nlas: Nlas, name: str, site: Site | None = None, field: str = "nla") ->
     return _served(nlas.find(named[1] if named else "", site, field))
 
 
-def to_wire(nlas: Nlas) -> list[pb.Nla]:
+async def to_wire(nlas: Nlas) -> list[pb.Nla]:
+    """All, as they are now."""
+    await asyncio.gather(*(nla.refresh() for nla in nlas if isinstance(nla, RemoteNla)))
     return [_served(nla).described for nla in nlas]
 
 

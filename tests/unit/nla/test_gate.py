@@ -8,14 +8,20 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.nla.gate import Gate
 
 
+async def _call(gate: Gate) -> None:
+    async with gate.call():
+        pass
+
+
 async def test_calls_beyond_the_limit_are_refused_until_one_ends() -> None:
     gate = Gate(max_calls=1)
     async with gate.call():
         with pytest.raises(ActserveError) as refused:
-            gate.check()
+            await _call(gate)
         assert refused.value.reason is Reason.QUEUE_FULL
         assert refused.value.retry_after_s is not None
-    gate.check()
+        assert gate.calls == 1
+    await _call(gate)
 
 
 async def test_draining_refuses_new_calls_and_waits_for_those_in_progress() -> None:
@@ -23,7 +29,7 @@ async def test_draining_refuses_new_calls_and_waits_for_those_in_progress() -> N
     async with gate.call():
         gate.drain()
         with pytest.raises(ActserveError) as refused:
-            gate.check()
+            await _call(gate)
         assert refused.value.reason is Reason.DRAINING
         idle = asyncio.ensure_future(gate.wait_idle())
         await asyncio.sleep(0)
