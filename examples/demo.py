@@ -1,4 +1,4 @@
-"""A tour in one minute: start a server, fetch activations, check them, steer.
+"""A tour in two minutes: start a server, fetch activations, check them, steer, explain.
 
 Run it with `make demo`. It starts a server with the embedded model on a free port, talks to it
 through the Python client as any program would, and stops it.
@@ -23,6 +23,9 @@ import actserve
 START_TIMEOUT_S = 600.0
 """vLLM compiles the model at its first start; later starts find it cached."""
 
+NLA = "smollm2-135m"
+"""Explains activations; it comes with the server."""
+
 LAYERS = [0, 5, 10, 15, 20, 25, 29]
 STEER_SITE = "resid_post.15"
 
@@ -39,6 +42,8 @@ DISLIKED = [
     "The worst movie I have seen in years, simply horrible.",
 ]
 
+EXPLAINED = "In 1804, in Paris, Napoleon crowned himself emperor of the French."
+
 console = Console()
 
 
@@ -53,18 +58,19 @@ def main() -> None:
         fetch(client)
         compare(client, Path(model.path))
         steer(client)
+        explain(client)
 
 
 @contextlib.contextmanager
 def serve() -> Iterator[str]:
-    """A server process with the default model; yields its address once it serves."""
+    """A server process with the default model and an NLA; yields its address once it serves."""
     port = free_port()
     environment = {**os.environ, "ACTSERVE_PORT": str(port), "ACTSERVE_METRICS_PORT": "0"}
     started = time.monotonic()
     log = Path(os.environ.get("ACTSERVE_DEMO_LOG", os.devnull))
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "actserve_server", "serve"],
+            [sys.executable, "-m", "actserve_server", "serve", "--nla", NLA],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -175,6 +181,40 @@ def steer(client: actserve.Client) -> None:
         )
         table.add_row(f"{coefficient:+.1f}", " ".join(out.text.split()))
     console.print(table)
+    console.print()
+
+
+def explain(client: actserve.Client) -> None:
+    console.rule("[bold]5. Explain: activations in words, and how far to trust them")
+    found = client.explain_text(
+        EXPLAINED,
+        positions=actserve.ByText("in Paris, Napoleon crowned himself"),
+        nla=NLA,
+        samples=4,
+        best=True,
+        temperature=0.8,
+        seed=0,
+        progress=False,
+    )
+    table = Table(title=f'{found.site} of "{EXPLAINED}"', show_lines=True)
+    for column in ("token", "what the row holds", "variance explained"):
+        table.add_column(column)
+    for token, explanation in found:
+        score = explanation.score
+        fve = score.variance_explained if score else None
+        table.add_row(repr(token), explanation.text, "" if fve is None else f"{fve:.2f}")
+    console.print(table)
+    texts = [explanation.text for _, explanation in found]
+    rows = client.fetch(EXPLAINED, sites=[found.site], progress=False)[found.site]
+    rows = rows[list(found.positions)]
+    own, others = (
+        np.mean([score.variance_explained for score in client.score(rows, order, site=found.site)])
+        for order in (texts, texts[1:] + texts[:1])
+    )
+    console.print(
+        f"A second model reads each text and makes a row of it. Those rows account for {own:.0%} "
+        f"of the variance; with every text given to the next token, for {others:.0%}.\n"
+    )
 
 
 if __name__ == "__main__":

@@ -244,6 +244,7 @@ def nla(
         dtype="float32",
         max_num_seqs=64,
         kv_cache_memory_bytes=512 << 20,
+        enforce_eager=True,  # The pair that comes with the server is compiled in its own test.
     )
     thread = LoopThread()
     nlas = thread.call(
