@@ -65,11 +65,15 @@ def compared(request: pytest.FixtureRequest, engine: EngineThread) -> list[Compa
     if not preemptions:  # It depends on when each request arrives; twice none would be news.
         together, preemptions = _load(engine, runs)
     assert preemptions > 0, "the KV cache is not small enough to prove anything"
-    return [
-        # Plain runs are compared with stock vLLM instead.
-        Compared(run, result, None if _is_plain(run) else _alone(engine, run))
-        for run, result in zip(runs, together, strict=True)
-    ]
+    found: list[Compared] = []
+    for run, result in zip(runs, together, strict=True):
+        if _is_plain(run):  # It is compared with stock vLLM instead.
+            found.append(Compared(run, result, None))
+        elif found and _same_request(found[-1].run, run):
+            found.append(Compared(run, result, found[-1].alone))
+        else:
+            found.append(Compared(run, result, _alone(engine, run)))
+    return found
 
 
 def _load(engine: EngineThread, runs: Sequence[Run]) -> tuple[list[Result], float]:
@@ -86,6 +90,11 @@ def _alone(engine: EngineThread, run: Run) -> Result:
     # Nor with what the others have left: a wrong prefix that both read would go unnoticed.
     assert engine.call(engine.engine.vllm.reset_prefix_cache())
     return engine.run(again(run))
+
+
+def _same_request(run: Run, other: Run) -> bool:
+    """Whether they are samples of one request."""
+    return run.token_ids is other.token_ids and run.interventions is other.interventions
 
 
 def _is_plain(run: Run) -> bool:
