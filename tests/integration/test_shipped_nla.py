@@ -82,7 +82,7 @@ def _rows(smollm2: EngineThread) -> tuple[list[str], np.ndarray]:
 
 
 async def _explained(nla: Autoencoder, words: list[str], rows: np.ndarray) -> Explained:
-    asking = Asking(score=True, baseline=nla.baseline(""))
+    asking = Asking(temperature=0.0, score=True, baseline=nla.baseline(""))
     async with aclosing(nla.explain("test", rows, asking, Consumed())) as events:
         found = [event async for event in events if isinstance(event, Explanation)]
     found.sort(key=lambda each: each.row)
