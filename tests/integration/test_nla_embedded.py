@@ -127,19 +127,19 @@ def test_a_cached_prefix_is_never_that_of_another_vector(placing: EngineThread) 
 def test_a_placed_vector_means_the_same_beside_preempted_cancelled_and_steered_runs(
     placing: EngineThread,
 ) -> None:
-    rng = np.random.default_rng(5)
     ids = placing.tokenize(" ".join(TEXTS)).ids
-    own = placing.run(make_run(ids, sites=[EMBEDDING])).rows[EMBEDDING]
-    noise = rng.standard_normal((32, own.shape[1])).astype(np.float32)
-    vectors = noise * (np.linalg.norm(own, axis=1).max() / np.linalg.norm(noise, axis=1)[:, None])
+    # Embeddings of other tokens: what is read at the prompt's end decides how it goes on.
+    words = np.random.default_rng(5).integers(1000, 9000, 20).tolist()
+    vectors = placing.run(make_run(words, sites=[EMBEDDING])).rows[EMBEDDING]
     middle = Site(HookPoint.RESID_POST, placing.info.layer_count // 2)
 
     def placed(number: int) -> Run:
         # Some read rows as well, and then compute the whole prompt; the others may share its head.
         read = [middle] if number % 2 else []
-        run = make_run(ids, sites=read, sampling=greedy(60))
-        at = len(ids) - 1 - number % 8
-        return replace(run, placements=(Placement(at, vectors[number]),))
+        run = make_run(ids, sites=read, sampling=greedy(40))
+        at = {len(ids) - 1, len(ids) - 2 - number % 8}
+        placements = tuple(Placement(slot, vectors[number]) for slot in sorted(at))
+        return replace(run, placements=placements)
 
     def steered(number: int) -> Run:
         return make_run(ids, add(EMBEDDING, vectors[number], 0.5), sampling=greedy(40))
