@@ -43,8 +43,11 @@ class LocalNla:
         where = nla_inputs.positions(request.positions, len(rows), "positions")
         placed = where is not None
         asking = explaining.asking(request.spec, self._nla, len(rows), "spec", placed=placed)
-        async with self._nla.asked(call.id, asking, call) as explain:
-            async for event in self._explained(len(rows), explain(rows, where), call):
+        async with (
+            self._nla.asked(call.id, asking, call) as explain,
+            aclosing(self._explained(len(rows), explain(rows, where), call)) as events,
+        ):
+            async for event in events:
                 yield pb.ExplainActivationsResponse(**event)
 
     @asynccontextmanager
@@ -57,8 +60,10 @@ class LocalNla:
             async def answers(
                 rows: np.ndarray,
             ) -> AsyncGenerator[pb.ExplainActivationsResponse, None]:
-                async for event in self._explained(len(rows), explain(rows, positions), call):
-                    yield pb.ExplainActivationsResponse(**event)
+                found = self._explained(len(rows), explain(rows, positions), call)
+                async with aclosing(found) as events:
+                    async for event in events:
+                        yield pb.ExplainActivationsResponse(**event)
 
             yield answers
 
@@ -73,8 +78,11 @@ class LocalNla:
             ("activations", "reference"),
         )
         asking = explaining.asking(request.spec, self._nla, len(rows), "spec", placed=False)
-        async with self._nla.asked(call.id, asking, call) as explain:
-            async for event in self._explained(len(rows), explain(rows, differences=True), call):
+        async with (
+            self._nla.asked(call.id, asking, call) as explain,
+            aclosing(self._explained(len(rows), explain(rows, differences=True), call)) as events,
+        ):
+            async for event in events:
                 yield pb.CompareActivationsResponse(**event)
 
     async def reconstruct(
