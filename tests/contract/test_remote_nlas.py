@@ -1,5 +1,6 @@
 """An NLA of another server answers as one that is loaded here."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -248,6 +249,21 @@ async def test_a_call_that_is_cancelled_here_ends_there() -> None:
         await eventually(lambda: gate.calls == 1)
         stream.cancel()
         await eventually(lambda: gate.calls == 0)
+
+
+async def test_calls_side_by_side_get_their_own_answers_and_no_others() -> None:
+    rows = np.random.default_rng(3).standard_normal((20, 1, 16)).astype(np.float32)
+    async with apart(Tiny(av=FakeEngine(token_delay_s=0.001))) as (_, here):
+        requests = [explain(each, spec={"temperature": 0.0, "score": True}) for each in rows]
+        alone = [anonymous(await answers(here, request)) for request in requests]
+        abandoned = [call(here.explanations, request) for request in requests]
+        kept = [asyncio.ensure_future(answers(here, request)) for request in requests]
+        for stream in abandoned:
+            await stream.read()
+            stream.cancel()
+        together = [anonymous(each) for each in await asyncio.gather(*kept)]
+    assert together == alone
+    assert len({str(each) for each in alone}) == len(rows)
 
 
 async def test_a_server_that_drains_ends_what_it_has_passed_on_and_passes_on_no_more() -> None:

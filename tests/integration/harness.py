@@ -246,6 +246,14 @@ def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return dot(ours, theirs) / np.sqrt(dot(ours, ours) * dot(theirs, theirs))
 
 
+async def started(engine: VllmEngine, run: Run) -> None:
+    """Runs until the first tokens, and cancels the rest."""
+    async with aclosing(engine.run(run)) as events:
+        async for event in events:
+            if isinstance(event, Tokens):
+                return
+
+
 def vllm_counter(name: str) -> float:
     """One of vLLM's metrics, of the engine that started last."""
     return sum(

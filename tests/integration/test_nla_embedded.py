@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from actserve_server.domain.runs import Placement, Run, Tokens
+from actserve_server.domain.runs import Placement, Run
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla.autoencoder import Autoencoder
@@ -34,6 +34,7 @@ from tests.integration.harness import (
     greedy,
     make_run,
     relative_errors,
+    started,
     vllm_counter,
 )
 
@@ -154,7 +155,7 @@ def test_a_placed_vector_means_the_same_beside_preempted_cancelled_and_steered_r
         alone.append(placing.run(again(run)))
 
     async def together() -> list[Result]:
-        cancelled = [asyncio.ensure_future(_started(placing, placed(n))) for n in range(8)]
+        cancelled = [asyncio.ensure_future(started(placing.engine, placed(n))) for n in range(8)]
         return [
             result
             for result in await asyncio.gather(
@@ -173,14 +174,6 @@ def test_a_placed_vector_means_the_same_beside_preempted_cancelled_and_steered_r
             assert loaded.positions == single.positions
             assert relative_errors(loaded.rows[middle], single.rows[middle]).max() < 1e-3
     assert len({result.text for result in alone}) > len(vectors) // 2, "the vectors do nothing"
-
-
-async def _started(placing: EngineThread, run: Run) -> None:
-    """Runs until the first tokens, and cancels the rest."""
-    async with aclosing(placing.engine.run(run)) as events:
-        async for event in events:
-            if isinstance(event, Tokens):
-                return
 
 
 # --- an NLA made of the model itself ----------------------------------------------

@@ -1,16 +1,32 @@
 """A seed makes sampling repeatable, whatever else is in the batch and however prompts are cut."""
 
+import asyncio
 from dataclasses import replace
 
+import numpy as np
+
 from actserve_server.domain.runs import Run, Sampling
-from tests.integration.harness import EngineThread, again, make_run
+from actserve_server.domain.sites import HookPoint, Site
+from tests.integration.harness import (
+    EngineThread,
+    Result,
+    add,
+    again,
+    collect,
+    greedy,
+    make_run,
+    started,
+    vllm_counter,
+)
+
+STREAM = Site(HookPoint.RESID_POST, 10)
 
 LONG = "The river ran past the old stone mill and the garden behind it. " * 50
 """Several times as many tokens as the engine computes in a step."""
 
 
-def _seeded(engine: EngineThread, text: str, seed: int) -> Run:
-    sampling = Sampling(temperature=1.0, max_tokens=12, seed=seed, ignore_eos=True)
+def _seeded(engine: EngineThread, text: str, seed: int, max_tokens: int = 12) -> Run:
+    sampling = Sampling(temperature=1.0, max_tokens=max_tokens, seed=seed, ignore_eos=True)
     return make_run(engine.tokenize(text).ids, sampling=sampling)
 
 
@@ -30,3 +46,25 @@ def test_another_seed_gives_other_tokens_to_a_prompt_that_is_cut(smollm2: Engine
     first = _seeded(smollm2, LONG, 1)
     other = replace(again(first), sampling=replace(first.sampling, seed=2))
     assert smollm2.run(first).token_ids != smollm2.run(other).token_ids
+
+
+def test_a_seed_gives_the_same_tokens_beside_preempted_cancelled_and_steered_runs(
+    smollm2: EngineThread,
+) -> None:
+    vector = np.random.default_rng(0).standard_normal(smollm2.info.width).astype(np.float32)
+    text = "The letter lay on the table in the garden. " * 6
+    runs = [_seeded(smollm2, f"{number} {text}", number, max_tokens=60) for number in range(12)]
+    alone = [smollm2.run(again(run)).token_ids for run in runs]
+    ids = smollm2.tokenize(text).ids
+    steered = [make_run(ids, add(STREAM, vector, 20.0), sampling=greedy(40)) for _ in range(8)]
+
+    async def together() -> list[Result]:
+        cancelled = [asyncio.ensure_future(started(smollm2.engine, again(run))) for run in runs]
+        kept = (collect(smollm2.engine, run) for run in (*map(again, runs), *steered))
+        results, _ = await asyncio.gather(asyncio.gather(*kept), asyncio.gather(*cancelled))
+        return results
+
+    before = vllm_counter("vllm:num_preemptions_total")
+    results = smollm2.call(together())
+    assert vllm_counter("vllm:num_preemptions_total") > before, "nothing was preempted"
+    assert [result.token_ids for result in results[: len(runs)]] == alone
