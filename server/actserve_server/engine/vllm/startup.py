@@ -1,13 +1,9 @@
 """Starts vLLM with our worker, and says what model it serves."""
 
-import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from vllm import AsyncEngineArgs
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
@@ -16,6 +12,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.tensors import ElementType
+from actserve_server.engine.vllm import cpus
 from actserve_server.engine.vllm.attention import rules
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import family_of
@@ -39,8 +36,6 @@ _VLLM_OPTIONS = (
     "seed",
 )
 
-_CPU_BINDING = "VLLM_CPU_OMP_THREADS_BIND"
-
 _ELEMENT_TYPES = {
     "torch.float32": ElementType.F32,
     "torch.float16": ElementType.F16,
@@ -60,7 +55,7 @@ def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     config.additional_config = WorkerConfig(str(ring_folder), hook_points)
     silent = not options.log_stats
     if current_platform.is_cpu():
-        with _cpus_shared(options.tensor_parallel_size):
+        with cpus.given_to(config):
             return AsyncLLM.from_vllm_config(config, disable_log_stats=silent)
     _split_at_taps(config)
     return AsyncLLM.from_vllm_config(config, disable_log_stats=silent)
@@ -134,34 +129,4 @@ def prepare_environment() -> None:
         # ("'function' object has no attribute 'finalize_loading'"), and so compiles at every start.
         # Without it, PyTorch's own cache makes the second start three times as fast.
         os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
-        _preload_openmp()
-
-
-@contextmanager
-def _cpus_shared(ranks: int) -> Iterator[None]:
-    """Gives each tensor-parallel rank that is started inside its part of the CPUs. vLLM would give
-    each a NUMA node, and refuses to start where there are fewer nodes than ranks."""
-    cpus = sorted(os.sched_getaffinity(0))
-    nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
-    if _CPU_BINDING in os.environ or not len(nodes) < ranks <= len(cpus):
-        yield
-        return
-    parts = (",".join(map(str, part)) for part in np.array_split(cpus, ranks))
-    os.environ[_CPU_BINDING] = "|".join(parts)
-    try:
-        yield
-    finally:
-        del os.environ[_CPU_BINDING]
-
-
-def _preload_openmp() -> None:
-    """Has the worker load Intel's OpenMP and tcmalloc first, where they are installed: vLLM's CPU
-    kernels are written for them."""
-    found = []
-    if spec := importlib.util.find_spec("torch"):
-        # The intel-openmp wheel puts the library into the environment's lib folder.
-        environment = Path(spec.origin or "").parents[4]
-        found += environment.glob("lib/libiomp5.so")
-    found += Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")
-    present = os.environ.get("LD_PRELOAD", "").split(":")
-    os.environ["LD_PRELOAD"] = ":".join(dict.fromkeys(filter(None, [*present, *map(str, found)])))
+        cpus.preload_openmp()

@@ -1,0 +1,93 @@
+"""How an engine uses CPUs, where it has no GPU: in which process, on which cores, which OpenMP.
+
+Everything here is told to vLLM by environment variables, which the processes that it starts read
+while they load OpenMP.
+"""
+
+import importlib.util
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+from vllm.config import VllmConfig
+from vllm.utils.ompmultiprocessing import OMPProcessManager
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+_BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+
+
+@contextmanager
+def given_to(config: VllmConfig) -> Iterator[None]:
+    """For an engine that is started inside."""
+    ranks = config.parallel_config.tensor_parallel_size
+    if ranks > 1:
+        with _divided(ranks):
+            yield
+        return
+    # As vLLM has it on a GPU. On CPUs it would start a process for the worker, beside that of the
+    # engine core, only to give it its environment. With this one there, that process gets it: an
+    # engine starts in half the time, and no core is lost to the other's waiting.
+    config.parallel_config.distributed_executor_backend = UniProcExecutor
+    with _bound.to(config):
+        yield
+
+
+class _Bound:
+    """The environment variables that bind a single rank's threads. Engines may start at the same
+    time, all with the same ones, and the last to have started takes them away."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._starting = 0
+        self._variables = ExitStack()
+
+    @contextmanager
+    def to(self, config: VllmConfig) -> Iterator[None]:
+        with self._lock:
+            if not self._starting:
+                binding = OMPProcessManager(config).configure_omp_envs(rank=0, local_rank=0)
+                self._variables.enter_context(binding)
+            self._starting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._starting -= 1
+                if not self._starting:
+                    self._variables.close()
+
+
+_bound = _Bound()
+
+
+@contextmanager
+def _divided(ranks: int) -> Iterator[None]:
+    """Gives each tensor-parallel rank its part of the CPUs. vLLM would give each a NUMA node, and
+    refuses to start where there are fewer nodes than ranks."""
+    cpus = sorted(os.sched_getaffinity(0))
+    nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
+    if _BINDING in os.environ or not len(nodes) < ranks <= len(cpus):
+        yield
+        return
+    parts = (",".join(map(str, part)) for part in np.array_split(cpus, ranks))
+    os.environ[_BINDING] = "|".join(parts)
+    try:
+        yield
+    finally:
+        del os.environ[_BINDING]
+
+
+def preload_openmp() -> None:
+    """Has vLLM's processes load Intel's OpenMP and tcmalloc first, where they are installed: its
+    CPU kernels are written for them."""
+    found = []
+    if spec := importlib.util.find_spec("torch"):
+        # The intel-openmp wheel puts the library into the environment's lib folder.
+        environment = Path(spec.origin or "").parents[4]
+        found += environment.glob("lib/libiomp5.so")
+    found += Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4")
+    present = os.environ.get("LD_PRELOAD", "").split(":")
+    os.environ["LD_PRELOAD"] = ":".join(dict.fromkeys(filter(None, [*present, *map(str, found)])))
