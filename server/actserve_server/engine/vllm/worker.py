@@ -1,4 +1,4 @@
-"""What runs inside vLLM's worker process: taps in the model, a plan for every step, rows out.
+"""What runs inside vLLM's worker: taps in the model, a plan for every step, rows out.
 
 `TapWorker` is a mixin over vLLM's own worker classes; `worker_cpu.py` and `worker_gpu.py` make the
 concrete ones that `worker_cls` names. It uses three seams: `load_model`, `execute_model`, and the
