@@ -129,7 +129,9 @@ $(SETUP_STAMP):
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "make setup: installing vLLM for $(VARIANT) and the tools into .venv"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/build.txt
-	@$(UV) pip sync --python $(PY) --quiet --require-hashes $(PINS)
+	@# Compiled once here: where Python is told to write no bytecode, each process of an engine would
+	@# else spend ten seconds on compiling vLLM.
+	@$(UV) pip sync --python $(PY) --quiet --compile-bytecode --require-hashes $(PINS)
 	@# Without isolation, so that the builds use the pinned hatchling.
 	@$(UV) pip install --python $(PY) --quiet --no-deps --no-build-isolation -e client/python -e .
 	@rm -f .venv/setup-*.stamp
