@@ -46,7 +46,9 @@ class Compared:
     alone: Result | None
 
 
-@pytest.fixture(scope="module", params=MODES)
+# For the whole session, so that one mode is done with before the next begins: vLLM counts
+# preemptions of the engine that started last.
+@pytest.fixture(scope="session", params=MODES)
 def engine(
     request: pytest.FixtureRequest, model_path: Callable[[str], Path]
 ) -> Iterator[EngineThread]:
