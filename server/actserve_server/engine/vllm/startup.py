@@ -52,7 +52,7 @@ def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     except ValueError as error:
         raise ValueError(f"{options.model_path}: {error}") from None
     hook_points = tuple(options.hook_points or HookPoint)
-    config.additional_config = WorkerConfig(str(ring_folder), hook_points)
+    config.additional_config = WorkerConfig(str(ring_folder), hook_points, server=os.getpid())
     silent = not options.log_stats
     if current_platform.is_cpu():
         with cpus.given_to(config):

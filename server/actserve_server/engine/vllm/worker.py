@@ -23,6 +23,7 @@ from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import family_of
 from actserve_server.engine.vllm.head import Head
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
+from actserve_server.engine.vllm.lifeline import end_with
 from actserve_server.engine.vllm.ring import RingWriter
 from actserve_server.engine.vllm.routing import (
     BatchRows,
@@ -45,9 +46,11 @@ class WorkerConfig:
 
     ring_folder: str
     hook_points: tuple[str, ...] = tuple(HookPoint)
+    server: int | None = None
+    """The process that this worker is to end with."""
 
     def compute_hash(self) -> str:
-        """Only what changes the compiled graph; the folder differs at every start."""
+        """Only what changes the compiled graph; the rest differs at every start."""
         return f"actserve-taps-{CODE_VERSION}-{','.join(sorted(self.hook_points))}"
 
 
@@ -61,9 +64,11 @@ class TapWorker:
     rank: int
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
+        ours: WorkerConfig = self.vllm_config.additional_config
+        if ours.server:
+            end_with(ours.server)
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         config = self.vllm_config.model_config
-        ours: WorkerConfig = self.vllm_config.additional_config
         ranks = self.vllm_config.parallel_config.tensor_parallel_size
         family = family_of(config.architecture)
         model = self.model_runner.get_model()
