@@ -53,10 +53,10 @@ def test_a_seed_gives_the_same_tokens_beside_preempted_cancelled_and_steered_run
 ) -> None:
     vector = np.random.default_rng(0).standard_normal(smollm2.info.width).astype(np.float32)
     text = "The letter lay on the table in the garden. " * 6
-    runs = [_seeded(smollm2, f"{number} {text}", number, max_tokens=60) for number in range(12)]
+    runs = [_seeded(smollm2, f"{number} {text}", number, max_tokens=50) for number in range(5)]
     alone = [smollm2.run(again(run)).token_ids for run in runs]
     ids = smollm2.tokenize(text).ids
-    steered = [make_run(ids, add(STREAM, vector, 20.0), sampling=greedy(40)) for _ in range(8)]
+    steered = [make_run(ids, add(STREAM, vector, 20.0), sampling=greedy(40)) for _ in range(16)]
 
     async def together() -> list[Result]:
         cancelled = [asyncio.ensure_future(started(smollm2.engine, again(run))) for run in runs]

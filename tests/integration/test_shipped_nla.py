@@ -11,15 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoTokenizer
 
 from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.engine.fake import FakeEngine
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.explanations import Asking, Consumed, Explanation, Flag
 from actserve_server.nla.loading import load
 from actserve_server.nla.sources import SHIPPED, NlaSource
-from tests.integration.harness import EngineThread, LoopThread, make_run
+from tests.integration.harness import LoopThread
+from tests.integration.reference import Reference
 
+LAYERS = 30
 SITE = Site(HookPoint.RESID_POST, 20)
 EARLIEST = 10
 """Rows of fewer tokens hold little."""
@@ -52,32 +57,32 @@ class Explained:
 
 @pytest.fixture(scope="module")
 def explained(
-    smollm2: EngineThread,
-    model_path: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
+    model_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Explained]:
+    path = model_path("smollm2-135m")
     options = EngineOptions(
-        model_id="smollm2-135m",
-        model_path=str(model_path("smollm2-135m")),
-        kv_cache_memory_bytes=256 << 20,
+        model_id="smollm2-135m", model_path=str(path), kv_cache_memory_bytes=256 << 20
     )
-    words, rows = _rows(smollm2)
+    words, rows = _rows(path)
     thread = LoopThread()
     source = NlaSource.model_validate("smollm2-135m")
-    nlas = thread.call(load((source,), smollm2.info, options, tmp_path_factory.mktemp("cache")))
+    model = FakeEngine(width=rows.shape[1], layer_count=LAYERS).info
+    nlas = thread.call(load((source,), model, options, tmp_path_factory.mktemp("cache")))
     (nla,) = nlas
     yield thread.call(_explained(nla, words, rows))
     thread.call(nlas.close())
     thread.close()
 
 
-def _rows(smollm2: EngineThread) -> tuple[list[str], np.ndarray]:
+def _rows(path: Path) -> tuple[list[str], np.ndarray]:
+    """As transformers has them."""
+    tokenizer, model = AutoTokenizer.from_pretrained(path), Reference(path, torch.float32)
     words: list[str] = []
     rows = []
     for text in TEXTS:
-        prompt = smollm2.tokenize(text)
-        words += prompt.texts[EARLIEST:]
-        rows.append(smollm2.run(make_run(prompt.ids, sites=[SITE])).rows[SITE][EARLIEST:])
+        ids = tokenizer(text).input_ids
+        words += [tokenizer.decode(token) for token in ids[EARLIEST:]]
+        rows.append(model.rows(ids, sites=[SITE])[SITE][EARLIEST:])
     return words, np.concatenate(rows)
 
 
