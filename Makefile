@@ -54,9 +54,21 @@ bench: setup ## Measure throughput and latency against plain vLLM
 
 ##### Check
 
-.PHONY: test
-test: setup helm-tool ## Run every test, those with real models included
+.PHONY: test test-shared-engine test-others
+test: setup helm-tool ## Run every test, those with real models included; in two halves without ARGS
+ifeq ($(ARGS),)
+	@echo "two halves side by side; each says how it went when it ends"
+	@$(MAKE) --jobs=2 --output-sync=target --keep-going test-shared-engine test-others
+else
 	@$(PY) -m pytest $(ARGS)
+endif
+
+# Each test waits for an engine on one core or for Python on another.
+test-shared-engine:
+	@TEST_HALF=0 $(PY) -m pytest -m shared_engine tests/integration
+
+test-others:
+	@TEST_HALF=1 $(PY) -m pytest -m "not shared_engine"
 
 .PHONY: isolation
 isolation: setup ## Run the isolation test at length: 500 requests, three seeds, compiled and eager

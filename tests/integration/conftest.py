@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,27 +18,45 @@ SMALL_KV_BYTES = 52 << 20
 TIMEOUT_S = 900
 """A test that starts an engine may wait for its first compilation."""
 
-STARTS_OTHER_ENGINES = {
+HAS_OWN_ENGINES = {
     "test_families.py",
+    "test_killed_server.py",
     "test_nla_adapters.py",
-    "test_nla_embedded.py",
     "test_nla_pairs.py",
-    "test_parity.py",
+    "test_placing.py",
+    "test_shipped_nla.py",
     "test_tensor_parallel.py",
 }
+USES_NO_ENGINE = {"test_embedded_models.py", "test_families_reference.py", "test_prompts.py"}
+HAS_OTHERS_TOO = {"test_nla_embedded.py", "test_parity.py"}
+"""Beside the one engine that all remaining tests share."""
+
+
+def _keep_to_own_cpus() -> None:
+    """Gives the engines of each half of `make test` CPUs of their own."""
+    cpus = sorted(os.sched_getaffinity(0))
+    half = os.environ.get("TEST_HALF")
+    if half and len(cpus) > 1:
+        own = np.array_split(cpus, 2)[int(half)]
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, own))
+
+
+_keep_to_own_cpus()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.integration)
+            if item.path.name not in HAS_OWN_ENGINES | USES_NO_ENGINE:
+                item.add_marker(pytest.mark.shared_engine)
             if not item.get_closest_marker("timeout"):  # Ours would be closer than a module's.
                 item.add_marker(pytest.mark.timeout(TIMEOUT_S))
             # vLLM and torch warn of their own affairs; ours are errors in every other test.
             item.add_marker(pytest.mark.filterwarnings("default"))
     # vLLM keeps the metrics of one engine a process and drops them when another starts, so tests
     # that read those of the shared engine come before tests that start their own.
-    items.sort(key=lambda item: item.path.name in STARTS_OTHER_ENGINES)
+    items.sort(key=lambda item: item.path.name in HAS_OWN_ENGINES | HAS_OTHERS_TOO)
 
 
 @pytest.fixture(scope="session", autouse=True)
