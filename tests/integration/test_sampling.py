@@ -53,8 +53,9 @@ def test_a_seed_gives_the_same_tokens_beside_preempted_cancelled_and_steered_run
 ) -> None:
     vector = np.random.default_rng(0).standard_normal(smollm2.info.width).astype(np.float32)
     text = "The letter lay on the table in the garden. " * 6
-    runs = [_seeded(smollm2, f"{number} {text}", number, max_tokens=50) for number in range(5)]
-    alone = [smollm2.run(again(run)).token_ids for run in runs]
+    runs = [_scored(_seeded(smollm2, f"{number} {text}", number, 50)) for number in range(5)]
+    runs[-2:] = (replace(run, interventions=(add(STREAM, vector, 2.0),)) for run in runs[-2:])
+    alone = [smollm2.run(again(run)) for run in runs]
     ids = smollm2.tokenize(text).ids
     steered = [make_run(ids, add(STREAM, vector, 20.0), sampling=greedy(40)) for _ in range(16)]
 
@@ -65,6 +66,19 @@ def test_a_seed_gives_the_same_tokens_beside_preempted_cancelled_and_steered_run
         return results
 
     before = vllm_counter("vllm:num_preemptions_total")
-    results = smollm2.call(together())
+    results = smollm2.call(together())[: len(runs)]
     assert vllm_counter("vllm:num_preemptions_total") > before, "nothing was preempted"
-    assert [result.token_ids for result in results[: len(runs)]] == alone
+    for loaded, single in zip(results, alone, strict=True):
+        assert loaded.token_ids == single.token_ids
+        assert np.abs(_logprobs(loaded) - _logprobs(single)).max() <= 1e-3
+
+
+def _scored(run: Run) -> Run:
+    return replace(run, sampling=replace(run.sampling, logprobs=5))
+
+
+def _logprobs(result: Result) -> np.ndarray:
+    """Of the five likeliest tokens, at every generated one."""
+    likeliest = [[each.logprob for each in told.top[:5]] for told in result.logprobs]
+    assert len(likeliest) == len(result.token_ids)
+    return np.array(likeliest)
