@@ -21,11 +21,7 @@ from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.explanations import Asking, Consumed, Explanation
 from actserve_server.nla.loading import load
 from actserve_server.nla.sources import NlaSource
-from tests.integration.harness import (
-    EngineThread,
-    LoopThread,
-    make_run,
-)
+from tests.integration.harness import EngineThread, LoopThread, make_run
 
 LAYER = 20
 SITE = Site(HookPoint.RESID_POST, LAYER)
@@ -121,10 +117,10 @@ def test_256_explanations_at_once_are_those_of_one_at_a_time(
     # Embeddings of other tokens, which the first words of an answer depend on.
     words = np.random.default_rng(1).choice(np.arange(1000, 9000), ROWS, replace=False).tolist()
     rows = smollm2.run(make_run(words, sites=[EMBEDDING])).rows[EMBEDDING]
-    together = [each.text for each in nla.explain(rows, temperature=0.0, max_tokens=3)]
-    alone = [nla.explain(row[None], temperature=0.0, max_tokens=3)[0].text for row in rows]
+    together = [each.text for each in nla.explain(rows, temperature=0.0, max_tokens=4)]
+    alone = [nla.explain(row[None], temperature=0.0, max_tokens=4)[0].text for row in rows]
     assert together == alone
-    assert len(set(alone)) > ROWS // 8, "the vectors make little difference"
+    assert len(set(alone)) > ROWS // 2, "the vectors make little difference"
 
 
 def test_an_ar_that_is_the_model_itself_reconstructs_the_row_of_the_text(
