@@ -63,7 +63,8 @@ else
 	@$(PY) -m pytest $(ARGS)
 endif
 
-# Each test waits for an engine on one core or for Python on another.
+# An engine keeps one core busy and the other half's another; tests/integration/conftest.py
+# gives each its own.
 test-shared-engine:
 	@TEST_HALF=0 $(PY) -m pytest -m shared_engine tests/integration
 

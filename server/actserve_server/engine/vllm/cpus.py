@@ -1,7 +1,7 @@
 """How an engine uses CPUs, where it has no GPU: in which process, on which cores, which OpenMP.
 
-Everything here is told to vLLM by environment variables, which the processes that it starts read
-while they load OpenMP.
+Cores and OpenMP are told to vLLM by environment variables, which the processes that it starts read
+while they load.
 """
 
 import importlib.util
@@ -28,8 +28,8 @@ def given_to(config: VllmConfig) -> Iterator[None]:
             yield
         return
     # As vLLM has it on a GPU. On CPUs it would start a process for the worker, beside that of the
-    # engine core, only to give it its environment. With this one there, that process gets it: an
-    # engine starts in half the time, and no core is lost to the other's waiting.
+    # engine core, only to give it its environment. Here the engine core has that environment and
+    # computes itself: there is one process less to start, and none that waits by spinning.
     config.parallel_config.distributed_executor_backend = UniProcExecutor
     with _bound.to(config):
         yield
