@@ -3,7 +3,8 @@
 Two engines are alive at once, stock vLLM and ours, with the same options. Every run of ours lies
 between two of stock vLLM with the same workload, and its ratio is to their mean, so that whatever
 else the machine does hits both alike. A mode's figure is the median over rounds. Then the whole
-service is measured: rows fetched by the Python client over gRPC.
+service is measured: rows fetched by the Python client over gRPC, explanations, and what the server
+makes of the machine's cores.
 """
 
 import argparse
@@ -11,7 +12,6 @@ import asyncio
 import itertools
 import json
 import os
-import platform
 import re
 import statistics
 import sys
@@ -21,9 +21,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from actserve_server.engine.vllm import processor
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.models.embedded import default_cache_dir
 from actserve_server.models.resolve import resolve
+from bench.cores import CoresFigures, measure_cores
 from bench.engines import Stock, Tapped, apply, modes
 from bench.explanations import ExplanationFigures, measure_explanations
 from bench.service import ServiceFigures, measure_service
@@ -37,6 +39,8 @@ AIMS = {
 }
 """Ratios to plain vLLM that the project aims at."""
 
+PARTS = ("taps", "explanations", "cores")
+
 Ratios = dict[str, dict[str, list[float]]]
 
 
@@ -48,6 +52,8 @@ async def measure_ratios(
     progress: Console,
 ) -> tuple[Ratios, dict[str, list[float]], list[ServiceFigures]]:
     """Ratios by workload and mode, stock tokens/s by workload, and the service's figures."""
+    # Both compute on all cores, so that the ratio tells of taps alone.
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     stock, tapped = Stock(options), await Tapped.start(options)
     changes = {
         mode: change for mode, change in modes(tapped.info).items() if wanted.fullmatch(mode)
@@ -86,9 +92,7 @@ def main() -> None:
     parser.add_argument(
         "--modes", type=re.compile, default=".*", help="regular expression; all modes by default"
     )
-    parser.add_argument(
-        "--only", choices=("taps", "explanations"), help="one half of it; both by default"
-    )
+    parser.add_argument("--only", choices=PARTS, help="one part of it; all by default")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
 
@@ -102,17 +106,25 @@ def main() -> None:
         kv_cache_memory_bytes=1 << 30,
     )
     log = Console(stderr=True)
+    parts = [arguments.only] if arguments.only else PARTS
     ratios, rates, figures = {}, {}, []
-    if arguments.only != "explanations":
+    if "taps" in parts:
         ratios, rates, figures = asyncio.run(
             measure_ratios(options, WORKLOADS, arguments.rounds, arguments.modes, log)
         )
     explained = []
-    if arguments.only != "taps":
+    if "explanations" in parts:
         explained = asyncio.run(measure_explanations(options, arguments.rounds, log))
+    cores = None
+    if "cores" in parts:
+        cores = measure_cores(arguments.model, arguments.dtype, arguments.rounds, log)
     report = {
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
-        "machine": {"cpus": _cpu_count(), "processor": platform.processor() or platform.machine()},
+        "machine": {
+            "cpus": _cpu_count(),
+            "processor": processor.name(),
+            "instructions": processor.instructions(),
+        },
         "model": resolved.id,
         "dtype": arguments.dtype,
         "rounds": arguments.rounds,
@@ -123,11 +135,14 @@ def main() -> None:
         },
         "service": [asdict(figure) for figure in figures],
         "explanations": [asdict(figure) for figure in explained],
+        "cores": cores and asdict(cores),
     }
     if ratios:
         _print(ratios, rates, figures)
     if explained:
         _print_explanations(explained)
+    if cores:
+        _print_cores(cores)
     text = json.dumps(report, indent=2)
     print(text)
     if arguments.json:
@@ -177,6 +192,25 @@ def _print_explanations(figures: list[ExplanationFigures]) -> None:
             f"{figure.ratio_to_serial_loop:.1f}",
         )
     Console(stderr=True).print(table)
+
+
+def _print_cores(figures: CoresFigures) -> None:
+    table = Table(title=f"A server that computes as it chooses on {_cpu_count()} cores, over gRPC")
+    for column in ("", "tokens/s", "of one core", "aim on 2 cores"):
+        table.add_column(column)
+    rows = (
+        ("fetch, one layer", figures.fetch_tokens_per_second, figures.fetch_ratio, 1.7),
+        ("decode", figures.decode_tokens_per_second, figures.decode_ratio, 1.6),
+    )
+    for name, rate, ratio, aim in rows:
+        table.add_row(name, f"{rate:.0f}", f"{ratio:.2f}", f"{aim}")
+    console = Console(stderr=True)
+    console.print(table)
+    console.print(
+        f"waits of another caller meanwhile, 99th percentile: health "
+        f"{figures.health_wait_p99_ms:.0f} ms, tokenize {figures.tokenize_wait_p99_ms:.0f} ms "
+        "(aim: 100 ms)"
+    )
 
 
 if __name__ == "__main__":

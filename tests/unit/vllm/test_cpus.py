@@ -5,17 +5,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.utils import cpu_resource_utils
+from vllm.utils.cpu_resource_utils import LogicalCPUInfo
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from actserve_server.engine.vllm import cpus
 
 BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 THREADS = "OMP_NUM_THREADS"
 
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (BINDING, THREADS):
+    for name in (BINDING, RESERVED, THREADS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -42,6 +45,26 @@ def test_a_single_rank_has_as_many_threads_as_it_is_told(monkeypatch: pytest.Mon
     with cpus.given_to(_config()):
         assert os.environ[THREADS] == "3"
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(("cores", "computing"), [(1, 1), (2, 2), (4, 4), (7, 7), (8, 7), (64, 63)])
+def test_a_single_rank_computes_on_what_the_front_end_does_not_need(
+    monkeypatch: pytest.MonkeyPatch, cores: int, computing: int
+) -> None:
+    machine = [LogicalCPUInfo(id=core, physical_core=core, numa_node=0) for core in range(cores)]
+    monkeypatch.setattr(cpu_resource_utils, "get_allowed_cpu_list", lambda: machine)
+    monkeypatch.setattr(cpu_resource_utils, "get_visible_memory_node", lambda: [0])
+    with cpus.given_to(_config()):
+        assert os.environ[THREADS] == str(computing)
+
+
+def test_the_operator_may_reserve_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = [LogicalCPUInfo(id=core, physical_core=core, numa_node=0) for core in range(4)]
+    monkeypatch.setattr(cpu_resource_utils, "get_allowed_cpu_list", lambda: machine)
+    monkeypatch.setattr(cpu_resource_utils, "get_visible_memory_node", lambda: [0])
+    monkeypatch.setenv(RESERVED, "2")
+    with cpus.given_to(_config()):
+        assert os.environ[THREADS] == "2"
 
 
 def test_engines_that_start_at_the_same_time_take_nothing_from_each_other() -> None:

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,13 @@ from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 _BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+_RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
+
+FRONT_END_PAYS_FROM = 8
+"""Cores from which on one is left to the front end. Threads of a step wait for the slowest, so in
+the worst case a step takes as long as its thread on the core where the front end is busy for a
+share f of the time: 1 / (1 - f) of what it would take. Without that core it takes n / (n - 1). f is
+an eighth or less (docs/performance.md), so computing on all of fewer than eight cores is faster."""
 
 
 @contextmanager
@@ -48,8 +55,7 @@ class _Bound:
     def to(self, config: VllmConfig) -> Iterator[None]:
         with self._lock:
             if not self._starting:
-                binding = OMPProcessManager(config).configure_omp_envs(rank=0, local_rank=0)
-                self._variables.enter_context(binding)
+                self._variables.enter_context(_binding(config))
             self._starting += 1
         try:
             yield
@@ -61,6 +67,22 @@ class _Bound:
 
 
 _bound = _Bound()
+
+
+def _binding(config: VllmConfig) -> AbstractContextManager[None]:
+    """The environment of a rank that has the cores of its NUMA node, unless the operator chose."""
+    manager = OMPProcessManager(config)
+    if manager.auto_setup and _RESERVED not in os.environ:
+        # vLLM reserves a core for the engine core's scheduler, which here is the same process.
+        cores = [*manager.cpu_lists[0], *manager.reserved_cpu_list]
+        manager.cpu_lists[0] = cores[: len(cores) - left_to_front_end(len(cores))]
+    return manager.configure_omp_envs(rank=0, local_rank=0)
+
+
+def left_to_front_end(cores: int) -> int:
+    """How many of so many cores an engine does not compute on, so that gRPC, tokenizing and sending
+    rows have them."""
+    return int(cores >= FRONT_END_PAYS_FROM)
 
 
 @contextmanager

@@ -1,0 +1,183 @@
+"""What the other cores give: a server that computes on one core beside one that chooses its own.
+
+Both are whole servers, each in a process of its own, asked in turn by the same client over gRPC, so
+that whatever else the machine does hits both alike. While prompts are computed, another process
+asks for health and tokenizes a few words, and says how long it waited.
+"""
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+
+import actserve
+from bench.workloads import WORKLOADS, Workload
+
+_START_TIMEOUT_S = 900.0
+_SECONDS_OF_PREFILL = 10.0
+"""How long waits are measured in each round."""
+
+_PROBE = """
+import json, sys, time
+import grpc
+import actserve
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+target = f"127.0.0.1:{sys.argv[1]}"
+client, waits = actserve.Client(target), {"health": [], "tokenize": []}
+health = health_pb2_grpc.HealthStub(grpc.insecure_channel(target))
+asks = {
+    "health": lambda: health.Check(health_pb2.HealthCheckRequest()),
+    "tokenize": lambda: client.tokenize("The capital of France is"),
+}
+for ask in asks.values():
+    ask()
+print("ready", flush=True)
+end = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    for name, ask in asks.items():
+        started = time.perf_counter()
+        ask()
+        waits[name].append(time.perf_counter() - started)
+        time.sleep(0.02)
+print(json.dumps(waits))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class CoresFigures:
+    """Medians over rounds."""
+
+    fetch_tokens_per_second: float
+    """On the cores that the server chose, one layer of every prompt."""
+    fetch_ratio: float
+    """To the same on one core."""
+    decode_tokens_per_second: float
+    decode_ratio: float
+    health_wait_p99_ms: float
+    """During prefill, of all rounds."""
+    tokenize_wait_p99_ms: float
+
+
+def measure_cores(model: str, dtype: str, rounds: int, progress: Console) -> CoresFigures:
+    decode, prefill = WORKLOADS
+    rates: dict[tuple[str, str], list[float]] = {}
+    waits: dict[str, list[float]] = {"health": [], "tokenize": []}
+    first = min(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        servers = {
+            "one core": stack.enter_context(
+                _served(model, dtype, {"VLLM_CPU_OMP_THREADS_BIND": str(first)})
+            ),
+            "its choice": stack.enter_context(_served(model, dtype, {})),
+        }
+        for number in range(-1, rounds):  # Round -1 warms up.
+            for name, port in servers.items():
+                client = actserve.Client(f"127.0.0.1:{port}")
+                for load, work in ((prefill, _fetch), (decode, _generate)):
+                    rate = _rate(client, work, load, number)
+                    progress.print(f"round {number}: {load.name}, {name}: {rate:.0f} tok/s")
+                    if number >= 0:
+                        rates.setdefault((load.name, name), []).append(rate)
+            if number >= 0:
+                found = _waits(servers["its choice"], prefill)
+                for name, values in found.items():
+                    progress.print(f"round {number}: {name}: {_p99_ms(values):.0f} ms at p99")
+                    waits[name] += values
+
+    def ratio(load: Workload) -> float:
+        pairs = zip(rates[load.name, "its choice"], rates[load.name, "one core"], strict=True)
+        return statistics.median(chosen / one for chosen, one in pairs)
+
+    return CoresFigures(
+        fetch_tokens_per_second=statistics.median(rates[prefill.name, "its choice"]),
+        fetch_ratio=ratio(prefill),
+        decode_tokens_per_second=statistics.median(rates[decode.name, "its choice"]),
+        decode_ratio=ratio(decode),
+        health_wait_p99_ms=_p99_ms(waits["health"]),
+        tokenize_wait_p99_ms=_p99_ms(waits["tokenize"]),
+    )
+
+
+@contextmanager
+def _served(model: str, dtype: str, environment: dict[str, str]) -> Iterator[int]:
+    """A server process; yields its port once it serves."""
+    options = ["--model", model, "--dtype", dtype, "--port", "0", "--metrics-port", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "actserve_server", "serve", *options],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        timer = threading.Timer(_START_TIMEOUT_S, process.kill)
+        timer.start()
+        yield _port(process)
+        timer.cancel()
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _port(process: subprocess.Popen[str]) -> int:
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("{") and (event := json.loads(line))["event"] == "serving":
+            # Read on, or the server would wait for room in the pipe.
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            return event["port"]
+    raise RuntimeError(f"the server ended with {process.wait()}:\n{''.join(said[-20:])}")
+
+
+def _fetch(client: actserve.Client, prompts: list[list[int]], load: Workload) -> int:
+    found = client.fetch(prompts, sites="resid_post.15", progress=False)
+    return sum(len(each.token_ids) for each in found)
+
+
+def _generate(client: actserve.Client, prompts: list[list[int]], load: Workload) -> int:
+    found = client.generate(
+        prompts, max_tokens=load.max_tokens, temperature=0.0, ignore_eos=True, progress=False
+    )
+    return sum(len(each.token_ids) for each in found)
+
+
+def _rate(
+    client: actserve.Client,
+    work: Callable[[actserve.Client, list[list[int]], Workload], int],
+    load: Workload,
+    seed: int,
+) -> float:
+    prompts = [list(request.token_ids) for request in load.requests(seed)]
+    started = time.perf_counter()
+    tokens = work(client, prompts, load)
+    return tokens / (time.perf_counter() - started)
+
+
+def _waits(port: int, load: Workload) -> dict[str, list[float]]:
+    """Seconds that another caller waited while prompts were computed."""
+    probe = subprocess.Popen(
+        [sys.executable, "-c", _PROBE, str(port), str(_SECONDS_OF_PREFILL)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert probe.stdout is not None
+    client = actserve.Client(f"127.0.0.1:{port}")
+    probe.stdout.readline()
+    while probe.poll() is None:
+        _rate(client, _fetch, load, random.getrandbits(32))
+    return json.loads(probe.stdout.read())
+
+
+def _p99_ms(waits: list[float]) -> float:
+    return float(np.quantile(waits, 0.99)) * 1e3
