@@ -17,6 +17,14 @@ AGAINST ?=
 # Helm is built from source by Go, since no package index carries its binary.
 HELM_VERSION := v4.3.1
 
+# Limits the tests to an older instruction set than the processor's: avx2, avx512 or avx512_bf16, as
+# in: make test ISA=avx2; see tests/isa.
+ISA ?=
+ifneq ($(ISA),)
+export TEST_ISA := $(ISA)
+export PYTHONPATH := $(CURDIR)/tests/isa
+endif
+
 # The wheels of torch are large: allow a slow index more than uv's 30 seconds of silence.
 export UV_HTTP_TIMEOUT ?= 300
 

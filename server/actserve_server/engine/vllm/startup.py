@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import structlog
 from vllm import AsyncEngineArgs
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
@@ -12,13 +13,15 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.tensors import ElementType
-from actserve_server.engine.vllm import cpus
+from actserve_server.engine.vllm import cpus, processor
 from actserve_server.engine.vllm.attention import rules
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import family_of
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.engine.vllm.taps import OP_NAME
 from actserve_server.engine.vllm.worker import WorkerConfig
+
+log = structlog.get_logger("actserve.engine")
 
 _VLLM_OPTIONS = (
     "dtype",
@@ -55,6 +58,9 @@ def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     config.additional_config = WorkerConfig(str(ring_folder), hook_points, server=os.getpid())
     silent = not options.log_stats
     if current_platform.is_cpu():
+        log.info("processor", name=processor.name(), instructions=processor.instructions())
+        if why := processor.slow_in(config.model_config.dtype):
+            log.warning("processor", slow=why)
         with cpus.given_to(config):
             return AsyncLLM.from_vllm_config(config, disable_log_stats=silent)
     _split_at_taps(config)

@@ -1,0 +1,33 @@
+"""What the processor computes with, where there is no GPU: it decides how fast, and how results
+round."""
+
+import torch
+
+_INSTRUCTIONS = {
+    "AMX": "amx_bf16",
+    "AVX-512 BF16": "avx512_bf16",
+    "AVX-512": "avx512_f",
+    "AVX2": "avx2",
+}
+"""Newest first, by the capability that torch names; vLLM has kernels for each."""
+
+
+def name() -> str:
+    """As the processor calls itself, such as "AMD EPYC"."""
+    return torch.cpu.get_capabilities()["cpu_name"]
+
+
+def instructions() -> str:
+    """The newest instruction set that vLLM has kernels for."""
+    has = torch.cpu.get_capabilities()
+    return next((each for each, flag in _INSTRUCTIONS.items() if has.get(flag)), "none of them")
+
+
+def slow_in(dtype: torch.dtype) -> str | None:
+    """Why this processor is slow in an element type, if it is."""
+    if dtype is torch.float32 or torch.cpu.get_capabilities().get("avx512_f"):
+        return None
+    return (
+        f"{name()} has no instructions for {str(dtype).removeprefix('torch.')}; the same model is "
+        "several times faster with --dtype float32"
+    )
