@@ -248,6 +248,32 @@ async def test_one_wrong_operation_is_enough(name: str, operation: type[Operatio
     await check(TinyEngine({HookPoint.Q: fault.tap}), HookPoint.Q, fault)
 
 
+@pytest.mark.parametrize("strength", [0.5, 1.6])
+@pytest.mark.parametrize("point", SOME)
+async def test_rounding_hides_no_change_of_another_strength(
+    point: HookPoint, strength: float
+) -> None:
+    def stronger(batch: Batch, site: Site) -> Iterator[Edit]:
+        for where, asked in batch.edits(site):
+            if isinstance(asked, Add) and not asked.relative:
+                yield where, Add(asked.vector, strength * asked.coefficient)
+            else:
+                yield where, asked
+
+    fault = wrong_changes("", changing(stronger), f"after add, at {point}")
+    await check(TinyEngine({point: fault.tap}, element_type=ElementType.BF16), point, fault)
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.45])
+@pytest.mark.parametrize("point", CHANGEABLE)
+async def test_rounding_hides_no_rows_of_another_scale(point: HookPoint, scale: float) -> None:
+    def other_scale(batch: Batch, site: Site, rows: np.ndarray) -> np.ndarray:
+        return rows * np.float32(scale)
+
+    engine = TinyEngine({point: reading(other_scale)}, element_type=ElementType.BF16)
+    assert point in await withdrawn(engine)
+
+
 @pytest.mark.parametrize("element_type", ElementType)
 async def test_a_direction_that_was_not_normed_is_found(element_type: ElementType) -> None:
     def unnormed(batch: Batch, site: Site) -> Iterator[Edit]:

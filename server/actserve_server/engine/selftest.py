@@ -37,6 +37,7 @@ from actserve_server.engine.selftest_checks import (
     misplaced,
     relative_errors,
     repeated,
+    wrong_strength,
 )
 from actserve_server.engine.selftest_probes import (
     CHANGED,
@@ -173,11 +174,20 @@ class _Round:
         if (
             self._all_as(alone, rows, probe.before, "beside other runs", alone)
             and self._all_as(wanted, rows, [probe.site], f"after {probe.name}", alone)
+            and self._as_strong(probe, alone, rows)
             and probe.name == STRONGEST
             and probe.next is not None
             and not self._wrong(plain[probe.next], alone[probe.next], alone[probe.next])
         ):
             self._judge_effect(probe, *(each[probe.next] for each in (alone, plain, rows)))
+
+    def _as_strong(self, probe: Probe, alone: SiteRows, rows: SiteRows) -> bool:
+        before = alone[probe.site]
+        limit = self._accuracy.strength
+        wrong = wrong_strength(rows[probe.site], probe.apply(before), before, limit)
+        if wrong:
+            self._blame(probe.site, f"after {probe.name}, at {probe.site} {wrong}")
+        return not wrong
 
     def _judge_effect(
         self, probe: Probe, alone: np.ndarray, plain: np.ndarray, rows: np.ndarray
