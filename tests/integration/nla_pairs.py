@@ -5,7 +5,10 @@ transformers.
 agree with the recipe would prove nothing.
 """
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.integration.families import BOS, FAMILIES, ModelFamily, make_checkpoint, make_tokenizer
+from tests.integration.rounding import DRAWS, NEARLY_ALL, inputs_moved, ulp
 
 NAMES = ("qwen2", "llama", "gemma3")
 WITHOUT_BOS = "qwen2"
@@ -24,6 +28,11 @@ LAYER = 1
 """The AR has two blocks."""
 SCALE = 40.0
 MARKER = "㈜"
+LEAD = 3.0
+"""Units by which the logit of a token must lead for rounding to leave it first. Two logits that are
+each off by half a unit differ by 0.7 units more or less (root mean square)."""
+FLOAT32 = 1e-4
+"""Relative error of a reconstruction that is computed in float32."""
 _SEED = 5
 
 _AV_TEMPLATE = "The vector is <concept>{injection_char}</concept>\n\nPlease provide an explanation."
@@ -153,60 +162,84 @@ def _av_ids(tokenizer: Any) -> list[int]:
 
 
 class Recipe:
-    """A pair in transformers."""
+    """A pair in transformers, computed in float32 from weights of `dtype`."""
 
     def __init__(self, pair: Pair, dtype: torch.dtype) -> None:
+        self._rounds = dtype != torch.float32
         self._tokenizer: Any = AutoTokenizer.from_pretrained(pair.av)
-        self._av: Any = AutoModelForCausalLM.from_pretrained(pair.av, dtype=dtype)
-        self._ar: Any = AutoModelForCausalLM.from_pretrained(pair.ar, dtype=dtype)
+        av, ar = (AutoModelForCausalLM.from_pretrained(p, dtype=dtype) for p in (pair.av, pair.ar))
+        # In their own type, in which Gemma rounds the scale of its embeddings.
+        self._embeddings: Any = copy.deepcopy(
+            {"av": av.get_input_embeddings(), "ar": ar.get_input_embeddings()}
+        )
+        self._av: Any = av.float()
+        self._ar: Any = ar.float()
         self._head = load_file(pair.ar / "value_head.safetensors")["weight"]
 
-    @torch.no_grad()
-    def explain(
-        self, vector: np.ndarray, tokens: int, faults: Faults = RIGHT, margin: float = 0.0
-    ) -> str:
+    def explain(self, vector: np.ndarray, tokens: int, faults: Faults = RIGHT) -> str:
         """The greedy text, of so many tokens if it does not end before. A character that the last
         token leaves unfinished is no text yet.
 
-        It ends early where the likeliest token leads by less than `margin` standard deviations of
-        the logits: there rounding decides.
+        It ends early where rounding to `dtype` may decide which token is the likeliest.
         """
         ids = _av_ids(self._tokenizer)
         slot = ids.index(_marker_id(self._tokenizer)) + faults.slot_shift
-        embeddings = self._embed(self._av, ids, faults)
+        embeddings = self._embed("av", ids, faults)
         row = torch.from_numpy(vector) * (SCALE * faults.scale / float(np.linalg.norm(vector)))
         embeddings[0, slot] = row.to(embeddings.dtype)
         written: list[int] = []
         for _ in range(tokens):
-            logits = self._av(inputs_embeds=embeddings, use_cache=False).logits[0, -1].float()
-            first, second = logits.topk(2).values
-            if first - second < margin * logits.std():
+            logits, unit = self._computed(partial(self._logits, embeddings))
+            first, second = np.sort(logits)[:-3:-1]
+            if first - second <= LEAD * unit:
                 break
             written.append(int(logits.argmax()))
             if written[-1] == self._tokenizer.eos_token_id:
                 break
-            following = self._embed(self._av, written[-1:], faults)
+            following = self._embed("av", written[-1:], faults)
             embeddings = torch.cat([embeddings, following], dim=1)
         return self._tokenizer.decode(written, skip_special_tokens=True).rstrip("\ufffd")
 
-    @torch.no_grad()
-    def reconstruct(self, text: str, faults: Faults = RIGHT) -> np.ndarray:
-        """float32 [width], of L2 norm sqrt(width)."""
+    def reconstruct(self, text: str, faults: Faults = RIGHT) -> tuple[np.ndarray, float]:
+        """float32 [width], of L2 norm sqrt(width), and how far off it rounding may lead."""
         prompt = _AR_TEMPLATE.replace("{explanation}", text.strip())
         ids = self._tokenizer(prompt, add_special_tokens=not faults.without_bos).input_ids
+        embeddings = self._embed("ar", ids, faults)
+        row, unit = self._computed(partial(self._row, embeddings))
+        return row, np.sqrt(len(row)) * (NEARLY_ALL * unit if self._rounds else FLOAT32)
+
+    def _computed(self, compute: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+        """A result, and the unit of an element of it (see `rounding`); zero in float32."""
+        exact = compute()
+        if not self._rounds:
+            return exact, 0.0
+        squares = np.square(ulp(exact))
+        for draw in range(DRAWS):
+            with inputs_moved([*self._av.model.layers, *self._ar.model.layers], draw):
+                squares += np.square(compute() - exact) / DRAWS
+        return exact, float(np.sqrt(squares.mean()))
+
+    @torch.no_grad()
+    def _logits(self, embeddings: torch.Tensor) -> np.ndarray:
+        output = self._av(inputs_embeds=embeddings.float(), use_cache=False)
+        return output.logits[0, -1].numpy()
+
+    @torch.no_grad()
+    def _row(self, embeddings: torch.Tensor) -> np.ndarray:
         states: list[torch.Tensor] = []
         hook = self._ar.model.layers[-1].register_forward_hook(
             lambda module, args, output: states.append(output)
         )
-        self._ar(inputs_embeds=self._embed(self._ar, ids, faults), use_cache=False)
+        self._ar(inputs_embeds=embeddings.float(), use_cache=False)
         hook.remove()
         (output,) = states
         hidden = output[0] if isinstance(output, tuple) else output
-        row = (self._head @ hidden[0, -1].float()).numpy()
+        row = (self._head @ hidden[0, -1]).numpy()
         return row * (np.sqrt(len(row)) / np.linalg.norm(row))
 
-    def _embed(self, model: Any, ids: list[int], faults: Faults) -> torch.Tensor:
-        embedding = model.get_input_embeddings()
+    @torch.no_grad()
+    def _embed(self, model: str, ids: list[int], faults: Faults) -> torch.Tensor:
+        embedding = self._embeddings[model]
         if faults.unscaled_embeddings:
             return embedding.weight[torch.tensor([ids])].clone()
         return embedding(torch.tensor([ids])).clone()

@@ -30,7 +30,9 @@ from tests.integration.nla_pairs import (
 )
 
 TOKENS = 16
-ROWS = 6
+ROWS = 24
+ENOUGH = {"float32": 4 * ROWS, "bfloat16": 24}
+"""Characters of which the recipe must be sure, or agreeing with it proves nothing."""
 GREEDY = Asking(temperature=0.0, max_tokens=TOKENS)
 TEXTS = (
     "You may not use this file except in compliance with the License.",
@@ -38,10 +40,6 @@ TEXTS = (
     "Grant of Patent License, and\nno charge.  ",
 )
 TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MARGIN = {"float32": 0.0, "bfloat16": 0.05}
-"""Of a token over the next, in standard deviations of the logits, for bfloat16 to be sure of it."""
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
-"""Relative error of a reconstruction."""
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -108,20 +106,20 @@ def loaded(
 
 
 def test_greedy_explanations_are_those_of_the_recipe(loaded: Loaded) -> None:
-    rows, margin = loaded.vectors(), MARGIN[loaded.dtype]
-    theirs = [loaded.recipe.explain(row, TOKENS, margin=margin) for row in rows]
+    rows = loaded.vectors()
+    theirs = [loaded.recipe.explain(row, TOKENS) for row in rows]
     for ours, text in zip(loaded.says(rows), theirs, strict=True):
         assert ours[: len(text)] == text
-        assert margin or ours == text
-    assert sum(map(len, theirs)) > 4 * ROWS, "rounding decides nearly everything"
+        assert ours == text or loaded.dtype != "float32"
+    assert sum(map(len, theirs)) > ENOUGH[loaded.dtype], "rounding decides nearly everything"
 
 
 def test_reconstructions_are_those_of_the_recipe(loaded: Loaded) -> None:
-    ours = loaded.reconstruct(TEXTS)
-    theirs = np.stack([loaded.recipe.reconstruct(text) for text in TEXTS])
-    errors = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
-    print(f"\n{loaded.pair.name} {loaded.dtype}: worst reconstruction {errors.max():.1e}")
-    assert errors.max() < TOLERANCE[loaded.dtype]
+    for text, ours in zip(TEXTS, loaded.reconstruct(TEXTS), strict=True):
+        theirs, limit = loaded.recipe.reconstruct(text)
+        error = np.linalg.norm(ours - theirs)
+        print(f"\n{loaded.pair.name} {loaded.dtype}: {error:.1e} off; the limit is {limit:.1e}")
+        assert error < limit
 
 
 @pytest.mark.parametrize(
@@ -154,8 +152,8 @@ def test_an_ar_asked_wrongly_would_give_another_row(loaded: Loaded, faults: Faul
     if faults.without_bos and loaded.pair.name == WITHOUT_BOS:
         pytest.skip("it has no BOS")
     (ours,) = loaded.reconstruct(TEXTS[:1])
-    wrong = loaded.recipe.reconstruct(TEXTS[0], faults)
-    assert np.linalg.norm(ours - wrong) / np.linalg.norm(wrong) > 4 * TOLERANCE[loaded.dtype]
+    wrong, limit = loaded.recipe.reconstruct(TEXTS[0], faults)
+    assert np.linalg.norm(ours - wrong) > 2 * limit
 
 
 def test_a_text_without_a_closing_tag_comes_as_it_was_written_and_says_so(loaded: Loaded) -> None:

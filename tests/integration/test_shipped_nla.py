@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.fake import FakeEngine
+from actserve_server.engine.vllm import processor
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.explanations import Asking, Consumed, Explanation, Flag
@@ -60,8 +61,13 @@ def explained(
     model_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Explained]:
     path = model_path("smollm2-135m")
+    # Without instructions for bfloat16, the pair's own type, it would take minutes more.
+    dtype = "float32" if processor.slow_in(torch.bfloat16) else "bfloat16"
     options = EngineOptions(
-        model_id="smollm2-135m", model_path=str(path), kv_cache_memory_bytes=256 << 20
+        model_id="smollm2-135m",
+        model_path=str(path),
+        dtype=dtype,
+        kv_cache_memory_bytes=256 << 20,
     )
     words, rows = _rows(path)
     thread = LoopThread()
