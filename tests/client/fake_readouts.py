@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from actserve.v1 import capture_pb2, positions_pb2, site_pb2, tensor_pb2
+from actserve.v1 import capture_pb2, positions_pb2, site_pb2, source_pb2, tensor_pb2
 
 WIDTH = 4
 WIDTHS = {site_pb2.HOOK_POINT_MLP_ACT: 6, site_pb2.HOOK_POINT_LOGITS: 9}
@@ -41,12 +41,21 @@ def tensor(values: object) -> tensor_pb2.Tensor:
     )
 
 
+def vector(values: object) -> source_pb2.VectorSource:
+    return source_pb2.VectorSource(tensor=tensor(values))
+
+
+def matrix(values: object) -> source_pb2.MatrixSource:
+    return source_pb2.MatrixSource(tensor=tensor(values))
+
+
 def array(wire: tensor_pb2.Tensor) -> np.ndarray:
     return np.frombuffer(wire.data, "<f4").reshape(wire.shape)
 
 
 def widths(capture: capture_pb2.CaptureSpec) -> list[int]:
-    count = len(capture.projection.directions.shape) and capture.projection.directions.shape[0]
+    shape = capture.projection.directions.tensor.shape
+    count = len(shape) and shape[0]
     if capture.projection.HasField("send_top"):
         count = min(count, capture.projection.send_top)
     return [count or WIDTHS.get(site.hook_point, WIDTH) for site in capture.sites]
@@ -131,14 +140,14 @@ def site_rows(
 
 
 def _projected(projection: capture_pb2.Projection, block: np.ndarray) -> np.ndarray:
-    block = block @ array(projection.directions).T
+    block = block @ array(projection.directions.tensor).T
     if projection.HasField("bias"):
-        block = block + array(projection.bias)
+        block = block + array(projection.bias.tensor)
     match projection.WhichOneof("activation"):
         case "relu":
             return np.maximum(block, 0)
         case "jump_relu":
-            return np.where(block > array(projection.jump_relu.thresholds), block, 0)
+            return np.where(block > array(projection.jump_relu.thresholds.tensor), block, 0)
         case "top_k":
             least = np.sort(block, axis=1)[:, -projection.top_k.k, np.newaxis]
             return np.where(block >= least, np.maximum(block, 0), 0)

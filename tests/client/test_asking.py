@@ -12,7 +12,7 @@ from actserve import Attention, InvalidRequest, JumpReLU, Keep, KeptRows, Predic
 from actserve.v1 import capture_pb2 as pb
 from actserve.v1 import site_pb2
 
-from .fake_readouts import tensor
+from .fake_readouts import matrix, vector
 from .fake_server import Model
 
 D = [[1.0, 0.0, -2.0], [0.0, 3.0, 0.5]]
@@ -22,23 +22,23 @@ FINAL_NORM = site_pb2.Site(hook_point="HOOK_POINT_FINAL_NORM")
 
 # What a person writes, and the message that travels, its positions aside.
 ASKED: list[tuple[Any, Any]] = [
-    (Projection(D), pb.Projection(directions=tensor(D))),
-    (Projection(D[0]), pb.Projection(directions=tensor(D[:1]))),
+    (Projection(D), pb.Projection(directions=matrix(D))),
+    (Projection(D[0]), pb.Projection(directions=matrix(D[:1]))),
     (
         Projection(torch.tensor(D, dtype=torch.bfloat16), V, "relu"),
-        pb.Projection(directions=tensor(D), bias=tensor(V), relu=pb.ReluActivation()),
+        pb.Projection(directions=matrix(D), bias=vector(V), relu=pb.ReluActivation()),
     ),
     (
         Projection(D, activation=JumpReLU(V), send_top=9),
         pb.Projection(
-            directions=tensor(D),
-            jump_relu=pb.JumpReluActivation(thresholds=tensor(V)),
+            directions=matrix(D),
+            jump_relu=pb.JumpReluActivation(thresholds=vector(V)),
             send_top=9,
         ),
     ),
     (
         Projection(D, activation=TopK(1)),
-        pb.Projection(directions=tensor(D), top_k=pb.TopKActivation(k=1)),
+        pb.Projection(directions=matrix(D), top_k=pb.TopKActivation(k=1)),
     ),
     (Predict(top_k=5), pb.PredictionSpec(sites=[FINAL_NORM], top_k=5)),
     (
@@ -122,7 +122,7 @@ def test_what_is_given_is_copied() -> None:
     directions = np.ones((1, 2), np.float32)
     projection = Projection(directions)
     directions[:] = 7
-    assert projection.to_proto().directions == tensor([[1, 1]])
+    assert projection.to_proto().directions == matrix([[1, 1]])
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {

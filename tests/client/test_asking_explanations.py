@@ -68,8 +68,8 @@ def test_an_error_names_the_text_in_the_callers_list(client: Any, model: Model) 
 def test_an_edited_explanation_travels_in_place_of_a_vector(relative: bool) -> None:
     edit = ExplanationEdit("It rhymes with rabbit.", "It rhymes with mouse.", nla="tiny")
     add = Add(SITE, edit, 2.0, relative, positions=5).to_proto().add
-    assert not add.HasField("vector")
-    assert (add.edit.nla, add.edit.original, add.edit.edited) == (
+    sent = add.vector.edit
+    assert (sent.nla, sent.original, sent.edited) == (
         "nlas/tiny",
         edit.original,
         edit.edited,

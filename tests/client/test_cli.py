@@ -202,7 +202,7 @@ def test_generate_steers(run: Run, model: Model, vector: Path) -> None:
     assert result.exit_code == 0, result.output
     first, second = model.requests[0].interventions
     assert (first.sites[0].layer, first.add.coefficient) == (1, -2.5)
-    assert np.frombuffer(first.add.vector.data, "<f4").tolist() == [0, 1, 2, 3]
+    assert np.frombuffer(first.add.vector.tensor.data, "<f4").tolist() == [0, 1, 2, 3]
     assert second.add.coefficient == 1.0
     assert model.requests[0].sampling.temperature == 0
 

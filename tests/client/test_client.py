@@ -252,8 +252,8 @@ def test_steering_travels_as_asked(client: Any, model: Model) -> None:
     assert [(site.hook_point, site.layer) for site in first.sites] == [(4, 1)]
     assert first.positions.HasField("all")
     assert first.add.coefficient == 4.0
-    assert np.frombuffer(first.add.vector.data, "<f4").tolist() == [1, 0, -1, 0.5]
-    assert list(first.add.vector.shape) == [4]
+    assert np.frombuffer(first.add.vector.tensor.data, "<f4").tolist() == [1, 0, -1, 0.5]
+    assert list(first.add.vector.tensor.shape) == [4]
     assert not second.sites[0].HasField("layer")
     assert second.positions.range.start == 1
     assert not second.positions.range.HasField("end")

@@ -243,7 +243,7 @@ def test_kept_rows_are_described_used_and_deleted(client: Any, model: Model) -> 
         expire_time=datetime.fromtimestamp(1_000_000_090, UTC),
     )
     client.generate("a b c", steer=Replace(SITE, acts.kept, positions=[0, 2]))
-    assert model.requests[-1].interventions[0].replace.kept.name == acts.kept
+    assert model.requests[-1].interventions[0].replace.rows.kept.name == acts.kept
     client.delete_kept(acts.kept)
     for gone in (client.kept, client.delete_kept):
         with pytest.raises(actserve.NotFound, match="nothing is kept"):
@@ -307,9 +307,9 @@ def test_means_of_no_prompts_are_none(client: Any) -> None:
 
 def test_kept_rows_may_be_of_another_site_and_of_some_positions() -> None:
     rows = KeptRows("keptActivations/x", "embedding", [1, 4])
-    proto = Replace(SITE, rows, positions=[0, 1]).to_proto().replace.kept
+    proto = Replace(SITE, rows, positions=[0, 1]).to_proto().replace.rows.kept
     assert proto.name == "keptActivations/x"
     assert (proto.site.hook_point, list(proto.positions)) == (1, [1, 4])
-    plain = Replace(SITE, KeptRows("keptActivations/x")).to_proto().replace.kept
+    plain = Replace(SITE, KeptRows("keptActivations/x")).to_proto().replace.rows.kept
     assert not plain.HasField("site")
     assert list(plain.positions) == []

@@ -10,49 +10,44 @@ import torch
 import actserve
 from actserve import Ablate, Add, Clamp, InvalidRequest, Mean, Project, Replace, Swap, Zero
 from actserve.v1 import intervention_pb2 as pb
-from actserve.v1 import tensor_pb2
+from actserve.v1 import source_pb2
+
+from .fake_readouts import matrix, tensor, vector
 
 SITE = "resid_post.1"
 V = [1.0, 0.0, -2.0]
 W = [0.0, 3.0, 0.5]
 
 
-def tensor(values: Any) -> tensor_pb2.Tensor:
-    array = np.array(values, "<f4")
-    return tensor_pb2.Tensor(
-        element_type=tensor_pb2.ELEMENT_TYPE_F32, shape=array.shape, data=array.tobytes()
-    )
-
-
 # By field of the contract's message: what a person writes, and the operation that travels.
 OPERATIONS: list[tuple[str, actserve.Intervention, Any]] = [
-    ("add", Add(SITE, V), pb.AddOperation(vector=tensor(V), coefficient=1)),
+    ("add", Add(SITE, V), pb.AddOperation(vector=vector(V), coefficient=1)),
     (
         "add",
         Add(SITE, V, -4.0, relative=True),
-        pb.AddOperation(vector=tensor(V), coefficient=-4, relative=True),
+        pb.AddOperation(vector=vector(V), coefficient=-4, relative=True),
     ),
-    ("add", Add(SITE, [0, 0], 0), pb.AddOperation(vector=tensor([0, 0]), coefficient=0)),
-    ("ablate", Ablate(SITE, V), pb.AblateOperation(direction=tensor(V), coefficient=1)),
-    ("ablate", Ablate(SITE, V, 2), pb.AblateOperation(direction=tensor(V), coefficient=2)),
-    ("project", Project(SITE, [V, W]), pb.ProjectOperation(directions=tensor([V, W]))),
-    ("project", Project(SITE, V, True), pb.ProjectOperation(directions=tensor([V]), away=True)),
+    ("add", Add(SITE, [0, 0], 0), pb.AddOperation(vector=vector([0, 0]), coefficient=0)),
+    ("ablate", Ablate(SITE, V), pb.AblateOperation(direction=vector(V), coefficient=1)),
+    ("ablate", Ablate(SITE, V, 2), pb.AblateOperation(direction=vector(V), coefficient=2)),
+    ("project", Project(SITE, [V, W]), pb.ProjectOperation(directions=matrix([V, W]))),
+    ("project", Project(SITE, V, True), pb.ProjectOperation(directions=matrix([V]), away=True)),
     (
         "clamp",
         Clamp(SITE, V, minimum=0.0),
-        pb.ClampOperation(direction=tensor(V), minimum=0),
+        pb.ClampOperation(direction=vector(V), minimum=0),
     ),
-    ("clamp", Clamp(SITE, V, maximum=0), pb.ClampOperation(direction=tensor(V), maximum=0)),
+    ("clamp", Clamp(SITE, V, maximum=0), pb.ClampOperation(direction=vector(V), maximum=0)),
     (
         "clamp",
         Clamp(SITE, V, 2.5, 2.5),
-        pb.ClampOperation(direction=tensor(V), minimum=2.5, maximum=2.5),
+        pb.ClampOperation(direction=vector(V), minimum=2.5, maximum=2.5),
     ),
-    ("replace", Replace(SITE, [V, W]), pb.ReplaceOperation(rows=tensor([V, W]))),
-    ("replace", Replace(SITE, V), pb.ReplaceOperation(rows=tensor(V))),
-    ("swap", Swap(SITE, V, W), pb.SwapOperation(first=tensor(V), second=tensor(W))),
+    ("replace", Replace(SITE, [V, W]), pb.ReplaceOperation(rows=matrix([V, W]))),
+    ("replace", Replace(SITE, V), pb.ReplaceOperation(rows=matrix(V))),
+    ("swap", Swap(SITE, V, W), pb.SwapOperation(first=vector(V), second=vector(W))),
     ("zero", Zero(SITE), pb.ZeroOperation()),
-    ("mean", Mean(SITE, V), pb.MeanOperation(mean=tensor(V))),
+    ("mean", Mean(SITE, V), pb.MeanOperation(mean=vector(V))),
 ]
 
 
@@ -66,6 +61,48 @@ def test_each_intervention_is_its_operation(
     assert [(site.hook_point, site.layer) for site in proto.sites] == [(4, 1)]
     assert proto.positions.HasField("all")
     assert (list(proto.heads), proto.allow_unused) == ([], False)
+
+
+KEPT = actserve.KeptRows("keptActivations/x", "embedding", [1])
+EDIT = actserve.ExplanationEdit("It rhymes with rabbit.", "It rhymes with mouse.", nla="tiny")
+NAMED: dict[str, tuple[Any, source_pb2.VectorSource]] = {
+    "kept rows": (KEPT, source_pb2.VectorSource(kept=KEPT.to_proto())),
+    "the name of kept rows": (
+        "keptActivations/x",
+        source_pb2.VectorSource(kept=source_pb2.KeptRows(name="keptActivations/x")),
+    ),
+    "an edit": (EDIT, source_pb2.VectorSource(edit=EDIT.to_proto())),
+}
+VECTORS: dict[str, Callable[[Any], actserve.Intervention]] = {
+    "add.vector": lambda source: Add(SITE, source),
+    "add.vector, relative": lambda source: Add(SITE, source, relative=True),
+    "ablate.direction": lambda source: Ablate(SITE, source),
+    "clamp.direction": lambda source: Clamp(SITE, source, 0),
+    "swap.first": lambda source: Swap(SITE, source, V),
+    "swap.second": lambda source: Swap(SITE, V, source),
+    "mean.mean": lambda source: Mean(SITE, source),
+}
+
+
+@pytest.mark.parametrize("field", VECTORS)
+@pytest.mark.parametrize("name", NAMED)
+def test_a_name_stands_wherever_a_vector_does(field: str, name: str) -> None:
+    source, expected = NAMED[name]
+    operation, of = field.split(",")[0].split(".")
+    assert getattr(getattr(VECTORS[field](source).to_proto(), operation), of) == expected
+
+
+def test_kept_rows_stand_wherever_a_matrix_does() -> None:
+    expected = source_pb2.MatrixSource(kept=KEPT.to_proto())
+    assert Project(SITE, KEPT).to_proto().project.directions == expected
+    assert Replace(SITE, KEPT).to_proto().replace.rows == expected
+    assert actserve.Projection(KEPT, [1, 2]).to_proto().directions == expected
+
+
+def test_a_text_that_names_no_kept_rows_is_no_vector() -> None:
+    for make in (*VECTORS.values(), lambda source: Replace(SITE, source)):
+        with pytest.raises(InvalidRequest, match="does not name kept activations"):
+            make("resid_post.3")
 
 
 def test_every_operation_of_the_contract_has_an_intervention() -> None:
@@ -134,20 +171,20 @@ ARRAYS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_a_vector_travels_as_float32(name: str) -> None:
-    assert Add(SITE, ARRAYS[name]).to_proto().add.vector == tensor([1, 2, 0.5])
+    assert Add(SITE, ARRAYS[name]).to_proto().add.vector.tensor == tensor([1, 2, 0.5])
 
 
 @pytest.mark.parametrize("transposed", [np.array([V, W]).T, torch.tensor([V, W]).T])
 def test_rows_travel_in_c_order_whatever_their_memory(transposed: Any) -> None:
     rows = tensor([[1, 0], [0, 3], [-2, 0.5]])
-    assert Replace(SITE, transposed).to_proto().replace.rows == rows
+    assert Replace(SITE, transposed).to_proto().replace.rows.tensor == rows
 
 
 def test_a_vector_is_copied_when_it_is_given() -> None:
     vector = np.ones(3, np.float32)
     add = Add(SITE, vector)
     vector[:] = 7
-    assert add.to_proto().add.vector == tensor([1, 1, 1])
+    assert add.to_proto().add.vector.tensor == tensor([1, 1, 1])
 
 
 # Each takes a vector, and calls it by this name.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from actserve_server.domain import operations
-from tests.contract.harness import tensor
+from tests.contract.harness import inline
 
 Rows = np.ndarray
 """[rows, width]"""
@@ -58,79 +58,79 @@ def formulas(width: int) -> list[Formula]:
     return [
         Formula(
             name="add",
-            wire={"add": {"vector": tensor(v)}},
+            wire={"add": {"vector": inline(v)}},
             domain=operations.Add(v),
             of=lambda x: x + wide["v"],
         ),
         Formula(
             name="add scaled",
-            wire={"add": {"vector": tensor(v), "coefficient": -2.5}},
+            wire={"add": {"vector": inline(v), "coefficient": -2.5}},
             domain=operations.Add(v, -2.5),
             of=lambda x: x - 2.5 * wide["v"],
         ),
         Formula(
             name="add relative",
-            wire={"add": {"vector": tensor(v), "coefficient": 0.5, "relative": True}},
+            wire={"add": {"vector": inline(v), "coefficient": 0.5, "relative": True}},
             domain=operations.Add(v, 0.5, relative=True),
             of=lambda x: x + np.outer(norms(x) / (2 * length), wide["v"]),
         ),
         Formula(
             name="ablate",
-            wire={"ablate": {"direction": tensor(v)}},
+            wire={"ablate": {"direction": inline(v)}},
             domain=operations.Ablate(v),
             of=lambda x: x - onto(x, wide["v"]),
         ),
         Formula(
             name="reflect",
-            wire={"ablate": {"direction": tensor(v), "coefficient": 2.0}},
+            wire={"ablate": {"direction": inline(v), "coefficient": 2.0}},
             domain=operations.Ablate(v, 2.0),
             of=lambda x: x - 2 * onto(x, wide["v"]),
         ),
         Formula(
             name="project onto",
-            wire={"project": {"directions": tensor(pair)}},
+            wire={"project": {"directions": inline(pair)}},
             domain=operations.Project(pair),
             of=lambda x: onto(x, wide["v"], wide["w"]),
         ),
         Formula(
             name="project away",
-            wire={"project": {"directions": tensor(pair), "away": True}},
+            wire={"project": {"directions": inline(pair), "away": True}},
             domain=operations.Project(pair, away=True),
             of=lambda x: x - onto(x, wide["v"], wide["w"]),
         ),
         Formula(
             name="clamp below",
-            wire={"clamp": {"direction": tensor(v), "minimum": -0.25}},
+            wire={"clamp": {"direction": inline(v), "minimum": -0.25}},
             domain=operations.Clamp(v, minimum=-0.25),
             of=lambda x: bounded(x, -0.25, np.inf),
         ),
         Formula(
             name="clamp above",
-            wire={"clamp": {"direction": tensor(v), "maximum": 0.25}},
+            wire={"clamp": {"direction": inline(v), "maximum": 0.25}},
             domain=operations.Clamp(v, maximum=0.25),
             of=lambda x: bounded(x, -np.inf, 0.25),
         ),
         Formula(
             name="clamp between",
-            wire={"clamp": {"direction": tensor(v), "minimum": -0.25, "maximum": 0.25}},
+            wire={"clamp": {"direction": inline(v), "minimum": -0.25, "maximum": 0.25}},
             domain=operations.Clamp(v, -0.25, 0.25),
             of=lambda x: bounded(x, -0.25, 0.25),
         ),
         Formula(
             name="set component",
-            wire={"clamp": {"direction": tensor(v), "minimum": 7.0, "maximum": 7.0}},
+            wire={"clamp": {"direction": inline(v), "minimum": 7.0, "maximum": 7.0}},
             domain=operations.Clamp(v, 7.0, 7.0),
             of=lambda x: x - onto(x, wide["v"]) + 7.0 * wide["v"] / length,
         ),
         Formula(
             name="replace",
-            wire={"replace": {"rows": tensor(w)}},
+            wire={"replace": {"rows": inline(w)}},
             domain=operations.Replace(w[None]),
             of=lambda x: np.tile(wide["w"], (len(x), 1)),
         ),
         Formula(
             name="swap",
-            wire={"swap": {"first": tensor(v), "second": tensor(w)}},
+            wire={"swap": {"first": inline(v), "second": inline(w)}},
             domain=operations.Swap(v, w),
             of=swapped,
         ),
@@ -142,7 +142,7 @@ def formulas(width: int) -> list[Formula]:
         ),
         Formula(
             name="mean",
-            wire={"mean": {"mean": tensor(mean)}},
+            wire={"mean": {"mean": inline(mean)}},
             domain=operations.Mean(mean),
             of=lambda x: np.tile(wide["mean"], (len(x), 1)),
         ),

@@ -177,13 +177,18 @@ def tensor(values: Any) -> dict[str, Any]:
     }
 
 
+def inline(values: Any) -> dict[str, Any]:
+    """A source that holds what it is."""
+    return {"tensor": tensor(values)}
+
+
 def intervention(*sites: dict[str, Any], **fields: Any) -> dict[str, Any]:
     """An intervention with these fields, at resid_post.1 unless told otherwise."""
     return {"sites": [*(sites or (site(),))], **fields}
 
 
 def addition(vector: Any, layer: int = 1, **add: Any) -> dict[str, Any]:
-    return intervention(site(layer), add={"vector": tensor(vector), **add})
+    return intervention(site(layer), add={"vector": inline(vector), **add})
 
 
 def fetch(*texts: str, **changes: Any) -> pb.FetchActivationsRequest:

@@ -51,10 +51,10 @@ def case(name: str, request: Any, reason: str, field: str = "", *says: str) -> C
     return Case(name=name, request=request, reason=reason, field=field, says=says, code=code)
 
 
-def edited(where: Any = None, add: Any = None, **fields: Any) -> Any:
+def edited(where: Any = None, **fields: Any) -> Any:
     source = {"original": "a", "edited": "b", **fields}
-    edit = intervention(*(where or [site(1)]), add={"edit": source, **(add or {})})
+    edit = intervention(*(where or [site(1)]), add={"vector": {"edit": source}})
     return generate(interventions=[intervention(site(0), zero={}), edit])
 
 
-EDIT = "interventions[1].add.edit"
+EDIT = "interventions[1].add.vector.edit"

@@ -14,12 +14,12 @@ from tests.contract.harness import (
     eventually,
     failure,
     fetch,
+    inline,
     intervention,
     kinds,
     matrices,
     serving,
     site,
-    tensor,
 )
 from tests.contract.nlas import (
     GREEDY,
@@ -38,7 +38,7 @@ VECTOR = np.full(WIDTH, 2.0)
 
 
 def steer(**fields: Any) -> dict[str, Any]:
-    return intervention(site(0), add={"vector": tensor(VECTOR)}, **fields)
+    return intervention(site(0), add={"vector": inline(VECTOR)}, **fields)
 
 
 CASES: list[dict[str, Any]] = [
@@ -104,7 +104,7 @@ async def test_kept_rows_can_be_patched_in() -> None:
     async with serving(None, Tiny().loaded()) as served:
         request = fetch("world", capture={"sites": [site(1)], "keep": {}})
         events = await collect(served.generation.FetchActivations(request))
-        patch = intervention(site(1), replace={"kept": {"name": kept(events)[0]}})
+        patch = intervention(site(1), replace={"rows": {"kept": {"name": kept(events)[0]}}})
         stub = served.explanations
         patched = await collect(stub.ExplainText(explain_text("hello", interventions=[patch])))
         world = await collect(stub.ExplainText(explain_text("world")))
@@ -139,7 +139,7 @@ async def test_sampling_and_scores_are_those_of_explaining_rows() -> None:
             [
                 intervention(
                     site(1),
-                    add={"vector": tensor(np.full(WIDTH, 6e4))},
+                    add={"vector": inline(np.full(WIDTH, 6e4))},
                     positions={"list": {"positions": [3]}},
                 )
             ]

@@ -1,4 +1,4 @@
-"""AddOperation.edit: an edited explanation as a steering vector."""
+"""ExplanationEdit: an edited explanation as a vector."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ from tests.contract.harness import (
     failure,
     fetch,
     generate,
+    inline,
     intervention,
     matrices,
     serving,
     site,
-    tensor,
 )
 from tests.contract.nlas import Tiny, events_of, explain_text, texts
 
@@ -30,7 +30,7 @@ EVERY = {"sites": [site(layer) for layer in range(4)]}
 
 def edit(original: str = BOATS, edited: str = TRAINS, **fields: Any) -> dict[str, Any]:
     source = {key: fields.pop(key) for key in ("nla",) if key in fields}
-    add = {"edit": {"original": original, "edited": edited, **source}}
+    add = {"vector": {"edit": {"original": original, "edited": edited, **source}}}
     add |= {key: fields.pop(key) for key in ("coefficient", "relative") if key in fields}
     return intervention(site(1), add=add, **fields)
 
@@ -38,7 +38,7 @@ def edit(original: str = BOATS, edited: str = TRAINS, **fields: Any) -> dict[str
 def addition(tiny: Tiny, **add: Any) -> dict[str, Any]:
     """The same as a vector."""
     vector = tiny.reconstructed(TRAINS) - tiny.reconstructed(BOATS)
-    return intervention(site(1), add={"vector": tensor(vector), **add})
+    return intervention(site(1), add={"vector": inline(vector), **add})
 
 
 async def rows_of(served: Served, interventions: list[Any]) -> np.ndarray:

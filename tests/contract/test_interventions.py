@@ -16,12 +16,12 @@ from tests.contract.harness import (
     addition,
     fetch,
     generate,
+    inline,
     intervention,
     matrices,
     report,
     run,
     site,
-    tensor,
 )
 
 WIDTH, HEAD_WIDTH = 16, 4
@@ -195,7 +195,7 @@ async def test_key_value_heads_are_fewer() -> None:
 
 async def test_an_intervention_acts_at_each_of_its_sites() -> None:
     sites = [site(3), site(0, site_pb2.HOOK_POINT_MLP_IN), site(None, WIRE[HookPoint.FINAL_NORM])]
-    edit = intervention(*sites, mean={"mean": tensor(np.arange(WIDTH))})
+    edit = intervention(*sites, mean={"mean": inline(np.arange(WIDTH))})
     events = await run(fetch("ab", interventions=[edit], capture={"sites": sites}))
     for index in range(3):
         np.testing.assert_array_equal(
@@ -238,7 +238,7 @@ async def test_a_tensor_may_come_in_half_precision(element_type: str) -> None:
         "shape": [WIDTH],
         "data": halves.astype("<f2" if element_type == "F16" else "<u2").tobytes(),
     }
-    events = await run(fetch(interventions=[intervention(mean={"mean": mean})]))
+    events = await run(fetch(interventions=[intervention(mean={"mean": {"tensor": mean}})]))
     np.testing.assert_array_equal(matrices(events)[0, 0][1], np.tile(values, (6, 1)))
 
 
@@ -256,7 +256,7 @@ async def test_a_tensor_may_come_in_half_precision(element_type: str) -> None:
 async def test_captured_rows_can_be_put_back_in_place(selector: dict[str, Any]) -> None:
     capture = {"sites": [site()], "positions": selector}
     source = matrices(await run(fetch("hello", capture=capture)))[0, 0]
-    patch = intervention(positions=selector, replace={"rows": tensor(source[1])})
+    patch = intervention(positions=selector, replace={"rows": inline(source[1])})
     # Of another prompt with the selected tokens at the same places.
     patched = matrices(await run(fetch("jello", interventions=[patch])))[0, 0][1]
     plain = matrices(await run(fetch("jello")))[0, 0][1]
@@ -268,7 +268,7 @@ async def test_captured_rows_can_be_put_back_in_place(selector: dict[str, Any]) 
 
 async def test_rows_can_be_put_at_listed_generated_positions() -> None:
     rows = np.arange(2 * WIDTH).reshape(2, WIDTH)
-    patch = intervention(positions={"list": {"positions": [7, 2]}}, replace={"rows": tensor(rows)})
+    patch = intervention(positions={"list": {"positions": [7, 2]}}, replace={"rows": inline(rows)})
     events = await run(generate(interventions=[patch], capture={"sites": [site()]}))
     np.testing.assert_array_equal(matrices(events)[0, 0][1][[2, 7]], rows)
 

@@ -16,13 +16,13 @@ from tests.contract.harness import (
     failure,
     fetch,
     generate,
+    inline,
     intervention,
     kinds,
     matrices,
     report,
     serving,
     site,
-    tensor,
 )
 from tests.contract.readouts import kept, of_kind
 from tests.contract.refusals import call
@@ -52,7 +52,7 @@ def replace(*sites: dict[str, Any], name: str, **fields: Any) -> dict[str, Any]:
     source = {key: fields.pop(key) for key in ("site", "positions") if key in fields}
     selector = fields.pop("where", {"all": {}})
     return intervention(
-        *sites, positions=selector, replace={"kept": {"name": name, **source}}, **fields
+        *sites, positions=selector, replace={"rows": {"kept": {"name": name, **source}}}, **fields
     )
 
 
@@ -60,7 +60,7 @@ async def test_replacing_by_name_is_replacing_by_value(served: Served) -> None:
     name, rows = await keep(served, "hello")
     every = {"sites": [site(layer) for layer in range(4)]}
     by_name = [replace(site(2), name=name)]
-    by_value = [intervention(site(2), replace={"rows": tensor(rows[0, 1][1])})]
+    by_value = [intervention(site(2), replace={"rows": inline(rows[0, 1][1])})]
     named, valued = [
         await events_of(served, fetch("world", capture=every, interventions=edits))
         for edits in (by_name, by_value)
@@ -175,7 +175,7 @@ async def test_send_nothing_keeps_without_sending(served: Served) -> None:
 @pytest.mark.parametrize(
     "readout",
     [
-        {"projection": {"directions": tensor(np.ones((2, 16)))}},
+        {"projection": {"directions": inline(np.ones((2, 16)))}},
         {"reduction": capture_pb2.REDUCTION_MEAN},
         {"element_type": tensor_pb2.ELEMENT_TYPE_F16},
     ],
@@ -249,7 +249,7 @@ async def test_kept_rows_that_do_not_fit_are_refused(
         served.generation.FetchActivations(fetch("world", interventions=[edit]))
     )
     assert refused.reason == reason
-    at = "interventions[0].replace.kept"
+    at = "interventions[0].replace.rows.kept"
     assert refused.field == (f"{at}.{field}" if field else at)
     assert says in refused.message
 

@@ -8,7 +8,7 @@ import pytest
 from actserve.v1 import capture_pb2, site_pb2, tensor_pb2
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import FakeEngine
-from tests.contract.harness import fetch, generate, matrices, run, site, tensor
+from tests.contract.harness import fetch, generate, inline, matrices, run, site
 from tests.contract.readouts import of_kind
 
 WIDTH, COUNT = 16, 6
@@ -25,11 +25,11 @@ def top_only(y: np.ndarray, k: int) -> np.ndarray:
 
 VARIANTS = [
     ({}, lambda y: y),
-    ({"bias": tensor(B)}, lambda y: y + B),
-    ({"bias": tensor(B), "relu": {}}, lambda y: np.maximum(y + B, 0)),
-    ({"jump_relu": {"thresholds": tensor(T)}}, lambda y: np.where(y > T, y, 0)),
+    ({"bias": inline(B)}, lambda y: y + B),
+    ({"bias": inline(B), "relu": {}}, lambda y: np.maximum(y + B, 0)),
+    ({"jump_relu": {"thresholds": inline(T)}}, lambda y: np.where(y > T, y, 0)),
     ({"top_k": {"k": 2}}, lambda y: top_only(y, 2)),
-    ({"bias": tensor(B), "top_k": {"k": 99}}, lambda y: np.maximum(y + B, 0)),
+    ({"bias": inline(B), "top_k": {"k": 99}}, lambda y: np.maximum(y + B, 0)),
 ]
 
 
@@ -40,7 +40,7 @@ async def plain(request: Any) -> np.ndarray:
 @pytest.mark.parametrize(("options", "formula"), VARIANTS)
 async def test_a_projection_is_its_formula(options: dict[str, Any], formula: Any) -> None:
     rows = await plain(fetch("hello world"))
-    projection = {"directions": tensor(D), **options}
+    projection = {"directions": inline(D), **options}
     events = await run(fetch("hello world", capture={"sites": [site()], "projection": projection}))
     positions, values = matrices(events)[0, 0]
     assert positions == list(range(12))
@@ -55,7 +55,7 @@ async def test_send_top_sends_the_largest_elements_with_their_directions(
     wanted: int, options: dict[str, Any], formula: Any
 ) -> None:
     rows = await plain(fetch("hello world"))
-    projection = {"directions": tensor(D), "send_top": wanted, **options}
+    projection = {"directions": inline(D), "send_top": wanted, **options}
     events = await run(fetch("hello world", capture={"sites": [site()], "projection": projection}))
     values = matrices(events)[0, 0][1]
     count = min(wanted, COUNT)
@@ -71,7 +71,7 @@ async def test_every_site_and_sample_is_projected() -> None:
     capture = {"sites": [site(0), site(2)], "positions": {"generated": {}}}
     sampling = {"max_tokens": 4, "temperature": 0, "samples": 2}
     rows = matrices(await run(generate(sampling=sampling, capture=capture)))
-    capture["projection"] = {"directions": tensor(D)}
+    capture["projection"] = {"directions": inline(D)}
     values = matrices(await run(generate(sampling=sampling, capture=capture)))
     assert values.keys() == rows.keys() == {(s, i) for s in range(2) for i in range(2)}
     for key, (positions, projected) in values.items():
@@ -90,7 +90,7 @@ async def test_every_site_and_sample_is_projected() -> None:
 @pytest.mark.parametrize(
     "readout",
     [
-        {"projection": {"directions": tensor(D)}},
+        {"projection": {"directions": inline(D)}},
         {"reduction": capture_pb2.REDUCTION_LAST},
     ],
     ids=["projection", "reduction"],
@@ -108,7 +108,7 @@ async def test_what_is_computed_comes_as_f32_unless_told_otherwise(
 async def test_projected_rows_of_more_than_a_mebibyte_come_in_several_messages() -> None:
     wide = np.ones((50_000, 16))
     for top in (None, 40_000):
-        projection = {"directions": tensor(wide), "send_top": top}
+        projection = {"directions": inline(wide), "send_top": top}
         capture = {"sites": [site()], "projection": projection}
         events = await run(fetch("x" * 19, capture=capture))
         assert max(event.ByteSize() for event in events) <= 1 << 20
@@ -120,6 +120,6 @@ async def test_projected_rows_of_more_than_a_mebibyte_come_in_several_messages()
 async def test_rows_of_other_hook_points_are_projected_at_their_own_width() -> None:
     where = site(1, site_pb2.HOOK_POINT_K)
     rows = await plain(fetch(capture={"sites": [where]}))
-    capture = {"sites": [where], "projection": {"directions": tensor(D[:, :8])}}
+    capture = {"sites": [where], "projection": {"directions": inline(D[:, :8])}}
     values = await plain(fetch(capture=capture))
     np.testing.assert_allclose(values, rows @ D[:, :8].T, rtol=1e-5, atol=1e-5)

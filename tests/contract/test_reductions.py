@@ -7,7 +7,16 @@ import pytest
 
 from actserve.v1 import capture_pb2, tensor_pb2
 from actserve_server.engine.fake import FakeEngine
-from tests.contract.harness import decoded, fetch, generate, kinds, matrices, run, site, tensor
+from tests.contract.harness import (
+    decoded,
+    fetch,
+    generate,
+    inline,
+    kinds,
+    matrices,
+    run,
+    site,
+)
 from tests.contract.readouts import of_kind
 
 LAST, MEAN, MAX = (
@@ -57,7 +66,7 @@ async def test_no_selected_row_gives_no_chunk(reduction: int | None) -> None:
 @pytest.mark.parametrize(("reduction", "formula"), FORMULAS)
 async def test_rows_are_projected_before_they_are_reduced(reduction: int, formula: Any) -> None:
     rows = matrices(await run(fetch()))[0, 0][1]
-    projection = {"directions": tensor(D), "relu": {}}
+    projection = {"directions": inline(D), "relu": {}}
     capture = {"sites": [site()], "projection": projection, "reduction": reduction}
     expected = formula(np.maximum(rows @ D.T, 0))
     got = matrices(await run(fetch(capture=capture)))[0, 0][1]
@@ -104,7 +113,7 @@ async def test_labels_give_the_mean_of_the_reduced_rows_of_their_prompts() -> No
 async def test_labels_work_on_projected_rows_in_the_element_type_asked_for() -> None:
     capture = {
         "sites": [site()],
-        "projection": {"directions": tensor(D)},
+        "projection": {"directions": inline(D)},
         "reduction": LAST,
         "element_type": tensor_pb2.ELEMENT_TYPE_F16,
     }

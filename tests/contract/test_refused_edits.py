@@ -6,7 +6,7 @@ import pytest
 from actserve_server.domain.model import Limits
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.nla.autoencoder import Autoencoder
-from tests.contract.harness import failure, generate, intervention, serving, site, tensor
+from tests.contract.harness import failure, generate, intervention, serving, site
 from tests.contract.nla_refusals import EDIT, case, check, edited, refused, tiny
 from tests.contract.nlas import WIDTH
 from tests.contract.refusals import Case
@@ -23,15 +23,8 @@ CASES = [
         "resid_post.2",
     ),
     case(
-        "an edit and a vector",
-        edited(add={"vector": tensor(np.ones(WIDTH))}),
-        "FIELD_INVALID",
-        EDIT,
-        "leave out one",
-    ),
-    case(
-        "neither an edit nor a vector",
-        generate(interventions=[intervention(site(1), add={})]),
+        "a vector without a source",
+        generate(interventions=[intervention(site(1), add={"vector": {}})]),
         "FIELD_REQUIRED",
         "interventions[0].add.vector",
         "[16]",

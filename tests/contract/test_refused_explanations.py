@@ -119,7 +119,9 @@ async def test_a_refusal_names_reason_field_and_fix(case: Case) -> None:
         set_baseline(MINE),
         edited(),
         fetch(
-            interventions=[intervention(site(1), add={"edit": {"original": "a", "edited": "b"}})]
+            interventions=[
+                intervention(site(1), add={"vector": {"edit": {"original": "a", "edited": "b"}}})
+            ]
         ),
     ],
     ids=lambda request: type(request).__name__,

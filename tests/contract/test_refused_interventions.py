@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from actserve.v1 import site_pb2
-from tests.contract.harness import addition, fetch, generate, intervention, site, tensor
+from tests.contract.harness import addition, fetch, generate, inline, intervention, site
 from tests.contract.refusals import INVALID, ONES, WIDTH, Case, check, edit, engine, refusal
 
 ATTN_OUT, Q = site_pb2.HOOK_POINT_ATTN_OUT, site_pb2.HOOK_POINT_Q
@@ -105,36 +105,36 @@ CASES = [
     ),
     edit(
         "on heads with a whole row",
-        {"sites": [site(1, Q)], "heads": [0], "mean": {"mean": tensor(ONES)}},
+        {"sites": [site(1, Q)], "heads": [0], "mean": {"mean": inline(ONES)}},
         "TENSOR_WIDTH_MISMATCH",
-        ".mean.mean.shape",
+        ".mean.mean.tensor.shape",
         "a head of q.1 is 4 wide",
         "[4]",
     ),
     # Replacing with a row for each position: "hello" has 6 tokens.
     edit(
         "replacing with too few rows",
-        {"positions": {"prompt": {}}, "replace": {"rows": tensor(np.ones((5, WIDTH)))}},
+        {"positions": {"prompt": {}}, "replace": {"rows": inline(np.ones((5, WIDTH)))}},
         "TENSOR_SIZE_MISMATCH",
-        ".replace.rows",
+        ".replace.rows.tensor",
         "5 rows",
         "6 positions",
         "shape [width]",
     ),
     edit(
         "replacing with one row of two axes",
-        {"positions": {"prompt": {}}, "replace": {"rows": tensor(np.ones((1, WIDTH)))}},
+        {"positions": {"prompt": {}}, "replace": {"rows": inline(np.ones((1, WIDTH)))}},
         "TENSOR_SIZE_MISMATCH",
-        ".replace.rows",
+        ".replace.rows.tensor",
         "1 rows",
         "6 positions",
     ),
     *(
         edit(
             f"replacing row by row at {case}",
-            {"positions": wire, "replace": {"rows": tensor(np.ones((10, WIDTH)))}},
+            {"positions": wire, "replace": {"rows": inline(np.ones((10, WIDTH)))}},
             "TENSOR_SIZE_MISMATCH",
-            ".replace.rows",
+            ".replace.rows.tensor",
             "10 rows",
             "not known",
             "select positions with an end",
@@ -150,10 +150,10 @@ CASES = [
     Case(
         name="intervention replacing rows of prompts of two lengths",
         request=fetch(
-            "a", "ab", interventions=[intervention(replace={"rows": tensor(np.ones((2, WIDTH)))})]
+            "a", "ab", interventions=[intervention(replace={"rows": inline(np.ones((2, WIDTH)))})]
         ),
         reason="TENSOR_SIZE_MISMATCH",
-        field="interventions[0].replace.rows",
+        field="interventions[0].replace.rows.tensor",
         says=("prompts[1]", "2 rows", "3 positions"),
     ),
 ]

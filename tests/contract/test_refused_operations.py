@@ -8,7 +8,7 @@ import pytest
 from actserve.v1 import tensor_pb2
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import FakeEngine
-from tests.contract.harness import addition, generate, intervention, tensor
+from tests.contract.harness import addition, generate, inline, intervention, tensor
 from tests.contract.refusals import ONES, WIDTH, Case, check, edit, refusal
 
 ZERO, NEARLY = np.zeros(WIDTH), ONES + 1e-6 * np.eye(WIDTH)[0]
@@ -17,12 +17,12 @@ INFINITE = np.where(np.arange(WIDTH) == 2, np.inf, 1.0)
 
 
 def vector(case: str, change: dict[str, Any], reason: str, field: str, *says: str) -> Case:
-    edit = intervention(add={"vector": {**tensor(ONES), **change}})
+    edit = intervention(add={"vector": {"tensor": {**tensor(ONES), **change}}})
     return Case(
         name=f"vector {case}",
         request=generate(interventions=[addition(ONES), edit]),
         reason=reason,
-        field=f"interventions[1].add.vector.{field}",
+        field=f"interventions[1].add.vector.tensor.{field}",
         says=says,
     )
 
@@ -43,16 +43,16 @@ CASES = [
     ),
     edit(
         "without swap.second",
-        {"swap": {"first": tensor(ONES)}},
+        {"swap": {"first": inline(ONES)}},
         "FIELD_REQUIRED",
         ".swap.second",
     ),
     *(
         edit(
             f"of a wrong width of {kind}.{name}",
-            {kind: {**others, name: tensor(np.ones(shape))}},
+            {kind: {**others, name: inline(np.ones(shape))}},
             "TENSOR_WIDTH_MISMATCH",
-            f".{kind}.{name}.shape",
+            f".{kind}.{name}.tensor.shape",
             "a row of resid_post.1 is 16 wide",
             wanted,
         )
@@ -67,21 +67,21 @@ CASES = [
             ("replace", "rows", {}, [0, 16], "at least 1"),
             ("replace", "rows", {}, [1, 6, 16], "[16]"),
             ("swap", "first", {}, [2, 16], "[16]"),
-            ("swap", "second", {"first": tensor(ONES)}, [1], "[16]"),
+            ("swap", "second", {"first": inline(ONES)}, [1], "[16]"),
             ("mean", "mean", {}, [4], "[16]"),
         ]
     ),
     edit(
         "with NaN in a matrix",
-        {"replace": {"rows": tensor(np.stack([ONES, NOT_FINITE]))}},
+        {"replace": {"rows": inline(np.stack([ONES, NOT_FINITE]))}},
         "TENSOR_NOT_FINITE",
-        ".replace.rows.data",
+        ".replace.rows.tensor.data",
         "element 1, 3",
     ),
     *(
         edit(
             f"of a zero {kind}.{name}",
-            {kind: {**others, name: tensor(ZERO)}},
+            {kind: {**others, name: inline(ZERO)}},
             "TENSOR_DEGENERATE",
             f".{kind}.{name}",
             f"{name} is zero",
@@ -90,13 +90,13 @@ CASES = [
             ("add", "vector", {"relative": True}),
             ("ablate", "direction", {}),
             ("clamp", "direction", {"minimum": 0.0}),
-            ("swap", "first", {"second": tensor(ONES)}),
-            ("swap", "second", {"first": tensor(ONES)}),
+            ("swap", "first", {"second": inline(ONES)}),
+            ("swap", "second", {"first": inline(ONES)}),
         ]
     ),
     edit(
         "projecting onto zero",
-        {"project": {"directions": tensor([ONES, ZERO])}},
+        {"project": {"directions": inline([ONES, ZERO])}},
         "TENSOR_DEGENERATE",
         ".project.directions",
         "direction 1 is zero",
@@ -104,7 +104,7 @@ CASES = [
     *(
         edit(
             f"projecting onto directions that are {how}",
-            {"project": {"directions": tensor(directions)}},
+            {"project": {"directions": inline(directions)}},
             "TENSOR_DEGENERATE",
             ".project.directions",
             "not independent",
@@ -119,7 +119,7 @@ CASES = [
     ),
     edit(
         "projecting onto more directions than there can be",
-        {"project": {"directions": tensor(np.eye(WIDTH + 1, WIDTH))}},
+        {"project": {"directions": inline(np.eye(WIDTH + 1, WIDTH))}},
         "TENSOR_DEGENERATE",
         ".project.directions",
         "17 directions",
@@ -128,7 +128,7 @@ CASES = [
     *(
         edit(
             f"swapping directions that are {how}",
-            {"swap": {"first": tensor(ONES), "second": tensor(second)}},
+            {"swap": {"first": inline(ONES), "second": inline(second)}},
             "TENSOR_DEGENERATE",
             ".swap.second",
             "not independent",
@@ -138,14 +138,14 @@ CASES = [
     # Numbers of operations
     edit(
         "clamping without a bound",
-        {"clamp": {"direction": tensor(ONES)}},
+        {"clamp": {"direction": inline(ONES)}},
         "FIELD_REQUIRED",
         ".clamp",
         "minimum, maximum or both",
     ),
     edit(
         "clamping between crossed bounds",
-        {"clamp": {"direction": tensor(ONES), "minimum": 2.0, "maximum": 1.5}},
+        {"clamp": {"direction": inline(ONES), "minimum": 2.0, "maximum": 1.5}},
         "FIELD_INVALID",
         ".clamp.minimum",
         "2",
@@ -161,10 +161,10 @@ CASES = [
             "finite",
         )
         for kind, name, others in [
-            ("add", "coefficient", {"vector": tensor(ONES), "relative": True}),
-            ("ablate", "coefficient", {"direction": tensor(ONES)}),
-            ("clamp", "minimum", {"direction": tensor(ONES)}),
-            ("clamp", "maximum", {"direction": tensor(ONES)}),
+            ("add", "coefficient", {"vector": inline(ONES), "relative": True}),
+            ("ablate", "coefficient", {"direction": inline(ONES)}),
+            ("clamp", "minimum", {"direction": inline(ONES)}),
+            ("clamp", "maximum", {"direction": inline(ONES)}),
         ]
         for value in (float("nan"), float("inf"))
     ),
@@ -247,21 +247,21 @@ async def test_a_refusal_names_reason_field_and_fix(case: Case) -> None:
 @pytest.mark.parametrize(
     ("fields", "field", "reason"),
     [
-        ({"add": {"vector": tensor(ONES), "coefficient": 1e5}}, "add.coefficient", "TENSOR"),
+        ({"add": {"vector": inline(ONES), "coefficient": 1e5}}, "add.coefficient", "TENSOR"),
         (
-            {"add": {"vector": tensor(ONES), "coefficient": 1e5, "relative": True}},
+            {"add": {"vector": inline(ONES), "coefficient": 1e5, "relative": True}},
             "add.coefficient",
             "FIELD",
         ),
         (
-            {"ablate": {"direction": tensor(ONES), "coefficient": -1e5}},
+            {"ablate": {"direction": inline(ONES), "coefficient": -1e5}},
             "ablate.coefficient",
             "FIELD",
         ),
-        ({"clamp": {"direction": tensor(ONES), "minimum": 1e5}}, "clamp.minimum", "FIELD"),
-        ({"clamp": {"direction": tensor(ONES), "maximum": -1e5}}, "clamp.maximum", "FIELD"),
-        ({"replace": {"rows": tensor(1e5 * ONES)}}, "replace.rows", "TENSOR"),
-        ({"mean": {"mean": tensor(1e5 * ONES)}}, "mean.mean", "TENSOR"),
+        ({"clamp": {"direction": inline(ONES), "minimum": 1e5}}, "clamp.minimum", "FIELD"),
+        ({"clamp": {"direction": inline(ONES), "maximum": -1e5}}, "clamp.maximum", "FIELD"),
+        ({"replace": {"rows": inline(1e5 * ONES)}}, "replace.rows", "TENSOR"),
+        ({"mean": {"mean": inline(1e5 * ONES)}}, "mean.mean", "TENSOR"),
     ],
     ids=str,
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from actserve.v1 import capture_pb2, site_pb2
-from tests.contract.harness import fetch, site, tensor
+from tests.contract.harness import fetch, inline, site
 from tests.contract.refusals import WIDTH, Case, capture, check
 
 D = np.ones((3, WIDTH))
@@ -18,7 +18,7 @@ PREDICTIONS = {"top_k": 1}
 def projected(
     case: str, change: dict[str, Any], reason: str, field: str, *says: str, **spec: Any
 ) -> Case:
-    projection = {"directions": tensor(D), **change}
+    projection = {"directions": inline(D), **change}
     return capture(
         f"projection {case}",
         {"sites": [site()], "projection": projection, **spec},
@@ -51,7 +51,7 @@ CASES = [
             f"capture.{name}",
         )
         for name, value in [
-            ("projection", {"directions": tensor(D)}),
+            ("projection", {"directions": inline(D)}),
             ("reduction", MEAN),
             ("keep", {}),
             ("positions", {"last": {}}),
@@ -62,45 +62,45 @@ CASES = [
     projected("without directions", {"directions": None}, "FIELD_REQUIRED", ".directions", "16]"),
     projected(
         "of directions of another width",
-        {"directions": tensor(np.ones((3, 15)))},
+        {"directions": inline(np.ones((3, 15)))},
         "TENSOR_WIDTH_MISMATCH",
-        ".directions.shape",
+        ".directions.tensor.shape",
         "a row of resid_post.1 is 16 wide",
         "[n, 16]",
     ),
     projected(
         "of one direction without its axis",
-        {"directions": tensor(np.ones(WIDTH))},
+        {"directions": inline(np.ones(WIDTH))},
         "TENSOR_WIDTH_MISMATCH",
-        ".directions.shape",
+        ".directions.tensor.shape",
     ),
     projected(
         "of no direction",
-        {"directions": tensor(np.ones((0, WIDTH)))},
+        {"directions": inline(np.ones((0, WIDTH)))},
         "TENSOR_WIDTH_MISMATCH",
-        ".directions.shape",
+        ".directions.tensor.shape",
         "at least 1",
     ),
     projected(
         "of sites of two widths",
         {},
         "TENSOR_WIDTH_MISMATCH",
-        ".directions.shape",
+        ".directions",
         "k.1 is 8 wide",
         sites=[site(), site(1, site_pb2.HOOK_POINT_K)],
     ),
     projected(
         "of directions that are not finite",
-        {"directions": tensor(np.full((1, WIDTH), np.inf))},
+        {"directions": inline(np.full((1, WIDTH), np.inf))},
         "TENSOR_NOT_FINITE",
-        ".directions.data",
+        ".directions.tensor.data",
     ),
     *(
         projected(
             f"with a bias {how}",
-            {"bias": tensor(values)},
+            {"bias": inline(values)},
             reason,
-            f".bias.{field}",
+            f".bias.tensor.{field}",
             says,
         )
         for how, values, reason, field, says in [
@@ -118,16 +118,16 @@ CASES = [
     ),
     projected(
         "with too many thresholds",
-        {"jump_relu": {"thresholds": tensor(np.ones(4))}},
+        {"jump_relu": {"thresholds": inline(np.ones(4))}},
         "TENSOR_WIDTH_MISMATCH",
-        ".jump_relu.thresholds.shape",
+        ".jump_relu.thresholds.tensor.shape",
         "a projection onto 3 directions",
     ),
     projected(
         "with thresholds that are not finite",
-        {"jump_relu": {"thresholds": tensor(NAN)}},
+        {"jump_relu": {"thresholds": inline(NAN)}},
         "TENSOR_NOT_FINITE",
-        ".jump_relu.thresholds.data",
+        ".jump_relu.thresholds.tensor.data",
     ),
     projected("keeping the top 0", {"top_k": {}}, "FIELD_INVALID", ".top_k.k", "1 or more"),
     projected("sending the top 0", {"send_top": 0}, "FIELD_INVALID", ".send_top", "unset for all"),
@@ -148,7 +148,7 @@ CASES = [
             name,
             "send_nothing",
         )
-        for name, value in [("projection", {"directions": tensor(D)}), ("reduction", MEAN)]
+        for name, value in [("projection", {"directions": inline(D)}), ("reduction", MEAN)]
     ),
     *(
         capture(
@@ -200,7 +200,7 @@ CASES = [
         {
             "sites": [site()],
             "reduction": MEAN,
-            "projection": {"directions": tensor(D), "send_top": 2},
+            "projection": {"directions": inline(D), "send_top": 2},
         },
         "FIELD_INVALID",
         "capture.projection.send_top",

@@ -27,11 +27,11 @@ from tests.contract.harness import (
     failure,
     fetch,
     generate,
+    inline,
     intervention,
     matrices,
     serving,
     site,
-    tensor,
 )
 from tests.contract.nlas import (
     ROWS,
@@ -97,7 +97,7 @@ REQUESTS = {
     "the best": explain(spec={"samples": 3, "seed": 1, "best": True}),
     "a text": explain_text(spec=SPEC),
     "a changed text": explain_text(
-        interventions=[intervention(site(0), add={"vector": tensor(np.ones(16))})],
+        interventions=[intervention(site(0), add={"vector": inline(np.ones(16))})],
         positions={"last": {}},
     ),
     "differences": compare(ROWS, ROWS[::-1] * 2, spec={"score": True, "temperature": 0.0}),
@@ -129,7 +129,7 @@ async def test_a_baseline_is_kept_by_the_other_server_and_told_by_both() -> None
 
 async def test_an_edit_is_the_same_vector() -> None:
     edit = {"original": "about boats", "edited": "about trains"}
-    request = fetch("hello", interventions=[intervention(site(1), add={"edit": edit})])
+    request = fetch("hello", interventions=[intervention(site(1), add={"vector": {"edit": edit}})])
     async with apart(Tiny()) as (there, here):
         ours, theirs = [
             await collect(each.generation.FetchActivations(request)) for each in (here, there)
@@ -186,7 +186,9 @@ REFUSED = {
     "a baseline": score(ROWS, *TEXTS, baseline="nlas/tiny/baselines/none"),
     "an empty text": reconstruct("a", " "),
     "an edit": generate(
-        interventions=[intervention(site(1), add={"edit": {"original": " ", "edited": "b"}})]
+        interventions=[
+            intervention(site(1), add={"vector": {"edit": {"original": " ", "edited": "b"}}})
+        ]
     ),
 }
 
@@ -213,7 +215,7 @@ async def test_it_refuses_what_its_own_server_refuses(request_: Any) -> None:
 
 async def test_half_a_pair_is_half_a_pair() -> None:
     edit = {"original": "a", "edited": "b"}
-    request = generate(interventions=[intervention(site(1), add={"edit": edit})])
+    request = generate(interventions=[intervention(site(1), add={"vector": {"edit": edit}})])
     async with apart(Tiny(ar=None)) as (there, here):
         refused = await failure(here.generation.Generate(request))
         assert refused.reason == "FEATURE_DISABLED"

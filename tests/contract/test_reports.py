@@ -5,7 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.contract.harness import addition, fetch, generate, intervention, report, run, tensor
+from tests.contract.harness import (
+    addition,
+    fetch,
+    generate,
+    inline,
+    intervention,
+    report,
+    run,
+)
 
 WIDTH = 16
 
@@ -49,7 +57,7 @@ async def test_an_intervention_that_may_go_unused_does_so_and_says_so(
 async def test_rows_that_go_unused_need_not_fit() -> None:
     edit = intervention(
         positions={"token_ids": {"ids": [ord("a")]}},
-        replace={"rows": tensor(np.ones((2, WIDTH)))},
+        replace={"rows": inline(np.ones((2, WIDTH)))},
         allow_unused=True,
     )
     events = await run(fetch("aha", "oh", interventions=[edit]))

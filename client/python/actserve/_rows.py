@@ -55,7 +55,7 @@ class SequenceRows:
             return None
         indices = np.array(chunk.indices, np.int64)
         count = self._projection.count
-        if indices.size != rows.size or (indices >= count).any():
+        if indices.size != rows.size or (count is not None and (indices >= count).any()):
             raise BadResponse(
                 f"the server sent {indices.size} indices up to {indices.max(initial=0)} for "
                 f"{rows.size} components of {site} along {count} directions"
@@ -90,10 +90,11 @@ def check_widths(capture: Capture, widths: Sequence[int]) -> Sequence[int]:
     sites = capture.sent_sites
     if sites and len(widths) != len(sites):
         raise BadResponse(f"the server opened {len(widths)} sites, not the {len(sites)} asked")
-    if sites and capture.projection and {*widths} != {capture.projection.sent}:
+    sent = capture.projection.sent if capture.projection else None
+    if sites and sent is not None and {*widths} != {sent}:
         raise BadResponse(
-            f"the server opened rows of width {max(widths)}, but the projection has "
-            f"{capture.projection.sent} components to send"
+            f"the server opened rows of width {max(widths)}, but the projection has {sent} "
+            "components to send"
         )
     return widths
 

@@ -1,4 +1,4 @@
-"""Edits: an explanation rewritten, as a direction to steer along.
+"""Edits: an explanation rewritten, as a vector.
 
 From Fraser-Taliente, Kantamneni, Ong et al., "Natural Language Autoencoders Produce Unsupervised
 Explanations of LLM Activations", 2026.
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 from actserve.errors import InvalidRequest
 from actserve.nlas import nla_name
-from actserve.v1 import intervention_pb2
+from actserve.v1 import source_pb2
 
 
 @dataclass(frozen=True)
 class ExplanationEdit:
-    """The reconstruction of an edited explanation less that of the original, as what `Add` adds.
+    """The reconstruction of an edited explanation less that of the original: the vector of an
+    intervention at the site of the NLA.
 
     Both are of L2 norm sqrt(width), so only the direction of the difference has a meaning: use
-    `Add(..., relative=True)`, at the site of the NLA.
+    `Add(..., relative=True)`, `Ablate` or `Clamp`.
 
     - `original`: the explanation as it was.
     - `edited`: the explanation as it should be.
@@ -41,9 +42,9 @@ class ExplanationEdit:
             )
         nla_name(self.nla)
 
-    def to_proto(self) -> intervention_pb2.ExplanationEdit:
+    def to_proto(self) -> source_pb2.ExplanationEdit:
         """The edit as the contract writes it."""
-        return intervention_pb2.ExplanationEdit(
+        return source_pb2.ExplanationEdit(
             nla=nla_name(self.nla), original=self.original, edited=self.edited
         )
 

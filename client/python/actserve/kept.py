@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from actserve._checks import UINT32, distinct, several
 from actserve.errors import InvalidRequest
 from actserve.sites import Site, SiteLike, site_name
-from actserve.v1 import capture_pb2, intervention_pb2, kept_activations_service_pb2
+from actserve.v1 import capture_pb2, kept_activations_service_pb2, source_pb2
 
 _PREFIX = "keptActivations/"
 _MAX_SECONDS = 315_576_000_000
@@ -54,12 +54,14 @@ class Keep:
 
 @dataclass(frozen=True)
 class KeptRows:
-    """Some of the rows that are kept, as what `Replace` puts in place.
+    """Some of the rows that are kept, in place of an array: the rows of `Replace`, the directions
+    of a `Project` or a `Projection`, or, as one row, the vector of any other intervention.
 
     - `name`: what `Activations.kept` says.
-    - `site`: the site whose rows to take; each changed site's own when None.
+    - `site`: the site whose rows to take. When None, each changed site takes its own, and a
+      `Projection` those of the one site it reads. With heads, each takes its own part of a row.
     - `positions`: which of the positions kept, counted in the sequence they were captured from and
-      ascending; all when empty.
+      ascending; all when empty. One where a vector is wanted.
 
     Raises `InvalidRequest`.
     """
@@ -79,9 +81,9 @@ class KeptRows:
         object.__setattr__(self, "site", None if self.site is None else Site.parse(self.site))
         object.__setattr__(self, "positions", positions)
 
-    def to_proto(self) -> intervention_pb2.KeptRows:
+    def to_proto(self) -> source_pb2.KeptRows:
         """The rows as the contract names them."""
-        return intervention_pb2.KeptRows(
+        return source_pb2.KeptRows(
             name=self.name,
             site=None if self.site is None else Site.parse(self.site).to_proto(),
             positions=several(self.positions),

@@ -12,7 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from actserve._checks import integer
 from actserve.errors import InvalidRequest
-from actserve.tensors import Float32Array, as_array, encode
+from actserve.kept import KeptRows
+from actserve.sources import Matrix, checked_directions, matrix_to_proto, vector_to_proto
+from actserve.tensors import Float32Array, as_array
 from actserve.v1 import capture_pb2 as pb
 
 _COUNT = range(1, 2**32)
@@ -51,8 +53,8 @@ Activation: TypeAlias = Literal["relu"] | JumpReLU | TopK
 class Projection:
     """y = activation(D x + b) in place of each row x, computed in float32.
 
-    - `directions` D have shape [directions, width], or [width] for one; every site captured has
-      this width.
+    - `directions` D have shape [directions, width], or [width] for one, or are `KeptRows`; every
+      site captured has this width.
     - `bias` b has shape [directions]; zero by default. An encoder that subtracts p from its input
       has the bias b - D p.
     - `activation`: "relu", a `JumpReLU` or a `TopK`; none by default.
@@ -62,15 +64,15 @@ class Projection:
     Checks and copies what it is given when it is made, and raises `InvalidRequest`.
     """
 
-    directions: ArrayLike
+    directions: Matrix
     bias: ArrayLike | None = None
     activation: Activation | None = None
     send_top: int | None = None
 
     def __post_init__(self) -> None:
-        axes = ("directions", "width")
-        directions = np.atleast_2d(as_array(self.directions, "directions", axes, axes[1:]))
-        bias = None if self.bias is None else as_array(self.bias, "bias", axes[:1])
+        directions = checked_directions(self.directions, "directions")
+        count = None if isinstance(directions, KeptRows) else len(np.asarray(directions))
+        bias = None if self.bias is None else as_array(self.bias, "bias", ("directions",))
         thresholds = None
         if isinstance(self.activation, JumpReLU):
             thresholds = np.asarray(self.activation.thresholds)
@@ -81,10 +83,9 @@ class Projection:
                 reason="FIELD_INVALID",
             )
         for name, each in (("bias", bias), ("thresholds", thresholds)):
-            if each is not None and len(each) != len(directions):
+            if each is not None and count not in (None, len(each)):
                 raise InvalidRequest(
-                    f"{name} has {len(each)} elements for {len(directions)} directions; give one "
-                    "for each",
+                    f"{name} has {len(each)} elements for {count} directions; give one for each",
                     reason="TENSOR_SIZE_MISMATCH",
                 )
         if self.send_top is not None:
@@ -93,25 +94,27 @@ class Projection:
         object.__setattr__(self, "bias", bias)
 
     @property
-    def count(self) -> int:
-        """Directions."""
-        return len(np.asarray(self.directions))
+    def count(self) -> int | None:
+        """Directions; None where only the server knows, which has kept them."""
+        return None if isinstance(self.directions, KeptRows) else len(np.asarray(self.directions))
 
     @property
-    def sent(self) -> int:
-        """Components sent for each row."""
-        return self.count if self.send_top is None else min(self.send_top, self.count)
+    def sent(self) -> int | None:
+        """Components sent for each row; None where only the server knows."""
+        if self.send_top is None or self.count is None:
+            return self.count
+        return min(self.send_top, self.count)
 
     def to_proto(self) -> pb.Projection:
         """The projection as the contract writes it."""
         proto = pb.Projection(
-            directions=encode(self.directions),
-            bias=None if self.bias is None else encode(self.bias),
+            directions=matrix_to_proto(self.directions),
+            bias=None if self.bias is None else vector_to_proto(self.bias),
             send_top=self.send_top,
         )
         match self.activation:
             case JumpReLU(thresholds):
-                proto.jump_relu.thresholds.CopyFrom(encode(thresholds))
+                proto.jump_relu.thresholds.CopyFrom(vector_to_proto(thresholds))
             case TopK(k):
                 proto.top_k.k = k
             case "relu":

@@ -1,7 +1,8 @@
 """Steering: changes made to activations while tokens are computed.
 
 In the formulas x is one row of a site, a vector; |v| is the norm of v, and u = v / |v|. Vectors are
-numpy arrays, torch tensors or lists of finite numbers, and are sent as float32.
+numpy arrays, torch tensors or lists of finite numbers, which are sent as float32; or what the
+server has or makes: kept rows, or an edited explanation (see `sources`).
 """
 
 from abc import ABC, abstractmethod
@@ -10,15 +11,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from actserve._checks import UINT32, finite, integer
-from actserve.edits import ExplanationEdit
 from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows
 from actserve.positions import Positions, positions_to_proto
 from actserve.sites import SiteLike, parse_sites
-from actserve.tensors import as_array, as_direction, as_vector, check_independent, encode
+from actserve.sources import (
+    Matrix,
+    Vector,
+    checked_directions,
+    checked_matrix,
+    checked_vector,
+    matrix_to_proto,
+    vector_to_proto,
+)
+from actserve.tensors import as_direction, as_vector, check_independent
 from actserve.v1 import intervention_pb2 as pb
 
 
@@ -85,29 +93,31 @@ class Add(Intervention):
     """x + c v, or with `relative` x + c |x| u: steering (Turner et al., "Activation Addition",
     2023).
 
-    `vector` v has shape [width], or is an `ExplanationEdit`; `coefficient` c is in units of the
-    activation itself. With `relative` it is in units of the row's norm, which differs by orders of
-    magnitude over layers; then v must not be zero.
+    `vector` v has shape [width]; `coefficient` c is in units of the activation itself. With
+    `relative` it is in units of the row's norm, which differs by orders of magnitude over layers;
+    then v must not be zero.
     """
 
-    vector: ArrayLike | ExplanationEdit
+    vector: Vector
     coefficient: float = 1.0
     relative: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.vector, ExplanationEdit):
-            check = as_direction if self.relative else as_vector
-            self._set(vector=check(self.vector, "vector"))
-        self._set(coefficient=finite(self.coefficient, "coefficient"))
+        check = as_direction if self.relative else as_vector
+        self._set(
+            vector=checked_vector(self.vector, "vector", check),
+            coefficient=finite(self.coefficient, "coefficient"),
+        )
 
     def _operation(self) -> Mapping[str, Any]:
-        add = pb.AddOperation(coefficient=self.coefficient, relative=self.relative)
-        if isinstance(self.vector, ExplanationEdit):
-            add.edit.CopyFrom(self.vector.to_proto())
-        else:
-            add.vector.CopyFrom(encode(self.vector))
-        return {"add": add}
+        return {
+            "add": pb.AddOperation(
+                vector=vector_to_proto(self.vector),
+                coefficient=self.coefficient,
+                relative=self.relative,
+            )
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,20 +129,20 @@ class Ablate(Intervention):
     two reflects it.
     """
 
-    direction: ArrayLike
+    direction: Vector
     coefficient: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._set(
-            direction=as_direction(self.direction, "direction"),
+            direction=checked_vector(self.direction, "direction", as_direction),
             coefficient=finite(self.coefficient, "coefficient"),
         )
 
     def _operation(self) -> Mapping[str, Any]:
         return {
             "ablate": pb.AblateOperation(
-                direction=encode(self.direction), coefficient=self.coefficient
+                direction=vector_to_proto(self.direction), coefficient=self.coefficient
             )
         }
 
@@ -146,17 +156,19 @@ class Project(Intervention):
     they need not be orthogonal or of any norm.
     """
 
-    directions: ArrayLike
+    directions: Matrix
     away: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        axes = ("directions", "width")
-        directions = np.atleast_2d(as_array(self.directions, "directions", axes, axes[1:]))
-        self._set(directions=check_independent(directions, "directions"))
+        directions = checked_directions(self.directions, "directions")
+        if not isinstance(directions, KeptRows):
+            check_independent(np.asarray(directions), "directions")
+        self._set(directions=directions)
 
     def _operation(self) -> Mapping[str, Any]:
-        return {"project": pb.ProjectOperation(directions=encode(self.directions), away=self.away)}
+        directions = matrix_to_proto(self.directions)
+        return {"project": pb.ProjectOperation(directions=directions, away=self.away)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +180,7 @@ class Clamp(Intervention):
     given, in units of the activation itself; None is no bound.
     """
 
-    direction: ArrayLike
+    direction: Vector
     minimum: float | None = None
     maximum: float | None = None
 
@@ -190,12 +202,14 @@ class Clamp(Intervention):
                 "exchange them",
                 reason="FIELD_INVALID",
             )
-        self._set(direction=as_direction(self.direction, "direction"), **bounds)
+        self._set(direction=checked_vector(self.direction, "direction", as_direction), **bounds)
 
     def _operation(self) -> Mapping[str, Any]:
         return {
             "clamp": pb.ClampOperation(
-                direction=encode(self.direction), minimum=self.minimum, maximum=self.maximum
+                direction=vector_to_proto(self.direction),
+                minimum=self.minimum,
+                maximum=self.maximum,
             )
         }
 
@@ -210,19 +224,14 @@ class Replace(Intervention):
     named instead, by `Activations.kept` or as `KeptRows`.
     """
 
-    rows: ArrayLike | KeptRows
+    rows: Matrix
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.rows, str):
-            self._set(rows=KeptRows(self.rows))
-        elif not isinstance(self.rows, KeptRows):
-            self._set(rows=as_array(self.rows, "rows", ("positions", "width"), ("width",)))
+        self._set(rows=checked_matrix(self.rows, "rows", ("positions", "width"), ("width",)))
 
     def _operation(self) -> Mapping[str, Any]:
-        if isinstance(self.rows, KeptRows):
-            return {"replace": pb.ReplaceOperation(kept=self.rows.to_proto())}
-        return {"replace": pb.ReplaceOperation(rows=encode(self.rows))}
+        return {"replace": pb.ReplaceOperation(rows=matrix_to_proto(self.rows))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,23 +242,26 @@ class Swap(Intervention):
     `first` and `second` have shape [width] and are neither zero nor parallel.
     """
 
-    first: ArrayLike
-    second: ArrayLike
+    first: Vector
+    second: Vector
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        first, second = as_direction(self.first, "first"), as_direction(self.second, "second")
-        if first.shape != second.shape:
-            raise InvalidRequest(
-                f"first is {len(first)} wide and second is {len(second)}; both have the width of "
-                "the site",
-                reason="TENSOR_WIDTH_MISMATCH",
-            )
-        check_independent(np.stack([first, second]), "first and second")
+        first = checked_vector(self.first, "first", as_direction)
+        second = checked_vector(self.second, "second", as_direction)
+        if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+            if first.shape != second.shape:
+                raise InvalidRequest(
+                    f"first is {len(first)} wide and second is {len(second)}; both have the width "
+                    "of the site",
+                    reason="TENSOR_WIDTH_MISMATCH",
+                )
+            check_independent(np.stack([first, second]), "first and second")
         self._set(first=first, second=second)
 
     def _operation(self) -> Mapping[str, Any]:
-        return {"swap": pb.SwapOperation(first=encode(self.first), second=encode(self.second))}
+        first, second = vector_to_proto(self.first), vector_to_proto(self.second)
+        return {"swap": pb.SwapOperation(first=first, second=second)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,14 +279,14 @@ class Mean(Intervention):
     `mean` m has shape [width]; over which data is your choice.
     """
 
-    mean: ArrayLike
+    mean: Vector
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set(mean=as_vector(self.mean, "mean"))
+        self._set(mean=checked_vector(self.mean, "mean"))
 
     def _operation(self) -> Mapping[str, Any]:
-        return {"mean": pb.MeanOperation(mean=encode(self.mean))}
+        return {"mean": pb.MeanOperation(mean=vector_to_proto(self.mean))}
 
 
 def steer_to_proto(steer: Intervention | Iterable[Intervention]) -> list[pb.Intervention]:

@@ -19,6 +19,8 @@ class Kind(Enum):
     """A resource of that name does not exist."""
     UNAVAILABLE = auto()
     """Try again, here or elsewhere."""
+    UNIMPLEMENTED = auto()
+    """The contract has it, and this server does not serve it yet."""
     RESOURCE_EXHAUSTED = auto()
     """A transport limit or quota is reached."""
     UNAUTHENTICATED = auto()
@@ -72,6 +74,7 @@ class Reason(StrEnum):
     NLA_UNREACHABLE = auto()
     BASELINE_NOT_FOUND = auto()
     FEATURE_DISABLED = auto()
+    FEATURE_NOT_SERVED = auto()
     TOO_MANY_ROWS = auto()
     QUESTION_INVALID = auto()
     ENGINE_DEAD = auto()
@@ -87,6 +90,7 @@ _KINDS: Mapping[Reason, Kind] = {
     Reason.NLA_UNREACHABLE: Kind.UNAVAILABLE,
     Reason.BASELINE_NOT_FOUND: Kind.NOT_FOUND,
     Reason.FEATURE_DISABLED: Kind.FAILED_PRECONDITION,
+    Reason.FEATURE_NOT_SERVED: Kind.UNIMPLEMENTED,
     Reason.KEPT_QUOTA_EXCEEDED: Kind.RESOURCE_EXHAUSTED,
     Reason.MESSAGE_TOO_LARGE: Kind.RESOURCE_EXHAUSTED,
     Reason.QUEUE_FULL: Kind.UNAVAILABLE,

@@ -5,7 +5,6 @@ from itertools import chain
 
 from actserve.v1 import capture_pb2 as pb
 from actserve_server.domain.errors import ActserveError, Reason
-from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType
 from actserve_server.readouts.plan import AttentionReadout, Placed, Plan, Readout, RowReadout
@@ -16,6 +15,7 @@ from actserve_server.rpc.positions import Place
 from actserve_server.rpc.predictions import predictions
 from actserve_server.rpc.projections import projection, send_top
 from actserve_server.rpc.sites import sites
+from actserve_server.rpc.sources import Found
 
 _REDUCTIONS = {
     pb.REDUCTION_UNSPECIFIED: None,
@@ -100,8 +100,9 @@ NOTHING = CaptureRequest(
 """The capture of a call without one."""
 
 
-def capture(wire: pb.CaptureSpec, info: ModelInfo, field: str) -> CaptureRequest:
+def capture(wire: pb.CaptureSpec, found: Found, field: str) -> CaptureRequest:
     """What to read, with everything checked that does not depend on a sequence."""
+    info = found.info
     others: list[tuple[Readout, str]] = []
     if wire.HasField("predictions"):
         at = f"{field}.predictions"
@@ -109,7 +110,7 @@ def capture(wire: pb.CaptureSpec, info: ModelInfo, field: str) -> CaptureRequest
     for index, item in enumerate(wire.attention):
         at = f"{field}.attention[{index}]"
         others.append((attention(item, index, info, at), f"{at}.queries"))
-    rows = _rows(wire, info, field) if wire.sites or not others else None
+    rows = _rows(wire, found, field) if wire.sites or not others else None
     if rows is None:
         _refuse_without_sites(wire, field)
     element_type = ElementType.F32 if rows and rows.computed else info.element_type
@@ -125,11 +126,12 @@ def capture(wire: pb.CaptureSpec, info: ModelInfo, field: str) -> CaptureRequest
     )
 
 
-def _rows(wire: pb.CaptureSpec, info: ModelInfo, field: str) -> RowReadout:
+def _rows(wire: pb.CaptureSpec, found: Found, field: str) -> RowReadout:
+    info = found.info
     where = sites(wire.sites, info, f"{field}.sites")
     projected, top = None, None
     if wire.HasField("projection"):
-        projected = projection(wire.projection, where, info, f"{field}.projection")
+        projected = projection(wire.projection, where, found, f"{field}.projection")
         top = send_top(wire.projection, len(projected.directions), f"{field}.projection")
     readout = RowReadout(
         sites=where,

@@ -27,6 +27,7 @@ _CODES = {
     Kind.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
     Kind.FAILED_PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
     Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    Kind.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
     Kind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Kind.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Kind.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
@@ -68,7 +69,7 @@ def _details(error: ActserveError, message: str, call: Call) -> list[Message]:
         ),
         error_details_pb2.RequestInfo(request_id=call.id),
     ]
-    if error.kind is Kind.INVALID_ARGUMENT and error.field:
+    if error.kind in (Kind.INVALID_ARGUMENT, Kind.UNIMPLEMENTED) and error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=error.field, description=message, reason=error.reason.value
         )

@@ -1,15 +1,16 @@
-"""Edited explanations as steering vectors: computed before the intervention is parsed, which then
-is what it would be had the vector been sent."""
+"""Edited explanations as vectors: computed before the interventions are parsed, which then are what
+they would be had the vectors been sent."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
 from actserve.v1 import intervention_pb2 as pb
+from actserve.v1 import source_pb2
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
-from actserve_server.rpc import chunks, nla_inputs, served_nlas
+from actserve_server.rpc import nla_inputs, served_nlas, sources
 from actserve_server.rpc.calls import current_call
 from actserve_server.rpc.served_nlas import Nlas, ServedNla
 from actserve_server.rpc.sites import sites
@@ -19,31 +20,35 @@ NEGLIGIBLE = 1e-3
 most: what is left is rounding, which depends on what else was in the batch."""
 
 
-async def with_vectors(
+async def vectors(
     wire: Sequence[pb.Intervention], autoencoders: Nlas, info: ModelInfo, field: str
-) -> list[pb.Intervention]:
-    """The interventions, with a vector in place of every edit. All edits are checked before the
-    first vector is computed."""
-    fields = {i: f"{field}[{i}]" for i, item in enumerate(wire) if item.add.HasField("edit")}
-    chosen = {i: _check(wire[i], autoencoders, info, at) for i, at in fields.items()}
-    made = list(wire)
-    for index, nla in chosen.items():
-        run_id = f"{current_call().id}-edit{index}"
-        made[index] = await _with_vector(wire[index], nla, run_id, fields[index])
+) -> Mapping[str, np.ndarray]:
+    """The vector of every edit, by the field of its source. All edits are checked before the first
+    vector is computed."""
+    edits: dict[str, tuple[source_pb2.ExplanationEdit, str, ServedNla]] = {}
+    for index, item in enumerate(wire):
+        of = f"{field}[{index}]"
+        for at, source in sources.named(item, of):
+            if isinstance(source, source_pb2.VectorSource) and source.HasField("edit"):
+                nla = _check(source.edit, item, autoencoders, info, of, f"{at}.edit")
+                edits[at] = source.edit, of, nla
+    made: dict[str, np.ndarray] = {}
+    for number, (at, (edit, of, nla)) in enumerate(edits.items()):
+        made[at] = await _vector(edit, nla, f"{current_call().id}-edit{number}", of, f"{at}.edit")
     return made
 
 
-def _check(wire: pb.Intervention, autoencoders: Nlas, info: ModelInfo, field: str) -> ServedNla:
-    """The autoencoder of the edit of an intervention."""
-    at, edit = f"{field}.add.edit", wire.add.edit
-    if wire.add.HasField("vector"):
-        raise ActserveError(
-            Reason.FIELD_INVALID,
-            f"{field}.add has a vector and an edit, each of which says what to add; leave out one",
-            field=at,
-        )
+def _check(
+    edit: source_pb2.ExplanationEdit,
+    wire: pb.Intervention,
+    autoencoders: Nlas,
+    info: ModelInfo,
+    field: str,
+    at: str,
+) -> ServedNla:
+    """The autoencoder of an edit, at the field `at`, of an intervention."""
     first, *others = sites(wire.sites, info, f"{field}.sites")
-    with _named_as_sent(field):
+    with _named_as_sent(field, at):
         nla = served_nlas.find(autoencoders, edit.nla, first)
         nla.check_reconstructs("an edit", "nla")
     if others:
@@ -55,39 +60,32 @@ def _check(wire: pb.Intervention, autoencoders: Nlas, info: ModelInfo, field: st
         )
     original = nla_inputs.text(edit.original, f"{at}.original")
     if nla_inputs.text(edit.edited, f"{at}.edited").strip() == original.strip():
-        raise _nothing_changed(field)
+        raise _nothing_changed(at)
     return nla
 
 
-async def _with_vector(
-    wire: pb.Intervention, nla: ServedNla, run_id: str, field: str
-) -> pb.Intervention:
-    """The intervention with the vector of its edit."""
-    edit = wire.add.edit
-    with _named_as_sent(field):
+async def _vector(
+    edit: source_pb2.ExplanationEdit, nla: ServedNla, run_id: str, field: str, at: str
+) -> np.ndarray:
+    with _named_as_sent(field, at):
         vector = await nla.edit(run_id, edit.original, edit.edited, current_call())
     if np.linalg.norm(vector) < NEGLIGIBLE * np.sqrt(len(vector)):
-        raise _nothing_changed(field)
-    made = pb.Intervention()
-    made.CopyFrom(wire)
-    made.add.ClearField("edit")
-    made.add.vector.CopyFrom(chunks.tensor(vector))
-    return made
+        raise _nothing_changed(at)
+    return vector
 
 
-def _nothing_changed(field: str) -> ActserveError:
+def _nothing_changed(at: str) -> ActserveError:
     return ActserveError(
         Reason.TENSOR_DEGENERATE,
-        "the original and the edited text are reconstructed as the same row, so there is nothing "
-        "to add; edit what the explanation says",
-        field=f"{field}.add.edit.edited",
+        "the original and the edited text are reconstructed as the same row, so their difference "
+        "is no vector; edit what the explanation says",
+        field=f"{at}.edited",
     )
 
 
 @contextmanager
-def _named_as_sent(field: str) -> Iterator[None]:
+def _named_as_sent(field: str, at: str) -> Iterator[None]:
     """Makes errors about a call of the autoencoder name the fields of the intervention."""
-    at = f"{field}.add.edit"
     fields = {
         "site": f"{field}.sites[0]",
         "nla": f"{at}.nla",

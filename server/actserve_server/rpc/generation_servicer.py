@@ -20,7 +20,7 @@ from actserve_server.domain.runs import Finished, Run, Tokens
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import Plan, captures
-from actserve_server.rpc import interventions, models, prompts, reports
+from actserve_server.rpc import interventions, models, prompts, reports, sources
 from actserve_server.rpc.calls import current_call
 from actserve_server.rpc.captures import NOTHING, CaptureRequest, capture
 from actserve_server.rpc.endings import FINISH_REASONS, usage
@@ -29,6 +29,7 @@ from actserve_server.rpc.positions import Place
 from actserve_server.rpc.results import Results
 from actserve_server.rpc.sampling import sampling
 from actserve_server.rpc.served_nlas import Nlas
+from actserve_server.rpc.sources import Found
 from actserve_server.rpc.tensors import WIRE_ELEMENT_TYPES
 
 
@@ -151,8 +152,10 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage(call)))
 
     async def _capture(self, wire: capture_pb2.CaptureSpec) -> CaptureRequest:
+        kept = sources.look_up(dict(sources.named(wire, "capture")), self._store)
+        found = Found(info=self._engine.info, kept=kept)
         # In a thread: a projection may be tens of megabytes.
-        wanted = await asyncio.to_thread(capture, wire, self._engine.info, "capture")
+        wanted = await asyncio.to_thread(capture, wire, found, "capture")
         self._store.check_ttl(wanted.ttl_s)
         return wanted
 

@@ -1,7 +1,7 @@
 """Interventions from the wire, parsed once a call and then placed into each sequence."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actserve.v1 import intervention_pb2
@@ -11,13 +11,14 @@ from actserve_server.domain.operations import Operation, Replace
 from actserve_server.domain.positions import Positions, Selection
 from actserve_server.domain.runs import Intervention
 from actserve_server.domain.sites import Site
-from actserve_server.readouts.kept import Kept, KeptStore
-from actserve_server.rpc import explanation_edits, kept_rows, operations, positions
+from actserve_server.readouts.kept import KeptStore
+from actserve_server.rpc import explanation_edits, operations, positions, sources
 from actserve_server.rpc.heads import check_heads, row_shape
-from actserve_server.rpc.operations import Part, Target
+from actserve_server.rpc.operations import Part
 from actserve_server.rpc.positions import Place
 from actserve_server.rpc.served_nlas import Nlas
 from actserve_server.rpc.sites import sites
+from actserve_server.rpc.sources import Found, Target
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -91,10 +92,16 @@ async def interventions(
 ) -> tuple[InterventionRequest, ...]:
     """What to change, in order, with the rows and vectors that this server has or makes for it."""
     _check_count(len(wire), info, field)
-    kept = kept_rows.look_up(wire, store, field)
-    valued = await explanation_edits.with_vectors(wire, autoencoders, info, field)
+    named = {
+        at: source
+        for index, item in enumerate(wire)
+        for at, source in sources.named(item, f"{field}[{index}]")
+    }
+    kept = sources.look_up(named, store)
+    edits = await explanation_edits.vectors(wire, autoencoders, info, field)
+    found = Found(info=info, kept=kept, edits=edits)
     # In a thread: whether thousands of directions are independent takes seconds to find out.
-    return await asyncio.to_thread(_parse, valued, kept, info, field)
+    return await asyncio.to_thread(_parse, wire, found, field)
 
 
 def placed(edits: Sequence[InterventionRequest], place: Place) -> tuple[Intervention, ...]:
@@ -115,55 +122,64 @@ def _check_count(count: int, info: ModelInfo, field: str) -> None:
 
 
 def _parse(
-    wire: Sequence[intervention_pb2.Intervention],
-    kept: Mapping[str, Kept],
-    info: ModelInfo,
-    field: str,
+    wire: Sequence[intervention_pb2.Intervention], found: Found, field: str
 ) -> tuple[InterventionRequest, ...]:
-    return tuple(
-        _intervention(item, kept, info, f"{field}[{index}]") for index, item in enumerate(wire)
-    )
+    return tuple(_intervention(item, found, f"{field}[{index}]") for index, item in enumerate(wire))
 
 
 def _intervention(
-    wire: intervention_pb2.Intervention, kept: Mapping[str, Kept], info: ModelInfo, field: str
+    wire: intervention_pb2.Intervention, found: Found, field: str
 ) -> InterventionRequest:
+    info = found.info
     where = sites(wire.sites, info, f"{field}.sites")
     for index, site in enumerate(where):
         info.check_changeable(site, f"{field}.sites[{index}]")
     chosen = tuple(wire.heads)
     _check_heads(where, chosen, info, f"{field}.heads")
     _check_alike(where, chosen, info, f"{field}.sites")
-    if kept_rows.is_named(wire):
-        at = f"{field}.replace.kept"
-        parts = kept_rows.parts(wire.replace.kept, kept, where, chosen, info, at)
-    else:
-        target = _target(where[0], chosen, info)
-        parts = (Part(where, operations.operation(wire, target, field), chosen),)
+    parts = tuple(
+        Part(at, operations.operation(wire, _target(at, heads, info), found, field), heads)
+        for at, heads in _parts(wire, where, chosen)
+    )
     return InterventionRequest(
         parts=parts,
         positions=positions.selector(wire, info, f"{field}.positions"),
         allow_unused=wire.allow_unused,
-        row_each=_row_each(wire, parts[0].operation, f"{field}.replace"),
+        row_each=_row_each(wire, parts[0].operation, f"{field}.replace.rows"),
         field=field,
     )
 
 
+def _parts(
+    wire: intervention_pb2.Intervention, where: tuple[Site, ...], heads: tuple[int, ...]
+) -> list[tuple[tuple[Site, ...], tuple[int, ...]]]:
+    """Sites and heads that one operation fits: each site by itself where it takes kept rows of its
+    own, and each head where it takes its own part of kept rows."""
+    every = [source for _, source in sources.named(wire, "")]
+    apart = any(map(sources.takes_own_rows, every))
+    groups = [(site,) for site in where] if apart else [where]
+    of_kept = any(source.WhichOneof("source") == "kept" for source in every)
+    by_head = [(head,) for head in heads] if of_kept and heads else [heads]
+    return [(group, part) for group in groups for part in by_head]
+
+
 def _row_each(wire: intervention_pb2.Intervention, operation: Operation, field: str) -> str | None:
-    if not isinstance(operation, Replace):
+    if not isinstance(operation, Replace) or sources.is_one_row(wire.replace.rows):
         return None
-    if kept_rows.is_named(wire):
-        return f"{field}.kept" if len(operation.rows) > 1 else None
-    return f"{field}.rows" if len(wire.replace.rows.shape) == 2 else None
+    kind = wire.replace.rows.WhichOneof("source")
+    if kind == "kept" and len(operation.rows) == 1:
+        return None
+    return f"{field}.{kind}"
 
 
-def _target(site: Site, heads: tuple[int, ...], info: ModelInfo) -> Target:
-    """What the operation works on, the same at all sites of the intervention."""
-    here = info.at(site)
+def _target(where: tuple[Site, ...], heads: tuple[int, ...], info: ModelInfo) -> Target:
+    """What the operation works on, the same at all these sites and heads."""
+    here = info.at(where[0])
     return Target(
+        sites=where,
+        head=heads[0] if heads else None,
         width=here.width // here.heads if heads else here.width,
-        name=f"a head of {site}" if heads else f"a row of {site}",
-        element_type=info.element_type,
+        name=f"a head of {where[0]}" if heads else f"a row of {where[0]}",
     )
 
 

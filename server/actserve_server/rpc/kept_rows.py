@@ -1,98 +1,104 @@
-"""Kept rows named by an intervention: looked up, checked, and cut to what each site and head
-takes of them."""
+"""Kept rows named by a request: looked up, checked, and cut to what each site and head takes of
+them."""
 
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 
-from actserve.v1 import intervention_pb2 as pb
+from actserve.v1 import source_pb2 as pb
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
-from actserve_server.domain.operations import Replace
 from actserve_server.domain.sites import Site
 from actserve_server.readouts.kept import Kept, KeptStore
 from actserve_server.rpc.heads import row_shape
-from actserve_server.rpc.operations import Part
 from actserve_server.rpc.sites import site
 
 
-def is_named(wire: pb.Intervention) -> bool:
-    """Whether the intervention replaces with kept rows."""
-    named = wire.WhichOneof("operation") == "replace"
-    return named and wire.replace.WhichOneof("source") == "kept"
-
-
-def look_up(wire: Sequence[pb.Intervention], store: KeptStore, field: str) -> Mapping[str, Kept]:
-    """All that interventions name, by name. To be called on the event loop's thread."""
-    found: dict[str, Kept] = {}
-    for index, item in enumerate(wire):
-        if is_named(item):
-            at, name = f"{field}[{index}].replace.kept.name", item.replace.kept.name
-            if not name:
-                raise ActserveError(
-                    Reason.FIELD_REQUIRED,
-                    f"{at} is not set; send what `kept` was when the capture had finished",
-                    field=at,
-                )
-            found[name] = store.get(name)
-    return found
-
-
-def parts(
-    wire: pb.KeptRows,
-    kept: Mapping[str, Kept],
-    where: tuple[Site, ...],
-    heads: tuple[int, ...],
-    info: ModelInfo,
-    field: str,
-) -> tuple[Part, ...]:
-    """Replacements of the rows of some sites, or of some heads in them, by kept ones.
-
-    Each site takes its own rows unless another's are named, and each head its own part of a row.
-    """
-    rows_of = kept[wire.name]
-    positions = tuple(wire.positions)
-    if any(before >= after for before, after in pairwise(positions)):
+def look_up(wire: pb.KeptRows, store: KeptStore, at: str) -> Kept:
+    """What the rows are some of. To be called on the event loop's thread."""
+    if not wire.name:
         raise ActserveError(
-            Reason.FIELD_INVALID,
-            "the positions are not ascending; send each once, in ascending order",
-            field=f"{field}.positions",
+            Reason.FIELD_REQUIRED,
+            f"{at}.name is not set; send what `kept` was when the capture had finished",
+            field=f"{at}.name",
         )
-    if not wire.HasField("site"):
-        return tuple(
-            part
-            for each in where
-            for part in _parts(
-                (each,), _finite(rows_of.rows(each, positions, field), each, field), heads, info
+    return store.get(wire.name)
+
+
+@dataclass(slots=True)
+class KeptCache:
+    """The kept rows that one call uses, as float32: the heads of a site share an array."""
+
+    _rows: dict[tuple[str, Site, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def rows(
+        self,
+        wire: pb.KeptRows,
+        kept: Kept,
+        where: tuple[Site, ...],
+        head: int | None,
+        info: ModelInfo,
+        at: str,
+    ) -> np.ndarray:
+        """The rows for some sites that share them, or for a head of these: float32 [positions,
+        width], every element finite. Without a site of their own they are those of `where`."""
+        source = where[0]
+        if wire.HasField("site"):
+            source = site(wire.site, info, f"{at}.site")
+            _check_fits(source, where[0], info, f"{at}.site", heads=head is not None)
+        positions = tuple(wire.positions)
+        if any(before >= after for before, after in pairwise(positions)):
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                "the positions are not ascending; send each once, in ascending order",
+                field=f"{at}.positions",
             )
-        )
-    source = site(wire.site, info, f"{field}.site")
-    rows = _finite(rows_of.rows(source, positions, field), source, field)
-    given, wanted = (row_shape(each, info, heads=bool(heads)) for each in (source, where[0]))
+        rows = self._of(kept, source, positions, info, at)
+        if head is None:
+            return rows
+        width = rows.shape[1] // info.at(source).heads
+        return rows[:, head * width : (head + 1) * width]
+
+    def _of(
+        self, kept: Kept, source: Site, positions: tuple[int, ...], info: ModelInfo, at: str
+    ) -> np.ndarray:
+        key = kept.name, source, positions
+        if key not in self._rows:
+            rows = kept.rows(source, positions, at)
+            _check_finite(rows, source, at)
+            self._count(rows.size * info.element_type.itemsize, info, at)
+            self._rows[key] = rows
+        return self._rows[key]
+
+    def _count(self, taken: int, info: ModelInfo, at: str) -> None:
+        """Bounds what a short request can make the server hold."""
+        limit = info.limits.max_capture_bytes
+        self._bytes += taken
+        if self._bytes > limit:
+            raise ActserveError(
+                Reason.TOO_MANY_ROWS,
+                f"the kept rows named up to here take {self._bytes} bytes, but may take at most "
+                f"{limit}; name fewer sites or positions, or make several calls",
+                field=at,
+                metadata={"bytes": self._bytes, "limit": limit},
+            )
+
+
+def _check_fits(source: Site, target: Site, info: ModelInfo, field: str, *, heads: bool) -> None:
+    given, wanted = (row_shape(each, info, heads=heads) for each in (source, target))
     if given != wanted:
         raise ActserveError(
             Reason.TENSOR_WIDTH_MISMATCH,
-            f"the kept rows of {source} are {given}, but {where[0]} is {wanted}; take those of a "
+            f"the kept rows of {source} are {given}, but {target} is {wanted}; take those of a "
             "site of the same shape",
-            field=f"{field}.site",
+            field=field,
             metadata={"site": source},
         )
-    return tuple(_parts(where, rows, heads, info))
 
 
-def _parts(
-    where: tuple[Site, ...], rows: np.ndarray, heads: tuple[int, ...], info: ModelInfo
-) -> list[Part]:
-    if not heads:
-        return [Part(where, Replace(rows))]
-    width = rows.shape[1] // info.at(where[0]).heads
-    return [
-        Part(where, Replace(rows[:, head * width : (head + 1) * width]), (head,)) for head in heads
-    ]
-
-
-def _finite(rows: np.ndarray, source: Site, field: str) -> np.ndarray:
+def _check_finite(rows: np.ndarray, source: Site, field: str) -> None:
     if not np.isfinite(rows).all():
         raise ActserveError(
             Reason.TENSOR_NOT_FINITE,
@@ -101,4 +107,3 @@ def _finite(rows: np.ndarray, source: Site, field: str) -> np.ndarray:
             field=field,
             metadata={"site": source},
         )
-    return rows

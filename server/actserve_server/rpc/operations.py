@@ -1,4 +1,4 @@
-"""Operations from the wire: the one place where their tensors and numbers are checked."""
+"""Operations from the wire: the one place where their vectors and numbers are checked."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,8 @@ from actserve_server.domain.operations import (
 )
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType, convert, to_float32
-from actserve_server.rpc import tensors
+from actserve_server.rpc import sources, tensors
+from actserve_server.rpc.sources import Found, Target
 
 INDEPENDENCE = 1e-4
 """The least singular value that directions, each divided by its norm, must have. Dependent ones
@@ -30,17 +31,6 @@ have about 1e-7, rounded to float32; two at an angle of a hundredth of a degree 
 _OPERATIONS = ", ".join(
     field.name for field in pb.Intervention.DESCRIPTOR.oneofs_by_name["operation"].fields
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What an operation works on: a row of some sites, or the part of a head in it."""
-
-    width: int
-    name: str
-    """For messages, such as "a row of resid_post.3"."""
-    element_type: ElementType
-    """The model's, in which the result must be finite."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,33 +43,32 @@ class Part:
     heads: tuple[int, ...] = ()
 
 
-def operation(wire: pb.Intervention, target: Target, field: str) -> Operation:
+def operation(wire: pb.Intervention, target: Target, found: Found, field: str) -> Operation:
     """The operation of an intervention, with every tensor as the domain promises it."""
     kind = wire.WhichOneof("operation")
-    at = f"{field}.{kind}"
+    read = _Reader(getattr(wire, kind) if kind else None, target, found, f"{field}.{kind}")
     match kind:
         case "add":
-            return _add(wire.add, target, at)
+            return _add(wire.add, read)
         case "ablate":
-            direction = _direction(wire.ablate, "direction", target, at)
-            coefficient = _number(wire.ablate, "coefficient", target, at)
+            direction = read.direction("direction")
+            coefficient = read.number("coefficient")
             return Ablate(direction, 1.0 if coefficient is None else coefficient)
         case "project":
-            return Project(_directions(wire.project, target, at), wire.project.away)
+            return Project(_directions(read), wire.project.away)
         case "clamp":
-            return _clamp(wire.clamp, target, at)
+            return _clamp(read)
         case "replace":
-            return Replace(_rows(wire.replace, target, at))
+            return Replace(_rows(wire.replace, read))
         case "swap":
-            first = _direction(wire.swap, "first", target, at)
-            second = _direction(wire.swap, "second", target, at)
-            _check_independent(np.stack([first, second]), f"{at}.second")
+            first, second = read.direction("first"), read.direction("second")
+            _check_independent(np.stack([first, second]), read.at("second"))
             return Swap(first, second)
         case "zero":
             return Zero()
         case "mean":
-            mean = _vector(wire.mean, "mean", target, at)
-            _check_fits(mean, "the mean", target, f"{at}.mean")
+            mean = read.vector("mean")
+            read.check_fits(mean, "the mean", "mean")
             return Mean(mean)
         case _:
             raise ActserveError(
@@ -89,108 +78,128 @@ def operation(wire: pb.Intervention, target: Target, field: str) -> Operation:
             )
 
 
-def _add(wire: pb.AddOperation, target: Target, field: str) -> Add:
-    if not wire.HasField("vector"):
-        raise ActserveError(
-            Reason.FIELD_REQUIRED,
-            f"{field}.vector is not set; send a tensor of shape [{target.width}], or set edit",
-            field=f"{field}.vector",
-        )
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads the fields of one operation's message."""
+
+    wire: Any
+    target: Target
+    found: Found
+    field: str
+
+    def at(self, name: str) -> str:
+        """The field of that name."""
+        return f"{self.field}.{name}"
+
+    def vector(self, name: str) -> np.ndarray:
+        if not self.wire.HasField(name):
+            raise sources.unset(self.at(name), f"[{self.target.width}]")
+        return sources.vector(getattr(self.wire, name), self.target, self.found, self.at(name))
+
+    def direction(self, name: str) -> np.ndarray:
+        """A vector that is not zero."""
+        vector = self.vector(name)
+        _check_nonzero(vector, f"the {name}", self.at(name))
+        return vector
+
+    def matrix(self, name: str) -> np.ndarray:
+        if not self.wire.HasField(name):
+            raise sources.unset(self.at(name), f"[{name}, {self.target.width}]")
+        return sources.matrix(getattr(self.wire, name), self.target, self.found, self.at(name))
+
+    def number(self, name: str) -> float | None:
+        """A number that the model's element type holds; None when unset."""
+        if not self.wire.HasField(name):
+            return None
+        value = getattr(self.wire, name)
+        _check_finite(value, name, self.field)
+        if not self._fits(np.array([value], np.float32)):
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                f"{name} {value:g} overflows {self._element_type}, in which this model computes; "
+                "use a smaller one",
+                field=self.at(name),
+            )
+        return value
+
+    def check_fits(self, values: np.ndarray, what: str, name: str) -> None:
+        """Raises unless the model's element type holds the values."""
+        if not self._fits(values):
+            raise ActserveError(
+                Reason.TENSOR_NOT_FINITE,
+                f"{what} overflows {self._element_type}, in which this model computes; use a "
+                "smaller one",
+                field=self.at(name),
+            )
+
+    @property
+    def _element_type(self) -> ElementType:
+        return self.found.info.element_type
+
+    def _fits(self, values: np.ndarray) -> bool:
+        stored = convert(values, ElementType.F32, self._element_type)
+        return bool(np.isfinite(to_float32(stored, self._element_type)).all())
+
+
+def _add(wire: pb.AddOperation, read: _Reader) -> Add:
     if wire.relative:
-        direction = _direction(wire, "vector", target, field)
-        coefficient = _number(wire, "coefficient", target, field)
+        direction, coefficient = read.direction("vector"), read.number("coefficient")
         return Add(direction, 1.0 if coefficient is None else coefficient, relative=True)
-    vector = _vector(wire, "vector", target, field)
+    vector = read.vector("vector")
     coefficient = wire.coefficient if wire.HasField("coefficient") else 1.0
-    _check_finite(coefficient, "coefficient", field)
+    _check_finite(coefficient, "coefficient", read.field)
     with np.errstate(over="ignore"):
         product = np.float32(coefficient) * vector
-    what = f"coefficient {coefficient:g} times the vector"
-    _check_fits(product, what, target, f"{field}.coefficient")
+    read.check_fits(product, f"coefficient {coefficient:g} times the vector", "coefficient")
     return Add(vector, coefficient)
 
 
-def _clamp(wire: pb.ClampOperation, target: Target, field: str) -> Clamp:
-    direction = _direction(wire, "direction", target, field)
-    minimum = _number(wire, "minimum", target, field)
-    maximum = _number(wire, "maximum", target, field)
+def _clamp(read: _Reader) -> Clamp:
+    direction = read.direction("direction")
+    minimum, maximum = read.number("minimum"), read.number("maximum")
     if minimum is None and maximum is None:
         raise ActserveError(
             Reason.FIELD_REQUIRED,
-            f"{field} has no bound; set minimum, maximum or both",
-            field=field,
+            f"{read.field} has no bound; set minimum, maximum or both",
+            field=read.field,
         )
     if minimum is not None and maximum is not None and minimum > maximum:
         raise ActserveError(
             Reason.FIELD_INVALID,
             f"minimum {minimum:g} is above maximum {maximum:g}; exchange them",
-            field=f"{field}.minimum",
+            field=read.at("minimum"),
             metadata={"minimum": minimum, "maximum": maximum},
         )
     return Clamp(direction, minimum, maximum)
 
 
-def _rows(wire: pb.ReplaceOperation, target: Target, field: str) -> np.ndarray:
-    if len(wire.rows.shape) == 2:
-        rows = tensors.matrix(wire.rows, target.width, target.name, f"{field}.rows")
+def _rows(wire: pb.ReplaceOperation, read: _Reader) -> np.ndarray:
+    at, target = read.at("rows"), read.target
+    if not wire.HasField("rows"):
+        raise sources.unset(at, f"[positions, {target.width}] or [{target.width}]")
+    if sources.is_one_row(wire.rows):
+        rows = tensors.vector(wire.rows.tensor, target.width, target.name, f"{at}.tensor")[None]
     else:
-        rows = _vector(wire, "rows", target, field)[None]
-    _check_fits(rows, "a row", target, f"{field}.rows")
+        rows = read.matrix("rows")
+    read.check_fits(rows, "a row", "rows")
     return rows
 
 
-def _directions(wire: pb.ProjectOperation, target: Target, field: str) -> np.ndarray:
-    field = f"{field}.directions"
-    if not wire.HasField("directions"):
-        raise _unset(field, f"[directions, {target.width}]")
-    directions = tensors.matrix(wire.directions, target.width, target.name, field)
-    if len(directions) > target.width:
+def _directions(read: _Reader) -> np.ndarray:
+    directions, field = read.matrix("directions"), read.at("directions")
+    width, name = read.target.width, read.target.name
+    if len(directions) > width:
         raise ActserveError(
             Reason.TENSOR_DEGENERATE,
-            f"{len(directions)} directions cannot be independent, since {target.name} is "
-            f"{target.width} wide; send at most {target.width}",
+            f"{len(directions)} directions cannot be independent, since {name} is {width} wide; "
+            f"send at most {width}",
             field=field,
-            metadata={"directions": len(directions), "width": target.width},
+            metadata={"directions": len(directions), "width": width},
         )
     for index, direction in enumerate(directions):
         _check_nonzero(direction, f"direction {index}", field)
     _check_independent(directions, field)
     return directions
-
-
-def _vector(wire: Any, name: str, target: Target, field: str) -> np.ndarray:
-    field = f"{field}.{name}"
-    if not wire.HasField(name):
-        raise _unset(field, f"[{target.width}]")
-    return tensors.vector(getattr(wire, name), target.width, target.name, field)
-
-
-def _direction(wire: Any, name: str, target: Target, field: str) -> np.ndarray:
-    vector = _vector(wire, name, target, field)
-    _check_nonzero(vector, f"the {name}", f"{field}.{name}")
-    return vector
-
-
-def _number(wire: Any, name: str, target: Target, field: str) -> float | None:
-    """A number that the model's element type holds; None when unset."""
-    if not wire.HasField(name):
-        return None
-    value = getattr(wire, name)
-    _check_finite(value, name, field)
-    if not _fits(np.array([value], np.float32), target):
-        raise ActserveError(
-            Reason.FIELD_INVALID,
-            f"{name} {value:g} overflows {target.element_type}, in which this model computes; use "
-            "a smaller one",
-            field=f"{field}.{name}",
-        )
-    return value
-
-
-def _unset(field: str, shape: str) -> ActserveError:
-    return ActserveError(
-        Reason.FIELD_REQUIRED, f"{field} is not set; send a tensor of shape {shape}", field=field
-    )
 
 
 def _check_finite(value: float, name: str, field: str) -> None:
@@ -200,21 +209,6 @@ def _check_finite(value: float, name: str, field: str) -> None:
             f"the {name} is {value}; it must be finite",
             field=f"{field}.{name}",
         )
-
-
-def _check_fits(values: np.ndarray, what: str, target: Target, field: str) -> None:
-    if not _fits(values, target):
-        raise ActserveError(
-            Reason.TENSOR_NOT_FINITE,
-            f"{what} overflows {target.element_type}, in which this model computes; use a smaller "
-            "one",
-            field=field,
-        )
-
-
-def _fits(values: np.ndarray, target: Target) -> bool:
-    stored = convert(values, ElementType.F32, target.element_type)
-    return bool(np.isfinite(to_float32(stored, target.element_type)).all())
 
 
 def _check_nonzero(vector: np.ndarray, what: str, field: str) -> None:

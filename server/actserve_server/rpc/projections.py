@@ -2,7 +2,6 @@
 
 from actserve.v1 import capture_pb2 as pb
 from actserve_server.domain.errors import ActserveError, Reason
-from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.readouts.projection import (
     Activation,
@@ -12,31 +11,41 @@ from actserve_server.readouts.projection import (
     ReLU,
     TopK,
 )
-from actserve_server.rpc import tensors
+from actserve_server.rpc import sources
+from actserve_server.rpc.sources import Found, Target
 
 
 def projection(
-    wire: pb.Projection, sites: tuple[Site, ...], info: ModelInfo, field: str
+    wire: pb.Projection, sites: tuple[Site, ...], found: Found, field: str
 ) -> Projection:
     """The projection of rows of all these sites, with every tensor as the readout needs it."""
-    at = f"{field}.directions"
-    if not wire.HasField("directions"):
-        raise _required(at, f"send a tensor of shape [directions, {info.at(sites[0]).width}]")
+    info, at = found.info, f"{field}.directions"
     width = info.at(sites[0]).width
-    directions = tensors.matrix(wire.directions, width, f"a row of {sites[0]}", at)
+    if not wire.HasField("directions"):
+        raise sources.unset(at, f"[directions, {width}]")
     for site in sites:
         if info.at(site).width != width:
             raise ActserveError(
                 Reason.TENSOR_WIDTH_MISMATCH,
-                f"the directions are {width} wide, but a row of {site} is "
-                f"{info.at(site).width} wide; capture sites of other widths in another call",
-                field=f"{at}.shape",
+                f"a row of {sites[0]} is {width} wide, but one of {site} is "
+                f"{info.at(site).width} wide, and the same directions cannot fit both; read sites "
+                "of other widths apart",
+                field=at,
                 metadata={"site": site, "width": info.at(site).width},
             )
-    count = len(directions)
-    bias = None
+    first, *others = sites
+    if others and sources.takes_own_rows(wire.directions):
+        raise ActserveError(
+            Reason.FIELD_REQUIRED,
+            f"{at}.kept names no site, and {len(sites)} sites are read; name whose rows the "
+            "directions are",
+            field=f"{at}.kept.site",
+        )
+    target = Target(sites=sites, width=width, name=f"a row of {first}")
+    directions = sources.matrix(wire.directions, target, found, at)
+    count, bias = len(directions), None
     if wire.HasField("bias"):
-        bias = tensors.vector(wire.bias, count, _projected(count), f"{field}.bias")
+        bias = sources.numbers(wire.bias, count, _projected(count), f"{field}.bias")
     return Projection(directions, bias, _activation(wire, count, field))
 
 
@@ -60,8 +69,9 @@ def _activation(wire: pb.Projection, count: int, field: str) -> Activation:
         case "jump_relu":
             at = f"{field}.jump_relu.thresholds"
             if not wire.jump_relu.HasField("thresholds"):
-                raise _required(at, f"send a tensor of shape [{count}]")
-            return JumpReLU(tensors.vector(wire.jump_relu.thresholds, count, _projected(count), at))
+                raise sources.unset(at, f"[{count}]")
+            thresholds = sources.numbers(wire.jump_relu.thresholds, count, _projected(count), at)
+            return JumpReLU(thresholds)
         case "top_k":
             if wire.top_k.k == 0:
                 raise ActserveError(
@@ -76,7 +86,3 @@ def _activation(wire: pb.Projection, count: int, field: str) -> Activation:
 
 def _projected(count: int) -> str:
     return f"a projection onto {count} directions"
-
-
-def _required(field: str, fix: str) -> ActserveError:
-    return ActserveError(Reason.FIELD_REQUIRED, f"{field} is not set; {fix}", field=field)

@@ -24,12 +24,13 @@ _sym_db = _symbol_database.Default()
 
 from actserve.v1 import positions_pb2 as actserve_dot_v1_dot_positions__pb2
 from actserve.v1 import site_pb2 as actserve_dot_v1_dot_site__pb2
+from actserve.v1 import source_pb2 as actserve_dot_v1_dot_source__pb2
 from actserve.v1 import tensor_pb2 as actserve_dot_v1_dot_tensor__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61\x63tserve/v1/capture.proto\x12\x0b\x61\x63tserve.v1\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"\x9f\x03\n\x0b\x43\x61ptureSpec\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x34\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x18.actserve.v1.ElementTypeB\x04\xe2\x41\x01\x01\x12\x31\n\nprojection\x18\x04 \x01(\x0b\x32\x17.actserve.v1.ProjectionB\x04\xe2\x41\x01\x01\x12/\n\treduction\x18\x05 \x01(\x0e\x32\x16.actserve.v1.ReductionB\x04\xe2\x41\x01\x01\x12\x36\n\x0bpredictions\x18\x06 \x01(\x0b\x32\x1b.actserve.v1.PredictionSpecB\x04\xe2\x41\x01\x01\x12\x33\n\tattention\x18\x07 \x03(\x0b\x32\x1a.actserve.v1.AttentionSpecB\x04\xe2\x41\x01\x01\x12)\n\x04keep\x18\x08 \x01(\x0b\x32\x15.actserve.v1.KeepSpecB\x04\xe2\x41\x01\x01\"\xad\x02\n\nProjection\x12-\n\ndirections\x18\x01 \x01(\x0b\x32\x13.actserve.v1.TensorB\x04\xe2\x41\x01\x02\x12\'\n\x04\x62ias\x18\x02 \x01(\x0b\x32\x13.actserve.v1.TensorB\x04\xe2\x41\x01\x01\x12+\n\x04relu\x18\x03 \x01(\x0b\x32\x1b.actserve.v1.ReluActivationH\x00\x12\x34\n\tjump_relu\x18\x04 \x01(\x0b\x32\x1f.actserve.v1.JumpReluActivationH\x00\x12,\n\x05top_k\x18\x05 \x01(\x0b\x32\x1b.actserve.v1.TopKActivationH\x00\x12\x1b\n\x08send_top\x18\x06 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x0c\n\nactivationB\x0b\n\t_send_top\"\x10\n\x0eReluActivation\"C\n\x12JumpReluActivation\x12-\n\nthresholds\x18\x01 \x01(\x0b\x32\x13.actserve.v1.TensorB\x04\xe2\x41\x01\x02\"!\n\x0eTopKActivation\x12\x0f\n\x01k\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\"\xb8\x01\n\x0ePredictionSpec\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x13\n\x05top_k\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01\x12\x17\n\ttoken_ids\x18\x04 \x03(\rB\x04\xe2\x41\x01\x01\x12\x18\n\nnext_token\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x93\x01\n\rAttentionSpec\x12\x13\n\x05layer\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12\x13\n\x05heads\x18\x02 \x03(\rB\x04\xe2\x41\x01\x02\x12\x34\n\x07queries\x18\x03 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x18\n\x05top_k\x18\x04 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x08\n\x06_top_k\"T\n\x08KeepSpec\x12,\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x1a\n\x0csend_nothing\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x84\x01\n\x0f\x41\x63tivationChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x12\n\nsite_index\x18\x02 \x01(\r\x12\x11\n\tpositions\x18\x03 \x03(\r\x12!\n\x04rows\x18\x04 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x0f\n\x07indices\x18\x05 \x03(\r\"\xfe\x01\n\x0fPredictionChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x12\n\nsite_index\x18\x02 \x01(\r\x12\x11\n\tpositions\x18\x03 \x03(\r\x12\x0f\n\x07top_ids\x18\x04 \x03(\r\x12\x11\n\ttop_texts\x18\x05 \x03(\t\x12)\n\x0ctop_logprobs\x18\x06 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12+\n\x0etoken_logprobs\x18\x07 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x30\n\x13next_token_logprobs\x18\x08 \x01(\x0b\x32\x13.actserve.v1.Tensor\"\x94\x01\n\x0e\x41ttentionChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x17\n\x0f\x61ttention_index\x18\x02 \x01(\r\x12\x0c\n\x04head\x18\x03 \x01(\r\x12\x0f\n\x07queries\x18\x04 \x03(\r\x12$\n\x07weights\x18\x05 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x0c\n\x04keys\x18\x06 \x03(\x05*a\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eREDUCTION_LAST\x10\x01\x12\x12\n\x0eREDUCTION_MEAN\x10\x02\x12\x11\n\rREDUCTION_MAX\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61\x63tserve/v1/capture.proto\x12\x0b\x61\x63tserve.v1\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/source.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"\x9f\x03\n\x0b\x43\x61ptureSpec\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x34\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x18.actserve.v1.ElementTypeB\x04\xe2\x41\x01\x01\x12\x31\n\nprojection\x18\x04 \x01(\x0b\x32\x17.actserve.v1.ProjectionB\x04\xe2\x41\x01\x01\x12/\n\treduction\x18\x05 \x01(\x0e\x32\x16.actserve.v1.ReductionB\x04\xe2\x41\x01\x01\x12\x36\n\x0bpredictions\x18\x06 \x01(\x0b\x32\x1b.actserve.v1.PredictionSpecB\x04\xe2\x41\x01\x01\x12\x33\n\tattention\x18\x07 \x03(\x0b\x32\x1a.actserve.v1.AttentionSpecB\x04\xe2\x41\x01\x01\x12)\n\x04keep\x18\x08 \x01(\x0b\x32\x15.actserve.v1.KeepSpecB\x04\xe2\x41\x01\x01\"\xb9\x02\n\nProjection\x12\x33\n\ndirections\x18\x01 \x01(\x0b\x32\x19.actserve.v1.MatrixSourceB\x04\xe2\x41\x01\x02\x12-\n\x04\x62ias\x18\x02 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x01\x12+\n\x04relu\x18\x03 \x01(\x0b\x32\x1b.actserve.v1.ReluActivationH\x00\x12\x34\n\tjump_relu\x18\x04 \x01(\x0b\x32\x1f.actserve.v1.JumpReluActivationH\x00\x12,\n\x05top_k\x18\x05 \x01(\x0b\x32\x1b.actserve.v1.TopKActivationH\x00\x12\x1b\n\x08send_top\x18\x06 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x0c\n\nactivationB\x0b\n\t_send_top\"\x10\n\x0eReluActivation\"I\n\x12JumpReluActivation\x12\x33\n\nthresholds\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\"!\n\x0eTopKActivation\x12\x0f\n\x01k\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\"\xb8\x01\n\x0ePredictionSpec\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x13\n\x05top_k\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01\x12\x17\n\ttoken_ids\x18\x04 \x03(\rB\x04\xe2\x41\x01\x01\x12\x18\n\nnext_token\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x93\x01\n\rAttentionSpec\x12\x13\n\x05layer\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12\x13\n\x05heads\x18\x02 \x03(\rB\x04\xe2\x41\x01\x02\x12\x34\n\x07queries\x18\x03 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x18\n\x05top_k\x18\x04 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x08\n\x06_top_k\"T\n\x08KeepSpec\x12,\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x1a\n\x0csend_nothing\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x84\x01\n\x0f\x41\x63tivationChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x12\n\nsite_index\x18\x02 \x01(\r\x12\x11\n\tpositions\x18\x03 \x03(\r\x12!\n\x04rows\x18\x04 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x0f\n\x07indices\x18\x05 \x03(\r\"\xfe\x01\n\x0fPredictionChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x12\n\nsite_index\x18\x02 \x01(\r\x12\x11\n\tpositions\x18\x03 \x03(\r\x12\x0f\n\x07top_ids\x18\x04 \x03(\r\x12\x11\n\ttop_texts\x18\x05 \x03(\t\x12)\n\x0ctop_logprobs\x18\x06 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12+\n\x0etoken_logprobs\x18\x07 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x30\n\x13next_token_logprobs\x18\x08 \x01(\x0b\x32\x13.actserve.v1.Tensor\"\x94\x01\n\x0e\x41ttentionChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x17\n\x0f\x61ttention_index\x18\x02 \x01(\r\x12\x0c\n\x04head\x18\x03 \x01(\r\x12\x0f\n\x07queries\x18\x04 \x03(\r\x12$\n\x07weights\x18\x05 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x0c\n\x04keys\x18\x06 \x03(\x05*a\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eREDUCTION_LAST\x10\x01\x12\x12\n\x0eREDUCTION_MEAN\x10\x02\x12\x11\n\rREDUCTION_MAX\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -84,28 +85,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEEPSPEC'].fields_by_name['ttl']._serialized_options = b'\342A\001\001'
   _globals['_KEEPSPEC'].fields_by_name['send_nothing']._loaded_options = None
   _globals['_KEEPSPEC'].fields_by_name['send_nothing']._serialized_options = b'\342A\001\001'
-  _globals['_REDUCTION']._serialized_start=1996
-  _globals['_REDUCTION']._serialized_end=2093
-  _globals['_CAPTURESPEC']._serialized_start=187
-  _globals['_CAPTURESPEC']._serialized_end=602
-  _globals['_PROJECTION']._serialized_start=605
-  _globals['_PROJECTION']._serialized_end=906
-  _globals['_RELUACTIVATION']._serialized_start=908
-  _globals['_RELUACTIVATION']._serialized_end=924
-  _globals['_JUMPRELUACTIVATION']._serialized_start=926
-  _globals['_JUMPRELUACTIVATION']._serialized_end=993
-  _globals['_TOPKACTIVATION']._serialized_start=995
-  _globals['_TOPKACTIVATION']._serialized_end=1028
-  _globals['_PREDICTIONSPEC']._serialized_start=1031
-  _globals['_PREDICTIONSPEC']._serialized_end=1215
-  _globals['_ATTENTIONSPEC']._serialized_start=1218
-  _globals['_ATTENTIONSPEC']._serialized_end=1365
-  _globals['_KEEPSPEC']._serialized_start=1367
-  _globals['_KEEPSPEC']._serialized_end=1451
-  _globals['_ACTIVATIONCHUNK']._serialized_start=1454
-  _globals['_ACTIVATIONCHUNK']._serialized_end=1586
-  _globals['_PREDICTIONCHUNK']._serialized_start=1589
-  _globals['_PREDICTIONCHUNK']._serialized_end=1843
-  _globals['_ATTENTIONCHUNK']._serialized_start=1846
-  _globals['_ATTENTIONCHUNK']._serialized_end=1994
+  _globals['_REDUCTION']._serialized_start=2040
+  _globals['_REDUCTION']._serialized_end=2137
+  _globals['_CAPTURESPEC']._serialized_start=213
+  _globals['_CAPTURESPEC']._serialized_end=628
+  _globals['_PROJECTION']._serialized_start=631
+  _globals['_PROJECTION']._serialized_end=944
+  _globals['_RELUACTIVATION']._serialized_start=946
+  _globals['_RELUACTIVATION']._serialized_end=962
+  _globals['_JUMPRELUACTIVATION']._serialized_start=964
+  _globals['_JUMPRELUACTIVATION']._serialized_end=1037
+  _globals['_TOPKACTIVATION']._serialized_start=1039
+  _globals['_TOPKACTIVATION']._serialized_end=1072
+  _globals['_PREDICTIONSPEC']._serialized_start=1075
+  _globals['_PREDICTIONSPEC']._serialized_end=1259
+  _globals['_ATTENTIONSPEC']._serialized_start=1262
+  _globals['_ATTENTIONSPEC']._serialized_end=1409
+  _globals['_KEEPSPEC']._serialized_start=1411
+  _globals['_KEEPSPEC']._serialized_end=1495
+  _globals['_ACTIVATIONCHUNK']._serialized_start=1498
+  _globals['_ACTIVATIONCHUNK']._serialized_end=1630
+  _globals['_PREDICTIONCHUNK']._serialized_start=1633
+  _globals['_PREDICTIONCHUNK']._serialized_end=1887
+  _globals['_ATTENTIONCHUNK']._serialized_start=1890
+  _globals['_ATTENTIONCHUNK']._serialized_end=2038
 # @@protoc_insertion_point(module_scope)

@@ -2,6 +2,7 @@ import datetime
 
 from actserve.v1 import positions_pb2 as _positions_pb2
 from actserve.v1 import site_pb2 as _site_pb2
+from actserve.v1 import source_pb2 as _source_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -53,13 +54,13 @@ class Projection(_message.Message):
     JUMP_RELU_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     SEND_TOP_FIELD_NUMBER: _ClassVar[int]
-    directions: _tensor_pb2.Tensor
-    bias: _tensor_pb2.Tensor
+    directions: _source_pb2.MatrixSource
+    bias: _source_pb2.VectorSource
     relu: ReluActivation
     jump_relu: JumpReluActivation
     top_k: TopKActivation
     send_top: int
-    def __init__(self, directions: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., bias: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., relu: _Optional[_Union[ReluActivation, _Mapping]] = ..., jump_relu: _Optional[_Union[JumpReluActivation, _Mapping]] = ..., top_k: _Optional[_Union[TopKActivation, _Mapping]] = ..., send_top: _Optional[int] = ...) -> None: ...
+    def __init__(self, directions: _Optional[_Union[_source_pb2.MatrixSource, _Mapping]] = ..., bias: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ..., relu: _Optional[_Union[ReluActivation, _Mapping]] = ..., jump_relu: _Optional[_Union[JumpReluActivation, _Mapping]] = ..., top_k: _Optional[_Union[TopKActivation, _Mapping]] = ..., send_top: _Optional[int] = ...) -> None: ...
 
 class ReluActivation(_message.Message):
     __slots__ = ()
@@ -68,8 +69,8 @@ class ReluActivation(_message.Message):
 class JumpReluActivation(_message.Message):
     __slots__ = ("thresholds",)
     THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
-    thresholds: _tensor_pb2.Tensor
-    def __init__(self, thresholds: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    thresholds: _source_pb2.VectorSource
+    def __init__(self, thresholds: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ...) -> None: ...
 
 class TopKActivation(_message.Message):
     __slots__ = ("k",)

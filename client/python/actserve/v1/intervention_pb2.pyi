@@ -1,6 +1,6 @@
 from actserve.v1 import positions_pb2 as _positions_pb2
 from actserve.v1 import site_pb2 as _site_pb2
-from actserve.v1 import tensor_pb2 as _tensor_pb2
+from actserve.v1 import source_pb2 as _source_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -39,78 +39,54 @@ class Intervention(_message.Message):
     def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., heads: _Optional[_Iterable[int]] = ..., add: _Optional[_Union[AddOperation, _Mapping]] = ..., ablate: _Optional[_Union[AblateOperation, _Mapping]] = ..., project: _Optional[_Union[ProjectOperation, _Mapping]] = ..., clamp: _Optional[_Union[ClampOperation, _Mapping]] = ..., replace: _Optional[_Union[ReplaceOperation, _Mapping]] = ..., swap: _Optional[_Union[SwapOperation, _Mapping]] = ..., zero: _Optional[_Union[ZeroOperation, _Mapping]] = ..., mean: _Optional[_Union[MeanOperation, _Mapping]] = ..., allow_unused: _Optional[bool] = ...) -> None: ...
 
 class AddOperation(_message.Message):
-    __slots__ = ("vector", "coefficient", "relative", "edit")
+    __slots__ = ("vector", "coefficient", "relative")
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
     RELATIVE_FIELD_NUMBER: _ClassVar[int]
-    EDIT_FIELD_NUMBER: _ClassVar[int]
-    vector: _tensor_pb2.Tensor
+    vector: _source_pb2.VectorSource
     coefficient: float
     relative: bool
-    edit: ExplanationEdit
-    def __init__(self, vector: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., coefficient: _Optional[float] = ..., relative: _Optional[bool] = ..., edit: _Optional[_Union[ExplanationEdit, _Mapping]] = ...) -> None: ...
-
-class ExplanationEdit(_message.Message):
-    __slots__ = ("nla", "original", "edited")
-    NLA_FIELD_NUMBER: _ClassVar[int]
-    ORIGINAL_FIELD_NUMBER: _ClassVar[int]
-    EDITED_FIELD_NUMBER: _ClassVar[int]
-    nla: str
-    original: str
-    edited: str
-    def __init__(self, nla: _Optional[str] = ..., original: _Optional[str] = ..., edited: _Optional[str] = ...) -> None: ...
+    def __init__(self, vector: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ..., coefficient: _Optional[float] = ..., relative: _Optional[bool] = ...) -> None: ...
 
 class AblateOperation(_message.Message):
     __slots__ = ("direction", "coefficient")
     DIRECTION_FIELD_NUMBER: _ClassVar[int]
     COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
-    direction: _tensor_pb2.Tensor
+    direction: _source_pb2.VectorSource
     coefficient: float
-    def __init__(self, direction: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., coefficient: _Optional[float] = ...) -> None: ...
+    def __init__(self, direction: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ..., coefficient: _Optional[float] = ...) -> None: ...
 
 class ProjectOperation(_message.Message):
     __slots__ = ("directions", "away")
     DIRECTIONS_FIELD_NUMBER: _ClassVar[int]
     AWAY_FIELD_NUMBER: _ClassVar[int]
-    directions: _tensor_pb2.Tensor
+    directions: _source_pb2.MatrixSource
     away: bool
-    def __init__(self, directions: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., away: _Optional[bool] = ...) -> None: ...
+    def __init__(self, directions: _Optional[_Union[_source_pb2.MatrixSource, _Mapping]] = ..., away: _Optional[bool] = ...) -> None: ...
 
 class ClampOperation(_message.Message):
     __slots__ = ("direction", "minimum", "maximum")
     DIRECTION_FIELD_NUMBER: _ClassVar[int]
     MINIMUM_FIELD_NUMBER: _ClassVar[int]
     MAXIMUM_FIELD_NUMBER: _ClassVar[int]
-    direction: _tensor_pb2.Tensor
+    direction: _source_pb2.VectorSource
     minimum: float
     maximum: float
-    def __init__(self, direction: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ...) -> None: ...
+    def __init__(self, direction: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ...) -> None: ...
 
 class ReplaceOperation(_message.Message):
-    __slots__ = ("rows", "kept")
+    __slots__ = ("rows",)
     ROWS_FIELD_NUMBER: _ClassVar[int]
-    KEPT_FIELD_NUMBER: _ClassVar[int]
-    rows: _tensor_pb2.Tensor
-    kept: KeptRows
-    def __init__(self, rows: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., kept: _Optional[_Union[KeptRows, _Mapping]] = ...) -> None: ...
-
-class KeptRows(_message.Message):
-    __slots__ = ("name", "site", "positions")
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    SITE_FIELD_NUMBER: _ClassVar[int]
-    POSITIONS_FIELD_NUMBER: _ClassVar[int]
-    name: str
-    site: _site_pb2.Site
-    positions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
+    rows: _source_pb2.MatrixSource
+    def __init__(self, rows: _Optional[_Union[_source_pb2.MatrixSource, _Mapping]] = ...) -> None: ...
 
 class SwapOperation(_message.Message):
     __slots__ = ("first", "second")
     FIRST_FIELD_NUMBER: _ClassVar[int]
     SECOND_FIELD_NUMBER: _ClassVar[int]
-    first: _tensor_pb2.Tensor
-    second: _tensor_pb2.Tensor
-    def __init__(self, first: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., second: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    first: _source_pb2.VectorSource
+    second: _source_pb2.VectorSource
+    def __init__(self, first: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ..., second: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ...) -> None: ...
 
 class ZeroOperation(_message.Message):
     __slots__ = ()
@@ -119,8 +95,8 @@ class ZeroOperation(_message.Message):
 class MeanOperation(_message.Message):
     __slots__ = ("mean",)
     MEAN_FIELD_NUMBER: _ClassVar[int]
-    mean: _tensor_pb2.Tensor
-    def __init__(self, mean: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    mean: _source_pb2.VectorSource
+    def __init__(self, mean: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ...) -> None: ...
 
 class InterventionReport(_message.Message):
     __slots__ = ("rows", "changed_rows", "reused_rows", "mean_relative_change")
