@@ -33,13 +33,14 @@ from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.selftest import prove_attention
 from actserve_server.rpc import metrics
-from actserve_server.rpc.auth import read_tokens
 from actserve_server.rpc.remote_nla import connect
 from actserve_server.rpc.served_nlas import Nlas
 from actserve_server.rpc.server import Listening, RpcServer, Tls
+from actserve_server.rpc.tokens import TokenFile
 
 POLL_S = 1.0
-"""How late health may be about a dead engine, and the memory of expired activations be freed."""
+"""How late health may be about a dead engine, the memory of expired activations be freed, and a
+change of the token file be noticed."""
 LAST_WORDS_S = 1.0
 """What finished calls get to write their last message, whatever is left of the grace."""
 
@@ -75,7 +76,9 @@ class App:
         )
         metrics.watch(self.engine, self.kept)
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
-        self.rpc = RpcServer(self.engine, self.kept, self.autoencoders, _listening(settings))
+        listening = _listening(settings)
+        self._tokens = listening.tokens
+        self.rpc = RpcServer(self.engine, self.kept, self.autoencoders, listening)
         self._watching: asyncio.Task[None] | None = None
         self._healthy: bool | None = None
 
@@ -132,6 +135,8 @@ class App:
         while True:
             await asyncio.sleep(POLL_S)
             self.kept.sweep()
+            if self._tokens is not None:
+                self._tokens.reload()
             await self._report_health()
 
     async def _report_health(self) -> None:
@@ -272,7 +277,7 @@ def _listening(settings: Settings) -> Listening:
                 key=settings.tls_key.read_bytes(),
                 client_ca=None if client_ca is None else client_ca.read_bytes(),
             )
-        tokens = read_tokens(settings.token_file) if settings.token_file else ()
+        tokens = TokenFile(settings.token_file) if settings.token_file else None
     except ssl.SSLError as error:
         raise ConfigError(f"tls_cert, tls_key or tls_client_ca: {error}") from None
     except (OSError, ValueError) as error:

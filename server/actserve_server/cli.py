@@ -1,13 +1,16 @@
-"""The command line: `actserve-server serve [flags]` and `actserve-server prepare-model MODEL`."""
+"""The command line: `actserve-server serve [flags]`, `prepare-model MODEL` and `token`."""
 
 import argparse
 import asyncio
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from actserve_server import config
+from actserve_server.domain.principals import Role
+from actserve_server.rpc.tokens import TENANT, make_token
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,11 +27,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     prepare.add_argument("model", help="its name, such as smollm2-135m")
     prepare.add_argument("--cache-dir", type=Path, help="where prepared models are kept")
+    token = commands.add_parser(
+        "token",
+        help="make a token: it is printed to stderr, and its line of the token file to stdout",
+    )
+    token.add_argument("--tenant", required=True, help="whose it is, such as vision")
+    token.add_argument(
+        "--role", required=True, help=f"what it may do: {', '.join(Role)}", choices=list(Role)
+    )
     arguments, flags = parser.parse_known_args(argv)
     if arguments.command == "serve":
         return _serve(flags)
     if flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    if arguments.command == "token":
+        return _token(arguments.tenant, Role(arguments.role))
     return _prepare(arguments.model, arguments.cache_dir)
 
 
@@ -49,6 +62,20 @@ def _prepare(model: str, cache_dir: Path | None) -> int:
     from actserve_server.models.resolve import resolve
 
     print(resolve(model, cache_dir or default_cache_dir()).path_or_hub_id)
+    return 0
+
+
+def _token(tenant: str, role: Role) -> int:
+    if not re.fullmatch(TENANT, tenant):
+        print(
+            f"actserve-server: --tenant is {tenant!r}; use 1 to 63 lower-case letters, digits, "
+            "dots, hyphens and underscores, with a letter or digit first and last",
+            file=sys.stderr,
+        )
+        return 2
+    token, line = make_token(tenant, role)
+    print(line)
+    print(f"The token, which is stored nowhere: {token}", file=sys.stderr)
     return 0
 
 

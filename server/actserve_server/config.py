@@ -82,7 +82,9 @@ class Settings(BaseSettings):
         None, description="PEM authorities; clients must show a certificate of one (mTLS)"
     )
     token_file: Path | None = Field(
-        None, description="bearer tokens, one a line; calls must carry one (health stays open)"
+        None,
+        description="YAML list of known tokens' hashes, tenants and roles, read again when it "
+        "changes; calls must carry one of the tokens (health stays open)",
     )
 
     nla: tuple[NlaSource, ...] = Field(

@@ -1,9 +1,11 @@
 """A real grpc.aio server around the fake engine, and raw stubs to call it with."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +17,7 @@ from grpc_status import rpc_status
 from actserve.v1 import (
     explanation_service_pb2_grpc,
     generation_service_pb2_grpc,
+    kept_activations_service_pb2_grpc,
     model_service_pb2_grpc,
     site_pb2,
     tensor_pb2,
@@ -22,6 +25,7 @@ from actserve.v1 import (
 from actserve.v1 import generation_service_pb2 as pb
 from actserve_server import app
 from actserve_server.config import Settings
+from actserve_server.domain.principals import Role
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
@@ -53,6 +57,10 @@ class Served:
         return generation_service_pb2_grpc.GenerationServiceStub(self.channel)
 
     @property
+    def kept(self) -> kept_activations_service_pb2_grpc.KeptActivationsServiceStub:
+        return kept_activations_service_pb2_grpc.KeptActivationsServiceStub(self.channel)
+
+    @property
     def models(self) -> model_service_pb2_grpc.ModelServiceStub:
         return model_service_pb2_grpc.ModelServiceStub(self.channel)
 
@@ -80,6 +88,23 @@ async def serving(
             yield Served(app=served, engine=engine, channel=channel)
     finally:
         await served.close()
+
+
+def write_tokens(path: Path, *callers: tuple[str, str, Role]) -> Path:
+    """A token file of (token, tenant, role)."""
+    path.write_text(
+        "".join(
+            f"- {{sha256: {hashlib.sha256(token.encode()).hexdigest()}, "
+            f"tenant: {tenant}, role: {role}}}\n"
+            for token, tenant, role in callers
+        )
+    )
+    return path
+
+
+def bearing(token: str) -> tuple[tuple[str, str], ...]:
+    """The metadata of a call with a token."""
+    return (("authorization", f"Bearer {token}"),)
 
 
 @dataclass(frozen=True, kw_only=True)

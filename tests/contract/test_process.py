@@ -144,7 +144,14 @@ def test_a_taken_port_is_found_before_the_model_loads(option: str, taken_port: i
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(None, "No such file"), ("# nothing\n", "holds no token")]
+    ("content", "says"),
+    [
+        (None, "No such file"),
+        ("# nothing\n", "holds no token"),
+        ("a-plain-token\n", "valid tuple"),
+        ("- {sha256: ab, tenant: a, role: reader}\n", "0.sha256"),
+        ("{", "not YAML"),
+    ],
 )
 def test_unusable_files_are_named(content: str | None, says: str, tmp_path: Path) -> None:
     path = tmp_path / "tokens"

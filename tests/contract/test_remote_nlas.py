@@ -14,6 +14,7 @@ import trustme
 
 from actserve.v1 import model_service_pb2
 from actserve_server.domain.model import Limits
+from actserve_server.domain.principals import Role
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.nla.sources import NlaSource
@@ -32,6 +33,7 @@ from tests.contract.harness import (
     matrices,
     serving,
     site,
+    write_tokens,
 )
 from tests.contract.nlas import (
     ROWS,
@@ -319,7 +321,8 @@ async def test_one_that_does_not_fit_the_model_is_not_taken(model: Any, says: st
 async def test_a_token_is_carried(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret\n")
     token = {"token_file": tmp_path / "token"}
-    async with serving(None, Tiny().loaded(), **token) as there:
+    known = write_tokens(tmp_path / "tokens.yaml", ("secret", "here", Role.EXPERIMENTER))
+    async with serving(None, Tiny().loaded(), token_file=known) as there:
         with pytest.raises(ValueError, match="UNAUTHENTICATED"):
             await connect(source(there), FakeEngine().info)
         remote = await connect(source(there, **token), FakeEngine().info)
@@ -330,11 +333,11 @@ async def test_a_token_is_carried(tmp_path: Path) -> None:
 async def test_that_this_server_is_not_known_there_is_no_fault_of_the_caller(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "token").write_text("secret\n")
+    known = write_tokens(tmp_path / "tokens.yaml", ("secret", "here", Role.EXPERIMENTER))
     async with serving(None, Tiny().loaded()) as open_:
         port = open_.app.port
         remote = await connect(source(open_), FakeEngine().info)
-    closed = {"port": port, "token_file": tmp_path / "token"}
+    closed = {"port": port, "token_file": known}
     async with serving(None, Tiny().loaded(), **closed), serving(None, *remote) as here:
         refused = await failure(call(here.explanations, explain()))
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "NLA_UNREACHABLE")

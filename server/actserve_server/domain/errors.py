@@ -25,6 +25,8 @@ class Kind(Enum):
     """A transport limit or quota is reached."""
     UNAUTHENTICATED = auto()
     """The call carries no credential, or one the server does not know."""
+    PERMISSION_DENIED = auto()
+    """The caller's role does not allow this."""
     INTERNAL = auto()
     """The server broke a promise; the answer is withheld."""
 
@@ -79,6 +81,7 @@ class Reason(StrEnum):
     QUESTION_INVALID = auto()
     ENGINE_DEAD = auto()
     UNAUTHENTICATED = auto()
+    PERMISSION_DENIED = auto()
     INTERNAL = auto()
 
 
@@ -97,6 +100,7 @@ _KINDS: Mapping[Reason, Kind] = {
     Reason.DRAINING: Kind.UNAVAILABLE,
     Reason.ENGINE_DEAD: Kind.UNAVAILABLE,
     Reason.UNAUTHENTICATED: Kind.UNAUTHENTICATED,
+    Reason.PERMISSION_DENIED: Kind.PERMISSION_DENIED,
     Reason.CAPTURE_INCOMPLETE: Kind.INTERNAL,
     Reason.INTERVENTION_INCOMPLETE: Kind.INTERNAL,
     Reason.INTERNAL: Kind.INTERNAL,

@@ -9,6 +9,7 @@ import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from actserve_server.domain.principals import EVERYBODY, Principal
 from actserve_server.nla.explanations import Consumed
 
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
@@ -21,6 +22,8 @@ class Call(Consumed):
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Made here: an id from a client could collide, or be made to look like another's."""
+    principal: Principal = EVERYBODY
+    """Whose call it is."""
     traceparent: str | None = None
     """The well-formed header of that name, of W3C Trace Context."""
     activation_bytes: int = 0

@@ -1,10 +1,17 @@
-"""What happens around every call of the service: an id, error mapping, metrics, one log line.
+"""What happens around every call of the service: who calls, an id, error mapping, metrics, one log
+line.
+
+Who calls is decided first, from the metadata. A call that is refused then has its message neither
+read nor parsed: its handler takes the shape of one that streams requests, and gRPC hands those
+nothing that they do not ask for. All other handlers take that shape too, so that the message is
+read here, where it can be bounded, and not by gRPC on the event loop before any code of ours.
 
 Handlers are wrapped as coroutines that write, not as generators. grpc.aio leaves a generator parked
 at `yield` to the garbage collector when a call is cancelled; here the cancellation arrives in this
 coroutine, which closes the servicer's generator before it returns, and with it the run.
 
-Health and reflection calls pass through untouched: probes would drown the calls that matter.
+Health stays open, since Kubernetes' probes carry no token. Health and reflection calls that may be
+made pass through untouched: probes would drown the calls that matter.
 """
 
 from __future__ import annotations
@@ -13,20 +20,21 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError
 from actserve_server.rpc import errors, metrics
+from actserve_server.rpc.auth import Authenticate
 from actserve_server.rpc.calls import Call, enter_call, well_formed
-from actserve_server.rpc.unknown_fields import refuse_unknown_fields
+from actserve_server.rpc.receiving import receive
 
 SERVICES = "/actserve."
 """Methods that start so are observed."""
+HEALTH = "/grpc.health.v1.Health/"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Details: TypeAlias = grpc.HandlerCallDetails
@@ -36,42 +44,49 @@ Continuation: TypeAlias = "Callable[[Details], Awaitable[Handler | None]]"
 log = structlog.get_logger("actserve.rpc")
 
 
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """Stands for a request whose bytes are not the message they should be."""
-
-    message: str
-
-
 class Observer(grpc.aio.ServerInterceptor):
+    def __init__(self, authenticate: Authenticate) -> None:
+        self._authenticate = authenticate
+
     async def intercept_service(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, continuation: Continuation, handler_call_details: Details
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(SERVICES):
+        if handler is None or method.startswith(HEALTH):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
-        trace = well_formed(_text(metadata.get("traceparent")))
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                _observe_unary(handler.unary_unary, method, trace),
-                _lenient(handler.request_deserializer),
-                handler.response_serializer,
-            )
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                _observe_stream(handler.unary_stream, method, trace),
-                _lenient(handler.request_deserializer),
-                handler.response_serializer,
-            )
-        raise NotImplementedError(f"{method} streams requests, which nothing here does yet")
+        call = Call(traceparent=well_formed(_text(metadata.get("traceparent"))))
+        refusal = None
+        try:
+            call.principal = self._authenticate(metadata)
+        except ActserveError as error:
+            refusal = error
+        if method.startswith(SERVICES):
+            observe = _observe_stream if handler.response_streaming else _observe_unary
+            return _reading(handler, observe(handler, method, call, refusal))
+        return handler if refusal is None else _reading(handler, _refuse(refusal))
 
 
-def _observe_unary(behaviour: Any, method: str, trace: str | None) -> Any:
-    async def observed(request: Message | Malformed, context: Context) -> Message:
-        async with _Observation(method, "unary", trace, context) as observation:
-            response = await behaviour(observation.received(request), context)
+def _reading(handler: Handler, behaviour: Any) -> Handler:
+    """Answers as `handler` does, and reads the request by itself, as bytes."""
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(behaviour, None, handler.response_serializer)
+    return grpc.stream_unary_rpc_method_handler(behaviour, None, handler.response_serializer)
+
+
+def _refuse(refusal: ActserveError) -> Any:
+    async def refuse(_messages: object, context: Any) -> None:
+        await errors.abort(context, refusal)
+
+    return refuse
+
+
+def _observe_unary(handler: Any, method: str, call: Call, refusal: ActserveError | None) -> Any:
+    async def observed(_messages: object, context: Context) -> Message:
+        async with _Observation(method, "unary", call, context) as observation:
+            request = await observation.received(handler, refusal)
+            response = await handler.unary_unary(request, context)
             observation.sent()
             return response
         raise AssertionError("an observation does not swallow errors")
@@ -79,14 +94,12 @@ def _observe_unary(behaviour: Any, method: str, trace: str | None) -> Any:
     return observed
 
 
-def _observe_stream(behaviour: Any, method: str, trace: str | None) -> Any:
-    async def observed(request: Message | Malformed, context: Context) -> None:
-        async with _Observation(method, "server_stream", trace, context) as observation:
-            responses: AsyncGenerator[Message, None] | Awaitable[None]
-            responses = behaviour(observation.received(request), context)
-            if not isinstance(responses, AsyncGenerator):
-                await responses  # A handler that writes by itself, such as a refusal.
-                return
+def _observe_stream(handler: Any, method: str, call: Call, refusal: ActserveError | None) -> Any:
+    async def observed(_messages: object, context: Context) -> None:
+        async with _Observation(method, "server_stream", call, context) as observation:
+            request = await observation.received(handler, refusal)
+            responses: AsyncGenerator[Message, None]
+            responses = handler.unary_stream(request, context)
             async with aclosing(responses):
                 async for response in responses:
                     await context.write(response)
@@ -98,12 +111,12 @@ def _observe_stream(behaviour: Any, method: str, trace: str | None) -> Any:
 class _Observation:
     """One call, from its first byte to its status."""
 
-    def __init__(self, method: str, grpc_type: str, trace: str | None, context: Context) -> None:
+    def __init__(self, method: str, grpc_type: str, call: Call, context: Context) -> None:
         _, service, name = method.split("/", 2)
         self._labels = (grpc_type, service, name)
         self._method = method
         self._context = context
-        self._call = Call(traceparent=trace)
+        self._call = call
         self._started = time.perf_counter()
 
     async def __aenter__(self) -> _Observation:
@@ -114,11 +127,12 @@ class _Observation:
         metrics.STARTED.labels(*self._labels).inc()
         return self
 
-    def received(self, request: Message | Malformed) -> Message:
-        if isinstance(request, Malformed):
-            raise ActserveError(Reason.REQUEST_MALFORMED, request.message)
+    async def received(self, handler: Any, refusal: ActserveError | None) -> Message:
+        """The request. Raises the refusal, if there is one, before it is read."""
+        if refusal is not None:
+            raise refusal
+        request = await receive(self._context, handler.request_deserializer)
         metrics.RECEIVED.labels(*self._labels).inc()
-        refuse_unknown_fields(request)
         return request
 
     def sent(self) -> None:
@@ -156,28 +170,12 @@ class _Observation:
             duration_s=round(seconds, 4),
             request_id=call.id,
             trace_id=call.trace_id,
+            tenant=call.principal.tenant or None,
             peer=self._context.peer(),
             prompt_tokens=call.prompt_tokens,
             output_tokens=call.output_tokens,
             activation_bytes=call.activation_bytes,
         )
-
-
-def _lenient(deserialize: Callable[[bytes], Message] | None) -> Any:
-    """A deserializer whose failure reaches the handler; grpc itself would answer INTERNAL."""
-    if deserialize is None:
-        return None
-
-    def parse(data: bytes) -> Message | Malformed:
-        try:
-            return deserialize(data)
-        except DecodeError:
-            return Malformed(
-                f"the request's {len(data)} bytes are not the Protocol Buffers message of this "
-                "method; use a client generated from the served contract"
-            )
-
-    return parse
 
 
 def _status_code(context: Context) -> grpc.StatusCode:

@@ -6,6 +6,7 @@ names the call. So the two servers can never disagree about what a request means
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +25,6 @@ from actserve_server.engine.admission import RETRY_AFTER_S
 from actserve_server.nla.gate import Gate
 from actserve_server.nla.sources import NlaSource
 from actserve_server.rpc import chunks, metrics, nlas, sites, tensors
-from actserve_server.rpc.auth import read_tokens
 from actserve_server.rpc.calls import Call
 from actserve_server.rpc.errors import DOMAIN
 from actserve_server.rpc.local_nla import ExplainRows
@@ -205,7 +205,7 @@ class _Server:
             self._channel = grpc.aio.secure_channel(parts.netloc, credentials, options=_OPTIONS)
         else:
             self._channel = grpc.aio.insecure_channel(parts.netloc, options=_OPTIONS)
-        token = read_tokens(source.token_file)[0] if source.token_file else None
+        token = _read_token(source.token_file) if source.token_file else None
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._stub = explanation_service_pb2_grpc.ExplanationServiceStub(self._channel)
         self.max_request_bytes = 0
@@ -291,6 +291,13 @@ async def connect(source: NlaSource, model: ModelInfo) -> list[RemoteNla]:
     except BaseException:
         await server.close()
         raise
+
+
+def _read_token(path: Path) -> str:
+    lines = path.read_text().split(maxsplit=1)
+    if not lines:
+        raise ValueError(f"{path} holds no token; write it into its first line")
+    return lines[0]
 
 
 def _fitting(nla: pb.Nla, model: ModelInfo, address: str) -> Site:

@@ -1,6 +1,5 @@
 """The gRPC server: services, health, reflection, transport options and credentials."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import grpc
@@ -20,13 +19,14 @@ from actserve.v1 import (
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc import metrics
-from actserve_server.rpc.auth import BearerAuth
+from actserve_server.rpc.auth import anybody, by_token
 from actserve_server.rpc.explanation_servicer import ExplanationServicer
 from actserve_server.rpc.generation_servicer import GenerationServicer
 from actserve_server.rpc.kept_activations_servicer import KeptActivationsServicer
 from actserve_server.rpc.model_servicer import ModelServicer
 from actserve_server.rpc.observer import Observer
 from actserve_server.rpc.served_nlas import Nlas
+from actserve_server.rpc.tokens import TokenFile
 
 _DESCRIPTORS = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
@@ -58,7 +58,8 @@ class Listening:
     max_connection_age_s: float
     """Zero for no limit."""
     tls: Tls | None = None
-    tokens: Collection[str] = ()
+    tokens: TokenFile | None = None
+    """Without them everybody may call, as one tenant."""
 
 
 class RpcServer:
@@ -72,10 +73,9 @@ class RpcServer:
         autoencoders: Nlas,
         listening: Listening,
     ) -> None:
-        interceptors: list[grpc.aio.ServerInterceptor] = [Observer()]
-        if listening.tokens:
-            interceptors.append(BearerAuth(listening.tokens))
-        self._server = grpc.aio.server(interceptors=interceptors, options=_options(listening))
+        tokens = listening.tokens
+        observer = Observer(anybody if tokens is None else by_token(tokens))
+        self._server = grpc.aio.server(interceptors=[observer], options=_options(listening))
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(engine, autoencoders), self._server
         )

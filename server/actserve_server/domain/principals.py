@@ -1,0 +1,45 @@
+"""Who calls: the tenant that a call is counted for, and what its role lets it do."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from actserve_server.domain.errors import ActserveError, Reason
+
+
+class Role(StrEnum):
+    """What a caller may do. Each role may do all that the ones before it may."""
+
+    READER = "reader"
+    """Runs the model as it is: tokenizes, fetches, generates, explains."""
+    EXPERIMENTER = "experimenter"
+    """Also changes what the model computes, and what its tenant has on the server."""
+    OPERATOR = "operator"
+    """Also changes what every tenant sees."""
+
+    @property
+    def rank(self) -> int:
+        return list(Role).index(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """A caller. What is kept, set, cached or counted belongs to its tenant."""
+
+    tenant: str
+    """Empty where the server knows no tenants, so that everybody is the same one."""
+    role: Role
+
+    def require(self, role: Role, what: str) -> None:
+        """Raises PERMISSION_DENIED unless the caller has that role or one that may do more.
+        `what` begins a sentence, such as "changing activations"."""
+        if self.role.rank < role.rank:
+            raise ActserveError(
+                Reason.PERMISSION_DENIED,
+                f"{what} takes the role {role}, but this token has the role {self.role}; use "
+                "another token, or ask the server's operator for the role",
+                metadata={"role": self.role, "required_role": role},
+            )
+
+
+EVERYBODY = Principal(tenant="", role=Role.OPERATOR)
+"""The caller of a server that asks for no token."""

@@ -1,0 +1,146 @@
+"""Who may call is decided before anything of a request is read: by its metadata alone."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from grpc_health.v1 import health_pb2
+
+from actserve.v1 import (
+    explanation_service_pb2,
+    generation_service_pb2,
+    kept_activations_service_pb2,
+    model_service_pb2,
+)
+from actserve_server.domain.principals import Role
+from actserve_server.rpc import observer
+from actserve_server.rpc.server import SERVICES
+from tests.contract.harness import Served, bearing, failure, serving, write_tokens
+
+LARGEST_BYTES = 16 << 20
+PROMPTLY_S = 2.0
+"""Parsing and walking such a message takes more than three times as long."""
+
+METHODS = [
+    method
+    for file in (
+        explanation_service_pb2,
+        generation_service_pb2,
+        kept_activations_service_pb2,
+        model_service_pb2,
+    )
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+COMPRESSIONS = [grpc.Compression.NoCompression, grpc.Compression.Gzip]
+
+
+def test_every_served_service_is_tried_here() -> None:
+    assert {method.containing_service.full_name for method in METHODS} == set(SERVICES)
+
+
+def largest(method: MethodDescriptor) -> bytes:
+    """A message of `LARGEST_BYTES`, of as many parts as possible."""
+    for field in method.input_type.fields:
+        if field.type == field.TYPE_MESSAGE:
+            break
+    else:
+        field = method.input_type.fields[0]
+    part = bytes([field.number << 3 | 2, 0])
+    return part * (LARGEST_BYTES // len(part))
+
+
+def call(served: Served, method: MethodDescriptor, message: bytes, **options: Any) -> Any:
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    if method.server_streaming:
+        return served.channel.unary_stream(path)(message, **options)
+    return served.channel.unary_unary(path)(message, **options)
+
+
+async def slowest_health_check(served: Served, until: asyncio.Future[Any]) -> float:
+    """How long the slowest of the health checks took, of which one goes on until then."""
+    slowest = 0.0
+    while not until.done():
+        started = time.monotonic()
+        await served.health.Check(health_pb2.HealthCheckRequest())
+        slowest = max(slowest, time.monotonic() - started)
+    return slowest
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    return write_tokens(tmp_path / "tokens.yaml", ("known", "vision", Role.READER))
+
+
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What was read of requests."""
+    read: list[object] = []
+
+    async def receive(*arguments: Any) -> Any:
+        read.append(arguments)
+        return await original(*arguments)
+
+    original = observer.receive
+    monkeypatch.setattr(observer, "receive", receive)
+    return read
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+async def test_a_call_without_a_token_is_refused_unread_and_holds_up_nobody(
+    method: MethodDescriptor,
+    compression: grpc.Compression,
+    token_file: Path,
+    received: list[object],
+) -> None:
+    async with serving(token_file=token_file, max_request_bytes=LARGEST_BYTES) as served:
+        refused = asyncio.ensure_future(
+            failure(call(served, method, largest(method), compression=compression))
+        )
+        slowest = await slowest_health_check(served, refused)
+    assert (await refused).code is grpc.StatusCode.UNAUTHENTICATED
+    assert (await refused).reason == "UNAUTHENTICATED"
+    assert received == []
+    assert slowest < PROMPTLY_S
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+async def test_a_call_with_a_token_is_read(
+    method: MethodDescriptor, token_file: Path, received: list[object]
+) -> None:
+    async with serving(token_file=token_file) as served:
+        refused = await failure(call(served, method, b"\xff", metadata=bearing("known")))
+    assert refused.reason == "REQUEST_MALFORMED"
+    assert len(received) == 1
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda kind: kind.name)
+async def test_what_is_too_large_once_decompressed_is_refused(
+    compression: grpc.Compression,
+) -> None:
+    """A few kilobytes of gzip would otherwise become gigabytes here."""
+    async with serving(max_request_bytes=1 << 20) as served:
+        refused = await failure(
+            call(served, METHODS[0], b"\0" * (8 << 20), compression=compression)
+        )
+    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "larger than max" in refused.message
+
+
+async def test_ordinary_compressed_calls_are_served() -> None:
+    request = model_service_pb2.TokenizeRequest(prompt={"text": "a" * 10_000})
+    async with serving() as served:
+        answer = await served.models.Tokenize(request, compression=grpc.Compression.Gzip)
+    assert len(answer.prompt.ids) == 10_001
+
+
+async def test_a_call_without_a_message_is_refused() -> None:
+    path = "/actserve.v1.GenerationService/Generate"
+    async with serving() as served:
+        refused = await failure(served.channel.stream_unary(path)(iter(())))
+    assert refused.reason == "REQUEST_MALFORMED"
