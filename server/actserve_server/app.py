@@ -73,6 +73,7 @@ class App:
             max_bytes=settings.max_kept_bytes,
             default_ttl_s=settings.default_kept_seconds,
             max_ttl_s=settings.max_kept_seconds,
+            tenant_share=settings.tenant_share,
         )
         metrics.watch(self.engine, self.kept)
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders

@@ -87,6 +87,19 @@ class Settings(BaseSettings):
         "changes; calls must carry one of the tokens (health stays open)",
     )
 
+    tenant_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="with token_file: the most of what is bounded for all together (calls, "
+        "sequences run at once, captured and kept bytes) that one tenant may take",
+    )
+    share_plain_prefixes: bool = Field(
+        False,
+        description="with token_file: let tenants share the KV cache of common beginnings, where "
+        "nothing is changed; quicker, but how quick an answer is tells what others have run",
+    )
+
     nla: tuple[NlaSource, ...] = Field(
         (),
         description="natural language autoencoder to load: the name of one that comes with the "

@@ -231,6 +231,21 @@ def test_a_model_says_what_its_nlas_can(client: Any) -> None:
     assert client.model("small").nlas == ()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_baseline_is_for_all_tenants_only_when_that_is_asked(
+    shared: bool, client: Any, model: Model
+) -> None:
+    asked: list[bool] = []
+
+    def store(request: Any) -> Any:
+        asked.append(request.shared)
+        return fake_explanations.set_baseline(request)
+
+    model.set_baseline = store
+    client.set_baseline(rows(2), SITE, nla="tiny", **({"shared": True} if shared else {}))
+    assert asked == [shared]
+
+
 def test_a_baseline_is_stored_under_the_only_nla_of_the_site(client: Any, model: Model) -> None:
     baseline = client.set_baseline([[3, 0, 4, 0], [0, 1, 0, 0]], SITE, name="mine")
     assert baseline == actserve.Baseline("nlas/tiny/baselines/mine", 0.125, 3.0, 2, True)

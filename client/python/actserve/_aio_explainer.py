@@ -191,10 +191,11 @@ class AsyncExplainer(AsyncTransport):
         *,
         nla: str | None = None,
         name: str = "default",
+        shared: bool = False,
         timeout: float | None = None,
     ) -> Baseline:
         """Measures what scores are relative to, and stores it; see `Client.set_baseline`."""
         if nla is None:
             nla = only_nla(await self.models(timeout=timeout), self._connection.jobs.model, site).id
-        job = self._connection.reconstruct_jobs.set_baseline(rows, site, nla, name)
+        job = self._connection.reconstruct_jobs.set_baseline(rows, site, nla, name, shared)
         return await self._run(job, timeout, progress=False)

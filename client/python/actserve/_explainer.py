@@ -238,15 +238,17 @@ class Explainer(Transport):
         *,
         nla: str | None = None,
         name: str = "default",
+        shared: bool = False,
         timeout: float | None = None,
     ) -> Baseline:
         """Measures what scores are relative to from rows [rows, width] like those to be scored, and
-        stores it in place of any of that name, for every client, until the server stops.
+        stores it in place of any of that name, for your tenant, until the server stops. With
+        `shared`, which takes the role operator, every tenant has it that has none of that name.
 
         All rows go in one call, of at most `Nla.max_rows`. `name` has 1 to 63 lower-case letters,
         digits and hyphens. `baseline="..."` takes it beside `nla`, and `Baseline.name` alone.
         """
         if nla is None:
             nla = only_nla(self.models(timeout=timeout), self._connection.jobs.model, site).id
-        job = self._connection.reconstruct_jobs.set_baseline(rows, site, nla, name)
+        job = self._connection.reconstruct_jobs.set_baseline(rows, site, nla, name, shared)
         return self._run(job, timeout, progress=False)

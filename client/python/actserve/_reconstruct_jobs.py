@@ -71,11 +71,14 @@ class ReconstructJobs(RowJobs):
 
         return self.job("score", call, len(given), combine)
 
-    def set_baseline(self, rows: Any, site: SiteLike, nla: str, name: str) -> Job[Baseline]:
+    def set_baseline(
+        self, rows: Any, site: SiteLike, nla: str, name: str, shared: bool
+    ) -> Job[Baseline]:
         request = pb.SetExplanationBaselineRequest(
             name=baseline_name(name, nla),
             site=Site.parse(site).to_proto(),
             activations=encode(check_nonzero(as_array(rows, "rows", ("rows", "width")), "rows")),
+            shared=shared,
         )
         part = Part(partial(SetBaselineCall, request), None)
         return Job("set_baseline", [part], 1, lambda results: results[0])

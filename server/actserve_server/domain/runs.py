@@ -149,6 +149,9 @@ class Run:
     interventions: tuple[Intervention, ...] = ()
     placements: tuple[Placement, ...] = ()
     """At distinct positions. The token ids there count only for what decides by token id."""
+    tenant: str = ""
+    """Whose run it is. Runs of different tenants share no cached prefix, and count apart where what
+    runs at once is bounded."""
 
 
 class FinishReason(Enum):

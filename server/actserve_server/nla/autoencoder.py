@@ -107,18 +107,20 @@ class Autoencoder:
         """Where the rows come from that it explains."""
         return self.info.profile.site
 
-    @property
-    def baselines(self) -> Mapping[str, Baseline]:
-        """What scores can be relative to, by name."""
-        return self._baselines.all()
+    def baselines(self, tenant: str = "") -> Mapping[str, Baseline]:
+        """What scores of a tenant can be relative to, by name."""
+        return self._baselines.all(tenant)
 
-    def baseline(self, name: str, field: str = "baseline") -> Baseline | None:
+    def baseline(self, name: str, field: str = "baseline", tenant: str = "") -> Baseline | None:
         """The baseline of that name; without a name the default one, if there is any."""
-        return self._baselines.get(name, field)
+        return self._baselines.get(name, field, tenant)
 
-    def set_baseline(self, name: str, rows: np.ndarray) -> Baseline:
-        """Measures rows, float32 [rows, width], and keeps the result as `name`."""
-        return self._baselines.measure(name, rows)
+    def set_baseline(
+        self, name: str, rows: np.ndarray, tenant: str = "", *, shared: bool = False
+    ) -> Baseline:
+        """Measures rows, float32 [rows, width], and keeps the result as `name`, for a tenant or for
+        all."""
+        return self._baselines.measure(name, rows, tenant, shared=shared)
 
     @asynccontextmanager
     async def asked(
@@ -200,7 +202,10 @@ class Autoencoder:
 
         def source(sample: int) -> Callable[[], AsyncGenerator[ExplainEvent, None]]:
             number = row.index * asking.samples + sample
-            run = self._av().run(f"{row.id}-{sample}", vector, prompt, asking, number)
+            run = replace(
+                self._av().run(f"{row.id}-{sample}", vector, prompt, asking, number),
+                tenant=consumed.principal.tenant,
+            )
             return lambda: self._sample(row, sample, run, asking, consumed)
 
         sources = [source(sample) for sample in range(asking.samples)]

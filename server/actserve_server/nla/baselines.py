@@ -6,7 +6,6 @@ no such score.
 
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import numpy as np
 
@@ -17,7 +16,9 @@ from actserve_server.nla.scores import NEGLIGIBLE, normalized
 DEFAULT = "default"
 """The baseline of requests that name none."""
 MAX_BASELINES = 64
-"""Of one NLA. Each holds a row, and all of them are listed with the model."""
+"""Of one NLA that a tenant sees. Each holds a row, and all of them are listed with the model."""
+MAX_BASELINES_OF_ALL = 1024
+"""Of one NLA, over all tenants."""
 RESOURCE_TYPE = "actserve.v1.ExplanationBaseline"
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -60,25 +61,28 @@ def measure(rows: np.ndarray) -> Baseline:
 class BaselineStore:
     """The baselines of one NLA, until the server stops.
 
-    `own` is what its checkpoint says; it is the default one unless another is measured as that.
+    A tenant sees its own, those that were measured for all, and what the checkpoint says (`own`),
+    which is the default one. Where two have one name, the one that comes first here counts.
     """
 
     def __init__(self, own: Baseline | None = None) -> None:
-        self._baselines = {} if own is None else {DEFAULT: own}
+        self._shared = {} if own is None else {DEFAULT: own}
+        self._of_tenants: dict[str, dict[str, Baseline]] = {}
 
-    def all(self) -> Mapping[str, Baseline]:
-        """By short name, in the order in which the names came up; a view."""
-        return MappingProxyType(self._baselines)
+    def all(self, tenant: str = "") -> Mapping[str, Baseline]:
+        """What a tenant sees, by short name."""
+        return self._shared | self._of_tenants.get(tenant, {})
 
-    def get(self, name: str, field: str = "baseline") -> Baseline | None:
+    def get(self, name: str, field: str = "baseline", tenant: str = "") -> Baseline | None:
         """The baseline of that short name; of an empty one the default, None if there is none.
 
         Raises BASELINE_NOT_FOUND; `field` is the path of the field that names it.
         """
+        seen = self.all(tenant)
         if not name:
-            return self._baselines.get(DEFAULT)
-        if name not in self._baselines:
-            known = ", ".join(self._baselines) or "none yet"
+            return seen.get(DEFAULT)
+        if name not in seen:
+            known = ", ".join(seen) or "none yet"
             raise ActserveError(
                 Reason.BASELINE_NOT_FOUND,
                 f"there is no baseline {name[:100]!r} of this NLA, which has {known}; use one that "
@@ -86,10 +90,13 @@ class BaselineStore:
                 field=field,
                 metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
             )
-        return self._baselines[name]
+        return seen[name]
 
-    def measure(self, name: str, rows: np.ndarray) -> Baseline:
-        """Measures rows and keeps the result under a short name, in place of any that has it.
+    def measure(
+        self, name: str, rows: np.ndarray, tenant: str = "", *, shared: bool = False
+    ) -> Baseline:
+        """Measures rows and keeps the result under a short name, in place of any that has it: for a
+        tenant, or for all.
 
         Raises FIELD_INVALID for the name, or if there would be too many, and what measuring raises.
         """
@@ -100,17 +107,33 @@ class BaselineStore:
                 "and hyphens, with no hyphen first or last",
                 field="name",
             )
-        if name not in self._baselines and len(self._baselines) >= MAX_BASELINES:
+        self._check_room(name, tenant, shared)
+        measured = measure(rows)
+        kept = self._shared if shared else self._of_tenants.setdefault(tenant, {})
+        kept[name] = measured
+        return measured
+
+    def _check_room(self, name: str, tenant: str, shared: bool) -> None:
+        changed = self._shared if shared else self._of_tenants.get(tenant, {})
+        seen = self._shared if shared else self.all(tenant)
+        if name in changed:
+            return
+        if name not in seen and len(seen) >= MAX_BASELINES:
             raise ActserveError(
                 Reason.FIELD_INVALID,
-                f"this NLA has {len(self._baselines)} baselines, the most that are kept; measure "
-                f"one of them anew, such as {next(iter(self._baselines))}",
+                f"this NLA has {len(seen)} baselines, the most that are kept; measure one of them "
+                f"anew, such as {next(iter(seen))}",
                 field="name",
-                metadata={"baselines": len(self._baselines), "limit": MAX_BASELINES},
+                metadata={"baselines": len(seen), "limit": MAX_BASELINES},
             )
-        measured = measure(rows)
-        self._baselines[name] = measured
-        return measured
+        if sum(map(len, self._of_tenants.values())) >= MAX_BASELINES_OF_ALL:
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                f"this server keeps at most {MAX_BASELINES_OF_ALL} baselines of an NLA over all "
+                "tenants; measure one of yours anew, or ask the server's operator to restart it",
+                field="name",
+                metadata={"limit": MAX_BASELINES_OF_ALL},
+            )
 
 
 def _degenerate(message: str, **metadata: object) -> ActserveError:

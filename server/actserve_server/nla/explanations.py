@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from actserve_server.domain.principals import EVERYBODY, Principal
 from actserve_server.domain.runs import FinishReason
 from actserve_server.nla.profile import Baseline
 
@@ -102,7 +103,9 @@ ExplainEvent = Partial | Explanation
 
 @dataclass(slots=True, kw_only=True)
 class Consumed:
-    """What a call has consumed so far, over AV and AR."""
+    """What a call has consumed so far, over AV and AR, and on whose behalf."""
+
+    principal: Principal = EVERYBODY
 
     prompt_tokens: int = 0
     output_tokens: int = 0

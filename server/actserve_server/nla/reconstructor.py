@@ -90,7 +90,12 @@ class Reconstructor:
         """The row that the text of a prompt describes, float32 [width] of L2 norm sqrt(width)."""
         consumed.prompt_tokens += len(ids)
         last = Selection(Spans.of([len(ids) - 1]))
-        run = Run(id=run_id, token_ids=ids, captures=(Capture((self._site,), last),))
+        run = Run(
+            id=run_id,
+            token_ids=ids,
+            captures=(Capture((self._site,), last),),
+            tenant=consumed.principal.tenant,
+        )
         async with aclosing(self.engine.run(run)) as events:
             parts = [event.bits async for event in events if isinstance(event, Rows)]
         (state,) = to_float32(np.concatenate(parts), self.engine.info.element_type)

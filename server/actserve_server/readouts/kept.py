@@ -1,8 +1,9 @@
 """Captured rows that stay on the server for a while, so that patching needs no round trip.
 
 Who knows a name may use and delete what it names, so names cannot be guessed and nothing lists
-them. Memory is bounded by a quota over all callers, and freed when its time has come: `sweep` is to
-be called every now and then, so that this needs no caller.
+them. A name means something to the tenant alone whose it is: to others it is one that never
+existed. Memory is bounded over all tenants and for each, and freed when its time has come: `sweep`
+is to be called every now and then, so that this needs no caller.
 
 A `KeptStore` is used on the event loop's thread alone; a `Kept` never changes, and any thread may
 read it.
@@ -11,7 +12,9 @@ read it.
 import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,8 +94,19 @@ class _Entry:
     held_bytes: int
 
 
+@dataclass(slots=True)
+class _Memory:
+    """What all tenants keep."""
+
+    entries: dict[tuple[str, str], _Entry] = field(default_factory=dict)
+    """By tenant and name."""
+    held_bytes: Counter[str] = field(default_factory=Counter)
+    """By tenant."""
+
+
 class KeptStore:
-    """Everything kept on this server, within `max_bytes`. Times to live are in seconds.
+    """What a tenant keeps on this server. All tenants together keep at most `max_bytes`, one that
+    has a name at most `tenant_share` of them. Times to live are in seconds.
 
     `clock` tells seconds that never go back.
     """
@@ -103,18 +117,27 @@ class KeptStore:
         default_ttl_s: float,
         max_ttl_s: float,
         clock: Callable[[], float] = time.monotonic,
+        tenant_share: float = 1.0,
     ) -> None:
         self._max_bytes = max_bytes
         self._default_ttl_s = default_ttl_s
         self._max_ttl_s = max_ttl_s
         self._clock = clock
-        self._entries: dict[str, _Entry] = {}
-        self._held_bytes = 0
+        self._tenant_share = tenant_share
+        self._memory = _Memory()
+        self._tenant = ""
+
+    def of(self, tenant: str) -> "KeptStore":
+        """What another tenant keeps, in the same memory."""
+        other = copy(self)
+        other._tenant = tenant
+        return other
 
     @property
     def held_bytes(self) -> int:
-        """What counts against the quota: rows, positions and `ARRAY_BYTES` for each array."""
-        return self._held_bytes
+        """What counts against the quota, over all tenants: rows, positions and `ARRAY_BYTES` for
+        each array."""
+        return self._memory.held_bytes.total()
 
     def check_ttl(self, ttl_s: float | None) -> float:
         """How long to keep what is to be kept for `ttl_s`, None being the default.
@@ -164,13 +187,14 @@ class KeptStore:
             element_type=element_type,
             expires_at=time.time() + ttl_s,
         )
-        self._entries[kept.name] = _Entry(kept, self._clock() + ttl_s, held_bytes)
-        self._held_bytes += held_bytes
+        key = self._tenant, kept.name
+        self._memory.entries[key] = _Entry(kept, self._clock() + ttl_s, held_bytes)
+        self._memory.held_bytes[self._tenant] += held_bytes
         return kept
 
     def get(self, name: str) -> Kept:
         """What the name names. Raises KEPT_NOT_FOUND."""
-        entry = self._entries.get(name)
+        entry = self._memory.entries.get((self._tenant, name))
         if entry is None or entry.deadline <= self._clock():
             raise ActserveError(
                 Reason.KEPT_NOT_FOUND,
@@ -182,42 +206,60 @@ class KeptStore:
 
     def delete(self, name: str) -> None:
         """Frees what the name names. Raises KEPT_NOT_FOUND."""
-        self._free(self.get(name).name)
+        self._free((self._tenant, self.get(name).name))
 
     def sweep(self) -> None:
-        """Frees what has expired."""
-        now = self._clock()
-        for name in [name for name, entry in self._entries.items() if entry.deadline <= now]:
-            self._free(name)
+        """Frees what has expired, of all tenants."""
+        now, entries = self._clock(), self._memory.entries
+        for key in [key for key, entry in entries.items() if entry.deadline <= now]:
+            self._free(key)
 
-    def _free(self, name: str) -> None:
-        self._held_bytes -= self._entries.pop(name).held_bytes
+    def _free(self, key: tuple[str, str]) -> None:
+        held = self._memory.held_bytes
+        held[key[0]] -= self._memory.entries.pop(key).held_bytes
+        if not held[key[0]]:
+            del held[key[0]]
 
     def _make_room(self, wanted: int) -> None:
-        if self._held_bytes + wanted > self._max_bytes:
+        limit = int(self._max_bytes * (self._tenant_share if self._tenant else 1))
+
+        def fits() -> bool:
+            own = self._memory.held_bytes[self._tenant]
+            return own + wanted <= limit and self.held_bytes + wanted <= self._max_bytes
+
+        if not fits():
             self.sweep()
-        if self._held_bytes + wanted <= self._max_bytes:
+        if fits():
             return
+        # Of what others keep nothing is told but that there is no room.
+        own = self._memory.held_bytes[self._tenant]
         fix, retry_after_s = "keep fewer sites or positions", None
-        if wanted <= self._max_bytes:
-            retry_after_s = self._seconds_until_room(wanted)
+        if wanted <= limit:
+            retry_after_s = self._seconds_until_room(wanted, limit)
             fix += f", delete some that are kept, or try again in {math.ceil(retry_after_s)} s"
+        room = f"this server keeps at most {limit}"
+        if own + wanted <= limit:
+            room = "other tenants leave no room for them now"
         raise ActserveError(
             Reason.KEPT_QUOTA_EXCEEDED,
-            f"these activations take {wanted} bytes to keep, and others take {self._held_bytes}, "
-            f"but this server keeps at most {self._max_bytes}; {fix}",
+            f"these activations take {wanted} bytes to keep, and others of yours take {own}, but "
+            f"{room}; {fix}",
             field="capture.keep",
-            metadata={"bytes": wanted, "kept_bytes": self._held_bytes, "limit": self._max_bytes},
+            metadata={"bytes": wanted, "kept_bytes": own, "limit": limit},
             retry_after_s=retry_after_s,
         )
 
-    def _seconds_until_room(self, wanted: int) -> float:
+    def _seconds_until_room(self, wanted: int, limit: int) -> float:
         """When so many bytes will be free, if nothing is deleted and nothing comes."""
-        left, deadline = self._held_bytes, self._clock()
-        for entry in sorted(self._entries.values(), key=lambda entry: entry.deadline):
-            if left + wanted <= self._max_bytes:
+        own, everyone = self._memory.held_bytes[self._tenant], self.held_bytes
+        deadline = self._clock()
+        entries = self._memory.entries.items()
+        for (tenant, _), entry in sorted(entries, key=lambda item: item[1].deadline):
+            if own + wanted <= limit and everyone + wanted <= self._max_bytes:
                 break
-            left, deadline = left - entry.held_bytes, entry.deadline
+            everyone, deadline = everyone - entry.held_bytes, entry.deadline
+            if tenant == self._tenant:
+                own -= entry.held_bytes
         return deadline - self._clock()
 
 

@@ -27,8 +27,9 @@ def parse_name(name: str, field: str) -> tuple[str, str]:
     return named[1], named[2]
 
 
-def look_up(name: str, nla: Autoencoder, nla_name: str, field: str) -> Baseline | None:
-    """The baseline of that name; when it is empty the default one, where there is one."""
+def look_up(name: str, nla: Autoencoder, nla_name: str, field: str, tenant: str) -> Baseline | None:
+    """The baseline of that name, as a tenant sees it; when it is empty the default one, where there
+    is one."""
     named = _NAME.fullmatch(name)
     if name and (named is None or named[1] != nla_name):
         raise ActserveError(
@@ -38,7 +39,7 @@ def look_up(name: str, nla: Autoencoder, nla_name: str, field: str) -> Baseline 
             field=field,
             metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
         )
-    return nla.baseline(named[2] if named else "", field)
+    return nla.baseline(named[2] if named else "", field, tenant)
 
 
 def to_wire(nla_name: str, short: str, baseline: Baseline) -> pb.ExplanationBaseline:

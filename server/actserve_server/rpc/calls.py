@@ -1,7 +1,9 @@
 """What is known of the call being served, for its log line and its answer.
 
-The observer opens a `Call` for every call; servicers add to it what it consumed. Nothing of a
-prompt or an output is ever put here.
+The observer opens a `Call` for every call, with the principal whose it is; servicers add to it what
+it consumed. It is a context variable, so that every servicer reaches it, and the tasks that it
+starts, without each function on the way handing it on. Nothing of a prompt or an output is ever put
+here.
 """
 
 import re
@@ -9,7 +11,6 @@ import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from actserve_server.domain.principals import EVERYBODY, Principal
 from actserve_server.nla.explanations import Consumed
 
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
@@ -22,8 +23,6 @@ class Call(Consumed):
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Made here: an id from a client could collide, or be made to look like another's."""
-    principal: Principal = EVERYBODY
-    """Whose call it is."""
     traceparent: str | None = None
     """The well-formed header of that name, of W3C Trace Context."""
     activation_bytes: int = 0

@@ -64,6 +64,7 @@ class ExplainedText:
             token_ids=self.place.prompt.ids,
             captures=(Capture((self.site,), self.selection),),
             interventions=interventions.placed(edits, self.place),
+            tenant=call.principal.tenant,
         )
         parts: list[np.ndarray] = []
         made: Sequence[InterventionReport] = ()

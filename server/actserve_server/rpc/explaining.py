@@ -23,9 +23,9 @@ _SCORED = ("score", "best", "leave_one_out")
 
 
 def asking(
-    wire: pb.ExplainSpec, nla: Autoencoder, row_count: int, field: str, *, placed: bool
+    wire: pb.ExplainSpec, nla: Autoencoder, row_count: int, field: str, tenant: str, *, placed: bool
 ) -> Asking:
-    """How to explain so many rows, whose positions are known if they are `placed`."""
+    """How to explain so many rows for a tenant, whose positions are known if they are `placed`."""
     info = nla.info
     nlas.check_verbalizes(info, "nla")
     for name in _SCORED:
@@ -51,7 +51,9 @@ def asking(
         best=wire.best,
         leave_one_out=wire.leave_one_out,
         neighbor_distance=wire.neighbor_distance,
-        baseline=baselines.look_up(wire.baseline, nla, nlas.name_of(info), f"{field}.baseline"),
+        baseline=baselines.look_up(
+            wire.baseline, nla, nlas.name_of(info), f"{field}.baseline", tenant
+        ),
     )
 
 

@@ -11,6 +11,7 @@ import grpc
 
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve.v1 import explanation_service_pb2_grpc, intervention_pb2, site_pb2
+from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc import (
@@ -50,10 +51,16 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         prompt = await prompts.tokenize_to_run(self._engine, request.prompt, "prompt")
         text = ExplainedText.of(request, prompt, site, info)
         where = text.positions
-        nla_inputs.check_count(len(where), "positions", nla.described.max_rows, "positions")
+        nla_inputs.check_count(len(where), "positions", nla.max_rows, "positions")
         async with nla.asked(request.spec, where, call) as explain:
+            if request.interventions:
+                call.principal.require(Role.EXPERIMENTER, "changing activations")
             edits = await interventions.interventions(
-                request.interventions, self._store, self._autoencoders, info, "interventions"
+                request.interventions,
+                self._store.of(call.principal.tenant),
+                self._autoencoders,
+                info,
+                "interventions",
             )
             captured = await text.capture(self._engine, edits, call)
             opened = pb.ExplainStarted(prompt=prompts.to_wire(prompt), positions=where)
@@ -81,6 +88,10 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
     async def SetExplanationBaseline(  # noqa: N802
         self, request: pb.SetExplanationBaselineRequest, context: grpc.aio.ServicerContext
     ) -> pb.SetExplanationBaselineResponse:
+        principal = current_call().principal
+        principal.require(Role.EXPERIMENTER, "setting a baseline")
+        if request.shared:
+            principal.require(Role.OPERATOR, "setting a baseline for all tenants")
         name, _ = baselines.parse_name(request.name, "name")
         nla = self._find(name, request.site, "name")
         return await nla.set_baseline(request, current_call())

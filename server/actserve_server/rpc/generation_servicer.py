@@ -15,6 +15,7 @@ from actserve.v1 import capture_pb2, generation_service_pb2_grpc, intervention_p
 from actserve.v1 import generation_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.principals import Role
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.runs import Finished, Run, Tokens
 from actserve_server.engine.admission import AdmittedEngine
@@ -63,11 +64,12 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                     token_ids=prompt.ids,
                     captures=captures(plans[index]),
                     interventions=interventions.placed(edits, place),
+                    tenant=call.principal.tenant,
                 )
             )
         events = self._engine.run_all(runs)
         call.prompt_tokens += sum(len(run.token_ids) for run in runs)
-        results = Results(self._engine, self._store, wanted, plans, call, request.labels)
+        results = Results(self._engine, self._own(), wanted, plans, call, request.labels)
 
         yield pb.FetchActivationsResponse(started=pb.FetchStarted(**_started(wanted, info)))
         opened: set[int] = set()
@@ -119,12 +121,13 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                 sampling=sampled.of(sample),
                 captures=captures(plan),
                 interventions=applied,
+                tenant=call.principal.tenant,
             )
             for sample in range(sampled.samples)
         ]
         events = self._engine.run_all(runs)
         call.prompt_tokens += len(prompt.ids)
-        results = Results(self._engine, self._store, wanted, [plan] * len(runs), call)
+        results = Results(self._engine, self._own(), wanted, [plan] * len(runs), call)
 
         yield pb.GenerateResponse(
             started=pb.GenerateStarted(prompt=prompts.to_wire(prompt), **_started(wanted, info))
@@ -152,19 +155,27 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage(call)))
 
     async def _capture(self, wire: capture_pb2.CaptureSpec) -> CaptureRequest:
-        kept = sources.look_up(dict(sources.named(wire, "capture")), self._store)
+        kept = sources.look_up(dict(sources.named(wire, "capture")), self._own())
         found = Found(info=self._engine.info, kept=kept)
         # In a thread: a projection may be tens of megabytes.
         wanted = await asyncio.to_thread(capture, wire, found, "capture")
+        if wire.HasField("keep"):
+            current_call().principal.require(Role.EXPERIMENTER, "keeping activations")
         self._store.check_ttl(wanted.ttl_s)
         return wanted
 
     async def _interventions(
         self, wire: Sequence[intervention_pb2.Intervention]
     ) -> Sequence[InterventionRequest]:
+        if wire:
+            current_call().principal.require(Role.EXPERIMENTER, "changing activations")
         return await interventions.interventions(
-            wire, self._store, self._autoencoders, self._engine.info, "interventions"
+            wire, self._own(), self._autoencoders, self._engine.info, "interventions"
         )
+
+    def _own(self) -> KeptStore:
+        """What the caller's tenant keeps."""
+        return self._store.of(current_call().principal.tenant)
 
 
 def _check_prompt_count(count: int, limit: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve_server.domain.sites import Site
 from actserve_server.nla.autoencoder import Autoencoder
-from actserve_server.nla.explanations import ExplainEvent
+from actserve_server.nla.explanations import Asking, ExplainEvent
 from actserve_server.rpc import baselines, chunks, explaining, metrics, nla_inputs, nlas, sites
 from actserve_server.rpc.calls import Call
 from actserve_server.rpc.endings import usage
@@ -30,8 +30,11 @@ class LocalNla:
         return self._nla.site
 
     @property
-    def described(self) -> pb.Nla:
-        return nlas.to_wire(self._nla)
+    def max_rows(self) -> int:
+        return self._nla.info.max_rows
+
+    async def describe(self, tenant: str) -> pb.Nla:
+        return nlas.to_wire(self._nla, tenant)
 
     async def explain(
         self, request: pb.ExplainActivationsRequest, call: Call
@@ -42,7 +45,7 @@ class LocalNla:
         )
         where = nla_inputs.positions(request.positions, len(rows), "positions")
         placed = where is not None
-        asking = explaining.asking(request.spec, self._nla, len(rows), "spec", placed=placed)
+        asking = self._asking(request.spec, len(rows), call, placed=placed)
         async with (
             self._nla.asked(call.id, asking, call) as explain,
             aclosing(self._explained(len(rows), explain(rows, where), call)) as events,
@@ -54,7 +57,7 @@ class LocalNla:
     async def asked(
         self, spec: pb.ExplainSpec, positions: Sequence[int], call: Call
     ) -> AsyncGenerator[ExplainRows, None]:
-        asking = explaining.asking(spec, self._nla, len(positions), "spec", placed=True)
+        asking = self._asking(spec, len(positions), call, placed=True)
         async with self._nla.asked(call.id, asking, call) as explain:
 
             async def answers(
@@ -77,7 +80,7 @@ class LocalNla:
             self._nla.info,
             ("activations", "reference"),
         )
-        asking = explaining.asking(request.spec, self._nla, len(rows), "spec", placed=False)
+        asking = self._asking(request.spec, len(rows), call, placed=False)
         async with (
             self._nla.asked(call.id, asking, call) as explain,
             aclosing(self._explained(len(rows), explain(rows, differences=True), call)) as events,
@@ -115,7 +118,9 @@ class LocalNla:
         rows = await asyncio.to_thread(nla_inputs.rows, request.activations, info, "activations")
         nla_inputs.check_one_each(len(texts), len(rows), "texts")
         name = nlas.name_of(info)
-        baseline = baselines.look_up(request.baseline, self._nla, name, "baseline")
+        baseline = baselines.look_up(
+            request.baseline, self._nla, name, "baseline", call.principal.tenant
+        )
         scores = await self._nla.score(call.id, rows, texts, baseline, call)
         return pb.ScoreExplanationsResponse(scores=map(explaining.score, scores), usage=usage(call))
 
@@ -126,7 +131,9 @@ class LocalNla:
         rows = await asyncio.to_thread(
             nla_inputs.rows, request.activations, self._nla.info, "activations"
         )
-        stored = await asyncio.to_thread(self._nla.set_baseline, short, rows)
+        stored = await asyncio.to_thread(
+            self._nla.set_baseline, short, rows, call.principal.tenant, shared=request.shared
+        )
         return pb.SetExplanationBaselineResponse(baseline=baselines.to_wire(name, short, stored))
 
     def check_reconstructs(self, what: str, field: str) -> None:
@@ -134,6 +141,10 @@ class LocalNla:
 
     async def edit(self, run_id: str, original: str, edited: str, call: Call) -> np.ndarray:
         return await self._nla.edit(run_id, original, edited, call)
+
+    def _asking(self, spec: pb.ExplainSpec, rows: int, call: Call, *, placed: bool) -> Asking:
+        tenant = call.principal.tenant
+        return explaining.asking(spec, self._nla, rows, "spec", tenant, placed=placed)
 
     async def _explained(
         self, rows: int, events: AsyncGenerator[ExplainEvent, None], call: Call

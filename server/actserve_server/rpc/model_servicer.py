@@ -55,4 +55,5 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         return pb.TokenizeResponse(prompt=prompts.to_wire(tokenized))
 
     async def _model(self) -> pb.Model:
-        return await models.to_wire(self._engine.info, self._autoencoders)
+        tenant = current_call().principal.tenant
+        return await models.to_wire(self._engine.info, self._autoencoders, tenant)

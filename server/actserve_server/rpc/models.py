@@ -27,8 +27,8 @@ def check_model(name: str, info: ModelInfo, field: str) -> None:
         )
 
 
-async def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
-    """The model, with what explains it."""
+async def to_wire(info: ModelInfo, autoencoders: Nlas, tenant: str) -> pb.Model:
+    """The model, with what explains it, as a tenant sees them."""
     limits = info.limits
     return pb.Model(
         name=name_of(info),
@@ -52,7 +52,7 @@ async def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
             max_kept_seconds=limits.max_kept_seconds,
         ),
         attention_unserved_reason=_attention_unserved(info),
-        nlas=await served_nlas.to_wire(autoencoders),
+        nlas=await served_nlas.to_wire(autoencoders, tenant),
     )
 
 

@@ -25,7 +25,8 @@ def check_reconstructs(info: NlaInfo, what: str, field: str) -> None:
         raise lacking(name_of(info), "reconstructor", what, "reconstructs", field)
 
 
-def to_wire(nla: Autoencoder) -> pb.Nla:
+def to_wire(nla: Autoencoder, tenant: str) -> pb.Nla:
+    """As a tenant sees it."""
     info, profile = nla.info, nla.info.profile
     verbalizer = profile.verbalizer
     return pb.Nla(
@@ -42,7 +43,7 @@ def to_wire(nla: Autoencoder) -> pb.Nla:
         max_tokens=info.max_tokens,
         baselines=[
             baselines.to_wire(name_of(info), short, baseline)
-            for short, baseline in sorted(nla.baselines.items())
+            for short, baseline in sorted(nla.baselines(tenant).items())
         ],
     )
 

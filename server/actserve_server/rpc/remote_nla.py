@@ -25,6 +25,7 @@ from actserve_server.engine.admission import RETRY_AFTER_S
 from actserve_server.nla.gate import Gate
 from actserve_server.nla.sources import NlaSource
 from actserve_server.rpc import chunks, metrics, nlas, sites, tensors
+from actserve_server.rpc.auth import TENANT
 from actserve_server.rpc.calls import Call
 from actserve_server.rpc.errors import DOMAIN
 from actserve_server.rpc.local_nla import ExplainRows
@@ -36,6 +37,9 @@ REFRESH_TIMEOUT_S = 2.0
 """How long whoever lists models may wait for another server to describe its NLAs."""
 _REST_BYTES = 64 << 10
 """At most what a request holds beside rows, their positions apart."""
+
+_OF_THIS_SERVER = (Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED)
+"""Refusals of this server's own token, for which no caller can do anything."""
 
 _OPTIONS = [
     # A server that vanished without closing the connection would never be noticed while a call
@@ -53,7 +57,7 @@ class RemoteNla:
         self._server = server
         self._site = site
         self.described = described
-        """As the other server describes it."""
+        """As the other server describes it to all tenants."""
         self.gate = Gate()
 
     @property
@@ -117,13 +121,20 @@ class RemoteNla:
     ) -> pb.SetExplanationBaselineResponse:
         return await self._ask(request, call)
 
-    async def refresh(self) -> None:
-        """Has the other server describe it again; if that cannot be reached, as it last did."""
+    @property
+    def max_rows(self) -> int:
+        return self.described.max_rows
+
+    async def describe(self, tenant: str) -> pb.Nla:
+        """As the other server describes it to a tenant; if that cannot be reached, as it last did
+        to all."""
+        described = self.described
         with suppress(grpc.aio.AioRpcError):
-            found = await self._server.nlas(REFRESH_TIMEOUT_S)
-            self.described = next(
-                (nla for nla in found if nla.name == self.described.name), self.described
-            )
+            found = await self._server.nlas(REFRESH_TIMEOUT_S, tenant)
+            described = next((nla for nla in found if nla.name == described.name), described)
+            if not tenant:
+                self.described = described
+        return described
 
     def check_reconstructs(self, what: str, field: str) -> None:
         if not self.described.reconstructs:
@@ -216,13 +227,18 @@ class _Server:
         when that of `call` expires, this is cancelled."""
         method = getattr(self._stub, request.DESCRIPTOR.name.removesuffix("Request"))
         trace = (("traceparent", call.traceparent),) if call.traceparent else ()
-        return method(request, metadata=(*self._metadata, *trace))
+        return method(request, metadata=(*self._metadata_for(call.principal.tenant), *trace))
 
-    async def nlas(self, timeout_s: float) -> list[pb.Nla]:
-        """All that it has; waits so long for it to start. Raises AioRpcError."""
+    def _metadata_for(self, tenant: str) -> tuple[tuple[str, str], ...]:
+        """Of a call on behalf of a tenant."""
+        return (*self._metadata, (TENANT, tenant.lstrip("/"))) if tenant else self._metadata
+
+    async def nlas(self, timeout_s: float, tenant: str = "") -> list[pb.Nla]:
+        """All that it has, as a tenant sees them; waits so long for it to start. Raises
+        AioRpcError."""
         models = await model_service_pb2_grpc.ModelServiceStub(self._channel).ListModels(
             model_service_pb2.ListModelsRequest(),
-            metadata=self._metadata,
+            metadata=self._metadata_for(tenant),
             timeout=timeout_s,
             wait_for_ready=True,
         )
@@ -247,7 +263,7 @@ class _Server:
                 "message; send fewer rows or texts at once",
                 metadata={"limit": self.max_request_bytes},
             )
-        if info.domain != DOMAIN or info.reason == Reason.UNAUTHENTICATED:
+        if info.domain != DOMAIN or info.reason in _OF_THIS_SERVER:
             return self._unreachable(error)
         fields = [each.field for each in invalid.field_violations]
         fields += [each.subject for each in unmet.violations]

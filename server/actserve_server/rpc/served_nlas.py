@@ -32,7 +32,13 @@ class ServedNla(Protocol):
         ...
 
     @property
-    def described(self) -> pb.Nla: ...
+    def max_rows(self) -> int:
+        """Rows, or texts, of one call at most."""
+        ...
+
+    async def describe(self, tenant: str) -> pb.Nla:
+        """As a tenant sees it now."""
+        ...
 
     def explain(
         self, request: pb.ExplainActivationsRequest, call: Call
@@ -88,10 +94,9 @@ def find(nlas: Nlas, name: str, site: Site | None = None, field: str = "nla") ->
     return _served(nlas.find(named[1] if named else "", site, field))
 
 
-async def to_wire(nlas: Nlas) -> list[pb.Nla]:
-    """All, as they are now."""
-    await asyncio.gather(*(nla.refresh() for nla in nlas if isinstance(nla, RemoteNla)))
-    return [_served(nla).described for nla in nlas]
+async def to_wire(nlas: Nlas, tenant: str) -> list[pb.Nla]:
+    """All, as a tenant sees them now."""
+    return await asyncio.gather(*(_served(nla).describe(tenant) for nla in nlas))
 
 
 def _served(nla: Autoencoder | RemoteNla) -> ServedNla:

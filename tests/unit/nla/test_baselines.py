@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from actserve_server.domain.errors import ActserveError, Reason
-from actserve_server.nla.baselines import MAX_BASELINES, BaselineStore, measure
+from actserve_server.nla.baselines import (
+    MAX_BASELINES,
+    MAX_BASELINES_OF_ALL,
+    BaselineStore,
+    measure,
+)
 from actserve_server.nla.profile import Baseline
 from actserve_server.nla.scores import normalize, score
 
@@ -138,3 +143,33 @@ def test_what_cannot_be_measured_replaces_nothing() -> None:
     store = BaselineStore(OWN)
     refusal(store.measure, "default", ROWS[:1])
     assert store.get("") is OWN
+
+
+def test_a_tenant_measures_for_itself() -> None:
+    store = BaselineStore(OWN)
+    mine = store.measure("default", ROWS, "mine")
+    theirs = store.measure("default", ROWS[:30], "theirs")
+    store.measure("other", ROWS, "theirs")
+    assert (store.get("", tenant="mine"), store.get("", tenant="theirs")) == (mine, theirs)
+    assert store.get("", tenant="third") is OWN
+    assert dict(store.all("mine")) == {"default": mine}
+    refused = refusal(store.get, "other", "baseline", "mine")
+    unknown = refusal(store.get, "never", "baseline", "mine")
+    assert refused.message == unknown.message.replace("never", "other")
+
+
+def test_what_is_measured_for_all_is_seen_by_those_who_have_none_of_its_name() -> None:
+    store = BaselineStore(OWN)
+    mine = store.measure("wikipedia", ROWS[:30], "mine")
+    shared = store.measure("wikipedia", ROWS, "operator", shared=True)
+    assert store.get("wikipedia", tenant="mine") is mine
+    assert store.get("wikipedia", tenant="theirs") is store.get("wikipedia") is shared
+
+
+def test_over_all_tenants_no_more_are_kept_than_the_limit() -> None:
+    store = BaselineStore(OWN)
+    for number in range(MAX_BASELINES_OF_ALL):
+        store.measure(f"b{number % 16}", ROWS[:2], f"t{number // 16}")
+    refused = refusal(store.measure, "one-more", ROWS, "late")
+    assert refused.metadata == {"limit": str(MAX_BASELINES_OF_ALL)}
+    store.measure("b0", ROWS, "t0")

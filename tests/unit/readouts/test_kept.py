@@ -252,8 +252,9 @@ def test_the_quota_can_be_used_up_but_not_exceeded(clock: Clock) -> None:
     refused = refusal(of_size, kept, 2048)
     assert (refused.reason, refused.field) == (Reason.KEPT_QUOTA_EXCEEDED, "capture.keep")
     assert refused.message == (
-        "these activations take 2048 bytes to keep, and others take 8192, but this server keeps at "
-        "most 8192; keep fewer sites or positions, delete some that are kept, or try again in 7 s"
+        "these activations take 2048 bytes to keep, and others of yours take 8192, but this server "
+        "keeps at most 8192; keep fewer sites or positions, delete some that are kept, or try "
+        "again in 7 s"
     )
     assert refused.metadata == {"bytes": "2048", "kept_bytes": "8192", "limit": "8192"}
     assert kept.held_bytes == 8192
@@ -303,3 +304,47 @@ def test_a_great_many_small_captures_take_no_more_memory_than_is_counted(
     finally:
         tracemalloc.stop()
     assert taken < kept.held_bytes
+
+
+def test_what_another_tenant_keeps_is_as_if_it_had_never_existed(clock: Clock) -> None:
+    mine = store(clock).of("mine")
+    theirs = mine.of("theirs")
+    name = put(mine).name
+    never = "keptActivations/" + "A" * 22
+    for use in (theirs.get, theirs.delete):
+        refused, unknown = refusal(use, name), refusal(use, never)
+        assert refused.reason is unknown.reason is Reason.KEPT_NOT_FOUND
+        assert refused.message == unknown.message.replace(never, name)
+    assert mine.get(name).name == name
+
+
+def test_a_tenant_may_keep_its_share_and_no_more(clock: Clock) -> None:
+    one = KeptStore(8192, 10, 60, clock, tenant_share=0.5).of("one")
+    of_size(one, 4096, ttl_s=7)
+    refused = refusal(of_size, one, 2048)
+    assert refused.metadata == {"bytes": "2048", "kept_bytes": "4096", "limit": "4096"}
+    assert refused.retry_after_s == 7
+    of_size(one.of("two"), 4096)
+
+
+def test_the_share_is_for_tenants_alone(clock: Clock) -> None:
+    of_size(KeptStore(8192, 10, 60, clock, tenant_share=0.5), 8192)
+
+
+def test_of_what_others_keep_no_more_is_told_than_that_there_is_no_room(clock: Clock) -> None:
+    mine = KeptStore(8192, 10, 60, clock, tenant_share=0.75).of("mine")
+    of_size(mine.of("theirs"), 6000, ttl_s=9)
+    refused = refusal(of_size, mine, 4096)
+    assert refused.metadata == {"bytes": "4096", "kept_bytes": "0", "limit": "6144"}
+    assert "6000" not in refused.message
+    assert "other tenants leave no room" in refused.message
+    assert refused.retry_after_s == 9
+
+
+def test_one_sweep_frees_what_has_expired_of_every_tenant(clock: Clock) -> None:
+    kept = store(clock)
+    for tenant in ("", "one", "two"):
+        put(kept.of(tenant), ttl_s=5)
+    clock.now += 5
+    kept.sweep()
+    assert kept.held_bytes == 0

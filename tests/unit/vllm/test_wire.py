@@ -99,7 +99,7 @@ def test_a_run_that_only_captures_shares_the_cache_with_plain_ones() -> None:
     assert wire.cache_salt(_taps(make_run(read("embedding")))) is None
 
 
-def test_equal_edits_share_a_salt_whoever_asks_and_whatever_they_read() -> None:
+def test_equal_edits_of_a_tenant_share_a_salt_whatever_they_read() -> None:
     first = wire.cache_salt(_taps(make_run(ADD), key=1))
     again = change(Add(RAMP.copy(), 2.0), "resid_post.3", where=WHERE)
     second = wire.cache_salt(_taps(make_run(again, read("q.0")), key=2))
@@ -156,3 +156,32 @@ def test_whatever_changes_the_kv_changes_the_salt() -> None:
     for name, salt in salts.items():
         by_salt.setdefault(salt, []).append(name)
     assert [names for names in by_salt.values() if len(names) > 1] == []
+
+
+PLAIN, EDITED = None, _taps(make_run(ADD))
+
+
+@pytest.mark.parametrize("taps", [PLAIN, EDITED], ids=["plain", "edited"])
+def test_tenants_share_no_salt(taps: wire.RunTaps | None) -> None:
+    salts = [wire.cache_salt(taps, tenant) for tenant in ("", "a", "b", "ab", "a/b", "6 a")]
+    assert len(set(salts)) == len(salts)
+    assert wire.cache_salt(taps, "a") == wire.cache_salt(taps, "a")
+
+
+def test_a_run_that_only_captures_shares_with_plain_ones_of_its_tenant() -> None:
+    assert wire.cache_salt(_taps(make_run(read("embedding"))), "a") == wire.cache_salt(PLAIN, "a")
+
+
+@pytest.mark.parametrize("tenant", ["", "a", "b"])
+def test_plain_runs_of_all_tenants_may_be_let_share_and_edited_ones_never(tenant: str) -> None:
+    assert wire.cache_salt(PLAIN, tenant, share_plain_prefixes=True) is None
+    edited = wire.cache_salt(EDITED, tenant, share_plain_prefixes=True)
+    assert edited == wire.cache_salt(EDITED, tenant)
+
+
+def test_the_salts_of_a_server_without_tenants_are_what_they_were() -> None:
+    """So that a cache outlives an upgrade, and nothing is isolated that need not be."""
+    assert wire.cache_salt(PLAIN) is None
+    assert wire.cache_salt(EDITED) == wire.cache_salt(EDITED, "")
+    digest = "0834fabfd0102230ba4f453d8f7f4f066f2bd16bb2a5b28a1f50525550eb2403"
+    assert wire.cache_salt(EDITED) == digest

@@ -334,14 +334,16 @@ class ScoreExplanationsResponse(_message.Message):
     def __init__(self, scores: _Optional[_Iterable[_Union[ExplanationScore, _Mapping]]] = ..., usage: _Optional[_Union[_generation_service_pb2.Usage, _Mapping]] = ...) -> None: ...
 
 class SetExplanationBaselineRequest(_message.Message):
-    __slots__ = ("name", "site", "activations")
+    __slots__ = ("name", "site", "activations", "shared")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     name: str
     site: _site_pb2.Site
     activations: _tensor_pb2.Tensor
-    def __init__(self, name: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., activations: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    shared: bool
+    def __init__(self, name: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., activations: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., shared: _Optional[bool] = ...) -> None: ...
 
 class SetExplanationBaselineResponse(_message.Message):
     __slots__ = ("baseline",)

@@ -58,8 +58,16 @@ _FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 class VllmEngine:
     """Start one with `await VllmEngine.start(options)`; see `Engine` for what it promises."""
 
-    def __init__(self, llm: AsyncLLM, info: ModelInfo, collector: Collector) -> None:
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        info: ModelInfo,
+        collector: Collector,
+        *,
+        share_plain_prefixes: bool = False,
+    ) -> None:
         self._llm = llm
+        self._share_plain_prefixes = share_plain_prefixes
         self._info = info
         self._collector = collector
         self._tokenizer = PromptTokenizer(llm.get_tokenizer(), info.vocabulary_size)
@@ -78,7 +86,8 @@ class VllmEngine:
             reader.close()
             raise
         reader.detach_folder()
-        return cls(llm, info, Collector(reader, asyncio.get_running_loop()))
+        collector = Collector(reader, asyncio.get_running_loop())
+        return cls(llm, info, collector, share_plain_prefixes=options.share_plain_prefixes)
 
     @property
     def info(self) -> ModelInfo:
@@ -120,7 +129,8 @@ class VllmEngine:
             raise ActserveError(
                 Reason.FEATURE_DISABLED, "this engine was not started to place embeddings"
             )
-        prompt = prompt_of(run, wire.cache_salt(taps), self._info.width, model.dtype)
+        salt = wire.cache_salt(taps, run.tenant, share_plain_prefixes=self._share_plain_prefixes)
+        prompt = prompt_of(run, salt, self._info.width, model.dtype)
         try:
             params = self._params(run, taps)
             outputs = self._llm.generate(prompt, params, run.id)  # type: ignore[arg-type]

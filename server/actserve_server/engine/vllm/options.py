@@ -21,6 +21,8 @@ class EngineOptions:
     max_kept_seconds: int = 3600
     hook_points: tuple[str, ...] = ()
     """What to tap; everything the model has when empty."""
+    share_plain_prefixes: bool = False
+    """Whether runs that change nothing share cached prefixes with those of other tenants."""
     place_embeddings: bool = False
     """Whether runs may have placements. Embeddings are then looked up outside the graph."""
     log_stats: bool = True

@@ -116,17 +116,24 @@ def decode(message: dict[str, Any]) -> RunTaps:
     )
 
 
-def cache_salt(taps: RunTaps | None) -> str | None:
-    """A salt that isolates the KV cache of an edited run, or None if the run changes nothing.
+def cache_salt(
+    taps: RunTaps | None, tenant: str = "", *, share_plain_prefixes: bool = False
+) -> str | None:
+    """A salt that isolates the KV cache of a run, or None if it shares the one that every plain
+    run shares.
 
     It covers everything that changes the KV: sites, heads, positions, formula and the exact
     numbers in it. Equal edits share cached prefixes; a run that only captures shares with plain
-    ones.
+    ones. It covers the tenant too, which otherwise learns from a quick answer, or from how many
+    rows were reused, what another has run; plain runs of all tenants may be let share.
     """
-    if taps is None or not taps.edits:
+    edits = () if taps is None else taps.edits
+    if not edits and (not tenant or share_plain_prefixes):
         return None
     digest = hashlib.sha256(b"actserve-edits-2")
-    for edit in taps.edits:
+    if tenant:
+        digest.update(f"tenant {len(tenant)} {tenant}".encode())
+    for edit in edits:
         ids = edit.selection.token_ids
         for part in (
             np.array(edit.sites, np.int64),
