@@ -1,6 +1,7 @@
 """How the client uses its connection follows from the contract."""
 
 import json
+import warnings
 from typing import Any
 
 import grpc
@@ -72,3 +73,62 @@ def test_tls_takes_true_or_credentials() -> None:
 def test_a_concurrency_below_one_is_refused() -> None:
     with pytest.raises(actserve.InvalidRequest, match="concurrency is 0"):
         actserve.Client(concurrency=0)
+
+
+LOCAL = [
+    "localhost",
+    "localhost:50051",
+    "127.0.0.1:50051",
+    "[::1]:50051",
+    "dns:///localhost:50051",
+    "dns:localhost:50051",
+    "ipv4:127.0.0.1:50051",
+    "ipv6:[::1]:50051",
+    "unix:/run/actserve.sock",
+    "unix:///run/actserve.sock",
+    "unix-abstract:actserve",
+]
+REMOTE = [
+    "gpu-7",
+    "gpu-7:50051",
+    "10.0.0.7:50051",
+    "127.0.0.1.example.com:50051",
+    "localhost.example.com",
+    "[fe80::1]:50051",
+    "dns:///gpu-7:50051",
+    "dns://127.0.0.1/gpu-7:50051",
+    "ipv4:127.0.0.1:50051,10.0.0.7:50051",
+]
+FLAVOURS = pytest.mark.parametrize("flavour", [actserve.Client, actserve.AsyncClient])
+
+
+@FLAVOURS
+@pytest.mark.parametrize("target", REMOTE)
+@pytest.mark.parametrize(
+    "token", [{"token": "secret"}, {"metadata": {"Authorization": "Bearer secret"}}], ids=str
+)
+async def test_a_token_in_plaintext_to_another_machine_is_warned_of_once(
+    flavour: Any, target: str, token: Any
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            flavour(target, **token)
+    (warned,) = caught
+    assert warned.filename == __file__
+    assert f"to {target} in plaintext" in str(warned.message)
+    assert "tls=True" in str(warned.message)
+    assert "secret" not in str(warned.message)
+
+
+@FLAVOURS
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [(LOCAL, {"token": "secret"}), (REMOTE, {}), (REMOTE, {"token": "secret", "tls": True})],
+    ids=["this machine", "no token", "TLS"],
+)
+async def test_nothing_else_is_warned_of(
+    flavour: Any, targets: list[str], options: dict[str, Any]
+) -> None:
+    for target in targets:
+        flavour(target, **options)

@@ -1,6 +1,8 @@
 """The channel: how a client reaches its server, the same for sync and asyncio."""
 
 import json
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -115,13 +117,16 @@ class Connection:
         headers = dict(metadata or {})
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
+        credentials = grpc.ssl_channel_credentials() if tls is True else (tls or None)
+        if credentials is None and not is_local(target):
+            _warn_of_plaintext(target, headers)
         return Connection(
             target=target,
             jobs=Jobs(model_name(model), concurrency),
             explain_jobs=ExplainJobs(model_name(model), concurrency),
             reconstruct_jobs=ReconstructJobs(model_name(model), concurrency),
             timeout=timeout,
-            credentials=grpc.ssl_channel_credentials() if tls is True else (tls or None),
+            credentials=credentials,
             metadata=tuple(headers.items()),
         )
 
@@ -130,6 +135,33 @@ class Connection:
         if self.credentials is None:
             return grpc_flavour.insecure_channel(self.target, options=channel_options())
         return grpc_flavour.secure_channel(self.target, self.credentials, options=channel_options())
+
+
+def is_local(target: str) -> bool:
+    """Whether all that is sent to a gRPC target stays on this machine, as far as its name tells."""
+    scheme, _, rest = target.partition(":")
+    if scheme in ("unix", "unix-abstract"):
+        return True
+    address = rest if scheme in ("dns", "ipv4", "ipv6", "passthrough") else target
+    addresses = address.rpartition("/")[2].split(",")
+    return all(_HOST.sub(r"\1\2", each) in _LOOPBACK for each in addresses)
+
+
+_HOST = re.compile(r"^(?:\[([^\]]*)\]|([^:]*))(?::\d+)?$")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def _warn_of_plaintext(target: str, headers: Mapping[str, str]) -> None:
+    if any(key.lower() == "authorization" for key in headers):
+        warnings.warn(
+            f"the token goes to {target} in plaintext, so that everyone on the way can read it; "
+            "give tls=True, or a channel's credentials, to a server with TLS",
+            stacklevel=_CALLER,
+        )
+
+
+_CALLER = 4
+"""Frames from the warning to whoever made the client, whose line Python warns about once."""
 
 
 def model_name(model: str | None) -> str:
