@@ -67,6 +67,7 @@ class App:
                 capture_budget_bytes=settings.capture_budget_bytes,
                 max_running=settings.max_running,
                 max_queue=settings.max_queue,
+                share=settings.tenant_share,
             ),
         )
         self.kept = KeptStore(
@@ -288,6 +289,7 @@ def _listening(settings: Settings) -> Listening:
         port=settings.port,
         max_request_bytes=settings.max_request_bytes,
         max_connection_age_s=settings.max_connection_age_s,
+        reader_timeout_s=settings.reader_timeout_s,
         tls=tls,
         tokens=tokens,
     )

@@ -76,6 +76,12 @@ class Settings(BaseSettings):
         1800.0, description="seconds after which clients reconnect, and so rebalance; 0 for never"
     )
 
+    reader_timeout_s: Seconds = Field(
+        60.0,
+        description="seconds in which a client that is sent more than it reads must take a "
+        "message; then its call is ended, and what is held for it freed; 0 for never",
+    )
+
     tls_cert: Path | None = Field(None, description="PEM certificate chain; turns TLS on")
     tls_key: Path | None = Field(None, description="PEM key of the certificate")
     tls_client_ca: Path | None = Field(
@@ -91,8 +97,9 @@ class Settings(BaseSettings):
         0.5,
         gt=0,
         le=1,
-        description="with token_file: the most of what is bounded for all together (calls, "
-        "sequences run at once, captured and kept bytes) that one tenant may take",
+        description="the most of what is bounded for all together (sequences run at once and "
+        "waiting, captured and kept bytes) that one tenant may take; without token_file, of "
+        "captured bytes one call",
     )
     share_plain_prefixes: bool = Field(
         False,

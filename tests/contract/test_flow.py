@@ -39,6 +39,12 @@ def everything_is_free(served: Served) -> bool:
     ) == (0, 0, 0)
 
 
+def unread(served: Served) -> Any:
+    """A fetch of much more than fits between a server and a client that does not read: each of four
+    prompts has 16 MB of rows."""
+    return served.generation.FetchActivations(fetch(*(["x" * 500] * 4)))
+
+
 async def test_a_slow_reader_slows_the_run_instead_of_filling_memory() -> None:
     row_bytes = 4096 * 4
     fake = FakeEngine(width=4096, rows_per_event=8)
@@ -70,13 +76,13 @@ async def test_cancelling_frees_the_runs_and_the_budget(read: int) -> None:
         await eventually(lambda: everything_is_free(served), within_s=1)
 
 
-async def test_cancelling_an_unread_stream_frees_a_run_that_is_parked_at_the_transport() -> None:
+async def test_cancelling_an_unread_stream_frees_what_is_parked_at_the_transport() -> None:
     fake = FakeEngine(width=8192, rows_per_event=16)
     async with serving(fake, max_running=2) as served:
-        stream = served.generation.FetchActivations(fetch(*(["x" * 500] * 20)))
+        stream = unread(served)
         await stream.read()
         await asyncio.sleep(0.5)  # Flow control has stopped the server in the middle of a write.
-        assert served.app.engine.running == 2
+        assert served.app.engine.reserved_bytes > 0
         stream.cancel()
         await eventually(lambda: everything_is_free(served), within_s=1)
 
@@ -133,6 +139,51 @@ async def test_a_full_queue_refuses_with_a_time_to_retry() -> None:
         assert "1 runs are in flight and 1 wait" in refused.message
         running.cancel()
         waiting.cancel()
+
+
+async def test_a_reader_that_stops_holds_up_nobody_and_is_ended() -> None:
+    fake = FakeEngine(width=8192, rows_per_event=16)
+    async with serving(fake, max_running=2, reader_timeout_s=4) as served:
+        stalled = unread(served)
+        await stalled.read()
+        await eventually(lambda: served.app.engine.reserved_bytes > 0)
+        async with asyncio.timeout(3):
+            await collect(served.generation.Generate(generate()))
+        assert served.app.engine.reserved_bytes > 0
+        await eventually(lambda: everything_is_free(served), within_s=20)
+        refused = await failure(stalled)
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "READER_STALLED",
+    )
+    assert "4 s" in refused.message
+
+
+async def test_a_reader_that_stops_leaves_captures_to_others() -> None:
+    one = 501 * 8192 * 4  # A sequence of `unread`.
+    fake = FakeEngine(width=8192, rows_per_event=16)
+    limits = {"max_capture_bytes": one, "capture_budget_bytes": 4 * one}
+    async with serving(fake, **limits, reader_timeout_s=30) as served:
+        stalled = unread(served)
+        await stalled.read()
+        await eventually(lambda: served.app.engine.reserved_bytes == 2 * one, within_s=5)
+        async with asyncio.timeout(10):
+            await collect(served.generation.FetchActivations(fetch("hello")))
+        stalled.cancel()
+        await eventually(lambda: everything_is_free(served), within_s=5)
+
+
+async def test_a_reader_that_is_slow_is_served_to_the_end() -> None:
+    fake = FakeEngine(width=8192, rows_per_event=16)
+    async with serving(fake, reader_timeout_s=2) as served:
+        stream = unread(served)
+        count, last = 0, None
+        async for event in stream:
+            count, last = count + 1, event
+            await asyncio.sleep(0.04)
+    assert count > 60
+    assert last is not None
+    assert last.WhichOneof("event") == "finished"
 
 
 async def test_a_call_of_more_prompts_than_the_queue_holds_is_served() -> None:

@@ -2,14 +2,16 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits
 from actserve_server.domain.positions import NO_END, Selection, Spans
-from actserve_server.domain.runs import Capture, Run, Sampling
+from actserve_server.domain.runs import Capture, Finished, Rows, Run, Sampling
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.fake import FakeEngine
@@ -19,8 +21,11 @@ SITES = (Site(HookPoint.RESID_POST, 0), Site(HookPoint.RESID_POST, 1))
 ROW_BYTES = 16 * 4 * len(SITES)
 
 
-def run(name: object, tokens: int = 4, max_tokens: int = 1, rows: bool = True) -> Run:
+def run(
+    name: object, tokens: int = 4, max_tokens: int = 1, rows: bool = True, tenant: str = ""
+) -> Run:
     return Run(
+        tenant=tenant,
         id=str(name),
         token_ids=tuple(range(tokens)),
         sampling=Sampling(temperature=0.0, max_tokens=max_tokens),
@@ -28,7 +33,7 @@ def run(name: object, tokens: int = 4, max_tokens: int = 1, rows: bool = True) -
     )
 
 
-def admitted(fake: FakeEngine | None = None, **limits: int) -> AdmittedEngine:
+def admitted(fake: FakeEngine | None = None, **limits: Any) -> AdmittedEngine:
     return AdmittedEngine(fake or FakeEngine(), AdmissionLimits(**limits))
 
 
@@ -197,3 +202,93 @@ async def test_no_storm_of_cancellations_leaks_or_deadlocks(seed: int) -> None:
     assert is_free(engine)
     assert not fake.counters.running
     await asyncio.wait_for(engine.wait_idle(), 1)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never was so")
+
+
+async def test_a_run_that_nobody_reads_ends_and_holds_its_bytes_alone() -> None:
+    engine = admitted(max_running=1)
+    async with aclosing(engine.run_all([run("unread", tokens=30)])) as events:
+        await anext(events)
+        await until(lambda: engine.running == 0)
+        assert engine.reserved_bytes == 30 * ROW_BYTES
+        await drain(engine, run("another"))
+        read = [event async for _, event in events]
+    assert isinstance(read[-1], Finished)
+    assert is_free(engine)
+
+
+async def test_what_ends_a_run_comes_after_what_it_gave() -> None:
+    fake = FakeEngine()
+    fake.faults.incomplete = True
+    engine = admitted(fake)
+    events = engine.run(run("lost", tokens=30))
+    kinds = [type(await anext(events))]
+    await until(lambda: engine.running == 0)
+    with pytest.raises(ActserveError, match="lost") as raised:
+        kinds += [type(event) async for event in events]
+    assert raised.value.reason is Reason.CAPTURE_INCOMPLETE
+    assert kinds[0] is Rows
+    assert is_free(engine)
+
+
+async def test_a_tenant_takes_no_more_than_its_share_and_others_pass_it_by() -> None:
+    fake = FakeEngine(token_delay_s=0.05)
+    engine = admitted(fake, max_running=4, share=0.5)
+    greedy = asyncio.create_task(drain(engine, *(run(f"a{n}", tenant="a") for n in range(6))))
+    await until(lambda: engine.running == 2)
+    await drain(engine, run("b", tenant="b"))
+    assert not greedy.done()
+    await greedy
+    assert fake.counters.most_running == 3
+    assert is_free(engine)
+
+
+async def test_the_bytes_of_one_call_are_a_share_where_there_are_no_tenants() -> None:
+    fake = FakeEngine(token_delay_s=0.05)
+    engine = admitted(fake, capture_budget_bytes=8 * ROW_BYTES, share=0.5)
+    greedy = asyncio.create_task(drain(engine, *(run(f"a{n}", tokens=2) for n in range(6))))
+    await until(lambda: engine.reserved_bytes == 4 * ROW_BYTES)
+    await drain(engine, run("b", tokens=4))
+    assert not greedy.done()
+    await greedy
+    assert fake.counters.most_running == 3
+
+
+async def test_the_runs_of_one_call_are_not_where_there_are_no_tenants() -> None:
+    fake = FakeEngine(token_delay_s=0.01)
+    await drain(admitted(fake, max_running=4, share=0.5), *(run(n) for n in range(8)))
+    assert fake.counters.most_running == 4
+
+
+@pytest.mark.parametrize("tenant", ["", "a"])
+async def test_a_share_below_one_run_is_one_run(tenant: str) -> None:
+    engine = admitted(max_running=1, capture_budget_bytes=4 * ROW_BYTES, share=0.1)
+    await drain(engine, *(run(n, tenant=tenant) for n in range(3)))
+    assert is_free(engine)
+
+
+async def test_a_large_run_does_not_keep_its_tenant_from_running_what_captures_nothing() -> None:
+    engine = admitted(FakeEngine(token_delay_s=0.2), capture_budget_bytes=8 * ROW_BYTES, share=0.5)
+    large = asyncio.create_task(drain(engine, run("large", tokens=8, tenant="a")))
+    await until(lambda: engine.running == 1)
+    await drain(engine, run("small", rows=False, tenant="a"))
+    await large
+
+
+async def test_a_tenant_fills_its_share_of_the_queue_and_no_more() -> None:
+    engine = admitted(FakeEngine(token_delay_s=0.2), max_running=1, max_queue=4, share=0.5)
+    calls = [asyncio.create_task(drain(engine, run(n, tenant="a"))) for n in range(3)]
+    await until(lambda: engine.waiting == 2)
+    with pytest.raises(ActserveError, match="2 wait") as refused:
+        engine.run_all([run("one more", tenant="a")])
+    assert refused.value.reason is Reason.QUEUE_FULL
+    await drain(engine, run("another's", tenant="b"))
+    await asyncio.gather(*calls)
+    assert is_free(engine)

@@ -1,18 +1,25 @@
 """Bounds what runs at once, so that load makes callers wait or go elsewhere, never the server die.
 
 Three limits: bytes of captured rows (reserved for a whole run before it starts, since its rows may
-all wait for a slow reader), runs in flight, and runs waiting. Runs are admitted strictly in order,
-so a large one is not starved by small ones. A run holds one reservation and never waits for a
+all wait for a slow reader), runs in flight, and runs waiting. A run is in flight until the engine
+has finished it, whether or not anybody reads what it gave: its events are taken from the engine as
+they come and wait here, within what the run has reserved. So a reader that stops holds bytes, of
+which a caller may have no more than its share, and never a place among the runs in flight.
+
+Runs are admitted strictly in order, so a large one is not starved by small ones; only those that
+wait for their own caller's share are passed by. A run holds one reservation and never waits for a
 second, so nothing can deadlock. A call of many runs keeps at most as many of them in line as may
 run at once, so a small call that comes later waits for one run, not for all of them; and once a
 call is let in, its later runs are not refused.
 """
 
 import asyncio
-from collections import deque
+import itertools
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
@@ -36,12 +43,38 @@ class AdmissionLimits:
     """Runs in flight."""
     max_queue: int = 1024
     """Runs that wait for one of the former; a call that comes when so many wait is refused."""
+    share: float = 1.0
+    """The most that one caller may hold: of the bytes, a tenant, or a call of a server without
+    tenants; of the runs in flight, a tenant. What holds nothing yet is always given one run."""
+
+
+class _Count:
+    """What callers hold of something, each and together."""
+
+    def __init__(self) -> None:
+        self.of: Counter[str] = Counter()
+        self.total = 0
+
+    def add(self, caller: str, count: int) -> None:
+        self.total += count
+        self.of[caller] += count
+        if not self.of[caller]:
+            del self.of[caller]  # Most callers are calls, of which there is no end.
 
 
 @dataclass(eq=False, slots=True)
-class _Waiter:
+class _Place:
+    """A run that waits, or is in flight, or is over with its rows still unread."""
+
+    caller: str
+    is_tenant: bool
     reserved_bytes: int
     admitted: asyncio.Future[None]
+    running: bool = False
+
+
+_OVER = object()
+"""Comes after the last event of a run."""
 
 
 class AdmittedEngine:
@@ -51,13 +84,14 @@ class AdmittedEngine:
         self._engine = engine
         self._info = engine.info
         self._limits = limits or AdmissionLimits()
-        self._waiting: deque[_Waiter] = deque()
-        self._running = 0
-        self._reserved_bytes = 0
+        self._waiting: list[_Place] = []
+        self._running = _Count()
+        self._reserved_bytes = _Count()
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
+        self._numbers = itertools.count()
 
     @property
     def info(self) -> ModelInfo:
@@ -77,7 +111,7 @@ class AdmittedEngine:
     @property
     def running(self) -> int:
         """Runs in flight."""
-        return self._running
+        return self._running.total
 
     @property
     def waiting(self) -> int:
@@ -86,8 +120,8 @@ class AdmittedEngine:
 
     @property
     def reserved_bytes(self) -> int:
-        """Capture bytes reserved by the runs in flight."""
-        return self._reserved_bytes
+        """Capture bytes reserved by runs in flight, and by those whose rows are still unread."""
+        return self._reserved_bytes.total
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         return await self._engine.tokenize(prompt)
@@ -125,16 +159,24 @@ class AdmittedEngine:
             )
         for index, run in enumerate(runs):
             self._check_capture(run, index)
-        must_wait = self._waiting or not self._fits(self.capture_bytes(runs[0]))
-        if must_wait and len(self._waiting) >= self._limits.max_queue:
+        caller = runs[0].tenant or f"call {next(self._numbers)}"
+        if self._waiting or not self._fits(self._place(runs[0], caller)):
+            self._check_queue(runs[0].tenant)
+        return self._run_all(runs, caller)
+
+    def _check_queue(self, tenant: str) -> None:
+        waiting, limit = len(self._waiting), self._limits.max_queue
+        if tenant and waiting < limit:
+            waiting = sum(place.caller == tenant for place in self._waiting)
+            limit = int(limit * self._limits.share)
+        if waiting >= limit:
             raise ActserveError(
                 Reason.QUEUE_FULL,
-                f"{self._running} runs are in flight and {len(self._waiting)} wait, the most this "
-                f"server lets in; try again in {RETRY_AFTER_S:g} s",
-                metadata={"running": self._running, "waiting": len(self._waiting)},
+                f"{self.running} runs are in flight and {waiting} wait, the most this server lets "
+                f"in; try again in {RETRY_AFTER_S:g} s",
+                metadata={"running": self.running, "waiting": waiting},
                 retry_after_s=RETRY_AFTER_S,
             )
-        return self._run_all(runs)
 
     def capture_bytes(self, run: Run) -> int:
         """The most bytes of rows a run can produce, in the element types the engine gives."""
@@ -158,11 +200,13 @@ class AdmittedEngine:
                 metadata={"bytes": wanted, "limit": limit, "sequence_index": index},
             )
 
-    async def _run_all(self, runs: Sequence[Run]) -> AsyncGenerator[tuple[int, RunEvent], None]:
+    async def _run_all(
+        self, runs: Sequence[Run], caller: str
+    ) -> AsyncGenerator[tuple[int, RunEvent], None]:
         self._calls += 1
         self._idle.clear()
         try:
-            sources = [lambda run=run: self._run_admitted(run) for run in runs]
+            sources = [lambda run=run: self._run_admitted(run, caller) for run in runs]
             async with aclosing(merge(sources, self._limits.max_running)) as events:
                 async for event in events:
                     yield event
@@ -171,58 +215,109 @@ class AdmittedEngine:
             if self._calls == 0:
                 self._idle.set()
 
-    async def _run_admitted(self, run: Run) -> AsyncGenerator[RunEvent, None]:
-        async with (
-            self._admitted(self.capture_bytes(run)),
-            aclosing(self._engine.run(run)) as events,
-        ):
-            async for event in events:
-                yield event
+    async def _run_admitted(self, run: Run, caller: str) -> AsyncGenerator[RunEvent, None]:
+        async with self._admitted(self._place(run, caller)) as place:
+            events: asyncio.Queue[Any] = asyncio.Queue()
+            engine = asyncio.create_task(self._take_events(run, place, events))
+            try:
+                while (event := await events.get()) is not _OVER:
+                    yield event
+                await engine  # Raises what ended the run, if it was an error.
+            finally:
+                engine.cancel()
+                await asyncio.gather(engine, return_exceptions=True)
+
+    async def _take_events(self, run: Run, place: _Place, events: "asyncio.Queue[Any]") -> None:
+        """Takes the events of a run as they come, so that it is over when the engine says so."""
+        try:
+            async with aclosing(self._engine.run(run)) as given:
+                async for event in given:
+                    events.put_nowait(event)
+        finally:
+            self._end(place)
+            events.put_nowait(_OVER)
+
+    def _place(self, run: Run, caller: str) -> _Place:
+        return _Place(
+            caller=caller,
+            is_tenant=bool(run.tenant),
+            reserved_bytes=self.capture_bytes(run),
+            admitted=asyncio.get_running_loop().create_future(),
+        )
 
     @asynccontextmanager
-    async def _admitted(self, reserved_bytes: int) -> AsyncGenerator[None, None]:
-        await self._admit(reserved_bytes)
+    async def _admitted(self, place: _Place) -> AsyncGenerator[_Place, None]:
+        await self._admit(place)
         try:
-            yield
+            yield place
         finally:
-            self._release(reserved_bytes)
+            self._release(place)
 
-    async def _admit(self, reserved_bytes: int) -> None:
-        if not self._waiting and self._fits(reserved_bytes):
-            self._take(reserved_bytes)
+    async def _admit(self, place: _Place) -> None:
+        if not self._waiting and self._fits(place):
+            self._take(place)
             return
-        waiter = _Waiter(reserved_bytes, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiter)
+        self._waiting.append(place)
+        # Those in front may be waiting for their own shares.
+        self._admit_waiting()
         try:
-            await waiter.admitted
+            await place.admitted
         except asyncio.CancelledError:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+            if place in self._waiting:
+                self._waiting.remove(place)
                 # It may have been the one too large to fit, with others that fit behind it.
                 self._admit_waiting()
             else:
-                self._release(reserved_bytes)  # Admitted and cancelled in the same instant.
+                self._release(place)  # Admitted and cancelled in the same instant.
             raise
 
-    def _fits(self, reserved_bytes: int) -> bool:
+    def _fits(self, place: _Place) -> bool:
+        return self._fits_all(place) and self._fits_share(place)
+
+    def _fits_all(self, place: _Place) -> bool:
         return (
-            self._running < self._limits.max_running
-            and self._reserved_bytes + reserved_bytes <= self._limits.capture_budget_bytes
+            self.running < self._limits.max_running
+            and self.reserved_bytes + place.reserved_bytes <= self._limits.capture_budget_bytes
         )
 
-    def _take(self, reserved_bytes: int) -> None:
-        self._running += 1
-        self._reserved_bytes += reserved_bytes
+    def _fits_share(self, place: _Place) -> bool:
+        share, wanted = self._limits.share, place.reserved_bytes
+        running = self._running.of[place.caller]
+        reserved_bytes = self._reserved_bytes.of[place.caller]
+        max_running = self._limits.max_running * (share if place.is_tenant else 1)
+        max_bytes = self._limits.capture_budget_bytes * share
+        return (not running or running + 1 <= max_running) and (
+            not reserved_bytes or not wanted or reserved_bytes + wanted <= max_bytes
+        )
 
-    def _release(self, reserved_bytes: int) -> None:
-        self._running -= 1
-        self._reserved_bytes -= reserved_bytes
+    def _take(self, place: _Place) -> None:
+        self._running.add(place.caller, 1)
+        self._reserved_bytes.add(place.caller, place.reserved_bytes)
+        place.running = True
+
+    def _end(self, place: _Place) -> None:
+        """The engine has finished the run; what it gave may be unread."""
+        if place.running:
+            place.running = False
+            self._running.add(place.caller, -1)
+            self._admit_waiting()
+
+    def _release(self, place: _Place) -> None:
+        """Nothing of the run is left."""
+        self._end(place)
+        self._reserved_bytes.add(place.caller, -place.reserved_bytes)
         self._admit_waiting()
 
     def _admit_waiting(self) -> None:
-        while self._waiting and self._fits(self._waiting[0].reserved_bytes):
-            waiter = self._waiting.popleft()
-            self._take(waiter.reserved_bytes)
-            # A cancelled waiter still takes its slot here and gives it back in `_admit`.
-            if not waiter.admitted.done():
-                waiter.admitted.set_result(None)
+        waiting, self._waiting = self._waiting, []
+        for index, place in enumerate(waiting):
+            if not self._fits_all(place):
+                self._waiting += waiting[index:]
+                return
+            if not self._fits_share(place):
+                self._waiting.append(place)
+                continue
+            self._take(place)
+            # A cancelled one still takes its place here and gives it back in `_admit`.
+            if not place.admitted.done():
+                place.admitted.set_result(None)

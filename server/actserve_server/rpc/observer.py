@@ -26,7 +26,7 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 
-from actserve_server.domain.errors import ActserveError
+from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.rpc import errors, metrics
 from actserve_server.rpc.auth import Authenticate
 from actserve_server.rpc.calls import Call, enter_call, well_formed
@@ -45,8 +45,9 @@ log = structlog.get_logger("actserve.rpc")
 
 
 class Observer(grpc.aio.ServerInterceptor):
-    def __init__(self, authenticate: Authenticate) -> None:
+    def __init__(self, authenticate: Authenticate, reader_timeout_s: float | None) -> None:
         self._authenticate = authenticate
+        self._reader_timeout_s = reader_timeout_s
 
     async def intercept_service(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, continuation: Continuation, handler_call_details: Details
@@ -63,8 +64,12 @@ class Observer(grpc.aio.ServerInterceptor):
         except ActserveError as error:
             refusal = error
         if method.startswith(SERVICES):
-            observe = _observe_stream if handler.response_streaming else _observe_unary
-            return _reading(handler, observe(handler, method, call, refusal))
+            if handler.response_streaming:
+                timeout_s = self._reader_timeout_s
+                observed = _observe_stream(handler, method, call, refusal, timeout_s)
+            else:
+                observed = _observe_unary(handler, method, call, refusal)
+            return _reading(handler, observed)
         return handler if refusal is None else _reading(handler, _refuse(refusal))
 
 
@@ -94,7 +99,13 @@ def _observe_unary(handler: Any, method: str, call: Call, refusal: ActserveError
     return observed
 
 
-def _observe_stream(handler: Any, method: str, call: Call, refusal: ActserveError | None) -> Any:
+def _observe_stream(
+    handler: Any,
+    method: str,
+    call: Call,
+    refusal: ActserveError | None,
+    reader_timeout_s: float | None,
+) -> Any:
     async def observed(_messages: object, context: Context) -> None:
         async with _Observation(method, "server_stream", call, context) as observation:
             request = await observation.received(handler, refusal)
@@ -102,10 +113,25 @@ def _observe_stream(handler: Any, method: str, call: Call, refusal: ActserveErro
             responses = handler.unary_stream(request, context)
             async with aclosing(responses):
                 async for response in responses:
-                    await context.write(response)
+                    await _write(context, response, reader_timeout_s)
                     observation.sent()
 
     return observed
+
+
+async def _write(context: Context, response: Message, timeout_s: float | None) -> None:
+    """Sends a message. Raises READER_STALLED if the client does not take it, nor what was sent
+    before it: gRPC waits for as long as the client's window is full."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await context.write(response)
+    except TimeoutError:
+        raise ActserveError(
+            Reason.READER_STALLED,
+            f"nothing of this answer was read for {timeout_s:g} s, so the call was ended and what "
+            "was held for it freed; read it as it comes, or ask for less at once",
+            metadata={"timeout_s": f"{timeout_s:g}"},
+        ) from None
 
 
 class _Observation:

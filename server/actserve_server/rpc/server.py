@@ -57,6 +57,8 @@ class Listening:
     max_request_bytes: int
     max_connection_age_s: float
     """Zero for no limit."""
+    reader_timeout_s: float
+    """How long a client may leave a message that it was sent unread. Zero for no limit."""
     tls: Tls | None = None
     tokens: TokenFile | None = None
     """Without them everybody may call, as one tenant."""
@@ -74,7 +76,9 @@ class RpcServer:
         listening: Listening,
     ) -> None:
         tokens = listening.tokens
-        observer = Observer(anybody if tokens is None else by_token(tokens))
+        observer = Observer(
+            anybody if tokens is None else by_token(tokens), listening.reader_timeout_s or None
+        )
         self._server = grpc.aio.server(interceptors=[observer], options=_options(listening))
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(engine, autoencoders), self._server
