@@ -41,7 +41,8 @@ HELM_STAMP := .tools/helm-$(HELM_VERSION).stamp
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  ARGS=... is passed on; VARIANT=cpu|cuda (now $(VARIANT)) picks the build of vLLM."
+	@echo "  ARGS=... is passed on; VARIANT=cpu|cuda (now $(VARIANT)) picks the build of vLLM;"
+	@echo "  ISA=avx2|avx512|avx512_bf16 limits the tests to that instruction set."
 
 ##### Run
 

@@ -15,6 +15,8 @@ import os
 import re
 import statistics
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,6 +43,8 @@ AIMS = {
 
 PARTS = ("taps", "explanations", "cores")
 
+RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
+
 Ratios = dict[str, dict[str, list[float]]]
 
 
@@ -52,9 +56,8 @@ async def measure_ratios(
     progress: Console,
 ) -> tuple[Ratios, dict[str, list[float]], list[ServiceFigures]]:
     """Ratios by workload and mode, stock tokens/s by workload, and the service's figures."""
-    # Both compute on all cores, so that the ratio tells of taps alone.
-    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
-    stock, tapped = Stock(options), await Tapped.start(options)
+    with _on_all_cores():
+        stock, tapped = Stock(options), await Tapped.start(options)
     changes = {
         mode: change for mode, change in modes(tapped.info).items() if wanted.fullmatch(mode)
     }
@@ -82,6 +85,19 @@ async def measure_ratios(
         stock.close()
         await tapped.close()
     return ratios, rates, figures
+
+
+@contextmanager
+def _on_all_cores() -> Iterator[None]:
+    """Engines that start inside compute on all cores, so that ratios tell of taps alone."""
+    before = os.environ.get(RESERVED)
+    os.environ[RESERVED] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[RESERVED]
+        if before is not None:
+            os.environ[RESERVED] = before
 
 
 def main() -> None:

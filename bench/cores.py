@@ -115,15 +115,18 @@ def _served(model: str, dtype: str, environment: dict[str, str]) -> Iterator[int
     process = subprocess.Popen(
         [sys.executable, "-m", "actserve_server", "serve", *options],
         env={**os.environ, **environment},
+        stdout=sys.stderr,  # Standard output is the report's.
         stderr=subprocess.PIPE,
         text=True,
     )
+    timer = threading.Timer(_START_TIMEOUT_S, process.kill)
+    timer.start()
     try:
-        timer = threading.Timer(_START_TIMEOUT_S, process.kill)
-        timer.start()
-        yield _port(process)
+        port = _port(process)
         timer.cancel()
+        yield port
     finally:
+        timer.cancel()
         process.terminate()
         process.wait(60)
 

@@ -10,16 +10,17 @@ that row, and can be measured without any bfloat16:
     layer moves by one unit in the last place of bfloat16 (an ulp), up or down at random; and, since
     the row itself is rounded as well, when its own elements do.
 
-An attention sink, whose stream grows to 22,000 and shrinks again, or a token whose attention hangs
-between two others, has a large unit, and any implementation that keeps a stream in bfloat16 errs
-there. Rounding to nearest moves an element by 0.29 ulp (root mean square), and a layer rounds about
-ten more tensors than its input, most of them with less effect; so a correct row is about half a
-unit off.
+An attention sink, whose stream grows to 22,000 and shrinks again, or a token whose attention is
+nearly tied between two others, has a large unit, and any implementation that keeps a stream in
+bfloat16 errs there. Rounding to nearest moves an element by 0.29 ulp (root mean square), and a
+layer rounds about ten more tensors than its input, most of them with less effect; so a correct row
+is about half a unit off.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -86,19 +87,22 @@ def deviations(rows: np.ndarray, exact: np.ndarray, unit: np.ndarray) -> Deviati
     return Deviations(np.linalg.norm(error, axis=1) / unit, gain)
 
 
-MEDIAN = 1.0
-"""Units that half of the rows of a site are off by at most. Correct: about 0.5. A row that is
-another one, of the next token or layer, is off by tens."""
+MEDIAN = 1.5
+"""Units that half of the rows of a site are off by at most. Correct: 0.3 to 0.8, by site; a kernel
+that cuts bits off instead of rounding them makes twice the error in what it stores. Of rows that
+are another token's or layer's, half are off by tens."""
 NEARLY_ALL, QUANTILE = 4.0, 0.999
-"""Units that this share of the rows of a hook point is off by at most. In their own units the rows
-of a hook point are alike, and this quantile of tens of thousands of them is stable: 1.1 to 2.8 for
-each hook point, in two models and two implementations of each."""
+"""Units that this share of the rows of a hook point is off by at most (of fewer than 1,000, all but
+one). In their own units the rows of a hook point are alike, and this quantile of tens of thousands
+of them is stable: 1.1 to 2.8 for each hook point, in two models and two implementations of each."""
 ANY = 12.0
 """Units that any row is off by. A unit is measured by a few draws and so may be too small by half;
 and where attention hangs in the balance, a small move may flip it. 5.0 was seen in a million."""
 GAIN = 2.0**-8
 """The median gain of a hook point at most: that of a factor which is off by half an ulp, as is
-Gemma's scale of embeddings, which is rounded. Other rounding goes either way and has no median."""
+Gemma's scale of embeddings, which is rounded. Other rounding goes either way and has no median over
+all layers; at one layer it has, of up to half a percent. So a factor at one layer alone, or in one
+prompt, is left to the tests in float32."""
 
 
 def faults(found: Mapping[Site, Deviations]) -> list[str]:
@@ -110,8 +114,7 @@ def faults(found: Mapping[Site, Deviations]) -> list[str]:
     for hook in dict.fromkeys(site.hook_point for site in found):
         of_hook = [each for site, each in found.items() if site.hook_point is hook]
         off = np.concatenate([each.units for each in of_hook])
-        # Of few rows the quantile is the worst, to which the next limit applies.
-        nearly_all = np.quantile(off, QUANTILE, method="lower") if len(off) > 1000 else 0.0
+        nearly_all = np.sort(off)[-1 - ceil((1 - QUANTILE) * len(off))]
         if not nearly_all <= NEARLY_ALL:
             said.append(
                 f"{hook}: {QUANTILE:.1%} of rows are up to {nearly_all:.2f} units off; "
@@ -129,12 +132,13 @@ def wrong_sums(rows: SiteRows, layer_count: int) -> list[str]:
     """Where the stream is not the sum of what came before, rounded to bfloat16 once.
 
     Every add makes one number of two bfloat16 numbers, so it is half an ulp off at most: no
-    tolerance is needed.
+    tolerance is needed. The terms are numbers of bfloat16 because a tap is opaque to the compiler,
+    which might else add what it has not rounded yet.
     """
     said = []
     stream = Site(HookPoint.EMBEDDING)
     for layer in range(layer_count):
-        pre, attn, mid, mlp, post = (Site(hook, layer) for hook in _ADDS)
+        pre, attn, mid, mlp, post = (Site(hook, layer) for hook in ADDS)
         for terms, total in (((stream,), pre), ((pre, attn), mid), ((mid, mlp), post)):
             exact = np.sum([rows[term] for term in terms], axis=0, dtype=np.float64)
             off = np.abs(exact - rows[total]) / ulp(rows[total])
@@ -145,10 +149,11 @@ def wrong_sums(rows: SiteRows, layer_count: int) -> list[str]:
     return said
 
 
-_ADDS = (
+ADDS = (
     HookPoint.RESID_PRE,
     HookPoint.ATTN_OUT,
     HookPoint.RESID_MID,
     HookPoint.MLP_OUT,
     HookPoint.RESID_POST,
 )
+"""A layer's stream and what is added to it, in order."""

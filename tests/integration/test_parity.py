@@ -1,7 +1,7 @@
 """Every row served is the row transformers computes: both embedded models, every site and layer."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from tests.integration.harness import (
 )
 from tests.integration.reference import Reference
 from tests.integration.rounding import (
+    ADDS,
     QUANTILE,
     Deviations,
     deviations,
@@ -119,7 +120,7 @@ class Measured:
     """Of bfloat16, as are the following."""
     theirs: _Deviations = field(default_factory=_Deviations)
     planted: dict[str, _Deviations] = field(default_factory=dict)
-    """What the rows of the middle layer would be with a fault, by fault."""
+    """What rows of some layers would be with a fault, by fault."""
     planted_errors: dict[str, dict[Site, float]] = field(default_factory=dict)
     """The worst row with a fault, as in `errors`."""
     wrong_planted_sums: list[str] = field(default_factory=list)
@@ -146,11 +147,11 @@ def _measure(engine: EngineThread, path: Path, *, bfloat16: bool) -> Measured:
         measured.errors.add(ours, theirs, relative_errors)
         measured.cosines.add(ours, theirs, cosines)
         measured.sums.append(_sum_errors(ours, layers))
-        faulty = planted(ours, layers // 2)
+        faulty = planted(ours, (0, layers // 2, layers - 2))
         for fault, rows in faulty.items():
             worst = measured.planted_errors.setdefault(fault, {})
             for site, each in rows.items():
-                error = relative_errors(each, theirs[site]).max()
+                error = relative_errors(each, theirs[site][-len(each) :]).max()
                 worst[site] = max(worst.get(site, 0.0), float(error))
         if rounded:
             moves = units(exact, ids, theirs)
@@ -175,22 +176,21 @@ OTHER_LAYER = "of the next layer"
 FAULTS = (ROUNDED_TWICE, OFF_BY_ONE, SCALED, NO_RESIDUAL, OTHER_LAYER)
 
 
-def planted(rows: SiteRows, layer: int) -> dict[str, SiteRows]:
-    """What rows of a layer would be, by fault."""
-    sites = [site for site in rows if site.layer == layer]
-    mid, post = Site(HookPoint.RESID_MID, layer), Site(HookPoint.RESID_POST, layer)
-    attn, mlp = Site(HookPoint.ATTN_OUT, layer), Site(HookPoint.MLP_OUT, layer)
-    pre = Site(HookPoint.RESID_PRE, layer)
-    return {
-        ROUNDED_TWICE: {
-            mid: rounded_twice(rows[pre], rows[attn]),
-            post: rounded_twice(rows[mid], rows[mlp]),
-        },
-        OFF_BY_ONE: {site: np.roll(rows[site], -1, axis=0) for site in sites},
-        SCALED: {site: np.float32(0.99) * rows[site] for site in sites},
-        NO_RESIDUAL: {mid: rows[attn], post: rows[mlp]},
-        OTHER_LAYER: {site: rows[Site(site.hook_point, layer + 1)] for site in sites},
-    }
+def planted(rows: SiteRows, layers: Collection[int]) -> dict[str, dict[Site, np.ndarray]]:
+    """What rows of some layers, and of sites that have none, would be, by fault."""
+    faulty: dict[str, dict[Site, np.ndarray]] = {fault: {} for fault in FAULTS}
+    for site, each in rows.items():
+        if site.layer is None or site.layer in layers:
+            faulty[OFF_BY_ONE][site] = np.roll(each, -1, axis=0)
+            faulty[SCALED][site] = np.float32(0.99) * each
+        if site.layer is not None and site.layer in layers:
+            faulty[OTHER_LAYER][site] = rows[Site(site.hook_point, site.layer + 1)]
+    for layer in layers:
+        pre, attn, mid, mlp, post = (Site(hook, layer) for hook in ADDS)
+        faulty[ROUNDED_TWICE][mid] = rounded_twice(rows[pre], rows[attn])
+        faulty[ROUNDED_TWICE][post] = rounded_twice(rows[mid], rows[mlp])
+        faulty[NO_RESIDUAL] |= {mid: rows[attn], post: rows[mlp]}
+    return faulty
 
 
 def rounded_twice(stream: np.ndarray, added: np.ndarray) -> np.ndarray:
@@ -294,12 +294,23 @@ def test_the_bounds_of_bfloat16_hold_for_transformers_too(in_bfloat16: Measured)
     assert not faults(in_bfloat16.theirs.by_site())
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != ROUNDED_TWICE])
-def test_a_fault_would_show_in_bfloat16(in_bfloat16: Measured, fault: str) -> None:
-    """At each hook point by itself, in one layer; but a factor is that of all layers."""
-    right = {} if fault == SCALED else in_bfloat16.ours.by_site()
+@pytest.mark.parametrize("fault", [OFF_BY_ONE, NO_RESIDUAL, OTHER_LAYER])
+def test_a_fault_of_one_site_would_show_in_bfloat16(in_bfloat16: Measured, fault: str) -> None:
+    right = in_bfloat16.ours.by_site()
     for site, each in in_bfloat16.planted[fault].by_site().items():
         assert faults({**right, site: each}), site
+
+
+def test_rows_scaled_by_99_percent_would_show_in_bfloat16(in_bfloat16: Measured) -> None:
+    """At each hook point by itself."""
+    right = in_bfloat16.ours.by_site()
+    for hook in HookPoint:
+        scaled = {
+            site: replace(each, gain=0.99 * (1 + each.gain) - 1)
+            for site, each in right.items()
+            if site.hook_point is hook
+        }
+        assert faults({**right, **scaled}), hook
 
 
 def test_bfloat16_stream_is_the_embedding_plus_what_every_layer_adds(in_bfloat16: Measured) -> None:

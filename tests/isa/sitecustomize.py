@@ -102,6 +102,6 @@ if name := os.environ.get("TEST_ISA"):
     os.environ.update(ISAS[name].environment)
     # Compiled code is cached by what it computes, not by the instructions it may use.
     cache = os.path.expanduser(f"~/.cache/actserve-tests/{name}")
-    os.environ.setdefault("VLLM_CACHE_ROOT", f"{cache}/vllm")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{cache}/inductor")
+    os.environ["VLLM_CACHE_ROOT"] = f"{cache}/vllm"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{cache}/inductor"
     sys.meta_path.insert(0, _WhenImported(ISAS[name]))

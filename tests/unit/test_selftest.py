@@ -274,6 +274,23 @@ async def test_rounding_hides_no_rows_of_another_scale(point: HookPoint, scale: 
     assert point in await withdrawn(engine)
 
 
+@pytest.mark.parametrize("drift", [0.05, 0.1])
+async def test_rows_that_drift_in_length_from_batch_to_batch_keep_everything(drift: float) -> None:
+    """As those of ill-conditioned models do; one of the changed ones is much longer than others."""
+
+    def drifting(batch: Batch, site: Site, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        longer = rows.copy()
+        for span in batch.spans:
+            longer[span[2]] *= 50
+        edited, _ = honest(batch, site, longer)
+        signs = np.where(np.arange(len(rows)) % 2, -1, 1)[:, None]
+        captured = edited * (1 + drift * signs * (len(batch.runs) > 1))
+        return edited, captured.astype(np.float32)
+
+    engine = TinyEngine({HookPoint.V: drifting}, element_type=ElementType.BF16)
+    assert not await withdrawn(engine)
+
+
 @pytest.mark.parametrize("element_type", ElementType)
 async def test_a_direction_that_was_not_normed_is_found(element_type: ElementType) -> None:
     def unnormed(batch: Batch, site: Site) -> Iterator[Edit]:

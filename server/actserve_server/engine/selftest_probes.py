@@ -26,6 +26,8 @@ Prompt = tuple[int, ...]
 
 CHANGED = Spans(((2, 5),))
 """The positions that probes change; others must stay as they are."""
+ADDITION = "add"
+"""The operation whose strength is looked at: what it adds does not depend on the row."""
 STRONGEST = "replace"
 """The operation whose effect on what is computed next is looked at."""
 
@@ -155,7 +157,7 @@ def _like(rows: np.ndarray, count: int, rng: np.random.Generator, times: float =
 
 
 _OPERATIONS: Mapping[str, Callable[[np.ndarray, np.random.Generator], Operation]] = {
-    "add": lambda rows, rng: Add(_like(rows, 1, rng)[0]),
+    ADDITION: lambda rows, rng: Add(_like(rows, 1, rng)[0]),
     "add relative": lambda rows, rng: Add(_near(rows, rng), 0.5, relative=True),
     "ablate": lambda rows, rng: Ablate(_near(rows, rng)),
     "project": lambda rows, rng: Project(np.stack([_near(rows, rng), _near(rows, rng)])),

@@ -47,21 +47,53 @@ def test_a_single_rank_has_as_many_threads_as_it_is_told(monkeypatch: pytest.Mon
     assert dict(os.environ) == before
 
 
-@pytest.mark.parametrize(("cores", "computing"), [(1, 1), (2, 2), (4, 4), (7, 7), (8, 7), (64, 63)])
+def _machine(monkeypatch: pytest.MonkeyPatch, cores: int, nodes: int = 1, threads: int = 1) -> None:
+    """What this machine looks like: so many cores in all, and threads of each."""
+    logical = [
+        LogicalCPUInfo(
+            id=index, physical_core=index % cores, numa_node=index % cores * nodes // cores
+        )
+        for index in range(cores * threads)
+    ]
+    monkeypatch.setattr(cpu_resource_utils, "get_allowed_cpu_list", lambda: logical)
+    monkeypatch.setattr(cpu_resource_utils, "get_visible_memory_node", lambda: [*range(nodes)])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {each.id for each in logical})
+
+
+@pytest.mark.parametrize(
+    ("machine", "computing"),
+    [
+        ({"cores": 1}, 1),
+        ({"cores": 2}, 2),
+        ({"cores": 4}, 4),
+        ({"cores": 7}, 7),
+        ({"cores": 8}, 7),
+        ({"cores": 64}, 63),
+        pytest.param({"cores": 16, "nodes": 2}, 8, id="the front end has the other node"),
+        pytest.param({"cores": 8, "threads": 2}, 8, id="the front end has second threads"),
+    ],
+)
 def test_a_single_rank_computes_on_what_the_front_end_does_not_need(
-    monkeypatch: pytest.MonkeyPatch, cores: int, computing: int
+    monkeypatch: pytest.MonkeyPatch, machine: dict[str, int], computing: int
 ) -> None:
-    machine = [LogicalCPUInfo(id=core, physical_core=core, numa_node=0) for core in range(cores)]
-    monkeypatch.setattr(cpu_resource_utils, "get_allowed_cpu_list", lambda: machine)
-    monkeypatch.setattr(cpu_resource_utils, "get_visible_memory_node", lambda: [0])
+    _machine(monkeypatch, **machine)
     with cpus.given_to(_config()):
         assert os.environ[THREADS] == str(computing)
 
 
+def test_a_process_that_may_not_use_the_first_node_computes_where_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elsewhere = [LogicalCPUInfo(id=core, physical_core=core, numa_node=1) for core in (4, 5)]
+    monkeypatch.setattr(cpu_resource_utils, "get_allowed_cpu_list", lambda: elsewhere)
+    monkeypatch.setattr(cpu_resource_utils, "get_visible_memory_node", lambda: [0, 1])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5})
+    with cpus.given_to(_config()):
+        assert os.environ[THREADS] == "2"
+
+
 def test_the_operator_may_reserve_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = [LogicalCPUInfo(id=core, physical_core=core, numa_node=0) for core in range(4)]
-    monkeypatch.setattr(cpu_resource_utils, "get_allowed_cpu_list", lambda: machine)
-    monkeypatch.setattr(cpu_resource_utils, "get_visible_memory_node", lambda: [0])
+    _machine(monkeypatch, 4)
     monkeypatch.setenv(RESERVED, "2")
     with cpus.given_to(_config()):
         assert os.environ[THREADS] == "2"

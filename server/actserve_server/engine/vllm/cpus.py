@@ -22,8 +22,8 @@ _RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 FRONT_END_PAYS_FROM = 8
 """Cores from which on one is left to the front end. Threads of a step wait for the slowest, so in
 the worst case a step takes as long as its thread on the core where the front end is busy for a
-share f of the time: 1 / (1 - f) of what it would take. Without that core it takes n / (n - 1). f is
-an eighth or less (docs/performance.md), so computing on all of fewer than eight cores is faster."""
+share f of the time: 1 / (1 - f) of what it would take. Without that core it takes n / (n - 1). f
+was less than a tenth (docs/design/engine.md), so all of fewer than eight cores are faster."""
 
 
 @contextmanager
@@ -74,15 +74,19 @@ def _binding(config: VllmConfig) -> AbstractContextManager[None]:
     manager = OMPProcessManager(config)
     if manager.auto_setup and _RESERVED not in os.environ:
         # vLLM reserves a core for the engine core's scheduler, which here is the same process.
-        cores = [*manager.cpu_lists[0], *manager.reserved_cpu_list]
-        manager.cpu_lists[0] = cores[: len(cores) - left_to_front_end(len(cores))]
+        allowed = sorted(os.sched_getaffinity(0))
+        # None where the process may compute on no core of the first NUMA node.
+        cores = [*manager.cpu_lists[0], *manager.reserved_cpu_list] or allowed
+        left = left_to_front_end(len(cores), others=len(allowed) - len(cores))
+        manager.cpu_lists[0] = cores[: len(cores) - left]
     return manager.configure_omp_envs(rank=0, local_rank=0)
 
 
-def left_to_front_end(cores: int) -> int:
+def left_to_front_end(cores: int, others: int) -> int:
     """How many of so many cores an engine does not compute on, so that gRPC, tokenizing and sending
-    rows have them."""
-    return int(cores >= FRONT_END_PAYS_FROM)
+    rows have them. `others` are CPUs that it cannot use anyway: those of another NUMA node, and
+    second threads of its own cores."""
+    return int(cores >= FRONT_END_PAYS_FROM and others <= 0)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     if current_platform.is_cpu():
         log.info("processor", name=processor.name(), instructions=processor.instructions())
         if why := processor.slow_in(config.model_config.dtype):
-            log.warning("processor", slow=why)
+            log.warning("slow processor", reason=why)
         with cpus.given_to(config):
             return AsyncLLM.from_vllm_config(config, disable_log_stats=silent)
     _split_at_taps(config)
