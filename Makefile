@@ -12,8 +12,6 @@ PYTHON ?= python3
 VARIANT ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 # Passed on by `serve`, `demo`, `bench` and the tests, as in: make test ARGS="-k steering"
 ARGS ?=
-# The revision that `make lint` compares the wire contract with; see scripts/breaking.sh.
-AGAINST ?=
 # Helm is built from source by Go, since no package index carries its binary.
 HELM_VERSION := v4.3.1
 
@@ -39,7 +37,7 @@ HELM_STAMP := .tools/helm-$(HELM_VERSION).stamp
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  ARGS=... is passed on; VARIANT=cpu|cuda (now $(VARIANT)) picks the build of vLLM;"
 	@echo "  ISA=avx2|avx512|avx512_bf16 limits the tests to that instruction set."
@@ -103,7 +101,7 @@ lint-types: setup
 lint-proto: setup
 	@.venv/bin/buf lint
 	@.venv/bin/buf format --diff --exit-code proto
-	@scripts/breaking.sh $(AGAINST)
+	@.venv/bin/buf breaking proto --against proto/accepted.binpb
 	@$(PY) scripts/stubs.py --check
 
 lint-docker: setup
@@ -120,6 +118,10 @@ format: setup ## Format Python and protos, and mend what ruff can
 .PHONY: proto
 proto: setup ## Regenerate the Python stubs from proto/
 	@$(PY) scripts/stubs.py
+
+.PHONY: accept-contract
+accept-contract: setup ## Take proto/ as the contract that `make lint` compares with
+	@.venv/bin/buf build proto --exclude-source-info -o proto/accepted.binpb
 
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(UV) pip compile --quiet --universal \
 	--python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-package actserve \
