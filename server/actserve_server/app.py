@@ -290,6 +290,8 @@ def _listening(settings: Settings) -> Listening:
         max_request_bytes=settings.max_request_bytes,
         max_connection_age_s=settings.max_connection_age_s,
         reader_timeout_s=settings.reader_timeout_s,
+        max_calls=settings.max_calls,
+        tenant_share=settings.tenant_share,
         tls=tls,
         tokens=tokens,
     )

@@ -97,9 +97,9 @@ class Settings(BaseSettings):
         0.5,
         gt=0,
         le=1,
-        description="the most of what is bounded for all together (sequences run at once and "
-        "waiting, captured and kept bytes) that one tenant may take; without token_file, of "
-        "captured bytes one call",
+        description="the most of what is bounded for all together (calls, sequences run at "
+        "once and waiting, captured and kept bytes) that one tenant may take; without token_file, "
+        "of captured bytes one call",
     )
     share_plain_prefixes: bool = Field(
         False,
@@ -120,6 +120,7 @@ class Settings(BaseSettings):
         "a layer and step, which shows on fast devices",
     )
 
+    max_calls: PositiveInt = Field(1024, description="calls in progress; more are refused")
     max_running: PositiveInt = Field(256, description="sequences run at once")
     max_queue: int = Field(
         1024, ge=0, description="sequences that may wait; calls beyond are refused"

@@ -18,6 +18,7 @@ from actserve.v1 import (
 )
 from actserve_server.domain.principals import Role
 from actserve_server.rpc import observer
+from actserve_server.rpc.receiving import MAX_PARTS
 from actserve_server.rpc.server import SERVICES
 from tests.contract.harness import Served, bearing, failure, serving, write_tokens
 
@@ -130,6 +131,28 @@ async def test_what_is_too_large_once_decompressed_is_refused(
         )
     assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "larger than max" in refused.message
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+async def test_a_message_of_too_many_parts_holds_up_nobody(method: MethodDescriptor) -> None:
+    async with serving(max_request_bytes=LARGEST_BYTES) as served:
+        refused = asyncio.ensure_future(failure(call(served, method, largest(method))))
+        slowest = await slowest_health_check(served, refused)
+    assert (await refused).code is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await refused).reason == "TOO_MANY_PARTS"
+    assert slowest < PROMPTLY_S
+
+
+async def test_a_message_of_as_many_parts_as_may_be_holds_up_nobody() -> None:
+    """It is parsed, and refused for what is in it: no turn has a role."""
+    request = generation_service_pb2.GenerateRequest(
+        prompt={"conversation": {"turns": [{}] * (MAX_PARTS - 2)}}
+    )
+    async with serving() as served:
+        refused = asyncio.ensure_future(failure(served.generation.Generate(request)))
+        slowest = await slowest_health_check(served, refused)
+    assert (await refused).details["BadRequest"].field_violations[0].field.endswith("turns[0].role")
+    assert slowest < PROMPTLY_S
 
 
 async def test_ordinary_compressed_calls_are_served() -> None:

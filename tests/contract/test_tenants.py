@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2
 
 from actserve.v1 import kept_activations_service_pb2 as kept_pb
 from actserve.v1 import model_service_pb2
@@ -340,3 +341,47 @@ async def test_a_token_that_is_taken_out_of_the_file_is_known_no_more(
 
     await eventually(is_refused, within_s=5)
     await answer(served, fetch(), LANGUAGE)
+
+
+LIST = model_service_pb2.ListModelsRequest()
+SLOW = {"sampling": {"max_tokens": 1000, "temperature": 0}}
+
+
+async def begun(served: Served, metadata: Any) -> Any:
+    """A generation that has begun and goes on for long."""
+    stream = ask(served, generate(**SLOW), metadata)
+    await stream.read()
+    return stream
+
+
+async def test_a_tenant_makes_its_share_of_calls_and_no_more(token_file: Path) -> None:
+    fake = FakeEngine(token_delay_s=0.02)
+    async with serving(fake, token_file=token_file, max_calls=4) as served:
+        streams = [await begun(served, VISION) for _ in range(2)]
+        refused = await failure(ask(served, fetch(), VISION))
+        assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.reason == "QUOTA_EXCEEDED"
+        assert refused.details["RetryInfo"].retry_delay.seconds == 1
+        await answer(served, fetch(), LANGUAGE)
+        streams[0].cancel()
+
+        async def is_let_in() -> bool:
+            return await ask(served, LIST, VISION).code() is grpc.StatusCode.OK
+
+        await eventually(is_let_in, within_s=5)
+
+
+async def test_all_together_make_no_more_calls_than_the_limit_and_health_is_none() -> None:
+    async with serving(FakeEngine(token_delay_s=0.02), max_calls=2) as served:
+        streams = [await begun(served, ()) for _ in range(2)]
+        refused = await failure(ask(served, fetch(), ()))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL")
+        assert refused.details["RetryInfo"].retry_delay.seconds == 1
+        await served.health.Check(health_pb2.HealthCheckRequest())
+        for stream in streams:
+            stream.cancel()
+
+        async def is_let_in() -> bool:
+            return await ask(served, LIST, ()).code() is grpc.StatusCode.OK
+
+        await eventually(is_let_in, within_s=5)

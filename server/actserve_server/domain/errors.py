@@ -39,6 +39,7 @@ class Reason(StrEnum):
         return name
 
     REQUEST_MALFORMED = auto()
+    TOO_MANY_PARTS = auto()
     FIELD_REQUIRED = auto()
     FIELD_UNKNOWN = auto()
     FIELD_INVALID = auto()

@@ -24,11 +24,13 @@ from typing import Any, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.rpc import errors, metrics
 from actserve_server.rpc.auth import Authenticate
+from actserve_server.rpc.call_limit import CallLimit
 from actserve_server.rpc.calls import Call, enter_call, well_formed
 from actserve_server.rpc.receiving import receive
 
@@ -45,8 +47,11 @@ log = structlog.get_logger("actserve.rpc")
 
 
 class Observer(grpc.aio.ServerInterceptor):
-    def __init__(self, authenticate: Authenticate, reader_timeout_s: float | None) -> None:
+    def __init__(
+        self, authenticate: Authenticate, limit: CallLimit, reader_timeout_s: float | None
+    ) -> None:
         self._authenticate = authenticate
+        self._limit = limit
         self._reader_timeout_s = reader_timeout_s
 
     async def intercept_service(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -66,9 +71,9 @@ class Observer(grpc.aio.ServerInterceptor):
         if method.startswith(SERVICES):
             if handler.response_streaming:
                 timeout_s = self._reader_timeout_s
-                observed = _observe_stream(handler, method, call, refusal, timeout_s)
+                observed = _observe_stream(handler, method, call, self._limit, refusal, timeout_s)
             else:
-                observed = _observe_unary(handler, method, call, refusal)
+                observed = _observe_unary(handler, method, call, self._limit, refusal)
             return _reading(handler, observed)
         return handler if refusal is None else _reading(handler, _refuse(refusal))
 
@@ -87,9 +92,11 @@ def _refuse(refusal: ActserveError) -> Any:
     return refuse
 
 
-def _observe_unary(handler: Any, method: str, call: Call, refusal: ActserveError | None) -> Any:
+def _observe_unary(
+    handler: Any, method: str, call: Call, limit: CallLimit, refusal: ActserveError | None
+) -> Any:
     async def observed(_messages: object, context: Context) -> Message:
-        async with _Observation(method, "unary", call, context) as observation:
+        async with _Observation(method, "unary", call, limit, context) as observation:
             request = await observation.received(handler, refusal)
             response = await handler.unary_unary(request, context)
             observation.sent()
@@ -103,11 +110,12 @@ def _observe_stream(
     handler: Any,
     method: str,
     call: Call,
+    limit: CallLimit,
     refusal: ActserveError | None,
     reader_timeout_s: float | None,
 ) -> Any:
     async def observed(_messages: object, context: Context) -> None:
-        async with _Observation(method, "server_stream", call, context) as observation:
+        async with _Observation(method, "server_stream", call, limit, context) as observation:
             request = await observation.received(handler, refusal)
             responses: AsyncGenerator[Message, None]
             responses = handler.unary_stream(request, context)
@@ -137,12 +145,16 @@ async def _write(context: Context, response: Message, timeout_s: float | None) -
 class _Observation:
     """One call, from its first byte to its status."""
 
-    def __init__(self, method: str, grpc_type: str, call: Call, context: Context) -> None:
+    def __init__(
+        self, method: str, grpc_type: str, call: Call, limit: CallLimit, context: Context
+    ) -> None:
         _, service, name = method.split("/", 2)
         self._labels = (grpc_type, service, name)
         self._method = method
         self._context = context
         self._call = call
+        self._limit = limit
+        self._counted = False
         self._started = time.perf_counter()
 
     async def __aenter__(self) -> _Observation:
@@ -154,10 +166,15 @@ class _Observation:
         return self
 
     async def received(self, handler: Any, refusal: ActserveError | None) -> Message:
-        """The request. Raises the refusal, if there is one, before it is read."""
+        """The request. Raises the refusal, if there is one, or that there are too many calls,
+        before it is read."""
         if refusal is not None:
             raise refusal
-        request = await receive(self._context, handler.request_deserializer)
+        self._limit.enter(self._call.principal.tenant)
+        self._counted = True
+        method = self._method[1:].replace("/", ".")
+        kind = descriptor_pool.Default().FindMethodByName(method).input_type
+        request = await receive(self._context, handler.request_deserializer, kind)
         metrics.RECEIVED.labels(*self._labels).inc()
         return request
 
@@ -176,6 +193,8 @@ class _Observation:
                 code = errors.code_of(foreseen)
                 await errors.abort(self._context, foreseen)
         finally:
+            if self._counted:
+                self._limit.leave(self._call.principal.tenant)
             self._record(code)
 
     def _cancel_code(self) -> grpc.StatusCode:

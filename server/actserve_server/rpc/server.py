@@ -20,6 +20,7 @@ from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc import metrics
 from actserve_server.rpc.auth import anybody, by_token
+from actserve_server.rpc.call_limit import CallLimit
 from actserve_server.rpc.explanation_servicer import ExplanationServicer
 from actserve_server.rpc.generation_servicer import GenerationServicer
 from actserve_server.rpc.kept_activations_servicer import KeptActivationsServicer
@@ -59,6 +60,9 @@ class Listening:
     """Zero for no limit."""
     reader_timeout_s: float
     """How long a client may leave a message that it was sent unread. Zero for no limit."""
+    max_calls: int
+    tenant_share: float
+    """The most of the calls that one tenant may have."""
     tls: Tls | None = None
     tokens: TokenFile | None = None
     """Without them everybody may call, as one tenant."""
@@ -77,7 +81,9 @@ class RpcServer:
     ) -> None:
         tokens = listening.tokens
         observer = Observer(
-            anybody if tokens is None else by_token(tokens), listening.reader_timeout_s or None
+            anybody if tokens is None else by_token(tokens),
+            CallLimit(listening.max_calls, listening.tenant_share),
+            listening.reader_timeout_s or None,
         )
         self._server = grpc.aio.server(interceptors=[observer], options=_options(listening))
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
