@@ -21,8 +21,12 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "numbers": ({"prompt": {"token_ids": {"ids": [1] * 64 * PACKED_BYTES}}}, 3 + 64),
     "wide numbers": ({"prompt": {"token_ids": {"ids": [1 << 30] * 8}}}, 3 + 40 // PACKED_BYTES),
     "a tensor": (
-        {"interventions": [{"add": {"vector": {"element_type": 1, "data": b"\x0a\x00" * 9999}}}]},
-        5,
+        {
+            "interventions": [
+                {"add": {"vector": {"tensor": {"element_type": 1, "data": b"\x0a\x00" * 9999}}}}
+            ]
+        },
+        6,
     ),
     "sampling": ({"sampling": {"temperature": 0.5, "seed": 1 << 60, "stop": ["a", "b"]}}, 5),
 }
