@@ -115,7 +115,7 @@ async def test_a_large_run_is_not_overtaken_for_ever_by_small_ones() -> None:
 
 
 async def test_cancelling_a_large_waiting_run_lets_those_behind_it_in() -> None:
-    fake = FakeEngine(token_delay_s=0.05)
+    fake = FakeEngine(token_delay_s=0.25)
     engine = admitted(fake, capture_budget_bytes=10 * ROW_BYTES)
     first = asyncio.create_task(drain(engine, run("first", tokens=4)))
     await asyncio.sleep(0.01)
