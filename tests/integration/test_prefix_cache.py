@@ -1,13 +1,17 @@
 """The prefix cache neither hides rows from a capture nor carries an edit to another run."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
+from actserve_server.domain.runs import Intervention
 from actserve_server.domain.sites import HookPoint, Site
 from tests.integration.harness import (
     EngineThread,
     add,
+    again,
     at,
     greedy,
     make_run,
@@ -40,9 +44,9 @@ def test_a_capture_after_a_cached_prompt_has_every_row(
 ) -> None:
     fresh = smollm2.run(make_run(prompt, sites=[SITE], sampling=GREEDY))
     smollm2.run(make_run(prompt, sampling=GREEDY))
-    again = smollm2.run(make_run(prompt, sites=[SITE], sampling=GREEDY))
-    assert again.positions == list(range(len(prompt) + len(again.token_ids) - 1))
-    assert relative_errors(again.rows[SITE], fresh.rows[SITE]).max() <= 1e-3
+    second = smollm2.run(make_run(prompt, sites=[SITE], sampling=GREEDY))
+    assert second.positions == list(range(len(prompt) + len(second.token_ids) - 1))
+    assert relative_errors(second.rows[SITE], fresh.rows[SITE]).max() <= 1e-3
 
 
 def test_a_capture_of_the_last_position_alone_may_use_the_cache(
@@ -51,10 +55,10 @@ def test_a_capture_of_the_last_position_alone_may_use_the_cache(
     last = at(len(prompt) - 1)
     fresh = smollm2.run(make_run(prompt, sites=[SITE], at=last, sampling=GREEDY))
     before = _cached_tokens()
-    again = smollm2.run(make_run(prompt, sites=[SITE], at=last, sampling=GREEDY))
+    second = smollm2.run(make_run(prompt, sites=[SITE], at=last, sampling=GREEDY))
     assert _cached_tokens() > before
-    assert again.positions == [len(prompt) - 1]
-    assert relative_errors(again.rows[SITE], fresh.rows[SITE]).max() <= 1e-3
+    assert second.positions == [len(prompt) - 1]
+    assert relative_errors(second.rows[SITE], fresh.rows[SITE]).max() <= 1e-3
 
 
 def test_a_steered_run_poisons_no_later_one(smollm2: EngineThread, prompt: tuple[int, ...]) -> None:
@@ -84,3 +88,21 @@ def test_equal_steering_shares_the_cache_and_says_so(
     assert fresh.rows == fresh.changed_rows == len(prompt) + 11
     assert (shared.rows, shared.reused_rows) == (fresh.rows, cached)
     assert shared.changed_rows == fresh.rows - cached
+
+
+@pytest.mark.parametrize("steering", [(), (add(SITE, VECTOR),)], ids=["plain", "steered"])
+def test_a_tenant_reuses_what_it_ran_itself_and_nothing_of_another(
+    smollm2: EngineThread, prompt: tuple[int, ...], steering: tuple[Intervention, ...]
+) -> None:
+    run = make_run(prompt, *steering, sampling=GREEDY)
+    found, cached = [], []
+    for tenant in ("vision", "language", "vision"):
+        before = _cached_tokens()
+        found.append(smollm2.run(replace(again(run), tenant=tenant)))
+        cached.append(_cached_tokens() - before)
+    assert cached[:2] == [0, 0]
+    assert cached[2] > 0
+    # Whoever asks, the numbers are the same.
+    assert found[0].token_ids == found[1].token_ids == found[2].token_ids
+    for result, reused in zip(found, cached, strict=True):
+        assert [report.reused_rows for report in result.interventions] == [reused] * len(steering)
