@@ -144,7 +144,8 @@ def _port(process: subprocess.Popen[str]) -> int:
 
 
 def _fetch(client: actserve.Client, prompts: list[list[int]], load: Workload) -> int:
-    found = client.fetch(prompts, sites="resid_post.15", progress=False)
+    middle = client.models()[0].layer_count // 2
+    found = client.fetch(prompts, sites=f"resid_post.{middle}", progress=False)
     return sum(len(each.token_ids) for each in found)
 
 

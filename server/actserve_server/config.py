@@ -78,8 +78,8 @@ class Settings(BaseSettings):
 
     reader_timeout_s: Seconds = Field(
         60.0,
-        description="seconds in which a client that is sent more than it reads must take a "
-        "message; then its call is ended, and what is held for it freed; 0 for never",
+        description="seconds for a client to take a message that waits for it; then its call is "
+        "ended and what it holds is freed; 0 for no limit",
     )
 
     tls_cert: Path | None = Field(None, description="PEM certificate chain; turns TLS on")

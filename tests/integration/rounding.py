@@ -1,5 +1,5 @@
-"""What bfloat16 may do to a row: bounds that come from arithmetic, so that they hold on every
-processor.
+"""What bfloat16 may do to a row: bounds in units that are computed for each row, so that they hold
+on every processor.
 
 Correct implementations round different things: AMX and AVX-512 multiply in bfloat16, AVX2 in
 float32; one norms the rounded sum of a stream, another the exact one. Comparing the worst rows of
@@ -97,7 +97,7 @@ one). In their own units the rows of a hook point are alike, and this quantile o
 of them is stable: 1.1 to 2.8 for each hook point, in two models and two implementations of each."""
 ANY = 12.0
 """Units that any row is off by. A unit is measured by a few draws and so may be too small by half;
-and where attention hangs in the balance, a small move may flip it. 5.0 was seen in a million."""
+and where attention is nearly tied, a small move may flip it. 5.0 was seen in a million."""
 GAIN = 2.0**-8
 """The median gain of a hook point at most: that of a factor which is off by half an ulp, as is
 Gemma's scale of embeddings, which is rounded. Other rounding goes either way and has no median over

@@ -26,7 +26,7 @@ class Principal:
     """A caller. What is kept, set, cached or counted belongs to its tenant."""
 
     tenant: str
-    """Empty where the server knows no tenants, so that everybody is the same one."""
+    """Empty on a server without tokens, where everybody is one tenant."""
     role: Role
 
     def require(self, role: Role, what: str) -> None:

@@ -21,7 +21,7 @@ nothing else, so that nobody has to be trusted with it."""
 _TENANT = re.compile(rf"{tokens.TENANT}(/{tokens.TENANT}){{0,3}}")
 
 Authenticate = Callable[[Metadata], Principal]
-"""Tells whose call it is, or raises UNAUTHENTICATED."""
+"""Returns whose call it is. Raises UNAUTHENTICATED."""
 
 
 def anybody(metadata: Metadata) -> Principal:

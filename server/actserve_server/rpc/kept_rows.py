@@ -73,7 +73,7 @@ class KeptCache:
         return self._rows[key]
 
     def _count(self, taken: int, info: ModelInfo, at: str) -> None:
-        """Bounds what a short request can make the server hold."""
+        """Bounds what a short request can expand to on the server."""
         limit = info.limits.max_capture_bytes
         self._bytes += taken
         if self._bytes > limit:

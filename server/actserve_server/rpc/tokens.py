@@ -1,6 +1,6 @@
 """The token file: which tokens are known, and whose they are.
 
-It is a YAML list, and holds no token but its SHA-256, so that who reads the file cannot call:
+It is a YAML list of the SHA-256 of each token, so that whoever reads the file cannot call:
 
     - {sha256: 2cf24dba..., tenant: vision, role: experimenter}
 
