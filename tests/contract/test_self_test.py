@@ -1,5 +1,7 @@
 """A server tests its engine before it serves, and tells clients what it withdrew."""
 
+import asyncio
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -110,3 +112,29 @@ async def test_a_server_whose_engine_fails_a_run_does_not_start(
     with pytest.raises(ConfigError, match="failed its self-test as a whole: a row was lost"):
         await app.serve(Settings(**OPTIONS))
     assert engine.closed
+
+
+async def test_the_port_opens_when_the_engine_has_been_tested_and_not_before() -> None:
+    """A probe, or a client, that finds it open would else wait for an answer in vain."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    async def is_open() -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            return False
+        writer.close()
+        await writer.wait_closed()
+        return True
+
+    served = app.build(TinyEngine(), Settings(**{**OPTIONS, "port": port}))
+    try:
+        assert not await is_open()
+        await served.prove()
+        assert not await is_open()
+        await served.start()
+        assert await is_open()
+    finally:
+        await served.close()

@@ -104,10 +104,14 @@ class RpcServer:
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         _prepare_metrics()
-        self.port = self._listen(listening)
+        self._listening = listening
+        self.port = listening.port
+        """From `start` on the one that it listens on, if any would do."""
 
     async def start(self) -> None:
         await self.set_serving(False)
+        # Not before: gRPC accepts connections from here on, and would answer none until it starts.
+        self.port = self._listen(self._listening)
         await self._server.start()
 
     async def set_serving(self, serving: bool) -> None:
