@@ -75,8 +75,8 @@ def select(
         case "list":
             chosen = sorted(p % prompt_length if p < 0 else p for p in selector.list.positions)
             return [position for position in chosen if position < len(run)]
-        case "range":
-            bounds = selector.range
+        case "span":
+            bounds = selector.span
             start = bounds.start if bounds.HasField("start") else None
             end = bounds.end if bounds.HasField("end") else None
             # Of the prompt, from whose end negative ones count.

@@ -10,6 +10,7 @@ import pytest
 import actserve
 from actserve import Add, ExplanationEdit, InvalidRequest
 
+from .failing import abort, bad_field
 from .fake_explanations import NLA, SITE, rows
 from .fake_readouts import tensor
 from .fake_server import Model
@@ -57,11 +58,13 @@ def test_every_prompt_of_a_list_is_steered_by_what_an_iterator_yields(
 def test_an_error_names_the_text_in_the_callers_list(client: Any, model: Model) -> None:
     def refuse(request: Any, context: grpc.ServicerContext) -> None:
         if request.texts[0] == "t10":  # The second of two calls.
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "texts[2] is too long")
+            bad = bad_field("texts[2]", "the text is too long")
+            abort(context, grpc.StatusCode.INVALID_ARGUMENT, "no", bad)
 
     model.before = refuse
-    with pytest.raises(InvalidRequest, match=r"^texts\[12\] is too long"):
+    with pytest.raises(InvalidRequest, match="the text is too long") as caught:
         client.reconstruct([f"t{index}" for index in range(20)], SITE)
+    assert caught.value.field == "texts[12]"
 
 
 @pytest.mark.parametrize("relative", [True, False])

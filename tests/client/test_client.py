@@ -255,8 +255,8 @@ def test_steering_travels_as_asked(client: Any, model: Model) -> None:
     assert np.frombuffer(first.add.vector.tensor.data, "<f4").tolist() == [1, 0, -1, 0.5]
     assert list(first.add.vector.tensor.shape) == [4]
     assert not second.sites[0].HasField("layer")
-    assert second.positions.range.start == 1
-    assert not second.positions.range.HasField("end")
+    assert second.positions.span.start == 1
+    assert not second.positions.span.HasField("end")
     assert model.requests[1].interventions[0].sites[0].layer == -1
 
 

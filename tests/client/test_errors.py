@@ -4,11 +4,11 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 
 import actserve
 
+from .failing import abort, bad_field
 from .fake_server import Model
 
 CODES = {
@@ -38,18 +38,7 @@ def fail(
     raw: bytes | None = None,
 ) -> None:
     """Makes every call fail with these details."""
-    packed = [any_pb2.Any() for _ in details]
-    for any_message, detail in zip(packed, details, strict=True):
-        any_message.Pack(detail)
-    status = status_pb2.Status(code=code.value[0], message=message, details=packed)
-
-    def abort(request: Any, context: grpc.ServicerContext) -> None:
-        context.set_trailing_metadata(
-            (("grpc-status-details-bin", status.SerializeToString() if raw is None else raw),)
-        )
-        context.abort(code, message)
-
-    model.before = abort
+    model.before = lambda _, context: abort(context, code, message, *details, raw=raw)
 
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: code.name)
@@ -69,17 +58,16 @@ def test_each_status_code_has_its_class(client: Any, model: Model, code: grpc.St
 
 
 def test_details_become_fields(client: Any, model: Model) -> None:
-    violation = error_details_pb2.BadRequest.FieldViolation(field="capture.sites[0]")
     retry = error_details_pb2.RetryInfo()
     retry.retry_delay.FromMilliseconds(1500)
     fail(
         model,
         grpc.StatusCode.INVALID_ARGUMENT,
-        "layer 99 is out of range; this model has layers 0 to 2",
+        "capture.sites[0]: layer 99 is out of range; this model has layers 0 to 2",
         error_details_pb2.ErrorInfo(
-            reason="LAYER_OUT_OF_RANGE", domain="actserve", metadata={"layer": "99"}
+            reason="LAYER_OUT_OF_RANGE", domain="actserve.dev", metadata={"layer": "99"}
         ),
-        error_details_pb2.BadRequest(field_violations=[violation]),
+        bad_field("capture.sites[0]", "layer 99 is out of range; this model has layers 0 to 2"),
         retry,
     )
     with pytest.raises(actserve.InvalidRequest) as caught:
@@ -88,6 +76,7 @@ def test_details_become_fields(client: Any, model: Model) -> None:
     assert error.reason == "LAYER_OUT_OF_RANGE"
     assert error.message == "layer 99 is out of range; this model has layers 0 to 2"
     assert error.field == "capture.sites[0]"
+    assert error.path == ("capture", "sites", 0)
     assert error.metadata == {"layer": "99"}
     assert error.retry_after == 1.5
     assert str(error) == f"{error.message} (LAYER_OUT_OF_RANGE, capture.sites[0])"
@@ -119,10 +108,9 @@ def test_unreadable_details_do_not_hide_the_status(client: Any, model: Model) ->
 def test_a_field_names_the_prompt_in_the_callers_list(
     client: Any, model: Model, sent: str, told: str
 ) -> None:
-    violation = error_details_pb2.BadRequest.FieldViolation(field=sent)
-    bad = error_details_pb2.BadRequest(field_violations=[violation])
-    info = error_details_pb2.ErrorInfo(domain="actserve", metadata={"prompt": sent})
-    fail(model, grpc.StatusCode.INVALID_ARGUMENT, f"{sent}: no", bad, info)
+    # The text quotes the caller, who may have written what looks like a path.
+    message = "'prompts[2]' is not served"
+    fail(model, grpc.StatusCode.INVALID_ARGUMENT, f"{sent}: no", bad_field(sent, message))
     refuse = model.before
     # The second call of the job is the one that fails: prompts 16 to 31.
     model.before = lambda request, context: (
@@ -131,8 +119,28 @@ def test_a_field_names_the_prompt_in_the_callers_list(
     with pytest.raises(actserve.InvalidRequest) as caught:
         client.fetch([f"p{index}" for index in range(20)], sites="embedding")
     assert caught.value.field == told
-    assert caught.value.message == f"{told}: no"
-    assert caught.value.metadata == {"prompt": told}
+    assert caught.value.message == message
+
+
+def test_an_error_names_the_prompt_whose_positions_are_at_fault(client: Any, model: Model) -> None:
+    info = error_details_pb2.ErrorInfo(
+        reason="POSITION_OUT_OF_RANGE",
+        domain="actserve.dev",
+        metadata={"prompt": "prompts[2]", "position": "9"},
+    )
+    bad = bad_field("capture.positions", "position 9 is beyond the prompt")
+    fail(model, grpc.StatusCode.INVALID_ARGUMENT, "no", bad, info)
+    refuse = model.before
+    model.before = lambda request, context: (
+        refuse(request, context) if request.prompts[0].text == "p16" else None
+    )
+    with pytest.raises(actserve.InvalidRequest) as caught:
+        client.fetch([f"p{index}" for index in range(20)], sites="embedding")
+    assert caught.value.field == "capture.positions"
+    assert caught.value.metadata == {"prompt": "prompts[18]", "position": "9"}
+    assert str(caught.value) == (
+        "position 9 is beyond the prompt (POSITION_OUT_OF_RANGE, capture.positions, prompts[18])"
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,9 +149,7 @@ def test_a_field_names_the_prompt_in_the_callers_list(
 def test_a_generations_field_names_the_prompt_in_the_callers_list(
     client: Any, model: Model, sent: str, told: str
 ) -> None:
-    violation = error_details_pb2.BadRequest.FieldViolation(field=sent)
-    bad = error_details_pb2.BadRequest(field_violations=[violation])
-    fail(model, grpc.StatusCode.INVALID_ARGUMENT, "no", bad)
+    fail(model, grpc.StatusCode.INVALID_ARGUMENT, "no", bad_field(sent, "no"))
     refuse = model.before
     model.before = lambda request, context: (
         refuse(request, context) if request.prompt.text == "p3" else None

@@ -21,8 +21,8 @@ SELECTORS: list[tuple[Any, pb.PositionSelector]] = [
     ),
     *((one, pb.PositionSelector(list=pb.PositionList(positions=[3]))) for one in (3, np.int64(3))),
     (range(0, 5, 2), pb.PositionSelector(list=pb.PositionList(positions=[0, 2, 4]))),
-    (slice(None), pb.PositionSelector(range=pb.PositionRange())),
-    (slice(0, -1), pb.PositionSelector(range=pb.PositionRange(start=0, end=-1))),
+    (slice(None), pb.PositionSelector(span=pb.PositionRange())),
+    (slice(0, -1), pb.PositionSelector(span=pb.PositionRange(start=0, end=-1))),
     *(
         (ByTokenId(ids), pb.PositionSelector(token_ids=pb.TokenIdPositions(ids=[7])))
         for ids in (7, [7], np.array([7]), np.int64(7))

@@ -47,7 +47,6 @@ async def check(case: Case, *nlas: Tiny, fake: FakeEngine | None = None) -> None
 def case(name: str, request: Any, reason: str, field: str = "", *says: str) -> Case:
     code = {"FEATURE_DISABLED": UNMET, "SITE_NOT_SERVED": UNMET}.get(reason)
     code = code or (MISSING if reason.endswith("NOT_FOUND") else grpc.StatusCode.INVALID_ARGUMENT)
-    field = field if code is grpc.StatusCode.INVALID_ARGUMENT else ""
     return Case(name=name, request=request, reason=reason, field=field, says=says, code=code)
 
 

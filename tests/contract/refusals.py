@@ -86,7 +86,7 @@ async def check(case: Case) -> None:
     assert refused.field == case.field, refused
     for part in case.says:
         assert part in refused.message
-    assert refused.details["ErrorInfo"].domain == "actserve"
+    assert refused.details["ErrorInfo"].domain == "actserve.dev"
     assert refused.details["RequestInfo"].request_id
     assert fake.counters.started == 0, "work was done for a refused call"
 

@@ -92,7 +92,7 @@ async def test_a_baseline_is_of_one_nla_alone() -> None:
             refused = await failure(
                 stub.ScoreExplanations(score(ROWS[:1], "a", nla="nlas/other", baseline=name))
             )
-            assert (refused.reason, refused.field) == ("BASELINE_NOT_FOUND", "")
+            assert (refused.reason, refused.field) == ("BASELINE_NOT_FOUND", "baseline")
             assert refused.details["ResourceInfo"].resource_type == (
                 "actserve.v1.ExplanationBaseline"
             )

@@ -90,7 +90,7 @@ async def test_started_gives_request_id_element_type_and_widths() -> None:
 
 
 async def test_prompt_started_gives_tokens_texts_and_positions() -> None:
-    selector = {"range": {"start": -2}}
+    selector = {"span": {"start": -2}}
     request = fetch("aé", capture={"sites": [site()], "positions": selector})
     async with serving() as served:
         events = await collect(served.generation.FetchActivations(request))
@@ -119,9 +119,9 @@ async def test_usage_counts_tokens_and_payload_bytes() -> None:
         ({"last": {}}, [5]),
         ({"prompt": {}}, [0, 1, 2, 3, 4, 5]),
         ({"list": {"positions": [-1, 0, 3]}}, [0, 3, 5]),
-        ({"range": {"start": 1, "end": -1}}, [1, 2, 3, 4]),
-        ({"range": {"end": 2}}, [0, 1]),
-        ({"range": {"start": 4, "end": 99}}, [4, 5]),
+        ({"span": {"start": 1, "end": -1}}, [1, 2, 3, 4]),
+        ({"span": {"end": 2}}, [0, 1]),
+        ({"span": {"start": 4, "end": 99}}, [4, 5]),
         ({"token_ids": {"ids": [ord("l"), ord("h"), 0]}}, [1, 3, 4]),
         ({"text": {"text": "l"}}, [3, 4]),
         ({"text": {"text": "l", "occurrence": 0}}, [3]),

@@ -50,8 +50,8 @@ SELECTORS: dict[str, tuple[dict[str, Any], Positions]] = {
     "all": ({"all": {}}, always(*range(39))),
     "last": ({"last": {}}, always(35)),
     "list": ({"list": {"positions": [37, -1, 0]}}, always(0, 35, 37)),
-    "range": ({"range": {"start": 20, "end": -2}}, always(*range(20, 34))),
-    "open range": ({"range": {"start": -2}}, always(*range(34, 39))),
+    "range": ({"span": {"start": 20, "end": -2}}, always(*range(20, 34))),
+    "open range": ({"span": {"start": -2}}, always(*range(34, 39))),
     "prompt": ({"prompt": {}}, always(*range(36))),
     "generated": ({"generated": {}}, always(36, 37, 38)),
     "token ids": (
@@ -247,7 +247,7 @@ async def test_a_tensor_may_come_in_half_precision(element_type: str) -> None:
     [
         {"all": {}},
         {"list": {"positions": [-1, 1]}},
-        {"range": {"start": 2, "end": 99}},
+        {"span": {"start": 2, "end": 99}},
         {"token_ids": {"ids": [ord("l")]}},
         {"text": {"text": "ell"}},
     ],

@@ -223,8 +223,7 @@ async def test_an_unused_replacement_is_named_as_it_was_sent(served: Served) -> 
     edits = [replace(*WHERE, name=name), unused]
     refused = await failure(served.generation.Generate(generate(interventions=edits)))
     assert (refused.reason, refused.field) == ("INTERVENTION_UNUSED", "interventions[1]")
-    assert refused.message.startswith("intervention 1 changed no row")
-    assert refused.details["ErrorInfo"].metadata["intervention"] == "1"
+    assert refused.message.startswith("interventions[1]: the intervention changed no row")
 
 
 REFUSED = [

@@ -35,7 +35,7 @@ D = np.random.default_rng(1).standard_normal((5, 16)).astype(np.float32)
 @pytest.mark.parametrize(("reduction", "formula"), FORMULAS)
 @pytest.mark.parametrize("make", [fetch, generate])
 async def test_a_reduction_is_its_formula(make: Any, reduction: int, formula: Any) -> None:
-    capture = {"sites": [site(0), site(3)], "positions": {"range": {"start": 1}}}
+    capture = {"sites": [site(0), site(3)], "positions": {"span": {"start": 1}}}
     plain = matrices(await run(make(capture=capture)))
     events = await run(make(capture={**capture, "reduction": reduction}))
     reduced = matrices(events)
@@ -46,7 +46,7 @@ async def test_a_reduction_is_its_formula(make: Any, reduction: int, formula: An
 
 
 async def test_the_selected_positions_are_still_told() -> None:
-    capture = {"sites": [site()], "positions": {"range": {"start": 3}}, "reduction": MEAN}
+    capture = {"sites": [site()], "positions": {"span": {"start": 3}}, "reduction": MEAN}
     events = await run(fetch("hello", capture=capture))
     assert list(of_kind(events, "prompt_started")[0].positions) == [3, 4, 5]
     events = await run(generate(capture=capture))

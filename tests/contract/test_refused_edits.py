@@ -14,7 +14,13 @@ from tests.contract.refusals import Case
 CASES = [
     case("an empty original", edited(original=" "), "FIELD_REQUIRED", f"{EDIT}.original"),
     case("an empty edit", edited(edited=""), "FIELD_REQUIRED", f"{EDIT}.edited"),
-    case("an edit at another site", edited([site(2)]), "SITE_NOT_SERVED", "", "resid_post.2"),
+    case(
+        "an edit at another site",
+        edited([site(2)]),
+        "SITE_NOT_SERVED",
+        "interventions[1].sites[0]",
+        "resid_post.2",
+    ),
     case(
         "an edit at two sites",
         edited([site(1), site(2)]),

@@ -51,12 +51,12 @@ CASES = [
     *asked("a seed below zero", "SAMPLING_INVALID", "seed", "0 or above", seed=-1),
     *asked("a seed with no room", "SAMPLING_INVALID", "seed", "leave room", seed=(1 << 63) - 2),
     *asked("an unanswered question", "QUESTION_INVALID", "question", "unset", question="Why?"),
-    *asked("an unknown baseline", "BASELINE_NOT_FOUND", "", "mine", baseline=MINE),
-    *asked("a baseline without a name", "BASELINE_NOT_FOUND", "", baseline="default"),
+    *asked("an unknown baseline", "BASELINE_NOT_FOUND", "baseline", "mine", baseline=MINE),
+    *asked("a baseline without a name", "BASELINE_NOT_FOUND", "baseline", baseline="default"),
     *asked(
         "a baseline of another",
         "BASELINE_NOT_FOUND",
-        "",
+        "baseline",
         "nlas/tiny/baselines/",
         baseline="nlas/other/baselines/mine",
     ),
@@ -70,7 +70,13 @@ CASES = [
         ]
     ),
     # Texts to explain
-    case("another model", explain_text(model="models/other"), "MODEL_NOT_FOUND", "", "models/fake"),
+    case(
+        "another model",
+        explain_text(model="models/other"),
+        "MODEL_NOT_FOUND",
+        "model",
+        "models/fake",
+    ),
     case("no prompt", explain_text(prompt=None), "FIELD_REQUIRED", "prompt"),
     case("an empty prompt", explain_text(prompt={"token_ids": {}}), "PROMPT_EMPTY", "prompt"),
     case("a long prompt", explain_text("x" * 64), "PROMPT_TOO_LONG", "prompt", "65", "63"),

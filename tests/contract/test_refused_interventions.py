@@ -59,6 +59,7 @@ CASES = [
         name="intervention at an unserved site",
         request=fetch(interventions=[intervention(site(1, ATTN_OUT), zero={})]),
         reason="SITE_NOT_SERVED",
+        field="interventions[0].sites[0]",
         says=("attn_out.1", "not verified"),
         code=grpc.StatusCode.FAILED_PRECONDITION,
     ),
@@ -68,6 +69,7 @@ CASES = [
             interventions=[intervention(site(None, site_pb2.HOOK_POINT_LOGITS), zero={})]
         ),
         reason="SITE_NOT_SERVED",
+        field="interventions[0].sites[0]",
         says=("logits cannot be changed", "final_norm"),
         code=grpc.StatusCode.FAILED_PRECONDITION,
     ),
@@ -142,8 +144,8 @@ CASES = [
         for case, wire in [
             ("all positions", {"all": {}}),
             ("generated positions", {"generated": {}}),
-            ("an open range", {"range": {"start": 2}}),
-            ("a range beyond what can be generated", {"range": {"end": 11}}),
+            ("an open range", {"span": {"start": 2}}),
+            ("a range beyond what can be generated", {"span": {"end": 11}}),
             ("token ids, while tokens are generated", {"token_ids": {"ids": [ord("h")]}}),
         ]
     ),

@@ -62,7 +62,7 @@ CASES = [
     ),
     selector(
         "of an empty range",
-        {"range": {"start": 3, "end": 3}},
+        {"span": {"start": 3, "end": 3}},
         "POSITION_OUT_OF_RANGE",
         "[3:3]",
     ),

@@ -163,8 +163,8 @@ async def test_what_the_model_does_not_serve_is_a_failed_precondition(
     [
         # Four heads, and each of 21 queries has 21 keys of 4 bytes.
         (fetch, {}, 4 * 21 * 21 * 4),
-        (fetch, {"queries": {"range": {"start": -9}}}, 4 * 9 * 21 * 4),
-        (fetch, {"queries": {"range": {"end": -2}}}, 4 * 19 * 19 * 4),
+        (fetch, {"queries": {"span": {"start": -9}}}, 4 * 9 * 21 * 4),
+        (fetch, {"queries": {"span": {"end": -2}}}, 4 * 19 * 19 * 4),
         # A weight and a key each.
         (fetch, {"top_k": 8}, 4 * 21 * 8 * 8),
         # After six tokens of the prompt nine more are run.

@@ -48,7 +48,7 @@ CASES = [
             {"predictions": PREDICTIONS, name: value},
             "FIELD_REQUIRED",
             "sites",
-            f"capture.{name}",
+            f"{name} is about the rows of sites",
         )
         for name, value in [
             ("projection", {"directions": inline(D)}),

@@ -67,7 +67,13 @@ def of_name(name: str, nla: str, *says: str) -> list[Case]:
         "edit": edited(nla=nla),
     }
     return [
-        case(f"{name} to {what}", request, "NLA_NOT_FOUND", "", *says)
+        case(
+            f"{name} to {what}",
+            request,
+            "NLA_NOT_FOUND",
+            "interventions[1].add.vector.edit.nla" if what == "edit" else "nla",
+            *says,
+        )
         for what, request in requests.items()
     ]
 
@@ -80,12 +86,12 @@ CASES = [
     *of_site("no site", None, "SITE_INVALID", "site.hook_point", "not set"),
     *of_site("no layer", site(None), "SITE_INVALID", "site", "needs a layer"),
     *of_site("a layer beyond", site(4), "LAYER_OUT_OF_RANGE", "site", "layer 4", "0 to 3"),
-    *of_site("another layer", site(2), "SITE_NOT_SERVED", "", "resid_post.2", "resid_post.1"),
+    *of_site("another layer", site(2), "SITE_NOT_SERVED", "site", "resid_post.2", "resid_post.1"),
     *of_site(
         "another hook point",
         site(1, site_pb2.HOOK_POINT_RESID_PRE),
         "SITE_NOT_SERVED",
-        "",
+        "site",
         "resid_pre.1",
     ),
     # Rows
@@ -179,7 +185,10 @@ CASES = [
     ),
     case("texts for other rows", score(ROWS, "a"), "FIELD_INVALID", "texts", "1 texts for 5 rows"),
     case(
-        "an unknown baseline of scores", score(ROWS[:1], "a", baseline=MINE), "BASELINE_NOT_FOUND"
+        "an unknown baseline of scores",
+        score(ROWS[:1], "a", baseline=MINE),
+        "BASELINE_NOT_FOUND",
+        "baseline",
     ),
     # Baselines
     case("a baseline without a name", set_baseline(""), "FIELD_REQUIRED", "name"),
@@ -195,7 +204,12 @@ CASES = [
             "nlas/tiny/baselines/" + "a" * 64,
         ]
     ),
-    case("a baseline of an unknown nla", set_baseline("nlas/other/baselines/a"), "NLA_NOT_FOUND"),
+    case(
+        "a baseline of an unknown nla",
+        set_baseline("nlas/other/baselines/a"),
+        "NLA_NOT_FOUND",
+        "name",
+    ),
     case("a baseline of one row", set_baseline(MINE, ROWS[:1]), "TENSOR_DEGENERATE", "activations"),
     case(
         "a baseline of rows all alike",

@@ -60,7 +60,7 @@ VECTORS = {
 }
 MATRICES = {
     "project": lambda source: {"project": {"directions": source}},
-    "replace": lambda source: {"replace": {"rows": source}, "positions": {"range": {"end": 3}}},
+    "replace": lambda source: {"replace": {"rows": source}, "positions": {"span": {"end": 3}}},
 }
 
 

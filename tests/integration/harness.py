@@ -212,7 +212,7 @@ def at(*positions: int) -> Selection:
 
 def select(positions: Positions, prompt: TokenizedPrompt, max_tokens: int = 1) -> Selection:
     """As the service resolves what a caller writes."""
-    return resolve(positions, prompt, len(prompt.ids) + max_tokens - 1, "positions")
+    return resolve(positions, prompt, len(prompt.ids) + max_tokens - 1, ("positions",))
 
 
 def add(

@@ -336,7 +336,7 @@ def test_a_token_of_a_conversation_comes_from_the_turn_that_says_it(
 
 
 def selected(prompt: TokenizedPrompt, selector: Positions) -> str:
-    positions = resolve(selector, prompt, len(prompt.ids), "").spans.within(0, NO_END)
+    positions = resolve(selector, prompt, len(prompt.ids), ()).spans.within(0, NO_END)
     return "|".join(prompt.texts[position] for position in positions)
 
 

@@ -56,7 +56,7 @@ IDS = TokenizedPrompt((7, 3, 3, 9, 7), ("a", "b", "b", "c", "a"), (), TokenPromp
     ids=str,
 )
 def test_a_selector_resolves(selector: Positions, positions: list[int]) -> None:
-    selection = resolve(selector, IDS, RUN, "positions")
+    selection = resolve(selector, IDS, RUN, ("positions",))
     assert selection.token_ids is None
     assert selection.spans.within(0, RUN).tolist() == positions
     assert selection.spans.count(RUN) == len(positions)
@@ -80,9 +80,9 @@ def test_a_selector_resolves(selector: Positions, positions: list[int]) -> None:
 )
 def test_a_selector_of_nothing_or_of_what_is_not_there_is_refused(selector: Positions) -> None:
     with pytest.raises(ActserveError) as caught:
-        resolve(selector, IDS, RUN, "capture.positions")
+        resolve(selector, IDS, RUN, ("capture", "positions"))
     assert caught.value.reason is Reason.POSITION_OUT_OF_RANGE
-    assert caught.value.field == "capture.positions"
+    assert caught.value.field == ("capture", "positions")
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -109,7 +109,7 @@ def test_a_range_is_a_python_slice_of_the_sequence(start: int | None) -> None:
             for bound in (start, end)
         )
         try:
-            spans = resolve(PositionRange(start, end), IDS, RUN, "").spans
+            spans = resolve(PositionRange(start, end), IDS, RUN, ()).spans
         except ActserveError:
             assert sequence[low:high] == []
         else:
@@ -134,11 +134,11 @@ def test_a_range_is_a_python_slice_of_the_sequence(start: int | None) -> None:
 def test_token_ids_select_in_the_prompt_and_wait_for_what_is_generated(
     ids: tuple[int, ...], run_tokens: int, selection: Selection
 ) -> None:
-    assert resolve(TokenIdPositions(ids), IDS, run_tokens, "") == selection
+    assert resolve(TokenIdPositions(ids), IDS, run_tokens, ()) == selection
 
 
 def test_a_selection_by_token_id_holds_the_generated_tokens_that_match() -> None:
-    selection = resolve(TokenIdPositions((7,)), IDS, RUN, "")
+    selection = resolve(TokenIdPositions((7,)), IDS, RUN, ())
     assert selection.among([*IDS.ids, 7, 3, 7]).tolist() == [0, 4, 5, 7]
 
 
@@ -193,7 +193,7 @@ TEXT_PROMPT = TokenizedPrompt(
 def test_a_piece_of_a_text_selects_the_tokens_it_overlaps(
     selector: Positions, positions: list[int]
 ) -> None:
-    selection = resolve(selector, TEXT_PROMPT, 20, "")
+    selection = resolve(selector, TEXT_PROMPT, 20, ())
     assert selection.token_ids is None
     assert selection.spans.within(0, NO_END).tolist() == positions
 
@@ -205,10 +205,10 @@ def test_occurrences_are_found_from_left_to_right_without_overlap() -> None:
         tuple(TokenSource(i, i + 1) for i in range(5)),
         TextPrompt("aaaaa"),
     )
-    assert resolve(TextPositions("aa"), prompt, 5, "").spans == Spans(((0, 4),))
-    assert resolve(TextPositions("aa", 1), prompt, 5, "").spans == Spans(((2, 4),))
+    assert resolve(TextPositions("aa"), prompt, 5, ()).spans == Spans(((0, 4),))
+    assert resolve(TextPositions("aa", 1), prompt, 5, ()).spans == Spans(((2, 4),))
     with pytest.raises(ActserveError, match="occurs 2 times"):
-        resolve(TextPositions("aa", 2), prompt, 5, "")
+        resolve(TextPositions("aa", 2), prompt, 5, ())
 
 
 # --- conversations ------------------------------------------------------------
@@ -276,11 +276,11 @@ CHAT_RUN = 16
     ids=str,
 )
 def test_what_turns_say_selects_its_tokens(selector: Positions, positions: list[int]) -> None:
-    selection = resolve(selector, CHAT, CHAT_RUN, "")
+    selection = resolve(selector, CHAT, CHAT_RUN, ())
     assert selection.token_ids is None
     assert selection.spans.within(0, CHAT_RUN).tolist() == positions
     # Without generated tokens, none are selected.
-    fetched = resolve(selector, CHAT, len(CHAT.ids), "").spans
+    fetched = resolve(selector, CHAT, len(CHAT.ids), ()).spans
     assert fetched.within(0, NO_END).tolist() == [p for p in positions if p < len(CHAT.ids)]
 
 
@@ -303,11 +303,11 @@ def test_generated_tokens_are_a_turn_of_the_assistant(
         (TokenSource(), TokenSource(0, 1, 0, "assistant"), TokenSource(0, 1, 1, "user")),
         Conversation((Turn("assistant", "a"), Turn("user", "u"))),
     )
-    assert resolve(selector, prompt, 4, "").spans.within(0, 4).tolist() == positions
+    assert resolve(selector, prompt, 4, ()).spans.within(0, 4).tolist() == positions
 
 
 def test_turns_are_selected_without_offsets_where_they_say_nothing() -> None:
-    assert resolve(TurnPositions((3, 5)), NO_OFFSETS, CHAT_RUN, "").spans == Spans(((14, NO_END),))
+    assert resolve(TurnPositions((3, 5)), NO_OFFSETS, CHAT_RUN, ()).spans == Spans(((14, NO_END),))
 
 
 # --- refusals -----------------------------------------------------------------
@@ -353,14 +353,14 @@ def test_what_is_not_there_or_not_known_is_refused(
     selector: Positions, prompt: TokenizedPrompt, reason: Reason, message: str
 ) -> None:
     with pytest.raises(ActserveError, match=message) as caught:
-        resolve(selector, prompt, 100, "capture.positions")
+        resolve(selector, prompt, 100, ("capture", "positions"))
     assert caught.value.reason is reason
-    assert caught.value.field == "capture.positions"
+    assert caught.value.field == ("capture", "positions")
 
 
 def test_a_message_quotes_the_start_of_a_long_text_and_nothing_of_the_prompt() -> None:
     with pytest.raises(ActserveError) as caught:
-        resolve(TextPositions("x" * 1000), TEXT_PROMPT, 20, "")
+        resolve(TextPositions("x" * 1000), TEXT_PROMPT, 20, ())
     assert "x" * 60 + "..." in caught.value.message
     assert "x" * 61 not in caught.value.message
     assert TEXT not in caught.value.message

@@ -23,12 +23,12 @@ def test_a_site_reads_as_people_write_it(site: Site, text: str) -> None:
 @pytest.mark.parametrize(("layer", "resolved"), [(0, 0), (3, 3), (-1, 3), (-4, 0)])
 def test_layers_count_from_either_end(layer: int, resolved: int) -> None:
     site = Site(HookPoint.RESID_PRE, layer)
-    assert site.resolve(4, "site") == Site(HookPoint.RESID_PRE, resolved)
+    assert site.resolve(4, ("site",)) == Site(HookPoint.RESID_PRE, resolved)
 
 
 @pytest.mark.parametrize("hook_point", sorted(LAYERLESS))
 def test_what_exists_once_has_no_layer(hook_point: HookPoint) -> None:
-    assert Site(hook_point).resolve(4, "site") == Site(hook_point)
+    assert Site(hook_point).resolve(4, ("site",)) == Site(hook_point)
 
 
 @pytest.mark.parametrize(
@@ -44,5 +44,5 @@ def test_what_exists_once_has_no_layer(hook_point: HookPoint) -> None:
 )
 def test_a_site_that_is_not_there_is_refused(site: Site, reason: Reason) -> None:
     with pytest.raises(ActserveError) as caught:
-        site.resolve(4, "capture.sites[2]")
-    assert (caught.value.reason, caught.value.field) == (reason, "capture.sites[2]")
+        site.resolve(4, ("capture", "sites", 2))
+    assert (caught.value.reason, caught.value.field) == (reason, ("capture", "sites", 2))

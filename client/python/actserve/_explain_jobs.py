@@ -97,7 +97,7 @@ class ExplainJobs(RowJobs):
                 f"reference has shape {list(other.shape)}, and rows {list(given.shape)}; give one "
                 "row of reference for each row, or one for all",
                 reason="TENSOR_WIDTH_MISMATCH",
-                field="reference",
+                path=("reference",),
             )
         other = np.broadcast_to(other, given.shape)
         check_nonzero(given - other, "rows - reference")
@@ -179,6 +179,6 @@ def _positions(positions: Any, rows: Float32Array) -> list[int]:
             f"the positions {given} are not one for each of {count} rows, ascending; give the rows "
             "of one sequence in their order",
             reason="POSITION_OUT_OF_RANGE",
-            field="positions",
+            path=("positions",),
         )
     return given

@@ -81,7 +81,7 @@ class Jobs:
                 "sites is empty; name at least one, as in sites=['resid_post.10'], or ask for "
                 "predictions or attention",
                 reason="FIELD_REQUIRED",
-                field="capture.sites",
+                path=("capture", "sites"),
             )
         common = self._fetch_request(capture, steer)
 

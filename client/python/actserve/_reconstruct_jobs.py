@@ -51,7 +51,7 @@ class ReconstructJobs(RowJobs):
             raise InvalidRequest(
                 f"there are {len(written)} texts for {len(given)} rows; give one for each",
                 reason="FIELD_INVALID",
-                field="texts",
+                path=("texts",),
             )
         common = pb.ScoreExplanationsRequest(
             nla=nla_name(nla),
@@ -88,9 +88,11 @@ def _texts(texts: Any) -> list[str]:
     """One text or several. Raises `InvalidRequest` for anything else."""
     if isinstance(texts, str):
         return [check_text(texts, "texts")]
-    given = [check_text(text, f"texts[{index}]") for index, text in enumerate(texts)]
+    given = [check_text(text, "texts", index) for index, text in enumerate(texts)]
     if not given:
         raise InvalidRequest(
-            "the list of texts is empty; give at least one", reason="FIELD_REQUIRED", field="texts"
+            "the list of texts is empty; give at least one",
+            reason="FIELD_REQUIRED",
+            path=("texts",),
         )
     return given

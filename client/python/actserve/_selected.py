@@ -25,8 +25,8 @@ def selected(positions: Positions, prompt: int, run: Sequence[int]) -> list[int]
             listed = sorted(at + prompt if at < 0 else at for at in selector.list.positions)
             # A sample may end before it reaches all of them.
             return [at for at in listed if at < len(run)]
-        case "range":
-            bounds = selector.range
+        case "span":
+            bounds = selector.span
             start = bounds.start if bounds.HasField("start") else 0
             end = bounds.end if bounds.HasField("end") else len(run)
             start, end = (bound + prompt if bound < 0 else bound for bound in (start, end))

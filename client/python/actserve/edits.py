@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from actserve.errors import InvalidRequest
 from actserve.nlas import nla_name
+from actserve.paths import format_path
 from actserve.v1 import source_pb2
 
 
@@ -38,7 +39,7 @@ class ExplanationEdit:
             raise InvalidRequest(
                 "edited says the same as original, so their difference is zero; change it",
                 reason="FIELD_INVALID",
-                field="edited",
+                path=("edited",),
             )
         nla_name(self.nla)
 
@@ -49,12 +50,12 @@ class ExplanationEdit:
         )
 
 
-def check_text(text: object, name: str) -> str:
+def check_text(text: object, *path: str | int) -> str:
     """A text that can be reconstructed. Raises `InvalidRequest` for anything else."""
     if not isinstance(text, str) or not text.strip():
         raise InvalidRequest(
-            f"{name} is {text!r}; give an explanation, a string that says something",
+            f"{format_path(path)} is {text!r}; give an explanation, a string that says something",
             reason="FIELD_REQUIRED",
-            field=name,
+            path=path,
         )
     return text

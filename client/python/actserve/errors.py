@@ -1,6 +1,5 @@
 """Errors: one class for what a caller can do about it, filled from the server's error details."""
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, cast
@@ -9,10 +8,15 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-DOMAIN = "actserve"
+from actserve.paths import FieldPath, format_path, parse_path
+
+DOMAIN = "actserve.dev"
 """`ErrorInfo.domain` of every reason this service owns."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_ITEM_KEY = "prompt"
+"""Of `ErrorInfo.metadata`: the path of the prompt that an error is about, where the field belongs
+to all prompts of the call."""
 
 
 class ActserveError(Exception):
@@ -20,9 +24,10 @@ class ActserveError(Exception):
 
     `code` is the gRPC status code; `reason` a stable machine-readable name such as
     `LAYER_OUT_OF_RANGE`, empty when the failure is not the service's own; `message` names the
-    value, the limit and the fix; `field` is the path of the offending request field, if one is;
-    `metadata` holds the values of the message for programs; `retry_after` is the number of seconds
-    after which the server suggests to try again, if it does.
+    value, the limit and the fix; `field` is the offending request field as it is written, such as
+    `capture.sites[0]`, if one is, and `path` its names and indices; `metadata` holds the values of
+    the message for programs; `retry_after` is the number of seconds after which the server suggests
+    to try again, if it does.
     """
 
     default_code = grpc.StatusCode.UNKNOWN
@@ -33,7 +38,7 @@ class ActserveError(Exception):
         *,
         code: grpc.StatusCode | None = None,
         reason: str = "",
-        field: str | None = None,
+        path: FieldPath = (),
         metadata: Mapping[str, str] | None = None,
         retry_after: float | None = None,
     ) -> None:
@@ -41,13 +46,17 @@ class ActserveError(Exception):
         self.message = message
         self.code = code or self.default_code
         self.reason = reason
-        self.field = field
+        self.path = path
         self.metadata = dict(metadata or {})
         self.retry_after = retry_after
 
+    @property
+    def field(self) -> str | None:
+        return format_path(self.path) or None
+
     def __str__(self) -> str:
-        where = ", ".join(part for part in (self.reason or self.code.name, self.field) if part)
-        return f"{self.message} ({where})"
+        told = (self.reason or self.code.name, self.field, self.metadata.get(_ITEM_KEY))
+        return f"{self.message} ({', '.join(part for part in told if part)})"
 
 
 class InvalidRequest(ActserveError, ValueError):
@@ -130,7 +139,7 @@ class BadResponse(ServerError):
         super().__init__(message, reason="BAD_RESPONSE")
 
 
-_CLASSES: Mapping[grpc.StatusCode, type[ActserveError]] = {
+CLASSES: Mapping[grpc.StatusCode, type[ActserveError]] = {
     cls.default_code: cls
     for cls in (
         InvalidRequest,
@@ -150,6 +159,7 @@ _CLASSES: Mapping[grpc.StatusCode, type[ActserveError]] = {
     grpc.StatusCode.UNIMPLEMENTED: NotServed,
     grpc.StatusCode.DATA_LOSS: ServerError,
 }
+"""What is raised for each code; any other raises `ActserveError` itself."""
 
 
 class _FailedCall(Protocol):
@@ -165,23 +175,26 @@ def from_rpc(error: grpc.RpcError, target: str) -> ActserveError:
     call = cast(_FailedCall, error)
     code, message = call.code(), call.details() or ""
     details = _details(call)
-    reason, field, metadata, retry_after = "", None, None, None
+    reason, path, metadata, retry_after = "", (), None, None
     for packed in details.details:
         if info := _unpack(packed, error_details_pb2.ErrorInfo):
             if info.domain == DOMAIN:
                 reason, metadata = info.reason, info.metadata
         elif bad := _unpack(packed, error_details_pb2.BadRequest):
-            field = next((v.field for v in bad.field_violations if v.field), field)
+            if violation := next((each for each in bad.field_violations if each.field), None):
+                path = parse_path(violation.field)
+                # The status begins with the path, which is told apart here.
+                message = violation.description or message
         elif retry := _unpack(packed, error_details_pb2.RetryInfo):
             retry_after = retry.retry_delay.ToTimedelta().total_seconds()
     if code is grpc.StatusCode.UNAVAILABLE and not reason:
         # gRPC's own words for a connection name an address at best, never the fix.
         message = f"{target} cannot be reached: {message}; check that the server runs there"
-    return _CLASSES.get(code, ActserveError)(
+    return CLASSES.get(code, ActserveError)(
         message or code.name.lower().replace("_", " "),
         code=code,
         reason=reason,
-        field=field,
+        path=path,
         metadata=metadata,
         retry_after=retry_after,
     )
@@ -203,24 +216,25 @@ def _unpack(packed, cls):  # pyright: ignore[reportMissingParameterType]
     return message if packed.Is(cls.DESCRIPTOR) and packed.Unpack(message) else None
 
 
-_ITEM_OF_CALL = re.compile(r"^(prompts|texts)\[(\d+)\]|^prompt(?=$|[.\[])")
-
-
 @contextmanager
 def at_item(first: int | None) -> Iterator[None]:
     """Counts the prompt or text that an error names in the caller's list, of which the call
     inside holds those from `first` on; None is a caller who gave one prompt."""
-
-    def counted(text: str) -> str:
-        return _ITEM_OF_CALL.sub(
-            lambda m: f"{m[1] or 'prompts'}[{int(m[2] or 0) + (first or 0)}]", text
-        )
-
     try:
         yield
     except ActserveError as error:
         if first is not None:
-            error.message = counted(error.message)
-            error.field = error.field and counted(error.field)
-            error.metadata = {key: counted(value) for key, value in error.metadata.items()}
+            error.path = _counted(error.path, first)
+            if item := error.metadata.get(_ITEM_KEY):
+                error.metadata[_ITEM_KEY] = format_path(_counted(parse_path(item), first))
         raise
+
+
+def _counted(path: FieldPath, first: int) -> FieldPath:
+    match path:
+        case ("prompts" | "texts" as items, int(index), *rest):
+            return (items, first + index, *rest)
+        case ("prompt", *rest):
+            return ("prompts", first, *rest)
+        case _:
+            return path

@@ -53,7 +53,7 @@ def spec_to_proto(options: Explaining, nla: str | None, *, partial: bool = False
             spec.MergeFrom(pb.ExplainSpec(**{name: value}))
         except (TypeError, ValueError) as error:
             raise InvalidRequest(
-                f"{name} cannot be {value!r}: {error}", reason="FIELD_INVALID", field=f"spec.{name}"
+                f"{name} cannot be {value!r}: {error}", reason="FIELD_INVALID", path=("spec", name)
             ) from None
     return spec
 

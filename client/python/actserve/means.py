@@ -31,7 +31,7 @@ def check_labels(labels: Any, prompts: Any) -> list[str]:
         raise InvalidRequest(
             "means are over a list of prompts, but one prompt was given; put it into a list",
             reason="FIELD_INVALID",
-            field="prompts",
+            path=("prompts",),
         )
     # A string is a sequence of strings too.
     labels = [labels] if isinstance(labels, str) else [*labels]
@@ -39,13 +39,13 @@ def check_labels(labels: Any, prompts: Any) -> list[str]:
         raise InvalidRequest(
             f"{wrong[0]!r} is not a label; labels are strings that are not empty",
             reason="FIELD_INVALID",
-            field="labels",
+            path=("labels",),
         )
     if len(labels) != len(prompts):
         raise InvalidRequest(
             f"there are {len(labels)} labels for {len(prompts)} prompts; give one for each",
             reason="FIELD_INVALID",
-            field="labels",
+            path=("labels",),
         )
     return labels
 

@@ -138,5 +138,5 @@ def only_nla(models: Iterable[Model], model: str, site: SiteLike) -> Nla:
         if found
         else f"no NLA explains {site}; `Model.nlas` says which sites are explained",
         reason="FEATURE_DISABLED",
-        field="nla",
+        path=("nla",),
     )

@@ -72,7 +72,7 @@ def nla_name(nla: object) -> str:
         raise InvalidRequest(
             f"{nla!r} is not the id of an NLA; `client.models()[0].nlas` lists them",
             reason="FIELD_INVALID",
-            field="nla",
+            path=("nla",),
         )
     return nla if nla.startswith(_PREFIX) else _PREFIX + nla
 
@@ -87,7 +87,7 @@ def baseline_name(baseline: object, nla: str | None) -> str:
             f"{baseline!r} is not the name of a baseline; use what `set_baseline` returned, or a "
             "key of `Nla.baselines`",
             reason="FIELD_INVALID",
-            field="baseline",
+            path=("baseline",),
         )
     if baseline.startswith(_PREFIX):
         return baseline
@@ -96,7 +96,7 @@ def baseline_name(baseline: object, nla: str | None) -> str:
             f"baseline {baseline!r} is a short name, and every NLA has its own; name the NLA as "
             "well, or use the whole name that `set_baseline` returned",
             reason="FIELD_REQUIRED",
-            field="nla",
+            path=("nla",),
         )
     return nla_name(nla) + _BASELINES + baseline
 

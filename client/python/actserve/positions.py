@@ -176,7 +176,7 @@ def positions_to_proto(positions: Positions) -> pb.PositionSelector:
             raise _invalid(f"a slice of step {positions.step} is not supported; list the positions")
         bounds = {"start": positions.start, "end": positions.stop}
         return pb.PositionSelector(
-            range=pb.PositionRange(
+            span=pb.PositionRange(
                 **{side: _index(value) for side, value in bounds.items() if value is not None}
             )
         )

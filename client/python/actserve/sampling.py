@@ -59,6 +59,6 @@ def sampling_to_proto(sampling: Sampling, samples: int | None) -> pb.SamplingPar
             raise InvalidRequest(
                 f"{name} cannot be {value!r}: {error}",
                 reason="SAMPLING_INVALID",
-                field=f"sampling.{name}",
+                path=("sampling", name),
             ) from None
     return params

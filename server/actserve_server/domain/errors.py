@@ -5,6 +5,7 @@ the value, the limit and the fix, and holds nothing of the prompt.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 
 
@@ -44,6 +45,7 @@ class Reason(StrEnum):
     FIELD_UNKNOWN = auto()
     FIELD_INVALID = auto()
     MODEL_NOT_FOUND = auto()
+    MODEL_MISMATCH = auto()
     PROMPT_EMPTY = auto()
     PROMPT_TOO_LONG = auto()
     PROMPT_NOT_RENDERABLE = auto()
@@ -88,35 +90,104 @@ class Reason(StrEnum):
     INTERNAL = auto()
 
 
-_KINDS: Mapping[Reason, Kind] = {
-    Reason.MODEL_NOT_FOUND: Kind.NOT_FOUND,
-    Reason.SITE_NOT_SERVED: Kind.FAILED_PRECONDITION,
-    Reason.KEPT_NOT_FOUND: Kind.NOT_FOUND,
-    Reason.NLA_NOT_FOUND: Kind.NOT_FOUND,
-    Reason.NLA_UNREACHABLE: Kind.UNAVAILABLE,
-    Reason.BASELINE_NOT_FOUND: Kind.NOT_FOUND,
-    Reason.FEATURE_DISABLED: Kind.FAILED_PRECONDITION,
-    Reason.FEATURE_NOT_SERVED: Kind.UNIMPLEMENTED,
-    Reason.KEPT_QUOTA_EXCEEDED: Kind.RESOURCE_EXHAUSTED,
-    Reason.MESSAGE_TOO_LARGE: Kind.RESOURCE_EXHAUSTED,
-    Reason.QUEUE_FULL: Kind.UNAVAILABLE,
-    Reason.READER_STALLED: Kind.RESOURCE_EXHAUSTED,
-    Reason.QUOTA_EXCEEDED: Kind.RESOURCE_EXHAUSTED,
-    Reason.DRAINING: Kind.UNAVAILABLE,
-    Reason.ENGINE_DEAD: Kind.UNAVAILABLE,
-    Reason.UNAUTHENTICATED: Kind.UNAUTHENTICATED,
-    Reason.PERMISSION_DENIED: Kind.PERMISSION_DENIED,
-    Reason.CAPTURE_INCOMPLETE: Kind.INTERNAL,
-    Reason.INTERVENTION_INCOMPLETE: Kind.INTERNAL,
-    Reason.INTERNAL: Kind.INTERNAL,
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What every error of a reason has in common."""
+
+    kind: Kind
+    metadata: frozenset[str] | None
+    """The keys its metadata may have; None for any, which are names of fields."""
+
+
+def _rule(kind: Kind, *metadata: str) -> Rule:
+    return Rule(kind, frozenset(metadata))
+
+
+RULES: Mapping[Reason, Rule] = {
+    Reason.REQUEST_MALFORMED: _rule(Kind.INVALID_ARGUMENT),
+    Reason.TOO_MANY_PARTS: _rule(Kind.INVALID_ARGUMENT, "limit"),
+    Reason.FIELD_REQUIRED: _rule(Kind.INVALID_ARGUMENT),
+    Reason.FIELD_UNKNOWN: _rule(Kind.INVALID_ARGUMENT, "field_number"),
+    Reason.FIELD_INVALID: Rule(Kind.INVALID_ARGUMENT, None),
+    Reason.MODEL_NOT_FOUND: _rule(Kind.NOT_FOUND, "resource_name", "served"),
+    Reason.MODEL_MISMATCH: _rule(Kind.INVALID_ARGUMENT, "header", "model"),
+    Reason.PROMPT_EMPTY: _rule(Kind.INVALID_ARGUMENT),
+    Reason.PROMPT_TOO_LONG: _rule(Kind.INVALID_ARGUMENT, "prompt_tokens", "limit"),
+    Reason.PROMPT_NOT_RENDERABLE: _rule(Kind.INVALID_ARGUMENT),
+    Reason.TOKEN_OUT_OF_RANGE: _rule(Kind.INVALID_ARGUMENT, "token_id", "vocabulary_size"),
+    Reason.TOO_MANY_PROMPTS: _rule(Kind.INVALID_ARGUMENT, "prompts", "limit"),
+    Reason.TOO_MANY_SAMPLES: _rule(Kind.INVALID_ARGUMENT, "samples", "limit"),
+    Reason.TOO_MANY_INTERVENTIONS: _rule(Kind.INVALID_ARGUMENT, "interventions", "limit"),
+    Reason.SAMPLING_INVALID: _rule(
+        Kind.INVALID_ARGUMENT, "max_tokens", "prompt_tokens", "max_sequence_tokens", "limit"
+    ),
+    Reason.SITE_INVALID: _rule(Kind.INVALID_ARGUMENT, "hook_point", "site"),
+    Reason.SITE_NOT_SERVED: _rule(Kind.FAILED_PRECONDITION, "site", "served", "model"),
+    Reason.LAYER_OUT_OF_RANGE: _rule(Kind.INVALID_ARGUMENT, "layer", "layer_count"),
+    Reason.POSITION_OUT_OF_RANGE: _rule(
+        Kind.INVALID_ARGUMENT, "position", "prompt_tokens", "characters"
+    ),
+    Reason.TENSOR_ELEMENT_TYPE_UNKNOWN: _rule(Kind.INVALID_ARGUMENT, "element_type"),
+    Reason.TENSOR_SIZE_MISMATCH: _rule(
+        Kind.INVALID_ARGUMENT, "bytes", "expected_bytes", "rows", "expected_rows", "positions"
+    ),
+    Reason.TENSOR_WIDTH_MISMATCH: _rule(Kind.INVALID_ARGUMENT, "shape", "width", "site"),
+    Reason.TENSOR_NOT_FINITE: _rule(Kind.INVALID_ARGUMENT, "index", "row", "position", "site"),
+    Reason.TENSOR_DEGENERATE: _rule(
+        Kind.INVALID_ARGUMENT,
+        "row",
+        "position",
+        "site",
+        "directions",
+        "width",
+        "singular_value",
+        "rows",
+        "variance",
+        "minimum",
+        "limit",
+    ),
+    Reason.HEAD_OUT_OF_RANGE: _rule(Kind.INVALID_ARGUMENT, "head", "heads", "site"),
+    Reason.TEXT_NOT_FOUND: _rule(Kind.INVALID_ARGUMENT, "occurrence", "occurrences"),
+    Reason.TURN_OUT_OF_RANGE: _rule(Kind.INVALID_ARGUMENT, "turn", "turns"),
+    Reason.CAPTURE_TOO_LARGE: _rule(Kind.INVALID_ARGUMENT, "bytes", "limit", "sequence_index"),
+    Reason.MESSAGE_TOO_LARGE: _rule(Kind.RESOURCE_EXHAUSTED, "bytes", "limit"),
+    Reason.QUEUE_FULL: _rule(Kind.UNAVAILABLE, "running", "waiting", "limit"),
+    Reason.READER_STALLED: _rule(Kind.RESOURCE_EXHAUSTED, "timeout_s"),
+    Reason.QUOTA_EXCEEDED: _rule(Kind.RESOURCE_EXHAUSTED, "calls", "limit"),
+    Reason.DRAINING: _rule(Kind.UNAVAILABLE),
+    Reason.CAPTURE_INCOMPLETE: _rule(Kind.INTERNAL),
+    Reason.INTERVENTION_INCOMPLETE: _rule(Kind.INTERNAL),
+    Reason.INTERVENTION_UNUSED: _rule(Kind.INVALID_ARGUMENT),
+    Reason.KEPT_NOT_FOUND: _rule(Kind.NOT_FOUND, "resource_name", "resource_type"),
+    Reason.KEPT_QUOTA_EXCEEDED: _rule(Kind.RESOURCE_EXHAUSTED, "bytes", "kept_bytes", "limit"),
+    Reason.NLA_NOT_FOUND: _rule(Kind.NOT_FOUND, "resource_name", "resource_type"),
+    Reason.NLA_UNREACHABLE: _rule(Kind.UNAVAILABLE, "address"),
+    Reason.BASELINE_NOT_FOUND: _rule(Kind.NOT_FOUND, "resource_name", "resource_type"),
+    Reason.FEATURE_DISABLED: _rule(Kind.FAILED_PRECONDITION, "nla"),
+    Reason.FEATURE_NOT_SERVED: _rule(Kind.UNIMPLEMENTED),
+    Reason.TOO_MANY_ROWS: _rule(Kind.INVALID_ARGUMENT, "rows", "bytes", "limit"),
+    Reason.QUESTION_INVALID: _rule(Kind.INVALID_ARGUMENT, "tokens", "max_tokens", "limit"),
+    Reason.ENGINE_DEAD: _rule(Kind.UNAVAILABLE),
+    Reason.UNAUTHENTICATED: _rule(Kind.UNAUTHENTICATED),
+    Reason.PERMISSION_DENIED: _rule(Kind.PERMISSION_DENIED, "role", "required_role"),
+    Reason.INTERNAL: _rule(Kind.INTERNAL),
 }
+"""The table of reasons; proto/actserve/v1/errors.proto says the same to callers."""
+
+
+FieldPath = tuple[str | int, ...]
+"""Where in a request something is: names of fields, and indices into repeated ones, such as
+("interventions", 2, "add", "vector"). Empty for the request itself."""
 
 
 class ActserveError(Exception):
     """A refusal or failure that a caller is told about.
 
-    `field` is the path of the offending request field, where there is one; `metadata` holds the
-    values and limits of the message for programs; `retry_after_s` is set when trying again helps.
+    `message` says what is wrong and how to mend it, but not where: that is `field`, the path of the
+    offending request field, if one is, and `item`, the path of the prompt it is about, where a
+    request has several and `field` belongs to all of them. So whoever hands an error on, and counts
+    differently, changes a path and no text. `metadata` holds the values and limits of the message
+    for programs; `retry_after_s` is set when trying again helps.
     """
 
     def __init__(
@@ -124,7 +195,8 @@ class ActserveError(Exception):
         reason: Reason,
         message: str,
         *,
-        field: str | None = None,
+        field: FieldPath = (),
+        item: FieldPath = (),
         metadata: Mapping[str, object] | None = None,
         retry_after_s: float | None = None,
     ) -> None:
@@ -132,9 +204,10 @@ class ActserveError(Exception):
         self.reason = reason
         self.message = message
         self.field = field
+        self.item = item
         self.metadata = {key: str(value) for key, value in (metadata or {}).items()}
         self.retry_after_s = retry_after_s
 
     @property
     def kind(self) -> Kind:
-        return _KINDS.get(self.reason, Kind.INVALID_ARGUMENT)
+        return RULES[self.reason].kind

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actserve_server.domain.attention import AttentionRule
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.runs import Capture
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType
@@ -76,7 +76,7 @@ class ModelInfo:
         """The element type in which the rows of a capture come from the engine."""
         return ElementType.F32 if capture.unembed else self.element_type
 
-    def check_site(self, site: Site, field: str) -> Site:
+    def check_site(self, site: Site, field: FieldPath) -> Site:
         """The site with an absolute layer, or the reason why it is not served."""
         resolved = site.resolve(self.layer_count, field)
         if reason := self.at(site).unserved:
@@ -88,7 +88,7 @@ class ModelInfo:
             )
         return resolved
 
-    def check_changeable(self, site: Site, field: str) -> None:
+    def check_changeable(self, site: Site, field: FieldPath) -> None:
         """Raises if a served site cannot be changed."""
         if reason := self.at(site).unchangeable:
             raise ActserveError(

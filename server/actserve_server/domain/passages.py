@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.prompts import Conversation, TokenizedPrompt
 
 QUOTED_CHARACTERS = 60
@@ -20,7 +20,7 @@ INSTEAD = "select by position or by token id"
 
 
 def of_text(
-    prompt: TokenizedPrompt, text: str, occurrence: int | None, turn: int | None, field: str
+    prompt: TokenizedPrompt, text: str, occurrence: int | None, turn: int | None, field: FieldPath
 ) -> np.ndarray:
     """The tokens of one occurrence, or of all, as ascending positions, int64.
 
@@ -66,7 +66,7 @@ def of_text(
 
 
 def of_characters(
-    prompt: TokenizedPrompt, start: int, end: int, turn: int | None, field: str
+    prompt: TokenizedPrompt, start: int, end: int, turn: int | None, field: FieldPath
 ) -> np.ndarray:
     """The tokens of characters [start, end), as ascending positions, int64."""
     indices = _searched(prompt, turn, field)
@@ -100,7 +100,7 @@ def of_characters(
 
 
 def of_turns(
-    prompt: TokenizedPrompt, turns: tuple[int, ...], roles: tuple[str, ...], field: str
+    prompt: TokenizedPrompt, turns: tuple[int, ...], roles: tuple[str, ...], field: FieldPath
 ) -> tuple[np.ndarray, bool]:
     """The tokens of what some turns say, as ascending positions, int64, and whether the generated
     turn, one past the last and of role "assistant", is among them."""
@@ -125,7 +125,7 @@ def of_turns(
     return np.flatnonzero(np.isin(index, indices) & (start < end)), matches(count, "assistant")
 
 
-def _searched(prompt: TokenizedPrompt, turn: int | None, field: str) -> range:
+def _searched(prompt: TokenizedPrompt, turn: int | None, field: FieldPath) -> range:
     """The indices of `contents` that a selector with this turn looks at."""
     if not prompt.contents:
         _refuse(
@@ -169,7 +169,7 @@ def _holding(prompt: TokenizedPrompt, characters: Iterable[tuple[int, int, int]]
     return np.flatnonzero(before[offsets[index] + end] > before[offsets[index] + start])
 
 
-def _check_located(prompt: TokenizedPrompt, indices: Iterable[int], field: str) -> None:
+def _check_located(prompt: TokenizedPrompt, indices: Iterable[int], field: FieldPath) -> None:
     """Raises if it is not known which tokens hold one of the `contents`."""
     index, start, end = prompt.extents.T
     located = set(index[start < end].tolist())
@@ -192,7 +192,7 @@ def _check_located(prompt: TokenizedPrompt, indices: Iterable[int], field: str) 
         )
 
 
-def _refuse_turn(turn: int, count: int, also: str, field: str) -> NoReturn:
+def _refuse_turn(turn: int, count: int, also: str, field: FieldPath) -> NoReturn:
     _refuse(
         Reason.TURN_OUT_OF_RANGE,
         f"turn {turn} is out of range; the conversation has {count} turns: use {-count} to "
@@ -203,5 +203,5 @@ def _refuse_turn(turn: int, count: int, also: str, field: str) -> NoReturn:
     )
 
 
-def _refuse(reason: Reason, message: str, field: str, **metadata: object) -> NoReturn:
+def _refuse(reason: Reason, message: str, field: FieldPath, **metadata: object) -> NoReturn:
     raise ActserveError(reason, message, field=field, metadata=metadata)

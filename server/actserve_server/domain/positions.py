@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actserve_server.domain import passages
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.prompts import TokenizedPrompt
 
 NO_END = sys.maxsize
@@ -150,7 +150,9 @@ Positions = (
 )
 
 
-def resolve(selector: Positions, prompt: TokenizedPrompt, run_tokens: int, field: str) -> Selection:
+def resolve(
+    selector: Positions, prompt: TokenizedPrompt, run_tokens: int, field: FieldPath
+) -> Selection:
     """The absolute positions of a selector.
 
     `run_tokens` is the number of positions that can have activations in this request: prompt
@@ -186,7 +188,7 @@ def resolve(selector: Positions, prompt: TokenizedPrompt, run_tokens: int, field
 
 
 def _resolve_ids(
-    ids: tuple[int, ...], prompt: TokenizedPrompt, run_tokens: int, field: str
+    ids: tuple[int, ...], prompt: TokenizedPrompt, run_tokens: int, field: FieldPath
 ) -> Selection:
     if not ids:
         raise ActserveError(
@@ -208,7 +210,7 @@ def _and_generated(positions: np.ndarray, prompt_tokens: int) -> Spans:
 
 
 def _resolve_list(
-    positions: tuple[int, ...], prompt_tokens: int, run_tokens: int, field: str
+    positions: tuple[int, ...], prompt_tokens: int, run_tokens: int, field: FieldPath
 ) -> Spans:
     if not positions:
         raise ActserveError(
@@ -237,7 +239,7 @@ def _resolve_list(
 
 
 def _resolve_range(
-    start: int | None, end: int | None, prompt_tokens: int, run_tokens: int, field: str
+    start: int | None, end: int | None, prompt_tokens: int, run_tokens: int, field: FieldPath
 ) -> Spans:
     def bound(value: int) -> int:
         # As in a Python slice, a bound before the start means the start.

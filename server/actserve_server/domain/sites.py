@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 
 
 class HookPoint(StrEnum):
@@ -42,7 +42,7 @@ class Site:
     def __str__(self) -> str:
         return self.hook_point if self.layer is None else f"{self.hook_point}.{self.layer}"
 
-    def resolve(self, layer_count: int, field: str) -> "Site":
+    def resolve(self, layer_count: int, field: FieldPath) -> "Site":
         """The same site with a non-negative layer; raises if no such layer exists."""
         if self.hook_point in LAYERLESS:
             if self.layer is not None:

@@ -254,10 +254,9 @@ class _Pass:
             if not self._interventions[index].allow_unused:
                 raise ActserveError(
                     Reason.INTERVENTION_UNUSED,
-                    f"intervention {index} changed no row: no token that it selects was run; "
-                    "select others, generate more, or set allow_unused",
-                    field=f"interventions[{index}]",
-                    metadata={"intervention": index},
+                    "the intervention changed no row: no token that it selects was run; select "
+                    "others, generate more, or set allow_unused",
+                    field=("interventions", index),
                 )
             return InterventionReport(0, 0, 0, None)
         changed = sum(int((c.before != c.after).any(axis=1).sum()) for c in made)

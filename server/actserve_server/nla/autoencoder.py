@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.runs import Finished, Run, Tokens
 from actserve_server.domain.sites import Site
 from actserve_server.engine.merge import merge
@@ -111,7 +111,9 @@ class Autoencoder:
         """What scores of a tenant can be relative to, by name."""
         return self._baselines.all(tenant)
 
-    def baseline(self, name: str, field: str = "baseline", tenant: str = "") -> Baseline | None:
+    def baseline(
+        self, name: str, field: FieldPath = ("baseline",), tenant: str = ""
+    ) -> Baseline | None:
         """The baseline of that name; without a name the default one, if there is any."""
         return self._baselines.get(name, field, tenant)
 
@@ -372,7 +374,7 @@ class Autoencoder:
             Reason.FEATURE_DISABLED,
             f"nlas/{self.info.id} was loaded without a {half}, so it cannot {purpose}; start the "
             "server with a whole pair",
-            field="nla",
+            field=("nla",),
             metadata={"nla": self.info.id},
         )
 

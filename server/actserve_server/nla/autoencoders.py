@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.sites import Site
 from actserve_server.nla.gate import Gate
 
@@ -46,7 +46,7 @@ class Autoencoders(Generic[N]):
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def find(self, nla_id: str, site: Site | None, field: str = "nla") -> N:
+    def find(self, nla_id: str, site: Site | None, field: FieldPath = ("nla",)) -> N:
         """The NLA of that id, or where it is empty the only one, of `site` if that is given.
 
         Raises NLA_NOT_FOUND for an unknown id, FEATURE_DISABLED where none is loaded or several
@@ -75,7 +75,7 @@ class Autoencoders(Generic[N]):
             raise ActserveError(
                 Reason.SITE_NOT_SERVED,
                 f"no NLA asked for was trained on {site}, but on {sites}; capture rows there",
-                field="site",
+                field=("site",),
                 metadata={"site": str(site), "served": sites},
             )
         if len(fitting) > 1:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.nla.profile import Baseline
 from actserve_server.nla.scores import NEGLIGIBLE, normalized
 
@@ -73,7 +73,7 @@ class BaselineStore:
         """What a tenant sees, by short name."""
         return self._shared | self._of_tenants.get(tenant, {})
 
-    def get(self, name: str, field: str = "baseline", tenant: str = "") -> Baseline | None:
+    def get(self, name: str, field: FieldPath = ("baseline",), tenant: str = "") -> Baseline | None:
         """The baseline of that short name; of an empty one the default, None if there is none.
 
         Raises BASELINE_NOT_FOUND; `field` is the path of the field that names it.
@@ -105,7 +105,7 @@ class BaselineStore:
                 Reason.FIELD_INVALID,
                 f"{name[:100]!r} cannot name a baseline; use 1 to 63 lower-case letters, digits "
                 "and hyphens, with no hyphen first or last",
-                field="name",
+                field=("name",),
             )
         self._check_room(name, tenant, shared)
         measured = measure(rows)
@@ -123,7 +123,7 @@ class BaselineStore:
                 Reason.FIELD_INVALID,
                 f"this NLA has {len(seen)} baselines, the most that are kept; measure one of them "
                 f"anew, such as {next(iter(seen))}",
-                field="name",
+                field=("name",),
                 metadata={"baselines": len(seen), "limit": MAX_BASELINES},
             )
         if sum(map(len, self._of_tenants.values())) >= MAX_BASELINES_OF_ALL:
@@ -131,10 +131,12 @@ class BaselineStore:
                 Reason.FIELD_INVALID,
                 f"this server keeps at most {MAX_BASELINES_OF_ALL} baselines of an NLA over all "
                 "tenants; measure one of yours anew, or ask the server's operator to restart it",
-                field="name",
+                field=("name",),
                 metadata={"limit": MAX_BASELINES_OF_ALL},
             )
 
 
 def _degenerate(message: str, **metadata: object) -> ActserveError:
-    return ActserveError(Reason.TENSOR_DEGENERATE, message, field="activations", metadata=metadata)
+    return ActserveError(
+        Reason.TENSOR_DEGENERATE, message, field=("activations",), metadata=metadata
+    )

@@ -148,7 +148,7 @@ class ReconstructorPrompts:
                 Reason.FIELD_INVALID,
                 "the end of a text runs into the words of the prompt that follow it; end it with "
                 "a word or a full stop",
-                field="texts",
+                field=("texts",),
             )
         return ids
 
@@ -210,4 +210,8 @@ def _find_slots(ids: Sequence[int], slot: Slot) -> tuple[int, ...]:
 
 
 def _question_invalid(message: str) -> ActserveError:
-    return ActserveError(Reason.QUESTION_INVALID, message, field="spec.question")
+    return ActserveError(
+        Reason.QUESTION_INVALID,
+        message,
+        field=("spec", "question"),
+    )

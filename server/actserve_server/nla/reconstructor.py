@@ -69,7 +69,7 @@ class Reconstructor:
         )
 
     def _checked(self, text: str, index: int) -> Ids:
-        field = f"texts[{index}]"
+        field = ("texts", index)
         try:
             ids = self._ids(text)
         except ActserveError as error:
@@ -79,10 +79,10 @@ class Reconstructor:
         if len(ids) > limit:
             raise ActserveError(
                 Reason.PROMPT_TOO_LONG,
-                f"{field} makes a prompt of {len(ids)} tokens, but the reconstructor takes at most "
-                f"{limit}; shorten it",
+                f"the text makes a prompt of {len(ids)} tokens, but the reconstructor takes at "
+                f"most {limit}; shorten it",
                 field=field,
-                metadata={"tokens": len(ids), "limit": limit},
+                metadata={"prompt_tokens": len(ids), "limit": limit},
             )
         return ids
 

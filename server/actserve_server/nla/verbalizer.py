@@ -46,7 +46,7 @@ class Verbalizer:
                 f"with this question the prompt has {len(prompt.ids)} tokens and the answer up to "
                 f"{answer}, but together they may have {limit}; ask a shorter one, or set "
                 "max_tokens lower",
-                field="spec.question",
+                field=("spec", "question"),
                 metadata={"tokens": len(prompt.ids), "max_tokens": answer, "limit": limit},
             )
         return prompt

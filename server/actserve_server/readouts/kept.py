@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.positions import Spans
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType, to_float32
@@ -57,7 +57,9 @@ class Kept:
         """Of the rows."""
         return sum(rows.nbytes for rows in self.bits.values())
 
-    def rows(self, site: Site, positions: Sequence[int] = (), field: str = "kept") -> np.ndarray:
+    def rows(
+        self, site: Site, positions: Sequence[int] = (), field: FieldPath = ("kept",)
+    ) -> np.ndarray:
         """The rows of a site at these positions and in their order, or at all that were kept when
         there are none: float32 [positions, width], maybe read-only.
 
@@ -69,7 +71,7 @@ class Kept:
             raise ActserveError(
                 Reason.SITE_INVALID,
                 f"{site} was not kept; use one of {', '.join(map(str, self.sites))}",
-                field=f"{field}.site",
+                field=(*field, "site"),
                 metadata={"site": site},
             )
         if not len(positions):
@@ -80,7 +82,7 @@ class Kept:
             raise ActserveError(
                 Reason.POSITION_OUT_OF_RANGE,
                 f"position {missing[0]} was not kept; use some of {_written(self.positions)}",
-                field=f"{field}.positions",
+                field=(*field, "positions"),
                 metadata={"position": missing[0]},
             )
         return to_float32(bits[np.searchsorted(self.positions, wanted)], self.element_type)
@@ -152,7 +154,11 @@ class KeptStore:
                 Reason.FIELD_INVALID,
                 f"ttl is {ttl_s:g} s, but must be above 0 and at most {self._max_ttl_s:g} s; leave "
                 f"it unset for {self._default_ttl_s:g} s",
-                field="capture.keep.ttl",
+                field=(
+                    "capture",
+                    "keep",
+                    "ttl",
+                ),
                 metadata={"ttl_s": f"{ttl_s:g}", "limit_s": f"{self._max_ttl_s:g}"},
             )
         return ttl_s
@@ -244,7 +250,10 @@ class KeptStore:
             Reason.KEPT_QUOTA_EXCEEDED,
             f"these activations take {wanted} bytes to keep, and others of yours take {own}, but "
             f"{room}; {fix}",
-            field="capture.keep",
+            field=(
+                "capture",
+                "keep",
+            ),
             metadata={"bytes": wanted, "kept_bytes": own, "limit": limit},
             retry_after_s=retry_after_s,
         )

@@ -1,7 +1,7 @@
 """Attention patterns from the wire."""
 
 from actserve.v1 import capture_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import AllPositions
 from actserve_server.domain.sites import HookPoint, Site
@@ -10,7 +10,9 @@ from actserve_server.rpc import positions
 from actserve_server.rpc.heads import check_heads
 
 
-def attention(wire: pb.AttentionSpec, index: int, info: ModelInfo, field: str) -> AttentionReadout:
+def attention(
+    wire: pb.AttentionSpec, index: int, info: ModelInfo, field: FieldPath
+) -> AttentionReadout:
     """The patterns of a layer; `index` is that of the spec among those of the capture."""
     if info.attention_unserved:
         raise ActserveError(
@@ -20,29 +22,29 @@ def attention(wire: pb.AttentionSpec, index: int, info: ModelInfo, field: str) -
             metadata={"model": info.id},
         )
     for hook_point in (HookPoint.Q, HookPoint.K):
-        site = info.check_site(Site(hook_point, wire.layer), f"{field}.layer")
+        site = info.check_site(Site(hook_point, wire.layer), (*field, "layer"))
     assert site.layer is not None
     chosen = tuple(wire.heads)
     if not chosen:
         raise ActserveError(
             Reason.FIELD_REQUIRED,
-            f"{field} names no head; name at least one",
-            field=f"{field}.heads",
+            "no head is named; name at least one",
+            field=(*field, "heads"),
         )
-    check_heads(chosen, info.attention[site.layer].heads, f"layer {site.layer}", f"{field}.heads")
+    check_heads(chosen, info.attention[site.layer].heads, f"layer {site.layer}", (*field, "heads"))
     selector = AllPositions()
     if wire.HasField("queries"):
-        selector = positions.parse(wire.queries, info, f"{field}.queries")
+        selector = positions.parse(wire.queries, info, (*field, "queries"))
     return AttentionReadout(
         index=index,
         layer=site.layer,
         heads=chosen,
         positions=selector,
-        top_k=_top_k(wire, info, f"{field}.top_k"),
+        top_k=_top_k(wire, info, (*field, "top_k")),
     )
 
 
-def _top_k(wire: pb.AttentionSpec, info: ModelInfo, field: str) -> int | None:
+def _top_k(wire: pb.AttentionSpec, info: ModelInfo, field: FieldPath) -> int | None:
     if not wire.HasField("top_k"):
         return None
     limit = info.limits.max_sequence_tokens

@@ -3,7 +3,7 @@
 import re
 
 from actserve.v1 import explanation_service_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.baselines import RESOURCE_TYPE
 from actserve_server.nla.profile import Baseline
@@ -15,19 +15,21 @@ def name_of(nla_name: str, short: str) -> str:
     return f"{nla_name}/baselines/{short}"
 
 
-def parse_name(name: str, field: str) -> tuple[str, str]:
+def parse_name(name: str, field: FieldPath) -> tuple[str, str]:
     """The name of the autoencoder and the short name of the baseline."""
     named = _NAME.fullmatch(name)
     if named is None:
         raise ActserveError(
             Reason.FIELD_INVALID if name else Reason.FIELD_REQUIRED,
-            f"{field} is {name[:100]!r}; send nlas/{{nla}}/baselines/{{baseline}}",
+            f"the name is {name[:100]!r}; send nlas/{{nla}}/baselines/{{baseline}}",
             field=field,
         )
     return named[1], named[2]
 
 
-def look_up(name: str, nla: Autoencoder, nla_name: str, field: str, tenant: str) -> Baseline | None:
+def look_up(
+    name: str, nla: Autoencoder, nla_name: str, field: FieldPath, tenant: str
+) -> Baseline | None:
     """The baseline of that name, as a tenant sees it; when it is empty the default one, where there
     is one."""
     named = _NAME.fullmatch(name)

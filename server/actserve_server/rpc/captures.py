@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from actserve.v1 import capture_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType
 from actserve_server.readouts.plan import AttentionReadout, Placed, Plan, Readout, RowReadout
@@ -30,7 +30,7 @@ class CaptureRequest:
     """A capture before its positions are resolved."""
 
     rows: RowReadout | None
-    others: tuple[tuple[Readout, str], ...]
+    others: tuple[tuple[Readout, FieldPath], ...]
     """Predictions and attention, each with the field of its positions."""
     element_type: ElementType
     """Of rows."""
@@ -38,7 +38,7 @@ class CaptureRequest:
     """For how long to keep rows that are kept; None for the server's default."""
     max_bytes: int
     """Of the attention patterns of a sequence."""
-    field: str
+    field: FieldPath
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -46,7 +46,7 @@ class CaptureRequest:
         return self.rows.sites if self.rows else ()
 
     def at(self, place: Place) -> Plan:
-        rows = ((self.rows, f"{self.field}.positions"),) if self.rows else ()
+        rows = ((self.rows, (*self.field, "positions")),) if self.rows else ()
         plan = tuple(
             Placed(readout, positions.selection(readout.positions, place, field))
             for readout, field in chain(rows, self.others)
@@ -61,16 +61,16 @@ class CaptureRequest:
             missing = "sites" if self.rows is None else "reduction"
             raise ActserveError(
                 Reason.FIELD_REQUIRED,
-                f"labels ask for means of the reduced rows of prompts, and {self.field}.{missing} "
-                "is not set; set it, or send no labels",
-                field=f"{self.field}.{missing}",
+                f"labels ask for means of the reduced rows of prompts, and {missing} is not set; "
+                "set it, or send no labels",
+                field=(*self.field, missing),
             )
         if self.rows.send_top is not None:
             raise ActserveError(
                 Reason.FIELD_INVALID,
                 "the mean over the prompts of a label has no few largest elements in common with "
                 "them; leave send_top unset, or send no labels",
-                field=f"{self.field}.projection.send_top",
+                field=(*self.field, "projection", "send_top"),
             )
 
     def _check_attention(self, plan: Plan, place: Place) -> None:
@@ -84,7 +84,7 @@ class CaptureRequest:
                 Reason.CAPTURE_TOO_LARGE,
                 f"the attention patterns would take {wanted} bytes, but those of one sequence may "
                 f"take at most {self.max_bytes}; ask for fewer heads or queries, or a low top_k",
-                field=f"{self.field}.attention",
+                field=(*self.field, "attention"),
                 metadata={"bytes": wanted, "limit": self.max_bytes},
             )
 
@@ -95,27 +95,27 @@ NOTHING = CaptureRequest(
     element_type=ElementType.F32,
     ttl_s=None,
     max_bytes=0,
-    field="capture",
+    field=("capture",),
 )
 """The capture of a call without one."""
 
 
-def capture(wire: pb.CaptureSpec, found: Found, field: str) -> CaptureRequest:
+def capture(wire: pb.CaptureSpec, found: Found, field: FieldPath) -> CaptureRequest:
     """What to read, with everything checked that does not depend on a sequence."""
     info = found.info
-    others: list[tuple[Readout, str]] = []
+    others: list[tuple[Readout, FieldPath]] = []
     if wire.HasField("predictions"):
-        at = f"{field}.predictions"
-        others.append((predictions(wire.predictions, info, at), f"{at}.positions"))
+        at = (*field, "predictions")
+        others.append((predictions(wire.predictions, info, at), (*at, "positions")))
     for index, item in enumerate(wire.attention):
-        at = f"{field}.attention[{index}]"
-        others.append((attention(item, index, info, at), f"{at}.queries"))
+        at = (*field, "attention", index)
+        others.append((attention(item, index, info, at), (*at, "queries")))
     rows = _rows(wire, found, field) if wire.sites or not others else None
     if rows is None:
         _refuse_without_sites(wire, field)
     element_type = ElementType.F32 if rows and rows.computed else info.element_type
     if wire.element_type:
-        element_type = tensors.element_type(wire.element_type, f"{field}.element_type")
+        element_type = tensors.element_type(wire.element_type, (*field, "element_type"))
     return CaptureRequest(
         rows=rows,
         others=tuple(others),
@@ -126,19 +126,19 @@ def capture(wire: pb.CaptureSpec, found: Found, field: str) -> CaptureRequest:
     )
 
 
-def _rows(wire: pb.CaptureSpec, found: Found, field: str) -> RowReadout:
+def _rows(wire: pb.CaptureSpec, found: Found, field: FieldPath) -> RowReadout:
     info = found.info
-    where = sites(wire.sites, info, f"{field}.sites")
+    where = sites(wire.sites, info, (*field, "sites"))
     projected, top = None, None
     if wire.HasField("projection"):
-        projected = projection(wire.projection, where, found, f"{field}.projection")
-        top = send_top(wire.projection, len(projected.directions), f"{field}.projection")
+        projected = projection(wire.projection, where, found, (*field, "projection"))
+        top = send_top(wire.projection, len(projected.directions), (*field, "projection"))
     readout = RowReadout(
         sites=where,
-        positions=positions.selector(wire, info, f"{field}.positions"),
+        positions=positions.selector(wire, info, (*field, "positions")),
         projection=projected,
         send_top=top,
-        reduction=_reduction(wire.reduction, f"{field}.reduction"),
+        reduction=_reduction(wire.reduction, (*field, "reduction")),
         keep=wire.HasField("keep"),
         send=not wire.keep.send_nothing,
     )
@@ -148,12 +148,12 @@ def _rows(wire: pb.CaptureSpec, found: Found, field: str) -> RowReadout:
             Reason.FIELD_INVALID,
             f"keep.send_nothing is set, and rows are kept as the model computed them, so nothing "
             f"would come of the {name}; leave out one of the two",
-            field=f"{field}.{name}",
+            field=(*field, name),
         )
     return readout
 
 
-def _reduction(wire: int, field: str) -> Reduction | None:
+def _reduction(wire: int, field: FieldPath) -> Reduction | None:
     if wire not in _REDUCTIONS:
         raise ActserveError(
             Reason.FIELD_INVALID,
@@ -165,12 +165,12 @@ def _reduction(wire: int, field: str) -> Reduction | None:
     return _REDUCTIONS[wire]  # pyright: ignore[reportArgumentType]
 
 
-def _refuse_without_sites(wire: pb.CaptureSpec, field: str) -> None:
+def _refuse_without_sites(wire: pb.CaptureSpec, field: FieldPath) -> None:
     for name in ("projection", "reduction", "keep", "positions"):
         if wire.reduction if name == "reduction" else wire.HasField(name):
             raise ActserveError(
                 Reason.FIELD_REQUIRED,
-                f"{field}.{name} is about the rows of {field}.sites, which names none; name at "
+                f"{name} is about the rows of sites, which names none; name at "
                 f"least one, or leave {name} unset",
-                field=f"{field}.sites",
+                field=(*field, "sites"),
             )

@@ -1,10 +1,13 @@
 """The one place that turns an error into a gRPC status.
 
-Every status carries `ErrorInfo` (reason, domain, metadata) and `RequestInfo`, and beside them the
-detail that fits its kind. What the service did not foresee becomes INTERNAL without a word about
+Every status carries `ErrorInfo` (reason, domain, metadata) and `RequestInfo`, `BadRequest` where a
+field is to blame, and beside them the detail that fits its kind. The status message begins with the
+path of the field; the description in `BadRequest` is the message without it, for clients that tell
+the two apart. What the service did not foresee becomes INTERNAL without a word about
 the server's inside.
 """
 
+import math
 import traceback
 from typing import NoReturn
 
@@ -16,14 +19,15 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from actserve.paths import format_path
 from actserve_server.domain.errors import ActserveError, Kind, Reason
 from actserve_server.rpc import metrics
 from actserve_server.rpc.calls import Call, current_call
 
-DOMAIN = "actserve"
+DOMAIN = "actserve.dev"
 MODEL_TYPE = "actserve.v1.Model"
 
-_CODES = {
+CODES = {
     Kind.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
     Kind.FAILED_PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
     Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
@@ -43,13 +47,16 @@ log = structlog.get_logger("actserve.rpc")
 
 
 def code_of(error: ActserveError) -> grpc.StatusCode:
-    return _CODES[error.kind]
+    return CODES[error.kind]
 
 
 def to_status(error: ActserveError, call: Call) -> status_pb2.Status:
     """The wire form of an error."""
     message = _bounded(error.message)
-    status = status_pb2.Status(code=code_of(error).value[0], message=message)
+    where = ", ".join(format_path(path) for path in (error.field, error.item) if path)
+    status = status_pb2.Status(
+        code=code_of(error).value[0], message=f"{where}: {message}" if where else message
+    )
     for detail in _details(error, message, call):
         packed = Any()
         packed.Pack(detail)
@@ -66,13 +73,13 @@ def _details(error: ActserveError, message: str, call: Call) -> list[Message]:
         error_details_pb2.ErrorInfo(
             reason=error.reason.value,
             domain=DOMAIN,
-            metadata={key: _bounded(value) for key, value in error.metadata.items()},
+            metadata={key: _bounded(value) for key, value in _metadata(error).items()},
         ),
         error_details_pb2.RequestInfo(request_id=call.id),
     ]
-    if error.kind in (Kind.INVALID_ARGUMENT, Kind.UNIMPLEMENTED) and error.field:
+    if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=message, reason=error.reason.value
+            field=format_path(error.field), description=message, reason=error.reason.value
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.kind is Kind.NOT_FOUND:
@@ -85,12 +92,12 @@ def _details(error: ActserveError, message: str, call: Call) -> list[Message]:
         )
     if error.kind is Kind.FAILED_PRECONDITION:
         unmet = error_details_pb2.PreconditionFailure.Violation(
-            type=error.reason.value, subject=error.field or "", description=message
+            type=error.reason.value, subject=format_path(error.field), description=message
         )
         details.append(error_details_pb2.PreconditionFailure(violations=[unmet]))
     if error.kind is Kind.RESOURCE_EXHAUSTED:
         exceeded = error_details_pb2.QuotaFailure.Violation(
-            subject=error.field or "", description=message
+            subject=format_path(error.field), description=message
         )
         details.append(error_details_pb2.QuotaFailure(violations=[exceeded]))
     if error.retry_after_s is not None:
@@ -98,6 +105,11 @@ def _details(error: ActserveError, message: str, call: Call) -> list[Message]:
         delay.FromNanoseconds(round(error.retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return details
+
+
+def _metadata(error: ActserveError) -> dict[str, str]:
+    item = {"prompt": format_path(error.item)} if error.item else {}
+    return error.metadata | item
 
 
 def foreseen(error: Exception) -> ActserveError:
@@ -122,6 +134,13 @@ def _describe(error: Exception) -> dict[str, object]:
     }
 
 
+def _pushback(error: ActserveError) -> list[tuple[str, str]]:
+    """The trailer by which gRPC's own retries wait as long as RetryInfo says."""
+    if error.retry_after_s is None:
+        return []
+    return [("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1000)))]
+
+
 async def abort(context: grpc.aio.ServicerContext, error: ActserveError) -> NoReturn:
     """Ends the call with the status of `error`."""
     call = current_call()
@@ -131,6 +150,6 @@ async def abort(context: grpc.aio.ServicerContext, error: ActserveError) -> NoRe
     await context.abort(
         status.code,
         status.details,
-        (*status.trailing_metadata, ("x-request-id", call.id)),
+        (*status.trailing_metadata, ("x-request-id", call.id), *_pushback(error)),
     )
     raise AssertionError("abort returned")

@@ -44,9 +44,9 @@ class ExplainedText:
     ) -> "ExplainedText":
         """With the positions of a request resolved; at least one."""
         place = Place(prompt=prompt, run_tokens=len(prompt.ids))
-        wanted = positions.selector(wire, info, "positions")
+        wanted = positions.selector(wire, info, ("positions",))
         return ExplainedText(
-            place=place, site=site, selection=positions.selection(wanted, place, "positions")
+            place=place, site=site, selection=positions.selection(wanted, place, ("positions",))
         )
 
     @property
@@ -93,6 +93,6 @@ class ExplainedText:
                     reason,
                     f"the row of {self.site} at position {position} is {what}, and cannot be "
                     "explained; leave the position out",
-                    field="positions",
+                    field=("positions",),
                     metadata={"position": position, "site": self.site},
                 )

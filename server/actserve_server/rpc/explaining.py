@@ -3,7 +3,7 @@
 from typing import Any
 
 from actserve.v1 import explanation_service_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.nla.autoencoder import Autoencoder, NlaInfo
 from actserve_server.nla.explanations import (
     Asking,
@@ -23,20 +23,26 @@ _SCORED = ("score", "best", "leave_one_out")
 
 
 def asking(
-    wire: pb.ExplainSpec, nla: Autoencoder, row_count: int, field: str, tenant: str, *, placed: bool
+    wire: pb.ExplainSpec,
+    nla: Autoencoder,
+    row_count: int,
+    field: FieldPath,
+    tenant: str,
+    *,
+    placed: bool,
 ) -> Asking:
     """How to explain so many rows for a tenant, whose positions are known if they are `placed`."""
     info = nla.info
-    nlas.check_verbalizes(info, "nla")
+    nlas.check_verbalizes(info, ("nla",))
     for name in _SCORED:
         if getattr(wire, name):
-            nlas.check_reconstructs(info, name, f"{field}.{name}")
+            nlas.check_reconstructs(info, name, (*field, name))
     if wire.neighbor_distance and not placed:
         raise ActserveError(
             Reason.FIELD_INVALID,
             f"neighbor_distance is {wire.neighbor_distance}, but only rows whose positions are "
             "known have neighbours; send their positions, or leave it unset",
-            field=f"{field}.neighbor_distance",
+            field=(*field, "neighbor_distance"),
         )
     count = samples(wire, info.max_samples, field)
     return Asking(
@@ -52,7 +58,7 @@ def asking(
         leave_one_out=wire.leave_one_out,
         neighbor_distance=wire.neighbor_distance,
         baseline=baselines.look_up(
-            wire.baseline, nla, nlas.name_of(info), f"{field}.baseline", tenant
+            wire.baseline, nla, nlas.name_of(info), (*field, "baseline"), tenant
         ),
     )
 
@@ -105,20 +111,20 @@ def _claim(item: Claim) -> pb.Claim:
     )
 
 
-def _max_tokens(wire: pb.ExplainSpec, info: NlaInfo, field: str) -> int | None:
+def _max_tokens(wire: pb.ExplainSpec, info: NlaInfo, field: FieldPath) -> int | None:
     wanted = given(wire, "max_tokens")
     if wanted is not None and not 1 <= wanted <= info.max_tokens:
         raise ActserveError(
             Reason.SAMPLING_INVALID,
             f"max_tokens is {wanted}; for {nlas.name_of(info)} it must be from 1 to "
             f"{info.max_tokens}",
-            field=f"{field}.max_tokens",
+            field=(*field, "max_tokens"),
             metadata={"max_tokens": wanted, "limit": info.max_tokens},
         )
     return wanted
 
 
-def _question(wire: pb.ExplainSpec, info: NlaInfo, field: str) -> str:
+def _question(wire: pb.ExplainSpec, info: NlaInfo, field: FieldPath) -> str:
     verbalizer = info.profile.verbalizer
     assert verbalizer is not None
     if verbalizer.answers_questions != bool(wire.question.strip()):
@@ -127,6 +133,6 @@ def _question(wire: pb.ExplainSpec, info: NlaInfo, field: str) -> str:
             f"{nlas.name_of(info)} answers questions, and none is asked; set question"
             if verbalizer.answers_questions
             else f"{nlas.name_of(info)} answers no questions, but explains; leave question unset",
-            field=f"{field}.question",
+            field=(*field, "question"),
         )
     return wire.question

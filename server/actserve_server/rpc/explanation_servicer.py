@@ -11,6 +11,7 @@ import grpc
 
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve.v1 import explanation_service_pb2_grpc, intervention_pb2, site_pb2
+from actserve_server.domain.errors import FieldPath
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
@@ -45,13 +46,13 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         self, request: pb.ExplainTextRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.ExplainTextResponse, None]:
         call, info = current_call(), self._engine.info
-        models.check_model(request.model, info, "model")
+        models.check_model(request.model, info, ("model",))
         nla = served_nlas.find(self._autoencoders, request.nla)
-        site = info.check_site(nla.site, "nla")
-        prompt = await prompts.tokenize_to_run(self._engine, request.prompt, "prompt")
+        site = info.check_site(nla.site, ("nla",))
+        prompt = await prompts.tokenize_to_run(self._engine, request.prompt, ("prompt",))
         text = ExplainedText.of(request, prompt, site, info)
         where = text.positions
-        nla_inputs.check_count(len(where), "positions", nla.max_rows, "positions")
+        nla_inputs.check_count(len(where), "positions", nla.max_rows, ("positions",))
         async with nla.asked(request.spec, where, call) as explain:
             if request.interventions:
                 call.principal.require(Role.EXPERIMENTER, "changing activations")
@@ -60,7 +61,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
                 self._store.of(call.principal.tenant),
                 self._autoencoders,
                 info,
-                "interventions",
+                ("interventions",),
             )
             captured = await text.capture(self._engine, edits, call)
             opened = pb.ExplainStarted(prompt=prompts.to_wire(prompt), positions=where)
@@ -92,13 +93,13 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         principal.require(Role.EXPERIMENTER, "setting a baseline")
         if request.shared:
             principal.require(Role.OPERATOR, "setting a baseline for all tenants")
-        name, _ = baselines.parse_name(request.name, "name")
-        nla = self._find(name, request.site, "name")
+        name, _ = baselines.parse_name(request.name, ("name",))
+        nla = self._find(name, request.site, ("name",))
         return await nla.set_baseline(request, current_call())
 
-    def _find(self, name: str, wire: site_pb2.Site, field: str = "nla") -> ServedNla:
+    def _find(self, name: str, wire: site_pb2.Site, field: FieldPath = ("nla",)) -> ServedNla:
         """The autoencoder that a request names, of the site that its rows come from."""
-        site = sites.origin(wire, self._engine.info, "site")
+        site = sites.origin(wire, self._engine.info, ("site",))
         return served_nlas.find(self._autoencoders, name, site, field)
 
 

@@ -44,7 +44,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         self, request: pb.FetchActivationsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.FetchActivationsResponse, None]:
         call, info = current_call(), self._engine.info
-        models.check_model(request.model, info, "model")
+        models.check_model(request.model, info, ("model",))
         _check_prompt_count(len(request.prompts), info.limits.max_prompts)
         wanted = await self._capture(request.capture)
         _check_labels(request.labels, len(request.prompts), wanted)
@@ -53,9 +53,9 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         plans: list[Plan] = []
         runs: list[Run] = []
         for index, wire in enumerate(request.prompts):
-            field = f"prompts[{index}]"
+            field = ("prompts", index)
             prompt = await prompts.tokenize_to_run(self._engine, wire, field)
-            place = Place(prompt=prompt, run_tokens=len(prompt.ids), name=field)
+            place = Place(prompt=prompt, run_tokens=len(prompt.ids), item=field)
             tokenized.append(prompt)
             plans.append(wanted.at(place))
             runs.append(
@@ -105,13 +105,13 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         call, info = current_call(), self._engine.info
-        models.check_model(request.model, info, "model")
+        models.check_model(request.model, info, ("model",))
         wanted = NOTHING
         if request.HasField("capture"):
             wanted = await self._capture(request.capture)
         edits = await self._interventions(request.interventions)
-        prompt = await prompts.tokenize_to_run(self._engine, request.prompt, "prompt")
-        sampled = sampling(request.sampling, info, len(prompt.ids), "sampling")
+        prompt = await prompts.tokenize_to_run(self._engine, request.prompt, ("prompt",))
+        sampled = sampling(request.sampling, info, len(prompt.ids), ("sampling",))
         place = Place(prompt=prompt, run_tokens=len(prompt.ids) + sampled.base.max_tokens - 1)
         plan, applied = wanted.at(place), interventions.placed(edits, place)
         runs = [
@@ -155,10 +155,10 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage(call)))
 
     async def _capture(self, wire: capture_pb2.CaptureSpec) -> CaptureRequest:
-        kept = sources.look_up(dict(sources.named(wire, "capture")), self._own())
+        kept = sources.look_up(dict(sources.named(wire, ("capture",))), self._own())
         found = Found(info=self._engine.info, kept=kept)
         # In a thread: a projection may be tens of megabytes.
-        wanted = await asyncio.to_thread(capture, wire, found, "capture")
+        wanted = await asyncio.to_thread(capture, wire, found, ("capture",))
         if wire.HasField("keep"):
             current_call().principal.require(Role.EXPERIMENTER, "keeping activations")
         self._store.check_ttl(wanted.ttl_s)
@@ -170,7 +170,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         if wire:
             current_call().principal.require(Role.EXPERIMENTER, "changing activations")
         return await interventions.interventions(
-            wire, self._own(), self._autoencoders, self._engine.info, "interventions"
+            wire, self._own(), self._autoencoders, self._engine.info, ("interventions",)
         )
 
     def _own(self) -> KeptStore:
@@ -181,13 +181,13 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
 def _check_prompt_count(count: int, limit: int) -> None:
     if count == 0:
         raise ActserveError(
-            Reason.FIELD_REQUIRED, "the request has no prompts; send one", field="prompts"
+            Reason.FIELD_REQUIRED, "the request has no prompts; send one", field=("prompts",)
         )
     if count > limit:
         raise ActserveError(
             Reason.TOO_MANY_PROMPTS,
             f"{count} prompts were sent, but a call may have at most {limit}; make several calls",
-            field="prompts",
+            field=("prompts",),
             metadata={"prompts": count, "limit": limit},
         )
 
@@ -200,7 +200,7 @@ def _check_labels(labels: Sequence[str], prompt_count: int, wanted: CaptureReque
             Reason.FIELD_INVALID,
             f"there are {len(labels)} labels for {prompt_count} prompts; send one for each, or "
             "none",
-            field="labels",
+            field=("labels",),
             metadata={"labels": len(labels), "prompts": prompt_count},
         )
     for index, label in enumerate(labels):
@@ -208,7 +208,7 @@ def _check_labels(labels: Sequence[str], prompt_count: int, wanted: CaptureReque
             raise ActserveError(
                 Reason.FIELD_REQUIRED,
                 f"label {index} is empty; name it",
-                field=f"labels[{index}]",
+                field=("labels", index),
             )
     wanted.check_averaged()
 

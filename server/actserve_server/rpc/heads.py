@@ -1,11 +1,11 @@
 """Heads from the wire."""
 
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 
 
-def check_heads(heads: tuple[int, ...], count: int, where: str, field: str) -> None:
+def check_heads(heads: tuple[int, ...], count: int, where: str, field: FieldPath) -> None:
     """Raises unless all are among the `count` heads of `where`, and each is listed once."""
     for index, head in enumerate(heads):
         if head >= count:

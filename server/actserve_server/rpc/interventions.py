@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actserve.v1 import intervention_pb2
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.operations import Operation, Replace
 from actserve_server.domain.positions import Positions, Selection
@@ -28,9 +28,9 @@ class InterventionRequest:
     parts: tuple[Part, ...]
     positions: Positions
     allow_unused: bool
-    row_each: str | None
+    row_each: FieldPath | None
     """The field of its rows, where it replaces with one of its own for every position."""
-    field: str
+    field: FieldPath
 
     @property
     def kind(self) -> str:
@@ -42,7 +42,7 @@ class InterventionRequest:
         selection = positions.selection(
             self.positions,
             place,
-            f"{self.field}.positions",
+            (*self.field, "positions"),
             may_be_empty=self.allow_unused,
             fix="; or set allow_unused",
         )
@@ -56,7 +56,7 @@ class InterventionRequest:
             for part in self.parts
         )
 
-    def _check_row_each(self, selection: Selection, place: Place, field: str) -> None:
+    def _check_row_each(self, selection: Selection, place: Place, field: FieldPath) -> None:
         operation = self.parts[0].operation
         assert isinstance(operation, Replace)
         rows = len(operation.rows)
@@ -88,14 +88,14 @@ async def interventions(
     store: KeptStore,
     autoencoders: Nlas,
     info: ModelInfo,
-    field: str,
+    field: FieldPath,
 ) -> tuple[InterventionRequest, ...]:
     """What to change, in order, with the rows and vectors that this server has or makes for it."""
     _check_count(len(wire), info, field)
     named = {
         at: source
         for index, item in enumerate(wire)
-        for at, source in sources.named(item, f"{field}[{index}]")
+        for at, source in sources.named(item, (*field, index))
     }
     kept = sources.look_up(named, store)
     edits = await explanation_edits.vectors(wire, autoencoders, info, field)
@@ -109,7 +109,7 @@ def placed(edits: Sequence[InterventionRequest], place: Place) -> tuple[Interven
     return tuple(made for edit in edits for made in edit.at(place))
 
 
-def _check_count(count: int, info: ModelInfo, field: str) -> None:
+def _check_count(count: int, info: ModelInfo, field: FieldPath) -> None:
     limit = info.limits.max_interventions
     if count > limit:
         raise ActserveError(
@@ -122,30 +122,30 @@ def _check_count(count: int, info: ModelInfo, field: str) -> None:
 
 
 def _parse(
-    wire: Sequence[intervention_pb2.Intervention], found: Found, field: str
+    wire: Sequence[intervention_pb2.Intervention], found: Found, field: FieldPath
 ) -> tuple[InterventionRequest, ...]:
-    return tuple(_intervention(item, found, f"{field}[{index}]") for index, item in enumerate(wire))
+    return tuple(_intervention(item, found, (*field, index)) for index, item in enumerate(wire))
 
 
 def _intervention(
-    wire: intervention_pb2.Intervention, found: Found, field: str
+    wire: intervention_pb2.Intervention, found: Found, field: FieldPath
 ) -> InterventionRequest:
     info = found.info
-    where = sites(wire.sites, info, f"{field}.sites")
+    where = sites(wire.sites, info, (*field, "sites"))
     for index, site in enumerate(where):
-        info.check_changeable(site, f"{field}.sites[{index}]")
+        info.check_changeable(site, (*field, "sites", index))
     chosen = tuple(wire.heads)
-    _check_heads(where, chosen, info, f"{field}.heads")
-    _check_alike(where, chosen, info, f"{field}.sites")
+    _check_heads(where, chosen, info, (*field, "heads"))
+    _check_alike(where, chosen, info, (*field, "sites"))
     parts = tuple(
         Part(at, operations.operation(wire, _target(at, heads, info), found, field), heads)
         for at, heads in _parts(wire, where, chosen)
     )
     return InterventionRequest(
         parts=parts,
-        positions=positions.selector(wire, info, f"{field}.positions"),
+        positions=positions.selector(wire, info, (*field, "positions")),
         allow_unused=wire.allow_unused,
-        row_each=_row_each(wire, parts[0].operation, f"{field}.replace.rows"),
+        row_each=_row_each(wire, parts[0].operation, (*field, "replace", "rows")),
         field=field,
     )
 
@@ -155,7 +155,7 @@ def _parts(
 ) -> list[tuple[tuple[Site, ...], tuple[int, ...]]]:
     """Sites and heads that one operation fits: each site by itself where it takes kept rows of its
     own, and each head where it takes its own part of kept rows."""
-    every = [source for _, source in sources.named(wire, "")]
+    every = [source for _, source in sources.named(wire, ())]
     apart = any(map(sources.takes_own_rows, every))
     groups = [(site,) for site in where] if apart else [where]
     of_kept = any(source.WhichOneof("source") == "kept" for source in every)
@@ -163,13 +163,15 @@ def _parts(
     return [(group, part) for group in groups for part in by_head]
 
 
-def _row_each(wire: intervention_pb2.Intervention, operation: Operation, field: str) -> str | None:
+def _row_each(
+    wire: intervention_pb2.Intervention, operation: Operation, field: FieldPath
+) -> FieldPath | None:
     if not isinstance(operation, Replace) or sources.is_one_row(wire.replace.rows):
         return None
     kind = wire.replace.rows.WhichOneof("source")
     if kind == "kept" and len(operation.rows) == 1:
         return None
-    return f"{field}.{kind}"
+    return (*field, kind)
 
 
 def _target(where: tuple[Site, ...], heads: tuple[int, ...], info: ModelInfo) -> Target:
@@ -184,7 +186,7 @@ def _target(where: tuple[Site, ...], heads: tuple[int, ...], info: ModelInfo) ->
 
 
 def _check_heads(
-    where: tuple[Site, ...], heads: tuple[int, ...], info: ModelInfo, field: str
+    where: tuple[Site, ...], heads: tuple[int, ...], info: ModelInfo, field: FieldPath
 ) -> None:
     for site in where if heads else ():
         count = info.at(site).heads
@@ -200,7 +202,7 @@ def _check_heads(
 
 
 def _check_alike(
-    where: tuple[Site, ...], heads: tuple[int, ...], info: ModelInfo, field: str
+    where: tuple[Site, ...], heads: tuple[int, ...], info: ModelInfo, field: FieldPath
 ) -> None:
     """Raises unless one tensor fits all sites."""
     for index, site in enumerate(where):
@@ -210,5 +212,5 @@ def _check_alike(
                 Reason.SITE_INVALID,
                 f"{where[0]} is {first}, but {site} is {shape}; send an intervention for each "
                 "width",
-                field=f"{field}[{index}]",
+                field=(*field, index),
             )

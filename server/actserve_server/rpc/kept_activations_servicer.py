@@ -40,7 +40,7 @@ def _checked(name: str) -> str:
         raise ActserveError(
             Reason.FIELD_REQUIRED,
             f"name is not set; send the {COLLECTION}... that a capture with keep answered",
-            field="name",
+            field=("name",),
         )
     return name
 

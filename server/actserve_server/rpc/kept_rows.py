@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from actserve.v1 import source_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.readouts.kept import Kept, KeptStore
@@ -15,13 +15,13 @@ from actserve_server.rpc.heads import row_shape
 from actserve_server.rpc.sites import site
 
 
-def look_up(wire: pb.KeptRows, store: KeptStore, at: str) -> Kept:
+def look_up(wire: pb.KeptRows, store: KeptStore, at: FieldPath) -> Kept:
     """What the rows are some of. To be called on the event loop's thread."""
     if not wire.name:
         raise ActserveError(
             Reason.FIELD_REQUIRED,
-            f"{at}.name is not set; send what `kept` was when the capture had finished",
-            field=f"{at}.name",
+            "the name is not set; send what `kept` was when the capture had finished",
+            field=(*at, "name"),
         )
     return store.get(wire.name)
 
@@ -40,20 +40,20 @@ class KeptCache:
         where: tuple[Site, ...],
         head: int | None,
         info: ModelInfo,
-        at: str,
+        at: FieldPath,
     ) -> np.ndarray:
         """The rows for some sites that share them, or for a head of these: float32 [positions,
         width], every element finite. Without a site of their own they are those of `where`."""
         source = where[0]
         if wire.HasField("site"):
-            source = site(wire.site, info, f"{at}.site")
-            _check_fits(source, where[0], info, f"{at}.site", heads=head is not None)
+            source = site(wire.site, info, (*at, "site"))
+            _check_fits(source, where[0], info, (*at, "site"), heads=head is not None)
         positions = tuple(wire.positions)
         if any(before >= after for before, after in pairwise(positions)):
             raise ActserveError(
                 Reason.FIELD_INVALID,
                 "the positions are not ascending; send each once, in ascending order",
-                field=f"{at}.positions",
+                field=(*at, "positions"),
             )
         rows = self._of(kept, source, positions, info, at)
         if head is None:
@@ -62,7 +62,7 @@ class KeptCache:
         return rows[:, head * width : (head + 1) * width]
 
     def _of(
-        self, kept: Kept, source: Site, positions: tuple[int, ...], info: ModelInfo, at: str
+        self, kept: Kept, source: Site, positions: tuple[int, ...], info: ModelInfo, at: FieldPath
     ) -> np.ndarray:
         key = kept.name, source, positions
         if key not in self._rows:
@@ -72,7 +72,7 @@ class KeptCache:
             self._rows[key] = rows
         return self._rows[key]
 
-    def _count(self, taken: int, info: ModelInfo, at: str) -> None:
+    def _count(self, taken: int, info: ModelInfo, at: FieldPath) -> None:
         """Bounds what a short request can expand to on the server."""
         limit = info.limits.max_capture_bytes
         self._bytes += taken
@@ -86,7 +86,9 @@ class KeptCache:
             )
 
 
-def _check_fits(source: Site, target: Site, info: ModelInfo, field: str, *, heads: bool) -> None:
+def _check_fits(
+    source: Site, target: Site, info: ModelInfo, field: FieldPath, *, heads: bool
+) -> None:
     given, wanted = (row_shape(each, info, heads=heads) for each in (source, target))
     if given != wanted:
         raise ActserveError(
@@ -98,7 +100,7 @@ def _check_fits(source: Site, target: Site, info: ModelInfo, field: str, *, head
         )
 
 
-def _check_finite(rows: np.ndarray, source: Site, field: str) -> None:
+def _check_finite(rows: np.ndarray, source: Site, field: FieldPath) -> None:
     if not np.isfinite(rows).all():
         raise ActserveError(
             Reason.TENSOR_NOT_FINITE,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from actserve.v1 import explanation_service_pb2 as pb
+from actserve_server.domain.errors import FieldPath
 from actserve_server.domain.sites import Site
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.explanations import Asking, ExplainEvent
@@ -41,9 +42,9 @@ class LocalNla:
     ) -> AsyncGenerator[pb.ExplainActivationsResponse, None]:
         # In a thread, here and below: the rows may be tens of megabytes.
         rows = await asyncio.to_thread(
-            nla_inputs.rows, request.activations, self._nla.info, "activations"
+            nla_inputs.rows, request.activations, self._nla.info, ("activations",)
         )
-        where = nla_inputs.positions(request.positions, len(rows), "positions")
+        where = nla_inputs.positions(request.positions, len(rows), ("positions",))
         placed = where is not None
         asking = self._asking(request.spec, len(rows), call, placed=placed)
         async with (
@@ -78,7 +79,7 @@ class LocalNla:
             request.activations,
             request.reference,
             self._nla.info,
-            ("activations", "reference"),
+            (("activations",), ("reference",)),
         )
         asking = self._asking(request.spec, len(rows), call, placed=False)
         async with (
@@ -92,8 +93,8 @@ class LocalNla:
         self, request: pb.ReconstructActivationsRequest, call: Call
     ) -> AsyncGenerator[pb.ReconstructActivationsResponse, None]:
         info = self._nla.info
-        nlas.check_reconstructs(info, "reconstructing", "nla")
-        texts = nla_inputs.texts(request.texts, info, "texts")
+        nlas.check_reconstructs(info, "reconstructing", ("nla",))
+        texts = nla_inputs.texts(request.texts, info, ("texts",))
         async with self._nla.reading(call.id, texts, call) as blocks:
             yield pb.ReconstructActivationsResponse(
                 started=pb.ReconstructStarted(
@@ -113,13 +114,13 @@ class LocalNla:
         self, request: pb.ScoreExplanationsRequest, call: Call
     ) -> pb.ScoreExplanationsResponse:
         info = self._nla.info
-        nlas.check_reconstructs(info, "scoring", "nla")
-        texts = nla_inputs.texts(request.texts, info, "texts")
-        rows = await asyncio.to_thread(nla_inputs.rows, request.activations, info, "activations")
-        nla_inputs.check_one_each(len(texts), len(rows), "texts")
+        nlas.check_reconstructs(info, "scoring", ("nla",))
+        texts = nla_inputs.texts(request.texts, info, ("texts",))
+        rows = await asyncio.to_thread(nla_inputs.rows, request.activations, info, ("activations",))
+        nla_inputs.check_one_each(len(texts), len(rows), ("texts",))
         name = nlas.name_of(info)
         baseline = baselines.look_up(
-            request.baseline, self._nla, name, "baseline", call.principal.tenant
+            request.baseline, self._nla, name, ("baseline",), call.principal.tenant
         )
         scores = await self._nla.score(call.id, rows, texts, baseline, call)
         return pb.ScoreExplanationsResponse(scores=map(explaining.score, scores), usage=usage(call))
@@ -127,16 +128,16 @@ class LocalNla:
     async def set_baseline(
         self, request: pb.SetExplanationBaselineRequest, call: Call
     ) -> pb.SetExplanationBaselineResponse:
-        name, short = baselines.parse_name(request.name, "name")
+        name, short = baselines.parse_name(request.name, ("name",))
         rows = await asyncio.to_thread(
-            nla_inputs.rows, request.activations, self._nla.info, "activations"
+            nla_inputs.rows, request.activations, self._nla.info, ("activations",)
         )
         stored = await asyncio.to_thread(
             self._nla.set_baseline, short, rows, call.principal.tenant, shared=request.shared
         )
         return pb.SetExplanationBaselineResponse(baseline=baselines.to_wire(name, short, stored))
 
-    def check_reconstructs(self, what: str, field: str) -> None:
+    def check_reconstructs(self, what: str, field: FieldPath) -> None:
         nlas.check_reconstructs(self._nla.info, what, field)
 
     async def edit(self, run_id: str, original: str, edited: str, call: Call) -> np.ndarray:
@@ -144,7 +145,7 @@ class LocalNla:
 
     def _asking(self, spec: pb.ExplainSpec, rows: int, call: Call, *, placed: bool) -> Asking:
         tenant = call.principal.tenant
-        return explaining.asking(spec, self._nla, rows, "spec", tenant, placed=placed)
+        return explaining.asking(spec, self._nla, rows, ("spec",), tenant, placed=placed)
 
     async def _explained(
         self, rows: int, events: AsyncGenerator[ExplainEvent, None], call: Call

@@ -23,14 +23,14 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             raise ActserveError(
                 Reason.FIELD_INVALID,
                 f"page_size is {request.page_size}; it must be 0 or above",
-                field="page_size",
+                field=("page_size",),
             )
         if request.page_token:
             # One model fits on every page, so no token was ever given out.
             raise ActserveError(
                 Reason.FIELD_INVALID,
                 "page_token is not from this server; start with an empty one",
-                field="page_token",
+                field=("page_token",),
             )
         return pb.ListModelsResponse(models=[await self._model()])
 
@@ -41,16 +41,16 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             raise ActserveError(
                 Reason.FIELD_REQUIRED,
                 f"name is not set; this server serves {models.name_of(self._engine.info)!r}",
-                field="name",
+                field=("name",),
             )
-        models.check_model(request.name, self._engine.info, "name")
+        models.check_model(request.name, self._engine.info, ("name",))
         return pb.GetModelResponse(model=await self._model())
 
     async def Tokenize(  # noqa: N802
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext
     ) -> pb.TokenizeResponse:
-        models.check_model(request.model, self._engine.info, "model")
-        tokenized = await prompts.tokenize(self._engine, request.prompt, "prompt")
+        models.check_model(request.model, self._engine.info, ("model",))
+        tokenized = await prompts.tokenize(self._engine, request.prompt, ("prompt",))
         current_call().prompt_tokens = len(tokenized.ids)
         return pb.TokenizeResponse(prompt=prompts.to_wire(tokenized))
 

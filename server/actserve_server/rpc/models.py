@@ -1,7 +1,7 @@
 """Model names and descriptions for the wire."""
 
 from actserve.v1 import model_service_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import HookPointInfo, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.rpc import served_nlas
@@ -16,7 +16,7 @@ def name_of(info: ModelInfo) -> str:
     return COLLECTION + info.id
 
 
-def check_model(name: str, info: ModelInfo, field: str) -> None:
+def check_model(name: str, info: ModelInfo, field: FieldPath) -> None:
     """Raises unless `name` is empty or the served model's."""
     if name and name != name_of(info):
         raise ActserveError(

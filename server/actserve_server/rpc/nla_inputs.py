@@ -6,12 +6,12 @@ from itertools import pairwise
 import numpy as np
 
 from actserve.v1 import tensor_pb2
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.nla.autoencoder import NlaInfo
 from actserve_server.rpc import tensors
 
 
-def rows(wire: tensor_pb2.Tensor, info: NlaInfo, field: str) -> np.ndarray:
+def rows(wire: tensor_pb2.Tensor, info: NlaInfo, field: FieldPath) -> np.ndarray:
     """Rows to explain or to score: float32 [rows, width], 1 to `max_rows`, every element finite and
     no row zero."""
     values = matrix(wire, info, field)
@@ -20,7 +20,10 @@ def rows(wire: tensor_pb2.Tensor, info: NlaInfo, field: str) -> np.ndarray:
 
 
 def differences(
-    wire: tensor_pb2.Tensor, reference: tensor_pb2.Tensor, info: NlaInfo, names: tuple[str, str]
+    wire: tensor_pb2.Tensor,
+    reference: tensor_pb2.Tensor,
+    info: NlaInfo,
+    names: tuple[FieldPath, FieldPath],
 ) -> np.ndarray:
     """Rows less the rows of a reference, of the same shape, as `rows` promises; `names` are the
     fields of the two."""
@@ -30,7 +33,7 @@ def differences(
         raise ActserveError(
             Reason.TENSOR_SIZE_MISMATCH,
             f"there are {len(less)} rows to subtract from {len(values)}; send one for each",
-            field=f"{reference_field}.shape",
+            field=(*reference_field, "shape"),
             metadata={"rows": len(less), "expected_rows": len(values)},
         )
     with np.errstate(over="ignore"):
@@ -47,13 +50,13 @@ def differences(
     return made
 
 
-def matrix(wire: tensor_pb2.Tensor, info: NlaInfo, field: str) -> np.ndarray:
+def matrix(wire: tensor_pb2.Tensor, info: NlaInfo, field: FieldPath) -> np.ndarray:
     """Any rows of the autoencoder's site: float32 [rows, width], 1 to `max_rows`, finite."""
     width = info.profile.width
     if not wire.ListFields():
         raise ActserveError(
             Reason.FIELD_REQUIRED,
-            f"{field} is not set; send a tensor of shape [rows, {width}]",
+            f"the tensor is not set; send one of shape [rows, {width}]",
             field=field,
         )
     values = tensors.matrix(wire, width, f"a row of {info.profile.site}", field)
@@ -61,7 +64,7 @@ def matrix(wire: tensor_pb2.Tensor, info: NlaInfo, field: str) -> np.ndarray:
     return values
 
 
-def positions(wire: Sequence[int], row_count: int, field: str) -> tuple[int, ...] | None:
+def positions(wire: Sequence[int], row_count: int, field: FieldPath) -> tuple[int, ...] | None:
     """The token position of each row, ascending; None where they are not known."""
     if not wire:
         return None
@@ -82,24 +85,24 @@ def positions(wire: Sequence[int], row_count: int, field: str) -> tuple[int, ...
     return tuple(wire)
 
 
-def texts(wire: Sequence[str], info: NlaInfo, field: str) -> tuple[str, ...]:
+def texts(wire: Sequence[str], info: NlaInfo, field: FieldPath) -> tuple[str, ...]:
     """1 to `max_rows` explanations, none empty."""
     if not wire:
-        raise ActserveError(Reason.FIELD_REQUIRED, f"{field} holds no text; send one", field=field)
+        raise ActserveError(Reason.FIELD_REQUIRED, "there is no text; send one", field=field)
     check_count(len(wire), "texts", info.max_rows, field)
-    return tuple(text(item, f"{field}[{index}]") for index, item in enumerate(wire))
+    return tuple(text(item, (*field, index)) for index, item in enumerate(wire))
 
 
-def text(wire: str, field: str) -> str:
+def text(wire: str, field: FieldPath) -> str:
     """An explanation that says something."""
     if not wire.strip():
         raise ActserveError(
-            Reason.FIELD_REQUIRED, f"{field} is empty; send an explanation", field=field
+            Reason.FIELD_REQUIRED, "the text is empty; send an explanation", field=field
         )
     return wire
 
 
-def check_one_each(text_count: int, row_count: int, field: str) -> None:
+def check_one_each(text_count: int, row_count: int, field: FieldPath) -> None:
     """Raises unless there is a text for every row."""
     if text_count != row_count:
         raise ActserveError(
@@ -110,7 +113,7 @@ def check_one_each(text_count: int, row_count: int, field: str) -> None:
         )
 
 
-def check_count(count: int, what: str, limit: int, field: str) -> None:
+def check_count(count: int, what: str, limit: int, field: FieldPath) -> None:
     """Raises if there are more rows or texts than one call may have."""
     if count > limit:
         raise ActserveError(
@@ -121,7 +124,7 @@ def check_count(count: int, what: str, limit: int, field: str) -> None:
         )
 
 
-def _check_nonzero(values: np.ndarray, field: str, says: str) -> None:
+def _check_nonzero(values: np.ndarray, field: FieldPath, says: str) -> None:
     zero = np.flatnonzero(~values.any(axis=1))
     if len(zero):
         raise ActserveError(

@@ -1,7 +1,7 @@
 """Natural language autoencoders for the wire: their names and descriptions."""
 
 from actserve.v1 import explanation_service_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.nla.autoencoder import Autoencoder, NlaInfo
 from actserve_server.rpc import baselines, sites
 
@@ -13,13 +13,13 @@ def name_of(info: NlaInfo) -> str:
     return COLLECTION + info.id
 
 
-def check_verbalizes(info: NlaInfo, field: str) -> None:
+def check_verbalizes(info: NlaInfo, field: FieldPath) -> None:
     """Raises if there is no AV."""
     if info.profile.verbalizer is None:
         raise lacking(name_of(info), "verbalizer", "explaining", "verbalizes", field)
 
 
-def check_reconstructs(info: NlaInfo, what: str, field: str) -> None:
+def check_reconstructs(info: NlaInfo, what: str, field: FieldPath) -> None:
     """Raises if there is no AR, for `what` takes one."""
     if info.profile.reconstructor is None:
         raise lacking(name_of(info), "reconstructor", what, "reconstructs", field)
@@ -48,7 +48,7 @@ def to_wire(nla: Autoencoder, tenant: str) -> pb.Nla:
     )
 
 
-def lacking(name: str, half: str, what: str, told_by: str, field: str) -> ActserveError:
+def lacking(name: str, half: str, what: str, told_by: str, field: FieldPath) -> ActserveError:
     """An NLA has no such half, which `what` takes; the field `told_by` of `Nla` would have said."""
     return ActserveError(
         Reason.FEATURE_DISABLED,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from actserve.v1 import intervention_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.operations import (
     Ablate,
     Add,
@@ -43,10 +43,10 @@ class Part:
     heads: tuple[int, ...] = ()
 
 
-def operation(wire: pb.Intervention, target: Target, found: Found, field: str) -> Operation:
+def operation(wire: pb.Intervention, target: Target, found: Found, field: FieldPath) -> Operation:
     """The operation of an intervention, with every tensor as the domain promises it."""
     kind = wire.WhichOneof("operation")
-    read = _Reader(getattr(wire, kind) if kind else None, target, found, f"{field}.{kind}")
+    read = _Reader(getattr(wire, kind) if kind else None, target, found, (*field, kind))
     match kind:
         case "add":
             return _add(wire.add, read)
@@ -73,7 +73,7 @@ def operation(wire: pb.Intervention, target: Target, found: Found, field: str) -
         case _:
             raise ActserveError(
                 Reason.FIELD_REQUIRED,
-                f"{field} has no operation this server knows; set one of {_OPERATIONS}",
+                f"the intervention has no operation this server knows;  set one of {_OPERATIONS}",
                 field=field,
             )
 
@@ -85,11 +85,11 @@ class _Reader:
     wire: Any
     target: Target
     found: Found
-    field: str
+    field: FieldPath
 
-    def at(self, name: str) -> str:
+    def at(self, name: str) -> FieldPath:
         """The field of that name."""
-        return f"{self.field}.{name}"
+        return (*self.field, name)
 
     def vector(self, name: str) -> np.ndarray:
         if not self.wire.HasField(name):
@@ -160,7 +160,7 @@ def _clamp(read: _Reader) -> Clamp:
     if minimum is None and maximum is None:
         raise ActserveError(
             Reason.FIELD_REQUIRED,
-            f"{read.field} has no bound; set minimum, maximum or both",
+            "the clamp has no bound; set minimum, maximum or both",
             field=read.field,
         )
     if minimum is not None and maximum is not None and minimum > maximum:
@@ -178,7 +178,7 @@ def _rows(wire: pb.ReplaceOperation, read: _Reader) -> np.ndarray:
     if not wire.HasField("rows"):
         raise sources.unset(at, f"[positions, {target.width}] or [{target.width}]")
     if sources.is_one_row(wire.rows):
-        rows = tensors.vector(wire.rows.tensor, target.width, target.name, f"{at}.tensor")[None]
+        rows = tensors.vector(wire.rows.tensor, target.width, target.name, (*at, "tensor"))[None]
     else:
         rows = read.matrix("rows")
     read.check_fits(rows, "a row", "rows")
@@ -202,16 +202,16 @@ def _directions(read: _Reader) -> np.ndarray:
     return directions
 
 
-def _check_finite(value: float, name: str, field: str) -> None:
+def _check_finite(value: float, name: str, field: FieldPath) -> None:
     if not np.isfinite(value):
         raise ActserveError(
             Reason.FIELD_INVALID,
             f"the {name} is {value}; it must be finite",
-            field=f"{field}.{name}",
+            field=(*field, name),
         )
 
 
-def _check_nonzero(vector: np.ndarray, what: str, field: str) -> None:
+def _check_nonzero(vector: np.ndarray, what: str, field: FieldPath) -> None:
     if not vector.any():
         raise ActserveError(
             Reason.TENSOR_DEGENERATE,
@@ -220,7 +220,7 @@ def _check_nonzero(vector: np.ndarray, what: str, field: str) -> None:
         )
 
 
-def _check_independent(directions: np.ndarray, field: str) -> None:
+def _check_independent(directions: np.ndarray, field: FieldPath) -> None:
     units = np.stack([unit(direction) for direction in directions]).astype(np.float64)
     least = float(np.linalg.svd(units, compute_uv=False)[-1])
     if least < INDEPENDENCE:

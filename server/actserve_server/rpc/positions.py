@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from actserve.v1 import capture_pb2, explanation_service_pb2, intervention_pb2, positions_pb2
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import (
     AllPositions,
@@ -41,8 +41,8 @@ class Place:
     prompt: TokenizedPrompt
     run_tokens: int
     """Positions that can have activations in this request."""
-    name: str = ""
-    """The field of the prompt, where a call has several."""
+    item: FieldPath = ()
+    """Where the prompt is in the request, if that has several."""
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -50,9 +50,7 @@ class Place:
         try:
             yield
         except ActserveError as error:
-            if self.name:
-                error.message = f"{self.name}: {error.message}"
-                error.metadata["prompt"] = self.name
+            error.item = self.item
             raise
 
 
@@ -62,13 +60,13 @@ def selector(
     | intervention_pb2.Intervention
     | explanation_service_pb2.ExplainTextRequest,
     info: ModelInfo,
-    field: str,
+    field: FieldPath,
 ) -> Positions:
     """The positions of a message that has some; all when unset."""
     return parse(wire.positions, info, field) if wire.HasField("positions") else AllPositions()
 
 
-def parse(wire: positions_pb2.PositionSelector, info: ModelInfo, field: str) -> Positions:
+def parse(wire: positions_pb2.PositionSelector, info: ModelInfo, field: FieldPath) -> Positions:
     """The selector of a message that is set."""
     match wire.WhichOneof("selection"):
         case "all":
@@ -81,10 +79,12 @@ def parse(wire: positions_pb2.PositionSelector, info: ModelInfo, field: str) -> 
             return GeneratedPositions()
         case "list":
             return PositionList(tuple(wire.list.positions))
-        case "range":
-            return PositionRange(_optional(wire.range, "start"), _optional(wire.range, "end"))
+        case "span":
+            return PositionRange(_optional(wire.span, "start"), _optional(wire.span, "end"))
         case "token_ids":
-            return TokenIdPositions(token_ids(wire.token_ids.ids, info, f"{field}.token_ids.ids"))
+            return TokenIdPositions(
+                token_ids(wire.token_ids.ids, info, (*field, "token_ids", "ids"))
+            )
         case "text":
             text = wire.text
             return TextPositions(text.text, _optional(text, "occurrence"), _optional(text, "turn"))
@@ -96,14 +96,14 @@ def parse(wire: positions_pb2.PositionSelector, info: ModelInfo, field: str) -> 
         case _:
             raise ActserveError(
                 Reason.FIELD_REQUIRED,
-                f"{field} has no selection this server knows; set one of {_SELECTIONS}, or leave "
-                "the whole selector unset for all",
+                "the selector has no selection this server knows; set one of "
+                f"{_SELECTIONS}, or leave the whole selector unset for all",
                 field=field,
             )
 
 
 def selection(
-    wanted: Positions, place: Place, field: str, *, may_be_empty: bool = False, fix: str = ""
+    wanted: Positions, place: Place, field: FieldPath, *, may_be_empty: bool = False, fix: str = ""
 ) -> Selection:
     """The positions of a sequence that a selector selects.
 

@@ -1,7 +1,7 @@
 """Predictions from the wire."""
 
 from actserve.v1 import capture_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.runs import Unembed
 from actserve_server.domain.sites import HookPoint, Site
@@ -23,46 +23,46 @@ PREDICTING = (
 """The stream; what else is added to it is of another scale, and predicts nothing by itself."""
 
 
-def predictions(wire: pb.PredictionSpec, info: ModelInfo, field: str) -> PredictionReadout:
+def predictions(wire: pb.PredictionSpec, info: ModelInfo, field: FieldPath) -> PredictionReadout:
     """What to predict, and where."""
-    final = info.check_site(Site(HookPoint.FINAL_NORM), f"{field}.sites")
-    where = sites(wire.sites, info, f"{field}.sites") if wire.sites else (final,)
+    final = info.check_site(Site(HookPoint.FINAL_NORM), (*field, "sites"))
+    where = sites(wire.sites, info, (*field, "sites")) if wire.sites else (final,)
     for index, site in enumerate(where):
         if site.hook_point not in PREDICTING:
             raise ActserveError(
                 Reason.FIELD_INVALID,
                 f"{site} is not the residual stream, so it does not predict a token; use one of "
                 f"{', '.join(PREDICTING)}",
-                field=f"{field}.sites[{index}]",
+                field=(*field, "sites", index),
                 metadata={"site": site},
             )
     if not (wire.top_k or wire.token_ids or wire.next_token):
         raise ActserveError(
             Reason.FIELD_REQUIRED,
-            f"{field} asks for nothing; set top_k, token_ids or next_token",
+            "nothing is asked for; set top_k, token_ids or next_token",
             field=field,
         )
     return PredictionReadout(
         sites=where,
         unembed=Unembed(_top_k(wire.top_k, info, field), _ids(wire, info, field), wire.next_token),
-        positions=positions.selector(wire, info, f"{field}.positions"),
+        positions=positions.selector(wire, info, (*field, "positions")),
     )
 
 
-def _top_k(wanted: int, info: ModelInfo, field: str) -> int:
+def _top_k(wanted: int, info: ModelInfo, field: FieldPath) -> int:
     limit = min(MAX_TOKENS, info.vocabulary_size)
     if wanted > limit:
         raise ActserveError(
             Reason.FIELD_INVALID,
             f"top_k is {wanted}; it must be 0 to {limit}",
-            field=f"{field}.top_k",
+            field=(*field, "top_k"),
             metadata={"top_k": wanted, "limit": limit},
         )
     return wanted
 
 
-def _ids(wire: pb.PredictionSpec, info: ModelInfo, field: str) -> tuple[int, ...]:
-    field = f"{field}.token_ids"
+def _ids(wire: pb.PredictionSpec, info: ModelInfo, field: FieldPath) -> tuple[int, ...]:
+    field = (*field, "token_ids")
     if len(wire.token_ids) > MAX_TOKENS:
         raise ActserveError(
             Reason.FIELD_INVALID,
@@ -77,7 +77,7 @@ def _ids(wire: pb.PredictionSpec, info: ModelInfo, field: str) -> tuple[int, ...
             raise ActserveError(
                 Reason.FIELD_INVALID,
                 f"token id {token} is named twice, as {seen[token]} and {index}; name it once",
-                field=f"{field}[{index}]",
+                field=(*field, index),
                 metadata={"token_id": token},
             )
         seen[token] = index

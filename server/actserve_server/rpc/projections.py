@@ -1,7 +1,7 @@
 """Projections from the wire."""
 
 from actserve.v1 import capture_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.sites import Site
 from actserve_server.readouts.projection import (
     Activation,
@@ -16,10 +16,10 @@ from actserve_server.rpc.sources import Found, Target
 
 
 def projection(
-    wire: pb.Projection, sites: tuple[Site, ...], found: Found, field: str
+    wire: pb.Projection, sites: tuple[Site, ...], found: Found, field: FieldPath
 ) -> Projection:
     """The projection of rows of all these sites, with every tensor as the readout needs it."""
-    info, at = found.info, f"{field}.directions"
+    info, at = found.info, (*field, "directions")
     width = info.at(sites[0]).width
     if not wire.HasField("directions"):
         raise sources.unset(at, f"[directions, {width}]")
@@ -37,19 +37,19 @@ def projection(
     if others and sources.takes_own_rows(wire.directions):
         raise ActserveError(
             Reason.FIELD_REQUIRED,
-            f"{at}.kept names no site, and {len(sites)} sites are read; name whose rows the "
+            f"the rows name no site, and {len(sites)} sites are read; name whose rows the "
             "directions are",
-            field=f"{at}.kept.site",
+            field=(*at, "kept", "site"),
         )
     target = Target(sites=sites, width=width, name=f"a row of {first}")
     directions = sources.matrix(wire.directions, target, found, at)
     count, bias = len(directions), None
     if wire.HasField("bias"):
-        bias = sources.numbers(wire.bias, count, _projected(count), f"{field}.bias")
+        bias = sources.numbers(wire.bias, count, _projected(count), (*field, "bias"))
     return Projection(directions, bias, _activation(wire, count, field))
 
 
-def send_top(wire: pb.Projection, count: int, field: str) -> int | None:
+def send_top(wire: pb.Projection, count: int, field: FieldPath) -> int | None:
     """How many of the `count` elements of a projected row to send; None for all."""
     if not wire.HasField("send_top"):
         return None
@@ -57,17 +57,17 @@ def send_top(wire: pb.Projection, count: int, field: str) -> int | None:
         raise ActserveError(
             Reason.FIELD_INVALID,
             "send_top is 0; send 1 or more, or leave it unset for all",
-            field=f"{field}.send_top",
+            field=(*field, "send_top"),
         )
     return min(wire.send_top, count)
 
 
-def _activation(wire: pb.Projection, count: int, field: str) -> Activation:
+def _activation(wire: pb.Projection, count: int, field: FieldPath) -> Activation:
     match wire.WhichOneof("activation"):
         case "relu":
             return ReLU()
         case "jump_relu":
-            at = f"{field}.jump_relu.thresholds"
+            at = (*field, "jump_relu", "thresholds")
             if not wire.jump_relu.HasField("thresholds"):
                 raise sources.unset(at, f"[{count}]")
             thresholds = sources.numbers(wire.jump_relu.thresholds, count, _projected(count), at)
@@ -77,7 +77,7 @@ def _activation(wire: pb.Projection, count: int, field: str) -> Activation:
                 raise ActserveError(
                     Reason.FIELD_INVALID,
                     "top_k.k is 0, which keeps nothing; send 1 or more",
-                    field=f"{field}.top_k.k",
+                    field=(*field, "top_k", "k"),
                 )
             return TopK(wire.top_k.k)
         case _:

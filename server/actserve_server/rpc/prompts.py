@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from actserve.v1 import prompt_pb2
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import (
     Conversation,
@@ -16,24 +16,24 @@ from actserve_server.domain.prompts import (
 from actserve_server.engine.api import Engine
 
 
-def prompt(wire: prompt_pb2.Prompt, info: ModelInfo, field: str) -> Prompt:
+def prompt(wire: prompt_pb2.Prompt, info: ModelInfo, field: FieldPath) -> Prompt:
     """The prompt of a message; raises on what no tokenizer could repair."""
     match wire.WhichOneof("source"):
         case "text":
             return TextPrompt(wire.text)
         case "token_ids":
-            return TokenPrompt(token_ids(wire.token_ids.ids, info, f"{field}.token_ids.ids"))
+            return TokenPrompt(token_ids(wire.token_ids.ids, info, (*field, "token_ids", "ids")))
         case "conversation":
-            return _conversation(wire.conversation, f"{field}.conversation")
+            return _conversation(wire.conversation, (*field, "conversation"))
         case _:
             raise ActserveError(
                 Reason.FIELD_REQUIRED,
-                f"{field} has no source this server knows; set text, token_ids or conversation",
+                "the prompt has no source this server knows; set text, token_ids or conversation",
                 field=field,
             )
 
 
-def token_ids(wire: Sequence[int], info: ModelInfo, field: str) -> tuple[int, ...]:
+def token_ids(wire: Sequence[int], info: ModelInfo, field: FieldPath) -> tuple[int, ...]:
     """Ids of the model's vocabulary."""
     ids, size = tuple(wire), info.vocabulary_size
     if ids and max(ids) >= size:
@@ -41,23 +41,25 @@ def token_ids(wire: Sequence[int], info: ModelInfo, field: str) -> tuple[int, ..
         raise ActserveError(
             Reason.TOKEN_OUT_OF_RANGE,
             f"token id {ids[index]} is out of range; {info.id} has ids 0 to {size - 1}",
-            field=f"{field}[{index}]",
+            field=(*field, index),
             metadata={"token_id": ids[index], "vocabulary_size": size},
         )
     return ids
 
 
-def _conversation(wire: prompt_pb2.Conversation, field: str) -> Conversation:
+def _conversation(wire: prompt_pb2.Conversation, field: FieldPath) -> Conversation:
     if not wire.turns:
         raise ActserveError(
-            Reason.FIELD_REQUIRED, "the conversation has no turns; send one", field=f"{field}.turns"
+            Reason.FIELD_REQUIRED,
+            "the conversation has no turns; send one",
+            field=(*field, "turns"),
         )
     for index, turn in enumerate(wire.turns):
         if not turn.role:
             raise ActserveError(
                 Reason.FIELD_REQUIRED,
                 f"turn {index} has no role; use system, user or assistant",
-                field=f"{field}.turns[{index}].role",
+                field=(*field, "turns", index, "role"),
             )
     return Conversation(
         tuple(Turn(turn.role, turn.content) for turn in wire.turns),
@@ -65,34 +67,35 @@ def _conversation(wire: prompt_pb2.Conversation, field: str) -> Conversation:
     )
 
 
-async def tokenize(engine: Engine, wire: prompt_pb2.Prompt, field: str) -> TokenizedPrompt:
-    """The prompt as the model sees it; errors name `field`."""
+async def tokenize(engine: Engine, wire: prompt_pb2.Prompt, field: FieldPath) -> TokenizedPrompt:
+    """The prompt as the model sees it; `field` is where it is, for errors."""
     parsed = prompt(wire, engine.info, field)
     try:
         return await engine.tokenize(parsed)
     except ActserveError as error:
-        if error.field is None:
-            error.field = field
+        error.field = (*field, *error.field)
         raise
 
 
-async def tokenize_to_run(engine: Engine, wire: prompt_pb2.Prompt, field: str) -> TokenizedPrompt:
+async def tokenize_to_run(
+    engine: Engine, wire: prompt_pb2.Prompt, field: FieldPath
+) -> TokenizedPrompt:
     """As `tokenize`, for a prompt that will be run: not empty, and short enough."""
     tokenized = await tokenize(engine, wire, field)
     count, limit = len(tokenized.ids), engine.info.limits.max_sequence_tokens
     if count == 0:
         raise ActserveError(
             Reason.PROMPT_EMPTY,
-            f"{field} has no tokens; a run needs at least one",
+            "the prompt has no tokens; a run needs at least one",
             field=field,
         )
     if count + 1 > limit:
         raise ActserveError(
             Reason.PROMPT_TOO_LONG,
-            f"{field} has {count} tokens, but a sequence has at most {limit}, of which one is left "
-            f"for the output; send at most {limit - 1}",
+            f"the prompt has {count} tokens, but a sequence has at most {limit}, of which one is "
+            f"left for the output; send at most {limit - 1}",
             field=field,
-            metadata={"prompt_tokens": count, "max_sequence_tokens": limit},
+            metadata={"prompt_tokens": count, "limit": limit - 1},
         )
     return tokenized
 

@@ -16,9 +16,10 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from actserve.paths import parse_path
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve.v1 import explanation_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.engine.admission import RETRY_AFTER_S
@@ -83,7 +84,7 @@ class RemoteNla:
                 Reason.MESSAGE_TOO_LARGE,
                 f"the rows of {len(positions)} positions are {size} bytes, but the server that "
                 f"explains them takes {limit} in one message; ask for fewer positions",
-                field="positions",
+                field=("positions",),
                 metadata={"bytes": size, "limit": limit},
             )
 
@@ -136,7 +137,7 @@ class RemoteNla:
                 self.described = described
         return described
 
-    def check_reconstructs(self, what: str, field: str) -> None:
+    def check_reconstructs(self, what: str, field: FieldPath) -> None:
         if not self.described.reconstructs:
             raise nlas.lacking(self.described.name, "reconstructor", what, "reconstructs", field)
 
@@ -175,7 +176,9 @@ class RemoteNla:
         async with aclosing(self._stream(request, call)) as answers:
             sent = [answer.rows.rows async for answer in answers if answer.HasField("rows")]
         width = self.described.width
-        before, after = np.concatenate([tensors.matrix(e, width, "a row", "texts") for e in sent])
+        before, after = np.concatenate(
+            [tensors.matrix(e, width, "a row", ("texts",)) for e in sent]
+        )
         return after - before
 
     async def check_health(self) -> None:
@@ -251,11 +254,11 @@ class _Server:
     def told(self, error: grpc.aio.AioRpcError) -> ActserveError:
         """The other server's error as ours."""
         info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-        invalid, unmet = error_details_pb2.BadRequest(), error_details_pb2.PreconditionFailure()
+        invalid = error_details_pb2.BadRequest()
         # AioRpcError lacks the call interface that from_call asks for, but has its methods.
         status = rpc_status.from_call(error)  # pyright: ignore[reportArgumentType]
         for detail in status.details if status else ():
-            _ = any(map(detail.Unpack, (info, retry, invalid, unmet)))
+            _ = any(map(detail.Unpack, (info, retry, invalid)))
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not info.domain:
             return ActserveError(  # Of gRPC itself, which never hands such a message over.
                 Reason.MESSAGE_TOO_LARGE,
@@ -265,13 +268,12 @@ class _Server:
             )
         if info.domain != DOMAIN or info.reason in _OF_THIS_SERVER:
             return self._unreachable(error)
-        fields = [each.field for each in invalid.field_violations]
-        fields += [each.subject for each in unmet.violations]
+        violation = next(iter(invalid.field_violations), None)
         known = info.reason in Reason.__members__  # Else of a newer server.
         return ActserveError(
             Reason[info.reason] if known else Reason.INTERNAL,
-            error.details() or info.reason,
-            field=next(iter(fields), None),
+            (violation and violation.description) or error.details() or info.reason,
+            field=parse_path(violation.field) if violation else (),
             metadata=dict(info.metadata),
             retry_after_s=retry.retry_delay.ToNanoseconds() / 1e9 or None,
         )
@@ -281,7 +283,7 @@ class _Server:
             Reason.NLA_UNREACHABLE,
             f"{self.address}, which holds this NLA, cannot answer ({error.code().name}: "
             f"{error.details()}); try again in {RETRY_AFTER_S:g} s, or have it looked at",
-            field="nla",
+            field=("nla",),
             metadata={"address": self.address},
             retry_after_s=RETRY_AFTER_S,
         )
@@ -320,7 +322,7 @@ def _fitting(nla: pb.Nla, model: ModelInfo, address: str) -> Site:
     """Where the rows come from that the NLA explains. Raises ValueError unless it can be of the
     served model."""
     try:
-        site = sites.site(nla.site, model, "site")
+        site = sites.site(nla.site, model, ("site",))
     except ActserveError as error:
         raise ValueError(f"nla {address}: {nla.name}: {error.message}") from error
     if nla.width != model.width:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from actserve.v1 import intervention_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.runs import InterventionReport
 from actserve_server.rpc import metrics
 from actserve_server.rpc.interventions import InterventionRequest
@@ -30,12 +30,10 @@ def numbered_as_sent(edits: Sequence[InterventionRequest]) -> Iterator[None]:
     try:
         yield
     except ActserveError as error:
-        if error.reason is Reason.INTERVENTION_UNUSED and "intervention" in error.metadata:
-            made = error.metadata["intervention"]
-            sent = [index for index, edit in enumerate(edits) for _ in edit.parts][int(made)]
-            error.message = error.message.replace(f"intervention {made}", f"intervention {sent}", 1)
-            error.field = edits[sent].field
-            error.metadata["intervention"] = str(sent)
+        match error.field:
+            case ("interventions", int(number), *rest):
+                sent = [edit for edit in edits for _ in edit.parts][number]
+                error.field = (*sent.field, *rest)
         raise
 
 

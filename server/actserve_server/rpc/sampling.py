@@ -7,7 +7,7 @@ from typing import Any
 
 from actserve.v1 import explanation_service_pb2
 from actserve.v1 import generation_service_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.runs import Sampling
 
@@ -36,7 +36,7 @@ class SamplingRequest:
 
 
 def sampling(
-    wire: pb.SamplingParams, info: ModelInfo, prompt_tokens: int, field: str
+    wire: pb.SamplingParams, info: ModelInfo, prompt_tokens: int, field: FieldPath
 ) -> SamplingRequest:
     """Checked sampling parameters for a prompt of this length."""
 
@@ -57,7 +57,7 @@ def sampling(
     if wire.min_tokens > max_tokens:
         raise _invalid(
             f"min_tokens is {wire.min_tokens}, above max_tokens, which is {max_tokens}; lower it",
-            f"{field}.min_tokens",
+            (*field, "min_tokens"),
         )
     count = samples(wire, info.limits.max_samples, field)
     return SamplingRequest(
@@ -84,7 +84,7 @@ def given(wire: Sampled, name: str) -> Any:
     return getattr(wire, name) if wire.HasField(name) else None  # pyright: ignore[reportArgumentType]
 
 
-def temperature(wire: Sampled, field: str) -> float | None:
+def temperature(wire: Sampled, field: FieldPath) -> float | None:
     value = given(wire, "temperature")
     if value is not None:
         # vLLM takes no more than 2, and would silently raise what lies between to 0.01.
@@ -93,14 +93,14 @@ def temperature(wire: Sampled, field: str) -> float | None:
     return value
 
 
-def top_p(wire: Sampled, field: str) -> float | None:
+def top_p(wire: Sampled, field: FieldPath) -> float | None:
     value = given(wire, "top_p")
     if value is not None:
         _check(wire, "top_p", 0 < value <= 1, "be above 0 and at most 1", field)
     return value
 
 
-def seed(wire: Sampled, runs: int, field: str) -> int | None:
+def seed(wire: Sampled, runs: int, field: FieldPath) -> int | None:
     """The seed of the first of `runs`, each of which takes the next one."""
     value = given(wire, "seed")
     if value is not None:
@@ -110,7 +110,7 @@ def seed(wire: Sampled, runs: int, field: str) -> int | None:
     return value
 
 
-def samples(wire: Sampled, limit: int, field: str) -> int:
+def samples(wire: Sampled, limit: int, field: FieldPath) -> int:
     """How many samples; one when unset."""
     wanted = given(wire, "samples")
     if wanted is None:
@@ -120,24 +120,24 @@ def samples(wire: Sampled, limit: int, field: str) -> int:
         raise ActserveError(
             Reason.TOO_MANY_SAMPLES,
             f"samples is {wanted}, but a call may ask for at most {limit}; make several calls",
-            field=f"{field}.samples",
+            field=(*field, "samples"),
             metadata={"samples": wanted, "limit": limit},
         )
     return wanted
 
 
-def _max_tokens(wanted: int | None, prompt_tokens: int, info: ModelInfo, field: str) -> int:
+def _max_tokens(wanted: int | None, prompt_tokens: int, info: ModelInfo, field: FieldPath) -> int:
     limit = info.limits.max_sequence_tokens
     room = limit - prompt_tokens
     if wanted is None:
         return min(DEFAULT_MAX_TOKENS, room)
     if wanted < 1:
-        raise _invalid(f"max_tokens is {wanted}; it must be 1 or above", f"{field}.max_tokens")
+        raise _invalid(f"max_tokens is {wanted}; it must be 1 or above", (*field, "max_tokens"))
     if wanted > room:
         raise _invalid(
             f"max_tokens is {wanted} and the prompt has {prompt_tokens} tokens, but a sequence has "
             f"at most {limit}; ask for at most {room}",
-            f"{field}.max_tokens",
+            (*field, "max_tokens"),
             max_tokens=wanted,
             prompt_tokens=prompt_tokens,
             max_sequence_tokens=limit,
@@ -145,28 +145,28 @@ def _max_tokens(wanted: int | None, prompt_tokens: int, info: ModelInfo, field: 
     return wanted
 
 
-def _stop(wire: pb.SamplingParams, field: str) -> tuple[str, ...]:
+def _stop(wire: pb.SamplingParams, field: FieldPath) -> tuple[str, ...]:
     for index, stop in enumerate(wire.stop):
         if not stop:
-            raise _invalid(f"stop string {index} is empty; leave it out", f"{field}.stop[{index}]")
+            raise _invalid(f"stop string {index} is empty; leave it out", (*field, "stop", index))
     return tuple(wire.stop)
 
 
-def _stop_token_ids(wire: pb.SamplingParams, info: ModelInfo, field: str) -> tuple[int, ...]:
+def _stop_token_ids(wire: pb.SamplingParams, info: ModelInfo, field: FieldPath) -> tuple[int, ...]:
     for index, token in enumerate(wire.stop_token_ids):
         if token >= info.vocabulary_size:
             raise _invalid(
                 f"stop token id {token} is out of range; {info.id} has ids 0 to "
                 f"{info.vocabulary_size - 1}",
-                f"{field}.stop_token_ids[{index}]",
+                (*field, "stop_token_ids", index),
             )
     return tuple(wire.stop_token_ids)
 
 
-def _check(wire: Sampled, name: str, ok: bool, must: str, field: str) -> None:
+def _check(wire: Sampled, name: str, ok: bool, must: str, field: FieldPath) -> None:
     if not ok:
-        raise _invalid(f"{name} is {getattr(wire, name)}; it must {must}", f"{field}.{name}")
+        raise _invalid(f"{name} is {getattr(wire, name)}; it must {must}", (*field, name))
 
 
-def _invalid(message: str, field: str, **metadata: object) -> ActserveError:
+def _invalid(message: str, field: FieldPath, **metadata: object) -> ActserveError:
     return ActserveError(Reason.SAMPLING_INVALID, message, field=field, metadata=metadata)

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from actserve.v1 import explanation_service_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.sites import Site
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
@@ -67,7 +67,7 @@ class ServedNla(Protocol):
         self, request: pb.SetExplanationBaselineRequest, call: Call
     ) -> pb.SetExplanationBaselineResponse: ...
 
-    def check_reconstructs(self, what: str, field: str) -> None:
+    def check_reconstructs(self, what: str, field: FieldPath) -> None:
         """Raises FEATURE_DISABLED if there is no AR, for `what` takes one."""
         ...
 
@@ -76,7 +76,7 @@ class ServedNla(Protocol):
         ...
 
 
-def find(nlas: Nlas, name: str, site: Site | None = None, field: str = "nla") -> ServedNla:
+def find(nlas: Nlas, name: str, site: Site | None = None, field: FieldPath = ("nla",)) -> ServedNla:
     """The one that a request names, or if it names none the only one (of a site).
 
     Raises NLA_NOT_FOUND, FEATURE_DISABLED or SITE_NOT_SERVED.

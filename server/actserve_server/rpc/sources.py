@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from actserve.v1 import source_pb2 as pb
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.readouts.kept import Kept, KeptStore
@@ -43,17 +43,17 @@ class Found:
 
     info: ModelInfo
     kept: Mapping[str, Kept]
-    edits: Mapping[str, np.ndarray] = field(default_factory=dict)
+    edits: Mapping[FieldPath, np.ndarray] = field(default_factory=dict)
     """The vectors of edited explanations, by the field of their source."""
     rows: KeptCache = field(default_factory=KeptCache)
 
 
-def named(message: Message, field: str) -> Iterator[tuple[str, Source]]:
+def named(message: Message, field: FieldPath) -> Iterator[tuple[FieldPath, Source]]:
     """Every source in a message, with its field."""
     for descriptor, value in message.ListFields():
         if descriptor.type != FieldDescriptor.TYPE_MESSAGE:
             continue
-        at = f"{field}.{descriptor.name}" if field else descriptor.name
+        at = (*field, descriptor.name)
         several = [(at, value)] if isinstance(value, Message) else _numbered(value, at)
         for path, item in several:
             if isinstance(item, pb.VectorSource | pb.MatrixSource):
@@ -62,19 +62,19 @@ def named(message: Message, field: str) -> Iterator[tuple[str, Source]]:
                 yield from named(item, path)
 
 
-def look_up(every: Mapping[str, Source], store: KeptStore) -> Mapping[str, Kept]:
+def look_up(every: Mapping[FieldPath, Source], store: KeptStore) -> Mapping[str, Kept]:
     """The kept activations that sources name, by name, once all of them are known to be served. To
     be called on the event loop's thread."""
     for at, source in every.items():
         if (kind := source.WhichOneof("source")) in _NOT_SERVED:
             raise ActserveError(
                 Reason.FEATURE_NOT_SERVED,
-                f"{at}.{kind} is part of the contract, but this server does not serve it yet; send "
-                "a tensor",
-                field=f"{at}.{kind}",
+                f"{kind} is part of the contract, but this server does not serve it yet; send a "
+                "tensor",
+                field=(*at, kind),
             )
     return {
-        source.kept.name: kept_rows.look_up(source.kept, store, f"{at}.kept")
+        source.kept.name: kept_rows.look_up(source.kept, store, (*at, "kept"))
         for at, source in every.items()
         if source.WhichOneof("source") == "kept"
     }
@@ -90,83 +90,83 @@ def takes_own_rows(source: Source) -> bool:
     return source.WhichOneof("source") == "kept" and not source.kept.HasField("site")
 
 
-def vector(wire: pb.VectorSource, target: Target, found: Found, field: str) -> np.ndarray:
+def vector(wire: pb.VectorSource, target: Target, found: Found, field: FieldPath) -> np.ndarray:
     """The vector, float32 [width], every element finite."""
     match wire.WhichOneof("source"):
         case "tensor":
-            return tensors.vector(wire.tensor, target.width, target.name, f"{field}.tensor")
+            return tensors.vector(wire.tensor, target.width, target.name, (*field, "tensor"))
         case "kept":
-            rows = _kept(wire.kept, target, found, f"{field}.kept")
+            rows = _kept(wire.kept, target, found, (*field, "kept"))
             if len(rows) != 1:
                 raise ActserveError(
                     Reason.TENSOR_SIZE_MISMATCH,
                     f"a vector is one row, but {len(rows)} were kept; name one of their positions",
-                    field=f"{field}.kept.positions",
+                    field=(*field, "kept", "positions"),
                     metadata={"rows": len(rows)},
                 )
             return rows[0]
         case "edit":
-            _check_edit_fits(found.edits[field], target, f"{field}.edit")
+            _check_edit_fits(found.edits[field], target, (*field, "edit"))
             return found.edits[field]
         case _:
             raise _no_source(wire, f"[{target.width}]", field)
 
 
-def matrix(wire: pb.MatrixSource, target: Target, found: Found, field: str) -> np.ndarray:
+def matrix(wire: pb.MatrixSource, target: Target, found: Found, field: FieldPath) -> np.ndarray:
     """The rows of a matrix, float32 [rows, width], at least one and every element finite."""
     match wire.WhichOneof("source"):
         case "tensor":
-            return tensors.matrix(wire.tensor, target.width, target.name, f"{field}.tensor")
+            return tensors.matrix(wire.tensor, target.width, target.name, (*field, "tensor"))
         case "kept":
-            return _kept(wire.kept, target, found, f"{field}.kept")
+            return _kept(wire.kept, target, found, (*field, "kept"))
         case _:
             raise _no_source(wire, f"[n, {target.width}]", field)
 
 
-def numbers(wire: pb.VectorSource, count: int, of: str, field: str) -> np.ndarray:
+def numbers(wire: pb.VectorSource, count: int, of: str, field: FieldPath) -> np.ndarray:
     """A vector that is no row of activations, such as a bias: float32 [count], finite. `of` names
     what has so many."""
     match wire.WhichOneof("source"):
         case "tensor":
-            return tensors.vector(wire.tensor, count, of, f"{field}.tensor")
+            return tensors.vector(wire.tensor, count, of, (*field, "tensor"))
         case "kept" | "edit" as kind:
             raise ActserveError(
                 Reason.FIELD_INVALID,
-                f"{field} has a number for each direction, and {kind} names rows of activations; "
-                "send a tensor",
-                field=f"{field}.{kind}",
+                f"there is a number for each direction, and {kind} names rows of activations; send "
+                "a tensor",
+                field=(*field, kind),
             )
         case _:
             raise _no_source(wire, f"[{count}]", field)
 
 
-def unset(field: str, shape: str) -> ActserveError:
+def unset(field: FieldPath, shape: str) -> ActserveError:
     """There is no source at all."""
     return ActserveError(
         Reason.FIELD_REQUIRED,
-        f"{field} is not set; send a tensor of shape {shape}, or name another source",
+        f"the source is not set; send a tensor of shape {shape}, or name another source",
         field=field,
     )
 
 
-def _kept(wire: pb.KeptRows, target: Target, found: Found, field: str) -> np.ndarray:
+def _kept(wire: pb.KeptRows, target: Target, found: Found, field: FieldPath) -> np.ndarray:
     return found.rows.rows(
         wire, found.kept[wire.name], target.sites, target.head, found.info, field
     )
 
 
-def _no_source(wire: Source, shape: str, field: str) -> ActserveError:
+def _no_source(wire: Source, shape: str, field: FieldPath) -> ActserveError:
     known = [each.name for each in wire.DESCRIPTOR.oneofs_by_name["source"].fields]
     names = ", ".join(name for name in known if name not in _NOT_SERVED)
     return ActserveError(
         Reason.FIELD_REQUIRED,
-        f"{field} has no source that this server knows; send a tensor of shape {shape}, or set "
+        f"the source is of no kind that this server knows; send a tensor of shape {shape}, or set "
         f"one of {names}",
         field=field,
     )
 
 
-def _check_edit_fits(vector: np.ndarray, target: Target, field: str) -> None:
+def _check_edit_fits(vector: np.ndarray, target: Target, field: FieldPath) -> None:
     if len(vector) != target.width:
         raise ActserveError(
             Reason.TENSOR_WIDTH_MISMATCH,
@@ -177,5 +177,5 @@ def _check_edit_fits(vector: np.ndarray, target: Target, field: str) -> None:
         )
 
 
-def _numbered(items: Iterator[Message], field: str) -> list[tuple[str, Message]]:
-    return [(f"{field}[{index}]", item) for index, item in enumerate(items)]
+def _numbered(items: Iterator[Message], field: FieldPath) -> list[tuple[FieldPath, Message]]:
+    return [((*field, index), item) for index, item in enumerate(items)]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from actserve.v1 import tensor_pb2
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.tensors import ElementType, to_float32
 
 ELEMENT_TYPES = {
@@ -18,7 +18,7 @@ ELEMENT_TYPES = {
 WIRE_ELEMENT_TYPES = {domain: wire for wire, domain in ELEMENT_TYPES.items()}
 
 
-def element_type(wire: int, field: str) -> ElementType:
+def element_type(wire: int, field: FieldPath) -> ElementType:
     """The element type of a wire value."""
     known = ELEMENT_TYPES.get(wire)  # pyright: ignore[reportArgumentType]
     if known is None:
@@ -32,7 +32,7 @@ def element_type(wire: int, field: str) -> ElementType:
     return known
 
 
-def vector(tensor: tensor_pb2.Tensor, width: int, of: str, field: str) -> np.ndarray:
+def vector(tensor: tensor_pb2.Tensor, width: int, of: str, field: FieldPath) -> np.ndarray:
     """The tensor as float32 [width], every element finite; `of` names what is so wide."""
     kind = _checked_size(tensor, field)
     if list(tensor.shape) != [width]:
@@ -40,7 +40,7 @@ def vector(tensor: tensor_pb2.Tensor, width: int, of: str, field: str) -> np.nda
     return _values(tensor, kind, field)
 
 
-def matrix(tensor: tensor_pb2.Tensor, width: int, of: str, field: str) -> np.ndarray:
+def matrix(tensor: tensor_pb2.Tensor, width: int, of: str, field: FieldPath) -> np.ndarray:
     """The tensor as float32 [rows, width], at least one row and every element finite."""
     kind = _checked_size(tensor, field)
     if len(tensor.shape) != 2 or tensor.shape[0] == 0 or tensor.shape[1] != width:
@@ -48,8 +48,8 @@ def matrix(tensor: tensor_pb2.Tensor, width: int, of: str, field: str) -> np.nda
     return _values(tensor, kind, field)
 
 
-def _checked_size(tensor: tensor_pb2.Tensor, field: str) -> ElementType:
-    kind = element_type(tensor.element_type, f"{field}.element_type")
+def _checked_size(tensor: tensor_pb2.Tensor, field: FieldPath) -> ElementType:
+    kind = element_type(tensor.element_type, (*field, "element_type"))
     shape = list(tensor.shape)
     wanted = math.prod(shape) * kind.itemsize
     if len(tensor.data) != wanted:
@@ -57,25 +57,25 @@ def _checked_size(tensor: tensor_pb2.Tensor, field: str) -> ElementType:
             Reason.TENSOR_SIZE_MISMATCH,
             f"shape {shape} of {kind.upper()} needs {wanted} bytes, but data has "
             f"{len(tensor.data)}; send C-contiguous little-endian elements without padding",
-            field=f"{field}.data",
+            field=(*field, "data"),
             metadata={"bytes": len(tensor.data), "expected_bytes": wanted},
         )
     return kind
 
 
 def _wrong_shape(
-    tensor: tensor_pb2.Tensor, width: int, of: str, wanted: str, field: str
+    tensor: tensor_pb2.Tensor, width: int, of: str, wanted: str, field: FieldPath
 ) -> ActserveError:
     shape = list(tensor.shape)
     return ActserveError(
         Reason.TENSOR_WIDTH_MISMATCH,
         f"the tensor has shape {shape}, but {of} is {width} wide; send shape {wanted}",
-        field=f"{field}.shape",
+        field=(*field, "shape"),
         metadata={"shape": shape, "width": width},
     )
 
 
-def _values(tensor: tensor_pb2.Tensor, kind: ElementType, field: str) -> np.ndarray:
+def _values(tensor: tensor_pb2.Tensor, kind: ElementType, field: FieldPath) -> np.ndarray:
     values = to_float32(np.frombuffer(tensor.data, kind.storage), kind).reshape(tensor.shape)
     finite = np.isfinite(values)
     if not finite.all():
@@ -84,7 +84,7 @@ def _values(tensor: tensor_pb2.Tensor, kind: ElementType, field: str) -> np.ndar
         raise ActserveError(
             Reason.TENSOR_NOT_FINITE,
             f"element {index} of the tensor is {values[first]}; every element must be finite",
-            field=f"{field}.data",
+            field=(*field, "data"),
             metadata={"index": index},
         )
     return values

@@ -76,7 +76,7 @@ def test_shuffled_rows_explain_nothing_on_average() -> None:
 )
 def test_rows_without_variance_are_refused(rows: np.ndarray, says: str) -> None:
     refused = refusal(measure, rows)
-    assert (refused.reason, refused.field) == (Reason.TENSOR_DEGENERATE, "activations")
+    assert (refused.reason, refused.field) == (Reason.TENSOR_DEGENERATE, ("activations",))
     assert says in refused.message
 
 
@@ -112,7 +112,7 @@ def test_a_measured_baseline_takes_the_place_of_any_of_its_name(
 def test_other_names_are_refused(name: str) -> None:
     store = BaselineStore(OWN)
     refused = refusal(store.measure, name, ROWS)
-    assert (refused.reason, refused.field) == (Reason.FIELD_INVALID, "name")
+    assert (refused.reason, refused.field) == (Reason.FIELD_INVALID, ("name",))
     assert "1 to 63 lower-case letters, digits and hyphens" in refused.message
     assert dict(store.all()) == {"default": OWN}
 
@@ -120,8 +120,8 @@ def test_other_names_are_refused(name: str) -> None:
 def test_an_unknown_baseline_is_refused_with_those_that_are_there() -> None:
     store = BaselineStore(OWN)
     store.measure("wikipedia", ROWS)
-    refused = refusal(store.get, "gutenberg", "spec.baseline")
-    assert (refused.reason, refused.field) == (Reason.BASELINE_NOT_FOUND, "spec.baseline")
+    refused = refusal(store.get, "gutenberg", ("spec", "baseline"))
+    assert (refused.reason, refused.field) == (Reason.BASELINE_NOT_FOUND, ("spec", "baseline"))
     assert "'gutenberg'" in refused.message
     assert "default, wikipedia" in refused.message
     assert refused.metadata["resource_name"] == "gutenberg"
@@ -132,7 +132,7 @@ def test_no_more_are_kept_than_the_limit_but_those_can_be_replaced() -> None:
     for number in range(MAX_BASELINES - 1):
         store.measure(f"b{number}", ROWS[:2])
     refused = refusal(store.measure, "one-more", ROWS)
-    assert (refused.reason, refused.field) == (Reason.FIELD_INVALID, "name")
+    assert (refused.reason, refused.field) == (Reason.FIELD_INVALID, ("name",))
     assert f"{MAX_BASELINES} baselines" in refused.message
     assert "measure one of them anew" in refused.message
     assert store.measure("b0", ROWS) is store.get("b0")

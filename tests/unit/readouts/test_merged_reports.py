@@ -18,7 +18,7 @@ def edit(parts: int) -> InterventionRequest:
         positions=AllPositions(),
         allow_unused=True,
         row_each=None,
-        field="interventions[0]",
+        field=("interventions", 0),
     )
 
 

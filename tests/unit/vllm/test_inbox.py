@@ -155,7 +155,7 @@ def test_an_error_names_the_intervention_as_the_caller_counts_them() -> None:
     _applied(skipped, {1: 1.0}, number=3)
     _applied(unmatched, {0: UNMATCHED, 1: 1.0}, number=3)
     for inbox in (skipped, unmatched):
-        assert "intervention 1 " in _refused(inbox, [7, 7]).message
+        assert _refused(inbox, [7, 7]).field == ("interventions", 1)
 
 
 # Reports.

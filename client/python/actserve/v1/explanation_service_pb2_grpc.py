@@ -33,6 +33,8 @@ class ExplanationServiceStub:
 
     An explanation is written by a model and may be wrong in every detail; scores,
     flags and claims say how far to trust it.
+
+    The header `x-actserve-model` is as for GenerationService.
     """
 
     def __init__(self, channel):
@@ -81,6 +83,8 @@ class ExplanationServiceServicer:
 
     An explanation is written by a model and may be wrong in every detail; scores,
     flags and claims say how far to trust it.
+
+    The header `x-actserve-model` is as for GenerationService.
     """
 
     def ExplainActivations(self, request, context):
@@ -179,6 +183,8 @@ class ExplanationService:
 
     An explanation is written by a model and may be wrong in every detail; scores,
     flags and claims say how far to trust it.
+
+    The header `x-actserve-model` is as for GenerationService.
     """
 
     @staticmethod

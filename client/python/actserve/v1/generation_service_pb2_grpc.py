@@ -27,6 +27,10 @@ if _version_not_supported:
 
 class GenerationServiceStub:
     """Runs the served model.
+
+    The header `x-actserve-model`, if sent, names the model of the call as Model.name
+    does (percent-encoded where a header cannot hold it), so that a proxy can route.
+    If it is not the model that the request means, MODEL_MISMATCH.
     """
 
     def __init__(self, channel):
@@ -49,6 +53,10 @@ class GenerationServiceStub:
 
 class GenerationServiceServicer:
     """Runs the served model.
+
+    The header `x-actserve-model`, if sent, names the model of the call as Model.name
+    does (percent-encoded where a header cannot hold it), so that a proxy can route.
+    If it is not the model that the request means, MODEL_MISMATCH.
     """
 
     def FetchActivations(self, request, context):
@@ -95,6 +103,10 @@ def add_GenerationServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
     """Runs the served model.
+
+    The header `x-actserve-model`, if sent, names the model of the call as Model.name
+    does (percent-encoded where a header cannot hold it), so that a proxy can route.
+    If it is not the model that the request means, MODEL_MISMATCH.
     """
 
     @staticmethod

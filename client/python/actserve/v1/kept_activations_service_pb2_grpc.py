@@ -28,7 +28,7 @@ if _version_not_supported:
 class KeptActivationsServiceStub:
     """Manages activations that captures have kept on the server. They are named by
     secrets: who knows a name may use and delete what it names, and names are not
-    listed.
+    listed. The header `x-actserve-model` is as for GenerationService.
     """
 
     def __init__(self, channel):
@@ -52,7 +52,7 @@ class KeptActivationsServiceStub:
 class KeptActivationsServiceServicer:
     """Manages activations that captures have kept on the server. They are named by
     secrets: who knows a name may use and delete what it names, and names are not
-    listed.
+    listed. The header `x-actserve-model` is as for GenerationService.
     """
 
     def GetKeptActivations(self, request, context):
@@ -93,7 +93,7 @@ def add_KeptActivationsServiceServicer_to_server(servicer, server):
 class KeptActivationsService:
     """Manages activations that captures have kept on the server. They are named by
     secrets: who knows a name may use and delete what it names, and names are not
-    listed.
+    listed. The header `x-actserve-model` is as for GenerationService.
     """
 
     @staticmethod

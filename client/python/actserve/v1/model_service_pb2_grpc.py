@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Describes the served models.
+    """Describes the served models. The header `x-actserve-model` is as for
+    GenerationService.
     """
 
     def __init__(self, channel):
@@ -53,7 +54,8 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Describes the served models.
+    """Describes the served models. The header `x-actserve-model` is as for
+    GenerationService.
     """
 
     def ListModels(self, request, context):
@@ -104,7 +106,8 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Describes the served models.
+    """Describes the served models. The header `x-actserve-model` is as for
+    GenerationService.
     """
 
     @staticmethod

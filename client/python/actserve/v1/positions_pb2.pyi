@@ -7,11 +7,11 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PositionSelector(_message.Message):
-    __slots__ = ("all", "last", "list", "range", "prompt", "generated", "token_ids", "text", "characters", "turns")
+    __slots__ = ("all", "last", "list", "span", "prompt", "generated", "token_ids", "text", "characters", "turns")
     ALL_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     LIST_FIELD_NUMBER: _ClassVar[int]
-    RANGE_FIELD_NUMBER: _ClassVar[int]
+    SPAN_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     GENERATED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -21,14 +21,14 @@ class PositionSelector(_message.Message):
     all: AllPositions
     last: LastPosition
     list: PositionList
-    range: PositionRange
+    span: PositionRange
     prompt: PromptPositions
     generated: GeneratedPositions
     token_ids: TokenIdPositions
     text: TextPositions
     characters: CharacterPositions
     turns: TurnPositions
-    def __init__(self, all: _Optional[_Union[AllPositions, _Mapping]] = ..., last: _Optional[_Union[LastPosition, _Mapping]] = ..., list: _Optional[_Union[PositionList, _Mapping]] = ..., range: _Optional[_Union[PositionRange, _Mapping]] = ..., prompt: _Optional[_Union[PromptPositions, _Mapping]] = ..., generated: _Optional[_Union[GeneratedPositions, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIdPositions, _Mapping]] = ..., text: _Optional[_Union[TextPositions, _Mapping]] = ..., characters: _Optional[_Union[CharacterPositions, _Mapping]] = ..., turns: _Optional[_Union[TurnPositions, _Mapping]] = ...) -> None: ...
+    def __init__(self, all: _Optional[_Union[AllPositions, _Mapping]] = ..., last: _Optional[_Union[LastPosition, _Mapping]] = ..., list: _Optional[_Union[PositionList, _Mapping]] = ..., span: _Optional[_Union[PositionRange, _Mapping]] = ..., prompt: _Optional[_Union[PromptPositions, _Mapping]] = ..., generated: _Optional[_Union[GeneratedPositions, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIdPositions, _Mapping]] = ..., text: _Optional[_Union[TextPositions, _Mapping]] = ..., characters: _Optional[_Union[CharacterPositions, _Mapping]] = ..., turns: _Optional[_Union[TurnPositions, _Mapping]] = ...) -> None: ...
 
 class AllPositions(_message.Message):
     __slots__ = ()

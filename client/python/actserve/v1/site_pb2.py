@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x61\x63tserve/v1/site.proto\x12\x0b\x61\x63tserve.v1\x1a\x1fgoogle/api/field_behavior.proto\"\\\n\x04Site\x12\x30\n\nhook_point\x18\x01 \x01(\x0e\x32\x16.actserve.v1.HookPointB\x04\xe2\x41\x01\x02\x12\x18\n\x05layer\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x08\n\x06_layer*\xea\x02\n\tHookPoint\x12\x1a\n\x16HOOK_POINT_UNSPECIFIED\x10\x00\x12\x18\n\x14HOOK_POINT_EMBEDDING\x10\x01\x12\x18\n\x14HOOK_POINT_RESID_PRE\x10\x02\x12\x18\n\x14HOOK_POINT_RESID_MID\x10\x03\x12\x19\n\x15HOOK_POINT_RESID_POST\x10\x04\x12\x17\n\x13HOOK_POINT_ATTN_OUT\x10\x05\x12\x16\n\x12HOOK_POINT_MLP_OUT\x10\x06\x12\x15\n\x11HOOK_POINT_MLP_IN\x10\x07\x12\x16\n\x12HOOK_POINT_MLP_ACT\x10\x08\x12\x10\n\x0cHOOK_POINT_Q\x10\t\x12\x10\n\x0cHOOK_POINT_K\x10\n\x12\x10\n\x0cHOOK_POINT_V\x10\x0b\x12\x10\n\x0cHOOK_POINT_Z\x10\x0c\x12\x19\n\x15HOOK_POINT_FINAL_NORM\x10\r\x12\x15\n\x11HOOK_POINT_LOGITS\x10\x0e\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x61\x63tserve/v1/site.proto\x12\x0b\x61\x63tserve.v1\x1a\x1fgoogle/api/field_behavior.proto\"\\\n\x04Site\x12\x30\n\nhook_point\x18\x01 \x01(\x0e\x32\x16.actserve.v1.HookPointB\x04\xe2\x41\x01\x02\x12\x18\n\x05layer\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x08\n\x06_layer*\xea\x02\n\tHookPoint\x12\x1a\n\x16HOOK_POINT_UNSPECIFIED\x10\x00\x12\x18\n\x14HOOK_POINT_EMBEDDING\x10\x01\x12\x18\n\x14HOOK_POINT_RESID_PRE\x10\x02\x12\x18\n\x14HOOK_POINT_RESID_MID\x10\x03\x12\x19\n\x15HOOK_POINT_RESID_POST\x10\x04\x12\x17\n\x13HOOK_POINT_ATTN_OUT\x10\x05\x12\x16\n\x12HOOK_POINT_MLP_OUT\x10\x06\x12\x15\n\x11HOOK_POINT_MLP_IN\x10\x07\x12\x16\n\x12HOOK_POINT_MLP_ACT\x10\x08\x12\x10\n\x0cHOOK_POINT_Q\x10\t\x12\x10\n\x0cHOOK_POINT_K\x10\n\x12\x10\n\x0cHOOK_POINT_V\x10\x0b\x12\x10\n\x0cHOOK_POINT_Z\x10\x0c\x12\x19\n\x15HOOK_POINT_FINAL_NORM\x10\r\x12\x15\n\x11HOOK_POINT_LOGITS\x10\x0e\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'actserve.v1.site_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.actserve.v1P\001Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1'
   _globals['_SITE'].fields_by_name['hook_point']._loaded_options = None
   _globals['_SITE'].fields_by_name['hook_point']._serialized_options = b'\342A\001\002'
   _globals['_SITE'].fields_by_name['layer']._loaded_options = None

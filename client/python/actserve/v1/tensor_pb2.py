@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61\x63tserve/v1/tensor.proto\x12\x0b\x61\x63tserve.v1\"U\n\x06Tensor\x12.\n\x0c\x65lement_type\x18\x01 \x01(\x0e\x32\x18.actserve.v1.ElementType\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*n\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45LEMENT_TYPE_F32\x10\x01\x12\x14\n\x10\x45LEMENT_TYPE_F16\x10\x02\x12\x15\n\x11\x45LEMENT_TYPE_BF16\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61\x63tserve/v1/tensor.proto\x12\x0b\x61\x63tserve.v1\"U\n\x06Tensor\x12.\n\x0c\x65lement_type\x18\x01 \x01(\x0e\x32\x18.actserve.v1.ElementType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*n\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45LEMENT_TYPE_F32\x10\x01\x12\x14\n\x10\x45LEMENT_TYPE_F16\x10\x02\x12\x15\n\x11\x45LEMENT_TYPE_BF16\x10\x03\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'actserve.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.actserve.v1P\001Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1'
   _globals['_ELEMENTTYPE']._serialized_start=128
   _globals['_ELEMENTTYPE']._serialized_end=238
   _globals['_TENSOR']._serialized_start=41

@@ -154,7 +154,7 @@ class VllmEngine:
                 Reason.FIELD_INVALID,
                 "generated tokens cannot be selected by id while vLLM schedules asynchronously; "
                 "select positions of the prompt",
-                field="interventions",
+                field=("interventions",),
             )
 
     async def _run_plain(
@@ -364,10 +364,9 @@ def _check_used(run: Run, reports: Sequence[InterventionReport]) -> None:
         if report.rows == 0 and not change.allow_unused:
             raise ActserveError(
                 Reason.INTERVENTION_UNUSED,
-                f"intervention {number} changed no row: no token that it selects was run; select "
-                "others, generate more, or set allow_unused",
-                field=f"interventions[{number}]",
-                metadata={"intervention": number},
+                "the intervention changed no row: no token that it selects was run; select others, "
+                "generate more, or set allow_unused",
+                field=("interventions", number),
             )
 
 

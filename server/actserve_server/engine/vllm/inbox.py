@@ -201,5 +201,6 @@ def _check_applied(
 def _not_applied(number: int, where: str) -> ActserveError:
     return ActserveError(
         Reason.INTERVENTION_INCOMPLETE,
-        f"intervention {number} was not applied as asked {where}; the answer is withheld",
+        f"the intervention was not applied as asked {where}; the answer is withheld",
+        field=("interventions", number),
     )

@@ -62,7 +62,7 @@ class PromptTokenizer:
             raise ActserveError(
                 Reason.PROMPT_NOT_RENDERABLE,
                 "this model has no chat template; send text or token ids",
-                field="prompt.conversation",
+                field=("conversation",),
             )
         try:
             # One step, because rendering and then encoding would double the BOS.
@@ -72,7 +72,7 @@ class PromptTokenizer:
             raise ActserveError(
                 Reason.PROMPT_NOT_RENDERABLE,
                 f"the model's chat template refuses this conversation: {error}",
-                field="prompt.conversation",
+                field=("conversation",),
             ) from error
         return tuple(ids)
 
@@ -113,7 +113,6 @@ class PromptTokenizer:
                     Reason.TOKEN_OUT_OF_RANGE,
                     f"token id {token} at index {index} is out of range; this model's ids are 0 to "
                     f"{self._vocabulary_size - 1}",
-                    field="prompt",
                     metadata={"token_id": token, "vocabulary_size": self._vocabulary_size},
                 )
 
