@@ -106,7 +106,7 @@ class AsyncTransport:
         rpc = self._stubs[method](
             request,
             timeout=self._connection.timeout if timeout is None else timeout,
-            metadata=self._connection.metadata,
+            metadata=self._connection.headers(request),
         )
         try:
             if method in STREAMING:

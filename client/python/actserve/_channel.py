@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 from google.protobuf.descriptor_pb2 import MethodOptions
@@ -28,6 +29,7 @@ from actserve.v1 import (
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_CONCURRENCY = 32
+MODEL_HEADER = "x-actserve-model"
 
 _SERVICES = {
     generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"]: (
@@ -94,6 +96,8 @@ class Connection:
     """Everything a client was configured with, checked."""
 
     target: str
+    model: str
+    """Resource name, or empty for the only one."""
     jobs: Jobs
     explain_jobs: ExplainJobs
     reconstruct_jobs: ReconstructJobs
@@ -122,6 +126,7 @@ class Connection:
             _warn_of_plaintext(target, headers)
         return Connection(
             target=target,
+            model=model_name(model),
             jobs=Jobs(model_name(model), concurrency),
             explain_jobs=ExplainJobs(model_name(model), concurrency),
             reconstruct_jobs=ReconstructJobs(model_name(model), concurrency),
@@ -129,6 +134,18 @@ class Connection:
             credentials=credentials,
             metadata=tuple(headers.items()),
         )
+
+    def headers(self, request: Any) -> tuple[tuple[str, str], ...]:
+        """The metadata of a call: what was configured and, for proxies to route by, the model if
+        one is named."""
+        match request:
+            case model_service_pb2.ListModelsRequest():
+                model = ""  # Of no model.
+            case model_service_pb2.GetModelRequest():
+                model = request.name
+            case _:
+                model = self.model
+        return (*self.metadata, (MODEL_HEADER, quote(model))) if model else self.metadata
 
     def open(self, grpc_flavour: ModuleType) -> Any:
         """A channel of `grpc` or `grpc.aio`."""

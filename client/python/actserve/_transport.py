@@ -96,7 +96,7 @@ class Transport:
         rpc = (stub if method in STREAMING else stub.future)(
             request,
             timeout=self._connection.timeout if timeout is None else timeout,
-            metadata=self._connection.metadata,
+            metadata=self._connection.headers(request),
         )
         flight = flight or Flight()
         flight.add(rpc)

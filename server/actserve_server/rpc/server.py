@@ -24,7 +24,9 @@ from actserve_server.rpc.call_limit import CallLimit
 from actserve_server.rpc.explanation_servicer import ExplanationServicer
 from actserve_server.rpc.generation_servicer import GenerationServicer
 from actserve_server.rpc.kept_activations_servicer import KeptActivationsServicer
+from actserve_server.rpc.model_header import ModelHeader
 from actserve_server.rpc.model_servicer import ModelServicer
+from actserve_server.rpc.models import name_of
 from actserve_server.rpc.observer import Observer
 from actserve_server.rpc.served_nlas import Nlas
 from actserve_server.rpc.tokens import TokenFile
@@ -85,7 +87,9 @@ class RpcServer:
             CallLimit(listening.max_calls, listening.tenant_share),
             listening.reader_timeout_s or None,
         )
-        self._server = grpc.aio.server(interceptors=[observer], options=_options(listening))
+        self._server = grpc.aio.server(
+            interceptors=[observer, ModelHeader(name_of(engine.info))], options=_options(listening)
+        )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(engine, autoencoders), self._server
         )
