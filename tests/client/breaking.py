@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from actserve.v1 import capture_pb2
+from actserve.v1 import readout_pb2
 
 Break = Callable[[Iterable[Any]], list[Any]]
 
@@ -12,9 +12,9 @@ OPENING = ("prompt_started", "started")
 CLOSING = ("prompt_finished", "sample_finished")
 
 _CHUNKS: dict[str, Any] = {
-    "activations": capture_pb2.ActivationChunk,
-    "predictions": capture_pb2.PredictionChunk,
-    "attention": capture_pb2.AttentionChunk,
+    "activations": readout_pb2.ActivationChunk,
+    "predictions": readout_pb2.PredictionChunk,
+    "attention": readout_pb2.AttentionChunk,
 }
 
 

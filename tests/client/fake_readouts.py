@@ -2,17 +2,17 @@
 from."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from actserve.v1 import capture_pb2, positions_pb2, site_pb2, source_pb2, tensor_pb2
+from actserve.v1 import positions_pb2, readout_pb2, site_pb2, source_pb2, tensor_pb2
 
 WIDTH = 4
 WIDTHS = {site_pb2.HOOK_POINT_MLP_ACT: 6, site_pb2.HOOK_POINT_LOGITS: 9}
 """Of the hook points whose rows are not as wide as the residual stream."""
 
-Chunk = capture_pb2.ActivationChunk | capture_pb2.PredictionChunk | capture_pb2.AttentionChunk
+Chunk = readout_pb2.ActivationChunk | readout_pb2.PredictionChunk | readout_pb2.AttentionChunk
 
 
 def value(prompt_length: int, site: int, position: int, width: int = WIDTH) -> np.ndarray:
@@ -53,12 +53,34 @@ def array(wire: tensor_pb2.Tensor) -> np.ndarray:
     return np.frombuffer(wire.data, "<f4").reshape(wire.shape)
 
 
-def widths(capture: capture_pb2.CaptureSpec) -> list[int]:
-    shape = capture.projection.directions.tensor.shape
+def widths(rows: readout_pb2.RowReadout) -> list[int]:
+    shape = rows.projection.directions.tensor.shape
     count = len(shape) and shape[0]
-    if capture.projection.HasField("send_top"):
-        count = min(count, capture.projection.send_top)
-    return [count or WIDTHS.get(site.hook_point, WIDTH) for site in capture.sites]
+    if rows.projection.HasField("send_top"):
+        count = min(count, rows.projection.send_top)
+    return [count or WIDTHS.get(site.hook_point, WIDTH) for site in rows.sites]
+
+
+def started(readouts: Iterable[readout_pb2.Readout]) -> list[readout_pb2.ReadoutStarted]:
+    return [readout_pb2.ReadoutStarted(name=r.name, widths=widths(r.rows)) for r in readouts]
+
+
+def where(readout: readout_pb2.Readout, prompt_length: int, run: list[int]) -> list[int]:
+    """Where a readout reads."""
+    kind = getattr(readout, readout.WhichOneof("kind") or "rows")
+    selector = kind.queries if readout.HasField("attention") else kind.positions
+    return select(selector, prompt_length, run)
+
+
+def positions(
+    readouts: Iterable[readout_pb2.Readout], prompt_length: int, run: list[int]
+) -> list[readout_pb2.ReadoutPositions]:
+    return [
+        readout_pb2.ReadoutPositions(
+            readout_indices=[index], positions=where(readout, prompt_length, run)
+        )
+        for index, readout in enumerate(readouts)
+    ]
 
 
 def select(
@@ -98,38 +120,45 @@ def chunked(positions: list[int], size: int = 2) -> list[list[int]]:
 
 
 def tracks(
-    capture: capture_pb2.CaptureSpec, sequence: int, prompt_length: int, run: list[int]
+    readouts: Iterable[readout_pb2.Readout], sequence: int, prompt_length: int, run: list[int]
 ) -> Iterator[list[Chunk]]:
-    """Everything captured of one sequence, in tracks that may interleave."""
-    chosen = select(capture.positions, prompt_length, run)
-    for index, site in enumerate(capture.sites if not capture.keep.send_nothing else ()):
-        yield list(_rows(capture, sequence, index, site, chosen, prompt_length))
-    asked = capture.predictions
-    chosen = select(asked.positions, prompt_length, run)
+    """Everything read of one sequence, in tracks that may interleave."""
+    for number, readout in enumerate(readouts):
+        chosen = where(readout, prompt_length, run)
+        for track in _tracks(readout, sequence, chosen, prompt_length):
+            for chunk in track:
+                chunk.readout_index = number
+            yield track
+
+
+def _tracks(
+    readout: readout_pb2.Readout, sequence: int, chosen: list[int], prompt_length: int
+) -> Iterator[list[Chunk]]:
+    rows, asked, attention = readout.rows, readout.predictions, readout.attention
+    for index, site in enumerate(rows.sites):
+        yield list(_rows(rows, sequence, index, site, chosen, prompt_length))
     for index in range(len(asked.sites)):
         yield [
             _predictions(asked, sequence, index, part, prompt_length) for part in chunked(chosen)
         ]
-    for index, attention in enumerate(capture.attention):
-        chosen = select(attention.queries, prompt_length, run)
-        for head in attention.heads:
-            yield [_attention(attention, sequence, index, head, part) for part in chunked(chosen)]
+    for head in attention.heads:
+        yield [_attention(attention, sequence, head, part) for part in chunked(chosen)]
 
 
-def reduced(capture: capture_pb2.CaptureSpec, block: np.ndarray) -> np.ndarray:
+def reduced(capture: readout_pb2.RowReadout, block: np.ndarray) -> np.ndarray:
     match capture.reduction:
-        case capture_pb2.REDUCTION_LAST:
+        case readout_pb2.REDUCTION_LAST:
             return block[-1:]
-        case capture_pb2.REDUCTION_MEAN:
+        case readout_pb2.REDUCTION_MEAN:
             return block.mean(0, keepdims=True)
-        case capture_pb2.REDUCTION_MAX:
+        case readout_pb2.REDUCTION_MAX:
             return block.max(0, keepdims=True)
         case _:
             return block
 
 
 def site_rows(
-    capture: capture_pb2.CaptureSpec, index: int, positions: list[int], prompt_length: int
+    capture: readout_pb2.RowReadout, index: int, positions: list[int], prompt_length: int
 ) -> np.ndarray:
     """The rows of a site, projected and reduced."""
     width = WIDTHS.get(capture.sites[index].hook_point, WIDTH)
@@ -139,7 +168,7 @@ def site_rows(
     return reduced(capture, block)
 
 
-def _projected(projection: capture_pb2.Projection, block: np.ndarray) -> np.ndarray:
+def _projected(projection: readout_pb2.Projection, block: np.ndarray) -> np.ndarray:
     block = block @ array(projection.directions.tensor).T
     if projection.HasField("bias"):
         block = block + array(projection.bias.tensor)
@@ -156,13 +185,13 @@ def _projected(projection: capture_pb2.Projection, block: np.ndarray) -> np.ndar
 
 
 def _rows(
-    capture: capture_pb2.CaptureSpec,
+    capture: readout_pb2.RowReadout,
     sequence: int,
     index: int,
     site: site_pb2.Site,
     positions: list[int],
     prompt_length: int,
-) -> Iterator[capture_pb2.ActivationChunk]:
+) -> Iterator[readout_pb2.ActivationChunk]:
     if not positions:
         return
     block = site_rows(capture, index, positions, prompt_length)
@@ -172,7 +201,7 @@ def _rows(
         if capture.projection.HasField("send_top"):
             indices = np.argsort(-values, axis=1, kind="stable")[:, : capture.projection.send_top]
             values = np.take_along_axis(values, indices, axis=1)
-        yield capture_pb2.ActivationChunk(
+        yield readout_pb2.ActivationChunk(
             sequence_index=sequence,
             site_index=index,
             positions=[positions[row] for row in part],
@@ -182,14 +211,14 @@ def _rows(
 
 
 def _predictions(
-    asked: capture_pb2.PredictionSpec,
+    asked: readout_pb2.PredictionReadout,
     sequence: int,
     site: int,
     positions: list[int],
     prompt_length: int,
-) -> capture_pb2.PredictionChunk:
+) -> readout_pb2.PredictionChunk:
     ids = [top_ids(site, at, asked.top_k) for at in positions]
-    chunk = capture_pb2.PredictionChunk(
+    chunk = readout_pb2.PredictionChunk(
         sequence_index=sequence,
         site_index=site,
         positions=positions,
@@ -212,13 +241,11 @@ def _predictions(
 
 
 def _attention(
-    asked: capture_pb2.AttentionSpec, sequence: int, index: int, head: int, queries: list[int]
-) -> capture_pb2.AttentionChunk:
+    asked: readout_pb2.AttentionReadout, sequence: int, head: int, queries: list[int]
+) -> readout_pb2.AttentionChunk:
     # Without the keys after the last query, which no query sees.
     weights = np.array([pattern(head, query, max(queries) + 1) for query in queries])
-    chunk = capture_pb2.AttentionChunk(
-        sequence_index=sequence, attention_index=index, head=head, queries=queries
-    )
+    chunk = readout_pb2.AttentionChunk(sequence_index=sequence, head=head, queries=queries)
     if asked.HasField("top_k"):
         top = np.zeros((len(queries), asked.top_k), np.float32)
         keys = np.full(top.shape, -1)

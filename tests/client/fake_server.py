@@ -14,22 +14,32 @@ from typing import Any
 import grpc
 import numpy as np
 
-from actserve.v1 import (
-    capture_pb2,
-    intervention_pb2,
-    model_service_pb2,
-    tensor_pb2,
-)
 from actserve.v1 import explanation_service_pb2_grpc as explanation_grpc
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import generation_service_pb2_grpc as generation_grpc
+from actserve.v1 import (
+    intervention_pb2,
+    model_service_pb2,
+    readout_pb2,
+    tensor_pb2,
+)
 from actserve.v1 import kept_activations_service_pb2 as kept_pb2
 from actserve.v1 import kept_activations_service_pb2_grpc as kept_grpc
 from actserve.v1 import model_service_pb2_grpc as model_grpc
 
 from . import fake_explanations
 from .fake_prompts import tokenized
-from .fake_readouts import WIDTH, Chunk, select, site_rows, tensor, tracks, value, widths
+from .fake_readouts import (
+    WIDTH,
+    Chunk,
+    positions,
+    site_rows,
+    started,
+    tensor,
+    tracks,
+    value,
+    where,
+)
 
 LAYERS = 3
 GENERATED = ("and", "so", "on")
@@ -58,8 +68,8 @@ def reports(request: Any, run_length: int) -> list[intervention_pb2.Intervention
 
 def rows(
     sequence: int, site: int, positions: list[int], prompt_length: int, width: int = WIDTH
-) -> capture_pb2.ActivationChunk:
-    return capture_pb2.ActivationChunk(
+) -> readout_pb2.ActivationChunk:
+    return readout_pb2.ActivationChunk(
         sequence_index=sequence,
         site_index=site,
         positions=positions,
@@ -70,9 +80,9 @@ def rows(
 def as_events(cls: Any, chunks: Iterable[list[Chunk]]) -> list[list[Any]]:
     """Tracks of chunks as ones of `FetchActivationsResponse` or `GenerateResponse`."""
     kinds = {
-        capture_pb2.ActivationChunk: "activations",
-        capture_pb2.PredictionChunk: "predictions",
-        capture_pb2.AttentionChunk: "attention",
+        readout_pb2.ActivationChunk: "activations",
+        readout_pb2.PredictionChunk: "predictions",
+        readout_pb2.AttentionChunk: "attention",
     }
     return [[cls(**{kinds[type(chunk)]: chunk}) for chunk in track] for track in chunks]
 
@@ -81,13 +91,14 @@ def label_means(request: pb.FetchActivationsRequest) -> Events:
     """The means of the prompts' rows over those of each label, the last label first."""
     lengths = [len(tokenized(prompt).ids) for prompt in request.prompts]
     for label in sorted(set(request.labels), reverse=True):
-        for index in range(len(request.capture.sites)):
+        rows = request.readouts[0].rows
+        for index in range(len(rows.sites)):
             block = np.concatenate(
                 [
                     site_rows(
-                        request.capture,
+                        rows,
                         index,
-                        select(request.capture.positions, length, [0] * length),
+                        where(request.readouts[0], length, [0] * length),
                         length,
                     )
                     for length, each in zip(lengths, request.labels, strict=True)
@@ -132,24 +143,21 @@ class Model:
         self.before: Callable[[Any, grpc.ServicerContext], object] = lambda request, context: None
 
     def honest_fetch(self, request: pb.FetchActivationsRequest) -> Events:
-        capture = request.capture
+        readouts = request.readouts
         yield pb.FetchActivationsResponse(
-            started=pb.FetchStarted(
-                request_id="r1",
-                element_type=tensor_pb2.ELEMENT_TYPE_F32,
-                widths=widths(capture),
-            )
+            started=pb.FetchStarted(request_id="r1", readouts=started(readouts))
         )
         events: list[list[Any]] = []
         for index, prompt in enumerate(map(tokenized, request.prompts)):
             length, run = len(prompt.ids), list(prompt.ids)
-            positions = self.sent(capture, length, run)
-            chunks = [] if request.labels else tracks(capture, index, length, run)
-            opened = pb.PromptStarted(prompt_index=index, prompt=prompt, positions=positions)
+            chunks = [] if request.labels else tracks(readouts, index, length, run)
+            opened = pb.PromptStarted(
+                prompt_index=index, prompt=prompt, positions=positions(readouts, length, run)
+            )
             closed = pb.PromptFinished(
                 prompt_index=index,
                 interventions=reports(request, length),
-                kept=self.keep(capture, length, run),
+                kept=self.keep(readouts, length, run),
             )
             events.append(
                 [
@@ -164,11 +172,11 @@ class Model:
         yield pb.FetchActivationsResponse(finished=pb.FetchFinished(usage=usage))
 
     def honest_generate(self, request: pb.GenerateRequest) -> Events:
-        capture, params = request.capture, request.sampling
+        readouts, params = request.readouts, request.sampling
         prompt = tokenized(request.prompt)
         length = len(prompt.ids)
         yield pb.GenerateResponse(
-            started=pb.GenerateStarted(request_id="r2", prompt=prompt, widths=widths(capture))
+            started=pb.GenerateStarted(request_id="r2", prompt=prompt, readouts=started(readouts))
         )
         written = GENERATED[: params.max_tokens or None]
         events: list[list[Any]] = []
@@ -196,13 +204,13 @@ class Model:
                 )
                 for index, text in enumerate(texts)
             ]
-            chunks = as_events(pb.GenerateResponse, tracks(capture, sample, length, run))
+            chunks = as_events(pb.GenerateResponse, tracks(readouts, sample, length, run))
             closed = pb.SampleFinished(
                 sample_index=sample,
                 reason=pb.FINISH_REASON_LENGTH,
-                captured_positions=self.sent(capture, length, run),
+                positions=positions(readouts, length, run),
                 interventions=reports(request, len(run)),
-                kept=self.keep(capture, length, run),
+                kept=self.keep(readouts, length, run),
             )
             events.append(
                 [
@@ -214,26 +222,25 @@ class Model:
         usage = pb.Usage(prompt_tokens=length, output_tokens=len(written))
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage))
 
-    def sent(self, capture: capture_pb2.CaptureSpec, length: int, run: list[int]) -> list[int]:
-        """The positions of the rows that are sent."""
-        if not capture.sites or capture.keep.send_nothing:
-            return []
-        positions = select(capture.positions, length, run)
-        return positions[-1:] if capture.reduction else positions
-
-    def keep(self, capture: capture_pb2.CaptureSpec, length: int, run: list[int]) -> str:
-        """The name of what the capture keeps, if it does."""
-        if not capture.HasField("keep"):
-            return ""
-        kept = kept_pb2.KeptActivations(
-            name=f"keptActivations/{len(self.kept)}",
-            sites=capture.sites,
-            positions=select(capture.positions, length, run),
-            size_bytes=64,
-        )
-        kept.expire_time.FromSeconds(1_000_000_000 + capture.keep.ttl.seconds)
-        self.kept[kept.name] = kept
-        return kept.name
+    def keep(
+        self, readouts: Iterable[readout_pb2.Readout], length: int, run: list[int]
+    ) -> list[readout_pb2.KeptReadout]:
+        """What is kept of a sequence."""
+        told: list[readout_pb2.KeptReadout] = []
+        for index, readout in enumerate(readouts):
+            if not readout.HasField("keep"):
+                continue
+            kept = kept_pb2.KeptActivations(
+                name=f"keptActivations/{len(self.kept)}",
+                sites=readout.keep.sites,
+                positions=where(readout, length, run),
+                size_bytes=64,
+            )
+            kept.expire_time.FromSeconds(1_000_000_000 + readout.keep.ttl.seconds)
+            if kept.positions:
+                self.kept[kept.name] = kept
+                told.append(readout_pb2.KeptReadout(readout_index=index, name=kept.name))
+        return told
 
     def seen(self, request: Any, context: Any) -> None:
         self.requests.append(request)

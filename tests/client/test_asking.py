@@ -9,7 +9,7 @@ import torch
 
 import actserve
 from actserve import Attention, InvalidRequest, JumpReLU, Keep, KeptRows, Predict, Projection, TopK
-from actserve.v1 import capture_pb2 as pb
+from actserve.v1 import readout_pb2 as pb
 from actserve.v1 import site_pb2
 
 from .fake_readouts import matrix, vector
@@ -40,19 +40,14 @@ ASKED: list[tuple[Any, Any]] = [
         Projection(D, activation=TopK(1)),
         pb.Projection(directions=matrix(D), top_k=pb.TopKActivation(k=1)),
     ),
-    (Predict(top_k=5), pb.PredictionSpec(sites=[FINAL_NORM], top_k=5)),
+    (Predict(top_k=5), pb.PredictionReadout(sites=[FINAL_NORM], top_k=5)),
     (
         Predict(["final_norm", "resid_post.1"], token_ids=np.array([3, 0]), next_token=True),
-        pb.PredictionSpec(sites=[FINAL_NORM, SITE], token_ids=[3, 0], next_token=True),
+        pb.PredictionReadout(sites=[FINAL_NORM, SITE], token_ids=[3, 0], next_token=True),
     ),
-    (Predict(token_ids=7), pb.PredictionSpec(sites=[FINAL_NORM], token_ids=[7])),
-    (Attention(3, 2), pb.AttentionSpec(layer=3, heads=[2])),
-    (Attention(-1, range(3), top_k=4), pb.AttentionSpec(layer=-1, heads=[0, 1, 2], top_k=4)),
-    (Keep(), pb.KeepSpec()),
-    (
-        Keep(1.5, send=False),
-        pb.KeepSpec(ttl={"seconds": 1, "nanos": 500_000_000}, send_nothing=True),
-    ),
+    (Predict(token_ids=7), pb.PredictionReadout(sites=[FINAL_NORM], token_ids=[7])),
+    (Attention(3, 2), pb.AttentionReadout(layer=3, heads=[2])),
+    (Attention(-1, range(3), top_k=4), pb.AttentionReadout(layer=-1, heads=[0, 1, 2], top_k=4)),
 ]
 
 
@@ -72,7 +67,7 @@ def test_every_activation_of_the_contract_can_be_asked_for() -> None:
     assert {field.name for field in contract} == {*asked} - {None}
 
 
-def test_all_that_is_asked_for_travels_in_one_capture(client: Any, model: Model) -> None:
+def test_all_that_is_asked_for_travels_in_one_call(client: Any, model: Model) -> None:
     projection = Projection(np.eye(4)[:2])
     for reduce, number in (("last", 1), ("mean", 2), ("max", 3)):
         client.fetch(
@@ -84,19 +79,31 @@ def test_all_that_is_asked_for_travels_in_one_capture(client: Any, model: Model)
             reduce=reduce,
             predictions=Predict(top_k=1, positions="last"),
             attention=[Attention(0, 1), Attention(1, 1, "last")],
-            keep=Keep(),
+            keep=Keep(1.5),
+            readouts={"probe": actserve.Read("resid_post.0"), "lens": Predict(top_k=2)},
         )
-        capture = model.requests[-1].capture
-        assert {field.name for field, _ in capture.ListFields()} == {
-            field.name for field in pb.CaptureSpec.DESCRIPTOR.fields
-        }
-        assert capture.reduction == number
-        assert capture.positions.HasField("prompt")
-        assert capture.predictions.positions.HasField("last")
-        assert [each.queries.WhichOneof("selection") for each in capture.attention] == [
-            "all",
-            "last",
+        readouts = model.requests[-1].readouts
+        assert [(each.WhichOneof("kind"), each.name) for each in readouts] == [
+            ("rows", ""),
+            ("keep", ""),
+            ("predictions", ""),
+            ("attention", ""),
+            ("attention", ""),
+            ("rows", "probe"),
+            ("predictions", "lens"),
         ]
+        rows, kept, predictions, *attention, _, _ = readouts
+        assert {field.name for field, _ in rows.rows.ListFields()} == {
+            field.name for field in pb.RowReadout.DESCRIPTOR.fields
+        }
+        assert rows.rows.reduction == number
+        assert rows.rows.positions.HasField("prompt")
+        assert kept.keep.positions.HasField("prompt")
+        assert list(kept.keep.sites) == list(rows.rows.sites) == [SITE]
+        assert (kept.keep.ttl.seconds, kept.keep.ttl.nanos) == (1, 500_000_000)
+        assert predictions.predictions.positions.HasField("last")
+        asked = [each.attention.queries.WhichOneof("selection") for each in attention]
+        assert asked == ["all", "last"]
 
 
 def test_every_prompt_of_a_list_has_what_an_iterator_yields(client: Any, model: Model) -> None:
@@ -107,15 +114,14 @@ def test_every_prompt_of_a_list_has_what_an_iterator_yields(client: Any, model: 
         attention=(Attention(layer, 0) for layer in range(2)),
     )
     for request in model.requests:
-        capture = request.capture
-        counts = (len(request.interventions), len(capture.sites), len(capture.attention))
-        assert counts == (2, 3, 2)
+        rows, *attention = request.readouts
+        assert (len(request.interventions), len(rows.rows.sites), len(attention)) == (2, 3, 2)
     assert len(model.requests) == 2
 
 
 def test_a_capture_without_sites_says_nothing_of_rows(client: Any, model: Model) -> None:
     client.fetch("a b", predictions=Predict(top_k=1))
-    assert [field.name for field, _ in model.requests[0].capture.ListFields()] == ["predictions"]
+    assert [each.WhichOneof("kind") for each in model.requests[0].readouts] == ["predictions"]
 
 
 def test_what_is_given_is_copied() -> None:
@@ -231,6 +237,27 @@ REFUSED_CALLS: dict[str, tuple[Callable[[actserve.Client], object], str]] = {
     "labels without a name": (
         lambda c: c.fetch_means(["a", "b"], ["x", ""], "embedding"),
         "'' is not a label; labels are strings that are not empty",
+    ),
+    "readouts that are no dict": (
+        lambda c: c.fetch("a", readouts=_any([Predict(top_k=1)])),
+        "readouts is of type list; give a dict",
+    ),
+    "a readout without a name": (
+        lambda c: c.fetch("a", readouts={"": Predict(top_k=1)}),
+        "'' is not the name of a readout",
+    ),
+    "a readout with a long name": (
+        lambda c: c.fetch("a", readouts={"a" * 65: Predict(top_k=1)}),
+        "use a text of 1 to 64 bytes",
+    ),
+    "a readout that is none": (
+        lambda c: c.fetch("a", readouts=_any({"probe": "resid_post.1"})),
+        "readout 'probe' is of type str; give a Read",
+    ),
+    "a readout of no site": (lambda c: c.fetch("a", readouts={"a": actserve.Read([])}), "is empty"),
+    "nothing computed of what is not sent": (
+        lambda c: c.fetch("a", "embedding", keep=Keep(send=False), reduce="last"),
+        "nothing would come of reduce",
     ),
     "means of no site": (lambda c: c.fetch_means(["a"], ["x"], []), "but none is named"),
     "means of unreduced rows": (

@@ -41,6 +41,7 @@ BY_TEXT: dict[str, Any] = {
 ATTENTION: dict[str, Any] = {"attention": actserve.Attention(0, [1, 2])}
 SPARSE_ATTENTION: dict[str, Any] = {"attention": actserve.Attention(0, 1, top_k=2)}
 SPARSE: dict[str, Any] = {"projection": actserve.Projection(np.eye(4)[:3], send_top=2)}
+TELLING = ("prompt_started", "sample_finished")
 KEPT: dict[str, Any] = {"keep": actserve.Keep()}
 
 # By name: what is asked for besides the rows of `embedding`, what goes wrong, and what is said.
@@ -53,7 +54,7 @@ BROKEN: dict[str, tuple[dict[str, Any], Break, str]] = {
         "predictions of resid_post.1 are missing at 1 of 1",
     ),
     "predictions twice": (PREDICT, doubled("predictions"), "predictions of .* came twice"),
-    "predictions unasked": (ATTENTION, extra("predictions"), "predictions of site 0 of 0"),
+    "predictions unasked": (ATTENTION, extra("predictions"), "predictions of readout 0 unasked"),
     "predictions of no site": (
         PREDICT,
         first("predictions", lambda chunk: setattr(chunk, "site_index", 2)),
@@ -92,7 +93,7 @@ BROKEN: dict[str, tuple[dict[str, Any], Break, str]] = {
     "no attention": (ATTENTION, without("attention"), "queries of layer 0 head 1 are missing at"),
     "some attention": (ATTENTION, without_first("attention"), "missing at 2 of . positions"),
     "attention twice": (ATTENTION, doubled("attention"), "head 1 came twice"),
-    "attention unasked": (PREDICT, extra("attention"), "attention 0 of 0"),
+    "attention unasked": (PREDICT, extra("attention"), "attention of readout 0 unasked"),
     "attention of another head": (
         ATTENTION,
         first("attention", lambda chunk: setattr(chunk, "head", 5)),
@@ -145,7 +146,10 @@ BROKEN: dict[str, tuple[dict[str, Any], Break, str]] = {
     ),
     "rows that are not projected": (
         SPARSE,
-        each(*OPENING, do=lambda event: hasattr(event, "widths") and widen(event.widths)),
+        each(
+            *OPENING,
+            do=lambda event: hasattr(event, "readouts") and widen(event.readouts[0].widths),
+        ),
         "rows of width 4, but the projection has 2 components to send",
     ),
     "components without directions": (
@@ -175,13 +179,35 @@ BROKEN: dict[str, tuple[dict[str, Any], Break, str]] = {
     ),
     "rows kept unasked": (
         {},
-        each(*CLOSING, do=lambda event: setattr(event, "kept", "keptActivations/0")),
+        each(*CLOSING, do=lambda event: event.kept.add(readout_index=1, name="keptActivations/0")),
         "kept rows unasked",
+    ),
+    "readouts not opened": (
+        {},
+        each(
+            *OPENING, do=lambda event: hasattr(event, "readouts") and event.ClearField("readouts")
+        ),
+        "opened 0 readouts",
+    ),
+    "positions not told": (
+        {},
+        each(*TELLING, do=lambda event: event.ClearField("positions")),
+        "did not tell where readout 0 has read",
+    ),
+    "positions of no readout": (
+        {},
+        each(*TELLING, do=lambda event: event.positions[0].readout_indices.append(1)),
+        "positions of readout 1 unasked",
+    ),
+    "fewer positions": (
+        {},
+        each(*TELLING, do=lambda event: event.positions[0].positions.pop()),
+        "read at . positions, not at the . that were asked for",
     ),
     "rows sent unasked": (
         {"keep": actserve.Keep(send=False)},
         extra("activations"),
-        "rows of site 0 of 0",
+        "rows of readout 0 unasked",
     ),
 }
 

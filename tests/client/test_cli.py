@@ -178,7 +178,7 @@ def test_positions_are_written_as_in_python(
 def test_positions_may_be_those_of_a_text(run: Run, model: Model) -> None:
     result = run("fetch", "a b: c", "-s", "embedding", "--positions", "text:b: c")
     assert result.exit_code == 0, result.output
-    assert model.requests[0].capture.positions.text.text == "b: c"
+    assert model.requests[0].readouts[0].rows.positions.text.text == "b: c"
 
 
 def test_generate_prints_the_text_alone(run: Run) -> None:

@@ -27,8 +27,8 @@ def test_predict_shows_the_likeliest_next_tokens_by_site(run: Run) -> None:
 
 def test_predict_is_of_the_final_norm_unless_told(run: Run, model: Model) -> None:
     assert cells(run("predict", "one"))[0] == ["position", "token", "final_norm"]
-    assert model.requests[0].capture.predictions.top_k == 5
-    assert not model.requests[0].capture.predictions.next_token
+    assert model.requests[0].readouts[0].predictions.top_k == 5
+    assert not model.requests[0].readouts[0].predictions.next_token
 
 
 def test_predict_scores_each_token_of_the_prompt_and_their_sum(run: Run, model: Model) -> None:
@@ -40,7 +40,7 @@ def test_predict_scores_each_token_of_the_prompt_and_their_sum(run: Run, model: 
         ["2", "'c'", "-2.000"],
         ["", "sum", "-3.000"],
     ]
-    assert model.requests[0].capture.predictions.top_k == 0
+    assert model.requests[0].readouts[0].predictions.top_k == 0
 
 
 def test_predict_as_json_has_log_probabilities(run: Run) -> None:

@@ -252,8 +252,8 @@ def test_kept_rows_are_described_used_and_deleted(client: Any, model: Model) -> 
 
 def test_rows_that_are_kept_need_not_be_sent(client: Any, model: Model) -> None:
     one, two = client.fetch(["a b", "c d"], SITE, keep=Keep(send=False))
-    assert model.requests[0].capture.keep.send_nothing
-    assert not model.requests[0].capture.keep.HasField("ttl")
+    (only,) = model.requests[0].readouts
+    assert not only.keep.HasField("ttl")
     assert {one.kept, two.kept} == {*model.kept}
     assert (len(one), one.positions.tolist()) == (0, [])
     out = client.generate("a b", capture=SITE, keep=Keep(send=False))
@@ -313,3 +313,54 @@ def test_kept_rows_may_be_of_another_site_and_of_some_positions() -> None:
     plain = Replace(SITE, KeptRows("keptActivations/x")).to_proto().replace.rows.kept
     assert not plain.HasField("site")
     assert list(plain.positions) == []
+
+
+NAMED: dict[str, actserve.Readout] = {
+    "probe": actserve.Read("embedding", "last", Projection(D)),
+    "pooled": actserve.Read([SITE, "embedding"], reduce="mean", keep=Keep()),
+    "top": actserve.Read(SITE, projection=Projection(D, send_top=1)),
+    "stored": actserve.Read("embedding", keep=Keep(send=False)),
+    "lens": Predict([SITE, "final_norm"], top_k=2),
+    "heads": Attention(0, [1, 2], "last"),
+}
+
+
+@pytest.mark.parametrize("method", ["fetch", "generate"])
+def test_named_readouts_are_found_by_their_names(client: Any, model: Model, method: str) -> None:
+    if method == "fetch":
+        acts = client.fetch("a b c", SITE, attention=Attention(0, 1), readouts=NAMED)
+    else:
+        acts = client.generate(
+            "a b c", capture=SITE, attention=Attention(0, 1), readouts=NAMED
+        ).activations
+    tokens = acts[SITE].shape[0]
+    assert list(acts.attention) == [(0, 1)]
+    assert acts.kept is None
+    found = acts.readouts
+    assert list(found) == list(NAMED)
+    assert found["probe"].positions.tolist() == [2]
+    np.testing.assert_array_equal(found["probe"]["embedding"], expected(3, 0, [2]) @ D.T)
+    assert found["pooled"].sites == (SITE, "embedding")
+    assert found["pooled"]["embedding"].tolist() == [[3, 1, (tokens - 1) / 2, 0.5]]
+    assert found["top"].sparse[SITE].values.shape == (tokens, 1)
+    assert (len(found["stored"]), found["probe"].kept) == (0, None)
+    assert {found["pooled"].kept, found["stored"].kept} == {*model.kept}
+    assert found["lens"]["final_norm"].top_ids.shape == (tokens, 2)
+    assert [*found["heads"]] == [(0, 1), (0, 2)]
+    assert found["heads"][0, 2].queries.tolist() == [2]
+
+
+def test_events_of_a_stream_name_their_readout(client: Any) -> None:
+    events = list(client.stream("a b", capture=SITE, readouts=NAMED))
+    names = {event.readout for event in events if isinstance(event, actserve.Rows)}
+    assert names == {"", "probe", "pooled", "top"}
+    assert {e.readout for e in events if isinstance(e, actserve.Predicted)} == {"lens"}
+    assert {e.readout for e in events if isinstance(e, actserve.Attended)} == {"heads"}
+    (closed,) = [event for event in events if isinstance(event, actserve.SampleFinished)]
+    assert closed.kept is None
+    assert [*closed.kept_readouts] == ["pooled", "stored"]
+
+
+def test_a_sample_that_read_nothing_keeps_nothing(client: Any) -> None:
+    out = client.generate("a", max_tokens=1, capture=SITE, positions="generated", keep=Keep())
+    assert (out.activations[SITE].shape, out.activations.kept) == ((0, 4), None)

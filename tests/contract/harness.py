@@ -216,19 +216,41 @@ def addition(vector: Any, layer: int = 1, **add: Any) -> dict[str, Any]:
     return intervention(site(layer), add={"vector": inline(vector), **add})
 
 
+def readouts(capture: dict[str, Any]) -> list[dict[str, Any]]:
+    """The readouts that fields of one `rows` are, and beside them `keep`, at the same sites and
+    positions, `predictions`, and `attention`, of which there may be several."""
+    others = ("keep", "predictions", "attention")
+    rows = {name: value for name, value in capture.items() if name not in others}
+    listed: list[dict[str, Any]] = []
+    if rows or not any(name in capture for name in others):
+        listed.append({"rows": rows})
+    if "keep" in capture:
+        where = {name: rows[name] for name in ("sites", "positions") if name in rows}
+        listed.append({"keep": {**where, **capture["keep"]}})
+    if "predictions" in capture:
+        listed.append({"predictions": capture["predictions"]})
+    return [*listed, *({"attention": each} for each in capture.get("attention", ()))]
+
+
+def _read(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with `readouts` in place of a `capture`."""
+    capture = fields.pop("capture", None)
+    return fields if capture is None else {"readouts": readouts(capture), **fields}
+
+
 def fetch(*texts: str, **changes: Any) -> pb.FetchActivationsRequest:
-    """A small valid fetch, with `changes`."""
+    """A small valid fetch, with `changes`; `capture` as `readouts` takes it."""
     fields = {
         "prompts": [{"text": text} for text in texts or ("hello",)],
         "capture": {"sites": [site()]},
     }
-    return pb.FetchActivationsRequest(**{**fields, **changes})
+    return pb.FetchActivationsRequest(**_read({**fields, **changes}))
 
 
 def generate(**changes: Any) -> pb.GenerateRequest:
-    """A small valid generation, with `changes`."""
+    """A small valid generation, with `changes`; `capture` as `readouts` takes it."""
     fields = {"prompt": {"text": "hello"}, "sampling": {"max_tokens": 5, "temperature": 0}}
-    return pb.GenerateRequest(**{**fields, **changes})
+    return pb.GenerateRequest(**_read({**fields, **changes}))
 
 
 def matrices(events: Iterable[Any]) -> dict[tuple[int, int], tuple[list[int], np.ndarray]]:

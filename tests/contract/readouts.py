@@ -17,9 +17,14 @@ def of_kind(events: Iterable[Any], kind: str) -> list[Any]:
 def kept(events: Iterable[Any]) -> list[str]:
     """The name of what was kept of every sequence, in order."""
     events = list(events)
-    names = {item.prompt_index: item.kept for item in of_kind(events, "prompt_finished")}
-    names |= {item.sample_index: item.kept for item in of_kind(events, "sample_finished")}
+    names = {item.prompt_index: _name(item.kept) for item in of_kind(events, "prompt_finished")}
+    names |= {item.sample_index: _name(item.kept) for item in of_kind(events, "sample_finished")}
     return [names[index] for index in sorted(names)]
+
+
+def _name(kept: Any) -> str:
+    """Of the one thing kept, if anything was."""
+    return next((each.name for each in kept), "")
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,10 @@ class Pattern:
 
 
 def patterns(events: Iterable[Any]) -> dict[tuple[int, int, int], Pattern]:
-    """(sequence, spec, head) -> the pattern."""
+    """(sequence, readout, head) -> the pattern."""
     parts: dict[tuple[int, int, int], list[Any]] = {}
     for chunk in of_kind(events, "attention"):
-        key = (chunk.sequence_index, chunk.attention_index, chunk.head)
+        key = (chunk.sequence_index, chunk.readout_index, chunk.head)
         parts.setdefault(key, []).append(chunk)
     return {
         key: Pattern(

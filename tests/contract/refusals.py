@@ -11,7 +11,16 @@ from actserve.v1 import model_service_pb2
 from actserve_server.domain.model import Limits
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.fake import FakeEngine
-from tests.contract.harness import Failure, Served, failure, fetch, generate, intervention, serving
+from tests.contract.harness import (
+    Failure,
+    Served,
+    failure,
+    fetch,
+    generate,
+    intervention,
+    readouts,
+    serving,
+)
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 WIDTH = 16
@@ -22,6 +31,7 @@ LIMITS = Limits(
     max_prompts=3,
     max_samples=2,
     max_interventions=2,
+    max_readouts=6,
     max_capture_bytes=40 * WIDTH * 4,
 )
 
@@ -48,14 +58,26 @@ def edit(case: str, fields: dict[str, Any], reason: str, field: str, *says: str)
 
 
 def capture(case: str, spec: dict[str, Any], reason: str, field: str, *says: str) -> Case:
-    """Of the capture of a fetch of "hello"."""
+    """Of what a fetch of "hello" reads."""
     return Case(
         name=case,
         request=fetch(capture=spec),
         reason=reason,
-        field=f"capture.{field}",
+        field=read_field(spec, field),
         says=says,
     )
+
+
+def read_field(spec: dict[str, Any], field: str) -> str:
+    """Where a field of a capture, as `readouts` takes it, is in a request."""
+    listed = [next(iter(each)) for each in readouts(spec)]
+    kind, _, rest = field.partition(".")
+    if kind.startswith("attention["):
+        index = listed.index("attention") + int(kind[len("attention[") : -1])
+        return f"readouts[{index}].attention" + (f".{rest}" if rest else "")
+    if kind in listed:
+        return f"readouts[{listed.index(kind)}].{field}"
+    return f"readouts[{listed.index('rows')}].rows.{field}"
 
 
 def call(served: Served, request: Any) -> Any:

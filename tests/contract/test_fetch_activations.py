@@ -84,8 +84,8 @@ async def test_started_gives_request_id_element_type_and_widths() -> None:
         events = await collect(call)
         trailers = dict(await call.trailing_metadata())
     started = events[0].started
-    assert started.element_type == tensor_pb2.ELEMENT_TYPE_F32
-    assert list(started.widths) == [16, 8, 24]
+    assert started.readouts[0].element_type == tensor_pb2.ELEMENT_TYPE_F32
+    assert list(started.readouts[0].widths) == [16, 8, 24]
     assert started.request_id == trailers["x-request-id"]
 
 
@@ -98,7 +98,7 @@ async def test_prompt_started_gives_tokens_texts_and_positions() -> None:
     assert list(opened.prompt.ids) == [BOS, *"aé".encode()]
     # A token that holds half a character decodes to U+FFFD.
     assert list(opened.prompt.texts) == ["<bos>", "a", "\ufffd", "\ufffd"]
-    assert list(opened.positions) == [2, 3]
+    assert list(opened.positions[0].positions) == [2, 3]
     assert matrices(events)[0, 0][0] == [2, 3]
 
 
@@ -133,7 +133,7 @@ async def test_a_selector_selects(selector: dict[str, Any], positions: list[int]
     request = fetch("hello", capture={"sites": [site()], "positions": selector})
     async with serving() as served:
         events = await collect(served.generation.FetchActivations(request))
-    assert list(events[1].prompt_started.positions) == positions
+    assert list(events[1].prompt_started.positions[0].positions) == positions
     assert matrices(events)[0, 0][0] == positions
 
 
@@ -161,7 +161,7 @@ async def test_rows_come_in_the_element_type_asked_for(
     rows = matrices(events)[0, 0][1]
     np.testing.assert_array_equal(rows[1], expected)
     sent = next(e.activations.rows for e in events if e.WhichOneof("event") == "activations")
-    assert sent.element_type == events[0].started.element_type
+    assert sent.element_type == events[0].started.readouts[0].element_type
 
 
 async def test_no_message_exceeds_one_mebibyte_and_rows_stay_whole() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from actserve.v1 import generation_service_pb2 as pb
-from actserve.v1 import site_pb2, tensor_pb2
+from actserve.v1 import site_pb2
 from actserve_server.domain.model import Limits
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.fake import FakeEngine
@@ -45,17 +45,16 @@ async def test_events_come_in_the_promised_order() -> None:
     assert (usage.prompt_tokens, usage.output_tokens, usage.activation_bytes) == (6, 5, 0)
 
 
-async def test_started_names_no_element_type_without_a_capture() -> None:
+async def test_without_a_readout_started_tells_of_none() -> None:
     started = (await run(generate()))[0].started
-    assert started.element_type == tensor_pb2.ELEMENT_TYPE_UNSPECIFIED
-    assert not started.widths
+    assert not started.readouts
     assert len(started.prompt.ids) == 6
 
 
 async def test_started_gives_the_width_of_every_captured_site() -> None:
     sites = [site(0, site_pb2.HOOK_POINT_V), site(1), site(None, site_pb2.HOOK_POINT_LOGITS)]
     events = await run(generate(capture={"sites": sites}))
-    assert list(events[0].started.widths) == [8, 16, 260]
+    assert list(events[0].started.readouts[0].widths) == [8, 16, 260]
     assert [matrices(events)[0, index][1].shape[1] for index in range(3)] == [8, 16, 260]
 
 
@@ -138,7 +137,7 @@ async def test_every_position_but_the_last_sampled_has_a_row() -> None:
     sequence = [*events[0].started.prompt.ids, *ids(events)]
     positions, rows = matrices(events)[0, 0]
     assert positions == list(range(6 + 5 - 1))
-    assert list(finishes(events)[0].captured_positions) == positions
+    assert list(finishes(events)[0].positions[0].positions) == positions
     where = Site(HookPoint.RESID_POST, 1)
     expected = [fake.row(where, sequence[: p + 1]) for p in positions]
     np.testing.assert_array_equal(rows, expected)

@@ -128,7 +128,7 @@ async def test_a_capture_holds_the_selected_rows(selector: str) -> None:
     ids = run_ids(events)
     positions, rows = matrices(events)[0, 0]
     assert positions == positions_of(ids)
-    assert list(events[-2].sample_finished.captured_positions) == positions
+    assert list(events[-2].sample_finished.positions[0].positions) == positions
     np.testing.assert_array_equal(rows, plain_rows(SITE, ids)[positions])
 
 
@@ -150,7 +150,7 @@ async def test_a_generated_token_counts_by_its_id_once_it_is_run() -> None:
         # It is the last one sampled, and then the last but one.
         for max_tokens, expected in (generated, counted), (generated + 1, [*counted, position]):
             events = await run(asking(max_tokens, token))
-            assert list(events[-2].sample_finished.captured_positions) == expected
+            assert list(events[-2].sample_finished.positions[0].positions) == expected
             assert report(events).rows == len(expected)
 
 

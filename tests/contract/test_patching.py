@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actserve.v1 import capture_pb2, site_pb2, tensor_pb2
+from actserve.v1 import readout_pb2, site_pb2, tensor_pb2
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import FakeEngine
 from tests.contract.harness import (
@@ -160,9 +160,8 @@ async def test_kept_rows_of_a_generation_include_generated_tokens(served: Served
     np.testing.assert_array_equal(matrices(after)[0, 0][1][-1], rows[8])
 
 
-async def test_send_nothing_keeps_without_sending(served: Served) -> None:
-    spec = {"sites": WHERE, "keep": {"send_nothing": True}}
-    events = await events_of(served, fetch("hello", capture=spec))
+async def test_rows_that_are_kept_alone_do_not_travel(served: Served) -> None:
+    events = await events_of(served, fetch("hello", readouts=[{"keep": {"sites": WHERE}}]))
     assert kinds(events) == ["started", "prompt_started", "prompt_finished", "finished"]
     assert events[-1].finished.usage.activation_bytes == 0
     edits = [replace(*WHERE, name=kept(events)[0])]
@@ -176,7 +175,7 @@ async def test_send_nothing_keeps_without_sending(served: Served) -> None:
     "readout",
     [
         {"projection": {"directions": inline(np.ones((2, 16)))}},
-        {"reduction": capture_pb2.REDUCTION_MEAN},
+        {"reduction": readout_pb2.REDUCTION_MEAN},
         {"element_type": tensor_pb2.ELEMENT_TYPE_F16},
     ],
     ids=lambda readout: next(iter(readout)),

@@ -127,10 +127,9 @@ async def test_without_sites_no_rows_are_announced_or_sent() -> None:
     ):
         events = await run(request)
         assert "activations" not in kinds(events)
-        assert not events[0].started.widths
-        assert events[0].started.element_type == 0
-    started = of_kind(await run(fetch(capture={"predictions": {"top_k": 1}})), "prompt_started")
-    assert not started[0].positions
+        assert not events[0].started.readouts[0].widths
+        assert events[0].started.readouts[0].element_type == 0
+        assert len(events[0].started.readouts) == 1
 
 
 async def test_no_message_of_predictions_exceeds_one_mebibyte() -> None:

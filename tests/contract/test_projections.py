@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actserve.v1 import capture_pb2, site_pb2, tensor_pb2
+from actserve.v1 import readout_pb2, site_pb2, tensor_pb2
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import FakeEngine
 from tests.contract.harness import fetch, generate, inline, matrices, run, site
@@ -45,7 +45,7 @@ async def test_a_projection_is_its_formula(options: dict[str, Any], formula: Any
     positions, values = matrices(events)[0, 0]
     assert positions == list(range(12))
     np.testing.assert_allclose(values, formula(rows @ D.T), rtol=1e-5, atol=1e-5)
-    assert list(events[0].started.widths) == [COUNT]
+    assert list(events[0].started.readouts[0].widths) == [COUNT]
     assert not any(chunk.indices for chunk in of_kind(events, "activations"))
 
 
@@ -59,7 +59,7 @@ async def test_send_top_sends_the_largest_elements_with_their_directions(
     events = await run(fetch("hello world", capture={"sites": [site()], "projection": projection}))
     values = matrices(events)[0, 0][1]
     count = min(wanted, COUNT)
-    assert list(events[0].started.widths) == [count]
+    assert list(events[0].started.readouts[0].widths) == [count]
     indices = [i for chunk in of_kind(events, "activations") for i in chunk.indices]
     dense = formula(rows @ D.T)
     chosen = np.take_along_axis(dense, np.reshape(indices, (-1, count)), axis=1)
@@ -91,7 +91,7 @@ async def test_every_site_and_sample_is_projected() -> None:
     "readout",
     [
         {"projection": {"directions": inline(D)}},
-        {"reduction": capture_pb2.REDUCTION_LAST},
+        {"reduction": readout_pb2.REDUCTION_LAST},
     ],
     ids=["projection", "reduction"],
 )
@@ -101,7 +101,7 @@ async def test_what_is_computed_comes_as_f32_unless_told_otherwise(
     half = FakeEngine(element_type=ElementType.BF16)
     capture = {"sites": [site()], "element_type": wanted, **readout}
     events = await run(fetch("hello", capture=capture), half)
-    assert events[0].started.element_type == sent
+    assert events[0].started.readouts[0].element_type == sent
     assert {chunk.rows.element_type for chunk in of_kind(events, "activations")} == {sent}
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actserve.v1 import capture_pb2, tensor_pb2
+from actserve.v1 import readout_pb2, tensor_pb2
 from actserve_server.engine.fake import FakeEngine
 from tests.contract.harness import (
     decoded,
@@ -20,9 +20,9 @@ from tests.contract.harness import (
 from tests.contract.readouts import of_kind
 
 LAST, MEAN, MAX = (
-    capture_pb2.REDUCTION_LAST,
-    capture_pb2.REDUCTION_MEAN,
-    capture_pb2.REDUCTION_MAX,
+    readout_pb2.REDUCTION_LAST,
+    readout_pb2.REDUCTION_MEAN,
+    readout_pb2.REDUCTION_MAX,
 )
 FORMULAS = [
     (LAST, lambda x: x[-1]),
@@ -30,6 +30,12 @@ FORMULAS = [
     (MAX, lambda x: x.max(axis=0)),
 ]
 D = np.random.default_rng(1).standard_normal((5, 16)).astype(np.float32)
+
+
+def where(events: list[Any], kind: str) -> list[int]:
+    """Where the only readout of the first sequence reads."""
+    (only,) = of_kind(events, kind)[0].positions
+    return list(only.positions)
 
 
 @pytest.mark.parametrize(("reduction", "formula"), FORMULAS)
@@ -48,9 +54,17 @@ async def test_a_reduction_is_its_formula(make: Any, reduction: int, formula: An
 async def test_the_selected_positions_are_still_told() -> None:
     capture = {"sites": [site()], "positions": {"span": {"start": 3}}, "reduction": MEAN}
     events = await run(fetch("hello", capture=capture))
-    assert list(of_kind(events, "prompt_started")[0].positions) == [3, 4, 5]
+    assert where(events, "prompt_started") == [3, 4, 5]
     events = await run(generate(capture=capture))
-    assert list(of_kind(events, "sample_finished")[0].captured_positions) == [3, 4, 5, 6, 7, 8, 9]
+    assert list(of_kind(events, "sample_finished")[0].positions[0].positions) == [
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+    ]
 
 
 @pytest.mark.parametrize("reduction", [None, MEAN])
@@ -60,7 +74,7 @@ async def test_no_selected_row_gives_no_chunk(reduction: int | None) -> None:
         generate(capture={"sites": [site()], "positions": never, "reduction": reduction})
     )
     assert "activations" not in kinds(events)
-    assert not of_kind(events, "sample_finished")[0].captured_positions
+    assert where(events, "sample_finished") == []
 
 
 @pytest.mark.parametrize(("reduction", "formula"), FORMULAS)

@@ -119,19 +119,19 @@ CASES = [
         field="prompt",
     ),
     # Sites
-    capture("without sites", {"sites": []}, "FIELD_REQUIRED", "capture.sites"),
+    capture("without sites", {"sites": []}, "FIELD_REQUIRED", "readouts[0].rows.sites"),
     capture(
         "of an unset hook point",
         {"sites": [{"layer": 1}]},
         "SITE_INVALID",
-        "capture.sites[0].hook_point",
+        "readouts[0].rows.sites[0].hook_point",
         "resid_post",
     ),
     capture(
         "of an unknown hook point",
         {"sites": [site(), site(1, 99)]},
         "SITE_INVALID",
-        "capture.sites[1].hook_point",
+        "readouts[0].rows.sites[1].hook_point",
         "99",
         "resid_post",
     ),
@@ -139,7 +139,7 @@ CASES = [
         "beyond the last layer",
         {"sites": [site(LAYERS)]},
         "LAYER_OUT_OF_RANGE",
-        "capture.sites[0]",
+        "readouts[0].rows.sites[0]",
         "4",
         "0 to 3",
     ),
@@ -147,31 +147,35 @@ CASES = [
         "before the first layer",
         {"sites": [site(-LAYERS - 1)]},
         "LAYER_OUT_OF_RANGE",
-        "capture.sites[0]",
+        "readouts[0].rows.sites[0]",
         "-5",
     ),
     capture(
-        "without a layer", {"sites": [site(None)]}, "SITE_INVALID", "capture.sites[0]", "0 to 3"
+        "without a layer",
+        {"sites": [site(None)]},
+        "SITE_INVALID",
+        "readouts[0].rows.sites[0]",
+        "0 to 3",
     ),
     capture(
         "of the embedding at a layer",
         {"sites": [site(0, site_pb2.HOOK_POINT_EMBEDDING)]},
         "SITE_INVALID",
-        "capture.sites[0]",
+        "readouts[0].rows.sites[0]",
         "leave it unset",
     ),
     capture(
         "of the logits at a layer",
         {"sites": [site(0, site_pb2.HOOK_POINT_LOGITS)]},
         "SITE_INVALID",
-        "capture.sites[0]",
+        "readouts[0].rows.sites[0]",
         "logits has no layer",
     ),
     capture(
         "of a site twice",
         {"sites": [site(3), site(-1)]},
         "SITE_INVALID",
-        "capture.sites[1]",
+        "readouts[0].rows.sites[1]",
         "resid_post.3",
         "once",
     ),
@@ -179,7 +183,7 @@ CASES = [
         name="capture of an unserved site",
         request=fetch(capture={"sites": [site(1, site_pb2.HOOK_POINT_ATTN_OUT)]}),
         reason="SITE_NOT_SERVED",
-        field="capture.sites[0]",
+        field="readouts[0].rows.sites[0]",
         says=("attn_out.1", "not verified"),
         code=grpc.StatusCode.FAILED_PRECONDITION,
     ),
@@ -187,7 +191,7 @@ CASES = [
         "of an unknown element type",
         {"element_type": 77},
         "TENSOR_ELEMENT_TYPE_UNKNOWN",
-        "capture.element_type",
+        "readouts[0].rows.element_type",
         "77",
         "F32, F16, BF16",
     ),
@@ -228,14 +232,14 @@ CASES = [
         name="fetch over the byte budget",
         request=fetch("x" * 40),
         reason="CAPTURE_TOO_LARGE",
-        field="capture",
+        field="readouts",
         says=(str(41 * WIDTH * 4), str(40 * WIDTH * 4), "fewer sites"),
     ),
     Case(
         name="generation over the byte budget",
         request=generate(sampling={"max_tokens": 36}, capture={"sites": [site()]}),
         reason="CAPTURE_TOO_LARGE",
-        field="capture",
+        field="readouts",
         says=(str(41 * WIDTH * 4), "max_tokens"),
     ),
     # Models
@@ -290,7 +294,7 @@ async def test_not_found_names_the_resource() -> None:
 async def test_an_unserved_site_is_a_failed_precondition_of_that_field() -> None:
     refused = await refusal(fetch(capture={"sites": [site(1, site_pb2.HOOK_POINT_ATTN_OUT)]}))
     violation = refused.details["PreconditionFailure"].violations[0]
-    assert (violation.type, violation.subject) == ("SITE_NOT_SERVED", "capture.sites[0]")
+    assert (violation.type, violation.subject) == ("SITE_NOT_SERVED", "readouts[0].rows.sites[0]")
 
 
 async def test_metadata_has_value_and_limit() -> None:

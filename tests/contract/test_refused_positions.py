@@ -20,7 +20,7 @@ def selector(
             prompts=[prompt or {"text": "hello"}], capture={"sites": [site()], "positions": wire}
         ),
         reason=reason,
-        field=f"capture.positions{field}",
+        field=f"readouts[0].rows.positions{field}",
         says=says,
     )
 

@@ -181,17 +181,19 @@ async def test_patterns_over_the_byte_budget_are_refused(
         else generate(capture=spec, sampling={"max_tokens": 10})
     )
     refused = await refusal(request)
-    assert (refused.reason, refused.field) == ("CAPTURE_TOO_LARGE", "capture.attention")
+    assert (refused.reason, refused.field) == ("CAPTURE_TOO_LARGE", "readouts[0].attention")
     assert f"{wanted} bytes" in refused.message
     assert str(LIMITS.max_capture_bytes) in refused.message
 
 
 async def test_queries_keys_and_predictions_count_against_the_byte_budget() -> None:
     text = "x" * 29
-    attention = {"attention": [{"layer": 0, "heads": [0], "queries": {"last": {}}}] * 3}
+    attention = {
+        "attention": [{"layer": each, "heads": [0], "queries": {"last": {}}} for each in range(3)]
+    }
     refused = await refusal(fetch(text, capture=attention))
     # A query of 16 and 30 keys of 8.
     assert f"{3 * (16 + 30 * 8) * 4} bytes" in refused.message
     refused = await refusal(fetch(text, capture={"predictions": {"top_k": 11}}))
-    assert (refused.reason, refused.field) == ("CAPTURE_TOO_LARGE", "capture")
+    assert (refused.reason, refused.field) == ("CAPTURE_TOO_LARGE", "readouts")
     assert f"{30 * 22 * 4} bytes" in refused.message

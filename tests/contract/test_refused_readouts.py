@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actserve.v1 import capture_pb2, site_pb2
-from tests.contract.harness import fetch, inline, site
+from actserve.v1 import readout_pb2, site_pb2
+from tests.contract.harness import fetch, generate, inline, site
 from tests.contract.refusals import WIDTH, Case, capture, check
 
 D = np.ones((3, WIDTH))
-MEAN = capture_pb2.REDUCTION_MEAN
+MEAN = readout_pb2.REDUCTION_MEAN
 NAN = np.array([1.0, np.nan, 1.0])
 PREDICTIONS = {"top_k": 1}
+READ = {"sites": [site()]}
 
 
 def projected(
@@ -41,23 +42,57 @@ def labelled(
 
 
 CASES = [
-    # What is about rows, where no rows are captured
+    # Which, and how many
+    Case(
+        name="no readout",
+        request=fetch(readouts=[]),
+        reason="FIELD_REQUIRED",
+        field="readouts",
+        says=("send one",),
+    ),
+    Case(
+        name="a readout of no kind",
+        request=fetch(readouts=[{"rows": READ}, {}]),
+        reason="FIELD_REQUIRED",
+        field="readouts[1]",
+        says=("rows, predictions, attention, keep",),
+    ),
+    Case(
+        name="too many readouts",
+        request=fetch(readouts=[{"rows": READ}] * 7),
+        reason="FIELD_INVALID",
+        field="readouts",
+        says=("7 readouts", "at most 6"),
+    ),
+    Case(
+        name="a name of two readouts",
+        request=generate(
+            readouts=[
+                {"rows": READ, "name": "a"},
+                {"rows": READ},
+                {"rows": READ},
+                {"predictions": PREDICTIONS, "name": "a"},
+            ]
+        ),
+        reason="FIELD_INVALID",
+        field="readouts[3].name",
+        says=("readouts 0 and 3", "'a'"),
+    ),
+    Case(
+        name="a name too long",
+        request=fetch(readouts=[{"rows": READ, "name": "\u00e4" * 33}]),
+        reason="FIELD_INVALID",
+        field="readouts[0].name",
+        says=("66 bytes", "at most 64"),
+    ),
     *(
-        capture(
-            f"{name} without sites",
-            {"predictions": PREDICTIONS, name: value},
-            "FIELD_REQUIRED",
-            "sites",
-            f"{name} is about the rows of sites",
-        )
-        for name, value in [
-            ("projection", {"directions": inline(D)}),
-            ("reduction", MEAN),
-            ("keep", {}),
-            ("positions", {"last": {}}),
+        capture(f"{name} without sites", spec, "FIELD_REQUIRED", field, "no site is named")
+        for name, spec, field in [
+            ("nothing", {}, "sites"),
+            ("a projection", {"projection": {"directions": inline(D)}}, "sites"),
+            ("keeping", {"keep": {}}, "keep.sites"),
         ]
     ),
-    capture("nothing at all", {}, "FIELD_REQUIRED", "sites", "at least one"),
     # Projections
     projected("without directions", {"directions": None}, "FIELD_REQUIRED", ".directions", "16]"),
     projected(
@@ -142,16 +177,6 @@ CASES = [
     ),
     *(
         capture(
-            f"{name} of what is not sent",
-            {"sites": [site()], "keep": {"send_nothing": True}, name: value},
-            "FIELD_INVALID",
-            name,
-            "send_nothing",
-        )
-        for name, value in [("projection", {"directions": inline(D)}), ("reduction", MEAN)]
-    ),
-    *(
-        capture(
             f"keep for {seconds} s",
             {"sites": [site()], "keep": {"ttl": {"seconds": seconds}}},
             "FIELD_INVALID",
@@ -183,7 +208,7 @@ CASES = [
         ["a", "b"],
         {"sites": [site()]},
         "FIELD_REQUIRED",
-        "capture.reduction",
+        "readouts[0].rows.reduction",
         "labels",
     ),
     labelled(
@@ -191,7 +216,7 @@ CASES = [
         ["a", "b"],
         {"predictions": PREDICTIONS},
         "FIELD_REQUIRED",
-        "capture.sites",
+        "readouts",
         "labels",
     ),
     labelled(
@@ -203,7 +228,7 @@ CASES = [
             "projection": {"directions": inline(D), "send_top": 2},
         },
         "FIELD_INVALID",
-        "capture.projection.send_top",
+        "readouts[0].rows.projection.send_top",
         "labels",
     ),
 ]

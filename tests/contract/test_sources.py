@@ -192,7 +192,7 @@ READ = {"sites": [site()]}
         ),
         (
             {"capture": {**READ, "projection": {"directions": DICTIONARY}}},
-            "capture.projection.directions.dictionary",
+            "readouts[0].rows.projection.directions.dictionary",
         ),
         (
             {
@@ -206,7 +206,7 @@ READ = {"sites": [site()]}
                     },
                 }
             },
-            "capture.projection.jump_relu.thresholds.steering_vector",
+            "readouts[0].rows.projection.jump_relu.thresholds.steering_vector",
         ),
     ],
     ids=["project", "replace", "directions", "thresholds"],
@@ -262,7 +262,7 @@ REFUSED = [
             }
         },
         "FIELD_REQUIRED",
-        "capture.projection.directions.kept.site",
+        "readouts[0].rows.projection.directions.kept.site",
         "2 sites",
     ),
     (
@@ -273,7 +273,7 @@ REFUSED = [
             }
         },
         "FIELD_INVALID",
-        "capture.projection.bias.kept",
+        "readouts[0].rows.projection.bias.kept",
         "send a tensor",
     ),
 ]

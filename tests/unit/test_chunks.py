@@ -29,7 +29,7 @@ def test_every_message_fits_and_all_but_the_last_are_nearly_full(
     positions = np.arange(U32_MAX - count, U32_MAX, dtype=np.int64)
     bits = np.ones((count, width), np.float32)
     rows = read(100_000, positions, bits)
-    sent = list(activations(rows, U32_MAX, target))
+    sent = list(activations(rows, U32_MAX, U32_MAX, target))
     sizes = [pb.FetchActivationsResponse(activations=chunk).ByteSize() for chunk in sent]
     assert max(sizes) <= MAX_MESSAGE_BYTES
     assert all(size > MAX_MESSAGE_BYTES - row_bytes - 512 for size in sizes[:-1])
@@ -41,7 +41,7 @@ def test_every_message_fits_and_all_but_the_last_are_nearly_full(
 
 def test_a_row_wider_than_a_message_goes_alone() -> None:
     rows = read(0, np.arange(2), np.zeros((2, 300_000), np.float32))
-    sent = list(activations(rows, 0, ElementType.F32))
+    sent = list(activations(rows, 0, 0, ElementType.F32))
     assert [list(chunk.rows.shape) for chunk in sent] == [[1, 300_000], [1, 300_000]]
 
 
@@ -60,4 +60,4 @@ def test_reconstructed_rows_fit_and_say_which_texts_they_are_of(width: int) -> N
 
 def test_no_rows_make_no_message() -> None:
     rows = read(0, np.empty(0, np.int64), np.zeros((0, 4), np.float32))
-    assert not list(activations(rows, 0, ElementType.F32))
+    assert not list(activations(rows, 0, 0, ElementType.F32))

@@ -49,10 +49,12 @@ from actserve.positions import ByCharacters, ByText, ByTokenId, ByTurn, Position
 from actserve.predictions import Predict, SitePredictions
 from actserve.projections import JumpReLU, Projection, SparseRows, TopK
 from actserve.prompts import Conversation, Prompt
+from actserve.readouts import Read, Readout
 from actserve.results import (
     Activations,
     Generation,
     InterventionReport,
+    ReadRows,
     Tokenized,
     TokenLogprobs,
     TokenSource,
@@ -132,6 +134,9 @@ __all__ = [
     "Project",
     "Projection",
     "Prompt",
+    "Read",
+    "ReadRows",
+    "Readout",
     "Replace",
     "ResourceExhausted",
     "Rows",

@@ -10,7 +10,7 @@ from actserve.attention import Attention, AttentionPattern
 from actserve.errors import BadResponse
 from actserve.events import Attended
 from actserve.tensors import decode
-from actserve.v1 import capture_pb2
+from actserve.v1 import readout_pb2
 
 _NO_KEY = -1
 
@@ -24,16 +24,18 @@ class _Head(NamedTuple):
 
 
 class HeadQueries:
-    """Collects the patterns of the heads of one layer; `keep` as `Collected` takes it."""
+    """Collects the patterns of the heads of one layer, of a readout of this name; `keep` as
+    `Collected` takes it."""
 
-    def __init__(self, asked: Attention, *, keep: bool) -> None:
+    def __init__(self, asked: Attention, name: str, *, keep: bool) -> None:
         self.asked = asked
+        self._name = name
         heads = [_Head(*key) for key in asked.keys]
         self._heads = {head.head: head for head in heads}
         self._columns = 0  # Of the widest chunk.
         self._collected = Collected[_Head, AttentionPattern]("queries", heads, keep=keep)
 
-    def add(self, chunk: capture_pb2.AttentionChunk) -> Attended:
+    def add(self, chunk: readout_pb2.AttentionChunk) -> Attended:
         """Takes one chunk, and returns it decoded."""
         head = self._heads.get(chunk.head)
         if head is None:
@@ -41,10 +43,10 @@ class HeadQueries:
         pattern = _decode(self.asked, head, chunk)
         self._columns = max(self._columns, pattern.weights.shape[1])
         self._collected.add(head, chunk.queries, pattern)
-        return Attended(chunk.sequence_index, pattern)
+        return Attended(chunk.sequence_index, pattern, self._name)
 
     def finish(
-        self, promised: Iterable[int] | None, tokens: int
+        self, promised: Iterable[int], tokens: int
     ) -> dict[tuple[int, int], AttentionPattern]:
         """The pattern of each head over the tokens that were run, joined, if every head has exactly
         the promised queries."""
@@ -60,7 +62,7 @@ class HeadQueries:
         }
 
 
-def _decode(asked: Attention, head: _Head, chunk: capture_pb2.AttentionChunk) -> AttentionPattern:
+def _decode(asked: Attention, head: _Head, chunk: readout_pb2.AttentionChunk) -> AttentionPattern:
     queries = np.array(chunk.queries, np.int64)
     weights = decode(chunk.weights)
     # A query attends to itself and to what is before it; their weights must all be there.

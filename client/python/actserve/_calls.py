@@ -15,8 +15,9 @@ from actserve._rows import check_widths
 from actserve.errors import BadResponse, StreamCutShort
 from actserve.events import Event, ExplainEvent
 from actserve.means import LabelMeans
+from actserve.readouts import Read
 from actserve.results import Activations, Tokenized
-from actserve.sites import Site
+from actserve.sites import Site, parse_sites
 from actserve.tensors import Float32Array, decode
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import model_service_pb2, prompt_pb2
@@ -65,7 +66,7 @@ class FetchCall:
                 self._started = response.started
             case "prompt_started":
                 opened = response.prompt_started
-                captured = Captured(self._capture, self._started.widths)
+                captured = Captured(self._capture, self._started.readouts)
                 self._open[opened.prompt_index] = opened, captured
             case "activations" | "predictions" | "attention" as kind:
                 chunk = getattr(response, kind)
@@ -102,9 +103,10 @@ class MeansCall:
 
     method = "FetchActivations"
 
-    def __init__(self, request: pb.FetchActivationsRequest, capture: Capture) -> None:
+    def __init__(self, request: pb.FetchActivationsRequest, read: Read) -> None:
         self.request = request
-        self._capture = capture
+        self._read = read
+        self._sites = parse_sites(read.sites)
         self._widths: Sequence[int] = ()
         self._done: set[int] = set()
         self._prompts = Counter(request.labels)
@@ -114,7 +116,10 @@ class MeansCall:
     def read(self, response: pb.FetchActivationsResponse) -> None:
         match response.WhichOneof("event"):
             case "started":
-                self._widths = check_widths(self._capture, response.started.widths)
+                opened = response.started.readouts
+                if len(opened) != 1:
+                    raise BadResponse(f"the server opened {len(opened)} readouts, not 1")
+                self._widths = check_widths(self._read, opened[0].widths)
             case "activations":
                 raise BadResponse("the server sent rows, but only their means were asked for")
             case "prompt_finished":
@@ -129,9 +134,14 @@ class MeansCall:
                 pass
 
     def _add(self, sent: pb.LabelMean) -> None:
-        sites, label = self._capture.sites, sent.label
+        sites, label = self._sites, sent.label
         means = self._means.get(label)
-        if means is None or sent.site_index >= len(sites) or sites[sent.site_index] in means:
+        if (
+            means is None
+            or sent.readout_index
+            or sent.site_index >= len(sites)
+            or sites[sent.site_index] in means
+        ):
             raise BadResponse(
                 f"the server sent the mean of {label!r} at site {sent.site_index} of {len(sites)} "
                 "twice or unasked"
@@ -148,13 +158,13 @@ class MeansCall:
     def result(self) -> dict[str, LabelMeans]:
         check_complete(self._finished, self._done, len(self.request.prompts), "prompt")
         for label, means in self._means.items():
-            if missing := [site for site in self._capture.sites if site not in means]:
+            if missing := [site for site in self._sites if site not in means]:
                 raise BadResponse(
                     f"the server finished without the mean of {label!r} at {missing[0]}"
                 )
         return {
             label: LabelMeans(
-                {site: means[site] for site in self._capture.sites}, prompts=self._prompts[label]
+                {site: means[site] for site in self._sites}, prompts=self._prompts[label]
             )
             for label, means in self._means.items()
         }

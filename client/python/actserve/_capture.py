@@ -1,4 +1,7 @@
-"""Captures: the arguments that say what is read, checked, and as the contract writes them."""
+"""Captures: all that is read of each sequence of a call, and as which readouts of the contract.
+
+The short arguments of a method are readouts without a name; `readouts` adds named ones.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,33 +10,37 @@ from typing import Any
 from actserve.attention import Attention
 from actserve.errors import InvalidRequest
 from actserve.kept import Keep
-from actserve.options import Reduction
-from actserve.positions import Positions, positions_to_proto
+from actserve.positions import Positions
 from actserve.predictions import Predict
 from actserve.projections import Projection
-from actserve.sites import Site, SiteLike, parse_sites
-from actserve.tensors import ElementType, element_type_to_proto
-from actserve.v1 import capture_pb2 as pb
+from actserve.readouts import (
+    Read,
+    Readout,
+    Reduction,
+    check_kind,
+    readout_to_proto,
+)
+from actserve.sites import SiteLike, parse_sites
+from actserve.tensors import ElementType
+from actserve.v1 import readout_pb2 as pb
 
-_REDUCTIONS: Mapping[str, pb.Reduction] = {
-    "last": pb.REDUCTION_LAST,
-    "mean": pb.REDUCTION_MEAN,
-    "max": pb.REDUCTION_MAX,
-}
+_MAX_NAME_BYTES = 64
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class Asked:
+    """One thing that is read."""
+
+    name: str
+    """As the caller calls it; empty for the short arguments."""
+    readout: Readout
+
+
+@dataclass(frozen=True)
 class Capture:
-    """What is read of each sequence."""
+    """What is read of each sequence, in order."""
 
-    sites: tuple[Site, ...]
-    positions: Positions
-    element_type: ElementType | None
-    projection: Projection | None
-    reduce: Reduction | None
-    predictions: Predict | None
-    attention: tuple[Attention, ...]
-    keep: Keep | None
+    asked: tuple[Asked, ...] = ()
 
     @staticmethod
     def of(
@@ -46,72 +53,83 @@ class Capture:
         predictions: Predict | None = None,
         attention: Attention | Iterable[Attention] = (),
         keep: Keep | None = None,
+        readouts: Mapping[str, Readout] | None = None,
     ) -> "Capture":
         """The capture of a method's arguments. Raises `InvalidRequest`."""
-        capture = Capture(
-            sites=parse_sites(sites),
-            positions=positions,
-            element_type=element_type,
-            projection=_optional(Projection, projection, "projection"),
-            reduce=reduce,
-            predictions=_optional(Predict, predictions, "predictions"),
-            attention=_attention(attention),
-            keep=_optional(Keep, keep, "keep"),
-        )
-        everywhere = isinstance(positions, str) and positions == "all"
-        of_rows = {
-            "projection": projection,
-            "reduce": reduce,
-            "keep": keep,
-            "positions": not everywhere,
-        }
-        if not capture.sites and (asked := [name for name, each in of_rows.items() if each]):
-            raise InvalidRequest(
-                f"{asked[0]} is about the rows of sites, but none is named; name at least one "
-                "(predictions and attention have positions of their own)",
-                reason="FIELD_REQUIRED",
+        parsed = parse_sites(sites)
+        check_kind(Predict, predictions, "predictions")
+        several = _attention(attention)
+        unnamed: list[Readout] = []
+        if parsed:
+            unnamed.append(
+                Read(
+                    sites=parsed,
+                    positions=positions,
+                    element_type=element_type,
+                    projection=projection,
+                    reduce=reduce,
+                    keep=keep,
+                )
             )
-        return capture
+        else:
+            everywhere = isinstance(positions, str) and positions == "all"
+            _check_no_rows(
+                projection=projection, reduce=reduce, keep=keep, positions=not everywhere
+            )
+        if predictions is not None:
+            unnamed.append(predictions)
+        asked = [Asked("", each) for each in (*unnamed, *several)]
+        return Capture((*asked, *_named(readouts)))
 
-    @property
-    def reads_nothing(self) -> bool:
-        return not (self.sites or self.predictions or self.attention)
-
-    @property
-    def sent_sites(self) -> tuple[Site, ...]:
-        """The sites whose rows come back."""
-        return () if self.keep and not self.keep.send else self.sites
-
-    def to_proto(self) -> pb.CaptureSpec:
-        return pb.CaptureSpec(
-            sites=[site.to_proto() for site in self.sites],
-            positions=positions_to_proto(self.positions) if self.sites else None,
-            element_type=element_type_to_proto(self.element_type),
-            projection=self.projection and self.projection.to_proto(),
-            reduction=reduction_to_proto(self.reduce),
-            predictions=self.predictions and self.predictions.to_proto(),
-            attention=[each.to_proto() for each in self.attention],
-            keep=self.keep and self.keep.to_proto(),
-        )
+    def to_proto(self) -> list[pb.Readout]:
+        """The readouts as the contract writes them, those of each that is asked for in order."""
+        return [proto for each in self.asked for proto in readout_to_proto(each.readout, each.name)]
 
 
-def _optional(cls: type, value: Any, name: str) -> Any:
-    return None if value is None else _of(cls, value, name)
-
-
-def _of(cls: type, value: Any, name: str) -> Any:
-    if not isinstance(value, cls):
+def _check_no_rows(**of_rows: Any) -> None:
+    if asked := [name for name, value in of_rows.items() if value]:
         raise InvalidRequest(
-            f"{name} is {value!r}; give {cls.__name__}(...)", reason="FIELD_INVALID"
+            f"{asked[0]} is about the rows of sites, but none is named; name at least one "
+            "(predictions and attention have positions of their own)",
+            reason="FIELD_REQUIRED",
         )
-    return value
+
+
+def _named(readouts: Any) -> list[Asked]:
+    if readouts is None:
+        return []
+    if not isinstance(readouts, Mapping):
+        raise InvalidRequest(
+            f"readouts is of type {type(readouts).__name__}; give a dict, as in "
+            "{'lens': Predict(top_k=5)}",
+            reason="FIELD_INVALID",
+        )
+    for name, readout in readouts.items():
+        if not isinstance(name, str) or not 0 < len(name.encode()) <= _MAX_NAME_BYTES:
+            raise InvalidRequest(
+                f"{name!r} is not the name of a readout; use a text of 1 to {_MAX_NAME_BYTES} "
+                "bytes",
+                reason="FIELD_INVALID",
+            )
+        if not isinstance(readout, Read | Predict | Attention):
+            raise InvalidRequest(
+                f"readout {name!r} is of type {type(readout).__name__}; give a Read, a Predict or "
+                "an Attention",
+                reason="FIELD_INVALID",
+            )
+    return [Asked(name, readout) for name, readout in readouts.items()]
 
 
 def _attention(attention: Attention | Iterable[Attention]) -> tuple[Attention, ...]:
     several = (attention,) if isinstance(attention, Attention) else tuple(attention)
     asked: set[tuple[int, int]] = set()
     for each in several:
-        for key in _of(Attention, each, "an item of attention").keys:
+        if each is None:
+            raise InvalidRequest(
+                "an item of attention is None; give Attention(...)", reason="FIELD_INVALID"
+            )
+        check_kind(Attention, each, "an item of attention")
+        for key in each.keys:
             if key in asked:  # Results are found by layer and head.
                 raise InvalidRequest(
                     f"attention of layer {key[0]} head {key[1]} is asked for twice; ask once",
@@ -119,15 +137,3 @@ def _attention(attention: Attention | Iterable[Attention]) -> tuple[Attention, .
                 )
             asked.add(key)
     return several
-
-
-def reduction_to_proto(name: str | None) -> pb.Reduction:
-    """The reduction of a name; None is none. Raises `InvalidRequest`."""
-    if name is None:
-        return pb.REDUCTION_UNSPECIFIED
-    if name not in _REDUCTIONS:
-        raise InvalidRequest(
-            f"reduction {name!r} does not exist; use one of {', '.join(_REDUCTIONS)}",
-            reason="FIELD_INVALID",
-        )
-    return _REDUCTIONS[name]

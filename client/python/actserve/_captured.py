@@ -1,6 +1,7 @@
 """What is captured of one sequence, while it arrives and when it is complete."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from actserve._attention import HeadQueries
 from actserve._capture import Capture
@@ -8,73 +9,179 @@ from actserve._predictions import SequencePredictions
 from actserve._readers import reports
 from actserve._rows import SequenceRows
 from actserve._selected import selected
+from actserve.attention import Attention, AttentionPattern
 from actserve.errors import BadResponse
 from actserve.events import Attended, Predicted, Rows
-from actserve.results import Activations, Tokenized
-from actserve.v1 import capture_pb2
+from actserve.predictions import Predict, SitePredictions
+from actserve.readouts import Read, readout_to_proto
+from actserve.results import Activations, ReadRows, Tokenized
+from actserve.sites import BySite
 from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import readout_pb2
 
-Chunk = capture_pb2.ActivationChunk | capture_pb2.PredictionChunk | capture_pb2.AttentionChunk
+Chunk = readout_pb2.ActivationChunk | readout_pb2.PredictionChunk | readout_pb2.AttentionChunk
 
 
 class Captured:
     """Collects everything captured of one sequence. With `keep` unset it checks that all is there
     and keeps nothing."""
 
-    def __init__(self, capture: Capture, widths: Sequence[int], *, keep: bool = True) -> None:
+    def __init__(
+        self,
+        capture: Capture,
+        started: Sequence[readout_pb2.ReadoutStarted],
+        *,
+        keep: bool = True,
+    ) -> None:
         self._capture = capture
-        self._rows = SequenceRows(capture, widths, keep=keep)
-        self._predictions = SequencePredictions(capture.predictions, keep=keep)
-        self._attention = [HeadQueries(asked, keep=keep) for asked in capture.attention]
+        # By index of the readout on the wire.
+        self._rows: dict[int, SequenceRows] = {}
+        self._predictions: dict[int, SequencePredictions] = {}
+        self._attention: dict[int, HeadQueries] = {}
+        self._first: list[int] = []
+        self._count = 0
+        for each in capture.asked:
+            index = self._count
+            self._first.append(index)
+            self._count += len(readout_to_proto(each.readout, each.name))
+            if self._count > len(started):
+                break
+            match each.readout:
+                case Read() as read if read.sends:
+                    widths = started[index].widths
+                    self._rows[index] = SequenceRows(read, widths, each.name, keep=keep)
+                case Predict() as predict:
+                    self._predictions[index] = SequencePredictions(predict, each.name, keep=keep)
+                case Attention() as attention:
+                    self._attention[index] = HeadQueries(attention, each.name, keep=keep)
+                case _:
+                    pass
+        if self._count != len(started):
+            raise BadResponse(
+                f"the server opened {len(started)} readouts, not those that were asked for"
+            )
 
     def add(self, chunk: Chunk) -> Rows | Predicted | Attended:
         """Takes one chunk, and returns it decoded."""
         match chunk:
-            case capture_pb2.ActivationChunk():
-                return self._rows.add(chunk)
-            case capture_pb2.PredictionChunk():
-                return self._predictions.add(chunk)
+            case readout_pb2.ActivationChunk():
+                return _of(self._rows, chunk, "rows").add(chunk)
+            case readout_pb2.PredictionChunk():
+                return _of(self._predictions, chunk, "predictions").add(chunk)
             case _:
-                if chunk.attention_index >= len(self._attention):
-                    raise BadResponse(
-                        f"the server sent attention {chunk.attention_index} of "
-                        f"{len(self._attention)}"
-                    )
-                return self._attention[chunk.attention_index].add(chunk)
+                return _of(self._attention, chunk, "attention").add(chunk)
 
     def finish(
         self,
         closed: pb.PromptFinished | pb.SampleFinished,
-        promised: Sequence[int],
+        positions: Sequence[readout_pb2.ReadoutPositions],
         prompt: Tokenized,
         interventions: int,
         token_ids: Sequence[int] = (),
         tokens: Sequence[str] = (),
     ) -> Activations:
         """The activations of a prompt and the tokens generated from it, if all that was asked for
-        is there; `promised` are the positions of its rows."""
-        if bool(closed.kept) != bool(self._capture.keep):
-            did = "kept rows unasked" if closed.kept else "did not keep the rows"
-            raise BadResponse(f"the server {did}")
+        is there; `positions` are where its readouts have read."""
         everything = [*prompt.token_ids, *token_ids]
         # The last generated token is never run.
         run = everything[: max(len(prompt), len(everything) - 1)]
-        asked = self._capture.predictions
-        wanted = selected(asked.positions, len(prompt), run) if asked else None
-        attention = {}
-        for queries in self._attention:
-            attended = selected(queries.asked.queries, len(prompt), run)
-            attention |= queries.finish(attended, len(run))
-        positions, rows, sparse = self._rows.finish(promised)
+        promised = self._promised(positions, len(prompt), run)
+        kept = self._kept(closed.kept, promised)
+        rows, predictions = ReadRows({}), {}
+        attention: dict[tuple[int, int], AttentionPattern] = {}
+        named: dict[str, Any] = {}
+        for each, index in zip(self._capture.asked, self._first, strict=True):
+            match each.readout:
+                case Read() as read:
+                    found = self._read(read, index, promised[index], kept)
+                    rows = found if not each.name else rows
+                case Predict():
+                    by_site = self._predictions[index].finish(promised[index])
+                    predictions = by_site if not each.name else predictions
+                    found = BySite[SitePredictions](by_site, "predictions")
+                case Attention():
+                    found = self._attention[index].finish(promised[index], len(run))
+                    attention |= found if not each.name else {}
+            if each.name:
+                named[each.name] = found
         return Activations(
-            rows,
-            positions=positions,
+            rows.by_site,
+            positions=rows.positions,
             token_ids=everything,
             tokens=[*prompt.tokens, *tokens],
             sources=prompt.sources,
             interventions=reports(closed.interventions, interventions),
-            sparse=sparse,
-            predictions=self._predictions.finish(wanted),
+            sparse=rows.sparse.by_site,
+            predictions=predictions,
             attention=attention,
-            kept=closed.kept or None,
+            kept=rows.kept,
+            readouts=named,
         )
+
+    def _read(
+        self, read: Read, index: int, promised: Sequence[int], kept: dict[int, str]
+    ) -> ReadRows:
+        # What is kept is the readout after the rows, if those are sent.
+        name = kept.get(index + read.sends) if read.keep is not None else None
+        if not read.sends:
+            return ReadRows({}, kept=name)
+        positions, rows, sparse = self._rows[index].finish(promised)
+        return ReadRows(rows, positions=positions, sparse=sparse, kept=name)
+
+    def _promised(
+        self,
+        positions: Sequence[readout_pb2.ReadoutPositions],
+        prompt: int,
+        run: Sequence[int],
+    ) -> list[list[int]]:
+        """Where each readout has read of a sequence that ran these tokens, the first `prompt` of
+        them its prompt."""
+        by_index: dict[int, list[int]] = {}
+        for each in positions:
+            where = list(each.positions)
+            for index in each.readout_indices:
+                if index in by_index or index >= self._count:
+                    raise BadResponse(f"the server told positions of readout {index} unasked")
+                by_index[index] = where
+            if where != sorted({*where}) or (where and where[-1] >= len(run)):
+                raise BadResponse(
+                    f"the server told positions that {len(run)} tokens do not have in this order: "
+                    f"{where[:10]}"
+                )
+        if missing := [index for index in range(self._count) if index not in by_index]:
+            raise BadResponse(f"the server did not tell where readout {missing[0]} has read")
+        for each, index in zip(self._capture.asked, self._first, strict=True):
+            readout = each.readout
+            selector = readout.queries if isinstance(readout, Attention) else readout.positions
+            asked = selected(selector, prompt, run)
+            # None where only the server knows.
+            if asked is not None and by_index[index] != asked:
+                raise BadResponse(
+                    f"the server has read at {len(by_index[index])} positions, not at the "
+                    f"{len(asked)} that were asked for"
+                )
+        return [by_index[index] for index in range(self._count)]
+
+    def _kept(
+        self, told: Sequence[readout_pb2.KeptReadout], promised: Sequence[Sequence[int]]
+    ) -> dict[int, str]:
+        """The names of what was kept, by readout."""
+        asked = {
+            index + each.readout.sends
+            for each, index in zip(self._capture.asked, self._first, strict=True)
+            if isinstance(each.readout, Read) and each.readout.keep is not None
+        }
+        # Where nothing was read there is nothing to keep.
+        wanted = {index for index in asked if promised[index]}
+        names = {each.readout_index: each.name for each in told if each.name}
+        if names.keys() - wanted or len(names) != len(told):
+            raise BadResponse("the server kept rows unasked")
+        if wanted - names.keys():
+            raise BadResponse("the server did not keep the rows")
+        return names
+
+
+def _of(collectors: dict[int, Any], chunk: Chunk, what: str) -> Any:
+    if chunk.readout_index not in collectors:
+        raise BadResponse(f"the server sent {what} of readout {chunk.readout_index} unasked")
+    return collectors[chunk.readout_index]

@@ -29,13 +29,8 @@ class Collected(Generic[K, C]):
             self._chunks[key].append(chunk)
         return chunk
 
-    def finish(self, promised: Iterable[int] | None) -> dict[K, list[C]]:
-        """The chunks, if each key has exactly the promised positions; nothing if none were kept.
-
-        With None, only the server knows which ones they are, but they are the same for every key.
-        """
-        if promised is None:
-            promised = {at for received in self._positions.values() for at in received}
+    def finish(self, promised: Iterable[int]) -> dict[K, list[C]]:
+        """The chunks, if each key has exactly the promised positions; nothing if none were kept."""
         promised = sorted(promised)
         for key, received in self._positions.items():
             if received != promised:

@@ -6,7 +6,7 @@ from actserve._captured import Captured
 from actserve._readers import finish_reason, logprobs, tokenized
 from actserve.errors import BadResponse
 from actserve.events import Event, Finished, SampleFinished, Started, Tokens
-from actserve.results import Activations, Generation, Tokenized, TokenLogprobs, Usage
+from actserve.results import Activations, Generation, ReadRows, Tokenized, TokenLogprobs, Usage
 from actserve.v1 import generation_service_pb2 as pb
 
 
@@ -58,7 +58,7 @@ class GenerateCall:
         self._open = {
             index: _Sample(
                 prompt,
-                Captured(self._capture, started.widths, keep=self._keep),
+                Captured(self._capture, started.readouts, keep=self._keep),
                 len(self.request.interventions),
             )
             for index in range(self._sample_count)
@@ -122,7 +122,7 @@ class _Sample:
         self._finish_reason = finish_reason(finished.reason)
         self._activations = self.captured.finish(
             finished,
-            finished.captured_positions,
+            finished.positions,
             self._prompt,
             self._interventions,
             self._token_ids,
@@ -134,6 +134,11 @@ class _Sample:
             positions=self._activations.positions,
             interventions=self._activations.interventions,
             kept=self._activations.kept,
+            kept_readouts={
+                name: read.kept
+                for name, read in self._activations.readouts.items()
+                if isinstance(read, ReadRows) and read.kept
+            },
         )
 
     def generation(self, started: Started, usage: Usage, with_logprobs: bool) -> Generation:

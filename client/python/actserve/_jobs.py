@@ -11,15 +11,16 @@ from itertools import chain
 from typing import Any, Generic, TypeVar, Unpack
 
 from actserve._calls import Call, FetchCall, MeansCall, TokenizeCall
-from actserve._capture import Capture
+from actserve._capture import Asked, Capture
 from actserve._checks import rereadable
 from actserve._generation import GenerateCall
 from actserve.errors import InvalidRequest
 from actserve.means import LabelMeans, check_labels, merge
 from actserve.options import CaptureOptions
 from actserve.prompts import is_many, prompt_to_proto
+from actserve.readouts import Read
 from actserve.sampling import sampling_to_proto
-from actserve.sites import SiteLike
+from actserve.sites import SiteLike, parse_sites
 from actserve.steering import Intervention, steer_to_proto
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import model_service_pb2, prompt_pb2
@@ -76,12 +77,12 @@ class Jobs:
         **options: Unpack[CaptureOptions],
     ) -> Job[Any]:
         capture = Capture.of(sites, **options)
-        if capture.reads_nothing:
+        if not capture.asked:
             raise InvalidRequest(
                 "sites is empty; name at least one, as in sites=['resid_post.10'], or ask for "
-                "predictions or attention",
+                "predictions, attention or readouts",
                 reason="FIELD_REQUIRED",
-                path=("capture", "sites"),
+                path=("readouts",),
             )
         common = self._fetch_request(capture, steer)
 
@@ -111,19 +112,26 @@ class Jobs:
         labels: Sequence[str],
         sites: SiteLike | Iterable[SiteLike],
         steer: Intervention | Iterable[Intervention],
-        **options: Unpack[CaptureOptions],
+        **options: Any,
     ) -> Job[dict[str, LabelMeans]]:
-        capture = Capture.of(sites, **options)
-        if capture.reduce is None:
+        """`options` are those of `Read`."""
+        if options.get("reduce") is None:
             raise InvalidRequest(
                 "reduce is None; say how each prompt becomes one row: 'last', 'mean' or 'max'",
                 reason="FIELD_REQUIRED",
             )
-        if capture.projection and capture.projection.send_top is not None:
+        if not (parsed := parse_sites(sites)):
+            raise InvalidRequest(
+                "means are of the rows of sites, but none is named; name at least one",
+                reason="FIELD_REQUIRED",
+            )
+        read = Read(parsed, **options)
+        if read.projection and read.projection.send_top is not None:
             raise InvalidRequest(
                 "send_top is set, but means have every component; leave it out",
                 reason="FIELD_INVALID",
             )
+        capture = Capture((Asked("", read),))
         labels = check_labels(labels, prompts)
         common = self._fetch_request(capture, steer)
         protos = [prompt_to_proto(prompt) for prompt in prompts]
@@ -131,7 +139,7 @@ class Jobs:
         def call(part: slice) -> MeansCall:
             request = pb.FetchActivationsRequest(prompts=protos[part], labels=labels[part])
             request.MergeFrom(common)
-            return MeansCall(request, capture)
+            return MeansCall(request, read)
 
         parts = [
             Part(partial(call, part), part.start, len(protos[part]))
@@ -144,7 +152,7 @@ class Jobs:
     ) -> pb.FetchActivationsRequest:
         """Without its prompts."""
         return pb.FetchActivationsRequest(
-            model=self.model, capture=capture.to_proto(), interventions=steer_to_proto(steer)
+            model=self.model, readouts=capture.to_proto(), interventions=steer_to_proto(steer)
         )
 
     @property
@@ -192,7 +200,7 @@ class Jobs:
             prompt=prompt_to_proto(prompt),
             sampling=sampling_to_proto(sampling, n),
             interventions=steer_to_proto(steer),
-            capture=None if read.reads_nothing else read.to_proto(),
+            readouts=read.to_proto(),
         )
         return GenerateCall(request, read, keep=keep_captured)
 

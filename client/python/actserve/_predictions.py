@@ -15,41 +15,41 @@ from actserve.events import Predicted
 from actserve.predictions import Predict, SitePredictions
 from actserve.sites import Site, parse_sites
 from actserve.tensors import decode
-from actserve.v1 import capture_pb2
+from actserve.v1 import readout_pb2
 
 
 class SequencePredictions:
-    """Collects the predictions of one sequence; `keep` as `Collected` takes it."""
+    """Collects the predictions of one sequence, of a readout of this name; `keep` as `Collected`
+    takes it."""
 
-    def __init__(self, asked: Predict | None, *, keep: bool) -> None:
+    def __init__(self, asked: Predict, name: str, *, keep: bool) -> None:
         self._asked = asked
-        self._sites = parse_sites(asked.sites) if asked else ()
+        self._name = name
+        self._sites = parse_sites(asked.sites)
         self._collected = Collected[Site, SitePredictions]("predictions", self._sites, keep=keep)
 
-    def add(self, chunk: capture_pb2.PredictionChunk) -> Predicted:
+    def add(self, chunk: readout_pb2.PredictionChunk) -> Predicted:
         """Takes one chunk, and returns it decoded."""
-        if self._asked is None or chunk.site_index >= len(self._sites):
+        if chunk.site_index >= len(self._sites):
             raise BadResponse(
                 f"the server sent predictions of site {chunk.site_index} of {len(self._sites)}"
             )
         site = self._sites[chunk.site_index]
         predictions = _decode(self._asked, chunk)
         self._collected.add(site, chunk.positions, predictions)
-        return Predicted(chunk.sequence_index, str(site), predictions)
+        return Predicted(chunk.sequence_index, str(site), predictions, self._name)
 
-    def finish(self, promised: Iterable[int] | None) -> dict[Site, SitePredictions]:
+    def finish(self, promised: Iterable[int]) -> dict[Site, SitePredictions]:
         """The predictions of each site, joined, if every site has exactly the promised ones."""
-        if self._asked is None:
-            return {}
         # First, so that sites without a position have the right shapes too.
-        nothing = _decode(self._asked, capture_pb2.PredictionChunk())
+        nothing = _decode(self._asked, readout_pb2.PredictionChunk())
         return {
             site: _join([nothing, *blocks])
             for site, blocks in self._collected.finish(promised).items()
         }
 
 
-def _decode(asked: Predict, chunk: capture_pb2.PredictionChunk) -> SitePredictions:
+def _decode(asked: Predict, chunk: readout_pb2.PredictionChunk) -> SitePredictions:
     rows = len(chunk.positions)
     top, tokens = (rows, asked.top_k), (rows, len(several(asked.token_ids)))
     return SitePredictions(
@@ -65,7 +65,7 @@ def _decode(asked: Predict, chunk: capture_pb2.PredictionChunk) -> SitePredictio
     )
 
 
-def _tensor(chunk: capture_pb2.PredictionChunk, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def _tensor(chunk: readout_pb2.PredictionChunk, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
     if not chunk.HasField(name):  # pyright: ignore[reportArgumentType]
         return _shaped(np.empty(0, np.float32), shape, name)
     values = decode(getattr(chunk, name))

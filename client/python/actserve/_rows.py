@@ -6,27 +6,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actserve._capture import Capture
 from actserve._collected import Collected
 from actserve.errors import BadResponse
 from actserve.events import Rows
 from actserve.projections import SparseRows
-from actserve.sites import Site
+from actserve.readouts import Read
+from actserve.sites import Site, parse_sites
 from actserve.tensors import Float32Array, decode
-from actserve.v1 import capture_pb2
+from actserve.v1 import readout_pb2
 
 
 class SequenceRows:
-    """Collects the rows of one sequence; `keep` as `Collected` takes it."""
+    """Collects the rows of one sequence, of a readout of this name; `keep` as `Collected` takes
+    it."""
 
-    def __init__(self, capture: Capture, widths: Sequence[int], *, keep: bool) -> None:
-        self._sites = capture.sent_sites
-        self._reduced = capture.reduce is not None
-        self._projection = capture.projection
-        self._widths = check_widths(capture, widths)
+    def __init__(self, read: Read, widths: Sequence[int], name: str, *, keep: bool) -> None:
+        self._name = name
+        self._sites = parse_sites(read.sites)
+        self._reduced = read.reduce is not None
+        self._projection = read.projection
+        self._widths = check_widths(read, widths)
         self._collected = Collected[Site, Rows]("rows", self._sites, keep=keep)
 
-    def add(self, chunk: capture_pb2.ActivationChunk) -> Rows:
+    def add(self, chunk: readout_pb2.ActivationChunk) -> Rows:
         """Takes one chunk, and returns it decoded."""
         if chunk.site_index >= len(self._sites):
             raise BadResponse(
@@ -45,11 +47,12 @@ class SequenceRows:
             positions=np.array(chunk.positions, np.int64),
             rows=rows,
             indices=self._indices(chunk, site, rows),
+            readout=self._name,
         )
         return self._collected.add(site, chunk.positions, event)
 
     def _indices(
-        self, chunk: capture_pb2.ActivationChunk, site: Site, rows: Float32Array
+        self, chunk: readout_pb2.ActivationChunk, site: Site, rows: Float32Array
     ) -> NDArray[np.int64] | None:
         if self._projection is None or self._projection.send_top is None:
             return None
@@ -67,9 +70,7 @@ class SequenceRows:
     ) -> tuple[NDArray[np.int64], dict[Site, Float32Array], dict[Site, SparseRows]]:
         """The positions of the rows, and the rows or sparse rows of each site, joined, if every
         site has exactly the promised ones."""
-        if not self._sites:
-            promised = ()
-        elif self._reduced:
+        if self._reduced:
             promised = promised[-1:]
         rows: dict[Site, Float32Array] = {}
         sparse: dict[Site, SparseRows] = {}
@@ -85,13 +86,13 @@ class SequenceRows:
         return np.array(promised, np.int64), rows, sparse
 
 
-def check_widths(capture: Capture, widths: Sequence[int]) -> Sequence[int]:
+def check_widths(read: Read, widths: Sequence[int]) -> Sequence[int]:
     """The widths that the server announces for the rows of each site, if they can be right."""
-    sites = capture.sent_sites
-    if sites and len(widths) != len(sites):
+    sites = parse_sites(read.sites)
+    if len(widths) != len(sites):
         raise BadResponse(f"the server opened {len(widths)} sites, not the {len(sites)} asked")
-    sent = capture.projection.sent if capture.projection else None
-    if sites and sent is not None and {*widths} != {sent}:
+    sent = read.projection.sent if read.projection else None
+    if sent is not None and {*widths} != {sent}:
         raise BadResponse(
             f"the server opened rows of width {max(widths)}, but the projection has {sent} "
             "components to send"

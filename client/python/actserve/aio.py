@@ -9,10 +9,11 @@ from actserve.events import Event
 from actserve.kept import Kept, kept_from_proto, kept_name
 from actserve.means import LabelMeans
 from actserve.models import Model, model_from_proto
-from actserve.options import FetchOptions, GenerateOptions, Reduction, RunOptions, StreamOptions
+from actserve.options import FetchOptions, GenerateOptions, RunOptions, StreamOptions
 from actserve.positions import Positions
 from actserve.projections import Projection
 from actserve.prompts import P, Prompt, Prompts
+from actserve.readouts import Reduction
 from actserve.results import Activations, Generation, Tokenized
 from actserve.sites import SiteLike
 from actserve.steering import Intervention

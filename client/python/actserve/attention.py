@@ -11,7 +11,7 @@ from actserve._checks import INT32, UINT32, distinct, integer, several
 from actserve.errors import InvalidRequest
 from actserve.positions import Positions, positions_to_proto
 from actserve.tensors import Float32Array
-from actserve.v1 import capture_pb2 as pb
+from actserve.v1 import readout_pb2 as pb
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +49,9 @@ class Attention:
         """The layer and head of each pattern."""
         return tuple((self.layer, head) for head in several(self.heads))
 
-    def to_proto(self) -> pb.AttentionSpec:
+    def to_proto(self) -> pb.AttentionReadout:
         """The request as the contract writes it."""
-        return pb.AttentionSpec(
+        return pb.AttentionReadout(
             layer=self.layer,
             heads=several(self.heads),
             queries=positions_to_proto(self.queries),

@@ -9,10 +9,11 @@ from actserve.events import Event
 from actserve.kept import Kept, kept_from_proto, kept_name
 from actserve.means import LabelMeans
 from actserve.models import Model, model_from_proto
-from actserve.options import FetchOptions, GenerateOptions, Reduction, RunOptions, StreamOptions
+from actserve.options import FetchOptions, GenerateOptions, RunOptions, StreamOptions
 from actserve.positions import Positions
 from actserve.projections import Projection
 from actserve.prompts import P, Prompt, Prompts
+from actserve.readouts import Reduction
 from actserve.results import Activations, Generation, Tokenized
 from actserve.sites import SiteLike
 from actserve.steering import Intervention
@@ -72,6 +73,8 @@ class Client(Explainer):
         - `predictions`: a `Predict`, for `activations.predictions`.
         - `attention`: one `Attention` or several, for `activations.attention`.
         - `keep`: a `Keep`, by which the rows also stay on the server, as `activations.kept`.
+        - `readouts`: more to read in the same forward pass, by names of yours: a `Read`, a
+          `Predict` or an `Attention` each. `activations.readouts` has what they give.
         - `steer`: interventions to apply, in order.
         - `progress`: a bar on standard error; by default for a list, on a terminal, with rich.
         """
@@ -140,7 +143,7 @@ class Client(Explainer):
         - `n`: samples of each prompt; when given, every prompt's result is a list.
         - `steer`: interventions to apply, in order.
         - `capture`: sites to read meanwhile. They and `positions`, `element_type`, `projection`,
-          `reduce`, `predictions`, `attention` and `keep` are as for `fetch`.
+          `reduce`, `predictions`, `attention`, `keep` and `readouts` are as for `fetch`.
         - `max_tokens`, `temperature` and the rest of `Sampling`.
         """
         job = self._connection.jobs.generate(prompt, n, **options)

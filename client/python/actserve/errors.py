@@ -25,7 +25,7 @@ class ActserveError(Exception):
     `code` is the gRPC status code; `reason` a stable machine-readable name such as
     `LAYER_OUT_OF_RANGE`, empty when the failure is not the service's own; `message` names the
     value, the limit and the fix; `field` is the offending request field as it is written, such as
-    `capture.sites[0]`, if one is, and `path` its names and indices; `metadata` holds the values of
+    `readouts[0].rows.sites[0]`, if one is, and `path` its names and indices; `metadata` holds the values of
     the message for programs; `retry_after` is the number of seconds after which the server suggests
     to try again, if it does.
     """

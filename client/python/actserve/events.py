@@ -1,6 +1,7 @@
 """Events: what a generation, or an explanation, yields while it runs."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -56,6 +57,8 @@ class Rows:
     indices: NDArray[np.int64] | None = None
     """With `Projection.send_top` the direction that each element belongs to, in the shape of
     `rows`; else None."""
+    readout: str = ""
+    """Its name among `readouts`; empty for the short arguments."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +69,8 @@ class Predicted:
     site: str
     """The canonical name."""
     predictions: SitePredictions
+    readout: str = ""
+    """Its name among `readouts`; empty for the short arguments."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +79,8 @@ class Attended:
 
     sample: int
     pattern: AttentionPattern
+    readout: str = ""
+    """Its name among `readouts`; empty for the short arguments."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,11 +92,13 @@ class SampleFinished:
     """"stop" (a stop string or an end token) or "length"."""
     positions: NDArray[np.int64]
     """The positions whose rows were sent, the same for every site; with `reduce`, the last one
-    reduced."""
+    reduced. Of the short arguments."""
     interventions: tuple[InterventionReport, ...]
     """What each intervention did, in the order of `steer`."""
     kept: str | None
-    """The name of the rows kept on the server; None unless asked for."""
+    """The name of the rows kept on the server; None unless asked for by `keep`."""
+    kept_readouts: Mapping[str, str] = field(default_factory=dict)
+    """The names of rows that `readouts` kept on the server, by readout."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from actserve._checks import UINT32, distinct, several
 from actserve.errors import InvalidRequest
 from actserve.sites import Site, SiteLike, site_name
-from actserve.v1 import capture_pb2, kept_activations_service_pb2, source_pb2
+from actserve.v1 import kept_activations_service_pb2, source_pb2
 
 _PREFIX = "keptActivations/"
 _MAX_SECONDS = 315_576_000_000
@@ -44,12 +44,10 @@ class Keep:
                 reason="FIELD_INVALID",
             )
 
-    def to_proto(self) -> capture_pb2.KeepSpec:
-        """The request as the contract writes it."""
-        return capture_pb2.KeepSpec(
-            ttl=None if self.ttl is None else timedelta(seconds=self.ttl),
-            send_nothing=not self.send,
-        )
+    @property
+    def duration(self) -> timedelta | None:
+        """For how long; None for the server's default."""
+        return None if self.ttl is None else timedelta(seconds=self.ttl)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class Limits:
     """Bytes of activations kept on the server, over all clients."""
     max_kept_seconds: int
     """Seconds for which activations are kept at most."""
+    max_readouts: int
+    """Readouts of one call. A `Read` that keeps and sends its rows is two."""
 
 
 @dataclass(frozen=True, slots=True)

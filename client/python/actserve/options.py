@@ -1,7 +1,7 @@
 """Options: the keyword arguments that several methods take, for type checkers."""
 
-from collections.abc import Iterable
-from typing import Literal, TypeAlias, TypedDict
+from collections.abc import Iterable, Mapping
+from typing import TypedDict
 
 from actserve.attention import Attention
 from actserve.explaining import Explaining
@@ -9,14 +9,11 @@ from actserve.kept import Keep
 from actserve.positions import Positions
 from actserve.predictions import Predict
 from actserve.projections import Projection
+from actserve.readouts import Readout, Reduction
 from actserve.sampling import Sampling
 from actserve.sites import SiteLike
 from actserve.steering import Intervention
 from actserve.tensors import ElementType
-
-Reduction: TypeAlias = Literal["last", "mean", "max"]
-"""One row for all the selected positions of a sequence: that of the last position, the mean over
-positions, or the maximum element by element."""
 
 
 class CaptureOptions(TypedDict, total=False):
@@ -37,6 +34,9 @@ class CaptureOptions(TypedDict, total=False):
     """Attention patterns to recompute; each head at most once."""
     keep: Keep | None
     """Whether the rows of the sites also stay on the server."""
+    readouts: Mapping[str, Readout]
+    """More to read in the same forward pass, each by a name and at sites and positions of its
+    own."""
 
 
 class RunOptions(CaptureOptions, total=False):

@@ -16,7 +16,7 @@ from actserve.errors import InvalidRequest
 from actserve.positions import Positions, positions_to_proto
 from actserve.sites import SiteLike, parse_sites
 from actserve.tensors import Float32Array
-from actserve.v1 import capture_pb2 as pb
+from actserve.v1 import readout_pb2 as pb
 
 _TOP_K = range(1001)
 
@@ -58,9 +58,9 @@ class Predict:
         object.__setattr__(self, "sites", sites)
         object.__setattr__(self, "token_ids", token_ids)
 
-    def to_proto(self) -> pb.PredictionSpec:
+    def to_proto(self) -> pb.PredictionReadout:
         """The request as the contract writes it."""
-        return pb.PredictionSpec(
+        return pb.PredictionReadout(
             sites=[site.to_proto() for site in parse_sites(self.sites)],
             positions=positions_to_proto(self.positions),
             top_k=self.top_k,

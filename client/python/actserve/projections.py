@@ -15,7 +15,7 @@ from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows
 from actserve.sources import Matrix, checked_directions, matrix_to_proto, vector_to_proto
 from actserve.tensors import Float32Array, as_array
-from actserve.v1 import capture_pb2 as pb
+from actserve.v1 import readout_pb2 as pb
 
 _COUNT = range(1, 2**32)
 

@@ -93,7 +93,37 @@ class InterventionReport:
     """The mean over the computed rows of |x' - x| / |x|; None when no row was computed."""
 
 
-class Activations(BySite[Float32Array]):
+class ReadRows(BySite[Float32Array]):
+    """The rows that one `Read` gave of one sequence, by site; any spelling of a site finds them.
+
+    Row i of each is float32 and belongs to the token at `positions[i]`.
+    """
+
+    def __init__(
+        self,
+        rows: Mapping[Site, Float32Array],
+        *,
+        positions: NDArray[np.int64] | None = None,
+        sparse: Mapping[Site, SparseRows] | None = None,
+        kept: str | None = None,
+    ) -> None:
+        super().__init__(rows, "rows")
+        self.positions = np.empty(0, np.int64) if positions is None else positions
+        """The token position of each row, int64, ascending; with `reduce`, the last one reduced.
+        Empty where no rows were sent."""
+        self.sparse: BySite[SparseRows] = BySite(sparse or {}, "sparse rows")
+        """With `Projection.send_top`, the rows by site; the mapping itself then has none."""
+        self.kept = kept
+        """The name of the rows kept on the server, which `Replace`, `KeptRows` and `Client.kept`
+        take; None unless asked for. Who knows it may use and delete them."""
+
+    def __getitem__(self, site: str | Site) -> Float32Array:
+        if site in self.sparse:
+            raise KeyError(f"the rows of {site} came as their largest components; see .sparse")
+        return super().__getitem__(site)
+
+
+class Activations(ReadRows):
     """What was captured of one sequence of tokens; as a mapping, its rows by site.
 
     `activations["resid_post.15"]` is float32 [len(positions), width of the site] whatever the wire
@@ -114,11 +144,9 @@ class Activations(BySite[Float32Array]):
         predictions: Mapping[Site, SitePredictions] | None = None,
         attention: Mapping[tuple[int, int], AttentionPattern] | None = None,
         kept: str | None = None,
+        readouts: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(rows, "rows")
-        self.positions = positions
-        """The token position of each row, int64, ascending; with `reduce`, the last one reduced.
-        Empty where no rows were sent."""
+        super().__init__(rows, positions=positions, sparse=sparse, kept=kept)
         self.token_ids = tuple(token_ids)
         """Every token of the sequence, captured or not."""
         self.tokens = tuple(tokens)
@@ -127,27 +155,21 @@ class Activations(BySite[Float32Array]):
         """Where each prompt token comes from; empty for a prompt of token ids."""
         self.interventions = tuple(interventions)
         """What each intervention did, in the order of `steer`."""
-        self.sparse: BySite[SparseRows] = BySite(sparse or {}, "sparse rows")
-        """With `Projection.send_top`, the rows by site; the mapping itself then has none."""
         self.predictions: BySite[SitePredictions] = BySite(predictions or {}, "predictions")
         """The predictions asked for, by site."""
         self.attention: Mapping[tuple[int, int], AttentionPattern] = dict(attention or {})
         """The attention patterns asked for, by layer, as it was asked for, and head:
         `activations.attention[3, 5]`."""
-        self.kept = kept
-        """The name of the rows kept on the server, which `Replace` and `Client.kept` take; None
-        unless asked for. Who knows it may use and delete them."""
-
-    def __getitem__(self, site: str | Site) -> Float32Array:
-        if site in self.sparse:
-            raise KeyError(f"the rows of {site} came as their largest components; see .sparse")
-        return super().__getitem__(site)
+        self.readouts: Mapping[str, Any] = dict(readouts or {})
+        """What the named `readouts` gave: of a `Read` a `ReadRows`, of a `Predict` the predictions
+        by site, of an `Attention` the patterns by layer and head."""
 
     def __repr__(self) -> str:
         there = [f"{site}: {list(rows.shape)}" for site, rows in self.items()]
         there += [f"{site}: sparse {list(rows.values.shape)}" for site, rows in self.sparse.items()]
         there += [f"predictions of {site}" for site in self.predictions]
         there += [f"attention of {len(self.attention)} heads"] if self.attention else []
+        there += map(repr, self.readouts)
         return f"Activations({', '.join(there) or 'nothing captured'}; {len(self.tokens)} tokens)"
 
     def save(self, path: str | PathLike[str]) -> None:

@@ -172,6 +172,11 @@ class BySite(Mapping[str, T]):
             there = ", ".join(self.sites) or "none; name the sites you want"
             raise KeyError(f"no {self._what} of {site} were asked for; asked: {there}") from None
 
+    @property
+    def by_site(self) -> Mapping[Site, T]:
+        """The values by parsed site."""
+        return self._values
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.sites)
 

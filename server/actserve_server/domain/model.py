@@ -30,6 +30,8 @@ class Limits:
     """Bytes of activations kept on the server, over all clients."""
     max_kept_seconds: int = 3600
     """For which activations are kept at most."""
+    max_readouts: int = 256
+    """Readouts of one call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -196,7 +196,7 @@ class AdmittedEngine:
                 Reason.CAPTURE_TOO_LARGE,
                 f"sequence {index} would capture {wanted} bytes, but one sequence may capture at "
                 f"most {limit}; ask for fewer sites or positions, or a lower max_tokens",
-                field=("capture",),
+                field=("readouts",),
                 metadata={"bytes": wanted, "limit": limit, "sequence_index": index},
             )
 

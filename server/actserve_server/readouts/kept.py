@@ -154,11 +154,7 @@ class KeptStore:
                 Reason.FIELD_INVALID,
                 f"ttl is {ttl_s:g} s, but must be above 0 and at most {self._max_ttl_s:g} s; leave "
                 f"it unset for {self._default_ttl_s:g} s",
-                field=(
-                    "capture",
-                    "keep",
-                    "ttl",
-                ),
+                field=("ttl",),
                 metadata={"ttl_s": f"{ttl_s:g}", "limit_s": f"{self._max_ttl_s:g}"},
             )
         return ttl_s
@@ -250,10 +246,6 @@ class KeptStore:
             Reason.KEPT_QUOTA_EXCEEDED,
             f"these activations take {wanted} bytes to keep, and others of yours take {own}, but "
             f"{room}; {fix}",
-            field=(
-                "capture",
-                "keep",
-            ),
             metadata={"bytes": wanted, "kept_bytes": own, "limit": limit},
             retry_after_s=retry_after_s,
         )

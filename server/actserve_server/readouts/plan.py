@@ -1,9 +1,11 @@
 """What a call wants to be read, and as which captures of a run.
 
 A `Readout` is the same for all sequences of a call. Placed into one, with the positions it selects
-there, it asks the engine for captures; its reader (`readers.py`) turns their rows into results.
+there, it needs captures; its reader (`readers.py`) turns their rows into results. What several
+readouts need of one site is captured once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actserve_server.domain.model import ModelInfo
@@ -28,10 +30,6 @@ class RowReadout:
     """How many of the largest elements of a projected row to give; at most as many as directions,
     and all if None."""
     reduction: Reduction | None = None
-    keep: bool = False
-    """Whether to give `RowsToKeep` at the end."""
-    send: bool = True
-    """Whether to give rows."""
 
     @property
     def computed(self) -> bool:
@@ -44,6 +42,19 @@ class RowReadout:
             return tuple(info.at(site).width for site in self.sites)
         width = len(self.projection.directions) if self.send_top is None else self.send_top
         return (width,) * len(self.sites)
+
+    def captures(self, selection: Selection) -> tuple[Capture, ...]:
+        return (Capture(self.sites, selection),)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class KeepReadout:
+    """Rows of some sites, given at the end as `RowsToKeep`."""
+
+    sites: tuple[Site, ...]
+    positions: Positions
+    ttl_s: float
+    """For how long to keep them."""
 
     def captures(self, selection: Selection) -> tuple[Capture, ...]:
         return (Capture(self.sites, selection),)
@@ -65,8 +76,6 @@ class PredictionReadout:
 class AttentionReadout:
     """Attention patterns of some heads of a layer; `positions` are those of the queries."""
 
-    index: int
-    """Among the attention readouts of a call."""
     layer: int
     heads: tuple[int, ...]
     positions: Positions
@@ -94,7 +103,7 @@ class AttentionReadout:
         return len(self.heads) * queries * row_bytes
 
 
-Readout = RowReadout | PredictionReadout | AttentionReadout
+Readout = RowReadout | PredictionReadout | AttentionReadout | KeepReadout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,16 +112,60 @@ class Placed:
 
     readout: Readout
     selection: Selection
+    """Where it reads; of attention, the queries."""
 
     @property
     def captures(self) -> tuple[Capture, ...]:
+        """What it needs, as if it were alone."""
         return self.readout.captures(self.selection)
 
 
-Plan = tuple[Placed, ...]
-"""All that is read of one sequence."""
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Who needs the rows of a captured site: a readout, as which of its own captures and sites."""
+
+    readout: int
+    part: int
+    site_index: int
 
 
-def captures(plan: Plan) -> tuple[Capture, ...]:
-    """The captures of the sequence's run; `Reading` expects their rows in this order."""
-    return tuple(capture for placed in plan for capture in placed.captures)
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """All that is read of one sequence."""
+
+    placed: tuple[Placed, ...]
+    captures: tuple[Capture, ...]
+    """Of the sequence's run. No site is captured twice at the same positions."""
+    uses: Mapping[tuple[int, int], tuple[Use, ...]]
+    """By capture and site index."""
+    parts: tuple[tuple[int, ...], ...]
+    """For each readout the captures in which its own are; the first is where it reads."""
+
+
+def plan(placed: tuple[Placed, ...]) -> Plan:
+    """Shares what readouts need: one capture for each selection, of all sites wanted there."""
+    needed = [each.captures for each in placed]
+    numbers: dict[tuple[Selection, Unembed | None], int] = {}
+    uses: list[dict[Site, list[Use]]] = []
+    for readout, own in enumerate(needed):
+        for part, capture in enumerate(own):
+            number = numbers.setdefault((capture.selection, capture.unembed), len(uses))
+            if number == len(uses):
+                uses.append({})
+            for index, site in enumerate(capture.sites):
+                uses[number].setdefault(site, []).append(Use(readout, part, index))
+    return Plan(
+        placed=placed,
+        captures=tuple(
+            Capture(tuple(uses[number]), selection, unembed)
+            for (selection, unembed), number in numbers.items()
+        ),
+        uses={
+            (number, index): tuple(users)
+            for number, sites in enumerate(uses)
+            for index, users in enumerate(sites.values())
+        },
+        parts=tuple(
+            tuple(numbers[capture.selection, capture.unembed] for capture in own) for own in needed
+        ),
+    )

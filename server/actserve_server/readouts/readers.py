@@ -19,6 +19,7 @@ from actserve_server.readouts.attention import NO_KEY, pattern_blocks, top_k
 from actserve_server.readouts.blocks import blocks
 from actserve_server.readouts.plan import (
     AttentionReadout,
+    KeepReadout,
     Plan,
     PredictionReadout,
     Readout,
@@ -44,36 +45,38 @@ class Reading:
     """Reads one sequence: takes every `Rows` of its run in order, then its `Finished`."""
 
     def __init__(self, plan: Plan, info: ModelInfo) -> None:
-        self._readers = [(_reader(placed.readout, info), len(placed.captures)) for placed in plan]
-        self._by_capture = [
-            (reader, part) for reader, count in self._readers for part in range(count)
-        ]
+        self._plan = plan
+        self._readers = [_reader(placed.readout, info) for placed in plan.placed]
 
-    async def read(self, event: Rows | Finished) -> AsyncGenerator[Result, None]:
-        """What the event adds."""
+    async def read(self, event: Rows | Finished) -> AsyncGenerator[tuple[int, Result], None]:
+        """What the event adds, each with the index of its readout."""
         if isinstance(event, Rows):
-            reader, part = self._by_capture[event.capture_index]
-            all_results = [reader.add(part, event)]
-        else:
-            positions = iter(event.captured_positions)
             all_results = [
-                reader.finish(*(next(positions) for _ in range(count)))
-                for reader, count in self._readers
+                (use.readout, self._readers[use.readout].add(use.part, use.site_index, event))
+                for use in self._plan.uses[event.capture_index, event.site_index]
             ]
-        for results in all_results:
+        else:
+            all_results = [
+                (readout, reader.finish(*(event.captured_positions[part] for part in parts)))
+                for readout, (reader, parts) in enumerate(
+                    zip(self._readers, self._plan.parts, strict=True)
+                )
+            ]
+        for readout, results in all_results:
             if isinstance(results, tuple):
                 for result in results:
-                    yield result
+                    yield readout, result
             else:
                 while (result := await asyncio.to_thread(next, results, None)) is not None:
-                    yield result
+                    yield readout, result
 
 
 class _Reader(Protocol):
-    """Of one readout of one sequence. `part` says of which of the readout's captures rows are, and
-    `finish` is told the positions of each."""
+    """Of one readout of one sequence. `part` says of which of the readout's captures rows are and
+    `site_index` of which of its sites; `finish` is told the positions of each capture. Rows may be
+    shared with other readers, so none changes them."""
 
-    def add(self, part: int, rows: Rows) -> Results: ...
+    def add(self, part: int, site_index: int, rows: Rows) -> Results: ...
 
     def finish(self, *positions: np.ndarray) -> Results: ...
 
@@ -82,6 +85,8 @@ def _reader(readout: Readout, info: ModelInfo) -> _Reader:
     match readout:
         case RowReadout():
             return _RowReader(readout, info.element_type)
+        case KeepReadout():
+            return _KeepReader(readout, info.element_type)
         case PredictionReadout():
             return _PredictionReader(readout)
         case AttentionReadout():
@@ -93,20 +98,15 @@ class _RowReader:
         self._readout = readout
         self._element_type = element_type
         self._reducers = [readout.reduction.start() for _ in readout.sites if readout.reduction]
-        self._kept: list[list[np.ndarray]] = [[] for _ in readout.sites]
 
-    def add(self, part: int, rows: Rows) -> Results:
-        if self._readout.keep:
-            self._kept[rows.site_index].append(rows.bits)
-        if not self._readout.send:
-            return ()
+    def add(self, part: int, site_index: int, rows: Rows) -> Results:
         if self._readout.computed:
-            projection, results = self._readout.projection, self._compute(rows)
+            projection, results = self._readout.projection, self._compute(site_index, rows)
             each = 1 if projection is None else len(projection.directions)
             return tuple(results) if rows.bits.size * each < QUICK_OPERATIONS else results
         return (
             ReadRows(
-                site_index=rows.site_index,
+                site_index=site_index,
                 positions=rows.positions,
                 bits=rows.bits,
                 element_type=self._element_type,
@@ -117,8 +117,8 @@ class _RowReader:
         (selected,) = positions
         return self._finish(selected) if len(selected) else ()
 
-    def _compute(self, rows: Rows) -> Iterator[Result]:
-        projection, site = self._readout.projection, rows.site_index
+    def _compute(self, site: int, rows: Rows) -> Iterator[Result]:
+        projection = self._readout.projection
         width = rows.bits.shape[1] if projection is None else len(projection.directions)
         for block in blocks(len(rows.bits), width):
             values = to_float32(rows.bits[block], self._element_type)
@@ -144,25 +144,42 @@ class _RowReader:
             if self._readout.send_top is not None:
                 indices, values = largest(values, self._readout.send_top)
             yield _computed(site, positions[-1:], values, indices)
-        if self._readout.keep:
-            yield RowsToKeep(
-                rows={
-                    site: np.concatenate(parts)
-                    for site, parts in zip(self._readout.sites, self._kept, strict=True)
-                },
-                positions=positions,
-                element_type=self._element_type,
-            )
+
+
+class _KeepReader:
+    def __init__(self, readout: KeepReadout, element_type: ElementType) -> None:
+        self._readout = readout
+        self._element_type = element_type
+        self._rows: list[list[np.ndarray]] = [[] for _ in readout.sites]
+
+    def add(self, part: int, site_index: int, rows: Rows) -> Results:
+        self._rows[site_index].append(rows.bits)
+        return ()
+
+    def finish(self, *positions: np.ndarray) -> Results:
+        (selected,) = positions
+        return self._finish(selected) if len(selected) else ()
+
+    def _finish(self, positions: np.ndarray) -> Iterator[Result]:
+        yield RowsToKeep(
+            rows={
+                site: np.concatenate(parts)
+                for site, parts in zip(self._readout.sites, self._rows, strict=True)
+            },
+            positions=positions,
+            element_type=self._element_type,
+            ttl_s=self._readout.ttl_s,
+        )
 
 
 class _PredictionReader:
     def __init__(self, readout: PredictionReadout) -> None:
         self._unembed = readout.unembed
 
-    def add(self, part: int, rows: Rows) -> Results:
+    def add(self, part: int, site_index: int, rows: Rows) -> Results:
         return (
             ReadPredictions(
-                site_index=rows.site_index,
+                site_index=site_index,
                 positions=rows.positions,
                 predictions=self._unembed.split(rows.bits),
             ),
@@ -183,7 +200,7 @@ class _AttentionReader:
         self._element_type = element_type
         self._rows: tuple[list[np.ndarray], ...] = ([], [])
 
-    def add(self, part: int, rows: Rows) -> Results:
+    def add(self, part: int, site_index: int, rows: Rows) -> Results:
         self._rows[part].append(rows.bits)
         return ()
 
@@ -208,7 +225,6 @@ class _AttentionReader:
             keys = np.pad(sparse.keys, missing, constant_values=NO_KEY)
             weights = np.pad(sparse.weights, missing)
         return ReadAttention(
-            attention_index=self._readout.index,
             head=head,
             queries=queries,
             weights=weights,

@@ -38,7 +38,6 @@ class ReadPredictions:
 class ReadAttention:
     """Attention of some queries of one head."""
 
-    attention_index: int
     head: int
     queries: np.ndarray
     """Positions, int64 [queries]."""
@@ -57,6 +56,8 @@ class RowsToKeep:
     positions: np.ndarray
     """int64, ascending."""
     element_type: ElementType
+    ttl_s: float
+    """For how long."""
 
 
 Result = ReadRows | ReadPredictions | ReadAttention | RowsToKeep

@@ -1,6 +1,6 @@
 """Attention patterns from the wire."""
 
-from actserve.v1 import capture_pb2 as pb
+from actserve.v1 import readout_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import AllPositions
@@ -10,10 +10,8 @@ from actserve_server.rpc import positions
 from actserve_server.rpc.heads import check_heads
 
 
-def attention(
-    wire: pb.AttentionSpec, index: int, info: ModelInfo, field: FieldPath
-) -> AttentionReadout:
-    """The patterns of a layer; `index` is that of the spec among those of the capture."""
+def attention(wire: pb.AttentionReadout, info: ModelInfo, field: FieldPath) -> AttentionReadout:
+    """The patterns of a layer."""
     if info.attention_unserved:
         raise ActserveError(
             Reason.SITE_NOT_SERVED,
@@ -36,7 +34,6 @@ def attention(
     if wire.HasField("queries"):
         selector = positions.parse(wire.queries, info, (*field, "queries"))
     return AttentionReadout(
-        index=index,
         layer=site.layer,
         heads=chosen,
         positions=selector,
@@ -44,7 +41,7 @@ def attention(
     )
 
 
-def _top_k(wire: pb.AttentionSpec, info: ModelInfo, field: FieldPath) -> int | None:
+def _top_k(wire: pb.AttentionReadout, info: ModelInfo, field: FieldPath) -> int | None:
     if not wire.HasField("top_k"):
         return None
     limit = info.limits.max_sequence_tokens

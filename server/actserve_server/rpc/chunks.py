@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from actserve.v1 import capture_pb2 as pb
 from actserve.v1 import explanation_service_pb2, tensor_pb2
+from actserve.v1 import readout_pb2 as pb
 from actserve_server.domain.tensors import ElementType, convert
 from actserve_server.readouts.results import ReadAttention, ReadPredictions, ReadRows
 from actserve_server.rpc.tensors import WIRE_ELEMENT_TYPES
@@ -25,7 +25,7 @@ _TEXT_BYTES = 4
 
 
 def activations(
-    read: ReadRows, sequence_index: int, target: ElementType
+    read: ReadRows, sequence_index: int, readout_index: int, target: ElementType
 ) -> Iterator[pb.ActivationChunk]:
     """Rows in the element type wanted."""
     count, width = read.bits.shape
@@ -33,6 +33,7 @@ def activations(
     for rows in _cut([_ID_BYTES + width * element_bytes] * count):
         yield pb.ActivationChunk(
             sequence_index=sequence_index,
+            readout_index=readout_index,
             site_index=read.site_index,
             positions=read.positions[rows].tolist(),
             rows=tensor(convert(read.bits[rows], read.element_type, target), target),
@@ -41,7 +42,7 @@ def activations(
 
 
 def predictions(
-    read: ReadPredictions, sequence_index: int, texts: Mapping[int, str]
+    read: ReadPredictions, sequence_index: int, readout_index: int, texts: Mapping[int, str]
 ) -> Iterator[pb.PredictionChunk]:
     """Predictions; `texts` has every token of them, decoded alone."""
     found = read.predictions
@@ -54,6 +55,7 @@ def predictions(
         following = found.next_token_logprobs
         yield pb.PredictionChunk(
             sequence_index=sequence_index,
+            readout_index=readout_index,
             site_index=read.site_index,
             positions=read.positions[rows].tolist(),
             top_ids=found.top_ids[rows].ravel().tolist(),
@@ -64,14 +66,16 @@ def predictions(
         )
 
 
-def attention(read: ReadAttention, sequence_index: int) -> Iterator[pb.AttentionChunk]:
+def attention(
+    read: ReadAttention, sequence_index: int, readout_index: int
+) -> Iterator[pb.AttentionChunk]:
     """Attention of one head, some queries at a time."""
     count, width = read.weights.shape
     element_bytes = 4 + (0 if read.keys is None else _KEY_BYTES)
     for rows in _cut([_ID_BYTES + width * element_bytes] * count):
         yield pb.AttentionChunk(
             sequence_index=sequence_index,
-            attention_index=read.attention_index,
+            readout_index=readout_index,
             head=read.head,
             queries=read.queries[rows].tolist(),
             weights=tensor(read.weights[rows]),

@@ -4,34 +4,29 @@ Everything is checked and every prompt tokenized before `started` is sent, so th
 request comes first and alone.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
 
 import grpc
 
-from actserve.v1 import capture_pb2, generation_service_pb2_grpc, intervention_pb2
 from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import generation_service_pb2_grpc, intervention_pb2, readout_pb2
 from actserve_server.domain.errors import ActserveError, Reason
-from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.principals import Role
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.runs import Finished, Run, Tokens
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
-from actserve_server.readouts.plan import Plan, captures
-from actserve_server.rpc import interventions, models, prompts, reports, sources
+from actserve_server.readouts.plan import Plan
+from actserve_server.rpc import interventions, models, prompts, readouts, reports
 from actserve_server.rpc.calls import current_call
-from actserve_server.rpc.captures import NOTHING, CaptureRequest, capture
 from actserve_server.rpc.endings import FINISH_REASONS, usage
 from actserve_server.rpc.interventions import InterventionRequest
 from actserve_server.rpc.positions import Place
+from actserve_server.rpc.readouts import Readouts
 from actserve_server.rpc.results import Results
 from actserve_server.rpc.sampling import sampling
 from actserve_server.rpc.served_nlas import Nlas
-from actserve_server.rpc.sources import Found
-from actserve_server.rpc.tensors import WIRE_ELEMENT_TYPES
 
 
 class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
@@ -46,7 +41,8 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         call, info = current_call(), self._engine.info
         models.check_model(request.model, info, ("model",))
         _check_prompt_count(len(request.prompts), info.limits.max_prompts)
-        wanted = await self._capture(request.capture)
+        _check_any(request.readouts)
+        wanted = await self._readouts(request.readouts)
         _check_labels(request.labels, len(request.prompts), wanted)
         edits = await self._interventions(request.interventions)
         tokenized: list[TokenizedPrompt] = []
@@ -62,7 +58,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                 Run(
                     id=f"{call.id}-{index}",
                     token_ids=prompt.ids,
-                    captures=captures(plans[index]),
+                    captures=plans[index].captures,
                     interventions=interventions.placed(edits, place),
                     tenant=call.principal.tenant,
                 )
@@ -71,7 +67,9 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         call.prompt_tokens += sum(len(run.token_ids) for run in runs)
         results = Results(self._engine, self._own(), wanted, plans, call, request.labels)
 
-        yield pb.FetchActivationsResponse(started=pb.FetchStarted(**_started(wanted, info)))
+        yield pb.FetchActivationsResponse(
+            started=pb.FetchStarted(request_id=call.id, readouts=wanted.started(info))
+        )
         opened: set[int] = set()
         async with aclosing(results.stream(events)) as stream:
             with reports.numbered_as_sent(edits):
@@ -82,7 +80,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                             prompt_started=pb.PromptStarted(
                                 prompt_index=index,
                                 prompt=prompts.to_wire(tokenized[index]),
-                                positions=_selected(wanted, plans[index], tokenized[index]),
+                                positions=_selected(plans[index], tokenized[index]),
                             )
                         )
                     match event:
@@ -106,9 +104,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         call, info = current_call(), self._engine.info
         models.check_model(request.model, info, ("model",))
-        wanted = NOTHING
-        if request.HasField("capture"):
-            wanted = await self._capture(request.capture)
+        wanted = await self._readouts(request.readouts)
         edits = await self._interventions(request.interventions)
         prompt = await prompts.tokenize_to_run(self._engine, request.prompt, ("prompt",))
         sampled = sampling(request.sampling, info, len(prompt.ids), ("sampling",))
@@ -119,7 +115,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                 id=f"{call.id}-{sample}",
                 token_ids=prompt.ids,
                 sampling=sampled.of(sample),
-                captures=captures(plan),
+                captures=plan.captures,
                 interventions=applied,
                 tenant=call.principal.tenant,
             )
@@ -130,7 +126,11 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         results = Results(self._engine, self._own(), wanted, [plan] * len(runs), call)
 
         yield pb.GenerateResponse(
-            started=pb.GenerateStarted(prompt=prompts.to_wire(prompt), **_started(wanted, info))
+            started=pb.GenerateStarted(
+                request_id=call.id,
+                prompt=prompts.to_wire(prompt),
+                readouts=wanted.started(info),
+            )
         )
         async with aclosing(results.stream(events)) as stream:
             with reports.numbered_as_sent(edits):
@@ -147,22 +147,17 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                                 sample_finished=pb.SampleFinished(
                                     sample_index=index,
                                     reason=FINISH_REASONS[event.reason],
-                                    captured_positions=_captured(wanted, event),
+                                    positions=_read(plan, event),
                                     interventions=reports.to_wire(edits, event.interventions),
                                     kept=results.kept(index),
                                 )
                             )
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage(call)))
 
-    async def _capture(self, wire: capture_pb2.CaptureSpec) -> CaptureRequest:
-        kept = sources.look_up(dict(sources.named(wire, ("capture",))), self._own())
-        found = Found(info=self._engine.info, kept=kept)
-        # In a thread: a projection may be tens of megabytes.
-        wanted = await asyncio.to_thread(capture, wire, found, ("capture",))
-        if wire.HasField("keep"):
+    async def _readouts(self, wire: Sequence[readout_pb2.Readout]) -> Readouts:
+        if any(each.HasField("keep") for each in wire):
             current_call().principal.require(Role.EXPERIMENTER, "keeping activations")
-        self._store.check_ttl(wanted.ttl_s)
-        return wanted
+        return await readouts.readouts(wire, self._own(), self._engine.info, ("readouts",))
 
     async def _interventions(
         self, wire: Sequence[intervention_pb2.Intervention]
@@ -192,7 +187,16 @@ def _check_prompt_count(count: int, limit: int) -> None:
         )
 
 
-def _check_labels(labels: Sequence[str], prompt_count: int, wanted: CaptureRequest) -> None:
+def _check_any(wire: Sequence[readout_pb2.Readout]) -> None:
+    if not wire:
+        raise ActserveError(
+            Reason.FIELD_REQUIRED,
+            "the request has no readouts, so nothing would be read; send one",
+            field=("readouts",),
+        )
+
+
+def _check_labels(labels: Sequence[str], prompt_count: int, wanted: Readouts) -> None:
     if not labels:
         return
     if len(labels) != prompt_count:
@@ -213,22 +217,20 @@ def _check_labels(labels: Sequence[str], prompt_count: int, wanted: CaptureReque
     wanted.check_averaged()
 
 
-def _started(wanted: CaptureRequest, info: ModelInfo) -> dict[str, Any]:
-    """What opens a stream; without rows there is nothing to say of them."""
-    rows = wanted.rows
-    return {
-        "request_id": current_call().id,
-        "element_type": WIRE_ELEMENT_TYPES[wanted.element_type] if rows else None,
-        "widths": rows.widths(info) if rows else (),
-    }
+def _selected(plan: Plan, prompt: TokenizedPrompt) -> list[readout_pb2.ReadoutPositions]:
+    """Where the readouts of a prompt read."""
+    among = {each.selection: each.selection.among(prompt.ids) for each in plan.placed}
+    return readouts.positions_to_wire(
+        (each.selection, among[each.selection]) for each in plan.placed
+    )
 
 
-def _selected(wanted: CaptureRequest, plan: Plan, prompt: TokenizedPrompt) -> list[int]:
-    return plan[0].selection.among(prompt.ids).tolist() if wanted.rows else []
-
-
-def _captured(wanted: CaptureRequest, event: Finished) -> list[int]:
-    return event.captured_positions[0].tolist() if wanted.rows else []
+def _read(plan: Plan, event: Finished) -> list[readout_pb2.ReadoutPositions]:
+    """Where the readouts of a sample have read."""
+    return readouts.positions_to_wire(
+        (each.selection, event.captured_positions[parts[0]])
+        for each, parts in zip(plan.placed, plan.parts, strict=True)
+    )
 
 
 def _tokens(event: Tokens, index: int) -> pb.TokenChunk:

@@ -50,6 +50,7 @@ async def to_wire(info: ModelInfo, autoencoders: Nlas, tenant: str) -> pb.Model:
             max_request_bytes=limits.max_request_bytes,
             max_kept_bytes=limits.max_kept_bytes,
             max_kept_seconds=limits.max_kept_seconds,
+            max_readouts=limits.max_readouts,
         ),
         attention_unserved_reason=_attention_unserved(info),
         nlas=await served_nlas.to_wire(autoencoders, tenant),

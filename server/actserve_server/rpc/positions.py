@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from actserve.v1 import capture_pb2, explanation_service_pb2, intervention_pb2, positions_pb2
+from actserve.v1 import explanation_service_pb2, intervention_pb2, positions_pb2, readout_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import (
@@ -55,8 +55,9 @@ class Place:
 
 
 def selector(
-    wire: capture_pb2.CaptureSpec
-    | capture_pb2.PredictionSpec
+    wire: readout_pb2.RowReadout
+    | readout_pb2.KeepReadout
+    | readout_pb2.PredictionReadout
     | intervention_pb2.Intervention
     | explanation_service_pb2.ExplainTextRequest,
     info: ModelInfo,

@@ -1,6 +1,6 @@
 """Predictions from the wire."""
 
-from actserve.v1 import capture_pb2 as pb
+from actserve.v1 import readout_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.runs import Unembed
@@ -23,7 +23,7 @@ PREDICTING = (
 """The stream; what else is added to it is of another scale, and predicts nothing by itself."""
 
 
-def predictions(wire: pb.PredictionSpec, info: ModelInfo, field: FieldPath) -> PredictionReadout:
+def predictions(wire: pb.PredictionReadout, info: ModelInfo, field: FieldPath) -> PredictionReadout:
     """What to predict, and where."""
     final = info.check_site(Site(HookPoint.FINAL_NORM), (*field, "sites"))
     where = sites(wire.sites, info, (*field, "sites")) if wire.sites else (final,)
@@ -61,7 +61,7 @@ def _top_k(wanted: int, info: ModelInfo, field: FieldPath) -> int:
     return wanted
 
 
-def _ids(wire: pb.PredictionSpec, info: ModelInfo, field: FieldPath) -> tuple[int, ...]:
+def _ids(wire: pb.PredictionReadout, info: ModelInfo, field: FieldPath) -> tuple[int, ...]:
     field = (*field, "token_ids")
     if len(wire.token_ids) > MAX_TOKENS:
         raise ActserveError(

@@ -1,6 +1,6 @@
 """Projections from the wire."""
 
-from actserve.v1 import capture_pb2 as pb
+from actserve.v1 import readout_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.sites import Site
 from actserve_server.readouts.projection import (

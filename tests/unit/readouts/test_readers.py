@@ -50,34 +50,36 @@ def rows_of(**fields: Any) -> plan.RowReadout:
 
 READOUTS = {
     "rows": rows_of(),
-    "kept rows": rows_of(keep=True),
-    "rows kept only": rows_of(keep=True, send=False),
+    "kept rows": plan.KeepReadout(sites=SITES, positions=AllPositions(), ttl_s=1.0),
     "projected": rows_of(projection=PROJECTION),
     "largest": rows_of(projection=PROJECTION, send_top=2),
     "mean": rows_of(reduction=Reduction.MEAN),
-    "largest of the mean": rows_of(
-        projection=PROJECTION, send_top=2, reduction=Reduction.MEAN, keep=True
-    ),
+    "largest of the mean": rows_of(projection=PROJECTION, send_top=2, reduction=Reduction.MEAN),
     "predictions": plan.PredictionReadout(
         sites=SITES, unembed=Unembed(2, (7,)), positions=AllPositions()
     ),
-    "attention": plan.AttentionReadout(index=0, layer=0, heads=(1, 0), positions=AllPositions()),
+    "attention": plan.AttentionReadout(layer=0, heads=(1, 0), positions=AllPositions()),
     "largest attention": plan.AttentionReadout(
-        index=0, layer=0, heads=(1,), positions=AllPositions(), top_k=3
+        layer=0, heads=(1,), positions=AllPositions(), top_k=3
     ),
 }
 HEAVY = {name for name, item in READOUTS.items() if "projected" in name or "largest" in name}
 HEAVY |= {"mean", "attention"}
 
 
-def events(placed: plan.Placed, cuts: list[int]) -> Iterator[Rows | Finished]:
+def planned(*readouts: plan.Readout) -> plan.Plan:
+    return plan.plan(tuple(plan.Placed(readout, EVERY) for readout in readouts))
+
+
+def events(of: plan.Plan, cuts: list[int]) -> Iterator[Rows | Finished]:
     """What an engine would give: rows of a capture in order, captures interleaved."""
-    rng = np.random.default_rng(1)
-    captures = placed.captures
+    captures = of.captures
     bits = {}
     for number, capture in enumerate(captures):
         for index, site in enumerate(capture.sites):
             width = INFO.row_width(capture, site)
+            # The same whatever else is captured.
+            rng = np.random.default_rng([*str(site).encode()])
             values = rng.standard_normal((TOKENS, width)).astype(np.float32)
             bits[number, index] = convert(values, ElementType.F32, INFO.row_type(capture))
     for low, high in pairwise(cuts):
@@ -87,10 +89,14 @@ def events(placed: plan.Placed, cuts: list[int]) -> Iterator[Rows | Finished]:
     yield Finished(FinishReason.LENGTH, 1, tuple(positions for _ in captures))
 
 
+async def read(of: plan.Plan, cuts: list[int]) -> list[tuple[int, Any]]:
+    """Everything read, each with the index of its readout."""
+    reading = readers.Reading(of, INFO)
+    return [item for event in events(of, cuts) async for item in reading.read(event)]
+
+
 async def results(readout: plan.Readout, cuts: list[int]) -> list[Any]:
-    placed = plan.Placed(readout, EVERY)
-    reading = readers.Reading((placed,), INFO)
-    return [item for event in events(placed, cuts) async for item in reading.read(event)]
+    return [item for _, item in await read(planned(readout), cuts)]
 
 
 def joined(items: list[Any]) -> dict[Any, list[np.ndarray]]:
@@ -150,8 +156,8 @@ async def test_what_takes_computing_is_computed_off_the_event_loop(
 ) -> None:
     monkeypatch.setattr(readers, "QUICK_OPERATIONS", 0)
     threads = await threads_of(READOUTS[name], monkeypatch)
-    assert (threading.get_ident() in threads) == (name not in HEAVY | {"rows kept only"})
-    assert bool(threads) == (name != "rows kept only")
+    assert (threading.get_ident() in threads) == (name not in HEAVY | {"kept rows"})
+    assert bool(threads) == (name != "kept rows")
 
 
 async def test_a_few_rows_are_not_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,38 +166,37 @@ async def test_a_few_rows_are_not_worth_a_thread(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_kept_rows_are_the_engines_bits() -> None:
-    readout = READOUTS["largest of the mean"]
-    *_, last = await results(readout, CUTS[1])
+    readout = READOUTS["kept rows"]
+    (last,) = await results(readout, CUTS[1])
     assert isinstance(last, RowsToKeep)
     assert last.element_type is ElementType.BF16
-    given = [e for e in events(plan.Placed(readout, EVERY), CUTS[0]) if isinstance(e, Rows)]
+    given = [e for e in events(planned(readout), CUTS[0]) if isinstance(e, Rows)]
     for rows in given:
         np.testing.assert_array_equal(last.rows[SITES[rows.site_index]], rows.bits)
 
 
-async def test_two_readouts_get_the_rows_of_their_own_captures() -> None:
-    both = (READOUTS["attention"], READOUTS["rows"])
-    placed = tuple(plan.Placed(readout, EVERY) for readout in both)
-    assert len(plan.captures(placed)) == 3
-    reading = readers.Reading(placed, INFO)
-    found: list[Any] = []
-    offset = 0
-    for one in placed:
-        for event in events(one, CUTS[1]):
-            if isinstance(event, Rows):
-                moved = Rows(
-                    event.capture_index + offset, event.site_index, event.positions, event.bits
-                )
-                found += [item async for item in reading.read(moved)]
-        offset += len(one.captures)
-    finished = Finished(FinishReason.LENGTH, 1, (np.arange(TOKENS),) * 3)
-    found += [item async for item in reading.read(finished)]
-    apart = {
-        **joined(await results(both[0], CUTS[1])),
-        **joined(await results(both[1], CUTS[1])),
-    }
-    together = joined(found)
-    assert together.keys() == apart.keys()
-    for key, arrays in together.items():
-        for got, expected in zip(arrays, apart[key], strict=True):
-            np.testing.assert_array_equal(got, expected)
+async def test_readouts_that_are_read_together_give_what_each_gives_alone() -> None:
+    of = planned(*READOUTS.values(), *READOUTS.values())
+    found = await read(of, CUTS[1])
+    for index, readout in enumerate([*READOUTS.values(), *READOUTS.values()]):
+        together = joined([item for number, item in found if number == index])
+        alone = joined(await results(readout, CUTS[1]))
+        assert together.keys() == alone.keys()
+        for key, arrays in together.items():
+            for got, expected in zip(arrays, alone[key], strict=True):
+                np.testing.assert_array_equal(got, expected)
+
+
+def test_a_site_is_captured_once_at_the_same_positions() -> None:
+    every = planned(*READOUTS.values())
+    captured = [(site, capture.unembed) for capture in every.captures for site in capture.sites]
+    assert len({*captured}) == len(captured)
+    assert len(every.captures) == 2  # Rows, queries and keys; and predictions.
+
+
+def test_what_is_read_elsewhere_is_captured_apart() -> None:
+    last = Selection(Spans(((22, 23),)))
+    readout = READOUTS["rows"]
+    apart = plan.plan((plan.Placed(readout, EVERY), plan.Placed(readout, last)))
+    assert [capture.selection for capture in apart.captures] == [EVERY, last]
+    assert all(capture.sites == SITES for capture in apart.captures)

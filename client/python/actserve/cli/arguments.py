@@ -8,13 +8,13 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import typer
 
-from actserve._capture import reduction_to_proto
 from actserve._channel import DEFAULT_TARGET as DEFAULT_TARGET
 from actserve.cli.files import WRITERS
 from actserve.client import Client
 from actserve.errors import InvalidRequest
 from actserve.positions import ByText, positions_to_proto
 from actserve.prompts import Prompt
+from actserve.readouts import reduction_to_proto
 from actserve.sites import Site
 from actserve.steering import Add
 

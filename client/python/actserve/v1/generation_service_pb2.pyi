@@ -1,6 +1,6 @@
-from actserve.v1 import capture_pb2 as _capture_pb2
 from actserve.v1 import intervention_pb2 as _intervention_pb2
 from actserve.v1 import prompt_pb2 as _prompt_pb2
+from actserve.v1 import readout_pb2 as _readout_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf.internal import containers as _containers
@@ -22,18 +22,18 @@ FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class FetchActivationsRequest(_message.Message):
-    __slots__ = ("model", "prompts", "capture", "interventions", "labels")
+    __slots__ = ("model", "prompts", "readouts", "interventions", "labels")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
-    CAPTURE_FIELD_NUMBER: _ClassVar[int]
+    READOUTS_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompts: _containers.RepeatedCompositeFieldContainer[_prompt_pb2.Prompt]
-    capture: _capture_pb2.CaptureSpec
+    readouts: _containers.RepeatedCompositeFieldContainer[_readout_pb2.Readout]
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[_prompt_pb2.Prompt, _Mapping]]] = ..., capture: _Optional[_Union[_capture_pb2.CaptureSpec, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[_prompt_pb2.Prompt, _Mapping]]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FetchActivationsResponse(_message.Message):
     __slots__ = ("started", "prompt_started", "activations", "prompt_finished", "finished", "predictions", "attention", "label_mean")
@@ -47,23 +47,21 @@ class FetchActivationsResponse(_message.Message):
     LABEL_MEAN_FIELD_NUMBER: _ClassVar[int]
     started: FetchStarted
     prompt_started: PromptStarted
-    activations: _capture_pb2.ActivationChunk
+    activations: _readout_pb2.ActivationChunk
     prompt_finished: PromptFinished
     finished: FetchFinished
-    predictions: _capture_pb2.PredictionChunk
-    attention: _capture_pb2.AttentionChunk
+    predictions: _readout_pb2.PredictionChunk
+    attention: _readout_pb2.AttentionChunk
     label_mean: LabelMean
-    def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., prompt_started: _Optional[_Union[PromptStarted, _Mapping]] = ..., activations: _Optional[_Union[_capture_pb2.ActivationChunk, _Mapping]] = ..., prompt_finished: _Optional[_Union[PromptFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ..., predictions: _Optional[_Union[_capture_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_capture_pb2.AttentionChunk, _Mapping]] = ..., label_mean: _Optional[_Union[LabelMean, _Mapping]] = ...) -> None: ...
+    def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., prompt_started: _Optional[_Union[PromptStarted, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., prompt_finished: _Optional[_Union[PromptFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., label_mean: _Optional[_Union[LabelMean, _Mapping]] = ...) -> None: ...
 
 class FetchStarted(_message.Message):
-    __slots__ = ("request_id", "element_type", "widths")
+    __slots__ = ("request_id", "readouts")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
-    WIDTHS_FIELD_NUMBER: _ClassVar[int]
+    READOUTS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
-    element_type: _tensor_pb2.ElementType
-    widths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., widths: _Optional[_Iterable[int]] = ...) -> None: ...
+    readouts: _containers.RepeatedCompositeFieldContainer[_readout_pb2.ReadoutStarted]
+    def __init__(self, request_id: _Optional[str] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.ReadoutStarted, _Mapping]]] = ...) -> None: ...
 
 class PromptStarted(_message.Message):
     __slots__ = ("prompt_index", "prompt", "positions")
@@ -72,8 +70,8 @@ class PromptStarted(_message.Message):
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     prompt_index: int
     prompt: _prompt_pb2.TokenizedPrompt
-    positions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, prompt_index: _Optional[int] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
+    positions: _containers.RepeatedCompositeFieldContainer[_readout_pb2.ReadoutPositions]
+    def __init__(self, prompt_index: _Optional[int] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., positions: _Optional[_Iterable[_Union[_readout_pb2.ReadoutPositions, _Mapping]]] = ...) -> None: ...
 
 class PromptFinished(_message.Message):
     __slots__ = ("prompt_index", "interventions", "kept")
@@ -82,20 +80,22 @@ class PromptFinished(_message.Message):
     KEPT_FIELD_NUMBER: _ClassVar[int]
     prompt_index: int
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.InterventionReport]
-    kept: str
-    def __init__(self, prompt_index: _Optional[int] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[str] = ...) -> None: ...
+    kept: _containers.RepeatedCompositeFieldContainer[_readout_pb2.KeptReadout]
+    def __init__(self, prompt_index: _Optional[int] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ...) -> None: ...
 
 class LabelMean(_message.Message):
-    __slots__ = ("label", "site_index", "prompts", "mean")
+    __slots__ = ("label", "readout_index", "site_index", "prompts", "mean")
     LABEL_FIELD_NUMBER: _ClassVar[int]
+    READOUT_INDEX_FIELD_NUMBER: _ClassVar[int]
     SITE_INDEX_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     label: str
+    readout_index: int
     site_index: int
     prompts: int
     mean: _tensor_pb2.Tensor
-    def __init__(self, label: _Optional[str] = ..., site_index: _Optional[int] = ..., prompts: _Optional[int] = ..., mean: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, label: _Optional[str] = ..., readout_index: _Optional[int] = ..., site_index: _Optional[int] = ..., prompts: _Optional[int] = ..., mean: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class FetchFinished(_message.Message):
     __slots__ = ("usage",)
@@ -104,18 +104,18 @@ class FetchFinished(_message.Message):
     def __init__(self, usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "sampling", "interventions", "capture")
+    __slots__ = ("model", "prompt", "sampling", "interventions", "readouts")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
-    CAPTURE_FIELD_NUMBER: _ClassVar[int]
+    READOUTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: _prompt_pb2.Prompt
     sampling: SamplingParams
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
-    capture: _capture_pb2.CaptureSpec
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., capture: _Optional[_Union[_capture_pb2.CaptureSpec, _Mapping]] = ...) -> None: ...
+    readouts: _containers.RepeatedCompositeFieldContainer[_readout_pb2.Readout]
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "min_tokens", "seed", "stop", "stop_token_ids", "ignore_eos", "samples", "logprobs")
@@ -158,24 +158,22 @@ class GenerateResponse(_message.Message):
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     started: GenerateStarted
     tokens: TokenChunk
-    activations: _capture_pb2.ActivationChunk
+    activations: _readout_pb2.ActivationChunk
     sample_finished: SampleFinished
     finished: GenerateFinished
-    predictions: _capture_pb2.PredictionChunk
-    attention: _capture_pb2.AttentionChunk
-    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., activations: _Optional[_Union[_capture_pb2.ActivationChunk, _Mapping]] = ..., sample_finished: _Optional[_Union[SampleFinished, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., predictions: _Optional[_Union[_capture_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_capture_pb2.AttentionChunk, _Mapping]] = ...) -> None: ...
+    predictions: _readout_pb2.PredictionChunk
+    attention: _readout_pb2.AttentionChunk
+    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., sample_finished: _Optional[_Union[SampleFinished, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
-    __slots__ = ("request_id", "prompt", "element_type", "widths")
+    __slots__ = ("request_id", "prompt", "readouts")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
-    ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
-    WIDTHS_FIELD_NUMBER: _ClassVar[int]
+    READOUTS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt: _prompt_pb2.TokenizedPrompt
-    element_type: _tensor_pb2.ElementType
-    widths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., widths: _Optional[_Iterable[int]] = ...) -> None: ...
+    readouts: _containers.RepeatedCompositeFieldContainer[_readout_pb2.ReadoutStarted]
+    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.ReadoutStarted, _Mapping]]] = ...) -> None: ...
 
 class TokenChunk(_message.Message):
     __slots__ = ("sample_index", "position", "ids", "texts", "text", "logprobs")
@@ -212,18 +210,18 @@ class TokenLogprob(_message.Message):
     def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class SampleFinished(_message.Message):
-    __slots__ = ("sample_index", "reason", "captured_positions", "interventions", "kept")
+    __slots__ = ("sample_index", "reason", "positions", "interventions", "kept")
     SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    CAPTURED_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     sample_index: int
     reason: FinishReason
-    captured_positions: _containers.RepeatedScalarFieldContainer[int]
+    positions: _containers.RepeatedCompositeFieldContainer[_readout_pb2.ReadoutPositions]
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.InterventionReport]
-    kept: str
-    def __init__(self, sample_index: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., captured_positions: _Optional[_Iterable[int]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[str] = ...) -> None: ...
+    kept: _containers.RepeatedCompositeFieldContainer[_readout_pb2.KeptReadout]
+    def __init__(self, sample_index: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., positions: _Optional[_Iterable[_Union[_readout_pb2.ReadoutPositions, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ...) -> None: ...
 
 class GenerateFinished(_message.Message):
     __slots__ = ("usage",)

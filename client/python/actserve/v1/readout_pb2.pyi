@@ -26,25 +26,33 @@ REDUCTION_LAST: Reduction
 REDUCTION_MEAN: Reduction
 REDUCTION_MAX: Reduction
 
-class CaptureSpec(_message.Message):
-    __slots__ = ("sites", "positions", "element_type", "projection", "reduction", "predictions", "attention", "keep")
+class Readout(_message.Message):
+    __slots__ = ("name", "rows", "predictions", "attention", "keep")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    rows: RowReadout
+    predictions: PredictionReadout
+    attention: AttentionReadout
+    keep: KeepReadout
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[_Union[RowReadout, _Mapping]] = ..., predictions: _Optional[_Union[PredictionReadout, _Mapping]] = ..., attention: _Optional[_Union[AttentionReadout, _Mapping]] = ..., keep: _Optional[_Union[KeepReadout, _Mapping]] = ...) -> None: ...
+
+class RowReadout(_message.Message):
+    __slots__ = ("sites", "positions", "element_type", "projection", "reduction")
     SITES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_FIELD_NUMBER: _ClassVar[int]
     REDUCTION_FIELD_NUMBER: _ClassVar[int]
-    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
-    ATTENTION_FIELD_NUMBER: _ClassVar[int]
-    KEEP_FIELD_NUMBER: _ClassVar[int]
     sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
     positions: _positions_pb2.PositionSelector
     element_type: _tensor_pb2.ElementType
     projection: Projection
     reduction: Reduction
-    predictions: PredictionSpec
-    attention: _containers.RepeatedCompositeFieldContainer[AttentionSpec]
-    keep: KeepSpec
-    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., predictions: _Optional[_Union[PredictionSpec, _Mapping]] = ..., attention: _Optional[_Iterable[_Union[AttentionSpec, _Mapping]]] = ..., keep: _Optional[_Union[KeepSpec, _Mapping]] = ...) -> None: ...
+    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., reduction: _Optional[_Union[Reduction, str]] = ...) -> None: ...
 
 class Projection(_message.Message):
     __slots__ = ("directions", "bias", "relu", "jump_relu", "top_k", "send_top")
@@ -78,7 +86,7 @@ class TopKActivation(_message.Message):
     k: int
     def __init__(self, k: _Optional[int] = ...) -> None: ...
 
-class PredictionSpec(_message.Message):
+class PredictionReadout(_message.Message):
     __slots__ = ("sites", "positions", "top_k", "token_ids", "next_token")
     SITES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -92,7 +100,7 @@ class PredictionSpec(_message.Message):
     next_token: bool
     def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., top_k: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_token: _Optional[bool] = ...) -> None: ...
 
-class AttentionSpec(_message.Message):
+class AttentionReadout(_message.Message):
     __slots__ = ("layer", "heads", "queries", "top_k")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
@@ -104,31 +112,62 @@ class AttentionSpec(_message.Message):
     top_k: int
     def __init__(self, layer: _Optional[int] = ..., heads: _Optional[_Iterable[int]] = ..., queries: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., top_k: _Optional[int] = ...) -> None: ...
 
-class KeepSpec(_message.Message):
-    __slots__ = ("ttl", "send_nothing")
+class KeepReadout(_message.Message):
+    __slots__ = ("sites", "positions", "ttl")
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
-    SEND_NOTHING_FIELD_NUMBER: _ClassVar[int]
+    sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
+    positions: _positions_pb2.PositionSelector
     ttl: _duration_pb2.Duration
-    send_nothing: bool
-    def __init__(self, ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., send_nothing: _Optional[bool] = ...) -> None: ...
+    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class ReadoutStarted(_message.Message):
+    __slots__ = ("name", "element_type", "widths")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    WIDTHS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    element_type: _tensor_pb2.ElementType
+    widths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., widths: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReadoutPositions(_message.Message):
+    __slots__ = ("readout_indices", "positions")
+    READOUT_INDICES_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    readout_indices: _containers.RepeatedScalarFieldContainer[int]
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, readout_indices: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class KeptReadout(_message.Message):
+    __slots__ = ("readout_index", "name")
+    READOUT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    readout_index: int
+    name: str
+    def __init__(self, readout_index: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class ActivationChunk(_message.Message):
-    __slots__ = ("sequence_index", "site_index", "positions", "rows", "indices")
+    __slots__ = ("sequence_index", "readout_index", "site_index", "positions", "rows", "indices")
     SEQUENCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    READOUT_INDEX_FIELD_NUMBER: _ClassVar[int]
     SITE_INDEX_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     INDICES_FIELD_NUMBER: _ClassVar[int]
     sequence_index: int
+    readout_index: int
     site_index: int
     positions: _containers.RepeatedScalarFieldContainer[int]
     rows: _tensor_pb2.Tensor
     indices: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sequence_index: _Optional[int] = ..., site_index: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., rows: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., indices: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, sequence_index: _Optional[int] = ..., readout_index: _Optional[int] = ..., site_index: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., rows: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., indices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PredictionChunk(_message.Message):
-    __slots__ = ("sequence_index", "site_index", "positions", "top_ids", "top_texts", "top_logprobs", "token_logprobs", "next_token_logprobs")
+    __slots__ = ("sequence_index", "readout_index", "site_index", "positions", "top_ids", "top_texts", "top_logprobs", "token_logprobs", "next_token_logprobs")
     SEQUENCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    READOUT_INDEX_FIELD_NUMBER: _ClassVar[int]
     SITE_INDEX_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     TOP_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +176,7 @@ class PredictionChunk(_message.Message):
     TOKEN_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     NEXT_TOKEN_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     sequence_index: int
+    readout_index: int
     site_index: int
     positions: _containers.RepeatedScalarFieldContainer[int]
     top_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -144,20 +184,20 @@ class PredictionChunk(_message.Message):
     top_logprobs: _tensor_pb2.Tensor
     token_logprobs: _tensor_pb2.Tensor
     next_token_logprobs: _tensor_pb2.Tensor
-    def __init__(self, sequence_index: _Optional[int] = ..., site_index: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_texts: _Optional[_Iterable[str]] = ..., top_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., token_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., next_token_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, sequence_index: _Optional[int] = ..., readout_index: _Optional[int] = ..., site_index: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_texts: _Optional[_Iterable[str]] = ..., top_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., token_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., next_token_logprobs: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class AttentionChunk(_message.Message):
-    __slots__ = ("sequence_index", "attention_index", "head", "queries", "weights", "keys")
+    __slots__ = ("sequence_index", "readout_index", "head", "queries", "weights", "keys")
     SEQUENCE_INDEX_FIELD_NUMBER: _ClassVar[int]
-    ATTENTION_INDEX_FIELD_NUMBER: _ClassVar[int]
+    READOUT_INDEX_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     sequence_index: int
-    attention_index: int
+    readout_index: int
     head: int
     queries: _containers.RepeatedScalarFieldContainer[int]
     weights: _tensor_pb2.Tensor
     keys: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sequence_index: _Optional[int] = ..., attention_index: _Optional[int] = ..., head: _Optional[int] = ..., queries: _Optional[_Iterable[int]] = ..., weights: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, sequence_index: _Optional[int] = ..., readout_index: _Optional[int] = ..., head: _Optional[int] = ..., queries: _Optional[_Iterable[int]] = ..., weights: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -1,0 +1,274 @@
+"""Readouts from the wire: parsed once a call, then placed into each sequence."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from actserve.v1 import readout_pb2 as pb
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.positions import Selection
+from actserve_server.domain.tensors import ElementType
+from actserve_server.readouts.kept import KeptStore
+from actserve_server.readouts.plan import (
+    AttentionReadout,
+    KeepReadout,
+    Placed,
+    Plan,
+    Readout,
+    RowReadout,
+    plan,
+)
+from actserve_server.readouts.reductions import Reduction
+from actserve_server.rpc import positions, sources, tensors
+from actserve_server.rpc.attention import attention
+from actserve_server.rpc.positions import Place
+from actserve_server.rpc.predictions import predictions
+from actserve_server.rpc.projections import projection, send_top
+from actserve_server.rpc.sites import sites
+from actserve_server.rpc.sources import Found
+
+MAX_NAME_BYTES = 64
+"""Of a readout's name, in UTF-8. It is told again in every answer."""
+
+_KINDS = ", ".join(field.name for field in pb.Readout.DESCRIPTOR.oneofs_by_name["kind"].fields)
+
+_REDUCTIONS = {
+    pb.REDUCTION_UNSPECIFIED: None,
+    pb.REDUCTION_LAST: Reduction.LAST,
+    pb.REDUCTION_MEAN: Reduction.MEAN,
+    pb.REDUCTION_MAX: Reduction.MAX,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ReadoutRequest:
+    """A readout before its positions are resolved."""
+
+    readout: Readout
+    name: str
+    element_type: ElementType
+    """Of rows as they are sent."""
+    field: FieldPath
+    """Of the message of its kind."""
+
+    @property
+    def positions_field(self) -> FieldPath:
+        name = "queries" if isinstance(self.readout, AttentionReadout) else "positions"
+        return (*self.field, name)
+
+    def started(self, info: ModelInfo) -> pb.ReadoutStarted:
+        """What comes of it; only of rows there is more to say than the name."""
+        if not isinstance(self.readout, RowReadout):
+            return pb.ReadoutStarted(name=self.name)
+        return pb.ReadoutStarted(
+            name=self.name,
+            element_type=tensors.WIRE_ELEMENT_TYPES[self.element_type],
+            widths=self.readout.widths(info),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Readouts:
+    """All that a call reads of each sequence."""
+
+    requests: tuple[ReadoutRequest, ...]
+    max_bytes: int
+    """Of the attention patterns of a sequence."""
+
+    def __getitem__(self, index: int) -> ReadoutRequest:
+        return self.requests[index]
+
+    def at(self, place: Place) -> Plan:
+        """What is read of one sequence."""
+        placed = tuple(
+            Placed(
+                each.readout,
+                positions.selection(each.readout.positions, place, each.positions_field),
+            )
+            for each in self.requests
+        )
+        with place.named():
+            self._check_attention(placed, place)
+        return plan(placed)
+
+    def started(self, info: ModelInfo) -> list[pb.ReadoutStarted]:
+        return [each.started(info) for each in self.requests]
+
+    def check_averaged(self) -> None:
+        """Raises unless each sequence gives one whole row a site, which labels need."""
+        rows = [each for each in self.requests if isinstance(each.readout, RowReadout)]
+        if not rows:
+            raise ActserveError(
+                Reason.FIELD_REQUIRED,
+                "labels ask for means of the reduced rows of prompts, and no readout reads rows; "
+                "add one, or send no labels",
+                field=("readouts",),
+            )
+        for each in rows:
+            assert isinstance(each.readout, RowReadout)
+            if each.readout.reduction is None:
+                raise ActserveError(
+                    Reason.FIELD_REQUIRED,
+                    "labels ask for means of the reduced rows of prompts, and the reduction is not "
+                    "set; set it, or send no labels",
+                    field=(*each.field, "reduction"),
+                )
+            if each.readout.send_top is not None:
+                raise ActserveError(
+                    Reason.FIELD_INVALID,
+                    "the mean over the prompts of a label has no few largest elements in common "
+                    "with them; leave send_top unset, or send no labels",
+                    field=(*each.field, "projection", "send_top"),
+                )
+
+    def _check_attention(self, placed: Sequence[Placed], place: Place) -> None:
+        wanted = 0
+        field: FieldPath = ()
+        for each, request in zip(placed, self.requests, strict=True):
+            if isinstance(each.readout, AttentionReadout):
+                wanted += each.readout.result_bytes(each.selection, place.run_tokens)
+                field = field or request.field
+        if wanted > self.max_bytes:
+            raise ActserveError(
+                Reason.CAPTURE_TOO_LARGE,
+                f"the attention patterns would take {wanted} bytes, but those of one sequence may "
+                f"take at most {self.max_bytes}; ask for fewer heads or queries, or a low top_k",
+                field=field,
+                metadata={"bytes": wanted, "limit": self.max_bytes},
+            )
+
+
+async def readouts(
+    wire: Sequence[pb.Readout], store: KeptStore, info: ModelInfo, field: FieldPath
+) -> Readouts:
+    """What to read, with everything checked that does not depend on a sequence."""
+    _check_count(len(wire), info, field)
+    named = {
+        at: source
+        for index, item in enumerate(wire)
+        for at, source in sources.named(item, (*field, index))
+    }
+    found = Found(info=info, kept=sources.look_up(named, store))
+    # In a thread: a projection may be tens of megabytes.
+    requests = await asyncio.to_thread(_parse, wire, store, found, field)
+    _check_names(requests, field)
+    return Readouts(requests=requests, max_bytes=info.limits.max_capture_bytes)
+
+
+def positions_to_wire(lists: Iterable[tuple[Selection, np.ndarray]]) -> list[pb.ReadoutPositions]:
+    """Where each readout reads, in order; those of one selection share a list."""
+    shared: dict[Selection, pb.ReadoutPositions] = {}
+    for index, (selection, where) in enumerate(lists):
+        if selection not in shared:
+            shared[selection] = pb.ReadoutPositions(positions=where.tolist())
+        shared[selection].readout_indices.append(index)
+    return list(shared.values())
+
+
+def _check_count(count: int, info: ModelInfo, field: FieldPath) -> None:
+    limit = info.limits.max_readouts
+    if count > limit:
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"{count} readouts were sent, but a call may have at most {limit}; read several sites "
+            "in one, or make several calls",
+            field=field,
+            metadata={"readouts": count, "limit": limit},
+        )
+
+
+def _check_names(requests: Sequence[ReadoutRequest], field: FieldPath) -> None:
+    seen: dict[str, int] = {}
+    for index, each in enumerate(requests):
+        size = len(each.name.encode())
+        if size > MAX_NAME_BYTES:
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                f"the name of readout {index} has {size} bytes; use at most {MAX_NAME_BYTES}",
+                field=(*field, index, "name"),
+                metadata={"bytes": size, "limit": MAX_NAME_BYTES},
+            )
+        if each.name in seen:
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                f"readouts {seen[each.name]} and {index} are both called {each.name!r}; give each "
+                "a name of its own, or none",
+                field=(*field, index, "name"),
+            )
+        if each.name:
+            seen[each.name] = index
+
+
+def _parse(
+    wire: Sequence[pb.Readout], store: KeptStore, found: Found, field: FieldPath
+) -> tuple[ReadoutRequest, ...]:
+    return tuple(_readout(item, store, found, (*field, i)) for i, item in enumerate(wire))
+
+
+def _readout(wire: pb.Readout, store: KeptStore, found: Found, field: FieldPath) -> ReadoutRequest:
+    info, kind = found.info, wire.WhichOneof("kind")
+    at, element_type = (*field, kind), ElementType.F32
+    match kind:
+        case "rows":
+            readout = _rows(wire.rows, found, at)
+            element_type = ElementType.F32 if readout.computed else info.element_type
+            if wire.rows.element_type:
+                element_type = tensors.element_type(wire.rows.element_type, (*at, "element_type"))
+        case "predictions":
+            readout = predictions(wire.predictions, info, at)
+        case "attention":
+            readout = attention(wire.attention, info, at)
+        case "keep":
+            readout = _keep(wire.keep, store, info, at)
+        case _:
+            raise ActserveError(
+                Reason.FIELD_REQUIRED,
+                f"the readout has no kind that this server knows; set one of {_KINDS}",
+                field=field,
+            )
+    return ReadoutRequest(readout=readout, name=wire.name, element_type=element_type, field=at)
+
+
+def _rows(wire: pb.RowReadout, found: Found, field: FieldPath) -> RowReadout:
+    info = found.info
+    where = sites(wire.sites, info, (*field, "sites"))
+    projected, top = None, None
+    if wire.HasField("projection"):
+        projected = projection(wire.projection, where, found, (*field, "projection"))
+        top = send_top(wire.projection, len(projected.directions), (*field, "projection"))
+    return RowReadout(
+        sites=where,
+        positions=positions.selector(wire, info, (*field, "positions")),
+        projection=projected,
+        send_top=top,
+        reduction=_reduction(wire.reduction, (*field, "reduction")),
+    )
+
+
+def _keep(wire: pb.KeepReadout, store: KeptStore, info: ModelInfo, field: FieldPath) -> KeepReadout:
+    ttl_s = wire.ttl.ToNanoseconds() / 1e9 if wire.HasField("ttl") else None
+    try:
+        ttl_s = store.check_ttl(ttl_s)
+    except ActserveError as error:
+        error.field = (*field, "ttl")
+        raise
+    return KeepReadout(
+        sites=sites(wire.sites, info, (*field, "sites")),
+        positions=positions.selector(wire, info, (*field, "positions")),
+        ttl_s=ttl_s,
+    )
+
+
+def _reduction(wire: int, field: FieldPath) -> Reduction | None:
+    if wire not in _REDUCTIONS:
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"reduction {wire} is unknown; use one of "
+            f"{', '.join(item.upper() for item in Reduction)}",
+            field=field,
+            metadata={"reduction": wire},
+        )
+    return _REDUCTIONS[wire]  # pyright: ignore[reportArgumentType]
