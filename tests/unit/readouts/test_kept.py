@@ -143,7 +143,7 @@ def test_it_can_be_had_until_it_expires(ttl_s: float | None, lasts_s: float, clo
 def test_a_time_to_live_out_of_bounds_is_refused(ttl_s: float, clock: Clock) -> None:
     kept = store(clock)
     for refused in (refusal(put, kept, ttl_s), refusal(kept.check_ttl, ttl_s)):
-        assert (refused.reason, refused.field) == (Reason.FIELD_INVALID, "ttl")
+        assert (refused.reason, refused.field) == (Reason.FIELD_INVALID, ("ttl",))
         assert f"ttl is {ttl_s:g} s" in refused.message
         assert "at most 60 s" in refused.message
     assert kept.held_bytes == 0
