@@ -249,7 +249,7 @@ def _fake(settings: Settings) -> Engine:
 
     limits = Limits(
         max_sequence_tokens=settings.max_model_len or 2048,
-        max_prompts=settings.max_prompts,
+        max_items=settings.max_items,
         max_samples=settings.max_samples,
         max_capture_bytes=settings.max_capture_bytes,
         max_interventions=settings.max_interventions,

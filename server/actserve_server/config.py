@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         1024, ge=0, description="sequences that may wait; calls beyond are refused"
     )
-    max_prompts: PositiveInt = Field(1024, description="prompts in one FetchActivations call")
+    max_items: PositiveInt = Field(1024, description="items in one FetchActivations call")
     max_samples: PositiveInt = Field(64, description="samples of one Generate call")
     max_interventions: PositiveInt = Field(64, description="interventions in one call")
     max_request_bytes: PositiveInt = Field(64 << 20, description="bytes of one request message")

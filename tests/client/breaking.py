@@ -8,8 +8,8 @@ from actserve.v1 import readout_pb2
 
 Break = Callable[[Iterable[Any]], list[Any]]
 
-OPENING = ("prompt_started", "started")
-CLOSING = ("prompt_finished", "sample_finished")
+OPENING = ("item_started", "started")
+CLOSING = ("item_finished", "sample_finished")
 
 _CHUNKS: dict[str, Any] = {
     "activations": readout_pb2.ActivationChunk,

@@ -89,8 +89,9 @@ def as_events(cls: Any, chunks: Iterable[list[Chunk]]) -> list[list[Any]]:
 
 def label_means(request: pb.FetchActivationsRequest) -> Events:
     """The means of the prompts' rows over those of each label, the last label first."""
-    lengths = [len(tokenized(prompt).ids) for prompt in request.prompts]
-    for label in sorted(set(request.labels), reverse=True):
+    lengths = [len(tokenized(item.prompt).ids) for item in request.items]
+    labels = [item.label for item in request.items]
+    for label in sorted({*labels} - {""}, reverse=True):
         rows = request.readouts[0].rows
         for index in range(len(rows.sites)):
             block = np.concatenate(
@@ -101,12 +102,12 @@ def label_means(request: pb.FetchActivationsRequest) -> Events:
                         where(request.readouts[0], length, [0] * length),
                         length,
                     )
-                    for length, each in zip(lengths, request.labels, strict=True)
+                    for length, each in zip(lengths, labels, strict=True)
                     if each == label
                 ]
             )
             mean = pb.LabelMean(
-                label=label, site_index=index, prompts=len(block), mean=tensor(block.mean(0))
+                label=label, site_index=index, items=len(block), mean=tensor(block.mean(0))
             )
             yield pb.FetchActivationsResponse(label_mean=mean)
 
@@ -148,22 +149,23 @@ class Model:
             started=pb.FetchStarted(request_id="r1", readouts=started(readouts))
         )
         events: list[list[Any]] = []
-        for index, prompt in enumerate(map(tokenized, request.prompts)):
+        for index, item in enumerate(request.items):
+            prompt = tokenized(item.prompt)
             length, run = len(prompt.ids), list(prompt.ids)
-            chunks = [] if request.labels else tracks(readouts, index, length, run)
-            opened = pb.PromptStarted(
-                prompt_index=index, prompt=prompt, positions=positions(readouts, length, run)
+            chunks = [] if item.label else tracks(readouts, index, length, run)
+            opened = pb.ItemStarted(
+                item_index=index, prompt=prompt, positions=positions(readouts, length, run)
             )
-            closed = pb.PromptFinished(
-                prompt_index=index,
+            closed = pb.ItemFinished(
+                item_index=index,
                 interventions=reports(request, length),
                 kept=self.keep(readouts, length, run),
             )
             events.append(
                 [
-                    pb.FetchActivationsResponse(prompt_started=opened),
+                    pb.FetchActivationsResponse(item_started=opened),
                     *merge(as_events(pb.FetchActivationsResponse, chunks), self.order),
-                    pb.FetchActivationsResponse(prompt_finished=closed),
+                    pb.FetchActivationsResponse(item_finished=closed),
                 ]
             )
         yield from merge(events, self.order)
@@ -351,7 +353,7 @@ def described(name: str) -> model_service_pb2.Model:
             support(hook_point=99, width=WIDTH),  # pyright: ignore[reportArgumentType]
         ],
         limits=model_service_pb2.Limits(
-            max_sequence_tokens=2048, max_prompts=64, max_kept_seconds=600
+            max_sequence_tokens=2048, max_items=64, max_kept_seconds=600
         ),
         attention_unserved_reason="its layers are not attention",
     )

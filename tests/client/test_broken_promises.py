@@ -98,7 +98,7 @@ def test_rows_that_come_twice_raise(client: Any, model: Model) -> None:
 
     def twice(request: Any) -> Any:
         for event in model.honest_fetch(request):
-            if event.WhichOneof("event") == "prompt_finished":
+            if event.WhichOneof("event") == "item_finished":
                 yield again
             yield event
 

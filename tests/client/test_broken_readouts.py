@@ -41,7 +41,7 @@ BY_TEXT: dict[str, Any] = {
 ATTENTION: dict[str, Any] = {"attention": actserve.Attention(0, [1, 2])}
 SPARSE_ATTENTION: dict[str, Any] = {"attention": actserve.Attention(0, 1, top_k=2)}
 SPARSE: dict[str, Any] = {"projection": actserve.Projection(np.eye(4)[:3], send_top=2)}
-TELLING = ("prompt_started", "sample_finished")
+TELLING = ("item_started", "sample_finished")
 KEPT: dict[str, Any] = {"keep": actserve.Keep()}
 
 # By name: what is asked for besides the rows of `embedding`, what goes wrong, and what is said.
@@ -230,7 +230,7 @@ def test_an_incomplete_readout_raises(client: Any, model: Model, method: str, ca
 BROKEN_MEANS: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
     "cut short": (without("finished"), actserve.StreamCutShort, "ended before"),
     "a prompt never finished": (
-        without_first("prompt_finished"),
+        without_first("item_finished"),
         actserve.BadResponse,
         "without prompt 0",
     ),
@@ -251,7 +251,7 @@ BROKEN_MEANS: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
         "mean of 'y' at site 1 of 1",
     ),
     "a mean of fewer prompts": (
-        each("label_mean", do=lambda mean: setattr(mean, "prompts", 1)),
+        each("label_mean", do=lambda mean: setattr(mean, "items", 1)),
         actserve.BadResponse,
         "mean of 1 prompts of 'x' .* not that of 2",
     ),

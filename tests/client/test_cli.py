@@ -93,7 +93,8 @@ def test_tokenize_shows_where_tokens_come_from_as_far_as_they_do(run: Run) -> No
 def test_chat_makes_the_prompt_a_users_turn(run: Run, model: Model, command: list[str]) -> None:
     assert run(*command, "hi", "--chat").exit_code == 0
     request = model.requests[-1]
-    prompt = request.prompts[0] if command[0] in ("fetch", "predict") else request.prompt
+    fetches = command[0] in ("fetch", "predict")
+    prompt = request.items[0].prompt if fetches else request.prompt
     assert [(turn.role, turn.content) for turn in prompt.conversation.turns] == [("user", "hi")]
 
 

@@ -63,11 +63,13 @@ def test_details_become_fields(client: Any, model: Model) -> None:
     fail(
         model,
         grpc.StatusCode.INVALID_ARGUMENT,
-        "capture.sites[0]: layer 99 is out of range; this model has layers 0 to 2",
+        "readouts[0].rows.sites[0]: layer 99 is out of range; this model has layers 0 to 2",
         error_details_pb2.ErrorInfo(
             reason="LAYER_OUT_OF_RANGE", domain="actserve.dev", metadata={"layer": "99"}
         ),
-        bad_field("capture.sites[0]", "layer 99 is out of range; this model has layers 0 to 2"),
+        bad_field(
+            "readouts[0].rows.sites[0]", "layer 99 is out of range; this model has layers 0 to 2"
+        ),
         retry,
     )
     with pytest.raises(actserve.InvalidRequest) as caught:
@@ -75,11 +77,11 @@ def test_details_become_fields(client: Any, model: Model) -> None:
     error = caught.value
     assert error.reason == "LAYER_OUT_OF_RANGE"
     assert error.message == "layer 99 is out of range; this model has layers 0 to 2"
-    assert error.field == "capture.sites[0]"
-    assert error.path == ("capture", "sites", 0)
+    assert error.field == "readouts[0].rows.sites[0]"
+    assert error.path == ("readouts", 0, "rows", "sites", 0)
     assert error.metadata == {"layer": "99"}
     assert error.retry_after == 1.5
-    assert str(error) == f"{error.message} (LAYER_OUT_OF_RANGE, capture.sites[0])"
+    assert str(error) == f"{error.message} (LAYER_OUT_OF_RANGE, readouts[0].rows.sites[0])"
     assert isinstance(error, ValueError)
 
 
@@ -100,21 +102,21 @@ def test_unreadable_details_do_not_hide_the_status(client: Any, model: Model) ->
 @pytest.mark.parametrize(
     ("sent", "told"),
     [
-        ("prompts[2].text", "prompts[18].text"),
-        ("prompts[2]", "prompts[18]"),
-        ("capture.sites[0]", "capture.sites[0]"),
+        ("items[2].prompt.text", "prompts[18].text"),
+        ("items[2]", "prompts[18]"),
+        ("readouts[0].rows.sites[0]", "readouts[0].rows.sites[0]"),
     ],
 )
 def test_a_field_names_the_prompt_in_the_callers_list(
     client: Any, model: Model, sent: str, told: str
 ) -> None:
     # The text quotes the caller, who may have written what looks like a path.
-    message = "'prompts[2]' is not served"
+    message = "'items[2]' is not served"
     fail(model, grpc.StatusCode.INVALID_ARGUMENT, f"{sent}: no", bad_field(sent, message))
     refuse = model.before
     # The second call of the job is the one that fails: prompts 16 to 31.
     model.before = lambda request, context: (
-        refuse(request, context) if request.prompts[0].text == "p16" else None
+        refuse(request, context) if request.items[0].prompt.text == "p16" else None
     )
     with pytest.raises(actserve.InvalidRequest) as caught:
         client.fetch([f"p{index}" for index in range(20)], sites="embedding")
@@ -126,20 +128,21 @@ def test_an_error_names_the_prompt_whose_positions_are_at_fault(client: Any, mod
     info = error_details_pb2.ErrorInfo(
         reason="POSITION_OUT_OF_RANGE",
         domain="actserve.dev",
-        metadata={"prompt": "prompts[2]", "position": "9"},
+        metadata={"item": "items[2]", "position": "9"},
     )
-    bad = bad_field("capture.positions", "position 9 is beyond the prompt")
+    bad = bad_field("readouts[0].rows.positions", "position 9 is beyond the prompt")
     fail(model, grpc.StatusCode.INVALID_ARGUMENT, "no", bad, info)
     refuse = model.before
     model.before = lambda request, context: (
-        refuse(request, context) if request.prompts[0].text == "p16" else None
+        refuse(request, context) if request.items[0].prompt.text == "p16" else None
     )
     with pytest.raises(actserve.InvalidRequest) as caught:
         client.fetch([f"p{index}" for index in range(20)], sites="embedding")
-    assert caught.value.field == "capture.positions"
-    assert caught.value.metadata == {"prompt": "prompts[18]", "position": "9"}
+    assert caught.value.field == "readouts[0].rows.positions"
+    assert caught.value.metadata == {"item": "prompts[18]", "position": "9"}
     assert str(caught.value) == (
-        "position 9 is beyond the prompt (POSITION_OUT_OF_RANGE, capture.positions, prompts[18])"
+        "position 9 is beyond the prompt "
+        "(POSITION_OUT_OF_RANGE, readouts[0].rows.positions, prompts[18])"
     )
 
 
@@ -191,3 +194,15 @@ def test_a_call_is_not_retried_once_it_has_answered(client: Any, model: Model) -
     with pytest.raises(actserve.ActserveError):
         client.generate("a")
     assert len(model.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"), [("items[0].prompt.text", "prompt.text"), ("items[0]", "prompt")]
+)
+def test_the_field_of_the_only_prompt_is_not_counted(
+    client: Any, model: Model, sent: str, told: str
+) -> None:
+    fail(model, grpc.StatusCode.INVALID_ARGUMENT, "no", bad_field(sent, "no"))
+    with pytest.raises(actserve.InvalidRequest) as caught:
+        client.fetch("p", sites="embedding")
+    assert caught.value.field == told

@@ -297,7 +297,7 @@ def test_means_are_of_the_rows_as_reduced_and_projected(client: Any, model: Mode
     }
     assert means["x"]["blocks.1.hook_resid_post"] is means["x"][SITE]
     (request,) = model.requests
-    assert list(request.labels) == ["x", "y", "x"]
+    assert [item.label for item in request.items] == ["x", "y", "x"]
     assert len(request.interventions) == 1
 
 

@@ -172,7 +172,7 @@ def report(events: list[Any]) -> Any:
     (closed,) = [
         getattr(event, event.WhichOneof("event"))
         for event in events
-        if event.WhichOneof("event") in ("sample_finished", "prompt_finished")
+        if event.WhichOneof("event") in ("sample_finished", "item_finished")
     ]
     (only,) = closed.interventions
     return only
@@ -239,10 +239,17 @@ def _read(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def fetch(*texts: str, **changes: Any) -> pb.FetchActivationsRequest:
-    """A small valid fetch, with `changes`; `capture` as `readouts` takes it."""
+    """A small valid fetch that ends with the first error, with `changes`; `capture` as `readouts`
+    takes it, `prompts` and `labels` one of each item."""
+    prompts = changes.pop("prompts", [{"text": text} for text in texts or ("hello",)])
+    labels = changes.pop("labels", [""] * len(prompts))
     fields = {
-        "prompts": [{"text": text} for text in texts or ("hello",)],
+        "items": [
+            {"prompt": prompt, "label": label}
+            for prompt, label in zip(prompts, labels, strict=True)
+        ],
         "capture": {"sites": [site()]},
+        "fail_fast": True,
     }
     return pb.FetchActivationsRequest(**_read({**fields, **changes}))
 

@@ -17,7 +17,7 @@ def of_kind(events: Iterable[Any], kind: str) -> list[Any]:
 def kept(events: Iterable[Any]) -> list[str]:
     """The name of what was kept of every sequence, in order."""
     events = list(events)
-    names = {item.prompt_index: _name(item.kept) for item in of_kind(events, "prompt_finished")}
+    names = {item.item_index: _name(item.kept) for item in of_kind(events, "item_finished")}
     names |= {item.sample_index: _name(item.kept) for item in of_kind(events, "sample_finished")}
     return [names[index] for index in sorted(names)]
 

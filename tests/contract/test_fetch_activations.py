@@ -28,15 +28,15 @@ async def test_events_come_in_the_promised_order() -> None:
     names = kinds(events)
     assert names[0] == "started"
     assert names[-1] == "finished"
-    assert names.count("prompt_started") == names.count("prompt_finished") == 3
+    assert names.count("item_started") == names.count("item_finished") == 3
     for prompt in range(3):
         own = [
             name
             for event, name in zip(events, names, strict=True)
             if (name, _sequence(event)) in {(k, prompt) for k in names}
         ]
-        assert own[0] == "prompt_started"
-        assert own[-1] == "prompt_finished"
+        assert own[0] == "item_started"
+        assert own[-1] == "item_finished"
         assert set(own[1:-1]) == {"activations"}
 
 
@@ -44,7 +44,7 @@ def _sequence(event: Any) -> int | None:
     name = event.WhichOneof("event")
     if name == "activations":
         return event.activations.sequence_index
-    return getattr(getattr(event, name), "prompt_index", None)
+    return getattr(getattr(event, name), "item_index", None)
 
 
 async def test_rows_are_the_engines_rows() -> None:
@@ -89,12 +89,12 @@ async def test_started_gives_request_id_element_type_and_widths() -> None:
     assert started.request_id == trailers["x-request-id"]
 
 
-async def test_prompt_started_gives_tokens_texts_and_positions() -> None:
+async def test_item_started_gives_tokens_texts_and_positions() -> None:
     selector = {"span": {"start": -2}}
     request = fetch("aé", capture={"sites": [site()], "positions": selector})
     async with serving() as served:
         events = await collect(served.generation.FetchActivations(request))
-    opened = next(e.prompt_started for e in events if e.WhichOneof("event") == "prompt_started")
+    opened = next(e.item_started for e in events if e.WhichOneof("event") == "item_started")
     assert list(opened.prompt.ids) == [BOS, *"aé".encode()]
     # A token that holds half a character decodes to U+FFFD.
     assert list(opened.prompt.texts) == ["<bos>", "a", "\ufffd", "\ufffd"]
@@ -133,7 +133,7 @@ async def test_a_selector_selects(selector: dict[str, Any], positions: list[int]
     request = fetch("hello", capture={"sites": [site()], "positions": selector})
     async with serving() as served:
         events = await collect(served.generation.FetchActivations(request))
-    assert list(events[1].prompt_started.positions[0].positions) == positions
+    assert list(events[1].item_started.positions[0].positions) == positions
     assert matrices(events)[0, 0][0] == positions
 
 

@@ -60,7 +60,7 @@ async def test_a_slow_reader_slows_the_run_instead_of_filling_memory() -> None:
         assert fake.counters.started < 60
         names = kinds(await collect(stream))
         assert names[-1] == "finished"
-        assert names.count("prompt_finished") == 60
+        assert names.count("item_finished") == 60
     assert fake.counters.rows == 60 * 201
 
 
@@ -190,7 +190,7 @@ async def test_a_call_of_more_prompts_than_the_queue_holds_is_served() -> None:
     async with serving(slow(0.001), max_running=2, max_queue=1) as served:
         request = fetch(*(str(i) for i in range(50)))
         names = kinds(await collect(served.generation.FetchActivations(request)))
-    assert names.count("prompt_finished") == 50
+    assert names.count("item_finished") == 50
     assert served.engine.counters.most_running == 2
 
 

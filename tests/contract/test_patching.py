@@ -85,7 +85,7 @@ async def test_each_site_takes_its_own_rows_and_one_report_tells_of_all(served: 
         served,
         fetch("world", interventions=[replace(each, name=name) for each in WHERE]),
     )
-    single = of_kind(one_by_one, "prompt_finished")[0].interventions
+    single = of_kind(one_by_one, "item_finished")[0].interventions
     assert told.changed_rows == sum(each.changed_rows for each in single)
     np.testing.assert_allclose(
         told.mean_relative_change,
@@ -162,7 +162,7 @@ async def test_kept_rows_of_a_generation_include_generated_tokens(served: Served
 
 async def test_rows_that_are_kept_alone_do_not_travel(served: Served) -> None:
     events = await events_of(served, fetch("hello", readouts=[{"keep": {"sites": WHERE}}]))
-    assert kinds(events) == ["started", "prompt_started", "prompt_finished", "finished"]
+    assert kinds(events) == ["started", "item_started", "item_finished", "finished"]
     assert events[-1].finished.usage.activation_bytes == 0
     edits = [replace(*WHERE, name=kept(events)[0])]
     expected = matrices(await events_of(served, fetch("hello", capture={"sites": WHERE})))

@@ -138,7 +138,7 @@ async def test_a_site_that_is_kept_and_read_is_both() -> None:
     ]
     async with serving(Watched()) as served:
         events = await collect(served.generation.FetchActivations(fetch("hello", readouts=listed)))
-        (closed,) = of_kind(events, "prompt_finished")
+        (closed,) = of_kind(events, "item_finished")
         first, second = closed.kept
         assert (first.readout_index, second.readout_index) == (0, 2)
         assert {chunk.readout_index for chunk in of_kind(events, "activations")} == {1}
@@ -158,7 +158,7 @@ async def test_what_comes_of_each_readout_is_told_first() -> None:
 async def test_readouts_that_read_in_the_same_places_share_a_list(make: Any) -> None:
     texts = ["hello"] if make is fetch else []
     events = await run(make(*texts, readouts=TOGETHER), Watched())
-    (told,) = of_kind(events, "prompt_started" if make is fetch else "sample_finished")
+    (told,) = of_kind(events, "item_started" if make is fetch else "sample_finished")
     count = 6 if make is fetch else 10
     assert positions(told) == [[5]] * LAYERS + [[*range(count)]] * 3
     assert len(told.positions) == 2

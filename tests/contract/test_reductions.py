@@ -54,7 +54,7 @@ async def test_a_reduction_is_its_formula(make: Any, reduction: int, formula: An
 async def test_the_selected_positions_are_still_told() -> None:
     capture = {"sites": [site()], "positions": {"span": {"start": 3}}, "reduction": MEAN}
     events = await run(fetch("hello", capture=capture))
-    assert where(events, "prompt_started") == [3, 4, 5]
+    assert where(events, "item_started") == [3, 4, 5]
     events = await run(generate(capture=capture))
     assert list(of_kind(events, "sample_finished")[0].positions[0].positions) == [
         3,
@@ -105,7 +105,7 @@ async def test_labels_give_the_mean_of_the_reduced_rows_of_their_prompts() -> No
     assert "activations" not in names
     assert names[-7:] == [*["label_mean"] * 6, "finished"]
     means = of_kind(events, "label_mean")
-    assert [(mean.label, mean.site_index, mean.prompts) for mean in means] == [
+    assert [(mean.label, mean.site_index, mean.items) for mean in means] == [
         ("neg", 0, 2),
         ("neg", 1, 2),
         ("other", 0, 1),
@@ -144,4 +144,4 @@ async def test_prompts_of_labels_still_open_and_close_and_report() -> None:
     fake = FakeEngine()
     events = await run(fetch("a", "b", capture=capture, labels=["x", "x"]), fake)
     names = kinds(events)
-    assert names.count("prompt_started") == names.count("prompt_finished") == 2
+    assert names.count("item_started") == names.count("item_finished") == 2

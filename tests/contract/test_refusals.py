@@ -61,19 +61,19 @@ CASES = [
         code=grpc.StatusCode.NOT_FOUND,
     ),
     # Prompts
-    Case(name="no prompts", request=fetch(prompts=[]), reason="FIELD_REQUIRED", field="prompts"),
+    Case(name="no items", request=fetch(prompts=[]), reason="FIELD_REQUIRED", field="items"),
     Case(
-        name="too many prompts",
+        name="too many items",
         request=fetch("a", "b", "c", "d"),
-        reason="TOO_MANY_PROMPTS",
-        field="prompts",
+        reason="TOO_MANY_ITEMS",
+        field="items",
         says=("4", "3"),
     ),
     Case(
         name="prompt without a source",
         request=fetch(prompts=[{"text": "a"}, {}]),
         reason="FIELD_REQUIRED",
-        field="prompts[1]",
+        field="items[1].prompt",
         says=("text", "token_ids", "conversation"),
     ),
     Case(
@@ -83,7 +83,7 @@ CASES = [
         name="prompt empty",
         request=fetch(prompts=[{"text": "a"}, {"token_ids": {}}]),
         reason="PROMPT_EMPTY",
-        field="prompts[1]",
+        field="items[1].prompt",
     ),
     Case(
         name="token id out of range",
@@ -96,7 +96,7 @@ CASES = [
         name="prompt too long",
         request=fetch("a", "x" * 63),
         reason="PROMPT_TOO_LONG",
-        field="prompts[1]",
+        field="items[1].prompt",
         says=("64", "63"),
     ),
     Case(

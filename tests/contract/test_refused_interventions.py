@@ -156,7 +156,7 @@ CASES = [
         ),
         reason="TENSOR_SIZE_MISMATCH",
         field="interventions[0].replace.rows.tensor",
-        says=("prompts[1]", "2 rows", "3 positions"),
+        says=("items[1]", "2 rows", "3 positions"),
     ),
 ]
 

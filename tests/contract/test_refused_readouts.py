@@ -187,21 +187,12 @@ CASES = [
         for seconds in (0, -1, 100_000)
     ),
     # Labels
-    labelled("too few", ["a"], {"sites": [site()], "reduction": MEAN}, "FIELD_INVALID", "labels"),
-    labelled(
-        "too many",
-        ["a", "b", "c"],
-        {"sites": [site()], "reduction": MEAN},
-        "FIELD_INVALID",
-        "labels",
-        "3 labels for 2 prompts",
-    ),
     labelled(
         "empty",
         ["a", ""],
         {"sites": [site()], "reduction": MEAN},
         "FIELD_REQUIRED",
-        "labels[1]",
+        "items[1].label",
     ),
     labelled(
         "without a reduction",

@@ -23,9 +23,9 @@ async def test_every_sequence_has_reports_in_the_order_of_the_request() -> None:
     there = {**addition(np.zeros(WIDTH)), "positions": {"last": {}}}
     events = await run(fetch("ab", "c", interventions=[here, there]))
     finished = {
-        event.prompt_finished.prompt_index: event.prompt_finished.interventions
+        event.item_finished.item_index: event.item_finished.interventions
         for event in events
-        if event.WhichOneof("event") == "prompt_finished"
+        if event.WhichOneof("event") == "item_finished"
     }
     counts = {
         index: [(r.rows, r.changed_rows, r.mean_relative_change > 0) for r in reports]
@@ -62,8 +62,8 @@ async def test_rows_that_go_unused_need_not_fit() -> None:
     )
     events = await run(fetch("aha", "oh", interventions=[edit]))
     told = {
-        event.prompt_finished.prompt_index: event.prompt_finished.interventions[0].rows
+        event.item_finished.item_index: event.item_finished.interventions[0].rows
         for event in events
-        if event.WhichOneof("event") == "prompt_finished"
+        if event.WhichOneof("event") == "item_finished"
     }
     assert told == {0: 2, 1: 0}

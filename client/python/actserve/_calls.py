@@ -12,7 +12,7 @@ from actserve._capture import Capture
 from actserve._captured import Captured
 from actserve._readers import reports, tokenized
 from actserve._rows import check_widths
-from actserve.errors import BadResponse, StreamCutShort
+from actserve.errors import BadResponse, StreamCutShort, from_status
 from actserve.events import Event, ExplainEvent
 from actserve.means import LabelMeans
 from actserve.readouts import Read
@@ -47,6 +47,12 @@ class Call(Protocol[T]):
         ...
 
 
+def check_served(closed: pb.ItemFinished) -> None:
+    """Raises the error of an item that was not served."""
+    if closed.status.code:
+        raise from_status(closed.status)
+
+
 class FetchCall:
     """What is captured of some prompts."""
 
@@ -56,7 +62,7 @@ class FetchCall:
         self.request = request
         self._capture = capture
         self._started = pb.FetchStarted()
-        self._open: dict[int, tuple[pb.PromptStarted, Captured]] = {}
+        self._open: dict[int, tuple[pb.ItemStarted, Captured]] = {}
         self._done: dict[int, Activations] = {}
         self._finished = False
 
@@ -64,19 +70,20 @@ class FetchCall:
         match response.WhichOneof("event"):
             case "started":
                 self._started = response.started
-            case "prompt_started":
-                opened = response.prompt_started
+            case "item_started":
+                opened = response.item_started
                 captured = Captured(self._capture, self._started.readouts)
-                self._open[opened.prompt_index] = opened, captured
+                self._open[opened.item_index] = opened, captured
             case "activations" | "predictions" | "attention" as kind:
                 chunk = getattr(response, kind)
                 _, captured = self._opened(chunk.sequence_index)
                 captured.add(chunk)
-            case "prompt_finished":
-                index = response.prompt_finished.prompt_index
+            case "item_finished":
+                check_served(response.item_finished)
+                index = response.item_finished.item_index
                 opened, captured = self._opened(index)
                 self._done[index] = captured.finish(
-                    response.prompt_finished,
+                    response.item_finished,
                     opened.positions,
                     tokenized(opened.prompt),
                     len(self.request.interventions),
@@ -87,13 +94,13 @@ class FetchCall:
             case _:  # An event of a newer server; the contract says to skip it.
                 pass
 
-    def _opened(self, index: int) -> tuple[pb.PromptStarted, Captured]:
+    def _opened(self, index: int) -> tuple[pb.ItemStarted, Captured]:
         if index not in self._open:
             raise BadResponse(f"the server sent an event of prompt {index}, which is not open")
         return self._open[index]
 
     def result(self) -> list[Activations]:
-        count = len(self.request.prompts)
+        count = len(self.request.items)
         check_complete(self._finished, self._done, count, "prompt")
         return [self._done[index] for index in range(count)]
 
@@ -109,8 +116,10 @@ class MeansCall:
         self._sites = parse_sites(read.sites)
         self._widths: Sequence[int] = ()
         self._done: set[int] = set()
-        self._prompts = Counter(request.labels)
-        self._means: dict[str, dict[Site, Float32Array]] = {label: {} for label in request.labels}
+        self._prompts = Counter(item.label for item in request.items)
+        self._means: dict[str, dict[Site, Float32Array]] = {
+            item.label: {} for item in request.items
+        }
         self._finished = False
 
     def read(self, response: pb.FetchActivationsResponse) -> None:
@@ -122,10 +131,11 @@ class MeansCall:
                 self._widths = check_widths(self._read, opened[0].widths)
             case "activations":
                 raise BadResponse("the server sent rows, but only their means were asked for")
-            case "prompt_finished":
-                closed = response.prompt_finished
+            case "item_finished":
+                closed = response.item_finished
+                check_served(closed)
                 reports(closed.interventions, len(self.request.interventions))
-                self._done.add(closed.prompt_index)
+                self._done.add(closed.item_index)
             case "label_mean":
                 self._add(response.label_mean)
             case "finished":
@@ -148,15 +158,15 @@ class MeansCall:
             )
         mean = decode(sent.mean)
         width = self._widths[sent.site_index] if self._widths else 0
-        if mean.shape != (width,) or sent.prompts != self._prompts[label]:
+        if mean.shape != (width,) or sent.items != self._prompts[label]:
             raise BadResponse(
-                f"the server sent the mean of {sent.prompts} prompts of {label!r} in shape "
+                f"the server sent the mean of {sent.items} prompts of {label!r} in shape "
                 f"{list(mean.shape)}, not that of {self._prompts[label]} in shape [{width}]"
             )
         means[sites[sent.site_index]] = mean
 
     def result(self) -> dict[str, LabelMeans]:
-        check_complete(self._finished, self._done, len(self.request.prompts), "prompt")
+        check_complete(self._finished, self._done, len(self.request.items), "prompt")
         for label, means in self._means.items():
             if missing := [site for site in self._sites if site not in means]:
                 raise BadResponse(

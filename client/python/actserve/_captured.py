@@ -73,7 +73,7 @@ class Captured:
 
     def finish(
         self,
-        closed: pb.PromptFinished | pb.SampleFinished,
+        closed: pb.ItemFinished | pb.SampleFinished,
         positions: Sequence[readout_pb2.ReadoutPositions],
         prompt: Tokenized,
         interventions: int,

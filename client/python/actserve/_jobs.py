@@ -87,7 +87,7 @@ class Jobs:
         common = self._fetch_request(capture, steer)
 
         def call(batch: Sequence[prompt_pb2.Prompt]) -> FetchCall:
-            request = pb.FetchActivationsRequest(prompts=batch)
+            request = pb.FetchActivationsRequest(items=[pb.FetchItem(prompt=p) for p in batch])
             request.MergeFrom(common)
             return FetchCall(request, capture)
 
@@ -137,7 +137,10 @@ class Jobs:
         protos = [prompt_to_proto(prompt) for prompt in prompts]
 
         def call(part: slice) -> MeansCall:
-            request = pb.FetchActivationsRequest(prompts=protos[part], labels=labels[part])
+            labelled = zip(protos[part], labels[part], strict=True)
+            request = pb.FetchActivationsRequest(
+                items=[pb.FetchItem(prompt=prompt, label=label) for prompt, label in labelled]
+            )
             request.MergeFrom(common)
             return MeansCall(request, read)
 
@@ -150,9 +153,12 @@ class Jobs:
     def _fetch_request(
         self, capture: Capture, steer: Intervention | Iterable[Intervention]
     ) -> pb.FetchActivationsRequest:
-        """Without its prompts."""
+        """Without its items. One that fails is the error of the call, as of any other method."""
         return pb.FetchActivationsRequest(
-            model=self.model, readouts=capture.to_proto(), interventions=steer_to_proto(steer)
+            model=self.model,
+            readouts=capture.to_proto(),
+            interventions=steer_to_proto(steer),
+            fail_fast=True,
         )
 
     @property

@@ -14,7 +14,7 @@ DOMAIN = "actserve.dev"
 """`ErrorInfo.domain` of every reason this service owns."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
-_ITEM_KEY = "prompt"
+_ITEM_KEY = "item"
 """Of `ErrorInfo.metadata`: the path of the prompt that an error is about, where the field belongs
 to all prompts of the call."""
 
@@ -25,9 +25,9 @@ class ActserveError(Exception):
     `code` is the gRPC status code; `reason` a stable machine-readable name such as
     `LAYER_OUT_OF_RANGE`, empty when the failure is not the service's own; `message` names the
     value, the limit and the fix; `field` is the offending request field as it is written, such as
-    `readouts[0].rows.sites[0]`, if one is, and `path` its names and indices; `metadata` holds the values of
-    the message for programs; `retry_after` is the number of seconds after which the server suggests
-    to try again, if it does.
+    `readouts[0].rows.sites[0]`, if one is, and `path` its names and indices; `metadata` holds the
+    values of the message for programs; `retry_after` is the number of seconds after which the
+    server suggests to try again, if it does.
     """
 
     default_code = grpc.StatusCode.UNKNOWN
@@ -162,6 +162,9 @@ CLASSES: Mapping[grpc.StatusCode, type[ActserveError]] = {
 """What is raised for each code; any other raises `ActserveError` itself."""
 
 
+_CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
 class _FailedCall(Protocol):
     """What a failed call offers, alike in grpc and grpc.aio."""
 
@@ -173,10 +176,24 @@ class _FailedCall(Protocol):
 def from_rpc(error: grpc.RpcError, target: str) -> ActserveError:
     """The error of a failed call to `target`, with the details the server attached."""
     call = cast(_FailedCall, error)
-    code, message = call.code(), call.details() or ""
-    details = _details(call)
+    code, told = call.code(), from_status(_details(call), call.code(), call.details() or "")
+    if code is grpc.StatusCode.UNAVAILABLE and not told.reason:
+        # gRPC's own words for a connection name an address at best, never the fix.
+        told.message = (
+            f"{target} cannot be reached: {told.message}; check that the server runs there"
+        )
+    return told
+
+
+def from_status(
+    status: status_pb2.Status, code: grpc.StatusCode | None = None, message: str = ""
+) -> ActserveError:
+    """The error of a status with its details. `code` and `message` are the transport's own, where
+    it has them."""
+    code = code or _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    message = message or status.message
     reason, path, metadata, retry_after = "", (), None, None
-    for packed in details.details:
+    for packed in status.details:
         if info := _unpack(packed, error_details_pb2.ErrorInfo):
             if info.domain == DOMAIN:
                 reason, metadata = info.reason, info.metadata
@@ -187,9 +204,6 @@ def from_rpc(error: grpc.RpcError, target: str) -> ActserveError:
                 message = violation.description or message
         elif retry := _unpack(packed, error_details_pb2.RetryInfo):
             retry_after = retry.retry_delay.ToTimedelta().total_seconds()
-    if code is grpc.StatusCode.UNAVAILABLE and not reason:
-        # gRPC's own words for a connection name an address at best, never the fix.
-        message = f"{target} cannot be reached: {message}; check that the server runs there"
     return CLASSES.get(code, ActserveError)(
         message or code.name.lower().replace("_", " "),
         code=code,
@@ -223,18 +237,19 @@ def at_item(first: int | None) -> Iterator[None]:
     try:
         yield
     except ActserveError as error:
-        if first is not None:
-            error.path = _counted(error.path, first)
-            if item := error.metadata.get(_ITEM_KEY):
-                error.metadata[_ITEM_KEY] = format_path(_counted(parse_path(item), first))
+        error.path = _counted(error.path, first)
+        if item := error.metadata.get(_ITEM_KEY):
+            error.metadata[_ITEM_KEY] = format_path(_counted(parse_path(item), first))
         raise
 
 
-def _counted(path: FieldPath, first: int) -> FieldPath:
+def _counted(path: FieldPath, first: int | None) -> FieldPath:
     match path:
-        case ("prompts" | "texts" as items, int(index), *rest):
-            return (items, first + index, *rest)
-        case ("prompt", *rest):
+        case ("items", int(index), "prompt", *rest) | ("items", int(index), *rest):
+            return ("prompt", *rest) if first is None else ("prompts", first + index, *rest)
+        case ("texts", int(index), *rest) if first is not None:
+            return ("texts", first + index, *rest)
+        case ("prompt", *rest) if first is not None:
             return ("prompts", first, *rest)
         case _:
             return path

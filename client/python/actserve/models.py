@@ -17,7 +17,7 @@ class Limits:
 
     max_sequence_tokens: int
     """Prompt and generated tokens of one sequence."""
-    max_prompts: int
+    max_items: int
     """Prompts in one call; a longer list is split by the client."""
     max_samples: int
     """Samples of one generation."""

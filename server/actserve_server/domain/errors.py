@@ -50,7 +50,7 @@ class Reason(StrEnum):
     PROMPT_TOO_LONG = auto()
     PROMPT_NOT_RENDERABLE = auto()
     TOKEN_OUT_OF_RANGE = auto()
-    TOO_MANY_PROMPTS = auto()
+    TOO_MANY_ITEMS = auto()
     TOO_MANY_SAMPLES = auto()
     TOO_MANY_INTERVENTIONS = auto()
     SAMPLING_INVALID = auto()
@@ -115,7 +115,7 @@ RULES: Mapping[Reason, Rule] = {
     Reason.PROMPT_TOO_LONG: _rule(Kind.INVALID_ARGUMENT, "prompt_tokens", "limit"),
     Reason.PROMPT_NOT_RENDERABLE: _rule(Kind.INVALID_ARGUMENT),
     Reason.TOKEN_OUT_OF_RANGE: _rule(Kind.INVALID_ARGUMENT, "token_id", "vocabulary_size"),
-    Reason.TOO_MANY_PROMPTS: _rule(Kind.INVALID_ARGUMENT, "prompts", "limit"),
+    Reason.TOO_MANY_ITEMS: _rule(Kind.INVALID_ARGUMENT, "items", "limit"),
     Reason.TOO_MANY_SAMPLES: _rule(Kind.INVALID_ARGUMENT, "samples", "limit"),
     Reason.TOO_MANY_INTERVENTIONS: _rule(Kind.INVALID_ARGUMENT, "interventions", "limit"),
     Reason.SAMPLING_INVALID: _rule(

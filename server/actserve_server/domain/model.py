@@ -16,7 +16,7 @@ class Limits:
 
     max_sequence_tokens: int
     """Prompt and generated tokens of one sequence."""
-    max_prompts: int = 1024
+    max_items: int = 1024
     """Prompts in one fetch."""
     max_samples: int = 64
     """Samples of one generation."""

@@ -16,10 +16,10 @@ call is let in, its later runs are not refused.
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
@@ -28,6 +28,8 @@ from actserve_server.domain.runs import Capture, Run, RunEvent
 from actserve_server.engine.api import Engine
 from actserve_server.engine.merge import merge
 from actserve_server.engine.selftest import SelfTest, self_test
+
+T = TypeVar("T")
 
 RETRY_AFTER_S = 1.0
 """When a refused caller should try again: about the time in which a busy server finishes a run."""
@@ -71,6 +73,11 @@ class _Place:
     reserved_bytes: int
     admitted: asyncio.Future[None]
     running: bool = False
+
+    @staticmethod
+    def of(caller: str, tenant: str, reserved_bytes: int) -> "_Place":
+        admitted = asyncio.get_running_loop().create_future()
+        return _Place(caller, bool(tenant), reserved_bytes, admitted)
 
 
 _OVER = object()
@@ -151,18 +158,24 @@ class AdmittedEngine:
         Refuses at once, before anything is streamed, what could never be admitted or comes at a
         bad time. Closing the stream aborts the runs and frees what they hold.
         """
+        for index, run in enumerate(runs):
+            self.check(run, index)
+        call = self.enter(runs[0].tenant, self.capture_bytes(runs[0]))
+        return call.merge([lambda run=run: call.run(run) for run in runs])
+
+    def enter(self, tenant: str, capture_bytes: int = 0) -> "AdmittedCall":
+        """Lets in a call whose first run may capture so many bytes. Raises DRAINING or QUEUE_FULL
+        if it comes at a bad time."""
         if self._draining:
             raise ActserveError(
                 Reason.DRAINING,
                 "this server is shutting down; try again to reach another",
                 retry_after_s=RETRY_AFTER_S,
             )
-        for index, run in enumerate(runs):
-            self._check_capture(run, index)
-        caller = runs[0].tenant or f"call {next(self._numbers)}"
-        if self._waiting or not self._fits(self._place(runs[0], caller)):
-            self._check_queue(runs[0].tenant)
-        return self._run_all(runs, caller)
+        caller = tenant or f"call {next(self._numbers)}"
+        if self._waiting or not self._fits(_Place.of(caller, tenant, capture_bytes)):
+            self._check_queue(tenant)
+        return AdmittedCall(self, caller)
 
     def _check_queue(self, tenant: str) -> None:
         waiting, limit = len(self._waiting), self._limits.max_queue
@@ -188,7 +201,8 @@ class AdmittedEngine:
         elements = sum(self.info.row_width(capture, site) for site in capture.sites)
         return rows * elements * self.info.row_type(capture).itemsize
 
-    def _check_capture(self, run: Run, index: int) -> None:
+    def check(self, run: Run, index: int) -> None:
+        """Raises CAPTURE_TOO_LARGE for a run that could never be admitted."""
         wanted = self.capture_bytes(run)
         limit = min(self.info.limits.max_capture_bytes, self._limits.capture_budget_bytes)
         if wanted > limit:
@@ -200,13 +214,12 @@ class AdmittedEngine:
                 metadata={"bytes": wanted, "limit": limit, "sequence_index": index},
             )
 
-    async def _run_all(
-        self, runs: Sequence[Run], caller: str
-    ) -> AsyncGenerator[tuple[int, RunEvent], None]:
+    async def _merge(
+        self, sources: Sequence[Callable[[], AsyncGenerator[T, None]]]
+    ) -> AsyncGenerator[tuple[int, T], None]:
         self._calls += 1
         self._idle.clear()
         try:
-            sources = [lambda run=run: self._run_admitted(run, caller) for run in runs]
             async with aclosing(merge(sources, self._limits.max_running)) as events:
                 async for event in events:
                     yield event
@@ -215,35 +228,38 @@ class AdmittedEngine:
             if self._calls == 0:
                 self._idle.set()
 
-    async def _run_admitted(self, run: Run, caller: str) -> AsyncGenerator[RunEvent, None]:
-        async with self._admitted(self._place(run, caller)) as place:
-            events: asyncio.Queue[Any] = asyncio.Queue()
-            engine = asyncio.create_task(self._take_events(run, place, events))
-            try:
-                while (event := await events.get()) is not _OVER:
-                    yield event
-                await engine  # Raises what ended the run, if it was an error.
-            finally:
-                engine.cancel()
-                await asyncio.gather(engine, return_exceptions=True)
-
-    async def _take_events(self, run: Run, place: _Place, events: "asyncio.Queue[Any]") -> None:
-        """Takes the events of a run as they come, so that it is over when the engine says so."""
+    @asynccontextmanager
+    async def _started(
+        self, run: Run, caller: str
+    ) -> AsyncGenerator[AsyncGenerator[RunEvent, None], None]:
+        events: asyncio.Queue[Any] = asyncio.Queue()
+        read = asyncio.Event()
+        serving = asyncio.create_task(self._serve(run, caller, events, read))
         try:
-            async with aclosing(self._engine.run(run)) as given:
-                async for event in given:
-                    events.put_nowait(event)
+            async with aclosing(_until_over(events, read, serving)) as given:
+                yield given
         finally:
-            self._end(place)
-            events.put_nowait(_OVER)
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
 
-    def _place(self, run: Run, caller: str) -> _Place:
-        return _Place(
-            caller=caller,
-            is_tenant=bool(run.tenant),
-            reserved_bytes=self.capture_bytes(run),
-            admitted=asyncio.get_running_loop().create_future(),
-        )
+    async def _serve(
+        self, run: Run, caller: str, events: "asyncio.Queue[Any]", read: asyncio.Event
+    ) -> None:
+        """Waits until the run may begin, takes its events as they come, so that it is over when the
+        engine says so, and holds what it has reserved until they are read."""
+        try:
+            place = _Place.of(caller, run.tenant, self.capture_bytes(run))
+            async with self._admitted(place):
+                try:
+                    async with aclosing(self._engine.run(run)) as given:
+                        async for event in given:
+                            events.put_nowait(event)
+                finally:
+                    self._end(place)
+                events.put_nowait(_OVER)
+                await read.wait()
+        finally:
+            events.put_nowait(_OVER)  # Of a run that ended before it was complete.
 
     @asynccontextmanager
     async def _admitted(self, place: _Place) -> AsyncGenerator[_Place, None]:
@@ -321,3 +337,38 @@ class AdmittedEngine:
             # A cancelled one still takes its place here and gives it back in `_admit`.
             if not place.admitted.done():
                 place.admitted.set_result(None)
+
+
+async def _until_over(
+    events: "asyncio.Queue[Any]", read: asyncio.Event, serving: "asyncio.Task[None]"
+) -> AsyncGenerator[RunEvent, None]:
+    while (event := await events.get()) is not _OVER:
+        yield event
+    read.set()
+    await serving  # Raises what ended the run, if it was an error.
+
+
+class AdmittedCall:
+    """A call that was let in: its runs wait for their turns, and are not refused."""
+
+    def __init__(self, engine: AdmittedEngine, caller: str) -> None:
+        self._engine = engine
+        self._caller = caller
+
+    def started(self, run: Run) -> AbstractAsyncContextManager[AsyncGenerator[RunEvent, None]]:
+        """The events of a run that `AdmittedEngine.check` has passed. It is in line from here on,
+        whether or not anybody asks for its events."""
+        return self._engine._started(run, self._caller)
+
+    async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
+        """The same as a stream."""
+        async with self.started(run) as events:
+            async for event in events:
+                yield event
+
+    def merge(
+        self, sources: Sequence[Callable[[], AsyncGenerator[T, None]]]
+    ) -> AsyncGenerator[tuple[int, T], None]:
+        """What the call's parts give, each with the index of its part. Parts begin in order, and no
+        more of them are open than runs may be in flight."""
+        return self._engine._merge(sources)

@@ -159,14 +159,20 @@ class KeptStore:
             )
         return ttl_s
 
+    def new_name(self) -> str:
+        """A name that means nothing yet, to be told before there are rows to keep."""
+        return COLLECTION + secrets.token_urlsafe(NAME_BYTES)
+
     def put(
         self,
         rows: Mapping[Site, np.ndarray],
         positions: np.ndarray,
         element_type: ElementType,
         ttl_s: float | None,
+        name: str | None = None,
     ) -> Kept:
-        """Keeps stored rows, for each site [positions, width], of ascending positions.
+        """Keeps stored rows, for each site [positions, width], of ascending positions, under a name
+        that `new_name` gave or under a new one.
 
         Arrays are taken over, and become read-only; only views are copied, which would keep all
         that they are a view of. Raises FIELD_INVALID for the time to live, KEPT_QUOTA_EXCEEDED when
@@ -183,7 +189,7 @@ class KeptStore:
         held_bytes = sum(array.nbytes + ARRAY_BYTES for array in arrays)
         self._make_room(held_bytes)
         kept = Kept(
-            name=COLLECTION + secrets.token_urlsafe(NAME_BYTES),
+            name=name or self.new_name(),
             bits={site: _own(bits) for site, bits in rows.items()},
             positions=_own(positions),
             element_type=element_type,
@@ -209,6 +215,11 @@ class KeptStore:
     def delete(self, name: str) -> None:
         """Frees what the name names. Raises KEPT_NOT_FOUND."""
         self._free((self._tenant, self.get(name).name))
+
+    def discard(self, name: str) -> None:
+        """Frees what the name names, if it still names anything."""
+        if (self._tenant, name) in self._memory.entries:
+            self._free((self._tenant, name))
 
     def sweep(self) -> None:
         """Frees what has expired, of all tenants."""

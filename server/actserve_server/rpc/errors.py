@@ -108,7 +108,7 @@ def _details(error: ActserveError, message: str, call: Call) -> list[Message]:
 
 
 def _metadata(error: ActserveError) -> dict[str, str]:
-    item = {"prompt": format_path(error.item)} if error.item else {}
+    item = {"item": format_path(error.item)} if error.item else {}
     return error.metadata | item
 
 
@@ -139,6 +139,12 @@ def _pushback(error: ActserveError) -> list[tuple[str, str]]:
     if error.retry_after_s is None:
         return []
     return [("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1000)))]
+
+
+def item_status(error: ActserveError, call: Call) -> status_pb2.Status:
+    """The status of an item that fails while its call goes on."""
+    metrics.REJECTIONS.labels(error.reason.value).inc()
+    return to_status(error, call)
 
 
 async def abort(context: grpc.aio.ServicerContext, error: ActserveError) -> NoReturn:

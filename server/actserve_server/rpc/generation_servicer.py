@@ -1,11 +1,12 @@
 """GenerationService: translates, nothing else.
 
-Everything is checked and every prompt tokenized before `started` is sent, so that an error of the
-request comes first and alone.
+What belongs to a whole call is checked before `started` is sent, so that an error of the request
+comes first and alone.
 """
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 
 import grpc
 
@@ -13,7 +14,6 @@ from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import generation_service_pb2_grpc, intervention_pb2, readout_pb2
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import Role
-from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.runs import Finished, Run, Tokens
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
@@ -22,6 +22,7 @@ from actserve_server.rpc import interventions, models, prompts, readouts, report
 from actserve_server.rpc.calls import current_call
 from actserve_server.rpc.endings import FINISH_REASONS, usage
 from actserve_server.rpc.interventions import InterventionRequest
+from actserve_server.rpc.items import Items, check_items, check_labels
 from actserve_server.rpc.positions import Place
 from actserve_server.rpc.readouts import Readouts
 from actserve_server.rpc.results import Results
@@ -40,62 +41,25 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncGenerator[pb.FetchActivationsResponse, None]:
         call, info = current_call(), self._engine.info
         models.check_model(request.model, info, ("model",))
-        _check_prompt_count(len(request.prompts), info.limits.max_prompts)
+        check_items(request, info.limits.max_items)
         _check_any(request.readouts)
+        if any(item.interventions for item in request.items):
+            _require_changes()
         wanted = await self._readouts(request.readouts)
-        _check_labels(request.labels, len(request.prompts), wanted)
+        check_labels(request, wanted)
         edits = await self._interventions(request.interventions)
-        tokenized: list[TokenizedPrompt] = []
-        plans: list[Plan] = []
-        runs: list[Run] = []
-        for index, wire in enumerate(request.prompts):
-            field = ("prompts", index)
-            prompt = await prompts.tokenize_to_run(self._engine, wire, field)
-            place = Place(prompt=prompt, run_tokens=len(prompt.ids), item=field)
-            tokenized.append(prompt)
-            plans.append(wanted.at(place))
-            runs.append(
-                Run(
-                    id=f"{call.id}-{index}",
-                    token_ids=prompt.ids,
-                    captures=plans[index].captures,
-                    interventions=interventions.placed(edits, place),
-                    tenant=call.principal.tenant,
-                )
-            )
-        events = self._engine.run_all(runs)
-        call.prompt_tokens += sum(len(run.token_ids) for run in runs)
-        results = Results(self._engine, self._own(), wanted, plans, call, request.labels)
+        items = Items(request, self._engine, self._own(), self._autoencoders, wanted, edits, call)
+        await items.check()
+        admitted = self._engine.enter(call.principal.tenant)
 
         yield pb.FetchActivationsResponse(
             started=pb.FetchStarted(request_id=call.id, readouts=wanted.started(info))
         )
-        opened: set[int] = set()
-        async with aclosing(results.stream(events)) as stream:
-            with reports.numbered_as_sent(edits):
-                async for index, event in stream:
-                    if index not in opened:
-                        opened.add(index)
-                        yield pb.FetchActivationsResponse(
-                            prompt_started=pb.PromptStarted(
-                                prompt_index=index,
-                                prompt=prompts.to_wire(tokenized[index]),
-                                positions=_selected(plans[index], tokenized[index]),
-                            )
-                        )
-                    match event:
-                        case dict():
-                            yield pb.FetchActivationsResponse(**event)
-                        case Finished():
-                            reports.count(edits)
-                            yield pb.FetchActivationsResponse(
-                                prompt_finished=pb.PromptFinished(
-                                    prompt_index=index,
-                                    interventions=reports.to_wire(edits, event.interventions),
-                                    kept=results.kept(index),
-                                )
-                            )
-        for mean in results.label_means():
+        parts = [partial(items.serve, index, admitted) for index in range(len(request.items))]
+        async with aclosing(admitted.merge(parts)) as events:
+            async for _, event in events:
+                yield event
+        for mean in items.results.label_means():
             yield pb.FetchActivationsResponse(label_mean=mean)
         yield pb.FetchActivationsResponse(finished=pb.FetchFinished(usage=usage(call)))
 
@@ -123,13 +87,15 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         ]
         events = self._engine.run_all(runs)
         call.prompt_tokens += len(prompt.ids)
-        results = Results(self._engine, self._own(), wanted, [plan] * len(runs), call)
+        results = Results(self._engine, self._own(), wanted, call)
+        kept = [name for index in range(len(runs)) for name in results.open(index, plan)]
 
         yield pb.GenerateResponse(
             started=pb.GenerateStarted(
                 request_id=call.id,
                 prompt=prompts.to_wire(prompt),
                 readouts=wanted.started(info),
+                kept=kept,
             )
         )
         async with aclosing(results.stream(events)) as stream:
@@ -149,7 +115,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                                     reason=FINISH_REASONS[event.reason],
                                     positions=_read(plan, event),
                                     interventions=reports.to_wire(edits, event.interventions),
-                                    kept=results.kept(index),
+                                    kept=results.close(index),
                                 )
                             )
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage(call)))
@@ -163,7 +129,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         self, wire: Sequence[intervention_pb2.Intervention]
     ) -> Sequence[InterventionRequest]:
         if wire:
-            current_call().principal.require(Role.EXPERIMENTER, "changing activations")
+            _require_changes()
         return await interventions.interventions(
             wire, self._own(), self._autoencoders, self._engine.info, ("interventions",)
         )
@@ -173,18 +139,8 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         return self._store.of(current_call().principal.tenant)
 
 
-def _check_prompt_count(count: int, limit: int) -> None:
-    if count == 0:
-        raise ActserveError(
-            Reason.FIELD_REQUIRED, "the request has no prompts; send one", field=("prompts",)
-        )
-    if count > limit:
-        raise ActserveError(
-            Reason.TOO_MANY_PROMPTS,
-            f"{count} prompts were sent, but a call may have at most {limit}; make several calls",
-            field=("prompts",),
-            metadata={"prompts": count, "limit": limit},
-        )
+def _require_changes() -> None:
+    current_call().principal.require(Role.EXPERIMENTER, "changing activations")
 
 
 def _check_any(wire: Sequence[readout_pb2.Readout]) -> None:
@@ -194,35 +150,6 @@ def _check_any(wire: Sequence[readout_pb2.Readout]) -> None:
             "the request has no readouts, so nothing would be read; send one",
             field=("readouts",),
         )
-
-
-def _check_labels(labels: Sequence[str], prompt_count: int, wanted: Readouts) -> None:
-    if not labels:
-        return
-    if len(labels) != prompt_count:
-        raise ActserveError(
-            Reason.FIELD_INVALID,
-            f"there are {len(labels)} labels for {prompt_count} prompts; send one for each, or "
-            "none",
-            field=("labels",),
-            metadata={"labels": len(labels), "prompts": prompt_count},
-        )
-    for index, label in enumerate(labels):
-        if not label:
-            raise ActserveError(
-                Reason.FIELD_REQUIRED,
-                f"label {index} is empty; name it",
-                field=("labels", index),
-            )
-    wanted.check_averaged()
-
-
-def _selected(plan: Plan, prompt: TokenizedPrompt) -> list[readout_pb2.ReadoutPositions]:
-    """Where the readouts of a prompt read."""
-    among = {each.selection: each.selection.among(prompt.ids) for each in plan.placed}
-    return readouts.positions_to_wire(
-        (each.selection, among[each.selection]) for each in plan.placed
-    )
 
 
 def _read(plan: Plan, event: Finished) -> list[readout_pb2.ReadoutPositions]:

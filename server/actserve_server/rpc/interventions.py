@@ -14,6 +14,7 @@ from actserve_server.domain.sites import Site
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc import explanation_edits, operations, positions, sources
 from actserve_server.rpc.heads import check_heads, row_shape
+from actserve_server.rpc.kept_rows import Earlier
 from actserve_server.rpc.operations import Part
 from actserve_server.rpc.positions import Place
 from actserve_server.rpc.served_nlas import Nlas
@@ -89,15 +90,17 @@ async def interventions(
     autoencoders: Nlas,
     info: ModelInfo,
     field: FieldPath,
+    earlier: Earlier | None = None,
 ) -> tuple[InterventionRequest, ...]:
-    """What to change, in order, with the rows and vectors that this server has or makes for it."""
-    _check_count(len(wire), info, field)
+    """What to change, in order, with the rows and vectors that this server has or makes for it.
+    `earlier` names what earlier items of the call have kept, if it has any."""
+    check_count(len(wire), info, field)
     named = {
         at: source
         for index, item in enumerate(wire)
         for at, source in sources.named(item, (*field, index))
     }
-    kept = sources.look_up(named, store)
+    kept = sources.look_up(named, store, earlier)
     edits = await explanation_edits.vectors(wire, autoencoders, info, field)
     found = Found(info=info, kept=kept, edits=edits)
     # In a thread: whether thousands of directions are independent takes seconds to find out.
@@ -109,7 +112,8 @@ def placed(edits: Sequence[InterventionRequest], place: Place) -> tuple[Interven
     return tuple(made for edit in edits for made in edit.at(place))
 
 
-def _check_count(count: int, info: ModelInfo, field: FieldPath) -> None:
+def check_count(count: int, info: ModelInfo, field: FieldPath) -> None:
+    """Raises TOO_MANY_INTERVENTIONS for more than one run may have."""
     limit = info.limits.max_interventions
     if count > limit:
         raise ActserveError(

@@ -1,6 +1,7 @@
 """Kept rows named by a request: looked up, checked, and cut to what each site and head takes of
 them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -14,9 +15,32 @@ from actserve_server.readouts.kept import Kept, KeptStore
 from actserve_server.rpc.heads import row_shape
 from actserve_server.rpc.sites import site
 
+KeptKey = str | tuple[int, int]
+"""How a request names kept rows: by their name, or by item and readout of the same call."""
 
-def look_up(wire: pb.KeptRows, store: KeptStore, at: FieldPath) -> Kept:
+Earlier = Callable[[pb.KeptByItem, FieldPath], str]
+"""Names what an earlier item of the call has kept."""
+
+
+def key(wire: pb.KeptRows) -> KeptKey:
+    if wire.WhichOneof("kept") == "item":
+        return wire.item.item_index, wire.item.readout_index
+    return wire.name
+
+
+def look_up(
+    wire: pb.KeptRows, store: KeptStore, at: FieldPath, earlier: Earlier | None = None
+) -> Kept:
     """What the rows are some of. To be called on the event loop's thread."""
+    if wire.WhichOneof("kept") == "item":
+        if earlier is None:
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                "only an intervention of an item of FetchActivations can use what an earlier item "
+                "keeps; send a name",
+                field=(*at, "item"),
+            )
+        return store.get(earlier(wire.item, (*at, "item")))
     if not wire.name:
         raise ActserveError(
             Reason.FIELD_REQUIRED,

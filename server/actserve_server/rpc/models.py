@@ -43,7 +43,7 @@ async def to_wire(info: ModelInfo, autoencoders: Nlas, tenant: str) -> pb.Model:
         ],
         limits=pb.Limits(
             max_sequence_tokens=limits.max_sequence_tokens,
-            max_prompts=limits.max_prompts,
+            max_items=limits.max_items,
             max_samples=limits.max_samples,
             max_capture_bytes=limits.max_capture_bytes,
             max_interventions=limits.max_interventions,

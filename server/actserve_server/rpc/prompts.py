@@ -100,7 +100,9 @@ async def tokenize_to_run(
     return tokenized
 
 
-def to_wire(tokenized: TokenizedPrompt) -> prompt_pb2.TokenizedPrompt:
+def to_wire(tokenized: TokenizedPrompt, *, ids_only: bool = False) -> prompt_pb2.TokenizedPrompt:
+    if ids_only:
+        return prompt_pb2.TokenizedPrompt(ids=tokenized.ids)
     return prompt_pb2.TokenizedPrompt(
         ids=tokenized.ids,
         texts=tokenized.texts,

@@ -9,7 +9,7 @@ import numpy as np
 from actserve.v1 import readout_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
-from actserve_server.domain.positions import Selection
+from actserve_server.domain.positions import Positions, Selection
 from actserve_server.domain.tensors import ElementType
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import (
@@ -81,18 +81,16 @@ class Readouts:
     def __getitem__(self, index: int) -> ReadoutRequest:
         return self.requests[index]
 
-    def at(self, place: Place) -> Plan:
-        """What is read of one sequence."""
-        placed = tuple(
-            Placed(
-                each.readout,
-                positions.selection(each.readout.positions, place, each.positions_field),
-            )
-            for each in self.requests
-        )
+    def at(self, place: Place, instead: tuple[Positions, FieldPath] | None = None) -> Plan:
+        """What is read of one sequence; `instead` is where in place of each readout's own
+        positions, with the field that says so."""
+        placed: list[Placed] = []
+        for each in self.requests:
+            selector, field = instead or (each.readout.positions, each.positions_field)
+            placed.append(Placed(each.readout, positions.selection(selector, place, field)))
         with place.named():
             self._check_attention(placed, place)
-        return plan(placed)
+        return plan(tuple(placed))
 
     def started(self, info: ModelInfo) -> list[pb.ReadoutStarted]:
         return [each.started(info) for each in self.requests]

@@ -1,8 +1,12 @@
 """What a call reads of its sequences, as the events of its stream."""
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import readout_pb2
@@ -12,7 +16,7 @@ from actserve_server.domain.runs import Finished, Rows, RunEvent, Tokens
 from actserve_server.domain.tensors import ElementType, convert
 from actserve_server.engine.api import Engine
 from actserve_server.readouts.kept import KeptStore
-from actserve_server.readouts.plan import Plan
+from actserve_server.readouts.plan import KeepReadout, Plan
 from actserve_server.readouts.readers import Reading
 from actserve_server.readouts.reductions import LabelMeans
 from actserve_server.readouts.results import ReadAttention, ReadPredictions, ReadRows, RowsToKeep
@@ -24,49 +28,63 @@ Event = dict[str, Any]
 """The field of a response's `event` and what goes there."""
 
 
-class Results:
-    """Of one call: its sequences run by plans, with a label each or none."""
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """One sequence while it is read."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        store: KeptStore,
-        wanted: Readouts,
-        plans: Sequence[Plan],
-        call: Call,
-        labels: Sequence[str] = (),
-    ) -> None:
+    reading: Reading
+    label: str
+    names: dict[int, str]
+    """Of what is to be kept, by readout."""
+    kept: dict[int, str] = field(default_factory=dict)
+    """Those of what was kept so far."""
+    labelled: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
+    """Readout, site index and reduced row: to be counted once the sequence is complete."""
+
+
+class Results:
+    """Of one call. Each of its sequences is opened, then read event by event, then closed."""
+
+    def __init__(self, engine: Engine, store: KeptStore, wanted: Readouts, call: Call) -> None:
         self._engine = engine
         self._store = store
         self._wanted = wanted
-        self._plans = plans
         self._call = call
-        self._labels = labels
+        self._open: dict[int, _Sequence] = {}
         self._means: dict[tuple[int, int], LabelMeans] = {}
         """By readout and site index."""
-        self._readings: dict[int, Reading] = {}
         self._texts: dict[int, str] = {}
-        self._kept: dict[int, list[readout_pb2.KeptReadout]] = {}
+        # One sequence at a time: what is computed from rows is large, and waits for the reader.
+        self._turn = asyncio.Lock()
+
+    def open(self, index: int, plan: Plan, label: str = "") -> list[readout_pb2.KeptReadout]:
+        """Begins to read sequence `index`. With a label its reduced rows are counted to that and
+        not sent. Returns the names that what is kept of it will have."""
+        names = {
+            readout: self._store.new_name()
+            for readout, each in enumerate(plan.placed)
+            if isinstance(each.readout, KeepReadout)
+        }
+        self._open[index] = _Sequence(Reading(plan, self._engine.info), label, names)
+        return _told(index, names)
 
     async def stream(
         self, events: AsyncGenerator[tuple[int, RunEvent], None]
     ) -> AsyncGenerator[tuple[int, Event | Tokens | Finished], None]:
-        """The events of all runs, with what was read in place of rows, and last for each run its
+        """The events of all sequences, with what was read in place of rows, and last for each its
         `Finished`. Closes `events` at the end."""
         async with aclosing(events):
             async for index, event in events:
                 if not isinstance(event, Tokens):
-                    async with aclosing(self._read(index, event)) as parts:
+                    async with aclosing(self.read(index, event)) as parts:
                         async for part in parts:
                             yield index, part
                 if not isinstance(event, Rows):
                     yield index, event
 
-    async def _read(self, index: int, event: Rows | Finished) -> AsyncGenerator[Event, None]:
-        """What the event of sequence `index` adds."""
-        if index not in self._readings:
-            self._readings[index] = Reading(self._plans[index], self._engine.info)
-        async with aclosing(self._readings[index].read(event)) as results:
+    async def read(self, index: int, event: Rows | Finished) -> AsyncGenerator[Event, None]:
+        """What the event adds to sequence `index`."""
+        async with self._turn, aclosing(self._open[index].reading.read(event)) as results:
             async for readout, result in results:
                 match result:
                     case ReadRows():
@@ -81,13 +99,20 @@ class Results:
                             yield {"attention": chunk}
                     case RowsToKeep():
                         self._keep(index, readout, result)
-        if isinstance(event, Finished):
-            # It holds rows.
-            del self._readings[index]
 
-    def kept(self, index: int) -> list[readout_pb2.KeptReadout]:
-        """What was kept of a sequence that has finished."""
-        return self._kept.get(index, [])
+    def close(self, index: int) -> list[readout_pb2.KeptReadout]:
+        """Ends sequence `index`, which is complete. Returns what was kept of it."""
+        sequence = self._open.pop(index)
+        for readout, site_index, row in sequence.labelled:
+            means = self._means.setdefault((readout, site_index), LabelMeans())
+            means.add(sequence.label, row)
+        return _told(index, sequence.kept)
+
+    def drop(self, index: int) -> None:
+        """Ends sequence `index`, if it is open, without counting or keeping anything of it."""
+        sequence = self._open.pop(index, None)
+        for name in sequence.kept.values() if sequence else ():
+            self._store.discard(name)
 
     def label_means(self) -> Iterator[pb.LabelMean]:
         """The means of all that was read, sorted by label."""
@@ -104,15 +129,15 @@ class Results:
                 label=mean.label,
                 readout_index=readout,
                 site_index=site_index,
-                prompts=mean.count,
+                items=mean.count,
                 mean=message,
             )
 
     def _rows(self, index: int, readout: int, read: ReadRows) -> Iterator[Any]:
-        if self._labels:
+        sequence = self._open[index]
+        if sequence.label:
             (row,) = read.bits
-            means = self._means.setdefault((readout, read.site_index), LabelMeans())
-            means.add(self._labels[index], row)
+            sequence.labelled.append((readout, read.site_index, row))
             return
         target = self._wanted[readout].element_type
         for chunk in chunks.activations(read, index, readout, target):
@@ -125,16 +150,28 @@ class Results:
         metrics.CAPTURED_BYTES.inc(sent_bytes)
 
     def _keep(self, index: int, readout: int, result: RowsToKeep) -> None:
+        sequence = self._open[index]
         try:
-            kept = self._store.put(result.rows, result.positions, result.element_type, result.ttl_s)
+            kept = self._store.put(
+                result.rows,
+                result.positions,
+                result.element_type,
+                result.ttl_s,
+                sequence.names[readout],
+            )
         except ActserveError as error:
             error.field = self._wanted[readout].field
             raise
-        self._kept.setdefault(index, []).append(
-            readout_pb2.KeptReadout(readout_index=readout, name=kept.name)
-        )
+        sequence.kept[readout] = kept.name
 
     async def _decode(self, ids: Iterable[int]) -> None:
         if missing := tuple(set(ids).difference(self._texts)):
             decoded = await self._engine.tokenize(TokenPrompt(missing))
             self._texts.update(zip(missing, decoded.texts, strict=True))
+
+
+def _told(index: int, names: dict[int, str]) -> list[readout_pb2.KeptReadout]:
+    return [
+        readout_pb2.KeptReadout(sequence_index=index, readout_index=readout, name=name)
+        for readout, name in names.items()
+    ]

@@ -18,7 +18,7 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.readouts.kept import Kept, KeptStore
 from actserve_server.rpc import kept_rows, tensors
-from actserve_server.rpc.kept_rows import KeptCache
+from actserve_server.rpc.kept_rows import Earlier, KeptCache, KeptKey
 
 Source = pb.VectorSource | pb.MatrixSource
 
@@ -42,7 +42,7 @@ class Found:
     """What the sources of a call name, apart from its tensors."""
 
     info: ModelInfo
-    kept: Mapping[str, Kept]
+    kept: Mapping[KeptKey, Kept]
     edits: Mapping[FieldPath, np.ndarray] = field(default_factory=dict)
     """The vectors of edited explanations, by the field of their source."""
     rows: KeptCache = field(default_factory=KeptCache)
@@ -62,9 +62,8 @@ def named(message: Message, field: FieldPath) -> Iterator[tuple[FieldPath, Sourc
                 yield from named(item, path)
 
 
-def look_up(every: Mapping[FieldPath, Source], store: KeptStore) -> Mapping[str, Kept]:
-    """The kept activations that sources name, by name, once all of them are known to be served. To
-    be called on the event loop's thread."""
+def check_served(every: Mapping[FieldPath, Source]) -> None:
+    """Raises FEATURE_NOT_SERVED for a source that this server cannot look up yet."""
     for at, source in every.items():
         if (kind := source.WhichOneof("source")) in _NOT_SERVED:
             raise ActserveError(
@@ -73,8 +72,17 @@ def look_up(every: Mapping[FieldPath, Source], store: KeptStore) -> Mapping[str,
                 "tensor",
                 field=(*at, kind),
             )
+
+
+def look_up(
+    every: Mapping[FieldPath, Source], store: KeptStore, earlier: Earlier | None = None
+) -> Mapping[KeptKey, Kept]:
+    """The kept activations that sources name, once all of them are known to be served. `earlier`
+    names what earlier items of the call have kept, if it has any. To be called on the event loop's
+    thread."""
+    check_served(every)
     return {
-        source.kept.name: kept_rows.look_up(source.kept, store, (*at, "kept"))
+        kept_rows.key(source.kept): kept_rows.look_up(source.kept, store, (*at, "kept"), earlier)
         for at, source in every.items()
         if source.WhichOneof("source") == "kept"
     }
@@ -151,7 +159,7 @@ def unset(field: FieldPath, shape: str) -> ActserveError:
 
 def _kept(wire: pb.KeptRows, target: Target, found: Found, field: FieldPath) -> np.ndarray:
     return found.rows.rows(
-        wire, found.kept[wire.name], target.sites, target.head, found.info, field
+        wire, found.kept[kept_rows.key(wire)], target.sites, target.head, found.info, field
     )
 
 

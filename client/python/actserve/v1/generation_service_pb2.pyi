@@ -1,8 +1,10 @@
 from actserve.v1 import intervention_pb2 as _intervention_pb2
+from actserve.v1 import positions_pb2 as _positions_pb2
 from actserve.v1 import prompt_pb2 as _prompt_pb2
 from actserve.v1 import readout_pb2 as _readout_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -22,38 +24,56 @@ FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class FetchActivationsRequest(_message.Message):
-    __slots__ = ("model", "prompts", "readouts", "interventions", "labels")
+    __slots__ = ("model", "items", "prompt", "readouts", "interventions", "fail_fast", "ids_only")
     MODEL_FIELD_NUMBER: _ClassVar[int]
-    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
     READOUTS_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
-    LABELS_FIELD_NUMBER: _ClassVar[int]
+    FAIL_FAST_FIELD_NUMBER: _ClassVar[int]
+    IDS_ONLY_FIELD_NUMBER: _ClassVar[int]
     model: str
-    prompts: _containers.RepeatedCompositeFieldContainer[_prompt_pb2.Prompt]
+    items: _containers.RepeatedCompositeFieldContainer[FetchItem]
+    prompt: _prompt_pb2.Prompt
     readouts: _containers.RepeatedCompositeFieldContainer[_readout_pb2.Readout]
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
-    labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[_prompt_pb2.Prompt, _Mapping]]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    fail_fast: bool
+    ids_only: bool
+    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[FetchItem, _Mapping]]] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., fail_fast: _Optional[bool] = ..., ids_only: _Optional[bool] = ...) -> None: ...
+
+class FetchItem(_message.Message):
+    __slots__ = ("key", "prompt", "interventions", "positions", "label")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    prompt: _prompt_pb2.Prompt
+    interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
+    positions: _positions_pb2.PositionSelector
+    label: str
+    def __init__(self, key: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., label: _Optional[str] = ...) -> None: ...
 
 class FetchActivationsResponse(_message.Message):
-    __slots__ = ("started", "prompt_started", "activations", "prompt_finished", "finished", "predictions", "attention", "label_mean")
+    __slots__ = ("started", "item_started", "activations", "item_finished", "finished", "predictions", "attention", "label_mean")
     STARTED_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_STARTED_FIELD_NUMBER: _ClassVar[int]
+    ITEM_STARTED_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_FINISHED_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FINISHED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     LABEL_MEAN_FIELD_NUMBER: _ClassVar[int]
     started: FetchStarted
-    prompt_started: PromptStarted
+    item_started: ItemStarted
     activations: _readout_pb2.ActivationChunk
-    prompt_finished: PromptFinished
+    item_finished: ItemFinished
     finished: FetchFinished
     predictions: _readout_pb2.PredictionChunk
     attention: _readout_pb2.AttentionChunk
     label_mean: LabelMean
-    def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., prompt_started: _Optional[_Union[PromptStarted, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., prompt_finished: _Optional[_Union[PromptFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., label_mean: _Optional[_Union[LabelMean, _Mapping]] = ...) -> None: ...
+    def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., item_started: _Optional[_Union[ItemStarted, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., item_finished: _Optional[_Union[ItemFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., label_mean: _Optional[_Union[LabelMean, _Mapping]] = ...) -> None: ...
 
 class FetchStarted(_message.Message):
     __slots__ = ("request_id", "readouts")
@@ -63,39 +83,47 @@ class FetchStarted(_message.Message):
     readouts: _containers.RepeatedCompositeFieldContainer[_readout_pb2.ReadoutStarted]
     def __init__(self, request_id: _Optional[str] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.ReadoutStarted, _Mapping]]] = ...) -> None: ...
 
-class PromptStarted(_message.Message):
-    __slots__ = ("prompt_index", "prompt", "positions")
-    PROMPT_INDEX_FIELD_NUMBER: _ClassVar[int]
+class ItemStarted(_message.Message):
+    __slots__ = ("item_index", "key", "prompt", "positions", "kept")
+    ITEM_INDEX_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
-    prompt_index: int
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    item_index: int
+    key: str
     prompt: _prompt_pb2.TokenizedPrompt
     positions: _containers.RepeatedCompositeFieldContainer[_readout_pb2.ReadoutPositions]
-    def __init__(self, prompt_index: _Optional[int] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., positions: _Optional[_Iterable[_Union[_readout_pb2.ReadoutPositions, _Mapping]]] = ...) -> None: ...
+    kept: _containers.RepeatedCompositeFieldContainer[_readout_pb2.KeptReadout]
+    def __init__(self, item_index: _Optional[int] = ..., key: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., positions: _Optional[_Iterable[_Union[_readout_pb2.ReadoutPositions, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ...) -> None: ...
 
-class PromptFinished(_message.Message):
-    __slots__ = ("prompt_index", "interventions", "kept")
-    PROMPT_INDEX_FIELD_NUMBER: _ClassVar[int]
+class ItemFinished(_message.Message):
+    __slots__ = ("item_index", "key", "status", "interventions", "kept")
+    ITEM_INDEX_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
-    prompt_index: int
+    item_index: int
+    key: str
+    status: _status_pb2.Status
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.InterventionReport]
     kept: _containers.RepeatedCompositeFieldContainer[_readout_pb2.KeptReadout]
-    def __init__(self, prompt_index: _Optional[int] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ...) -> None: ...
+    def __init__(self, item_index: _Optional[int] = ..., key: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ...) -> None: ...
 
 class LabelMean(_message.Message):
-    __slots__ = ("label", "readout_index", "site_index", "prompts", "mean")
+    __slots__ = ("label", "readout_index", "site_index", "items", "mean")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     READOUT_INDEX_FIELD_NUMBER: _ClassVar[int]
     SITE_INDEX_FIELD_NUMBER: _ClassVar[int]
-    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     label: str
     readout_index: int
     site_index: int
-    prompts: int
+    items: int
     mean: _tensor_pb2.Tensor
-    def __init__(self, label: _Optional[str] = ..., readout_index: _Optional[int] = ..., site_index: _Optional[int] = ..., prompts: _Optional[int] = ..., mean: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, label: _Optional[str] = ..., readout_index: _Optional[int] = ..., site_index: _Optional[int] = ..., items: _Optional[int] = ..., mean: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class FetchFinished(_message.Message):
     __slots__ = ("usage",)
@@ -166,14 +194,16 @@ class GenerateResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., sample_finished: _Optional[_Union[SampleFinished, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
-    __slots__ = ("request_id", "prompt", "readouts")
+    __slots__ = ("request_id", "prompt", "readouts", "kept")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     READOUTS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt: _prompt_pb2.TokenizedPrompt
     readouts: _containers.RepeatedCompositeFieldContainer[_readout_pb2.ReadoutStarted]
-    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.ReadoutStarted, _Mapping]]] = ...) -> None: ...
+    kept: _containers.RepeatedCompositeFieldContainer[_readout_pb2.KeptReadout]
+    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.ReadoutStarted, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ...) -> None: ...
 
 class TokenChunk(_message.Message):
     __slots__ = ("sample_index", "position", "ids", "texts", "text", "logprobs")

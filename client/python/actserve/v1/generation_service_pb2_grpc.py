@@ -60,11 +60,12 @@ class GenerationServiceServicer:
     """
 
     def FetchActivations(self, request, context):
-        """Streams the activations of one forward pass over each of many prompts. The
-        stream is one `started`; for every prompt one `prompt_started`, its
-        `activations`, `predictions` and `attention`, and one `prompt_finished`; then one `finished`. Events of
-        different prompts interleave. An error of one prompt ends the call.
-        Cancelling the call frees all it holds.
+        """Streams what is read in one forward pass over each of many items. The stream is
+        one `started`; for every item one `item_started`, its `activations`,
+        `predictions` and `attention`, and one `item_finished`; then one `finished`.
+        Events of different items interleave. An item that fails has its own status in
+        `item_finished`, which may come without `item_started`, and the others go on,
+        unless `fail_fast` is set. Cancelling the call frees all it holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

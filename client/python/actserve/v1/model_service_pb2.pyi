@@ -52,9 +52,9 @@ class HookPointSupport(_message.Message):
     def __init__(self, hook_point: _Optional[_Union[_site_pb2.HookPoint, str]] = ..., width: _Optional[int] = ..., unserved_reason: _Optional[str] = ..., unchangeable_reason: _Optional[str] = ..., heads: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_sequence_tokens", "max_prompts", "max_samples", "max_capture_bytes", "max_interventions", "max_request_bytes", "max_kept_bytes", "max_kept_seconds", "max_readouts")
+    __slots__ = ("max_sequence_tokens", "max_items", "max_samples", "max_capture_bytes", "max_interventions", "max_request_bytes", "max_kept_bytes", "max_kept_seconds", "max_readouts")
     MAX_SEQUENCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    MAX_PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
     MAX_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     MAX_CAPTURE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -63,7 +63,7 @@ class Limits(_message.Message):
     MAX_KEPT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_READOUTS_FIELD_NUMBER: _ClassVar[int]
     max_sequence_tokens: int
-    max_prompts: int
+    max_items: int
     max_samples: int
     max_capture_bytes: int
     max_interventions: int
@@ -71,7 +71,7 @@ class Limits(_message.Message):
     max_kept_bytes: int
     max_kept_seconds: int
     max_readouts: int
-    def __init__(self, max_sequence_tokens: _Optional[int] = ..., max_prompts: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_capture_bytes: _Optional[int] = ..., max_interventions: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., max_kept_bytes: _Optional[int] = ..., max_kept_seconds: _Optional[int] = ..., max_readouts: _Optional[int] = ...) -> None: ...
+    def __init__(self, max_sequence_tokens: _Optional[int] = ..., max_items: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_capture_bytes: _Optional[int] = ..., max_interventions: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., max_kept_bytes: _Optional[int] = ..., max_kept_seconds: _Optional[int] = ..., max_readouts: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")

@@ -141,12 +141,14 @@ class ReadoutPositions(_message.Message):
     def __init__(self, readout_indices: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class KeptReadout(_message.Message):
-    __slots__ = ("readout_index", "name")
+    __slots__ = ("sequence_index", "readout_index", "name")
+    SEQUENCE_INDEX_FIELD_NUMBER: _ClassVar[int]
     READOUT_INDEX_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    sequence_index: int
     readout_index: int
     name: str
-    def __init__(self, readout_index: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+    def __init__(self, sequence_index: _Optional[int] = ..., readout_index: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class ActivationChunk(_message.Message):
     __slots__ = ("sequence_index", "readout_index", "site_index", "positions", "rows", "indices")

@@ -27,7 +27,7 @@ from actserve.v1 import tensor_pb2 as actserve_dot_v1_dot_tensor__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61\x63tserve/v1/source.proto\x12\x0b\x61\x63tserve.v1\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\"\xe2\x01\n\x0cVectorSource\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.actserve.v1.TensorH\x00\x12\x19\n\x0fsteering_vector\x18\x02 \x01(\tH\x00\x12%\n\x04kept\x18\x03 \x01(\x0b\x32\x15.actserve.v1.KeptRowsH\x00\x12,\n\x04\x65\x64it\x18\x04 \x01(\x0b\x32\x1c.actserve.v1.ExplanationEditH\x00\x12\x31\n\x07\x66\x65\x61ture\x18\x05 \x01(\x0b\x32\x1e.actserve.v1.DictionaryFeatureH\x00\x42\x08\n\x06source\"|\n\x0cMatrixSource\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.actserve.v1.TensorH\x00\x12\x14\n\ndictionary\x18\x02 \x01(\tH\x00\x12%\n\x04kept\x18\x03 \x01(\x0b\x32\x15.actserve.v1.KeptRowsH\x00\x42\x08\n\x06source\"^\n\x08KeptRows\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12%\n\x04site\x18\x02 \x01(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x17\n\tpositions\x18\x03 \x03(\rB\x04\xe2\x41\x01\x01\"R\n\x0f\x45xplanationEdit\x12\x11\n\x03nla\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08original\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x65\x64ited\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"B\n\x11\x44ictionaryFeature\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61\x63tserve/v1/source.proto\x12\x0b\x61\x63tserve.v1\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\"\xe2\x01\n\x0cVectorSource\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.actserve.v1.TensorH\x00\x12\x19\n\x0fsteering_vector\x18\x02 \x01(\tH\x00\x12%\n\x04kept\x18\x03 \x01(\x0b\x32\x15.actserve.v1.KeptRowsH\x00\x12,\n\x04\x65\x64it\x18\x04 \x01(\x0b\x32\x1c.actserve.v1.ExplanationEditH\x00\x12\x31\n\x07\x66\x65\x61ture\x18\x05 \x01(\x0b\x32\x1e.actserve.v1.DictionaryFeatureH\x00\x42\x08\n\x06source\"|\n\x0cMatrixSource\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.actserve.v1.TensorH\x00\x12\x14\n\ndictionary\x18\x02 \x01(\tH\x00\x12%\n\x04kept\x18\x03 \x01(\x0b\x32\x15.actserve.v1.KeptRowsH\x00\x42\x08\n\x06source\"\x8b\x01\n\x08KeptRows\x12\x0e\n\x04name\x18\x01 \x01(\tH\x00\x12\'\n\x04item\x18\x04 \x01(\x0b\x32\x17.actserve.v1.KeptByItemH\x00\x12%\n\x04site\x18\x02 \x01(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x17\n\tpositions\x18\x03 \x03(\rB\x04\xe2\x41\x01\x01\x42\x06\n\x04kept\"C\n\nKeptByItem\x12\x18\n\nitem_index\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\x12\x1b\n\rreadout_index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02\"R\n\x0f\x45xplanationEdit\x12\x11\n\x03nla\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08original\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x65\x64ited\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"B\n\x11\x44ictionaryFeature\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,12 +35,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'actserve.v1.source_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.actserve.v1P\001Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1'
-  _globals['_KEPTROWS'].fields_by_name['name']._loaded_options = None
-  _globals['_KEPTROWS'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_KEPTROWS'].fields_by_name['site']._loaded_options = None
   _globals['_KEPTROWS'].fields_by_name['site']._serialized_options = b'\342A\001\001'
   _globals['_KEPTROWS'].fields_by_name['positions']._loaded_options = None
   _globals['_KEPTROWS'].fields_by_name['positions']._serialized_options = b'\342A\001\001'
+  _globals['_KEPTBYITEM'].fields_by_name['item_index']._loaded_options = None
+  _globals['_KEPTBYITEM'].fields_by_name['item_index']._serialized_options = b'\342A\001\002'
+  _globals['_KEPTBYITEM'].fields_by_name['readout_index']._loaded_options = None
+  _globals['_KEPTBYITEM'].fields_by_name['readout_index']._serialized_options = b'\342A\001\002'
   _globals['_EXPLANATIONEDIT'].fields_by_name['nla']._loaded_options = None
   _globals['_EXPLANATIONEDIT'].fields_by_name['nla']._serialized_options = b'\342A\001\001'
   _globals['_EXPLANATIONEDIT'].fields_by_name['original']._loaded_options = None
@@ -55,10 +57,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VECTORSOURCE']._serialized_end=351
   _globals['_MATRIXSOURCE']._serialized_start=353
   _globals['_MATRIXSOURCE']._serialized_end=477
-  _globals['_KEPTROWS']._serialized_start=479
-  _globals['_KEPTROWS']._serialized_end=573
-  _globals['_EXPLANATIONEDIT']._serialized_start=575
-  _globals['_EXPLANATIONEDIT']._serialized_end=657
-  _globals['_DICTIONARYFEATURE']._serialized_start=659
-  _globals['_DICTIONARYFEATURE']._serialized_end=725
+  _globals['_KEPTROWS']._serialized_start=480
+  _globals['_KEPTROWS']._serialized_end=619
+  _globals['_KEPTBYITEM']._serialized_start=621
+  _globals['_KEPTBYITEM']._serialized_end=688
+  _globals['_EXPLANATIONEDIT']._serialized_start=690
+  _globals['_EXPLANATIONEDIT']._serialized_end=772
+  _globals['_DICTIONARYFEATURE']._serialized_start=774
+  _globals['_DICTIONARYFEATURE']._serialized_end=840
 # @@protoc_insertion_point(module_scope)

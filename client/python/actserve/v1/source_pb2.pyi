@@ -34,14 +34,24 @@ class MatrixSource(_message.Message):
     def __init__(self, tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., dictionary: _Optional[str] = ..., kept: _Optional[_Union[KeptRows, _Mapping]] = ...) -> None: ...
 
 class KeptRows(_message.Message):
-    __slots__ = ("name", "site", "positions")
+    __slots__ = ("name", "item", "site", "positions")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
+    item: KeptByItem
     site: _site_pb2.Site
     positions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., item: _Optional[_Union[KeptByItem, _Mapping]] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class KeptByItem(_message.Message):
+    __slots__ = ("item_index", "readout_index")
+    ITEM_INDEX_FIELD_NUMBER: _ClassVar[int]
+    READOUT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    item_index: int
+    readout_index: int
+    def __init__(self, item_index: _Optional[int] = ..., readout_index: _Optional[int] = ...) -> None: ...
 
 class ExplanationEdit(_message.Message):
     __slots__ = ("nla", "original", "edited")

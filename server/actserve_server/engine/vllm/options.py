@@ -13,7 +13,7 @@ class EngineOptions:
     """A local folder or a Hugging Face id."""
 
     max_capture_bytes: int = 1 << 30
-    max_prompts: int = 1024
+    max_items: int = 1024
     max_samples: int = 64
     max_interventions: int = 64
     max_request_bytes: int = 64 << 20

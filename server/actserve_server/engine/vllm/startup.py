@@ -83,7 +83,7 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> ModelInfo:
         element_type=_ELEMENT_TYPES[str(model.dtype)],
         limits=Limits(
             max_sequence_tokens=model.max_model_len,
-            max_prompts=options.max_prompts,
+            max_items=options.max_items,
             max_samples=options.max_samples,
             max_capture_bytes=options.max_capture_bytes,
             max_interventions=options.max_interventions,

@@ -1,0 +1,434 @@
+"""The items of a fetch are checked, run and answered one by one, in the same call."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+
+from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import kept_activations_service_pb2 as kept_pb
+from actserve.v1 import kept_activations_service_pb2_grpc as kept_grpc
+from actserve_server.domain.model import Limits
+from actserve_server.engine.fake import FakeEngine
+from tests.contract.harness import (
+    addition,
+    collect,
+    failure,
+    fetch,
+    intervention,
+    kinds,
+    matrices,
+    serving,
+    site,
+)
+from tests.contract.readouts import of_kind
+
+WIDTH = 16
+LAYERS = 4
+READ = {"rows": {"sites": [site(2)]}}
+KEEP = {"keep": {"sites": [site(layer) for layer in range(LAYERS)]}}
+LONG = [1] * 65
+EMPTY: dict[str, Any] = {"prompt": {"token_ids": {}}}
+TEXTS = ("one two three", "four five", "six")
+
+
+def engine(**changes: Any) -> FakeEngine:
+    return FakeEngine(
+        layer_count=LAYERS, width=WIDTH, limits=Limits(max_sequence_tokens=64, **changes)
+    )
+
+
+def items(*listed: dict[str, Any], **changes: Any) -> pb.FetchActivationsRequest:
+    return pb.FetchActivationsRequest(**{"items": listed, "readouts": [READ], **changes})
+
+
+def text(said: str, **changes: Any) -> dict[str, Any]:
+    return {"prompt": {"text": said}, **changes}
+
+
+def closed(events: Sequence[Any]) -> list[pb.ItemFinished]:
+    """How each item ended, in the order of the request."""
+    return sorted(of_kind(events, "item_finished"), key=lambda each: each.item_index)
+
+
+def reason(status: Any) -> str:
+    """The reason of an item's status; empty for one that was served."""
+    if not status.code:
+        return ""
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return info.reason
+
+
+def field(status: Any) -> str:
+    for each in status.details:
+        bad = error_details_pb2.BadRequest()
+        if each.Is(bad.DESCRIPTOR):
+            each.Unpack(bad)
+            return bad.field_violations[0].field
+    return ""
+
+
+BAD: dict[int, tuple[dict[str, Any], str, str]] = {
+    3: (EMPTY, "PROMPT_EMPTY", "items[3].prompt"),
+    140: ({"prompt": {"token_ids": {"ids": LONG}}}, "PROMPT_TOO_LONG", "items[140].prompt"),
+    500: (
+        {"prompt": {"token_ids": {"ids": [1 << 30]}}},
+        "TOKEN_OUT_OF_RANGE",
+        "items[500].prompt.token_ids.ids[0]",
+    ),
+    501: ({"prompt": {}}, "FIELD_REQUIRED", "items[501].prompt"),
+    733: (
+        text("a", positions={"list": {"positions": [99]}}),
+        "POSITION_OUT_OF_RANGE",
+        "items[733].positions",
+    ),
+    900: (
+        text("a", interventions=[intervention(site(9), zero={})]),
+        "LAYER_OUT_OF_RANGE",
+        "items[900].interventions[0].sites[0]",
+    ),
+    999: (text("a", key="k" * 257), "FIELD_INVALID", "items[999].key"),
+}
+"""Items that cannot be served, with the reason and the field of their status."""
+
+
+async def test_a_thousand_items_of_which_seven_are_bad() -> None:
+    listed = [
+        BAD[index][0] if index in BAD else text(f"prompt {index}", key=f"k{index}")
+        for index in range(1000)
+    ]
+    async with serving(engine()) as served:
+        events = await collect(served.generation.FetchActivations(items(*listed)))
+    assert kinds(events)[0] == "started"
+    assert kinds(events)[-1] == "finished"
+    every = closed(events)
+    assert [each.item_index for each in every] == [*range(1000)]
+    assert {each.item_index for each in every if each.status.code} == {*BAD}
+    for index, (_, why, where) in BAD.items():
+        assert (reason(every[index].status), field(every[index].status)) == (why, where)
+    rows = matrices(events)
+    assert len(rows) == 993
+    tokens = {each.item_index: each.prompt.ids for each in of_kind(events, "item_started")}
+    for index in range(1000):
+        if index not in BAD:
+            assert every[index].key == f"k{index}"
+            at, found = rows[index, 0]
+            assert at == [*range(len(found))] == [*range(len(tokens[index]))]
+
+
+async def test_items_of_a_call_are_prepared_as_they_run() -> None:
+    """A thousand items with interventions of their own take the memory of those that run."""
+    fake = engine(max_items=1000)
+    listed = [
+        text(f"prompt {index}", interventions=[addition(np.ones(WIDTH) * index)])
+        for index in range(60)
+    ]
+    async with serving(fake, max_running=4) as served:
+        events = await collect(served.generation.FetchActivations(items(*listed)))
+    assert fake.counters.most_running <= 4
+    opened = 0
+    most = 0
+    for event in events:
+        match event.WhichOneof("event"):
+            case "item_started":
+                opened += 1
+                most = max(most, opened)
+            case "item_finished":
+                opened -= 1
+    assert most <= 4
+
+
+async def test_the_first_bad_item_ends_a_call_that_fails_fast_before_anything_runs() -> None:
+    async with serving(engine()) as served:
+        refused = await failure(
+            served.generation.FetchActivations(items(text("a"), EMPTY, fail_fast=True))
+        )
+        assert served.engine.counters.started == 0
+    assert (refused.reason, refused.field) == ("PROMPT_EMPTY", "items[1].prompt")
+
+
+async def test_an_item_that_fails_as_it_runs_has_its_own_status() -> None:
+    unused = intervention(site(1), positions={"token_ids": {"ids": [7]}}, zero={})
+    request = items(text("a"), text("b", interventions=[unused]), text("c"))
+    async with serving(engine()) as served:
+        events = await collect(served.generation.FetchActivations(request))
+        whole = await failure(
+            served.generation.FetchActivations(
+                items(text("b", interventions=[unused]), fail_fast=True)
+            )
+        )
+    assert [reason(each.status) for each in closed(events)] == ["", whole.reason, ""]
+    assert sorted(index for index, _ in matrices(events)) == [0, 2]
+
+
+async def test_a_dead_engine_ends_the_call_and_not_its_items() -> None:
+    fake = engine()
+    async with serving(fake) as served:
+        fake.faults.dead = True
+        refused = await failure(served.generation.FetchActivations(items(text("a"), text("b"))))
+    assert refused.reason == "ENGINE_DEAD"
+
+
+async def test_what_is_not_served_yet_ends_the_call_before_it_is_admitted() -> None:
+    stored = intervention(
+        site(1), add={"vector": {"steering_vector": "models/m/steeringVectors/v"}}
+    )
+    async with serving(engine()) as served:
+        refused = await failure(
+            served.generation.FetchActivations(items(text("a"), text("b", interventions=[stored])))
+        )
+        assert served.engine.counters.started == 0
+    assert refused.code is grpc.StatusCode.UNIMPLEMENTED
+    assert refused.field == "items[1].interventions[0].add.vector.steering_vector"
+
+
+async def test_items_share_the_prompt_and_the_interventions_of_their_call() -> None:
+    vector = np.arange(WIDTH, dtype=np.float32)
+    shared = addition(vector, 0)
+    own = addition(vector, 1, coefficient=2.0)
+    request = items(
+        {},
+        {"interventions": [own]},
+        text("other words"),
+        prompt={"text": TEXTS[0]},
+        interventions=[shared],
+    )
+    alone = [
+        items(text(TEXTS[0]), interventions=[shared]),
+        items(text(TEXTS[0]), interventions=[shared, own]),
+        items(text("other words"), interventions=[shared]),
+    ]
+    async with serving(engine()) as served:
+        together = await collect(served.generation.FetchActivations(request))
+        for index, each in enumerate(alone):
+            events = await collect(served.generation.FetchActivations(each))
+            np.testing.assert_array_equal(
+                matrices(together)[index, 0][1], matrices(events)[0, 0][1]
+            )
+            assert closed(together)[index].interventions == closed(events)[0].interventions
+    assert [len(each.interventions) for each in closed(together)] == [1, 2, 1]
+
+
+async def test_positions_of_an_item_stand_in_place_of_those_of_every_readout() -> None:
+    last = {"positions": {"last": {}}}
+    request = items(
+        text(TEXTS[0]),
+        text(TEXTS[0], **last),
+        readouts=[{"rows": {"sites": [site(2)], "positions": {"span": {"end": 2}}}}, KEEP],
+    )
+    async with serving(engine()) as served:
+        events = await collect(served.generation.FetchActivations(request))
+    first, second = of_kind(events, "item_started")
+    count = len(first.prompt.ids)
+    assert [list(each.positions) for each in first.positions] == [[0, 1], [*range(count)]]
+    assert [list(each.positions) for each in second.positions] == [[count - 1]]
+    assert list(second.positions[0].readout_indices) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("listed", "changes", "where", "says"),
+    [
+        ([], {}, "items", "no items"),
+        ([{}], {}, "items[0].prompt", "item 0 has no prompt"),
+        ([text("a"), {}], {}, "items[1].prompt", "item 1 has no prompt"),
+        ([{}], EMPTY, "prompt", "no tokens"),
+        ([text("a")] * 4, {}, "items", "at most 3"),
+        ([text("a", label="x"), text("b")], {}, "items[1].label", "label every item, or none"),
+    ],
+    ids=["none", "no prompt", "one without", "an empty one for all", "too many", "half labelled"],
+)
+async def test_what_concerns_all_items_is_refused_for_all(
+    listed: list[dict[str, Any]], changes: dict[str, Any], where: str, says: str
+) -> None:
+    async with serving(engine(max_items=3)) as served:
+        refused = await failure(served.generation.FetchActivations(items(*listed, **changes)))
+        assert served.engine.counters.started == 0
+    assert refused.field == where
+    assert says in refused.message
+
+
+async def test_own_and_shared_interventions_are_bounded_together() -> None:
+    zero = intervention(site(1), zero={})
+    request = items(text("a", interventions=[zero] * 2), text("b"), interventions=[zero] * 2)
+    async with serving(engine(max_interventions=3)) as served:
+        events = await collect(served.generation.FetchActivations(request))
+    bad, good = closed(events)
+    assert (reason(bad.status), field(bad.status)) == (
+        "TOO_MANY_INTERVENTIONS",
+        "items[0].interventions",
+    )
+    assert not good.status.code
+
+
+async def test_texts_and_sources_of_tokens_can_be_left_out() -> None:
+    async with serving(engine()) as served:
+        (whole,), (bare,) = [
+            of_kind(
+                await collect(
+                    served.generation.FetchActivations(items(text(TEXTS[0]), ids_only=ids_only))
+                ),
+                "item_started",
+            )
+            for ids_only in (False, True)
+        ]
+    assert list(bare.prompt.ids) == list(whole.prompt.ids)
+    assert whole.prompt.texts
+    assert whole.prompt.sources
+    assert not bare.prompt.texts
+    assert not bare.prompt.sources
+
+
+def patched(*cells: tuple[int, int], clean: dict[str, Any]) -> list[dict[str, Any]]:
+    """A grid of patches: each cell replaces the row of a layer and position by that of the clean
+    prompt, which item 0 keeps."""
+    return [
+        clean,
+        *(
+            {
+                "interventions": [
+                    intervention(
+                        site(layer),
+                        positions={"list": {"positions": [position]}},
+                        replace={
+                            "rows": {
+                                "kept": {
+                                    "item": {"item_index": 0, "readout_index": 1},
+                                    "positions": [position],
+                                }
+                            }
+                        },
+                    )
+                ]
+            }
+            for layer, position in cells
+        ),
+    ]
+
+
+async def test_a_patching_grid_is_one_call_and_equals_single_calls() -> None:
+    clean, corrupt = "a clean prompt", "a wrong prompt"
+    cells = [(layer, position) for layer in range(LAYERS) for position in range(3)]
+    grid = items(
+        *patched(*cells, clean=text(clean)), prompt={"text": corrupt}, readouts=[READ, KEEP]
+    )
+    async with serving(engine()) as served:
+        together = await collect(served.generation.FetchActivations(grid))
+        source = await collect(
+            served.generation.FetchActivations(items(text(clean), readouts=[READ, KEEP]))
+        )
+        name = closed(source)[0].kept[0].name
+        for index, (layer, position) in enumerate(cells, start=1):
+            at = {"list": {"positions": [position]}}
+            rows = {"kept": {"name": name, "positions": [position]}}
+            change = intervention(site(layer), positions=at, replace={"rows": rows})
+            alone = await collect(
+                served.generation.FetchActivations(items(text(corrupt), interventions=[change]))
+            )
+            np.testing.assert_array_equal(matrices(together)[index, 0][1], matrices(alone)[0, 0][1])
+    assert not any(each.status.code for each in closed(together))
+
+
+@pytest.mark.parametrize(
+    ("source", "why", "where"),
+    [
+        ({"item_index": 1, "readout_index": 1}, "FIELD_INVALID", ".item_index"),
+        ({"item_index": 5, "readout_index": 1}, "FIELD_INVALID", ".item_index"),
+        ({"item_index": 0, "readout_index": 0}, "FIELD_INVALID", ".readout_index"),
+        ({"item_index": 0, "readout_index": 7}, "FIELD_INVALID", ".readout_index"),
+    ],
+    ids=["itself", "a later one", "of rows that travel", "of no readout"],
+)
+async def test_rows_are_of_an_earlier_item_and_of_what_it_keeps(
+    source: dict[str, int], why: str, where: str
+) -> None:
+    change = intervention(site(1), replace={"rows": {"kept": {"item": source}}})
+    request = items(text("a"), text("a", interventions=[change]), readouts=[READ, KEEP])
+    async with serving(engine()) as served:
+        events = await collect(served.generation.FetchActivations(request))
+    good, bad = closed(events)
+    assert not good.status.code
+    at = "items[1].interventions[0].replace.rows.kept.item"
+    assert (reason(bad.status), field(bad.status)) == (why, at + where)
+
+
+@pytest.mark.parametrize("fail_fast", [False, True])
+async def test_what_uses_rows_of_an_item_that_failed_fails_too(fail_fast: bool) -> None:
+    cells = patched((1, 0), clean=EMPTY)
+    request = items(*cells, prompt={"text": "words"}, readouts=[READ, KEEP], fail_fast=fail_fast)
+    async with serving(engine()) as served:
+        if fail_fast:
+            assert (await failure(served.generation.FetchActivations(request))).reason == (
+                "PROMPT_EMPTY"
+            )
+            return
+        events = await collect(served.generation.FetchActivations(request))
+    assert [reason(each.status) for each in closed(events)] == ["PROMPT_EMPTY", "KEPT_NOT_FOUND"]
+
+
+async def test_only_items_can_use_what_an_earlier_one_keeps() -> None:
+    source = {"kept": {"item": {"item_index": 0, "readout_index": 1}}}
+    request = fetch("a", interventions=[intervention(site(1), replace={"rows": source})])
+    async with serving(engine()) as served:
+        refused = await failure(served.generation.FetchActivations(request))
+    assert refused.field == "interventions[0].replace.rows.kept.item"
+
+
+async def test_names_of_what_is_kept_are_told_before_it_is_computed() -> None:
+    request = items(text("a"), EMPTY, text("c"), readouts=[KEEP, KEEP])
+    async with serving(engine()) as served:
+        events = await collect(served.generation.FetchActivations(request))
+        stub = kept_grpc.KeptActivationsServiceStub(served.channel)
+        opened = {each.item_index: each.kept for each in of_kind(events, "item_started")}
+        assert sorted(opened) == [0, 2]
+        for each in closed(events):
+            assert [*each.kept] == [*opened.get(each.item_index, ())]
+            for kept in each.kept:
+                assert kept.sequence_index == each.item_index
+                found = await stub.GetKeptActivations(
+                    kept_pb.GetKeptActivationsRequest(name=kept.name)
+                )
+                assert len(found.kept_activations.sites) == LAYERS
+    names = [kept.name for each in closed(events) for kept in each.kept]
+    assert len({*names}) == 4
+
+
+async def test_an_item_that_fails_keeps_nothing() -> None:
+    """The second readout finds no room, so that the first one's rows are freed."""
+    request = items(
+        text("a b c d e f"),
+        readouts=[{"keep": {"sites": [site(1)]}}, {"keep": {"sites": [site(2)]}}],
+    )
+    async with serving(engine(), max_kept_bytes=2048) as served:
+        events = await collect(served.generation.FetchActivations(request))
+        (bad,) = closed(events)
+        assert (reason(bad.status), field(bad.status)) == (
+            "KEPT_QUOTA_EXCEEDED",
+            "readouts[1].keep",
+        )
+        assert not bad.kept
+        # There is room for as much as before.
+        one = items(text("a b c d e f"), readouts=[{"keep": {"sites": [site(1)]}}])
+        (good,) = closed(await collect(served.generation.FetchActivations(one)))
+        assert good.kept
+
+
+async def test_items_that_fail_are_in_no_mean() -> None:
+    mean = {"rows": {"sites": [site(2)], "reduction": "REDUCTION_MEAN"}}
+    unused = intervention(site(1), positions={"token_ids": {"ids": [7]}}, zero={})
+    request = items(
+        text("a", label="x"),
+        text("b", label="x", interventions=[unused]),
+        {**EMPTY, "label": "y"},
+        readouts=[mean],
+    )
+    async with serving(engine()) as served:
+        events = await collect(served.generation.FetchActivations(request))
+        alone = await collect(
+            served.generation.FetchActivations(items(text("a", label="x"), readouts=[mean]))
+        )
+    assert of_kind(events, "label_mean") == of_kind(alone, "label_mean")
+    assert [each.items for each in of_kind(events, "label_mean")] == [1]
