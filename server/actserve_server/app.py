@@ -75,6 +75,7 @@ class App:
             default_ttl_s=settings.default_kept_seconds,
             max_ttl_s=settings.max_kept_seconds,
             tenant_share=settings.tenant_share,
+            replica=settings.replica,
         )
         metrics.watch(self.engine, self.kept)
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders

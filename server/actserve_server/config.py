@@ -135,6 +135,12 @@ class Settings(BaseSettings):
     capture_budget_bytes: PositiveInt = Field(
         4 << 30, description="captured bytes of all sequences run at once"
     )
+    replica: str = Field(
+        "",
+        pattern="^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$",
+        description="this server among others, told in the names of what it keeps, so that a proxy "
+        "can route; a random one when empty",
+    )
     max_kept_bytes: int = Field(
         1 << 30, ge=0, description="bytes of activations kept on the server; 0 keeps none"
     )

@@ -65,7 +65,7 @@ def reconstructed(text: str) -> np.ndarray:
 def explain(request: Any) -> Iterator[Any]:
     """Every row and sample, the last row first, as each of the three calls answers."""
     cls, spec = _RESPONSES[type(request)], request.spec
-    started = pb.ExplainStarted(request_id="r3", nla=request.nla or NLA.name, site=NLA.site)
+    started = pb.ExplainStarted(call_id="r3", nla=request.nla or NLA.name, site=NLA.site)
     reports: list[intervention_pb2.InterventionReport] = []
     if isinstance(request, pb.ExplainTextRequest):
         started.prompt.CopyFrom(tokenized(request.prompt))
@@ -153,7 +153,7 @@ def scored(text: str, baseline: str = "") -> pb.ExplanationScore:
 def reconstruct(request: pb.ReconstructActivationsRequest) -> Iterator[Any]:
     """The rows of the texts, two a chunk."""
     made = np.stack([reconstructed(text) for text in request.texts])
-    opened = pb.ReconstructStarted(request_id="r4", nla=NLA.name, rows=len(made), width=WIDTH)
+    opened = pb.ReconstructStarted(call_id="r4", nla=NLA.name, rows=len(made), width=WIDTH)
     yield pb.ReconstructActivationsResponse(started=opened)
     for first in range(0, len(made), 2):
         chunk = pb.ReconstructedRows(first_index=first, rows=tensor(made[first : first + 2]))

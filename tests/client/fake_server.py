@@ -146,7 +146,7 @@ class Model:
     def honest_fetch(self, request: pb.FetchActivationsRequest) -> Events:
         readouts = request.readouts
         yield pb.FetchActivationsResponse(
-            started=pb.FetchStarted(request_id="r1", readouts=started(readouts))
+            started=pb.FetchStarted(call_id="r1", readouts=started(readouts))
         )
         events: list[list[Any]] = []
         for index, item in enumerate(request.items):
@@ -178,7 +178,7 @@ class Model:
         prompt = tokenized(request.prompt)
         length = len(prompt.ids)
         yield pb.GenerateResponse(
-            started=pb.GenerateStarted(request_id="r2", prompt=prompt, readouts=started(readouts))
+            started=pb.GenerateStarted(call_id="r2", prompt=prompt, readouts=started(readouts))
         )
         written = GENERATED[: params.max_tokens or None]
         events: list[list[Any]] = []
@@ -297,6 +297,15 @@ class KeptServicer(kept_grpc.KeptActivationsServiceServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, "nothing is kept under that name")
         kept = self.model.kept[request.name]
         return kept_pb2.GetKeptActivationsResponse(kept_activations=kept)
+
+    def ListKeptActivations(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.model.seen(request, context)
+        # One a page, so that a client that stops at the first page is noticed.
+        names = [name for name in sorted(self.model.kept) if name > request.page_token]
+        return kept_pb2.ListKeptActivationsResponse(
+            kept_activations=[self.model.kept[name] for name in names[:1]],
+            next_page_token=names[0] if len(names) > 1 else "",
+        )
 
     def DeleteKeptActivations(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.model.seen(request, context)

@@ -140,7 +140,7 @@ def test_a_generation_holds_everything_about_itself(client: Any) -> None:
     assert [each.logprob for each in out.logprobs] == [-0.5] * 3
     assert out.logprobs[1].top[0].token == " so0"
     assert (out.usage.prompt_tokens, out.usage.output_tokens) == (2, 3)
-    assert out.request_id == "r2"
+    assert out.call_id == "r2"
     # Two prompt tokens and three generated ones, of which the last never ran.
     assert out.activations.tokens == (*out.prompt_tokens, *out.tokens)
     assert out.activations.token_ids == (*out.prompt_token_ids, *out.token_ids)

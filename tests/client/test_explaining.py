@@ -150,7 +150,7 @@ def test_an_explained_text_pairs_tokens_with_explanations(client: Any) -> None:
     ]
     assert len(explained) == 4
     assert explained.interventions == (actserve.InterventionReport(3, 0, 0, None),)
-    assert (explained.nla, explained.site, explained.request_id) == ("tiny", SITE, "r3")
+    assert (explained.nla, explained.site, explained.call_id) == ("tiny", SITE, "r3")
     assert (explained.usage.prompt_tokens, explained.usage.output_tokens) == (11, 5)
 
 

@@ -250,6 +250,23 @@ def test_kept_rows_are_described_used_and_deleted(client: Any, model: Model) -> 
             gone(acts.kept)
 
 
+def test_all_that_is_kept_can_be_listed(client: Any, model: Model) -> None:
+    assert client.list_kept() == []
+    fetched = client.fetch(["a", "b", "c"], SITE, keep=Keep())
+    assert [each.name for each in client.list_kept()] == sorted(each.kept for each in fetched)
+
+
+@pytest.mark.parametrize("keep", [None, Keep()])
+def test_what_keeps_rows_has_an_id_by_which_a_retry_finds_them(
+    client: Any, model: Model, keep: Keep | None
+) -> None:
+    client.fetch(["a"] * 20, SITE, keep=keep)
+    client.generate("a", capture=SITE, keep=keep)
+    ids = [request.request_id for request in model.requests]
+    assert len({*ids}) == (1 if keep is None else 3)
+    assert all(bool(each) == (keep is not None) for each in ids)
+
+
 def test_rows_that_are_kept_need_not_be_sent(client: Any, model: Model) -> None:
     one, two = client.fetch(["a b", "c d"], SITE, keep=Keep(send=False))
     (only,) = model.requests[0].readouts

@@ -53,7 +53,7 @@ async def test_a_stream_is_started_then_explanations_then_finished() -> None:
     assert kinds(events) == ["started", *["explanation"] * 10, "finished"]
     started = events[0].started
     assert (started.nla, started.rows, started.site.layer) == ("nlas/tiny", 5, 1)
-    assert started.request_id
+    assert started.call_id
     assert not started.HasField("prompt")
     assert not started.positions
     assert explanations(events).keys() == {(row, sample) for row in range(5) for sample in (0, 1)}

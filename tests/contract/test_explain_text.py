@@ -85,7 +85,7 @@ async def test_the_stream_opens_with_the_prompt_as_the_model_sees_it() -> None:
     assert list(started.prompt.ids) == [BOS, *b"hi"]
     assert list(started.prompt.texts) == ["<bos>", "h", "i"]
     assert (started.nla, started.site.layer) == ("nlas/tiny", 1)
-    assert started.request_id
+    assert started.call_id
 
 
 async def test_the_end_tells_what_interventions_did_and_what_was_consumed() -> None:

@@ -77,7 +77,7 @@ async def test_rows_are_the_engines_rows() -> None:
             np.testing.assert_array_equal(rows, expected)
 
 
-async def test_started_gives_request_id_element_type_and_widths() -> None:
+async def test_started_gives_the_id_of_the_call_element_type_and_widths() -> None:
     async with serving() as served:
         wanted = [site(0), site(1, site_pb2.HOOK_POINT_K), site(1, site_pb2.HOOK_POINT_MLP_ACT)]
         call = served.generation.FetchActivations(fetch(capture={"sites": wanted}))
@@ -86,7 +86,7 @@ async def test_started_gives_request_id_element_type_and_widths() -> None:
     started = events[0].started
     assert started.readouts[0].element_type == tensor_pb2.ELEMENT_TYPE_F32
     assert list(started.readouts[0].widths) == [16, 8, 24]
-    assert started.request_id == trailers["x-request-id"]
+    assert started.call_id == trailers["x-request-id"]
 
 
 async def test_item_started_gives_tokens_texts_and_positions() -> None:

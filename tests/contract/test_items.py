@@ -432,3 +432,82 @@ async def test_items_that_fail_are_in_no_mean() -> None:
         )
     assert of_kind(events, "label_mean") == of_kind(alone, "label_mean")
     assert [each.items for each in of_kind(events, "label_mean")] == [1]
+
+
+async def kept_names(served: Any, request: Any, rpc: str = "FetchActivations") -> list[str]:
+    events = await collect(getattr(served.generation, rpc)(request))
+    name = "item_finished" if rpc == "FetchActivations" else "sample_finished"
+    return sorted(kept.name for each in of_kind(events, name) for kept in each.kept)
+
+
+def keeping(request_id: str = "", said: str = "a b", **changes: Any) -> pb.FetchActivationsRequest:
+    return items(text(said), text("c"), readouts=[KEEP], request_id=request_id, **changes)
+
+
+def generating(request_id: str = "", **changes: Any) -> pb.GenerateRequest:
+    sampling = {"max_tokens": 3, "temperature": 0, "samples": 2}
+    fields = {"prompt": {"text": "a"}, "sampling": sampling, "readouts": [KEEP], **changes}
+    return pb.GenerateRequest(request_id=request_id, **fields)
+
+
+@pytest.mark.parametrize(
+    ("rpc", "make"), [("FetchActivations", keeping), ("Generate", generating)], ids=["fetch", "gen"]
+)
+async def test_a_call_that_is_made_again_keeps_its_rows_once(rpc: str, make: Any) -> None:
+    async with serving(engine()) as served:
+        first = await kept_names(served, make("an-id"), rpc)
+        held = served.app.kept.held_bytes
+        assert len(first) == 2
+        assert await kept_names(served, make("an-id"), rpc) == first
+        assert served.app.kept.held_bytes == held
+        others = [
+            *await kept_names(served, make("another-id"), rpc),
+            *await kept_names(served, make(""), rpc),
+            *await kept_names(served, make(""), rpc),
+        ]
+        assert len({*first, *others}) == 8
+
+
+async def test_another_request_with_the_same_id_keeps_rows_of_its_own() -> None:
+    async with serving(engine()) as served:
+        first = await kept_names(served, keeping("an-id"))
+        second = await kept_names(served, keeping("an-id", "other words"))
+        assert {*first}.isdisjoint(second)
+
+
+async def test_a_call_that_was_cut_is_found_by_making_it_again() -> None:
+    """Whoever lost the connection, and with it the names, can still free what was kept."""
+    listed = [text(f"prompt {index}") for index in range(40)]
+    request = items(*listed, readouts=[KEEP], request_id="an-id")
+    async with serving(engine(), max_running=4) as served:
+        call = served.generation.FetchActivations(request)
+        done = 0
+        async for event in call:
+            done += event.WhichOneof("event") == "item_finished"
+            if done == 25:
+                break
+        call.cancel()
+        stub = kept_grpc.KeptActivationsServiceStub(served.channel)
+        for name in await kept_names(served, request):
+            await stub.DeleteKeptActivations(kept_pb.DeleteKeptActivationsRequest(name=name))
+        assert served.app.kept.held_bytes == 0
+
+
+async def test_a_request_id_has_a_bound() -> None:
+    async with serving(engine()) as served:
+        refused = await failure(served.generation.FetchActivations(keeping("x" * 129)))
+    assert (refused.reason, refused.field) == ("FIELD_INVALID", "request_id")
+
+
+async def test_a_name_tells_the_replica_that_has_the_rows() -> None:
+    async with serving(engine(), replica="pod-1") as served:
+        (name, _) = await kept_names(served, keeping())
+    assert name.startswith("keptActivations/pod-1.")
+    async with serving(engine(), replica="pod-2") as served:
+        stub = kept_grpc.KeptActivationsServiceStub(served.channel)
+        refused = await failure(
+            stub.GetKeptActivations(kept_pb.GetKeptActivationsRequest(name=name))
+        )
+    assert refused.reason == "KEPT_NOT_FOUND"
+    assert "'pod-1'" in refused.message
+    assert "'pod-2'" in refused.message

@@ -173,7 +173,7 @@ async def test_a_call_is_one_log_line(log_lines: Any) -> None:
     assert (line["code"], line["reason"]) == ("OK", None)
     assert (line["prompt_tokens"], line["output_tokens"]) == (6, 5)
     assert line["activation_bytes"] == 10 * 64
-    assert line["request_id"] == events[0].started.request_id
+    assert line["request_id"] == events[0].started.call_id
     assert line["trace_id"] == trace
     assert line["peer"].startswith("ipv4:127.0.0.1")
     assert 0 <= line["duration_s"] < 10

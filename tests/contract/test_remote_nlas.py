@@ -75,8 +75,8 @@ def anonymous(events: list[Any]) -> list[Any]:
     in whatever batch the reconstructor's head was applied."""
     for event in events:
         if "started" in event.DESCRIPTOR.fields_by_name and event.HasField("started"):
-            assert event.started.request_id
-            event.started.ClearField("request_id")
+            assert event.started.call_id
+            event.started.ClearField("call_id")
         if "explanation" in event.DESCRIPTOR.fields_by_name and event.HasField("explanation"):
             _round(event.explanation.score)
         for found in getattr(event, "scores", ()):

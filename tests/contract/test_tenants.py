@@ -385,3 +385,44 @@ async def test_all_together_make_no_more_calls_than_the_limit_and_health_is_none
             return await ask(served, LIST, ()).code() is grpc.StatusCode.OK
 
         await eventually(is_let_in, within_s=5)
+
+
+async def test_a_tenant_lists_what_it_keeps_page_by_page_and_nothing_else(served: Served) -> None:
+    capture = {"sites": [site()], "keep": {}}
+    for metadata in (VISION, LANGUAGE):
+        await collect(
+            served.generation.FetchActivations(
+                fetch("a", "b", "c", capture=capture), metadata=metadata
+            )
+        )
+    listed: dict[str, list[str]] = {"vision": [], "language": []}
+    for tenant, metadata in (("vision", VISION), ("language", LANGUAGE)):
+        request = kept_pb.ListKeptActivationsRequest(page_size=2)
+        while True:
+            page = await ask(served, request, metadata)
+            assert len(page.kept_activations) <= 2
+            listed[tenant] += [each.name for each in page.kept_activations]
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                break
+    assert all(len({*names}) == 3 and names == sorted(names) for names in listed.values())
+    assert {*listed["vision"]}.isdisjoint(listed["language"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [({"page_size": -1}, "page_size"), ({"page_token": "%"}, "page_token")],
+    ids=["size", "token"],
+)
+async def test_a_page_that_makes_no_sense_is_refused(
+    served: Served, wrong: dict[str, Any], field: str
+) -> None:
+    refused = await failure(ask(served, kept_pb.ListKeptActivationsRequest(**wrong), VISION))
+    assert (refused.reason, refused.field) == ("FIELD_INVALID", field)
+
+
+async def test_without_tokens_nothing_that_is_kept_is_listed() -> None:
+    async with serving() as served:
+        refused = await failure(ask(served, kept_pb.ListKeptActivationsRequest(), ()))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.reason == "FEATURE_DISABLED"

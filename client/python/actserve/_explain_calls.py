@@ -57,7 +57,7 @@ class _ExplainCall:
                 f"the server explains with {started.nla}, but {self.request.nla} was asked for"
             )
         return ExplainStarted(
-            request_id=started.request_id,
+            call_id=started.call_id,
             nla=started.nla.removeprefix("nlas/"),
             site=site_name(started.site),
             rows=started.rows,
@@ -186,5 +186,5 @@ class ExplainTextCall(_ExplainCall):
             nla=self._started.nla,
             site=self._started.site,
             usage=self._finished.usage,
-            request_id=self._started.request_id,
+            call_id=self._started.call_id,
         )

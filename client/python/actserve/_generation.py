@@ -63,7 +63,7 @@ class GenerateCall:
             )
             for index in range(self._sample_count)
         }
-        self._started = Started(started.request_id, prompt.token_ids, prompt.tokens, prompt.sources)
+        self._started = Started(started.call_id, prompt.token_ids, prompt.tokens, prompt.sources)
         return self._started
 
     def _opened(self, index: int) -> "_Sample":
@@ -155,5 +155,5 @@ class _Sample:
             activations=self._activations,
             interventions=self._activations.interventions,
             usage=usage,
-            request_id=started.request_id,
+            call_id=started.call_id,
         )

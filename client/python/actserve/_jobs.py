@@ -4,6 +4,7 @@ A list of prompts becomes many calls with their results in the order of the list
 becomes one call with its result taken out of the list.
 """
 
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,16 @@ T = TypeVar("T")
 # Prompts of one fetch call. Small enough that several calls share the servers behind one name and
 # that a failed call loses little; large enough that the calls themselves cost nothing.
 _PROMPTS_PER_CALL = 16
+
+
+R = TypeVar("R", pb.FetchActivationsRequest, pb.GenerateRequest)
+
+
+def with_id(request: R) -> R:
+    """The request, with an id if it keeps rows: a call that is retried keeps them once."""
+    if any(each.HasField("keep") for each in request.readouts):
+        request.request_id = uuid.uuid4().hex
+    return request
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ class Jobs:
         def call(batch: Sequence[prompt_pb2.Prompt]) -> FetchCall:
             request = pb.FetchActivationsRequest(items=[pb.FetchItem(prompt=p) for p in batch])
             request.MergeFrom(common)
-            return FetchCall(request, capture)
+            return FetchCall(with_id(request), capture)
 
         if not is_many(prompts):
             only = [prompt_to_proto(prompts)]
@@ -208,7 +219,7 @@ class Jobs:
             interventions=steer_to_proto(steer),
             readouts=read.to_proto(),
         )
-        return GenerateCall(request, read, keep=keep_captured)
+        return GenerateCall(with_id(request), read, keep=keep_captured)
 
     def tokenize(self, prompts: Any) -> Job[Any]:
         many = is_many(prompts)

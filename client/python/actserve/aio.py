@@ -156,6 +156,17 @@ class AsyncClient(AsyncExplainer):
         response = await self._response("GetKeptActivations", request, timeout)
         return kept_from_proto(response.kept_activations)
 
+    async def list_kept(self, *, timeout: float | None = None) -> list[Kept]:
+        """See `Client.list_kept`."""
+        kept: list[Kept] = []
+        request = kept_activations_service_pb2.ListKeptActivationsRequest()
+        while True:
+            page = await self._response("ListKeptActivations", request, timeout)
+            kept += map(kept_from_proto, page.kept_activations)
+            if not page.next_page_token:
+                return kept
+            request.page_token = page.next_page_token
+
     async def delete_kept(self, name: str, *, timeout: float | None = None) -> None:
         """Frees what the server keeps under a name before it expires. Raises `NotFound`."""
         request = kept_activations_service_pb2.DeleteKeptActivationsRequest(name=kept_name(name))

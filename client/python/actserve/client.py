@@ -196,6 +196,18 @@ class Client(Explainer):
         (response,) = self._responses("GetKeptActivations", request, timeout)
         return kept_from_proto(response.kept_activations)
 
+    def list_kept(self, *, timeout: float | None = None) -> list[Kept]:
+        """All that the tenant of the client's token keeps on the server, by name. Raises
+        `NotServed` on a server without tokens."""
+        kept: list[Kept] = []
+        request = kept_activations_service_pb2.ListKeptActivationsRequest()
+        while True:
+            (page,) = self._responses("ListKeptActivations", request, timeout)
+            kept += map(kept_from_proto, page.kept_activations)
+            if not page.next_page_token:
+                return kept
+            request.page_token = page.next_page_token
+
     def delete_kept(self, name: str, *, timeout: float | None = None) -> None:
         """Frees what the server keeps under a name before it expires. Raises `NotFound`."""
         request = kept_activations_service_pb2.DeleteKeptActivationsRequest(name=kept_name(name))

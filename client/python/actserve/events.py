@@ -18,7 +18,7 @@ from actserve.tensors import Float32Array
 class Started:
     """First. The prompt as the model sees it."""
 
-    request_id: str
+    call_id: str
     """The server's id for this call, also in its logs."""
     prompt_token_ids: tuple[int, ...]
     prompt_tokens: tuple[str, ...]
@@ -115,7 +115,7 @@ Event: TypeAlias = Started | Tokens | Rows | Predicted | Attended | SampleFinish
 class ExplainStarted:
     """First. What will be explained."""
 
-    request_id: str
+    call_id: str
     """The server's id for this call, also in its logs."""
     nla: str
     """The id of the NLA that explains."""

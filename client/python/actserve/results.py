@@ -231,5 +231,5 @@ class Generation:
     """What each intervention did, in the order of `steer`."""
     usage: Usage
     """What the call consumed, all its samples together."""
-    request_id: str
+    call_id: str
     """The server's id for the call, also in its logs."""

@@ -1,21 +1,24 @@
 """Captured rows that stay on the server for a while, so that patching needs no round trip.
 
-Who knows a name may use and delete what it names, so names cannot be guessed and nothing lists
-them. A name means something to the tenant alone whose it is: to others it is one that never
-existed. Memory is bounded over all tenants and for each, and freed when its time has come: `sweep`
-is to be called every now and then, so that this needs no caller.
+Who knows a name may use and delete what it names, so names cannot be guessed, and are listed only
+to the tenant whose they are: to others they never existed. A name says which replica has the rows.
+Memory is bounded over all tenants and for each, and freed when its time has come: `sweep` is to be
+called every now and then, so that this needs no caller.
 
 A `KeptStore` is used on the event loop's thread alone; a `Kept` never changes, and any thread may
 read it.
 """
 
+import base64
+import heapq
+import hmac
 import math
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,6 +32,10 @@ RESOURCE_TYPE = "actserve.v1.KeptActivations"
 
 NAME_BYTES = 16
 """Of randomness in a name: 2^128 possibilities are not tried out."""
+KEY_BYTES = 32
+"""Of the key by which names are made of a caller's own id."""
+REPLICA_BYTES = 4
+"""Of randomness in the name of a replica that was given none."""
 ARRAY_BYTES = 512
 """What an array costs beside its elements, with its share of what is around it. It counts against
 the quota, or a great many small captures would take far more memory than the quota says."""
@@ -39,7 +46,7 @@ class Kept:
     """Rows of one sequence. It outlives its name for whoever still uses it."""
 
     name: str = field(repr=False)
-    """keptActivations/{a secret}."""
+    """keptActivations/{replica}.{secret}."""
     bits: Mapping[Site, np.ndarray] = field(repr=False)
     """For each site [positions, width], stored as `ElementType.storage`; read-only."""
     positions: np.ndarray
@@ -110,7 +117,8 @@ class KeptStore:
     """What a tenant keeps on this server. All tenants together keep at most `max_bytes`, one that
     has a name at most `tenant_share` of them. Times to live are in seconds.
 
-    `clock` tells seconds that never go back.
+    `clock` tells seconds that never go back. `replica` is this server among others, letters, digits
+    and hyphens; a random one if empty.
     """
 
     def __init__(
@@ -120,6 +128,7 @@ class KeptStore:
         max_ttl_s: float,
         clock: Callable[[], float] = time.monotonic,
         tenant_share: float = 1.0,
+        replica: str = "",
     ) -> None:
         self._max_bytes = max_bytes
         self._default_ttl_s = default_ttl_s
@@ -128,6 +137,8 @@ class KeptStore:
         self._tenant_share = tenant_share
         self._memory = _Memory()
         self._tenant = ""
+        self._replica = replica or secrets.token_hex(REPLICA_BYTES)
+        self._key = secrets.token_bytes(KEY_BYTES)
 
     def of(self, tenant: str) -> "KeptStore":
         """What another tenant keeps, in the same memory."""
@@ -159,9 +170,17 @@ class KeptStore:
             )
         return ttl_s
 
-    def new_name(self) -> str:
-        """A name that means nothing yet, to be told before there are rows to keep."""
-        return COLLECTION + secrets.token_urlsafe(NAME_BYTES)
+    def new_name(self, of: bytes | None = None) -> str:
+        """A name to be told before there are rows to keep. The same `of` gives the same name, to
+        the same tenant, as long as this server runs; None always gives a new one."""
+        if of is None:
+            secret = secrets.token_bytes(NAME_BYTES)
+        else:
+            secret = hmac.digest(self._key, f"{self._tenant}\n".encode() + of, "sha256")[
+                :NAME_BYTES
+            ]
+        text = base64.urlsafe_b64encode(secret).rstrip(b"=").decode()
+        return f"{COLLECTION}{self._replica}.{text}"
 
     def put(
         self,
@@ -172,7 +191,8 @@ class KeptStore:
         name: str | None = None,
     ) -> Kept:
         """Keeps stored rows, for each site [positions, width], of ascending positions, under a name
-        that `new_name` gave or under a new one.
+        that `new_name` gave or under a new one. What has that name already stays, as long as these
+        rows would.
 
         Arrays are taken over, and become read-only; only views are copied, which would keep all
         that they are a view of. Raises FIELD_INVALID for the time to live, KEPT_QUOTA_EXCEEDED when
@@ -185,6 +205,8 @@ class KeptStore:
                     f"{site} has {len(bits)} rows of {bits.dtype}; {len(positions)} positions in "
                     f"{element_type} need as many of {element_type.storage}"
                 )
+        if name is not None and (self._tenant, name) in self._memory.entries:
+            return self._prolong((self._tenant, name), ttl_s)
         arrays = [*rows.values(), positions]
         held_bytes = sum(array.nbytes + ARRAY_BYTES for array in arrays)
         self._make_room(held_bytes)
@@ -200,10 +222,34 @@ class KeptStore:
         self._memory.held_bytes[self._tenant] += held_bytes
         return kept
 
+    def _prolong(self, key: tuple[str, str], ttl_s: float) -> Kept:
+        entry = self._memory.entries[key]
+        kept = replace(entry.kept, expires_at=time.time() + ttl_s)
+        self._memory.entries[key] = replace(entry, kept=kept, deadline=self._clock() + ttl_s)
+        return kept
+
+    def list(self, after: str, count: int) -> Sequence[Kept]:
+        """The first of what is kept whose names come after this one."""
+        now = self._clock()
+        kept = (
+            entry.kept
+            for (tenant, name), entry in self._memory.entries.items()
+            if tenant == self._tenant and name > after and entry.deadline > now
+        )
+        return heapq.nsmallest(count, kept, key=lambda each: each.name)
+
     def get(self, name: str) -> Kept:
         """What the name names. Raises KEPT_NOT_FOUND."""
         entry = self._memory.entries.get((self._tenant, name))
         if entry is None or entry.deadline <= self._clock():
+            replica = name.removeprefix(COLLECTION).rpartition(".")[0]
+            if replica and replica != self._replica:
+                raise ActserveError(
+                    Reason.KEPT_NOT_FOUND,
+                    f"the activations {name[:100]!r} are kept by replica {replica[:63]!r}, not by "
+                    f"this one, {self._replica!r}; send the call there, or capture them again",
+                    metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
+                )
             raise ActserveError(
                 Reason.KEPT_NOT_FOUND,
                 f"there are no kept activations {name[:100]!r}: they never existed, were deleted "

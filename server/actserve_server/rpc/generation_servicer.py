@@ -25,6 +25,7 @@ from actserve_server.rpc.interventions import InterventionRequest
 from actserve_server.rpc.items import Items, check_items, check_labels
 from actserve_server.rpc.positions import Place
 from actserve_server.rpc.readouts import Readouts
+from actserve_server.rpc.request_ids import request_digest
 from actserve_server.rpc.results import Results
 from actserve_server.rpc.sampling import sampling
 from actserve_server.rpc.served_nlas import Nlas
@@ -48,12 +49,15 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         wanted = await self._readouts(request.readouts)
         check_labels(request, wanted)
         edits = await self._interventions(request.interventions)
-        items = Items(request, self._engine, self._own(), self._autoencoders, wanted, edits, call)
+        digest = await request_digest(request, ("request_id",))
+        items = Items(
+            request, self._engine, self._own(), self._autoencoders, wanted, edits, call, digest
+        )
         await items.check()
         admitted = self._engine.enter(call.principal.tenant)
 
         yield pb.FetchActivationsResponse(
-            started=pb.FetchStarted(request_id=call.id, readouts=wanted.started(info))
+            started=pb.FetchStarted(call_id=call.id, readouts=wanted.started(info))
         )
         parts = [partial(items.serve, index, admitted) for index in range(len(request.items))]
         async with aclosing(admitted.merge(parts)) as events:
@@ -87,12 +91,13 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         ]
         events = self._engine.run_all(runs)
         call.prompt_tokens += len(prompt.ids)
-        results = Results(self._engine, self._own(), wanted, call)
+        digest = await request_digest(request, ("request_id",))
+        results = Results(self._engine, self._own(), wanted, call, digest)
         kept = [name for index in range(len(runs)) for name in results.open(index, plan)]
 
         yield pb.GenerateResponse(
             started=pb.GenerateStarted(
-                request_id=call.id,
+                call_id=call.id,
                 prompt=prompts.to_wire(prompt),
                 readouts=wanted.started(info),
                 kept=kept,

@@ -73,6 +73,7 @@ class Items:
         wanted: Readouts,
         edits: Sequence[InterventionRequest],
         call: Call,
+        digest: bytes | None,
     ) -> None:
         self._request = request
         self._engine = engine
@@ -81,7 +82,7 @@ class Items:
         self._wanted = wanted
         self._edits = tuple(edits)
         self._call = call
-        self.results = Results(engine, store, wanted, call)
+        self.results = Results(engine, store, wanted, call, digest)
         self._shared_prompt: TokenizedPrompt | None = None
         self._prepared: dict[int, Item] = {}
         self._needs: Mapping[int, frozenset[int]] = {}

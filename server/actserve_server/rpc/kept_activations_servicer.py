@@ -9,7 +9,7 @@ from actserve.v1 import kept_activations_service_pb2_grpc
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import Role
 from actserve_server.readouts.kept import COLLECTION, Kept, KeptStore
-from actserve_server.rpc import sites
+from actserve_server.rpc import pages, sites
 from actserve_server.rpc.calls import current_call
 
 
@@ -22,6 +22,23 @@ class KeptActivationsServicer(kept_activations_service_pb2_grpc.KeptActivationsS
     ) -> pb.GetKeptActivationsResponse:
         kept = self._own().get(_checked(request.name))
         return pb.GetKeptActivationsResponse(kept_activations=_to_wire(kept))
+
+    async def ListKeptActivations(  # noqa: N802
+        self, request: pb.ListKeptActivationsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListKeptActivationsResponse:
+        if not current_call().principal.tenant:
+            raise ActserveError(
+                Reason.FEATURE_DISABLED,
+                "this server has no tokens, so everybody is one tenant to it, and only the name of "
+                "what one keeps guards it from others; start the server with tokens to list names",
+            )
+        size = pages.size(request.page_size)
+        after = pages.after(request.page_token)
+        kept = self._own().list(after, size + 1)
+        more = kept[size - 1].name if len(kept) > size else ""
+        return pb.ListKeptActivationsResponse(
+            kept_activations=map(_to_wire, kept[:size]), next_page_token=pages.token(more)
+        )
 
     async def DeleteKeptActivations(  # noqa: N802
         self, request: pb.DeleteKeptActivationsRequest, context: grpc.aio.ServicerContext

@@ -98,7 +98,7 @@ class LocalNla:
         async with self._nla.reading(call.id, texts, call) as blocks:
             yield pb.ReconstructActivationsResponse(
                 started=pb.ReconstructStarted(
-                    request_id=call.id,
+                    call_id=call.id,
                     nla=nlas.name_of(info),
                     rows=len(texts),
                     width=info.profile.width,
@@ -154,7 +154,7 @@ class LocalNla:
         name = nlas.name_of(self._nla.info)
         yield {
             "started": pb.ExplainStarted(
-                request_id=call.id, nla=name, site=sites.to_wire(self.site), rows=rows
+                call_id=call.id, nla=name, site=sites.to_wire(self.site), rows=rows
             )
         }
         async with aclosing(events):

@@ -6,7 +6,7 @@ from actserve.v1 import model_service_pb2 as pb
 from actserve.v1 import model_service_pb2_grpc
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.engine.api import Engine
-from actserve_server.rpc import models, prompts
+from actserve_server.rpc import models, pages, prompts
 from actserve_server.rpc.calls import current_call
 from actserve_server.rpc.served_nlas import Nlas
 
@@ -19,19 +19,10 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListModelsResponse:
-        if request.page_size < 0:
-            raise ActserveError(
-                Reason.FIELD_INVALID,
-                f"page_size is {request.page_size}; it must be 0 or above",
-                field=("page_size",),
-            )
-        if request.page_token:
-            # One model fits on every page, so no token was ever given out.
-            raise ActserveError(
-                Reason.FIELD_INVALID,
-                "page_token is not from this server; start with an empty one",
-                field=("page_token",),
-            )
+        pages.size(request.page_size)
+        after = pages.after(request.page_token)
+        if after >= models.name_of(self._engine.info):
+            return pb.ListModelsResponse()
         return pb.ListModelsResponse(models=[await self._model()])
 
     async def GetModel(  # noqa: N802

@@ -199,7 +199,7 @@ class RemoteNla:
         """Makes an answer one of this server's call, and counts it."""
         match answer.WhichOneof("event"):
             case "started":
-                answer.started.request_id = call.id
+                answer.started.call_id = call.id
             case "explanation":
                 metrics.EXPLANATIONS.labels(self.described.name).inc()
             case "finished":

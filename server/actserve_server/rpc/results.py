@@ -45,11 +45,20 @@ class _Sequence:
 class Results:
     """Of one call. Each of its sequences is opened, then read event by event, then closed."""
 
-    def __init__(self, engine: Engine, store: KeptStore, wanted: Readouts, call: Call) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        store: KeptStore,
+        wanted: Readouts,
+        call: Call,
+        request: bytes | None = None,
+    ) -> None:
+        """What is kept has new names; with a digest of the request, the same as the last time."""
         self._engine = engine
         self._store = store
         self._wanted = wanted
         self._call = call
+        self._request = request
         self._open: dict[int, _Sequence] = {}
         self._means: dict[tuple[int, int], LabelMeans] = {}
         """By readout and site index."""
@@ -61,12 +70,17 @@ class Results:
         """Begins to read sequence `index`. With a label its reduced rows are counted to that and
         not sent. Returns the names that what is kept of it will have."""
         names = {
-            readout: self._store.new_name()
+            readout: self._name(index, readout)
             for readout, each in enumerate(plan.placed)
             if isinstance(each.readout, KeepReadout)
         }
         self._open[index] = _Sequence(Reading(plan, self._engine.info), label, names)
         return _told(index, names)
+
+    def _name(self, index: int, readout: int) -> str:
+        if self._request is None:
+            return self._store.new_name()
+        return self._store.new_name(self._request + f" {index} {readout}".encode())
 
     async def stream(
         self, events: AsyncGenerator[tuple[int, RunEvent], None]

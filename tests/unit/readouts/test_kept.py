@@ -123,7 +123,10 @@ def test_names_are_secrets_that_do_not_repeat_and_are_not_shown(clock: Clock) ->
     kept = store(clock)
     names = {put(kept).name for _ in range(100)}
     assert len(names) == 100
-    secrets = [name.removeprefix("keptActivations/") for name in names]
+    replicas, secrets = zip(
+        *(name.removeprefix("keptActivations/").split(".") for name in names), strict=True
+    )
+    assert len({*replicas}) == 1
     assert all(len(secret) == 22 for secret in secrets)  # 128 bits in base64.
     name = names.pop()
     assert name not in repr(kept.get(name))

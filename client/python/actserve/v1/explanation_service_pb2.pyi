@@ -232,20 +232,20 @@ class CompareActivationsResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[ExplainStarted, _Mapping]] = ..., partial: _Optional[_Union[PartialExplanation, _Mapping]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., finished: _Optional[_Union[ExplainFinished, _Mapping]] = ...) -> None: ...
 
 class ExplainStarted(_message.Message):
-    __slots__ = ("request_id", "nla", "site", "prompt", "rows", "positions")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("call_id", "nla", "site", "prompt", "rows", "positions")
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
     NLA_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
+    call_id: str
     nla: str
     site: _site_pb2.Site
     prompt: _prompt_pb2.TokenizedPrompt
     rows: int
     positions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., nla: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., rows: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, call_id: _Optional[str] = ..., nla: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., rows: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PartialExplanation(_message.Message):
     __slots__ = ("row_index", "sample_index", "text")
@@ -286,16 +286,16 @@ class ReconstructActivationsResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[ReconstructStarted, _Mapping]] = ..., rows: _Optional[_Union[ReconstructedRows, _Mapping]] = ..., finished: _Optional[_Union[ReconstructFinished, _Mapping]] = ...) -> None: ...
 
 class ReconstructStarted(_message.Message):
-    __slots__ = ("request_id", "nla", "rows", "width")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("call_id", "nla", "rows", "width")
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
     NLA_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
+    call_id: str
     nla: str
     rows: int
     width: int
-    def __init__(self, request_id: _Optional[str] = ..., nla: _Optional[str] = ..., rows: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
+    def __init__(self, call_id: _Optional[str] = ..., nla: _Optional[str] = ..., rows: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
 
 class ReconstructedRows(_message.Message):
     __slots__ = ("first_index", "rows")

@@ -31,7 +31,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$actserve/v1/generation_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x1e\x61\x63tserve/v1/intervention.proto\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x18\x61\x63tserve/v1/prompt.proto\x1a\x19\x61\x63tserve/v1/readout.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\x9d\x02\n\x17\x46\x65tchActivationsRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x16.actserve.v1.FetchItemB\x04\xe2\x41\x01\x02\x12)\n\x06prompt\x18\x03 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x01\x12,\n\x08readouts\x18\x04 \x03(\x0b\x32\x14.actserve.v1.ReadoutB\x04\xe2\x41\x01\x02\x12\x36\n\rinterventions\x18\x05 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12\x17\n\tfail_fast\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x16\n\x08ids_only\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xce\x01\n\tFetchItem\x12\x11\n\x03key\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x01\x12\x36\n\rinterventions\x18\x03 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x04 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x13\n\x05label\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"\xb1\x03\n\x18\x46\x65tchActivationsResponse\x12,\n\x07started\x18\x01 \x01(\x0b\x32\x19.actserve.v1.FetchStartedH\x00\x12\x30\n\x0citem_started\x18\x02 \x01(\x0b\x32\x18.actserve.v1.ItemStartedH\x00\x12\x33\n\x0b\x61\x63tivations\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.ActivationChunkH\x00\x12\x32\n\ritem_finished\x18\x04 \x01(\x0b\x32\x19.actserve.v1.ItemFinishedH\x00\x12.\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x1a.actserve.v1.FetchFinishedH\x00\x12\x33\n\x0bpredictions\x18\x06 \x01(\x0b\x32\x1c.actserve.v1.PredictionChunkH\x00\x12\x30\n\tattention\x18\x07 \x01(\x0b\x32\x1b.actserve.v1.AttentionChunkH\x00\x12,\n\nlabel_mean\x18\x08 \x01(\x0b\x32\x16.actserve.v1.LabelMeanH\x00\x42\x07\n\x05\x65vent\"Q\n\x0c\x46\x65tchStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12-\n\x08readouts\x18\x02 \x03(\x0b\x32\x1b.actserve.v1.ReadoutStarted\"\xb6\x01\n\x0bItemStarted\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12,\n\x06prompt\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPrompt\x12\x30\n\tpositions\x18\x04 \x03(\x0b\x32\x1d.actserve.v1.ReadoutPositions\x12&\n\x04kept\x18\x05 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"\xb3\x01\n\x0cItemFinished\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12\x36\n\rinterventions\x18\x04 \x03(\x0b\x32\x1f.actserve.v1.InterventionReport\x12&\n\x04kept\x18\x05 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"w\n\tLabelMean\x12\r\n\x05label\x18\x01 \x01(\t\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x12\n\nsite_index\x18\x03 \x01(\r\x12\r\n\x05items\x18\x04 \x01(\r\x12!\n\x04mean\x18\x05 \x01(\x0b\x32\x13.actserve.v1.Tensor\"2\n\rFetchFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage\"\xec\x01\n\x0fGenerateRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x02\x12\x33\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.actserve.v1.SamplingParamsB\x04\xe2\x41\x01\x01\x12\x36\n\rinterventions\x18\x04 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12,\n\x08readouts\x18\x05 \x03(\x0b\x32\x14.actserve.v1.ReadoutB\x04\xe2\x41\x01\x01\"\xcc\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x17\n\nignore_eos\x18\x0b \x01(\x08H\x08\x88\x01\x01\x12\x14\n\x07samples\x18\x0c \x01(\rH\t\x88\x01\x01\x12\x15\n\x08logprobs\x18\r \x01(\rH\n\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\n\n\x08_samplesB\x0b\n\t_logprobs\"\xfe\x02\n\x10GenerateResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.actserve.v1.GenerateStartedH\x00\x12)\n\x06tokens\x18\x02 \x01(\x0b\x32\x17.actserve.v1.TokenChunkH\x00\x12\x33\n\x0b\x61\x63tivations\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.ActivationChunkH\x00\x12\x36\n\x0fsample_finished\x18\x04 \x01(\x0b\x32\x1b.actserve.v1.SampleFinishedH\x00\x12\x31\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x1d.actserve.v1.GenerateFinishedH\x00\x12\x33\n\x0bpredictions\x18\x06 \x01(\x0b\x32\x1c.actserve.v1.PredictionChunkH\x00\x12\x30\n\tattention\x18\x07 \x01(\x0b\x32\x1b.actserve.v1.AttentionChunkH\x00\x42\x07\n\x05\x65vent\"\xaa\x01\n\x0fGenerateStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x06prompt\x18\x02 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPrompt\x12-\n\x08readouts\x18\x03 \x03(\x0b\x32\x1b.actserve.v1.ReadoutStarted\x12&\n\x04kept\x18\x04 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"\x8c\x01\n\nTokenChunk\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x03(\r\x12\r\n\x05texts\x18\x04 \x03(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12,\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1a.actserve.v1.TokenLogprobs\"H\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12&\n\x03top\x18\x02 \x03(\x0b\x32\x19.actserve.v1.TokenLogprob\"9\n\x0cTokenLogprob\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"\xe3\x01\n\x0eSampleFinished\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12)\n\x06reason\x18\x02 \x01(\x0e\x32\x19.actserve.v1.FinishReason\x12\x30\n\tpositions\x18\x03 \x03(\x0b\x32\x1d.actserve.v1.ReadoutPositions\x12\x36\n\rinterventions\x18\x04 \x03(\x0b\x32\x1f.actserve.v1.InterventionReport\x12&\n\x04kept\x18\x05 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"5\n\x10GenerateFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x15\n\routput_tokens\x18\x02 \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x03 \x01(\x04*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xcb\x01\n\x11GenerationService\x12\x66\n\x10\x46\x65tchActivations\x12$.actserve.v1.FetchActivationsRequest\x1a%.actserve.v1.FetchActivationsResponse\"\x03\x90\x02\x01\x30\x01\x12N\n\x08Generate\x12\x1c.actserve.v1.GenerateRequest\x1a\x1d.actserve.v1.GenerateResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$actserve/v1/generation_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x1e\x61\x63tserve/v1/intervention.proto\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x18\x61\x63tserve/v1/prompt.proto\x1a\x19\x61\x63tserve/v1/readout.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\xb7\x02\n\x17\x46\x65tchActivationsRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x16.actserve.v1.FetchItemB\x04\xe2\x41\x01\x02\x12)\n\x06prompt\x18\x03 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x01\x12,\n\x08readouts\x18\x04 \x03(\x0b\x32\x14.actserve.v1.ReadoutB\x04\xe2\x41\x01\x02\x12\x36\n\rinterventions\x18\x05 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12\x17\n\tfail_fast\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x16\n\x08ids_only\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\"\xce\x01\n\tFetchItem\x12\x11\n\x03key\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x01\x12\x36\n\rinterventions\x18\x03 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x04 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x13\n\x05label\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"\xb1\x03\n\x18\x46\x65tchActivationsResponse\x12,\n\x07started\x18\x01 \x01(\x0b\x32\x19.actserve.v1.FetchStartedH\x00\x12\x30\n\x0citem_started\x18\x02 \x01(\x0b\x32\x18.actserve.v1.ItemStartedH\x00\x12\x33\n\x0b\x61\x63tivations\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.ActivationChunkH\x00\x12\x32\n\ritem_finished\x18\x04 \x01(\x0b\x32\x19.actserve.v1.ItemFinishedH\x00\x12.\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x1a.actserve.v1.FetchFinishedH\x00\x12\x33\n\x0bpredictions\x18\x06 \x01(\x0b\x32\x1c.actserve.v1.PredictionChunkH\x00\x12\x30\n\tattention\x18\x07 \x01(\x0b\x32\x1b.actserve.v1.AttentionChunkH\x00\x12,\n\nlabel_mean\x18\x08 \x01(\x0b\x32\x16.actserve.v1.LabelMeanH\x00\x42\x07\n\x05\x65vent\"N\n\x0c\x46\x65tchStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12-\n\x08readouts\x18\x02 \x03(\x0b\x32\x1b.actserve.v1.ReadoutStarted\"\xb6\x01\n\x0bItemStarted\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12,\n\x06prompt\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPrompt\x12\x30\n\tpositions\x18\x04 \x03(\x0b\x32\x1d.actserve.v1.ReadoutPositions\x12&\n\x04kept\x18\x05 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"\xb3\x01\n\x0cItemFinished\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12\x36\n\rinterventions\x18\x04 \x03(\x0b\x32\x1f.actserve.v1.InterventionReport\x12&\n\x04kept\x18\x05 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"w\n\tLabelMean\x12\r\n\x05label\x18\x01 \x01(\t\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x12\n\nsite_index\x18\x03 \x01(\r\x12\r\n\x05items\x18\x04 \x01(\r\x12!\n\x04mean\x18\x05 \x01(\x0b\x32\x13.actserve.v1.Tensor\"2\n\rFetchFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage\"\x86\x02\n\x0fGenerateRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x02\x12\x33\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.actserve.v1.SamplingParamsB\x04\xe2\x41\x01\x01\x12\x36\n\rinterventions\x18\x04 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12,\n\x08readouts\x18\x05 \x03(\x0b\x32\x14.actserve.v1.ReadoutB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\"\xcc\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x17\n\nignore_eos\x18\x0b \x01(\x08H\x08\x88\x01\x01\x12\x14\n\x07samples\x18\x0c \x01(\rH\t\x88\x01\x01\x12\x15\n\x08logprobs\x18\r \x01(\rH\n\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\n\n\x08_samplesB\x0b\n\t_logprobs\"\xfe\x02\n\x10GenerateResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.actserve.v1.GenerateStartedH\x00\x12)\n\x06tokens\x18\x02 \x01(\x0b\x32\x17.actserve.v1.TokenChunkH\x00\x12\x33\n\x0b\x61\x63tivations\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.ActivationChunkH\x00\x12\x36\n\x0fsample_finished\x18\x04 \x01(\x0b\x32\x1b.actserve.v1.SampleFinishedH\x00\x12\x31\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x1d.actserve.v1.GenerateFinishedH\x00\x12\x33\n\x0bpredictions\x18\x06 \x01(\x0b\x32\x1c.actserve.v1.PredictionChunkH\x00\x12\x30\n\tattention\x18\x07 \x01(\x0b\x32\x1b.actserve.v1.AttentionChunkH\x00\x42\x07\n\x05\x65vent\"\xa7\x01\n\x0fGenerateStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12,\n\x06prompt\x18\x02 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPrompt\x12-\n\x08readouts\x18\x03 \x03(\x0b\x32\x1b.actserve.v1.ReadoutStarted\x12&\n\x04kept\x18\x04 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"\x8c\x01\n\nTokenChunk\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x03(\r\x12\r\n\x05texts\x18\x04 \x03(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12,\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1a.actserve.v1.TokenLogprobs\"H\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12&\n\x03top\x18\x02 \x03(\x0b\x32\x19.actserve.v1.TokenLogprob\"9\n\x0cTokenLogprob\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"\xe3\x01\n\x0eSampleFinished\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12)\n\x06reason\x18\x02 \x01(\x0e\x32\x19.actserve.v1.FinishReason\x12\x30\n\tpositions\x18\x03 \x03(\x0b\x32\x1d.actserve.v1.ReadoutPositions\x12\x36\n\rinterventions\x18\x04 \x03(\x0b\x32\x1f.actserve.v1.InterventionReport\x12&\n\x04kept\x18\x05 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"5\n\x10GenerateFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x15\n\routput_tokens\x18\x02 \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x03 \x01(\x04*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xcb\x01\n\x11GenerationService\x12\x66\n\x10\x46\x65tchActivations\x12$.actserve.v1.FetchActivationsRequest\x1a%.actserve.v1.FetchActivationsResponse\"\x03\x90\x02\x01\x30\x01\x12N\n\x08Generate\x12\x1c.actserve.v1.GenerateRequest\x1a\x1d.actserve.v1.GenerateResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,6 +53,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHACTIVATIONSREQUEST'].fields_by_name['fail_fast']._serialized_options = b'\342A\001\001'
   _globals['_FETCHACTIVATIONSREQUEST'].fields_by_name['ids_only']._loaded_options = None
   _globals['_FETCHACTIVATIONSREQUEST'].fields_by_name['ids_only']._serialized_options = b'\342A\001\001'
+  _globals['_FETCHACTIVATIONSREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_FETCHACTIVATIONSREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
   _globals['_FETCHITEM'].fields_by_name['key']._loaded_options = None
   _globals['_FETCHITEM'].fields_by_name['key']._serialized_options = b'\342A\001\001'
   _globals['_FETCHITEM'].fields_by_name['prompt']._loaded_options = None
@@ -73,48 +75,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST'].fields_by_name['interventions']._serialized_options = b'\342A\001\001'
   _globals['_GENERATEREQUEST'].fields_by_name['readouts']._loaded_options = None
   _globals['_GENERATEREQUEST'].fields_by_name['readouts']._serialized_options = b'\342A\001\001'
+  _globals['_GENERATEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_GENERATEREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
   _globals['_GENERATIONSERVICE'].methods_by_name['FetchActivations']._loaded_options = None
   _globals['_GENERATIONSERVICE'].methods_by_name['FetchActivations']._serialized_options = b'\220\002\001'
   _globals['_GENERATIONSERVICE'].methods_by_name['Generate']._loaded_options = None
   _globals['_GENERATIONSERVICE'].methods_by_name['Generate']._serialized_options = b'\220\002\001'
-  _globals['_FINISHREASON']._serialized_start=3709
-  _globals['_FINISHREASON']._serialized_end=3804
+  _globals['_FINISHREASON']._serialized_start=3755
+  _globals['_FINISHREASON']._serialized_end=3850
   _globals['_FETCHACTIVATIONSREQUEST']._serialized_start=252
-  _globals['_FETCHACTIVATIONSREQUEST']._serialized_end=537
-  _globals['_FETCHITEM']._serialized_start=540
-  _globals['_FETCHITEM']._serialized_end=746
-  _globals['_FETCHACTIVATIONSRESPONSE']._serialized_start=749
-  _globals['_FETCHACTIVATIONSRESPONSE']._serialized_end=1182
-  _globals['_FETCHSTARTED']._serialized_start=1184
-  _globals['_FETCHSTARTED']._serialized_end=1265
-  _globals['_ITEMSTARTED']._serialized_start=1268
-  _globals['_ITEMSTARTED']._serialized_end=1450
-  _globals['_ITEMFINISHED']._serialized_start=1453
-  _globals['_ITEMFINISHED']._serialized_end=1632
-  _globals['_LABELMEAN']._serialized_start=1634
-  _globals['_LABELMEAN']._serialized_end=1753
-  _globals['_FETCHFINISHED']._serialized_start=1755
-  _globals['_FETCHFINISHED']._serialized_end=1805
-  _globals['_GENERATEREQUEST']._serialized_start=1808
-  _globals['_GENERATEREQUEST']._serialized_end=2044
-  _globals['_SAMPLINGPARAMS']._serialized_start=2047
-  _globals['_SAMPLINGPARAMS']._serialized_end=2507
-  _globals['_GENERATERESPONSE']._serialized_start=2510
-  _globals['_GENERATERESPONSE']._serialized_end=2892
-  _globals['_GENERATESTARTED']._serialized_start=2895
-  _globals['_GENERATESTARTED']._serialized_end=3065
-  _globals['_TOKENCHUNK']._serialized_start=3068
-  _globals['_TOKENCHUNK']._serialized_end=3208
-  _globals['_TOKENLOGPROBS']._serialized_start=3210
-  _globals['_TOKENLOGPROBS']._serialized_end=3282
-  _globals['_TOKENLOGPROB']._serialized_start=3284
-  _globals['_TOKENLOGPROB']._serialized_end=3341
-  _globals['_SAMPLEFINISHED']._serialized_start=3344
-  _globals['_SAMPLEFINISHED']._serialized_end=3571
-  _globals['_GENERATEFINISHED']._serialized_start=3573
-  _globals['_GENERATEFINISHED']._serialized_end=3626
-  _globals['_USAGE']._serialized_start=3628
-  _globals['_USAGE']._serialized_end=3707
-  _globals['_GENERATIONSERVICE']._serialized_start=3807
-  _globals['_GENERATIONSERVICE']._serialized_end=4010
+  _globals['_FETCHACTIVATIONSREQUEST']._serialized_end=563
+  _globals['_FETCHITEM']._serialized_start=566
+  _globals['_FETCHITEM']._serialized_end=772
+  _globals['_FETCHACTIVATIONSRESPONSE']._serialized_start=775
+  _globals['_FETCHACTIVATIONSRESPONSE']._serialized_end=1208
+  _globals['_FETCHSTARTED']._serialized_start=1210
+  _globals['_FETCHSTARTED']._serialized_end=1288
+  _globals['_ITEMSTARTED']._serialized_start=1291
+  _globals['_ITEMSTARTED']._serialized_end=1473
+  _globals['_ITEMFINISHED']._serialized_start=1476
+  _globals['_ITEMFINISHED']._serialized_end=1655
+  _globals['_LABELMEAN']._serialized_start=1657
+  _globals['_LABELMEAN']._serialized_end=1776
+  _globals['_FETCHFINISHED']._serialized_start=1778
+  _globals['_FETCHFINISHED']._serialized_end=1828
+  _globals['_GENERATEREQUEST']._serialized_start=1831
+  _globals['_GENERATEREQUEST']._serialized_end=2093
+  _globals['_SAMPLINGPARAMS']._serialized_start=2096
+  _globals['_SAMPLINGPARAMS']._serialized_end=2556
+  _globals['_GENERATERESPONSE']._serialized_start=2559
+  _globals['_GENERATERESPONSE']._serialized_end=2941
+  _globals['_GENERATESTARTED']._serialized_start=2944
+  _globals['_GENERATESTARTED']._serialized_end=3111
+  _globals['_TOKENCHUNK']._serialized_start=3114
+  _globals['_TOKENCHUNK']._serialized_end=3254
+  _globals['_TOKENLOGPROBS']._serialized_start=3256
+  _globals['_TOKENLOGPROBS']._serialized_end=3328
+  _globals['_TOKENLOGPROB']._serialized_start=3330
+  _globals['_TOKENLOGPROB']._serialized_end=3387
+  _globals['_SAMPLEFINISHED']._serialized_start=3390
+  _globals['_SAMPLEFINISHED']._serialized_end=3617
+  _globals['_GENERATEFINISHED']._serialized_start=3619
+  _globals['_GENERATEFINISHED']._serialized_end=3672
+  _globals['_USAGE']._serialized_start=3674
+  _globals['_USAGE']._serialized_end=3753
+  _globals['_GENERATIONSERVICE']._serialized_start=3853
+  _globals['_GENERATIONSERVICE']._serialized_end=4056
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class FetchActivationsRequest(_message.Message):
-    __slots__ = ("model", "items", "prompt", "readouts", "interventions", "fail_fast", "ids_only")
+    __slots__ = ("model", "items", "prompt", "readouts", "interventions", "fail_fast", "ids_only", "request_id")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class FetchActivationsRequest(_message.Message):
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     FAIL_FAST_FIELD_NUMBER: _ClassVar[int]
     IDS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     model: str
     items: _containers.RepeatedCompositeFieldContainer[FetchItem]
     prompt: _prompt_pb2.Prompt
@@ -39,7 +40,8 @@ class FetchActivationsRequest(_message.Message):
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
     fail_fast: bool
     ids_only: bool
-    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[FetchItem, _Mapping]]] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., fail_fast: _Optional[bool] = ..., ids_only: _Optional[bool] = ...) -> None: ...
+    request_id: str
+    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[FetchItem, _Mapping]]] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., fail_fast: _Optional[bool] = ..., ids_only: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class FetchItem(_message.Message):
     __slots__ = ("key", "prompt", "interventions", "positions", "label")
@@ -76,12 +78,12 @@ class FetchActivationsResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., item_started: _Optional[_Union[ItemStarted, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., item_finished: _Optional[_Union[ItemFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., label_mean: _Optional[_Union[LabelMean, _Mapping]] = ...) -> None: ...
 
 class FetchStarted(_message.Message):
-    __slots__ = ("request_id", "readouts")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("call_id", "readouts")
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
     READOUTS_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
+    call_id: str
     readouts: _containers.RepeatedCompositeFieldContainer[_readout_pb2.ReadoutStarted]
-    def __init__(self, request_id: _Optional[str] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.ReadoutStarted, _Mapping]]] = ...) -> None: ...
+    def __init__(self, call_id: _Optional[str] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.ReadoutStarted, _Mapping]]] = ...) -> None: ...
 
 class ItemStarted(_message.Message):
     __slots__ = ("item_index", "key", "prompt", "positions", "kept")
@@ -132,18 +134,20 @@ class FetchFinished(_message.Message):
     def __init__(self, usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "sampling", "interventions", "readouts")
+    __slots__ = ("model", "prompt", "sampling", "interventions", "readouts", "request_id")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     READOUTS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: _prompt_pb2.Prompt
     sampling: SamplingParams
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
     readouts: _containers.RepeatedCompositeFieldContainer[_readout_pb2.Readout]
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "min_tokens", "seed", "stop", "stop_token_ids", "ignore_eos", "samples", "logprobs")
@@ -194,16 +198,16 @@ class GenerateResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., sample_finished: _Optional[_Union[SampleFinished, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
-    __slots__ = ("request_id", "prompt", "readouts", "kept")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("call_id", "prompt", "readouts", "kept")
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     READOUTS_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
+    call_id: str
     prompt: _prompt_pb2.TokenizedPrompt
     readouts: _containers.RepeatedCompositeFieldContainer[_readout_pb2.ReadoutStarted]
     kept: _containers.RepeatedCompositeFieldContainer[_readout_pb2.KeptReadout]
-    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.ReadoutStarted, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ...) -> None: ...
+    def __init__(self, call_id: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.ReadoutStarted, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ...) -> None: ...
 
 class TokenChunk(_message.Message):
     __slots__ = ("sample_index", "position", "ids", "texts", "text", "logprobs")

@@ -27,7 +27,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*actserve/v1/kept_activations_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x01\n\x0fKeptActivations\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12&\n\x05sites\x18\x02 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x03\x12\x17\n\tpositions\x18\x03 \x03(\rB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"/\n\x19GetKeptActivationsRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"T\n\x1aGetKeptActivationsResponse\x12\x36\n\x10kept_activations\x18\x01 \x01(\x0b\x32\x1c.actserve.v1.KeptActivations\"2\n\x1c\x44\x65leteKeptActivationsRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x1f\n\x1d\x44\x65leteKeptActivationsResponse2\xf9\x01\n\x16KeptActivationsService\x12j\n\x12GetKeptActivations\x12&.actserve.v1.GetKeptActivationsRequest\x1a\'.actserve.v1.GetKeptActivationsResponse\"\x03\x90\x02\x01\x12s\n\x15\x44\x65leteKeptActivations\x12).actserve.v1.DeleteKeptActivationsRequest\x1a*.actserve.v1.DeleteKeptActivationsResponse\"\x03\x90\x02\x02\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*actserve/v1/kept_activations_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x01\n\x0fKeptActivations\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12&\n\x05sites\x18\x02 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x03\x12\x17\n\tpositions\x18\x03 \x03(\rB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"/\n\x19GetKeptActivationsRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"T\n\x1aGetKeptActivationsResponse\x12\x36\n\x10kept_activations\x18\x01 \x01(\x0b\x32\x1c.actserve.v1.KeptActivations\"O\n\x1aListKeptActivationsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"n\n\x1bListKeptActivationsResponse\x12\x36\n\x10kept_activations\x18\x01 \x03(\x0b\x32\x1c.actserve.v1.KeptActivations\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x1c\x44\x65leteKeptActivationsRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x1f\n\x1d\x44\x65leteKeptActivationsResponse2\xe8\x02\n\x16KeptActivationsService\x12j\n\x12GetKeptActivations\x12&.actserve.v1.GetKeptActivationsRequest\x1a\'.actserve.v1.GetKeptActivationsResponse\"\x03\x90\x02\x01\x12m\n\x13ListKeptActivations\x12\'.actserve.v1.ListKeptActivationsRequest\x1a(.actserve.v1.ListKeptActivationsResponse\"\x03\x90\x02\x01\x12s\n\x15\x44\x65leteKeptActivations\x12).actserve.v1.DeleteKeptActivationsRequest\x1a*.actserve.v1.DeleteKeptActivationsResponse\"\x03\x90\x02\x02\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,10 +47,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEPTACTIVATIONS'].fields_by_name['expire_time']._serialized_options = b'\342A\001\003'
   _globals['_GETKEPTACTIVATIONSREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETKEPTACTIVATIONSREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_LISTKEPTACTIVATIONSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTKEPTACTIVATIONSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTKEPTACTIVATIONSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTKEPTACTIVATIONSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
   _globals['_DELETEKEPTACTIVATIONSREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEKEPTACTIVATIONSREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_KEPTACTIVATIONSSERVICE'].methods_by_name['GetKeptActivations']._loaded_options = None
   _globals['_KEPTACTIVATIONSSERVICE'].methods_by_name['GetKeptActivations']._serialized_options = b'\220\002\001'
+  _globals['_KEPTACTIVATIONSSERVICE'].methods_by_name['ListKeptActivations']._loaded_options = None
+  _globals['_KEPTACTIVATIONSSERVICE'].methods_by_name['ListKeptActivations']._serialized_options = b'\220\002\001'
   _globals['_KEPTACTIVATIONSSERVICE'].methods_by_name['DeleteKeptActivations']._loaded_options = None
   _globals['_KEPTACTIVATIONSSERVICE'].methods_by_name['DeleteKeptActivations']._serialized_options = b'\220\002\002'
   _globals['_KEPTACTIVATIONS']._serialized_start=150
@@ -59,10 +65,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETKEPTACTIVATIONSREQUEST']._serialized_end=382
   _globals['_GETKEPTACTIVATIONSRESPONSE']._serialized_start=384
   _globals['_GETKEPTACTIVATIONSRESPONSE']._serialized_end=468
-  _globals['_DELETEKEPTACTIVATIONSREQUEST']._serialized_start=470
-  _globals['_DELETEKEPTACTIVATIONSREQUEST']._serialized_end=520
-  _globals['_DELETEKEPTACTIVATIONSRESPONSE']._serialized_start=522
-  _globals['_DELETEKEPTACTIVATIONSRESPONSE']._serialized_end=553
-  _globals['_KEPTACTIVATIONSSERVICE']._serialized_start=556
-  _globals['_KEPTACTIVATIONSSERVICE']._serialized_end=805
+  _globals['_LISTKEPTACTIVATIONSREQUEST']._serialized_start=470
+  _globals['_LISTKEPTACTIVATIONSREQUEST']._serialized_end=549
+  _globals['_LISTKEPTACTIVATIONSRESPONSE']._serialized_start=551
+  _globals['_LISTKEPTACTIVATIONSRESPONSE']._serialized_end=661
+  _globals['_DELETEKEPTACTIVATIONSREQUEST']._serialized_start=663
+  _globals['_DELETEKEPTACTIVATIONSREQUEST']._serialized_end=713
+  _globals['_DELETEKEPTACTIVATIONSRESPONSE']._serialized_start=715
+  _globals['_DELETEKEPTACTIVATIONSRESPONSE']._serialized_end=746
+  _globals['_KEPTACTIVATIONSSERVICE']._serialized_start=749
+  _globals['_KEPTACTIVATIONSSERVICE']._serialized_end=1109
 # @@protoc_insertion_point(module_scope)

@@ -37,6 +37,22 @@ class GetKeptActivationsResponse(_message.Message):
     kept_activations: KeptActivations
     def __init__(self, kept_activations: _Optional[_Union[KeptActivations, _Mapping]] = ...) -> None: ...
 
+class ListKeptActivationsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListKeptActivationsResponse(_message.Message):
+    __slots__ = ("kept_activations", "next_page_token")
+    KEPT_ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    kept_activations: _containers.RepeatedCompositeFieldContainer[KeptActivations]
+    next_page_token: str
+    def __init__(self, kept_activations: _Optional[_Iterable[_Union[KeptActivations, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
 class DeleteKeptActivationsRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -42,6 +42,11 @@ class KeptActivationsServiceStub:
                 request_serializer=actserve_dot_v1_dot_kept__activations__service__pb2.GetKeptActivationsRequest.SerializeToString,
                 response_deserializer=actserve_dot_v1_dot_kept__activations__service__pb2.GetKeptActivationsResponse.FromString,
                 _registered_method=True)
+        self.ListKeptActivations = channel.unary_unary(
+                '/actserve.v1.KeptActivationsService/ListKeptActivations',
+                request_serializer=actserve_dot_v1_dot_kept__activations__service__pb2.ListKeptActivationsRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_kept__activations__service__pb2.ListKeptActivationsResponse.FromString,
+                _registered_method=True)
         self.DeleteKeptActivations = channel.unary_unary(
                 '/actserve.v1.KeptActivationsService/DeleteKeptActivations',
                 request_serializer=actserve_dot_v1_dot_kept__activations__service__pb2.DeleteKeptActivationsRequest.SerializeToString,
@@ -62,6 +67,14 @@ class KeptActivationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListKeptActivations(self, request, context):
+        """Lists what the caller's tenant keeps on this server, by name. A server without
+        tokens, to which everybody is one tenant, refuses: FEATURE_DISABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteKeptActivations(self, request, context):
         """Frees kept activations before they expire. Runs that use them keep them.
         """
@@ -76,6 +89,11 @@ def add_KeptActivationsServiceServicer_to_server(servicer, server):
                     servicer.GetKeptActivations,
                     request_deserializer=actserve_dot_v1_dot_kept__activations__service__pb2.GetKeptActivationsRequest.FromString,
                     response_serializer=actserve_dot_v1_dot_kept__activations__service__pb2.GetKeptActivationsResponse.SerializeToString,
+            ),
+            'ListKeptActivations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKeptActivations,
+                    request_deserializer=actserve_dot_v1_dot_kept__activations__service__pb2.ListKeptActivationsRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_kept__activations__service__pb2.ListKeptActivationsResponse.SerializeToString,
             ),
             'DeleteKeptActivations': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteKeptActivations,
@@ -113,6 +131,33 @@ class KeptActivationsService:
             '/actserve.v1.KeptActivationsService/GetKeptActivations',
             actserve_dot_v1_dot_kept__activations__service__pb2.GetKeptActivationsRequest.SerializeToString,
             actserve_dot_v1_dot_kept__activations__service__pb2.GetKeptActivationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKeptActivations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actserve.v1.KeptActivationsService/ListKeptActivations',
+            actserve_dot_v1_dot_kept__activations__service__pb2.ListKeptActivationsRequest.SerializeToString,
+            actserve_dot_v1_dot_kept__activations__service__pb2.ListKeptActivationsResponse.FromString,
             options,
             channel_credentials,
             insecure,
