@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     )
     replica: str = Field(
         "",
-        pattern="^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$",
+        pattern="^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$",
         description="this server among others, told in the names of what it keeps, so that a proxy "
         "can route; a random one when empty",
     )

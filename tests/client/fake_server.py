@@ -209,7 +209,8 @@ class Model:
             chunks = as_events(pb.GenerateResponse, tracks(readouts, sample, length, run))
             closed = pb.SampleFinished(
                 sample_index=sample,
-                reason=pb.FINISH_REASON_LENGTH,
+                reason=pb.FINISH_REASON_STOP if params.stop else pb.FINISH_REASON_LENGTH,
+                stop_string=params.stop[0] if params.stop else None,
                 positions=positions(readouts, length, run),
                 interventions=reports(request, len(run)),
                 kept=self.keep(readouts, length, run),

@@ -208,6 +208,16 @@ def test_generate_steers(run: Run, model: Model, vector: Path) -> None:
     assert model.requests[0].sampling.temperature == 0
 
 
+def test_generate_takes_penalties_stop_strings_and_bad_words(run: Run, model: Model) -> None:
+    options = ("--presence-penalty", "1.5", "--frequency-penalty", "-0.5")
+    words = ("--stop", "so", "--stop", "on", "--bad-word", "and")
+    result = run("generate", "one two", *options, *words)
+    assert result.exit_code == 0, result.output
+    sampling = model.requests[0].sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (1.5, -0.5)
+    assert (list(sampling.stop), list(sampling.bad_words)) == (["so", "on"], ["and"])
+
+
 def test_generate_writes_what_it_captured(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "acts.npz"
     result = run("generate", "one two", "--capture", "mlp_out.2", "--out", str(out))

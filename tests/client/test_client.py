@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import actserve
+from actserve._readers import stopped_by
+from actserve.v1 import generation_service_pb2 as pb
 
 from .fake_server import LAYERS, WIDTH, Model, expected, round_robin
 
@@ -136,7 +138,7 @@ def test_a_generation_holds_everything_about_itself(client: Any) -> None:
     assert out.token_ids == (0, 1, 2)
     assert out.prompt_tokens == ("one", "two")
     assert len(out.prompt_token_ids) == 2
-    assert out.finish_reason == "length"
+    assert (out.finish_reason, out.stopped_by) == ("length", None)
     assert [each.logprob for each in out.logprobs] == [-0.5] * 3
     assert out.logprobs[1].top[0].token == " so0"
     assert (out.usage.prompt_tokens, out.usage.output_tokens) == (2, 3)
@@ -306,6 +308,23 @@ def test_an_answer_says_where_each_prompt_token_comes_from(client: Any) -> None:
         out = client.generate(prompt, capture="embedding")
         assert out.prompt_sources == out.activations.sources == sources
         assert next(iter(client.stream(prompt))).prompt_sources == sources
+
+
+def test_a_generation_says_what_stopped_it(client: Any) -> None:
+    out = client.generate("one two", stop="so")
+    assert (out.finish_reason, out.stopped_by) == ("stop", "so")
+    ends = [each for each in client.stream("one", stop="so") if hasattr(each, "stopped_by")]
+    assert [(end.finish_reason, end.stopped_by) for end in ends] == [("stop", "so")]
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [({"end_token_id": 0}, 0), ({"stop_string": "so"}, "so"), ({}, None)],
+)
+def test_what_stopped_a_sample_is_a_token_or_a_text(
+    sent: dict[str, Any], expected: int | str | None
+) -> None:
+    assert stopped_by(pb.SampleFinished(**sent)) == expected
 
 
 def test_only_sampling_parameters_that_were_given_travel(client: Any, model: Model) -> None:

@@ -12,6 +12,7 @@ import actserve
 from actserve.prompts import is_many, prompt_to_proto
 from actserve.sampling import sampling_to_proto
 from actserve.sites import SPELLINGS, Site, parse_sites
+from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import site_pb2
 
 SITES = json.loads((Path(__file__).parent.parent / "vectors" / "sites.json").read_text())
@@ -125,13 +126,54 @@ def test_a_conversation_says_whether_the_model_is_to_answer(asked: bool) -> None
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_tokens", -1), ("max_tokens", "many"), ("top_k", 1.5), ("stop", 3), ("seed", 2**70)],
+    [
+        ("max_tokens", -1),
+        ("max_tokens", "many"),
+        ("top_k", 1.5),
+        ("stop", 3),
+        ("seed", 2**70),
+        ("logit_bias", [1, 2]),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {1: "much"}),
+        ("allowed_token_ids", [-1]),
+        ("bad_words", [1]),
+        ("skip_special_tokens", "maybe"),
+        ("repetition_detection", 3),
+    ],
 )
 def test_a_sampling_value_no_field_can_hold_is_refused_by_name(name: str, value: Any) -> None:
     sampling: Any = {name: value}
     with pytest.raises(actserve.InvalidRequest, match=f"{name} cannot be") as caught:
         sampling_to_proto(sampling, None)
     assert caught.value.field == f"sampling.{name}"
+
+
+def test_every_sampling_parameter_of_the_contract_travels_but_a_form() -> None:
+    """Which no server serves yet."""
+    fields = {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}
+    assert actserve.Sampling.__annotations__.keys() == fields - {"samples", "structured_output"}
+    sampling: actserve.Sampling = {
+        "presence_penalty": 1.5,
+        "frequency_penalty": -1.5,
+        "logit_bias": {5: 2.0, 7: -100},
+        "allowed_token_ids": [5, 7],
+        "bad_words": "one",
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "spaces_between_special_tokens": False,
+        "repetition_detection": actserve.RepetitionDetection(max_pattern_size=3, min_count=4),
+    }
+    assert sampling_to_proto(sampling, None) == pb.SamplingParams(
+        presence_penalty=1.5,
+        frequency_penalty=-1.5,
+        logit_bias=[{"token_id": 5, "bias": 2.0}, {"token_id": 7, "bias": -100}],
+        allowed_token_ids=[5, 7],
+        bad_words=["one"],
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        spaces_between_special_tokens=False,
+        repetition_detection={"max_pattern_size": 3, "min_pattern_size": 1, "min_count": 4},
+    )
 
 
 def test_an_unknown_sampling_parameter_is_refused_by_name() -> None:

@@ -219,6 +219,103 @@ CASES = [
     sampling(
         "a stop token out of range", ("260", "259"), "stop_token_ids[0]", stop_token_ids=[260]
     ),
+    sampling("too many stop strings", ("129", "128"), stop=["a"] * 129),
+    sampling("a stop string too long", ("1026", "1024"), "stop[0]", stop=["ü" * 513]),
+    sampling("too many stop tokens", ("1025", "1024"), stop_token_ids=[65] * 1025),
+    sampling("presence_penalty too low", ("-2.5", "-2 to 2"), presence_penalty=-2.5),
+    sampling("presence_penalty not a number", ("nan",), presence_penalty=float("nan")),
+    sampling("frequency_penalty too high", ("2.5", "-2 to 2"), frequency_penalty=2.5),
+    sampling("frequency_penalty infinite", ("inf",), frequency_penalty=float("inf")),
+    *(
+        sampling(
+            f"a bias of {bias}",
+            (str(bias), "-100 to 100"),
+            "logit_bias[1].bias",
+            logit_bias=[{"token_id": 0}, {"token_id": 1, "bias": bias}],
+        )
+        for bias in (101.0, -101.0, float("nan"), float("inf"))
+    ),
+    sampling(
+        "a bias of a token out of range",
+        ("260", "259"),
+        "logit_bias[0].token_id",
+        logit_bias=[{"token_id": 260, "bias": 1}],
+    ),
+    sampling(
+        "two biases of a token",
+        ("7", "index 0", "once"),
+        "logit_bias[2].token_id",
+        logit_bias=[{"token_id": token, "bias": 1} for token in (7, 8, 7)],
+    ),
+    sampling("too many biases", ("1025", "1024"), logit_bias=[{}] * 1025),
+    sampling(
+        "an allowed token out of range",
+        ("260", "259"),
+        "allowed_token_ids[1]",
+        allowed_token_ids=[0, 260],
+    ),
+    sampling(
+        "an allowed token twice", ("7", "index 0"), "allowed_token_ids[1]", allowed_token_ids=[7, 7]
+    ),
+    sampling("too many allowed tokens", ("8193", "8192"), allowed_token_ids=[1] * 8193),
+    sampling("too many bad words", ("65", "64"), bad_words=["a"] * 65),
+    sampling("a bad word empty", ("1", "leave it out"), "bad_words[1]", bad_words=["a", ""]),
+    sampling("a bad word without tokens", ("'  '",), "bad_words[1]", bad_words=["a", "  "]),
+    sampling("a bad word too long", ("257", "256"), "bad_words[0]", bad_words=["a" * 257]),
+    sampling(
+        "bad words that leave no allowed token",
+        ("of 2", "allow one more"),
+        "allowed_token_ids",
+        allowed_token_ids=[97, 98],
+        bad_words=["a", "cab"],
+    ),
+    sampling(
+        "only end tokens allowed before min_tokens",
+        ("of 2", "min_tokens"),
+        "allowed_token_ids",
+        allowed_token_ids=[257, 65],
+        stop_token_ids=[65],
+        min_tokens=1,
+    ),
+    *(
+        sampling(
+            f"repetition with {' '.join(f'{name} {value}' for name, value in changed.items())}",
+            (str(next(iter(changed.values()))), says),
+            f"repetition_detection.{next(iter(changed))}",
+            repetition_detection={"max_pattern_size": 4, "min_count": 3, **changed},
+        )
+        for changed, says in (
+            ({"max_pattern_size": 0}, "1 to 32"),
+            ({"max_pattern_size": 33}, "1 to 32"),
+            ({"min_pattern_size": 0}, "1 to 4"),
+            ({"min_pattern_size": 5}, "1 to 4"),
+            ({"min_count": 1}, "2 to 32"),
+            ({"min_count": 33}, "2 to 32"),
+        )
+    ),
+    *(
+        Case(
+            name=f"structured output by {form}",
+            request=generate(sampling={"structured_output": {form: value}}),
+            reason="FEATURE_NOT_SERVED",
+            field=f"sampling.structured_output.{form}",
+            says=("structured output", "not serve it yet"),
+            code=grpc.StatusCode.UNIMPLEMENTED,
+        )
+        for form, value in (
+            ("json_schema", "{}"),
+            ("regex", ""),
+            ("choices", {"texts": ["yes", "no"]}),
+            ("grammar", 'root ::= "a"'),
+        )
+    ),
+    Case(
+        name="structured output by nothing",
+        request=generate(sampling={"structured_output": {}}),
+        reason="FEATURE_NOT_SERVED",
+        field="sampling.structured_output",
+        code=grpc.StatusCode.UNIMPLEMENTED,
+    ),
     sampling("a seed with no room", ("seed + 1",), "seed", seed=(1 << 63) - 1, samples=2),
     Case(
         name="too many samples",

@@ -118,6 +118,7 @@ class Result:
     logprobs: list[Any] = field(default_factory=list)
     captures: list[Captured] = field(default_factory=list)
     finish: FinishReason | None = None
+    stopped_by: int | str | None = None
     interventions: tuple[InterventionReport, ...] = ()
 
     @property
@@ -147,6 +148,7 @@ async def collect(engine: VllmEngine, run: Run) -> Result:
                     parts.setdefault((event.capture_index, event.site_index), []).append(event)
                 case Finished():
                     result.finish = event.reason
+                    result.stopped_by = event.stopped_by
                     result.interventions = event.interventions
                     positions = event.captured_positions
                     assert event.output_tokens == len(result.token_ids)

@@ -72,7 +72,13 @@ def server(pod: Manifest) -> Manifest:
 
 
 def env_of(container: Manifest) -> dict[str, str]:
-    return {entry["name"]: entry["value"] for entry in container["env"]}
+    """Its variables; those that Kubernetes fills in as the field that it takes."""
+    return {
+        entry["name"]: entry["value"]
+        if "value" in entry
+        else entry["valueFrom"]["fieldRef"]["fieldPath"]
+        for entry in container["env"]
+    }
 
 
 def test_lint_finds_nothing(helm: str, values: Path) -> None:
@@ -85,6 +91,10 @@ def test_manifests_are_valid_kubernetes(manifests: list[Manifest]) -> None:
         # The operator's resources are no part of Kubernetes' own schema.
         if manifest["kind"] != "ServiceMonitor":
             kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def test_a_pod_tells_its_name_to_whoever_keeps_rows_there(server: Manifest) -> None:
+    assert env_of(server)["ACTSERVE_REPLICA"] == "metadata.name"
 
 
 def test_probes_ask_grpc_health(server: Manifest) -> None:

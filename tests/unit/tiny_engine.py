@@ -16,7 +16,13 @@ import numpy as np
 
 from actserve_server.domain.model import HookPointInfo, Limits, ModelInfo
 from actserve_server.domain.operations import Operation
-from actserve_server.domain.prompts import Prompt, TextPrompt, TokenizedPrompt, TokenPrompt
+from actserve_server.domain.prompts import (
+    Prompt,
+    Spellings,
+    TextPrompt,
+    TokenizedPrompt,
+    TokenPrompt,
+)
 from actserve_server.domain.runs import Finished, FinishReason, Rows, Run, RunEvent, Tokens
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert, to_float32
@@ -139,6 +145,9 @@ class TinyEngine:
         weights = np.random.default_rng(0)
         self._embedding = _matrix(weights, vocabulary_size, WIDTH) * np.float32(WIDTH**0.5)
         self._layers = [_Layer(weights) for _ in range(layer_count)]
+
+    async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
+        return tuple([((await self.tokenize(TextPrompt(word))).ids,) for word in words])
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         match prompt:

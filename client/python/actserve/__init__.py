@@ -61,7 +61,7 @@ from actserve.results import (
     TopLogprob,
     Usage,
 )
-from actserve.sampling import Sampling
+from actserve.sampling import RepetitionDetection, Sampling
 from actserve.sites import BySite, HookPoint, Site
 from actserve.steering import (
     Ablate,
@@ -137,6 +137,7 @@ __all__ = [
     "Read",
     "ReadRows",
     "Readout",
+    "RepetitionDetection",
     "Replace",
     "ResourceExhausted",
     "Rows",

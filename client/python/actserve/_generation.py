@@ -3,7 +3,7 @@
 from actserve._calls import check_complete
 from actserve._capture import Capture
 from actserve._captured import Captured
-from actserve._readers import finish_reason, logprobs, tokenized
+from actserve._readers import finish_reason, logprobs, stopped_by, tokenized
 from actserve.errors import BadResponse
 from actserve.events import Event, Finished, SampleFinished, Started, Tokens
 from actserve.results import Activations, Generation, ReadRows, Tokenized, TokenLogprobs, Usage
@@ -95,6 +95,7 @@ class _Sample:
         self._tokens: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
         self._finish_reason = ""
+        self._stopped_by: int | str | None = None
         self._activations: Activations | None = None
 
     def add_tokens(self, chunk: pb.TokenChunk) -> Tokens:
@@ -120,6 +121,7 @@ class _Sample:
 
     def finish(self, finished: pb.SampleFinished) -> SampleFinished:
         self._finish_reason = finish_reason(finished.reason)
+        self._stopped_by = stopped_by(finished)
         self._activations = self.captured.finish(
             finished,
             finished.positions,
@@ -131,6 +133,7 @@ class _Sample:
         return SampleFinished(
             sample=finished.sample_index,
             finish_reason=self._finish_reason,
+            stopped_by=self._stopped_by,
             positions=self._activations.positions,
             interventions=self._activations.interventions,
             kept=self._activations.kept,
@@ -148,6 +151,7 @@ class _Sample:
             token_ids=tuple(self._token_ids),
             tokens=tuple(self._tokens),
             finish_reason=self._finish_reason,
+            stopped_by=self._stopped_by,
             prompt_token_ids=started.prompt_token_ids,
             prompt_tokens=started.prompt_tokens,
             prompt_sources=started.prompt_sources,

@@ -66,3 +66,9 @@ def finish_reason(value: int) -> str:
     """The name of a reason; its number if this client does not know it."""
     name = {number: name for name, number in pb.FinishReason.items()}.get(value, str(value))
     return name.removeprefix("FINISH_REASON_").lower()
+
+
+def stopped_by(finished: pb.SampleFinished) -> int | str | None:
+    """The end token or stop string that ended a sample; None if nothing did."""
+    what = finished.WhichOneof("stopped_by")
+    return getattr(finished, what) if what else None

@@ -89,7 +89,10 @@ class SampleFinished:
 
     sample: int
     finish_reason: str
-    """"stop" (a stop string or an end token) or "length"."""
+    """"stop" (a stop string or an end token), "length" (`max_tokens` or the context) or
+    "repetition"."""
+    stopped_by: int | str | None
+    """The id of the end token, or the stop string, that ended it; None unless "stop"."""
     positions: NDArray[np.int64]
     """The positions whose rows were sent, the same for every site; with `reduce`, the last one
     reduced. Of the short arguments."""

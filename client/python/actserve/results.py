@@ -210,13 +210,16 @@ class Generation:
     """One generated continuation of a prompt."""
 
     text: str
-    """The output, without the prompt and without stop strings."""
+    """The output, without the prompt; without what ended it, unless that was asked for."""
     token_ids: tuple[int, ...]
     """The generated tokens."""
     tokens: tuple[str, ...]
     """Each generated token decoded alone."""
     finish_reason: str
-    """"stop" (a stop string or an end token) or "length" (`max_tokens` or the context)."""
+    """"stop" (a stop string or an end token), "length" (`max_tokens` or the context) or
+    "repetition"."""
+    stopped_by: int | str | None
+    """The id of the end token, or the stop string, that ended it; None unless "stop"."""
     prompt_token_ids: tuple[int, ...]
     """The prompt as the model saw it."""
     prompt_tokens: tuple[str, ...]

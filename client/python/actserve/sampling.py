@@ -1,10 +1,23 @@
 """Sampling: how the next token is chosen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from actserve.errors import InvalidRequest
 from actserve.v1 import generation_service_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepetitionDetection:
+    """Ends a sample whose last tokens are one pattern, several times in a row."""
+
+    max_pattern_size: int
+    """Tokens of the pattern at most, 1 to 32."""
+    min_count: int
+    """How often it comes, 2 to 32."""
+    min_pattern_size: int = 1
+    """Tokens of the pattern at least."""
 
 
 class Sampling(TypedDict, total=False):
@@ -23,16 +36,35 @@ class Sampling(TypedDict, total=False):
     """In [0, 1]."""
     repetition_penalty: float
     """Above zero; one is none."""
+    presence_penalty: float
+    """Taken off the logits of tokens generated so far, -2 to 2."""
+    frequency_penalty: float
+    """The same, as often as they were generated, -2 to 2."""
+    logit_bias: Mapping[int, float]
+    """By token id, what is added to its logit, -100 to 100; 1024 tokens at most."""
+    allowed_token_ids: Sequence[int]
+    """The only tokens that may be generated, the end token included; 8192 at most."""
+    bad_words: str | Sequence[str]
+    """Words whose tokens, at the start of a text or after a space, are not completed; 64 at most.
+    Other tokens may still spell them."""
     min_tokens: int
     """End tokens and stop strings are ignored before this many."""
     seed: int
     """At least zero; repeatable on the same build and hardware. Sample i uses seed + i."""
     stop: str | Sequence[str]
-    """Stop strings, not included in the output."""
+    """Stop strings; 128 at most."""
+    include_stop_str_in_output: bool
+    """Whether the text ends with the stop string, or the end token, that ended it."""
     stop_token_ids: Sequence[int]
     """Token ids that end generation besides the model's own."""
     ignore_eos: bool
     """Whether to generate past the model's end token."""
+    repetition_detection: RepetitionDetection
+    """Ends a sample that repeats itself; nothing does when left out."""
+    skip_special_tokens: bool
+    """Whether special tokens are left out of the text; true when left out."""
+    spaces_between_special_tokens: bool
+    """Whether special tokens in the text are set apart by spaces; true when left out."""
     logprobs: int
     """Alternatives to report for each generated token, 0 to 20, besides the token's own log
     probability. Nothing is reported when left out."""
@@ -47,18 +79,32 @@ def sampling_to_proto(sampling: Sampling, samples: int | None) -> pb.SamplingPar
             f"unexpected keyword argument {', '.join(sorted(unknown))}; sampling takes "
             f"{', '.join(Sampling.__annotations__)}"
         )
-    if isinstance(values.get("stop"), str):
-        values["stop"] = [values["stop"]]
+    for name in ("stop", "bad_words"):
+        if isinstance(values.get(name), str):
+            values[name] = [values[name]]
     params = pb.SamplingParams()
     for name, value in values.items():
         if value is None:
             continue
         try:
-            params.MergeFrom(pb.SamplingParams(**{name: value}))
-        except (TypeError, ValueError) as error:
+            params.MergeFrom(pb.SamplingParams(**{name: _to_proto(name, value)}))
+        except (TypeError, ValueError, AttributeError) as error:
             raise InvalidRequest(
                 f"{name} cannot be {value!r}: {error}",
                 reason="SAMPLING_INVALID",
                 path=("sampling", name),
             ) from None
     return params
+
+
+def _to_proto(name: str, value: Any) -> Any:
+    """The value as its field takes it. Raises for one of another type."""
+    if name == "logit_bias":
+        return [pb.LogitBias(token_id=token, bias=bias) for token, bias in value.items()]
+    if name == "repetition_detection":
+        return pb.RepetitionDetection(
+            max_pattern_size=value.max_pattern_size,
+            min_pattern_size=value.min_pattern_size,
+            min_count=value.min_count,
+        )
+    return value

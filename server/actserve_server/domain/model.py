@@ -61,6 +61,8 @@ class ModelInfo:
     element_type: ElementType
     limits: Limits
     hook_points: Mapping[HookPoint, HookPointInfo]
+    end_token_ids: tuple[int, ...] = ()
+    """The tokens that end a text of this model."""
     attention: tuple[AttentionRule, ...] = ()
     """How each layer attends; empty where patterns are not served."""
     attention_unserved: str = ""

@@ -38,6 +38,9 @@ class Conversation:
 
 Prompt = TextPrompt | TokenPrompt | Conversation
 
+Spellings = tuple[tuple[int, ...], ...]
+"""The sequences of token ids that stand for a word; none if the tokenizer makes nothing of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenSource:

@@ -16,6 +16,15 @@ from actserve_server.domain.sites import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RepetitionDetection:
+    """Ends a run whose last tokens are one pattern, `min_count` times in a row. Sizes in tokens."""
+
+    max_pattern_size: int
+    min_pattern_size: int
+    min_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How to sample. None takes the default of the model's generation config."""
 
@@ -24,14 +33,26 @@ class Sampling:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, each once, and what is added to their logits."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """If any, no other token is generated."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of token ids, of which none is completed."""
     max_tokens: int = 1
     min_tokens: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     include_stop: bool = False
-    """Whether the stop string that ended the text is part of it."""
+    """Whether the stop string or end token that ended the text is part of it."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    repetition_detection: RepetitionDetection | None = None
+    skip_special_tokens: bool = True
+    """Whether special tokens are left out of the text."""
+    spaces_between_special_tokens: bool = True
     logprobs: int | None = None
 
 
@@ -157,6 +178,7 @@ class Run:
 class FinishReason(Enum):
     STOP = auto()
     LENGTH = auto()
+    REPETITION = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +232,8 @@ class Finished:
     """For each capture the positions of its rows, int64, ascending."""
     interventions: tuple[InterventionReport, ...] = ()
     """One for each intervention of the run, in order."""
+    stopped_by: int | str | None = None
+    """The end token or the stop string that ended the run, if its reason is STOP."""
 
 
 RunEvent = Tokens | Rows | Finished

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
-from actserve_server.domain.prompts import Prompt, TokenizedPrompt
+from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Capture, Run, RunEvent
 from actserve_server.engine.api import Engine
 from actserve_server.engine.merge import merge
@@ -132,6 +132,9 @@ class AdmittedEngine:
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         return await self._engine.tokenize(prompt)
+
+    async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
+        return await self._engine.spell(words)
 
     async def check_health(self) -> None:
         await self._engine.check_health()

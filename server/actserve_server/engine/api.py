@@ -1,10 +1,10 @@
 """What the rest of the server may ask of an engine."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from actserve_server.domain.model import ModelInfo
-from actserve_server.domain.prompts import Prompt, TokenizedPrompt
+from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Run, RunEvent
 
 
@@ -19,6 +19,11 @@ class Engine(Protocol):
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         """The prompt as the model sees it. Raises `ActserveError` if it cannot be rendered or
         holds a token id beyond the vocabulary."""
+        ...
+
+    async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
+        """How the tokenizer writes each word, less the spaces before it: at the start of a text
+        and after one space."""
         ...
 
     def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:

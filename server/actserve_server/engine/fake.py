@@ -13,7 +13,7 @@ import numpy as np
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.operations import relative_change
-from actserve_server.domain.prompts import Prompt, TokenizedPrompt
+from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import (
     Capture,
     Finished,
@@ -23,7 +23,6 @@ from actserve_server.domain.runs import (
     Rows,
     Run,
     RunEvent,
-    Sampling,
     TokenLogprob,
     TokenLogprobs,
     Tokens,
@@ -31,7 +30,6 @@ from actserve_server.domain.runs import (
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert
 from actserve_server.engine.fake_model import (
-    GENERATED,
     LOGITS,
     Change,
     FakeModel,
@@ -40,11 +38,13 @@ from actserve_server.engine.fake_model import (
     describe,
     predict,
 )
+from actserve_server.engine.fake_sampling import Choice, TextStream, end_of
 from actserve_server.engine.fake_tokenizer import (
     BOS,
     EOS,
     VOCABULARY_SIZE,
     decode,
+    spell,
     tokenize,
 )
 
@@ -98,6 +98,7 @@ class FakeEngine:
             layer_count=layer_count,
             width=width,
             vocabulary_size=VOCABULARY_SIZE,
+            end_token_ids=(EOS,),
             element_type=element_type,
             limits=limits or Limits(max_sequence_tokens=2048),
             hook_points=describe(width, unserved or {}),
@@ -117,6 +118,9 @@ class FakeEngine:
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         return tokenize(prompt)
+
+    async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
+        return tuple(map(spell, words))
 
     def row(
         self, site: Site, ids: Sequence[int], interventions: Sequence[Intervention] = ()
@@ -146,24 +150,28 @@ class FakeEngine:
         ids = list(run.token_ids)
         for placement in run.placements:
             ids[placement.position] = Placed.of(placement.vector)
-        text = _TextStream(run.sampling)
+        choice = Choice(run.sampling, ids, default_seed=abs(hash(run.id)))
+        text = TextStream(run.sampling)
         done = _Pass(self._model, run.interventions)
         done.reach(ids)
         rows = self._captured(run, done, ids, 0)
-        generated = 0
-        reason = None
+        generated: list[int] = []
+        reason: FinishReason | None = None
+        stopped_by: int | str | None = None
         while reason is None:
             for event in rows:
                 await self._step(0)
                 yield event
             await self._step(self._delay_s)
-            token, logprobs = self._next_token(run, done, ids)
+            logits = self._model.row(LOGITS, ids, done.changes[-1])
+            token = choice.next(logits, generated, len(ids))
             ids.append(token)
-            generated += 1
-            reason = _finish_reason(run.sampling, token, generated)
-            added = text.add(token, generated, last=reason is not None)
-            if text.stopped:
-                reason = FinishReason.STOP
+            generated.append(token)
+            reason, stopped_by = end_of(run.sampling, generated) or (None, None)
+            added = text.add(token, len(generated), reason)
+            if text.stop_string is not None:
+                reason, stopped_by = FinishReason.STOP, text.stop_string
+            logprobs = _logprobs(logits, token, run.sampling.logprobs)
             yield Tokens(len(ids) - 1, (token,), (decode([token]),), added, logprobs)
             # The token just sampled is run, and so has rows, only if another one follows.
             if reason is None:
@@ -174,7 +182,7 @@ class FakeEngine:
                 Reason.CAPTURE_INCOMPLETE, "1 row of the capture was lost; try again"
             )
         captured = tuple(capture.selection.among(ids[:-1]) for capture in run.captures)
-        yield Finished(reason, generated, captured, done.reports())
+        yield Finished(reason, len(generated), captured, done.reports(), stopped_by)
 
     async def _step(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
@@ -206,27 +214,17 @@ class FakeEngine:
         logits = self._model.logits(site, past, changes)
         return predict(capture.unembed, logits, following[0] if following else None)
 
-    def _next_token(
-        self, run: Run, done: "_Pass", ids: list[int]
-    ) -> tuple[int, tuple[TokenLogprobs, ...]]:
-        logits = self._model.row(LOGITS, ids, done.changes[-1])[GENERATED]
-        sampling = run.sampling
-        temperature = 1.0 if sampling.temperature is None else sampling.temperature
-        choice = logits
-        if temperature > 0:
-            seed = abs(hash(run.id)) if sampling.seed is None else sampling.seed % (1 << 63)
-            noise = np.random.default_rng([seed, len(ids)]).gumbel(size=len(GENERATED))
-            choice = logits / temperature + noise
-        index = int(np.argmax(choice))
-        if sampling.logprobs is None:
-            return int(GENERATED[index]), ()
-        logprob = logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
-        best = np.argsort(-logprob)[: sampling.logprobs]
-        top = tuple(
-            TokenLogprob(int(GENERATED[i]), decode([int(GENERATED[i])]), float(logprob[i]))
-            for i in best
-        )
-        return int(GENERATED[index]), (TokenLogprobs(float(logprob[index]), top),)
+
+def _logprobs(logits: np.ndarray, token: int, wanted: int | None) -> tuple[TokenLogprobs, ...]:
+    """Of the model itself, before anything that a caller asked for changed its scores."""
+    if wanted is None:
+        return ()
+    logprob = logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
+    top = tuple(
+        TokenLogprob(int(i), decode([int(i)]), float(logprob[i]))
+        for i in np.argsort(-logprob)[:wanted]
+    )
+    return (TokenLogprobs(float(logprob[token]), top),)
 
 
 class _Pass:
@@ -262,39 +260,3 @@ class _Pass:
         changed = sum(int((c.before != c.after).any(axis=1).sum()) for c in made)
         relative = np.concatenate([relative_change(c.before, c.after) for c in made])
         return InterventionReport(len(relative), changed, 0, float(relative.mean()))
-
-
-def _finish_reason(sampling: Sampling, token: int, generated: int) -> FinishReason | None:
-    ends = token in sampling.stop_token_ids or (token == EOS and not sampling.ignore_eos)
-    if ends and generated >= sampling.min_tokens:
-        return FinishReason.STOP
-    return FinishReason.LENGTH if generated >= sampling.max_tokens else None
-
-
-class _TextStream:
-    """The text of generated tokens, holding back what may begin a stop string."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
-        self._held = ""
-        self.stopped = False
-
-    def add(self, token: int, generated: int, *, last: bool) -> str:
-        self._held += decode([token])
-        stops = self._sampling.stop
-        if generated >= self._sampling.min_tokens:
-            found = [(self._held.index(stop), stop) for stop in stops if stop in self._held]
-            if found:
-                self.stopped = True
-                start, stop = min(found)
-                return self._held[: start + len(stop) * self._sampling.include_stop]
-        hold = 0 if last else max((_overlap(self._held, stop) for stop in stops), default=0)
-        cut = len(self._held) - hold
-        released, self._held = self._held[:cut], self._held[cut:]
-        return released
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest proper beginning of `stop` that `text` ends with."""
-    lengths = range(min(len(text), len(stop) - 1), 0, -1)
-    return next((n for n in lengths if text.endswith(stop[:n])), 0)

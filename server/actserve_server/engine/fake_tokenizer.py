@@ -7,6 +7,7 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.prompts import (
     Conversation,
     Prompt,
+    Spellings,
     TextPrompt,
     TokenizedPrompt,
     TokenPrompt,
@@ -34,6 +35,12 @@ def tokenize(prompt: Prompt) -> TokenizedPrompt:
         return TokenizedPrompt(prompt.ids, _texts(prompt.ids), origin=prompt)
     ids, sources = zip(*_tokens(prompt), strict=True)
     return TokenizedPrompt(ids, _texts(ids), sources, prompt)
+
+
+def spell(word: str) -> Spellings:
+    """See `Engine.spell`."""
+    word = word.lstrip()
+    return tuple(tuple(text.encode()) for text in (word, f" {word}") if word)
 
 
 def decode(ids: Sequence[int]) -> str:

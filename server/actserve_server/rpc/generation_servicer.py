@@ -20,7 +20,7 @@ from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import Plan
 from actserve_server.rpc import interventions, models, prompts, readouts, reports
 from actserve_server.rpc.calls import current_call
-from actserve_server.rpc.endings import FINISH_REASONS, usage
+from actserve_server.rpc.endings import ending, usage
 from actserve_server.rpc.interventions import InterventionRequest
 from actserve_server.rpc.items import Items, check_items, check_labels
 from actserve_server.rpc.positions import Place
@@ -75,7 +75,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         wanted = await self._readouts(request.readouts)
         edits = await self._interventions(request.interventions)
         prompt = await prompts.tokenize_to_run(self._engine, request.prompt, ("prompt",))
-        sampled = sampling(request.sampling, info, len(prompt.ids), ("sampling",))
+        sampled = await sampling(request.sampling, self._engine, len(prompt.ids), ("sampling",))
         place = Place(prompt=prompt, run_tokens=len(prompt.ids) + sampled.base.max_tokens - 1)
         plan, applied = wanted.at(place), interventions.placed(edits, place)
         runs = [
@@ -117,10 +117,10 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                             yield pb.GenerateResponse(
                                 sample_finished=pb.SampleFinished(
                                     sample_index=index,
-                                    reason=FINISH_REASONS[event.reason],
                                     positions=_read(plan, event),
                                     interventions=reports.to_wire(edits, event.interventions),
                                     kept=results.close(index),
+                                    **ending(event),
                                 )
                             )
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage(call)))

@@ -1,5 +1,5 @@
-"""Sampling parameters from the wire: every range is checked here, so that the engine cannot fail
-on one in the middle of a batch."""
+"""Sampling parameters from the wire: every range is checked here and in `token_choice.py`, so that
+the engine cannot fail on one in the middle of a batch."""
 
 import math
 from dataclasses import dataclass
@@ -10,6 +10,9 @@ from actserve.v1 import generation_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.runs import Sampling
+from actserve_server.engine.api import Engine
+from actserve_server.rpc import token_choice
+from actserve_server.rpc.token_choice import invalid
 
 DEFAULT_MAX_TOKENS = 128
 MAX_LOGPROBS = 20
@@ -35,11 +38,12 @@ class SamplingRequest:
         return Sampling(**{**values, "seed": self.base.seed + sample})
 
 
-def sampling(
-    wire: pb.SamplingParams, info: ModelInfo, prompt_tokens: int, field: FieldPath
+async def sampling(
+    wire: pb.SamplingParams, engine: Engine, prompt_tokens: int, field: FieldPath
 ) -> SamplingRequest:
     """Checked sampling parameters for a prompt of this length."""
-
+    info = engine.info
+    token_choice.refuse_forms(wire, field)
     min_p, penalty = given(wire, "min_p"), given(wire, "repetition_penalty")
     top_k, logprobs = given(wire, "top_k"), given(wire, "logprobs")
     if top_k is not None:
@@ -50,15 +54,22 @@ def sampling(
     if penalty is not None:
         ok = math.isfinite(penalty) and penalty > 0
         _check(wire, "repetition_penalty", ok, "be above 0", field)
+    for name in ("presence_penalty", "frequency_penalty"):
+        _check(wire, name, -2 <= getattr(wire, name) <= 2, "be from -2 to 2", field)
     if logprobs is not None:
         _check(wire, "logprobs", logprobs <= MAX_LOGPROBS, f"be at most {MAX_LOGPROBS}", field)
 
     max_tokens = _max_tokens(given(wire, "max_tokens"), prompt_tokens, info, field)
     if wire.min_tokens > max_tokens:
-        raise _invalid(
+        raise invalid(
             f"min_tokens is {wire.min_tokens}, above max_tokens, which is {max_tokens}; lower it",
             (*field, "min_tokens"),
         )
+    stop_token_ids = token_choice.stop_token_ids(wire, info, field)
+    allowed = token_choice.allowed_token_ids(wire, info, field)
+    bad_words = await token_choice.bad_words(wire, engine, field)
+    ends = (*info.end_token_ids, *stop_token_ids) if wire.min_tokens else ()
+    token_choice.check_some_token_is_left(allowed, bad_words, ends, info, field)
     count = samples(wire, info.limits.max_samples, field)
     return SamplingRequest(
         Sampling(
@@ -67,12 +78,21 @@ def sampling(
             top_k=top_k,
             min_p=min_p,
             repetition_penalty=penalty,
+            presence_penalty=given(wire, "presence_penalty"),
+            frequency_penalty=given(wire, "frequency_penalty"),
+            logit_bias=token_choice.logit_bias(wire, info, field),
+            allowed_token_ids=allowed,
+            bad_words=bad_words,
             max_tokens=max_tokens,
             min_tokens=wire.min_tokens,
             seed=seed(wire, count, field),
-            stop=_stop(wire, field),
-            stop_token_ids=_stop_token_ids(wire, info, field),
+            stop=token_choice.stop(wire, field),
+            include_stop=wire.include_stop_str_in_output,
+            stop_token_ids=stop_token_ids,
             ignore_eos=wire.ignore_eos,
+            repetition_detection=token_choice.repetition_detection(wire, field),
+            skip_special_tokens=_on_unless_told(wire, "skip_special_tokens"),
+            spaces_between_special_tokens=_on_unless_told(wire, "spaces_between_special_tokens"),
             logprobs=logprobs,
         ),
         count,
@@ -132,9 +152,9 @@ def _max_tokens(wanted: int | None, prompt_tokens: int, info: ModelInfo, field: 
     if wanted is None:
         return min(DEFAULT_MAX_TOKENS, room)
     if wanted < 1:
-        raise _invalid(f"max_tokens is {wanted}; it must be 1 or above", (*field, "max_tokens"))
+        raise invalid(f"max_tokens is {wanted}; it must be 1 or above", (*field, "max_tokens"))
     if wanted > room:
-        raise _invalid(
+        raise invalid(
             f"max_tokens is {wanted} and the prompt has {prompt_tokens} tokens, but a sequence has "
             f"at most {limit}; ask for at most {room}",
             (*field, "max_tokens"),
@@ -145,28 +165,12 @@ def _max_tokens(wanted: int | None, prompt_tokens: int, info: ModelInfo, field: 
     return wanted
 
 
-def _stop(wire: pb.SamplingParams, field: FieldPath) -> tuple[str, ...]:
-    for index, stop in enumerate(wire.stop):
-        if not stop:
-            raise _invalid(f"stop string {index} is empty; leave it out", (*field, "stop", index))
-    return tuple(wire.stop)
-
-
-def _stop_token_ids(wire: pb.SamplingParams, info: ModelInfo, field: FieldPath) -> tuple[int, ...]:
-    for index, token in enumerate(wire.stop_token_ids):
-        if token >= info.vocabulary_size:
-            raise _invalid(
-                f"stop token id {token} is out of range; {info.id} has ids 0 to "
-                f"{info.vocabulary_size - 1}",
-                (*field, "stop_token_ids", index),
-            )
-    return tuple(wire.stop_token_ids)
+def _on_unless_told(wire: pb.SamplingParams, name: str) -> bool:
+    """The value of a switch that is on when unset."""
+    value = given(wire, name)
+    return True if value is None else value
 
 
 def _check(wire: Sampled, name: str, ok: bool, must: str, field: FieldPath) -> None:
     if not ok:
-        raise _invalid(f"{name} is {getattr(wire, name)}; it must {must}", (*field, name))
-
-
-def _invalid(message: str, field: FieldPath, **metadata: object) -> ActserveError:
-    return ActserveError(Reason.SAMPLING_INVALID, message, field=field, metadata=metadata)
+        raise invalid(f"{name} is {getattr(wire, name)}; it must {must}", (*field, name))

@@ -212,6 +212,18 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="Zero is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling, in (0, 1].")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="Off the logits of tokens already generated, -2 to 2.")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, typer.Option(help="The same, as often as they were generated.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A string that ends the output; repeatable.")
+    ] = None,
+    bad_word: Annotated[
+        list[str] | None, typer.Option(help="A word not to generate; repeatable.")
+    ] = None,
     steer: arg.Steer = None,
     capture: arg.Capture = None,
     positions: arg.PositionsText = "all",
@@ -238,6 +250,10 @@ def generate(
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "stop": stop,
+        "bad_words": bad_word,
     }
     with arg.connect(server, model, token, tls) as client:
         # What `Client.stream` does, but with the rows kept for the file.

@@ -10,17 +10,15 @@ import numpy as np
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
-from actserve_server.domain.prompts import Prompt, TokenizedPrompt
+from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import (
     Capture,
     Finished,
-    FinishReason,
     InterventionReport,
     Rows,
     Run,
@@ -37,6 +35,7 @@ from actserve_server.engine.vllm.inbox import Block, Inbox
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.engine.vllm.placing import prompt_of
 from actserve_server.engine.vllm.ring import RingReader
+from actserve_server.engine.vllm.sampling import ending, sampling_params
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
 
 ARRIVAL_TIMEOUT_S = 30.0
@@ -51,8 +50,6 @@ SHUTDOWN_TIMEOUT_S = 30.0
 _FLUSH_BYTES = 512 << 10
 _FLUSH_SECONDS = 0.1
 """Generated rows are handed on in batches of this size, or this old, whichever is first."""
-
-_FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
 class VllmEngine:
@@ -105,6 +102,9 @@ class VllmEngine:
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         return await self._tokenizer.tokenize(prompt)
+
+    async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
+        return await self._tokenizer.spell(words)
 
     async def check_health(self) -> None:
         try:
@@ -167,7 +167,8 @@ class VllmEngine:
                 count += len(tokens.ids)
                 yield tokens
             if output.finished:
-                yield Finished(_finish_reason(completion), count)
+                reason, stopped_by = ending(completion)
+                yield Finished(reason, count, stopped_by=stopped_by)
 
     async def _run_tapped(
         self, run: Run, outputs: AsyncIterator[RequestOutput], taps: wire.RunTaps
@@ -199,7 +200,7 @@ class VllmEngine:
                         yield event
                 continue
             completion = output.outputs[0]
-            reason = _finish_reason(completion) if output.finished else None
+            reason, stopped_by = ending(completion) if output.finished else (None, None)
             tokens = self._tokens(run, count, completion)
             if tokens:
                 count += len(tokens.ids)
@@ -219,7 +220,7 @@ class VllmEngine:
                 reports = inbox.reports(ids[:end])
                 _check_used(run, reports)
                 captured = tuple(buffer.positions() for buffer in buffers)
-                yield Finished(reason, count, captured, reports)
+                yield Finished(reason, count, captured, reports, stopped_by)
 
     async def _with_arrivals(
         self, outputs: AsyncIterator[RequestOutput]
@@ -266,13 +267,11 @@ class VllmEngine:
             await self.check_health()
 
     def _params(self, run: Run, taps: wire.RunTaps | None) -> SamplingParams:
-        sampling, values = run.sampling, dict(self._defaults)
-        values.update(_set_fields(sampling))
         last = len(run.token_ids) - 1
         reads_prompt = any(len(capture.spans.within(0, last)) for capture in run.captures)
-        return SamplingParams(
-            **values,
-            output_kind=RequestOutputKind.DELTA,
+        return sampling_params(
+            run.sampling,
+            self._defaults,
             extra_args={wire.EXTRA_ARG: wire.encode(taps)} if taps else None,
             # A position served from the prefix cache is never computed, so has no row; only the
             # last prompt position and later ones are always computed.
@@ -368,34 +367,6 @@ def _check_used(run: Run, reports: Sequence[InterventionReport]) -> None:
                 "generate more, or set allow_unused",
                 field=("interventions", number),
             )
-
-
-def _set_fields(sampling: Sampling) -> dict:
-    values = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
-        "repetition_penalty": sampling.repetition_penalty,
-        "max_tokens": sampling.max_tokens,
-        "min_tokens": sampling.min_tokens,
-        "seed": sampling.seed,
-        "stop": list(sampling.stop) or None,
-        "include_stop_str_in_output": sampling.include_stop,
-        "stop_token_ids": list(sampling.stop_token_ids) or None,
-        "ignore_eos": sampling.ignore_eos,
-        "logprobs": sampling.logprobs,
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _finish_reason(completion: CompletionOutput) -> FinishReason:
-    reason = _FINISH_REASONS.get(completion.finish_reason or "")
-    if reason is None:
-        raise ActserveError(
-            Reason.INTERNAL, f"the engine ended the request with {completion.finish_reason!r}"
-        )
-    return reason
 
 
 def _engine_dead() -> ActserveError:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from vllm import AsyncEngineArgs
+from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -92,9 +92,19 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> ModelInfo:
             max_kept_seconds=options.max_kept_seconds,
         ),
         hook_points=dimensions.hook_points(tapped),
+        end_token_ids=_end_token_ids(llm),
         attention=rules(found, dimensions.heads, dimensions.key_value_heads, dimensions.head_width),
         attention_unserved=found["attention_unserved"],
     )
+
+
+def _end_token_ids(llm: AsyncLLM) -> tuple[int, ...]:
+    """The tokens at which vLLM ends a text, and which it holds back until `min_tokens`."""
+    processor, params = llm.input_processor, SamplingParams()
+    params.update_from_generation_config(
+        processor.generation_config_fields, processor.renderer.get_eos_token_id()
+    )
+    return tuple(sorted(params.all_stop_token_ids))
 
 
 def engine_args(options: EngineOptions) -> dict[str, Any]:

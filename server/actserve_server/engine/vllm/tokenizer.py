@@ -10,6 +10,7 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.prompts import (
     Conversation,
     Prompt,
+    Spellings,
     TextPrompt,
     TokenizedPrompt,
     TokenPrompt,
@@ -35,6 +36,10 @@ class PromptTokenizer:
             self._thread, self._tokenize, prompt
         )
 
+    async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
+        """See `Engine.spell`."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._spell, words)
+
     def texts(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Each token decoded alone."""
         return tuple(map(self._text, ids))
@@ -56,6 +61,17 @@ class PromptTokenizer:
         # vLLM's worker would die of one.
         self._check(ids)
         return TokenizedPrompt(ids, self.texts(ids), sources, prompt)
+
+    def _spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
+        def ids(text: str) -> tuple[int, ...]:
+            return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+        def spellings(word: str) -> Spellings:
+            # A tokenizer may drop what it does not know, and leave the space alone.
+            alone = ids(word)
+            return (alone, ids(f" {word}")) if alone else ()
+
+        return tuple(spellings(word.lstrip()) for word in words)
 
     def _render(self, conversation: Conversation) -> tuple[int, ...]:
         if not self._tokenizer.chat_template:
