@@ -106,10 +106,15 @@ def label_means(request: pb.FetchActivationsRequest) -> Events:
                     if each == label
                 ]
             )
-            mean = pb.LabelMean(
-                label=label, site_index=index, items=len(block), mean=tensor(block.mean(0))
+            yield pb.FetchActivationsResponse(
+                statistics=pb.LabelStatistics(
+                    label=label,
+                    site_index=index,
+                    rows=len(block),
+                    mean=tensor(block.mean(0)),
+                    second_moments=tensor(block.var(0)),
+                )
             )
-            yield pb.FetchActivationsResponse(label_mean=mean)
 
 
 def round_robin() -> Callable[[int], int]:
@@ -152,7 +157,11 @@ class Model:
         for index, item in enumerate(request.items):
             prompt = tokenized(item.prompt)
             length, run = len(prompt.ids), list(prompt.ids)
-            chunks = [] if item.label else tracks(readouts, index, length, run)
+            chunks = (
+                []
+                if readouts[0].rows.HasField("statistics")
+                else tracks(readouts, index, length, run)
+            )
             opened = pb.ItemStarted(
                 item_index=index, prompt=prompt, positions=positions(readouts, length, run)
             )

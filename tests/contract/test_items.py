@@ -237,9 +237,8 @@ async def test_positions_of_an_item_stand_in_place_of_those_of_every_readout() -
         ([text("a"), {}], {}, "items[1].prompt", "item 1 has no prompt"),
         ([{}], EMPTY, "prompt", "no tokens"),
         ([text("a")] * 4, {}, "items", "at most 3"),
-        ([text("a", label="x"), text("b")], {}, "items[1].label", "label every item, or none"),
     ],
-    ids=["none", "no prompt", "one without", "an empty one for all", "too many", "half labelled"],
+    ids=["none", "no prompt", "one without", "an empty one for all", "too many"],
 )
 async def test_what_concerns_all_items_is_refused_for_all(
     listed: list[dict[str, Any]], changes: dict[str, Any], where: str, says: str
@@ -417,7 +416,7 @@ async def test_an_item_that_fails_keeps_nothing() -> None:
 
 
 async def test_items_that_fail_are_in_no_mean() -> None:
-    mean = {"rows": {"sites": [site(2)], "reduction": "REDUCTION_MEAN"}}
+    mean = {"rows": {"sites": [site(2)], "reduction": "REDUCTION_MEAN", "statistics": {}}}
     unused = intervention(site(1), positions={"token_ids": {"ids": [7]}}, zero={})
     request = items(
         text("a", label="x"),
@@ -430,8 +429,8 @@ async def test_items_that_fail_are_in_no_mean() -> None:
         alone = await collect(
             served.generation.FetchActivations(items(text("a", label="x"), readouts=[mean]))
         )
-    assert of_kind(events, "label_mean") == of_kind(alone, "label_mean")
-    assert [each.items for each in of_kind(events, "label_mean")] == [1]
+    assert of_kind(events, "statistics") == of_kind(alone, "statistics")
+    assert [each.rows for each in of_kind(events, "statistics")] == [1]
 
 
 async def kept_names(served: Any, request: Any, rpc: str = "FetchActivations") -> list[str]:

@@ -164,23 +164,22 @@ async def test_readouts_that_read_in_the_same_places_share_a_list(make: Any) -> 
     assert len(told.positions) == 2
 
 
-async def test_each_readout_of_rows_has_its_own_element_type_and_means() -> None:
-    mean = {"reduction": readout_pb2.REDUCTION_MEAN}
+async def test_each_readout_of_rows_has_its_own_means() -> None:
+    mean = {"reduction": readout_pb2.REDUCTION_MEAN, "statistics": {}}
     listed = [
         {"rows": {"sites": [site(0)], **mean}},
         {"predictions": {"top_k": 1}},
-        {"rows": {"sites": [site(1), site(2)], "element_type": "ELEMENT_TYPE_F16", **mean}},
+        {"rows": {"sites": [site(1), site(2)], **mean}},
     ]
     events = await run(fetch("ab", "abc", readouts=listed, labels=["x", "x"]), Watched())
-    means = {(each.readout_index, each.site_index): each for each in of_kind(events, "label_mean")}
+    means = {(each.readout_index, each.site_index): each for each in of_kind(events, "statistics")}
     assert sorted(means) == [(0, 0), (2, 0), (2, 1)]
     for (readout, index), each in means.items():
         where = listed[readout]["rows"]["sites"][index]
-        alone = {"sites": [where], **mean}
+        alone = {"sites": [where], "reduction": readout_pb2.REDUCTION_MEAN}
         rows = matrices(await run(fetch("ab", "abc", capture=alone), Watched()))
         expected = (rows[0, 0][1][0] + rows[1, 0][1][0]) / 2
-        np.testing.assert_allclose(decoded(each.mean), expected, rtol=2e-3, atol=1e-3)
-        assert each.mean.element_type == (2 if readout else 1)
+        np.testing.assert_allclose(decoded(each.mean), expected, rtol=1e-6, atol=1e-6)
     assert {chunk.readout_index for chunk in of_kind(events, "predictions")} == {1}
     assert not of_kind(events, "activations")
 

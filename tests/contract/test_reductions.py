@@ -1,12 +1,11 @@
-"""Reduction: one row a sequence, or with labels one mean row a label."""
+"""Reduction: one row a sequence."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 
-from actserve.v1 import readout_pb2, tensor_pb2
-from actserve_server.engine.fake import FakeEngine
+from actserve.v1 import readout_pb2
 from tests.contract.harness import (
     decoded,
     fetch,
@@ -91,57 +90,3 @@ async def test_rows_are_projected_before_they_are_reduced(reduction: int, formul
     order = np.argsort(-expected, kind="stable")[:2]
     assert list(chunk.indices) == order.tolist()
     np.testing.assert_allclose(decoded(chunk.rows), [expected[order]], rtol=1e-5, atol=1e-5)
-
-
-TEXTS = ("good one", "bad", "good two!", "so bad", "fine")
-LABELS = ["pos", "neg", "pos", "neg", "other"]
-
-
-async def test_labels_give_the_mean_of_the_reduced_rows_of_their_prompts() -> None:
-    capture = {"sites": [site(1), site(2)], "reduction": MEAN}
-    reduced = matrices(await run(fetch(*TEXTS, capture=capture)))
-    events = await run(fetch(*TEXTS, capture=capture, labels=LABELS))
-    names = kinds(events)
-    assert "activations" not in names
-    assert names[-7:] == [*["label_mean"] * 6, "finished"]
-    means = of_kind(events, "label_mean")
-    assert [(mean.label, mean.site_index, mean.items) for mean in means] == [
-        ("neg", 0, 2),
-        ("neg", 1, 2),
-        ("other", 0, 1),
-        ("other", 1, 1),
-        ("pos", 0, 2),
-        ("pos", 1, 2),
-    ]
-    for mean in means:
-        own = [
-            reduced[index, mean.site_index][1][0]
-            for index, label in enumerate(LABELS)
-            if label == mean.label
-        ]
-        assert list(mean.mean.shape) == [16]
-        np.testing.assert_allclose(decoded(mean.mean), np.mean(own, axis=0), rtol=1e-6, atol=1e-6)
-    assert events[-1].finished.usage.activation_bytes == 6 * 16 * 4
-
-
-async def test_labels_work_on_projected_rows_in_the_element_type_asked_for() -> None:
-    capture = {
-        "sites": [site()],
-        "projection": {"directions": inline(D)},
-        "reduction": LAST,
-        "element_type": tensor_pb2.ELEMENT_TYPE_F16,
-    }
-    reduced = matrices(await run(fetch(*TEXTS, capture=capture)))
-    events = await run(fetch(*TEXTS, capture=capture, labels=["a"] * 5))
-    (mean,) = of_kind(events, "label_mean")
-    assert mean.mean.element_type == tensor_pb2.ELEMENT_TYPE_F16
-    expected = np.mean([rows for _, rows in reduced.values()], axis=0)[0]
-    np.testing.assert_allclose(decoded(mean.mean), expected, rtol=2e-3, atol=2e-3)
-
-
-async def test_prompts_of_labels_still_open_and_close_and_report() -> None:
-    capture = {"sites": [site()], "reduction": MEAN}
-    fake = FakeEngine()
-    events = await run(fetch("a", "b", capture=capture, labels=["x", "x"]), fake)
-    names = kinds(events)
-    assert names.count("item_started") == names.count("item_finished") == 2

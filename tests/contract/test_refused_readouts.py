@@ -29,18 +29,6 @@ def projected(
     )
 
 
-def labelled(
-    case: str, labels: list[str], spec: dict[str, Any], reason: str, field: str, *says: str
-) -> Case:
-    return Case(
-        name=f"labels {case}",
-        request=fetch("a", "b", labels=labels, capture=spec),
-        reason=reason,
-        field=field,
-        says=says,
-    )
-
-
 CASES = [
     # Which, and how many
     Case(
@@ -187,41 +175,6 @@ CASES = [
         for seconds in (0, -1, 100_000)
     ),
     # Labels
-    labelled(
-        "empty",
-        ["a", ""],
-        {"sites": [site()], "reduction": MEAN},
-        "FIELD_REQUIRED",
-        "items[1].label",
-    ),
-    labelled(
-        "without a reduction",
-        ["a", "b"],
-        {"sites": [site()]},
-        "FIELD_REQUIRED",
-        "readouts[0].rows.reduction",
-        "labels",
-    ),
-    labelled(
-        "without sites",
-        ["a", "b"],
-        {"predictions": PREDICTIONS},
-        "FIELD_REQUIRED",
-        "readouts",
-        "labels",
-    ),
-    labelled(
-        "of rows of which only some is sent",
-        ["a", "b"],
-        {
-            "sites": [site()],
-            "reduction": MEAN,
-            "projection": {"directions": inline(D), "send_top": 2},
-        },
-        "FIELD_INVALID",
-        "readouts[0].rows.projection.send_top",
-        "labels",
-    ),
 ]
 
 

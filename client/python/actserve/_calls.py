@@ -136,14 +136,14 @@ class MeansCall:
                 check_served(closed)
                 reports(closed.interventions, len(self.request.interventions))
                 self._done.add(closed.item_index)
-            case "label_mean":
-                self._add(response.label_mean)
+            case "statistics":
+                self._add(response.statistics)
             case "finished":
                 self._finished = True
             case _:  # An event of a newer server; the contract says to skip it.
                 pass
 
-    def _add(self, sent: pb.LabelMean) -> None:
+    def _add(self, sent: pb.LabelStatistics) -> None:
         sites, label = self._sites, sent.label
         means = self._means.get(label)
         if (
@@ -158,9 +158,9 @@ class MeansCall:
             )
         mean = decode(sent.mean)
         width = self._widths[sent.site_index] if self._widths else 0
-        if mean.shape != (width,) or sent.items != self._prompts[label]:
+        if mean.shape != (width,) or sent.rows != self._prompts[label]:
             raise BadResponse(
-                f"the server sent the mean of {sent.items} prompts of {label!r} in shape "
+                f"the server sent the mean of {sent.rows} prompts of {label!r} in shape "
                 f"{list(mean.shape)}, not that of {self._prompts[label]} in shape [{width}]"
             )
         means[sites[sent.site_index]] = mean

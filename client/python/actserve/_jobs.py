@@ -153,6 +153,7 @@ class Jobs:
                 items=[pb.FetchItem(prompt=prompt, label=label) for prompt, label in labelled]
             )
             request.MergeFrom(common)
+            request.readouts[0].rows.statistics.SetInParent()
             return MeansCall(request, read)
 
         parts = [

@@ -7,6 +7,7 @@ readouts need of one site is captured once.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import Positions, Selection, Spans
@@ -14,6 +15,14 @@ from actserve_server.domain.runs import Capture, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.readouts.projection import Projection
 from actserve_server.readouts.reductions import Reduction
+
+
+class SecondMoments(Enum):
+    """Of rows about their mean."""
+
+    DIAGONAL = auto()
+    FULL = auto()
+
 
 _WEIGHT_BYTES = 4
 _KEY_BYTES = 4
@@ -30,6 +39,8 @@ class RowReadout:
     """How many of the largest elements of a projected row to give; at most as many as directions,
     and all if None."""
     reduction: Reduction | None = None
+    statistics: SecondMoments | None = None
+    """What to tell of the rows in place of them, beside counts and means; None for the rows."""
 
     @property
     def computed(self) -> bool:

@@ -1,11 +1,10 @@
-"""Many rows to one, as they come: over the positions of a sequence, and over sequences by label.
+"""Many rows of a sequence to one, as they come.
 
 A reducer keeps its running state alone, so a long sequence costs no more memory than a short one.
 The rows of a sequence come in blocks in ascending order of position; where the blocks are cut
 changes no bit of the result.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -91,36 +90,3 @@ _REDUCERS: dict[Reduction, type[Reducer]] = {
     Reduction.MEAN: Mean,
     Reduction.MAX: Max,
 }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LabelMean:
-    """The mean over the sequences of a label; `mean` is float32 [width]."""
-
-    label: str
-    count: int
-    """Sequences."""
-    mean: np.ndarray
-
-
-class LabelMeans:
-    """The mean row of every label, each sequence one vote, summed in float64.
-
-    Differences of such means are the usual steering vectors and probes. Sequences may come in any
-    order.
-    """
-
-    def __init__(self) -> None:
-        self._means: dict[str, Mean] = {}
-
-    def add(self, label: str, row: np.ndarray) -> None:
-        """Takes the reduced row of one sequence, float32 [width]."""
-        self._means.setdefault(label, Mean()).add(row[np.newaxis])
-
-    def result(self) -> tuple[LabelMean, ...]:
-        """Every label that came, sorted."""
-        return tuple(
-            LabelMean(label, mean.count, row)
-            for label, mean in sorted(self._means.items())
-            if (row := mean.result()) is not None
-        )

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from actserve.v1 import explanation_service_pb2, tensor_pb2
+from actserve.v1 import explanation_service_pb2, generation_service_pb2, tensor_pb2
 from actserve.v1 import readout_pb2 as pb
 from actserve_server.domain.tensors import ElementType, convert
 from actserve_server.readouts.results import ReadAttention, ReadPredictions, ReadRows
+from actserve_server.readouts.statistics import Moments
 from actserve_server.rpc.tensors import WIRE_ELEMENT_TYPES
 
 MAX_MESSAGE_BYTES = 1 << 20
@@ -16,6 +17,7 @@ MAX_MESSAGE_BYTES = 1 << 20
 
 _FRAMING_BYTES = 256
 """At most what tags, lengths, indices and the shapes take beside rows."""
+_LABEL_BYTES = 256
 _ID_BYTES = 5
 """At most what a position, an index or a token id takes, as a varint."""
 _KEY_BYTES = 10
@@ -39,6 +41,25 @@ def activations(
             rows=tensor(convert(read.bits[rows], read.element_type, target), target),
             indices=None if read.indices is None else read.indices[rows].ravel().tolist(),
         )
+
+
+def statistics(moments: Moments) -> Iterator[generation_service_pb2.LabelStatistics]:
+    """What is known of some rows: a covariance matrix some rows at a time."""
+    mean, second = moments.mean.astype(np.float32), moments.second.astype(np.float32)
+    first = generation_service_pb2.LabelStatistics(
+        rows=moments.count, mean=tensor(mean, ElementType.F32)
+    )
+    if second.ndim == 1:
+        first.second_moments.CopyFrom(tensor(second, ElementType.F32))
+        yield first
+        return
+    for number, rows in enumerate(
+        _cut([mean.nbytes] * len(second), beside=mean.nbytes + _LABEL_BYTES)
+    ):
+        message = first if number == 0 else generation_service_pb2.LabelStatistics(rows=first.rows)
+        message.first_row = rows.start
+        message.second_moments.CopyFrom(tensor(second[rows], ElementType.F32))
+        yield message
 
 
 def predictions(
@@ -103,9 +124,10 @@ def tensor(bits: np.ndarray, element_type: ElementType = ElementType.F32) -> ten
     )
 
 
-def _cut(row_bytes: Sequence[int]) -> Iterator[slice]:
-    """The rows in order, as many at a time as fit into a message, and at least one."""
-    room = MAX_MESSAGE_BYTES - _FRAMING_BYTES
+def _cut(row_bytes: Sequence[int], beside: int = 0) -> Iterator[slice]:
+    """The rows in order, as many at a time as fit into a message with so many bytes beside them,
+    and at least one."""
+    room = MAX_MESSAGE_BYTES - _FRAMING_BYTES - beside
     start, size = 0, 0
     for row, taken in enumerate(row_bytes):
         if size + taken > room and row > start:

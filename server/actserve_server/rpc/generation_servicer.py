@@ -18,11 +18,12 @@ from actserve_server.domain.runs import Finished, Run, Tokens
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import Plan
+from actserve_server.readouts.statistics import Memory
 from actserve_server.rpc import interventions, models, prompts, readouts, reports
 from actserve_server.rpc.calls import current_call
 from actserve_server.rpc.endings import ending, usage
 from actserve_server.rpc.interventions import InterventionRequest
-from actserve_server.rpc.items import Items, check_items, check_labels
+from actserve_server.rpc.items import Items, check_items, label_count
 from actserve_server.rpc.positions import Place
 from actserve_server.rpc.readouts import Readouts
 from actserve_server.rpc.request_ids import request_digest
@@ -30,12 +31,16 @@ from actserve_server.rpc.results import Results
 from actserve_server.rpc.sampling import sampling
 from actserve_server.rpc.served_nlas import Nlas
 
+STATISTICS_BYTES = 1 << 30
+"""What the statistics of all calls take at most."""
+
 
 class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     def __init__(self, engine: AdmittedEngine, store: KeptStore, autoencoders: Nlas) -> None:
         self._engine = engine
         self._store = store
         self._autoencoders = autoencoders
+        self._statistics = Memory(STATISTICS_BYTES)
 
     async def FetchActivations(  # noqa: N802
         self, request: pb.FetchActivationsRequest, context: grpc.aio.ServicerContext
@@ -47,7 +52,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         if any(item.interventions for item in request.items):
             _require_changes()
         wanted = await self._readouts(request.readouts)
-        check_labels(request, wanted)
+        statistics_bytes = wanted.check_statistics(label_count(request), info)
         edits = await self._interventions(request.interventions)
         digest = await request_digest(request, ("request_id",))
         items = Items(
@@ -56,15 +61,16 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         await items.check()
         admitted = self._engine.enter(call.principal.tenant)
 
-        yield pb.FetchActivationsResponse(
-            started=pb.FetchStarted(call_id=call.id, readouts=wanted.started(info))
-        )
-        parts = [partial(items.serve, index, admitted) for index in range(len(request.items))]
-        async with aclosing(admitted.merge(parts)) as events:
-            async for _, event in events:
-                yield event
-        for mean in items.results.label_means():
-            yield pb.FetchActivationsResponse(label_mean=mean)
+        with self._statistics.held(statistics_bytes):
+            yield pb.FetchActivationsResponse(
+                started=pb.FetchStarted(call_id=call.id, readouts=wanted.started(info))
+            )
+            parts = [partial(items.serve, index, admitted) for index in range(len(request.items))]
+            async with aclosing(admitted.merge(parts)) as events:
+                async for _, event in events:
+                    yield event
+            for each in items.results.statistics():
+                yield pb.FetchActivationsResponse(statistics=each)
         yield pb.FetchActivationsResponse(finished=pb.FetchFinished(usage=usage(call)))
 
     async def Generate(  # noqa: N802
@@ -72,6 +78,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         call, info = current_call(), self._engine.info
         models.check_model(request.model, info, ("model",))
+        _check_no_statistics(request.readouts)
         wanted = await self._readouts(request.readouts)
         edits = await self._interventions(request.interventions)
         prompt = await prompts.tokenize_to_run(self._engine, request.prompt, ("prompt",))
@@ -119,7 +126,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                                     sample_index=index,
                                     positions=_read(plan, event),
                                     interventions=reports.to_wire(edits, event.interventions),
-                                    kept=results.close(index),
+                                    kept=await results.close(index),
                                     **ending(event),
                                 )
                             )
@@ -155,6 +162,16 @@ def _check_any(wire: Sequence[readout_pb2.Readout]) -> None:
             "the request has no readouts, so nothing would be read; send one",
             field=("readouts",),
         )
+
+
+def _check_no_statistics(wire: Sequence[readout_pb2.Readout]) -> None:
+    for index, each in enumerate(wire):
+        if each.rows.HasField("statistics"):
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                "statistics are of the items of FetchActivations; leave them unset to generate",
+                field=("readouts", index, "rows", "statistics"),
+            )
 
 
 def _read(plan: Plan, event: Finished) -> list[readout_pb2.ReadoutPositions]:

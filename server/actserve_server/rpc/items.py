@@ -18,6 +18,7 @@ from actserve_server.domain.runs import Finished, Rows, Run, RunEvent
 from actserve_server.engine.admission import AdmittedCall, AdmittedEngine
 from actserve_server.readouts.kept import RESOURCE_TYPE, KeptStore
 from actserve_server.readouts.plan import KeepReadout, Plan
+from actserve_server.readouts.statistics import RowLabels
 from actserve_server.rpc import (
     errors,
     interventions,
@@ -35,7 +36,9 @@ from actserve_server.rpc.results import Results
 from actserve_server.rpc.served_nlas import Nlas
 
 MAX_KEY_BYTES = 256
-"""Of an item's key, in UTF-8. It is told again in two events."""
+"""Of an item's key or a label, in UTF-8. They are told again."""
+MAX_POSITION_LABELS = 64
+"""Of one item."""
 
 OF_THE_CALL = frozenset(
     {
@@ -58,6 +61,7 @@ class Item:
     plan: Plan
     edits: tuple[InterventionRequest, ...]
     """Those of the call, then its own."""
+    labels: RowLabels
     run: Run
 
 
@@ -121,7 +125,7 @@ class Items:
         closed = pb.ItemFinished(item_index=index, key=wire.key)
         try:
             item = self._prepared.pop(index, None) or await self._prepare(index)
-            kept = self.results.open(index, item.plan, wire.label)
+            kept = self.results.open(index, item.plan, item.labels)
             self._call.prompt_tokens += len(item.run.token_ids)
             # In line before it is announced, so that items run together however they are read.
             async with admitted.started(item.run) as events:
@@ -167,7 +171,7 @@ class Items:
                 if isinstance(event, Finished):
                     reports.count(item.edits)
                     closed.interventions.extend(reports.to_wire(item.edits, event.interventions))
-        closed.kept.extend(self.results.close(index))
+        closed.kept.extend(await self.results.close(index))
         for each in closed.kept:
             self._names[index, each.readout_index] = each.name
 
@@ -194,7 +198,37 @@ class Items:
         )
         with place.named():
             self._engine.check(run, index)
-        return Item(prompt=prompt, plan=plan, edits=edits, run=run)
+        return Item(
+            prompt=prompt, plan=plan, edits=edits, labels=self._labels(wire, place, at), run=run
+        )
+
+    def _labels(self, wire: pb.FetchItem, place: Place, at: FieldPath) -> RowLabels:
+        _check_label(wire.label, (*at, "label"))
+        count = len(wire.position_labels)
+        if count > MAX_POSITION_LABELS:
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                f"the item has {count} position_labels, but may have at most {MAX_POSITION_LABELS}",
+                field=(*at, "position_labels"),
+                metadata={"position_labels": count, "limit": MAX_POSITION_LABELS},
+            )
+        if count and self._wanted.counts_reduced:
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                "a row that stands for all positions has no label of some of them; leave "
+                "position_labels empty, or the reduction unset",
+                field=(*at, "position_labels"),
+            )
+        parts = []
+        for index, each in enumerate(wire.position_labels):
+            field = (*at, "position_labels", index)
+            _check_label(each.label, (*field, "label"), required=True)
+            where = (*field, "positions")
+            selector = positions.selector(each, self._engine.info, where)
+            found = positions.selection(selector, place, where, may_be_empty=True)
+            parts.append((each.label, found.among(place.prompt.ids)))
+        whole = wire.label or (None if count else "")
+        return RowLabels(whole, tuple(parts))
 
     async def _own_edits(
         self, index: int, wire: pb.FetchItem, at: FieldPath
@@ -273,20 +307,6 @@ def check_items(wire: pb.FetchActivationsRequest, limit: int) -> None:
         )
 
 
-def check_labels(wire: pb.FetchActivationsRequest, wanted: Readouts) -> None:
-    """Raises unless every item has a label or none has, and with labels what is averaged can be."""
-    without = [index for index, item in enumerate(wire.items) if not item.label]
-    if len(without) == len(wire.items):
-        return
-    if without:
-        raise ActserveError(
-            Reason.FIELD_REQUIRED,
-            f"item {without[0]} has no label, and others have one; label every item, or none",
-            field=("items", without[0], "label"),
-        )
-    wanted.check_averaged()
-
-
 def _needs(request: pb.FetchActivationsRequest) -> Mapping[int, frozenset[int]]:
     """Which other items an item needs, of those that need any. Raises FEATURE_NOT_SERVED."""
     needs: dict[int, frozenset[int]] = {}
@@ -301,6 +321,25 @@ def _needs(request: pb.FetchActivationsRequest) -> Mapping[int, frozenset[int]]:
         if others:
             needs[index] = frozenset(others)
     return needs
+
+
+def label_count(request: pb.FetchActivationsRequest) -> int:
+    """How many labels the items of a call have."""
+    labels = {item.label for item in request.items}
+    return len(labels.union(each.label for item in request.items for each in item.position_labels))
+
+
+def _check_label(label: str, field: FieldPath, *, required: bool = False) -> None:
+    size = len(label.encode())
+    if required and not size:
+        raise ActserveError(Reason.FIELD_REQUIRED, "the label is not set; name it", field=field)
+    if size > MAX_KEY_BYTES:
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"the label has {size} bytes; use at most {MAX_KEY_BYTES}",
+            field=field,
+            metadata={"bytes": size, "limit": MAX_KEY_BYTES},
+        )
 
 
 def _check_key(key: str, field: FieldPath) -> None:

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from actserve.v1 import explanation_service_pb2, intervention_pb2, positions_pb2, readout_pb2
+from actserve.v1 import (
+    explanation_service_pb2,
+    generation_service_pb2,
+    intervention_pb2,
+    positions_pb2,
+    readout_pb2,
+)
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import (
@@ -59,6 +65,7 @@ def selector(
     | readout_pb2.KeepReadout
     | readout_pb2.PredictionReadout
     | intervention_pb2.Intervention
+    | generation_service_pb2.PositionLabel
     | explanation_service_pb2.ExplainTextRequest,
     info: ModelInfo,
     field: FieldPath,

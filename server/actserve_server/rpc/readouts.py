@@ -10,6 +10,7 @@ from actserve.v1 import readout_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import Positions, Selection
+from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import (
@@ -19,9 +20,11 @@ from actserve_server.readouts.plan import (
     Plan,
     Readout,
     RowReadout,
+    SecondMoments,
     plan,
 )
 from actserve_server.readouts.reductions import Reduction
+from actserve_server.readouts.statistics import held_bytes
 from actserve_server.rpc import positions, sources, tensors
 from actserve_server.rpc.attention import attention
 from actserve_server.rpc.positions import Place
@@ -41,6 +44,18 @@ _REDUCTIONS = {
     pb.REDUCTION_MEAN: Reduction.MEAN,
     pb.REDUCTION_MAX: Reduction.MAX,
 }
+
+
+_SECOND_MOMENTS = {
+    pb.SECOND_MOMENTS_UNSPECIFIED: SecondMoments.DIAGONAL,
+    pb.SECOND_MOMENTS_DIAGONAL: SecondMoments.DIAGONAL,
+    pb.SECOND_MOMENTS_FULL: SecondMoments.FULL,
+}
+
+MAX_FULL_WIDTH = 2048
+"""Of rows whose covariance matrix is told."""
+MAX_STATISTICS_BYTES = 64 << 20
+"""Of one call."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -95,32 +110,33 @@ class Readouts:
     def started(self, info: ModelInfo) -> list[pb.ReadoutStarted]:
         return [each.started(info) for each in self.requests]
 
-    def check_averaged(self) -> None:
-        """Raises unless each sequence gives one whole row a site, which labels need."""
-        rows = [each for each in self.requests if isinstance(each.readout, RowReadout)]
-        if not rows:
-            raise ActserveError(
-                Reason.FIELD_REQUIRED,
-                "labels ask for means of the reduced rows of prompts, and no readout reads rows; "
-                "add one, or send no labels",
-                field=("readouts",),
-            )
-        for each in rows:
-            assert isinstance(each.readout, RowReadout)
-            if each.readout.reduction is None:
-                raise ActserveError(
-                    Reason.FIELD_REQUIRED,
-                    "labels ask for means of the reduced rows of prompts, and the reduction is not "
-                    "set; set it, or send no labels",
-                    field=(*each.field, "reduction"),
-                )
-            if each.readout.send_top is not None:
-                raise ActserveError(
-                    Reason.FIELD_INVALID,
-                    "the mean over the prompts of a label has no few largest elements in common "
-                    "with them; leave send_top unset, or send no labels",
-                    field=(*each.field, "projection", "send_top"),
-                )
+    def check_statistics(self, labels: int, info: ModelInfo) -> int:
+        """The bytes that the statistics of so many labels take. Raises CAPTURE_TOO_LARGE."""
+        wanted = 0
+        for each in self.requests:
+            readout = each.readout
+            if isinstance(readout, RowReadout) and readout.statistics is not None:
+                full = readout.statistics is SecondMoments.FULL
+                wanted += held_bytes(readout.widths(info), labels, full=full)
+                if wanted > MAX_STATISTICS_BYTES:
+                    raise ActserveError(
+                        Reason.CAPTURE_TOO_LARGE,
+                        f"statistics of {labels} labels would take {wanted} bytes up to here, but "
+                        f"those of a call may take at most {MAX_STATISTICS_BYTES}; ask for fewer "
+                        "sites or labels, or for the diagonal of second moments",
+                        field=(*each.field, "statistics"),
+                        metadata={"bytes": wanted, "limit": MAX_STATISTICS_BYTES},
+                    )
+        return wanted
+
+    @property
+    def counts_reduced(self) -> FieldPath | None:
+        """The field of a readout that has both a reduction and statistics."""
+        for each in self.requests:
+            readout = each.readout
+            if isinstance(readout, RowReadout) and readout.statistics and readout.reduction:
+                return each.field
+        return None
 
     def _check_attention(self, placed: Sequence[Placed], place: Place) -> None:
         wanted = 0
@@ -243,7 +259,44 @@ def _rows(wire: pb.RowReadout, found: Found, field: FieldPath) -> RowReadout:
         projection=projected,
         send_top=top,
         reduction=_reduction(wire.reduction, (*field, "reduction")),
+        statistics=_statistics(wire, where, info, field),
     )
+
+
+def _statistics(
+    wire: pb.RowReadout, where: Sequence[Site], info: ModelInfo, field: FieldPath
+) -> SecondMoments | None:
+    if not wire.HasField("statistics"):
+        return None
+    field = (*field, "statistics")
+    if wire.projection.HasField("send_top"):
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            "rows of which only the largest elements are told have no statistics; leave "
+            "projection.send_top unset, or statistics",
+            field=field,
+        )
+    kind = wire.statistics.second_moments
+    field = (*field, "second_moments")
+    if kind not in _SECOND_MOMENTS:
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"second_moments {kind} is unknown; use DIAGONAL or FULL",
+            field=field,
+            metadata={"second_moments": kind},
+        )
+    if _SECOND_MOMENTS[kind] is SecondMoments.FULL:
+        width = max(info.at(site).width for site in where)
+        if wire.HasField("projection") or width > MAX_FULL_WIDTH:
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                f"a covariance matrix is of rows as they are, at most {MAX_FULL_WIDTH} wide, and "
+                f"these are {'projected' if wire.HasField('projection') else f'{width} wide'}; ask "
+                "for the diagonal",
+                field=field,
+                metadata={"width": width, "limit": MAX_FULL_WIDTH},
+            )
+    return _SECOND_MOMENTS[kind]
 
 
 def _keep(wire: pb.KeepReadout, store: KeptStore, info: ModelInfo, field: FieldPath) -> KeepReadout:

@@ -13,13 +13,13 @@ from actserve.v1 import readout_pb2
 from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.prompts import TokenPrompt
 from actserve_server.domain.runs import Finished, Rows, RunEvent, Tokens
-from actserve_server.domain.tensors import ElementType, convert
+from actserve_server.domain.tensors import ElementType, to_float32
 from actserve_server.engine.api import Engine
 from actserve_server.readouts.kept import KeptStore
-from actserve_server.readouts.plan import KeepReadout, Plan
-from actserve_server.readouts.readers import Reading
-from actserve_server.readouts.reductions import LabelMeans
+from actserve_server.readouts.plan import KeepReadout, Plan, RowReadout, SecondMoments
+from actserve_server.readouts.readers import QUICK_OPERATIONS, Reading
 from actserve_server.readouts.results import ReadAttention, ReadPredictions, ReadRows, RowsToKeep
+from actserve_server.readouts.statistics import Key, RowLabels, Statistics
 from actserve_server.rpc import chunks, metrics
 from actserve_server.rpc.calls import Call
 from actserve_server.rpc.readouts import Readouts
@@ -33,13 +33,15 @@ class _Sequence:
     """One sequence while it is read."""
 
     reading: Reading
-    label: str
+    labels: RowLabels
     names: dict[int, str]
     """Of what is to be kept, by readout."""
     kept: dict[int, str] = field(default_factory=dict)
     """Those of what was kept so far."""
-    labelled: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
-    """Readout, site index and reduced row: to be counted once the sequence is complete."""
+    statistics: Statistics = field(default_factory=Statistics)
+    """To be counted once the sequence is complete."""
+    rows: list[tuple[Key, np.ndarray, ElementType]] = field(default_factory=list)
+    """Rows that go into covariance matrices then: less than a matrix for every sequence."""
 
 
 class Results:
@@ -60,21 +62,24 @@ class Results:
         self._call = call
         self._request = request
         self._open: dict[int, _Sequence] = {}
-        self._means: dict[tuple[int, int], LabelMeans] = {}
-        """By readout and site index."""
+        self._statistics = Statistics()
         self._texts: dict[int, str] = {}
         # One sequence at a time: what is computed from rows is large, and waits for the reader.
         self._turn = asyncio.Lock()
 
-    def open(self, index: int, plan: Plan, label: str = "") -> list[readout_pb2.KeptReadout]:
-        """Begins to read sequence `index`. With a label its reduced rows are counted to that and
-        not sent. Returns the names that what is kept of it will have."""
+    def open(
+        self, index: int, plan: Plan, labels: RowLabels | None = None
+    ) -> list[readout_pb2.KeptReadout]:
+        """Begins to read sequence `index`, whose rows have these labels where they are counted.
+        Returns the names that what is kept of it will have."""
         names = {
             readout: self._name(index, readout)
             for readout, each in enumerate(plan.placed)
             if isinstance(each.readout, KeepReadout)
         }
-        self._open[index] = _Sequence(Reading(plan, self._engine.info), label, names)
+        self._open[index] = _Sequence(
+            Reading(plan, self._engine.info), labels or RowLabels(), names
+        )
         return _told(index, names)
 
     def _name(self, index: int, readout: int) -> str:
@@ -101,6 +106,8 @@ class Results:
         async with self._turn, aclosing(self._open[index].reading.read(event)) as results:
             async for readout, result in results:
                 match result:
+                    case ReadRows() if kind := self._counts(readout):
+                        await self._add(self._open[index], readout, result, kind)
                     case ReadRows():
                         for chunk in self._rows(index, readout, result):
                             yield {"activations": chunk}
@@ -114,12 +121,14 @@ class Results:
                     case RowsToKeep():
                         self._keep(index, readout, result)
 
-    def close(self, index: int) -> list[readout_pb2.KeptReadout]:
+    async def close(self, index: int) -> list[readout_pb2.KeptReadout]:
         """Ends sequence `index`, which is complete. Returns what was kept of it."""
-        sequence = self._open.pop(index)
-        for readout, site_index, row in sequence.labelled:
-            means = self._means.setdefault((readout, site_index), LabelMeans())
-            means.add(sequence.label, row)
+        async with self._turn:
+            sequence = self._open.pop(index)
+            self._statistics.merge(sequence.statistics)
+            for key, bits, element_type in sequence.rows:
+                # In a thread: a matrix product.
+                await asyncio.to_thread(self._add_full, key, bits, element_type)
         return _told(index, sequence.kept)
 
     def drop(self, index: int) -> None:
@@ -128,31 +137,47 @@ class Results:
         for name in sequence.kept.values() if sequence else ():
             self._store.discard(name)
 
-    def label_means(self) -> Iterator[pb.LabelMean]:
-        """The means of all that was read, sorted by label."""
-        means = [
-            (mean, readout, site_index)
-            for (readout, site_index), of_site in self._means.items()
-            for mean in of_site.result()
-        ]
-        for mean, readout, site_index in sorted(means, key=lambda m: (m[0].label, *m[1:])):
-            target = self._wanted[readout].element_type
-            message = chunks.tensor(convert(mean.mean, ElementType.F32, target), target)
-            self._count(1, len(message.data))
-            yield pb.LabelMean(
-                label=mean.label,
-                readout_index=readout,
-                site_index=site_index,
-                items=mean.count,
-                mean=message,
-            )
+    def statistics(self) -> Iterator[pb.LabelStatistics]:
+        """Of all that was counted, by label, readout and site."""
+        every = self._statistics.moments.items()
+        for (readout, site_index, label), moments in sorted(
+            every, key=lambda item: (item[0][2], *item[0])
+        ):
+            for message in chunks.statistics(moments):
+                message.label, message.readout_index, message.site_index = (
+                    label,
+                    readout,
+                    site_index,
+                )
+                self._count(
+                    message.HasField("mean"),
+                    len(message.mean.data) + len(message.second_moments.data),
+                )
+                yield message
+
+    def _counts(self, readout: int) -> SecondMoments | None:
+        """What is told of the rows of a readout in place of them."""
+        wanted = self._wanted[readout].readout
+        return wanted.statistics if isinstance(wanted, RowReadout) else None
+
+    async def _add(
+        self, sequence: _Sequence, readout: int, read: ReadRows, kind: SecondMoments
+    ) -> None:
+        for label, mask in sequence.labels.of(read.positions):
+            key, bits = (readout, read.site_index, label), read.bits[mask]
+            if kind is SecondMoments.FULL:
+                sequence.rows.append((key, bits, read.element_type))
+            elif bits.size < QUICK_OPERATIONS:
+                _add_diagonal(sequence.statistics, key, bits, read.element_type)
+            else:
+                await asyncio.to_thread(
+                    _add_diagonal, sequence.statistics, key, bits, read.element_type
+                )
+
+    def _add_full(self, key: Key, bits: np.ndarray, element_type: ElementType) -> None:
+        self._statistics.add(key, to_float32(bits, element_type), full=True)
 
     def _rows(self, index: int, readout: int, read: ReadRows) -> Iterator[Any]:
-        sequence = self._open[index]
-        if sequence.label:
-            (row,) = read.bits
-            sequence.labelled.append((readout, read.site_index, row))
-            return
         target = self._wanted[readout].element_type
         for chunk in chunks.activations(read, index, readout, target):
             yield chunk
@@ -182,6 +207,12 @@ class Results:
         if missing := tuple(set(ids).difference(self._texts)):
             decoded = await self._engine.tokenize(TokenPrompt(missing))
             self._texts.update(zip(missing, decoded.texts, strict=True))
+
+
+def _add_diagonal(
+    statistics: Statistics, key: Key, bits: np.ndarray, element_type: ElementType
+) -> None:
+    statistics.add(key, to_float32(bits, element_type), full=False)
 
 
 def _told(index: int, names: dict[int, str]) -> list[readout_pb2.KeptReadout]:

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from actserve_server.readouts.reductions import LabelMeans, Reduction
+from actserve_server.readouts.reductions import Reduction
 
 ROWS = np.array([[1, -5, 2], [4, -7, 2], [1, 0, -1]], np.float32)
 
@@ -102,20 +102,3 @@ def test_a_result_is_not_changed_by_what_comes_after(reduction: Reduction) -> No
     block[:] = 100
     reducer.add(ROWS + 10)
     np.testing.assert_array_equal(row, before)
-
-
-def test_each_label_has_the_mean_and_the_count_of_its_sequences() -> None:
-    means = LabelMeans()
-    for label, row in [("b", ROWS[0]), ("a", ROWS[1]), ("b", ROWS[2]), ("", ROWS[2])]:
-        means.add(label, row)
-    got = [(group.label, group.count, group.mean.tolist()) for group in means.result()]
-    assert got == [
-        ("", 1, [1, 0, -1]),
-        ("a", 1, [4, -7, 2]),
-        ("b", 2, [1, -2.5, 0.5]),
-    ]
-    assert all(group.mean.dtype == np.float32 for group in means.result())
-
-
-def test_no_sequence_makes_no_label() -> None:
-    assert LabelMeans().result() == ()

@@ -46,21 +46,31 @@ class FetchActivationsRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[FetchItem, _Mapping]]] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., fail_fast: _Optional[bool] = ..., ids_only: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class FetchItem(_message.Message):
-    __slots__ = ("key", "prompt", "interventions", "positions", "label")
+    __slots__ = ("key", "prompt", "interventions", "positions", "label", "position_labels")
     KEY_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
+    POSITION_LABELS_FIELD_NUMBER: _ClassVar[int]
     key: str
     prompt: _prompt_pb2.Prompt
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
     positions: _positions_pb2.PositionSelector
     label: str
-    def __init__(self, key: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., label: _Optional[str] = ...) -> None: ...
+    position_labels: _containers.RepeatedCompositeFieldContainer[PositionLabel]
+    def __init__(self, key: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., label: _Optional[str] = ..., position_labels: _Optional[_Iterable[_Union[PositionLabel, _Mapping]]] = ...) -> None: ...
+
+class PositionLabel(_message.Message):
+    __slots__ = ("label", "positions")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    positions: _positions_pb2.PositionSelector
+    def __init__(self, label: _Optional[str] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ...) -> None: ...
 
 class FetchActivationsResponse(_message.Message):
-    __slots__ = ("started", "item_started", "activations", "item_finished", "finished", "predictions", "attention", "label_mean")
+    __slots__ = ("started", "item_started", "activations", "item_finished", "finished", "predictions", "attention", "statistics")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     ITEM_STARTED_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -68,7 +78,7 @@ class FetchActivationsResponse(_message.Message):
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
-    LABEL_MEAN_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
     started: FetchStarted
     item_started: ItemStarted
     activations: _readout_pb2.ActivationChunk
@@ -76,8 +86,8 @@ class FetchActivationsResponse(_message.Message):
     finished: FetchFinished
     predictions: _readout_pb2.PredictionChunk
     attention: _readout_pb2.AttentionChunk
-    label_mean: LabelMean
-    def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., item_started: _Optional[_Union[ItemStarted, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., item_finished: _Optional[_Union[ItemFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., label_mean: _Optional[_Union[LabelMean, _Mapping]] = ...) -> None: ...
+    statistics: LabelStatistics
+    def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., item_started: _Optional[_Union[ItemStarted, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., item_finished: _Optional[_Union[ItemFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., statistics: _Optional[_Union[LabelStatistics, _Mapping]] = ...) -> None: ...
 
 class FetchStarted(_message.Message):
     __slots__ = ("call_id", "readouts")
@@ -115,19 +125,23 @@ class ItemFinished(_message.Message):
     kept: _containers.RepeatedCompositeFieldContainer[_readout_pb2.KeptReadout]
     def __init__(self, item_index: _Optional[int] = ..., key: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ...) -> None: ...
 
-class LabelMean(_message.Message):
-    __slots__ = ("label", "readout_index", "site_index", "items", "mean")
+class LabelStatistics(_message.Message):
+    __slots__ = ("label", "readout_index", "site_index", "rows", "mean", "second_moments", "first_row")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     READOUT_INDEX_FIELD_NUMBER: _ClassVar[int]
     SITE_INDEX_FIELD_NUMBER: _ClassVar[int]
-    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
+    SECOND_MOMENTS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ROW_FIELD_NUMBER: _ClassVar[int]
     label: str
     readout_index: int
     site_index: int
-    items: int
+    rows: int
     mean: _tensor_pb2.Tensor
-    def __init__(self, label: _Optional[str] = ..., readout_index: _Optional[int] = ..., site_index: _Optional[int] = ..., items: _Optional[int] = ..., mean: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    second_moments: _tensor_pb2.Tensor
+    first_row: int
+    def __init__(self, label: _Optional[str] = ..., readout_index: _Optional[int] = ..., site_index: _Optional[int] = ..., rows: _Optional[int] = ..., mean: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., second_moments: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., first_row: _Optional[int] = ...) -> None: ...
 
 class FetchFinished(_message.Message):
     __slots__ = ("usage",)

@@ -15,12 +15,21 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class SecondMoments(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SECOND_MOMENTS_UNSPECIFIED: _ClassVar[SecondMoments]
+    SECOND_MOMENTS_DIAGONAL: _ClassVar[SecondMoments]
+    SECOND_MOMENTS_FULL: _ClassVar[SecondMoments]
+
 class Reduction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     REDUCTION_UNSPECIFIED: _ClassVar[Reduction]
     REDUCTION_LAST: _ClassVar[Reduction]
     REDUCTION_MEAN: _ClassVar[Reduction]
     REDUCTION_MAX: _ClassVar[Reduction]
+SECOND_MOMENTS_UNSPECIFIED: SecondMoments
+SECOND_MOMENTS_DIAGONAL: SecondMoments
+SECOND_MOMENTS_FULL: SecondMoments
 REDUCTION_UNSPECIFIED: Reduction
 REDUCTION_LAST: Reduction
 REDUCTION_MEAN: Reduction
@@ -41,18 +50,26 @@ class Readout(_message.Message):
     def __init__(self, name: _Optional[str] = ..., rows: _Optional[_Union[RowReadout, _Mapping]] = ..., predictions: _Optional[_Union[PredictionReadout, _Mapping]] = ..., attention: _Optional[_Union[AttentionReadout, _Mapping]] = ..., keep: _Optional[_Union[KeepReadout, _Mapping]] = ...) -> None: ...
 
 class RowReadout(_message.Message):
-    __slots__ = ("sites", "positions", "element_type", "projection", "reduction")
+    __slots__ = ("sites", "positions", "element_type", "projection", "reduction", "statistics")
     SITES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     PROJECTION_FIELD_NUMBER: _ClassVar[int]
     REDUCTION_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
     sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
     positions: _positions_pb2.PositionSelector
     element_type: _tensor_pb2.ElementType
     projection: Projection
     reduction: Reduction
-    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., reduction: _Optional[_Union[Reduction, str]] = ...) -> None: ...
+    statistics: RowStatistics
+    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., projection: _Optional[_Union[Projection, _Mapping]] = ..., reduction: _Optional[_Union[Reduction, str]] = ..., statistics: _Optional[_Union[RowStatistics, _Mapping]] = ...) -> None: ...
+
+class RowStatistics(_message.Message):
+    __slots__ = ("second_moments",)
+    SECOND_MOMENTS_FIELD_NUMBER: _ClassVar[int]
+    second_moments: SecondMoments
+    def __init__(self, second_moments: _Optional[_Union[SecondMoments, str]] = ...) -> None: ...
 
 class Projection(_message.Message):
     __slots__ = ("directions", "bias", "relu", "jump_relu", "top_k", "send_top")
