@@ -33,9 +33,11 @@ from actserve_server.domain.prompts import (
     TokenizedPrompt,
     TokenPrompt,
     TokenSource,
+    ToolCall,
     Turn,
 )
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
+from tests.unit.vllm.templates import LLAMA3, QWEN3
 
 SMOLLM2 = "smollm2-135m"
 GEMMA3 = "gemma3-270m"
@@ -281,7 +283,7 @@ def chatml(turns: tuple[Turn, ...]) -> Iterator[Part]:
         yield "trained by Hugging Face<|im_end|>\n", None, 0
     for index, turn in enumerate(turns):
         yield f"<|im_start|>{turn.role}\n", None, 0
-        yield turn.content, index, 0
+        yield turn.text, index, 0
         yield "<|im_end|>\n", None, 0
     yield "<|im_start|>assistant\n", None, 0
 
@@ -292,9 +294,9 @@ def stripped(turns: tuple[Turn, ...]) -> Iterator[Part]:
     for index, turn in enumerate(turns[system:], system):
         yield f"<start_of_turn>{'model' if turn.role == 'assistant' else 'user'}\n", None, 0
         if index == system == 1:
-            yield turns[0].content, 0, 0
+            yield turns[0].text, 0, 0
             yield "\n\n", None, 0
-        yield turn.content.strip(), index, len(turn.content) - len(turn.content.lstrip())
+        yield turn.text.strip(), index, len(turn.text) - len(turn.text.lstrip())
         yield "<end_of_turn>\n", None, 0
     yield "<start_of_turn>model\n", None, 0
 
@@ -411,6 +413,37 @@ def test_a_template_that_decides_by_what_is_said_is_followed_and_not_guessed_at(
     assert set(prompt.sources) == {TokenSource()}
     with pytest.raises(ActserveError, match="the chat template does not render"):
         selected(prompt, TurnPositions((0,)))
+
+
+TOOL = {"type": "function", "function": {"name": "find", "parameters": {"b": 1, "a": 1.0}}}
+CALL = {"type": "function", "function": {"name": "find", "arguments": {"z": "é", "a": 2}}}
+MESSAGES = [
+    {"role": "user", "content": " Find it.\n"},
+    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "tool", "content": "found"},
+    {"role": "assistant", "content": "It is "},
+]
+
+
+@pytest.mark.parametrize("model", [SMOLLM2, GEMMA3])
+@pytest.mark.parametrize("template", [QWEN3, LLAMA3], ids=["qwen3", "llama3"])
+def test_tools_and_an_open_turn_have_the_ids_that_transformers_makes_of_them(
+    load: Callable[..., Any], model: str, template: str
+) -> None:
+    tokenizer = load(model, template)
+    call = ToolCall("find", {"z": "é", "a": 2})
+    turns = (
+        Turn("user", " Find it.\n"),
+        Turn("assistant", None, (call,)),
+        Turn("tool", "found"),
+        Turn("assistant", "It is "),
+    )
+    prompt = tokenize_with(tokenizer)(Conversation(turns, False, True, (TOOL,)))
+    assert list(prompt.ids) == tokenizer.apply_chat_template(
+        MESSAGES, tools=[TOOL], continue_final_message=True, return_dict=False
+    )
+    assert "found" in selected(prompt, TextPositions("found"))
+    assert selected(prompt, TurnPositions((-1,))).replace("|", "").strip() == "It is"
 
 
 # --- tokenizers that do not tell ----------------------------------------------

@@ -28,6 +28,11 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
         },
         6,
     ),
+    "template arguments": (
+        {"prompt": {"conversation": {"template_arguments": {"a": True, "b": [1]}}}},
+        # Each name is an entry of a key and a value, and the list has one more value.
+        3 + (3 + 1) + (3 + 1 + 2),
+    ),
     "sampling": ({"sampling": {"temperature": 0.5, "seed": 1 << 60, "stop": ["a", "b"]}}, 5),
 }
 
@@ -52,6 +57,9 @@ def objects(message: Any) -> int:
     """What parsing made of a message, without the message itself; a list of numbers is one."""
     made = 0
     for field, value in message.ListFields():
+        if field.message_type and field.message_type.GetOptions().map_entry:
+            made += sum(3 + objects(item) for item in value.values())
+            continue
         items = value if field.is_repeated else [value]
         if field.is_repeated and field.type not in (field.TYPE_MESSAGE, field.TYPE_STRING):
             items = [0]
@@ -62,7 +70,8 @@ def objects(message: Any) -> int:
 def test_nothing_parses_into_more_than_was_counted() -> None:
     rng = random.Random(3)
     whole = pb.GenerateRequest(
-        prompt={"conversation": {"turns": TURNS}}, sampling={"temperature": 0.5, "stop": ["ab"]}
+        prompt={"conversation": {"turns": TURNS, "template_arguments": {"a": ["b", {"c": 1}]}}},
+        sampling={"temperature": 0.5, "stop": ["ab"]},
     ).SerializeToString()
     parsed = 0
     for _ in range(20_000):

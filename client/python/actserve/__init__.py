@@ -8,6 +8,7 @@ acts["resid_post.15"]  # numpy float32 [tokens, width]
 from actserve.aio import AsyncClient
 from actserve.attention import Attention, AttentionPattern
 from actserve.client import Client
+from actserve.conversations import Conversation
 from actserve.edits import ExplanationEdit
 from actserve.errors import (
     ActserveError,
@@ -48,7 +49,7 @@ from actserve.nlas import Baseline, Nla
 from actserve.positions import ByCharacters, ByText, ByTokenId, ByTurn, Positions
 from actserve.predictions import Predict, SitePredictions
 from actserve.projections import JumpReLU, Projection, SparseRows, TopK
-from actserve.prompts import Conversation, Prompt
+from actserve.prompts import Prompt
 from actserve.readouts import Read, Readout
 from actserve.results import (
     Activations,

@@ -9,31 +9,16 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actserve.conversations import Conversation, Turn
 from actserve.errors import InvalidRequest
 from actserve.v1 import prompt_pb2
 
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Turns, oldest first, rendered by the model's own chat template.
-
-    Each turn is a mapping of `role` ("system", "user", "assistant") and `content`. With
-    `add_generation_prompt`, the header of an assistant turn is appended, so that the model answers.
-    """
-
-    turns: Sequence[Mapping[str, str]]
-    add_generation_prompt: bool = True
-
-
-Prompt: TypeAlias = (
-    str | Sequence[int] | NDArray[np.integer] | Sequence[Mapping[str, str]] | Conversation
-)
+Prompt: TypeAlias = str | Sequence[int] | NDArray[np.integer] | Sequence[Turn] | Conversation
 """One prompt."""
 
 P = TypeVar("P", bound=Prompt)
@@ -55,14 +40,14 @@ def prompt_to_proto(prompt: Any) -> prompt_pb2.Prompt:
     if isinstance(prompt, str):
         return prompt_pb2.Prompt(text=prompt)
     if isinstance(prompt, Conversation):
-        return prompt_pb2.Prompt(conversation=_conversation(prompt))
+        return prompt_pb2.Prompt(conversation=prompt.to_proto())
     if hasattr(prompt, "__array__"):
         prompt = np.asarray(prompt)
         if prompt.ndim == 1 and prompt.dtype.kind in "iu":
             return _token_ids(prompt.tolist())
     elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
         if _all_turns(prompt):
-            return prompt_pb2.Prompt(conversation=_conversation(Conversation(prompt)))
+            return prompt_pb2.Prompt(conversation=Conversation(prompt).to_proto())
         if _all_ints(prompt):
             return _token_ids([int(token) for token in prompt])
     raise InvalidRequest(
@@ -88,24 +73,6 @@ def _token_ids(ids: list[int]) -> prompt_pb2.Prompt:
             reason="TOKEN_OUT_OF_RANGE",
         )
     return prompt_pb2.Prompt(token_ids=prompt_pb2.TokenIds(ids=ids))
-
-
-def _conversation(conversation: Conversation) -> prompt_pb2.Conversation:
-    turns: list[prompt_pb2.Turn] = []
-    for turn in conversation.turns:
-        if turn.keys() != {"role", "content"} or not all(
-            isinstance(value, str) for value in turn.values()
-        ):
-            # Dropping a key (a name, a tool call) would run another prompt than the one given.
-            raise InvalidRequest(
-                f"a turn has the keys 'role' and 'content', both strings, but this one has "
-                f"{ {key: type(value).__name__ for key, value in turn.items()} }",
-                reason="FIELD_INVALID",
-            )
-        turns.append(prompt_pb2.Turn(role=turn["role"], content=turn["content"]))
-    return prompt_pb2.Conversation(
-        turns=turns, add_generation_prompt=conversation.add_generation_prompt
-    )
 
 
 def _describe(prompt: Any) -> str:

@@ -102,18 +102,18 @@ def of_characters(
 def of_turns(
     prompt: TokenizedPrompt, turns: tuple[int, ...], roles: tuple[str, ...], field: FieldPath
 ) -> tuple[np.ndarray, bool]:
-    """The tokens of what some turns say, as ascending positions, int64, and whether the generated
-    turn, one past the last and of role "assistant", is among them."""
+    """The tokens of what some turns say, as ascending positions, int64, and whether the turn that
+    generated tokens belong to, of role "assistant", is among them."""
     if not isinstance(prompt.origin, Conversation):
         _refuse(
             Reason.FIELD_INVALID,
             f"turns are selected, but the prompt is no conversation; send one, or {INSTEAD}",
             field,
         )
-    count = len(prompt.origin.turns)
+    count, answer = len(prompt.origin.turns), prompt.origin.answer_turn
     for turn in turns:
-        if not -count <= turn <= count:
-            _refuse_turn(turn, count, f", and {count} for generated tokens", field)
+        if not -count <= turn < count and turn != answer:
+            _refuse_turn(turn, count, f", and {answer} for generated tokens", field)
     wanted = {turn + count if turn < 0 else turn for turn in turns}
 
     def matches(turn: int, role: str) -> bool:
@@ -122,7 +122,7 @@ def of_turns(
     indices = [i for i, turn in enumerate(prompt.origin.turns) if matches(i, turn.role)]
     _check_located(prompt, indices, field)
     index, start, end = prompt.extents.T
-    return np.flatnonzero(np.isin(index, indices) & (start < end)), matches(count, "assistant")
+    return np.flatnonzero(np.isin(index, indices) & (start < end)), matches(answer, "assistant")
 
 
 def _searched(prompt: TokenizedPrompt, turn: int | None, field: FieldPath) -> range:

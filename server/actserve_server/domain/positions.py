@@ -130,7 +130,7 @@ class CharacterPositions:
 @dataclass(frozen=True, slots=True)
 class TurnPositions:
     """What turns of a conversation say, by turn (negative: from the last of the prompt) and role;
-    empty means any. Generated tokens are turn `len(turns)`, role "assistant"."""
+    empty means any. Generated tokens are of the conversation's `answer_turn`, role "assistant"."""
 
     turns: tuple[int, ...] = ()
     roles: tuple[str, ...] = ()

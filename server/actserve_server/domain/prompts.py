@@ -1,7 +1,9 @@
 """Prompts: text, token ids or a conversation, and what they become."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -21,19 +23,58 @@ class TokenPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class TextPart:
+    """Text, as a part of what a turn says."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool; `arguments` is a JSON object."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation."""
+    """One turn of a conversation. Its content is a text, parts, or nothing, as of a turn that only
+    calls tools. `tool_call_id` and `name` are left out where they are empty."""
 
     role: str
-    content: str
+    content: str | tuple[TextPart, ...] | None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+    @property
+    def text(self) -> str:
+        """What the turn says, in which its characters are counted."""
+        if isinstance(self.content, tuple):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns, oldest first, rendered by the model's own chat template."""
+    """Turns, oldest first, rendered by the model's own chat template.
+
+    `tools` are JSON objects, and `template_arguments` JSON values by name; nobody changes either.
+    With `continue_final_turn` the last turn is left open for the model to go on with.
+    """
 
     turns: tuple[Turn, ...]
     add_generation_prompt: bool = True
+    continue_final_turn: bool = False
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def answer_turn(self) -> int:
+        """The turn that generated tokens belong to: the last, if it is left open, or one more."""
+        return len(self.turns) - self.continue_final_turn
 
 
 Prompt = TextPrompt | TokenPrompt | Conversation
@@ -77,7 +118,7 @@ class TokenizedPrompt:
             case TextPrompt(text):
                 return (text,)
             case Conversation(turns):
-                return tuple(turn.content for turn in turns)
+                return tuple(turn.text for turn in turns)
             case _:
                 return ()
 

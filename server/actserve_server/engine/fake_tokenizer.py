@@ -1,7 +1,9 @@
 """The tokenizer of the fake engine: a token is a byte, so a character may be split over several, as
 with real tokenizers."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.prompts import (
@@ -18,14 +20,16 @@ BYTES = 256
 BOS, EOS, ROLE, END_OF_TURN = range(BYTES, BYTES + 4)
 SPECIAL_TEXTS = {BOS: "<bos>", EOS: "<eos>", ROLE: "<|role|>", END_OF_TURN: "<|end|>"}
 VOCABULARY_SIZE = BYTES + len(SPECIAL_TEXTS)
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+THINKING = "enable_thinking"
+"""The one argument of the fake chat template: whether the answer begins with a thought."""
 
 _NOWHERE = TokenSource()
 
 
 def tokenize(prompt: Prompt) -> TokenizedPrompt:
     """Text follows BOS. The turns of a conversation are rendered as ROLE, the role and a newline,
-    what is said, END_OF_TURN."""
+    what is said and the calls of tools, END_OF_TURN; tools as a turn of their own, before."""
     if isinstance(prompt, TokenPrompt):
         for token in prompt.ids:
             if token >= VOCABULARY_SIZE:
@@ -56,6 +60,11 @@ def _tokens(prompt: TextPrompt | Conversation) -> Iterator[tuple[int, TokenSourc
     if isinstance(prompt, TextPrompt):
         yield from _said(prompt.text)
         return
+    _check_arguments(prompt.template_arguments)
+    if prompt.tools:
+        yield from _header("tools")
+        yield from _written(list(prompt.tools))
+        yield END_OF_TURN, _NOWHERE
     for index, turn in enumerate(prompt.turns):
         if turn.role not in ROLES:
             raise ActserveError(
@@ -63,14 +72,38 @@ def _tokens(prompt: TextPrompt | Conversation) -> Iterator[tuple[int, TokenSourc
                 f"the chat template knows no role of that name; use one of {ROLES}",
             )
         yield from _header(turn.role)
-        yield from _said(turn.content, index, turn.role)
-        yield END_OF_TURN, _NOWHERE
+        yield from _said(turn.text, index, turn.role)
+        for call in turn.tool_calls:
+            yield from _written({"name": call.name, "arguments": call.arguments})
+        if not (prompt.continue_final_turn and index == len(prompt.turns) - 1):
+            yield END_OF_TURN, _NOWHERE
     if prompt.add_generation_prompt:
         yield from _header("assistant")
+        if prompt.template_arguments.get(THINKING, False):
+            yield from _template("<think>")
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    for name in arguments:
+        if name != THINKING:
+            raise ActserveError(
+                Reason.PROMPT_NOT_RENDERABLE,
+                f"the chat template does not name {name}; it names {THINKING}",
+                field=("conversation", "template_arguments", name),
+            )
 
 
 def _header(role: str) -> Iterator[tuple[int, TokenSource]]:
-    for token in (ROLE, *role.encode(), *b"\n"):
+    yield ROLE, _NOWHERE
+    yield from _template(f"{role}\n")
+
+
+def _written(value: Any) -> Iterator[tuple[int, TokenSource]]:
+    return _template(json.dumps(value))
+
+
+def _template(text: str) -> Iterator[tuple[int, TokenSource]]:
+    for token in text.encode():
         yield token, _NOWHERE
 
 

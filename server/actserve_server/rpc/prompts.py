@@ -5,15 +5,9 @@ from collections.abc import Sequence
 from actserve.v1 import prompt_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
-from actserve_server.domain.prompts import (
-    Conversation,
-    Prompt,
-    TextPrompt,
-    TokenizedPrompt,
-    TokenPrompt,
-    Turn,
-)
+from actserve_server.domain.prompts import Prompt, TextPrompt, TokenizedPrompt, TokenPrompt
 from actserve_server.engine.api import Engine
+from actserve_server.rpc.conversations import conversation
 
 
 def prompt(wire: prompt_pb2.Prompt, info: ModelInfo, field: FieldPath) -> Prompt:
@@ -24,7 +18,7 @@ def prompt(wire: prompt_pb2.Prompt, info: ModelInfo, field: FieldPath) -> Prompt
         case "token_ids":
             return TokenPrompt(token_ids(wire.token_ids.ids, info, (*field, "token_ids", "ids")))
         case "conversation":
-            return _conversation(wire.conversation, (*field, "conversation"))
+            return conversation(wire.conversation, (*field, "conversation"))
         case _:
             raise ActserveError(
                 Reason.FIELD_REQUIRED,
@@ -45,26 +39,6 @@ def token_ids(wire: Sequence[int], info: ModelInfo, field: FieldPath) -> tuple[i
             metadata={"token_id": ids[index], "vocabulary_size": size},
         )
     return ids
-
-
-def _conversation(wire: prompt_pb2.Conversation, field: FieldPath) -> Conversation:
-    if not wire.turns:
-        raise ActserveError(
-            Reason.FIELD_REQUIRED,
-            "the conversation has no turns; send one",
-            field=(*field, "turns"),
-        )
-    for index, turn in enumerate(wire.turns):
-        if not turn.role:
-            raise ActserveError(
-                Reason.FIELD_REQUIRED,
-                f"turn {index} has no role; use system, user or assistant",
-                field=(*field, "turns", index, "role"),
-            )
-    return Conversation(
-        tuple(Turn(turn.role, turn.content) for turn in wire.turns),
-        wire.add_generation_prompt if wire.HasField("add_generation_prompt") else True,
-    )
 
 
 async def tokenize(engine: Engine, wire: prompt_pb2.Prompt, field: FieldPath) -> TokenizedPrompt:

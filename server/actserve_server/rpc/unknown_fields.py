@@ -4,6 +4,8 @@ Protocol Buffers would drop them silently. Here that could mean an intervention,
 that a newer client asked for and that nobody applied.
 """
 
+from collections.abc import Mapping
+
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -26,6 +28,11 @@ def refuse_unknown_fields(message: Message, path: FieldPath = ()) -> None:
             continue
         if isinstance(value, Message):
             refuse_unknown_fields(value, (*path, descriptor.name))
+        elif isinstance(value, Mapping):
+            # Without the key, which is the caller's and no name of the contract.
+            for item in value.values():
+                if isinstance(item, Message):
+                    refuse_unknown_fields(item, (*path, descriptor.name))
         else:
             for index, item in enumerate(value):
                 refuse_unknown_fields(item, (*path, descriptor.name, index))

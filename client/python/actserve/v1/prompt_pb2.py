@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61\x63tserve/v1/prompt.proto\x12\x0b\x61\x63tserve.v1\x1a\x1fgoogle/api/field_behavior.proto\"\x81\x01\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x15.actserve.v1.TokenIdsH\x00\x12\x31\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\x19.actserve.v1.ConversationH\x00\x42\x08\n\x06source\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"z\n\x0c\x43onversation\x12&\n\x05turns\x18\x01 \x03(\x0b\x32\x11.actserve.v1.TurnB\x04\xe2\x41\x01\x02\x12(\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x18\n\x16_add_generation_prompt\"1\n\x04Turn\x12\x12\n\x04role\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07\x63ontent\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"X\n\x0fTokenizedPrompt\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\r\n\x05texts\x18\x02 \x03(\t\x12)\n\x07sources\x18\x03 \x03(\x0b\x32\x18.actserve.v1.TokenSource\"o\n\x0bTokenSource\x12\x11\n\x04turn\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\x05start\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x03\x65nd\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x07\n\x05_turnB\x08\n\x06_startB\x06\n\x04_endBR\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61\x63tserve/v1/prompt.proto\x12\x0b\x61\x63tserve.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x81\x01\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x15.actserve.v1.TokenIdsH\x00\x12\x31\n\x0c\x63onversation\x18\x03 \x01(\x0b\x32\x19.actserve.v1.ConversationH\x00\x42\x08\n\x06source\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x8a\x02\n\x0c\x43onversation\x12&\n\x05turns\x18\x01 \x03(\x0b\x32\x11.actserve.v1.TurnB\x04\xe2\x41\x01\x02\x12(\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12!\n\x13\x63ontinue_final_turn\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x30\n\x05tools\x18\x04 \x03(\x0b\x32\x1b.actserve.v1.ToolDefinitionB\x04\xe2\x41\x01\x01\x12\x39\n\x12template_arguments\x18\x05 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\x42\x18\n\x16_add_generation_prompt\"\xd2\x01\n\x04Turn\x12\x12\n\x04role\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x07\x63ontent\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12-\n\x05parts\x18\x03 \x03(\x0b\x32\x18.actserve.v1.ContentPartB\x04\xe2\x41\x01\x01\x12/\n\ntool_calls\x18\x04 \x03(\x0b\x32\x15.actserve.v1.ToolCallB\x04\xe2\x41\x01\x01\x12\x1a\n\x0ctool_call_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04name\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x42\n\n\x08_content\"%\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x42\x06\n\x04kind\"$\n\x0eToolDefinition\x12\x12\n\x04json\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"N\n\x08ToolCall\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0e\x61rguments_json\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"X\n\x0fTokenizedPrompt\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\r\n\x05texts\x18\x02 \x03(\t\x12)\n\x07sources\x18\x03 \x03(\x0b\x32\x18.actserve.v1.TokenSource\"o\n\x0bTokenSource\x12\x11\n\x04turn\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\x05start\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x03\x65nd\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x07\n\x05_turnB\x08\n\x06_startB\x06\n\x04_endBR\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,20 +38,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONVERSATION'].fields_by_name['turns']._serialized_options = b'\342A\001\002'
   _globals['_CONVERSATION'].fields_by_name['add_generation_prompt']._loaded_options = None
   _globals['_CONVERSATION'].fields_by_name['add_generation_prompt']._serialized_options = b'\342A\001\001'
+  _globals['_CONVERSATION'].fields_by_name['continue_final_turn']._loaded_options = None
+  _globals['_CONVERSATION'].fields_by_name['continue_final_turn']._serialized_options = b'\342A\001\001'
+  _globals['_CONVERSATION'].fields_by_name['tools']._loaded_options = None
+  _globals['_CONVERSATION'].fields_by_name['tools']._serialized_options = b'\342A\001\001'
+  _globals['_CONVERSATION'].fields_by_name['template_arguments']._loaded_options = None
+  _globals['_CONVERSATION'].fields_by_name['template_arguments']._serialized_options = b'\342A\001\001'
   _globals['_TURN'].fields_by_name['role']._loaded_options = None
   _globals['_TURN'].fields_by_name['role']._serialized_options = b'\342A\001\002'
   _globals['_TURN'].fields_by_name['content']._loaded_options = None
-  _globals['_TURN'].fields_by_name['content']._serialized_options = b'\342A\001\002'
-  _globals['_PROMPT']._serialized_start=75
-  _globals['_PROMPT']._serialized_end=204
-  _globals['_TOKENIDS']._serialized_start=206
-  _globals['_TOKENIDS']._serialized_end=229
-  _globals['_CONVERSATION']._serialized_start=231
-  _globals['_CONVERSATION']._serialized_end=353
-  _globals['_TURN']._serialized_start=355
-  _globals['_TURN']._serialized_end=404
-  _globals['_TOKENIZEDPROMPT']._serialized_start=406
-  _globals['_TOKENIZEDPROMPT']._serialized_end=494
-  _globals['_TOKENSOURCE']._serialized_start=496
-  _globals['_TOKENSOURCE']._serialized_end=607
+  _globals['_TURN'].fields_by_name['content']._serialized_options = b'\342A\001\001'
+  _globals['_TURN'].fields_by_name['parts']._loaded_options = None
+  _globals['_TURN'].fields_by_name['parts']._serialized_options = b'\342A\001\001'
+  _globals['_TURN'].fields_by_name['tool_calls']._loaded_options = None
+  _globals['_TURN'].fields_by_name['tool_calls']._serialized_options = b'\342A\001\001'
+  _globals['_TURN'].fields_by_name['tool_call_id']._loaded_options = None
+  _globals['_TURN'].fields_by_name['tool_call_id']._serialized_options = b'\342A\001\001'
+  _globals['_TURN'].fields_by_name['name']._loaded_options = None
+  _globals['_TURN'].fields_by_name['name']._serialized_options = b'\342A\001\001'
+  _globals['_TOOLDEFINITION'].fields_by_name['json']._loaded_options = None
+  _globals['_TOOLDEFINITION'].fields_by_name['json']._serialized_options = b'\342A\001\002'
+  _globals['_TOOLCALL'].fields_by_name['id']._loaded_options = None
+  _globals['_TOOLCALL'].fields_by_name['id']._serialized_options = b'\342A\001\001'
+  _globals['_TOOLCALL'].fields_by_name['name']._loaded_options = None
+  _globals['_TOOLCALL'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_TOOLCALL'].fields_by_name['arguments_json']._loaded_options = None
+  _globals['_TOOLCALL'].fields_by_name['arguments_json']._serialized_options = b'\342A\001\001'
+  _globals['_PROMPT']._serialized_start=105
+  _globals['_PROMPT']._serialized_end=234
+  _globals['_TOKENIDS']._serialized_start=236
+  _globals['_TOKENIDS']._serialized_end=259
+  _globals['_CONVERSATION']._serialized_start=262
+  _globals['_CONVERSATION']._serialized_end=528
+  _globals['_TURN']._serialized_start=531
+  _globals['_TURN']._serialized_end=741
+  _globals['_CONTENTPART']._serialized_start=743
+  _globals['_CONTENTPART']._serialized_end=780
+  _globals['_TOOLDEFINITION']._serialized_start=782
+  _globals['_TOOLDEFINITION']._serialized_end=818
+  _globals['_TOOLCALL']._serialized_start=820
+  _globals['_TOOLCALL']._serialized_end=898
+  _globals['_TOKENIZEDPROMPT']._serialized_start=900
+  _globals['_TOKENIZEDPROMPT']._serialized_end=988
+  _globals['_TOKENSOURCE']._serialized_start=990
+  _globals['_TOKENSOURCE']._serialized_end=1101
 # @@protoc_insertion_point(module_scope)

@@ -16,6 +16,7 @@ from actserve_server.domain.prompts import (
     TokenPrompt,
     TokenSource,
 )
+from actserve_server.engine.vllm.chat import Chat
 from actserve_server.engine.vllm.offsets import OffsetEncoder
 from actserve_server.engine.vllm.sources import conversation_sources, locate, text_sources
 
@@ -55,8 +56,9 @@ class PromptTokenizer:
             case TokenPrompt(ids):
                 sources = ()
             case Conversation():
-                ids = self._render(prompt)
-                sources = self._sources(prompt, ids) if self._encoder.has_offsets else ()
+                chat = Chat(self._tokenizer, prompt)
+                ids = chat.ids()
+                sources = self._sources(chat, ids) if self._encoder.has_offsets else ()
         # Of text too: a tokenizer may know tokens that the model has no embedding for, and
         # vLLM's worker would die of one.
         self._check(ids)
@@ -73,54 +75,19 @@ class PromptTokenizer:
 
         return tuple(spellings(word.lstrip()) for word in words)
 
-    def _render(self, conversation: Conversation) -> tuple[int, ...]:
-        if not self._tokenizer.chat_template:
-            raise ActserveError(
-                Reason.PROMPT_NOT_RENDERABLE,
-                "this model has no chat template; send text or token ids",
-                field=("conversation",),
-            )
-        try:
-            # One step, because rendering and then encoding would double the BOS.
-            ids = self._apply_template(conversation, _contents(conversation), return_dict=False)
-        except Exception as error:
-            # Templates are the checkpoint's own code and refuse in their own ways.
-            raise ActserveError(
-                Reason.PROMPT_NOT_RENDERABLE,
-                f"the model's chat template refuses this conversation: {error}",
-                field=("conversation",),
-            ) from error
-        return tuple(ids)
-
-    def _sources(self, conversation: Conversation, ids: tuple[int, ...]) -> tuple[TokenSource, ...]:
+    def _sources(self, chat: Chat, ids: tuple[int, ...]) -> tuple[TokenSource, ...]:
         """The sources of a rendered conversation's ids."""
-
-        def render(contents: Sequence[str]) -> str:
-            return self._apply_template(conversation, contents, tokenize=False)
-
-        contents = _contents(conversation)
-        rendered = render(contents)
+        rendered = chat.text([piece.text for piece in chat.pieces])
         # The BOS is in the rendered text where the template wants one.
         same_ids, spans = self._encoder.encode(rendered, add_special_tokens=False)
         if same_ids != ids:
             return ()
         try:
-            passages = locate(contents, rendered, render)
+            passages = locate(chat.pieces, rendered, chat.text)
         except Exception:
             # The template refuses a conversation with marks in it, and this one is not to blame.
             passages = []
-        return conversation_sources(spans, passages, conversation.turns)
-
-    def _apply_template(
-        self, conversation: Conversation, contents: Sequence[str], **options: Any
-    ) -> Any:
-        turns = [
-            {"role": turn.role, "content": content}
-            for turn, content in zip(conversation.turns, contents, strict=True)
-        ]
-        return self._tokenizer.apply_chat_template(
-            turns, add_generation_prompt=conversation.add_generation_prompt, **options
-        )
+        return conversation_sources(spans, passages, chat.conversation.turns)
 
     def _check(self, ids: Sequence[int]) -> None:
         for index, token in enumerate(ids):
@@ -134,7 +101,3 @@ class PromptTokenizer:
 
     def _decode_one(self, token: int) -> str:
         return self._tokenizer.decode([token])
-
-
-def _contents(conversation: Conversation) -> list[str]:
-    return [turn.content for turn in conversation.turns]
