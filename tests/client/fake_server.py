@@ -375,6 +375,8 @@ def described(name: str) -> model_service_pb2.Model:
             max_sequence_tokens=2048, max_items=64, max_kept_seconds=600
         ),
         attention_unserved_reason="its layers are not attention",
+        # The last one of a newer server.
+        features=["FEATURE_FETCH", "FEATURE_STEERING_VECTORS", 999],  # pyright: ignore[reportArgumentType]
     )
 
 

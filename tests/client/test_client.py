@@ -211,6 +211,10 @@ def test_a_model_says_which_sites_it_serves(client: Any) -> None:
     assert model.limits.max_sequence_tokens == 2048
 
 
+def test_a_model_says_which_features_it_serves(client: Any) -> None:
+    assert client.model("big").features == ("fetch", "steering_vectors")
+
+
 def test_tokenize_gives_ids_and_texts(client: Any) -> None:
     tokens = client.tokenize("one two")
     assert tokens.tokens == ("one", "two")

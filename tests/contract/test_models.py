@@ -127,6 +127,26 @@ async def test_a_model_tells_why_attention_patterns_are_not_served(
     assert model.attention_unserved_reason == reason
 
 
+@pytest.mark.parametrize(
+    ("fake", "nlas", "lacking"),
+    [
+        (FakeEngine(), [], {pb.FEATURE_EXPLAIN, pb.FEATURE_RECONSTRUCT}),
+        (FakeEngine(), [Tiny(av=None)], {pb.FEATURE_EXPLAIN}),
+        (FakeEngine(), [Tiny(ar=None)], {pb.FEATURE_RECONSTRUCT}),
+        (FakeEngine(), [Tiny(av=None), Tiny(id="other", ar=None)], set()),
+        (FakeEngine(attention_unserved="biased"), [Tiny()], {pb.FEATURE_ATTENTION}),
+    ],
+    ids=["no NLA", "no AV", "no AR", "an AR and another's AV", "no attention"],
+)
+async def test_a_feature_is_left_out_where_the_model_or_what_is_loaded_lacks_it(
+    fake: FakeEngine, nlas: list[Tiny], lacking: set[int]
+) -> None:
+    async with serving(fake, *(nla.loaded() for nla in nlas)) as served:
+        (model,) = (await served.models.ListModels(pb.ListModelsRequest())).models
+    able = {pb.FEATURE_ATTENTION, pb.FEATURE_EXPLAIN, pb.FEATURE_RECONSTRUCT}
+    assert able - set(model.features) == lacking
+
+
 async def test_tokenize_returns_the_prompt_as_the_model_sees_it() -> None:
     async with serving() as served:
         request = pb.TokenizeRequest(model="models/fake", prompt={"text": "hi"})

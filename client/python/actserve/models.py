@@ -74,6 +74,9 @@ class Model:
     limits: Limits
     nlas: tuple[Nla, ...]
     """The natural language autoencoders loaded for it."""
+    features: tuple[str, ...]
+    """What of the contract is served for it, such as "fetch", "attention" or "steering_vectors".
+    What is not in it is refused."""
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -102,7 +105,8 @@ class Model:
 
 
 def model_from_proto(model: pb.Model) -> Model:
-    """A model as the contract describes it. Hook points this client does not know are left out."""
+    """A model as the contract describes it. Hook points and features this client does not know are
+    left out."""
     known = {f"HOOK_POINT_{hook_point.name}": hook_point for hook_point in HookPoint}
     names = {number: name for name, number in site_pb2.HookPoint.items()}
     return Model(
@@ -123,6 +127,11 @@ def model_from_proto(model: pb.Model) -> Model:
         attention_unserved_reason=model.attention_unserved_reason,
         limits=Limits(**{f.name: getattr(model.limits, f.name) for f in fields(Limits)}),
         nlas=tuple(map(nla_from_proto, model.nlas)),
+        features=tuple(
+            pb.Feature.Name(feature).removeprefix("FEATURE_").lower()
+            for feature in model.features
+            if feature in pb.Feature.values()
+        ),
     )
 
 

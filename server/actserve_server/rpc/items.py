@@ -44,7 +44,6 @@ OF_THE_CALL = frozenset(
     {
         Reason.DRAINING,
         Reason.ENGINE_DEAD,
-        Reason.FEATURE_NOT_SERVED,
         Reason.INTERNAL,
         Reason.PERMISSION_DENIED,
         Reason.QUEUE_FULL,
@@ -308,14 +307,12 @@ def check_items(wire: pb.FetchActivationsRequest, limit: int) -> None:
 
 
 def _needs(request: pb.FetchActivationsRequest) -> Mapping[int, frozenset[int]]:
-    """Which other items an item needs, of those that need any. Raises FEATURE_NOT_SERVED."""
+    """Which other items an item needs, of those that need any."""
     needs: dict[int, frozenset[int]] = {}
     for index, item in enumerate(request.items):
-        named = dict(sources.named(item, ("items", index)))
-        sources.check_served(named)
         others = {
             each.kept.item.item_index
-            for each in named.values()
+            for _, each in sources.named(item, ())
             if each.WhichOneof("source") == "kept" and each.kept.HasField("item")
         }
         if others:

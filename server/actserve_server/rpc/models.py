@@ -5,6 +5,7 @@ from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import HookPointInfo, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.rpc import served_nlas
+from actserve_server.rpc.features import features
 from actserve_server.rpc.served_nlas import Nlas
 from actserve_server.rpc.sites import HOOK_POINTS
 from actserve_server.rpc.tensors import WIRE_ELEMENT_TYPES
@@ -30,6 +31,8 @@ def check_model(name: str, info: ModelInfo, field: FieldPath) -> None:
 async def to_wire(info: ModelInfo, autoencoders: Nlas, tenant: str) -> pb.Model:
     """The model, with what explains it, as a tenant sees them."""
     limits = info.limits
+    attention_unserved = _attention_unserved(info)
+    nlas = await served_nlas.to_wire(autoencoders, tenant)
     return pb.Model(
         name=name_of(info),
         path=info.path,
@@ -52,8 +55,9 @@ async def to_wire(info: ModelInfo, autoencoders: Nlas, tenant: str) -> pb.Model:
             max_kept_seconds=limits.max_kept_seconds,
             max_readouts=limits.max_readouts,
         ),
-        attention_unserved_reason=_attention_unserved(info),
-        nlas=await served_nlas.to_wire(autoencoders, tenant),
+        attention_unserved_reason=attention_unserved,
+        nlas=nlas,
+        features=features(nlas, attention=not attention_unserved),
     )
 
 

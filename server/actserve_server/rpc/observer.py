@@ -165,13 +165,15 @@ class _Observation:
         metrics.STARTED.labels(*self._labels).inc()
         return self
 
-    async def received(self, handler: Any, refusal: ActserveError | None) -> Message:
-        """The request. Raises the refusal, if there is one, or that there are too many calls,
-        before it is read."""
+    async def received(self, handler: Any, refusal: ActserveError | None) -> Message | None:
+        """The request; None for a handler that cannot parse it, and does not want it read. Raises
+        the refusal, if there is one, or that there are too many calls, before it is read."""
         if refusal is not None:
             raise refusal
         self._limit.enter(self._call.principal.tenant)
         self._counted = True
+        if handler.request_deserializer is None:
+            return None
         method = self._method[1:].replace("/", ".")
         kind = descriptor_pool.Default().FindMethodByName(method).input_type
         request = await receive(self._context, handler.request_deserializer, kind)

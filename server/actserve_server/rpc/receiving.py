@@ -9,6 +9,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.rpc import not_served
 from actserve_server.rpc.request_size import check_parts
 from actserve_server.rpc.unknown_fields import refuse_unknown_fields
 
@@ -26,7 +27,8 @@ async def receive(
     parse: Callable[[bytes], Message],
     kind: Descriptor,
 ) -> Message:
-    """The request of a call. Raises REQUEST_MALFORMED, TOO_MANY_PARTS or FIELD_UNKNOWN."""
+    """The request of a call. Raises REQUEST_MALFORMED, TOO_MANY_PARTS, FIELD_UNKNOWN or
+    FEATURE_NOT_SERVED."""
     data = await context.read()
     if data is grpc.aio.EOF:  # pyright: ignore[reportAttributeAccessIssue]
         raise ActserveError(Reason.REQUEST_MALFORMED, "the call carries no message; send one")
@@ -47,4 +49,5 @@ def _parsed(data: bytes, parse: Callable[[bytes], Message], kind: Descriptor) ->
             "method; use a client generated from the served contract",
         ) from None
     refuse_unknown_fields(request)
+    not_served.refuse_fields(request)
     return request

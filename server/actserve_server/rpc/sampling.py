@@ -43,7 +43,6 @@ async def sampling(
 ) -> SamplingRequest:
     """Checked sampling parameters for a prompt of this length."""
     info = engine.info
-    token_choice.refuse_forms(wire, field)
     min_p, penalty = given(wire, "min_p"), given(wire, "repetition_penalty")
     top_k, logprobs = given(wire, "top_k"), given(wire, "logprobs")
     if top_k is not None:

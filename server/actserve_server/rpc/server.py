@@ -18,7 +18,7 @@ from actserve.v1 import (
 )
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
-from actserve_server.rpc import metrics
+from actserve_server.rpc import metrics, not_served
 from actserve_server.rpc.auth import anybody, by_token
 from actserve_server.rpc.call_limit import CallLimit
 from actserve_server.rpc.explanation_servicer import ExplanationServicer
@@ -38,7 +38,9 @@ _DESCRIPTORS = (
     explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"],
 )
 SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
-"""Full names of the services that have a health of their own."""
+"""Full names of the services that are served, and have a health of their own."""
+DECLARED = tuple(descriptor.full_name for descriptor in not_served.SERVICES)
+"""Full names of those that are in the contract, and not served yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +104,11 @@ class RpcServer:
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(
             ExplanationServicer(engine, kept, autoencoders), self._server
         )
+        not_served.add_to(self._server)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (*SERVICES, *DECLARED, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         _prepare_metrics()
         self._listening = listening
@@ -168,7 +171,7 @@ def _options(listening: Listening) -> list[tuple[str, int]]:
 
 
 def _prepare_metrics() -> None:
-    for descriptor in _DESCRIPTORS:
+    for descriptor in (*_DESCRIPTORS, *not_served.SERVICES):
         for method in descriptor.methods:
             grpc_type = "server_stream" if method.server_streaming else "unary"
             metrics.prepare_method(grpc_type, descriptor.full_name, method.name)

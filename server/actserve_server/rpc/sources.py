@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from actserve.v1 import source_pb2 as pb
@@ -17,13 +16,11 @@ from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.readouts.kept import Kept, KeptStore
-from actserve_server.rpc import kept_rows, tensors
+from actserve_server.rpc import kept_rows, not_served, tensors
 from actserve_server.rpc.kept_rows import Earlier, KeptCache, KeptKey
+from actserve_server.rpc.messages import inside
 
 Source = pb.VectorSource | pb.MatrixSource
-
-_NOT_SERVED = ("steering_vector", "dictionary", "feature")
-"""Sources of the contract that this server cannot look up yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,37 +47,18 @@ class Found:
 
 def named(message: Message, field: FieldPath) -> Iterator[tuple[FieldPath, Source]]:
     """Every source in a message, with its field."""
-    for descriptor, value in message.ListFields():
-        if descriptor.type != FieldDescriptor.TYPE_MESSAGE:
-            continue
-        at = (*field, descriptor.name)
-        several = [(at, value)] if isinstance(value, Message) else _numbered(value, at)
-        for path, item in several:
-            if isinstance(item, pb.VectorSource | pb.MatrixSource):
-                yield path, item
-            else:
-                yield from named(item, path)
-
-
-def check_served(every: Mapping[FieldPath, Source]) -> None:
-    """Raises FEATURE_NOT_SERVED for a source that this server cannot look up yet."""
-    for at, source in every.items():
-        if (kind := source.WhichOneof("source")) in _NOT_SERVED:
-            raise ActserveError(
-                Reason.FEATURE_NOT_SERVED,
-                f"{kind} is part of the contract, but this server does not serve it yet; send a "
-                "tensor",
-                field=(*at, kind),
-            )
+    for at, item in inside(message, field):
+        if isinstance(item, pb.VectorSource | pb.MatrixSource):
+            yield at, item
+        else:
+            yield from named(item, at)
 
 
 def look_up(
     every: Mapping[FieldPath, Source], store: KeptStore, earlier: Earlier | None = None
 ) -> Mapping[KeptKey, Kept]:
-    """The kept activations that sources name, once all of them are known to be served. `earlier`
-    names what earlier items of the call have kept, if it has any. To be called on the event loop's
-    thread."""
-    check_served(every)
+    """The kept activations that sources name. `earlier` names what earlier items of the call have
+    kept, if it has any. To be called on the event loop's thread."""
     return {
         kept_rows.key(source.kept): kept_rows.look_up(source.kept, store, (*at, "kept"), earlier)
         for at, source in every.items()
@@ -164,8 +142,8 @@ def _kept(wire: pb.KeptRows, target: Target, found: Found, field: FieldPath) -> 
 
 
 def _no_source(wire: Source, shape: str, field: FieldPath) -> ActserveError:
-    known = [each.name for each in wire.DESCRIPTOR.oneofs_by_name["source"].fields]
-    names = ", ".join(name for name in known if name not in _NOT_SERVED)
+    known = wire.DESCRIPTOR.oneofs_by_name["source"].fields
+    names = ", ".join(each.name for each in known if each.full_name not in not_served.FIELDS)
     return ActserveError(
         Reason.FIELD_REQUIRED,
         f"the source is of no kind that this server knows; send a tensor of shape {shape}, or set "
@@ -183,7 +161,3 @@ def _check_edit_fits(vector: np.ndarray, target: Target, field: FieldPath) -> No
             field=field,
             metadata={"width": target.width},
         )
-
-
-def _numbered(items: Iterator[Message], field: FieldPath) -> list[tuple[FieldPath, Message]]:
-    return [((*field, index), item) for index, item in enumerate(items)]

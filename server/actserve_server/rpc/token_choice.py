@@ -110,20 +110,6 @@ def repetition_detection(wire: pb.SamplingParams, field: FieldPath) -> Repetitio
     )
 
 
-def refuse_forms(wire: pb.SamplingParams, field: FieldPath) -> None:
-    """Raises if the output is to have a form, to which no server holds it yet."""
-    if not wire.HasField("structured_output"):
-        return
-    field = (*field, "structured_output")
-    form = wire.structured_output.WhichOneof("form")
-    raise ActserveError(
-        Reason.FEATURE_NOT_SERVED,
-        "structured output is part of the contract, but this server does not serve it yet; ask for "
-        "the form in the prompt, or choose among texts with allowed_token_ids",
-        field=(*field, form) if form else field,
-    )
-
-
 def check_some_token_is_left(
     allowed: Sequence[int],
     bad: Iterable[tuple[int, ...]],

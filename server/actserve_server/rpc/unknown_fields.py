@@ -4,13 +4,11 @@ Protocol Buffers would drop them silently. Here that could mean an intervention,
 that a newer client asked for and that nobody applied.
 """
 
-from collections.abc import Mapping
-
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.rpc.messages import inside
 
 
 def refuse_unknown_fields(message: Message, path: FieldPath = ()) -> None:
@@ -23,16 +21,5 @@ def refuse_unknown_fields(message: Message, path: FieldPath = ()) -> None:
             field=path,
             metadata={"field_number": unknown.field_number},
         )
-    for descriptor, value in message.ListFields():
-        if descriptor.type != FieldDescriptor.TYPE_MESSAGE:
-            continue
-        if isinstance(value, Message):
-            refuse_unknown_fields(value, (*path, descriptor.name))
-        elif isinstance(value, Mapping):
-            # Without the key, which is the caller's and no name of the contract.
-            for item in value.values():
-                if isinstance(item, Message):
-                    refuse_unknown_fields(item, (*path, descriptor.name))
-        else:
-            for index, item in enumerate(value):
-                refuse_unknown_fields(item, (*path, descriptor.name, index))
+    for at, item in inside(message, path):
+        refuse_unknown_fields(item, at)

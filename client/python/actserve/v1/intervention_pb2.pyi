@@ -1,4 +1,5 @@
 from actserve.v1 import positions_pb2 as _positions_pb2
+from actserve.v1 import probe_pb2 as _probe_pb2
 from actserve.v1 import site_pb2 as _site_pb2
 from actserve.v1 import source_pb2 as _source_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
@@ -11,7 +12,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Intervention(_message.Message):
-    __slots__ = ("sites", "positions", "heads", "add", "ablate", "project", "clamp", "replace", "swap", "zero", "mean", "allow_unused")
+    __slots__ = ("sites", "positions", "heads", "add", "ablate", "project", "clamp", "replace", "swap", "zero", "mean", "allow_unused", "when")
     SITES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +25,7 @@ class Intervention(_message.Message):
     ZERO_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     ALLOW_UNUSED_FIELD_NUMBER: _ClassVar[int]
+    WHEN_FIELD_NUMBER: _ClassVar[int]
     sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
     positions: _positions_pb2.PositionSelector
     heads: _containers.RepeatedScalarFieldContainer[int]
@@ -36,7 +38,20 @@ class Intervention(_message.Message):
     zero: ZeroOperation
     mean: MeanOperation
     allow_unused: bool
-    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., heads: _Optional[_Iterable[int]] = ..., add: _Optional[_Union[AddOperation, _Mapping]] = ..., ablate: _Optional[_Union[AblateOperation, _Mapping]] = ..., project: _Optional[_Union[ProjectOperation, _Mapping]] = ..., clamp: _Optional[_Union[ClampOperation, _Mapping]] = ..., replace: _Optional[_Union[ReplaceOperation, _Mapping]] = ..., swap: _Optional[_Union[SwapOperation, _Mapping]] = ..., zero: _Optional[_Union[ZeroOperation, _Mapping]] = ..., mean: _Optional[_Union[MeanOperation, _Mapping]] = ..., allow_unused: _Optional[bool] = ...) -> None: ...
+    when: Condition
+    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., heads: _Optional[_Iterable[int]] = ..., add: _Optional[_Union[AddOperation, _Mapping]] = ..., ablate: _Optional[_Union[AblateOperation, _Mapping]] = ..., project: _Optional[_Union[ProjectOperation, _Mapping]] = ..., clamp: _Optional[_Union[ClampOperation, _Mapping]] = ..., replace: _Optional[_Union[ReplaceOperation, _Mapping]] = ..., swap: _Optional[_Union[SwapOperation, _Mapping]] = ..., zero: _Optional[_Union[ZeroOperation, _Mapping]] = ..., mean: _Optional[_Union[MeanOperation, _Mapping]] = ..., allow_unused: _Optional[bool] = ..., when: _Optional[_Union[Condition, _Mapping]] = ...) -> None: ...
+
+class Condition(_message.Message):
+    __slots__ = ("probe", "aggregator", "above", "below")
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATOR_FIELD_NUMBER: _ClassVar[int]
+    ABOVE_FIELD_NUMBER: _ClassVar[int]
+    BELOW_FIELD_NUMBER: _ClassVar[int]
+    probe: _probe_pb2.Probe
+    aggregator: _probe_pb2.ScoreAggregator
+    above: float
+    below: float
+    def __init__(self, probe: _Optional[_Union[_probe_pb2.Probe, _Mapping]] = ..., aggregator: _Optional[_Union[_probe_pb2.ScoreAggregator, _Mapping]] = ..., above: _Optional[float] = ..., below: _Optional[float] = ...) -> None: ...
 
 class AddOperation(_message.Message):
     __slots__ = ("vector", "coefficient", "relative")

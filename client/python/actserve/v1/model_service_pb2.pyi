@@ -4,6 +4,7 @@ from actserve.v1 import site_pb2 as _site_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -11,8 +12,45 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Feature(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FEATURE_UNSPECIFIED: _ClassVar[Feature]
+    FEATURE_FETCH: _ClassVar[Feature]
+    FEATURE_GENERATE: _ClassVar[Feature]
+    FEATURE_INTERVENTIONS: _ClassVar[Feature]
+    FEATURE_PREDICTIONS: _ClassVar[Feature]
+    FEATURE_ATTENTION: _ClassVar[Feature]
+    FEATURE_KEPT_ACTIVATIONS: _ClassVar[Feature]
+    FEATURE_EXPLAIN: _ClassVar[Feature]
+    FEATURE_RECONSTRUCT: _ClassVar[Feature]
+    FEATURE_STRUCTURED_OUTPUT: _ClassVar[Feature]
+    FEATURE_CONDITIONS: _ClassVar[Feature]
+    FEATURE_STEERING_VECTORS: _ClassVar[Feature]
+    FEATURE_SWEEPS: _ClassVar[Feature]
+    FEATURE_MONITORS: _ClassVar[Feature]
+    FEATURE_DICTIONARIES: _ClassVar[Feature]
+    FEATURE_ATTRIBUTION_GRAPHS: _ClassVar[Feature]
+    FEATURE_HEAD_METRICS: _ClassVar[Feature]
+FEATURE_UNSPECIFIED: Feature
+FEATURE_FETCH: Feature
+FEATURE_GENERATE: Feature
+FEATURE_INTERVENTIONS: Feature
+FEATURE_PREDICTIONS: Feature
+FEATURE_ATTENTION: Feature
+FEATURE_KEPT_ACTIVATIONS: Feature
+FEATURE_EXPLAIN: Feature
+FEATURE_RECONSTRUCT: Feature
+FEATURE_STRUCTURED_OUTPUT: Feature
+FEATURE_CONDITIONS: Feature
+FEATURE_STEERING_VECTORS: Feature
+FEATURE_SWEEPS: Feature
+FEATURE_MONITORS: Feature
+FEATURE_DICTIONARIES: Feature
+FEATURE_ATTRIBUTION_GRAPHS: Feature
+FEATURE_HEAD_METRICS: Feature
+
 class Model(_message.Message):
-    __slots__ = ("name", "path", "architecture", "layer_count", "width", "vocabulary_size", "element_type", "hook_points", "limits", "attention_unserved_reason", "nlas")
+    __slots__ = ("name", "path", "architecture", "layer_count", "width", "vocabulary_size", "element_type", "hook_points", "limits", "attention_unserved_reason", "nlas", "features")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +62,7 @@ class Model(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_UNSERVED_REASON_FIELD_NUMBER: _ClassVar[int]
     NLAS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     architecture: str
@@ -35,7 +74,8 @@ class Model(_message.Message):
     limits: Limits
     attention_unserved_reason: str
     nlas: _containers.RepeatedCompositeFieldContainer[_explanation_service_pb2.Nla]
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., architecture: _Optional[str] = ..., layer_count: _Optional[int] = ..., width: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., hook_points: _Optional[_Iterable[_Union[HookPointSupport, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., attention_unserved_reason: _Optional[str] = ..., nlas: _Optional[_Iterable[_Union[_explanation_service_pb2.Nla, _Mapping]]] = ...) -> None: ...
+    features: _containers.RepeatedScalarFieldContainer[Feature]
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., architecture: _Optional[str] = ..., layer_count: _Optional[int] = ..., width: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., hook_points: _Optional[_Iterable[_Union[HookPointSupport, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., attention_unserved_reason: _Optional[str] = ..., nlas: _Optional[_Iterable[_Union[_explanation_service_pb2.Nla, _Mapping]]] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ...) -> None: ...
 
 class HookPointSupport(_message.Message):
     __slots__ = ("hook_point", "width", "unserved_reason", "unchangeable_reason", "heads")

@@ -1,0 +1,105 @@
+from actserve.v1 import generation_service_pb2 as _generation_service_pb2
+from actserve.v1 import tensor_pb2 as _tensor_pb2
+from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.rpc import status_pb2 as _status_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class MeasureHeadsRequest(_message.Message):
+    __slots__ = ("model", "items", "layers", "patterns")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    PATTERNS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    items: _containers.RepeatedCompositeFieldContainer[_generation_service_pb2.FetchItem]
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    patterns: SparsePatterns
+    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[_generation_service_pb2.FetchItem, _Mapping]]] = ..., layers: _Optional[_Iterable[int]] = ..., patterns: _Optional[_Union[SparsePatterns, _Mapping]] = ...) -> None: ...
+
+class SparsePatterns(_message.Message):
+    __slots__ = ("top_k", "minimum")
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MINIMUM_FIELD_NUMBER: _ClassVar[int]
+    top_k: int
+    minimum: float
+    def __init__(self, top_k: _Optional[int] = ..., minimum: _Optional[float] = ...) -> None: ...
+
+class MeasureHeadsResponse(_message.Message):
+    __slots__ = ("started", "pattern", "item_finished", "metrics", "finished")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    PATTERN_FIELD_NUMBER: _ClassVar[int]
+    ITEM_FINISHED_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    started: MeasureHeadsStarted
+    pattern: SparsePatternChunk
+    item_finished: MeasuredItem
+    metrics: HeadMetrics
+    finished: MeasureHeadsFinished
+    def __init__(self, started: _Optional[_Union[MeasureHeadsStarted, _Mapping]] = ..., pattern: _Optional[_Union[SparsePatternChunk, _Mapping]] = ..., item_finished: _Optional[_Union[MeasuredItem, _Mapping]] = ..., metrics: _Optional[_Union[HeadMetrics, _Mapping]] = ..., finished: _Optional[_Union[MeasureHeadsFinished, _Mapping]] = ...) -> None: ...
+
+class MeasureHeadsStarted(_message.Message):
+    __slots__ = ("call_id",)
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    call_id: str
+    def __init__(self, call_id: _Optional[str] = ...) -> None: ...
+
+class SparsePatternChunk(_message.Message):
+    __slots__ = ("item_index", "layer", "head", "queries", "keys", "weights")
+    ITEM_INDEX_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    item_index: int
+    layer: int
+    head: int
+    queries: _containers.RepeatedScalarFieldContainer[int]
+    keys: _containers.RepeatedScalarFieldContainer[int]
+    weights: _tensor_pb2.Tensor
+    def __init__(self, item_index: _Optional[int] = ..., layer: _Optional[int] = ..., head: _Optional[int] = ..., queries: _Optional[_Iterable[int]] = ..., keys: _Optional[_Iterable[int]] = ..., weights: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class MeasuredItem(_message.Message):
+    __slots__ = ("item_index", "key", "status")
+    ITEM_INDEX_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    item_index: int
+    key: str
+    status: _status_pb2.Status
+    def __init__(self, item_index: _Optional[int] = ..., key: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+
+class HeadMetrics(_message.Message):
+    __slots__ = ("layer", "head", "self_attention", "previous_token", "induction", "entropy", "distance", "distance_variance", "queries")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    SELF_ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INDUCTION_FIELD_NUMBER: _ClassVar[int]
+    ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_VARIANCE_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    head: int
+    self_attention: float
+    previous_token: float
+    induction: float
+    entropy: float
+    distance: float
+    distance_variance: float
+    queries: int
+    def __init__(self, layer: _Optional[int] = ..., head: _Optional[int] = ..., self_attention: _Optional[float] = ..., previous_token: _Optional[float] = ..., induction: _Optional[float] = ..., entropy: _Optional[float] = ..., distance: _Optional[float] = ..., distance_variance: _Optional[float] = ..., queries: _Optional[int] = ...) -> None: ...
+
+class MeasureHeadsFinished(_message.Message):
+    __slots__ = ("usage",)
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    usage: _generation_service_pb2.Usage
+    def __init__(self, usage: _Optional[_Union[_generation_service_pb2.Usage, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,42 @@
+from actserve.v1 import readout_pb2 as _readout_pb2
+from actserve.v1 import site_pb2 as _site_pb2
+from actserve.v1 import source_pb2 as _source_pb2
+from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Probe(_message.Message):
+    __slots__ = ("site", "direction", "bias")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    BIAS_FIELD_NUMBER: _ClassVar[int]
+    site: _site_pb2.Site
+    direction: _source_pb2.VectorSource
+    bias: float
+    def __init__(self, site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., direction: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ..., bias: _Optional[float] = ...) -> None: ...
+
+class ScoreAggregator(_message.Message):
+    __slots__ = ("ema", "rolling_mean", "reduction")
+    EMA_FIELD_NUMBER: _ClassVar[int]
+    ROLLING_MEAN_FIELD_NUMBER: _ClassVar[int]
+    REDUCTION_FIELD_NUMBER: _ClassVar[int]
+    ema: EmaSmoothing
+    rolling_mean: RollingMeanSmoothing
+    reduction: _readout_pb2.Reduction
+    def __init__(self, ema: _Optional[_Union[EmaSmoothing, _Mapping]] = ..., rolling_mean: _Optional[_Union[RollingMeanSmoothing, _Mapping]] = ..., reduction: _Optional[_Union[_readout_pb2.Reduction, str]] = ...) -> None: ...
+
+class EmaSmoothing(_message.Message):
+    __slots__ = ("weight",)
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    weight: float
+    def __init__(self, weight: _Optional[float] = ...) -> None: ...
+
+class RollingMeanSmoothing(_message.Message):
+    __slots__ = ("tokens",)
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    def __init__(self, tokens: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,106 @@
+"""What the contract has and this server does not serve yet: whole services, and fields.
+
+All of it is refused here, before anything else is looked at, so that a client can tell "not here"
+from "wrong". What is served later is taken out of the two tables, and nothing else changes.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.message import Message
+
+from actserve.v1 import (
+    attribution_graph_service_pb2,
+    dictionary_service_pb2,
+    head_service_pb2,
+    monitor_service_pb2,
+    steering_vector_service_pb2,
+    sweep_service_pb2,
+)
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.rpc.messages import inside
+
+SERVICES = tuple(
+    service
+    for file in (
+        attribution_graph_service_pb2,
+        dictionary_service_pb2,
+        head_service_pb2,
+        monitor_service_pb2,
+        steering_vector_service_pb2,
+        sweep_service_pb2,
+    )
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
+
+FIELDS: Mapping[str, str] = {
+    "actserve.v1.Intervention.when": "leave it unset, and the intervention always acts",
+    "actserve.v1.MatrixSource.dictionary": "send a tensor",
+    "actserve.v1.SamplingParams.structured_output": (
+        "ask for the form in the prompt, or choose among texts with allowed_token_ids"
+    ),
+    "actserve.v1.VectorSource.feature": "send a tensor",
+    "actserve.v1.VectorSource.steering_vector": "send a tensor",
+}
+"""By their full names, with what to do instead."""
+
+
+def add_to(server: grpc.aio.Server) -> None:
+    """Registers every method of the services, so that a call is answered with a reason, after it
+    was authenticated and as any other is logged and counted. Its message is not read."""
+    for service in SERVICES:
+        handlers = {method.name: _handler(method) for method in service.methods}
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service.full_name, handlers),)
+        )
+
+
+def refuse_fields(message: Message, path: FieldPath = ()) -> None:
+    """Raises FEATURE_NOT_SERVED if such a field is set in `message` or in one inside it."""
+    if not _may_have(message.DESCRIPTOR):
+        return
+    for field, _ in message.ListFields():
+        if instead := FIELDS.get(field.full_name):
+            raise ActserveError(
+                Reason.FEATURE_NOT_SERVED,
+                f"{field.name} is part of the contract, but this server does not serve it yet; "
+                f"{instead}",
+                field=(*path, field.name),
+            )
+    for at, item in inside(message, path):
+        refuse_fields(item, at)
+
+
+@lru_cache(maxsize=1024)
+def _may_have(kind: Descriptor) -> bool:
+    """Whether such a field can be in a message of that kind; most kinds, such as tokens and turns,
+    need not be looked through."""
+    seen, left = {kind.full_name}, [kind]
+    while left:
+        for field in left.pop().fields:
+            if field.full_name in FIELDS:
+                return True
+            if field.message_type and field.message_type.full_name not in seen:
+                seen.add(field.message_type.full_name)
+                left.append(field.message_type)
+    return False
+
+
+def _handler(method: MethodDescriptor) -> Any:
+    make: Callable[..., Any]
+    if method.server_streaming:
+        make = grpc.unary_stream_rpc_method_handler
+    else:
+        make = grpc.unary_unary_rpc_method_handler
+
+    def refuse(request: None, context: object) -> Any:
+        raise ActserveError(
+            Reason.FEATURE_NOT_SERVED,
+            f"{method.containing_service.name}.{method.name} is part of the contract, but this "
+            "server does not serve it yet; Model.features tells what it serves",
+        )
+
+    return make(refuse)
