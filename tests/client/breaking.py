@@ -15,6 +15,7 @@ _CHUNKS: dict[str, Any] = {
     "activations": readout_pb2.ActivationChunk,
     "predictions": readout_pb2.PredictionChunk,
     "attention": readout_pb2.AttentionChunk,
+    "attention_summary": readout_pb2.AttentionSummaryChunk,
 }
 
 

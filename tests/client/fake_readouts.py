@@ -1,5 +1,5 @@
-"""What the made-up model reads: rows, predictions and attention, each of which tells where it comes
-from."""
+"""What the made-up model reads: rows, predictions, attention and summaries of it, each of which
+tells where it comes from."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,15 @@ WIDTH = 4
 WIDTHS = {site_pb2.HOOK_POINT_MLP_ACT: 6, site_pb2.HOOK_POINT_LOGITS: 9}
 """Of the hook points whose rows are not as wide as the residual stream."""
 
-Chunk = readout_pb2.ActivationChunk | readout_pb2.PredictionChunk | readout_pb2.AttentionChunk
+LAYERS, HEADS = 3, 2
+"""Of summaries of attention."""
+
+Chunk = (
+    readout_pb2.ActivationChunk
+    | readout_pb2.PredictionChunk
+    | readout_pb2.AttentionChunk
+    | readout_pb2.AttentionSummaryChunk
+)
 
 
 def value(prompt_length: int, site: int, position: int, width: int = WIDTH) -> np.ndarray:
@@ -32,6 +40,24 @@ def pattern(head: int, query: int, tokens: int) -> np.ndarray:
     """The attention of a query to each token: more to later ones, less steeply by head."""
     weights = np.array([head + key + 1 if key <= query else 0 for key in range(tokens)], np.float32)
     return weights / weights.sum()
+
+
+MEANS = (
+    "previous_token",
+    "current_token",
+    "first_token",
+    "induction",
+    "entropy",
+    "distance",
+    "at_offsets",
+    "top_key_means",
+)
+
+
+def summarized(metric: str, layer: int, width: int | None = None) -> np.ndarray:
+    """The mean of each head of a layer, or `width` of each."""
+    heads = 100.0 * MEANS.index(metric) + 10 * layer + np.arange(HEADS)
+    return heads if width is None else heads[:, None] + np.arange(width) / 8
 
 
 def tensor(values: object) -> tensor_pb2.Tensor:
@@ -62,14 +88,24 @@ def widths(rows: readout_pb2.RowReadout) -> list[int]:
 
 
 def started(readouts: Iterable[readout_pb2.Readout]) -> list[readout_pb2.ReadoutStarted]:
-    return [readout_pb2.ReadoutStarted(name=r.name, widths=widths(r.rows)) for r in readouts]
+    return [
+        readout_pb2.ReadoutStarted(name=r.name, widths=widths(r.rows), layers=layers(r))
+        for r in readouts
+    ]
+
+
+def layers(readout: readout_pb2.Readout) -> list[int]:
+    """Those that a summary is of."""
+    if not readout.HasField("attention_summary"):
+        return []
+    return [layer % LAYERS for layer in readout.attention_summary.layers or range(LAYERS)]
 
 
 def where(readout: readout_pb2.Readout, prompt_length: int, run: list[int]) -> list[int]:
     """Where a readout reads."""
     kind = getattr(readout, readout.WhichOneof("kind") or "rows")
-    selector = kind.queries if readout.HasField("attention") else kind.positions
-    return select(selector, prompt_length, run)
+    of_queries = readout.HasField("attention") or readout.HasField("attention_summary")
+    return select(kind.queries if of_queries else kind.positions, prompt_length, run)
 
 
 def positions(
@@ -125,14 +161,18 @@ def tracks(
     """Everything read of one sequence, in tracks that may interleave."""
     for number, readout in enumerate(readouts):
         chosen = where(readout, prompt_length, run)
-        for track in _tracks(readout, sequence, chosen, prompt_length):
+        for track in _tracks(readout, sequence, chosen, prompt_length, run):
             for chunk in track:
                 chunk.readout_index = number
             yield track
 
 
 def _tracks(
-    readout: readout_pb2.Readout, sequence: int, chosen: list[int], prompt_length: int
+    readout: readout_pb2.Readout,
+    sequence: int,
+    chosen: list[int],
+    prompt_length: int,
+    run: list[int],
 ) -> Iterator[list[Chunk]]:
     rows, asked, attention = readout.rows, readout.predictions, readout.attention
     for index, site in enumerate(rows.sites):
@@ -143,6 +183,9 @@ def _tracks(
         ]
     for head in attention.heads:
         yield [_attention(attention, sequence, head, part) for part in chunked(chosen)]
+    summary = readout.attention_summary
+    for layer in layers(readout):
+        yield [_summary(summary, sequence, layer, chosen, run)]
 
 
 def reduced(capture: readout_pb2.RowReadout, block: np.ndarray) -> np.ndarray:
@@ -256,4 +299,26 @@ def _attention(
         weights = top
         chunk.keys.extend(keys.ravel().tolist())
     chunk.weights.CopyFrom(tensor(weights))
+    return chunk
+
+
+def _summary(
+    asked: readout_pb2.AttentionSummaryReadout,
+    sequence: int,
+    layer: int,
+    queries: list[int],
+    run: list[int],
+) -> readout_pb2.AttentionSummaryChunk:
+    wide = {"at_offsets": len(asked.offsets), "top_key_means": asked.top_keys}
+    chunk = readout_pb2.AttentionSummaryChunk(
+        sequence_index=sequence,
+        layer=layer,
+        queries=len(queries),
+        previous_token_queries=sum(query > 0 for query in queries),
+        induction_queries=sum(run[query] in run[:query] for query in queries),
+        offset_queries=[sum(q >= offset for q in queries) for offset in asked.offsets],
+        top_keys=[key - 1 for _ in range(HEADS) for key in range(asked.top_keys)],
+    )
+    for name in MEANS:
+        getattr(chunk, name).CopyFrom(tensor(summarized(name, layer, wide.get(name))))
     return chunk

@@ -83,6 +83,7 @@ def as_events(cls: Any, chunks: Iterable[list[Chunk]]) -> list[list[Any]]:
         readout_pb2.ActivationChunk: "activations",
         readout_pb2.PredictionChunk: "predictions",
         readout_pb2.AttentionChunk: "attention",
+        readout_pb2.AttentionSummaryChunk: "attention_summary",
     }
     return [[cls(**{kinds[type(chunk)]: chunk}) for chunk in track] for track in chunks]
 

@@ -8,7 +8,17 @@ import pytest
 import torch
 
 import actserve
-from actserve import Attention, InvalidRequest, JumpReLU, Keep, KeptRows, Predict, Projection, TopK
+from actserve import (
+    Attention,
+    AttentionSummary,
+    InvalidRequest,
+    JumpReLU,
+    Keep,
+    KeptRows,
+    Predict,
+    Projection,
+    TopK,
+)
 from actserve.v1 import readout_pb2 as pb
 from actserve.v1 import site_pb2
 
@@ -48,6 +58,12 @@ ASKED: list[tuple[Any, Any]] = [
     (Predict(token_ids=7), pb.PredictionReadout(sites=[FINAL_NORM], token_ids=[7])),
     (Attention(3, 2), pb.AttentionReadout(layer=3, heads=[2])),
     (Attention(-1, range(3), top_k=4), pb.AttentionReadout(layer=-1, heads=[0, 1, 2], top_k=4)),
+    (AttentionSummary(), pb.AttentionSummaryReadout()),
+    (
+        AttentionSummary(np.array([3, -1]), offsets=range(2, 5), top_keys=64),
+        pb.AttentionSummaryReadout(layers=[3, -1], offsets=[2, 3, 4], top_keys=64),
+    ),
+    (AttentionSummary(3, offsets=7), pb.AttentionSummaryReadout(layers=[3], offsets=[7])),
 ]
 
 
@@ -93,9 +109,10 @@ def test_all_that_is_asked_for_travels_in_one_call(client: Any, model: Model) ->
             ("predictions", "lens"),
         ]
         rows, kept, predictions, *attention, _, _ = readouts
+        # Statistics are what fetch_means asks for, in place of rows.
         assert {field.name for field, _ in rows.rows.ListFields()} == {
             field.name for field in pb.RowReadout.DESCRIPTOR.fields
-        }
+        } - {"statistics"}
         assert rows.rows.reduction == number
         assert rows.rows.positions.HasField("prompt")
         assert kept.keep.positions.HasField("prompt")
@@ -155,6 +172,22 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "attention of no layer": (lambda: Attention(_any("3"), 0), "'3' is not a layer"),
     "attention of no query": (lambda: Attention(0, 0, _any("none")), "'none' do not exist"),
     "attention to no key": (lambda: Attention(0, 0, top_k=0), "0 is not a number of weights"),
+    "a summary of a layer twice": (lambda: AttentionSummary([2, 2]), "layer is named twice: 2"),
+    "a summary of no layer": (lambda: AttentionSummary(_any("3")), "'3' is not a layer"),
+    "a summary of no query": (lambda: AttentionSummary(queries=[]), "positions is empty"),
+    "a summary at an offset ahead": (lambda: AttentionSummary(offsets=-1), "-1 is not an offset"),
+    "a summary at an offset twice": (
+        lambda: AttentionSummary(offsets=[1, 0, 1]),
+        "an offset is named twice: 1",
+    ),
+    "a summary at too many offsets": (
+        lambda: AttentionSummary(offsets=range(65)),
+        "65 offsets; give at most 64",
+    ),
+    "a summary of too many keys": (
+        lambda: AttentionSummary(top_keys=65),
+        "65 is not a number of keys; .* from 0 to 64",
+    ),
     "kept for no time": (lambda: Keep(0), "ttl is 0; it must be a number of seconds above 0"),
     "kept for ever": (lambda: Keep(np.inf), "ttl is inf"),
     "kept until": (lambda: Keep(_any("noon")), "ttl is 'noon'"),
@@ -212,6 +245,10 @@ REFUSED_CALLS: dict[str, tuple[Callable[[actserve.Client], object], str]] = {
     "attention that is missing": (
         lambda c: c.fetch("a", attention=_any([None])),
         "an item of attention is None; give Attention",
+    ),
+    "a summary without a name": (
+        lambda c: c.fetch("a", attention=_any(AttentionSummary())),
+        "attention is an AttentionSummary; give it a name",
     ),
     "a head twice": (
         lambda c: c.fetch("a", attention=[Attention(0, [1, 2]), Attention(0, 2, "last")]),

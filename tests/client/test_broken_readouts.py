@@ -19,13 +19,33 @@ from .breaking import (
     without,
     without_first,
 )
+from .fake_readouts import MEANS
 from .fake_server import Model
 
 PROMPT = "one two three"
+BY_HEAD = MEANS[:6]
 
 
 def widen(widths: Any) -> None:
     widths[0] = 4
+
+
+def opened(layers: list[int]) -> Break:
+    """Other layers of the summary."""
+
+    def do(event: Any) -> None:
+        if hasattr(event, "readouts"):
+            event.readouts[-1].layers[:] = layers
+
+    return each(*OPENING, do=do)
+
+
+def counted(count: str, change: int) -> Break:
+    """Another number of queries."""
+    return first(
+        "attention_summary",
+        lambda chunk: setattr(chunk, count, getattr(chunk, count) + change),
+    )
 
 
 PREDICT: dict[str, Any] = {
@@ -40,6 +60,10 @@ BY_TEXT: dict[str, Any] = {
 }
 ATTENTION: dict[str, Any] = {"attention": actserve.Attention(0, [1, 2])}
 SPARSE_ATTENTION: dict[str, Any] = {"attention": actserve.Attention(0, 1, top_k=2)}
+SUMMARY: dict[str, Any] = {
+    "readouts": {"heads": actserve.AttentionSummary([1, -1], offsets=[1, 2], top_keys=2)}
+}
+EVERY_LAYER: dict[str, Any] = {"readouts": {"heads": actserve.AttentionSummary()}}
 SPARSE: dict[str, Any] = {"projection": actserve.Projection(np.eye(4)[:3], send_top=2)}
 TELLING = ("item_started", "sample_finished")
 KEPT: dict[str, Any] = {"keep": actserve.Keep()}
@@ -171,6 +195,74 @@ BROKEN: dict[str, tuple[dict[str, Any], Break, str]] = {
         {"reduce": "mean"},
         first("activations", lambda chunk: chunk.positions.__setitem__(0, 0)),
         "rows of embedding are missing at 1 of 1",
+    ),
+    "no summary": (SUMMARY, without("attention_summary"), "summary of layer 1 is missing"),
+    "a summary of some layers": (
+        SUMMARY,
+        without_first("attention_summary"),
+        "summary of layer . is missing",
+    ),
+    "a summary twice": (SUMMARY, doubled("attention_summary"), "summary of layer . twice"),
+    "a summary unasked": (ATTENTION, extra("attention_summary"), "a summary of readout 0 unasked"),
+    "a summary of another layer": (
+        SUMMARY,
+        first("attention_summary", lambda chunk: setattr(chunk, "layer", 0)),
+        "summary of layer 0 twice or unasked",
+    ),
+    "a summary opened of fewer layers": (
+        SUMMARY,
+        opened([1]),
+        r"of layers \[1\], but \[1, -1\] were asked for",
+    ),
+    "a summary opened of other layers": (SUMMARY, opened([0, 2]), r"of layers \[0, 2\]"),
+    "a summary opened of a layer twice": (SUMMARY, opened([1, 1]), r"of layers \[1, 1\]"),
+    "a summary opened of no layer": (EVERY_LAYER, opened([]), r"of layers \[\], but all were"),
+    "a summary of no heads": (
+        SUMMARY,
+        first("attention_summary", lambda chunk: chunk.ClearField("entropy")),
+        "a summary of no heads",
+    ),
+    "a summary of different heads": (
+        EVERY_LAYER,
+        first("attention_summary", lambda chunk: [shaped(name, 1)(chunk) for name in BY_HEAD]),
+        r"at_offsets of layer . in shape \[2, 0\], but \[1, 0\]",
+    ),
+    **{
+        f"a summary without {name}": (
+            SUMMARY,
+            first("attention_summary", lambda chunk, name=name: chunk.ClearField(name)),
+            rf"{name} of layer . in shape \[0\], but",
+        )
+        for name in MEANS
+        if name != "entropy"
+    },
+    "a summary transposed": (
+        SUMMARY,
+        first("attention_summary", shaped("top_key_means", 1, 4)),
+        r"top_key_means of layer . in shape \[1, 4\], but \[2, 2\]",
+    ),
+    "a summary with fewer keys": (
+        SUMMARY,
+        first("attention_summary", lambda chunk: chunk.top_keys.pop()),
+        r"3 top_keys of layer . from -1, but \[2, 2\]",
+    ),
+    "a summary with a key before all": (
+        SUMMARY,
+        first("attention_summary", lambda chunk: chunk.top_keys.__setitem__(0, -2)),
+        "4 top_keys of layer . from -2",
+    ),
+    **{
+        f"a summary over another number of {name}": (
+            SUMMARY,
+            counted(name, 1),
+            r"a summary of layer . over \(.*\) queries, not over",
+        )
+        for name in ("queries", "previous_token_queries", "induction_queries")
+    },
+    "a summary over another number of queries at an offset": (
+        SUMMARY,
+        first("attention_summary", lambda chunk: chunk.offset_queries.pop()),
+        r"a summary of layer . over \(.*\) queries, not over",
     ),
     "rows not kept": (
         KEPT,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import actserve
-from actserve import Attention, Keep, KeptRows, Predict, Projection, Replace
+from actserve import Attention, AttentionSummary, Keep, KeptRows, Predict, Projection, Replace
 
-from .fake_readouts import logprob, pattern, top_ids
+from .fake_readouts import LAYERS, MEANS, logprob, pattern, summarized, top_ids
 from .fake_server import Model, expected
 
 SITE = "resid_post.1"
@@ -315,6 +315,7 @@ def test_means_are_of_the_rows_as_reduced_and_projected(client: Any, model: Mode
     assert means["x"]["blocks.1.hook_resid_post"] is means["x"][SITE]
     (request,) = model.requests
     assert [item.label for item in request.items] == ["x", "y", "x"]
+    assert request.readouts[0].rows.HasField("statistics")
     assert len(request.interventions) == 1
 
 
@@ -339,6 +340,7 @@ NAMED: dict[str, actserve.Readout] = {
     "stored": actserve.Read("embedding", keep=Keep(send=False)),
     "lens": Predict([SITE, "final_norm"], top_k=2),
     "heads": Attention(0, [1, 2], "last"),
+    "scores": AttentionSummary([2, 0], "prompt", top_keys=1),
 }
 
 
@@ -365,6 +367,8 @@ def test_named_readouts_are_found_by_their_names(client: Any, model: Model, meth
     assert found["lens"]["final_norm"].top_ids.shape == (tokens, 2)
     assert [*found["heads"]] == [(0, 1), (0, 2)]
     assert found["heads"][0, 2].queries.tolist() == [2]
+    assert found["scores"].layers.tolist() == [2, 0]
+    assert found["scores"].queries == 3
 
 
 def test_events_of_a_stream_name_their_readout(client: Any) -> None:
@@ -373,9 +377,49 @@ def test_events_of_a_stream_name_their_readout(client: Any) -> None:
     assert names == {"", "probe", "pooled", "top"}
     assert {e.readout for e in events if isinstance(e, actserve.Predicted)} == {"lens"}
     assert {e.readout for e in events if isinstance(e, actserve.Attended)} == {"heads"}
+    summaries = [event for event in events if isinstance(event, actserve.Summarized)]
+    assert {event.readout for event in summaries} == {"scores"}
+    assert {event.means.layers.item() for event in summaries} == {0, 2}
     (closed,) = [event for event in events if isinstance(event, actserve.SampleFinished)]
     assert closed.kept is None
     assert [*closed.kept_readouts] == ["pooled", "stored"]
+
+
+@pytest.mark.parametrize("layers", [(), [2], [-1, 1]])
+@pytest.mark.parametrize("method", ["fetch", "generate"])
+def test_a_summary_has_a_mean_of_every_layer_and_head(
+    client: Any, method: str, layers: Any
+) -> None:
+    readouts = {"heads": AttentionSummary(layers, offsets=[2, 9], top_keys=3)}
+    acts = (
+        client.fetch("a b a c", readouts=readouts)
+        if method == "fetch"
+        else client.generate("a b a c", readouts=readouts).activations
+    )
+    found = acts.readouts["heads"]
+    assert isinstance(found, actserve.AttentionMeans)
+    wanted = [layer % LAYERS for layer in layers or range(LAYERS)]
+    assert found.layers.tolist() == wanted
+    run = list(acts.token_ids)[: 4 if method == "fetch" else -1]
+    assert (found.queries, found.previous_token_queries) == (len(run), len(run) - 1)
+    assert found.induction_queries == sum(run[at] in run[:at] for at in range(len(run))) > 0
+    assert found.offset_queries.tolist() == [len(run) - 2, max(0, len(run) - 9)]
+    wide = {"at_offsets": 2, "top_key_means": 3}
+    for metric in MEANS:
+        means = getattr(found, metric)
+        assert means.dtype == np.float32
+        np.testing.assert_array_equal(
+            means, [summarized(metric, layer, wide.get(metric)) for layer in wanted]
+        )
+    assert found.top_keys.dtype == np.int64
+    assert found.top_keys.tolist() == [[[-1, 0, 1]] * 2] * len(wanted)
+
+
+def test_a_summary_of_no_offsets_and_keys_has_none(client: Any) -> None:
+    for acts in client.fetch(["a b", "c"], readouts={"heads": AttentionSummary()}):
+        found = acts.readouts["heads"]
+        assert (found.at_offsets.shape, found.offset_queries.shape) == ((3, 2, 0), (0,))
+        assert found.top_keys.shape == found.top_key_means.shape == (3, 2, 0)
 
 
 def test_a_sample_that_read_nothing_keeps_nothing(client: Any) -> None:

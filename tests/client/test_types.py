@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         assert_type(client.fetch(["a"], "embedding", reduce="mean"), list[Activations])
         acts = client.fetch("a", attention=actserve.Attention(0, 1))
         assert_type(acts.attention[0, 1], actserve.AttentionPattern)
+        client.generate("a", readouts={"heads": actserve.AttentionSummary([0, 1], top_keys=2)})
         assert_type(acts.predictions["final_norm"], actserve.SitePredictions)
         assert_type(acts.sparse["embedding"], actserve.SparseRows)
         assert_type(client.fetch_means(["a"], ["x"], "z.0"), dict[str, actserve.LabelMeans])

@@ -218,8 +218,9 @@ def addition(vector: Any, layer: int = 1, **add: Any) -> dict[str, Any]:
 
 def readouts(capture: dict[str, Any]) -> list[dict[str, Any]]:
     """The readouts that fields of one `rows` are, and beside them `keep`, at the same sites and
-    positions, `predictions`, and `attention`, of which there may be several."""
-    others = ("keep", "predictions", "attention")
+    positions, `predictions`, `attention_summary`, and `attention`, of which there may be
+    several."""
+    others = ("keep", "predictions", "attention", "attention_summary")
     rows = {name: value for name, value in capture.items() if name not in others}
     listed: list[dict[str, Any]] = []
     if rows or not any(name in capture for name in others):
@@ -229,6 +230,8 @@ def readouts(capture: dict[str, Any]) -> list[dict[str, Any]]:
         listed.append({"keep": {**where, **capture["keep"]}})
     if "predictions" in capture:
         listed.append({"predictions": capture["predictions"]})
+    if "attention_summary" in capture:
+        listed.append({"attention_summary": capture["attention_summary"]})
     return [*listed, *({"attention": each} for each in capture.get("attention", ()))]
 
 

@@ -93,3 +93,11 @@ def patterns(events: Iterable[Any]) -> dict[tuple[int, int, int], Pattern]:
         )
         for key, chunks in parts.items()
     }
+
+
+def summaries(events: Iterable[Any]) -> dict[tuple[int, int], list[Any]]:
+    """(sequence, readout) -> its summary of each layer, in the order of arrival."""
+    found: dict[tuple[int, int], list[Any]] = {}
+    for chunk in of_kind(events, "attention_summary"):
+        found.setdefault((chunk.sequence_index, chunk.readout_index), []).append(chunk)
+    return found

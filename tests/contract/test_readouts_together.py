@@ -41,7 +41,8 @@ LENS = {"name": "lens", "predictions": {"sites": EVERY_LAYER, "top_k": 2}}
 PATTERNS = [
     {"name": f"heads {layer}", "attention": {"layer": layer, "heads": [0, 3]}} for layer in (1, 3)
 ]
-TOGETHER = [*PROBES, LENS, *PATTERNS]
+SUMMARY = {"name": "summary", "attention_summary": {"offsets": [2], "top_keys": 3}}
+TOGETHER = [*PROBES, LENS, *PATTERNS, SUMMARY]
 
 
 class Watched(FakeEngine):
@@ -61,7 +62,7 @@ def of_readouts(events: list[Any]) -> dict[int, list[Any]]:
     found: dict[int, list[Any]] = {}
     for event in events:
         kind = event.WhichOneof("event")
-        if kind in ("activations", "predictions", "attention"):
+        if kind in ("activations", "predictions", "attention", "attention_summary"):
             chunk = getattr(event, kind)
             found.setdefault(chunk.readout_index, []).append(chunk)
             chunk.readout_index = 0
@@ -104,6 +105,8 @@ def joined(chunks: list[Any]) -> dict[Any, list[Any]]:
                 key, rows = (chunk.site_index, None), [chunk.positions, chunk.rows]
             case readout_pb2.PredictionChunk():
                 key, rows = (chunk.site_index, None), [chunk.positions, chunk.top_logprobs]
+            case readout_pb2.AttentionSummaryChunk():
+                key, rows = (None, chunk.layer), [range(4), chunk.at_offsets]
             case _:
                 key, rows = (None, chunk.head), [chunk.queries, chunk.weights]
         where, values = rows
@@ -151,7 +154,7 @@ async def test_what_comes_of_each_readout_is_told_first() -> None:
     (started,) = of_kind(await run(fetch("hello", readouts=TOGETHER), Watched()), "started")
     told = started.readouts
     assert [each.name for each in told] == [each["name"] for each in TOGETHER]
-    assert [list(each.widths) for each in told] == [[2]] * LAYERS + [[]] * 3
+    assert [list(each.widths) for each in told] == [[2]] * LAYERS + [[]] * 4
 
 
 @pytest.mark.parametrize("make", [fetch, generate], ids=["fetch", "generate"])
@@ -160,7 +163,7 @@ async def test_readouts_that_read_in_the_same_places_share_a_list(make: Any) -> 
     events = await run(make(*texts, readouts=TOGETHER), Watched())
     (told,) = of_kind(events, "item_started" if make is fetch else "sample_finished")
     count = 6 if make is fetch else 10
-    assert positions(told) == [[5]] * LAYERS + [[*range(count)]] * 3
+    assert positions(told) == [[5]] * LAYERS + [[*range(count)]] * 4
     assert len(told.positions) == 2
 
 

@@ -1,4 +1,4 @@
-"""Refusals of what a capture reads besides rows: predictions and attention."""
+"""Refusals of what a capture reads besides rows: predictions, attention and summaries of it."""
 
 from typing import Any
 
@@ -12,6 +12,10 @@ from tests.contract.harness import fetch, generate, site
 from tests.contract.refusals import LAYERS, LIMITS, Case, capture, check, refusal
 
 PREDICTIONS = {"top_k": 1}
+ATTENDING = [
+    {"attention": [{"layer": -1, "heads": [0]}]},
+    {"attention_summary": {"layers": [-1]}},
+]
 
 
 def predicted(case: str, spec: dict[str, Any], reason: str, field: str, *says: str) -> Case:
@@ -29,6 +33,17 @@ def attended(case: str, change: dict[str, Any], reason: str, field: str, *says: 
         reason,
         f"attention[1].{field}",
         *says,
+    )
+
+
+def summarized(case: str, spec: dict[str, Any], reason: str, field: str, *says: str) -> Case:
+    """Of a generation's second readout."""
+    return Case(
+        name=f"summary {case}",
+        request=generate(readouts=[{"predictions": PREDICTIONS}, {"attention_summary": spec}]),
+        reason=reason,
+        field=f"readouts[1].attention_summary.{field}",
+        says=says,
     )
 
 
@@ -112,6 +127,53 @@ CASES = [
         "queries",
     ),
     attended("of an unset selector", {"queries": {}}, "FIELD_REQUIRED", "queries"),
+    # Summaries
+    summarized(
+        "beyond the last layer",
+        {"layers": [0, LAYERS]},
+        "LAYER_OUT_OF_RANGE",
+        "layers[1]",
+        "0 to 3",
+    ),
+    summarized(
+        "of a layer twice",
+        {"layers": [LAYERS - 1, 0, -1]},
+        "FIELD_INVALID",
+        "layers[2]",
+        "layer 3 is named twice",
+        "once",
+    ),
+    summarized(
+        "of queries out of range",
+        {"queries": {"list": {"positions": [99]}}},
+        "POSITION_OUT_OF_RANGE",
+        "queries",
+    ),
+    summarized("of an unset selector", {"queries": {}}, "FIELD_REQUIRED", "queries"),
+    summarized(
+        "of queries that cannot come",
+        {"queries": {"turns": {"roles": ["user"]}}},
+        "FIELD_INVALID",
+        "queries",
+    ),
+    summarized(
+        "at too many offsets",
+        {"offsets": list(range(65))},
+        "FIELD_INVALID",
+        "offsets",
+        "65 offsets",
+        "at most 64",
+    ),
+    summarized("at an offset twice", {"offsets": [1, 2, 1]}, "FIELD_INVALID", "offsets[2]", "once"),
+    summarized(
+        "at an offset that no query has",
+        {"offsets": [63, 64]},
+        "FIELD_INVALID",
+        "offsets[1]",
+        "offset 64",
+        "63 tokens before",
+    ),
+    summarized("of too many keys", {"top_keys": 65}, "FIELD_INVALID", "top_keys", "65", "0 to 64"),
 ]
 
 
@@ -133,18 +195,22 @@ async def test_a_refusal_names_reason_field_and_fix(case: Case) -> None:
             FakeEngine(unserved={HookPoint.RESID_POST: "failed"}),
             "resid_post.1 is not served",
         ),
-        (
-            {"attention": [{"layer": 1, "heads": [0]}]},
-            FakeEngine(attention_unserved="its scores are biased"),
-            "its scores are biased",
+        *(
+            (
+                spec,
+                FakeEngine(attention_unserved="its scores are biased"),
+                "its scores are biased",
+            )
+            for spec in ATTENDING
         ),
         *(
             (
-                {"attention": [{"layer": -1, "heads": [0]}]},
+                spec,
                 FakeEngine(unserved={hook_point: "failed"}),
                 f"{hook_point}.3 is not served",
             )
             for hook_point in (HookPoint.Q, HookPoint.K)
+            for spec in ATTENDING
         ),
     ],
 )
@@ -193,6 +259,9 @@ async def test_queries_keys_and_predictions_count_against_the_byte_budget() -> N
     }
     refused = await refusal(fetch(text, capture=attention))
     # A query of 16 and 30 keys of 8.
+    assert f"{3 * (16 + 30 * 8) * 4} bytes" in refused.message
+    summary = {"attention_summary": {"layers": [0, 1, 2], "queries": {"last": {}}}}
+    refused = await refusal(fetch(text, capture=summary))
     assert f"{3 * (16 + 30 * 8) * 4} bytes" in refused.message
     refused = await refusal(fetch(text, capture={"predictions": {"top_k": 11}}))
     assert (refused.reason, refused.field) == ("CAPTURE_TOO_LARGE", "readouts")

@@ -1,15 +1,20 @@
 """Patterns and predictions made of captured rows are those of transformers."""
 
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from actserve_server.domain.runs import Capture, Unembed
+from actserve_server.domain.positions import AllPositions
+from actserve_server.domain.runs import Capture, Finished, Rows, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.readouts.attention import pattern
+from actserve_server.readouts.plan import AttentionSummaryReadout, Placed, plan
+from actserve_server.readouts.readers import Reading
+from actserve_server.readouts.results import ReadAttentionSummary
 from tests.integration.harness import ALL, EngineThread, make_run
 from tests.integration.reference import Reference
 
@@ -84,6 +89,51 @@ def test_the_heads_that_score_highest_are_those_of_transformers(
 
 def test_every_pattern_is_that_of_transformers(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert np.abs(ours - theirs).max() <= 1e-3
+
+
+def test_a_summary_of_every_layer_is_that_of_the_whole_patterns(
+    smollm2: EngineThread, repeated: list[int], ours: np.ndarray
+) -> None:
+    layers = tuple(range(len(ours)))
+    readout = AttentionSummaryReadout(
+        layers=layers, positions=AllPositions(), offsets=(HALF - 1,), top_keys=1
+    )
+    planned = plan((Placed(readout, ALL),), tuple(repeated))
+
+    async def read() -> list[ReadAttentionSummary]:
+        reading = Reading(planned, smollm2.info)
+        run = make_run(repeated, captures=planned.captures)
+        found: list[ReadAttentionSummary] = []
+        async with aclosing(smollm2.engine.run(run)) as events:
+            async for event in events:
+                if isinstance(event, Rows | Finished):
+                    async for _, result in reading.read(event):
+                        assert isinstance(result, ReadAttentionSummary)
+                        found.append(result)
+        return found
+
+    found = smollm2.call(read())
+    assert [each.layer for each in found] == list(layers)
+
+    def mine(metric: str) -> np.ndarray:
+        return np.stack([getattr(each.summary, metric) for each in found])
+
+    weights = ours.astype(np.float64)
+    queries = np.arange(2 * HALF)
+    received = weights.mean(2)
+    logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
+    for metric, expected in {
+        "previous_token": _previous_token(weights),
+        "current_token": np.diagonal(weights, 0, 2, 3).mean(-1),
+        "first_token": received[..., 0],
+        "entropy": -(weights * logs).sum(3).mean(2),
+        "distance": (weights * (queries[:, None] - queries)).sum(3).mean(2),
+        "top_key_means": received.max(2, keepdims=True),
+    }.items():
+        np.testing.assert_allclose(mine(metric), expected, rtol=1e-5, atol=1e-7, err_msg=metric)
+    # No token repeats within a half, so what induction looks to is one key.
+    assert {each.summary.induction_queries for each in found} == {HALF}
+    np.testing.assert_allclose(mine("induction"), _induction(weights), rtol=1e-5, atol=1e-7)
 
 
 def test_the_lens_reads_what_transformers_would_unembed(

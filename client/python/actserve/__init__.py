@@ -6,7 +6,7 @@ acts["resid_post.15"]  # numpy float32 [tokens, width]
 """
 
 from actserve.aio import AsyncClient
-from actserve.attention import Attention, AttentionPattern
+from actserve.attention import Attention, AttentionMeans, AttentionPattern, AttentionSummary
 from actserve.client import Client
 from actserve.conversations import Conversation
 from actserve.edits import ExplanationEdit
@@ -38,6 +38,7 @@ from actserve.events import (
     Rows,
     SampleFinished,
     Started,
+    Summarized,
     Tokens,
 )
 from actserve.explaining import Explaining
@@ -86,7 +87,9 @@ __all__ = [
     "AsyncClient",
     "Attended",
     "Attention",
+    "AttentionMeans",
     "AttentionPattern",
+    "AttentionSummary",
     "BadResponse",
     "Baseline",
     "ByCharacters",
@@ -151,6 +154,7 @@ __all__ = [
     "SparseRows",
     "Started",
     "StreamCutShort",
+    "Summarized",
     "Swap",
     "TokenLogprobs",
     "TokenSource",

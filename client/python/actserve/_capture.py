@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from actserve.attention import Attention
+from actserve.attention import Attention, AttentionSummary
 from actserve.errors import InvalidRequest
 from actserve.kept import Keep
 from actserve.positions import Positions
@@ -111,16 +111,22 @@ def _named(readouts: Any) -> list[Asked]:
                 "bytes",
                 reason="FIELD_INVALID",
             )
-        if not isinstance(readout, Read | Predict | Attention):
+        if not isinstance(readout, Read | Predict | Attention | AttentionSummary):
             raise InvalidRequest(
-                f"readout {name!r} is of type {type(readout).__name__}; give a Read, a Predict or "
-                "an Attention",
+                f"readout {name!r} is of type {type(readout).__name__}; give a Read, a Predict, "
+                "an Attention or an AttentionSummary",
                 reason="FIELD_INVALID",
             )
     return [Asked(name, readout) for name, readout in readouts.items()]
 
 
 def _attention(attention: Attention | Iterable[Attention]) -> tuple[Attention, ...]:
+    if isinstance(attention, AttentionSummary):
+        raise InvalidRequest(
+            "attention is an AttentionSummary; give it a name, as in readouts={'heads': "
+            "AttentionSummary()}",
+            reason="FIELD_INVALID",
+        )
     several = (attention,) if isinstance(attention, Attention) else tuple(attention)
     asked: set[tuple[int, int]] = set()
     for each in several:

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from actserve._attention import HeadQueries
+from actserve._attention_summary import LayerSummaries
 from actserve._capture import Capture
 from actserve._predictions import SequencePredictions
 from actserve._readers import reports
 from actserve._rows import SequenceRows
 from actserve._selected import selected
-from actserve.attention import Attention, AttentionPattern
+from actserve.attention import Attention, AttentionPattern, AttentionSummary
 from actserve.errors import BadResponse
-from actserve.events import Attended, Predicted, Rows
+from actserve.events import Attended, Predicted, Rows, Summarized
 from actserve.predictions import Predict, SitePredictions
 from actserve.readouts import Read, readout_to_proto
 from actserve.results import Activations, ReadRows, Tokenized
@@ -19,12 +20,17 @@ from actserve.sites import BySite
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import readout_pb2
 
-Chunk = readout_pb2.ActivationChunk | readout_pb2.PredictionChunk | readout_pb2.AttentionChunk
+Chunk = (
+    readout_pb2.ActivationChunk
+    | readout_pb2.PredictionChunk
+    | readout_pb2.AttentionChunk
+    | readout_pb2.AttentionSummaryChunk
+)
 
 
 class Captured:
     """Collects everything captured of one sequence. With `keep` unset it checks that all is there
-    and keeps nothing."""
+    and keeps nothing that is large."""
 
     def __init__(
         self,
@@ -38,6 +44,7 @@ class Captured:
         self._rows: dict[int, SequenceRows] = {}
         self._predictions: dict[int, SequencePredictions] = {}
         self._attention: dict[int, HeadQueries] = {}
+        self._summaries: dict[int, LayerSummaries] = {}
         self._first: list[int] = []
         self._count = 0
         for each in capture.asked:
@@ -54,6 +61,9 @@ class Captured:
                     self._predictions[index] = SequencePredictions(predict, each.name, keep=keep)
                 case Attention() as attention:
                     self._attention[index] = HeadQueries(attention, each.name, keep=keep)
+                case AttentionSummary() as summary:
+                    layers = started[index].layers
+                    self._summaries[index] = LayerSummaries(summary, each.name, layers)
                 case _:
                     pass
         if self._count != len(started):
@@ -61,15 +71,17 @@ class Captured:
                 f"the server opened {len(started)} readouts, not those that were asked for"
             )
 
-    def add(self, chunk: Chunk) -> Rows | Predicted | Attended:
+    def add(self, chunk: Chunk) -> Rows | Predicted | Attended | Summarized:
         """Takes one chunk, and returns it decoded."""
         match chunk:
             case readout_pb2.ActivationChunk():
                 return _of(self._rows, chunk, "rows").add(chunk)
             case readout_pb2.PredictionChunk():
                 return _of(self._predictions, chunk, "predictions").add(chunk)
-            case _:
+            case readout_pb2.AttentionChunk():
                 return _of(self._attention, chunk, "attention").add(chunk)
+            case _:
+                return _of(self._summaries, chunk, "a summary").add(chunk)
 
     def finish(
         self,
@@ -102,6 +114,8 @@ class Captured:
                 case Attention():
                     found = self._attention[index].finish(promised[index], len(run))
                     attention |= found if not each.name else {}
+                case AttentionSummary():
+                    found = self._summaries[index].finish(promised[index], run)
             if each.name:
                 named[each.name] = found
         return Activations(
@@ -152,7 +166,8 @@ class Captured:
             raise BadResponse(f"the server did not tell where readout {missing[0]} has read")
         for each, index in zip(self._capture.asked, self._first, strict=True):
             readout = each.readout
-            selector = readout.queries if isinstance(readout, Attention) else readout.positions
+            of_queries = isinstance(readout, Attention | AttentionSummary)
+            selector = readout.queries if of_queries else readout.positions
             asked = selected(selector, prompt, run)
             # None where only the server knows.
             if asked is not None and by_index[index] != asked:

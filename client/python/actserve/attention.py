@@ -1,4 +1,5 @@
-"""Attention: how much each token attends to each token before it, recomputed on the server."""
+"""Attention: how much each token attends to each token before it, recomputed on the server, as
+patterns or as a few numbers a head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from actserve.errors import InvalidRequest
 from actserve.positions import Positions, positions_to_proto
 from actserve.tensors import Float32Array
 from actserve.v1 import readout_pb2 as pb
+
+_MAX_OFFSETS = 64
+_MAX_TOP_KEYS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +63,46 @@ class Attention:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class AttentionSummary:
+    """Asks how every head of some layers attends, in means over queries: for
+    `readouts={"heads": AttentionSummary()}`, whose answer is an `AttentionMeans`.
+
+    - `layers`: one or several, zero-based; negative values count from the last. All when empty.
+    - `queries`: the positions that attend; see `Positions`.
+    - `offsets`: how far before its query is each position to report the attention to, at most 64.
+    - `top_keys`: how many of the keys that receive most attention to report, at most 64.
+
+    Checks what it is given when it is made, and raises `InvalidRequest`.
+    """
+
+    layers: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer] = ()
+    queries: Positions = "all"
+    offsets: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer] = ()
+    top_keys: int = 0
+
+    def __post_init__(self) -> None:
+        layers = distinct(self.layers, "a layer", INT32, "LAYER_OUT_OF_RANGE")
+        offsets = distinct(self.offsets, "an offset", UINT32, "FIELD_INVALID")
+        if len(offsets) > _MAX_OFFSETS:
+            raise InvalidRequest(
+                f"{len(offsets)} offsets; give at most {_MAX_OFFSETS}", reason="FIELD_INVALID"
+            )
+        positions_to_proto(self.queries)
+        integer(self.top_keys, "a number of keys", range(_MAX_TOP_KEYS + 1), "FIELD_INVALID")
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "offsets", offsets)
+
+    def to_proto(self) -> pb.AttentionSummaryReadout:
+        """The request as the contract writes it."""
+        return pb.AttentionSummaryReadout(
+            layers=several(self.layers),
+            queries=positions_to_proto(self.queries),
+            offsets=several(self.offsets),
+            top_keys=self.top_keys,
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionPattern:
     """How some queries of one head attend. Row i is the query at `queries[i]`."""
@@ -74,3 +118,51 @@ class AttentionPattern:
     keys: NDArray[np.int64] | None = None
     """With `top_k` the position of each weight's key, -1 where a query has fewer keys; else None.
     Shape [queries, top_k]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class AttentionMeans:
+    """How every head of some layers attends, in means over the selected queries of one sequence.
+
+    w(q, k) is the weight that query q gives to key k, as an `AttentionPattern` has it: zero for a
+    key out of the layer's window, which counts as any other weight, and with attention sinks in sum
+    less than one, for which nothing is scaled up.
+
+    Each mean is over those queries for which it means anything; how many they are is here as well,
+    so the mean over several sequences is that of their means weighted by these numbers. A mean over
+    no query is NaN. What has no count of its own is over all `queries`.
+
+    The scores are those of Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021
+    and Olsson et al., "In-context Learning and Induction Heads", 2022.
+    """
+
+    layers: NDArray[np.int64]
+    """Zero-based, in the order asked for. Shape [layers], and row i of every mean is layers[i]."""
+    queries: int
+    """All selected queries."""
+    previous_token_queries: int
+    """Those that have a previous token: all but position zero."""
+    induction_queries: int
+    """Those whose token is at an earlier position as well."""
+    offset_queries: NDArray[np.int64]
+    """For each of the offsets, those at that position or later. Shape [offsets]."""
+    previous_token: Float32Array
+    """w(q, q - 1), over `previous_token_queries`. Shape [layers, heads]."""
+    current_token: Float32Array
+    """w(q, q). Shape [layers, heads]."""
+    first_token: Float32Array
+    """w(q, 0). Shape [layers, heads]."""
+    induction: Float32Array
+    """The sum of w(q, k) over every k that follows an earlier occurrence of the token of q, over
+    `induction_queries`. Shape [layers, heads]."""
+    entropy: Float32Array
+    """The sum of -w ln w, in nats. Shape [layers, heads]."""
+    distance: Float32Array
+    """The sum of w(q, k) (q - k), in tokens. Shape [layers, heads]."""
+    at_offsets: Float32Array
+    """w(q, q - offset), over `offset_queries`. Shape [layers, heads, offsets]."""
+    top_keys: NDArray[np.int64]
+    """The positions of the keys with the largest `top_key_means`, largest first; -1 where fewer
+    keys receive any attention. Shape [layers, heads, top_keys]."""
+    top_key_means: Float32Array
+    """Their w(q, k). Shape [layers, heads, top_keys]."""

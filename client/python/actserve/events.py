@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from actserve.attention import AttentionPattern
+from actserve.attention import AttentionMeans, AttentionPattern
 from actserve.explanations import Explanation
 from actserve.predictions import SitePredictions
 from actserve.results import InterventionReport, Tokenized, TokenLogprobs, TokenSource, Usage
@@ -84,6 +84,16 @@ class Attended:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Summarized:
+    """How the heads of one layer attend in a sample, in means over queries."""
+
+    sample: int
+    means: AttentionMeans
+    readout: str = ""
+    """Its name among `readouts`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SampleFinished:
     """Closes a sample: all its tokens and all that was captured were yielded."""
 
@@ -111,7 +121,9 @@ class Finished:
     usage: Usage
 
 
-Event: TypeAlias = Started | Tokens | Rows | Predicted | Attended | SampleFinished | Finished
+Event: TypeAlias = (
+    Started | Tokens | Rows | Predicted | Attended | Summarized | SampleFinished | Finished
+)
 
 
 @dataclass(frozen=True, slots=True)

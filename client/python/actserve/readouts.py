@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from actserve.attention import Attention
+from actserve.attention import Attention, AttentionSummary
 from actserve.errors import InvalidRequest
 from actserve.kept import Keep
 from actserve.positions import Positions, positions_to_proto
@@ -95,7 +95,7 @@ class Read:
         return readouts
 
 
-Readout: TypeAlias = Read | Predict | Attention
+Readout: TypeAlias = Read | Predict | Attention | AttentionSummary
 """One thing to read."""
 
 
@@ -108,6 +108,8 @@ def readout_to_proto(readout: Readout, name: str) -> list[pb.Readout]:
             protos = [pb.Readout(predictions=readout.to_proto())]
         case Attention():
             protos = [pb.Readout(attention=readout.to_proto())]
+        case AttentionSummary():
+            protos = [pb.Readout(attention_summary=readout.to_proto())]
     protos[0].name = name
     return protos
 

@@ -31,6 +31,13 @@ class SparsePattern:
     keys: np.ndarray
     weights: np.ndarray
 
+    def padded(self, k: int) -> "SparsePattern":
+        """The same with `k` keys in each row, where a sequence may have fewer."""
+        missing = ((0, 0), (0, k - self.keys.shape[1]))
+        return SparsePattern(
+            np.pad(self.keys, missing, constant_values=NO_KEY), np.pad(self.weights, missing)
+        )
+
 
 def pattern(
     rule: AttentionRule,

@@ -94,13 +94,7 @@ class AttentionReadout:
     """How many of the largest weights of a query to give; all if None."""
 
     def captures(self, selection: Selection) -> tuple[Capture, ...]:
-        """Queries where selected, and keys everywhere up to the last of these."""
-        *_, (_, end) = selection.spans.ranges
-        every = Selection(Spans(((0, end),)))
-        return (
-            Capture((Site(HookPoint.Q, self.layer),), selection),
-            Capture((Site(HookPoint.K, self.layer),), every),
-        )
+        return _queries_and_keys((self.layer,), selection)
 
     def result_bytes(self, selection: Selection, tokens: int) -> int:
         """The most bytes of patterns in a sequence that runs so many tokens."""
@@ -114,7 +108,22 @@ class AttentionReadout:
         return len(self.heads) * queries * row_bytes
 
 
-Readout = RowReadout | PredictionReadout | AttentionReadout | KeepReadout
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class AttentionSummaryReadout:
+    """How every head of some layers attends; `positions` are those of the queries."""
+
+    layers: tuple[int, ...]
+    positions: Positions
+    offsets: tuple[int, ...] = ()
+    """How far before its query is each position to give the mean attention to."""
+    top_keys: int = 0
+    """How many of the keys that receive most attention to give."""
+
+    def captures(self, selection: Selection) -> tuple[Capture, ...]:
+        return _queries_and_keys(self.layers, selection)
+
+
+Readout = RowReadout | PredictionReadout | AttentionReadout | AttentionSummaryReadout | KeepReadout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,9 +160,11 @@ class Plan:
     """By capture and site index."""
     parts: tuple[tuple[int, ...], ...]
     """For each readout the captures in which its own are; the first is where it reads."""
+    prompt_ids: tuple[int, ...]
+    """The tokens of the sequence's prompt."""
 
 
-def plan(placed: tuple[Placed, ...]) -> Plan:
+def plan(placed: tuple[Placed, ...], prompt_ids: tuple[int, ...]) -> Plan:
     """Shares what readouts need: one capture for each selection, of all sites wanted there."""
     needed = [each.captures for each in placed]
     numbers: dict[tuple[Selection, Unembed | None], int] = {}
@@ -179,4 +190,15 @@ def plan(placed: tuple[Placed, ...]) -> Plan:
         parts=tuple(
             tuple(numbers[capture.selection, capture.unembed] for capture in own) for own in needed
         ),
+        prompt_ids=prompt_ids,
+    )
+
+
+def _queries_and_keys(layers: tuple[int, ...], selection: Selection) -> tuple[Capture, ...]:
+    """Queries where selected, and keys everywhere up to the last of these."""
+    *_, (_, end) = selection.spans.ranges
+    every = Selection(Spans(((0, end),)))
+    return (
+        Capture(tuple(Site(HookPoint.Q, layer) for layer in layers), selection),
+        Capture(tuple(Site(HookPoint.K, layer) for layer in layers), every),
     )

@@ -6,7 +6,7 @@ work.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,10 +15,12 @@ from actserve_server.domain.attention import AttentionRule
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.runs import Finished, Rows
 from actserve_server.domain.tensors import ElementType, to_float32
-from actserve_server.readouts.attention import NO_KEY, pattern_blocks, top_k
+from actserve_server.readouts.attention import pattern_blocks, top_k
+from actserve_server.readouts.attention_summary import summarize
 from actserve_server.readouts.blocks import blocks
 from actserve_server.readouts.plan import (
     AttentionReadout,
+    AttentionSummaryReadout,
     KeepReadout,
     Plan,
     PredictionReadout,
@@ -28,6 +30,7 @@ from actserve_server.readouts.plan import (
 from actserve_server.readouts.ranking import largest
 from actserve_server.readouts.results import (
     ReadAttention,
+    ReadAttentionSummary,
     ReadPredictions,
     ReadRows,
     Result,
@@ -42,11 +45,17 @@ Results = tuple[Result, ...] | Iterator[Result]
 
 
 class Reading:
-    """Reads one sequence: takes every `Rows` of its run in order, then its `Finished`."""
+    """Reads one sequence: takes the tokens that are generated and every `Rows` of its run in order,
+    then its `Finished`."""
 
     def __init__(self, plan: Plan, info: ModelInfo) -> None:
         self._plan = plan
-        self._readers = [_reader(placed.readout, info) for placed in plan.placed]
+        self._token_ids = list(plan.prompt_ids)
+        self._readers = [_reader(placed.readout, info, self._token_ids) for placed in plan.placed]
+
+    def generated(self, ids: Iterable[int]) -> None:
+        """The sequence goes on with these tokens."""
+        self._token_ids.extend(ids)
 
     async def read(self, event: Rows | Finished) -> AsyncGenerator[tuple[int, Result], None]:
         """What the event adds, each with the index of its readout."""
@@ -81,7 +90,7 @@ class _Reader(Protocol):
     def finish(self, *positions: np.ndarray) -> Results: ...
 
 
-def _reader(readout: Readout, info: ModelInfo) -> _Reader:
+def _reader(readout: Readout, info: ModelInfo, token_ids: Sequence[int]) -> _Reader:
     match readout:
         case RowReadout():
             return _RowReader(readout, info.element_type)
@@ -91,6 +100,8 @@ def _reader(readout: Readout, info: ModelInfo) -> _Reader:
             return _PredictionReader(readout)
         case AttentionReadout():
             return _AttentionReader(readout, info.attention[readout.layer], info.element_type)
+        case AttentionSummaryReadout():
+            return _AttentionSummaryReader(readout, info, token_ids)
 
 
 class _RowReader:
@@ -219,17 +230,63 @@ class _AttentionReader:
     def _pattern(self, head: int, queries: np.ndarray, weights: np.ndarray) -> ReadAttention:
         keys, wanted = None, self._readout.top_k
         if wanted is not None:
-            sparse = top_k(weights, wanted)
-            # A sequence may have fewer keys than were asked for.
-            missing = ((0, 0), (0, wanted - sparse.keys.shape[1]))
-            keys = np.pad(sparse.keys, missing, constant_values=NO_KEY)
-            weights = np.pad(sparse.weights, missing)
+            sparse = top_k(weights, wanted).padded(wanted)
+            keys, weights = sparse.keys, sparse.weights
         return ReadAttention(
             head=head,
             queries=queries,
             weights=weights,
             keys=keys,
         )
+
+
+class _AttentionSummaryReader:
+    """Holds queries and keys until all are there, and lets go of those of a layer with its result.
+
+    `token_ids` are those of the sequence, and grow while it runs.
+    """
+
+    def __init__(
+        self, readout: AttentionSummaryReadout, info: ModelInfo, token_ids: Sequence[int]
+    ) -> None:
+        self._readout = readout
+        self._info = info
+        self._token_ids = token_ids
+        self._rows = tuple([[] for _ in readout.layers] for _ in ("queries", "keys"))
+
+    def add(self, part: int, site_index: int, rows: Rows) -> Results:
+        self._rows[part][site_index].append(rows.bits)
+        return ()
+
+    def finish(self, *positions: np.ndarray) -> Results:
+        queries, _ = positions
+        return self._summaries(queries)
+
+    def _summaries(self, positions: np.ndarray) -> Iterator[Result]:
+        for index, layer in enumerate(self._readout.layers):
+            rule = self._info.attention[layer]
+            widths = (rule.heads * rule.head_dim, rule.key_value_heads * rule.head_dim)
+            q, k = (self._take(part, index, width) for part, width in enumerate(widths))
+            # Where generated tokens were selected by id, keys came beyond the last query.
+            tokens = positions[-1] + 1 if len(positions) else 0
+            yield ReadAttentionSummary(
+                layer=layer,
+                summary=summarize(
+                    rule,
+                    q,
+                    k[:tokens],
+                    positions,
+                    np.array(self._token_ids[:tokens], np.int64),
+                    offsets=self._readout.offsets,
+                    top_keys=self._readout.top_keys,
+                ),
+            )
+
+    def _take(self, part: int, index: int, width: int) -> np.ndarray:
+        parts, self._rows[part][index] = self._rows[part][index], []
+        if not parts:
+            return np.empty((0, width), np.float32)
+        return to_float32(np.concatenate(parts), self._info.element_type)
 
 
 def _computed(

@@ -8,6 +8,7 @@ import numpy as np
 from actserve_server.domain.runs import Predictions
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType
+from actserve_server.readouts.attention_summary import AttentionSummary
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -48,6 +49,14 @@ class ReadAttention:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ReadAttentionSummary:
+    """How the heads of one layer attend."""
+
+    layer: int
+    summary: AttentionSummary
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class RowsToKeep:
     """All captured rows of a sequence, as the model computed them."""
 
@@ -60,4 +69,4 @@ class RowsToKeep:
     """For how long."""
 
 
-Result = ReadRows | ReadPredictions | ReadAttention | RowsToKeep
+Result = ReadRows | ReadPredictions | ReadAttention | ReadAttentionSummary | RowsToKeep

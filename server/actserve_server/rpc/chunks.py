@@ -8,7 +8,12 @@ import numpy as np
 from actserve.v1 import explanation_service_pb2, generation_service_pb2, tensor_pb2
 from actserve.v1 import readout_pb2 as pb
 from actserve_server.domain.tensors import ElementType, convert
-from actserve_server.readouts.results import ReadAttention, ReadPredictions, ReadRows
+from actserve_server.readouts.results import (
+    ReadAttention,
+    ReadAttentionSummary,
+    ReadPredictions,
+    ReadRows,
+)
 from actserve_server.readouts.statistics import Moments
 from actserve_server.rpc.tensors import WIRE_ELEMENT_TYPES
 
@@ -102,6 +107,31 @@ def attention(
             weights=tensor(read.weights[rows]),
             keys=None if read.keys is None else read.keys[rows].ravel().tolist(),
         )
+
+
+def attention_summary(
+    read: ReadAttentionSummary, sequence_index: int, readout_index: int
+) -> pb.AttentionSummaryChunk:
+    """A layer's summary, which is small."""
+    found = read.summary
+    return pb.AttentionSummaryChunk(
+        sequence_index=sequence_index,
+        readout_index=readout_index,
+        layer=read.layer,
+        queries=found.queries,
+        previous_token_queries=found.previous_token_queries,
+        induction_queries=found.induction_queries,
+        offset_queries=found.offset_queries,
+        previous_token=tensor(found.previous_token),
+        current_token=tensor(found.current_token),
+        first_token=tensor(found.first_token),
+        induction=tensor(found.induction),
+        entropy=tensor(found.entropy),
+        distance=tensor(found.distance),
+        at_offsets=tensor(found.at_offsets),
+        top_keys=found.top_keys.ravel().tolist(),
+        top_key_means=tensor(found.top_key_means),
+    )
 
 
 def reconstructed(

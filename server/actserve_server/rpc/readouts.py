@@ -15,6 +15,7 @@ from actserve_server.domain.tensors import ElementType
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import (
     AttentionReadout,
+    AttentionSummaryReadout,
     KeepReadout,
     Placed,
     Plan,
@@ -26,7 +27,7 @@ from actserve_server.readouts.plan import (
 from actserve_server.readouts.reductions import Reduction
 from actserve_server.readouts.statistics import held_bytes
 from actserve_server.rpc import positions, sources, tensors
-from actserve_server.rpc.attention import attention
+from actserve_server.rpc.attention import attention, attention_summary
 from actserve_server.rpc.positions import Place
 from actserve_server.rpc.predictions import predictions
 from actserve_server.rpc.projections import projection, send_top
@@ -71,18 +72,22 @@ class ReadoutRequest:
 
     @property
     def positions_field(self) -> FieldPath:
-        name = "queries" if isinstance(self.readout, AttentionReadout) else "positions"
-        return (*self.field, name)
+        of_queries = isinstance(self.readout, AttentionReadout | AttentionSummaryReadout)
+        return (*self.field, "queries" if of_queries else "positions")
 
     def started(self, info: ModelInfo) -> pb.ReadoutStarted:
-        """What comes of it; only of rows there is more to say than the name."""
-        if not isinstance(self.readout, RowReadout):
-            return pb.ReadoutStarted(name=self.name)
-        return pb.ReadoutStarted(
-            name=self.name,
-            element_type=tensors.WIRE_ELEMENT_TYPES[self.element_type],
-            widths=self.readout.widths(info),
-        )
+        """What comes of it."""
+        match self.readout:
+            case RowReadout() as rows:
+                return pb.ReadoutStarted(
+                    name=self.name,
+                    element_type=tensors.WIRE_ELEMENT_TYPES[self.element_type],
+                    widths=rows.widths(info),
+                )
+            case AttentionSummaryReadout(layers=layers):
+                return pb.ReadoutStarted(name=self.name, layers=layers)
+            case _:
+                return pb.ReadoutStarted(name=self.name)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -105,7 +110,7 @@ class Readouts:
             placed.append(Placed(each.readout, positions.selection(selector, place, field)))
         with place.named():
             self._check_attention(placed, place)
-        return plan(tuple(placed))
+        return plan(tuple(placed), place.prompt.ids)
 
     def started(self, info: ModelInfo) -> list[pb.ReadoutStarted]:
         return [each.started(info) for each in self.requests]
@@ -235,6 +240,8 @@ def _readout(wire: pb.Readout, store: KeptStore, found: Found, field: FieldPath)
             readout = predictions(wire.predictions, info, at)
         case "attention":
             readout = attention(wire.attention, info, at)
+        case "attention_summary":
+            readout = attention_summary(wire.attention_summary, info, at)
         case "keep":
             readout = _keep(wire.keep, store, info, at)
         case _:

@@ -18,7 +18,13 @@ from actserve_server.engine.api import Engine
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import KeepReadout, Plan, RowReadout, SecondMoments
 from actserve_server.readouts.readers import QUICK_OPERATIONS, Reading
-from actserve_server.readouts.results import ReadAttention, ReadPredictions, ReadRows, RowsToKeep
+from actserve_server.readouts.results import (
+    ReadAttention,
+    ReadAttentionSummary,
+    ReadPredictions,
+    ReadRows,
+    RowsToKeep,
+)
 from actserve_server.readouts.statistics import Key, RowLabels, Statistics
 from actserve_server.rpc import chunks, metrics
 from actserve_server.rpc.calls import Call
@@ -94,7 +100,9 @@ class Results:
         `Finished`. Closes `events` at the end."""
         async with aclosing(events):
             async for index, event in events:
-                if not isinstance(event, Tokens):
+                if isinstance(event, Tokens):
+                    self._open[index].reading.generated(event.ids)
+                else:
                     async with aclosing(self.read(index, event)) as parts:
                         async for part in parts:
                             yield index, part
@@ -118,6 +126,9 @@ class Results:
                     case ReadAttention():
                         for chunk in chunks.attention(result, index, readout):
                             yield {"attention": chunk}
+                    case ReadAttentionSummary():
+                        summary = chunks.attention_summary(result, index, readout)
+                        yield {"attention_summary": summary}
                     case RowsToKeep():
                         self._keep(index, readout, result)
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import astuple
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -18,7 +19,13 @@ from actserve_server.domain.tensors import ElementType, convert
 from actserve_server.readouts import plan, readers
 from actserve_server.readouts.projection import Projection
 from actserve_server.readouts.reductions import Reduction
-from actserve_server.readouts.results import ReadAttention, ReadPredictions, ReadRows, RowsToKeep
+from actserve_server.readouts.results import (
+    ReadAttention,
+    ReadAttentionSummary,
+    ReadPredictions,
+    ReadRows,
+    RowsToKeep,
+)
 
 TOKENS, WIDTH, DIRECTIONS = 23, 8, 5
 SITES = (Site(HookPoint.RESID_POST, 0), Site(HookPoint.RESID_MID, 0))
@@ -41,6 +48,7 @@ INFO = ModelInfo(
     },
     attention=(RULE,),
 )
+PROMPT_IDS = tuple(token % 5 for token in range(TOKENS))
 CUTS = [[0, TOKENS], [0, 1, 2, 9, TOKENS], list(range(TOKENS + 1))]
 
 
@@ -62,13 +70,16 @@ READOUTS = {
     "largest attention": plan.AttentionReadout(
         layer=0, heads=(1,), positions=AllPositions(), top_k=3
     ),
+    "summary": plan.AttentionSummaryReadout(
+        layers=(0,), positions=AllPositions(), offsets=(2,), top_keys=3
+    ),
 }
 HEAVY = {name for name, item in READOUTS.items() if "projected" in name or "largest" in name}
-HEAVY |= {"mean", "attention"}
+HEAVY |= {"mean", "attention", "summary"}
 
 
 def planned(*readouts: plan.Readout) -> plan.Plan:
-    return plan.plan(tuple(plan.Placed(readout, EVERY) for readout in readouts))
+    return plan.plan(tuple(plan.Placed(readout, EVERY) for readout in readouts), PROMPT_IDS)
 
 
 def events(of: plan.Plan, cuts: list[int]) -> Iterator[Rows | Finished]:
@@ -119,6 +130,8 @@ def _arrays(item: Any) -> list[tuple[Any, list[np.ndarray | None]]]:
             return [(("rows", item.site_index), [item.positions, item.bits, item.indices])]
         case ReadAttention():
             return [(("attention", item.head), [item.queries, item.weights, item.keys])]
+        case ReadAttentionSummary():
+            return [(("summary", item.layer), [np.atleast_1d(x) for x in astuple(item.summary)])]
         case _:
             found = item.predictions
             arrays = [item.positions, found.top_ids, found.top_logprobs, found.token_logprobs]
@@ -144,7 +157,7 @@ async def threads_of(readout: plan.Readout, patch: pytest.MonkeyPatch) -> set[in
         threads.add(threading.get_ident())
         return kind(**fields)
 
-    for kind in (ReadRows, ReadAttention, ReadPredictions):
+    for kind in (ReadRows, ReadAttention, ReadAttentionSummary, ReadPredictions):
         patch.setattr(readers, kind.__name__, partial(make, kind))
     await results(readout, CUTS[1])
     return threads
@@ -197,6 +210,6 @@ def test_a_site_is_captured_once_at_the_same_positions() -> None:
 def test_what_is_read_elsewhere_is_captured_apart() -> None:
     last = Selection(Spans(((22, 23),)))
     readout = READOUTS["rows"]
-    apart = plan.plan((plan.Placed(readout, EVERY), plan.Placed(readout, last)))
+    apart = plan.plan((plan.Placed(readout, EVERY), plan.Placed(readout, last)), PROMPT_IDS)
     assert [capture.selection for capture in apart.captures] == [EVERY, last]
     assert all(capture.sites == SITES for capture in apart.captures)

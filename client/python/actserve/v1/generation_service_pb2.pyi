@@ -70,7 +70,7 @@ class PositionLabel(_message.Message):
     def __init__(self, label: _Optional[str] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ...) -> None: ...
 
 class FetchActivationsResponse(_message.Message):
-    __slots__ = ("started", "item_started", "activations", "item_finished", "finished", "predictions", "attention", "statistics")
+    __slots__ = ("started", "item_started", "activations", "item_finished", "finished", "predictions", "attention", "statistics", "attention_summary")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     ITEM_STARTED_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,7 @@ class FetchActivationsResponse(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_SUMMARY_FIELD_NUMBER: _ClassVar[int]
     started: FetchStarted
     item_started: ItemStarted
     activations: _readout_pb2.ActivationChunk
@@ -87,7 +88,8 @@ class FetchActivationsResponse(_message.Message):
     predictions: _readout_pb2.PredictionChunk
     attention: _readout_pb2.AttentionChunk
     statistics: LabelStatistics
-    def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., item_started: _Optional[_Union[ItemStarted, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., item_finished: _Optional[_Union[ItemFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., statistics: _Optional[_Union[LabelStatistics, _Mapping]] = ...) -> None: ...
+    attention_summary: _readout_pb2.AttentionSummaryChunk
+    def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., item_started: _Optional[_Union[ItemStarted, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., item_finished: _Optional[_Union[ItemFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., statistics: _Optional[_Union[LabelStatistics, _Mapping]] = ..., attention_summary: _Optional[_Union[_readout_pb2.AttentionSummaryChunk, _Mapping]] = ...) -> None: ...
 
 class FetchStarted(_message.Message):
     __slots__ = ("call_id", "readouts")
@@ -252,7 +254,7 @@ class TextChoices(_message.Message):
     def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("started", "tokens", "activations", "sample_finished", "finished", "predictions", "attention")
+    __slots__ = ("started", "tokens", "activations", "sample_finished", "finished", "predictions", "attention", "attention_summary")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -260,6 +262,7 @@ class GenerateResponse(_message.Message):
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_SUMMARY_FIELD_NUMBER: _ClassVar[int]
     started: GenerateStarted
     tokens: TokenChunk
     activations: _readout_pb2.ActivationChunk
@@ -267,7 +270,8 @@ class GenerateResponse(_message.Message):
     finished: GenerateFinished
     predictions: _readout_pb2.PredictionChunk
     attention: _readout_pb2.AttentionChunk
-    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., sample_finished: _Optional[_Union[SampleFinished, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ...) -> None: ...
+    attention_summary: _readout_pb2.AttentionSummaryChunk
+    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., sample_finished: _Optional[_Union[SampleFinished, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., attention_summary: _Optional[_Union[_readout_pb2.AttentionSummaryChunk, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
     __slots__ = ("call_id", "prompt", "readouts", "kept")

@@ -36,18 +36,20 @@ REDUCTION_MEAN: Reduction
 REDUCTION_MAX: Reduction
 
 class Readout(_message.Message):
-    __slots__ = ("name", "rows", "predictions", "attention", "keep")
+    __slots__ = ("name", "rows", "predictions", "attention", "keep", "attention_summary")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_SUMMARY_FIELD_NUMBER: _ClassVar[int]
     name: str
     rows: RowReadout
     predictions: PredictionReadout
     attention: AttentionReadout
     keep: KeepReadout
-    def __init__(self, name: _Optional[str] = ..., rows: _Optional[_Union[RowReadout, _Mapping]] = ..., predictions: _Optional[_Union[PredictionReadout, _Mapping]] = ..., attention: _Optional[_Union[AttentionReadout, _Mapping]] = ..., keep: _Optional[_Union[KeepReadout, _Mapping]] = ...) -> None: ...
+    attention_summary: AttentionSummaryReadout
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[_Union[RowReadout, _Mapping]] = ..., predictions: _Optional[_Union[PredictionReadout, _Mapping]] = ..., attention: _Optional[_Union[AttentionReadout, _Mapping]] = ..., keep: _Optional[_Union[KeepReadout, _Mapping]] = ..., attention_summary: _Optional[_Union[AttentionSummaryReadout, _Mapping]] = ...) -> None: ...
 
 class RowReadout(_message.Message):
     __slots__ = ("sites", "positions", "element_type", "projection", "reduction", "statistics")
@@ -129,6 +131,18 @@ class AttentionReadout(_message.Message):
     top_k: int
     def __init__(self, layer: _Optional[int] = ..., heads: _Optional[_Iterable[int]] = ..., queries: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., top_k: _Optional[int] = ...) -> None: ...
 
+class AttentionSummaryReadout(_message.Message):
+    __slots__ = ("layers", "queries", "offsets", "top_keys")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    TOP_KEYS_FIELD_NUMBER: _ClassVar[int]
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    queries: _positions_pb2.PositionSelector
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    top_keys: int
+    def __init__(self, layers: _Optional[_Iterable[int]] = ..., queries: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., offsets: _Optional[_Iterable[int]] = ..., top_keys: _Optional[int] = ...) -> None: ...
+
 class KeepReadout(_message.Message):
     __slots__ = ("sites", "positions", "ttl")
     SITES_FIELD_NUMBER: _ClassVar[int]
@@ -140,14 +154,16 @@ class KeepReadout(_message.Message):
     def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ReadoutStarted(_message.Message):
-    __slots__ = ("name", "element_type", "widths")
+    __slots__ = ("name", "element_type", "widths", "layers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     WIDTHS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     element_type: _tensor_pb2.ElementType
     widths: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., widths: _Optional[_Iterable[int]] = ...) -> None: ...
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., widths: _Optional[_Iterable[int]] = ..., layers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ReadoutPositions(_message.Message):
     __slots__ = ("readout_indices", "positions")
@@ -220,3 +236,39 @@ class AttentionChunk(_message.Message):
     weights: _tensor_pb2.Tensor
     keys: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, sequence_index: _Optional[int] = ..., readout_index: _Optional[int] = ..., head: _Optional[int] = ..., queries: _Optional[_Iterable[int]] = ..., weights: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class AttentionSummaryChunk(_message.Message):
+    __slots__ = ("sequence_index", "readout_index", "layer", "queries", "previous_token_queries", "induction_queries", "offset_queries", "previous_token", "current_token", "first_token", "induction", "entropy", "distance", "at_offsets", "top_keys", "top_key_means")
+    SEQUENCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    READOUT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_TOKEN_QUERIES_FIELD_NUMBER: _ClassVar[int]
+    INDUCTION_QUERIES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_QUERIES_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INDUCTION_FIELD_NUMBER: _ClassVar[int]
+    ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    AT_OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    TOP_KEYS_FIELD_NUMBER: _ClassVar[int]
+    TOP_KEY_MEANS_FIELD_NUMBER: _ClassVar[int]
+    sequence_index: int
+    readout_index: int
+    layer: int
+    queries: int
+    previous_token_queries: int
+    induction_queries: int
+    offset_queries: _containers.RepeatedScalarFieldContainer[int]
+    previous_token: _tensor_pb2.Tensor
+    current_token: _tensor_pb2.Tensor
+    first_token: _tensor_pb2.Tensor
+    induction: _tensor_pb2.Tensor
+    entropy: _tensor_pb2.Tensor
+    distance: _tensor_pb2.Tensor
+    at_offsets: _tensor_pb2.Tensor
+    top_keys: _containers.RepeatedScalarFieldContainer[int]
+    top_key_means: _tensor_pb2.Tensor
+    def __init__(self, sequence_index: _Optional[int] = ..., readout_index: _Optional[int] = ..., layer: _Optional[int] = ..., queries: _Optional[int] = ..., previous_token_queries: _Optional[int] = ..., induction_queries: _Optional[int] = ..., offset_queries: _Optional[_Iterable[int]] = ..., previous_token: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., current_token: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., first_token: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., induction: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., entropy: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., distance: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., at_offsets: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., top_keys: _Optional[_Iterable[int]] = ..., top_key_means: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
