@@ -31,8 +31,8 @@ from actserve_server.nla.profile import (
     Slot,
     VerbalizerProfile,
 )
-from actserve_server.nla.prompts import VerbalizerPrompt
 from actserve_server.nla.verbalizer import Verbalizer
+from actserve_server.nla.verbalizer_prompts import VerbalizerPrompt
 from bench.engines import Stock
 from bench.workloads import Request
 

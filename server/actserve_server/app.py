@@ -31,12 +31,12 @@ from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.kept import KeptStore
-from actserve_server.readouts.selftest import prove_attention
-from actserve_server.rpc import metrics
-from actserve_server.rpc.remote_nla import connect
-from actserve_server.rpc.served_nlas import Nlas
+from actserve_server.readouts.readout_selftest import prove_attention
+from actserve_server.rpc.explanations.served_nlas import Nlas
+from actserve_server.rpc.federation.remote_nla import connect
 from actserve_server.rpc.server import Listening, RpcServer, Tls
-from actserve_server.rpc.tokens import TokenFile
+from actserve_server.rpc.transport import metrics
+from actserve_server.rpc.transport.tokens import TokenFile
 
 POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a

@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 
 from actserve_server.domain.sites import HookPoint
-from actserve_server.nla.sources import NlaSource
+from actserve_server.nla.pair_sources import NlaSource
 
 ENV_PREFIX = "ACTSERVE_"
 PROGRAM = "actserve-server serve"

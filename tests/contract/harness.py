@@ -29,7 +29,7 @@ from actserve_server.domain.principals import Role
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
-from actserve_server.rpc.remote_nla import RemoteNla
+from actserve_server.rpc.federation.remote_nla import RemoteNla
 from actserve_server.rpc.server import SERVICES
 
 RESID_POST = site_pb2.HOOK_POINT_RESID_POST

@@ -22,9 +22,9 @@ from actserve_server.nla.profile import (
     Slot,
     VerbalizerProfile,
 )
-from actserve_server.nla.prompts import VerbalizerPrompt
 from actserve_server.nla.reconstructor import Reconstructor, ValueHead
 from actserve_server.nla.verbalizer import Verbalizer, scaled
+from actserve_server.nla.verbalizer_prompts import VerbalizerPrompt
 from tests.contract.harness import collect, serving, site, tensor
 
 WIDTH = 16

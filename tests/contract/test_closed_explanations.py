@@ -9,8 +9,8 @@ import pytest
 
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve_server.engine.fake import FakeEngine
-from actserve_server.rpc.calls import Call
-from actserve_server.rpc.local_nla import LocalNla
+from actserve_server.rpc.explanations.local_nla import LocalNla
+from actserve_server.rpc.transport.calls import Call
 from tests.contract.nlas import ROWS, Tiny, compare, explain
 
 PARTIAL = {"partial": True, "temperature": 0.0}

@@ -7,7 +7,7 @@ from google.protobuf import struct_pb2
 
 from actserve.v1 import model_service_pb2 as pb
 from actserve.v1 import prompt_pb2
-from actserve_server.rpc.json_values import MAX_BYTES, MAX_DEPTH, MAX_VALUES, JsonReader
+from actserve_server.rpc.requests.json_values import MAX_BYTES, MAX_DEPTH, MAX_VALUES, JsonReader
 from tests.contract.harness import generate, matrices, run, serving, site
 
 USER = {"role": "user", "content": "hi"}

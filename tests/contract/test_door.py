@@ -15,9 +15,9 @@ from actserve.v1 import (
     model_service_pb2,
 )
 from actserve_server.domain.principals import Role
-from actserve_server.rpc import observer, receiving
-from actserve_server.rpc.receiving import MAX_PARTS
 from actserve_server.rpc.server import SERVICES
+from actserve_server.rpc.transport import observer, receiving
+from actserve_server.rpc.transport.receiving import MAX_PARTS
 from tests.contract.harness import Served, bearing, failure, serving, write_tokens
 
 LARGEST_BYTES = 16 << 20

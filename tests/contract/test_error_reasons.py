@@ -10,7 +10,7 @@ import actserve
 from actserve import errors as client_errors
 from actserve.v1 import errors_pb2
 from actserve_server.domain.errors import RULES, Kind, Reason
-from actserve_server.rpc import errors as server_errors
+from actserve_server.rpc.transport import statuses as server_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "ERROR_REASON_"

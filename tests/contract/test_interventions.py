@@ -10,7 +10,7 @@ from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import site_pb2, tensor_pb2
 from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
 from actserve_server.engine.fake import FakeEngine
-from actserve_server.rpc.sites import HOOK_POINTS
+from actserve_server.rpc.requests.site_fields import HOOK_POINTS
 from tests.contract.formulas import Formula, formulas
 from tests.contract.harness import (
     addition,

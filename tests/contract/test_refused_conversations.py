@@ -8,8 +8,8 @@ import pytest
 from google.protobuf import struct_pb2
 
 from actserve.v1 import prompt_pb2
-from actserve_server.rpc.conversations import RESERVED_ARGUMENTS
-from actserve_server.rpc.json_values import MAX_BYTES, MAX_DEPTH, MAX_VALUES
+from actserve_server.rpc.requests.conversations import RESERVED_ARGUMENTS
+from actserve_server.rpc.requests.json_values import MAX_BYTES, MAX_DEPTH, MAX_VALUES
 from tests.contract.harness import fetch, generate
 from tests.contract.refusals import Case, check, refusal
 

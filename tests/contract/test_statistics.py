@@ -10,7 +10,7 @@ from actserve.v1 import generation_service_pb2 as pb
 from actserve_server.domain.model import Limits
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import FakeEngine
-from actserve_server.rpc.chunks import MAX_MESSAGE_BYTES
+from actserve_server.rpc.responses.chunks import MAX_MESSAGE_BYTES
 from tests.contract.harness import (
     collect,
     decoded,

@@ -15,9 +15,9 @@ from actserve_server.domain.principals import Role
 from actserve_server.domain.runs import Run, RunEvent
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.engine.vllm import wire
+from actserve_server.nla.pair_sources import NlaSource
 from actserve_server.nla.profile import Baseline
-from actserve_server.nla.sources import NlaSource
-from actserve_server.rpc.remote_nla import connect
+from actserve_server.rpc.federation.remote_nla import connect
 from tests.contract.harness import (
     Failure,
     Served,

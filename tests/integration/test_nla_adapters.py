@@ -21,7 +21,7 @@ from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.nla.explanations import Asking, Consumed, Explanation
 from actserve_server.nla.loading import load
-from actserve_server.nla.sources import NlaSource
+from actserve_server.nla.pair_sources import NlaSource
 from tests.integration.families import FAMILIES, LAYERS, make_checkpoint
 from tests.integration.harness import LoopThread
 from tests.integration.nla_pairs import MARKER, make_nla_tokenizer

@@ -20,7 +20,7 @@ from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.explanations import Asking, Consumed, Explanation
 from actserve_server.nla.loading import load
-from actserve_server.nla.sources import NlaSource
+from actserve_server.nla.pair_sources import NlaSource
 from tests.integration.harness import EngineThread, LoopThread, make_run
 
 LAYER = 20

@@ -17,7 +17,7 @@ from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.nla.explanations import Asking, Consumed, Explanation, Flag
 from actserve_server.nla.loading import load
-from actserve_server.nla.sources import NlaSource
+from actserve_server.nla.pair_sources import NlaSource
 from tests.integration.families import LAYERS
 from tests.integration.harness import LoopThread
 from tests.integration.nla_pairs import (

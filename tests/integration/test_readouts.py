@@ -11,7 +11,7 @@ import torch
 from actserve_server.domain.positions import AllPositions
 from actserve_server.domain.runs import Capture, Finished, Rows, Unembed
 from actserve_server.domain.sites import HookPoint, Site
-from actserve_server.readouts.attention import pattern
+from actserve_server.readouts.attention_patterns import pattern
 from actserve_server.readouts.plan import AttentionSummaryReadout, Placed, plan
 from actserve_server.readouts.readers import Reading
 from actserve_server.readouts.results import ReadAttentionSummary

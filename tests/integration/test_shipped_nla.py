@@ -21,7 +21,7 @@ from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.explanations import Asking, Consumed, Explanation, Flag
 from actserve_server.nla.loading import load
-from actserve_server.nla.sources import SHIPPED, NlaSource
+from actserve_server.nla.pair_sources import SHIPPED, NlaSource
 from tests.integration.harness import LoopThread
 from tests.integration.reference import Reference
 

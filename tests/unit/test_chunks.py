@@ -7,7 +7,7 @@ from actserve.v1 import explanation_service_pb2
 from actserve.v1 import generation_service_pb2 as pb
 from actserve_server.domain.tensors import ElementType
 from actserve_server.readouts.results import ReadRows
-from actserve_server.rpc.chunks import MAX_MESSAGE_BYTES, activations, reconstructed
+from actserve_server.rpc.responses.chunks import MAX_MESSAGE_BYTES, activations, reconstructed
 
 U32_MAX = (1 << 32) - 1
 

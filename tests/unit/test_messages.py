@@ -3,7 +3,7 @@
 from google.protobuf.struct_pb2 import Struct
 
 from actserve.v1 import intervention_pb2, steering_vector_service_pb2
-from actserve_server.rpc.messages import inside
+from actserve_server.rpc.transport.messages import inside
 
 
 def test_messages_come_with_the_path_from_where_one_began() -> None:

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 
 from actserve.v1 import generation_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, Reason
-from actserve_server.rpc.request_size import PACKED_BYTES, check_parts
+from actserve_server.rpc.transport.request_size import PACKED_BYTES, check_parts
 
 KIND: Any = pb.GenerateRequest.DESCRIPTOR
 TURNS = [{"role": "user", "content": "hello"}] * 3

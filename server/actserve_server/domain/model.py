@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from actserve_server.domain.attention import AttentionRule
+from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.runs import Capture
 from actserve_server.domain.sites import HookPoint, Site

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actserve_server.domain.attention import AttentionRule
+from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.model import HookPointInfo
 from actserve_server.domain.operations import Replace
 from actserve_server.domain.runs import Intervention, Unembed

@@ -27,11 +27,11 @@ from actserve_server.nla.flags import flags, usual_norm
 from actserve_server.nla.gate import Gate
 from actserve_server.nla.parsing import parse
 from actserve_server.nla.profile import AddAtBlock, Baseline, NlaProfile
-from actserve_server.nla.prompts import VerbalizerPrompt
 from actserve_server.nla.reconstructor import Reconstructor
 from actserve_server.nla.recurrence import with_recurrence
 from actserve_server.nla.scores import score
 from actserve_server.nla.verbalizer import Verbalizer
+from actserve_server.nla.verbalizer_prompts import VerbalizerPrompt
 
 MAX_IN_FLIGHT = 4096
 """Explanations of one call that vLLM is given at once; it runs as many of them as fit."""

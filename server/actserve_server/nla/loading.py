@@ -22,13 +22,13 @@ from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla.autoencoder import Autoencoder, NlaInfo
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.nla.checkpoints import holds_adapter, prepare_reconstructor, prepare_verbalizer
-from actserve_server.nla.families import load_profile
+from actserve_server.nla.pair_families import load_profile
+from actserve_server.nla.pair_selftest import prove_placement
+from actserve_server.nla.pair_sources import NlaFolders, NlaSource, fetched, resolve
 from actserve_server.nla.profile import NlaProfile, ReplaceEmbedding
-from actserve_server.nla.prompts import ReconstructorPrompts, VerbalizerPrompts
 from actserve_server.nla.reconstructor import Reconstructor
-from actserve_server.nla.selftest import prove_placement
-from actserve_server.nla.sources import NlaFolders, NlaSource, fetched, resolve
 from actserve_server.nla.verbalizer import Verbalizer
+from actserve_server.nla.verbalizer_prompts import ReconstructorPrompts, VerbalizerPrompts
 
 MAX_QUESTION_TOKENS = 512
 """Room for a question in the context of an AV that answers them."""

@@ -1,7 +1,7 @@
 """What a natural language autoencoder is: one profile for every family of checkpoints.
 
-Loaders (`sidecar.py`, `families.py`) turn what checkpoints carry into a profile; all else works
-from profiles alone.
+Loaders (`sidecar.py`, `pair_families.py`) turn what checkpoints carry into a profile; all else
+works from profiles alone.
 """
 
 from dataclasses import dataclass

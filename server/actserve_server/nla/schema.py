@@ -4,7 +4,7 @@ The schema, versions 1 and 2, is that of kitft/natural_language_autoencoders (`n
 `nla/schema.py`, `nla/datagen/sidecar.py`): one kind of file lies beside a model, the other
 describes the data it was trained on, and other projects copy that one beside their models. What no
 sidecar of theirs says, because their code does, is said in keys of our own; a family of checkpoints
-(`families.py`) is a set of these:
+(`pair_families.py`) is a set of these:
 
 ```yaml
 family: easynla

@@ -17,7 +17,7 @@ from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.nla.explanations import Asking
 from actserve_server.nla.profile import AddAtBlock, ReplaceEmbedding, VerbalizerProfile
-from actserve_server.nla.prompts import VerbalizerPrompt
+from actserve_server.nla.verbalizer_prompts import VerbalizerPrompt
 
 
 class Verbalizer:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actserve_server.domain.attention import AttentionRule
-from actserve_server.readouts.attention import pattern_blocks, top_k
+from actserve_server.domain.attention_rules import AttentionRule
+from actserve_server.readouts.attention_patterns import pattern_blocks, top_k
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -11,11 +11,11 @@ from typing import Protocol
 
 import numpy as np
 
-from actserve_server.domain.attention import AttentionRule
+from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.runs import Finished, Rows
 from actserve_server.domain.tensors import ElementType, to_float32
-from actserve_server.readouts.attention import pattern_blocks, top_k
+from actserve_server.readouts.attention_patterns import pattern_blocks, top_k
 from actserve_server.readouts.attention_summary import summarize
 from actserve_server.readouts.blocks import blocks
 from actserve_server.readouts.plan import (

@@ -15,20 +15,13 @@ from actserve_server.domain.errors import FieldPath
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
-from actserve_server.rpc import (
-    baselines,
-    interventions,
-    models,
-    nla_inputs,
-    prompts,
-    reports,
-    served_nlas,
-    sites,
-)
-from actserve_server.rpc.calls import Call, current_call
-from actserve_server.rpc.endings import usage
-from actserve_server.rpc.explained_text import ExplainedText
-from actserve_server.rpc.served_nlas import Nlas, ServedNla
+from actserve_server.rpc.explanations import baseline_names, nla_inputs, served_nlas
+from actserve_server.rpc.explanations.explained_text import ExplainedText
+from actserve_server.rpc.explanations.served_nlas import Nlas, ServedNla
+from actserve_server.rpc.requests import interventions, prompt_fields, site_fields
+from actserve_server.rpc.responses import model_descriptions, reports
+from actserve_server.rpc.responses.endings import usage
+from actserve_server.rpc.transport.calls import Call, current_call
 
 
 class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceServicer):
@@ -46,10 +39,10 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         self, request: pb.ExplainTextRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.ExplainTextResponse, None]:
         call, info = current_call(), self._engine.info
-        models.check_model(request.model, info, ("model",))
+        model_descriptions.check_model(request.model, info, ("model",))
         nla = served_nlas.find(self._autoencoders, request.nla)
         site = info.check_site(nla.site, ("nla",))
-        prompt = await prompts.tokenize_to_run(self._engine, request.prompt, ("prompt",))
+        prompt = await prompt_fields.tokenize_to_run(self._engine, request.prompt, ("prompt",))
         text = ExplainedText.of(request, prompt, site, info)
         where = text.positions
         nla_inputs.check_count(len(where), "positions", nla.max_rows, ("positions",))
@@ -64,7 +57,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
                 ("interventions",),
             )
             captured = await text.capture(self._engine, edits, call)
-            opened = pb.ExplainStarted(prompt=prompts.to_wire(prompt), positions=where)
+            opened = pb.ExplainStarted(prompt=prompt_fields.to_wire(prompt), positions=where)
             told = reports.to_wire(edits, captured.reports)
             async with aclosing(explain(captured.rows)) as answers:
                 async for answer in answers:
@@ -93,13 +86,13 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         principal.require(Role.EXPERIMENTER, "setting a baseline")
         if request.shared:
             principal.require(Role.OPERATOR, "setting a baseline for all tenants")
-        name, _ = baselines.parse_name(request.name, ("name",))
+        name, _ = baseline_names.parse_name(request.name, ("name",))
         nla = self._find(name, request.site, ("name",))
         return await nla.set_baseline(request, current_call())
 
     def _find(self, name: str, wire: site_pb2.Site, field: FieldPath = ("nla",)) -> ServedNla:
         """The autoencoder that a request names, of the site that its rows come from."""
-        site = sites.origin(wire, self._engine.info, ("site",))
+        site = site_fields.origin(wire, self._engine.info, ("site",))
         return served_nlas.find(self._autoencoders, name, site, field)
 
 

@@ -19,17 +19,18 @@ from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import Plan
 from actserve_server.readouts.statistics import Memory
-from actserve_server.rpc import interventions, models, prompts, readouts, reports
-from actserve_server.rpc.calls import current_call
-from actserve_server.rpc.endings import ending, usage
-from actserve_server.rpc.interventions import InterventionRequest
-from actserve_server.rpc.items import Items, check_items, label_count
-from actserve_server.rpc.positions import Place
-from actserve_server.rpc.readouts import Readouts
-from actserve_server.rpc.request_ids import request_digest
-from actserve_server.rpc.results import Results
-from actserve_server.rpc.sampling import sampling
-from actserve_server.rpc.served_nlas import Nlas
+from actserve_server.rpc.explanations.served_nlas import Nlas
+from actserve_server.rpc.requests import interventions, prompt_fields, readout_fields
+from actserve_server.rpc.requests.interventions import InterventionRequest
+from actserve_server.rpc.requests.items import Items, check_items, label_count
+from actserve_server.rpc.requests.position_selectors import Place
+from actserve_server.rpc.requests.readout_fields import Readouts
+from actserve_server.rpc.requests.request_ids import request_digest
+from actserve_server.rpc.requests.sampling_fields import sampling
+from actserve_server.rpc.responses import model_descriptions, reports
+from actserve_server.rpc.responses.call_results import Results
+from actserve_server.rpc.responses.endings import ending, usage
+from actserve_server.rpc.transport.calls import current_call
 
 STATISTICS_BYTES = 1 << 30
 """What the statistics of all calls take at most."""
@@ -46,7 +47,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         self, request: pb.FetchActivationsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.FetchActivationsResponse, None]:
         call, info = current_call(), self._engine.info
-        models.check_model(request.model, info, ("model",))
+        model_descriptions.check_model(request.model, info, ("model",))
         check_items(request, info.limits.max_items)
         _check_any(request.readouts)
         if any(item.interventions for item in request.items):
@@ -77,11 +78,11 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         call, info = current_call(), self._engine.info
-        models.check_model(request.model, info, ("model",))
+        model_descriptions.check_model(request.model, info, ("model",))
         _check_no_statistics(request.readouts)
         wanted = await self._readouts(request.readouts)
         edits = await self._interventions(request.interventions)
-        prompt = await prompts.tokenize_to_run(self._engine, request.prompt, ("prompt",))
+        prompt = await prompt_fields.tokenize_to_run(self._engine, request.prompt, ("prompt",))
         sampled = await sampling(request.sampling, self._engine, len(prompt.ids), ("sampling",))
         place = Place(prompt=prompt, run_tokens=len(prompt.ids) + sampled.base.max_tokens - 1)
         plan, applied = wanted.at(place), interventions.placed(edits, place)
@@ -105,7 +106,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         yield pb.GenerateResponse(
             started=pb.GenerateStarted(
                 call_id=call.id,
-                prompt=prompts.to_wire(prompt),
+                prompt=prompt_fields.to_wire(prompt),
                 readouts=wanted.started(info),
                 kept=kept,
             )
@@ -135,7 +136,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     async def _readouts(self, wire: Sequence[readout_pb2.Readout]) -> Readouts:
         if any(each.HasField("keep") for each in wire):
             current_call().principal.require(Role.EXPERIMENTER, "keeping activations")
-        return await readouts.readouts(wire, self._own(), self._engine.info, ("readouts",))
+        return await readout_fields.readouts(wire, self._own(), self._engine.info, ("readouts",))
 
     async def _interventions(
         self, wire: Sequence[intervention_pb2.Intervention]
@@ -176,7 +177,7 @@ def _check_no_statistics(wire: Sequence[readout_pb2.Readout]) -> None:
 
 def _read(plan: Plan, event: Finished) -> list[readout_pb2.ReadoutPositions]:
     """Where the readouts of a sample have read."""
-    return readouts.positions_to_wire(
+    return readout_fields.positions_to_wire(
         (each.selection, event.captured_positions[parts[0]])
         for each, parts in zip(plan.placed, plan.parts, strict=True)
     )

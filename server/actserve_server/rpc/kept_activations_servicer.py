@@ -9,8 +9,8 @@ from actserve.v1 import kept_activations_service_pb2_grpc
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import Role
 from actserve_server.readouts.kept import COLLECTION, Kept, KeptStore
-from actserve_server.rpc import pages, sites
-from actserve_server.rpc.calls import current_call
+from actserve_server.rpc.requests import pages, site_fields
+from actserve_server.rpc.transport.calls import current_call
 
 
 class KeptActivationsServicer(kept_activations_service_pb2_grpc.KeptActivationsServiceServicer):
@@ -65,7 +65,7 @@ def _checked(name: str) -> str:
 def _to_wire(kept: Kept) -> pb.KeptActivations:
     return pb.KeptActivations(
         name=kept.name,
-        sites=[sites.to_wire(site) for site in kept.sites],
+        sites=[site_fields.to_wire(site) for site in kept.sites],
         positions=kept.positions.tolist(),
         size_bytes=kept.size_bytes,
         expire_time=datetime.fromtimestamp(kept.expires_at, UTC),

@@ -6,9 +6,10 @@ from actserve.v1 import model_service_pb2 as pb
 from actserve.v1 import model_service_pb2_grpc
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.engine.api import Engine
-from actserve_server.rpc import models, pages, prompts
-from actserve_server.rpc.calls import current_call
-from actserve_server.rpc.served_nlas import Nlas
+from actserve_server.rpc.explanations.served_nlas import Nlas
+from actserve_server.rpc.requests import pages, prompt_fields
+from actserve_server.rpc.responses import model_descriptions
+from actserve_server.rpc.transport.calls import current_call
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
@@ -21,7 +22,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     ) -> pb.ListModelsResponse:
         pages.size(request.page_size)
         after = pages.after(request.page_token)
-        if after >= models.name_of(self._engine.info):
+        if after >= model_descriptions.name_of(self._engine.info):
             return pb.ListModelsResponse()
         return pb.ListModelsResponse(models=[await self._model()])
 
@@ -31,20 +32,21 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if not request.name:
             raise ActserveError(
                 Reason.FIELD_REQUIRED,
-                f"name is not set; this server serves {models.name_of(self._engine.info)!r}",
+                "name is not set; this server serves "
+                f"{model_descriptions.name_of(self._engine.info)!r}",
                 field=("name",),
             )
-        models.check_model(request.name, self._engine.info, ("name",))
+        model_descriptions.check_model(request.name, self._engine.info, ("name",))
         return pb.GetModelResponse(model=await self._model())
 
     async def Tokenize(  # noqa: N802
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext
     ) -> pb.TokenizeResponse:
-        models.check_model(request.model, self._engine.info, ("model",))
-        tokenized = await prompts.tokenize(self._engine, request.prompt, ("prompt",))
+        model_descriptions.check_model(request.model, self._engine.info, ("model",))
+        tokenized = await prompt_fields.tokenize(self._engine, request.prompt, ("prompt",))
         current_call().prompt_tokens = len(tokenized.ids)
-        return pb.TokenizeResponse(prompt=prompts.to_wire(tokenized))
+        return pb.TokenizeResponse(prompt=prompt_fields.to_wire(tokenized))
 
     async def _model(self) -> pb.Model:
         tenant = current_call().principal.tenant
-        return await models.to_wire(self._engine.info, self._autoencoders, tenant)
+        return await model_descriptions.to_wire(self._engine.info, self._autoencoders, tenant)

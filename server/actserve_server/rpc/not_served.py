@@ -21,7 +21,7 @@ from actserve.v1 import (
     sweep_service_pb2,
 )
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
-from actserve_server.rpc.messages import inside
+from actserve_server.rpc.transport.messages import inside
 
 SERVICES = tuple(
     service

@@ -18,18 +18,19 @@ from actserve.v1 import (
 )
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
-from actserve_server.rpc import metrics, not_served
-from actserve_server.rpc.auth import anybody, by_token
-from actserve_server.rpc.call_limit import CallLimit
+from actserve_server.rpc import not_served
 from actserve_server.rpc.explanation_servicer import ExplanationServicer
+from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.generation_servicer import GenerationServicer
 from actserve_server.rpc.kept_activations_servicer import KeptActivationsServicer
-from actserve_server.rpc.model_header import ModelHeader
 from actserve_server.rpc.model_servicer import ModelServicer
-from actserve_server.rpc.models import name_of
-from actserve_server.rpc.observer import Observer
-from actserve_server.rpc.served_nlas import Nlas
-from actserve_server.rpc.tokens import TokenFile
+from actserve_server.rpc.responses.model_descriptions import name_of
+from actserve_server.rpc.transport import metrics
+from actserve_server.rpc.transport.auth import anybody, by_token
+from actserve_server.rpc.transport.call_limit import CallLimit
+from actserve_server.rpc.transport.model_header import ModelHeader
+from actserve_server.rpc.transport.observer import Observer
+from actserve_server.rpc.transport.tokens import TokenFile
 
 _DESCRIPTORS = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],

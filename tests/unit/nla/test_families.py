@@ -9,7 +9,7 @@ import yaml
 
 from actserve_server.domain.runs import Sampling
 from actserve_server.domain.sites import HookPoint, Site
-from actserve_server.nla.families import FAMILIES, load_profile
+from actserve_server.nla.pair_families import FAMILIES, load_profile
 from actserve_server.nla.profile import AddAtBlock, Form, NlaProfile, ReplaceEmbedding, Slot
 
 TOKENS = {

@@ -10,7 +10,7 @@ import pytest
 
 from actserve_server.domain.runs import Placement, Rows, Run, RunEvent, Tokens
 from actserve_server.domain.tensors import ElementType, convert, to_float32
-from actserve_server.nla.selftest import TOKENS, prove_placement
+from actserve_server.nla.pair_selftest import TOKENS, prove_placement
 
 IDS = (3, 1, 4, 1, 5, 9)
 _TABLE = np.random.default_rng(1).standard_normal((10, 8)).astype(np.float32)

@@ -15,7 +15,7 @@ from actserve_server.nla.profile import (
     Slot,
     VerbalizerProfile,
 )
-from actserve_server.nla.prompts import ReconstructorPrompts, VerbalizerPrompts
+from actserve_server.nla.verbalizer_prompts import ReconstructorPrompts, VerbalizerPrompts
 from tests.integration.families import BOS, EOS, make_tokenizer
 
 MARKER = "㈜"

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from actserve_server.domain.runs import Sampling
 from actserve_server.domain.sites import HookPoint, Site
-from actserve_server.nla.families import FAMILIES
+from actserve_server.nla.pair_families import FAMILIES
 from actserve_server.nla.profile import (
     AddAtBlock,
     Form,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from actserve_server.config import ConfigError, load
-from actserve_server.nla.sources import NlaSource, resolve
+from actserve_server.nla.pair_sources import NlaSource, resolve
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actserve_server.domain.attention import AttentionRule
+from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.readouts import blocks
-from actserve_server.readouts.attention import NO_KEY, pattern
+from actserve_server.readouts.attention_patterns import NO_KEY, pattern
 from actserve_server.readouts.attention_summary import AttentionSummary, summarize
 
 T, D = 13, 8

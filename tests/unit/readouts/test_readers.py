@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actserve_server.domain.attention import AttentionRule
+from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.model import HookPointInfo, Limits, ModelInfo
 from actserve_server.domain.positions import NO_END, AllPositions, Selection, Spans
 from actserve_server.domain.runs import Finished, FinishReason, Rows, Unembed

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from actserve_server.domain.attention import AttentionRule
+from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.tensors import ElementType
-from actserve_server.readouts.selftest import prove_attention
+from actserve_server.readouts.readout_selftest import prove_attention
 from tests.unit.tiny_engine import HEAD_WIDTH, HEADS, KEY_VALUE_HEADS, TinyEngine
 
 RULE = AttentionRule(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from vllm.v1.attention.backend import AttentionType
 
-from actserve_server.domain.attention import AttentionRule
+from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.engine.vllm.attention import describe_attention, rules
 from actserve_server.engine.vllm.families import family_of
 

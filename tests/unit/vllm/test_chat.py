@@ -31,7 +31,7 @@ from actserve_server.domain.prompts import (
     Turn,
 )
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
-from actserve_server.rpc.conversations import RESERVED_ARGUMENTS, conversation
+from actserve_server.rpc.requests.conversations import RESERVED_ARGUMENTS, conversation
 from tests.unit.vllm.templates import LISTS, LLAMA3, PARTS, QWEN3, SMOLLM2, WRITTEN_OUT
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from actserve_server.domain.attention import AttentionRule
+from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.engine.vllm.families import Family
 
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from actserve_server.nla.training.evaluate import Evaluation
-from actserve_server.nla.training.prompts import AR_TEMPLATE, AV_TEMPLATE
 from actserve_server.nla.training.recipe import Recipe
+from actserve_server.nla.training.training_prompts import AR_TEMPLATE, AV_TEMPLATE
 
 
 @dataclass(frozen=True, slots=True)

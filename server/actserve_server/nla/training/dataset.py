@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actserve_server.nla.training import corpus
-from actserve_server.nla.training.models import decode
 from actserve_server.nla.training.recipe import Recipe
-from actserve_server.nla.training.targets import NEXT_TOKENS, Vocabulary, describe
+from actserve_server.nla.training.training_models import decode
+from actserve_server.nla.training.training_targets import NEXT_TOKENS, Vocabulary, describe
 from actserve_server.nla.training.vectors import extract
 
 

@@ -9,9 +9,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from actserve_server.nla.training import lora
-from actserve_server.nla.training.models import blocks, cut, output_of, padded
 from actserve_server.nla.training.optimization import batches, optimize
 from actserve_server.nla.training.progress import track
+from actserve_server.nla.training.training_models import blocks, cut, output_of, padded
 
 _READ_BATCH = 64
 

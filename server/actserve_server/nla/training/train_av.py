@@ -8,8 +8,8 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from actserve_server.nla.training import lora
-from actserve_server.nla.training.models import embed, padded, unembed
 from actserve_server.nla.training.optimization import batches, optimize
+from actserve_server.nla.training.training_models import embed, padded, unembed
 
 
 class TrainedVerbalizer(nn.Module):

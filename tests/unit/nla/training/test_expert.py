@@ -11,8 +11,8 @@ import torch
 
 from actserve_server.nla.training import expert
 from actserve_server.nla.training.expert import Attempts, best
-from actserve_server.nla.training.prompts import Words
 from actserve_server.nla.training.recipe import Recipe
+from actserve_server.nla.training.training_prompts import Words
 
 ROWS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
 MEANT = {

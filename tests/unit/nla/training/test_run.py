@@ -10,11 +10,11 @@ from transformers import AutoTokenizer
 
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.nla.adapters import read_peft
-from actserve_server.nla.families import load_profile
+from actserve_server.nla.pair_families import load_profile
 from actserve_server.nla.profile import ReplaceEmbedding
-from actserve_server.nla.prompts import ReconstructorPrompts, VerbalizerPrompts
-from actserve_server.nla.training import prompts
+from actserve_server.nla.training import training_prompts
 from actserve_server.nla.training.__main__ import main
+from actserve_server.nla.verbalizer_prompts import ReconstructorPrompts, VerbalizerPrompts
 from tests.unit.nla.training.tiny import BLOCKS, LAYER, MARKER, WIDTH, make_corpus
 
 OPTIONS = {
@@ -43,7 +43,7 @@ def _train(base: Path, folder: Path, **changes: str) -> Path:
     options = OPTIONS | places | {f"--{name}": value for name, value in changes.items()}
     with pytest.MonkeyPatch.context() as patch:
         # So small a model does not learn to close its tags; what it writes is read all the same.
-        patch.setattr(prompts, "parse", lambda raw, form: (f"{raw.strip()} it", True))
+        patch.setattr(training_prompts, "parse", lambda raw, form: (f"{raw.strip()} it", True))
         main([part for option in options.items() for part in option])
     return folder / "out"
 

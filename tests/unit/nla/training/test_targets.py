@@ -2,7 +2,7 @@
 
 import pytest
 
-from actserve_server.nla.training.targets import (
+from actserve_server.nla.training.training_targets import (
     COMMON_WORDS,
     END,
     LATEST_TOKENS,

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional
 
 from actserve_server.nla.training import train_av
-from actserve_server.nla.training.models import embed
-from actserve_server.nla.training.sampling import sample
 from actserve_server.nla.training.train_av import TrainedVerbalizer
+from actserve_server.nla.training.training_models import embed
+from actserve_server.nla.training.training_sampling import sample
 from tests.unit.nla.training.tiny import WIDTH, load
 
 PROMPT, SLOT, SCALE = [5, 6, 7, 8, 9, 10], 3, 4.0

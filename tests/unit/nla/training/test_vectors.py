@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actserve_server.nla.training.models import blocks
+from actserve_server.nla.training.training_models import blocks
 from actserve_server.nla.training.vectors import extract
 from tests.unit.nla.training.tiny import BLOCKS, load
 

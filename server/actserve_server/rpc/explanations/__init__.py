@@ -1,0 +1,1 @@
+"""Explaining and reconstructing with the natural language autoencoders that are served."""

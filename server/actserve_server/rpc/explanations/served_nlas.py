@@ -1,0 +1,103 @@
+"""NLAs as requests reach them, whether they are loaded here or on another server."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import numpy as np
+
+from actserve.v1 import explanation_service_pb2 as pb
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.sites import Site
+from actserve_server.nla.autoencoder import Autoencoder
+from actserve_server.nla.autoencoders import Autoencoders
+from actserve_server.rpc.explanations.local_nla import ExplainRows, LocalNla
+from actserve_server.rpc.explanations.nla_descriptions import COLLECTION, RESOURCE_TYPE
+from actserve_server.rpc.federation.remote_nla import RemoteNla
+from actserve_server.rpc.transport.calls import Call
+
+Nlas = Autoencoders[Autoencoder | RemoteNla]
+
+_NAME = re.compile(r"nlas/([^/]+)")
+
+
+class ServedNla(Protocol):
+    """One NLA. Requests have been found to mean it; all else of them it checks itself."""
+
+    @property
+    def site(self) -> Site:
+        """Where the rows come from that it explains."""
+        ...
+
+    @property
+    def max_rows(self) -> int:
+        """Rows, or texts, of one call at most."""
+        ...
+
+    async def describe(self, tenant: str) -> pb.Nla:
+        """As a tenant sees it now."""
+        ...
+
+    def explain(
+        self, request: pb.ExplainActivationsRequest, call: Call
+    ) -> AsyncGenerator[pb.ExplainActivationsResponse, None]: ...
+
+    def asked(
+        self, spec: pb.ExplainSpec, positions: Sequence[int], call: Call
+    ) -> AbstractAsyncContextManager[ExplainRows]:
+        """Lets a call in whose rows, one a position, are still to be captured. Raises what can be
+        refused before they are."""
+        ...
+
+    def compare(
+        self, request: pb.CompareActivationsRequest, call: Call
+    ) -> AsyncGenerator[pb.CompareActivationsResponse, None]: ...
+
+    def reconstruct(
+        self, request: pb.ReconstructActivationsRequest, call: Call
+    ) -> AsyncGenerator[pb.ReconstructActivationsResponse, None]: ...
+
+    async def score(
+        self, request: pb.ScoreExplanationsRequest, call: Call
+    ) -> pb.ScoreExplanationsResponse: ...
+
+    async def set_baseline(
+        self, request: pb.SetExplanationBaselineRequest, call: Call
+    ) -> pb.SetExplanationBaselineResponse: ...
+
+    def check_reconstructs(self, what: str, field: FieldPath) -> None:
+        """Raises FEATURE_DISABLED if there is no AR, for `what` takes one."""
+        ...
+
+    async def edit(self, run_id: str, original: str, edited: str, call: Call) -> np.ndarray:
+        """AR(edited) - AR(original), float32 [width]."""
+        ...
+
+
+def find(nlas: Nlas, name: str, site: Site | None = None, field: FieldPath = ("nla",)) -> ServedNla:
+    """The one that a request names, or if it names none the only one (of a site).
+
+    Raises NLA_NOT_FOUND, FEATURE_DISABLED or SITE_NOT_SERVED.
+    """
+    named = _NAME.fullmatch(name)
+    if name and named is None:
+        known = ", ".join(repr(COLLECTION + nla.id) for nla in nlas) or "none"
+        raise ActserveError(
+            Reason.NLA_NOT_FOUND,
+            f"{name[:100]!r} is not the name of an NLA; the names of those that are loaded are "
+            f"{known}",
+            field=field,
+            metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
+        )
+    return _served(nlas.find(named[1] if named else "", site, field))
+
+
+async def to_wire(nlas: Nlas, tenant: str) -> list[pb.Nla]:
+    """All, as a tenant sees them now."""
+    return await asyncio.gather(*(_served(nla).describe(tenant) for nla in nlas))
+
+
+def _served(nla: Autoencoder | RemoteNla) -> ServedNla:
+    return LocalNla(nla) if isinstance(nla, Autoencoder) else nla

@@ -1,0 +1,1 @@
+"""What other servers of ours do for this one."""

@@ -1,0 +1,225 @@
+"""Interventions from the wire, parsed once a call and then placed into each sequence."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actserve.v1 import intervention_pb2
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.operations import Operation, Replace
+from actserve_server.domain.positions import Positions, Selection
+from actserve_server.domain.runs import Intervention
+from actserve_server.domain.sites import Site
+from actserve_server.readouts.kept import KeptStore
+from actserve_server.rpc.explanations.served_nlas import Nlas
+from actserve_server.rpc.requests import (
+    explanation_edits,
+    operation_fields,
+    position_selectors,
+    vector_sources,
+)
+from actserve_server.rpc.requests.heads import check_heads, row_shape
+from actserve_server.rpc.requests.kept_rows import Earlier
+from actserve_server.rpc.requests.operation_fields import Part
+from actserve_server.rpc.requests.position_selectors import Place
+from actserve_server.rpc.requests.site_fields import sites
+from actserve_server.rpc.requests.vector_sources import Found, Target
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class InterventionRequest:
+    """An intervention before its positions are resolved."""
+
+    parts: tuple[Part, ...]
+    positions: Positions
+    allow_unused: bool
+    row_each: FieldPath | None
+    """The field of its rows, where it replaces with one of its own for every position."""
+    field: FieldPath
+
+    @property
+    def kind(self) -> str:
+        """The name of its operation."""
+        return type(self.parts[0].operation).__name__.lower()
+
+    def at(self, place: Place) -> tuple[Intervention, ...]:
+        """The interventions of a run, one a part."""
+        selection = position_selectors.selection(
+            self.positions,
+            place,
+            (*self.field, "positions"),
+            may_be_empty=self.allow_unused,
+            fix="; or set allow_unused",
+        )
+        if self.row_each is not None:
+            with place.named():
+                self._check_row_each(selection, place, self.row_each)
+        return tuple(
+            Intervention(
+                part.sites, selection, part.operation, part.heads, allow_unused=self.allow_unused
+            )
+            for part in self.parts
+        )
+
+    def _check_row_each(self, selection: Selection, place: Place, field: FieldPath) -> None:
+        operation = self.parts[0].operation
+        assert isinstance(operation, Replace)
+        rows = len(operation.rows)
+        count = selection.spans.count(place.run_tokens)
+        generates = place.run_tokens > len(place.prompt.ids)
+        open_ended = any(end > place.run_tokens for _, end in selection.spans.ranges)
+        if generates and (open_ended or selection.token_ids is not None):
+            raise ActserveError(
+                Reason.TENSOR_SIZE_MISMATCH,
+                f"there are {rows} rows, one for each position, but how many positions will be "
+                "selected is not known before the tokens are generated; select positions with an "
+                "end, such as the prompt's, or give one row of shape [width] for all",
+                field=field,
+                metadata={"rows": rows},
+            )
+        # An empty selection has passed as allowed, and uses no row.
+        if count not in (rows, 0):
+            raise ActserveError(
+                Reason.TENSOR_SIZE_MISMATCH,
+                f"there are {rows} rows, but {count} positions are selected; give a row for each, "
+                "or one of shape [width] for all",
+                field=field,
+                metadata={"rows": rows, "positions": count},
+            )
+
+
+async def interventions(
+    wire: Sequence[intervention_pb2.Intervention],
+    store: KeptStore,
+    autoencoders: Nlas,
+    info: ModelInfo,
+    field: FieldPath,
+    earlier: Earlier | None = None,
+) -> tuple[InterventionRequest, ...]:
+    """What to change, in order, with the rows and vectors that this server has or makes for it.
+    `earlier` names what earlier items of the call have kept, if it has any."""
+    check_count(len(wire), info, field)
+    named = {
+        at: source
+        for index, item in enumerate(wire)
+        for at, source in vector_sources.named(item, (*field, index))
+    }
+    kept = vector_sources.look_up(named, store, earlier)
+    edits = await explanation_edits.vectors(wire, autoencoders, info, field)
+    found = Found(info=info, kept=kept, edits=edits)
+    # In a thread: whether thousands of directions are independent takes seconds to find out.
+    return await asyncio.to_thread(_parse, wire, found, field)
+
+
+def placed(edits: Sequence[InterventionRequest], place: Place) -> tuple[Intervention, ...]:
+    """The interventions of a run."""
+    return tuple(made for edit in edits for made in edit.at(place))
+
+
+def check_count(count: int, info: ModelInfo, field: FieldPath) -> None:
+    """Raises TOO_MANY_INTERVENTIONS for more than one run may have."""
+    limit = info.limits.max_interventions
+    if count > limit:
+        raise ActserveError(
+            Reason.TOO_MANY_INTERVENTIONS,
+            f"{count} interventions were sent, but a call may have at most {limit}; add up "
+            "vectors that go to the same sites and positions",
+            field=field,
+            metadata={"interventions": count, "limit": limit},
+        )
+
+
+def _parse(
+    wire: Sequence[intervention_pb2.Intervention], found: Found, field: FieldPath
+) -> tuple[InterventionRequest, ...]:
+    return tuple(_intervention(item, found, (*field, index)) for index, item in enumerate(wire))
+
+
+def _intervention(
+    wire: intervention_pb2.Intervention, found: Found, field: FieldPath
+) -> InterventionRequest:
+    info = found.info
+    where = sites(wire.sites, info, (*field, "sites"))
+    for index, site in enumerate(where):
+        info.check_changeable(site, (*field, "sites", index))
+    chosen = tuple(wire.heads)
+    _check_heads(where, chosen, info, (*field, "heads"))
+    _check_alike(where, chosen, info, (*field, "sites"))
+    parts = tuple(
+        Part(at, operation_fields.operation(wire, _target(at, heads, info), found, field), heads)
+        for at, heads in _parts(wire, where, chosen)
+    )
+    return InterventionRequest(
+        parts=parts,
+        positions=position_selectors.selector(wire, info, (*field, "positions")),
+        allow_unused=wire.allow_unused,
+        row_each=_row_each(wire, parts[0].operation, (*field, "replace", "rows")),
+        field=field,
+    )
+
+
+def _parts(
+    wire: intervention_pb2.Intervention, where: tuple[Site, ...], heads: tuple[int, ...]
+) -> list[tuple[tuple[Site, ...], tuple[int, ...]]]:
+    """Sites and heads that one operation fits: each site by itself where it takes kept rows of its
+    own, and each head where it takes its own part of kept rows."""
+    every = [source for _, source in vector_sources.named(wire, ())]
+    apart = any(map(vector_sources.takes_own_rows, every))
+    groups = [(site,) for site in where] if apart else [where]
+    of_kept = any(source.WhichOneof("source") == "kept" for source in every)
+    by_head = [(head,) for head in heads] if of_kept and heads else [heads]
+    return [(group, part) for group in groups for part in by_head]
+
+
+def _row_each(
+    wire: intervention_pb2.Intervention, operation: Operation, field: FieldPath
+) -> FieldPath | None:
+    if not isinstance(operation, Replace) or vector_sources.is_one_row(wire.replace.rows):
+        return None
+    kind = wire.replace.rows.WhichOneof("source")
+    if kind == "kept" and len(operation.rows) == 1:
+        return None
+    return (*field, kind)
+
+
+def _target(where: tuple[Site, ...], heads: tuple[int, ...], info: ModelInfo) -> Target:
+    """What the operation works on, the same at all these sites and heads."""
+    here = info.at(where[0])
+    return Target(
+        sites=where,
+        head=heads[0] if heads else None,
+        width=here.width // here.heads if heads else here.width,
+        name=f"a head of {where[0]}" if heads else f"a row of {where[0]}",
+    )
+
+
+def _check_heads(
+    where: tuple[Site, ...], heads: tuple[int, ...], info: ModelInfo, field: FieldPath
+) -> None:
+    for site in where if heads else ():
+        count = info.at(site).heads
+        if not count:
+            having = [hook for hook, hook_info in info.hook_points.items() if hook_info.heads]
+            raise ActserveError(
+                Reason.HEAD_OUT_OF_RANGE,
+                f"{site} has no heads; leave heads empty, or change {', '.join(having)}",
+                field=field,
+                metadata={"site": site},
+            )
+        check_heads(heads, count, str(site), field)
+
+
+def _check_alike(
+    where: tuple[Site, ...], heads: tuple[int, ...], info: ModelInfo, field: FieldPath
+) -> None:
+    """Raises unless one tensor fits all sites."""
+    for index, site in enumerate(where):
+        shape, first = (row_shape(each, info, heads=bool(heads)) for each in (site, where[0]))
+        if shape != first:
+            raise ActserveError(
+                Reason.SITE_INVALID,
+                f"{where[0]} is {first}, but {site} is {shape}; send an intervention for each "
+                "width",
+                field=(*field, index),
+            )

@@ -1,0 +1,89 @@
+"""Prompts from and to the wire."""
+
+from collections.abc import Sequence
+
+from actserve.v1 import prompt_pb2
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.prompts import Prompt, TextPrompt, TokenizedPrompt, TokenPrompt
+from actserve_server.engine.api import Engine
+from actserve_server.rpc.requests.conversations import conversation
+
+
+def prompt(wire: prompt_pb2.Prompt, info: ModelInfo, field: FieldPath) -> Prompt:
+    """The prompt of a message; raises on what no tokenizer could repair."""
+    match wire.WhichOneof("source"):
+        case "text":
+            return TextPrompt(wire.text)
+        case "token_ids":
+            return TokenPrompt(token_ids(wire.token_ids.ids, info, (*field, "token_ids", "ids")))
+        case "conversation":
+            return conversation(wire.conversation, (*field, "conversation"))
+        case _:
+            raise ActserveError(
+                Reason.FIELD_REQUIRED,
+                "the prompt has no source this server knows; set text, token_ids or conversation",
+                field=field,
+            )
+
+
+def token_ids(wire: Sequence[int], info: ModelInfo, field: FieldPath) -> tuple[int, ...]:
+    """Ids of the model's vocabulary."""
+    ids, size = tuple(wire), info.vocabulary_size
+    if ids and max(ids) >= size:
+        index = next(i for i, token in enumerate(ids) if token >= size)
+        raise ActserveError(
+            Reason.TOKEN_OUT_OF_RANGE,
+            f"token id {ids[index]} is out of range; {info.id} has ids 0 to {size - 1}",
+            field=(*field, index),
+            metadata={"token_id": ids[index], "vocabulary_size": size},
+        )
+    return ids
+
+
+async def tokenize(engine: Engine, wire: prompt_pb2.Prompt, field: FieldPath) -> TokenizedPrompt:
+    """The prompt as the model sees it; `field` is where it is, for errors."""
+    parsed = prompt(wire, engine.info, field)
+    try:
+        return await engine.tokenize(parsed)
+    except ActserveError as error:
+        error.field = (*field, *error.field)
+        raise
+
+
+async def tokenize_to_run(
+    engine: Engine, wire: prompt_pb2.Prompt, field: FieldPath
+) -> TokenizedPrompt:
+    """As `tokenize`, for a prompt that will be run: not empty, and short enough."""
+    tokenized = await tokenize(engine, wire, field)
+    count, limit = len(tokenized.ids), engine.info.limits.max_sequence_tokens
+    if count == 0:
+        raise ActserveError(
+            Reason.PROMPT_EMPTY,
+            "the prompt has no tokens; a run needs at least one",
+            field=field,
+        )
+    if count + 1 > limit:
+        raise ActserveError(
+            Reason.PROMPT_TOO_LONG,
+            f"the prompt has {count} tokens, but a sequence has at most {limit}, of which one is "
+            f"left for the output; send at most {limit - 1}",
+            field=field,
+            metadata={"prompt_tokens": count, "limit": limit - 1},
+        )
+    return tokenized
+
+
+def to_wire(tokenized: TokenizedPrompt, *, ids_only: bool = False) -> prompt_pb2.TokenizedPrompt:
+    if ids_only:
+        return prompt_pb2.TokenizedPrompt(ids=tokenized.ids)
+    return prompt_pb2.TokenizedPrompt(
+        ids=tokenized.ids,
+        texts=tokenized.texts,
+        sources=[
+            prompt_pb2.TokenSource(
+                turn=source.turn, role=source.role, start=source.start, end=source.end
+            )
+            for source in tokenized.sources
+        ],
+    )

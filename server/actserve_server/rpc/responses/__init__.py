@@ -1,0 +1,1 @@
+"""Responses out: results as messages that every stock client accepts."""

@@ -1,0 +1,81 @@
+"""Model names and descriptions for the wire."""
+
+from actserve.v1 import model_service_pb2 as pb
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.model import HookPointInfo, ModelInfo
+from actserve_server.domain.sites import HookPoint
+from actserve_server.rpc.explanations import served_nlas
+from actserve_server.rpc.explanations.served_nlas import Nlas
+from actserve_server.rpc.requests.site_fields import HOOK_POINTS
+from actserve_server.rpc.requests.tensor_fields import WIRE_ELEMENT_TYPES
+from actserve_server.rpc.responses.features import features
+
+COLLECTION = "models/"
+
+
+def name_of(info: ModelInfo) -> str:
+    return COLLECTION + info.id
+
+
+def check_model(name: str, info: ModelInfo, field: FieldPath) -> None:
+    """Raises unless `name` is empty or the served model's."""
+    if name and name != name_of(info):
+        raise ActserveError(
+            Reason.MODEL_NOT_FOUND,
+            f"there is no model {name[:100]!r} here; this server serves {name_of(info)!r}",
+            field=field,
+            metadata={"resource_name": name, "served": name_of(info)},
+        )
+
+
+async def to_wire(info: ModelInfo, autoencoders: Nlas, tenant: str) -> pb.Model:
+    """The model, with what explains it, as a tenant sees them."""
+    limits = info.limits
+    attention_unserved = _attention_unserved(info)
+    nlas = await served_nlas.to_wire(autoencoders, tenant)
+    return pb.Model(
+        name=name_of(info),
+        path=info.path,
+        architecture=info.architecture,
+        layer_count=info.layer_count,
+        width=info.width,
+        vocabulary_size=info.vocabulary_size,
+        element_type=WIRE_ELEMENT_TYPES[info.element_type],
+        hook_points=[
+            _hook_point(wire, info.hook_points[hook]) for wire, hook in HOOK_POINTS.items()
+        ],
+        limits=pb.Limits(
+            max_sequence_tokens=limits.max_sequence_tokens,
+            max_items=limits.max_items,
+            max_samples=limits.max_samples,
+            max_capture_bytes=limits.max_capture_bytes,
+            max_interventions=limits.max_interventions,
+            max_request_bytes=limits.max_request_bytes,
+            max_kept_bytes=limits.max_kept_bytes,
+            max_kept_seconds=limits.max_kept_seconds,
+            max_readouts=limits.max_readouts,
+        ),
+        attention_unserved_reason=attention_unserved,
+        nlas=nlas,
+        features=features(nlas, attention=not attention_unserved),
+    )
+
+
+def _attention_unserved(info: ModelInfo) -> str:
+    """Patterns take queries and keys, which may have been withdrawn."""
+    missing = [
+        f"{hook} is not served: {info.hook_points[hook].unserved}"
+        for hook in (HookPoint.Q, HookPoint.K)
+        if info.hook_points[hook].unserved
+    ]
+    return info.attention_unserved or "; ".join(missing)
+
+
+def _hook_point(wire: int, info: HookPointInfo) -> pb.HookPointSupport:
+    return pb.HookPointSupport(
+        hook_point=wire,  # pyright: ignore[reportArgumentType]
+        width=info.width,
+        heads=info.heads,
+        unserved_reason=info.unserved,
+        unchangeable_reason=info.unchangeable,
+    )
