@@ -36,7 +36,7 @@ from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
 from actserve_server.rpc.server import Listening, RpcServer, Tls
 from actserve_server.rpc.transport import metrics
-from actserve_server.rpc.transport.tokens import TokenFile
+from actserve_server.rpc.transport.access_tokens import TokenFile
 
 POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a

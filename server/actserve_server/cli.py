@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actserve_server import config
 from actserve_server.domain.principals import Role
-from actserve_server.rpc.transport.tokens import TENANT, make_token
+from actserve_server.rpc.transport.access_tokens import TENANT, make_token
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,8 +16,8 @@ from actserve.v1 import (
 )
 from actserve_server.domain.principals import Role
 from actserve_server.rpc.server import SERVICES
-from actserve_server.rpc.transport import observer, receiving
-from actserve_server.rpc.transport.receiving import MAX_PARTS
+from actserve_server.rpc.transport import observer, request_messages
+from actserve_server.rpc.transport.request_messages import MAX_PARTS
 from tests.contract.harness import Served, bearing, failure, serving, write_tokens
 
 LARGEST_BYTES = 16 << 20
@@ -87,8 +87,8 @@ def parsing(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
         threads.append(threading.current_thread())
         return original(*arguments)
 
-    original = receiving._parsed
-    monkeypatch.setattr(receiving, "_parsed", parsed)
+    original = request_messages._parsed
+    monkeypatch.setattr(request_messages, "_parsed", parsed)
     return threads
 
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from actserve_server.cli import main
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import EVERYBODY, Principal, Role
-from actserve_server.rpc.transport.tokens import TokenFile, make_token
+from actserve_server.rpc.transport.access_tokens import TokenFile, make_token
 
 HASH = "ab" * 32
 

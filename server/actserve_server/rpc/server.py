@@ -26,11 +26,11 @@ from actserve_server.rpc.kept_activations_servicer import KeptActivationsService
 from actserve_server.rpc.model_servicer import ModelServicer
 from actserve_server.rpc.responses.model_descriptions import name_of
 from actserve_server.rpc.transport import metrics
+from actserve_server.rpc.transport.access_tokens import TokenFile
 from actserve_server.rpc.transport.auth import anybody, by_token
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.model_header import ModelHeader
 from actserve_server.rpc.transport.observer import Observer
-from actserve_server.rpc.transport.tokens import TokenFile
 
 _DESCRIPTORS = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],

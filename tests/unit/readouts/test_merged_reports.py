@@ -7,8 +7,8 @@ from actserve_server.domain.operations import Zero
 from actserve_server.domain.positions import AllPositions
 from actserve_server.domain.runs import InterventionReport
 from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.rpc.requests.intervention_operations import Part
 from actserve_server.rpc.requests.interventions import InterventionRequest
-from actserve_server.rpc.requests.operation_fields import Part
 from actserve_server.rpc.responses import reports
 
 

@@ -15,13 +15,13 @@ from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
     explanation_edits,
-    operation_fields,
+    intervention_operations,
     position_selectors,
     vector_sources,
 )
 from actserve_server.rpc.requests.heads import check_heads, row_shape
+from actserve_server.rpc.requests.intervention_operations import Part
 from actserve_server.rpc.requests.kept_rows import Earlier
-from actserve_server.rpc.requests.operation_fields import Part
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.site_fields import sites
 from actserve_server.rpc.requests.vector_sources import Found, Target
@@ -147,7 +147,11 @@ def _intervention(
     _check_heads(where, chosen, info, (*field, "heads"))
     _check_alike(where, chosen, info, (*field, "sites"))
     parts = tuple(
-        Part(at, operation_fields.operation(wire, _target(at, heads, info), found, field), heads)
+        Part(
+            at,
+            intervention_operations.operation(wire, _target(at, heads, info), found, field),
+            heads,
+        )
         for at, heads in _parts(wire, where, chosen)
     )
     return InterventionRequest(

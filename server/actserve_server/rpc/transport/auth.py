@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import EVERYBODY, Principal
-from actserve_server.rpc.transport import tokens
-from actserve_server.rpc.transport.tokens import TokenFile
+from actserve_server.rpc.transport import access_tokens
+from actserve_server.rpc.transport.access_tokens import TokenFile
 
 Metadata = Mapping[str, str | bytes]
 
@@ -18,7 +18,7 @@ TENANT = "actserve-tenant"
 """The metadata in which a server that passes a call on says for which of its tenants, so that these
 stay apart here too. It divides the tenant that the call's own token belongs to, and gives access to
 nothing else, so that nobody has to be trusted with it."""
-_TENANT = re.compile(rf"{tokens.TENANT}(/{tokens.TENANT}){{0,3}}")
+_TENANT = re.compile(rf"{access_tokens.TENANT}(/{access_tokens.TENANT}){{0,3}}")
 
 Authenticate = Callable[[Metadata], Principal]
 """Returns whose call it is. Raises UNAUTHENTICATED."""

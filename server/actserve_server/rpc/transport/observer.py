@@ -27,12 +27,13 @@ import structlog
 from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
 
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError
 from actserve_server.rpc.transport import metrics, statuses
 from actserve_server.rpc.transport.auth import Authenticate
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call, enter_call, well_formed
-from actserve_server.rpc.transport.receiving import receive
+from actserve_server.rpc.transport.request_messages import receive
+from actserve_server.rpc.transport.stalled_readers import write
 
 SERVICES = "/actserve."
 """Methods that start so are observed."""
@@ -121,25 +122,10 @@ def _observe_stream(
             responses = handler.unary_stream(request, context)
             async with aclosing(responses):
                 async for response in responses:
-                    await _write(context, response, reader_timeout_s)
+                    await write(context, response, reader_timeout_s)
                     observation.sent()
 
     return observed
-
-
-async def _write(context: Context, response: Message, timeout_s: float | None) -> None:
-    """Sends a message. Raises READER_STALLED if the client does not take it, nor what was sent
-    before it: gRPC waits for as long as the client's window is full."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await context.write(response)
-    except TimeoutError:
-        raise ActserveError(
-            Reason.READER_STALLED,
-            f"nothing of this answer was read for {timeout_s:g} s, so the call was ended and what "
-            "was held for it freed; read it as it comes, or ask for less at once",
-            metadata={"timeout_s": f"{timeout_s:g}"},
-        ) from None
 
 
 class _Observation:
