@@ -288,6 +288,7 @@ def patched(*cells: tuple[int, int], clean: dict[str, Any]) -> list[dict[str, An
         clean,
         *(
             {
+                "readout_indices": [0],
                 "interventions": [
                     intervention(
                         site(layer),
@@ -301,7 +302,7 @@ def patched(*cells: tuple[int, int], clean: dict[str, Any]) -> list[dict[str, An
                             }
                         },
                     )
-                ]
+                ],
             }
             for layer, position in cells
         ),
@@ -329,6 +330,43 @@ async def test_a_patching_grid_is_one_call_and_equals_single_calls() -> None:
             )
             np.testing.assert_array_equal(matrices(together)[index, 0][1], matrices(alone)[0, 0][1])
     assert not any(each.status.code for each in closed(together))
+
+
+async def test_an_item_is_read_by_the_readouts_that_it_names() -> None:
+    read = [{"rows": {"sites": [site(layer)]}} for layer in (1, 2)]
+    request = items(
+        text("a b", readout_indices=[2]),
+        text("a b", readout_indices=[1, 0]),
+        text("a b"),
+        text("a b", readout_indices=[3]),
+        readouts=[*read, KEEP],
+    )
+    async with serving(engine()) as served:
+        events = await collect(served.generation.FetchActivations(request))
+    rows = [
+        {each.readout_index for each in of_kind(events, "activations") if each.sequence_index == at}
+        for at in range(4)
+    ]
+    assert rows == [set(), {0, 1}, {0, 1}, set()]
+    told = {each.item_index: each for each in of_kind(events, "item_started")}
+    assert {
+        at: sorted(index for part in each.positions for index in part.readout_indices)
+        for at, each in told.items()
+    } == {0: [2], 1: [0, 1], 2: [0, 1, 2]}
+    assert [[kept.readout_index for kept in each.kept] for each in closed(events)] == [
+        [2],
+        [],
+        [2],
+        [],
+    ]
+    bad = closed(events)[3].status
+    assert (reason(bad), field(bad)) == ("FIELD_INVALID", "items[3].readout_indices[0]")
+    whole = {
+        (chunk.readout_index, chunk.sequence_index): chunk
+        for chunk in of_kind(events, "activations")
+    }
+    for readout in (0, 1):
+        assert whole[readout, 1].rows == whole[readout, 2].rows
 
 
 @pytest.mark.parametrize(

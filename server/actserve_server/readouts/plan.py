@@ -133,6 +133,8 @@ class Placed:
     readout: Readout
     selection: Selection
     """Where it reads; of attention, the queries."""
+    number: int = 0
+    """Which one of the call's readouts it is."""
 
     @property
     def captures(self) -> tuple[Capture, ...]:

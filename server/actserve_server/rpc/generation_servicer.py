@@ -178,7 +178,7 @@ def _check_no_statistics(wire: Sequence[readout_pb2.Readout]) -> None:
 def _read(plan: Plan, event: Finished) -> list[readout_pb2.ReadoutPositions]:
     """Where the readouts of a sample have read."""
     return readout_fields.positions_to_wire(
-        (each.selection, event.captured_positions[parts[0]])
+        (each, event.captured_positions[parts[0]])
         for each, parts in zip(plan.placed, plan.parts, strict=True)
     )
 

@@ -46,20 +46,22 @@ class FetchActivationsRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[FetchItem, _Mapping]]] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., fail_fast: _Optional[bool] = ..., ids_only: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class FetchItem(_message.Message):
-    __slots__ = ("key", "prompt", "interventions", "positions", "label", "position_labels")
+    __slots__ = ("key", "prompt", "interventions", "positions", "label", "position_labels", "readout_indices")
     KEY_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     POSITION_LABELS_FIELD_NUMBER: _ClassVar[int]
+    READOUT_INDICES_FIELD_NUMBER: _ClassVar[int]
     key: str
     prompt: _prompt_pb2.Prompt
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
     positions: _positions_pb2.PositionSelector
     label: str
     position_labels: _containers.RepeatedCompositeFieldContainer[PositionLabel]
-    def __init__(self, key: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., label: _Optional[str] = ..., position_labels: _Optional[_Iterable[_Union[PositionLabel, _Mapping]]] = ...) -> None: ...
+    readout_indices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, key: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., label: _Optional[str] = ..., position_labels: _Optional[_Iterable[_Union[PositionLabel, _Mapping]]] = ..., readout_indices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PositionLabel(_message.Message):
     __slots__ = ("label", "positions")

@@ -27,8 +27,8 @@ if _version_not_supported:
 
 class KeptActivationsServiceStub:
     """Manages activations that captures have kept on the server. They are named by
-    secrets: who knows a name may use and delete what it names, and names are not
-    listed. The header `x-actserve-model` is as for GenerationService.
+    secrets: whoever of a tenant knows a name may use and delete what it names. Each
+    server of several keeps, and lists, its own. The header `x-actserve-model` is as for GenerationService.
     """
 
     def __init__(self, channel):
@@ -56,8 +56,8 @@ class KeptActivationsServiceStub:
 
 class KeptActivationsServiceServicer:
     """Manages activations that captures have kept on the server. They are named by
-    secrets: who knows a name may use and delete what it names, and names are not
-    listed. The header `x-actserve-model` is as for GenerationService.
+    secrets: whoever of a tenant knows a name may use and delete what it names. Each
+    server of several keeps, and lists, its own. The header `x-actserve-model` is as for GenerationService.
     """
 
     def GetKeptActivations(self, request, context):
@@ -110,8 +110,8 @@ def add_KeptActivationsServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class KeptActivationsService:
     """Manages activations that captures have kept on the server. They are named by
-    secrets: who knows a name may use and delete what it names, and names are not
-    listed. The header `x-actserve-model` is as for GenerationService.
+    secrets: whoever of a tenant knows a name may use and delete what it names. Each
+    server of several keeps, and lists, its own. The header `x-actserve-model` is as for GenerationService.
     """
 
     @staticmethod

@@ -187,7 +187,8 @@ class Items:
         if wire.HasField("positions"):
             where = (*at, "positions")
             selector = position_selectors.parse(wire.positions, self._engine.info, where), where
-        plan = self._wanted.at(place, selector)
+        only = self._readouts_of(wire, (*at, "readout_indices"))
+        plan = self._wanted.at(place, selector, only)
         run = Run(
             id=f"{self._call.id}-{index}",
             token_ids=prompt.ids,
@@ -200,6 +201,19 @@ class Items:
         return Item(
             prompt=prompt, plan=plan, edits=edits, labels=self._labels(wire, place, at), run=run
         )
+
+    def _readouts_of(self, wire: pb.FetchItem, field: FieldPath) -> frozenset[int]:
+        """Which readouts read of an item; all when empty."""
+        count = len(self._wanted.requests)
+        for place, index in enumerate(wire.readout_indices):
+            if index >= count:
+                raise ActserveError(
+                    Reason.FIELD_INVALID,
+                    f"there is no readout {index}; the call has {count}, from 0 on",
+                    field=(*field, place),
+                    metadata={"readout_index": index, "limit": count - 1},
+                )
+        return frozenset(wire.readout_indices)
 
     def _labels(self, wire: pb.FetchItem, place: Place, at: FieldPath) -> RowLabels:
         _check_label(wire.label, (*at, "label"))
@@ -283,7 +297,7 @@ class Items:
             raise ActserveError(
                 Reason.KEPT_NOT_FOUND,
                 f"item {source.item_index} has kept nothing by readout {source.readout_index}: it "
-                "failed, or read no position; see its status",
+                "failed, leaves that readout out, or read no position; see its status",
                 field=field,
                 metadata={"resource_type": RESOURCE_TYPE, "resource_name": ""},
             )
@@ -353,6 +367,4 @@ def _check_key(key: str, field: FieldPath) -> None:
 def _selected(plan: Plan, prompt: TokenizedPrompt) -> list[readout_pb2.ReadoutPositions]:
     """Where the readouts of an item read."""
     among = {each.selection: each.selection.among(prompt.ids) for each in plan.placed}
-    return readout_fields.positions_to_wire(
-        (each.selection, among[each.selection]) for each in plan.placed
-    )
+    return readout_fields.positions_to_wire((each, among[each.selection]) for each in plan.placed)

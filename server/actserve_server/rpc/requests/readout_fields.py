@@ -1,7 +1,7 @@
 """Readouts from the wire: parsed once a call, then placed into each sequence."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,15 +101,21 @@ class Readouts:
     def __getitem__(self, index: int) -> ReadoutRequest:
         return self.requests[index]
 
-    def at(self, place: Place, instead: tuple[Positions, FieldPath] | None = None) -> Plan:
+    def at(
+        self,
+        place: Place,
+        instead: tuple[Positions, FieldPath] | None = None,
+        only: Collection[int] = (),
+    ) -> Plan:
         """What is read of one sequence; `instead` is where in place of each readout's own
-        positions, with the field that says so."""
+        positions, with the field that says so, and `only` which readouts read, all when empty."""
         placed: list[Placed] = []
-        for each in self.requests:
+        for number, each in enumerate(self.requests):
+            if only and number not in only:
+                continue
             selector, field = instead or (each.readout.positions, each.positions_field)
-            placed.append(
-                Placed(each.readout, position_selectors.selection(selector, place, field))
-            )
+            selection = position_selectors.selection(selector, place, field)
+            placed.append(Placed(each.readout, selection, number))
         with place.named():
             self._check_attention(placed, place)
         return plan(tuple(placed), place.prompt.ids)
@@ -148,10 +154,10 @@ class Readouts:
     def _check_attention(self, placed: Sequence[Placed], place: Place) -> None:
         wanted = 0
         field: FieldPath = ()
-        for each, request in zip(placed, self.requests, strict=True):
+        for each in placed:
             if isinstance(each.readout, AttentionReadout):
                 wanted += each.readout.result_bytes(each.selection, place.run_tokens)
-                field = field or request.field
+                field = field or self.requests[each.number].field
         if wanted > self.max_bytes:
             raise ActserveError(
                 Reason.CAPTURE_TOO_LARGE,
@@ -179,13 +185,13 @@ async def readouts(
     return Readouts(requests=requests, max_bytes=info.limits.max_capture_bytes)
 
 
-def positions_to_wire(lists: Iterable[tuple[Selection, np.ndarray]]) -> list[pb.ReadoutPositions]:
+def positions_to_wire(read: Iterable[tuple[Placed, np.ndarray]]) -> list[pb.ReadoutPositions]:
     """Where each readout reads, in order; those of one selection share a list."""
     shared: dict[Selection, pb.ReadoutPositions] = {}
-    for index, (selection, where) in enumerate(lists):
-        if selection not in shared:
-            shared[selection] = pb.ReadoutPositions(positions=where.tolist())
-        shared[selection].readout_indices.append(index)
+    for each, where in read:
+        if each.selection not in shared:
+            shared[each.selection] = pb.ReadoutPositions(positions=where.tolist())
+        shared[each.selection].readout_indices.append(each.number)
     return list(shared.values())
 
 

@@ -40,6 +40,7 @@ class _Sequence:
     """One sequence while it is read."""
 
     reading: Reading
+    plan: Plan
     labels: RowLabels
     names: dict[int, str]
     """Of what is to be kept, by readout."""
@@ -80,12 +81,12 @@ class Results:
         """Begins to read sequence `index`, whose rows have these labels where they are counted.
         Returns the names that what is kept of it will have."""
         names = {
-            readout: self._name(index, readout)
-            for readout, each in enumerate(plan.placed)
+            each.number: self._name(index, each.number)
+            for each in plan.placed
             if isinstance(each.readout, KeepReadout)
         }
         self._open[index] = _Sequence(
-            Reading(plan, self._engine.info), labels or RowLabels(), names
+            Reading(plan, self._engine.info), plan, labels or RowLabels(), names
         )
         return _told(index, names)
 
@@ -112,8 +113,10 @@ class Results:
 
     async def read(self, index: int, event: Rows | Finished) -> AsyncGenerator[Event, None]:
         """What the event adds to sequence `index`."""
+        placed = self._open[index].plan.placed
         async with self._turn, aclosing(self._open[index].reading.read(event)) as results:
-            async for readout, result in results:
+            async for among_placed, result in results:
+                readout = placed[among_placed].number
                 match result:
                     case ReadRows() if kind := self._counts(readout):
                         await self._add(self._open[index], readout, result, kind)
