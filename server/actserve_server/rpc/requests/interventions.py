@@ -21,7 +21,7 @@ from actserve_server.rpc.requests import (
 )
 from actserve_server.rpc.requests.heads import check_heads, row_shape
 from actserve_server.rpc.requests.intervention_operations import Part
-from actserve_server.rpc.requests.kept_rows import Earlier
+from actserve_server.rpc.requests.kept_rows import Earlier, KeptCache
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.site_fields import sites
 from actserve_server.rpc.requests.vector_sources import Found, Target
@@ -96,9 +96,11 @@ async def interventions(
     info: ModelInfo,
     field: FieldPath,
     earlier: Earlier | None = None,
+    rows: KeptCache | None = None,
 ) -> tuple[InterventionRequest, ...]:
     """What to change, in order, with the rows and vectors that this server has or makes for it.
-    `earlier` names what earlier items of the call have kept, if it has any."""
+    `earlier` names what earlier items of the call have kept, and `rows` are the kept rows that it
+    already uses, if it has items."""
     check_count(len(wire), info, field)
     named = {
         at: source
@@ -107,7 +109,7 @@ async def interventions(
     }
     kept = vector_sources.look_up(named, store, earlier)
     edits = await explanation_edits.vectors(wire, autoencoders, info, field)
-    found = Found(info=info, kept=kept, edits=edits)
+    found = Found(info=info, kept=kept, edits=edits, rows=rows or KeptCache())
     # In a thread: whether thousands of directions are independent takes seconds to find out.
     return await asyncio.to_thread(_parse, wire, found, field)
 

@@ -28,6 +28,7 @@ from actserve_server.rpc.requests import (
     vector_sources,
 )
 from actserve_server.rpc.requests.interventions import InterventionRequest
+from actserve_server.rpc.requests.kept_rows import KeptCache
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.readout_fields import Readouts
 from actserve_server.rpc.responses import reports
@@ -86,6 +87,8 @@ class Items:
         self._edits = tuple(edits)
         self._call = call
         self.results = Results(engine, store, wanted, call, digest)
+        self._kept_rows = KeptCache()
+        """Of all items, so that a short request does not expand to the limit for each."""
         self._shared_prompt: TokenizedPrompt | None = None
         self._prepared: dict[int, Item] = {}
         self._needs: Mapping[int, frozenset[int]] = {}
@@ -267,6 +270,7 @@ class Items:
             self._engine.info,
             (*at, "interventions"),
             earlier,
+            self._kept_rows,
         )
 
     def _kept_by(self, source: source_pb2.KeptByItem, index: int, field: FieldPath) -> str:

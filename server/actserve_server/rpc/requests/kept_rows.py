@@ -1,6 +1,7 @@
 """Kept rows named by a request: looked up, checked, and cut to what each site and head takes of
 them."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -52,10 +53,12 @@ def look_up(
 
 @dataclass(slots=True)
 class KeptCache:
-    """The kept rows that one call uses, as float32: the heads of a site share an array."""
+    """The kept rows that one call uses, as float32: its items, and the heads of a site, share an
+    array. Threads may use it at the same time."""
 
     _rows: dict[tuple[str, Site, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
     _bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def rows(
         self,
@@ -89,25 +92,27 @@ class KeptCache:
         self, kept: Kept, source: Site, positions: tuple[int, ...], info: ModelInfo, at: FieldPath
     ) -> np.ndarray:
         key = kept.name, source, positions
-        if key not in self._rows:
-            rows = kept.rows(source, positions, at)
-            _check_finite(rows, source, at)
-            self._count(rows.size * info.element_type.itemsize, info, at)
-            self._rows[key] = rows
-        return self._rows[key]
+        with self._lock:
+            if key not in self._rows:
+                rows = kept.rows(source, positions, at)
+                _check_finite(rows, source, at)
+                self._count(rows.size * info.element_type.itemsize, info, at)
+                self._rows[key] = rows
+            return self._rows[key]
 
     def _count(self, taken: int, info: ModelInfo, at: FieldPath) -> None:
         """Bounds what a short request can expand to on the server."""
         limit = info.limits.max_capture_bytes
-        self._bytes += taken
-        if self._bytes > limit:
+        wanted = self._bytes + taken
+        if wanted > limit:
             raise ActserveError(
                 Reason.TOO_MANY_ROWS,
-                f"the kept rows named up to here take {self._bytes} bytes, but may take at most "
+                f"the kept rows named up to here take {wanted} bytes, but may take at most "
                 f"{limit}; name fewer sites or positions, or make several calls",
                 field=at,
-                metadata={"bytes": self._bytes, "limit": limit},
+                metadata={"bytes": wanted, "limit": limit},
             )
+        self._bytes = wanted
 
 
 def _check_fits(
