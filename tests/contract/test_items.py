@@ -548,3 +548,43 @@ async def test_a_name_tells_the_replica_that_has_the_rows() -> None:
     assert refused.reason == "KEPT_NOT_FOUND"
     assert "'pod-1'" in refused.message
     assert "'pod-2'" in refused.message
+
+
+async def test_a_call_made_again_that_fails_leaves_what_the_first_one_kept() -> None:
+    """Its first rows are there already, and there is no more room for its second ones."""
+    listed = [{"keep": {"sites": [site(1)]}}, {"keep": {"sites": [site(2)]}}]
+    again = items(text("a b c"), readouts=listed, request_id="an-id")
+    more = items(text("d e f"), readouts=listed[:1])
+    async with serving(engine(), max_kept_bytes=3000) as served:
+        (whole,) = closed(await collect(served.generation.FetchActivations(again)))
+        first, second = [kept.name for kept in whole.kept]
+        await served.kept.DeleteKeptActivations(kept_pb.DeleteKeptActivationsRequest(name=second))
+        (other,) = closed(await collect(served.generation.FetchActivations(more)))
+        assert other.kept
+        (failed,) = closed(await collect(served.generation.FetchActivations(again)))
+        assert reason(failed.status) == "KEPT_QUOTA_EXCEEDED"
+        found = await served.kept.GetKeptActivations(kept_pb.GetKeptActivationsRequest(name=first))
+    assert found.kept_activations.name == first
+
+
+async def test_kept_rows_that_many_items_name_are_expanded_once() -> None:
+    """Named item by item they would be copied for each, however small the request is."""
+    room = 4 * WIDTH * 4
+    limits = {"max_capture_bytes": room}
+    rows = {"kept": {"item": {"item_index": 0, "readout_index": 1}}}
+    same = intervention(site(1), positions={"prompt": {}}, replace={"rows": rows})
+    keep = {"keep": {"sites": [site(1)]}}
+    last = {"rows": {"sites": [site(1)], "positions": {"last": {}}}}
+    two = {"kept": {"item": {"item_index": 0, "readout_index": 1}, "positions": [0, 1]}}
+    other = intervention(site(1), positions={"span": {"end": 2}}, replace={"rows": two})
+    cells = [{"readout_indices": [0], "interventions": [same]} for _ in range(20)]
+    request = items(
+        text("abc", readout_indices=[1]),
+        *cells,
+        {"readout_indices": [0], "interventions": [other]},
+        prompt={"text": "xyz"},
+        readouts=[last, keep],
+    )
+    async with serving(engine(**limits)) as served:
+        events = await collect(served.generation.FetchActivations(request))
+    assert [reason(each.status) for each in closed(events)] == [""] * 21 + ["TOO_MANY_ROWS"]

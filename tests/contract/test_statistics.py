@@ -10,6 +10,7 @@ from actserve.v1 import generation_service_pb2 as pb
 from actserve_server.domain.model import Limits
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import FakeEngine
+from actserve_server.readouts.statistics import Statistics
 from actserve_server.rpc.responses.chunks import MAX_MESSAGE_BYTES
 from tests.contract.harness import (
     collect,
@@ -152,6 +153,55 @@ async def test_a_large_matrix_comes_in_parts_that_every_client_takes() -> None:
     starts = np.cumsum([0] + [each.second_moments.shape[0] for each in parts[:-1]])
     assert [each.first_row for each in parts] == starts.tolist()
     np.testing.assert_allclose(matrix, matrix.T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [{}, FULL], ids=["diagonal", "full"])
+async def test_sums_are_held_of_one_item_at_a_time(
+    kind: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside those of the call, however many items run: a matrix for each would be gigabytes."""
+    held: set[int] = set()
+    most: list[int] = []
+    add, merge = Statistics.add, Statistics.merge
+
+    def counted(self: Statistics, key: Any, rows: np.ndarray, *, full: bool) -> None:
+        add(self, key, rows, full=full)
+        held.add(id(self))
+        most.append(len(held))
+
+    def merged(self: Statistics, other: Statistics) -> None:
+        merge(self, other)
+        held.discard(id(other))
+
+    monkeypatch.setattr(Statistics, "add", counted)
+    monkeypatch.setattr(Statistics, "merge", merged)
+    fake = FakeEngine(rows_per_event=1, token_delay_s=0.01)
+    wire = request({"statistics": kind})
+    for _ in range(4):
+        wire.items.extend(wire.items[:5])
+    told = by_key(await run(wire, fake))
+    assert fake.counters.most_running > 5
+    assert max(most) == 1
+    alone = matrices(await run(request({})))
+    rows = sum(len(each) for (_, index), (_, each) in alone.items() if index == 0)
+    assert sum(told[label, 0].rows for label in {*LABELS}) == len(wire.items) // 5 * rows
+
+
+async def test_a_call_that_is_cut_changes_no_sum_of_another() -> None:
+    async with serving(FakeEngine(token_delay_s=0.002)) as served:
+        wire = request({"statistics": FULL})
+        expected = by_key(await collect(served.generation.FetchActivations(wire)))
+        cut = [served.generation.FetchActivations(wire) for _ in range(4)]
+        whole = served.generation.FetchActivations(wire)
+        for call in cut:
+            await call.read()
+            call.cancel()
+        told = by_key(await collect(whole))
+        again = by_key(await collect(served.generation.FetchActivations(wire)))
+    for key, each in expected.items():
+        for other in (told[key], again[key]):
+            assert other.rows == each.rows
+            np.testing.assert_allclose(decoded(other.mean), decoded(each.mean), rtol=1e-6)
 
 
 REDUCED = {"reduction": "REDUCTION_MEAN", "statistics": {}}

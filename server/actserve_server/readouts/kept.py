@@ -182,6 +182,10 @@ class KeptStore:
         text = base64.urlsafe_b64encode(secret).rstrip(b"=").decode()
         return f"{COLLECTION}{self._replica}.{text}"
 
+    def holds(self, name: str) -> bool:
+        """Whether something is kept under that name."""
+        return (self._tenant, name) in self._memory.entries
+
     def put(
         self,
         rows: Mapping[Site, np.ndarray],
@@ -205,7 +209,7 @@ class KeptStore:
                     f"{site} has {len(bits)} rows of {bits.dtype}; {len(positions)} positions in "
                     f"{element_type} need as many of {element_type.storage}"
                 )
-        if name is not None and (self._tenant, name) in self._memory.entries:
+        if name is not None and self.holds(name):
             return self._prolong((self._tenant, name), ttl_s)
         arrays = [*rows.values(), positions]
         held_bytes = sum(array.nbytes + ARRAY_BYTES for array in arrays)
@@ -264,7 +268,7 @@ class KeptStore:
 
     def discard(self, name: str) -> None:
         """Frees what the name names, if it still names anything."""
-        if (self._tenant, name) in self._memory.entries:
+        if self.holds(name):
             self._free((self._tenant, name))
 
     def sweep(self) -> None:

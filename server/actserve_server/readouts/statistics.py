@@ -87,6 +87,11 @@ class Statistics:
 
     moments: dict[Key, Moments] = field(default_factory=dict)
 
+    @property
+    def numbers(self) -> int:
+        """How many sums there are."""
+        return sum(each.deviations.size for each in self.moments.values())
+
     def add(self, key: Key, rows: np.ndarray, *, full: bool) -> None:
         """Takes rows [n, width] of a label."""
         if len(rows):

@@ -62,7 +62,8 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         await items.check()
         admitted = self._engine.enter(call.principal.tenant)
 
-        with self._statistics.held(statistics_bytes):
+        # Those of the call, and those of the item that is being read.
+        with self._statistics.held(2 * statistics_bytes):
             yield pb.FetchActivationsResponse(
                 started=pb.FetchStarted(call_id=call.id, readouts=wanted.started(info))
             )

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,11 @@ class _Sequence:
     """Of what is to be kept, by readout."""
     kept: dict[int, str] = field(default_factory=dict)
     """Those of what was kept so far."""
+    made: list[str] = field(default_factory=list)
+    """Those of them that were not there before, from an equal call."""
     statistics: Statistics = field(default_factory=Statistics)
     """To be counted once the sequence is complete."""
-    rows: list[tuple[Key, np.ndarray, ElementType]] = field(default_factory=list)
-    """Rows that go into covariance matrices then: less than a matrix for every sequence."""
+    has_turn: bool = False
 
 
 class Results:
@@ -72,7 +74,10 @@ class Results:
         self._open: dict[int, _Sequence] = {}
         self._statistics = Statistics()
         self._texts: dict[int, str] = {}
-        # One sequence at a time: what is computed from rows is large, and waits for the reader.
+        self._counting = any(self._counts(each) for each in range(len(wanted.requests)))
+        # One event at a time: what is computed from rows is large, and waits for the reader. With
+        # statistics one sequence at a time, from its first event on, so that there are sums of one
+        # only beside those of the call; the rows of others wait within what these have reserved.
         self._turn = asyncio.Lock()
 
     def open(
@@ -113,13 +118,14 @@ class Results:
 
     async def read(self, index: int, event: Rows | Finished) -> AsyncGenerator[Event, None]:
         """What the event adds to sequence `index`."""
-        placed = self._open[index].plan.placed
-        async with self._turn, aclosing(self._open[index].reading.read(event)) as results:
+        sequence = self._open[index]
+        placed = sequence.plan.placed
+        async with self._having_turn(sequence), aclosing(sequence.reading.read(event)) as results:
             async for among_placed, result in results:
                 readout = placed[among_placed].number
                 match result:
                     case ReadRows() if kind := self._counts(readout):
-                        await self._add(self._open[index], readout, result, kind)
+                        await self._add(sequence, readout, result, kind)
                     case ReadRows():
                         for chunk in self._rows(index, readout, result):
                             yield {"activations": chunk}
@@ -138,19 +144,38 @@ class Results:
 
     async def close(self, index: int) -> list[readout_pb2.KeptReadout]:
         """Ends sequence `index`, which is complete. Returns what was kept of it."""
-        async with self._turn:
-            sequence = self._open.pop(index)
-            self._statistics.merge(sequence.statistics)
-            for key, bits, element_type in sequence.rows:
-                # In a thread: a matrix product.
-                await asyncio.to_thread(self._add_full, key, bits, element_type)
+        sequence = self._open.pop(index)
+        try:
+            if sequence.statistics.numbers < QUICK_OPERATIONS:
+                self._statistics.merge(sequence.statistics)
+            else:
+                await asyncio.to_thread(self._statistics.merge, sequence.statistics)
+        finally:
+            self._give_turn(sequence)
         return _told(index, sequence.kept)
 
     def drop(self, index: int) -> None:
         """Ends sequence `index`, if it is open, without counting or keeping anything of it."""
-        sequence = self._open.pop(index, None)
-        for name in sequence.kept.values() if sequence else ():
-            self._store.discard(name)
+        if sequence := self._open.pop(index, None):
+            self._give_turn(sequence)
+            for name in sequence.made:
+                self._store.discard(name)
+
+    @asynccontextmanager
+    async def _having_turn(self, sequence: _Sequence) -> AsyncGenerator[None, None]:
+        if not sequence.has_turn:
+            await self._turn.acquire()
+            sequence.has_turn = True
+        try:
+            yield
+        finally:
+            if not self._counting:
+                self._give_turn(sequence)
+
+    def _give_turn(self, sequence: _Sequence) -> None:
+        if sequence.has_turn:
+            sequence.has_turn = False
+            self._turn.release()
 
     def statistics(self) -> Iterator[pb.LabelStatistics]:
         """Of all that was counted, by label, readout and site."""
@@ -179,18 +204,14 @@ class Results:
         self, sequence: _Sequence, readout: int, read: ReadRows, kind: SecondMoments
     ) -> None:
         for label, mask in sequence.labels.of(read.positions):
-            key, bits = (readout, read.site_index, label), read.bits[mask]
-            if kind is SecondMoments.FULL:
-                sequence.rows.append((key, bits, read.element_type))
-            elif bits.size < QUICK_OPERATIONS:
-                _add_diagonal(sequence.statistics, key, bits, read.element_type)
+            key, rows = (readout, read.site_index, label), read.bits[mask]
+            full = kind is SecondMoments.FULL
+            add = partial(_add, sequence.statistics, key, rows, read.element_type, full=full)
+            operations = rows.size * (rows.shape[1] if full else 1)
+            if operations < QUICK_OPERATIONS:
+                add()
             else:
-                await asyncio.to_thread(
-                    _add_diagonal, sequence.statistics, key, bits, read.element_type
-                )
-
-    def _add_full(self, key: Key, bits: np.ndarray, element_type: ElementType) -> None:
-        self._statistics.add(key, to_float32(bits, element_type), full=True)
+                await asyncio.to_thread(add)
 
     def _rows(self, index: int, readout: int, read: ReadRows) -> Iterator[Any]:
         target = self._wanted[readout].element_type
@@ -205,18 +226,22 @@ class Results:
 
     def _keep(self, index: int, readout: int, result: RowsToKeep) -> None:
         sequence = self._open[index]
+        name = sequence.names[readout]
+        there = self._store.holds(name)
         try:
             kept = self._store.put(
                 result.rows,
                 result.positions,
                 result.element_type,
                 result.ttl_s,
-                sequence.names[readout],
+                name,
             )
         except ActserveError as error:
             error.field = self._wanted[readout].field
             raise
         sequence.kept[readout] = kept.name
+        if not there:
+            sequence.made.append(kept.name)
 
     async def _decode(self, ids: Iterable[int]) -> None:
         if missing := tuple(set(ids).difference(self._texts)):
@@ -224,10 +249,10 @@ class Results:
             self._texts.update(zip(missing, decoded.texts, strict=True))
 
 
-def _add_diagonal(
-    statistics: Statistics, key: Key, bits: np.ndarray, element_type: ElementType
+def _add(
+    statistics: Statistics, key: Key, bits: np.ndarray, element_type: ElementType, *, full: bool
 ) -> None:
-    statistics.add(key, to_float32(bits, element_type), full=False)
+    statistics.add(key, to_float32(bits, element_type), full=full)
 
 
 def _told(index: int, names: dict[int, str]) -> list[readout_pb2.KeptReadout]:
