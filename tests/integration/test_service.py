@@ -1,17 +1,23 @@
 """The whole service on the real model: Python client, gRPC, engine."""
 
 import asyncio
+import itertools
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 import actserve
+from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import generation_service_pb2_grpc
 from actserve_server import app
 from actserve_server.config import Settings
 from tests.integration.harness import EngineThread
@@ -161,6 +167,100 @@ def test_many_prompts_come_back_in_order(served: Served) -> None:
     for prompt, acts in zip(prompts, many, strict=True):
         assert "".join(acts.tokens) == prompt
         assert acts[SITE].shape == (1, 576)
+
+
+CLEAN, CORRUPT = "The Eiffel Tower is in the city of", "The Colosseum is found in the city of"
+CELLS = [(layer, position) for layer in (3, 14, 27) for position in (2, 5, 7)]
+LAST: dict[str, Any] = {"last": {}}
+
+
+def wire_site(layer: int) -> dict[str, Any]:
+    return {"hook_point": "HOOK_POINT_RESID_POST", "layer": layer}
+
+
+def patch(layer: int, position: int, kept: dict[str, Any]) -> dict[str, Any]:
+    """Puts a kept row of the clean prompt in place of the corrupt one's."""
+    return {
+        "sites": [wire_site(layer)],
+        "positions": {"list": {"positions": [position]}},
+        "replace": {"rows": {"kept": {**kept, "positions": [position]}}},
+    }
+
+
+def test_items_are_what_they_are_alone_beside_calls_that_are_steered_and_cut(
+    served: Served,
+) -> None:
+    """A grid of patches in one call, and the statistics of its rows, while other calls come with
+    steering of their own at the same sites and prompt, and are cancelled as they run."""
+    read = {"rows": {"sites": [wire_site(28)], "positions": LAST}}
+    count = {"rows": {"sites": [wire_site(28)], "positions": LAST, "statistics": {}}}
+    keep = {"keep": {"sites": [wire_site(layer) for layer in (3, 14, 27)]}}
+    by_item = {"item": {"item_index": 0, "readout_index": 2}}
+    grid = pb.FetchActivationsRequest(
+        prompt={"text": CORRUPT},
+        readouts=[read, count, keep],
+        items=[
+            {"prompt": {"text": CLEAN}, "readout_indices": [2]},
+            *(
+                {"readout_indices": [0, 1], "label": "patched", "interventions": [cell]}
+                for cell in (patch(*where, by_item) for where in CELLS)
+            ),
+        ],
+    )
+    steer = [actserve.Add(f"resid_post.{layer}", VECTOR) for layer in (3, 14, 27)]
+    with grpc.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+        fetch = generation_service_pb2_grpc.GenerationServiceStub(channel).FetchActivations
+        source = {"items": [{"prompt": {"text": CLEAN}}], "readouts": [keep]}
+        (told,) = (
+            event.item_finished.kept
+            for event in fetch(pb.FetchActivationsRequest(**source))
+            if event.HasField("item_finished")
+        )
+        alone = []
+        for where in CELLS:
+            changes = [patch(*where, {"name": told[0].name})]
+            request = {"prompt": {"text": CORRUPT}, "items": [{}], "readouts": [read]}
+            events = fetch(pb.FetchActivationsRequest(**request, interventions=changes))
+            alone.append(rows_of(events)[0])
+
+        stop = threading.Event()
+
+        def disturb() -> int:
+            calls = 0
+            while not stop.is_set():
+                stream = served.client.stream(CORRUPT, max_tokens=64, steer=steer)
+                with closing(stream):
+                    next(event for event in stream if isinstance(event, actserve.Tokens))
+                calls += 1
+            return calls
+
+        with ThreadPoolExecutor() as pool:
+            neighbours = [pool.submit(disturb) for _ in range(3)]
+            try:
+                events = [*fetch(grid)]
+            finally:
+                stop.set()
+            assert all(each.result() for each in neighbours)
+    assert not any(event.item_finished.status.code for event in events)
+    rows = rows_of(events)
+    together = np.stack([rows[index] for index in range(1, 1 + len(CELLS))])
+    size = np.linalg.norm(alone, axis=1)
+    assert (np.linalg.norm(together - alone, axis=1) / size).max() < 1e-3
+    # The patches do something, and each something else.
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(alone, 2)) > 1e-2
+    (sums,) = (event.statistics for event in events if event.HasField("statistics"))
+    assert sums.rows == len(CELLS)
+    mean = np.frombuffer(sums.mean.data, np.float32)
+    np.testing.assert_allclose(mean, together.mean(0), rtol=1e-5, atol=1e-5)
+
+
+def rows_of(events: Iterable[pb.FetchActivationsResponse]) -> dict[int, np.ndarray]:
+    """The row of every item that sends one."""
+    return {
+        event.activations.sequence_index: np.frombuffer(event.activations.rows.data, np.float32)
+        for event in events
+        if event.HasField("activations")
+    }
 
 
 def test_leaving_a_stream_early_frees_its_slot(served: Served) -> None:
