@@ -10,7 +10,7 @@ from actserve.v1 import generation_service_pb2 as pb
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepetitionDetection:
-    """Ends a sample whose last tokens are one pattern, several times in a row."""
+    """Ends a sample once its last tokens repeat one pattern several times in a row."""
 
     max_pattern_size: int
     """Tokens of the pattern at most, 1 to 32."""
@@ -43,7 +43,8 @@ class Sampling(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     """By token id, what is added to its logit, -100 to 100; 1024 tokens at most."""
     allowed_token_ids: Sequence[int]
-    """The only tokens that may be generated, the end token included; 8192 at most."""
+    """The only tokens that may be generated, at most 8192. Without the end token among them, only
+    `max_tokens` or a stop string ends a sample."""
     bad_words: str | Sequence[str]
     """Words whose tokens, at the start of a text or after a space, are not completed; 64 at most.
     Other tokens may still spell them."""

@@ -17,7 +17,8 @@ from actserve_server.domain.sites import Site
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepetitionDetection:
-    """Ends a run whose last tokens are one pattern, `min_count` times in a row. Sizes in tokens."""
+    """Ends a run once its last tokens repeat one pattern `min_count` times in a row. Sizes are in
+    tokens."""
 
     max_pattern_size: int
     min_pattern_size: int

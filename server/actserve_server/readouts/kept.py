@@ -267,7 +267,7 @@ class KeptStore:
         self._free((self._tenant, self.get(name).name))
 
     def discard(self, name: str) -> None:
-        """Frees what the name names, if it still names anything."""
+        """Frees what is kept under this name, if anything still is."""
         if self.holds(name):
             self._free((self._tenant, name))
 

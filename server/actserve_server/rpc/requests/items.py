@@ -106,7 +106,7 @@ class Items:
                 missing = next(i for i, x in enumerate(request.items) if not x.HasField("prompt"))
                 raise ActserveError(
                     Reason.FIELD_REQUIRED,
-                    f"item {missing} has no prompt, and the call has none for all; set one of them",
+                    f"item {missing} has no prompt, and the call has no shared one; set either",
                     field=("items", missing, "prompt"),
                 )
             self._shared_prompt = await prompt_fields.tokenize_to_run(

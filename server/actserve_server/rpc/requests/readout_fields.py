@@ -124,7 +124,7 @@ class Readouts:
         return [each.started(info) for each in self.requests]
 
     def check_statistics(self, labels: int, info: ModelInfo) -> int:
-        """The bytes that the statistics of so many labels take. Raises CAPTURE_TOO_LARGE."""
+        """How many bytes the statistics of this many labels take. Raises CAPTURE_TOO_LARGE."""
         wanted = 0
         for each in self.requests:
             readout = each.readout

@@ -178,7 +178,7 @@ class Results:
             self._turn.release()
 
     def statistics(self) -> Iterator[pb.LabelStatistics]:
-        """Of all that was counted, by label, readout and site."""
+        """The statistics of all rows that were counted, sorted by label, readout and site."""
         every = self._statistics.moments.items()
         for (readout, site_index, label), moments in sorted(
             every, key=lambda item: (item[0][2], *item[0])
