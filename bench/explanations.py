@@ -121,7 +121,7 @@ def _autoencoder(engine: VllmEngine, ids: Sequence[int]) -> Autoencoder:
     )
     prompt = VerbalizerPrompt(tuple(ids), (slot,))
     verbalizer = Verbalizer(open_engine(engine), profile, lambda _: prompt)
-    return Autoencoder(NlaInfo(id="bench", profile=pair), verbalizer, None)
+    return Autoencoder(NlaInfo(id="bench", model_id="bench", profile=pair), verbalizer, None)
 
 
 async def _rate(nla: Autoencoder, rows: np.ndarray) -> float:

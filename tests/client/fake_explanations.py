@@ -17,7 +17,7 @@ from .fake_readouts import WIDTH, array, select, tensor, value
 
 SITE = "resid_post.1"
 NLA = pb.Nla(
-    name="nlas/tiny",
+    name="models/big/nlas/tiny",
     family="kitft",
     base_checkpoint="org/checkpoint",
     site=site_pb2.Site(hook_point="HOOK_POINT_RESID_POST", layer=1),
@@ -28,17 +28,19 @@ NLA = pb.Nla(
     max_samples=64,
     max_tokens=200,
     baselines=[
-        pb.ExplanationBaseline(name="nlas/tiny/baselines/default", variance=0.5, centered=True),
         pb.ExplanationBaseline(
-            name="nlas/tiny/baselines/wiki", variance=0.25, median_norm=20.5, rows=600
+            name="models/big/nlas/tiny/baselines/default", variance=0.5, centered=True
+        ),
+        pb.ExplanationBaseline(
+            name="models/big/nlas/tiny/baselines/wiki", variance=0.25, median_norm=20.5, rows=600
         ),
     ],
 )
-_RESPONSES: dict[Any, Any] = {
-    pb.ExplainActivationsRequest: pb.ExplainActivationsResponse,
-    pb.CompareActivationsRequest: pb.CompareActivationsResponse,
-    pb.ExplainTextRequest: pb.ExplainTextResponse,
-}
+
+
+def full(name: str) -> str:
+    """A name as the server tells it."""
+    return name.replace("models/-", "models/big")
 
 
 def rows(count: int) -> np.ndarray:
@@ -62,10 +64,10 @@ def reconstructed(text: str) -> np.ndarray:
     return (row * np.sqrt(WIDTH) / np.linalg.norm(row)).astype(np.float32)
 
 
-def explain(request: Any) -> Iterator[Any]:
-    """Every row and sample, the last row first, as each of the three calls answers."""
-    cls, spec = _RESPONSES[type(request)], request.spec
-    started = pb.ExplainStarted(call_id="r3", nla=request.nla or NLA.name, site=NLA.site)
+def explain(request: Any) -> Iterator[pb.ExplanationEvent]:
+    """Every row and sample, the last row first, for each of the three calls."""
+    spec = request.spec
+    started = pb.ExplainStarted(call_id="r3", nla=full(request.nla) or NLA.name, site=NLA.site)
     reports: list[intervention_pb2.InterventionReport] = []
     if isinstance(request, pb.ExplainTextRequest):
         started.prompt.CopyFrom(tokenized(request.prompt))
@@ -82,7 +84,7 @@ def explain(request: Any) -> Iterator[Any]:
             given = given - array(request.reference)
         positions = [*getattr(request, "positions", ())] or [None] * len(given)
     started.rows = len(given)
-    yield cls(started=started)
+    yield pb.ExplanationEvent(started=started)
     for index in reversed(range(len(given))):
         explanations = list(_samples(spec, index, given[index], positions[index]))
         if spec.partial:
@@ -91,13 +93,14 @@ def explain(request: Any) -> Iterator[Any]:
                 partial = pb.PartialExplanation(
                     row_index=index, sample_index=each.sample_index, text=text
                 )
-                yield cls(partial=partial)
+                yield pb.ExplanationEvent(partial=partial)
         if spec.best:
             explanations = [max(explanations, key=lambda each: each.score.cosine)]
         for each in explanations:
-            yield cls(explanation=each)
+            yield pb.ExplanationEvent(explanation=each)
     usage = generation_service_pb2.Usage(prompt_tokens=11, output_tokens=5)
-    yield cls(finished=pb.ExplainFinished(usage=usage, interventions=reports))
+    finished = pb.ExplainFinished(usage=usage, interventions=reports)
+    yield pb.ExplanationEvent(finished=finished)
 
 
 def _samples(
@@ -141,7 +144,7 @@ def _claims(text: str, spec: pb.ExplainSpec) -> Iterator[pb.Claim]:
 def scored(text: str, baseline: str = "") -> pb.ExplanationScore:
     """The score of a text, relative to a baseline of variance 1 / 2 or, for the other, 1 / 4."""
     mse = 2 * (1 - cosine(text))
-    default = baseline in ("", NLA.baselines[0].name)
+    default = full(baseline) in ("", NLA.baselines[0].name)
     return pb.ExplanationScore(
         cosine=cosine(text),
         normalized_mse=mse,
@@ -171,7 +174,7 @@ def set_baseline(request: Any) -> pb.SetExplanationBaselineResponse:
     """What is measured of the rows; the variance is made up."""
     given = array(request.activations)
     baseline = pb.ExplanationBaseline(
-        name=request.name,
+        name=full(request.name),
         variance=0.125,
         median_norm=float(np.median(np.linalg.norm(given, axis=1))),
         rows=len(given),

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from actserve.v1 import explanation_service_pb2 as explanation_pb2
 from actserve.v1 import explanation_service_pb2_grpc as explanation_grpc
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import generation_service_pb2_grpc as generation_grpc
@@ -279,11 +280,29 @@ class ExplanationServicer(explanation_grpc.ExplanationServiceServicer):
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def _explain(self, request: Any, context: Any) -> Events:
+    def ListNlas(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.model.seen(request, context)
-        yield from self.model.explain(request)
+        # One a page, so that a client that stops at the first page is noticed.
+        parent = request.parent.removesuffix("-")
+        first = int(request.page_token or 0)
+        found = [nla for nla in self.model.nlas if nla.name.startswith(parent)][first:]
+        return explanation_pb2.ListNlasResponse(
+            nlas=found[:1], next_page_token=str(first + 1) if len(found) > 1 else ""
+        )
 
-    ExplainActivations = ExplainText = CompareActivations = _explain
+    def ExplainActivations(self, request: Any, context: Any) -> Events:  # noqa: N802
+        yield from self._explain(explanation_pb2.ExplainActivationsResponse, request, context)
+
+    def ExplainText(self, request: Any, context: Any) -> Events:  # noqa: N802
+        yield from self._explain(explanation_pb2.ExplainTextResponse, request, context)
+
+    def CompareActivations(self, request: Any, context: Any) -> Events:  # noqa: N802
+        yield from self._explain(explanation_pb2.CompareActivationsResponse, request, context)
+
+    def _explain(self, response: Any, request: Any, context: Any) -> Events:
+        self.model.seen(request, context)
+        for event in self.model.explain(request):
+            yield response(event=event)
 
     def ReconstructActivations(self, request: Any, context: Any) -> Events:  # noqa: N802
         self.model.seen(request, context)
@@ -296,6 +315,10 @@ class ExplanationServicer(explanation_grpc.ExplanationServiceServicer):
     def SetExplanationBaseline(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.model.seen(request, context)
         return self.model.set_baseline(request)
+
+    def DeleteExplanationBaseline(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.model.seen(request, context)
+        return explanation_pb2.DeleteExplanationBaselineResponse()
 
 
 class KeptServicer(kept_grpc.KeptActivationsServiceServicer):
@@ -347,10 +370,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         return model_service_pb2.TokenizeResponse(prompt=tokenized(request.prompt))
 
     def described(self, name: str) -> model_service_pb2.Model:
-        model = described(name)
-        if name == "models/big":
-            model.nlas.extend(self.model.nlas)
-        return model
+        return described(name)
 
 
 def described(name: str) -> model_service_pb2.Model:

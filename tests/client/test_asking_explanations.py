@@ -30,13 +30,15 @@ def test_all_that_is_asked_for_travels(client: Any, model: Model) -> None:
         "neighbor_distance": 2,
     }
     assert asked.keys() | {"baseline"} == actserve.Explaining.__annotations__.keys()
-    client.explain(rows(2), SITE, nla="nlas/tiny", positions=[3, 4], baseline="wiki", **asked)
-    list(client.explain_text_stream("a", baseline="nlas/tiny/baselines/wiki", **asked))
+    client.explain(
+        rows(2), SITE, nla="models/big/nlas/tiny", positions=[3, 4], baseline="wiki", **asked
+    )
+    list(client.explain_text_stream("a", baseline="models/big/nlas/tiny/baselines/wiki", **asked))
     one, two = model.requests
     for request in model.requests:
         assert {name: getattr(request.spec, name) for name in asked} == pytest.approx(asked)
-        assert request.spec.baseline == "nlas/tiny/baselines/wiki"
-    assert (one.nla, two.nla) == ("nlas/tiny", "")
+        assert request.spec.baseline == "models/big/nlas/tiny/baselines/wiki"
+    assert (one.nla, two.nla) == ("models/big/nlas/tiny", "")
     assert (one.spec.partial, two.spec.partial) == (False, True)
     assert (one.activations, [*one.positions]) == (tensor(rows(2)), [3, 4])
     assert one.site == NLA.site
@@ -73,7 +75,7 @@ def test_an_edited_explanation_travels_in_place_of_a_vector(relative: bool) -> N
     add = Add(SITE, edit, 2.0, relative, positions=5).to_proto().add
     sent = add.vector.edit
     assert (sent.nla, sent.original, sent.edited) == (
-        "nlas/tiny",
+        "models/-/nlas/tiny",
         edit.original,
         edit.edited,
     )

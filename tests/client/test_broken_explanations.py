@@ -87,9 +87,9 @@ BROKEN: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
         r"characters \[3, 3\)",
     ),
     "another NLA": (
-        first("started", put("nla", "nlas/other")),
+        first("started", put("nla", "models/big/nlas/other")),
         actserve.BadResponse,
-        "explains with nlas/other, but nlas/tiny",
+        "explains with models/big/nlas/other, but models/-/nlas/tiny",
     ),
     "other rows": (
         first("started", put("rows", 3)),
@@ -210,7 +210,7 @@ def test_events_and_flags_of_a_newer_server_are_no_error(client: Any, model: Mod
         for event in honest.explain(request):
             yield type(event).FromString(bytes([0xA2, 0x38, 0x00]))  # Field 900.
             if event.WhichOneof("event") == "explanation":
-                event.explanation.flags.append(77)
+                event.explanation.flags.append(77)  # pyright: ignore[reportArgumentType]
             yield event
 
     model.explain = newer
@@ -270,5 +270,7 @@ def test_scores_are_one_for_each_text(client: Any, model: Model) -> None:
 
 def test_a_baseline_is_the_one_that_was_set(client: Any, model: Model) -> None:
     model.set_baseline = lambda request: pb.SetExplanationBaselineResponse()
-    with pytest.raises(actserve.BadResponse, match="stored nothing, not nlas/tiny/baselines/x"):
+    with pytest.raises(
+        actserve.BadResponse, match="stored nothing, not models/-/nlas/tiny/baselines/x"
+    ):
         client.set_baseline(rows(2), SITE, name="x")

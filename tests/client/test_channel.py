@@ -33,7 +33,7 @@ def test_exactly_the_methods_that_promise_idempotency_are_retried() -> None:
         if method.GetOptions().idempotency_level
     }
     assert retried == promised
-    assert len(retried) == 14
+    assert len(retried) == 17
     assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
 
 

@@ -64,8 +64,8 @@ def test_an_explanation_without_a_score_is_shown_beside_scored_ones(run: Run, mo
     ("nlas", "scored"),
     [
         ([NLA], True),
-        ([pb.Nla(name="nlas/tiny", site=NLA.site, verbalizes=True)], False),
-        ([NLA, pb.Nla(name="nlas/other")], False),
+        ([pb.Nla(name="models/big/nlas/tiny", site=NLA.site, verbalizes=True)], False),
+        ([NLA, pb.Nla(name="models/big/nlas/other")], False),
         ([], False),
     ],
 )
@@ -78,22 +78,22 @@ def test_scores_are_asked_for_where_the_nla_reconstructs(
     assert ("variance explained" in table[0]) == scored
 
 
-@pytest.mark.parametrize("nla", ["tiny", "nlas/tiny"])
+@pytest.mark.parametrize("nla", ["tiny", "models/big/nlas/tiny"])
 def test_an_nla_has_scores_by_either_of_its_names(run: Run, model: Model, nla: str) -> None:
-    model.nlas = [NLA, pb.Nla(name="nlas/other")]
+    model.nlas = [NLA, pb.Nla(name="models/big/nlas/other")]
     table = cells(run("explain", "one", "--nla", nla, env=WIDE))
     assert "variance explained" in table[0]
 
 
 def test_the_options_travel(run: Run, model: Model) -> None:
-    model.nlas = [NLA, pb.Nla(name="nlas/other")]
+    model.nlas = [NLA, pb.Nla(name="models/big/nlas/other")]
     result = run(
         *("explain", "one two", "--positions", "last", "--nla", "tiny", "--samples", "3"),
         *("--best", "--question", "why?", "--temperature", "0", "--seed", "7"),
     )
     assert result.exit_code == 0, result.output
     request = model.requests[-1]
-    assert request.nla == "nlas/tiny"
+    assert request.nla == "models/-/nlas/tiny"
     assert request.positions.HasField("last")
     spec = pb.ExplainSpec(samples=3, best=True, score=True, question="why?", temperature=0, seed=7)
     assert request.spec == spec

@@ -212,7 +212,7 @@ def test_a_score_is_one_for_one_text_and_a_list_for_a_list(client: Any) -> None:
     assert one.cosine == pytest.approx(cosine("abc"))
     assert client.score(rows(1), ["abc"], SITE) == [one]
     wiki = client.score(rows(1)[0], "abc", SITE, nla="tiny", baseline="wiki")
-    wanted = scored("abc", "nlas/tiny/baselines/wiki")
+    wanted = scored("abc", "models/big/nlas/tiny/baselines/wiki")
     assert wiki.variance_explained == pytest.approx(wanted.variance_explained)
     assert wiki.centered_cosine is None
 
@@ -223,8 +223,10 @@ def test_a_model_says_what_its_nlas_can(client: Any) -> None:
     assert (nla.verbalizes, nla.reconstructs, nla.answers_questions) == (True, True, False)
     assert (nla.max_rows, nla.max_samples, nla.max_tokens) == (4096, 64, 200)
     assert nla.baselines == {
-        "default": actserve.Baseline("nlas/tiny/baselines/default", 0.5, None, None, True),
-        "wiki": actserve.Baseline("nlas/tiny/baselines/wiki", 0.25, 20.5, 600, False),
+        "default": actserve.Baseline(
+            "models/big/nlas/tiny/baselines/default", 0.5, None, None, True
+        ),
+        "wiki": actserve.Baseline("models/big/nlas/tiny/baselines/wiki", 0.25, 20.5, 600, False),
     }
     assert client.model("big").nlas_at("blocks.-2.hook_resid_post") == (nla,)
     assert client.model("big").nlas_at("resid_post.2") == ()
@@ -246,10 +248,25 @@ def test_a_baseline_is_for_all_tenants_only_when_that_is_asked(
     assert asked == [shared]
 
 
+@pytest.mark.parametrize(
+    ("name", "nla"), [("mine", "tiny"), ("models/-/nlas/tiny/baselines/mine", None)]
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_baseline_is_deleted_by_either_of_its_names(
+    name: str, nla: str | None, shared: bool, client: Any, model: Model
+) -> None:
+    client.delete_baseline(name, nla=nla, shared=shared)
+    request = model.requests[-1]
+    assert (request.name, request.shared) == ("models/-/nlas/tiny/baselines/mine", shared)
+
+
 def test_a_baseline_is_stored_under_the_only_nla_of_the_site(client: Any, model: Model) -> None:
     baseline = client.set_baseline([[3, 0, 4, 0], [0, 1, 0, 0]], SITE, name="mine")
-    assert baseline == actserve.Baseline("nlas/tiny/baselines/mine", 0.125, 3.0, 2, True)
-    assert client.set_baseline(rows(2), SITE, nla="other").name == "nlas/other/baselines/default"
+    assert baseline == actserve.Baseline("models/big/nlas/tiny/baselines/mine", 0.125, 3.0, 2, True)
+    assert (
+        client.set_baseline(rows(2), SITE, nla="other").name
+        == "models/big/nlas/other/baselines/default"
+    )
     with pytest.raises(actserve.NotServed, match=r"no NLA explains resid_post\.2"):
         client.set_baseline(rows(2), "resid_post.2")
     model.nlas = [NLA, NLA]

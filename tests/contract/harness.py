@@ -151,11 +151,11 @@ def unpack(error: grpc.aio.AioRpcError) -> Failure:
 
 
 async def collect(stream: Any) -> list[Any]:
-    """The events of a stream, from where it has been read to."""
+    """The events of a stream, from where it has been read to; those that explain unwrapped."""
     end = grpc.aio.EOF  # pyright: ignore[reportAttributeAccessIssue]
     events = []
     while (event := await stream.read()) is not end:
-        events.append(event)
+        events.append(getattr(event, "event", event))
     return events
 
 

@@ -12,7 +12,7 @@ from tests.contract.refusals import Case
 
 UNMET = grpc.StatusCode.FAILED_PRECONDITION
 MISSING = grpc.StatusCode.NOT_FOUND
-MINE = "nlas/tiny/baselines/mine"
+MINE = "models/fake/nlas/tiny/baselines/mine"
 LIMITS = {"max_rows": 6, "max_samples": 3}
 
 

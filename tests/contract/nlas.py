@@ -45,6 +45,7 @@ class Tiny:
     """A pair to serve, whose parts a test can look at."""
 
     id: str = "tiny"
+    model_id: str = "fake"
     site: Site = SITE
     av: FakeEngine | None = field(default_factory=FakeEngine)
     ar: FakeEngine | None = field(default_factory=FakeEngine)
@@ -62,7 +63,7 @@ class Tiny:
 
     @property
     def name(self) -> str:
-        return f"nlas/{self.id}"
+        return f"models/{self.model_id}/nlas/{self.id}"
 
     def prompt(self, question: str = "") -> VerbalizerPrompt:
         before = (BOS, *question.encode())
@@ -90,7 +91,9 @@ class Tiny:
             baseline=self.baseline,
         )
         return Autoencoder(
-            NlaInfo(id=self.id, profile=profile, **self.limits), verbalizer, reconstructor
+            NlaInfo(id=self.id, model_id=self.model_id, profile=profile, **self.limits),
+            verbalizer,
+            reconstructor,
         )
 
     def _verbalizer(self) -> VerbalizerProfile:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actserve.v1 import model_service_pb2
+from actserve.v1 import explanation_service_pb2 as pb
 from actserve_server.nla.profile import Baseline
 from tests.contract.harness import collect, failure, serving
 from tests.contract.nlas import (
@@ -20,16 +20,15 @@ from tests.contract.nlas import (
     unit,
 )
 
-MINE = "nlas/tiny/baselines/mine"
-DEFAULT = "nlas/tiny/baselines/default"
+MINE = "models/fake/nlas/tiny/baselines/mine"
+DEFAULT = "models/fake/nlas/tiny/baselines/default"
 MANY = np.random.default_rng(1).standard_normal((40, WIDTH)).astype(np.float32) * 9 + 3
 
 
 async def listed(served: Any) -> dict[str, Any]:
-    """The baselines that the model tells of, by name."""
-    request = model_service_pb2.ListModelsRequest()
-    (model,) = (await served.models.ListModels(request)).models
-    return {baseline.name: baseline for nla in model.nlas for baseline in nla.baselines}
+    """The baselines that the NLAs tell of, by name."""
+    listed = await served.explanations.ListNlas(pb.ListNlasRequest())
+    return {baseline.name: baseline for nla in listed.nlas for baseline in nla.baselines}
 
 
 async def test_a_baseline_is_measured_from_normalised_rows() -> None:
@@ -88,9 +87,11 @@ async def test_a_baseline_is_of_one_nla_alone() -> None:
         stub = served.explanations
         await stub.SetExplanationBaseline(set_baseline(MINE, MANY))
         assert set(await listed(served)) == {MINE}
-        for name in (MINE, "nlas/other/baselines/mine"):
+        for name in (MINE, "models/fake/nlas/other/baselines/mine"):
             refused = await failure(
-                stub.ScoreExplanations(score(ROWS[:1], "a", nla="nlas/other", baseline=name))
+                stub.ScoreExplanations(
+                    score(ROWS[:1], "a", nla="models/fake/nlas/other", baseline=name)
+                )
             )
             assert (refused.reason, refused.field) == ("BASELINE_NOT_FOUND", "baseline")
             assert refused.details["ResourceInfo"].resource_type == (
@@ -102,9 +103,44 @@ async def test_an_nla_has_so_many_baselines_at_most() -> None:
     async with serving(None, Tiny().loaded()) as served:
         stub = served.explanations
         for index in range(64):
-            await stub.SetExplanationBaseline(set_baseline(f"nlas/tiny/baselines/b{index}"))
+            await stub.SetExplanationBaseline(
+                set_baseline(f"models/fake/nlas/tiny/baselines/b{index}")
+            )
         refused = await failure(stub.SetExplanationBaseline(set_baseline(MINE)))
         assert (refused.reason, refused.field) == ("FIELD_INVALID", "name")
         assert "64" in refused.message
-        await stub.SetExplanationBaseline(set_baseline("nlas/tiny/baselines/b0", MANY))
+        await stub.SetExplanationBaseline(set_baseline("models/fake/nlas/tiny/baselines/b0", MANY))
         assert len(await listed(served)) == 64
+
+
+async def test_a_deleted_baseline_is_gone_and_makes_room_for_what_was_there_before() -> None:
+    tiny = Tiny(baseline=Baseline(variance=0.25))
+    async with serving(None, tiny.loaded()) as served:
+        stub = served.explanations
+        (before,) = (await listed(served)).values()
+        for name in (DEFAULT, MINE):
+            await stub.SetExplanationBaseline(set_baseline(name, MANY))
+        await stub.DeleteExplanationBaseline(pb.DeleteExplanationBaselineRequest(name=MINE))
+        assert set(await listed(served)) == {DEFAULT}
+        await stub.DeleteExplanationBaseline(pb.DeleteExplanationBaselineRequest(name=DEFAULT))
+        assert await listed(served) == {DEFAULT: before}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (MINE, "BASELINE_NOT_FOUND"),
+        # What the checkpoint says is not the server's to forget.
+        (DEFAULT, "BASELINE_NOT_FOUND"),
+        ("models/fake/nlas/other/baselines/mine", "NLA_NOT_FOUND"),
+        ("mine", "FIELD_INVALID"),
+        ("", "FIELD_REQUIRED"),
+    ],
+)
+async def test_only_what_was_measured_can_be_deleted(name: str, reason: str) -> None:
+    tiny = Tiny(baseline=Baseline(variance=0.25))
+    async with serving(None, tiny.loaded()) as served:
+        request = pb.DeleteExplanationBaselineRequest(name=name)
+        refused = await failure(served.explanations.DeleteExplanationBaseline(request))
+        assert (refused.reason, refused.field) == (reason, "name")
+        assert set(await listed(served)) == {DEFAULT}

@@ -22,7 +22,7 @@ from actserve.v1 import (
 )
 from actserve_server.domain.principals import Role
 from tests.contract.harness import Served, bearing, collect, fetch, serving, site, write_tokens
-from tests.contract.nlas import Tiny
+from tests.contract.nlas import Tiny, set_baseline
 from tests.contract.readouts import kept
 
 EXAMPLES = Path(__file__).parents[1] / "vectors" / "calls"
@@ -42,11 +42,13 @@ TOKEN = bearing("of-an-example")
 
 @asynccontextmanager
 async def server(folder: Path) -> AsyncIterator[tuple[Served, str]]:
-    """A server, and the name of rows that it keeps."""
+    """A server, which has a baseline, and the name of rows that it keeps."""
     tokens = write_tokens(folder / "tokens.yaml", ("of-an-example", "examples", Role.EXPERIMENTER))
     async with serving(None, Tiny().loaded(), token_file=tokens) as served:
         request = fetch("ab", capture={"sites": [site(1)], "keep": {}})
         events = await collect(served.generation.FetchActivations(request, metadata=TOKEN))
+        stored = set_baseline("models/fake/nlas/tiny/baselines/old")
+        await served.explanations.SetExplanationBaseline(stored, metadata=TOKEN)
         yield served, kept(events)[0]
 
 

@@ -52,7 +52,7 @@ async def test_a_stream_is_started_then_explanations_then_finished() -> None:
     events = await events_of(explain(spec={"samples": 2, "seed": 1}))
     assert kinds(events) == ["started", *["explanation"] * 10, "finished"]
     started = events[0].started
-    assert (started.nla, started.rows, started.site.layer) == ("nlas/tiny", 5, 1)
+    assert (started.nla, started.rows, started.site.layer) == ("models/fake/nlas/tiny", 5, 1)
     assert started.call_id
     assert not started.HasField("prompt")
     assert not started.positions
@@ -236,10 +236,10 @@ async def test_usage_counts_the_tokens_of_both_models() -> None:
 @pytest.mark.parametrize(
     ("nla", "where", "answers"),
     [
-        ("", site(1), "nlas/first"),
-        ("", site(-1), "nlas/second"),
-        ("nlas/first", site(-3), "nlas/first"),
-        ("nlas/second", site(3), "nlas/second"),
+        ("", site(1), "models/fake/nlas/first"),
+        ("", site(-1), "models/fake/nlas/second"),
+        ("models/fake/nlas/first", site(-3), "models/fake/nlas/first"),
+        ("models/fake/nlas/second", site(3), "models/fake/nlas/second"),
     ],
 )
 async def test_the_nla_is_the_one_named_or_the_only_one_of_the_site(
@@ -248,7 +248,7 @@ async def test_the_nla_is_the_one_named_or_the_only_one_of_the_site(
     pair = Tiny(id="first"), Tiny(id="second", site=Site(HookPoint.RESID_POST, 3))
     events = await events_of(explain(nla=nla, site=where), *pair)
     assert events[0].started.nla == answers
-    assert events[0].started.site.layer == (1 if answers == "nlas/first" else 3)
+    assert events[0].started.site.layer == (1 if answers == "models/fake/nlas/first" else 3)
 
 
 def endless() -> FakeEngine:

@@ -79,12 +79,12 @@ async def test_it_explains_the_rows_that_a_fetch_gives(
 
 
 async def test_the_stream_opens_with_the_prompt_as_the_model_sees_it() -> None:
-    events = await events_of(explain_text("hi", model="models/fake", nla="nlas/tiny"))
+    events = await events_of(explain_text("hi", model="models/fake", nla="models/fake/nlas/tiny"))
     assert kinds(events) == ["started", *["explanation"] * 3, "finished"]
     started = events[0].started
     assert list(started.prompt.ids) == [BOS, *b"hi"]
     assert list(started.prompt.texts) == ["<bos>", "h", "i"]
-    assert (started.nla, started.site.layer) == ("nlas/tiny", 1)
+    assert (started.nla, started.site.layer) == ("models/fake/nlas/tiny", 1)
     assert started.call_id
 
 

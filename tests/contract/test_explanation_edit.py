@@ -107,7 +107,10 @@ async def test_a_text_is_explained_as_it_is_after_an_edit() -> None:
 async def test_the_reconstructor_may_be_named() -> None:
     first, second = Tiny(id="first"), Tiny(id="second", head=np.eye(16, dtype=np.float32))
     async with serving(None, first.loaded(), second.loaded()) as served:
-        rows = [await rows_of(served, [edit(nla=name)]) for name in ("nlas/first", "nlas/second")]
+        rows = [
+            await rows_of(served, [edit(nla=name)])
+            for name in ("models/fake/nlas/first", "models/fake/nlas/second")
+        ]
         vector = second.reconstructed(TRAINS) - second.reconstructed(BOATS)
         plain = await rows_of(served, [])
     assert not np.allclose(rows[0], rows[1])

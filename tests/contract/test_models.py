@@ -11,7 +11,7 @@ from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import BOS, FakeEngine
 from actserve_server.nla.profile import Baseline
-from tests.contract.harness import serving
+from tests.contract.harness import failure, serving
 from tests.contract.nlas import Tiny
 
 
@@ -75,9 +75,14 @@ async def test_a_model_tells_what_explains_it() -> None:
         Tiny(id="half", av=None).loaded(),
     )
     async with serving(None, *loaded) as served:
-        (model,) = (await served.models.ListModels(pb.ListModelsRequest())).models
-        got = await served.models.GetModel(pb.GetModelRequest(name="models/fake"))
-    assert model == got.model
+        stub = served.explanations
+        listed = await stub.ListNlas(explanation_service_pb2.ListNlasRequest(parent="models/fake"))
+        got = [
+            await stub.GetNla(
+                explanation_service_pb2.GetNlaRequest(name=f"models/{model}/nlas/{nla}")
+            )
+            for model, nla in (("fake", "half"), ("-", "tiny"))
+        ]
     common = {
         "family": "tiny",
         "base_checkpoint": "a/fake",
@@ -86,7 +91,7 @@ async def test_a_model_tells_what_explains_it() -> None:
         "reconstructs": True,
     }
     baseline = {
-        "name": "nlas/tiny/baselines/default",
+        "name": "models/fake/nlas/tiny/baselines/default",
         "variance": 0.5,
         "median_norm": 4.0,
         "rows": 7,
@@ -95,20 +100,59 @@ async def test_a_model_tells_what_explains_it() -> None:
     whole = explanation_service_pb2.Nla(
         **common,
         **limits,
-        name="nlas/tiny",
+        name="models/fake/nlas/tiny",
         verbalizes=True,
         answers_questions=True,
         max_tokens=24,
         baselines=[baseline],
     )
-    half = explanation_service_pb2.Nla(**common, name="nlas/half", max_rows=4096, max_samples=64)
-    assert list(model.nlas) == [whole, half]
+    half = explanation_service_pb2.Nla(
+        **common, name="models/fake/nlas/half", max_rows=4096, max_samples=64
+    )
+    assert list(listed.nlas) == [half, whole]
+    assert [each.nla for each in got] == [half, whole]
 
 
 async def test_a_model_that_nothing_explains_says_so() -> None:
     async with serving() as served:
-        (model,) = (await served.models.ListModels(pb.ListModelsRequest())).models
-    assert not model.nlas
+        listed = await served.explanations.ListNlas(explanation_service_pb2.ListNlasRequest())
+    assert not listed.nlas
+
+
+async def test_nlas_are_listed_by_pages() -> None:
+    ids = [f"n{index}" for index in range(5)]
+    async with serving(None, *(Tiny(id=each).loaded() for each in ids)) as served:
+        request = explanation_service_pb2.ListNlasRequest(page_size=2)
+        pages = []
+        while not pages or request.page_token:
+            page = await served.explanations.ListNlas(request)
+            pages.append([nla.name.rpartition("/")[2] for nla in page.nlas])
+            request.page_token = page.next_page_token
+    assert pages == [["n0", "n1"], ["n2", "n3"], ["n4"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "FIELD_REQUIRED"),
+        ("models/fake/nlas/other", "NLA_NOT_FOUND"),
+        ("models/other/nlas/tiny", "NLA_NOT_FOUND"),
+        ("nlas/tiny", "NLA_NOT_FOUND"),
+        ("models/fake", "NLA_NOT_FOUND"),
+    ],
+)
+async def test_an_nla_that_is_not_there_is_refused(name: str, reason: str) -> None:
+    async with serving(None, Tiny().loaded()) as served:
+        request = explanation_service_pb2.GetNlaRequest(name=name)
+        refused = await failure(served.explanations.GetNla(request))
+    assert (refused.reason, refused.field) == (reason, "name")
+
+
+async def test_nlas_of_another_model_are_refused() -> None:
+    async with serving(None, Tiny().loaded()) as served:
+        request = explanation_service_pb2.ListNlasRequest(parent="models/other")
+        refused = await failure(served.explanations.ListNlas(request))
+    assert (refused.reason, refused.field) == ("MODEL_NOT_FOUND", "parent")
 
 
 @pytest.mark.parametrize(

@@ -67,10 +67,13 @@ async def test_explanations_are_counted_by_nla() -> None:
         return metric("actserve_explanations_total", nla=nla) or 0
 
     async with serving(None, Tiny().loaded(), Tiny(id="other").loaded()) as served:
-        before = count("nlas/tiny"), count("nlas/other")
-        request = explain(nla="nlas/tiny", spec={"samples": 2, "partial": True})
+        before = count("models/fake/nlas/tiny"), count("models/fake/nlas/other")
+        request = explain(nla="models/fake/nlas/tiny", spec={"samples": 2, "partial": True})
         await collect(served.explanations.ExplainActivations(request))
-        assert (count("nlas/tiny"), count("nlas/other")) == (before[0] + 2 * len(ROWS), before[1])
+        assert (count("models/fake/nlas/tiny"), count("models/fake/nlas/other")) == (
+            before[0] + 2 * len(ROWS),
+            before[1],
+        )
 
 
 async def test_a_call_is_counted_with_its_messages_and_time() -> None:

@@ -17,7 +17,7 @@ async def test_a_row_is_what_the_reconstructor_finds_in_its_text() -> None:
     events = await events_of(reconstruct(*TEXTS), tiny)
     assert kinds(events) == ["started", "rows", "finished"]
     started = events[0].started
-    assert (started.nla, started.rows, started.width) == ("nlas/tiny", 3, 16)
+    assert (started.nla, started.rows, started.width) == ("models/fake/nlas/tiny", 3, 16)
     assert started.call_id
     (chunk,) = of_kind(events, "rows")
     assert (chunk.first_index, chunk.rows.element_type) == (0, tensor_pb2.ELEMENT_TYPE_F32)

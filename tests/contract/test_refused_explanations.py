@@ -57,8 +57,8 @@ CASES = [
         "a baseline of another",
         "BASELINE_NOT_FOUND",
         "baseline",
-        "nlas/tiny/baselines/",
-        baseline="nlas/other/baselines/mine",
+        "models/fake/nlas/tiny/baselines/",
+        baseline="models/fake/nlas/other/baselines/mine",
     ),
     *(
         case(

@@ -80,9 +80,9 @@ def of_name(name: str, nla: str, *says: str) -> list[Case]:
 
 CASES = [
     # Names and sites
-    *of_name("an unknown name", "nlas/other", "other", "nlas/tiny"),
-    *of_name("a name without its collection", "tiny", "'tiny'", "nlas/tiny"),
-    *of_name("a name without an id", "nlas/", "nlas/tiny"),
+    *of_name("an unknown name", "models/fake/nlas/other", "other", "models/fake/nlas/tiny"),
+    *of_name("a name without its collection", "tiny", "'tiny'", "models/fake/nlas/tiny"),
+    *of_name("a name without an id", "models/fake/nlas/", "models/fake/nlas/tiny"),
     *of_site("no site", None, "SITE_INVALID", "site.hook_point", "not set"),
     *of_site("no layer", site(None), "SITE_INVALID", "site", "needs a layer"),
     *of_site("a layer beyond", site(4), "LAYER_OUT_OF_RANGE", "site", "layer 4", "0 to 3"),
@@ -196,17 +196,17 @@ CASES = [
         case(f"a baseline called {name}", set_baseline(name), "FIELD_INVALID", "name")
         for name in [
             "mine",
-            "nlas/tiny",
-            "nlas/tiny/baselines/",
-            "nlas/tiny/baselines/Mine",
-            "nlas/tiny/baselines/a/b",
-            "nlas//baselines/mine",
-            "nlas/tiny/baselines/" + "a" * 64,
+            "models/fake/nlas/tiny",
+            "models/fake/nlas/tiny/baselines/",
+            "models/fake/nlas/tiny/baselines/Mine",
+            "models/fake/nlas/tiny/baselines/a/b",
+            "models/fake/nlas//baselines/mine",
+            "models/fake/nlas/tiny/baselines/" + "a" * 64,
         ]
     ),
     case(
         "a baseline of an unknown nla",
-        set_baseline("nlas/other/baselines/a"),
+        set_baseline("models/fake/nlas/other/baselines/a"),
         "NLA_NOT_FOUND",
         "name",
     ),
@@ -230,11 +230,11 @@ async def test_which_of_several_is_meant_must_be_said() -> None:
     for request in (explain(), explain_text(), edited()):
         found = await refused(request, *pair)
         assert (found.code, found.reason) == (UNMET, "FEATURE_DISABLED")
-        assert "nlas/first, nlas/second" in found.message
+        assert "name one of first, second" in found.message
 
 
 async def test_not_found_names_the_resource() -> None:
-    found = await refused(explain(nla="nlas/other"), tiny())
+    found = await refused(explain(nla="models/fake/nlas/other"), tiny())
     resource = found.details["ResourceInfo"]
     assert resource.resource_type == "actserve.v1.Nla"
     assert resource.resource_name.endswith("other")

@@ -12,7 +12,7 @@ import pytest
 import structlog
 import trustme
 
-from actserve.v1 import model_service_pb2
+from actserve.v1 import explanation_service_pb2 as pb
 from actserve_server.domain.model import Limits
 from actserve_server.domain.principals import Role
 from actserve_server.domain.sites import HookPoint, Site
@@ -70,6 +70,12 @@ async def answers(served: Served, request: Any) -> list[Any]:
     return await collect(answer)
 
 
+async def baselines(served: Served) -> list[str]:
+    """The names of all that a server tells of."""
+    listed = await served.explanations.ListNlas(pb.ListNlasRequest())
+    return [baseline.name for nla in listed.nlas for baseline in nla.baselines]
+
+
 def anonymous(events: list[Any]) -> list[Any]:
     """In an order of their own, without the id of the call, and with scores as exact as they are
     in whatever batch the reconstructor's head was applied."""
@@ -118,15 +124,16 @@ async def test_it_answers_what_its_own_server_answers(request_: Any) -> None:
 
 
 async def test_a_baseline_is_kept_by_the_other_server_and_told_by_both() -> None:
-    name = "nlas/tiny/baselines/mine"
+    name = "models/fake/nlas/tiny/baselines/mine"
     async with apart(Tiny()) as (there, here):
         await answers(here, set_baseline(name))
         request = score(ROWS, *TEXTS, baseline=name)
         assert await answers(here, request) == await answers(there, request)
         for served in (here, there):
-            models = await served.models.ListModels(model_service_pb2.ListModelsRequest())
-            (nla,) = models.models[0].nlas
-            assert [each.name for each in nla.baselines] == [name]
+            assert await baselines(served) == [name]
+        await answers(here, pb.DeleteExplanationBaselineRequest(name=name))
+        for served in (here, there):
+            assert await baselines(served) == []
 
 
 async def test_an_edit_is_the_same_vector() -> None:
@@ -141,14 +148,36 @@ async def test_an_edit_is_the_same_vector() -> None:
 
 
 async def test_what_the_other_server_learns_is_told_here() -> None:
-    name = "nlas/tiny/baselines/theirs"
+    name = "models/fake/nlas/tiny/baselines/theirs"
     async with apart(Tiny()) as (there, here):
         await answers(there, set_baseline(name))
-        models = await here.models.ListModels(model_service_pb2.ListModelsRequest())
-        assert [each.name for each in models.models[0].nlas[0].baselines] == [name]
+        assert await baselines(here) == [name]
         await there.app.close()
-        again = await here.models.ListModels(model_service_pb2.ListModelsRequest())
-        assert again == models
+        assert await baselines(here) == [name]
+
+
+async def test_its_names_are_those_of_the_model_that_is_served_here() -> None:
+    """Where the other server serves the model under another name."""
+    mine = "models/fake/nlas/tiny/baselines/mine"
+    async with serving(FakeEngine(model_id="far"), Tiny(model_id="far").loaded()) as there:
+        remote = await connect(source(there), FakeEngine().info)
+        async with serving(None, *remote) as here:
+            stored = await here.explanations.SetExplanationBaseline(set_baseline(mine))
+            assert stored.baseline.name == mine
+            assert await baselines(here) == [mine]
+            for spec in ({"score": True, "baseline": mine}, {"temperature": 0.0}):
+                for nla in ("", "models/fake/nlas/tiny", "models/-/nlas/tiny"):
+                    opened = (await answers(here, explain(nla=nla, spec=spec)))[0].started
+                    assert opened.nla == "models/fake/nlas/tiny"
+            opened = (await answers(here, reconstruct(*TEXTS)))[0].started
+            assert opened.nla == "models/fake/nlas/tiny"
+            await answers(here, score(ROWS, *TEXTS, baseline="models/-/nlas/tiny/baselines/mine"))
+            none = score(ROWS, *TEXTS, baseline="models/fake/nlas/tiny/baselines/none")
+            refused = await failure(call(here.explanations, none))
+            assert refused.reason == "BASELINE_NOT_FOUND"
+            for name in ("models/far/nlas/tiny", "nlas/tiny"):
+                refused = await failure(call(here.explanations, explain(nla=name)))
+                assert (refused.reason, refused.field) == ("NLA_NOT_FOUND", "nla")
 
 
 async def test_a_call_there_is_in_the_trace_of_the_call_here() -> None:
@@ -185,7 +214,7 @@ REFUSED = {
     "the spec of a text": explain_text(spec={"max_tokens": 9_999}),
     "another site": explain(site=site(0)),
     "another name": explain(nla="nlas/other"),
-    "a baseline": score(ROWS, *TEXTS, baseline="nlas/tiny/baselines/none"),
+    "a baseline": score(ROWS, *TEXTS, baseline="models/fake/nlas/tiny/baselines/none"),
     "an empty text": reconstruct("a", " "),
     "an edit": generate(
         interventions=[
@@ -290,16 +319,16 @@ async def test_it_stands_beside_those_that_are_loaded_here() -> None:
             names = [
                 (await answers(here, explain(site=site(layer))))[0].started.nla for layer in (1, 2)
             ]
-    assert names == ["nlas/tiny", "nlas/other"]
+    assert names == ["models/fake/nlas/tiny", "models/fake/nlas/other"]
 
 
 async def test_one_of_several_is_named() -> None:
     other = Tiny(id="other", site=Site(HookPoint.RESID_POST, 2))
     async with serving(None, Tiny().loaded(), other.loaded()) as there:
         model = FakeEngine().info
-        assert [nla.id for nla in await connect(source(there), model)] == ["tiny", "other"]
+        assert [nla.id for nla in await connect(source(there), model)] == ["other", "tiny"]
         assert [nla.id for nla in await connect(source(there, id="other"), model)] == ["other"]
-        with pytest.raises(ValueError, match="it has no third, but nlas/tiny, nlas/other"):
+        with pytest.raises(ValueError, match="it has no third, but models/fake/nlas/other"):
             await connect(source(there, id="third"), model)
 
 

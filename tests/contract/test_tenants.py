@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
+from actserve.v1 import explanation_service_pb2, model_service_pb2
 from actserve.v1 import kept_activations_service_pb2 as kept_pb
-from actserve.v1 import model_service_pb2
 from actserve_server.domain.principals import Role
 from actserve_server.domain.runs import Run, RunEvent
 from actserve_server.engine.fake import FakeEngine
@@ -48,7 +48,7 @@ from tests.contract.readouts import kept
 VISION, LANGUAGE = bearing("of-vision"), bearing("of-language")
 READER, OPERATOR = bearing("of-a-reader"), bearing("of-an-operator")
 NEVER = "keptActivations/" + "A" * 22
-MINE, DEFAULT = "nlas/tiny/baselines/mine", "nlas/tiny/baselines/default"
+MINE, DEFAULT = "models/fake/nlas/tiny/baselines/mine", "models/fake/nlas/tiny/baselines/default"
 MANY = np.random.default_rng(1).standard_normal((40, WIDTH)).astype(np.float32) + 1
 
 
@@ -133,9 +133,9 @@ async def test_what_another_tenant_keeps_is_as_if_it_had_never_existed(
 
 async def baselines(served: Served, metadata: Any) -> dict[str, int]:
     """The baselines that a caller is told of, and how many rows each is of."""
-    request = model_service_pb2.ListModelsRequest()
-    (model,) = (await served.models.ListModels(request, metadata=metadata)).models
-    return {each.name: each.rows for nla in model.nlas for each in nla.baselines}
+    request = explanation_service_pb2.ListNlasRequest()
+    listed = await served.explanations.ListNlas(request, metadata=metadata)
+    return {each.name: each.rows for nla in listed.nlas for each in nla.baselines}
 
 
 async def test_a_baseline_is_its_tenants_alone(token_file: Path) -> None:
@@ -159,6 +159,21 @@ async def test_an_operator_measures_for_all(served: Served) -> None:
     await answer(served, set_baseline(MINE, MANY), VISION)
     assert await baselines(served, VISION) == {MINE: 40}
     assert await baselines(served, LANGUAGE) == {MINE: 20}
+
+
+async def test_a_baseline_is_deleted_by_its_tenant_and_one_for_all_by_an_operator(
+    served: Served,
+) -> None:
+    await answer(served, set_baseline(MINE, MANY[:20], shared=True), OPERATOR)
+    await answer(served, set_baseline(MINE, MANY), VISION)
+    forget = explanation_service_pb2.DeleteExplanationBaselineRequest(name=MINE)
+    assert (await failure(ask(served, forget, LANGUAGE))).reason == "BASELINE_NOT_FOUND"
+    await answer(served, forget, VISION)
+    assert await baselines(served, VISION) == {MINE: 20}
+    forget.shared = True
+    assert (await failure(ask(served, forget, VISION))).reason == "PERMISSION_DENIED"
+    await answer(served, forget, OPERATOR)
+    assert await baselines(served, VISION) == await baselines(served, LANGUAGE) == {}
 
 
 async def test_tenants_stay_apart_on_the_server_that_holds_the_nla(

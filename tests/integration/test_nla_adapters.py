@@ -176,10 +176,11 @@ def _explained(
     nlas: tuple[LoopThread, Autoencoders], nla_id: str, **asking: Any
 ) -> list[Explanation]:
     thread, loaded = nlas
+    (nla,) = (each for each in loaded if each.id == nla_id)
     asked = Asking(temperature=0.0, max_tokens=TOKENS, **asking)
 
     async def collected() -> list[Explanation]:
-        events = loaded.find(nla_id, None).explain("test", _rows(), asked, Consumed())
+        events = nla.explain("test", _rows(), asked, Consumed())
         async with aclosing(events):
             return [event async for event in events if isinstance(event, Explanation)]
 
@@ -217,7 +218,8 @@ def test_a_reconstructor_reads_its_scaled_state_without_special_tokens(
 ) -> None:
     thread, loaded = nlas
 
-    ours = thread.call(loaded.find("pair", None).reconstruct("test", TEXTS, Consumed()))
+    (pair,) = (each for each in loaded if each.id == "pair")
+    ours = thread.call(pair.reconstruct("test", TEXTS, Consumed()))
     theirs = np.stack([_reconstructed(folder, text) for text in TEXTS])
     errors = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
     assert errors.max() < 1e-4

@@ -12,13 +12,14 @@ from actserve.events import ExplainEvent
 from actserve.explaining import Explaining
 from actserve.explanations import ExplainedText, Score
 from actserve.models import Model, only_nla
-from actserve.nlas import Baseline
+from actserve.nlas import Baseline, baseline_name
 from actserve.options import ExplainTextOptions
 from actserve.positions import Positions
 from actserve.prompts import P, Prompt, Prompts
 from actserve.sites import SiteLike
 from actserve.steering import Intervention
 from actserve.tensors import Float32Array
+from actserve.v1 import explanation_service_pb2 as pb
 
 
 class AsyncExplainer(AsyncTransport):
@@ -199,3 +200,15 @@ class AsyncExplainer(AsyncTransport):
             nla = only_nla(await self.models(timeout=timeout), self._connection.jobs.model, site).id
         job = self._connection.reconstruct_jobs.set_baseline(rows, site, nla, name, shared)
         return await self._run(job, timeout, progress=False)
+
+    async def delete_baseline(
+        self,
+        name: str,
+        *,
+        nla: str | None = None,
+        shared: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Forgets a baseline; see `Client.delete_baseline`."""
+        request = pb.DeleteExplanationBaselineRequest(name=baseline_name(name, nla), shared=shared)
+        await self._response("DeleteExplanationBaseline", request, timeout)

@@ -96,6 +96,15 @@ class AsyncTransport:
                     yield event
         call.result()  # Raises if the stream was cut short.
 
+    async def _pages(self, method: str, request: Any, timeout: float | None) -> list[Any]:
+        """All pages of a list, from the first."""
+        pages: list[Any] = []
+        while not pages or pages[-1].next_page_token:
+            if pages:
+                request.page_token = pages[-1].next_page_token
+            pages.append(await self._response(method, request, timeout))
+        return pages
+
     async def _response(self, method: str, request: Any, timeout: float | None) -> Any:
         (response,) = [each async for each in self._responses(method, request, timeout)]
         return response

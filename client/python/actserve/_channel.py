@@ -139,8 +139,13 @@ class Connection:
         """The metadata of a call: what was configured and, for proxies to route by, the model if
         one is named."""
         match request:
-            case model_service_pb2.ListModelsRequest():
-                model = ""  # Of no model.
+            case (
+                model_service_pb2.ListModelsRequest()
+                | explanation_service_pb2.ListNlasRequest(parent="models/-")
+            ):
+                model = ""  # Of no model, or of all.
+            case explanation_service_pb2.ListNlasRequest():
+                model = request.parent
             case model_service_pb2.GetModelRequest():
                 model = request.name
             case _:

@@ -10,6 +10,7 @@ from actserve.errors import BadResponse
 from actserve.events import ExplainEvent, ExplainFinished, ExplainStarted, PartialExplanation
 from actserve.explaining import samples_of
 from actserve.explanations import ExplainedText, Explanation, explanation_from_proto
+from actserve.nlas import nla_id, same_resource
 from actserve.positions import Positions
 from actserve.results import Usage
 from actserve.sites import site_name
@@ -36,29 +37,30 @@ class _ExplainCall:
         self._finished: ExplainFinished | None = None
 
     def read(self, response: Response) -> ExplainEvent | None:
-        match response.WhichOneof("event"):
+        event = response.event
+        match event.WhichOneof("event"):
             case "started":
-                self._started = self._start(response.started)
+                self._started = self._start(event.started)
                 self._explained = [{} for _ in range(self._started.rows)]
                 return self._started
             case "partial":
-                return self._partial(response.partial)
+                return self._partial(event.partial)
             case "explanation":
-                return self._add(response.explanation)
+                return self._add(event.explanation)
             case "finished":
-                self._finished = self._finish(response.finished)
+                self._finished = self._finish(event.finished)
                 return self._finished
             case _:  # An event of a newer server; the contract says to skip it.
                 return None
 
     def _start(self, started: pb.ExplainStarted) -> ExplainStarted:
-        if self.request.nla not in ("", started.nla):
+        if self.request.nla and not same_resource(started.nla, self.request.nla):
             raise BadResponse(
                 f"the server explains with {started.nla}, but {self.request.nla} was asked for"
             )
         return ExplainStarted(
             call_id=started.call_id,
-            nla=started.nla.removeprefix("nlas/"),
+            nla=nla_id(started.nla),
             site=site_name(started.site),
             rows=started.rows,
             prompt=tokenized(started.prompt) if started.HasField("prompt") else None,

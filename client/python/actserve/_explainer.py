@@ -12,13 +12,14 @@ from actserve.events import ExplainEvent
 from actserve.explaining import Explaining
 from actserve.explanations import ExplainedText, Score
 from actserve.models import Model, only_nla
-from actserve.nlas import Baseline
+from actserve.nlas import Baseline, baseline_name
 from actserve.options import ExplainTextOptions
 from actserve.positions import Positions
 from actserve.prompts import P, Prompt, Prompts
 from actserve.sites import SiteLike
 from actserve.steering import Intervention
 from actserve.tensors import Float32Array
+from actserve.v1 import explanation_service_pb2 as pb
 
 
 class Explainer(Transport):
@@ -252,3 +253,16 @@ class Explainer(Transport):
             nla = only_nla(self.models(timeout=timeout), self._connection.jobs.model, site).id
         job = self._connection.reconstruct_jobs.set_baseline(rows, site, nla, name, shared)
         return self._run(job, timeout, progress=False)
+
+    def delete_baseline(
+        self,
+        name: str,
+        *,
+        nla: str | None = None,
+        shared: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Forgets what `set_baseline` stored under a name, whole or short beside `nla`; with
+        `shared`, which takes the role operator, that of every tenant. Raises `NotFound`."""
+        request = pb.DeleteExplanationBaselineRequest(name=baseline_name(name, nla), shared=shared)
+        (_,) = self._responses("DeleteExplanationBaseline", request, timeout)

@@ -5,7 +5,7 @@ import numpy as np
 from actserve._calls import check_complete
 from actserve.errors import BadResponse
 from actserve.explanations import Score, score_from_proto
-from actserve.nlas import Baseline, baseline_from_proto
+from actserve.nlas import Baseline, baseline_from_proto, same_resource
 from actserve.tensors import Float32Array, decode
 from actserve.v1 import explanation_service_pb2 as pb
 
@@ -91,7 +91,7 @@ class SetBaselineCall:
         self._baseline = response.baseline
 
     def result(self) -> Baseline:
-        if self._baseline.name != self.request.name:
+        if not same_resource(self._baseline.name, self.request.name):
             raise BadResponse(
                 f"the server stored {self._baseline.name or 'nothing'}, not {self.request.name}"
             )

@@ -89,6 +89,15 @@ class Transport:
                     yield event
         call.result()  # Raises if the stream was cut short.
 
+    def _pages(self, method: str, request: Any, timeout: float | None) -> list[Any]:
+        """All pages of a list, from the first."""
+        pages: list[Any] = []
+        while not pages or pages[-1].next_page_token:
+            if pages:
+                request.page_token = pages[-1].next_page_token
+            pages += self._responses(method, request, timeout)
+        return pages
+
     def _responses(
         self, method: str, request: Any, timeout: float | None, flight: Flight | None = None
     ) -> Generator[Any, None, None]:

@@ -17,7 +17,11 @@ from actserve.readouts import Reduction
 from actserve.results import Activations, Generation, Tokenized
 from actserve.sites import SiteLike
 from actserve.steering import Intervention
-from actserve.v1 import kept_activations_service_pb2, model_service_pb2
+from actserve.v1 import (
+    explanation_service_pb2,
+    kept_activations_service_pb2,
+    model_service_pb2,
+)
 
 
 class AsyncClient(AsyncExplainer):
@@ -135,19 +139,21 @@ class AsyncClient(AsyncExplainer):
 
     async def models(self, *, timeout: float | None = None) -> list[Model]:
         """The served models, by name."""
-        models: list[Model] = []
-        request = model_service_pb2.ListModelsRequest()
-        while True:
-            page = await self._response("ListModels", request, timeout)
-            models += map(model_from_proto, page.models)
-            if not page.next_page_token:
-                return models
-            request.page_token = page.next_page_token
+        pages = await self._pages("ListModels", model_service_pb2.ListModelsRequest(), timeout)
+        models = [model for page in pages for model in page.models]
+        nlas = await self._nlas("models/-", timeout)
+        return [model_from_proto(model, nlas) for model in models]
 
     async def model(self, model_id: str, *, timeout: float | None = None) -> Model:
         """One model. Raises `NotFound`."""
         request = model_service_pb2.GetModelRequest(name=model_name(model_id))
-        return model_from_proto((await self._response("GetModel", request, timeout)).model)
+        model = (await self._response("GetModel", request, timeout)).model
+        return model_from_proto(model, await self._nlas(model.name, timeout))
+
+    async def _nlas(self, parent: str, timeout: float | None) -> list[explanation_service_pb2.Nla]:
+        request = explanation_service_pb2.ListNlasRequest(parent=parent)
+        pages = await self._pages("ListNlas", request, timeout)
+        return [nla for page in pages for nla in page.nlas]
 
     async def kept(self, name: str, *, timeout: float | None = None) -> Kept:
         """What the server keeps under a name, as `activations.kept` says it. Raises `NotFound` once
@@ -158,14 +164,9 @@ class AsyncClient(AsyncExplainer):
 
     async def list_kept(self, *, timeout: float | None = None) -> list[Kept]:
         """See `Client.list_kept`."""
-        kept: list[Kept] = []
         request = kept_activations_service_pb2.ListKeptActivationsRequest()
-        while True:
-            page = await self._response("ListKeptActivations", request, timeout)
-            kept += map(kept_from_proto, page.kept_activations)
-            if not page.next_page_token:
-                return kept
-            request.page_token = page.next_page_token
+        pages = await self._pages("ListKeptActivations", request, timeout)
+        return [kept_from_proto(kept) for page in pages for kept in page.kept_activations]
 
     async def delete_kept(self, name: str, *, timeout: float | None = None) -> None:
         """Frees what the server keeps under a name before it expires. Raises `NotFound`."""

@@ -17,7 +17,11 @@ from actserve.readouts import Reduction
 from actserve.results import Activations, Generation, Tokenized
 from actserve.sites import SiteLike
 from actserve.steering import Intervention
-from actserve.v1 import kept_activations_service_pb2, model_service_pb2
+from actserve.v1 import (
+    explanation_service_pb2,
+    kept_activations_service_pb2,
+    model_service_pb2,
+)
 
 
 class Client(Explainer):
@@ -175,20 +179,21 @@ class Client(Explainer):
 
     def models(self, *, timeout: float | None = None) -> list[Model]:
         """The served models, by name."""
-        models: list[Model] = []
-        request = model_service_pb2.ListModelsRequest()
-        while True:
-            (page,) = self._responses("ListModels", request, timeout)
-            models += map(model_from_proto, page.models)
-            if not page.next_page_token:
-                return models
-            request.page_token = page.next_page_token
+        pages = self._pages("ListModels", model_service_pb2.ListModelsRequest(), timeout)
+        models = [model for page in pages for model in page.models]
+        nlas = self._nlas("models/-", timeout)
+        return [model_from_proto(model, nlas) for model in models]
 
     def model(self, model_id: str, *, timeout: float | None = None) -> Model:
         """One model. Raises `NotFound`."""
         request = model_service_pb2.GetModelRequest(name=model_name(model_id))
         (response,) = self._responses("GetModel", request, timeout)
-        return model_from_proto(response.model)
+        return model_from_proto(response.model, self._nlas(response.model.name, timeout))
+
+    def _nlas(self, parent: str, timeout: float | None) -> list[explanation_service_pb2.Nla]:
+        request = explanation_service_pb2.ListNlasRequest(parent=parent)
+        pages = self._pages("ListNlas", request, timeout)
+        return [nla for page in pages for nla in page.nlas]
 
     def kept(self, name: str, *, timeout: float | None = None) -> Kept:
         """What the server keeps under a name, as `activations.kept` says it. Raises `NotFound` once
@@ -200,14 +205,9 @@ class Client(Explainer):
     def list_kept(self, *, timeout: float | None = None) -> list[Kept]:
         """All that the tenant of the client's token keeps on the server, by name. Raises
         `NotServed` on a server without tokens."""
-        kept: list[Kept] = []
         request = kept_activations_service_pb2.ListKeptActivationsRequest()
-        while True:
-            (page,) = self._responses("ListKeptActivations", request, timeout)
-            kept += map(kept_from_proto, page.kept_activations)
-            if not page.next_page_token:
-                return kept
-            request.page_token = page.next_page_token
+        pages = self._pages("ListKeptActivations", request, timeout)
+        return [kept_from_proto(kept) for page in pages for kept in page.kept_activations]
 
     def delete_kept(self, name: str, *, timeout: float | None = None) -> None:
         """Frees what the server keeps under a name before it expires. Raises `NotFound`."""

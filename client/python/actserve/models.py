@@ -7,6 +7,7 @@ from actserve.errors import NotServed
 from actserve.nlas import Nla, nla_from_proto
 from actserve.sites import LAYERLESS, HookPoint, Site, SiteLike
 from actserve.tensors import element_type_name
+from actserve.v1 import explanation_service_pb2 as explanation_pb
 from actserve.v1 import model_service_pb2 as pb
 from actserve.v1 import site_pb2
 
@@ -104,9 +105,9 @@ class Model:
         )
 
 
-def model_from_proto(model: pb.Model) -> Model:
-    """A model as the contract describes it. Hook points and features this client does not know are
-    left out."""
+def model_from_proto(model: pb.Model, nlas: Iterable[explanation_pb.Nla]) -> Model:
+    """A model as the contract describes it, with those of the NLAs that are its own. Hook points
+    and features this client does not know are left out."""
     known = {f"HOOK_POINT_{hook_point.name}": hook_point for hook_point in HookPoint}
     names = {number: name for name, number in site_pb2.HookPoint.items()}
     return Model(
@@ -126,7 +127,9 @@ def model_from_proto(model: pb.Model) -> Model:
         },
         attention_unserved_reason=model.attention_unserved_reason,
         limits=Limits(**{f.name: getattr(model.limits, f.name) for f in fields(Limits)}),
-        nlas=tuple(map(nla_from_proto, model.nlas)),
+        nlas=tuple(
+            nla_from_proto(nla) for nla in nlas if nla.name.startswith(f"{model.name}/nlas/")
+        ),
         features=tuple(
             pb.Feature.Name(feature).removeprefix("FEATURE_").lower()
             for feature in model.features

@@ -12,8 +12,10 @@ from actserve.errors import InvalidRequest
 from actserve.sites import site_name
 from actserve.v1 import explanation_service_pb2 as pb
 
-_PREFIX = "nlas/"
+_NLAS = "/nlas/"
 _BASELINES = "/baselines/"
+_ANY_MODEL = "models/-"
+"""Which stands for the model that the server serves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +70,25 @@ def nla_name(nla: object) -> str:
     `InvalidRequest` if it cannot be one."""
     if nla is None:
         return ""
-    if not isinstance(nla, str) or not nla.removeprefix(_PREFIX) or _BASELINES in nla:
+    if not isinstance(nla, str) or not nla_id(nla) or _BASELINES in nla:
         raise InvalidRequest(
             f"{nla!r} is not the id of an NLA; `client.models()[0].nlas` lists them",
             reason="FIELD_INVALID",
             path=("nla",),
         )
-    return nla if nla.startswith(_PREFIX) else _PREFIX + nla
+    return nla if _NLAS in nla else _ANY_MODEL + _NLAS + nla
+
+
+def nla_id(name: str) -> str:
+    """The id in the resource name of an NLA."""
+    return name.rpartition(_NLAS)[2]
+
+
+def same_resource(told: str, asked: str) -> bool:
+    """Whether a name that the server tells, of an NLA or a baseline, is what was asked for."""
+    return told == asked or (
+        asked.startswith(_ANY_MODEL + _NLAS) and told.endswith(asked.removeprefix(_ANY_MODEL))
+    )
 
 
 def baseline_name(baseline: object, nla: str | None) -> str:
@@ -89,7 +103,7 @@ def baseline_name(baseline: object, nla: str | None) -> str:
             reason="FIELD_INVALID",
             path=("baseline",),
         )
-    if baseline.startswith(_PREFIX):
+    if _BASELINES in baseline:
         return baseline
     if nla is None:
         raise InvalidRequest(
@@ -104,7 +118,7 @@ def baseline_name(baseline: object, nla: str | None) -> str:
 def nla_from_proto(nla: pb.Nla) -> Nla:
     """An NLA as the contract describes it."""
     return Nla(
-        id=nla.name.removeprefix(_PREFIX),
+        id=nla_id(nla.name),
         family=nla.family,
         base_checkpoint=nla.base_checkpoint,
         site=site_name(nla.site),

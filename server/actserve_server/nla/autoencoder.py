@@ -42,6 +42,8 @@ class NlaInfo:
     """A loaded NLA and what one call may ask of it at most."""
 
     id: str
+    model_id: str
+    """Of the model that it explains."""
     profile: NlaProfile
     max_rows: int = 4096
     max_samples: int = 64
@@ -123,6 +125,10 @@ class Autoencoder:
         """Measures rows, float32 [rows, width], and keeps the result as `name`, for a tenant or for
         all."""
         return self._baselines.measure(name, rows, tenant, shared=shared)
+
+    def delete_baseline(self, name: str, tenant: str = "", *, shared: bool = False) -> None:
+        """Forgets what `set_baseline` kept as `name`, of a tenant or of all."""
+        self._baselines.delete(name, tenant, shared=shared)
 
     @asynccontextmanager
     async def asked(
@@ -372,8 +378,8 @@ class Autoencoder:
     def _missing(self, half: str, purpose: str) -> ActserveError:
         return ActserveError(
             Reason.FEATURE_DISABLED,
-            f"nlas/{self.info.id} was loaded without a {half}, so it cannot {purpose}; start the "
-            "server with a whole pair",
+            f"the NLA {self.info.id} was loaded without a {half}, so it cannot {purpose}; start "
+            "the server with a whole pair",
             field=("nla",),
             metadata={"nla": self.info.id},
         )

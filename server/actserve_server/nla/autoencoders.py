@@ -46,11 +46,15 @@ class Autoencoders(Generic[N]):
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def find(self, nla_id: str, site: Site | None, field: FieldPath = ("nla",)) -> N:
-        """The NLA of that id, or where it is empty the only one, of `site` if that is given.
+    def get(self, nla_id: str) -> N | None:
+        """The NLA of that id."""
+        return self._by_id.get(nla_id)
 
-        Raises NLA_NOT_FOUND for an unknown id, FEATURE_DISABLED where none is loaded or several
-        could be meant, and SITE_NOT_SERVED if none that could be meant was trained on `site`.
+    def only(self, site: Site | None, field: FieldPath = ("nla",), *, of: N | None = None) -> N:
+        """The only NLA, of `site` if that is given; `of` is the one that it must be.
+
+        Raises FEATURE_DISABLED where none is loaded or several could be meant, and SITE_NOT_SERVED
+        if none that could be meant was trained on `site`.
         """
         if not self._by_id:
             raise ActserveError(
@@ -58,17 +62,7 @@ class Autoencoders(Generic[N]):
                 "no natural language autoencoder is loaded; start the server with --nla",
                 field=field,
             )
-        if nla_id and nla_id not in self._by_id:
-            raise ActserveError(
-                Reason.NLA_NOT_FOUND,
-                f"there is no NLA {nla_id[:100]!r} here; this server has {self._names()}",
-                field=field,
-                metadata={
-                    "resource_name": f"nlas/{nla_id[:100]}",
-                    "resource_type": "actserve.v1.Nla",
-                },
-            )
-        meant = [self._by_id[nla_id]] if nla_id else list(self)
+        meant = list(self) if of is None else [of]
         fitting = [each for each in meant if site is None or each.site == site]
         if not fitting:
             sites = ", ".join(sorted({str(each.site) for each in meant}))
@@ -81,7 +75,7 @@ class Autoencoders(Generic[N]):
         if len(fitting) > 1:
             raise ActserveError(
                 Reason.FEATURE_DISABLED,
-                f"several NLAs could be meant; name one of {self._names()}",
+                f"several NLAs could be meant; name one of {', '.join(self._by_id)}",
                 field=field,
             )
         return fitting[0]
@@ -103,6 +97,3 @@ class Autoencoders(Generic[N]):
     async def close(self) -> None:
         for each in self:
             await each.close()
-
-    def _names(self) -> str:
-        return ", ".join(f"nlas/{nla_id}" for nla_id in self._by_id)

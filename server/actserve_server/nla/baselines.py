@@ -66,6 +66,7 @@ class BaselineStore:
     """
 
     def __init__(self, own: Baseline | None = None) -> None:
+        self._own = own
         self._shared = {} if own is None else {DEFAULT: own}
         self._of_tenants: dict[str, dict[str, Baseline]] = {}
 
@@ -112,6 +113,26 @@ class BaselineStore:
         kept = self._shared if shared else self._of_tenants.setdefault(tenant, {})
         kept[name] = measured
         return measured
+
+    def delete(self, name: str, tenant: str = "", *, shared: bool = False) -> None:
+        """Forgets what was measured under a short name, for a tenant or for all; what the
+        checkpoint says is then the default again.
+
+        Raises BASELINE_NOT_FOUND where nothing was.
+        """
+        kept = self._shared if shared else self._of_tenants.get(tenant, {})
+        if name not in kept or kept[name] is self._own:
+            whose = "all tenants" if shared else "your tenant"
+            raise ActserveError(
+                Reason.BASELINE_NOT_FOUND,
+                f"no baseline {name[:100]!r} was measured for {whose}; what the checkpoint says, "
+                "and what was measured for others, stays",
+                field=("name",),
+                metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
+            )
+        del kept[name]
+        if shared and name == DEFAULT and self._own is not None:
+            kept[name] = self._own
 
     def _check_room(self, name: str, tenant: str, shared: bool) -> None:
         changed = self._shared if shared else self._of_tenants.get(tenant, {})

@@ -91,7 +91,9 @@ async def _load(
         if verbalizer:
             await verbalizer.engine.close()
         raise
-    return Autoencoder(NlaInfo(id=folders.id, profile=profile), verbalizer, reconstructor)
+    return Autoencoder(
+        NlaInfo(id=folders.id, model_id=model.id, profile=profile), verbalizer, reconstructor
+    )
 
 
 def check_fits(profile: NlaProfile, model: ModelInfo) -> None:

@@ -4,24 +4,25 @@
 and alone; for a text this is after its rows were captured.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import grpc
 
 from actserve.v1 import explanation_service_pb2 as pb
-from actserve.v1 import explanation_service_pb2_grpc, intervention_pb2, site_pb2
-from actserve_server.domain.errors import FieldPath
+from actserve.v1 import explanation_service_pb2_grpc, site_pb2
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc.explanations import baseline_names, nla_inputs, served_nlas
 from actserve_server.rpc.explanations.explained_text import ExplainedText
 from actserve_server.rpc.explanations.served_nlas import Nlas, ServedNla
-from actserve_server.rpc.requests import interventions, prompt_fields, site_fields
+from actserve_server.rpc.requests import interventions, pages, prompt_fields, site_fields
 from actserve_server.rpc.responses import model_descriptions, reports
 from actserve_server.rpc.responses.endings import usage
-from actserve_server.rpc.transport.calls import Call, current_call
+from actserve_server.rpc.transport.calls import current_call
 
 
 class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceServicer):
@@ -30,17 +31,44 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         self._store = store
         self._autoencoders = autoencoders
 
-    def ExplainActivations(  # noqa: N802
+    async def ListNlas(  # noqa: N802
+        self, request: pb.ListNlasRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListNlasResponse:
+        model_descriptions.check_model(request.parent, self._engine.info, ("parent",))
+        size = pages.size(request.page_size)
+        after = pages.after(request.page_token)
+        tenant = current_call().principal.tenant
+        described = [nla.describe(tenant) for nla in served_nlas.all_of(self._autoencoders)]
+        left = [nla for nla in await asyncio.gather(*described) if nla.name > after]
+        more = left[size - 1].name if len(left) > size else ""
+        return pb.ListNlasResponse(nlas=left[:size], next_page_token=pages.token(more))
+
+    async def GetNla(  # noqa: N802
+        self, request: pb.GetNlaRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetNlaResponse:
+        if not request.name:
+            raise ActserveError(
+                Reason.FIELD_REQUIRED,
+                "name is not set; send one that ListNlas tells",
+                field=("name",),
+            )
+        nla = served_nlas.find(self._autoencoders, request.name, self._engine.info, field=("name",))
+        return pb.GetNlaResponse(nla=await nla.describe(current_call().principal.tenant))
+
+    async def ExplainActivations(  # noqa: N802
         self, request: pb.ExplainActivationsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.ExplainActivationsResponse, None]:
-        return self._find(request.nla, request.site).explain(request, current_call())
+        answers = self._find(request.nla, request.site).explain(request, current_call())
+        async with aclosing(answers) as events:
+            async for event in events:
+                yield pb.ExplainActivationsResponse(event=event)
 
     async def ExplainText(  # noqa: N802
         self, request: pb.ExplainTextRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.ExplainTextResponse, None]:
         call, info = current_call(), self._engine.info
         model_descriptions.check_model(request.model, info, ("model",))
-        nla = served_nlas.find(self._autoencoders, request.nla)
+        nla = served_nlas.find(self._autoencoders, request.nla, info)
         site = info.check_site(nla.site, ("nla",))
         prompt = await prompt_fields.tokenize_to_run(self._engine, request.prompt, ("prompt",))
         text = ExplainedText.of(request, prompt, site, info)
@@ -59,15 +87,24 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
             captured = await text.capture(self._engine, edits, call)
             opened = pb.ExplainStarted(prompt=prompt_fields.to_wire(prompt), positions=where)
             told = reports.to_wire(edits, captured.reports)
-            async with aclosing(explain(captured.rows)) as answers:
-                async for answer in answers:
-                    if of_text := _of_text(answer, opened, told, call):
-                        yield of_text
+            async with aclosing(explain(captured.rows)) as events:
+                async for event in events:
+                    if event.HasField("started"):
+                        event.started.MergeFrom(opened)
+                    elif event.HasField("finished"):
+                        # The run of the prompt counts too.
+                        event.finished.CopyFrom(
+                            pb.ExplainFinished(usage=usage(call), interventions=told)
+                        )
+                    yield pb.ExplainTextResponse(event=event)
 
-    def CompareActivations(  # noqa: N802
+    async def CompareActivations(  # noqa: N802
         self, request: pb.CompareActivationsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.CompareActivationsResponse, None]:
-        return self._find(request.nla, request.site).compare(request, current_call())
+        answers = self._find(request.nla, request.site).compare(request, current_call())
+        async with aclosing(answers) as events:
+            async for event in events:
+                yield pb.CompareActivationsResponse(event=event)
 
     def ReconstructActivations(  # noqa: N802
         self, request: pb.ReconstructActivationsRequest, context: grpc.aio.ServicerContext
@@ -90,30 +127,19 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         nla = self._find(name, request.site, ("name",))
         return await nla.set_baseline(request, current_call())
 
+    async def DeleteExplanationBaseline(  # noqa: N802
+        self, request: pb.DeleteExplanationBaselineRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DeleteExplanationBaselineResponse:
+        principal = current_call().principal
+        principal.require(Role.EXPERIMENTER, "deleting a baseline")
+        if request.shared:
+            principal.require(Role.OPERATOR, "deleting a baseline of all tenants")
+        name, _ = baseline_names.parse_name(request.name, ("name",))
+        nla = served_nlas.find(self._autoencoders, name, self._engine.info, field=("name",))
+        return await nla.delete_baseline(request, current_call())
+
     def _find(self, name: str, wire: site_pb2.Site, field: FieldPath = ("nla",)) -> ServedNla:
         """The autoencoder that a request names, of the site that its rows come from."""
-        site = site_fields.origin(wire, self._engine.info, ("site",))
-        return served_nlas.find(self._autoencoders, name, site, field)
-
-
-def _of_text(
-    answer: pb.ExplainActivationsResponse,
-    opened: pb.ExplainStarted,
-    told: Sequence[intervention_pb2.InterventionReport],
-    call: Call,
-) -> pb.ExplainTextResponse | None:
-    """An answer about the rows of a text as one about the text; None for an event that only a
-    newer server knows."""
-    match answer.WhichOneof("event"):
-        case "started":
-            answer.started.MergeFrom(opened)
-            return pb.ExplainTextResponse(started=answer.started)
-        case "partial":
-            return pb.ExplainTextResponse(partial=answer.partial)
-        case "explanation":
-            return pb.ExplainTextResponse(explanation=answer.explanation)
-        case "finished":
-            finished = pb.ExplainFinished(usage=usage(call), interventions=told)
-            return pb.ExplainTextResponse(finished=finished)
-        case _:
-            return None
+        info = self._engine.info
+        site = site_fields.origin(wire, info, ("site",))
+        return served_nlas.find(self._autoencoders, name, info, site, field)

@@ -6,6 +6,7 @@ from actserve.v1 import model_service_pb2 as pb
 from actserve.v1 import model_service_pb2_grpc
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.engine.api import Engine
+from actserve_server.rpc import resource_names
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import pages, prompt_fields
 from actserve_server.rpc.responses import model_descriptions
@@ -22,9 +23,9 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     ) -> pb.ListModelsResponse:
         pages.size(request.page_size)
         after = pages.after(request.page_token)
-        if after >= model_descriptions.name_of(self._engine.info):
+        if after >= resource_names.model_name(self._engine.info):
             return pb.ListModelsResponse()
-        return pb.ListModelsResponse(models=[await self._model()])
+        return pb.ListModelsResponse(models=[self._model()])
 
     async def GetModel(  # noqa: N802
         self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext
@@ -33,11 +34,11 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
             raise ActserveError(
                 Reason.FIELD_REQUIRED,
                 "name is not set; this server serves "
-                f"{model_descriptions.name_of(self._engine.info)!r}",
+                f"{resource_names.model_name(self._engine.info)!r}",
                 field=("name",),
             )
         model_descriptions.check_model(request.name, self._engine.info, ("name",))
-        return pb.GetModelResponse(model=await self._model())
+        return pb.GetModelResponse(model=self._model())
 
     async def Tokenize(  # noqa: N802
         self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext
@@ -47,6 +48,5 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         current_call().prompt_tokens = len(tokenized.ids)
         return pb.TokenizeResponse(prompt=prompt_fields.to_wire(tokenized))
 
-    async def _model(self) -> pb.Model:
-        tenant = current_call().principal.tenant
-        return await model_descriptions.to_wire(self._engine.info, self._autoencoders, tenant)
+    def _model(self) -> pb.Model:
+        return model_descriptions.to_wire(self._engine.info, self._autoencoders)

@@ -24,7 +24,7 @@ from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.generation_servicer import GenerationServicer
 from actserve_server.rpc.kept_activations_servicer import KeptActivationsServicer
 from actserve_server.rpc.model_servicer import ModelServicer
-from actserve_server.rpc.responses.model_descriptions import name_of
+from actserve_server.rpc.resource_names import model_name
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
 from actserve_server.rpc.transport.auth import anybody, by_token
@@ -91,7 +91,8 @@ class RpcServer:
             listening.reader_timeout_s or None,
         )
         self._server = grpc.aio.server(
-            interceptors=[observer, ModelHeader(name_of(engine.info))], options=_options(listening)
+            interceptors=[observer, ModelHeader(model_name(engine.info))],
+            options=_options(listening),
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(engine, autoencoders), self._server

@@ -14,7 +14,7 @@ from actserve.cli import arguments as arg
 from actserve.client import Client
 from actserve.events import ExplainStarted
 from actserve.explanations import ExplainedText, Explanation, Score
-from actserve.nlas import nla_name
+from actserve.nlas import nla_id
 
 _BAR = 10
 """Characters of a whole bar."""
@@ -85,9 +85,9 @@ def explain(
 
 def _reconstructs(client: Client, nla: str | None) -> bool:
     """Whether the NLA that will explain can score; False if the server will refuse to choose."""
-    wanted = nla_name(nla)
+    wanted = nla and nla_id(nla)
     nlas = [each for model in client.models() for each in model.nlas]
-    found = [each for each in nlas if wanted in ("", nla_name(each.id))]
+    found = [each for each in nlas if wanted in (None, each.id)]
     return len(found) == 1 and found[0].reconstructs
 
 

@@ -71,6 +71,36 @@ class ExplanationBaseline(_message.Message):
     centered: bool
     def __init__(self, name: _Optional[str] = ..., variance: _Optional[float] = ..., median_norm: _Optional[float] = ..., rows: _Optional[int] = ..., centered: _Optional[bool] = ...) -> None: ...
 
+class ListNlasRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListNlasResponse(_message.Message):
+    __slots__ = ("nlas", "next_page_token")
+    NLAS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    nlas: _containers.RepeatedCompositeFieldContainer[Nla]
+    next_page_token: str
+    def __init__(self, nlas: _Optional[_Iterable[_Union[Nla, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class GetNlaRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetNlaResponse(_message.Message):
+    __slots__ = ("nla",)
+    NLA_FIELD_NUMBER: _ClassVar[int]
+    nla: Nla
+    def __init__(self, nla: _Optional[_Union[Nla, _Mapping]] = ...) -> None: ...
+
 class Explanation(_message.Message):
     __slots__ = ("row_index", "sample_index", "text", "finish_reason", "output_tokens", "flags", "injections", "norm", "position", "score", "claims")
     ROW_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -166,16 +196,10 @@ class ExplainActivationsRequest(_message.Message):
     def __init__(self, nla: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., activations: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ..., spec: _Optional[_Union[ExplainSpec, _Mapping]] = ...) -> None: ...
 
 class ExplainActivationsResponse(_message.Message):
-    __slots__ = ("started", "partial", "explanation", "finished")
-    STARTED_FIELD_NUMBER: _ClassVar[int]
-    PARTIAL_FIELD_NUMBER: _ClassVar[int]
-    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
-    FINISHED_FIELD_NUMBER: _ClassVar[int]
-    started: ExplainStarted
-    partial: PartialExplanation
-    explanation: Explanation
-    finished: ExplainFinished
-    def __init__(self, started: _Optional[_Union[ExplainStarted, _Mapping]] = ..., partial: _Optional[_Union[PartialExplanation, _Mapping]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., finished: _Optional[_Union[ExplainFinished, _Mapping]] = ...) -> None: ...
+    __slots__ = ("event",)
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    event: ExplanationEvent
+    def __init__(self, event: _Optional[_Union[ExplanationEvent, _Mapping]] = ...) -> None: ...
 
 class ExplainTextRequest(_message.Message):
     __slots__ = ("model", "nla", "prompt", "positions", "interventions", "spec")
@@ -194,16 +218,10 @@ class ExplainTextRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., nla: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., spec: _Optional[_Union[ExplainSpec, _Mapping]] = ...) -> None: ...
 
 class ExplainTextResponse(_message.Message):
-    __slots__ = ("started", "partial", "explanation", "finished")
-    STARTED_FIELD_NUMBER: _ClassVar[int]
-    PARTIAL_FIELD_NUMBER: _ClassVar[int]
-    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
-    FINISHED_FIELD_NUMBER: _ClassVar[int]
-    started: ExplainStarted
-    partial: PartialExplanation
-    explanation: Explanation
-    finished: ExplainFinished
-    def __init__(self, started: _Optional[_Union[ExplainStarted, _Mapping]] = ..., partial: _Optional[_Union[PartialExplanation, _Mapping]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., finished: _Optional[_Union[ExplainFinished, _Mapping]] = ...) -> None: ...
+    __slots__ = ("event",)
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    event: ExplanationEvent
+    def __init__(self, event: _Optional[_Union[ExplanationEvent, _Mapping]] = ...) -> None: ...
 
 class CompareActivationsRequest(_message.Message):
     __slots__ = ("nla", "site", "activations", "reference", "spec")
@@ -220,6 +238,12 @@ class CompareActivationsRequest(_message.Message):
     def __init__(self, nla: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., activations: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., reference: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., spec: _Optional[_Union[ExplainSpec, _Mapping]] = ...) -> None: ...
 
 class CompareActivationsResponse(_message.Message):
+    __slots__ = ("event",)
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    event: ExplanationEvent
+    def __init__(self, event: _Optional[_Union[ExplanationEvent, _Mapping]] = ...) -> None: ...
+
+class ExplanationEvent(_message.Message):
     __slots__ = ("started", "partial", "explanation", "finished")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
@@ -350,3 +374,15 @@ class SetExplanationBaselineResponse(_message.Message):
     BASELINE_FIELD_NUMBER: _ClassVar[int]
     baseline: ExplanationBaseline
     def __init__(self, baseline: _Optional[_Union[ExplanationBaseline, _Mapping]] = ...) -> None: ...
+
+class DeleteExplanationBaselineRequest(_message.Message):
+    __slots__ = ("name", "shared")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shared: bool
+    def __init__(self, name: _Optional[str] = ..., shared: _Optional[bool] = ...) -> None: ...
+
+class DeleteExplanationBaselineResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -29,10 +29,13 @@ class ExplanationServiceStub:
     """Decodes activations into words and back, by natural language autoencoders
     (Fraser-Taliente, Kantamneni, Ong et al., 2026): pairs of fine-tuned models. The
     activation verbalizer (AV) turns a row into text, the activation reconstructor
-    (AR) turns the text back into a row. Model.nlas lists the loaded pairs.
+    (AR) turns the text back into a row. ListNlas tells which are loaded.
 
     An explanation is written by a model and may be wrong in every detail; scores,
     flags and claims say how far to trust it.
+
+    Wherever an NLA or a baseline is named, `-` may stand for its model
+    (`models/-/nlas/{nla}`): the server then takes the model that it serves.
 
     The header `x-actserve-model` is as for GenerationService.
     """
@@ -43,6 +46,16 @@ class ExplanationServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.ListNlas = channel.unary_unary(
+                '/actserve.v1.ExplanationService/ListNlas',
+                request_serializer=actserve_dot_v1_dot_explanation__service__pb2.ListNlasRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_explanation__service__pb2.ListNlasResponse.FromString,
+                _registered_method=True)
+        self.GetNla = channel.unary_unary(
+                '/actserve.v1.ExplanationService/GetNla',
+                request_serializer=actserve_dot_v1_dot_explanation__service__pb2.GetNlaRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_explanation__service__pb2.GetNlaResponse.FromString,
+                _registered_method=True)
         self.ExplainActivations = channel.unary_stream(
                 '/actserve.v1.ExplanationService/ExplainActivations',
                 request_serializer=actserve_dot_v1_dot_explanation__service__pb2.ExplainActivationsRequest.SerializeToString,
@@ -73,19 +86,41 @@ class ExplanationServiceStub:
                 request_serializer=actserve_dot_v1_dot_explanation__service__pb2.SetExplanationBaselineRequest.SerializeToString,
                 response_deserializer=actserve_dot_v1_dot_explanation__service__pb2.SetExplanationBaselineResponse.FromString,
                 _registered_method=True)
+        self.DeleteExplanationBaseline = channel.unary_unary(
+                '/actserve.v1.ExplanationService/DeleteExplanationBaseline',
+                request_serializer=actserve_dot_v1_dot_explanation__service__pb2.DeleteExplanationBaselineRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_explanation__service__pb2.DeleteExplanationBaselineResponse.FromString,
+                _registered_method=True)
 
 
 class ExplanationServiceServicer:
     """Decodes activations into words and back, by natural language autoencoders
     (Fraser-Taliente, Kantamneni, Ong et al., 2026): pairs of fine-tuned models. The
     activation verbalizer (AV) turns a row into text, the activation reconstructor
-    (AR) turns the text back into a row. Model.nlas lists the loaded pairs.
+    (AR) turns the text back into a row. ListNlas tells which are loaded.
 
     An explanation is written by a model and may be wrong in every detail; scores,
     flags and claims say how far to trust it.
 
+    Wherever an NLA or a baseline is named, `-` may stand for its model
+    (`models/-/nlas/{nla}`): the server then takes the model that it serves.
+
     The header `x-actserve-model` is as for GenerationService.
     """
+
+    def ListNlas(self, request, context):
+        """Lists the NLAs that are loaded for a model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetNla(self, request, context):
+        """Returns one NLA.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def ExplainActivations(self, request, context):
         """Explains rows. The stream is one `started`; the `partial` texts and
@@ -134,9 +169,26 @@ class ExplanationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteExplanationBaseline(self, request, context):
+        """Forgets a baseline that SetExplanationBaseline stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExplanationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'ListNlas': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNlas,
+                    request_deserializer=actserve_dot_v1_dot_explanation__service__pb2.ListNlasRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_explanation__service__pb2.ListNlasResponse.SerializeToString,
+            ),
+            'GetNla': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNla,
+                    request_deserializer=actserve_dot_v1_dot_explanation__service__pb2.GetNlaRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_explanation__service__pb2.GetNlaResponse.SerializeToString,
+            ),
             'ExplainActivations': grpc.unary_stream_rpc_method_handler(
                     servicer.ExplainActivations,
                     request_deserializer=actserve_dot_v1_dot_explanation__service__pb2.ExplainActivationsRequest.FromString,
@@ -167,6 +219,11 @@ def add_ExplanationServiceServicer_to_server(servicer, server):
                     request_deserializer=actserve_dot_v1_dot_explanation__service__pb2.SetExplanationBaselineRequest.FromString,
                     response_serializer=actserve_dot_v1_dot_explanation__service__pb2.SetExplanationBaselineResponse.SerializeToString,
             ),
+            'DeleteExplanationBaseline': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteExplanationBaseline,
+                    request_deserializer=actserve_dot_v1_dot_explanation__service__pb2.DeleteExplanationBaselineRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_explanation__service__pb2.DeleteExplanationBaselineResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'actserve.v1.ExplanationService', rpc_method_handlers)
@@ -179,13 +236,70 @@ class ExplanationService:
     """Decodes activations into words and back, by natural language autoencoders
     (Fraser-Taliente, Kantamneni, Ong et al., 2026): pairs of fine-tuned models. The
     activation verbalizer (AV) turns a row into text, the activation reconstructor
-    (AR) turns the text back into a row. Model.nlas lists the loaded pairs.
+    (AR) turns the text back into a row. ListNlas tells which are loaded.
 
     An explanation is written by a model and may be wrong in every detail; scores,
     flags and claims say how far to trust it.
 
+    Wherever an NLA or a baseline is named, `-` may stand for its model
+    (`models/-/nlas/{nla}`): the server then takes the model that it serves.
+
     The header `x-actserve-model` is as for GenerationService.
     """
+
+    @staticmethod
+    def ListNlas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actserve.v1.ExplanationService/ListNlas',
+            actserve_dot_v1_dot_explanation__service__pb2.ListNlasRequest.SerializeToString,
+            actserve_dot_v1_dot_explanation__service__pb2.ListNlasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetNla(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actserve.v1.ExplanationService/GetNla',
+            actserve_dot_v1_dot_explanation__service__pb2.GetNlaRequest.SerializeToString,
+            actserve_dot_v1_dot_explanation__service__pb2.GetNlaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ExplainActivations(request,
@@ -339,6 +453,33 @@ class ExplanationService:
             '/actserve.v1.ExplanationService/SetExplanationBaseline',
             actserve_dot_v1_dot_explanation__service__pb2.SetExplanationBaselineRequest.SerializeToString,
             actserve_dot_v1_dot_explanation__service__pb2.SetExplanationBaselineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteExplanationBaseline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actserve.v1.ExplanationService/DeleteExplanationBaseline',
+            actserve_dot_v1_dot_explanation__service__pb2.DeleteExplanationBaselineRequest.SerializeToString,
+            actserve_dot_v1_dot_explanation__service__pb2.DeleteExplanationBaselineResponse.FromString,
             options,
             channel_credentials,
             insecure,

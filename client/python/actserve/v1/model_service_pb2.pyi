@@ -1,4 +1,3 @@
-from actserve.v1 import explanation_service_pb2 as _explanation_service_pb2
 from actserve.v1 import prompt_pb2 as _prompt_pb2
 from actserve.v1 import site_pb2 as _site_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
@@ -50,7 +49,7 @@ FEATURE_ATTRIBUTION_GRAPHS: Feature
 FEATURE_HEAD_METRICS: Feature
 
 class Model(_message.Message):
-    __slots__ = ("name", "path", "architecture", "layer_count", "width", "vocabulary_size", "element_type", "hook_points", "limits", "attention_unserved_reason", "nlas", "features")
+    __slots__ = ("name", "path", "architecture", "layer_count", "width", "vocabulary_size", "element_type", "hook_points", "limits", "attention_unserved_reason", "features")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -61,7 +60,6 @@ class Model(_message.Message):
     HOOK_POINTS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_UNSERVED_REASON_FIELD_NUMBER: _ClassVar[int]
-    NLAS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
@@ -73,9 +71,8 @@ class Model(_message.Message):
     hook_points: _containers.RepeatedCompositeFieldContainer[HookPointSupport]
     limits: Limits
     attention_unserved_reason: str
-    nlas: _containers.RepeatedCompositeFieldContainer[_explanation_service_pb2.Nla]
     features: _containers.RepeatedScalarFieldContainer[Feature]
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., architecture: _Optional[str] = ..., layer_count: _Optional[int] = ..., width: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., hook_points: _Optional[_Iterable[_Union[HookPointSupport, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., attention_unserved_reason: _Optional[str] = ..., nlas: _Optional[_Iterable[_Union[_explanation_service_pb2.Nla, _Mapping]]] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., architecture: _Optional[str] = ..., layer_count: _Optional[int] = ..., width: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., hook_points: _Optional[_Iterable[_Union[HookPointSupport, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., attention_unserved_reason: _Optional[str] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ...) -> None: ...
 
 class HookPointSupport(_message.Message):
     __slots__ = ("hook_point", "width", "unserved_reason", "unchangeable_reason", "heads")

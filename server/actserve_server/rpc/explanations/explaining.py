@@ -1,7 +1,5 @@
 """Explaining, from and to the wire: how to explain, and what comes of it."""
 
-from typing import Any
-
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.nla.autoencoder import Autoencoder, NlaInfo
@@ -63,17 +61,16 @@ def asking(
     )
 
 
-def to_wire(event: ExplainEvent) -> dict[str, Any]:
-    """The field of a response's `event`, and what goes there."""
+def to_wire(event: ExplainEvent) -> pb.ExplanationEvent:
     match event:
         case Partial():
-            return {
-                "partial": pb.PartialExplanation(
+            return pb.ExplanationEvent(
+                partial=pb.PartialExplanation(
                     row_index=event.row, sample_index=event.sample, text=event.text
                 )
-            }
+            )
         case Explanation():
-            return {"explanation": _explanation(event)}
+            return pb.ExplanationEvent(explanation=_explanation(event))
 
 
 def score(item: Score) -> pb.ExplanationScore:

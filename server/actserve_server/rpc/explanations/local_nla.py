@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from actserve_server.rpc.responses.endings import usage
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.calls import Call
 
-ExplainRows = Callable[[np.ndarray], AsyncGenerator[pb.ExplainActivationsResponse, None]]
+ExplainRows = Callable[[np.ndarray], AsyncGenerator[pb.ExplanationEvent, None]]
 """Explains the rows of a call, float32 [rows, width]."""
 
 
@@ -42,12 +41,20 @@ class LocalNla:
     def max_rows(self) -> int:
         return self._nla.info.max_rows
 
+    @property
+    def verbalizes(self) -> bool:
+        return self._nla.info.profile.verbalizer is not None
+
+    @property
+    def reconstructs(self) -> bool:
+        return self._nla.info.profile.reconstructor is not None
+
     async def describe(self, tenant: str) -> pb.Nla:
         return nla_descriptions.to_wire(self._nla, tenant)
 
     async def explain(
         self, request: pb.ExplainActivationsRequest, call: Call
-    ) -> AsyncGenerator[pb.ExplainActivationsResponse, None]:
+    ) -> AsyncGenerator[pb.ExplanationEvent, None]:
         # In a thread, here and below: the rows may be tens of megabytes.
         rows = await asyncio.to_thread(
             nla_inputs.rows, request.activations, self._nla.info, ("activations",)
@@ -60,7 +67,7 @@ class LocalNla:
             aclosing(self._explained(len(rows), explain(rows, where), call)) as events,
         ):
             async for event in events:
-                yield pb.ExplainActivationsResponse(**event)
+                yield event
 
     @asynccontextmanager
     async def asked(
@@ -68,20 +75,11 @@ class LocalNla:
     ) -> AsyncGenerator[ExplainRows, None]:
         asking = self._asking(spec, len(positions), call, placed=True)
         async with self._nla.asked(call.id, asking, call) as explain:
-
-            async def answers(
-                rows: np.ndarray,
-            ) -> AsyncGenerator[pb.ExplainActivationsResponse, None]:
-                found = self._explained(len(rows), explain(rows, positions), call)
-                async with aclosing(found) as events:
-                    async for event in events:
-                        yield pb.ExplainActivationsResponse(**event)
-
-            yield answers
+            yield lambda rows: self._explained(len(rows), explain(rows, positions), call)
 
     async def compare(
         self, request: pb.CompareActivationsRequest, call: Call
-    ) -> AsyncGenerator[pb.CompareActivationsResponse, None]:
+    ) -> AsyncGenerator[pb.ExplanationEvent, None]:
         rows = await asyncio.to_thread(
             nla_inputs.differences,
             request.activations,
@@ -95,7 +93,7 @@ class LocalNla:
             aclosing(self._explained(len(rows), explain(rows, differences=True), call)) as events,
         ):
             async for event in events:
-                yield pb.CompareActivationsResponse(**event)
+                yield event
 
     async def reconstruct(
         self, request: pb.ReconstructActivationsRequest, call: Call
@@ -136,7 +134,7 @@ class LocalNla:
     async def set_baseline(
         self, request: pb.SetExplanationBaselineRequest, call: Call
     ) -> pb.SetExplanationBaselineResponse:
-        name, short = baseline_names.parse_name(request.name, ("name",))
+        _, short = baseline_names.parse_name(request.name, ("name",))
         rows = await asyncio.to_thread(
             nla_inputs.rows, request.activations, self._nla.info, ("activations",)
         )
@@ -144,8 +142,15 @@ class LocalNla:
             self._nla.set_baseline, short, rows, call.principal.tenant, shared=request.shared
         )
         return pb.SetExplanationBaselineResponse(
-            baseline=baseline_names.to_wire(name, short, stored)
+            baseline=baseline_names.to_wire(nla_descriptions.name_of(self._nla.info), short, stored)
         )
+
+    async def delete_baseline(
+        self, request: pb.DeleteExplanationBaselineRequest, call: Call
+    ) -> pb.DeleteExplanationBaselineResponse:
+        _, short = baseline_names.parse_name(request.name, ("name",))
+        self._nla.delete_baseline(short, call.principal.tenant, shared=request.shared)
+        return pb.DeleteExplanationBaselineResponse()
 
     def check_reconstructs(self, what: str, field: FieldPath) -> None:
         nla_descriptions.check_reconstructs(self._nla.info, what, field)
@@ -159,17 +164,17 @@ class LocalNla:
 
     async def _explained(
         self, rows: int, events: AsyncGenerator[ExplainEvent, None], call: Call
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """The fields of a response's `event`, and what goes there. Closes `events` at the end."""
+    ) -> AsyncGenerator[pb.ExplanationEvent, None]:
+        """Closes `events` at the end."""
         name = nla_descriptions.name_of(self._nla.info)
-        yield {
-            "started": pb.ExplainStarted(
+        yield pb.ExplanationEvent(
+            started=pb.ExplainStarted(
                 call_id=call.id, nla=name, site=site_fields.to_wire(self.site), rows=rows
             )
-        }
+        )
         async with aclosing(events):
             async for event in events:
-                field = explaining.to_wire(event)
-                metrics.EXPLANATIONS.labels(name).inc("explanation" in field)
-                yield field
-        yield {"finished": pb.ExplainFinished(usage=usage(call))}
+                wire = explaining.to_wire(event)
+                metrics.EXPLANATIONS.labels(name).inc(wire.HasField("explanation"))
+                yield wire
+        yield pb.ExplanationEvent(finished=pb.ExplainFinished(usage=usage(call)))

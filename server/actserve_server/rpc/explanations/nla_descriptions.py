@@ -5,13 +5,13 @@ from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.nla.autoencoder import Autoencoder, NlaInfo
 from actserve_server.rpc.explanations import baseline_names
 from actserve_server.rpc.requests import site_fields
+from actserve_server.rpc.resource_names import nla_name
 
-COLLECTION = "nlas/"
 RESOURCE_TYPE = "actserve.v1.Nla"
 
 
 def name_of(info: NlaInfo) -> str:
-    return COLLECTION + info.id
+    return nla_name(info.model_id, info.id)
 
 
 def check_verbalizes(info: NlaInfo, field: FieldPath) -> None:

@@ -1,7 +1,5 @@
 """NLAs as requests reach them, whether they are loaded here or on another server."""
 
-import asyncio
-import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -10,17 +8,17 @@ import numpy as np
 
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.rpc.explanations.local_nla import ExplainRows, LocalNla
-from actserve_server.rpc.explanations.nla_descriptions import COLLECTION, RESOURCE_TYPE
+from actserve_server.rpc.explanations.nla_descriptions import RESOURCE_TYPE
 from actserve_server.rpc.federation.remote_nla import RemoteNla
+from actserve_server.rpc.resource_names import nla_id, nla_name
 from actserve_server.rpc.transport.calls import Call
 
 Nlas = Autoencoders[Autoencoder | RemoteNla]
-
-_NAME = re.compile(r"nlas/([^/]+)")
 
 
 class ServedNla(Protocol):
@@ -36,13 +34,23 @@ class ServedNla(Protocol):
         """Rows, or texts, of one call at most."""
         ...
 
+    @property
+    def verbalizes(self) -> bool:
+        """Whether it can explain."""
+        ...
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether it can reconstruct and score."""
+        ...
+
     async def describe(self, tenant: str) -> pb.Nla:
         """As a tenant sees it now."""
         ...
 
     def explain(
         self, request: pb.ExplainActivationsRequest, call: Call
-    ) -> AsyncGenerator[pb.ExplainActivationsResponse, None]: ...
+    ) -> AsyncGenerator[pb.ExplanationEvent, None]: ...
 
     def asked(
         self, spec: pb.ExplainSpec, positions: Sequence[int], call: Call
@@ -53,7 +61,7 @@ class ServedNla(Protocol):
 
     def compare(
         self, request: pb.CompareActivationsRequest, call: Call
-    ) -> AsyncGenerator[pb.CompareActivationsResponse, None]: ...
+    ) -> AsyncGenerator[pb.ExplanationEvent, None]: ...
 
     def reconstruct(
         self, request: pb.ReconstructActivationsRequest, call: Call
@@ -67,6 +75,10 @@ class ServedNla(Protocol):
         self, request: pb.SetExplanationBaselineRequest, call: Call
     ) -> pb.SetExplanationBaselineResponse: ...
 
+    async def delete_baseline(
+        self, request: pb.DeleteExplanationBaselineRequest, call: Call
+    ) -> pb.DeleteExplanationBaselineResponse: ...
+
     def check_reconstructs(self, what: str, field: FieldPath) -> None:
         """Raises FEATURE_DISABLED if there is no AR, for `what` takes one."""
         ...
@@ -76,27 +88,29 @@ class ServedNla(Protocol):
         ...
 
 
-def find(nlas: Nlas, name: str, site: Site | None = None, field: FieldPath = ("nla",)) -> ServedNla:
-    """The one that a request names, or if it names none the only one (of a site).
+def find(
+    nlas: Nlas, name: str, info: ModelInfo, site: Site | None = None, field: FieldPath = ("nla",)
+) -> ServedNla:
+    """The one of the served model that a request names, or if it names none the only one (of a
+    site).
 
     Raises NLA_NOT_FOUND, FEATURE_DISABLED or SITE_NOT_SERVED.
     """
-    named = _NAME.fullmatch(name)
-    if name and named is None:
-        known = ", ".join(repr(COLLECTION + nla.id) for nla in nlas) or "none"
+    named = nlas.get(nla_id(name, info) or "")
+    if name and named is None and len(nlas):
+        known = ", ".join(repr(nla_name(info.id, nla.id)) for nla in nlas)
         raise ActserveError(
             Reason.NLA_NOT_FOUND,
-            f"{name[:100]!r} is not the name of an NLA; the names of those that are loaded are "
-            f"{known}",
+            f"there is no NLA {name[:100]!r} here; this server has {known}",
             field=field,
             metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
         )
-    return _served(nlas.find(named[1] if named else "", site, field))
+    return _served(nlas.only(site, field, of=named))
 
 
-async def to_wire(nlas: Nlas, tenant: str) -> list[pb.Nla]:
-    """All, as a tenant sees them now."""
-    return await asyncio.gather(*(_served(nla).describe(tenant) for nla in nlas))
+def all_of(nlas: Nlas) -> list[ServedNla]:
+    """All, by name."""
+    return [_served(nla) for nla in sorted(nlas, key=lambda nla: nla.id)]
 
 
 def _served(nla: Autoencoder | RemoteNla) -> ServedNla:

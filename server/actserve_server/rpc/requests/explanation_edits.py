@@ -50,7 +50,7 @@ def _check(
     """The autoencoder of an edit, at the field `at`, of an intervention."""
     first, *others = sites(wire.sites, info, (*field, "sites"))
     with _named_as_sent(field, at):
-        nla = served_nlas.find(autoencoders, edit.nla, first)
+        nla = served_nlas.find(autoencoders, edit.nla, info, first)
         nla.check_reconstructs("an edit", ("nla",))
     if others:
         raise ActserveError(

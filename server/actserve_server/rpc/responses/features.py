@@ -1,8 +1,8 @@
 """What of the contract a server tells that it serves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Protocol
 
-from actserve.v1 import explanation_service_pb2
 from actserve.v1 import model_service_pb2 as pb
 
 ALWAYS = (
@@ -16,7 +16,16 @@ ALWAYS = (
 contract must be named to be told."""
 
 
-def features(nlas: Sequence[explanation_service_pb2.Nla], *, attention: bool) -> list["pb.Feature"]:
+class Halves(Protocol):
+    """What counts of an NLA."""
+
+    @property
+    def verbalizes(self) -> bool: ...
+    @property
+    def reconstructs(self) -> bool: ...
+
+
+def features(nlas: Iterable[Halves], *, attention: bool) -> list["pb.Feature"]:
     """What is served of a model with these autoencoders, ascending."""
     sometimes = {
         pb.FEATURE_ATTENTION: attention,

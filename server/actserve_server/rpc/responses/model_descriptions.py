@@ -8,33 +8,26 @@ from actserve_server.rpc.explanations import served_nlas
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests.site_fields import HOOK_POINTS
 from actserve_server.rpc.requests.tensor_fields import WIRE_ELEMENT_TYPES
+from actserve_server.rpc.resource_names import means_model, model_name
 from actserve_server.rpc.responses.features import features
-
-COLLECTION = "models/"
-
-
-def name_of(info: ModelInfo) -> str:
-    return COLLECTION + info.id
 
 
 def check_model(name: str, info: ModelInfo, field: FieldPath) -> None:
     """Raises unless `name` is empty or the served model's."""
-    if name and name != name_of(info):
+    if name and not means_model(name, info):
         raise ActserveError(
             Reason.MODEL_NOT_FOUND,
-            f"there is no model {name[:100]!r} here; this server serves {name_of(info)!r}",
+            f"there is no model {name[:100]!r} here; this server serves {model_name(info)!r}",
             field=field,
-            metadata={"resource_name": name, "served": name_of(info)},
+            metadata={"resource_name": name, "served": model_name(info)},
         )
 
 
-async def to_wire(info: ModelInfo, autoencoders: Nlas, tenant: str) -> pb.Model:
-    """The model, with what explains it, as a tenant sees them."""
+def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
     limits = info.limits
     attention_unserved = _attention_unserved(info)
-    nlas = await served_nlas.to_wire(autoencoders, tenant)
     return pb.Model(
-        name=name_of(info),
+        name=model_name(info),
         path=info.path,
         architecture=info.architecture,
         layer_count=info.layer_count,
@@ -56,8 +49,7 @@ async def to_wire(info: ModelInfo, autoencoders: Nlas, tenant: str) -> pb.Model:
             max_readouts=limits.max_readouts,
         ),
         attention_unserved_reason=attention_unserved,
-        nlas=nlas,
-        features=features(nlas, attention=not attention_unserved),
+        features=features(served_nlas.all_of(autoencoders), attention=not attention_unserved),
     )
 
 

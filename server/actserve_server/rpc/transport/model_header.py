@@ -13,8 +13,8 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.message import Message
 
-from actserve.v1 import model_service_pb2
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.rpc import resource_names
 from actserve_server.rpc.transport.observer import SERVICES, Continuation, Details, Handler
 
 NAME = "x-actserve-model"
@@ -65,6 +65,7 @@ class ModelHeader(grpc.aio.ServerInterceptor):
 
 def _named_by(request: Message) -> str:
     """The model that a message names; empty if it names none."""
-    if isinstance(request, model_service_pb2.GetModelRequest):
-        return request.name
-    return getattr(request, "model", "")
+    for field in ("model", "parent", "name", "nla"):
+        if name := getattr(request, field, ""):
+            return name if field == "model" else resource_names.model_part(name)
+    return ""

@@ -1,0 +1,60 @@
+"""Names of models, of their NLAs, and of the baselines of those.
+
+`-` in the place of a model's id means the served model, so that a caller who knows the NLA's id
+need not ask for the model's. What the server tells holds no `-`.
+"""
+
+import re
+
+from actserve_server.domain.model import ModelInfo
+
+_MODELS = "models/"
+_ANY_MODEL = "models/-"
+_NLA = re.compile(r"(models/.+)/nlas/([^/]+)")
+_BASELINE = re.compile(r"(models/.+/nlas/[^/]+)/baselines/([^/]+)")
+
+
+def model_name(info: ModelInfo) -> str:
+    return _MODELS + info.id
+
+
+def nla_name(model_id: str, nla_id: str) -> str:
+    return f"{_MODELS}{model_id}/nlas/{nla_id}"
+
+
+def baseline_name(nla: str, short: str) -> str:
+    """`nla` is the name of an NLA."""
+    return f"{nla}/baselines/{short}"
+
+
+def means_model(name: str, info: ModelInfo) -> bool:
+    """Whether this is a name of the served model."""
+    return name in (_ANY_MODEL, model_name(info))
+
+
+def model_part(name: str) -> str:
+    """The name of the model in that of one of its NLAs or their baselines, or in its own; empty if
+    it names none."""
+    model = name.partition("/nlas/")[0]
+    return model if model.startswith(_MODELS) and model != _ANY_MODEL else ""
+
+
+def nla_id(name: str, info: ModelInfo) -> str | None:
+    """The id in the name of an NLA of the served model; None if it is no such name."""
+    named = _NLA.fullmatch(name)
+    return named[2] if named and means_model(named[1], info) else None
+
+
+def split_baseline(name: str) -> tuple[str, str] | None:
+    """The name of the NLA and the short name, of a baseline's name; None if it is no such name."""
+    named = _BASELINE.fullmatch(name)
+    return (named[1], named[2]) if named else None
+
+
+def same_nla(one: str, other: str) -> bool:
+    """Whether two names mean one NLA of the served model."""
+    names = [_NLA.fullmatch(name) for name in (one, other)]
+    if one == other or None in names:
+        return one == other
+    (model, nla), (other_model, other_nla) = (named.groups() for named in names if named)
+    return nla == other_nla and (model == other_model or _ANY_MODEL in (model, other_model))
