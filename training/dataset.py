@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actserve_server.nla.training import corpus
-from actserve_server.nla.training.recipe import Recipe
-from actserve_server.nla.training.training_models import decode
-from actserve_server.nla.training.training_targets import NEXT_TOKENS, Vocabulary, describe
-from actserve_server.nla.training.vectors import extract
+from training import corpus
+from training.models import decode
+from training.recipe import Recipe
+from training.targets import NEXT_TOKENS, Vocabulary, describe
+from training.vectors import extract
 
 
 @dataclass(frozen=True, slots=True, eq=False)

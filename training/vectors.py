@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from actserve_server.nla.training.progress import track
-from actserve_server.nla.training.training_models import blocks, output_of, unembed
+from training.models import blocks, output_of, unembed
+from training.progress import track
 
 
 @dataclass(frozen=True, slots=True, eq=False)

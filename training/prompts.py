@@ -11,9 +11,9 @@ from actserve_server.nla.parsing import parse
 from actserve_server.nla.profile import Form
 from actserve_server.nla.schema import profile
 from actserve_server.nla.sidecar import Half, merge
-from actserve_server.nla.training.recipe import Recipe
-from actserve_server.nla.training.training_models import decode
 from actserve_server.nla.verbalizer_prompts import ReconstructorPrompts, VerbalizerPrompts
+from training.models import decode
+from training.recipe import Recipe
 
 AV_TEMPLATE = "Explain this activation:{injection_char}"
 """Short, and the row late in it: what comes before is run once a batch, what comes after for every

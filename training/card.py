@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from actserve_server.nla.training.evaluate import Evaluation
-from actserve_server.nla.training.recipe import Recipe
-from actserve_server.nla.training.training_prompts import AR_TEMPLATE, AV_TEMPLATE
+from training.evaluate import Evaluation
+from training.prompts import AR_TEMPLATE, AV_TEMPLATE
+from training.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ not read by the AR at all.
 ## How it was made
 
 From {origin.documents} documents of {", ".join(origin.corpus)},
-by `python -m actserve_server.nla.training`, in {origin.seconds / 60:.0f} minutes
+by `python -m training`, in {origin.seconds / 60:.0f} minutes
 on {os.cpu_count()} CPU cores ({platform.machine()}), in bfloat16.
 
 1. Rows and predictions of the base at random positions of chunks of text.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from actserve_server.nla.training.optimization import batches, optimize
+from training.optimization import batches, optimize
 
 LENGTHS = [(7 * index) % 41 for index in range(1000)]
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from actserve_server.nla.training import expert
-from actserve_server.nla.training.expert import Attempts, best
-from actserve_server.nla.training.recipe import Recipe
-from actserve_server.nla.training.training_prompts import Words
+from training import expert
+from training.expert import Attempts, best
+from training.prompts import Words
+from training.recipe import Recipe
 
 ROWS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
 MEANT = {

@@ -7,8 +7,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from actserve_server.nla.adapters import read_peft
-from actserve_server.nla.training import lora
-from tests.unit.nla.training.tiny import BLOCKS, load
+from tests.unit.training.tiny import BLOCKS, load
+from training import lora
 
 IDS = torch.arange(10)[None]
 

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from actserve_server.nla.checkpoints import HEAD
 from actserve_server.nla.profile import Baseline
 from actserve_server.nla.sidecar import NAME
-from actserve_server.nla.training import lora
-from actserve_server.nla.training.train_ar import TrainedReconstructor
-from actserve_server.nla.training.train_av import TrainedVerbalizer
+from training import lora
+from training.train_ar import TrainedReconstructor
+from training.train_av import TrainedVerbalizer
 
 MEAN = "baseline.safetensors"
 

@@ -12,8 +12,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from actserve_server.nla.training import training_models
 from tests.integration.families import make_tokenizer
+from training import models
 
 WIDTH, BLOCKS, LAYER = 32, 3, 1
 MARKER = "<|vector|>"
@@ -46,7 +46,7 @@ def make_base(folder: Path) -> Path:
 
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model as training sees it, but in float32, so that results can be compared."""
-    return training_models.load(folder).float(), AutoTokenizer.from_pretrained(folder)
+    return models.load(folder).float(), AutoTokenizer.from_pretrained(folder)
 
 
 def make_corpus(folder: Path, documents: int = 12) -> Path:

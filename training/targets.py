@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from actserve_server.nla.training.training_models import decode
+from training.models import decode
 
 TOPIC_WORDS = 3
 NEXT_TOKENS = 3

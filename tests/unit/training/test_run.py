@@ -12,10 +12,10 @@ from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.nla.adapters import read_peft
 from actserve_server.nla.pair_families import load_profile
 from actserve_server.nla.profile import ReplaceEmbedding
-from actserve_server.nla.training import training_prompts
-from actserve_server.nla.training.__main__ import main
 from actserve_server.nla.verbalizer_prompts import ReconstructorPrompts, VerbalizerPrompts
-from tests.unit.nla.training.tiny import BLOCKS, LAYER, MARKER, WIDTH, make_corpus
+from tests.unit.training.tiny import BLOCKS, LAYER, MARKER, WIDTH, make_corpus
+from training import prompts
+from training.__main__ import main
 
 OPTIONS = {
     "--base": "tiny",
@@ -43,7 +43,7 @@ def _train(base: Path, folder: Path, **changes: str) -> Path:
     options = OPTIONS | places | {f"--{name}": value for name, value in changes.items()}
     with pytest.MonkeyPatch.context() as patch:
         # So small a model does not learn to close its tags; what it writes is read all the same.
-        patch.setattr(training_prompts, "parse", lambda raw, form: (f"{raw.strip()} it", True))
+        patch.setattr(prompts, "parse", lambda raw, form: (f"{raw.strip()} it", True))
         main([part for option in options.items() for part in option])
     return folder / "out"
 
@@ -128,13 +128,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_pair(
         raise StoppedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("actserve_server.nla.training.expert.learn_to_read", stop)
+        patch.setattr("training.expert.learn_to_read", stop)
         with pytest.raises(StoppedError):
             _train(base, tmp_path)
         # What is done is not done again.
         patch.undo()
-        patch.setattr("actserve_server.nla.training.run._first_av", stop)
-        patch.setattr("actserve_server.nla.training.dataset.make", stop)
+        patch.setattr("training.run._first_av", stop)
+        patch.setattr("training.dataset.make", stop)
         again = _train(base, tmp_path)
     for half in ("av", "ar"):
         one, other = (

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from actserve_server.nla.adapters import PEFT_CONFIG, PEFT_WEIGHTS
-from actserve_server.nla.training.training_models import blocks
+from training.models import blocks
 
 ALPHA = 16
 _PREFIX = "base_model.model."

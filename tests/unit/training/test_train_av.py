@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from actserve_server.nla.training import train_av
-from actserve_server.nla.training.train_av import TrainedVerbalizer
-from actserve_server.nla.training.training_models import embed
-from actserve_server.nla.training.training_sampling import sample
-from tests.unit.nla.training.tiny import WIDTH, load
+from tests.unit.training.tiny import WIDTH, load
+from training import train_av
+from training.models import embed
+from training.sampling import sample
+from training.train_av import TrainedVerbalizer
 
 PROMPT, SLOT, SCALE = [5, 6, 7, 8, 9, 10], 3, 4.0
 ANSWERS = [[11, 12, 13], [14], [15, 16, 17, 18, 19, 20, 21, 22, 23]]

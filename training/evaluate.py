@@ -11,13 +11,13 @@ import numpy as np
 
 from actserve_server.nla.profile import Baseline
 from actserve_server.nla.scores import normalize, score
-from actserve_server.nla.training.dataset import Examples
-from actserve_server.nla.training.recipe import Recipe
-from actserve_server.nla.training.train_ar import TrainedReconstructor, reconstruct
-from actserve_server.nla.training.train_av import TrainedVerbalizer
-from actserve_server.nla.training.training_prompts import Words
-from actserve_server.nla.training.training_sampling import sample
-from actserve_server.nla.training.training_targets import visible
+from training.dataset import Examples
+from training.prompts import Words
+from training.recipe import Recipe
+from training.sampling import sample
+from training.targets import visible
+from training.train_ar import TrainedReconstructor, reconstruct
+from training.train_av import TrainedVerbalizer
 
 CANDIDATES = 256
 """Rows among which the right one is looked for."""

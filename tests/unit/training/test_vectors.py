@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from actserve_server.nla.training.training_models import blocks
-from actserve_server.nla.training.vectors import extract
-from tests.unit.nla.training.tiny import BLOCKS, load
+from tests.unit.training.tiny import BLOCKS, load
+from training.models import blocks
+from training.vectors import extract
 
 
 @pytest.mark.parametrize("layer", range(BLOCKS))

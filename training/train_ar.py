@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from actserve_server.nla.training import lora
-from actserve_server.nla.training.optimization import batches, optimize
-from actserve_server.nla.training.progress import track
-from actserve_server.nla.training.training_models import blocks, cut, output_of, padded
+from training import lora
+from training.models import blocks, cut, output_of, padded
+from training.optimization import batches, optimize
+from training.progress import track
 
 _READ_BATCH = 64
 

@@ -1,4 +1,4 @@
-"""`python -m actserve_server.nla.training`: trains a small NLA from any folder of text."""
+"""`python -m training`: trains a small NLA from any folder of text."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from actserve_server.nla.training.recipe import Recipe
-from actserve_server.nla.training.run import Places, train
+from training.recipe import Recipe
+from training.run import Places, train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m actserve_server.nla.training",
+        prog="python -m training",
         description="Trains a small natural language autoencoder: LoRA adapters that explain rows "
         "of a model's residual stream, and reconstruct them. What is finished is kept in the work "
         "folder, so the same command goes on where it was stopped.",

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.nla.training.tiny import make_base
+from tests.unit.training.tiny import make_base
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from actserve_server.nla.training.training_targets import (
+from tests.integration.families import make_tokenizer
+from training.targets import (
     COMMON_WORDS,
     END,
     LATEST_TOKENS,
@@ -11,7 +12,6 @@ from actserve_server.nla.training.training_targets import (
     Vocabulary,
     describe,
 )
-from tests.integration.families import make_tokenizer
 
 TOKENIZER = make_tokenizer()
 COMMON = [

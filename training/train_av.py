@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from actserve_server.nla.training import lora
-from actserve_server.nla.training.optimization import batches, optimize
-from actserve_server.nla.training.training_models import embed, padded, unembed
+from training import lora
+from training.models import embed, padded, unembed
+from training.optimization import batches, optimize
 
 
 class TrainedVerbalizer(nn.Module):

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from actserve_server.nla.training import train_ar
-from actserve_server.nla.training.train_ar import TrainedReconstructor, reconstruct
-from tests.unit.nla.training.tiny import BLOCKS, LAYER, WIDTH, load
+from tests.unit.training.tiny import BLOCKS, LAYER, WIDTH, load
+from training import train_ar
+from training.train_ar import TrainedReconstructor, reconstruct
 
 PROMPTS = [[11, 12, 13], [14], [15, 16, 17, 18, 19, 20, 21, 22, 23], [24, 25]]
 

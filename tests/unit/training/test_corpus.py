@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from actserve_server.nla.training import corpus
 from tests.integration.families import make_tokenizer
+from training import corpus
 
 LONG = "A sentence of some length. " * 30
 

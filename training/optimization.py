@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
-from actserve_server.nla.training.progress import track
+from training.progress import track
 
 WARMUP = 0.05
 """Share of the steps in which the learning rate rises."""

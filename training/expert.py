@@ -13,13 +13,13 @@ import torch
 
 from actserve_server.nla.baselines import measure
 from actserve_server.nla.scores import score
-from actserve_server.nla.training import train_ar, train_av
-from actserve_server.nla.training.dataset import Examples
-from actserve_server.nla.training.recipe import Recipe
-from actserve_server.nla.training.train_ar import TrainedReconstructor, reconstruct
-from actserve_server.nla.training.train_av import TrainedVerbalizer
-from actserve_server.nla.training.training_prompts import Words
-from actserve_server.nla.training.training_sampling import sample
+from training import train_ar, train_av
+from training.dataset import Examples
+from training.prompts import Words
+from training.recipe import Recipe
+from training.sampling import sample
+from training.train_ar import TrainedReconstructor, reconstruct
+from training.train_av import TrainedVerbalizer
 
 SLOWER = 1 / 3
 """The learning rate of a round, to that of the first training."""

@@ -12,15 +12,15 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from actserve_server.nla.baselines import measure
-from actserve_server.nla.training import card, corpus, dataset, expert, lora, training_models
-from actserve_server.nla.training import train_ar as ar
-from actserve_server.nla.training import train_av as av
-from actserve_server.nla.training.dataset import Dataset, Examples
-from actserve_server.nla.training.evaluate import evaluate
-from actserve_server.nla.training.export import export
-from actserve_server.nla.training.progress import console
-from actserve_server.nla.training.recipe import Recipe
-from actserve_server.nla.training.training_prompts import Words, ar_document, av_document, av_prompt
+from training import card, corpus, dataset, expert, lora, models
+from training import train_ar as ar
+from training import train_av as av
+from training.dataset import Dataset, Examples
+from training.evaluate import evaluate
+from training.export import export
+from training.progress import console
+from training.prompts import Words, ar_document, av_document, av_prompt
+from training.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,9 @@ def train(recipe: Recipe, places: Places) -> None:
 
     torch.manual_seed(recipe.seed)
     verbalizer = av.TrainedVerbalizer(
-        training_models.load(places.model), recipe.av_rank, prompt.ids, prompt.slot, scale
+        models.load(places.model), recipe.av_rank, prompt.ids, prompt.slot, scale
     )
-    reconstructor = ar.TrainedReconstructor(
-        training_models.load(places.model), recipe.ar_rank, recipe.layer
-    )
+    reconstructor = ar.TrainedReconstructor(models.load(places.model), recipe.ar_rank, recipe.layer)
     targets = Examples(
         data.training.rows[: recipe.av_examples],
         data.training.texts[: recipe.av_examples],
@@ -86,11 +84,11 @@ def _data(
         return data
     start = time.monotonic()
     documents = corpus.read(places.corpus)
-    model = training_models.load(places.model)
-    if not 0 <= recipe.layer < len(training_models.blocks(model)):
+    model = models.load(places.model)
+    if not 0 <= recipe.layer < len(models.blocks(model)):
         raise ValueError(
             f"layer is {recipe.layer}, but {recipe.base} has blocks 0 to "
-            f"{len(training_models.blocks(model)) - 1}"
+            f"{len(models.blocks(model)) - 1}"
         )
     data = dataset.make(documents, model, tokenizer, recipe)
     data.save(places.work)

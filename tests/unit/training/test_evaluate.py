@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from actserve_server.nla.training.evaluate import CANDIDATES, retrieval
+from training.evaluate import CANDIDATES, retrieval
 
 GENERATOR = np.random.default_rng(0)
 MEAN = np.full(16, 0.5, np.float32)

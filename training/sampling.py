@@ -2,9 +2,9 @@
 
 import torch
 
-from actserve_server.nla.training.progress import track
-from actserve_server.nla.training.train_av import TrainedVerbalizer
-from actserve_server.nla.training.training_models import embed, unembed
+from training.models import embed, unembed
+from training.progress import track
+from training.train_av import TrainedVerbalizer
 
 _BATCH = 256
 """Sequences that are written together."""
