@@ -6,9 +6,12 @@ from actserve_server.domain.model import HookPointInfo, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.rpc.explanations import served_nlas
 from actserve_server.rpc.explanations.served_nlas import Nlas
+from actserve_server.rpc.requests import sampling_fields
+from actserve_server.rpc.requests.readout_fields import MAX_STATISTICS_BYTES
 from actserve_server.rpc.requests.site_fields import HOOK_POINTS
 from actserve_server.rpc.requests.tensor_fields import WIRE_ELEMENT_TYPES
 from actserve_server.rpc.responses.features import features
+from actserve_server.rpc.transport.request_messages import MAX_PARTS
 
 COLLECTION = "models/"
 
@@ -54,10 +57,14 @@ async def to_wire(info: ModelInfo, autoencoders: Nlas, tenant: str) -> pb.Model:
             max_kept_bytes=limits.max_kept_bytes,
             max_kept_seconds=limits.max_kept_seconds,
             max_readouts=limits.max_readouts,
+            default_kept_seconds=limits.default_kept_seconds,
+            max_request_parts=MAX_PARTS,
+            max_statistics_bytes=MAX_STATISTICS_BYTES,
         ),
         attention_unserved_reason=attention_unserved,
         nlas=nlas,
         features=features(nlas, attention=not attention_unserved),
+        default_sampling=sampling_fields.defaults(info.default_sampling),
     )
 
 
