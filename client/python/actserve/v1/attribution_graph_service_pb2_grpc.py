@@ -32,8 +32,8 @@ class AttributionGraphServiceStub:
     A graph takes minutes. It is a resource, made whether or not anybody stays to
     watch, so a lost connection costs nothing.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def __init__(self, channel):
@@ -76,12 +76,12 @@ class AttributionGraphServiceServicer:
     A graph takes minutes. It is a resource, made whether or not anybody stays to
     watch, so a lost connection costs nothing.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def CreateAttributionGraph(self, request, context):
-        """Begins a graph.
+        """Begins a graph, and answers before it is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,8 +160,8 @@ class AttributionGraphService:
     A graph takes minutes. It is a resource, made whether or not anybody stays to
     watch, so a lost connection costs nothing.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     @staticmethod

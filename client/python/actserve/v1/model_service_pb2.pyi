@@ -32,6 +32,7 @@ class Feature(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FEATURE_DICTIONARIES: _ClassVar[Feature]
     FEATURE_ATTRIBUTION_GRAPHS: _ClassVar[Feature]
     FEATURE_HEAD_METRICS: _ClassVar[Feature]
+    FEATURE_ADAPTERS: _ClassVar[Feature]
 FEATURE_UNSPECIFIED: Feature
 FEATURE_FETCH: Feature
 FEATURE_GENERATE: Feature
@@ -49,9 +50,10 @@ FEATURE_MONITORS: Feature
 FEATURE_DICTIONARIES: Feature
 FEATURE_ATTRIBUTION_GRAPHS: Feature
 FEATURE_HEAD_METRICS: Feature
+FEATURE_ADAPTERS: Feature
 
 class Model(_message.Message):
-    __slots__ = ("name", "path", "architecture", "layer_count", "width", "vocabulary_size", "element_type", "hook_points", "limits", "attention_unserved_reason", "nlas", "features", "default_sampling")
+    __slots__ = ("name", "path", "architecture", "layer_count", "width", "vocabulary_size", "element_type", "hook_points", "limits", "attention_unserved_reason", "nlas", "features", "default_sampling", "adapters")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +67,7 @@ class Model(_message.Message):
     NLAS_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     architecture: str
@@ -78,7 +81,8 @@ class Model(_message.Message):
     nlas: _containers.RepeatedCompositeFieldContainer[_explanation_service_pb2.Nla]
     features: _containers.RepeatedScalarFieldContainer[Feature]
     default_sampling: _generation_service_pb2.SamplingParams
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., architecture: _Optional[str] = ..., layer_count: _Optional[int] = ..., width: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., hook_points: _Optional[_Iterable[_Union[HookPointSupport, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., attention_unserved_reason: _Optional[str] = ..., nlas: _Optional[_Iterable[_Union[_explanation_service_pb2.Nla, _Mapping]]] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ..., default_sampling: _Optional[_Union[_generation_service_pb2.SamplingParams, _Mapping]] = ...) -> None: ...
+    adapters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., architecture: _Optional[str] = ..., layer_count: _Optional[int] = ..., width: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., hook_points: _Optional[_Iterable[_Union[HookPointSupport, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., attention_unserved_reason: _Optional[str] = ..., nlas: _Optional[_Iterable[_Union[_explanation_service_pb2.Nla, _Mapping]]] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ..., default_sampling: _Optional[_Union[_generation_service_pb2.SamplingParams, _Mapping]] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class HookPointSupport(_message.Message):
     __slots__ = ("hook_point", "width", "unserved_reason", "unchangeable_reason", "heads")

@@ -27,10 +27,11 @@ if _version_not_supported:
 
 class SteeringVectorServiceStub:
     """Stores vectors by name, and makes them of examples and of each other. A name can
-    stand wherever a VectorSource does. The vectors of a tenant are its own.
+    stand wherever a VectorSource does. The vectors of a tenant are its own, and are
+    there until they are deleted.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def __init__(self, channel):
@@ -78,10 +79,11 @@ class SteeringVectorServiceStub:
 
 class SteeringVectorServiceServicer:
     """Stores vectors by name, and makes them of examples and of each other. A name can
-    stand wherever a VectorSource does. The vectors of a tenant are its own.
+    stand wherever a VectorSource does. The vectors of a tenant are its own, and are
+    there until they are deleted.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def CreateSteeringVector(self, request, context):
@@ -181,10 +183,11 @@ def add_SteeringVectorServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SteeringVectorService:
     """Stores vectors by name, and makes them of examples and of each other. A name can
-    stand wherever a VectorSource does. The vectors of a tenant are its own.
+    stand wherever a VectorSource does. The vectors of a tenant are its own, and are
+    there until they are deleted.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     @staticmethod
