@@ -162,7 +162,7 @@ class DictionaryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FinishUpload(self, request, context):
-        """Stores the dictionary, once every byte is there.
+        """Stores the dictionary, once every byte has been sent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

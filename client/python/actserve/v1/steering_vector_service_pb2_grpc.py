@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SteeringVectorServiceStub:
-    """Stores vectors by name, and makes them of examples and of each other. A name can
+    """Stores vectors by name, and makes them from examples and from each other. A name can
     stand wherever a VectorSource does. The vectors of a tenant are its own, and are
     there until they are deleted.
 
@@ -78,7 +78,7 @@ class SteeringVectorServiceStub:
 
 
 class SteeringVectorServiceServicer:
-    """Stores vectors by name, and makes them of examples and of each other. A name can
+    """Stores vectors by name, and makes them from examples and from each other. A name can
     stand wherever a VectorSource does. The vectors of a tenant are its own, and are
     there until they are deleted.
 
@@ -182,7 +182,7 @@ def add_SteeringVectorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SteeringVectorService:
-    """Stores vectors by name, and makes them of examples and of each other. A name can
+    """Stores vectors by name, and makes them from examples and from each other. A name can
     stand wherever a VectorSource does. The vectors of a tenant are its own, and are
     there until they are deleted.
 

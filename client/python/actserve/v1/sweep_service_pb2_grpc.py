@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SweepServiceStub:
-    """Runs many prompts under many interventions, and tells of each what came of it.
+    """Runs many prompts under many interventions, and reports what came of each.
 
     Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
     ModelService says.
@@ -46,7 +46,7 @@ class SweepServiceStub:
 
 
 class SweepServiceServicer:
-    """Runs many prompts under many interventions, and tells of each what came of it.
+    """Runs many prompts under many interventions, and reports what came of each.
 
     Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
     ModelService says.
@@ -78,7 +78,7 @@ def add_SweepServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SweepService:
-    """Runs many prompts under many interventions, and tells of each what came of it.
+    """Runs many prompts under many interventions, and reports what came of each.
 
     Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
     ModelService says.
