@@ -336,9 +336,9 @@ def test_a_generation_says_what_stopped_it(client: Any) -> None:
 
 @pytest.mark.parametrize(
     ("sent", "expected"),
-    [({"end_token_id": 0}, 0), ({"stop_string": "so"}, "so"), ({}, None)],
+    [({"end_token_id": 0}, 0), ({"stop_string": "so"}, "so"), ({"monitor": "m"}, "m"), ({}, None)],
 )
-def test_what_stopped_a_sample_is_a_token_or_a_text(
+def test_what_stopped_a_sample_is_a_token_a_text_or_a_monitor(
     sent: dict[str, Any], expected: int | str | None
 ) -> None:
     assert stopped_by(pb.SampleFinished(**sent)) == expected

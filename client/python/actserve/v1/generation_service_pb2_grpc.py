@@ -71,8 +71,8 @@ class GenerationServiceServicer:
     def Generate(self, request, context):
         """Generates tokens, optionally steered and captured. The stream is one
         `started`; for every sample any number of `tokens`, `activations`,
-        `predictions`, `attention` and `attention_summary`, and one `sample_finished`; then
-        one `finished`. Events of different samples interleave. A sample that fails ends
+        `predictions`, `attention`, `attention_summary` and `alert`, and one
+        `sample_finished`; then one `finished`. Events of different samples interleave. A sample that fails ends
         the call. Cancelling the call frees all it holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -44,10 +44,10 @@ class ModelServiceStub:
     does not allow is PERMISSION_DENIED.
 
     Names: {model} is the name that the server was given for a model. It may hold any
-    character, a slash too, as in models/org/name, so take the names of what belongs to
-    a model apart from their end. An id that a caller chooses is 1 to 63 lower-case
-    letters, digits and hyphens, from a letter on. Other ids are the server's own: take
-    them as they are.
+    character, a slash too, as in models/org/name, so split the names of what belongs to
+    a model from their end. An id that a caller chooses is 1 to 63 lower-case letters,
+    digits and hyphens, as its field says. Other ids are the server's own, to be sent back
+    as they are.
 
     The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
     encoded where a header cannot hold it, so that a proxy can route. If it is not the
@@ -96,10 +96,10 @@ class ModelServiceServicer:
     does not allow is PERMISSION_DENIED.
 
     Names: {model} is the name that the server was given for a model. It may hold any
-    character, a slash too, as in models/org/name, so take the names of what belongs to
-    a model apart from their end. An id that a caller chooses is 1 to 63 lower-case
-    letters, digits and hyphens, from a letter on. Other ids are the server's own: take
-    them as they are.
+    character, a slash too, as in models/org/name, so split the names of what belongs to
+    a model from their end. An id that a caller chooses is 1 to 63 lower-case letters,
+    digits and hyphens, as its field says. Other ids are the server's own, to be sent back
+    as they are.
 
     The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
     encoded where a header cannot hold it, so that a proxy can route. If it is not the
@@ -172,10 +172,10 @@ class ModelService:
     does not allow is PERMISSION_DENIED.
 
     Names: {model} is the name that the server was given for a model. It may hold any
-    character, a slash too, as in models/org/name, so take the names of what belongs to
-    a model apart from their end. An id that a caller chooses is 1 to 63 lower-case
-    letters, digits and hyphens, from a letter on. Other ids are the server's own: take
-    them as they are.
+    character, a slash too, as in models/org/name, so split the names of what belongs to
+    a model from their end. An id that a caller chooses is 1 to 63 lower-case letters,
+    digits and hyphens, as its field says. Other ids are the server's own, to be sent back
+    as they are.
 
     The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
     encoded where a header cannot hold it, so that a proxy can route. If it is not the
