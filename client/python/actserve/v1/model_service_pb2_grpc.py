@@ -34,9 +34,9 @@ class ModelServiceStub:
     metadata `authorization` with the value `Bearer <token>`; else UNAUTHENTICATED. A
     server without tokens lets everybody do everything. grpc.health.v1.Health is open.
 
-    Tenants: each token belongs to a tenant, such as a team. What a call keeps, stores,
-    measures or caches is its tenant's, and to other tenants it does not exist. Without
-    tokens everybody is one tenant.
+    Tenants: each token belongs to a tenant, such as a team. What a call keeps, stores or
+    measures is its tenant's, and to other tenants it does not exist, unless a field of
+    the request shares it. Without tokens everybody is one tenant.
 
     Roles: each token has one. A `reader` runs the model as it is, and uses what its
     tenant has. An `experimenter` also changes activations, and keeps, stores and deletes
@@ -86,9 +86,9 @@ class ModelServiceServicer:
     metadata `authorization` with the value `Bearer <token>`; else UNAUTHENTICATED. A
     server without tokens lets everybody do everything. grpc.health.v1.Health is open.
 
-    Tenants: each token belongs to a tenant, such as a team. What a call keeps, stores,
-    measures or caches is its tenant's, and to other tenants it does not exist. Without
-    tokens everybody is one tenant.
+    Tenants: each token belongs to a tenant, such as a team. What a call keeps, stores or
+    measures is its tenant's, and to other tenants it does not exist, unless a field of
+    the request shares it. Without tokens everybody is one tenant.
 
     Roles: each token has one. A `reader` runs the model as it is, and uses what its
     tenant has. An `experimenter` also changes activations, and keeps, stores and deletes
@@ -162,9 +162,9 @@ class ModelService:
     metadata `authorization` with the value `Bearer <token>`; else UNAUTHENTICATED. A
     server without tokens lets everybody do everything. grpc.health.v1.Health is open.
 
-    Tenants: each token belongs to a tenant, such as a team. What a call keeps, stores,
-    measures or caches is its tenant's, and to other tenants it does not exist. Without
-    tokens everybody is one tenant.
+    Tenants: each token belongs to a tenant, such as a team. What a call keeps, stores or
+    measures is its tenant's, and to other tenants it does not exist, unless a field of
+    the request shares it. Without tokens everybody is one tenant.
 
     Roles: each token has one. A `reader` runs the model as it is, and uses what its
     tenant has. An `experimenter` also changes activations, and keeps, stores and deletes
