@@ -257,6 +257,7 @@ def _fake(settings: Settings) -> Engine:
         max_request_bytes=settings.max_request_bytes,
         max_kept_bytes=settings.max_kept_bytes,
         max_kept_seconds=settings.max_kept_seconds,
+        default_kept_seconds=settings.default_kept_seconds,
     )
     wanted = settings.hook_points or tuple(HookPoint)
     return FakeEngine(

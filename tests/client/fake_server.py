@@ -249,7 +249,10 @@ class Model:
                 sites=readout.keep.sites,
                 positions=where(readout, length, run),
                 size_bytes=64,
+                model="models/big",
+                element_type=tensor_pb2.ELEMENT_TYPE_BF16,
             )
+            kept.create_time.FromSeconds(1_000_000_000)
             kept.expire_time.FromSeconds(1_000_000_000 + readout.keep.ttl.seconds)
             if kept.positions:
                 self.kept[kept.name] = kept
@@ -393,11 +396,17 @@ def described(name: str) -> model_service_pb2.Model:
             support(hook_point=99, width=WIDTH),  # pyright: ignore[reportArgumentType]
         ],
         limits=model_service_pb2.Limits(
-            max_sequence_tokens=2048, max_items=64, max_kept_seconds=600
+            max_sequence_tokens=2048,
+            max_items=64,
+            max_kept_seconds=600,
+            default_kept_seconds=60,
+            max_request_parts=1000,
+            max_statistics_bytes=1 << 20,
         ),
         attention_unserved_reason="its layers are not attention",
         # The last one of a newer server.
         features=["FEATURE_FETCH", "FEATURE_STEERING_VECTORS", 999],  # pyright: ignore[reportArgumentType]
+        default_sampling=pb.SamplingParams(temperature=0.6, min_p=0.0, top_k=20, max_tokens=128),
     )
 
 

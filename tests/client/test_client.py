@@ -211,6 +211,19 @@ def test_a_model_says_which_sites_it_serves(client: Any) -> None:
     assert model.limits.max_sequence_tokens == 2048
 
 
+def test_a_model_says_what_is_used_where_a_call_says_nothing(client: Any) -> None:
+    model = client.model("big")
+    assert model.default_sampling == {
+        "temperature": 0.6,
+        "min_p": 0.0,
+        "top_k": 20,
+        "max_tokens": 128,
+    }
+    assert model.limits.default_kept_seconds == 60
+    assert model.limits.max_request_parts == 1000
+    assert model.limits.max_statistics_bytes == 1 << 20
+
+
 def test_a_model_says_which_features_it_serves(client: Any) -> None:
     assert client.model("big").features == ("fetch", "steering_vectors")
 
@@ -323,9 +336,9 @@ def test_a_generation_says_what_stopped_it(client: Any) -> None:
 
 @pytest.mark.parametrize(
     ("sent", "expected"),
-    [({"end_token_id": 0}, 0), ({"stop_string": "so"}, "so"), ({}, None)],
+    [({"end_token_id": 0}, 0), ({"stop_string": "so"}, "so"), ({"monitor": "m"}, "m"), ({}, None)],
 )
-def test_what_stopped_a_sample_is_a_token_or_a_text(
+def test_what_stopped_a_sample_is_a_token_a_text_or_a_monitor(
     sent: dict[str, Any], expected: int | str | None
 ) -> None:
     assert stopped_by(pb.SampleFinished(**sent)) == expected

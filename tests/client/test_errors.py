@@ -26,7 +26,7 @@ CODES = {
     grpc.StatusCode.INTERNAL: actserve.ServerError,
     grpc.StatusCode.DATA_LOSS: actserve.ServerError,
     grpc.StatusCode.UNKNOWN: actserve.ActserveError,
-    grpc.StatusCode.ABORTED: actserve.ActserveError,
+    grpc.StatusCode.ABORTED: actserve.Conflict,
 }
 
 

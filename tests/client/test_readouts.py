@@ -241,6 +241,9 @@ def test_kept_rows_are_described_used_and_deleted(client: Any, model: Model) -> 
         positions=(0, 2),
         size_bytes=64,
         expire_time=datetime.fromtimestamp(1_000_000_090, UTC),
+        model="big",
+        element_type="bf16",
+        create_time=datetime.fromtimestamp(1_000_000_000, UTC),
     )
     client.generate("a b c", steer=Replace(SITE, acts.kept, positions=[0, 2]))
     assert model.requests[-1].interventions[0].replace.rows.kept.name == acts.kept

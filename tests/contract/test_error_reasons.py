@@ -56,6 +56,19 @@ def test_the_guide_says_of_every_reason_what_the_contract_says() -> None:
     assert len(re.findall(r"^\| `[A-Z_]+` \|", guide, re.MULTILINE)) == len(rows)
 
 
+def test_a_reason_is_raised_by_the_server_or_said_not_to_be_sent_yet() -> None:
+    not_sent = {
+        name for name, (text, *_) in documented().items() if text.startswith("Not sent yet")
+    }
+    raised = {
+        name
+        for path in (ROOT / "server/actserve_server").rglob("*.py")
+        if path.name != "errors.py"
+        for name in re.findall(r"\bReason\.([A-Z][A-Z_]+)", path.read_text())
+    }
+    assert raised == {*Reason} - not_sent
+
+
 def test_server_and_client_name_the_same_domain() -> None:
     assert server_errors.DOMAIN == client_errors.DOMAIN == "actserve.dev"
 

@@ -376,8 +376,17 @@ async def test_an_item_is_read_by_the_readouts_that_it_names() -> None:
         ({"item_index": 5, "readout_index": 1}, "FIELD_INVALID", ".item_index"),
         ({"item_index": 0, "readout_index": 0}, "FIELD_INVALID", ".readout_index"),
         ({"item_index": 0, "readout_index": 7}, "FIELD_INVALID", ".readout_index"),
+        ({"readout_index": 1}, "FIELD_REQUIRED", ".item_index"),
+        ({"item_index": 0}, "FIELD_REQUIRED", ".readout_index"),
     ],
-    ids=["itself", "a later one", "of rows that travel", "of no readout"],
+    ids=[
+        "itself",
+        "a later one",
+        "of rows that travel",
+        "of no readout",
+        "no item",
+        "no readout",
+    ],
 )
 async def test_rows_are_of_an_earlier_item_and_of_what_it_keeps(
     source: dict[str, int], why: str, where: str

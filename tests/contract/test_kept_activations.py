@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from actserve.v1 import kept_activations_service_pb2 as pb
-from actserve.v1 import kept_activations_service_pb2_grpc, site_pb2
+from actserve.v1 import kept_activations_service_pb2_grpc, site_pb2, tensor_pb2
 from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType
@@ -51,6 +51,8 @@ async def test_kept_activations_tell_what_they_are_and_when_they_expire() -> Non
     ]
     assert list(got.positions) == [0, 1, 7]
     assert got.size_bytes == 2 * 3 * 16 * 2
+    assert (got.model, got.element_type) == ("models/fake", tensor_pb2.ELEMENT_TYPE_BF16)
+    assert got.create_time.ToNanoseconds() / 1e9 == pytest.approx(kept.created_at, abs=1e-3)
     assert got.expire_time.ToNanoseconds() / 1e9 == pytest.approx(kept.expires_at, abs=1e-3)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from actserve.v1 import explanation_service_pb2, prompt_pb2, site_pb2, tensor_pb2
 from actserve.v1 import model_service_pb2 as pb
+from actserve_server.domain.runs import Sampling
 from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import BOS, FakeEngine
@@ -35,6 +36,32 @@ async def test_a_model_tells_what_it_is_and_what_it_serves() -> None:
     assert model.limits.max_capture_bytes == 1 << 30
     assert model.limits.max_kept_bytes == 1 << 30
     assert model.limits.max_kept_seconds == 3600
+
+
+async def test_a_model_tells_what_is_used_where_a_call_says_nothing() -> None:
+    own = Sampling(temperature=0.25, top_p=0.75, top_k=20, repetition_penalty=1.5)
+    async with serving(FakeEngine(default_sampling=own)) as served:
+        model = (await served.models.GetModel(pb.GetModelRequest(name="models/fake"))).model
+    told = {field.name: value for field, value in model.default_sampling.ListFields()}
+    assert told == {
+        "temperature": 0.25,
+        "top_p": 0.75,
+        "top_k": 20,
+        "repetition_penalty": 1.5,
+        "max_tokens": 128,
+    }
+    assert model.limits.default_kept_seconds == 600
+
+
+async def test_a_request_of_more_parts_than_a_model_tells_is_refused() -> None:
+    async with serving() as served:
+        model = (await served.models.GetModel(pb.GetModelRequest(name="models/fake"))).model
+        most = model.limits.max_request_parts
+        turns = [{}] * (most - 1)  # The prompt and the conversation are two more.
+        request = pb.TokenizeRequest(prompt={"conversation": {"turns": turns}})
+        refused = await failure(served.models.Tokenize(request))
+    assert refused.reason == "TOO_MANY_PARTS"
+    assert refused.details["ErrorInfo"].metadata["limit"] == str(most)
 
 
 async def test_a_hook_point_tells_its_width_its_heads_and_whether_it_can_be_changed() -> None:

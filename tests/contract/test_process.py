@@ -15,7 +15,11 @@ from typing import Any
 import grpc
 import pytest
 
-from actserve.v1 import generation_service_pb2_grpc
+from actserve.v1 import (
+    generation_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
 from actserve_server.cli import main
 from tests.contract.harness import generate, kinds
 
@@ -79,6 +83,15 @@ def program() -> Iterator[Any]:
 def call(channel: grpc.Channel, max_tokens: int) -> Any:
     stub: Any = generation_service_pb2_grpc.GenerationServiceStub(channel)
     return stub.Generate(generate(sampling={"max_tokens": max_tokens}))
+
+
+def test_the_program_tells_the_limits_that_it_was_given(program: Any) -> None:
+    given = {"max_items": 7, "max_kept_seconds": 90, "default_kept_seconds": 30}
+    server = program(*(f"--{name.replace('_', '-')}={value}" for name, value in given.items()))
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub: Any = model_service_pb2_grpc.ModelServiceStub(channel)
+        (model,) = stub.ListModels(model_service_pb2.ListModelsRequest()).models
+    assert {name: getattr(model.limits, name) for name in given} == given
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

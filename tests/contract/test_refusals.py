@@ -231,7 +231,7 @@ CASES = [
             f"a bias of {bias}",
             (str(bias), "-100 to 100"),
             "logit_bias[1].bias",
-            logit_bias=[{"token_id": 0}, {"token_id": 1, "bias": bias}],
+            logit_bias=[{"token_id": 0, "bias": 0}, {"token_id": 1, "bias": bias}],
         )
         for bias in (101.0, -101.0, float("nan"), float("inf"))
     ),
@@ -246,6 +246,16 @@ CASES = [
         ("7", "index 0", "once"),
         "logit_bias[2].token_id",
         logit_bias=[{"token_id": token, "bias": 1} for token in (7, 8, 7)],
+    ),
+    *(
+        Case(
+            name=f"a bias without {name}",
+            request=generate(sampling={"logit_bias": [{"token_id": 0, "bias": 0}, rest]}),
+            reason="FIELD_REQUIRED",
+            field=f"sampling.logit_bias[1].{name}",
+            says=(name, "not set"),
+        )
+        for name, rest in {"token_id": {"bias": 1}, "bias": {"token_id": 1}}.items()
     ),
     sampling("too many biases", ("1025", "1024"), logit_bias=[{}] * 1025),
     sampling(

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from actserve.v1 import site_pb2
-from tests.contract.harness import addition, fetch, generate, inline, intervention, site
+from tests.contract.harness import (
+    addition,
+    collect,
+    fetch,
+    generate,
+    inline,
+    intervention,
+    serving,
+    site,
+)
+from tests.contract.readouts import of_kind
 from tests.contract.refusals import INVALID, ONES, WIDTH, Case, check, edit, engine, refusal
 
 ATTN_OUT, Q = site_pb2.HOOK_POINT_ATTN_OUT, site_pb2.HOOK_POINT_Q
@@ -166,6 +176,38 @@ async def test_a_refusal_names_reason_field_and_fix(case: Case) -> None:
     await check(case)
 
 
+ENDS_EARLY = {"max_tokens": 5, "stop": [chr(code) for code in range(32, 127)], "min_tokens": 2}
+"""Ends a sample after its second token, so that position 9 is not reached."""
+
+
+@pytest.mark.parametrize(
+    ("positions", "rows"), [([1, 9], 1), ([9], 0)], ids=["in part", "not at all"]
+)
+async def test_positions_that_a_sample_ends_before_are_passed_over_where_that_is_allowed(
+    positions: list[int], rows: int
+) -> None:
+    where = {"list": {"positions": positions}}
+    request = generate(
+        interventions=[intervention(zero={}, positions=where, allow_unused=not rows)],
+        readouts=[{"rows": {"sites": [site()], "positions": where}}],
+        sampling=ENDS_EARLY,
+    )
+    async with serving(engine()) as served:
+        events = await collect(served.generation.Generate(request))
+    (end,) = of_kind(events, "sample_finished")
+    assert [report.rows for report in end.interventions] == [rows]
+    assert [*end.positions[0].positions] == positions[:rows]
+
+
+async def test_a_position_that_no_sample_can_come_to_is_refused_whatever_is_allowed() -> None:
+    change = intervention(zero={}, positions={"list": {"positions": [1, 90]}}, allow_unused=True)
+    refused = await refusal(generate(interventions=[change], sampling=ENDS_EARLY))
+    assert (refused.reason, refused.field) == (
+        "POSITION_OUT_OF_RANGE",
+        "interventions[0].positions",
+    )
+
+
 @pytest.mark.parametrize(
     "wire",
     [
@@ -176,10 +218,9 @@ async def test_a_refusal_names_reason_field_and_fix(case: Case) -> None:
 )
 async def test_an_intervention_that_changed_no_row_ends_the_stream(wire: dict[str, Any]) -> None:
     fake = engine()
-    any_text = [chr(code) for code in range(32, 127)]
     request = generate(
         interventions=[intervention(zero={}), intervention(zero={}, **wire)],
-        sampling={"max_tokens": 5, "stop": any_text, "min_tokens": 2},
+        sampling=ENDS_EARLY,
     )
     refused = await refusal(request, fake)
     assert (refused.code, refused.reason) == (INVALID, "INTERVENTION_UNUSED")

@@ -111,6 +111,13 @@ CASES = [
         "position 6",
     ),
     # Attention
+    Case(
+        name="attention of no layer",
+        request=fetch(capture={"attention": [{"heads": [0]}]}),
+        reason="FIELD_REQUIRED",
+        field="readouts[0].attention.layer",
+        says=("layer is not set",),
+    ),
     attended("beyond the last layer", {"layer": LAYERS}, "LAYER_OUT_OF_RANGE", "layer", "0 to 3"),
     attended("before the first layer", {"layer": -5}, "LAYER_OUT_OF_RANGE", "layer", "-5"),
     attended("without heads", {"heads": []}, "FIELD_REQUIRED", "heads", "at least one"),

@@ -175,7 +175,9 @@ async def test_a_vector_that_is_not_served_yet_says_so(operation: str, kind: str
     assert field == f"interventions[1].{of}.{kind}"
 
 
-DICTIONARY = {"dictionary": "models/fake/dictionaries/d"}
+DICTIONARY = {
+    "dictionary": {"dictionary": "models/fake/dictionaries/d", "side": "DICTIONARY_SIDE_DECODER"}
+}
 READ = {"sites": [site()]}
 
 
@@ -195,6 +197,10 @@ READ = {"sites": [site()]}
             "readouts[0].rows.projection.directions.dictionary",
         ),
         (
+            {"capture": {**READ, "projection": {"dictionary": "models/fake/dictionaries/d"}}},
+            "readouts[0].rows.projection.dictionary",
+        ),
+        (
             {
                 "capture": {
                     **READ,
@@ -209,7 +215,7 @@ READ = {"sites": [site()]}
             "readouts[0].rows.projection.jump_relu.thresholds.steering_vector",
         ),
     ],
-    ids=["project", "replace", "directions", "thresholds"],
+    ids=["project", "replace", "directions", "whole", "thresholds"],
 )
 async def test_a_source_that_is_not_served_yet_says_so(
     request_fields: dict[str, Any], field: str

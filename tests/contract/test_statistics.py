@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import model_service_pb2
 from actserve_server.domain.model import Limits
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import FakeEngine
@@ -289,10 +290,13 @@ async def test_what_statistics_take_is_bounded_before_anything_runs() -> None:
     async with serving(fake) as served:
         refused = await failure(served.generation.FetchActivations(wire))
         assert served.engine.counters.started == 0
+        (model,) = (await served.models.ListModels(model_service_pb2.ListModelsRequest())).models
     assert (refused.reason, refused.field) == (
         "CAPTURE_TOO_LARGE",
         "readouts[0].rows.statistics",
     )
+    limit = refused.details["ErrorInfo"].metadata["limit"]
+    assert limit == str(model.limits.max_statistics_bytes)
 
 
 async def test_rows_too_wide_for_a_matrix_are_refused() -> None:

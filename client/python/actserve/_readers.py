@@ -69,6 +69,6 @@ def finish_reason(value: int) -> str:
 
 
 def stopped_by(finished: pb.SampleFinished) -> int | str | None:
-    """The end token or stop string that ended a sample; None if nothing did."""
+    """The end token, stop string or monitor that ended a sample; None if nothing did."""
     what = finished.WhichOneof("stopped_by")
     return getattr(finished, what) if what else None

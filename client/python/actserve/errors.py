@@ -83,6 +83,12 @@ class AlreadyExists(ActserveError):
     default_code = grpc.StatusCode.ALREADY_EXISTS
 
 
+class Conflict(ActserveError):
+    """Somebody else has changed it since it was read; read it again."""
+
+    default_code = grpc.StatusCode.ABORTED
+
+
 class Unauthenticated(ActserveError):
     """The token is missing or wrong; give `token=` to the client."""
 
@@ -146,6 +152,7 @@ CLASSES: Mapping[grpc.StatusCode, type[ActserveError]] = {
         NotServed,
         NotFound,
         AlreadyExists,
+        Conflict,
         Unauthenticated,
         PermissionDenied,
         ResourceExhausted,

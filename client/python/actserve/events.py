@@ -99,10 +99,11 @@ class SampleFinished:
 
     sample: int
     finish_reason: str
-    """"stop" (a stop string or an end token), "length" (`max_tokens` or the context) or
-    "repetition"."""
+    """"stop" (a stop string or an end token), "length" (`max_tokens` or the context),
+    "repetition", or "monitor" where a server has monitors."""
     stopped_by: int | str | None
-    """The id of the end token, or the stop string, that ended it; None unless "stop"."""
+    """What ended it: of "stop" the id of the end token or the stop string, of "monitor" its name;
+    None otherwise."""
     positions: NDArray[np.int64]
     """The positions whose rows were sent, the same for every site; with `reduce`, the last one
     reduced. Of the short arguments."""

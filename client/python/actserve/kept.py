@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from actserve._checks import UINT32, distinct, several
 from actserve.errors import InvalidRequest
 from actserve.sites import Site, SiteLike, site_name
+from actserve.tensors import element_type_name
 from actserve.v1 import kept_activations_service_pb2, source_pb2
 
 _PREFIX = "keptActivations/"
@@ -100,6 +101,12 @@ class Kept:
     size_bytes: int
     expire_time: datetime
     """When they are freed, in UTC."""
+    model: str
+    """The id of the model that computed them."""
+    element_type: str
+    """The element type they are kept in: "f32", "f16" or "bf16"."""
+    create_time: datetime
+    """When they were kept first, in UTC."""
 
 
 def kept_name(name: object) -> str:
@@ -121,4 +128,7 @@ def kept_from_proto(kept: kept_activations_service_pb2.KeptActivations) -> Kept:
         positions=tuple(kept.positions),
         size_bytes=kept.size_bytes,
         expire_time=kept.expire_time.ToDatetime(UTC),
+        model=kept.model.removeprefix("models/"),
+        element_type=element_type_name(kept.element_type),
+        create_time=kept.create_time.ToDatetime(UTC),
     )

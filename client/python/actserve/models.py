@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 from actserve.errors import NotServed
 from actserve.nlas import Nla, nla_from_proto
+from actserve.sampling import Sampling, sampling_from_proto
 from actserve.sites import LAYERLESS, HookPoint, Site, SiteLike
 from actserve.tensors import element_type_name
 from actserve.v1 import explanation_service_pb2 as explanation_pb
@@ -34,6 +35,12 @@ class Limits:
     """Seconds for which activations are kept at most."""
     max_readouts: int
     """Readouts of one call. A `Read` that keeps and sends its rows is two."""
+    default_kept_seconds: int
+    """Seconds for which activations are kept without a `ttl`."""
+    max_request_parts: int
+    """Fields, list items and messages in one request, all together."""
+    max_statistics_bytes: int
+    """Bytes that the statistics of one call take on the server, 8 for each number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,9 @@ class Model:
     features: tuple[str, ...]
     """What of the contract is served for it, such as "fetch", "attention" or "steering_vectors".
     What is not in it is refused."""
+    default_sampling: Sampling
+    """What is used of `temperature`, `top_p`, `top_k` (no limit if it is not there), `min_p`, the
+    penalties and `max_tokens` where a call leaves them out."""
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -135,6 +145,7 @@ def model_from_proto(model: pb.Model, nlas: Iterable[explanation_pb.Nla]) -> Mod
             for feature in model.features
             if feature in pb.Feature.values()
         ),
+        default_sampling=sampling_from_proto(model.default_sampling),
     )
 
 

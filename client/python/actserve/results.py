@@ -217,10 +217,11 @@ class Generation:
     tokens: tuple[str, ...]
     """Each generated token decoded alone."""
     finish_reason: str
-    """"stop" (a stop string or an end token), "length" (`max_tokens` or the context) or
-    "repetition"."""
+    """"stop" (a stop string or an end token), "length" (`max_tokens` or the context),
+    "repetition", or "monitor" where a server has monitors."""
     stopped_by: int | str | None
-    """The id of the end token, or the stop string, that ended it; None unless "stop"."""
+    """What ended it: of "stop" the id of the end token or the stop string, of "monitor" its name;
+    None otherwise."""
     prompt_token_ids: tuple[int, ...]
     """The prompt as the model saw it."""
     prompt_tokens: tuple[str, ...]

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import numpy as np
+
 from actserve.errors import InvalidRequest
 from actserve.v1 import generation_service_pb2 as pb
 
@@ -21,8 +23,7 @@ class RepetitionDetection:
 
 
 class Sampling(TypedDict, total=False):
-    """How to sample. What is left out takes the default of the model's own generation config
-    where it has one."""
+    """How to sample. What is left out is as `Model.default_sampling` says, or nothing."""
 
     max_tokens: int
     """Tokens to generate at most; 128, or what the context leaves room for if that is less."""
@@ -96,6 +97,16 @@ def sampling_to_proto(sampling: Sampling, samples: int | None) -> pb.SamplingPar
                 path=("sampling", name),
             ) from None
     return params
+
+
+def sampling_from_proto(params: pb.SamplingParams) -> Sampling:
+    """The numbers that are set."""
+    values: dict[str, Any] = {}
+    for field, value in params.ListFields():
+        if isinstance(value, float):
+            value = float(str(np.float32(value)))  # As short as it was written.
+        values[field.name] = value
+    return Sampling(**values)
 
 
 def _to_proto(name: str, value: Any) -> Any:

@@ -18,6 +18,10 @@ class Kind(Enum):
     """The request is well formed, but this server in this configuration does not serve it."""
     NOT_FOUND = auto()
     """A resource of that name does not exist."""
+    ALREADY_EXISTS = auto()
+    """A resource of that name exists."""
+    ABORTED = auto()
+    """Somebody else has changed it since it was read."""
     UNAVAILABLE = auto()
     """Try again, here or elsewhere."""
     UNIMPLEMENTED = auto()
@@ -88,6 +92,16 @@ class Reason(StrEnum):
     UNAUTHENTICATED = auto()
     PERMISSION_DENIED = auto()
     INTERNAL = auto()
+    RESOURCE_NOT_FOUND = auto()
+    RESOURCE_EXISTS = auto()
+    RESOURCE_NOT_READY = auto()
+    ETAG_MISMATCH = auto()
+    REQUEST_ID_REUSED = auto()
+    CHECKSUM_MISMATCH = auto()
+    UPLOAD_INCOMPLETE = auto()
+    STORE_QUOTA_EXCEEDED = auto()
+    RESUME_TOKEN_INVALID = auto()
+    TOO_MANY_CELLS = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +185,18 @@ RULES: Mapping[Reason, Rule] = {
     Reason.UNAUTHENTICATED: _rule(Kind.UNAUTHENTICATED),
     Reason.PERMISSION_DENIED: _rule(Kind.PERMISSION_DENIED, "role", "required_role"),
     Reason.INTERNAL: _rule(Kind.INTERNAL),
+    Reason.RESOURCE_NOT_FOUND: _rule(Kind.NOT_FOUND, "resource_name", "resource_type"),
+    Reason.RESOURCE_EXISTS: _rule(Kind.ALREADY_EXISTS, "resource_name", "resource_type"),
+    Reason.RESOURCE_NOT_READY: _rule(Kind.FAILED_PRECONDITION, "resource_name", "state"),
+    Reason.ETAG_MISMATCH: _rule(Kind.ABORTED, "resource_name"),
+    Reason.REQUEST_ID_REUSED: _rule(Kind.INVALID_ARGUMENT, "request_id"),
+    Reason.CHECKSUM_MISMATCH: _rule(Kind.INVALID_ARGUMENT, "crc32c", "expected_crc32c"),
+    Reason.UPLOAD_INCOMPLETE: _rule(
+        Kind.FAILED_PRECONDITION, "matrix_index", "received_bytes", "expected_bytes"
+    ),
+    Reason.STORE_QUOTA_EXCEEDED: _rule(Kind.RESOURCE_EXHAUSTED, "bytes", "stored_bytes", "limit"),
+    Reason.RESUME_TOKEN_INVALID: _rule(Kind.INVALID_ARGUMENT),
+    Reason.TOO_MANY_CELLS: _rule(Kind.INVALID_ARGUMENT, "cells", "limit"),
 }
 """The table of reasons; proto/actserve/v1/errors.proto says the same to callers."""
 

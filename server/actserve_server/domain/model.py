@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
-from actserve_server.domain.runs import Capture
+from actserve_server.domain.runs import NEUTRAL, Capture, Sampling
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType
 
@@ -32,6 +32,8 @@ class Limits:
     """For which activations are kept at most."""
     max_readouts: int = 256
     """Readouts of one call."""
+    default_kept_seconds: int = 600
+    """For which activations are kept unless a call says how long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,8 @@ class ModelInfo:
     hook_points: Mapping[HookPoint, HookPointInfo]
     end_token_ids: tuple[int, ...] = ()
     """The tokens that end a text of this model."""
+    default_sampling: Sampling = NEUTRAL
+    """What a run is sampled by where its own `Sampling` has None."""
     attention: tuple[AttentionRule, ...] = ()
     """How each layer attends; empty where patterns are not served."""
     attention_unserved: str = ""

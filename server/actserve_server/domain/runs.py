@@ -57,6 +57,16 @@ class Sampling:
     logprobs: int | None = None
 
 
+NEUTRAL = Sampling(
+    temperature=1.0,
+    top_p=1.0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+)
+"""Tokens come as likely as the model has them."""
+
 GREEDY_ONE_TOKEN = Sampling(temperature=0.0, max_tokens=1)
 """The shortest run vLLM knows: the prompt, and one sampled token that is dropped."""
 

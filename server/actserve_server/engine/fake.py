@@ -15,6 +15,7 @@ from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.operations import relative_change
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import (
+    NEUTRAL,
     Capture,
     Finished,
     FinishReason,
@@ -23,6 +24,7 @@ from actserve_server.domain.runs import (
     Rows,
     Run,
     RunEvent,
+    Sampling,
     TokenLogprob,
     TokenLogprobs,
     Tokens,
@@ -88,6 +90,7 @@ class FakeEngine:
         limits: Limits | None = None,
         unserved: Mapping[HookPoint, str] | None = None,
         attention_unserved: str = "",
+        default_sampling: Sampling = NEUTRAL,
         token_delay_s: float = 0.0,
         rows_per_event: int = 8,
     ) -> None:
@@ -104,6 +107,7 @@ class FakeEngine:
             hook_points=describe(width, unserved or {}),
             attention=() if attention_unserved else attention_rules(layer_count, width),
             attention_unserved=attention_unserved,
+            default_sampling=default_sampling,
         )
         self._model = FakeModel(self._info.hook_points)
         self._delay_s = token_delay_s

@@ -52,8 +52,9 @@ class Kept:
     positions: np.ndarray
     """int64, ascending, the same for every site."""
     element_type: ElementType
+    created_at: float
+    """Wall-clock time, in seconds since 1970 (UTC), as is the next."""
     expires_at: float
-    """Wall-clock time, in seconds since 1970 (UTC)."""
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -211,7 +212,7 @@ class KeptStore:
                 )
         if name is not None and self.holds(name):
             return self._prolong((self._tenant, name), ttl_s)
-        arrays = [*rows.values(), positions]
+        arrays, now = [*rows.values(), positions], time.time()
         held_bytes = sum(array.nbytes + ARRAY_BYTES for array in arrays)
         self._make_room(held_bytes)
         kept = Kept(
@@ -219,7 +220,8 @@ class KeptStore:
             bits={site: _own(bits) for site, bits in rows.items()},
             positions=_own(positions),
             element_type=element_type,
-            expires_at=time.time() + ttl_s,
+            created_at=now,
+            expires_at=now + ttl_s,
         )
         key = self._tenant, kept.name
         self._memory.entries[key] = _Entry(kept, self._clock() + ttl_s, held_bytes)

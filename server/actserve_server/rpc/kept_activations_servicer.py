@@ -9,19 +9,21 @@ from actserve.v1 import kept_activations_service_pb2_grpc
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import Role
 from actserve_server.readouts.kept import COLLECTION, Kept, KeptStore
-from actserve_server.rpc.requests import pages, site_fields
+from actserve_server.rpc.requests import pages, site_fields, tensor_fields
 from actserve_server.rpc.transport.calls import current_call
 
 
 class KeptActivationsServicer(kept_activations_service_pb2_grpc.KeptActivationsServiceServicer):
-    def __init__(self, kept: KeptStore) -> None:
+    def __init__(self, kept: KeptStore, model: str) -> None:
+        """`model` is the name of the one whose activations are kept."""
         self._kept = kept
+        self._model = model
 
     async def GetKeptActivations(  # noqa: N802
         self, request: pb.GetKeptActivationsRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetKeptActivationsResponse:
         kept = self._own().get(_checked(request.name))
-        return pb.GetKeptActivationsResponse(kept_activations=_to_wire(kept))
+        return pb.GetKeptActivationsResponse(kept_activations=self._to_wire(kept))
 
     async def ListKeptActivations(  # noqa: N802
         self, request: pb.ListKeptActivationsRequest, context: grpc.aio.ServicerContext
@@ -37,7 +39,7 @@ class KeptActivationsServicer(kept_activations_service_pb2_grpc.KeptActivationsS
         kept = self._own().list(after, size + 1)
         more = kept[size - 1].name if len(kept) > size else ""
         return pb.ListKeptActivationsResponse(
-            kept_activations=map(_to_wire, kept[:size]), next_page_token=pages.token(more)
+            kept_activations=map(self._to_wire, kept[:size]), next_page_token=pages.token(more)
         )
 
     async def DeleteKeptActivations(  # noqa: N802
@@ -51,6 +53,18 @@ class KeptActivationsServicer(kept_activations_service_pb2_grpc.KeptActivationsS
     def _own(self) -> KeptStore:
         return self._kept.of(current_call().principal.tenant)
 
+    def _to_wire(self, kept: Kept) -> pb.KeptActivations:
+        return pb.KeptActivations(
+            name=kept.name,
+            model=self._model,
+            sites=[site_fields.to_wire(site) for site in kept.sites],
+            positions=kept.positions.tolist(),
+            element_type=tensor_fields.WIRE_ELEMENT_TYPES[kept.element_type],
+            size_bytes=kept.size_bytes,
+            create_time=datetime.fromtimestamp(kept.created_at, UTC),
+            expire_time=datetime.fromtimestamp(kept.expires_at, UTC),
+        )
+
 
 def _checked(name: str) -> str:
     if not name:
@@ -60,13 +74,3 @@ def _checked(name: str) -> str:
             field=("name",),
         )
     return name
-
-
-def _to_wire(kept: Kept) -> pb.KeptActivations:
-    return pb.KeptActivations(
-        name=kept.name,
-        sites=[site_fields.to_wire(site) for site in kept.sites],
-        positions=kept.positions.tolist(),
-        size_bytes=kept.size_bytes,
-        expire_time=datetime.fromtimestamp(kept.expires_at, UTC),
-    )

@@ -36,9 +36,16 @@ SERVICES = tuple(
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 
+_ADAPTER = "serve a checkpoint that the adapter is merged into"
+
 FIELDS: Mapping[str, str] = {
+    "actserve.v1.FetchActivationsRequest.adapter": _ADAPTER,
+    "actserve.v1.FetchItem.adapter": _ADAPTER,
+    "actserve.v1.GenerateRequest.adapter": _ADAPTER,
+    "actserve.v1.ExplainTextRequest.adapter": _ADAPTER,
     "actserve.v1.Intervention.when": "leave it unset, and the intervention always acts",
     "actserve.v1.MatrixSource.dictionary": "send a tensor",
+    "actserve.v1.Projection.dictionary": "send its encoder as directions, bias and activation",
     "actserve.v1.SamplingParams.structured_output": (
         "ask for the form in the prompt, or choose among texts with allowed_token_ids"
     ),

@@ -101,7 +101,7 @@ class RpcServer:
             GenerationServicer(engine, kept, autoencoders), self._server
         )
         kept_activations_service_pb2_grpc.add_KeptActivationsServiceServicer_to_server(
-            KeptActivationsServicer(kept), self._server
+            KeptActivationsServicer(kept, model_name(engine.info)), self._server
         )
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(
             ExplanationServicer(engine, kept, autoencoders), self._server

@@ -1,6 +1,6 @@
 """What a run asks of vLLM's sampler, and what is made of how vLLM ends it."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +10,8 @@ from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind
 from vllm.v1.engine import FinishReason as VllmFinishReason
 
 from actserve_server.domain.errors import ActserveError, Reason
-from actserve_server.domain.runs import FinishReason, RepetitionDetection, Sampling
-from actserve_server.engine.vllm.sampling import ending, sampling_params
+from actserve_server.domain.runs import NEUTRAL, FinishReason, RepetitionDetection, Sampling
+from actserve_server.engine.vllm.sampling import default_sampling, ending, sampling_params
 
 EVERYTHING: dict[str, tuple[Any, str, Any]] = {
     "temperature": (0.5, "temperature", 0.5),
@@ -70,6 +70,29 @@ def test_the_models_own_defaults_count_until_a_caller_says_otherwise() -> None:
     params = sampling_params(Sampling(temperature=0.5), defaults, skip_reading_prefix_cache=True)
     assert (params.temperature, params.top_p) == (0.5, 0.75)
     assert params.skip_reading_prefix_cache
+
+
+@pytest.mark.parametrize(
+    ("defaults", "expected"),
+    [
+        ({}, NEUTRAL),
+        ({"top_k": -1}, NEUTRAL),
+        ({"top_k": 20, "max_tokens": 7}, replace(NEUTRAL, top_k=20)),
+        (
+            {"temperature": 0.25, "min_p": 0.5, "presence_penalty": 1.5},
+            replace(NEUTRAL, temperature=0.25, min_p=0.5, presence_penalty=1.5),
+        ),
+    ],
+    ids=["none", "no limit", "a limit", "others"],
+)
+def test_what_is_told_of_the_models_own_defaults_is_what_counts(
+    defaults: dict[str, Any], expected: Sampling
+) -> None:
+    told = default_sampling(defaults)
+    assert told == expected
+    counted = sampling_params(Sampling(), defaults)
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"):
+        assert getattr(counted, name) == getattr(told, name)
 
 
 class Tokenizer:

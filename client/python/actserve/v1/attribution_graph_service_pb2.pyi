@@ -94,20 +94,22 @@ class LogitNode(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class CreateAttributionGraphRequest(_message.Message):
-    __slots__ = ("model", "attribution_graph_id", "prompt", "dictionaries", "settings", "request_id")
+    __slots__ = ("model", "attribution_graph_id", "prompt", "dictionaries", "settings", "request_id", "adapter")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTION_GRAPH_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     DICTIONARIES_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     model: str
     attribution_graph_id: str
     prompt: _prompt_pb2.Prompt
     dictionaries: _containers.RepeatedScalarFieldContainer[str]
     settings: AttributionSettings
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., attribution_graph_id: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., dictionaries: _Optional[_Iterable[str]] = ..., settings: _Optional[_Union[AttributionSettings, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    adapter: str
+    def __init__(self, model: _Optional[str] = ..., attribution_graph_id: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., dictionaries: _Optional[_Iterable[str]] = ..., settings: _Optional[_Union[AttributionSettings, _Mapping]] = ..., request_id: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class CreateAttributionGraphResponse(_message.Message):
     __slots__ = ("attribution_graph",)

@@ -26,14 +26,14 @@ if _version_not_supported:
 
 
 class AttributionGraphServiceStub:
-    """Traces what a prediction comes from through the features of transcoders
+    """Traces what a prediction comes from, through the features of transcoders
     (Ameisen et al., "Circuit Tracing", 2025; the circuit-tracer project).
 
     A graph takes minutes. It is a resource, made whether or not anybody stays to
     watch, so a lost connection costs nothing.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def __init__(self, channel):
@@ -70,25 +70,25 @@ class AttributionGraphServiceStub:
 
 
 class AttributionGraphServiceServicer:
-    """Traces what a prediction comes from through the features of transcoders
+    """Traces what a prediction comes from, through the features of transcoders
     (Ameisen et al., "Circuit Tracing", 2025; the circuit-tracer project).
 
     A graph takes minutes. It is a resource, made whether or not anybody stays to
     watch, so a lost connection costs nothing.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def CreateAttributionGraph(self, request, context):
-        """Begins a graph.
+        """Begins a graph, and answers before it is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAttributionGraph(self, request, context):
-        """Tells what a graph is of and how far it has come.
+        """Returns what a graph is of and how far it has come.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,7 +109,7 @@ class AttributionGraphServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchAttributionGraph(self, request, context):
-        """Tells how a graph comes along, and then the graph. The stream is any number of
+        """Reports how far a graph has come, and then sends it. The stream is any number of
         `progress`, at least one; `nodes`, then `edges`, of a graph that succeeded; then
         one `finished`. A reader whose connection was lost calls again.
         """
@@ -154,14 +154,14 @@ def add_AttributionGraphServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AttributionGraphService:
-    """Traces what a prediction comes from through the features of transcoders
+    """Traces what a prediction comes from, through the features of transcoders
     (Ameisen et al., "Circuit Tracing", 2025; the circuit-tracer project).
 
     A graph takes minutes. It is a resource, made whether or not anybody stays to
     watch, so a lost connection costs nothing.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     @staticmethod

@@ -29,7 +29,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$actserve/v1/dictionary_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x19\x61\x63tserve/v1/readout.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\nDictionary\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.actserve.v1.DictionaryKindB\x04\xe2\x41\x01\x02\x12%\n\x04site\x18\x03 \x01(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12.\n\rwritten_sites\x18\x04 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x16\n\x08\x66\x65\x61tures\x18\x05 \x01(\rB\x04\xe2\x41\x01\x02\x12+\n\x04relu\x18\x06 \x01(\x0b\x32\x1b.actserve.v1.ReluActivationH\x00\x12\x34\n\tjump_relu\x18\x07 \x01(\x0b\x32\x1f.actserve.v1.DictionaryJumpReluH\x00\x12,\n\x05top_k\x18\x08 \x01(\x0b\x32\x1b.actserve.v1.TopKActivationH\x00\x12\x18\n\nsize_bytes\x18\t \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\x42\x0c\n\nactivation\"\x14\n\x12\x44ictionaryJumpRelu\"\xa4\x01\n\x10\x44ictionaryMatrix\x12+\n\x04role\x18\x01 \x01(\x0e\x32\x17.actserve.v1.MatrixRoleB\x04\xe2\x41\x01\x02\x12\x18\n\nsite_index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x01\x12\x34\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x18.actserve.v1.ElementTypeB\x04\xe2\x41\x01\x02\x12\x13\n\x05shape\x18\x04 \x03(\rB\x04\xe2\x41\x01\x02\"*\n\x14GetDictionaryRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\x15GetDictionaryResponse\x12+\n\ndictionary\x18\x01 \x01(\x0b\x32\x17.actserve.v1.Dictionary\"a\n\x17ListDictionariesRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"b\n\x18ListDictionariesResponse\x12-\n\x0c\x64ictionaries\x18\x01 \x03(\x0b\x32\x17.actserve.v1.Dictionary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x17\x44\x65leteDictionaryRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x1a\n\x18\x44\x65leteDictionaryResponse\"\xca\x01\n\x12\x42\x65ginUploadRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rdictionary_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\ndictionary\x18\x03 \x01(\x0b\x32\x17.actserve.v1.DictionaryB\x04\xe2\x41\x01\x02\x12\x35\n\x08matrices\x18\x04 \x03(\x0b\x32\x1d.actserve.v1.DictionaryMatrixB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\"\x87\x01\n\x13\x42\x65ginUploadResponse\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x17\n\x0fmax_chunk_bytes\x18\x02 \x01(\r\x12\x16\n\x0ereceived_bytes\x18\x03 \x03(\x04\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x89\x01\n\x12UploadChunkRequest\x12\x14\n\x06upload\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmatrix_index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x01\x12\x14\n\x06offset\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x01\x12\x15\n\x07\x63ontent\x18\x04 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x63rc32c\x18\x05 \x01(\rB\x04\xe2\x41\x01\x02\"-\n\x13UploadChunkResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\"+\n\x13\x46inishUploadRequest\x12\x14\n\x06upload\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"C\n\x14\x46inishUploadResponse\x12+\n\ndictionary\x18\x01 \x01(\x0b\x32\x17.actserve.v1.Dictionary\"N\n\x0c\x46\x65\x61tureLabel\x12\x13\n\x05index\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\x12\x13\n\x05label\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06source\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"x\n\x17SetFeatureLabelsRequest\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\x06labels\x18\x02 \x03(\x0b\x32\x19.actserve.v1.FeatureLabelB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"(\n\x18SetFeatureLabelsResponse\x12\x0c\n\x04\x65tag\x18\x01 \x01(\t\"}\n\x18ListFeatureLabelsRequest\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"_\n\x19ListFeatureLabelsResponse\x12)\n\x06labels\x18\x01 \x03(\x0b\x32\x19.actserve.v1.FeatureLabel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*y\n\x0e\x44ictionaryKind\x12\x1f\n\x1b\x44ICTIONARY_KIND_UNSPECIFIED\x10\x00\x12&\n\"DICTIONARY_KIND_SPARSE_AUTOENCODER\x10\x01\x12\x1e\n\x1a\x44ICTIONARY_KIND_TRANSCODER\x10\x02*\xe5\x01\n\nMatrixRole\x12\x1b\n\x17MATRIX_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13MATRIX_ROLE_ENCODER\x10\x01\x12\x1c\n\x18MATRIX_ROLE_ENCODER_BIAS\x10\x02\x12\x17\n\x13MATRIX_ROLE_DECODER\x10\x03\x12\x1c\n\x18MATRIX_ROLE_DECODER_BIAS\x10\x04\x12\x1a\n\x16MATRIX_ROLE_THRESHOLDS\x10\x05\x12\x1a\n\x16MATRIX_ROLE_INPUT_BIAS\x10\x06\x12\x14\n\x10MATRIX_ROLE_SKIP\x10\x07\x32\x93\x06\n\x11\x44ictionaryService\x12[\n\rGetDictionary\x12!.actserve.v1.GetDictionaryRequest\x1a\".actserve.v1.GetDictionaryResponse\"\x03\x90\x02\x01\x12\x64\n\x10ListDictionaries\x12$.actserve.v1.ListDictionariesRequest\x1a%.actserve.v1.ListDictionariesResponse\"\x03\x90\x02\x01\x12\x64\n\x10\x44\x65leteDictionary\x12$.actserve.v1.DeleteDictionaryRequest\x1a%.actserve.v1.DeleteDictionaryResponse\"\x03\x90\x02\x02\x12U\n\x0b\x42\x65ginUpload\x12\x1f.actserve.v1.BeginUploadRequest\x1a .actserve.v1.BeginUploadResponse\"\x03\x90\x02\x02\x12U\n\x0bUploadChunk\x12\x1f.actserve.v1.UploadChunkRequest\x1a .actserve.v1.UploadChunkResponse\"\x03\x90\x02\x02\x12X\n\x0c\x46inishUpload\x12 .actserve.v1.FinishUploadRequest\x1a!.actserve.v1.FinishUploadResponse\"\x03\x90\x02\x02\x12\x64\n\x10SetFeatureLabels\x12$.actserve.v1.SetFeatureLabelsRequest\x1a%.actserve.v1.SetFeatureLabelsResponse\"\x03\x90\x02\x02\x12g\n\x11ListFeatureLabels\x12%.actserve.v1.ListFeatureLabelsRequest\x1a&.actserve.v1.ListFeatureLabelsResponse\"\x03\x90\x02\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$actserve/v1/dictionary_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x19\x61\x63tserve/v1/readout.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\nDictionary\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.actserve.v1.DictionaryKindB\x04\xe2\x41\x01\x02\x12%\n\x04site\x18\x03 \x01(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12.\n\rwritten_sites\x18\x04 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x16\n\x08\x66\x65\x61tures\x18\x05 \x01(\rB\x04\xe2\x41\x01\x02\x12+\n\x04relu\x18\x06 \x01(\x0b\x32\x1b.actserve.v1.ReluActivationH\x00\x12\x34\n\tjump_relu\x18\x07 \x01(\x0b\x32\x1f.actserve.v1.DictionaryJumpReluH\x00\x12,\n\x05top_k\x18\x08 \x01(\x0b\x32\x1b.actserve.v1.TopKActivationH\x00\x12\x18\n\nsize_bytes\x18\t \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\x42\x0c\n\nactivation\"\x14\n\x12\x44ictionaryJumpRelu\"\xb8\x01\n\x10\x44ictionaryMatrix\x12+\n\x04role\x18\x01 \x01(\x0e\x32\x17.actserve.v1.MatrixRoleB\x04\xe2\x41\x01\x02\x12\x1d\n\nsite_index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x34\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x18.actserve.v1.ElementTypeB\x04\xe2\x41\x01\x02\x12\x13\n\x05shape\x18\x04 \x03(\rB\x04\xe2\x41\x01\x02\x42\r\n\x0b_site_index\"*\n\x14GetDictionaryRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\x15GetDictionaryResponse\x12+\n\ndictionary\x18\x01 \x01(\x0b\x32\x17.actserve.v1.Dictionary\"a\n\x17ListDictionariesRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"b\n\x18ListDictionariesResponse\x12-\n\x0c\x64ictionaries\x18\x01 \x03(\x0b\x32\x17.actserve.v1.Dictionary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x17\x44\x65leteDictionaryRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x1a\n\x18\x44\x65leteDictionaryResponse\"\xca\x01\n\x12\x42\x65ginUploadRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rdictionary_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\ndictionary\x18\x03 \x01(\x0b\x32\x17.actserve.v1.DictionaryB\x04\xe2\x41\x01\x02\x12\x35\n\x08matrices\x18\x04 \x03(\x0b\x32\x1d.actserve.v1.DictionaryMatrixB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\"\x87\x01\n\x13\x42\x65ginUploadResponse\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x17\n\x0fmax_chunk_bytes\x18\x02 \x01(\r\x12\x16\n\x0ereceived_bytes\x18\x03 \x03(\x04\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbf\x01\n\x12UploadChunkRequest\x12\x14\n\x06upload\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1f\n\x0cmatrix_index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x19\n\x06offset\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02H\x01\x88\x01\x01\x12\x15\n\x07\x63ontent\x18\x04 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x06\x63rc32c\x18\x05 \x01(\rB\x04\xe2\x41\x01\x02H\x02\x88\x01\x01\x42\x0f\n\r_matrix_indexB\t\n\x07_offsetB\t\n\x07_crc32c\"^\n\x13UploadChunkResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x13\x46inishUploadRequest\x12\x14\n\x06upload\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"C\n\x14\x46inishUploadResponse\x12+\n\ndictionary\x18\x01 \x01(\x0b\x32\x17.actserve.v1.Dictionary\"]\n\x0c\x46\x65\x61tureLabel\x12\x18\n\x05index\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x13\n\x05label\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06source\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_index\"x\n\x17SetFeatureLabelsRequest\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\x06labels\x18\x02 \x03(\x0b\x32\x19.actserve.v1.FeatureLabelB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"(\n\x18SetFeatureLabelsResponse\x12\x0c\n\x04\x65tag\x18\x01 \x01(\t\"}\n\x18ListFeatureLabelsRequest\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"_\n\x19ListFeatureLabelsResponse\x12)\n\x06labels\x18\x01 \x03(\x0b\x32\x19.actserve.v1.FeatureLabel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*y\n\x0e\x44ictionaryKind\x12\x1f\n\x1b\x44ICTIONARY_KIND_UNSPECIFIED\x10\x00\x12&\n\"DICTIONARY_KIND_SPARSE_AUTOENCODER\x10\x01\x12\x1e\n\x1a\x44ICTIONARY_KIND_TRANSCODER\x10\x02*\xe5\x01\n\nMatrixRole\x12\x1b\n\x17MATRIX_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13MATRIX_ROLE_ENCODER\x10\x01\x12\x1c\n\x18MATRIX_ROLE_ENCODER_BIAS\x10\x02\x12\x17\n\x13MATRIX_ROLE_DECODER\x10\x03\x12\x1c\n\x18MATRIX_ROLE_DECODER_BIAS\x10\x04\x12\x1a\n\x16MATRIX_ROLE_THRESHOLDS\x10\x05\x12\x1a\n\x16MATRIX_ROLE_INPUT_BIAS\x10\x06\x12\x14\n\x10MATRIX_ROLE_SKIP\x10\x07\x32\x93\x06\n\x11\x44ictionaryService\x12[\n\rGetDictionary\x12!.actserve.v1.GetDictionaryRequest\x1a\".actserve.v1.GetDictionaryResponse\"\x03\x90\x02\x01\x12\x64\n\x10ListDictionaries\x12$.actserve.v1.ListDictionariesRequest\x1a%.actserve.v1.ListDictionariesResponse\"\x03\x90\x02\x01\x12\x64\n\x10\x44\x65leteDictionary\x12$.actserve.v1.DeleteDictionaryRequest\x1a%.actserve.v1.DeleteDictionaryResponse\"\x03\x90\x02\x02\x12U\n\x0b\x42\x65ginUpload\x12\x1f.actserve.v1.BeginUploadRequest\x1a .actserve.v1.BeginUploadResponse\"\x03\x90\x02\x02\x12U\n\x0bUploadChunk\x12\x1f.actserve.v1.UploadChunkRequest\x1a .actserve.v1.UploadChunkResponse\"\x03\x90\x02\x02\x12X\n\x0c\x46inishUpload\x12 .actserve.v1.FinishUploadRequest\x1a!.actserve.v1.FinishUploadResponse\"\x03\x90\x02\x02\x12\x64\n\x10SetFeatureLabels\x12$.actserve.v1.SetFeatureLabelsRequest\x1a%.actserve.v1.SetFeatureLabelsResponse\"\x03\x90\x02\x02\x12g\n\x11ListFeatureLabels\x12%.actserve.v1.ListFeatureLabelsRequest\x1a&.actserve.v1.ListFeatureLabelsResponse\"\x03\x90\x02\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -86,9 +86,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADCHUNKREQUEST'].fields_by_name['upload']._loaded_options = None
   _globals['_UPLOADCHUNKREQUEST'].fields_by_name['upload']._serialized_options = b'\342A\001\002'
   _globals['_UPLOADCHUNKREQUEST'].fields_by_name['matrix_index']._loaded_options = None
-  _globals['_UPLOADCHUNKREQUEST'].fields_by_name['matrix_index']._serialized_options = b'\342A\001\001'
+  _globals['_UPLOADCHUNKREQUEST'].fields_by_name['matrix_index']._serialized_options = b'\342A\001\002'
   _globals['_UPLOADCHUNKREQUEST'].fields_by_name['offset']._loaded_options = None
-  _globals['_UPLOADCHUNKREQUEST'].fields_by_name['offset']._serialized_options = b'\342A\001\001'
+  _globals['_UPLOADCHUNKREQUEST'].fields_by_name['offset']._serialized_options = b'\342A\001\002'
   _globals['_UPLOADCHUNKREQUEST'].fields_by_name['content']._loaded_options = None
   _globals['_UPLOADCHUNKREQUEST'].fields_by_name['content']._serialized_options = b'\342A\001\002'
   _globals['_UPLOADCHUNKREQUEST'].fields_by_name['crc32c']._loaded_options = None
@@ -131,50 +131,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DICTIONARYSERVICE'].methods_by_name['SetFeatureLabels']._serialized_options = b'\220\002\002'
   _globals['_DICTIONARYSERVICE'].methods_by_name['ListFeatureLabels']._loaded_options = None
   _globals['_DICTIONARYSERVICE'].methods_by_name['ListFeatureLabels']._serialized_options = b'\220\002\001'
-  _globals['_DICTIONARYKIND']._serialized_start=2360
-  _globals['_DICTIONARYKIND']._serialized_end=2481
-  _globals['_MATRIXROLE']._serialized_start=2484
-  _globals['_MATRIXROLE']._serialized_end=2713
+  _globals['_DICTIONARYKIND']._serialized_start=2498
+  _globals['_DICTIONARYKIND']._serialized_end=2619
+  _globals['_MATRIXROLE']._serialized_start=2622
+  _globals['_MATRIXROLE']._serialized_end=2851
   _globals['_DICTIONARY']._serialized_start=197
   _globals['_DICTIONARY']._serialized_end=649
   _globals['_DICTIONARYJUMPRELU']._serialized_start=651
   _globals['_DICTIONARYJUMPRELU']._serialized_end=671
   _globals['_DICTIONARYMATRIX']._serialized_start=674
-  _globals['_DICTIONARYMATRIX']._serialized_end=838
-  _globals['_GETDICTIONARYREQUEST']._serialized_start=840
-  _globals['_GETDICTIONARYREQUEST']._serialized_end=882
-  _globals['_GETDICTIONARYRESPONSE']._serialized_start=884
-  _globals['_GETDICTIONARYRESPONSE']._serialized_end=952
-  _globals['_LISTDICTIONARIESREQUEST']._serialized_start=954
-  _globals['_LISTDICTIONARIESREQUEST']._serialized_end=1051
-  _globals['_LISTDICTIONARIESRESPONSE']._serialized_start=1053
-  _globals['_LISTDICTIONARIESRESPONSE']._serialized_end=1151
-  _globals['_DELETEDICTIONARYREQUEST']._serialized_start=1153
-  _globals['_DELETEDICTIONARYREQUEST']._serialized_end=1218
-  _globals['_DELETEDICTIONARYRESPONSE']._serialized_start=1220
-  _globals['_DELETEDICTIONARYRESPONSE']._serialized_end=1246
-  _globals['_BEGINUPLOADREQUEST']._serialized_start=1249
-  _globals['_BEGINUPLOADREQUEST']._serialized_end=1451
-  _globals['_BEGINUPLOADRESPONSE']._serialized_start=1454
-  _globals['_BEGINUPLOADRESPONSE']._serialized_end=1589
-  _globals['_UPLOADCHUNKREQUEST']._serialized_start=1592
-  _globals['_UPLOADCHUNKREQUEST']._serialized_end=1729
-  _globals['_UPLOADCHUNKRESPONSE']._serialized_start=1731
-  _globals['_UPLOADCHUNKRESPONSE']._serialized_end=1776
-  _globals['_FINISHUPLOADREQUEST']._serialized_start=1778
-  _globals['_FINISHUPLOADREQUEST']._serialized_end=1821
-  _globals['_FINISHUPLOADRESPONSE']._serialized_start=1823
-  _globals['_FINISHUPLOADRESPONSE']._serialized_end=1890
-  _globals['_FEATURELABEL']._serialized_start=1892
-  _globals['_FEATURELABEL']._serialized_end=1970
-  _globals['_SETFEATURELABELSREQUEST']._serialized_start=1972
-  _globals['_SETFEATURELABELSREQUEST']._serialized_end=2092
-  _globals['_SETFEATURELABELSRESPONSE']._serialized_start=2094
-  _globals['_SETFEATURELABELSRESPONSE']._serialized_end=2134
-  _globals['_LISTFEATURELABELSREQUEST']._serialized_start=2136
-  _globals['_LISTFEATURELABELSREQUEST']._serialized_end=2261
-  _globals['_LISTFEATURELABELSRESPONSE']._serialized_start=2263
-  _globals['_LISTFEATURELABELSRESPONSE']._serialized_end=2358
-  _globals['_DICTIONARYSERVICE']._serialized_start=2716
-  _globals['_DICTIONARYSERVICE']._serialized_end=3503
+  _globals['_DICTIONARYMATRIX']._serialized_end=858
+  _globals['_GETDICTIONARYREQUEST']._serialized_start=860
+  _globals['_GETDICTIONARYREQUEST']._serialized_end=902
+  _globals['_GETDICTIONARYRESPONSE']._serialized_start=904
+  _globals['_GETDICTIONARYRESPONSE']._serialized_end=972
+  _globals['_LISTDICTIONARIESREQUEST']._serialized_start=974
+  _globals['_LISTDICTIONARIESREQUEST']._serialized_end=1071
+  _globals['_LISTDICTIONARIESRESPONSE']._serialized_start=1073
+  _globals['_LISTDICTIONARIESRESPONSE']._serialized_end=1171
+  _globals['_DELETEDICTIONARYREQUEST']._serialized_start=1173
+  _globals['_DELETEDICTIONARYREQUEST']._serialized_end=1238
+  _globals['_DELETEDICTIONARYRESPONSE']._serialized_start=1240
+  _globals['_DELETEDICTIONARYRESPONSE']._serialized_end=1266
+  _globals['_BEGINUPLOADREQUEST']._serialized_start=1269
+  _globals['_BEGINUPLOADREQUEST']._serialized_end=1471
+  _globals['_BEGINUPLOADRESPONSE']._serialized_start=1474
+  _globals['_BEGINUPLOADRESPONSE']._serialized_end=1609
+  _globals['_UPLOADCHUNKREQUEST']._serialized_start=1612
+  _globals['_UPLOADCHUNKREQUEST']._serialized_end=1803
+  _globals['_UPLOADCHUNKRESPONSE']._serialized_start=1805
+  _globals['_UPLOADCHUNKRESPONSE']._serialized_end=1899
+  _globals['_FINISHUPLOADREQUEST']._serialized_start=1901
+  _globals['_FINISHUPLOADREQUEST']._serialized_end=1944
+  _globals['_FINISHUPLOADRESPONSE']._serialized_start=1946
+  _globals['_FINISHUPLOADRESPONSE']._serialized_end=2013
+  _globals['_FEATURELABEL']._serialized_start=2015
+  _globals['_FEATURELABEL']._serialized_end=2108
+  _globals['_SETFEATURELABELSREQUEST']._serialized_start=2110
+  _globals['_SETFEATURELABELSREQUEST']._serialized_end=2230
+  _globals['_SETFEATURELABELSRESPONSE']._serialized_start=2232
+  _globals['_SETFEATURELABELSRESPONSE']._serialized_end=2272
+  _globals['_LISTFEATURELABELSREQUEST']._serialized_start=2274
+  _globals['_LISTFEATURELABELSREQUEST']._serialized_end=2399
+  _globals['_LISTFEATURELABELSRESPONSE']._serialized_start=2401
+  _globals['_LISTFEATURELABELSRESPONSE']._serialized_end=2496
+  _globals['_DICTIONARYSERVICE']._serialized_start=2854
+  _globals['_DICTIONARYSERVICE']._serialized_end=3641
 # @@protoc_insertion_point(module_scope)

@@ -26,14 +26,29 @@ if _version_not_supported:
 
 
 class DictionaryServiceStub:
-    """Stores sparse autoencoders and transcoders by name. A name can stand wherever a
-    MatrixSource does, and one of its features wherever a VectorSource does.
+    """Stores sparse autoencoders and transcoders by name. Projection.dictionary computes
+    the features of rows; MatrixSource.dictionary takes directions of several features,
+    and VectorSource.feature that of one. The dictionaries of a tenant are its own.
 
     A dictionary is uploaded in chunks by unary calls, so that no message is large, a
-    lost connection costs one chunk, and browsers can do it too.
+    lost connection costs one chunk, and browsers can do it too:
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    - BeginUpload takes the name and reserves the room; the dictionary is not there yet.
+    - UploadChunk sends bytes of one matrix. Matrices may come in any order, and side by
+    side. Within a matrix a chunk begins where its bytes end so far, or before: bytes
+    that are there are overwritten, so a chunk can be sent again. A chunk that would
+    leave a gap, or goes beyond the end of the matrix, is FIELD_INVALID.
+    - An upload that gets no chunk until its `expire_time`, which each chunk puts off, is
+    given up: its name and room are free again, and what names it is
+    RESOURCE_NOT_FOUND. BeginUpload with the same request id then begins a new one.
+    - Whoever is of the same tenant and knows the name of the upload may go on with it;
+    BeginUpload made again tells it.
+    - FinishUpload stores the dictionary. If bytes are missing it is UPLOAD_INCOMPLETE and
+    the upload goes on. Made again it answers the same, as long as the dictionary is
+    there; chunks are then RESOURCE_NOT_FOUND.
+
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def __init__(self, channel):
@@ -85,14 +100,29 @@ class DictionaryServiceStub:
 
 
 class DictionaryServiceServicer:
-    """Stores sparse autoencoders and transcoders by name. A name can stand wherever a
-    MatrixSource does, and one of its features wherever a VectorSource does.
+    """Stores sparse autoencoders and transcoders by name. Projection.dictionary computes
+    the features of rows; MatrixSource.dictionary takes directions of several features,
+    and VectorSource.feature that of one. The dictionaries of a tenant are its own.
 
     A dictionary is uploaded in chunks by unary calls, so that no message is large, a
-    lost connection costs one chunk, and browsers can do it too.
+    lost connection costs one chunk, and browsers can do it too:
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    - BeginUpload takes the name and reserves the room; the dictionary is not there yet.
+    - UploadChunk sends bytes of one matrix. Matrices may come in any order, and side by
+    side. Within a matrix a chunk begins where its bytes end so far, or before: bytes
+    that are there are overwritten, so a chunk can be sent again. A chunk that would
+    leave a gap, or goes beyond the end of the matrix, is FIELD_INVALID.
+    - An upload that gets no chunk until its `expire_time`, which each chunk puts off, is
+    given up: its name and room are free again, and what names it is
+    RESOURCE_NOT_FOUND. BeginUpload with the same request id then begins a new one.
+    - Whoever is of the same tenant and knows the name of the upload may go on with it;
+    BeginUpload made again tells it.
+    - FinishUpload stores the dictionary. If bytes are missing it is UPLOAD_INCOMPLETE and
+    the upload goes on. Made again it answers the same, as long as the dictionary is
+    there; chunks are then RESOURCE_NOT_FOUND.
+
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def GetDictionary(self, request, context):
@@ -117,29 +147,29 @@ class DictionaryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BeginUpload(self, request, context):
-        """Says what will be uploaded, and reserves the room. Made again with the same
-        request id, it says how far the upload has come.
+        """Says what will be uploaded, and reserves the room, or STORE_QUOTA_EXCEEDED. Made
+        again with the same request id, it says how far the upload has come.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadChunk(self, request, context):
-        """Sends a part of one matrix. A chunk may be sent again.
+        """Sends a part of one matrix.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FinishUpload(self, request, context):
-        """Stores the dictionary, once every byte is there.
+        """Stores the dictionary, once every byte has been sent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetFeatureLabels(self, request, context):
-        """Says what features stand for.
+        """Says what features of a stored dictionary stand for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -204,14 +234,29 @@ def add_DictionaryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DictionaryService:
-    """Stores sparse autoencoders and transcoders by name. A name can stand wherever a
-    MatrixSource does, and one of its features wherever a VectorSource does.
+    """Stores sparse autoencoders and transcoders by name. Projection.dictionary computes
+    the features of rows; MatrixSource.dictionary takes directions of several features,
+    and VectorSource.feature that of one. The dictionaries of a tenant are its own.
 
     A dictionary is uploaded in chunks by unary calls, so that no message is large, a
-    lost connection costs one chunk, and browsers can do it too.
+    lost connection costs one chunk, and browsers can do it too:
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    - BeginUpload takes the name and reserves the room; the dictionary is not there yet.
+    - UploadChunk sends bytes of one matrix. Matrices may come in any order, and side by
+    side. Within a matrix a chunk begins where its bytes end so far, or before: bytes
+    that are there are overwritten, so a chunk can be sent again. A chunk that would
+    leave a gap, or goes beyond the end of the matrix, is FIELD_INVALID.
+    - An upload that gets no chunk until its `expire_time`, which each chunk puts off, is
+    given up: its name and room are free again, and what names it is
+    RESOURCE_NOT_FOUND. BeginUpload with the same request id then begins a new one.
+    - Whoever is of the same tenant and knows the name of the upload may go on with it;
+    BeginUpload made again tells it.
+    - FinishUpload stores the dictionary. If bytes are missing it is UPLOAD_INCOMPLETE and
+    the upload goes on. Made again it answers the same, as long as the dictionary is
+    there; chunks are then RESOURCE_NOT_FOUND.
+
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     @staticmethod

@@ -202,20 +202,22 @@ class ExplainActivationsResponse(_message.Message):
     def __init__(self, event: _Optional[_Union[ExplanationEvent, _Mapping]] = ...) -> None: ...
 
 class ExplainTextRequest(_message.Message):
-    __slots__ = ("model", "nla", "prompt", "positions", "interventions", "spec")
+    __slots__ = ("model", "nla", "prompt", "positions", "interventions", "spec", "adapter")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NLA_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     model: str
     nla: str
     prompt: _prompt_pb2.Prompt
     positions: _positions_pb2.PositionSelector
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
     spec: ExplainSpec
-    def __init__(self, model: _Optional[str] = ..., nla: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., spec: _Optional[_Union[ExplainSpec, _Mapping]] = ...) -> None: ...
+    adapter: str
+    def __init__(self, model: _Optional[str] = ..., nla: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., spec: _Optional[_Union[ExplainSpec, _Mapping]] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class ExplainTextResponse(_message.Message):
     __slots__ = ("event",)

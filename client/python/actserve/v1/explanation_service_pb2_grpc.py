@@ -34,10 +34,7 @@ class ExplanationServiceStub:
     An explanation is written by a model and may be wrong in every detail; scores,
     flags and claims say how far to trust it.
 
-    Wherever an NLA or a baseline is named, `-` may stand for its model
-    (`models/-/nlas/{nla}`): the server then takes the model that it serves.
-
-    The header `x-actserve-model` is as for GenerationService.
+    Credentials, names and the header `x-actserve-model` are as ModelService says.
     """
 
     def __init__(self, channel):
@@ -102,10 +99,7 @@ class ExplanationServiceServicer:
     An explanation is written by a model and may be wrong in every detail; scores,
     flags and claims say how far to trust it.
 
-    Wherever an NLA or a baseline is named, `-` may stand for its model
-    (`models/-/nlas/{nla}`): the server then takes the model that it serves.
-
-    The header `x-actserve-model` is as for GenerationService.
+    Credentials, names and the header `x-actserve-model` are as ModelService says.
     """
 
     def ListNlas(self, request, context):
@@ -241,10 +235,7 @@ class ExplanationService:
     An explanation is written by a model and may be wrong in every detail; scores,
     flags and claims say how far to trust it.
 
-    Wherever an NLA or a baseline is named, `-` may stand for its model
-    (`models/-/nlas/{nla}`): the server then takes the model that it serves.
-
-    The header `x-actserve-model` is as for GenerationService.
+    Credentials, names and the header `x-actserve-model` are as ModelService says.
     """
 
     @staticmethod

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from actserve.v1 import alert_pb2 as actserve_dot_v1_dot_alert__pb2
 from actserve.v1 import intervention_pb2 as actserve_dot_v1_dot_intervention__pb2
 from actserve.v1 import positions_pb2 as actserve_dot_v1_dot_positions__pb2
 from actserve.v1 import prompt_pb2 as actserve_dot_v1_dot_prompt__pb2
@@ -31,7 +32,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$actserve/v1/generation_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x1e\x61\x63tserve/v1/intervention.proto\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x18\x61\x63tserve/v1/prompt.proto\x1a\x19\x61\x63tserve/v1/readout.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\xb7\x02\n\x17\x46\x65tchActivationsRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x16.actserve.v1.FetchItemB\x04\xe2\x41\x01\x02\x12)\n\x06prompt\x18\x03 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x01\x12,\n\x08readouts\x18\x04 \x03(\x0b\x32\x14.actserve.v1.ReadoutB\x04\xe2\x41\x01\x02\x12\x36\n\rinterventions\x18\x05 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12\x17\n\tfail_fast\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x16\n\x08ids_only\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\"\xa8\x02\n\tFetchItem\x12\x11\n\x03key\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x01\x12\x36\n\rinterventions\x18\x03 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x04 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x13\n\x05label\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x39\n\x0fposition_labels\x18\x06 \x03(\x0b\x32\x1a.actserve.v1.PositionLabelB\x04\xe2\x41\x01\x01\x12\x1d\n\x0freadout_indices\x18\x07 \x03(\rB\x04\xe2\x41\x01\x01\"\\\n\rPositionLabel\x12\x13\n\x05label\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x02\"\xf8\x03\n\x18\x46\x65tchActivationsResponse\x12,\n\x07started\x18\x01 \x01(\x0b\x32\x19.actserve.v1.FetchStartedH\x00\x12\x30\n\x0citem_started\x18\x02 \x01(\x0b\x32\x18.actserve.v1.ItemStartedH\x00\x12\x33\n\x0b\x61\x63tivations\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.ActivationChunkH\x00\x12\x32\n\ritem_finished\x18\x04 \x01(\x0b\x32\x19.actserve.v1.ItemFinishedH\x00\x12.\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x1a.actserve.v1.FetchFinishedH\x00\x12\x33\n\x0bpredictions\x18\x06 \x01(\x0b\x32\x1c.actserve.v1.PredictionChunkH\x00\x12\x30\n\tattention\x18\x07 \x01(\x0b\x32\x1b.actserve.v1.AttentionChunkH\x00\x12\x32\n\nstatistics\x18\x08 \x01(\x0b\x32\x1c.actserve.v1.LabelStatisticsH\x00\x12?\n\x11\x61ttention_summary\x18\t \x01(\x0b\x32\".actserve.v1.AttentionSummaryChunkH\x00\x42\x07\n\x05\x65vent\"N\n\x0c\x46\x65tchStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12-\n\x08readouts\x18\x02 \x03(\x0b\x32\x1b.actserve.v1.ReadoutStarted\"\xb6\x01\n\x0bItemStarted\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12,\n\x06prompt\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPrompt\x12\x30\n\tpositions\x18\x04 \x03(\x0b\x32\x1d.actserve.v1.ReadoutPositions\x12&\n\x04kept\x18\x05 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"\xb3\x01\n\x0cItemFinished\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12\x36\n\rinterventions\x18\x04 \x03(\x0b\x32\x1f.actserve.v1.InterventionReport\x12&\n\x04kept\x18\x05 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"\xbc\x01\n\x0fLabelStatistics\x12\r\n\x05label\x18\x01 \x01(\t\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x12\n\nsite_index\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12!\n\x04mean\x18\x05 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12+\n\x0esecond_moments\x18\x06 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x11\n\tfirst_row\x18\x07 \x01(\r\"2\n\rFetchFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage\"\x86\x02\n\x0fGenerateRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x02\x12\x33\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.actserve.v1.SamplingParamsB\x04\xe2\x41\x01\x01\x12\x36\n\rinterventions\x18\x04 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12,\n\x08readouts\x18\x05 \x03(\x0b\x32\x14.actserve.v1.ReadoutB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\"\xda\x07\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x17\n\nignore_eos\x18\x0b \x01(\x08H\x08\x88\x01\x01\x12\x14\n\x07samples\x18\x0c \x01(\rH\t\x88\x01\x01\x12\x15\n\x08logprobs\x18\r \x01(\rH\n\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0e \x01(\x02H\x0b\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0f \x01(\x02H\x0c\x88\x01\x01\x12*\n\nlogit_bias\x18\x10 \x03(\x0b\x32\x16.actserve.v1.LogitBias\x12\x19\n\x11\x61llowed_token_ids\x18\x11 \x03(\r\x12\x11\n\tbad_words\x18\x12 \x03(\t\x12\'\n\x1ainclude_stop_str_in_output\x18\x13 \x01(\x08H\r\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x14 \x01(\x08H\x0e\x88\x01\x01\x12*\n\x1dspaces_between_special_tokens\x18\x15 \x01(\x08H\x0f\x88\x01\x01\x12>\n\x14repetition_detection\x18\x16 \x01(\x0b\x32 .actserve.v1.RepetitionDetection\x12\x38\n\x11structured_output\x18\x17 \x01(\x0b\x32\x1d.actserve.v1.StructuredOutputB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\n\n\x08_samplesB\x0b\n\t_logprobsB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x1d\n\x1b_include_stop_str_in_outputB\x16\n\x14_skip_special_tokensB \n\x1e_spaces_between_special_tokens\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\"\x82\x01\n\x13RepetitionDetection\x12\x1e\n\x10max_pattern_size\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\x12\x1d\n\x10min_pattern_size\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x17\n\tmin_count\x18\x03 \x01(\rB\x04\xe2\x41\x01\x02\x42\x13\n\x11_min_pattern_size\"\x82\x01\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12+\n\x07\x63hoices\x18\x03 \x01(\x0b\x32\x18.actserve.v1.TextChoicesH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x42\x06\n\x04\x66orm\"\"\n\x0bTextChoices\x12\x13\n\x05texts\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\"\xbf\x03\n\x10GenerateResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.actserve.v1.GenerateStartedH\x00\x12)\n\x06tokens\x18\x02 \x01(\x0b\x32\x17.actserve.v1.TokenChunkH\x00\x12\x33\n\x0b\x61\x63tivations\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.ActivationChunkH\x00\x12\x36\n\x0fsample_finished\x18\x04 \x01(\x0b\x32\x1b.actserve.v1.SampleFinishedH\x00\x12\x31\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x1d.actserve.v1.GenerateFinishedH\x00\x12\x33\n\x0bpredictions\x18\x06 \x01(\x0b\x32\x1c.actserve.v1.PredictionChunkH\x00\x12\x30\n\tattention\x18\x07 \x01(\x0b\x32\x1b.actserve.v1.AttentionChunkH\x00\x12?\n\x11\x61ttention_summary\x18\x08 \x01(\x0b\x32\".actserve.v1.AttentionSummaryChunkH\x00\x42\x07\n\x05\x65vent\"\xa7\x01\n\x0fGenerateStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12,\n\x06prompt\x18\x02 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPrompt\x12-\n\x08readouts\x18\x03 \x03(\x0b\x32\x1b.actserve.v1.ReadoutStarted\x12&\n\x04kept\x18\x04 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"\x8c\x01\n\nTokenChunk\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x03(\r\x12\r\n\x05texts\x18\x04 \x03(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12,\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1a.actserve.v1.TokenLogprobs\"H\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12&\n\x03top\x18\x02 \x03(\x0b\x32\x19.actserve.v1.TokenLogprob\"9\n\x0cTokenLogprob\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"\xa0\x02\n\x0eSampleFinished\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12)\n\x06reason\x18\x02 \x01(\x0e\x32\x19.actserve.v1.FinishReason\x12\x30\n\tpositions\x18\x03 \x03(\x0b\x32\x1d.actserve.v1.ReadoutPositions\x12\x36\n\rinterventions\x18\x04 \x03(\x0b\x32\x1f.actserve.v1.InterventionReport\x12&\n\x04kept\x18\x05 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\x12\x16\n\x0c\x65nd_token_id\x18\x06 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x42\x0c\n\nstopped_by\"5\n\x10GenerateFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x15\n\routput_tokens\x18\x02 \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x03 \x01(\x04*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_REPETITION\x10\x03\x32\xcb\x01\n\x11GenerationService\x12\x66\n\x10\x46\x65tchActivations\x12$.actserve.v1.FetchActivationsRequest\x1a%.actserve.v1.FetchActivationsResponse\"\x03\x90\x02\x01\x30\x01\x12N\n\x08Generate\x12\x1c.actserve.v1.GenerateRequest\x1a\x1d.actserve.v1.GenerateResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$actserve/v1/generation_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x17\x61\x63tserve/v1/alert.proto\x1a\x1e\x61\x63tserve/v1/intervention.proto\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x18\x61\x63tserve/v1/prompt.proto\x1a\x19\x61\x63tserve/v1/readout.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\xce\x02\n\x17\x46\x65tchActivationsRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x16.actserve.v1.FetchItemB\x04\xe2\x41\x01\x02\x12)\n\x06prompt\x18\x03 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x01\x12,\n\x08readouts\x18\x04 \x03(\x0b\x32\x14.actserve.v1.ReadoutB\x04\xe2\x41\x01\x02\x12\x36\n\rinterventions\x18\x05 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12\x17\n\tfail_fast\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x16\n\x08ids_only\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07\x61\x64\x61pter\x18\t \x01(\tB\x04\xe2\x41\x01\x01\"\xbf\x02\n\tFetchItem\x12\x11\n\x03key\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x01\x12\x36\n\rinterventions\x18\x03 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x04 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x13\n\x05label\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x39\n\x0fposition_labels\x18\x06 \x03(\x0b\x32\x1a.actserve.v1.PositionLabelB\x04\xe2\x41\x01\x01\x12\x1d\n\x0freadout_indices\x18\x07 \x03(\rB\x04\xe2\x41\x01\x01\x12\x15\n\x07\x61\x64\x61pter\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\"\\\n\rPositionLabel\x12\x13\n\x05label\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x02\"\xf8\x03\n\x18\x46\x65tchActivationsResponse\x12,\n\x07started\x18\x01 \x01(\x0b\x32\x19.actserve.v1.FetchStartedH\x00\x12\x30\n\x0citem_started\x18\x02 \x01(\x0b\x32\x18.actserve.v1.ItemStartedH\x00\x12\x33\n\x0b\x61\x63tivations\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.ActivationChunkH\x00\x12\x32\n\ritem_finished\x18\x04 \x01(\x0b\x32\x19.actserve.v1.ItemFinishedH\x00\x12.\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x1a.actserve.v1.FetchFinishedH\x00\x12\x33\n\x0bpredictions\x18\x06 \x01(\x0b\x32\x1c.actserve.v1.PredictionChunkH\x00\x12\x30\n\tattention\x18\x07 \x01(\x0b\x32\x1b.actserve.v1.AttentionChunkH\x00\x12\x32\n\nstatistics\x18\x08 \x01(\x0b\x32\x1c.actserve.v1.LabelStatisticsH\x00\x12?\n\x11\x61ttention_summary\x18\t \x01(\x0b\x32\".actserve.v1.AttentionSummaryChunkH\x00\x42\x07\n\x05\x65vent\"N\n\x0c\x46\x65tchStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12-\n\x08readouts\x18\x02 \x03(\x0b\x32\x1b.actserve.v1.ReadoutStarted\"\xb6\x01\n\x0bItemStarted\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12,\n\x06prompt\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPrompt\x12\x30\n\tpositions\x18\x04 \x03(\x0b\x32\x1d.actserve.v1.ReadoutPositions\x12&\n\x04kept\x18\x05 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"\xb3\x01\n\x0cItemFinished\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12\x36\n\rinterventions\x18\x04 \x03(\x0b\x32\x1f.actserve.v1.InterventionReport\x12&\n\x04kept\x18\x05 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"\xbc\x01\n\x0fLabelStatistics\x12\r\n\x05label\x18\x01 \x01(\t\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x12\n\nsite_index\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12!\n\x04mean\x18\x05 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12+\n\x0esecond_moments\x18\x06 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x11\n\tfirst_row\x18\x07 \x01(\r\"2\n\rFetchFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage\"\x9d\x02\n\x0fGenerateRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x02\x12\x33\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.actserve.v1.SamplingParamsB\x04\xe2\x41\x01\x01\x12\x36\n\rinterventions\x18\x04 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12,\n\x08readouts\x18\x05 \x03(\x0b\x32\x14.actserve.v1.ReadoutB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07\x61\x64\x61pter\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\"\xda\x07\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x17\n\nignore_eos\x18\x0b \x01(\x08H\x08\x88\x01\x01\x12\x14\n\x07samples\x18\x0c \x01(\rH\t\x88\x01\x01\x12\x15\n\x08logprobs\x18\r \x01(\rH\n\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0e \x01(\x02H\x0b\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0f \x01(\x02H\x0c\x88\x01\x01\x12*\n\nlogit_bias\x18\x10 \x03(\x0b\x32\x16.actserve.v1.LogitBias\x12\x19\n\x11\x61llowed_token_ids\x18\x11 \x03(\r\x12\x11\n\tbad_words\x18\x12 \x03(\t\x12\'\n\x1ainclude_stop_str_in_output\x18\x13 \x01(\x08H\r\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x14 \x01(\x08H\x0e\x88\x01\x01\x12*\n\x1dspaces_between_special_tokens\x18\x15 \x01(\x08H\x0f\x88\x01\x01\x12>\n\x14repetition_detection\x18\x16 \x01(\x0b\x32 .actserve.v1.RepetitionDetection\x12\x38\n\x11structured_output\x18\x17 \x01(\x0b\x32\x1d.actserve.v1.StructuredOutputB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\n\n\x08_samplesB\x0b\n\t_logprobsB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x1d\n\x1b_include_stop_str_in_outputB\x16\n\x14_skip_special_tokensB \n\x1e_spaces_between_special_tokens\"W\n\tLogitBias\x12\x1b\n\x08token_id\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x17\n\x04\x62ias\x18\x02 \x01(\x02\x42\x04\xe2\x41\x01\x02H\x01\x88\x01\x01\x42\x0b\n\t_token_idB\x07\n\x05_bias\"\x82\x01\n\x13RepetitionDetection\x12\x1e\n\x10max_pattern_size\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\x12\x1d\n\x10min_pattern_size\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x17\n\tmin_count\x18\x03 \x01(\rB\x04\xe2\x41\x01\x02\x42\x13\n\x11_min_pattern_size\"\x82\x01\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12+\n\x07\x63hoices\x18\x03 \x01(\x0b\x32\x18.actserve.v1.TextChoicesH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x42\x06\n\x04\x66orm\"\"\n\x0bTextChoices\x12\x13\n\x05texts\x18\x01 \x03(\tB\x04\xe2\x41\x01\x02\"\xe4\x03\n\x10GenerateResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.actserve.v1.GenerateStartedH\x00\x12)\n\x06tokens\x18\x02 \x01(\x0b\x32\x17.actserve.v1.TokenChunkH\x00\x12\x33\n\x0b\x61\x63tivations\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.ActivationChunkH\x00\x12\x36\n\x0fsample_finished\x18\x04 \x01(\x0b\x32\x1b.actserve.v1.SampleFinishedH\x00\x12\x31\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x1d.actserve.v1.GenerateFinishedH\x00\x12\x33\n\x0bpredictions\x18\x06 \x01(\x0b\x32\x1c.actserve.v1.PredictionChunkH\x00\x12\x30\n\tattention\x18\x07 \x01(\x0b\x32\x1b.actserve.v1.AttentionChunkH\x00\x12?\n\x11\x61ttention_summary\x18\x08 \x01(\x0b\x32\".actserve.v1.AttentionSummaryChunkH\x00\x12#\n\x05\x61lert\x18\t \x01(\x0b\x32\x12.actserve.v1.AlertH\x00\x42\x07\n\x05\x65vent\"\xa7\x01\n\x0fGenerateStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12,\n\x06prompt\x18\x02 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPrompt\x12-\n\x08readouts\x18\x03 \x03(\x0b\x32\x1b.actserve.v1.ReadoutStarted\x12&\n\x04kept\x18\x04 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\"\x8c\x01\n\nTokenChunk\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0b\n\x03ids\x18\x03 \x03(\r\x12\r\n\x05texts\x18\x04 \x03(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12,\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1a.actserve.v1.TokenLogprobs\"H\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12&\n\x03top\x18\x02 \x03(\x0b\x32\x19.actserve.v1.TokenLogprob\"9\n\x0cTokenLogprob\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"\xb3\x02\n\x0eSampleFinished\x12\x14\n\x0csample_index\x18\x01 \x01(\r\x12)\n\x06reason\x18\x02 \x01(\x0e\x32\x19.actserve.v1.FinishReason\x12\x30\n\tpositions\x18\x03 \x03(\x0b\x32\x1d.actserve.v1.ReadoutPositions\x12\x36\n\rinterventions\x18\x04 \x03(\x0b\x32\x1f.actserve.v1.InterventionReport\x12&\n\x04kept\x18\x05 \x03(\x0b\x32\x18.actserve.v1.KeptReadout\x12\x16\n\x0c\x65nd_token_id\x18\x06 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x11\n\x07monitor\x18\x08 \x01(\tH\x00\x42\x0c\n\nstopped_by\"5\n\x10GenerateFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\x15\n\routput_tokens\x18\x02 \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x03 \x01(\x04*\x98\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_REPETITION\x10\x03\x12\x19\n\x15\x46INISH_REASON_MONITOR\x10\x04\x32\xcb\x01\n\x11GenerationService\x12\x66\n\x10\x46\x65tchActivations\x12$.actserve.v1.FetchActivationsRequest\x1a%.actserve.v1.FetchActivationsResponse\"\x03\x90\x02\x01\x30\x01\x12N\n\x08Generate\x12\x1c.actserve.v1.GenerateRequest\x1a\x1d.actserve.v1.GenerateResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,6 +56,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHACTIVATIONSREQUEST'].fields_by_name['ids_only']._serialized_options = b'\342A\001\001'
   _globals['_FETCHACTIVATIONSREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_FETCHACTIVATIONSREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
+  _globals['_FETCHACTIVATIONSREQUEST'].fields_by_name['adapter']._loaded_options = None
+  _globals['_FETCHACTIVATIONSREQUEST'].fields_by_name['adapter']._serialized_options = b'\342A\001\001'
   _globals['_FETCHITEM'].fields_by_name['key']._loaded_options = None
   _globals['_FETCHITEM'].fields_by_name['key']._serialized_options = b'\342A\001\001'
   _globals['_FETCHITEM'].fields_by_name['prompt']._loaded_options = None
@@ -69,6 +72,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHITEM'].fields_by_name['position_labels']._serialized_options = b'\342A\001\001'
   _globals['_FETCHITEM'].fields_by_name['readout_indices']._loaded_options = None
   _globals['_FETCHITEM'].fields_by_name['readout_indices']._serialized_options = b'\342A\001\001'
+  _globals['_FETCHITEM'].fields_by_name['adapter']._loaded_options = None
+  _globals['_FETCHITEM'].fields_by_name['adapter']._serialized_options = b'\342A\001\001'
   _globals['_POSITIONLABEL'].fields_by_name['label']._loaded_options = None
   _globals['_POSITIONLABEL'].fields_by_name['label']._serialized_options = b'\342A\001\002'
   _globals['_POSITIONLABEL'].fields_by_name['positions']._loaded_options = None
@@ -85,6 +90,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST'].fields_by_name['readouts']._serialized_options = b'\342A\001\001'
   _globals['_GENERATEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_GENERATEREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
+  _globals['_GENERATEREQUEST'].fields_by_name['adapter']._loaded_options = None
+  _globals['_GENERATEREQUEST'].fields_by_name['adapter']._serialized_options = b'\342A\001\001'
+  _globals['_LOGITBIAS'].fields_by_name['token_id']._loaded_options = None
+  _globals['_LOGITBIAS'].fields_by_name['token_id']._serialized_options = b'\342A\001\002'
+  _globals['_LOGITBIAS'].fields_by_name['bias']._loaded_options = None
+  _globals['_LOGITBIAS'].fields_by_name['bias']._serialized_options = b'\342A\001\002'
   _globals['_REPETITIONDETECTION'].fields_by_name['max_pattern_size']._loaded_options = None
   _globals['_REPETITIONDETECTION'].fields_by_name['max_pattern_size']._serialized_options = b'\342A\001\002'
   _globals['_REPETITIONDETECTION'].fields_by_name['min_count']._loaded_options = None
@@ -95,54 +106,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATIONSERVICE'].methods_by_name['FetchActivations']._serialized_options = b'\220\002\001'
   _globals['_GENERATIONSERVICE'].methods_by_name['Generate']._loaded_options = None
   _globals['_GENERATIONSERVICE'].methods_by_name['Generate']._serialized_options = b'\220\002\001'
-  _globals['_FINISHREASON']._serialized_start=5079
-  _globals['_FINISHREASON']._serialized_end=5204
-  _globals['_FETCHACTIVATIONSREQUEST']._serialized_start=252
-  _globals['_FETCHACTIVATIONSREQUEST']._serialized_end=563
-  _globals['_FETCHITEM']._serialized_start=566
-  _globals['_FETCHITEM']._serialized_end=862
-  _globals['_POSITIONLABEL']._serialized_start=864
-  _globals['_POSITIONLABEL']._serialized_end=956
-  _globals['_FETCHACTIVATIONSRESPONSE']._serialized_start=959
-  _globals['_FETCHACTIVATIONSRESPONSE']._serialized_end=1463
-  _globals['_FETCHSTARTED']._serialized_start=1465
-  _globals['_FETCHSTARTED']._serialized_end=1543
-  _globals['_ITEMSTARTED']._serialized_start=1546
-  _globals['_ITEMSTARTED']._serialized_end=1728
-  _globals['_ITEMFINISHED']._serialized_start=1731
-  _globals['_ITEMFINISHED']._serialized_end=1910
-  _globals['_LABELSTATISTICS']._serialized_start=1913
-  _globals['_LABELSTATISTICS']._serialized_end=2101
-  _globals['_FETCHFINISHED']._serialized_start=2103
-  _globals['_FETCHFINISHED']._serialized_end=2153
-  _globals['_GENERATEREQUEST']._serialized_start=2156
-  _globals['_GENERATEREQUEST']._serialized_end=2418
-  _globals['_SAMPLINGPARAMS']._serialized_start=2421
-  _globals['_SAMPLINGPARAMS']._serialized_end=3407
-  _globals['_LOGITBIAS']._serialized_start=3409
-  _globals['_LOGITBIAS']._serialized_end=3452
-  _globals['_REPETITIONDETECTION']._serialized_start=3455
-  _globals['_REPETITIONDETECTION']._serialized_end=3585
-  _globals['_STRUCTUREDOUTPUT']._serialized_start=3588
-  _globals['_STRUCTUREDOUTPUT']._serialized_end=3718
-  _globals['_TEXTCHOICES']._serialized_start=3720
-  _globals['_TEXTCHOICES']._serialized_end=3754
-  _globals['_GENERATERESPONSE']._serialized_start=3757
-  _globals['_GENERATERESPONSE']._serialized_end=4204
-  _globals['_GENERATESTARTED']._serialized_start=4207
-  _globals['_GENERATESTARTED']._serialized_end=4374
-  _globals['_TOKENCHUNK']._serialized_start=4377
-  _globals['_TOKENCHUNK']._serialized_end=4517
-  _globals['_TOKENLOGPROBS']._serialized_start=4519
-  _globals['_TOKENLOGPROBS']._serialized_end=4591
-  _globals['_TOKENLOGPROB']._serialized_start=4593
-  _globals['_TOKENLOGPROB']._serialized_end=4650
-  _globals['_SAMPLEFINISHED']._serialized_start=4653
-  _globals['_SAMPLEFINISHED']._serialized_end=4941
-  _globals['_GENERATEFINISHED']._serialized_start=4943
-  _globals['_GENERATEFINISHED']._serialized_end=4996
-  _globals['_USAGE']._serialized_start=4998
-  _globals['_USAGE']._serialized_end=5077
-  _globals['_GENERATIONSERVICE']._serialized_start=5207
-  _globals['_GENERATIONSERVICE']._serialized_end=5410
+  _globals['_FINISHREASON']._serialized_start=5274
+  _globals['_FINISHREASON']._serialized_end=5426
+  _globals['_FETCHACTIVATIONSREQUEST']._serialized_start=277
+  _globals['_FETCHACTIVATIONSREQUEST']._serialized_end=611
+  _globals['_FETCHITEM']._serialized_start=614
+  _globals['_FETCHITEM']._serialized_end=933
+  _globals['_POSITIONLABEL']._serialized_start=935
+  _globals['_POSITIONLABEL']._serialized_end=1027
+  _globals['_FETCHACTIVATIONSRESPONSE']._serialized_start=1030
+  _globals['_FETCHACTIVATIONSRESPONSE']._serialized_end=1534
+  _globals['_FETCHSTARTED']._serialized_start=1536
+  _globals['_FETCHSTARTED']._serialized_end=1614
+  _globals['_ITEMSTARTED']._serialized_start=1617
+  _globals['_ITEMSTARTED']._serialized_end=1799
+  _globals['_ITEMFINISHED']._serialized_start=1802
+  _globals['_ITEMFINISHED']._serialized_end=1981
+  _globals['_LABELSTATISTICS']._serialized_start=1984
+  _globals['_LABELSTATISTICS']._serialized_end=2172
+  _globals['_FETCHFINISHED']._serialized_start=2174
+  _globals['_FETCHFINISHED']._serialized_end=2224
+  _globals['_GENERATEREQUEST']._serialized_start=2227
+  _globals['_GENERATEREQUEST']._serialized_end=2512
+  _globals['_SAMPLINGPARAMS']._serialized_start=2515
+  _globals['_SAMPLINGPARAMS']._serialized_end=3501
+  _globals['_LOGITBIAS']._serialized_start=3503
+  _globals['_LOGITBIAS']._serialized_end=3590
+  _globals['_REPETITIONDETECTION']._serialized_start=3593
+  _globals['_REPETITIONDETECTION']._serialized_end=3723
+  _globals['_STRUCTUREDOUTPUT']._serialized_start=3726
+  _globals['_STRUCTUREDOUTPUT']._serialized_end=3856
+  _globals['_TEXTCHOICES']._serialized_start=3858
+  _globals['_TEXTCHOICES']._serialized_end=3892
+  _globals['_GENERATERESPONSE']._serialized_start=3895
+  _globals['_GENERATERESPONSE']._serialized_end=4379
+  _globals['_GENERATESTARTED']._serialized_start=4382
+  _globals['_GENERATESTARTED']._serialized_end=4549
+  _globals['_TOKENCHUNK']._serialized_start=4552
+  _globals['_TOKENCHUNK']._serialized_end=4692
+  _globals['_TOKENLOGPROBS']._serialized_start=4694
+  _globals['_TOKENLOGPROBS']._serialized_end=4766
+  _globals['_TOKENLOGPROB']._serialized_start=4768
+  _globals['_TOKENLOGPROB']._serialized_end=4825
+  _globals['_SAMPLEFINISHED']._serialized_start=4828
+  _globals['_SAMPLEFINISHED']._serialized_end=5135
+  _globals['_GENERATEFINISHED']._serialized_start=5137
+  _globals['_GENERATEFINISHED']._serialized_end=5190
+  _globals['_USAGE']._serialized_start=5192
+  _globals['_USAGE']._serialized_end=5271
+  _globals['_GENERATIONSERVICE']._serialized_start=5429
+  _globals['_GENERATIONSERVICE']._serialized_end=5632
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from actserve.v1 import alert_pb2 as _alert_pb2
 from actserve.v1 import intervention_pb2 as _intervention_pb2
 from actserve.v1 import positions_pb2 as _positions_pb2
 from actserve.v1 import prompt_pb2 as _prompt_pb2
@@ -20,13 +21,15 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
     FINISH_REASON_REPETITION: _ClassVar[FinishReason]
+    FINISH_REASON_MONITOR: _ClassVar[FinishReason]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_REPETITION: FinishReason
+FINISH_REASON_MONITOR: FinishReason
 
 class FetchActivationsRequest(_message.Message):
-    __slots__ = ("model", "items", "prompt", "readouts", "interventions", "fail_fast", "ids_only", "request_id")
+    __slots__ = ("model", "items", "prompt", "readouts", "interventions", "fail_fast", "ids_only", "request_id", "adapter")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +38,7 @@ class FetchActivationsRequest(_message.Message):
     FAIL_FAST_FIELD_NUMBER: _ClassVar[int]
     IDS_ONLY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     model: str
     items: _containers.RepeatedCompositeFieldContainer[FetchItem]
     prompt: _prompt_pb2.Prompt
@@ -43,10 +47,11 @@ class FetchActivationsRequest(_message.Message):
     fail_fast: bool
     ids_only: bool
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[FetchItem, _Mapping]]] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., fail_fast: _Optional[bool] = ..., ids_only: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
+    adapter: str
+    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[FetchItem, _Mapping]]] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., fail_fast: _Optional[bool] = ..., ids_only: _Optional[bool] = ..., request_id: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class FetchItem(_message.Message):
-    __slots__ = ("key", "prompt", "interventions", "positions", "label", "position_labels", "readout_indices")
+    __slots__ = ("key", "prompt", "interventions", "positions", "label", "position_labels", "readout_indices", "adapter")
     KEY_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +59,7 @@ class FetchItem(_message.Message):
     LABEL_FIELD_NUMBER: _ClassVar[int]
     POSITION_LABELS_FIELD_NUMBER: _ClassVar[int]
     READOUT_INDICES_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     key: str
     prompt: _prompt_pb2.Prompt
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
@@ -61,7 +67,8 @@ class FetchItem(_message.Message):
     label: str
     position_labels: _containers.RepeatedCompositeFieldContainer[PositionLabel]
     readout_indices: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, key: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., label: _Optional[str] = ..., position_labels: _Optional[_Iterable[_Union[PositionLabel, _Mapping]]] = ..., readout_indices: _Optional[_Iterable[int]] = ...) -> None: ...
+    adapter: str
+    def __init__(self, key: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., label: _Optional[str] = ..., position_labels: _Optional[_Iterable[_Union[PositionLabel, _Mapping]]] = ..., readout_indices: _Optional[_Iterable[int]] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class PositionLabel(_message.Message):
     __slots__ = ("label", "positions")
@@ -154,20 +161,22 @@ class FetchFinished(_message.Message):
     def __init__(self, usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "sampling", "interventions", "readouts", "request_id")
+    __slots__ = ("model", "prompt", "sampling", "interventions", "readouts", "request_id", "adapter")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     READOUTS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: _prompt_pb2.Prompt
     sampling: SamplingParams
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
     readouts: _containers.RepeatedCompositeFieldContainer[_readout_pb2.Readout]
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    adapter: str
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., request_id: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "min_tokens", "seed", "stop", "stop_token_ids", "ignore_eos", "samples", "logprobs", "presence_penalty", "frequency_penalty", "logit_bias", "allowed_token_ids", "bad_words", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens", "repetition_detection", "structured_output")
@@ -256,7 +265,7 @@ class TextChoices(_message.Message):
     def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("started", "tokens", "activations", "sample_finished", "finished", "predictions", "attention", "attention_summary")
+    __slots__ = ("started", "tokens", "activations", "sample_finished", "finished", "predictions", "attention", "attention_summary", "alert")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +274,7 @@ class GenerateResponse(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    ALERT_FIELD_NUMBER: _ClassVar[int]
     started: GenerateStarted
     tokens: TokenChunk
     activations: _readout_pb2.ActivationChunk
@@ -273,7 +283,8 @@ class GenerateResponse(_message.Message):
     predictions: _readout_pb2.PredictionChunk
     attention: _readout_pb2.AttentionChunk
     attention_summary: _readout_pb2.AttentionSummaryChunk
-    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., sample_finished: _Optional[_Union[SampleFinished, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., attention_summary: _Optional[_Union[_readout_pb2.AttentionSummaryChunk, _Mapping]] = ...) -> None: ...
+    alert: _alert_pb2.Alert
+    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., sample_finished: _Optional[_Union[SampleFinished, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., attention_summary: _Optional[_Union[_readout_pb2.AttentionSummaryChunk, _Mapping]] = ..., alert: _Optional[_Union[_alert_pb2.Alert, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
     __slots__ = ("call_id", "prompt", "readouts", "kept")
@@ -322,7 +333,7 @@ class TokenLogprob(_message.Message):
     def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class SampleFinished(_message.Message):
-    __slots__ = ("sample_index", "reason", "positions", "interventions", "kept", "end_token_id", "stop_string")
+    __slots__ = ("sample_index", "reason", "positions", "interventions", "kept", "end_token_id", "stop_string", "monitor")
     SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -330,6 +341,7 @@ class SampleFinished(_message.Message):
     KEPT_FIELD_NUMBER: _ClassVar[int]
     END_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     STOP_STRING_FIELD_NUMBER: _ClassVar[int]
+    MONITOR_FIELD_NUMBER: _ClassVar[int]
     sample_index: int
     reason: FinishReason
     positions: _containers.RepeatedCompositeFieldContainer[_readout_pb2.ReadoutPositions]
@@ -337,7 +349,8 @@ class SampleFinished(_message.Message):
     kept: _containers.RepeatedCompositeFieldContainer[_readout_pb2.KeptReadout]
     end_token_id: int
     stop_string: str
-    def __init__(self, sample_index: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., positions: _Optional[_Iterable[_Union[_readout_pb2.ReadoutPositions, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ..., end_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ...) -> None: ...
+    monitor: str
+    def __init__(self, sample_index: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., positions: _Optional[_Iterable[_Union[_readout_pb2.ReadoutPositions, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ..., end_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., monitor: _Optional[str] = ...) -> None: ...
 
 class GenerateFinished(_message.Message):
     __slots__ = ("usage",)

@@ -28,9 +28,7 @@ if _version_not_supported:
 class GenerationServiceStub:
     """Runs the served model.
 
-    The header `x-actserve-model`, if sent, names the model of the call as Model.name
-    does (percent-encoded where a header cannot hold it), so that a proxy can route.
-    If it is not the model that the request means, MODEL_MISMATCH.
+    Credentials, names and the header `x-actserve-model` are as ModelService says.
     """
 
     def __init__(self, channel):
@@ -54,9 +52,7 @@ class GenerationServiceStub:
 class GenerationServiceServicer:
     """Runs the served model.
 
-    The header `x-actserve-model`, if sent, names the model of the call as Model.name
-    does (percent-encoded where a header cannot hold it), so that a proxy can route.
-    If it is not the model that the request means, MODEL_MISMATCH.
+    Credentials, names and the header `x-actserve-model` are as ModelService says.
     """
 
     def FetchActivations(self, request, context):
@@ -75,8 +71,9 @@ class GenerationServiceServicer:
     def Generate(self, request, context):
         """Generates tokens, optionally steered and captured. The stream is one
         `started`; for every sample any number of `tokens`, `activations`,
-        `predictions`, `attention` and `attention_summary`, and one `sample_finished`; then
-        one `finished`. Events of different samples interleave. Cancelling the call frees all it holds.
+        `predictions`, `attention`, `attention_summary` and `alert`, and one
+        `sample_finished`; then one `finished`. Events of different samples interleave. A sample that fails ends
+        the call. Cancelling the call frees all it holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,9 +103,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 class GenerationService:
     """Runs the served model.
 
-    The header `x-actserve-model`, if sent, names the model of the call as Model.name
-    does (percent-encoded where a header cannot hold it), so that a proxy can route.
-    If it is not the model that the request means, MODEL_MISMATCH.
+    Credentials, names and the header `x-actserve-model` are as ModelService says.
     """
 
     @staticmethod

@@ -77,26 +77,32 @@ class MeasuredItem(_message.Message):
     def __init__(self, item_index: _Optional[int] = ..., key: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class HeadMetrics(_message.Message):
-    __slots__ = ("layer", "head", "self_attention", "previous_token", "induction", "entropy", "distance", "distance_variance", "queries")
+    __slots__ = ("layer", "head", "queries", "previous_token_queries", "induction_queries", "previous_token", "current_token", "first_token", "induction", "entropy", "distance", "distance_variance")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
-    SELF_ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_TOKEN_QUERIES_FIELD_NUMBER: _ClassVar[int]
+    INDUCTION_QUERIES_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     INDUCTION_FIELD_NUMBER: _ClassVar[int]
     ENTROPY_FIELD_NUMBER: _ClassVar[int]
     DISTANCE_FIELD_NUMBER: _ClassVar[int]
     DISTANCE_VARIANCE_FIELD_NUMBER: _ClassVar[int]
-    QUERIES_FIELD_NUMBER: _ClassVar[int]
     layer: int
     head: int
-    self_attention: float
+    queries: int
+    previous_token_queries: int
+    induction_queries: int
     previous_token: float
+    current_token: float
+    first_token: float
     induction: float
     entropy: float
     distance: float
     distance_variance: float
-    queries: int
-    def __init__(self, layer: _Optional[int] = ..., head: _Optional[int] = ..., self_attention: _Optional[float] = ..., previous_token: _Optional[float] = ..., induction: _Optional[float] = ..., entropy: _Optional[float] = ..., distance: _Optional[float] = ..., distance_variance: _Optional[float] = ..., queries: _Optional[int] = ...) -> None: ...
+    def __init__(self, layer: _Optional[int] = ..., head: _Optional[int] = ..., queries: _Optional[int] = ..., previous_token_queries: _Optional[int] = ..., induction_queries: _Optional[int] = ..., previous_token: _Optional[float] = ..., current_token: _Optional[float] = ..., first_token: _Optional[float] = ..., induction: _Optional[float] = ..., entropy: _Optional[float] = ..., distance: _Optional[float] = ..., distance_variance: _Optional[float] = ...) -> None: ...
 
 class MeasureHeadsFinished(_message.Message):
     __slots__ = ("usage",)

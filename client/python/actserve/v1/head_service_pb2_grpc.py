@@ -27,10 +27,11 @@ if _version_not_supported:
 
 class HeadServiceStub:
     """Measures attention heads over a corpus: numbers for each head, and the patterns
-    that they come from, sparse. What it measures is what the HeadVis project draws.
+    that they come from, sparse. What it measures is what the HeadVis project draws, and
+    is defined as that of an AttentionSummaryReadout, which measures one sequence.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def __init__(self, channel):
@@ -48,15 +49,17 @@ class HeadServiceStub:
 
 class HeadServiceServicer:
     """Measures attention heads over a corpus: numbers for each head, and the patterns
-    that they come from, sparse. What it measures is what the HeadVis project draws.
+    that they come from, sparse. What it measures is what the HeadVis project draws, and
+    is defined as that of an AttentionSummaryReadout, which measures one sequence.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def MeasureHeads(self, request, context):
-        """Measures heads. The stream is one `started`; of every item `patterns`, if asked
-        for, and one `item_finished`; `metrics` of every head; then one `finished`.
+        """Measures heads. The stream is one `started`; of every item any number of `pattern`,
+        if asked for, and one `item_finished`; after all items, `metrics` of every head of
+        the layers; then one `finished`. Events of different items interleave.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,10 +83,11 @@ def add_HeadServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class HeadService:
     """Measures attention heads over a corpus: numbers for each head, and the patterns
-    that they come from, sparse. What it measures is what the HeadVis project draws.
+    that they come from, sparse. What it measures is what the HeadVis project draws, and
+    is defined as that of an AttentionSummaryReadout, which measures one sequence.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     @staticmethod

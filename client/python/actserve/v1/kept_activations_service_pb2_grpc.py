@@ -28,7 +28,9 @@ if _version_not_supported:
 class KeptActivationsServiceStub:
     """Manages activations that captures have kept on the server. They are named by
     secrets: whoever of a tenant knows a name may use and delete what it names. Each
-    server of several keeps, and lists, its own. The header `x-actserve-model` is as for GenerationService.
+    replica of a server keeps its own, and answers KEPT_NOT_FOUND for those of others.
+
+    Credentials, names and headers are as ModelService says.
     """
 
     def __init__(self, channel):
@@ -57,7 +59,9 @@ class KeptActivationsServiceStub:
 class KeptActivationsServiceServicer:
     """Manages activations that captures have kept on the server. They are named by
     secrets: whoever of a tenant knows a name may use and delete what it names. Each
-    server of several keeps, and lists, its own. The header `x-actserve-model` is as for GenerationService.
+    replica of a server keeps its own, and answers KEPT_NOT_FOUND for those of others.
+
+    Credentials, names and headers are as ModelService says.
     """
 
     def GetKeptActivations(self, request, context):
@@ -68,8 +72,9 @@ class KeptActivationsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListKeptActivations(self, request, context):
-        """Lists what the caller's tenant keeps on this server, by name. A server without
-        tokens, to which everybody is one tenant, refuses: FEATURE_DISABLED.
+        """Lists what the caller's tenant keeps on the server that answers, by name: of
+        several replicas behind one address each lists its own. A server without tokens,
+        to which everybody is one tenant, refuses: FEATURE_DISABLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,7 +116,9 @@ def add_KeptActivationsServiceServicer_to_server(servicer, server):
 class KeptActivationsService:
     """Manages activations that captures have kept on the server. They are named by
     secrets: whoever of a tenant knows a name may use and delete what it names. Each
-    server of several keeps, and lists, its own. The header `x-actserve-model` is as for GenerationService.
+    replica of a server keeps its own, and answers KEPT_NOT_FOUND for those of others.
+
+    Credentials, names and headers are as ModelService says.
     """
 
     @staticmethod

@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from actserve.v1 import generation_service_pb2 as actserve_dot_v1_dot_generation__service__pb2
 from actserve.v1 import prompt_pb2 as actserve_dot_v1_dot_prompt__pb2
 from actserve.v1 import site_pb2 as actserve_dot_v1_dot_site__pb2
 from actserve.v1 import tensor_pb2 as actserve_dot_v1_dot_tensor__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61\x63tserve/v1/model_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x18\x61\x63tserve/v1/prompt.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\"\x8c\x03\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x61rchitecture\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0blayer_count\x18\x04 \x01(\rB\x04\xe2\x41\x01\x03\x12\x13\n\x05width\x18\x05 \x01(\rB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fvocabulary_size\x18\x06 \x01(\rB\x04\xe2\x41\x01\x03\x12\x34\n\x0c\x65lement_type\x18\x07 \x01(\x0e\x32\x18.actserve.v1.ElementTypeB\x04\xe2\x41\x01\x03\x12\x38\n\x0bhook_points\x18\x08 \x03(\x0b\x32\x1d.actserve.v1.HookPointSupportB\x04\xe2\x41\x01\x03\x12)\n\x06limits\x18\t \x01(\x0b\x32\x13.actserve.v1.LimitsB\x04\xe2\x41\x01\x03\x12\'\n\x19\x61ttention_unserved_reason\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12,\n\x08\x66\x65\x61tures\x18\x0b \x03(\x0e\x32\x14.actserve.v1.FeatureB\x04\xe2\x41\x01\x03\"\x92\x01\n\x10HookPointSupport\x12*\n\nhook_point\x18\x01 \x01(\x0e\x32\x16.actserve.v1.HookPoint\x12\r\n\x05width\x18\x02 \x01(\r\x12\x17\n\x0funserved_reason\x18\x03 \x01(\t\x12\x1b\n\x13unchangeable_reason\x18\x04 \x01(\t\x12\r\n\x05heads\x18\x05 \x01(\r\"\xe6\x01\n\x06Limits\x12\x1b\n\x13max_sequence_tokens\x18\x01 \x01(\r\x12\x11\n\tmax_items\x18\x02 \x01(\r\x12\x13\n\x0bmax_samples\x18\x03 \x01(\r\x12\x19\n\x11max_capture_bytes\x18\x04 \x01(\x04\x12\x19\n\x11max_interventions\x18\x05 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x04\x12\x16\n\x0emax_kept_bytes\x18\x07 \x01(\x04\x12\x18\n\x10max_kept_seconds\x18\x08 \x01(\r\x12\x14\n\x0cmax_readouts\x18\t \x01(\r\"F\n\x11ListModelsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"Q\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.actserve.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x0fGetModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Model\"Q\n\x0fTokenizeRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x02\"@\n\x10TokenizeResponse\x12,\n\x06prompt\x18\x01 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPrompt*\xb5\x03\n\x07\x46\x65\x61ture\x12\x17\n\x13\x46\x45\x41TURE_UNSPECIFIED\x10\x00\x12\x11\n\rFEATURE_FETCH\x10\x01\x12\x14\n\x10\x46\x45\x41TURE_GENERATE\x10\x02\x12\x19\n\x15\x46\x45\x41TURE_INTERVENTIONS\x10\x03\x12\x17\n\x13\x46\x45\x41TURE_PREDICTIONS\x10\x04\x12\x15\n\x11\x46\x45\x41TURE_ATTENTION\x10\x05\x12\x1c\n\x18\x46\x45\x41TURE_KEPT_ACTIVATIONS\x10\x06\x12\x13\n\x0f\x46\x45\x41TURE_EXPLAIN\x10\x07\x12\x17\n\x13\x46\x45\x41TURE_RECONSTRUCT\x10\x08\x12\x1d\n\x19\x46\x45\x41TURE_STRUCTURED_OUTPUT\x10\t\x12\x16\n\x12\x46\x45\x41TURE_CONDITIONS\x10\n\x12\x1c\n\x18\x46\x45\x41TURE_STEERING_VECTORS\x10\x0b\x12\x12\n\x0e\x46\x45\x41TURE_SWEEPS\x10\x0c\x12\x14\n\x10\x46\x45\x41TURE_MONITORS\x10\r\x12\x18\n\x14\x46\x45\x41TURE_DICTIONARIES\x10\x0e\x12\x1e\n\x1a\x46\x45\x41TURE_ATTRIBUTION_GRAPHS\x10\x0f\x12\x18\n\x14\x46\x45\x41TURE_HEAD_METRICS\x10\x10\x32\xfe\x01\n\x0cModelService\x12R\n\nListModels\x12\x1e.actserve.v1.ListModelsRequest\x1a\x1f.actserve.v1.ListModelsResponse\"\x03\x90\x02\x01\x12L\n\x08GetModel\x12\x1c.actserve.v1.GetModelRequest\x1a\x1d.actserve.v1.GetModelResponse\"\x03\x90\x02\x01\x12L\n\x08Tokenize\x12\x1c.actserve.v1.TokenizeRequest\x1a\x1d.actserve.v1.TokenizeResponse\"\x03\x90\x02\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61\x63tserve/v1/model_service.proto\x12\x0b\x61\x63tserve.v1\x1a$actserve/v1/generation_service.proto\x1a\x18\x61\x63tserve/v1/prompt.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\"\xe1\x03\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x61rchitecture\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0blayer_count\x18\x04 \x01(\rB\x04\xe2\x41\x01\x03\x12\x13\n\x05width\x18\x05 \x01(\rB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fvocabulary_size\x18\x06 \x01(\rB\x04\xe2\x41\x01\x03\x12\x34\n\x0c\x65lement_type\x18\x07 \x01(\x0e\x32\x18.actserve.v1.ElementTypeB\x04\xe2\x41\x01\x03\x12\x38\n\x0bhook_points\x18\x08 \x03(\x0b\x32\x1d.actserve.v1.HookPointSupportB\x04\xe2\x41\x01\x03\x12)\n\x06limits\x18\t \x01(\x0b\x32\x13.actserve.v1.LimitsB\x04\xe2\x41\x01\x03\x12\'\n\x19\x61ttention_unserved_reason\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12,\n\x08\x66\x65\x61tures\x18\x0b \x03(\x0e\x32\x14.actserve.v1.FeatureB\x04\xe2\x41\x01\x03\x12;\n\x10\x64\x65\x66\x61ult_sampling\x18\x0c \x01(\x0b\x32\x1b.actserve.v1.SamplingParamsB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x61\x64\x61pters\x18\r \x03(\tB\x04\xe2\x41\x01\x03\"\x92\x01\n\x10HookPointSupport\x12*\n\nhook_point\x18\x01 \x01(\x0e\x32\x16.actserve.v1.HookPoint\x12\r\n\x05width\x18\x02 \x01(\r\x12\x17\n\x0funserved_reason\x18\x03 \x01(\t\x12\x1b\n\x13unchangeable_reason\x18\x04 \x01(\t\x12\r\n\x05heads\x18\x05 \x01(\r\"\xbd\x02\n\x06Limits\x12\x1b\n\x13max_sequence_tokens\x18\x01 \x01(\r\x12\x11\n\tmax_items\x18\x02 \x01(\r\x12\x13\n\x0bmax_samples\x18\x03 \x01(\r\x12\x19\n\x11max_capture_bytes\x18\x04 \x01(\x04\x12\x19\n\x11max_interventions\x18\x05 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x04\x12\x16\n\x0emax_kept_bytes\x18\x07 \x01(\x04\x12\x18\n\x10max_kept_seconds\x18\x08 \x01(\r\x12\x14\n\x0cmax_readouts\x18\t \x01(\r\x12\x1c\n\x14\x64\x65\x66\x61ult_kept_seconds\x18\n \x01(\r\x12\x19\n\x11max_request_parts\x18\x0b \x01(\r\x12\x1c\n\x14max_statistics_bytes\x18\x0c \x01(\x04\"F\n\x11ListModelsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"Q\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.actserve.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x0fGetModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Model\"Q\n\x0fTokenizeRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x02\"@\n\x10TokenizeResponse\x12,\n\x06prompt\x18\x01 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPrompt*\xcb\x03\n\x07\x46\x65\x61ture\x12\x17\n\x13\x46\x45\x41TURE_UNSPECIFIED\x10\x00\x12\x11\n\rFEATURE_FETCH\x10\x01\x12\x14\n\x10\x46\x45\x41TURE_GENERATE\x10\x02\x12\x19\n\x15\x46\x45\x41TURE_INTERVENTIONS\x10\x03\x12\x17\n\x13\x46\x45\x41TURE_PREDICTIONS\x10\x04\x12\x15\n\x11\x46\x45\x41TURE_ATTENTION\x10\x05\x12\x1c\n\x18\x46\x45\x41TURE_KEPT_ACTIVATIONS\x10\x06\x12\x13\n\x0f\x46\x45\x41TURE_EXPLAIN\x10\x07\x12\x17\n\x13\x46\x45\x41TURE_RECONSTRUCT\x10\x08\x12\x1d\n\x19\x46\x45\x41TURE_STRUCTURED_OUTPUT\x10\t\x12\x16\n\x12\x46\x45\x41TURE_CONDITIONS\x10\n\x12\x1c\n\x18\x46\x45\x41TURE_STEERING_VECTORS\x10\x0b\x12\x12\n\x0e\x46\x45\x41TURE_SWEEPS\x10\x0c\x12\x14\n\x10\x46\x45\x41TURE_MONITORS\x10\r\x12\x18\n\x14\x46\x45\x41TURE_DICTIONARIES\x10\x0e\x12\x1e\n\x1a\x46\x45\x41TURE_ATTRIBUTION_GRAPHS\x10\x0f\x12\x18\n\x14\x46\x45\x41TURE_HEAD_METRICS\x10\x10\x12\x14\n\x10\x46\x45\x41TURE_ADAPTERS\x10\x11\x32\xfe\x01\n\x0cModelService\x12R\n\nListModels\x12\x1e.actserve.v1.ListModelsRequest\x1a\x1f.actserve.v1.ListModelsResponse\"\x03\x90\x02\x01\x12L\n\x08GetModel\x12\x1c.actserve.v1.GetModelRequest\x1a\x1d.actserve.v1.GetModelResponse\"\x03\x90\x02\x01\x12L\n\x08Tokenize\x12\x1c.actserve.v1.TokenizeRequest\x1a\x1d.actserve.v1.TokenizeResponse\"\x03\x90\x02\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,6 +59,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL'].fields_by_name['attention_unserved_reason']._serialized_options = b'\342A\001\003'
   _globals['_MODEL'].fields_by_name['features']._loaded_options = None
   _globals['_MODEL'].fields_by_name['features']._serialized_options = b'\342A\001\003'
+  _globals['_MODEL'].fields_by_name['default_sampling']._loaded_options = None
+  _globals['_MODEL'].fields_by_name['default_sampling']._serialized_options = b'\342A\001\003'
+  _globals['_MODEL'].fields_by_name['adapters']._loaded_options = None
+  _globals['_MODEL'].fields_by_name['adapters']._serialized_options = b'\342A\001\003'
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_token']._loaded_options = None
@@ -74,26 +79,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSERVICE'].methods_by_name['GetModel']._serialized_options = b'\220\002\001'
   _globals['_MODELSERVICE'].methods_by_name['Tokenize']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['Tokenize']._serialized_options = b'\220\002\001'
-  _globals['_FEATURE']._serialized_start=1337
-  _globals['_FEATURE']._serialized_end=1774
-  _globals['_MODEL']._serialized_start=158
-  _globals['_MODEL']._serialized_end=554
-  _globals['_HOOKPOINTSUPPORT']._serialized_start=557
-  _globals['_HOOKPOINTSUPPORT']._serialized_end=703
-  _globals['_LIMITS']._serialized_start=706
-  _globals['_LIMITS']._serialized_end=936
-  _globals['_LISTMODELSREQUEST']._serialized_start=938
-  _globals['_LISTMODELSREQUEST']._serialized_end=1008
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1010
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1091
-  _globals['_GETMODELREQUEST']._serialized_start=1093
-  _globals['_GETMODELREQUEST']._serialized_end=1130
-  _globals['_GETMODELRESPONSE']._serialized_start=1132
-  _globals['_GETMODELRESPONSE']._serialized_end=1185
-  _globals['_TOKENIZEREQUEST']._serialized_start=1187
-  _globals['_TOKENIZEREQUEST']._serialized_end=1268
-  _globals['_TOKENIZERESPONSE']._serialized_start=1270
-  _globals['_TOKENIZERESPONSE']._serialized_end=1334
-  _globals['_MODELSERVICE']._serialized_start=1777
-  _globals['_MODELSERVICE']._serialized_end=2031
+  _globals['_FEATURE']._serialized_start=1547
+  _globals['_FEATURE']._serialized_end=2006
+  _globals['_MODEL']._serialized_start=196
+  _globals['_MODEL']._serialized_end=677
+  _globals['_HOOKPOINTSUPPORT']._serialized_start=680
+  _globals['_HOOKPOINTSUPPORT']._serialized_end=826
+  _globals['_LIMITS']._serialized_start=829
+  _globals['_LIMITS']._serialized_end=1146
+  _globals['_LISTMODELSREQUEST']._serialized_start=1148
+  _globals['_LISTMODELSREQUEST']._serialized_end=1218
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1220
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1301
+  _globals['_GETMODELREQUEST']._serialized_start=1303
+  _globals['_GETMODELREQUEST']._serialized_end=1340
+  _globals['_GETMODELRESPONSE']._serialized_start=1342
+  _globals['_GETMODELRESPONSE']._serialized_end=1395
+  _globals['_TOKENIZEREQUEST']._serialized_start=1397
+  _globals['_TOKENIZEREQUEST']._serialized_end=1478
+  _globals['_TOKENIZERESPONSE']._serialized_start=1480
+  _globals['_TOKENIZERESPONSE']._serialized_end=1544
+  _globals['_MODELSERVICE']._serialized_start=2009
+  _globals['_MODELSERVICE']._serialized_end=2263
 # @@protoc_insertion_point(module_scope)

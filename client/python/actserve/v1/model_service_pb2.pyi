@@ -1,3 +1,4 @@
+from actserve.v1 import generation_service_pb2 as _generation_service_pb2
 from actserve.v1 import prompt_pb2 as _prompt_pb2
 from actserve.v1 import site_pb2 as _site_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
@@ -30,6 +31,7 @@ class Feature(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FEATURE_DICTIONARIES: _ClassVar[Feature]
     FEATURE_ATTRIBUTION_GRAPHS: _ClassVar[Feature]
     FEATURE_HEAD_METRICS: _ClassVar[Feature]
+    FEATURE_ADAPTERS: _ClassVar[Feature]
 FEATURE_UNSPECIFIED: Feature
 FEATURE_FETCH: Feature
 FEATURE_GENERATE: Feature
@@ -47,9 +49,10 @@ FEATURE_MONITORS: Feature
 FEATURE_DICTIONARIES: Feature
 FEATURE_ATTRIBUTION_GRAPHS: Feature
 FEATURE_HEAD_METRICS: Feature
+FEATURE_ADAPTERS: Feature
 
 class Model(_message.Message):
-    __slots__ = ("name", "path", "architecture", "layer_count", "width", "vocabulary_size", "element_type", "hook_points", "limits", "attention_unserved_reason", "features")
+    __slots__ = ("name", "path", "architecture", "layer_count", "width", "vocabulary_size", "element_type", "hook_points", "limits", "attention_unserved_reason", "features", "default_sampling", "adapters")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +64,8 @@ class Model(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_UNSERVED_REASON_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     architecture: str
@@ -72,7 +77,9 @@ class Model(_message.Message):
     limits: Limits
     attention_unserved_reason: str
     features: _containers.RepeatedScalarFieldContainer[Feature]
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., architecture: _Optional[str] = ..., layer_count: _Optional[int] = ..., width: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., hook_points: _Optional[_Iterable[_Union[HookPointSupport, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., attention_unserved_reason: _Optional[str] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ...) -> None: ...
+    default_sampling: _generation_service_pb2.SamplingParams
+    adapters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., architecture: _Optional[str] = ..., layer_count: _Optional[int] = ..., width: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., hook_points: _Optional[_Iterable[_Union[HookPointSupport, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., attention_unserved_reason: _Optional[str] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ..., default_sampling: _Optional[_Union[_generation_service_pb2.SamplingParams, _Mapping]] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class HookPointSupport(_message.Message):
     __slots__ = ("hook_point", "width", "unserved_reason", "unchangeable_reason", "heads")
@@ -89,7 +96,7 @@ class HookPointSupport(_message.Message):
     def __init__(self, hook_point: _Optional[_Union[_site_pb2.HookPoint, str]] = ..., width: _Optional[int] = ..., unserved_reason: _Optional[str] = ..., unchangeable_reason: _Optional[str] = ..., heads: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_sequence_tokens", "max_items", "max_samples", "max_capture_bytes", "max_interventions", "max_request_bytes", "max_kept_bytes", "max_kept_seconds", "max_readouts")
+    __slots__ = ("max_sequence_tokens", "max_items", "max_samples", "max_capture_bytes", "max_interventions", "max_request_bytes", "max_kept_bytes", "max_kept_seconds", "max_readouts", "default_kept_seconds", "max_request_parts", "max_statistics_bytes")
     MAX_SEQUENCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
     MAX_SAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +106,9 @@ class Limits(_message.Message):
     MAX_KEPT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_KEPT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_READOUTS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_KEPT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_PARTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STATISTICS_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_sequence_tokens: int
     max_items: int
     max_samples: int
@@ -108,7 +118,10 @@ class Limits(_message.Message):
     max_kept_bytes: int
     max_kept_seconds: int
     max_readouts: int
-    def __init__(self, max_sequence_tokens: _Optional[int] = ..., max_items: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_capture_bytes: _Optional[int] = ..., max_interventions: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., max_kept_bytes: _Optional[int] = ..., max_kept_seconds: _Optional[int] = ..., max_readouts: _Optional[int] = ...) -> None: ...
+    default_kept_seconds: int
+    max_request_parts: int
+    max_statistics_bytes: int
+    def __init__(self, max_sequence_tokens: _Optional[int] = ..., max_items: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_capture_bytes: _Optional[int] = ..., max_interventions: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., max_kept_bytes: _Optional[int] = ..., max_kept_seconds: _Optional[int] = ..., max_readouts: _Optional[int] = ..., default_kept_seconds: _Optional[int] = ..., max_request_parts: _Optional[int] = ..., max_statistics_bytes: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")

@@ -26,8 +26,33 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Describes the served models. The header `x-actserve-model` is as for
-    GenerationService.
+    """Describes the served models.
+
+    What follows holds for every service.
+
+    Credentials: a server that was started with tokens wants one with each call, as the
+    metadata `authorization` with the value `Bearer <token>`; else UNAUTHENTICATED. A
+    server without tokens lets everybody do everything. grpc.health.v1.Health is open.
+
+    Tenants: each token belongs to a tenant, such as a team. What a call keeps, stores or
+    measures is its tenant's, and to other tenants it does not exist, unless a field of
+    the request shares it. Without tokens everybody is one tenant.
+
+    Roles: each token has one. A `reader` runs the model as it is, and uses what its
+    tenant has. An `experimenter` also changes activations, and keeps, stores and deletes
+    what is its tenant's. An `operator` also changes what all tenants see. What a role
+    does not allow is PERMISSION_DENIED.
+
+    Names: {model} is the name that the server was given for a model. It may hold any
+    character, a slash too, as in models/org/name, so split the names of what belongs to
+    a model from their end. In a request `-` may stand for {model}, as in
+    models/-/nlas/{nla}: the model that the server serves. An id that a caller chooses is 1 to 63 lower-case letters,
+    digits and hyphens, as its field says. Other ids are the server's own, to be sent back
+    as they are.
+
+    The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
+    encoded where a header cannot hold it, so that a proxy can route. If it is not the
+    model that the request means: MODEL_MISMATCH.
     """
 
     def __init__(self, channel):
@@ -54,8 +79,33 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Describes the served models. The header `x-actserve-model` is as for
-    GenerationService.
+    """Describes the served models.
+
+    What follows holds for every service.
+
+    Credentials: a server that was started with tokens wants one with each call, as the
+    metadata `authorization` with the value `Bearer <token>`; else UNAUTHENTICATED. A
+    server without tokens lets everybody do everything. grpc.health.v1.Health is open.
+
+    Tenants: each token belongs to a tenant, such as a team. What a call keeps, stores or
+    measures is its tenant's, and to other tenants it does not exist, unless a field of
+    the request shares it. Without tokens everybody is one tenant.
+
+    Roles: each token has one. A `reader` runs the model as it is, and uses what its
+    tenant has. An `experimenter` also changes activations, and keeps, stores and deletes
+    what is its tenant's. An `operator` also changes what all tenants see. What a role
+    does not allow is PERMISSION_DENIED.
+
+    Names: {model} is the name that the server was given for a model. It may hold any
+    character, a slash too, as in models/org/name, so split the names of what belongs to
+    a model from their end. In a request `-` may stand for {model}, as in
+    models/-/nlas/{nla}: the model that the server serves. An id that a caller chooses is 1 to 63 lower-case letters,
+    digits and hyphens, as its field says. Other ids are the server's own, to be sent back
+    as they are.
+
+    The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
+    encoded where a header cannot hold it, so that a proxy can route. If it is not the
+    model that the request means: MODEL_MISMATCH.
     """
 
     def ListModels(self, request, context):
@@ -106,8 +156,33 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Describes the served models. The header `x-actserve-model` is as for
-    GenerationService.
+    """Describes the served models.
+
+    What follows holds for every service.
+
+    Credentials: a server that was started with tokens wants one with each call, as the
+    metadata `authorization` with the value `Bearer <token>`; else UNAUTHENTICATED. A
+    server without tokens lets everybody do everything. grpc.health.v1.Health is open.
+
+    Tenants: each token belongs to a tenant, such as a team. What a call keeps, stores or
+    measures is its tenant's, and to other tenants it does not exist, unless a field of
+    the request shares it. Without tokens everybody is one tenant.
+
+    Roles: each token has one. A `reader` runs the model as it is, and uses what its
+    tenant has. An `experimenter` also changes activations, and keeps, stores and deletes
+    what is its tenant's. An `operator` also changes what all tenants see. What a role
+    does not allow is PERMISSION_DENIED.
+
+    Names: {model} is the name that the server was given for a model. It may hold any
+    character, a slash too, as in models/org/name, so split the names of what belongs to
+    a model from their end. In a request `-` may stand for {model}, as in
+    models/-/nlas/{nla}: the model that the server serves. An id that a caller chooses is 1 to 63 lower-case letters,
+    digits and hyphens, as its field says. Other ids are the server's own, to be sent back
+    as they are.
+
+    The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
+    encoded where a header cannot hold it, so that a proxy can route. If it is not the
+    model that the request means: MODEL_MISMATCH.
     """
 
     @staticmethod

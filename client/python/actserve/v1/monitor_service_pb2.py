@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from actserve.v1 import alert_pb2 as actserve_dot_v1_dot_alert__pb2
 from actserve.v1 import generation_service_pb2 as actserve_dot_v1_dot_generation__service__pb2
 from actserve.v1 import intervention_pb2 as actserve_dot_v1_dot_intervention__pb2
 from actserve.v1 import positions_pb2 as actserve_dot_v1_dot_positions__pb2
@@ -30,11 +31,12 @@ from actserve.v1 import site_pb2 as actserve_dot_v1_dot_site__pb2
 from actserve.v1 import tensor_pb2 as actserve_dot_v1_dot_tensor__pb2
 from actserve.v1 import work_pb2 as actserve_dot_v1_dot_work__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!actserve/v1/monitor_service.proto\x12\x0b\x61\x63tserve.v1\x1a$actserve/v1/generation_service.proto\x1a\x1e\x61\x63tserve/v1/intervention.proto\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x17\x61\x63tserve/v1/probe.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x16\x61\x63tserve/v1/work.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xdb\x03\n\x07Monitor\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12(\n\x06probes\x18\x02 \x03(\x0b\x32\x12.actserve.v1.ProbeB\x04\xe2\x41\x01\x02\x12\x36\n\naggregator\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.ScoreAggregatorB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x04 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12.\n\x05lower\x18\x05 \x01(\x0b\x32\x19.actserve.v1.MonitorLevelB\x04\xe2\x41\x01\x01\x12.\n\x05upper\x18\x06 \x01(\x0b\x32\x19.actserve.v1.MonitorLevelB\x04\xe2\x41\x01\x01\x12\x14\n\x06paused\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12*\n\x03\x66it\x18\x08 \x01(\x0b\x32\x17.actserve.v1.MonitorFitB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0b \x01(\tB\x04\xe2\x41\x01\x01\"\x8d\x01\n\x0cMonitorLevel\x12\x17\n\tthreshold\x18\x01 \x01(\x02\x42\x04\xe2\x41\x01\x02\x12\'\n\x04stop\x18\x02 \x01(\x0b\x32\x17.actserve.v1.StopActionH\x00\x12\x31\n\tintervene\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.InterveneActionH\x00\x42\x08\n\x06\x61\x63tion\"\x0c\n\nStopAction\"I\n\x0fInterveneAction\x12\x36\n\rinterventions\x18\x01 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x02\"\xb5\x01\n\nMonitorFit\x12\x1f\n\x04work\x18\x01 \x01(\x0b\x32\x11.actserve.v1.Work\x12\x11\n\tpositives\x18\x02 \x01(\r\x12\x11\n\tnegatives\x18\x03 \x01(\r\x12\r\n\x05\x61uroc\x18\x04 \x01(\x02\x12\x16\n\x0eshuffled_auroc\x18\x05 \x01(\x02\x12\x1b\n\x13recall_at_1_percent\x18\x06 \x01(\x02\x12\x1c\n\x14recall_at_01_percent\x18\x07 \x01(\x02\"\x8c\x01\n\x14\x43reateMonitorRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nmonitor_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12+\n\x07monitor\x18\x03 \x01(\x0b\x32\x14.actserve.v1.MonitorB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\">\n\x15\x43reateMonitorResponse\x12%\n\x07monitor\x18\x01 \x01(\x0b\x32\x14.actserve.v1.Monitor\"\'\n\x11GetMonitorRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\";\n\x12GetMonitorResponse\x12%\n\x07monitor\x18\x01 \x01(\x0b\x32\x14.actserve.v1.Monitor\"]\n\x13ListMonitorsRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"W\n\x14ListMonitorsResponse\x12&\n\x08monitors\x18\x01 \x03(\x0b\x32\x14.actserve.v1.Monitor\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x14UpdateMonitorRequest\x12+\n\x07monitor\x18\x01 \x01(\x0b\x32\x14.actserve.v1.MonitorB\x04\xe2\x41\x01\x02\">\n\x15UpdateMonitorResponse\x12%\n\x07monitor\x18\x01 \x01(\x0b\x32\x14.actserve.v1.Monitor\">\n\x14\x44\x65leteMonitorRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x17\n\x15\x44\x65leteMonitorResponse\"\xc7\x03\n\x11\x46itMonitorRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nmonitor_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12+\n\x05items\x18\x03 \x03(\x0b\x32\x16.actserve.v1.FetchItemB\x04\xe2\x41\x01\x02\x12\x1c\n\x0epositive_label\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\x12&\n\x05sites\x18\x05 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12\x36\n\naggregator\x18\x06 \x01(\x0b\x32\x1c.actserve.v1.ScoreAggregatorB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x07 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12(\n\x15lower_false_positives\x18\x08 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12(\n\x15upper_false_positives\x18\t \x01(\x02\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x18\n\nrequest_id\x18\n \x01(\tB\x04\xe2\x41\x01\x02\x42\x18\n\x16_lower_false_positivesB\x18\n\x16_upper_false_positives\";\n\x12\x46itMonitorResponse\x12%\n\x07monitor\x18\x01 \x01(\x0b\x32\x14.actserve.v1.Monitor\"]\n\x13StreamAlertsRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07monitor\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cresume_token\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x01\"\x9c\x01\n\x14StreamAlertsResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.actserve.v1.AlertsStartedH\x00\x12#\n\x05\x61lert\x18\x02 \x01(\x0b\x32\x12.actserve.v1.AlertH\x00\x12\'\n\x04lost\x18\x03 \x01(\x0b\x32\x17.actserve.v1.AlertsLostH\x00\x42\x07\n\x05\x65vent\" \n\rAlertsStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"\xd6\x01\n\x05\x41lert\x12\x0f\n\x07monitor\x18\x01 \x01(\t\x12&\n\x05level\x18\x02 \x01(\x0e\x32\x17.actserve.v1.AlertLevel\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x17\n\x0fwatched_call_id\x18\x05 \x01(\t\x12\x14\n\x0csample_index\x18\x06 \x01(\r\x12.\n\nraise_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cresume_token\x18\x08 \x01(\x0c\"\x1c\n\nAlertsLost\x12\x0e\n\x06\x61lerts\x18\x01 \x01(\r\"t\n\x14ReplayMonitorRequest\x12\x15\n\x07monitor\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x16.actserve.v1.FetchItemB\x04\xe2\x41\x01\x02\x12\x18\n\neach_token\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xab\x01\n\x15ReplayMonitorResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.actserve.v1.ReplayStartedH\x00\x12)\n\x04item\x18\x02 \x01(\x0b\x32\x19.actserve.v1.ReplayedItemH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.actserve.v1.ReplayFinishedH\x00\x42\x07\n\x05\x65vent\" \n\rReplayStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"\xc8\x01\n\x0cReplayedItem\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05score\x18\x04 \x01(\x02\x12&\n\x05level\x18\x05 \x01(\x0e\x32\x17.actserve.v1.AlertLevel\x12\x11\n\tpositions\x18\x06 \x03(\r\x12)\n\x0ctoken_scores\x18\x07 \x01(\x0b\x32\x13.actserve.v1.Tensor\"3\n\x0eReplayFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage*W\n\nAlertLevel\x12\x1b\n\x17\x41LERT_LEVEL_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41LERT_LEVEL_LOWER\x10\x01\x12\x15\n\x11\x41LERT_LEVEL_UPPER\x10\x02\x32\xe4\x05\n\x0eMonitorService\x12[\n\rCreateMonitor\x12!.actserve.v1.CreateMonitorRequest\x1a\".actserve.v1.CreateMonitorResponse\"\x03\x90\x02\x02\x12R\n\nGetMonitor\x12\x1e.actserve.v1.GetMonitorRequest\x1a\x1f.actserve.v1.GetMonitorResponse\"\x03\x90\x02\x01\x12X\n\x0cListMonitors\x12 .actserve.v1.ListMonitorsRequest\x1a!.actserve.v1.ListMonitorsResponse\"\x03\x90\x02\x01\x12[\n\rUpdateMonitor\x12!.actserve.v1.UpdateMonitorRequest\x1a\".actserve.v1.UpdateMonitorResponse\"\x03\x90\x02\x02\x12[\n\rDeleteMonitor\x12!.actserve.v1.DeleteMonitorRequest\x1a\".actserve.v1.DeleteMonitorResponse\"\x03\x90\x02\x02\x12R\n\nFitMonitor\x12\x1e.actserve.v1.FitMonitorRequest\x1a\x1f.actserve.v1.FitMonitorResponse\"\x03\x90\x02\x02\x12Z\n\x0cStreamAlerts\x12 .actserve.v1.StreamAlertsRequest\x1a!.actserve.v1.StreamAlertsResponse\"\x03\x90\x02\x01\x30\x01\x12]\n\rReplayMonitor\x12!.actserve.v1.ReplayMonitorRequest\x1a\".actserve.v1.ReplayMonitorResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!actserve/v1/monitor_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x17\x61\x63tserve/v1/alert.proto\x1a$actserve/v1/generation_service.proto\x1a\x1e\x61\x63tserve/v1/intervention.proto\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x17\x61\x63tserve/v1/probe.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x16\x61\x63tserve/v1/work.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xdb\x03\n\x07Monitor\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12(\n\x06probes\x18\x02 \x03(\x0b\x32\x12.actserve.v1.ProbeB\x04\xe2\x41\x01\x02\x12\x36\n\naggregator\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.ScoreAggregatorB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x04 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12.\n\x05lower\x18\x05 \x01(\x0b\x32\x19.actserve.v1.MonitorLevelB\x04\xe2\x41\x01\x01\x12.\n\x05upper\x18\x06 \x01(\x0b\x32\x19.actserve.v1.MonitorLevelB\x04\xe2\x41\x01\x01\x12\x14\n\x06paused\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12*\n\x03\x66it\x18\x08 \x01(\x0b\x32\x17.actserve.v1.MonitorFitB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0b \x01(\tB\x04\xe2\x41\x01\x01\"\xa0\x01\n\x0cMonitorLevel\x12\x1c\n\tthreshold\x18\x01 \x01(\x02\x42\x04\xe2\x41\x01\x02H\x01\x88\x01\x01\x12\'\n\x04stop\x18\x02 \x01(\x0b\x32\x17.actserve.v1.StopActionH\x00\x12\x31\n\tintervene\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.InterveneActionH\x00\x42\x08\n\x06\x61\x63tionB\x0c\n\n_threshold\"\x0c\n\nStopAction\"I\n\x0fInterveneAction\x12\x36\n\rinterventions\x18\x01 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x02\"\xb5\x01\n\nMonitorFit\x12\x1f\n\x04work\x18\x01 \x01(\x0b\x32\x11.actserve.v1.Work\x12\x11\n\tpositives\x18\x02 \x01(\r\x12\x11\n\tnegatives\x18\x03 \x01(\r\x12\r\n\x05\x61uroc\x18\x04 \x01(\x02\x12\x16\n\x0eshuffled_auroc\x18\x05 \x01(\x02\x12\x1b\n\x13recall_at_1_percent\x18\x06 \x01(\x02\x12\x1c\n\x14recall_at_01_percent\x18\x07 \x01(\x02\"\x8c\x01\n\x14\x43reateMonitorRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nmonitor_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12+\n\x07monitor\x18\x03 \x01(\x0b\x32\x14.actserve.v1.MonitorB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\">\n\x15\x43reateMonitorResponse\x12%\n\x07monitor\x18\x01 \x01(\x0b\x32\x14.actserve.v1.Monitor\"\'\n\x11GetMonitorRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\";\n\x12GetMonitorResponse\x12%\n\x07monitor\x18\x01 \x01(\x0b\x32\x14.actserve.v1.Monitor\"]\n\x13ListMonitorsRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"W\n\x14ListMonitorsResponse\x12&\n\x08monitors\x18\x01 \x03(\x0b\x32\x14.actserve.v1.Monitor\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\x14UpdateMonitorRequest\x12+\n\x07monitor\x18\x01 \x01(\x0b\x32\x14.actserve.v1.MonitorB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\">\n\x15UpdateMonitorResponse\x12%\n\x07monitor\x18\x01 \x01(\x0b\x32\x14.actserve.v1.Monitor\">\n\x14\x44\x65leteMonitorRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x17\n\x15\x44\x65leteMonitorResponse\"\xc7\x03\n\x11\x46itMonitorRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nmonitor_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12+\n\x05items\x18\x03 \x03(\x0b\x32\x16.actserve.v1.FetchItemB\x04\xe2\x41\x01\x02\x12\x1c\n\x0epositive_label\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\x12&\n\x05sites\x18\x05 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12\x36\n\naggregator\x18\x06 \x01(\x0b\x32\x1c.actserve.v1.ScoreAggregatorB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x07 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12(\n\x15lower_false_positives\x18\x08 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12(\n\x15upper_false_positives\x18\t \x01(\x02\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x18\n\nrequest_id\x18\n \x01(\tB\x04\xe2\x41\x01\x02\x42\x18\n\x16_lower_false_positivesB\x18\n\x16_upper_false_positives\";\n\x12\x46itMonitorResponse\x12%\n\x07monitor\x18\x01 \x01(\x0b\x32\x14.actserve.v1.Monitor\"]\n\x13StreamAlertsRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07monitor\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cresume_token\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x01\"\x9c\x01\n\x14StreamAlertsResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.actserve.v1.AlertsStartedH\x00\x12#\n\x05\x61lert\x18\x02 \x01(\x0b\x32\x12.actserve.v1.AlertH\x00\x12\'\n\x04lost\x18\x03 \x01(\x0b\x32\x17.actserve.v1.AlertsLostH\x00\x42\x07\n\x05\x65vent\" \n\rAlertsStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"\x1c\n\nAlertsLost\x12\x0e\n\x06\x61lerts\x18\x01 \x01(\r\"t\n\x14ReplayMonitorRequest\x12\x15\n\x07monitor\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x16.actserve.v1.FetchItemB\x04\xe2\x41\x01\x02\x12\x18\n\neach_token\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xab\x01\n\x15ReplayMonitorResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.actserve.v1.ReplayStartedH\x00\x12)\n\x04item\x18\x02 \x01(\x0b\x32\x19.actserve.v1.ReplayedItemH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.actserve.v1.ReplayFinishedH\x00\x42\x07\n\x05\x65vent\" \n\rReplayStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"\xc8\x01\n\x0cReplayedItem\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05score\x18\x04 \x01(\x02\x12&\n\x05level\x18\x05 \x01(\x0e\x32\x17.actserve.v1.AlertLevel\x12\x11\n\tpositions\x18\x06 \x03(\r\x12)\n\x0ctoken_scores\x18\x07 \x01(\x0b\x32\x13.actserve.v1.Tensor\"3\n\x0eReplayFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage2\xe4\x05\n\x0eMonitorService\x12[\n\rCreateMonitor\x12!.actserve.v1.CreateMonitorRequest\x1a\".actserve.v1.CreateMonitorResponse\"\x03\x90\x02\x02\x12R\n\nGetMonitor\x12\x1e.actserve.v1.GetMonitorRequest\x1a\x1f.actserve.v1.GetMonitorResponse\"\x03\x90\x02\x01\x12X\n\x0cListMonitors\x12 .actserve.v1.ListMonitorsRequest\x1a!.actserve.v1.ListMonitorsResponse\"\x03\x90\x02\x01\x12[\n\rUpdateMonitor\x12!.actserve.v1.UpdateMonitorRequest\x1a\".actserve.v1.UpdateMonitorResponse\"\x03\x90\x02\x02\x12[\n\rDeleteMonitor\x12!.actserve.v1.DeleteMonitorRequest\x1a\".actserve.v1.DeleteMonitorResponse\"\x03\x90\x02\x02\x12R\n\nFitMonitor\x12\x1e.actserve.v1.FitMonitorRequest\x1a\x1f.actserve.v1.FitMonitorResponse\"\x03\x90\x02\x02\x12Z\n\x0cStreamAlerts\x12 .actserve.v1.StreamAlertsRequest\x1a!.actserve.v1.StreamAlertsResponse\"\x03\x90\x02\x01\x30\x01\x12]\n\rReplayMonitor\x12!.actserve.v1.ReplayMonitorRequest\x1a\".actserve.v1.ReplayMonitorResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -86,6 +88,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMONITORSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
   _globals['_UPDATEMONITORREQUEST'].fields_by_name['monitor']._loaded_options = None
   _globals['_UPDATEMONITORREQUEST'].fields_by_name['monitor']._serialized_options = b'\342A\001\002'
+  _globals['_UPDATEMONITORREQUEST'].fields_by_name['update_mask']._loaded_options = None
+  _globals['_UPDATEMONITORREQUEST'].fields_by_name['update_mask']._serialized_options = b'\342A\001\001'
   _globals['_DELETEMONITORREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEMONITORREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_DELETEMONITORREQUEST'].fields_by_name['etag']._loaded_options = None
@@ -138,62 +142,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MONITORSERVICE'].methods_by_name['StreamAlerts']._serialized_options = b'\220\002\001'
   _globals['_MONITORSERVICE'].methods_by_name['ReplayMonitor']._loaded_options = None
   _globals['_MONITORSERVICE'].methods_by_name['ReplayMonitor']._serialized_options = b'\220\002\001'
-  _globals['_ALERTLEVEL']._serialized_start=3585
-  _globals['_ALERTLEVEL']._serialized_end=3672
-  _globals['_MONITOR']._serialized_start=340
-  _globals['_MONITOR']._serialized_end=815
-  _globals['_MONITORLEVEL']._serialized_start=818
-  _globals['_MONITORLEVEL']._serialized_end=959
-  _globals['_STOPACTION']._serialized_start=961
-  _globals['_STOPACTION']._serialized_end=973
-  _globals['_INTERVENEACTION']._serialized_start=975
-  _globals['_INTERVENEACTION']._serialized_end=1048
-  _globals['_MONITORFIT']._serialized_start=1051
-  _globals['_MONITORFIT']._serialized_end=1232
-  _globals['_CREATEMONITORREQUEST']._serialized_start=1235
-  _globals['_CREATEMONITORREQUEST']._serialized_end=1375
-  _globals['_CREATEMONITORRESPONSE']._serialized_start=1377
-  _globals['_CREATEMONITORRESPONSE']._serialized_end=1439
-  _globals['_GETMONITORREQUEST']._serialized_start=1441
-  _globals['_GETMONITORREQUEST']._serialized_end=1480
-  _globals['_GETMONITORRESPONSE']._serialized_start=1482
-  _globals['_GETMONITORRESPONSE']._serialized_end=1541
-  _globals['_LISTMONITORSREQUEST']._serialized_start=1543
-  _globals['_LISTMONITORSREQUEST']._serialized_end=1636
-  _globals['_LISTMONITORSRESPONSE']._serialized_start=1638
-  _globals['_LISTMONITORSRESPONSE']._serialized_end=1725
-  _globals['_UPDATEMONITORREQUEST']._serialized_start=1727
-  _globals['_UPDATEMONITORREQUEST']._serialized_end=1794
-  _globals['_UPDATEMONITORRESPONSE']._serialized_start=1796
-  _globals['_UPDATEMONITORRESPONSE']._serialized_end=1858
-  _globals['_DELETEMONITORREQUEST']._serialized_start=1860
-  _globals['_DELETEMONITORREQUEST']._serialized_end=1922
-  _globals['_DELETEMONITORRESPONSE']._serialized_start=1924
-  _globals['_DELETEMONITORRESPONSE']._serialized_end=1947
-  _globals['_FITMONITORREQUEST']._serialized_start=1950
-  _globals['_FITMONITORREQUEST']._serialized_end=2405
-  _globals['_FITMONITORRESPONSE']._serialized_start=2407
-  _globals['_FITMONITORRESPONSE']._serialized_end=2466
-  _globals['_STREAMALERTSREQUEST']._serialized_start=2468
-  _globals['_STREAMALERTSREQUEST']._serialized_end=2561
-  _globals['_STREAMALERTSRESPONSE']._serialized_start=2564
-  _globals['_STREAMALERTSRESPONSE']._serialized_end=2720
-  _globals['_ALERTSSTARTED']._serialized_start=2722
-  _globals['_ALERTSSTARTED']._serialized_end=2754
-  _globals['_ALERT']._serialized_start=2757
-  _globals['_ALERT']._serialized_end=2971
-  _globals['_ALERTSLOST']._serialized_start=2973
-  _globals['_ALERTSLOST']._serialized_end=3001
-  _globals['_REPLAYMONITORREQUEST']._serialized_start=3003
-  _globals['_REPLAYMONITORREQUEST']._serialized_end=3119
-  _globals['_REPLAYMONITORRESPONSE']._serialized_start=3122
-  _globals['_REPLAYMONITORRESPONSE']._serialized_end=3293
-  _globals['_REPLAYSTARTED']._serialized_start=3295
-  _globals['_REPLAYSTARTED']._serialized_end=3327
-  _globals['_REPLAYEDITEM']._serialized_start=3330
-  _globals['_REPLAYEDITEM']._serialized_end=3530
-  _globals['_REPLAYFINISHED']._serialized_start=3532
-  _globals['_REPLAYFINISHED']._serialized_end=3583
-  _globals['_MONITORSERVICE']._serialized_start=3675
-  _globals['_MONITORSERVICE']._serialized_end=4415
+  _globals['_MONITOR']._serialized_start=399
+  _globals['_MONITOR']._serialized_end=874
+  _globals['_MONITORLEVEL']._serialized_start=877
+  _globals['_MONITORLEVEL']._serialized_end=1037
+  _globals['_STOPACTION']._serialized_start=1039
+  _globals['_STOPACTION']._serialized_end=1051
+  _globals['_INTERVENEACTION']._serialized_start=1053
+  _globals['_INTERVENEACTION']._serialized_end=1126
+  _globals['_MONITORFIT']._serialized_start=1129
+  _globals['_MONITORFIT']._serialized_end=1310
+  _globals['_CREATEMONITORREQUEST']._serialized_start=1313
+  _globals['_CREATEMONITORREQUEST']._serialized_end=1453
+  _globals['_CREATEMONITORRESPONSE']._serialized_start=1455
+  _globals['_CREATEMONITORRESPONSE']._serialized_end=1517
+  _globals['_GETMONITORREQUEST']._serialized_start=1519
+  _globals['_GETMONITORREQUEST']._serialized_end=1558
+  _globals['_GETMONITORRESPONSE']._serialized_start=1560
+  _globals['_GETMONITORRESPONSE']._serialized_end=1619
+  _globals['_LISTMONITORSREQUEST']._serialized_start=1621
+  _globals['_LISTMONITORSREQUEST']._serialized_end=1714
+  _globals['_LISTMONITORSRESPONSE']._serialized_start=1716
+  _globals['_LISTMONITORSRESPONSE']._serialized_end=1803
+  _globals['_UPDATEMONITORREQUEST']._serialized_start=1805
+  _globals['_UPDATEMONITORREQUEST']._serialized_end=1927
+  _globals['_UPDATEMONITORRESPONSE']._serialized_start=1929
+  _globals['_UPDATEMONITORRESPONSE']._serialized_end=1991
+  _globals['_DELETEMONITORREQUEST']._serialized_start=1993
+  _globals['_DELETEMONITORREQUEST']._serialized_end=2055
+  _globals['_DELETEMONITORRESPONSE']._serialized_start=2057
+  _globals['_DELETEMONITORRESPONSE']._serialized_end=2080
+  _globals['_FITMONITORREQUEST']._serialized_start=2083
+  _globals['_FITMONITORREQUEST']._serialized_end=2538
+  _globals['_FITMONITORRESPONSE']._serialized_start=2540
+  _globals['_FITMONITORRESPONSE']._serialized_end=2599
+  _globals['_STREAMALERTSREQUEST']._serialized_start=2601
+  _globals['_STREAMALERTSREQUEST']._serialized_end=2694
+  _globals['_STREAMALERTSRESPONSE']._serialized_start=2697
+  _globals['_STREAMALERTSRESPONSE']._serialized_end=2853
+  _globals['_ALERTSSTARTED']._serialized_start=2855
+  _globals['_ALERTSSTARTED']._serialized_end=2887
+  _globals['_ALERTSLOST']._serialized_start=2889
+  _globals['_ALERTSLOST']._serialized_end=2917
+  _globals['_REPLAYMONITORREQUEST']._serialized_start=2919
+  _globals['_REPLAYMONITORREQUEST']._serialized_end=3035
+  _globals['_REPLAYMONITORRESPONSE']._serialized_start=3038
+  _globals['_REPLAYMONITORRESPONSE']._serialized_end=3209
+  _globals['_REPLAYSTARTED']._serialized_start=3211
+  _globals['_REPLAYSTARTED']._serialized_end=3243
+  _globals['_REPLAYEDITEM']._serialized_start=3246
+  _globals['_REPLAYEDITEM']._serialized_end=3446
+  _globals['_REPLAYFINISHED']._serialized_start=3448
+  _globals['_REPLAYFINISHED']._serialized_end=3499
+  _globals['_MONITORSERVICE']._serialized_start=3502
+  _globals['_MONITORSERVICE']._serialized_end=4242
 # @@protoc_insertion_point(module_scope)

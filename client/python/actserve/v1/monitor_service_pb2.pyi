@@ -1,5 +1,6 @@
 import datetime
 
+from actserve.v1 import alert_pb2 as _alert_pb2
 from actserve.v1 import generation_service_pb2 as _generation_service_pb2
 from actserve.v1 import intervention_pb2 as _intervention_pb2
 from actserve.v1 import positions_pb2 as _positions_pb2
@@ -8,25 +9,16 @@ from actserve.v1 import site_pb2 as _site_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
 from actserve.v1 import work_pb2 as _work_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class AlertLevel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    ALERT_LEVEL_UNSPECIFIED: _ClassVar[AlertLevel]
-    ALERT_LEVEL_LOWER: _ClassVar[AlertLevel]
-    ALERT_LEVEL_UPPER: _ClassVar[AlertLevel]
-ALERT_LEVEL_UNSPECIFIED: AlertLevel
-ALERT_LEVEL_LOWER: AlertLevel
-ALERT_LEVEL_UPPER: AlertLevel
 
 class Monitor(_message.Message):
     __slots__ = ("name", "probes", "aggregator", "positions", "lower", "upper", "paused", "fit", "create_time", "update_time", "etag")
@@ -141,10 +133,12 @@ class ListMonitorsResponse(_message.Message):
     def __init__(self, monitors: _Optional[_Iterable[_Union[Monitor, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateMonitorRequest(_message.Message):
-    __slots__ = ("monitor",)
+    __slots__ = ("monitor", "update_mask")
     MONITOR_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
     monitor: Monitor
-    def __init__(self, monitor: _Optional[_Union[Monitor, _Mapping]] = ...) -> None: ...
+    update_mask: _field_mask_pb2.FieldMask
+    def __init__(self, monitor: _Optional[_Union[Monitor, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
 
 class UpdateMonitorResponse(_message.Message):
     __slots__ = ("monitor",)
@@ -210,35 +204,15 @@ class StreamAlertsResponse(_message.Message):
     ALERT_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     started: AlertsStarted
-    alert: Alert
+    alert: _alert_pb2.Alert
     lost: AlertsLost
-    def __init__(self, started: _Optional[_Union[AlertsStarted, _Mapping]] = ..., alert: _Optional[_Union[Alert, _Mapping]] = ..., lost: _Optional[_Union[AlertsLost, _Mapping]] = ...) -> None: ...
+    def __init__(self, started: _Optional[_Union[AlertsStarted, _Mapping]] = ..., alert: _Optional[_Union[_alert_pb2.Alert, _Mapping]] = ..., lost: _Optional[_Union[AlertsLost, _Mapping]] = ...) -> None: ...
 
 class AlertsStarted(_message.Message):
     __slots__ = ("call_id",)
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     call_id: str
     def __init__(self, call_id: _Optional[str] = ...) -> None: ...
-
-class Alert(_message.Message):
-    __slots__ = ("monitor", "level", "score", "position", "watched_call_id", "sample_index", "raise_time", "resume_token")
-    MONITOR_FIELD_NUMBER: _ClassVar[int]
-    LEVEL_FIELD_NUMBER: _ClassVar[int]
-    SCORE_FIELD_NUMBER: _ClassVar[int]
-    POSITION_FIELD_NUMBER: _ClassVar[int]
-    WATCHED_CALL_ID_FIELD_NUMBER: _ClassVar[int]
-    SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
-    RAISE_TIME_FIELD_NUMBER: _ClassVar[int]
-    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
-    monitor: str
-    level: AlertLevel
-    score: float
-    position: int
-    watched_call_id: str
-    sample_index: int
-    raise_time: _timestamp_pb2.Timestamp
-    resume_token: bytes
-    def __init__(self, monitor: _Optional[str] = ..., level: _Optional[_Union[AlertLevel, str]] = ..., score: _Optional[float] = ..., position: _Optional[int] = ..., watched_call_id: _Optional[str] = ..., sample_index: _Optional[int] = ..., raise_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resume_token: _Optional[bytes] = ...) -> None: ...
 
 class AlertsLost(_message.Message):
     __slots__ = ("alerts",)
@@ -285,10 +259,10 @@ class ReplayedItem(_message.Message):
     key: str
     status: _status_pb2.Status
     score: float
-    level: AlertLevel
+    level: _alert_pb2.AlertLevel
     positions: _containers.RepeatedScalarFieldContainer[int]
     token_scores: _tensor_pb2.Tensor
-    def __init__(self, item_index: _Optional[int] = ..., key: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., score: _Optional[float] = ..., level: _Optional[_Union[AlertLevel, str]] = ..., positions: _Optional[_Iterable[int]] = ..., token_scores: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, item_index: _Optional[int] = ..., key: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., score: _Optional[float] = ..., level: _Optional[_Union[_alert_pb2.AlertLevel, str]] = ..., positions: _Optional[_Iterable[int]] = ..., token_scores: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class ReplayFinished(_message.Message):
     __slots__ = ("usage",)

@@ -27,11 +27,15 @@ if _version_not_supported:
 
 class MonitorServiceStub:
     """Watches generation by probes, acts where their score is high, and tells of it. A
-    monitor watches the Generate calls of its own tenant, from the first token after it
-    was created.
+    monitor watches the Generate calls of its own tenant that begin after it was stored.
+    Those calls tell of it too: GenerateResponse.alert, and FINISH_REASON_MONITOR.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    What the vectors and matrices of a monitor name is copied when it is stored, so kept
+    rows may expire and stored vectors be deleted. In answers sources are as they were
+    sent, but for tensors, which come without their data.
+
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def __init__(self, channel):
@@ -84,11 +88,15 @@ class MonitorServiceStub:
 
 class MonitorServiceServicer:
     """Watches generation by probes, acts where their score is high, and tells of it. A
-    monitor watches the Generate calls of its own tenant, from the first token after it
-    was created.
+    monitor watches the Generate calls of its own tenant that begin after it was stored.
+    Those calls tell of it too: GenerateResponse.alert, and FINISH_REASON_MONITOR.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    What the vectors and matrices of a monitor name is copied when it is stored, so kept
+    rows may expire and stored vectors be deleted. In answers sources are as they were
+    sent, but for tensors, which come without their data.
+
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def CreateMonitor(self, request, context):
@@ -113,7 +121,7 @@ class MonitorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateMonitor(self, request, context):
-        """Replaces a monitor.
+        """Replaces a monitor, or some fields of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,16 +143,18 @@ class MonitorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamAlerts(self, request, context):
-        """Tells alerts as they are raised. The stream is one `started` and any number of
-        `alert` and `lost`; it ends only when the call does.
+        """Tells the alerts of all calls of the caller's tenant as they are raised. The stream
+        is one `started` and any number of `alert` and `lost`; it ends only when the call
+        does. Each replica of a server tells those of the calls that it answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReplayMonitor(self, request, context):
-        """Scores items by a monitor without acting. The stream is one `started`, an `item`
-        for every item in any order, and one `finished`.
+        """Scores prompts by a monitor without acting and without raising alerts. The stream is
+        one `started`, an `item` for every item in any order, and one `finished`. A monitor
+        that has no probes yet: RESOURCE_NOT_READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,11 +213,15 @@ def add_MonitorServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class MonitorService:
     """Watches generation by probes, acts where their score is high, and tells of it. A
-    monitor watches the Generate calls of its own tenant, from the first token after it
-    was created.
+    monitor watches the Generate calls of its own tenant that begin after it was stored.
+    Those calls tell of it too: GenerateResponse.alert, and FINISH_REASON_MONITOR.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    What the vectors and matrices of a monitor name is copied when it is stored, so kept
+    rows may expire and stored vectors be deleted. In answers sources are as they were
+    sent, but for tensors, which come without their data.
+
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     @staticmethod

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61\x63tserve/v1/positions.proto\x12\x0b\x61\x63tserve.v1\"\xf5\x03\n\x10PositionSelector\x12(\n\x03\x61ll\x18\x01 \x01(\x0b\x32\x19.actserve.v1.AllPositionsH\x00\x12)\n\x04last\x18\x02 \x01(\x0b\x32\x19.actserve.v1.LastPositionH\x00\x12)\n\x04list\x18\x03 \x01(\x0b\x32\x19.actserve.v1.PositionListH\x00\x12*\n\x04span\x18\x04 \x01(\x0b\x32\x1a.actserve.v1.PositionRangeH\x00\x12.\n\x06prompt\x18\x05 \x01(\x0b\x32\x1c.actserve.v1.PromptPositionsH\x00\x12\x34\n\tgenerated\x18\x06 \x01(\x0b\x32\x1f.actserve.v1.GeneratedPositionsH\x00\x12\x32\n\ttoken_ids\x18\x07 \x01(\x0b\x32\x1d.actserve.v1.TokenIdPositionsH\x00\x12*\n\x04text\x18\x08 \x01(\x0b\x32\x1a.actserve.v1.TextPositionsH\x00\x12\x35\n\ncharacters\x18\t \x01(\x0b\x32\x1f.actserve.v1.CharacterPositionsH\x00\x12+\n\x05turns\x18\n \x01(\x0b\x32\x1a.actserve.v1.TurnPositionsH\x00\x42\x0b\n\tselection\"\x0e\n\x0c\x41llPositions\"\x0e\n\x0cLastPosition\"\x11\n\x0fPromptPositions\"\x14\n\x12GeneratedPositions\"!\n\x0cPositionList\x12\x11\n\tpositions\x18\x01 \x03(\x05\"G\n\rPositionRange\x12\x12\n\x05start\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x10\n\x03\x65nd\x18\x02 \x01(\x05H\x01\x88\x01\x01\x42\x08\n\x06_startB\x06\n\x04_end\"\x1f\n\x10TokenIdPositions\x12\x0b\n\x03ids\x18\x01 \x03(\r\"a\n\rTextPositions\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x17\n\noccurrence\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04turn\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\r\n\x0b_occurrenceB\x07\n\x05_turn\"L\n\x12\x43haracterPositions\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\x12\x11\n\x04turn\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x07\n\x05_turn\"-\n\rTurnPositions\x12\r\n\x05turns\x18\x01 \x03(\x05\x12\r\n\x05roles\x18\x02 \x03(\tBR\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61\x63tserve/v1/positions.proto\x12\x0b\x61\x63tserve.v1\x1a\x1fgoogle/api/field_behavior.proto\"\xf5\x03\n\x10PositionSelector\x12(\n\x03\x61ll\x18\x01 \x01(\x0b\x32\x19.actserve.v1.AllPositionsH\x00\x12)\n\x04last\x18\x02 \x01(\x0b\x32\x19.actserve.v1.LastPositionH\x00\x12)\n\x04list\x18\x03 \x01(\x0b\x32\x19.actserve.v1.PositionListH\x00\x12*\n\x04span\x18\x04 \x01(\x0b\x32\x1a.actserve.v1.PositionRangeH\x00\x12.\n\x06prompt\x18\x05 \x01(\x0b\x32\x1c.actserve.v1.PromptPositionsH\x00\x12\x34\n\tgenerated\x18\x06 \x01(\x0b\x32\x1f.actserve.v1.GeneratedPositionsH\x00\x12\x32\n\ttoken_ids\x18\x07 \x01(\x0b\x32\x1d.actserve.v1.TokenIdPositionsH\x00\x12*\n\x04text\x18\x08 \x01(\x0b\x32\x1a.actserve.v1.TextPositionsH\x00\x12\x35\n\ncharacters\x18\t \x01(\x0b\x32\x1f.actserve.v1.CharacterPositionsH\x00\x12+\n\x05turns\x18\n \x01(\x0b\x32\x1a.actserve.v1.TurnPositionsH\x00\x42\x0b\n\tselection\"\x0e\n\x0c\x41llPositions\"\x0e\n\x0cLastPosition\"\x11\n\x0fPromptPositions\"\x14\n\x12GeneratedPositions\"!\n\x0cPositionList\x12\x11\n\tpositions\x18\x01 \x03(\x05\"G\n\rPositionRange\x12\x12\n\x05start\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x10\n\x03\x65nd\x18\x02 \x01(\x05H\x01\x88\x01\x01\x42\x08\n\x06_startB\x06\n\x04_end\"\x1f\n\x10TokenIdPositions\x12\x0b\n\x03ids\x18\x01 \x03(\r\"a\n\rTextPositions\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x17\n\noccurrence\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04turn\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\r\n\x0b_occurrenceB\x07\n\x05_turn\"R\n\x12\x43haracterPositions\x12\r\n\x05start\x18\x01 \x01(\r\x12\x11\n\x03\x65nd\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02\x12\x11\n\x04turn\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x07\n\x05_turn\"-\n\rTurnPositions\x12\r\n\x05turns\x18\x01 \x03(\x05\x12\r\n\x05roles\x18\x02 \x03(\tBR\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,26 +33,28 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'actserve.v1.positions_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.actserve.v1P\001Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1'
-  _globals['_POSITIONSELECTOR']._serialized_start=45
-  _globals['_POSITIONSELECTOR']._serialized_end=546
-  _globals['_ALLPOSITIONS']._serialized_start=548
-  _globals['_ALLPOSITIONS']._serialized_end=562
-  _globals['_LASTPOSITION']._serialized_start=564
-  _globals['_LASTPOSITION']._serialized_end=578
-  _globals['_PROMPTPOSITIONS']._serialized_start=580
-  _globals['_PROMPTPOSITIONS']._serialized_end=597
-  _globals['_GENERATEDPOSITIONS']._serialized_start=599
-  _globals['_GENERATEDPOSITIONS']._serialized_end=619
-  _globals['_POSITIONLIST']._serialized_start=621
-  _globals['_POSITIONLIST']._serialized_end=654
-  _globals['_POSITIONRANGE']._serialized_start=656
-  _globals['_POSITIONRANGE']._serialized_end=727
-  _globals['_TOKENIDPOSITIONS']._serialized_start=729
-  _globals['_TOKENIDPOSITIONS']._serialized_end=760
-  _globals['_TEXTPOSITIONS']._serialized_start=762
-  _globals['_TEXTPOSITIONS']._serialized_end=859
-  _globals['_CHARACTERPOSITIONS']._serialized_start=861
-  _globals['_CHARACTERPOSITIONS']._serialized_end=937
-  _globals['_TURNPOSITIONS']._serialized_start=939
-  _globals['_TURNPOSITIONS']._serialized_end=984
+  _globals['_CHARACTERPOSITIONS'].fields_by_name['end']._loaded_options = None
+  _globals['_CHARACTERPOSITIONS'].fields_by_name['end']._serialized_options = b'\342A\001\002'
+  _globals['_POSITIONSELECTOR']._serialized_start=78
+  _globals['_POSITIONSELECTOR']._serialized_end=579
+  _globals['_ALLPOSITIONS']._serialized_start=581
+  _globals['_ALLPOSITIONS']._serialized_end=595
+  _globals['_LASTPOSITION']._serialized_start=597
+  _globals['_LASTPOSITION']._serialized_end=611
+  _globals['_PROMPTPOSITIONS']._serialized_start=613
+  _globals['_PROMPTPOSITIONS']._serialized_end=630
+  _globals['_GENERATEDPOSITIONS']._serialized_start=632
+  _globals['_GENERATEDPOSITIONS']._serialized_end=652
+  _globals['_POSITIONLIST']._serialized_start=654
+  _globals['_POSITIONLIST']._serialized_end=687
+  _globals['_POSITIONRANGE']._serialized_start=689
+  _globals['_POSITIONRANGE']._serialized_end=760
+  _globals['_TOKENIDPOSITIONS']._serialized_start=762
+  _globals['_TOKENIDPOSITIONS']._serialized_end=793
+  _globals['_TEXTPOSITIONS']._serialized_start=795
+  _globals['_TEXTPOSITIONS']._serialized_end=892
+  _globals['_CHARACTERPOSITIONS']._serialized_start=894
+  _globals['_CHARACTERPOSITIONS']._serialized_end=976
+  _globals['_TURNPOSITIONS']._serialized_start=978
+  _globals['_TURNPOSITIONS']._serialized_end=1023
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ from actserve.v1 import tensor_pb2 as actserve_dot_v1_dot_tensor__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61\x63tserve/v1/source.proto\x12\x0b\x61\x63tserve.v1\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\"\xe2\x01\n\x0cVectorSource\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.actserve.v1.TensorH\x00\x12\x19\n\x0fsteering_vector\x18\x02 \x01(\tH\x00\x12%\n\x04kept\x18\x03 \x01(\x0b\x32\x15.actserve.v1.KeptRowsH\x00\x12,\n\x04\x65\x64it\x18\x04 \x01(\x0b\x32\x1c.actserve.v1.ExplanationEditH\x00\x12\x31\n\x07\x66\x65\x61ture\x18\x05 \x01(\x0b\x32\x1e.actserve.v1.DictionaryFeatureH\x00\x42\x08\n\x06source\"|\n\x0cMatrixSource\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.actserve.v1.TensorH\x00\x12\x14\n\ndictionary\x18\x02 \x01(\tH\x00\x12%\n\x04kept\x18\x03 \x01(\x0b\x32\x15.actserve.v1.KeptRowsH\x00\x42\x08\n\x06source\"\x8b\x01\n\x08KeptRows\x12\x0e\n\x04name\x18\x01 \x01(\tH\x00\x12\'\n\x04item\x18\x04 \x01(\x0b\x32\x17.actserve.v1.KeptByItemH\x00\x12%\n\x04site\x18\x02 \x01(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x17\n\tpositions\x18\x03 \x03(\rB\x04\xe2\x41\x01\x01\x42\x06\n\x04kept\"C\n\nKeptByItem\x12\x18\n\nitem_index\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\x12\x1b\n\rreadout_index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02\"R\n\x0f\x45xplanationEdit\x12\x11\n\x03nla\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08original\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x65\x64ited\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"B\n\x11\x44ictionaryFeature\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61\x63tserve/v1/source.proto\x12\x0b\x61\x63tserve.v1\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\"\xe2\x01\n\x0cVectorSource\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.actserve.v1.TensorH\x00\x12\x19\n\x0fsteering_vector\x18\x02 \x01(\tH\x00\x12%\n\x04kept\x18\x03 \x01(\x0b\x32\x15.actserve.v1.KeptRowsH\x00\x12,\n\x04\x65\x64it\x18\x04 \x01(\x0b\x32\x1c.actserve.v1.ExplanationEditH\x00\x12\x31\n\x07\x66\x65\x61ture\x18\x05 \x01(\x0b\x32\x1e.actserve.v1.DictionaryFeatureH\x00\x42\x08\n\x06source\"\x99\x01\n\x0cMatrixSource\x12%\n\x06tensor\x18\x01 \x01(\x0b\x32\x13.actserve.v1.TensorH\x00\x12\x31\n\ndictionary\x18\x02 \x01(\x0b\x32\x1b.actserve.v1.DictionaryRowsH\x00\x12%\n\x04kept\x18\x03 \x01(\x0b\x32\x15.actserve.v1.KeptRowsH\x00\x42\x08\n\x06source\"\x8b\x01\n\x08KeptRows\x12\x0e\n\x04name\x18\x01 \x01(\tH\x00\x12\'\n\x04item\x18\x04 \x01(\x0b\x32\x17.actserve.v1.KeptByItemH\x00\x12%\n\x04site\x18\x02 \x01(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x17\n\tpositions\x18\x03 \x03(\rB\x04\xe2\x41\x01\x01\x42\x06\n\x04kept\"n\n\nKeptByItem\x12\x1d\n\nitem_index\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12 \n\rreadout_index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02H\x01\x88\x01\x01\x42\r\n\x0b_item_indexB\x10\n\x0e_readout_index\"R\n\x0f\x45xplanationEdit\x12\x11\n\x03nla\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08original\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x65\x64ited\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"\x7f\n\x11\x44ictionaryFeature\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\x05index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x1d\n\nsite_index\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x08\n\x06_indexB\r\n\x0b_site_index\"\xa1\x01\n\x0e\x44ictionaryRows\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\x04side\x18\x02 \x01(\x0e\x32\x1b.actserve.v1.DictionarySideB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x66\x65\x61tures\x18\x03 \x03(\rB\x04\xe2\x41\x01\x01\x12\x1d\n\nsite_index\x18\x04 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\r\n\x0b_site_index*k\n\x0e\x44ictionarySide\x12\x1f\n\x1b\x44ICTIONARY_SIDE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44ICTIONARY_SIDE_ENCODER\x10\x01\x12\x1b\n\x17\x44ICTIONARY_SIDE_DECODER\x10\x02\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,16 +53,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DICTIONARYFEATURE'].fields_by_name['dictionary']._serialized_options = b'\342A\001\002'
   _globals['_DICTIONARYFEATURE'].fields_by_name['index']._loaded_options = None
   _globals['_DICTIONARYFEATURE'].fields_by_name['index']._serialized_options = b'\342A\001\002'
+  _globals['_DICTIONARYFEATURE'].fields_by_name['site_index']._loaded_options = None
+  _globals['_DICTIONARYFEATURE'].fields_by_name['site_index']._serialized_options = b'\342A\001\001'
+  _globals['_DICTIONARYROWS'].fields_by_name['dictionary']._loaded_options = None
+  _globals['_DICTIONARYROWS'].fields_by_name['dictionary']._serialized_options = b'\342A\001\002'
+  _globals['_DICTIONARYROWS'].fields_by_name['side']._loaded_options = None
+  _globals['_DICTIONARYROWS'].fields_by_name['side']._serialized_options = b'\342A\001\002'
+  _globals['_DICTIONARYROWS'].fields_by_name['features']._loaded_options = None
+  _globals['_DICTIONARYROWS'].fields_by_name['features']._serialized_options = b'\342A\001\001'
+  _globals['_DICTIONARYROWS'].fields_by_name['site_index']._loaded_options = None
+  _globals['_DICTIONARYROWS'].fields_by_name['site_index']._serialized_options = b'\342A\001\001'
+  _globals['_DICTIONARYSIDE']._serialized_start=1140
+  _globals['_DICTIONARYSIDE']._serialized_end=1247
   _globals['_VECTORSOURCE']._serialized_start=125
   _globals['_VECTORSOURCE']._serialized_end=351
-  _globals['_MATRIXSOURCE']._serialized_start=353
-  _globals['_MATRIXSOURCE']._serialized_end=477
-  _globals['_KEPTROWS']._serialized_start=480
-  _globals['_KEPTROWS']._serialized_end=619
-  _globals['_KEPTBYITEM']._serialized_start=621
-  _globals['_KEPTBYITEM']._serialized_end=688
-  _globals['_EXPLANATIONEDIT']._serialized_start=690
-  _globals['_EXPLANATIONEDIT']._serialized_end=772
-  _globals['_DICTIONARYFEATURE']._serialized_start=774
-  _globals['_DICTIONARYFEATURE']._serialized_end=840
+  _globals['_MATRIXSOURCE']._serialized_start=354
+  _globals['_MATRIXSOURCE']._serialized_end=507
+  _globals['_KEPTROWS']._serialized_start=510
+  _globals['_KEPTROWS']._serialized_end=649
+  _globals['_KEPTBYITEM']._serialized_start=651
+  _globals['_KEPTBYITEM']._serialized_end=761
+  _globals['_EXPLANATIONEDIT']._serialized_start=763
+  _globals['_EXPLANATIONEDIT']._serialized_end=845
+  _globals['_DICTIONARYFEATURE']._serialized_start=847
+  _globals['_DICTIONARYFEATURE']._serialized_end=974
+  _globals['_DICTIONARYROWS']._serialized_start=977
+  _globals['_DICTIONARYROWS']._serialized_end=1138
 # @@protoc_insertion_point(module_scope)

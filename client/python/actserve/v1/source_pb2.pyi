@@ -2,12 +2,22 @@ from actserve.v1 import site_pb2 as _site_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class DictionarySide(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DICTIONARY_SIDE_UNSPECIFIED: _ClassVar[DictionarySide]
+    DICTIONARY_SIDE_ENCODER: _ClassVar[DictionarySide]
+    DICTIONARY_SIDE_DECODER: _ClassVar[DictionarySide]
+DICTIONARY_SIDE_UNSPECIFIED: DictionarySide
+DICTIONARY_SIDE_ENCODER: DictionarySide
+DICTIONARY_SIDE_DECODER: DictionarySide
 
 class VectorSource(_message.Message):
     __slots__ = ("tensor", "steering_vector", "kept", "edit", "feature")
@@ -29,9 +39,9 @@ class MatrixSource(_message.Message):
     DICTIONARY_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     tensor: _tensor_pb2.Tensor
-    dictionary: str
+    dictionary: DictionaryRows
     kept: KeptRows
-    def __init__(self, tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., dictionary: _Optional[str] = ..., kept: _Optional[_Union[KeptRows, _Mapping]] = ...) -> None: ...
+    def __init__(self, tensor: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., dictionary: _Optional[_Union[DictionaryRows, _Mapping]] = ..., kept: _Optional[_Union[KeptRows, _Mapping]] = ...) -> None: ...
 
 class KeptRows(_message.Message):
     __slots__ = ("name", "item", "site", "positions")
@@ -64,9 +74,23 @@ class ExplanationEdit(_message.Message):
     def __init__(self, nla: _Optional[str] = ..., original: _Optional[str] = ..., edited: _Optional[str] = ...) -> None: ...
 
 class DictionaryFeature(_message.Message):
-    __slots__ = ("dictionary", "index")
+    __slots__ = ("dictionary", "index", "site_index")
     DICTIONARY_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
+    SITE_INDEX_FIELD_NUMBER: _ClassVar[int]
     dictionary: str
     index: int
-    def __init__(self, dictionary: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
+    site_index: int
+    def __init__(self, dictionary: _Optional[str] = ..., index: _Optional[int] = ..., site_index: _Optional[int] = ...) -> None: ...
+
+class DictionaryRows(_message.Message):
+    __slots__ = ("dictionary", "side", "features", "site_index")
+    DICTIONARY_FIELD_NUMBER: _ClassVar[int]
+    SIDE_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    SITE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    dictionary: str
+    side: DictionarySide
+    features: _containers.RepeatedScalarFieldContainer[int]
+    site_index: int
+    def __init__(self, dictionary: _Optional[str] = ..., side: _Optional[_Union[DictionarySide, str]] = ..., features: _Optional[_Iterable[int]] = ..., site_index: _Optional[int] = ...) -> None: ...

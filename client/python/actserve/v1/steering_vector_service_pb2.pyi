@@ -222,7 +222,7 @@ class DeleteSteeringVectorResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class MakeSteeringVectorRequest(_message.Message):
-    __slots__ = ("model", "steering_vector_id", "site", "prompts", "rows", "method", "labels", "request_id")
+    __slots__ = ("model", "steering_vector_id", "site", "prompts", "rows", "method", "labels", "request_id", "adapter")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -238,6 +238,7 @@ class MakeSteeringVectorRequest(_message.Message):
     METHOD_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     model: str
     steering_vector_id: str
     site: _site_pb2.Site
@@ -246,7 +247,8 @@ class MakeSteeringVectorRequest(_message.Message):
     method: VectorMethod
     labels: _containers.ScalarMap[str, str]
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., steering_vector_id: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., prompts: _Optional[_Union[ContrastingPrompts, _Mapping]] = ..., rows: _Optional[_Union[LabelledRows, _Mapping]] = ..., method: _Optional[_Union[VectorMethod, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    adapter: str
+    def __init__(self, model: _Optional[str] = ..., steering_vector_id: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., prompts: _Optional[_Union[ContrastingPrompts, _Mapping]] = ..., rows: _Optional[_Union[LabelledRows, _Mapping]] = ..., method: _Optional[_Union[VectorMethod, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class MakeSteeringVectorResponse(_message.Message):
     __slots__ = ("steering_vector",)

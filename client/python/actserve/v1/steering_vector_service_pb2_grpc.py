@@ -26,11 +26,12 @@ if _version_not_supported:
 
 
 class SteeringVectorServiceStub:
-    """Stores vectors by name, and makes them of examples and of each other. A name can
-    stand wherever a VectorSource does. The vectors of a tenant are its own.
+    """Stores vectors by name, and makes them from examples and from each other. A name can
+    stand wherever a VectorSource does. The vectors of a tenant are its own, and are
+    there until they are deleted.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def __init__(self, channel):
@@ -77,11 +78,12 @@ class SteeringVectorServiceStub:
 
 
 class SteeringVectorServiceServicer:
-    """Stores vectors by name, and makes them of examples and of each other. A name can
-    stand wherever a VectorSource does. The vectors of a tenant are its own.
+    """Stores vectors by name, and makes them from examples and from each other. A name can
+    stand wherever a VectorSource does. The vectors of a tenant are its own, and are
+    there until they are deleted.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def CreateSteeringVector(self, request, context):
@@ -180,11 +182,12 @@ def add_SteeringVectorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SteeringVectorService:
-    """Stores vectors by name, and makes them of examples and of each other. A name can
-    stand wherever a VectorSource does. The vectors of a tenant are its own.
+    """Stores vectors by name, and makes them from examples and from each other. A name can
+    stand wherever a VectorSource does. The vectors of a tenant are its own, and are
+    there until they are deleted.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     @staticmethod

@@ -43,18 +43,20 @@ class SweepPrompt(_message.Message):
     def __init__(self, key: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ...) -> None: ...
 
 class SweepVariant(_message.Message):
-    __slots__ = ("key", "interventions", "coefficients", "sites", "positions")
+    __slots__ = ("key", "interventions", "coefficients", "sites", "positions", "adapter")
     KEY_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     COEFFICIENTS_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     key: str
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.Intervention]
     coefficients: _containers.RepeatedScalarFieldContainer[float]
     sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
     positions: _containers.RepeatedCompositeFieldContainer[_positions_pb2.PositionSelector]
-    def __init__(self, key: _Optional[str] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., coefficients: _Optional[_Iterable[float]] = ..., sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Iterable[_Union[_positions_pb2.PositionSelector, _Mapping]]] = ...) -> None: ...
+    adapter: str
+    def __init__(self, key: _Optional[str] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., coefficients: _Optional[_Iterable[float]] = ..., sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Iterable[_Union[_positions_pb2.PositionSelector, _Mapping]]] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class SweepAnswer(_message.Message):
     __slots__ = ("name", "text")

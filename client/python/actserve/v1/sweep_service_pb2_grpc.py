@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class SweepServiceStub:
-    """Runs many prompts under many interventions, and tells of each what came of it.
+    """Runs many prompts under many interventions, and reports what came of each.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def __init__(self, channel):
@@ -46,16 +46,16 @@ class SweepServiceStub:
 
 
 class SweepServiceServicer:
-    """Runs many prompts under many interventions, and tells of each what came of it.
+    """Runs many prompts under many interventions, and reports what came of each.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     def RunSweep(self, request, context):
         """Runs a sweep. The stream is one `started`; a `cell` for every prompt, variant and
-        point of the variant's grid, in any order; then one `finished`. Cancelling the
-        call frees all it holds.
+        point of the variant's grid, in any order; then one `finished`. A cell that fails
+        has its own status, and the others go on. Cancelling the call frees all it holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,10 +78,10 @@ def add_SweepServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SweepService:
-    """Runs many prompts under many interventions, and tells of each what came of it.
+    """Runs many prompts under many interventions, and reports what came of each.
 
-    Not served yet: FEATURE_NOT_SERVED. The header `x-actserve-model` is as for
-    GenerationService.
+    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    ModelService says.
     """
 
     @staticmethod

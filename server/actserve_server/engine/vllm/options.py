@@ -19,6 +19,7 @@ class EngineOptions:
     max_request_bytes: int = 64 << 20
     max_kept_bytes: int = 1 << 30
     max_kept_seconds: int = 3600
+    default_kept_seconds: int = 600
     hook_points: tuple[str, ...] = ()
     """What to tap; everything the model has when empty."""
     share_plain_prefixes: bool = False

@@ -25,6 +25,20 @@ def sampling_params(sampling: Sampling, defaults: Mapping[str, Any], **ours: Any
     return SamplingParams(**{**defaults, **values, **ours}, output_kind=RequestOutputKind.DELTA)
 
 
+def default_sampling(defaults: Mapping[str, Any]) -> Sampling:
+    """What those defaults are, with vLLM's own for what they leave out."""
+    params = SamplingParams(**defaults)
+    return Sampling(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k if params.top_k > 0 else None,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+    )
+
+
 def ending(completion: CompletionOutput) -> tuple[FinishReason, int | str | None]:
     """Why a finished run ended, and the end token or stop string that did it, if its reason is
     STOP."""

@@ -18,6 +18,7 @@ from actserve_server.engine.vllm.attention import rules
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import family_of
 from actserve_server.engine.vllm.options import EngineOptions
+from actserve_server.engine.vllm.sampling import default_sampling
 from actserve_server.engine.vllm.taps import OP_NAME
 from actserve_server.engine.vllm.worker import WorkerConfig
 
@@ -90,9 +91,11 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> ModelInfo:
             max_request_bytes=options.max_request_bytes,
             max_kept_bytes=options.max_kept_bytes,
             max_kept_seconds=options.max_kept_seconds,
+            default_kept_seconds=options.default_kept_seconds,
         ),
         hook_points=dimensions.hook_points(tapped),
         end_token_ids=_end_token_ids(llm),
+        default_sampling=default_sampling(model.get_diff_sampling_param()),
         attention=rules(found, dimensions.heads, dimensions.key_value_heads, dimensions.head_width),
         attention_unserved=found["attention_unserved"],
     )

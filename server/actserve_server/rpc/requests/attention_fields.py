@@ -8,6 +8,7 @@ from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.readouts.plan import AttentionReadout, AttentionSummaryReadout
 from actserve_server.rpc.requests import position_selectors
 from actserve_server.rpc.requests.heads import check_heads
+from actserve_server.rpc.requests.required_fields import required
 
 MAX_OFFSETS = 64
 """Of one summary."""
@@ -18,7 +19,8 @@ MAX_TOP_KEYS = 64
 def attention(wire: pb.AttentionReadout, info: ModelInfo, field: FieldPath) -> AttentionReadout:
     """The patterns of a layer."""
     _check_served(info, field)
-    layer = _layer(wire.layer, info, (*field, "layer"))
+    wanted = required(wire, "layer", "the layer whose attention to read", field)
+    layer = _layer(wanted, info, (*field, "layer"))
     chosen = tuple(wire.heads)
     if not chosen:
         raise ActserveError(

@@ -31,6 +31,7 @@ from actserve_server.rpc.requests.interventions import InterventionRequest
 from actserve_server.rpc.requests.kept_rows import KeptCache
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.readout_fields import Readouts
+from actserve_server.rpc.requests.required_fields import required
 from actserve_server.rpc.responses import reports
 from actserve_server.rpc.responses.call_results import Results
 from actserve_server.rpc.transport import statuses
@@ -275,6 +276,8 @@ class Items:
 
     def _kept_by(self, source: source_pb2.KeptByItem, index: int, field: FieldPath) -> str:
         """The name of what an earlier item has kept."""
+        required(source, "item_index", "the earlier item", field)
+        required(source, "readout_index", "the readout that keeps the rows", field)
         if source.item_index >= index:
             raise ActserveError(
                 Reason.FIELD_INVALID,

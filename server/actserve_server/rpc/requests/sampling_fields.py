@@ -98,6 +98,20 @@ async def sampling(
     )
 
 
+def defaults(sampling: Sampling) -> pb.SamplingParams:
+    """What unset parameters stand for, where `sampling` has what the model says."""
+    return pb.SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        max_tokens=DEFAULT_MAX_TOKENS,
+    )
+
+
 def given(wire: Sampled, name: str) -> Any:
     """The value of an optional number; None when unset."""
     return getattr(wire, name) if wire.HasField(name) else None  # pyright: ignore[reportArgumentType]

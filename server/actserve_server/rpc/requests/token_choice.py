@@ -12,6 +12,7 @@ from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.runs import RepetitionDetection
 from actserve_server.engine.api import Engine
+from actserve_server.rpc.requests.required_fields import required
 
 MAX_STOPS = 128
 MAX_STOP_BYTES = 1024
@@ -52,7 +53,9 @@ def logit_bias(
     field, items = (*field, "logit_bias"), wire.logit_bias
     _check_count("logit biases", len(items), MAX_LOGIT_BIASES, field)
     for index, item in enumerate(items):
-        _check_token("token id", item.token_id, info, (*field, index, "token_id"))
+        token = required(item, "token_id", "the token", (*field, index))
+        _check_token("token id", token, info, (*field, index, "token_id"))
+        required(item, "bias", "what to add to its logit", (*field, index))
         if not -MAX_LOGIT_BIAS <= item.bias <= MAX_LOGIT_BIAS:
             raise invalid(
                 f"bias is {item.bias}; it must be from {-MAX_LOGIT_BIAS:g} to {MAX_LOGIT_BIAS:g}",

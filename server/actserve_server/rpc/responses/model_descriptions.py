@@ -6,10 +6,13 @@ from actserve_server.domain.model import HookPointInfo, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.rpc.explanations import served_nlas
 from actserve_server.rpc.explanations.served_nlas import Nlas
+from actserve_server.rpc.requests import sampling_fields
+from actserve_server.rpc.requests.readout_fields import MAX_STATISTICS_BYTES
 from actserve_server.rpc.requests.site_fields import HOOK_POINTS
 from actserve_server.rpc.requests.tensor_fields import WIRE_ELEMENT_TYPES
 from actserve_server.rpc.resource_names import means_model, model_name
 from actserve_server.rpc.responses.features import features
+from actserve_server.rpc.transport.request_messages import MAX_PARTS
 
 
 def check_model(name: str, info: ModelInfo, field: FieldPath) -> None:
@@ -47,9 +50,13 @@ def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
             max_kept_bytes=limits.max_kept_bytes,
             max_kept_seconds=limits.max_kept_seconds,
             max_readouts=limits.max_readouts,
+            default_kept_seconds=limits.default_kept_seconds,
+            max_request_parts=MAX_PARTS,
+            max_statistics_bytes=MAX_STATISTICS_BYTES,
         ),
         attention_unserved_reason=attention_unserved,
         features=features(served_nlas.all_of(autoencoders), attention=not attention_unserved),
+        default_sampling=sampling_fields.defaults(info.default_sampling),
     )
 
 
