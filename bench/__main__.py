@@ -28,6 +28,7 @@ from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.models.embedded import default_cache_dir
 from actserve_server.models.resolve import resolve
 from bench.cores import CoresFigures, measure_cores
+from bench.door import DoorFigures, Met, measure_door
 from bench.engines import Stock, Tapped, apply, modes
 from bench.explanations import ExplanationFigures, measure_explanations
 from bench.service import ServiceFigures, measure_service
@@ -41,7 +42,7 @@ AIMS = {
 }
 """Ratios to plain vLLM that the project aims at."""
 
-PARTS = ("taps", "explanations", "cores")
+PARTS = ("taps", "explanations", "cores", "door")
 
 RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 
@@ -134,6 +135,9 @@ def main() -> None:
     cores = None
     if "cores" in parts:
         cores = measure_cores(arguments.model, arguments.dtype, arguments.rounds, log)
+    door = None
+    if "door" in parts:
+        door = measure_door(arguments.model, arguments.dtype, log)
     report = {
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
         "machine": {
@@ -152,6 +156,7 @@ def main() -> None:
         "service": [asdict(figure) for figure in figures],
         "explanations": [asdict(figure) for figure in explained],
         "cores": cores and asdict(cores),
+        "door": door and asdict(door),
     }
     if ratios:
         _print(ratios, rates, figures)
@@ -159,6 +164,8 @@ def main() -> None:
         _print_explanations(explained)
     if cores:
         _print_cores(cores)
+    if door:
+        _print_door(door)
     text = json.dumps(report, indent=2)
     print(text)
     if arguments.json:
@@ -226,6 +233,30 @@ def _print_cores(figures: CoresFigures) -> None:
         f"waits of another caller meanwhile, 99th percentile: health "
         f"{figures.health_wait_p99_ms:.0f} ms, tokenize {figures.tokenize_wait_p99_ms:.0f} ms "
         "(aim: 100 ms)"
+    )
+
+
+def _print_door(figures: DoorFigures) -> None:
+    console = Console(stderr=True)
+
+    def show(title: str, calls: list[Met]) -> None:
+        table = Table(title=title)
+        for column in ("call", "ended with", "server ms", "health waited ms", "memory grew MB"):
+            table.add_column(column)
+        for met in calls:
+            numbers = (met.server_ms, met.health_wait_ms, met.growth_mb)
+            table.add_row(met.name, met.reason, *(f"{number:.0f}" for number in numbers))
+        console.print(table)
+
+    show("64 MiB without a token, gzipped (aims: 50 ms, 100 ms, 64 MiB)", figures.refused)
+    show("The largest messages with a token (aim: health within 250 ms)", figures.largest)
+    show(f"One fetch at all layers, {figures.corpus_sent_mb:.0f} MB of rows", [figures.corpus])
+    stall = figures.stall
+    console.print(
+        f"another caller's generate: alone {stall.alone_ms:.0f} ms; while a fetch that nobody "
+        f"reads computes {stall.computing_ms:.0f} ms, stalled {stall.stalled_ms:.0f} ms; it "
+        f"ended with {stall.ended_with} after {stall.ended_after_s:.1f} s; then "
+        f"{stall.alone_again_ms:.0f} ms"
     )
 
 

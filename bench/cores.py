@@ -11,19 +11,18 @@ import random
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
 
 import actserve
+from bench.servers import served
 from bench.workloads import WORKLOADS, Workload
 
-_START_TIMEOUT_S = 900.0
 _SECONDS_OF_PREFILL = 10.0
 """How long waits are measured in each round."""
 
@@ -75,10 +74,13 @@ def measure_cores(model: str, dtype: str, rounds: int, progress: Console) -> Cor
     first = min(os.sched_getaffinity(0))
     with ExitStack() as stack:
         servers = {
-            "one core": stack.enter_context(
-                _served(model, dtype, {"VLLM_CPU_OMP_THREADS_BIND": str(first)})
-            ),
-            "its choice": stack.enter_context(_served(model, dtype, {})),
+            name: stack.enter_context(
+                served("--model", model, "--dtype", dtype, environment=environment)
+            ).port
+            for name, environment in (
+                ("one core", {"VLLM_CPU_OMP_THREADS_BIND": str(first)}),
+                ("its choice", {}),
+            )
         }
         for number in range(-1, rounds):  # Round -1 warms up.
             for name, port in servers.items():
@@ -106,41 +108,6 @@ def measure_cores(model: str, dtype: str, rounds: int, progress: Console) -> Cor
         health_wait_p99_ms=_p99_ms(waits["health"]),
         tokenize_wait_p99_ms=_p99_ms(waits["tokenize"]),
     )
-
-
-@contextmanager
-def _served(model: str, dtype: str, environment: dict[str, str]) -> Iterator[int]:
-    """A server process; yields its port once it serves."""
-    options = ["--model", model, "--dtype", dtype, "--port", "0", "--metrics-port", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "actserve_server", "serve", *options],
-        env={**os.environ, **environment},
-        stdout=sys.stderr,  # Standard output is the report's.
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    timer = threading.Timer(_START_TIMEOUT_S, process.kill)
-    timer.start()
-    try:
-        port = _port(process)
-        timer.cancel()
-        yield port
-    finally:
-        timer.cancel()
-        process.terminate()
-        process.wait(60)
-
-
-def _port(process: subprocess.Popen[str]) -> int:
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if line.startswith("{") and (event := json.loads(line))["event"] == "serving":
-            # Read on, or the server would wait for room in the pipe.
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            return event["port"]
-    raise RuntimeError(f"the server ended with {process.wait()}:\n{''.join(said[-20:])}")
 
 
 def _fetch(client: actserve.Client, prompts: list[list[int]], load: Workload) -> int:
