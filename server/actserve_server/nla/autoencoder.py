@@ -1,6 +1,5 @@
 """A natural language autoencoder (NLA): rows into words by its AV, and back by its AR."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ import numpy as np
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.runs import Finished, Run, Tokens
 from actserve_server.domain.sites import Site
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.engine.merge import merge
 from actserve_server.nla.baselines import BaselineStore
 from actserve_server.nla.claims import sentences, without
@@ -144,7 +144,7 @@ class Autoencoder:
             self._ar()
         async with self.gate.call():
             # In a thread: a question may be long, and must not hold up the event loop.
-            prompt = await asyncio.to_thread(verbalizer.prompt, asking)
+            prompt = await off_loop(verbalizer.prompt, asking)
 
             def explain(
                 rows: np.ndarray,
@@ -198,7 +198,7 @@ class Autoencoder:
                     held.append(event)
                 else:
                     yield event
-        for explanation in await asyncio.to_thread(with_recurrence, held, asking.neighbor_distance):
+        for explanation in await off_loop(with_recurrence, held, asking.neighbor_distance):
             yield explanation
 
     async def _row(
@@ -345,7 +345,7 @@ class Autoencoder:
     ) -> list[Score]:
         """How well each text accounts for its row, float32 [rows, width]."""
         made = await self.reconstruct(run_id, texts, consumed)
-        return await asyncio.to_thread(score, rows, made, baseline)
+        return await off_loop(score, rows, made, baseline)
 
     async def edit(self, run_id: str, original: str, edited: str, consumed: Consumed) -> np.ndarray:
         """AR(edited) - AR(original), float32 [width]: an edited explanation as a steering vector

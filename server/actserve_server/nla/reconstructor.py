@@ -18,6 +18,7 @@ from actserve_server.domain.runs import Capture, Rows, Run
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import to_float32
 from actserve_server.engine.admission import AdmittedEngine
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.engine.merge import merge
 from actserve_server.nla.explanations import Consumed
 from actserve_server.nla.profile import ReconstructorProfile
@@ -64,7 +65,7 @@ class Reconstructor:
         """The prompts for texts. Raises PROMPT_TOO_LONG for one that the AR's context does not
         hold, and FIELD_INVALID for one that runs into the words after it."""
         # In a thread: texts may be long, and must not hold up the event loop.
-        return await asyncio.to_thread(
+        return await off_loop(
             lambda: [self._checked(text, index) for index, text in enumerate(texts)]
         )
 
@@ -162,7 +163,7 @@ class _Batches:
 
     async def _apply_all(self, batch: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]]) -> None:
         try:
-            rows = await asyncio.to_thread(self._function, np.stack([row for row, _ in batch]))
+            rows = await off_loop(self._function, np.stack([row for row, _ in batch]))
         except Exception as error:
             for _, result in batch:
                 if not result.done():

@@ -5,7 +5,6 @@ for long: `Reading` advances that in a thread, so that the event loop goes on wi
 work.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -15,6 +14,7 @@ from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.runs import Finished, Rows
 from actserve_server.domain.tensors import ElementType, to_float32
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.readouts.attention_patterns import pattern_blocks, top_k
 from actserve_server.readouts.attention_summary import summarize
 from actserve_server.readouts.blocks import blocks
@@ -76,7 +76,7 @@ class Reading:
                 for result in results:
                     yield readout, result
             else:
-                while (result := await asyncio.to_thread(next, results, None)) is not None:
+                while (result := await off_loop(next, results, None)) is not None:
                     yield readout, result
 
 

@@ -1,8 +1,6 @@
 """Prompts to token ids, and ids to text, with the served model's own tokenizer."""
 
-import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -16,37 +14,37 @@ from actserve_server.domain.prompts import (
     TokenPrompt,
     TokenSource,
 )
+from actserve_server.engine.fair_threads import FairThreads
 from actserve_server.engine.vllm.chat import Chat
 from actserve_server.engine.vllm.offsets import OffsetEncoder
 from actserve_server.engine.vllm.sources import conversation_sources, locate, text_sources
 
 
 class PromptTokenizer:
-    """Wraps a Hugging Face tokenizer. Works in one thread of its own: tokenizers release the GIL,
-    a long prompt must not hold up the event loop, and they do not allow concurrent use."""
+    """Wraps a Hugging Face tokenizer. Works in one thread of its own, in which callers take turns:
+    tokenizers release the GIL, a long prompt must not hold up the event loop, and they do not allow
+    concurrent use."""
 
     def __init__(self, tokenizer: Any, vocabulary_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocabulary_size = vocabulary_size
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="actserve-tokenizer")
+        self._thread = FairThreads(1, 1, "actserve-tokenizer")
         self._text = lru_cache(maxsize=1 << 16)(self._decode_one)
         self._encoder = OffsetEncoder(tokenizer)
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self._tokenize, prompt
-        )
+        return await self._thread.run(self._tokenize, prompt)
 
     async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
         """See `Engine.spell`."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._spell, words)
+        return await self._thread.run(self._spell, words)
 
     def texts(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Each token decoded alone."""
         return tuple(map(self._text, ids))
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False)
+        self._thread.close()
 
     def _tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         match prompt:

@@ -1,6 +1,5 @@
 """An NLA that is loaded here, asked by messages."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 
@@ -9,6 +8,7 @@ import numpy as np
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve_server.domain.errors import FieldPath
 from actserve_server.domain.sites import Site
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.explanations import Asking, ExplainEvent
 from actserve_server.rpc.explanations import (
@@ -56,7 +56,7 @@ class LocalNla:
         self, request: pb.ExplainActivationsRequest, call: Call
     ) -> AsyncGenerator[pb.ExplanationEvent, None]:
         # In a thread, here and below: the rows may be tens of megabytes.
-        rows = await asyncio.to_thread(
+        rows = await off_loop(
             nla_inputs.rows, request.activations, self._nla.info, ("activations",)
         )
         where = nla_inputs.positions(request.positions, len(rows), ("positions",))
@@ -80,7 +80,7 @@ class LocalNla:
     async def compare(
         self, request: pb.CompareActivationsRequest, call: Call
     ) -> AsyncGenerator[pb.ExplanationEvent, None]:
-        rows = await asyncio.to_thread(
+        rows = await off_loop(
             nla_inputs.differences,
             request.activations,
             request.reference,
@@ -122,7 +122,7 @@ class LocalNla:
         info = self._nla.info
         nla_descriptions.check_reconstructs(info, "scoring", ("nla",))
         texts = nla_inputs.texts(request.texts, info, ("texts",))
-        rows = await asyncio.to_thread(nla_inputs.rows, request.activations, info, ("activations",))
+        rows = await off_loop(nla_inputs.rows, request.activations, info, ("activations",))
         nla_inputs.check_one_each(len(texts), len(rows), ("texts",))
         name = nla_descriptions.name_of(info)
         baseline = baseline_names.look_up(
@@ -135,10 +135,10 @@ class LocalNla:
         self, request: pb.SetExplanationBaselineRequest, call: Call
     ) -> pb.SetExplanationBaselineResponse:
         _, short = baseline_names.parse_name(request.name, ("name",))
-        rows = await asyncio.to_thread(
+        rows = await off_loop(
             nla_inputs.rows, request.activations, self._nla.info, ("activations",)
         )
-        stored = await asyncio.to_thread(
+        stored = await off_loop(
             self._nla.set_baseline, short, rows, call.principal.tenant, shared=request.shared
         )
         return pb.SetExplanationBaselineResponse(

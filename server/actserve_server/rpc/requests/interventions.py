@@ -1,6 +1,5 @@
 """Interventions from the wire, parsed once a call and then placed into each sequence."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from actserve_server.domain.operations import Operation, Replace
 from actserve_server.domain.positions import Positions, Selection
 from actserve_server.domain.runs import Intervention
 from actserve_server.domain.sites import Site
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
@@ -111,7 +111,7 @@ async def interventions(
     edits = await explanation_edits.vectors(wire, autoencoders, info, field)
     found = Found(info=info, kept=kept, edits=edits, rows=rows or KeptCache())
     # In a thread: whether thousands of directions are independent takes seconds to find out.
-    return await asyncio.to_thread(_parse, wire, found, field)
+    return await off_loop(_parse, wire, found, field)
 
 
 def placed(edits: Sequence[InterventionRequest], place: Place) -> tuple[Intervention, ...]:

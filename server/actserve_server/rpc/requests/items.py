@@ -16,6 +16,7 @@ from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.runs import Finished, Rows, Run, RunEvent
 from actserve_server.engine.admission import AdmittedCall, AdmittedEngine
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.readouts.kept import RESOURCE_TYPE, KeptStore
 from actserve_server.readouts.plan import KeepReadout, Plan
 from actserve_server.readouts.statistics import RowLabels
@@ -114,7 +115,7 @@ class Items:
                 self._engine, request.prompt, ("prompt",)
             )
         # In a thread: it looks at every message of the request.
-        self._needs = await asyncio.to_thread(_needs, request)
+        self._needs = await off_loop(_needs, request)
         self._over = {index: asyncio.Event() for needed in self._needs.values() for index in needed}
         for index in range(len(request.items)) if request.fail_fast else ():
             if index not in self._needs:

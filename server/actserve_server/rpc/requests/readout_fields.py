@@ -1,6 +1,5 @@
 """Readouts from the wire: parsed once a call, then placed into each sequence."""
 
-import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import Positions, Selection
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import (
     AttentionReadout,
@@ -180,7 +180,7 @@ async def readouts(
     }
     found = Found(info=info, kept=vector_sources.look_up(named, store))
     # In a thread: a projection may be tens of megabytes.
-    requests = await asyncio.to_thread(_parse, wire, store, found, field)
+    requests = await off_loop(_parse, wire, store, found, field)
     _check_names(requests, field)
     return Readouts(requests=requests, max_bytes=info.limits.max_capture_bytes)
 

@@ -1,10 +1,10 @@
 """Ids that callers give their requests, so that one made again finds what it has kept."""
 
-import asyncio
 import hashlib
 
 from actserve.v1 import generation_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.engine.fair_threads import off_loop
 
 MAX_BYTES = 128
 """Of a request id, in UTF-8."""
@@ -26,7 +26,7 @@ async def request_digest(wire: Request, field: FieldPath) -> bytes | None:
     if not size or not any(each.HasField("keep") for each in wire.readouts):
         return None
     # In a thread: a request may be tens of megabytes.
-    return await asyncio.to_thread(_digest, wire)
+    return await off_loop(_digest, wire)
 
 
 def _digest(wire: Request) -> bytes:

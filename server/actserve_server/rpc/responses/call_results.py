@@ -16,6 +16,7 @@ from actserve_server.domain.prompts import TokenPrompt
 from actserve_server.domain.runs import Finished, Rows, RunEvent, Tokens
 from actserve_server.domain.tensors import ElementType, to_float32
 from actserve_server.engine.api import Engine
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import KeepReadout, Plan, RowReadout, SecondMoments
 from actserve_server.readouts.readers import QUICK_OPERATIONS, Reading
@@ -149,7 +150,7 @@ class Results:
             if sequence.statistics.numbers < QUICK_OPERATIONS:
                 self._statistics.merge(sequence.statistics)
             else:
-                await asyncio.to_thread(self._statistics.merge, sequence.statistics)
+                await off_loop(self._statistics.merge, sequence.statistics)
         finally:
             self._give_turn(sequence)
         return _told(index, sequence.kept)
@@ -211,7 +212,7 @@ class Results:
             if operations < QUICK_OPERATIONS:
                 add()
             else:
-                await asyncio.to_thread(add)
+                await off_loop(add)
 
     def _rows(self, index: int, readout: int, read: ReadRows) -> Iterator[Any]:
         target = self._wanted[readout].element_type

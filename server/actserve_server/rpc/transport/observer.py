@@ -27,6 +27,7 @@ import structlog
 from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
 
+from actserve_server.domain.callers import CALLER
 from actserve_server.domain.errors import ActserveError
 from actserve_server.rpc.transport import metrics, statuses
 from actserve_server.rpc.transport.auth import Authenticate
@@ -145,6 +146,7 @@ class _Observation:
 
     async def __aenter__(self) -> _Observation:
         enter_call(self._call)
+        CALLER.set(self._call.principal.tenant or self._context.peer())
         # In the trailers, not the headers: once headers are sent, clients no longer retry a call
         # that is refused.
         self._context.set_trailing_metadata((("x-request-id", self._call.id),))

@@ -1,6 +1,5 @@
 """Reads the one message of a call."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.rpc import not_served
 from actserve_server.rpc.transport.request_size import check_parts
 from actserve_server.rpc.transport.unknown_fields import refuse_unknown_fields
@@ -34,7 +34,7 @@ async def receive(
         raise ActserveError(Reason.REQUEST_MALFORMED, "the call carries no message; send one")
     if len(data) <= SMALL_BYTES:
         return _parsed(data, parse, kind)
-    return await asyncio.to_thread(_parsed, data, parse, kind)
+    return await off_loop(_parsed, data, parse, kind)
 
 
 def _parsed(data: bytes, parse: Callable[[bytes], Message], kind: Descriptor) -> Message:
