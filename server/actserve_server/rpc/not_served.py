@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
 from actserve.v1 import (
@@ -21,7 +21,7 @@ from actserve.v1 import (
     sweep_service_pb2,
 )
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
-from actserve_server.rpc.transport.messages import inside
+from actserve_server.rpc.transport.messages import inside, is_set
 
 SERVICES = tuple(
     service
@@ -69,16 +69,22 @@ def refuse_fields(message: Message, path: FieldPath = ()) -> None:
     """Raises FEATURE_NOT_SERVED if such a field is set in `message` or in one inside it."""
     if not _may_have(message.DESCRIPTOR):
         return
-    for field, _ in message.ListFields():
-        if instead := FIELDS.get(field.full_name):
+    for field in _not_served(message.DESCRIPTOR):
+        if is_set(message, field):
             raise ActserveError(
                 Reason.FEATURE_NOT_SERVED,
                 f"{field.name} is part of the contract, but this server does not serve it yet; "
-                f"{instead}",
+                f"{FIELDS[field.full_name]}",
                 field=(*path, field.name),
             )
     for at, item in inside(message, path):
         refuse_fields(item, at)
+
+
+@lru_cache(maxsize=1024)
+def _not_served(kind: Descriptor) -> tuple[FieldDescriptor, ...]:
+    """Such fields of a message of that kind itself."""
+    return tuple(field for field in kind.fields if field.full_name in FIELDS)
 
 
 @lru_cache(maxsize=1024)

@@ -53,7 +53,7 @@ def differences(
 def matrix(wire: tensor_pb2.Tensor, info: NlaInfo, field: FieldPath) -> np.ndarray:
     """Any rows of the autoencoder's site: float32 [rows, width], 1 to `max_rows`, finite."""
     width = info.profile.width
-    if not wire.ListFields():
+    if not wire.ByteSize():
         raise ActserveError(
             Reason.FIELD_REQUIRED,
             f"the tensor is not set; send one of shape [rows, {width}]",
