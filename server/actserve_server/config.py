@@ -128,7 +128,7 @@ class Settings(BaseSettings):
     max_items: PositiveInt = Field(1024, description="items in one FetchActivations call")
     max_samples: PositiveInt = Field(64, description="samples of one Generate call")
     max_interventions: PositiveInt = Field(64, description="interventions in one call")
-    max_request_bytes: PositiveInt = Field(64 << 20, description="bytes of one request message")
+    max_request_bytes: PositiveInt = Field(32 << 20, description="bytes of one request message")
     max_capture_bytes: PositiveInt = Field(
         1 << 30, description="captured bytes of one sequence, in the model's element type"
     )

@@ -99,9 +99,9 @@ def engine() -> FakeEngine:
     )
 
 
-async def check(case: Case) -> None:
+async def check(case: Case, fake: FakeEngine | None = None) -> None:
     """Calls a server with the request, and looks at how it refuses."""
-    fake = engine()
+    fake = fake or engine()
     async with serving(fake) as served:
         refused = await failure(call(served, case.request))
     assert (refused.code, refused.reason) == (case.code, case.reason), refused

@@ -13,12 +13,17 @@ from actserve.v1 import (
     generation_service_pb2,
     kept_activations_service_pb2,
     model_service_pb2,
+    model_service_pb2_grpc,
 )
+from actserve_server.domain.callers import CALLER
+from actserve_server.domain.model import Limits
 from actserve_server.domain.principals import Role
+from actserve_server.engine.fake import FakeEngine
 from actserve_server.rpc.server import SERVICES
 from actserve_server.rpc.transport import observer, request_messages
 from actserve_server.rpc.transport.request_messages import MAX_PARTS
 from tests.contract.harness import Served, bearing, failure, serving, write_tokens
+from tests.contract.nlas import Tiny
 
 LARGEST_BYTES = 16 << 20
 """Parsing and walking such a message on the event loop would hold up everybody for seconds."""
@@ -149,7 +154,7 @@ async def test_a_message_of_as_many_parts_as_may_be_is_parsed_off_the_event_loop
     request = generation_service_pb2.GenerateRequest(
         prompt={"conversation": {"turns": [{}] * (MAX_PARTS - 2)}}
     )
-    async with serving() as served:
+    async with serving(FakeEngine(limits=Limits(max_sequence_tokens=MAX_PARTS))) as served:
         refused = await failure(served.generation.Generate(request))
     assert refused.details["BadRequest"].field_violations[0].field.endswith("turns[0].role")
     assert len(parsing) == 1
@@ -157,10 +162,10 @@ async def test_a_message_of_as_many_parts_as_may_be_is_parsed_off_the_event_loop
 
 
 async def test_ordinary_compressed_calls_are_served() -> None:
-    request = model_service_pb2.TokenizeRequest(prompt={"text": "a" * 10_000})
+    request = model_service_pb2.TokenizeRequest(prompt={"text": "a" * 2_000})
     async with serving() as served:
         answer = await served.models.Tokenize(request, compression=grpc.Compression.Gzip)
-    assert len(answer.prompt.ids) == 10_001
+    assert len(answer.prompt.ids) == 2_001
 
 
 async def test_a_call_without_a_message_is_refused() -> None:
@@ -168,3 +173,74 @@ async def test_a_call_without_a_message_is_refused() -> None:
     async with serving() as served:
         refused = await failure(served.channel.stream_unary(path)(iter(())))
     assert refused.reason == "REQUEST_MALFORMED"
+
+
+LIMIT = 256
+"""Tokens of a sequence."""
+LONGEST = FakeEngine().info.longest_token
+USER = {"role": "user", "content": "a"}
+TOO_LONG: dict[str, Any] = {
+    "token ids": {"token_ids": {"ids": [1] * (LIMIT + 1)}},
+    "characters": {"text": "a" * (LIMIT * LONGEST + 1)},
+    "turns": {"conversation": {"turns": [USER] * (LIMIT + 1)}},
+    "bytes": {"conversation": {"turns": [USER], "tools": [{"json": '{"a": 1}'}] * LIMIT * 4}},
+    "bytes of an argument": {
+        "conversation": {"turns": [USER], "template_arguments": {"enable_thinking": "a" * 9000}}
+    },
+}
+
+
+@pytest.mark.parametrize("prompt", TOO_LONG.values(), ids=TOO_LONG)
+async def test_a_prompt_that_must_be_too_long_is_refused_before_it_is_tokenized(
+    prompt: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenized: list[object] = []
+    engine = FakeEngine(limits=Limits(max_sequence_tokens=LIMIT))
+    monkeypatch.setattr(engine, "tokenize", tokenized.append)
+    async with serving(engine, Tiny().loaded()) as served:
+        for call in (
+            served.models.Tokenize(model_service_pb2.TokenizeRequest(prompt=prompt)),
+            served.generation.Generate(generation_service_pb2.GenerateRequest(prompt=prompt)),
+            served.explanations.ExplainText(
+                explanation_service_pb2.ExplainTextRequest(prompt=prompt)
+            ),
+        ):
+            refused = await failure(call)
+            assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+            assert (refused.reason, refused.field) == ("PROMPT_TOO_LONG", "prompt")
+            assert str(LIMIT) in refused.message
+    assert tokenized == []
+
+
+async def test_the_longest_prompt_is_tokenized() -> None:
+    engine = FakeEngine(limits=Limits(max_sequence_tokens=LIMIT))
+    request = model_service_pb2.TokenizeRequest(prompt={"text": "a" * LIMIT * LONGEST})
+    async with serving(engine) as served:
+        assert len((await served.models.Tokenize(request)).prompt.ids) == LIMIT * LONGEST + 1
+
+
+async def test_work_is_done_on_behalf_of_the_tenant_or_else_of_the_connection(
+    token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that threads are shared fairly between those who ask."""
+    seen: list[str] = []
+    engine = FakeEngine()
+
+    async def tokenize(prompt: Any) -> Any:
+        seen.append(CALLER.get())
+        return await FakeEngine().tokenize(prompt)
+
+    monkeypatch.setattr(engine, "tokenize", tokenize)
+    request = model_service_pb2.TokenizeRequest(prompt={"text": "a"})
+    async with serving(engine, token_file=token_file) as served:
+        await served.models.Tokenize(request, metadata=bearing("known"))
+    async with serving(engine) as served:
+        await served.models.Tokenize(request)
+        address = f"127.0.0.1:{served.app.port}"
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options=options) as other:
+            await model_service_pb2_grpc.ModelServiceStub(other).Tokenize(request)
+    tenant, here, there = seen
+    assert tenant.endswith("vision")
+    assert here != there
+    assert here.startswith("ipv4:127.0.0.1:")

@@ -60,7 +60,7 @@ async def test_a_request_over_the_limit_is_refused_with_both_numbers() -> None:
 
 async def test_a_request_of_many_megabytes_is_taken() -> None:
     async with serving() as served:
-        request = generate(interventions=[addition(np.ones(8 << 20))])
+        request = generate(interventions=[addition(np.ones(6 << 20))])
         refused = await failure(served.generation.Generate(request))
     assert refused.reason == "TENSOR_WIDTH_MISMATCH"
 

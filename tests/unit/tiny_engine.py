@@ -130,6 +130,7 @@ class TinyEngine:
             layer_count=layer_count,
             width=WIDTH,
             vocabulary_size=vocabulary_size,
+            longest_token=1,
             element_type=element_type,
             limits=Limits(max_sequence_tokens=64),
             hook_points=points,

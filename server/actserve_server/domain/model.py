@@ -24,7 +24,7 @@ class Limits:
     """Captured bytes of one sequence, in the model's own element type."""
     max_interventions: int = 64
     """Interventions in one call."""
-    max_request_bytes: int = 64 << 20
+    max_request_bytes: int = 32 << 20
     """Bytes of one request message."""
     max_kept_bytes: int = 1 << 30
     """Bytes of activations kept on the server, over all clients."""
@@ -63,6 +63,8 @@ class ModelInfo:
     element_type: ElementType
     limits: Limits
     hook_points: Mapping[HookPoint, HookPointInfo]
+    longest_token: int
+    """Characters of a prompt that one token can stand for at most."""
     end_token_ids: tuple[int, ...] = ()
     """The tokens that end a text of this model."""
     default_sampling: Sampling = NEUTRAL

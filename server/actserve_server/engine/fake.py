@@ -44,6 +44,7 @@ from actserve_server.engine.fake_sampling import Choice, TextStream, end_of
 from actserve_server.engine.fake_tokenizer import (
     BOS,
     EOS,
+    LONGEST_TOKEN,
     VOCABULARY_SIZE,
     decode,
     spell,
@@ -101,6 +102,7 @@ class FakeEngine:
             layer_count=layer_count,
             width=width,
             vocabulary_size=VOCABULARY_SIZE,
+            longest_token=LONGEST_TOKEN,
             end_token_ids=(EOS,),
             element_type=element_type,
             limits=limits or Limits(max_sequence_tokens=2048),

@@ -20,6 +20,7 @@ BYTES = 256
 BOS, EOS, ROLE, END_OF_TURN = range(BYTES, BYTES + 4)
 SPECIAL_TEXTS = {BOS: "<bos>", EOS: "<eos>", ROLE: "<|role|>", END_OF_TURN: "<|end|>"}
 VOCABULARY_SIZE = BYTES + len(SPECIAL_TEXTS)
+LONGEST_TOKEN = max(map(len, SPECIAL_TEXTS.values()))
 ROLES = ("system", "user", "assistant", "tool")
 THINKING = "enable_thinking"
 """The one argument of the fake chat template: whether the answer begins with a thought."""

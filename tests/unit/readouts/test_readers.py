@@ -40,6 +40,7 @@ INFO = ModelInfo(
     layer_count=1,
     width=WIDTH,
     vocabulary_size=10,
+    longest_token=1,
     element_type=ElementType.BF16,
     limits=Limits(max_sequence_tokens=100),
     hook_points={

@@ -16,7 +16,7 @@ class EngineOptions:
     max_items: int = 1024
     max_samples: int = 64
     max_interventions: int = 64
-    max_request_bytes: int = 64 << 20
+    max_request_bytes: int = 32 << 20
     max_kept_bytes: int = 1 << 30
     max_kept_seconds: int = 3600
     default_kept_seconds: int = 600

@@ -81,6 +81,8 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> ModelInfo:
         layer_count=model.get_total_num_hidden_layers(),
         width=dimensions.width,
         vocabulary_size=dimensions.vocabulary_size,
+        # A token is written with a character for each of its characters or bytes, or more.
+        longest_token=max(map(len, llm.get_tokenizer().get_vocab())),
         element_type=_ELEMENT_TYPES[str(model.dtype)],
         limits=Limits(
             max_sequence_tokens=model.max_model_len,

@@ -1,4 +1,8 @@
-"""Prompts from and to the wire."""
+"""Prompts from and to the wire.
+
+What no sequence could hold is refused before it is tokenized, which would take as long as the
+caller likes.
+"""
 
 from collections.abc import Sequence
 
@@ -7,7 +11,11 @@ from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import Prompt, TextPrompt, TokenizedPrompt, TokenPrompt
 from actserve_server.engine.api import Engine
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.rpc.requests.conversations import conversation
+
+LARGE_BYTES = 16 << 10
+"""A prompt above this size is looked at in a thread, since it may have thousands of turns."""
 
 
 def prompt(wire: prompt_pb2.Prompt, info: ModelInfo, field: FieldPath) -> Prompt:
@@ -42,8 +50,13 @@ def token_ids(wire: Sequence[int], info: ModelInfo, field: FieldPath) -> tuple[i
 
 
 async def tokenize(engine: Engine, wire: prompt_pb2.Prompt, field: FieldPath) -> TokenizedPrompt:
-    """The prompt as the model sees it; `field` is where it is, for errors."""
-    parsed = prompt(wire, engine.info, field)
+    """The prompt as the model sees it; `field` is where it is, for errors. Raises PROMPT_TOO_LONG
+    for what must have more tokens than a sequence."""
+    _check_length(wire, engine.info, field)
+    if wire.ByteSize() > LARGE_BYTES:
+        parsed = await off_loop(prompt, wire, engine.info, field)
+    else:
+        parsed = prompt(wire, engine.info, field)
     try:
         return await engine.tokenize(parsed)
     except ActserveError as error:
@@ -87,3 +100,25 @@ def to_wire(tokenized: TokenizedPrompt, *, ids_only: bool = False) -> prompt_pb2
             for source in tokenized.sources
         ],
     )
+
+
+def _check_length(wire: prompt_pb2.Prompt, info: ModelInfo, field: FieldPath) -> None:
+    """Raises PROMPT_TOO_LONG for more token ids than a sequence has; for more turns, since each is
+    a token at least; and for more text than its longest tokens could stand for."""
+    tokens, longest = info.limits.max_sequence_tokens, info.longest_token
+    size, most = wire.ByteSize(), 4 * tokens * longest
+    for what, count, limit in (
+        ("token ids", len(wire.token_ids.ids), tokens),
+        ("turns", len(wire.conversation.turns), tokens),
+        # Of whatever a template may write. A character takes at most four.
+        ("bytes", 0 if wire.HasField("token_ids") else size, most),
+        ("characters", len(wire.text) if size <= most else 0, tokens * longest),
+    ):
+        if count > limit:
+            raise ActserveError(
+                Reason.PROMPT_TOO_LONG,
+                f"the prompt has {count} {what}, but a sequence of {info.id} has at most {tokens} "
+                f"tokens, and a token at most {longest} characters; send at most {limit} {what}",
+                field=field,
+                metadata={"prompt_tokens": -(-count * tokens // limit), "limit": tokens - 1},
+            )
