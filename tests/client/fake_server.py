@@ -84,6 +84,7 @@ def as_events(cls: Any, chunks: Iterable[list[Chunk]]) -> list[list[Any]]:
         readout_pb2.PredictionChunk: "predictions",
         readout_pb2.AttentionChunk: "attention",
         readout_pb2.AttentionSummaryChunk: "attention_summary",
+        readout_pb2.LogitAttributionChunk: "logit_attribution",
     }
     return [[cls(**{kinds[type(chunk)]: chunk}) for chunk in track] for track in chunks]
 

@@ -218,9 +218,9 @@ def addition(vector: Any, layer: int = 1, **add: Any) -> dict[str, Any]:
 
 def readouts(capture: dict[str, Any]) -> list[dict[str, Any]]:
     """The readouts that fields of one `rows` are, and beside them `keep`, at the same sites and
-    positions, `predictions`, `attention_summary`, and `attention`, of which there may be
-    several."""
-    others = ("keep", "predictions", "attention", "attention_summary")
+    positions, `predictions`, `attention_summary`, `logit_attribution`, and `attention`, of which
+    there may be several."""
+    others = ("keep", "predictions", "attention", "attention_summary", "logit_attribution")
     rows = {name: value for name, value in capture.items() if name not in others}
     listed: list[dict[str, Any]] = []
     if rows or not any(name in capture for name in others):
@@ -232,6 +232,8 @@ def readouts(capture: dict[str, Any]) -> list[dict[str, Any]]:
         listed.append({"predictions": capture["predictions"]})
     if "attention_summary" in capture:
         listed.append({"attention_summary": capture["attention_summary"]})
+    if "logit_attribution" in capture:
+        listed.append({"logit_attribution": capture["logit_attribution"]})
     return [*listed, *({"attention": each} for each in capture.get("attention", ()))]
 
 

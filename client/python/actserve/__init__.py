@@ -7,6 +7,7 @@ acts["resid_post.15"]  # numpy float32 [tokens, width]
 
 from actserve.aio import AsyncClient
 from actserve.attention import Attention, AttentionMeans, AttentionPattern, AttentionSummary
+from actserve.attributions import Attributions, LogitAttribution
 from actserve.client import Client
 from actserve.conversations import Conversation
 from actserve.edits import ExplanationEdit
@@ -28,6 +29,7 @@ from actserve.errors import (
 )
 from actserve.events import (
     Attended,
+    Attributed,
     Event,
     ExplainEvent,
     ExplainFinished,
@@ -90,6 +92,8 @@ __all__ = [
     "AttentionMeans",
     "AttentionPattern",
     "AttentionSummary",
+    "Attributed",
+    "Attributions",
     "BadResponse",
     "Baseline",
     "ByCharacters",
@@ -125,6 +129,7 @@ __all__ = [
     "KeptRows",
     "LabelMeans",
     "Limits",
+    "LogitAttribution",
     "Mean",
     "Model",
     "Nla",

@@ -74,8 +74,8 @@ class Client(Explainer):
         - `attention`: one `Attention` or several, for `activations.attention`.
         - `keep`: a `Keep`, by which the rows also stay on the server, as `activations.kept`.
         - `readouts`: more to read in the same forward pass, by names of yours: a `Read`, a
-          `Predict`, an `Attention` or an `AttentionSummary` each. `activations.readouts` has what
-          they give.
+          `Predict`, an `Attention`, an `AttentionSummary` or a `LogitAttribution` each.
+          `activations.readouts` has what they give.
         - `steer`: interventions to apply, in order.
         - `progress`: a bar on standard error; by default for a list, on a terminal, with rich.
         """

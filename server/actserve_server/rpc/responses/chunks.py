@@ -11,6 +11,7 @@ from actserve_server.domain.tensors import ElementType, convert
 from actserve_server.readouts.results import (
     ReadAttention,
     ReadAttentionSummary,
+    ReadLogitAttribution,
     ReadPredictions,
     ReadRows,
 )
@@ -132,6 +133,20 @@ def attention_summary(
         top_keys=found.top_keys.ravel().tolist(),
         top_key_means=tensor(found.top_key_means),
     )
+
+
+def logit_attribution(
+    read: ReadLogitAttribution, sequence_index: int, readout_index: int
+) -> Iterator[pb.LogitAttributionChunk]:
+    """What rows of one site add to logits."""
+    for rows in _cut([_ID_BYTES + row.nbytes for row in read.contributions]):
+        yield pb.LogitAttributionChunk(
+            sequence_index=sequence_index,
+            readout_index=readout_index,
+            site_index=read.site_index,
+            positions=read.positions[rows].tolist(),
+            contributions=tensor(read.contributions[rows]),
+        )
 
 
 def reconstructed(

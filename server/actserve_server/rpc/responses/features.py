@@ -16,11 +16,14 @@ ALWAYS = (
 contract must be named to be told."""
 
 
-def features(nlas: Sequence[explanation_service_pb2.Nla], *, attention: bool) -> list["pb.Feature"]:
+def features(
+    nlas: Sequence[explanation_service_pb2.Nla], *, attention: bool, logit_attribution: bool
+) -> list["pb.Feature"]:
     """What is served of a model with these autoencoders, ascending."""
     sometimes = {
         pb.FEATURE_ATTENTION: attention,
         pb.FEATURE_EXPLAIN: any(nla.verbalizes for nla in nlas),
+        pb.FEATURE_LOGIT_ATTRIBUTION: logit_attribution,
         pb.FEATURE_RECONSTRUCT: any(nla.reconstructs for nla in nlas),
     }
     return sorted([*ALWAYS, *(feature for feature, served in sometimes.items() if served)])
