@@ -21,6 +21,7 @@ from actserve.v1 import (
     model_service_pb2_grpc,
     site_pb2,
     tensor_pb2,
+    weight_service_pb2_grpc,
 )
 from actserve.v1 import generation_service_pb2 as pb
 from actserve_server import app
@@ -67,6 +68,10 @@ class Served:
     @property
     def explanations(self) -> explanation_service_pb2_grpc.ExplanationServiceStub:
         return explanation_service_pb2_grpc.ExplanationServiceStub(self.channel)
+
+    @property
+    def weights(self) -> weight_service_pb2_grpc.WeightServiceStub:
+        return weight_service_pb2_grpc.WeightServiceStub(self.channel)
 
     @property
     def health(self) -> Any:

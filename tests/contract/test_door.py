@@ -13,6 +13,7 @@ from actserve.v1 import (
     generation_service_pb2,
     kept_activations_service_pb2,
     model_service_pb2,
+    weight_service_pb2,
 )
 from actserve_server.domain.principals import Role
 from actserve_server.rpc.server import SERVICES
@@ -30,6 +31,7 @@ METHODS = [
         generation_service_pb2,
         kept_activations_service_pb2,
         model_service_pb2,
+        weight_service_pb2,
     )
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods

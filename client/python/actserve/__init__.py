@@ -79,6 +79,7 @@ from actserve.steering import (
     Zero,
 )
 from actserve.tensors import ElementType
+from actserve.weights import HeadMatrices
 
 __all__ = [
     "Ablate",
@@ -118,6 +119,7 @@ __all__ = [
     "ExplanationEdit",
     "Finished",
     "Generation",
+    "HeadMatrices",
     "HookPoint",
     "HookPointSupport",
     "Intervention",

@@ -160,6 +160,12 @@ def reconstructed(
         )
 
 
+def rows_at_once(width: int, element_type: ElementType) -> int:
+    """How many rows fit into a message; at least one."""
+    room = MAX_MESSAGE_BYTES - _FRAMING_BYTES
+    return max(1, room // (width * element_type.itemsize))
+
+
 def tensor(bits: np.ndarray, element_type: ElementType = ElementType.F32) -> tensor_pb2.Tensor:
     """Stored elements as a message."""
     return tensor_pb2.Tensor(

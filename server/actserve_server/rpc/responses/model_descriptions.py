@@ -57,18 +57,8 @@ async def to_wire(info: ModelInfo, autoencoders: Nlas, tenant: str) -> pb.Model:
         ),
         attention_unserved_reason=attention_unserved,
         nlas=nlas,
-        features=features(
-            nlas,
-            attention=not attention_unserved,
-            logit_attribution=_attributes_logits(info),
-        ),
+        features=features(info, nlas, attention=not attention_unserved),
     )
-
-
-def _attributes_logits(info: ModelInfo) -> bool:
-    """Attribution takes the scale of the last residual, which may have been withdrawn."""
-    last = info.hook_points[HookPoint.RESID_POST]
-    return not (info.weights.attribution_unserved or last.unserved)
 
 
 def _attention_unserved(info: ModelInfo) -> str:
