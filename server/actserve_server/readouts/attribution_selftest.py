@@ -5,6 +5,7 @@ but for a bias, which is the same at every position. A model of which that is no
 output projection that this server reads wrongly) gets no attribution, or none of heads.
 """
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ TOLERANCE = {ElementType.F32: 1e-3, ElementType.F16: 0.05, ElementType.BF16: 0.0
 """Largest error relative to the largest number compared; 16-bit models round rows and logits."""
 
 _LOGITS = Site(HookPoint.LOGITS)
+_HEADS = (HookPoint.Z, HookPoint.ATTN_OUT)
 
 
 async def prove_attribution(engine: Engine, info: ModelInfo) -> ModelInfo:
@@ -43,14 +45,14 @@ async def prove_attribution(engine: Engine, info: ModelInfo) -> ModelInfo:
         return _without_any(info, f"failed the self-test: the last residual misses {error}")
     if info.weights.head_attribution_unserved:
         return info
-    if missing := _unserved(info, HookPoint.Z, HookPoint.ATTN_OUT):
+    if missing := _unserved(info, *_HEADS):
         return _without_heads(info, f"it takes {missing} to prove it, not all served")
-    for layer in range(info.layer_count):
-        z, attention = Site(HookPoint.Z, layer), Site(HookPoint.ATTN_OUT, layer)
-        rows = await _rows(engine, info, ids, (z, attention))
-        directions = await engine.logit_directions(targets, (layer,))
-        heads = _of_heads(directions, layer, rows[z])
-        added = rows[attention] @ directions.stream.T
+    layers = range(info.layer_count)
+    rows = await _rows(engine, info, ids, [Site(point, at) for at in layers for point in _HEADS])
+    directions = await engine.logit_directions(targets, layers)
+    for layer in layers:
+        z, attention = (rows[Site(point, layer)] for point in _HEADS)
+        heads, added = _of_heads(directions, layer, z), attention @ directions.stream.T
         # Less what a bias may add.
         if error := _too_far(heads - heads.mean(axis=0), added - added.mean(axis=0), info):
             return _without_heads(
@@ -90,12 +92,12 @@ def _without_heads(info: ModelInfo, reason: str) -> ModelInfo:
 
 
 async def _rows(
-    engine: Engine, info: ModelInfo, ids: list[int], sites: tuple[Site, ...]
+    engine: Engine, info: ModelInfo, ids: list[int], sites: Sequence[Site]
 ) -> dict[Site, np.ndarray]:
     run = Run(
         id=f"self-test-attribution-{sites[0]}",
         token_ids=tuple(ids),
-        captures=(Capture(sites, Selection(Spans(((0, NO_END),)))),),
+        captures=(Capture(tuple(sites), Selection(Spans(((0, NO_END),)))),),
     )
     parts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
     async with aclosing(engine.run(run)) as events:

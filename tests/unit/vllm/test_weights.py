@@ -66,6 +66,11 @@ class Linear(nn.Module):
         self.quant_method: Any = Packed()
 
 
+def held(start: int, end: int) -> Any:
+    """Of a vocabulary, as vLLM says it."""
+    return SimpleNamespace(org_vocab_start_index=start, org_vocab_end_index=end)
+
+
 class Tokens(nn.Module):
     """Rows [start, end) of a matrix, padded."""
 
@@ -73,8 +78,7 @@ class Tokens(nn.Module):
         super().__init__()
         self.weight = torch.cat([matrix[start:end], torch.full((3, WIDTH), torch.nan)])
         self.quant_method: Any = UnquantizedEmbeddingMethod()
-        indices: Any = SimpleNamespace(org_vocab_start_index=start, org_vocab_end_index=end)
-        self.shard_indices = indices
+        self.shard_indices = held(start, end)
 
 
 def norm(kind: str) -> Any:
@@ -119,7 +123,7 @@ def model(rank: int, ranks: int, *, packed: bool, final_norm: str = "rms") -> An
     size = -(-VOCABULARY // ranks)
     bounds = min(VOCABULARY, rank * size), min(VOCABULARY, (rank + 1) * size)
     made.model.embed_tokens, made.lm_head = Tokens(EMBEDDING, *bounds), Tokens(UNEMBEDDING, *bounds)
-    made.logits_processor = SimpleNamespace(logits_as_input=False, scale=1.0, soft_cap=None)
+    made.logits_processor = SimpleNamespace(logits_as_input=False, scale=1.0, soft_cap=None)  # pyright: ignore[reportArgumentType]
     return made
 
 
