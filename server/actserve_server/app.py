@@ -30,6 +30,7 @@ from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
 from actserve_server.nla.autoencoders import Autoencoders
+from actserve_server.readouts.attribution_selftest import prove_attribution
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.readout_selftest import prove_attention
 from actserve_server.rpc.explanations.served_nlas import Nlas
@@ -96,9 +97,12 @@ class App:
         for hook_point, reason in result.failures.items():
             log.error("self-test", hook_point=hook_point, reason=reason)
         proven = await prove_attention(self.engine, self.engine.info)
+        proven = await prove_attribution(self.engine, proven)
         self.engine.offer(proven)
         if proven.attention_unserved:
             log.warning("self-test", attention=proven.attention_unserved)
+        if reason := proven.weights.head_attribution_unserved:
+            log.warning("self-test", logit_attribution=reason)
         log.info(
             "self-test",
             ok=not result.failures,

@@ -16,6 +16,7 @@ _CHUNKS: dict[str, Any] = {
     "predictions": readout_pb2.PredictionChunk,
     "attention": readout_pb2.AttentionChunk,
     "attention_summary": readout_pb2.AttentionSummaryChunk,
+    "logit_attribution": readout_pb2.LogitAttributionChunk,
 }
 
 

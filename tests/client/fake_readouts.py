@@ -13,13 +13,14 @@ WIDTHS = {site_pb2.HOOK_POINT_MLP_ACT: 6, site_pb2.HOOK_POINT_LOGITS: 9}
 """Of the hook points whose rows are not as wide as the residual stream."""
 
 LAYERS, HEADS = 3, 2
-"""Of summaries of attention."""
+"""Of summaries of attention; as many heads add to a logit."""
 
 Chunk = (
     readout_pb2.ActivationChunk
     | readout_pb2.PredictionChunk
     | readout_pb2.AttentionChunk
     | readout_pb2.AttentionSummaryChunk
+    | readout_pb2.LogitAttributionChunk
 )
 
 
@@ -60,6 +61,14 @@ def summarized(metric: str, layer: int, width: int | None = None) -> np.ndarray:
     return heads if width is None else heads[:, None] + np.arange(width) / 8
 
 
+def constant(target: readout_pb2.LogitTarget) -> float:
+    return target.token_id - target.minus_token_id / 8
+
+
+def attributed(site: int, position: int, target: readout_pb2.LogitTarget) -> float:
+    return 1000 * site + position + constant(target)
+
+
 def tensor(values: object) -> tensor_pb2.Tensor:
     array = np.asarray(values, "<f4")
     return tensor_pb2.Tensor(
@@ -89,7 +98,12 @@ def widths(rows: readout_pb2.RowReadout) -> list[int]:
 
 def started(readouts: Iterable[readout_pb2.Readout]) -> list[readout_pb2.ReadoutStarted]:
     return [
-        readout_pb2.ReadoutStarted(name=r.name, widths=widths(r.rows), layers=layers(r))
+        readout_pb2.ReadoutStarted(
+            name=r.name,
+            widths=widths(r.rows),
+            layers=layers(r),
+            target_constants=[constant(target) for target in r.logit_attribution.targets],
+        )
         for r in readouts
     ]
 
@@ -183,6 +197,9 @@ def _tracks(
         ]
     for head in attention.heads:
         yield [_attention(attention, sequence, head, part) for part in chunked(chosen)]
+    direct = readout.logit_attribution
+    for index in range(len(direct.sites)):
+        yield [_attributions(direct, sequence, index, part) for part in chunked(chosen)]
     summary = readout.attention_summary
     for layer in layers(readout):
         yield [_summary(summary, sequence, layer, chosen, run)]
@@ -300,6 +317,17 @@ def _attention(
         chunk.keys.extend(keys.ravel().tolist())
     chunk.weights.CopyFrom(tensor(weights))
     return chunk
+
+
+def _attributions(
+    asked: readout_pb2.LogitAttributionReadout, sequence: int, site: int, positions: list[int]
+) -> readout_pb2.LogitAttributionChunk:
+    rows = np.array([[attributed(site, at, each) for each in asked.targets] for at in positions])
+    if asked.sites[site].hook_point == site_pb2.HOOK_POINT_Z:
+        rows = rows[:, None] + np.arange(HEADS)[:, None] / 4
+    return readout_pb2.LogitAttributionChunk(
+        sequence_index=sequence, site_index=site, positions=positions, contributions=tensor(rows)
+    )
 
 
 def _summary(

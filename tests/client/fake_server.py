@@ -27,8 +27,9 @@ from actserve.v1 import (
 from actserve.v1 import kept_activations_service_pb2 as kept_pb2
 from actserve.v1 import kept_activations_service_pb2_grpc as kept_grpc
 from actserve.v1 import model_service_pb2_grpc as model_grpc
+from actserve.v1 import weight_service_pb2_grpc as weight_grpc
 
-from . import fake_explanations
+from . import fake_explanations, fake_weights
 from .fake_prompts import tokenized
 from .fake_readouts import (
     WIDTH,
@@ -85,6 +86,7 @@ def as_events(cls: Any, chunks: Iterable[list[Chunk]]) -> list[list[Any]]:
         readout_pb2.PredictionChunk: "predictions",
         readout_pb2.AttentionChunk: "attention",
         readout_pb2.AttentionSummaryChunk: "attention_summary",
+        readout_pb2.LogitAttributionChunk: "logit_attribution",
     }
     return [[cls(**{kinds[type(chunk)]: chunk}) for chunk in track] for track in chunks]
 
@@ -148,6 +150,7 @@ class Model:
         self.reconstruct = fake_explanations.reconstruct
         self.score = fake_explanations.score
         self.set_baseline = fake_explanations.set_baseline
+        self.weights: Callable[[Any], Events] = fake_weights.told
         self.before: Callable[[Any, grpc.ServicerContext], object] = lambda request, context: None
 
     def honest_fetch(self, request: pb.FetchActivationsRequest) -> Events:
@@ -324,6 +327,17 @@ class ExplanationServicer(explanation_grpc.ExplanationServiceServicer):
         return explanation_pb2.DeleteExplanationBaselineResponse()
 
 
+class WeightServicer(weight_grpc.WeightServiceServicer):
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def _read(self, request: Any, context: Any) -> Events:
+        self.model.seen(request, context)
+        yield from self.model.weights(request)
+
+    ReadTokenRows = ReadHeadMatrices = _read
+
+
 class KeptServicer(kept_grpc.KeptActivationsServiceServicer):
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -418,6 +432,7 @@ def serving(model: Model) -> Iterator[str]:
     explanation_grpc.add_ExplanationServiceServicer_to_server(ExplanationServicer(model), server)
     kept_grpc.add_KeptActivationsServiceServicer_to_server(KeptServicer(model), server)
     model_grpc.add_ModelServiceServicer_to_server(ModelServicer(model), server)
+    weight_grpc.add_WeightServiceServicer_to_server(WeightServicer(model), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

@@ -15,6 +15,7 @@ from actserve import (
     JumpReLU,
     Keep,
     KeptRows,
+    LogitAttribution,
     Predict,
     Projection,
     TopK,
@@ -64,6 +65,20 @@ ASKED: list[tuple[Any, Any]] = [
         pb.AttentionSummaryReadout(layers=[3, -1], offsets=[2, 3, 4], top_keys=64),
     ),
     (AttentionSummary(3, offsets=7), pb.AttentionSummaryReadout(layers=[3], offsets=[7])),
+    (
+        LogitAttribution("resid_post.1", [5, (7, 3)]),
+        pb.LogitAttributionReadout(
+            sites=[SITE],
+            targets=[pb.LogitTarget(token_id=5), pb.LogitTarget(token_id=7, minus_token_id=3)],
+        ),
+    ),
+    (
+        LogitAttribution(["resid_post.1", "final_norm"], np.array([2, 4])),
+        pb.LogitAttributionReadout(
+            sites=[SITE, FINAL_NORM],
+            targets=[pb.LogitTarget(token_id=2), pb.LogitTarget(token_id=4)],
+        ),
+    ),
 ]
 
 
@@ -172,6 +187,19 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "attention of no layer": (lambda: Attention(_any("3"), 0), "'3' is not a layer"),
     "attention of no query": (lambda: Attention(0, 0, _any("none")), "'none' do not exist"),
     "attention to no key": (lambda: Attention(0, 0, top_k=0), "0 is not a number of weights"),
+    "an attribution of no site": (lambda: LogitAttribution([], [1]), "sites is empty"),
+    "an attribution to nothing": (lambda: LogitAttribution("z.1", []), "0 targets"),
+    "an attribution to a number": (lambda: LogitAttribution("z.1", _any(5)), "targets is 5; give"),
+    "an attribution to too many": (lambda: LogitAttribution("z.1", range(65)), "65 targets"),
+    "an attribution to no token": (lambda: LogitAttribution("z.1", [-1]), "-1 is not a token id"),
+    "an attribution to three": (
+        lambda: LogitAttribution("z.1", [_any((1, 2, 3))]),
+        "is not a target",
+    ),
+    "an attribution to a token less itself": (
+        lambda: LogitAttribution("z.1", [(5, 5)]),
+        "token 5 less itself is zero",
+    ),
     "a summary of a layer twice": (lambda: AttentionSummary([2, 2]), "layer is named twice: 2"),
     "a summary of no layer": (lambda: AttentionSummary(_any("3")), "'3' is not a layer"),
     "a summary of no query": (lambda: AttentionSummary(queries=[]), "positions is empty"),

@@ -63,6 +63,9 @@ SPARSE_ATTENTION: dict[str, Any] = {"attention": actserve.Attention(0, 1, top_k=
 SUMMARY: dict[str, Any] = {
     "readouts": {"heads": actserve.AttentionSummary([1, -1], offsets=[1, 2], top_keys=2)}
 }
+DIRECT: dict[str, Any] = {
+    "readouts": {"direct": actserve.LogitAttribution(["embedding", "z.1"], [5, (7, 3)])}
+}
 EVERY_LAYER: dict[str, Any] = {"readouts": {"heads": actserve.AttentionSummary()}}
 SPARSE: dict[str, Any] = {"projection": actserve.Projection(np.eye(4)[:3], send_top=2)}
 TELLING = ("item_started", "sample_finished")
@@ -195,6 +198,39 @@ BROKEN: dict[str, tuple[dict[str, Any], Break, str]] = {
         {"reduce": "mean"},
         first("activations", lambda chunk: chunk.positions.__setitem__(0, 0)),
         "rows of embedding are missing at 1 of 1",
+    ),
+    "no attributions": (DIRECT, without("logit_attribution"), "attributions of embedding are miss"),
+    "some attributions": (
+        DIRECT,
+        without_first("logit_attribution"),
+        "attributions of .* are missing at 2 of",
+    ),
+    "attributions twice": (DIRECT, doubled("logit_attribution"), "came twice"),
+    "attributions unasked": (SUMMARY, extra("logit_attribution"), "attributions of readout 0 una"),
+    "attributions of another site": (
+        DIRECT,
+        first("logit_attribution", lambda chunk: setattr(chunk, "site_index", 2)),
+        "attributions of site 2 of 2",
+    ),
+    "attributions to fewer targets": (
+        DIRECT,
+        first("logit_attribution", shaped("contributions", 2, 1)),
+        r"attributions of embedding in shape \[2, 1\], but \[2, 2\]",
+    ),
+    "attributions of no heads": (
+        DIRECT,
+        each("logit_attribution", do=lambda chunk: shaped("contributions", 2, 0, 2)(chunk)),
+        r"attributions of .* in shape \[2, 0, 2\]",
+    ),
+    "an attribution opened to fewer targets": (
+        DIRECT,
+        each(
+            *OPENING,
+            do=lambda event: (
+                hasattr(event, "readouts") and event.readouts[-1].target_constants.pop()
+            ),
+        ),
+        "to 1 targets, but 2 were",
     ),
     "no summary": (SUMMARY, without("attention_summary"), "summary of layer 1 is missing"),
     "a summary of some layers": (

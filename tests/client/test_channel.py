@@ -14,6 +14,7 @@ from actserve.v1 import (
     generation_service_pb2,
     kept_activations_service_pb2,
     model_service_pb2,
+    weight_service_pb2,
 )
 
 
@@ -27,13 +28,14 @@ def test_exactly_the_methods_that_promise_idempotency_are_retried() -> None:
             generation_service_pb2,
             kept_activations_service_pb2,
             model_service_pb2,
+            weight_service_pb2,
         )
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
         if method.GetOptions().idempotency_level
     }
     assert retried == promised
-    assert len(retried) == 17
+    assert len(retried) == 19
     assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
 
 

@@ -14,6 +14,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "stream": lambda c: list(c.stream("a")),
     "tokenize": lambda c: c.tokenize("a"),
     "reconstruct": lambda c: c.reconstruct(["a"], SITE),
+    "token_rows": lambda c: c.token_rows("embedding", 1),
+    "head_matrices": lambda c: c.head_matrices(0, 1),
 }
 
 

@@ -10,9 +10,18 @@ import numpy as np
 import pytest
 
 import actserve
-from actserve import Attention, AttentionSummary, Keep, KeptRows, Predict, Projection, Replace
+from actserve import (
+    Attention,
+    AttentionSummary,
+    Keep,
+    KeptRows,
+    LogitAttribution,
+    Predict,
+    Projection,
+    Replace,
+)
 
-from .fake_readouts import LAYERS, MEANS, logprob, pattern, summarized, top_ids
+from .fake_readouts import HEADS, LAYERS, MEANS, logprob, pattern, summarized, top_ids
 from .fake_server import Model, expected
 
 SITE = "resid_post.1"
@@ -344,6 +353,7 @@ NAMED: dict[str, actserve.Readout] = {
     "lens": Predict([SITE, "final_norm"], top_k=2),
     "heads": Attention(0, [1, 2], "last"),
     "scores": AttentionSummary([2, 0], "prompt", top_keys=1),
+    "direct": LogitAttribution(SITE, [4], "last"),
 }
 
 
@@ -372,6 +382,7 @@ def test_named_readouts_are_found_by_their_names(client: Any, model: Model, meth
     assert found["heads"][0, 2].queries.tolist() == [2]
     assert found["scores"].layers.tolist() == [2, 0]
     assert found["scores"].queries == 3
+    assert found["direct"][SITE].shape == (1, 1)
 
 
 def test_events_of_a_stream_name_their_readout(client: Any) -> None:
@@ -383,6 +394,8 @@ def test_events_of_a_stream_name_their_readout(client: Any) -> None:
     summaries = [event for event in events if isinstance(event, actserve.Summarized)]
     assert {event.readout for event in summaries} == {"scores"}
     assert {event.means.layers.item() for event in summaries} == {0, 2}
+    (direct,) = [event for event in events if isinstance(event, actserve.Attributed)]
+    assert (direct.readout, direct.site, direct.positions.tolist()) == ("direct", SITE, [1])
     (closed,) = [event for event in events if isinstance(event, actserve.SampleFinished)]
     assert closed.kept is None
     assert [*closed.kept_readouts] == ["pooled", "stored"]
@@ -423,6 +436,34 @@ def test_a_summary_of_no_offsets_and_keys_has_none(client: Any) -> None:
         found = acts.readouts["heads"]
         assert (found.at_offsets.shape, found.offset_queries.shape) == ((3, 2, 0), (0,))
         assert found.top_keys.shape == found.top_key_means.shape == (3, 2, 0)
+
+
+@pytest.mark.parametrize("method", ["fetch", "generate"])
+def test_an_attribution_has_what_each_site_and_each_head_adds_to_each_target(
+    client: Any, method: str
+) -> None:
+    readouts = {"direct": LogitAttribution(["embedding", "z.2"], [5, (7, 16)])}
+    acts = (
+        client.fetch("a b c", readouts=readouts)
+        if method == "fetch"
+        else client.generate("a b c", readouts=readouts).activations
+    )
+    found = acts.readouts["direct"]
+    assert isinstance(found, actserve.Attributions)
+    assert found.positions.tolist() == [*range(len(found.positions))]
+    assert found.constants.tolist() == [5, 5]
+    alone = found.positions[:, None] + np.array([5, 5])
+    np.testing.assert_array_equal(found["embedding"], alone)
+    heads = 1000 + alone[:, None] + np.arange(HEADS)[:, None] / 4
+    np.testing.assert_array_equal(found["blocks.2.attn.hook_z"], heads)
+    assert found["z.2"].dtype == np.float32
+
+
+def test_an_attribution_of_no_position_has_no_rows(client: Any) -> None:
+    asked = LogitAttribution(["embedding", "z.2"], [5, 7], "generated")
+    found = client.fetch("a b c", readouts={"direct": asked}).readouts["direct"]
+    assert found["embedding"].shape == (0, 2)
+    assert len(found["z.2"]) == 0
 
 
 def test_a_sample_that_read_nothing_keeps_nothing(client: Any) -> None:

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
         assert_type(client.models()[0].nlas, tuple[actserve.Nla, ...])
         edit = actserve.ExplanationEdit("a", "b")
         assert_type(client.generate("a", steer=actserve.Add("z.0", edit)), Generation)
+        assert_type(client.token_rows("embedding", [1, 2]), NDArray[np.float32])
+        assert_type(client.head_matrices(0, [1, 2])[0].qk, NDArray[np.float32])
         assert_type(client.tokenize("a"), Tokenized)
         assert_type(client.tokenize(["a"]), list[Tokenized])
 

@@ -21,6 +21,7 @@ from actserve.v1 import (
     model_service_pb2_grpc,
     site_pb2,
     tensor_pb2,
+    weight_service_pb2_grpc,
 )
 from actserve.v1 import generation_service_pb2 as pb
 from actserve_server import app
@@ -67,6 +68,10 @@ class Served:
     @property
     def explanations(self) -> explanation_service_pb2_grpc.ExplanationServiceStub:
         return explanation_service_pb2_grpc.ExplanationServiceStub(self.channel)
+
+    @property
+    def weights(self) -> weight_service_pb2_grpc.WeightServiceStub:
+        return weight_service_pb2_grpc.WeightServiceStub(self.channel)
 
     @property
     def health(self) -> Any:
@@ -218,9 +223,9 @@ def addition(vector: Any, layer: int = 1, **add: Any) -> dict[str, Any]:
 
 def readouts(capture: dict[str, Any]) -> list[dict[str, Any]]:
     """The readouts that fields of one `rows` are, and beside them `keep`, at the same sites and
-    positions, `predictions`, `attention_summary`, and `attention`, of which there may be
-    several."""
-    others = ("keep", "predictions", "attention", "attention_summary")
+    positions, `predictions`, `attention_summary`, `logit_attribution`, and `attention`, of which
+    there may be several."""
+    others = ("keep", "predictions", "attention", "attention_summary", "logit_attribution")
     rows = {name: value for name, value in capture.items() if name not in others}
     listed: list[dict[str, Any]] = []
     if rows or not any(name in capture for name in others):
@@ -232,6 +237,8 @@ def readouts(capture: dict[str, Any]) -> list[dict[str, Any]]:
         listed.append({"predictions": capture["predictions"]})
     if "attention_summary" in capture:
         listed.append({"attention_summary": capture["attention_summary"]})
+    if "logit_attribution" in capture:
+        listed.append({"logit_attribution": capture["logit_attribution"]})
     return [*listed, *({"attention": each} for each in capture.get("attention", ()))]
 
 

@@ -101,3 +101,17 @@ def summaries(events: Iterable[Any]) -> dict[tuple[int, int], list[Any]]:
     for chunk in of_kind(events, "attention_summary"):
         found.setdefault((chunk.sequence_index, chunk.readout_index), []).append(chunk)
     return found
+
+
+def attributions(events: Iterable[Any]) -> dict[tuple[int, int], tuple[list[int], np.ndarray]]:
+    """(sequence, site) -> positions and contributions, of one readout."""
+    parts: dict[tuple[int, int], list[Any]] = {}
+    for chunk in of_kind(events, "logit_attribution"):
+        parts.setdefault((chunk.sequence_index, chunk.site_index), []).append(chunk)
+    return {
+        key: (
+            [position for chunk in chunks for position in chunk.positions],
+            np.concatenate([decoded(chunk.contributions) for chunk in chunks]),
+        )
+        for key, chunks in parts.items()
+    }

@@ -14,6 +14,7 @@ from actserve.v1 import (
     kept_activations_service_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
+    weight_service_pb2,
 )
 from actserve_server.domain.callers import CALLER
 from actserve_server.domain.model import Limits
@@ -35,6 +36,7 @@ METHODS = [
         generation_service_pb2,
         kept_activations_service_pb2,
         model_service_pb2,
+        weight_service_pb2,
     )
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods

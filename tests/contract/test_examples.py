@@ -19,6 +19,7 @@ from actserve.v1 import (
     generation_service_pb2,
     kept_activations_service_pb2,
     model_service_pb2,
+    weight_service_pb2,
 )
 from actserve_server.domain.principals import Role
 from tests.contract.harness import Served, bearing, collect, fetch, serving, site, write_tokens
@@ -33,6 +34,7 @@ SERVICES = [
         generation_service_pb2,
         kept_activations_service_pb2,
         model_service_pb2,
+        weight_service_pb2,
     )
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
@@ -57,7 +59,13 @@ async def answer(served: Served, name: str, request: dict[str, Any]) -> list[dic
     method = METHODS[name]
     message = message_factory.GetMessageClass(method.input_type)()
     json_format.ParseDict(request, message)
-    stubs = (served.generation, served.models, served.kept, served.explanations)
+    stubs = (
+        served.generation,
+        served.models,
+        served.kept,
+        served.explanations,
+        served.weights,
+    )
     (stub,) = (stub for stub in stubs if hasattr(stub, name))
     call = getattr(stub, name)(message, metadata=TOKEN)
     messages = await collect(call) if method.server_streaming else [await call]

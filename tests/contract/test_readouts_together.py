@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actserve.v1 import readout_pb2
+from actserve.v1 import readout_pb2, site_pb2
 from actserve_server.domain.runs import Run, RunEvent
 from actserve_server.engine.fake import FakeEngine
 from tests.contract.harness import (
@@ -42,7 +42,17 @@ PATTERNS = [
     {"name": f"heads {layer}", "attention": {"layer": layer, "heads": [0, 3]}} for layer in (1, 3)
 ]
 SUMMARY = {"name": "summary", "attention_summary": {"offsets": [2], "top_keys": 3}}
-TOGETHER = [*PROBES, LENS, *PATTERNS, SUMMARY]
+ATTRIBUTION = {
+    "name": "attribution",
+    "logit_attribution": {
+        "sites": [*EVERY_LAYER, site(2, site_pb2.HOOK_POINT_Z)],
+        "targets": [{"token_id": 104}, {"token_id": 33, "minus_token_id": 0}],
+    },
+}
+TOGETHER = [*PROBES, LENS, *PATTERNS, SUMMARY, ATTRIBUTION]
+
+
+KINDS = ("activations", "predictions", "attention", "attention_summary", "logit_attribution")
 
 
 class Watched(FakeEngine):
@@ -62,7 +72,7 @@ def of_readouts(events: list[Any]) -> dict[int, list[Any]]:
     found: dict[int, list[Any]] = {}
     for event in events:
         kind = event.WhichOneof("event")
-        if kind in ("activations", "predictions", "attention", "attention_summary"):
+        if kind in KINDS:
             chunk = getattr(event, kind)
             found.setdefault(chunk.readout_index, []).append(chunk)
             chunk.readout_index = 0
@@ -107,6 +117,8 @@ def joined(chunks: list[Any]) -> dict[Any, list[Any]]:
                 key, rows = (chunk.site_index, None), [chunk.positions, chunk.top_logprobs]
             case readout_pb2.AttentionSummaryChunk():
                 key, rows = (None, chunk.layer), [range(4), chunk.at_offsets]
+            case readout_pb2.LogitAttributionChunk():
+                key, rows = (chunk.site_index, None), [chunk.positions, chunk.contributions]
             case _:
                 key, rows = (None, chunk.head), [chunk.queries, chunk.weights]
         where, values = rows
@@ -154,7 +166,7 @@ async def test_what_comes_of_each_readout_is_told_first() -> None:
     (started,) = of_kind(await run(fetch("hello", readouts=TOGETHER), Watched()), "started")
     told = started.readouts
     assert [each.name for each in told] == [each["name"] for each in TOGETHER]
-    assert [list(each.widths) for each in told] == [[2]] * LAYERS + [[]] * 4
+    assert [list(each.widths) for each in told] == [[2]] * LAYERS + [[]] * 5
 
 
 @pytest.mark.parametrize("make", [fetch, generate], ids=["fetch", "generate"])
@@ -163,7 +175,7 @@ async def test_readouts_that_read_in_the_same_places_share_a_list(make: Any) -> 
     events = await run(make(*texts, readouts=TOGETHER), Watched())
     (told,) = of_kind(events, "item_started" if make is fetch else "sample_finished")
     count = 6 if make is fetch else 10
-    assert positions(told) == [[5]] * LAYERS + [[*range(count)]] * 4
+    assert positions(told) == [[5]] * LAYERS + [[*range(count)]] * 5
     assert len(told.positions) == 2
 
 

@@ -43,7 +43,7 @@ CASES = [
         request=fetch(readouts=[{"rows": READ}, {}]),
         reason="FIELD_REQUIRED",
         field="readouts[1]",
-        says=("rows, predictions, attention, keep, attention_summary",),
+        says=("rows, predictions, attention, keep, attention_summary, logit_attribution",),
     ),
     Case(
         name="too many readouts",

@@ -12,8 +12,10 @@ import torch
 
 from actserve_server.domain.runs import Intervention
 from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
+from actserve_server.domain.weights import HeadMatrix, LogitTarget, TokenMatrix
 from actserve_server.engine.selftest import self_test
 from actserve_server.engine.vllm.options import EngineOptions
+from actserve_server.readouts.attribution_selftest import prove_attribution
 from tests.integration.families import (
     CONTEXT,
     FAMILIES,
@@ -32,6 +34,14 @@ from tests.integration.harness import (
 )
 from tests.integration.operations import OPERATIONS
 from tests.integration.reference import Reference
+from tests.integration.weights import (
+    attributed,
+    head_matrix,
+    output_bias,
+    parts_of_the_stream,
+    reference_head_matrix,
+    token_matrix,
+)
 
 COMPILED = {"gpt2"}
 """Compiling takes most of a minute. Layers that defer their adds are compiled in the tests of the
@@ -191,6 +201,55 @@ def test_the_self_test_finds_nothing(engine: EngineThread) -> None:
     found = engine.call(self_test(engine.engine))
     assert found.failures == {}
     assert found.info == engine.info
+    assert engine.call(prove_attribution(engine.engine, engine.info)) == engine.info
+
+
+def test_weights_are_those_of_transformers(engine: EngineThread, reference: Reference) -> None:
+    ids = [0, 7, 300, VOCABULARY - 1]
+    for matrix in TokenMatrix:
+        got = engine.call(engine.engine.token_rows(matrix, ids))
+        np.testing.assert_array_equal(got, token_matrix(reference, matrix)[ids])
+    for layer in range(engine.info.layer_count):
+        for head in range(reference.heads(HookPoint.Q)):
+            for matrix in HeadMatrix:
+                np.testing.assert_array_equal(
+                    head_matrix(engine, layer, head, matrix),
+                    reference_head_matrix(reference, layer, head, matrix),
+                )
+
+
+def test_the_parts_of_the_stream_and_their_constant_sum_to_the_logits(
+    engine: EngineThread, reference: Reference
+) -> None:
+    ids, (one, other) = PROMPTS[-2], (17, 300)
+    targets = [LogitTarget(one), LogitTarget(other, one)]
+    found = attributed(engine, ids, parts_of_the_stream(engine.info.layer_count), targets)
+    total = np.sum([*found.sites.values()], axis=0) + found.directions.constants
+    logits = reference.rows(ids, sites={LOGITS})[LOGITS]
+    expected = np.stack([logits[:, one], logits[:, other] - logits[:, one]], axis=1)
+    np.testing.assert_allclose(total, expected, atol=TOLERANCE)
+
+
+def test_what_heads_add_sums_to_attention_less_its_bias(
+    engine: EngineThread, reference: Reference
+) -> None:
+    if reason := engine.info.weights.head_attribution_unserved:
+        assert hasattr(reference.layers[0], "post_feedforward_layernorm")
+        assert "a norm comes between" in reason
+        return
+    targets = [LogitTarget(17), LogitTarget(300, 17)]
+    layers = range(engine.info.layer_count)
+    sites = [Site(point, layer) for layer in layers for point in (HookPoint.Z, HookPoint.ATTN_OUT)]
+    found = attributed(engine, PROMPTS[-2], sites, targets)
+    last = reference.rows(PROMPTS[-2], sites=every_site(engine.info))
+    scales = found.directions.scales(last[Site(HookPoint.RESID_POST, layers[-1])])
+    for layer in layers:
+        bias = output_bias(reference, layer) * found.directions.stream
+        np.testing.assert_allclose(
+            found.sites[Site(HookPoint.Z, layer)].sum(axis=1) + scales[:, None] * bias.sum(axis=1),
+            found.sites[Site(HookPoint.ATTN_OUT, layer)],
+            atol=TOLERANCE,
+        )
 
 
 WITH_HEADS = (HookPoint.Q, HookPoint.K, HookPoint.V, HookPoint.Z)

@@ -26,6 +26,13 @@ from actserve_server.domain.prompts import (
 from actserve_server.domain.runs import Finished, FinishReason, Rows, Run, RunEvent, Tokens
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert, to_float32
+from actserve_server.domain.weights import (
+    ALL_WEIGHTS,
+    HeadMatrix,
+    LogitDirections,
+    LogitTarget,
+    TokenMatrix,
+)
 
 WIDTH, HEADS, KEY_VALUE_HEADS, HEAD_WIDTH, MLP_WIDTH = 16, 4, 2, 4, 24
 SHAPES = {
@@ -37,6 +44,8 @@ SHAPES = {
 }
 """(width, heads) of rows that are not `WIDTH` wide."""
 READ_ONLY = "logits are read only"
+EPSILON = 1e-6
+"""Of the norms."""
 NOISE = {ElementType.F32: 2**-25, ElementType.F16: 2**-12, ElementType.BF16: 2**-9}
 """How much an element changes from batch to batch: about as much as by rounding."""
 
@@ -134,6 +143,7 @@ class TinyEngine:
             element_type=element_type,
             limits=Limits(max_sequence_tokens=64),
             hook_points=points,
+            weights=ALL_WEIGHTS,
         )
         self.runs: list[Run] = []
         """All that came."""
@@ -159,6 +169,34 @@ class TinyEngine:
                 return TokenizedPrompt(ids, tuple(text), origin=prompt)
             case _:
                 raise NotImplementedError("conversations")
+
+    async def token_rows(self, matrix: TokenMatrix, token_ids: Sequence[int]) -> np.ndarray:
+        return self._stored(self._embedding[list(token_ids)])
+
+    async def head_rows(self, layer: int, head: int, matrix: HeadMatrix, rows: range) -> np.ndarray:
+        raise NotImplementedError("matrices of heads")
+
+    async def logit_directions(
+        self, targets: Sequence[LogitTarget], layers: Sequence[int]
+    ) -> LogitDirections:
+        stream = np.stack(
+            [
+                self._embedding[target.token_id]
+                - (0 if target.minus_token_id is None else self._embedding[target.minus_token_id])
+                for target in targets
+            ]
+        )
+        seen = {layer: stream @ self._layers[layer].out.T for layer in layers}
+        return LogitDirections(
+            stream=stream,
+            heads={layer: each.reshape(-1, HEADS, HEAD_WIDTH) for layer, each in seen.items()},
+            constants=np.zeros(len(targets), np.float32),
+            centered=False,
+            epsilon=EPSILON,
+        )
+
+    def _stored(self, rows: np.ndarray) -> np.ndarray:
+        return convert(rows, ElementType.F32, self.info.element_type)
 
     async def check_health(self) -> None:
         pass
@@ -256,7 +294,7 @@ def _matrix(rng: np.random.Generator, inputs: int, outputs: int) -> np.ndarray:
 
 
 def _norm(rows: np.ndarray) -> np.ndarray:
-    return rows / np.sqrt(np.mean(rows**2, axis=1, keepdims=True) + np.float32(1e-6))
+    return rows / np.sqrt(np.mean(rows**2, axis=1, keepdims=True) + np.float32(EPSILON))
 
 
 def _attention(

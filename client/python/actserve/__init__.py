@@ -7,6 +7,7 @@ acts["resid_post.15"]  # numpy float32 [tokens, width]
 
 from actserve.aio import AsyncClient
 from actserve.attention import Attention, AttentionMeans, AttentionPattern, AttentionSummary
+from actserve.attributions import Attributions, LogitAttribution
 from actserve.client import Client
 from actserve.conversations import Conversation
 from actserve.edits import ExplanationEdit
@@ -29,6 +30,7 @@ from actserve.errors import (
 )
 from actserve.events import (
     Attended,
+    Attributed,
     Event,
     ExplainEvent,
     ExplainFinished,
@@ -78,6 +80,7 @@ from actserve.steering import (
     Zero,
 )
 from actserve.tensors import ElementType
+from actserve.weights import HeadMatrices
 
 __all__ = [
     "Ablate",
@@ -91,6 +94,8 @@ __all__ = [
     "AttentionMeans",
     "AttentionPattern",
     "AttentionSummary",
+    "Attributed",
+    "Attributions",
     "BadResponse",
     "Baseline",
     "ByCharacters",
@@ -116,6 +121,7 @@ __all__ = [
     "ExplanationEdit",
     "Finished",
     "Generation",
+    "HeadMatrices",
     "HookPoint",
     "HookPointSupport",
     "Intervention",
@@ -127,6 +133,7 @@ __all__ = [
     "KeptRows",
     "LabelMeans",
     "Limits",
+    "LogitAttribution",
     "Mean",
     "Model",
     "Nla",

@@ -74,7 +74,13 @@ class FetchCall:
                 opened = response.item_started
                 captured = Captured(self._capture, self._started.readouts)
                 self._open[opened.item_index] = opened, captured
-            case "activations" | "predictions" | "attention" | "attention_summary" as kind:
+            case (
+                "activations"
+                | "predictions"
+                | "attention"
+                | "attention_summary"
+                | "logit_attribution"
+            ) as kind:
                 chunk = getattr(response, kind)
                 _, captured = self._opened(chunk.sequence_index)
                 captured.add(chunk)

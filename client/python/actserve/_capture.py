@@ -111,10 +111,10 @@ def _named(readouts: Any) -> list[Asked]:
                 "bytes",
                 reason="FIELD_INVALID",
             )
-        if not isinstance(readout, Read | Predict | Attention | AttentionSummary):
+        if not isinstance(readout, Readout):
             raise InvalidRequest(
                 f"readout {name!r} is of type {type(readout).__name__}; give a Read, a Predict, "
-                "an Attention or an AttentionSummary",
+                "an Attention, an AttentionSummary or a LogitAttribution",
                 reason="FIELD_INVALID",
             )
     return [Asked(name, readout) for name, readout in readouts.items()]

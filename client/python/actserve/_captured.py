@@ -5,14 +5,16 @@ from typing import Any
 
 from actserve._attention import HeadQueries
 from actserve._attention_summary import LayerSummaries
+from actserve._attributions import SequenceAttributions
 from actserve._capture import Capture
 from actserve._predictions import SequencePredictions
 from actserve._readers import reports
 from actserve._rows import SequenceRows
 from actserve._selected import selected
 from actserve.attention import Attention, AttentionPattern, AttentionSummary
+from actserve.attributions import LogitAttribution
 from actserve.errors import BadResponse
-from actserve.events import Attended, Predicted, Rows, Summarized
+from actserve.events import Attended, Attributed, Predicted, Rows, Summarized
 from actserve.predictions import Predict, SitePredictions
 from actserve.readouts import Read, readout_to_proto
 from actserve.results import Activations, ReadRows, Tokenized
@@ -25,6 +27,7 @@ Chunk = (
     | readout_pb2.PredictionChunk
     | readout_pb2.AttentionChunk
     | readout_pb2.AttentionSummaryChunk
+    | readout_pb2.LogitAttributionChunk
 )
 
 
@@ -45,6 +48,7 @@ class Captured:
         self._predictions: dict[int, SequencePredictions] = {}
         self._attention: dict[int, HeadQueries] = {}
         self._summaries: dict[int, LayerSummaries] = {}
+        self._attributions: dict[int, SequenceAttributions] = {}
         self._first: list[int] = []
         self._count = 0
         for each in capture.asked:
@@ -64,6 +68,11 @@ class Captured:
                 case AttentionSummary() as summary:
                     layers = started[index].layers
                     self._summaries[index] = LayerSummaries(summary, each.name, layers)
+                case LogitAttribution() as attribution:
+                    constants = started[index].target_constants
+                    self._attributions[index] = SequenceAttributions(
+                        attribution, each.name, constants, keep=keep
+                    )
                 case _:
                     pass
         if self._count != len(started):
@@ -71,7 +80,7 @@ class Captured:
                 f"the server opened {len(started)} readouts, not those that were asked for"
             )
 
-    def add(self, chunk: Chunk) -> Rows | Predicted | Attended | Summarized:
+    def add(self, chunk: Chunk) -> Rows | Predicted | Attended | Summarized | Attributed:
         """Takes one chunk, and returns it decoded."""
         match chunk:
             case readout_pb2.ActivationChunk():
@@ -80,8 +89,10 @@ class Captured:
                 return _of(self._predictions, chunk, "predictions").add(chunk)
             case readout_pb2.AttentionChunk():
                 return _of(self._attention, chunk, "attention").add(chunk)
-            case _:
+            case readout_pb2.AttentionSummaryChunk():
                 return _of(self._summaries, chunk, "a summary").add(chunk)
+            case _:
+                return _of(self._attributions, chunk, "attributions").add(chunk)
 
     def finish(
         self,
@@ -116,6 +127,8 @@ class Captured:
                     attention |= found if not each.name else {}
                 case AttentionSummary():
                     found = self._summaries[index].finish(promised[index], run)
+                case LogitAttribution():
+                    found = self._attributions[index].finish(promised[index])
             if each.name:
                 named[each.name] = found
         return Activations(

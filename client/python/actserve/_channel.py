@@ -15,6 +15,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 from actserve._explain_jobs import ExplainJobs
 from actserve._jobs import Jobs
 from actserve._reconstruct_jobs import ReconstructJobs
+from actserve._weight_jobs import WeightJobs
 from actserve.errors import InvalidRequest
 from actserve.v1 import (
     explanation_service_pb2,
@@ -25,6 +26,8 @@ from actserve.v1 import (
     kept_activations_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    weight_service_pb2,
+    weight_service_pb2_grpc,
 )
 
 DEFAULT_TARGET = "localhost:50051"
@@ -43,6 +46,9 @@ _SERVICES = {
     ),
     explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"]: (
         explanation_service_pb2_grpc.ExplanationServiceStub
+    ),
+    weight_service_pb2.DESCRIPTOR.services_by_name["WeightService"]: (
+        weight_service_pb2_grpc.WeightServiceStub
     ),
 }
 
@@ -101,6 +107,7 @@ class Connection:
     jobs: Jobs
     explain_jobs: ExplainJobs
     reconstruct_jobs: ReconstructJobs
+    weight_jobs: WeightJobs
     timeout: float | None
     credentials: grpc.ChannelCredentials | None
     metadata: tuple[tuple[str, str], ...] = field(repr=False)  # It may hold the token.
@@ -130,6 +137,7 @@ class Connection:
             jobs=Jobs(model_name(model), concurrency),
             explain_jobs=ExplainJobs(model_name(model), concurrency),
             reconstruct_jobs=ReconstructJobs(model_name(model), concurrency),
+            weight_jobs=WeightJobs(model_name(model)),
             timeout=timeout,
             credentials=credentials,
             metadata=tuple(headers.items()),

@@ -36,7 +36,13 @@ class GenerateCall:
                 return self._start(response.started)
             case "tokens":
                 return self._opened(response.tokens.sample_index).add_tokens(response.tokens)
-            case "activations" | "predictions" | "attention" | "attention_summary" as kind:
+            case (
+                "activations"
+                | "predictions"
+                | "attention"
+                | "attention_summary"
+                | "logit_attribution"
+            ) as kind:
                 chunk = getattr(response, kind)
                 return self._opened(chunk.sequence_index).captured.add(chunk)
             case "sample_finished":

@@ -1,7 +1,10 @@
 """The asyncio client: `Client` with `await`."""
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from typing import Any, Unpack, overload
+from typing import Any, SupportsIndex, Unpack, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from actserve._aio_explainer import AsyncExplainer
 from actserve._channel import model_name
@@ -17,11 +20,13 @@ from actserve.readouts import Reduction
 from actserve.results import Activations, Generation, Tokenized
 from actserve.sites import SiteLike
 from actserve.steering import Intervention
+from actserve.tensors import Float32Array
 from actserve.v1 import (
     explanation_service_pb2,
     kept_activations_service_pb2,
     model_service_pb2,
 )
+from actserve.weights import HeadMatrices, TokenMatrix
 
 
 class AsyncClient(AsyncExplainer):
@@ -154,6 +159,28 @@ class AsyncClient(AsyncExplainer):
         request = explanation_service_pb2.ListNlasRequest(parent=parent)
         pages = await self._pages("ListNlas", request, timeout)
         return [nla for page in pages for nla in page.nlas]
+
+    async def token_rows(
+        self,
+        matrix: TokenMatrix,
+        token_ids: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer],
+        *,
+        timeout: float | None = None,
+    ) -> Float32Array:
+        """Rows of the embedding or of the unembedding; see `Client.token_rows`."""
+        job = self._connection.weight_jobs.token_rows(matrix, token_ids)
+        return await self._run(job, timeout, progress=False)
+
+    async def head_matrices(
+        self,
+        layer: int,
+        heads: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer],
+        *,
+        timeout: float | None = None,
+    ) -> list[HeadMatrices]:
+        """What some heads of a layer compute with; see `Client.head_matrices`."""
+        job = self._connection.weight_jobs.head_matrices(layer, heads)
+        return await self._run(job, timeout, progress=False)
 
     async def kept(self, name: str, *, timeout: float | None = None) -> Kept:
         """What the server keeps under a name, as `activations.kept` says it. Raises `NotFound` once

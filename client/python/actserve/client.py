@@ -1,7 +1,10 @@
 """The client. `AsyncClient` in `aio` is the same with `await`."""
 
 from collections.abc import Generator, Iterable, Sequence
-from typing import Any, Unpack, overload
+from typing import Any, SupportsIndex, Unpack, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from actserve._channel import model_name
 from actserve._explainer import Explainer
@@ -17,11 +20,13 @@ from actserve.readouts import Reduction
 from actserve.results import Activations, Generation, Tokenized
 from actserve.sites import SiteLike
 from actserve.steering import Intervention
+from actserve.tensors import Float32Array
 from actserve.v1 import (
     explanation_service_pb2,
     kept_activations_service_pb2,
     model_service_pb2,
 )
+from actserve.weights import HeadMatrices, TokenMatrix
 
 
 class Client(Explainer):
@@ -78,8 +83,8 @@ class Client(Explainer):
         - `attention`: one `Attention` or several, for `activations.attention`.
         - `keep`: a `Keep`, by which the rows also stay on the server, as `activations.kept`.
         - `readouts`: more to read in the same forward pass, by names of yours: a `Read`, a
-          `Predict`, an `Attention` or an `AttentionSummary` each. `activations.readouts` has what
-          they give.
+          `Predict`, an `Attention`, an `AttentionSummary` or a `LogitAttribution` each.
+          `activations.readouts` has what they give.
         - `steer`: interventions to apply, in order.
         - `progress`: a bar on standard error; by default for a list, on a terminal, with rich.
         """
@@ -194,6 +199,33 @@ class Client(Explainer):
         request = explanation_service_pb2.ListNlasRequest(parent=parent)
         pages = self._pages("ListNlas", request, timeout)
         return [nla for page in pages for nla in page.nlas]
+
+    def token_rows(
+        self,
+        matrix: TokenMatrix,
+        token_ids: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer],
+        *,
+        timeout: float | None = None,
+    ) -> Float32Array:
+        """Rows of the embedding or of the unembedding, float32 [token ids, width].
+
+        The embedding is without any scale that the model gives it, the unembedding without the gain
+        of the final norm; where the model ties them, they are equal. At most 4096 ids a call.
+        """
+        job = self._connection.weight_jobs.token_rows(matrix, token_ids)
+        return self._run(job, timeout, progress=False)
+
+    def head_matrices(
+        self,
+        layer: int,
+        heads: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer],
+        *,
+        timeout: float | None = None,
+    ) -> list[HeadMatrices]:
+        """What some heads of a layer compute with, in the order of `heads`: W_Q, W_K, W_V and W_O,
+        and as `qk` and `ov` what goes together. `layer` may be negative."""
+        job = self._connection.weight_jobs.head_matrices(layer, heads)
+        return self._run(job, timeout, progress=False)
 
     def kept(self, name: str, *, timeout: float | None = None) -> Kept:
         """What the server keeps under a name, as `activations.kept` says it. Raises `NotFound` once

@@ -94,6 +94,21 @@ class Summarized:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Attributed:
+    """How much some rows of a sample add to logits."""
+
+    sample: int
+    site: str
+    """The canonical name."""
+    positions: NDArray[np.int64]
+    """The token position of each row, ascending. Shape [rows]."""
+    contributions: Float32Array
+    """Shape [rows, targets], or of `z` [rows, heads, targets]."""
+    readout: str = ""
+    """Its name among `readouts`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SampleFinished:
     """Closes a sample: all its tokens and all that was captured were yielded."""
 
@@ -123,7 +138,15 @@ class Finished:
 
 
 Event: TypeAlias = (
-    Started | Tokens | Rows | Predicted | Attended | Summarized | SampleFinished | Finished
+    Started
+    | Tokens
+    | Rows
+    | Predicted
+    | Attended
+    | Summarized
+    | Attributed
+    | SampleFinished
+    | Finished
 )
 
 

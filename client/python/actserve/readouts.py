@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from actserve.attention import Attention, AttentionSummary
+from actserve.attributions import LogitAttribution
 from actserve.errors import InvalidRequest
 from actserve.kept import Keep
 from actserve.positions import Positions, positions_to_proto
@@ -95,7 +96,7 @@ class Read:
         return readouts
 
 
-Readout: TypeAlias = Read | Predict | Attention | AttentionSummary
+Readout: TypeAlias = Read | Predict | Attention | AttentionSummary | LogitAttribution
 """One thing to read."""
 
 
@@ -110,6 +111,8 @@ def readout_to_proto(readout: Readout, name: str) -> list[pb.Readout]:
             protos = [pb.Readout(attention=readout.to_proto())]
         case AttentionSummary():
             protos = [pb.Readout(attention_summary=readout.to_proto())]
+        case LogitAttribution():
+            protos = [pb.Readout(logit_attribution=readout.to_proto())]
     protos[0].name = name
     return protos
 

@@ -163,7 +163,7 @@ class Activations(ReadRows):
         self.readouts: Mapping[str, Any] = dict(readouts or {})
         """What the named `readouts` gave: of a `Read` a `ReadRows`, of a `Predict` the predictions
         by site, of an `Attention` the patterns by layer and head, of an `AttentionSummary` its
-        `AttentionMeans`."""
+        `AttentionMeans`, of a `LogitAttribution` its `Attributions`."""
 
     def __repr__(self) -> str:
         there = [f"{site}: {list(rows.shape)}" for site, rows in self.items()]

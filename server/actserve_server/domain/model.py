@@ -8,6 +8,7 @@ from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.runs import NEUTRAL, Capture, Sampling
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType
+from actserve_server.domain.weights import NO_WEIGHTS, WeightsInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,7 @@ class ModelInfo:
     """How each layer attends; empty where patterns are not served."""
     attention_unserved: str = ""
     """Why attention patterns are not served; empty when they are."""
+    weights: WeightsInfo = NO_WEIGHTS
 
     def at(self, site: Site) -> HookPointInfo:
         """What the site's hook point is."""

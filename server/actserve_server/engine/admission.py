@@ -21,10 +21,13 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Capture, Run, RunEvent
+from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.api import Engine
 from actserve_server.engine.merge import merge
 from actserve_server.engine.selftest import SelfTest, self_test
@@ -135,6 +138,17 @@ class AdmittedEngine:
 
     async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
         return await self._engine.spell(words)
+
+    async def token_rows(self, matrix: TokenMatrix, token_ids: Sequence[int]) -> np.ndarray:
+        return await self._engine.token_rows(matrix, token_ids)
+
+    async def head_rows(self, layer: int, head: int, matrix: HeadMatrix, rows: range) -> np.ndarray:
+        return await self._engine.head_rows(layer, head, matrix, rows)
+
+    async def logit_directions(
+        self, targets: Sequence[LogitTarget], layers: Sequence[int]
+    ) -> LogitDirections:
+        return await self._engine.logit_directions(targets, layers)
 
     async def check_health(self) -> None:
         await self._engine.check_health()

@@ -3,13 +3,17 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Run, RunEvent
+from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 
 
 class Engine(Protocol):
-    """Three primitives: capture, intervene, generate; always on behalf of one run."""
+    """Three primitives: capture, intervene, generate; always on behalf of one run. And what the
+    model's weights are, as far as `ModelInfo.weights` says that they are served."""
 
     @property
     def info(self) -> ModelInfo:
@@ -33,6 +37,22 @@ class Engine(Protocol):
         whose rows cannot all be delivered raises `ActserveError` instead of finishing. Closing
         the generator early aborts the run and frees all it holds.
         """
+        ...
+
+    async def token_rows(self, matrix: TokenMatrix, token_ids: Sequence[int]) -> np.ndarray:
+        """Rows of a matrix, [token ids, width] in the model's element type, stored as
+        `ElementType.storage`."""
+        ...
+
+    async def head_rows(self, layer: int, head: int, matrix: HeadMatrix, rows: range) -> np.ndarray:
+        """Consecutive rows of a matrix of a query head, [rows, columns] in the model's element
+        type, stored as `ElementType.storage`. Keys and values are those of the head's group."""
+        ...
+
+    async def logit_directions(
+        self, targets: Sequence[LogitTarget], layers: Sequence[int]
+    ) -> LogitDirections:
+        """How targets are made of the stream, and of the heads of these layers."""
         ...
 
     async def check_health(self) -> None:

@@ -31,6 +31,14 @@ from actserve_server.domain.runs import (
 )
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert
+from actserve_server.domain.weights import (
+    ALL_WEIGHTS,
+    HeadMatrix,
+    LogitDirections,
+    LogitTarget,
+    TokenMatrix,
+    WeightsInfo,
+)
 from actserve_server.engine.fake_model import (
     LOGITS,
     Change,
@@ -50,6 +58,7 @@ from actserve_server.engine.fake_tokenizer import (
     spell,
     tokenize,
 )
+from actserve_server.engine.fake_weights import FakeWeights
 
 __all__ = ["BOS", "EOS", "VOCABULARY_SIZE", "Counters", "FakeEngine", "Faults"]
 
@@ -76,6 +85,8 @@ class Counters:
     started: int = 0
     rows: int = 0
     """Rows handed out, counted per site."""
+    weight_reads: int = 0
+    """Pieces of weights handed out."""
 
 
 class FakeEngine:
@@ -92,6 +103,7 @@ class FakeEngine:
         unserved: Mapping[HookPoint, str] | None = None,
         attention_unserved: str = "",
         default_sampling: Sampling = NEUTRAL,
+        weights: WeightsInfo = ALL_WEIGHTS,
         token_delay_s: float = 0.0,
         rows_per_event: int = 8,
     ) -> None:
@@ -110,8 +122,10 @@ class FakeEngine:
             attention=() if attention_unserved else attention_rules(layer_count, width),
             attention_unserved=attention_unserved,
             default_sampling=default_sampling,
+            weights=weights,
         )
         self._model = FakeModel(self._info.hook_points)
+        self._weights = FakeWeights(self._model, width)
         self._delay_s = token_delay_s
         self._rows_per_event = rows_per_event
         self.faults = Faults()
@@ -128,11 +142,31 @@ class FakeEngine:
     async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
         return tuple(map(spell, words))
 
+    async def token_rows(self, matrix: TokenMatrix, token_ids: Sequence[int]) -> np.ndarray:
+        return self._told(self._weights.tokens(matrix, token_ids))
+
+    async def head_rows(self, layer: int, head: int, matrix: HeadMatrix, rows: range) -> np.ndarray:
+        return self._told(self._weights.head(layer, head, matrix)[rows.start : rows.stop])
+
+    async def logit_directions(
+        self, targets: Sequence[LogitTarget], layers: Sequence[int]
+    ) -> LogitDirections:
+        return self._weights.logit_directions(targets, layers)
+
+    def _told(self, weights: np.ndarray) -> np.ndarray:
+        self.counters.weight_reads += 1
+        return convert(weights, ElementType.F32, self._info.element_type)
+
     def row(
         self, site: Site, ids: Sequence[int], interventions: Sequence[Intervention] = ()
     ) -> np.ndarray:
         """The activation at the last of `ids`, float32 [width of the site]."""
         return self._model.row(site, ids, self._model.changes(ids, interventions))
+
+    def unembedding(self, token_id: int) -> np.ndarray:
+        """What a row after the final norm is multiplied with for the score of a token, float32
+        [width]."""
+        return self._model.unembedding(token_id)
 
     async def check_health(self) -> None:
         if self.faults.dead:

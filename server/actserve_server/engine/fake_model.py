@@ -91,7 +91,7 @@ class FakeModel:
         if site == EMBEDDING and isinstance(ids[-1], Placed):
             row = np.array(ids[-1].vector, np.float32)
         else:
-            row = _noise(f"{site}|{','.join(map(str, ids))}", width)
+            row = noise(f"{site}|{','.join(map(str, ids))}", width)
         for change in changes:
             if change.site == site:
                 row[change.columns] = change.after
@@ -107,6 +107,17 @@ class FakeModel:
         scores = np.full(VOCABULARY_SIZE, NEVER, np.float32)
         scores[GENERATED] = self._unembedding @ row
         return scores
+
+    def generates(self, token_id: int) -> bool:
+        """Whether a token has a score of its own."""
+        return token_id in range(GENERATED[0], GENERATED[-1] + 1)
+
+    def unembedding(self, token_id: int) -> np.ndarray:
+        """What makes the score of a token of a row, float32 [width]; zero for tokens that have
+        none."""
+        if not self.generates(token_id):
+            return np.zeros(self._unembedding.shape[1], np.float32)
+        return self._unembedding[token_id - GENERATED[0]].astype(np.float32)
 
     def changes(self, ids: Sequence[int], interventions: Sequence[Intervention]) -> list[Change]:
         """What interventions do at the last of `ids`, in the order in which they do it."""
@@ -178,7 +189,8 @@ def describe(width: int, unserved: Mapping[HookPoint, str]) -> dict[HookPoint, H
     }
 
 
-def _noise(key: str, width: int) -> np.ndarray:
+def noise(key: str, width: int) -> np.ndarray:
+    """Made-up numbers, float32 [width], the same for the same key."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "little"))
     return rng.standard_normal(width, dtype=np.float32)

@@ -5,14 +5,18 @@ there, it needs captures; its reader (`readers.py`) turns their rows into result
 readouts need of one site is captured once.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+
+import numpy as np
 
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import Positions, Selection, Spans
 from actserve_server.domain.runs import Capture, Unembed
 from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.domain.weights import LogitDirections
 from actserve_server.readouts.projection import Projection
 from actserve_server.readouts.reductions import Reduction
 
@@ -123,7 +127,42 @@ class AttentionSummaryReadout:
         return _queries_and_keys(self.layers, selection)
 
 
-Readout = RowReadout | PredictionReadout | AttentionReadout | AttentionSummaryReadout | KeepReadout
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LogitAttributionReadout:
+    """How much rows of some sites add to some logits."""
+
+    sites: tuple[Site, ...]
+    """Parts of the residual stream, and `z`, whose heads are told one by one."""
+    directions: LogitDirections
+    last: Site
+    """The residual stream that the final norm reads, whose scale is each position's."""
+    positions: Positions
+
+    def captures(self, selection: Selection) -> tuple[Capture, ...]:
+        return (Capture(self.sites, selection), Capture((self.last,), selection))
+
+    def result_bytes(self, selection: Selection, tokens: int) -> int:
+        """The most bytes of attributions in a sequence that runs so many tokens."""
+        numbers = sum(math.prod(self.seen_from(site).shape[:-1]) for site in self.sites)
+        return selection.spans.count(tokens) * numbers * _WEIGHT_BYTES
+
+    def seen_from(self, site: Site) -> np.ndarray:
+        """What rows of a site are multiplied with: float32 [targets, width], or of `z` [targets,
+        heads, head width]."""
+        if site.hook_point is HookPoint.Z:
+            assert site.layer is not None
+            return self.directions.heads[site.layer]
+        return self.directions.stream
+
+
+Readout = (
+    RowReadout
+    | PredictionReadout
+    | AttentionReadout
+    | AttentionSummaryReadout
+    | LogitAttributionReadout
+    | KeepReadout
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,10 +18,12 @@ from actserve_server.engine.fair_threads import off_loop
 from actserve_server.readouts.attention_patterns import pattern_blocks, top_k
 from actserve_server.readouts.attention_summary import summarize
 from actserve_server.readouts.blocks import blocks
+from actserve_server.readouts.logit_attribution import Attributions
 from actserve_server.readouts.plan import (
     AttentionReadout,
     AttentionSummaryReadout,
     KeepReadout,
+    LogitAttributionReadout,
     Plan,
     PredictionReadout,
     Readout,
@@ -102,6 +104,8 @@ def _reader(readout: Readout, info: ModelInfo, token_ids: Sequence[int]) -> _Rea
             return _AttentionReader(readout, info.attention[readout.layer], info.element_type)
         case AttentionSummaryReadout():
             return _AttentionSummaryReader(readout, info, token_ids)
+        case LogitAttributionReadout():
+            return _LogitAttributionReader(readout, info.element_type)
 
 
 class _RowReader:
@@ -287,6 +291,22 @@ class _AttentionSummaryReader:
         if not parts:
             return np.empty((0, width), np.float32)
         return to_float32(np.concatenate(parts), self._info.element_type)
+
+
+class _LogitAttributionReader:
+    def __init__(self, readout: LogitAttributionReadout, element_type: ElementType) -> None:
+        self._targets = len(readout.directions.stream)
+        self._attributions = Attributions(readout, element_type)
+
+    def add(self, part: int, site_index: int, rows: Rows) -> Results:
+        if part:
+            results = self._attributions.add_last(rows)
+        else:
+            results = self._attributions.add(site_index, rows)
+        return tuple(results) if rows.bits.size * self._targets < QUICK_OPERATIONS else results
+
+    def finish(self, *positions: np.ndarray) -> Results:
+        return ()
 
 
 def _computed(

@@ -57,6 +57,17 @@ class ReadAttentionSummary:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ReadLogitAttribution:
+    """How much rows of a site add to logits."""
+
+    site_index: int
+    positions: np.ndarray
+    """int64 [rows]."""
+    contributions: np.ndarray
+    """float32 [rows, targets], or of `z` [rows, heads, targets]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class RowsToKeep:
     """All captured rows of a sequence, as the model computed them."""
 
@@ -69,4 +80,11 @@ class RowsToKeep:
     """For how long."""
 
 
-Result = ReadRows | ReadPredictions | ReadAttention | ReadAttentionSummary | RowsToKeep
+Result = (
+    ReadRows
+    | ReadPredictions
+    | ReadAttention
+    | ReadAttentionSummary
+    | ReadLogitAttribution
+    | RowsToKeep
+)

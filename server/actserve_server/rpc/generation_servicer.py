@@ -137,7 +137,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     async def _readouts(self, wire: Sequence[readout_pb2.Readout]) -> Readouts:
         if any(each.HasField("keep") for each in wire):
             current_call().principal.require(Role.EXPERIMENTER, "keeping activations")
-        return await readout_fields.readouts(wire, self._own(), self._engine.info, ("readouts",))
+        return await readout_fields.readouts(wire, self._own(), self._engine, ("readouts",))
 
     async def _interventions(
         self, wire: Sequence[intervention_pb2.Intervention]

@@ -15,6 +15,8 @@ from actserve.v1 import (
     kept_activations_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    weight_service_pb2,
+    weight_service_pb2_grpc,
 )
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.readouts.kept import KeptStore
@@ -31,12 +33,14 @@ from actserve_server.rpc.transport.auth import anybody, by_token
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.model_header import ModelHeader
 from actserve_server.rpc.transport.observer import Observer
+from actserve_server.rpc.weight_servicer import WeightServicer
 
 _DESCRIPTORS = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
     generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"],
     kept_activations_service_pb2.DESCRIPTOR.services_by_name["KeptActivationsService"],
     explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"],
+    weight_service_pb2.DESCRIPTOR.services_by_name["WeightService"],
 )
 SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
 """Full names of the services that are served, and have a health of their own."""
@@ -105,6 +109,9 @@ class RpcServer:
         )
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(
             ExplanationServicer(engine, kept, autoencoders), self._server
+        )
+        weight_service_pb2_grpc.add_WeightServiceServicer_to_server(
+            WeightServicer(engine), self._server
         )
         not_served.add_to(self._server)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]

@@ -79,7 +79,7 @@ class PositionLabel(_message.Message):
     def __init__(self, label: _Optional[str] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ...) -> None: ...
 
 class FetchActivationsResponse(_message.Message):
-    __slots__ = ("started", "item_started", "activations", "item_finished", "finished", "predictions", "attention", "statistics", "attention_summary")
+    __slots__ = ("started", "item_started", "activations", "item_finished", "finished", "predictions", "attention", "statistics", "attention_summary", "logit_attribution")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     ITEM_STARTED_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,7 @@ class FetchActivationsResponse(_message.Message):
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     started: FetchStarted
     item_started: ItemStarted
     activations: _readout_pb2.ActivationChunk
@@ -98,7 +99,8 @@ class FetchActivationsResponse(_message.Message):
     attention: _readout_pb2.AttentionChunk
     statistics: LabelStatistics
     attention_summary: _readout_pb2.AttentionSummaryChunk
-    def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., item_started: _Optional[_Union[ItemStarted, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., item_finished: _Optional[_Union[ItemFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., statistics: _Optional[_Union[LabelStatistics, _Mapping]] = ..., attention_summary: _Optional[_Union[_readout_pb2.AttentionSummaryChunk, _Mapping]] = ...) -> None: ...
+    logit_attribution: _readout_pb2.LogitAttributionChunk
+    def __init__(self, started: _Optional[_Union[FetchStarted, _Mapping]] = ..., item_started: _Optional[_Union[ItemStarted, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., item_finished: _Optional[_Union[ItemFinished, _Mapping]] = ..., finished: _Optional[_Union[FetchFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., statistics: _Optional[_Union[LabelStatistics, _Mapping]] = ..., attention_summary: _Optional[_Union[_readout_pb2.AttentionSummaryChunk, _Mapping]] = ..., logit_attribution: _Optional[_Union[_readout_pb2.LogitAttributionChunk, _Mapping]] = ...) -> None: ...
 
 class FetchStarted(_message.Message):
     __slots__ = ("call_id", "readouts")
@@ -265,7 +267,7 @@ class TextChoices(_message.Message):
     def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("started", "tokens", "activations", "sample_finished", "finished", "predictions", "attention", "attention_summary", "alert")
+    __slots__ = ("started", "tokens", "activations", "sample_finished", "finished", "predictions", "attention", "attention_summary", "logit_attribution", "alert")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -274,6 +276,7 @@ class GenerateResponse(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     ALERT_FIELD_NUMBER: _ClassVar[int]
     started: GenerateStarted
     tokens: TokenChunk
@@ -283,8 +286,9 @@ class GenerateResponse(_message.Message):
     predictions: _readout_pb2.PredictionChunk
     attention: _readout_pb2.AttentionChunk
     attention_summary: _readout_pb2.AttentionSummaryChunk
+    logit_attribution: _readout_pb2.LogitAttributionChunk
     alert: _alert_pb2.Alert
-    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., sample_finished: _Optional[_Union[SampleFinished, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., attention_summary: _Optional[_Union[_readout_pb2.AttentionSummaryChunk, _Mapping]] = ..., alert: _Optional[_Union[_alert_pb2.Alert, _Mapping]] = ...) -> None: ...
+    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[TokenChunk, _Mapping]] = ..., activations: _Optional[_Union[_readout_pb2.ActivationChunk, _Mapping]] = ..., sample_finished: _Optional[_Union[SampleFinished, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., predictions: _Optional[_Union[_readout_pb2.PredictionChunk, _Mapping]] = ..., attention: _Optional[_Union[_readout_pb2.AttentionChunk, _Mapping]] = ..., attention_summary: _Optional[_Union[_readout_pb2.AttentionSummaryChunk, _Mapping]] = ..., logit_attribution: _Optional[_Union[_readout_pb2.LogitAttributionChunk, _Mapping]] = ..., alert: _Optional[_Union[_alert_pb2.Alert, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
     __slots__ = ("call_id", "prompt", "readouts", "kept")

@@ -58,8 +58,8 @@ class GenerationServiceServicer:
     def FetchActivations(self, request, context):
         """Streams what is read in one forward pass over each of many items. The stream is
         one `started`; for every item one `item_started`, its `activations`,
-        `predictions`, `attention` and `attention_summary`, and one `item_finished`; after
-        all items, `statistics`; then one `finished`.
+        `predictions`, `attention`, `attention_summary` and `logit_attribution`, and one
+        `item_finished`; after all items, `statistics`; then one `finished`.
         Events of different items interleave. An item that fails has its own status in
         `item_finished`, which may come without `item_started`, and the others go on,
         unless `fail_fast` is set. Cancelling the call frees all it holds.
@@ -71,9 +71,10 @@ class GenerationServiceServicer:
     def Generate(self, request, context):
         """Generates tokens, optionally steered and captured. The stream is one
         `started`; for every sample any number of `tokens`, `activations`,
-        `predictions`, `attention`, `attention_summary` and `alert`, and one
-        `sample_finished`; then one `finished`. Events of different samples interleave. A sample that fails ends
-        the call. Cancelling the call frees all it holds.
+        `predictions`, `attention`, `attention_summary`, `logit_attribution` and `alert`,
+        and one `sample_finished`; then one `finished`. Events of different samples
+        interleave. A sample that fails ends the call. Cancelling the call frees all it
+        holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

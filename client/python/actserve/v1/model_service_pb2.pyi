@@ -32,6 +32,9 @@ class Feature(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FEATURE_ATTRIBUTION_GRAPHS: _ClassVar[Feature]
     FEATURE_HEAD_METRICS: _ClassVar[Feature]
     FEATURE_ADAPTERS: _ClassVar[Feature]
+    FEATURE_LOGIT_ATTRIBUTION: _ClassVar[Feature]
+    FEATURE_TOKEN_ROWS: _ClassVar[Feature]
+    FEATURE_HEAD_MATRICES: _ClassVar[Feature]
 FEATURE_UNSPECIFIED: Feature
 FEATURE_FETCH: Feature
 FEATURE_GENERATE: Feature
@@ -50,6 +53,9 @@ FEATURE_DICTIONARIES: Feature
 FEATURE_ATTRIBUTION_GRAPHS: Feature
 FEATURE_HEAD_METRICS: Feature
 FEATURE_ADAPTERS: Feature
+FEATURE_LOGIT_ATTRIBUTION: Feature
+FEATURE_TOKEN_ROWS: Feature
+FEATURE_HEAD_MATRICES: Feature
 
 class Model(_message.Message):
     __slots__ = ("name", "path", "architecture", "layer_count", "width", "vocabulary_size", "element_type", "hook_points", "limits", "attention_unserved_reason", "features", "default_sampling", "adapters")

@@ -36,20 +36,22 @@ REDUCTION_MEAN: Reduction
 REDUCTION_MAX: Reduction
 
 class Readout(_message.Message):
-    __slots__ = ("name", "rows", "predictions", "attention", "keep", "attention_summary")
+    __slots__ = ("name", "rows", "predictions", "attention", "keep", "attention_summary", "logit_attribution")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     name: str
     rows: RowReadout
     predictions: PredictionReadout
     attention: AttentionReadout
     keep: KeepReadout
     attention_summary: AttentionSummaryReadout
-    def __init__(self, name: _Optional[str] = ..., rows: _Optional[_Union[RowReadout, _Mapping]] = ..., predictions: _Optional[_Union[PredictionReadout, _Mapping]] = ..., attention: _Optional[_Union[AttentionReadout, _Mapping]] = ..., keep: _Optional[_Union[KeepReadout, _Mapping]] = ..., attention_summary: _Optional[_Union[AttentionSummaryReadout, _Mapping]] = ...) -> None: ...
+    logit_attribution: LogitAttributionReadout
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[_Union[RowReadout, _Mapping]] = ..., predictions: _Optional[_Union[PredictionReadout, _Mapping]] = ..., attention: _Optional[_Union[AttentionReadout, _Mapping]] = ..., keep: _Optional[_Union[KeepReadout, _Mapping]] = ..., attention_summary: _Optional[_Union[AttentionSummaryReadout, _Mapping]] = ..., logit_attribution: _Optional[_Union[LogitAttributionReadout, _Mapping]] = ...) -> None: ...
 
 class RowReadout(_message.Message):
     __slots__ = ("sites", "positions", "element_type", "projection", "reduction", "statistics")
@@ -145,6 +147,24 @@ class AttentionSummaryReadout(_message.Message):
     top_keys: int
     def __init__(self, layers: _Optional[_Iterable[int]] = ..., queries: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., offsets: _Optional[_Iterable[int]] = ..., top_keys: _Optional[int] = ...) -> None: ...
 
+class LogitAttributionReadout(_message.Message):
+    __slots__ = ("sites", "positions", "targets")
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
+    positions: _positions_pb2.PositionSelector
+    targets: _containers.RepeatedCompositeFieldContainer[LogitTarget]
+    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[LogitTarget, _Mapping]]] = ...) -> None: ...
+
+class LogitTarget(_message.Message):
+    __slots__ = ("token_id", "minus_token_id")
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    MINUS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    token_id: int
+    minus_token_id: int
+    def __init__(self, token_id: _Optional[int] = ..., minus_token_id: _Optional[int] = ...) -> None: ...
+
 class KeepReadout(_message.Message):
     __slots__ = ("sites", "positions", "ttl")
     SITES_FIELD_NUMBER: _ClassVar[int]
@@ -156,16 +176,18 @@ class KeepReadout(_message.Message):
     def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ReadoutStarted(_message.Message):
-    __slots__ = ("name", "element_type", "widths", "layers")
+    __slots__ = ("name", "element_type", "widths", "layers", "target_constants")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     WIDTHS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_CONSTANTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     element_type: _tensor_pb2.ElementType
     widths: _containers.RepeatedScalarFieldContainer[int]
     layers: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., widths: _Optional[_Iterable[int]] = ..., layers: _Optional[_Iterable[int]] = ...) -> None: ...
+    target_constants: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, name: _Optional[str] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., widths: _Optional[_Iterable[int]] = ..., layers: _Optional[_Iterable[int]] = ..., target_constants: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class ReadoutPositions(_message.Message):
     __slots__ = ("readout_indices", "positions")
@@ -274,3 +296,17 @@ class AttentionSummaryChunk(_message.Message):
     top_keys: _containers.RepeatedScalarFieldContainer[int]
     top_key_means: _tensor_pb2.Tensor
     def __init__(self, sequence_index: _Optional[int] = ..., readout_index: _Optional[int] = ..., layer: _Optional[int] = ..., queries: _Optional[int] = ..., previous_token_queries: _Optional[int] = ..., induction_queries: _Optional[int] = ..., offset_queries: _Optional[_Iterable[int]] = ..., previous_token: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., current_token: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., first_token: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., induction: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., entropy: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., distance: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., at_offsets: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., top_keys: _Optional[_Iterable[int]] = ..., top_key_means: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class LogitAttributionChunk(_message.Message):
+    __slots__ = ("sequence_index", "readout_index", "site_index", "positions", "contributions")
+    SEQUENCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    READOUT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    SITE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    sequence_index: int
+    readout_index: int
+    site_index: int
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    contributions: _tensor_pb2.Tensor
+    def __init__(self, sequence_index: _Optional[int] = ..., readout_index: _Optional[int] = ..., site_index: _Optional[int] = ..., positions: _Optional[_Iterable[int]] = ..., contributions: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...

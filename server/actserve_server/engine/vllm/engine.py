@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 
 import numpy as np
 from vllm import SamplingParams
@@ -29,6 +29,7 @@ from actserve_server.domain.runs import (
     Tokens,
 )
 from actserve_server.domain.tensors import ElementType
+from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.vllm import startup, wire
 from actserve_server.engine.vllm.collector import Collector
 from actserve_server.engine.vllm.inbox import Block, Inbox
@@ -37,6 +38,7 @@ from actserve_server.engine.vllm.placing import prompt_of
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.sampling import ending, sampling_params
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
+from actserve_server.engine.vllm.weight_reader import WeightReader
 
 ARRIVAL_TIMEOUT_S = 30.0
 """How long after a run's last token its rows may take to arrive before they count as lost."""
@@ -60,6 +62,7 @@ class VllmEngine:
         llm: AsyncLLM,
         info: ModelInfo,
         collector: Collector,
+        weights: WeightReader,
         *,
         share_plain_prefixes: bool = False,
     ) -> None:
@@ -67,6 +70,7 @@ class VllmEngine:
         self._share_plain_prefixes = share_plain_prefixes
         self._info = info
         self._collector = collector
+        self._weights = weights
         self._tokenizer = PromptTokenizer(llm.get_tokenizer(), info.vocabulary_size)
         self._defaults = llm.model_config.get_diff_sampling_param()
         self._keys = itertools.count(1)
@@ -78,13 +82,14 @@ class VllmEngine:
         reader = RingReader()
         try:
             llm = await asyncio.to_thread(startup.start, options, reader.folder)
-            info = await startup.describe(llm, options)
+            info, norm = await startup.describe(llm, options)
         except BaseException:
             reader.close()
             raise
         reader.detach_folder()
         collector = Collector(reader, asyncio.get_running_loop())
-        return cls(llm, info, collector, share_plain_prefixes=options.share_plain_prefixes)
+        weights = WeightReader(llm, info, norm)
+        return cls(llm, info, collector, weights, share_plain_prefixes=options.share_plain_prefixes)
 
     @property
     def info(self) -> ModelInfo:
@@ -105,6 +110,20 @@ class VllmEngine:
 
     async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
         return await self._tokenizer.spell(words)
+
+    async def token_rows(self, matrix: TokenMatrix, token_ids: Sequence[int]) -> np.ndarray:
+        with _telling_death():
+            return await self._weights.token_rows(matrix, token_ids)
+
+    async def head_rows(self, layer: int, head: int, matrix: HeadMatrix, rows: range) -> np.ndarray:
+        with _telling_death():
+            return await self._weights.head_rows(layer, head, matrix, rows)
+
+    async def logit_directions(
+        self, targets: Sequence[LogitTarget], layers: Sequence[int]
+    ) -> LogitDirections:
+        with _telling_death():
+            return await self._weights.logit_directions(targets, layers)
 
     async def check_health(self) -> None:
         try:
@@ -367,6 +386,14 @@ def _check_used(run: Run, reports: Sequence[InterventionReport]) -> None:
                 "generate more, or set allow_unused",
                 field=("interventions", number),
             )
+
+
+@contextmanager
+def _telling_death() -> Iterator[None]:
+    try:
+        yield
+    except EngineDeadError as error:
+        raise _engine_dead() from error
 
 
 def _engine_dead() -> ActserveError:

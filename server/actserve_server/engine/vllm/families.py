@@ -10,12 +10,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """Paths are relative to the model (`layers`, `final_norm`) or to one decoder layer."""
+    """Paths are relative to the model (`layers` to `unembedding`) or to one decoder layer."""
 
     layers: str = "model.layers"
     final_norm: str = "model.norm"
+    embedding: str = "model.embed_tokens"
+    unembedding: str = "lm_head"
     attention_core: str = "self_attn.attn"
     """Called with queries, keys and values."""
+    attention_input: str = "self_attn.qkv_proj"
+    """The projection that makes queries, keys and values."""
     attention_output: str = "self_attn.o_proj"
     """The projection that reads the heads' results."""
     mid_norm: str = "post_attention_layernorm"
@@ -27,6 +31,8 @@ class Family:
     """None where the layer defers its residual adds, as nearly all of vLLM's do: what flows is a
     pair (branch, residual), and only the next norm forms their sum. Otherwise the module that
     returns what attention adds, in a layer that adds at once."""
+    normed_branches: bool = False
+    """Whether what attention and MLP make goes through norms of their own before it is added."""
 
     @property
     def deferred_adds(self) -> bool:
@@ -42,14 +48,16 @@ FAMILIES: Mapping[str, Family] = {
     "Qwen2ForCausalLM": _LLAMA,
     "Qwen3ForCausalLM": _LLAMA,
     # Its own post-norms belong to the branches: the norm between the two is the pre-MLP one.
-    "Gemma3ForCausalLM": Family(mid_norm="pre_feedforward_layernorm"),
+    "Gemma3ForCausalLM": Family(mid_norm="pre_feedforward_layernorm", normed_branches=True),
     "MixtralForCausalLM": Family(mlp="block_sparse_moe", mlp_output=None),
     "Qwen3MoeForCausalLM": _MIXTURE,
     "OlmoeForCausalLM": _MIXTURE,
     "GPT2LMHeadModel": Family(
         layers="transformer.h",
         final_norm="transformer.ln_f",
+        embedding="transformer.wte",
         attention_core="attn.attn",
+        attention_input="attn.c_attn",
         attention_output="attn.c_proj",
         mid_norm="ln_2",
         mlp_output="mlp.c_proj",

@@ -20,6 +20,7 @@ from actserve_server.engine.vllm.families import family_of
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.engine.vllm.sampling import default_sampling
 from actserve_server.engine.vllm.taps import OP_NAME
+from actserve_server.engine.vllm.weight_reader import FinalNorm, weights_info
 from actserve_server.engine.vllm.worker import WorkerConfig
 
 log = structlog.get_logger("actserve.engine")
@@ -68,13 +69,13 @@ def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     return AsyncLLM.from_vllm_config(config, disable_log_stats=silent)
 
 
-async def describe(llm: AsyncLLM, options: EngineOptions) -> ModelInfo:
-    """What the started engine serves, as its worker found it."""
+async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, FinalNorm | None]:
+    """What the started engine serves, as its worker found it, and the model's final norm."""
     (found, *_) = await llm.collective_rpc("describe_taps")
     dimensions = Dimensions(**found["dimensions"])
     tapped = frozenset(map(HookPoint, found["hook_points"]))
     model = llm.model_config
-    return ModelInfo(
+    info = ModelInfo(
         id=options.model_id,
         path=options.model_path,
         architecture=model.architecture,
@@ -100,7 +101,9 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> ModelInfo:
         default_sampling=default_sampling(model.get_diff_sampling_param()),
         attention=rules(found, dimensions.heads, dimensions.key_value_heads, dimensions.head_width),
         attention_unserved=found["attention_unserved"],
+        weights=weights_info(found["weights"]),
     )
+    return info, FinalNorm.of(found["weights"])
 
 
 def _end_token_ids(llm: AsyncLLM) -> tuple[int, ...]:

@@ -35,6 +35,7 @@ from actserve_server.engine.vllm.routing import (
 )
 from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
+from actserve_server.engine.vllm.worker_weights import Weights
 
 CODE_VERSION = "2"
 """Part of vLLM's compile-cache key: change it with the taps' place or meaning in the graph."""
@@ -82,6 +83,7 @@ class TapWorker:
             model.get_submodule(family.final_norm),
             self._dimensions.vocabulary_size,
         )
+        self._weights = Weights(model, family, self._dimensions, self.rank, ranks)
         self._banks = Banks(self.device)
         self._runs: dict[str, TappedRun] = {}
         # Rows are the same on every tensor-parallel rank once gathered; one sends them.
@@ -96,8 +98,13 @@ class TapWorker:
         return {
             "dimensions": asdict(self._dimensions),
             "hook_points": sorted(self._model.layout.hook_points),
+            "weights": self._weights.describe(),
             **self._attention,
         }
+
+    def read_weights(self, what: str, *of: Any) -> Any:
+        """A method of `Weights` by name: the part that this rank holds."""
+        return getattr(self._weights, what)(*of)
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         # Finished covers aborted; a preempted request is neither and keeps its run.

@@ -64,6 +64,7 @@ def selector(
     wire: readout_pb2.RowReadout
     | readout_pb2.KeepReadout
     | readout_pb2.PredictionReadout
+    | readout_pb2.LogitAttributionReadout
     | intervention_pb2.Intervention
     | generation_service_pb2.PositionLabel
     | explanation_service_pb2.ExplainTextRequest,

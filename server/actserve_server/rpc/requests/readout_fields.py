@@ -1,6 +1,6 @@
 """Readouts from the wire: parsed once a call, then placed into each sequence."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,14 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import Positions, Selection
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType
+from actserve_server.engine.api import Engine
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import (
     AttentionReadout,
     AttentionSummaryReadout,
     KeepReadout,
+    LogitAttributionReadout,
     Placed,
     Plan,
     Readout,
@@ -28,6 +30,7 @@ from actserve_server.readouts.reductions import Reduction
 from actserve_server.readouts.statistics import held_bytes
 from actserve_server.rpc.requests import position_selectors, tensor_fields, vector_sources
 from actserve_server.rpc.requests.attention_fields import attention, attention_summary
+from actserve_server.rpc.requests.logit_attribution_fields import logit_attributions
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.prediction_fields import predictions
 from actserve_server.rpc.requests.projection_fields import projection, send_top
@@ -52,6 +55,12 @@ _SECOND_MOMENTS = {
     pb.SECOND_MOMENTS_DIAGONAL: SecondMoments.DIAGONAL,
     pb.SECOND_MOMENTS_FULL: SecondMoments.FULL,
 }
+
+_RESULTS = {
+    AttentionReadout: ("attention patterns", "fewer heads or queries, or a low top_k"),
+    LogitAttributionReadout: ("logit attributions", "fewer targets, sites or positions"),
+}
+"""Readouts whose results may be larger than the rows they come of, and what to ask for instead."""
 
 MAX_FULL_WIDTH = 2048
 """Of rows whose covariance matrix is told."""
@@ -86,6 +95,9 @@ class ReadoutRequest:
                 )
             case AttentionSummaryReadout(layers=layers):
                 return pb.ReadoutStarted(name=self.name, layers=layers)
+            case LogitAttributionReadout(directions=directions):
+                constants = directions.constants.tolist()
+                return pb.ReadoutStarted(name=self.name, target_constants=constants)
             case _:
                 return pb.ReadoutStarted(name=self.name)
 
@@ -96,7 +108,7 @@ class Readouts:
 
     requests: tuple[ReadoutRequest, ...]
     max_bytes: int
-    """Of the attention patterns of a sequence."""
+    """Of the attention patterns of a sequence, and of its logit attributions."""
 
     def __getitem__(self, index: int) -> ReadoutRequest:
         return self.requests[index]
@@ -117,7 +129,8 @@ class Readouts:
             selection = position_selectors.selection(selector, place, field)
             placed.append(Placed(each.readout, selection, number))
         with place.named():
-            self._check_attention(placed, place)
+            for kind in _RESULTS:
+                self._check_results(kind, placed, place)
         return plan(tuple(placed), place.prompt.ids)
 
     def started(self, info: ModelInfo) -> list[pb.ReadoutStarted]:
@@ -151,27 +164,34 @@ class Readouts:
                 return each.field
         return None
 
-    def _check_attention(self, placed: Sequence[Placed], place: Place) -> None:
+    def _check_results(
+        self,
+        kind: "type[AttentionReadout | LogitAttributionReadout]",
+        placed: Sequence[Placed],
+        place: Place,
+    ) -> None:
         wanted = 0
         field: FieldPath = ()
         for each in placed:
-            if isinstance(each.readout, AttentionReadout):
+            if isinstance(each.readout, kind):
                 wanted += each.readout.result_bytes(each.selection, place.run_tokens)
                 field = field or self.requests[each.number].field
         if wanted > self.max_bytes:
+            what, fewer = _RESULTS[kind]
             raise ActserveError(
                 Reason.CAPTURE_TOO_LARGE,
-                f"the attention patterns would take {wanted} bytes, but those of one sequence may "
-                f"take at most {self.max_bytes}; ask for fewer heads or queries, or a low top_k",
+                f"the {what} would take {wanted} bytes, but those of one sequence may take at most "
+                f"{self.max_bytes}; ask for {fewer}",
                 field=field,
                 metadata={"bytes": wanted, "limit": self.max_bytes},
             )
 
 
 async def readouts(
-    wire: Sequence[pb.Readout], store: KeptStore, info: ModelInfo, field: FieldPath
+    wire: Sequence[pb.Readout], store: KeptStore, engine: Engine, field: FieldPath
 ) -> Readouts:
     """What to read, with everything checked that does not depend on a sequence."""
+    info = engine.info
     _check_count(len(wire), info, field)
     named = {
         at: source
@@ -179,8 +199,9 @@ async def readouts(
         for at, source in vector_sources.named(item, (*field, index))
     }
     found = Found(info=info, kept=vector_sources.look_up(named, store))
+    attributions = await logit_attributions(wire, engine, field)
     # In a thread: a projection may be tens of megabytes.
-    requests = await off_loop(_parse, wire, store, found, field)
+    requests = await off_loop(_parse, wire, store, found, attributions, field)
     _check_names(requests, field)
     return Readouts(requests=requests, max_bytes=info.limits.max_capture_bytes)
 
@@ -230,12 +251,25 @@ def _check_names(requests: Sequence[ReadoutRequest], field: FieldPath) -> None:
 
 
 def _parse(
-    wire: Sequence[pb.Readout], store: KeptStore, found: Found, field: FieldPath
+    wire: Sequence[pb.Readout],
+    store: KeptStore,
+    found: Found,
+    attributions: Mapping[int, LogitAttributionReadout],
+    field: FieldPath,
 ) -> tuple[ReadoutRequest, ...]:
-    return tuple(_readout(item, store, found, (*field, i)) for i, item in enumerate(wire))
+    return tuple(
+        _readout(item, store, found, attributions.get(i), (*field, i))
+        for i, item in enumerate(wire)
+    )
 
 
-def _readout(wire: pb.Readout, store: KeptStore, found: Found, field: FieldPath) -> ReadoutRequest:
+def _readout(
+    wire: pb.Readout,
+    store: KeptStore,
+    found: Found,
+    attribution: LogitAttributionReadout | None,
+    field: FieldPath,
+) -> ReadoutRequest:
     info, kind = found.info, wire.WhichOneof("kind")
     at, element_type = (*field, kind), ElementType.F32
     match kind:
@@ -252,6 +286,9 @@ def _readout(wire: pb.Readout, store: KeptStore, found: Found, field: FieldPath)
             readout = attention(wire.attention, info, at)
         case "attention_summary":
             readout = attention_summary(wire.attention_summary, info, at)
+        case "logit_attribution":
+            assert attribution is not None  # They are looked up before.
+            readout = attribution
         case "keep":
             readout = _keep(wire.keep, store, info, at)
         case _:

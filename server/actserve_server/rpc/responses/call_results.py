@@ -23,6 +23,7 @@ from actserve_server.readouts.readers import QUICK_OPERATIONS, Reading
 from actserve_server.readouts.results import (
     ReadAttention,
     ReadAttentionSummary,
+    ReadLogitAttribution,
     ReadPredictions,
     ReadRows,
     RowsToKeep,
@@ -140,6 +141,9 @@ class Results:
                     case ReadAttentionSummary():
                         summary = chunks.attention_summary(result, index, readout)
                         yield {"attention_summary": summary}
+                    case ReadLogitAttribution():
+                        for chunk in chunks.logit_attribution(result, index, readout):
+                            yield {"logit_attribution": chunk}
                     case RowsToKeep():
                         self._keep(index, readout, result)
 

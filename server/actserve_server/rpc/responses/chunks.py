@@ -11,6 +11,7 @@ from actserve_server.domain.tensors import ElementType, convert
 from actserve_server.readouts.results import (
     ReadAttention,
     ReadAttentionSummary,
+    ReadLogitAttribution,
     ReadPredictions,
     ReadRows,
 )
@@ -134,6 +135,20 @@ def attention_summary(
     )
 
 
+def logit_attribution(
+    read: ReadLogitAttribution, sequence_index: int, readout_index: int
+) -> Iterator[pb.LogitAttributionChunk]:
+    """What rows of one site add to logits."""
+    for rows in _cut([_ID_BYTES + row.nbytes for row in read.contributions]):
+        yield pb.LogitAttributionChunk(
+            sequence_index=sequence_index,
+            readout_index=readout_index,
+            site_index=read.site_index,
+            positions=read.positions[rows].tolist(),
+            contributions=tensor(read.contributions[rows]),
+        )
+
+
 def reconstructed(
     first: int, rows: np.ndarray
 ) -> Iterator[explanation_service_pb2.ReconstructedRows]:
@@ -143,6 +158,12 @@ def reconstructed(
         yield explanation_service_pb2.ReconstructedRows(
             first_index=first + part.start, rows=tensor(rows[part])
         )
+
+
+def rows_at_once(width: int, element_type: ElementType) -> int:
+    """How many rows fit into a message; at least one."""
+    room = MAX_MESSAGE_BYTES - _FRAMING_BYTES
+    return max(1, room // (width * element_type.itemsize))
 
 
 def tensor(bits: np.ndarray, element_type: ElementType = ElementType.F32) -> tensor_pb2.Tensor:

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from actserve.v1 import model_service_pb2 as pb
+from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.sites import HookPoint
 
 ALWAYS = (
     pb.FEATURE_FETCH,
@@ -25,11 +27,16 @@ class Halves(Protocol):
     def reconstructs(self) -> bool: ...
 
 
-def features(nlas: Iterable[Halves], *, attention: bool) -> list["pb.Feature"]:
+def features(info: ModelInfo, nlas: Iterable[Halves], *, attention: bool) -> list["pb.Feature"]:
     """What is served of a model with these autoencoders, ascending."""
+    # Attribution takes the scale of the last residual, which may have been withdrawn.
+    last = info.hook_points[HookPoint.RESID_POST]
     sometimes = {
         pb.FEATURE_ATTENTION: attention,
         pb.FEATURE_EXPLAIN: any(nla.verbalizes for nla in nlas),
         pb.FEATURE_RECONSTRUCT: any(nla.reconstructs for nla in nlas),
+        pb.FEATURE_LOGIT_ATTRIBUTION: not (info.weights.attribution_unserved or last.unserved),
+        pb.FEATURE_TOKEN_ROWS: not info.weights.tokens_unserved,
+        pb.FEATURE_HEAD_MATRICES: not info.weights.heads_unserved,
     }
     return sorted([*ALWAYS, *(feature for feature, served in sometimes.items() if served)])

@@ -55,7 +55,7 @@ def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
             max_statistics_bytes=MAX_STATISTICS_BYTES,
         ),
         attention_unserved_reason=attention_unserved,
-        features=features(served_nlas.all_of(autoencoders), attention=not attention_unserved),
+        features=features(info, served_nlas.all_of(autoencoders), attention=not attention_unserved),
         default_sampling=sampling_fields.defaults(info.default_sampling),
     )
 
