@@ -30,6 +30,7 @@ from actserve.v1 import (
     generation_service_pb2_grpc,
     kept_activations_service_pb2,
     model_service_pb2,
+    weight_service_pb2,
 )
 from actserve_server.config import Settings
 from actserve_server.rpc.transport.request_messages import MAX_PARTS
@@ -133,6 +134,7 @@ def _methods() -> Iterator[MethodDescriptor]:
         generation_service_pb2,
         kept_activations_service_pb2,
         model_service_pb2,
+        weight_service_pb2,
     ):
         for service in file.DESCRIPTOR.services_by_name.values():
             yield from service.methods
@@ -184,7 +186,7 @@ def _matrices(width: int) -> Any:
     rows = {"element_type": "ELEMENT_TYPE_F32", "shape": square.shape, "data": square.tobytes()}
     intervention = {
         "sites": [{"hook_point": "HOOK_POINT_RESID_POST", "layer": 1}],
-        "project": {"directions": {"inline": rows}},
+        "project": {"directions": {"tensor": rows}},
     }
     count = min(64, (LARGEST_BYTES - 10_000) // (square.nbytes + 100))
     return generation_service_pb2.GenerateRequest(

@@ -16,9 +16,9 @@ from actserve.v1 import (
     model_service_pb2_grpc,
     weight_service_pb2,
 )
-from actserve_server.domain.callers import CALLER
 from actserve_server.domain.model import Limits
 from actserve_server.domain.principals import Role
+from actserve_server.engine.fair_threads import CALLER
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.rpc.server import SERVICES
 from actserve_server.rpc.transport import observer, request_messages

@@ -7,8 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from actserve_server.domain.callers import CALLER
-from actserve_server.engine.fair_threads import FairThreads
+from actserve_server.engine.fair_threads import CALLER, FairThreads
 
 
 class Gate:

@@ -5,14 +5,15 @@ the network; `client` and `aio` only move messages.
 """
 
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 from actserve._capture import Capture
 from actserve._captured import Captured
+from actserve._cut_streams import check_complete
 from actserve._readers import reports, tokenized
 from actserve._rows import check_widths
-from actserve.errors import BadResponse, StreamCutShort, from_status
+from actserve.errors import BadResponse, from_status
 from actserve.events import Event, ExplainEvent
 from actserve.means import LabelMeans
 from actserve.readouts import Read
@@ -200,16 +201,3 @@ class TokenizeCall:
 
     def result(self) -> Tokenized:
         return tokenized(self._prompt)
-
-
-def check_complete(
-    finished: bool, done: Container[int], count: int, what: str, first: int = 0
-) -> None:
-    """Raises unless all are done; `first` is the caller's number of the first."""
-    if not finished:
-        raise StreamCutShort(
-            "the stream ended before the server said it was finished, so the answer may be "
-            "incomplete; try again"
-        )
-    if missing := [index for index in range(count) if index not in done]:
-        raise BadResponse(f"the server finished without {what} {first + missing[0]}")

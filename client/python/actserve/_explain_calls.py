@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from actserve._calls import check_complete
+from actserve._cut_streams import check_complete
 from actserve._readers import reports, tokenized
 from actserve._selected import selected
 from actserve.errors import BadResponse

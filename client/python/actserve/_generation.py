@@ -1,8 +1,8 @@
 """A generation: its call, and its samples while they arrive."""
 
-from actserve._calls import check_complete
 from actserve._capture import Capture
 from actserve._captured import Captured
+from actserve._cut_streams import check_complete
 from actserve._readers import finish_reason, logprobs, stopped_by, tokenized
 from actserve.errors import BadResponse
 from actserve.events import Event, Finished, SampleFinished, Started, Tokens

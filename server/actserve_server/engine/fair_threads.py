@@ -11,14 +11,17 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from actserve_server.domain.callers import CALLER
-
 P = ParamSpec("P")
 T = TypeVar("T")
+
+CALLER: ContextVar[str] = ContextVar("actserve_caller", default="")
+"""For whom work is done: the tenant of the call, or on a server without tokens the connection that
+it came by. A context variable, so that an engine's tokenizer knows it without each function on the
+way handing it on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.vllm import wire
 from actserve_server.engine.vllm.bank import Banks
-from actserve_server.engine.vllm.routing import BatchRows, TappedRun
+from actserve_server.engine.vllm.step_plan import BatchRows, TappedRun
 
 
 def site(name: str) -> Site:

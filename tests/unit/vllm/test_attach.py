@@ -16,8 +16,8 @@ from actserve_server.engine.vllm.attach import attach_taps
 from actserve_server.engine.vllm.bank import Banks
 from actserve_server.engine.vllm.families import FAMILIES, family_of
 from actserve_server.engine.vllm.layout import Layout
-from actserve_server.engine.vllm.routing import Model as RoutingModel
-from actserve_server.engine.vllm.routing import route
+from actserve_server.engine.vllm.step_plan import Model as RoutingModel
+from actserve_server.engine.vllm.step_plan import route
 from tests.unit.vllm.steps import at, make_run, read, rows, site, start
 from tests.unit.vllm.toys import FINAL_NORM, LAYERS, WIDTH, Model, textbook
 

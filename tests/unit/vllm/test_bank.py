@@ -7,7 +7,7 @@ from actserve_server.domain.operations import (
     Zero,
 )
 from actserve_server.engine.vllm.bank import Banks, VectorBank
-from actserve_server.engine.vllm.routing import TappedRun
+from actserve_server.engine.vllm.step_plan import TappedRun
 from tests.unit.vllm.batches import CPU, WIDTH, Batch, add, carry_out, constant
 from tests.unit.vllm.steps import change, make_run, rows, start
 

@@ -8,7 +8,7 @@ from actserve_server.domain.operations import Add, Zero
 from actserve_server.domain.positions import NO_END, Spans
 from actserve_server.domain.runs import InterventionReport
 from actserve_server.engine.vllm.inbox import Block, Inbox
-from actserve_server.engine.vllm.routing import REUSED, UNMATCHED
+from actserve_server.engine.vllm.step_plan import REUSED, UNMATCHED
 from tests.unit.vllm.steps import ALL, at, change, edits_of
 
 EVERYWHERE = ALL.spans

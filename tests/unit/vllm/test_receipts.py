@@ -7,7 +7,7 @@ from actserve_server.domain.operations import (
 )
 from actserve_server.domain.positions import NO_END
 from actserve_server.engine.vllm.bank import Banks
-from actserve_server.engine.vllm.routing import (
+from actserve_server.engine.vllm.step_plan import (
     REUSED,
     UNMATCHED,
 )

@@ -14,8 +14,8 @@ from actserve_server.domain.runs import Intervention
 from actserve_server.engine.vllm import sharding
 from actserve_server.engine.vllm.bank import Banks
 from actserve_server.engine.vllm.layout import Layout, SiteKey
-from actserve_server.engine.vllm.routing import Model, route
 from actserve_server.engine.vllm.sharding import Shards
+from actserve_server.engine.vllm.step_plan import Model, route
 from tests.unit.vllm.steps import change, make_run, read, rows, site, start
 
 T = TypeVar("T")

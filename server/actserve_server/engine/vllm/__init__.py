@@ -2,6 +2,6 @@
 
 `engine.py` runs in the server process; `worker.py` runs where vLLM computes. Between them go two
 things: a `RunTaps` with each request (`wire.py`), and rows and receipts back through shared memory
-(`ring.py`, `collector.py`). In the worker, `attach.py` puts taps into the model, `routing.py` plans
-each step, `taps.py` is the custom op that carries the plan out.
+(`ring.py`, `collector.py`). In the worker, `attach.py` puts taps into the model, `step_plan.py`
+plans each step, `taps.py` is the custom op that carries the plan out.
 """

@@ -14,7 +14,7 @@ import numpy as np
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.runs import InterventionReport
-from actserve_server.engine.vllm.routing import REUSED, UNMATCHED
+from actserve_server.engine.vllm.step_plan import REUSED, UNMATCHED
 from actserve_server.engine.vllm.wire import Edit
 
 

@@ -32,7 +32,7 @@ class RowsRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReceiptsRecord:
-    """What edits did: int64 [n] each, and float64 [n, 2] as `routing.Receipts.changes`."""
+    """What edits did: int64 [n] each, and float64 [n, 2] as `step_plan.Receipts.changes`."""
 
     keys: np.ndarray
     edits: np.ndarray

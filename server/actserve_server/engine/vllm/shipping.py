@@ -15,7 +15,7 @@ from actserve_server.engine.vllm.records import (
     write_rows,
 )
 from actserve_server.engine.vllm.ring import RingWriter
-from actserve_server.engine.vllm.routing import Receipts
+from actserve_server.engine.vllm.step_plan import Receipts
 
 
 @dataclass(frozen=True, slots=True, eq=False)

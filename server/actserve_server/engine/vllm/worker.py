@@ -25,7 +25,9 @@ from actserve_server.engine.vllm.head import Head
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.lifeline import end_with
 from actserve_server.engine.vllm.ring import RingWriter
-from actserve_server.engine.vllm.routing import (
+from actserve_server.engine.vllm.sharding import Shards
+from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
+from actserve_server.engine.vllm.step_plan import (
     BatchRows,
     Column,
     Model,
@@ -33,8 +35,6 @@ from actserve_server.engine.vllm.routing import (
     TappedRun,
     route,
 )
-from actserve_server.engine.vllm.sharding import Shards
-from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
 from actserve_server.engine.vllm.worker_weights import Weights
 
 CODE_VERSION = "2"

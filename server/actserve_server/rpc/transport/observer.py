@@ -27,8 +27,8 @@ import structlog
 from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
 
-from actserve_server.domain.callers import CALLER
 from actserve_server.domain.errors import ActserveError
+from actserve_server.engine.fair_threads import CALLER
 from actserve_server.rpc.transport import metrics, statuses
 from actserve_server.rpc.transport.auth import Authenticate
 from actserve_server.rpc.transport.call_limit import CallLimit

@@ -11,7 +11,7 @@ from actserve_server.domain.positions import NO_END
 from actserve_server.domain.runs import Run, Unembed
 from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.bank import Banks
-from actserve_server.engine.vllm.routing import route
+from actserve_server.engine.vllm.step_plan import route
 from tests.unit.vllm.batches import MODEL, Batch, add, carry_out, constant, firsts, plan
 from tests.unit.vllm.steps import at, change, make_run, read, rows, start
 

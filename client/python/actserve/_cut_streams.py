@@ -1,0 +1,18 @@
+"""Notices that a stream was cut short: an answer is whole, or it is an error."""
+
+from collections.abc import Container
+
+from actserve.errors import BadResponse, StreamCutShort
+
+
+def check_complete(
+    finished: bool, done: Container[int], count: int, what: str, first: int = 0
+) -> None:
+    """Raises unless all are done; `first` is the caller's number of the first."""
+    if not finished:
+        raise StreamCutShort(
+            "the stream ended before the server said it was finished, so the answer may be "
+            "incomplete; try again"
+        )
+    if missing := [index for index in range(count) if index not in done]:
+        raise BadResponse(f"the server finished without {what} {first + missing[0]}")
