@@ -255,7 +255,7 @@ def _print_door(figures: DoorFigures) -> None:
     console.print(
         f"another caller's generate: alone {stall.alone_ms:.0f} ms; while a fetch that nobody "
         f"reads computes {stall.computing_ms:.0f} ms, stalled {stall.stalled_ms:.0f} ms; it "
-        f"ended with {stall.ended_with} after {stall.ended_after_s:.1f} s; then "
+        f"was freed after {stall.freed_after_s:.1f} s and ended with {stall.ended_with}; then "
         f"{stall.alone_again_ms:.0f} ms"
     )
 

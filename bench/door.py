@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ UNREAD_BYTES = 64 << 20
 LARGEST_BYTES: int = Settings.model_fields["max_request_bytes"].default
 STALL_TIMEOUT_S = 10.0
 """`reader_timeout_s` of the server that a reader stalls."""
-STALLED_PROMPTS, STALLED_SITES, STALLED_TOKENS = 300, 25, 64
-CORPUS_ITEMS, CORPUS_TOKENS = 1000, 32
+STALLED_PROMPTS, STALLED_SITES, STALLED_TOKENS = 300, 25, 16
+CORPUS_ITEMS, CORPUS_TOKENS = 1000, 16
 
 _PROBE = """
 import json, sys, time
@@ -87,8 +87,9 @@ class Stall:
     stalled_ms: float
     """While it is stalled."""
     ended_with: str
-    ended_after_s: float
-    """From when the reader stopped."""
+    """The reason that the reader is told once it reads on."""
+    freed_after_s: float
+    """When nothing was held for it any longer, from when it stopped."""
     alone_again_ms: float
 
 
@@ -222,7 +223,7 @@ def _corpus(server: ServerProcess) -> tuple[Met, float]:
         for event in stub.FetchActivations(request):
             sent += len(event.activations.rows.data)
 
-    return _met(server, f"{CORPUS_ITEMS} items", call), sent / 1e6
+    return _met(server, f"{CORPUS_ITEMS} items", call, times=1), sent / 1e6
 
 
 def _rows(layers: range) -> Any:
@@ -252,38 +253,50 @@ def _stall(server: ServerProcess) -> Stall:
         alone = [wait_ms() for _ in range(20)]
         stub = generation_service_pb2_grpc.GenerationServiceStub(channel)
         stream = stub.FetchActivations(request)
-        next(stream)
+        next(event for event in stream if event.HasField("activations"))
         stopped, logged = time.monotonic(), len(server.calls)
-        waits: list[tuple[float, float]] = []
-        ended: float | None = None
-        while ended is None:
-            waits.append((time.monotonic() - stopped, wait_ms()))
-            if any(call["method"].endswith("/FetchActivations") for call in server.calls[logged:]):
-                ended = time.monotonic() - stopped
-            elif waits[-1][0] > 10 * STALL_TIMEOUT_S:
-                raise RuntimeError("the stalled stream did not end")
-        (call,) = [each for each in server.calls[logged:] if "Fetch" in each["method"]]
-        # The timeout counts from the last message that was taken: until then prompts are computed.
-        stalled = ended - STALL_TIMEOUT_S
+        computing, stalled = [], []
+        held = server.metric(_HELD)
+        while held:
+            runs = server.metric(_RUNNING)
+            (computing if runs else stalled).append(wait_ms())
+            held = server.metric(_HELD)
+            if time.monotonic() - stopped > 20 * STALL_TIMEOUT_S:
+                raise RuntimeError(f"after {20 * STALL_TIMEOUT_S:g} s, {held:g} bytes are held")
+        freed_after_s = time.monotonic() - stopped
         again = [wait_ms() for _ in range(20)]
+        for _ in _until_error(stream):
+            pass
+        time.sleep(0.1)
+        (call,) = [each for each in server.calls[logged:] if "Fetch" in each["method"]]
         return Stall(
             alone_ms=statistics.median(alone),
-            computing_ms=_median([wait for at, wait in waits if at < stalled]),
-            stalled_ms=_median([wait for at, wait in waits if at >= stalled]),
+            computing_ms=_median(computing),
+            stalled_ms=_median(stalled),
             ended_with=str(call["reason"]),
-            ended_after_s=ended,
+            freed_after_s=freed_after_s,
             alone_again_ms=statistics.median(again),
         )
+
+
+_HELD, _RUNNING = "actserve_capture_reserved_bytes", "actserve_runs_in_flight"
 
 
 def _median(values: list[float]) -> float:
     return statistics.median(values) if values else float("nan")
 
 
-def _met(server: ServerProcess, name: str, call: Callable[[grpc.Channel], object]) -> Met:
-    """What a call costs that is made three times."""
+def _until_error(stream: Any) -> Iterator[Any]:
+    with suppress(grpc.RpcError):
+        yield from stream
+
+
+def _met(
+    server: ServerProcess, name: str, call: Callable[[grpc.Channel], object], times: int = 3
+) -> Met:
+    """What a call costs that is made so many times."""
     durations, waits, growth, reason = [], [], 0.0, ""
-    for _ in range(3):
+    for _ in range(times):
         logged = len(server.calls)
         with (
             _waits(server) as waited,

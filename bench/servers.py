@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -9,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.request import urlopen
+
+from prometheus_client.parser import text_string_to_metric_families
 
 _START_TIMEOUT_S = 900.0
 
@@ -19,8 +23,15 @@ class ServerProcess:
 
     pid: int
     port: int
+    metrics_port: int
     calls: list[Mapping[str, Any]] = field(default_factory=list)
     """What it has logged of each call that ended, in order."""
+
+    def metric(self, name: str) -> float:
+        """The value of a metric that has no labels."""
+        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as page:
+            families = text_string_to_metric_families(page.read().decode())
+            return next(family.samples[0].value for family in families if family.name == name)
 
 
 @contextmanager
@@ -28,7 +39,7 @@ def served(*options: str, environment: Mapping[str, str] | None = None) -> Itera
     """A server on a free port, from when it serves."""
     command = [sys.executable, "-m", "actserve_server", "serve", "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--metrics-port", "0", *options],
+        [*command, "--metrics-port", str(metrics_port := _free_port()), *options],
         env={**os.environ, **(environment or {})},
         stdout=sys.stderr,  # Standard output is the report's.
         stderr=subprocess.PIPE,
@@ -37,7 +48,7 @@ def served(*options: str, environment: Mapping[str, str] | None = None) -> Itera
     timer = threading.Timer(_START_TIMEOUT_S, process.kill)
     timer.start()
     try:
-        server = ServerProcess(process.pid, _port(process))
+        server = ServerProcess(process.pid, _port(process), metrics_port)
         timer.cancel()
         # Read on, or the server would wait for room in the pipe.
         threading.Thread(target=_read, args=(process, server), daemon=True).start()
@@ -46,6 +57,12 @@ def served(*options: str, environment: Mapping[str, str] | None = None) -> Itera
         timer.cancel()
         process.terminate()
         process.wait(60)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def _port(process: "subprocess.Popen[str]") -> int:
