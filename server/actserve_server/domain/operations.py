@@ -5,8 +5,7 @@ result. A row `x` has shape [width]; `apply` takes many, [rows, width], and retu
 edge has checked every tensor: finite, of the right width, directions not zero and independent.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -49,16 +48,19 @@ class Ablate:
 @dataclass(frozen=True, eq=False)
 class Project:
     """P x, or when `away` x - P x, with P the orthogonal projection onto the span of the rows of
-    `directions`, float32 [directions, width]."""
+    `directions`, float32 [directions, width].
+
+    Making one may take seconds, and is not for the event loop.
+    """
 
     directions: np.ndarray
     away: bool = False
+    basis: np.ndarray = field(init=False)
+    """An orthonormal basis of the span, float32 [directions, width]."""
 
-    @cached_property
-    def basis(self) -> np.ndarray:
-        """An orthonormal basis of the span, float32 [directions, width]."""
+    def __post_init__(self) -> None:
         q, _ = np.linalg.qr(self.directions.astype(np.float64).T)
-        return np.ascontiguousarray(q.T).astype(np.float32)
+        object.__setattr__(self, "basis", np.ascontiguousarray(q.T).astype(np.float32))
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
         inside = (rows @ self.basis.T) @ self.basis
@@ -132,6 +134,11 @@ class Mean:
 
 
 Operation = Add | Ablate | Project | Clamp | Replace | Swap | Zero | Mean
+
+
+def tensor_bytes(operation: Operation) -> int:
+    """Bytes of what an operation holds."""
+    return sum(each.nbytes for each in vars(operation).values() if isinstance(each, np.ndarray))
 
 
 def unit(vector: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.operations import tensor_bytes
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import (
     Capture,
@@ -30,6 +31,7 @@ from actserve_server.domain.runs import (
 )
 from actserve_server.domain.tensors import ElementType
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.engine.vllm import startup, wire
 from actserve_server.engine.vllm.collector import Collector
 from actserve_server.engine.vllm.inbox import Block, Inbox
@@ -50,6 +52,8 @@ SHUTDOWN_TIMEOUT_S = 30.0
 """How long vLLM's processes may take to end; killed ones leave their shared memory behind."""
 
 _FLUSH_BYTES = 512 << 10
+_LARGE_BYTES = 256 << 10
+"""Of the vectors of a run's edits: more are hashed and encoded in a thread."""
 _FLUSH_SECONDS = 0.1
 """Generated rows are handed on in batches of this size, or this old, whichever is first."""
 
@@ -142,16 +146,17 @@ class VllmEngine:
 
     async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
         self._check_tokens_known(run)
-        taps = wire.taps_of(run, next(self._keys))
         model = self._llm.model_config
         if run.placements and not model.enable_prompt_embeds:
             raise ActserveError(
                 Reason.FEATURE_DISABLED, "this engine was not started to place embeddings"
             )
-        salt = wire.cache_salt(taps, run.tenant, share_plain_prefixes=self._share_plain_prefixes)
+        if sum(tensor_bytes(each.operation) for each in run.interventions) > _LARGE_BYTES:
+            taps, salt, params = await off_loop(self._prepare, run)
+        else:
+            taps, salt, params = self._prepare(run)
         prompt = prompt_of(run, salt, self._info.width, model.dtype)
         try:
-            params = self._params(run, taps)
             outputs = self._llm.generate(prompt, params, run.id)  # type: ignore[arg-type]
             events = self._run_tapped(run, outputs, taps) if taps else self._run_plain(run, outputs)
             # Closed from the inside out: vLLM aborts a request when its outputs are closed, and
@@ -164,6 +169,13 @@ class VllmEngine:
             raise ActserveError(Reason.FIELD_INVALID, f"vLLM refuses this: {error}") from error
         except EngineDeadError as error:
             raise _engine_dead() from error
+
+    def _prepare(self, run: Run) -> tuple[wire.RunTaps | None, str | None, SamplingParams]:
+        """What the worker is told of a run, what its cache is salted with, and how it is
+        sampled."""
+        taps = wire.taps_of(run, next(self._keys))
+        salt = wire.cache_salt(taps, run.tenant, share_plain_prefixes=self._share_plain_prefixes)
+        return taps, salt, self._params(run, taps)
 
     def _check_tokens_known(self, run: Run) -> None:
         # With asynchronous scheduling the worker plans a step before it knows the last token.
