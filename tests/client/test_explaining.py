@@ -270,5 +270,6 @@ def test_a_baseline_is_stored_under_the_only_nla_of_the_site(client: Any, model:
     with pytest.raises(actserve.NotServed, match=r"no NLA explains resid_post\.2"):
         client.set_baseline(rows(2), "resid_post.2")
     model.nlas = [NLA, NLA]
-    with pytest.raises(actserve.NotServed, match="several NLAs explain"):
+    with pytest.raises(actserve.InvalidRequest, match="several NLAs explain") as raised:
         client.set_baseline(rows(2), SITE)
+    assert (raised.value.reason, raised.value.path) == ("FIELD_REQUIRED", ("nla",))

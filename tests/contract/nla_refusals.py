@@ -10,6 +10,7 @@ from tests.contract.harness import Failure, failure, generate, intervention, ser
 from tests.contract.nlas import WIDTH, Tiny, call
 from tests.contract.refusals import Case
 
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
 UNMET = grpc.StatusCode.FAILED_PRECONDITION
 MISSING = grpc.StatusCode.NOT_FOUND
 MINE = "models/fake/nlas/tiny/baselines/mine"
@@ -46,7 +47,7 @@ async def check(case: Case, *nlas: Tiny, fake: FakeEngine | None = None) -> None
 
 def case(name: str, request: Any, reason: str, field: str = "", *says: str) -> Case:
     code = {"FEATURE_DISABLED": UNMET, "SITE_NOT_SERVED": UNMET}.get(reason)
-    code = code or (MISSING if reason.endswith("NOT_FOUND") else grpc.StatusCode.INVALID_ARGUMENT)
+    code = code or (MISSING if reason.endswith("NOT_FOUND") else INVALID)
     return Case(name=name, request=request, reason=reason, field=field, says=says, code=code)
 
 

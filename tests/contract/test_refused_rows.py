@@ -9,7 +9,17 @@ import pytest
 from actserve.v1 import site_pb2, tensor_pb2
 from actserve_server.domain.sites import HookPoint, Site
 from tests.contract.harness import site, tensor
-from tests.contract.nla_refusals import MINE, UNMET, case, check, edited, refused, tiny
+from tests.contract.nla_refusals import (
+    EDIT,
+    INVALID,
+    MINE,
+    UNMET,
+    case,
+    check,
+    edited,
+    refused,
+    tiny,
+)
 from tests.contract.nlas import (
     ROWS,
     WIDTH,
@@ -226,11 +236,17 @@ async def test_a_refusal_names_reason_field_and_fix(case: Case) -> None:
 
 
 async def test_which_of_several_is_meant_must_be_said() -> None:
-    pair = tiny(id="first"), tiny(id="second")
-    for request in (explain(), explain_text(), edited()):
-        found = await refused(request, *pair)
-        assert (found.code, found.reason) == (UNMET, "FEATURE_DISABLED")
-        assert "name one of first, second" in found.message
+    elsewhere = tiny(id="third", site=Site(HookPoint.RESID_POST, 2))
+    loaded = tiny(id="first"), tiny(id="second"), elsewhere
+    for request, field, meant in (
+        (explain(), "nla", "first, second"),
+        (explain_text(), "nla", "first, second, third"),
+        (edited(), f"{EDIT}.nla", "first, second"),
+    ):
+        found = await refused(request, *loaded)
+        assert (found.code, found.reason) == (INVALID, "FIELD_REQUIRED")
+        assert found.field == field
+        assert found.message.endswith(f"name one of {meant}")
 
 
 async def test_not_found_names_the_resource() -> None:

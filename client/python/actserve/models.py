@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 
-from actserve.errors import NotServed
+from actserve.errors import InvalidRequest, NotServed
 from actserve.nlas import Nla, nla_from_proto
 from actserve.sampling import Sampling, sampling_from_proto
 from actserve.sites import LAYERLESS, HookPoint, Site, SiteLike
@@ -151,17 +151,21 @@ def model_from_proto(model: pb.Model, nlas: Iterable[explanation_pb.Nla]) -> Mod
 
 def only_nla(models: Iterable[Model], model: str, site: SiteLike) -> Nla:
     """The one NLA of a site, of the model of a resource name or, if that is empty, of all. Raises
-    `NotServed` unless there is exactly one."""
+    `NotServed` if there is none, and `InvalidRequest` if there are several."""
     found = [
         nla for each in models if model in ("", f"models/{each.id}") for nla in each.nlas_at(site)
     ]
     if len(found) == 1:
         return found[0]
-    which = ", ".join(nla.id for nla in found)
+    if found:
+        which = ", ".join(nla.id for nla in found)
+        raise InvalidRequest(
+            f"several NLAs explain {site}: {which}; name one",
+            reason="FIELD_REQUIRED",
+            path=("nla",),
+        )
     raise NotServed(
-        f"several NLAs explain {site}: {which}; name one"
-        if found
-        else f"no NLA explains {site}; `Model.nlas` says which sites are explained",
+        f"no NLA explains {site}; `Model.nlas` says which sites are explained",
         reason="FEATURE_DISABLED",
         path=("nla",),
     )

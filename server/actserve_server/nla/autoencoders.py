@@ -53,8 +53,8 @@ class Autoencoders(Generic[N]):
     def only(self, site: Site | None, field: FieldPath = ("nla",), *, of: N | None = None) -> N:
         """The only NLA, of `site` if that is given; `of` is the one that it must be.
 
-        Raises FEATURE_DISABLED where none is loaded or several could be meant, and SITE_NOT_SERVED
-        if none that could be meant was trained on `site`.
+        Raises FEATURE_DISABLED where none is loaded, SITE_NOT_SERVED if none that could be meant
+        was trained on `site`, and FIELD_REQUIRED where several could be meant.
         """
         if not self._by_id:
             raise ActserveError(
@@ -74,8 +74,8 @@ class Autoencoders(Generic[N]):
             )
         if len(fitting) > 1:
             raise ActserveError(
-                Reason.FEATURE_DISABLED,
-                f"several NLAs could be meant; name one of {', '.join(self._by_id)}",
+                Reason.FIELD_REQUIRED,
+                f"several NLAs could be meant; name one of {', '.join(e.id for e in fitting)}",
                 field=field,
             )
         return fitting[0]

@@ -94,7 +94,7 @@ def find(
     """The one of the served model that a request names, or if it names none the only one (of a
     site).
 
-    Raises NLA_NOT_FOUND, FEATURE_DISABLED or SITE_NOT_SERVED.
+    Raises NLA_NOT_FOUND, FEATURE_DISABLED, SITE_NOT_SERVED or FIELD_REQUIRED.
     """
     named = nlas.get(nla_id(name, info) or "")
     if name and named is None and len(nlas):
