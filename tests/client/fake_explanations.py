@@ -27,6 +27,7 @@ NLA = pb.Nla(
     max_rows=4096,
     max_samples=64,
     max_tokens=200,
+    default_temperature=0.5,
     baselines=[
         pb.ExplanationBaseline(
             name="models/big/nlas/tiny/baselines/default", variance=0.5, centered=True

@@ -222,6 +222,7 @@ def test_a_model_says_what_its_nlas_can(client: Any) -> None:
     assert (nla.id, nla.family, nla.site, nla.width) == ("tiny", "kitft", SITE, WIDTH)
     assert (nla.verbalizes, nla.reconstructs, nla.answers_questions) == (True, True, False)
     assert (nla.max_rows, nla.max_samples, nla.max_tokens) == (4096, 64, 200)
+    assert (nla.default_temperature, nla.default_top_p) == (0.5, None)
     assert nla.baselines == {
         "default": actserve.Baseline(
             "models/big/nlas/tiny/baselines/default", 0.5, None, None, True

@@ -32,6 +32,7 @@ SCALE = 3.0
 """L2 norm of a vector in the AV's prompt."""
 MAX_TOKENS = 24
 SITE = Site(HookPoint.RESID_POST, 1)
+SAMPLING = Sampling(temperature=1.0, max_tokens=MAX_TOKENS)
 MARKER = "@"
 GREEDY = {"temperature": 0.0}
 
@@ -54,6 +55,7 @@ class Tiny:
     form: Form = Form.RAW
     prefill: str = ""
     baseline: Baseline | None = None
+    sampling: Sampling = SAMPLING
     limits: dict[str, int] = field(default_factory=dict)
     """`max_rows` and `max_samples`."""
 
@@ -103,7 +105,7 @@ class Tiny:
             slot=Slot(text=MARKER, token_id=ord(MARKER)),
             prefill=self.prefill,
             form=self.form,
-            sampling=Sampling(temperature=1.0, max_tokens=MAX_TOKENS),
+            sampling=self.sampling,
         )
 
     async def said(self, row: np.ndarray, question: str = "", max_tokens: int = MAX_TOKENS) -> str:

@@ -132,12 +132,36 @@ async def test_a_model_tells_what_explains_it() -> None:
         answers_questions=True,
         max_tokens=24,
         baselines=[baseline],
+        default_temperature=1.0,
+        default_top_p=1.0,
     )
     half = explanation_service_pb2.Nla(
         **common, name="models/fake/nlas/half", max_rows=4096, max_samples=64
     )
     assert list(listed.nlas) == [half, whole]
     assert [each.nla for each in got] == [half, whole]
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        (Sampling(), (0.25, 0.75)),
+        (Sampling(temperature=0.0), (0.0, 0.75)),
+        (Sampling(top_p=0.5), (0.25, 0.5)),
+    ],
+    ids=["nothing", "temperature", "top_p"],
+)
+async def test_an_nla_tells_what_it_samples_by_where_a_call_says_nothing(
+    own: Sampling, told: tuple[float, float]
+) -> None:
+    av = FakeEngine(default_sampling=Sampling(temperature=0.25, top_p=0.75))
+    tiny = Tiny(av=av, sampling=own)
+    async with serving(None, tiny.loaded()) as served:
+        (nla,) = (
+            await served.explanations.ListNlas(explanation_service_pb2.ListNlasRequest())
+        ).nlas
+    assert (nla.default_temperature, nla.default_top_p) == told
+    assert nla.HasField("default_temperature")
 
 
 async def test_a_model_that_nothing_explains_says_so() -> None:

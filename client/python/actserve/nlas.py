@@ -63,6 +63,10 @@ class Nla:
     """Tokens of one explanation at most."""
     baselines: Mapping[str, Baseline]
     """What scores can be relative to, by short name. `"default"` is used where none is named."""
+    default_temperature: float | None
+    """What `temperature` is where it is not given; None if it cannot explain."""
+    default_top_p: float | None
+    """What `top_p` is where it is not given; None if it cannot explain."""
 
 
 def nla_name(nla: object) -> str:
@@ -132,6 +136,10 @@ def nla_from_proto(nla: pb.Nla) -> Nla:
         baselines={
             each.name.rpartition(_BASELINES)[2]: baseline_from_proto(each) for each in nla.baselines
         },
+        default_temperature=(
+            nla.default_temperature if nla.HasField("default_temperature") else None
+        ),
+        default_top_p=nla.default_top_p if nla.HasField("default_top_p") else None,
     )
 
 

@@ -95,7 +95,7 @@ class Autoencoder:
         gate: Gate | None = None,
     ) -> None:
         self.info = info
-        self._verbalizer = verbalizer
+        self.verbalizer = verbalizer
         self._reconstructor = reconstructor
         self._baselines = BaselineStore(info.profile.baseline)
         self.gate = gate or Gate()
@@ -363,12 +363,12 @@ class Autoencoder:
             await half.engine.close()
 
     def _halves(self) -> Iterator[Verbalizer | Reconstructor]:
-        return (half for half in (self._verbalizer, self._reconstructor) if half is not None)
+        return (half for half in (self.verbalizer, self._reconstructor) if half is not None)
 
     def _av(self) -> Verbalizer:
-        if self._verbalizer is None:
+        if self.verbalizer is None:
             raise self._missing("verbalizer (AV)", "explain")
-        return self._verbalizer
+        return self.verbalizer
 
     def _ar(self) -> Reconstructor:
         if self._reconstructor is None:

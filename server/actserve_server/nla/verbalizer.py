@@ -34,6 +34,17 @@ class Verbalizer:
         self.profile = profile
         self._prompt = prompt
 
+    @property
+    def default_temperature(self) -> float | None:
+        """What is used where a call says nothing, as is the next."""
+        own = self.profile.sampling.temperature
+        return self.engine.info.default_sampling.temperature if own is None else own
+
+    @property
+    def default_top_p(self) -> float | None:
+        own = self.profile.sampling.top_p
+        return self.engine.info.default_sampling.top_p if own is None else own
+
     def prompt(self, asking: Asking) -> VerbalizerPrompt:
         """The prompt of every row. Raises QUESTION_INVALID, also for a question so long that no
         room is left for the answer."""

@@ -30,7 +30,7 @@ EXPLANATION_FLAG_FAILED_INJECTION: ExplanationFlag
 EXPLANATION_FLAG_TRUNCATED: ExplanationFlag
 
 class Nla(_message.Message):
-    __slots__ = ("name", "family", "base_checkpoint", "site", "width", "verbalizes", "reconstructs", "answers_questions", "max_rows", "max_samples", "max_tokens", "baselines")
+    __slots__ = ("name", "family", "base_checkpoint", "site", "width", "verbalizes", "reconstructs", "answers_questions", "max_rows", "max_samples", "max_tokens", "baselines", "default_temperature", "default_top_p")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     BASE_CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,8 @@ class Nla(_message.Message):
     MAX_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BASELINES_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_TOP_P_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: str
     base_checkpoint: str
@@ -55,7 +57,9 @@ class Nla(_message.Message):
     max_samples: int
     max_tokens: int
     baselines: _containers.RepeatedCompositeFieldContainer[ExplanationBaseline]
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., base_checkpoint: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., width: _Optional[int] = ..., verbalizes: _Optional[bool] = ..., reconstructs: _Optional[bool] = ..., answers_questions: _Optional[bool] = ..., max_rows: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_tokens: _Optional[int] = ..., baselines: _Optional[_Iterable[_Union[ExplanationBaseline, _Mapping]]] = ...) -> None: ...
+    default_temperature: float
+    default_top_p: float
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., base_checkpoint: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., width: _Optional[int] = ..., verbalizes: _Optional[bool] = ..., reconstructs: _Optional[bool] = ..., answers_questions: _Optional[bool] = ..., max_rows: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_tokens: _Optional[int] = ..., baselines: _Optional[_Iterable[_Union[ExplanationBaseline, _Mapping]]] = ..., default_temperature: _Optional[float] = ..., default_top_p: _Optional[float] = ...) -> None: ...
 
 class ExplanationBaseline(_message.Message):
     __slots__ = ("name", "variance", "median_norm", "rows", "centered")

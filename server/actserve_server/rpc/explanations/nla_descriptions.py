@@ -29,16 +29,16 @@ def check_reconstructs(info: NlaInfo, what: str, field: FieldPath) -> None:
 def to_wire(nla: Autoencoder, tenant: str) -> pb.Nla:
     """As a tenant sees it."""
     info, profile = nla.info, nla.info.profile
-    verbalizer = profile.verbalizer
+    asked = nla.verbalizer
     return pb.Nla(
         name=name_of(info),
         family=profile.family,
         base_checkpoint=profile.base_checkpoint,
         site=site_fields.to_wire(profile.site),
         width=profile.width,
-        verbalizes=verbalizer is not None,
+        verbalizes=asked is not None,
         reconstructs=profile.reconstructor is not None,
-        answers_questions=verbalizer is not None and verbalizer.answers_questions,
+        answers_questions=asked is not None and asked.profile.answers_questions,
         max_rows=info.max_rows,
         max_samples=info.max_samples,
         max_tokens=info.max_tokens,
@@ -46,6 +46,8 @@ def to_wire(nla: Autoencoder, tenant: str) -> pb.Nla:
             baseline_names.to_wire(name_of(info), short, baseline)
             for short, baseline in sorted(nla.baselines(tenant).items())
         ],
+        default_temperature=asked and asked.default_temperature,
+        default_top_p=asked and asked.default_top_p,
     )
 
 
