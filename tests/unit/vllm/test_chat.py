@@ -25,6 +25,7 @@ from actserve_server.domain.positions import (
 from actserve_server.domain.prompts import (
     Conversation,
     TextPart,
+    TextPrompt,
     TokenizedPrompt,
     TokenSource,
     ToolCall,
@@ -260,6 +261,16 @@ def test_characters_of_a_turn_run_on_over_its_parts(template: str) -> None:
     first, second = ("a", "b") if template == LISTS else ("ab", "ab")
     assert selected(prompt, CharacterPositions(5, 6, 0)) == first
     assert selected(prompt, CharacterPositions(6, 7, 0)) == second
+
+
+@pytest.mark.parametrize("conversation", [False, True], ids=["a text", "a turn"])
+def test_what_spells_a_special_token_becomes_it_and_keeps_its_source(conversation: bool) -> None:
+    tokenizer = with_template(SMOLLM2)
+    said = "a<bos>b"
+    prompt = from_client([{"role": "user", "content": said}]) if conversation else TextPrompt(said)
+    found = asyncio.run(PromptTokenizer(tokenizer, len(tokenizer)).tokenize(prompt))
+    at = found.ids.index(tokenizer.bos_token_id)
+    assert (found.sources[at].start, found.sources[at].end) == (1, 6)
 
 
 def test_a_token_of_the_template_around_a_blank_that_is_trimmed_has_no_source() -> None:

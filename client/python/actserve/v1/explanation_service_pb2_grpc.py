@@ -29,7 +29,9 @@ class ExplanationServiceStub:
     """Decodes activations into words and back, by natural language autoencoders
     (Fraser-Taliente, Kantamneni, Ong et al., 2026): pairs of fine-tuned models. The
     activation verbalizer (AV) turns a row into text, the activation reconstructor
-    (AR) turns the text back into a row. ListNlas tells which are loaded.
+    (AR) turns the text back into a row. ListNlas tells which are loaded; one half may be
+    missing, and what takes it is FEATURE_DISABLED. Sites are those of the model that an NLA
+    explains, not of the pair.
 
     An explanation is written by a model and may be wrong in every detail; scores,
     flags and claims say how far to trust it.
@@ -94,7 +96,9 @@ class ExplanationServiceServicer:
     """Decodes activations into words and back, by natural language autoencoders
     (Fraser-Taliente, Kantamneni, Ong et al., 2026): pairs of fine-tuned models. The
     activation verbalizer (AV) turns a row into text, the activation reconstructor
-    (AR) turns the text back into a row. ListNlas tells which are loaded.
+    (AR) turns the text back into a row. ListNlas tells which are loaded; one half may be
+    missing, and what takes it is FEATURE_DISABLED. Sites are those of the model that an NLA
+    explains, not of the pair.
 
     An explanation is written by a model and may be wrong in every detail; scores,
     flags and claims say how far to trust it.
@@ -230,7 +234,9 @@ class ExplanationService:
     """Decodes activations into words and back, by natural language autoencoders
     (Fraser-Taliente, Kantamneni, Ong et al., 2026): pairs of fine-tuned models. The
     activation verbalizer (AV) turns a row into text, the activation reconstructor
-    (AR) turns the text back into a row. ListNlas tells which are loaded.
+    (AR) turns the text back into a row. ListNlas tells which are loaded; one half may be
+    missing, and what takes it is FEATURE_DISABLED. Sites are those of the model that an NLA
+    explains, not of the pair.
 
     An explanation is written by a model and may be wrong in every detail; scores,
     flags and claims say how far to trust it.

@@ -46,9 +46,10 @@ class ModelServiceStub:
     Names: {model} is the name that the server was given for a model. It may hold any
     character, a slash too, as in models/org/name, so split the names of what belongs to
     a model from their end. In a request `-` may stand for {model}, as in
-    models/-/nlas/{nla}: the model that the server serves. An id that a caller chooses is 1 to 63 lower-case letters,
-    digits and hyphens, as its field says. Other ids are the server's own, to be sent back
-    as they are.
+    models/-/nlas/{nla}: the model that the server serves. Where a name may be unset because
+    there is only one, and there are several, it is FIELD_REQUIRED. An id that a caller
+    chooses is 1 to 63 lower-case letters, digits and hyphens, as its field says. Other ids
+    are the server's own, to be sent back as they are.
 
     The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
     encoded where a header cannot hold it, so that a proxy can route. If it is not the
@@ -99,9 +100,10 @@ class ModelServiceServicer:
     Names: {model} is the name that the server was given for a model. It may hold any
     character, a slash too, as in models/org/name, so split the names of what belongs to
     a model from their end. In a request `-` may stand for {model}, as in
-    models/-/nlas/{nla}: the model that the server serves. An id that a caller chooses is 1 to 63 lower-case letters,
-    digits and hyphens, as its field says. Other ids are the server's own, to be sent back
-    as they are.
+    models/-/nlas/{nla}: the model that the server serves. Where a name may be unset because
+    there is only one, and there are several, it is FIELD_REQUIRED. An id that a caller
+    chooses is 1 to 63 lower-case letters, digits and hyphens, as its field says. Other ids
+    are the server's own, to be sent back as they are.
 
     The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
     encoded where a header cannot hold it, so that a proxy can route. If it is not the
@@ -176,9 +178,10 @@ class ModelService:
     Names: {model} is the name that the server was given for a model. It may hold any
     character, a slash too, as in models/org/name, so split the names of what belongs to
     a model from their end. In a request `-` may stand for {model}, as in
-    models/-/nlas/{nla}: the model that the server serves. An id that a caller chooses is 1 to 63 lower-case letters,
-    digits and hyphens, as its field says. Other ids are the server's own, to be sent back
-    as they are.
+    models/-/nlas/{nla}: the model that the server serves. Where a name may be unset because
+    there is only one, and there are several, it is FIELD_REQUIRED. An id that a caller
+    chooses is 1 to 63 lower-case letters, digits and hyphens, as its field says. Other ids
+    are the server's own, to be sent back as they are.
 
     The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
     encoded where a header cannot hold it, so that a proxy can route. If it is not the

@@ -209,10 +209,12 @@ class StreamAlertsResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[AlertsStarted, _Mapping]] = ..., alert: _Optional[_Union[_alert_pb2.Alert, _Mapping]] = ..., lost: _Optional[_Union[AlertsLost, _Mapping]] = ...) -> None: ...
 
 class AlertsStarted(_message.Message):
-    __slots__ = ("call_id",)
+    __slots__ = ("call_id", "resume_token")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     call_id: str
-    def __init__(self, call_id: _Optional[str] = ...) -> None: ...
+    resume_token: bytes
+    def __init__(self, call_id: _Optional[str] = ..., resume_token: _Optional[bytes] = ...) -> None: ...
 
 class AlertsLost(_message.Message):
     __slots__ = ("alerts",)

@@ -136,7 +136,9 @@ class MonitorServiceServicer:
 
     def FitMonitor(self, request, context):
         """Makes a monitor of labelled examples. It is there at once, paused and without
-        probes, and gets them when the work is done, which Monitor.fit tells.
+        probes, and gets them and its levels when the work is done, which Monitor.fit tells.
+        It stays paused until UpdateMonitor says otherwise, and cannot be updated before the
+        work is done: RESOURCE_NOT_READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

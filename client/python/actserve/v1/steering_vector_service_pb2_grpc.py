@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class SteeringVectorServiceStub:
     """Stores vectors by name, and makes them from examples and from each other. A name can
-    stand wherever a VectorSource does. The vectors of a tenant are its own, and are
+    stand wherever a VectorSource does, at any site of its width; elsewhere it is
+    TENSOR_WIDTH_MISMATCH. The vectors of a tenant are its own, and are
     there until they are deleted.
 
     Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
@@ -79,7 +80,8 @@ class SteeringVectorServiceStub:
 
 class SteeringVectorServiceServicer:
     """Stores vectors by name, and makes them from examples and from each other. A name can
-    stand wherever a VectorSource does. The vectors of a tenant are its own, and are
+    stand wherever a VectorSource does, at any site of its width; elsewhere it is
+    TENSOR_WIDTH_MISMATCH. The vectors of a tenant are its own, and are
     there until they are deleted.
 
     Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
@@ -183,7 +185,8 @@ def add_SteeringVectorServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SteeringVectorService:
     """Stores vectors by name, and makes them from examples and from each other. A name can
-    stand wherever a VectorSource does. The vectors of a tenant are its own, and are
+    stand wherever a VectorSource does, at any site of its width; elsewhere it is
+    TENSOR_WIDTH_MISMATCH. The vectors of a tenant are its own, and are
     there until they are deleted.
 
     Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
