@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
@@ -23,7 +24,17 @@ from actserve_server.engine.fake import FakeEngine
 from actserve_server.rpc.server import SERVICES
 from actserve_server.rpc.transport import observer, request_messages
 from actserve_server.rpc.transport.request_messages import MAX_PARTS
-from tests.contract.harness import Served, bearing, failure, serving, write_tokens
+from tests.contract.harness import (
+    Served,
+    bearing,
+    collect,
+    failure,
+    generate,
+    intervention,
+    serving,
+    tensor,
+    write_tokens,
+)
 from tests.contract.nlas import Tiny
 
 LARGEST_BYTES = 16 << 20
@@ -246,3 +257,30 @@ async def test_work_is_done_on_behalf_of_the_tenant_or_else_of_the_connection(
     assert tenant.endswith("vision")
     assert here != there
     assert here.startswith("ipv4:127.0.0.1:")
+
+
+async def test_matrices_are_decomposed_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes seconds for many of them."""
+    threads: dict[str, set[threading.Thread]] = {"qr": set(), "svd": set()}
+
+    def watched(name: str) -> Any:
+        original = getattr(np.linalg, name)
+
+        def decompose(*arguments: Any, **options: Any) -> Any:
+            threads[name].add(threading.current_thread())
+            return original(*arguments, **options)
+
+        return decompose
+
+    for name in threads:
+        monkeypatch.setattr(np.linalg, name, watched(name))
+    directions = tensor(np.eye(3, 16, dtype=np.float32))
+    request = generate(
+        interventions=[intervention(project={"directions": {"tensor": directions}})],
+        sampling={"max_tokens": 3},
+    )
+    async with serving() as served:
+        await collect(served.generation.Generate(request))
+    for name, seen in threads.items():
+        assert seen, name
+        assert threading.current_thread() not in seen
