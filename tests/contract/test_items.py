@@ -1,5 +1,6 @@
 """The items of a fetch are checked, run and answered one by one, in the same call."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -523,19 +524,21 @@ async def test_another_request_with_the_same_id_keeps_rows_of_its_own() -> None:
 
 async def test_a_call_that_was_cut_is_found_by_making_it_again() -> None:
     """Whoever lost the connection, and with it the names, can still free what was kept."""
-    listed = [text(f"prompt {index}") for index in range(40)]
+    listed = [text(f"prompt {index}") for index in range(1000)]
     request = items(*listed, readouts=[KEEP], request_id="an-id")
-    async with serving(engine(), max_running=4) as served:
+    async with serving(engine(), max_running=16) as served:
         call = served.generation.FetchActivations(request)
         done = 0
         async for event in call:
             done += event.WhichOneof("event") == "item_finished"
-            if done == 25:
+            if done == 900:
                 break
         call.cancel()
         stub = kept_grpc.KeptActivationsServiceStub(served.channel)
-        for name in await kept_names(served, request):
-            await stub.DeleteKeptActivations(kept_pb.DeleteKeptActivationsRequest(name=name))
+        names = await kept_names(served, request)
+        delete = kept_pb.DeleteKeptActivationsRequest
+        await asyncio.gather(*(stub.DeleteKeptActivations(delete(name=name)) for name in names))
+        assert len(names) == len(listed)
         assert served.app.kept.held_bytes == 0
 
 
