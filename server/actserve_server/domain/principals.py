@@ -29,6 +29,11 @@ class Principal:
     """Empty on a server without tokens, where everybody is one tenant."""
     role: Role
 
+    @property
+    def account(self) -> str:
+        """See `account`."""
+        return account(self.tenant)
+
     def require(self, role: Role, what: str) -> None:
         """Raises PERMISSION_DENIED unless the caller has that role or one that may do more.
         `what` begins a sentence, such as "changing activations"."""
@@ -39,6 +44,12 @@ class Principal:
                 "another token, or ask the server's operator for the role",
                 metadata={"role": self.role, "required_role": role},
             )
+
+
+def account(tenant: str) -> str:
+    """The tenant that a token belongs to, whatever part of it a call is for. What is bounded for
+    each tenant is bounded for this one, since whoever has a token may call for any part."""
+    return tenant.partition("/")[0]
 
 
 EVERYBODY = Principal(tenant="", role=Role.OPERATOR)

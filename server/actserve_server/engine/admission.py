@@ -25,6 +25,7 @@ import numpy as np
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.principals import account
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Capture, Run, RunEvent
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
@@ -80,7 +81,7 @@ class _Place:
     @staticmethod
     def of(caller: str, tenant: str, reserved_bytes: int) -> "_Place":
         admitted = asyncio.get_running_loop().create_future()
-        return _Place(caller, bool(tenant), reserved_bytes, admitted)
+        return _Place(caller, bool(account(tenant)), reserved_bytes, admitted)
 
 
 _OVER = object()
@@ -189,9 +190,9 @@ class AdmittedEngine:
                 "this server is shutting down; try again to reach another",
                 retry_after_s=RETRY_AFTER_S,
             )
-        caller = tenant or f"call {next(self._numbers)}"
+        caller = account(tenant) or f"call {next(self._numbers)}"
         if self._waiting or not self._fits(_Place.of(caller, tenant, capture_bytes)):
-            self._check_queue(tenant)
+            self._check_queue(account(tenant))
         return AdmittedCall(self, caller)
 
     def _check_queue(self, tenant: str) -> None:

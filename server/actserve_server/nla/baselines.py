@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.principals import account
 from actserve_server.nla.profile import Baseline
 from actserve_server.nla.scores import NEGLIGIBLE, normalized
 
@@ -142,16 +143,27 @@ class BaselineStore:
         if name not in seen and len(seen) >= MAX_BASELINES:
             raise ActserveError(
                 Reason.FIELD_INVALID,
-                f"this NLA has {len(seen)} baselines, the most that are kept; measure one of them "
-                f"anew, such as {next(iter(seen))}",
+                f"this NLA has {len(seen)} baselines, the most that are kept; delete one of them, "
+                f"or measure one anew, such as {next(iter(seen))}",
                 field=("name",),
                 metadata={"baselines": len(seen), "limit": MAX_BASELINES},
+            )
+        own = sum(
+            len(kept) for each, kept in self._of_tenants.items() if account(each) == account(tenant)
+        )
+        if not shared and account(tenant) and own >= MAX_BASELINES:
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                f"the parts of your tenant have {own} baselines of this NLA, the most that one "
+                "tenant may have; delete one of them",
+                field=("name",),
+                metadata={"baselines": own, "limit": MAX_BASELINES},
             )
         if sum(map(len, self._of_tenants.values())) >= MAX_BASELINES_OF_ALL:
             raise ActserveError(
                 Reason.FIELD_INVALID,
                 f"this server keeps at most {MAX_BASELINES_OF_ALL} baselines of an NLA over all "
-                "tenants; measure one of yours anew, or ask the server's operator to restart it",
+                "tenants, and has them; delete one of yours if you have any, or try later",
                 field=("name",),
                 metadata={"limit": MAX_BASELINES_OF_ALL},
             )

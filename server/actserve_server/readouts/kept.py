@@ -24,6 +24,7 @@ import numpy as np
 
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.positions import Spans
+from actserve_server.domain.principals import account
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType, to_float32
 
@@ -111,7 +112,7 @@ class _Memory:
     entries: dict[tuple[str, str], _Entry] = field(default_factory=dict)
     """By tenant and name."""
     held_bytes: Counter[str] = field(default_factory=Counter)
-    """By tenant."""
+    """By the tenant of the token."""
 
 
 class KeptStore:
@@ -225,7 +226,7 @@ class KeptStore:
         )
         key = self._tenant, kept.name
         self._memory.entries[key] = _Entry(kept, self._clock() + ttl_s, held_bytes)
-        self._memory.held_bytes[self._tenant] += held_bytes
+        self._memory.held_bytes[account(self._tenant)] += held_bytes
         return kept
 
     def _prolong(self, key: tuple[str, str], ttl_s: float) -> Kept:
@@ -281,15 +282,16 @@ class KeptStore:
 
     def _free(self, key: tuple[str, str]) -> None:
         held = self._memory.held_bytes
-        held[key[0]] -= self._memory.entries.pop(key).held_bytes
-        if not held[key[0]]:
-            del held[key[0]]
+        owner = account(key[0])
+        held[owner] -= self._memory.entries.pop(key).held_bytes
+        if not held[owner]:
+            del held[owner]
 
     def _make_room(self, wanted: int) -> None:
-        limit = int(self._max_bytes * (self._tenant_share if self._tenant else 1))
+        limit = int(self._max_bytes * (self._tenant_share if account(self._tenant) else 1))
 
         def fits() -> bool:
-            own = self._memory.held_bytes[self._tenant]
+            own = self._memory.held_bytes[account(self._tenant)]
             return own + wanted <= limit and self.held_bytes + wanted <= self._max_bytes
 
         if not fits():
@@ -297,7 +299,7 @@ class KeptStore:
         if fits():
             return
         # Of what others keep nothing is told but that there is no room.
-        own = self._memory.held_bytes[self._tenant]
+        own = self._memory.held_bytes[account(self._tenant)]
         fix, retry_after_s = "keep fewer sites or positions", None
         if wanted <= limit:
             retry_after_s = self._seconds_until_room(wanted, limit)
@@ -315,14 +317,14 @@ class KeptStore:
 
     def _seconds_until_room(self, wanted: int, limit: int) -> float:
         """When so many bytes will be free, if nothing is deleted and nothing comes."""
-        own, everyone = self._memory.held_bytes[self._tenant], self.held_bytes
+        own, everyone = self._memory.held_bytes[account(self._tenant)], self.held_bytes
         deadline = self._clock()
         entries = self._memory.entries.items()
         for (tenant, _), entry in sorted(entries, key=lambda item: item[1].deadline):
             if own + wanted <= limit and everyone + wanted <= self._max_bytes:
                 break
             everyone, deadline = everyone - entry.held_bytes, entry.deadline
-            if tenant == self._tenant:
+            if account(tenant) == account(self._tenant):
                 own -= entry.held_bytes
         return deadline - self._clock()
 

@@ -134,7 +134,7 @@ def test_no_more_are_kept_than_the_limit_but_those_can_be_replaced() -> None:
     refused = refusal(store.measure, "one-more", ROWS)
     assert (refused.reason, refused.field) == (Reason.FIELD_INVALID, ("name",))
     assert f"{MAX_BASELINES} baselines" in refused.message
-    assert "measure one of them anew" in refused.message
+    assert "delete one of them, or measure one anew" in refused.message
     assert store.measure("b0", ROWS) is store.get("b0")
     assert len(store.all()) == MAX_BASELINES
 

@@ -146,7 +146,7 @@ class _Observation:
 
     async def __aenter__(self) -> _Observation:
         enter_call(self._call)
-        CALLER.set(self._call.principal.tenant or self._context.peer())
+        CALLER.set(self._call.principal.account or self._context.peer())
         # In the trailers, not the headers: once headers are sent, clients no longer retry a call
         # that is refused.
         self._context.set_trailing_metadata((("x-request-id", self._call.id),))
@@ -158,7 +158,7 @@ class _Observation:
         the refusal, if there is one, or that there are too many calls, before it is read."""
         if refusal is not None:
             raise refusal
-        self._limit.enter(self._call.principal.tenant)
+        self._limit.enter(self._call.principal.account)
         self._counted = True
         if handler.request_deserializer is None:
             return None
@@ -184,7 +184,7 @@ class _Observation:
                 await statuses.abort(self._context, foreseen)
         finally:
             if self._counted:
-                self._limit.leave(self._call.principal.tenant)
+                self._limit.leave(self._call.principal.account)
             self._record(code)
 
     def _cancel_code(self) -> grpc.StatusCode:
