@@ -31,7 +31,11 @@ def get(name: str) -> Any:
     return model_service_pb2.GetModelRequest(name=name)
 
 
-@pytest.mark.parametrize("request_", [generate(), generate(model=SERVED)], ids=["unset", "set"])
+@pytest.mark.parametrize(
+    "request_",
+    [generate(), generate(model=SERVED), generate(model="models/-")],
+    ids=["unset", "set", "whichever"],
+)
 async def test_a_header_that_agrees_is_served(request_: Any) -> None:
     async with serving() as served:
         assert (await collect(call(served, request_, SERVED)))[-1].HasField("finished")
@@ -47,6 +51,8 @@ async def test_a_name_that_no_header_could_hold_is_percent_encoded() -> None:
     ("request_", "header", "meant"),
     [
         (generate(), OTHER, SERVED),
+        (generate(model="models/-"), "models/-", SERVED),
+        (generate(model="models/-"), OTHER, SERVED),
         (generate(model=SERVED), OTHER, SERVED),
         (generate(model=OTHER), SERVED, OTHER),
         (fetch("a"), "fake", SERVED),

@@ -239,14 +239,15 @@ async def test_which_of_several_is_meant_must_be_said() -> None:
     elsewhere = tiny(id="third", site=Site(HookPoint.RESID_POST, 2))
     loaded = tiny(id="first"), tiny(id="second"), elsewhere
     for request, field, meant in (
-        (explain(), "nla", "first, second"),
-        (explain_text(), "nla", "first, second, third"),
-        (edited(), f"{EDIT}.nla", "first, second"),
+        (explain(), "nla", ("first", "second")),
+        (explain_text(), "nla", ("first", "second", "third")),
+        (edited(), f"{EDIT}.nla", ("first", "second")),
     ):
         found = await refused(request, *loaded)
         assert (found.code, found.reason) == (INVALID, "FIELD_REQUIRED")
         assert found.field == field
-        assert found.message.endswith(f"name one of {meant}")
+        names = ", ".join(f"models/-/nlas/{each}" for each in meant)
+        assert found.message.endswith(f"name one of {names}")
 
 
 async def test_not_found_names_the_resource() -> None:

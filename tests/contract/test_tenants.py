@@ -13,8 +13,10 @@ from actserve.v1 import explanation_service_pb2, model_service_pb2
 from actserve.v1 import kept_activations_service_pb2 as kept_pb
 from actserve_server.domain.principals import Role
 from actserve_server.domain.runs import Run, RunEvent
+from actserve_server.engine.fair_threads import CALLER
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.engine.vllm import wire
+from actserve_server.nla import reconstructor
 from actserve_server.nla.pair_sources import NlaSource
 from actserve_server.nla.profile import Baseline
 from actserve_server.rpc.federation.remote_nla import connect
@@ -441,3 +443,67 @@ async def test_without_tokens_nothing_that_is_kept_is_listed() -> None:
         refused = await failure(ask(served, kept_pb.ListKeptActivationsRequest(), ()))
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
     assert refused.reason == "FEATURE_DISABLED"
+
+
+async def test_parts_of_a_tenant_share_what_the_tenant_may_have(token_file: Path) -> None:
+    """Whoever has a token may call for any part, and would have the bounds of each."""
+    async with serving(
+        FakeEngine(token_delay_s=0.05), token_file=token_file, max_calls=8, tenant_share=0.25
+    ) as served:
+        endless = generate(sampling={"max_tokens": 1000, "ignore_eos": True})
+        streams = []
+        for index in range(3):
+            part = (*VISION, ("actserve-tenant", f"part-{index}"))
+            streams.append(served.generation.Generate(endless, metadata=part))
+            if index < 2:
+                await streams[index].read()
+        assert (await failure(streams[2])).reason == "QUOTA_EXCEEDED"
+        await answer(served, LIST, LANGUAGE)
+        for stream in streams:
+            stream.cancel()
+
+
+async def test_parts_of_a_tenant_share_its_baselines(token_file: Path) -> None:
+    async with serving(None, Tiny().loaded(), token_file=token_file) as served:
+        for index in range(64):
+            part = (*VISION, ("actserve-tenant", f"part-{index}"))
+            await answer(served, set_baseline(MINE), part)
+        part = (*VISION, ("actserve-tenant", "one-more"))
+        refused = await failure(ask(served, set_baseline(MINE), part))
+        assert (refused.reason, refused.field) == ("FIELD_INVALID", "name")
+        await answer(served, set_baseline(MINE), LANGUAGE)
+
+
+async def test_what_another_servers_token_has_there_is_told_to_no_tenant_here(
+    token_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("of-an-operator\n")
+    async with serving(None, Tiny().loaded(), token_file=token_file) as there:
+        await answer(there, set_baseline(MINE, MANY), OPERATOR)
+        source = NlaSource(
+            address=f"grpc://127.0.0.1:{there.app.port}", token_file=tmp_path / "token"
+        )
+        remote = await connect(source, FakeEngine().info)
+        async with serving(None, *remote, token_file=token_file) as here:
+            assert await baselines(here, VISION) == {}
+            # Which the other server refuses, as a part of a part.
+            assert await baselines(here, (*VISION, ("actserve-tenant", "a/b/c/d"))) == {}
+            await there.app.close()
+            assert await baselines(here, VISION) == {}
+
+
+async def test_rows_of_all_callers_are_reconstructed_together_on_behalf_of_none(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all would wait behind whoever came first."""
+    callers: list[str] = []
+    original = reconstructor.off_loop
+
+    async def off_loop(function: Any, *arguments: Any) -> Any:
+        callers.append(CALLER.get())
+        return await original(function, *arguments)
+
+    monkeypatch.setattr(reconstructor, "off_loop", off_loop)
+    await answer(served, reconstruct("boats", "trains"), VISION)
+    assert callers[0] == "vision"  # The prompts are the caller's own.
+    assert set(callers[1:]) == {""}

@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[Any, str, str, str]] = {
     ),
     "no matrix": (
         pb.ReadTokenRowsRequest(token_ids=[1]),
-        "FIELD_INVALID",
+        "FIELD_REQUIRED",
         "matrix",
         "EMBEDDING, UNEMBEDDING",
     ),

@@ -135,3 +135,29 @@ async def test_the_work_is_done_on_behalf_of_the_caller() -> None:
     CALLER.set("somebody")
     assert await shared.run(CALLER.get) == "somebody"
     shared.close()
+
+
+async def test_who_asks_of_closed_threads_is_refused_every_time() -> None:
+    shared = FairThreads(1, 1, "test")
+    shared.close()
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            await asyncio.wait_for(shared.run(divmod, 7, 2), 10)
+
+
+async def test_a_loop_that_was_closed_with_somebody_waiting_takes_no_thread() -> None:
+    async with gated(threads=1, share=1) as (shared, gate):
+        first = ask(shared, gate, "a", "first")
+        await settled(gate, 1)
+
+        def wait_in_a_loop_of_its_own() -> None:
+            loop = asyncio.new_event_loop()
+            waiting = loop.create_task(shared.run(divmod, 7, 2))
+            loop.run_until_complete(asyncio.sleep(0.05))
+            loop.close()
+            waiting.get_coro().close()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+
+        await asyncio.to_thread(wait_in_a_loop_of_its_own)
+        gate.open()
+        await first
+        assert await asyncio.wait_for(shared.run(divmod, 7, 2), 10) == (3, 1)

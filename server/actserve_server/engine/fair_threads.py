@@ -51,12 +51,16 @@ class FairThreads:
         caller = CALLER.get()
         await self._enter(caller)
         context = copy_context()
-        done = self._pool.submit(lambda: context.run(function, *args, **kwargs))
+        try:
+            done = self._pool.submit(lambda: context.run(function, *args, **kwargs))
+        except RuntimeError:  # It was closed meanwhile.
+            self._leave(caller)
+            raise
         done.add_done_callback(lambda _: self._leave(caller))
         return await asyncio.wrap_future(done)
 
     def close(self) -> None:
-        """Waits for nothing."""
+        """Waits for nothing; who still asks, or waits, is refused with RuntimeError."""
         self._pool.shutdown(wait=False)
 
     async def _enter(self, caller: str) -> None:
@@ -99,9 +103,12 @@ class FairThreads:
             next_one = queue.popleft()
             if queue:
                 self._waiting[caller] = queue  # Behind the others.
+            try:
+                next_one.loop.call_soon_threadsafe(_come, next_one.turn)
+            except RuntimeError:  # Its loop was closed, so nobody waits there.
+                continue
             self._free -= 1
             self._used[caller] += 1
-            next_one.loop.call_soon_threadsafe(_come, next_one.turn)
 
 
 def _come(turn: "asyncio.Future[None]") -> None:

@@ -75,7 +75,8 @@ class Autoencoders(Generic[N]):
         if len(fitting) > 1:
             raise ActserveError(
                 Reason.FIELD_REQUIRED,
-                f"several NLAs could be meant; name one of {', '.join(e.id for e in fitting)}",
+                "several NLAs could be meant; name one of "
+                + ", ".join(f"models/-/nlas/{each.id}" for each in fitting),
                 field=field,
             )
         return fitting[0]

@@ -8,6 +8,7 @@ is meant. Only the direction has a meaning, so rows are given an L2 norm of sqrt
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from contextvars import Context
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,7 +151,8 @@ class _Batches:
         result: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
         self._waiting.append((row, result))
         if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
+            # On behalf of nobody: it works for all callers, not for the one who started it.
+            self._worker = asyncio.create_task(self._work(), context=Context())
         return await result
 
     async def _work(self) -> None:

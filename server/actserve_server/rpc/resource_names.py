@@ -9,7 +9,9 @@ import re
 from actserve_server.domain.model import ModelInfo
 
 _MODELS = "models/"
-_ANY_MODEL = "models/-"
+ANY_MODEL = "models/-"
+_MAX_CHARACTERS = 2048
+"""Of a name that is looked at: matching takes time that grows with it."""
 _NLA = re.compile(r"(models/.+)/nlas/([^/]+)")
 _BASELINE = re.compile(r"(models/.+/nlas/[^/]+)/baselines/([^/]+)")
 
@@ -29,32 +31,36 @@ def baseline_name(nla: str, short: str) -> str:
 
 def means_model(name: str, info: ModelInfo) -> bool:
     """Whether this is a name of the served model."""
-    return name in (_ANY_MODEL, model_name(info))
+    return name in (ANY_MODEL, model_name(info))
 
 
 def model_part(name: str) -> str:
     """The name of the model in that of one of its NLAs or their baselines, or in its own; empty if
     it names none."""
-    model = name.partition("/nlas/")[0]
-    return model if model.startswith(_MODELS) and model != _ANY_MODEL else ""
+    model = name[:_MAX_CHARACTERS].partition("/nlas/")[0]
+    return model if model.startswith(_MODELS) and model != ANY_MODEL else ""
 
 
 def nla_id(name: str, info: ModelInfo) -> str | None:
     """The id in the name of an NLA of the served model; None if it is no such name."""
-    named = _NLA.fullmatch(name)
+    named = _parsed(_NLA, name)
     return named[2] if named and means_model(named[1], info) else None
 
 
 def split_baseline(name: str) -> tuple[str, str] | None:
     """The name of the NLA and the short name, of a baseline's name; None if it is no such name."""
-    named = _BASELINE.fullmatch(name)
+    named = _parsed(_BASELINE, name)
     return (named[1], named[2]) if named else None
 
 
 def same_nla(one: str, other: str) -> bool:
     """Whether two names mean one NLA of the served model."""
-    names = [_NLA.fullmatch(name) for name in (one, other)]
+    names = [_parsed(_NLA, name) for name in (one, other)]
     if one == other or None in names:
         return one == other
     (model, nla), (other_model, other_nla) = (named.groups() for named in names if named)
-    return nla == other_nla and (model == other_model or _ANY_MODEL in (model, other_model))
+    return nla == other_nla and (model == other_model or ANY_MODEL in (model, other_model))
+
+
+def _parsed(form: re.Pattern[str], name: str) -> re.Match[str] | None:
+    return form.fullmatch(name) if len(name) <= _MAX_CHARACTERS else None

@@ -1,5 +1,8 @@
 """Baselines of natural language autoencoders for the wire."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.nla.autoencoder import Autoencoder
@@ -35,7 +38,19 @@ def look_up(
             field=field,
             metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
         )
-    return nla.baseline(named[1] if named else "", field, tenant)
+    with in_full(name):
+        return nla.baseline(named[1] if named else "", field, tenant)
+
+
+@contextmanager
+def in_full(name: str) -> Iterator[None]:
+    """Makes errors tell the name as it was sent."""
+    try:
+        yield
+    except ActserveError as error:
+        if "resource_name" in error.metadata:
+            error.metadata["resource_name"] = name
+        raise
 
 
 def to_wire(nla_name: str, short: str, baseline: Baseline) -> pb.ExplanationBaseline:

@@ -149,7 +149,8 @@ class LocalNla:
         self, request: pb.DeleteExplanationBaselineRequest, call: Call
     ) -> pb.DeleteExplanationBaselineResponse:
         _, short = baseline_names.parse_name(request.name, ("name",))
-        self._nla.delete_baseline(short, call.principal.tenant, shared=request.shared)
+        with baseline_names.in_full(request.name):
+            self._nla.delete_baseline(short, call.principal.tenant, shared=request.shared)
         return pb.DeleteExplanationBaselineResponse()
 
     def check_reconstructs(self, what: str, field: FieldPath) -> None:

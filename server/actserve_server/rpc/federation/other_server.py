@@ -61,8 +61,8 @@ class OtherServer:
         return (*self._metadata, (TENANT, tenant.lstrip("/"))) if tenant else self._metadata
 
     async def nlas(self, timeout_s: float) -> list[pb.Nla]:
-        """All that it has, as all tenants see them; waits so long for it to start. Raises
-        AioRpcError."""
+        """All that it has, as the tenant of the token sees them; waits so long for it to start.
+        Raises AioRpcError."""
         models = await model_service_pb2_grpc.ModelServiceStub(self._channel).ListModels(
             model_service_pb2.ListModelsRequest(),
             metadata=self._metadata,
@@ -103,6 +103,12 @@ class OtherServer:
             return self._unreachable(error)
         violation = next(iter(invalid.field_violations), None)
         known = info.reason in Reason.__members__  # Else of a newer server.
+        if info.reason == Reason.INTERNAL.name:
+            return ActserveError(
+                Reason.INTERNAL,
+                f"the server that holds this NLA failed: {error.details()}",
+                metadata=dict(info.metadata),
+            )
         return ActserveError(
             Reason[info.reason] if known else Reason.INTERNAL,
             (violation and violation.description) or error.details() or info.reason,

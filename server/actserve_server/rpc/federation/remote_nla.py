@@ -6,7 +6,7 @@ server may serve the model under another name: that of the NLA and its baselines
 """
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -50,7 +50,7 @@ class RemoteNla:
         self._server = server
         self._site = site
         self._described = described
-        """As the other server describes it to all tenants."""
+        """As the other server describes it to this one's own token."""
         self._name = nla_name(model.id, _id(described))
         self.gate = Gate()
 
@@ -135,15 +135,18 @@ class RemoteNla:
         return self._described.max_rows
 
     async def describe(self, tenant: str) -> pb.Nla:
-        """As the other server describes it to a tenant; if that cannot be reached, as it last did
-        to all."""
-        described = self._described
-        with suppress(grpc.aio.AioRpcError):
-            described = await self._server.nla(described.name, REFRESH_TIMEOUT_S, tenant)
+        """As the other server describes it to a tenant; if that cannot be asked, without the
+        baselines that the tenant may have there."""
+        told = pb.Nla()
+        try:
+            described = await self._server.nla(self._described.name, REFRESH_TIMEOUT_S, tenant)
             if not tenant:
                 self._described = described
-        told = pb.Nla()
-        told.CopyFrom(described)
+            told.CopyFrom(described)
+        except grpc.aio.AioRpcError:
+            told.CopyFrom(self._described)
+            if tenant:  # What is known was told to this server's own token.
+                told.ClearField("baselines")
         told.name = self._name
         for baseline in told.baselines:
             baseline.name = self._ours(baseline.name)

@@ -7,6 +7,8 @@ from actserve_server.domain.errors import ActserveError, Reason
 
 DEFAULT_SIZE = 50
 MAX_SIZE = 1000
+_MAX_TOKEN = 8192
+"""Characters; none that this server sends is longer."""
 
 
 def size(wanted: int) -> int:
@@ -29,6 +31,8 @@ def token(last: str) -> str:
 def after(wire: str) -> str:
     """The name that the page before ended with. Raises FIELD_INVALID."""
     try:
+        if len(wire) > _MAX_TOKEN:
+            raise ValueError(wire[:1])
         return base64.b64decode(wire, altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeDecodeError, ValueError):
         raise ActserveError(

@@ -14,6 +14,9 @@ from actserve_server.engine.api import Engine
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.rpc.requests.conversations import conversation
 
+MAX_CHARACTERS_PER_TOKEN = 16
+"""On average over a prompt. Long texts have four or so; what has more, such as a text of spaces, is
+refused from the length on at which no other could be run, so that tokenizing it holds up nobody."""
 LARGE_BYTES = 16 << 10
 """A prompt above this size is looked at in a thread, since it may have thousands of turns."""
 
@@ -105,20 +108,21 @@ def to_wire(tokenized: TokenizedPrompt, *, ids_only: bool = False) -> prompt_pb2
 def _check_length(wire: prompt_pb2.Prompt, info: ModelInfo, field: FieldPath) -> None:
     """Raises PROMPT_TOO_LONG for more token ids than a sequence has; for more turns, since each is
     a token at least; and for more text than its longest tokens could stand for."""
-    tokens, longest = info.limits.max_sequence_tokens, info.longest_token
-    size, most = wire.ByteSize(), 4 * tokens * longest
+    tokens = info.limits.max_sequence_tokens
+    characters = tokens * min(info.longest_token, MAX_CHARACTERS_PER_TOKEN)
+    # Of whatever a template may write. A character takes at most four, the message some more.
+    size, most = wire.ByteSize(), 4 * characters + 64
     for what, count, limit in (
         ("token ids", len(wire.token_ids.ids), tokens),
         ("turns", len(wire.conversation.turns), tokens),
-        # Of whatever a template may write. A character takes at most four.
         ("bytes", 0 if wire.HasField("token_ids") else size, most),
-        ("characters", len(wire.text) if size <= most else 0, tokens * longest),
+        ("characters", len(wire.text) if size <= most else 0, characters),
     ):
         if count > limit:
             raise ActserveError(
                 Reason.PROMPT_TOO_LONG,
                 f"the prompt has {count} {what}, but a sequence of {info.id} has at most {tokens} "
-                f"tokens, and a token at most {longest} characters; send at most {limit} {what}",
+                f"tokens, so that at most {limit} {what} are tokenized; send fewer",
                 field=field,
                 metadata={"prompt_tokens": -(-count * tokens // limit), "limit": tokens - 1},
             )

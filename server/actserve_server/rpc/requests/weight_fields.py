@@ -91,9 +91,14 @@ def _matrices(wire: Sequence[int]) -> tuple[HeadMatrix, ...]:
 def _unknown(
     wire: int, known: type[TokenMatrix] | type[HeadMatrix], field: FieldPath
 ) -> ActserveError:
+    names = ", ".join(each.name for each in known)
+    if not wire and field == ("matrix",):
+        return ActserveError(
+            Reason.FIELD_REQUIRED, f"the matrix is not set; use one of {names}", field=field
+        )
     return ActserveError(
         Reason.FIELD_INVALID,
-        f"matrix {wire} is not set or unknown; use one of {', '.join(each.name for each in known)}",
+        f"matrix {wire} is unknown; use one of {names}",
         field=field,
         metadata={"matrix": wire},
     )

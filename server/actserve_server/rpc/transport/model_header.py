@@ -67,5 +67,6 @@ def _named_by(request: Message) -> str:
     """The model that a message names; empty if it names none."""
     for field in ("model", "parent", "name", "nla"):
         if name := getattr(request, field, ""):
-            return name if field == "model" else resource_names.model_part(name)
+            of_model = field == "model" and name != resource_names.ANY_MODEL
+            return name if of_model else resource_names.model_part(name)
     return ""

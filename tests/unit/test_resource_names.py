@@ -1,0 +1,48 @@
+"""Names of NLAs and baselines, as callers may write them."""
+
+import pytest
+
+from actserve_server.engine.fake import FakeEngine
+from actserve_server.rpc import resource_names
+
+INFO = FakeEngine(model_id="org/name").info
+
+
+@pytest.mark.parametrize(
+    ("name", "id_"),
+    [
+        ("models/org/name/nlas/a", "a"),
+        ("models/-/nlas/a", "a"),
+        ("models/-/nlas/-", "-"),
+        ("models/other/nlas/a", None),
+        ("models/org/name/nlas/", None),
+        ("models/org/name/nlas/a/b", None),
+        ("models/org/name/nlas/a\n", "a\n"),
+        ("nlas/a", None),
+        ("", None),
+        # Matching it would take time that grows with it.
+        ("models/-/nlas/" + "a" * 3000, None),
+    ],
+)
+def test_the_id_of_an_nla_is_told_from_its_name(name: str, id_: str | None) -> None:
+    assert resource_names.nla_id(name, INFO) == id_
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("models/a/nlas/x", "models/a/nlas/x", True),
+        ("models/-/nlas/x", "models/a/nlas/x", True),
+        ("models/a/nlas/x", "models/b/nlas/x", False),
+        ("models/-/nlas/x", "models/a/nlas/y", False),
+        ("x", "models/a/nlas/x", False),
+    ],
+)
+def test_a_name_with_the_wildcard_is_that_of_the_model(one: str, other: str, same: bool) -> None:
+    assert resource_names.same_nla(one, other) is same
+    assert resource_names.same_nla(other, one) is same
+
+
+def test_a_long_name_is_no_name() -> None:
+    assert resource_names.split_baseline("models/-/nlas/a/baselines/" + "b" * (1 << 20)) is None
+    assert resource_names.model_part("models/" + "m" * (1 << 20)) != ""
