@@ -1,9 +1,11 @@
 """Weights are read from what each rank holds, and refused where they are not held plainly."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -82,7 +84,8 @@ class Tokens(nn.Module):
 
 
 def norm(kind: str) -> Any:
-    with set_current_vllm_config(VllmConfig()):
+    # vLLM has its own OpenMP preloaded wherever a configuration is made, engines ours.
+    with patch.dict(os.environ), set_current_vllm_config(VllmConfig()):
         match kind:
             case "rms":
                 made: Any = RMSNorm(WIDTH, eps=1e-3)
