@@ -175,6 +175,14 @@ async def test_its_names_are_those_of_the_model_that_is_served_here() -> None:
             none = score(ROWS, *TEXTS, baseline="models/fake/nlas/tiny/baselines/none")
             refused = await failure(call(here.explanations, none))
             assert refused.reason == "BASELINE_NOT_FOUND"
+            # What the other server calls it is no name here.
+            theirs = "models/far/nlas/tiny/baselines/mine"
+            for request, field in (
+                (score(ROWS, *TEXTS, baseline=theirs), "baseline"),
+                (explain(spec={"score": True, "baseline": theirs}), "spec.baseline"),
+            ):
+                refused = await failure(call(here.explanations, request))
+                assert (refused.reason, refused.field) == ("BASELINE_NOT_FOUND", field)
             for name in ("models/far/nlas/tiny", "nlas/tiny"):
                 refused = await failure(call(here.explanations, explain(nla=name)))
                 assert (refused.reason, refused.field) == ("NLA_NOT_FOUND", "nla")

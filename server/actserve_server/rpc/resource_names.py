@@ -11,7 +11,7 @@ from actserve_server.domain.model import ModelInfo
 _MODELS = "models/"
 ANY_MODEL = "models/-"
 _MAX_CHARACTERS = 2048
-"""Of a name that is looked at: matching takes time that grows with it."""
+"""Longer names are not matched: how long that takes grows with the name."""
 _NLA = re.compile(r"(models/.+)/nlas/([^/]+)")
 _BASELINE = re.compile(r"(models/.+/nlas/[^/]+)/baselines/([^/]+)")
 

@@ -30,6 +30,14 @@ def look_up(
     """The baseline of that name, as a tenant sees it; when it is empty the default one, where there
     is one."""
     named = split_baseline(name)
+    check_of(name, nla_name, field)
+    with in_full(name):
+        return nla.baseline(named[1] if named else "", field, tenant)
+
+
+def check_of(name: str, nla_name: str, field: FieldPath) -> None:
+    """Raises BASELINE_NOT_FOUND unless a name is empty or of a baseline of this NLA."""
+    named = split_baseline(name)
     if name and (named is None or not same_nla(named[0], nla_name)):
         raise ActserveError(
             Reason.BASELINE_NOT_FOUND,
@@ -38,8 +46,6 @@ def look_up(
             field=field,
             metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
         )
-    with in_full(name):
-        return nla.baseline(named[1] if named else "", field, tenant)
 
 
 @contextmanager

@@ -18,14 +18,13 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.nla.gate import Gate
 from actserve_server.nla.pair_sources import NlaSource
-from actserve_server.rpc.explanations import nla_descriptions
+from actserve_server.rpc.explanations import baseline_names, nla_descriptions
 from actserve_server.rpc.explanations.local_nla import ExplainRows
 from actserve_server.rpc.federation.other_server import OtherServer
 from actserve_server.rpc.requests import site_fields, tensor_fields
 from actserve_server.rpc.resource_names import (
     baseline_name,
     nla_name,
-    same_nla,
     split_baseline,
 )
 from actserve_server.rpc.responses import chunks
@@ -50,7 +49,7 @@ class RemoteNla:
         self._server = server
         self._site = site
         self._described = described
-        """As the other server describes it to this one's own token."""
+        """What the other server tells of it to the token that this server has there."""
         self._name = nla_name(model.id, _id(described))
         self.gate = Gate()
 
@@ -238,17 +237,17 @@ class RemoteNla:
         if "site" in fields:
             request.site.CopyFrom(site_fields.to_wire(self._site))
         for field in {"name", "baseline"}.intersection(fields.keys()):
-            setattr(request, field, self._theirs(getattr(request, field)))
+            setattr(request, field, self._theirs(getattr(request, field), (field,)))
         if "spec" in fields and request.spec.baseline:
-            request.spec.baseline = self._theirs(request.spec.baseline)
+            request.spec.baseline = self._theirs(request.spec.baseline, ("spec", "baseline"))
         return request
 
-    def _theirs(self, baseline: str) -> str:
-        """The other server's name of a baseline; unchanged if it is of no such NLA here."""
+    def _theirs(self, baseline: str, field: FieldPath) -> str:
+        """The other server's name of a baseline. Raises BASELINE_NOT_FOUND if it is of no such NLA
+        here: under another name the other server may have one that is none of this one's."""
+        baseline_names.check_of(baseline, self._name, field)
         named = split_baseline(baseline)
-        if named is None or not same_nla(named[0], self._name):
-            return baseline
-        return baseline_name(self._described.name, named[1])
+        return baseline_name(self._described.name, named[1]) if named else ""
 
     def _ours(self, name: str) -> str:
         """This server's name of what the other calls so; unchanged if it is not of this NLA."""
