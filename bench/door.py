@@ -20,19 +20,14 @@ from typing import Any
 import grpc
 import numpy as np
 import psutil
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 from rich.console import Console
 
 import actserve
-from actserve.v1 import (
-    explanation_service_pb2,
-    generation_service_pb2,
-    generation_service_pb2_grpc,
-    kept_activations_service_pb2,
-    model_service_pb2,
-    weight_service_pb2,
-)
+from actserve.v1 import generation_service_pb2, generation_service_pb2_grpc
 from actserve_server.config import Settings
+from actserve_server.rpc.server import SERVICES
 from actserve_server.rpc.transport.request_messages import MAX_PARTS
 from bench.servers import ServerProcess, served
 
@@ -130,15 +125,9 @@ def measure_door(model: str, dtype: str, progress: Console) -> DoorFigures:
 
 
 def _methods() -> Iterator[MethodDescriptor]:
-    for file in (
-        explanation_service_pb2,
-        generation_service_pb2,
-        kept_activations_service_pb2,
-        model_service_pb2,
-        weight_service_pb2,
-    ):
-        for service in file.DESCRIPTOR.services_by_name.values():
-            yield from service.methods
+    """Of every service that is served."""
+    for name in SERVICES:
+        yield from descriptor_pool.Default().FindServiceByName(name).methods
 
 
 def _path(method: MethodDescriptor) -> str:

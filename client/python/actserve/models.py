@@ -38,7 +38,7 @@ class Limits:
     default_kept_seconds: int
     """Seconds for which activations are kept without a `ttl`."""
     max_request_parts: int
-    """Fields, list items and messages in one request, all together."""
+    """Fields, list items and messages of one request, counted together."""
     max_statistics_bytes: int
     """Bytes that the statistics of one call take on the server, 8 for each number."""
 

@@ -50,7 +50,7 @@ ALL_WEIGHTS = WeightsInfo(
 
 @dataclass(frozen=True, slots=True)
 class LogitTarget:
-    """The logit of a token, less that of another one if there is one."""
+    """The logit of one token, or the difference between the logits of two."""
 
     token_id: int
     minus_token_id: int | None = None

@@ -117,7 +117,7 @@ def _come(turn: "asyncio.Future[None]") -> None:
 
 
 _THREADS = min(32, (os.cpu_count() or 1) + 4)
-"""As many as asyncio has by default: work in numpy lets others run."""
+"""As many as in asyncio's default pool. numpy lets other threads run while it computes."""
 
 _SHARED = FairThreads(_THREADS, max(1, _THREADS // 2), "actserve-work")
 

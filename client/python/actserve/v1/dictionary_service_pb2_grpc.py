@@ -169,7 +169,7 @@ class DictionaryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetFeatureLabels(self, request, context):
-        """Says what features of a stored dictionary stand for.
+        """Labels features of a stored dictionary: what each of them stands for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
