@@ -2,6 +2,7 @@
 transformers' own weights make of its own rows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.weights import HeadMatrix, LogitTarget, TokenMatrix
-from tests.integration.harness import EngineThread
+from tests.integration.harness import EngineThread, add, again, collect, greedy, make_run
 from tests.integration.reference import Reference
 from tests.integration.weights import (
     Attributed,
@@ -101,6 +102,38 @@ def test_each_part_and_each_head_adds_what_transformers_weights_say(
                 written * scale @ seen,
                 atol=TOLERANCE,
             )
+
+
+def test_what_a_row_adds_is_the_same_beside_steered_and_cancelled_runs_of_the_prompt(
+    ours: Attributed,
+    ids: tuple[int, ...],
+    targets: list[LogitTarget],
+    smollm2: EngineThread,
+) -> None:
+    """The scale of the last residual and the rows are of this run alone, and its prefix is not that
+    of what others have changed."""
+    info = smollm2.info
+    vector = 50 * np.random.default_rng(0).standard_normal(info.width).astype(np.float32)
+    steered = [
+        replace(
+            make_run(ids, add(Site(HookPoint.RESID_POST, layer), vector), sampling=greedy(40)),
+            tenant=f"tenant-{layer}",
+        )
+        for layer in range(0, info.layer_count, 5)
+    ]
+    beside = [smollm2.submit(collect(smollm2.engine, run)) for run in steered]
+    cancelled = [smollm2.submit(collect(smollm2.engine, again(run))) for run in steered]
+    sites = [Site(HookPoint.EMBEDDING), *(Site(HookPoint.Z, layer) for layer in (0, 15, 29))]
+    sites += [Site(HookPoint.ATTN_OUT, 15), Site(HookPoint.MLP_OUT, 29)]
+    found = attributed(smollm2, ids, sites, targets)
+    for run in cancelled:
+        run.cancel()
+    after = attributed(smollm2, ids, sites, targets)
+    plain = smollm2.run(make_run(ids, sampling=greedy(40))).token_ids
+    assert all(run.result().token_ids != plain for run in beside), "they were not steered"
+    for site in sites:
+        np.testing.assert_allclose(found.sites[site], ours.sites[site], atol=TOLERANCE)
+        np.testing.assert_allclose(after.sites[site], ours.sites[site], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("matrix", TokenMatrix)
