@@ -103,6 +103,7 @@ lint-proto: setup
 	@.venv/bin/buf format --diff --exit-code proto
 	@.venv/bin/buf breaking proto --against proto/accepted.binpb
 	@$(PY) scripts/stubs.py --check
+	@$(PY) scripts/blocking_client.py --check
 
 lint-docker: setup
 	@.venv/bin/hadolint --config docker/hadolint.yaml Dockerfile
@@ -116,8 +117,9 @@ format: setup ## Format Python and protos, and mend what ruff can
 	@.venv/bin/buf format --write proto
 
 .PHONY: proto
-proto: setup ## Regenerate the Python stubs from proto/
+proto: setup ## Regenerate what is made: the Python stubs from proto/, the blocking client
 	@$(PY) scripts/stubs.py
+	@$(PY) scripts/blocking_client.py
 
 .PHONY: accept-contract
 accept-contract: setup ## Take proto/ as the contract that `make lint` compares with

@@ -208,7 +208,12 @@ def explain(client: actserve.Client) -> None:
     rows = client.fetch(EXPLAINED, sites=[found.site], progress=False)[found.site]
     rows = rows[list(found.positions)]
     own, others = (
-        np.mean([score.variance_explained for score in client.score(rows, order, site=found.site)])
+        np.mean(
+            [
+                score.variance_explained
+                for score in client.score_explanations(rows, order, site=found.site)
+            ]
+        )
         for order in (texts, texts[1:] + texts[:1])
     )
     console.print(

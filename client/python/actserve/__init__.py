@@ -5,10 +5,12 @@ acts = client.fetch("The capital of France is", sites=["resid_post.15"])
 acts["resid_post.15"]  # numpy float32 [tokens, width]
 """
 
-from actserve.aio import AsyncClient
+from actserve._async.client import AsyncClient
+from actserve._async.streams import AsyncStream
+from actserve._sync.client import Client
+from actserve._sync.streams import Stream
 from actserve.attention import Attention, AttentionMeans, AttentionPattern, AttentionSummary
 from actserve.attributions import Attributions, LogitAttribution
-from actserve.client import Client
 from actserve.conversations import Conversation
 from actserve.edits import ExplanationEdit
 from actserve.errors import (
@@ -89,6 +91,7 @@ __all__ = [
     "Add",
     "AlreadyExists",
     "AsyncClient",
+    "AsyncStream",
     "Attended",
     "Attention",
     "AttentionMeans",
@@ -162,6 +165,7 @@ __all__ = [
     "SitePredictions",
     "SparseRows",
     "Started",
+    "Stream",
     "StreamCutShort",
     "Summarized",
     "Swap",

@@ -14,7 +14,7 @@ from actserve.kept import Keep
 from actserve.positions import Positions, positions_to_proto
 from actserve.predictions import Predict
 from actserve.projections import Projection
-from actserve.sites import SiteLike, parse_sites
+from actserve.sites import SiteLike, parse_sites, plain_sites
 from actserve.tensors import ElementType, element_type_to_proto
 from actserve.v1 import readout_pb2 as pb
 
@@ -79,7 +79,7 @@ class Read:
     def to_proto(self) -> list[pb.Readout]:
         """The rows that are sent, and the rows that are kept, as the contract writes them."""
         readouts: list[pb.Readout] = []
-        sites = [site.to_proto() for site in parse_sites(self.sites)]
+        sites = [site.to_proto() for site in plain_sites(self.sites)]
         positions = positions_to_proto(self.positions)
         if self.sends:
             rows = pb.RowReadout(

@@ -8,7 +8,7 @@ server has or makes: kept rows, or an edited explanation (see `sources`).
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from actserve._checks import UINT32, finite, integer
 from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows
 from actserve.positions import Positions, positions_to_proto
-from actserve.sites import SiteLike, parse_sites
+from actserve.sites import SiteLike, parse_sites, plain_sites
 from actserve.sources import (
     Matrix,
     Vector,
@@ -72,7 +72,7 @@ class Intervention(ABC):
     def to_proto(self) -> pb.Intervention:
         """The intervention as the contract writes it."""
         return pb.Intervention(
-            sites=[site.to_proto() for site in parse_sites(self.sites)],
+            sites=[site.to_proto() for site in plain_sites(self.sites)],
             positions=positions_to_proto(self.positions),
             heads=self.heads,
             allow_unused=self.allow_unused,
@@ -287,6 +287,10 @@ class Mean(Intervention):
 
     def _operation(self) -> Mapping[str, Any]:
         return {"mean": pb.MeanOperation(mean=vector_to_proto(self.mean))}
+
+
+Steer: TypeAlias = Intervention
+"""What steers: an intervention."""
 
 
 def steer_to_proto(steer: Intervention | Iterable[Intervention]) -> list[pb.Intervention]:

@@ -9,8 +9,8 @@ import numpy as np
 import typer
 
 from actserve._channel import DEFAULT_TARGET as DEFAULT_TARGET
+from actserve._sync.client import Client
 from actserve.cli.files import WRITERS
-from actserve.client import Client
 from actserve.errors import InvalidRequest
 from actserve.positions import ByText, positions_to_proto
 from actserve.prompts import Prompt
