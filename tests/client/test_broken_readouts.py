@@ -390,6 +390,16 @@ BROKEN_MEANS: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
     ),
     "no opening": (without("started"), actserve.BadResponse, r"in shape \[4\], not \[0\]"),
     "rows as well": (extra("activations"), actserve.BadResponse, "only their means"),
+    "second moments without a mean": (
+        first("statistics", lambda mean: mean.ClearField("mean")),
+        actserve.BadResponse,
+        "of 'y' at embedding without their mean",
+    ),
+    "second moments of another width": (
+        first("statistics", shaped("second_moments", 3)),
+        actserve.BadResponse,
+        r"variance of 'y' at embedding in shape \[3\] from row 0 on, where \[4\]",
+    ),
     "no report of an intervention": (
         each(*CLOSING, do=lambda event: event.ClearField("interventions")),
         actserve.BadResponse,
@@ -404,5 +414,9 @@ def test_incomplete_means_raise(client: Any, model: Model, case: str) -> None:
     model.fetch = lambda request: iter(broken(model.honest_fetch(request)))
     with pytest.raises(error, match=message):
         client.fetch_means(
-            ["a", "b c", "d"], ["x", "x", "y"], "embedding", steer=actserve.Zero("embedding")
+            ["a", "b c", "d"],
+            ["x", "x", "y"],
+            "embedding",
+            steer=actserve.Zero("embedding"),
+            second_moments="variance",
         )

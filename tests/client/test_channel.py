@@ -1,7 +1,6 @@
 """How the client uses its connection follows from the contract."""
 
 import json
-import warnings
 from typing import Any
 
 import grpc

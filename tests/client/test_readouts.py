@@ -13,6 +13,7 @@ import actserve
 from actserve import (
     Attention,
     AttentionSummary,
+    ByText,
     Keep,
     KeptRows,
     LogitAttribution,
@@ -329,6 +330,49 @@ def test_means_are_of_the_rows_as_reduced_and_projected(client: Any, model: Mode
     assert [item.label for item in request.items] == ["x", "y", "x"]
     assert request.readouts[0].rows.HasField("statistics")
     assert len(request.interventions) == 1
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 32])
+@pytest.mark.parametrize("moments", ["variance", "covariance"])
+def test_second_moments_are_those_of_all_rows_however_they_are_split(
+    connect: Callable[..., Any], concurrency: int, moments: str
+) -> None:
+    client = connect(concurrency=concurrency)
+    prompts = ["a", "b c", "d e f", "g h", "i"]
+    whole = [each[SITE] for each in client.fetch(prompts, SITE)]
+    means = client.fetch_means(
+        prompts, [*"xyxyx"], SITE, reduce=None, second_moments=moments, positions="all"
+    )
+    for label, own in (("x", whole[0::2]), ("y", whole[1::2])):
+        rows = np.concatenate(own)
+        assert means[label].rows == len(rows)
+        np.testing.assert_allclose(means[label][SITE], rows.mean(0), rtol=1e-6)
+        expected = rows.var(0) if moments == "variance" else np.cov(rows, rowvar=False, bias=True)
+        np.testing.assert_allclose(getattr(means[label], moments)[SITE], expected, atol=1e-6)
+    other = {"variance": "covariance", "covariance": "variance"}[moments]
+    assert not getattr(means["x"], other)
+
+
+@pytest.mark.parametrize("concurrency", [1, 32])
+def test_labels_may_be_of_positions(
+    connect: Callable[..., Any], model: Model, concurrency: int
+) -> None:
+    prompts = ["a b c", "d e"]
+    first, second = (each[SITE] for each in connect().fetch(prompts, SITE))
+    model.requests.clear()
+    means = connect(concurrency=concurrency).fetch_means(
+        prompts,
+        [{"name": [0, 2], "none": slice(7, 9)}, {"name": "last", "verb": ByText("e")}],
+        SITE,
+        reduce=None,
+    )
+    items = [item for request in model.requests for item in request.items]
+    labels = [[each.label for each in item.position_labels] for item in items]
+    assert labels == [["name", "none"], ["name", "verb"]]
+    np.testing.assert_allclose(
+        means["name"][SITE], np.concatenate([first[[0, 2]], second[-1:]]).mean(0), rtol=1e-6
+    )
+    assert (means["name"].rows, "none" in means) == (3, False)
 
 
 def test_means_of_no_prompts_are_none(client: Any) -> None:

@@ -69,7 +69,7 @@ from actserve.results import (
     Usage,
 )
 from actserve.sampling import RepetitionDetection, Sampling
-from actserve.sites import BySite, HookPoint, Site
+from actserve.sites import BySite, HookPoint, Site, SitePattern
 from actserve.steering import (
     Ablate,
     Add,
@@ -162,6 +162,7 @@ __all__ = [
     "Score",
     "ServerError",
     "Site",
+    "SitePattern",
     "SitePredictions",
     "SparseRows",
     "Started",

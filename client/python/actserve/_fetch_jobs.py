@@ -80,6 +80,12 @@ class FetchJobs:
         not be known. Those up to and with the key `after` are skipped. `options` are those of
         `Capture.of`."""
         returns = check_on_error(on_error)
+        if isinstance(keys, str):
+            raise InvalidRequest(
+                f"keys is {keys!r}; give a list of keys, one for each prompt",
+                reason="FIELD_INVALID",
+                path=("keys",),
+            )
         own_steer, own_positions = steer_of_each(steer), positions_of_each(positions)
         capture = self._capture(sites, positions="all" if own_positions else positions, **options)
         if own_positions and len(capture.asked) > 1:

@@ -12,7 +12,7 @@ from actserve.attention import ALL_HEADS, Attention
 from actserve.errors import InvalidRequest
 from actserve.results import Tokenized
 from actserve.sites import SitePattern
-from actserve.tokens import TOKENS
+from actserve.tokens import TOKEN
 
 _TOKENS = ("allowed_token_ids", "stop_token_ids")
 """Sampling parameters that are tokens."""
@@ -59,7 +59,7 @@ def _open(value: Any, *, tokens: bool = False) -> Iterator[Any]:
         if isinstance(value, Attention) and value.heads == ALL_HEADS:
             yield value
         for each in fields(value):
-            yield from _open(getattr(value, each.name), tokens=each.metadata is TOKENS)
+            yield from _open(getattr(value, each.name), tokens=TOKEN in each.metadata)
 
 
 def resolved(value: Any, known: Known, *, tokens: bool = False) -> Any:
@@ -92,7 +92,7 @@ def resolved(value: Any, known: Known, *, tokens: bool = False) -> Any:
         each.name: plain
         for each in fields(value)
         for given in [getattr(value, each.name)]
-        for plain in [resolved(given, known, tokens=each.metadata is TOKENS)]
+        for plain in [resolved(given, known, tokens=TOKEN in each.metadata)]
         if plain is not given
     }
     if isinstance(value, Attention) and value.heads == ALL_HEADS:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from actserve._checks import INT32, UINT32, distinct, integer, several
 from actserve.errors import InvalidRequest
-from actserve.positions import Positions, positions_to_proto
+from actserve.positions import Positions, check_positions, positions_to_proto
 from actserve.tensors import Float32Array
 from actserve.v1 import readout_pb2 as pb
 
@@ -51,7 +51,7 @@ class Attention:
             raise InvalidRequest(
                 "heads is empty; name at least one, as in heads=[3]", reason="FIELD_REQUIRED"
             )
-        positions_to_proto(self.queries)
+        check_positions(self.queries)
         if self.top_k is not None:
             integer(self.top_k, "a number of weights", range(1, 2**32), "FIELD_INVALID")
         object.__setattr__(self, "heads", heads)
@@ -105,7 +105,7 @@ class AttentionSummary:
             raise InvalidRequest(
                 f"{len(offsets)} offsets; give at most {_MAX_OFFSETS}", reason="FIELD_INVALID"
             )
-        positions_to_proto(self.queries)
+        check_positions(self.queries)
         integer(self.top_keys, "a number of keys", range(_MAX_TOP_KEYS + 1), "FIELD_INVALID")
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "offsets", offsets)

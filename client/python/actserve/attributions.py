@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actserve.errors import InvalidRequest
-from actserve.positions import Positions, positions_to_proto
+from actserve.positions import Positions, check_positions, positions_to_proto
 from actserve.sites import BySite, Site, SiteLike, parse_sites, plain_sites
 from actserve.tensors import Float32Array
 from actserve.tokens import TOKENS, TokenLike, checked_token, token_id
@@ -49,7 +49,7 @@ class LogitAttribution:
                 "sites is empty; name at least one, as in 'attn_out.10'", reason="FIELD_REQUIRED"
             )
         targets = _targets(self.targets)
-        positions_to_proto(self.positions)
+        check_positions(self.positions)
         object.__setattr__(self, "sites", sites)
         object.__setattr__(self, "targets", targets)
 

@@ -186,6 +186,12 @@ def positions_to_proto(positions: Positions) -> pb.PositionSelector:
     return pb.PositionSelector(list=pb.PositionList(positions=listed))
 
 
+def check_positions(positions: Positions) -> None:
+    """Raises `InvalidRequest` if it cannot be positions."""
+    if not isinstance(positions, ByTokenId):  # Its texts are looked up later.
+        positions_to_proto(positions)
+
+
 def _index(value: object) -> int:
     return integer(value, "a position", INT32, "POSITION_OUT_OF_RANGE", _FIX)
 

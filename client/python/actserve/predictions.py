@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from actserve._checks import integer, several
 from actserve.errors import InvalidRequest
-from actserve.positions import Positions, positions_to_proto
+from actserve.positions import Positions, check_positions, positions_to_proto
 from actserve.sites import SiteLike, parse_sites, plain_sites
 from actserve.tensors import Float32Array
 from actserve.tokens import TOKENS, TokenLike, checked_tokens, token_id
@@ -50,7 +50,7 @@ class Predict:
             raise InvalidRequest(
                 "sites is empty; name at least one, as in 'final_norm'", reason="FIELD_REQUIRED"
             )
-        positions_to_proto(self.positions)
+        check_positions(self.positions)
         integer(self.top_k, "a number of likeliest tokens", _TOP_K, "FIELD_INVALID")
         token_ids = checked_tokens(self.token_ids)
         if not (self.top_k or token_ids or self.next_token):

@@ -11,7 +11,7 @@ from actserve.attention import Attention, AttentionSummary
 from actserve.attributions import LogitAttribution
 from actserve.errors import InvalidRequest
 from actserve.kept import Keep
-from actserve.positions import Positions, positions_to_proto
+from actserve.positions import Positions, check_positions, positions_to_proto
 from actserve.predictions import Predict
 from actserve.projections import Projection
 from actserve.sites import SiteLike, parse_sites, plain_sites
@@ -57,7 +57,7 @@ class Read:
             raise InvalidRequest(
                 "sites is empty; name at least one, as in 'resid_post.10'", reason="FIELD_REQUIRED"
             )
-        positions_to_proto(self.positions)
+        check_positions(self.positions)
         element_type_to_proto(self.element_type)
         reduction_to_proto(self.reduce)
         check_kind(Projection, self.projection, "projection")

@@ -15,7 +15,7 @@ import numpy as np
 from actserve._checks import UINT32, finite, integer
 from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows
-from actserve.positions import Positions, positions_to_proto
+from actserve.positions import Positions, check_positions, positions_to_proto
 from actserve.sites import SiteLike, parse_sites, plain_sites
 from actserve.sources import (
     Matrix,
@@ -66,7 +66,7 @@ class Intervention(ABC):
             raise InvalidRequest(
                 f"heads {list(heads)} name a head twice; name it once", reason="HEAD_OUT_OF_RANGE"
             )
-        positions_to_proto(self.positions)
+        check_positions(self.positions)
         self._set(sites=sites, heads=heads)
 
     def to_proto(self) -> pb.Intervention:

@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, SupportsIndex, TypeAlias
 
 from actserve._checks import UINT32, integer, several
@@ -12,7 +11,8 @@ TokenLike: TypeAlias = SupportsIndex | str
 """A token: its id, or its text, such as `" Paris"` with its space. A text is looked up when the
 call is made, and refused with its pieces if it is not one token."""
 
-TOKENS: Mapping[str, Any] = MappingProxyType({"tokens": True})
+TOKEN = "token"
+TOKENS: Mapping[str, Any] = {TOKEN: True}
 """The metadata of a dataclass's field that holds tokens, in which a string is the text of one."""
 
 
