@@ -129,9 +129,12 @@ def _module(name: griffe.Object | griffe.Alias) -> str:
 
 
 def _directive(name: griffe.Object | griffe.Alias, public: set[str]) -> str:
-    inherited = sorted(_inherited(name, public))
-    options = f"    options:\n      inherited_members: {inherited}\n" if inherited else ""
-    return f"::: actserve.{name.name}\n{options}"
+    text = f"::: actserve.{name.name}\n"
+    if inherited := _inherited(name, public):
+        # Named in order, as mkdocstrings would else show what is inherited first.
+        own = [each for each in name.members if not each.startswith("_")]
+        text += f"    options:\n      inherited_members: true\n      members: {own + inherited}\n"
+    return text
 
 
 def _inherited(name: griffe.Object | griffe.Alias, public: set[str]) -> list[str]:
@@ -142,5 +145,5 @@ def _inherited(name: griffe.Object | griffe.Alias, public: set[str]) -> list[str
         member.name
         for member in name.inherited_members.values()
         if not member.name.startswith("_")
-        and not any(member.canonical_path.startswith(f"{p}.") for p in public)
+        and not any(member.canonical_path.startswith(f"{path}.") for path in public)
     ]
