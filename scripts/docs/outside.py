@@ -9,6 +9,10 @@ from pathlib import Path
 _OUTSIDE = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
 _STYLE = re.compile(r"""(?:url\(|@import\s)\s*["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
 _LOADED = frozenset({"src", "srcset", "poster", "data", "action", "background"})
+_LOADING = frozenset({"use", "image"})
+"""Tags whose `href` is loaded, and not followed by a reader."""
+_RELATED = frozenset({"canonical", "alternate", "next", "prev", "license", "author"})
+"""What a `link` says of a page, and no browser loads."""
 
 
 def loads(html: str) -> list[str]:
@@ -32,7 +36,8 @@ class _Parser(HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        for name, value in attrs:
-            followed = name == "href" and tag not in ("link", "use", "image")
-            if name in (*_LOADED, "href") and not followed and _OUTSIDE.match(value or ""):
-                self.found.append(value or "")
+        given = {name: value or "" for name, value in attrs}
+        names = {*_LOADED}
+        if tag in _LOADING or (tag == "link" and not {*given.get("rel", "").split()} & _RELATED):
+            names |= {"href", "xlink:href"}
+        self.found += [given[name] for name in names & {*given} if _OUTSIDE.match(given[name])]

@@ -81,6 +81,7 @@ def test_a_public_name_in_a_docstring_leads_to_its_entry(text: str, shown: str) 
     [
         '<script src="https://cdn.example/a.js"></script>',
         '<link rel="stylesheet" href="//fonts.example/css">',
+        '<link href="https://fonts.example" rel="preconnect" crossorigin>',
         '<img src="HTTP://images.example/a.png">',
         '<img srcset="https://images.example/a.png 2x">',
         '<svg><use href="https://images.example/a.svg#b"/></svg>',
@@ -96,6 +97,7 @@ def test_a_page_that_loads_from_another_host_is_found_out(page: str) -> None:
     "page",
     [
         '<a href="https://arxiv.org/abs/2308.10248">a paper</a>',
+        '<link rel="canonical" href="https://docs.example/page.html">',
         '<script src="../assets/a.js"></script>',
         '<svg xmlns="http://www.w3.org/2000/svg"></svg>',
         "<style>a { background: url(data:image/svg+xml,x) }</style>",
