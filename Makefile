@@ -88,8 +88,8 @@ isolation: setup ## Run the isolation test at length: 500 requests, three seeds,
 test-fast: setup ## Run the tests that need no model
 	@$(PY) -m pytest --ignore tests/integration -m "not integration and not slow" $(ARGS)
 
-.PHONY: lint lint-python lint-types lint-proto lint-docker
-lint: lint-python lint-types lint-proto lint-docker ## Check style, types, the wire contract, stubs and the Dockerfile
+.PHONY: lint lint-python lint-types lint-proto lint-docker lint-docs
+lint: lint-python lint-types lint-proto lint-docker lint-docs ## Check style, types, the contract, stubs, Dockerfile and docs
 
 lint-python: setup
 	@$(PY) -m ruff check .
@@ -107,6 +107,22 @@ lint-proto: setup
 
 lint-docker: setup
 	@.venv/bin/hadolint --config docker/hadolint.yaml Dockerfile
+
+# A page that is not in the navigation, or a link that leads nowhere, is an error.
+lint-docs: docs
+
+##### Document
+
+# A notice of the theme's makers about its successor is no warning of ours.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: docs
+docs: setup ## Build the documentation, with the references made from the code, into build/docs
+	@$(PY) -m mkdocs build --strict
+
+.PHONY: docs-serve
+docs-serve: setup ## Show the documentation on localhost:8000 while you write it
+	@$(PY) -m mkdocs serve $(ARGS)
 
 ##### Change
 
