@@ -2,9 +2,10 @@
 
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from typing import Any, SupportsIndex, Unpack, overload
+from typing import Any, SupportsIndex, overload
 
 from numpy.typing import ArrayLike
+from typing_extensions import Unpack
 
 from actserve._aio_transport import AsyncTransport
 from actserve.edits import ExplanationEdit

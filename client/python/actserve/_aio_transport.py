@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from typing_extensions import Self
 
 from actserve._calls import Call
+from actserve._cancelling import is_task_cancelled
 from actserve._channel import DEFAULT_CONCURRENCY, DEFAULT_TARGET, STREAMING, Connection, stubs
+from actserve._flight import Flight
 from actserve._jobs import Job, Part
 from actserve._progress import bar
 from actserve.errors import Cancelled, at_item, from_rpc
@@ -41,6 +44,7 @@ class AsyncTransport:
             metadata=metadata,
             concurrency=concurrency,
         )
+        self._flight = Flight()
 
     async def __aenter__(self) -> Self:
         return self
@@ -50,6 +54,8 @@ class AsyncTransport:
 
     async def close(self) -> None:
         """Cancels what still runs and closes the connection."""
+        # Each call, since gRPC 1.60 lets a stream that nobody waits for end as if it were complete.
+        self._flight.cancel()
         await self._channel.close()
 
     @cached_property
@@ -117,6 +123,7 @@ class AsyncTransport:
             timeout=self._connection.timeout if timeout is None else timeout,
             metadata=self._connection.headers(request),
         )
+        self._flight.add(rpc)
         try:
             if method in STREAMING:
                 async for response in rpc:
@@ -127,8 +134,9 @@ class AsyncTransport:
             raise from_rpc(error, self._connection.target) from None
         except asyncio.CancelledError:
             # Of this task, or of the call alone, which closing the client cancels.
-            if (task := asyncio.current_task()) and task.cancelling():
+            if is_task_cancelled(closed=self._flight.cancelled):
                 raise
             raise Cancelled("the call was cancelled") from None
         finally:
+            self._flight.remove(rpc)
             rpc.cancel()  # Frees what the server holds when the caller stops early.

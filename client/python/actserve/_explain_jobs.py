@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
 from actserve._checks import UINT32, integer, rereadable, several
 from actserve._explain_calls import ExplainRowsCall, ExplainTextCall

@@ -1,4 +1,4 @@
-"""Flight: the calls of one job that are running, so that they can be stopped together."""
+"""Flight: calls that are running, so that they can be stopped together."""
 
 import threading
 from typing import Any
@@ -10,12 +10,12 @@ class Flight:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: set[Any] = set()
-        self._cancelled = False
+        self.cancelled = False
 
     def add(self, rpc: Any) -> None:
         with self._lock:
             self._running.add(rpc)
-            cancelled = self._cancelled
+            cancelled = self.cancelled
         if cancelled:  # Its thread was on the way here when the others were cancelled.
             rpc.cancel()
 
@@ -25,7 +25,7 @@ class Flight:
 
     def cancel(self) -> None:
         with self._lock:
-            self._cancelled = True
+            self.cancelled = True
             running = list(self._running)
         for rpc in running:
             rpc.cancel()

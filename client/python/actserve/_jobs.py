@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, Generic, TypeVar, Unpack
+from typing import Any, Generic, TypeVar
+
+from typing_extensions import Unpack
 
 from actserve._calls import Call, FetchCall, MeansCall, TokenizeCall
 from actserve._capture import Asked, Capture

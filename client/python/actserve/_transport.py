@@ -3,9 +3,10 @@
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import grpc
+from typing_extensions import Self
 
 from actserve._calls import Call
 from actserve._channel import DEFAULT_CONCURRENCY, DEFAULT_TARGET, STREAMING, Connection, stubs

@@ -1,10 +1,11 @@
 """The asyncio client: `Client` with `await`."""
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from typing import Any, SupportsIndex, Unpack, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from actserve._aio_explainer import AsyncExplainer
 from actserve._channel import model_name

@@ -1,10 +1,11 @@
 """The client. `AsyncClient` in `aio` is the same with `await`."""
 
 from collections.abc import Generator, Iterable, Sequence
-from typing import Any, SupportsIndex, Unpack, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from actserve._channel import model_name
 from actserve._explainer import Explainer
