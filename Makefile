@@ -38,7 +38,7 @@ PROTOC_STAMP := .tools/protoc-$(shell cksum <requirements/proto.txt | cut -d' ' 
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  ARGS=... is passed on; VARIANT=cpu|cuda (now $(VARIANT)) picks the build of vLLM;"
 	@echo "  ISA=avx2|avx512|avx512_bf16 limits the tests to that instruction set."
@@ -88,6 +88,10 @@ isolation: setup ## Run the isolation test at length: 500 requests, three seeds,
 .PHONY: test-fast
 test-fast: setup protoc-tool ## Run the tests that need no model
 	@$(PY) -m pytest --ignore tests/integration -m "not integration and not slow" $(ARGS)
+
+.PHONY: test-client-versions
+test-client-versions: setup ## Test the client with the oldest and newest of what it needs, on each Python
+	@$(PY) scripts/client_versions.py $(ARGS)
 
 .PHONY: lint lint-python lint-types lint-proto lint-docker
 lint: lint-python lint-types lint-proto lint-docker ## Check style, types, the wire contract, stubs and the Dockerfile
