@@ -102,6 +102,7 @@ lint-python: setup
 
 lint-types: setup
 	@$(PY) -m pyright
+	@$(PY) -m mypy
 
 lint-proto: setup protoc-tool
 	@.venv/bin/buf lint
@@ -145,7 +146,7 @@ requirements: ## Pin requirements/*.txt again from pyproject.toml (ARGS=--upgrad
 
 .PHONY: clean
 clean: ## Remove caches and builds; .venv and .tools stay
-	@rm -rf build dist client/python/build client/python/dist .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist client/python/build client/python/dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . \( -name .venv -o -name .tools -o -name .git \) -prune -o -name __pycache__ -print0 \
 		| xargs -0 -r rm -rf
 
