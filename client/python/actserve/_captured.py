@@ -1,6 +1,6 @@
 """What is captured of one sequence, while it arrives and when it is complete."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actserve._attention import HeadQueries
@@ -19,7 +19,7 @@ from actserve.positions import Positions
 from actserve.predictions import Predict, SitePredictions
 from actserve.readouts import Read, readout_to_proto
 from actserve.results import Activations, ReadRows, Tokenized, Usage
-from actserve.sites import BySite
+from actserve.sites import BySite, Site
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import readout_pb2, tensor_pb2
 
@@ -120,9 +120,11 @@ class Captured:
         run = everything[: max(len(prompt), len(everything) - 1)]
         promised = self._promised(positions, len(prompt), run, selector)
         kept = self._kept(closed.kept, promised)
-        rows, predictions = ReadRows({}), {}
+        rows = ReadRows({})
+        predictions: Mapping[Site, SitePredictions] = {}
         attention: dict[tuple[int, int], AttentionPattern] = {}
         named: dict[str, Any] = {}
+        found: Any
         for each, index in zip(self._capture.asked, self._first, strict=True):
             match each.readout:
                 case Read() as read:
@@ -193,9 +195,12 @@ class Captured:
             raise BadResponse(f"the server did not tell where readout {missing[0]} has read")
         for each, index in zip(self._capture.asked, self._first, strict=True):
             readout = each.readout
-            of_queries = isinstance(readout, Attention | AttentionSummary)
-            selector = readout.queries if of_queries else readout.positions
-            selector = selector if own is None else own
+            if own is not None:
+                selector = own
+            elif isinstance(readout, Attention | AttentionSummary):
+                selector = readout.queries
+            else:
+                selector = readout.positions
             asked = selected(selector, prompt, run)
             # None where only the server knows.
             if asked is not None and by_index[index] != asked:

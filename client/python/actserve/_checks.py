@@ -12,7 +12,7 @@ INT32 = range(-(2**31), 2**31)
 UINT32 = range(2**32)
 
 
-def integer(value: object, what: str, allowed: range, reason: str, fix: str | None = None) -> int:
+def integer(value: Any, what: str, allowed: range, reason: str, fix: str | None = None) -> int:
     """A whole number that is allowed. Raises `InvalidRequest`, which says `what` it should have
     been and how to `fix` it, for anything else."""
     # A list of booleans is a mask; read as numbers it would select 0 and 1.
