@@ -193,8 +193,8 @@ class Captured:
                 )
         if missing := [index for index in range(self._count) if index not in by_index]:
             raise BadResponse(f"the server did not tell where readout {missing[0]} has read")
-        for each, index in zip(self._capture.asked, self._first, strict=True):
-            readout = each.readout
+        for read, index in zip(self._capture.asked, self._first, strict=True):
+            readout = read.readout
             if own is not None:
                 selector = own
             elif isinstance(readout, Attention | AttentionSummary):
