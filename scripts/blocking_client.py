@@ -33,6 +33,7 @@ NAMES = {
             "Runs",
             "Stored",
             "Stream",
+            "Studies",
             "Transport",
         )
     },

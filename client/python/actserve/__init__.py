@@ -81,7 +81,9 @@ from actserve.steering import (
     Swap,
     Zero,
 )
+from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, Study, TextScore
 from actserve.tensors import ElementType
+from actserve.tokens import TokenLike
 from actserve.weights import HeadMatrices
 
 __all__ = [
@@ -94,6 +96,7 @@ __all__ = [
     "AsyncStream",
     "Attended",
     "Attention",
+    "AttentionMap",
     "AttentionMeans",
     "AttentionPattern",
     "AttentionSummary",
@@ -110,6 +113,7 @@ __all__ = [
     "Claim",
     "Clamp",
     "Client",
+    "Comparison",
     "Conflict",
     "Conversation",
     "DeadlineExceeded",
@@ -137,12 +141,14 @@ __all__ = [
     "LabelMeans",
     "Limits",
     "LogitAttribution",
+    "LogitLens",
     "Mean",
     "Model",
     "Nla",
     "NotFound",
     "NotServed",
     "PartialExplanation",
+    "PatchGrid",
     "PermissionDenied",
     "Positions",
     "Predict",
@@ -168,8 +174,11 @@ __all__ = [
     "Started",
     "Stream",
     "StreamCutShort",
+    "Study",
     "Summarized",
     "Swap",
+    "TextScore",
+    "TokenLike",
     "TokenLogprobs",
     "TokenSource",
     "Tokenized",

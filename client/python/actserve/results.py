@@ -1,6 +1,6 @@
 """Results: activations and generations, complete or not at all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -25,6 +25,16 @@ class Usage:
     """Tokens generated, of all samples."""
     activation_bytes: int
     """Activation payload bytes sent."""
+
+
+def sum_of(usages: Iterable[Usage]) -> Usage:
+    """What several calls consumed together."""
+    several = [*usages]
+    return Usage(
+        sum(each.prompt_tokens for each in several),
+        sum(each.output_tokens for each in several),
+        sum(each.activation_bytes for each in several),
+    )
 
 
 @dataclass(frozen=True, slots=True)

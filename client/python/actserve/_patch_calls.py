@@ -1,0 +1,145 @@
+"""Calls that patch: the clean and the corrupt run, and a run with each patch, in one call."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from actserve._cut_streams import check_complete
+from actserve._readers import reports, tokenized
+from actserve.errors import BadResponse, from_status
+from actserve.positions import positions_to_proto
+from actserve.results import Tokenized, Usage
+from actserve.sites import Site
+from actserve.tensors import Float32Array, decode
+from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import intervention_pb2, prompt_pb2, readout_pb2, source_pb2
+
+CLEAN, CORRUPT, PATCHED = range(3)
+"""The items of a call by index; from `PATCHED` on, one for each patch."""
+
+_KEEP, _PREDICT = range(2)
+"""The readouts of a call by index."""
+
+
+class PatchCall:
+    """Log probabilities of some tokens after the clean prompt, the corrupt one, and the corrupt one
+    with the clean prompt's row in the place of its own at each of some sites and positions."""
+
+    method = "FetchActivations"
+
+    def __init__(
+        self,
+        model: str,
+        clean: prompt_pb2.Prompt,
+        corrupt: prompt_pb2.Prompt,
+        cells: Sequence[tuple[Site, int]],
+        answers: Sequence[int],
+    ) -> None:
+        sites = dict.fromkeys(site for site, _ in cells)
+        positions = sorted({position for _, position in cells})
+        self._answers = len(answers)
+        self._cells = len(cells)
+        self._prompts: dict[int, Tokenized] = {}
+        self._logprobs: dict[int, Float32Array] = {}
+        self._done: set[int] = set()
+        self._call_id = ""
+        self._usage: Usage | None = None
+        keep = readout_pb2.KeepReadout(
+            sites=[site.to_proto() for site in sites], positions=positions_to_proto(positions)
+        )
+        predict = readout_pb2.PredictionReadout(
+            sites=[Site.parse("final_norm").to_proto()],
+            positions=positions_to_proto("last"),
+            token_ids=answers,
+        )
+        self.request = pb.FetchActivationsRequest(
+            model=model,
+            prompt=corrupt,
+            readouts=[readout_pb2.Readout(keep=keep), readout_pb2.Readout(predictions=predict)],
+            items=[
+                pb.FetchItem(prompt=clean, readout_indices=[_KEEP, _PREDICT]),
+                pb.FetchItem(readout_indices=[_PREDICT]),
+                *(
+                    pb.FetchItem(readout_indices=[_PREDICT], interventions=[_patch(*cell)])
+                    for cell in cells
+                ),
+            ],
+            fail_fast=True,
+        )
+
+    def read(self, response: pb.FetchActivationsResponse) -> None:
+        match response.WhichOneof("event"):
+            case "started":
+                self._call_id = response.started.call_id
+            case "item_started":
+                opened = response.item_started
+                self._prompts[opened.item_index] = tokenized(opened.prompt)
+            case "predictions":
+                chunk = response.predictions
+                found = decode(chunk.token_logprobs)
+                if found.shape != (1, self._answers) or chunk.sequence_index in self._logprobs:
+                    raise BadResponse(
+                        f"the server sent log probabilities of run {chunk.sequence_index} in shape "
+                        f"{list(found.shape)} where [1, {self._answers}] was asked for, or twice"
+                    )
+                self._logprobs[chunk.sequence_index] = found[0]
+            case "item_finished":
+                closed = response.item_finished
+                if closed.status.code:
+                    raise from_status(closed.status)
+                told = reports(closed.interventions, int(closed.item_index >= PATCHED))
+                if any(report.rows != 1 for report in told):
+                    raise BadResponse(
+                        f"the server did not patch one row of run {closed.item_index}"
+                    )
+                self._done.add(closed.item_index)
+            case "finished":
+                usage = response.finished.usage
+                self._usage = Usage(
+                    usage.prompt_tokens, usage.output_tokens, usage.activation_bytes
+                )
+            case _:  # An event of a newer server; the contract says to skip it.
+                pass
+
+    def result(self) -> "PatchCall":
+        """Itself, if all is there."""
+        runs = PATCHED + self._cells
+        check_complete(self._usage is not None, self._done & self._logprobs.keys(), runs, "run")
+        return self
+
+    @property
+    def logprobs(self) -> Float32Array:
+        """Of each run. Shape [runs, answers]."""
+        return np.stack([self._logprobs[index] for index in range(PATCHED + self._cells)])
+
+    @property
+    def corrupt(self) -> Tokenized:
+        """The corrupt prompt."""
+        return self._prompts[CORRUPT]
+
+    @property
+    def clean(self) -> Tokenized:
+        """The clean prompt."""
+        return self._prompts[CLEAN]
+
+    @property
+    def request_id(self) -> str:
+        return self._call_id
+
+    @property
+    def usage(self) -> Usage:
+        assert self._usage is not None  # The call is over.
+        return self._usage
+
+
+def _patch(site: Site, position: int) -> intervention_pb2.Intervention:
+    rows = source_pb2.KeptRows(
+        item=source_pb2.KeptByItem(item_index=CLEAN, readout_index=_KEEP),
+        site=site.to_proto(),
+        positions=[position],
+    )
+    return intervention_pb2.Intervention(
+        sites=[site.to_proto()],
+        positions=positions_to_proto(position),
+        replace=intervention_pb2.ReplaceOperation(rows=source_pb2.MatrixSource(kept=rows)),
+    )

@@ -1,0 +1,89 @@
+"""Jobs that patch: a grid of sites and positions as calls, and the calls as a grid."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from actserve._jobs import Job, Part
+from actserve._patch_calls import CLEAN, CORRUPT, PATCHED, PatchCall
+from actserve._prompt_lists import at_prompt
+from actserve._selected import selected
+from actserve.errors import InvalidRequest
+from actserve.positions import Positions
+from actserve.prompts import prompt_to_proto
+from actserve.results import Tokenized, sum_of
+from actserve.sites import Site
+from actserve.studies import PatchGrid
+
+
+def patched_positions(positions: Positions, clean: Tokenized, corrupt: Tokenized) -> list[int]:
+    """The positions that are patched. Raises `InvalidRequest` if they are not the same in both
+    prompts."""
+    if len(clean) != len(corrupt):
+        raise InvalidRequest(
+            f"the clean prompt has {len(clean)} tokens and the corrupt one {len(corrupt)}; a row "
+            "goes to the position that it comes from, so give prompts of equal length: "
+            f"{list(clean.tokens)} and {list(corrupt.tokens)}",
+            reason="POSITION_OUT_OF_RANGE",
+            path=("corrupt",),
+        )
+    found = selected(positions, len(corrupt), corrupt.token_ids)
+    if not found:
+        raise InvalidRequest(
+            f"positions is {positions!r}, which are none of the prompt, or are known by what is "
+            "said there, which may differ in the two prompts; give 'all', 'last' or numbers",
+            reason="POSITION_OUT_OF_RANGE",
+            path=("positions",),
+        )
+    return found
+
+
+def patch_job(
+    model: str,
+    prompts: tuple[Any, Any],
+    cells: Sequence[tuple[Site, int]],
+    answers: Sequence[int],
+    limit: int,
+) -> Job[PatchCall]:
+    """Calls with as many of the runs each as the server takes, the clean and the corrupt one in
+    each; zero takes all."""
+    clean, corrupt = (at_prompt(partial(prompt_to_proto, each), None) for each in prompts)
+    size = max(1, limit - PATCHED) if limit else len(cells)
+    parts = [
+        Part(
+            partial(PatchCall, model, clean, corrupt, cells[first : first + size], answers),
+            None,
+            len(cells[first : first + size]),
+        )
+        for first in range(0, len(cells), size)
+    ]
+    return Job("patch", parts, 1, lambda calls: calls)
+
+
+def patch_grid(
+    calls: Sequence[PatchCall],
+    sites: Sequence[Site],
+    positions: Sequence[int],
+    answers: Sequence[Any],
+) -> PatchGrid:
+    """The grid that the calls make."""
+    logprobs = np.concatenate([call.logprobs[PATCHED:] for call in calls]).astype(np.float64)
+    plain = calls[0].logprobs[:PATCHED].astype(np.float64)
+    # Of one answer its log probability, of two the difference.
+    weights = np.array([1.0, -1.0])[: len(answers)]
+    clean, corrupt = (plain @ weights)[[CLEAN, CORRUPT]].tolist()
+    return PatchGrid(
+        tokens=calls[0].corrupt.tokens,
+        token_ids=calls[0].corrupt.token_ids,
+        request_id=calls[-1].request_id,
+        usage=sum_of(call.usage for call in calls),
+        sites=tuple(map(str, sites)),
+        positions=np.array(positions, np.int64),
+        answers=tuple(map(str, answers)),
+        values=(logprobs @ weights).reshape(len(sites), len(positions)).astype(np.float32),
+        clean=clean,
+        corrupt=corrupt,
+        clean_tokens=calls[0].clean.tokens,
+    )
