@@ -54,12 +54,12 @@ from actserve.positions import ByCharacters, ByText, ByTokenId, ByTurn, Position
 from actserve.predictions import Predict, SitePredictions
 from actserve.projections import JumpReLU, Projection, SparseRows, TopK
 from actserve.prompts import Prompt
+from actserve.read_rows import ReadRows
 from actserve.readouts import Read, Readout
 from actserve.results import (
     Activations,
     Generation,
     InterventionReport,
-    ReadRows,
     Tokenized,
     TokenLogprobs,
     TokenSource,

@@ -16,8 +16,9 @@ from actserve.attributions import LogitAttribution
 from actserve.errors import BadResponse
 from actserve.events import Attended, Attributed, Predicted, Rows, Summarized
 from actserve.predictions import Predict, SitePredictions
+from actserve.read_rows import ReadRows
 from actserve.readouts import Read, readout_to_proto
-from actserve.results import Activations, ReadRows, Tokenized
+from actserve.results import Activations, Tokenized
 from actserve.sites import BySite
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import readout_pb2
@@ -59,8 +60,7 @@ class Captured:
                 break
             match each.readout:
                 case Read() as read if read.sends:
-                    widths = started[index].widths
-                    self._rows[index] = SequenceRows(read, widths, each.name, keep=keep)
+                    self._rows[index] = SequenceRows(read, started[index], each.name, keep=keep)
                 case Predict() as predict:
                     self._predictions[index] = SequencePredictions(predict, each.name, keep=keep)
                 case Attention() as attention:
@@ -143,6 +143,7 @@ class Captured:
             attention=attention,
             kept=rows.kept,
             readouts=named,
+            head_counts=rows.head_counts.by_site,
         )
 
     def _read(
@@ -152,8 +153,15 @@ class Captured:
         name = kept.get(index + read.sends) if read.keep is not None else None
         if not read.sends:
             return ReadRows({}, kept=name)
-        positions, rows, sparse = self._rows[index].finish(promised)
-        return ReadRows(rows, positions=positions, sparse=sparse, kept=name)
+        collected = self._rows[index]
+        positions, rows, sparse = collected.finish(promised)
+        return ReadRows(
+            rows,
+            positions=positions,
+            sparse=sparse,
+            kept=name,
+            head_counts=collected.head_counts,
+        )
 
     def _promised(
         self,

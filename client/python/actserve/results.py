@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from actserve.attention import AttentionPattern
 from actserve.predictions import SitePredictions
 from actserve.projections import SparseRows
+from actserve.read_rows import ReadRows
 from actserve.sites import BySite, Site
 from actserve.tensors import Float32Array
 
@@ -93,36 +94,6 @@ class InterventionReport:
     """The mean over the computed rows of |x' - x| / |x|; None when no row was computed."""
 
 
-class ReadRows(BySite[Float32Array]):
-    """The rows that one `Read` gave of one sequence, by site; any spelling of a site finds them.
-
-    Row i of each is float32 and belongs to the token at `positions[i]`.
-    """
-
-    def __init__(
-        self,
-        rows: Mapping[Site, Float32Array],
-        *,
-        positions: NDArray[np.int64] | None = None,
-        sparse: Mapping[Site, SparseRows] | None = None,
-        kept: str | None = None,
-    ) -> None:
-        super().__init__(rows, "rows")
-        self.positions = np.empty(0, np.int64) if positions is None else positions
-        """The token position of each row, int64, ascending; with `reduce`, the last one reduced.
-        Empty where no rows were sent."""
-        self.sparse: BySite[SparseRows] = BySite(sparse or {}, "sparse rows")
-        """With `Projection.send_top`, the rows by site; the mapping itself then has none."""
-        self.kept = kept
-        """The name of the rows kept on the server, which `Replace`, `KeptRows` and `Client.kept`
-        take; None unless asked for. Who knows it may use and delete them."""
-
-    def __getitem__(self, site: str | Site) -> Float32Array:
-        if site in self.sparse:
-            raise KeyError(f"the rows of {site} came as their largest components; see .sparse")
-        return super().__getitem__(site)
-
-
 class Activations(ReadRows):
     """What was captured of one sequence of tokens; as a mapping, its rows by site.
 
@@ -145,8 +116,11 @@ class Activations(ReadRows):
         attention: Mapping[tuple[int, int], AttentionPattern] | None = None,
         kept: str | None = None,
         readouts: Mapping[str, Any] | None = None,
+        head_counts: Mapping[Site, int] | None = None,
     ) -> None:
-        super().__init__(rows, positions=positions, sparse=sparse, kept=kept)
+        super().__init__(
+            rows, positions=positions, sparse=sparse, kept=kept, head_counts=head_counts
+        )
         self.token_ids = tuple(token_ids)
         """Every token of the sequence, captured or not."""
         self.tokens = tuple(tokens)
