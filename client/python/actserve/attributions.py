@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from actserve._checks import UINT32, integer
+from actserve._checks import UINT32, described, integer
 from actserve.errors import InvalidRequest
 from actserve.positions import Positions, positions_to_proto
 from actserve.sites import BySite, Site, SiteLike, parse_sites
@@ -87,7 +87,7 @@ class Attributions(BySite[Float32Array]):
 def _targets(targets: Any) -> tuple[Any, ...]:
     if not isinstance(targets, Sequence | np.ndarray) or isinstance(targets, str):
         raise InvalidRequest(
-            f"targets is {targets!r}; give a list of token ids or pairs of them",
+            f"targets is {described(targets)}; give a list of token ids or pairs of them",
             reason="FIELD_INVALID",
         )
     if not 0 < len(targets) <= _MAX_TARGETS:
@@ -103,7 +103,8 @@ def _target(target: Any) -> Any:
         return _token(target)
     if len(target) != 2:
         raise InvalidRequest(
-            f"{target!r} is not a target; give a token id or a pair of them", reason="FIELD_INVALID"
+            f"{described(target)} is not a target; give a token id or a pair of them",
+            reason="FIELD_INVALID",
         )
     one, other = map(_token, target)
     if one == other:

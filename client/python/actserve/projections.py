@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from actserve._checks import integer
+from actserve._checks import described, integer
 from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows
 from actserve.sources import Matrix, checked_directions, matrix_to_proto, vector_to_proto
@@ -76,10 +76,14 @@ class Projection:
         thresholds = None
         if isinstance(self.activation, JumpReLU):
             thresholds = np.asarray(self.activation.thresholds)
-        elif self.activation not in (None, "relu") and not isinstance(self.activation, TopK):
+        elif not (
+            self.activation is None
+            or isinstance(self.activation, TopK)
+            or (isinstance(self.activation, str) and self.activation == "relu")
+        ):
             raise InvalidRequest(
-                f"the activation is {self.activation!r}; use 'relu', JumpReLU(thresholds), "
-                "TopK(k) or None",
+                f"the activation is {described(self.activation)}; use 'relu', "
+                "JumpReLU(thresholds), TopK(k) or None",
                 reason="FIELD_INVALID",
             )
         for name, each in (("bias", bias), ("thresholds", thresholds)):
