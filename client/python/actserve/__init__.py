@@ -79,6 +79,7 @@ from actserve.steering import (
     Swap,
     Zero,
 )
+from actserve.steering_vectors import SteeringVector
 from actserve.tensors import ElementType
 from actserve.weights import HeadMatrices
 
@@ -162,6 +163,7 @@ __all__ = [
     "SitePredictions",
     "SparseRows",
     "Started",
+    "SteeringVector",
     "StreamCutShort",
     "Summarized",
     "Swap",

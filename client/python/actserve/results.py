@@ -13,6 +13,7 @@ from actserve.predictions import SitePredictions
 from actserve.projections import SparseRows
 from actserve.read_rows import ReadRows
 from actserve.sites import BySite, Site
+from actserve.steering_vectors import SteeringVector
 from actserve.tensors import Float32Array
 
 
@@ -146,6 +147,30 @@ class Activations(ReadRows):
         there += [f"attention of {len(self.attention)} heads"] if self.attention else []
         there += map(repr, self.readouts)
         return f"Activations({', '.join(there) or 'nothing captured'}; {len(self.tokens)} tokens)"
+
+    def vector(self, site: str | Site, position: int | None = None) -> SteeringVector:
+        """A row of a site as a steering vector that says which it is: that of the token at a
+        captured position, where -1 is the last captured one; the mean of all rows when None.
+
+        Raises `KeyError` for a site or position that was not captured.
+
+            paris = client.fetch("Paris", "resid_post.15").vector("resid_post.15", -1)
+        """
+        rows = self[site]
+        if position is None:
+            if not len(rows):
+                raise KeyError(f"no position of {site} was captured, and so there is no mean")
+            mean = rows.mean(axis=0, dtype=np.float64)
+            return SteeringVector(site, mean, f"mean of {len(rows)} rows")
+        found = np.flatnonzero(self.positions == position)
+        if position < 0 and -position <= len(rows):
+            found = [len(rows) + position]
+        if not len(found):
+            captured = f"{self.positions[0]} to {self.positions[-1]}" if len(rows) else "none"
+            raise KeyError(f"position {position} was not captured; captured: {captured}")
+        at = int(self.positions[found[0]])
+        provenance = f"row of {self.tokens[at]!r} at position {at}"
+        return SteeringVector(site, rows[found[0]], provenance)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes a numpy `.npz` archive; `columns` says what it holds."""
