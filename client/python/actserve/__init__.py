@@ -46,6 +46,8 @@ from actserve.events import (
 )
 from actserve.explaining import Explaining
 from actserve.explanations import Claim, ExplainedText, Explanation, Score
+from actserve.files import load, save
+from actserve.frames import to_pandas
 from actserve.kept import Keep, Kept, KeptRows
 from actserve.means import LabelMeans
 from actserve.models import HookPointSupport, Limits, Model
@@ -177,4 +179,7 @@ __all__ = [
     "Unavailable",
     "Usage",
     "Zero",
+    "load",
+    "save",
+    "to_pandas",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from actserve.read_rows import ReadRows
 from actserve.sites import BySite, Site
 from actserve.steering_vectors import SteeringVector
 from actserve.tensors import Float32Array
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,37 +175,22 @@ class Activations(ReadRows):
         provenance = f"row of {self.tokens[at]!r} at position {at}"
         return SteeringVector(site, rows[found[0]], provenance)
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Writes a numpy `.npz` archive; `columns` says what it holds."""
-        table: dict[str, Any] = columns([self])
-        np.savez(path, **table)
+    def save(self, path: str | PathLike[str], *, model: str = "") -> None:
+        """Writes a file that `actserve.load` reads, by its suffix `.npz`, `.safetensors` or
+        `.parquet`; `actserve.save` says what is in it, and writes many into one."""
+        from actserve.files import save  # Which makes activations.
 
+        save(path, self, model=model)
 
-def columns(many: Sequence[Activations]) -> dict[str, NDArray[Any]]:
-    """The rows of many sequences as columns of one table, a row for each prompt and position.
+    def to_pandas(self) -> "pd.DataFrame":
+        """The rows as a pandas data frame, a row for each captured token; `actserve.to_pandas` says
+        what is in it, and makes one of many.
 
-    `prompt` (index into `many`), `position` and `token_id` are int64 and `token` is text, all of
-    shape [rows]; every site has one float32 column of shape [rows, width]. A site of sparse rows
-    has two, `<site>.indices` and `<site>.values`.
-    """
-    table: dict[str, NDArray[Any]] = {
-        "prompt": np.repeat(np.arange(len(many)), [len(one.positions) for one in many]),
-        "position": _concatenate([one.positions for one in many]),
-        "token_id": _concatenate(
-            [np.array(one.token_ids, np.int64)[one.positions] for one in many]
-        ),
-        "token": np.array([one.tokens[at] for one in many for at in one.positions], dtype=np.str_),
-    }
-    for site in many[0].sites if many else ():
-        table[site] = _concatenate([one[site] for one in many])
-    for site in many[0].sparse if many else ():
-        table[f"{site}.indices"] = _concatenate([one.sparse[site].indices for one in many])
-        table[f"{site}.values"] = _concatenate([one.sparse[site].values for one in many])
-    return table
+            acts.to_pandas()["resid_post.15"]  # [positions, width]
+        """
+        from actserve.frames import to_pandas  # Which takes activations.
 
-
-def _concatenate(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+        return to_pandas(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
