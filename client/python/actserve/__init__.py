@@ -68,6 +68,7 @@ from actserve.results import (
     TopLogprob,
     Usage,
 )
+from actserve.saelens import saelens_site
 from actserve.sampling import RepetitionDetection, Sampling
 from actserve.sites import BySite, HookPoint, Site
 from actserve.steering import (
@@ -180,6 +181,7 @@ __all__ = [
     "Usage",
     "Zero",
     "load",
+    "saelens_site",
     "save",
     "to_pandas",
 ]
