@@ -34,8 +34,9 @@ def test_a_frame_of_many_says_which_prompt_a_row_is_of(client: Any) -> None:
     frame = actserve.to_pandas(many)
     assert frame.index.names == ["prompt", "position", "token_id", "token"]
     assert frame.index.get_level_values("prompt").tolist() == [0, 1, 1, 2]
-    np.testing.assert_array_equal(frame["embedding"].xs(1, level="prompt"), many[1]["embedding"])
-    by_token = frame["embedding"].groupby("token").mean()
+    second: Any = frame["embedding"].xs(1, level="prompt")
+    np.testing.assert_array_equal(second, many[1]["embedding"])
+    by_token: Any = frame["embedding"].groupby("token").mean()
     assert by_token.index.tolist() == ["a", "b", "c"]
     np.testing.assert_array_equal(by_token.loc["a"], expected(1, 0, [0])[0])
 

@@ -92,9 +92,9 @@ def test_what_is_no_steering_vector_is_refused(name: str) -> None:
 @pytest.mark.parametrize("other", [3, "a", None])
 def test_only_steering_vectors_of_a_site_add_up_to_one(other: Any) -> None:
     with pytest.raises(TypeError):
-        A + other
+        _ = A + other
     with pytest.raises(TypeError):
-        A * "a"  # pyright: ignore[reportOperatorIssue]
+        _ = A * "a"  # pyright: ignore[reportOperatorIssue]
 
 
 def test_a_steering_vector_is_an_array_to_numpy_and_torch() -> None:
@@ -193,7 +193,7 @@ def test_the_difference_of_means_is_a_steering_vector(client: Any) -> None:
 def test_means_of_several_sites_are_subtracted_at_one() -> None:
     liked, hated = means("liked", q=[1], z=[2]), means("hated", q=[5], z=[7])
     with pytest.raises(InvalidRequest, match=r"means of 2 sites: q\.1, z\.1; name one"):
-        liked - hated
+        _ = liked - hated
     vector = liked.vector("blocks.1.attn.hook_z") - hated.vector("z.1")
     assert (vector.values.tolist(), str(vector.site)) == ([-5], "z.1")
     with pytest.raises(KeyError, match=r"no means of v\.1"):
