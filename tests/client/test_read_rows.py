@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import actserve
+from actserve.projections import SparseRows
 from actserve.read_rows import ReadRows
 from actserve.sites import Site
 
@@ -59,6 +60,14 @@ def test_what_has_no_order_of_layers_is_refused(
 def test_layers_of_several_widths_make_no_stack() -> None:
     rows = read("z.0", "z.1", widths=(4, 6))
     with pytest.raises(ValueError, match=r"\[4, 6\] wide at different layers"):
+        rows.stack("z")
+
+
+def test_sparse_rows_make_no_stack() -> None:
+    sparse = SparseRows(np.zeros((2, 1), np.int64), np.ones((2, 1), np.float32))
+    rows = ReadRows({}, positions=np.arange(2), sparse={Site.parse("z.3"): sparse})
+    assert rows.layers("z") == (3,)
+    with pytest.raises(KeyError, match=r"largest components; see \.sparse"):
         rows.stack("z")
 
 

@@ -79,6 +79,7 @@ from actserve.steering import (
     Mean,
     Project,
     Replace,
+    Steer,
     Swap,
     Zero,
 )
@@ -166,6 +167,7 @@ __all__ = [
     "SitePredictions",
     "SparseRows",
     "Started",
+    "Steer",
     "SteeringVector",
     "StreamCutShort",
     "Summarized",
