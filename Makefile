@@ -88,8 +88,8 @@ isolation: setup ## Run the isolation test at length: 500 requests, three seeds,
 test-fast: setup ## Run the tests that need no model
 	@$(PY) -m pytest --ignore tests/integration -m "not integration and not slow" $(ARGS)
 
-.PHONY: lint lint-python lint-types lint-proto lint-docker
-lint: lint-python lint-types lint-proto lint-docker ## Check style, types, the wire contract, stubs and the Dockerfile
+.PHONY: lint lint-python lint-types lint-proto lint-docker lint-docs
+lint: lint-python lint-types lint-proto lint-docker lint-docs ## Check style, types, the contract, stubs, Dockerfile and docs
 
 lint-python: setup
 	@$(PY) -m ruff check .
@@ -103,9 +103,26 @@ lint-proto: setup
 	@.venv/bin/buf format --diff --exit-code proto
 	@.venv/bin/buf breaking proto --against proto/accepted.binpb
 	@$(PY) scripts/stubs.py --check
+	@$(PY) scripts/blocking_client.py --check
 
 lint-docker: setup
 	@.venv/bin/hadolint --config docker/hadolint.yaml Dockerfile
+
+# A page that is not in the navigation, or a link that leads nowhere, is an error.
+lint-docs: docs
+
+##### Document
+
+# A notice of the theme's makers about its successor is no warning of ours.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: docs
+docs: setup ## Build the documentation, with the references made from the code, into build/docs
+	@$(PY) -m mkdocs build --strict
+
+.PHONY: docs-serve
+docs-serve: setup ## Show the documentation on localhost:8000 while you write it
+	@$(PY) -m mkdocs serve $(ARGS)
 
 ##### Change
 
@@ -116,8 +133,9 @@ format: setup ## Format Python and protos, and mend what ruff can
 	@.venv/bin/buf format --write proto
 
 .PHONY: proto
-proto: setup ## Regenerate the Python stubs from proto/
+proto: setup ## Regenerate what is made: the Python stubs from proto/, the blocking client
 	@$(PY) scripts/stubs.py
+	@$(PY) scripts/blocking_client.py
 
 .PHONY: accept-contract
 accept-contract: setup ## Take proto/ as the contract that `make lint` compares with

@@ -208,8 +208,9 @@ def explain(client: actserve.Client) -> None:
     rows = client.fetch(EXPLAINED, sites=[found.site], progress=False)[found.site]
     rows = rows[list(found.positions)]
     own, others = (
-        np.mean([score.variance_explained for score in client.score(rows, order, site=found.site)])
+        np.mean([score.variance_explained or 0.0 for score in scores])
         for order in (texts, texts[1:] + texts[:1])
+        for scores in [client.score_explanations(rows, order, site=found.site)]
     )
     console.print(
         f"A second model reads each text and makes a row of it. Those rows account for {own:.0%} "

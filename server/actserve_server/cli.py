@@ -13,8 +13,8 @@ from actserve_server.domain.principals import Role
 from actserve_server.rpc.transport.access_tokens import TENANT, make_token
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """What parses the command line; the documentation's reference is made from it, too."""
     parser = argparse.ArgumentParser(
         prog="actserve-server", description="A remote microscope for language models."
     )
@@ -35,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     token.add_argument(
         "--role", required=True, help=f"what it may do: {', '.join(Role)}", choices=list(Role)
     )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status."""
+    parser = make_parser()
     arguments, flags = parser.parse_known_args(argv)
     if arguments.command == "serve":
         return _serve(flags)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -53,13 +53,16 @@ class Blocking:
     def stream(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         return self._iterate(self._client.stream(*args, **kwargs))
 
+    def fetch_iter(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        return self._iterate(self._client.fetch_iter(*args, **kwargs))
+
     def explain_stream(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         return self._iterate(self._client.explain_stream(*args, **kwargs))
 
     def explain_text_stream(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         return self._iterate(self._client.explain_text_stream(*args, **kwargs))
 
-    def _iterate(self, events: AsyncGenerator[Any, None]) -> Generator[Any, None, None]:
+    def _iterate(self, events: Any) -> Generator[Any, None, None]:
         try:
             with contextlib.suppress(StopAsyncIteration):
                 while True:

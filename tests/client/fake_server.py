@@ -6,7 +6,7 @@ replaces `fetch` or `generate` of the `Model` to make the server misbehave.
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +35,7 @@ from .fake_readouts import (
     WIDTH,
     Chunk,
     positions,
+    select,
     site_rows,
     started,
     tensor,
@@ -55,7 +56,9 @@ def expected(
     return np.stack([value(prompt_length, site, position, width) for position in positions])
 
 
-def reports(request: Any, run_length: int) -> list[intervention_pb2.InterventionReport]:
+def reports(
+    interventions: Sequence[Any], run_length: int
+) -> list[intervention_pb2.InterventionReport]:
     """Made-up reports: the i-th intervention changed every row but i, which were reused."""
     return [
         intervention_pb2.InterventionReport(
@@ -64,7 +67,7 @@ def reports(request: Any, run_length: int) -> list[intervention_pb2.Intervention
             reused_rows=index,
             mean_relative_change=0.25 if run_length > index else None,
         )
-        for index in range(len(request.interventions))
+        for index in range(len(interventions))
     ]
 
 
@@ -91,34 +94,47 @@ def as_events(cls: Any, chunks: Iterable[list[Chunk]]) -> list[list[Any]]:
     return [[cls(**{kinds[type(chunk)]: chunk}) for chunk in track] for track in chunks]
 
 
+def at_positions(readout: readout_pb2.Readout, item: pb.FetchItem) -> readout_pb2.Readout:
+    """The readout of rows as it reads an item."""
+    if not item.HasField("positions"):
+        return readout
+    own = readout_pb2.Readout()
+    own.CopyFrom(readout)
+    own.rows.positions.CopyFrom(item.positions)
+    return own
+
+
 def label_means(request: pb.FetchActivationsRequest) -> Events:
-    """The means of the prompts' rows over those of each label, the last label first."""
-    lengths = [len(tokenized(item.prompt).ids) for item in request.items]
-    labels = [item.label for item in request.items]
-    for label in sorted({*labels} - {""}, reverse=True):
-        rows = request.readouts[0].rows
-        for index in range(len(rows.sites)):
-            block = np.concatenate(
-                [
-                    site_rows(
-                        rows,
-                        index,
-                        where(request.readouts[0], length, [0] * length),
-                        length,
+    """How the rows of each label are distributed, the last label first; a covariance matrix comes
+    in pieces of three rows."""
+    readout = request.readouts[0]
+    full = readout.rows.statistics.second_moments == readout_pb2.SECOND_MOMENTS_FULL
+    for index in range(len(readout.rows.sites)):
+        blocks: dict[str, list[np.ndarray]] = {}
+        for item in request.items:
+            length = len(tokenized(item.prompt).ids)
+            for label, selector in [
+                (item.label, readout.rows.positions),
+                *((each.label, each.positions) for each in item.position_labels),
+            ]:
+                at = select(selector, length, [0] * length)
+                if label and at:
+                    rows = site_rows(readout.rows, index, at, length)
+                    blocks.setdefault(label, []).append(rows)
+        for label in sorted(blocks, reverse=True):
+            rows = np.concatenate(blocks[label])
+            seconds = np.cov(rows, rowvar=False, bias=True) if full else rows.var(0)
+            for first in range(0, len(seconds), 3) if full else [0]:
+                yield pb.FetchActivationsResponse(
+                    statistics=pb.LabelStatistics(
+                        label=label,
+                        site_index=index,
+                        rows=len(rows),
+                        mean=None if first else tensor(rows.mean(0)),
+                        second_moments=tensor(seconds[first : first + 3] if full else seconds),
+                        first_row=first,
                     )
-                    for length, each in zip(lengths, labels, strict=True)
-                    if each == label
-                ]
-            )
-            yield pb.FetchActivationsResponse(
-                statistics=pb.LabelStatistics(
-                    label=label,
-                    site_index=index,
-                    rows=len(block),
-                    mean=tensor(block.mean(0)),
-                    second_moments=tensor(block.var(0)),
                 )
-            )
 
 
 def round_robin() -> Callable[[int], int]:
@@ -143,6 +159,7 @@ class Model:
         self.metadata: list[dict[str, Any]] = []
         self.kept: dict[str, kept_pb2.KeptActivations] = {}
         self.cancelled = threading.Event()
+        self.max_request_bytes = 0
         self.fetch = self.honest_fetch
         self.generate = self.honest_generate
         self.nlas = [fake_explanations.NLA]
@@ -162,6 +179,7 @@ class Model:
         for index, item in enumerate(request.items):
             prompt = tokenized(item.prompt)
             length, run = len(prompt.ids), list(prompt.ids)
+            readouts = [at_positions(each, item) for each in request.readouts]
             chunks = (
                 []
                 if readouts[0].rows.HasField("statistics")
@@ -172,7 +190,7 @@ class Model:
             )
             closed = pb.ItemFinished(
                 item_index=index,
-                interventions=reports(request, length),
+                interventions=reports([*request.interventions, *item.interventions], length),
                 kept=self.keep(readouts, length, run),
             )
             events.append(
@@ -226,7 +244,7 @@ class Model:
                 reason=pb.FINISH_REASON_STOP if params.stop else pb.FINISH_REASON_LENGTH,
                 stop_string=params.stop[0] if params.stop else None,
                 positions=positions(readouts, length, run),
-                interventions=reports(request, len(run)),
+                interventions=reports(request.interventions, len(run)),
                 kept=self.keep(readouts, length, run),
             )
             events.append(
@@ -387,7 +405,9 @@ class ModelServicer(model_grpc.ModelServiceServicer):
         return model_service_pb2.TokenizeResponse(prompt=tokenized(request.prompt))
 
     def described(self, name: str) -> model_service_pb2.Model:
-        return described(name)
+        told = described(name)
+        told.limits.max_request_bytes = self.model.max_request_bytes
+        return told
 
 
 def described(name: str) -> model_service_pb2.Model:

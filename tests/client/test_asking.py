@@ -142,7 +142,7 @@ def test_every_prompt_of_a_list_has_what_an_iterator_yields(client: Any, model: 
     client.generate(
         ["a", "b"],
         steer=(actserve.Zero(f"resid_post.{layer}") for layer in range(2)),
-        capture=(f"resid_post.{layer}" for layer in range(3)),
+        sites=(f"resid_post.{layer}" for layer in range(3)),
         attention=(Attention(layer, 0) for layer in range(2)),
     )
     for request in model.requests:
@@ -325,9 +325,9 @@ REFUSED_CALLS: dict[str, tuple[Callable[[actserve.Client], object], str]] = {
         "nothing would come of reduce",
     ),
     "means of no site": (lambda c: c.fetch_means(["a"], ["x"], []), "but none is named"),
-    "means of unreduced rows": (
-        lambda c: c.fetch_means(["a"], ["x"], "embedding", reduce=_any(None)),
-        "reduce is None; say how",
+    "means of reduced rows by position": (
+        lambda c: c.fetch_means(["a"], [{"x": 0}], "embedding"),
+        "reduce is 'mean', but labels name positions",
     ),
     "means of the largest components": (
         lambda c: c.fetch_means(["a"], ["x"], "embedding", projection=Projection(D, send_top=1)),

@@ -84,7 +84,10 @@ def test_an_edited_explanation_travels_in_place_of_a_vector(relative: bool) -> N
 
 REFUSED: dict[str, tuple[Callable[[actserve.Client], object], str]] = {
     "rows without an axis": (lambda c: c.explain(3.0, SITE), r"\[rows, width\] or \[width\]"),
-    "no row in no list": (lambda c: c.score([], [], SITE), "rows must hold real numbers"),
+    "no row in no list": (
+        lambda c: c.score_explanations([], [], SITE),
+        "rows must hold real numbers",
+    ),
     "a row of zeros": (lambda c: c.explain([[1, 0], [0, 0]], SITE), r"rows\[1\] is zero"),
     "a row that is not finite": (lambda c: c.explain([1, np.nan], SITE), r"rows\[1\] is nan"),
     "fewer positions": (
@@ -107,23 +110,26 @@ REFUSED: dict[str, tuple[Callable[[actserve.Client], object], str]] = {
         "'wiki' is a short name",
     ),
     "a baseline that is a number": (
-        lambda c: c.score(rows(1), ["a"], SITE, baseline=_any(0.5)),
+        lambda c: c.score_explanations(rows(1), ["a"], SITE, baseline=_any(0.5)),
         "0.5 is not the name of a baseline",
     ),
     "another reference": (
-        lambda c: c.compare(rows(3), rows(2), SITE),
+        lambda c: c.explain_difference(rows(3), rows(2), SITE),
         r"reference has shape \[2, 4\], and rows \[3, 4\]",
     ),
     "no difference": (
-        lambda c: c.compare(rows(2), rows(2)[1], SITE),
+        lambda c: c.explain_difference(rows(2), rows(2)[1], SITE),
         r"rows - reference\[1\] is zero",
     ),
     "a prompt that is none": (lambda c: c.explain_text(_any(3)), "is not a prompt"),
     "no positions": (lambda c: c.explain_text("a", positions=[]), "positions is empty"),
     "no text": (lambda c: c.reconstruct([], SITE), "list of texts is empty"),
     "an empty text": (lambda c: c.reconstruct(["a", " "], SITE), r"texts\[1\] is ' '"),
-    "a text that is a number": (lambda c: c.score(rows(1), _any([1]), SITE), r"texts\[0\] is 1"),
-    "fewer texts": (lambda c: c.score(rows(2), ["a"], SITE), "1 texts for 2 rows"),
+    "a text that is a number": (
+        lambda c: c.score_explanations(rows(1), _any([1]), SITE),
+        r"texts\[0\] is 1",
+    ),
+    "fewer texts": (lambda c: c.score_explanations(rows(2), ["a"], SITE), "1 texts for 2 rows"),
     "an edit of nothing": (lambda c: c.edit_vector("", "a", SITE), "original is ''"),
     "an edit that changes nothing": (
         lambda c: c.edit_vector("a ", "a", SITE),

@@ -23,7 +23,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     ),
     "explain_text": lambda c, **how: c.explain_text("a b", nla="tiny", **how),
     "explain_text_stream": lambda c, **how: list(c.explain_text_stream("a b", nla="tiny", **how)),
-    "compare": lambda c, **how: c.compare(rows(2), 3 * rows(2), SITE, nla="tiny", **how),
+    "compare": lambda c, **how: c.explain_difference(rows(2), 3 * rows(2), SITE, nla="tiny", **how),
 }
 TEXT = ("explain_text", "explain_text_stream")
 
@@ -265,7 +265,7 @@ def test_an_incomplete_reconstruction_raises(client: Any, model: Model, case: st
 def test_scores_are_one_for_each_text(client: Any, model: Model) -> None:
     model.score = lambda request: pb.ScoreExplanationsResponse()
     with pytest.raises(actserve.BadResponse, match="0 scores for 2 texts"):
-        client.score(rows(2), ["a", "b"], SITE)
+        client.score_explanations(rows(2), ["a", "b"], SITE)
 
 
 def test_a_baseline_is_the_one_that_was_set(client: Any, model: Model) -> None:

@@ -86,8 +86,8 @@ def test_an_incomplete_answer_raises(client: Any, model: Model, method: str, cas
     model.generate = lambda request: iter(broken(model.honest_generate(request)))
     call = {
         "fetch": lambda: client.fetch(PROMPT, sites="embedding", steer=STEER),
-        "generate": lambda: client.generate(PROMPT, capture="embedding", steer=STEER),
-        "stream": lambda: list(client.stream(PROMPT, capture="embedding", steer=STEER)),
+        "generate": lambda: client.generate(PROMPT, sites="embedding", steer=STEER),
+        "stream": lambda: list(client.stream(PROMPT, sites="embedding", steer=STEER)),
     }[method]
     with pytest.raises(error, match=message):
         call()

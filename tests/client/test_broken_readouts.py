@@ -366,8 +366,8 @@ def test_an_incomplete_readout_raises(client: Any, model: Model, method: str, ca
     model.generate = lambda request: iter(broken(model.honest_generate(request)))
     call = {
         "fetch": lambda: client.fetch(PROMPT, sites="embedding", **asked),
-        "generate": lambda: client.generate(PROMPT, capture="embedding", **asked),
-        "stream": lambda: list(client.stream(PROMPT, capture="embedding", **asked)),
+        "generate": lambda: client.generate(PROMPT, sites="embedding", **asked),
+        "stream": lambda: list(client.stream(PROMPT, sites="embedding", **asked)),
     }[method]
     with pytest.raises(actserve.BadResponse, match=message):
         call()
@@ -385,11 +385,11 @@ BROKEN_MEANS: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
         actserve.BadResponse,
         "without the mean of 'y' at embedding",
     ),
-    "a mean twice": (doubled("statistics"), actserve.BadResponse, "mean of 'y' at site 0 of 1"),
+    "a mean twice": (doubled("statistics"), actserve.BadResponse, "mean of 'y' at embedding twice"),
     "a mean of no label": (
         first("statistics", lambda mean: setattr(mean, "label", "z")),
         actserve.BadResponse,
-        "mean of 'z' at site 0 of 1 twice or unasked",
+        "mean of 'z' at site 0 of 1 unasked",
     ),
     "a mean of no site": (
         first("statistics", lambda mean: setattr(mean, "site_index", 1)),
@@ -399,15 +399,25 @@ BROKEN_MEANS: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
     "a mean of fewer prompts": (
         each("statistics", do=lambda mean: setattr(mean, "rows", 1)),
         actserve.BadResponse,
-        "mean of 1 prompts of 'x' .* not that of 2",
+        "mean of 1 prompts of 'x', not of 2",
     ),
     "a mean of another width": (
         first("statistics", shaped("mean", 3)),
         actserve.BadResponse,
-        r"in shape \[3\], not that of 1 in shape \[4\]",
+        r"in shape \[3\], not \[4\]",
     ),
-    "no opening": (without("started"), actserve.BadResponse, r"not that of 1 in shape \[0\]"),
+    "no opening": (without("started"), actserve.BadResponse, r"in shape \[4\], not \[0\]"),
     "rows as well": (extra("activations"), actserve.BadResponse, "only their means"),
+    "second moments without a mean": (
+        first("statistics", lambda mean: mean.ClearField("mean")),
+        actserve.BadResponse,
+        "of 'y' at embedding without their mean",
+    ),
+    "second moments of another width": (
+        first("statistics", shaped("second_moments", 3)),
+        actserve.BadResponse,
+        r"variance of 'y' at embedding in shape \[3\] from row 0 on, where \[4\]",
+    ),
     "no report of an intervention": (
         each(*CLOSING, do=lambda event: event.ClearField("interventions")),
         actserve.BadResponse,
@@ -422,5 +432,9 @@ def test_incomplete_means_raise(client: Any, model: Model, case: str) -> None:
     model.fetch = lambda request: iter(broken(model.honest_fetch(request)))
     with pytest.raises(error, match=message):
         client.fetch_means(
-            ["a", "b c", "d"], ["x", "x", "y"], "embedding", steer=actserve.Zero("embedding")
+            ["a", "b c", "d"],
+            ["x", "x", "y"],
+            "embedding",
+            steer=actserve.Zero("embedding"),
+            second_moments="variance",
         )

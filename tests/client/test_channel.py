@@ -1,7 +1,6 @@
 """How the client uses its connection follows from the contract."""
 
 import json
-import warnings
 from typing import Any
 
 import grpc
@@ -109,18 +108,14 @@ FLAVOURS = pytest.mark.parametrize("flavour", [actserve.Client, actserve.AsyncCl
 @pytest.mark.parametrize(
     "token", [{"token": "secret"}, {"metadata": {"Authorization": "Bearer secret"}}], ids=str
 )
-async def test_a_token_in_plaintext_to_another_machine_is_warned_of_once(
+async def test_a_token_in_plaintext_to_another_machine_is_refused_unless_asked_for(
     flavour: Any, target: str, token: Any
 ) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        for _ in range(3):
-            flavour(target, **token)
-    (warned,) = caught
-    assert warned.filename == __file__
-    assert f"to {target} in plaintext" in str(warned.message)
-    assert "tls=True" in str(warned.message)
-    assert "secret" not in str(warned.message)
+    with pytest.raises(actserve.InvalidRequest, match="tls=True") as caught:
+        flavour(target, **token)
+    assert f"to {target} in plaintext" in caught.value.message
+    assert "secret" not in str(caught.value)
+    flavour(target, **token, plaintext_token=True)
 
 
 @FLAVOURS
@@ -129,7 +124,7 @@ async def test_a_token_in_plaintext_to_another_machine_is_warned_of_once(
     [(LOCAL, {"token": "secret"}), (REMOTE, {}), (REMOTE, {"token": "secret", "tls": True})],
     ids=["this machine", "no token", "TLS"],
 )
-async def test_nothing_else_is_warned_of(
+async def test_nothing_else_is_refused(
     flavour: Any, targets: list[str], options: dict[str, Any]
 ) -> None:
     for target in targets:

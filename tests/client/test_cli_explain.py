@@ -95,8 +95,9 @@ def test_the_options_travel(run: Run, model: Model) -> None:
     request = model.requests[-1]
     assert request.nla == "models/-/nlas/tiny"
     assert request.positions.HasField("last")
-    spec = pb.ExplainSpec(samples=3, best=True, score=True, question="why?", temperature=0, seed=7)
-    assert request.spec == spec
+    assert request.spec == pb.ExplainSpec(
+        samples=3, best=True, score=True, question="why?", temperature=0, seed=7, partial=True
+    )
 
 
 def test_every_sample_is_a_row(run: Run) -> None:

@@ -34,7 +34,7 @@ def test_fetch_gives_each_site_as_float32_of_tokens_by_width(client: Any) -> Non
 def test_each_site_has_rows_of_its_own_width(client: Any) -> None:
     sites = {"mlp_act.1": 6, "logits": 9, "q.0": WIDTH}
     acts = client.fetch("one two three", sites=sites)
-    out = client.generate("one two", capture=sites, positions=slice(1, None))
+    out = client.generate("one two", sites=sites, positions=slice(1, None))
     for index, (site, width) in enumerate(sites.items()):
         np.testing.assert_array_equal(acts[site], expected(3, index, range(3), width))
         np.testing.assert_array_equal(out.activations[site], expected(2, index, range(1, 4), width))
@@ -87,7 +87,7 @@ def test_events_fold_the_same_in_any_interleaving(client: Any, model: Model, see
         assert acts.tokens == tuple(prompt.split())
         for index, site in enumerate(acts.sites):
             np.testing.assert_array_equal(acts[site], expected(length, index, range(length)))
-    first, second = client.generate("one two", n=2, capture=["embedding", "mlp_out.2"])
+    first, second = client.generate("one two", samples=2, sites=["embedding", "mlp_out.2"])
     assert (first.text, second.text) == (" and0 so0 on0", " and1 so1 on1")
     for generation in (first, second):
         for index, site in enumerate(generation.activations):
@@ -125,14 +125,16 @@ def test_an_empty_list_of_prompts_gives_an_empty_list(client: Any) -> None:
 def test_the_shape_of_the_answer_follows_the_shape_of_the_question(client: Any) -> None:
     one = "a b"
     assert client.generate(one).token_ids == (0, 1, 2)
-    assert [g.token_ids[0] for g in client.generate(one, n=2)] == [0, 100]
-    assert [g.token_ids[0] for g in client.generate(one, n=1)] == [0]
+    assert [g.token_ids[0] for g in client.generate(one, samples=2)] == [0, 100]
+    assert [g.token_ids[0] for g in client.generate(one, samples=1)] == [0]
     assert [g.token_ids[0] for g in client.generate([one, one])] == [0, 0]
-    assert [[g.token_ids[0] for g in each] for each in client.generate([one], n=2)] == [[0, 100]]
+    assert [[g.token_ids[0] for g in each] for each in client.generate([one], samples=2)] == [
+        [0, 100]
+    ]
 
 
 def test_a_generation_holds_everything_about_itself(client: Any) -> None:
-    out = client.generate("one two", capture="resid_post.1", logprobs=1, max_tokens=3)
+    out = client.generate("one two", sites="resid_post.1", logprobs=1, max_tokens=3)
     assert out.text == " and0 so0 on0"
     assert out.tokens == (" and0", " so0", " on0")
     assert out.token_ids == (0, 1, 2)
@@ -142,7 +144,7 @@ def test_a_generation_holds_everything_about_itself(client: Any) -> None:
     assert [each.logprob for each in out.logprobs] == [-0.5] * 3
     assert out.logprobs[1].top[0].token == " so0"
     assert (out.usage.prompt_tokens, out.usage.output_tokens) == (2, 3)
-    assert out.call_id == "r2"
+    assert out.request_id == "r2"
     # Two prompt tokens and three generated ones, of which the last never ran.
     assert out.activations.tokens == (*out.prompt_tokens, *out.tokens)
     assert out.activations.token_ids == (*out.prompt_token_ids, *out.token_ids)
@@ -176,12 +178,12 @@ def test_activations_are_saved_as_one_row_a_position(client: Any, tmp_path: Path
 
 
 def test_a_capture_that_selects_nothing_has_rows_of_the_right_width(client: Any) -> None:
-    out = client.generate("a b", max_tokens=1, capture="embedding", positions="generated")
+    out = client.generate("a b", max_tokens=1, sites="embedding", positions="generated")
     assert out.activations["embedding"].shape == (0, WIDTH)
 
 
 def test_stream_yields_every_event_in_order(client: Any) -> None:
-    events = list(client.stream("one two", capture="resid_post.1", n=2, steer=ZERO))
+    events = list(client.stream("one two", sites="resid_post.1", samples=2, steer=ZERO))
     sources = (actserve.TokenSource(0, 3), actserve.TokenSource(4, 7))
     assert events[0] == actserve.Started("r2", (322, 346), ("one", "two"), sources)
     assert isinstance(events[-1], actserve.Finished)
@@ -303,7 +305,7 @@ def test_an_answer_says_what_each_intervention_did(client: Any) -> None:
     one, two = client.fetch(["one two three", "one two three four"], "embedding", steer=steer)
     assert one.interventions == made(3)
     assert two.interventions == made(4)
-    for out in client.generate("one two", n=2, steer=steer):
+    for out in client.generate("one two", samples=2, steer=steer):
         assert out.interventions == out.activations.interventions == made(4)
     assert client.generate("one two").interventions == ()
     assert client.fetch("one two", "embedding").interventions == ()
@@ -329,7 +331,7 @@ def test_an_answer_says_where_each_prompt_token_comes_from(client: Any) -> None:
     for prompt, sources in cases:
         assert client.tokenize(prompt).sources == sources
         assert client.fetch(prompt, "embedding").sources == sources
-        out = client.generate(prompt, capture="embedding")
+        out = client.generate(prompt, sites="embedding")
         assert out.prompt_sources == out.activations.sources == sources
         assert next(iter(client.stream(prompt))).prompt_sources == sources
 

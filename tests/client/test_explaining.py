@@ -30,7 +30,7 @@ def test_the_shape_of_the_answer_follows_the_shape_of_the_question(client: Any) 
     one, two = rows(2)
     for method in (
         client.explain,
-        lambda rows, *at, **asked: client.compare(2 * rows, rows, *at, **asked),
+        lambda rows, *at, **asked: client.explain_difference(2 * rows, rows, *at, **asked),
     ):
         assert texts(method(one, SITE)) == said(one)
         assert texts(method(one, SITE, samples=2)) == [said(one), said(one, 1)]
@@ -117,7 +117,7 @@ def test_many_rows_keep_their_order_and_seeds_however_they_are_split(
     np.testing.assert_array_equal(
         client.reconstruct(words, SITE), np.stack([reconstructed(word) for word in words])
     )
-    assert [each.cosine for each in client.score(given, words, SITE)] == pytest.approx(
+    assert [each.cosine for each in client.score_explanations(given, words, SITE)] == pytest.approx(
         [cosine(word) for word in words]
     )
 
@@ -150,7 +150,7 @@ def test_an_explained_text_pairs_tokens_with_explanations(client: Any) -> None:
     ]
     assert len(explained) == 4
     assert explained.interventions == (actserve.InterventionReport(3, 0, 0, None),)
-    assert (explained.nla, explained.site, explained.call_id) == ("tiny", SITE, "r3")
+    assert (explained.nla, explained.site, explained.request_id) == ("tiny", SITE, "r3")
     assert (explained.usage.prompt_tokens, explained.usage.output_tokens) == (11, 5)
 
 
@@ -208,10 +208,10 @@ def test_a_reconstruction_has_the_shape_of_the_texts(client: Any) -> None:
 
 
 def test_a_score_is_one_for_one_text_and_a_list_for_a_list(client: Any) -> None:
-    one = client.score(rows(1)[0], "abc", SITE)
+    one = client.score_explanations(rows(1)[0], "abc", SITE)
     assert one.cosine == pytest.approx(cosine("abc"))
-    assert client.score(rows(1), ["abc"], SITE) == [one]
-    wiki = client.score(rows(1)[0], "abc", SITE, nla="tiny", baseline="wiki")
+    assert client.score_explanations(rows(1), ["abc"], SITE) == [one]
+    wiki = client.score_explanations(rows(1)[0], "abc", SITE, nla="tiny", baseline="wiki")
     wanted = scored("abc", "models/big/nlas/tiny/baselines/wiki")
     assert wiki.variance_explained == pytest.approx(wanted.variance_explained)
     assert wiki.centered_cosine is None

@@ -98,7 +98,10 @@ MISTAKES: dict[str, tuple[Callable[[actserve.Client], Any], str]] = {
         lambda _: actserve.LogitAttribution("z.0", targets=[(LONG, 1, 2)]),  # pyright: ignore[reportArgumentType]
         "tuple of 3 is not a target",
     ),
-    "a label": (lambda _: check_labels([LONG], ["a"]), "ndarray of shape .* is not a label"),
+    "a label": (
+        lambda _: check_labels([LONG], ["a"], "mean"),
+        "ndarray of shape .* is not a label",
+    ),
     "a ttl": (lambda _: actserve.Keep(ttl=LONG), "the ttl is ndarray of shape"),  # pyright: ignore[reportArgumentType]
     "a seed": (
         lambda client: client.generate("a", seed=LONG),  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -151,7 +154,7 @@ TEXTS: dict[str, tuple[Callable[[], Any], str]] = {
     "positions by role": (lambda: actserve.ByTurn(roles=BROKEN), "a role of positions"),
     "an original": (lambda: actserve.ExplanationEdit(BROKEN, "a"), "original"),
     "an edited one": (lambda: actserve.ExplanationEdit("a", BROKEN), "edited"),
-    "a label": (lambda: check_labels([BROKEN], ["a"]), "label 0"),
+    "a label": (lambda: check_labels([BROKEN], ["a"], "mean"), "a label"),
     "the name of a readout": (
         lambda: actserve.Client().fetch("a", readouts={BROKEN: actserve.Predict(top_k=1)}),
         "the name of a readout",

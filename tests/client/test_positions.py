@@ -97,7 +97,7 @@ REFUSED: dict[str, tuple[Any, tuple[Any, ...], str, str]] = {
     "a negative id": (ByTokenId, (-1,), "TOKEN_OUT_OF_RANGE", "-1 is not a token id; use .* 0 to"),
     "an id beyond any": (ByTokenId, (2**32,), "TOKEN_OUT_OF_RANGE", "not a token id"),
     "a mask of ids": (ByTokenId, ([True],), "TOKEN_OUT_OF_RANGE", "True is not a token id"),
-    "text as an id": (ByTokenId, ("a",), "TOKEN_OUT_OF_RANGE", "'a' is not a token id"),
+    "no text as an id": (ByTokenId, ("",), "TOKEN_OUT_OF_RANGE", "'' is not a token id"),
     "empty text": (ByText, ("",), "FIELD_REQUIRED", "not empty"),
     "an id as text": (ByText, (3,), "FIELD_REQUIRED", "3 is not a piece of text"),
     "half an occurrence": (ByText, ("a", 0.5), "FIELD_INVALID", "0.5 is not an occurrence"),

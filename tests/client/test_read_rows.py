@@ -92,7 +92,7 @@ def test_heads_are_told_by_the_server(client: Any, hook_point: str) -> None:
 
 
 def test_named_and_generated_rows_have_heads_too(client: Any) -> None:
-    out = client.generate("a b", capture="z.0", readouts={"more": actserve.Read("q.0", "last")})
+    out = client.generate("a b", sites="z.0", readouts={"more": actserve.Read("q.0", "last")})
     assert out.activations.heads("z.0").shape[1:] == (2, 2)
     assert out.activations.readouts["more"].heads("q.0").shape == (1, 2, 2)
 

@@ -13,6 +13,7 @@ import actserve
 from actserve import (
     Attention,
     AttentionSummary,
+    ByText,
     Keep,
     KeptRows,
     LogitAttribution,
@@ -60,7 +61,7 @@ def test_the_largest_components_come_with_their_directions(client: Any, tmp_path
     projection = Projection(D, send_top=2)
     for acts in (
         client.fetch("a b c d", SITE, projection=projection),
-        client.generate("a b c", max_tokens=2, capture=SITE, projection=projection).activations,
+        client.generate("a b c", max_tokens=2, sites=SITE, projection=projection).activations,
     ):
         sparse = acts.sparse["blocks.1.hook_resid_post"]
         length = 4 if len(acts.tokens) == 4 else 3
@@ -88,10 +89,10 @@ def test_reduced_rows_are_one_row_at_the_last_position_reduced(
     acts = client.fetch("a b c d", SITE, positions=slice(1, None), reduce=reduce)
     assert acts[SITE].tolist() == [wanted]
     assert acts.positions.tolist() == [3]
-    out = client.generate("a b", capture=SITE, positions="generated", reduce=reduce)
+    out = client.generate("a b", sites=SITE, positions="generated", reduce=reduce)
     assert out.activations.positions.tolist() == [3]
     assert out.activations[SITE].shape == (1, 4)
-    nothing = client.generate("a", max_tokens=1, capture=SITE, positions="generated", reduce=reduce)
+    nothing = client.generate("a", max_tokens=1, sites=SITE, positions="generated", reduce=reduce)
     assert nothing.activations[SITE].shape == (0, 4)
 
 
@@ -193,8 +194,8 @@ def test_every_readout_of_a_sample_is_its_own(client: Any, model: Model) -> None
     model.order = np.random.default_rng(0).integers
     outs = client.generate(
         "a b",
-        n=2,
-        capture=SITE,
+        samples=2,
+        sites=SITE,
         reduce="last",
         predictions=Predict(top_k=2),
         attention=Attention(0, [0, 1]),
@@ -220,7 +221,7 @@ def test_a_stream_yields_what_is_read_as_it_comes(client: Any) -> None:
     events = list(
         client.stream(
             "a b",
-            capture=SITE,
+            sites=SITE,
             projection=Projection(D, send_top=1),
             predictions=Predict(top_k=1),
             attention=Attention(0, 1),
@@ -273,7 +274,7 @@ def test_what_keeps_rows_has_an_id_by_which_a_retry_finds_them(
     client: Any, model: Model, keep: Keep | None
 ) -> None:
     client.fetch(["a"] * 20, SITE, keep=keep)
-    client.generate("a", capture=SITE, keep=keep)
+    client.generate("a", sites=SITE, keep=keep)
     ids = [request.request_id for request in model.requests]
     assert len({*ids}) == (1 if keep is None else 3)
     assert all(bool(each) == (keep is not None) for each in ids)
@@ -285,7 +286,7 @@ def test_rows_that_are_kept_need_not_be_sent(client: Any, model: Model) -> None:
     assert not only.keep.HasField("ttl")
     assert {one.kept, two.kept} == {*model.kept}
     assert (len(one), one.positions.tolist()) == (0, [])
-    out = client.generate("a b", capture=SITE, keep=Keep(send=False))
+    out = client.generate("a b", sites=SITE, keep=Keep(send=False))
     assert out.activations.kept in model.kept
 
 
@@ -301,7 +302,7 @@ def test_means_weigh_every_prompt_alike_however_they_are_split(
     lengths = np.array([len(prompt.split()) for prompt in prompts])
     for label, each in means.items():
         own = lengths[[other == label for other in labels]]
-        assert each.prompts == len(own)
+        assert each.rows == len(own)
         for index, site in enumerate(each):
             assert each[site].dtype == np.float32
             np.testing.assert_allclose(
@@ -329,6 +330,49 @@ def test_means_are_of_the_rows_as_reduced_and_projected(client: Any, model: Mode
     assert [item.label for item in request.items] == ["x", "y", "x"]
     assert request.readouts[0].rows.HasField("statistics")
     assert len(request.interventions) == 1
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 32])
+@pytest.mark.parametrize("moments", ["variance", "covariance"])
+def test_second_moments_are_those_of_all_rows_however_they_are_split(
+    connect: Callable[..., Any], concurrency: int, moments: str
+) -> None:
+    client = connect(concurrency=concurrency)
+    prompts = ["a", "b c", "d e f", "g h", "i"]
+    whole = [each[SITE] for each in client.fetch(prompts, SITE)]
+    means = client.fetch_means(
+        prompts, [*"xyxyx"], SITE, reduce=None, second_moments=moments, positions="all"
+    )
+    for label, own in (("x", whole[0::2]), ("y", whole[1::2])):
+        rows = np.concatenate(own)
+        assert means[label].rows == len(rows)
+        np.testing.assert_allclose(means[label][SITE], rows.mean(0), rtol=1e-6)
+        expected = rows.var(0) if moments == "variance" else np.cov(rows, rowvar=False, bias=True)
+        np.testing.assert_allclose(getattr(means[label], moments)[SITE], expected, atol=1e-6)
+    other = {"variance": "covariance", "covariance": "variance"}[moments]
+    assert not getattr(means["x"], other)
+
+
+@pytest.mark.parametrize("concurrency", [1, 32])
+def test_labels_may_be_of_positions(
+    connect: Callable[..., Any], model: Model, concurrency: int
+) -> None:
+    prompts = ["a b c", "d e"]
+    first, second = (each[SITE] for each in connect().fetch(prompts, SITE))
+    model.requests.clear()
+    means = connect(concurrency=concurrency).fetch_means(
+        prompts,
+        [{"name": [0, 2], "none": slice(7, 9)}, {"name": "last", "verb": ByText("e")}],
+        SITE,
+        reduce=None,
+    )
+    items = [item for request in model.requests for item in request.items]
+    labels = [[each.label for each in item.position_labels] for item in items]
+    assert labels == [["name", "none"], ["name", "verb"]]
+    np.testing.assert_allclose(
+        means["name"][SITE], np.concatenate([first[[0, 2]], second[-1:]]).mean(0), rtol=1e-6
+    )
+    assert (means["name"].rows, "none" in means) == (3, False)
 
 
 def test_means_of_no_prompts_are_none(client: Any) -> None:
@@ -363,7 +407,7 @@ def test_named_readouts_are_found_by_their_names(client: Any, model: Model, meth
         acts = client.fetch("a b c", SITE, attention=Attention(0, 1), readouts=NAMED)
     else:
         acts = client.generate(
-            "a b c", capture=SITE, attention=Attention(0, 1), readouts=NAMED
+            "a b c", sites=SITE, attention=Attention(0, 1), readouts=NAMED
         ).activations
     tokens = acts[SITE].shape[0]
     assert list(acts.attention) == [(0, 1)]
@@ -386,7 +430,7 @@ def test_named_readouts_are_found_by_their_names(client: Any, model: Model, meth
 
 
 def test_events_of_a_stream_name_their_readout(client: Any) -> None:
-    events = list(client.stream("a b", capture=SITE, readouts=NAMED))
+    events = list(client.stream("a b", sites=SITE, readouts=NAMED))
     names = {event.readout for event in events if isinstance(event, actserve.Rows)}
     assert names == {"", "probe", "pooled", "top"}
     assert {e.readout for e in events if isinstance(e, actserve.Predicted)} == {"lens"}
@@ -467,5 +511,5 @@ def test_an_attribution_of_no_position_has_no_rows(client: Any) -> None:
 
 
 def test_a_sample_that_read_nothing_keeps_nothing(client: Any) -> None:
-    out = client.generate("a", max_tokens=1, capture=SITE, positions="generated", keep=Keep())
+    out = client.generate("a", max_tokens=1, sites=SITE, positions="generated", keep=Keep())
     assert (out.activations[SITE].shape, out.activations.kept) == ((0, 4), None)

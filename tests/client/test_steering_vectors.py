@@ -178,7 +178,7 @@ def test_what_is_no_intervention_is_refused_by_name(steer: Any, message: str) ->
 
 def means(label: str, **values: list[float]) -> LabelMeans:
     by_site = {Site.parse(f"{name}.1"): np.array(each, np.float32) for name, each in values.items()}
-    return LabelMeans(by_site, prompts=2, label=label)
+    return LabelMeans(by_site, rows=2, label=label)
 
 
 def test_the_difference_of_means_is_a_steering_vector(client: Any) -> None:

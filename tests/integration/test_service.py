@@ -117,8 +117,8 @@ def test_every_sample_is_steered_and_captured(served: Served) -> None:
 
     def sample(**options: Any) -> list[actserve.Generation]:
         return served.client.generate(
-            "I think the movie was", n=4, max_tokens=8, temperature=0.0, ignore_eos=True,
-            capture=[SITE], **options,
+            "I think the movie was", samples=4, max_tokens=8, temperature=0.0, ignore_eos=True,
+            sites=[SITE], **options,
         )  # fmt: skip
 
     plain = sample()
@@ -135,7 +135,7 @@ def test_every_sample_is_steered_and_captured(served: Served) -> None:
 def test_seeded_samples_differ_and_repeat(served: Served) -> None:
     def sample() -> list[str]:
         out = served.client.generate(
-            "Once upon a time", n=3, max_tokens=12, temperature=1.0, seed=11
+            "Once upon a time", samples=3, max_tokens=12, temperature=1.0, seed=11
         )
         return [generation.text for generation in out]
 
@@ -352,9 +352,7 @@ def test_metrics_count_what_was_served(served: Served) -> None:
 
     server, thread = start_http_server(0, "127.0.0.1")
     try:
-        served.client.generate(
-            "x", max_tokens=2, capture=[SITE], steer=[actserve.Add(SITE, VECTOR)]
-        )
+        served.client.generate("x", max_tokens=2, sites=[SITE], steer=[actserve.Add(SITE, VECTOR)])
         url = f"http://127.0.0.1:{server.server_port}/metrics"
         page = urllib.request.urlopen(url, timeout=5).read().decode()
     finally:

@@ -5,10 +5,12 @@ acts = client.fetch("The capital of France is", sites=["resid_post.15"])
 acts["resid_post.15"]  # numpy float32 [tokens, width]
 """
 
-from actserve.aio import AsyncClient
+from actserve._async.client import AsyncClient
+from actserve._async.streams import AsyncStream
+from actserve._sync.client import Client
+from actserve._sync.streams import Stream
 from actserve.attention import Attention, AttentionMeans, AttentionPattern, AttentionSummary
 from actserve.attributions import Attributions, LogitAttribution
-from actserve.client import Client
 from actserve.conversations import Conversation
 from actserve.edits import ExplanationEdit
 from actserve.errors import (
@@ -70,7 +72,7 @@ from actserve.results import (
 )
 from actserve.saelens import saelens_site
 from actserve.sampling import RepetitionDetection, Sampling
-from actserve.sites import BySite, HookPoint, Site
+from actserve.sites import BySite, HookPoint, Site, SitePattern
 from actserve.steering import (
     Ablate,
     Add,
@@ -94,6 +96,7 @@ __all__ = [
     "Add",
     "AlreadyExists",
     "AsyncClient",
+    "AsyncStream",
     "Attended",
     "Attention",
     "AttentionMeans",
@@ -164,11 +167,13 @@ __all__ = [
     "Score",
     "ServerError",
     "Site",
+    "SitePattern",
     "SitePredictions",
     "SparseRows",
     "Started",
     "Steer",
     "SteeringVector",
+    "Stream",
     "StreamCutShort",
     "Summarized",
     "Swap",

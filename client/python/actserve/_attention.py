@@ -24,16 +24,16 @@ class _Head(NamedTuple):
 
 
 class HeadQueries:
-    """Collects the patterns of the heads of one layer, of a readout of this name; `keep` as
+    """Collects the patterns of the heads of one layer, of a readout of this name; `collect` as
     `Collected` takes it."""
 
-    def __init__(self, asked: Attention, name: str, *, keep: bool) -> None:
+    def __init__(self, asked: Attention, name: str, *, collect: bool) -> None:
         self.asked = asked
         self._name = name
         heads = [_Head(*key) for key in asked.keys]
         self._heads = {head.head: head for head in heads}
         self._columns = 0  # Of the widest chunk.
-        self._collected = Collected[_Head, AttentionPattern]("queries", heads, keep=keep)
+        self._collected = Collected[_Head, AttentionPattern]("queries", heads, collect=collect)
 
     def add(self, chunk: readout_pb2.AttentionChunk) -> Attended:
         """Takes one chunk, and returns it decoded."""

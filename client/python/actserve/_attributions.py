@@ -8,20 +8,20 @@ from actserve._collected import Collected
 from actserve.attributions import Attributions, LogitAttribution
 from actserve.errors import BadResponse
 from actserve.events import Attributed
-from actserve.sites import Site, parse_sites
+from actserve.sites import Site, plain_sites
 from actserve.tensors import Float32Array, decode
 from actserve.v1 import readout_pb2
 
 
 class SequenceAttributions:
-    """Collects the attributions of one sequence, of a readout of this name; `keep` as `Collected`
-    takes it. `constants` are those that the server has told."""
+    """Collects the attributions of one sequence, of a readout of this name; `collect` as
+    `Collected` takes it. `constants` are those that the server has told."""
 
     def __init__(
-        self, asked: LogitAttribution, name: str, constants: Sequence[float], *, keep: bool
+        self, asked: LogitAttribution, name: str, constants: Sequence[float], *, collect: bool
     ) -> None:
         self._name = name
-        self._sites = parse_sites(asked.sites)
+        self._sites = plain_sites(asked.sites)
         self._targets = len(asked.targets)
         self._heads: dict[Site, int] = {}
         if len(constants) != self._targets:
@@ -30,7 +30,9 @@ class SequenceAttributions:
                 f"{self._targets} were asked for"
             )
         self._constants = np.array(constants, np.float32)
-        self._collected = Collected[Site, Float32Array]("attributions", self._sites, keep=keep)
+        self._collected = Collected[Site, Float32Array](
+            "attributions", self._sites, collect=collect
+        )
 
     def add(self, chunk: readout_pb2.LogitAttributionChunk) -> Attributed:
         """Takes one chunk, and returns it decoded."""

@@ -15,13 +15,14 @@ from actserve.attention import Attention, AttentionPattern, AttentionSummary
 from actserve.attributions import LogitAttribution
 from actserve.errors import BadResponse
 from actserve.events import Attended, Attributed, Predicted, Rows, Summarized
+from actserve.positions import Positions
 from actserve.predictions import Predict, SitePredictions
 from actserve.read_rows import ReadRows
 from actserve.readouts import Read, readout_to_proto
-from actserve.results import Activations, Tokenized
+from actserve.results import Activations, Tokenized, Usage
 from actserve.sites import BySite
 from actserve.v1 import generation_service_pb2 as pb
-from actserve.v1 import readout_pb2
+from actserve.v1 import readout_pb2, tensor_pb2
 
 Chunk = (
     readout_pb2.ActivationChunk
@@ -33,7 +34,7 @@ Chunk = (
 
 
 class Captured:
-    """Collects everything captured of one sequence. With `keep` unset it checks that all is there
+    """Collects everything captured of one sequence. Without `collect` it checks that all is there
     and keeps nothing that is large."""
 
     def __init__(
@@ -41,9 +42,10 @@ class Captured:
         capture: Capture,
         started: Sequence[readout_pb2.ReadoutStarted],
         *,
-        keep: bool = True,
+        collect: bool = True,
     ) -> None:
         self._capture = capture
+        self._bytes = 0
         # By index of the readout on the wire.
         self._rows: dict[int, SequenceRows] = {}
         self._predictions: dict[int, SequencePredictions] = {}
@@ -60,18 +62,22 @@ class Captured:
                 break
             match each.readout:
                 case Read() as read if read.sends:
-                    self._rows[index] = SequenceRows(read, started[index], each.name, keep=keep)
+                    self._rows[index] = SequenceRows(
+                        read, started[index], each.name, collect=collect
+                    )
                 case Predict() as predict:
-                    self._predictions[index] = SequencePredictions(predict, each.name, keep=keep)
+                    self._predictions[index] = SequencePredictions(
+                        predict, each.name, collect=collect
+                    )
                 case Attention() as attention:
-                    self._attention[index] = HeadQueries(attention, each.name, keep=keep)
+                    self._attention[index] = HeadQueries(attention, each.name, collect=collect)
                 case AttentionSummary() as summary:
                     layers = started[index].layers
                     self._summaries[index] = LayerSummaries(summary, each.name, layers)
                 case LogitAttribution() as attribution:
                     constants = started[index].target_constants
                     self._attributions[index] = SequenceAttributions(
-                        attribution, each.name, constants, keep=keep
+                        attribution, each.name, constants, collect=collect
                     )
                 case _:
                     pass
@@ -82,6 +88,7 @@ class Captured:
 
     def add(self, chunk: Chunk) -> Rows | Predicted | Attended | Summarized | Attributed:
         """Takes one chunk, and returns it decoded."""
+        self._bytes += _payload(chunk)
         match chunk:
             case readout_pb2.ActivationChunk():
                 return _of(self._rows, chunk, "rows").add(chunk)
@@ -102,13 +109,18 @@ class Captured:
         interventions: int,
         token_ids: Sequence[int] = (),
         tokens: Sequence[str] = (),
+        *,
+        selector: Positions | None = None,
+        key: str = "",
+        request_id: str = "",
     ) -> Activations:
         """The activations of a prompt and the tokens generated from it, if all that was asked for
-        is there; `positions` are where its readouts have read."""
+        is there; `positions` are where its readouts have read, and `selector` what it has of its
+        own to say where."""
         everything = [*prompt.token_ids, *token_ids]
         # The last generated token is never run.
         run = everything[: max(len(prompt), len(everything) - 1)]
-        promised = self._promised(positions, len(prompt), run)
+        promised = self._promised(positions, len(prompt), run, selector)
         kept = self._kept(closed.kept, promised)
         rows, predictions = ReadRows({}), {}
         attention: dict[tuple[int, int], AttentionPattern] = {}
@@ -144,6 +156,9 @@ class Captured:
             kept=rows.kept,
             readouts=named,
             head_counts=rows.head_counts.by_site,
+            key=key,
+            request_id=request_id,
+            usage=Usage(len(prompt), len(token_ids), self._bytes),
         )
 
     def _read(
@@ -168,6 +183,7 @@ class Captured:
         positions: Sequence[readout_pb2.ReadoutPositions],
         prompt: int,
         run: Sequence[int],
+        own: Positions | None,
     ) -> list[list[int]]:
         """Where each readout has read of a sequence that ran these tokens, the first `prompt` of
         them its prompt."""
@@ -189,6 +205,7 @@ class Captured:
             readout = each.readout
             of_queries = isinstance(readout, Attention | AttentionSummary)
             selector = readout.queries if of_queries else readout.positions
+            selector = selector if own is None else own
             asked = selected(selector, prompt, run)
             # None where only the server knows.
             if asked is not None and by_index[index] != asked:
@@ -221,3 +238,10 @@ def _of(collectors: dict[int, Any], chunk: Chunk, what: str) -> Any:
     if chunk.readout_index not in collectors:
         raise BadResponse(f"the server sent {what} of readout {chunk.readout_index} unasked")
     return collectors[chunk.readout_index]
+
+
+def _payload(chunk: Chunk) -> int:
+    """The bytes of its tensors, as the server counts them."""
+    return sum(
+        len(value.data) for _, value in chunk.ListFields() if isinstance(value, tensor_pb2.Tensor)
+    )

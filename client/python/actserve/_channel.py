@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -13,7 +12,8 @@ import grpc
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 from actserve._explain_jobs import ExplainJobs
-from actserve._jobs import Jobs
+from actserve._fetch_jobs import FetchJobs
+from actserve._generate_jobs import GenerateJobs
 from actserve._reconstruct_jobs import ReconstructJobs
 from actserve._weight_jobs import WeightJobs
 from actserve.errors import InvalidRequest
@@ -54,13 +54,24 @@ _SERVICES = {
 
 # Four attempts over about three seconds: enough for a server that restarts or is briefly full,
 # soon enough for a person who mistyped the address.
-RETRY_POLICY = {
+RETRY_POLICY: dict[str, Any] = {
     "maxAttempts": 4,
     "initialBackoff": "0.25s",
     "maxBackoff": "3s",
     "backoffMultiplier": 3,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
+
+
+def backoff(attempt: int, told: float | None) -> float | None:
+    """How many seconds to wait before a call that broke off is made again after this many such
+    attempts, or as long as the server has told; None if it was tried often enough."""
+    if attempt >= RETRY_POLICY["maxAttempts"] - 1:
+        return None
+    first, most = (
+        float(RETRY_POLICY[name].removesuffix("s")) for name in ("initialBackoff", "maxBackoff")
+    )
+    return told or min(first * RETRY_POLICY["backoffMultiplier"] ** attempt, most)
 
 
 def service_config() -> dict[str, Any]:
@@ -104,7 +115,8 @@ class Connection:
     target: str
     model: str
     """Resource name, or empty for the only one."""
-    jobs: Jobs
+    fetch_jobs: FetchJobs
+    generate_jobs: GenerateJobs
     explain_jobs: ExplainJobs
     reconstruct_jobs: ReconstructJobs
     weight_jobs: WeightJobs
@@ -122,6 +134,7 @@ class Connection:
         timeout: float | None,
         metadata: Mapping[str, str] | None,
         concurrency: int,
+        plaintext_token: bool = False,
     ) -> "Connection":
         if concurrency < 1:
             raise InvalidRequest(f"concurrency is {concurrency}; it must be at least 1")
@@ -129,12 +142,13 @@ class Connection:
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
         credentials = grpc.ssl_channel_credentials() if tls is True else (tls or None)
-        if credentials is None and not is_local(target):
-            _warn_of_plaintext(target, headers)
+        if credentials is None and not plaintext_token and not is_local(target):
+            _check_no_token(target, headers)
         return Connection(
             target=target,
             model=model_name(model),
-            jobs=Jobs(model_name(model), concurrency),
+            fetch_jobs=FetchJobs(model_name(model), concurrency),
+            generate_jobs=GenerateJobs(model_name(model), concurrency),
             explain_jobs=ExplainJobs(model_name(model), concurrency),
             reconstruct_jobs=ReconstructJobs(model_name(model), concurrency),
             weight_jobs=WeightJobs(model_name(model)),
@@ -181,17 +195,15 @@ _HOST = re.compile(r"^(?:\[([^\]]*)\]|([^:]*))(?::\d+)?$")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def _warn_of_plaintext(target: str, headers: Mapping[str, str]) -> None:
+def _check_no_token(target: str, headers: Mapping[str, str]) -> None:
     if any(key.lower() == "authorization" for key in headers):
-        warnings.warn(
-            f"the token goes to {target} in plaintext, so that everyone on the way can read it; "
-            "give tls=True, or a channel's credentials, to a server with TLS",
-            stacklevel=_CALLER,
+        raise InvalidRequest(
+            f"the token would go to {target} in plaintext, where everyone on the way can read it; "
+            "give tls=True, or a channel's credentials, or plaintext_token=True where the way is "
+            "safe, such as a tunnel",
+            reason="FIELD_INVALID",
+            path=("token",),
         )
-
-
-_CALLER = 4
-"""Frames from the warning to whoever made the client, whose line Python warns about once."""
 
 
 def model_name(model: str | None) -> str:

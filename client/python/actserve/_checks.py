@@ -57,28 +57,40 @@ def integer(value: object, what: str, allowed: range, reason: str, fix: str | No
     """A whole number that is allowed. Raises `InvalidRequest`, which says `what` it should have
     been and how to `fix` it, for anything else."""
     # A list of booleans is a mask; read as numbers it would select 0 and 1.
-    if not isinstance(value, bool | np.bool_):
-        try:
-            number = operator.index(value)  # pyright: ignore[reportArgumentType]
-        except TypeError:
-            pass
-        else:
-            if number in allowed:
-                return number
+    if is_index(value):
+        number = operator.index(value)  # pyright: ignore[reportArgumentType]
+        if number in allowed:
+            return number
     fix = fix or f"use whole numbers from {allowed[0]} to {allowed[-1]}"
     raise InvalidRequest(f"{described(value)} is not {what}; {fix}", reason=reason)
+
+
+def is_index(value: object) -> bool:
+    """Whether this is a whole number, as an index is."""
+    if isinstance(value, bool | np.bool_):
+        return False
+    try:
+        operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return False
+    return True
 
 
 def several(values: Any) -> Sequence[Any]:
     """One value or several, as several; nothing is checked."""
     if isinstance(values, np.ndarray) and values.ndim:
         return [*values]
-    return values if isinstance(values, Sequence) else [values]
+    return values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
 
 
 def rereadable(values: Any) -> Any:
     """The same, but a tuple of what an iterator yields: each of many prompts reads it anew."""
     return tuple(values) if isinstance(values, Iterator) else values
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Options by name, each of which can be read anew."""
+    return {name: rereadable(value) for name, value in options.items()}
 
 
 def distinct(values: Any, what: str, allowed: range, reason: str) -> tuple[int, ...]:

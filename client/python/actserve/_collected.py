@@ -12,20 +12,20 @@ C = TypeVar("C")
 class Collected(Generic[K, C]):
     """The chunks of one sequence by what they are of, in the order of their arrival.
 
-    With `keep` unset only the positions are remembered, which is enough to notice that some are
+    Without `collect` only the positions are remembered, which is enough to notice that some are
     missing.
     """
 
-    def __init__(self, what: str, keys: Iterable[K], *, keep: bool) -> None:
+    def __init__(self, what: str, keys: Iterable[K], *, collect: bool) -> None:
         self._what = what
-        self._keep = keep
+        self._collect = collect
         self._positions: dict[K, list[int]] = {key: [] for key in keys}
         self._chunks: dict[K, list[C]] = {key: [] for key in self._positions}
 
     def add(self, key: K, positions: Sequence[int], chunk: C) -> C:
         """Takes and returns one chunk, which covers these positions."""
         self._positions[key].extend(positions)
-        if self._keep:
+        if self._collect:
             self._chunks[key].append(chunk)
         return chunk
 
@@ -35,7 +35,7 @@ class Collected(Generic[K, C]):
         for key, received in self._positions.items():
             if received != promised:
                 raise BadResponse(f"{self._what} of {key} {_difference(promised, received)}")
-        return self._chunks if self._keep else {}
+        return self._chunks if self._collect else {}
 
 
 def _difference(promised: list[int], received: list[int]) -> str:

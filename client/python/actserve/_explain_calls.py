@@ -59,7 +59,7 @@ class _ExplainCall:
                 f"the server explains with {started.nla}, but {self.request.nla} was asked for"
             )
         return ExplainStarted(
-            call_id=started.call_id,
+            request_id=started.call_id,
             nla=nla_id(started.nla),
             site=site_name(started.site),
             rows=started.rows,
@@ -188,5 +188,5 @@ class ExplainTextCall(_ExplainCall):
             nla=self._started.nla,
             site=self._started.site,
             usage=self._finished.usage,
-            call_id=self._started.call_id,
+            request_id=self._started.request_id,
         )

@@ -1,15 +1,18 @@
 """Jobs that explain: a method's arguments as calls, and the calls' results as its return value."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
-from actserve._checks import UINT32, integer, rereadable, several
+from actserve._checks import UINT32, integer, several
 from actserve._explain_calls import ExplainRowsCall, ExplainTextCall
-from actserve._jobs import Job, Part
+from actserve._generate_jobs import prompt_part, prompt_parts
+from actserve._jobs import Job
+from actserve._prompt_lists import check_on_error
 from actserve._row_jobs import RowJobs, given_rows, is_empty, nothing
 from actserve.errors import InvalidRequest
 from actserve.explaining import Explaining, spec_from_row, spec_to_proto
@@ -17,7 +20,7 @@ from actserve.nlas import nla_name
 from actserve.positions import Positions, positions_to_proto
 from actserve.prompts import is_many, prompt_to_proto
 from actserve.sites import Site, SiteLike
-from actserve.steering import Intervention, steer_to_proto
+from actserve.steering import steer_to_proto
 from actserve.tensors import Float32Array, as_array, check_nonzero, encode
 from actserve.v1 import explanation_service_pb2 as pb
 
@@ -41,17 +44,20 @@ class ExplainJobs(RowJobs):
         # Neighbours are sought within a call.
         return self._explained("explain", call, given, spec, split=not spec.neighbor_distance)
 
-    def explain_call(
+    def streamed(
         self,
         rows: Any,
         site: SiteLike,
         nla: str | None,
         positions: Any,
         **options: Unpack[Explaining],
-    ) -> ExplainRowsCall:
-        """One call for all rows, which says what is written while it is."""
+    ) -> tuple[ExplainRowsCall, Callable[[Any], Any]]:
+        """One call for all rows, which says what is written while it is, and what becomes of its
+        result."""
         spec = spec_to_proto(options, nla, partial=True)
-        return self._explain_calls(given_rows(rows), site, nla, positions, spec)(slice(0, None))
+        given = given_rows(rows)
+        call = self._explain_calls(given, site, nla, positions, spec)(slice(0, None))
+        return call, lambda explanations: _of_rows(given, spec, [explanations])
 
     def _explain_calls(
         self,
@@ -76,7 +82,7 @@ class ExplainJobs(RowJobs):
 
         return call
 
-    def compare(
+    def explain_difference(
         self,
         rows: Any,
         reference: Any,
@@ -86,7 +92,7 @@ class ExplainJobs(RowJobs):
     ) -> Job[Any]:
         spec = spec_to_proto(options, nla)
         if is_empty(rows):
-            return nothing("compare")
+            return nothing("explain_difference")
         given = as_array(rows, "rows", ("rows", "width"), ("width",))
         other = as_array(reference, "reference", ("rows", "width"), ("width",))
         if given.shape[-1] != other.shape[-1] or other.shape not in (
@@ -113,7 +119,7 @@ class ExplainJobs(RowJobs):
             )
             return ExplainRowsCall("CompareActivations", request, part.start)
 
-        return self._explained("compare", call, given, spec)
+        return self._explained("explain_difference", call, given, spec)
 
     def _explained(
         self,
@@ -124,37 +130,31 @@ class ExplainJobs(RowJobs):
         *,
         split: bool = True,
     ) -> Job[Any]:
-        one = spec.best or not spec.HasField("samples")
-
-        def combine(results: list[Any]) -> Any:
-            rows = [row[0] if one else row for row in chain.from_iterable(results)]
-            return rows[0] if given.ndim == 1 else rows
-
+        combine = partial(_of_rows, given, spec)
         return self.job(name, call, len(np.atleast_2d(given)), combine, split=split)
 
-    def explain_text(self, prompts: Any, *args: Any, **options: Any) -> Job[Any]:
-        """`args` and `options` are those of `explain_text_call`."""
+    def explain_text(self, prompts: Any, on_error: Any = "raise", **options: Any) -> Job[Any]:
+        """`options` are those of `text_call`."""
         if not is_many(prompts):
-            call = self.explain_text_call(prompts, *args, **options)
-            return Job("explain_text", [Part(lambda: call, None)], 1, lambda results: results[0])
-        given = [rereadable(each) for each in args]
-        parts = [
-            Part(partial(self.explain_text_call, prompt, *given, **options), index)
-            for index, prompt in enumerate(prompts)
-        ]
+            check_on_error(on_error)
+            part = prompt_part(self.text_call, prompts, None, options)
+            return Job("explain_text", [part], 1, lambda results: results[0])
+        parts = prompt_parts(self.text_call, prompts, on_error, options)
         # A prompt is many rows.
         return Job("explain_text", parts, self.in_flight, lambda results: results)
 
-    def explain_text_call(
+    def text_call(
         self,
         prompt: Any,
+        request_id: str = "",
+        *,
         nla: str | None,
         positions: Positions,
-        steer: Intervention | Iterable[Intervention],
-        *,
+        steer: Any,
         partial: bool = False,
         **options: Unpack[Explaining],
     ) -> ExplainTextCall:
+        """The call of one prompt; nothing is kept, so its request needs no id."""
         request = pb.ExplainTextRequest(
             model=self.model,
             nla=nla_name(nla),
@@ -164,6 +164,17 @@ class ExplainJobs(RowJobs):
             spec=spec_to_proto(options, nla, partial=partial),
         )
         return ExplainTextCall(request, positions)
+
+    def text_streamed(self, **asked: Any) -> tuple[ExplainTextCall, Callable[[Any], Any]]:
+        """A call that says what is written while it is, and what becomes of its result."""
+        return self.text_call(**asked, partial=True), lambda explained: explained
+
+
+def _of_rows(given: Float32Array, spec: pb.ExplainSpec, results: list[Any]) -> Any:
+    """The explanations of calls with some of the rows each, in the shape of what was given."""
+    one = spec.best or not spec.HasField("samples")
+    rows = [row[0] if one else row for row in chain.from_iterable(results)]
+    return rows[0] if given.ndim == 1 else rows
 
 
 def _positions(positions: Any, rows: Float32Array) -> list[int]:

@@ -10,13 +10,12 @@ class Flight:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: set[Any] = set()
-        self._cancelled = False
+        self._cancelled = threading.Event()
 
     def add(self, rpc: Any) -> None:
         with self._lock:
             self._running.add(rpc)
-            cancelled = self._cancelled
-        if cancelled:  # Its thread was on the way here when the others were cancelled.
+        if self._cancelled.is_set():  # Its thread was on the way here when the others were.
             rpc.cancel()
 
     def remove(self, rpc: Any) -> None:
@@ -25,7 +24,12 @@ class Flight:
 
     def cancel(self) -> None:
         with self._lock:
-            self._cancelled = True
+            self._cancelled.set()
             running = list(self._running)
         for rpc in running:
             rpc.cancel()
+
+    def cancelled(self, *, within: float) -> bool:
+        """Waits this many seconds, and says whether the calls were stopped before they were
+        over."""
+        return self._cancelled.wait(within)

@@ -12,15 +12,15 @@ from actserve.v1 import generation_service_pb2 as pb
 
 
 class GenerateCall:
-    """The samples of one prompt. With `keep` unset, what is captured is yielded but not in the
+    """The samples of one prompt. Without `collect`, what is captured is yielded but not in the
     result."""
 
     method = "Generate"
 
-    def __init__(self, request: pb.GenerateRequest, capture: Capture, *, keep: bool) -> None:
+    def __init__(self, request: pb.GenerateRequest, capture: Capture, *, collect: bool) -> None:
         self.request = request
         self._capture = capture
-        self._keep = keep
+        self._collect = collect
         self._started: Started | None = None
         self._open: dict[int, _Sample] = {}
         self._done: dict[int, _Sample] = {}
@@ -65,7 +65,7 @@ class GenerateCall:
         self._open = {
             index: _Sample(
                 prompt,
-                Captured(self._capture, started.readouts, keep=self._keep),
+                Captured(self._capture, started.readouts, collect=self._collect),
                 len(self.request.interventions),
             )
             for index in range(self._sample_count)
@@ -166,5 +166,5 @@ class _Sample:
             activations=self._activations,
             interventions=self._activations.interventions,
             usage=usage,
-            call_id=started.call_id,
+            request_id=started.request_id,
         )

@@ -13,20 +13,22 @@ from actserve._collected import Collected
 from actserve.errors import BadResponse
 from actserve.events import Predicted
 from actserve.predictions import Predict, SitePredictions
-from actserve.sites import Site, parse_sites
+from actserve.sites import Site, plain_sites
 from actserve.tensors import decode
 from actserve.v1 import readout_pb2
 
 
 class SequencePredictions:
-    """Collects the predictions of one sequence, of a readout of this name; `keep` as `Collected`
+    """Collects the predictions of one sequence, of a readout of this name; `collect` as `Collected`
     takes it."""
 
-    def __init__(self, asked: Predict, name: str, *, keep: bool) -> None:
+    def __init__(self, asked: Predict, name: str, *, collect: bool) -> None:
         self._asked = asked
         self._name = name
-        self._sites = parse_sites(asked.sites)
-        self._collected = Collected[Site, SitePredictions]("predictions", self._sites, keep=keep)
+        self._sites = plain_sites(asked.sites)
+        self._collected = Collected[Site, SitePredictions](
+            "predictions", self._sites, collect=collect
+        )
 
     def add(self, chunk: readout_pb2.PredictionChunk) -> Predicted:
         """Takes one chunk, and returns it decoded."""

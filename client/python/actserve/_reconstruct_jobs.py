@@ -43,7 +43,7 @@ class ReconstructJobs(RowJobs):
 
         return Job("edit_vector", job.parts, job.in_flight, combine)
 
-    def score(
+    def score_explanations(
         self, rows: Any, texts: Any, site: SiteLike, nla: str | None, baseline: str | None
     ) -> Job[Any]:
         given, written = np.atleast_2d(given_rows(rows)), _texts(texts)
@@ -69,7 +69,7 @@ class ReconstructJobs(RowJobs):
         def combine(results: list[Any]) -> Any:
             return results[0][0] if isinstance(texts, str) else [*chain.from_iterable(results)]
 
-        return self.job("score", call, len(given), combine)
+        return self.job("score_explanations", call, len(given), combine)
 
     def set_baseline(
         self, rows: Any, site: SiteLike, nla: str, name: str, shared: bool

@@ -11,26 +11,26 @@ from actserve.errors import BadResponse
 from actserve.events import Rows
 from actserve.projections import SparseRows
 from actserve.readouts import Read
-from actserve.sites import Site, parse_sites
+from actserve.sites import Site, plain_sites
 from actserve.tensors import Float32Array, decode
 from actserve.v1 import readout_pb2
 
 
 class SequenceRows:
-    """Collects the rows of one sequence, of a readout of this name; `keep` as `Collected` takes
+    """Collects the rows of one sequence, of a readout of this name; `collect` as `Collected` takes
     it."""
 
     def __init__(
-        self, read: Read, started: readout_pb2.ReadoutStarted, name: str, *, keep: bool
+        self, read: Read, started: readout_pb2.ReadoutStarted, name: str, *, collect: bool
     ) -> None:
         self._name = name
-        self._sites = parse_sites(read.sites)
+        self._sites = plain_sites(read.sites)
         self._reduced = read.reduce is not None
         self._projection = read.projection
         self._widths = check_widths(read, started.widths)
         self.head_counts = _head_counts(self._sites, started)
         """How many heads make up a row of each site; empty if the server does not tell."""
-        self._collected = Collected[Site, Rows]("rows", self._sites, keep=keep)
+        self._collected = Collected[Site, Rows]("rows", self._sites, collect=collect)
 
     def add(self, chunk: readout_pb2.ActivationChunk) -> Rows:
         """Takes one chunk, and returns it decoded."""
@@ -92,7 +92,7 @@ class SequenceRows:
 
 def check_widths(read: Read, widths: Sequence[int]) -> Sequence[int]:
     """The widths that the server announces for the rows of each site, if they can be right."""
-    sites = parse_sites(read.sites)
+    sites = plain_sites(read.sites)
     if len(widths) != len(sites):
         raise BadResponse(f"the server opened {len(widths)} sites, not the {len(sites)} asked")
     sent = read.projection.sent if read.projection else None

@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any
 
 from actserve._checks import INT32, UINT32, described, distinct, integer, several
-from actserve._jobs import Job, Part
+from actserve._jobs import Job, only
 from actserve._weight_calls import HeadMatricesCall, TokenRowsCall
 from actserve.errors import InvalidRequest
 from actserve.tensors import Float32Array
+from actserve.tokens import checked_token, token_id
 from actserve.v1 import weight_service_pb2 as pb
 from actserve.weights import HeadMatrices
 
@@ -37,9 +38,7 @@ class WeightJobs:
                 reason="FIELD_INVALID",
                 path=("matrix",),
             )
-        ids = [
-            integer(each, "a token id", UINT32, "TOKEN_OUT_OF_RANGE") for each in several(token_ids)
-        ]
+        ids = [token_id(checked_token(each)) for each in several(token_ids)]
         if not 0 < len(ids) <= _TOKENS_PER_CALL:
             raise InvalidRequest(
                 f"{len(ids)} token ids are named; name 1 to {_TOKENS_PER_CALL} in a call",
@@ -49,7 +48,7 @@ class WeightJobs:
         request = pb.ReadTokenRowsRequest(
             model=self.model, matrix=_TOKEN_MATRICES[matrix], token_ids=ids
         )
-        return _one("token_rows", partial(TokenRowsCall, request))
+        return only("token_rows", partial(TokenRowsCall, request))
 
     def head_matrices(self, layer: Any, heads: Any) -> Job[list[HeadMatrices]]:
         chosen: Sequence[int] = distinct(heads, "a head", UINT32, "HEAD_OUT_OF_RANGE")
@@ -64,9 +63,4 @@ class WeightJobs:
             layer=integer(layer, "a layer", INT32, "LAYER_OUT_OF_RANGE"),
             heads=chosen,
         )
-        return _one("head_matrices", partial(HeadMatricesCall, request))
-
-
-def _one(name: str, call: Any) -> Job[Any]:
-    """A job of one call."""
-    return Job(name, [Part(call, None)], 1, lambda results: results[0])
+        return only("head_matrices", partial(HeadMatricesCall, request))

@@ -3,16 +3,21 @@ patterns or as a few numbers a head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actserve._checks import INT32, UINT32, distinct, integer, several
 from actserve.errors import InvalidRequest
-from actserve.positions import Positions, positions_to_proto
+from actserve.positions import Positions, check_positions, positions_to_proto
 from actserve.tensors import Float32Array
 from actserve.v1 import readout_pb2 as pb
+
+ALL_HEADS = "all"
+
+Heads: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer] | Literal["all"]
+"""One query head, several, or all of a layer."""
 
 _MAX_OFFSETS = 64
 _MAX_TOP_KEYS = 64
@@ -23,7 +28,7 @@ class Attention:
     """Asks for the attention patterns of some heads of a layer.
 
     - `layer`: zero-based; negative values count from the last.
-    - `heads`: one query head, or several.
+    - `heads`: one query head, several, or "all".
     - `queries`: the positions that attend; see `Positions`.
     - `top_k`: how many of the largest weights of each query to send, with the positions of their
       keys; the whole row by default.
@@ -32,18 +37,21 @@ class Attention:
     """
 
     layer: int
-    heads: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer]
+    heads: Heads = ALL_HEADS
     queries: Positions = "all"
     top_k: int | None = None
 
     def __post_init__(self) -> None:
         integer(self.layer, "a layer", INT32, "LAYER_OUT_OF_RANGE")
-        heads = distinct(self.heads, "a head", UINT32, "HEAD_OUT_OF_RANGE")
+        if isinstance(self.heads, str) and self.heads == ALL_HEADS:
+            heads = ALL_HEADS
+        else:
+            heads = distinct(self.heads, "a head", UINT32, "HEAD_OUT_OF_RANGE")
         if not heads:
             raise InvalidRequest(
                 "heads is empty; name at least one, as in heads=[3]", reason="FIELD_REQUIRED"
             )
-        positions_to_proto(self.queries)
+        check_positions(self.queries)
         if self.top_k is not None:
             integer(self.top_k, "a number of weights", range(1, 2**32), "FIELD_INVALID")
         object.__setattr__(self, "heads", heads)
@@ -51,13 +59,22 @@ class Attention:
     @property
     def keys(self) -> tuple[tuple[int, int], ...]:
         """The layer and head of each pattern."""
-        return tuple((self.layer, head) for head in several(self.heads))
+        return tuple((self.layer, head) for head in self._heads)
+
+    @property
+    def _heads(self) -> Sequence[int]:
+        if isinstance(self.heads, str):
+            raise InvalidRequest(
+                "all heads are counted where a client makes a call; name them here",
+                reason="HEAD_OUT_OF_RANGE",
+            )
+        return several(self.heads)
 
     def to_proto(self) -> pb.AttentionReadout:
         """The request as the contract writes it."""
         return pb.AttentionReadout(
             layer=self.layer,
-            heads=several(self.heads),
+            heads=self._heads,
             queries=positions_to_proto(self.queries),
             top_k=self.top_k,
         )
@@ -88,7 +105,7 @@ class AttentionSummary:
             raise InvalidRequest(
                 f"{len(offsets)} offsets; give at most {_MAX_OFFSETS}", reason="FIELD_INVALID"
             )
-        positions_to_proto(self.queries)
+        check_positions(self.queries)
         integer(self.top_keys, "a number of keys", range(_MAX_TOP_KEYS + 1), "FIELD_INVALID")
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "offsets", offsets)

@@ -5,22 +5,23 @@ Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, SupportsIndex, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actserve._checks import UINT32, described, integer
+from actserve._checks import described
 from actserve.errors import InvalidRequest
-from actserve.positions import Positions, positions_to_proto
-from actserve.sites import BySite, Site, SiteLike, parse_sites
+from actserve.positions import Positions, check_positions, positions_to_proto
+from actserve.sites import BySite, Site, SiteLike, parse_sites, plain_sites
 from actserve.tensors import Float32Array
+from actserve.tokens import TOKENS, TokenLike, checked_token, token_id
 from actserve.v1 import readout_pb2 as pb
 
 _MAX_TARGETS = 64
 
-Target: TypeAlias = SupportsIndex | tuple[SupportsIndex, SupportsIndex]
+Target: TypeAlias = TokenLike | tuple[TokenLike, TokenLike]
 """The logit of a token, or, of a pair, that of the first less that of the second."""
 
 
@@ -31,14 +32,15 @@ class LogitAttribution:
 
     - `sites`: parts of the residual stream (`embedding`, `attn_out`, `mlp_out`, the stream itself),
       or `z`, whose heads are told one by one.
-    - `targets`: token ids, or pairs of them for differences of logits; a list of at most 64.
+    - `targets`: tokens, by id or text such as `" Paris"`, or pairs of them for differences of
+      logits; a list of at most 64.
     - `positions`: where; see `Positions`. A row adds to the logits of the token after it.
 
     Checks what it is given when it is made, and raises `InvalidRequest`.
     """
 
     sites: SiteLike | Iterable[SiteLike]
-    targets: Sequence[Target] | NDArray[np.integer]
+    targets: Sequence[Target] | NDArray[np.integer] = field(metadata=TOKENS)
     positions: Positions = "all"
 
     def __post_init__(self) -> None:
@@ -48,14 +50,14 @@ class LogitAttribution:
                 "sites is empty; name at least one, as in 'attn_out.10'", reason="FIELD_REQUIRED"
             )
         targets = _targets(self.targets)
-        positions_to_proto(self.positions)
+        check_positions(self.positions)
         object.__setattr__(self, "sites", sites)
         object.__setattr__(self, "targets", targets)
 
     def to_proto(self) -> pb.LogitAttributionReadout:
         """The request as the contract writes it."""
         return pb.LogitAttributionReadout(
-            sites=[site.to_proto() for site in parse_sites(self.sites)],
+            sites=[site.to_proto() for site in plain_sites(self.sites)],
             positions=positions_to_proto(self.positions),
             targets=[_to_proto(target) for target in self.targets],
         )
@@ -100,13 +102,13 @@ def _targets(targets: Any) -> tuple[Any, ...]:
 
 def _target(target: Any) -> Any:
     if not isinstance(target, tuple):
-        return _token(target)
+        return checked_token(target)
     if len(target) != 2:
         raise InvalidRequest(
             f"{described(target)} is not a target; give a token id or a pair of them",
             reason="FIELD_INVALID",
         )
-    one, other = map(_token, target)
+    one, other = map(checked_token, target)
     if one == other:
         raise InvalidRequest(
             f"the logit of token {one} less itself is zero; name another token",
@@ -115,11 +117,7 @@ def _target(target: Any) -> Any:
     return one, other
 
 
-def _token(token: Any) -> int:
-    return integer(token, "a token id", UINT32, "TOKEN_OUT_OF_RANGE")
-
-
 def _to_proto(target: Any) -> pb.LogitTarget:
     if isinstance(target, tuple):
-        return pb.LogitTarget(token_id=target[0], minus_token_id=target[1])
-    return pb.LogitTarget(token_id=target)
+        return pb.LogitTarget(token_id=token_id(target[0]), minus_token_id=token_id(target[1]))
+    return pb.LogitTarget(token_id=token_id(target))

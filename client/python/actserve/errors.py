@@ -27,7 +27,8 @@ class ActserveError(Exception):
     value, the limit and the fix; `field` is the offending request field as it is written, such as
     `readouts[0].rows.sites[0]`, if one is, and `path` its names and indices; `metadata` holds the
     values of the message for programs; `retry_after` is the number of seconds after which the
-    server suggests to try again, if it does.
+    server suggests to try again, if it does; `request_id` is the server's id for the call, also in
+    its logs, None where the server has not answered.
     """
 
     default_code = grpc.StatusCode.UNKNOWN
@@ -41,6 +42,7 @@ class ActserveError(Exception):
         path: FieldPath = (),
         metadata: Mapping[str, str] | None = None,
         retry_after: float | None = None,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -49,6 +51,7 @@ class ActserveError(Exception):
         self.path = path
         self.metadata = dict(metadata or {})
         self.retry_after = retry_after
+        self.request_id = request_id
 
     @property
     def field(self) -> str | None:
@@ -199,7 +202,7 @@ def from_status(
     it has them."""
     code = code or _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
     message = message or status.message
-    reason, path, metadata, retry_after = "", (), None, None
+    reason, path, metadata, retry_after, request_id = "", (), None, None, None
     for packed in status.details:
         if info := _unpack(packed, error_details_pb2.ErrorInfo):
             if info.domain == DOMAIN:
@@ -211,6 +214,8 @@ def from_status(
                 message = violation.description or message
         elif retry := _unpack(packed, error_details_pb2.RetryInfo):
             retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+        elif call := _unpack(packed, error_details_pb2.RequestInfo):
+            request_id = call.request_id
     return CLASSES.get(code, ActserveError)(
         message or code.name.lower().replace("_", " "),
         code=code,
@@ -218,6 +223,7 @@ def from_status(
         path=path,
         metadata=metadata,
         retry_after=retry_after,
+        request_id=request_id,
     )
 
 
@@ -244,10 +250,15 @@ def at_item(first: int | None) -> Iterator[None]:
     try:
         yield
     except ActserveError as error:
-        error.path = _counted(error.path, first)
-        if item := error.metadata.get(_ITEM_KEY):
-            error.metadata[_ITEM_KEY] = format_path(_counted(parse_path(item), first))
+        count_from(error, first)
         raise
+
+
+def count_from(error: ActserveError, first: int | None) -> None:
+    """The same for an error that is not raised."""
+    error.path = _counted(error.path, first)
+    if item := error.metadata.get(_ITEM_KEY):
+        error.metadata[_ITEM_KEY] = format_path(_counted(parse_path(item), first))
 
 
 def _counted(path: FieldPath, first: int | None) -> FieldPath:

@@ -18,7 +18,7 @@ from actserve.tensors import Float32Array
 class Started:
     """First. The prompt as the model sees it."""
 
-    call_id: str
+    request_id: str
     """The server's id for this call, also in its logs."""
     prompt_token_ids: tuple[int, ...]
     prompt_tokens: tuple[str, ...]
@@ -154,7 +154,7 @@ Event: TypeAlias = (
 class ExplainStarted:
     """First. What will be explained."""
 
-    call_id: str
+    request_id: str
     """The server's id for this call, also in its logs."""
     nla: str
     """The id of the NLA that explains."""

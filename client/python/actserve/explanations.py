@@ -105,7 +105,7 @@ class ExplainedText:
     """The canonical name of the site explained."""
     usage: Usage
     """What the call consumed, over the model, the verbalizer and the reconstructor."""
-    call_id: str
+    request_id: str
     """The server's id for the call, also in its logs."""
 
     def __iter__(self) -> Iterator[tuple[str, Explanation]]:

@@ -1,6 +1,6 @@
 """Models: what a server serves."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from actserve.errors import InvalidRequest, NotServed
@@ -146,6 +146,19 @@ def model_from_proto(model: pb.Model, nlas: Iterable[explanation_pb.Nla]) -> Mod
             if feature in pb.Feature.values()
         ),
         default_sampling=sampling_from_proto(model.default_sampling),
+    )
+
+
+def only_model(models: Sequence[pb.Model], name: str) -> pb.Model | None:
+    """The model of a resource name or, if that is empty, the only one; None if there is no such."""
+    found = [model for model in models if name in ("", model.name)]
+    return found[0] if len(found) == 1 else None
+
+
+def query_heads(model: pb.Model) -> int:
+    """Query heads of a layer; zero if only the server knows."""
+    return next(
+        (each.heads for each in model.hook_points if each.hook_point == site_pb2.HOOK_POINT_Q), 0
     )
 
 

@@ -1,7 +1,8 @@
-"""Options: the keyword arguments that several methods take, for type checkers."""
+"""Options: the keyword arguments that several methods take, for type checkers; the methods say
+what each is."""
 
-from collections.abc import Iterable, Mapping
-from typing import TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias, TypedDict
 
 from actserve.attention import Attention
 from actserve.explaining import Explaining
@@ -11,59 +12,50 @@ from actserve.predictions import Predict
 from actserve.projections import Projection
 from actserve.readouts import Readout, Reduction
 from actserve.sampling import Sampling
-from actserve.sites import SiteLike
-from actserve.steering import Intervention
+from actserve.steering import Steer
 from actserve.tensors import ElementType
 
+SteerOfEach: TypeAlias = Sequence[Sequence[Steer] | None]
+"""The interventions of each of a list of prompts; None is none."""
 
-class CaptureOptions(TypedDict, total=False):
-    """Of `fetch`, `generate` and `stream`: what is read, and what comes back of it."""
+PositionsOfEach: TypeAlias = Sequence[Positions]
+"""The positions of each of a list of prompts."""
 
-    positions: Positions
-    """The tokens whose rows to return; all by default."""
-    element_type: ElementType | None
-    """How rows travel; by default the model's own, which loses nothing, and f32 for what is
-    computed from them. The arrays are float32 in any case."""
-    projection: Projection | None
-    """What becomes of each row: its components along some directions."""
-    reduce: Reduction | None
-    """What becomes of the rows of a site, after any projection: one row."""
+
+class ReadOptions(TypedDict, total=False):
+    """Of all that read."""
+
     predictions: Predict | None
-    """Predictions of the next token to read off the stream."""
     attention: Attention | Iterable[Attention]
-    """Attention patterns to recompute; each head at most once."""
+    readouts: Mapping[str, Readout] | None
+    projection: Projection | None
+    reduce: Reduction | None
     keep: Keep | None
-    """Whether the rows of the sites also stay on the server."""
-    readouts: Mapping[str, Readout]
-    """More to read in the same forward pass, each by a name and at sites and positions of its
-    own."""
-
-
-class RunOptions(CaptureOptions, total=False):
-    """Of `fetch`, `generate` and `stream`."""
-
-    steer: Intervention | Iterable[Intervention]
-    """Interventions to apply, in order."""
-
-
-class FetchOptions(RunOptions, total=False):
-    """Of `fetch`."""
-
+    element_type: ElementType | None
     timeout: float | None
-    """Seconds each call may take; the client's own by default."""
-
-    progress: bool | None
-    """A bar on standard error; by default for a list of prompts, on a terminal, with rich."""
 
 
-class StreamOptions(RunOptions, Sampling, total=False):
+class StreamOptions(ReadOptions, Sampling, total=False):
     """Of `stream`."""
 
-    capture: SiteLike | Iterable[SiteLike]
-    """Sites to read while generating."""
+    positions: Positions
+    steer: Steer | Iterable[Steer] | None
 
 
-class GenerateOptions(StreamOptions, FetchOptions, total=False):
+class CorpusOptions(ReadOptions, total=False):
+    """Of `fetch_iter`."""
+
+    positions: Positions | PositionsOfEach
+    steer: Steer | Iterable[Steer] | SteerOfEach | None
+
+
+class FetchOptions(CorpusOptions, total=False):
+    """Of `fetch`."""
+
+    progress: bool | None
+
+
+class GenerateOptions(FetchOptions, Sampling, total=False):
     """Of `generate`."""
 
 
@@ -71,12 +63,7 @@ class ExplainTextOptions(Explaining, total=False):
     """Of `explain_text`."""
 
     nla: str | None
-    """The id of the NLA that explains; not needed where there is only one."""
-    positions: Positions
-    """The tokens of the prompt to explain; all by default."""
-    steer: Intervention | Iterable[Intervention]
-    """Interventions to apply to the prompt's run, in order."""
+    positions: Positions | PositionsOfEach
+    steer: Steer | Iterable[Steer] | SteerOfEach | None
     timeout: float | None
-    """Seconds each call may take; the client's own by default."""
     progress: bool | None
-    """A bar on standard error; by default for a list of prompts, on a terminal, with rich."""

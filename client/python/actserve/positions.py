@@ -1,7 +1,7 @@
 """Positions: which tokens of a sequence a capture or an intervention covers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 
 from actserve._checks import INT32, UINT32, described, integer, several, unicode
 from actserve.errors import InvalidRequest
+from actserve.tokens import TOKENS, TokenLike, checked_token, token_id
 from actserve.v1 import positions_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
 class ByTokenId:
-    """Every token with this id, or one of these, in the prompt and generated."""
+    """Every token with this id, or one of these, in the prompt and generated. A text, such as
+    `" Paris"`, stands for the token that it is."""
 
-    ids: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer]
+    ids: TokenLike | Sequence[TokenLike] | NDArray[np.integer] = field(metadata=TOKENS)
 
     def __post_init__(self) -> None:
-        ids = tuple(
-            integer(each, "a token id", UINT32, "TOKEN_OUT_OF_RANGE") for each in several(self.ids)
-        )
+        ids = tuple(checked_token(each) for each in several(self.ids))
         if not ids:
             raise InvalidRequest(
                 "the list of token ids is empty; name at least one", reason="FIELD_REQUIRED"
@@ -30,7 +30,7 @@ class ByTokenId:
 
     def to_proto(self) -> pb.PositionSelector:
         """The selector as the contract writes it."""
-        ids = [int(each) for each in several(self.ids)]
+        ids = [token_id(each) for each in several(self.ids)]
         return pb.PositionSelector(token_ids=pb.TokenIdPositions(ids=ids))
 
 
@@ -188,6 +188,12 @@ def positions_to_proto(positions: Positions) -> pb.PositionSelector:
     if not listed:
         raise _invalid("the list of positions is empty; name at least one")
     return pb.PositionSelector(list=pb.PositionList(positions=listed))
+
+
+def check_positions(positions: Positions) -> None:
+    """Raises `InvalidRequest` if it cannot be positions."""
+    if not isinstance(positions, ByTokenId):  # Its texts are looked up later.
+        positions_to_proto(positions)
 
 
 def _index(value: object) -> int:

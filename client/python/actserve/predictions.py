@@ -5,17 +5,18 @@ A row of a residual stream site passes through the final norm and the unembeddin
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, SupportsIndex
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actserve._checks import UINT32, distinct, integer, several
+from actserve._checks import integer, several
 from actserve.errors import InvalidRequest
-from actserve.positions import Positions, positions_to_proto
-from actserve.sites import SiteLike, parse_sites
+from actserve.positions import Positions, check_positions, positions_to_proto
+from actserve.sites import SiteLike, parse_sites, plain_sites
 from actserve.tensors import Float32Array
+from actserve.tokens import TOKENS, TokenLike, checked_tokens, token_id
 from actserve.v1 import readout_pb2 as pb
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Predict:
     - `sites`: residual stream sites, or `final_norm`.
     - `positions`: where; see `Positions`. The prediction at a position is of the token after it.
     - `top_k`: the likeliest tokens to report, 0 to 1000.
-    - `token_ids`: tokens whose log probability to report, at most 1000.
+    - `token_ids`: tokens whose log probability to report, by id or text such as `" Paris"`, at
+      most 1000.
     - `next_token`: whether to report the log probability of the prompt token that does come next,
       which scores a prompt without sampling.
 
@@ -41,7 +43,9 @@ class Predict:
     sites: SiteLike | Iterable[SiteLike] = "final_norm"
     positions: Positions = "all"
     top_k: int = 0
-    token_ids: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer] = ()
+    token_ids: TokenLike | Sequence[TokenLike] | NDArray[np.integer] = field(
+        default=(), metadata=TOKENS
+    )
     next_token: bool = False
 
     def __post_init__(self) -> None:
@@ -50,9 +54,9 @@ class Predict:
             raise InvalidRequest(
                 "sites is empty; name at least one, as in 'final_norm'", reason="FIELD_REQUIRED"
             )
-        positions_to_proto(self.positions)
+        check_positions(self.positions)
         integer(self.top_k, "a number of likeliest tokens", _TOP_K, "FIELD_INVALID")
-        token_ids = distinct(self.token_ids, "a token id", UINT32, "TOKEN_OUT_OF_RANGE")
+        token_ids = checked_tokens(self.token_ids)
         if not (self.top_k or token_ids or self.next_token):
             raise InvalidRequest(
                 "nothing to report is asked for; set top_k, token_ids or next_token",
@@ -64,10 +68,10 @@ class Predict:
     def to_proto(self) -> pb.PredictionReadout:
         """The request as the contract writes it."""
         return pb.PredictionReadout(
-            sites=[site.to_proto() for site in parse_sites(self.sites)],
+            sites=[site.to_proto() for site in plain_sites(self.sites)],
             positions=positions_to_proto(self.positions),
             top_k=self.top_k,
-            token_ids=several(self.token_ids),
+            token_ids=[token_id(token) for token in several(self.token_ids)],
             next_token=self.next_token,
         )
 

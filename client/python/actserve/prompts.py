@@ -55,6 +55,7 @@ def prompt_to_proto(prompt: Any) -> prompt_pb2.Prompt:
         f"{_describe(prompt)} is not a prompt; give a string, a list of token ids, a list of "
         "{'role', 'content'} turns or an actserve.Conversation",
         reason="FIELD_INVALID",
+        path=("prompt",),
     )
 
 
@@ -72,6 +73,7 @@ def _token_ids(ids: list[int]) -> prompt_pb2.Prompt:
             f"token id {beyond} does not exist; ids are at least 0 and below the model's "
             "vocabulary size",
             reason="TOKEN_OUT_OF_RANGE",
+            path=("prompt",),
         )
     return prompt_pb2.Prompt(token_ids=prompt_pb2.TokenIds(ids=ids))
 

@@ -12,10 +12,10 @@ from actserve.attention import Attention, AttentionSummary
 from actserve.attributions import LogitAttribution
 from actserve.errors import InvalidRequest
 from actserve.kept import Keep
-from actserve.positions import Positions, positions_to_proto
+from actserve.positions import Positions, check_positions, positions_to_proto
 from actserve.predictions import Predict
 from actserve.projections import Projection
-from actserve.sites import SiteLike, parse_sites
+from actserve.sites import SiteLike, parse_sites, plain_sites
 from actserve.tensors import ElementType, element_type_to_proto
 from actserve.v1 import readout_pb2 as pb
 
@@ -58,7 +58,7 @@ class Read:
             raise InvalidRequest(
                 "sites is empty; name at least one, as in 'resid_post.10'", reason="FIELD_REQUIRED"
             )
-        positions_to_proto(self.positions)
+        check_positions(self.positions)
         element_type_to_proto(self.element_type)
         reduction_to_proto(self.reduce)
         check_kind(Projection, self.projection, "projection")
@@ -80,7 +80,7 @@ class Read:
     def to_proto(self) -> list[pb.Readout]:
         """The rows that are sent, and the rows that are kept, as the contract writes them."""
         readouts: list[pb.Readout] = []
-        sites = [site.to_proto() for site in parse_sites(self.sites)]
+        sites = [site.to_proto() for site in plain_sites(self.sites)]
         positions = positions_to_proto(self.positions)
         if self.sends:
             rows = pb.RowReadout(

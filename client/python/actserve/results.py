@@ -121,6 +121,9 @@ class Activations(ReadRows):
         kept: str | None = None,
         readouts: Mapping[str, Any] | None = None,
         head_counts: Mapping[Site, int] | None = None,
+        key: str = "",
+        request_id: str = "",
+        usage: Usage | None = None,
     ) -> None:
         super().__init__(
             rows, positions=positions, sparse=sparse, kept=kept, head_counts=head_counts
@@ -142,6 +145,13 @@ class Activations(ReadRows):
         """What the named `readouts` gave: of a `Read` a `ReadRows`, of a `Predict` the predictions
         by site, of an `Attention` the patterns by layer and head, of an `AttentionSummary` its
         `AttentionMeans`, of a `LogitAttribution` its `Attributions`."""
+
+        self.key = key
+        """What the prompt is known by in a corpus: its key, or its number where it has none."""
+        self.request_id = request_id
+        """The server's id for the call, also in its logs."""
+        self.usage = usage or Usage(len(self.token_ids), 0, 0)
+        """What this sequence took of the call."""
 
     def __repr__(self) -> str:
         there = [f"{site}: {list(rows.shape)}" for site, rows in self.items()]
@@ -223,5 +233,5 @@ class Generation:
     """What each intervention did, in the order of `steer`."""
     usage: Usage
     """What the call consumed, all its samples together."""
-    call_id: str
+    request_id: str
     """The server's id for the call, also in its logs."""

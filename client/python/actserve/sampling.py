@@ -8,6 +8,7 @@ import numpy as np
 
 from actserve._checks import described
 from actserve.errors import InvalidRequest
+from actserve.tokens import TokenLike, token_id
 from actserve.v1 import generation_service_pb2 as pb
 
 
@@ -24,51 +25,51 @@ class RepetitionDetection:
 
 
 class Sampling(TypedDict, total=False):
-    """How to sample. What is left out is as `Model.default_sampling` says, or nothing."""
+    """How to sample. What is left out, or None, is as `Model.default_sampling` says, or nothing."""
 
-    max_tokens: int
+    max_tokens: int | None
     """Tokens to generate at most; 128, or what the context leaves room for if that is less."""
-    temperature: float
+    temperature: float | None
     """Zero, which is greedy, or from 0.01 to 2."""
-    top_p: float
+    top_p: float | None
     """In (0, 1]."""
-    top_k: int
+    top_k: int | None
     """At least one."""
-    min_p: float
+    min_p: float | None
     """In [0, 1]."""
-    repetition_penalty: float
+    repetition_penalty: float | None
     """Above zero; one is none."""
-    presence_penalty: float
+    presence_penalty: float | None
     """Taken off the logits of tokens generated so far, -2 to 2."""
-    frequency_penalty: float
+    frequency_penalty: float | None
     """The same, as often as they were generated, -2 to 2."""
-    logit_bias: Mapping[int, float]
-    """By token id, what is added to its logit, -100 to 100; 1024 tokens at most."""
-    allowed_token_ids: Sequence[int]
+    logit_bias: Mapping[TokenLike, float] | None
+    """By token, what is added to its logit, -100 to 100; 1024 tokens at most."""
+    allowed_token_ids: Sequence[TokenLike] | None
     """The only tokens that may be generated, at most 8192. Without the end token among them, only
     `max_tokens` or a stop string ends a sample."""
-    bad_words: str | Sequence[str]
+    bad_words: str | Sequence[str] | None
     """Words whose tokens, at the start of a text or after a space, are not completed; 64 at most.
     Other tokens may still spell them."""
-    min_tokens: int
+    min_tokens: int | None
     """End tokens and stop strings are ignored before this many."""
-    seed: int
+    seed: int | None
     """At least zero; repeatable on the same build and hardware. Sample i uses seed + i."""
-    stop: str | Sequence[str]
+    stop: str | Sequence[str] | None
     """Stop strings; 128 at most."""
-    include_stop_str_in_output: bool
+    include_stop_str_in_output: bool | None
     """Whether the text ends with the stop string, or the end token, that ended it."""
-    stop_token_ids: Sequence[int]
-    """Token ids that end generation besides the model's own."""
-    ignore_eos: bool
+    stop_token_ids: Sequence[TokenLike] | None
+    """Tokens that end generation besides the model's own."""
+    ignore_eos: bool | None
     """Whether to generate past the model's end token."""
-    repetition_detection: RepetitionDetection
+    repetition_detection: RepetitionDetection | None
     """Ends a sample that repeats itself; nothing does when left out."""
-    skip_special_tokens: bool
+    skip_special_tokens: bool | None
     """Whether special tokens are left out of the text; true when left out."""
-    spaces_between_special_tokens: bool
+    spaces_between_special_tokens: bool | None
     """Whether special tokens in the text are set apart by spaces; true when left out."""
-    logprobs: int
+    logprobs: int | None
     """Alternatives to report for each generated token, 0 to 20, besides the token's own log
     probability. Nothing is reported when left out."""
 
@@ -77,7 +78,7 @@ def sampling_to_proto(sampling: Sampling, samples: int | None) -> pb.SamplingPar
     """The parameters as the contract writes them. Raises `InvalidRequest` for a value no field
     can hold, and TypeError for a name that is no parameter."""
     values: dict[str, Any] = {**sampling, "samples": samples}
-    if unknown := values.keys() - Sampling.__annotations__.keys() - {"samples"}:
+    if unknown := sampling.keys() - Sampling.__annotations__.keys():
         raise TypeError(
             f"unexpected keyword argument {', '.join(sorted(unknown))}; sampling takes "
             f"{', '.join(Sampling.__annotations__)}"
@@ -113,7 +114,9 @@ def sampling_from_proto(params: pb.SamplingParams) -> Sampling:
 def _to_proto(name: str, value: Any) -> Any:
     """The value as its field takes it. Raises for one of another type."""
     if name == "logit_bias":
-        return [pb.LogitBias(token_id=token, bias=bias) for token, bias in value.items()]
+        return [pb.LogitBias(token_id=token_id(key), bias=bias) for key, bias in value.items()]
+    if name in ("allowed_token_ids", "stop_token_ids"):
+        return [token_id(each) for each in value]
     if name == "repetition_detection":
         return pb.RepetitionDetection(
             max_pattern_size=value.max_pattern_size,

@@ -75,12 +75,22 @@ SPELLINGS: dict[HookPoint, tuple[str, ...]] = {
 }
 
 # ASCII digits, no leading zero, no "-0": one site has one spelling per naming scheme.
-_LAYER = r"(?P<layer>0|-?[1-9][0-9]{0,5})"
-_PATTERNS = tuple(
-    (hook_point, re.compile(re.escape(spelling).replace(r"\{layer\}", _LAYER)))
-    for hook_point, spellings in SPELLINGS.items()
-    for spelling in spellings
+_NUMBER = "0|-?[1-9][0-9]{0,5}"
+_LAYER = f"(?P<layer>{_NUMBER})"
+_LAYERS = (
+    rf"(?P<all>\*)|(?P<start>{_NUMBER})?:(?P<stop>{_NUMBER})?(?::(?P<step>[1-9][0-9]{{0,5}}))?"
 )
+
+
+def _spelled(layer: str) -> tuple[tuple[HookPoint, re.Pattern[str]], ...]:
+    return tuple(
+        (hook_point, re.compile(re.escape(spelling).replace(r"\{layer\}", f"(?:{layer})")))
+        for hook_point, spellings in SPELLINGS.items()
+        for spelling in spellings
+    )
+
+
+_ONE, _MANY = _spelled(_LAYER), _spelled(_LAYERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +118,15 @@ class Site:
         return self.hook_point if self.layer is None else f"{self.hook_point}.{self.layer}"
 
     @staticmethod
-    def parse(spelling: "str | Site") -> "Site":
+    def parse(spelling: "SiteLike") -> "Site":
         """The site of a canonical name, or of a TransformerLens name of the same tensor.
 
         Raises `InvalidRequest` for any other string.
         """
         if isinstance(spelling, Site):
             return spelling
-        for hook_point, pattern in _PATTERNS if isinstance(spelling, str) else ():
+        spelling = str(spelling) if isinstance(spelling, str | SitePattern) else spelling
+        for hook_point, pattern in _ONE if isinstance(spelling, str) else ():
             if match := pattern.fullmatch(spelling):
                 layer = match.groupdict().get("layer")
                 return Site(hook_point, None if layer is None else int(layer))
@@ -130,7 +141,47 @@ class Site:
         return site_pb2.Site(hook_point=f"HOOK_POINT_{self.hook_point.name}", layer=self.layer)
 
 
-SiteLike: TypeAlias = str | Site
+@dataclass(frozen=True, slots=True)
+class SitePattern:
+    """A hook point at some layers of a model: `resid_post.*` is every layer, `resid_post.5:20:5`
+    the layers that `range(layer_count)[5:20:5]` has."""
+
+    hook_point: HookPoint
+    start: int | None = None
+    stop: int | None = None
+    step: int | None = None
+
+    def __str__(self) -> str:
+        bounds = [self.start, self.stop, *([self.step] if self.step else [])]
+        if not any(each is not None for each in bounds):
+            return f"{self.hook_point}.*"
+        return f"{self.hook_point}.{':'.join('' if each is None else str(each) for each in bounds)}"
+
+    @staticmethod
+    def parse(spelling: str) -> "SitePattern | None":
+        """The pattern of a name; None if it is not one."""
+        for hook_point, pattern in _MANY:
+            if hook_point not in LAYERLESS and (match := pattern.fullmatch(spelling)):
+                bounds = (match[name] for name in ("start", "stop", "step"))
+                return SitePattern(
+                    hook_point, *(None if each is None else int(each) for each in bounds)
+                )
+        return None
+
+    def sites(self, layer_count: int) -> list[Site]:
+        """Its sites in a model of so many layers. Raises `InvalidRequest` if there are none."""
+        layers = range(layer_count)[self.start : self.stop : self.step]
+        if not layers:
+            raise InvalidRequest(
+                f"{self} is none of the {layer_count} layers, 0 to {layer_count - 1}; name others",
+                reason="LAYER_OUT_OF_RANGE",
+            )
+        return [Site(self.hook_point, layer) for layer in layers]
+
+
+SiteLike: TypeAlias = str | Site | SitePattern
+"""`resid_post.10`, a TransformerLens name such as `blocks.10.hook_resid_post`, or, where several
+sites may be named, a pattern of layers such as `resid_post.*` or `resid_post.5:20:5`."""
 
 
 def site_name(site: site_pb2.Site) -> str:
@@ -142,18 +193,20 @@ def site_name(site: site_pb2.Site) -> str:
     return f"{hook_point}.{site.layer}" if site.HasField("layer") else hook_point
 
 
-def parse_sites(sites: SiteLike | Iterable[SiteLike]) -> tuple[Site, ...]:
-    """One site or several, each at most once, in the order given."""
-    if isinstance(sites, str | Site):
+def parse_sites(sites: SiteLike | Iterable[SiteLike]) -> tuple[Site | SitePattern, ...]:
+    """One site or several, each at most once, in the order given; patterns as they are. Raises
+    `InvalidRequest`."""
+    if isinstance(sites, str | Site | SitePattern):
         sites = (sites,)
     if not isinstance(sites, Iterable):
         raise InvalidRequest(
             f"sites is {described(sites)}; give a site, such as 'resid_post.10', or a list of them",
             reason="SITE_INVALID",
         )
-    parsed: dict[Site, SiteLike] = {}
+    parsed: dict[Site | SitePattern, SiteLike] = {}
     for spelling in sites:
-        site = Site.parse(spelling)
+        pattern = SitePattern.parse(spelling) if isinstance(spelling, str) else None
+        site = pattern or (spelling if isinstance(spelling, SitePattern) else Site.parse(spelling))
         if site in parsed:
             raise InvalidRequest(
                 f"{str(parsed[site])!r} and {str(spelling)!r} are the same site; name it once",
@@ -161,6 +214,20 @@ def parse_sites(sites: SiteLike | Iterable[SiteLike]) -> tuple[Site, ...]:
             )
         parsed[site] = spelling
     return tuple(parsed)
+
+
+def plain_sites(sites: SiteLike | Iterable[SiteLike]) -> tuple[Site, ...]:
+    """The same without patterns. Raises `InvalidRequest` for one: the layers of a model are known
+    where a client makes a call."""
+    plain: list[Site] = []
+    for each in parse_sites(sites):
+        if isinstance(each, SitePattern):
+            raise InvalidRequest(
+                f"{each} is a pattern of layers, but here each site is named by itself",
+                reason="SITE_INVALID",
+            )
+        plain.append(each)
+    return tuple(plain)
 
 
 class BySite(Mapping[str, T]):

@@ -15,8 +15,8 @@ import numpy as np
 from actserve._checks import UINT32, described, finite, integer
 from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows
-from actserve.positions import Positions, positions_to_proto
-from actserve.sites import SiteLike, parse_sites
+from actserve.positions import Positions, check_positions, positions_to_proto
+from actserve.sites import SiteLike, parse_sites, plain_sites
 from actserve.sources import (
     Matrix,
     Vector,
@@ -67,13 +67,13 @@ class Intervention(ABC):
             raise InvalidRequest(
                 f"heads {list(heads)} name a head twice; name it once", reason="HEAD_OUT_OF_RANGE"
             )
-        positions_to_proto(self.positions)
+        check_positions(self.positions)
         self._set(sites=sites, heads=heads)
 
     def to_proto(self) -> pb.Intervention:
         """The intervention as the contract writes it."""
         return pb.Intervention(
-            sites=[site.to_proto() for site in parse_sites(self.sites)],
+            sites=[site.to_proto() for site in plain_sites(self.sites)],
             positions=positions_to_proto(self.positions),
             heads=self.heads,
             allow_unused=self.allow_unused,
@@ -290,13 +290,14 @@ class Mean(Intervention):
         return {"mean": pb.MeanOperation(mean=vector_to_proto(self.mean))}
 
 
-Steer: TypeAlias = Intervention | SteeringVector | Iterable[Intervention | SteeringVector] | None
-"""One intervention or several, in order; None for none. A steering vector by itself is added at its
-site, as its `add()` is."""
+Steer: TypeAlias = Intervention | SteeringVector
+"""What steers: an intervention, or a steering vector, which is added at its site as its `add()`
+is."""
 
 
-def steer_to_proto(steer: Steer) -> list[pb.Intervention]:
-    """One intervention or several, in order. Raises `InvalidRequest` for anything else."""
+def steer_to_proto(steer: Steer | Iterable[Steer] | None) -> list[pb.Intervention]:
+    """One intervention or several, in order; None is none. Raises `InvalidRequest` for anything
+    else."""
     match steer:
         case None:
             return []

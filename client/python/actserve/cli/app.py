@@ -256,18 +256,17 @@ def generate(
         "bad_words": bad_word,
     }
     with arg.connect(server, model, token, tls) as client:
-        # What `Client.stream` does, but with the rows kept for the file.
-        call = client._connection.jobs.generate_call(
+        stream = client.stream(
             arg.prompt(prompt, chat),
-            None,
+            capture or (),
             steer=steer or (),
-            capture=capture or (),
             positions=positions,
+            collect=True,
             **sampling,
         )
         text = ""
         try:
-            for event in client._events(call, None):
+            for event in stream:
                 if isinstance(event, Tokens):
                     text = event.text or text
                     sys.stdout.write(event.text)
@@ -276,7 +275,7 @@ def generate(
             if text:  # The shell's prompt, or an error, begins on a line of its own.
                 print()
     if out:
-        _write(out, [call.result()[0].activations], model)
+        _write(out, [stream.result().activations], model)
 
 
 def _write(path: Path, many: list[Activations], model: str | None) -> None:

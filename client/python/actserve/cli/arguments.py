@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from actserve._channel import DEFAULT_TARGET as DEFAULT_TARGET
-from actserve.client import Client
+from actserve._sync.client import Client
 from actserve.errors import InvalidRequest
 from actserve.files import SUFFIXES
 from actserve.positions import ByText, positions_to_proto

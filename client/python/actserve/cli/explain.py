@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from actserve._sync.client import Client
 from actserve.cli import arguments as arg
-from actserve.client import Client
 from actserve.events import ExplainStarted
 from actserve.explanations import ExplainedText, Explanation, Score
 from actserve.nlas import nla_id
@@ -94,18 +94,18 @@ def _reconstructs(client: Client, nla: str | None) -> bool:
 def _explain(client: Client, **asked: Any) -> ExplainedText:
     """What `Client.explain_text` does, but with a count of what is done: a token takes seconds on a
     small machine."""
-    call = client._connection.explain_jobs.explain_text_call(steer=(), **asked)
+    stream = client.explain_text_stream(**asked)
     console = Console(stderr=True)
     with console.status("running the prompt") as status:
         rows, done = 0, set[int]()
-        for event in client._events(call, None):
+        for event in stream:
             match event:
                 case ExplainStarted():
                     rows = event.rows
                 case Explanation():
                     done.add(event.row)
             status.update(f"explained {len(done)} of {rows} tokens")
-    return call.result()
+    return stream.result()
 
 
 def _table(explained: ExplainedText) -> Table:

@@ -1,39 +1,41 @@
-"""The methods of the client that explain activations. `_aio_explainer` is the same with `await`."""
+"""Explaining: what natural language autoencoders do."""
 
-from abc import abstractmethod
-from collections.abc import Generator, Iterable, Sequence
-from typing import Any, SupportsIndex, Unpack, overload
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, SupportsIndex, overload
 
 from numpy.typing import ArrayLike
+from typing_extensions import Unpack
 
-from actserve._transport import Transport
+from actserve._async.base import AsyncBase
+from actserve._async.streams import AsyncStream
+from actserve._checks import given
+from actserve._prompt_lists import OnError
+from actserve._signatures import spelled_out
 from actserve.edits import ExplanationEdit
+from actserve.errors import ActserveError
 from actserve.events import ExplainEvent
 from actserve.explaining import Explaining
 from actserve.explanations import ExplainedText, Score
-from actserve.models import Model, only_nla
+from actserve.models import only_nla
 from actserve.nlas import Baseline, baseline_name
-from actserve.options import ExplainTextOptions
+from actserve.options import ExplainTextOptions, PositionsOfEach, SteerOfEach
 from actserve.positions import Positions
 from actserve.prompts import P, Prompt, Prompts
 from actserve.sites import SiteLike
-from actserve.steering import Intervention
+from actserve.steering import Steer
 from actserve.tensors import Float32Array
 from actserve.v1 import explanation_service_pb2 as pb
 
 
-class Explainer(Transport):
+class AsyncExplainer(AsyncBase):
     """What natural language autoencoders do: activations to words, and back.
 
     Everywhere `site` is where rows come from, which the NLA was trained on, and `nla` the id of the
     NLA, which is not needed where the site has only one; `Model.nlas` lists them.
     """
 
-    @abstractmethod
-    def models(self, *, timeout: float | None = None) -> list[Model]:
-        """The served models."""
-
-    def explain(
+    @spelled_out(Explaining)
+    async def explain(
         self,
         rows: ArrayLike,
         site: SiteLike,
@@ -64,8 +66,9 @@ class Explainer(Transport):
         Many rows are several calls, but one call with `neighbor_distance`.
         """
         job = self._connection.explain_jobs.explain(rows, site, nla, positions, **options)
-        return self._run(job, timeout, progress)
+        return await self._transport.run(job, timeout, progress)
 
+    @spelled_out(Explaining)
     def explain_stream(
         self,
         rows: ArrayLike,
@@ -75,29 +78,41 @@ class Explainer(Transport):
         positions: SupportsIndex | Sequence[SupportsIndex] | None = None,
         timeout: float | None = None,
         **options: Unpack[Explaining],
-    ) -> Generator[ExplainEvent, None, None]:
-        """The events of an explanation while it is written; arguments as for `explain`.
-
-        Closing the iterator early, as leaving a `for` loop does, cancels the call.
-        """
-        call = self._connection.explain_jobs.explain_call(rows, site, nla, positions, **options)
-        return self._events(call, timeout)
+    ) -> AsyncStream[ExplainEvent, Any]:
+        """The events of an explanation while it is written: a stream, whose `result()` is what
+        `explain` returns. Arguments as there."""
+        asked = given(rows=rows, site=site, nla=nla, positions=positions, **options)
+        return self._stream(self._connection.explain_jobs.streamed, asked, timeout)
 
     @overload
-    def explain_text(
+    async def explain_text(
         self, prompt: Prompt, **options: Unpack[ExplainTextOptions]
     ) -> ExplainedText: ...
     @overload
-    def explain_text(
-        self, prompt: Prompts[P], **options: Unpack[ExplainTextOptions]
+    async def explain_text(
+        self,
+        prompt: Prompts[P],
+        *,
+        on_error: Literal["raise"] = ...,
+        **options: Unpack[ExplainTextOptions],
     ) -> list[ExplainedText]: ...
-    def explain_text(
+    @overload
+    async def explain_text(
+        self,
+        prompt: Prompts[P],
+        *,
+        on_error: Literal["return"],
+        **options: Unpack[ExplainTextOptions],
+    ) -> list[ExplainedText | ActserveError]: ...
+    @spelled_out(Explaining)
+    async def explain_text(
         self,
         prompt: Any,
         *,
         nla: str | None = None,
-        positions: Positions = "all",
-        steer: Intervention | Iterable[Intervention] = (),
+        positions: Positions | PositionsOfEach = "all",
+        steer: Steer | Iterable[Steer] | SteerOfEach | None = (),
+        on_error: OnError = "raise",
         timeout: float | None = None,
         progress: bool | None = None,
         **options: Unpack[Explaining],
@@ -107,34 +122,35 @@ class Explainer(Transport):
 
         - `positions`: the tokens to explain; see `Positions`.
         - `steer`: interventions to apply to the prompt's run, in order.
+        - `on_error`, and `positions` and `steer` of each prompt: as for `fetch`.
         - The rest is as for `explain`.
 
             for token, explanation in client.explain_text("The capital of France is", score=True):
                 print(token, explanation.text, explanation.score)
         """
-        job = self._connection.explain_jobs.explain_text(prompt, nla, positions, steer, **options)
-        return self._run(job, timeout, progress)
+        asked = given(nla=nla, positions=positions, steer=steer, **options)
+        asked = await self._resolved(asked, timeout)
+        job = self._connection.explain_jobs.explain_text(prompt, on_error, **asked)
+        return await self._transport.run(job, timeout, progress)
 
+    @spelled_out(Explaining)
     def explain_text_stream(
         self,
         prompt: Prompt,
         *,
         nla: str | None = None,
         positions: Positions = "all",
-        steer: Intervention | Iterable[Intervention] = (),
+        steer: Steer | Iterable[Steer] | None = (),
         timeout: float | None = None,
         **options: Unpack[Explaining],
-    ) -> Generator[ExplainEvent, None, None]:
-        """The events of an explanation while it is written; arguments as for `explain_text`.
+    ) -> AsyncStream[ExplainEvent, ExplainedText]:
+        """The events of an explanation while it is written: a stream, whose `result()` is what
+        `explain_text` returns. Arguments as there."""
+        asked = given(prompt=prompt, nla=nla, positions=positions, steer=steer, **options)
+        return self._stream(self._connection.explain_jobs.text_streamed, asked, timeout)
 
-        Closing the iterator early, as leaving a `for` loop does, cancels the call.
-        """
-        call = self._connection.explain_jobs.explain_text_call(
-            prompt, nla, positions, steer, partial=True, **options
-        )
-        return self._events(call, timeout)
-
-    def compare(
+    @spelled_out(Explaining)
+    async def explain_difference(
         self,
         rows: ArrayLike,
         reference: ArrayLike,
@@ -151,10 +167,12 @@ class Explainer(Transport):
         `reference` has the shape of `rows`, or is one row [width] for all. Scores are of the
         difference. The rest is as for `explain`.
         """
-        job = self._connection.explain_jobs.compare(rows, reference, site, nla, **options)
-        return self._run(job, timeout, progress)
+        job = self._connection.explain_jobs.explain_difference(
+            rows, reference, site, nla, **options
+        )
+        return await self._transport.run(job, timeout, progress)
 
-    def reconstruct(
+    async def reconstruct(
         self,
         texts: str | list[str] | tuple[str, ...],
         site: SiteLike,
@@ -168,9 +186,9 @@ class Explainer(Transport):
         Each is of L2 norm sqrt(width): only its direction has a meaning.
         """
         job = self._connection.reconstruct_jobs.reconstruct(texts, site, nla)
-        return self._run(job, timeout, progress)
+        return await self._transport.run(job, timeout, progress)
 
-    def edit_vector(
+    async def edit_vector(
         self,
         original: str,
         edited: str,
@@ -186,10 +204,10 @@ class Explainer(Transport):
         """
         edit = ExplanationEdit(original, edited, nla)
         job = self._connection.reconstruct_jobs.edit_vector(edit, site)
-        return self._run(job, timeout, progress=False)
+        return await self._transport.run(job, timeout)
 
     @overload
-    def score(
+    async def score_explanations(
         self,
         rows: ArrayLike,
         texts: str,
@@ -201,7 +219,7 @@ class Explainer(Transport):
         progress: bool | None = ...,
     ) -> Score: ...
     @overload
-    def score(
+    async def score_explanations(
         self,
         rows: ArrayLike,
         texts: list[str] | tuple[str, ...],
@@ -212,7 +230,7 @@ class Explainer(Transport):
         timeout: float | None = ...,
         progress: bool | None = ...,
     ) -> list[Score]: ...
-    def score(
+    async def score_explanations(
         self,
         rows: ArrayLike,
         texts: str | list[str] | tuple[str, ...],
@@ -229,10 +247,10 @@ class Explainer(Transport):
         `baseline` is what the fraction of variance explained is relative to: its name, or its
         short name beside `nla`; the one called "default", where there is one, when None.
         """
-        job = self._connection.reconstruct_jobs.score(rows, texts, site, nla, baseline)
-        return self._run(job, timeout, progress)
+        job = self._connection.reconstruct_jobs.score_explanations(rows, texts, site, nla, baseline)
+        return await self._transport.run(job, timeout, progress)
 
-    def set_baseline(
+    async def set_baseline(
         self,
         rows: ArrayLike,
         site: SiteLike,
@@ -250,11 +268,11 @@ class Explainer(Transport):
         digits and hyphens. `baseline="..."` takes it beside `nla`, and `Baseline.name` alone.
         """
         if nla is None:
-            nla = only_nla(self.models(timeout=timeout), self._connection.jobs.model, site).id
+            nla = only_nla(await self.models(timeout=timeout), self._connection.model, site).id
         job = self._connection.reconstruct_jobs.set_baseline(rows, site, nla, name, shared)
-        return self._run(job, timeout, progress=False)
+        return await self._transport.run(job, timeout)
 
-    def delete_baseline(
+    async def delete_baseline(
         self,
         name: str,
         *,
@@ -265,4 +283,4 @@ class Explainer(Transport):
         """Forgets what `set_baseline` stored under a name, whole or short beside `nla`; with
         `shared`, which takes the role operator, that of every tenant. Raises `NotFound`."""
         request = pb.DeleteExplanationBaselineRequest(name=baseline_name(name, nla), shared=shared)
-        (_,) = self._responses("DeleteExplanationBaseline", request, timeout)
+        await self._transport.response("DeleteExplanationBaseline", request, timeout)

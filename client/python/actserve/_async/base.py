@@ -1,0 +1,120 @@
+"""What every part of the client stands on: the connection, the models, and what they know."""
+
+from collections.abc import Mapping
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from actserve._async.streams import AsyncStream
+from actserve._async.transport import AsyncTransport
+from actserve._channel import DEFAULT_CONCURRENCY, DEFAULT_TARGET, Connection, model_name
+from actserve._generate_jobs import GenerateJobs
+from actserve._resolving import Known, needs_model, resolved, single_token, texts_of_tokens
+from actserve.errors import NotServed
+from actserve.models import Model, model_from_proto, only_model, query_heads
+from actserve.v1 import explanation_service_pb2, model_service_pb2
+
+T = TypeVar("T")
+
+
+class AsyncBase:
+    """A connection to a server."""
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        model: str | None = None,
+        tls: bool | grpc.ChannelCredentials | None = None,
+        token: str | None = None,
+        plaintext_token: bool = False,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        concurrency: int = DEFAULT_CONCURRENCY,
+    ) -> None:
+        self._connection = Connection.of(
+            target,
+            model=model,
+            tls=tls,
+            token=token,
+            plaintext_token=plaintext_token,
+            timeout=timeout,
+            metadata=metadata,
+            concurrency=concurrency,
+        )
+        self._transport = AsyncTransport(self._connection)
+        self._token_ids: dict[str, int] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancels what still runs and closes the connection."""
+        await self._transport.close()
+
+    async def models(self, *, timeout: float | None = None) -> list[Model]:
+        """The served models, by name."""
+        request = model_service_pb2.ListModelsRequest()
+        pages = await self._transport.pages("ListModels", request, timeout)
+        models = [model for page in pages for model in page.models]
+        nlas = await self._nlas("models/-", timeout)
+        return [model_from_proto(model, nlas) for model in models]
+
+    async def model(self, model_id: str, *, timeout: float | None = None) -> Model:
+        """One model. Raises `NotFound`."""
+        request = model_service_pb2.GetModelRequest(name=model_name(model_id))
+        found = (await self._transport.response("GetModel", request, timeout)).model
+        return model_from_proto(found, await self._nlas(found.name, timeout))
+
+    async def _nlas(self, parent: str, timeout: float | None) -> list[explanation_service_pb2.Nla]:
+        request = explanation_service_pb2.ListNlasRequest(parent=parent)
+        pages = await self._transport.pages("ListNlas", request, timeout)
+        return [nla for page in pages for nla in page.nlas]
+
+    async def _served(self, timeout: float | None) -> model_service_pb2.Model:
+        """The model that calls are for, as it was when first asked for."""
+        models = await self._transport.models(timeout)
+        found = only_model(models, self._connection.model)
+        if found is None:
+            wanted = self._connection.model or "one, since none was named"
+            raise NotServed(
+                f"the server serves {', '.join(each.name for each in models) or 'no model'}, not "
+                f"{wanted}; name one of them, as in Client(model=...)",
+                reason="MODEL_NOT_FOUND",
+            )
+        return found
+
+    async def _resolved(self, asked: T, timeout: float | None) -> T:
+        """What is asked for, with all in its place that only the model knows."""
+        texts = texts_of_tokens(asked)
+        if not texts and not needs_model(asked):
+            return asked
+        for text in sorted(texts - self._token_ids.keys()):
+            jobs: GenerateJobs = self._connection.generate_jobs
+            tokenized = await self._transport.run(jobs.tokenize(text), timeout)
+            self._token_ids[text] = single_token(text, tokenized)
+        if not needs_model(asked):
+            return resolved(asked, Known(token_ids=self._token_ids))
+        served = await self._served(timeout)
+        return resolved(asked, Known(served.layer_count, query_heads(served), self._token_ids))
+
+    def _stream(
+        self, make: Any, asked: dict[str, Any], timeout: float | None
+    ) -> AsyncStream[Any, Any]:
+        """The stream of a call that is made of what is asked for: now, so that a mistake is told
+        here, unless the model has to be asked first."""
+        if not texts_of_tokens(asked) and not needs_model(asked):
+            made = make(**asked)
+
+            async def opened() -> Any:
+                return made
+
+        else:
+
+            async def opened() -> Any:
+                return make(**await self._resolved(asked, timeout))
+
+        return AsyncStream(self._transport, opened, timeout)

@@ -1,0 +1,29 @@
+"""The client that callers make: all parts together."""
+
+from actserve._async.explaining import AsyncExplainer
+from actserve._async.runs import AsyncRuns
+from actserve._async.stored import AsyncStored
+
+
+class AsyncClient(AsyncRuns, AsyncExplainer, AsyncStored):
+    """A client of one server. `Client` blocks, and is safe to share between threads; `AsyncClient`
+    is for asyncio, belongs to the event loop that first uses it, and is otherwise the same: write
+    `await` before what returns a value, and `async for` over what yields. Cancelling a task cancels
+    its calls.
+
+    - `target`: `host:port`, or any gRPC name; one with many addresses is spread over all of them.
+    - `model`: the id of the model to use; not needed where only one is served.
+    - `tls`: True for TLS with the system's certificate authorities, or `grpc` credentials for
+      your own authorities and client certificates. Plaintext otherwise.
+    - `token`: sent as `authorization: Bearer`. Without TLS everyone on the way could read it, so
+      that is refused for any target but this machine itself unless `plaintext_token` is True.
+    - `timeout`: seconds one call may take; no limit by default. Every method can override it. A
+      list of prompts is many calls.
+    - `metadata`: gRPC metadata sent with every call.
+    - `concurrency`: prompts, or rows to explain, in flight at once when a method is given a list.
+
+    A call that the contract calls harmless, as all that fetch and generate are, is made again when
+    the server is unavailable or the connection breaks, up to four times in all; an answer is whole
+    or an error. Every method raises a subclass of `ActserveError`; `InvalidRequest` also before
+    anything is sent.
+    """

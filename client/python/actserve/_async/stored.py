@@ -1,0 +1,70 @@
+"""What is on the server: rows that it keeps, and the weights of its model."""
+
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actserve._async.base import AsyncBase
+from actserve._checks import several
+from actserve.kept import Kept, kept_from_proto, kept_name
+from actserve.tensors import Float32Array
+from actserve.tokens import TokenLike
+from actserve.v1 import kept_activations_service_pb2
+from actserve.weights import HeadMatrices, TokenMatrix
+
+
+class AsyncStored(AsyncBase):
+    """Kept rows and weights."""
+
+    async def kept(self, name: str, *, timeout: float | None = None) -> Kept:
+        """What the server keeps under a name, as `activations.kept` says it. Raises `NotFound` once
+        it has expired or was deleted."""
+        request = kept_activations_service_pb2.GetKeptActivationsRequest(name=kept_name(name))
+        response = await self._transport.response("GetKeptActivations", request, timeout)
+        return kept_from_proto(response.kept_activations)
+
+    async def list_kept(self, *, timeout: float | None = None) -> list[Kept]:
+        """All that the tenant of the client's token keeps on the server, by name. Raises
+        `NotServed` on a server without tokens."""
+        request = kept_activations_service_pb2.ListKeptActivationsRequest()
+        pages = await self._transport.pages("ListKeptActivations", request, timeout)
+        return [kept_from_proto(kept) for page in pages for kept in page.kept_activations]
+
+    async def delete_kept(self, name: str, *, timeout: float | None = None) -> None:
+        """Frees what the server keeps under a name before it expires. Raises `NotFound`."""
+        request = kept_activations_service_pb2.DeleteKeptActivationsRequest(name=kept_name(name))
+        await self._transport.response("DeleteKeptActivations", request, timeout)
+
+    async def token_rows(
+        self,
+        matrix: TokenMatrix,
+        token_ids: TokenLike | Sequence[TokenLike] | NDArray[np.integer],
+        *,
+        timeout: float | None = None,
+    ) -> Float32Array:
+        """Rows of the embedding or of the unembedding, float32 [tokens, width].
+
+        - `matrix`: "embedding", which is without any scale that the model gives it, or
+          "unembedding", which is without the gain of the final norm; where the model ties them,
+          they are equal.
+        - `token_ids`: tokens, by id or text such as `" Paris"`; at most 4096 a call.
+
+            paris, rome = client.token_rows("unembedding", [" Paris", " Rome"])
+        """
+        asked = await self._resolved({"stop_token_ids": several(token_ids)}, timeout)
+        job = self._connection.weight_jobs.token_rows(matrix, asked["stop_token_ids"])
+        return await self._transport.run(job, timeout)
+
+    async def head_matrices(
+        self,
+        layer: int,
+        heads: SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer],
+        *,
+        timeout: float | None = None,
+    ) -> list[HeadMatrices]:
+        """What some heads of a layer compute with, in the order of `heads`: W_Q, W_K, W_V and W_O,
+        and as `qk` and `ov` what goes together. `layer` may be negative."""
+        job = self._connection.weight_jobs.head_matrices(layer, heads)
+        return await self._transport.run(job, timeout)

@@ -1,0 +1,176 @@
+"""The transport: how messages move between the asyncio client and its server."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from functools import cached_property
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from actserve._calls import Call
+from actserve._channel import STREAMING, Connection, backoff, stubs
+from actserve._jobs import Job, Part, is_of_one_prompt
+from actserve._progress import bar
+from actserve._request_size import LARGE, check_size
+from actserve.errors import ActserveError, Cancelled, Unavailable, at_item, from_rpc
+from actserve.models import only_model
+from actserve.v1 import model_service_pb2 as pb
+
+T = TypeVar("T")
+
+
+class AsyncTransport:
+    """Runs jobs, which the public methods make."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    async def close(self) -> None:
+        """Cancels what still runs and closes the connection."""
+        await self._channel.close()
+
+    @cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        return self.connection.open(grpc.aio)
+
+    @cached_property
+    def _stubs(self) -> dict[str, Any]:
+        return stubs(self._channel)
+
+    async def run(self, job: Job[Any], timeout: float | None, progress: bool | None = False) -> Any:
+        """All of a job, and what its method returns."""
+        if len(job.parts) == 1:
+            return job.combine([await self._collect(job.parts[0], timeout)])
+        with bar(job, progress) as advance:
+            results = self.ordered(job.parts, job.in_flight, timeout, advance)
+            async with aclosing(results):
+                return job.combine([result async for result in results])
+
+    async def ordered(
+        self,
+        parts: Iterable[Part[T]],
+        in_flight: int,
+        timeout: float | None,
+        advance: Callable[[int], object] = lambda items: None,
+    ) -> AsyncGenerator[T, None]:
+        """The results of calls in their order, of which some run at once. Calls are made as
+        results are taken, so that what waits for a slow one is bounded. The first that fails stops
+        the others."""
+        source = iter(parts)
+        slots = asyncio.Semaphore(in_flight)
+        waiting: deque[asyncio.Task[T]] = deque()
+
+        async def collect(part: Part[T]) -> T:
+            async with slots:
+                result = await self._collect(part, timeout)
+            advance(part.items)
+            return result
+
+        try:
+            while True:
+                while len(waiting) < _AHEAD * in_flight and (part := next(source, None)):
+                    waiting.append(asyncio.create_task(collect(part)))
+                if not waiting:
+                    return
+                running = [task for task in waiting if not task.done()]
+                if running and not waiting[0].done():
+                    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in waiting:
+                    if task.done():
+                        task.result()  # Raises what one of them raised, whichever is first.
+                while waiting and waiting[0].done():
+                    yield waiting.popleft().result()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _collect(self, part: Part[T], timeout: float | None) -> T:
+        attempt = 0
+        while part.call:
+            begun = False
+            try:
+                with at_item(part.first):
+                    call = part.call()
+                    responses = self._responses(call.method, call.request, timeout)
+                    async with aclosing(responses):
+                        async for response in responses:
+                            begun = True
+                            call.read(response)
+                        return call.result()
+            except ActserveError as error:
+                if part.failed and is_of_one_prompt(error):
+                    return part.failed(error)
+                # Before the first response gRPC itself has tried again.
+                again = begun and isinstance(error, Unavailable)
+                pause = backoff(attempt, error.retry_after) if again else None
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+            attempt += 1
+        return part.answer
+
+    async def events(self, call: Call[Any], timeout: float | None) -> AsyncGenerator[Any, None]:
+        """What happens in one call, while it does."""
+        async with aclosing(self._responses(call.method, call.request, timeout)) as responses:
+            async for response in responses:
+                if event := call.read(response):
+                    yield event
+        call.result()  # Raises if the stream was cut short.
+
+    async def response(self, method: str, request: Any, timeout: float | None) -> Any:
+        """The answer of a call that has one."""
+        (response,) = [each async for each in self._responses(method, request, timeout)]
+        return response
+
+    async def pages(self, method: str, request: Any, timeout: float | None) -> list[Any]:
+        """All pages of a list, from the first."""
+        pages: list[Any] = []
+        while not pages or pages[-1].next_page_token:
+            if pages:
+                request.page_token = pages[-1].next_page_token
+            pages.append(await self.response(method, request, timeout))
+        return pages
+
+    async def _responses(
+        self, method: str, request: Any, timeout: float | None
+    ) -> AsyncGenerator[Any, None]:
+        if (size := request.ByteSize()) > LARGE:
+            check_size(size, only_model(await self.models(timeout), self.connection.model))
+        rpc = self._stubs[method](
+            request,
+            timeout=self.connection.timeout if timeout is None else timeout,
+            metadata=self.connection.headers(request),
+        )
+        try:
+            if method in STREAMING:
+                async for response in rpc:
+                    yield response
+            else:
+                yield await rpc
+        except grpc.RpcError as error:
+            raise from_rpc(error, self.connection.target) from None
+        except asyncio.CancelledError:
+            # Of this task, or of the call alone, which closing the client cancels.
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise Cancelled("the call was cancelled") from None
+        finally:
+            rpc.cancel()  # Frees what the server holds when the caller stops early.
+
+    async def models(self, timeout: float | None) -> list[pb.Model]:
+        """The served models, as they were when first asked for: what a request is checked against
+        before it is sent. The server checks it too."""
+        if self._models is None:
+            pages = await self.pages("ListModels", pb.ListModelsRequest(), timeout)
+            self._models = [model for page in pages for model in page.models]
+        return self._models
+
+    _models: list[pb.Model] | None = None
+
+
+_AHEAD = 4
+"""Calls begun and not yet taken, for each that may run at once."""

@@ -1,0 +1,125 @@
+"""Resolving: what a caller may leave to the model, made plain before a call is made.
+
+The ids of tokens that are given as text, the layers that a pattern of sites such as `resid_post.*`
+stands for, and how many all heads are.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from actserve.attention import ALL_HEADS, Attention
+from actserve.errors import InvalidRequest
+from actserve.results import Tokenized
+from actserve.sites import SitePattern
+from actserve.tokens import TOKEN
+
+_TOKENS = ("allowed_token_ids", "stop_token_ids")
+"""Sampling parameters that are tokens."""
+_BIASES = "logit_bias"
+"""The one that has tokens as keys."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a model."""
+
+    layer_count: int = 0
+    """Zero where nothing that was given needs it, as the next one."""
+    heads: int = 0
+    """Query heads of a layer."""
+    token_ids: Mapping[str, int] = field(default_factory=dict)
+    """The ids of the texts that were given."""
+
+
+def texts_of_tokens(value: Any) -> set[str]:
+    """The texts of tokens that a value holds, however deep."""
+    return {each for each in _open(value) if isinstance(each, str)}
+
+
+def needs_model(value: Any) -> bool:
+    """Whether a value holds a pattern of sites, or all heads, however deep."""
+    return any(not isinstance(each, str) for each in _open(value))
+
+
+def _open(value: Any, *, tokens: bool = False) -> Iterator[Any]:
+    """What of a value is to be resolved."""
+    if isinstance(value, SitePattern) or (isinstance(value, str) and tokens):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            if key == _BIASES:
+                yield from _open([*(each or ())], tokens=True)
+            else:
+                yield from _open(each, tokens=tokens or key in _TOKENS)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _open(each, tokens=tokens)
+    elif is_dataclass(value):
+        if isinstance(value, Attention) and value.heads == ALL_HEADS:
+            yield value
+        for each in fields(value):
+            yield from _open(getattr(value, each.name), tokens=TOKEN in each.metadata)
+
+
+def resolved(value: Any, known: Known, *, tokens: bool = False) -> Any:
+    """The value with all of that in its place; itself where there is nothing of it. Raises
+    `InvalidRequest`."""
+    if isinstance(value, str) and tokens:
+        return known.token_ids[value]
+    if isinstance(value, Mapping):
+        plain = {
+            key: {resolved(token, known, tokens=True): bias for token, bias in each.items()}
+            if key == _BIASES and each
+            else resolved(each, known, tokens=tokens or key in _TOKENS)
+            for key, each in value.items()
+        }
+        return value if _same(plain.values(), value.values()) else plain
+    if isinstance(value, list | tuple):
+        plain = [
+            each
+            for one in value
+            for each in (
+                one.sites(known.layer_count)
+                if isinstance(one, SitePattern)
+                else [resolved(one, known, tokens=tokens)]
+            )
+        ]
+        return value if _same(plain, value) else type(value)(plain)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    changed = {
+        each.name: plain
+        for each in fields(value)
+        for given in [getattr(value, each.name)]
+        for plain in [resolved(given, known, tokens=TOKEN in each.metadata)]
+        if plain is not given
+    }
+    if isinstance(value, Attention) and value.heads == ALL_HEADS:
+        changed["heads"] = range(known.heads)
+    return replace(value, **changed) if changed else value
+
+
+def _same(plain: Any, given: Any) -> bool:
+    plain, given = [*plain], [*given]
+    return len(plain) == len(given) and all(a is b for a, b in zip(plain, given, strict=True))
+
+
+def single_token(text: str, tokenized: Tokenized) -> int:
+    """The id of the one token that a text is. Raises `InvalidRequest`, which names its pieces, if
+    it is not one."""
+    # Without the special tokens that a tokenizer adds, which come from no character.
+    ids = [
+        (token_id, token)
+        for token_id, token, source in zip(
+            tokenized.token_ids, tokenized.tokens, tokenized.sources, strict=True
+        )
+        if source.start is not None
+    ]
+    if len(ids) != 1:
+        raise InvalidRequest(
+            f"{text!r} is {len(ids)} tokens, {[token for _, token in ids]}; name one of them, or "
+            "give token ids",
+            reason="FIELD_INVALID",
+        )
+    return ids[0][0]

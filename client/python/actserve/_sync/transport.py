@@ -1,0 +1,170 @@
+"""The transport: how messages move between the blocking client and its server."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from typing import Any, TypeVar
+
+import grpc
+
+from actserve._calls import Call
+from actserve._channel import STREAMING, Connection, backoff, stubs
+from actserve._flight import Flight
+from actserve._jobs import Job, Part, is_of_one_prompt
+from actserve._progress import bar
+from actserve._request_size import LARGE, check_size
+from actserve.errors import ActserveError, Cancelled, Unavailable, at_item, from_rpc
+from actserve.models import only_model
+from actserve.v1 import model_service_pb2 as pb
+
+T = TypeVar("T")
+
+
+class Transport:
+    """Runs jobs, which the public methods make."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        # Opened here, though it connects when first used: threads that opened it on demand could
+        # each open one.
+        self._channel: grpc.Channel = connection.open(grpc)
+        self._stubs = stubs(self._channel)
+        self._models: list[pb.Model] | None = None
+
+    def close(self) -> None:
+        """Cancels what still runs and closes the connection."""
+        self._channel.close()
+
+    def run(self, job: Job[Any], timeout: float | None, progress: bool | None = False) -> Any:
+        """All of a job, and what its method returns."""
+        if len(job.parts) == 1:  # In the caller's thread.
+            return job.combine([self._collect(job.parts[0], timeout, Flight())])
+        with (
+            bar(job, progress) as advance,
+            closing(self.ordered(job.parts, job.in_flight, timeout, advance)) as results,
+        ):
+            return job.combine([*results])
+
+    def ordered(
+        self,
+        parts: Iterable[Part[T]],
+        in_flight: int,
+        timeout: float | None,
+        advance: Callable[[int], object] = lambda items: None,
+    ) -> Generator[T, None, None]:
+        """The results of calls in their order, of which some run at once. Calls are made as
+        results are taken, so that what waits for a slow one is bounded. The first that fails stops
+        the others."""
+        source, flight = iter(parts), Flight()
+        waiting: deque[Future[T]] = deque()
+
+        def collect(part: Part[T]) -> T:
+            result = self._collect(part, timeout, flight)
+            advance(part.items)
+            return result
+
+        pool = ThreadPoolExecutor(in_flight, "actserve")
+        try:
+            while True:
+                while len(waiting) < _AHEAD * in_flight and (part := next(source, None)):
+                    waiting.append(pool.submit(collect, part))
+                if not waiting:
+                    return
+                running = [future for future in waiting if not future.done()]
+                if running and not waiting[0].done():
+                    wait(running, return_when=FIRST_COMPLETED)
+                for future in waiting:
+                    if future.done():
+                        future.result()  # Raises what one of them raised, whichever is first.
+                while waiting and waiting[0].done():
+                    yield waiting.popleft().result()
+        finally:  # One failed, or the caller stops early: stop the others.
+            flight.cancel()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _collect(self, part: Part[T], timeout: float | None, flight: Flight) -> T:
+        attempt = 0
+        while part.call:
+            begun = False
+            try:
+                with at_item(part.first):
+                    call = part.call()
+                    responses = self._responses(call.method, call.request, timeout, flight)
+                    # Closed by name: a traceback would keep the call alive for as long as the error
+                    # is.
+                    with closing(responses):
+                        for response in responses:
+                            begun = True
+                            call.read(response)
+                        return call.result()
+            except ActserveError as error:
+                if part.failed and is_of_one_prompt(error):
+                    return part.failed(error)
+                # Before the first response gRPC itself has tried again.
+                again = begun and isinstance(error, Unavailable)
+                pause = backoff(attempt, error.retry_after) if again else None
+                if pause is None or flight.cancelled(within=pause):
+                    raise
+            attempt += 1
+        return part.answer
+
+    def events(self, call: Call[Any], timeout: float | None) -> Generator[Any, None, None]:
+        """What happens in one call, while it does."""
+        with closing(self._responses(call.method, call.request, timeout)) as responses:
+            for response in responses:
+                if event := call.read(response):
+                    yield event
+        call.result()  # Raises if the stream was cut short.
+
+    def response(self, method: str, request: Any, timeout: float | None) -> Any:
+        """The answer of a call that has one."""
+        (response,) = self._responses(method, request, timeout)
+        return response
+
+    def pages(self, method: str, request: Any, timeout: float | None) -> list[Any]:
+        """All pages of a list, from the first."""
+        pages: list[Any] = []
+        while not pages or pages[-1].next_page_token:
+            if pages:
+                request.page_token = pages[-1].next_page_token
+            pages.append(self.response(method, request, timeout))
+        return pages
+
+    def _responses(
+        self, method: str, request: Any, timeout: float | None, flight: Flight | None = None
+    ) -> Generator[Any, None, None]:
+        if (size := request.ByteSize()) > LARGE:
+            check_size(size, only_model(self.models(timeout), self.connection.model))
+        stub = self._stubs[method]
+        rpc = (stub if method in STREAMING else stub.future)(
+            request,
+            timeout=self.connection.timeout if timeout is None else timeout,
+            metadata=self.connection.headers(request),
+        )
+        flight = flight or Flight()
+        flight.add(rpc)
+        try:
+            if method in STREAMING:
+                yield from rpc
+            else:
+                yield rpc.result()
+        except grpc.RpcError as error:
+            raise from_rpc(error, self.connection.target) from None
+        except grpc.FutureCancelledError:
+            raise Cancelled("the call was cancelled") from None
+        finally:
+            rpc.cancel()  # Frees what the server holds when the caller stops early.
+            flight.remove(rpc)
+
+    def models(self, timeout: float | None) -> list[pb.Model]:
+        """The served models, as they were when first asked for: what a request is checked against
+        before it is sent. The server checks it too."""
+        if self._models is None:
+            pages = self.pages("ListModels", pb.ListModelsRequest(), timeout)
+            self._models = [model for page in pages for model in page.models]
+        return self._models
+
+
+_AHEAD = 4
+"""Calls begun and not yet taken, for each that may run at once."""
