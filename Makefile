@@ -34,10 +34,11 @@ PINS := requirements/build.txt requirements/$(VARIANT).txt requirements/dev.txt
 SETUP_INPUTS := $(PINS) pyproject.toml client/python/pyproject.toml
 SETUP_STAMP := .venv/setup-$(VARIANT)-$(shell cat $(SETUP_INPUTS) 2>/dev/null | cksum | cut -d' ' -f1).stamp
 HELM_STAMP := .tools/helm-$(HELM_VERSION).stamp
+PROTOC_STAMP := .tools/protoc-$(shell cksum <requirements/proto.txt | cut -d' ' -f1).stamp
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  ARGS=... is passed on; VARIANT=cpu|cuda (now $(VARIANT)) picks the build of vLLM;"
 	@echo "  ISA=avx2|avx512|avx512_bf16 limits the tests to that instruction set."
@@ -62,7 +63,7 @@ bench: setup ## Measure throughput and latency against plain vLLM
 ##### Check
 
 .PHONY: test test-shared-engine test-others
-test: setup helm-tool ## Run every test, those with real models included; in two halves without ARGS
+test: setup helm-tool protoc-tool ## Run every test, those with real models included; in two halves without ARGS
 ifeq ($(ARGS),)
 	@echo "two halves side by side; each says how it went when it ends"
 	@$(MAKE) --jobs=2 --output-sync=target --keep-going test-shared-engine test-others
@@ -85,8 +86,12 @@ isolation: setup ## Run the isolation test at length: 500 requests, three seeds,
 	  $(PY) -m pytest -s tests/integration/test_isolation.py $(ARGS)
 
 .PHONY: test-fast
-test-fast: setup ## Run the tests that need no model
+test-fast: setup protoc-tool ## Run the tests that need no model
 	@$(PY) -m pytest --ignore tests/integration -m "not integration and not slow" $(ARGS)
+
+.PHONY: test-client-versions
+test-client-versions: setup ## Test the client with the oldest and newest of what it needs, on each Python
+	@$(PY) scripts/client_versions.py $(ARGS)
 
 .PHONY: lint lint-python lint-types lint-proto lint-docker lint-docs
 lint: lint-python lint-types lint-proto lint-docker lint-docs ## Check style, types, the contract, stubs, Dockerfile and docs
@@ -97,8 +102,9 @@ lint-python: setup
 
 lint-types: setup
 	@$(PY) -m pyright
+	@$(PY) -m mypy
 
-lint-proto: setup
+lint-proto: setup protoc-tool
 	@.venv/bin/buf lint
 	@.venv/bin/buf format --diff --exit-code proto
 	@.venv/bin/buf breaking proto --against proto/accepted.binpb
@@ -133,7 +139,7 @@ format: setup ## Format Python and protos, and mend what ruff can
 	@.venv/bin/buf format --write proto
 
 .PHONY: proto
-proto: setup ## Regenerate what is made: the Python stubs from proto/, the blocking client
+proto: setup protoc-tool ## Regenerate what is made: the Python stubs from proto/, the blocking client
 	@$(PY) scripts/stubs.py
 	@$(PY) scripts/blocking_client.py
 
@@ -149,6 +155,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(UV) pip compile --quie
 requirements: ## Pin requirements/*.txt again from pyproject.toml (ARGS=--upgrade for newer releases)
 	@test -x $(UV) || { echo "make requirements: run \`make setup\` first, it brings uv"; exit 1; }
 	@$(COMPILE) $(ARGS) --group build -o requirements/build.txt
+	@$(COMPILE) $(ARGS) --group proto -o requirements/proto.txt
 	@$(COMPILE) $(ARGS) --override requirements/overrides.cpu.txt --extra cpu --extra smollm2 \
 		pyproject.toml -o requirements/cpu.txt
 	@$(COMPILE) $(ARGS) --extra cuda --extra smollm2 pyproject.toml -o requirements/cuda.txt
@@ -157,7 +164,7 @@ requirements: ## Pin requirements/*.txt again from pyproject.toml (ARGS=--upgrad
 
 .PHONY: clean
 clean: ## Remove caches and builds; .venv and .tools stay
-	@rm -rf build dist client/python/build client/python/dist .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist client/python/build client/python/dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . \( -name .venv -o -name .tools -o -name .git \) -prune -o -name __pycache__ -print0 \
 		| xargs -0 -r rm -rf
 
@@ -194,3 +201,13 @@ $(HELM_STAMP):
 	else \
 		echo "make helm-tool: no Go here to build helm with; the chart tests use the helm on PATH or skip"; \
 	fi
+
+.PHONY: protoc-tool
+protoc-tool: $(PROTOC_STAMP) ## Install the protoc that makes the Python stubs
+
+# On a Python that its wheels are for; uv fetches one where there is none.
+$(PROTOC_STAMP): | setup
+	@$(UV) venv --quiet --clear --python '>=3.10,<3.13' .tools/protoc
+	@$(UV) pip sync --python .tools/protoc/bin/python --quiet --require-hashes requirements/proto.txt
+	@rm -f .tools/protoc-*.stamp
+	@touch $@

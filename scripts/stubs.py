@@ -5,7 +5,8 @@
 
 Messages get a module and its types (`*_pb2.py`, `*_pb2.pyi`); only files that define a service
 get a `*_pb2_grpc.py`, so that no empty modules ship. The output depends on the version of
-grpcio-tools, which is therefore pinned.
+grpcio-tools, which is therefore pinned (requirements/proto.txt), and is an old one, so that what it
+writes loads in old and new releases of protobuf and grpcio. `make protoc-tool` installs it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from importlib.resources import files
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PROTOC = ROOT / ".tools/protoc/bin/python"
 STUBS = Path("client/python/actserve/v1")
 PATTERN = "*_pb2*.py*"
 
@@ -27,12 +28,11 @@ def protoc(out: Path) -> None:
     sources = sorted((ROOT / "proto").rglob("*.proto"))
     services = [s for s in sources if s.name.endswith("_service.proto")]
     command = [
-        sys.executable,
+        PROTOC,
         "-m",
         "grpc_tools.protoc",
         f"-I{ROOT / 'proto'}",
         f"-I{ROOT / 'third_party'}",
-        f"-I{files('grpc_tools') / '_proto'}",
     ]
     subprocess.run([*command, f"--python_out={out}", f"--pyi_out={out}", *sources], check=True)
     subprocess.run([*command, f"--grpc_python_out={out}", *services], check=True)
@@ -48,6 +48,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     check = parser.parse_args().check
 
+    if not PROTOC.exists():
+        print(f"{PROTOC.relative_to(ROOT)} is missing; run `make protoc-tool`.")
+        return 1
     with tempfile.TemporaryDirectory() as scratch:
         protoc(Path(scratch))
         fresh = read(Path(scratch) / "actserve" / "v1")

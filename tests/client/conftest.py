@@ -39,13 +39,13 @@ def target(model: Model) -> Iterator[str]:
 class Blocking:
     """`AsyncClient` behind the face of `Client`."""
 
-    def __init__(self, runner: asyncio.Runner, *args: Any, **kwargs: Any) -> None:
-        self._runner = runner
+    def __init__(self, loop: asyncio.AbstractEventLoop, *args: Any, **kwargs: Any) -> None:
+        self._run = loop.run_until_complete
         self._client = actserve.AsyncClient(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
-        return lambda *args, **kwargs: self._runner.run(self._await(method, args, kwargs))
+        return lambda *args, **kwargs: self._run(self._await(method, args, kwargs))
 
     async def _await(self, method: Any, args: Any, kwargs: Any) -> Any:
         return await method(*args, **kwargs)
@@ -66,17 +66,17 @@ class Blocking:
         try:
             with contextlib.suppress(StopAsyncIteration):
                 while True:
-                    yield self._runner.run(self._await(events.__anext__, (), {}))
+                    yield self._run(self._await(events.__anext__, (), {}))
         finally:
-            self._runner.run(events.aclose())
+            self._run(events.aclose())
 
 
 @pytest.fixture(params=["sync", "asyncio"])
 def connect(request: pytest.FixtureRequest, target: str) -> Iterator[Callable[..., Any]]:
     """Makes clients of the server, of either kind."""
     clients: list[Any] = []
-    with asyncio.Runner() as runner:
-        make = {"sync": actserve.Client, "asyncio": partial(Blocking, runner)}[request.param]
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        make = {"sync": actserve.Client, "asyncio": partial(Blocking, loop)}[request.param]
 
         def connect(**options: Any) -> Any:
             clients.append(make(target, **options))
@@ -85,6 +85,7 @@ def connect(request: pytest.FixtureRequest, target: str) -> Iterator[Callable[..
         yield connect
         for client in clients:
             client.close()
+        loop.run_until_complete(loop.shutdown_asyncgens())
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import actserve
 from actserve import (
@@ -36,7 +35,7 @@ ASKED: list[tuple[Any, Any]] = [
     (Projection(D), pb.Projection(directions=matrix(D))),
     (Projection(D[0]), pb.Projection(directions=matrix(D[:1]))),
     (
-        Projection(torch.tensor(D, dtype=torch.bfloat16), V, "relu"),
+        Projection(np.array(D, np.float16), V, "relu"),
         pb.Projection(directions=matrix(D), bias=vector(V), relu=pb.ReluActivation()),
     ),
     (

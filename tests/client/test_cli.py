@@ -244,7 +244,10 @@ USAGE_ERRORS = {
         "use one of last, mean, max",
     ),
     "predictions at no site": (["predict", "a", "-s", "final"], "is not a site"),
-    "explanations of no sample": (["explain", "a", "--samples", "0"], "greater than or equal to 1"),
+    "explanations of no sample": (
+        ["explain", "a", "--samples", "0"],
+        "Invalid value for '--samples'",
+    ),
     "no such format": (["fetch", "a", "-s", "embedding", "-o", "acts.csv"], ".parquet"),
     "no vector file": (["generate", "a", "--steer", "embedding"], "SITE=FILE"),
     "no such vector file": (["generate", "a", "--steer", "embedding=no.npy"], "cannot be read"),

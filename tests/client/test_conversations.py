@@ -92,8 +92,9 @@ def test_turns_with_calls_are_one_conversation() -> None:
     assert not is_many([{"role": "assistant", "tool_calls": [CALL]}])
 
 
+# Deeper than the json module of any Python follows.
 DEEP: list[Any] = []
-for _ in range(5000):
+for _ in range(100_000):
     DEEP = [DEEP]
 
 

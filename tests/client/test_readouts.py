@@ -2,7 +2,7 @@
 asyncio."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -250,10 +250,10 @@ def test_kept_rows_are_described_used_and_deleted(client: Any, model: Model) -> 
         sites=(SITE, "embedding"),
         positions=(0, 2),
         size_bytes=64,
-        expire_time=datetime.fromtimestamp(1_000_000_090, UTC),
+        expire_time=datetime.fromtimestamp(1_000_000_090, timezone.utc),
         model="big",
         element_type="bf16",
-        create_time=datetime.fromtimestamp(1_000_000_000, UTC),
+        create_time=datetime.fromtimestamp(1_000_000_000, timezone.utc),
     )
     client.generate("a b c", steer=Replace(SITE, acts.kept, positions=[0, 2]))
     assert model.requests[-1].interventions[0].replace.rows.kept.name == acts.kept

@@ -3,10 +3,11 @@
 Nothing here runs; `make lint` checks it.
 """
 
-from typing import TYPE_CHECKING, assert_type
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import assert_type
 
 import actserve
 from actserve import Activations, ExplainedText, Generation, Tokenized

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import actserve
 from actserve.prompts import is_many, prompt_to_proto
@@ -67,7 +66,6 @@ PROMPTS: dict[str, tuple[Any, str]] = {
     "a tuple of ids": ((1, 2), "token_ids"),
     "numpy integers": ([np.int64(1), np.int32(2)], "token_ids"),
     "an integer array": (np.array([1, 2]), "token_ids"),
-    "a torch tensor": (torch.tensor([1, 2]), "token_ids"),
     "turns": (TURNS, "conversation"),
     "a conversation": (actserve.Conversation(TURNS), "conversation"),
 }

@@ -1,6 +1,6 @@
 """What is captured of one sequence, while it arrives and when it is complete."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actserve._attention import HeadQueries
@@ -20,7 +20,7 @@ from actserve.predictions import Predict, SitePredictions
 from actserve.read_rows import ReadRows
 from actserve.readouts import Read, readout_to_proto
 from actserve.results import Activations, Tokenized, Usage
-from actserve.sites import BySite
+from actserve.sites import BySite, Site
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import readout_pb2, tensor_pb2
 
@@ -122,9 +122,11 @@ class Captured:
         run = everything[: max(len(prompt), len(everything) - 1)]
         promised = self._promised(positions, len(prompt), run, selector)
         kept = self._kept(closed.kept, promised)
-        rows, predictions = ReadRows({}), {}
+        rows = ReadRows({})
+        predictions: Mapping[Site, SitePredictions] = {}
         attention: dict[tuple[int, int], AttentionPattern] = {}
         named: dict[str, Any] = {}
+        found: Any
         for each, index in zip(self._capture.asked, self._first, strict=True):
             match each.readout:
                 case Read() as read:
@@ -201,11 +203,14 @@ class Captured:
                 )
         if missing := [index for index in range(self._count) if index not in by_index]:
             raise BadResponse(f"the server did not tell where readout {missing[0]} has read")
-        for each, index in zip(self._capture.asked, self._first, strict=True):
-            readout = each.readout
-            of_queries = isinstance(readout, Attention | AttentionSummary)
-            selector = readout.queries if of_queries else readout.positions
-            selector = selector if own is None else own
+        for read, index in zip(self._capture.asked, self._first, strict=True):
+            readout = read.readout
+            if own is not None:
+                selector = own
+            elif isinstance(readout, Attention | AttentionSummary):
+                selector = readout.queries
+            else:
+                selector = readout.positions
             asked = selected(selector, prompt, run)
             # None where only the server knows.
             if asked is not None and by_index[index] != asked:

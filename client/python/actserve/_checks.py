@@ -53,12 +53,12 @@ def unicode(text: str, what: str, *path: str | int) -> str:
     return text
 
 
-def integer(value: object, what: str, allowed: range, reason: str, fix: str | None = None) -> int:
+def integer(value: Any, what: str, allowed: range, reason: str, fix: str | None = None) -> int:
     """A whole number that is allowed. Raises `InvalidRequest`, which says `what` it should have
     been and how to `fix` it, for anything else."""
     # A list of booleans is a mask; read as numbers it would select 0 and 1.
     if is_index(value):
-        number = operator.index(value)  # pyright: ignore[reportArgumentType]
+        number = operator.index(value)
         if number in allowed:
             return number
     fix = fix or f"use whole numbers from {allowed[0]} to {allowed[-1]}"
@@ -67,10 +67,11 @@ def integer(value: object, what: str, allowed: range, reason: str, fix: str | No
 
 def is_index(value: object) -> bool:
     """Whether this is a whole number, as an index is."""
+    number: Any = value
     if isinstance(value, bool | np.bool_):
         return False
     try:
-        operator.index(value)  # pyright: ignore[reportArgumentType]
+        operator.index(number)
     except TypeError:
         return False
     return True

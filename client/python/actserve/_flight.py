@@ -1,4 +1,4 @@
-"""Flight: the calls of one job that are running, so that they can be stopped together."""
+"""Flight: calls that are running, so that they can be stopped together."""
 
 import threading
 from typing import Any
@@ -29,7 +29,6 @@ class Flight:
         for rpc in running:
             rpc.cancel()
 
-    def cancelled(self, *, within: float) -> bool:
-        """Waits this many seconds, and says whether the calls were stopped before they were
-        over."""
+    def cancelled(self, *, within: float = 0.0) -> bool:
+        """Whether the calls were stopped; waits up to this many seconds for it."""
         return self._cancelled.wait(within)

@@ -112,8 +112,8 @@ def prompt_parts(
         check_count(given, len(prompts), name)
     parts: list[Part[Any]] = []
     for index, prompt in enumerate(prompts):
-        given = {name: values[index] for name, values in own.items() if values is not None}
-        part = prompt_part(call, prompt, index, options | given)
+        this = {name: values[index] for name, values in own.items() if values is not None}
+        part = prompt_part(call, prompt, index, options | this)
         parts.append(replace(part, failed=_itself) if returns else part)
     return parts
 

@@ -68,13 +68,13 @@ def resolved(value: Any, known: Known, *, tokens: bool = False) -> Any:
     if isinstance(value, str) and tokens:
         return known.token_ids[value]
     if isinstance(value, Mapping):
-        plain = {
+        values = {
             key: {resolved(token, known, tokens=True): bias for token, bias in each.items()}
             if key == _BIASES and each
             else resolved(each, known, tokens=tokens or key in _TOKENS)
             for key, each in value.items()
         }
-        return value if _same(plain.values(), value.values()) else plain
+        return value if _same(values.values(), value.values()) else values
     if isinstance(value, list | tuple):
         plain = [
             each

@@ -25,7 +25,8 @@ def spelled_out(options: type) -> Callable[[F], F]:
             )
             for name, annotation in options.__annotations__.items()
         ]
-        method.__signature__ = signature.replace(parameters=fixed + spelled)  # pyright: ignore[reportFunctionMemberAccess]
+        told: Any = method
+        told.__signature__ = signature.replace(parameters=fixed + spelled)
         return method
 
     return decorate

@@ -3,7 +3,7 @@ patterns or as a few numbers a head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, SupportsIndex, TypeAlias
+from typing import Final, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from actserve.positions import Positions, check_positions, positions_to_proto
 from actserve.tensors import Float32Array
 from actserve.v1 import readout_pb2 as pb
 
-ALL_HEADS = "all"
+ALL_HEADS: Final = "all"
 
 Heads: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | NDArray[np.integer] | Literal["all"]
 """One query head, several, or all of a layer."""
@@ -43,9 +43,8 @@ class Attention:
 
     def __post_init__(self) -> None:
         integer(self.layer, "a layer", INT32, "LAYER_OUT_OF_RANGE")
-        if isinstance(self.heads, str) and self.heads == ALL_HEADS:
-            heads = ALL_HEADS
-        else:
+        heads: Heads = ALL_HEADS
+        if not isinstance(self.heads, str) or self.heads != ALL_HEADS:
             heads = distinct(self.heads, "a head", UINT32, "HEAD_OUT_OF_RANGE")
         if not heads:
             raise InvalidRequest(

@@ -51,9 +51,8 @@ class Conversation:
 
     def to_proto(self) -> prompt_pb2.Conversation:
         """The conversation as the contract writes it. Raises `InvalidRequest` if it is not one."""
-        return prompt_pb2.Conversation(
+        conversation = prompt_pb2.Conversation(
             turns=[_turn(turn, f"turn {index}") for index, turn in enumerate(self.turns)],
-            add_generation_prompt=self.add_generation_prompt,
             continue_final_turn=self.continue_final_turn,
             tools=[
                 prompt_pb2.ToolDefinition(json=_json(tool, f"tool {index}"))
@@ -61,6 +60,9 @@ class Conversation:
             ],
             template_arguments=_arguments(self.template_arguments),
         )
+        if self.add_generation_prompt is not None:
+            conversation.add_generation_prompt = self.add_generation_prompt
+        return conversation
 
 
 def _turn(turn: Turn, what: str) -> prompt_pb2.Turn:

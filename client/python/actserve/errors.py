@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.any_pb2 import Any
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from actserve.paths import FieldPath, format_path, parse_path
+
+M = TypeVar("M", bound=Message)
 
 DOMAIN = "actserve.dev"
 """`ErrorInfo.domain` of every reason this service owns."""
@@ -202,7 +205,11 @@ def from_status(
     it has them."""
     code = code or _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
     message = message or status.message
-    reason, path, metadata, retry_after, request_id = "", (), None, None, None
+    reason = ""
+    path: FieldPath = ()
+    metadata: Mapping[str, str] | None = None
+    retry_after: float | None = None
+    request_id: str | None = None
     for packed in status.details:
         if info := _unpack(packed, error_details_pb2.ErrorInfo):
             if info.domain == DOMAIN:
@@ -237,10 +244,10 @@ def _details(call: _FailedCall) -> status_pb2.Status:
     return status_pb2.Status()
 
 
-def _unpack(packed, cls):  # pyright: ignore[reportMissingParameterType]
+def _unpack(packed: Any, cls: type[M]) -> M | None:
     """`packed` as `cls`, or None if it is something else."""
     message = cls()
-    return message if packed.Is(cls.DESCRIPTOR) and packed.Unpack(message) else None
+    return message if packed.Unpack(message) else None
 
 
 @contextmanager

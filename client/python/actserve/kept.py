@@ -6,10 +6,11 @@ They are named by secrets: who knows a name may use and delete what it names.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any, SupportsIndex
 
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
 from actserve._checks import UINT32, described, distinct, several
@@ -46,9 +47,13 @@ class Keep:
             )
 
     @property
-    def duration(self) -> timedelta | None:
+    def duration(self) -> Duration | None:
         """For how long; None for the server's default."""
-        return None if self.ttl is None else timedelta(seconds=self.ttl)
+        if self.ttl is None:
+            return None
+        duration = Duration()
+        duration.FromTimedelta(timedelta(seconds=self.ttl))
+        return duration
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,8 @@ def kept_from_proto(kept: kept_activations_service_pb2.KeptActivations) -> Kept:
         sites=tuple(site_name(site) for site in kept.sites),
         positions=tuple(kept.positions),
         size_bytes=kept.size_bytes,
-        expire_time=kept.expire_time.ToDatetime(UTC),
+        expire_time=kept.expire_time.ToDatetime(timezone.utc),
         model=kept.model.removeprefix("models/"),
         element_type=element_type_name(kept.element_type),
-        create_time=kept.create_time.ToDatetime(UTC),
+        create_time=kept.create_time.ToDatetime(timezone.utc),
     )

@@ -87,7 +87,7 @@ class Read:
                 sites=sites,
                 positions=positions,
                 element_type=element_type_to_proto(self.element_type),
-                projection=self.projection and self.projection.to_proto(),
+                projection=None if self.projection is None else self.projection.to_proto(),
                 reduction=reduction_to_proto(self.reduce),
             )
             readouts.append(pb.Readout(rows=rows))

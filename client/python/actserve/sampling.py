@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def sampling_from_proto(params: pb.SamplingParams) -> Sampling:
         if isinstance(value, float):
             value = float(str(np.float32(value)))  # As short as it was written.
         values[field.name] = value
-    return Sampling(**values)
+    return cast(Sampling, values)
 
 
 def _to_proto(name: str, value: Any) -> Any:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from typing import TypeAlias, TypeVar
 
 from actserve._checks import described
@@ -13,7 +13,7 @@ from actserve.v1 import site_pb2
 T = TypeVar("T")
 
 
-class HookPoint(StrEnum):
+class HookPoint(str, Enum):
     """A named tensor of the forward pass, one row a token.
 
     `Model.hook_points` says which ones a model serves, and how wide each is. A capture reads the
@@ -48,6 +48,9 @@ class HookPoint(StrEnum):
     """The residual stream after the model's final norm."""
     LOGITS = "logits"
     """The scores of every token of the vocabulary, before any sampling parameter."""
+
+    # As enum.StrEnum has it, which Python 3.10 lacks: f"{HookPoint.Q}" is "q".
+    __str__ = str.__str__
 
 
 LAYERLESS = frozenset({HookPoint.EMBEDDING, HookPoint.FINAL_NORM, HookPoint.LOGITS})

@@ -1,8 +1,7 @@
 """KeptActivationsService: translates, nothing else."""
 
-from datetime import UTC, datetime
-
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from actserve.v1 import kept_activations_service_pb2 as pb
 from actserve.v1 import kept_activations_service_pb2_grpc
@@ -61,9 +60,16 @@ class KeptActivationsServicer(kept_activations_service_pb2_grpc.KeptActivationsS
             positions=kept.positions.tolist(),
             element_type=tensor_fields.WIRE_ELEMENT_TYPES[kept.element_type],
             size_bytes=kept.size_bytes,
-            create_time=datetime.fromtimestamp(kept.created_at, UTC),
-            expire_time=datetime.fromtimestamp(kept.expires_at, UTC),
+            create_time=_timestamp(kept.created_at),
+            expire_time=_timestamp(kept.expires_at),
         )
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    """The time so many seconds after 1970 began, to the microsecond."""
+    time = Timestamp()
+    time.FromMicroseconds(round(seconds * 1e6))
+    return time
 
 
 def _checked(name: str) -> str:

@@ -1,9 +1,10 @@
 """What every part of the client stands on: the connection, the models, and what they know."""
 
 from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import grpc
+from typing_extensions import Self
 
 from actserve._async.streams import AsyncStream
 from actserve._async.transport import AsyncTransport

@@ -11,7 +11,9 @@ import grpc
 import grpc.aio
 
 from actserve._calls import Call
+from actserve._cancelling import is_task_cancelled
 from actserve._channel import STREAMING, Connection, backoff, stubs
+from actserve._flight import Flight
 from actserve._jobs import Job, Part, is_of_one_prompt
 from actserve._progress import bar
 from actserve._request_size import LARGE, check_size
@@ -27,9 +29,12 @@ class AsyncTransport:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self._flight = Flight()
 
     async def close(self) -> None:
         """Cancels what still runs and closes the connection."""
+        # By hand: a stream that gRPC 1.60 cancels as it closes seems to have ended well.
+        self._flight.cancel()
         await self._channel.close()
 
     @cached_property
@@ -145,6 +150,7 @@ class AsyncTransport:
             timeout=self.connection.timeout if timeout is None else timeout,
             metadata=self.connection.headers(request),
         )
+        self._flight.add(rpc)
         try:
             if method in STREAMING:
                 async for response in rpc:
@@ -155,10 +161,11 @@ class AsyncTransport:
             raise from_rpc(error, self.connection.target) from None
         except asyncio.CancelledError:
             # Of this task, or of the call alone, which closing the client cancels.
-            if (task := asyncio.current_task()) and task.cancelling():
+            if is_task_cancelled(closed=self._flight.cancelled()):
                 raise
             raise Cancelled("the call was cancelled") from None
         finally:
+            self._flight.remove(rpc)
             rpc.cancel()  # Frees what the server holds when the caller stops early.
 
     async def models(self, timeout: float | None) -> list[pb.Model]:

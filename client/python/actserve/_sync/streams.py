@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
+
+from typing_extensions import Self
 
 from actserve._sync.transport import Transport
 from actserve.errors import StreamCutShort

@@ -120,7 +120,7 @@ def _table(explained: ExplainedText) -> Table:
         table.add_column("flags")
     for token, each in explained:
         # Quoted, so that spaces and line breaks show; as Text, since brackets are markup to rich.
-        cells = [str(each.position), Text(repr(token)), Text(each.text)]
+        cells: list[str | Text] = [str(each.position), Text(repr(token)), Text(each.text)]
         cells += [_bar(each.score, relative)] if scores else []
         cells += [Text("\n".join(each.flags).replace("_", " "), "yellow")] if flagged else []
         table.add_row(*cells)
@@ -129,7 +129,9 @@ def _table(explained: ExplainedText) -> Table:
 
 def _bar(score: Score | None, relative: bool) -> Text:
     """A score as a number and as the part of a bar that it fills; none if it is negative."""
-    value = score and (score.variance_explained if relative else score.cosine)
+    if score is None:
+        return Text()
+    value = score.variance_explained if relative else score.cosine
     if value is None:
         return Text()
     eighths = round(8 * _BAR * min(max(value, 0.0), 1.0))

@@ -1,11 +1,8 @@
-import datetime
-
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -36,4 +33,4 @@ class Alert(_message.Message):
     sample_index: int
     raise_time: _timestamp_pb2.Timestamp
     resume_token: bytes
-    def __init__(self, monitor: _Optional[str] = ..., level: _Optional[_Union[AlertLevel, str]] = ..., score: _Optional[float] = ..., position: _Optional[int] = ..., watched_call_id: _Optional[str] = ..., sample_index: _Optional[int] = ..., raise_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resume_token: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, monitor: _Optional[str] = ..., level: _Optional[_Union[AlertLevel, str]] = ..., score: _Optional[float] = ..., position: _Optional[int] = ..., watched_call_id: _Optional[str] = ..., sample_index: _Optional[int] = ..., raise_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., resume_token: _Optional[bytes] = ...) -> None: ...

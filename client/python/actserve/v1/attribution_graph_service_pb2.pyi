@@ -1,5 +1,3 @@
-import datetime
-
 from actserve.v1 import prompt_pb2 as _prompt_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
 from actserve.v1 import work_pb2 as _work_pb2
@@ -8,8 +6,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -31,7 +28,7 @@ class AttributionGraph(_message.Message):
     nodes: int
     edges: int
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., dictionaries: _Optional[_Iterable[str]] = ..., settings: _Optional[_Union[AttributionSettings, _Mapping]] = ..., work: _Optional[_Union[_work_pb2.Work, _Mapping]] = ..., nodes: _Optional[int] = ..., edges: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., dictionaries: _Optional[_Iterable[str]] = ..., settings: _Optional[_Union[AttributionSettings, _Mapping]] = ..., work: _Optional[_Union[_work_pb2.Work, _Mapping]] = ..., nodes: _Optional[int] = ..., edges: _Optional[int] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class AttributionSettings(_message.Message):
     __slots__ = ("max_logits", "logit_probability", "max_feature_nodes", "node_threshold", "edge_threshold")

@@ -1,5 +1,3 @@
-import datetime
-
 from actserve.v1 import readout_pb2 as _readout_pb2
 from actserve.v1 import site_pb2 as _site_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
@@ -9,8 +7,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -66,7 +63,7 @@ class Dictionary(_message.Message):
     size_bytes: int
     create_time: _timestamp_pb2.Timestamp
     etag: str
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[DictionaryKind, str]] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., written_sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., features: _Optional[int] = ..., relu: _Optional[_Union[_readout_pb2.ReluActivation, _Mapping]] = ..., jump_relu: _Optional[_Union[DictionaryJumpRelu, _Mapping]] = ..., top_k: _Optional[_Union[_readout_pb2.TopKActivation, _Mapping]] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[DictionaryKind, str]] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., written_sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., features: _Optional[int] = ..., relu: _Optional[_Union[_readout_pb2.ReluActivation, _Mapping]] = ..., jump_relu: _Optional[_Union[DictionaryJumpRelu, _Mapping]] = ..., top_k: _Optional[_Union[_readout_pb2.TopKActivation, _Mapping]] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
 
 class DictionaryJumpRelu(_message.Message):
     __slots__ = ()
@@ -150,7 +147,7 @@ class BeginUploadResponse(_message.Message):
     max_chunk_bytes: int
     received_bytes: _containers.RepeatedScalarFieldContainer[int]
     expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, upload: _Optional[str] = ..., max_chunk_bytes: _Optional[int] = ..., received_bytes: _Optional[_Iterable[int]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, upload: _Optional[str] = ..., max_chunk_bytes: _Optional[int] = ..., received_bytes: _Optional[_Iterable[int]] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class UploadChunkRequest(_message.Message):
     __slots__ = ("upload", "matrix_index", "offset", "content", "crc32c")
@@ -172,7 +169,7 @@ class UploadChunkResponse(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     received_bytes: int
     expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, received_bytes: _Optional[int] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, received_bytes: _Optional[int] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class FinishUploadRequest(_message.Message):
     __slots__ = ("upload",)

@@ -9,8 +9,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -59,7 +58,7 @@ class Nla(_message.Message):
     baselines: _containers.RepeatedCompositeFieldContainer[ExplanationBaseline]
     default_temperature: float
     default_top_p: float
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., base_checkpoint: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., width: _Optional[int] = ..., verbalizes: _Optional[bool] = ..., reconstructs: _Optional[bool] = ..., answers_questions: _Optional[bool] = ..., max_rows: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_tokens: _Optional[int] = ..., baselines: _Optional[_Iterable[_Union[ExplanationBaseline, _Mapping]]] = ..., default_temperature: _Optional[float] = ..., default_top_p: _Optional[float] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., base_checkpoint: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., width: _Optional[int] = ..., verbalizes: bool = ..., reconstructs: bool = ..., answers_questions: bool = ..., max_rows: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_tokens: _Optional[int] = ..., baselines: _Optional[_Iterable[_Union[ExplanationBaseline, _Mapping]]] = ..., default_temperature: _Optional[float] = ..., default_top_p: _Optional[float] = ...) -> None: ...
 
 class ExplanationBaseline(_message.Message):
     __slots__ = ("name", "variance", "median_norm", "rows", "centered")
@@ -73,7 +72,7 @@ class ExplanationBaseline(_message.Message):
     median_norm: float
     rows: int
     centered: bool
-    def __init__(self, name: _Optional[str] = ..., variance: _Optional[float] = ..., median_norm: _Optional[float] = ..., rows: _Optional[int] = ..., centered: _Optional[bool] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., variance: _Optional[float] = ..., median_norm: _Optional[float] = ..., rows: _Optional[int] = ..., centered: bool = ...) -> None: ...
 
 class ListNlasRequest(_message.Message):
     __slots__ = ("parent", "page_size", "page_token")
@@ -183,7 +182,7 @@ class ExplainSpec(_message.Message):
     leave_one_out: bool
     neighbor_distance: int
     baseline: str
-    def __init__(self, samples: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., question: _Optional[str] = ..., partial: _Optional[bool] = ..., score: _Optional[bool] = ..., best: _Optional[bool] = ..., leave_one_out: _Optional[bool] = ..., neighbor_distance: _Optional[int] = ..., baseline: _Optional[str] = ...) -> None: ...
+    def __init__(self, samples: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., question: _Optional[str] = ..., partial: bool = ..., score: bool = ..., best: bool = ..., leave_one_out: bool = ..., neighbor_distance: _Optional[int] = ..., baseline: _Optional[str] = ...) -> None: ...
 
 class ExplainActivationsRequest(_message.Message):
     __slots__ = ("nla", "site", "activations", "positions", "spec")
@@ -373,7 +372,7 @@ class SetExplanationBaselineRequest(_message.Message):
     site: _site_pb2.Site
     activations: _tensor_pb2.Tensor
     shared: bool
-    def __init__(self, name: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., activations: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., shared: _Optional[bool] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., activations: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., shared: bool = ...) -> None: ...
 
 class SetExplanationBaselineResponse(_message.Message):
     __slots__ = ("baseline",)
@@ -387,7 +386,7 @@ class DeleteExplanationBaselineRequest(_message.Message):
     SHARED_FIELD_NUMBER: _ClassVar[int]
     name: str
     shared: bool
-    def __init__(self, name: _Optional[str] = ..., shared: _Optional[bool] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., shared: bool = ...) -> None: ...
 
 class DeleteExplanationBaselineResponse(_message.Message):
     __slots__ = ()

@@ -6,8 +6,7 @@ from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -39,7 +38,7 @@ class Intervention(_message.Message):
     mean: MeanOperation
     allow_unused: bool
     when: Condition
-    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., heads: _Optional[_Iterable[int]] = ..., add: _Optional[_Union[AddOperation, _Mapping]] = ..., ablate: _Optional[_Union[AblateOperation, _Mapping]] = ..., project: _Optional[_Union[ProjectOperation, _Mapping]] = ..., clamp: _Optional[_Union[ClampOperation, _Mapping]] = ..., replace: _Optional[_Union[ReplaceOperation, _Mapping]] = ..., swap: _Optional[_Union[SwapOperation, _Mapping]] = ..., zero: _Optional[_Union[ZeroOperation, _Mapping]] = ..., mean: _Optional[_Union[MeanOperation, _Mapping]] = ..., allow_unused: _Optional[bool] = ..., when: _Optional[_Union[Condition, _Mapping]] = ...) -> None: ...
+    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., heads: _Optional[_Iterable[int]] = ..., add: _Optional[_Union[AddOperation, _Mapping]] = ..., ablate: _Optional[_Union[AblateOperation, _Mapping]] = ..., project: _Optional[_Union[ProjectOperation, _Mapping]] = ..., clamp: _Optional[_Union[ClampOperation, _Mapping]] = ..., replace: _Optional[_Union[ReplaceOperation, _Mapping]] = ..., swap: _Optional[_Union[SwapOperation, _Mapping]] = ..., zero: _Optional[_Union[ZeroOperation, _Mapping]] = ..., mean: _Optional[_Union[MeanOperation, _Mapping]] = ..., allow_unused: bool = ..., when: _Optional[_Union[Condition, _Mapping]] = ...) -> None: ...
 
 class Condition(_message.Message):
     __slots__ = ("probe", "aggregator", "above", "below")
@@ -61,7 +60,7 @@ class AddOperation(_message.Message):
     vector: _source_pb2.VectorSource
     coefficient: float
     relative: bool
-    def __init__(self, vector: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ..., coefficient: _Optional[float] = ..., relative: _Optional[bool] = ...) -> None: ...
+    def __init__(self, vector: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ..., coefficient: _Optional[float] = ..., relative: bool = ...) -> None: ...
 
 class AblateOperation(_message.Message):
     __slots__ = ("direction", "coefficient")
@@ -77,7 +76,7 @@ class ProjectOperation(_message.Message):
     AWAY_FIELD_NUMBER: _ClassVar[int]
     directions: _source_pb2.MatrixSource
     away: bool
-    def __init__(self, directions: _Optional[_Union[_source_pb2.MatrixSource, _Mapping]] = ..., away: _Optional[bool] = ...) -> None: ...
+    def __init__(self, directions: _Optional[_Union[_source_pb2.MatrixSource, _Mapping]] = ..., away: bool = ...) -> None: ...
 
 class ClampOperation(_message.Message):
     __slots__ = ("direction", "minimum", "maximum")

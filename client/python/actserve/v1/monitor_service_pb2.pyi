@@ -1,5 +1,3 @@
-import datetime
-
 from actserve.v1 import alert_pb2 as _alert_pb2
 from actserve.v1 import generation_service_pb2 as _generation_service_pb2
 from actserve.v1 import intervention_pb2 as _intervention_pb2
@@ -15,8 +13,7 @@ from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -44,7 +41,7 @@ class Monitor(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     update_time: _timestamp_pb2.Timestamp
     etag: str
-    def __init__(self, name: _Optional[str] = ..., probes: _Optional[_Iterable[_Union[_probe_pb2.Probe, _Mapping]]] = ..., aggregator: _Optional[_Union[_probe_pb2.ScoreAggregator, _Mapping]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., lower: _Optional[_Union[MonitorLevel, _Mapping]] = ..., upper: _Optional[_Union[MonitorLevel, _Mapping]] = ..., paused: _Optional[bool] = ..., fit: _Optional[_Union[MonitorFit, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., probes: _Optional[_Iterable[_Union[_probe_pb2.Probe, _Mapping]]] = ..., aggregator: _Optional[_Union[_probe_pb2.ScoreAggregator, _Mapping]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., lower: _Optional[_Union[MonitorLevel, _Mapping]] = ..., upper: _Optional[_Union[MonitorLevel, _Mapping]] = ..., paused: bool = ..., fit: _Optional[_Union[MonitorFit, _Mapping]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
 
 class MonitorLevel(_message.Message):
     __slots__ = ("threshold", "stop", "intervene")
@@ -230,7 +227,7 @@ class ReplayMonitorRequest(_message.Message):
     monitor: str
     items: _containers.RepeatedCompositeFieldContainer[_generation_service_pb2.FetchItem]
     each_token: bool
-    def __init__(self, monitor: _Optional[str] = ..., items: _Optional[_Iterable[_Union[_generation_service_pb2.FetchItem, _Mapping]]] = ..., each_token: _Optional[bool] = ...) -> None: ...
+    def __init__(self, monitor: _Optional[str] = ..., items: _Optional[_Iterable[_Union[_generation_service_pb2.FetchItem, _Mapping]]] = ..., each_token: bool = ...) -> None: ...
 
 class ReplayMonitorResponse(_message.Message):
     __slots__ = ("started", "item", "finished")

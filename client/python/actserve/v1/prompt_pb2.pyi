@@ -3,8 +3,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -36,7 +35,7 @@ class Conversation(_message.Message):
     continue_final_turn: bool
     tools: _containers.RepeatedCompositeFieldContainer[ToolDefinition]
     template_arguments: _struct_pb2.Struct
-    def __init__(self, turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., add_generation_prompt: _Optional[bool] = ..., continue_final_turn: _Optional[bool] = ..., tools: _Optional[_Iterable[_Union[ToolDefinition, _Mapping]]] = ..., template_arguments: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    def __init__(self, turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., add_generation_prompt: bool = ..., continue_final_turn: bool = ..., tools: _Optional[_Iterable[_Union[ToolDefinition, _Mapping]]] = ..., template_arguments: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("role", "content", "parts", "tool_calls", "tool_call_id", "name")

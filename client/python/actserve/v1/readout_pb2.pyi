@@ -1,5 +1,3 @@
-import datetime
-
 from actserve.v1 import positions_pb2 as _positions_pb2
 from actserve.v1 import site_pb2 as _site_pb2
 from actserve.v1 import source_pb2 as _source_pb2
@@ -10,8 +8,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -121,7 +118,7 @@ class PredictionReadout(_message.Message):
     top_k: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     next_token: bool
-    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., top_k: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_token: _Optional[bool] = ...) -> None: ...
+    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., top_k: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_token: bool = ...) -> None: ...
 
 class AttentionReadout(_message.Message):
     __slots__ = ("layer", "heads", "queries", "top_k")
@@ -173,7 +170,7 @@ class KeepReadout(_message.Message):
     sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
     positions: _positions_pb2.PositionSelector
     ttl: _duration_pb2.Duration
-    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ReadoutStarted(_message.Message):
     __slots__ = ("name", "element_type", "widths", "layers", "target_constants", "heads")

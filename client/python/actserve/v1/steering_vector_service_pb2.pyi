@@ -1,5 +1,3 @@
-import datetime
-
 from actserve.v1 import positions_pb2 as _positions_pb2
 from actserve.v1 import prompt_pb2 as _prompt_pb2
 from actserve.v1 import site_pb2 as _site_pb2
@@ -11,8 +9,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -54,7 +51,7 @@ class SteeringVector(_message.Message):
     median_row_norm: float
     create_time: _timestamp_pb2.Timestamp
     etag: str
-    def __init__(self, name: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., shape: _Optional[_Iterable[int]] = ..., labels: _Optional[_Mapping[str, str]] = ..., provenance: _Optional[_Union[VectorProvenance, _Mapping]] = ..., norm: _Optional[float] = ..., median_row_norm: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., shape: _Optional[_Iterable[int]] = ..., labels: _Optional[_Mapping[str, str]] = ..., provenance: _Optional[_Union[VectorProvenance, _Mapping]] = ..., norm: _Optional[float] = ..., median_row_norm: _Optional[float] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
 
 class VectorProvenance(_message.Message):
     __slots__ = ("given", "contrasted", "combination")
@@ -80,7 +77,7 @@ class ContrastedVector(_message.Message):
     positives: int
     negatives: int
     prompts: bool
-    def __init__(self, method: _Optional[_Union[VectorMethod, str]] = ..., positives: _Optional[int] = ..., negatives: _Optional[int] = ..., prompts: _Optional[bool] = ...) -> None: ...
+    def __init__(self, method: _Optional[_Union[VectorMethod, str]] = ..., positives: _Optional[int] = ..., negatives: _Optional[int] = ..., prompts: bool = ...) -> None: ...
 
 class VectorCombination(_message.Message):
     __slots__ = ("terms",)
@@ -149,7 +146,7 @@ class GetSteeringVectorRequest(_message.Message):
     WITH_ELEMENTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     with_elements: bool
-    def __init__(self, name: _Optional[str] = ..., with_elements: _Optional[bool] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., with_elements: bool = ...) -> None: ...
 
 class GetSteeringVectorResponse(_message.Message):
     __slots__ = ("steering_vector", "elements")

@@ -9,8 +9,7 @@ from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -32,7 +31,7 @@ class RunSweepRequest(_message.Message):
     scores: _containers.RepeatedCompositeFieldContainer[SweepScore]
     perplexity: bool
     resume_token: bytes
-    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[SweepPrompt, _Mapping]]] = ..., variants: _Optional[_Iterable[_Union[SweepVariant, _Mapping]]] = ..., sampling: _Optional[_Union[_generation_service_pb2.SamplingParams, _Mapping]] = ..., answers: _Optional[_Iterable[_Union[SweepAnswer, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[SweepScore, _Mapping]]] = ..., perplexity: _Optional[bool] = ..., resume_token: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[SweepPrompt, _Mapping]]] = ..., variants: _Optional[_Iterable[_Union[SweepVariant, _Mapping]]] = ..., sampling: _Optional[_Union[_generation_service_pb2.SamplingParams, _Mapping]] = ..., answers: _Optional[_Iterable[_Union[SweepAnswer, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[SweepScore, _Mapping]]] = ..., perplexity: bool = ..., resume_token: _Optional[bytes] = ...) -> None: ...
 
 class SweepPrompt(_message.Message):
     __slots__ = ("key", "prompt")
