@@ -37,10 +37,10 @@ def write_archive(
     `texts` go into the header of safetensors, which holds no arrays of text."""
     path = Path(path)
     told = describe(kind, description)
-    table = {**arrays, METADATA: np.frombuffer(told.encode(), np.uint8)}
+    table: dict[str, Any] = {**arrays, METADATA: np.frombuffer(told.encode(), np.uint8)}
     match path.suffix:
         case ".npz":
-            np.savez(path, **table)  # pyright: ignore[reportArgumentType]
+            np.savez(path, **table)
         case ".safetensors":
             safetensors = needed("safetensors.numpy", "safetensors files")
             whole = {name: np.ascontiguousarray(array) for name, array in table.items()}

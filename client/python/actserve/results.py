@@ -177,7 +177,7 @@ class Activations(ReadRows):
             return SteeringVector(site, mean, f"mean of {len(rows)} rows")
         found = np.flatnonzero(self.positions == position)
         if position < 0 and -position <= len(rows):
-            found = [len(rows) + position]
+            found = np.array([len(rows) + position])
         if not len(found):
             captured = f"{self.positions[0]} to {self.positions[-1]}" if len(rows) else "none"
             raise KeyError(f"position {position} was not captured; captured: {captured}")

@@ -204,4 +204,5 @@ _OPERATIONS = (" plus ", " less ", " times ", " divided by ", "minus ", ", norma
 
 def _number(value: Any) -> float | None:
     """A number, if it is one; an array without axes is."""
-    return float(value) if isinstance(value, SupportsFloat) and not np.ndim(value) else None  # pyright: ignore[reportArgumentType, reportCallIssue]
+    axes = getattr(value, "ndim", 0)
+    return float(value) if isinstance(value, SupportsFloat) and not axes else None
