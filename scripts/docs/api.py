@@ -51,14 +51,23 @@ PAGES = (
         "readouts",
         "Readouts",
         "What to read: the guide on [readouts](../../readouts.md) has formulas and examples.",
-        ("readouts", "projections", "predictions", "attention", "attributions", "kept", "means"),
+        (
+            "readouts",
+            "projections",
+            "saelens",
+            "predictions",
+            "attention",
+            "attributions",
+            "kept",
+            "means",
+        ),
     ),
     Page(
         "interventions",
         "Interventions",
         "What to change: the guide on [interventions](../../interventions.md) has formulas and "
         "examples.",
-        ("steering", "edits"),
+        ("steering", "steering_vectors", "edits"),
     ),
     Page(
         "generation",
@@ -77,7 +86,7 @@ PAGES = (
         "results",
         "Results",
         "What the methods of a client return. Every array is float32.",
-        ("results",),
+        ("results", "read_rows", "files", "frames"),
     ),
     Page(
         "models",

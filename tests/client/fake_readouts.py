@@ -13,7 +13,15 @@ WIDTHS = {site_pb2.HOOK_POINT_MLP_ACT: 6, site_pb2.HOOK_POINT_LOGITS: 9}
 """Of the hook points whose rows are not as wide as the residual stream."""
 
 LAYERS, HEADS = 3, 2
-"""Of summaries of attention; as many heads add to a logit."""
+"""Of summaries of attention; as many heads add to a logit, and make up a row."""
+
+WITH_HEADS = {
+    site_pb2.HOOK_POINT_Q,
+    site_pb2.HOOK_POINT_K,
+    site_pb2.HOOK_POINT_V,
+    site_pb2.HOOK_POINT_Z,
+}
+"""Hook points whose rows are made up of heads."""
 
 Chunk = (
     readout_pb2.ActivationChunk
@@ -96,11 +104,17 @@ def widths(rows: readout_pb2.RowReadout) -> list[int]:
     return [count or WIDTHS.get(site.hook_point, WIDTH) for site in rows.sites]
 
 
+def heads(rows: readout_pb2.RowReadout) -> list[int]:
+    projected = rows.HasField("projection")
+    return [0 if projected or site.hook_point not in WITH_HEADS else HEADS for site in rows.sites]
+
+
 def started(readouts: Iterable[readout_pb2.Readout]) -> list[readout_pb2.ReadoutStarted]:
     return [
         readout_pb2.ReadoutStarted(
             name=r.name,
             widths=widths(r.rows),
+            heads=heads(r.rows),
             layers=layers(r),
             target_constants=[constant(target) for target in r.logit_attribution.targets],
         )

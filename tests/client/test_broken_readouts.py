@@ -179,6 +179,24 @@ BROKEN: dict[str, tuple[dict[str, Any], Break, str]] = {
         ),
         "rows of width 4, but the projection has 2 components to send",
     ),
+    "heads of sites that were not asked for": (
+        {},
+        each(
+            *OPENING,
+            do=lambda event: hasattr(event, "readouts") and event.readouts[0].heads.append(2),
+        ),
+        r"told \[0, 2\] heads for rows of 1 sites",
+    ),
+    "heads that do not make up a row": (
+        {},
+        each(
+            *OPENING,
+            do=lambda event: (
+                hasattr(event, "readouts") and event.readouts[0].heads.__setitem__(0, 3)
+            ),
+        ),
+        r"told \[3\] heads for rows of 1 sites, \[4\] wide",
+    ),
     "components without directions": (
         SPARSE,
         first("activations", lambda chunk: chunk.ClearField("indices")),

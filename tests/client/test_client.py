@@ -163,7 +163,14 @@ def test_activations_are_saved_as_one_row_a_position(client: Any, tmp_path: Path
     acts = client.fetch("one two three", sites="resid_post.1", positions=[0, 2])
     acts.save(tmp_path / "acts.npz")
     with np.load(tmp_path / "acts.npz") as saved:
-        assert sorted(saved) == ["position", "prompt", "resid_post.1", "token", "token_id"]
+        assert sorted(saved) == [
+            "metadata",
+            "position",
+            "prompt",
+            "resid_post.1",
+            "token",
+            "token_id",
+        ]
         assert saved["position"].tolist() == [0, 2]
         assert saved["token"].tolist() == ["one", "three"]
         assert saved["token_id"].tolist() == [acts.token_ids[0], acts.token_ids[2]]

@@ -5,7 +5,16 @@ import sys
 
 import pytest
 
-EXTRA = ("typer", "rich", "pyarrow", "safetensors", "torch", "grpc_status")
+EXTRA = (
+    "grpc_status",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "rich",
+    "safetensors",
+    "torch",
+    "typer",
+)
 
 BLOCK = f"""
 from importlib.machinery import PathFinder

@@ -86,6 +86,7 @@ async def test_started_gives_the_id_of_the_call_element_type_and_widths() -> Non
     started = events[0].started
     assert started.readouts[0].element_type == tensor_pb2.ELEMENT_TYPE_F32
     assert list(started.readouts[0].widths) == [16, 8, 24]
+    assert list(started.readouts[0].heads) == [0, 2, 0]
     assert started.call_id == trailers["x-request-id"]
 
 

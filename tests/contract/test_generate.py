@@ -55,6 +55,7 @@ async def test_started_gives_the_width_of_every_captured_site() -> None:
     sites = [site(0, site_pb2.HOOK_POINT_V), site(1), site(None, site_pb2.HOOK_POINT_LOGITS)]
     events = await run(generate(capture={"sites": sites}))
     assert list(events[0].started.readouts[0].widths) == [8, 16, 260]
+    assert list(events[0].started.readouts[0].heads) == [2, 0, 0]
     assert [matrices(events)[0, index][1].shape[1] for index in range(3)] == [8, 16, 260]
 
 

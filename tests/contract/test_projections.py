@@ -46,6 +46,7 @@ async def test_a_projection_is_its_formula(options: dict[str, Any], formula: Any
     assert positions == list(range(12))
     np.testing.assert_allclose(values, formula(rows @ D.T), rtol=1e-5, atol=1e-5)
     assert list(events[0].started.readouts[0].widths) == [COUNT]
+    assert list(events[0].started.readouts[0].heads) == [0]
     assert not any(chunk.indices for chunk in of_kind(events, "activations"))
 
 

@@ -48,6 +48,8 @@ from actserve.events import (
 )
 from actserve.explaining import Explaining
 from actserve.explanations import Claim, ExplainedText, Explanation, Score
+from actserve.files import load, save
+from actserve.frames import to_pandas
 from actserve.kept import Keep, Kept, KeptRows
 from actserve.means import LabelMeans
 from actserve.models import HookPointSupport, Limits, Model
@@ -56,18 +58,19 @@ from actserve.positions import ByCharacters, ByText, ByTokenId, ByTurn, Position
 from actserve.predictions import Predict, SitePredictions
 from actserve.projections import JumpReLU, Projection, SparseRows, TopK
 from actserve.prompts import Prompt
+from actserve.read_rows import ReadRows
 from actserve.readouts import Read, Readout
 from actserve.results import (
     Activations,
     Generation,
     InterventionReport,
-    ReadRows,
     Tokenized,
     TokenLogprobs,
     TokenSource,
     TopLogprob,
     Usage,
 )
+from actserve.saelens import saelens_site
 from actserve.sampling import RepetitionDetection, Sampling
 from actserve.sites import BySite, HookPoint, Site, SitePattern
 from actserve.steering import (
@@ -78,9 +81,11 @@ from actserve.steering import (
     Mean,
     Project,
     Replace,
+    Steer,
     Swap,
     Zero,
 )
+from actserve.steering_vectors import SteeringVector
 from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, Study, TextScore
 from actserve.tensors import ElementType
 from actserve.tokens import TokenLike
@@ -172,6 +177,8 @@ __all__ = [
     "SitePredictions",
     "SparseRows",
     "Started",
+    "Steer",
+    "SteeringVector",
     "Stream",
     "StreamCutShort",
     "Study",
@@ -189,4 +196,8 @@ __all__ = [
     "Unavailable",
     "Usage",
     "Zero",
+    "load",
+    "saelens_site",
+    "save",
+    "to_pandas",
 ]

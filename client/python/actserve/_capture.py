@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from actserve._checks import described, unicode
 from actserve.attention import Attention, AttentionSummary
 from actserve.errors import InvalidRequest
 from actserve.kept import Keep
@@ -74,7 +75,10 @@ class Capture:
         else:
             everywhere = isinstance(positions, str) and positions == "all"
             _check_no_rows(
-                projection=projection, reduce=reduce, keep=keep, positions=not everywhere
+                projection=projection,
+                reduce=reduce,
+                keep=keep,
+                positions=None if everywhere else positions,
             )
         if predictions is not None:
             unnamed.append(predictions)
@@ -87,7 +91,7 @@ class Capture:
 
 
 def _check_no_rows(**of_rows: Any) -> None:
-    if asked := [name for name, value in of_rows.items() if value]:
+    if asked := [name for name, value in of_rows.items() if value is not None]:
         raise InvalidRequest(
             f"{asked[0]} is about the rows of sites, but none is named; name at least one "
             "(predictions and attention have positions of their own)",
@@ -105,10 +109,10 @@ def _named(readouts: Any) -> list[Asked]:
             reason="FIELD_INVALID",
         )
     for name, readout in readouts.items():
-        if not isinstance(name, str) or not 0 < len(name.encode()) <= _MAX_NAME_BYTES:
+        if not isinstance(name, str) or not 0 < _bytes(name) <= _MAX_NAME_BYTES:
             raise InvalidRequest(
-                f"{name!r} is not the name of a readout; use a text of 1 to {_MAX_NAME_BYTES} "
-                "bytes",
+                f"{described(name)} is not the name of a readout; use a text of 1 to "
+                f"{_MAX_NAME_BYTES} bytes",
                 reason="FIELD_INVALID",
             )
         if not isinstance(readout, Readout):
@@ -120,11 +124,20 @@ def _named(readouts: Any) -> list[Asked]:
     return [Asked(name, readout) for name, readout in readouts.items()]
 
 
+def _bytes(name: str) -> int:
+    return len(unicode(name, "the name of a readout", "readouts").encode())
+
+
 def _attention(attention: Attention | Iterable[Attention]) -> tuple[Attention, ...]:
     if isinstance(attention, AttentionSummary):
         raise InvalidRequest(
             "attention is an AttentionSummary; give it a name, as in readouts={'heads': "
             "AttentionSummary()}",
+            reason="FIELD_INVALID",
+        )
+    if not isinstance(attention, Attention | Iterable):
+        raise InvalidRequest(
+            f"attention is {described(attention)}; give Attention(...) or a list of them",
             reason="FIELD_INVALID",
         )
     several = (attention,) if isinstance(attention, Attention) else tuple(attention)

@@ -17,8 +17,9 @@ from actserve.errors import BadResponse
 from actserve.events import Attended, Attributed, Predicted, Rows, Summarized
 from actserve.positions import Positions
 from actserve.predictions import Predict, SitePredictions
+from actserve.read_rows import ReadRows
 from actserve.readouts import Read, readout_to_proto
-from actserve.results import Activations, ReadRows, Tokenized, Usage
+from actserve.results import Activations, Tokenized, Usage
 from actserve.sites import BySite, Site
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import readout_pb2, tensor_pb2
@@ -61,8 +62,9 @@ class Captured:
                 break
             match each.readout:
                 case Read() as read if read.sends:
-                    widths = started[index].widths
-                    self._rows[index] = SequenceRows(read, widths, each.name, collect=collect)
+                    self._rows[index] = SequenceRows(
+                        read, started[index], each.name, collect=collect
+                    )
                 case Predict() as predict:
                     self._predictions[index] = SequencePredictions(
                         predict, each.name, collect=collect
@@ -155,6 +157,7 @@ class Captured:
             attention=attention,
             kept=rows.kept,
             readouts=named,
+            head_counts=rows.head_counts.by_site,
             key=key,
             request_id=request_id,
             usage=Usage(len(prompt), len(token_ids), self._bytes),
@@ -167,8 +170,15 @@ class Captured:
         name = kept.get(index + read.sends) if read.keep is not None else None
         if not read.sends:
             return ReadRows({}, kept=name)
-        positions, rows, sparse = self._rows[index].finish(promised)
-        return ReadRows(rows, positions=positions, sparse=sparse, kept=name)
+        collected = self._rows[index]
+        positions, rows, sparse = collected.finish(promised)
+        return ReadRows(
+            rows,
+            positions=positions,
+            sparse=sparse,
+            kept=name,
+            head_counts=collected.head_counts,
+        )
 
     def _promised(
         self,

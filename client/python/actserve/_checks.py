@@ -1,7 +1,7 @@
 """Checks: plain values, before they travel."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -10,6 +10,47 @@ from actserve.errors import InvalidRequest
 
 INT32 = range(-(2**31), 2**31)
 UINT32 = range(2**32)
+
+_PLAIN = (str, bytes, int, float, complex, range, slice, np.generic, type(None))
+_MAX_CHARACTERS = 80
+"""Of a value as a message shows it."""
+
+
+def described(value: object) -> str:
+    """A value as a message shows it: itself if it is plain and short, else its type and size.
+
+    Arrays, and what holds arrays, would otherwise fill the screen and hide what is wrong.
+    """
+    shape = getattr(value, "shape", None)
+    kind = type(value).__name__
+    if isinstance(shape, tuple) and shape:
+        return f"{kind} of shape {list(shape)}"
+    parts = value if isinstance(value, list | tuple) else (value,)
+    if all(isinstance(part, _PLAIN) for part in parts):
+        text = repr(value)
+        if len(text) <= _MAX_CHARACTERS:
+            return text
+        if isinstance(value, str | bytes):
+            return f"{text[:_MAX_CHARACTERS]}... ({len(value)} long)"
+    if isinstance(value, Sized):
+        return f"{kind} of {len(value)}"
+    return f"of type {kind}"
+
+
+def unicode(text: str, what: str, *path: str | int) -> str:
+    """A text that can be sent. Raises `InvalidRequest`, which names `what` it is, for one with half
+    of a surrogate pair, as broken decoding makes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{what} has {text[error.start]!r} at character {error.start}, which is half of a "
+            "surrogate pair and no character; decode its bytes with errors='replace', or take it "
+            "out",
+            reason="FIELD_INVALID",
+            path=path,
+        ) from None
+    return text
 
 
 def integer(value: Any, what: str, allowed: range, reason: str, fix: str | None = None) -> int:
@@ -21,7 +62,7 @@ def integer(value: Any, what: str, allowed: range, reason: str, fix: str | None 
         if number in allowed:
             return number
     fix = fix or f"use whole numbers from {allowed[0]} to {allowed[-1]}"
-    raise InvalidRequest(f"{value!r} is not {what}; {fix}", reason=reason)
+    raise InvalidRequest(f"{described(value)} is not {what}; {fix}", reason=reason)
 
 
 def is_index(value: object) -> bool:
@@ -66,7 +107,7 @@ def finite(value: object, what: str) -> float:
     """A number that is finite in float32. Raises `InvalidRequest` for anything else."""
     if not isinstance(value, SupportsFloat):
         raise InvalidRequest(
-            f"the {what} is {value!r}; it must be a number", reason="FIELD_INVALID"
+            f"the {what} is {described(value)}; it must be a number", reason="FIELD_INVALID"
         )
     number = float(value)
     if not abs(number) <= float(np.finfo(np.float32).max):

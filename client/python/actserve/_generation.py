@@ -6,7 +6,8 @@ from actserve._cut_streams import check_complete
 from actserve._readers import finish_reason, logprobs, stopped_by, tokenized
 from actserve.errors import BadResponse
 from actserve.events import Event, Finished, SampleFinished, Started, Tokens
-from actserve.results import Activations, Generation, ReadRows, Tokenized, TokenLogprobs, Usage
+from actserve.read_rows import ReadRows
+from actserve.results import Activations, Generation, Tokenized, TokenLogprobs, Usage
 from actserve.v1 import generation_service_pb2 as pb
 
 

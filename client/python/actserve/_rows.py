@@ -20,12 +20,16 @@ class SequenceRows:
     """Collects the rows of one sequence, of a readout of this name; `collect` as `Collected` takes
     it."""
 
-    def __init__(self, read: Read, widths: Sequence[int], name: str, *, collect: bool) -> None:
+    def __init__(
+        self, read: Read, started: readout_pb2.ReadoutStarted, name: str, *, collect: bool
+    ) -> None:
         self._name = name
         self._sites = plain_sites(read.sites)
         self._reduced = read.reduce is not None
         self._projection = read.projection
-        self._widths = check_widths(read, widths)
+        self._widths = check_widths(read, started.widths)
+        self.head_counts = _head_counts(self._sites, started)
+        """How many heads make up a row of each site; empty if the server does not tell."""
         self._collected = Collected[Site, Rows]("rows", self._sites, collect=collect)
 
     def add(self, chunk: readout_pb2.ActivationChunk) -> Rows:
@@ -98,6 +102,21 @@ def check_widths(read: Read, widths: Sequence[int]) -> Sequence[int]:
             "components to send"
         )
     return widths
+
+
+def _head_counts(sites: Sequence[Site], started: readout_pb2.ReadoutStarted) -> dict[Site, int]:
+    heads = started.heads
+    if not heads:  # An older server.
+        return {}
+    whole = all(
+        not count or not width % count for count, width in zip(heads, started.widths, strict=False)
+    )
+    if len(heads) != len(sites) or not whole:
+        raise BadResponse(
+            f"the server told {list(heads)[:10]} heads for rows of {len(sites)} sites, "
+            f"{list(started.widths)[:10]} wide"
+        )
+    return dict(zip(sites, heads, strict=True))
 
 
 def _join(blocks: list[NDArray[Any]], width: int, dtype: type[Any]) -> NDArray[Any]:

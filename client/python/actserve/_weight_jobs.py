@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from actserve._checks import INT32, UINT32, distinct, integer, several
+from actserve._checks import INT32, UINT32, described, distinct, integer, several
 from actserve._jobs import Job, only
 from actserve._weight_calls import HeadMatricesCall, TokenRowsCall
 from actserve.errors import InvalidRequest
@@ -31,9 +31,10 @@ class WeightJobs:
     """Resource name, or empty for the only one."""
 
     def token_rows(self, matrix: str, token_ids: Any) -> Job[Float32Array]:
-        if matrix not in _TOKEN_MATRICES:
+        if not isinstance(matrix, str) or matrix not in _TOKEN_MATRICES:
             raise InvalidRequest(
-                f"matrix {matrix!r} does not exist; use one of {', '.join(_TOKEN_MATRICES)}",
+                f"matrix {described(matrix)} does not exist; use one of "
+                f"{', '.join(_TOKEN_MATRICES)}",
                 reason="FIELD_INVALID",
                 path=("matrix",),
             )

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from actserve._checks import described
 from actserve.errors import InvalidRequest
 from actserve.positions import Positions, check_positions, positions_to_proto
 from actserve.sites import BySite, Site, SiteLike, parse_sites, plain_sites
@@ -88,7 +89,7 @@ class Attributions(BySite[Float32Array]):
 def _targets(targets: Any) -> tuple[Any, ...]:
     if not isinstance(targets, Sequence | np.ndarray) or isinstance(targets, str):
         raise InvalidRequest(
-            f"targets is {targets!r}; give a list of token ids or pairs of them",
+            f"targets is {described(targets)}; give a list of token ids or pairs of them",
             reason="FIELD_INVALID",
         )
     if not 0 < len(targets) <= _MAX_TARGETS:
@@ -104,7 +105,8 @@ def _target(target: Any) -> Any:
         return checked_token(target)
     if len(target) != 2:
         raise InvalidRequest(
-            f"{target!r} is not a target; give a token id or a pair of them", reason="FIELD_INVALID"
+            f"{described(target)} is not a target; give a token id or a pair of them",
+            reason="FIELD_INVALID",
         )
     one, other = map(checked_token, target)
     if one == other:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from google.protobuf import struct_pb2
 
+from actserve._checks import described, unicode
 from actserve.errors import InvalidRequest
 from actserve.v1 import prompt_pb2
 
@@ -78,7 +79,7 @@ def _turn(turn: Turn, what: str) -> prompt_pb2.Turn:
             for key in ("role", "tool_call_id", "name")
             if key in turn
         },
-        content=content if isinstance(content, str) else None,
+        content=_string(content, f"the content of {what}") if isinstance(content, str) else None,
         parts=[] if isinstance(content, str | None) else [_part(part, what) for part in content],
         tool_calls=[_tool_call(call, what) for call in _list(calls, f"tool_calls of {what}")],
     )
@@ -88,7 +89,7 @@ def _part(part: Any, turn: str) -> prompt_pb2.ContentPart:
     what = f"a part of {turn}"
     _check_keys(part, {"type", "text"}, set(), what)
     if part["type"] != "text":
-        raise _invalid(f"{what} is of the type {part['type']!r}; the type is 'text'")
+        raise _invalid(f"{what} is of the type {described(part['type'])}; the type is 'text'")
     return prompt_pb2.ContentPart(text=_string(part["text"], f"the text of {what}"))
 
 
@@ -96,16 +97,16 @@ def _tool_call(call: Any, turn: str) -> prompt_pb2.ToolCall:
     what = f"a tool call of {turn}"
     _check_keys(call, {"function"}, {"type", "id"}, what)
     if call.get("type", "function") != "function":
-        raise _invalid(f"{what} is of the type {call['type']!r}; the type is 'function'")
+        raise _invalid(f"{what} is of the type {described(call['type'])}; the type is 'function'")
     function = call["function"]
     _check_keys(function, {"name"}, {"arguments"}, f"the function of {what}")
-    arguments = function.get("arguments", {})
+    arguments, given = function.get("arguments", {}), f"the arguments of {what}"
     return prompt_pb2.ToolCall(
         id=_string(call.get("id", ""), f"the id of {what}"),
         name=_string(function["name"], f"the name of {what}"),
-        arguments_json=arguments
+        arguments_json=unicode(arguments, given)
         if isinstance(arguments, str)
-        else _json(arguments, f"the arguments of {what}"),
+        else _json(arguments, given),
     )
 
 
@@ -146,9 +147,10 @@ def _check_numbers(value: Any) -> None:
 def _json(value: Any, what: str) -> str:
     _check_mapping(value, what)
     try:
-        return json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
+        written = json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise _invalid(f"{what} cannot be written as JSON: {error}") from error
+    return unicode(written, f"{what}, written as JSON,")
 
 
 def _check_keys(value: Any, required: set[str], optional: set[str], what: str) -> None:
@@ -170,7 +172,7 @@ def _quoted(keys: Iterable[Any]) -> str:
 def _string(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise _invalid(f"{what} is a string, not {type(value).__name__}")
-    return value
+    return unicode(value, what)
 
 
 def _list(value: Any, what: str) -> Sequence[Any]:

@@ -6,6 +6,7 @@ Explanations of LLM Activations", 2026.
 
 from dataclasses import dataclass
 
+from actserve._checks import described, unicode
 from actserve.errors import InvalidRequest
 from actserve.nlas import nla_name
 from actserve.paths import format_path
@@ -54,8 +55,9 @@ def check_text(text: object, *path: str | int) -> str:
     """A text that can be reconstructed. Raises `InvalidRequest` for anything else."""
     if not isinstance(text, str) or not text.strip():
         raise InvalidRequest(
-            f"{format_path(path)} is {text!r}; give an explanation, a string that says something",
+            f"{format_path(path)} is {described(text)}; give an explanation, a string that says "
+            "something",
             reason="FIELD_REQUIRED",
             path=path,
         )
-    return text
+    return unicode(text, format_path(path), *path)

@@ -2,6 +2,7 @@
 
 from typing import Any, TypedDict
 
+from actserve._checks import described
 from actserve.errors import InvalidRequest
 from actserve.nlas import baseline_name
 from actserve.v1 import explanation_service_pb2 as pb
@@ -53,7 +54,9 @@ def spec_to_proto(options: Explaining, nla: str | None, *, partial: bool = False
             spec.MergeFrom(pb.ExplainSpec(**{name: value}))
         except (TypeError, ValueError) as error:
             raise InvalidRequest(
-                f"{name} cannot be {value!r}: {error}", reason="FIELD_INVALID", path=("spec", name)
+                f"{name} cannot be {described(value)}: {error}",
+                reason="FIELD_INVALID",
+                path=("spec", name),
             ) from None
     return spec
 

@@ -13,7 +13,7 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
-from actserve._checks import UINT32, distinct, several
+from actserve._checks import UINT32, described, distinct, several
 from actserve.errors import InvalidRequest
 from actserve.sites import Site, SiteLike, site_name
 from actserve.tensors import element_type_name
@@ -42,7 +42,7 @@ class Keep:
         ttl: Any = self.ttl
         if ttl is not None and not (isinstance(ttl, int | float) and 0 < ttl <= _MAX_SECONDS):
             raise InvalidRequest(
-                f"the ttl is {ttl!r}; it must be a number of seconds above 0",
+                f"the ttl is {described(ttl)}; it must be a number of seconds above 0",
                 reason="FIELD_INVALID",
             )
 
@@ -118,8 +118,8 @@ def kept_name(name: object) -> str:
     """The name of kept activations. Raises `InvalidRequest` if it cannot be one."""
     if not isinstance(name, str) or not name.startswith(_PREFIX):
         raise InvalidRequest(
-            f"{name!r} does not name kept activations; use what `activations.kept` says after a "
-            "capture with keep=Keep()",
+            f"{described(name)} does not name kept activations; use what `activations.kept` says "
+            "after a capture with keep=Keep()",
             reason="FIELD_INVALID",
         )
     return name

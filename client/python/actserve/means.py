@@ -11,10 +11,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from actserve._checks import described, unicode
 from actserve.errors import BadResponse, InvalidRequest
 from actserve.positions import Positions, positions_to_proto
 from actserve.prompts import is_many
 from actserve.sites import BySite, Site
+from actserve.steering_vectors import SteeringVector
 from actserve.tensors import Float32Array, decode
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import readout_pb2
@@ -35,7 +37,15 @@ _SECOND_MOMENTS: Mapping[str | None, readout_pb2.SecondMoments] = {
 
 
 class LabelMeans(BySite[Float32Array]):
-    """The means over the rows of one label: `means["resid_post.15"]` is float32 [width]."""
+    """The means over the rows of one label: `means["resid_post.15"]` is float32 [width].
+
+    The means of one site can be subtracted, which gives a `SteeringVector`:
+
+        means = client.fetch_means(texts, labels, "resid_post.15")
+        joy = means["liked"] - means["hated"]
+
+    Where there are several sites, say which: `liked.vector(site) - hated.vector(site)`.
+    """
 
     def __init__(
         self,
@@ -44,6 +54,7 @@ class LabelMeans(BySite[Float32Array]):
         rows: int,
         variance: Mapping[Site, Float32Array] | None = None,
         covariance: Mapping[Site, Float32Array] | None = None,
+        label: str = "",
     ) -> None:
         super().__init__(means, "means")
         self.rows = rows
@@ -52,6 +63,28 @@ class LabelMeans(BySite[Float32Array]):
         """The variance of each element by site, float32 [width]; empty unless asked for."""
         self.covariance: BySite[Float32Array] = BySite(covariance or {}, "covariances")
         """The covariance matrix by site, float32 [width, width]; empty unless asked for."""
+        self.label = label
+        """What the rows are examples of."""
+
+    def vector(self, site: str | Site | None = None) -> SteeringVector:
+        """The mean of a site as a steering vector, which says of what it is the mean; without a
+        site, of the only one. Raises `KeyError` for a site that was not asked for, and
+        `InvalidRequest` where none is named and there are several."""
+        if site is None:
+            if len(self) != 1:
+                raise InvalidRequest(
+                    f"there are means of {len(self)} sites: {', '.join(self) or 'none'}; name one, "
+                    "as in means['liked'].vector('resid_post.15')",
+                    reason="SITE_INVALID",
+                )
+            (site,) = self
+        provenance = f"mean of {self.label!r}" if self.label else f"mean of {self.rows} rows"
+        return SteeringVector(site, self[site], provenance)
+
+    def __sub__(self, other: object) -> SteeringVector:
+        if not isinstance(other, LabelMeans):
+            return NotImplemented
+        return self.vector() - other.vector()
 
 
 class LabelSums:
@@ -113,6 +146,7 @@ class LabelSums:
         return LabelMeans(
             {site: self._means[site] for site in self._sites},
             rows=self._rows,
+            label=label,
             **({self._moments: seconds} if self._moments else {}),
         )
 
@@ -121,7 +155,7 @@ def second_moments_to_proto(moments: object) -> readout_pb2.SecondMoments:
     """What is sent beside means. Raises `InvalidRequest`."""
     if not isinstance(moments, str | None) or moments not in _SECOND_MOMENTS:
         raise InvalidRequest(
-            f"second_moments is {moments!r}; use 'variance', 'covariance' or None",
+            f"second_moments is {described(moments)}; use 'variance', 'covariance' or None",
             reason="FIELD_INVALID",
             path=("second_moments",),
         )
@@ -143,10 +177,12 @@ def check_labels(labels: Any, prompts: Any, reduce: Any) -> Sequence[Label]:
         names = [*label] if isinstance(label, Mapping) else [label]
         if wrong := [name for name in names if not isinstance(name, str) or not name]:
             raise InvalidRequest(
-                f"{wrong[0]!r} is not a label; labels are strings that are not empty",
+                f"{described(wrong[0])} is not a label; labels are strings that are not empty",
                 reason="FIELD_INVALID",
                 path=("labels",),
             )
+        for name in names:
+            unicode(name, "a label", "labels")
     if len(labels) != len(prompts):
         raise InvalidRequest(
             f"there are {len(labels)} labels for {len(prompts)} prompts; give one for each",
@@ -182,10 +218,10 @@ def merge(parts: Iterable[Mapping[str, LabelMeans]]) -> dict[str, LabelMeans]:
     for part in parts:
         for label, means in part.items():
             by_label.setdefault(label, []).append(means)
-    return {label: _merged(several) for label, several in by_label.items()}
+    return {label: _merged(several, label) for label, several in by_label.items()}
 
 
-def _merged(parts: list[LabelMeans]) -> LabelMeans:
+def _merged(parts: list[LabelMeans], label: str) -> LabelMeans:
     rows = sum(part.rows for part in parts)
     means: dict[Site, NDArray[np.float64]] = {
         # In float64, so that only the means of the parts are rounded.
@@ -213,6 +249,7 @@ def _merged(parts: list[LabelMeans]) -> LabelMeans:
         rows=rows,
         variance=seconds("variance"),
         covariance=seconds("covariance"),
+        label=label,
     )
 
 

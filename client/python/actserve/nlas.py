@@ -8,6 +8,7 @@ an activation. One half may be missing.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from actserve._checks import described
 from actserve.errors import InvalidRequest
 from actserve.sites import site_name
 from actserve.v1 import explanation_service_pb2 as pb
@@ -76,7 +77,7 @@ def nla_name(nla: object) -> str:
         return ""
     if not isinstance(nla, str) or not nla_id(nla) or _BASELINES in nla:
         raise InvalidRequest(
-            f"{nla!r} is not the id of an NLA; `client.models()[0].nlas` lists them",
+            f"{described(nla)} is not the id of an NLA; `client.models()[0].nlas` lists them",
             reason="FIELD_INVALID",
             path=("nla",),
         )
@@ -102,8 +103,8 @@ def baseline_name(baseline: object, nla: str | None) -> str:
         return ""
     if not isinstance(baseline, str) or not baseline:
         raise InvalidRequest(
-            f"{baseline!r} is not the name of a baseline; use what `set_baseline` returned, or a "
-            "key of `Nla.baselines`",
+            f"{described(baseline)} is not the name of a baseline; use what `set_baseline` "
+            "returned, or a key of `Nla.baselines`",
             reason="FIELD_INVALID",
             path=("baseline",),
         )

@@ -7,7 +7,7 @@ from typing import Literal, SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from actserve._checks import INT32, UINT32, integer, several
+from actserve._checks import INT32, UINT32, described, integer, several, unicode
 from actserve.errors import InvalidRequest
 from actserve.tokens import TOKENS, TokenLike, checked_token, token_id
 from actserve.v1 import positions_pb2 as pb
@@ -51,9 +51,10 @@ class ByText:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text:
             raise InvalidRequest(
-                f"{self.text!r} is not a piece of text; give a string that is not empty",
+                f"{described(self.text)} is not a piece of text; give a string that is not empty",
                 reason="FIELD_REQUIRED",
             )
+        unicode(self.text, "the text of positions", "positions", "text")
         if self.occurrence is not None:
             integer(self.occurrence, "an occurrence", INT32, "FIELD_INVALID")
         if self.turn is not None:
@@ -115,9 +116,12 @@ class ByTurn:
         roles = (self.roles,) if isinstance(self.roles, str) else tuple(self.roles)
         if wrong := [role for role in roles if not isinstance(role, str) or not role]:
             raise InvalidRequest(
-                f"{wrong[0]!r} is not a role; use those of the conversation, such as 'user'",
+                f"{described(wrong[0])} is not a role; use those of the conversation, such as "
+                "'user'",
                 reason="FIELD_INVALID",
             )
+        for role in roles:
+            unicode(role, "a role of positions", "positions", "roles")
         object.__setattr__(self, "turns", turns)
         object.__setattr__(self, "roles", roles)
 

@@ -6,6 +6,7 @@ A row of a residual stream site passes through the final norm and the unembeddin
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from actserve.sites import SiteLike, parse_sites, plain_sites
 from actserve.tensors import Float32Array
 from actserve.tokens import TOKENS, TokenLike, checked_tokens, token_id
 from actserve.v1 import readout_pb2 as pb
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _TOP_K = range(1001)
 
@@ -90,3 +94,16 @@ class SitePredictions:
     next_token_logprobs: Float32Array | None
     """Of the prompt token that does come next; NaN at the last prompt position and at generated
     ones. Shape [positions]; None unless asked for."""
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A data frame with a row for each position, and the arrays above as its columns, by
+        `field` and `rank`: `frame["top_tokens"]` is [positions, top_k]. What was not asked for is
+        not there. Needs the extra `pandas`.
+
+            frame = acts.predictions["final_norm"].to_pandas()
+            frame["top_tokens"]  # who is likeliest, by position and rank
+            frame.stack("rank")  # a row for each position and rank
+        """
+        from actserve.frames import predictions_to_pandas  # Which takes predictions.
+
+        return predictions_to_pandas(self)

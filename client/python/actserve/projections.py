@@ -5,12 +5,13 @@ is one row of a site and y one component of it for each direction.
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from os import PathLike
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from actserve._checks import integer
+from actserve._checks import described, integer
 from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows
 from actserve.sources import Matrix, checked_directions, matrix_to_proto, vector_to_proto
@@ -76,10 +77,14 @@ class Projection:
         thresholds = None
         if isinstance(self.activation, JumpReLU):
             thresholds = np.asarray(self.activation.thresholds)
-        elif self.activation not in (None, "relu") and not isinstance(self.activation, TopK):
+        elif not (
+            self.activation is None
+            or isinstance(self.activation, TopK)
+            or (isinstance(self.activation, str) and self.activation == "relu")
+        ):
             raise InvalidRequest(
-                f"the activation is {self.activation!r}; use 'relu', JumpReLU(thresholds), "
-                "TopK(k) or None",
+                f"the activation is {described(self.activation)}; use 'relu', "
+                "JumpReLU(thresholds), TopK(k) or None",
                 reason="FIELD_INVALID",
             )
         for name, each in (("bias", bias), ("thresholds", thresholds)):
@@ -92,6 +97,55 @@ class Projection:
             integer(self.send_top, "a number of components to send", _COUNT, "FIELD_INVALID")
         object.__setattr__(self, "directions", directions)
         object.__setattr__(self, "bias", bias)
+
+    @staticmethod
+    def from_saelens(
+        sae: "str | PathLike[str] | Any",
+        *,
+        input_scale: float | None = None,
+        send_top: int | None = None,
+    ) -> "Projection":
+        """The encoder of an SAE or transcoder of SAELens: its components are those of
+        `sae.encode(rows)`, computed in float32.
+
+        - `sae`: the SAE, of which only attributes are read, or the folder that its `save_model`
+          wrote, `cfg.json` and `sae_weights.safetensors`, which needs the extra `files`.
+        - `input_scale`: what its input was multiplied by in training, for those whose
+          `normalize_activations` is "expected_average_only_in".
+        - `send_top`: as in `Projection`; most components of an SAE are zero.
+
+        Standard, JumpReLU and TopK SAEs, and transcoders, are exactly projections, also with a
+        TopK that is rescaled by decoder norms, and of hook_z. Raises `InvalidRequest` with the
+        reason for those that are not. `saelens_site` says which site an SAE reads.
+
+            site = actserve.saelens_site("saes/layer-10")
+            features = Projection.from_saelens("saes/layer-10", send_top=32)
+            acts = client.fetch(prompt, site, projection=features)
+            acts.sparse[site].indices  # the features that are active, [tokens, 32]
+        """
+        from actserve.saelens import projection_from_saelens  # Which makes projections.
+
+        return projection_from_saelens(sae, input_scale=input_scale, send_top=send_top)
+
+    @staticmethod
+    def from_sklearn(model: Any) -> "Projection":
+        """What a fitted model of scikit-learn computes from a row, as far as it is linear.
+
+        - A linear classifier (LogisticRegression, LinearSVC, ...): its decision function, one
+          component of two classes or one for each of several.
+        - A linear regressor (Ridge, LinearRegression, ...): its prediction, for each target.
+        - A PCA or TruncatedSVD, and a StandardScaler: its transform.
+        - A pipeline of these: all of it in one projection.
+
+        Only attributes are read, and the components have one order and sign with scikit-learn's.
+        Raises `InvalidRequest` with the reason for a model that is not linear, or not fitted.
+
+            probe = make_pipeline(StandardScaler(), LogisticRegression()).fit(rows, labels)
+            scores = client.fetch(prompt, site, projection=Projection.from_sklearn(probe))[site]
+        """
+        from actserve.scikit_learn import projection_from_sklearn  # Which makes projections.
+
+        return projection_from_sklearn(model)
 
     @property
     def count(self) -> int | None:

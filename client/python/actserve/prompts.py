@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from actserve._checks import unicode
 from actserve.conversations import Conversation, Turn
 from actserve.errors import InvalidRequest
 from actserve.v1 import prompt_pb2
@@ -38,7 +39,7 @@ def is_many(prompts: Any) -> bool:
 def prompt_to_proto(prompt: Any) -> prompt_pb2.Prompt:
     """One prompt as the contract writes it. Raises `InvalidRequest` if it is not one."""
     if isinstance(prompt, str):
-        return prompt_pb2.Prompt(text=prompt)
+        return prompt_pb2.Prompt(text=unicode(prompt, "the prompt", "prompt", "text"))
     if isinstance(prompt, Conversation):
         return prompt_pb2.Prompt(conversation=prompt.to_proto())
     if hasattr(prompt, "__array__"):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from actserve._checks import described
 from actserve.attention import Attention, AttentionSummary
 from actserve.attributions import LogitAttribution
 from actserve.errors import InvalidRequest
@@ -121,7 +122,7 @@ def check_kind(cls: type, value: Any, name: str) -> None:
     """Raises `InvalidRequest` unless the value is of the class, or None."""
     if value is not None and not isinstance(value, cls):
         raise InvalidRequest(
-            f"{name} is {value!r}; give {cls.__name__}(...)", reason="FIELD_INVALID"
+            f"{name} is {described(value)}; give {cls.__name__}(...)", reason="FIELD_INVALID"
         )
 
 
@@ -129,9 +130,9 @@ def reduction_to_proto(name: str | None) -> pb.Reduction:
     """The reduction of a name; None is none. Raises `InvalidRequest`."""
     if name is None:
         return pb.REDUCTION_UNSPECIFIED
-    if name not in _REDUCTIONS:
+    if not isinstance(name, str) or name not in _REDUCTIONS:
         raise InvalidRequest(
-            f"reduction {name!r} does not exist; use one of {', '.join(_REDUCTIONS)}",
+            f"reduction {described(name)} does not exist; use one of {', '.join(_REDUCTIONS)}",
             reason="FIELD_INVALID",
         )
     return _REDUCTIONS[name]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 from actserve.attention import AttentionPattern
 from actserve.predictions import SitePredictions
 from actserve.projections import SparseRows
+from actserve.read_rows import ReadRows
 from actserve.sites import BySite, Site
+from actserve.steering_vectors import SteeringVector
 from actserve.tensors import Float32Array
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,36 +108,6 @@ class InterventionReport:
     """The mean over the computed rows of |x' - x| / |x|; None when no row was computed."""
 
 
-class ReadRows(BySite[Float32Array]):
-    """The rows that one `Read` gave of one sequence, by site; any spelling of a site finds them.
-
-    Row i of each is float32 and belongs to the token at `positions[i]`.
-    """
-
-    def __init__(
-        self,
-        rows: Mapping[Site, Float32Array],
-        *,
-        positions: NDArray[np.int64] | None = None,
-        sparse: Mapping[Site, SparseRows] | None = None,
-        kept: str | None = None,
-    ) -> None:
-        super().__init__(rows, "rows")
-        self.positions = np.empty(0, np.int64) if positions is None else positions
-        """The token position of each row, int64, ascending; with `reduce`, the last one reduced.
-        Empty where no rows were sent."""
-        self.sparse: BySite[SparseRows] = BySite(sparse or {}, "sparse rows")
-        """With `Projection.send_top`, the rows by site; the mapping itself then has none."""
-        self.kept = kept
-        """The name of the rows kept on the server, which `Replace`, `KeptRows` and `Client.kept`
-        take; None unless asked for. Who knows it may use and delete them."""
-
-    def __getitem__(self, site: str | Site) -> Float32Array:
-        if site in self.sparse:
-            raise KeyError(f"the rows of {site} came as their largest components; see .sparse")
-        return super().__getitem__(site)
-
-
 class Activations(ReadRows):
     """What was captured of one sequence of tokens; as a mapping, its rows by site.
 
@@ -155,11 +130,14 @@ class Activations(ReadRows):
         attention: Mapping[tuple[int, int], AttentionPattern] | None = None,
         kept: str | None = None,
         readouts: Mapping[str, Any] | None = None,
+        head_counts: Mapping[Site, int] | None = None,
         key: str = "",
         request_id: str = "",
         usage: Usage | None = None,
     ) -> None:
-        super().__init__(rows, positions=positions, sparse=sparse, kept=kept)
+        super().__init__(
+            rows, positions=positions, sparse=sparse, kept=kept, head_counts=head_counts
+        )
         self.token_ids = tuple(token_ids)
         """Every token of the sequence, captured or not."""
         self.tokens = tuple(tokens)
@@ -193,37 +171,46 @@ class Activations(ReadRows):
         there += map(repr, self.readouts)
         return f"Activations({', '.join(there) or 'nothing captured'}; {len(self.tokens)} tokens)"
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Writes a numpy `.npz` archive; `columns` says what it holds."""
-        table: dict[str, Any] = columns([self])
-        np.savez(path, **table)
+    def vector(self, site: str | Site, position: int | None = None) -> SteeringVector:
+        """A row of a site as a steering vector that says which it is: that of the token at a
+        captured position, where -1 is the last captured one; the mean of all rows when None.
 
+        Raises `KeyError` for a site or position that was not captured.
 
-def columns(many: Sequence[Activations]) -> dict[str, NDArray[Any]]:
-    """The rows of many sequences as columns of one table, a row for each prompt and position.
+            paris = client.fetch("Paris", "resid_post.15").vector("resid_post.15", -1)
+        """
+        rows = self[site]
+        if position is None:
+            if not len(rows):
+                raise KeyError(f"no position of {site} was captured, and so there is no mean")
+            mean = rows.mean(axis=0, dtype=np.float64)
+            return SteeringVector(site, mean, f"mean of {len(rows)} rows")
+        found = np.flatnonzero(self.positions == position)
+        if position < 0 and -position <= len(rows):
+            found = np.array([len(rows) + position])
+        if not len(found):
+            captured = f"{self.positions[0]} to {self.positions[-1]}" if len(rows) else "none"
+            raise KeyError(f"position {position} was not captured; captured: {captured}")
+        at = int(self.positions[found[0]])
+        provenance = f"row of {self.tokens[at]!r} at position {at}"
+        return SteeringVector(site, rows[found[0]], provenance)
 
-    `prompt` (index into `many`), `position` and `token_id` are int64 and `token` is text, all of
-    shape [rows]; every site has one float32 column of shape [rows, width]. A site of sparse rows
-    has two, `<site>.indices` and `<site>.values`.
-    """
-    table: dict[str, NDArray[Any]] = {
-        "prompt": np.repeat(np.arange(len(many)), [len(one.positions) for one in many]),
-        "position": _concatenate([one.positions for one in many]),
-        "token_id": _concatenate(
-            [np.array(one.token_ids, np.int64)[one.positions] for one in many]
-        ),
-        "token": np.array([one.tokens[at] for one in many for at in one.positions], dtype=np.str_),
-    }
-    for site in many[0].sites if many else ():
-        table[site] = _concatenate([one[site] for one in many])
-    for site in many[0].sparse if many else ():
-        table[f"{site}.indices"] = _concatenate([one.sparse[site].indices for one in many])
-        table[f"{site}.values"] = _concatenate([one.sparse[site].values for one in many])
-    return table
+    def save(self, path: str | PathLike[str], *, model: str = "") -> None:
+        """Writes a file that `actserve.load` reads, by its suffix `.npz`, `.safetensors` or
+        `.parquet`; `actserve.save` says what is in it, and writes many into one."""
+        from actserve.files import save  # Which makes activations.
 
+        save(path, self, model=model)
 
-def _concatenate(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+    def to_pandas(self) -> "pd.DataFrame":
+        """The rows as a pandas data frame, a row for each captured token; `actserve.to_pandas` says
+        what is in it, and makes one of many.
+
+            acts.to_pandas()["resid_post.15"]  # [positions, width]
+        """
+        from actserve.frames import to_pandas  # Which takes activations.
+
+        return to_pandas(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 
+from actserve._checks import described
 from actserve.errors import InvalidRequest
 from actserve.tokens import TokenLike, token_id
 from actserve.v1 import generation_service_pb2 as pb
@@ -93,7 +94,7 @@ def sampling_to_proto(sampling: Sampling, samples: int | None) -> pb.SamplingPar
             params.MergeFrom(pb.SamplingParams(**{name: _to_proto(name, value)}))
         except (TypeError, ValueError, AttributeError) as error:
             raise InvalidRequest(
-                f"{name} cannot be {value!r}: {error}",
+                f"{name} cannot be {described(value)}: {error}",
                 reason="SAMPLING_INVALID",
                 path=("sampling", name),
             ) from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias, TypeVar
 
+from actserve._checks import described
 from actserve.errors import InvalidRequest
 from actserve.v1 import site_pb2
 
@@ -127,13 +128,14 @@ class Site:
         """
         if isinstance(spelling, Site):
             return spelling
-        spelling = str(spelling)
-        for hook_point, pattern in _ONE:
+        spelling = str(spelling) if isinstance(spelling, str | SitePattern) else spelling
+        for hook_point, pattern in _ONE if isinstance(spelling, str) else ():
             if match := pattern.fullmatch(spelling):
                 layer = match.groupdict().get("layer")
                 return Site(hook_point, None if layer is None else int(layer))
         raise InvalidRequest(
-            f"{spelling!r} is not a site; write one of {_examples()}, with the layer you want",
+            f"{described(spelling)} is not a site; write one of {_examples()}, with the layer you "
+            "want",
             reason="SITE_INVALID",
         )
 
@@ -197,9 +199,15 @@ def site_name(site: site_pb2.Site) -> str:
 def parse_sites(sites: SiteLike | Iterable[SiteLike]) -> tuple[Site | SitePattern, ...]:
     """One site or several, each at most once, in the order given; patterns as they are. Raises
     `InvalidRequest`."""
-    spellings = (sites,) if isinstance(sites, str | Site | SitePattern) else tuple(sites)
+    if isinstance(sites, str | Site | SitePattern):
+        sites = (sites,)
+    if not isinstance(sites, Iterable):
+        raise InvalidRequest(
+            f"sites is {described(sites)}; give a site, such as 'resid_post.10', or a list of them",
+            reason="SITE_INVALID",
+        )
     parsed: dict[Site | SitePattern, SiteLike] = {}
-    for spelling in spellings:
+    for spelling in sites:
         pattern = SitePattern.parse(spelling) if isinstance(spelling, str) else None
         site = pattern or (spelling if isinstance(spelling, SitePattern) else Site.parse(spelling))
         if site in parsed:

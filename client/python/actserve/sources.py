@@ -16,8 +16,8 @@ from actserve.tensors import Float32Array, as_array, as_vector, encode
 from actserve.v1 import source_pb2 as pb
 
 Vector: TypeAlias = ArrayLike | KeptRows | ExplanationEdit
-"""An array of shape [width]; one row that the server has kept, as `KeptRows` or by the name that
-`Activations.kept` says; or an `ExplanationEdit`."""
+"""An array of shape [width] or a `SteeringVector`; one row that the server has kept, as `KeptRows`
+or by the name that `Activations.kept` says; or an `ExplanationEdit`."""
 
 Matrix: TypeAlias = ArrayLike | KeptRows
 """An array of shape [rows, width], or rows that the server has kept, as `KeptRows` or by the name

@@ -1,8 +1,8 @@
 """Steering: changes made to activations while tokens are computed.
 
 In the formulas x is one row of a site, a vector; |v| is the norm of v, and u = v / |v|. Vectors are
-numpy arrays, torch tensors or lists of finite numbers, which are sent as float32; or what the
-server has or makes: kept rows, or an edited explanation (see `sources`).
+numpy arrays, torch tensors, steering vectors or lists of finite numbers, which are sent as float32;
+or what the server has or makes: kept rows, or an edited explanation (see `sources`).
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from actserve._checks import UINT32, finite, integer
+from actserve._checks import UINT32, described, finite, integer
 from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows
 from actserve.positions import Positions, check_positions, positions_to_proto
@@ -26,6 +26,7 @@ from actserve.sources import (
     matrix_to_proto,
     vector_to_proto,
 )
+from actserve.steering_vectors import SteeringVector
 from actserve.tensors import as_direction, as_vector, check_independent
 from actserve.v1 import intervention_pb2 as pb
 
@@ -58,7 +59,7 @@ class Intervention(ABC):
             )
         if not isinstance(self.heads, Iterable):
             raise InvalidRequest(
-                f"heads is {self.heads!r}; give a list of heads, as in heads=[3]",
+                f"heads is {described(self.heads)}; give a list of heads, as in heads=[3]",
                 reason="HEAD_OUT_OF_RANGE",
             )
         heads = tuple(integer(head, "a head", UINT32, "HEAD_OUT_OF_RANGE") for head in self.heads)
@@ -289,11 +290,44 @@ class Mean(Intervention):
         return {"mean": pb.MeanOperation(mean=vector_to_proto(self.mean))}
 
 
-Steer: TypeAlias = Intervention
-"""What steers: an intervention."""
+Steer: TypeAlias = Intervention | SteeringVector
+"""What steers: an intervention, or a steering vector, which is added at its site as its `add()`
+is."""
 
 
-def steer_to_proto(steer: Intervention | Iterable[Intervention]) -> list[pb.Intervention]:
-    """One intervention or several, in order."""
-    interventions = (steer,) if isinstance(steer, Intervention) else tuple(steer)
-    return [intervention.to_proto() for intervention in interventions]
+def steer_to_proto(steer: Steer | Iterable[Steer] | None) -> list[pb.Intervention]:
+    """One intervention or several, in order; None is none. Raises `InvalidRequest` for anything
+    else."""
+    match steer:
+        case None:
+            return []
+        case Intervention() | SteeringVector():
+            return [_intervention(steer, "steer")]
+        case str() | Mapping():
+            raise _no_intervention(steer, "steer")
+        case Iterable() if not hasattr(steer, "__array__"):
+            return [
+                _intervention(each, f"item {index} of steer", "steer", index)
+                for index, each in enumerate(steer)
+            ]
+        case _:
+            raise _no_intervention(steer, "steer")
+
+
+def _intervention(value: object, what: str, *path: str | int) -> pb.Intervention:
+    match value:
+        case Intervention():
+            return value.to_proto()
+        case SteeringVector():
+            return value.add().to_proto()
+        case _:
+            raise _no_intervention(value, what, *path)
+
+
+def _no_intervention(value: object, what: str, *path: str | int) -> InvalidRequest:
+    return InvalidRequest(
+        f"{what} is {described(value)}; give an intervention, such as Add('resid_post.10', vector, "
+        "2.0), a SteeringVector, or a list of these",
+        reason="FIELD_INVALID",
+        path=path or (what,),
+    )

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from actserve._checks import described
 from actserve.errors import BadResponse, InvalidRequest
 from actserve.v1 import tensor_pb2
 
@@ -35,9 +36,9 @@ def element_type_to_proto(name: ElementType | None) -> tensor_pb2.ElementType:
     """The wire type of a name; None is the model's own."""
     if name is None:
         return tensor_pb2.ELEMENT_TYPE_UNSPECIFIED
-    if name not in _VALUES:
+    if not isinstance(name, str) or name not in _VALUES:
         raise InvalidRequest(
-            f"element type {name!r} does not exist; use one of {', '.join(_VALUES)}",
+            f"element type {described(name)} does not exist; use one of {', '.join(_VALUES)}",
             reason="TENSOR_ELEMENT_TYPE_UNKNOWN",
         )
     return _VALUES[name]

@@ -58,6 +58,13 @@ class RowReadout:
         width = len(self.projection.directions) if self.send_top is None else self.send_top
         return (width,) * len(self.sites)
 
+    def heads(self, info: ModelInfo) -> tuple[int, ...]:
+        """That make up a row given, site by site; zero where it has none."""
+        # Components along directions are not parts of heads, however many there are.
+        if self.projection is not None:
+            return (0,) * len(self.sites)
+        return tuple(info.at(site).heads for site in self.sites)
+
     def captures(self, selection: Selection) -> tuple[Capture, ...]:
         return (Capture(self.sites, selection),)
 

@@ -16,10 +16,10 @@ from typer.core import TyperGroup
 
 from actserve.cli import arguments as arg
 from actserve.cli.explain import explain
-from actserve.cli.files import write
 from actserve.cli.predict import predict
 from actserve.errors import ActserveError
 from actserve.events import Tokens
+from actserve.files import save
 from actserve.models import Model
 from actserve.results import Activations
 from actserve.sites import SPELLINGS, HookPoint
@@ -195,7 +195,7 @@ def fetch(
             steer=steer or (),
         )
     if out:
-        _write(out, many)
+        _write(out, many, model)
     else:
         Console().print(_summary(many))
 
@@ -275,11 +275,11 @@ def generate(
             if text:  # The shell's prompt, or an error, begins on a line of its own.
                 print()
     if out:
-        _write(out, [stream.result().activations])
+        _write(out, [stream.result().activations], model)
 
 
-def _write(path: Path, many: list[Activations]) -> None:
-    write(path, many)
+def _write(path: Path, many: list[Activations], model: str | None) -> None:
+    save(path, many, model=model or "")
     rows = sum(len(one.positions) for one in many)
     _say(f"wrote {rows} rows of {', '.join(many[0].sites) if many else 'nothing'} to {path}")
 

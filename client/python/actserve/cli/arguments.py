@@ -10,8 +10,8 @@ import typer
 
 from actserve._channel import DEFAULT_TARGET as DEFAULT_TARGET
 from actserve._sync.client import Client
-from actserve.cli.files import WRITERS
 from actserve.errors import InvalidRequest
+from actserve.files import SUFFIXES
 from actserve.positions import ByText, positions_to_proto
 from actserve.prompts import Prompt
 from actserve.readouts import reduction_to_proto
@@ -74,8 +74,8 @@ def _steer(text: str) -> Add:
 
 def _out(text: str) -> Path:
     path = Path(text)
-    if path.suffix not in WRITERS:
-        raise typer.BadParameter(f"{text} must end in one of {', '.join(WRITERS)}")
+    if path.suffix not in SUFFIXES:
+        raise typer.BadParameter(f"{text} must end in one of {', '.join(SUFFIXES)}")
     return path
 
 
@@ -170,7 +170,7 @@ Out = Annotated[
         "-o",
         metavar="FILE",
         parser=_out,
-        help=f"Where to write activations; ends in {', '.join(WRITERS)}.",
+        help=f"Where to write activations; ends in {', '.join(SUFFIXES)}.",
     ),
 ]
 

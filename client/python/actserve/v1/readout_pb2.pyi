@@ -173,18 +173,20 @@ class KeepReadout(_message.Message):
     def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ReadoutStarted(_message.Message):
-    __slots__ = ("name", "element_type", "widths", "layers", "target_constants")
+    __slots__ = ("name", "element_type", "widths", "layers", "target_constants", "heads")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     WIDTHS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     TARGET_CONSTANTS_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
     name: str
     element_type: _tensor_pb2.ElementType
     widths: _containers.RepeatedScalarFieldContainer[int]
     layers: _containers.RepeatedScalarFieldContainer[int]
     target_constants: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, name: _Optional[str] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., widths: _Optional[_Iterable[int]] = ..., layers: _Optional[_Iterable[int]] = ..., target_constants: _Optional[_Iterable[float]] = ...) -> None: ...
+    heads: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., element_type: _Optional[_Union[_tensor_pb2.ElementType, str]] = ..., widths: _Optional[_Iterable[int]] = ..., layers: _Optional[_Iterable[int]] = ..., target_constants: _Optional[_Iterable[float]] = ..., heads: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ReadoutPositions(_message.Message):
     __slots__ = ("readout_indices", "positions")

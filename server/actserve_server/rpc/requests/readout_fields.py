@@ -92,6 +92,7 @@ class ReadoutRequest:
                     name=self.name,
                     element_type=tensor_fields.WIRE_ELEMENT_TYPES[self.element_type],
                     widths=rows.widths(info),
+                    heads=rows.heads(info),
                 )
             case AttentionSummaryReadout(layers=layers):
                 return pb.ReadoutStarted(name=self.name, layers=layers)

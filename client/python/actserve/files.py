@@ -1,0 +1,209 @@
+"""Files: activations as one table, a row for each prompt and position.
+
+`.npz`, `.safetensors` and `.parquet` hold the same columns, which other programs read as they are:
+`prompt` (which one, from zero), `position`, `token_id`, `token`, and one float32 column of vectors
+for each site. In safetensors, which holds no text, `token` is a JSON list in the header. What the
+table has no place for is in `metadata`, as JSON: every token of each sequence, captured or not,
+where it comes from, what interventions did, the model, and the version of the client.
+"""
+
+import json
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actserve._archives import (
+    Arrays,
+    describe,
+    described_in,
+    not_ours,
+    read_archive,
+    unknown_suffix,
+    write_archive,
+)
+from actserve._parquet import read_parquet, write_parquet
+from actserve.projections import SparseRows
+from actserve.results import Activations, InterventionReport, TokenSource
+from actserve.sites import Site
+
+SUFFIXES = (".npz", ".safetensors", ".parquet")
+"""The formats, by the suffix of their files."""
+
+_KIND = "activations"
+
+
+def save(
+    path: str | PathLike[str],
+    activations: Activations | Sequence[Activations],
+    *,
+    model: str = "",
+) -> None:
+    """Writes activations of one sequence or of many, all of the same sites, into one file.
+
+    The suffix says how: `.npz`, which numpy reads, `.safetensors` or `.parquet`, which pandas
+    reads; the last two need the extra `files`. The module `files` says what is in them. `model`
+    is a note for whoever reads the file. Rows and sparse rows are written, with all that tells of
+    the tokens and interventions; predictions, attention, named readouts and `kept` are not.
+
+    Raises `ValueError` for another suffix, and where the sites differ.
+
+        acts = client.fetch(texts, ["resid_post.10", "resid_post.20"], positions="last")
+        actserve.save("acts.safetensors", acts, model="smollm2-135m")
+    """
+    path = Path(path)
+    many = [activations] if isinstance(activations, Activations) else [*activations]
+    if path.suffix not in SUFFIXES:
+        raise unknown_suffix(path, SUFFIXES)
+    table, description = columns(many), {"model": model, **_description(many)}
+    if path.suffix == ".parquet":
+        write_parquet(path, table, describe(_KIND, description))
+        return
+    texts = {}
+    if path.suffix == ".safetensors":
+        texts["token"] = json.dumps(table.pop("token").tolist())
+    write_archive(path, _KIND, table, description, texts=texts)
+
+
+def load(path: str | PathLike[str]) -> list[Activations]:
+    """The activations of each sequence in a file that `save`, or `actserve fetch --out`, wrote; a
+    list, of one where one was written.
+
+    Rows, positions, token ids and tokens are exactly those that were written, whatever the format.
+    Nothing in the file is executed or unpickled. Raises `ValueError` for a file that is damaged or
+    that something else wrote.
+
+        (acts,) = actserve.load("acts.npz")
+    """
+    path = Path(path)
+    match path.suffix:
+        case ".parquet":
+            table, told = read_parquet(path, _KIND)
+            if told is None:
+                raise not_ours(path, _KIND)
+            description = described_in(path, _KIND, told)
+        case suffix if suffix in SUFFIXES:
+            table, description = read_archive(path, _KIND)
+        case _:
+            raise unknown_suffix(path, SUFFIXES)
+    try:
+        return _activations(table, description)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def columns(many: Sequence[Activations]) -> Arrays:
+    """The rows of many sequences as columns of one table, a row for each prompt and position.
+
+    `prompt` (index into `many`), `position` and `token_id` are int64 and `token` is text, all of
+    shape [rows]; every site has one float32 column of shape [rows, width]. A site of sparse rows
+    has two, `<site>.indices` and `<site>.values`. Raises `ValueError` where the sites differ.
+    """
+    for index, one in enumerate(many):
+        if {*one.sites} != {*many[0].sites} or {*one.sparse} != {*many[0].sparse}:
+            raise ValueError(
+                f"sequence {index} has rows of {', '.join((*one.sites, *one.sparse)) or 'no site'} "
+                f"and the first of {', '.join((*many[0].sites, *many[0].sparse)) or 'no site'}; "
+                "a table has rows of the same sites"
+            )
+    table: Arrays = {
+        "prompt": np.repeat(np.arange(len(many)), [len(one.positions) for one in many]),
+        "position": _joined([one.positions for one in many]),
+        "token_id": _joined([np.array(one.token_ids, np.int64)[one.positions] for one in many]),
+        "token": np.array([one.tokens[at] for one in many for at in one.positions], dtype=np.str_),
+    }
+    for site in many[0].sites if many else ():
+        table[site] = _joined([one[site] for one in many])
+    for site in many[0].sparse if many else ():
+        table[f"{site}.indices"] = _joined([one.sparse[site].indices for one in many])
+        table[f"{site}.values"] = _joined([one.sparse[site].values for one in many])
+    return table
+
+
+def _joined(parts: list[Any]) -> Any:
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _description(many: Sequence[Activations]) -> dict[str, Any]:
+    """What the columns do not tell."""
+    return {
+        "sites": [*many[0].sites] if many else [],
+        "sparse": [*many[0].sparse] if many else [],
+        "heads": {site: count for one in many for site, count in one.head_counts.items()},
+        "sequences": [
+            {
+                "token_ids": one.token_ids,
+                "tokens": one.tokens,
+                "sources": [[s.start, s.end, s.turn, s.role] for s in one.sources],
+                "interventions": [
+                    [r.rows, r.changed_rows, r.reused_rows, r.mean_relative_change]
+                    for r in one.interventions
+                ],
+            }
+            for one in many
+        ],
+    }
+
+
+def _activations(table: Arrays, description: dict[str, Any]) -> list[Activations]:
+    sequences, prompts = description["sequences"], table["prompt"]
+    table.pop("token", None)  # Which the sequences tell.
+    for name, column in table.items():
+        if len(column) != len(prompts) or column.dtype not in (np.int64, np.float32):
+            raise ValueError(
+                f"column {name} has {len(column)} values of {column.dtype}, not {len(prompts)} of "
+                "int64 or float32"
+            )
+    if len(prompts) and not (prompts[0] >= 0 and prompts[-1] < len(sequences)):
+        raise ValueError(f"it has rows of prompts that are not among its {len(sequences)}")
+    if (np.diff(prompts) < 0).any():
+        raise ValueError("its rows are not in the order of their prompts")
+    ends = np.searchsorted(prompts, np.arange(len(sequences) + 1))
+    heads = {Site.parse(site): int(count) for site, count in description["heads"].items()}
+    return [
+        _one(
+            {name: column[start:end] for name, column in table.items()},
+            description["sites"],
+            description["sparse"],
+            heads,
+            sequence,
+        )
+        for sequence, start, end in zip(sequences, ends, ends[1:], strict=False)
+    ]
+
+
+def _one(
+    rows: Arrays,
+    sites: Sequence[str],
+    sparse: Sequence[str],
+    heads: dict[Site, int],
+    sequence: dict[str, Any],
+) -> Activations:
+    token_ids, tokens, positions = sequence["token_ids"], sequence["tokens"], rows["position"]
+    if len(token_ids) != len(tokens):
+        raise ValueError(f"a sequence has {len(token_ids)} token ids and {len(tokens)} tokens")
+    if len(positions) and not (positions.min() >= 0 and positions.max() < len(tokens)):
+        raise ValueError(f"a sequence of {len(tokens)} tokens has rows of others")
+    return Activations(
+        {Site.parse(site): _matrix(rows, site) for site in sites},
+        positions=positions,
+        token_ids=token_ids,
+        tokens=tokens,
+        sources=[TokenSource(*source) for source in sequence["sources"]],
+        interventions=[InterventionReport(*report) for report in sequence["interventions"]],
+        sparse={
+            Site.parse(site): SparseRows(
+                _matrix(rows, f"{site}.indices"), _matrix(rows, f"{site}.values")
+            )
+            for site in sparse
+        },
+        head_counts=heads,
+    )
+
+
+def _matrix(rows: Arrays, name: str) -> Any:
+    if rows[name].ndim != 2:
+        raise ValueError(f"column {name} is of numbers, not of vectors")
+    return rows[name]
