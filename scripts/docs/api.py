@@ -37,7 +37,7 @@ PAGES = (
         "One client for a server, in two forms: `Client` blocks, `AsyncClient` is the same with "
         "`await`. A default written `...` is what holds where the argument is left out, as its "
         "description says.",
-        ("client", "aio"),
+        ("_sync", "_async"),
     ),
     Page(
         "prompts",
@@ -45,7 +45,7 @@ PAGES = (
         "What is run, where it is read or changed, and at which tokens: the guides on "
         "[conversations](../../conversations.md), [sites](../../sites.md) and "
         "[positions](../../positions.md).",
-        ("prompts", "conversations", "sites", "positions"),
+        ("prompts", "conversations", "sites", "positions", "tokens"),
     ),
     Page(
         "readouts",
@@ -87,6 +87,13 @@ PAGES = (
         "Results",
         "What the methods of a client return. Every array is float32.",
         ("results", "read_rows", "files", "frames"),
+    ),
+    Page(
+        "studies",
+        "Studies",
+        "What `logit_lens`, `attention`, `patch`, `score` and `compare` return: numbers that know "
+        "how to be shown.",
+        ("studies",),
     ),
     Page(
         "models",
@@ -147,12 +154,16 @@ def _directive(name: griffe.Object | griffe.Alias, public: set[str]) -> str:
 
 
 def _inherited(name: griffe.Object | griffe.Alias, public: set[str]) -> list[str]:
-    """The members that a class has from a class of the client which no page shows."""
-    if not name.is_class:
+    """The members that a class has from a class of the client which no page shows, those of the
+    nearest class first."""
+    if not isinstance(name, griffe.Class):
         return []
-    return [
-        member.name
+    nearest = [each.canonical_path for each in name.mro()]
+    members = [
+        member
         for member in name.inherited_members.values()
         if not member.name.startswith("_")
         and not any(member.canonical_path.startswith(f"{path}.") for path in public)
     ]
+    members.sort(key=lambda member: nearest.index(member.canonical_path.rpartition(".")[0]))
+    return [member.name for member in members]
