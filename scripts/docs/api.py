@@ -156,9 +156,10 @@ def _directive(name: griffe.Object | griffe.Alias, public: set[str]) -> str:
 def _inherited(name: griffe.Object | griffe.Alias, public: set[str]) -> list[str]:
     """The members that a class has from a class of the client which no page shows, those of the
     nearest class first."""
-    if not isinstance(name, griffe.Class):
+    target = name.final_target if isinstance(name, griffe.Alias) else name
+    if not isinstance(target, griffe.Class):
         return []
-    nearest = [each.canonical_path for each in name.mro()]
+    nearest = [each.canonical_path for each in target.mro()]
     members = [
         member
         for member in name.inherited_members.values()
