@@ -20,7 +20,14 @@ Run = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries as often as always, but at once."""
+    """Retries as often as always, but at once; and a server on the port of one that is gone is no
+    longer taken for gone, as it is where channels share their connections."""
+    options = _channel.channel_options
+    monkeypatch.setattr(
+        _channel,
+        "channel_options",
+        lambda: [*options(), ("grpc.use_local_subchannel_pool", 1)],
+    )
     monkeypatch.setitem(_channel.RETRY_POLICY, "initialBackoff", "0.01s")
     monkeypatch.setitem(_channel.RETRY_POLICY, "maxBackoff", "0.01s")
 
@@ -91,6 +98,16 @@ def connect(request: pytest.FixtureRequest, target: str) -> Iterator[Callable[..
 @pytest.fixture
 def client(connect: Callable[..., Any]) -> Any:
     return connect()
+
+
+def cells(result: Any) -> list[list[str]]:
+    """The cells of a printed table, line by line."""
+    assert result.exit_code == 0, result.output
+    return [
+        [cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]]
+        for line in result.stdout.splitlines()
+        if "│" in line or "┃" in line
+    ]
 
 
 @pytest.fixture

@@ -177,20 +177,32 @@ class Model:
         )
         events: list[list[Any]] = []
         for index, item in enumerate(request.items):
-            prompt = tokenized(item.prompt)
+            prompt = tokenized(item.prompt if item.HasField("prompt") else request.prompt)
             length, run = len(prompt.ids), list(prompt.ids)
             readouts = [at_positions(each, item) for each in request.readouts]
+            chosen = {*(item.readout_indices or range(len(readouts)))}
             chunks = (
                 []
                 if readouts[0].rows.HasField("statistics")
-                else tracks(readouts, index, length, run)
+                else [
+                    [chunk for chunk in track if chunk.readout_index in chosen]
+                    for track in tracks(readouts, index, length, run)
+                ]
             )
-            opened = pb.ItemStarted(
-                item_index=index, prompt=prompt, positions=positions(readouts, length, run)
-            )
+            told = [
+                readout_pb2.ReadoutPositions(
+                    readout_indices=[each for each in where.readout_indices if each in chosen],
+                    positions=where.positions,
+                )
+                for where in positions(readouts, length, run)
+            ]
+            opened = pb.ItemStarted(item_index=index, prompt=prompt, positions=told)
             closed = pb.ItemFinished(
                 item_index=index,
-                interventions=reports([*request.interventions, *item.interventions], length),
+                interventions=reports(
+                    [*request.interventions, *item.interventions],
+                    1 if item.readout_indices else length,
+                ),
                 kept=self.keep(readouts, length, run),
             )
             events.append(

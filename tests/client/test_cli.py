@@ -12,7 +12,18 @@ from safetensors import safe_open
 from .conftest import Run
 from .fake_server import Model, expected
 
-COMMANDS = ("models", "tokenize", "fetch", "predict", "explain", "generate")
+COMMANDS = (
+    "models",
+    "tokenize",
+    "fetch",
+    "lens",
+    "attention",
+    "patch",
+    "score",
+    "compare",
+    "explain",
+    "generate",
+)
 
 
 @pytest.fixture
@@ -88,12 +99,12 @@ def test_tokenize_shows_where_tokens_come_from_as_far_as_they_do(run: Run) -> No
 
 
 @pytest.mark.parametrize(
-    "command", [["tokenize"], ["generate"], ["fetch", "-s", "embedding"], ["predict"], ["explain"]]
+    "command", [["tokenize"], ["generate"], ["fetch", "-s", "embedding"], ["score"], ["explain"]]
 )
 def test_chat_makes_the_prompt_a_users_turn(run: Run, model: Model, command: list[str]) -> None:
     assert run(*command, "hi", "--chat").exit_code == 0
     request = model.requests[-1]
-    fetches = command[0] in ("fetch", "predict")
+    fetches = command[0] in ("fetch", "score")
     prompt = request.items[0].prompt if fetches else request.prompt
     assert [(turn.role, turn.content) for turn in prompt.conversation.turns] == [("user", "hi")]
 
@@ -220,7 +231,7 @@ def test_generate_takes_penalties_stop_strings_and_bad_words(run: Run, model: Mo
 
 def test_generate_writes_what_it_captured(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "acts.npz"
-    result = run("generate", "one two", "--capture", "mlp_out.2", "--out", str(out))
+    result = run("generate", "one two", "--site", "mlp_out.2", "--out", str(out))
     assert result.stdout == " and0 so0 on0\n"
     columns = read(out)
     assert columns["token"].tolist() == ["one", "two", " and0", " so0"]
@@ -243,17 +254,17 @@ USAGE_ERRORS = {
         ["fetch", "a", "-s", "embedding", "--reduce", "median"],
         "use one of last, mean, max",
     ),
-    "predictions at no site": (["predict", "a", "-s", "final"], "is not a site"),
+    "a lens at no site": (["lens", "a", "-s", "final"], "is not a site"),
     "explanations of no sample": (
         ["explain", "a", "--samples", "0"],
         "Invalid value for '--samples'",
     ),
     "no such format": (["fetch", "a", "-s", "embedding", "-o", "acts.csv"], ".parquet"),
-    "no vector file": (["generate", "a", "--steer", "embedding"], "SITE=FILE"),
+    "no vector file": (["generate", "a", "--steer", "embedding"], "name the site"),
     "no such vector file": (["generate", "a", "--steer", "embedding=no.npy"], "cannot be read"),
     "no coefficient": (["generate", "a", "--steer", "embedding=v.npy*x"], "not a number"),
-    "capture without out": (["generate", "a", "--capture", "embedding"], "go together"),
-    "out without capture": (["generate", "a", "--out", "a.npz"], "go together"),
+    "a site without out": (["generate", "a", "--site", "embedding"], "go together"),
+    "out without a site": (["generate", "a", "--out", "a.npz"], "go together"),
 }
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +10,10 @@ from actserve.v1 import explanation_service_pb2 as pb
 
 from . import fake_explanations
 from .breaking import first
-from .conftest import Run
+from .conftest import Run, cells
 from .fake_explanations import NLA, SITE, said, scored
 from .fake_readouts import value
 from .fake_server import Model
-from .test_cli_predict import cells
 
 WIDE = {"COLUMNS": "160"}
 
@@ -56,7 +54,7 @@ def test_an_explanation_without_a_score_is_shown_beside_scored_ones(run: Run, mo
     _, scored, unscored = cells(run("explain", "one two", env=WIDE))
     assert unscored[2] == said(value(2, 0, 1), 1)
     assert (bool(scored[3]), unscored[3]) == (True, "")
-    tokens = json.loads(run("explain", "one two", "--json", "-").stdout)["tokens"]
+    tokens = json.loads(run("explain", "one two", "--json").stdout)["tokens"]
     assert tokens[1]["explanations"][0]["score"] is None
 
 
@@ -121,12 +119,8 @@ def test_brackets_of_an_explanation_are_no_markup(run: Run, model: Model) -> Non
     assert cells(run("explain", "one", env=WIDE))[1][2] == "[bold]loud[/bold]"
 
 
-def test_json_has_every_detail(run: Run, tmp_path: Path) -> None:
-    out = tmp_path / "explained.json"
-    assert run("explain", "one zwei é", "--samples", "2", "--json", str(out)).stdout == ""
-    printed = run("explain", "one zwei é", "--samples", "2", "--json", "-").stdout
-    assert printed == out.read_text(encoding="utf-8")
-    found = json.loads(printed)
+def test_json_has_every_detail(run: Run) -> None:
+    found = json.loads(run("explain", "one zwei é", "--samples", "2", "--json").stdout)
     assert (found["nla"], found["site"]) == ("tiny", SITE)
     first, _, last = found["tokens"]
     assert (last["position"], last["id"], last["token"]) == (2, 233, "é")

@@ -49,6 +49,24 @@ class Conversation:
     tools: Sequence[Mapping[str, Any]] = ()
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    @staticmethod
+    def of(body: Mapping[str, Any]) -> "Conversation":
+        """The conversation of a mapping as chat libraries and data sets have it: `messages`, and if
+        you like `tools`, `chat_template_kwargs`, `add_generation_prompt` and
+        `continue_final_message`. Raises `InvalidRequest` for any other key."""
+        optional = {
+            "tools": "tools",
+            "chat_template_kwargs": "template_arguments",
+            "add_generation_prompt": "add_generation_prompt",
+            "continue_final_message": "continue_final_turn",
+        }
+        _check_keys(body, {"messages"}, {*optional}, "a conversation")
+        messages = _list(body["messages"], "messages")
+        options: dict[str, Any] = {
+            own: body[name] for name, own in optional.items() if body.get(name) is not None
+        }
+        return Conversation(messages, **options)
+
     def to_proto(self) -> prompt_pb2.Conversation:
         """The conversation as the contract writes it. Raises `InvalidRequest` if it is not one."""
         conversation = prompt_pb2.Conversation(

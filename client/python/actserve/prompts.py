@@ -5,6 +5,7 @@
 | a string | one prompt of text |
 | a list of ints, an integer array | one prompt of token ids |
 | a list of {"role", "content"} mappings, a `Conversation` | one conversation |
+| a mapping with `messages`, as chat libraries have it | one conversation, see `Conversation.of` |
 | a list of anything above | many prompts; the empty list is many, none of them |
 """
 
@@ -19,7 +20,14 @@ from actserve.conversations import Conversation, Turn
 from actserve.errors import InvalidRequest
 from actserve.v1 import prompt_pb2
 
-Prompt: TypeAlias = str | Sequence[int] | NDArray[np.integer] | Sequence[Turn] | Conversation
+Prompt: TypeAlias = (
+    str
+    | Sequence[int]
+    | NDArray[np.integer]
+    | Sequence[Turn]
+    | Mapping[str, Sequence[Turn]]
+    | Conversation
+)
 """One prompt."""
 
 P = TypeVar("P", bound=Prompt)
@@ -40,6 +48,8 @@ def prompt_to_proto(prompt: Any) -> prompt_pb2.Prompt:
     """One prompt as the contract writes it. Raises `InvalidRequest` if it is not one."""
     if isinstance(prompt, str):
         return prompt_pb2.Prompt(text=unicode(prompt, "the prompt", "prompt", "text"))
+    if isinstance(prompt, Mapping) and "messages" in prompt:
+        prompt = Conversation.of(prompt)
     if isinstance(prompt, Conversation):
         return prompt_pb2.Prompt(conversation=prompt.to_proto())
     if hasattr(prompt, "__array__"):
@@ -53,7 +63,7 @@ def prompt_to_proto(prompt: Any) -> prompt_pb2.Prompt:
             return _token_ids([int(token) for token in prompt])
     raise InvalidRequest(
         f"{_describe(prompt)} is not a prompt; give a string, a list of token ids, a list of "
-        "{'role', 'content'} turns or an actserve.Conversation",
+        "{'role', 'content'} turns, a mapping with 'messages' or an actserve.Conversation",
         reason="FIELD_INVALID",
         path=("prompt",),
     )
@@ -64,7 +74,9 @@ def _all_ints(items: Sequence[Any]) -> bool:
 
 
 def _all_turns(items: Sequence[Any]) -> bool:
-    return bool(items) and all(isinstance(item, Mapping) for item in items)
+    return bool(items) and all(
+        isinstance(item, Mapping) and "messages" not in item for item in items
+    )
 
 
 def _token_ids(ids: list[int]) -> prompt_pb2.Prompt:

@@ -1,8 +1,6 @@
 """The commands."""
 
-import dataclasses
 import errno
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +14,8 @@ from typer.core import TyperGroup
 
 from actserve.cli import arguments as arg
 from actserve.cli.explain import explain
-from actserve.cli.predict import predict
+from actserve.cli.output import print_json, say
+from actserve.cli.studies import attention, compare, lens, patch, score
 from actserve.errors import ActserveError
 from actserve.events import Tokens
 from actserve.files import save
@@ -37,14 +36,13 @@ class _Commands(TyperGroup):
             if error.errno == errno.EPIPE:  # The reader of a pipe has left; not an error.
                 raise
             problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        _say(Text("error: ", "bold red") + Text(problem))
+        say(Text("error: ", "bold red") + Text(problem))
         raise typer.Exit(1)
 
 
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Fetch activations of a served language model, explain them in words, and steer it.",
@@ -56,7 +54,7 @@ def models(
     server: arg.Server = arg.DEFAULT_TARGET,
     token: arg.Token = None,
     tls: arg.Tls = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every detail.")] = False,
+    as_json: arg.Json = False,
 ) -> None:
     """List the served models and their hook points.
 
@@ -67,7 +65,7 @@ def models(
     with arg.connect(server, None, token, tls) as client:
         found = client.models()
     if as_json:
-        print(json.dumps([dataclasses.asdict(model) for model in found], indent=2))
+        print_json(found)
         return
     table = Table("model", "architecture", "layers", "width", "tokens", "type")
     for model in found:
@@ -119,6 +117,7 @@ def _nlas(model: Model) -> Table:
 def tokenize(
     prompt: Annotated[str, typer.Argument(help="Text to tokenize.")],
     chat: arg.Chat = False,
+    as_json: arg.Json = False,
     server: arg.Server = arg.DEFAULT_TARGET,
     model: arg.ModelId = None,
     token: arg.Token = None,
@@ -134,6 +133,9 @@ def tokenize(
     """
     with arg.connect(server, model, token, tls) as client:
         tokenized = client.tokenize(arg.prompt(prompt, chat))
+    if as_json:
+        print_json(tokenized)
+        return
     sources = tokenized.sources
     columns: dict[str, list[str | Text]] = {
         "position": [str(position) for position in range(len(tokenized))],
@@ -157,15 +159,14 @@ def tokenize(
 def fetch(
     sites: arg.Sites,
     prompt: Annotated[str | None, typer.Argument(help="Text to run the model on.")] = None,
-    file: Annotated[
-        typer.FileText | None,
-        typer.Option(help="Prompts, one a line; - is standard input. Blank lines are skipped."),
-    ] = None,
+    file: arg.PromptFile = None,
+    column: arg.Column = None,
     chat: arg.Chat = False,
     positions: arg.PositionsText = "all",
     reduce: arg.Reduce = None,
     steer: arg.Steer = None,
     out: arg.Out = None,
+    as_json: arg.Json = False,
     server: arg.Server = arg.DEFAULT_TARGET,
     model: arg.ModelId = None,
     token: arg.Token = None,
@@ -181,14 +182,12 @@ def fetch(
 
     [cyan]actserve fetch --file prompts.txt -s resid_post.15 --positions last -o acts.parquet[/cyan]
 
-    [cyan]actserve fetch --file prompts.txt -s resid_post.15 --reduce mean -o means.npz[/cyan]
+    [cyan]actserve fetch --file prompts.jsonl -s resid_post.15 --reduce mean -o means.npz[/cyan]
     """
-    if (prompt is None) == (file is None):
-        raise typer.BadParameter("give either a prompt or --file, not both and not neither")
-    prompts = [prompt] if prompt is not None else [line.rstrip("\n") for line in file or ()]
+    prompts = arg.prompts(prompt, file, column, chat)
     with arg.connect(server, model, token, tls) as client:
-        many = client.fetch(
-            [arg.prompt(each, chat) for each in prompts if each.strip() or prompt is not None],
+        many: Any = client.fetch(
+            prompts,
             sites,
             positions=positions,
             reduce=reduce,
@@ -196,12 +195,14 @@ def fetch(
         )
     if out:
         _write(out, many, model)
-    else:
+    if as_json:
+        print_json(many[0] if prompt is not None else many)
+    elif not out:
         Console().print(_summary(many))
 
 
-app.command()(predict)
-app.command()(explain)
+for command in (lens, attention, patch, score, compare, explain):
+    app.command()(command)
 
 
 @app.command()
@@ -225,9 +226,10 @@ def generate(
         list[str] | None, typer.Option(help="A word not to generate; repeatable.")
     ] = None,
     steer: arg.Steer = None,
-    capture: arg.Capture = None,
+    sites: arg.GeneratedSites = None,
     positions: arg.PositionsText = "all",
     out: arg.Out = None,
+    as_json: arg.Json = False,
     server: arg.Server = arg.DEFAULT_TARGET,
     model: arg.ModelId = None,
     token: arg.Token = None,
@@ -241,10 +243,10 @@ def generate(
 
     [cyan]actserve generate "I think the movie was" --steer resid_post.15=joy.npy*4.0[/cyan]
 
-    [cyan]actserve generate "I think" --capture resid_post.20 --out acts.safetensors[/cyan]
+    [cyan]actserve generate "I think" --site resid_post.20 --out acts.safetensors[/cyan]
     """
-    if bool(capture) != bool(out):
-        raise typer.BadParameter("--capture and --out go together: what to keep, and where")
+    if bool(sites) != bool(out):
+        raise typer.BadParameter("--site and --out go together: what to read, and into which file")
     sampling: Any = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -258,7 +260,7 @@ def generate(
     with arg.connect(server, model, token, tls) as client:
         stream = client.stream(
             arg.prompt(prompt, chat),
-            capture or (),
+            sites or (),
             steer=steer or (),
             positions=positions,
             collect=True,
@@ -267,21 +269,24 @@ def generate(
         text = ""
         try:
             for event in stream:
-                if isinstance(event, Tokens):
+                if isinstance(event, Tokens) and not as_json:
                     text = event.text or text
                     sys.stdout.write(event.text)
                     sys.stdout.flush()
         finally:
             if text:  # The shell's prompt, or an error, begins on a line of its own.
                 print()
+    generation = stream.result()
+    if as_json:
+        print_json(generation)
     if out:
-        _write(out, [stream.result().activations], model)
+        _write(out, [generation.activations], model)
 
 
 def _write(path: Path, many: list[Activations], model: str | None) -> None:
     save(path, many, model=model or "")
     rows = sum(len(one.positions) for one in many)
-    _say(f"wrote {rows} rows of {', '.join(many[0].sites) if many else 'nothing'} to {path}")
+    say(f"wrote {rows} rows of {', '.join(many[0].sites) if many else 'nothing'} to {path}")
 
 
 def _summary(many: list[Activations]) -> Table:
@@ -295,8 +300,3 @@ def _summary(many: list[Activations]) -> Table:
             token = Text(repr(one.tokens[position]))
             table.add_row(str(index), str(position), token, *lengths)
     return table
-
-
-def _say(message: str | Text) -> None:
-    """One line on standard error; wrapped by the terminal alone, so that pipes get one line."""
-    Console(stderr=True).print(message, soft_wrap=True, markup=False, highlight=False)

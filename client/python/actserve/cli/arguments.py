@@ -10,13 +10,15 @@ import typer
 
 from actserve._channel import DEFAULT_TARGET as DEFAULT_TARGET
 from actserve._sync.client import Client
+from actserve.cli.prompts import read_prompts, user_turn
 from actserve.errors import InvalidRequest
 from actserve.files import SUFFIXES
 from actserve.positions import ByText, positions_to_proto
 from actserve.prompts import Prompt
 from actserve.readouts import reduction_to_proto
-from actserve.sites import Site
+from actserve.sites import parse_sites
 from actserve.steering import Add
+from actserve.steering_vectors import SteeringVector
 
 T = TypeVar("T")
 
@@ -48,22 +50,44 @@ def _positions(text: str) -> Any:
     return positions
 
 
+def _site(text: str) -> str:
+    """A site, or a pattern of layers, as it is spelled."""
+    parse_sites(text)
+    return text
+
+
+def numbers(text: str) -> Any:
+    """The numbers of `5,9`, or `all`."""
+    if text == "all":
+        return text
+    if not re.fullmatch(r"-?[0-9]+(,-?[0-9]+)*", text):
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 5,9, or all")
+    return [int(number) for number in text.split(",")]
+
+
 def _reduction(text: str) -> str:
     reduction_to_proto(text)
     return text
 
 
 def _steer(text: str) -> Add:
-    """A steering vector from `SITE=FILE.npy` or `SITE=FILE.npy*COEFFICIENT`."""
-    site, separator, file = text.partition("=")
-    if not separator:
-        raise typer.BadParameter(f"{text!r} is not SITE=FILE.npy*COEFFICIENT")
+    """A steering vector from `SITE=FILE.npy*COEFFICIENT`, or `FILE*COEFFICIENT` where the file says
+    the site; the coefficient may be left out."""
+    site, separator, file = text.rpartition("=")
     path, star, factor = file.rpartition("*")
     try:
         coefficient = float(factor) if star else 1.0
     except ValueError:
         raise typer.BadParameter(f"the coefficient {factor!r} is not a number") from None
     path = path if star else file
+    if not separator:
+        try:
+            return SteeringVector.load(path).add(coefficient)
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(
+                f"{path} is no file of a SteeringVector: {error}. For an array name the site: "
+                f"resid_post.15={path}"
+            ) from None
     try:
         # Pickles run code; a vector needs none.
         vector = np.load(path, allow_pickle=False)
@@ -110,32 +134,34 @@ Chat = Annotated[
     bool, typer.Option("--chat", help="Put each prompt to the model as a user's turn.")
 ]
 Sites = Annotated[
-    list[Site],
+    list[str],
     typer.Option(
         "--site",
         "-s",
         metavar="SITE",
-        parser=_reader(Site.parse),
-        help="What to fetch, such as resid_post.15. Repeat for more.",
+        parser=_reader(_site),
+        help="What to fetch, such as resid_post.15 or resid_post.*. Repeat for more.",
     ),
 ]
-PredictSites = Annotated[
-    list[Site] | None,
+LensSites = Annotated[
+    list[str] | None,
     typer.Option(
         "--site",
         "-s",
         metavar="SITE",
-        parser=_reader(Site.parse),
-        help="Where to predict from: residual stream sites, or final_norm, which is the default. "
-        "Repeat for more.",
+        parser=_reader(_site),
+        help="Residual stream sites, or a pattern such as resid_post.5:20:5; every layer by "
+        "default. Repeat for more.",
     ),
 ]
-Capture = Annotated[
-    list[Site] | None,
+GeneratedSites = Annotated[
+    list[str] | None,
     typer.Option(
+        "--site",
+        "-s",
         metavar="SITE",
-        parser=_reader(Site.parse),
-        help="What to capture meanwhile, into --out. Repeat for more.",
+        parser=_reader(_site),
+        help="What to read meanwhile, into --out. Repeat for more.",
     ),
 ]
 PositionsText = Annotated[
@@ -155,13 +181,27 @@ Reduce = Annotated[
         help="Send one row a prompt: that of the last position, or their mean or max.",
     ),
 ]
-Steer = Annotated[
-    list[Add] | None,
+_STEER = typer.Option(
+    "--steer",
+    metavar="VECTOR",
+    parser=_reader(_steer),
+    help="Add a vector: SITE=FILE.npy*4.0 for 4 times it, or FILE*4.0 where the file of a "
+    "SteeringVector says the site. Repeat for more.",
+)
+Steer = Annotated[list[Add] | None, _STEER]
+SteerRequired = Annotated[list[Add], _STEER]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+PromptFile = Annotated[
+    Path | None,
     typer.Option(
-        metavar="SITE=FILE",
-        parser=_reader(_steer),
-        help="Add a vector: SITE=FILE.npy, or SITE=FILE.npy*4.0 for 4 times it. Repeat for more.",
+        "--file",
+        "-f",
+        help="Prompts: .jsonl, .parquet, or text with one a line; - is standard input.",
     ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(help="Where records have the prompt; prompt, text or messages by default."),
 ]
 Out = Annotated[
     Path | None,
@@ -177,7 +217,17 @@ Out = Annotated[
 
 def prompt(text: str, chat: bool) -> Prompt:
     """The prompt that a text is, alone or as a user's turn."""
-    return [{"role": "user", "content": text}] if chat else text
+    return user_turn(text) if chat else text
+
+
+def prompts(text: str | None, file: Path | None, column: str | None, chat: bool) -> list[Any]:
+    """The one prompt that was given, or those of a file."""
+    if (text is None) == (file is None):
+        raise typer.BadParameter("give either a prompt or --file, not both and not neither")
+    if text is not None:
+        return [prompt(text, chat)]
+    assert file is not None
+    return read_prompts(file, column, chat)
 
 
 def connect(server: str, model: str | None, token: str | None, tls: bool) -> Client:

@@ -1,8 +1,5 @@
 """The explain command: what the model thinks at each token, in words."""
 
-import json
-from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +9,7 @@ from rich.text import Text
 
 from actserve._sync.client import Client
 from actserve.cli import arguments as arg
+from actserve.cli.output import print_json
 from actserve.events import ExplainStarted
 from actserve.explanations import ExplainedText, Explanation, Score
 from actserve.nlas import nla_id
@@ -38,12 +36,7 @@ def explain(
     temperature: Annotated[float | None, typer.Option(help="Zero is greedy.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     chat: arg.Chat = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--json", metavar="FILE", help="Write JSON, with every detail; - is standard output."
-        ),
-    ] = None,
+    as_json: arg.Json = False,
     server: arg.Server = arg.DEFAULT_TARGET,
     model: arg.ModelId = None,
     token: arg.Token = None,
@@ -60,7 +53,7 @@ def explain(
 
     [cyan]actserve explain "The capital of France is" --positions last --samples 8 --best[/cyan]
 
-    [cyan]actserve explain "The capital of France is" --json explanations.json[/cyan]
+    [cyan]actserve explain "The capital of France is" --json > explanations.json[/cyan]
     """
     with arg.connect(server, model, token, tls) as client:
         explained = _explain(
@@ -75,12 +68,10 @@ def explain(
             temperature=temperature,
             seed=seed,
         )
-    if out is None:
-        Console().print(_table(explained))
-    elif str(out) == "-":
-        print(_json(explained))
+    if as_json:
+        print_json(_tokens(explained))
     else:
-        out.write_text(_json(explained) + "\n", encoding="utf-8")
+        Console().print(_table(explained))
 
 
 def _reconstructs(client: Client, nla: str | None) -> bool:
@@ -139,15 +130,18 @@ def _bar(score: Score | None, relative: bool) -> Text:
     return Text(f"{value:6.3f} ") + Text(bar.ljust(_BAR), "green")
 
 
-def _json(explained: ExplainedText) -> str:
-    tokens = [
-        {
-            "position": position,
-            "id": explained.token_ids[position],
-            "token": explained.tokens[position],
-            "explanations": [asdict(each) for each in explained.explanations if each.row == row],
-        }
-        for row, position in enumerate(explained.positions)
-    ]
-    found = {"nla": explained.nla, "site": explained.site, "tokens": tokens}
-    return json.dumps(found, indent=2, ensure_ascii=False)
+def _tokens(explained: ExplainedText) -> dict[str, Any]:
+    """Every detail, by token."""
+    return {
+        "nla": explained.nla,
+        "site": explained.site,
+        "tokens": [
+            {
+                "position": position,
+                "id": explained.token_ids[position],
+                "token": explained.tokens[position],
+                "explanations": [each for each in explained.explanations if each.row == row],
+            }
+            for row, position in enumerate(explained.positions)
+        ],
+    }

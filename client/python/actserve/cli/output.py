@@ -1,0 +1,79 @@
+"""Output: tables for people on standard output, JSON for programs, and words on standard error."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from actserve.errors import ActserveError
+from actserve.results import Activations
+
+
+def printed(found: Any, as_json: bool) -> None:
+    """Prints what was found, one study or a list of them, for people or for programs."""
+    if as_json:
+        print_json(found)
+        return
+    console = Console()
+    for each in found if isinstance(found, list) else [found]:
+        console.print(Text(f"error: {each}", "red") if isinstance(each, ActserveError) else each)
+
+
+def print_json(found: Any) -> None:
+    """Prints JSON."""
+    print(json.dumps(plain(found), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: arrays as lists, what is not a number as null, errors by their
+    parts."""
+    match value:
+        case ActserveError():
+            return {
+                "error": value.message,
+                "reason": value.reason,
+                "field": value.field,
+                "request_id": value.request_id,
+            }
+        case _ if hasattr(value, "to_json"):
+            return plain(value.to_json())
+        case Activations():
+            return {
+                "tokens": plain(value.tokens),
+                "token_ids": plain(value.token_ids),
+                "positions": plain(value.positions),
+                "rows": {site: plain(rows) for site, rows in value.items()},
+                "request_id": value.request_id,
+            }
+        case np.ndarray() | np.generic():
+            return plain(value.tolist())
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {str(key): plain(each) for key, each in value.items()}
+        case list() | tuple():
+            return [plain(each) for each in value]
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {
+                each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)
+            }
+        case _:
+            return value
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says on a terminal what is waited for."""
+    with Console(stderr=True).status(what):
+        yield
+
+
+def say(message: str | Text) -> None:
+    """One line on standard error; wrapped by the terminal alone, so that pipes get one line."""
+    Console(stderr=True).print(message, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,176 @@
+"""What the commands that ask one question promise, and which prompts and vectors they take."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import actserve
+from actserve.v1 import generation_service_pb2 as pb
+
+from .conftest import Run
+from .fake_server import Model
+
+BIG = ("--model", "big")
+TURNS = [{"role": "user", "content": "one two"}]
+
+
+def told(result: Any) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_lens_as_json_has_every_site_and_token(run: Run, model: Model) -> None:
+    found = told(run("lens", "one two", *BIG, "-k", "2", "-t", "three", "--json"))
+    assert found["sites"] == ["resid_post.0", "resid_post.1", "resid_post.2"]
+    assert found["tokens"] == ["one", "two"]
+    assert np.shape(found["top_logprobs"]) == (3, 2, 2)
+    assert np.shape(found["logprobs"]) == (3, 2, 1)
+    few = told(run("lens", "one", "-s", "resid_post.1", "--json"))
+    assert few["sites"] == ["resid_post.1"]
+
+
+def test_attention_as_json_has_the_layers_and_heads_that_were_named(run: Run) -> None:
+    found = told(run("attention", "a b c", *BIG, "--layers", "0,-1", "--heads", "1", "--json"))
+    assert (found["layers"], found["heads"]) == ([0, 2], [1])
+    assert np.shape(found["weights"]) == (2, 1, 3, 3)
+    assert run("attention", "a", *BIG, "--layers", "x").exit_code == 2
+
+
+def test_patch_puts_each_row_of_one_prompt_into_a_run_of_the_other(run: Run, model: Model) -> None:
+    found = told(run("patch", "a b", "c d", *BIG, "-a", "x", "-a", "y", "--json"))
+    assert np.shape(found["values"]) == (3, 2)
+    assert (found["answers"], found["tokens"]) == (["x", "y"], ["c", "d"])
+    request = model.requests[-1]
+    assert len(request.items) == 2 + 3 * 2
+    *_, last = request.items
+    rows = last.interventions[0].replace.rows.kept
+    assert (rows.item.item_index, rows.site.layer, list(rows.positions)) == (0, 2, [1])
+
+
+def test_prompts_of_unequal_length_are_refused(run: Run) -> None:
+    result = run("patch", "a b", "c", *BIG, "-a", "x")
+    assert result.exit_code == 1
+    assert "clean prompt has 2 tokens and the corrupt one 1" in " ".join(result.stderr.split())
+
+
+def test_score_of_a_file_says_in_its_place_why_a_text_has_none(
+    run: Run, model: Model, tmp_path: Path
+) -> None:
+    honest = model.honest_fetch
+
+    def fetch(request: Any) -> Any:
+        for event in honest(request):
+            closed = event.item_finished
+            if event.HasField("item_finished") and closed.item_index == 1:
+                closed.status.code, closed.status.message = 3, "too long"
+            yield event
+
+    model.fetch = fetch
+    file = tmp_path / "texts.txt"
+    file.write_text("a b\n\nc\nd e f\n")
+    first, error, last = told(run("score", "--file", str(file), "--json"))
+    assert (first["tokens"], first["logprobs"][0]) == (["a", "b"], None)
+    assert (error["error"], error["field"]) == ("too long", None)
+    assert len(last["logprobs"]) == 3
+    printed = run("score", "--file", str(file))
+    assert printed.exit_code == 0
+    assert "too long" in printed.stdout
+
+
+FILES = {
+    "text": ("p.txt", "one two\n\nthree\n", []),
+    "json strings": ("p.jsonl", '"one two"\n"three"\n', []),
+    "json records": ("p.jsonl", '{"text": "one two"}\n{"text": "three"}\n', []),
+    "a column": ("p.jsonl", '{"q": "one two", "text": "x"}\n{"q": "three"}\n', ["--column", "q"]),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_prompts_come_from_files_of_several_kinds(
+    run: Run, model: Model, tmp_path: Path, case: str
+) -> None:
+    name, text, options = FILES[case]
+    (tmp_path / name).write_text(text)
+    found = told(run("score", "-f", str(tmp_path / name), *options, "--json"))
+    assert [each["tokens"] for each in found] == [["one", "two"], ["three"]]
+
+
+def test_prompts_come_from_parquet(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"prompt": ["one two", "three"], "n": [1, 2]}), file)
+    found = told(run("score", "-f", str(file), "--json"))
+    assert [each["tokens"] for each in found] == [["one", "two"], ["three"]]
+    result = run("score", "-f", str(file), "--column", "missing")
+    assert result.exit_code == 2
+    assert "prompt, n" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_conversations_come_from_json_lines_with_their_tools(
+    run: Run, model: Model, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.jsonl"
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    body = {"messages": TURNS, "tools": [tool], "chat_template_kwargs": {"enable_thinking": False}}
+    file.write_text(f"{json.dumps(body)}\n{json.dumps(TURNS)}\n")
+    assert run("fetch", "-f", str(file), "-s", "embedding").exit_code == 0
+    first, second = (item.prompt.conversation for item in model.requests[-1].items)
+    assert (len(first.tools), dict(first.template_arguments)) == (1, {"enable_thinking": False})
+    assert [turn.content for turn in second.turns] == ["one two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.jsonl", "{", "line 1 of"),
+        ("p.jsonl", '{"a": 1}', "name the one with the prompt by --column"),
+        ("p.parquet", "no parquet", "cannot be read as Parquet"),
+        ("p.txt", "\n\n", "has no prompt"),
+    ],
+)
+def test_a_file_that_holds_no_prompts_says_why(
+    run: Run, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    result = run("score", "-f", str(tmp_path / name))
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_compare_steers_one_of_two_runs(run: Run, model: Model, tmp_path: Path) -> None:
+    file = tmp_path / "joy.safetensors"
+    actserve.SteeringVector("resid_post.1", [1, 2, 3, 4]).save(file)
+    found = told(run("compare", "one two", "--steer", f"{file}*2.5", "--json"))
+    assert found["plain"]["text"] == found["steered"]["text"]
+    assert len(found["next_tokens"]) == len(found["steered_logprobs"])
+    plain, steered = (each for each in model.requests if isinstance(each, pb.GenerateRequest))
+    counts = sorted(len(each.interventions) for each in (plain, steered))
+    assert counts == [0, 1]
+    (steer,) = plain.interventions or steered.interventions
+    assert steer.add.coefficient == 2.5
+    assert plain.sampling.temperature == 0.0
+    result = run("compare", "one", "--steer", str(tmp_path / "none.npy"))
+    assert result.exit_code == 2
+    assert "name the site" in " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["models"],
+        ["tokenize", "a b"],
+        ["fetch", "a b", "-s", "embedding"],
+        ["explain", "a b"],
+        ["generate", "a b"],
+    ],
+)
+def test_every_command_prints_json_for_programs(run: Run, command: list[str]) -> None:
+    assert told(run(*command, "--json"))
+
+
+def test_completion_is_offered(run: Run) -> None:
+    assert "--show-completion" in run("--help").stdout
