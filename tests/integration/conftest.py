@@ -2,12 +2,17 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import actserve
+from actserve_server import app
+from actserve_server.config import Settings
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.models.embedded import default_cache_dir, prepare
 from tests.integration.harness import EngineThread
@@ -93,3 +98,26 @@ def smollm2(model_path: Callable[[str], Path]) -> Iterator[EngineThread]:
     engine = EngineThread(tight_options(model_path("smollm2-135m")))
     yield engine
     engine.close()
+
+
+@dataclass(frozen=True)
+class Served:
+    """The service in front of an engine, and a client of it."""
+
+    client: actserve.Client
+    engine: EngineThread
+    port: int
+
+
+@pytest.fixture(scope="session")
+def served(smollm2: EngineThread) -> Iterator[Served]:
+    async def start() -> app.App:
+        settings: dict[str, Any] = {"port": 0, "drain_grace_s": 1.0}
+        built = app.build(smollm2.engine, Settings(**settings))
+        await built.start()
+        return built
+
+    running = smollm2.call(start())
+    with actserve.Client(f"127.0.0.1:{running.port}") as client:
+        yield Served(client, smollm2, running.port)
+    smollm2.call(running.drain())

@@ -5,10 +5,9 @@ import itertools
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -18,9 +17,7 @@ import pytest
 import actserve
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import generation_service_pb2_grpc
-from actserve_server import app
-from actserve_server.config import Settings
-from tests.integration.harness import EngineThread
+from tests.integration.conftest import Served
 
 SITE = "resid_post.12"
 STREAMS = (
@@ -35,27 +32,6 @@ STREAMS = (
 )
 """As wide as the residual stream."""
 VECTOR = np.random.default_rng(5).normal(size=576).astype(np.float32) * 4
-
-
-@dataclass(frozen=True)
-class Served:
-    client: actserve.Client
-    engine: EngineThread
-    port: int
-
-
-@pytest.fixture(scope="module")
-def served(smollm2: EngineThread) -> Iterator[Served]:
-    async def start() -> app.App:
-        settings: dict[str, Any] = {"port": 0, "drain_grace_s": 1.0}
-        built = app.build(smollm2.engine, Settings(**settings))
-        await built.start()
-        return built
-
-    running = smollm2.call(start())
-    with actserve.Client(f"127.0.0.1:{running.port}") as client:
-        yield Served(client, smollm2, running.port)
-    smollm2.call(running.drain())
 
 
 def test_the_service_says_what_it_serves(served: Served) -> None:
