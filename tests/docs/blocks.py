@@ -36,7 +36,7 @@ FENCE = re.compile(r"^```(.*)\n(?:.*\n)*?```$", re.MULTILINE)
 SHOWN = "_shown"
 """The name of what the last statement evaluated to."""
 _NOT_RUN = re.compile(r"<!-- not run: (.+) -->\s*\Z")
-_SHAPE = re.compile(r"  # (?:numpy )?(?:(float32|int64) )?\[([\w, ]+)\](?:$|[:;])")
+_SHAPE = re.compile(r"  # (?:(float32|int64) )?\[([\w, ]+)\](?:$|[:;])")
 
 
 def why_not_run(text: str, start: int) -> str | None:
