@@ -146,7 +146,7 @@ def test_a_model_is_asked_for_once_and_only_where_it_is_needed(client: Any, mode
 
 
 def test_where_several_models_are_served_one_is_named(connect: Callable[..., Any]) -> None:
-    with pytest.raises(actserve.NotServed, match="models/big, models/small"):
+    with pytest.raises(actserve.NotFound, match="models/big, models/small"):
         connect().fetch("a", "resid_post.*")
 
 

@@ -44,6 +44,7 @@ from actserve_server.engine.fake_model import (
     Change,
     FakeModel,
     Placed,
+    Shape,
     attention_rules,
     describe,
     predict,
@@ -51,16 +52,16 @@ from actserve_server.engine.fake_model import (
 from actserve_server.engine.fake_sampling import Choice, TextStream, end_of
 from actserve_server.engine.fake_tokenizer import (
     BOS,
+    BYTES_AS_TOKENS,
     EOS,
-    LONGEST_TOKEN,
     VOCABULARY_SIZE,
-    decode,
+    Vocabulary,
     spell,
     tokenize,
 )
 from actserve_server.engine.fake_weights import FakeWeights
 
-__all__ = ["BOS", "EOS", "VOCABULARY_SIZE", "Counters", "FakeEngine", "Faults"]
+__all__ = ["BOS", "EOS", "VOCABULARY_SIZE", "Counters", "FakeEngine", "Faults", "Vocabulary"]
 
 
 @dataclass(kw_only=True)
@@ -96,8 +97,13 @@ class FakeEngine:
         self,
         *,
         model_id: str = "fake",
+        architecture: str = "FakeForCausalLM",
         layer_count: int = 4,
         width: int = 16,
+        heads: int = 4,
+        key_value_heads: int = 2,
+        mlp_width: int | None = None,
+        vocabulary: Vocabulary = BYTES_AS_TOKENS,
         element_type: ElementType = ElementType.F32,
         limits: Limits | None = None,
         unserved: Mapping[HookPoint, str] | None = None,
@@ -107,25 +113,34 @@ class FakeEngine:
         token_delay_s: float = 0.0,
         rows_per_event: int = 8,
     ) -> None:
+        shape = Shape(
+            layers=layer_count,
+            width=width,
+            heads=heads,
+            key_value_heads=key_value_heads,
+            mlp_width=mlp_width or width * 3 // 2,
+            vocabulary_size=vocabulary.size,
+        )
         self._info = ModelInfo(
             id=model_id,
             path="fake",
-            architecture="FakeForCausalLM",
-            layer_count=layer_count,
-            width=width,
-            vocabulary_size=VOCABULARY_SIZE,
-            longest_token=LONGEST_TOKEN,
-            end_token_ids=(EOS,),
+            architecture=architecture,
+            layer_count=shape.layers,
+            width=shape.width,
+            vocabulary_size=shape.vocabulary_size,
+            longest_token=vocabulary.longest,
+            end_token_ids=(vocabulary.end,),
             element_type=element_type,
             limits=limits or Limits(max_sequence_tokens=2048),
-            hook_points=describe(width, unserved or {}),
-            attention=() if attention_unserved else attention_rules(layer_count, width),
+            hook_points=describe(shape, unserved or {}),
+            attention=() if attention_unserved else attention_rules(shape),
             attention_unserved=attention_unserved,
             default_sampling=default_sampling,
             weights=weights,
         )
         self._model = FakeModel(self._info.hook_points)
-        self._weights = FakeWeights(self._model, width)
+        self._weights = FakeWeights(self._model, shape)
+        self._vocabulary = vocabulary
         self._delay_s = token_delay_s
         self._rows_per_event = rows_per_event
         self.faults = Faults()
@@ -190,8 +205,9 @@ class FakeEngine:
         ids = list(run.token_ids)
         for placement in run.placements:
             ids[placement.position] = Placed.of(placement.vector)
-        choice = Choice(run.sampling, ids, default_seed=abs(hash(run.id)))
-        text = TextStream(run.sampling)
+        end_token = self._vocabulary.end
+        choice = Choice(run.sampling, ids, abs(hash(run.id)), end_token)
+        text = TextStream(run.sampling, self._vocabulary)
         done = _Pass(self._model, run.interventions)
         done.reach(ids)
         rows = self._captured(run, done, ids, 0)
@@ -207,12 +223,13 @@ class FakeEngine:
             token = choice.next(logits, generated, len(ids))
             ids.append(token)
             generated.append(token)
-            reason, stopped_by = end_of(run.sampling, generated) or (None, None)
+            reason, stopped_by = end_of(run.sampling, generated, end_token) or (None, None)
             added = text.add(token, len(generated), reason)
             if text.stop_string is not None:
                 reason, stopped_by = FinishReason.STOP, text.stop_string
-            logprobs = _logprobs(logits, token, run.sampling.logprobs)
-            yield Tokens(len(ids) - 1, (token,), (decode([token]),), added, logprobs)
+            logprobs = self._logprobs(logits, token, run.sampling.logprobs)
+            spelled = self._vocabulary.decode([token])
+            yield Tokens(len(ids) - 1, (token,), (spelled,), added, logprobs)
             # The token just sampled is run, and so has rows, only if another one follows.
             if reason is None:
                 done.reach(ids)
@@ -243,6 +260,19 @@ class FakeEngine:
                     self.counters.rows += len(part)
                     yield Rows(number, index, part, bits)
 
+    def _logprobs(
+        self, logits: np.ndarray, token: int, wanted: int | None
+    ) -> tuple[TokenLogprobs, ...]:
+        """Of the model itself, before anything that a caller asked for changed its scores."""
+        if wanted is None:
+            return ()
+        logprob = logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
+        top = tuple(
+            TokenLogprob(int(i), self._vocabulary.decode([int(i)]), float(logprob[i]))
+            for i in np.argsort(-logprob)[:wanted]
+        )
+        return (TokenLogprobs(float(logprob[token]), top),)
+
     def _value(
         self, run: Run, capture: Capture, site: Site, ids: list[int], done: "_Pass", position: int
     ) -> np.ndarray:
@@ -253,18 +283,6 @@ class FakeEngine:
         following = run.token_ids[position + 1 : position + 2]
         logits = self._model.logits(site, past, changes)
         return predict(capture.unembed, logits, following[0] if following else None)
-
-
-def _logprobs(logits: np.ndarray, token: int, wanted: int | None) -> tuple[TokenLogprobs, ...]:
-    """Of the model itself, before anything that a caller asked for changed its scores."""
-    if wanted is None:
-        return ()
-    logprob = logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
-    top = tuple(
-        TokenLogprob(int(i), decode([int(i)]), float(logprob[i]))
-        for i in np.argsort(-logprob)[:wanted]
-    )
-    return (TokenLogprobs(float(logprob[token]), top),)
 
 
 class _Pass:

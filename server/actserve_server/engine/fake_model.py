@@ -19,14 +19,11 @@ from actserve_server.domain.model import HookPointInfo
 from actserve_server.domain.operations import Replace
 from actserve_server.domain.runs import Intervention, Unembed
 from actserve_server.domain.sites import HookPoint, Site
-from actserve_server.engine.fake_tokenizer import VOCABULARY_SIZE
 
 GENERATED = np.arange(32, 127)
 """The ids it generates: printable ASCII."""
 NEVER = -100.0
 """The score of every other one."""
-
-HEADS, KEY_VALUE_HEADS = 4, 2
 
 EMBEDDING = Site(HookPoint.EMBEDDING)
 FINAL_NORM, LOGITS = Site(HookPoint.FINAL_NORM), Site(HookPoint.LOGITS)
@@ -45,6 +42,23 @@ _ORDER = (
     HookPoint.RESID_POST,
 )
 """As a layer computes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How large the model is. The width of the stream is a multiple of the heads, and they of the
+    key-value heads."""
+
+    layers: int
+    width: int
+    heads: int
+    key_value_heads: int
+    mlp_width: int
+    vocabulary_size: int
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +94,7 @@ class FakeModel:
 
     def __init__(self, hook_points: Mapping[HookPoint, HookPointInfo]) -> None:
         self._hook_points = hook_points
+        self._vocabulary_size = hook_points[HookPoint.LOGITS].width
         width = hook_points[HookPoint.FINAL_NORM].width
         self._unembedding = np.random.default_rng(0).standard_normal((len(GENERATED), width))
 
@@ -104,7 +119,7 @@ class FakeModel:
         row = self.row(site, ids, changes)
         if site != FINAL_NORM:
             row = row / np.sqrt(np.mean(row * row))
-        scores = np.full(VOCABULARY_SIZE, NEVER, np.float32)
+        scores = np.full(self._vocabulary_size, NEVER, np.float32)
         scores[GENERATED] = self._unembedding @ row
         return scores
 
@@ -153,35 +168,36 @@ def predict(unembed: Unembed, logits: np.ndarray, next_id: int | None) -> np.nda
     return np.concatenate(parts).astype(np.float32)
 
 
-def attention_rules(layer_count: int, width: int) -> tuple[AttentionRule, ...]:
-    """How the layers of a model of that width attend; every second one within a window."""
+def attention_rules(shape: Shape) -> tuple[AttentionRule, ...]:
+    """How the layers of a model attend; every second one within a window."""
     return tuple(
         AttentionRule(
-            heads=HEADS,
-            key_value_heads=KEY_VALUE_HEADS,
-            head_dim=width // HEADS,
-            scale=(width // HEADS) ** -0.5,
+            heads=shape.heads,
+            key_value_heads=shape.key_value_heads,
+            head_dim=shape.head_width,
+            scale=shape.head_width**-0.5,
             sliding_window=4 if layer % 2 else None,
         )
-        for layer in range(layer_count)
+        for layer in range(shape.layers)
     )
 
 
-def describe(width: int, unserved: Mapping[HookPoint, str]) -> dict[HookPoint, HookPointInfo]:
-    """The hook points of a model whose residual stream is `width` wide, a multiple of 4."""
+def describe(shape: Shape, unserved: Mapping[HookPoint, str]) -> dict[HookPoint, HookPointInfo]:
+    """The hook points of a model."""
+    key_values = (shape.key_value_heads * shape.head_width, shape.key_value_heads)
     shapes = {
-        HookPoint.Q: (width, HEADS),
-        HookPoint.K: (width // HEADS * KEY_VALUE_HEADS, KEY_VALUE_HEADS),
-        HookPoint.V: (width // HEADS * KEY_VALUE_HEADS, KEY_VALUE_HEADS),
-        HookPoint.Z: (width, HEADS),
-        HookPoint.MLP_ACT: (width * 3 // 2, 0),
-        HookPoint.LOGITS: (VOCABULARY_SIZE, 0),
+        HookPoint.Q: (shape.width, shape.heads),
+        HookPoint.K: key_values,
+        HookPoint.V: key_values,
+        HookPoint.Z: (shape.width, shape.heads),
+        HookPoint.MLP_ACT: (shape.mlp_width, 0),
+        HookPoint.LOGITS: (shape.vocabulary_size, 0),
     }
     unchangeable = {HookPoint.LOGITS: "sampling reads them; change final_norm instead"}
     return {
         hook: HookPointInfo(
-            width=shapes.get(hook, (width, 0))[0],
-            heads=shapes.get(hook, (width, 0))[1],
+            width=shapes.get(hook, (shape.width, 0))[0],
+            heads=shapes.get(hook, (shape.width, 0))[1],
             unserved=unserved.get(hook, ""),
             unchangeable=unchangeable.get(hook, ""),
         )

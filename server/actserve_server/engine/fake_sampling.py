@@ -9,14 +9,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from actserve_server.domain.runs import FinishReason, RepetitionDetection, Sampling
-from actserve_server.engine.fake_tokenizer import BYTES, EOS, decode
+from actserve_server.engine.fake_tokenizer import Vocabulary
 
 
 class Choice:
     """Chooses the tokens of one run."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], default_seed: int) -> None:
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int], default_seed: int, end_token: int
+    ) -> None:
         self._sampling = sampling
+        self._end_token = end_token
         # Placed vectors have ids below zero, and no logit.
         self._prompt = [token for token in prompt if token >= 0]
         self._seed = default_seed if sampling.seed is None else sampling.seed % (1 << 63)
@@ -42,7 +45,7 @@ class Choice:
         for token, bias in sampling.logit_bias:
             scores[token] += bias
         if len(generated) < sampling.min_tokens:
-            scores[[EOS, *sampling.stop_token_ids]] = -np.inf
+            scores[[self._end_token, *sampling.stop_token_ids]] = -np.inf
         if (penalty := sampling.repetition_penalty) is not None:
             seen = sorted({*self._prompt, *generated})
             scores[seen] = np.where(
@@ -54,11 +57,13 @@ class Choice:
         return scores
 
 
-def end_of(sampling: Sampling, generated: Sequence[int]) -> tuple[FinishReason, int | None] | None:
+def end_of(
+    sampling: Sampling, generated: Sequence[int], end_token: int
+) -> tuple[FinishReason, int | None] | None:
     """Why tokens that were just generated end the run, and the end token if that does it; None if
     it goes on. Stop strings are `TextStream`'s."""
     last = generated[-1]
-    if last in sampling.stop_token_ids or (last == EOS and not sampling.ignore_eos):
+    if last in sampling.stop_token_ids or (last == end_token and not sampling.ignore_eos):
         return FinishReason.STOP, last
     if len(generated) >= sampling.max_tokens:
         return FinishReason.LENGTH, None
@@ -79,8 +84,9 @@ def _repeats(wanted: RepetitionDetection, generated: Sequence[int]) -> bool:
 class TextStream:
     """The text of generated tokens, holding back what may begin a stop string."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, vocabulary: Vocabulary) -> None:
         self._sampling = sampling
+        self._vocabulary = vocabulary
         self._held = ""
         self.stop_string: str | None = None
         """The one found, which ends the run."""
@@ -89,8 +95,8 @@ class TextStream:
         """What the last of so many generated tokens lets out; `end` is why it ends the run."""
         sampling = self._sampling
         if not (end is FinishReason.STOP and not sampling.include_stop):
-            special = token >= BYTES
-            self._held += "" if special and sampling.skip_special_tokens else decode([token])
+            hidden = sampling.skip_special_tokens and token in self._vocabulary.special
+            self._held += "" if hidden else self._vocabulary.decode([token])
         stops = sampling.stop
         if generated >= sampling.min_tokens:
             found = [(self._held.index(stop), stop) for stop in stops if stop in self._held]

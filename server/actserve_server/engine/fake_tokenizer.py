@@ -2,7 +2,8 @@
 with real tokenizers."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from actserve_server.domain.errors import ActserveError, Reason
@@ -54,6 +55,29 @@ def decode(ids: Sequence[int]) -> str:
         bytes([token]) if token < BYTES else SPECIAL_TEXTS[token].encode() for token in ids
     )
     return data.decode(errors="replace")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What the tokens of a fake engine are."""
+
+    size: int
+    longest: int
+    """Characters of a prompt that one token can stand for at most."""
+    end: int
+    """The token that ends a text."""
+    special: Container[int]
+    """Tokens that are left out of generated text."""
+    decode: Callable[[Sequence[int]], str]
+
+
+BYTES_AS_TOKENS = Vocabulary(
+    size=VOCABULARY_SIZE,
+    longest=LONGEST_TOKEN,
+    end=EOS,
+    special=frozenset(SPECIAL_TEXTS),
+    decode=decode,
+)
 
 
 def _tokens(prompt: TextPrompt | Conversation) -> Iterator[tuple[int, TokenSource]]:

@@ -88,7 +88,7 @@ class BaselineStore:
             raise ActserveError(
                 Reason.BASELINE_NOT_FOUND,
                 f"there is no baseline {name[:100]!r} of this NLA, which has {known}; use one that "
-                "it has, or measure one with SetExplanationBaseline",
+                "it has, or measure one",
                 field=field,
                 metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
             )

@@ -11,7 +11,7 @@ from actserve._generate_jobs import GenerateJobs
 from actserve._resolving import Known, needs_model, resolved, single_token, texts_of_tokens
 from actserve._sync.streams import Stream
 from actserve._sync.transport import Transport
-from actserve.errors import NotServed
+from actserve.errors import NotFound
 from actserve.models import Model, model_from_proto, only_model, query_heads
 from actserve.v1 import explanation_service_pb2, model_service_pb2
 
@@ -81,7 +81,7 @@ class Base:
         found = only_model(models, self._connection.model)
         if found is None:
             wanted = self._connection.model or "one, since none was named"
-            raise NotServed(
+            raise NotFound(
                 f"the server serves {', '.join(each.name for each in models) or 'no model'}, not "
                 f"{wanted}; name one of them, as in Client(model=...)",
                 reason="MODEL_NOT_FOUND",
