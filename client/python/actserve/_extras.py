@@ -7,6 +7,7 @@ _EXTRAS = {
     "matplotlib": "plot",
     "pandas": "pandas",
     "pyarrow": "files",
+    "rich": "cli",
     "safetensors": "files",
 }
 """Which extra of this package brings a package."""

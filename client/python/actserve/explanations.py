@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from actserve._readers import finish_reason
+from actserve._show.shown import Shown
 from actserve.errors import BadResponse
 from actserve.results import InterventionReport, TokenSource, Usage
 from actserve.v1 import explanation_service_pb2 as pb
@@ -83,7 +84,7 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
-class ExplainedText:
+class ExplainedText(Shown):
     """A prompt, and what its model thinks at some of its tokens. Iteration yields each explanation
     with its token: `for token, explanation in explained`."""
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from actserve._extras import needed
 from actserve.files import columns
@@ -18,7 +17,8 @@ from actserve.results import Activations
 if TYPE_CHECKING:
     import pandas as pd
 
-_WHAT = "data frames"
+WHAT = "data frames"
+"""What needs pandas, in messages."""
 
 
 def to_pandas(activations: Activations | Sequence[Activations]) -> "pd.DataFrame":
@@ -35,7 +35,7 @@ def to_pandas(activations: Activations | Sequence[Activations]) -> "pd.DataFrame
         frame["resid_post.15"].groupby("token").mean()
         frame.xs(0, level="prompt")
     """
-    pandas = needed("pandas", _WHAT)
+    pandas = needed("pandas", WHAT)
     many = [activations] if isinstance(activations, Activations) else [*activations]
     table = columns(many)
     # From the tokens themselves: an array of text would lose zeros at their ends.
@@ -47,12 +47,12 @@ def to_pandas(activations: Activations | Sequence[Activations]) -> "pd.DataFrame
     if isinstance(activations, Activations):
         del keys["prompt"]
     index = pandas.MultiIndex.from_arrays(list(keys.values()), names=list(keys))
-    return _frame(table, index, ("site", "element"))
+    return side_by_side(table, index, ("site", "element"))
 
 
 def predictions_to_pandas(predictions: SitePredictions) -> "pd.DataFrame":
     """The predictions of one site as a data frame; see `SitePredictions.to_pandas`."""
-    pandas = needed("pandas", _WHAT)
+    pandas = needed("pandas", WHAT)
     arrays: dict[str, Any] = {
         "top_tokens": predictions.top_tokens,
         "top_ids": predictions.top_ids,
@@ -62,14 +62,14 @@ def predictions_to_pandas(predictions: SitePredictions) -> "pd.DataFrame":
     if predictions.next_token_logprobs is not None:
         arrays["next_token_logprobs"] = predictions.next_token_logprobs[:, None]
     index = pandas.Index(predictions.positions, name="position")
-    return _frame({k: v for k, v in arrays.items() if v.shape[1]}, index, ("field", "rank"))
+    return side_by_side({k: v for k, v in arrays.items() if v.shape[1]}, index, ("field", "rank"))
 
 
-def _frame(arrays: Mapping[str, NDArray[Any]], index: Any, names: tuple[str, str]) -> Any:
-    """Matrices side by side, under their names."""
-    pandas = needed("pandas", _WHAT)
+def side_by_side(arrays: Mapping[str, Any], index: Any, names: tuple[str, str]) -> Any:
+    """Matrices, or data frames of any index, side by side under their names."""
+    pandas = needed("pandas", WHAT)
     if not arrays:
         nothing = pandas.MultiIndex.from_arrays([[], []], names=names)
         return pandas.DataFrame(index=index, columns=nothing, dtype=np.float32)
-    frames = {name: pandas.DataFrame(array, index=index) for name, array in arrays.items()}
+    frames = {name: pandas.DataFrame(array).set_axis(index) for name, array in arrays.items()}
     return pandas.concat(frames, axis=1, names=names)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actserve._checks import described, unicode
+from actserve._show.shown import Shown
 from actserve.errors import BadResponse, InvalidRequest
 from actserve.positions import Positions, positions_to_proto
 from actserve.prompts import is_many
@@ -36,7 +37,7 @@ _SECOND_MOMENTS: Mapping[str | None, readout_pb2.SecondMoments] = {
 }
 
 
-class LabelMeans(BySite[Float32Array]):
+class LabelMeans(BySite[Float32Array], Shown):
     """The means over the rows of one label: `means["resid_post.15"]` is float32 [width].
 
     The means of one site can be subtracted, which gives a `SteeringVector`:

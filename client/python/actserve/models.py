@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from actserve._show.shown import Shown
 from actserve.errors import InvalidRequest, NotServed
 from actserve.nlas import Nla, nla_from_proto
 from actserve.sampling import Sampling, sampling_from_proto
@@ -58,7 +59,7 @@ class HookPointSupport:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class Model(Shown):
     """A served model."""
 
     id: str

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actserve._checks import integer, several
+from actserve._show.shown import Shown
 from actserve.errors import InvalidRequest
 from actserve.positions import Positions, check_positions, positions_to_proto
 from actserve.sites import SiteLike, parse_sites, plain_sites
@@ -77,7 +78,7 @@ class Predict:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SitePredictions:
+class SitePredictions(Shown):
     """Predictions at one site. Row i is of the token after `positions[i]`; log probabilities are
     natural."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actserve._show.shown import Shown
 from actserve.attention import AttentionPattern
 from actserve.predictions import SitePredictions
 from actserve.projections import SparseRows
@@ -59,7 +60,7 @@ class TokenSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokenized:
+class Tokenized(Shown):
     """A prompt as the model sees it."""
 
     token_ids: tuple[int, ...]
@@ -108,7 +109,7 @@ class InterventionReport:
     """The mean over the computed rows of |x' - x| / |x|; None when no row was computed."""
 
 
-class Activations(ReadRows):
+class Activations(ReadRows, Shown):
     """What was captured of one sequence of tokens; as a mapping, its rows by site.
 
     `activations["resid_post.15"]` is float32 [len(positions), width of the site] whatever the wire
@@ -214,7 +215,7 @@ class Activations(ReadRows):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Generation:
+class Generation(Shown):
     """One generated continuation of a prompt."""
 
     text: str

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from actserve._archives import read_archive, write_archive
 from actserve._checks import described, finite, unicode
+from actserve._show.shown import Shown
 from actserve.errors import InvalidRequest
 from actserve.positions import Positions
 from actserve.sites import Site, SiteLike
@@ -27,7 +28,7 @@ _KIND = "steering vector"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class SteeringVector:
+class SteeringVector(Shown):
     """A vector of a site: what `steer=` adds, and what stands wherever an array may.
 
     - `site`: where its rows come from. Vectors of two sites cannot be added.

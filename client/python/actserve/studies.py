@@ -4,17 +4,24 @@ Each has its arrays, `to_pandas()`, a table on a terminal (`show()`, with rich),
 and `plot()` with matplotlib.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actserve._show.plain import plain
+from actserve._show.shown import Shown
 from actserve.results import Generation, Usage
 from actserve.tensors import Float32Array
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Study:
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Study(Shown):
     """What all studies have."""
 
     tokens: tuple[str, ...]
@@ -26,8 +33,24 @@ class Study:
     usage: Usage
     """What it took, over all calls."""
 
+    def to_json(self) -> dict[str, Any]:
+        """The study as plain lists, numbers and strings, by the names that its fields have; what
+        JSON has no number for, such as NaN, is None.
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+            json.dumps(client.score("Cats chase mice.").to_json())
+        """
+        found: dict[str, Any] = plain(self)
+        return found
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._described()})"
+
+    def _described(self) -> str:
+        """What it is, in a few words."""
+        return f"{len(self.tokens)} tokens"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class LogitLens(Study):
     """What a model would say next at each depth: rows of the residual stream through the final norm
     and the unembedding (nostalgebraist, "Interpreting GPT: the logit lens", 2020).
@@ -50,8 +73,35 @@ class LogitLens(Study):
     logprobs: Float32Array
     """Their log probabilities. Shape [sites, positions, asked]."""
 
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws which token is likeliest at each site and position, coloured by its probability;
+        where `top_k` is 0, the probability of the first of `asked`. Needs the extra `plot`, and
+        makes a figure of its own without `ax`.
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+            lens.plot().figure.savefig("lens.png")
+        """
+        from actserve._show.plots import plot_lens
+
+        return plot_lens(self, ax)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A data frame with a row for each site and position, and the arrays above as its columns,
+        by `field` and `item`: the rank of a likely token, or the token asked about. Needs the extra
+        `pandas`.
+
+            lens.to_pandas()["top_tokens"][0].unstack("site")  # what comes next
+        """
+        from actserve._study_frames import lens_frame
+
+        return lens_frame(self)
+
+    def _described(self) -> str:
+        sites, positions, top_k = self.top_ids.shape
+        asked = f", asked about {len(self.asked)}" if self.asked else ""
+        return f"{sites} sites, {positions} positions, top {top_k}{asked}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class AttentionMap(Study):
     """How every token attends to every token before it, head by head."""
 
@@ -65,8 +115,37 @@ class AttentionMap(Study):
     """Each row sums to one, or to less where the model has attention sinks. Shape [layers, heads,
     queries, keys]."""
 
+    def plot(
+        self, ax: "Axes | None" = None, *, layer: int | None = None, head: int | None = None
+    ) -> "Axes":
+        """Draws how one head attends; `layer` and `head` say which, where there are several. Needs
+        the extra `plot`, and makes a figure of its own without `ax`. Raises `ValueError` for a head
+        that is not there.
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+            figure, (left, right) = plt.subplots(1, 2)
+            patterns.plot(left, layer=5, head=3)
+            patterns.plot(right, layer=9, head=3)
+        """
+        from actserve._show.plots import plot_attention
+
+        return plot_attention(self, ax, layer, head)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A data frame with a row for each layer, head and query, and a column for each key, by its
+        position. Needs the extra `pandas`.
+
+            patterns.to_pandas().loc[(5, 3)]  # [queries, keys] of layer 5, head 3
+        """
+        from actserve._study_frames import attention_frame
+
+        return attention_frame(self)
+
+    def _described(self) -> str:
+        layers, heads, queries, keys = self.weights.shape
+        return f"{layers} layers, {heads} heads, {queries} queries, {keys} keys"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class PatchGrid(Study):
     """How far rows of a clean run bring a corrupt run back to the clean answer: activation patching
     (Vig et al., 2020; Meng et al., "Locating and Editing Factual Associations in GPT", 2022).
@@ -93,12 +172,40 @@ class PatchGrid(Study):
 
     @property
     def restored(self) -> Float32Array:
-        """`values` on a scale on which the corrupt run is 0 and the clean one 1. Shape [sites,
-        positions]."""
-        return ((self.values - self.corrupt) / (self.clean - self.corrupt)).astype(np.float32)
+        """`values` on a scale on which the corrupt run is 0 and the clean one 1; NaN if they do not
+        differ. Shape [sites, positions]."""
+        apart = (self.clean - self.corrupt) or float("nan")
+        return ((self.values - self.corrupt) / apart).astype(np.float32)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws `restored`, by site and position. Needs the extra `plot`, and makes a figure of its
+        own without `ax`.
+
+            grid.plot().figure.savefig("patch.png")
+        """
+        from actserve._show.plots import plot_patch
+
+        return plot_patch(self, ax)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A data frame with a row for each site, and `values` and `restored` as its columns, by
+        `field` and `position`. Needs the extra `pandas`.
+
+            grid.to_pandas()["restored"].idxmax()  # the site that restores most, by position
+        """
+        from actserve._study_frames import patch_frame
+
+        return patch_frame(self)
+
+    def to_json(self) -> dict[str, Any]:
+        return super().to_json() | {"restored": plain(self.restored)}
+
+    def _described(self) -> str:
+        sites, positions = self.values.shape
+        return f"{sites} sites, {positions} positions, of {' less '.join(map(repr, self.answers))}"
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class TextScore(Study):
     """How likely a text is to the model, token by token; log probabilities are natural."""
 
@@ -121,8 +228,35 @@ class TextScore(Study):
         """exp(-mean)."""
         return float(np.exp(-self.mean))
 
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws a bar for the log probability of each token. Needs the extra `plot`, and makes a
+        figure of its own without `ax`.
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+            client.score("Cats chase mice.").plot().figure.savefig("score.png")
+        """
+        from actserve._show.plots import plot_score
+
+        return plot_score(self, ax)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A data frame with a row for each token and the column `logprobs`. Needs the extra
+        `pandas`.
+
+            client.score("Cats chase mice.").to_pandas().nsmallest(3, "logprobs")
+        """
+        from actserve._study_frames import score_frame
+
+        return score_frame(self)
+
+    def to_json(self) -> dict[str, Any]:
+        summary = {"total": self.total, "mean": self.mean, "perplexity": self.perplexity}
+        return super().to_json() | plain(summary)
+
+    def _described(self) -> str:
+        return f"{len(self.tokens)} tokens, {self.total:.3f} in all, {self.mean:.3f} a token"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Comparison(Study):
     """What a model says, plain and steered."""
 
@@ -139,3 +273,41 @@ class Comparison(Study):
     """Their natural log probabilities. Shape [next]."""
     steered_logprobs: Float32Array
     """The same when steered. Shape [next]."""
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws how likely each next token is, plain and steered. Needs the extra `plot`, and makes
+        a figure of its own without `ax`.
+
+            client.compare("I think the movie was", joy * 4).plot().figure.savefig("joy.png")
+        """
+        from actserve._show.plots import plot_comparison
+
+        return plot_comparison(self, ax)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A data frame with a row for each next token, and the columns `plain_logprobs` and
+        `steered_logprobs`. Needs the extra `pandas`.
+
+            frame = comparison.to_pandas()
+            frame["steered_logprobs"] - frame["plain_logprobs"]
+        """
+        from actserve._study_frames import comparison_frame
+
+        return comparison_frame(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """The study as plain lists, numbers and strings; what is said plain and steered without
+        activations."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        said: dict[str, Any] = plain(
+            own | {"plain": _said(self.plain), "steered": _said(self.steered)}
+        )
+        return said
+
+    def _described(self) -> str:
+        return f"{len(self.tokens)} tokens, {len(self.next_tokens)} next tokens"
+
+
+def _said(generation: Generation) -> dict[str, Any]:
+    names = ("text", "token_ids", "tokens", "finish_reason", "stopped_by", "logprobs")
+    return {name: getattr(generation, name) for name in names}

@@ -1,0 +1,1 @@
+"""How results are shown: cards say what, as HTML or on a terminal; and plots."""

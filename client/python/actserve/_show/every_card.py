@@ -1,0 +1,35 @@
+"""The card of each kind of result."""
+
+from functools import singledispatch
+
+from actserve._show import result_cards, study_cards
+from actserve._show.cards import Card
+from actserve._show.shown import Shown
+from actserve.explanations import ExplainedText
+from actserve.means import LabelMeans
+from actserve.models import Model
+from actserve.predictions import SitePredictions
+from actserve.results import Activations, Generation, Tokenized
+from actserve.steering_vectors import SteeringVector
+from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, TextScore
+
+
+@singledispatch
+def card_of(result: Shown) -> Card:
+    """What is shown of a result."""
+    raise NotImplementedError(f"nothing is shown of {type(result).__name__}")
+
+
+card_of.register(Activations, result_cards.activations_card)
+card_of.register(AttentionMap, study_cards.attention_card)
+card_of.register(Comparison, study_cards.comparison_card)
+card_of.register(ExplainedText, result_cards.explained_card)
+card_of.register(Generation, result_cards.generation_card)
+card_of.register(LabelMeans, result_cards.means_card)
+card_of.register(LogitLens, study_cards.lens_card)
+card_of.register(Model, result_cards.model_card)
+card_of.register(PatchGrid, study_cards.patch_card)
+card_of.register(SitePredictions, result_cards.predictions_card)
+card_of.register(SteeringVector, result_cards.vector_card)
+card_of.register(TextScore, study_cards.score_card)
+card_of.register(Tokenized, result_cards.tokenized_card)

@@ -1,0 +1,145 @@
+"""Cards on a terminal, with rich, as wide as the terminal is. Needs the extra `cli`."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rich import box
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.style import Style
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from actserve._show.bounds import ends
+from actserve._show.cards import GAP, Card, Cell, HeatMap, Line, Panels, Table
+from actserve._show.scales import Scale, ink
+
+_CELL = 12
+"""Characters of a cell of a heat map at most, and of the label of a column."""
+_LABEL = 24
+"""Characters of the label of a row at most."""
+_PANELS = 4
+"""Small heat maps, which stand below one another here, at most."""
+_BAR = 20
+"""Characters of a bar of length one."""
+_FEWEST_COLUMNS = 2
+"""Columns of a heat map, however narrow the terminal."""
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A card that rich prints."""
+
+    card: Card
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterable[RenderableType]:
+        colors = console.color_system is not None and not console.no_color
+        # What comes from elsewhere is in Text, in which brackets are no markup.
+        yield Text(self.card.title, style="bold")
+        for part in self.card.parts:
+            if isinstance(part, Line):
+                yield _line(part)
+                if part.scale and colors:
+                    yield _legend(part.scale)
+            elif isinstance(part, HeatMap):
+                yield from _map(part, options.max_width, colors)
+            elif isinstance(part, Table):
+                yield _table(part)
+            else:
+                yield from _panels(part, options.max_width, colors)
+        for note in self.card.notes:
+            yield Text(note, style="dim")
+
+
+def _line(line: Line) -> Text:
+    text = Text(f"{line.label} " if line.label else "", style="")
+    for cell in line.cells:
+        text.append(cell.text, _style(cell))
+        if cell.text.endswith("⏎"):
+            text.append("\n")
+    return text
+
+
+def _panels(panels: Panels, width: int, colors: bool) -> Iterator[RenderableType]:
+    for one in panels.maps[:_PANELS]:
+        yield from _map(one, width, colors)
+    if len(panels.maps) > _PANELS:
+        yield Text(
+            f"{_PANELS} of {len(panels.maps)} are printed; a notebook shows all.", style="dim"
+        )
+
+
+def _map(heat: HeatMap, width: int, colors: bool) -> Iterator[RenderableType]:
+    """A line for each row. Columns that do not fit are left out of the middle."""
+    if heat.label:
+        yield Text(heat.label, style="italic")
+    labels = max([0, *(min(cell_len(row.text), _LABEL) for row in heat.rows)])
+    sizes = [
+        min(_CELL, max(cell_len(each.text) for each in (head, *(row[at] for row in heat.cells))))
+        for at, head in enumerate(heat.columns)
+    ]
+    shown = _fitting(sizes, width - labels - 1)
+
+    def line(label: Cell, cells: tuple[Cell, ...], style: str) -> Text:
+        text = Text(set_cell_size(label.text, labels).rjust(labels) + " ", no_wrap=True)
+        for at in shown:
+            cell, size = (GAP, 1) if at is None else (cells[at], sizes[at])
+            text.append(f" {_sized(cell.text, size)} ", _style(cell) if cell.color else style)
+        return text
+
+    yield line(Cell(""), heat.columns, "bold")
+    for label, cells in zip(heat.rows, heat.cells, strict=True):
+        yield line(label, cells, "")
+    if colors:
+        yield _legend(heat.scale)
+    if missing := len(sizes) - sum(at is not None for at in shown):
+        yield Text(
+            f"{missing} columns are left out of the middle; a wider terminal shows more.",
+            style="dim",
+        )
+
+
+def _fitting(sizes: list[int], width: int) -> list[int | None]:
+    """As many columns as fit, each with a blank on either side."""
+    for count in range(len(sizes), _FEWEST_COLUMNS, -1):
+        shown = ends(len(sizes), count)
+        if sum((1 if at is None else sizes[at]) + 2 for at in shown) <= width:
+            return shown
+    return ends(len(sizes), _FEWEST_COLUMNS)
+
+
+def _sized(text: str, size: int) -> str:
+    return (
+        set_cell_size(text, size)
+        if cell_len(text) <= size
+        else (set_cell_size(text, size - 1) + "…")
+    )
+
+
+def _table(table: Table) -> RichTable:
+    printed = RichTable(*table.columns, box=box.SIMPLE_HEAD, show_header=any(table.columns))
+    for cells in table.rows:
+        printed.add_row(*map(_entry, cells))
+    return printed
+
+
+def _entry(cell: Cell) -> Text:
+    if cell.bar is None:
+        return Text(cell.text, _style(cell))
+    full = round(_BAR * min(max(cell.bar, 0.0), 1.0))
+    bar = Text("█" * full + " " * (_BAR - full + 1), Style(color=cell.color))
+    return bar.append(cell.text, Style.null())
+
+
+def _legend(scale: Scale) -> Text:
+    text = Text(f"{scale.label}: {scale.low:g} ", style="dim")
+    for step in range(16):
+        color = scale.color(scale.low + (scale.high - scale.low) * step / 15)
+        text.append(" ", Style(bgcolor=color))
+    return text.append(f" {scale.high:g}")
+
+
+def _style(cell: Cell) -> Style:
+    return Style(color=ink(cell.color), bgcolor=cell.color) if cell.color else Style.null()

@@ -1,0 +1,254 @@
+"""Results made by hand, as a small model with the tokens of SmolLM2 might give them."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from actserve import (
+    Activations,
+    AttentionMap,
+    Comparison,
+    ExplainedText,
+    Explanation,
+    Generation,
+    HookPointSupport,
+    LabelMeans,
+    Limits,
+    LogitLens,
+    Model,
+    PatchGrid,
+    Sampling,
+    Score,
+    Site,
+    SitePredictions,
+    SteeringVector,
+    TextScore,
+    Tokenized,
+    TokenLogprobs,
+    TopLogprob,
+    Usage,
+)
+from actserve._show.shown import Shown
+
+TOKENS = ("The", " capital", " of", " France", " is")
+USAGE = Usage(5, 0, 0)
+WIDTH = 8
+
+
+def numbers(*shape: int) -> np.ndarray:
+    """Numbers between 0 and 1 that differ."""
+    return np.linspace(0.0, 1.0, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+
+
+def lens(
+    tokens: Sequence[str] = TOKENS, likely: Sequence[str] = (" Paris", "\n"), sites: int = 3
+) -> LogitLens:
+    shape = (sites, len(tokens), len(likely))
+    return LogitLens(
+        tokens=tuple(tokens),
+        token_ids=tuple(range(len(tokens))),
+        request_id="r",
+        usage=USAGE,
+        sites=tuple(f"resid_post.{layer}" for layer in range(sites)),
+        positions=np.arange(len(tokens)),
+        top_ids=np.broadcast_to(np.arange(len(likely)), shape),
+        top_tokens=np.broadcast_to(np.array(likely, dtype=np.object_), shape),
+        top_logprobs=np.log(np.clip(1 - numbers(*shape), 1e-3, 1)),
+        asked=(" Rome",),
+        logprobs=np.log(np.clip(numbers(*shape[:2], 1), 1e-3, 1)),
+    )
+
+
+def attention(tokens: Sequence[str] = TOKENS, layers: int = 1, heads: int = 2) -> AttentionMap:
+    count = len(tokens)
+    weights = np.tril(np.ones((layers, heads, count, count), np.float32))
+    weights /= weights.sum(-1, keepdims=True).clip(1)
+    return AttentionMap(
+        tokens=tuple(tokens),
+        token_ids=tuple(range(count)),
+        request_id="r",
+        usage=USAGE,
+        layers=tuple(range(5, 5 + layers)),
+        heads=tuple(range(heads)),
+        queries=np.arange(count),
+        weights=weights,
+    )
+
+
+def patch(tokens: Sequence[str] = TOKENS, sites: int = 3, clean: float = 3.0) -> PatchGrid:
+    return PatchGrid(
+        tokens=tuple(tokens),
+        token_ids=tuple(range(len(tokens))),
+        request_id="r",
+        usage=USAGE,
+        sites=tuple(f"resid_post.{layer}" for layer in range(sites)),
+        positions=np.arange(len(tokens)),
+        answers=(" Paris", " Rome"),
+        values=numbers(sites, len(tokens)) * 4 - 1,
+        clean=clean,
+        corrupt=-1.0,
+        clean_tokens=tuple("Paris" if at == 3 else token for at, token in enumerate(tokens)),
+    )
+
+
+def score(tokens: Sequence[str] = TOKENS) -> TextScore:
+    logprobs = -numbers(len(tokens)) * 8
+    logprobs[:1] = np.nan
+    return TextScore(
+        tokens=tuple(tokens),
+        token_ids=tuple(range(len(tokens))),
+        request_id="r",
+        usage=USAGE,
+        logprobs=logprobs,
+    )
+
+
+def activations(tokens: Sequence[str] = TOKENS, sites: int = 2) -> Activations:
+    return Activations(
+        {
+            Site.parse(f"resid_post.{layer}"): numbers(len(tokens), WIDTH) + 1
+            for layer in range(sites)
+        },
+        positions=np.arange(len(tokens)),
+        token_ids=range(len(tokens)),
+        tokens=tokens,
+        predictions={Site.parse("final_norm"): predictions(tokens)},
+    )
+
+
+def generation(tokens: Sequence[str] = TOKENS, likely: bool = True) -> Generation:
+    return Generation(
+        text="".join(tokens),
+        token_ids=tuple(range(len(tokens))),
+        tokens=tuple(tokens),
+        finish_reason="stop",
+        stopped_by="<end>",
+        prompt_token_ids=tuple(range(len(tokens))),
+        prompt_tokens=tuple(tokens),
+        prompt_sources=(),
+        logprobs=tuple(TokenLogprobs(-1.5, (TopLogprob(1, token, -0.5),)) for token in tokens)
+        if likely
+        else None,
+        activations=activations(tokens),
+        interventions=(),
+        usage=USAGE,
+        request_id="r",
+    )
+
+
+def unscored_generation(tokens: Sequence[str] = TOKENS) -> Generation:
+    return generation(tokens, likely=False)
+
+
+def comparison(tokens: Sequence[str] = TOKENS) -> Comparison:
+    count = len(tokens)
+    return Comparison(
+        tokens=tuple(tokens),
+        token_ids=tuple(range(count)),
+        request_id="r",
+        usage=USAGE,
+        plain=generation(tokens, likely=False),
+        steered=generation([*reversed(tokens)], likely=False),
+        next_ids=np.arange(count),
+        next_tokens=tuple(tokens),
+        plain_logprobs=np.log(np.clip(1 - numbers(count), 1e-3, 1)),
+        steered_logprobs=np.log(np.clip(numbers(count), 1e-3, 1)),
+    )
+
+
+def explained(tokens: Sequence[str] = TOKENS) -> ExplainedText:
+    def explanation(at: int) -> Explanation:
+        return Explanation(
+            text=f"Topic: {tokens[at]}",
+            row=at,
+            sample=0,
+            position=at,
+            norm=1.0,
+            finish_reason="stop",
+            output_tokens=4,
+            injections=1,
+            flags=("early_position",),
+            score=Score(0.81, 0.38, 0.55, 0.7) if at else None,
+            claims=(),
+        )
+
+    return ExplainedText(
+        token_ids=tuple(range(len(tokens))),
+        tokens=tuple(tokens),
+        sources=(),
+        positions=tuple(range(len(tokens))),
+        explanations=tuple(map(explanation, range(len(tokens)))),
+        interventions=(),
+        nla="smollm2-135m",
+        site="resid_post.20",
+        usage=USAGE,
+        request_id="r",
+    )
+
+
+def predictions(tokens: Sequence[str] = TOKENS) -> SitePredictions:
+    count = len(tokens)
+    top = np.broadcast_to(np.array(tokens[:3], dtype=np.object_), (count, len(tokens[:3])))
+    return SitePredictions(
+        positions=np.arange(count),
+        top_ids=np.zeros(top.shape, np.int64),
+        top_tokens=top,
+        top_logprobs=np.log(np.clip(1 - numbers(*top.shape), 1e-3, 1)),
+        token_logprobs=np.zeros((count, 0), np.float32),
+        next_token_logprobs=-numbers(count),
+    )
+
+
+def tokenized(tokens: Sequence[str] = TOKENS) -> Tokenized:
+    return Tokenized(tuple(range(len(tokens))), tuple(tokens), ())
+
+
+def means(tokens: Sequence[str] = TOKENS) -> LabelMeans:
+    return LabelMeans({Site.parse("resid_post.1"): numbers(WIDTH)}, rows=3, label="".join(tokens))
+
+
+def vector(tokens: Sequence[str] = TOKENS) -> SteeringVector:
+    return SteeringVector("resid_post.1", numbers(WIDTH), "".join(tokens))
+
+
+def model(tokens: Sequence[str] = TOKENS) -> Model:
+    text = "".join(tokens)
+    return Model(
+        id=text,
+        path=text,
+        architecture=text,
+        layer_count=2,
+        width=WIDTH,
+        vocabulary_size=49152,
+        element_type="f32",
+        hook_points={
+            "resid_post": HookPointSupport(WIDTH, 0, "", ""),
+            "mlp_act": HookPointSupport(WIDTH, 0, "", text),
+            "router": HookPointSupport(WIDTH, 0, text, ""),
+        },
+        attention_unserved_reason="",
+        limits=Limits(*[1024] * 12),
+        nlas=(),
+        features=("fetch",),
+        default_sampling=Sampling(),
+    )
+
+
+STUDIES: dict[str, Callable[..., Shown]] = {
+    "lens": lens,
+    "attention": attention,
+    "patch": patch,
+    "score": score,
+    "comparison": comparison,
+}
+RESULTS: dict[str, Callable[..., Shown]] = STUDIES | {
+    "activations": activations,
+    "generation": generation,
+    "generation without log probabilities": unscored_generation,
+    "explained": explained,
+    "predictions": predictions,
+    "tokenized": tokenized,
+    "means": means,
+    "vector": vector,
+    "model": model,
+}
