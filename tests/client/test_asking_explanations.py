@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[Callable[[actserve.Client], object], str]] = {
     "no such NLA": (lambda c: c.explain(rows(1), SITE, nla=""), "'' is not the id of an NLA"),
     "half a sample": (lambda c: c.explain(rows(1), SITE, samples=_any(0.5)), "samples cannot be"),
     "a baseline of no NLA": (
-        lambda c: c.explain(rows(1), SITE, baseline="wiki"),
+        lambda c: c.explain_stream(rows(1), SITE, baseline="wiki"),
         "'wiki' is a short name",
     ),
     "a baseline that is a number": (

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import actserve
+from actserve.v1 import explanation_service_pb2 as pb
 
 from . import fake_explanations
 from .breaking import first
@@ -215,6 +216,21 @@ def test_a_score_is_one_for_one_text_and_a_list_for_a_list(client: Any) -> None:
     wanted = scored("abc", "models/big/nlas/tiny/baselines/wiki")
     assert wiki.variance_explained == pytest.approx(wanted.variance_explained)
     assert wiki.centered_cosine is None
+
+
+def test_a_short_name_is_of_the_only_nla_there_is(client: Any, model: Model) -> None:
+    for call in (
+        lambda: client.score_explanations(rows(1)[0], "abc", SITE, baseline="wiki"),
+        lambda: client.explain(rows(1)[0], SITE, score=True, baseline="wiki"),
+        lambda: client.explain_text("a b", score=True, baseline="wiki"),
+    ):
+        call()
+        request = model.requests[-1]
+        named = getattr(request, "baseline", "") or request.spec.baseline
+        assert named == "models/-/nlas/tiny/baselines/wiki"
+    model.nlas = [*model.nlas, pb.Nla(name="models/big/nlas/other", site=model.nlas[0].site)]
+    with pytest.raises(actserve.InvalidRequest, match="tiny, other; name one"):
+        client.score_explanations(rows(1)[0], "abc", SITE, baseline="wiki")
 
 
 def test_a_model_says_what_its_nlas_can(client: Any) -> None:

@@ -72,7 +72,7 @@ class ReconstructJobs(RowJobs):
         return self.job("score_explanations", call, len(given), combine)
 
     def set_baseline(
-        self, rows: Any, site: SiteLike, nla: str, name: str, shared: bool
+        self, rows: Any, site: SiteLike, nla: str | None, name: str, shared: bool
     ) -> Job[Baseline]:
         request = pb.SetExplanationBaselineRequest(
             name=baseline_name(name, nla),

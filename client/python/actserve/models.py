@@ -163,23 +163,27 @@ def query_heads(model: pb.Model) -> int:
     )
 
 
-def only_nla(models: Iterable[Model], model: str, site: SiteLike) -> Nla:
-    """The one NLA of a site, of the model of a resource name or, if that is empty, of all. Raises
-    `NotServed` if there is none, and `InvalidRequest` if there are several."""
+def only_nla(models: Iterable[Model], model: str, site: SiteLike | None) -> Nla:
+    """The one NLA of a site, or of any for None, of the model of a resource name or, if that is
+    empty, of all. Raises `NotServed` if there is none, `InvalidRequest` if there are several."""
     found = [
-        nla for each in models if model in ("", f"models/{each.id}") for nla in each.nlas_at(site)
+        nla
+        for each in models
+        if model in ("", f"models/{each.id}")
+        for nla in (each.nlas if site is None else each.nlas_at(site))
     ]
     if len(found) == 1:
         return found[0]
+    what = "its activations" if site is None else site
     if found:
         which = ", ".join(nla.id for nla in found)
         raise InvalidRequest(
-            f"several NLAs explain {site}: {which}; name one",
+            f"several NLAs explain {what}: {which}; name one",
             reason="FIELD_REQUIRED",
             path=("nla",),
         )
     raise NotServed(
-        f"no NLA explains {site}; `Model.nlas` says which sites are explained",
+        f"no NLA explains {what}; `Model.nlas` says which sites are explained",
         reason="FEATURE_DISABLED",
         path=("nla",),
     )

@@ -120,6 +120,11 @@ def baseline_name(baseline: object, nla: str | None) -> str:
     return nla_name(nla) + _BASELINES + baseline
 
 
+def is_short(baseline: object) -> bool:
+    """Whether this is the short name of a baseline, which takes an NLA beside it."""
+    return isinstance(baseline, str) and bool(baseline) and _BASELINES not in baseline
+
+
 def nla_from_proto(nla: pb.Nla) -> Nla:
     """An NLA as the contract describes it."""
     return Nla(

@@ -17,7 +17,7 @@ from actserve.events import ExplainEvent
 from actserve.explaining import Explaining
 from actserve.explanations import ExplainedText, Score
 from actserve.models import only_nla
-from actserve.nlas import Baseline, baseline_name
+from actserve.nlas import Baseline, baseline_name, is_short
 from actserve.options import ExplainTextOptions, PositionsOfEach, SteerOfEach
 from actserve.positions import Positions
 from actserve.prompts import P, Prompt, Prompts
@@ -65,6 +65,7 @@ class Explainer(Base):
 
         Many rows are several calls, but one call with `neighbor_distance`.
         """
+        nla = self._named(nla, options.get("baseline"), site, timeout)
         job = self._connection.explain_jobs.explain(rows, site, nla, positions, **options)
         return self._transport.run(job, timeout, progress)
 
@@ -128,6 +129,7 @@ class Explainer(Base):
             for token, explanation in client.explain_text("The capital of France is", score=True):
                 print(token, explanation.text, explanation.score)
         """
+        nla = self._named(nla, options.get("baseline"), None, timeout)
         asked = given(nla=nla, positions=positions, steer=steer, **options)
         asked = self._resolved(asked, timeout)
         job = self._connection.explain_jobs.explain_text(prompt, on_error, **asked)
@@ -247,6 +249,7 @@ class Explainer(Base):
         `baseline` is what the fraction of variance explained is relative to: its name, or its
         short name beside `nla`; the one called "default", where there is one, when None.
         """
+        nla = self._named(nla, baseline, site, timeout)
         job = self._connection.reconstruct_jobs.score_explanations(rows, texts, site, nla, baseline)
         return self._transport.run(job, timeout, progress)
 
@@ -267,8 +270,7 @@ class Explainer(Base):
         All rows go in one call, of at most `Nla.max_rows`. `name` has 1 to 63 lower-case letters,
         digits and hyphens. `baseline="..."` takes it beside `nla`, and `Baseline.name` alone.
         """
-        if nla is None:
-            nla = only_nla(self.models(timeout=timeout), self._connection.model, site).id
+        nla = self._named(nla, name, site, timeout)
         job = self._connection.reconstruct_jobs.set_baseline(rows, site, nla, name, shared)
         return self._transport.run(job, timeout)
 
@@ -282,5 +284,14 @@ class Explainer(Base):
     ) -> None:
         """Forgets what `set_baseline` stored under a name, whole or short beside `nla`; with
         `shared`, which takes the role operator, that of every tenant. Raises `NotFound`."""
+        nla = self._named(nla, name, None, timeout)
         request = pb.DeleteExplanationBaselineRequest(name=baseline_name(name, nla), shared=shared)
         self._transport.response("DeleteExplanationBaseline", request, timeout)
+
+    def _named(
+        self, nla: str | None, baseline: str | None, site: SiteLike | None, timeout: float | None
+    ) -> str | None:
+        """The NLA; the only one, where none is given beside the short name of a baseline."""
+        if nla is not None or not is_short(baseline):
+            return nla
+        return only_nla(self.models(timeout=timeout), self._connection.model, site).id

@@ -118,7 +118,8 @@ def check_count(count: int, what: str, limit: int, field: FieldPath) -> None:
     if count > limit:
         raise ActserveError(
             Reason.TOO_MANY_ROWS,
-            f"there are {count} {what}, but a call may have at most {limit}; make several calls",
+            f"there are {count} {what}, but a call may have at most {limit}; make several calls, "
+            "or take a sample where all must be in one, as for a baseline",
             field=field,
             metadata={"rows": count, "limit": limit},
         )
