@@ -29,6 +29,8 @@ _HEADS = 12
 """Small heat maps of heads: as many as a small model has in a layer."""
 _PATTERN_CELLS = 4000
 """Cells of all heads together, which keeps the HTML of a study under half a megabyte."""
+_LEAST_LIKELY = 5
+"""Tokens of a text that are named with their numbers."""
 _PATTERN_TOKENS = 40
 """Tokens of the pattern of one head."""
 
@@ -168,7 +170,6 @@ def patch_card(patched: "PatchGrid") -> Card:
 
 def score_card(score: "TextScore") -> Card:
     scale = surprise()
-    shown = ends(len(score.tokens), TOKENS_OF_TEXT)
 
     def cell(at: int) -> Cell:
         logprob = float(score.logprobs[at])
@@ -181,8 +182,16 @@ def score_card(score: "TextScore") -> Card:
         f"Text score: log probability {score.total:.3f} in all, {score.mean:.3f} a token, "
         f"perplexity {score.perplexity:.4g}"
     )
-    notes = left_out(shown, len(score.tokens), "tokens")
-    return Card(summary, (Line("", token_cells(score.tokens, cell), scale),), tuple(notes))
+    known = np.flatnonzero(~np.isnan(score.logprobs))
+    least = known[np.argsort(score.logprobs[known], kind="stable")][:_LEAST_LIKELY].tolist()
+    rows = tuple(
+        (Cell(visible(score.tokens[at])), Cell(str(at)), Cell(f"{score.logprobs[at]:.3f}"))
+        for at in least
+    )
+    parts: tuple[Part, ...] = (Line("", token_cells(score.tokens, cell), scale),)
+    parts += (Table(("least likely", "position", "log probability"), rows),) if rows else ()
+    notes = left_out(ends(len(score.tokens), TOKENS_OF_TEXT), len(score.tokens), "tokens")
+    return Card(summary, parts, tuple(notes))
 
 
 def comparison_card(comparison: "Comparison") -> Card:

@@ -94,9 +94,10 @@ def _map(heat: HeatMap, width: int, colors: bool) -> Iterator[RenderableType]:
         yield line(label, cells, "")
     if colors:
         yield _legend(heat.scale)
-    if missing := len(sizes) - sum(at is not None for at in shown):
+    narrower = {*range(len(heat.columns))} - {*shown}
+    if missing := sum(heat.columns[at] is not GAP for at in narrower):
         yield Text(
-            f"{missing} columns are left out of the middle; a wider terminal shows more.",
+            f"{missing} columns more are left out of the middle; a wider terminal shows them.",
             style="dim",
         )
 
@@ -129,8 +130,8 @@ def _entry(cell: Cell) -> Text:
     if cell.bar is None:
         return Text(cell.text, _style(cell))
     full = round(_BAR * min(max(cell.bar, 0.0), 1.0))
-    bar = Text("█" * full + " " * (_BAR - full + 1), Style(color=cell.color))
-    return bar.append(cell.text, Style.null())
+    bar = Text().append("█" * full, Style(color=cell.color))
+    return bar.append(" " * (_BAR - full + 1) + cell.text)
 
 
 def _legend(scale: Scale) -> Text:
