@@ -121,6 +121,13 @@ def test_a_narrow_terminal_says_how_many_columns_it_leaves_out() -> None:
     assert "columns more" not in printed(made.patch(MANY[:9]), 120)
 
 
+def test_a_terminal_without_colours_has_the_numbers_that_colours_would_tell() -> None:
+    assert re.search(r"resid_post.0 +·Paris 1.00 ", printed(made.lens()))
+    colored = printed(made.lens(), force_terminal=True, color_system="truecolor")
+    assert "·Paris 1.00" not in colored
+    assert "probability: 0" in colored
+
+
 @results
 def test_markup_of_a_terminal_is_not_read_in_tokens(make: Any) -> None:
     assert "[bold]" in printed(make(("[bold]", "[/bold]")), 200)

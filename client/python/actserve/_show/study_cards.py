@@ -50,6 +50,7 @@ def lens_card(lens: "LogitLens") -> Card:
             word(str(lens.top_tokens[site, at, 0])),
             scale.color(pairs[0][1]),
             f"{where(site, at)}\n{title}",
+            number=share(pairs[0][1]),
         )
 
     def of_asked(which: int, site: int, at: int) -> Cell:
