@@ -96,6 +96,12 @@ def test_html_of_a_thousand_tokens_is_bounded_and_says_what_is_left_out(make: An
         assert re.search(r"\d+ of 1000 [a-z ]+ are left out", html)
 
 
+def test_html_of_many_layers_heads_and_candidates_is_bounded() -> None:
+    for shown in (made.lens(MANY, MANY, sites=100), made.attention(MANY[:100], 30, 9)):
+        assert len(shown._repr_html_().encode()) < 2 * MOST_BYTES
+    assert "·t5 " not in "".join(titles(made.lens(likely=MANY)))
+
+
 @results
 def test_results_of_no_tokens_are_shown(make: Any) -> None:
     shown = make(())

@@ -27,8 +27,10 @@ _ASKED = 4
 """Tokens asked about that have a heat map of their own."""
 _HEADS = 12
 """Small heat maps of heads: as many as a small model has in a layer."""
-_PATTERN_CELLS = 4000
+_PATTERN_CELLS = 3000
 """Cells of all heads together, which keeps the HTML of a study under half a megabyte."""
+_CANDIDATES = 5
+"""Likely tokens that the title of a cell names."""
 _LEAST_LIKELY = 5
 """Tokens of a text that are named with their numbers."""
 _PATTERN_TOKENS = 40
@@ -43,7 +45,11 @@ def lens_card(lens: "LogitLens") -> Card:
         return f"{lens.sites[site]}, after {token_title(lens.tokens, lens.positions[at])}"
 
     def likeliest(site: int, at: int) -> Cell:
-        found = zip(lens.top_tokens[site, at], lens.top_logprobs[site, at].tolist(), strict=True)
+        found = zip(
+            lens.top_tokens[site, at, :_CANDIDATES],
+            lens.top_logprobs[site, at, :_CANDIDATES].tolist(),
+            strict=True,
+        )
         pairs = [(visible(str(token)), float(np.exp(logprob))) for token, logprob in found]
         title = "\n".join(f"{token} {chance:.3f}" for token, chance in pairs)
         return Cell(
