@@ -96,6 +96,12 @@ def test_html_of_a_thousand_tokens_is_bounded_and_says_what_is_left_out(make: An
         assert re.search(r"\d+ of 1000 [a-z ]+ are left out", html)
 
 
+def test_html_of_many_layers_heads_and_candidates_is_bounded() -> None:
+    for shown in (made.lens(MANY, MANY, sites=100), made.attention(MANY[:100], 30, 9)):
+        assert len(shown._repr_html_().encode()) < 2 * MOST_BYTES
+    assert "·t5 " not in "".join(titles(made.lens(likely=MANY)))
+
+
 @results
 def test_results_of_no_tokens_are_shown(make: Any) -> None:
     shown = make(())
@@ -111,6 +117,21 @@ def test_a_terminal_shows_what_html_shows_within_its_width(make: Any) -> None:
             assert max(map(len, lines)) <= width
     title = texts(make()).split(":")[0]
     assert title.split("\n")[0][:5] in printed(make())
+
+
+def test_a_narrow_terminal_says_how_many_columns_it_leaves_out() -> None:
+    lines = printed(made.patch(MANY[:9]), 40)
+    (missing,) = re.findall(r"(\d+) columns more are left out", lines)
+    heading = next(line for line in lines.splitlines() if "·t0" in line)
+    assert heading.count("·t") == 9 - int(missing)
+    assert "columns more" not in printed(made.patch(MANY[:9]), 120)
+
+
+def test_a_terminal_without_colours_has_the_numbers_that_colours_would_tell() -> None:
+    assert re.search(r"resid_post.0 +·Paris 1.00 ", printed(made.lens()))
+    colored = printed(made.lens(), force_terminal=True, color_system="truecolor")
+    assert "·Paris 1.00" not in colored
+    assert "probability: 0" in colored
 
 
 @results
@@ -189,6 +210,7 @@ def test_a_score_colours_tokens_and_says_how_likely_each_is() -> None:
     lights = [scales.luminance(color) for color in colors]
     assert lights == sorted(lights, reverse=True)  # The less likely, the darker.
     assert "perplexity" in texts(made.score())
+    assert "log probability·is4-8.000·France3-6.000" in texts(made.score())
 
 
 def test_a_comparison_shows_both_texts_and_bars() -> None:
@@ -217,6 +239,21 @@ def test_activations_show_norms_and_shapes() -> None:
 def test_an_explanation_shows_its_score_and_flags() -> None:
     shown = texts(made.explained())
     assert "Topic:  capital0.810.55early_position" in shown
+
+
+def test_numbers_that_are_none_are_shown_and_drawn() -> None:
+    acts, score, lens = made.activations(), made.score(), made.lens()
+    acts["resid_post.1"][:3, 0] = [np.nan, np.inf, 0]
+    acts["resid_post.1"][2] = 0
+    score.logprobs[2] = -np.inf
+    lens.top_logprobs[0] = -np.inf
+    assert re.search(r"nan.*inf.*0", texts(acts))
+    assert "perplexity inf" in texts(score)
+    for shown in (acts, score, lens):
+        assert printed(shown)
+    studies: list[Any] = [score, lens, made.patch(clean=-1.0)]
+    for study in studies:
+        study.plot().figure.savefig(io.BytesIO(), format="png")
 
 
 @pytest.mark.parametrize(

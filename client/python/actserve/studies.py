@@ -198,6 +198,10 @@ class PatchGrid(Study):
         return patch_frame(self)
 
     def to_json(self) -> dict[str, Any]:
+        """As every study has it, with `restored`.
+
+        json.dumps(grid.to_json())
+        """
         return super().to_json() | {"restored": plain(self.restored)}
 
     def _described(self) -> str:
@@ -249,6 +253,10 @@ class TextScore(Study):
         return score_frame(self)
 
     def to_json(self) -> dict[str, Any]:
+        """As every study has it, with `total`, `mean` and `perplexity`.
+
+        json.dumps(client.score("Cats chase mice.").to_json())
+        """
         summary = {"total": self.total, "mean": self.mean, "perplexity": self.perplexity}
         return super().to_json() | plain(summary)
 
@@ -296,8 +304,10 @@ class Comparison(Study):
         return comparison_frame(self)
 
     def to_json(self) -> dict[str, Any]:
-        """The study as plain lists, numbers and strings; what is said plain and steered without
-        activations."""
+        """As every study has it; what is said plain and steered without activations.
+
+        json.dumps(comparison.to_json())
+        """
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         said: dict[str, Any] = plain(
             own | {"plain": _said(self.plain), "steered": _said(self.steered)}

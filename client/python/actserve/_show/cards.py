@@ -18,6 +18,8 @@ class Cell:
     """Its background, as #rrggbb."""
     title: str = ""
     """What is said of it where a mouse points."""
+    number: str = ""
+    """What the colour of a word means, for where there are no colours."""
     bar: float | None = None
     """The length of a bar beside it, 0 to 1."""
 

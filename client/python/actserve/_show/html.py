@@ -42,7 +42,8 @@ def _part(part: Part) -> str:
         return _scrolled(_map(part) + _legend(part.scale))
     if isinstance(part, Panels):
         each = "".join(
-            f'<div style="flex:none">{_map(one, words=part.words)}</div>' for one in part.maps
+            f'<div style="max-width:100%;overflow-x:auto">{_map(one, words=part.words)}</div>'
+            for one in part.maps
         )
         legend = _legend(part.maps[0].scale) if part.maps else ""
         return f'<div style="display:flex;flex-wrap:wrap;gap:14px">{each}</div>{legend}'

@@ -130,7 +130,8 @@ def predictions_card(predictions: "SitePredictions") -> Card:
         logprob = float(predictions.top_logprobs[row, rank])
         chance = float(np.exp(logprob))
         token = str(predictions.top_tokens[row, rank])
-        return Cell(word(token), scale.color(chance), f"{visible(token)} {chance:.3f}")
+        title = f"{visible(token)} {chance:.3f}"
+        return Cell(word(token), scale.color(chance), title, number=share(chance))
 
     heat = HeatMap(
         "the likeliest next tokens, by position and rank",

@@ -27,8 +27,12 @@ _ASKED = 4
 """Tokens asked about that have a heat map of their own."""
 _HEADS = 12
 """Small heat maps of heads: as many as a small model has in a layer."""
-_PATTERN_CELLS = 4000
+_PATTERN_CELLS = 3000
 """Cells of all heads together, which keeps the HTML of a study under half a megabyte."""
+_CANDIDATES = 5
+"""Likely tokens that the title of a cell names."""
+_LEAST_LIKELY = 5
+"""Tokens of a text that are named with their numbers."""
 _PATTERN_TOKENS = 40
 """Tokens of the pattern of one head."""
 
@@ -41,13 +45,18 @@ def lens_card(lens: "LogitLens") -> Card:
         return f"{lens.sites[site]}, after {token_title(lens.tokens, lens.positions[at])}"
 
     def likeliest(site: int, at: int) -> Cell:
-        found = zip(lens.top_tokens[site, at], lens.top_logprobs[site, at].tolist(), strict=True)
+        found = zip(
+            lens.top_tokens[site, at, :_CANDIDATES],
+            lens.top_logprobs[site, at, :_CANDIDATES].tolist(),
+            strict=True,
+        )
         pairs = [(visible(str(token)), float(np.exp(logprob))) for token, logprob in found]
         title = "\n".join(f"{token} {chance:.3f}" for token, chance in pairs)
         return Cell(
             word(str(lens.top_tokens[site, at, 0])),
             scale.color(pairs[0][1]),
             f"{where(site, at)}\n{title}",
+            number=share(pairs[0][1]),
         )
 
     def of_asked(which: int, site: int, at: int) -> Cell:
@@ -168,7 +177,6 @@ def patch_card(patched: "PatchGrid") -> Card:
 
 def score_card(score: "TextScore") -> Card:
     scale = surprise()
-    shown = ends(len(score.tokens), TOKENS_OF_TEXT)
 
     def cell(at: int) -> Cell:
         logprob = float(score.logprobs[at])
@@ -181,8 +189,16 @@ def score_card(score: "TextScore") -> Card:
         f"Text score: log probability {score.total:.3f} in all, {score.mean:.3f} a token, "
         f"perplexity {score.perplexity:.4g}"
     )
-    notes = left_out(shown, len(score.tokens), "tokens")
-    return Card(summary, (Line("", token_cells(score.tokens, cell), scale),), tuple(notes))
+    known = np.flatnonzero(~np.isnan(score.logprobs))
+    least = known[np.argsort(score.logprobs[known], kind="stable")][:_LEAST_LIKELY].tolist()
+    rows = tuple(
+        (Cell(visible(score.tokens[at])), Cell(str(at)), Cell(f"{score.logprobs[at]:.3f}"))
+        for at in least
+    )
+    parts: tuple[Part, ...] = (Line("", token_cells(score.tokens, cell), scale),)
+    parts += (Table(("least likely", "position", "log probability"), rows),) if rows else ()
+    notes = left_out(ends(len(score.tokens), TOKENS_OF_TEXT), len(score.tokens), "tokens")
+    return Card(summary, parts, tuple(notes))
 
 
 def comparison_card(comparison: "Comparison") -> Card:

@@ -67,7 +67,7 @@ def _panels(panels: Panels, width: int, colors: bool) -> Iterator[RenderableType
         yield from _map(one, width, colors)
     if len(panels.maps) > _PANELS:
         yield Text(
-            f"{_PANELS} of {len(panels.maps)} are printed; a notebook shows all.", style="dim"
+            f"{_PANELS} of {len(panels.maps)} are printed; a notebook shows more.", style="dim"
         )
 
 
@@ -77,16 +77,17 @@ def _map(heat: HeatMap, width: int, colors: bool) -> Iterator[RenderableType]:
         yield Text(heat.label, style="italic")
     labels = max([0, *(min(cell_len(row.text), _LABEL) for row in heat.rows)])
     sizes = [
-        min(_CELL, max(cell_len(each.text) for each in (head, *(row[at] for row in heat.cells))))
+        max(cell_len(_said(each, colors)) for each in (head, *(row[at] for row in heat.cells)))
         for at, head in enumerate(heat.columns)
     ]
     shown = _fitting(sizes, width - labels - 1)
 
     def line(label: Cell, cells: tuple[Cell, ...], style: str) -> Text:
-        text = Text(set_cell_size(label.text, labels).rjust(labels) + " ", no_wrap=True)
+        text = Text(set_cell_size(label.text, labels) + " ", no_wrap=True)
         for at in shown:
             cell, size = (GAP, 1) if at is None else (cells[at], sizes[at])
-            text.append(f" {_sized(cell.text, size)} ", _style(cell) if cell.color else style)
+            said = set_cell_size(_said(cell, colors), size)
+            text.append(f" {said} ", _style(cell) if cell.color else style)
         return text
 
     yield line(Cell(""), heat.columns, "bold")
@@ -94,9 +95,10 @@ def _map(heat: HeatMap, width: int, colors: bool) -> Iterator[RenderableType]:
         yield line(label, cells, "")
     if colors:
         yield _legend(heat.scale)
-    if missing := len(sizes) - sum(at is not None for at in shown):
+    narrower = {*range(len(heat.columns))} - {*shown}
+    if missing := sum(heat.columns[at] is not GAP for at in narrower):
         yield Text(
-            f"{missing} columns are left out of the middle; a wider terminal shows more.",
+            f"{missing} columns more are left out of the middle; a wider terminal shows them.",
             style="dim",
         )
 
@@ -110,12 +112,12 @@ def _fitting(sizes: list[int], width: int) -> list[int | None]:
     return ends(len(sizes), _FEWEST_COLUMNS)
 
 
-def _sized(text: str, size: int) -> str:
-    return (
-        set_cell_size(text, size)
-        if cell_len(text) <= size
-        else (set_cell_size(text, size - 1) + "…")
-    )
+def _said(cell: Cell, colors: bool) -> str:
+    """The text of a cell of a heat map, cut, with its number where no colour tells it."""
+    text = cell.text
+    if cell_len(text) > _CELL:
+        text = set_cell_size(text, _CELL - 1) + "…"
+    return text if colors or not cell.number else f"{text} {cell.number}"
 
 
 def _table(table: Table) -> RichTable:
@@ -129,8 +131,8 @@ def _entry(cell: Cell) -> Text:
     if cell.bar is None:
         return Text(cell.text, _style(cell))
     full = round(_BAR * min(max(cell.bar, 0.0), 1.0))
-    bar = Text("█" * full + " " * (_BAR - full + 1), Style(color=cell.color))
-    return bar.append(cell.text, Style.null())
+    bar = Text().append("█" * full, Style(color=cell.color))
+    return bar.append(" " * (_BAR - full + 1) + cell.text)
 
 
 def _legend(scale: Scale) -> Text:
