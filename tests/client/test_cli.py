@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import typer
 from safetensors import safe_open
+
+import actserve
+from actserve.cli.app import app
 
 from .conftest import Run
 from .fake_server import Model, expected
@@ -333,3 +337,14 @@ def test_fetch_reduces(run: Run, tmp_path: Path) -> None:
     columns = read(out)
     assert columns["position"].tolist() == [2]
     assert columns["embedding"].tolist() == [[3, 0, 1, 0.5]]
+
+
+def test_the_version_is_printed(run: Run) -> None:
+    assert run("--version").stdout.strip() == actserve.__version__
+
+
+def test_no_command_has_an_option_twice() -> None:
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        spellings = [each for option in command.params for each in option.opts]
+        assert len({*spellings}) == len(spellings), name

@@ -73,12 +73,14 @@ def test_score_of_a_file_says_in_its_place_why_a_text_has_none(
     model.fetch = fetch
     file = tmp_path / "texts.txt"
     file.write_text("a b\n\nc\nd e f\n")
-    first, error, last = told(run("score", "--file", str(file), "--json"))
+    result = run("score", "--file", str(file), "--json")
+    assert result.exit_code == 1
+    first, error, last = json.loads(result.stdout)
     assert (first["tokens"], first["logprobs"][0]) == (["a", "b"], None)
     assert (error["error"], error["field"]) == ("too long", None)
     assert len(last["logprobs"]) == 3
     printed = run("score", "--file", str(file))
-    assert printed.exit_code == 0
+    assert printed.exit_code == 1
     assert "too long" in printed.stdout
 
 

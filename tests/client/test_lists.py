@@ -44,10 +44,24 @@ def test_each_prompt_may_have_its_own_steering(client: Any, model: Model) -> Non
     assert [len(out.interventions) for out in outs] == [1, 0, 2]
 
 
-def test_a_flat_list_of_interventions_is_for_every_prompt(client: Any, model: Model) -> None:
-    many = client.fetch(PROMPTS[:2], SITE, steer=[Zero(SITE), Zero("resid_post.0")])
-    assert len(model.requests[0].interventions) == 2
-    assert [len(acts.interventions) for acts in many] == [2, 2]
+@pytest.mark.parametrize("many", [tuple, iter])
+def test_interventions_in_a_row_are_for_every_prompt(client: Any, model: Model, many: Any) -> None:
+    steer = [Zero(SITE), Zero("resid_post.0")]
+    for prompts, given in ((PROMPTS, steer), (PROMPTS[:2], many(steer))):
+        found = client.fetch(prompts, SITE, steer=given)
+        assert len(model.requests[-1].interventions) == 2
+        assert [len(acts.interventions) for acts in found] == [2] * len(prompts)
+
+
+@pytest.mark.parametrize("steer", [[Zero(SITE), Zero(SITE)], [Zero(SITE), None], [[], Zero(SITE)]])
+def test_a_list_that_could_be_for_all_or_for_each_is_refused(
+    client: Any, model: Model, steer: Any
+) -> None:
+    for method, given in (("fetch", [SITE]), ("generate", []), ("explain_text", [])):
+        with pytest.raises(InvalidRequest) as caught:
+            getattr(client, method)(PROMPTS[:2], *given, steer=steer)
+        assert caught.value.field == "steer"
+    assert not model.requests
 
 
 @pytest.mark.parametrize(
@@ -95,6 +109,7 @@ def test_positions_the_client_cannot_check_are_those_of_each_prompt_too(
         (lambda c: c.fetch(PROMPTS, SITE, on_error="ignore"), "on_error is 'ignore'"),
         (lambda c: c.fetch("a", SITE, on_error="ignore"), "on_error is 'ignore'"),
         (lambda c: list(c.fetch_iter(PROMPTS, SITE, keys="abc")), "keys is 'abc'"),
+        (lambda c: list(c.fetch_iter("abc", SITE)), "give an iterable of prompts"),
         (lambda c: list(c.fetch_iter(PROMPTS, SITE, keys=["x"])), "the key of prompt 1 is None"),
         (lambda c: list(c.fetch_iter(PROMPTS[:1], SITE, keys=["x", "y"])), "more keys than the 1"),
         (lambda c: list(c.fetch_iter(PROMPTS, SITE, after="9")), "no prompt has the key '9'"),

@@ -5,6 +5,8 @@ acts = client.fetch("The capital of France is", sites=["resid_post.15"])
 acts["resid_post.15"]  # numpy float32 [tokens, width]
 """
 
+from importlib.metadata import version
+
 from actserve._async.client import AsyncClient
 from actserve._async.streams import AsyncStream
 from actserve._sync.client import Client
@@ -90,6 +92,8 @@ from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, Stu
 from actserve.tensors import ElementType
 from actserve.tokens import TokenLike
 from actserve.weights import HeadMatrices
+
+__version__ = version("actserve")
 
 __all__ = [
     "Ablate",

@@ -90,7 +90,10 @@ def described_in(path: Path, kind: str, told: bytes) -> dict[str, Any]:
 
 def not_ours(path: Path, kind: str, why: object = "") -> ValueError:
     """The error of a file that something else wrote."""
-    return ValueError(f"{path} was not written as {kind} by actserve" + (f": {why}" if why else ""))
+    other = "" if "vector" in kind else "; SteeringVector.load reads those of steering vectors"
+    return ValueError(
+        f"{path} was not written as {kind} by actserve" + (f": {why}" if why else "") + other
+    )
 
 
 def unknown_suffix(path: Path, suffixes: tuple[str, ...]) -> ValueError:

@@ -30,7 +30,8 @@ from actserve.v1 import (
     weight_service_pb2_grpc,
 )
 
-DEFAULT_TARGET = "localhost:50051"
+DEFAULT_PORT = 50051
+DEFAULT_TARGET = f"localhost:{DEFAULT_PORT}"
 DEFAULT_CONCURRENCY = 32
 MODEL_HEADER = "x-actserve-model"
 
@@ -136,6 +137,7 @@ class Connection:
         concurrency: int,
         plaintext_token: bool = False,
     ) -> "Connection":
+        target = checked_target(target)
         if concurrency < 1:
             raise InvalidRequest(f"concurrency is {concurrency}; it must be at least 1")
         headers = dict(metadata or {})
@@ -179,6 +181,22 @@ class Connection:
         if self.credentials is None:
             return grpc_flavour.insecure_channel(self.target, options=channel_options())
         return grpc_flavour.secure_channel(self.target, self.credentials, options=channel_options())
+
+
+def checked_target(target: Any) -> str:
+    """A target that gRPC takes; a host alone gets the port that servers have by default. Raises
+    `InvalidRequest`."""
+    if not isinstance(target, str) or not target or "//" in target.partition("://")[0]:
+        raise InvalidRequest(
+            f"{target!r} is not a target; give host:port", reason="FIELD_INVALID", path=("target",)
+        )
+    if target.startswith(("http://", "https://")):
+        raise InvalidRequest(
+            f"{target!r} is a web address; give host:port alone, and tls=True for TLS",
+            reason="FIELD_INVALID",
+            path=("target",),
+        )
+    return f"{target}:{DEFAULT_PORT}" if re.fullmatch(r"[A-Za-z0-9._-]+", target) else target
 
 
 def is_local(target: str) -> bool:

@@ -4,7 +4,7 @@ A list of prompts becomes calls with some of them each, with the results in the 
 """
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -80,13 +80,20 @@ class FetchJobs:
         not be known. Those up to and with the key `after` are skipped. `options` are those of
         `Capture.of`."""
         returns = check_on_error(on_error)
+        if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
+            raise InvalidRequest(
+                "prompts is one prompt; give an iterable of prompts, such as a list or a generator",
+                reason="FIELD_INVALID",
+                path=("prompts",),
+            )
         if isinstance(keys, str):
             raise InvalidRequest(
                 f"keys is {keys!r}; give a list of keys, one for each prompt",
                 reason="FIELD_INVALID",
                 path=("keys",),
             )
-        own_steer, own_positions = steer_of_each(steer), positions_of_each(positions)
+        count = len(prompts) if isinstance(prompts, Sequence) else None
+        own_steer, own_positions = steer_of_each(steer, count), positions_of_each(positions)
         capture = self._capture(sites, positions="all" if own_positions else positions, **options)
         if own_positions and len(capture.asked) > 1:
             raise InvalidRequest(
@@ -95,9 +102,9 @@ class FetchJobs:
                 reason="FIELD_INVALID",
                 path=("positions",),
             )
-        if isinstance(prompts, Sequence):
-            check_count(own_steer, len(prompts), "steer")
-            check_count(own_positions, len(prompts), "positions")
+        if count is not None:
+            check_count(own_steer, count, "steer")
+            check_count(own_positions, count, "positions")
         shared = steer_to_proto(() if own_steer else steer)
 
         def item(index: int, key: str, prompt: Any) -> FetchItem:
@@ -192,7 +199,7 @@ class FetchJobs:
                 "send_top is set, but means have every component; leave it out",
                 reason="FIELD_INVALID",
             )
-        own_steer = steer_of_each(steer)
+        own_steer = steer_of_each(steer, len(prompts))
         check_count(own_steer, len(prompts), "steer")
         common = pb.FetchActivationsRequest(
             model=self.model,

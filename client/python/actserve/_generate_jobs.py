@@ -105,7 +105,7 @@ def prompt_parts(
     returns = check_on_error(on_error)
     options = {name: rereadable(value) for name, value in options.items()}
     own = {
-        "steer": steer_of_each(options.get("steer")),
+        "steer": steer_of_each(options.get("steer"), len(prompts)),
         "positions": positions_of_each(options.get("positions")),
     }
     for name, given in own.items():

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from actserve._checks import described
 from actserve._jobs import Job, Part
 from actserve._patch_calls import CLEAN, CORRUPT, PATCHED, PatchCall
 from actserve._prompt_lists import at_prompt
@@ -32,8 +33,9 @@ def patched_positions(positions: Positions, clean: Tokenized, corrupt: Tokenized
     found = selected(positions, len(corrupt), corrupt.token_ids)
     if not found:
         raise InvalidRequest(
-            f"positions is {positions!r}, which are none of the prompt, or are known by what is "
-            "said there, which may differ in the two prompts; give 'all', 'last' or numbers",
+            f"positions is {described(positions)}, by which no position of the corrupt prompt is "
+            "found here; patching takes 'all', 'last' or numbers, since the prompts say different "
+            "things",
             reason="POSITION_OUT_OF_RANGE",
             path=("positions",),
         )

@@ -28,12 +28,28 @@ def check_on_error(on_error: object) -> bool:
     return on_error == "return"
 
 
-def steer_of_each(steer: Any) -> Sequence[Any] | None:
-    """The steering of each prompt, if a list has one for each: one that holds lists or None."""
-    if isinstance(steer, list | tuple) and any(
-        each is None or isinstance(each, list | tuple) for each in steer
-    ):
+def steer_of_each(steer: Any, prompts: int | None) -> Sequence[Any] | None:
+    """The steering of each of so many prompts, if a list has some for each: a list of lists, in
+    which None is none. Raises `InvalidRequest` for a list that could be read either way."""
+    if not isinstance(steer, list | tuple) or not steer:
+        return None
+    of_each = [each is None or isinstance(each, list | tuple) for each in steer]
+    if all(of_each):
         return [() if each is None else each for each in steer]
+    if any(of_each):
+        raise InvalidRequest(
+            "steer has interventions beside lists or None; give each prompt a list of its own, as "
+            "in steer=[[a], [b, c], []]",
+            reason="FIELD_INVALID",
+            path=("steer",),
+        )
+    if isinstance(steer, list) and prompts == len(steer) > 1:
+        raise InvalidRequest(
+            f"steer is a list of {prompts} interventions for {prompts} prompts; write "
+            "steer=[[a], [b]] to give each prompt its own, or steer=(a, b) for both at all",
+            reason="FIELD_INVALID",
+            path=("steer",),
+        )
     return None
 
 

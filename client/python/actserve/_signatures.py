@@ -21,7 +21,11 @@ def spelled_out(options: type) -> Callable[[F], F]:
         ]
         spelled = [
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                # As it is written, which is shorter than what it stands for.
+                annotation=getattr(annotation, "__forward_arg__", annotation),
             )
             for name, annotation in options.__annotations__.items()
         ]

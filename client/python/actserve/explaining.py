@@ -1,5 +1,7 @@
 """Explaining: how an NLA is asked about rows."""
 
+from __future__ import annotations
+
 from typing import Any, TypedDict
 
 from actserve._checks import described

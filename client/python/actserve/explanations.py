@@ -83,7 +83,7 @@ class Explanation:
     """Its sentences; empty unless asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ExplainedText(Shown):
     """A prompt, and what its model thinks at some of its tokens. Iteration yields each explanation
     with its token: `for token, explanation in explained`."""
@@ -115,6 +115,12 @@ class ExplainedText(Shown):
 
     def __len__(self) -> int:
         return len(self.explanations)
+
+    def __repr__(self) -> str:
+        return (
+            f"ExplainedText({len(self)} explanations of {len(self.positions)} of "
+            f"{len(self.tokens)} tokens at {self.site}, by {self.nla})"
+        )
 
 
 def explanation_from_proto(sent: pb.Explanation, row: int) -> Explanation:

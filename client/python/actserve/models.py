@@ -58,7 +58,7 @@ class HookPointSupport:
     """Why it can be captured but not changed; empty when it can."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Model(Shown):
     """A served model."""
 
@@ -106,6 +106,12 @@ class Model(Shown):
         if site.layer is not None and -self.layer_count <= site.layer < 0:
             site = Site(site.hook_point, site.layer + self.layer_count)
         return tuple(nla for nla in self.nlas if nla.site == str(site))
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.id!r}, {self.architecture}, {self.layer_count} layers {self.width} wide, "
+            f"{self.element_type})"
+        )
 
     def _sites_where(self, chosen: Callable[[HookPointSupport], bool]) -> tuple[str, ...]:
         return tuple(

@@ -59,7 +59,7 @@ class TokenSource:
     """The turn's role; empty in a text prompt."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Tokenized(Shown):
     """A prompt as the model sees it."""
 
@@ -71,6 +71,9 @@ class Tokenized(Shown):
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def __repr__(self) -> str:
+        return f"Tokenized({len(self)} tokens: {''.join(self.tokens[:_SHOWN])!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,11 @@ class Activations(ReadRows, Shown):
         return to_pandas(self)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+_SHOWN = 20
+"""Tokens whose text a representation has."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Generation(Shown):
     """One generated continuation of a prompt."""
 
@@ -246,3 +253,9 @@ class Generation(Shown):
     """What the call consumed, all its samples together."""
     request_id: str
     """The server's id for the call, also in its logs."""
+
+    def __repr__(self) -> str:
+        return (
+            f"Generation({self.text!r}; {len(self.token_ids)} tokens, ended by "
+            f"{self.finish_reason})"
+        )

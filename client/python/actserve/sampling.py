@@ -1,7 +1,10 @@
 """Sampling: how the next token is chosen."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, TypedDict, cast
 
 import numpy as np
@@ -79,9 +82,14 @@ def sampling_to_proto(sampling: Sampling, samples: int | None) -> pb.SamplingPar
     can hold, and TypeError for a name that is no parameter."""
     values: dict[str, Any] = {**sampling, "samples": samples}
     if unknown := sampling.keys() - Sampling.__annotations__.keys():
+        name = min(unknown)
+        close = get_close_matches(
+            name, [*Sampling.__annotations__, "sites", "steer", "samples"], n=1
+        )
         raise TypeError(
-            f"unexpected keyword argument {', '.join(sorted(unknown))}; sampling takes "
-            f"{', '.join(Sampling.__annotations__)}"
+            f"unexpected keyword argument {name!r}; "
+            + (f"did you mean {close[0]!r}? " if close else "")
+            + f"Sampling takes {', '.join(Sampling.__annotations__)}"
         )
     for name in ("stop", "bad_words"):
         if isinstance(values.get(name), str):

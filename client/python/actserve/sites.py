@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from typing import TypeAlias, TypeVar
 
@@ -134,8 +135,9 @@ class Site:
                 layer = match.groupdict().get("layer")
                 return Site(hook_point, None if layer is None else int(layer))
         raise InvalidRequest(
-            f"{described(spelling)} is not a site; write one of {_examples()}, with the layer you "
-            "want",
+            f"{described(spelling)} is not a site; {_hint(spelling)}write one of {_examples()}, "
+            "with the layer you want, or where several may be named a pattern such as "
+            "resid_post.*",
             reason="SITE_INVALID",
         )
 
@@ -267,6 +269,14 @@ class BySite(Mapping[str, T]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self.sites)})"
+
+
+def _hint(spelling: object) -> str:
+    """What a misspelled name may have meant."""
+    if not isinstance(spelling, str) or spelling.partition(".")[0] in [*HookPoint]:
+        return ""
+    close = get_close_matches(spelling.partition(".")[0], [*HookPoint], n=1)
+    return f"did you mean {close[0]}? Else " if close else ""
 
 
 def _examples() -> str:

@@ -92,9 +92,10 @@ def as_array(values: Any, name: str, *shapes: tuple[str, ...]) -> Float32Array:
         array = np.array(values, dtype=object)
     if array.ndim not in map(len, shapes) or array.dtype.kind not in "fiu" or not array.size:
         wanted = " or ".join(f"[{', '.join(axes)}]" for axes in shapes)
+        one = array.ndim == 2 and shapes == (("width",),)
         raise InvalidRequest(
             f"{name} must hold real numbers in shape {wanted}, but has shape {list(array.shape)} "
-            f"and type {array.dtype}",
+            f"and type {array.dtype}" + ("; take one row, as in rows[-1]" if one else ""),
             reason="TENSOR_WIDTH_MISMATCH",
         )
     with np.errstate(over="ignore"):

@@ -1,5 +1,7 @@
 """What every part of the client stands on: the connection, the models, and what they know."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -45,6 +47,10 @@ class AsyncBase:
         )
         self._transport = AsyncTransport(self._connection)
         self._token_ids: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        model = f", model={self._connection.model!r}" if self._connection.model else ""
+        return f"{type(self).__name__}({self._connection.target!r}{model})"
 
     async def __aenter__(self) -> Self:
         return self

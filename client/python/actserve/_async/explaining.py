@@ -1,5 +1,7 @@
 """Explaining: what natural language autoencoders do."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, SupportsIndex, overload
 

@@ -1,5 +1,7 @@
 """Running the model: what is read of prompts, and what it writes."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, overload

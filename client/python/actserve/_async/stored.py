@@ -1,5 +1,7 @@
 """What is on the server: rows that it keeps, and the weights of its model."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import SupportsIndex
 

@@ -1,5 +1,7 @@
 """Studies: the questions that are asked most, each in one line."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, SupportsIndex, overload
 
@@ -30,6 +32,8 @@ from actserve.sites import SiteLike, parse_sites
 from actserve.steering import Steer
 from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, TextScore
 from actserve.tokens import TokenLike, checked_tokens
+
+_COMPARED_TOKENS = 40
 
 
 class AsyncStudies(AsyncRuns):
@@ -201,7 +205,7 @@ class AsyncStudies(AsyncRuns):
         **sampling: Unpack[Sampling],
     ) -> Comparison:
         """What the model says plain and steered, and what steering makes likelier right after the
-        prompt. Greedy, unless `temperature` is given.
+        prompt. Greedy and of 40 tokens, unless `temperature` and `max_tokens` are given.
 
         - `next_tokens`: how many of the likeliest tokens of each run to compare.
         - `max_tokens` and the rest of `Sampling` are as for `generate`.
@@ -212,6 +216,7 @@ class AsyncStudies(AsyncRuns):
         both: list[str] = [one, one]  # Or prompts of any other kind.
         steering = [[], [steer] if not isinstance(steer, Iterable) else [*steer]]
         sampling.setdefault("temperature", 0.0)
+        sampling.setdefault("max_tokens", _COMPARED_TOKENS)
         plain, steered = await self.generate(
             both, steer=steering, timeout=timeout, progress=False, **sampling
         )

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from actserve import __version__
 from actserve.cli import arguments as arg
 from actserve.cli.explain import explain
 from actserve.cli.output import print_json, say
@@ -45,8 +46,23 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Fetch activations of a served language model, explain them in words, and steer it.",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Fetch activations of a served language model, explain them in words, and steer it."""
 
 
 @app.command()

@@ -50,6 +50,9 @@ def _positions(text: str) -> Any:
     return positions
 
 
+read_positions = _reader(_positions)
+
+
 def _site(text: str) -> str:
     """A site, or a pattern of layers, as it is spelled."""
     parse_sites(text)
@@ -169,7 +172,7 @@ PositionsText = Annotated[
     typer.Option(
         "--positions",
         metavar="POSITIONS",
-        parser=_reader(_positions),
+        parser=read_positions,
         help="Which tokens: all, last, prompt, generated, 2:8, 0,3,-1 or text:France.",
     ),
 ]

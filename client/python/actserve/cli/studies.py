@@ -22,7 +22,7 @@ def lens(
     ] = 5,
     tokens: Annotated[
         list[str] | None,
-        typer.Option("--token", "-t", help="A token to report on, such as ' Paris'. Repeatable."),
+        typer.Option("--target", "-t", help="A token to report on, such as ' Paris'. Repeatable."),
     ] = None,
     positions: arg.PositionsText = "all",
     steer: arg.Steer = None,
@@ -90,7 +90,15 @@ def patch(
         ),
     ],
     sites: arg.LensSites = None,
-    positions: arg.PositionsText = "all",
+    positions: Annotated[
+        Any,
+        typer.Option(
+            "--positions",
+            metavar="POSITIONS",
+            parser=arg.read_positions,
+            help="Which positions to patch, one at a time: all, last, 2:8 or 0,3,-1.",
+        ),
+    ] = "all",
     chat: arg.Chat = False,
     as_json: arg.Json = False,
     server: arg.Server = arg.DEFAULT_TARGET,
@@ -131,7 +139,7 @@ def score(
 ) -> None:
     """Show how likely a text is to the model, token by token, or each text of a file.
 
-    A text that cannot be scored says why in its place.
+    A text that cannot be scored says why in its place, and the exit code is 1.
 
     [bold]Examples[/bold]
 
@@ -145,6 +153,8 @@ def score(
     if text is not None and isinstance(found[0], ActserveError):
         raise found[0]
     printed(found[0] if text is not None else found, as_json)
+    if any(isinstance(each, ActserveError) for each in found):
+        raise typer.Exit(1)
 
 
 def compare(
