@@ -170,7 +170,7 @@ def test_an_unknown_sampling_parameter_is_refused_by_name() -> None:
     sampling: Any = {"max_new_tokens": 1}
     with pytest.raises(
         TypeError,
-        match="argument 'max_new_tokens'; did you mean 'max_tokens'.* Sampling takes max_tokens",
+        match=r"argument 'max_new_tokens'; did you mean 'max_tokens'.* Sampling takes max_tokens",
     ):
         sampling_to_proto(sampling, None)
 
