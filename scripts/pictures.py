@@ -73,7 +73,7 @@ def studies(client: actserve.Client, model: actserve.Model) -> dict[str, Shown]:
     }
     if model.nlas:
         text = "In 1804, in Paris, Napoleon crowned himself emperor of the French."
-        found["explain"] = client.explain_text(text, nla=model.nlas[0].id, score=True)
+        found["explain"] = client.explain_text(text, nla=model.nlas[0].id, seed=0, score=True)
     return found
 
 

@@ -2,7 +2,8 @@
 
 Every page has the path in the site that its file has in the repository, so a link between two of
 them, or to a file of the code, works on a forge and in the site alike. Pages of `docs/reference/`
-have no file: they are made here, from what they are about.
+have no file: they are made here, from what they are about. A notebook has a page beside it, to
+which links to the notebook lead.
 """
 
 import os
@@ -19,9 +20,18 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # For `scripts` itself, where mkdocs is not run as a module.
 
-from scripts.docs import api, commands, contract, outside, reasons, settings  # noqa: E402
+from scripts.docs import (  # noqa: E402
+    api,
+    commands,
+    contract,
+    notebooks,
+    outside,
+    reasons,
+    settings,
+)
 
 REFERENCE = "docs/reference"
+NOTEBOOKS = "docs/notebooks"
 PAGES_ELSEWHERE = (
     "README.md",
     "CHANGELOG.md",
@@ -49,12 +59,18 @@ def references() -> dict[str, str]:
     return {f"{REFERENCE}/{name}.md": text for name, text in pages.items()}
 
 
+def made() -> dict[str, str]:
+    """The text of every page that has no file, by its path."""
+    pages = notebooks.pages(ROOT / NOTEBOOKS)
+    return references() | {f"{NOTEBOOKS}/{name}.md": text for name, text in pages.items()}
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Makes the references, and writes them into the navigation."""
+    """Makes what has no file, and writes the references into the navigation."""
     # mkdocstrings formats signatures with ruff, which is beside this Python.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    config.extra["references"] = references()
-    config.nav = _expanded(config.nav, list(config.extra["references"]))
+    config.extra["made"] = made()
+    config.nav = _expanded(config.nav, list(config.extra["made"]))
     return config
 
 
@@ -65,13 +81,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         _add(files, config, f"docs/{file.src_uri}")
     for path in PAGES_ELSEWHERE:
         _add(files, config, path)
-    for path, text in config.extra["references"].items():
+    for path, text in config.extra["made"].items():
         files.append(File.generated(config, path, content=text))
     for page in [*files.documentation_pages()]:
         for path in _linked(page):
             if path not in files.src_uris and (ROOT / path).is_file():
                 _add(files, config, path)
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Leads links to notebooks to their pages."""
+    return notebooks.linked(markdown)
 
 
 def on_post_build(config: MkDocsConfig) -> None:

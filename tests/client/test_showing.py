@@ -15,6 +15,7 @@ from rich.console import Console
 
 from actserve._show import scales
 from actserve._show.bounds import ends
+from actserve._show.cells import share
 from actserve._show.tokens import prose, visible
 
 from . import made_results as made
@@ -197,6 +198,13 @@ def test_a_patch_shows_how_much_is_restored_and_where_the_prompts_differ() -> No
     assert shown.split("resid_post.2")[1].startswith("0.710.790.860.931.00")
     assert "·France (Paris)" in shown
     assert "do not differ" in texts(made.patch(clean=-1.0))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(-0.004, "0.00"), (-0.006, "-0.01"), (0.996, "1.00"), (np.nan, "nan")]
+)
+def test_a_share_that_rounds_to_zero_has_no_sign(value: float, shown: str) -> None:
+    assert share(value) == shown
 
 
 def test_a_score_colours_tokens_and_says_how_likely_each_is() -> None:

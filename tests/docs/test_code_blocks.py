@@ -5,19 +5,14 @@ of them. `ACTSERVE_DOCS_TARGET=localhost:50051 pytest tests/docs/test_code_block
 same blocks against a server of yours, which is best one of `serve --nla smollm2-135m`.
 """
 
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import actserve
-from actserve._channel import DEFAULT_TARGET, Connection
 from tests.docs.blocks import FENCE, Blocks, check_shape, why_not_run
-from tests.docs.made_up import made_up_server
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = {
@@ -36,26 +31,6 @@ NOT_RUN = {
     "docs/security.md": 1,  # writes down a new token
 }
 """Blocks that say of themselves that they are not run."""
-
-
-@pytest.fixture(scope="module")
-def target() -> Iterator[str]:
-    if given := os.environ.get("ACTSERVE_DOCS_TARGET"):
-        yield given
-    else:
-        with made_up_server() as address:
-            yield address
-
-
-@pytest.fixture
-def at_target(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address that documents name is that of the server."""
-    connect = Connection.of
-
-    def of(address: str, **options: Any) -> Connection:
-        return connect(target if address == DEFAULT_TARGET else address, **options)
-
-    monkeypatch.setattr(Connection, "of", staticmethod(of))
 
 
 @pytest.mark.usefixtures("at_target")

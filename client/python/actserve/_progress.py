@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from actserve._jobs import Job
 
@@ -10,8 +11,9 @@ from actserve._jobs import Job
 def bar(job: Job[object], show: bool | None) -> Iterator[Callable[[int], object]]:
     """Yields a function that says how many more items are done.
 
-    `show` forces the bar on or off; None shows it on a terminal. It goes to standard error, so
-    that output in a pipe stays clean.
+    `show` forces the bar on or off; None shows it on a terminal, and in a notebook that has
+    ipywidgets, without which a bar there is a warning and empty space. It goes to standard error,
+    so that output in a pipe stays clean.
     """
     if show is False or (show is None and job.items < 2):
         yield lambda _: None
@@ -24,7 +26,8 @@ def bar(job: Job[object], show: bool | None) -> Iterator[Callable[[int], object]
         return
     console = Console(stderr=True)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not (show or console.is_terminal or console.is_jupyter)
+    drawn = bool(find_spec("ipywidgets")) if console.is_jupyter else console.is_terminal
+    hidden = not (show or drawn)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task(job.name, total=job.items)
         yield lambda done: progress.advance(task, done)

@@ -68,5 +68,5 @@ def number(value: float) -> str:
 
 
 def share(value: float) -> str:
-    """A number from 0 to 1."""
-    return f"{value:.2f}"
+    """A number from 0 to 1, or about there; one that rounds to zero has no sign."""
+    return f"{round(value, 2) + 0.0:.2f}"
