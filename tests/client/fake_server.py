@@ -118,7 +118,9 @@ def label_means(request: pb.FetchActivationsRequest) -> Events:
                 *((each.label, each.positions) for each in item.position_labels),
             ]:
                 at = select(selector, length, [0] * length)
-                if label and at:
+                # An item without any label counts towards the empty one.
+                unlabelled = not (item.label or item.position_labels)
+                if (label or unlabelled) and at:
                     rows = site_rows(readout.rows, index, at, length)
                     blocks.setdefault(label, []).append(rows)
         for label in sorted(blocks, reverse=True):
@@ -160,6 +162,7 @@ class Model:
         self.kept: dict[str, kept_pb2.KeptActivations] = {}
         self.cancelled = threading.Event()
         self.max_request_bytes = 0
+        self.layer_count = LAYERS
         self.fetch = self.honest_fetch
         self.generate = self.honest_generate
         self.nlas = [fake_explanations.NLA]
@@ -419,6 +422,7 @@ class ModelServicer(model_grpc.ModelServiceServicer):
     def described(self, name: str) -> model_service_pb2.Model:
         told = described(name)
         told.limits.max_request_bytes = self.model.max_request_bytes
+        told.layer_count = self.model.layer_count
         return told
 
 

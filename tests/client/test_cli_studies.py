@@ -45,7 +45,7 @@ def test_patch_puts_each_row_of_one_prompt_into_a_run_of_the_other(run: Run, mod
     found = told(run("patch", "a b", "c d", *BIG, "-a", "x", "-a", "y", "--json"))
     assert np.shape(found["values"]) == (3, 2)
     assert (found["answers"], found["tokens"]) == (["x", "y"], ["c", "d"])
-    request = model.requests[-1]
+    (request,) = (each for each in model.requests if isinstance(each, pb.FetchActivationsRequest))
     assert len(request.items) == 2 + 3 * 2
     *_, last = request.items
     rows = last.interventions[0].replace.rows.kept

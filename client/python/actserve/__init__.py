@@ -83,11 +83,10 @@ from actserve.steering import (
     Mean,
     Project,
     Replace,
-    Steer,
     Swap,
     Zero,
 )
-from actserve.steering_vectors import SteeringVector
+from actserve.steering_vectors import Steer, SteeringVector
 from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, Study, TextScore
 from actserve.tensors import ElementType
 from actserve.tokens import TokenLike

@@ -72,7 +72,13 @@ def backoff(attempt: int, told: float | None) -> float | None:
     first, most = (
         float(RETRY_POLICY[name].removesuffix("s")) for name in ("initialBackoff", "maxBackoff")
     )
+    if told is not None and told > _MAX_PAUSE_S:
+        return None  # Too long to wait without a word; the error says when.
     return told or min(first * RETRY_POLICY["backoffMultiplier"] ** attempt, most)
+
+
+_MAX_PAUSE_S = 30.0
+"""For as long as this a server may tell a call to wait before it is made again."""
 
 
 def service_config() -> dict[str, Any]:
@@ -138,10 +144,21 @@ class Connection:
         plaintext_token: bool = False,
     ) -> "Connection":
         target = checked_target(target)
-        if concurrency < 1:
-            raise InvalidRequest(f"concurrency is {concurrency}; it must be at least 1")
+        if not isinstance(concurrency, int) or concurrency < 1:
+            raise InvalidRequest(
+                f"concurrency is {concurrency!r}; it must be a whole number of at least 1",
+                reason="FIELD_INVALID",
+                path=("concurrency",),
+            )
         headers = dict(metadata or {})
         if token is not None:
+            if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+                raise InvalidRequest(
+                    "the token is not a text of printable ASCII characters; take away line breaks "
+                    "around it",
+                    reason="FIELD_INVALID",
+                    path=("token",),
+                )
             headers["authorization"] = f"Bearer {token}"
         credentials = grpc.ssl_channel_credentials() if tls is True else (tls or None)
         if credentials is None and not plaintext_token and not is_local(target):
@@ -178,9 +195,13 @@ class Connection:
 
     def open(self, grpc_flavour: ModuleType) -> Any:
         """A channel of `grpc` or `grpc.aio`."""
+        options = channel_options()
+        if is_local(self.target):
+            # A proxy that the environment names would get what is to stay on this machine.
+            options.append(("grpc.enable_http_proxy", 0))
         if self.credentials is None:
-            return grpc_flavour.insecure_channel(self.target, options=channel_options())
-        return grpc_flavour.secure_channel(self.target, self.credentials, options=channel_options())
+            return grpc_flavour.insecure_channel(self.target, options=options)
+        return grpc_flavour.secure_channel(self.target, self.credentials, options=options)
 
 
 def checked_target(target: Any) -> str:
@@ -204,9 +225,13 @@ def is_local(target: str) -> bool:
     scheme, _, rest = target.partition(":")
     if scheme in ("unix", "unix-abstract"):
         return True
-    address = rest if scheme in ("dns", "ipv4", "ipv6", "passthrough") else target
-    addresses = address.rpartition("/")[2].split(",")
-    return all(_HOST.sub(r"\1\2", each) in _LOOPBACK for each in addresses)
+    address = target
+    if scheme in ("dns", "ipv4", "ipv6", "passthrough"):
+        # An authority, as in dns://server/name, is asked what a name means.
+        address = rest.removeprefix("///")
+    if "/" in address:
+        return False
+    return all(_HOST.sub(r"\1\2", each) in _LOOPBACK for each in address.split(","))
 
 
 _HOST = re.compile(r"^(?:\[([^\]]*)\]|([^:]*))(?::\d+)?$")

@@ -58,6 +58,8 @@ class FetchCall:
                 self._started = response.started
             case "item_started":
                 opened = response.item_started
+                if opened.item_index in self._open.keys() | self._done.keys():
+                    raise BadResponse(f"the server opened prompt {opened.item_index} twice")
                 captured = Captured(self._capture, self._started.readouts)
                 self._open[opened.item_index] = opened, captured
             case (
@@ -135,6 +137,7 @@ class MeansCall:
             for label in (item.label, *(each.label for each in item.position_labels))
             if label
         }
+        self._unlabelled = any(not i.label and not i.position_labels for i in request.items)
         self._finished = False
 
     def read(self, response: pb.FetchActivationsResponse) -> None:
@@ -165,6 +168,8 @@ class MeansCall:
                 pass
 
     def _add(self, sent: pb.LabelStatistics) -> None:
+        if not sent.label and self._unlabelled:
+            return  # Of prompts none of whose positions has a label.
         sums, count = self._labels.get(sent.label), self._rows.get(sent.label)
         if sums is None or sent.readout_index or sent.site_index >= len(self._sites):
             raise BadResponse(

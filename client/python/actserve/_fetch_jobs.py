@@ -11,6 +11,7 @@ from itertools import chain, islice
 from typing import Any
 
 from actserve._capture import Asked, Capture
+from actserve._checks import described
 from actserve._fetch_calls import FetchCall, FetchItem, MeansCall
 from actserve._jobs import Job, Part
 from actserve._prompt_lists import (
@@ -85,6 +86,12 @@ class FetchJobs:
                 "prompts is one prompt; give an iterable of prompts, such as a list or a generator",
                 reason="FIELD_INVALID",
                 path=("prompts",),
+            )
+        if not isinstance(after, str | None):
+            raise InvalidRequest(
+                f"after is {described(after)}; give the key of a result, which is a text",
+                reason="FIELD_INVALID",
+                path=("after",),
             )
         if isinstance(keys, str):
             raise InvalidRequest(

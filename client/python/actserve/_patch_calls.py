@@ -34,6 +34,7 @@ class PatchCall:
         corrupt: prompt_pb2.Prompt,
         cells: Sequence[tuple[Site, int]],
         answers: Sequence[int],
+        request_id: str,
     ) -> None:
         sites = dict.fromkeys(site for site, _ in cells)
         positions = sorted({position for _, position in cells})
@@ -65,7 +66,11 @@ class PatchCall:
                 ),
             ],
             fail_fast=True,
+            # A call that is made again keeps rows once.
+            request_id=request_id,
         )
+        self.kept: list[str] = []
+        """The names of the rows that the clean run has left on the server."""
 
     def read(self, response: pb.FetchActivationsResponse) -> None:
         match response.WhichOneof("event"):
@@ -93,6 +98,7 @@ class PatchCall:
                         f"the server did not patch one row of run {closed.item_index}"
                     )
                 self._done.add(closed.item_index)
+                self.kept += [each.name for each in closed.kept]
             case "finished":
                 usage = response.finished.usage
                 self._usage = Usage(

@@ -1,5 +1,6 @@
 """Jobs that patch: a grid of sites and positions as calls, and the calls as a grid."""
 
+import uuid
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from actserve._patch_calls import CLEAN, CORRUPT, PATCHED, PatchCall
 from actserve._prompt_lists import at_prompt
 from actserve._selected import selected
 from actserve.errors import InvalidRequest
-from actserve.positions import Positions
+from actserve.positions import Positions, positions_to_proto
 from actserve.prompts import prompt_to_proto
 from actserve.results import Tokenized, sum_of
 from actserve.sites import Site
@@ -30,7 +31,22 @@ def patched_positions(positions: Positions, clean: Tokenized, corrupt: Tokenized
             reason="POSITION_OUT_OF_RANGE",
             path=("corrupt",),
         )
-    found = selected(positions, len(corrupt), corrupt.token_ids)
+    selector = positions_to_proto(positions)
+    listed = list(selector.list.positions)
+    count = len(corrupt)
+    if beyond := [position for position in listed if not -count <= position < count]:
+        raise InvalidRequest(
+            f"position {beyond[0]} is out of range; the prompts have {count} tokens",
+            reason="POSITION_OUT_OF_RANGE",
+            path=("positions",),
+        )
+    if len({position % count for position in listed}) < len(listed):
+        raise InvalidRequest(
+            f"positions {listed} name a position twice; name it once",
+            reason="POSITION_OUT_OF_RANGE",
+            path=("positions",),
+        )
+    found = selected(positions, count, corrupt.token_ids)
     if not found:
         raise InvalidRequest(
             f"positions is {described(positions)}, by which no position of the corrupt prompt is "
@@ -53,13 +69,14 @@ def patch_job(
     each; zero takes all."""
     clean, corrupt = (at_prompt(partial(prompt_to_proto, each), None) for each in prompts)
     size = max(1, limit - PATCHED) if limit else len(cells)
+    batches = [cells[first : first + size] for first in range(0, len(cells), size)]
     parts = [
         Part(
-            partial(PatchCall, model, clean, corrupt, cells[first : first + size], answers),
+            partial(PatchCall, model, clean, corrupt, batch, answers, uuid.uuid4().hex),
             None,
-            len(cells[first : first + size]),
+            len(batch),
         )
-        for first in range(0, len(cells), size)
+        for batch in batches
     ]
     return Job("patch", parts, 1, lambda calls: calls)
 

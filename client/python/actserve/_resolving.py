@@ -2,6 +2,10 @@
 
 The ids of tokens that are given as text, the layers that a pattern of sites such as `resid_post.*`
 stands for, and how many all heads are.
+
+What is asked for comes by the names of a method's arguments. `tokens` are tokens, `sampling` has
+some by the names of its parameters, and a `prompt` is left as it is; everywhere else only fields of
+our own values are looked into, so that no name that a caller chose is taken for one of these.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +18,7 @@ from actserve.results import Tokenized
 from actserve.sites import SitePattern
 from actserve.tokens import TOKEN
 
-_TOKENS = ("allowed_token_ids", "stop_token_ids")
+_SAMPLED = ("allowed_token_ids", "stop_token_ids")
 """Sampling parameters that are tokens."""
 _BIASES = "logit_bias"
 """The one that has tokens as keys."""
@@ -32,14 +36,38 @@ class Known:
     """The ids of the texts that were given."""
 
 
-def texts_of_tokens(value: Any) -> set[str]:
-    """The texts of tokens that a value holds, however deep."""
-    return {each for each in _open(value) if isinstance(each, str)}
+def texts_of_tokens(asked: Mapping[str, Any]) -> set[str]:
+    """The texts of tokens in what is asked for, however deep."""
+    return {each for each in _all_open(asked) if isinstance(each, str)}
 
 
-def needs_model(value: Any) -> bool:
-    """Whether a value holds a pattern of sites, or all heads, however deep."""
-    return any(not isinstance(each, str) for each in _open(value))
+def needs_model(asked: Mapping[str, Any]) -> bool:
+    """Whether what is asked for has a pattern of sites, or all heads, however deep."""
+    return any(not isinstance(each, str) for each in _all_open(asked))
+
+
+def resolved(asked: Mapping[str, Any], known: Known) -> dict[str, Any]:
+    """The same with all of that in its place. Raises `InvalidRequest`."""
+    plain: dict[str, Any] = {}
+    for name, value in asked.items():
+        match name:
+            case "prompt":
+                plain[name] = value
+            case "sampling":
+                plain[name] = _sampling(value, known)
+            case _:
+                plain[name] = _plain(value, known, tokens=name == "tokens")
+    return plain
+
+
+def _all_open(asked: Mapping[str, Any]) -> Iterator[Any]:
+    for name, value in asked.items():
+        if name == "sampling":
+            for key in _SAMPLED:
+                yield from _open(value.get(key), tokens=True)
+            yield from _open([*(value.get(_BIASES) or ())], tokens=True)
+        elif name != "prompt":
+            yield from _open(value, tokens=name == "tokens")
 
 
 def _open(value: Any, *, tokens: bool = False) -> Iterator[Any]:
@@ -47,33 +75,34 @@ def _open(value: Any, *, tokens: bool = False) -> Iterator[Any]:
     if isinstance(value, SitePattern) or (isinstance(value, str) and tokens):
         yield value
     elif isinstance(value, Mapping):
-        for key, each in value.items():
-            if key == _BIASES:
-                yield from _open([*(each or ())], tokens=True)
-            else:
-                yield from _open(each, tokens=tokens or key in _TOKENS)
+        for each in value.values():
+            yield from _open(each, tokens=tokens)
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _open(each, tokens=tokens)
-    elif is_dataclass(value):
+    elif is_dataclass(value) and not isinstance(value, type):
         if isinstance(value, Attention) and value.heads == ALL_HEADS:
             yield value
         for each in fields(value):
             yield from _open(getattr(value, each.name), tokens=TOKEN in each.metadata)
 
 
-def resolved(value: Any, known: Known, *, tokens: bool = False) -> Any:
-    """The value with all of that in its place; itself where there is nothing of it. Raises
-    `InvalidRequest`."""
+def _sampling(sampling: Mapping[str, Any], known: Known) -> dict[str, Any]:
+    plain = {
+        key: _plain(each, known, tokens=True) if key in _SAMPLED else each
+        for key, each in sampling.items()
+    }
+    if biases := plain.get(_BIASES):
+        plain[_BIASES] = {_plain(token, known, tokens=True): bias for token, bias in biases.items()}
+    return plain
+
+
+def _plain(value: Any, known: Known, *, tokens: bool = False) -> Any:
+    """The value with all in its place; itself where there is nothing to resolve."""
     if isinstance(value, str) and tokens:
         return known.token_ids[value]
     if isinstance(value, Mapping):
-        values = {
-            key: {resolved(token, known, tokens=True): bias for token, bias in each.items()}
-            if key == _BIASES and each
-            else resolved(each, known, tokens=tokens or key in _TOKENS)
-            for key, each in value.items()
-        }
+        values = {key: _plain(each, known, tokens=tokens) for key, each in value.items()}
         return value if _same(values.values(), value.values()) else values
     if isinstance(value, list | tuple):
         plain = [
@@ -82,7 +111,7 @@ def resolved(value: Any, known: Known, *, tokens: bool = False) -> Any:
             for each in (
                 one.sites(known.layer_count)
                 if isinstance(one, SitePattern)
-                else [resolved(one, known, tokens=tokens)]
+                else [_plain(one, known, tokens=tokens)]
             )
         ]
         return value if _same(plain, value) else type(value)(plain)
@@ -92,7 +121,7 @@ def resolved(value: Any, known: Known, *, tokens: bool = False) -> Any:
         each.name: plain
         for each in fields(value)
         for given in [getattr(value, each.name)]
-        for plain in [resolved(given, known, tokens=TOKEN in each.metadata)]
+        for plain in [_plain(given, known, tokens=TOKEN in each.metadata)]
         if plain is not given
     }
     if isinstance(value, Attention) and value.heads == ALL_HEADS:

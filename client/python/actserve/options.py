@@ -12,7 +12,7 @@ from actserve.predictions import Predict
 from actserve.projections import Projection
 from actserve.readouts import Readout, Reduction
 from actserve.sampling import Sampling
-from actserve.steering import Steer
+from actserve.steering_vectors import Steer
 from actserve.tensors import ElementType
 
 SteerOfEach: TypeAlias = Sequence[Sequence[Steer] | None]

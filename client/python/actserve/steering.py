@@ -8,7 +8,7 @@ or what the server has or makes: kept rows, or an edited explanation (see `sourc
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -26,13 +26,13 @@ from actserve.sources import (
     matrix_to_proto,
     vector_to_proto,
 )
-from actserve.steering_vectors import SteeringVector
+from actserve.steering_vectors import Steer, SteeringVector
 from actserve.tensors import as_direction, as_vector, check_independent
 from actserve.v1 import intervention_pb2 as pb
 
 
 @dataclass(frozen=True, eq=False)
-class Intervention(ABC):
+class Intervention(Steer, ABC):
     """A change made to the rows of some sites; its kinds are the classes below.
 
     - `sites`: one site, or several of one width that are changed alike.
@@ -288,11 +288,6 @@ class Mean(Intervention):
 
     def _operation(self) -> Mapping[str, Any]:
         return {"mean": pb.MeanOperation(mean=vector_to_proto(self.mean))}
-
-
-Steer: TypeAlias = Intervention | SteeringVector
-"""What steers: an intervention, or a steering vector, which is added at its site as its `add()`
-is."""
 
 
 def steer_to_proto(steer: Steer | Iterable[Steer] | None) -> list[pb.Intervention]:

@@ -27,8 +27,15 @@ if TYPE_CHECKING:
 _KIND = "steering vector"
 
 
+class Steer:
+    """What steers: an `Intervention`, or a `SteeringVector`, which is added at its site as its
+    `add()` is."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class SteeringVector(Shown):
+class SteeringVector(Steer, Shown):
     """A vector of a site: what `steer=` adds, and what stands wherever an array may.
 
     - `site`: where its rows come from. Vectors of two sites cannot be added.

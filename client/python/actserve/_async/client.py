@@ -1,11 +1,10 @@
 """The client that callers make: all parts together."""
 
 from actserve._async.explaining import AsyncExplainer
-from actserve._async.stored import AsyncStored
 from actserve._async.studies import AsyncStudies
 
 
-class AsyncClient(AsyncStudies, AsyncExplainer, AsyncStored):
+class AsyncClient(AsyncStudies, AsyncExplainer):
     """A client of one server. `Client` blocks, and is safe to share between threads; `AsyncClient`
     is for asyncio, belongs to the event loop that first uses it, and is otherwise the same: write
     `await` before what returns a value, and `async for` over what yields. Cancelling a task cancels

@@ -34,7 +34,7 @@ from actserve.readouts import Readout, Reduction
 from actserve.results import Activations, Generation, Tokenized
 from actserve.sampling import Sampling
 from actserve.sites import SiteLike, parse_sites
-from actserve.steering import Steer
+from actserve.steering_vectors import Steer
 from actserve.tensors import ElementType
 
 
@@ -173,6 +173,8 @@ class AsyncRuns(AsyncBase):
 
         Prompts are read from `prompts`, which may be a generator, as results are taken: only those
         of a few calls are in memory at a time. A call that breaks off is made again.
+
+        Prompts are read some calls ahead of the results, so a generator must not wait for one.
 
         - `keys`: a name for each prompt, which `activations.key` tells; else its number as text.
         - `after`: the key after which to go on, such as that of the last result before a program
@@ -343,7 +345,7 @@ class AsyncRuns(AsyncBase):
             reduce=reduce,
             keep=keep,
             element_type=element_type,
-            sampling=sampling,
+            sampling=given(**sampling),
         )
         asked = await self._resolved(asked, timeout)
         jobs = self._connection.generate_jobs
@@ -415,7 +417,7 @@ class AsyncRuns(AsyncBase):
             keep=keep,
             element_type=element_type,
             collect=collect,
-            sampling=sampling,
+            sampling=given(**sampling),
         )
         return self._stream(self._connection.generate_jobs.streamed, asked, timeout)
 

@@ -55,8 +55,8 @@ class AsyncStored(AsyncBase):
 
             paris, rome = client.token_rows("unembedding", [" Paris", " Rome"])
         """
-        asked = await self._resolved({"stop_token_ids": several(token_ids)}, timeout)
-        job = self._connection.weight_jobs.token_rows(matrix, asked["stop_token_ids"])
+        asked = await self._resolved({"tokens": several(token_ids)}, timeout)
+        job = self._connection.weight_jobs.token_rows(matrix, asked["tokens"])
         return await self._transport.run(job, timeout)
 
     async def head_matrices(

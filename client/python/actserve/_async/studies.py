@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, SupportsIndex, overload
 
 from typing_extensions import Unpack
 
 from actserve._async.runs import AsyncRuns
+from actserve._async.stored import AsyncStored
 from actserve._checks import given, several
 from actserve._patch_jobs import patch_grid, patch_job, patched_positions
 from actserve._prompt_lists import OnError
@@ -23,20 +25,20 @@ from actserve._study_results import (
     single_prompt,
 )
 from actserve.attention import Attention, Heads
-from actserve.errors import ActserveError
+from actserve.errors import ActserveError, NotFound
 from actserve.positions import Positions
 from actserve.predictions import Predict
 from actserve.prompts import P, Prompt, Prompts
 from actserve.sampling import Sampling
-from actserve.sites import SiteLike, parse_sites
-from actserve.steering import Steer
+from actserve.sites import SiteLike, parse_sites, plain_sites
+from actserve.steering_vectors import Steer
 from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, TextScore
 from actserve.tokens import TokenLike, checked_tokens
 
 _COMPARED_TOKENS = 40
 
 
-class AsyncStudies(AsyncRuns):
+class AsyncStudies(AsyncRuns, AsyncStored):
     """What a prompt would say at each depth, what attends to what, what matters where."""
 
     async def logit_lens(
@@ -125,20 +127,26 @@ class AsyncStudies(AsyncRuns):
             )
             grid.restored  # [sites, positions], 1 where the clean answer is back
         """
-        asked = given(sites=parse_sites(sites), stop_token_ids=checked_answers(answers))
+        asked = given(
+            sites=parse_sites(sites), tokens=checked_answers(answers), positions=positions
+        )
         plain = await self._resolved(asked, timeout)
         before, after = await self.tokenize([clean, corrupt], timeout=timeout)
-        where = patched_positions(positions, before, after)
+        where = patched_positions(plain["positions"], before, after)
+        places = plain_sites(plain["sites"])  # Each once, whatever patterns have named.
         limit = (await self._served(timeout)).limits.max_items
         job = patch_job(
             self._connection.generate_jobs.model,
             (clean, corrupt),
-            [(site, position) for site in plain["sites"] for position in where],
-            plain["stop_token_ids"],
+            [(site, position) for site in places for position in where],
+            plain["tokens"],
             limit,
         )
         calls = await self._transport.run(job, timeout, progress)
-        return patch_grid(calls, plain["sites"], where, several(answers))
+        for name in (name for call in calls for name in call.kept):
+            with suppress(NotFound):  # It has expired meanwhile.
+                await self.delete_kept(name, timeout=timeout)
+        return patch_grid(calls, places, where, several(answers))
 
     @overload
     async def score(

@@ -1,8 +1,9 @@
 """The transport: how messages move between the asyncio client and its server."""
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import cached_property
 from typing import Any, TypeVar
@@ -30,9 +31,11 @@ class AsyncTransport:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._flight = Flight()
+        self._closed = False
 
     async def close(self) -> None:
         """Cancels what still runs and closes the connection."""
+        self._closed = True
         # By hand: a stream that gRPC 1.60 cancels as it closes seems to have ended well.
         self._flight.cancel()
         await self._channel.close()
@@ -64,9 +67,13 @@ class AsyncTransport:
         """The results of calls in their order, of which some run at once. Calls are made as
         results are taken, so that what waits for a slow one is bounded. The first that fails stops
         the others."""
-        source = iter(parts)
+        source, listed = iter(parts), isinstance(parts, Sequence)
         slots = asyncio.Semaphore(in_flight)
         waiting: deque[asyncio.Task[T]] = deque()
+
+        async def following() -> Part[T] | None:
+            # What a caller's generator waits for must not hold the event loop.
+            return next(source, None) if listed else await asyncio.to_thread(next, source, None)
 
         async def collect(part: Part[T]) -> T:
             async with slots:
@@ -76,7 +83,11 @@ class AsyncTransport:
 
         try:
             while True:
-                while len(waiting) < _AHEAD * in_flight and (part := next(source, None)):
+                while (
+                    len(waiting) < _AHEAD * in_flight
+                    and not (waiting and waiting[0].done())  # What is ready goes out first.
+                    and (part := await following())
+                ):
                     waiting.append(asyncio.create_task(collect(part)))
                 if not waiting:
                     return
@@ -143,6 +154,8 @@ class AsyncTransport:
     async def _responses(
         self, method: str, request: Any, timeout: float | None
     ) -> AsyncGenerator[Any, None]:
+        if self._closed:
+            raise Cancelled("the client is closed; make another one")
         if (size := request.ByteSize()) > LARGE:
             check_size(size, only_model(await self.models(timeout), self.connection.model))
         rpc = self._stubs[method](
@@ -169,15 +182,20 @@ class AsyncTransport:
             rpc.cancel()  # Frees what the server holds when the caller stops early.
 
     async def models(self, timeout: float | None) -> list[pb.Model]:
-        """The served models, as they were when first asked for: what a request is checked against
+        """The served models, as they were a minute ago at most: what a request is checked against
         before it is sent. The server checks it too."""
-        if self._models is None:
+        if self._models is None or time.monotonic() - self._told > _FRESH_S:
             pages = await self.pages("ListModels", pb.ListModelsRequest(), timeout)
             self._models = [model for page in pages for model in page.models]
+            self._told = time.monotonic()
         return self._models
 
     _models: list[pb.Model] | None = None
+    _told: float = 0.0
 
+
+_FRESH_S = 60.0
+"""For as long as this a description of the models holds: a server may be started anew."""
 
 _AHEAD = 4
 """Calls begun and not yet taken, for each that may run at once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from typing_extensions import Self
@@ -16,8 +16,6 @@ from actserve._sync.transport import Transport
 from actserve.errors import NotFound
 from actserve.models import Model, model_from_proto, only_model, query_heads
 from actserve.v1 import explanation_service_pb2, model_service_pb2
-
-T = TypeVar("T")
 
 
 class Base:
@@ -46,6 +44,7 @@ class Base:
             concurrency=concurrency,
         )
         self._transport = Transport(self._connection)
+        self._known: model_service_pb2.Model | None = None
         self._token_ids: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -94,19 +93,20 @@ class Base:
             )
         return found
 
-    def _resolved(self, asked: T, timeout: float | None) -> T:
+    def _resolved(self, asked: dict[str, Any], timeout: float | None) -> dict[str, Any]:
         """What is asked for, with all in its place that only the model knows."""
         texts = texts_of_tokens(asked)
         if not texts and not needs_model(asked):
             return asked
+        served = self._served(timeout)
+        if served != self._known:  # The server may have been started anew with another model.
+            self._known, self._token_ids = served, {}
         for text in sorted(texts - self._token_ids.keys()):
             jobs: GenerateJobs = self._connection.generate_jobs
             tokenized = self._transport.run(jobs.tokenize(text), timeout)
             self._token_ids[text] = single_token(text, tokenized)
-        if not needs_model(asked):
-            return resolved(asked, Known(token_ids=self._token_ids))
-        served = self._served(timeout)
-        return resolved(asked, Known(served.layer_count, query_heads(served), self._token_ids))
+        known = Known(served.layer_count, query_heads(served), self._token_ids)
+        return resolved(asked, known)
 
     def _stream(self, make: Any, asked: dict[str, Any], timeout: float | None) -> Stream[Any, Any]:
         """The stream of a call that is made of what is asked for: now, so that a mistake is told

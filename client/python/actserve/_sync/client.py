@@ -1,11 +1,10 @@
 """The client that callers make: all parts together."""
 
 from actserve._sync.explaining import Explainer
-from actserve._sync.stored import Stored
 from actserve._sync.studies import Studies
 
 
-class Client(Studies, Explainer, Stored):
+class Client(Studies, Explainer):
     """A client of one server. `Client` blocks, and is safe to share between threads; `AsyncClient`
     is for asyncio, belongs to the event loop that first uses it, and is otherwise the same: write
     `await` before what returns a value, and `async for` over what yields. Cancelling a task cancels

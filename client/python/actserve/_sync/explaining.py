@@ -24,7 +24,7 @@ from actserve.options import ExplainTextOptions, PositionsOfEach, SteerOfEach
 from actserve.positions import Positions
 from actserve.prompts import P, Prompt, Prompts
 from actserve.sites import SiteLike
-from actserve.steering import Steer
+from actserve.steering_vectors import Steer
 from actserve.tensors import Float32Array
 from actserve.v1 import explanation_service_pb2 as pb
 

@@ -55,8 +55,8 @@ class Stored(Base):
 
             paris, rome = client.token_rows("unembedding", [" Paris", " Rome"])
         """
-        asked = self._resolved({"stop_token_ids": several(token_ids)}, timeout)
-        job = self._connection.weight_jobs.token_rows(matrix, asked["stop_token_ids"])
+        asked = self._resolved({"tokens": several(token_ids)}, timeout)
+        job = self._connection.weight_jobs.token_rows(matrix, asked["tokens"])
         return self._transport.run(job, timeout)
 
     def head_matrices(

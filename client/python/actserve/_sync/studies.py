@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, SupportsIndex, overload
 
 from typing_extensions import Unpack
@@ -22,21 +23,22 @@ from actserve._study_results import (
     single_prompt,
 )
 from actserve._sync.runs import Runs
+from actserve._sync.stored import Stored
 from actserve.attention import Attention, Heads
-from actserve.errors import ActserveError
+from actserve.errors import ActserveError, NotFound
 from actserve.positions import Positions
 from actserve.predictions import Predict
 from actserve.prompts import P, Prompt, Prompts
 from actserve.sampling import Sampling
-from actserve.sites import SiteLike, parse_sites
-from actserve.steering import Steer
+from actserve.sites import SiteLike, parse_sites, plain_sites
+from actserve.steering_vectors import Steer
 from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, TextScore
 from actserve.tokens import TokenLike, checked_tokens
 
 _COMPARED_TOKENS = 40
 
 
-class Studies(Runs):
+class Studies(Runs, Stored):
     """What a prompt would say at each depth, what attends to what, what matters where."""
 
     def logit_lens(
@@ -123,20 +125,26 @@ class Studies(Runs):
             )
             grid.restored  # [sites, positions], 1 where the clean answer is back
         """
-        asked = given(sites=parse_sites(sites), stop_token_ids=checked_answers(answers))
+        asked = given(
+            sites=parse_sites(sites), tokens=checked_answers(answers), positions=positions
+        )
         plain = self._resolved(asked, timeout)
         before, after = self.tokenize([clean, corrupt], timeout=timeout)
-        where = patched_positions(positions, before, after)
+        where = patched_positions(plain["positions"], before, after)
+        places = plain_sites(plain["sites"])  # Each once, whatever patterns have named.
         limit = (self._served(timeout)).limits.max_items
         job = patch_job(
             self._connection.generate_jobs.model,
             (clean, corrupt),
-            [(site, position) for site in plain["sites"] for position in where],
-            plain["stop_token_ids"],
+            [(site, position) for site in places for position in where],
+            plain["tokens"],
             limit,
         )
         calls = self._transport.run(job, timeout, progress)
-        return patch_grid(calls, plain["sites"], where, several(answers))
+        for name in (name for call in calls for name in call.kept):
+            with suppress(NotFound):  # It has expired meanwhile.
+                self.delete_kept(name, timeout=timeout)
+        return patch_grid(calls, places, where, several(answers))
 
     @overload
     def score(

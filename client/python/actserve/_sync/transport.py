@@ -1,5 +1,6 @@
 """The transport: how messages move between the blocking client and its server."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -31,9 +32,12 @@ class Transport:
         self._channel: grpc.Channel = connection.open(grpc)
         self._stubs = stubs(self._channel)
         self._models: list[pb.Model] | None = None
+        self._told = 0.0
+        self._closed = False
 
     def close(self) -> None:
         """Cancels what still runs and closes the connection."""
+        self._closed = True
         self._channel.close()
 
     def run(self, job: Job[Any], timeout: float | None, progress: bool | None = False) -> Any:
@@ -67,7 +71,11 @@ class Transport:
         pool = ThreadPoolExecutor(in_flight, "actserve")
         try:
             while True:
-                while len(waiting) < _AHEAD * in_flight and (part := next(source, None)):
+                while (
+                    len(waiting) < _AHEAD * in_flight
+                    and not (waiting and waiting[0].done())  # What is ready goes out first.
+                    and (part := next(source, None))
+                ):
                     waiting.append(pool.submit(collect, part))
                 if not waiting:
                     return
@@ -134,6 +142,8 @@ class Transport:
     def _responses(
         self, method: str, request: Any, timeout: float | None, flight: Flight | None = None
     ) -> Generator[Any, None, None]:
+        if self._closed:
+            raise Cancelled("the client is closed; make another one")
         if (size := request.ByteSize()) > LARGE:
             check_size(size, only_model(self.models(timeout), self.connection.model))
         stub = self._stubs[method]
@@ -158,13 +168,17 @@ class Transport:
             flight.remove(rpc)
 
     def models(self, timeout: float | None) -> list[pb.Model]:
-        """The served models, as they were when first asked for: what a request is checked against
+        """The served models, as they were a minute ago at most: what a request is checked against
         before it is sent. The server checks it too."""
-        if self._models is None:
+        if self._models is None or time.monotonic() - self._told > _FRESH_S:
             pages = self.pages("ListModels", pb.ListModelsRequest(), timeout)
             self._models = [model for page in pages for model in page.models]
+            self._told = time.monotonic()
         return self._models
 
+
+_FRESH_S = 60.0
+"""For as long as this a description of the models holds: a server may be started anew."""
 
 _AHEAD = 4
 """Calls begun and not yet taken, for each that may run at once."""
