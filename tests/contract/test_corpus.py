@@ -69,6 +69,7 @@ class Wire:
         self.port = port
         self.left = deque(cuts)
         self._sent = 0
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> str:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -76,8 +77,12 @@ class Wire:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._serving.add(task)
         behind = await asyncio.open_connection("127.0.0.1", self.port)
         asking = asyncio.create_task(self._ask(reader, behind[1]))
         while data := await behind[0].read(1 << 12):
@@ -89,13 +94,14 @@ class Wire:
             await writer.drain()
         for each in (writer, behind[1]):
             each.transport.abort()
-        asking.cancel()
+        await asking
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(1 << 12):
                 writer.write(data)
                 await writer.drain()
+        writer.transport.abort()  # The caller has gone.
 
 
 @pytest.mark.parametrize("resumes", [False, True])
@@ -105,22 +111,22 @@ async def test_a_connection_that_is_cut_loses_and_repeats_nothing(
     """Three times: by itself, or by a program that goes on after the last key it has seen."""
     if resumes:
         monkeypatch.setattr("actserve._async.transport.backoff", lambda attempt, told: None)
-    count = 600
-    prompts = [f"prompt {index}" for index in range(count)]
+    # Long enough that a cut falls into the middle of an answer.
+    prompts = [f"{index} {'x' * 200}" for index in range(96)]
     found: list[str] = []
     async with serving() as served:
-        wire = Wire(served.app.port, cuts=(50_000, 100_000, 200_000))
+        wire = Wire(served.app.port, cuts=(300_000, 600_000, 900_000))
         async with wire as target, actserve.AsyncClient(target) as client:
             failures = 0
-            while len(found) < count:
+            while len(found) < len(prompts):
                 after = found[-1] if found else None
                 try:
                     async for acts in client.fetch_iter(prompts, SITE, after=after):
-                        assert "".join(acts.tokens[1:]) == f"prompt {acts.key}"
+                        assert "".join(acts.tokens[1:]) == prompts[int(acts.key)]
                         found.append(acts.key)
                 except actserve.Unavailable:
                     failures += 1
                     assert failures < 10
     assert not wire.left
     assert bool(failures) == resumes
-    assert found == [str(index) for index in range(count)]
+    assert found == [str(index) for index in range(len(prompts))]
