@@ -15,7 +15,7 @@ from actserve import __version__
 from actserve._show.tokens import harmless
 from actserve.cli import arguments as arg
 from actserve.cli.explain import explain
-from actserve.cli.output import plain_text, print_json, say, write
+from actserve.cli.output import plain_text, print_json, say, write, write_any_character
 from actserve.cli.studies import attention, compare, lens, patch, score
 from actserve.errors import ActserveError
 from actserve.events import Tokens
@@ -27,6 +27,10 @@ from actserve.sites import SPELLINGS, HookPoint
 
 class _Commands(TyperGroup):
     """Turns what can go wrong into one line and an exit code."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        write_any_character()
+        return super().main(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
         try:

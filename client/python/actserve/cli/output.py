@@ -1,6 +1,8 @@
 """Output: tables for people on standard output, JSON for programs, and words on standard error."""
 
+import codecs
 import dataclasses
+import io
 import json
 import math
 import re
@@ -19,6 +21,13 @@ from actserve.results import Activations
 
 _COMMANDS = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What JSON may hold as it is and a terminal or an encoder may not; those below are escaped."""
+
+
+def write_any_character() -> None:
+    """Lets standard output and error take characters that their encoding has not, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def plain_text(text: str, style: str = "") -> Text:
@@ -47,7 +56,9 @@ def printed(found: Any, as_json: bool) -> None:
 
 def print_json(found: Any) -> None:
     """Prints JSON."""
-    told = json.dumps(plain(found), indent=2, ensure_ascii=False, allow_nan=False)
+    # JSON has escapes of its own for what an encoding has not.
+    unicode = codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
+    told = json.dumps(plain(found), indent=2, ensure_ascii=not unicode, allow_nan=False)
     print(_COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", told))
 
 
