@@ -12,6 +12,7 @@ import torch
 
 import actserve
 from actserve import Add, InvalidRequest, LabelMeans, SteeringVector
+from actserve._archives import write_archive
 from actserve.sites import Site
 from actserve.steering import steer_to_proto
 
@@ -241,6 +242,30 @@ def test_a_file_that_is_no_steering_vector_is_refused(tmp_path: Path, suffix: st
         SteeringVector.load(path)
     with pytest.raises(FileNotFoundError):
         SteeringVector.load(tmp_path / f"nothing{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("told", "values"),
+    [
+        ({}, [1.0]),
+        ({"site": 3}, [1.0]),
+        ({"site": ["z.0"]}, [1.0]),
+        ({"site": "x"}, [1.0]),
+        ({"site": "z.0", "provenance": 3}, [1.0]),
+        ({"site": "z.0"}, [[1.0]]),
+        ({"site": "z.0"}, ["a"]),
+        ({"site": "z.0"}, [float("nan")]),
+        ({"site": "z.0"}, None),
+    ],
+)
+def test_a_damaged_steering_vector_is_refused(
+    tmp_path: Path, told: dict[str, Any], values: Any
+) -> None:
+    path = tmp_path / "joy.npz"
+    arrays = {} if values is None else {"values": np.array(values)}
+    write_archive(path, "steering vector", arrays, told)
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        SteeringVector.load(path)
 
 
 def test_a_path_that_names_no_format_is_refused(tmp_path: Path) -> None:

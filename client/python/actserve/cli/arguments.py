@@ -94,8 +94,14 @@ def _steer(text: str) -> Add:
     try:
         # Pickles run code; a vector needs none.
         vector = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    # Of a damaged file numpy raises almost anything.
+    except Exception as error:
         raise typer.BadParameter(f"{path} cannot be read as a .npy file: {error}") from None
+    if not isinstance(vector, np.ndarray):
+        raise typer.BadParameter(
+            f"{path} is an archive of arrays; give a .npy file of one, or the file of a "
+            "SteeringVector without its site"
+        )
     return Add(site, vector, coefficient)
 
 
