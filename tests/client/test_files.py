@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import actserve
-from actserve import Activations, InterventionReport, Projection, TokenSource
+from actserve import Activations, InterventionReport, Projection, TokenSource, Usage
 from actserve.files import SUFFIXES
 from actserve.projections import SparseRows
 from actserve.sites import Site
@@ -47,6 +47,8 @@ def assert_same(loaded: Activations, written: Activations) -> None:
     assert loaded.tokens == written.tokens
     assert loaded.sources == written.sources
     assert loaded.interventions == written.interventions
+    assert (loaded.key, loaded.request_id) == (written.key, written.request_id)
+    assert loaded.usage == written.usage
     assert dict(loaded.head_counts) == dict(written.head_counts)
     assert loaded.positions.dtype == np.int64
     np.testing.assert_array_equal(loaded.positions, written.positions)
@@ -71,6 +73,10 @@ CASES: dict[str, list[Activations]] = {
     "no sequence": [],
     "tokens that are hard to write": [
         made(0, 1, 2, tokens=("\0", "é\ufffd\n\0\0", '"],{'), head_counts={Site.parse("z.0"): 3})
+    ],
+    "keys, requests and usage": [
+        made(0, key="first", request_id="r", usage=Usage(3, 2, 48)),
+        made(1, key="é"),
     ],
     "all that is told of tokens and interventions": [
         made(
@@ -244,6 +250,19 @@ def rewritten(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     np.savez(path, **{**table, "metadata": np.frombuffer(told, np.uint8)})
 
 
+def test_a_file_of_an_older_client_has_no_key_request_or_usage(tmp_path: Path) -> None:
+    path = tmp_path / "acts.npz"
+    actserve.save(path, made(0, key="k", request_id="r", usage=Usage(1, 1, 1)))
+
+    def as_once(table: dict[str, Any]) -> None:
+        for name in ("key", "request_id", "usage"):
+            table["told"]["sequences"][0].pop(name)
+
+    rewritten(path, as_once)
+    (loaded,) = actserve.load(path)
+    assert (loaded.key, loaded.request_id, loaded.usage) == ("", "", Usage(3, 0, 0))
+
+
 DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a newer format": (
         lambda table: table["told"].update(format=2),
@@ -329,6 +348,14 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "sequences that are texts": (
         lambda table: table["told"].update(sequences=["a", "b"]),
+        "is damaged",
+    ),
+    "a key that is no text": (
+        lambda table: table["told"]["sequences"][0].update(key=3),
+        "a key is 3",
+    ),
+    "a usage of two parts": (
+        lambda table: table["told"]["sequences"][0].update(usage=[1, 2]),
         "is damaged",
     ),
     "heads that are a list": (lambda table: table["told"].update(heads=[1]), "is damaged"),

@@ -4,7 +4,8 @@
 `prompt` (which one, from zero), `position`, `token_id`, `token`, and one float32 column of vectors
 for each site. In safetensors, which holds no text, `token` is a JSON list in the header. What the
 table has no place for is in `metadata`, as JSON: every token of each sequence, captured or not,
-where it comes from, what interventions did, the model, and the version of the client.
+where it comes from, what interventions did, its key, request id and usage, the model, and the
+version of the client.
 """
 
 import json
@@ -19,7 +20,7 @@ from actserve._archives import Arrays, describe, read_archive, unknown_suffix, w
 from actserve._checks import described
 from actserve._parquet import read_parquet, write_parquet
 from actserve.projections import SparseRows
-from actserve.results import Activations, InterventionReport, TokenSource
+from actserve.results import Activations, InterventionReport, TokenSource, Usage
 from actserve.sites import Site
 
 SUFFIXES = (".npz", ".safetensors", ".parquet")
@@ -41,7 +42,8 @@ def save(
     The suffix says how: `.npz`, which numpy reads, `.safetensors` or `.parquet`, which pandas
     reads; the last two need the extra `files`. The module `files` says what is in them. `model`
     is a note for whoever reads the file. Rows and sparse rows are written, with all that tells of
-    the tokens and interventions; predictions, attention, named readouts and `kept` are not.
+    the tokens and interventions, the key, the request id and the usage; predictions, attention,
+    named readouts and `kept` are not.
 
     Raises `ValueError` for another suffix, and where the sites differ.
 
@@ -127,6 +129,13 @@ def _description(many: Sequence[Activations]) -> dict[str, Any]:
         "heads": {site: count for one in many for site, count in one.head_counts.items()},
         "sequences": [
             {
+                "key": one.key,
+                "request_id": one.request_id,
+                "usage": [
+                    one.usage.prompt_tokens,
+                    one.usage.output_tokens,
+                    one.usage.activation_bytes,
+                ],
                 "token_ids": one.token_ids,
                 "tokens": one.tokens,
                 "sources": [[s.start, s.end, s.turn, s.role] for s in one.sources],
@@ -218,7 +227,15 @@ def _one(
         interventions=[_report(*each) for each in sequence["interventions"]],
         sparse={Site.parse(site): _sparse(rows, site) for site in sparse},
         head_counts=heads,
+        key=_of(sequence.get("key", ""), str, "a key"),
+        request_id=_of(sequence.get("request_id", ""), str, "a request id"),
+        usage=_usage(sequence.get("usage")),
     )
+
+
+def _usage(counts: Any) -> Usage | None:
+    """Usage, which older clients did not write."""
+    return None if counts is None else Usage(*(_of(each, int, "a usage") for each in counts))
 
 
 def _source(start: Any, end: Any, turn: Any, role: Any) -> TokenSource:
