@@ -48,6 +48,7 @@ def assert_same(loaded: Activations, written: Activations) -> None:
     assert loaded.sources == written.sources
     assert loaded.interventions == written.interventions
     assert (loaded.key, loaded.request_id) == (written.key, written.request_id)
+    assert loaded.reduction == written.reduction
     assert loaded.usage == written.usage
     assert dict(loaded.head_counts) == dict(written.head_counts)
     assert loaded.positions.dtype == np.int64
@@ -78,6 +79,7 @@ CASES: dict[str, list[Activations]] = {
         made(0, key="first", request_id="r", usage=Usage(3, 2, 48)),
         made(1, key="é"),
     ],
+    "a mean": [made(2, reduction="mean")],
     "all that is told of tokens and interventions": [
         made(
             1,
@@ -255,7 +257,7 @@ def test_a_file_of_an_older_client_has_no_key_request_or_usage(tmp_path: Path) -
     actserve.save(path, made(0, key="k", request_id="r", usage=Usage(1, 1, 1)))
 
     def as_once(table: dict[str, Any]) -> None:
-        for name in ("key", "request_id", "usage"):
+        for name in ("key", "request_id", "reduction", "usage"):
             table["told"]["sequences"][0].pop(name)
 
     rewritten(path, as_once)
@@ -353,6 +355,10 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a key that is no text": (
         lambda table: table["told"]["sequences"][0].update(key=3),
         "a key is 3",
+    ),
+    "a reduction that does not exist": (
+        lambda table: table["told"]["sequences"][0].update(reduction="sum"),
+        "reduction 'sum' does not exist",
     ),
     "a usage of two parts": (
         lambda table: table["told"]["sequences"][0].update(usage=[1, 2]),

@@ -214,6 +214,27 @@ def test_a_captured_row_is_a_steering_vector(client: Any) -> None:
             acts.vector("resid_post.1", position)
 
 
+@pytest.mark.parametrize(
+    ("reduce", "provenance"),
+    [
+        ("mean", "mean over positions up to 2"),
+        ("max", "max over positions up to 2"),
+        ("last", "row of 'c' at position 2"),
+        (None, "row of 'c' at position 2"),
+    ],
+)
+def test_a_reduced_row_says_that_it_is_of_several_positions(
+    client: Any, reduce: Any, provenance: str
+) -> None:
+    acts = client.fetch("a b c", SITE, reduce=reduce)
+    assert acts.vector(SITE, -1).provenance == provenance
+    assert acts.vector(SITE, 2).provenance == provenance
+    if reduce:
+        assert acts.vector(SITE).provenance == provenance
+    named = client.fetch("a b c", readouts={"more": actserve.Read(SITE, reduce=reduce)})
+    assert named.readouts["more"].reduction == reduce
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_a_saved_steering_vector_is_the_same_when_loaded(tmp_path: Path, suffix: str) -> None:
     vector = SteeringVector("z.-1", [0.1, -3e38, 0], "mean of 'λ' less a\0b")

@@ -4,8 +4,8 @@
 `prompt` (which one, from zero), `position`, `token_id`, `token`, and one float32 column of vectors
 for each site. In safetensors, which holds no text, `token` is a JSON list in the header. What the
 table has no place for is in `metadata`, as JSON: every token of each sequence, captured or not,
-where it comes from, what interventions did, its key, request id and usage, the model, and the
-version of the client.
+where it comes from, what interventions did, its reduction, key, request id and usage, the model,
+and the version of the client.
 """
 
 import json
@@ -20,6 +20,7 @@ from actserve._archives import Arrays, describe, read_archive, unknown_suffix, w
 from actserve._checks import described
 from actserve._parquet import read_parquet, write_parquet
 from actserve.projections import SparseRows
+from actserve.readouts import reduction_to_proto
 from actserve.results import Activations, InterventionReport, TokenSource, Usage
 from actserve.sites import Site
 
@@ -42,8 +43,8 @@ def save(
     The suffix says how: `.npz`, which numpy reads, `.safetensors` or `.parquet`, which pandas
     reads; the last two need the extra `files`. The module `files` says what is in them. `model`
     is a note for whoever reads the file. Rows and sparse rows are written, with all that tells of
-    the tokens and interventions, the key, the request id and the usage; predictions, attention,
-    named readouts and `kept` are not.
+    the tokens and interventions, the reduction, the key, the request id and the usage; predictions,
+    attention, named readouts and `kept` are not.
 
     Raises `ValueError` for another suffix, and where the sites differ.
 
@@ -131,6 +132,7 @@ def _description(many: Sequence[Activations]) -> dict[str, Any]:
             {
                 "key": one.key,
                 "request_id": one.request_id,
+                "reduction": one.reduction,
                 "usage": [
                     one.usage.prompt_tokens,
                     one.usage.output_tokens,
@@ -227,10 +229,16 @@ def _one(
         interventions=[_report(*each) for each in sequence["interventions"]],
         sparse={Site.parse(site): _sparse(rows, site) for site in sparse},
         head_counts=heads,
+        reduction=_reduction(sequence.get("reduction")),
         key=_of(sequence.get("key", ""), str, "a key"),
         request_id=_of(sequence.get("request_id", ""), str, "a request id"),
         usage=_usage(sequence.get("usage")),
     )
+
+
+def _reduction(name: Any) -> str | None:
+    reduction_to_proto(name)
+    return name
 
 
 def _usage(counts: Any) -> Usage | None:
