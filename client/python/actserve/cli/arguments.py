@@ -92,8 +92,9 @@ def _steer(text: str) -> Add:
                 f"resid_post.15={path}"
             ) from None
     try:
-        # Pickles run code; a vector needs none.
-        vector = np.load(path, allow_pickle=False)
+        with Path(path).open("rb") as opened:
+            # Pickles run code; a vector needs none.
+            vector = np.load(opened, allow_pickle=False)
     # Of a damaged file numpy raises almost anything.
     except Exception as error:
         raise typer.BadParameter(f"{path} cannot be read as a .npy file: {error}") from None
