@@ -37,6 +37,26 @@ def vector(tmp_path: Path) -> Path:
     return path
 
 
+VECTORS: dict[str, tuple[str, bytes, str]] = {
+    "an empty array": ("resid_post.1=", b"", "joy.npy"),
+    "no array": ("resid_post.1=", b"not an array", "joy.npy"),
+    "an array cut short": ("resid_post.1=", b"\x93NUMPY\x01\x00\x76\x00{", "joy.npy"),
+    "an archive of arrays": ("resid_post.1=", b"PK\x05\x06" + bytes(18), "joy.npy"),
+    "an empty steering vector": ("", b"", "joy.npz"),
+    "no steering vector": ("", b"PK\x03\x04", "joy.npz"),
+    "no tensors": ("", b"\xff" * 9, "joy.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", VECTORS)
+def test_a_file_that_holds_no_vector_is_a_usage_error(run: Run, tmp_path: Path, case: str) -> None:
+    site, content, name = VECTORS[case]
+    (tmp_path / name).write_bytes(content)
+    result = run("generate", "x", "--steer", f"{site}{tmp_path / name}*2", env={"COLUMNS": "400"})
+    assert result.exit_code == 2, result.exception
+    assert str(tmp_path / name) in result.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(run: Run, command: str) -> None:
     result = run(command, "--help")

@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 import actserve
+from actserve.cli.app import app
 from actserve.v1 import generation_service_pb2 as pb
 
 from .conftest import Run
@@ -176,3 +178,65 @@ def test_every_command_prints_json_for_programs(run: Run, command: list[str]) ->
 
 def test_completion_is_offered(run: Run) -> None:
     assert "--show-completion" in run("--help").stdout
+
+
+UNREADABLE: dict[str, tuple[str, bytes, str]] = {
+    "text in Latin-1": ("p.txt", "é".encode("latin-1"), "is not text in UTF-8"),
+    "JSON in Latin-1": ("p.jsonl", '"é"'.encode("latin-1"), "is not text in UTF-8"),
+    "JSON that is too deep": ("p.jsonl", b'"a"\n' + b"[" * 100_000, "line 2 of"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_file_that_cannot_be_read_is_refused_with_the_reason(
+    run: Run, tmp_path: Path, case: str
+) -> None:
+    name, content, message = UNREADABLE[case]
+    (tmp_path / name).write_bytes(content)
+    result = run("score", "-f", str(tmp_path / name), env={"COLUMNS": "400"})
+    assert result.exit_code == 2, result.exception
+    assert message in result.stderr
+
+
+def test_standard_input_that_is_no_text_is_refused(run: Run) -> None:
+    result = run("score", "-f", "-", input="é".encode("latin-1"))
+    assert result.exit_code == 2, result.exception
+    assert "- is not text in UTF-8" in result.stderr
+
+
+@pytest.mark.parametrize(("name", "text"), [("p.txt", "one two"), ("p.jsonl", '"one two"')])
+def test_a_byte_order_mark_is_no_part_of_a_prompt(
+    run: Run, tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text, "utf-8-sig")
+    (found,) = told(run("score", "-f", str(tmp_path / name), "--json"))
+    assert found["tokens"] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("score",),
+        ("tokenize",),
+        ("fetch", "-s", "embedding"),
+        ("lens", *BIG),
+        ("explain",),
+        ("generate",),
+    ],
+    ids=lambda command: command[0],
+)
+def test_an_encoding_without_a_character_gets_its_escape(
+    target: str, command: tuple[str, ...]
+) -> None:
+    ascii_only = CliRunner(charset="ascii", env={"ACTSERVE_SERVER": target})
+    printed = ascii_only.invoke(app, [*command, "é☃ two"])
+    assert printed.exit_code == 0, printed.exception
+    found = ascii_only.invoke(app, [*command, "é☃ two", "--json"])
+    assert found.exit_code == 0, found.exception
+    assert json.loads(found.stdout)
+
+
+def test_json_in_ascii_has_every_character(target: str) -> None:
+    ascii_only = CliRunner(charset="ascii", env={"ACTSERVE_SERVER": target})
+    found = ascii_only.invoke(app, ["tokenize", "é☃ two", "--json"])
+    assert json.loads(found.stdout)["tokens"] == ["é☃", "two"]

@@ -1,8 +1,10 @@
 """Files of activations: they come back as they were, other programs read them, and no file that is
 not ours is taken for one."""
 
+import contextlib
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import actserve
-from actserve import Activations, InterventionReport, Projection, TokenSource
+from actserve import Activations, InterventionReport, Projection, TokenSource, Usage
 from actserve.files import SUFFIXES
+from actserve.projections import SparseRows
 from actserve.sites import Site
 
 from .conftest import Run
@@ -44,6 +47,9 @@ def assert_same(loaded: Activations, written: Activations) -> None:
     assert loaded.tokens == written.tokens
     assert loaded.sources == written.sources
     assert loaded.interventions == written.interventions
+    assert (loaded.key, loaded.request_id) == (written.key, written.request_id)
+    assert loaded.reduction == written.reduction
+    assert loaded.usage == written.usage
     assert dict(loaded.head_counts) == dict(written.head_counts)
     assert loaded.positions.dtype == np.int64
     np.testing.assert_array_equal(loaded.positions, written.positions)
@@ -69,6 +75,11 @@ CASES: dict[str, list[Activations]] = {
     "tokens that are hard to write": [
         made(0, 1, 2, tokens=("\0", "é\ufffd\n\0\0", '"],{'), head_counts={Site.parse("z.0"): 3})
     ],
+    "keys, requests and usage": [
+        made(0, key="first", request_id="r", usage=Usage(3, 2, 48)),
+        made(1, key="é"),
+    ],
+    "a mean": [made(2, reduction="mean")],
     "all that is told of tokens and interventions": [
         made(
             1,
@@ -241,6 +252,19 @@ def rewritten(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     np.savez(path, **{**table, "metadata": np.frombuffer(told, np.uint8)})
 
 
+def test_a_file_of_an_older_client_has_no_key_request_or_usage(tmp_path: Path) -> None:
+    path = tmp_path / "acts.npz"
+    actserve.save(path, made(0, key="k", request_id="r", usage=Usage(1, 1, 1)))
+
+    def as_once(table: dict[str, Any]) -> None:
+        for name in ("key", "request_id", "reduction", "usage"):
+            table["told"]["sequences"][0].pop(name)
+
+    rewritten(path, as_once)
+    (loaded,) = actserve.load(path)
+    assert (loaded.key, loaded.request_id, loaded.usage) == ("", "", Usage(3, 0, 0))
+
+
 DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a newer format": (
         lambda table: table["told"].update(format=2),
@@ -276,6 +300,73 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "2 token ids and 3 tokens",
     ),
     "no sequences": (lambda table: table["told"].pop("sequences"), "is damaged"),
+    "rows of another float": (
+        lambda table: table.update({"z.0": table["z.0"].astype(np.float64)}),
+        "column z.0 has 3 values of float64, not 3 of float32",
+    ),
+    "rows that are whole numbers": (
+        lambda table: table.update({"z.0": table["z.0"].astype(np.int64)}),
+        "column z.0 has 3 values of int64, not 3 of float32",
+    ),
+    "positions that are no whole numbers": (
+        lambda table: table.update(position=table["position"].astype(np.float32)),
+        "column position has 3 values of float32, not 3 of int64",
+    ),
+    "positions that are vectors": (
+        lambda table: table.update(position=table["position"][:, None]),
+        "column position is of vectors, not of numbers",
+    ),
+    "prompts without an axis": (
+        lambda table: table.update(prompt=np.int64(0)),
+        "is damaged",
+    ),
+    "tokens that are one text": (
+        lambda table: table["told"]["sequences"][0].update(tokens="abc", token_ids="abc"),
+        "a token id is 'a'",
+    ),
+    "a token that is no text": (
+        lambda table: table["told"]["sequences"][0]["tokens"].__setitem__(0, None),
+        "a token is None",
+    ),
+    "a token id that is no whole number": (
+        lambda table: table["told"]["sequences"][0]["token_ids"].__setitem__(0, 1.5),
+        r"a token id is 1\.5",
+    ),
+    "more sources than tokens": (
+        lambda table: table["told"]["sequences"][0].update(sources=[[0, 1, None, ""]] * 4),
+        "4 sources of 3 tokens",
+    ),
+    "a source of too few parts": (
+        lambda table: table["told"]["sequences"][0].update(sources=[[0, 1]]),
+        "is damaged",
+    ),
+    "a source of no number": (
+        lambda table: table["told"]["sequences"][0].update(sources=[["0", 1, None, ""]]),
+        "a source is '0'",
+    ),
+    "an intervention of no number": (
+        lambda table: table["told"]["sequences"][0].update(interventions=[[1, 1, 0, "x"]]),
+        "a relative change is 'x'",
+    ),
+    "sequences that are texts": (
+        lambda table: table["told"].update(sequences=["a", "b"]),
+        "is damaged",
+    ),
+    "a key that is no text": (
+        lambda table: table["told"]["sequences"][0].update(key=3),
+        "a key is 3",
+    ),
+    "a reduction that does not exist": (
+        lambda table: table["told"]["sequences"][0].update(reduction="sum"),
+        "reduction 'sum' does not exist",
+    ),
+    "a usage of two parts": (
+        lambda table: table["told"]["sequences"][0].update(usage=[1, 2]),
+        "is damaged",
+    ),
+    "heads that are a list": (lambda table: table["told"].update(heads=[1]), "is damaged"),
+    "a site that is a number": (lambda table: table["told"]["sites"].append(1), "a site is 1"),
+    "sites that are none": (lambda table: table["told"].update(sites=None), "not written"),
     "a site that is none": (lambda table: table["told"]["sites"].append("x"), "is not a site"),
 }
 
@@ -288,6 +379,141 @@ def test_a_damaged_file_is_refused(case: str, tmp_path: Path) -> None:
     rewritten(path, edit)
     with pytest.raises(ValueError, match=message):
         actserve.load(path)
+
+
+@every_format
+def test_sparse_rows_of_other_shapes_are_refused(suffix: str, tmp_path: Path) -> None:
+    sparse = SparseRows(np.zeros((1, 2), np.int64), np.ones((1, 3), np.float32))
+    acts = Activations(
+        {}, positions=np.arange(1), token_ids=[1], tokens=["a"], sparse={Site.parse("z.0"): sparse}
+    )
+    actserve.save(tmp_path / f"acts{suffix}", acts)
+    with pytest.raises(ValueError, match=r"indices \[1, 2\] and values \[1, 3\]"):
+        actserve.load(tmp_path / f"acts{suffix}")
+
+
+def saved(path: Path) -> bytes:
+    """What a file of activations holds."""
+    actserve.save(path, [made(0, 2), made(1)])
+    return path.read_bytes()
+
+
+def _members(path: Path, **members: bytes) -> None:
+    """An archive of members as they are, that are compressed."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+
+
+def _header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + (len(text) + 1).to_bytes(2, "little") + f"{text}\n".encode()
+
+
+def _nested(path: Path) -> None:
+    _npz(path, metadata=np.frombuffer(b"[" * 200_000, np.uint8))
+
+
+def _encrypted(path: Path) -> None:
+    content = bytearray(saved(path))
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := content.find(signature, at + 1)) >= 0:
+            content[at + flags] |= 1
+    path.write_bytes(content)
+
+
+def _of_method(path: Path) -> None:
+    content = bytearray(saved(path))
+    for signature, method in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        at = -1
+        while (at := content.find(signature, at + 1)) >= 0:
+            content[at + method] = 97
+    path.write_bytes(content)
+
+
+def _broken_deflate(path: Path) -> None:
+    _members(path, metadata=random_bytes(5000))
+    content = bytearray(path.read_bytes())
+    content[60:90] = b"\xff" * 30
+    path.write_bytes(content)
+
+
+def random_bytes(count: int) -> bytes:
+    return np.random.default_rng(1).integers(0, 9, count, np.uint8).tobytes()
+
+
+def _inflating(path: Path) -> None:
+    """A thousand bytes of zeros for each of the file."""
+    saved(path)
+    with np.load(path) as archive:
+        np.savez_compressed(path, **{**archive, "z.0": np.zeros((3, 2**20), np.float32)})
+
+
+def _constant_parquet(path: Path) -> None:
+    saved(path)
+    table = pq.read_table(path)
+    count = 2**23
+    more = {
+        name: pa.DictionaryArray.from_arrays(np.zeros(count, np.int8), [0]).cast(pa.int64())
+        for name in ("prompt", "position", "token_id")
+    }
+    pq.write_table(pa.table(more).replace_schema_metadata(table.schema.metadata), path)
+
+
+HOSTILE: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "metadata of lists in lists": (".npz", _nested),
+    "an archive with a password": (".npz", _encrypted),
+    "an unknown compression": (".npz", _of_method),
+    "compressed bytes that are broken": (".npz", _broken_deflate),
+    "an array that inflates": (".npz", _inflating),
+    "an array of an endless shape": (
+        ".npz",
+        lambda path: _members(
+            path,
+            metadata=_header(
+                "{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776,), }"
+            ),
+        ),
+    ),
+    "an array without a header": (".npz", lambda path: _members(path, metadata=b"")),
+    "a header that is no text": (".npz", lambda path: _members(path, metadata=_header("{'a'"))),
+    "half an archive": (".npz", lambda path: path.write_bytes(saved(path)[:600])),
+    "half of its tensors": (".safetensors", lambda path: path.write_bytes(saved(path)[:400])),
+    "half a table": (".parquet", lambda path: path.write_bytes(saved(path)[:400])),
+    "a table with a byte changed": (
+        ".parquet",
+        lambda path: path.write_bytes(saved(path)[:-9] + b"\xff" + path.read_bytes()[-8:]),
+    ),
+    "a table that repeats a value": (".parquet", _constant_parquet),
+    "zeros": (".parquet", lambda path: path.write_bytes(b"\0" * 4096)),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_refused_as_any_other(case: str, tmp_path: Path) -> None:
+    suffix, write = HOSTILE[case]
+    path = tmp_path / f"acts{suffix}"
+    write(path)
+    with pytest.raises(ValueError, match=f"{path} was not written as activations by actserve"):
+        actserve.load(path)
+
+
+def test_members_that_the_metadata_does_not_name_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "acts.npz"
+    saved(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("more.npy", b"no array")
+    assert len(actserve.load(path)) == 2
+
+
+@every_format
+def test_a_file_with_any_byte_changed_is_read_or_refused(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"acts{suffix}"
+    content = saved(path)
+    for at in range(0, len(content), 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
+        with contextlib.suppress(ValueError):
+            actserve.load(path)
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:

@@ -74,6 +74,24 @@ def same(x: np.ndarray) -> np.ndarray:
     return x
 
 
+class Link:
+    """As those of scikit-learn's losses, which have an `inverse`."""
+
+    def __init__(self, inverse: Formula) -> None:
+        self.inverse = inverse
+
+
+def generalized(inverse: Formula, attribute: str = "_base_loss") -> Case:
+    """As PoissonRegressor, GammaRegressor and TweedieRegressor are."""
+    link = Link(inverse)
+    told = {attribute: SimpleNamespace(link=link) if attribute == "_base_loss" else link}
+    return linear(None, 0.5, **told)
+
+
+class PoissonRegressor(SimpleNamespace):
+    """One that does not show its link."""
+
+
 CASES: dict[str, Case] = {
     "a classifier of two classes": linear(1),
     "a classifier of several classes": linear(4),
@@ -93,6 +111,10 @@ CASES: dict[str, Case] = {
     "steps that do nothing": pipeline((None, same), ("passthrough", same), linear(2)),
     "a pipeline that ends in a scaler": pipeline(scaler(), scaler()),
     "a pipeline in a pipeline": pipeline(pipeline(scaler(), scaler()), linear(2)),
+    "a generalized linear model of no link": generalized(same),
+    "a generalized linear model of no link, of an older version": generalized(
+        same, "_link_instance"
+    ),
     "a search": (lambda case: (SimpleNamespace(best_estimator_=case[0]), case[1]))(
         pipeline(scaler(), linear(2))
     ),
@@ -108,6 +130,7 @@ def test_a_model_gives_the_components_of_its_own_formula(name: str) -> None:
     assert projection.activation is None
 
 
+FUNCTION = r"predicts a function of coef_ x \+ intercept_"
 REFUSED: dict[str, tuple[Any, str]] = {
     "a model that is not fitted": (SimpleNamespace(C=1.0), "not linear, not fitted, or not known"),
     "a factorization that is not linear": (
@@ -127,6 +150,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a linear model before the end": (
         pipeline(linear(1), linear(1))[0],
         "the last step of a pipeline or none",
+    ),
+    "a log link": (generalized(np.exp)[0], FUNCTION),
+    "a log link of an older version": (generalized(np.exp, "_link_instance")[0], FUNCTION),
+    "a link that is not shown": (PoissonRegressor(coef_=np.ones(WIDTH)), FUNCTION),
+    "a pipeline that ends in a log link": (pipeline(scaler(), generalized(np.exp))[0], FUNCTION),
+    "a search of a log link": (
+        SimpleNamespace(best_estimator_=generalized(np.exp)[0]),
+        FUNCTION,
     ),
     "an empty pipeline": (SimpleNamespace(steps=[("a", "passthrough")]), "no step that does"),
     "an array": (np.ones(WIDTH), r"a model ndarray of shape \[9\] cannot"),

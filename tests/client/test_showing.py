@@ -186,7 +186,18 @@ def test_a_lens_of_no_likely_tokens_shows_the_tokens_asked_about() -> None:
 def test_attention_shows_some_heads_and_says_how_many_there_are() -> None:
     shown = texts(made.attention(layers=3, heads=9))
     assert "layer 5, head 0" in shown
-    assert "12 of 27 heads are shown" in shown
+    assert "12 of 27 heads are shown; name the layers and heads to see" in shown
+    assert "layers=[7], heads=[8]" in shown
+
+
+def test_a_terminal_says_how_many_heads_it_shows_and_how_to_name_others() -> None:
+    shown = " ".join(printed(made.attention(layers=3, heads=9)).split())
+    assert len(re.findall(r"layer 5, head \d", shown)) == 4
+    assert "4 of 27 heads are shown; name the layers and heads to see" in shown
+    assert "--layers 7 --heads 8" in shown
+    for other in ("12 of 27", "notebook", "plot("):
+        assert other not in shown
+    assert "are shown" not in printed(made.attention())
 
 
 def test_a_patch_shows_how_much_is_restored_and_where_the_prompts_differ() -> None:
@@ -228,6 +239,17 @@ def test_a_comparison_shows_both_texts_and_bars() -> None:
     assert " is France of capitalThe" in shown
     widths = [int(width) for width in re.findall(r"inline-block;width:(\d+)px;height:9px", html)]
     assert (min(widths), max(widths)) == (1, 110)
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 200])
+def test_a_comparison_keeps_each_number_in_its_line_however_narrow(width: int) -> None:
+    lines = printed(made.comparison(), width).splitlines()
+    rows = [("1.00", "0.00", "-6.91"), ("0.75", "0.25", "-1.10"), ("0.00", "1.00", "+6.91")]
+    for plain, steered, raised in rows:
+        pattern = rf" {plain} █* +{steered} █* +\{raised} "
+        assert sum(bool(re.search(pattern, line)) for line in lines) == 1
+    bars = max(len(each) for line in lines for each in re.findall("█*", line))
+    assert bars == {30: 0, 40: 0, 60: 7, 80: 17, 200: 20}[width]
 
 
 def test_a_generation_shows_prompt_and_output_apart() -> None:

@@ -12,6 +12,7 @@ import torch
 
 import actserve
 from actserve import Add, InvalidRequest, LabelMeans, SteeringVector
+from actserve._archives import write_archive
 from actserve.sites import Site
 from actserve.steering import steer_to_proto
 
@@ -213,6 +214,27 @@ def test_a_captured_row_is_a_steering_vector(client: Any) -> None:
             acts.vector("resid_post.1", position)
 
 
+@pytest.mark.parametrize(
+    ("reduce", "provenance"),
+    [
+        ("mean", "mean over positions up to 2"),
+        ("max", "max over positions up to 2"),
+        ("last", "row of 'c' at position 2"),
+        (None, "row of 'c' at position 2"),
+    ],
+)
+def test_a_reduced_row_says_that_it_is_of_several_positions(
+    client: Any, reduce: Any, provenance: str
+) -> None:
+    acts = client.fetch("a b c", SITE, reduce=reduce)
+    assert acts.vector(SITE, -1).provenance == provenance
+    assert acts.vector(SITE, 2).provenance == provenance
+    if reduce:
+        assert acts.vector(SITE).provenance == provenance
+    named = client.fetch("a b c", readouts={"more": actserve.Read(SITE, reduce=reduce)})
+    assert named.readouts["more"].reduction == reduce
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_a_saved_steering_vector_is_the_same_when_loaded(tmp_path: Path, suffix: str) -> None:
     vector = SteeringVector("z.-1", [0.1, -3e38, 0], "mean of 'λ' less a\0b")
@@ -241,6 +263,30 @@ def test_a_file_that_is_no_steering_vector_is_refused(tmp_path: Path, suffix: st
         SteeringVector.load(path)
     with pytest.raises(FileNotFoundError):
         SteeringVector.load(tmp_path / f"nothing{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("told", "values"),
+    [
+        ({}, [1.0]),
+        ({"site": 3}, [1.0]),
+        ({"site": ["z.0"]}, [1.0]),
+        ({"site": "x"}, [1.0]),
+        ({"site": "z.0", "provenance": 3}, [1.0]),
+        ({"site": "z.0"}, [[1.0]]),
+        ({"site": "z.0"}, ["a"]),
+        ({"site": "z.0"}, [float("nan")]),
+        ({"site": "z.0"}, None),
+    ],
+)
+def test_a_damaged_steering_vector_is_refused(
+    tmp_path: Path, told: dict[str, Any], values: Any
+) -> None:
+    path = tmp_path / "joy.npz"
+    arrays = {} if values is None else {"values": np.array(values)}
+    write_archive(path, "steering vector", arrays, told)
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        SteeringVector.load(path)
 
 
 def test_a_path_that_names_no_format_is_refused(tmp_path: Path) -> None:

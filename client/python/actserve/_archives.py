@@ -6,12 +6,14 @@ version of the client that wrote it, and the description.
 """
 
 import json
+import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,21 +51,43 @@ def write_archive(
             raise unknown_suffix(path, (".npz", ".safetensors"))
 
 
-def read_archive(path: str | PathLike[str], kind: str) -> tuple[Arrays, dict[str, Any]]:
-    """The arrays and the description that `write_archive` wrote. Raises `ValueError` for any other
-    file."""
+def read_archive(
+    path: str | PathLike[str], kind: str, names: Callable[[dict[str, Any]], Iterable[str]]
+) -> tuple[Arrays, dict[str, Any]]:
+    """The description that `write_archive` wrote, and of the arrays those that are there of the
+    names that it asks for. Raises `ValueError` for any other file."""
     path = Path(path)
     match path.suffix:
         case ".npz":
-            table = _read_npz(path, kind)
+            opened = _npz
         case ".safetensors":
-            table = _read_safetensors(path, kind)
+            opened = _safetensors
         case _:
             raise unknown_suffix(path, (".npz", ".safetensors"))
-    told = table.pop(METADATA, None)
-    if told is None or told.dtype != np.uint8:
-        raise not_ours(path, kind)
-    return table, described_in(path, kind, told.tobytes())
+    with reading(path, kind), opened(path) as (there, arrays):
+        told = arrays([METADATA])[METADATA] if METADATA in there else None
+        if told is None or told.dtype != np.uint8:
+            raise not_ours(path, kind)
+        description = described_in(path, kind, told.tobytes())
+        wanted = dict.fromkeys(names(description))
+        return arrays([name for name in wanted if name in there]), description
+
+
+class NotOurs(ValueError):
+    """A file that something else wrote, or that is damaged."""
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turns whatever a reader trips over in a file into `ValueError`: a damaged one may make zlib,
+    zipfile, numpy or Arrow raise almost anything."""
+    path.open("rb").close()  # A file that is missing or not ours to read is not damaged.
+    try:
+        yield
+    except (NotOurs, ImportError):
+        raise
+    except Exception as error:
+        raise not_ours(path, kind, error) from error
 
 
 def describe(kind: str, description: Mapping[str, Any]) -> str:
@@ -76,22 +100,22 @@ def described_in(path: Path, kind: str, told: bytes) -> dict[str, Any]:
     """The description in a file's metadata. Raises `ValueError` unless it is of that kind."""
     try:
         metadata = json.loads(told)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise not_ours(path, kind) from None
     if not isinstance(metadata, dict) or metadata.get("kind") != f"actserve {kind}":
         raise not_ours(path, kind)
     if metadata.get("format") != _FORMAT:
-        raise ValueError(
+        raise NotOurs(
             f"{path} has format {metadata.get('format')!r} of a file of this kind, and this client "
             f"reads format {_FORMAT}; upgrade the client"
         )
     return metadata
 
 
-def not_ours(path: Path, kind: str, why: object = "") -> ValueError:
+def not_ours(path: Path, kind: str, why: object = "") -> NotOurs:
     """The error of a file that something else wrote."""
     other = "" if "vector" in kind else "; SteeringVector.load reads those of steering vectors"
-    return ValueError(
+    return NotOurs(
         f"{path} was not written as {kind} by actserve" + (f": {why}" if why else "") + other
     )
 
@@ -109,22 +133,40 @@ def client_version() -> str:
         return ""
 
 
-def _read_npz(path: Path, kind: str) -> Arrays:
-    try:
+_Opened: TypeAlias = "tuple[Collection[str], Callable[[Sequence[str]], Arrays]]"
+"""The names of a file's arrays, and what reads several of them."""
+
+
+@contextmanager
+def _npz(path: Path) -> Iterator[_Opened]:
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+        def arrays(names: Sequence[str]) -> Arrays:
+            # What we write is not compressed, so that no file inflates beyond its own size.
+            inflated, size = sum(members[name].file_size for name in names), path.stat().st_size
+            if inflated > size:
+                raise ValueError(f"its arrays of {inflated} bytes are larger than its {size}")
+            return {name: _array(archive, members[name]) for name in names}
+
+        yield members, arrays
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    # The shape that the header tells is made before it is read.
+    with archive.open(member) as file:
+        if (found := np.lib.format.read_magic(file)) != (1, 0):
+            raise ValueError(f"{member.filename} has version {found} of numpy's format, not (1, 0)")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(f"{member.filename} is shorter than its shape {shape} of {dtype}")
+    with archive.open(member) as file:
         # Pickles run code; what is read here needs none.
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise not_ours(path, kind)
-        with archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise not_ours(path, kind, error) from error
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _read_safetensors(path: Path, kind: str) -> Arrays:
-    load_file = needed("safetensors.numpy", "safetensors files").load_file
-    error = needed("safetensors", "safetensors files").SafetensorError
-    try:
-        return load_file(path)
-    except (error, ValueError, TypeError, AttributeError) as wrong:
-        raise not_ours(path, kind, wrong) from wrong
+@contextmanager
+def _safetensors(path: Path) -> Iterator[_Opened]:
+    safe_open = needed("safetensors", "safetensors files").safe_open
+    with safe_open(path, "numpy") as file:
+        yield file.keys(), lambda names: {name: file.get_tensor(name) for name in names}

@@ -158,6 +158,7 @@ class Captured:
             kept=rows.kept,
             readouts=named,
             head_counts=rows.head_counts.by_site,
+            reduction=rows.reduction,
             key=key,
             request_id=request_id,
             usage=Usage(len(prompt), len(token_ids), self._bytes),
@@ -178,6 +179,7 @@ class Captured:
             sparse=sparse,
             kept=name,
             head_counts=collected.head_counts,
+            reduction=read.reduce,
         )
 
     def _promised(

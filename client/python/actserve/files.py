@@ -4,7 +4,8 @@
 `prompt` (which one, from zero), `position`, `token_id`, `token`, and one float32 column of vectors
 for each site. In safetensors, which holds no text, `token` is a JSON list in the header. What the
 table has no place for is in `metadata`, as JSON: every token of each sequence, captured or not,
-where it comes from, what interventions did, the model, and the version of the client.
+where it comes from, what interventions did, its reduction, key, request id and usage, the model,
+and the version of the client.
 """
 
 import json
@@ -15,24 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from actserve._archives import (
-    Arrays,
-    describe,
-    described_in,
-    not_ours,
-    read_archive,
-    unknown_suffix,
-    write_archive,
-)
+from actserve._archives import Arrays, describe, read_archive, unknown_suffix, write_archive
+from actserve._checks import described
 from actserve._parquet import read_parquet, write_parquet
 from actserve.projections import SparseRows
-from actserve.results import Activations, InterventionReport, TokenSource
+from actserve.readouts import reduction_to_proto
+from actserve.results import Activations, InterventionReport, TokenSource, Usage
 from actserve.sites import Site
 
 SUFFIXES = (".npz", ".safetensors", ".parquet")
 """The formats, by the suffix of their files."""
 
 _KIND = "activations"
+_OF_ROWS = ("prompt", "position", "token_id")
+"""Columns that every file has, and that are read; `token` is for other programs."""
 
 
 def save(
@@ -46,7 +43,8 @@ def save(
     The suffix says how: `.npz`, which numpy reads, `.safetensors` or `.parquet`, which pandas
     reads; the last two need the extra `files`. The module `files` says what is in them. `model`
     is a note for whoever reads the file. Rows and sparse rows are written, with all that tells of
-    the tokens and interventions; predictions, attention, named readouts and `kept` are not.
+    the tokens and interventions, the reduction, the key, the request id and the usage; predictions,
+    attention, named readouts and `kept` are not.
 
     Raises `ValueError` for another suffix, and where the sites differ.
 
@@ -80,17 +78,15 @@ def load(path: str | PathLike[str]) -> list[Activations]:
     path = Path(path)
     match path.suffix:
         case ".parquet":
-            table, told = read_parquet(path, _KIND)
-            if told is None:
-                raise not_ours(path, _KIND)
-            description = described_in(path, _KIND, told)
+            table, description = read_parquet(path, _KIND, _names)
         case suffix if suffix in SUFFIXES:
-            table, description = read_archive(path, _KIND)
+            table, description = read_archive(path, _KIND, _names)
         case _:
             raise unknown_suffix(path, SUFFIXES)
     try:
         return _activations(table, description)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    # Where JSON has one thing in the place of another, almost anything is raised.
+    except Exception as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
@@ -134,6 +130,14 @@ def _description(many: Sequence[Activations]) -> dict[str, Any]:
         "heads": {site: count for one in many for site, count in one.head_counts.items()},
         "sequences": [
             {
+                "key": one.key,
+                "request_id": one.request_id,
+                "reduction": one.reduction,
+                "usage": [
+                    one.usage.prompt_tokens,
+                    one.usage.output_tokens,
+                    one.usage.activation_bytes,
+                ],
                 "token_ids": one.token_ids,
                 "tokens": one.tokens,
                 "sources": [[s.start, s.end, s.turn, s.role] for s in one.sources],
@@ -147,31 +151,55 @@ def _description(many: Sequence[Activations]) -> dict[str, Any]:
     }
 
 
+def _names(description: dict[str, Any]) -> list[str]:
+    """The columns to read of a file."""
+    sparse = [f"{site}.{part}" for site in description["sparse"] for part in ("indices", "values")]
+    return [*_OF_ROWS, *description["sites"], *sparse]
+
+
 def _activations(table: Arrays, description: dict[str, Any]) -> list[Activations]:
     sequences, prompts = description["sequences"], table["prompt"]
-    table.pop("token", None)  # Which the sequences tell.
-    for name, column in table.items():
-        if len(column) != len(prompts) or column.dtype not in (np.int64, np.float32):
-            raise ValueError(
-                f"column {name} has {len(column)} values of {column.dtype}, not {len(prompts)} of "
-                "int64 or float32"
-            )
+    sites, sparse = description["sites"], description["sparse"]
+    for site in (*sites, *sparse):
+        Site.parse(_of(site, str, "a site"))
+    for name in _OF_ROWS:
+        _check_column(table, name, np.int64, 1)
+    for name in (*sites, *(f"{site}.values" for site in sparse)):
+        _check_column(table, name, np.float32, 2)
+    for name in (f"{site}.indices" for site in sparse):
+        _check_column(table, name, np.int64, 2)
     if len(prompts) and not (prompts[0] >= 0 and prompts[-1] < len(sequences)):
         raise ValueError(f"it has rows of prompts that are not among its {len(sequences)}")
     if (np.diff(prompts) < 0).any():
         raise ValueError("its rows are not in the order of their prompts")
     ends = np.searchsorted(prompts, np.arange(len(sequences) + 1))
-    heads = {Site.parse(site): int(count) for site, count in description["heads"].items()}
+    heads = {
+        Site.parse(_of(site, str, "a site")): _of(count, int, "a count of heads")
+        for site, count in description["heads"].items()
+    }
     return [
         _one(
             {name: column[start:end] for name, column in table.items()},
-            description["sites"],
-            description["sparse"],
+            sites,
+            sparse,
             heads,
             sequence,
         )
         for sequence, start, end in zip(sequences, ends, ends[1:], strict=False)
     ]
+
+
+def _check_column(table: Arrays, name: str, dtype: Any, axes: int) -> None:
+    column, rows = table[name], len(table["prompt"])
+    count = len(column) if column.ndim else 1
+    if count != rows or column.dtype != dtype:
+        raise ValueError(
+            f"column {name} has {count} values of {column.dtype}, not {rows} of "
+            f"{np.dtype(dtype).name}"
+        )
+    if column.ndim != axes:
+        kinds = ("numbers", "vectors")
+        raise ValueError(f"column {name} is of {kinds[column.ndim > 1]}, not of {kinds[axes > 1]}")
 
 
 def _one(
@@ -181,29 +209,66 @@ def _one(
     heads: dict[Site, int],
     sequence: dict[str, Any],
 ) -> Activations:
-    token_ids, tokens, positions = sequence["token_ids"], sequence["tokens"], rows["position"]
+    token_ids = [_of(each, int, "a token id") for each in sequence["token_ids"]]
+    tokens = [_of(each, str, "a token") for each in sequence["tokens"]]
+    positions = rows["position"]
     if len(token_ids) != len(tokens):
         raise ValueError(f"a sequence has {len(token_ids)} token ids and {len(tokens)} tokens")
     if len(positions) and not (positions.min() >= 0 and positions.max() < len(tokens)):
         raise ValueError(f"a sequence of {len(tokens)} tokens has rows of others")
+    if len(sequence["sources"]) > len(tokens):
+        raise ValueError(
+            f"a sequence has {len(sequence['sources'])} sources of {len(tokens)} tokens"
+        )
     return Activations(
-        {Site.parse(site): _matrix(rows, site) for site in sites},
+        {Site.parse(site): rows[site] for site in sites},
         positions=positions,
         token_ids=token_ids,
         tokens=tokens,
-        sources=[TokenSource(*source) for source in sequence["sources"]],
-        interventions=[InterventionReport(*report) for report in sequence["interventions"]],
-        sparse={
-            Site.parse(site): SparseRows(
-                _matrix(rows, f"{site}.indices"), _matrix(rows, f"{site}.values")
-            )
-            for site in sparse
-        },
+        sources=[_source(*each) for each in sequence["sources"]],
+        interventions=[_report(*each) for each in sequence["interventions"]],
+        sparse={Site.parse(site): _sparse(rows, site) for site in sparse},
         head_counts=heads,
+        reduction=_reduction(sequence.get("reduction")),
+        key=_of(sequence.get("key", ""), str, "a key"),
+        request_id=_of(sequence.get("request_id", ""), str, "a request id"),
+        usage=_usage(sequence.get("usage")),
     )
 
 
-def _matrix(rows: Arrays, name: str) -> Any:
-    if rows[name].ndim != 2:
-        raise ValueError(f"column {name} is of numbers, not of vectors")
-    return rows[name]
+def _reduction(name: Any) -> str | None:
+    reduction_to_proto(name)
+    return name
+
+
+def _usage(counts: Any) -> Usage | None:
+    """Usage, which older clients did not write."""
+    return None if counts is None else Usage(*(_of(each, int, "a usage") for each in counts))
+
+
+def _source(start: Any, end: Any, turn: Any, role: Any) -> TokenSource:
+    numbers = (None if each is None else _of(each, int, "a source") for each in (start, end, turn))
+    return TokenSource(*numbers, role=_of(role, str, "a role"))
+
+
+def _report(rows: Any, changed: Any, reused: Any, mean: Any) -> InterventionReport:
+    counts = (_of(each, int, "a count of rows") for each in (rows, changed, reused))
+    change = None if mean is None else _of(mean, (int, float), "a relative change")
+    return InterventionReport(*counts, mean_relative_change=change)
+
+
+def _sparse(rows: Arrays, site: str) -> SparseRows:
+    indices, values = rows[f"{site}.indices"], rows[f"{site}.values"]
+    if indices.shape != values.shape:
+        raise ValueError(
+            f"the sparse rows of {site} have indices {[*indices.shape]} and values "
+            f"{[*values.shape]}"
+        )
+    return SparseRows(indices, values)
+
+
+def _of(value: Any, kind: Any, name: str) -> Any:
+    """A value, if JSON has one of that kind there; true and false are no numbers."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{name} is {described(value)}")
+    return value

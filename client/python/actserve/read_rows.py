@@ -27,6 +27,7 @@ class ReadRows(BySite[Float32Array]):
         sparse: Mapping[Site, SparseRows] | None = None,
         kept: str | None = None,
         head_counts: Mapping[Site, int] | None = None,
+        reduction: str | None = None,
     ) -> None:
         super().__init__(rows, "rows")
         self.positions = np.empty(0, np.int64) if positions is None else positions
@@ -39,6 +40,9 @@ class ReadRows(BySite[Float32Array]):
         take; None unless asked for. Who knows it may use and delete them."""
         self.head_counts: BySite[int] = BySite(head_counts or {}, "heads")
         """How many heads make up a row of each site; zero where it has none."""
+        self.reduction = reduction
+        """What the one row is of those at the positions that were read: with `reduce`, "last",
+        "mean" or "max"; None where each position has its own."""
 
     def __getitem__(self, site: str | Site) -> Float32Array:
         if site in self.sparse:

@@ -135,12 +135,18 @@ class Activations(ReadRows, Shown):
         kept: str | None = None,
         readouts: Mapping[str, Any] | None = None,
         head_counts: Mapping[Site, int] | None = None,
+        reduction: str | None = None,
         key: str = "",
         request_id: str = "",
         usage: Usage | None = None,
     ) -> None:
         super().__init__(
-            rows, positions=positions, sparse=sparse, kept=kept, head_counts=head_counts
+            rows,
+            positions=positions,
+            sparse=sparse,
+            kept=kept,
+            head_counts=head_counts,
+            reduction=reduction,
         )
         self.token_ids = tuple(token_ids)
         """Every token of the sequence, captured or not."""
@@ -177,7 +183,8 @@ class Activations(ReadRows, Shown):
 
     def vector(self, site: str | Site, position: int | None = None) -> SteeringVector:
         """A row of a site as a steering vector that says which it is: that of the token at a
-        captured position, where -1 is the last captured one; the mean of all rows when None.
+        captured position, where -1 is the last captured one; the mean of all rows when None. With
+        `reduce` there is one row, and the vector says what it is.
 
         Raises `KeyError` for a site or position that was not captured.
 
@@ -188,16 +195,22 @@ class Activations(ReadRows, Shown):
             if not len(rows):
                 raise KeyError(f"no position of {site} was captured, and so there is no mean")
             mean = rows.mean(axis=0, dtype=np.float64)
-            return SteeringVector(site, mean, f"mean of {len(rows)} rows")
+            note = self._row(0) if self.reduction else f"mean of {len(rows)} rows"
+            return SteeringVector(site, mean, note)
         found = np.flatnonzero(self.positions == position)
         if position < 0 and -position <= len(rows):
             found = np.array([len(rows) + position])
         if not len(found):
             captured = f"{self.positions[0]} to {self.positions[-1]}" if len(rows) else "none"
             raise KeyError(f"position {position} was not captured; captured: {captured}")
-        at = int(self.positions[found[0]])
-        provenance = f"row of {self.tokens[at]!r} at position {at}"
-        return SteeringVector(site, rows[found[0]], provenance)
+        return SteeringVector(site, rows[found[0]], self._row(found[0]))
+
+    def _row(self, index: int) -> str:
+        """What a row is, for people to read."""
+        at = int(self.positions[index])
+        if self.reduction in (None, "last"):
+            return f"row of {self.tokens[at]!r} at position {at}"
+        return f"{self.reduction} over positions up to {at}"
 
     def save(self, path: str | PathLike[str], *, model: str = "") -> None:
         """Writes a file that `actserve.load` reads, by its suffix `.npz`, `.safetensors` or

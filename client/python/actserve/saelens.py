@@ -155,7 +155,7 @@ def _opened(sae: Sae) -> _Opened:
     architecture: Any = get("architecture", None) or "standard"
     if callable(architecture):  # Of a configuration since SAELens 6.0.
         architecture = architecture()
-    if activation == "topk":
+    if activation == "topk" and architecture in ("standard", "topk"):
         architecture, k = "topk", (get("activation_fn_kwargs", None) or {}).get("k", k)
     normalization = get("normalize_activations", None) or "none"
     if normalization is True:  # As SAELens once wrote it.
@@ -179,6 +179,11 @@ def _check_expressible(opened: _Opened, input_scale: float | None) -> None:
         raise _refused(f"of the architecture {opened.architecture!r}: {known}")
     if opened.activation_fn not in ("relu", "topk"):
         raise _refused(f"its activation is {opened.activation_fn!r}, and not relu or topk")
+    if opened.activation_fn == "topk" and opened.architecture != "topk":
+        raise _refused(
+            f"of the architecture {opened.architecture!r} with the activation 'topk': a projection "
+            "has one of the two"
+        )
     scaled = opened.normalization == "expected_average_only_in" and input_scale is not None
     if opened.normalization != "none" and not scaled:
         known = _NO_NORMALIZATION.get(opened.normalization, "this client does not know it")

@@ -17,6 +17,12 @@ _Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 """A [directions, width] and c [directions]."""
 
 
+_LOG_LINKS = ("PoissonRegressor", "GammaRegressor", "TweedieRegressor")
+"""Those that have, or may have, a link, where they do not show it."""
+_VALUES = np.array([-2.0, 0.5, 3.0])
+"""That no link leaves as they are but the identity."""
+
+
 def projection_from_sklearn(model: Any) -> Projection:
     """See `Projection.from_sklearn`."""
     return Projection(*_affine(model))
@@ -54,12 +60,27 @@ def _linear(model: Any) -> _Affine:
         raise _refused(model, "it centers rows before its coef_")
     if hasattr(model, "offset_"):
         raise _refused(model, "it decides by an offset of its own")
+    if not _predicts_as_is(model):
+        raise _refused(
+            model, "it predicts a function of coef_ x + intercept_, such as its exponential"
+        )
     given = model.coef_
     directions = np.atleast_2d(np.asarray(given.toarray() if hasattr(given, "toarray") else given))
     if directions.shape[0] > 1 and hasattr(model, "dual_coef_"):
         raise _refused(model, "its directions are of pairs of classes, which vote")
     bias = np.broadcast_to(np.asarray(getattr(model, "intercept_", 0.0)), len(directions))
     return directions.astype(np.float64), bias.astype(np.float64)
+
+
+def _predicts_as_is(model: Any) -> bool:
+    """Whether what it predicts is coef_ x + intercept_ itself, and not the inverse of a link of it,
+    as of generalized linear models."""
+    loss = getattr(model, "_base_loss", None)
+    # Since scikit-learn 1.1, and before.
+    link = getattr(loss, "link", None) or getattr(model, "_link_instance", None)
+    if link is not None:
+        return np.array_equal(link.inverse(_VALUES), _VALUES)
+    return type(model).__name__ not in _LOG_LINKS
 
 
 def _transform(model: Any) -> _Affine:

@@ -159,12 +159,13 @@ class SteeringVector(Steer, Shown):
     @staticmethod
     def load(path: str | PathLike[str]) -> SteeringVector:
         """The steering vector that `save` wrote. Raises `ValueError` for any other file."""
-        arrays, description = read_archive(path, _KIND)
+        arrays, description = read_archive(path, _KIND, lambda _: ["values"])
         try:
             return SteeringVector(
                 description["site"], arrays["values"], description.get("provenance", "")
             )
-        except (KeyError, InvalidRequest) as error:
+        # Where JSON has one thing in the place of another, almost anything is raised.
+        except Exception as error:
             raise ValueError(f"{path} is damaged: {error}") from error
 
     def __repr__(self) -> str:

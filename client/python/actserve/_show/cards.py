@@ -59,6 +59,18 @@ class Panels:
     maps: tuple[HeatMap, ...]
     words: bool
     """Whether their cells show their texts in HTML; small ones have them in titles."""
+    what: str
+    """What there is a map of each of, such as heads."""
+    total: int
+    """How many there are of these, with those that no map is made of."""
+    others: str
+    """How to see those that are not shown."""
+
+    def left_out(self, shown: int) -> str:
+        """What to say where so many are shown; empty where these are all."""
+        if shown >= self.total:
+            return ""
+        return f"{shown} of {self.total} {self.what} are shown; {self.others}."
 
 
 @dataclass(frozen=True)

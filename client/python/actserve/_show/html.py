@@ -46,7 +46,8 @@ def _part(part: Part) -> str:
             for one in part.maps
         )
         legend = _legend(part.maps[0].scale) if part.maps else ""
-        return f'<div style="display:flex;flex-wrap:wrap;gap:14px">{each}</div>{legend}'
+        more = f"<div>{escape(left)}</div>" if (left := part.left_out(len(part.maps))) else ""
+        return f'<div style="display:flex;flex-wrap:wrap;gap:14px">{each}</div>{legend}{more}'
     return _scrolled(_table(part))
 
 

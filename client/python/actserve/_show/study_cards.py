@@ -79,13 +79,14 @@ def lens_card(lens: "LogitLens") -> Card:
         heat(f"probability of {visible(token)}", partial(of_asked, which))
         for which, token in enumerate(lens.asked[:_ASKED])
     ]
+    panels = Panels(
+        tuple(maps), True, "heat maps", len(maps), "ask about fewer tokens to see the others"
+    )
     notes = left_out(columns, len(lens.positions), "positions")
     notes += left_out(rows, len(lens.sites), "sites")
     if (more := len(lens.asked) - _ASKED) > 0:
         notes += [f"{more} of the tokens asked about are left out; `logprobs` has them."]
-    return Card(
-        "Logit lens: what comes next, by depth", (Panels(tuple(maps), words=True),), tuple(notes)
-    )
+    return Card("Logit lens: what comes next, by depth", (panels,), tuple(notes))
 
 
 def attention_card(attention: "AttentionMap") -> Card:
@@ -120,13 +121,17 @@ def attention_card(attention: "AttentionMap") -> Card:
         )
 
     notes = ["A row is a token that attends, a column one that it attends to."]
-    if len(pairs) > len(shown):
-        notes.append(
-            f"{len(shown)} of {len(pairs)} heads are shown; `plot(layer=, head=)` draws another."
-        )
     notes += left_out(queries, len(attention.queries), "queries")
     notes += left_out(keys, len(attention.tokens), "keys")
-    panels = Panels(tuple(heat(*pair) for pair in shown), words=False)
+    layers, heads = (each[-1] if each else 0 for each in (attention.layers, attention.heads))
+    panels = Panels(
+        tuple(heat(*pair) for pair in shown),
+        False,
+        "heads",
+        len(pairs),
+        f"name the layers and heads to see, as with layers=[{layers}], heads=[{heads}], or on the "
+        f"command line --layers {layers} --heads {heads}",
+    )
     return Card("Attention", (panels,), tuple(notes))
 
 

@@ -1,7 +1,9 @@
 """Cards on a terminal, with rich, as wide as the terminal is. Needs the extra `cli`."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from textwrap import wrap
 
 from rich import box
 from rich.cells import cell_len, set_cell_size
@@ -21,7 +23,12 @@ _LABEL = 24
 _PANELS = 4
 """Small heat maps, which stand below one another here, at most."""
 _BAR = 20
-"""Characters of a bar of length one."""
+"""Characters of a bar of length one, where there is room for them."""
+_SHORTEST_BAR = 4
+"""Of which lengths can be told."""
+_PADDING = 3
+"""Blanks around and between the cells of a table."""
+_NUMBER = re.compile("[-+]?[0-9.]+(e[-+]?[0-9]+)?|nan|[-+]?inf")
 _FEWEST_COLUMNS = 2
 """Columns of a heat map, however narrow the terminal."""
 
@@ -46,7 +53,7 @@ class Printed:
             elif isinstance(part, HeatMap):
                 yield from _map(part, options.max_width, colors)
             elif isinstance(part, Table):
-                yield _table(part)
+                yield _table(part, options.max_width)
             else:
                 yield from _panels(part, options.max_width, colors)
         for note in self.card.notes:
@@ -65,10 +72,8 @@ def _line(line: Line) -> Text:
 def _panels(panels: Panels, width: int, colors: bool) -> Iterator[RenderableType]:
     for one in panels.maps[:_PANELS]:
         yield from _map(one, width, colors)
-    if len(panels.maps) > _PANELS:
-        yield Text(
-            f"{_PANELS} of {len(panels.maps)} are printed; a notebook shows more.", style="dim"
-        )
+    if left := panels.left_out(min(len(panels.maps), _PANELS)):
+        yield Text(left, style="dim")
 
 
 def _map(heat: HeatMap, width: int, colors: bool) -> Iterator[RenderableType]:
@@ -120,19 +125,46 @@ def _said(cell: Cell, colors: bool) -> str:
     return text if colors or not cell.number else f"{text} {cell.number}"
 
 
-def _table(table: Table) -> RichTable:
-    printed = RichTable(*table.columns, box=box.SIMPLE_HEAD, show_header=any(table.columns))
-    for cells in table.rows:
-        printed.add_row(*map(_entry, cells))
+def _table(table: Table, width: int) -> RichTable:
+    printed = RichTable(box=box.SIMPLE_HEAD, show_header=any(table.columns))
+    columns = [(head, [row[at] for row in table.rows]) for at, head in enumerate(table.columns)]
+    # A head takes its part of the width at most.
+    most = max(1, width // max(len(columns), 1) - _PADDING)
+    sizes = [_narrowest(head, cells, most) for head, cells in columns]
+    for (head, cells), size in zip(columns, sizes, strict=True):
+        # A number is never cut for a word.
+        if _numeric(cells):
+            printed.add_column("\n".join(wrap(head, size)), no_wrap=True)
+        else:
+            printed.add_column(head, overflow="fold")
+    bars = sum(any(cell.bar is not None for cell in cells) for _, cells in columns)
+    # Between a number and its bar there is a blank.
+    room = (width - sum(sizes) - _PADDING * len(sizes)) // max(bars, 1) - 1
+    room = min(room, _BAR) if room >= _SHORTEST_BAR else 0
+    for row in table.rows:
+        printed.add_row(*(_entry(cell, room) for cell in row))
     return printed
 
 
-def _entry(cell: Cell) -> Text:
+def _numeric(cells: list[Cell]) -> bool:
+    """Whether a column has numbers alone."""
+    texts = [cell.text for cell in cells if cell.text]
+    return bool(texts) and all(_NUMBER.fullmatch(text) for text in texts)
+
+
+def _narrowest(head: str, cells: list[Cell], most: int) -> int:
+    """The width that a column needs: that of its longest text, and of a word of its head, of which
+    `most` characters stand in a line."""
+    words = [min(cell_len(word), most) for word in head.split()]
+    return max([1, *words, *(cell_len(cell.text) for cell in cells)])
+
+
+def _entry(cell: Cell, room: int) -> Text:
     if cell.bar is None:
         return Text(cell.text, _style(cell))
-    full = round(_BAR * min(max(cell.bar, 0.0), 1.0))
-    bar = Text().append("█" * full, Style(color=cell.color))
-    return bar.append(" " * (_BAR - full + 1) + cell.text)
+    full = round(room * min(max(cell.bar, 0.0), 1.0))
+    text = Text(cell.text)
+    return text.append(" ").append("█" * full, Style(color=cell.color)) if full else text
 
 
 def _legend(scale: Scale) -> Text:

@@ -7,6 +7,11 @@ _INVISIBLE = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}
 """Categories of Unicode: controls, marks of direction and width, unassigned, private, half a
 surrogate pair, and separators. Shown as they are they would hide, or move, what is around them."""
 
+_COMMANDS = {"Cc", "Cs", "Zl", "Zp"}
+"""Categories that command a terminal, or that it cannot print."""
+_TURNS = {*"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
+"""Marks that turn the direction of what follows."""
+
 TOKEN_CHARACTERS = 24
 """Of a token, as shown; a token of a usual vocabulary is shorter."""
 PROSE_CHARACTERS = 4000
@@ -35,6 +40,17 @@ def prose(text: str, limit: int = PROSE_CHARACTERS) -> str:
     return shown + (f" … ({beyond} more characters)" if beyond > 0 else "")
 
 
+def harmless(text: str) -> str:
+    """A text as it is, with its line breaks and tabs, but in which no character commands a
+    terminal or turns what follows: those are escapes, such as \\x1b. Of whatever length."""
+    return "".join(
+        _escape(each)
+        if each in _TURNS or (each not in "\n\t" and unicodedata.category(each) in _COMMANDS)
+        else each
+        for each in text
+    )
+
+
 def cut(text: str, limit: int) -> str:
     """A text of at most so many characters, which ends in … where it was longer."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -43,4 +59,8 @@ def cut(text: str, limit: int) -> str:
 def _escaped(character: str) -> str:
     if unicodedata.category(character) not in _INVISIBLE:
         return character
+    return _escape(character)
+
+
+def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()

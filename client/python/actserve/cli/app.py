@@ -1,7 +1,6 @@
 """The commands."""
 
 import errno
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +12,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from actserve import __version__
+from actserve._show.tokens import harmless
 from actserve.cli import arguments as arg
 from actserve.cli.explain import explain
-from actserve.cli.output import print_json, say
+from actserve.cli.output import plain_text, print_json, say, write, write_any_character
 from actserve.cli.studies import attention, compare, lens, patch, score
 from actserve.errors import ActserveError
 from actserve.events import Tokens
@@ -28,6 +28,10 @@ from actserve.sites import SPELLINGS, HookPoint
 class _Commands(TyperGroup):
     """Turns what can go wrong into one line and an exit code."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        write_any_character()
+        return super().main(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -37,7 +41,10 @@ class _Commands(TyperGroup):
             if error.errno == errno.EPIPE:  # The reader of a pipe has left; not an error.
                 raise
             problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        say(Text("error: ", "bold red") + Text(problem))
+        except typer.BadParameter as error:  # Which may name what a file says.
+            error.message = harmless(error.message)
+            raise
+        say(Text("error: ", "bold red") + plain_text(problem))
         raise typer.Exit(1)
 
 
@@ -86,12 +93,12 @@ def models(
     table = Table("model", "architecture", "layers", "width", "tokens", "type")
     for model in found:
         table.add_row(
-            model.id,
-            model.architecture,
+            plain_text(model.id),
+            plain_text(model.architecture),
             str(model.layer_count),
             str(model.width),
             str(model.limits.max_sequence_tokens),
-            model.element_type,
+            plain_text(model.element_type),
         )
     console = Console()
     console.print(table, *map(_hook_points, found), *(_nlas(each) for each in found if each.nlas))
@@ -99,20 +106,24 @@ def models(
 
 def _hook_points(model: Model) -> Table:
     """What can be captured and changed, as sites are written, with L for the layer."""
-    table = Table("site", "width", "heads", "limits", title=f"hook points of {model.id}")
+    table = Table(
+        "site", "width", "heads", "limits", title=plain_text(f"hook points of {model.id}")
+    )
     for name, how in model.hook_points.items():
         site, *_ = SPELLINGS[HookPoint(name)]
         limits = how.unserved_reason and f"not served: {how.unserved_reason}"
         limits = limits or (how.unchangeable_reason and f"no changes: {how.unchangeable_reason}")
         table.add_row(
-            site.format(layer="L"), str(how.width or ""), str(how.heads or ""), Text(limits)
+            site.format(layer="L"), str(how.width or ""), str(how.heads or ""), plain_text(limits)
         )
     return table
 
 
 def _nlas(model: Model) -> Table:
     """What explains its activations."""
-    table = Table("nla", "site", "family", "can", "baselines", title=f"NLAs of {model.id}")
+    table = Table(
+        "nla", "site", "family", "can", "baselines", title=plain_text(f"NLAs of {model.id}")
+    )
     for nla in model.nlas:
         can = {
             "explain": nla.verbalizes,
@@ -120,11 +131,11 @@ def _nlas(model: Model) -> Table:
             "reconstruct": nla.reconstructs,
         }
         table.add_row(
-            Text(nla.id),
-            nla.site,
-            Text(nla.family),
+            plain_text(nla.id),
+            plain_text(nla.site),
+            plain_text(nla.family),
             ", ".join(name for name, able in can.items() if able),
-            Text(", ".join(nla.baselines)),
+            plain_text(", ".join(nla.baselines)),
         )
     return table
 
@@ -159,7 +170,7 @@ def tokenize(
         # Quoted, so that spaces and line breaks show; as Text, since brackets are markup to rich.
         "token": [Text(repr(text)) for text in tokenized.tokens],
         "turn": ["" if source.turn is None else str(source.turn) for source in sources],
-        "role": [Text(source.role) for source in sources],
+        "role": [plain_text(source.role) for source in sources],
         "characters": [
             "" if source.start is None else f"{source.start}:{source.end}" for source in sources
         ],
@@ -287,8 +298,7 @@ def generate(
             for event in stream:
                 if isinstance(event, Tokens) and not as_json:
                     text = event.text or text
-                    sys.stdout.write(event.text)
-                    sys.stdout.flush()
+                    write(event.text)
         finally:
             if text:  # The shell's prompt, or an error, begins on a line of its own.
                 print()

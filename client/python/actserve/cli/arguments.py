@@ -92,10 +92,17 @@ def _steer(text: str) -> Add:
                 f"resid_post.15={path}"
             ) from None
     try:
-        # Pickles run code; a vector needs none.
-        vector = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        with Path(path).open("rb") as opened:
+            # Pickles run code; a vector needs none.
+            vector = np.load(opened, allow_pickle=False)
+    # Of a damaged file numpy raises almost anything.
+    except Exception as error:
         raise typer.BadParameter(f"{path} cannot be read as a .npy file: {error}") from None
+    if not isinstance(vector, np.ndarray):
+        raise typer.BadParameter(
+            f"{path} is an archive of arrays; give a .npy file of one, or the file of a "
+            "SteeringVector without its site"
+        )
     return Add(site, vector, coefficient)
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from actserve._sync.client import Client
 from actserve.cli import arguments as arg
-from actserve.cli.output import print_json
+from actserve.cli.output import plain_text, print_json
 from actserve.events import ExplainStarted
 from actserve.explanations import ExplainedText, Explanation, Score
 from actserve.nlas import nla_id
@@ -111,9 +111,9 @@ def _table(explained: ExplainedText) -> Table:
         table.add_column("flags")
     for token, each in explained:
         # Quoted, so that spaces and line breaks show; as Text, since brackets are markup to rich.
-        cells: list[str | Text] = [str(each.position), Text(repr(token)), Text(each.text)]
+        cells: list[str | Text] = [str(each.position), Text(repr(token)), plain_text(each.text)]
         cells += [_bar(each.score, relative)] if scores else []
-        cells += [Text("\n".join(each.flags).replace("_", " "), "yellow")] if flagged else []
+        cells += [plain_text("\n".join(each.flags).replace("_", " "), "yellow")] if flagged else []
         table.add_row(*cells)
     return table
 

@@ -1,8 +1,12 @@
 """Output: tables for people on standard output, JSON for programs, and words on standard error."""
 
+import codecs
 import dataclasses
+import io
 import json
 import math
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +15,31 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from actserve._show.tokens import harmless
 from actserve.errors import ActserveError
 from actserve.results import Activations
+
+_COMMANDS = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What JSON may hold as it is and a terminal or an encoder may not; those below are escaped."""
+
+
+def write_any_character() -> None:
+    """Lets standard output and error take characters that their encoding has not, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def plain_text(text: str, style: str = "") -> Text:
+    """A text from elsewhere, for a table or a message: neither its brackets nor its control
+    characters mean anything."""
+    return Text(harmless(text), style)
+
+
+def write(text: str) -> None:
+    """Writes what a model says, at once: as it is into a file or a pipe, harmless to a terminal."""
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def printed(found: Any, as_json: bool) -> None:
@@ -22,12 +49,17 @@ def printed(found: Any, as_json: bool) -> None:
         return
     console = Console()
     for each in found if isinstance(found, list) else [found]:
-        console.print(Text(f"error: {each}", "red") if isinstance(each, ActserveError) else each)
+        console.print(
+            plain_text(f"error: {each}", "red") if isinstance(each, ActserveError) else each
+        )
 
 
 def print_json(found: Any) -> None:
     """Prints JSON."""
-    print(json.dumps(plain(found), indent=2, ensure_ascii=False, allow_nan=False))
+    # JSON has escapes of its own for what an encoding has not.
+    unicode = codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
+    told = json.dumps(plain(found), indent=2, ensure_ascii=not unicode, allow_nan=False)
+    print(_COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", told))
 
 
 def plain(value: Any) -> Any:

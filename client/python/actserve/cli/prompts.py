@@ -38,7 +38,13 @@ def user_turn(text: str) -> Any:
 
 
 def _lines(file: Path) -> Iterator[str]:
-    text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(
+            f"{file} is not text in UTF-8: {error.reason} at byte {error.start}; save it as UTF-8"
+        ) from None
+    text = text.removeprefix("\ufeff")  # With which some programs begin a text.
     return (line for line in text.split("\n") if line.strip())
 
 
@@ -48,6 +54,10 @@ def _json_lines(file: Path, column: str | None) -> Iterator[Any]:
             value = json.loads(line)
         except ValueError as error:
             raise typer.BadParameter(f"line {number} of {file} is not JSON: {error}") from None
+        except RecursionError:
+            raise typer.BadParameter(
+                f"line {number} of {file} has lists in lists too deep to read"
+            ) from None
         yield _of_record(value, column, f"line {number} of {file}")
 
 
