@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import actserve
 from actserve._checks import described
@@ -28,7 +27,6 @@ LONG = np.linspace(0, 1, 3000)
         (slice(0, 4), "slice(0, 4, None)"),
         ("a" * 500, "'" + "a" * 79 + "... (500 long)"),
         (LONG, "ndarray of shape [3000]"),
-        (torch.zeros(2, 3), "Tensor of shape [2, 3]"),
         ([LONG], "list of 1"),
         (list(range(999)), "list of 999"),
         ({"a": LONG}, "dict of 1"),

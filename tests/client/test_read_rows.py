@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import actserve
 from actserve.projections import SparseRows
@@ -111,17 +110,3 @@ def test_an_older_server_leaves_the_heads_to_be_counted() -> None:
     for count in (3, 0, -2):
         with pytest.raises(ValueError, match=f"4 wide, which is not {count} heads"):
             rows.heads("z.0", count)
-
-
-def test_torch_tensors_share_memory_with_the_arrays(client: Any) -> None:
-    acts = client.fetch("a b c", ["embedding", "blocks.1.hook_resid_post"])
-    tensors = acts.to_torch()
-    assert list(tensors) == ["embedding", "resid_post.1"]
-    tensors["embedding"][0, 0] = 99
-    assert acts["embedding"][0, 0] == 99
-    for site, tensor in tensors.items():
-        assert tensor.dtype == torch.float32
-        np.testing.assert_array_equal(tensor.numpy(), acts[site])
-    stack = acts.stack("resid_post")
-    torch.from_numpy(stack)[:] = 7
-    assert (stack == 7).all()

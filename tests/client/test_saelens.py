@@ -8,19 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
 import actserve
 from actserve import InvalidRequest, JumpReLU, Projection, TopK
 from actserve.saelens import saelens_site
+
+torch: Any = pytest.importorskip(
+    "torch", reason="torch, which the client does not need, is missing"
+)
+save_file: Any = pytest.importorskip("safetensors.torch").save_file
 
 ROWS, FEATURES, TOKENS = 12, 40, 25
 RANDOM = np.random.default_rng(3)
 X = RANDOM.normal(size=(TOKENS, ROWS)).astype(np.float32) * 3
 
 
-def weights(**more: Any) -> dict[str, torch.Tensor]:
+def weights(**more: Any) -> dict[str, Any]:
     """Made-up weights, of the names and shapes that SAELens gives them."""
     draw = np.random.default_rng(5)
     shapes = {
@@ -111,14 +114,14 @@ ENCODERS: dict[str, tuple[dict[str, Any], dict[str, Any], Formula]] = {
 }
 
 
-def as_folder(config: dict[str, Any], state: dict[str, torch.Tensor], folder: Path) -> Path:
+def as_folder(config: dict[str, Any], state: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "cfg.json").write_text(json.dumps({"d_in": ROWS, "d_sae": FEATURES, **config}))
     save_file(state, folder / "sae_weights.safetensors")
     return folder
 
 
-def as_object(config: dict[str, Any], state: dict[str, torch.Tensor], folder: Path) -> Any:
+def as_object(config: dict[str, Any], state: dict[str, Any], folder: Path) -> Any:
     """As SAELens 6 has it: the architecture is a method, and metadata has attributes."""
     config = dict(config)
     architecture = config.pop("architecture", "standard")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import actserve
 from actserve import Add, InvalidRequest, LabelMeans, SteeringVector
@@ -98,14 +97,13 @@ def test_only_steering_vectors_of_a_site_add_up_to_one(other: Any) -> None:
         _ = A * "a"  # pyright: ignore[reportOperatorIssue]
 
 
-def test_a_steering_vector_is_an_array_to_numpy_and_torch() -> None:
+def test_a_steering_vector_is_an_array_to_numpy() -> None:
     rows = np.ones((2, 3), np.float32)
     assert (rows @ A).tolist() == [7, 7]
     assert (rows + A).tolist() == [[4, 5, 1]] * 2
     assert np.asarray(A).tolist() == [3, 4, 0]
     assert np.asarray(A, np.float64).dtype == np.float64
     assert np.linalg.norm(A) == A.norm == 5
-    assert torch.tensor(np.array(A)).tolist() == [3, 4, 0]
     assert (len(A), A.shape) == (3, (3,))
 
 
@@ -166,7 +164,6 @@ def test_calls_take_steering_vectors(client: Any, model: Model) -> None:
         (3, "^steer is 3; give"),
         ({"site": A}, "^steer is dict of 1; give"),
         (np.zeros(576), r"^steer is ndarray of shape \[576\]; give"),
-        (torch.zeros(2, 3), r"^steer is Tensor of shape \[2, 3\]; give"),
         ([np.zeros(576)], r"^item 0 of steer is ndarray of shape \[576\]; give"),
     ],
     ids=lambda value: str(value)[:40],

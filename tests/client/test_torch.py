@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actserve import Add, Projection, Replace
+from actserve import Add, InvalidRequest, Projection, Replace, SteeringVector
+from actserve._checks import described
 from actserve.prompts import is_many, prompt_to_proto
+from actserve.steering import steer_to_proto
 from actserve.tensors import decode
 from actserve.v1 import readout_pb2, tensor_pb2
 
@@ -80,3 +82,28 @@ def test_all_16_bit_patterns_decode_as_torch_reads_them(
     np.testing.assert_array_equal(
         decoded.view(np.uint32)[number], np.ascontiguousarray(wanted).view(np.uint32)[number]
     )
+
+
+def test_torch_tensors_share_memory_with_the_arrays(client: Any) -> None:
+    acts = client.fetch("a b c", ["embedding", "blocks.1.hook_resid_post"])
+    tensors = acts.to_torch()
+    assert list(tensors) == ["embedding", "resid_post.1"]
+    tensors["embedding"][0, 0] = 99
+    assert acts["embedding"][0, 0] == 99
+    for site, rows in tensors.items():
+        assert rows.dtype == torch.float32
+        np.testing.assert_array_equal(rows.numpy(), acts[site])
+    stack = acts.stack("resid_post")
+    torch.from_numpy(stack)[:] = 7
+    assert (stack == 7).all()
+
+
+def test_a_message_describes_a_tensor_shortly() -> None:
+    assert described(torch.zeros(2, 3)) == "Tensor of shape [2, 3]"
+    with pytest.raises(InvalidRequest, match=r"^steer is Tensor of shape \[2, 3\]; give"):
+        steer_to_proto(torch.zeros(2, 3))
+
+
+def test_a_steering_vector_is_an_array_to_torch() -> None:
+    vector = SteeringVector(SITE, [3, 4, 0])
+    assert torch.tensor(np.array(vector)).tolist() == [3, 4, 0]

@@ -247,14 +247,16 @@ def _usage(counts: Any) -> Usage | None:
 
 
 def _source(start: Any, end: Any, turn: Any, role: Any) -> TokenSource:
-    numbers = (None if each is None else _of(each, int, "a source") for each in (start, end, turn))
-    return TokenSource(*numbers, role=_of(role, str, "a role"))
+    first, last, which = (
+        None if each is None else _of(each, int, "a source") for each in (start, end, turn)
+    )
+    return TokenSource(first, last, which, _of(role, str, "a role"))
 
 
 def _report(rows: Any, changed: Any, reused: Any, mean: Any) -> InterventionReport:
-    counts = (_of(each, int, "a count of rows") for each in (rows, changed, reused))
+    all_rows, new, old = (_of(each, int, "a count of rows") for each in (rows, changed, reused))
     change = None if mean is None else _of(mean, (int, float), "a relative change")
-    return InterventionReport(*counts, mean_relative_change=change)
+    return InterventionReport(all_rows, new, old, change)
 
 
 def _sparse(rows: Arrays, site: str) -> SparseRows:
