@@ -32,6 +32,7 @@ from bench.door import DoorFigures, Met, measure_door
 from bench.engines import Stock, Tapped, apply, modes
 from bench.explanations import ExplanationFigures, measure_explanations
 from bench.service import ServiceFigures, measure_service
+from bench.tenants import measure_tenants
 from bench.workloads import WORKLOADS, Workload
 
 AIMS = {
@@ -42,7 +43,7 @@ AIMS = {
 }
 """Ratios to plain vLLM that the project aims at."""
 
-PARTS = ("taps", "explanations", "cores", "door")
+PARTS = ("taps", "explanations", "cores", "door", "tenants")
 
 RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 
@@ -135,6 +136,9 @@ def main() -> None:
     cores = None
     if "cores" in parts:
         cores = measure_cores(arguments.model, arguments.dtype, arguments.rounds, log)
+    tenants = None
+    if "tenants" in parts:
+        tenants = measure_tenants(arguments.model, arguments.dtype, log)
     door = None
     if "door" in parts:
         door = measure_door(arguments.model, arguments.dtype, log)
@@ -157,6 +161,7 @@ def main() -> None:
         "explanations": [asdict(figure) for figure in explained],
         "cores": cores and asdict(cores),
         "door": door and asdict(door),
+        "tenants": tenants and asdict(tenants),
     }
     if ratios:
         _print(ratios, rates, figures)
