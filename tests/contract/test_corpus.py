@@ -70,6 +70,7 @@ class Wire:
         self.left = deque(cuts)
         self._sent = 0
         self._serving: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> str:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -77,6 +78,8 @@ class Wire:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        for writer in self._writers:  # gRPC may keep a connection for a while.
+            writer.transport.abort()
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -84,6 +87,7 @@ class Wire:
         assert task
         self._serving.add(task)
         behind = await asyncio.open_connection("127.0.0.1", self.port)
+        self._writers += [writer, behind[1]]
         asking = asyncio.create_task(self._ask(reader, behind[1]))
         while data := await behind[0].read(1 << 12):
             self._sent += len(data)
