@@ -46,7 +46,7 @@ def steer_of_each(steer: Any, prompts: int | None) -> Sequence[Any] | None:
     if isinstance(steer, list) and prompts == len(steer) > 1:
         raise InvalidRequest(
             f"steer is a list of {prompts} interventions for {prompts} prompts; write "
-            "steer=[[a], [b]] to give each prompt its own, or steer=(a, b) for both at all",
+            "steer=[[a], [b]] to give each prompt its own, or steer=(a, b) to give all to every one",
             reason="FIELD_INVALID",
             path=("steer",),
         )

@@ -81,7 +81,7 @@ class AsyncBase:
         return [nla for page in pages for nla in page.nlas]
 
     async def _served(self, timeout: float | None) -> model_service_pb2.Model:
-        """The model that calls are for, as it was when first asked for."""
+        """The model that calls are for, as it was a minute ago at most."""
         models = await self._transport.models(timeout)
         found = only_model(models, self._connection.model)
         if found is None:
@@ -101,11 +101,12 @@ class AsyncBase:
         served = await self._served(timeout)
         if served != self._known:  # The server may have been started anew with another model.
             self._known, self._token_ids = served, {}
-        for text in sorted(texts - self._token_ids.keys()):
+        ids = self._token_ids  # Another thread may begin anew meanwhile.
+        for text in sorted(texts - ids.keys()):
             jobs: GenerateJobs = self._connection.generate_jobs
             tokenized = await self._transport.run(jobs.tokenize(text), timeout)
-            self._token_ids[text] = single_token(text, tokenized)
-        known = Known(served.layer_count, query_heads(served), self._token_ids)
+            ids[text] = single_token(text, tokenized)
+        known = Known(served.layer_count, query_heads(served), ids)
         return resolved(asked, known)
 
     def _stream(

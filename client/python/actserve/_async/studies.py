@@ -25,7 +25,7 @@ from actserve._study_results import (
     single_prompt,
 )
 from actserve.attention import Attention, Heads
-from actserve.errors import ActserveError, NotFound
+from actserve.errors import ActserveError
 from actserve.positions import Positions
 from actserve.predictions import Predict
 from actserve.prompts import P, Prompt, Prompts
@@ -120,8 +120,8 @@ class AsyncStudies(AsyncRuns, AsyncStored):
           for the difference of their logits.
 
             grid = client.patch(
-                "The Eiffel Tower is in the city of",
-                "The Colosseum Arch is in the city of",
+                "The capital of France is the city of",
+                "The capital of Italy is the city of",
                 "resid_post.*",
                 answers=(" Paris", " Rome"),
             )
@@ -144,7 +144,7 @@ class AsyncStudies(AsyncRuns, AsyncStored):
         )
         calls = await self._transport.run(job, timeout, progress)
         for name in (name for call in calls for name in call.kept):
-            with suppress(NotFound):  # It has expired meanwhile.
+            with suppress(ActserveError):  # It expires by itself, and the grid is whole.
                 await self.delete_kept(name, timeout=timeout)
         return patch_grid(calls, places, where, several(answers))
 
