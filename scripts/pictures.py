@@ -97,7 +97,7 @@ def written(found: Mapping[str, Shown], folder: Path) -> Iterator[Path]:
 
 
 def photograph(browser: str, fragment: Path, picture: Path) -> None:
-    """A PNG of a fragment of HTML on a white page, twice as sharp, without blank margins."""
+    """A PNG of a fragment of HTML on a white page, at twice the resolution, margins cut off."""
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8><title>actserve</title>"
         f'<body style="margin:{MARGIN_PX}px;background:#fff;color:#1f2328">'

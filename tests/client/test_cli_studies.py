@@ -131,7 +131,7 @@ def test_conversations_come_from_json_lines_with_their_tools(
     ("name", "text", "message"),
     [
         ("p.jsonl", "{", "line 1 of"),
-        ("p.jsonl", '{"a": 1}', "name the one with the prompt by --column"),
+        ("p.jsonl", '{"a": 1}', "say which one holds the prompt with --column"),
         ("p.parquet", "no parquet", "cannot be read as Parquet"),
         ("p.txt", "\n\n", "has no prompt"),
     ],

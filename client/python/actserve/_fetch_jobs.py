@@ -203,7 +203,7 @@ class FetchJobs:
         read = Read(parsed, **options)
         if read.projection and read.projection.send_top is not None:
             raise InvalidRequest(
-                "send_top is set, but means have every component; leave it out",
+                "send_top is set, but means are of every component; leave send_top out",
                 reason="FIELD_INVALID",
             )
         own_steer = steer_of_each(steer, len(prompts))

@@ -30,7 +30,7 @@ _PADDING = 3
 """Blanks around and between the cells of a table."""
 _NUMBER = re.compile("[-+]?[0-9.]+(e[-+]?[0-9]+)?|nan|[-+]?inf")
 _FEWEST_COLUMNS = 2
-"""Columns of a heat map, however narrow the terminal."""
+"""Columns that a heat map shows at least, even where the terminal is too narrow for them."""
 
 
 @dataclass(frozen=True)
