@@ -46,8 +46,8 @@ def steer_of_each(steer: Any, prompts: int | None) -> Sequence[Any] | None:
     if isinstance(steer, list) and prompts == len(steer) > 1:
         raise InvalidRequest(
             f"steer is a list of {prompts} interventions for {prompts} prompts; write "
-            "steer=[[a], [b]] to give each prompt its own, or a tuple, steer=(a, b), to apply all of "
-            "them to every prompt",
+            "steer=[[a], [b]] to give each prompt its own, or a tuple, steer=(a, b), to apply "
+            "all of them to every prompt",
             reason="FIELD_INVALID",
             path=("steer",),
         )

@@ -84,7 +84,8 @@ def _of_record(value: Any, column: str | None, where: str) -> Any:
     name = column or next((each for each in _COLUMNS if each in value), None)
     if name is None or name not in value:
         raise typer.BadParameter(
-            f"{where} has the fields {', '.join(value)}; say which one holds the prompt with --column"
+            f"{where} has the fields {', '.join(value)}; "
+            "say which one holds the prompt with --column"
         )
     # The tools of a conversation, and the arguments of its template, stand beside its turns.
     return value if name == "messages" else value[name]
