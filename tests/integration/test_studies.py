@@ -1,6 +1,8 @@
 """The questions of one line answer as transformers does, in float32."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +115,41 @@ def test_a_comparison_steers_one_of_two_runs(served: Served) -> None:
     assert found.next_ids[likeliest] == steered.token_ids[0]
     raised = found.steered_logprobs - found.plain_logprobs
     assert (np.diff(raised) <= 0).all()
+
+
+def test_studies_are_what_they_are_alone_beside_calls_that_are_steered_and_cut(
+    served: Served,
+) -> None:
+    """Others run the same prompts, steered at the same sites, and are cancelled as they run."""
+    client = served.client
+
+    def studies() -> list[np.ndarray]:
+        return [
+            client.logit_lens(CORRUPT, tokens=" Rome").logprobs,
+            client.attention(CORRUPT, layers=[4, 20]).weights,
+            client.patch(CLEAN, CORRUPT, "resid_post.2:30:9", answers=" Paris").values,
+            client.score(CORRUPT).logprobs[1:],
+        ]
+
+    alone = studies()
+    vector = np.random.default_rng(5).normal(size=576).astype(np.float32) * 4
+    steer = [actserve.Add(f"resid_post.{layer}", vector) for layer in (2, 11, 20)]
+    stop = threading.Event()
+
+    def disturb() -> int:
+        calls = 0
+        while not stop.is_set():
+            with client.stream(CORRUPT, max_tokens=64, steer=steer) as stream:
+                next(event for event in stream if isinstance(event, actserve.Tokens))
+            calls += 1
+        return calls
+
+    with ThreadPoolExecutor() as pool:
+        neighbours = [pool.submit(disturb) for _ in range(3)]
+        try:
+            beside = studies()
+        finally:
+            stop.set()
+        assert all(each.result() for each in neighbours)
+    for one, other in zip(alone, beside, strict=True):
+        np.testing.assert_allclose(other, one, atol=CLOSE, rtol=CLOSE)
