@@ -30,11 +30,12 @@ NAMES = {
             "Base",
             "Client",
             "Explainer",
+            "Keeping",
             "Runs",
-            "Stored",
             "Stream",
             "Studies",
             "Transport",
+            "Weights",
         )
     },
 }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actserve import Client, HookPointSupport, Tokenized, TokenSource
-from actserve._show.tokens import harmless
+from actserve._show.token_text import harmless
 from actserve.cli import output
 
 from . import fake_explanations

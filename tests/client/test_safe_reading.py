@@ -90,6 +90,7 @@ def test_a_patch_leaves_no_rows_on_the_server(client: Any, model: Model) -> None
         each for each in model.requests if isinstance(each, kept_pb.DeleteKeptActivationsRequest)
     ]
     assert deleted
+    assert not model.kept
 
 
 def test_a_server_that_serves_another_model_now_is_asked_anew(

@@ -16,7 +16,7 @@ from rich.console import Console
 from actserve._show import scales
 from actserve._show.bounds import ends
 from actserve._show.cells import share
-from actserve._show.tokens import prose, visible
+from actserve._show.token_text import prose, visible
 
 from . import made_results as made
 

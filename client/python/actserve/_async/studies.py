@@ -8,8 +8,8 @@ from typing import Any, Literal, SupportsIndex, overload
 
 from typing_extensions import Unpack
 
+from actserve._async.kept import AsyncKeeping
 from actserve._async.runs import AsyncRuns
-from actserve._async.stored import AsyncStored
 from actserve._checks import given, several
 from actserve._patch_jobs import patch_grid, patch_job, patched_positions
 from actserve._prompt_lists import OnError
@@ -38,7 +38,7 @@ from actserve.tokens import TokenLike, checked_tokens
 _COMPARED_TOKENS = 40
 
 
-class AsyncStudies(AsyncRuns, AsyncStored):
+class AsyncStudies(AsyncRuns, AsyncKeeping):
     """What a prompt would say at each depth, what attends to what, what matters where."""
 
     async def logit_lens(

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from actserve._show.bounds import TOKENS_OF_TEXT, ends
 from actserve._show.cards import GAP, Cell
-from actserve._show.tokens import cut, visible
+from actserve._show.token_text import cut, visible
 
 MakeCell: TypeAlias = Callable[[int, int], Cell]
 """The cell of a row and a column, by their indexes."""

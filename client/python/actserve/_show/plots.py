@@ -14,7 +14,7 @@ from actserve._extras import needed
 from actserve._show.bounds import ends
 from actserve._show.cells import word
 from actserve._show.scales import Scale, change, ink, probability, surprise
-from actserve._show.tokens import visible
+from actserve._show.token_text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from actserve._show.bounds import COLUMNS, ROWS, TOKENS_OF_TEXT, ends, left_out
 from actserve._show.cards import GAP, Card, Cell, HeatMap, Line, Part, Table
 from actserve._show.cells import grid, labels, number, share, token_cells, token_labels, word
 from actserve._show.scales import magnitude, probability, surprise
-from actserve._show.tokens import PROSE_CHARACTERS, prose, visible
+from actserve._show.token_text import PROSE_CHARACTERS, prose, visible
 
 if TYPE_CHECKING:
     from actserve.explanations import ExplainedText, Explanation

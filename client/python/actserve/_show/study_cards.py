@@ -18,7 +18,7 @@ from actserve._show.cells import (
     word,
 )
 from actserve._show.scales import Scale, change, probability, surprise
-from actserve._show.tokens import prose, visible
+from actserve._show.token_text import prose, visible
 
 if TYPE_CHECKING:
     from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, TextScore

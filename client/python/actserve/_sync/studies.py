@@ -22,8 +22,8 @@ from actserve._study_results import (
     scored,
     single_prompt,
 )
+from actserve._sync.kept import Keeping
 from actserve._sync.runs import Runs
-from actserve._sync.stored import Stored
 from actserve.attention import Attention, Heads
 from actserve.errors import ActserveError
 from actserve.positions import Positions
@@ -38,7 +38,7 @@ from actserve.tokens import TokenLike, checked_tokens
 _COMPARED_TOKENS = 40
 
 
-class Studies(Runs, Stored):
+class Studies(Runs, Keeping):
     """What a prompt would say at each depth, what attends to what, what matters where."""
 
     def logit_lens(

@@ -12,7 +12,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from actserve import __version__
-from actserve._show.tokens import harmless
+from actserve._show.token_text import harmless
 from actserve.cli import arguments as arg
 from actserve.cli.explain import explain
 from actserve.cli.output import plain_text, print_json, say, write, write_any_character

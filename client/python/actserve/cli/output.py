@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from actserve._show.tokens import harmless
+from actserve._show.token_text import harmless
 from actserve.errors import ActserveError
 from actserve.results import Activations
 

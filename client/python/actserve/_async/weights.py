@@ -1,4 +1,4 @@
-"""What is on the server: rows that it keeps, and the weights of its model."""
+"""Weights: what the model of the server computes with."""
 
 from __future__ import annotations
 
@@ -10,34 +10,13 @@ from numpy.typing import NDArray
 
 from actserve._async.base import AsyncBase
 from actserve._checks import several
-from actserve.kept import Kept, kept_from_proto, kept_name
 from actserve.tensors import Float32Array
 from actserve.tokens import TokenLike
-from actserve.v1 import kept_activations_service_pb2
 from actserve.weights import HeadMatrices, TokenMatrix
 
 
-class AsyncStored(AsyncBase):
-    """Kept rows and weights."""
-
-    async def kept(self, name: str, *, timeout: float | None = None) -> Kept:
-        """What the server keeps under a name, as `activations.kept` says it. Raises `NotFound` once
-        it has expired or was deleted."""
-        request = kept_activations_service_pb2.GetKeptActivationsRequest(name=kept_name(name))
-        response = await self._transport.response("GetKeptActivations", request, timeout)
-        return kept_from_proto(response.kept_activations)
-
-    async def list_kept(self, *, timeout: float | None = None) -> list[Kept]:
-        """All that the tenant of the client's token keeps on the server, by name. Raises
-        `NotServed` on a server without tokens."""
-        request = kept_activations_service_pb2.ListKeptActivationsRequest()
-        pages = await self._transport.pages("ListKeptActivations", request, timeout)
-        return [kept_from_proto(kept) for page in pages for kept in page.kept_activations]
-
-    async def delete_kept(self, name: str, *, timeout: float | None = None) -> None:
-        """Frees what the server keeps under a name before it expires. Raises `NotFound`."""
-        request = kept_activations_service_pb2.DeleteKeptActivationsRequest(name=kept_name(name))
-        await self._transport.response("DeleteKeptActivations", request, timeout)
+class AsyncWeights(AsyncBase):
+    """Rows of tokens and matrices of heads."""
 
     async def token_rows(
         self,
