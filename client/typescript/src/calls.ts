@@ -1,0 +1,326 @@
+import {
+  type DescMessage,
+  type DescMethodStreaming,
+  type DescMethodUnary,
+  type MessageInitShape,
+} from "@bufbuild/protobuf";
+import { MethodOptions_IdempotencyLevel } from "@bufbuild/protobuf/wkt";
+import {
+  Code,
+  ConnectError,
+  type ContextValues,
+  type StreamResponse,
+  type Transport,
+  type UnaryResponse,
+} from "@connectrpc/connect";
+
+import { ActserveError, type StatusCode } from "./errors.js";
+import { ModelService } from "./gen/actserve/v1/model_service_pb.js";
+import { VERSION } from "./version.js";
+
+/** Attempts of a call, and the longest pauses between them: each is random, from zero on. */
+const PAUSES_MS = [250, 750, 2250];
+
+/** A server may tell a call to wait for as long as this; longer, and the caller is told instead. */
+const LONGEST_DELAY_MS = 30_000;
+
+/** The longest deadline that gRPC can write in milliseconds, 27 hours. More is none. */
+const LONGEST_TIMEOUT_MS = 99_999_999;
+
+/** How calls are made. */
+export interface CallSettings {
+  readonly transport: Transport;
+  readonly timeoutMs: number;
+  /** Sent with every call. */
+  readonly headers: Headers;
+  /** The resource name of the model that calls are for; or empty. */
+  readonly model: string;
+  readonly addHeaders: ((headers: Headers) => void | Promise<void>) | undefined;
+  readonly warn: (message: string) => void;
+}
+
+/**
+ * A transport that does for every call what this client promises: headers, one deadline for all
+ * attempts, further attempts, typed errors, and the warning about an older server.
+ */
+export class Calls implements Transport {
+  readonly #settings: CallSettings;
+  readonly #running = new Set<AbortController>();
+  #closed = false;
+  #versionSeen = false;
+
+  constructor(settings: CallSettings) {
+    this.#settings = settings;
+  }
+
+  /** Ends all calls with `CANCELLED`, and those that are made from now on. */
+  close(): void {
+    this.#closed = true;
+    for (const controller of this.#running) controller.abort(cancelled("the client was closed"));
+  }
+
+  async unary<I extends DescMessage, O extends DescMessage>(
+    method: DescMethodUnary<I, O>,
+    signal: AbortSignal | undefined,
+    timeoutMs: number | undefined,
+    headers: HeadersInit | undefined,
+    input: MessageInitShape<I>,
+    contextValues?: ContextValues,
+  ): Promise<UnaryResponse<I, O>> {
+    const call = this.#begin(signal, timeoutMs);
+    try {
+      const sent = await this.#headers(method, headers);
+      return await this.#attempts(method, call, async (leftMs) => {
+        const response = await this.#settings.transport.unary(
+          method,
+          call.signal,
+          leftMs,
+          sent,
+          input,
+          contextValues,
+        );
+        this.#readVersion(response.trailer);
+        return response;
+      });
+    } finally {
+      call.end();
+    }
+  }
+
+  async stream<I extends DescMessage, O extends DescMessage>(
+    method: DescMethodStreaming<I, O>,
+    signal: AbortSignal | undefined,
+    timeoutMs: number | undefined,
+    headers: HeadersInit | undefined,
+    input: AsyncIterable<MessageInitShape<I>>,
+    contextValues?: ContextValues,
+  ): Promise<StreamResponse<I, O>> {
+    const call = this.#begin(signal, timeoutMs);
+    try {
+      const sent = await this.#headers(method, headers);
+      // What is sent once can be sent again only if it is kept.
+      const requests = method.methodKind === "server_streaming" ? await all(input) : undefined;
+      return await this.#attempts(method, call, async (leftMs) => {
+        const response = await this.#settings.transport.stream(
+          method,
+          call.signal,
+          leftMs,
+          sent,
+          requests ? each(requests) : input,
+          contextValues,
+        );
+        const messages = response.message[Symbol.asyncIterator]();
+        // The first message decides whether there is another attempt.
+        const first = requests && (await messages.next());
+        return { ...response, message: this.#messages(call, messages, first, response.trailer) };
+      });
+    } catch (thrown) {
+      call.end();
+      throw thrown;
+    }
+  }
+
+  async *#messages<T>(
+    call: Call,
+    messages: AsyncIterator<T>,
+    first: IteratorResult<T> | undefined,
+    trailer: Headers,
+  ): AsyncGenerator<T> {
+    let left = true;
+    try {
+      let next = first ?? (await messages.next());
+      while (!next.done) {
+        yield next.value;
+        next = await messages.next();
+      }
+      left = false;
+      this.#readVersion(trailer);
+    } catch (thrown) {
+      left = false;
+      throw this.#error(thrown, call);
+    } finally {
+      call.end();
+      if (left) {
+        // The reader went away. The transport lets go of its timer when it is asked once more.
+        call.controller.abort(cancelled("the stream was left"));
+        messages.next().catch(() => undefined);
+      }
+    }
+  }
+
+  async #attempts<T>(
+    method: DescMethodUnary | DescMethodStreaming,
+    call: Call,
+    attempt: (leftMs: number | undefined) => Promise<T>,
+  ): Promise<T> {
+    for (let made = 1; ; made++) {
+      try {
+        return await attempt(call.leftMs());
+      } catch (thrown) {
+        const error = this.#error(thrown, call);
+        const pause = isHarmless(method) ? pauseMs(error, made) : undefined;
+        if (pause === undefined || pause >= (call.leftMs() ?? Infinity)) throw error;
+        await call.sleep(pause);
+      }
+    }
+  }
+
+  #begin(signal: AbortSignal | undefined, timeoutMs: number | undefined): Call {
+    const call = new Call(signal, timeoutMs ?? this.#settings.timeoutMs, () =>
+      this.#running.delete(call.controller),
+    );
+    this.#running.add(call.controller);
+    if (this.#closed) call.controller.abort(cancelled("the client was closed"));
+    return call;
+  }
+
+  async #headers(
+    method: DescMethodUnary | DescMethodStreaming,
+    given: HeadersInit | undefined,
+  ): Promise<Headers> {
+    const { headers, model, addHeaders } = this.#settings;
+    const sent = new Headers(headers);
+    // A call that lists models is for none of them.
+    if (model && method !== ModelService.method.listModels) {
+      sent.set("x-actserve-model", percentEncoded(model));
+    }
+    await addHeaders?.(sent);
+    new Headers(given).forEach((value, name) => {
+      sent.set(name, value);
+    });
+    return sent;
+  }
+
+  #error(thrown: unknown, call: Call): ActserveError {
+    if (call.signal.aborted) return ActserveError.from(call.signal.reason);
+    const error = ActserveError.from(thrown);
+    const metadata = thrown instanceof ConnectError ? thrown.metadata : new Headers();
+    this.#readVersion(metadata);
+    if (metadata.has("grpc-status") || !BROKEN.has(error.code)) return error;
+    // At the deadline the server resets the stream, perhaps before the client's own timer fires.
+    if ((call.leftMs() ?? Infinity) <= 100) return again(error, "DEADLINE_EXCEEDED", thrown);
+    return again(error, "UNAVAILABLE", thrown);
+  }
+
+  #readVersion(metadata: Headers): void {
+    const version = metadata.get("x-actserve-version");
+    if (version === null || this.#versionSeen) return;
+    this.#versionSeen = true;
+    if (isOlder(version, VERSION)) {
+      this.#settings.warn(
+        `the server has version ${version}, which is older than ${VERSION} of this client; what ` +
+          "it does not know yet it refuses",
+      );
+    }
+  }
+}
+
+/** What a call ends with when its connection breaks, if neither caller nor server ended it. */
+const BROKEN: ReadonlySet<StatusCode> = new Set(["ABORTED", "CANCELLED"]);
+
+function again(error: ActserveError, code: StatusCode, cause: unknown): ActserveError {
+  return new ActserveError(error.message, code, error, { cause });
+}
+
+/** One call with all its attempts. */
+class Call {
+  readonly controller = new AbortController();
+  readonly #caller: AbortSignal | undefined;
+  readonly #deadline: number | undefined;
+  readonly #ended: () => void;
+
+  constructor(caller: AbortSignal | undefined, timeoutMs: number, ended: () => void) {
+    this.#caller = caller;
+    this.#deadline =
+      timeoutMs > LONGEST_TIMEOUT_MS ? undefined : performance.now() + Math.max(1, timeoutMs);
+    this.#ended = ended;
+    caller?.addEventListener("abort", this.#abort);
+    if (caller?.aborted) this.#abort();
+  }
+
+  get signal(): AbortSignal {
+    return this.controller.signal;
+  }
+
+  /** Until the deadline, in whole milliseconds as gRPC writes them, at least one. */
+  leftMs(): number | undefined {
+    if (this.#deadline === undefined) return undefined;
+    return Math.max(1, Math.ceil(this.#deadline - performance.now()));
+  }
+
+  async sleep(ms: number): Promise<void> {
+    if (this.signal.aborted) throw ActserveError.from(this.signal.reason);
+    await new Promise<void>((resolve, reject) => {
+      const abort = () => {
+        clearTimeout(timer);
+        reject(ActserveError.from(this.signal.reason));
+      };
+      const timer = setTimeout(() => {
+        this.signal.removeEventListener("abort", abort);
+        resolve();
+      }, ms);
+      this.signal.addEventListener("abort", abort, { once: true });
+    });
+  }
+
+  /** Lets go of the caller's signal, which may live for long. */
+  end(): void {
+    this.#caller?.removeEventListener("abort", this.#abort);
+    this.#ended();
+  }
+
+  readonly #abort = (): void => {
+    this.controller.abort(cancelled("the call was cancelled"));
+  };
+}
+
+/** With this code the server is told so, too. */
+export function cancelled(message: string): ConnectError {
+  return new ConnectError(message, Code.Canceled);
+}
+
+function isHarmless(method: DescMethodUnary | DescMethodStreaming): boolean {
+  return method.idempotency !== MethodOptions_IdempotencyLevel.IDEMPOTENCY_UNKNOWN;
+}
+
+/** How long to wait before the next attempt; undefined if there is none. */
+function pauseMs(error: ActserveError, made: number): number | undefined {
+  const longest = PAUSES_MS[made - 1];
+  const delay = error.retryAfterMs ?? 0;
+  if (error.code !== "UNAVAILABLE" || longest === undefined || delay > LONGEST_DELAY_MS) {
+    return undefined;
+  }
+  return delay + Math.random() * longest;
+}
+
+function percentEncoded(name: string): string {
+  return Array.from(new TextEncoder().encode(name), (byte) => {
+    const character = String.fromCharCode(byte);
+    return /[A-Za-z0-9\-._~/]/.test(character)
+      ? character
+      : `%${byte.toString(16).toUpperCase().padStart(2, "0")}`;
+  }).join("");
+}
+
+/** Whether the major and minor version are older. What is no version is not. */
+function isOlder(version: string, than: string): boolean {
+  const [major, minor] = numbers(version);
+  const [thanMajor, thanMinor] = numbers(than);
+  return major < thanMajor || (major === thanMajor && minor < thanMinor);
+}
+
+function numbers(version: string): [number, number] {
+  const [, major, minor] = /^(\d+)\.(\d+)/.exec(version) ?? [];
+  return [Number(major ?? Infinity), Number(minor ?? Infinity)];
+}
+
+async function all<T>(items: AsyncIterable<T>): Promise<T[]> {
+  const found: T[] = [];
+  for await (const item of items) found.push(item);
+  return found;
+}
+
+// eslint-disable-next-line @typescript-eslint/require-await
+async function* each<T>(items: readonly T[]): AsyncGenerator<T> {
+  yield* items;
+}

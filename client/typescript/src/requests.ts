@@ -1,0 +1,93 @@
+import { create } from "@bufbuild/protobuf";
+
+import { InterventionSchema, type Intervention } from "./gen/actserve/v1/intervention_pb.js";
+import { PromptSchema, type Prompt } from "./gen/actserve/v1/prompt_pb.js";
+import { ReadoutSchema, type Readout } from "./gen/actserve/v1/readout_pb.js";
+import { positions } from "./positions.js";
+import { site } from "./sites.js";
+import { tensor } from "./tensors.js";
+
+/** One turn of a conversation, as chat templates name them. */
+export interface Turn {
+  /** `system`, `user`, `assistant` or `tool`. */
+  readonly role: string;
+  readonly content: string;
+}
+
+/** A prompt: a text, token ids, or the turns of a conversation. */
+export function prompt(source: string | readonly number[] | readonly Turn[]): Prompt {
+  if (typeof source === "string") {
+    return create(PromptSchema, { source: { case: "text", value: source } });
+  }
+  if (areIds(source)) {
+    return create(PromptSchema, { source: { case: "tokenIds", value: { ids: [...source] } } });
+  }
+  const turns = source.map(({ role, content }) => ({ role, content }));
+  return create(PromptSchema, { source: { case: "conversation", value: { turns } } });
+}
+
+function areIds(source: readonly number[] | readonly Turn[]): source is readonly number[] {
+  return source.every((each) => typeof each === "number");
+}
+
+/**
+ * A readout of rows, found in the answer by its name.
+ *
+ * @param sites as {@link site} takes them
+ * @param where as {@link positions} takes them; all when left out
+ */
+export function rows(name: string, sites: string | readonly string[], where?: string): Readout {
+  return create(ReadoutSchema, { name, kind: { case: "rows", value: places(sites, where) } });
+}
+
+/**
+ * A readout whose rows stay on the server, under a name that comes with the answer. Others can then
+ * {@link replace} their rows by them.
+ *
+ * @param sites as {@link site} takes them
+ * @param where as {@link positions} takes them; all when left out
+ */
+export function keep(name: string, sites: string | readonly string[], where?: string): Readout {
+  return create(ReadoutSchema, { name, kind: { case: "keep", value: places(sites, where) } });
+}
+
+/**
+ * Adds `coefficient` times a vector to the rows of a site, at every position.
+ *
+ * @param vector as wide as the rows of the site
+ */
+export function add(at: string, vector: Iterable<number>, coefficient = 1): Intervention {
+  return create(InterventionSchema, {
+    sites: [site(at)],
+    operation: {
+      case: "add",
+      value: { vector: { source: { case: "tensor", value: tensor(vector) } }, coefficient },
+    },
+  });
+}
+
+/**
+ * Puts rows that were kept before in place of those of a site.
+ *
+ * @param kept the name of the rows, `keptActivations/...`
+ * @param where as {@link positions} takes them: as many as rows were kept, or any number if it was one
+ */
+export function replace(at: string, kept: string, where?: string): Intervention {
+  return create(InterventionSchema, {
+    ...places(at, where),
+    operation: {
+      case: "replace",
+      value: {
+        rows: { source: { case: "kept", value: { kept: { case: "name", value: kept } } } },
+      },
+    },
+  });
+}
+
+function places(sites: string | readonly string[], where: string | undefined) {
+  const several = typeof sites === "string" ? [sites] : sites;
+  return {
+    sites: several.map(site),
+    ...(where === undefined ? {} : { positions: positions(where) }),
+  };
+}

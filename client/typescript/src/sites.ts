@@ -1,0 +1,44 @@
+import { create } from "@bufbuild/protobuf";
+
+import { invalid } from "./errors.js";
+import { HookPoint, HookPointSchema, SiteSchema, type Site } from "./gen/actserve/v1/site_pb.js";
+
+const LAYERLESS: ReadonlySet<HookPoint> = new Set([
+  HookPoint.EMBEDDING,
+  HookPoint.FINAL_NORM,
+  HookPoint.LOGITS,
+]);
+
+// No leading zeros and no "-0", so that a site is written in one way only.
+const SPELLING = /^([a-z_]+)(?:\.(0|-?[1-9][0-9]{0,5}))?$/;
+
+/**
+ * The site that is written so: a hook point and, but for `embedding`, `final_norm` and `logits`, a
+ * zero-based layer, which counts from the last one when negative: `resid_post.10`, `resid_post.-1`,
+ * `final_norm`.
+ *
+ * @throws {@link ActserveError} `SITE_INVALID` for any other text
+ */
+export function site(text: string): Site {
+  const [, name, layer] = SPELLING.exec(text) ?? [];
+  const value = HookPointSchema.values.find(
+    ({ number, localName }) => number !== 0 && localName.toLowerCase() === name,
+  );
+  if (value && LAYERLESS.has(value.number) === (layer === undefined)) {
+    return create(SiteSchema, {
+      hookPoint: value.number,
+      ...(layer === undefined ? {} : { layer: Number(layer) }),
+    });
+  }
+  throw invalid(
+    `${JSON.stringify(text)} is not a site; write a hook point in lower case and, but for ` +
+      "embedding, final_norm and logits, its layer, as in resid_post.10",
+    "SITE_INVALID",
+  );
+}
+
+/** How a site is written. A hook point that this client does not know is written as its number. */
+export function siteName({ hookPoint, layer }: Site): string {
+  const name = HookPointSchema.value[hookPoint]?.localName.toLowerCase() ?? String(hookPoint);
+  return layer === undefined ? name : `${name}.${layer}`;
+}

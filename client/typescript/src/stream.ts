@@ -1,0 +1,80 @@
+import type { DescService, MessageInitShape } from "@bufbuild/protobuf";
+import {
+  createClient,
+  makeAnyClient,
+  type CallOptions,
+  type Client as Stub,
+  type Transport,
+} from "@connectrpc/connect";
+
+/** What is put together from the events of a stream. */
+export interface Collector<Event, Whole> {
+  /** Takes the next event. Throws if it breaks the contract. */
+  add(event: Event): void;
+  /** The whole, once the stream has ended. Throws if something of it is missing. */
+  finish(): Whole;
+}
+
+/**
+ * An answer that comes in events. Nothing is sent before it is read, and each reading is a call of
+ * its own; leaving a loop over it cancels the call.
+ */
+export class EventStream<Event, Whole> implements AsyncIterable<Event> {
+  readonly #open: () => AsyncIterable<Event>;
+  readonly #collector: () => Collector<Event, Whole>;
+
+  /** @internal */
+  constructor(open: () => AsyncIterable<Event>, collector: () => Collector<Event, Whole>) {
+    this.#open = open;
+    this.#collector = collector;
+  }
+
+  /** The events as the server sends them; those that this client does not know have no `case`. */
+  [Symbol.asyncIterator](): AsyncIterator<Event> {
+    return this.#open()[Symbol.asyncIterator]();
+  }
+
+  /**
+   * Reads all events, and checks and joins them.
+   *
+   * @throws {@link ActserveError} `STREAM_CUT_SHORT` if the stream ended too early, and
+   * `BAD_RESPONSE` if the server broke the contract
+   */
+  async collect(): Promise<Whole> {
+    const collector = this.#collector();
+    for await (const event of this) collector.add(event);
+    return collector.finish();
+  }
+}
+
+/** The methods of a service. Unlike those of connect, streams that are left are cancelled. */
+export function stubOf<Service extends DescService>(
+  service: Service,
+  transport: Transport,
+): Stub<Service> {
+  const stub: Record<string, unknown> = createClient(service, transport);
+  return makeAnyClient(service, (method) => {
+    if (method.methodKind !== "server_streaming") return stub[method.localName] as never;
+    return async function* (
+      request: MessageInitShape<typeof method.input>,
+      options?: CallOptions,
+    ) {
+      const response = await transport.stream(
+        method,
+        options?.signal,
+        options?.timeoutMs,
+        options?.headers,
+        one(request),
+        options?.contextValues,
+      );
+      options?.onHeader?.(response.header);
+      yield* response.message;
+      options?.onTrailer?.(response.trailer);
+    };
+  }) as Stub<Service>;
+}
+
+// eslint-disable-next-line @typescript-eslint/require-await
+async function* one<T>(item: T): AsyncGenerator<T> {
+  yield item;
+}
