@@ -196,7 +196,7 @@ export class Calls implements Transport {
     const error = ActserveError.from(thrown);
     const metadata = thrown instanceof ConnectError ? thrown.metadata : new Headers();
     this.#readVersion(metadata);
-    if (metadata.has("grpc-status") || !BROKEN.has(error.code)) return error;
+    if (metadata.has("grpc-status") || !isBroken(error)) return error;
     // At the deadline the server resets the stream, perhaps before the client's own timer fires.
     if ((call.leftMs() ?? Infinity) <= 100) return again(error, "DEADLINE_EXCEEDED", thrown);
     return again(error, "UNAVAILABLE", thrown);
@@ -215,8 +215,14 @@ export class Calls implements Transport {
   }
 }
 
-/** What a call ends with when its connection breaks, if neither caller nor server ended it. */
-const BROKEN: ReadonlySet<StatusCode> = new Set(["ABORTED", "CANCELLED"]);
+/** Whether a connection broke. The transport calls that by several names, none of them UNAVAILABLE. */
+function isBroken({ code, cause }: ActserveError): boolean {
+  if (code === "ABORTED" || code === "CANCELLED") return true;
+  const system = cause instanceof Error ? cause.cause : undefined;
+  const name = system instanceof Error && "code" in system ? system.code : undefined;
+  // Node's own errors have names; one of them means that the server reset the stream alone.
+  return code === "INTERNAL" && typeof name === "string" && name !== "ERR_HTTP2_STREAM_ERROR";
+}
 
 function again(error: ActserveError, code: StatusCode, cause: unknown): ActserveError {
   return new ActserveError(error.message, code, error, { cause });

@@ -84,16 +84,16 @@ export class ActserveError extends Error implements ErrorDetails {
     if (thrown instanceof ActserveError) return thrown;
     const error = ConnectError.from(thrown);
     const packed = error.details.filter((detail) => "type" in detail);
-    return build(error.code, error.rawMessage, packed, { cause: thrown });
+    return build(error.code, error.rawMessage, packed, "", { cause: thrown });
   }
 
-  /** The error of a status with its details, such as that of an item. */
-  static fromStatus(status: Status): ActserveError {
+  /** The error of a status with its details, such as that of an item of the call with this id. */
+  static fromStatus(status: Status, callId = ""): ActserveError {
     const packed = status.details.map(({ typeUrl, value }) => ({
       type: typeUrl.slice(typeUrl.lastIndexOf("/") + 1),
       value,
     }));
-    return build(status.code, status.message, packed);
+    return build(status.code, status.message, packed, callId);
   }
 }
 
@@ -106,6 +106,7 @@ function build(
   number: number,
   said: string,
   packed: readonly Packed[],
+  callId: string,
   options?: ErrorOptions,
 ): ActserveError {
   const info = unpack(packed, ErrorInfoSchema).find(({ domain }) => domain === DOMAIN);
@@ -124,7 +125,7 @@ function build(
       field: violation?.field ?? "",
       metadata: { ...info?.metadata },
       retryAfterMs: delay && Number(delay.seconds) * 1e3 + delay.nanos / 1e6,
-      requestId: unpack(packed, RequestInfoSchema)[0]?.requestId ?? "",
+      requestId: unpack(packed, RequestInfoSchema)[0]?.requestId ?? callId,
     },
     options,
   );

@@ -25,7 +25,8 @@ const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
  * @throws {@link ActserveError} `TENSOR_SIZE_MISMATCH` if the shape holds another number of elements
  */
 export function tensor(values: Iterable<number>, shape?: readonly number[]): Tensor {
-  const data = Float32Array.from(values);
+  // A copy; of the bits where they are float32 already, which keeps those of a NaN.
+  const data = values instanceof Float32Array ? values.slice() : Float32Array.from(values);
   const axes = shape ?? [data.length];
   if (size(axes) !== data.length) {
     throw invalid(

@@ -1,0 +1,476 @@
+// Answers questions of tests/conformance, one JSON object in each line, with the public API alone.
+import { readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+
+import {
+  createRegistry,
+  fromJson,
+  toJson,
+  type DescMessage,
+  type DescMethod,
+  type JsonObject,
+  type JsonValue,
+  type Message,
+} from "@bufbuild/protobuf";
+import { context, propagation, ROOT_CONTEXT } from "@opentelemetry/api";
+import { AsyncLocalStorageContextManager } from "@opentelemetry/context-async-hooks";
+import { W3CTraceContextPropagator } from "@opentelemetry/core";
+import {
+  ActserveError,
+  connect,
+  decodeTensor,
+  positions,
+  site,
+  tensor,
+  type Client,
+  type Explained,
+  type Fetched,
+  type Float32Tensor,
+  type Generated,
+  type ReadoutResult,
+  type Reconstructed,
+  type Sequence,
+} from "@actserve/client/node";
+import * as v1 from "@actserve/client/v1";
+
+interface Question {
+  readonly id: number;
+  readonly operation: string;
+  readonly client?: {
+    readonly targets: string[];
+    readonly token?: string;
+    readonly allow_plaintext_token?: boolean;
+    readonly tls?: { ca_file?: string; cert_file?: string; key_file?: string };
+    readonly timeout_s?: number | null;
+    readonly model?: string;
+    readonly metadata?: Record<string, string>;
+    readonly traceparent?: string;
+  };
+  readonly method?: string;
+  readonly request?: JsonObject;
+  readonly text?: string;
+  readonly tensor?: JsonValue;
+  readonly shape?: number[];
+  readonly data?: string;
+  readonly take?: number;
+  readonly cancel_after?: number;
+  readonly cancel_after_s?: number;
+  readonly count?: number;
+  readonly cancel_every?: number;
+  readonly seconds?: number;
+  readonly concurrency?: number;
+}
+
+interface Answer {
+  result?: JsonValue;
+  error?: JsonValue;
+}
+
+const SERVICES = Object.values(v1).filter(
+  (value): value is Extract<typeof value, { kind: "service" }> =>
+    typeof value === "object" && "kind" in value && value.kind === "service",
+);
+
+// Without an SDK nothing keeps a context and nothing writes it: the program has to say what does.
+context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());
+propagation.setGlobalPropagator(new W3CTraceContextPropagator());
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const question = JSON.parse(line) as Question;
+  const warnings: string[] = [];
+  const carrier = { traceparent: question.client?.traceparent };
+  const answer = await context.with(propagation.extract(ROOT_CONTEXT, carrier), () =>
+    answered(question, warnings),
+  );
+  process.stdout.write(`${JSON.stringify({ id: question.id, ...answer, warnings })}\n`);
+}
+
+async function answered(question: Question, warnings: string[]): Promise<Answer> {
+  try {
+    switch (question.operation) {
+      case "parse_site":
+        return { result: json(v1.SiteSchema, site(given(question.text))) };
+      case "parse_positions":
+        return { result: json(v1.PositionSelectorSchema, positions(given(question.text))) };
+      case "decode_tensor":
+        return {
+          result: array(decodeTensor(fromJson(v1.TensorSchema, given(question.tensor)))),
+        };
+      case "encode_tensor":
+        return { result: json(v1.TensorSchema, encoded(question)) };
+      case "streams":
+        return { result: await streams(question, warnings) };
+      default:
+        return await withClient(question, warnings, (client) => called(client, question));
+    }
+  } catch (thrown) {
+    return { error: errorOf(thrown) };
+  }
+}
+
+async function withClient<T>(
+  { client: options }: Question,
+  warnings: string[],
+  use: (client: Client) => Promise<T>,
+): Promise<T> {
+  const { targets, token, allow_plaintext_token, tls, timeout_s, model, metadata } =
+    given(options);
+  const read = (path: string | undefined) => (path === undefined ? undefined : readFileSync(path));
+  const client = connect(targets, {
+    token,
+    allowPlaintextToken: allow_plaintext_token,
+    tls: tls && { ca: read(tls.ca_file), cert: read(tls.cert_file), key: read(tls.key_file) },
+    timeoutMs: timeout_s === null ? Infinity : timeout_s && timeout_s * 1e3,
+    model,
+    headers: metadata,
+    warn: (message) => warnings.push(message),
+  });
+  try {
+    return await use(client);
+  } finally {
+    client.close();
+  }
+}
+
+async function called(client: Client, question: Question): Promise<Answer> {
+  const signal =
+    question.cancel_after_s === undefined
+      ? undefined
+      : AbortSignal.timeout(question.cancel_after_s * 1e3);
+  switch (question.operation) {
+    case "unary":
+      return { result: await unary(client, question) };
+    case "list":
+      return { result: { names: await names(client, question) } };
+    case "stream":
+      return stream(client, question, signal);
+    case "collect":
+      return { result: (await collected(client, question, signal)).answer };
+    case "measure":
+      return { result: await measured(client, question) };
+    default:
+      throw new Error(`there is no operation ${question.operation}`);
+  }
+}
+
+async function unary(client: Client, question: Question): Promise<JsonValue> {
+  const method = methodOf(question);
+  const request = message(method.input, question) as never;
+  const response = await (isUnary(client, method.localName)
+    ? client[method.localName](request)
+    : (client.stub(method.parent)[method.localName] as unknown as Unary)(request));
+  return json(method.output, response);
+}
+
+type Unary = (request: Message) => Promise<Message>;
+
+const UNARY = [
+  "getModel",
+  "tokenize",
+  "getKeptActivations",
+  "deleteKeptActivations",
+  "getNla",
+  "scoreExplanations",
+  "setExplanationBaseline",
+  "deleteExplanationBaseline",
+] as const;
+
+function isUnary(_client: Client, name: string): name is (typeof UNARY)[number] {
+  return (UNARY as readonly string[]).includes(name);
+}
+
+async function names(client: Client, question: Question): Promise<string[]> {
+  const found: string[] = [];
+  if (question.take === 0) return found;
+  for await (const { name } of listed(client, question)) {
+    found.push(name);
+    if (found.length === question.take) break;
+  }
+  return found;
+}
+
+function listed(client: Client, question: Question): AsyncIterable<{ name: string }> {
+  switch (question.method) {
+    case "ListModels":
+      return client.listModels(message(v1.ListModelsRequestSchema, question));
+    case "ListNlas":
+      return client.listNlas(message(v1.ListNlasRequestSchema, question));
+    default:
+      return client.listKeptActivations(message(v1.ListKeptActivationsRequestSchema, question));
+  }
+}
+
+/** The call of a stream. */
+function opened(client: Client, question: Question, signal?: AbortSignal) {
+  const options = signal && { signal };
+  switch (question.method) {
+    case "FetchActivations":
+      return client.fetchActivations(message(v1.FetchActivationsRequestSchema, question), options);
+    case "Generate":
+      return client.generate(message(v1.GenerateRequestSchema, question), options);
+    case "ExplainActivations":
+      return client.explainActivations(
+        message(v1.ExplainActivationsRequestSchema, question),
+        options,
+      );
+    case "ExplainText":
+      return client.explainText(message(v1.ExplainTextRequestSchema, question), options);
+    case "CompareActivations":
+      return client.compareActivations(
+        message(v1.CompareActivationsRequestSchema, question),
+        options,
+      );
+    case "ReconstructActivations":
+      return client.reconstructActivations(
+        message(v1.ReconstructActivationsRequestSchema, question),
+        options,
+      );
+    default:
+      throw new Error(`there is no stream ${String(question.method)}`);
+  }
+}
+
+async function stream(client: Client, question: Question, signal?: AbortSignal): Promise<Answer> {
+  const controller = new AbortController();
+  signal?.addEventListener("abort", () => {
+    controller.abort();
+  });
+  const events: string[] = [];
+  try {
+    for await (const response of opened(client, question, controller.signal)) {
+      events.push(eventOf(response.event));
+      if (events.length === question.cancel_after) controller.abort();
+    }
+  } catch (thrown) {
+    return { result: { events }, error: errorOf(thrown) };
+  }
+  return { result: { events } };
+}
+
+/** The name of an event as the contract has it; `unknown` if the client does not know it. */
+function eventOf(event: unknown): string {
+  const outer = event as { case?: string | undefined; event?: unknown } | undefined;
+  if (outer && "event" in outer) return eventOf(outer.event); // Those that explain.
+  return outer?.case?.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`) ?? "unknown";
+}
+
+/** The answer, and how many bytes of float32 rows it has. */
+async function collected(
+  client: Client,
+  question: Question,
+  signal?: AbortSignal,
+): Promise<{ answer: JsonValue; bytes: number }> {
+  const whole = await opened(client, question, signal).collect();
+  if ("items" in whole) return { answer: fetched(whole), bytes: bytesOf(whole.items) };
+  if ("samples" in whole) return { answer: generated(whole), bytes: bytesOf(whole.samples) };
+  if ("explanations" in whole) return { answer: explained(whole), bytes: 0 };
+  return { answer: reconstructed(whole), bytes: whole.data.byteLength };
+}
+
+function fetched({ callId, items, statistics }: Fetched): JsonValue {
+  const answer: JsonObject = {
+    call_id: callId,
+    sequences: items.map((item) => ({
+      index: item.index,
+      key: item.key,
+      ...(item.error ? { error: errorOf(item.error) } : sequence(item)),
+    })),
+  };
+  if (statistics.size) {
+    answer["statistics"] = object(statistics, (sites) =>
+      object(sites, (labels) =>
+        object(labels, ({ rows, mean, secondMoments }) => ({
+          rows,
+          mean: array(mean),
+          second_moments: array(secondMoments),
+        })),
+      ),
+    );
+  }
+  return answer;
+}
+
+function generated({ callId, samples }: Generated): JsonValue {
+  return {
+    call_id: callId,
+    sequences: samples.map((sample) => ({
+      index: sample.index,
+      text: sample.text,
+      finish_reason: v1.FinishReason[sample.finishReason] ?? String(sample.finishReason),
+      ...sequence(sample),
+    })),
+  };
+}
+
+function sequence({ tokenIds, readouts }: Sequence): JsonObject {
+  return { token_ids: [...tokenIds], readouts: object(readouts, readout) };
+}
+
+function readout(result: ReadoutResult): JsonValue {
+  switch (result.kind) {
+    case "rows":
+      return {
+        rows: object(result.sites, (rows) => ({
+          positions: [...rows.positions],
+          ...array(rows),
+          ...(rows.indices && { indices: [...rows.indices] }),
+        })),
+      };
+    case "predictions":
+      return {
+        predictions: object(result.sites, (found) => ({
+          positions: [...found.positions],
+          top_ids: found.topIds.flat(),
+          top_texts: found.topTexts.flat(),
+          ...(found.topLogprobs && { top_logprobs: array(found.topLogprobs) }),
+          ...(found.tokenLogprobs && { token_logprobs: array(found.tokenLogprobs) }),
+          ...(found.nextTokenLogprobs && { next_token_logprobs: array(found.nextTokenLogprobs) }),
+        })),
+      };
+    case "attention":
+      return {
+        attention: object(result.heads, (pattern) => ({
+          queries: [...pattern.queries],
+          ...array(pattern),
+          ...(pattern.keys && { keys: [...pattern.keys] }),
+        })),
+      };
+    case "attentionSummary":
+      return {
+        attention_summary: object(result.layers, ({ queries, previousToken }) => ({
+          queries,
+          previous_token: array(previousToken),
+        })),
+      };
+    case "logitAttribution":
+      return {
+        logit_attribution: object(result.sites, (found) => ({
+          positions: [...found.positions],
+          ...array(found),
+        })),
+      };
+    case "kept":
+      return { kept: result.name ?? null };
+  }
+}
+
+function explained({ callId, nla, explanations }: Explained): JsonValue {
+  return {
+    call_id: callId,
+    nla,
+    explanations: explanations.map(({ rowIndex, sampleIndex, text }) => ({
+      row: rowIndex,
+      sample: sampleIndex,
+      text,
+    })),
+  };
+}
+
+function reconstructed(whole: Reconstructed): JsonValue {
+  return { call_id: whole.callId, ...array(whole) };
+}
+
+async function streams(question: Question, warnings: string[]): Promise<JsonValue> {
+  const before = resources();
+  const tally = await withClient(question, warnings, async (client) => {
+    const ends = await Promise.all(
+      Array.from({ length: given(question.count) }, async (_, index) => {
+        const isCancelled = (index + 1) % given(question.cancel_every) === 0;
+        for await (const {} of opened(client, question)) {
+          if (isCancelled) return true; // Leaving the loop cancels the call.
+        }
+        return false;
+      }),
+    );
+    const cancelled = ends.filter(Boolean).length;
+    return { finished: ends.length - cancelled, cancelled };
+  });
+  // Sockets close when the event loop comes to them.
+  for (let waited = 0; waited < 100 && resources() > before; waited++) {
+    await new Promise((resolve) => setTimeout(resolve, 20).unref());
+  }
+  return { ...tally, leaked: Math.max(0, resources() - before) };
+}
+
+/** What keeps the event loop busy: sockets, timers and the like. */
+function resources(): number {
+  return process.getActiveResourcesInfo().length;
+}
+
+async function measured(client: Client, question: Question): Promise<JsonValue> {
+  const begun = performance.now();
+  const end = begun + given(question.seconds) * 1e3;
+  let [calls, bytes] = [0, 0];
+  await Promise.all(
+    Array.from({ length: given(question.concurrency) }, async () => {
+      while (performance.now() < end) {
+        const whole = await opened(client, question).collect();
+        if ("items" in whole) bytes += bytesOf(whole.items);
+        else if ("samples" in whole) bytes += bytesOf(whole.samples);
+        else if ("data" in whole) bytes += whole.data.byteLength;
+        calls++;
+      }
+    }),
+  );
+  return { calls, bytes, seconds: (performance.now() - begun) / 1e3 };
+}
+
+function bytesOf(sequences: readonly Sequence[]): number {
+  let bytes = 0;
+  for (const { readouts } of sequences) {
+    for (const result of readouts.values()) {
+      if (result.kind !== "rows") continue;
+      for (const { data } of result.sites.values()) bytes += data.byteLength;
+    }
+  }
+  return bytes;
+}
+
+function encoded({ shape, data }: Question): v1.Tensor {
+  const bytes = Uint8Array.from(Buffer.from(given(data), "hex"));
+  return tensor(new Float32Array(bytes.buffer), given(shape));
+}
+
+function array({ shape, data }: Float32Tensor): { shape: number[]; data: string } {
+  const bytes = Buffer.from(data.buffer, data.byteOffset, data.byteLength);
+  return { shape: [...shape], data: bytes.toString("hex") };
+}
+
+function errorOf(thrown: unknown): JsonValue {
+  if (!(thrown instanceof ActserveError)) throw thrown;
+  const { code, reason, field, metadata, requestId, retryAfterMs } = thrown;
+  return {
+    code,
+    reason,
+    message: thrown.message,
+    field,
+    metadata: { ...metadata },
+    retry_after_s: retryAfterMs === undefined ? null : retryAfterMs / 1e3,
+    request_id: requestId,
+  };
+}
+
+function methodOf({ method }: Question): DescMethod {
+  const found = SERVICES.flatMap(({ methods }) => methods).find(({ name }) => name === method);
+  return given(found);
+}
+
+function message<Desc extends DescMessage>(schema: Desc, { request }: Question) {
+  return fromJson(schema, request ?? {});
+}
+
+function json<Desc extends DescMessage>(schema: Desc, value: Parameters<typeof toJson<Desc>>[1]) {
+  return toJson(schema, value, { registry: createRegistry() });
+}
+
+function object<Key, Value>(
+  map: ReadonlyMap<Key, Value>,
+  each: (value: Value) => JsonValue,
+): JsonObject {
+  return Object.fromEntries([...map].map(([key, value]) => [String(key), each(value)]));
+}
+
+function given<T>(value: T | null | undefined): T {
+  if (value === undefined || value === null) throw new Error("the question lacks something");
+  return value;
+}

@@ -1,0 +1,325 @@
+import {
+  create,
+  type DescMessage,
+  type DescService,
+  type MessageInitShape,
+  type MessageShape,
+} from "@bufbuild/protobuf";
+import type { CallOptions, Client as Stub, Transport } from "@connectrpc/connect";
+
+import { Calls } from "./calls.js";
+import type { Fetched, Generated } from "./collected.js";
+import { ExplainCollector, type Explained } from "./collectors/explain.js";
+import { FetchCollector } from "./collectors/fetch.js";
+import { GenerateCollector } from "./collectors/generate.js";
+import { ReconstructCollector, type Reconstructed } from "./collectors/reconstruct.js";
+import { badResponse, invalid } from "./errors.js";
+import * as v1 from "./v1.js";
+import { EventStream, stubOf } from "./stream.js";
+
+/** What a request is made of: a message, or an object of its fields. */
+export type Init<Desc extends DescMessage> = MessageInitShape<Desc>;
+
+/** Ten minutes. */
+const DEFAULT_TIMEOUT_MS = 600_000;
+
+/** How a client makes its calls, whatever the transport. */
+export interface CallDefaults {
+  /** Sent with every call as `authorization: Bearer <token>`. */
+  readonly token?: string | undefined;
+  /** The deadline of a call with all its attempts; 600 000 when unset, `Infinity` for none. */
+  readonly timeoutMs?: number | undefined;
+  /**
+   * The model that calls are for, such as `models/smollm2-135m`: sent as the header
+   * `x-actserve-model`, by which a proxy in front of several servers can choose one.
+   */
+  readonly model?: string | undefined;
+  /** More headers for every call. */
+  readonly headers?: HeadersInit | undefined;
+  /** Takes warnings, such as that of a server which is older than the client; `console.warn`. */
+  readonly warn?: ((message: string) => void) | undefined;
+}
+
+/** What a client is made of. */
+export interface ClientOptions extends CallDefaults {
+  /** Any transport of connect. Retries of its own should be off. */
+  readonly transport: Transport;
+  /** Adds headers of the moment to a call, such as a trace context. */
+  readonly addHeaders?: ((headers: Headers) => void | Promise<void>) | undefined;
+  /** Lets go of what the transport holds; called by {@link Client.close}. */
+  readonly close?: (() => void) | undefined;
+}
+
+/**
+ * A client of actserve. Calls that fail throw {@link ActserveError}; all of them take a `signal`
+ * that cancels them and a `timeoutMs` of their own.
+ *
+ * In Node.js, `connect` of `@actserve/client/node` makes one of an address.
+ */
+export class Client {
+  /** What all calls go through, for stubs of your own. */
+  readonly transport: Transport;
+  readonly #calls: Calls;
+  readonly #close: (() => void) | undefined;
+  readonly #models: Stub<typeof v1.ModelService>;
+  readonly #generation: Stub<typeof v1.GenerationService>;
+  readonly #kept: Stub<typeof v1.KeptActivationsService>;
+  readonly #explanations: Stub<typeof v1.ExplanationService>;
+
+  /** @throws {@link ActserveError} `FIELD_INVALID`, naming the option that cannot be used */
+  constructor(options: ClientOptions) {
+    this.#calls = new Calls({
+      transport: options.transport,
+      timeoutMs: checkedTimeout(options.timeoutMs),
+      headers: headersOf(options),
+      model: modelName(options.model),
+      addHeaders: options.addHeaders,
+      warn: options.warn ?? console.warn,
+    });
+    this.transport = this.#calls;
+    this.#close = options.close;
+    this.#models = this.stub(v1.ModelService);
+    this.#generation = this.stub(v1.GenerationService);
+    this.#kept = this.stub(v1.KeptActivationsService);
+    this.#explanations = this.stub(v1.ExplanationService);
+  }
+
+  /**
+   * The methods of a service as they are generated, for what has no method here. Headers, deadlines,
+   * further attempts and errors are the same.
+   */
+  stub<Service extends DescService>(service: Service): Stub<Service> {
+    return stubOf(service, this.transport);
+  }
+
+  /** Ends the calls that are running, with `CANCELLED`, and lets go of the connections. */
+  close(): void {
+    this.#calls.close();
+    this.#close?.();
+  }
+
+  /** The served models, page by page as they are needed. */
+  listModels(
+    request: Init<typeof v1.ListModelsRequestSchema> = {},
+    options?: CallOptions,
+  ): AsyncIterable<v1.Model> {
+    return pages(
+      v1.ListModelsRequestSchema,
+      request,
+      (page) => this.#models.listModels(page, options),
+      ({ models }) => models,
+    );
+  }
+
+  /** One model: its layers, hook points, limits and features. */
+  getModel(
+    request: Init<typeof v1.GetModelRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.GetModelResponse> {
+    return this.#models.getModel(request, options);
+  }
+
+  /** A prompt as the model would see it, without running it. */
+  tokenize(
+    request: Init<typeof v1.TokenizeRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.TokenizeResponse> {
+    return this.#models.tokenize(request, options);
+  }
+
+  /** Reads activations of many items, each in one forward pass. */
+  fetchActivations(
+    request: Init<typeof v1.FetchActivationsRequestSchema>,
+    options?: CallOptions,
+  ): EventStream<v1.FetchActivationsResponse, Fetched> {
+    const message = create(v1.FetchActivationsRequestSchema, request);
+    return new EventStream(
+      () => this.#generation.fetchActivations(message, options),
+      () => new FetchCollector(message),
+    );
+  }
+
+  /** Generates text, steered and read if the request says so. */
+  generate(
+    request: Init<typeof v1.GenerateRequestSchema>,
+    options?: CallOptions,
+  ): EventStream<v1.GenerateResponse, Generated> {
+    const message = create(v1.GenerateRequestSchema, request);
+    return new EventStream(
+      () => this.#generation.generate(message, options),
+      () => new GenerateCollector(message),
+    );
+  }
+
+  /** What is kept under a name. */
+  getKeptActivations(
+    request: Init<typeof v1.GetKeptActivationsRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.GetKeptActivationsResponse> {
+    return this.#kept.getKeptActivations(request, options);
+  }
+
+  /** What the caller's tenant keeps on the server, page by page as they are needed. */
+  listKeptActivations(
+    request: Init<typeof v1.ListKeptActivationsRequestSchema> = {},
+    options?: CallOptions,
+  ): AsyncIterable<v1.KeptActivations> {
+    return pages(
+      v1.ListKeptActivationsRequestSchema,
+      request,
+      (page) => this.#kept.listKeptActivations(page, options),
+      ({ keptActivations }) => keptActivations,
+    );
+  }
+
+  /** Frees what is kept under a name before it expires. */
+  deleteKeptActivations(
+    request: Init<typeof v1.DeleteKeptActivationsRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.DeleteKeptActivationsResponse> {
+    return this.#kept.deleteKeptActivations(request, options);
+  }
+
+  /** The natural language autoencoders of a model, page by page as they are needed. */
+  listNlas(
+    request: Init<typeof v1.ListNlasRequestSchema> = {},
+    options?: CallOptions,
+  ): AsyncIterable<v1.Nla> {
+    return pages(
+      v1.ListNlasRequestSchema,
+      request,
+      (page) => this.#explanations.listNlas(page, options),
+      ({ nlas }) => nlas,
+    );
+  }
+
+  /** One natural language autoencoder. */
+  getNla(
+    request: Init<typeof v1.GetNlaRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.GetNlaResponse> {
+    return this.#explanations.getNla(request, options);
+  }
+
+  /** Puts rows into words. */
+  explainActivations(
+    request: Init<typeof v1.ExplainActivationsRequestSchema>,
+    options?: CallOptions,
+  ): EventStream<v1.ExplainActivationsResponse, Explained> {
+    const message = create(v1.ExplainActivationsRequestSchema, request);
+    return new EventStream<v1.ExplainActivationsResponse, Explained>(
+      () => this.#explanations.explainActivations(message, options),
+      () => new ExplainCollector(message.spec, message.activations?.shape[0] ?? 0),
+    );
+  }
+
+  /** Puts into words what the model thinks at the tokens of a prompt. */
+  explainText(
+    request: Init<typeof v1.ExplainTextRequestSchema>,
+    options?: CallOptions,
+  ): EventStream<v1.ExplainTextResponse, Explained> {
+    const message = create(v1.ExplainTextRequestSchema, request);
+    return new EventStream<v1.ExplainTextResponse, Explained>(
+      () => this.#explanations.explainText(message, options),
+      () => new ExplainCollector(message.spec, undefined, message.interventions.length),
+    );
+  }
+
+  /** Puts the difference of rows into words. */
+  compareActivations(
+    request: Init<typeof v1.CompareActivationsRequestSchema>,
+    options?: CallOptions,
+  ): EventStream<v1.CompareActivationsResponse, Explained> {
+    const message = create(v1.CompareActivationsRequestSchema, request);
+    return new EventStream<v1.CompareActivationsResponse, Explained>(
+      () => this.#explanations.compareActivations(message, options),
+      () => new ExplainCollector(message.spec, message.activations?.shape[0] ?? 0),
+    );
+  }
+
+  /** Makes rows of texts. */
+  reconstructActivations(
+    request: Init<typeof v1.ReconstructActivationsRequestSchema>,
+    options?: CallOptions,
+  ): EventStream<v1.ReconstructActivationsResponse, Reconstructed> {
+    const message = create(v1.ReconstructActivationsRequestSchema, request);
+    return new EventStream(
+      () => this.#explanations.reconstructActivations(message, options),
+      () => new ReconstructCollector(message),
+    );
+  }
+
+  /** Tells how well texts account for rows. */
+  scoreExplanations(
+    request: Init<typeof v1.ScoreExplanationsRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.ScoreExplanationsResponse> {
+    return this.#explanations.scoreExplanations(request, options);
+  }
+
+  /** Measures from rows what scores are relative to. */
+  setExplanationBaseline(
+    request: Init<typeof v1.SetExplanationBaselineRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.SetExplanationBaselineResponse> {
+    return this.#explanations.setExplanationBaseline(request, options);
+  }
+
+  /** Forgets a baseline. */
+  deleteExplanationBaseline(
+    request: Init<typeof v1.DeleteExplanationBaselineRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.DeleteExplanationBaselineResponse> {
+    return this.#explanations.deleteExplanationBaseline(request, options);
+  }
+}
+
+async function* pages<
+  Desc extends DescMessage,
+  Response extends { readonly nextPageToken: string },
+  Item,
+>(
+  schema: Desc,
+  request: MessageInitShape<Desc>,
+  call: (page: MessageShape<Desc>) => Promise<Response>,
+  items: (response: Response) => readonly Item[],
+): AsyncGenerator<Item> {
+  const page = create(schema, request) as MessageShape<Desc> & { pageToken: string };
+  for (;;) {
+    const response = await call(page);
+    yield* items(response);
+    if (!response.nextPageToken) return;
+    if (response.nextPageToken === page.pageToken) {
+      throw badResponse("the server names the page that it sent as the next one");
+    }
+    page.pageToken = response.nextPageToken;
+  }
+}
+
+function checkedTimeout(timeoutMs = DEFAULT_TIMEOUT_MS): number {
+  if (timeoutMs > 0) return timeoutMs;
+  throw invalid(
+    `timeoutMs is ${timeoutMs}; give milliseconds above zero, or Infinity for no deadline`,
+    "FIELD_INVALID",
+    "timeoutMs",
+  );
+}
+
+function headersOf({ token, headers }: CallDefaults): Headers {
+  const sent = new Headers(headers);
+  if (token === undefined) return sent;
+  if (!/^[\x20-\x7e]+$/.test(token)) {
+    throw invalid(
+      "the token is not made of printable ASCII characters; take away line breaks around it",
+      "FIELD_INVALID",
+      "token",
+    );
+  }
+  sent.set("authorization", `Bearer ${token}`);
+  return sent;
+}
+
+/** The resource name of a model. */
+function modelName(model = ""): string {
+  return !model || model.startsWith("models/") ? model : `models/${model}`;
+}

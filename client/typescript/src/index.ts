@@ -1,0 +1,22 @@
+/**
+ * The client, for any transport of connect, in Node.js and in browsers. In Node.js, `connect` of
+ * `@actserve/client/node` makes one of an address; messages are in `@actserve/client/v1`.
+ *
+ * @module
+ */
+export type { CallOptions, Client as Stub, Transport } from "@connectrpc/connect";
+
+export { Client, type CallDefaults, type ClientOptions, type Init } from "./client.js";
+export { EventStream } from "./stream.js";
+export { ActserveError, type ErrorDetails, type StatusCode } from "./errors.js";
+
+export { site, siteName } from "./sites.js";
+export { positions } from "./positions.js";
+export { decodeTensor, tensor, type Float32Tensor } from "./tensors.js";
+export { add, keep, prompt, replace, rows, type Turn } from "./requests.js";
+
+export type * from "./collected.js";
+export type { Explained } from "./collectors/explain.js";
+export type { Reconstructed } from "./collectors/reconstruct.js";
+
+export { VERSION } from "./version.js";
