@@ -75,16 +75,6 @@ const SERVICES = Object.values(v1).filter(
 context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());
 propagation.setGlobalPropagator(new W3CTraceContextPropagator());
 
-for await (const line of createInterface({ input: process.stdin })) {
-  const question = JSON.parse(line) as Question;
-  const warnings: string[] = [];
-  const carrier = { traceparent: question.client?.traceparent };
-  const answer = await context.with(propagation.extract(ROOT_CONTEXT, carrier), () =>
-    answered(question, warnings),
-  );
-  process.stdout.write(`${JSON.stringify({ id: question.id, ...answer, warnings })}\n`);
-}
-
 async function answered(question: Question, warnings: string[]): Promise<Answer> {
   try {
     switch (question.operation) {
@@ -417,8 +407,9 @@ async function measured(client: Client, question: Question): Promise<JsonValue> 
 
 function bytesOf(sequences: readonly Sequence[]): number {
   let bytes = 0;
-  for (const { readouts } of sequences) {
-    for (const result of readouts.values()) {
+  for (const sequence of sequences) {
+    if (sequence.error) continue;
+    for (const result of sequence.readouts.values()) {
       if (result.kind !== "rows") continue;
       for (const { data } of result.sites.values()) bytes += data.byteLength;
     }
@@ -473,4 +464,14 @@ function object<Key, Value>(
 function given<T>(value: T | null | undefined): T {
   if (value === undefined || value === null) throw new Error("the question lacks something");
   return value;
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const question = JSON.parse(line) as Question;
+  const warnings: string[] = [];
+  const carrier = { traceparent: question.client?.traceparent };
+  const answer = await context.with(propagation.extract(ROOT_CONTEXT, carrier), () =>
+    answered(question, warnings),
+  );
+  process.stdout.write(`${JSON.stringify({ id: question.id, ...answer, warnings })}\n`);
 }

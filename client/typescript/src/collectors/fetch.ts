@@ -9,7 +9,7 @@ import type {
   ItemStarted,
 } from "../gen/actserve/v1/generation_service_pb.js";
 import type { Collector } from "../stream.js";
-import { asked, counted } from "./checked.js";
+import { asked } from "./checked.js";
 import { SequenceCollector, tokenized, type Chunk } from "./sequence.js";
 import { StatisticsCollector } from "./statistics.js";
 
@@ -69,11 +69,7 @@ export class FetchCollector implements Collector<FetchActivationsResponse, Fetch
 
   #start(started: FetchStarted): void {
     if (this.#started) throw badResponse("the server started twice");
-    const { readouts } = this.#request;
-    counted(started.readouts, readouts.length, "readouts");
     this.#statistics = new StatisticsCollector(this.#request, started.readouts);
-    // Announcements that cannot be right are refused before any item comes.
-    new SequenceCollector(readouts, started.readouts);
     this.#started = started;
   }
 

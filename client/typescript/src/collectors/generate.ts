@@ -69,7 +69,6 @@ export class GenerateCollector implements Collector<GenerateResponse, Generated>
 
   #start(started: GenerateStarted): void {
     if (this.#started) throw badResponse("the server started twice");
-    counted(started.readouts, this.#request.readouts.length, "readouts");
     const samples = this.#request.sampling?.samples ?? 1;
     for (let index = 0; index < samples; index++) {
       this.#open.set(index, new SampleCollector(index, this.#request, started));

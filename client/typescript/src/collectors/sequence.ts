@@ -56,6 +56,7 @@ export class SequenceCollector {
     started: readonly ReadoutStarted[],
     indices: readonly number[] = [],
   ) {
+    counted(started, readouts.length, "readouts");
     this.#readouts = readouts;
     this.#indices = new Set(indices.length ? indices : readouts.keys());
     const readers = new Map<number, Reader>();
