@@ -103,8 +103,7 @@ async function withClient<T>(
   warnings: string[],
   use: (client: Client) => Promise<T>,
 ): Promise<T> {
-  const { targets, token, allow_plaintext_token, tls, timeout_s, model, metadata } =
-    given(options);
+  const { targets, token, allow_plaintext_token, tls, timeout_s, model, metadata } = given(options);
   const read = (path: string | undefined) => (path === undefined ? undefined : readFileSync(path));
   const client = connect(targets, {
     token,
@@ -267,7 +266,7 @@ function fetched({ callId, items, statistics }: Fetched): JsonValue {
     })),
   };
   if (statistics.size) {
-    answer["statistics"] = object(statistics, (sites) =>
+    answer.statistics = object(statistics, (sites) =>
       object(sites, (labels) =>
         object(labels, ({ rows, mean, secondMoments }) => ({
           rows,
@@ -286,10 +285,15 @@ function generated({ callId, samples }: Generated): JsonValue {
     sequences: samples.map((sample) => ({
       index: sample.index,
       text: sample.text,
-      finish_reason: v1.FinishReason[sample.finishReason] ?? String(sample.finishReason),
+      finish_reason: finishReason(sample.finishReason),
       ...sequence(sample),
     })),
   };
+}
+
+function finishReason(reason: v1.FinishReason): string {
+  const names: Readonly<Record<number, string | undefined>> = v1.FinishReason;
+  return names[reason] ?? String(reason);
 }
 
 function sequence({ tokenIds, readouts }: Sequence): JsonObject {
@@ -366,6 +370,7 @@ async function streams(question: Question, warnings: string[]): Promise<JsonValu
     const ends = await Promise.all(
       Array.from({ length: given(question.count) }, async (_, index) => {
         const isCancelled = (index + 1) % given(question.cancel_every) === 0;
+        // eslint-disable-next-line no-empty-pattern
         for await (const {} of opened(client, question)) {
           if (isCancelled) return true; // Leaving the loop cancels the call.
         }

@@ -102,8 +102,8 @@ export class Connections {
   }
 
   async #reachable(): Promise<Connection> {
-    const first = this.#next++;
-    const inTurn = this.#all.map((_, index) => this.#all[(first + index) % this.#all.length]!);
+    const first = this.#next++ % this.#all.length;
+    const inTurn = [...this.#all.slice(first), ...this.#all.slice(0, first)];
     const now = performance.now();
     const late = (connection: Connection) => (connection.passedOverUntil > now ? 1 : 0);
     for (const connection of inTurn.sort((a, b) => late(a) - late(b))) {

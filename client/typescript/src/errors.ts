@@ -116,7 +116,7 @@ function build(
   const delay = unpack(packed, RetryInfoSchema)[0]?.retryDelay;
   const code = CODES[number] ?? "UNKNOWN";
   // The status begins with the field, which is told apart here.
-  const message = violation?.description || said || code.toLowerCase().replaceAll("_", " ");
+  const [message = code] = [violation?.description, said].filter(Boolean);
   return new ActserveError(
     message,
     code,

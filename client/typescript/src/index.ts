@@ -12,10 +12,10 @@ export { ActserveError, type ErrorDetails, type StatusCode } from "./errors.js";
 
 export { site, siteName } from "./sites.js";
 export { positions } from "./positions.js";
-export { decodeTensor, tensor, type Float32Tensor } from "./tensors.js";
+export { decodeTensor, row, tensor, type Float32Tensor } from "./tensors.js";
 export { add, keep, prompt, replace, rows, type Turn } from "./requests.js";
 
-export type * from "./collected.js";
+export * from "./collected.js";
 export type { Explained } from "./collectors/explain.js";
 export type { Reconstructed } from "./collectors/reconstruct.js";
 

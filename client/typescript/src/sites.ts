@@ -1,7 +1,16 @@
 import { create } from "@bufbuild/protobuf";
 
 import { invalid } from "./errors.js";
-import { HookPoint, HookPointSchema, SiteSchema, type Site } from "./gen/actserve/v1/site_pb.js";
+import { HookPoint, SiteSchema, type Site } from "./gen/actserve/v1/site_pb.js";
+
+/** Hook points as they are written. */
+const HOOK_POINTS: ReadonlyMap<string, HookPoint> = new Map(
+  Object.entries(HookPoint).flatMap(([name, value]) =>
+    typeof value === "number" && value !== HookPoint.UNSPECIFIED
+      ? [[name.toLowerCase(), value] as const]
+      : [],
+  ),
+);
 
 const LAYERLESS: ReadonlySet<HookPoint> = new Set([
   HookPoint.EMBEDDING,
@@ -21,12 +30,10 @@ const SPELLING = /^([a-z_]+)(?:\.(0|-?[1-9][0-9]{0,5}))?$/;
  */
 export function site(text: string): Site {
   const [, name, layer] = SPELLING.exec(text) ?? [];
-  const value = HookPointSchema.values.find(
-    ({ number, localName }) => number !== 0 && localName.toLowerCase() === name,
-  );
-  if (value && LAYERLESS.has(value.number) === (layer === undefined)) {
+  const hookPoint = HOOK_POINTS.get(name ?? "");
+  if (hookPoint !== undefined && LAYERLESS.has(hookPoint) === (layer === undefined)) {
     return create(SiteSchema, {
-      hookPoint: value.number,
+      hookPoint,
       ...(layer === undefined ? {} : { layer: Number(layer) }),
     });
   }
@@ -39,6 +46,7 @@ export function site(text: string): Site {
 
 /** How a site is written. A hook point that this client does not know is written as its number. */
 export function siteName({ hookPoint, layer }: Site): string {
-  const name = HookPointSchema.value[hookPoint]?.localName.toLowerCase() ?? String(hookPoint);
+  const [name = String(hookPoint)] =
+    [...HOOK_POINTS].find(([, number]) => number === hookPoint) ?? [];
   return layer === undefined ? name : `${name}.${layer}`;
 }

@@ -55,10 +55,7 @@ export function stubOf<Service extends DescService>(
   const stub: Record<string, unknown> = createClient(service, transport);
   return makeAnyClient(service, (method) => {
     if (method.methodKind !== "server_streaming") return stub[method.localName] as never;
-    return async function* (
-      request: MessageInitShape<typeof method.input>,
-      options?: CallOptions,
-    ) {
+    return async function* (request: MessageInitShape<typeof method.input>, options?: CallOptions) {
       const response = await transport.stream(
         method,
         options?.signal,

@@ -66,6 +66,16 @@ export function decodeTensor(tensor: Tensor): Float32Tensor {
   return { shape, data: elementType === ElementType.F32 ? floats(data) : widened(tensor) };
 }
 
+/** One row of a matrix, such as {@link Rows}; it shares memory with it. */
+export function row({ shape, data }: Float32Tensor, index: number): Float32Array {
+  const [rows = 0] = shape;
+  if (shape.length !== 2 || !(index >= 0 && index < rows)) {
+    throw new RangeError(`there is no row ${index} in the shape [${shape.join(", ")}]`);
+  }
+  const width = data.length / rows;
+  return data.subarray(index * width, (index + 1) * width);
+}
+
 /** The arrays one after the other, in a new one unless there is only one. */
 export function joined(blocks: readonly Float32Array[]): Float32Array {
   const [first] = blocks;

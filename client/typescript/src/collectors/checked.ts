@@ -10,13 +10,9 @@ export function shaped(
 ): Float32Tensor {
   if (!tensor && size(shape) === 0) return { shape, data: new Float32Array() };
   const values = tensor && decodeTensor(tensor);
-  if (!values || values.shape.join() !== shape.join()) {
-    throw badResponse(
-      `the server sent ${what} in shape [${values ? values.shape.join(", ") : ""}], not in ` +
-        `[${shape.join(", ")}]`,
-    );
-  }
-  return values;
+  if (values?.shape.join() === shape.join()) return values;
+  const sent = values ? `in the shape [${values.shape.join(", ")}]` : "without any numbers";
+  throw badResponse(`the server sent ${what} ${sent}, not in [${shape.join(", ")}]`);
 }
 
 /** The values, if there are so many. */

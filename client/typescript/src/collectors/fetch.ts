@@ -1,4 +1,4 @@
-import { Item, type Fetched } from "../collected.js";
+import { Fetched, Item } from "../collected.js";
 import { ActserveError, badResponse, cutShort } from "../errors.js";
 import type {
   FetchActivationsRequest,
@@ -59,12 +59,12 @@ export class FetchCollector implements Collector<FetchActivationsResponse, Fetch
       if (!item) throw badResponse(`the server finished without the item ${index}`);
       return item;
     });
-    return {
+    return new Fetched({
       callId: this.#started.callId,
       items,
       statistics: this.#statistics.finish(),
       usage: this.#finished.usage,
-    };
+    });
   }
 
   #start(started: FetchStarted): void {
@@ -85,7 +85,8 @@ export class FetchCollector implements Collector<FetchActivationsResponse, Fetch
 
   #opened({ value }: Chunk): SequenceCollector {
     const open = this.#open.get(value.sequenceIndex);
-    if (!open) throw badResponse(`the server sent rows of ${value.sequenceIndex}, which is not open`);
+    if (!open)
+      throw badResponse(`the server sent rows of ${value.sequenceIndex}, which is not open`);
     return open.read;
   }
 

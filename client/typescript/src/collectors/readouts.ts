@@ -305,7 +305,7 @@ export class LogitAttributionReader implements Reader {
   add({ siteIndex, positions, contributions }: LogitAttributionChunk): void {
     const { name, axes } = asked(this.#sites, siteIndex, "attributions of site");
     // How many heads there are, only the server knows.
-    const heads = axes === 3 ? [contributions?.shape[1] || 1] : [];
+    const heads = axes === 3 ? [Math.max(1, contributions?.shape[1] ?? 0)] : [];
     const shape = [positions.length, ...heads, this.#constants.length];
     this.#chunks.add(name, positions, shaped(contributions, shape, `attributions of ${name}`));
   }

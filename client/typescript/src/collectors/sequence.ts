@@ -29,12 +29,7 @@ type Event = (FetchActivationsResponse | GenerateResponse)["event"];
 export type Chunk = Extract<
   Event,
   {
-    case:
-      | "activations"
-      | "predictions"
-      | "attention"
-      | "attentionSummary"
-      | "logitAttribution";
+    case: "activations" | "predictions" | "attention" | "attentionSummary" | "logitAttribution";
   }
 >;
 
@@ -135,8 +130,12 @@ export class SequenceCollector {
   #positions(told: readonly ReadoutPositions[]): Map<number, readonly number[]> {
     const positions = new Map<number, readonly number[]>();
     for (const each of told) {
-      if (each.positions.some((position, row) => row > 0 && position <= each.positions[row - 1]!)) {
-        throw badResponse("the server announced positions that are not ascending");
+      let last = -1;
+      for (const position of each.positions) {
+        if (position <= last) {
+          throw badResponse("the server announced positions that are not ascending");
+        }
+        last = position;
       }
       for (const index of each.readoutIndices) {
         if (!this.#indices.has(index) || positions.has(index)) {

@@ -1,0 +1,152 @@
+// What the cases of tests/conformance cannot see.
+import assert from "node:assert/strict";
+import { createServer, type ServerHttp2Stream } from "node:http2";
+import { readFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { test } from "node:test";
+
+import { create, toBinary } from "@bufbuild/protobuf";
+import { Code, ConnectError, createRouterTransport } from "@connectrpc/connect";
+import { ActserveError, Client, decodeTensor, rows, tensor, VERSION } from "@actserve/client";
+import { connect } from "@actserve/client/node";
+import {
+  GenerateResponseSchema,
+  GenerationService,
+  ModelService,
+  SteeringVectorService,
+} from "@actserve/client/v1";
+
+test("the version of the client is that of its package", () => {
+  const { version } = JSON.parse(readFileSync("package.json", "utf8")) as { version: string };
+  assert.equal(VERSION, version);
+});
+
+test("an f32 tensor shares memory with its bytes where they are aligned, and only there", () => {
+  const sent = tensor([1, 2]);
+  assert.equal(decodeTensor(sent).data.buffer, sent.data.buffer);
+  const shifted = new Uint8Array(9);
+  shifted.set(sent.data, 1);
+  const { data } = decodeTensor({ ...sent, data: shifted.subarray(1) });
+  assert.deepEqual([...data], [1, 2]);
+  assert.notEqual(data.buffer, shifted.buffer);
+});
+
+test("options that cannot be used are refused by name", () => {
+  const refuses = (field: string, make: () => unknown) => {
+    assert.throws(
+      make,
+      (error: unknown) => error instanceof ActserveError && error.field === field,
+    );
+  };
+  refuses("targets", () => connect([]));
+  refuses("targets", () => connect("http://localhost:50051"));
+  refuses("targets", () => connect("localhost:99999"));
+  refuses("timeoutMs", () => connect("localhost", { timeoutMs: 0 }));
+  refuses("tls", () => connect("localhost", { tls: { ca: "no PEM", cert: "no PEM", key: "no" } }));
+  refuses("token", () => connect("example.com", { headers: { Authorization: "Bearer t" } }));
+});
+
+test("any transport of connect will do", async () => {
+  const transport = createRouterTransport(({ service }) => {
+    service(ModelService, { getModel: ({ name }) => ({ model: { name } }) });
+  });
+  const client = new Client({ transport });
+  const { model } = await client.getModel({ name: "models/m" });
+  assert.equal(model?.name, "models/m");
+});
+
+test("stubs that do harm when they run twice run once", async () => {
+  let calls = 0;
+  const transport = createRouterTransport(({ service }) => {
+    service(SteeringVectorService, {
+      createSteeringVector: () => {
+        calls++;
+        throw new ConnectError("full", Code.Unavailable);
+      },
+    });
+  });
+  const stub = new Client({ transport }).stub(SteeringVectorService);
+  await assert.rejects(stub.createSteeringVector({}), ActserveError);
+  assert.equal(calls, 1);
+});
+
+test("nothing is sent before a stream is read, and closing ends what runs", async () => {
+  await serving(async (port, opened) => {
+    const client = connect(`127.0.0.1:${port}`);
+    const stream = client.generate({ readouts: [rows("acts", "resid_post.1")] });
+    assert.equal(opened.length, 0);
+    const reading = (async () => {
+      for await (const { event } of stream) assert.equal(event.case, "tokens");
+    })();
+    await until(() => opened.length === 1);
+    client.close();
+    await assert.rejects(reading, { code: "CANCELLED" });
+    await until(() => opened[0]?.closed === true);
+    await assert.rejects(client.getModel({ name: "models/m" }), { code: "CANCELLED" });
+  });
+});
+
+test("a loop over a stream, or a stub's stream, that is left cancels the call", async () => {
+  await serving(async (port, opened) => {
+    const client = connect(`127.0.0.1:${port}`);
+    const streams = [client.generate({}), client.stub(GenerationService).generate({})];
+    for (const [index, stream] of streams.entries()) {
+      for await (const { event } of stream) {
+        assert.equal(event.case, "tokens");
+        break;
+      }
+      await until(() => opened[index]?.closed === true);
+    }
+    client.close();
+  });
+});
+
+test("a unix socket is a target, and a token may go there", async () => {
+  const path = join(tmpdir(), `actserve-${process.pid}.sock`);
+  await serving(async () => {
+    const client = connect(`unix:${path}`, { token: "t" });
+    for await (const { event } of client.generate({})) {
+      assert.equal(event.case, "tokens");
+      break;
+    }
+    client.close();
+  }, path);
+  await rm(path, { force: true });
+});
+
+/** A server that answers every call with one message and then silence. */
+async function serving(
+  use: (port: number, opened: readonly ServerHttp2Stream[]) => Promise<void>,
+  path?: string,
+): Promise<void> {
+  const opened: ServerHttp2Stream[] = [];
+  const server = createServer();
+  const message = toBinary(
+    GenerateResponseSchema,
+    create(GenerateResponseSchema, { event: { case: "tokens", value: { text: "a" } } }),
+  );
+  server.on("stream", (stream) => {
+    opened.push(stream);
+    stream.on("error", () => undefined);
+    stream.respond({ ":status": 200, "content-type": "application/grpc+proto" });
+    stream.write(Buffer.concat([Buffer.from([0, 0, 0, 0, message.length]), message]));
+  });
+  await new Promise<void>((resolve) =>
+    server.listen(path ?? { port: 0, host: "127.0.0.1" }, resolve),
+  );
+  try {
+    const address = server.address();
+    await use(typeof address === "string" ? 0 : (address?.port ?? 0), opened);
+  } finally {
+    await new Promise((resolve) => server.close(resolve));
+  }
+}
+
+async function until(condition: () => boolean): Promise<void> {
+  for (let waited = 0; !condition(); waited++) {
+    assert.ok(waited < 500, "it did not come to pass within five seconds");
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
