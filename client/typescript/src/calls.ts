@@ -14,7 +14,7 @@ import {
   type UnaryResponse,
 } from "@connectrpc/connect";
 
-import { ActserveError, type StatusCode } from "./errors.js";
+import { ActserveError } from "./errors.js";
 import { ModelService } from "./gen/actserve/v1/model_service_pb.js";
 import { VERSION } from "./version.js";
 
@@ -198,8 +198,8 @@ export class Calls implements Transport {
     this.#readVersion(metadata);
     if (metadata.has("grpc-status") || !isBroken(error)) return error;
     // At the deadline the server resets the stream, perhaps before the client's own timer fires.
-    if ((call.leftMs() ?? Infinity) <= 100) return again(error, "DEADLINE_EXCEEDED", thrown);
-    return again(error, "UNAVAILABLE", thrown);
+    const code = (call.leftMs() ?? Infinity) <= 100 ? "DEADLINE_EXCEEDED" : "UNAVAILABLE";
+    return new ActserveError(error.message, code, error, { cause: error.cause });
   }
 
   #readVersion(metadata: Headers): void {
@@ -218,14 +218,9 @@ export class Calls implements Transport {
 /** Whether a connection broke. The transport calls that by several names, none of them UNAVAILABLE. */
 function isBroken({ code, cause }: ActserveError): boolean {
   if (code === "ABORTED" || code === "CANCELLED") return true;
-  const system = cause instanceof Error ? cause.cause : undefined;
-  const name = system instanceof Error && "code" in system ? system.code : undefined;
+  const name = cause instanceof Error && "code" in cause ? cause.code : undefined;
   // Node's own errors have names; one of them means that the server reset the stream alone.
   return code === "INTERNAL" && typeof name === "string" && name !== "ERR_HTTP2_STREAM_ERROR";
-}
-
-function again(error: ActserveError, code: StatusCode, cause: unknown): ActserveError {
-  return new ActserveError(error.message, code, error, { cause });
 }
 
 /** One call with all its attempts. */

@@ -84,7 +84,9 @@ export class ActserveError extends Error implements ErrorDetails {
     if (thrown instanceof ActserveError) return thrown;
     const error = ConnectError.from(thrown);
     const packed = error.details.filter((detail) => "type" in detail);
-    return build(error.code, error.rawMessage, packed, "", { cause: thrown });
+    // What the server told is all in the error; the cause is that of a connection.
+    const options = error.cause === undefined ? undefined : { cause: error.cause };
+    return build(error.code, error.rawMessage, packed, "", options);
   }
 
   /** The error of a status with its details, such as that of an item of the call with this id. */

@@ -1,8 +1,10 @@
 /**
- * The contract: every message, enum and service of `actserve.v1`, as generated.
+ * The contract: every message, enum and service of `actserve.v1` as generated, served or not.
  *
  * @module
  */
+export { StatusSchema, type Status } from "./gen/google/rpc/status_pb.js";
+
 export * from "./gen/actserve/v1/alert_pb.js";
 export * from "./gen/actserve/v1/attribution_graph_service_pb.js";
 export * from "./gen/actserve/v1/dictionary_service_pb.js";

@@ -8,15 +8,10 @@ import { join } from "node:path";
 import { test } from "node:test";
 
 import { create, toBinary } from "@bufbuild/protobuf";
-import { Code, ConnectError, createRouterTransport } from "@connectrpc/connect";
+import { createRouterTransport } from "@connectrpc/connect";
 import { ActserveError, Client, decodeTensor, rows, tensor, VERSION } from "@actserve/client";
 import { connect } from "@actserve/client/node";
-import {
-  GenerateResponseSchema,
-  GenerationService,
-  ModelService,
-  SteeringVectorService,
-} from "@actserve/client/v1";
+import { GenerateResponseSchema, GenerationService, ModelService } from "@actserve/client/v1";
 
 test("the version of the client is that of its package", () => {
   const { version } = JSON.parse(readFileSync("package.json", "utf8")) as { version: string };
@@ -55,21 +50,6 @@ test("any transport of connect will do", async () => {
   const client = new Client({ transport });
   const { model } = await client.getModel({ name: "models/m" });
   assert.equal(model?.name, "models/m");
-});
-
-test("stubs that do harm when they run twice run once", async () => {
-  let calls = 0;
-  const transport = createRouterTransport(({ service }) => {
-    service(SteeringVectorService, {
-      createSteeringVector: () => {
-        calls++;
-        throw new ConnectError("full", Code.Unavailable);
-      },
-    });
-  });
-  const stub = new Client({ transport }).stub(SteeringVectorService);
-  await assert.rejects(stub.createSteeringVector({}), ActserveError);
-  assert.equal(calls, 1);
 });
 
 test("nothing is sent before a stream is read, and closing ends what runs", async () => {
