@@ -382,7 +382,7 @@ async function streams(question: Question, warnings: string[]): Promise<JsonValu
   });
   // Sockets close when the event loop comes to them.
   for (let waited = 0; waited < 100 && resources() > before; waited++) {
-    await new Promise((resolve) => setTimeout(resolve, 20).unref());
+    await new Promise((resolve) => setTimeout(resolve, 20));
   }
   return { ...tally, leaked: Math.max(0, resources() - before) };
 }

@@ -40,8 +40,8 @@ const CONNECT_MS = 5_000;
 const PASS_OVER_MS = 30_000;
 
 /** Node's windows of 64 KiB would hold up rows wherever the way is long. */
-const STREAM_WINDOW_BYTES = 4 << 20;
 const CONNECTION_WINDOW_BYTES = 16 << 20;
+const SETTINGS = { enablePush: false, initialWindowSize: 4 << 20 };
 
 /** What a connection to a target is. */
 interface Connection {
@@ -67,7 +67,7 @@ export class Connections {
       target,
       session: new Http2SessionManager(target.url, PING, {
         ...tls,
-        settings: { enablePush: false, initialWindowSize: STREAM_WINDOW_BYTES },
+        settings: SETTINGS,
         ...(target.path === undefined ? {} : socketOptions(target.path)),
       }),
       passedOverUntil: 0,

@@ -49,7 +49,12 @@ export function tensor(values: Iterable<number>, shape?: readonly number[]): Ten
  * as many bytes as the shape needs
  */
 export function decodeTensor(tensor: Tensor): Float32Tensor {
-  const { elementType, shape, data } = tensor;
+  checkTensor(tensor);
+  return { shape: tensor.shape, data: joined([tensor]) };
+}
+
+/** Throws `BAD_RESPONSE` unless a tensor can be decoded. */
+export function checkTensor({ elementType, shape, data }: Tensor): void {
   const bytes = BYTES.get(elementType);
   if (bytes === undefined) {
     throw badResponse(
@@ -63,7 +68,23 @@ export function decodeTensor(tensor: Tensor): Float32Tensor {
         `${size(shape) * bytes}`,
     );
   }
-  return { shape, data: elementType === ElementType.F32 ? floats(data) : widened(tensor) };
+}
+
+/** The values of checked tensors one after the other; a view of one whose bytes are such already. */
+export function joined(tensors: readonly Tensor[]): Float32Array {
+  const [first] = tensors;
+  if (first && tensors.length === 1 && isFloats(first)) {
+    return new Float32Array(first.data.buffer, first.data.byteOffset, first.data.length / 4);
+  }
+  const whole = new Float32Array(tensors.reduce((sum, { shape }) => sum + size(shape), 0));
+  const bits = new Uint32Array(whole.buffer);
+  let end = 0;
+  for (const tensor of tensors) {
+    const start = end;
+    end += size(tensor.shape);
+    decode(tensor, bits.subarray(start, end));
+  }
+  return whole;
 }
 
 /** One row of a matrix, such as {@link Rows}; it shares memory with it. */
@@ -76,46 +97,37 @@ export function row({ shape, data }: Float32Tensor, index: number): Float32Array
   return data.subarray(index * width, (index + 1) * width);
 }
 
-/** The arrays one after the other, in a new one unless there is only one. */
-export function joined(blocks: readonly Float32Array[]): Float32Array {
-  const [first] = blocks;
-  if (first && blocks.length === 1) return first;
-  const whole = new Float32Array(blocks.reduce((sum, block) => sum + block.length, 0));
-  let end = 0;
-  for (const block of blocks) {
-    whole.set(block, end);
-    end += block.length;
-  }
-  return whole;
-}
-
 /** How many elements a shape has. */
 export function size(shape: readonly number[]): number {
   return shape.reduce((product, extent) => product * extent, 1);
 }
 
-function floats(data: Uint8Array): Float32Array {
-  if (LITTLE_ENDIAN && data.byteOffset % 4 === 0) {
-    return new Float32Array(data.buffer, data.byteOffset, data.length / 4);
+function isFloats({ elementType, data }: Tensor): boolean {
+  return elementType === ElementType.F32 && LITTLE_ENDIAN && data.byteOffset % 4 === 0;
+}
+
+/** Writes float32 values by their bits, since a number in JavaScript may lose those of a NaN. */
+function decode({ elementType, data }: Tensor, bits: Uint32Array): void {
+  if (elementType === ElementType.F32) {
+    const bytes = new Uint8Array(bits.buffer, bits.byteOffset, bits.byteLength);
+    bytes.set(data);
+    if (!LITTLE_ENDIAN) swapWords(bytes);
+    return;
   }
-  const copy = data.slice();
-  if (!LITTLE_ENDIAN) swapWords(copy);
-  return new Float32Array(copy.buffer);
+  const view = new DataView(data.buffer, data.byteOffset, data.length);
+  const widen = elementType === ElementType.BF16 ? fromBfloat : fromHalf;
+  for (let index = 0; index < bits.length; index++) {
+    bits[index] = widen(view.getUint16(2 * index, true));
+  }
 }
 
 function swapWords(bytes: Uint8Array): void {
   for (let at = 0; at < bytes.length; at += 4) bytes.subarray(at, at + 4).reverse();
 }
 
-/** Of two bytes an element. By their bits, since a number in JavaScript may lose those of a NaN. */
-function widened({ elementType, data }: Tensor): Float32Array {
-  const view = new DataView(data.buffer, data.byteOffset, data.length);
-  const bits = new Uint32Array(data.length / 2);
-  for (let index = 0; index < bits.length; index++) {
-    const half = view.getUint16(2 * index, true);
-    bits[index] = elementType === ElementType.BF16 ? half << 16 : fromHalf(half);
-  }
-  return new Float32Array(bits.buffer);
+/** The bits of a binary32 of the same value as a bfloat16. */
+function fromBfloat(half: number): number {
+  return half << 16;
 }
 
 /** The bits of a binary32 of the same value as a binary16. */

@@ -1,17 +1,17 @@
-import { badResponse } from "../errors.js";
-import type { Tensor } from "../gen/actserve/v1/tensor_pb.js";
-import { decodeTensor, size, type Float32Tensor } from "../tensors.js";
+import { create } from "@bufbuild/protobuf";
 
-/** The values of a tensor, if it has this shape. One that is empty may be unset. */
-export function shaped(
-  tensor: Tensor | undefined,
-  shape: readonly number[],
-  what: string,
-): Float32Tensor {
-  if (!tensor && size(shape) === 0) return { shape, data: new Float32Array() };
-  const values = tensor && decodeTensor(tensor);
-  if (values?.shape.join() === shape.join()) return values;
-  const sent = values ? `in the shape [${values.shape.join(", ")}]` : "without any numbers";
+import { badResponse } from "../errors.js";
+import { ElementType, TensorSchema, type Tensor } from "../gen/actserve/v1/tensor_pb.js";
+import { checkTensor, size } from "../tensors.js";
+
+/** The tensor, if it can be decoded and has this shape. One that is empty may be unset. */
+export function shaped(tensor: Tensor | undefined, shape: readonly number[], what: string): Tensor {
+  if (!tensor && size(shape) === 0) {
+    return create(TensorSchema, { elementType: ElementType.F32, shape: [...shape] });
+  }
+  if (tensor) checkTensor(tensor);
+  if (tensor?.shape.join() === shape.join()) return tensor;
+  const sent = tensor ? `in the shape [${tensor.shape.join(", ")}]` : "without any numbers";
   throw badResponse(`the server sent ${what} ${sent}, not in [${shape.join(", ")}]`);
 }
 

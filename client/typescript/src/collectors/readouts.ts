@@ -23,6 +23,7 @@ import {
   type RowReadout,
 } from "../gen/actserve/v1/readout_pb.js";
 import { HookPoint } from "../gen/actserve/v1/site_pb.js";
+import type { Tensor } from "../gen/actserve/v1/tensor_pb.js";
 import { siteName } from "../sites.js";
 import { decodeTensor, joined, size, type Float32Tensor } from "../tensors.js";
 import { asked, counted, shaped } from "./checked.js";
@@ -65,7 +66,7 @@ export class RowReader implements Reader {
   readonly #widths: readonly number[];
   readonly #reduced: boolean;
   readonly #cut: boolean;
-  readonly #chunks: Chunks<string, { data: Float32Array; indices: readonly number[] }>;
+  readonly #chunks: Chunks<string, { tensor: Tensor; indices: readonly number[] }>;
 
   constructor(readout: RowReadout, started: ReadoutStarted) {
     this.#sites = readout.sites.map(siteName);
@@ -78,9 +79,9 @@ export class RowReader implements Reader {
   add({ siteIndex, positions, rows, indices }: ActivationChunk): void {
     const site = asked(this.#sites, siteIndex, "rows of site");
     const width = asked(this.#widths, siteIndex, "rows of site");
-    const { data } = shaped(rows, [positions.length, width], `rows of ${site}`);
-    counted(indices, this.#cut ? data.length : 0, `indices of rows of ${site}`);
-    this.#chunks.add(site, positions, { data, indices });
+    const tensor = shaped(rows, [positions.length, width], `rows of ${site}`);
+    counted(indices, this.#cut ? size(tensor.shape) : 0, `indices of rows of ${site}`);
+    this.#chunks.add(site, positions, { tensor, indices });
   }
 
   finish(promised: readonly number[]): ReadoutResult {
@@ -90,7 +91,7 @@ export class RowReader implements Reader {
       return {
         positions,
         shape: [positions.length, width],
-        data: joined(chunks.map(({ data }) => data)),
+        data: joined(chunks.map(({ tensor }) => tensor)),
         indices: this.#cut ? chunks.flatMap(({ indices }) => indices) : undefined,
       };
     });
@@ -125,9 +126,8 @@ export class PredictionReader implements Reader {
         name: "topLogprobs" | "tokenLogprobs" | "nextTokenLogprobs",
         axes: readonly number[],
       ): Float32Tensor => {
-        const blocks = chunks.map(
-          (chunk) =>
-            shaped(chunk[name], [chunk.positions.length, ...axes], `${name} of ${site}`).data,
+        const blocks = chunks.map((chunk) =>
+          shaped(chunk[name], [chunk.positions.length, ...axes], `${name} of ${site}`),
         );
         return { shape: [positions.length, ...axes], data: joined(blocks) };
       };
@@ -252,7 +252,7 @@ export class AttentionSummaryReader implements Reader {
         | "atOffsets"
         | "topKeyMeans",
       ...axes: number[]
-    ) => shaped(chunk[name], [heads, ...axes], `${name} of layer ${layer}`);
+    ) => decodeTensor(shaped(chunk[name], [heads, ...axes], `${name} of layer ${layer}`));
     this.#found.set(layer, {
       queries: chunk.queries,
       previousTokenQueries: chunk.previousTokenQueries,
@@ -288,7 +288,7 @@ export class AttentionSummaryReader implements Reader {
 export class LogitAttributionReader implements Reader {
   readonly #sites: readonly { name: string; axes: number }[];
   readonly #constants: readonly number[];
-  readonly #chunks: Chunks<string, Float32Tensor>;
+  readonly #chunks: Chunks<string, Tensor>;
 
   constructor(readout: LogitAttributionReadout, started: ReadoutStarted) {
     this.#sites = readout.sites.map((site) => ({
@@ -320,7 +320,7 @@ export class LogitAttributionReader implements Reader {
       return {
         positions,
         shape: [positions.length, ...inner],
-        data: joined(chunks.map(({ data }) => data)),
+        data: joined(chunks),
         constants: this.#constants,
       };
     });

@@ -7,6 +7,7 @@ import type {
   ReconstructStarted,
 } from "../gen/actserve/v1/explanation_service_pb.js";
 import type { Usage } from "../gen/actserve/v1/generation_service_pb.js";
+import type { Tensor } from "../gen/actserve/v1/tensor_pb.js";
 import type { Collector } from "../stream.js";
 import { joined, type Float32Tensor } from "../tensors.js";
 import { shaped } from "./checked.js";
@@ -26,7 +27,7 @@ export class ReconstructCollector implements Collector<
   Reconstructed
 > {
   readonly #texts: number;
-  readonly #blocks: Float32Array[] = [];
+  readonly #blocks: Tensor[] = [];
   #come = 0;
   #started: ReconstructStarted | undefined;
   #finished: ReconstructFinished | undefined;
@@ -74,7 +75,7 @@ export class ReconstructCollector implements Collector<
           String(this.#texts),
       );
     }
-    this.#blocks.push(shaped(rows, [count, width], "reconstructed rows").data);
+    this.#blocks.push(shaped(rows, [count, width], "reconstructed rows"));
     this.#come += count;
   }
 }

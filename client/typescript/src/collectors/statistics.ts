@@ -10,8 +10,9 @@ import {
   type ReadoutPositions,
   type ReadoutStarted,
 } from "../gen/actserve/v1/readout_pb.js";
+import type { Tensor } from "../gen/actserve/v1/tensor_pb.js";
 import { siteName } from "../sites.js";
-import { joined, size, type Float32Tensor } from "../tensors.js";
+import { decodeTensor, joined, size, type Float32Tensor } from "../tensors.js";
 import { asked, shaped } from "./checked.js";
 import { widthsOf } from "./readouts.js";
 
@@ -19,7 +20,7 @@ import { widthsOf } from "./readouts.js";
 interface Partial {
   readonly rows: bigint;
   readonly mean: Float32Tensor;
-  readonly blocks: Float32Array[];
+  readonly blocks: Tensor[];
 }
 
 /** A readout that asks for statistics. */
@@ -81,22 +82,26 @@ export class StatisticsCollector {
     const what = `of ${JSON.stringify(label)} at ${site.name}`;
     let partial = site.labels.get(label);
     if (!partial) {
-      partial = { rows, mean: shaped(sent.mean, [site.width], `the mean ${what}`), blocks: [] };
+      partial = {
+        rows,
+        mean: decodeTensor(shaped(sent.mean, [site.width], `the mean ${what}`)),
+        blocks: [],
+      };
       site.labels.set(label, partial);
     } else if (sent.mean || !readout.full) {
       throw badResponse(`the server sent the mean ${what} twice`);
     }
-    const come = partial.blocks.reduce((sum, { length }) => sum + length, 0);
+    const come = partial.blocks.reduce((sum, block) => sum + size(block.shape), 0);
     const height = sent.secondMoments?.shape[0] ?? 0;
     const shape = readout.full ? [height, site.width] : [site.width];
-    const { data } = shaped(sent.secondMoments, shape, `the second moments ${what}`);
+    const block = shaped(sent.secondMoments, shape, `the second moments ${what}`);
     if (rows === 0n || rows !== partial.rows || firstRow * site.width !== come) {
       throw badResponse(
         `the server sent ${rows} rows ${what} from row ${firstRow} of their moments on, which is ` +
           "not what comes next",
       );
     }
-    partial.blocks.push(data);
+    partial.blocks.push(block);
   }
 
   finish(): Statistics {

@@ -1,0 +1,61 @@
+// Pieces for README.md that are compiled, and not programs of their own.
+import { readFileSync } from "node:fs";
+
+import { ActserveError, connect, prompt, type Client } from "@actserve/client/node";
+import { TokenMatrix, WeightService } from "@actserve/client/v1";
+
+export function connected(): Client[] {
+  // [connect]
+  const one = connect("actserve.example.com:443", { tls: true, token: process.env.TOKEN });
+  const own = connect("10.0.0.7:50051", {
+    tls: {
+      ca: readFileSync("ca.pem"),
+      cert: readFileSync("client.pem"), // where the server asks for one
+      key: readFileSync("client.key"),
+    },
+    timeoutMs: 60_000, // of a call with all its attempts; 600 000 when unset, Infinity for none
+    model: "models/smollm2-135m", // for a proxy in front of several servers
+  });
+  const replicas = connect(["10.0.0.7:50051", "10.0.0.8:50051"]); // calls go to them in turn
+  // [/connect]
+  return [one, own, replicas];
+}
+
+export async function watched(client: Client): Promise<void> {
+  // [stream]
+  const stream = client.generate({ prompt: prompt("Once upon a time") });
+  for await (const { event } of stream) {
+    if (event.case === "tokens") process.stdout.write(event.value.text);
+  }
+  // [/stream]
+}
+
+export async function failed(client: Client): Promise<void> {
+  // [errors]
+  try {
+    await client.getModel({ name: "models/other" });
+  } catch (error) {
+    if (!(error instanceof ActserveError)) throw error;
+    if (error.reason !== "MODEL_NOT_FOUND") throw error;
+    console.log(`${error.message}; there are ${error.metadata.served}`);
+  }
+  // [/errors]
+}
+
+export async function cancelled(client: Client): Promise<void> {
+  // [cancel]
+  const signal = AbortSignal.timeout(5_000);
+  const generated = client.generate({ prompt: prompt("Once upon a time") }, { signal });
+  await generated.collect(); // throws an ActserveError with the code CANCELLED after 5 s
+  // [/cancel]
+}
+
+export async function stubbed(client: Client): Promise<void> {
+  // [stub]
+  const weights = client.stub(WeightService);
+  const request = { matrix: TokenMatrix.UNEMBEDDING, tokenIds: [1, 2] };
+  for await (const { event } of weights.readTokenRows(request)) {
+    console.log(event.case);
+  }
+  // [/stub]
+}
