@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from actserve_server.domain.model import Limits
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
-from actserve_server.domain.sampling import Sampling
+from actserve_server.domain.runs import Sampling
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.fake import FakeEngine, Vocabulary
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
