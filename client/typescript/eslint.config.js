@@ -20,5 +20,13 @@ export default defineConfig(
       "@typescript-eslint/restrict-template-expressions": ["error", { allowNumber: true }],
     },
   },
+  {
+    files: ["src/**"],
+    ignores: ["src/node.ts", "src/connections.ts"],
+    // The core runs in browsers too.
+    rules: {
+      "no-restricted-imports": ["error", { patterns: ["node:*", "@connectrpc/connect-node"] }],
+    },
+  },
   { files: ["*.js"], extends: [tseslint.configs.disableTypeChecked] },
 );

@@ -3,7 +3,6 @@ import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 
 import {
-  createRegistry,
   fromJson,
   toJson,
   type DescMessage,
@@ -456,7 +455,7 @@ function message<Desc extends DescMessage>(schema: Desc, { request }: Question) 
 }
 
 function json<Desc extends DescMessage>(schema: Desc, value: Parameters<typeof toJson<Desc>>[1]) {
-  return toJson(schema, value, { registry: createRegistry() });
+  return toJson(schema, value);
 }
 
 function object<Key, Value>(

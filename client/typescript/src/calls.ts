@@ -47,7 +47,7 @@ export class Calls implements Transport {
   readonly #settings: CallSettings;
   readonly #running = new Set<AbortController>();
   #closed = false;
-  #versionSeen = false;
+  #warned = false;
 
   constructor(settings: CallSettings) {
     this.#settings = settings;
@@ -112,6 +112,10 @@ export class Calls implements Transport {
         const messages = response.message[Symbol.asyncIterator]();
         // The first message decides whether there is another attempt.
         const first = requests && (await messages.next());
+        // The transport lets go of its timer only when it is asked once more.
+        call.signal.addEventListener("abort", () => {
+          messages.next().catch(() => undefined);
+        });
         return { ...response, message: this.#messages(call, messages, first, response.trailer) };
       });
     } catch (thrown) {
@@ -141,9 +145,7 @@ export class Calls implements Transport {
     } finally {
       call.end();
       if (left) {
-        // The reader went away. The transport lets go of its timer when it is asked once more.
         call.controller.abort(cancelled("the stream was left"));
-        messages.next().catch(() => undefined);
       }
     }
   }
@@ -204,14 +206,12 @@ export class Calls implements Transport {
 
   #readVersion(metadata: Headers): void {
     const version = metadata.get("x-actserve-version");
-    if (version === null || this.#versionSeen) return;
-    this.#versionSeen = true;
-    if (isOlder(version, VERSION)) {
-      this.#settings.warn(
-        `the server has version ${version}, which is older than ${VERSION} of this client; what ` +
-          "it does not know yet it refuses",
-      );
-    }
+    if (version === null || this.#warned || !isOlder(version, VERSION)) return;
+    this.#warned = true;
+    this.#settings.warn(
+      `the server has version ${version}, which is older than ${VERSION} of this client; what it ` +
+        "does not know yet it refuses",
+    );
   }
 }
 
@@ -232,8 +232,9 @@ class Call {
 
   constructor(caller: AbortSignal | undefined, timeoutMs: number, ended: () => void) {
     this.#caller = caller;
-    this.#deadline =
-      timeoutMs > LONGEST_TIMEOUT_MS ? undefined : performance.now() + Math.max(1, timeoutMs);
+    // As connect has it, a call without a deadline of its own has zero.
+    const isLimited = timeoutMs > 0 && timeoutMs <= LONGEST_TIMEOUT_MS;
+    this.#deadline = isLimited ? performance.now() + timeoutMs : undefined;
     this.#ended = ended;
     caller?.addEventListener("abort", this.#abort);
     if (caller?.aborted) this.#abort();
