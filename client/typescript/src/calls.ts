@@ -18,7 +18,7 @@ import { ActserveError } from "./errors.js";
 import { ModelService } from "./gen/actserve/v1/model_service_pb.js";
 import { VERSION } from "./version.js";
 
-/** Attempts of a call, and the longest pauses between them: each is random, from zero on. */
+/** The longest pause before each further attempt of a call; a pause is random, from zero on. */
 const PAUSES_MS = [250, 750, 2250];
 
 /** A server may tell a call to wait for as long as this; longer, and the caller is told instead. */
@@ -132,10 +132,12 @@ export class Calls implements Transport {
   ): AsyncGenerator<T> {
     let left = true;
     try {
-      let next = first ?? (await messages.next());
-      while (!next.done) {
+      for (let next = first; ; next = undefined) {
+        next ??= await messages.next();
+        // What was cancelled while nobody read it does not end as if it were whole.
+        if (call.signal.aborted) throw call.signal.reason;
+        if (next.done) break;
         yield next.value;
-        next = await messages.next();
       }
       left = false;
       this.#readVersion(trailer);

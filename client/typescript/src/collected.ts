@@ -61,7 +61,10 @@ export interface AttentionSummary {
   readonly topKeyMeans: Float32Tensor;
 }
 
-/** How much rows of one site add to logits: `shape` is [positions, targets]; of z [positions, heads, targets]. */
+/**
+ * How much rows of one site add to logits: `shape` is [positions, targets], and of z
+ * [positions, heads, targets].
+ */
 export interface LogitAttribution extends Float32Tensor {
   readonly positions: readonly number[];
   /** What the bias of the final norm adds to each target at every position. */
