@@ -5,12 +5,12 @@ import asyncio
 import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from actserve_server import config
 from actserve_server.domain.principals import Role
 from actserve_server.rpc.transport.access_tokens import TENANT, make_token
+from actserve_server.version import VERSION
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -18,7 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="actserve-server", description="A remote microscope for language models."
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"actserve-server {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True)
     # The settings class knows its own flags and prints its own help.
     commands.add_parser("serve", help="serve a model over gRPC", add_help=False)
@@ -83,13 +83,6 @@ def _token(tenant: str, role: Role) -> int:
     print(line)
     print(f"The token, which is stored nowhere: {token}", file=sys.stderr)
     return 0
-
-
-def _version() -> str:
-    try:
-        return f"actserve-server {version('actserve-server')}"
-    except PackageNotFoundError:
-        return "actserve-server (not installed)"
 
 
 if __name__ == "__main__":

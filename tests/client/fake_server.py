@@ -125,7 +125,9 @@ def label_means(request: pb.FetchActivationsRequest) -> Events:
                     blocks.setdefault(label, []).append(rows)
         for label in sorted(blocks, reverse=True):
             rows = np.concatenate(blocks[label])
-            seconds = np.cov(rows, rowvar=False, bias=True) if full else rows.var(0)
+            centered = rows - rows.mean(0)
+            # By hand: np.cov of old numpy takes a single row for a column.
+            seconds = centered.T @ centered / len(rows) if full else rows.var(0)
             for first in range(0, len(seconds), 3) if full else [0]:
                 yield pb.FetchActivationsResponse(
                     statistics=pb.LabelStatistics(

@@ -1,16 +1,20 @@
 """Metrics and logs: what operators see, and what they must not."""
 
+import contextlib
 import io
 import json
 import logging
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
+import grpc
 import pytest
 import structlog
 from grpc_health.v1 import health_pb2
 from prometheus_client import REGISTRY
 
+from actserve.v1 import model_service_pb2
 from actserve_server import logs
 from actserve_server.engine.fake import FakeEngine
 from tests.contract.harness import (
@@ -240,3 +244,14 @@ async def test_probes_are_not_logged(log_lines: Any) -> None:
     async with serving() as served:
         await served.health.Check(health_pb2.HealthCheckRequest())
     assert not [line for line in log_lines() if line["event"] == "call"]
+
+
+@pytest.mark.parametrize("name", ["models/fake", "models/other"])
+async def test_every_call_ends_with_its_id_and_the_version_of_the_server(name: str) -> None:
+    async with serving() as served:
+        call = served.models.GetModel(model_service_pb2.GetModelRequest(name=name))
+        with contextlib.suppress(grpc.aio.AioRpcError):  # Of a model that is not served.
+            await call
+        trailers = dict(await call.trailing_metadata())
+    assert trailers["x-actserve-version"] == version("actserve-server")
+    assert trailers["x-request-id"]

@@ -34,6 +34,9 @@ class ModelServiceStub(object):
     The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
     encoded where a header cannot hold it, so that a proxy can route. If it is not the
     model that the request means: MODEL_MISMATCH.
+
+    Every call ends with the trailing metadata `x-request-id`, the id of the call in the
+    server's logs, and `x-actserve-version`, the version of the server.
     """
 
     def __init__(self, channel):
@@ -88,6 +91,9 @@ class ModelServiceServicer(object):
     The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
     encoded where a header cannot hold it, so that a proxy can route. If it is not the
     model that the request means: MODEL_MISMATCH.
+
+    Every call ends with the trailing metadata `x-request-id`, the id of the call in the
+    server's logs, and `x-actserve-version`, the version of the server.
     """
 
     def ListModels(self, request, context):
@@ -165,6 +171,9 @@ class ModelService(object):
     The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
     encoded where a header cannot hold it, so that a proxy can route. If it is not the
     model that the request means: MODEL_MISMATCH.
+
+    Every call ends with the trailing metadata `x-request-id`, the id of the call in the
+    server's logs, and `x-actserve-version`, the version of the server.
     """
 
     @staticmethod

@@ -147,9 +147,7 @@ class _Observation:
     async def __aenter__(self) -> _Observation:
         enter_call(self._call)
         CALLER.set(self._call.principal.account or self._context.peer())
-        # In the trailers, not the headers: once headers are sent, clients no longer retry a call
-        # that is refused.
-        self._context.set_trailing_metadata((("x-request-id", self._call.id),))
+        self._context.set_trailing_metadata(statuses.told_at_the_end(self._call))
         metrics.STARTED.labels(*self._labels).inc()
         return self
 

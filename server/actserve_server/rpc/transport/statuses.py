@@ -23,6 +23,7 @@ from actserve.paths import format_path
 from actserve_server.domain.errors import ActserveError, Kind, Reason
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.calls import Call, current_call
+from actserve_server.version import VERSION
 
 DOMAIN = "actserve.dev"
 MODEL_TYPE = "actserve.v1.Model"
@@ -149,6 +150,12 @@ def item_status(error: ActserveError, call: Call) -> status_pb2.Status:
     return to_status(error, call)
 
 
+def told_at_the_end(call: Call) -> tuple[tuple[str, str], ...]:
+    """The trailers of every call. Not headers: once those are sent, clients no longer retry a call
+    that is refused."""
+    return ("x-request-id", call.id), ("x-actserve-version", VERSION)
+
+
 async def abort(context: grpc.aio.ServicerContext, error: ActserveError) -> NoReturn:
     """Ends the call with the status of `error`."""
     call = current_call()
@@ -158,6 +165,6 @@ async def abort(context: grpc.aio.ServicerContext, error: ActserveError) -> NoRe
     await context.abort(
         status.code,
         status.details,
-        (*status.trailing_metadata, ("x-request-id", call.id), *_pushback(error)),
+        (*status.trailing_metadata, *told_at_the_end(call), *_pushback(error)),
     )
     raise AssertionError("abort returned")
