@@ -45,11 +45,11 @@ func (c *calls) unary(
 ) error {
 	ctx, cancel := c.prepare(ctx, method)
 	defer cancel()
-	var header metadata.MD
-	options = append(slices.Clip(options), grpc.Header(&header))
+	var trailer metadata.MD
+	options = append(slices.Clip(options), grpc.Trailer(&trailer))
 	for attempt := 0; ; attempt++ {
 		err := invoke(ctx, method, request, reply, conn, options...)
-		c.checkVersion(header)
+		c.checkVersion(trailer)
 		if err == nil {
 			return nil
 		}
@@ -98,25 +98,23 @@ type stream struct {
 
 func (s *stream) SendMsg(message any) error {
 	s.request = message
-	if err := s.ClientStream.SendMsg(message); err != nil && err != io.EOF {
-		s.cancel()
-		return errorOf(err)
-	} else {
+	err := s.ClientStream.SendMsg(message)
+	if err == nil || err == io.EOF { // At its end RecvMsg says why.
 		return err
 	}
+	s.cancel()
+	return errorOf(err)
 }
 
 func (s *stream) RecvMsg(message any) error {
-	err := s.ClientStream.RecvMsg(message)
-	s.checkVersion()
+	err := s.receive(message)
 	for err != nil && err != io.EOF && !s.answered && !s.desc.ClientStreams {
 		if failed := s.pause(err); failed != nil {
 			err = failed
 			break
 		}
 		if err = s.sendAgain(); err == nil {
-			err = s.ClientStream.RecvMsg(message)
-			s.checkVersion()
+			err = s.receive(message)
 		}
 	}
 	s.answered = true
@@ -145,11 +143,12 @@ func (s *stream) pause(err error) *Error {
 	return pause(s.ctx, s.method, s.attempt-1, errorOf(err))
 }
 
-func (s *stream) checkVersion() {
-	// After a message or an error the headers are there, so this does not wait.
-	if header, err := s.Header(); err == nil && !s.answered {
-		s.calls.checkVersion(header)
+func (s *stream) receive(message any) error {
+	err := s.ClientStream.RecvMsg(message)
+	if err != nil {
+		s.calls.checkVersion(s.Trailer())
 	}
+	return err
 }
 
 // prepare gives a call its deadline and its headers. Those that its context has already stay.
@@ -175,8 +174,8 @@ func (c *calls) prepare(ctx context.Context, method string) (context.Context, co
 	return context.WithCancel(ctx)
 }
 
-func (c *calls) checkVersion(header metadata.MD) {
-	for _, version := range header.Get(versionHeader) {
+func (c *calls) checkVersion(trailer metadata.MD) {
+	for _, version := range trailer.Get(versionHeader) {
 		if warning := outdated(version); warning != "" && c.warned.CompareAndSwap(false, true) {
 			c.warn(warning)
 		}

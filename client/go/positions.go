@@ -17,22 +17,8 @@ var (
 // 3, -1 (the last of the prompt) or 0,3,-1; 2:8, :-1 or 2: (a range, as in Python); text:France
 // (every token of that text). The error is INVALID_ARGUMENT, POSITION_OUT_OF_RANGE.
 func ParsePositions(text string) (*actservev1.PositionSelector, error) {
-	switch text {
-	case "all":
-		return selector(&actservev1.PositionSelector_All{All: &actservev1.AllPositions{}}), nil
-	case "last":
-		return selector(&actservev1.PositionSelector_Last{Last: &actservev1.LastPosition{}}), nil
-	case "prompt":
-		return selector(&actservev1.PositionSelector_Prompt{Prompt: &actservev1.PromptPositions{}}), nil
-	case "generated":
-		return selector(&actservev1.PositionSelector_Generated{
-			Generated: &actservev1.GeneratedPositions{},
-		}), nil
-	}
-	if said, ok := strings.CutPrefix(text, "text:"); ok && said != "" {
-		return selector(&actservev1.PositionSelector_Text{
-			Text: &actservev1.TextPositions{Text: said},
-		}), nil
+	if selector := namedPositions(text); selector != nil {
+		return selector, nil
 	}
 	if bounds := spanText.FindStringSubmatch(text); bounds != nil {
 		span := &actservev1.PositionRange{}
@@ -45,7 +31,9 @@ func ParsePositions(text string) (*actservev1.PositionSelector, error) {
 				*bound = &position
 			}
 		}
-		return selector(&actservev1.PositionSelector_Span{Span: span}), nil
+		return &actservev1.PositionSelector{
+			Selection: &actservev1.PositionSelector_Span{Span: span},
+		}, nil
 	}
 	if !listText.MatchString(text) {
 		return nil, noPositions(text)
@@ -58,7 +46,34 @@ func ParsePositions(text string) (*actservev1.PositionSelector, error) {
 		}
 		list.Positions = append(list.Positions, position)
 	}
-	return selector(&actservev1.PositionSelector_List{List: list}), nil
+	return &actservev1.PositionSelector{
+		Selection: &actservev1.PositionSelector_List{List: list},
+	}, nil
+}
+
+// namedPositions returns nil for a text that begins with none of the names.
+func namedPositions(text string) *actservev1.PositionSelector {
+	selector := &actservev1.PositionSelector{}
+	said, isText := strings.CutPrefix(text, "text:")
+	switch {
+	case text == "all":
+		selector.Selection = &actservev1.PositionSelector_All{All: &actservev1.AllPositions{}}
+	case text == "last":
+		selector.Selection = &actservev1.PositionSelector_Last{Last: &actservev1.LastPosition{}}
+	case text == "prompt":
+		selector.Selection = &actservev1.PositionSelector_Prompt{Prompt: &actservev1.PromptPositions{}}
+	case text == "generated":
+		selector.Selection = &actservev1.PositionSelector_Generated{
+			Generated: &actservev1.GeneratedPositions{},
+		}
+	case isText && said != "":
+		selector.Selection = &actservev1.PositionSelector_Text{
+			Text: &actservev1.TextPositions{Text: said},
+		}
+	default:
+		return nil
+	}
+	return selector
 }
 
 func parsePosition(text string) (int32, error) {

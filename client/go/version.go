@@ -10,7 +10,8 @@ import (
 const Version = "0.1.0"
 
 const (
-	userAgent     = "actserve-go/" + Version
+	userAgent = "actserve-go/" + Version
+	// versionHeader is in the trailing metadata of every call.
 	versionHeader = "x-actserve-version"
 )
 
