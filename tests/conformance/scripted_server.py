@@ -110,9 +110,7 @@ class ScriptedServer:
     def stop(self) -> None:
         self._server.stop(None).wait()
 
-    def serve(
-        self, method: str, request: bytes, context: grpc.ServicerContext
-    ) -> Iterator[bytes]:
+    def serve(self, method: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         attempt = Attempt(
             method=method,
             request=request,

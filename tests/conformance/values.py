@@ -1,9 +1,9 @@
 """Numbers in case files: YAML tags for tensors of the contract and for the arrays that drivers answer.
 
-    !f32 [[1, .nan], [-0.0, 2]]           a Tensor of these values; !f16 and !bf16 alike
-    !bits {type: bf16, words: ["7f81"]}   a Tensor of these bits, and with `shape` of several axes
-    !array [[1, .nan]]                    {"shape": [1, 2], "data": <float32, hexadecimal>}
-    !words {words: ["7fc00001"]}          the same, by the bits of each float32
+!f32 [[1, .nan], [-0.0, 2]]           a Tensor of these values; !f16 and !bf16 alike
+!bits {type: bf16, words: ["7f81"]}   a Tensor of these bits, and with `shape` of several axes
+!array [[1, .nan]]                    {"shape": [1, 2], "data": <float32, hexadecimal>}
+!words {words: ["7fc00001"]}          the same, by the bits of each float32
 """
 
 from __future__ import annotations
