@@ -64,19 +64,13 @@ type rowsReader struct {
 	indices [][]uint32 // With send_top: by site.
 }
 
-func newRowsReader(
-	asked *actservev1.RowReadout, started *actservev1.ReadoutStarted,
-) (reader, error) {
-	if len(started.GetWidths()) != len(asked.GetSites()) {
-		return nil, badResponse("announced the width of %d sites, but %d were asked for",
-			len(started.GetWidths()), len(asked.GetSites()))
-	}
+func newRowsReader(asked *actservev1.RowReadout, started *actservev1.ReadoutStarted) reader {
 	return &rowsReader{
 		asked:   asked,
 		widths:  started.GetWidths(),
 		sites:   piecesOf(siteNames(asked.GetSites())),
 		indices: make([][]uint32, len(asked.GetSites())),
-	}, nil
+	}
 }
 
 func (r *rowsReader) sendsTop() bool {

@@ -13,6 +13,22 @@ type capture struct {
 	started []*actservev1.ReadoutStarted
 }
 
+func newCapture(
+	asked []*actservev1.Readout, started []*actservev1.ReadoutStarted,
+) (*capture, error) {
+	if len(started) != len(asked) {
+		return nil, badResponse("announced %d readouts, but %d were asked for", len(started), len(asked))
+	}
+	for i, readout := range asked {
+		rows := readout.GetRows()
+		if rows != nil && len(started[i].GetWidths()) != len(rows.GetSites()) {
+			return nil, badResponse("announced the width of %d sites of readout %d, but %d were asked for",
+				len(started[i].GetWidths()), i, len(rows.GetSites()))
+		}
+	}
+	return &capture{asked, started}, nil
+}
+
 // checkNames refuses readouts of which one would hide another where results are found by name.
 func checkNames(readouts []*actservev1.Readout) error {
 	seen := map[string]int{}
@@ -64,7 +80,7 @@ func newReader(asked *actservev1.Readout, started *actservev1.ReadoutStarted) (r
 	case asked.GetRows().GetStatistics() != nil:
 		return &nothingSent{}, nil
 	case asked.GetRows() != nil:
-		return newRowsReader(asked.GetRows(), started)
+		return newRowsReader(asked.GetRows(), started), nil
 	case asked.GetPredictions() != nil:
 		return newPredictionsReader(asked.GetPredictions()), nil
 	case asked.GetAttention() != nil:
@@ -149,9 +165,12 @@ func (s *sequence) finish(
 			continue
 		}
 		asked := s.capture.asked[i]
+		if asked.GetRows().GetStatistics() != nil {
+			continue
+		}
 		into := found[asked.GetName()]
 		where, told := promised[uint32(i)]
-		if !told && asked.GetRows().GetStatistics() == nil {
+		if !told {
 			return nil, badResponse("did not say where readout %d has read sequence %d", i, s.index)
 		}
 		if err := reader.finish(where, run, &into); err != nil {
