@@ -98,7 +98,7 @@ func New(config Config) (*Client, error) {
 		grpc.WithStreamInterceptor(calls.stream),
 		grpc.WithDisableRetry(), // The interceptors do it, for every language alike.
 		// A name with many addresses is many replicas; gRPC would use only one.
-		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"` + policy + `": {}}]}`),
 		// A server that comes back is found before a call gives up.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{
@@ -112,7 +112,7 @@ func New(config Config) (*Client, error) {
 	}, config.DialOptions...)
 	target := addresses[0]
 	if len(addresses) > 1 {
-		found := replicas(addresses)
+		found := resolverOf(addresses)
 		options = append(options, grpc.WithResolvers(found))
 		target = found.Scheme() + ":///replicas"
 	}

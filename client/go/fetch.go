@@ -117,14 +117,14 @@ func (c *fetchCall) read(event *actservev1.FetchActivationsResponse) error {
 	return item.sequence.add(chunk)
 }
 
-func (c *fetchCall) start(started *actservev1.FetchStarted) (err error) {
+func (c *fetchCall) start(started *actservev1.FetchStarted) error {
 	if c.capture != nil {
 		return badResponse("started the call twice")
 	}
-	c.capture, err = newCapture(c.request.GetReadouts(), started.GetReadouts())
 	c.result.CallID = started.GetCallId()
+	c.capture = &capture{c.request.GetReadouts(), started.GetReadouts()}
 	c.statistics.capture = c.capture
-	return err
+	return nil
 }
 
 func (c *fetchCall) openItem(started *actservev1.ItemStarted) error {

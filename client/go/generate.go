@@ -108,10 +108,7 @@ func (c *generateCall) start(started *actservev1.GenerateStarted) error {
 	if c.open != nil {
 		return badResponse("started the call twice")
 	}
-	capture, err := newCapture(c.request.GetReadouts(), started.GetReadouts())
-	if err != nil {
-		return err
-	}
+	capture := &capture{c.request.GetReadouts(), started.GetReadouts()}
 	c.result.CallID, c.result.Prompt = started.GetCallId(), started.GetPrompt()
 	count := uint32(1)
 	if sampling := c.request.GetSampling(); sampling != nil && sampling.Samples != nil {

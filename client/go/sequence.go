@@ -13,20 +13,19 @@ type capture struct {
 	started []*actservev1.ReadoutStarted
 }
 
-func newCapture(
-	asked []*actservev1.Readout, started []*actservev1.ReadoutStarted,
-) (*capture, error) {
-	if len(started) != len(asked) {
-		return nil, badResponse("announced %d readouts, but %d were asked for", len(started), len(asked))
+// check tells whether the server announced what was asked for.
+func (c *capture) check() error {
+	if len(c.started) != len(c.asked) {
+		return badResponse("announced %d readouts, but %d were asked for", len(c.started), len(c.asked))
 	}
-	for i, readout := range asked {
-		rows := readout.GetRows()
-		if rows != nil && len(started[i].GetWidths()) != len(rows.GetSites()) {
-			return nil, badResponse("announced the width of %d sites of readout %d, but %d were asked for",
-				len(started[i].GetWidths()), i, len(rows.GetSites()))
+	for i, readout := range c.asked {
+		sites, widths := len(readout.GetRows().GetSites()), len(c.started[i].GetWidths())
+		if readout.GetRows() != nil && widths != sites {
+			return badResponse("announced the width of %d sites of readout %d, but %d were asked for",
+				widths, i, sites)
 		}
 	}
-	return &capture{asked, started}, nil
+	return nil
 }
 
 // checkNames refuses readouts of which one would hide another where results are found by name.
@@ -62,6 +61,9 @@ type reader interface {
 
 // newSequence makes one that these readouts read, by index; all if there are none.
 func (c *capture) newSequence(index uint32, readouts []uint32) (*sequence, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
 	s := &sequence{index: index, capture: c, readers: make([]reader, len(c.asked))}
 	for i, readout := range c.asked {
 		if len(readouts) > 0 && !slices.Contains(readouts, uint32(i)) {

@@ -68,6 +68,9 @@ func (s *statisticsReader) add(sent *actservev1.LabelStatistics) error {
 
 // width returns that of the rows, if their statistics were asked for.
 func (s *statisticsReader) width(key labelKey) (int, error) {
+	if err := s.capture.check(); err != nil {
+		return 0, err
+	}
 	if int64(key.readout) < int64(len(s.capture.asked)) {
 		rows := s.capture.asked[key.readout].GetRows()
 		if rows.GetStatistics() != nil && int64(key.site) < int64(len(rows.GetSites())) {

@@ -3,9 +3,6 @@ package actserve
 import (
 	"net"
 	"strings"
-
-	"google.golang.org/grpc/resolver"
-	"google.golang.org/grpc/resolver/manual"
 )
 
 const defaultPort = "50051"
@@ -42,21 +39,4 @@ func isLocal(address string) bool {
 	}
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-// replicas resolves to all addresses at once. Each has its own name, which TLS checks.
-func replicas(addresses []string) *manual.Resolver {
-	found := manual.NewBuilderWithScheme("actserve")
-	state := resolver.State{}
-	for _, address := range addresses {
-		name := address
-		if strings.HasPrefix(address, "unix") {
-			name = "localhost"
-		}
-		state.Endpoints = append(state.Endpoints, resolver.Endpoint{
-			Addresses: []resolver.Address{{Addr: address, ServerName: name}},
-		})
-	}
-	found.InitialState(state)
-	return found
 }
