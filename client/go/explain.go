@@ -118,6 +118,9 @@ func (c *explainCall) start(started *actservev1.ExplainStarted) error {
 	if c.result != nil {
 		return badResponse("started the call twice")
 	}
+	if err := checkPrompt(started.GetPrompt(), false); err != nil {
+		return err
+	}
 	if c.ofText {
 		positions, tokens := started.GetPositions(), len(started.GetPrompt().GetIds())
 		c.rows = uint32(len(positions))

@@ -132,6 +132,9 @@ func (c *fetchCall) openItem(started *actservev1.ItemStarted) error {
 	if !c.pending(index) || c.open[index] != nil {
 		return badResponse("opened item %d twice or unasked", index)
 	}
+	if err := checkPrompt(started.GetPrompt(), c.request.GetIdsOnly()); err != nil {
+		return err
+	}
 	sequence, err := c.capture.newSequence(index, c.request.GetItems()[index].GetReadoutIndices())
 	c.open[index] = &openItem{started, sequence}
 	return err

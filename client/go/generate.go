@@ -108,6 +108,9 @@ func (c *generateCall) start(started *actservev1.GenerateStarted) error {
 	if c.open != nil {
 		return badResponse("started the call twice")
 	}
+	if err := checkPrompt(started.GetPrompt(), false); err != nil {
+		return err
+	}
 	capture := &capture{c.request.GetReadouts(), started.GetReadouts()}
 	c.result.CallID, c.result.Prompt = started.GetCallId(), started.GetPrompt()
 	count := uint32(1)

@@ -247,3 +247,12 @@ func checkReports(reports []*actservev1.InterventionReport, asked int) error {
 	}
 	return nil
 }
+
+// checkPrompt tells whether a prompt says of every token what it must.
+func checkPrompt(prompt *actservev1.TokenizedPrompt, idsOnly bool) error {
+	ids, texts, sources := len(prompt.GetIds()), len(prompt.GetTexts()), len(prompt.GetSources())
+	if texts != ids && !(idsOnly && texts == 0) || sources != ids && sources != 0 {
+		return badResponse("sent %d texts and %d sources of a prompt of %d tokens", texts, sources, ids)
+	}
+	return nil
+}

@@ -1,0 +1,39 @@
+// Explain puts into words what the model thinks at the last token of a prompt.
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/actserve/actserve/client/go"
+	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
+	"github.com/actserve/actserve/client/go/examples/internal/program"
+)
+
+func main() { program.Run(explain) }
+
+func explain(ctx context.Context, client *actserve.Client) error {
+	// [explain]
+	last, err := actserve.ParsePositions("last")
+	if err != nil {
+		return err
+	}
+	result, err := client.ExplainText(ctx, &actservev1.ExplainTextRequest{
+		Prompt:    actserve.TextPrompt("The capital of France is"),
+		Positions: last,
+		Spec: &actservev1.ExplainSpec{
+			Temperature: proto.Float32(0), MaxTokens: proto.Uint32(32), Score: true,
+		},
+	})
+	if err != nil {
+		return err
+	}
+	for _, explanation := range result.Explanations {
+		cosine := explanation.GetScore().GetCosine() // How well the text accounts for the row.
+		fmt.Printf("%s %.2f\n", program.Quote(explanation.GetText()), cosine)
+	}
+	// [/explain]
+	return nil
+}

@@ -1,0 +1,46 @@
+// Fetch prints how large the activations of each token of a prompt are.
+package main
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/actserve/actserve/client/go"
+	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
+	"github.com/actserve/actserve/client/go/examples/internal/program"
+)
+
+func main() { program.Run(fetch) }
+
+func fetch(ctx context.Context, client *actserve.Client) error {
+	// [sample]
+	rows, err := actserve.RowReadout("acts", "all", "resid_post.15")
+	if err != nil {
+		return err
+	}
+	result, err := client.FetchActivations(ctx, &actservev1.FetchActivationsRequest{
+		Items:    []*actservev1.FetchItem{{Prompt: actserve.TextPrompt("The capital of France is")}},
+		Readouts: []*actservev1.Readout{rows},
+		FailFast: true,
+	})
+	if err != nil {
+		return err
+	}
+	item := result.Items[0]
+	acts := item.Readouts["acts"].Rows["resid_post.15"] // float32 [positions, width]
+	for i, position := range acts.Positions {
+		token := item.Prompt.GetTexts()[position]
+		fmt.Printf("%d %s %.3f\n", position, program.Quote(token), norm(acts.Row(i)))
+	}
+	// [/sample]
+	return nil
+}
+
+func norm(row []float32) float64 {
+	sum := 0.0
+	for _, value := range row {
+		sum += float64(value) * float64(value)
+	}
+	return math.Sqrt(sum)
+}
