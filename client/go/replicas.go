@@ -77,6 +77,7 @@ func (h *holdingBack) NewSubConn(
 		}
 		tell(state) // Which may call UpdateState.
 	}
+	//lint:ignore SA1019 The notice is of the number of addresses, which is passed on as it comes.
 	return h.ClientConn.NewSubConn(addresses, options)
 }
 

@@ -56,6 +56,9 @@ const (
 // The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
 // encoded where a header cannot hold it, so that a proxy can route. If it is not the
 // model that the request means: MODEL_MISMATCH.
+//
+// Every call ends with the trailing metadata `x-request-id`, the id of the call in the
+// server's logs, and `x-actserve-version`, the version of the server.
 type ModelServiceClient interface {
 	// Lists the served models.
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
@@ -135,6 +138,9 @@ func (c *modelServiceClient) Tokenize(ctx context.Context, in *TokenizeRequest, 
 // The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
 // encoded where a header cannot hold it, so that a proxy can route. If it is not the
 // model that the request means: MODEL_MISMATCH.
+//
+// Every call ends with the trailing metadata `x-request-id`, the id of the call in the
+// server's logs, and `x-actserve-version`, the version of the server.
 type ModelServiceServer interface {
 	// Lists the served models.
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)

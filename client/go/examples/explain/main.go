@@ -14,7 +14,12 @@ import (
 
 func main() { program.Run(explain) }
 
-func explain(ctx context.Context, client *actserve.Client) error {
+func explain(ctx context.Context, target string) error {
+	client, err := actserve.New(actserve.Config{Targets: []string{target}})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
 	// [explain]
 	last, err := actserve.ParsePositions("last")
 	if err != nil {
@@ -31,9 +36,11 @@ func explain(ctx context.Context, client *actserve.Client) error {
 		return err
 	}
 	for _, explanation := range result.Explanations {
-		cosine := explanation.GetScore().GetCosine() // How well the text accounts for the row.
-		fmt.Printf("%s %.2f\n", program.Quote(explanation.GetText()), cosine)
+		// The cosine says how well the text accounts for the row.
+		show(explanation.GetText(), explanation.GetScore().GetCosine())
 	}
 	// [/explain]
 	return nil
 }
+
+func show(text string, cosine float32) { fmt.Printf("%s %.2f\n", program.Quote(text), cosine) }

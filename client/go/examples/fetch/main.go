@@ -13,8 +13,14 @@ import (
 
 func main() { program.Run(fetch) }
 
-func fetch(ctx context.Context, client *actserve.Client) error {
+func fetch(ctx context.Context, target string) error {
 	// [sample]
+	client, err := actserve.New(actserve.Config{Targets: []string{target}})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+
 	rows, err := actserve.RowReadout("acts", "all", "resid_post.15")
 	if err != nil {
 		return err
@@ -29,11 +35,11 @@ func fetch(ctx context.Context, client *actserve.Client) error {
 	}
 	item := result.Items[0]
 	acts := item.Readouts["acts"].Rows["resid_post.15"] // float32 [positions, width]
+	// [/sample]
 	for i, position := range acts.Positions {
 		token := item.Prompt.GetTexts()[position]
 		fmt.Printf("%d %s %.3f\n", position, program.Quote(token), norm(acts.Row(i)))
 	}
-	// [/sample]
 	return nil
 }
 

@@ -13,7 +13,12 @@ import (
 
 func main() { program.Run(patch) }
 
-func patch(ctx context.Context, client *actserve.Client) error {
+func patch(ctx context.Context, target string) error {
+	client, err := actserve.New(actserve.Config{Targets: []string{target}})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
 	// [patch]
 	keep, err := actserve.KeepReadout("kept", "-1", "resid_post.15")
 	if err != nil {

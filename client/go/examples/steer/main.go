@@ -16,7 +16,12 @@ const site = "resid_post.15"
 
 func main() { program.Run(steer) }
 
-func steer(ctx context.Context, client *actserve.Client) error {
+func steer(ctx context.Context, target string) error {
+	client, err := actserve.New(actserve.Config{Targets: []string{target}})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
 	mood, err := difference(ctx, client, "I loved it, wonderful!", "I hated it, terrible!")
 	if err != nil {
 		return err
@@ -58,6 +63,9 @@ func difference(ctx context.Context, client *actserve.Client, one, other string)
 	}
 	first := result.Items[0].Readouts["last"].Rows[site].Data // float32 [1, width]
 	second := result.Items[1].Readouts["last"].Rows[site].Data
+	if len(first) != len(second) {
+		return nil, fmt.Errorf("the rows are %d and %d wide, and have no difference", len(first), len(second))
+	}
 	vector := make([]float32, len(first))
 	for i := range vector {
 		vector[i] = first[i] - second[i]
@@ -65,7 +73,6 @@ func difference(ctx context.Context, client *actserve.Client, one, other string)
 	return vector, nil
 }
 
-// [write]
 // write returns the likeliest 20 tokens.
 func write(
 	ctx context.Context, client *actserve.Client, interventions ...*actservev1.Intervention,
@@ -82,5 +89,3 @@ func write(
 	}
 	return result.Samples[0].Text, nil
 }
-
-// [/write]

@@ -8,26 +8,19 @@ import (
 	"os"
 	"os/signal"
 	"strings"
-
-	"github.com/actserve/actserve/client/go"
 )
 
-// Run calls an example with a client of the address that the command line names. An interrupt
-// cancels its calls.
-func Run(example func(ctx context.Context, client *actserve.Client) error) {
+// Run runs an example against the address that the command line names. An interrupt cancels its
+// calls.
+func Run(example func(ctx context.Context, target string) error) {
 	log.SetFlags(0)
 	target := "localhost:50051"
 	if len(os.Args) > 1 {
 		target = os.Args[1]
 	}
-	client, err := actserve.New(actserve.Config{Targets: []string{target}})
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer client.Close()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := example(ctx, client); err != nil {
+	if err := example(ctx, target); err != nil {
 		log.Fatal(err)
 	}
 }
