@@ -55,11 +55,7 @@ func (c *Client) FetchActivations(
 	if err := checkNames(request.GetReadouts()); err != nil {
 		return nil, err
 	}
-	call := &fetchCall{
-		request: request,
-		result:  &FetchResult{Items: make([]*Item, len(request.GetItems()))},
-		open:    map[uint32]*openItem{},
-	}
+	call := newFetchCall(request)
 	for event, err := range c.FetchActivationsStream(ctx, request) {
 		if err == nil {
 			err = call.read(event)
@@ -79,6 +75,14 @@ type fetchCall struct {
 	open       map[uint32]*openItem
 	statistics statisticsReader
 	finished   bool
+}
+
+func newFetchCall(request *actservev1.FetchActivationsRequest) *fetchCall {
+	return &fetchCall{
+		request: request,
+		result:  &FetchResult{Items: make([]*Item, len(request.GetItems()))},
+		open:    map[uint32]*openItem{},
+	}
 }
 
 type openItem struct {
