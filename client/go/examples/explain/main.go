@@ -3,16 +3,28 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"log"
+	"os"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/actserve/actserve/client/go"
 	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
-	"github.com/actserve/actserve/client/go/examples/internal/program"
 )
 
-func main() { program.Run(explain) }
+func main() {
+	log.SetFlags(0)
+	target := "localhost:50051"
+	if len(os.Args) > 1 {
+		target = os.Args[1]
+	}
+	if err := explain(context.Background(), target); err != nil {
+		log.Fatal(err)
+	}
+}
 
 func explain(ctx context.Context, target string) error {
 	client, err := actserve.New(actserve.Config{Targets: []string{target}})
@@ -43,4 +55,15 @@ func explain(ctx context.Context, target string) error {
 	return nil
 }
 
-func show(text string, cosine float32) { fmt.Printf("%s %.2f\n", program.Quote(text), cosine) }
+func show(text string, cosine float32) { fmt.Printf("%s %.2f\n", quoted(text), cosine) }
+
+// quoted writes a text as JSON does.
+func quoted(text string) string {
+	var written strings.Builder
+	encoder := json.NewEncoder(&written)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(text); err != nil {
+		return text
+	}
+	return strings.TrimSpace(written.String())
+}

@@ -3,15 +3,27 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"log"
 	"math"
+	"os"
+	"strings"
 
 	"github.com/actserve/actserve/client/go"
 	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
-	"github.com/actserve/actserve/client/go/examples/internal/program"
 )
 
-func main() { program.Run(fetch) }
+func main() {
+	log.SetFlags(0)
+	target := "localhost:50051"
+	if len(os.Args) > 1 {
+		target = os.Args[1]
+	}
+	if err := fetch(context.Background(), target); err != nil {
+		log.Fatal(err)
+	}
+}
 
 func fetch(ctx context.Context, target string) error {
 	// [sample]
@@ -38,7 +50,7 @@ func fetch(ctx context.Context, target string) error {
 	// [/sample]
 	for i, position := range acts.Positions {
 		token := item.Prompt.GetTexts()[position]
-		fmt.Printf("%d %s %.3f\n", position, program.Quote(token), norm(acts.Row(i)))
+		fmt.Printf("%d %s %.3f\n", position, quoted(token), norm(acts.Row(i)))
 	}
 	return nil
 }
@@ -49,4 +61,15 @@ func norm(row []float32) float64 {
 		sum += float64(value) * float64(value)
 	}
 	return math.Sqrt(sum)
+}
+
+// quoted writes a text as JSON does.
+func quoted(text string) string {
+	var written strings.Builder
+	encoder := json.NewEncoder(&written)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(text); err != nil {
+		return text
+	}
+	return strings.TrimSpace(written.String())
 }

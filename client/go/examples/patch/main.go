@@ -4,14 +4,26 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"log"
+	"os"
+	"strings"
 
 	"github.com/actserve/actserve/client/go"
 	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
-	"github.com/actserve/actserve/client/go/examples/internal/program"
 )
 
-func main() { program.Run(patch) }
+func main() {
+	log.SetFlags(0)
+	target := "localhost:50051"
+	if len(os.Args) > 1 {
+		target = os.Args[1]
+	}
+	if err := patch(context.Background(), target); err != nil {
+		log.Fatal(err)
+	}
+}
 
 func patch(ctx context.Context, target string) error {
 	client, err := actserve.New(actserve.Config{Targets: []string{target}})
@@ -40,7 +52,7 @@ func patch(ctx context.Context, target string) error {
 	// [/patch]
 	said := italy.Readouts["said"].Predictions["final_norm"]
 	for i, text := range said.TopTexts {
-		fmt.Printf("%s %.3f\n", program.Quote(text), said.TopLogprobs.Data[i])
+		fmt.Printf("%s %.3f\n", quoted(text), said.TopLogprobs.Data[i])
 	}
 	_, err = client.DeleteKeptActivations(ctx, &actservev1.DeleteKeptActivationsRequest{Name: kept})
 	return err
@@ -70,4 +82,15 @@ func run(
 		return nil, err
 	}
 	return result.Items[0], nil
+}
+
+// quoted writes a text as JSON does.
+func quoted(text string) string {
+	var written strings.Builder
+	encoder := json.NewEncoder(&written)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(text); err != nil {
+		return text
+	}
+	return strings.TrimSpace(written.String())
 }

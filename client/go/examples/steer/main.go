@@ -3,18 +3,30 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"log"
+	"os"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/actserve/actserve/client/go"
 	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
-	"github.com/actserve/actserve/client/go/examples/internal/program"
 )
 
 const site = "resid_post.15"
 
-func main() { program.Run(steer) }
+func main() {
+	log.SetFlags(0)
+	target := "localhost:50051"
+	if len(os.Args) > 1 {
+		target = os.Args[1]
+	}
+	if err := steer(context.Background(), target); err != nil {
+		log.Fatal(err)
+	}
+}
 
 func steer(ctx context.Context, target string) error {
 	client, err := actserve.New(actserve.Config{Targets: []string{target}})
@@ -40,8 +52,8 @@ func steer(ctx context.Context, target string) error {
 		return err
 	}
 	// [/steer]
-	fmt.Println("plain:", program.Quote(plain))
-	fmt.Println("steered:", program.Quote(steered))
+	fmt.Println("plain:", quoted(plain))
+	fmt.Println("steered:", quoted(steered))
 	return nil
 }
 
@@ -88,4 +100,15 @@ func write(
 		return "", err
 	}
 	return result.Samples[0].Text, nil
+}
+
+// quoted writes a text as JSON does.
+func quoted(text string) string {
+	var written strings.Builder
+	encoder := json.NewEncoder(&written)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(text); err != nil {
+		return text
+	}
+	return strings.TrimSpace(written.String())
 }
