@@ -81,7 +81,8 @@ func (r *attentionReader) finish(promised []uint32, run int, into *Readout) erro
 		}
 		columns := run
 		if r.sparse() {
-			columns = head.columns
+			// As many as were asked for; but never more than were sent or could be.
+			columns = max(head.columns, int(min(uint64(r.asked.GetTopK()), uint64(run))))
 		} else if head.columns > run {
 			return badResponse("sent attention of head %d to %d keys, but %d tokens were run",
 				number, head.columns, run)
