@@ -217,7 +217,7 @@ export class Calls implements Transport {
   }
 }
 
-/** Whether a connection broke. The transport calls that by several names, none of them UNAVAILABLE. */
+/** Whether a connection broke, which the transport calls by several names. */
 function isBroken({ code, cause }: ActserveError): boolean {
   if (code === "ABORTED" || code === "CANCELLED") return true;
   const name = cause instanceof Error && "code" in cause ? cause.code : undefined;

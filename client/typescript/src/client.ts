@@ -85,8 +85,8 @@ export class Client {
   }
 
   /**
-   * The methods of a service as they are generated, for what has no method here. Headers, deadlines,
-   * further attempts and errors are the same.
+   * The methods of a service as they are generated, for what has no method here. Headers,
+   * deadlines, further attempts and errors are the same.
    */
   stub<Service extends DescService>(service: Service): Stub<Service> {
     return stubOf(service, this.transport);

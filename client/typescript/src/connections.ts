@@ -35,7 +35,7 @@ export interface Target {
 /** A server that vanished is noticed, also while a call waits for its first row. */
 const PING = { pingIntervalMs: 60_000, pingTimeoutMs: 20_000 };
 
-/** With several targets: for how long to wait for one that does not answer, and then to pass it over. */
+/** How long to wait for one of several targets that does not answer, and then to pass it over. */
 const CONNECT_MS = 5_000;
 const PASS_OVER_MS = 30_000;
 
@@ -52,8 +52,8 @@ interface Connection {
 }
 
 /**
- * A connection to each of several replicas, which stand for one: each call takes the next that can be
- * reached.
+ * A connection to each of several replicas, which stand for one: each call takes the next that can
+ * be reached.
  */
 export class Connections {
   /** Of no meaning: each connection has its own. */

@@ -19,7 +19,7 @@ export type { Tls } from "./connections.js";
 export interface ConnectOptions extends CallDefaults {
   /** `true` is TLS with the authorities that Node.js trusts; plaintext when unset. */
   readonly tls?: boolean | Tls | undefined;
-  /** Sends the token in plaintext to other machines too, where the way is safe, such as a tunnel. */
+  /** Sends a token in plaintext to other machines too, where the way is safe, as in a tunnel. */
   readonly allowPlaintextToken?: boolean | undefined;
 }
 

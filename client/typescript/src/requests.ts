@@ -70,7 +70,7 @@ export function add(at: string, vector: Iterable<number>, coefficient = 1): Inte
  * Puts rows that were kept before in place of those of a site.
  *
  * @param kept the name of the rows, `keptActivations/...`
- * @param where as {@link positions} takes them: as many as rows were kept, or any number if it was one
+ * @param where as {@link positions} takes them: as many as rows were kept, or any if it was one
  */
 export function replace(at: string, kept: string, where?: string): Intervention {
   return create(InterventionSchema, {

@@ -22,7 +22,7 @@ const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
  * A tensor of the contract, of element type F32, from numbers in the order of their axes.
  *
  * @param shape one axis when left out: a vector
- * @throws {@link ActserveError} `TENSOR_SIZE_MISMATCH` if the shape holds another number of elements
+ * @throws {@link ActserveError} `TENSOR_SIZE_MISMATCH` if the shape has another number of elements
  */
 export function tensor(values: Iterable<number>, shape?: readonly number[]): Tensor {
   // A copy; of the bits where they are float32 already, which keeps those of a NaN.
@@ -70,7 +70,7 @@ export function checkTensor({ elementType, shape, data }: Tensor): void {
   }
 }
 
-/** The values of checked tensors one after the other; a view of one whose bytes are such already. */
+/** The values of checked tensors, one after the other; a view of a single one where it can be. */
 export function joined(tensors: readonly Tensor[]): Float32Array {
   const [first] = tensors;
   if (first && tensors.length === 1 && isFloats(first)) {

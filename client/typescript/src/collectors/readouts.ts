@@ -32,7 +32,8 @@ import { Chunks } from "./chunks.js";
 /** What is read of one sequence by one readout. */
 export interface Reader {
   /**
-   * All of it, if it is whole: read at these positions of a sequence of so many tokens that were run.
+   * All of it, if it is whole: read at these positions of a sequence, of which so many tokens were
+   * run.
    */
   finish(positions: readonly number[], tokens: number): ReadoutResult;
 }
