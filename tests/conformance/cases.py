@@ -7,14 +7,16 @@
     server: [...]                     the answers of server 0 (scripted_server.py)
     servers: [[...], [...]]           those of several
     tls: {client_certificate: true}   the servers speak TLS, and ask for a certificate
+    without: {python: why}            languages whose clients cannot be asked this
     expect:
       result / error / warnings       of the driver's answer; of an error the keys that are named
-      attempts: [...]                 what server 0 saw of each: headers, request, left_s: [from, to],
-                                      after_s: [from, to] since the one before, cancelled
+      attempts: [...]                 what server 0 saw of each: headers, request,
+                                      left_s: [from, to], after_s: [from, to] since the one before,
+                                      cancelled
       attempts_by_server: [[3, 7]]    how many each server saw, from and to
 
-Texts that begin with `~` are regular expressions. Without `attempts` server 0 must have seen one call
-for each of its answers.
+Texts that begin with `~` are regular expressions. Without `attempts` server 0 must have seen one
+call for each of its answers.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Case:
     expect: dict[str, Any]
     servers: list[list[dict[str, Any]]] = field(default_factory=list)
     tls: dict[str, Any] | None = None
+    without: dict[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -74,6 +77,7 @@ def _read(path: Path) -> Iterator[Case]:
             expect=_flattened(given.pop("expect")),
             servers=servers or [],
             tls=given.pop("tls", None),
+            without=given.pop("without", {}),
         )
         assert not given, f"{path.name} has keys that nobody reads: {sorted(given)}"
 

@@ -61,6 +61,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
     if parameters and "case" in parameters.params and (report.when == "call" or report.skipped):
         case, language = parameters.params["case"], parameters.params["language"]
         mark = {"passed": "ok", "failed": "FAILED", "skipped": "-"}[report.outcome]
+        if language.name in case.without:
+            mark = ""
         RESULTS[case.group, case.name][language.name] = mark
     return report
 
@@ -88,7 +90,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def _counted(cases: list[dict[str, str]], language: str) -> str:
-    marks = [marks[language] for marks in cases if language in marks]
+    marks = [marks[language] for marks in cases if marks.get(language)]
     if not marks or "-" in marks:
         return "-"
     return f"{marks.count('ok')} of {len(marks)}"

@@ -1,4 +1,4 @@
-"""The drivers: one program for each language, asked by JSON lines. `README.md` says what they do."""
+"""The drivers: one program for each language, asked by JSON lines, as `README.md` says."""
 
 from __future__ import annotations
 
@@ -119,9 +119,11 @@ class Driver:
 
     def close(self) -> None:
         assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.close()
         try:
             self._process.wait(10)
+            self._process.stdout.close()
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise AssertionError(

@@ -44,7 +44,7 @@ SERVICES = (
     "ExplanationService",
     "WeightService",
 )
-UNKNOWN_EVENT = bytes.fromhex("c23e020801")
+_UNKNOWN_FIELD = bytes.fromhex("c23e020801")
 """Field 1000, a message: an event that no client knows."""
 DETAILS = {
     "error_info": error_details_pb2.ErrorInfo,
@@ -149,10 +149,8 @@ class ScriptedServer:
                     return
                 case {"raw": text}:
                     yield bytes.fromhex(text)
-                case {"unknown_event": True}:
-                    yield UNKNOWN_EVENT
                 case _:
-                    yield message_of(output, step).SerializeToString()
+                    yield _event(output, step)
         ended = True
         _end(context, answer.get("status", {}))
 
@@ -169,6 +167,16 @@ class _Handler(grpc.GenericRpcHandler):
         return grpc.unary_stream_rpc_method_handler(
             lambda request, context: self._server.serve(method, request, context)
         )
+
+
+def _event(kind: Any, step: dict[str, Any]) -> bytes:
+    """A message of a stream, or of a call with one answer."""
+    if "event" in kind.fields_by_name:  # Of explanations, whose events are wrapped.
+        inner = _event(kind.fields_by_name["event"].message_type, step)
+        return b"\x0a" + bytes([len(inner) & 0x7F | 0x80, len(inner) >> 7]) + inner
+    if step.get("unknown_event"):
+        return _UNKNOWN_FIELD
+    return message_of(kind, step).SerializeToString()
 
 
 def _end(context: grpc.ServicerContext, status: dict[str, Any]) -> None:

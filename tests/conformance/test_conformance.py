@@ -25,6 +25,8 @@ def test_case(
     if case.id in KNOWN_FAILING.get(language.name, ()):
         # Strict, by the settings of pytest: one that passes has to leave the list.
         request.applymarker(pytest.mark.xfail(reason="known_failing.yaml lists it"))
+    if reason := case.without.get(language.name):
+        pytest.skip(reason)
     run(case, drivers.of(language), certificates)
 
 

@@ -1,4 +1,5 @@
-"""Numbers in case files: YAML tags for tensors of the contract and for the arrays that drivers answer.
+"""Numbers in case files: YAML tags for tensors of the contract, and for the arrays that drivers
+answer.
 
 !f32 [[1, .nan], [-0.0, 2]]           a Tensor of these values; !f16 and !bf16 alike
 !bits {type: bf16, words: ["7f81"]}   a Tensor of these bits, and with `shape` of several axes
