@@ -52,6 +52,8 @@ public final class Driver {
 
   /** Reads questions until there are no more. */
   public static void main(String[] args) throws IOException {
+    // The tests reach for 0.0.0.0, which Linux takes for this machine over IPv4 alone.
+    System.setProperty("java.net.preferIPv4Stack", "true");
     BufferedReader questions =
         new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
     PrintStream answers =

@@ -6,8 +6,11 @@ import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.TlsChannelCredentials;
 import java.io.IOException;
+import java.io.InputStream;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
+import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -56,7 +59,7 @@ public final class ActserveClientBuilder {
    * Speaks TLS, and shows the server a certificate.
    *
    * @param certificate a PEM file, with all of its chain
-   * @param key a PEM file in PKCS #8
+   * @param key a PEM file
    */
   public ActserveClientBuilder clientCertificate(Path certificate, Path key) {
     this.certificate = Optional.of(certificate);
@@ -123,9 +126,14 @@ public final class ActserveClientBuilder {
     check();
     CallSettings settings = settings();
     ChannelCredentials credentials = credentials();
-    Replicas replicas =
-        new Replicas(targets.stream().map(target -> channel(target, credentials)).toList());
-    return new ActserveClient(replicas, settings, new VersionCheck(onWarning));
+    List<ManagedChannel> channels = new ArrayList<>();
+    try {
+      targets.forEach(target -> channels.add(channel(target, credentials)));
+    } catch (IllegalArgumentException refused) {
+      channels.forEach(ManagedChannel::shutdownNow);
+      throw invalid(tls ? "tls" : "target", "no connection can be so: " + refused.getMessage());
+    }
+    return new ActserveClient(new Replicas(channels), settings, new VersionCheck(onWarning));
   }
 
   private void check() {
@@ -179,7 +187,10 @@ public final class ActserveClientBuilder {
         credentials.trustManager(authorities.get().toFile());
       }
       if (certificate.isPresent()) {
-        credentials.keyManager(certificate.get().toFile(), key.get().toFile());
+        try (InputStream chain = Files.newInputStream(certificate.get());
+            InputStream secret = PrivateKeys.read(key.get())) {
+          credentials.keyManager(chain, secret);
+        }
       }
     } catch (IOException unreadable) {
       throw invalid("tls", "a file for TLS cannot be read: " + unreadable.getMessage());

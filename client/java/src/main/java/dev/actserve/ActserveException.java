@@ -150,9 +150,10 @@ public final class ActserveException extends RuntimeException {
     return of(status.getCode(), message, details, cause == null ? connection : cause);
   }
 
-  /** The error of an item of a call. */
-  static ActserveException of(com.google.rpc.Status status) {
-    return of(Status.fromCodeValue(status.getCode()).getCode(), "", status, null);
+  /** The error of an item of a call that has this id. */
+  static ActserveException of(com.google.rpc.Status status, String callId) {
+    var error = of(Status.fromCodeValue(status.getCode()).getCode(), "", status, null);
+    return error.requestId.isEmpty() ? error.with(callId, null) : error;
   }
 
   private static ActserveException of(
@@ -230,8 +231,12 @@ public final class ActserveException extends RuntimeException {
 
   /** This error with the stack of whoever waited for it. */
   ActserveException here() {
+    return with(requestId, this);
+  }
+
+  private ActserveException with(String request, Throwable cause) {
     return new ActserveException(
-        code, reason, getMessage(), field, metadata(), retryAfter(), requestId, this);
+        code, reason, getMessage(), field, metadata(), retryAfter(), request, cause);
   }
 
   private static ActserveException simple(

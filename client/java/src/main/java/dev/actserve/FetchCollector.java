@@ -142,7 +142,8 @@ final class FetchCollector implements Collector<FetchActivationsResponse, FetchR
       open.remove(index);
       return;
     }
-    ActserveException error = ActserveException.of(item.getStatus());
+    ActserveException error =
+        ActserveException.of(item.getStatus(), started == null ? "" : started.getCallId());
     if (request.getFailFast()) {
       throw error;
     }
