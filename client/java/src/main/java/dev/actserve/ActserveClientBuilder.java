@@ -36,7 +36,7 @@ public final class ActserveClientBuilder {
   private Consumer<String> onWarning = text -> LOGGER.log(System.Logger.Level.WARNING, text);
 
   ActserveClientBuilder(List<String> targets) {
-    this.targets = targets.stream().map(Targets::checked).toList();
+    this.targets = List.copyOf(targets);
   }
 
   /** Speaks TLS, and trusts the authorities of the system. */
@@ -128,7 +128,7 @@ public final class ActserveClientBuilder {
     ChannelCredentials credentials = credentials();
     List<ManagedChannel> channels = new ArrayList<>();
     try {
-      targets.forEach(target -> channels.add(channel(target, credentials)));
+      targets.forEach(target -> channels.add(channel(Targets.checked(target), credentials)));
     } catch (IllegalArgumentException refused) {
       channels.forEach(ManagedChannel::shutdownNow);
       throw invalid(tls ? "tls" : "target", "no connection can be so: " + refused.getMessage());
@@ -137,9 +137,6 @@ public final class ActserveClientBuilder {
   }
 
   private void check() {
-    if (targets.isEmpty()) {
-      throw invalid("target", "there is no target; give at least one, as host:port");
-    }
     if (timeout.isPresent() && (timeout.get().isNegative() || timeout.get().isZero())) {
       throw invalid("timeout", "the timeout is " + timeout.get() + "; it must be above zero");
     }
