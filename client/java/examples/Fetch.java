@@ -1,3 +1,5 @@
+import com.google.gson.Gson;
+import com.google.gson.GsonBuilder;
 import dev.actserve.ActserveClient;
 import dev.actserve.FetchResult;
 import dev.actserve.Prompts;
@@ -5,17 +7,22 @@ import dev.actserve.Readouts;
 import dev.actserve.Rows;
 import dev.actserve.v1.FetchActivationsRequest;
 import dev.actserve.v1.FetchItem;
+import java.io.PrintStream;
+import java.nio.charset.StandardCharsets;
 import java.util.Locale;
 
-/** Fetches a row of activations for each token of a prompt. */
+/** Reads activations: how long the residual stream is at each token of a prompt. */
 public final class Fetch {
+  private static final Gson JSON = new GsonBuilder().disableHtmlEscaping().create();
+
   private Fetch() {}
 
   /** Takes the address of a server. */
   public static void main(String[] args) {
-    String target = Example.target(args);
+    System.setOut(new PrintStream(System.out, true, StandardCharsets.UTF_8));
+    String address = args.length > 0 ? args[0] : "localhost:50051";
     // [sample]
-    try (ActserveClient client = ActserveClient.connect(target)) {
+    try (ActserveClient client = ActserveClient.connect(address)) {
       FetchActivationsRequest request =
           FetchActivationsRequest.newBuilder()
               .addItems(FetchItem.newBuilder().setPrompt(Prompts.text("The capital of France is")))
@@ -24,15 +31,19 @@ public final class Fetch {
       FetchResult.Item item = client.fetchActivations(request).items().get(0);
       Rows rows = item.captured().rows("acts", "resid_post.15");
       for (int row = 0; row < rows.positions().length; row++) {
-        int position = rows.positions()[row];
-        double squares = 0;
-        for (float element : rows.values().row(row)) {
-          squares += (double) element * element;
-        }
-        String token = Example.quoted(item.prompt().getTexts(position));
-        Example.OUT.printf(Locale.ROOT, "%d %s %.3f%n", position, token, Math.sqrt(squares));
+        String token = item.prompt().getTexts(rows.positions()[row]);
+        print(rows.positions()[row], token, rows.values().row(row));
       }
     }
     // [/sample]
+  }
+
+  private static void print(int position, String token, float[] row) {
+    double squares = 0;
+    for (float element : row) {
+      squares += (double) element * element;
+    }
+    System.out.printf(
+        Locale.ROOT, "%d %s %.3f%n", position, JSON.toJson(token), Math.sqrt(squares));
   }
 }

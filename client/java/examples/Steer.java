@@ -1,3 +1,5 @@
+import com.google.gson.Gson;
+import com.google.gson.GsonBuilder;
 import dev.actserve.ActserveClient;
 import dev.actserve.Captured;
 import dev.actserve.FetchResult;
@@ -8,17 +10,21 @@ import dev.actserve.v1.FetchActivationsRequest;
 import dev.actserve.v1.FetchItem;
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.SamplingParams;
+import java.io.PrintStream;
+import java.nio.charset.StandardCharsets;
 
 /** Steers what a model writes by the difference of two texts. */
 public final class Steer {
+  private static final Gson JSON = new GsonBuilder().disableHtmlEscaping().create();
   private static final String SITE = "resid_post.15";
 
   private Steer() {}
 
   /** Takes the address of a server. */
   public static void main(String[] args) {
-    try (ActserveClient client = ActserveClient.connect(Example.target(args))) {
-      // [steer]
+    System.setOut(new PrintStream(System.out, true, StandardCharsets.UTF_8));
+    String address = args.length > 0 ? args[0] : "localhost:50051";
+    try (ActserveClient client = ActserveClient.connect(address)) {
       FetchResult texts =
           client.fetchActivations(
               FetchActivationsRequest.newBuilder()
@@ -29,6 +35,7 @@ public final class Steer {
                   .build());
       float[] mood = difference(texts.items().get(0).captured(), texts.items().get(1).captured());
 
+      // [sample]
       GenerateRequest plain =
           GenerateRequest.newBuilder()
               .setPrompt(Prompts.text("I think the movie was"))
@@ -36,7 +43,7 @@ public final class Steer {
               .build();
       GenerateRequest steered =
           plain.toBuilder().addInterventions(Interventions.add(SITE, mood, 2)).build();
-      // [/steer]
+      // [/sample]
       print("plain", client, plain);
       print("steered", client, steered);
     }
@@ -53,6 +60,6 @@ public final class Steer {
 
   private static void print(String how, ActserveClient client, GenerateRequest request) {
     String text = client.generate(request).samples().get(0).text();
-    Example.OUT.println(how + ": " + Example.quoted(text));
+    System.out.println(how + ": " + JSON.toJson(text));
   }
 }

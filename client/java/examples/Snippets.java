@@ -1,5 +1,6 @@
 import dev.actserve.ActserveClient;
 import dev.actserve.ActserveException;
+import dev.actserve.GenerateResult;
 import dev.actserve.Prompts;
 import dev.actserve.ResponseStream;
 import dev.actserve.v1.GenerateRequest;
@@ -10,12 +11,12 @@ import java.nio.file.Path;
 import java.time.Duration;
 import java.util.concurrent.CompletableFuture;
 
-/** The other snippets of the README, which are compiled and need servers of their own to run. */
-final class Connect {
-  private Connect() {}
+/** The snippets of the README that are no whole example. They are compiled. */
+final class Snippets {
+  private Snippets() {}
 
   static ActserveClient connect(String token) {
-    // [connect]
+    // [sample]
     ActserveClient client =
         ActserveClient.builder("one.example.com:50051", "two.example.com:50051")
             .tls(Path.of("authority.pem"))
@@ -23,29 +24,29 @@ final class Connect {
             .token(token)
             .timeout(Duration.ofMinutes(2))
             .build();
-    // [/connect]
+    // [/sample]
     return client;
   }
 
   static void stream(ActserveClient client, GenerateRequest request) {
-    // [stream]
+    // [sample]
     try (ResponseStream<GenerateResponse> events = client.streamGenerate(request)) {
       for (GenerateResponse event : events) {
         System.out.print(event.getTokens().getText());
       }
     }
-    // [/stream]
+    // [/sample]
   }
 
   static void cancel(ActserveClient client, GenerateRequest request) {
-    // [cancel]
-    CompletableFuture<?> future = client.generateAsync(request);
-    future.cancel(true);
-    // [/cancel]
+    // [sample]
+    CompletableFuture<GenerateResult> future = client.generateAsync(request);
+    future.cancel(true); // and with it the call
+    // [/sample]
   }
 
   static void errors(ActserveClient client) {
-    // [errors]
+    // [sample]
     try {
       client.generate(GenerateRequest.newBuilder().setPrompt(Prompts.text("")).build());
     } catch (ActserveException error) {
@@ -54,13 +55,13 @@ final class Connect {
         default -> throw error;
       }
     }
-    // [/errors]
+    // [/sample]
   }
 
   static void stubs(ActserveClient client, ReadTokenRowsRequest request) {
-    // [stubs]
+    // [sample]
     var weights = WeightServiceGrpc.newBlockingStub(client.channel());
     weights.readTokenRows(request).forEachRemaining(System.out::println);
-    // [/stubs]
+    // [/sample]
   }
 }
