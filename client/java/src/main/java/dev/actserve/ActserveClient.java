@@ -375,11 +375,7 @@ public final class ActserveClient implements AutoCloseable {
             response -> {
               if (response.getScoresCount() != texts) {
                 throw ActserveException.badResponse(
-                    "the server sent "
-                        + response.getScoresCount()
-                        + " scores for "
-                        + texts
-                        + " texts");
+                    "the server sent %s scores for %s texts", response.getScoresCount(), texts);
               }
             }));
   }

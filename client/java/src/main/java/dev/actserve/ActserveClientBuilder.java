@@ -131,14 +131,14 @@ public final class ActserveClientBuilder {
       targets.forEach(target -> channels.add(channel(Targets.checked(target), credentials)));
     } catch (IllegalArgumentException refused) {
       channels.forEach(ManagedChannel::shutdownNow);
-      throw invalid(tls ? "tls" : "target", "no connection can be so: " + refused.getMessage());
+      throw invalid(tls ? "tls" : "target", "no connection can be so: %s", refused.getMessage());
     }
     return new ActserveClient(new Replicas(channels), settings, new VersionCheck(onWarning));
   }
 
   private void check() {
     if (timeout.isPresent() && (timeout.get().isNegative() || timeout.get().isZero())) {
-      throw invalid("timeout", "the timeout is " + timeout.get() + "; it must be above zero");
+      throw invalid("timeout", "the timeout is %s; it must be above zero", timeout.get());
     }
     token.ifPresent(secret -> checkPrintable("token", "the token", secret));
     headers.forEach((name, value) -> checkPrintable("header", "the header " + name, value));
@@ -151,10 +151,9 @@ public final class ActserveClientBuilder {
       if (!Targets.isLocal(target)) {
         throw invalid(
             "token",
-            "the token would go to "
-                + target
-                + " in plaintext, where everyone on the way can read it; call tls(), or"
-                + " allowPlaintextToken() where the way is safe, such as a tunnel");
+            "the token would go to %s in plaintext, where everyone on the way can read it; call"
+                + " tls(), or allowPlaintextToken() where the way is safe, such as a tunnel",
+            target);
       }
     }
   }
@@ -162,7 +161,7 @@ public final class ActserveClientBuilder {
   private static void checkPrintable(String field, String what, String value) {
     if (!value.chars().allMatch(each -> each >= ' ' && each <= '~')) {
       throw invalid(
-          field, what + " is not a text of printable ASCII characters; take away line breaks");
+          field, "%s is not a text of printable ASCII characters; take away line breaks", what);
     }
   }
 
@@ -170,7 +169,7 @@ public final class ActserveClientBuilder {
     try {
       return new CallSettings(timeout, model, token, headers);
     } catch (IllegalArgumentException notName) {
-      throw invalid("header", "a header cannot be called so: " + notName.getMessage());
+      throw invalid("header", "a header cannot be called so: %s", notName.getMessage());
     }
   }
 
@@ -190,7 +189,7 @@ public final class ActserveClientBuilder {
         }
       }
     } catch (IOException unreadable) {
-      throw invalid("tls", "a file for TLS cannot be read: " + unreadable.getMessage());
+      throw invalid("tls", "a file for TLS cannot be read: %s", unreadable.getMessage());
     }
     return credentials.build();
   }
@@ -213,7 +212,7 @@ public final class ActserveClientBuilder {
         .build();
   }
 
-  private static ActserveException invalid(String field, String message) {
-    return ActserveException.invalid("FIELD_INVALID", field, message);
+  private static ActserveException invalid(String field, String message, Object... values) {
+    return ActserveException.invalid("FIELD_INVALID", field, message, values);
   }
 }

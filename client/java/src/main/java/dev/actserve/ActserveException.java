@@ -208,13 +208,13 @@ public final class ActserveException extends RuntimeException {
   }
 
   /** A request that can never succeed as it is; raised before anything is sent. */
-  static ActserveException invalid(String reason, String field, String message) {
-    return simple(Status.Code.INVALID_ARGUMENT, reason, message, field, null);
+  static ActserveException invalid(String reason, String field, String message, Object... values) {
+    return simple(Status.Code.INVALID_ARGUMENT, reason, message.formatted(values), field, null);
   }
 
   /** The server broke the contract, so its answer is withheld. */
-  static ActserveException badResponse(String message) {
-    return simple(Status.Code.INTERNAL, "BAD_RESPONSE", message, "", null);
+  static ActserveException badResponse(String message, Object... values) {
+    return simple(Status.Code.INTERNAL, "BAD_RESPONSE", message.formatted(values), "", null);
   }
 
   /** The stream ended without `finished`: what arrived is incomplete and is withheld. */

@@ -30,7 +30,7 @@ final class Chunks<K, C> {
   void add(K key, List<Integer> covered, C chunk) {
     List<Integer> received = positions.get(key);
     if (received == null) {
-      throw ActserveException.badResponse("the server sent " + what + " of " + key + " unasked");
+      throw ActserveException.badResponse("the server sent %s of %s unasked", what, key);
     }
     received.addAll(covered);
     chunks.get(key).add(chunk);
@@ -41,15 +41,9 @@ final class Chunks<K, C> {
     int[] received = positions.get(key).stream().mapToInt(Integer::intValue).toArray();
     if (!Arrays.equals(promised, received)) {
       throw ActserveException.badResponse(
-          "the server sent "
-              + what
-              + " of "
-              + key
-              + " at "
-              + received.length
-              + " positions, not at the "
-              + promised.length
-              + " that it announced, each once and ascending");
+          "the server sent %s of %s at %s positions, not at the %s that it announced, each once and"
+              + " ascending",
+          what, key, received.length, promised.length);
     }
     return chunks.get(key);
   }

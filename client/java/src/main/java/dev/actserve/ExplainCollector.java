@@ -58,11 +58,8 @@ final class ExplainCollector<R> implements Collector<R, ExplainResult> {
     long due = rows < 0 ? opened.getPositionsCount() : rows;
     if (started != null || Integer.toUnsignedLong(opened.getRows()) != due) {
       throw ActserveException.badResponse(
-          "the server explains "
-              + Integer.toUnsignedLong(opened.getRows())
-              + " rows, where "
-              + due
-              + " are due, or started twice");
+          "the server explains %s rows, where %s are due, or started twice",
+          Integer.toUnsignedLong(opened.getRows()), due);
     }
     started = opened;
   }
@@ -77,11 +74,8 @@ final class ExplainCollector<R> implements Collector<R, ExplainResult> {
         || sample >= samples
         || explanations.put(new Key(row, sample), explanation) != null) {
       throw ActserveException.badResponse(
-          "the server explained row "
-              + Integer.toUnsignedLong(row)
-              + " and sample "
-              + Integer.toUnsignedLong(sample)
-              + " twice or unasked");
+          "the server explained row %s and sample %s twice or unasked",
+          Integer.toUnsignedLong(row), Integer.toUnsignedLong(sample));
     }
   }
 
@@ -97,15 +91,8 @@ final class ExplainCollector<R> implements Collector<R, ExplainResult> {
     long distinct = explanations.keySet().stream().map(Key::row).distinct().count();
     if (distinct != started.getRows() || explanations.size() != distinct * each) {
       throw ActserveException.badResponse(
-          "the server finished with "
-              + explanations.size()
-              + " explanations of "
-              + distinct
-              + " rows, where "
-              + each
-              + " of each of "
-              + started.getRows()
-              + " are due");
+          "the server finished with %s explanations of %s rows, where %s of each of %s are due",
+          explanations.size(), distinct, each, started.getRows());
     }
     return new ExplainResult(
         started,

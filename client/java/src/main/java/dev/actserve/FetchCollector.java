@@ -80,7 +80,7 @@ final class FetchCollector implements Collector<FetchActivationsResponse, FetchR
     int index = item.getItemIndex();
     if (started == null || open.containsKey(index) || done.containsKey(index)) {
       throw ActserveException.badResponse(
-          "the server opened item " + Integer.toUnsignedLong(index) + " out of turn");
+          "the server opened item %s out of turn", Integer.toUnsignedLong(index));
     }
     FetchItem asked = item(index);
     List<Integer> reading =
@@ -96,10 +96,8 @@ final class FetchCollector implements Collector<FetchActivationsResponse, FetchR
   private FetchItem item(int index) {
     if (index < 0 || index >= request.getItemsCount()) {
       throw ActserveException.badResponse(
-          "the server sent an event of item "
-              + Integer.toUnsignedLong(index)
-              + " of "
-              + request.getItemsCount());
+          "the server sent an event of item %s of %s",
+          Integer.toUnsignedLong(index), request.getItemsCount());
     }
     return request.getItems(index);
   }
@@ -108,9 +106,7 @@ final class FetchCollector implements Collector<FetchActivationsResponse, FetchR
     Open item = open.get(index);
     if (item == null) {
       throw ActserveException.badResponse(
-          "the server sent an event of item "
-              + Integer.toUnsignedLong(index)
-              + ", which is not open");
+          "the server sent an event of item %s, which is not open", Integer.toUnsignedLong(index));
     }
     return item;
   }
@@ -156,7 +152,7 @@ final class FetchCollector implements Collector<FetchActivationsResponse, FetchR
             List.of(),
             Optional.of(error));
     if (done.put(index, failed) != null) {
-      throw ActserveException.badResponse("the server finished item " + index + " twice");
+      throw ActserveException.badResponse("the server finished item %s twice", index);
     }
   }
 
@@ -171,7 +167,7 @@ final class FetchCollector implements Collector<FetchActivationsResponse, FetchR
     List<FetchResult.Item> items = new ArrayList<>();
     for (int index = 0; index < request.getItemsCount(); index++) {
       if (!done.containsKey(index)) {
-        throw ActserveException.badResponse("the server finished without item " + index);
+        throw ActserveException.badResponse("the server finished without item %s", index);
       }
       items.add(done.get(index));
     }

@@ -86,9 +86,8 @@ final class GenerateCollector implements Collector<GenerateResponse, GenerateRes
   private Open opened(int index) {
     if (started == null || index < 0 || index >= count || done.containsKey(index)) {
       throw ActserveException.badResponse(
-          "the server sent an event of sample "
-              + Integer.toUnsignedLong(index)
-              + ", which is not open");
+          "the server sent an event of sample %s, which is not open",
+          Integer.toUnsignedLong(index));
     }
     return open.computeIfAbsent(
         index,
@@ -109,16 +108,13 @@ final class GenerateCollector implements Collector<GenerateResponse, GenerateRes
         || chunk.getTextsCount() != ids
         || chunk.getLogprobsCount() != logprobs) {
       throw ActserveException.badResponse(
-          "the server sent "
-              + ids
-              + " token ids, "
-              + chunk.getTextsCount()
-              + " texts and "
-              + chunk.getLogprobsCount()
-              + " log probabilities at position "
-              + Integer.toUnsignedLong(chunk.getPosition())
-              + ", but the next position is "
-              + sample.tokenIds.size());
+          "the server sent %s token ids, %s texts and %s log probabilities at position %s, but the"
+              + " next position is %s",
+          ids,
+          chunk.getTextsCount(),
+          chunk.getLogprobsCount(),
+          Integer.toUnsignedLong(chunk.getPosition()),
+          sample.tokenIds.size());
     }
     sample.tokenIds.addAll(chunk.getIdsList());
     sample.tokenTexts.addAll(chunk.getTextsList());
@@ -154,7 +150,7 @@ final class GenerateCollector implements Collector<GenerateResponse, GenerateRes
     List<GenerateResult.Sample> samples = new ArrayList<>();
     for (int index = 0; index < count; index++) {
       if (!done.containsKey(index)) {
-        throw ActserveException.badResponse("the server finished without sample " + index);
+        throw ActserveException.badResponse("the server finished without sample %s", index);
       }
       samples.add(done.get(index));
     }

@@ -71,9 +71,8 @@ public final class Positions {
     throw ActserveException.invalid(
         "POSITION_OUT_OF_RANGE",
         "",
-        "\""
-            + text
-            + "\" are no positions; write all, last, prompt, generated, numbers of 32 bits as in"
-            + " 0,3,-1, a range as in 2:8, or text:France");
+        "\"%s\" are no positions; write all, last, prompt, generated, numbers of 32 bits as in"
+            + " 0,3,-1, a range as in 2:8, or text:France",
+        text);
   }
 }

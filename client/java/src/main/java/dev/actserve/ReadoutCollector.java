@@ -44,7 +44,7 @@ abstract class ReadoutCollector<C, K, V> {
   private static <T> T at(List<T> all, int index, String what) {
     if (index < 0 || index >= all.size()) {
       throw ActserveException.badResponse(
-          "the server sent " + what + " " + Integer.toUnsignedLong(index) + " of " + all.size());
+          "the server sent %s %s of %s", what, Integer.toUnsignedLong(index), all.size());
     }
     return all.get(index);
   }
@@ -58,13 +58,8 @@ abstract class ReadoutCollector<C, K, V> {
     Tensors.size(tensor);
     if (!Tensors.hasShape(tensor, shape)) {
       throw ActserveException.badResponse(
-          "the server sent "
-              + what
-              + " of shape "
-              + Tensors.describe(tensor)
-              + ", where "
-              + Arrays.toString(shape)
-              + " is due");
+          "the server sent %s of shape %s, where %s is due",
+          what, Tensors.describe(tensor), Arrays.toString(shape));
     }
     return tensor;
   }
@@ -72,7 +67,7 @@ abstract class ReadoutCollector<C, K, V> {
   private static void count(int sent, long due, String what) {
     if (sent != due) {
       throw ActserveException.badResponse(
-          "the server sent " + sent + " " + what + ", where " + due + " are due");
+          "the server sent %s %s, where %s are due", sent, what, due);
     }
   }
 
@@ -107,7 +102,7 @@ abstract class ReadoutCollector<C, K, V> {
       for (int width : started.getWidthsList()) {
         if (width < 0) {
           throw ActserveException.badResponse(
-              "the server announced rows of width " + Integer.toUnsignedLong(width));
+              "the server announced rows of width %s", Integer.toUnsignedLong(width));
         }
       }
     }
@@ -239,7 +234,7 @@ abstract class ReadoutCollector<C, K, V> {
               : needed <= columns;
       if (!fits) {
         throw ActserveException.badResponse(
-            "the server sent " + what + " to " + columns + " keys up to position " + (needed - 1));
+            "the server sent %s to %s keys up to position %s", what, columns, needed - 1);
       }
       if (asked.hasTopK()) {
         count(chunk.getKeysCount(), Tensors.size(chunk.getWeights()), "keys");
@@ -247,7 +242,7 @@ abstract class ReadoutCollector<C, K, V> {
           int key = chunk.getKeys(index);
           if (key < NO_KEY || key > chunk.getQueries(index / columns)) {
             throw ActserveException.badResponse(
-                "the server sent " + what + " to key " + key + ", which the query does not see");
+                "the server sent %s to key %s, which the query does not see", what, key);
           }
         }
       }
@@ -263,7 +258,7 @@ abstract class ReadoutCollector<C, K, V> {
         long size = (long) promised.length * columns;
         if (size > Integer.MAX_VALUE - 8) {
           throw ActserveException.badResponse(
-              size + " weights are more than a Java array holds; read fewer queries at once");
+              "%s weights are more than a Java array holds; read fewer queries at once", size);
         }
         float[] weights = new float[(int) size];
         int[] keys = new int[asked.hasTopK() ? weights.length : 0];
@@ -273,7 +268,7 @@ abstract class ReadoutCollector<C, K, V> {
           int sent = columns(chunk);
           if (sent > columns) {
             throw ActserveException.badResponse(
-                "the server sent attention to " + sent + " keys, but ran " + tokens + " tokens");
+                "the server sent attention to %s keys, but ran %s tokens", sent, tokens);
           }
           // Keys after the last one of a chunk are not seen by its queries.
           float[] block = Tensors.decode(chunk.getWeights()).data();
@@ -315,9 +310,8 @@ abstract class ReadoutCollector<C, K, V> {
       int layer = chunk.getLayer();
       if (!layers.contains(layer) || found.containsKey(layer)) {
         throw ActserveException.badResponse(
-            "the server sent a summary of layer "
-                + Integer.toUnsignedLong(layer)
-                + " twice or unasked");
+            "the server sent a summary of layer %s twice or unasked",
+            Integer.toUnsignedLong(layer));
       }
       long heads = Tensors.size(chunk.getEntropy());
       long offsets = asked.getOffsetsCount();
@@ -347,7 +341,7 @@ abstract class ReadoutCollector<C, K, V> {
     Map<Integer, AttentionSummary> finish(int[] promised, int tokens) {
       for (int layer : layers) {
         if (!found.containsKey(layer)) {
-          throw ActserveException.badResponse("the summary of layer " + layer + " is missing");
+          throw ActserveException.badResponse("the summary of layer %s is missing", layer);
         }
         count(found.get(layer).counts().queries(), promised.length, "queries in a summary");
       }

@@ -37,13 +37,10 @@ final class ReconstructCollector
   private void start(ReconstructStarted opened) {
     if (started != null || opened.getRows() != texts || opened.getWidth() <= 0) {
       throw ActserveException.badResponse(
-          "the server opened "
-              + Integer.toUnsignedLong(opened.getRows())
-              + " rows of width "
-              + Integer.toUnsignedLong(opened.getWidth())
-              + " for "
-              + texts
-              + " texts, or opened them twice");
+          "the server opened %s rows of width %s for %s texts, or opened them twice",
+          Integer.toUnsignedLong(opened.getRows()),
+          Integer.toUnsignedLong(opened.getWidth()),
+          texts);
     }
     started = opened;
   }
@@ -58,15 +55,11 @@ final class ReconstructCollector
         || count > texts - received
         || !Tensors.hasShape(rows, count, started.getWidth())) {
       throw ActserveException.badResponse(
-          "the server sent rows in shape "
-              + Tensors.describe(rows)
-              + " from index "
-              + Integer.toUnsignedLong(sent.getFirstIndex())
-              + " on, but "
-              + (texts - received)
-              + " from index "
-              + received
-              + " on are due");
+          "the server sent rows in shape %s from index %s on, but %s from index %s on are due",
+          Tensors.describe(rows),
+          Integer.toUnsignedLong(sent.getFirstIndex()),
+          texts - received,
+          received);
     }
     blocks.add(rows);
     received += count;
@@ -79,7 +72,7 @@ final class ReconstructCollector
     }
     if (started == null || received != texts) {
       throw ActserveException.badResponse(
-          "the server finished after " + received + " rows of " + texts);
+          "the server finished after %s rows of %s", received, texts);
     }
     FloatArray rows = Tensors.join(blocks, texts, started.getWidth());
     return new ReconstructResult(started.getCallId(), started.getNla(), rows, usage);

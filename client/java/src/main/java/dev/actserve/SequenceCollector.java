@@ -35,11 +35,8 @@ final class SequenceCollector {
     this.reading = reading;
     if (started.size() != readouts.size()) {
       throw ActserveException.badResponse(
-          "the server opened "
-              + started.size()
-              + " readouts, not the "
-              + readouts.size()
-              + " that were asked for");
+          "the server opened %s readouts, not the %s that were asked for",
+          started.size(), readouts.size());
     }
     for (int index : reading) {
       Readout readout = readouts.get(index);
@@ -73,13 +70,7 @@ final class SequenceCollector {
     int sources = prompt.getSourcesCount();
     if ((texts != 0 && texts != ids) || (sources != 0 && sources != ids)) {
       throw ActserveException.badResponse(
-          "the server sent "
-              + texts
-              + " texts and "
-              + sources
-              + " sources for a prompt of "
-              + ids
-              + " tokens");
+          "the server sent %s texts and %s sources for a prompt of %s tokens", texts, sources, ids);
     }
     return prompt;
   }
@@ -87,11 +78,7 @@ final class SequenceCollector {
   static List<InterventionReport> checked(List<InterventionReport> reports, int asked) {
     if (reports.size() != asked) {
       throw ActserveException.badResponse(
-          "the server reported on "
-              + reports.size()
-              + " interventions, not the "
-              + asked
-              + " asked");
+          "the server reported on %s interventions, not the %s asked", reports.size(), asked);
     }
     return reports;
   }
@@ -120,7 +107,7 @@ final class SequenceCollector {
     T collector = collectors.get(index);
     if (collector == null) {
       throw ActserveException.badResponse(
-          "the server sent " + what + " of readout " + Integer.toUnsignedLong(index) + " unasked");
+          "the server sent %s of readout %s unasked", what, Integer.toUnsignedLong(index));
     }
     return collector;
   }
@@ -167,22 +154,16 @@ final class SequenceCollector {
       for (int position : positions) {
         if (position <= last || position >= tokens) {
           throw ActserveException.badResponse(
-              "the server told position "
-                  + Integer.toUnsignedLong(position)
-                  + " after "
-                  + last
-                  + ", where "
-                  + tokens
-                  + " tokens were run");
+              "the server told position %s after %s, where %s tokens were run",
+              Integer.toUnsignedLong(position), last, tokens);
         }
         last = position;
       }
       for (int index : each.getReadoutIndicesList()) {
         if (!reading.contains(index) || promised.put(index, positions) != null) {
           throw ActserveException.badResponse(
-              "the server told positions of readout "
-                  + Integer.toUnsignedLong(index)
-                  + " twice or unasked");
+              "the server told positions of readout %s twice or unasked",
+              Integer.toUnsignedLong(index));
         }
       }
     }
@@ -193,7 +174,7 @@ final class SequenceCollector {
     int[] positions = promised.get(index);
     if (positions == null) {
       throw ActserveException.badResponse(
-          "the server did not tell where readout " + index + " has read");
+          "the server did not tell where readout %s has read", index);
     }
     return positions;
   }
@@ -213,7 +194,7 @@ final class SequenceCollector {
         String name = names.remove(index);
         if (name == null) {
           throw ActserveException.badResponse(
-              "the server did not keep the rows of readout " + index);
+              "the server did not keep the rows of readout %s", index);
         }
         kept.put(readouts.get(index).getName(), name);
       }

@@ -39,10 +39,9 @@ public final class Sites {
       throw ActserveException.invalid(
           "SITE_INVALID",
           "",
-          "\""
-              + text
-              + "\" is not a site; write a hook point and a layer, as in resid_post.10, or one of"
-              + " embedding, final_norm and logits");
+          "\"%s\" is not a site; write a hook point and a layer, as in resid_post.10, or one of"
+              + " embedding, final_norm and logits",
+          text);
     }
     Site.Builder site = Site.newBuilder().setHookPoint(hookPoint);
     if (match.group(2) != null) {

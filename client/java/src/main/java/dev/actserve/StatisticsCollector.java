@@ -136,8 +136,7 @@ final class StatisticsCollector {
 
   private static void check(boolean good, String label, String what) {
     if (!good) {
-      throw ActserveException.badResponse(
-          "the server sent statistics of \"" + label + "\" " + what);
+      throw ActserveException.badResponse("the server sent statistics of \"%s\" %s", label, what);
     }
   }
 }

@@ -21,7 +21,8 @@ final class Targets {
       throw ActserveException.invalid(
           "FIELD_INVALID",
           "target",
-          "\"" + target + "\" is not a target; give host:port alone, and tls() for TLS");
+          "\"%s\" is not a target; give host:port alone, and tls() for TLS",
+          target);
     }
     return HOST.matcher(target).matches() ? target + ":" + DEFAULT_PORT : target;
   }

@@ -31,7 +31,9 @@ public final class Tensors {
       throw ActserveException.invalid(
           "TENSOR_SIZE_MISMATCH",
           "",
-          data.length + " numbers do not have the shape " + Arrays.toString(axes));
+          "%s numbers do not have the shape %s",
+          data.length,
+          Arrays.toString(axes));
     }
     ByteBuffer bytes =
         ByteBuffer.allocate(Math.multiplyExact(data.length, Float.BYTES))
@@ -58,7 +60,7 @@ public final class Tensors {
     int bytes = tensor.getData().size();
     if (bytes % width != 0 || elements(tensor.getShapeList(), bytes / width) != bytes / width) {
       throw ActserveException.badResponse(
-          "the server sent " + bytes + " bytes for a tensor of shape " + describe(tensor));
+          "the server sent %s bytes for a tensor of shape %s", bytes, describe(tensor));
     }
     return bytes / width;
   }
@@ -70,7 +72,7 @@ public final class Tensors {
       shape[axis] = tensor.getShape(axis);
       if (shape[axis] < 0) {
         throw ActserveException.badResponse(
-            "the server sent a tensor of shape " + describe(tensor) + ", which Java cannot index");
+            "the server sent a tensor of shape %s, which Java cannot index", describe(tensor));
       }
     }
     return shape;
@@ -127,7 +129,7 @@ public final class Tensors {
     }
     if (size > Integer.MAX_VALUE - 8) {
       throw ActserveException.badResponse(
-          size + " numbers are more than a Java array holds; read fewer positions at once");
+          "%s numbers are more than a Java array holds; read fewer positions at once", size);
     }
     float[] data = new float[(int) size];
     int first = 0;
@@ -144,9 +146,9 @@ public final class Tensors {
       case ELEMENT_TYPE_F16, ELEMENT_TYPE_BF16 -> Short.BYTES;
       default ->
           throw ActserveException.badResponse(
-              "the server sent element type "
-                  + tensor.getElementTypeValue()
-                  + ", which this client does not know; upgrade the client");
+              "the server sent element type %s, which this client does not know; upgrade the"
+                  + " client",
+              tensor.getElementTypeValue());
     };
   }
 
