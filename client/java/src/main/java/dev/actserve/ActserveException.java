@@ -30,6 +30,11 @@ public final class ActserveException extends RuntimeException {
   /** {@code ErrorInfo.domain} of every reason that the service owns. */
   private static final String DOMAIN = "actserve.dev";
 
+  /**
+   * The longest that the Duration of protobuf may be, ten thousand years; what is longer is none.
+   */
+  private static final long MAX_DELAY_S = 315_576_000_000L;
+
   private static final Metadata.Key<byte[]> DETAILS =
       Metadata.Key.of("grpc-status-details-bin", Metadata.BINARY_BYTE_MARSHALLER);
 
@@ -182,8 +187,8 @@ public final class ActserveException extends RuntimeException {
         }
       } else if (packed.is(RetryInfo.class)) {
         RetryInfo retry = unpack(packed, RetryInfo.getDefaultInstance());
-        if (retry.hasRetryDelay()) {
-          var delay = retry.getRetryDelay();
+        var delay = retry.getRetryDelay();
+        if (delay.getSeconds() >= 0 && delay.getSeconds() <= MAX_DELAY_S && retry.hasRetryDelay()) {
           retryAfter = Optional.of(Duration.ofSeconds(delay.getSeconds(), delay.getNanos()));
         }
       } else if (packed.is(RequestInfo.class)) {

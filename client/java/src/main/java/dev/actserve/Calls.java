@@ -77,12 +77,14 @@ final class Calls {
             if (broken == null && !status.isOk()) {
               broken = ActserveException.of(status, trailers, null);
             }
+            if (broken != null) {
+              future.completeExceptionally(broken);
+              return;
+            }
             try {
-              if (broken != null) {
-                throw broken;
-              }
               future.complete(collector.result());
-            } catch (ActserveException error) {
+            } catch (RuntimeException | OutOfMemoryError error) {
+              // Rows may need more memory than there is; whoever waits has to know.
               future.completeExceptionally(error);
             }
           }
