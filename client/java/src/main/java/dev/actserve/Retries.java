@@ -12,6 +12,7 @@ import io.grpc.Status;
 import java.time.Duration;
 import java.util.HashSet;
 import java.util.Set;
+import java.util.concurrent.Executor;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.ScheduledFuture;
 import java.util.concurrent.ScheduledThreadPoolExecutor;
@@ -83,6 +84,7 @@ final class Retries implements ClientInterceptor, AutoCloseable {
     private int requested;
     private ClientCall<Q, R> attempt;
     private int attempts;
+    private boolean cancelled;
     private ScheduledFuture<?> pause;
     private Status lastStatus;
     private Metadata lastTrailers;
@@ -149,6 +151,7 @@ final class Retries implements ClientInterceptor, AutoCloseable {
     @Override
     public void cancel(String why, Throwable cause) {
       synchronized (this) {
+        cancelled = true;
         if (pause == null) {
           attempt.cancel(why, cause);
           return;
@@ -167,12 +170,24 @@ final class Retries implements ClientInterceptor, AutoCloseable {
         pause.cancel(false);
         leavePause();
       }
-      listener.onClose(status, trailers);
+      Executor executor = options.getExecutor();
+      if (executor == null) {
+        listener.onClose(status, trailers);
+      } else {
+        // A blocking stub waits for its executor, and for nothing else.
+        executor.execute(() -> listener.onClose(status, trailers));
+      }
     }
 
     /** Ends a pause early with the error of the attempt before it. */
     void giveUp() {
-      endPause(lastStatus, lastTrailers);
+      Status status;
+      Metadata trailers;
+      synchronized (this) {
+        status = lastStatus;
+        trailers = lastTrailers;
+      }
+      endPause(status, trailers);
     }
 
     private synchronized void resume() {
@@ -192,7 +207,7 @@ final class Retries implements ClientInterceptor, AutoCloseable {
 
     /** Whether the call is to be made again, after a pause that has begun then. */
     private boolean pauses(Status status, Metadata trailers) {
-      if (status.getCode() != Status.Code.UNAVAILABLE || attempts > PAUSES.length) {
+      if (status.getCode() != Status.Code.UNAVAILABLE || attempts > PAUSES.length || cancelled) {
         return false;
       }
       Duration told =

@@ -4,6 +4,9 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import com.google.protobuf.Any;
+import com.google.protobuf.Duration;
+import com.google.rpc.RetryInfo;
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.GenerateResponse;
 import dev.actserve.v1.GenerateStarted;
@@ -19,6 +22,7 @@ import io.grpc.ServerInterceptor;
 import io.grpc.ServerInterceptors;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
+import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.ServerCallStreamObserver;
 import io.grpc.stub.StreamObserver;
 import java.util.concurrent.BlockingQueue;
@@ -41,13 +45,13 @@ final class CallsTest {
   private static final class Silent extends GenerationServiceGrpc.GenerationServiceImplBase {
     private final CountDownLatch called = new CountDownLatch(1);
     private final CountDownLatch cancelled = new CountDownLatch(1);
-    private final BlockingQueue<Status> refusals = new LinkedBlockingQueue<>();
+    private final BlockingQueue<RuntimeException> refusals = new LinkedBlockingQueue<>();
 
     @Override
     public void generate(GenerateRequest request, StreamObserver<GenerateResponse> responses) {
-      Status refusal = refusals.poll();
+      RuntimeException refusal = refusals.poll();
       if (refusal != null) {
-        responses.onError(refusal.asException());
+        responses.onError(refusal);
         called.countDown();
         return;
       }
@@ -118,9 +122,9 @@ final class CallsTest {
 
   @Test
   void cancellingTheContextEndsAPause() throws Exception {
-    service.refusals.add(Status.UNAVAILABLE);
-    service.refusals.add(Status.UNAVAILABLE);
-    service.refusals.add(Status.UNAVAILABLE);
+    service.refusals.add(Status.UNAVAILABLE.asRuntimeException());
+    service.refusals.add(Status.UNAVAILABLE.asRuntimeException());
+    service.refusals.add(Status.UNAVAILABLE.asRuntimeException());
     Context.CancellableContext context = Context.current().withCancellation();
     CompletableFuture<GenerateResult> future = context.call(() -> client.generateAsync(REQUEST));
     service.called.await();
@@ -148,7 +152,7 @@ final class CallsTest {
   @Test
   void closingTheClientEndsAPause() throws Exception {
     for (int attempt = 0; attempt < 3; attempt++) {
-      service.refusals.add(Status.UNAVAILABLE.withDescription("full"));
+      service.refusals.add(Status.UNAVAILABLE.withDescription("full").asRuntimeException());
     }
     CompletableFuture<GenerateResult> future = client.generateAsync(REQUEST);
     service.called.await();
@@ -158,9 +162,34 @@ final class CallsTest {
   }
 
   @Test
+  void interruptingABlockingStubEndsItsPause() throws Exception {
+    var delay = Duration.newBuilder().setSeconds(20);
+    var packed = Any.pack(RetryInfo.newBuilder().setRetryDelay(delay).build());
+    var full =
+        com.google.rpc.Status.newBuilder()
+            .setCode(Status.Code.UNAVAILABLE.value())
+            .addDetails(packed)
+            .build();
+    service.refusals.add(StatusProto.toStatusRuntimeException(full));
+    CompletableFuture<ActserveException> thrown = new CompletableFuture<>();
+    var stub = GenerationServiceGrpc.newBlockingStub(client.channel());
+    Thread thread =
+        new Thread(
+            () -> {
+              Exception failed = assertThrows(Exception.class, () -> stub.generate(REQUEST).next());
+              thrown.complete(ActserveException.from(failed));
+            });
+    thread.start();
+    service.called.await();
+    Thread.sleep(200); // The refusal has come.
+    thread.interrupt();
+    assertEquals(Status.Code.CANCELLED, thrown.get().code());
+  }
+
+  @Test
   void stubsOnTheChannelHaveHeadersAttemptsAndErrors() throws Exception {
-    service.refusals.add(Status.UNAVAILABLE);
-    service.refusals.add(Status.INVALID_ARGUMENT.withDescription("no"));
+    service.refusals.add(Status.UNAVAILABLE.asRuntimeException());
+    service.refusals.add(Status.INVALID_ARGUMENT.withDescription("no").asRuntimeException());
     var stub = GenerationServiceGrpc.newBlockingStub(client.channel());
     StatusRuntimeException thrown =
         assertThrows(StatusRuntimeException.class, () -> stub.generate(REQUEST).next());
