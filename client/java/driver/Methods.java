@@ -1,0 +1,181 @@
+import com.google.gson.JsonElement;
+import com.google.gson.JsonObject;
+import com.google.protobuf.Message;
+import dev.actserve.ActserveClient;
+import dev.actserve.ResponseStream;
+import dev.actserve.v1.CompareActivationsRequest;
+import dev.actserve.v1.CompareActivationsResponse;
+import dev.actserve.v1.DeleteExplanationBaselineRequest;
+import dev.actserve.v1.DeleteKeptActivationsRequest;
+import dev.actserve.v1.ExplainActivationsRequest;
+import dev.actserve.v1.ExplainActivationsResponse;
+import dev.actserve.v1.ExplainTextRequest;
+import dev.actserve.v1.ExplainTextResponse;
+import dev.actserve.v1.FetchActivationsRequest;
+import dev.actserve.v1.FetchActivationsResponse;
+import dev.actserve.v1.GenerateRequest;
+import dev.actserve.v1.GenerateResponse;
+import dev.actserve.v1.GetKeptActivationsRequest;
+import dev.actserve.v1.GetModelRequest;
+import dev.actserve.v1.GetNlaRequest;
+import dev.actserve.v1.KeptActivations;
+import dev.actserve.v1.ListKeptActivationsRequest;
+import dev.actserve.v1.ListModelsRequest;
+import dev.actserve.v1.ListNlasRequest;
+import dev.actserve.v1.Model;
+import dev.actserve.v1.Nla;
+import dev.actserve.v1.ReconstructActivationsRequest;
+import dev.actserve.v1.ReconstructActivationsResponse;
+import dev.actserve.v1.ScoreExplanationsRequest;
+import dev.actserve.v1.SetExplanationBaselineRequest;
+import dev.actserve.v1.TokenizeRequest;
+import java.util.Locale;
+import java.util.concurrent.CompletableFuture;
+import java.util.function.Function;
+import java.util.stream.StreamSupport;
+
+/** The methods of the client, by the names of the contract. */
+final class Methods {
+  private Methods() {}
+
+  static Message unary(ActserveClient client, String method, JsonElement json) throws Exception {
+    return switch (method) {
+      case "GetModel" -> client.getModel(read(json, GetModelRequest.newBuilder()).build());
+      case "Tokenize" -> client.tokenize(read(json, TokenizeRequest.newBuilder()).build());
+      case "GetKeptActivations" ->
+          client.getKeptActivations(read(json, GetKeptActivationsRequest.newBuilder()).build());
+      case "DeleteKeptActivations" ->
+          client.deleteKeptActivations(
+              read(json, DeleteKeptActivationsRequest.newBuilder()).build());
+      case "GetNla" -> client.getNla(read(json, GetNlaRequest.newBuilder()).build());
+      case "ScoreExplanations" ->
+          client.scoreExplanations(read(json, ScoreExplanationsRequest.newBuilder()).build());
+      case "SetExplanationBaseline" ->
+          client.setExplanationBaseline(
+              read(json, SetExplanationBaselineRequest.newBuilder()).build());
+      case "DeleteExplanationBaseline" ->
+          client.deleteExplanationBaseline(
+              read(json, DeleteExplanationBaselineRequest.newBuilder()).build());
+      default -> throw unknown(method);
+    };
+  }
+
+  /** The names of what is listed. */
+  static Iterable<String> list(ActserveClient client, String method, JsonElement json)
+      throws Exception {
+    return switch (method) {
+      case "ListModels" ->
+          names(
+              client.listModels(read(json, ListModelsRequest.newBuilder()).build()),
+              Model::getName);
+      case "ListNlas" ->
+          names(client.listNlas(read(json, ListNlasRequest.newBuilder()).build()), Nla::getName);
+      case "ListKeptActivations" ->
+          names(
+              client.listKeptActivations(
+                  read(json, ListKeptActivationsRequest.newBuilder()).build()),
+              KeptActivations::getName);
+      default -> throw unknown(method);
+    };
+  }
+
+  private static <T> Iterable<String> names(Iterable<T> listed, Function<T, String> name) {
+    return () -> StreamSupport.stream(listed.spliterator(), false).map(name).iterator();
+  }
+
+  static ResponseStream<?> stream(ActserveClient client, String method, JsonElement json)
+      throws Exception {
+    return switch (method) {
+      case "FetchActivations" ->
+          client.streamFetchActivations(read(json, FetchActivationsRequest.newBuilder()).build());
+      case "Generate" -> client.streamGenerate(read(json, GenerateRequest.newBuilder()).build());
+      case "ExplainActivations" ->
+          client.streamExplainActivations(
+              read(json, ExplainActivationsRequest.newBuilder()).build());
+      case "ExplainText" ->
+          client.streamExplainText(read(json, ExplainTextRequest.newBuilder()).build());
+      case "CompareActivations" ->
+          client.streamCompareActivations(
+              read(json, CompareActivationsRequest.newBuilder()).build());
+      case "ReconstructActivations" ->
+          client.streamReconstructActivations(
+              read(json, ReconstructActivationsRequest.newBuilder()).build());
+      default -> throw unknown(method);
+    };
+  }
+
+  /** The name of the event that a response is. */
+  static String event(Object response) {
+    Enum<?> event;
+    if (response instanceof FetchActivationsResponse fetched) {
+      event = fetched.getEventCase();
+    } else if (response instanceof GenerateResponse generated) {
+      event = generated.getEventCase();
+    } else if (response instanceof ExplainActivationsResponse explained) {
+      event = explained.getEvent().getEventCase();
+    } else if (response instanceof ExplainTextResponse explained) {
+      event = explained.getEvent().getEventCase();
+    } else if (response instanceof CompareActivationsResponse explained) {
+      event = explained.getEvent().getEventCase();
+    } else {
+      event = ((ReconstructActivationsResponse) response).getEventCase();
+    }
+    String name = event.name().toLowerCase(Locale.ROOT);
+    return name.equals("event_not_set") ? "unknown" : name;
+  }
+
+  static CompletableFuture<JsonObject> collect(
+      ActserveClient client, String method, JsonElement json) throws Exception {
+    return switch (method) {
+      case "FetchActivations" -> {
+        var request = read(json, FetchActivationsRequest.newBuilder()).build();
+        yield mapped(client.fetchActivationsAsync(request), result -> Results.of(result, request));
+      }
+      case "Generate" -> {
+        var request = read(json, GenerateRequest.newBuilder()).build();
+        yield mapped(client.generateAsync(request), result -> Results.of(result, request));
+      }
+      case "ExplainActivations" ->
+          mapped(
+              client.explainActivationsAsync(
+                  read(json, ExplainActivationsRequest.newBuilder()).build()),
+              Results::of);
+      case "ExplainText" ->
+          mapped(
+              client.explainTextAsync(read(json, ExplainTextRequest.newBuilder()).build()),
+              Results::of);
+      case "CompareActivations" ->
+          mapped(
+              client.compareActivationsAsync(
+                  read(json, CompareActivationsRequest.newBuilder()).build()),
+              Results::of);
+      case "ReconstructActivations" ->
+          mapped(
+              client.reconstructActivationsAsync(
+                  read(json, ReconstructActivationsRequest.newBuilder()).build()),
+              Results::of);
+      default -> throw unknown(method);
+    };
+  }
+
+  /** What a future becomes; to cancel that cancels the future, which `thenApply` alone does not. */
+  private static <T> CompletableFuture<JsonObject> mapped(
+      CompletableFuture<T> future, Function<T, JsonObject> change) {
+    CompletableFuture<JsonObject> changed = future.thenApply(change);
+    changed.whenComplete(
+        (result, error) -> {
+          if (changed.isCancelled()) {
+            future.cancel(true);
+          }
+        });
+    return changed;
+  }
+
+  private static <B extends Message.Builder> B read(JsonElement json, B builder) throws Exception {
+    return Driver.message(json, builder);
+  }
+
+  private static IllegalArgumentException unknown(String method) {
+    return new IllegalArgumentException("the client has no such method: " + method);
+  }
+}

@@ -1,0 +1,219 @@
+import com.google.gson.Gson;
+import com.google.gson.JsonArray;
+import com.google.gson.JsonElement;
+import com.google.gson.JsonObject;
+import dev.actserve.ActserveException;
+import dev.actserve.AttentionPattern;
+import dev.actserve.Captured;
+import dev.actserve.ExplainResult;
+import dev.actserve.FetchResult;
+import dev.actserve.GenerateResult;
+import dev.actserve.LogitAttribution;
+import dev.actserve.Predictions;
+import dev.actserve.ReconstructResult;
+import dev.actserve.Rows;
+import dev.actserve.Statistics;
+import dev.actserve.v1.FetchActivationsRequest;
+import dev.actserve.v1.GenerateRequest;
+import dev.actserve.v1.Readout;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.function.BiFunction;
+
+/** What was collected, as the conformance tests want it. */
+final class Results {
+  private static final Gson GSON = new Gson();
+
+  private Results() {}
+
+  static JsonObject of(FetchResult result, FetchActivationsRequest request) {
+    JsonArray sequences = new JsonArray();
+    for (FetchResult.Item item : result.items()) {
+      JsonObject sequence = new JsonObject();
+      sequence.addProperty("index", sequences.size());
+      sequence.addProperty("key", item.key());
+      if (item.error().isPresent()) {
+        ActserveException error = item.error().get();
+        sequence.add("error", Driver.json(error));
+      } else {
+        sequence.add("token_ids", GSON.toJsonTree(item.prompt().getIdsList()));
+        sequence.add("readouts", readouts(item.captured(), request.getReadoutsList()));
+      }
+      sequences.add(sequence);
+    }
+    JsonObject json = new JsonObject();
+    json.addProperty("call_id", result.callId());
+    json.add("sequences", sequences);
+    if (!result.statistics().isEmpty()) {
+      json.add(
+          "statistics",
+          mapped(
+              result.statistics(),
+              (name, bySite) ->
+                  mapped(
+                      bySite,
+                      (site, byLabel) -> mapped(byLabel, (label, each) -> statistics(each)))));
+    }
+    return json;
+  }
+
+  static JsonObject of(GenerateResult result, GenerateRequest request) {
+    JsonArray sequences = new JsonArray();
+    for (GenerateResult.Sample sample : result.samples()) {
+      JsonObject sequence = new JsonObject();
+      sequence.addProperty("index", sequences.size());
+      sequence.add("token_ids", GSON.toJsonTree(sample.tokenIds()));
+      sequence.addProperty("text", sample.text());
+      sequence.addProperty("finish_reason", sample.finishReason());
+      sequence.add("readouts", readouts(sample.captured(), request.getReadoutsList()));
+      sequences.add(sequence);
+    }
+    JsonObject json = new JsonObject();
+    json.addProperty("call_id", result.callId());
+    json.add("sequences", sequences);
+    return json;
+  }
+
+  static JsonObject of(ExplainResult result) {
+    JsonArray explanations = new JsonArray();
+    for (var explanation : result.explanations()) {
+      JsonObject each = new JsonObject();
+      each.addProperty("row", explanation.getRowIndex());
+      each.addProperty("sample", explanation.getSampleIndex());
+      each.addProperty("text", explanation.getText());
+      explanations.add(each);
+    }
+    JsonObject json = new JsonObject();
+    json.addProperty("call_id", result.started().getCallId());
+    json.addProperty("nla", result.started().getNla());
+    json.add("explanations", explanations);
+    return json;
+  }
+
+  static JsonObject of(ReconstructResult result) {
+    JsonObject json = Driver.json(result.rows());
+    json.addProperty("call_id", result.callId());
+    return json;
+  }
+
+  private static JsonObject readouts(Captured captured, List<Readout> readouts) {
+    Map<String, Readout> asked = new HashMap<>();
+    readouts.forEach(readout -> asked.put(readout.getName(), readout));
+    JsonObject json = new JsonObject();
+    captured
+        .rows()
+        .forEach(
+            (name, bySite) -> {
+              boolean sparse = asked.get(name).getRows().getProjection().hasSendTop();
+              add(json, name, "rows", mapped(bySite, (site, rows) -> rows(rows, sparse)));
+            });
+    captured
+        .predictions()
+        .forEach(
+            (name, bySite) -> {
+              Readout readout = asked.get(name);
+              add(
+                  json,
+                  name,
+                  "predictions",
+                  mapped(bySite, (site, each) -> predictions(each, readout)));
+            });
+    captured
+        .attention()
+        .forEach(
+            (name, byHead) -> {
+              boolean sparse = asked.get(name).getAttention().hasTopK();
+              add(json, name, "attention", mapped(byHead, (head, each) -> pattern(each, sparse)));
+            });
+    captured
+        .attentionSummaries()
+        .forEach(
+            (name, byLayer) ->
+                add(
+                    json,
+                    name,
+                    "attention_summary",
+                    mapped(
+                        byLayer,
+                        (layer, each) -> {
+                          JsonObject summary = new JsonObject();
+                          summary.addProperty("queries", each.counts().queries());
+                          summary.add("previous_token", Driver.json(each.previousToken()));
+                          return summary;
+                        })));
+    captured
+        .logitAttributions()
+        .forEach(
+            (name, bySite) ->
+                add(
+                    json,
+                    name,
+                    "logit_attribution",
+                    mapped(bySite, (site, each) -> attribution(each))));
+    captured.kept().forEach((name, kept) -> add(json, name, "kept", GSON.toJsonTree(kept)));
+    return json;
+  }
+
+  private static void add(JsonObject readouts, String name, String kind, JsonElement found) {
+    JsonObject readout = new JsonObject();
+    readout.add(kind, found);
+    readouts.add(name, readout);
+  }
+
+  private static JsonObject rows(Rows rows, boolean sparse) {
+    JsonObject json = Driver.json(rows.values());
+    json.add("positions", GSON.toJsonTree(rows.positions()));
+    if (sparse) {
+      json.add("indices", GSON.toJsonTree(rows.indices()));
+    }
+    return json;
+  }
+
+  private static JsonObject predictions(Predictions predictions, Readout asked) {
+    JsonObject json = new JsonObject();
+    json.add("positions", GSON.toJsonTree(predictions.positions()));
+    json.add("top_ids", GSON.toJsonTree(predictions.topIds()));
+    json.add("top_texts", GSON.toJsonTree(predictions.topTexts()));
+    if (asked.getPredictions().getTopK() > 0) {
+      json.add("top_logprobs", Driver.json(predictions.topLogprobs()));
+    }
+    if (asked.getPredictions().getTokenIdsCount() > 0) {
+      json.add("token_logprobs", Driver.json(predictions.tokenLogprobs()));
+    }
+    predictions
+        .nextTokenLogprobs()
+        .ifPresent(next -> json.add("next_token_logprobs", Driver.json(next)));
+    return json;
+  }
+
+  private static JsonObject pattern(AttentionPattern pattern, boolean sparse) {
+    JsonObject json = Driver.json(pattern.weights());
+    json.add("queries", GSON.toJsonTree(pattern.queries()));
+    if (sparse) {
+      json.add("keys", GSON.toJsonTree(pattern.keys()));
+    }
+    return json;
+  }
+
+  private static JsonObject attribution(LogitAttribution attribution) {
+    JsonObject json = Driver.json(attribution.contributions());
+    json.add("positions", GSON.toJsonTree(attribution.positions()));
+    return json;
+  }
+
+  private static JsonObject statistics(Statistics statistics) {
+    JsonObject json = new JsonObject();
+    json.addProperty("rows", statistics.rows());
+    json.add("mean", Driver.json(statistics.mean()));
+    json.add("second_moments", Driver.json(statistics.secondMoments()));
+    return json;
+  }
+
+  private static <K, V> JsonObject mapped(
+      Map<K, V> values, BiFunction<K, V, ? extends JsonElement> change) {
+    JsonObject json = new JsonObject();
+    values.forEach((key, value) -> json.add(key.toString(), change.apply(key, value)));
+    return json;
+  }
+}

@@ -1,0 +1,411 @@
+package dev.actserve;
+
+import dev.actserve.v1.CompareActivationsRequest;
+import dev.actserve.v1.CompareActivationsResponse;
+import dev.actserve.v1.DeleteExplanationBaselineRequest;
+import dev.actserve.v1.DeleteExplanationBaselineResponse;
+import dev.actserve.v1.DeleteKeptActivationsRequest;
+import dev.actserve.v1.DeleteKeptActivationsResponse;
+import dev.actserve.v1.ExplainActivationsRequest;
+import dev.actserve.v1.ExplainActivationsResponse;
+import dev.actserve.v1.ExplainTextRequest;
+import dev.actserve.v1.ExplainTextResponse;
+import dev.actserve.v1.ExplanationServiceGrpc;
+import dev.actserve.v1.FetchActivationsRequest;
+import dev.actserve.v1.FetchActivationsResponse;
+import dev.actserve.v1.GenerateRequest;
+import dev.actserve.v1.GenerateResponse;
+import dev.actserve.v1.GenerationServiceGrpc;
+import dev.actserve.v1.GetKeptActivationsRequest;
+import dev.actserve.v1.GetKeptActivationsResponse;
+import dev.actserve.v1.GetModelRequest;
+import dev.actserve.v1.GetModelResponse;
+import dev.actserve.v1.GetNlaRequest;
+import dev.actserve.v1.GetNlaResponse;
+import dev.actserve.v1.KeptActivations;
+import dev.actserve.v1.KeptActivationsServiceGrpc;
+import dev.actserve.v1.ListKeptActivationsRequest;
+import dev.actserve.v1.ListKeptActivationsResponse;
+import dev.actserve.v1.ListModelsRequest;
+import dev.actserve.v1.ListModelsResponse;
+import dev.actserve.v1.ListNlasRequest;
+import dev.actserve.v1.ListNlasResponse;
+import dev.actserve.v1.Model;
+import dev.actserve.v1.ModelServiceGrpc;
+import dev.actserve.v1.Nla;
+import dev.actserve.v1.ReconstructActivationsRequest;
+import dev.actserve.v1.ReconstructActivationsResponse;
+import dev.actserve.v1.ScoreExplanationsRequest;
+import dev.actserve.v1.ScoreExplanationsResponse;
+import dev.actserve.v1.SetExplanationBaselineRequest;
+import dev.actserve.v1.SetExplanationBaselineResponse;
+import dev.actserve.v1.Tensor;
+import dev.actserve.v1.TokenizeRequest;
+import dev.actserve.v1.TokenizeResponse;
+import io.grpc.Channel;
+import io.grpc.ClientInterceptors;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.CompletableFuture;
+
+/**
+ * A client of one actserve server, or of several replicas of one.
+ *
+ * <p>Methods take the messages of the contract. Those that stream have three forms: {@code
+ * generate} waits for the whole answer, {@code generateAsync} is its future, and {@code
+ * streamGenerate} tells events as they come. A whole answer is whole or an error: nothing of it is
+ * missing. To cancel a future, to close a stream or to interrupt a thread that waits cancels the
+ * call.
+ *
+ * <p>Calls that do no harm when they are made twice, as all of these are, are tried four times,
+ * over about three seconds, while the server is unavailable, or as far apart as it says.
+ *
+ * <p>Every method throws {@link ActserveException}, or its future ends with it. A client may be
+ * used by many threads; one for the whole application is enough.
+ */
+public final class ActserveClient implements AutoCloseable {
+  private final Replicas replicas;
+  private final Retries retries = new Retries();
+  private final Channel channel;
+
+  ActserveClient(Replicas replicas, CallSettings settings, VersionCheck versions) {
+    this.replicas = replicas;
+    // The last one is asked first.
+    this.channel = ClientInterceptors.intercept(replicas, versions, retries, settings);
+  }
+
+  /**
+   * A client without any more settings, which speaks plaintext.
+   *
+   * @param target such as {@code localhost:50051}
+   */
+  public static ActserveClient connect(String target) {
+    return builder(target).build();
+  }
+
+  /**
+   * Settings of a client.
+   *
+   * @param target such as {@code localhost:50051}
+   * @param replicas more servers that do the same: calls go to all of them in turn, and one that
+   *     cannot be reached is passed over
+   */
+  public static ActserveClientBuilder builder(String target, String... replicas) {
+    List<String> targets = new ArrayList<>(List.of(target));
+    targets.addAll(List.of(replicas));
+    return new ActserveClientBuilder(targets);
+  }
+
+  /**
+   * The channel, for stubs of the contract such as {@code WeightServiceGrpc.newBlockingStub}. Their
+   * calls have the headers, the deadline and the attempts of this client; {@link
+   * ActserveException#from} makes an error of what they throw.
+   */
+  public Channel channel() {
+    return channel;
+  }
+
+  /** Cancels what is running, and disconnects. */
+  @Override
+  public void close() {
+    retries.close();
+    replicas.close();
+  }
+
+  /** The served models, page by page. */
+  public Iterable<Model> listModels(ListModelsRequest request) {
+    return new Pages<>(
+        request.getPageToken(),
+        token ->
+            Calls.await(
+                Calls.unary(
+                    channel,
+                    ModelServiceGrpc.getListModelsMethod(),
+                    request.toBuilder().setPageToken(token).build())),
+        ListModelsResponse::getModelsList,
+        ListModelsResponse::getNextPageToken);
+  }
+
+  /** One model. */
+  public GetModelResponse getModel(GetModelRequest request) {
+    return Calls.await(getModelAsync(request));
+  }
+
+  /** One model. */
+  public CompletableFuture<GetModelResponse> getModelAsync(GetModelRequest request) {
+    return Calls.unary(channel, ModelServiceGrpc.getGetModelMethod(), request);
+  }
+
+  /** A prompt as the model would see it. */
+  public TokenizeResponse tokenize(TokenizeRequest request) {
+    return Calls.await(tokenizeAsync(request));
+  }
+
+  /** A prompt as the model would see it. */
+  public CompletableFuture<TokenizeResponse> tokenizeAsync(TokenizeRequest request) {
+    return Calls.unary(channel, ModelServiceGrpc.getTokenizeMethod(), request);
+  }
+
+  /** Reads what is asked of each item; an item that failed has its error in its place. */
+  public FetchResult fetchActivations(FetchActivationsRequest request) {
+    return Calls.await(fetchActivationsAsync(request));
+  }
+
+  /** Reads what is asked of each item; an item that failed has its error in its place. */
+  public CompletableFuture<FetchResult> fetchActivationsAsync(FetchActivationsRequest request) {
+    return Calls.collect(
+        channel,
+        GenerationServiceGrpc.getFetchActivationsMethod(),
+        request,
+        new FetchCollector(request));
+  }
+
+  /** The events of reading, as they come. */
+  public ResponseStream<FetchActivationsResponse> streamFetchActivations(
+      FetchActivationsRequest request) {
+    return ResponseStream.open(
+        channel,
+        GenerationServiceGrpc.getFetchActivationsMethod(),
+        request,
+        FetchActivationsResponse::hasFinished);
+  }
+
+  /** Continues a prompt. */
+  public GenerateResult generate(GenerateRequest request) {
+    return Calls.await(generateAsync(request));
+  }
+
+  /** Continues a prompt. */
+  public CompletableFuture<GenerateResult> generateAsync(GenerateRequest request) {
+    return Calls.collect(
+        channel,
+        GenerationServiceGrpc.getGenerateMethod(),
+        request,
+        new GenerateCollector(request));
+  }
+
+  /** The events of writing, as they come. */
+  public ResponseStream<GenerateResponse> streamGenerate(GenerateRequest request) {
+    return ResponseStream.open(
+        channel, GenerationServiceGrpc.getGenerateMethod(), request, GenerateResponse::hasFinished);
+  }
+
+  /** What is kept under a name. */
+  public GetKeptActivationsResponse getKeptActivations(GetKeptActivationsRequest request) {
+    return Calls.await(getKeptActivationsAsync(request));
+  }
+
+  /** What is kept under a name. */
+  public CompletableFuture<GetKeptActivationsResponse> getKeptActivationsAsync(
+      GetKeptActivationsRequest request) {
+    return Calls.unary(channel, KeptActivationsServiceGrpc.getGetKeptActivationsMethod(), request);
+  }
+
+  /** What the caller's tenant keeps on the server, page by page. */
+  public Iterable<KeptActivations> listKeptActivations(ListKeptActivationsRequest request) {
+    return new Pages<>(
+        request.getPageToken(),
+        token ->
+            Calls.await(
+                Calls.unary(
+                    channel,
+                    KeptActivationsServiceGrpc.getListKeptActivationsMethod(),
+                    request.toBuilder().setPageToken(token).build())),
+        ListKeptActivationsResponse::getKeptActivationsList,
+        ListKeptActivationsResponse::getNextPageToken);
+  }
+
+  /** Frees what is kept under a name. */
+  public DeleteKeptActivationsResponse deleteKeptActivations(DeleteKeptActivationsRequest request) {
+    return Calls.await(deleteKeptActivationsAsync(request));
+  }
+
+  /** Frees what is kept under a name. */
+  public CompletableFuture<DeleteKeptActivationsResponse> deleteKeptActivationsAsync(
+      DeleteKeptActivationsRequest request) {
+    return Calls.unary(
+        channel, KeptActivationsServiceGrpc.getDeleteKeptActivationsMethod(), request);
+  }
+
+  /** The natural language autoencoders that are loaded, page by page. */
+  public Iterable<Nla> listNlas(ListNlasRequest request) {
+    return new Pages<>(
+        request.getPageToken(),
+        token ->
+            Calls.await(
+                Calls.unary(
+                    channel,
+                    ExplanationServiceGrpc.getListNlasMethod(),
+                    request.toBuilder().setPageToken(token).build())),
+        ListNlasResponse::getNlasList,
+        ListNlasResponse::getNextPageToken);
+  }
+
+  /** One natural language autoencoder. */
+  public GetNlaResponse getNla(GetNlaRequest request) {
+    return Calls.await(getNlaAsync(request));
+  }
+
+  /** One natural language autoencoder. */
+  public CompletableFuture<GetNlaResponse> getNlaAsync(GetNlaRequest request) {
+    return Calls.unary(channel, ExplanationServiceGrpc.getGetNlaMethod(), request);
+  }
+
+  /** Explains rows. */
+  public ExplainResult explainActivations(ExplainActivationsRequest request) {
+    return Calls.await(explainActivationsAsync(request));
+  }
+
+  /** Explains rows. */
+  public CompletableFuture<ExplainResult> explainActivationsAsync(
+      ExplainActivationsRequest request) {
+    return Calls.collect(
+        channel,
+        ExplanationServiceGrpc.getExplainActivationsMethod(),
+        request,
+        new ExplainCollector<>(
+            ExplainActivationsResponse::getEvent,
+            request.getSpec(),
+            rows(request.getActivations()),
+            0));
+  }
+
+  /** The events of explaining, as they come. */
+  public ResponseStream<ExplainActivationsResponse> streamExplainActivations(
+      ExplainActivationsRequest request) {
+    return ResponseStream.open(
+        channel,
+        ExplanationServiceGrpc.getExplainActivationsMethod(),
+        request,
+        response -> response.getEvent().hasFinished());
+  }
+
+  /** Explains what a model thinks at the tokens of a prompt. */
+  public ExplainResult explainText(ExplainTextRequest request) {
+    return Calls.await(explainTextAsync(request));
+  }
+
+  /** Explains what a model thinks at the tokens of a prompt. */
+  public CompletableFuture<ExplainResult> explainTextAsync(ExplainTextRequest request) {
+    return Calls.collect(
+        channel,
+        ExplanationServiceGrpc.getExplainTextMethod(),
+        request,
+        new ExplainCollector<>(
+            ExplainTextResponse::getEvent, request.getSpec(), -1, request.getInterventionsCount()));
+  }
+
+  /** The events of explaining, as they come. */
+  public ResponseStream<ExplainTextResponse> streamExplainText(ExplainTextRequest request) {
+    return ResponseStream.open(
+        channel,
+        ExplanationServiceGrpc.getExplainTextMethod(),
+        request,
+        response -> response.getEvent().hasFinished());
+  }
+
+  /** Explains how rows differ. */
+  public ExplainResult compareActivations(CompareActivationsRequest request) {
+    return Calls.await(compareActivationsAsync(request));
+  }
+
+  /** Explains how rows differ. */
+  public CompletableFuture<ExplainResult> compareActivationsAsync(
+      CompareActivationsRequest request) {
+    return Calls.collect(
+        channel,
+        ExplanationServiceGrpc.getCompareActivationsMethod(),
+        request,
+        new ExplainCollector<>(
+            CompareActivationsResponse::getEvent,
+            request.getSpec(),
+            rows(request.getActivations()),
+            0));
+  }
+
+  /** The events of explaining, as they come. */
+  public ResponseStream<CompareActivationsResponse> streamCompareActivations(
+      CompareActivationsRequest request) {
+    return ResponseStream.open(
+        channel,
+        ExplanationServiceGrpc.getCompareActivationsMethod(),
+        request,
+        response -> response.getEvent().hasFinished());
+  }
+
+  /** Makes rows of explanations. */
+  public ReconstructResult reconstructActivations(ReconstructActivationsRequest request) {
+    return Calls.await(reconstructActivationsAsync(request));
+  }
+
+  /** Makes rows of explanations. */
+  public CompletableFuture<ReconstructResult> reconstructActivationsAsync(
+      ReconstructActivationsRequest request) {
+    return Calls.collect(
+        channel,
+        ExplanationServiceGrpc.getReconstructActivationsMethod(),
+        request,
+        new ReconstructCollector(request));
+  }
+
+  /** The events of reconstructing, as they come. */
+  public ResponseStream<ReconstructActivationsResponse> streamReconstructActivations(
+      ReconstructActivationsRequest request) {
+    return ResponseStream.open(
+        channel,
+        ExplanationServiceGrpc.getReconstructActivationsMethod(),
+        request,
+        ReconstructActivationsResponse::hasFinished);
+  }
+
+  /** How well texts account for rows. */
+  public ScoreExplanationsResponse scoreExplanations(ScoreExplanationsRequest request) {
+    return Calls.await(scoreExplanationsAsync(request));
+  }
+
+  /** How well texts account for rows. */
+  public CompletableFuture<ScoreExplanationsResponse> scoreExplanationsAsync(
+      ScoreExplanationsRequest request) {
+    int texts = request.getTextsCount();
+    return Calls.collect(
+        channel,
+        ExplanationServiceGrpc.getScoreExplanationsMethod(),
+        request,
+        new Calls.Only<>(
+            response -> {
+              if (response.getScoresCount() != texts) {
+                throw ActserveException.badResponse(
+                    "the server sent %s scores for %s texts", response.getScoresCount(), texts);
+              }
+            }));
+  }
+
+  /** Measures from rows what scores are relative to. */
+  public SetExplanationBaselineResponse setExplanationBaseline(
+      SetExplanationBaselineRequest request) {
+    return Calls.await(setExplanationBaselineAsync(request));
+  }
+
+  /** Measures from rows what scores are relative to. */
+  public CompletableFuture<SetExplanationBaselineResponse> setExplanationBaselineAsync(
+      SetExplanationBaselineRequest request) {
+    return Calls.unary(channel, ExplanationServiceGrpc.getSetExplanationBaselineMethod(), request);
+  }
+
+  /** Forgets a baseline. */
+  public DeleteExplanationBaselineResponse deleteExplanationBaseline(
+      DeleteExplanationBaselineRequest request) {
+    return Calls.await(deleteExplanationBaselineAsync(request));
+  }
+
+  /** Forgets a baseline. */
+  public CompletableFuture<DeleteExplanationBaselineResponse> deleteExplanationBaselineAsync(
+      DeleteExplanationBaselineRequest request) {
+    return Calls.unary(
+        channel, ExplanationServiceGrpc.getDeleteExplanationBaselineMethod(), request);
+  }
+
+  private static long rows(Tensor activations) {
+    return activations.getShapeCount() == 0 ? 0 : Integer.toUnsignedLong(activations.getShape(0));
+  }
+}

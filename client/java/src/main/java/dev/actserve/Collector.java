@@ -1,0 +1,10 @@
+package dev.actserve;
+
+/** Puts the responses of one call together. */
+interface Collector<R, T> {
+  /** Takes the next response. */
+  void read(R response);
+
+  /** What they are together, once the stream has ended well. */
+  T result();
+}

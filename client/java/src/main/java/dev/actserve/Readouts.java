@@ -1,0 +1,45 @@
+package dev.actserve;
+
+import dev.actserve.v1.KeepReadout;
+import dev.actserve.v1.PositionSelector;
+import dev.actserve.v1.Readout;
+import dev.actserve.v1.RowReadout;
+import dev.actserve.v1.Site;
+import java.util.Arrays;
+import java.util.List;
+
+/** What to read while tokens are computed: the commonest two kinds of {@link Readout}. */
+public final class Readouts {
+  private Readouts() {}
+
+  /**
+   * Rows of sites, in the model's own element type.
+   *
+   * @param name what the result is found by
+   * @param positions as {@link Positions#parse} takes them
+   * @param sites as {@link Sites#parse} takes them, at least one
+   */
+  public static Readout rows(String name, String positions, String... sites) {
+    PositionSelector where = Positions.parse(positions);
+    RowReadout rows = RowReadout.newBuilder().addAllSites(parse(sites)).setPositions(where).build();
+    return Readout.newBuilder().setName(name).setRows(rows).build();
+  }
+
+  /**
+   * Rows of sites that stay on the server, to be put into other runs.
+   *
+   * @param name what the name of the kept rows is found by
+   * @param positions as {@link Positions#parse} takes them
+   * @param sites as {@link Sites#parse} takes them, at least one
+   */
+  public static Readout keep(String name, String positions, String... sites) {
+    PositionSelector where = Positions.parse(positions);
+    KeepReadout keep =
+        KeepReadout.newBuilder().addAllSites(parse(sites)).setPositions(where).build();
+    return Readout.newBuilder().setName(name).setKeep(keep).build();
+  }
+
+  private static List<Site> parse(String... sites) {
+    return Arrays.stream(sites).map(Sites::parse).toList();
+  }
+}

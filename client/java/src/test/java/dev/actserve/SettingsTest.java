@@ -1,0 +1,70 @@
+package dev.actserve;
+
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.security.KeyPairGenerator;
+import java.time.Duration;
+import java.util.Arrays;
+import java.util.Base64;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+/** Settings that a client takes, and what it refuses. */
+final class SettingsTest {
+  @ParameterizedTest
+  @CsvSource({
+    "localhost, true",
+    "localhost:1, true",
+    "127.0.0.1:1, true",
+    "127.9.9.9:1, true",
+    "[::1]:1, true",
+    "unix:/run/actserve.sock, true",
+    "dns:localhost:1, true",
+    "dns:///localhost:1, true",
+    "dns://elsewhere/localhost:1, false",
+    "127.0.0.1.example.com:1, false",
+    "0.0.0.0:1, false",
+    "[::]:1, false",
+    "xds:///localhost, false",
+  })
+  void aTokenGoesInPlaintextToThisMachineAlone(String target, boolean local) {
+    assertEquals(local, Targets.isLocal(target));
+  }
+
+  @Test
+  void settingsThatCannotBeAreRefused() {
+    assertEquals("target", field(ActserveClient.builder("http://localhost")));
+    assertEquals("timeout", field(ActserveClient.builder("a").timeout(Duration.ZERO)));
+    assertEquals("header", field(ActserveClient.builder("a").header("two words", "b")));
+    assertEquals("tls", field(ActserveClient.builder("a").tls(Path.of("/nowhere.pem"))));
+    assertEquals(
+        "token", field(ActserveClient.builder("a").header("Authorization", "Bearer secret")));
+  }
+
+  private static String field(ActserveClientBuilder builder) {
+    return assertThrows(ActserveException.class, builder::build).field();
+  }
+
+  @Test
+  void rsaKeysOfTheOlderFormBecomePkcs8(@TempDir Path folder) throws Exception {
+    KeyPairGenerator generator = KeyPairGenerator.getInstance("RSA");
+    generator.initialize(2048);
+    byte[] pkcs8 = generator.generateKeyPair().getPrivate().getEncoded();
+    // The older form is the key without what comes before it.
+    byte[] pkcs1 = Arrays.copyOfRange(pkcs8, 26, pkcs8.length);
+    Path file = folder.resolve("key.pem");
+    Files.writeString(file, pem("RSA PRIVATE KEY", pkcs1));
+    assertArrayEquals(pem("PRIVATE KEY", pkcs8).getBytes(), PrivateKeys.read(file).readAllBytes());
+  }
+
+  private static String pem(String kind, byte[] key) {
+    String body = Base64.getMimeEncoder(64, new byte[] {'\n'}).encodeToString(key);
+    return "-----BEGIN " + kind + "-----\n" + body + "\n-----END " + kind + "-----\n";
+  }
+}
