@@ -52,6 +52,7 @@ PLACES = (
     Place("client/typescript/src/version.ts", r'^export const VERSION = "(.*)";$'),
     Place("client/rust/Cargo.toml", r'^version = "(.*)"$'),
     Place("client/java/pom.xml", r"^  <version>(.*)</version>$"),
+    Place("client/java/README.md", r"(?:<version>|actserve:)([0-9]+\.[0-9]+\.[0-9]+)", 2),
     Place("helm/actserve/Chart.yaml", r'^(?:version: |appVersion: ")([0-9.]+)"?$', 2),
 )
 

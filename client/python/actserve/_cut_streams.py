@@ -1,6 +1,7 @@
 """Notices that a stream was cut short: an answer is whole, or it is an error."""
 
 from collections.abc import Container
+from typing import Any
 
 from actserve.errors import BadResponse, StreamCutShort
 
@@ -16,3 +17,10 @@ def check_complete(
         )
     if missing := [index for index in range(count) if index not in done]:
         raise BadResponse(f"the server finished without {what} {first + missing[0]}")
+
+
+def is_last(message: Any) -> bool:
+    """Whether a message of a stream is its last."""
+    if "event" in message.DESCRIPTOR.oneofs_by_name:
+        return message.WhichOneof("event") == "finished"
+    return is_last(message.event)  # Of explanations, which all have the same events.

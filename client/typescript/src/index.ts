@@ -7,7 +7,7 @@
 export type { CallOptions, Client as Stub, Transport } from "@connectrpc/connect";
 
 export { Client, type CallDefaults, type ClientOptions, type Init } from "./client.js";
-export { EventStream } from "./stream.js";
+export { EventStream, type Response } from "./stream.js";
 export { ActserveError, type ErrorDetails, type StatusCode } from "./errors.js";
 
 export { site, siteName } from "./sites.js";

@@ -6,6 +6,7 @@ import {
   type Client as Stub,
   type Transport,
 } from "@connectrpc/connect";
+import { cutShort } from "./errors.js";
 
 /** What is put together from the events of a stream. */
 export interface Collector<Event, Whole> {
@@ -15,11 +16,20 @@ export interface Collector<Event, Whole> {
   finish(): Whole;
 }
 
+interface Oneof {
+  readonly case?: string | undefined;
+}
+
+/** A message of a stream: an event, or, of explanations, what holds one. */
+export interface Response {
+  readonly event?: Oneof | { readonly event: Oneof } | undefined;
+}
+
 /**
  * An answer that comes in events. Nothing is sent before it is read, and each reading is a call of
  * its own; leaving a loop over it cancels the call.
  */
-export class EventStream<Event, Whole> implements AsyncIterable<Event> {
+export class EventStream<Event extends Response, Whole> implements AsyncIterable<Event> {
   readonly #open: () => AsyncIterable<Event>;
   readonly #collector: () => Collector<Event, Whole>;
 
@@ -29,9 +39,18 @@ export class EventStream<Event, Whole> implements AsyncIterable<Event> {
     this.#collector = collector;
   }
 
-  /** The events as the server sends them; those that this client does not know have no `case`. */
-  [Symbol.asyncIterator](): AsyncIterator<Event> {
-    return this.#open()[Symbol.asyncIterator]();
+  /**
+   * The events as the server sends them; those that this client does not know have no `case`.
+   *
+   * @throws {@link ActserveError} `STREAM_CUT_SHORT` at its end, if `finished` did not come
+   */
+  async *[Symbol.asyncIterator](): AsyncGenerator<Event, void, undefined> {
+    let finished = false;
+    for await (const event of this.#open()) {
+      finished ||= isLast(event);
+      yield event;
+    }
+    if (!finished) throw cutShort();
   }
 
   /**
@@ -45,6 +64,11 @@ export class EventStream<Event, Whole> implements AsyncIterable<Event> {
     for await (const event of this) collector.add(event);
     return collector.finish();
   }
+}
+
+function isLast({ event }: Response): boolean {
+  const oneof = event !== undefined && "event" in event ? event.event : event;
+  return oneof?.case === "finished";
 }
 
 /** The methods of a service. Unlike those of connect, streams that are left are cancelled. */

@@ -94,10 +94,10 @@ class AsyncBase:
         self, method: str, request: Message, *, timeout: float | None = None
     ) -> AsyncGenerator[Any, None]:
         """The same for a method that answers with a stream, such as `Generate`: its messages one by
-        one, as they come. Nobody checks here that the stream is whole. Closing it cancels the
-        call."""
+        one, as they come. Closing it cancels the call. Raises `StreamCutShort` at its end if the
+        last one is missing; nothing else of the stream is checked."""
         check_method(method, request, "stream")
-        return self._transport.messages(method, request, timeout)
+        return self._transport.whole(method, request, timeout)
 
     def call_pages(
         self, method: str, request: Message, *, timeout: float | None = None

@@ -15,6 +15,7 @@ import grpc.aio
 from actserve._calls import Call
 from actserve._cancelling import is_task_cancelled
 from actserve._channel import HARMLESS, STREAMING, Connection, stubs
+from actserve._cut_streams import check_complete, is_last
 from actserve._flight import Flight
 from actserve._jobs import Job, Part, is_of_one_prompt
 from actserve._progress import bar
@@ -156,6 +157,17 @@ class AsyncTransport:
             if not page.next_page_token:
                 return
             asked.page_token = page.next_page_token
+
+    async def whole(
+        self, method: str, request: Any, timeout: float | None
+    ) -> AsyncGenerator[Any, None]:
+        """The messages of a stream. Raises `StreamCutShort` if the last one is missing."""
+        finished = False
+        async with aclosing(self.messages(method, request, timeout)) as messages:
+            async for message in messages:
+                finished = finished or is_last(message)
+                yield message
+        check_complete(finished, (), 0, "")
 
     async def messages(
         self, method: str, request: Any, timeout: float | None

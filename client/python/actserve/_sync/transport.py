@@ -12,6 +12,7 @@ import grpc
 
 from actserve._calls import Call
 from actserve._channel import HARMLESS, STREAMING, Connection, stubs
+from actserve._cut_streams import check_complete, is_last
 from actserve._flight import Flight
 from actserve._jobs import Job, Part, is_of_one_prompt
 from actserve._progress import bar
@@ -144,6 +145,15 @@ class Transport:
             if not page.next_page_token:
                 return
             asked.page_token = page.next_page_token
+
+    def whole(self, method: str, request: Any, timeout: float | None) -> Generator[Any, None, None]:
+        """The messages of a stream. Raises `StreamCutShort` if the last one is missing."""
+        finished = False
+        with closing(self.messages(method, request, timeout)) as messages:
+            for message in messages:
+                finished = finished or is_last(message)
+                yield message
+        check_complete(finished, (), 0, "")
 
     def messages(
         self, method: str, request: Any, timeout: float | None, flight: Flight | None = None
