@@ -1,0 +1,526 @@
+"""The driver of the Python client: `README.md` says what it is asked, and what it answers.
+
+`call`, `call_stream` and `call_pages` take messages of the contract. What is collected goes through
+the methods that people use, which take no messages, so requests are translated first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import threading
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf import json_format, message_factory
+from google.protobuf.message import Message
+from opentelemetry import context as telemetry
+from opentelemetry.propagate import extract
+
+import actserve
+from actserve import tensors
+from actserve.positions import positions_to_proto
+from actserve.projections import SparseRows
+from actserve.sites import site_name
+from actserve.v1 import explanation_service_pb2 as explain_pb
+from actserve.v1 import positions_pb2, readout_pb2, tensor_pb2
+from tests.conformance.scripted_server import method_of
+
+Answer = dict[str, Any]
+
+
+def main() -> None:
+    for line in sys.stdin:
+        question = json.loads(line)
+        answer = {"id": question["id"], **asyncio.run(answered(question))}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+async def answered(question: Answer) -> Answer:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        traceparent = question.get("client", {}).get("traceparent")
+        token = telemetry.attach(extract({"traceparent": traceparent} if traceparent else {}))
+        try:
+            answer = await OPERATIONS[question["operation"]](question)
+        except actserve.ActserveError as error:
+            answer = {"error": told(error)}
+        except asyncio.CancelledError:
+            answer = {"error": CANCELLED}
+        finally:
+            telemetry.detach(token)
+    texts = [str(each.message) for each in caught if each.category is UserWarning]
+    return {**answer, "warnings": texts}
+
+
+def told(error: actserve.ActserveError) -> Answer:
+    return {
+        "code": error.code.name,
+        "reason": error.reason,
+        "message": error.message,
+        "field": error.field or "",
+        "metadata": error.metadata,
+        "retry_after_s": error.retry_after,
+        "request_id": error.request_id or "",
+    }
+
+
+CANCELLED = told(actserve.Cancelled("the call was cancelled"))
+
+
+@contextlib.asynccontextmanager
+async def client_of(question: Answer) -> AsyncIterator[actserve.AsyncClient]:
+    asked = question["client"]
+    options: dict[str, Any] = {}
+    if "tls" in asked:
+        options["tls"] = credentials_of(asked["tls"])
+    if "timeout_s" in asked:
+        options["timeout"] = asked["timeout_s"]
+    async with actserve.AsyncClient(
+        asked["targets"],
+        model=asked.get("model"),
+        token=asked.get("token"),
+        plaintext_token=asked.get("allow_plaintext_token", False),
+        metadata=asked.get("metadata"),
+        **options,
+    ) as client:
+        yield client
+
+
+def credentials_of(files: Answer) -> grpc.ChannelCredentials:
+    pem = {name: Path(path).read_bytes() for name, path in files.items()}
+    return grpc.ssl_channel_credentials(
+        pem.get("ca_file"), pem.get("key_file"), pem.get("cert_file")
+    )
+
+
+def request_of(question: Answer) -> Any:
+    kind = message_factory.GetMessageClass(method_of(question["method"]).input_type)
+    return json_format.ParseDict(question["request"], kind())
+
+
+def as_json(message: Message) -> Answer:
+    return json_format.MessageToDict(message)
+
+
+def array(values: Any) -> Answer:
+    values = np.asarray(values, "<f4")
+    return {"shape": list(values.shape), "data": values.tobytes().hex()}
+
+
+async def parse_site(question: Answer) -> Answer:
+    return {"result": as_json(actserve.Site.parse(question["text"]).to_proto())}
+
+
+async def parse_positions(question: Answer) -> Answer:
+    return {"result": as_json(positions_to_proto(question["text"]))}
+
+
+async def decode_tensor(question: Answer) -> Answer:
+    tensor = json_format.ParseDict(question["tensor"], tensor_pb2.Tensor())
+    return {"result": array(tensors.decode(tensor))}
+
+
+async def encode_tensor(question: Answer) -> Answer:
+    values = np.frombuffer(bytes.fromhex(question["data"]), "<f4").reshape(question["shape"])
+    return {"result": as_json(tensors.encode(values))}
+
+
+async def unary(question: Answer) -> Answer:
+    async with client_of(question) as client:
+        return {"result": as_json(await client.call(question["method"], request_of(question)))}
+
+
+async def pages(question: Answer) -> Answer:
+    names: list[str] = []
+    async with client_of(question) as client:
+        found = client.call_pages(question["method"], request_of(question))
+        async with contextlib.aclosing(found):
+            async for page in found:
+                lists = [value for field, value in page.ListFields() if field.is_repeated]
+                names += [each.name for each in (lists[0] if lists else ())]
+                if len(names) >= question.get("take", sys.maxsize):
+                    break
+    return {"result": {"names": names[: question.get("take")]}}
+
+
+async def stream(question: Answer) -> Answer:
+    events: list[str] = []
+    async with client_of(question) as client:
+        messages = client.call_stream(question["method"], request_of(question))
+        enough = question.get("cancel_after", sys.maxsize)
+
+        async def read() -> None:
+            async with contextlib.aclosing(messages):
+                async for message in messages:
+                    events.append(event_of(message))
+                    if len(events) >= enough:
+                        raise asyncio.CancelledError
+
+        try:
+            await cancelled_after(question.get("cancel_after_s"), read())
+        except actserve.ActserveError as error:
+            return {"result": {"events": events}, "error": told(error)}
+        except asyncio.CancelledError:
+            return {"result": {"events": events}, "error": CANCELLED}
+    return {"result": {"events": events}}
+
+
+def event_of(message: Any) -> str:
+    if "event" in message.DESCRIPTOR.oneofs_by_name:
+        return message.WhichOneof("event") or "unknown"
+    return event_of(message.event)  # Of explanations, which all have the same events.
+
+
+async def cancelled_after(seconds: float | None, work: Any) -> Any:
+    task = asyncio.ensure_future(work)
+    if seconds is not None:
+        asyncio.get_running_loop().call_later(seconds, task.cancel)
+    return await task
+
+
+async def streams(question: Answer) -> Answer:
+    async with client_of(question):
+        before = threading.active_count()  # With those that gRPC keeps for all channels.
+    outcomes = {"finished": 0, "cancelled": 0}
+    async with client_of(question) as client:
+
+        async def one(number: int) -> None:
+            messages = client.call_stream(question["method"], request_of(question))
+            async with contextlib.aclosing(messages):
+                async for _ in messages:
+                    if (number + 1) % question["cancel_every"] == 0:
+                        outcomes["cancelled"] += 1
+                        return
+            outcomes["finished"] += 1
+
+        await asyncio.gather(*(one(number) for number in range(question["count"])))
+    for _ in range(100):  # What has ended needs a moment to be gone.
+        if not leftovers(before):
+            break
+        await asyncio.sleep(0.05)
+    return {"result": {**outcomes, "leaked": leftovers(before)}}
+
+
+def leftovers(threads: int) -> int:
+    """Tasks beside this one, and threads beyond as many."""
+    return len(asyncio.all_tasks()) - 1 + max(0, threading.active_count() - threads)
+
+
+async def measure(question: Answer) -> Answer:
+    request = request_of(question)
+    count = size = 0
+    async with client_of(question) as client:
+        began = time.monotonic()
+
+        async def one() -> None:
+            nonlocal count, size
+            while time.monotonic() < began + question["seconds"]:
+                (acts,) = await collected_fetch(client, request)
+                count += 1
+                size += sum(each.nbytes for name in acts.readouts for each in rows_of(acts, name))
+
+        await asyncio.gather(*(one() for _ in range(question["concurrency"])))
+        seconds = time.monotonic() - began
+    return {"result": {"calls": count, "bytes": size, "seconds": seconds}}
+
+
+def rows_of(acts: actserve.Activations, name: str) -> list[Any]:
+    return list(acts.readouts[name].values())
+
+
+async def collect(question: Answer) -> Answer:
+    async with client_of(question) as client:
+        work = COLLECTED[question["method"]](client, request_of(question))
+        return {"result": await cancelled_after(question.get("cancel_after_s"), work)}
+
+
+async def collect_fetch(client: actserve.AsyncClient, request: Any) -> Answer:
+    (first, *_) = request.readouts
+    if first.rows.HasField("statistics"):
+        return await collect_statistics(client, request)
+    results = await collected_fetch(client, request)
+    sequences = []
+    for index, (item, result) in enumerate(zip(request.items, results, strict=True)):
+        shared: Answer = {"index": index, "key": item.key}
+        if isinstance(result, actserve.ActserveError):
+            sequences.append({**shared, "error": told(result)})
+        else:
+            asked = [request.readouts[i] for i in item.readout_indices] or request.readouts
+            ids = [int(each) for each in result.token_ids]
+            sequences.append(
+                {**shared, "token_ids": ids, "readouts": readouts_of(result.readouts, asked)}
+            )
+    known = [each.request_id for each in results if each.request_id]
+    return {"call_id": known[0] if known else "", "sequences": sequences}
+
+
+async def collected_fetch(client: actserve.AsyncClient, request: Any) -> list[Any]:
+    results: list[Any] = [None] * len(request.items)
+    # One call of the client has the same readouts for every prompt.
+    indices = tuple(request.items[0].readout_indices)
+    asked = [request.readouts[i] for i in indices] or request.readouts
+    options: dict[str, Any] = {}
+    if request.items[0].HasField("positions"):
+        options["positions"] = [positions_of(item.positions) for item in request.items]
+    fetched = client.fetch_iter(
+        [prompt_of(item.prompt) for item in request.items],
+        keys=[item.key or str(index) for index, item in enumerate(request.items)],
+        readouts={each.name: readout_of(each) for each in asked},
+        on_error="raise" if request.fail_fast else "return",
+        **options,
+    )
+    index = 0
+    async for result in fetched:
+        results[index] = result
+        index += 1
+    return results
+
+
+async def collect_statistics(client: actserve.AsyncClient, request: Any) -> Answer:
+    (readout,) = request.readouts
+    prompts = [prompt_of(item.prompt) for item in request.items]
+    sites = [site_name(site) for site in readout.rows.sites]
+    full = readout.rows.statistics.second_moments == readout_pb2.SECOND_MOMENTS_FULL
+    moments = "covariance" if full else "variance"
+    fetched = await client.fetch_means(
+        prompts,
+        [item.label for item in request.items],
+        sites,
+        positions="all",
+        reduce=None,
+        second_moments=moments,
+    )
+    return {
+        "call_id": "c1",
+        "sequences": [
+            {"index": i, "key": item.key, "token_ids": [5, 6], "readouts": {}}
+            for i, item in enumerate(request.items)
+        ],
+        "statistics": {
+            readout.name: {
+                site: {
+                    label: {
+                        "rows": means.rows,
+                        "mean": array(means[site]),
+                        "second_moments": array(getattr(means, moments)[site]),
+                    }
+                    for label, means in fetched.items()
+                }
+                for site in sites
+            }
+        },
+    }
+
+
+async def collect_generate(client: actserve.AsyncClient, request: Any) -> Answer:
+    sampling = {field.name: value for field, value in request.sampling.ListFields()}
+    many = sampling.get("samples", 1) > 1
+    readouts = {each.name: readout_of(each) for each in request.readouts}
+    generated = await client.generate(prompt_of(request.prompt), readouts=readouts, **sampling)
+    samples = generated if many else [generated]
+    return {
+        "call_id": samples[0].request_id,
+        "sequences": [
+            {
+                "index": index,
+                "token_ids": [int(i) for i in (*each.prompt_token_ids, *each.token_ids)],
+                "text": each.text,
+                "finish_reason": each.finish_reason.upper(),
+                "readouts": readouts_of(each.activations.readouts, request.readouts),
+            }
+            for index, each in enumerate(samples)
+        ],
+    }
+
+
+async def collect_explanations(client: actserve.AsyncClient, request: Any) -> Answer:
+    spec = {field.name: value for field, value in request.spec.ListFields()}
+    match request:
+        case explain_pb.ExplainTextRequest():
+            positions = positions_of(request.positions)
+            explained = client.explain_text_stream(
+                prompt_of(request.prompt), positions=positions, **spec
+            )
+        case explain_pb.CompareActivationsRequest():
+            rows, reference = tensors.decode(request.activations), tensors.decode(request.reference)
+            found = await client.explain_difference(
+                rows, reference, site=site_name(request.site), **spec
+            )
+            return explanations_of(found, "c1", "models/m/nlas/n")
+        case _:
+            explained = client.explain_stream(
+                tensors.decode(request.activations), site=site_name(request.site), **spec
+            )
+    begun: Any = None
+    async for event in explained:
+        begun = begun or event
+    nla = f"models/m/nlas/{begun.nla}"  # The client tells the id alone.
+    return explanations_of(await explained.result(), begun.request_id, nla)
+
+
+def explanations_of(found: Any, call_id: str, nla: str) -> Answer:
+    each = list(found.explanations) if isinstance(found, actserve.ExplainedText) else list(found)
+    flat = [one for row in each for one in (row if isinstance(row, list | tuple) else [row])]
+    return {
+        "call_id": call_id,
+        "nla": nla,
+        "explanations": sorted(
+            ({"row": one.row, "sample": one.sample, "text": one.text} for one in flat),
+            key=lambda one: (one["row"], one["sample"]),
+        ),
+    }
+
+
+async def collect_reconstruction(client: actserve.AsyncClient, request: Any) -> Answer:
+    rows = await client.reconstruct(list(request.texts), site=site_name(request.site))
+    return {"call_id": "c1", **array(rows)}
+
+
+def prompt_of(prompt: Any) -> Any:
+    return list(prompt.token_ids.ids) if prompt.WhichOneof("source") == "token_ids" else prompt.text
+
+
+def positions_of(selector: positions_pb2.PositionSelector) -> Any:
+    """The selector as a caller writes it."""
+    match selector.WhichOneof("selection"):
+        case None:
+            return "all"
+        case "list":
+            return list(selector.list.positions)
+        case "span":
+            bounds = selector.span
+            start = bounds.start if bounds.HasField("start") else None
+            return slice(start, bounds.end if bounds.HasField("end") else None)
+        case "token_ids":
+            return actserve.ByTokenId(list(selector.token_ids.ids))
+        case "text":
+            return actserve.ByText(selector.text.text)
+        case name:
+            return name
+
+
+def readout_of(readout: Any) -> Any:
+    """The readout as a caller writes it."""
+    kind = readout.WhichOneof("kind")
+    asked = getattr(readout, kind)
+    if kind == "attention":
+        return actserve.Attention(
+            asked.layer, list(asked.heads), positions_of(asked.queries), asked.top_k or None
+        )
+    if kind == "attention_summary":
+        return actserve.AttentionSummary(list(asked.layers), positions_of(asked.queries))
+    where = ([site_name(site) for site in asked.sites], positions_of(asked.positions))
+    if kind == "predictions":
+        return actserve.Predict(*where, asked.top_k, list(asked.token_ids), asked.next_token)
+    if kind == "logit_attribution":
+        return actserve.LogitAttribution(
+            where[0], [each.token_id for each in asked.targets], where[1]
+        )
+    if kind == "keep":
+        return actserve.Read(*where, keep=actserve.Keep(asked.ttl.seconds, send=False))
+    projection = None
+    if asked.HasField("projection"):
+        directions = tensors.decode(asked.projection.directions.tensor)
+        projection = actserve.Projection(directions, send_top=asked.projection.send_top or None)
+    reduce = {0: None, 1: "last", 2: "mean", 3: "max"}[asked.reduction]
+    return actserve.Read(*where, projection=projection, reduce=reduce)
+
+
+def readouts_of(found: Mapping[str, Any], asked: Any) -> Answer:
+    """What came of the readouts, by name."""
+    told: Answer = {}
+    for readout in asked:
+        kind, result = readout.WhichOneof("kind"), found[readout.name]
+        told[readout.name] = {WIRE_NAMES.get(kind, kind): KINDS[kind](result)}
+    return told
+
+
+def rows_told(rows: actserve.ReadRows) -> Answer:
+    positions = [int(each) for each in rows.positions]
+    told: Answer = {
+        site: {"positions": positions, **array(rows[site])} for site in rows if len(rows)
+    }
+    for site, sparse in rows.sparse.items():
+        assert isinstance(sparse, SparseRows)
+        indices = [int(each) for each in sparse.indices.ravel()]
+        told[site] = {"positions": positions, **array(sparse.values), "indices": indices}
+    return told
+
+
+def predictions_told(predictions: Any) -> Answer:
+    told: Answer = {}
+    for site, each in predictions.items():
+        told[site] = {
+            "positions": [int(at) for at in each.positions],
+            "top_ids": [int(at) for at in np.asarray(each.top_ids).ravel()],
+            "top_texts": [text for row in each.top_tokens for text in row],
+        }
+        for name in ("top_logprobs", "token_logprobs", "next_token_logprobs"):
+            values = getattr(each, name)
+            if values is not None and np.asarray(values).size:
+                told[site][name] = array(values)
+    return told
+
+
+def attention_told(patterns: Any) -> Answer:
+    told: Answer = {}
+    for (_, head), pattern in patterns.items():
+        told[str(head)] = {"queries": [int(at) for at in pattern.queries], **array(pattern.weights)}
+        if pattern.keys is not None:
+            told[str(head)]["keys"] = [int(at) for at in np.asarray(pattern.keys).ravel()]
+    return told
+
+
+def summary_told(means: actserve.AttentionMeans) -> Answer:
+    return {
+        str(layer): {"queries": means.queries, "previous_token": array(row)}
+        for layer, row in zip(means.layers, means.previous_token, strict=True)
+    }
+
+
+def attributions_told(attributions: Any) -> Answer:
+    positions = [int(at) for at in attributions.positions]
+    return {site: {"positions": positions, **array(attributions[site])} for site in attributions}
+
+
+WIRE_NAMES = {"keep": "kept"}
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "rows": rows_told,
+    "predictions": predictions_told,
+    "attention": attention_told,
+    "attention_summary": summary_told,
+    "logit_attribution": attributions_told,
+    "keep": lambda rows: rows.kept,
+}
+COLLECTED = {
+    "FetchActivations": collect_fetch,
+    "Generate": collect_generate,
+    "ExplainActivations": collect_explanations,
+    "ExplainText": collect_explanations,
+    "CompareActivations": collect_explanations,
+    "ReconstructActivations": collect_reconstruction,
+}
+OPERATIONS = {
+    "parse_site": parse_site,
+    "parse_positions": parse_positions,
+    "decode_tensor": decode_tensor,
+    "encode_tensor": encode_tensor,
+    "unary": unary,
+    "list": pages,
+    "stream": stream,
+    "collect": collect,
+    "streams": streams,
+    "measure": measure,
+}
+
+if __name__ == "__main__":
+    main()
