@@ -98,8 +98,8 @@ impl ClientBuilder {
         self
     }
 
-    /// The model whose name goes in the header `x-actserve-model`, such as `models/smollm2-135m`,
-    /// by which a proxy can choose among servers.
+    /// The model whose name goes in the header `x-actserve-model`, `smollm2-135m` or
+    /// `models/smollm2-135m`, by which a proxy can choose among servers.
     pub fn model(mut self, model: impl Into<String>) -> Self {
         self.model = Some(model.into());
         self
@@ -196,10 +196,11 @@ impl fmt::Debug for ClientBuilder {
     }
 }
 
-/// A model's name as a header can hold it.
+/// The resource name of a model, as a header can hold it.
 fn quoted(model: &str) -> HeaderValue {
-    let mut text = String::new();
-    for byte in model.bytes() {
+    let id = model.strip_prefix("models/").unwrap_or(model);
+    let mut text = String::from("models/");
+    for byte in id.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
             text.push(byte.into());
         } else {

@@ -111,6 +111,17 @@ impl Error {
         )
     }
 
+    /// The error of an item, which has the id of its call unless it tells one.
+    pub(crate) fn of_item(status: &pb::Status, call_id: &str) -> Self {
+        let code = Code::from(status.code);
+        let mut error =
+            Self::new(code, "", message_of(code, &status.message)).with_details(&status.details);
+        if error.0.request_id.is_empty() {
+            error.0.request_id = call_id.into();
+        }
+        error
+    }
+
     fn with_details(mut self, details: &[prost_types::Any]) -> Self {
         let parts = &mut *self.0;
         for packed in details {
@@ -153,14 +164,6 @@ impl From<Status> for Error {
         let details = pb::Status::decode(status.details()).unwrap_or_default().details;
         let message = message_of(status.code(), status.message());
         Self::new(status.code(), "", message).with_details(&details)
-    }
-}
-
-impl From<&pb::Status> for Error {
-    /// The error of one item of a call.
-    fn from(status: &pb::Status) -> Self {
-        let code = Code::from(status.code);
-        Self::new(code, "", message_of(code, &status.message)).with_details(&status.details)
     }
 }
 

@@ -94,9 +94,10 @@ fn finish_reason(value: i32) -> String {
 }
 
 pub fn explained(explained: &Explained) -> Value {
-    let explanations = explained.explanations.iter().map(|each| {
-        json!({"row": each.row_index, "sample": each.sample_index, "text": each.text})
-    });
+    let explanations = explained
+        .explanations
+        .iter()
+        .map(|each| json!({"row": each.row_index, "sample": each.sample_index, "text": each.text}));
     json!({
         "call_id": explained.call_id, "nla": explained.nla,
         "explanations": explanations.collect::<Vec<_>>(),
@@ -165,11 +166,7 @@ fn reading(reading: &Reading) -> Value {
     }
 }
 
-fn by_key<K: ToString, T>(
-    kind: &str,
-    places: &[(K, T)],
-    answer: impl Fn(&T) -> Value,
-) -> Value {
+fn by_key<K: ToString, T>(kind: &str, places: &[(K, T)], answer: impl Fn(&T) -> Value) -> Value {
     let places: Map<_, _> =
         places.iter().map(|(key, found)| (key.to_string(), answer(found))).collect();
     json!({kind: places})

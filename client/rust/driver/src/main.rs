@@ -24,7 +24,7 @@ use opentelemetry::trace::{
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use answers::{array, error, hex, unhex};
+use answers::{array, error, unhex};
 use messages::Messages;
 use warnings::Warnings;
 
@@ -102,7 +102,7 @@ async fn main() -> Result<()> {
         let mut answer = match outcome {
             Ok(result) => result,
             // Anything but an error of the client is a mistake in a case, or here.
-            Err(failure) => json!({"error": error(failure.downcast_ref::<actserve::Error>().ok_or(failure.to_string())?)}),
+            Err(failure) => json!({"error": error(&*failure.downcast::<actserve::Error>()?)}),
         };
         answer["id"] = question.id.into();
         answer["warnings"] = warnings.take().into();
@@ -116,8 +116,9 @@ async fn main() -> Result<()> {
 async fn answer(question: &Question, messages: &Messages) -> Result<Value> {
     let result = match question.operation.as_str() {
         "parse_site" => messages.to_json("Site", &question.text.parse::<v1::Site>()?)?,
-        "parse_positions" => messages
-            .to_json("PositionSelector", &question.text.parse::<v1::PositionSelector>()?)?,
+        "parse_positions" => {
+            messages.to_json("PositionSelector", &question.text.parse::<v1::PositionSelector>()?)?
+        }
         "decode_tensor" => {
             let tensor: v1::Tensor = messages.from_json("Tensor", &question.tensor)?;
             array(&Array::try_from(&tensor)?)
@@ -133,9 +134,9 @@ async fn answer(question: &Question, messages: &Messages) -> Result<Value> {
         }
         "unary" => calls::unary(client(&question.client)?, question, messages).await?,
         "list" => calls::list(client(&question.client)?, question, messages).await?,
-        // These have an error beside their result.
+        // These may have an error beside their result, or in its place.
         "stream" => return calls::stream(client(&question.client)?, question, messages).await,
-        "collect" => calls::collect(client(&question.client)?, question, messages).await?,
+        "collect" => return calls::collect(client(&question.client)?, question, messages).await,
         "streams" => calls::streams(question, messages).await?,
         "measure" => calls::measure(client(&question.client)?, question, messages).await?,
         other => return Err(format!("there is no operation {other}").into()),

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use serde_json::Value;
 
 use crate::Result;
@@ -57,9 +57,4 @@ impl Messages {
         let found = self.0.get_message_by_name(&format!("actserve.v1.{name}"));
         Ok(found.ok_or_else(|| format!("the contract has no {name}"))?)
     }
-}
-
-#[allow(unused)]
-fn _assert(message: DynamicMessage) -> MessageDescriptor {
-    message.descriptor()
 }

@@ -150,7 +150,7 @@ impl FetchCollector {
         let failed = finished.status.as_ref().filter(|status| status.code != 0);
         let result = match (failed, opened) {
             (Some(status), _) => {
-                let error = Error::from(status);
+                let error = Error::of_item(status, &self.call_id);
                 if self.fail_fast {
                     return Err(error);
                 }
