@@ -33,6 +33,10 @@ UV := .venv/bin/uv
 PINS := requirements/build.txt requirements/$(VARIANT).txt requirements/dev.txt
 SETUP_INPUTS := $(PINS) pyproject.toml client/python/pyproject.toml
 SETUP_STAMP := .venv/setup-$(VARIANT)-$(shell cat $(SETUP_INPUTS) 2>/dev/null | cksum | cut -d' ' -f1).stamp
+# The clients in other languages whose tools are here; what is not is said, and left out.
+CLIENT_TOOLS := go:go typescript:npm rust:cargo java:mvn
+CLIENTS := $(foreach pair,$(CLIENT_TOOLS),$(if $(shell command -v $(lastword $(subst :, ,$(pair)))),$(firstword $(subst :, ,$(pair)))))
+NO_CLIENTS := $(filter-out $(CLIENTS),$(foreach pair,$(CLIENT_TOOLS),$(firstword $(subst :, ,$(pair)))))
 HELM_STAMP := .tools/helm-$(HELM_VERSION).stamp
 PROTOC_STAMP := .tools/protoc-$(shell cksum <requirements/proto.txt | cut -d' ' -f1).stamp
 
@@ -63,7 +67,7 @@ bench: setup ## Measure throughput and latency against plain vLLM
 ##### Check
 
 .PHONY: test test-shared-engine test-others
-test: setup helm-tool protoc-tool ## Run every test, those with real models included; in two halves without ARGS
+test: setup helm-tool protoc-tool clients ## Run every test, those with real models included; in two halves without ARGS
 ifeq ($(ARGS),)
 	@echo "two halves side by side; each says how it went when it ends"
 	@$(MAKE) --jobs=2 --output-sync=target --keep-going test-shared-engine test-others
@@ -79,6 +83,10 @@ test-shared-engine:
 test-others:
 	@TEST_HALF=1 $(PY) -m pytest -m "not shared_engine"
 
+.PHONY: conformance
+conformance: setup clients ## Hold every client to the same cases, and print a table of them
+	@$(PY) -m pytest tests/conformance --every-case $(ARGS)
+
 .PHONY: isolation
 isolation: setup ## Run the isolation test at length: 500 requests, three seeds, compiled and eager
 	@ISOLATION_REQUESTS=$${ISOLATION_REQUESTS:-500} ISOLATION_SEEDS=$${ISOLATION_SEEDS:-3} \
@@ -93,8 +101,12 @@ test-fast: setup protoc-tool ## Run the tests that need no model
 test-client-versions: setup ## Test the client with the oldest and newest of what it needs, on each Python
 	@$(PY) scripts/client_versions.py $(ARGS)
 
-.PHONY: lint lint-python lint-types lint-proto lint-docker lint-docs
-lint: lint-python lint-types lint-proto lint-docker lint-docs ## Check style, types, the contract, stubs, Dockerfile and docs
+.PHONY: lint lint-python lint-types lint-proto lint-docker lint-docs lint-clients
+lint: lint-python lint-types lint-proto lint-docker lint-docs lint-clients ## Check style, types, the contract, stubs, Dockerfile, docs and the clients
+
+lint-clients: setup
+	@$(PY) scripts/version.py --check
+	@for each in $(CLIENTS); do echo "lint client/$$each"; $(MAKE) -C client/$$each check; done
 
 lint-python: setup
 	@$(PY) -m ruff check .
@@ -139,9 +151,33 @@ format: setup ## Format Python and protos, and mend what ruff can
 	@.venv/bin/buf format --write proto
 
 .PHONY: proto
-proto: setup protoc-tool ## Regenerate what is made: the Python stubs from proto/, the blocking client
+proto: setup protoc-tool ## Regenerate what is made: the stubs of every language, the blocking client
 	@$(PY) scripts/stubs.py
 	@$(PY) scripts/blocking_client.py
+	@for each in $(CLIENTS); do $(MAKE) -C client/$$each proto; done
+
+.PHONY: version
+version: setup ## Set the version of every package: make version VERSION=0.2.0
+	@$(PY) scripts/version.py $(VERSION)
+
+##### Clients in other languages
+
+.PHONY: clients
+clients: ## Build the clients in other languages, with their examples and drivers
+	@for each in $(NO_CLIENTS); do echo "make clients: client/$$each is left out, its tools are not here"; done
+	@for each in $(CLIENTS); do echo "make clients: client/$$each"; $(MAKE) -C client/$$each driver; done
+
+.PHONY: packages
+packages: setup ## Build every package as it would be published, into build/packages
+	@rm -rf build/packages && mkdir -p build/packages
+	@$(UV) build --quiet --no-build-isolation --python $(PY) --out-dir build/packages client/python
+	@$(UV) build --quiet --no-build-isolation --python $(PY) --wheel --out-dir build/packages .
+	@for each in $(CLIENTS); do $(MAKE) -C client/$$each package; done
+	@ls build/packages
+
+.PHONY: try-packages
+try-packages: packages clients ## Install every package into an empty project, and run its sample there
+	@$(PY) scripts/try_packages.py $(ARGS)
 
 .PHONY: accept-contract
 accept-contract: setup ## Take proto/ as the contract that `make lint` compares with
@@ -164,7 +200,7 @@ requirements: ## Pin requirements/*.txt again from pyproject.toml (ARGS=--upgrad
 
 .PHONY: clean
 clean: ## Remove caches and builds; .venv and .tools stay
-	@rm -rf build dist client/python/build client/python/dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@rm -rf build dist client/*/build client/*/target client/typescript/node_modules client/python/build client/python/dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . \( -name .venv -o -name .tools -o -name .git \) -prune -o -name __pycache__ -print0 \
 		| xargs -0 -r rm -rf
 

@@ -3,8 +3,8 @@
 Two engines are alive at once, stock vLLM and ours, with the same options. Every run of ours lies
 between two of stock vLLM with the same workload, and its ratio is to their mean, so that whatever
 else the machine does hits both alike. A mode's figure is the median over rounds. Then the whole
-service is measured: rows fetched by the Python client over gRPC, explanations, and what the server
-makes of the machine's cores.
+service is measured: rows fetched by the Python client over gRPC, explanations, what the server
+makes of the machine's cores, and the clients of every language.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from actserve_server.engine.vllm import processor
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.models.embedded import default_cache_dir
 from actserve_server.models.resolve import resolve
+from bench.clients import ClientFigures, measure_clients
 from bench.cores import CoresFigures, measure_cores
 from bench.door import DoorFigures, Met, measure_door
 from bench.engines import Stock, Tapped, apply, modes
@@ -43,7 +44,7 @@ AIMS = {
 }
 """Ratios to plain vLLM that the project aims at."""
 
-PARTS = ("taps", "explanations", "cores", "door", "tenants")
+PARTS = ("taps", "explanations", "cores", "door", "tenants", "clients")
 
 RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 
@@ -139,6 +140,9 @@ def main() -> None:
     tenants = None
     if "tenants" in parts:
         tenants = measure_tenants(arguments.model, arguments.dtype, log)
+    clients = []
+    if "clients" in parts:
+        clients = measure_clients(arguments.rounds, log)
     door = None
     if "door" in parts:
         door = measure_door(arguments.model, arguments.dtype, log)
@@ -162,6 +166,7 @@ def main() -> None:
         "cores": cores and asdict(cores),
         "door": door and asdict(door),
         "tenants": tenants and asdict(tenants),
+        "clients": [asdict(figure) for figure in clients],
     }
     if ratios:
         _print(ratios, rates, figures)
@@ -171,6 +176,8 @@ def main() -> None:
         _print_cores(cores)
     if door:
         _print_door(door)
+    if clients:
+        _print_clients(clients)
     text = json.dumps(report, indent=2)
     print(text)
     if arguments.json:
@@ -239,6 +246,23 @@ def _print_cores(figures: CoresFigures) -> None:
         f"{figures.health_wait_p99_ms:.0f} ms, tokenize {figures.tokenize_wait_p99_ms:.0f} ms "
         "(aim: 100 ms)"
     )
+
+
+def _print_clients(figures: list[ClientFigures]) -> None:
+    table = Table(title="Clients by language, against one server (aim: 1.5 of the fastest)")
+    for column in ("language", "MB/s", "of the fastest", "calls/s", "of the fastest"):
+        table.add_column(column, justify="right")
+    most = max(figure.megabytes_per_second for figure in figures)
+    often = max(figure.calls_per_second for figure in figures)
+    for figure in figures:
+        table.add_row(
+            figure.language,
+            f"{figure.megabytes_per_second:.0f}",
+            f"{most / figure.megabytes_per_second:.2f}",
+            f"{figure.calls_per_second:.0f}",
+            f"{often / figure.calls_per_second:.2f}",
+        )
+    Console(stderr=True).print(table)
 
 
 def _print_door(figures: DoorFigures) -> None:

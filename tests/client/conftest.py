@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import actserve
-from actserve import _channel
+from actserve import _channel, _retries
 from actserve.cli.app import app
 
 from .fake_server import Model, serving
@@ -28,8 +28,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         "channel_options",
         lambda: [*options(), ("grpc.use_local_subchannel_pool", 1)],
     )
-    monkeypatch.setitem(_channel.RETRY_POLICY, "initialBackoff", "0.01s")
-    monkeypatch.setitem(_channel.RETRY_POLICY, "maxBackoff", "0.01s")
+    monkeypatch.setattr(_retries, "_LONGEST_PAUSES_S", (0.01, 0.03, 0.1))
 
 
 @pytest.fixture
@@ -62,6 +61,12 @@ class Blocking:
 
     def fetch_iter(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         return self._iterate(self._client.fetch_iter(*args, **kwargs))
+
+    def call_stream(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        return self._iterate(self._client.call_stream(*args, **kwargs))
+
+    def call_pages(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        return self._iterate(self._client.call_pages(*args, **kwargs))
 
     def explain_stream(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         return self._iterate(self._client.explain_stream(*args, **kwargs))

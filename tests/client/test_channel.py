@@ -17,11 +17,9 @@ from actserve.v1 import (
 )
 
 
-def test_exactly_the_methods_that_promise_idempotency_are_retried() -> None:
-    (config,) = _channel.service_config()["methodConfig"]
-    retried = {(name["service"], name["method"]) for name in config["name"]}
+def test_exactly_the_methods_that_promise_idempotency_are_made_again() -> None:
     promised = {
-        (service.full_name, method.name)
+        method.name
         for module in (
             explanation_service_pb2,
             generation_service_pb2,
@@ -33,14 +31,36 @@ def test_exactly_the_methods_that_promise_idempotency_are_retried() -> None:
         for method in service.methods
         if method.GetOptions().idempotency_level
     }
-    assert retried == promised
-    assert len(retried) == 19
-    assert config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert promised == _channel.HARMLESS
+    assert len(promised) == 19
 
 
-def test_the_service_config_is_json_that_grpc_takes() -> None:
+def test_replicas_behind_one_name_are_all_used_and_grpc_itself_tries_nothing_again() -> None:
     options: dict[str, Any] = dict(_channel.channel_options())
-    assert json.loads(options["grpc.service_config"]) == _channel.service_config()
+    config = json.loads(options["grpc.service_config"])
+    assert config == {"loadBalancingConfig": [{"round_robin": {}}]}
+    assert options["grpc.enable_retries"] == 0
+
+
+@pytest.mark.parametrize(
+    ("targets", "target"),
+    [
+        (["10.0.0.1:1"], "10.0.0.1:1"),
+        (["10.0.0.1:1", "10.0.0.2:2"], "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        (["[fe80::1]:1", "[fe80::2]:2"], "ipv6:[fe80::1]:1,[fe80::2]:2"),
+    ],
+)
+def test_several_addresses_are_one_target(targets: list[str], target: str) -> None:
+    assert _channel.checked_target(targets) == target
+
+
+@pytest.mark.parametrize(
+    "targets", [[], ["a:1", "b:2"], ["10.0.0.1:1", "[::1]:1"], ["10.0.0.1", "10.0.0.2"], [1, 2]]
+)
+def test_what_is_no_list_of_addresses_is_refused(targets: Any) -> None:
+    with pytest.raises(actserve.InvalidRequest) as caught:
+        _channel.checked_target(targets)
+    assert caught.value.field == "target"
 
 
 class Flavour:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 ANSWER_TIMEOUT_S = 90.0
@@ -29,6 +31,8 @@ class Language:
     program: Path
     """What `make clients` builds."""
     command: tuple[str, ...]
+    example: tuple[str, ...]
+    """The command of an example, whose name stands in place of {name}."""
 
 
 LANGUAGES = (
@@ -37,25 +41,35 @@ LANGUAGES = (
         sys.executable,
         ROOT / "tests/conformance/python_driver.py",
         (sys.executable, "-m", "tests.conformance.python_driver"),
+        (sys.executable, "client/python/examples/{name}.py"),
     ),
-    Language("go", "go", ROOT / "client/go/build/driver", ("client/go/build/driver",)),
+    Language(
+        "go",
+        "go",
+        ROOT / "client/go/build/driver",
+        ("client/go/build/driver",),
+        ("client/go/build/{name}",),
+    ),
     Language(
         "typescript",
         "node",
         ROOT / "client/typescript/build/driver/driver.js",
         ("node", "client/typescript/build/driver/driver.js"),
+        ("node", "client/typescript/build/examples/{name}.js"),
     ),
     Language(
         "rust",
         "cargo",
         ROOT / "client/rust/target/release/driver",
         ("client/rust/target/release/driver",),
+        ("client/rust/target/release/examples/{name}",),
     ),
     Language(
         "java",
         "mvn",
         ROOT / "client/java/driver/target/driver.jar",
         ("java", "-jar", "client/java/driver/target/driver.jar"),
+        ("java", "-cp", "client/java/driver/target/driver.jar", "{Name}"),
     ),
 )
 
@@ -69,6 +83,18 @@ def why_not(language: Language) -> str | None:
         name = language.program.relative_to(ROOT)
         raise FileNotFoundError(f"{name} does not exist; build the drivers with `make clients`")
     return None
+
+
+def printed(language: Language, name: str, address: str) -> str:
+    """What an example prints about a server."""
+    if reason := why_not(language):
+        pytest.skip(reason)
+    command = [each.format(name=name, Name=name.title()) for each in language.example]
+    done = subprocess.run(
+        [*command, address], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert not done.returncode, f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 class Driver:

@@ -30,6 +30,7 @@ from actserve.positions import positions_to_proto
 from actserve.projections import SparseRows
 from actserve.sites import site_name
 from actserve.v1 import explanation_service_pb2 as explain_pb
+from actserve.v1 import model_service_pb2 as model_pb
 from actserve.v1 import positions_pb2, readout_pb2, tensor_pb2
 from tests.conformance.scripted_server import method_of
 
@@ -188,7 +189,8 @@ async def cancelled_after(seconds: float | None, work: Any) -> Any:
 
 
 async def streams(question: Answer) -> Answer:
-    async with client_of(question):
+    async with client_of(question) as client:
+        await client.call("ListModels", model_pb.ListModelsRequest())
         before = threading.active_count()  # With those that gRPC keeps for all channels.
     outcomes = {"finished": 0, "cancelled": 0}
     async with client_of(question) as client:

@@ -161,8 +161,8 @@ class _Handler(grpc.GenericRpcHandler):
     def __init__(self, server: ScriptedServer) -> None:
         self._server = server
 
-    def service(self, call: grpc.HandlerCallDetails) -> Any:
-        method = call.method.rpartition("/")[2]
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        method = handler_call_details.method.rpartition("/")[2]
         # Also for methods with one answer: on the wire it is a stream of one message.
         return grpc.unary_stream_rpc_method_handler(
             lambda request, context: self._server.serve(method, request, context)

@@ -114,7 +114,7 @@ async def test_a_connection_that_is_cut_loses_and_repeats_nothing(
 ) -> None:
     """Three times: by itself, or by a program that goes on after the last key it has seen."""
     if resumes:
-        monkeypatch.setattr("actserve._async.transport.backoff", lambda attempt, told: None)
+        monkeypatch.setattr("actserve._retries._LONGEST_PAUSES_S", ())
     # Long enough that a cut falls into the middle of an answer.
     prompts = [f"{index} {'x' * 200}" for index in range(96)]
     found: list[str] = []

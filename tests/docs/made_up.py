@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from actserve_server.domain.model import Limits
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
+from actserve_server.domain.runs import Sampling
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.fake import FakeEngine, Vocabulary
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
@@ -73,6 +74,8 @@ def made_up_nla() -> Tiny:
         site=Site(HookPoint.RESID_POST, 20),
         av=FakeEngine(width=WIDTH),
         ar=FakeEngine(width=WIDTH),
+        # As many tokens as the pair in the box may write.
+        sampling=Sampling(temperature=1.0, max_tokens=64),
         head=np.random.default_rng(7).standard_normal((WIDTH, WIDTH)).astype(np.float32),
     )
 

@@ -15,13 +15,18 @@ from prometheus_client import REGISTRY
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
+from actserve_server import app
+from actserve_server.config import Settings
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.vllm.options import EngineOptions
-from actserve_server.nla.autoencoder import Autoencoder
+from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.nla.explanations import Asking, Consumed, Explanation
 from actserve_server.nla.loading import load
 from actserve_server.nla.pair_sources import NlaSource
+from tests.conformance.drivers import LANGUAGES, Language, printed
 from tests.integration.harness import EngineThread, LoopThread, make_run
+
+PYTHON, *OTHERS = LANGUAGES
 
 LAYER = 20
 SITE = Site(HookPoint.RESID_POST, LAYER)
@@ -43,9 +48,10 @@ TEXTS = (
 class Nla:
     """SmolLM2 as AV, and as AR with the identity as its head."""
 
-    def __init__(self, thread: LoopThread, nla: Autoencoder) -> None:
+    def __init__(self, thread: LoopThread, nlas: Autoencoders) -> None:
+        self.loaded = nlas
         self._thread = thread
-        self._nla = nla
+        (self._nla,) = nlas
 
     def explain(self, rows: np.ndarray, **asking: Any) -> list[Explanation]:
         async def collected() -> list[Explanation]:
@@ -101,14 +107,26 @@ def nla(
         kv_cache_memory_bytes=512 << 20,
         enforce_eager=True,  # The pair that comes with the server is compiled in its own test.
     )
-    thread = LoopThread()
-    nlas = thread.call(
+    # On the event loop of the model, so that one server can have both.
+    nlas = smollm2.call(
         load((NlaSource.model_validate(str(folder)),), smollm2.info, options, folder / "cache")
     )
-    (loaded,) = nlas
-    yield Nla(thread, loaded)
-    thread.call(nlas.close())
-    thread.close()
+    yield Nla(smollm2, nlas)
+    smollm2.call(nlas.close())
+
+
+@pytest.fixture(scope="module")
+def address(nla: Nla, smollm2: EngineThread) -> Iterator[str]:
+    """Of a server of the model and of what explains it."""
+
+    async def start() -> app.App:
+        built = app.build(smollm2.engine, Settings(port=0, drain_grace_s=1.0), nla.loaded)
+        await built.start()
+        return built
+
+    running = smollm2.call(start())
+    yield f"127.0.0.1:{running.port}"
+    smollm2.call(running.drain())
 
 
 def test_256_explanations_at_once_are_those_of_one_at_a_time(
@@ -159,3 +177,10 @@ def test_seeded_samples_differ_and_repeat(nla: Nla) -> None:
     )
     assert first == again
     assert len(set(first)) > 1
+
+
+@pytest.mark.parametrize("language", OTHERS, ids=lambda language: language.name)
+def test_the_example_prints_in_every_language_what_it_prints_in_python(
+    address: str, language: Language
+) -> None:
+    assert printed(language, "explain", address) == printed(PYTHON, "explain", address)

@@ -2,19 +2,23 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from ipaddress import ip_address
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import grpc
 from google.protobuf.descriptor_pb2 import MethodOptions
 
+from actserve._checks import described
 from actserve._explain_jobs import ExplainJobs
 from actserve._fetch_jobs import FetchJobs
 from actserve._generate_jobs import GenerateJobs
 from actserve._reconstruct_jobs import ReconstructJobs
+from actserve._traces import trace_headers
 from actserve._weight_jobs import WeightJobs
 from actserve.errors import InvalidRequest
 from actserve.v1 import (
@@ -33,6 +37,7 @@ from actserve.v1 import (
 DEFAULT_PORT = 50051
 DEFAULT_TARGET = f"localhost:{DEFAULT_PORT}"
 DEFAULT_CONCURRENCY = 32
+DEFAULT_TIMEOUT_S = 600.0
 MODEL_HEADER = "x-actserve-model"
 
 _SERVICES = {
@@ -53,58 +58,22 @@ _SERVICES = {
     ),
 }
 
-# Four attempts over about three seconds: enough for a server that restarts or is briefly full,
-# soon enough for a person who mistyped the address.
-RETRY_POLICY: dict[str, Any] = {
-    "maxAttempts": 4,
-    "initialBackoff": "0.25s",
-    "maxBackoff": "3s",
-    "backoffMultiplier": 3,
-    "retryableStatusCodes": ["UNAVAILABLE"],
-}
-
-
-def backoff(attempt: int, told: float | None) -> float | None:
-    """How many seconds to wait before a call that broke off is made again after this many such
-    attempts, or as long as the server has told; None if it was tried often enough."""
-    if attempt >= RETRY_POLICY["maxAttempts"] - 1:
-        return None
-    first, most = (
-        float(RETRY_POLICY[name].removesuffix("s")) for name in ("initialBackoff", "maxBackoff")
-    )
-    if told is not None and told > _MAX_PAUSE_S:
-        return None  # Too long to wait without a word; the error says when.
-    return told or min(first * RETRY_POLICY["backoffMultiplier"] ** attempt, most)
-
-
-_MAX_PAUSE_S = 30.0
-"""For as long as this a server may tell a call to wait before it is made again."""
-
-
-def service_config() -> dict[str, Any]:
-    """The gRPC service config: which methods are retried, and how calls are spread.
-
-    A method is retried if the contract says that running it twice does no harm. gRPC retries only
-    until the first response arrives, so a caller never sees an event twice.
-    """
-    harmless = [
-        {"service": service.full_name, "method": method.name}
-        for service in _SERVICES
-        for method in service.methods
-        if method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
-    ]
-    return {
-        "methodConfig": [{"name": harmless, "retryPolicy": RETRY_POLICY}],
-        # A name with many addresses is many replicas; gRPC's default would use only one.
-        "loadBalancingConfig": [{"round_robin": {}}],
-    }
+HARMLESS = frozenset(
+    method.name
+    for service in _SERVICES
+    for method in service.methods
+    if method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
+)
+"""The methods that the contract says may run twice: those that are made again when there is no
+server."""
 
 
 def channel_options() -> list[tuple[str, str | int]]:
     return [
-        ("grpc.service_config", json.dumps(service_config())),
-        # A request beyond this buffer (256 KiB by default, a few steering vectors) is not retried.
-        ("grpc.per_rpc_retry_buffer_size", 64 << 20),
+        # A name with many addresses is many replicas; gRPC's default would use only one.
+        ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+        ("grpc.enable_retries", 0),  # `Retries` has ours.
+        ("grpc.primary_user_agent", f"actserve-python/{version('actserve')}"),
         # A server that vanished without closing the connection would never be noticed while a
         # call waits for its first row.
         ("grpc.keepalive_time_ms", 60_000),
@@ -133,7 +102,7 @@ class Connection:
 
     @staticmethod
     def of(
-        target: str,
+        target: str | Sequence[str],
         *,
         model: str | None,
         tls: bool | grpc.ChannelCredentials | None,
@@ -191,7 +160,8 @@ class Connection:
                 model = request.name
             case _:
                 model = self.model
-        return (*self.metadata, (MODEL_HEADER, quote(model))) if model else self.metadata
+        named = ((MODEL_HEADER, quote(model)),) if model else ()
+        return (*self.metadata, *named, *trace_headers())
 
     def open(self, grpc_flavour: ModuleType) -> Any:
         """A channel of `grpc` or `grpc.aio`."""
@@ -205,8 +175,10 @@ class Connection:
 
 
 def checked_target(target: Any) -> str:
-    """A target that gRPC takes; a host alone gets the port that servers have by default. Raises
-    `InvalidRequest`."""
+    """A target that gRPC takes; a host alone gets the port that servers have by default, and
+    several addresses become one target. Raises `InvalidRequest`."""
+    if isinstance(target, Sequence) and not isinstance(target, str) and target:
+        return checked_target(target[0]) if len(target) == 1 else _several(target)
     if not isinstance(target, str) or not target or "//" in target.partition("://")[0]:
         raise InvalidRequest(
             f"{target!r} is not a target; give host:port", reason="FIELD_INVALID", path=("target",)
@@ -220,6 +192,29 @@ def checked_target(target: Any) -> str:
     return f"{target}:{DEFAULT_PORT}" if re.fullmatch(r"[A-Za-z0-9._-]+", target) else target
 
 
+def _several(targets: Sequence[Any]) -> str:
+    found = [_ADDRESS.match(each) if isinstance(each, str) else None for each in targets]
+    for kind in (4, 6):
+        if all(match and _ip_version(match[1] or match[2]) == kind for match in found):
+            return f"ipv{kind}:{','.join(targets)}"
+    raise InvalidRequest(
+        f"{described(targets)} are not addresses of one kind; give IP addresses with their ports, "
+        "such as ['10.0.0.1:50051', '10.0.0.2:50051'], or one name that has all of them",
+        reason="FIELD_INVALID",
+        path=("target",),
+    )
+
+
+def _ip_version(host: str) -> int | None:
+    try:
+        return ip_address(host).version
+    except ValueError:
+        return None
+
+
+_ADDRESS = re.compile(r"^(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):[0-9]{1,5}$")
+
+
 def is_local(target: str) -> bool:
     """Whether all that is sent to a gRPC target stays on this machine, as far as its name tells."""
     scheme, _, rest = target.partition(":")
@@ -231,11 +226,14 @@ def is_local(target: str) -> bool:
         address = rest.removeprefix("///")
     if "/" in address:
         return False
-    return all(_HOST.sub(r"\1\2", each) in _LOOPBACK for each in address.split(","))
+    return all(_is_loopback(_HOST.sub(r"\1\2", each)) for each in address.split(","))
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_ip_version(host) is not None and ip_address(host).is_loopback)
 
 
 _HOST = re.compile(r"^(?:\[([^\]]*)\]|([^:]*))(?::\d+)?$")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def _check_no_token(target: str, headers: Mapping[str, str]) -> None:
@@ -260,6 +258,37 @@ STREAMING = frozenset(
     method.name for service in _SERVICES for method in service.methods if method.server_streaming
 )
 """The methods that answer with a stream."""
+
+
+def check_method(name: str, request: Any, answer: Literal["message", "stream", "pages"]) -> None:
+    """Raises `InvalidRequest` unless a service has the method, it answers so, and it takes the
+    request."""
+    methods = {
+        method.name: method
+        for service in _SERVICES
+        for method in service.methods
+        if answer in _answers(method)
+    }
+    if name not in methods:
+        raise InvalidRequest(
+            f"{described(name)} is no method that answers with {answer}; those are "
+            f"{', '.join(sorted(methods))}",
+            reason="FIELD_INVALID",
+            path=("method",),
+        )
+    if getattr(request, "DESCRIPTOR", None) is not methods[name].input_type:
+        raise InvalidRequest(
+            f"{name} takes {methods[name].input_type.name}, and was given {described(request)}",
+            reason="FIELD_INVALID",
+            path=("request",),
+        )
+
+
+def _answers(method: Any) -> Sequence[str]:
+    if method.server_streaming:
+        return ("stream",)
+    paged = "page_token" in method.input_type.fields_by_name
+    return ("message", "pages") if paged else ("message",)
 
 
 def stubs(channel: Any) -> dict[str, Any]:

@@ -60,6 +60,10 @@ class FetchCall:
                 opened = response.item_started
                 if opened.item_index in self._open.keys() | self._done.keys():
                     raise BadResponse(f"the server opened prompt {opened.item_index} twice")
+                if opened.item_index >= len(self._sent):
+                    raise BadResponse(
+                        f"the server opened prompt {opened.item_index} of {len(self._sent)}"
+                    )
                 captured = Captured(self._capture, self._started.readouts)
                 self._open[opened.item_index] = opened, captured
             case (

@@ -1,5 +1,6 @@
 """Positions: which tokens of a sequence a capture or an intervention covers."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, SupportsIndex, TypeAlias
@@ -133,6 +134,7 @@ class ByTurn:
 
 Positions: TypeAlias = (
     Literal["all", "last", "prompt", "generated"]
+    | str
     | SupportsIndex
     | slice
     | range
@@ -146,6 +148,7 @@ Positions: TypeAlias = (
 """Zero-based token positions over prompt and generated tokens together.
 
 - `"all"`, `"prompt"`, `"generated"`: those tokens; `"last"`: the last prompt token;
+- a text, as on a command line: `"3"`, `"0,3,-1"`, `"2:8"`, `":-1"`, `"text:France"`;
 - an int, a list of ints or a `range`: exactly these, an error if one does not exist;
 - a `slice` of step 1: from start up to, not including, stop, cut to what exists;
 - `ByTokenId`, `ByText`, `ByCharacters`, `ByTurn`: the tokens that are, or say, something.
@@ -162,8 +165,9 @@ _NAMED = {
 }
 
 _FIX = (
-    "use 'all', 'last', 'prompt', 'generated', an int, a list of ints, a range, a slice of step 1 "
-    "or one of ByTokenId, ByText, ByCharacters and ByTurn"
+    "use 'all', 'last', 'prompt', 'generated', a text such as '3', '0,-1', '2:8' or 'text:France', "
+    "an int, a list of ints, a range, a slice of step 1 or one of ByTokenId, ByText, ByCharacters "
+    "and ByTurn"
 )
 
 
@@ -172,9 +176,7 @@ def positions_to_proto(positions: Positions) -> pb.PositionSelector:
     if isinstance(positions, ByTokenId | ByText | ByCharacters | ByTurn):
         return positions.to_proto()
     if isinstance(positions, str):
-        if positions not in _NAMED:
-            raise _invalid(f"positions {positions!r} do not exist")
-        return _NAMED[positions]
+        return _NAMED[positions] if positions in _NAMED else positions_to_proto(parsed(positions))
     if isinstance(positions, slice):
         if positions.step not in (None, 1):
             raise _invalid(f"a slice of step {positions.step} is not supported; list the positions")
@@ -188,6 +190,27 @@ def positions_to_proto(positions: Positions) -> pb.PositionSelector:
     if not listed:
         raise _invalid("the list of positions is empty; name at least one")
     return pb.PositionSelector(list=pb.PositionList(positions=listed))
+
+
+def parsed(text: str) -> Positions:
+    """What positions are that are written as a text. Raises `InvalidRequest`."""
+    if text in _NAMED:
+        return text
+    if text.startswith(_TEXT):
+        piece = text.removeprefix(_TEXT)
+        if not piece:
+            raise _invalid(f"the text after {_TEXT!r} must be not empty, as in 'text:France'")
+        return ByText(piece)
+    if re.fullmatch(rf"({_NUMBER})?:({_NUMBER})?", text):
+        start, stop = (int(bound) if bound else None for bound in text.split(":"))
+        return slice(start, stop)
+    if re.fullmatch(rf"{_NUMBER}(,{_NUMBER})*", text):
+        return [int(position) for position in text.split(",")]
+    raise _invalid(f"positions {described(text)} do not exist")
+
+
+_TEXT = "text:"
+_NUMBER = "-?[0-9]{1,10}"
 
 
 def check_positions(positions: Positions) -> None:

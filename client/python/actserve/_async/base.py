@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 from typing_extensions import Self
 
 from actserve._async.streams import AsyncStream
 from actserve._async.transport import AsyncTransport
-from actserve._channel import DEFAULT_CONCURRENCY, DEFAULT_TARGET, Connection, model_name
+from actserve._channel import (
+    DEFAULT_CONCURRENCY,
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT_S,
+    Connection,
+    check_method,
+    model_name,
+)
 from actserve._generate_jobs import GenerateJobs
 from actserve._resolving import Known, needs_model, resolved, single_token, texts_of_tokens
 from actserve.errors import NotFound
@@ -23,13 +31,13 @@ class AsyncBase:
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: str | Sequence[str] = DEFAULT_TARGET,
         *,
         model: str | None = None,
         tls: bool | grpc.ChannelCredentials | None = None,
         token: str | None = None,
         plaintext_token: bool = False,
-        timeout: float | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
         metadata: Mapping[str, str] | None = None,
         concurrency: int = DEFAULT_CONCURRENCY,
     ) -> None:
@@ -64,8 +72,8 @@ class AsyncBase:
     async def models(self, *, timeout: float | None = None) -> list[Model]:
         """The served models, by name."""
         request = model_service_pb2.ListModelsRequest()
-        pages = await self._transport.pages("ListModels", request, timeout)
-        models = [model for page in pages for model in page.models]
+        pages = self._transport.pages("ListModels", request, timeout)
+        models = [model async for page in pages for model in page.models]
         nlas = await self._nlas("models/-", timeout)
         return [model_from_proto(model, nlas) for model in models]
 
@@ -75,10 +83,34 @@ class AsyncBase:
         found = (await self._transport.response("GetModel", request, timeout)).model
         return model_from_proto(found, await self._nlas(found.name, timeout))
 
+    async def call(self, method: str, request: Message, *, timeout: float | None = None) -> Any:
+        """Makes a call of the contract by the name of its method, such as `GetModel`, with the
+        messages of `actserve.v1`, and returns the response: for what has no method of its own here.
+        Headers, deadline, retries and errors are those of every other method."""
+        check_method(method, request, "message")
+        return await self._transport.response(method, request, timeout)
+
+    def call_stream(
+        self, method: str, request: Message, *, timeout: float | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """The same for a method that answers with a stream, such as `Generate`: its messages one by
+        one, as they come. Nobody checks here that the stream is whole. Closing it cancels the
+        call."""
+        check_method(method, request, "stream")
+        return self._transport.messages(method, request, timeout)
+
+    def call_pages(
+        self, method: str, request: Message, *, timeout: float | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """The same for a method that answers with pages, such as `ListModels`: its responses one by
+        one, each of which is asked for when it is needed."""
+        check_method(method, request, "pages")
+        return self._transport.pages(method, request, timeout)
+
     async def _nlas(self, parent: str, timeout: float | None) -> list[explanation_service_pb2.Nla]:
         request = explanation_service_pb2.ListNlasRequest(parent=parent)
-        pages = await self._transport.pages("ListNlas", request, timeout)
-        return [nla for page in pages for nla in page.nlas]
+        pages = self._transport.pages("ListNlas", request, timeout)
+        return [nla async for page in pages for nla in page.nlas]
 
     async def _served(self, timeout: float | None) -> model_service_pb2.Model:
         """The model that calls are for, as it was a minute ago at most."""

@@ -21,8 +21,8 @@ class AsyncKeeping(AsyncBase):
         """All that the tenant of the client's token keeps on the server, by name. Raises
         `NotServed` on a server without tokens."""
         request = kept_activations_service_pb2.ListKeptActivationsRequest()
-        pages = await self._transport.pages("ListKeptActivations", request, timeout)
-        return [kept_from_proto(kept) for page in pages for kept in page.kept_activations]
+        pages = self._transport.pages("ListKeptActivations", request, timeout)
+        return [kept_from_proto(kept) async for page in pages for kept in page.kept_activations]
 
     async def delete_kept(self, name: str, *, timeout: float | None = None) -> None:
         """Frees what the server keeps under a name before it expires. Raises `NotFound`."""

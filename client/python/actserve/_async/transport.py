@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import grpc
@@ -13,12 +14,14 @@ import grpc.aio
 
 from actserve._calls import Call
 from actserve._cancelling import is_task_cancelled
-from actserve._channel import STREAMING, Connection, backoff, stubs
+from actserve._channel import HARMLESS, STREAMING, Connection, stubs
 from actserve._flight import Flight
 from actserve._jobs import Job, Part, is_of_one_prompt
 from actserve._progress import bar
 from actserve._request_size import LARGE, check_size
-from actserve.errors import ActserveError, Cancelled, Unavailable, at_item, from_rpc
+from actserve._retries import Retries
+from actserve._versions import ServerVersion
+from actserve.errors import ActserveError, Cancelled, at_item, from_rpc
 from actserve.models import only_model
 from actserve.v1 import model_service_pb2 as pb
 
@@ -31,6 +34,7 @@ class AsyncTransport:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._flight = Flight()
+        self._version = ServerVersion(version("actserve"))
         self._closed = False
 
     async def close(self) -> None:
@@ -105,13 +109,13 @@ class AsyncTransport:
             await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _collect(self, part: Part[T], timeout: float | None) -> T:
-        attempt = 0
+        retries = Retries(None)
         while part.call:
             begun = False
             try:
                 with at_item(part.first):
                     call = part.call()
-                    responses = self._responses(call.method, call.request, timeout)
+                    responses = self.messages(call.method, call.request, timeout)
                     async with aclosing(responses):
                         async for response in responses:
                             begun = True
@@ -120,18 +124,16 @@ class AsyncTransport:
             except ActserveError as error:
                 if part.failed and is_of_one_prompt(error):
                     return part.failed(error)
-                # Before the first response gRPC itself has tried again.
-                again = begun and isinstance(error, Unavailable)
-                pause = backoff(attempt, error.retry_after) if again else None
+                # Before the first response it was tried again already.
+                pause = retries.pause(error) if begun else None
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
-            attempt += 1
         return part.answer
 
     async def events(self, call: Call[Any], timeout: float | None) -> AsyncGenerator[Any, None]:
         """What happens in one call, while it does."""
-        async with aclosing(self._responses(call.method, call.request, timeout)) as responses:
+        async with aclosing(self.messages(call.method, call.request, timeout)) as responses:
             async for response in responses:
                 if event := call.read(response):
                     yield event
@@ -139,30 +141,51 @@ class AsyncTransport:
 
     async def response(self, method: str, request: Any, timeout: float | None) -> Any:
         """The answer of a call that has one."""
-        (response,) = [each async for each in self._responses(method, request, timeout)]
+        (response,) = [each async for each in self.messages(method, request, timeout)]
         return response
 
-    async def pages(self, method: str, request: Any, timeout: float | None) -> list[Any]:
-        """All pages of a list, from the first."""
-        pages: list[Any] = []
-        while not pages or pages[-1].next_page_token:
-            if pages:
-                request.page_token = pages[-1].next_page_token
-            pages.append(await self.response(method, request, timeout))
-        return pages
+    async def pages(
+        self, method: str, request: Any, timeout: float | None
+    ) -> AsyncGenerator[Any, None]:
+        """The pages of a list, each of which is asked for when it is needed."""
+        asked = type(request)()
+        asked.CopyFrom(request)
+        while True:
+            page = await self.response(method, asked, timeout)
+            yield page
+            if not page.next_page_token:
+                return
+            asked.page_token = page.next_page_token
 
-    async def _responses(
+    async def messages(
+        self, method: str, request: Any, timeout: float | None
+    ) -> AsyncGenerator[Any, None]:
+        """The responses of a call, which is made again if it ends before the first and may be."""
+        if (size := request.ByteSize()) > LARGE:
+            check_size(size, only_model(await self.models(timeout), self.connection.model))
+        retries = Retries(self.connection.timeout if timeout is None else timeout)
+        while True:
+            begun = False
+            try:
+                async with aclosing(self._attempt(method, request, retries.left())) as responses:
+                    async for response in responses:
+                        begun = True
+                        yield response
+                    return
+            except ActserveError as error:
+                again = method in HARMLESS and not begun
+                pause = retries.pause(error) if again else None
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+
+    async def _attempt(
         self, method: str, request: Any, timeout: float | None
     ) -> AsyncGenerator[Any, None]:
         if self._closed:
             raise Cancelled("the client is closed; make another one")
-        if (size := request.ByteSize()) > LARGE:
-            check_size(size, only_model(await self.models(timeout), self.connection.model))
-        rpc = self._stubs[method](
-            request,
-            timeout=self.connection.timeout if timeout is None else timeout,
-            metadata=self.connection.headers(request),
-        )
+        headers = self.connection.headers(request)
+        rpc = self._stubs[method](request, timeout=timeout, metadata=headers)
         self._flight.add(rpc)
         try:
             if method in STREAMING:
@@ -170,7 +193,9 @@ class AsyncTransport:
                     yield response
             else:
                 yield await rpc
-        except grpc.RpcError as error:
+            self._version.check(await rpc.trailing_metadata())
+        except grpc.aio.AioRpcError as error:
+            self._version.check(error.trailing_metadata())
             raise from_rpc(error, self.connection.target) from None
         except asyncio.CancelledError:
             # Of this task, or of the call alone, which closing the client cancels.
@@ -185,8 +210,8 @@ class AsyncTransport:
         """The served models, as they were a minute ago at most: what a request is checked against
         before it is sent. The server checks it too."""
         if self._models is None or time.monotonic() - self._told > _FRESH_S:
-            pages = await self.pages("ListModels", pb.ListModelsRequest(), timeout)
-            self._models = [model for page in pages for model in page.models]
+            pages = self.pages("ListModels", pb.ListModelsRequest(), timeout)
+            self._models = [model async for page in pages for model in page.models]
             self._told = time.monotonic()
         return self._models
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 from typing_extensions import Self
 
-from actserve._channel import DEFAULT_CONCURRENCY, DEFAULT_TARGET, Connection, model_name
+from actserve._channel import (
+    DEFAULT_CONCURRENCY,
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT_S,
+    Connection,
+    check_method,
+    model_name,
+)
 from actserve._generate_jobs import GenerateJobs
 from actserve._resolving import Known, needs_model, resolved, single_token, texts_of_tokens
 from actserve._sync.streams import Stream
@@ -23,13 +31,13 @@ class Base:
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: str | Sequence[str] = DEFAULT_TARGET,
         *,
         model: str | None = None,
         tls: bool | grpc.ChannelCredentials | None = None,
         token: str | None = None,
         plaintext_token: bool = False,
-        timeout: float | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
         metadata: Mapping[str, str] | None = None,
         concurrency: int = DEFAULT_CONCURRENCY,
     ) -> None:
@@ -74,6 +82,30 @@ class Base:
         request = model_service_pb2.GetModelRequest(name=model_name(model_id))
         found = (self._transport.response("GetModel", request, timeout)).model
         return model_from_proto(found, self._nlas(found.name, timeout))
+
+    def call(self, method: str, request: Message, *, timeout: float | None = None) -> Any:
+        """Makes a call of the contract by the name of its method, such as `GetModel`, with the
+        messages of `actserve.v1`, and returns the response: for what has no method of its own here.
+        Headers, deadline, retries and errors are those of every other method."""
+        check_method(method, request, "message")
+        return self._transport.response(method, request, timeout)
+
+    def call_stream(
+        self, method: str, request: Message, *, timeout: float | None = None
+    ) -> Generator[Any, None]:
+        """The same for a method that answers with a stream, such as `Generate`: its messages one by
+        one, as they come. Nobody checks here that the stream is whole. Closing it cancels the
+        call."""
+        check_method(method, request, "stream")
+        return self._transport.messages(method, request, timeout)
+
+    def call_pages(
+        self, method: str, request: Message, *, timeout: float | None = None
+    ) -> Generator[Any, None]:
+        """The same for a method that answers with pages, such as `ListModels`: its responses one by
+        one, each of which is asked for when it is needed."""
+        check_method(method, request, "pages")
+        return self._transport.pages(method, request, timeout)
 
     def _nlas(self, parent: str, timeout: float | None) -> list[explanation_service_pb2.Nla]:
         request = explanation_service_pb2.ListNlasRequest(parent=parent)

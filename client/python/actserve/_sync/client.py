@@ -12,18 +12,21 @@ class Client(Studies, Explainer, Weights):
     its calls.
 
     - `target`: `host:port`, or any gRPC name; one with many addresses is spread over all of them.
+      Or a list of IP addresses with ports, which are replicas.
     - `model`: the id of the model to use; not needed where only one is served.
     - `tls`: True for TLS with the system's certificate authorities, or `grpc` credentials for
       your own authorities and client certificates. Plaintext otherwise.
     - `token`: sent as `authorization: Bearer`. Without TLS everyone on the way could read it, so
       that is refused for any target but this machine itself unless `plaintext_token` is True.
-    - `timeout`: seconds one call may take; no limit by default. Every method can override it. A
-      list of prompts is many calls.
+    - `timeout`: seconds one call may take, all attempts together; None is no limit. Every method
+      can override it. A list of prompts is many calls.
     - `metadata`: gRPC metadata sent with every call.
     - `concurrency`: prompts, or rows to explain, in flight at once when a method is given a list.
 
     A call that the contract calls harmless, as all that fetch and generate are, is made again when
-    the server is unavailable or the connection breaks, up to four times in all; an answer is whole
-    or an error. Every method raises a subclass of `ActserveError`; `InvalidRequest` also before
-    anything is sent.
+    the server is unavailable, up to four times in all and when the server says; so is one whose
+    connection breaks, unless it is a stream that you have seen a part of. An answer is whole or an
+    error. A trace that is current is passed on where OpenTelemetry is installed, and a server that
+    is older than the client is warned of. Every method raises a subclass of `ActserveError`;
+    `InvalidRequest` also before anything is sent.
     """

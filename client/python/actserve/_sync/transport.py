@@ -5,17 +5,20 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from typing import Any, TypeVar
+from importlib.metadata import version
+from typing import Any, TypeVar, cast
 
 import grpc
 
 from actserve._calls import Call
-from actserve._channel import STREAMING, Connection, backoff, stubs
+from actserve._channel import HARMLESS, STREAMING, Connection, stubs
 from actserve._flight import Flight
 from actserve._jobs import Job, Part, is_of_one_prompt
 from actserve._progress import bar
 from actserve._request_size import LARGE, check_size
-from actserve.errors import ActserveError, Cancelled, Unavailable, at_item, from_rpc
+from actserve._retries import Retries
+from actserve._versions import ServerVersion
+from actserve.errors import ActserveError, Cancelled, at_item, from_rpc
 from actserve.models import only_model
 from actserve.v1 import model_service_pb2 as pb
 
@@ -33,11 +36,14 @@ class Transport:
         self._stubs = stubs(self._channel)
         self._models: list[pb.Model] | None = None
         self._told = 0.0
+        self._version = ServerVersion(version("actserve"))
+        self._flights = Flight()  # Of flights, each of which is the calls of one method.
         self._closed = False
 
     def close(self) -> None:
         """Cancels what still runs and closes the connection."""
         self._closed = True
+        self._flights.cancel()
         self._channel.close()
 
     def run(self, job: Job[Any], timeout: float | None, progress: bool | None = False) -> Any:
@@ -92,13 +98,13 @@ class Transport:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _collect(self, part: Part[T], timeout: float | None, flight: Flight) -> T:
-        attempt = 0
+        retries = Retries(None)
         while part.call:
             begun = False
             try:
                 with at_item(part.first):
                     call = part.call()
-                    responses = self._responses(call.method, call.request, timeout, flight)
+                    responses = self.messages(call.method, call.request, timeout, flight)
                     # Closed by name: a traceback would keep the call alive for as long as the error
                     # is.
                     with closing(responses):
@@ -109,17 +115,15 @@ class Transport:
             except ActserveError as error:
                 if part.failed and is_of_one_prompt(error):
                     return part.failed(error)
-                # Before the first response gRPC itself has tried again.
-                again = begun and isinstance(error, Unavailable)
-                pause = backoff(attempt, error.retry_after) if again else None
+                # Before the first response it was tried again already.
+                pause = retries.pause(error) if begun else None
                 if pause is None or flight.cancelled(within=pause):
                     raise
-            attempt += 1
         return part.answer
 
     def events(self, call: Call[Any], timeout: float | None) -> Generator[Any, None, None]:
         """What happens in one call, while it does."""
-        with closing(self._responses(call.method, call.request, timeout)) as responses:
+        with closing(self.messages(call.method, call.request, timeout)) as responses:
             for response in responses:
                 if event := call.read(response):
                     yield event
@@ -127,39 +131,64 @@ class Transport:
 
     def response(self, method: str, request: Any, timeout: float | None) -> Any:
         """The answer of a call that has one."""
-        (response,) = self._responses(method, request, timeout)
+        (response,) = self.messages(method, request, timeout)
         return response
 
-    def pages(self, method: str, request: Any, timeout: float | None) -> list[Any]:
-        """All pages of a list, from the first."""
-        pages: list[Any] = []
-        while not pages or pages[-1].next_page_token:
-            if pages:
-                request.page_token = pages[-1].next_page_token
-            pages.append(self.response(method, request, timeout))
-        return pages
+    def pages(self, method: str, request: Any, timeout: float | None) -> Generator[Any, None, None]:
+        """The pages of a list, each of which is asked for when it is needed."""
+        asked = type(request)()
+        asked.CopyFrom(request)
+        while True:
+            page = self.response(method, asked, timeout)
+            yield page
+            if not page.next_page_token:
+                return
+            asked.page_token = page.next_page_token
 
-    def _responses(
+    def messages(
         self, method: str, request: Any, timeout: float | None, flight: Flight | None = None
+    ) -> Generator[Any, None, None]:
+        """The responses of a call, which is made again if it ends before the first and may be."""
+        if (size := request.ByteSize()) > LARGE:
+            check_size(size, only_model(self.models(timeout), self.connection.model))
+        retries = Retries(self.connection.timeout if timeout is None else timeout)
+        flight = flight or Flight()
+        self._flights.add(flight)
+        try:
+            while True:
+                begun = False
+                try:
+                    left = retries.left()
+                    with closing(self._attempt(method, request, left, flight)) as responses:
+                        for response in responses:
+                            begun = True
+                            yield response
+                        return
+                except ActserveError as error:
+                    again = method in HARMLESS and not begun
+                    pause = retries.pause(error) if again else None
+                    if pause is None or flight.cancelled(within=pause):
+                        raise
+        finally:
+            self._flights.remove(flight)
+
+    def _attempt(
+        self, method: str, request: Any, timeout: float | None, flight: Flight
     ) -> Generator[Any, None, None]:
         if self._closed:
             raise Cancelled("the client is closed; make another one")
-        if (size := request.ByteSize()) > LARGE:
-            check_size(size, only_model(self.models(timeout), self.connection.model))
-        stub = self._stubs[method]
-        rpc = (stub if method in STREAMING else stub.future)(
-            request,
-            timeout=self.connection.timeout if timeout is None else timeout,
-            metadata=self.connection.headers(request),
-        )
-        flight = flight or Flight()
+        stub, headers = self._stubs[method], self.connection.headers(request)
+        make = stub if method in STREAMING else stub.future
+        rpc = make(request, timeout=timeout, metadata=headers)
         flight.add(rpc)
         try:
             if method in STREAMING:
                 yield from rpc
             else:
                 yield rpc.result()
+            self._version.check(rpc.trailing_metadata())
         except grpc.RpcError as error:
+            self._version.check(cast(Any, error).trailing_metadata())
             raise from_rpc(error, self.connection.target) from None
         except grpc.FutureCancelledError:
             raise Cancelled("the call was cancelled") from None

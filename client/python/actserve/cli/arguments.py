@@ -13,7 +13,7 @@ from actserve._sync.client import Client
 from actserve.cli.prompts import read_prompts, user_turn
 from actserve.errors import InvalidRequest
 from actserve.files import SUFFIXES
-from actserve.positions import ByText, positions_to_proto
+from actserve.positions import Positions, parsed, positions_to_proto
 from actserve.prompts import Prompt
 from actserve.readouts import reduction_to_proto
 from actserve.sites import parse_sites
@@ -37,15 +37,9 @@ def _reader(read: Callable[[str], T]) -> Callable[[str], T]:
     return reader
 
 
-def _positions(text: str) -> Any:
+def _positions(text: str) -> Positions:
     """Positions from `last`, `2:8`, `0,3,-1` or `text:France`."""
-    if text.startswith("text:"):
-        return ByText(text.removeprefix("text:"))
-    positions: Any = text
-    if re.fullmatch(r"(-?[0-9]+)?:(-?[0-9]+)?", text):
-        positions = slice(*(int(bound) if bound else None for bound in text.split(":")))
-    elif re.fullmatch(r"-?[0-9]+(,-?[0-9]+)*", text):
-        positions = [int(position) for position in text.split(",")]
+    positions = parsed(text)
     positions_to_proto(positions)
     return positions
 

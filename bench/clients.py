@@ -1,0 +1,172 @@
+"""How fast the clients of each language are, against one server that is faster than any of them.
+
+The server has its answers ready as bytes, so that what is measured is what clients do: receive,
+check, decode and put together. Languages take turns in every round.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import grpc
+import numpy as np
+from rich.console import Console
+
+from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import readout_pb2, tensor_pb2
+from tests.conformance.drivers import LANGUAGES, ROOT, Driver, why_not
+
+WIDTH = 4096
+CHUNK_ROWS = 64
+"""Rows of one message, 1 MiB as float32."""
+SECONDS = 3.0
+_SITE = {"hookPoint": "HOOK_POINT_RESID_POST", "layer": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a client is asked for over and over."""
+
+    name: str
+    rows: int
+    concurrency: int
+
+    @property
+    def request(self) -> dict[str, Any]:
+        return {
+            "items": [{"key": "a", "prompt": {"text": str(self.rows)}}],
+            "readouts": [{"name": "acts", "rows": {"sites": [_SITE]}}],
+        }
+
+    def answer(self) -> list[bytes]:
+        """The messages of one call."""
+        positions = list(range(self.rows))
+        values = np.random.default_rng(0).standard_normal((self.rows, WIDTH)).astype("<f4")
+        chunks = (
+            pb.FetchActivationsResponse(
+                activations=readout_pb2.ActivationChunk(
+                    positions=positions[first : first + CHUNK_ROWS],
+                    rows=_tensor(values[first : first + CHUNK_ROWS]),
+                )
+            )
+            for first in range(0, self.rows, CHUNK_ROWS)
+        )
+        started = pb.FetchStarted(call_id="c1")
+        started.readouts.add(name="acts", element_type="ELEMENT_TYPE_F32", widths=[WIDTH])
+        opened = pb.ItemStarted(key="a")
+        opened.prompt.ids.extend(positions)
+        opened.prompt.texts.extend("x" for _ in positions)
+        opened.positions.add(readout_indices=[0], positions=positions)
+        return [
+            message.SerializeToString()
+            for message in (
+                pb.FetchActivationsResponse(started=started),
+                pb.FetchActivationsResponse(item_started=opened),
+                *chunks,
+                pb.FetchActivationsResponse(item_finished=pb.ItemFinished(key="a")),
+                pb.FetchActivationsResponse(finished=pb.FetchFinished()),
+            )
+        ]
+
+
+LOADS = (Load("large answers", rows=1024, concurrency=2), Load("small answers", 1, concurrency=8))
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFigures:
+    """Of one language, medians over rounds."""
+
+    language: str
+    megabytes_per_second: float
+    """Of float32 rows, in answers of 16 MiB, 2 at once."""
+    calls_per_second: float
+    """Of one row each, 8 at once."""
+
+
+def measure_clients(rounds: int, progress: Console) -> list[ClientFigures]:
+    """Of the languages whose drivers are built (`make clients`)."""
+    languages = [language for language in LANGUAGES if not why_not(language)]
+    drivers = {language.name: Driver(language) for language in languages}
+    rates: dict[tuple[str, str], list[float]] = {}
+    with _serving() as address:
+        for number in range(-1, rounds):  # Round -1 warms up.
+            for load in LOADS:
+                for name, driver in drivers.items():
+                    figures = _measured(driver, load, address)
+                    per_call = figures["bytes"] if load.rows > 1 else figures["calls"]
+                    rate = per_call / figures["seconds"] / (1e6 if load.rows > 1 else 1)
+                    progress.print(f"round {number}: {load.name}, {name}: {rate:.0f}")
+                    if number >= 0:
+                        rates.setdefault((name, load.name), []).append(rate)
+    for driver in drivers.values():
+        driver.close()
+    return [
+        ClientFigures(name, *(median(rates[name, load.name]) for load in LOADS)) for name in drivers
+    ]
+
+
+def _measured(driver: Driver, load: Load, address: str) -> dict[str, Any]:
+    answer = driver.ask(
+        {
+            "operation": "measure",
+            "client": {"targets": [address]},
+            "method": "FetchActivations",
+            "request": load.request,
+            "seconds": SECONDS,
+            "concurrency": load.concurrency,
+        }
+    )
+    if "result" not in answer:
+        raise RuntimeError(f"{driver.language.name} answered {answer}")
+    return answer["result"]
+
+
+def _tensor(values: np.ndarray) -> tensor_pb2.Tensor:
+    return tensor_pb2.Tensor(
+        element_type=tensor_pb2.ELEMENT_TYPE_F32, shape=values.shape, data=values.tobytes()
+    )
+
+
+@contextmanager
+def _serving() -> Iterator[str]:
+    """The address of the server, in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.clients"], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    assert process.stdout
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+class _Ready(grpc.GenericRpcHandler):
+    """Answers any call with the bytes of the load that its prompt names."""
+
+    def __init__(self) -> None:
+        self._answers = {str(load.rows): load.answer() for load in LOADS}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        return grpc.unary_stream_rpc_method_handler(
+            lambda request, context: iter(self._answers[request.items[0].prompt.text]),
+            pb.FetchActivationsRequest.FromString,
+        )
+
+
+def _serve() -> None:
+    server = grpc.server(ThreadPoolExecutor(16))
+    server.add_generic_rpc_handlers((_Ready(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    print(f"127.0.0.1:{port}", flush=True)
+    server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    _serve()
