@@ -20,10 +20,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// assert_eq!(error.code(), Code::InvalidArgument);
 /// assert_eq!(error.reason(), "SITE_INVALID");
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Error(Box<Parts>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Parts {
     code: Code,
     reason: String,
@@ -180,6 +180,22 @@ impl fmt::Display for Error {
             write!(formatter, ", {field}")?;
         }
         formatter.write_str(")")
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Parts { code, reason, message, field, metadata, retry_after, request_id } = &*self.0;
+        formatter
+            .debug_struct("Error")
+            .field("code", code)
+            .field("reason", reason)
+            .field("message", message)
+            .field("field", field)
+            .field("metadata", metadata)
+            .field("retry_after", retry_after)
+            .field("request_id", request_id)
+            .finish()
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{Question, Result, answers, messages::Messages};
 /// The request of a question, of the type that is named.
 macro_rules! request {
     ($question:ident, $messages:ident, $request:ident) => {
-        $messages.from_json::<v1::$request>(stringify!($request), &$question.request)?
+        $messages.message_of::<v1::$request>(stringify!($request), &$question.request)?
     };
 }
 
@@ -34,7 +34,7 @@ pub async fn unary(client: Client, question: &Question, messages: &Messages) -> 
     macro_rules! call {
         ($method:ident, $request:ident, $response:ident) => {{
             let response = client.$method(request!(question, messages, $request)).await?;
-            messages.to_json(stringify!($response), &response)
+            messages.json_of(stringify!($response), &response)
         }};
     }
     // By the stub, since the client has an iterator over items in place of pages.
@@ -44,7 +44,7 @@ pub async fn unary(client: Client, question: &Question, messages: &Messages) -> 
                 .$method(request!(question, messages, $request))
                 .await
                 .map_err(Error::from)?;
-            messages.to_json(stringify!($response), &page.into_inner())
+            messages.json_of(stringify!($response), &page.into_inner())
         }};
     }
     match question.method.as_str() {

@@ -115,12 +115,12 @@ async fn main() -> Result<()> {
 
 async fn answer(question: &Question, messages: &Messages) -> Result<Value> {
     let result = match question.operation.as_str() {
-        "parse_site" => messages.to_json("Site", &question.text.parse::<v1::Site>()?)?,
+        "parse_site" => messages.json_of("Site", &question.text.parse::<v1::Site>()?)?,
         "parse_positions" => {
-            messages.to_json("PositionSelector", &question.text.parse::<v1::PositionSelector>()?)?
+            messages.json_of("PositionSelector", &question.text.parse::<v1::PositionSelector>()?)?
         }
         "decode_tensor" => {
-            let tensor: v1::Tensor = messages.from_json("Tensor", &question.tensor)?;
+            let tensor: v1::Tensor = messages.message_of("Tensor", &question.tensor)?;
             array(&Array::try_from(&tensor)?)
         }
         "encode_tensor" => {
@@ -130,7 +130,7 @@ async fn answer(question: &Question, messages: &Messages) -> Result<Value> {
                 .map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]]))
                 .collect();
             let array = Array::new(question.shape.clone(), values)?;
-            messages.to_json("Tensor", &v1::Tensor::from(&array))?
+            messages.json_of("Tensor", &v1::Tensor::from(&array))?
         }
         "unary" => calls::unary(client(&question.client)?, question, messages).await?,
         "list" => calls::list(client(&question.client)?, question, messages).await?,

@@ -21,7 +21,7 @@ impl Messages {
         Ok(Self(compiler.descriptor_pool()))
     }
 
-    pub fn from_json<M: Message + Default>(&self, name: &str, json: &Value) -> Result<M> {
+    pub fn message_of<M: Message + Default>(&self, name: &str, json: &Value) -> Result<M> {
         if json.is_null() {
             return Ok(M::default());
         }
@@ -29,7 +29,7 @@ impl Messages {
         Ok(M::decode(&*dynamic.encode_to_vec())?)
     }
 
-    pub fn to_json(&self, name: &str, message: &impl Message) -> Result<Value> {
+    pub fn json_of(&self, name: &str, message: &impl Message) -> Result<Value> {
         Ok(serde_json::to_value(self.dynamic(name, message)?)?)
     }
 
