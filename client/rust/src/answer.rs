@@ -138,3 +138,21 @@ pub(crate) fn readable(headers: &mut HeaderMap) {
         headers.remove(DETAILS);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_details_that_are_base64_are_left() {
+        for (details, is_left) in
+            [("AAEC", true), ("AAE", true), ("AAE=", true), ("no base64", false)]
+        {
+            let value = details.parse().unwrap();
+            let mut headers = HeaderMap::from_iter([(HeaderName::from_static(DETAILS), value)]);
+            readable(&mut headers);
+            assert_eq!(headers.contains_key(DETAILS), is_left, "{details}");
+            let _ = Status::from_header_map(&headers);
+        }
+    }
+}

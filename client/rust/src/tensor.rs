@@ -190,3 +190,18 @@ fn f32_of_f16(word: u16) -> f32 {
         _ => f32::from_bits(sign | (exponent + 127 - 15) << 23 | fraction << 13),
     }
 }
+
+#[cfg(all(test, feature = "ndarray"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_of_ndarray_come_back_as_they_were() {
+        let array = ndarray::arr2(&[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]);
+        // In another order of memory, too.
+        let turned = Array::from_ndarray(&array.t());
+        assert_eq!(turned.shape(), [3, 2]);
+        assert_eq!(turned.data(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        assert_eq!(Array::from_ndarray(&turned.to_ndarray()), turned);
+    }
+}

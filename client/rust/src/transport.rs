@@ -217,3 +217,33 @@ fn duration_of(header: &HeaderValue) -> Option<Duration> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_of_a_request_are_read_in_every_unit() {
+        for (text, duration) in [
+            ("2H", Some(Duration::from_secs(7200))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("2S", Some(Duration::from_secs(2))),
+            ("2m", Some(Duration::from_millis(2))),
+            ("2u", Some(Duration::from_micros(2))),
+            ("2n", Some(Duration::from_nanos(2))),
+            ("2", None),
+            ("", None),
+            ("m", None),
+            ("-2m", None),
+        ] {
+            assert_eq!(duration_of(&HeaderValue::from_static(text)), duration, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_deadline_fits_in_eight_digits() {
+        let deadline = Deadline::after(Duration::from_secs(1 << 30)).unwrap();
+        let header = header_of(deadline);
+        assert!(header.len() <= 9 && duration_of(&header).is_some(), "{header:?}");
+    }
+}
