@@ -120,14 +120,16 @@ impl ClientBuilder {
                 "there is no Tokio runtime here; make the client in an async function",
             ));
         }
-        let headers = self.headers()?;
-        self.check_token(&headers)?;
         let user_agent = format!("actserve-rust/{}", versions::CLIENT);
         let targets = self.targets.iter();
-        let targets = targets.map(|target| Target::new(target, self.tls.as_ref(), &user_agent));
+        let targets = targets
+            .map(|target| Target::new(target, self.tls.as_ref(), &user_agent))
+            .collect::<Result<_>>()?;
+        let headers = self.headers()?;
+        self.check_token(&headers)?;
         Ok(Client {
             transport: Transport::new(Shared {
-                targets: targets.collect::<Result<_>>()?,
+                targets,
                 headers,
                 model: self.model.as_deref().filter(|model| !model.is_empty()).map(quoted),
                 timeout: self.timeout,
@@ -140,14 +142,18 @@ impl ClientBuilder {
     fn headers(&self) -> Result<HeaderMap> {
         let mut headers = HeaderMap::new();
         for (name, value) in &self.headers {
-            let invalid = |what: &str| {
+            let key = HeaderName::try_from(name).map_err(|_| {
                 Error::field_invalid(
                     "metadata",
-                    format!("{what} of the header {name:?} is none; use printable ASCII"),
+                    format!("{name:?} cannot be the name of a header; use letters, digits and -"),
                 )
-            };
-            let key = HeaderName::try_from(name).map_err(|_| invalid("the name"))?;
-            let value = HeaderValue::try_from(value).map_err(|_| invalid("the value"))?;
+            })?;
+            let value = HeaderValue::try_from(value).map_err(|_| {
+                Error::field_invalid(
+                    "metadata",
+                    format!("the value of the header {name:?} is not printable ASCII; encode it"),
+                )
+            })?;
             headers.append(key, value);
         }
         if let Some(token) = &self.token {
@@ -157,8 +163,8 @@ impl ClientBuilder {
                 .ok_or_else(|| {
                     Error::field_invalid(
                         "token",
-                        "the token is not of printable ASCII characters; take away what is around \
-                         it, such as a line break",
+                        "the token has characters that are not printable ASCII; take away what is \
+                         around it, such as a line break",
                     )
                 })?;
             value.set_sensitive(true);

@@ -18,15 +18,18 @@ use crate::{Error, Result};
 
 const DEFAULT_PORT: u16 = 50051;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// For as long as this a target that could not be reached is tried after all others.
-const PASSED_OVER: Duration = Duration::from_secs(1);
+const PASSED_OVER: Duration = Duration::from_secs(10);
 
 /// Answers that are not read must not hold up the others of the same connection, so it takes many
 /// times what one stream does.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 256 << 20;
+
+/// Rows come in messages of up to 1 MiB, and in fewer and larger frames than the usual 16 KiB.
+const FRAME: u32 = 1 << 20;
 
 pub(crate) struct Target {
     address: String,
@@ -72,6 +75,7 @@ impl Target {
             .connect_timeout(CONNECT_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME)
             // A server that vanished without closing the connection would never be noticed while a
             // call waits for its first row.
             .http2_keep_alive_interval(Duration::from_secs(60))
