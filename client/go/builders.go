@@ -1,0 +1,114 @@
+package actserve
+
+import (
+	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
+)
+
+// Must returns what a function such as [ParseSite] or [RowReadout] makes, and panics if it is
+// refused: for texts that stand in a program, not for those that people type.
+func Must[T any](made T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return made
+}
+
+// TextPrompt is a prompt of text, which the model's tokenizer splits.
+func TextPrompt(text string) *actservev1.Prompt {
+	return &actservev1.Prompt{Source: &actservev1.Prompt_Text{Text: text}}
+}
+
+// TokenPrompt is a prompt of token ids, used as they are.
+func TokenPrompt(ids ...uint32) *actservev1.Prompt {
+	return &actservev1.Prompt{Source: &actservev1.Prompt_TokenIds{
+		TokenIds: &actservev1.TokenIds{Ids: ids},
+	}}
+}
+
+// TurnsPrompt is a prompt of the turns of a conversation, oldest first, which the model's own chat
+// template renders.
+func TurnsPrompt(turns ...*actservev1.Turn) *actservev1.Prompt {
+	return &actservev1.Prompt{Source: &actservev1.Prompt_Conversation{
+		Conversation: &actservev1.Conversation{Turns: turns},
+	}}
+}
+
+// Turn is one turn of a conversation; the role is "system", "user" or "assistant".
+func Turn(role, content string) *actservev1.Turn {
+	return &actservev1.Turn{Role: role, Content: &content}
+}
+
+// RowReadout reads rows of sites, as [ParseSite] takes them, at positions, as [ParsePositions] does.
+// Results are found by its name.
+func RowReadout(name, positions string, sites ...string) (*actservev1.Readout, error) {
+	at, where, err := parsePlaces(positions, sites)
+	if err != nil {
+		return nil, err
+	}
+	return &actservev1.Readout{Name: name, Kind: &actservev1.Readout_Rows{
+		Rows: &actservev1.RowReadout{Sites: at, Positions: where},
+	}}, nil
+}
+
+// KeepReadout keeps rows of sites on the server, for [ReplaceByKept] in a later call.
+func KeepReadout(name, positions string, sites ...string) (*actservev1.Readout, error) {
+	at, where, err := parsePlaces(positions, sites)
+	if err != nil {
+		return nil, err
+	}
+	return &actservev1.Readout{Name: name, Kind: &actservev1.Readout_Keep{
+		Keep: &actservev1.KeepReadout{Sites: at, Positions: where},
+	}}, nil
+}
+
+// AddVector adds coefficient times a vector, as wide as the rows of the site, to every row there.
+func AddVector(site string, vector []float32, coefficient float32) (*actservev1.Intervention, error) {
+	at, err := ParseSite(site)
+	if err != nil {
+		return nil, err
+	}
+	tensor, err := EncodeTensor(vector, len(vector))
+	if err != nil {
+		return nil, err
+	}
+	return &actservev1.Intervention{
+		Sites: []*actservev1.Site{at},
+		Operation: &actservev1.Intervention_Add{Add: &actservev1.AddOperation{
+			Vector:      &actservev1.VectorSource{Source: &actservev1.VectorSource_Tensor{Tensor: tensor}},
+			Coefficient: &coefficient,
+		}},
+	}, nil
+}
+
+// ReplaceByKept puts rows that the server has kept under a name in place of those of a site, at
+// positions as [ParsePositions] takes them: one row for each of them, or one for all.
+func ReplaceByKept(site, positions, kept string) (*actservev1.Intervention, error) {
+	at, where, err := parsePlaces(positions, []string{site})
+	if err != nil {
+		return nil, err
+	}
+	rows := &actservev1.KeptRows{Kept: &actservev1.KeptRows_Name{Name: kept}}
+	return &actservev1.Intervention{
+		Sites:     at,
+		Positions: where,
+		Operation: &actservev1.Intervention_Replace{Replace: &actservev1.ReplaceOperation{
+			Rows: &actservev1.MatrixSource{Source: &actservev1.MatrixSource_Kept{Kept: rows}},
+		}},
+	}, nil
+}
+
+func parsePlaces(
+	positions string, sites []string,
+) ([]*actservev1.Site, *actservev1.PositionSelector, error) {
+	where, err := ParsePositions(positions)
+	if err != nil {
+		return nil, nil, err
+	}
+	at := make([]*actservev1.Site, len(sites))
+	for i, site := range sites {
+		if at[i], err = ParseSite(site); err != nil {
+			return nil, nil, err
+		}
+	}
+	return at, where, nil
+}

@@ -1,0 +1,82 @@
+package actserve_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"time"
+
+	"github.com/actserve/actserve/client/go"
+	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
+)
+
+var (
+	ctx     = context.Background()
+	client  *actserve.Client
+	request *actservev1.GenerateRequest
+)
+
+func ExampleNew() {
+	// [connect]
+	tls, err := actserve.TLSFromFiles("ca.pem", "client.pem", "client.key") // Each may be "".
+	if err != nil {
+		log.Fatal(err)
+	}
+	client, err := actserve.New(actserve.Config{
+		Targets: []string{"one.example.com:50051", "two.example.com:50051"}, // Replicas, in turn.
+		TLS:     tls,
+		Token:   "...",
+		Timeout: time.Minute, // Of calls whose context has no deadline; ten minutes when unset.
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	// [/connect]
+}
+
+func ExampleClient_GenerateStream() {
+	// [stream]
+	for event, err := range client.GenerateStream(ctx, request) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Print(event.GetTokens().GetText()) // "" for other events.
+	}
+	// [/stream]
+}
+
+func ExampleClient_ListModels() {
+	for model, err := range client.ListModels(ctx, &actservev1.ListModelsRequest{}) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(model.GetName(), model.GetLayerCount(), model.GetWidth())
+	}
+}
+
+func ExampleError() {
+	_, err := client.Generate(ctx, request)
+	// [errors]
+	var failed *actserve.Error
+	switch {
+	case errors.Is(err, context.Canceled):
+		return
+	case errors.As(err, &failed) && failed.Reason == "PROMPT_TOO_LONG":
+		log.Printf("%s allows %s tokens", failed.Field, failed.Metadata["limit"])
+	case err != nil:
+		log.Fatal(err)
+	}
+	// [/errors]
+}
+
+func ExampleClient_Conn() {
+	// [raw]
+	weights := actservev1.NewWeightServiceClient(client.Conn())
+	stream, err := weights.ReadTokenRows(ctx, &actservev1.ReadTokenRowsRequest{
+		Matrix: actservev1.TokenMatrix_TOKEN_MATRIX_UNEMBEDDING, TokenIds: []uint32{42},
+	})
+	// [/raw]
+	_, _ = stream, err
+}

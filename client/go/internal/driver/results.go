@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/actserve/actserve/client/go"
+	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
+)
+
+// object is one of JSON.
+type object = map[string]any
+
+func (q *question) decodeTensor() (any, error) {
+	tensor := &actservev1.Tensor{}
+	if err := protojson.Unmarshal(q.Tensor, tensor); err != nil {
+		return nil, err
+	}
+	decoded, err := actserve.DecodeTensor(tensor)
+	return array(decoded, object{}), err
+}
+
+func (q *question) encodeTensor() (any, error) {
+	data, err := hex.DecodeString(q.Data)
+	if err != nil {
+		return nil, err
+	}
+	values := make([]float32, len(data)/4)
+	for i := range values {
+		values[i] = math.Float32frombits(binary.LittleEndian.Uint32(data[4*i:]))
+	}
+	return actserve.EncodeTensor(values, q.Shape...)
+}
+
+// array adds the shape and the elements of a tensor.
+func array(tensor actserve.Tensor, to object) object {
+	data := make([]byte, 0, 4*len(tensor.Data))
+	for _, value := range tensor.Data {
+		data = binary.LittleEndian.AppendUint32(data, math.Float32bits(value))
+	}
+	to["shape"], to["data"] = list(tensor.Shape), hex.EncodeToString(data)
+	return to
+}
+
+// list is never null in JSON.
+func list[T any](values []T) []T {
+	if values == nil {
+		return []T{}
+	}
+	return values
+}
+
+func (q *question) collect(ctx context.Context, client *actserve.Client) (any, error) {
+	switch q.Method {
+	case "FetchActivations":
+		return fetched(client.FetchActivations(ctx, request(q, &actservev1.FetchActivationsRequest{})))
+	case "Generate":
+		return generated(client.Generate(ctx, request(q, &actservev1.GenerateRequest{})))
+	case "ExplainActivations":
+		return explained(client.ExplainActivations(ctx, request(q, &actservev1.ExplainActivationsRequest{})))
+	case "ExplainText":
+		return explained(client.ExplainText(ctx, request(q, &actservev1.ExplainTextRequest{})))
+	case "CompareActivations":
+		return explained(client.CompareActivations(ctx, request(q, &actservev1.CompareActivationsRequest{})))
+	case "ReconstructActivations":
+		result, err := client.ReconstructActivations(ctx,
+			request(q, &actservev1.ReconstructActivationsRequest{}))
+		if err != nil {
+			return nil, err
+		}
+		return array(result.Rows, object{"call_id": result.CallID}), nil
+	}
+	return nil, fmt.Errorf("nothing of %q is collected", q.Method)
+}
+
+func fetched(result *actserve.FetchResult, err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	sequences := []object{}
+	for index, item := range result.Items {
+		sequence := object{"index": index, "key": item.Key}
+		if item.Err != nil {
+			sequence["error"] = toError(item.Err)
+		} else {
+			sequence["token_ids"] = list(item.Prompt.GetIds())
+			sequence["readouts"] = readouts(item.Readouts)
+		}
+		sequences = append(sequences, sequence)
+	}
+	told := object{"call_id": result.CallID, "sequences": sequences}
+	if len(result.Statistics) > 0 {
+		told["statistics"] = statistics(result.Statistics)
+	}
+	return told, nil
+}
+
+func statistics(all map[string]actserve.Statistics) object {
+	told := object{}
+	for name, sites := range all {
+		bySite := object{}
+		for site, labels := range sites {
+			byLabel := object{}
+			for label, each := range labels {
+				byLabel[label] = object{
+					"rows":           each.Rows,
+					"mean":           array(each.Mean, object{}),
+					"second_moments": array(each.SecondMoments, object{}),
+				}
+			}
+			bySite[site] = byLabel
+		}
+		told[name] = bySite
+	}
+	return told
+}
+
+func generated(result *actserve.GenerateResult, err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	sequences := []object{}
+	for index, sample := range result.Samples {
+		sequences = append(sequences, object{
+			"index":         index,
+			"token_ids":     append(list(result.Prompt.GetIds()), sample.TokenIDs...),
+			"text":          sample.Text,
+			"finish_reason": strings.TrimPrefix(sample.FinishReason.String(), "FINISH_REASON_"),
+			"readouts":      readouts(sample.Readouts),
+		})
+	}
+	return object{"call_id": result.CallID, "sequences": sequences}, nil
+}
+
+func explained(result *actserve.ExplainResult, err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	explanations := []object{}
+	for _, each := range result.Explanations {
+		explanations = append(explanations, object{
+			"row": each.GetRowIndex(), "sample": each.GetSampleIndex(), "text": each.GetText(),
+		})
+	}
+	return object{"call_id": result.CallID, "nla": result.Nla, "explanations": explanations}, nil
+}
+
+func readouts(all map[string]actserve.Readout) object {
+	told := object{}
+	for name, readout := range all {
+		told[name] = readoutAnswer(readout)
+	}
+	return told
+}
+
+func readoutAnswer(readout actserve.Readout) object {
+	told := object{}
+	if readout.Rows != nil {
+		told["rows"] = each(readout.Rows, func(rows actserve.Rows) object {
+			written := array(rows.Tensor, object{"positions": list(rows.Positions)})
+			if rows.Indices != nil {
+				written["indices"] = rows.Indices
+			}
+			return written
+		})
+	}
+	if readout.Predictions != nil {
+		told["predictions"] = each(readout.Predictions, predictions)
+	}
+	if readout.Attention != nil {
+		told["attention"] = each(readout.Attention, func(attention actserve.Attention) object {
+			written := array(attention.Weights, object{"queries": list(attention.Queries)})
+			if attention.Keys != nil {
+				written["keys"] = attention.Keys
+			}
+			return written
+		})
+	}
+	if readout.AttentionSummary != nil {
+		told["attention_summary"] = each(readout.AttentionSummary,
+			func(summary actserve.AttentionSummary) object {
+				return object{
+					"queries": summary.Queries, "previous_token": array(summary.PreviousToken, object{}),
+				}
+			})
+	}
+	if readout.LogitAttribution != nil {
+		told["logit_attribution"] = each(readout.LogitAttribution,
+			func(found actserve.LogitAttribution) object {
+				return array(found.Tensor, object{"positions": list(found.Positions)})
+			})
+	}
+	if readout.Kept != "" {
+		told["kept"] = readout.Kept
+	}
+	return told
+}
+
+func predictions(found actserve.Predictions) object {
+	told := object{
+		"positions": list(found.Positions),
+		"top_ids":   list(found.TopIDs),
+		"top_texts": list(found.TopTexts),
+	}
+	for name, tensor := range map[string]actserve.Tensor{
+		"top_logprobs":        found.TopLogprobs,
+		"token_logprobs":      found.TokenLogprobs,
+		"next_token_logprobs": found.NextTokenLogprobs,
+	} {
+		if tensor.Shape != nil {
+			told[name] = array(tensor, object{})
+		}
+	}
+	return told
+}
+
+// each writes values by their key, a site, head or layer.
+func each[K string | uint32, V any](all map[K]V, write func(V) object) object {
+	told := object{}
+	for key, value := range all {
+		switch key := any(key).(type) {
+		case string:
+			told[key] = write(value)
+		case uint32:
+			told[strconv.FormatUint(uint64(key), 10)] = write(value)
+		}
+	}
+	return told
+}
