@@ -53,7 +53,7 @@ impl Target {
         let invalid = |error: tonic::transport::Error| {
             Error::field_invalid(
                 "targets",
-                format!("{address:?} cannot be connected to: {}", reasons(&error)),
+                format!("{address:?} cannot be connected to: {}", cause(&error)),
             )
         };
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -109,7 +109,7 @@ impl Target {
                 Failure::Unreachable(Status::unavailable(format!(
                     "{} cannot be reached: {}; check that the server runs there",
                     self.address,
-                    reasons(&error)
+                    cause(&error)
                 )))
             } else {
                 Failure::Broken(broken(&error))
@@ -136,7 +136,7 @@ pub(crate) fn broken(error: &(dyn std::error::Error + 'static)) -> Status {
         Some(h2::Reason::INADEQUATE_SECURITY) => Code::PermissionDenied,
         Some(_) => Code::Internal,
     };
-    Status::new(code, format!("the connection to the server broke: {}", reasons(error)))
+    Status::new(code, format!("the connection to the server broke: {}", cause(error)))
 }
 
 fn chain<'a>(
@@ -151,11 +151,9 @@ fn find<'a, E: std::error::Error + 'static>(
     chain(error).find_map(|error| error.downcast_ref())
 }
 
-/// What an error says with all its causes, each once.
-fn reasons(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut told: Vec<String> = chain(error).map(ToString::to_string).collect();
-    told.dedup();
-    told.join(": ")
+/// What an error comes down to, such as a connection that was refused.
+fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+    chain(error).last().unwrap_or(error).to_string()
 }
 
 fn is_unix(address: &str) -> bool {

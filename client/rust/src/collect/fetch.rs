@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     Collector, Stage,
     asked::Asked,
-    check_count, check_prompt,
+    check_prompt, check_started,
     sequence::{Chunk, Sequence, reports, unasked},
     statistics::{LabelStatistics, Statistics},
 };
@@ -128,6 +128,7 @@ impl FetchCollector {
 
     fn open(&mut self, started: ItemStarted) -> Result<()> {
         let index = started.item_index;
+        check_started(&self.asked, &self.started)?;
         check_prompt(started.prompt.as_ref().unwrap_or(&TokenizedPrompt::default()))?;
         let sequence = Sequence::new(&self.asked, &self.started, &self.item(index)?.readouts);
         match self.open.insert(index, (started, sequence)) {
@@ -182,10 +183,6 @@ impl Collector for FetchCollector {
         match event {
             Event::Started(started) => {
                 self.stage.start()?;
-                check_count("readouts", started.readouts.len(), self.asked.len())?;
-                for (asked, started) in self.asked.iter().zip(&started.readouts) {
-                    asked.check(started)?;
-                }
                 self.call_id = started.call_id;
                 self.started = started.readouts;
                 return Ok(());
@@ -212,7 +209,10 @@ impl Collector for FetchCollector {
                 self.add_chunk(chunk.sequence_index, Chunk::LogitAttribution(&chunk))
             }
             Event::ItemFinished(finished) => self.close(finished),
-            Event::Statistics(statistics) => self.statistics.add(&self.started, &statistics),
+            Event::Statistics(statistics) => {
+                check_started(&self.asked, &self.started)?;
+                self.statistics.add(&self.started, &statistics)
+            }
             Event::Started(_) | Event::Finished(_) => Ok(()),
         }
     }

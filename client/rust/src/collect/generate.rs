@@ -3,7 +3,7 @@
 use super::{
     Collector, Stage,
     asked::Asked,
-    check_count, check_prompt,
+    check_prompt, check_started,
     sequence::{Chunk, Sequence, reports, unasked},
 };
 use crate::{
@@ -142,10 +142,7 @@ impl Collector for GenerateCollector {
         }
         match event {
             Event::Started(started) => {
-                check_count("readouts", started.readouts.len(), self.asked.len())?;
-                for (asked, started) in self.asked.iter().zip(&started.readouts) {
-                    asked.check(started)?;
-                }
+                check_started(&self.asked, &started.readouts)?;
                 self.call_id = started.call_id;
                 self.prompt = started.prompt.unwrap_or_default();
                 check_prompt(&self.prompt)?;

@@ -18,7 +18,12 @@ pub(crate) use explain::{ExplainCollector, ReconstructCollector};
 pub(crate) use fetch::FetchCollector;
 pub(crate) use generate::GenerateCollector;
 
-use crate::{Error, Incoming, Result, v1::TokenizedPrompt};
+use asked::Asked;
+
+use crate::{
+    Error, Incoming, Result,
+    v1::{ReadoutStarted, TokenizedPrompt},
+};
 
 /// Puts the events of one call together.
 pub(crate) trait Collector {
@@ -85,13 +90,15 @@ impl Stage {
     }
 }
 
-fn check_count(what: &str, told: usize, asked: usize) -> Result<()> {
-    if told != asked {
+fn check_started(asked: &[Asked], started: &[ReadoutStarted]) -> Result<()> {
+    if started.len() != asked.len() {
         return Err(Error::bad_response(format!(
-            "the server opened {told} {what}, but {asked} were asked for"
+            "the server opened {} readouts, but {} were asked for",
+            started.len(),
+            asked.len()
         )));
     }
-    Ok(())
+    asked.iter().zip(started).try_for_each(|(asked, started)| asked.check(started))
 }
 
 fn check_prompt(prompt: &TokenizedPrompt) -> Result<()> {
