@@ -150,13 +150,10 @@ impl FetchCollector {
         let opened = self.open.remove(&index);
         let failed = finished.status.as_ref().filter(|status| status.code != 0);
         let result = match (failed, opened) {
-            (Some(status), _) => {
-                let error = Error::of_item(status, &self.call_id);
-                if self.fail_fast {
-                    return Err(error);
-                }
-                Err(error)
+            (Some(status), _) if self.fail_fast => {
+                return Err(Error::of_item(status, &self.call_id));
             }
+            (Some(status), _) => Err(Error::of_item(status, &self.call_id)),
             (None, Some((started, sequence))) => {
                 let prompt = started.prompt.unwrap_or_default();
                 let readouts = sequence.finish(
@@ -180,20 +177,17 @@ impl Collector for FetchCollector {
     type Collected = Fetched;
 
     fn add(&mut self, event: Event) -> Result<()> {
-        match event {
-            Event::Started(started) => {
-                self.stage.start()?;
-                self.call_id = started.call_id;
-                self.started = started.readouts;
-                return Ok(());
-            }
-            Event::Finished(finished) => {
-                self.usage = finished.usage.unwrap_or_default();
-                return self.stage.finish();
-            }
+        match &event {
+            Event::Started(_) => self.stage.start()?,
+            Event::Finished(_) => self.stage.finish()?,
             _ => self.stage.go_on()?,
         }
         match event {
+            Event::Started(started) => {
+                self.call_id = started.call_id;
+                self.started = started.readouts;
+                Ok(())
+            }
             Event::ItemStarted(started) => self.open(started),
             Event::Activations(chunk) => self.add_chunk(chunk.sequence_index, Chunk::Rows(&chunk)),
             Event::Predictions(chunk) => {
@@ -213,7 +207,10 @@ impl Collector for FetchCollector {
                 check_started(&self.asked, &self.started)?;
                 self.statistics.add(&self.started, &statistics)
             }
-            Event::Started(_) | Event::Finished(_) => Ok(()),
+            Event::Finished(finished) => {
+                self.usage = finished.usage.unwrap_or_default();
+                Ok(())
+            }
         }
     }
 
