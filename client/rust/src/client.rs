@@ -1,30 +1,19 @@
-//! The client: how it is made, and a method for everything that a server serves.
+//! The client: a method for everything that a server serves.
 
-use std::{
-    fmt,
-    sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
-};
-
-use futures_util::{TryStreamExt, stream};
-use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
-use tonic::{IntoRequest, Request, transport::ClientTlsConfig};
+use tonic::IntoRequest;
 
 use crate::{
-    Error, Explained, Fetched, Generated, Incoming, Reconstructed, Result,
+    ClientBuilder, Explained, Fetched, Generated, Incoming, Reconstructed, Result,
     collect::{ExplainCollector, FetchCollector, GenerateCollector, ReconstructCollector, collect},
-    target::{self, Target},
-    transport::{Shared, Transport},
+    pages::pages,
+    transport::Transport,
     v1::{
         self, explanation_service_client::ExplanationServiceClient,
         generation_service_client::GenerationServiceClient,
         kept_activations_service_client::KeptActivationsServiceClient,
         model_service_client::ModelServiceClient,
     },
-    versions::{self, Versions},
 };
-
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A client of an actserve server, or of several that are replicas.
 ///
@@ -52,170 +41,6 @@ pub struct Client {
     transport: Transport,
 }
 
-/// Makes a [`Client`].
-#[derive(Clone)]
-#[must_use]
-pub struct ClientBuilder {
-    targets: Vec<String>,
-    token: Option<String>,
-    allow_plaintext_token: bool,
-    tls: Option<ClientTlsConfig>,
-    timeout: Option<Duration>,
-    model: Option<String>,
-    headers: Vec<(String, String)>,
-}
-
-impl ClientBuilder {
-    /// One more target: a replica of the others. Calls go to them in turn, and one that cannot be
-    /// reached is passed over.
-    pub fn target(mut self, target: impl Into<String>) -> Self {
-        self.targets.push(target.into());
-        self
-    }
-
-    /// A bearer token. Without TLS it goes to loopback addresses and unix sockets only.
-    pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(token.into());
-        self
-    }
-
-    /// Sends the token to other hosts without TLS too, where the way is safe, such as a tunnel.
-    pub fn allow_plaintext_token(mut self, allow: bool) -> Self {
-        self.allow_plaintext_token = allow;
-        self
-    }
-
-    /// Connects with TLS: the authorities to trust, and the client's own certificate if it has one.
-    pub fn tls(mut self, tls: ClientTlsConfig) -> Self {
-        self.tls = Some(tls);
-        self
-    }
-
-    /// For how long a call may take, with all its attempts: 600 seconds unless set, and for ever
-    /// with `None`.
-    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
-        self.timeout = timeout.into();
-        self
-    }
-
-    /// The model whose name goes in the header `x-actserve-model`, `smollm2-135m` or
-    /// `models/smollm2-135m`, by which a proxy can choose among servers.
-    pub fn model(mut self, model: impl Into<String>) -> Self {
-        self.model = Some(model.into());
-        self
-    }
-
-    /// One more header of each call.
-    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.headers.push((name.into(), value.into()));
-        self
-    }
-
-    /// The client. It does not connect before its first call, but has to be made within a Tokio
-    /// runtime.
-    pub fn build(self) -> Result<Client> {
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(Error::invalid(
-                "FIELD_INVALID",
-                "there is no Tokio runtime here; make the client in an async function",
-            ));
-        }
-        let user_agent = format!("actserve-rust/{}", versions::CLIENT);
-        let targets = self.targets.iter();
-        let targets = targets
-            .map(|target| Target::new(target, self.tls.as_ref(), &user_agent))
-            .collect::<Result<_>>()?;
-        let headers = self.headers()?;
-        self.check_token(&headers)?;
-        Ok(Client {
-            transport: Transport::new(Shared {
-                targets,
-                headers,
-                model: self.model.as_deref().filter(|model| !model.is_empty()).map(quoted),
-                timeout: self.timeout,
-                next: AtomicUsize::new(0),
-                versions: Arc::new(Versions::default()),
-            }),
-        })
-    }
-
-    fn headers(&self) -> Result<HeaderMap> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in &self.headers {
-            let key = HeaderName::try_from(name).map_err(|_| {
-                Error::field_invalid(
-                    "metadata",
-                    format!("{name:?} cannot be the name of a header; use letters, digits and -"),
-                )
-            })?;
-            let value = HeaderValue::try_from(value).map_err(|_| {
-                Error::field_invalid(
-                    "metadata",
-                    format!("the value of the header {name:?} is not printable ASCII; encode it"),
-                )
-            })?;
-            headers.append(key, value);
-        }
-        if let Some(token) = &self.token {
-            let mut value = HeaderValue::try_from(format!("Bearer {token}"))
-                .ok()
-                .filter(|_| token.bytes().all(|byte| byte.is_ascii_graphic()))
-                .ok_or_else(|| {
-                    Error::field_invalid(
-                        "token",
-                        "the token has characters that are not printable ASCII; take away what is \
-                         around it, such as a line break",
-                    )
-                })?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
-        Ok(headers)
-    }
-
-    fn check_token(&self, headers: &HeaderMap) -> Result<()> {
-        if self.tls.is_some() || self.allow_plaintext_token || !headers.contains_key(AUTHORIZATION)
-        {
-            return Ok(());
-        }
-        match self.targets.iter().find(|target| !target::is_local(target)) {
-            None => Ok(()),
-            Some(target) => Err(Error::field_invalid(
-                "token",
-                format!(
-                    "the token would go to {target} in plaintext, where everyone on the way can \
-                     read it; use TLS, or allow_plaintext_token(true) where the way is safe, such \
-                     as a tunnel"
-                ),
-            )),
-        }
-    }
-}
-
-impl fmt::Debug for ClientBuilder {
-    /// Without the token and headers, which may be secret.
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("ClientBuilder")
-            .field("targets", &self.targets)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The resource name of a model, as a header can hold it.
-fn quoted(model: &str) -> HeaderValue {
-    let id = model.strip_prefix("models/").unwrap_or(model);
-    let mut text = String::from("models/");
-    for byte in id.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            text.push(byte.into());
-        } else {
-            text.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    HeaderValue::try_from(text).expect("quoted text is ASCII")
-}
-
 impl Client {
     /// A client of one server, `host:port`, without TLS; see [`builder`](Self::builder) for more.
     /// A host alone has the port 50051, and `unix:/path` is a socket.
@@ -225,15 +50,7 @@ impl Client {
 
     /// Makes a client of a target and options.
     pub fn builder(target: impl Into<String>) -> ClientBuilder {
-        ClientBuilder {
-            targets: vec![target.into()],
-            token: None,
-            allow_plaintext_token: false,
-            tls: None,
-            timeout: Some(DEFAULT_TIMEOUT),
-            model: None,
-            headers: vec![],
-        }
+        ClientBuilder::new(target.into())
     }
 
     /// What calls go through, for the generated stubs of what has no method here:
@@ -248,6 +65,10 @@ impl Client {
     /// ```
     pub fn transport(&self) -> Transport {
         self.transport.clone()
+    }
+
+    pub(crate) fn over(transport: Transport) -> Self {
+        Self { transport }
     }
 
     fn models(&self) -> ModelServiceClient<Transport> {
@@ -496,52 +317,4 @@ impl Client {
     ) -> Result<v1::DeleteExplanationBaselineResponse> {
         Ok(self.explanation().delete_explanation_baseline(request).await?.into_inner())
     }
-}
-
-/// A request for one page of a list.
-trait PageRequest: Clone + Send + 'static {
-    fn page_token(&mut self) -> &mut String;
-}
-
-macro_rules! page_requests {
-    ($($request:ident),*) => {$(
-        impl PageRequest for v1::$request {
-            fn page_token(&mut self) -> &mut String {
-                &mut self.page_token
-            }
-        }
-    )*};
-}
-
-page_requests!(ListModelsRequest, ListKeptActivationsRequest, ListNlasRequest);
-
-/// The items of all pages, from that of the request on. The next page is asked for when all items
-/// of one have been taken.
-fn pages<R, T, Answer>(
-    request: Request<R>,
-    page: impl Fn(Request<R>) -> Answer + Send + 'static,
-) -> Incoming<T>
-where
-    R: PageRequest,
-    T: Send + 'static,
-    Answer: Future<Output = Result<(Vec<T>, String)>> + Send + 'static,
-{
-    let (metadata, extensions, message) = request.into_parts();
-    let ask =
-        move |message: R| page(Request::from_parts(metadata.clone(), extensions.clone(), message));
-    let pages = stream::try_unfold(Some(message), move |message| {
-        let answer = message.clone().map(&ask);
-        async move {
-            let (Some(mut message), Some(answer)) = (message, answer) else { return Ok(None) };
-            let (items, next) = answer.await?;
-            let before = std::mem::replace(message.page_token(), next);
-            if *message.page_token() == before && !before.is_empty() {
-                return Err(Error::bad_response("the server sent a page whose next is itself"));
-            }
-            let is_last = message.page_token().is_empty();
-            let items = stream::iter(items.into_iter().map(Ok));
-            Ok(Some((items, (!is_last).then_some(message))))
-        }
-    });
-    Incoming::new(pages.try_flatten())
 }

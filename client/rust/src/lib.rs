@@ -39,12 +39,14 @@
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
 mod answer;
+mod builder;
 mod client;
 mod collect;
 mod error;
 mod incoming;
 mod messages;
 mod names;
+mod pages;
 mod readouts;
 mod target;
 mod tensor;
@@ -53,7 +55,8 @@ mod trace_context;
 mod transport;
 mod versions;
 
-pub use client::{Client, ClientBuilder};
+pub use builder::ClientBuilder;
+pub use client::Client;
 pub use collect::{
     Explained, Fetched, FetchedItem, Generated, Item, LabelStatistics, Reconstructed, Sample,
 };
