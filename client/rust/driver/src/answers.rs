@@ -1,0 +1,173 @@
+//! What the client gives, as drivers answer it.
+
+use actserve::{
+    Array, Error, Explained, Fetched, Generated, LabelStatistics, Reading, Readouts, Reconstructed,
+    v1::FinishReason,
+};
+use serde_json::{Map, Value, json};
+
+use crate::Result;
+
+pub fn error(error: &Error) -> Value {
+    json!({
+        "code": code(error.code()),
+        "reason": error.reason(),
+        "message": error.message(),
+        "field": error.field(),
+        "metadata": error.metadata(),
+        "retry_after_s": error.retry_after().map(|delay| delay.as_secs_f64()),
+        "request_id": error.request_id(),
+    })
+}
+
+/// What a caller of Rust who has cancelled does not see: nobody waits for its end.
+pub fn cancelled() -> Value {
+    json!({
+        "code": "CANCELLED", "reason": "", "message": "cancelled", "field": "", "metadata": {},
+        "retry_after_s": null, "request_id": "",
+    })
+}
+
+/// `InvalidArgument` is written INVALID_ARGUMENT.
+fn code(code: actserve::tonic::Code) -> String {
+    let mut name = String::new();
+    for letter in format!("{code:?}").chars() {
+        if letter.is_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.extend(letter.to_uppercase());
+    }
+    name
+}
+
+pub fn array(array: &Array) -> Value {
+    let bytes: Vec<_> = array.data().iter().flat_map(|value| value.to_le_bytes()).collect();
+    json!({"shape": array.shape(), "data": hex(&bytes)})
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub fn unhex(text: &str) -> Result<Vec<u8>> {
+    (0..text.len() / 2).map(|at| Ok(u8::from_str_radix(&text[2 * at..][..2], 16)?)).collect()
+}
+
+pub fn fetched(fetched: &Fetched) -> Value {
+    let sequences = fetched.items.iter().enumerate().map(|(index, item)| match &item.result {
+        Ok(found) => json!({
+            "index": index, "key": item.key, "token_ids": found.prompt.ids,
+            "readouts": readouts(&found.readouts),
+        }),
+        Err(failure) => json!({"index": index, "key": item.key, "error": error(failure)}),
+    });
+    let mut answer =
+        json!({"call_id": fetched.call_id, "sequences": sequences.collect::<Vec<_>>()});
+    for each in &fetched.statistics {
+        let LabelStatistics { readout, site, label, .. } = each;
+        answer["statistics"][readout][site][label] = json!({
+            "rows": each.rows,
+            "mean": array(&each.mean),
+            "second_moments": array(&each.second_moments),
+        });
+    }
+    answer
+}
+
+pub fn generated(generated: &Generated) -> Value {
+    let sequences = generated.samples.iter().enumerate().map(|(index, sample)| {
+        let ids: Vec<_> = generated.prompt.ids.iter().chain(&sample.token_ids).collect();
+        json!({
+            "index": index, "token_ids": ids, "text": sample.text,
+            "finish_reason": finish_reason(sample.finish_reason),
+            "readouts": readouts(&sample.readouts),
+        })
+    });
+    json!({"call_id": generated.call_id, "sequences": sequences.collect::<Vec<_>>()})
+}
+
+fn finish_reason(value: i32) -> String {
+    match FinishReason::try_from(value) {
+        Ok(reason) => reason.as_str_name().replace("FINISH_REASON_", ""),
+        Err(_) => value.to_string(),
+    }
+}
+
+pub fn explained(explained: &Explained) -> Value {
+    let explanations = explained
+        .explanations
+        .iter()
+        .map(|each| json!({"row": each.row_index, "sample": each.sample_index, "text": each.text}));
+    json!({
+        "call_id": explained.call_id, "nla": explained.nla,
+        "explanations": explanations.collect::<Vec<_>>(),
+    })
+}
+
+pub fn reconstructed(reconstructed: &Reconstructed) -> Value {
+    let mut answer = array(&reconstructed.rows);
+    answer["call_id"] = reconstructed.call_id.clone().into();
+    answer
+}
+
+fn readouts(readouts: &Readouts) -> Value {
+    let named = readouts.iter().map(|(name, found)| (name.to_owned(), reading(found)));
+    named.collect::<Map<_, _>>().into()
+}
+
+fn reading(reading: &Reading) -> Value {
+    match reading {
+        Reading::Rows(sites) => by_key("rows", sites, |rows| {
+            let mut answer = array(&rows.values);
+            answer["positions"] = json!(rows.positions);
+            if let Some(indices) = &rows.indices {
+                answer["indices"] = json!(indices);
+            }
+            answer
+        }),
+        Reading::Predictions(sites) => by_key("predictions", sites, |predictions| {
+            let mut answer = json!({
+                "positions": predictions.positions,
+                "top_ids": predictions.top_ids,
+                "top_texts": predictions.top_texts,
+            });
+            for (name, values) in [
+                ("top_logprobs", &predictions.top_logprobs),
+                ("token_logprobs", &predictions.token_logprobs),
+                ("next_token_logprobs", &predictions.next_token_logprobs),
+            ] {
+                if let Some(values) = values {
+                    answer[name] = array(values);
+                }
+            }
+            answer
+        }),
+        Reading::Attention(heads) => by_key("attention", heads, |attention| {
+            let mut answer = array(&attention.weights);
+            answer["queries"] = json!(attention.queries);
+            if let Some(keys) = &attention.keys {
+                answer["keys"] = json!(keys);
+            }
+            answer
+        }),
+        Reading::AttentionSummary(layers) => by_key("attention_summary", layers, |summary| {
+            json!({
+                "queries": summary.queries,
+                "previous_token": array(&summary.previous_token),
+            })
+        }),
+        Reading::LogitAttribution(sites) => by_key("logit_attribution", sites, |attribution| {
+            let mut answer = array(&attribution.contributions);
+            answer["positions"] = json!(attribution.positions);
+            answer
+        }),
+        Reading::Kept(name) => json!({"kept": name}),
+        _ => Value::Null,
+    }
+}
+
+fn by_key<K: ToString, T>(kind: &str, places: &[(K, T)], answer: impl Fn(&T) -> Value) -> Value {
+    let places: Map<_, _> =
+        places.iter().map(|(key, found)| (key.to_string(), answer(found))).collect();
+    json!({kind: places})
+}

@@ -1,0 +1,307 @@
+//! Calls, by the names of their methods.
+
+use std::{
+    fmt::Debug,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use actserve::{
+    Client, Error, Incoming, Reading,
+    v1::{
+        self, explanation_service_client::ExplanationServiceClient,
+        kept_activations_service_client::KeptActivationsServiceClient,
+        model_service_client::ModelServiceClient,
+    },
+};
+use prost::Message;
+use serde_json::{Value, json};
+use tokio::{runtime::Handle, task::JoinSet, time};
+
+use crate::{Question, Result, answers, messages::Messages};
+
+/// The request of a question, of the type that is named.
+macro_rules! request {
+    ($question:ident, $messages:ident, $request:ident) => {
+        $messages.message_of::<v1::$request>(stringify!($request), &$question.request)?
+    };
+}
+
+pub async fn unary(client: Client, question: &Question, messages: &Messages) -> Result<Value> {
+    macro_rules! call {
+        ($method:ident, $request:ident, $response:ident) => {{
+            let response = client.$method(request!(question, messages, $request)).await?;
+            messages.json_of(stringify!($response), &response)
+        }};
+    }
+    // By the stub, since the client has an iterator over items in place of pages.
+    macro_rules! page {
+        ($stub:ident, $method:ident, $request:ident, $response:ident) => {{
+            let page = $stub::new(client.transport())
+                .$method(request!(question, messages, $request))
+                .await
+                .map_err(Error::from)?;
+            messages.json_of(stringify!($response), &page.into_inner())
+        }};
+    }
+    match question.method.as_str() {
+        "ListModels" => {
+            page!(ModelServiceClient, list_models, ListModelsRequest, ListModelsResponse)
+        }
+        "ListNlas" => page!(ExplanationServiceClient, list_nlas, ListNlasRequest, ListNlasResponse),
+        "ListKeptActivations" => page!(
+            KeptActivationsServiceClient,
+            list_kept_activations,
+            ListKeptActivationsRequest,
+            ListKeptActivationsResponse
+        ),
+        "GetModel" => call!(get_model, GetModelRequest, GetModelResponse),
+        "Tokenize" => call!(tokenize, TokenizeRequest, TokenizeResponse),
+        "GetKeptActivations" => {
+            call!(get_kept_activations, GetKeptActivationsRequest, GetKeptActivationsResponse)
+        }
+        "DeleteKeptActivations" => call!(
+            delete_kept_activations,
+            DeleteKeptActivationsRequest,
+            DeleteKeptActivationsResponse
+        ),
+        "GetNla" => call!(get_nla, GetNlaRequest, GetNlaResponse),
+        "ScoreExplanations" => {
+            call!(score_explanations, ScoreExplanationsRequest, ScoreExplanationsResponse)
+        }
+        "SetExplanationBaseline" => call!(
+            set_explanation_baseline,
+            SetExplanationBaselineRequest,
+            SetExplanationBaselineResponse
+        ),
+        "DeleteExplanationBaseline" => call!(
+            delete_explanation_baseline,
+            DeleteExplanationBaselineRequest,
+            DeleteExplanationBaselineResponse
+        ),
+        other => Err(no_method(other)),
+    }
+}
+
+pub async fn list(client: Client, question: &Question, messages: &Messages) -> Result<Value> {
+    macro_rules! named {
+        ($list:ident, $request:ident) => {{
+            let mut items = client.$list(request!(question, messages, $request));
+            let mut names = vec![];
+            while question.take.is_none_or(|take| names.len() < take) {
+                let Some(item) = items.try_next().await? else { break };
+                names.push(item.name);
+            }
+            Ok(json!({"names": names}))
+        }};
+    }
+    match question.method.as_str() {
+        "ListModels" => named!(list_models, ListModelsRequest),
+        "ListNlas" => named!(list_nlas, ListNlasRequest),
+        "ListKeptActivations" => {
+            named!(list_kept_activations, ListKeptActivationsRequest)
+        }
+        other => Err(no_method(other)),
+    }
+}
+
+pub async fn stream(client: Client, question: &Question, messages: &Messages) -> Result<Value> {
+    macro_rules! events {
+        ($open:ident, $request:ident, $response:ident) => {{
+            let open = client.$open(request!(question, messages, $request));
+            events(open, question, messages, stringify!($response)).await
+        }};
+    }
+    match question.method.as_str() {
+        "FetchActivations" => {
+            events!(fetch_activations_stream, FetchActivationsRequest, FetchActivationsResponse)
+        }
+        "Generate" => events!(generate_stream, GenerateRequest, GenerateResponse),
+        "ExplainActivations" => events!(
+            explain_activations_stream,
+            ExplainActivationsRequest,
+            ExplainActivationsResponse
+        ),
+        "ExplainText" => events!(explain_text_stream, ExplainTextRequest, ExplainTextResponse),
+        "CompareActivations" => events!(
+            compare_activations_stream,
+            CompareActivationsRequest,
+            CompareActivationsResponse
+        ),
+        "ReconstructActivations" => {
+            events!(
+                reconstruct_activations_stream,
+                ReconstructActivationsRequest,
+                ReconstructActivationsResponse
+            )
+        }
+        other => Err(no_method(other)),
+    }
+}
+
+async fn events<T: Message>(
+    open: impl Future<Output = actserve::Result<Incoming<T>>>,
+    question: &Question,
+    messages: &Messages,
+    response: &str,
+) -> Result<Value> {
+    let mut told = vec![];
+    let read = async {
+        let mut events = open.await?;
+        while let Some(event) = events.try_next().await? {
+            told.push(messages.event(response, &event).expect("the contract has the response"));
+            if question.cancel_after == Some(told.len()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    let failure = match cancelled_after(question.cancel_after_s, read).await {
+        Some(Ok(true)) => None,
+        Some(Ok(false)) | None => Some(answers::cancelled()),
+        Some(Err(error)) => Some(answers::error(&error)),
+    };
+    let mut answer = json!({"result": {"events": told}});
+    if let Some(failure) = failure {
+        answer["error"] = failure;
+    }
+    Ok(answer)
+}
+
+pub async fn collect(client: Client, question: &Question, messages: &Messages) -> Result<Value> {
+    macro_rules! collected {
+        ($collect:ident, $request:ident, $answer:path) => {{
+            let call = client.$collect(request!(question, messages, $request));
+            match cancelled_after(question.cancel_after_s, call).await {
+                Some(collected) => Ok(json!({"result": $answer(&collected?)})),
+                None => Ok(json!({"error": answers::cancelled()})),
+            }
+        }};
+    }
+    match question.method.as_str() {
+        "FetchActivations" => {
+            collected!(fetch_activations, FetchActivationsRequest, answers::fetched)
+        }
+        "Generate" => collected!(generate, GenerateRequest, answers::generated),
+        "ExplainActivations" => {
+            collected!(explain_activations, ExplainActivationsRequest, answers::explained)
+        }
+        "ExplainText" => collected!(explain_text, ExplainTextRequest, answers::explained),
+        "CompareActivations" => {
+            collected!(compare_activations, CompareActivationsRequest, answers::explained)
+        }
+        "ReconstructActivations" => {
+            collected!(
+                reconstruct_activations,
+                ReconstructActivationsRequest,
+                answers::reconstructed
+            )
+        }
+        other => Err(no_method(other)),
+    }
+}
+
+/// What comes of work that is dropped after so many seconds; `None` if it was.
+async fn cancelled_after<T>(seconds: Option<f64>, work: impl Future<Output = T>) -> Option<T> {
+    match seconds {
+        Some(seconds) => time::timeout(Duration::from_secs_f64(seconds), work).await.ok(),
+        None => Some(work.await),
+    }
+}
+
+pub async fn streams(question: &Question, messages: &Messages) -> Result<Value> {
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let client = crate::client(&question.client)?;
+    let mut streams = JoinSet::new();
+    for number in 1..=question.count {
+        let cancel = question.cancel_every > 0 && number % question.cancel_every == 0;
+        let client = client.clone();
+        match question.method.as_str() {
+            "FetchActivations" => {
+                let request = request!(question, messages, FetchActivationsRequest);
+                streams.spawn(async move {
+                    read(client.fetch_activations_stream(request).await?, cancel).await
+                });
+            }
+            "Generate" => {
+                let request = request!(question, messages, GenerateRequest);
+                streams.spawn(
+                    async move { read(client.generate_stream(request).await?, cancel).await },
+                );
+            }
+            other => return Err(no_method(other)),
+        }
+    }
+    drop(client);
+    let (mut finished, mut cancelled) = (0, 0);
+    while let Some(outcome) = streams.join_next().await {
+        if outcome?? { finished += 1 } else { cancelled += 1 }
+    }
+    // What has ended needs a moment to be gone.
+    for _ in 0..100 {
+        if tasks() <= before {
+            break;
+        }
+        time::sleep(Duration::from_millis(50)).await;
+    }
+    let leaked = tasks().saturating_sub(before);
+    Ok(json!({"finished": finished, "cancelled": cancelled, "leaked": leaked}))
+}
+
+/// Whether a stream was read to its end.
+async fn read<T: Debug>(mut events: Incoming<T>, cancel: bool) -> actserve::Result<bool> {
+    while events.try_next().await?.is_some() {
+        if cancel {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+pub async fn measure(client: Client, question: &Question, messages: &Messages) -> Result<Value> {
+    let request = request!(question, messages, FetchActivationsRequest);
+    let (calls, bytes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let began = Instant::now();
+    let end = began + Duration::from_secs_f64(question.seconds);
+    let mut callers = JoinSet::new();
+    for _ in 0..question.concurrency {
+        let (client, request) = (client.clone(), request.clone());
+        let (calls, bytes) = (calls.clone(), bytes.clone());
+        callers.spawn(async move {
+            while Instant::now() < end {
+                let fetched = client.fetch_activations(request.clone()).await?;
+                calls.fetch_add(1, Ordering::Relaxed);
+                bytes.fetch_add(size(&fetched)?, Ordering::Relaxed);
+            }
+            Ok::<_, Error>(())
+        });
+    }
+    while let Some(outcome) = callers.join_next().await {
+        outcome??;
+    }
+    Ok(json!({
+        "calls": calls.load(Ordering::Relaxed),
+        "bytes": bytes.load(Ordering::Relaxed),
+        "seconds": began.elapsed().as_secs_f64(),
+    }))
+}
+
+fn size(fetched: &actserve::Fetched) -> actserve::Result<u64> {
+    let mut bytes = 0;
+    for index in 0..fetched.items.len() {
+        for (_, reading) in fetched.item(index)?.readouts.iter() {
+            if let Reading::Rows(sites) = reading {
+                bytes += sites.iter().map(|(_, rows)| rows.values.data().len()).sum::<usize>() * 4;
+            }
+        }
+    }
+    Ok(bytes as u64)
+}
+
+fn no_method(name: &str) -> Box<dyn std::error::Error + Send + Sync> {
+    format!("there is no such method for this operation: {name}").into()
+}

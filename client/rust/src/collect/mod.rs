@@ -1,0 +1,115 @@
+//! Streams put together: an answer is whole, or it is an error.
+
+mod asked;
+mod attention;
+mod explain;
+mod fetch;
+mod generate;
+mod rows;
+mod sequence;
+mod statistics;
+
+pub use explain::{Explained, Reconstructed};
+pub use fetch::{Fetched, FetchedItem, Item};
+pub use generate::{Generated, Sample};
+pub use statistics::LabelStatistics;
+
+pub(crate) use explain::{ExplainCollector, ReconstructCollector};
+pub(crate) use fetch::FetchCollector;
+pub(crate) use generate::GenerateCollector;
+
+use asked::Asked;
+
+use crate::{
+    Error, Incoming, Result,
+    v1::{ReadoutStarted, TokenizedPrompt},
+};
+
+/// Puts the events of one call together.
+pub(crate) trait Collector {
+    type Event;
+    type Collected;
+
+    fn add(&mut self, event: Self::Event) -> Result<()>;
+
+    /// The whole, if it is that.
+    fn finish(self) -> Result<Self::Collected>;
+}
+
+/// Reads a stream to its end; `event` takes the event out of each response.
+pub(crate) async fn collect<R, C: Collector>(
+    mut responses: Incoming<R>,
+    event: impl Fn(R) -> Option<C::Event>,
+    mut collector: C,
+) -> Result<C::Collected> {
+    while let Some(response) = responses.try_next().await? {
+        // An event of a newer server is none here, and skipped, as the contract says.
+        if let Some(event) = event(response) {
+            collector.add(event)?;
+        }
+    }
+    collector.finish()
+}
+
+/// How far a stream has come.
+#[derive(Clone, Copy, PartialEq)]
+enum Stage {
+    Opening,
+    Open,
+    Finished,
+}
+
+impl Stage {
+    /// `started`, which comes first and once.
+    fn start(&mut self) -> Result<()> {
+        self.step(Self::Opening, Self::Open)
+    }
+
+    /// Anything between `started` and `finished`.
+    fn go_on(&mut self) -> Result<()> {
+        self.step(Self::Open, Self::Open)
+    }
+
+    /// `finished`, which comes last.
+    fn finish(&mut self) -> Result<()> {
+        self.step(Self::Open, Self::Finished)
+    }
+
+    fn step(&mut self, from: Self, to: Self) -> Result<()> {
+        if *self != from {
+            return Err(Error::bad_response(
+                "the server sent an event before the first or after the last",
+            ));
+        }
+        *self = to;
+        Ok(())
+    }
+
+    fn check_finished(self) -> Result<()> {
+        if self == Self::Finished { Ok(()) } else { Err(Error::cut_short()) }
+    }
+}
+
+fn check_started(asked: &[Asked], started: &[ReadoutStarted]) -> Result<()> {
+    if started.len() != asked.len() {
+        return Err(Error::bad_response(format!(
+            "the server opened {} readouts, but {} were asked for",
+            started.len(),
+            asked.len()
+        )));
+    }
+    asked.iter().zip(started).try_for_each(|(asked, started)| asked.check(started))
+}
+
+fn check_prompt(prompt: &TokenizedPrompt) -> Result<()> {
+    let fits = |count: usize| count == 0 || count == prompt.ids.len();
+    if !fits(prompt.texts.len()) || !fits(prompt.sources.len()) {
+        return Err(Error::bad_response(format!(
+            "the server sent {} texts and {} sources for {} tokens",
+            prompt.texts.len(),
+            prompt.sources.len(),
+            prompt.ids.len()
+        )));
+    }
+    Ok(())
+}
