@@ -101,12 +101,17 @@ test-fast: setup protoc-tool ## Run the tests that need no model
 test-client-versions: setup ## Test the client with the oldest and newest of what it needs, on each Python
 	@$(PY) scripts/client_versions.py $(ARGS)
 
-.PHONY: lint lint-python lint-types lint-proto lint-docker lint-docs lint-clients
+.PHONY: lint lint-python lint-types lint-proto lint-docker lint-docs lint-clients lint-versions
 lint: lint-python lint-types lint-proto lint-docker lint-docs lint-clients ## Check style, types, the contract, stubs, Dockerfile, docs and the clients
 
-lint-clients: setup
+lint-clients: lint-versions $(CLIENTS:%=lint-client-%)
+
+lint-versions: setup
 	@$(PY) scripts/version.py --check
-	@for each in $(CLIENTS); do echo "lint client/$$each"; $(MAKE) -C client/$$each check; done
+
+lint-client-%: setup
+	@echo "make lint: client/$*"
+	@$(MAKE) -C client/$* check
 
 lint-python: setup
 	@$(PY) -m ruff check .
@@ -163,9 +168,14 @@ version: setup ## Set the version of every package: make version VERSION=0.2.0
 ##### Clients in other languages
 
 .PHONY: clients
-clients: ## Build the clients in other languages, with their examples and drivers
-	@for each in $(NO_CLIENTS); do echo "make clients: client/$$each is left out, its tools are not here"; done
-	@for each in $(CLIENTS); do echo "make clients: client/$$each"; $(MAKE) -C client/$$each driver; done
+clients: $(NO_CLIENTS:%=no-client-%) $(CLIENTS:%=client-%) ## Build the clients in other languages, with their examples and drivers
+
+client-%:
+	@echo "make clients: client/$*"
+	@$(MAKE) -C client/$* driver
+
+no-client-%:
+	@echo "make clients: client/$* is left out, its tools are not here"
 
 .PHONY: packages
 packages: setup ## Build every package as it would be published, into build/packages

@@ -5,6 +5,7 @@ use tonic::IntoRequest;
 use crate::{
     ClientBuilder, Explained, Fetched, Generated, Incoming, Reconstructed, Result,
     collect::{ExplainCollector, FetchCollector, GenerateCollector, ReconstructCollector, collect},
+    incoming::events,
     pages::pages,
     transport::Transport,
     v1::{
@@ -139,7 +140,7 @@ impl Client {
         &self,
         request: impl IntoRequest<v1::FetchActivationsRequest>,
     ) -> Result<Incoming<v1::FetchActivationsResponse>> {
-        Ok(Incoming::events(self.generation().fetch_activations(request).await?.into_inner()))
+        Ok(events(self.generation().fetch_activations(request).await?.into_inner()))
     }
 
     /// Generates, optionally steered and captured, and returns the whole.
@@ -157,7 +158,7 @@ impl Client {
         &self,
         request: impl IntoRequest<v1::GenerateRequest>,
     ) -> Result<Incoming<v1::GenerateResponse>> {
-        Ok(Incoming::events(self.generation().generate(request).await?.into_inner()))
+        Ok(events(self.generation().generate(request).await?.into_inner()))
     }
 }
 
@@ -233,7 +234,7 @@ impl Client {
         &self,
         request: impl IntoRequest<v1::ExplainActivationsRequest>,
     ) -> Result<Incoming<v1::ExplainActivationsResponse>> {
-        Ok(Incoming::events(self.explanation().explain_activations(request).await?.into_inner()))
+        Ok(events(self.explanation().explain_activations(request).await?.into_inner()))
     }
 
     /// Explains the tokens of a prompt, whole.
@@ -252,7 +253,7 @@ impl Client {
         &self,
         request: impl IntoRequest<v1::ExplainTextRequest>,
     ) -> Result<Incoming<v1::ExplainTextResponse>> {
-        Ok(Incoming::events(self.explanation().explain_text(request).await?.into_inner()))
+        Ok(events(self.explanation().explain_text(request).await?.into_inner()))
     }
 
     /// Explains how rows differ from others, whole.
@@ -271,7 +272,7 @@ impl Client {
         &self,
         request: impl IntoRequest<v1::CompareActivationsRequest>,
     ) -> Result<Incoming<v1::CompareActivationsResponse>> {
-        Ok(Incoming::events(self.explanation().compare_activations(request).await?.into_inner()))
+        Ok(events(self.explanation().compare_activations(request).await?.into_inner()))
     }
 
     /// Turns texts into rows, whole.
@@ -290,8 +291,8 @@ impl Client {
         &self,
         request: impl IntoRequest<v1::ReconstructActivationsRequest>,
     ) -> Result<Incoming<v1::ReconstructActivationsResponse>> {
-        let events = self.explanation().reconstruct_activations(request).await?;
-        Ok(Incoming::events(events.into_inner()))
+        let responses = self.explanation().reconstruct_activations(request).await?;
+        Ok(events(responses.into_inner()))
     }
 
     /// How well texts account for rows.

@@ -9,12 +9,13 @@ use std::{
 
 use futures_core::Stream;
 
-use crate::{Error, Result};
+use crate::{Error, Result, v1};
 
 /// The events of a call as they arrive, or the items of a list, page by page.
 ///
 /// It is a [`Stream`]; [`try_next`](Self::try_next) reads it without any other crate. Dropping it
-/// cancels the call.
+/// cancels the call. A stream of events ends with the error `STREAM_CUT_SHORT` if its last event,
+/// `finished`, did not come.
 pub struct Incoming<T>(Pin<Box<dyn Stream<Item = Result<T>> + Send>>);
 
 impl<T> Incoming<T> {
@@ -28,10 +29,10 @@ impl<T> Incoming<T> {
     }
 }
 
-impl<T: Send + 'static> Incoming<T> {
-    pub(crate) fn events(stream: tonic::Streaming<T>) -> Self {
-        Self::new(Events(stream))
-    }
+pub(crate) fn events<T: Event + Send + Unpin + 'static>(
+    stream: tonic::Streaming<T>,
+) -> Incoming<T> {
+    Incoming::new(Events { stream, finished: false })
 }
 
 impl<T> Stream for Incoming<T> {
@@ -48,13 +49,62 @@ impl<T> fmt::Debug for Incoming<T> {
     }
 }
 
-struct Events<T>(tonic::Streaming<T>);
+/// A message of a stream that ends with `finished`.
+pub(crate) trait Event {
+    fn is_last(&self) -> bool;
+}
 
-impl<T> Stream for Events<T> {
+macro_rules! event {
+    ($response:ident, $module:ident) => {
+        impl Event for v1::$response {
+            fn is_last(&self) -> bool {
+                matches!(self.event, Some(v1::$module::Event::Finished(_)))
+            }
+        }
+    };
+}
+
+event!(FetchActivationsResponse, fetch_activations_response);
+event!(GenerateResponse, generate_response);
+event!(ReconstructActivationsResponse, reconstruct_activations_response);
+event!(ExplanationEvent, explanation_event);
+
+macro_rules! explanation {
+    ($($response:ident),*) => {
+        $(impl Event for v1::$response {
+            fn is_last(&self) -> bool {
+                self.event.as_ref().is_some_and(Event::is_last)
+            }
+        })*
+    };
+}
+
+explanation!(ExplainActivationsResponse, ExplainTextResponse, CompareActivationsResponse);
+
+struct Events<T> {
+    stream: tonic::Streaming<T>,
+    finished: bool,
+}
+
+impl<T: Event + Unpin> Stream for Events<T> {
     type Item = Result<T>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<T>>> {
-        let event = Pin::new(&mut self.get_mut().0).poll_next(context);
-        event.map(|event| event.map(|event| event.map_err(Error::from)))
+        let this = self.get_mut();
+        Pin::new(&mut this.stream).poll_next(context).map(|next| match next {
+            Some(Ok(event)) => {
+                this.finished |= event.is_last();
+                Some(Ok(event))
+            }
+            Some(Err(status)) => {
+                this.finished = true; // The error is the end, and needs no other.
+                Some(Err(status.into()))
+            }
+            None if this.finished => None,
+            None => {
+                this.finished = true;
+                Some(Err(Error::cut_short()))
+            }
+        })
     }
 }

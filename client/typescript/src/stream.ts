@@ -16,13 +16,12 @@ export interface Collector<Event, Whole> {
   finish(): Whole;
 }
 
-interface Oneof {
-  readonly case?: string | undefined;
-}
-
 /** A message of a stream: an event, or, of explanations, what holds one. */
 export interface Response {
-  readonly event?: Oneof | { readonly event: Oneof } | undefined;
+  readonly event?:
+    | { readonly case?: string | undefined }
+    | { readonly event: { readonly case?: string | undefined } }
+    | undefined;
 }
 
 /**
