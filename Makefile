@@ -66,22 +66,25 @@ bench: setup ## Measure throughput and latency against plain vLLM
 
 ##### Check
 
-.PHONY: test test-shared-engine test-others
-test: setup helm-tool protoc-tool clients ## Run every test, those with real models included; in two halves without ARGS
+.PHONY: test test-shared-engine test-conformance test-others
+test: setup helm-tool protoc-tool clients ## Run every test, those with real models included; in parts without ARGS
 ifeq ($(ARGS),)
-	@echo "two halves side by side; each says how it went when it ends"
-	@$(MAKE) --jobs=2 --output-sync=target --keep-going test-shared-engine test-others
+	@echo "three parts side by side; each says how it went when it ends"
+	@$(MAKE) --jobs=3 --output-sync=target --keep-going test-shared-engine test-conformance test-others
 else
 	@$(PY) -m pytest $(ARGS)
 endif
 
 # An engine keeps one core busy and the other half's another; tests/integration/conftest.py
-# gives each its own.
+# gives each its own. The conformance tests mostly wait.
 test-shared-engine:
 	@TEST_HALF=0 $(PY) -m pytest -m shared_engine tests/integration
 
+test-conformance:
+	@$(PY) -m pytest tests/conformance
+
 test-others:
-	@TEST_HALF=1 $(PY) -m pytest -m "not shared_engine"
+	@TEST_HALF=1 $(PY) -m pytest -m "not shared_engine" --ignore tests/conformance
 
 .PHONY: conformance
 conformance: setup clients ## Hold every client to the same cases, and print a table of them

@@ -59,16 +59,18 @@ class Reference:
         edits: Edits | None = None,
         *,
         sites: Container[Site] | None = None,
+        logits: int = 0,
     ) -> dict[Site, np.ndarray]:
         """The rows of these sites or of all, float32 [tokens, width], as the pass reaches them.
 
-        Heads of q, k, v and z lie one after the other.
+        Heads of q, k, v and z lie one after the other. `logits` is how many of the last tokens have
+        logits, which take most of the time where the vocabulary is large; zero is all.
         """
-        return self._forward(token_ids, edits, sites).rows
+        return self._forward(token_ids, edits, sites, logits=logits).rows
 
     def logprobs(self, token_ids: Sequence[int], edits: Edits | None = None) -> np.ndarray:
         """Log probabilities after the last token, float32 [vocabulary]."""
-        logits = self._forward(token_ids, edits, {_LOGITS}).rows[_LOGITS][-1]
+        logits = self._forward(token_ids, edits, {_LOGITS}, logits=1).rows[_LOGITS][-1]
         return torch.log_softmax(torch.from_numpy(logits), -1).numpy()
 
     def patterns(
@@ -105,11 +107,13 @@ class Reference:
         edits: Edits | None,
         sites: Container[Site] | None,
         keep_patterns: bool = False,
+        logits: int = 0,
     ) -> "_Pass":
         record = _Pass(edits or {}, sites, keep_patterns)
         with torch.no_grad(), self._hooked(record):
             # An unknown keyword travels through every layer to the attention function.
-            self.model(torch.tensor([list(token_ids)]), use_cache=False, record=record)
+            ids = torch.tensor([list(token_ids)])
+            self.model(ids, use_cache=False, record=record, logits_to_keep=logits)
         if missed := record.edits.keys() - record.reached:
             raise ValueError(f"this model has no {', '.join(sorted(map(str, missed)))}")
         return record

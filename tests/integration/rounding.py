@@ -63,9 +63,10 @@ def units(reference: Reference, token_ids: Sequence[int], exact: SiteRows) -> Si
     squares: dict[Site, np.ndarray] = {
         site: np.square(ulp(rows)).sum(1, dtype=np.float64) for site, rows in exact.items()
     }
+    logits = len(exact.get(Site(HookPoint.LOGITS), ()))
     for draw in range(DRAWS):
         with inputs_moved(reference.layers, draw):
-            moved = reference.rows(token_ids, sites=exact)
+            moved = reference.rows(token_ids, sites=exact, logits=logits)
         for site, rows in moved.items():
             squares[site] += np.square(rows - exact[site]).sum(1, dtype=np.float64) / DRAWS
     return {site: np.sqrt(total) for site, total in squares.items()}

@@ -143,7 +143,8 @@ def _measure(engine: EngineThread, path: Path, *, bfloat16: bool) -> Measured:
     for prompt in PROMPTS:
         ids = engine.tokenize(prompt).ids
         ours = _rows(engine, ids)
-        theirs = exact.rows(ids, sites=ours)
+        logits = len(ours[LOGITS])
+        theirs = exact.rows(ids, sites=ours, logits=logits)
         measured.errors.add(ours, theirs, relative_errors)
         measured.cosines.add(ours, theirs, cosines)
         measured.sums.append(_sum_errors(ours, layers))
@@ -155,7 +156,7 @@ def _measure(engine: EngineThread, path: Path, *, bfloat16: bool) -> Measured:
                 worst[site] = max(worst.get(site, 0.0), float(error))
         if rounded:
             moves = units(exact, ids, theirs)
-            rows = rounded.rows(ids, sites=ours)
+            rows = rounded.rows(ids, sites=ours, logits=logits)
             measured.reference_cosines.add(rows, theirs, cosines)
             measured.reference_sums.append(_sum_errors(rows, layers))
             measured.wrong_sums += wrong_sums(ours, layers)
