@@ -434,7 +434,8 @@ def readout_of(readout: Any) -> Any:
         directions = tensors.decode(asked.projection.directions.tensor)
         projection = actserve.Projection(directions, send_top=asked.projection.send_top or None)
     reduce = {0: None, 1: "last", 2: "mean", 3: "max"}[asked.reduction]
-    return actserve.Read(*where, projection=projection, reduce=reduce)
+    element_type = {0: None, 1: "f32", 2: "f16", 3: "bf16"}[asked.element_type]
+    return actserve.Read(*where, projection, reduce, element_type)
 
 
 def readouts_of(found: Mapping[str, Any], asked: Any) -> Answer:
