@@ -66,11 +66,11 @@ bench: setup ## Measure throughput and latency against plain vLLM
 
 ##### Check
 
-.PHONY: test test-shared-engine test-conformance test-others
+.PHONY: test test-shared-engine test-conformance test-others test-clients
 test: setup helm-tool protoc-tool clients ## Run every test, those with real models included; in parts without ARGS
 ifeq ($(ARGS),)
 	@echo "three parts side by side; each says how it went when it ends"
-	@$(MAKE) --jobs=3 --output-sync=target --keep-going test-shared-engine test-conformance test-others
+	@$(MAKE) --jobs=3 --output-sync=target --keep-going test-shared-engine test-others test-conformance test-clients
 else
 	@$(PY) -m pytest $(ARGS)
 endif
@@ -82,6 +82,11 @@ test-shared-engine:
 
 test-conformance:
 	@$(PY) -m pytest tests/conformance
+
+test-clients: $(CLIENTS:%=test-client-%)
+
+test-client-%:
+	@$(MAKE) -C client/$* test
 
 test-others:
 	@TEST_HALF=1 $(PY) -m pytest -m "not shared_engine" --ignore tests/conformance
