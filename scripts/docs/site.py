@@ -38,6 +38,11 @@ PAGES_ELSEWHERE = (
     "CONTRIBUTING.md",
     "SECURITY.md",
     "client/python/README.md",
+    "client/go/README.md",
+    "client/typescript/README.md",
+    "client/rust/README.md",
+    "client/java/README.md",
+    "tests/conformance/README.md",
     "server/actserve_server/nla/shipped/smollm2-135m/README.md",
 )
 """Of the repository, beside those of `docs/`."""
@@ -103,7 +108,7 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 def _add(files: Files, config: MkDocsConfig, path: str) -> None:
     file = File(path, str(ROOT), config.site_dir, config.use_directory_urls)
-    if path.endswith((".py", ".proto")):
+    if path.endswith((".py", ".proto", ".go", ".ts", ".rs", ".java")):
         file.dest_uri += ".txt"  # Browsers show text, and download code.
     files.append(file)
 

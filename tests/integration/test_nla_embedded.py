@@ -120,7 +120,8 @@ def address(nla: Nla, smollm2: EngineThread) -> Iterator[str]:
     """Of a server of the model and of what explains it."""
 
     async def start() -> app.App:
-        built = app.build(smollm2.engine, Settings(port=0, drain_grace_s=1.0), nla.loaded)
+        settings: dict[str, Any] = {"port": 0, "drain_grace_s": 1.0}
+        built = app.build(smollm2.engine, Settings(**settings), nla.loaded)
         await built.start()
         return built
 
