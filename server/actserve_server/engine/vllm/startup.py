@@ -57,6 +57,9 @@ def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     except ValueError as error:
         raise ValueError(f"{options.model_path}: {error}") from None
     hook_points = tuple(options.hook_points or HookPoint)
+    scheduling = config.scheduler_config
+    scheduler = "SaltedAsyncScheduler" if scheduling.async_scheduling else "SaltedScheduler"
+    scheduling.scheduler_cls = f"{__package__}.scheduler.{scheduler}"
     config.additional_config = WorkerConfig(str(ring_folder), hook_points, server=os.getpid())
     silent = not options.log_stats
     if current_platform.is_cpu():
