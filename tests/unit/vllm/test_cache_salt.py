@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from vllm import SamplingParams
+from vllm.config import SchedulerConfig, VllmConfig
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core import kv_cache_utils
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from actserve_server.domain.operations import (
@@ -32,6 +37,7 @@ from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.runs import Capture, Intervention
 from actserve_server.engine.vllm import scheduler, wire
 from actserve_server.engine.vllm.cache_salt import EditedSalt, cache_salt
+from actserve_server.engine.vllm.startup import scheduler_path
 from tests.unit.vllm.steps import ALL, at, change, make_run, read, site
 
 RAMP = np.arange(1, 5, dtype=np.float32)
@@ -332,6 +338,53 @@ def test_the_check_at_start_refuses_any_other_names(keys: Callable[..., object])
     kv_cache_utils.generate_block_hash_extra_keys = keys  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="enable_prefix_caching"):
         scheduler.check_names(ALGORITHM)
+
+
+class _VllmsScheduler:
+    def __init__(self, *, enable_prefix_caching: bool) -> None:
+        self.cache_config = SimpleNamespace(
+            enable_prefix_caching=enable_prefix_caching, prefix_caching_hash_algo=ALGORITHM
+        )
+
+
+class _Scheduler(scheduler.Salted, _VllmsScheduler):
+    pass
+
+
+@pytest.mark.usefixtures("stock")
+def test_the_scheduler_has_blocks_named_so_where_it_is_made() -> None:
+    late = _salt(change(Add(RAMP), "resid_post.3", where=at((15, 16))))
+    _Scheduler(enable_prefix_caching=False)
+    assert _shared(late, _salt()) == 0
+    _Scheduler(enable_prefix_caching=True)
+    assert _shared(late, _salt()) == 3
+
+
+@pytest.mark.usefixtures("stock")
+def test_no_scheduler_is_made_where_blocks_would_be_named_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "install", lambda: None)
+    with pytest.raises(RuntimeError, match="enable_prefix_caching"):
+        _Scheduler(enable_prefix_caching=True)
+
+
+@pytest.mark.parametrize(
+    ("asynchronous", "otherwise"), [(False, Scheduler), (True, AsyncScheduler)], ids=str
+)
+def test_vllm_schedules_as_it_would_without_our_salts(
+    asynchronous: bool, otherwise: type[Scheduler]
+) -> None:
+    options: dict[str, Any] = {
+        "max_model_len": 64,
+        "is_encoder_decoder": False,
+        "async_scheduling": asynchronous,
+    }
+    stock = SchedulerConfig(**options)
+    assert stock.get_scheduler_cls() is otherwise
+    path = scheduler_path(cast(VllmConfig, SimpleNamespace(scheduler_config=stock)))
+    ours = SchedulerConfig(**options, scheduler_cls=path).get_scheduler_cls()
+    assert ours.__mro__[1:3] == (scheduler.Salted, otherwise)
 
 
 @pytest.mark.parametrize(

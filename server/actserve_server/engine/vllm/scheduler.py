@@ -81,8 +81,8 @@ def check_names(algorithm: str) -> None:
             )
 
 
-class _Salted:
-    """Mixin before a vLLM scheduler class."""
+class Salted:
+    """Mixin before a vLLM scheduler class: what is cached is named by our salts."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -92,9 +92,9 @@ class _Salted:
             check_names(cache.prefix_caching_hash_algo)
 
 
-class SaltedScheduler(_Salted, Scheduler):
+class SaltedScheduler(Salted, Scheduler):
     """vLLM's scheduler."""
 
 
-class SaltedAsyncScheduler(_Salted, AsyncScheduler):
+class SaltedAsyncScheduler(Salted, AsyncScheduler):
     """vLLM's asynchronous scheduler."""
