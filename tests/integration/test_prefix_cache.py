@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from prometheus_client import REGISTRY
 
 from actserve_server.domain.positions import NO_END, Selection, Spans
 from actserve_server.domain.runs import Intervention, Run
@@ -20,6 +19,7 @@ from tests.integration.harness import (
     greedy,
     make_run,
     relative_errors,
+    vllm_counter,
 )
 
 SITE = Site(HookPoint.RESID_POST, 10)
@@ -38,12 +38,7 @@ def prompt(smollm2: EngineThread, request: pytest.FixtureRequest) -> tuple[int, 
 
 
 def _cached_tokens() -> int:
-    return sum(
-        int(sample.value)
-        for metric in REGISTRY.collect()
-        for sample in metric.samples
-        if sample.name == "vllm:prefix_cache_hits_total"
-    )
+    return int(vllm_counter("vllm:prefix_cache_hits_total"))
 
 
 def test_a_capture_after_a_cached_prompt_has_every_row(
