@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 
-use crate::{target, versions::Versions};
+use crate::{error, target, versions::Versions};
 
 const DETAILS: &str = "grpc-status-details-bin";
 
@@ -52,14 +52,22 @@ pub(crate) struct Answer {
     body: Body,
     /// What was read to look for the first message.
     read: VecDeque<Frame<Bytes>>,
+    /// Of a call that is answered by one message: the bytes of it that are still to come.
+    left: Option<usize>,
+    unary: bool,
     deadline: Option<(Deadline, Pin<Box<Sleep>>)>,
     versions: Arc<Versions>,
 }
 
 impl Answer {
-    pub(crate) fn new(body: Body, deadline: Option<Deadline>, versions: Arc<Versions>) -> Self {
+    pub(crate) fn new(
+        body: Body,
+        unary: bool,
+        deadline: Option<Deadline>,
+        versions: Arc<Versions>,
+    ) -> Self {
         let deadline = deadline.map(|it| (it, Box::pin(tokio::time::sleep_until(it.at))));
-        Self { body, read: VecDeque::new(), deadline, versions }
+        Self { body, read: VecDeque::new(), left: None, unary, deadline, versions }
     }
 
     /// Reads until the first message is here whole. Fails if the call fails before.
@@ -77,13 +85,25 @@ impl Answer {
             }
             read.push_back(frame);
             if let Some(mut length) = prefix.get(1..PREFIX)
-                && bytes - PREFIX >= LARGEST.min(length.get_u32() as usize)
+                && let length = length.get_u32() as usize
+                && bytes - PREFIX >= LARGEST.min(length)
             {
+                self.left = self.unary.then_some(PREFIX + length);
                 break;
             }
         }
         self.read = read;
         Ok(())
+    }
+
+    /// Refuses what comes after the one message of a unary call.
+    fn count(&mut self, frame: Frame<Bytes>) -> Result<Frame<Bytes>, Status> {
+        if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
+            *left = left.checked_sub(data.len()).ok_or_else(|| {
+                error::bad_status("the server answered more than one message to a unary call")
+            })?;
+        }
+        Ok(frame)
     }
 }
 
@@ -107,19 +127,19 @@ impl http_body::Body for Answer {
             return Poll::Ready(Some(Err(status)));
         }
         if let Some(frame) = this.read.pop_front() {
-            return Poll::Ready(Some(Ok(frame)));
+            return Poll::Ready(Some(this.count(frame)));
         }
         let frame = match ready!(Pin::new(&mut this.body).poll_frame(context)) {
             Some(Ok(frame)) => Ok(frame),
             Some(Err(status)) => Err(target::broken(&status)),
             None => return Poll::Ready(None),
         };
-        let frame = frame.map(|mut frame| {
+        let frame = frame.and_then(|mut frame| {
             if let Some(trailers) = frame.trailers_mut() {
                 readable(trailers);
                 this.versions.look(trailers);
             }
-            frame
+            this.count(frame)
         });
         Poll::Ready(Some(frame))
     }

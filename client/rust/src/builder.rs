@@ -99,9 +99,10 @@ impl ClientBuilder {
             ));
         }
         let user_agent = format!("actserve-rust/{}", versions::CLIENT);
+        let alone = self.targets.len() == 1;
         let targets = self.targets.iter();
         let targets = targets
-            .map(|target| Target::new(target, self.tls.as_ref(), &user_agent))
+            .map(|target| Target::new(target, self.tls.as_ref(), &user_agent, alone))
             .collect::<Result<_>>()?;
         let headers = self.headers()?;
         self.check_token(&headers)?;

@@ -131,7 +131,7 @@ impl Client {
         request: impl IntoRequest<v1::FetchActivationsRequest>,
     ) -> Result<Fetched> {
         let request = request.into_request();
-        let collector = FetchCollector::new(request.get_ref());
+        let collector = FetchCollector::new(request.get_ref())?;
         collect(self.fetch_activations_stream(request).await?, |it| it.event, collector).await
     }
 
@@ -149,7 +149,7 @@ impl Client {
         request: impl IntoRequest<v1::GenerateRequest>,
     ) -> Result<Generated> {
         let request = request.into_request();
-        let collector = GenerateCollector::new(request.get_ref());
+        let collector = GenerateCollector::new(request.get_ref())?;
         collect(self.generate_stream(request).await?, |it| it.event, collector).await
     }
 

@@ -1,10 +1,14 @@
 //! Errors: one type for all that can go wrong, filled from the details that the server attaches.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    time::Duration,
+};
 
 use prost::Message;
 use tonic::{Code, Status};
-use tonic_types::pb;
+use tonic_types::{ErrorDetails, StatusExt, pb};
 
 /// `ErrorInfo.domain` of every reason that belongs to actserve.
 const DOMAIN: &str = "actserve.dev";
@@ -91,10 +95,13 @@ impl Error {
     }
 
     /// A value of the caller that is refused before anything is sent.
-    pub(crate) fn field_invalid(field: &str, message: impl Into<String>) -> Self {
-        let mut error = Self::invalid("FIELD_INVALID", message);
-        error.0.field = field.into();
-        error
+    pub(crate) fn field_invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::invalid("FIELD_INVALID", message).of_field(field)
+    }
+
+    pub(crate) fn of_field(mut self, field: impl Into<String>) -> Self {
+        self.0.field = field.into();
+        self
     }
 
     /// An answer that breaks the contract and is withheld.
@@ -140,13 +147,21 @@ impl Error {
                     }
                 }
             } else if let Some(retry) = unpack::<pb::RetryInfo>(packed, "google.rpc.RetryInfo") {
-                parts.retry_after = retry.retry_delay.and_then(|delay| delay.try_into().ok());
+                // A negative one is to try again at once.
+                parts.retry_after =
+                    retry.retry_delay.map(|delay| delay.try_into().unwrap_or_default());
             } else if let Some(call) = unpack::<pb::RequestInfo>(packed, "google.rpc.RequestInfo") {
                 parts.request_id = call.request_id;
             }
         }
         self
     }
+}
+
+/// An answer that breaks the contract, found below the stubs.
+pub(crate) fn bad_status(message: &str) -> Status {
+    let details = ErrorDetails::with_error_info("BAD_RESPONSE", DOMAIN, HashMap::new());
+    Status::with_error_details(Code::Internal, message, details)
 }
 
 fn unpack<M: Message + Default>(packed: &prost_types::Any, name: &str) -> Option<M> {

@@ -42,6 +42,7 @@ mod answer;
 mod builder;
 mod client;
 mod collect;
+mod connect;
 mod error;
 mod incoming;
 mod messages;

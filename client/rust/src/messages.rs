@@ -4,9 +4,9 @@ use crate::{
     Result,
     v1::{
         AddOperation, Conversation, FetchItem, Intervention, KeepReadout, KeptRows, MatrixSource,
-        PositionSelector, Prompt, Readout, ReplaceOperation, RowReadout, Site, TokenIds, Turn,
-        VectorSource, intervention::Operation, kept_rows::Kept, matrix_source, prompt,
-        readout::Kind, vector_source,
+        PositionSelector, PredictionReadout, Prompt, Readout, ReplaceOperation, RowReadout, Site,
+        TokenIds, Turn, VectorSource, intervention::Operation, kept_rows::Kept, matrix_source,
+        prompt, readout::Kind, vector_source,
     },
 };
 
@@ -62,6 +62,23 @@ impl Readout {
             ..Default::default()
         };
         Ok(Self { name: name.into(), kind: Some(Kind::Rows(rows)) })
+    }
+
+    /// Reads the `top_k` likeliest next tokens as each site would have them: the logit lens, as in
+    /// `Readout::predictions("lens", &["resid_post.10", "final_norm"], "last", 5)`.
+    pub fn predictions(
+        name: impl Into<String>,
+        sites: &[&str],
+        positions: &str,
+        top_k: u32,
+    ) -> Result<Self> {
+        let predictions = PredictionReadout {
+            sites: self::sites(sites)?,
+            positions: Some(positions.parse()?),
+            top_k,
+            ..Default::default()
+        };
+        Ok(Self { name: name.into(), kind: Some(Kind::Predictions(predictions)) })
     }
 
     /// Keeps the rows of sites on the server. They do not travel.

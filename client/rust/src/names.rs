@@ -12,6 +12,9 @@ use crate::{
 
 const HOOK_POINT: &str = "HOOK_POINT_";
 
+/// A layer has six digits at most.
+const MOST_LAYERS: u32 = 999_999;
+
 impl FromStr for Site {
     type Err = Error;
 
@@ -50,9 +53,13 @@ fn has_layer(hook_point: HookPoint) -> bool {
     !matches!(hook_point, HookPoint::Embedding | HookPoint::FinalNorm | HookPoint::Logits)
 }
 
-/// One layer has one spelling: no plus sign, no leading zero and no -0.
 fn layer_of(text: &str) -> Option<i32> {
-    text.parse().ok().filter(|layer: &i32| layer.to_string() == text)
+    number(text).filter(|layer| layer.unsigned_abs() <= MOST_LAYERS)
+}
+
+/// One number has one spelling: no plus sign, no leading zero and no -0.
+fn number(text: &str) -> Option<i32> {
+    text.parse().ok().filter(|number: &i32| number.to_string() == text)
 }
 
 impl fmt::Display for Site {
@@ -110,16 +117,12 @@ impl FromStr for PositionSelector {
 fn range(start: &str, end: &str) -> Option<Selection> {
     let bound = |text: &str| match text {
         "" => Some(None),
-        _ => position(text).map(Some),
+        _ => number(text).map(Some),
     };
     Some(Selection::Span(PositionRange { start: bound(start)?, end: bound(end)? }))
 }
 
 fn list(text: &str) -> Option<Selection> {
-    let positions = text.split(',').map(position).collect::<Option<_>>()?;
+    let positions = text.split(',').map(number).collect::<Option<_>>()?;
     Some(Selection::List(PositionList { positions }))
-}
-
-fn position(text: &str) -> Option<i32> {
-    if text.starts_with('+') { None } else { text.parse().ok() }
 }

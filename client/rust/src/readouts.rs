@@ -36,7 +36,7 @@ pub struct Rows {
     pub indices: Option<Vec<u32>>,
 }
 
-/// Predictions of the next token, from one site.
+/// Predictions of the next token, from one site. [`top`](Self::top) has the likeliest of a row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Predictions {
     /// The token position of each row, ascending.
@@ -106,6 +106,21 @@ pub struct LogitAttribution {
     pub contributions: Array,
     /// What the bias of the final norm adds to each of the targets.
     pub target_constants: Vec<f32>,
+}
+
+impl Predictions {
+    /// The likeliest tokens of one row, likeliest first: ids, texts and log probabilities.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row, as indexing a slice does.
+    pub fn top(&self, row: usize) -> impl Iterator<Item = (u32, &str, f32)> {
+        let logprobs = self.top_logprobs.as_ref().map_or(&[][..], |logprobs| logprobs.row(row));
+        let first = row * logprobs.len();
+        let ids = self.top_ids[first..].iter().copied();
+        let texts = self.top_texts[first..].iter().map(String::as_str);
+        ids.zip(texts).zip(logprobs).map(|((id, text), &logprob)| (id, text, logprob))
+    }
 }
 
 impl Readouts {

@@ -14,11 +14,18 @@ use tonic::{
 };
 use tower_service::Service;
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    connect::{Connector, SILENT},
+};
 
 const DEFAULT_PORT: u16 = 50051;
 
+/// A server has so long to accept a connection, and as long again to say something on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The same where there are others to turn to.
+const REPLICA_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// For as long as this a target that could not be reached is tried after all others.
 const PASSED_OVER: Duration = Duration::from_secs(10);
@@ -44,11 +51,12 @@ pub(crate) enum Failure {
 }
 
 impl Target {
-    /// `user_agent` is put before that of the transport.
+    /// `user_agent` is put before that of the transport; `alone` is whether there is no other.
     pub(crate) fn new(
         address: &str,
         tls: Option<&ClientTlsConfig>,
         user_agent: &str,
+        alone: bool,
     ) -> Result<Self> {
         let invalid = |error: tonic::transport::Error| {
             Error::field_invalid(
@@ -60,7 +68,7 @@ impl Target {
         let uri = match address {
             // TLS has nothing to verify at a socket that is a file.
             _ if is_unix(address) => address.to_owned(),
-            _ if address.is_empty() || address.contains("//") => {
+            _ if !is_target(address) => {
                 return Err(Error::field_invalid(
                     "targets",
                     format!("{address:?} is not a target; give host:port"),
@@ -72,7 +80,6 @@ impl Target {
         let mut endpoint = Endpoint::from_shared(uri)
             .and_then(|endpoint| endpoint.user_agent(user_agent))
             .map_err(invalid)?
-            .connect_timeout(CONNECT_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME)
@@ -83,9 +90,14 @@ impl Target {
         if let Some(tls) = tls {
             endpoint = endpoint.tls_config(tls.clone()).map_err(invalid)?;
         }
+        let timeout = if alone { CONNECT_TIMEOUT } else { REPLICA_TIMEOUT };
         Ok(Self {
             address: address.into(),
-            channel: endpoint.connect_lazy(),
+            channel: if is_unix(address) {
+                endpoint.connect_timeout(timeout).connect_lazy()
+            } else {
+                endpoint.connect_with_connector_lazy(Connector::new(timeout))
+            },
             unreachable_since: Mutex::new(None),
         })
     }
@@ -105,7 +117,7 @@ impl Target {
             channel.call(request).await
         };
         let answer = sent.await.map_err(|error| {
-            if find::<ConnectError>(&error).is_some() {
+            if find::<ConnectError>(&error).is_some() || cause(&error) == SILENT {
                 Failure::Unreachable(Status::unavailable(format!(
                     "{} cannot be reached: {}; check that the server runs there",
                     self.address,
@@ -161,8 +173,21 @@ fn is_unix(address: &str) -> bool {
 }
 
 fn has_port(address: &str) -> bool {
+    port(address).is_some()
+}
+
+fn port(address: &str) -> Option<&str> {
     let after_host = address.rsplit_once(']').map_or(address, |(_, after)| after);
-    after_host.contains(':')
+    after_host.rsplit_once(':').map(|(_, port)| port)
+}
+
+/// A host, and a port or none: nothing else that a URL may have.
+fn is_target(address: &str) -> bool {
+    let is_number =
+        |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    !address.is_empty()
+        && !address.contains(['/', '@', '?', '#'])
+        && port(address).is_none_or(is_number)
 }
 
 /// Whether what is sent to a target stays on this machine, as far as its name tells.

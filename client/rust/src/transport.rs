@@ -27,6 +27,9 @@ use crate::{
 /// The methods that may be called twice, as the contract says.
 const HARMLESS: &[&str] = include!("gen/harmless.rs");
 
+/// The methods that answer with one message.
+const UNARY: &[&str] = include!("gen/unary.rs");
+
 /// Of all calls the only one that is of no model.
 const LIST_MODELS: &str = "/actserve.v1.ModelService/ListModels";
 
@@ -117,13 +120,15 @@ impl Shared {
             };
             let Some(most) = pauses.next() else { return Err(status) };
             let told = Error::from(status.clone()).retry_after().unwrap_or_default();
-            let pause = told + most.mul_f64(fastrand::f64());
-            let over =
-                deadline.is_some_and(|deadline| tokio::time::Instant::now() + pause >= deadline.at);
-            if told > LONGEST_DELAY || over {
+            // Before anything is added to it: a server may tell more than a clock can hold.
+            if told > LONGEST_DELAY {
                 return Err(status);
             }
-            tokio::time::sleep(pause).await;
+            let next = tokio::time::Instant::now() + told + most.mul_f64(fastrand::f64());
+            if deadline.is_some_and(|deadline| next >= deadline.at) {
+                return Err(status);
+            }
+            tokio::time::sleep_until(next).await;
         }
     }
 
@@ -138,13 +143,14 @@ impl Shared {
         if let Some(deadline) = deadline {
             parts.headers.insert(TIMEOUT, header_of(deadline));
         }
+        let unary = UNARY.contains(&parts.uri.path());
         let (mut head, body) = self.send(&parts, body).await?.into_parts();
         readable(&mut head.headers);
         self.versions.look(&head.headers);
         if let Some(status) = failure_of(&head) {
             return Err(status);
         }
-        let mut answer = Answer::new(body, deadline, self.versions.clone());
+        let mut answer = Answer::new(body, unary, deadline, self.versions.clone());
         answer.first_message().await?;
         Ok(Response::from_parts(head, Body::new(answer)))
     }

@@ -30,6 +30,20 @@ async fn a_server_of_another_protocol_is_unavailable() {
     assert_eq!(error.code(), Code::Unavailable, "{error}");
 }
 
+#[tokio::test]
+async fn a_replica_that_says_nothing_is_passed_over() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = Client::builder(silent.local_addr().unwrap().to_string())
+        .target(other.local_addr().unwrap().to_string())
+        .build()
+        .unwrap();
+    let call = tokio::spawn(async move { client.get_model(GetModelRequest::default()).await });
+    let turned_to = tokio::time::timeout(Duration::from_secs(5), other.accept()).await;
+    assert!(turned_to.is_ok());
+    call.abort();
+}
+
 #[test]
 fn a_client_outside_of_a_runtime_is_refused() {
     let error = Client::new("localhost:1").unwrap_err();

@@ -4,7 +4,7 @@
 
 use std::{error::Error, fs, path::Path, process::ExitCode};
 
-use prost_types::{FileDescriptorSet, method_options::IdempotencyLevel};
+use prost_types::{FileDescriptorSet, MethodDescriptorProto, method_options::IdempotencyLevel};
 
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -42,7 +42,8 @@ fn names(folder: &Path) -> Result<Vec<std::ffi::OsString>, std::io::Error> {
 fn generate(folder: &Path) -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(folder)?;
     let contract = contract()?;
-    fs::write(folder.join("harmless.rs"), harmless(&contract))?;
+    fs::write(folder.join("harmless.rs"), paths(&contract, is_harmless))?;
+    fs::write(folder.join("unary.rs"), paths(&contract, |method| !method.server_streaming()))?;
     tonic_prost_build::configure()
         .build_server(false)
         .build_transport(false)
@@ -65,8 +66,14 @@ fn contract() -> Result<FileDescriptorSet, Box<dyn Error>> {
     Ok(protox::compile(files, [root.join("proto"), root.join("third_party")])?)
 }
 
-/// The paths of the methods that may be called twice, in ascending order.
-fn harmless(contract: &FileDescriptorSet) -> String {
+/// Whether a method may be called twice.
+fn is_harmless(method: &MethodDescriptorProto) -> bool {
+    let level = method.options.as_ref().map(|options| options.idempotency_level());
+    level.is_some_and(|level| level != IdempotencyLevel::IdempotencyUnknown)
+}
+
+/// The paths of some methods, in ascending order.
+fn paths(contract: &FileDescriptorSet, is_one: impl Fn(&MethodDescriptorProto) -> bool) -> String {
     let mut paths: Vec<_> = contract
         .file
         .iter()
@@ -74,10 +81,7 @@ fn harmless(contract: &FileDescriptorSet) -> String {
         .flat_map(|(file, service)| {
             service.method.iter().map(move |method| (file, service, method))
         })
-        .filter(|(_, _, method)| {
-            let level = method.options.as_ref().map(|options| options.idempotency_level());
-            level.is_some_and(|level| level != IdempotencyLevel::IdempotencyUnknown)
-        })
+        .filter(|(_, _, method)| is_one(method))
         .map(|(file, service, method)| {
             format!("/{}.{}/{}", file.package(), service.name(), method.name())
         })

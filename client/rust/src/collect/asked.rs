@@ -1,5 +1,7 @@
 //! What a call asks to read: as much of its readouts as its answer is checked against.
 
+use std::collections::HashSet;
+
 use crate::{
     Error, Result,
     v1::{
@@ -51,14 +53,27 @@ pub(super) enum AskedKind {
 }
 
 impl Asked {
-    pub(super) fn of(readouts: &[Readout]) -> Vec<Self> {
-        readouts
-            .iter()
-            .map(|readout| Self {
-                name: readout.name.clone(),
-                kind: readout.kind.as_ref().map_or(AskedKind::Other, kind),
-            })
-            .collect()
+    /// Refuses names and sites that come twice: what is read is found by them.
+    pub(super) fn of(readouts: &[Readout]) -> Result<Vec<Self>> {
+        let mut names = HashSet::new();
+        for (index, readout) in readouts.iter().enumerate() {
+            let field = format!("readouts[{index}]");
+            if !names.insert(&readout.name) {
+                return Err(Error::field_invalid(
+                    format!("{field}.name"),
+                    format!(
+                        "two readouts are called {:?}; give each a name of its own",
+                        readout.name
+                    ),
+                ));
+            }
+            check_sites(readout, &field)?;
+        }
+        let asked = readouts.iter().map(|readout| Self {
+            name: readout.name.clone(),
+            kind: readout.kind.as_ref().map_or(AskedKind::Other, kind),
+        });
+        Ok(asked.collect())
     }
 
     /// Whether what the server opens can be this.
@@ -97,6 +112,25 @@ impl Asked {
             )));
         }
         Ok(())
+    }
+}
+
+fn check_sites(readout: &Readout, field: &str) -> Result<()> {
+    let (kind, sites) = match &readout.kind {
+        Some(Kind::Rows(rows)) => ("rows", &rows.sites),
+        Some(Kind::Predictions(predictions)) => ("predictions", &predictions.sites),
+        Some(Kind::Keep(keep)) => ("keep", &keep.sites),
+        Some(Kind::LogitAttribution(attribution)) => ("logit_attribution", &attribution.sites),
+        _ => return Ok(()),
+    };
+    let mut known = HashSet::new();
+    match sites.iter().position(|site| !known.insert((site.hook_point, site.layer))) {
+        None => Ok(()),
+        Some(index) => Err(Error::invalid(
+            "SITE_INVALID",
+            format!("the readout has the site {} twice; name each once", sites[index]),
+        )
+        .of_field(format!("{field}.{kind}.sites[{index}]"))),
     }
 }
 

@@ -10,6 +10,9 @@ use crate::{
 
 const NO_KEY: i32 = -1;
 
+/// So many weights, 64 MiB, may be filled up however few have come.
+const FILLED_FREELY: usize = (64 << 20) / size_of::<f32>();
+
 /// The pattern of one head while it arrives.
 #[derive(Default)]
 pub(super) struct Pattern {
@@ -70,6 +73,14 @@ impl Pattern {
             return Err(Error::bad_response(format!(
                 "the server sent attention of head {head} to {widest} keys, but {tokens} tokens \
                  were run"
+            )));
+        }
+        // What queries do not see is filled up, but few bytes must not become many.
+        let sent: usize = self.chunks.iter().map(|chunk| chunk.weights.len()).sum();
+        let filled = promised.len().saturating_mul(width);
+        if filled > 2 * sent + FILLED_FREELY {
+            return Err(Error::bad_response(format!(
+                "the server sent {sent} weights of head {head} for {filled}"
             )));
         }
         let (mut weights, mut keys) = (Vec::new(), Vec::new());

@@ -117,7 +117,9 @@ impl Collector for ExplainCollector {
         match event {
             Event::Started(started) => {
                 self.stage.start()?;
-                check_prompt(started.prompt.as_ref().unwrap_or(&TokenizedPrompt::default()))?;
+                if let Some(prompt) = &started.prompt {
+                    check_prompt(prompt, false)?;
+                }
                 let of_text = self.rows.is_none();
                 if self.rows.is_some_and(|rows| rows != started.rows)
                     || (of_text && started.positions.len() != started.rows as usize)

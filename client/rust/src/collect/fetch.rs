@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use super::{
     Collector, Stage,
     asked::Asked,
-    check_prompt, check_started,
+    check_kept, check_prompt, check_started,
     sequence::{Chunk, Sequence, reports, unasked},
-    statistics::{LabelStatistics, Statistics},
+    statistics::{LabelStatistics, Statistics, label_of_all},
 };
 use crate::{
     Error, Readouts, Result,
     v1::{
-        FetchActivationsRequest, InterventionReport, ItemFinished, ItemStarted, ReadoutStarted,
-        TokenizedPrompt, Usage, fetch_activations_response::Event,
+        FetchActivationsRequest, FetchItem, InterventionReport, ItemFinished, ItemStarted,
+        ReadoutStarted, TokenizedPrompt, Usage, fetch_activations_response::Event,
     },
 };
 
@@ -79,6 +79,7 @@ pub(crate) struct FetchCollector {
     asked: Vec<Asked>,
     items: Vec<AskedItem>,
     fail_fast: bool,
+    ids_only: bool,
     stage: Stage,
     call_id: String,
     started: Vec<ReadoutStarted>,
@@ -91,32 +92,40 @@ pub(crate) struct FetchCollector {
 struct AskedItem {
     key: String,
     readouts: Vec<u32>,
+    /// What all its rows count towards, if there is such a label.
+    label: Option<String>,
     interventions: usize,
 }
 
-impl FetchCollector {
-    pub(crate) fn new(request: &FetchActivationsRequest) -> Self {
-        let asked = Asked::of(&request.readouts);
+impl AskedItem {
+    fn of(item: &FetchItem, interventions: usize) -> Self {
         Self {
-            statistics: Statistics::of(&asked),
+            key: item.key.clone(),
+            readouts: item.readout_indices.clone(),
+            label: label_of_all(item).map(str::to_owned),
+            interventions: interventions + item.interventions.len(),
+        }
+    }
+}
+
+impl FetchCollector {
+    pub(crate) fn new(request: &FetchActivationsRequest) -> Result<Self> {
+        let asked = Asked::of(&request.readouts)?;
+        let items = request.items.iter();
+        let items = items.map(|item| AskedItem::of(item, request.interventions.len()));
+        Ok(Self {
+            statistics: Statistics::of(&asked, &request.items),
             asked,
-            items: request
-                .items
-                .iter()
-                .map(|item| AskedItem {
-                    key: item.key.clone(),
-                    readouts: item.readout_indices.clone(),
-                    interventions: request.interventions.len() + item.interventions.len(),
-                })
-                .collect(),
+            items: items.collect(),
             fail_fast: request.fail_fast,
+            ids_only: request.ids_only,
             stage: Stage::Opening,
             call_id: String::new(),
             started: vec![],
             open: BTreeMap::new(),
             done: BTreeMap::new(),
             usage: Usage::default(),
-        }
+        })
     }
 
     fn item(&self, index: u32) -> Result<&AskedItem> {
@@ -129,7 +138,10 @@ impl FetchCollector {
     fn open(&mut self, started: ItemStarted) -> Result<()> {
         let index = started.item_index;
         check_started(&self.asked, &self.started)?;
-        check_prompt(started.prompt.as_ref().unwrap_or(&TokenizedPrompt::default()))?;
+        if let Some(prompt) = &started.prompt {
+            check_prompt(prompt, self.ids_only)?;
+        }
+        check_kept(&started.kept, index)?;
         let sequence = Sequence::new(&self.asked, &self.started, &self.item(index)?.readouts);
         match self.open.insert(index, (started, sequence)) {
             Some(_) => Err(unasked(&format!("a second start of item {index}"))),
@@ -146,7 +158,9 @@ impl FetchCollector {
 
     fn close(&mut self, finished: ItemFinished) -> Result<()> {
         let index = finished.item_index;
-        let interventions = self.item(index)?.interventions;
+        let AskedItem { label, interventions, .. } = self.item(index)?;
+        let (label, interventions) = (label.clone(), *interventions);
+        check_kept(&finished.kept, index)?;
         let opened = self.open.remove(&index);
         let failed = finished.status.as_ref().filter(|status| status.code != 0);
         let result = match (failed, opened) {
@@ -155,13 +169,18 @@ impl FetchCollector {
             }
             (Some(status), _) => Err(Error::of_item(status, &self.call_id)),
             (None, Some((started, sequence))) => {
-                let prompt = started.prompt.unwrap_or_default();
+                let prompt = started.prompt.ok_or_else(|| {
+                    Error::bad_response(format!("the server sent no prompt of item {index}"))
+                })?;
                 let readouts = sequence.finish(
                     &self.asked,
                     &started.positions,
                     &finished.kept,
                     prompt.ids.len(),
                 )?;
+                if let Some(label) = label {
+                    self.statistics.expect(&started.positions, &label);
+                }
                 let interventions = reports(finished.interventions, interventions)?;
                 Ok(Item { prompt, readouts, interventions })
             }

@@ -3,7 +3,7 @@
 use super::{
     Collector, Stage,
     asked::Asked,
-    check_prompt, check_started,
+    check_kept, check_prompt, check_started,
     sequence::{Chunk, Sequence, reports, unasked},
 };
 use crate::{
@@ -63,10 +63,10 @@ pub(crate) struct GenerateCollector {
 }
 
 impl GenerateCollector {
-    pub(crate) fn new(request: &GenerateRequest) -> Self {
+    pub(crate) fn new(request: &GenerateRequest) -> Result<Self> {
         let sampling = request.sampling.clone().unwrap_or_default();
-        Self {
-            asked: Asked::of(&request.readouts),
+        Ok(Self {
+            asked: Asked::of(&request.readouts)?,
             interventions: request.interventions.len(),
             samples: sampling.samples.unwrap_or(1),
             logprobs: sampling.logprobs.is_some(),
@@ -75,7 +75,7 @@ impl GenerateCollector {
             prompt: TokenizedPrompt::default(),
             open: vec![],
             usage: Usage::default(),
-        }
+        })
     }
 
     fn opened(&mut self, index: u32) -> Result<(&[Asked], &mut Sequence, &mut Sample)> {
@@ -118,6 +118,7 @@ impl GenerateCollector {
     fn close(&mut self, finished: SampleFinished) -> Result<()> {
         let index = finished.sample_index as usize;
         self.opened(finished.sample_index)?;
+        check_kept(&finished.kept, finished.sample_index)?;
         let (sequence, sample) = &mut self.open[index];
         let Some(sequence) = sequence.take() else { return Ok(()) };
         // The last generated token is never run.
@@ -144,8 +145,10 @@ impl Collector for GenerateCollector {
             Event::Started(started) => {
                 check_started(&self.asked, &started.readouts)?;
                 self.call_id = started.call_id;
-                self.prompt = started.prompt.unwrap_or_default();
-                check_prompt(&self.prompt)?;
+                self.prompt = started
+                    .prompt
+                    .ok_or_else(|| Error::bad_response("the server sent no prompt"))?;
+                check_prompt(&self.prompt, false)?;
                 let sequence = || Some(Sequence::new(&self.asked, &started.readouts, &[]));
                 self.open = (0..self.samples).map(|_| (sequence(), Sample::default())).collect();
                 Ok(())

@@ -22,7 +22,7 @@ use asked::Asked;
 
 use crate::{
     Error, Incoming, Result,
-    v1::{ReadoutStarted, TokenizedPrompt},
+    v1::{KeptReadout, ReadoutStarted, TokenizedPrompt},
 };
 
 /// Puts the events of one call together.
@@ -101,14 +101,24 @@ fn check_started(asked: &[Asked], started: &[ReadoutStarted]) -> Result<()> {
     asked.iter().zip(started).try_for_each(|(asked, started)| asked.check(started))
 }
 
-fn check_prompt(prompt: &TokenizedPrompt) -> Result<()> {
-    let fits = |count: usize| count == 0 || count == prompt.ids.len();
-    if !fits(prompt.texts.len()) || !fits(prompt.sources.len()) {
+/// Kept names of a sequence are announced before it runs, and told again at its end.
+fn check_kept(kept: &[KeptReadout], sequence: u32) -> Result<()> {
+    match kept.iter().find(|each| each.sequence_index != sequence) {
+        None => Ok(()),
+        Some(other) => Err(Error::bad_response(format!(
+            "the server sent a kept name of sequence {} with sequence {sequence}",
+            other.sequence_index
+        ))),
+    }
+}
+
+/// `ids_only` is whether the request wanted no texts.
+fn check_prompt(prompt: &TokenizedPrompt, ids_only: bool) -> Result<()> {
+    let count = prompt.ids.len();
+    let (texts, sources) = (prompt.texts.len(), prompt.sources.len());
+    if (texts != count && !(ids_only && texts == 0)) || (sources != count && sources != 0) {
         return Err(Error::bad_response(format!(
-            "the server sent {} texts and {} sources for {} tokens",
-            prompt.texts.len(),
-            prompt.sources.len(),
-            prompt.ids.len()
+            "the server sent {texts} texts and {sources} sources for {count} tokens"
         )));
     }
     Ok(())

@@ -126,7 +126,7 @@ impl Sequence {
         kept: &[KeptReadout],
         tokens: usize,
     ) -> Result<Readouts> {
-        let promised = self.promised(positions)?;
+        let promised = self.promised(positions, tokens)?;
         let mut kept = self.kept(asked, kept, &promised)?;
         let mut readouts = Vec::new();
         for (index, (arriving, asked)) in self.0.into_iter().zip(asked).enumerate() {
@@ -141,13 +141,22 @@ impl Sequence {
     }
 
     /// Where each readout has read, by readout.
-    fn promised<'a>(&self, told: &'a [ReadoutPositions]) -> Result<Vec<Option<&'a [u32]>>> {
+    fn promised<'a>(
+        &self,
+        told: &'a [ReadoutPositions],
+        tokens: usize,
+    ) -> Result<Vec<Option<&'a [u32]>>> {
         let mut promised: Vec<Option<&[u32]>> = vec![None; self.0.len()];
         for each in told {
             if !each.positions.is_sorted_by(|before, after| before < after) {
                 return Err(Error::bad_response(format!(
                     "the server announced positions that do not ascend, {:?}...",
                     &each.positions[..each.positions.len().min(10)]
+                )));
+            }
+            if each.positions.last().is_some_and(|&last| last as usize >= tokens) {
+                return Err(Error::bad_response(format!(
+                    "the server announced a position beyond the {tokens} tokens that were run"
                 )));
             }
             for &index in &each.readout_indices {
