@@ -287,7 +287,8 @@ public final class Driver {
     json.add("retry_after_s", JsonNull.INSTANCE);
     error
         .retryAfter()
-        .ifPresent(delay -> json.addProperty("retry_after_s", delay.toMillis() / 1000.0));
+        .ifPresent(
+            delay -> json.addProperty("retry_after_s", delay.getSeconds() + delay.getNano() / 1e9));
     json.addProperty("request_id", error.requestId());
     return json;
   }

@@ -2,16 +2,12 @@ import com.google.gson.Gson;
 import com.google.gson.GsonBuilder;
 import dev.actserve.ActserveClient;
 import dev.actserve.Interventions;
-import dev.actserve.Positions;
 import dev.actserve.Predictions;
 import dev.actserve.Prompts;
 import dev.actserve.Readouts;
-import dev.actserve.Sites;
 import dev.actserve.v1.DeleteKeptActivationsRequest;
 import dev.actserve.v1.FetchActivationsRequest;
 import dev.actserve.v1.FetchItem;
-import dev.actserve.v1.PredictionReadout;
-import dev.actserve.v1.Readout;
 import java.io.PrintStream;
 import java.nio.charset.StandardCharsets;
 import java.util.Locale;
@@ -36,16 +32,10 @@ public final class Patch {
               .build();
       String kept = client.fetchActivations(france).items().get(0).captured().kept("kept");
 
-      PredictionReadout likeliest =
-          PredictionReadout.newBuilder()
-              .addSites(Sites.parse("final_norm"))
-              .setPositions(Positions.parse("last"))
-              .setTopK(3)
-              .build();
       FetchActivationsRequest italy =
           FetchActivationsRequest.newBuilder()
               .addItems(FetchItem.newBuilder().setPrompt(Prompts.text("The capital of Italy is")))
-              .addReadouts(Readout.newBuilder().setName("next").setPredictions(likeliest))
+              .addReadouts(Readouts.predictions("next", "last", 3, "final_norm"))
               .addInterventions(Interventions.replace(SITE, "-1", kept))
               .build();
       Predictions next =
@@ -56,8 +46,8 @@ public final class Patch {
               .captured()
               .predictions("next", "final_norm");
       // [/sample]
-      for (int rank = 0; rank < next.topTexts().size(); rank++) {
-        String token = JSON.toJson(next.topTexts().get(rank));
+      for (int rank = 0; rank < next.topTexts(0).size(); rank++) {
+        String token = JSON.toJson(next.topTexts(0).get(rank));
         System.out.printf(Locale.ROOT, "%s %.3f%n", token, next.topLogprobs().data()[rank]);
       }
       client.deleteKeptActivations(DeleteKeptActivationsRequest.newBuilder().setName(kept).build());

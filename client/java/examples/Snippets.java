@@ -5,6 +5,7 @@ import dev.actserve.Prompts;
 import dev.actserve.ResponseStream;
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.GenerateResponse;
+import dev.actserve.v1.Model;
 import dev.actserve.v1.ReadTokenRowsRequest;
 import dev.actserve.v1.WeightServiceGrpc;
 import java.nio.file.Path;
@@ -26,6 +27,21 @@ final class Snippets {
             .build();
     // [/sample]
     return client;
+  }
+
+  static void models(ActserveClient client) {
+    // [sample]
+    for (Model model : client.listModels()) {
+      System.out.println(model.getName() + " has " + model.getLayerCount() + " layers");
+    }
+    // [/sample]
+  }
+
+  static void timeout(ActserveClient client, GenerateRequest request) {
+    // [sample]
+    GenerateResult soon = client.withTimeout(Duration.ofSeconds(5)).generate(request);
+    // [/sample]
+    System.out.println(soon.samples().get(0).text());
   }
 
   static void stream(ActserveClient client, GenerateRequest request) {

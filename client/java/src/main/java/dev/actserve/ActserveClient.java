@@ -43,7 +43,9 @@ import dev.actserve.v1.Tensor;
 import dev.actserve.v1.TokenizeRequest;
 import dev.actserve.v1.TokenizeResponse;
 import io.grpc.Channel;
+import io.grpc.ClientInterceptor;
 import io.grpc.ClientInterceptors;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.CompletableFuture;
@@ -54,8 +56,7 @@ import java.util.concurrent.CompletableFuture;
  * <p>Methods take the messages of the contract. Those that stream have three forms: {@code
  * generate} waits for the whole answer, {@code generateAsync} is its future, and {@code
  * streamGenerate} tells events as they come. A whole answer is whole or an error: nothing of it is
- * missing. To cancel a future, to close a stream or to interrupt a thread that waits cancels the
- * call.
+ * missing. To end a future, to close a stream or to interrupt a thread that waits cancels the call.
  *
  * <p>Calls that do no harm when they are made twice, as all of these are, are tried four times,
  * over about three seconds, while the server is unavailable, or as far apart as it says.
@@ -65,13 +66,21 @@ import java.util.concurrent.CompletableFuture;
  */
 public final class ActserveClient implements AutoCloseable {
   private final Replicas replicas;
-  private final Retries retries = new Retries();
+  private final Retries retries;
   private final Channel channel;
 
-  ActserveClient(Replicas replicas, CallSettings settings, VersionCheck versions) {
+  private ActserveClient(Replicas replicas, Retries retries, Channel channel) {
     this.replicas = replicas;
+    this.retries = retries;
+    this.channel = channel;
+  }
+
+  static ActserveClient of(
+      Replicas replicas, VersionCheck versions, List<ClientInterceptor> settings) {
+    Retries retries = new Retries();
     // The last one is asked first.
-    this.channel = ClientInterceptors.intercept(replicas, versions, retries, settings);
+    Channel channel = ClientInterceptors.intercept(replicas, versions, retries);
+    return new ActserveClient(replicas, retries, ClientInterceptors.intercept(channel, settings));
   }
 
   /**
@@ -105,11 +114,29 @@ public final class ActserveClient implements AutoCloseable {
     return channel;
   }
 
+  /**
+   * This client with another timeout, such as for one call. Both have the same connections: it
+   * costs nothing, and to close one closes the other.
+   *
+   * @param timeout how long a call may take, with all its attempts
+   * @throws ActserveException {@code FIELD_INVALID} unless it is above zero
+   */
+  public ActserveClient withTimeout(Duration timeout) {
+    return new ActserveClient(
+        replicas, retries, ClientInterceptors.intercept(channel, new Timeout(timeout)));
+  }
+
   /** Cancels what is running, and disconnects. */
   @Override
   public void close() {
+    // In this order, so that nothing is tried again.
     retries.close();
     replicas.close();
+  }
+
+  /** All served models. */
+  public Iterable<Model> listModels() {
+    return listModels(ListModelsRequest.getDefaultInstance());
   }
 
   /** The served models, page by page. */
@@ -201,6 +228,11 @@ public final class ActserveClient implements AutoCloseable {
     return Calls.unary(channel, KeptActivationsServiceGrpc.getGetKeptActivationsMethod(), request);
   }
 
+  /** All that the caller's tenant keeps on the server. */
+  public Iterable<KeptActivations> listKeptActivations() {
+    return listKeptActivations(ListKeptActivationsRequest.getDefaultInstance());
+  }
+
   /** What the caller's tenant keeps on the server, page by page. */
   public Iterable<KeptActivations> listKeptActivations(ListKeptActivationsRequest request) {
     return new Pages<>(
@@ -225,6 +257,11 @@ public final class ActserveClient implements AutoCloseable {
       DeleteKeptActivationsRequest request) {
     return Calls.unary(
         channel, KeptActivationsServiceGrpc.getDeleteKeptActivationsMethod(), request);
+  }
+
+  /** All natural language autoencoders that are loaded. */
+  public Iterable<Nla> listNlas() {
+    return listNlas(ListNlasRequest.getDefaultInstance());
   }
 
   /** The natural language autoencoders that are loaded, page by page. */

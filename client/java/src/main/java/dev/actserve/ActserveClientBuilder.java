@@ -1,6 +1,7 @@
 package dev.actserve;
 
 import io.grpc.ChannelCredentials;
+import io.grpc.ClientInterceptor;
 import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
@@ -123,23 +124,23 @@ public final class ActserveClientBuilder {
    *     would go to another machine in plaintext
    */
   public ActserveClient build() {
+    List<String> addresses = targets.stream().map(Targets::checked).toList();
     check();
-    CallSettings settings = settings();
+    List<ClientInterceptor> settings = new ArrayList<>(List.of(settings()));
+    timeout.map(Timeout::new).ifPresent(settings::add);
     ChannelCredentials credentials = credentials();
     List<ManagedChannel> channels = new ArrayList<>();
     try {
-      targets.forEach(target -> channels.add(channel(Targets.checked(target), credentials)));
-    } catch (IllegalArgumentException refused) {
+      addresses.forEach(target -> channels.add(channel(target, credentials)));
+    } catch (RuntimeException refused) {
+      // gRPC has several of them, such as of a certificate that is none.
       channels.forEach(ManagedChannel::shutdownNow);
       throw invalid(tls ? "tls" : "target", "no connection can be so: %s", refused.getMessage());
     }
-    return new ActserveClient(new Replicas(channels), settings, new VersionCheck(onWarning));
+    return ActserveClient.of(new Replicas(channels), new VersionCheck(onWarning), settings);
   }
 
   private void check() {
-    if (timeout.isPresent() && (timeout.get().isNegative() || timeout.get().isZero())) {
-      throw invalid("timeout", "the timeout is %s; it must be above zero", timeout.get());
-    }
     token.ifPresent(secret -> checkPrintable("token", "the token", secret));
     headers.forEach((name, value) -> checkPrintable("header", "the header " + name, value));
     boolean secret =
@@ -167,7 +168,7 @@ public final class ActserveClientBuilder {
 
   private CallSettings settings() {
     try {
-      return new CallSettings(timeout, model, token, headers);
+      return new CallSettings(model, token, headers);
     } catch (IllegalArgumentException notName) {
       throw invalid("header", "a header cannot be called so: %s", notName.getMessage());
     }
@@ -188,7 +189,8 @@ public final class ActserveClientBuilder {
           credentials.keyManager(chain, secret);
         }
       }
-    } catch (IOException unreadable) {
+    } catch (IOException | RuntimeException unreadable) {
+      // A key that is no base64 is an IllegalArgumentException.
       throw invalid("tls", "a file for TLS cannot be read: %s", unreadable.getMessage());
     }
     return credentials.build();

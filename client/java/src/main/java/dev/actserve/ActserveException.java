@@ -30,11 +30,6 @@ public final class ActserveException extends RuntimeException {
   /** {@code ErrorInfo.domain} of every reason that the service owns. */
   private static final String DOMAIN = "actserve.dev";
 
-  /**
-   * The longest that the Duration of protobuf may be, ten thousand years; what is longer is none.
-   */
-  private static final long MAX_DELAY_S = 315_576_000_000L;
-
   private static final Metadata.Key<byte[]> DETAILS =
       Metadata.Key.of("grpc-status-details-bin", Metadata.BINARY_BYTE_MARSHALLER);
 
@@ -187,9 +182,8 @@ public final class ActserveException extends RuntimeException {
         }
       } else if (packed.is(RetryInfo.class)) {
         RetryInfo retry = unpack(packed, RetryInfo.getDefaultInstance());
-        var delay = retry.getRetryDelay();
-        if (delay.getSeconds() >= 0 && delay.getSeconds() <= MAX_DELAY_S && retry.hasRetryDelay()) {
-          retryAfter = Optional.of(Duration.ofSeconds(delay.getSeconds(), delay.getNanos()));
+        if (retry.hasRetryDelay()) {
+          retryAfter = Optional.of(delay(retry.getRetryDelay()));
         }
       } else if (packed.is(RequestInfo.class)) {
         requestId = unpack(packed, RequestInfo.getDefaultInstance()).getRequestId();
@@ -200,6 +194,19 @@ public final class ActserveException extends RuntimeException {
     }
     return new ActserveException(
         code, reason, message, field, metadata, retryAfter, requestId, cause);
+  }
+
+  /** A delay, which is zero if it is negative. */
+  private static Duration delay(com.google.protobuf.Duration told) {
+    if (told.getSeconds() < 0) {
+      return Duration.ZERO;
+    }
+    try {
+      Duration delay = Duration.ofSeconds(told.getSeconds(), told.getNanos());
+      return delay.isNegative() ? Duration.ZERO : delay;
+    } catch (ArithmeticException overflow) {
+      return Duration.ofSeconds(Long.MAX_VALUE);
+    }
   }
 
   private static <M extends Message> M unpack(Any packed, M none) {
@@ -230,13 +237,14 @@ public final class ActserveException extends RuntimeException {
     return simple(Status.Code.UNAVAILABLE, "STREAM_CUT_SHORT", message, "", null);
   }
 
+  /** Whoever waits for an answer has cancelled it. */
   static ActserveException cancelled(Throwable cause) {
     return simple(Status.Code.CANCELLED, "", "the call was cancelled", "", cause);
   }
 
   /** This error with the stack of whoever waited for it. */
   ActserveException here() {
-    return with(requestId, this);
+    return with(requestId, getCause());
   }
 
   private ActserveException with(String request, Throwable cause) {

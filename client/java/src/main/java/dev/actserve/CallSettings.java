@@ -8,26 +8,18 @@ import io.grpc.ForwardingClientCall.SimpleForwardingClientCall;
 import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
 import java.nio.charset.StandardCharsets;
-import java.time.Duration;
 import java.util.Map;
 import java.util.Optional;
-import java.util.concurrent.TimeUnit;
 
-/** Gives every call the deadline and the headers of the client. */
+/** Gives every call the headers of the client. */
 final class CallSettings implements ClientInterceptor {
   private static final Metadata.Key<String> MODEL = key("x-actserve-model");
   private static final String LIST_MODELS = "actserve.v1.ModelService/ListModels";
 
-  private final Optional<Duration> timeout;
   private final Optional<String> model;
   private final Metadata headers = new Metadata();
 
-  CallSettings(
-      Optional<Duration> timeout,
-      Optional<String> model,
-      Optional<String> token,
-      Map<String, String> metadata) {
-    this.timeout = timeout;
+  CallSettings(Optional<String> model, Optional<String> token, Map<String, String> metadata) {
     this.model = model.map(CallSettings::percentEncoded);
     metadata.forEach((name, value) -> headers.put(key(name), value));
     token.ifPresent(secret -> headers.put(key("authorization"), "Bearer " + secret));
@@ -36,11 +28,7 @@ final class CallSettings implements ClientInterceptor {
   @Override
   public <Q, R> ClientCall<Q, R> interceptCall(
       MethodDescriptor<Q, R> method, CallOptions options, Channel channel) {
-    CallOptions limited =
-        timeout.isPresent() && options.getDeadline() == null
-            ? options.withDeadlineAfter(timeout.get().toNanos(), TimeUnit.NANOSECONDS)
-            : options;
-    return new SimpleForwardingClientCall<>(channel.newCall(method, limited)) {
+    return new SimpleForwardingClientCall<>(channel.newCall(method, options)) {
       @Override
       public void start(Listener<R> listener, Metadata metadata) {
         metadata.merge(headers);

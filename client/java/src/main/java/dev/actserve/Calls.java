@@ -51,9 +51,14 @@ final class Calls {
     }
   }
 
-  /** Makes a call and puts its responses together. To cancel the future cancels the call. */
+  /** Makes a call and puts its responses together. Whoever ends the future cancels the call. */
   static <Q, R, T> CompletableFuture<T> collect(
       Channel channel, MethodDescriptor<Q, R> method, Q request, Collector<R, T> collector) {
+    try {
+      collector.checkRequest();
+    } catch (ActserveException refused) {
+      return CompletableFuture.failedFuture(refused);
+    }
     ClientCall<Q, R> call = channel.newCall(method, CallOptions.DEFAULT);
     CompletableFuture<T> future = new CompletableFuture<>();
     call.start(
@@ -90,16 +95,14 @@ final class Calls {
           }
         },
         new Metadata());
-    future.whenComplete(
-        (result, error) -> {
-          if (future.isCancelled()) {
-            call.cancel("the future was cancelled", null);
-          }
-        });
     // All of it is collected, so the server is never to wait.
     call.request(Integer.MAX_VALUE);
     call.sendMessage(request);
     call.halfClose();
+    // Last, since a call that was cancelled takes no message.
+    future.whenComplete(
+        // A call that has ended takes no notice.
+        (result, error) -> call.cancel("the future was cancelled or completed", null));
     return future;
   }
 

@@ -2,6 +2,9 @@ package dev.actserve;
 
 /** Puts the responses of one call together. */
 interface Collector<R, T> {
+  /** Throws what is wrong with the request, before it is sent. */
+  default void checkRequest() {}
+
   /** Takes the next response. */
   void read(R response);
 

@@ -5,6 +5,7 @@ import dev.actserve.v1.ExplainSpec;
 import dev.actserve.v1.ExplainStarted;
 import dev.actserve.v1.Explanation;
 import dev.actserve.v1.ExplanationEvent;
+import dev.actserve.v1.ExplanationEvent.EventCase;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.Map;
@@ -44,6 +45,9 @@ final class ExplainCollector<R> implements Collector<R, ExplainResult> {
   @Override
   public void read(R response) {
     ExplanationEvent sent = event.apply(response);
+    if (finished != null && sent.getEventCase() != EventCase.EVENT_NOT_SET) {
+      throw ActserveException.badResponse("the server went on after it was finished");
+    }
     switch (sent.getEventCase()) {
       case STARTED -> start(sent.getStarted());
       case EXPLANATION -> add(sent.getExplanation());

@@ -2,6 +2,7 @@ package dev.actserve;
 
 import dev.actserve.v1.FetchActivationsRequest;
 import dev.actserve.v1.FetchActivationsResponse;
+import dev.actserve.v1.FetchActivationsResponse.EventCase;
 import dev.actserve.v1.FetchItem;
 import dev.actserve.v1.FetchStarted;
 import dev.actserve.v1.ItemFinished;
@@ -18,7 +19,7 @@ import java.util.stream.IntStream;
 
 /** Puts the items of a fetch together. */
 final class FetchCollector implements Collector<FetchActivationsResponse, FetchResult> {
-  private record Open(TokenizedPrompt prompt, ItemStarted started, SequenceCollector collector) {}
+  private record Open(ItemStarted started, SequenceCollector collector) {}
 
   private static final Captured NOTHING =
       new Captured(Map.of(), Map.of(), Map.of(), Map.of(), Map.of(), Map.of());
@@ -36,7 +37,15 @@ final class FetchCollector implements Collector<FetchActivationsResponse, FetchR
   }
 
   @Override
+  public void checkRequest() {
+    SequenceCollector.check(request.getReadoutsList());
+  }
+
+  @Override
   public void read(FetchActivationsResponse response) {
+    if (usage != null && response.getEventCase() != EventCase.EVENT_NOT_SET) {
+      throw ActserveException.badResponse("the server went on after it was finished");
+    }
     switch (response.getEventCase()) {
       case STARTED -> start(response.getStarted());
       case ITEM_STARTED -> open(response.getItemStarted());
@@ -87,10 +96,9 @@ final class FetchCollector implements Collector<FetchActivationsResponse, FetchR
         asked.getReadoutIndicesCount() == 0
             ? IntStream.range(0, request.getReadoutsCount()).boxed().toList()
             : asked.getReadoutIndicesList();
-    TokenizedPrompt prompt = SequenceCollector.checked(item.getPrompt());
     SequenceCollector collector =
-        new SequenceCollector(request.getReadoutsList(), started.getReadoutsList(), reading);
-    open.put(index, new Open(prompt, item, collector));
+        new SequenceCollector(index, request.getReadoutsList(), started.getReadoutsList(), reading);
+    open.put(index, new Open(item, collector));
   }
 
   private FetchItem item(int index) {
@@ -123,15 +131,18 @@ final class FetchCollector implements Collector<FetchActivationsResponse, FetchR
     FetchItem asked = item(index);
     if (item.getStatus().getCode() == 0) {
       Open opened = opened(index);
+      TokenizedPrompt prompt = opened.started.getPrompt();
+      SequenceCollector.check(prompt, opened.started.hasPrompt(), request.getIdsOnly());
       int interventions = request.getInterventionsCount() + asked.getInterventionsCount();
       Captured captured =
           opened.collector.finish(
-              opened.started.getPositionsList(), item.getKeptList(), opened.prompt.getIdsCount());
+              opened.started.getPositionsList(), item.getKeptList(), prompt.getIdsCount());
+      statistics.expect(asked, opened.started.getPositionsList());
       done.put(
           index,
           new FetchResult.Item(
               asked.getKey(),
-              opened.prompt,
+              prompt,
               captured,
               SequenceCollector.checked(item.getInterventionsList(), interventions),
               Optional.empty()));

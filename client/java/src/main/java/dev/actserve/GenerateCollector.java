@@ -2,6 +2,7 @@ package dev.actserve;
 
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.GenerateResponse;
+import dev.actserve.v1.GenerateResponse.EventCase;
 import dev.actserve.v1.GenerateStarted;
 import dev.actserve.v1.SampleFinished;
 import dev.actserve.v1.TokenChunk;
@@ -42,7 +43,15 @@ final class GenerateCollector implements Collector<GenerateResponse, GenerateRes
   }
 
   @Override
+  public void checkRequest() {
+    SequenceCollector.check(request.getReadoutsList());
+  }
+
+  @Override
   public void read(GenerateResponse response) {
+    if (usage != null && response.getEventCase() != EventCase.EVENT_NOT_SET) {
+      throw ActserveException.badResponse("the server went on after it was finished");
+    }
     switch (response.getEventCase()) {
       case STARTED -> start(response.getStarted());
       case TOKENS -> add(response.getTokens());
@@ -78,7 +87,6 @@ final class GenerateCollector implements Collector<GenerateResponse, GenerateRes
     if (started != null) {
       throw ActserveException.badResponse("the server started the call twice");
     }
-    SequenceCollector.checked(opened.getPrompt());
     started = opened;
   }
 
@@ -94,6 +102,7 @@ final class GenerateCollector implements Collector<GenerateResponse, GenerateRes
         sample ->
             new Open(
                 new SequenceCollector(
+                    sample,
                     request.getReadoutsList(),
                     started.getReadoutsList(),
                     IntStream.range(0, request.getReadoutsCount()).boxed().toList()),
@@ -125,6 +134,7 @@ final class GenerateCollector implements Collector<GenerateResponse, GenerateRes
   private void close(SampleFinished finished) {
     int index = finished.getSampleIndex();
     Open sample = opened(index);
+    SequenceCollector.check(started.getPrompt(), started.hasPrompt(), false);
     SequenceCollector.checked(finished.getInterventionsList(), request.getInterventionsCount());
     // The last generated token is never run.
     int tokens = Math.max(started.getPrompt().getIdsCount(), sample.tokenIds.size() - 1);

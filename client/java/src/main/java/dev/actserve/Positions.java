@@ -14,8 +14,11 @@ import java.util.regex.Pattern;
 /** Token positions, as people write them. */
 public final class Positions {
   private static final String TEXT = "text:";
-  private static final Pattern LIST = Pattern.compile("-?[0-9]+(,-?[0-9]+)*");
-  private static final Pattern SPAN = Pattern.compile("(-?[0-9]+)?:(-?[0-9]+)?");
+
+  // ASCII digits without a leading zero, as of layers.
+  private static final String NUMBER = "(?:0|-?[1-9][0-9]*)";
+  private static final Pattern LIST = Pattern.compile(NUMBER + "(?:," + NUMBER + ")*");
+  private static final Pattern SPAN = Pattern.compile("(" + NUMBER + ")?:(" + NUMBER + ")?");
 
   private Positions() {}
 

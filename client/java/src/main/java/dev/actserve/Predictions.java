@@ -20,4 +20,11 @@ public record Predictions(
     List<String> topTexts,
     FloatArray topLogprobs,
     FloatArray tokenLogprobs,
-    Optional<FloatArray> nextTokenLogprobs) {}
+    Optional<FloatArray> nextTokenLogprobs) {
+
+  /** The likeliest tokens of a row, likeliest first. */
+  public List<String> topTexts(int row) {
+    int count = positions.length == 0 ? 0 : topTexts.size() / positions.length;
+    return topTexts.subList(row * count, (row + 1) * count);
+  }
+}

@@ -2,13 +2,14 @@ package dev.actserve;
 
 import dev.actserve.v1.KeepReadout;
 import dev.actserve.v1.PositionSelector;
+import dev.actserve.v1.PredictionReadout;
 import dev.actserve.v1.Readout;
 import dev.actserve.v1.RowReadout;
 import dev.actserve.v1.Site;
 import java.util.Arrays;
 import java.util.List;
 
-/** What to read while tokens are computed: the commonest two kinds of {@link Readout}. */
+/** What to read while tokens are computed: the commonest kinds of {@link Readout}. */
 public final class Readouts {
   private Readouts() {}
 
@@ -23,6 +24,25 @@ public final class Readouts {
     PositionSelector where = Positions.parse(positions);
     RowReadout rows = RowReadout.newBuilder().addAllSites(parse(sites)).setPositions(where).build();
     return Readout.newBuilder().setName(name).setRows(rows).build();
+  }
+
+  /**
+   * What the model would predict next. At the sites of layers this is a logit lens: their rows pass
+   * through the final norm and the unembedding.
+   *
+   * @param name what the result is found by
+   * @param positions as {@link Positions#parse} takes them
+   * @param topK how many of the likeliest tokens
+   * @param sites as {@link Sites#parse} takes them; {@code final_norm} if there are none
+   */
+  public static Readout predictions(String name, String positions, int topK, String... sites) {
+    PredictionReadout predictions =
+        PredictionReadout.newBuilder()
+            .addAllSites(parse(sites))
+            .setPositions(Positions.parse(positions))
+            .setTopK(topK)
+            .build();
+    return Readout.newBuilder().setName(name).setPredictions(predictions).build();
   }
 
   /**

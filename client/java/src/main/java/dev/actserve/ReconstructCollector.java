@@ -2,6 +2,7 @@ package dev.actserve;
 
 import dev.actserve.v1.ReconstructActivationsRequest;
 import dev.actserve.v1.ReconstructActivationsResponse;
+import dev.actserve.v1.ReconstructActivationsResponse.EventCase;
 import dev.actserve.v1.ReconstructStarted;
 import dev.actserve.v1.ReconstructedRows;
 import dev.actserve.v1.Tensor;
@@ -24,6 +25,9 @@ final class ReconstructCollector
 
   @Override
   public void read(ReconstructActivationsResponse response) {
+    if (usage != null && response.getEventCase() != EventCase.EVENT_NOT_SET) {
+      throw ActserveException.badResponse("the server went on after it was finished");
+    }
     switch (response.getEventCase()) {
       case STARTED -> start(response.getStarted());
       case ROWS -> add(response.getRows());

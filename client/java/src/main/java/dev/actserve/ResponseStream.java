@@ -91,7 +91,7 @@ public final class ResponseStream<R> implements Iterable<R>, Iterator<R>, AutoCl
     @SuppressWarnings("unchecked")
     R response = (R) taken;
     source.call.request(1);
-    wasLast = isLast.test(response);
+    wasLast |= isLast.test(response);
     next = response;
     return true;
   }

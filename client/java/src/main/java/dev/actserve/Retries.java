@@ -56,7 +56,7 @@ final class Retries implements ClientInterceptor, AutoCloseable {
         : channel.newCall(method, options);
   }
 
-  /** Ends the calls that wait for another attempt with the error they have. */
+  /** Cancels the calls that wait for another attempt. */
   @Override
   public void close() {
     Set<RetriedCall<?, ?>> waiting;
@@ -64,7 +64,7 @@ final class Retries implements ClientInterceptor, AutoCloseable {
       closed = true;
       waiting = Set.copyOf(pausing);
     }
-    waiting.forEach(RetriedCall::giveUp);
+    waiting.forEach(call -> call.endPause(Replicas.CLOSED, new Metadata()));
     timer.shutdownNow();
   }
 
@@ -86,8 +86,6 @@ final class Retries implements ClientInterceptor, AutoCloseable {
     private int attempts;
     private boolean cancelled;
     private ScheduledFuture<?> pause;
-    private Status lastStatus;
-    private Metadata lastTrailers;
 
     RetriedCall(MethodDescriptor<Q, R> method, CallOptions options, Channel channel) {
       this.method = method;
@@ -179,17 +177,6 @@ final class Retries implements ClientInterceptor, AutoCloseable {
       }
     }
 
-    /** Ends a pause early with the error of the attempt before it. */
-    void giveUp() {
-      Status status;
-      Metadata trailers;
-      synchronized (this) {
-        status = lastStatus;
-        trailers = lastTrailers;
-      }
-      endPause(status, trailers);
-    }
-
     private synchronized void resume() {
       if (pause != null) {
         leavePause();
@@ -227,8 +214,6 @@ final class Retries implements ClientInterceptor, AutoCloseable {
         pausing.add(this);
         pause = timer.schedule(this::resume, nanos, TimeUnit.NANOSECONDS);
       }
-      lastStatus = status;
-      lastTrailers = trailers;
       // A running attempt hears of it by itself.
       context.addListener(contextCancelled, Runnable::run);
       return true;

@@ -11,14 +11,18 @@ import dev.actserve.v1.Readout;
 import dev.actserve.v1.Readout.KindCase;
 import dev.actserve.v1.ReadoutPositions;
 import dev.actserve.v1.ReadoutStarted;
+import dev.actserve.v1.Site;
 import dev.actserve.v1.TokenizedPrompt;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 
 /** What is read of one item or sample, while it arrives and when it is complete. */
 final class SequenceCollector {
+  private final int sequence;
   private final List<Readout> readouts;
   private final List<Integer> reading;
   private final Map<Integer, ReadoutCollector.OfRows> rows = new HashMap<>();
@@ -28,9 +32,12 @@ final class SequenceCollector {
   private final Map<Integer, ReadoutCollector.OfLogitAttribution> attributions = new HashMap<>();
 
   /**
+   * @param sequence which item or sample it is
    * @param reading indices of the readouts that read this sequence
    */
-  SequenceCollector(List<Readout> readouts, List<ReadoutStarted> started, List<Integer> reading) {
+  SequenceCollector(
+      int sequence, List<Readout> readouts, List<ReadoutStarted> started, List<Integer> reading) {
+    this.sequence = sequence;
     this.readouts = readouts;
     this.reading = reading;
     if (started.size() != readouts.size()) {
@@ -64,15 +71,53 @@ final class SequenceCollector {
     }
   }
 
-  static TokenizedPrompt checked(TokenizedPrompt prompt) {
+  /** Refuses readouts of which a result could not be told from another's. */
+  static void check(List<Readout> readouts) {
+    Set<String> names = new HashSet<>();
+    for (int index = 0; index < readouts.size(); index++) {
+      Readout readout = readouts.get(index);
+      if (!names.add(readout.getName())) {
+        throw ActserveException.invalid(
+            "FIELD_INVALID",
+            "readouts[%s].name".formatted(index),
+            "two readouts are called \"%s\"; results are found by the name, so give each its own",
+            readout.getName());
+      }
+      switch (readout.getKindCase()) {
+        case ROWS -> check(readout.getRows().getSitesList(), index, "rows");
+        case PREDICTIONS -> check(readout.getPredictions().getSitesList(), index, "predictions");
+        case KEEP -> check(readout.getKeep().getSitesList(), index, "keep");
+        case LOGIT_ATTRIBUTION ->
+            check(readout.getLogitAttribution().getSitesList(), index, "logit_attribution");
+        default -> {}
+      }
+    }
+  }
+
+  private static void check(List<Site> sites, int readout, String kind) {
+    Set<Site> seen = new HashSet<>();
+    for (int index = 0; index < sites.size(); index++) {
+      if (!seen.add(sites.get(index))) {
+        throw ActserveException.invalid(
+            "SITE_INVALID",
+            "readouts[%s].%s.sites[%s]".formatted(readout, kind, index),
+            "%s is read twice by one readout; name it once",
+            Sites.format(sites.get(index)));
+      }
+    }
+  }
+
+  /** Refuses a prompt that is missing or not whole. */
+  static void check(TokenizedPrompt prompt, boolean there, boolean idsOnly) {
     int ids = prompt.getIdsCount();
     int texts = prompt.getTextsCount();
     int sources = prompt.getSourcesCount();
-    if ((texts != 0 && texts != ids) || (sources != 0 && sources != ids)) {
+    boolean fits = texts == ids || idsOnly && texts == 0;
+    if (!there || !fits || sources != 0 && sources != ids) {
       throw ActserveException.badResponse(
-          "the server sent %s texts and %s sources for a prompt of %s tokens", texts, sources, ids);
+          "the server sent no prompt, or %s texts and %s sources for one of %s tokens",
+          texts, sources, ids);
     }
-    return prompt;
   }
 
   static List<InterventionReport> checked(List<InterventionReport> reports, int asked) {
@@ -182,8 +227,11 @@ final class SequenceCollector {
   private Map<String, String> kept(List<KeptReadout> told, Map<Integer, int[]> promised) {
     Map<Integer, String> names = new HashMap<>();
     for (KeptReadout each : told) {
-      if (each.getName().isEmpty() || names.put(each.getReadoutIndex(), each.getName()) != null) {
-        throw ActserveException.badResponse("the server kept rows without a name, or twice");
+      if (each.getSequenceIndex() != sequence
+          || each.getName().isEmpty()
+          || names.put(each.getReadoutIndex(), each.getName()) != null) {
+        throw ActserveException.badResponse(
+            "the server kept rows without a name, twice, or of another sequence");
       }
     }
     Map<String, String> kept = new LinkedHashMap<>();

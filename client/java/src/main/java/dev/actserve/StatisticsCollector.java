@@ -1,9 +1,11 @@
 package dev.actserve;
 
 import dev.actserve.v1.FetchActivationsRequest;
+import dev.actserve.v1.FetchItem;
 import dev.actserve.v1.LabelStatistics;
 import dev.actserve.v1.PositionLabel;
 import dev.actserve.v1.Readout;
+import dev.actserve.v1.ReadoutPositions;
 import dev.actserve.v1.ReadoutStarted;
 import dev.actserve.v1.RowReadout;
 import dev.actserve.v1.SecondMoments;
@@ -21,6 +23,7 @@ final class StatisticsCollector {
 
   private final List<Readout> readouts;
   private final Set<String> labels = new HashSet<>();
+  private final Set<Key> expected = new HashSet<>();
   private final Map<Key, Sums> sums = new LinkedHashMap<>();
 
   StatisticsCollector(FetchActivationsRequest request) {
@@ -30,6 +33,23 @@ final class StatisticsCollector {
         labels.add(item.getLabel());
       }
       item.getPositionLabelsList().stream().map(PositionLabel::getLabel).forEach(labels::add);
+    }
+  }
+
+  /**
+   * Has statistics of an item that succeeded come. Which positions its labels of positions select,
+   * only the server knows; so only those of the whole item are sure to have rows.
+   */
+  void expect(FetchItem item, List<ReadoutPositions> read) {
+    if (item.getLabel().isEmpty() && item.getPositionLabelsCount() != 0) {
+      return;
+    }
+    for (ReadoutPositions each : read) {
+      for (int readout : each.getReadoutIndicesList()) {
+        if (each.getPositionsCount() != 0 && readouts.get(readout).getRows().hasStatistics()) {
+          expected.add(new Key(readout, 0, item.getLabel()));
+        }
+      }
     }
   }
 
@@ -72,6 +92,7 @@ final class StatisticsCollector {
         found.put(readouts.get(readout).getName(), bySite);
       }
     }
+    expected.forEach(key -> check(sums.containsKey(key), key.label, "not at all"));
     sums.forEach(
         (key, each) -> {
           Readout readout = readouts.get(key.readout);
@@ -99,7 +120,7 @@ final class StatisticsCollector {
       rows = first.getRows();
       mean = Tensors.decode(first.getMean());
       this.full = full;
-      check(rows != 0, label, "of no rows");
+      check(rows > 0, label, "of no rows, or of more than Java can count");
       check(Tensors.hasShape(first.getMean(), width), label, "of another width");
     }
 

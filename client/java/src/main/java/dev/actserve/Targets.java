@@ -17,7 +17,8 @@ final class Targets {
 
   /** A target that gRPC takes; a host alone gets the port that servers have by default. */
   static String checked(String target) {
-    if (target.isEmpty() || target.startsWith("http://") || target.startsWith("https://")) {
+    boolean user = target.indexOf('@') >= 0 && !target.startsWith("unix:");
+    if (target.isEmpty() || user || target.matches("https?://.*")) {
       throw ActserveException.invalid(
           "FIELD_INVALID",
           "target",

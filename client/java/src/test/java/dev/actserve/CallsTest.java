@@ -1,11 +1,12 @@
 package dev.actserve;
 
+import static java.nio.charset.StandardCharsets.US_ASCII;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.google.protobuf.Any;
-import com.google.protobuf.Duration;
 import com.google.rpc.RetryInfo;
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.GenerateResponse;
@@ -25,12 +26,18 @@ import io.grpc.StatusRuntimeException;
 import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.ServerCallStreamObserver;
 import io.grpc.stub.StreamObserver;
+import java.io.IOException;
+import java.net.InetAddress;
+import java.net.ServerSocket;
+import java.time.Duration;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.CancellationException;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.ExecutionException;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.TimeoutException;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -121,6 +128,65 @@ final class CallsTest {
   }
 
   @Test
+  void aFutureThatEndsFromOutsideCancelsTheCall() throws Exception {
+    CompletableFuture<GenerateResult> future = client.generateAsync(REQUEST);
+    service.called.await();
+    future.orTimeout(1, TimeUnit.MILLISECONDS);
+    assertThrows(ExecutionException.class, future::get);
+    service.cancelled.await();
+  }
+
+  @Test
+  void oneCallMayHaveAnotherTimeout() throws Exception {
+    ActserveClient hasty = client.withTimeout(Duration.ofMillis(200));
+    assertEquals(Status.Code.DEADLINE_EXCEEDED, thrown(hasty).code());
+    ActserveClient patient = hasty.withTimeout(Duration.ofSeconds(Long.MAX_VALUE));
+    CompletableFuture<GenerateResult> future = patient.generateAsync(REQUEST);
+    assertThrows(TimeoutException.class, () -> future.get(300, TimeUnit.MILLISECONDS));
+  }
+
+  @Test
+  void anErrorIsNotItsOwnCause() {
+    service.refusals.add(Status.INVALID_ARGUMENT.withDescription("no").asRuntimeException());
+    assertNull(thrown(client).getCause());
+  }
+
+  @Test
+  void replicasThatAreSilentOrSpeakAnotherProtocolArePassedOver() throws Exception {
+    InetAddress loopback = InetAddress.getLoopbackAddress();
+    try (ServerSocket silent = new ServerSocket(0, 50, loopback);
+        ServerSocket other = new ServerSocket(0, 50, loopback)) {
+      Thread banner =
+          new Thread(
+              () -> {
+                try {
+                  while (true) {
+                    other.accept().getOutputStream().write("SSH-2.0-x\r\n".getBytes(US_ASCII));
+                  }
+                } catch (IOException closed) {
+                  // The test is over.
+                }
+              });
+      banner.start();
+      String spoken = "localhost:" + other.getLocalPort();
+      String mute = "localhost:" + silent.getLocalPort();
+      try (ActserveClient several =
+          ActserveClient.builder(mute, spoken, "localhost:" + server.getPort()).build()) {
+        for (int call = 0; call < 3; call++) {
+          assertTrue(several.streamGenerate(REQUEST).hasNext());
+        }
+      }
+      try (ActserveClient alone = ActserveClient.connect(spoken)) {
+        assertEquals(Status.Code.UNAVAILABLE, thrown(alone).code());
+      }
+    }
+  }
+
+  private static ActserveException thrown(ActserveClient by) {
+    return assertThrows(ActserveException.class, () -> by.generate(REQUEST));
+  }
+
+  @Test
   void cancellingTheContextEndsAPause() throws Exception {
     service.refusals.add(Status.UNAVAILABLE.asRuntimeException());
     service.refusals.add(Status.UNAVAILABLE.asRuntimeException());
@@ -146,7 +212,9 @@ final class CallsTest {
     CompletableFuture<GenerateResult> future = client.generateAsync(REQUEST);
     service.called.await();
     client.close();
-    assertThrows(Exception.class, future::get);
+    Exception failed = assertThrows(Exception.class, future::get);
+    assertEquals(Status.Code.CANCELLED, ActserveException.from(failed).code());
+    assertEquals(Status.Code.CANCELLED, thrown(client).code());
   }
 
   @Test
@@ -158,12 +226,12 @@ final class CallsTest {
     service.called.await();
     client.close();
     Exception failed = assertThrows(Exception.class, future::get);
-    assertEquals(Status.Code.UNAVAILABLE, ActserveException.from(failed).code());
+    assertEquals(Status.Code.CANCELLED, ActserveException.from(failed).code());
   }
 
   @Test
   void interruptingABlockingStubEndsItsPause() throws Exception {
-    var delay = Duration.newBuilder().setSeconds(20);
+    var delay = com.google.protobuf.Duration.newBuilder().setSeconds(20);
     var packed = Any.pack(RetryInfo.newBuilder().setRetryDelay(delay).build());
     var full =
         com.google.rpc.Status.newBuilder()

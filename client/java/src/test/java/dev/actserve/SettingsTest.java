@@ -10,6 +10,7 @@ import java.security.KeyPairGenerator;
 import java.time.Duration;
 import java.util.Arrays;
 import java.util.Base64;
+import java.util.List;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -38,7 +39,15 @@ final class SettingsTest {
   }
 
   @Test
-  void settingsThatCannotBeAreRefused() {
+  void settingsThatCannotBeAreRefused(@TempDir Path folder) throws Exception {
+    Path junk = Files.writeString(folder.resolve("junk.pem"), "junk");
+    Path begun = folder.resolve("begun.pem");
+    Files.writeString(begun, "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n");
+    for (Path file : List.of(junk, begun)) {
+      assertEquals("tls", field(ActserveClient.builder("a").tls(file)));
+      assertEquals("tls", field(ActserveClient.builder("a").clientCertificate(file, file)));
+    }
+    assertEquals("target", field(ActserveClient.builder("user:pw@127.0.0.1:1")));
     assertEquals("target", field(ActserveClient.builder("http://localhost")));
     assertEquals("timeout", field(ActserveClient.builder("a").timeout(Duration.ZERO)));
     assertEquals("header", field(ActserveClient.builder("a").header("two words", "b")));
