@@ -1,9 +1,10 @@
-import type {
-  Http2Session,
-  ClientHttp2Stream,
-  ClientSessionRequestOptions,
-  IncomingHttpHeaders,
-  OutgoingHttpHeaders,
+import {
+  constants,
+  type ClientHttp2Stream,
+  type ClientSessionRequestOptions,
+  type Http2Session,
+  type IncomingHttpHeaders,
+  type OutgoingHttpHeaders,
 } from "node:http2";
 import { connect as connectSocket } from "node:net";
 
@@ -36,7 +37,7 @@ export interface Target {
 const PING = { pingIntervalMs: 60_000, pingTimeoutMs: 20_000 };
 
 /** How long to wait for one of several targets that does not answer, and then to pass it over. */
-const CONNECT_MS = 5_000;
+const CONNECT_MS = 2_000;
 const PASS_OVER_MS = 30_000;
 
 /** Node's windows of 64 KiB would hold up rows wherever the way is long. */
@@ -59,7 +60,8 @@ export class Connections {
   /** Of no meaning: each connection has its own. */
   readonly authority = "http://actserve.invalid";
   readonly #all: readonly Connection[];
-  readonly #widened = new WeakSet<Http2Session>();
+  /** The sessions that have been used, and when their servers have answered or are gone. */
+  readonly #answers = new WeakMap<Http2Session, Promise<unknown>>();
   #next = 0;
 
   constructor(targets: readonly Target[], tls: Tls | undefined) {
@@ -81,15 +83,29 @@ export class Connections {
     headers: OutgoingHttpHeaders,
     options: ClientSessionRequestOptions,
   ): Promise<ClientHttp2Stream> {
-    const { session } = await this.#reachable();
-    const stream = await session.request(method, path, headers, options);
-    if (stream.session && !this.#widened.has(stream.session)) {
-      this.#widened.add(stream.session);
-      stream.session.setLocalWindowSize(CONNECTION_WINDOW_BYTES);
+    for (const connection of this.#inTurn()) {
+      const { session } = connection;
+      const state = await this.#inTime(session.connect());
+      if (state === "error") continue;
+      if (state !== undefined) {
+        const stream = await session.request(method, path, headers, options);
+        if (await this.#isAnswered(stream)) {
+          stream.on("response", dropBadDetails);
+          stream.on("trailers", dropBadDetails);
+          return stream;
+        }
+        stream.close(constants.NGHTTP2_CANCEL);
+        session.abort(new ConnectError("it does not answer", Code.Unavailable));
+      }
+      connection.passedOverUntil = performance.now() + PASS_OVER_MS;
     }
-    stream.on("response", dropBadDetails);
-    stream.on("trailers", dropBadDetails);
-    return stream;
+    const reasons = this.#all.map(
+      ({ target, session }) => `${target.text} cannot be reached${because(session.error())}`,
+    );
+    throw new ConnectError(
+      `${reasons.join("; ")}; check that a server runs there, and whether it takes TLS`,
+      Code.Unavailable,
+    );
   }
 
   /** Tells that data came, which shows that the connection is alive. */
@@ -101,34 +117,48 @@ export class Connections {
     for (const { session } of this.#all) session.abort();
   }
 
-  async #reachable(): Promise<Connection> {
+  /** All connections from the next one on, those that did not answer lately at the end. */
+  #inTurn(): Connection[] {
     const first = this.#next++ % this.#all.length;
     const inTurn = [...this.#all.slice(first), ...this.#all.slice(0, first)];
     const now = performance.now();
     const late = (connection: Connection) => (connection.passedOverUntil > now ? 1 : 0);
-    for (const connection of inTurn.sort((a, b) => late(a) - late(b))) {
-      const state = await this.#connect(connection);
-      if (state === "open" || state === "idle") return connection;
-      if (state === undefined) connection.passedOverUntil = now + PASS_OVER_MS;
-    }
-    const reasons = this.#all.map(
-      ({ target, session }) => `${target.text} cannot be reached${because(session.error())}`,
-    );
-    throw new ConnectError(
-      `${reasons.join("; ")}; check that a server runs there, and whether it takes TLS`,
-      Code.Unavailable,
-    );
+    return inTurn.sort((a, b) => late(a) - late(b));
   }
 
-  /** The state after an attempt to connect; undefined if it took too long. */
-  async #connect({ session }: Connection): Promise<"open" | "idle" | "error" | undefined> {
-    if (this.#all.length === 1) return session.connect(); // The call's own deadline is enough.
+  /**
+   * Whether a server speaks HTTP/2 at the other end: it has answered the settings of the client. A
+   * single one has until the deadline of the call.
+   */
+  async #isAnswered(stream: ClientHttp2Stream): Promise<boolean> {
+    const { session } = stream;
+    if (!session) return this.#all.length === 1;
+    let answer = this.#answers.get(session);
+    if (!answer) {
+      session.setLocalWindowSize(CONNECTION_WINDOW_BYTES);
+      answer = new Promise((resolve) => {
+        if (!session.pendingSettingsAck) resolve(undefined);
+        session.once("localSettings", resolve);
+        session.once("close", resolve);
+      });
+      this.#answers.set(session, answer);
+    }
+    if (this.#all.length === 1 || !session.pendingSettingsAck) return true;
+    // The transport does not listen yet.
+    stream.on("error", () => undefined);
+    await this.#inTime(answer);
+    return !session.pendingSettingsAck && !stream.destroyed;
+  }
+
+  /** What comes of it; undefined if it takes too long. Of one target the call's deadline is enough. */
+  async #inTime<T>(promise: Promise<T>): Promise<T | undefined> {
+    if (this.#all.length === 1) return promise;
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<undefined>((resolve) => {
       timer = setTimeout(resolve, CONNECT_MS, undefined);
     });
     try {
-      return await Promise.race([session.connect(), late]);
+      return await Promise.race([promise, late]);
     } finally {
       clearTimeout(timer);
     }
