@@ -4,7 +4,7 @@ Two engines are alive at once, stock vLLM and ours, with the same options. Every
 between two of stock vLLM with the same workload, and its ratio is to their mean, so that whatever
 else the machine does hits both alike. A mode's figure is the median over rounds. Then the whole
 service is measured: rows fetched by the Python client over gRPC, explanations, what the server
-makes of the machine's cores, and the clients of every language.
+makes of the machine's cores, repeats of one prompt, and the clients of every language.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from bench.cores import CoresFigures, measure_cores
 from bench.door import DoorFigures, Met, measure_door
 from bench.engines import Stock, Tapped, apply, modes
 from bench.explanations import ExplanationFigures, measure_explanations
+from bench.repeats import RepeatFigures, measure_repeats
 from bench.service import ServiceFigures, measure_service
 from bench.tenants import measure_tenants
 from bench.workloads import WORKLOADS, Workload
@@ -44,7 +45,7 @@ AIMS = {
 }
 """Ratios to plain vLLM that the project aims at."""
 
-PARTS = ("taps", "explanations", "cores", "door", "tenants", "clients")
+PARTS = ("taps", "explanations", "cores", "door", "tenants", "repeats", "clients")
 
 RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 
@@ -140,6 +141,9 @@ def main() -> None:
     tenants = None
     if "tenants" in parts:
         tenants = measure_tenants(arguments.model, arguments.dtype, log)
+    repeats = None
+    if "repeats" in parts:
+        repeats = measure_repeats(arguments.model, arguments.dtype, log)
     clients = []
     if "clients" in parts:
         clients = measure_clients(arguments.rounds, log)
@@ -166,6 +170,7 @@ def main() -> None:
         "cores": cores and asdict(cores),
         "door": door and asdict(door),
         "tenants": tenants and asdict(tenants),
+        "repeats": repeats and asdict(repeats),
         "clients": [asdict(figure) for figure in clients],
     }
     if ratios:
@@ -176,6 +181,8 @@ def main() -> None:
         _print_cores(cores)
     if door:
         _print_door(door)
+    if repeats:
+        _print_repeats(repeats)
     if clients:
         _print_clients(clients)
     text = json.dumps(report, indent=2)
@@ -262,6 +269,21 @@ def _print_clients(figures: list[ClientFigures]) -> None:
             f"{figure.calls_per_second:.0f}",
             f"{often / figure.calls_per_second:.2f}",
         )
+    Console(stderr=True).print(table)
+
+
+def _print_repeats(figures: RepeatFigures) -> None:
+    table = Table(title="A prompt of 900 tokens, to its first token (aim: 1.5 of a plain repeat)")
+    for column in ("", "ms", "of a plain repeat"):
+        table.add_column(column, justify="right")
+    rows = (
+        ("new", figures.new),
+        ("again", figures.again),
+        ("a new vector at the last token", figures.new_vector),
+        ("the same vector again", figures.same_vector),
+    )
+    for name, took in rows:
+        table.add_row(name, f"{took:.0f}", f"{took / figures.again:.2f}")
     Console(stderr=True).print(table)
 
 

@@ -16,6 +16,7 @@ from actserve_server.domain.runs import Run, RunEvent
 from actserve_server.engine.fair_threads import CALLER
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.engine.vllm import wire
+from actserve_server.engine.vllm.cache_salt import EditedSalt, cache_salt
 from actserve_server.nla import reconstructor
 from actserve_server.nla.pair_sources import NlaSource
 from actserve_server.nla.profile import Baseline
@@ -245,12 +246,18 @@ class Recording(FakeEngine):
 
 
 def salts(engines: list[Recording]) -> set[str | None]:
-    """The cache salts of all that was run since the last time."""
+    """What blocks of the prefix cache are salted with, of all that was run since the last time:
+    those before anything is changed, and those after."""
     runs = [run for engine in engines for run in engine.runs]
     assert runs
     for engine in engines:
         engine.runs.clear()
-    return {wire.cache_salt(wire.taps_of(run, 1), run.tenant) for run in runs}
+    found: set[str | None] = set()
+    for run in runs:
+        salt = cache_salt(wire.taps_of(run, 1), run.tenant)
+        edited = EditedSalt.read(salt)
+        found |= {edited.plain, edited.edits} if edited else {salt}
+    return found
 
 
 EDITS = [addition([1] * 16)]

@@ -2,8 +2,8 @@
 
 Captures at every hook point, and changes at every hook point by every operation, in turn so that
 none is left out; some at heads, some at several sites, some several in order, at positions of many
-kinds; prompts of 3 to 900 tokens, some with a common beginning; several samples of one request; and
-plain runs.
+kinds; prompts of 3 to 900 tokens, some with a common beginning, some sent again by a run of another
+kind; several samples of one request; and plain runs.
 """
 
 import random
@@ -48,6 +48,7 @@ class Mixture:
         self._engine, self._info = engine, engine.info
         self._rng, self._numbers = random.Random(seed), np.random.default_rng(seed)
         self._shared = self._words(150)
+        self._prompts: list[TokenizedPrompt] = []
         # Not the first token's rows, which at some sites are a hundred times the others.
         sample = make_run(engine.tokenize(self._words(40)).ids, sites=every_site(self._info))
         self._sample = {site: rows[1:] for site, rows in engine.run(sample).rows.items()}
@@ -65,11 +66,18 @@ class Mixture:
             last = self._run()
             yield last
 
-    def _run(self) -> Run:
+    def _prompt(self) -> TokenizedPrompt:
+        if self._prompts and self._rng.random() < 0.2:
+            # What is plain to one run is changed by another, or by both in different places.
+            return self._rng.choice(self._prompts)
         text = self._words(self._rng.choice([2, 2, 5, 10, 40, 80, 200, LONGEST_PROMPT_WORDS]))
         if self._rng.random() < 0.3:
             text = f"{self._shared} {text}"
-        prompt = self._engine.tokenize(text)
+        self._prompts.append(self._engine.tokenize(text))
+        return self._prompts[-1]
+
+    def _run(self) -> Run:
+        prompt = self._prompt()
         max_tokens = self._rng.choice([1, 6, 40, 40])
         kind = self._rng.choice(["plain", "plain", "captured", "steered", "both"])
         captures: list[Capture] = []

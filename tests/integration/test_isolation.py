@@ -8,7 +8,7 @@ three seeds, compiled and eager.
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,7 @@ def _alone(engine: EngineThread, run: Run) -> Result:
 
 def _same_request(run: Run, other: Run) -> bool:
     """Whether they are samples of one request."""
-    return run.token_ids is other.token_ids and run.interventions is other.interventions
+    return replace(run, id=other.id) == other
 
 
 def _is_plain(run: Run) -> bool:

@@ -1,24 +1,31 @@
-"""The prefix cache neither hides rows from a capture nor carries an edit to another run."""
+"""The prefix cache neither hides rows from a capture nor carries an edit to another run, and what
+comes before the first edit is shared with every run."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from prometheus_client import REGISTRY
 
-from actserve_server.domain.runs import Intervention
+from actserve_server.domain.positions import NO_END, Selection, Spans
+from actserve_server.domain.runs import Intervention, Run
 from actserve_server.domain.sites import HookPoint, Site
 from tests.integration.harness import (
     EngineThread,
+    Result,
     add,
     again,
     at,
     greedy,
     make_run,
     relative_errors,
+    vllm_counter,
 )
 
 SITE = Site(HookPoint.RESID_POST, 10)
+AFTER = Site(HookPoint.RESID_POST, 29)
+BLOCK = 32
+"""Tokens in a block of the engine's cache."""
 VECTOR = np.random.default_rng(3).normal(size=576).astype(np.float32) * 4
 GREEDY = greedy(12)
 
@@ -31,12 +38,7 @@ def prompt(smollm2: EngineThread, request: pytest.FixtureRequest) -> tuple[int, 
 
 
 def _cached_tokens() -> int:
-    return sum(
-        int(sample.value)
-        for metric in REGISTRY.collect()
-        for sample in metric.samples
-        if sample.name == "vllm:prefix_cache_hits_total"
-    )
+    return int(vllm_counter("vllm:prefix_cache_hits_total"))
 
 
 def test_a_capture_after_a_cached_prompt_has_every_row(
@@ -106,3 +108,131 @@ def test_a_tenant_reuses_what_it_ran_itself_and_nothing_of_another(
     assert found[0].token_ids == found[1].token_ids == found[2].token_ids
     for result, reused in zip(found, cached, strict=True):
         assert [report.reused_rows for report in result.interventions] == [reused] * len(steering)
+
+
+def _run_fresh(engine: EngineThread, run: Run) -> Result:
+    """What a run gives that finds nothing in the cache."""
+    assert engine.call(engine.engine.vllm.reset_prefix_cache())
+    return engine.run(again(run))
+
+
+def _run_cached(engine: EngineThread, run: Run) -> tuple[Result, int]:
+    """And one that may, with how many tokens it found."""
+    before = _cached_tokens()
+    result = engine.run(again(run))
+    return result, _cached_tokens() - before
+
+
+def _blocks(end: int) -> int:
+    """The tokens of the whole blocks below a position."""
+    return end // BLOCK * BLOCK
+
+
+def _agree(one: Result, other: Result) -> None:
+    assert one.token_ids == other.token_ids
+    for mine, others in zip(one.logprobs, other.logprobs, strict=True):
+        assert mine.logprob == pytest.approx(others.logprob, abs=1e-3)
+    for site, rows in one.rows.items():
+        assert relative_errors(rows, other.rows[site]).max() <= 1e-3
+
+
+def _steered(prompt: tuple[int, ...], where: Selection, vector: np.ndarray = VECTOR) -> Run:
+    """A run that tells of the last position what is computed there after the edit."""
+    return make_run(
+        prompt,
+        add(SITE, vector, selection=where),
+        sites=[AFTER],
+        at=at(len(prompt) - 1),
+        sampling=replace(GREEDY, logprobs=1),
+    )
+
+
+# Of a prompt of so many tokens, the positions that are changed.
+PLACES = {
+    "the first token": lambda tokens: at(0),
+    "the end of the first block": lambda tokens: at(BLOCK - 1),
+    "the beginning of the second": lambda tokens: at(BLOCK),
+    "two in later blocks": lambda tokens: at(2 * BLOCK + 5, tokens - 2),
+    "from the third block on": lambda tokens: Selection(Spans(((2 * BLOCK + 5, NO_END),))),
+    "the last token": lambda tokens: at(tokens - 1),
+    "what is generated": lambda tokens: Selection(Spans(((tokens, NO_END),))),
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_an_edit_computes_the_blocks_from_its_position_on_and_shares_those_before(
+    smollm2: EngineThread, prompt: tuple[int, ...], place: Callable[[int], Selection]
+) -> None:
+    where = place(len(prompt))
+    first = where.spans.ranges[0][0]
+    plain, steered = make_run(prompt, sampling=GREEDY), _steered(prompt, where)
+    others = _steered(prompt, where, -VECTOR)
+    fresh = [_run_fresh(smollm2, run) for run in (steered, others)]
+
+    expected = _run_fresh(smollm2, plain)
+    for run, alone in zip((steered, others), fresh, strict=True):
+        result, cached = _run_cached(smollm2, run)
+        assert cached == _blocks(min(first, len(prompt) - 1))
+        _agree(result, alone)
+        (report,), (wanted,) = result.interventions, alone.interventions
+        assert report.reused_rows == 0
+        assert (report.rows, report.changed_rows) == (wanted.rows, wanted.changed_rows)
+    assert fresh[0].rows[AFTER].tolist() != fresh[1].rows[AFTER].tolist() or first >= len(prompt)
+
+    # What it has left behind is that of the prompt, and of equal edits alone.
+    result, cached = _run_cached(smollm2, plain)
+    assert cached == _blocks(len(prompt) - 1)
+    assert result.token_ids == expected.token_ids
+    result, cached = _run_cached(smollm2, steered)
+    assert cached == _blocks(len(prompt) - 1)
+    _agree(result, fresh[0])
+    assert result.interventions[0].reused_rows == len(where.spans.within(0, cached))
+
+
+def test_what_comes_before_an_edit_serves_plain_runs_and_other_edits(
+    smollm2: EngineThread, prompt: tuple[int, ...]
+) -> None:
+    """Whoever comes first."""
+    middle, last = at(2 * BLOCK + 5), at(len(prompt) - 1)
+    plain, steered = make_run(prompt, sampling=GREEDY), _steered(prompt, middle)
+    other = _steered(prompt, last, -VECTOR)
+    alone = [_run_fresh(smollm2, run) for run in (plain, other)]
+    _run_fresh(smollm2, steered)
+    result, cached = _run_cached(smollm2, other)
+    assert cached == 2 * BLOCK
+    _agree(result, alone[1])
+    _run_fresh(smollm2, steered)
+    result, cached = _run_cached(smollm2, plain)
+    assert cached == 2 * BLOCK
+    assert result.token_ids == alone[0].token_ids
+
+
+def test_of_a_selection_by_token_id_only_tokens_that_match_are_reused(
+    smollm2: EngineThread, prompt: tuple[int, ...]
+) -> None:
+    chosen = prompt[2 * BLOCK]
+    where = Selection(Spans(((2 * BLOCK, NO_END),)), frozenset({chosen}))
+    _run_fresh(smollm2, make_run(prompt, sampling=GREEDY))
+    first, cached = _run_cached(smollm2, _steered(prompt, where))
+    assert cached == 2 * BLOCK
+    assert first.interventions[0].reused_rows == 0
+    second, cached = _run_cached(smollm2, _steered(prompt, where))
+    _agree(second, first)
+    matching = np.flatnonzero(np.array(prompt) == chosen)
+    found = ((matching >= 2 * BLOCK) & (matching < cached)).sum()
+    assert 0 < found < cached - 2 * BLOCK
+    assert second.interventions[0].reused_rows == found
+    assert second.interventions[0].rows == first.interventions[0].rows
+
+
+def test_a_capture_of_a_steered_prompt_has_every_row_though_most_are_cached(
+    smollm2: EngineThread, prompt: tuple[int, ...]
+) -> None:
+    edit = add(SITE, VECTOR, selection=at(len(prompt) - 1))
+    plain = _run_fresh(smollm2, make_run(prompt, sites=[AFTER]))
+    captured, cached = _run_cached(smollm2, make_run(prompt, edit, sites=[AFTER]))
+    assert cached == 0
+    assert captured.positions == [*range(len(prompt))]
+    errors = relative_errors(captured.rows[AFTER], plain.rows[AFTER])
+    assert errors[:-1].max() <= 1e-3
+    assert errors[-1] > 1e-2

@@ -1,6 +1,6 @@
 """Notices that a stream was cut short: an answer is whole, or it is an error."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 from actserve.errors import BadResponse, StreamCutShort
@@ -17,6 +17,13 @@ def check_complete(
         )
     if missing := [index for index in range(count) if index not in done]:
         raise BadResponse(f"the server finished without {what} {first + missing[0]}")
+
+
+def only_answer(answers: Sequence[Any]) -> Any:
+    """The answer of a call that has one. gRPC gives none where the bytes of it were cut short."""
+    if len(answers) != 1 or answers[0] is None:
+        raise BadResponse("the server ended the call well and without a whole answer")
+    return answers[0]
 
 
 def is_last(message: Any) -> bool:

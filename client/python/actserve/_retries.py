@@ -37,7 +37,7 @@ class Retries:
         None if there is no next one, and the error is to be raised."""
         if not isinstance(error, Unavailable):
             return None
-        told, left = error.retry_after or 0.0, self.left()
+        told, left = max(error.retry_after or 0.0, 0.0), self.left()
         longest = next(self._pauses, None)
         if longest is None or told > _MAX_TOLD_S:
             return None

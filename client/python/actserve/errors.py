@@ -220,7 +220,8 @@ def from_status(
                 # The status begins with the path, which is told apart here.
                 message = violation.description or message
         elif retry := _unpack(packed, error_details_pb2.RetryInfo):
-            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+            # By hand: a server may send what no timedelta holds.
+            retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
         elif call := _unpack(packed, error_details_pb2.RequestInfo):
             request_id = call.request_id
     return CLASSES.get(code, ActserveError)(

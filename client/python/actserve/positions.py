@@ -210,7 +210,7 @@ def parsed(text: str) -> Positions:
 
 
 _TEXT = "text:"
-_NUMBER = "-?[0-9]{1,10}"
+_NUMBER = "(?:0|-?[1-9][0-9]{0,9})"
 
 
 def check_positions(positions: Positions) -> None:

@@ -15,14 +15,14 @@ import grpc.aio
 from actserve._calls import Call
 from actserve._cancelling import is_task_cancelled
 from actserve._channel import HARMLESS, STREAMING, Connection, stubs
-from actserve._cut_streams import check_complete, is_last
+from actserve._cut_streams import check_complete, is_last, only_answer
 from actserve._flight import Flight
 from actserve._jobs import Job, Part, is_of_one_prompt
 from actserve._progress import bar
 from actserve._request_size import LARGE, check_size
 from actserve._retries import Retries
 from actserve._versions import ServerVersion
-from actserve.errors import ActserveError, Cancelled, at_item, from_rpc
+from actserve.errors import ActserveError, BadResponse, Cancelled, at_item, from_rpc
 from actserve.models import only_model
 from actserve.v1 import model_service_pb2 as pb
 
@@ -110,13 +110,13 @@ class AsyncTransport:
             await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _collect(self, part: Part[T], timeout: float | None) -> T:
-        retries = Retries(None)
+        retries = Retries(self.connection.timeout if timeout is None else timeout)
         while part.call:
             begun = False
             try:
                 with at_item(part.first):
                     call = part.call()
-                    responses = self.messages(call.method, call.request, timeout)
+                    responses = self.messages(call.method, call.request, retries.left())
                     async with aclosing(responses):
                         async for response in responses:
                             begun = True
@@ -142,8 +142,8 @@ class AsyncTransport:
 
     async def response(self, method: str, request: Any, timeout: float | None) -> Any:
         """The answer of a call that has one."""
-        (response,) = [each async for each in self.messages(method, request, timeout)]
-        return response
+        answers = [each async for each in self.messages(method, request, timeout)]
+        return only_answer(answers)
 
     async def pages(
         self, method: str, request: Any, timeout: float | None
@@ -156,6 +156,8 @@ class AsyncTransport:
             yield page
             if not page.next_page_token:
                 return
+            if page.next_page_token == asked.page_token:
+                raise BadResponse("the server sent a page that names itself as the next one")
             asked.page_token = page.next_page_token
 
     async def whole(

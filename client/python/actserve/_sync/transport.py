@@ -12,14 +12,14 @@ import grpc
 
 from actserve._calls import Call
 from actserve._channel import HARMLESS, STREAMING, Connection, stubs
-from actserve._cut_streams import check_complete, is_last
+from actserve._cut_streams import check_complete, is_last, only_answer
 from actserve._flight import Flight
 from actserve._jobs import Job, Part, is_of_one_prompt
 from actserve._progress import bar
 from actserve._request_size import LARGE, check_size
 from actserve._retries import Retries
 from actserve._versions import ServerVersion
-from actserve.errors import ActserveError, Cancelled, at_item, from_rpc
+from actserve.errors import ActserveError, BadResponse, Cancelled, at_item, from_rpc
 from actserve.models import only_model
 from actserve.v1 import model_service_pb2 as pb
 
@@ -99,13 +99,14 @@ class Transport:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _collect(self, part: Part[T], timeout: float | None, flight: Flight) -> T:
-        retries = Retries(None)
+        retries = Retries(self.connection.timeout if timeout is None else timeout)
         while part.call:
             begun = False
             try:
                 with at_item(part.first):
                     call = part.call()
-                    responses = self.messages(call.method, call.request, timeout, flight)
+                    left = retries.left()
+                    responses = self.messages(call.method, call.request, left, flight)
                     # Closed by name: a traceback would keep the call alive for as long as the error
                     # is.
                     with closing(responses):
@@ -132,8 +133,7 @@ class Transport:
 
     def response(self, method: str, request: Any, timeout: float | None) -> Any:
         """The answer of a call that has one."""
-        (response,) = self.messages(method, request, timeout)
-        return response
+        return only_answer([*self.messages(method, request, timeout)])
 
     def pages(self, method: str, request: Any, timeout: float | None) -> Generator[Any, None, None]:
         """The pages of a list, each of which is asked for when it is needed."""
@@ -144,6 +144,8 @@ class Transport:
             yield page
             if not page.next_page_token:
                 return
+            if page.next_page_token == asked.page_token:
+                raise BadResponse("the server sent a page that names itself as the next one")
             asked.page_token = page.next_page_token
 
     def whole(self, method: str, request: Any, timeout: float | None) -> Generator[Any, None, None]:

@@ -33,6 +33,7 @@ from actserve_server.domain.tensors import ElementType
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.engine.vllm import startup, wire
+from actserve_server.engine.vllm.cache_salt import cache_salt
 from actserve_server.engine.vllm.collector import Collector
 from actserve_server.engine.vllm.inbox import Block, Inbox
 from actserve_server.engine.vllm.options import EngineOptions
@@ -174,7 +175,7 @@ class VllmEngine:
         """What the worker is told of a run, what its cache is salted with, and how it is
         sampled."""
         taps = wire.taps_of(run, next(self._keys))
-        salt = wire.cache_salt(taps, run.tenant, share_plain_prefixes=self._share_plain_prefixes)
+        salt = cache_salt(taps, run.tenant, share_plain_prefixes=self._share_plain_prefixes)
         return taps, salt, self._params(run, taps)
 
     def _check_tokens_known(self, run: Run) -> None:

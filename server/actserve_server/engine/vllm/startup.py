@@ -57,6 +57,7 @@ def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     except ValueError as error:
         raise ValueError(f"{options.model_path}: {error}") from None
     hook_points = tuple(options.hook_points or HookPoint)
+    config.scheduler_config.scheduler_cls = scheduler_path(config)
     config.additional_config = WorkerConfig(str(ring_folder), hook_points, server=os.getpid())
     silent = not options.log_stats
     if current_platform.is_cpu():
@@ -131,6 +132,12 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     module, name = ("worker_cpu", "CpuTapWorker") if on_cpu else ("worker_gpu", "GpuTapWorker")
     args["worker_cls"] = f"{__package__}.{module}.{name}"
     return args
+
+
+def scheduler_path(config: VllmConfig) -> str:
+    """Of the scheduler that knows our salts and otherwise is the one vLLM would take."""
+    asynchronous = config.scheduler_config.async_scheduling
+    return f"{__package__}.scheduler.Salted{'Async' if asynchronous else ''}Scheduler"
 
 
 def _split_at_taps(config: VllmConfig) -> None:

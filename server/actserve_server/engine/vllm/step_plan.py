@@ -268,8 +268,8 @@ def _edits(
         for site, edits in run.edits.items():
             for turn, step in enumerate(edits):
                 selection = step.edit.selection
-                # A gap below the step is a prefix-cache hit: the cache salt makes it equally
-                # edited.
+                # A gap below the step is a prefix-cache hit. Of positions that are edited it holds
+                # those alone that were edited equally: see `cache_salt.py`.
                 skipped = selection.spans.within(run.reached, item.position)
                 table.add(run.taps.key, step.number, skipped, np.full(len(skipped), REUSED))
                 positions = selection.spans.within(item.position, end)

@@ -5,7 +5,6 @@ ours, but the reader still refuses what it does not know: a run that is not unde
 through unsteered.
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,40 +113,6 @@ def decode(message: dict[str, Any]) -> RunTaps:
         ),
         edits=tuple(map(_decode_edit, message["edits"])),
     )
-
-
-def cache_salt(
-    taps: RunTaps | None, tenant: str = "", *, share_plain_prefixes: bool = False
-) -> str | None:
-    """A salt that isolates the KV cache of a run, or None if it shares the one that every plain
-    run shares.
-
-    It covers everything that changes the KV: sites, heads, positions, formula and the exact
-    numbers in it. Equal edits share cached prefixes; a run that only captures shares with plain
-    ones. It covers the tenant too, which otherwise learns from a quick answer, or from how many
-    rows were reused, what another has run; plain runs of all tenants may be let share.
-    """
-    edits = () if taps is None else taps.edits
-    if not edits and (not tenant or share_plain_prefixes):
-        return None
-    digest = hashlib.sha256(b"actserve-edits-2")
-    if tenant:
-        digest.update(f"tenant {len(tenant)} {tenant}".encode())
-    for edit in edits:
-        ids = edit.selection.token_ids
-        for part in (
-            np.array(edit.sites, np.int64),
-            np.array(edit.selection.spans.ranges, np.int64),
-            np.array([-1] if ids is None else sorted(ids), np.int64),
-            np.array(edit.heads, np.int64),
-            np.array([edit.form.kernel], np.int64),
-            np.array(edit.form.scalars, np.float64),
-            edit.form.vectors.astype("<f4"),
-        ):
-            # The shape first, so that no two different sequences of parts hash the same bytes.
-            digest.update(repr(part.shape).encode())
-            digest.update(part.tobytes())
-    return digest.hexdigest()
 
 
 def _decode_edit(message: dict[str, Any]) -> Edit:

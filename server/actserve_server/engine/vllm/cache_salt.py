@@ -1,0 +1,84 @@
+"""Which cached keys and values a run may share: the `cache_salt` of its vLLM request.
+
+What a run changes at a position moves no key or value before it. So the blocks of its prompt before
+the first position that it changes are those of a plain run, and only those from there on are its
+own. The salt says all three: what plain runs are salted with, the first changed position, and a
+digest of the changes. `scheduler.py` reads it where vLLM names blocks. To a vLLM that knows nothing
+of it, it is one text that no other run has, mixed into the first block: then a run shares nothing.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from actserve_server.engine.vllm.wire import Edit, RunTaps
+
+_MARK = "actserve-edits"
+
+
+@dataclass(frozen=True, slots=True)
+class EditedSalt:
+    """The salt of a run that changes something."""
+
+    plain: str | None
+    """Of blocks before the first changed position: what plain runs are salted with."""
+    first: int
+    """The first changed position."""
+    edits: str
+    """A digest of everything that changes keys and values, and of the tenant."""
+
+    @property
+    def text(self) -> str:
+        return f"{_MARK} {self.first} {self.edits} {self.plain or ''}"
+
+    @staticmethod
+    def read(text: str | None) -> "EditedSalt | None":
+        """None if this is the salt of a plain run."""
+        match (text or "").split(" "):
+            case [mark, first, edits, plain] if mark == _MARK:
+                return EditedSalt(plain or None, int(first), edits)
+        return None
+
+
+def cache_salt(
+    taps: RunTaps | None, tenant: str = "", *, share_plain_prefixes: bool = False
+) -> str | None:
+    """The salt of a run, or None if it shares with every plain run.
+
+    Equal edits share with each other; a run that only captures shares with plain ones, as every run
+    does before its first edit. Runs of different tenants share nothing, else one would learn from a
+    quick answer, or from how many rows were reused, what another has run; what is plain of all
+    tenants may be let share.
+    """
+    plain = _digest((), tenant) if tenant and not share_plain_prefixes else None
+    edits = [edit for edit in taps.edits if edit.selection.spans.ranges] if taps else []
+    if not edits:
+        return plain
+    # The spans of a selection by token id hold, of the prompt, the positions of those tokens alone.
+    first = min(edit.selection.spans.ranges[0][0] for edit in edits)
+    return EditedSalt(plain, first, _digest(edits, tenant)).text
+
+
+def _digest(edits: Iterable[Edit], tenant: str) -> str:
+    """Of everything that changes keys and values: sites, heads, positions, formula and the exact
+    numbers in it."""
+    digest = hashlib.sha256(b"actserve-edits-2")
+    if tenant:
+        digest.update(f"tenant {len(tenant)} {tenant}".encode())
+    for edit in edits:
+        ids = edit.selection.token_ids
+        for part in (
+            np.array(edit.sites, np.int64),
+            np.array(edit.selection.spans.ranges, np.int64),
+            np.array([-1] if ids is None else sorted(ids), np.int64),
+            np.array(edit.heads, np.int64),
+            np.array([edit.form.kernel], np.int64),
+            np.array(edit.form.scalars, np.float64),
+            edit.form.vectors.astype("<f4"),
+        ):
+            # The shape first, so that no two different sequences of parts hash the same bytes.
+            digest.update(repr(part.shape).encode())
+            digest.update(part.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""What runs inside vLLM's scheduler: the names of cached blocks.
+
+vLLM names a block of its prefix cache by the hash of its tokens, of the block before it and of some
+extra keys, of which the request's `cache_salt` is one, in the first block. Here the salt of a run
+with edits (`cache_salt.py`) is taken apart: the first block gets what plain runs have, and blocks
+from the first changed position on get the digest of the edits.
+
+`scheduler_cls` names one of these schedulers, since vLLM imports that where it names blocks, in the
+engine core's process, whichever processes the workers are in. Neither schedules differently.
+"""
+
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+from actserve_server.engine.vllm.cache_salt import EditedSalt
+
+Keys = tuple[Any, ...]
+
+_vllms_keys = kv_cache_utils.generate_block_hash_extra_keys
+
+
+def extra_keys(
+    request: Request, start: int, end: int, start_mm_idx: int
+) -> tuple[Keys | None, int]:
+    """In place of vLLM's function: the extra keys of the block of tokens [start, end)."""
+    keys, next_mm_idx = _vllms_keys(request, start, end, start_mm_idx)
+    salt = EditedSalt.read(request.cache_salt)
+    if salt is None:
+        return keys, next_mm_idx
+    # Only what is known to be the whole salt is replaced, so that if vLLM came to write it in
+    # another way it would go on setting the run apart.
+    plain = [("cache_salt", salt.plain)] if salt.plain else []
+    own = [("actserve_edits", salt.edits)] if salt.first < end else []
+    changed: list[Any] = []
+    for key in keys or ():
+        changed += plain if key == ("cache_salt", request.cache_salt) else [key]
+    return tuple(changed + own) or None, next_mm_idx
+
+
+def install() -> None:
+    """Has vLLM name blocks so in this process."""
+    kv_cache_utils.generate_block_hash_extra_keys = extra_keys
+
+
+_BLOCK, _TOKENS, _FIRST = 2, 6, 3
+"""In tokens: blocks and requests to try it with, and the first changed position, in the second of
+three blocks."""
+
+
+def check_names(algorithm: str) -> None:
+    """Raises `RuntimeError` if vLLM's own hashing does not name blocks as it should here."""
+    function = get_hash_fn_by_name(algorithm)
+    kv_cache_utils.init_none_hash(function)  # vLLM does it again, after the scheduler was made.
+    hasher = kv_cache_utils.get_request_block_hasher(_BLOCK, function)
+
+    def names(salt: str | None) -> list[bytes]:
+        request = Request(
+            request_id="check",
+            prompt_token_ids=[*range(_TOKENS)],
+            sampling_params=SamplingParams(),
+            pooling_params=None,
+            cache_salt=salt,
+            block_hasher=hasher,
+        )
+        return [*request.block_hashes]
+
+    for plain in (None, "tenant"):
+        runs = [names(plain), *(names(EditedSalt(plain, _FIRST, each).text) for each in "ab")]
+        before = {each[0] for each in runs}
+        after = {name for each in runs for name in each[1:]}
+        if len(before) != 1 or len(after) != 6 or before & after:
+            raise RuntimeError(
+                "this vLLM does not name cached blocks as runs with interventions need it; start "
+                "the server with enable_prefix_caching=false, or with the vLLM that it asks for"
+            )
+
+
+class Salted:
+    """Mixin before a vLLM scheduler class: what is cached is named by our salts."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        cache: Any = self.cache_config  # type: ignore[attr-defined]
+        if cache.enable_prefix_caching:
+            install()
+            check_names(cache.prefix_caching_hash_algo)
+
+
+class SaltedScheduler(Salted, Scheduler):
+    """vLLM's scheduler."""
+
+
+class SaltedAsyncScheduler(Salted, AsyncScheduler):
+    """vLLM's asynchronous scheduler."""
