@@ -1,10 +1,9 @@
-import {
-  constants,
-  type ClientHttp2Stream,
-  type ClientSessionRequestOptions,
-  type Http2Session,
-  type IncomingHttpHeaders,
-  type OutgoingHttpHeaders,
+import type {
+  Http2Session,
+  ClientHttp2Stream,
+  ClientSessionRequestOptions,
+  IncomingHttpHeaders,
+  OutgoingHttpHeaders,
 } from "node:http2";
 import { connect as connectSocket } from "node:net";
 
@@ -60,8 +59,7 @@ export class Connections {
   /** Of no meaning: each connection has its own. */
   readonly authority = "http://actserve.invalid";
   readonly #all: readonly Connection[];
-  /** The sessions that have been used, and when their servers have answered or are gone. */
-  readonly #answers = new WeakMap<Http2Session, Promise<unknown>>();
+  readonly #widened = new WeakSet<Http2Session>();
   #next = 0;
 
   constructor(targets: readonly Target[], tls: Tls | undefined) {
@@ -83,29 +81,15 @@ export class Connections {
     headers: OutgoingHttpHeaders,
     options: ClientSessionRequestOptions,
   ): Promise<ClientHttp2Stream> {
-    for (const connection of this.#inTurn()) {
-      const { session } = connection;
-      const state = await this.#inTime(session.connect());
-      if (state === "error") continue;
-      if (state !== undefined) {
-        const stream = await session.request(method, path, headers, options);
-        if (await this.#isAnswered(stream)) {
-          stream.on("response", dropBadDetails);
-          stream.on("trailers", dropBadDetails);
-          return stream;
-        }
-        stream.close(constants.NGHTTP2_CANCEL);
-        session.abort(new ConnectError("it does not answer", Code.Unavailable));
-      }
-      connection.passedOverUntil = performance.now() + PASS_OVER_MS;
+    const { session } = await this.#reachable();
+    const stream = await session.request(method, path, headers, options);
+    if (stream.session && !this.#widened.has(stream.session)) {
+      this.#widened.add(stream.session);
+      stream.session.setLocalWindowSize(CONNECTION_WINDOW_BYTES);
     }
-    const reasons = this.#all.map(
-      ({ target, session }) => `${target.text} cannot be reached${because(session.error())}`,
-    );
-    throw new ConnectError(
-      `${reasons.join("; ")}; check that a server runs there, and whether it takes TLS`,
-      Code.Unavailable,
-    );
+    stream.on("response", dropBadDetails);
+    stream.on("trailers", dropBadDetails);
+    return stream;
   }
 
   /** Tells that data came, which shows that the connection is alive. */
@@ -117,52 +101,58 @@ export class Connections {
     for (const { session } of this.#all) session.abort();
   }
 
-  /** All connections from the next one on, those that did not answer lately at the end. */
-  #inTurn(): Connection[] {
+  async #reachable(): Promise<Connection> {
     const first = this.#next++ % this.#all.length;
     const inTurn = [...this.#all.slice(first), ...this.#all.slice(0, first)];
     const now = performance.now();
     const late = (connection: Connection) => (connection.passedOverUntil > now ? 1 : 0);
-    return inTurn.sort((a, b) => late(a) - late(b));
-  }
-
-  /**
-   * Whether a server speaks HTTP/2 at the other end: it has answered the settings of the client. A
-   * single one has until the deadline of the call.
-   */
-  async #isAnswered(stream: ClientHttp2Stream): Promise<boolean> {
-    const { session } = stream;
-    if (!session) return this.#all.length === 1;
-    let answer = this.#answers.get(session);
-    if (!answer) {
-      session.setLocalWindowSize(CONNECTION_WINDOW_BYTES);
-      answer = new Promise((resolve) => {
-        if (!session.pendingSettingsAck) resolve(undefined);
-        session.once("localSettings", resolve);
-        session.once("close", resolve);
-      });
-      this.#answers.set(session, answer);
+    for (const connection of inTurn.sort((a, b) => late(a) - late(b))) {
+      const state = await this.#connect(connection);
+      if (state === "open" || state === "idle") return connection;
+      if (state === undefined) connection.passedOverUntil = now + PASS_OVER_MS;
     }
-    if (this.#all.length === 1 || !session.pendingSettingsAck) return true;
-    // The transport does not listen yet.
-    stream.on("error", () => undefined);
-    await this.#inTime(answer);
-    return !session.pendingSettingsAck && !stream.destroyed;
+    const reasons = this.#all.map(
+      ({ target, session }) => `${target.text} cannot be reached${because(session.error())}`,
+    );
+    throw new ConnectError(
+      `${reasons.join("; ")}; check that a server runs there, and whether it takes TLS`,
+      Code.Unavailable,
+    );
   }
 
-  /** What comes of it; undefined if it takes too long. Of one target the call's deadline is enough. */
-  async #inTime<T>(promise: Promise<T>): Promise<T | undefined> {
-    if (this.#all.length === 1) return promise;
+  /** The state after an attempt to connect; undefined if it took too long. */
+  async #connect({ session }: Connection): Promise<"open" | "idle" | "error" | undefined> {
+    if (this.#all.length === 1) return session.connect(); // The call's own deadline is enough.
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<undefined>((resolve) => {
       timer = setTimeout(resolve, CONNECT_MS, undefined);
     });
     try {
-      return await Promise.race([promise, late]);
+      return await Promise.race([answered(session), late]);
     } finally {
       clearTimeout(timer);
     }
   }
+}
+
+/**
+ * The state once the server has answered: it has acknowledged the client's settings. A connection alone
+ * is also had where nobody will ever answer.
+ */
+async function answered(manager: Http2SessionManager): Promise<"open" | "idle" | "error"> {
+  const state = await manager.connect();
+  // The manager has no other way to its session.
+  const { conn } = (manager as unknown as { s: { conn?: Http2Session } }).s;
+  if (state === "error" || !conn?.pendingSettingsAck) return state;
+  conn.setMaxListeners(0); // Any number of calls may wait.
+  return new Promise((resolve) => {
+    conn.once("localSettings", () => {
+      resolve(state);
+    });
+    conn.once("close", () => {
+      resolve("error");
+    });
+  });
 }
 
 function socketOptions(path: string) {

@@ -75,15 +75,17 @@ async function addTrace(headers: Headers): Promise<void> {
   });
 }
 
-function parse(given: unknown, secure: boolean): Target {
-  const text = typeof given === "string" ? given : "";
+function parse(text: string, secure: boolean): Target {
+  if (typeof text !== "string") {
+    throw invalid(`${String(text)} is not a target; give a text`, "FIELD_INVALID", "targets");
+  }
   const path = /^unix:(?:\/\/)?(.+)$/.exec(text)?.[1];
   if (path !== undefined && !secure) return { text, url: "http://localhost", path };
   const [, host, port] = /^(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@[\]]+)(?::(\d{1,5}))?$/.exec(text) ?? [];
   const url = `${secure ? "https" : "http"}://${host ?? ""}:${port ?? DEFAULT_PORT}`;
   if (host !== undefined && URL.canParse(url)) return { text, url };
   throw invalid(
-    `${JSON.stringify(given) ?? "undefined"} is not a target; give host:port` +
+    `${JSON.stringify(text)} is not a target; give host:port` +
       (path === undefined ? "" : ", since TLS is not for unix sockets"),
     "FIELD_INVALID",
     "targets",

@@ -71,7 +71,7 @@ export class StatisticsCollector {
   add(sent: Message): void {
     const { label, readoutIndex, siteIndex, rows, firstRow } = sent;
     const readout = this.#readouts.get(readoutIndex);
-    if (!readout || !readout.labels.has(label)) {
+    if (!readout?.labels.has(label)) {
       throw badResponse(`the server sent statistics of ${JSON.stringify(label)} unasked`);
     }
     const site = asked(readout.sites, siteIndex, "statistics of site");
