@@ -8,6 +8,10 @@ import (
 
 const noKey = -1
 
+// maxFilled is up to how many weights, 256 MiB, a head may have more than twice those that were
+// sent: a few sent for many tokens are filled up with zeros.
+const maxFilled = 1 << 26
+
 type attentionReader struct {
 	asked *actservev1.AttentionReadout
 	heads map[uint32]*headPieces
@@ -18,6 +22,7 @@ type headPieces struct {
 	queries []uint32
 	chunks  []*actservev1.AttentionChunk
 	columns int // Of the widest.
+	sent    int // Weights.
 }
 
 func newAttentionReader(asked *actservev1.AttentionReadout) reader {
@@ -54,6 +59,7 @@ func (r *attentionReader) add(sent any) error {
 		return badResponse("sent %d keys of head %d for attention in shape %v",
 			len(keys), chunk.GetHead(), shape)
 	}
+	head.sent += shape[0] * shape[1]
 	head.columns = max(head.columns, shape[1])
 	head.queries = append(head.queries, queries...)
 	head.chunks = append(head.chunks, chunk)
@@ -86,6 +92,10 @@ func (r *attentionReader) finish(promised []uint32, run int, into *Readout) erro
 		} else if head.columns > run {
 			return badResponse("sent attention of head %d to %d keys, but %d tokens were run",
 				number, head.columns, run)
+		}
+		if len(promised)*columns > 2*head.sent+maxFilled {
+			return badResponse("sent only %d weights of head %d, of %d queries that see %d keys",
+				head.sent, number, len(promised), columns)
 		}
 		into.Attention[number] = head.join(columns, r.sparse())
 	}

@@ -41,7 +41,7 @@ func Turn(role, content string) *actservev1.Turn {
 // RowReadout reads rows of sites, as [ParseSite] takes them, at positions, as [ParsePositions] does.
 // Results are found by its name.
 func RowReadout(name, positions string, sites ...string) (*actservev1.Readout, error) {
-	at, where, err := parsePlaces(positions, sites)
+	at, where, err := parseSomePlaces(positions, sites)
 	if err != nil {
 		return nil, err
 	}
@@ -50,9 +50,23 @@ func RowReadout(name, positions string, sites ...string) (*actservev1.Readout, e
 	}}, nil
 }
 
+// PredictionReadout reads the likeliest next tokens, topK of them: what the model says, without a
+// site, and what it would say, seen from each of some (a logit lens).
+func PredictionReadout(
+	name, positions string, topK uint32, sites ...string,
+) (*actservev1.Readout, error) {
+	at, where, err := parsePlaces(positions, sites)
+	if err != nil {
+		return nil, err
+	}
+	return &actservev1.Readout{Name: name, Kind: &actservev1.Readout_Predictions{
+		Predictions: &actservev1.PredictionReadout{Sites: at, Positions: where, TopK: topK},
+	}}, nil
+}
+
 // KeepReadout keeps rows of sites on the server, for [ReplaceByKept] in a later call.
 func KeepReadout(name, positions string, sites ...string) (*actservev1.Readout, error) {
-	at, where, err := parsePlaces(positions, sites)
+	at, where, err := parseSomePlaces(positions, sites)
 	if err != nil {
 		return nil, err
 	}
@@ -95,6 +109,17 @@ func ReplaceByKept(site, positions, kept string) (*actservev1.Intervention, erro
 			Rows: &actservev1.MatrixSource{Source: &actservev1.MatrixSource_Kept{Kept: rows}},
 		}},
 	}, nil
+}
+
+// parseSomePlaces is parsePlaces for what needs a site.
+func parseSomePlaces(
+	positions string, sites []string,
+) ([]*actservev1.Site, *actservev1.PositionSelector, error) {
+	if len(sites) == 0 {
+		return nil, nil, invalid("SITE_INVALID", "", "a readout needs a site; give one after the "+
+			"positions, such as resid_post.10")
+	}
+	return parsePlaces(positions, sites)
 }
 
 func parsePlaces(

@@ -193,7 +193,7 @@ func pause(ctx context.Context, method string, attempt int, failed *Error) *Erro
 		if *told > maxRetryAfter {
 			return failed
 		}
-		delay += max(*told, 0)
+		delay += *told
 	}
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= delay {
 		return failed

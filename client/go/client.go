@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -78,20 +80,22 @@ func New(config Config) (*Client, error) {
 		if addresses[i], err = addressOf(target); err != nil {
 			return nil, err
 		}
-	}
-	transport := insecure.NewCredentials()
-	if config.TLS != nil {
-		transport = credentials.NewTLS(config.TLS)
-	} else if len(calls.headers.Get("authorization")) > 0 && !config.AllowPlaintextToken {
-		for _, address := range addresses {
-			if !isLocal(address) {
-				return nil, invalid("FIELD_INVALID", "token", "the token would go to %s in plaintext, "+
-					"where everyone on the way can read it; set Config.TLS, or "+
-					"Config.AllowPlaintextToken where the way is safe", address)
+		if len(config.Targets) > 1 {
+			if err := checkReplica(addresses[i]); err != nil {
+				return nil, err
 			}
 		}
 	}
-	options := append([]grpc.DialOption{
+	remote := slices.IndexFunc(addresses, func(address string) bool { return !isLocal(address) })
+	transport := insecure.NewCredentials()
+	if config.TLS != nil {
+		transport = credentials.NewTLS(config.TLS)
+	} else if len(calls.headers.Get("authorization")) > 0 && !config.AllowPlaintextToken && remote >= 0 {
+		return nil, invalid("FIELD_INVALID", "token", "the token would go to %s in plaintext, "+
+			"where everyone on the way can read it; set Config.TLS, or "+
+			"Config.AllowPlaintextToken where the way is safe", addresses[remote])
+	}
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
 		grpc.WithUserAgent(userAgent),
 		grpc.WithUnaryInterceptor(calls.unary),
@@ -109,7 +113,11 @@ func New(config Config) (*Client, error) {
 		// A server that vanished without closing the connection would never be noticed while a call
 		// waits for its first row.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: time.Minute, Timeout: 20 * time.Second}),
-	}, config.DialOptions...)
+	}
+	if remote < 0 {
+		options = append(options, grpc.WithNoProxy()) // What is for this machine stays on it.
+	}
+	options = append(options, config.DialOptions...)
 	target := addresses[0]
 	if len(addresses) > 1 {
 		found := resolverOf(addresses)
@@ -129,8 +137,12 @@ func New(config Config) (*Client, error) {
 	}, nil
 }
 
-// Close ends the calls that still run, and frees all that the client holds.
-func (c *Client) Close() error { return c.conn.Close() }
+// Close ends the calls that still run, and frees all that the client holds. It returns nil, also
+// when it is called again.
+func (c *Client) Close() error {
+	_ = c.conn.Close() // Its only error is that it was closed before.
+	return nil
+}
 
 // Conn is what to make stubs of any service of the contract with, those without methods here too.
 // Their calls get the same headers, deadlines, further attempts and errors:
@@ -138,7 +150,22 @@ func (c *Client) Close() error { return c.conn.Close() }
 //	weights := actservev1.NewWeightServiceClient(client.Conn())
 func (c *Client) Conn() grpc.ClientConnInterface { return c.conn }
 
+var (
+	metadataKey   = regexp.MustCompile(`^[0-9A-Za-z_.-]+$`)
+	metadataValue = regexp.MustCompile(`^[ -~]*$`)
+)
+
 func callsOf(config Config) (*calls, *Error) {
+	for key, value := range config.Metadata {
+		if !metadataKey.MatchString(key) || strings.HasPrefix(strings.ToLower(key), "grpc-") {
+			return nil, invalid("FIELD_INVALID", "metadata", "%q cannot be the name of a header; write it of "+
+				"letters, digits and -_., and not with grpc- at its beginning", key)
+		}
+		if !strings.HasSuffix(strings.ToLower(key), "-bin") && !metadataValue.MatchString(value) {
+			return nil, invalid("FIELD_INVALID", "metadata", "the header %s has %q, which no header can "+
+				"hold; write it in ASCII, or give it a name with -bin at its end", key, value)
+		}
+	}
 	made := &calls{
 		headers: metadata.New(config.Metadata),
 		model:   headerModel(config.Model),

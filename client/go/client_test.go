@@ -53,13 +53,6 @@ func (s *server) ReadTokenRows(
 	return stream.Send(&actservev1.ReadTokenRowsResponse{})
 }
 
-func (s *server) ListModels(
-	ctx context.Context, _ *actservev1.ListModelsRequest,
-) (*actservev1.ListModelsResponse, error) {
-	models := []*actservev1.Model{{Name: "models/m"}}
-	return &actservev1.ListModelsResponse{Models: models, NextPageToken: "again"}, s.see(ctx)
-}
-
 func (s *server) GetModel(
 	ctx context.Context, _ *actservev1.GetModelRequest,
 ) (*actservev1.GetModelResponse, error) {
@@ -163,27 +156,61 @@ func TestErrorsOfAContextAreFound(t *testing.T) {
 	}
 }
 
-func TestAPageThatNamesItselfAsTheNextIsRefused(t *testing.T) {
-	_, client := serve(t, actserve.Config{})
-	var last error
-	for _, err := range client.ListModels(t.Context(), nil) {
-		last = err
-	}
-	var failed *actserve.Error
-	if !errors.As(last, &failed) || failed.Reason != actserve.ReasonBadResponse {
-		t.Errorf("it is %v", last)
+func TestWhatAConfigCannotBe(t *testing.T) {
+	for field, configs := range map[string][]actserve.Config{
+		"targets": {
+			{Targets: []string{"unix-abstract:443", "localhost:1"}, Token: "s3cret"},
+			{Targets: []string{"localhost:1", "dns:///localhost:2"}},
+			{Targets: []string{"localhost:1", "passthrough:localhost:2"}},
+		},
+		"token":    {{Targets: []string{"unix-host.example.com:1", "localhost:1"}, Token: "s3cret"}},
+		"metadata": {{Metadata: map[string]string{"a b": ""}}, {Metadata: map[string]string{"a": "\n"}}},
+	} {
+		for _, config := range configs {
+			_, err := actserve.New(config)
+			var failed *actserve.Error
+			if !errors.As(err, &failed) || failed.Field != field {
+				t.Errorf("%v: %v", config, err)
+			}
+		}
 	}
 }
 
-func TestReadoutsThatHideEachOtherAreRefused(t *testing.T) {
-	served, client := serve(t, actserve.Config{})
-	request := &actservev1.FetchActivationsRequest{Readouts: []*actservev1.Readout{
-		actserve.Must(actserve.RowReadout("acts", "all", "resid_post.1")),
-		actserve.Must(actserve.RowReadout("acts", "all", "resid_post.2")),
-	}}
-	_, err := client.FetchActivations(t.Context(), request)
-	if status.Code(err) != codes.InvalidArgument || served.attempts.Load() != 0 {
-		t.Errorf("it is %v after %d calls", err, served.attempts.Load())
+func TestAClientMayBeClosedTwice(t *testing.T) {
+	client := actserve.Must(actserve.New(actserve.Config{Targets: []string{"unix:/tmp/a", "localhost:1"}}))
+	for range 2 {
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAServerThatIsNotThereIsNamed(t *testing.T) {
+	client := actserve.Must(actserve.New(actserve.Config{
+		Targets: []string{"unix:" + filepath.Join(t.TempDir(), "none")}, Timeout: 100 * time.Millisecond,
+	}))
+	defer client.Close()
+	_, err := client.GetModel(t.Context(), &actservev1.GetModelRequest{})
+	if err == nil || !strings.Contains(err.Error(), "check that a server runs there") {
+		t.Errorf("it is %v", err)
+	}
+}
+
+func TestWhatWasNotReadIsNoZero(t *testing.T) {
+	read := actserve.Readouts{"acts": {Rows: map[string]actserve.Rows{"resid_post.1": {}}}}
+	if _, err := read.Rows("acts", "resid_post.1"); err != nil {
+		t.Error(err)
+	}
+	for missing, has := range map[[2]string]string{
+		{"act", "resid_post.1"}: "acts", {"acts", "resid_post.2"}: "resid_post.1",
+	} {
+		_, err := read.Rows(missing[0], missing[1])
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), has) {
+			t.Errorf("%v: %v", missing, err)
+		}
+	}
+	if _, err := actserve.RowReadout("x", "last"); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("rows of no site are %v", err)
 	}
 }
 

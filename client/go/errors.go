@@ -124,6 +124,13 @@ func errorOf(err error) *Error {
 	default:
 		failed.cause = err
 	}
+	switch {
+	case failed.Code != codes.Unavailable:
+	case strings.Contains(failed.Message, "while dialing"):
+		failed.Message += "; check that a server runs there"
+	case failed.Message == "no children to pick from": // What gRPC says of a name that it cannot resolve.
+		failed.Message = "no server was found by the name of the target; check the name"
+	}
 	return failed
 }
 
@@ -155,7 +162,7 @@ func errorOfStatus(told *statuspb.Status) *Error {
 				break
 			}
 		case *errdetails.RetryInfo:
-			delay := detail.GetRetryDelay().AsDuration()
+			delay := max(detail.GetRetryDelay().AsDuration(), 0)
 			failed.RetryAfter = &delay
 		case *errdetails.RequestInfo:
 			failed.RequestID = detail.GetRequestId()

@@ -48,12 +48,38 @@ func ExampleClient_GenerateStream() {
 }
 
 func ExampleClient_ListModels() {
+	// [models]
 	for model, err := range client.ListModels(ctx, &actservev1.ListModelsRequest{}) {
 		if err != nil {
 			log.Fatal(err)
 		}
 		fmt.Println(model.GetName(), model.GetLayerCount(), model.GetWidth())
 	}
+	// [/models]
+}
+
+func ExamplePredictionReadout() {
+	// [lens]
+	lens, err := actserve.PredictionReadout("lens", "last", 3, "resid_post.10", "final_norm")
+	if err != nil {
+		log.Fatal(err)
+	}
+	result, err := client.FetchActivations(ctx, &actservev1.FetchActivationsRequest{
+		Items:    []*actservev1.FetchItem{{Prompt: actserve.TextPrompt("The capital of France is")}},
+		Readouts: []*actservev1.Readout{lens},
+		FailFast: true,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	early, err := result.Items[0].Readouts.Predictions("lens", "resid_post.10")
+	if err != nil {
+		log.Fatal(err)
+	}
+	for i, text := range early.TopTexts {
+		fmt.Println(text, early.TopLogprobs.Data[i])
+	}
+	// [/lens]
 }
 
 func ExampleError() {

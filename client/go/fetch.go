@@ -22,12 +22,12 @@ type FetchResult struct {
 type Item struct {
 	// Key is that of the request.
 	Key string
-	// Err is why the item failed; nil if it did not. Then there is nothing else.
-	Err *Error
+	// Err is why the item failed, an [*Error]; nil if it did not. Then there is nothing else.
+	Err error
 	// Prompt is the prompt as the model saw it.
 	Prompt *actservev1.TokenizedPrompt
 	// Readouts are by name.
-	Readouts map[string]Readout
+	Readouts Readouts
 	// Interventions are what each intervention did: those of the call, then the item's own.
 	Interventions []*actservev1.InterventionReport
 }
@@ -52,7 +52,7 @@ type LabelStatistics struct {
 func (c *Client) FetchActivations(
 	ctx context.Context, request *actservev1.FetchActivationsRequest,
 ) (*FetchResult, error) {
-	if err := checkNames(request.GetReadouts()); err != nil {
+	if err := checkReadouts(request.GetReadouts()); err != nil {
 		return nil, err
 	}
 	call := newFetchCall(request)
@@ -127,7 +127,7 @@ func (c *fetchCall) start(started *actservev1.FetchStarted) error {
 	}
 	c.result.CallID = started.GetCallId()
 	c.capture = &capture{c.request.GetReadouts(), started.GetReadouts()}
-	c.statistics.capture = c.capture
+	c.statistics = newStatisticsReader(c.capture, c.request.GetItems())
 	return nil
 }
 
@@ -167,8 +167,8 @@ func (c *fetchCall) closeItem(closed *actservev1.ItemFinished) error {
 		c.result.Items[index] = &Item{Key: asked.GetKey(), Err: failed}
 		return nil
 	}
-	if item == nil {
-		return badResponse("closed item %d, which is not open", index)
+	if item == nil || item.started.GetPrompt() == nil {
+		return badResponse("closed item %d, which is not open or has no prompt", index)
 	}
 	prompt := item.started.GetPrompt()
 	readouts, err := item.sequence.finish(
@@ -176,6 +176,7 @@ func (c *fetchCall) closeItem(closed *actservev1.ItemFinished) error {
 	if err != nil {
 		return err
 	}
+	c.statistics.expect(asked, item.started.GetPositions())
 	c.result.Items[index] = &Item{
 		Key:           asked.GetKey(),
 		Prompt:        prompt,

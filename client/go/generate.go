@@ -36,7 +36,7 @@ type Sample struct {
 	// StopString is the text of SamplingParams.stop that ended it; empty if none did.
 	StopString string
 	// Readouts are by name.
-	Readouts map[string]Readout
+	Readouts Readouts
 	// Interventions are what each intervention did, in the order of the request.
 	Interventions []*actservev1.InterventionReport
 }
@@ -46,7 +46,7 @@ type Sample struct {
 func (c *Client) Generate(
 	ctx context.Context, request *actservev1.GenerateRequest,
 ) (*GenerateResult, error) {
-	if err := checkNames(request.GetReadouts()); err != nil {
+	if err := checkReadouts(request.GetReadouts()); err != nil {
 		return nil, err
 	}
 	call := &generateCall{request: request, result: &GenerateResult{}}
@@ -107,6 +107,9 @@ func (c *generateCall) read(event *actservev1.GenerateResponse) error {
 func (c *generateCall) start(started *actservev1.GenerateStarted) error {
 	if c.open != nil {
 		return badResponse("started the call twice")
+	}
+	if started.GetPrompt() == nil {
+		return badResponse("did not tell the prompt")
 	}
 	if err := checkPrompt(started.GetPrompt(), false); err != nil {
 		return err

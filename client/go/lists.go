@@ -54,16 +54,16 @@ func pages[T any](token string, fetch func(token string) ([]T, string, error)) i
 				yield(nothing, err)
 				return
 			}
+			if next != "" && next == token {
+				yield(nothing, badResponse("named the same page twice, %q", next))
+				return
+			}
 			for _, each := range found {
 				if !yield(each, nil) {
 					return
 				}
 			}
 			if next == "" {
-				return
-			}
-			if next == token {
-				yield(nothing, badResponse("named the same page twice, %q", next))
 				return
 			}
 			token = next

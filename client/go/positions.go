@@ -8,6 +8,9 @@ import (
 	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
 )
 
+// number is how a position is written: one way for each.
+const number = `(?:0|-?[1-9][0-9]*)`
+
 var (
 	listText = regexp.MustCompile(`^` + number + `(?:,` + number + `)*$`)
 	spanText = regexp.MustCompile(`^(` + number + `)?:(` + number + `)?$`)

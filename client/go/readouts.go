@@ -1,5 +1,40 @@
 package actserve
 
+import (
+	"maps"
+	"slices"
+)
+
+// Readouts are what was read of one sequence, by the name of the readout.
+type Readouts map[string]Readout
+
+// Rows returns those of one site, as the request writes it. The error, INVALID_ARGUMENT, says what
+// there is instead.
+func (r Readouts) Rows(name, site string) (Rows, error) {
+	return found(r, "rows", name, site, func(readout Readout) map[string]Rows { return readout.Rows })
+}
+
+// Predictions returns those of one site, as Rows does.
+func (r Readouts) Predictions(name, site string) (Predictions, error) {
+	return found(r, "predictions", name, site,
+		func(readout Readout) map[string]Predictions { return readout.Predictions })
+}
+
+func found[T any](
+	readouts Readouts, kind, name, site string, of func(Readout) map[string]T,
+) (there T, err error) {
+	readout, ok := readouts[name]
+	if !ok {
+		return there, invalid("FIELD_INVALID", "", "there is no readout %q, but %q", name,
+			slices.Sorted(maps.Keys(readouts)))
+	}
+	if there, ok = of(readout)[site]; !ok {
+		return there, invalid("SITE_INVALID", "", "the readout %q has no %s of %q, but of %q", name, kind,
+			site, slices.Sorted(maps.Keys(of(readout))))
+	}
+	return there, nil
+}
+
 // Readout is what one readout read of one sequence. What it was not asked for is empty. Sites are
 // written as in the request: resid_post.-1 stays so.
 type Readout struct {

@@ -1,7 +1,6 @@
 package actserve
 
 import (
-	"strings"
 	"sync"
 	"time"
 
@@ -18,7 +17,7 @@ func resolverOf(addresses []string) *manual.Resolver {
 	state := resolver.State{}
 	for _, address := range addresses {
 		name := address
-		if strings.HasPrefix(address, "unix") {
+		if isSocket(address) {
 			name = "localhost"
 		}
 		state.Endpoints = append(state.Endpoints, resolver.Endpoint{

@@ -28,19 +28,42 @@ func (c *capture) check() error {
 	return nil
 }
 
-// checkNames refuses readouts of which one would hide another where results are found by name.
-func checkNames(readouts []*actservev1.Readout) error {
-	seen := map[string]int{}
+// checkReadouts refuses what would hide another where results are found by name and site.
+func checkReadouts(readouts []*actservev1.Readout) error {
+	names := map[string]int{}
 	for i, readout := range readouts {
-		key := fmt.Sprintf("%T %s", readout.GetKind(), readout.GetName())
-		if before, ok := seen[key]; ok {
+		if before, ok := names[readout.GetName()]; ok {
 			return invalid("FIELD_INVALID", fmt.Sprintf("readouts[%d].name", i),
-				"readouts %d and %d are of one kind and both called %q; give each a name of its own",
+				"readouts %d and %d are both called %q; give each a name of its own",
 				before, i, readout.GetName())
 		}
-		seen[key] = i
+		names[readout.GetName()] = i
+		kind, sites := sitesOf(readout)
+		seen := map[string]bool{}
+		for j, site := range siteNames(sites) {
+			if seen[site] {
+				return invalid("SITE_INVALID", fmt.Sprintf("readouts[%d].%s.sites[%d]", i, kind, j),
+					"readout %q names %s twice; name it once", readout.GetName(), site)
+			}
+			seen[site] = true
+		}
 	}
 	return nil
+}
+
+// sitesOf returns the sites of a readout, and the field of its kind; none of a kind without sites.
+func sitesOf(readout *actservev1.Readout) (kind string, sites []*actservev1.Site) {
+	switch {
+	case readout.GetRows() != nil:
+		return "rows", readout.GetRows().GetSites()
+	case readout.GetPredictions() != nil:
+		return "predictions", readout.GetPredictions().GetSites()
+	case readout.GetKeep() != nil:
+		return "keep", readout.GetKeep().GetSites()
+	case readout.GetLogitAttribution() != nil:
+		return "logit_attribution", readout.GetLogitAttribution().GetSites()
+	}
+	return "", nil
 }
 
 // sequence collects what arrives of one item or sample.
@@ -152,7 +175,7 @@ func (s *sequence) add(chunk chunk) error {
 // finish returns what every readout has read, by name, if all of it is there.
 func (s *sequence) finish(
 	positions []*actservev1.ReadoutPositions, kept []*actservev1.KeptReadout, run int,
-) (map[string]Readout, error) {
+) (Readouts, error) {
 	promised, err := s.promised(positions, run)
 	if err != nil {
 		return nil, err
@@ -161,7 +184,7 @@ func (s *sequence) finish(
 	if err != nil {
 		return nil, err
 	}
-	found := map[string]Readout{}
+	found := Readouts{}
 	for i, reader := range s.readers {
 		if reader == nil {
 			continue

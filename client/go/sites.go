@@ -8,10 +8,8 @@ import (
 	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
 )
 
-// number is how a layer or a position is written: one way for each.
-const number = `(?:0|-?[1-9][0-9]*)`
-
-var siteText = regexp.MustCompile(`^([a-z]+(?:_[a-z]+)*)(?:\.(` + number + `))?$`)
+// A layer is written in one way, with six digits at most.
+var siteText = regexp.MustCompile(`^([a-z]+(?:_[a-z]+)*)(?:\.(0|-?[1-9][0-9]{0,5}))?$`)
 
 // ParseSite returns the site of a text such as resid_post.10, resid_post.-1 (the last layer) or
 // final_norm. The error is INVALID_ARGUMENT, SITE_INVALID.

@@ -8,8 +8,15 @@ import (
 
 // statisticsReader collects what arrives about the labels of a call.
 type statisticsReader struct {
-	capture *capture
-	found   map[labelKey]*labelPieces
+	capture  *capture
+	labels   map[string]bool       // All that the items have.
+	expected map[readoutLabel]bool // Those that must come: of rows that were read.
+	found    map[labelKey]*labelPieces
+}
+
+type readoutLabel struct {
+	readout uint32
+	label   string
 }
 
 type labelKey struct {
@@ -24,11 +31,53 @@ type labelPieces struct {
 	first   uint64               // The row of the matrix that comes next.
 }
 
+func newStatisticsReader(capture *capture, items []*actservev1.FetchItem) statisticsReader {
+	s := statisticsReader{
+		capture:  capture,
+		labels:   map[string]bool{},
+		expected: map[readoutLabel]bool{},
+		found:    map[labelKey]*labelPieces{},
+	}
+	for _, item := range items {
+		if countsWhole(item) {
+			s.labels[item.GetLabel()] = true
+		}
+		for _, some := range item.GetPositionLabels() {
+			s.labels[some.GetLabel()] = true
+		}
+	}
+	return s
+}
+
+// countsWhole tells whether every row of an item counts towards its label. An item without any
+// label counts towards the empty one.
+func countsWhole(item *actservev1.FetchItem) bool {
+	return item.GetLabel() != "" || len(item.GetPositionLabels()) == 0
+}
+
+// expect notes the statistics that must come of an item that was read at these positions.
+func (s *statisticsReader) expect(item *actservev1.FetchItem, read []*actservev1.ReadoutPositions) {
+	if !countsWhole(item) {
+		return
+	}
+	for _, each := range read {
+		for _, readout := range each.GetReadoutIndices() {
+			if len(each.GetPositions()) > 0 && s.capture.asked[readout].GetRows().GetStatistics() != nil {
+				s.expected[readoutLabel{readout, item.GetLabel()}] = true
+			}
+		}
+	}
+}
+
 func (s *statisticsReader) add(sent *actservev1.LabelStatistics) error {
 	key := labelKey{sent.GetReadoutIndex(), sent.GetSiteIndex(), sent.GetLabel()}
 	width, err := s.width(key)
 	if err != nil {
 		return err
+	}
+	if !s.labels[key.label] || sent.GetRows() == 0 {
+		return badResponse("sent statistics of %d rows of label %q, or of a label that no item has",
+			sent.GetRows(), key.label)
 	}
 	label := s.found[key]
 	if (label == nil) != (sent.GetMean() != nil) || label != nil && label.rows != sent.GetRows() {
@@ -44,9 +93,6 @@ func (s *statisticsReader) add(sent *actservev1.LabelStatistics) error {
 			return badResponse("sent the mean of label %q in shape %v, not [%d]", key.label, mean.Shape, width)
 		}
 		label = &labelPieces{rows: sent.GetRows(), mean: mean}
-		if s.found == nil {
-			s.found = map[labelKey]*labelPieces{}
-		}
 		s.found[key] = label
 	}
 	shape, err := checkedShape(sent.GetSecondMoments())
@@ -86,6 +132,14 @@ func (s *statisticsReader) isMatrix(key labelKey) bool {
 }
 
 func (s *statisticsReader) finish() (map[string]Statistics, error) {
+	for key := range s.expected {
+		for site := range s.capture.asked[key.readout].GetRows().GetSites() {
+			if s.found[labelKey{key.readout, uint32(site), key.label}] == nil {
+				return nil, badResponse("sent no statistics of label %q at site %d of readout %d",
+					key.label, site, key.readout)
+			}
+		}
+	}
 	var all map[string]Statistics
 	for key, label := range s.found {
 		width := len(label.mean.Data)

@@ -2,6 +2,7 @@ package actserve
 
 import (
 	"net"
+	"slices"
 	"strings"
 )
 
@@ -22,14 +23,38 @@ func addressOf(target string) (string, *Error) {
 	return target, nil
 }
 
+// checkReplica tells whether a target can be one of several: their names are resolved by the
+// network alone, so a scheme of gRPC would be taken for a host.
+func checkReplica(address string) *Error {
+	host, _, err := net.SplitHostPort(address)
+	if isSocket(address) && !strings.HasPrefix(address, abstractScheme) || err == nil &&
+		!strings.Contains(host, "/") && !slices.Contains(schemes, host) {
+		return nil
+	}
+	return invalid("FIELD_INVALID", "targets",
+		"%q cannot be one of several targets; give host:port or unix:path", address)
+}
+
+const (
+	socketScheme   = "unix:"
+	abstractScheme = "unix-abstract:"
+)
+
+// schemes are those that gRPC has, beside unix.
+var schemes = []string{"dns", "passthrough", "unix-abstract", "vsock", "xds"}
+
+// isSocket tells whether an address is a Unix socket, which has no host.
+func isSocket(address string) bool {
+	return strings.HasPrefix(address, socketScheme) || strings.HasPrefix(address, abstractScheme)
+}
+
 // isLocal tells whether all that is sent to an address stays on this machine, as far as its name
 // tells.
 func isLocal(address string) bool {
-	scheme, rest, _ := strings.Cut(address, ":")
-	switch scheme {
-	case "unix", "unix-abstract":
+	if isSocket(address) {
 		return true
-	case "dns", "passthrough":
+	}
+	if scheme, rest, _ := strings.Cut(address, ":"); scheme == "dns" || scheme == "passthrough" {
 		// In dns://server/name a server of somebody else says what the name means.
 		address = strings.TrimPrefix(rest, "///")
 	}

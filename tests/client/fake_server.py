@@ -208,7 +208,7 @@ class Model:
                     [*request.interventions, *item.interventions],
                     1 if item.readout_indices else length,
                 ),
-                kept=self.keep(readouts, length, run),
+                kept=self.keep(index, readouts, length, run),
             )
             events.append(
                 [
@@ -262,7 +262,7 @@ class Model:
                 stop_string=params.stop[0] if params.stop else None,
                 positions=positions(readouts, length, run),
                 interventions=reports(request.interventions, len(run)),
-                kept=self.keep(readouts, length, run),
+                kept=self.keep(sample, readouts, length, run),
             )
             events.append(
                 [
@@ -275,7 +275,11 @@ class Model:
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage))
 
     def keep(
-        self, readouts: Iterable[readout_pb2.Readout], length: int, run: list[int]
+        self,
+        sequence: int,
+        readouts: Iterable[readout_pb2.Readout],
+        length: int,
+        run: list[int],
     ) -> list[readout_pb2.KeptReadout]:
         """What is kept of a sequence."""
         told: list[readout_pb2.KeptReadout] = []
@@ -294,7 +298,11 @@ class Model:
             kept.expire_time.FromSeconds(1_000_000_000 + readout.keep.ttl.seconds)
             if kept.positions:
                 self.kept[kept.name] = kept
-                told.append(readout_pb2.KeptReadout(readout_index=index, name=kept.name))
+                told.append(
+                    readout_pb2.KeptReadout(
+                        sequence_index=sequence, readout_index=index, name=kept.name
+                    )
+                )
         return told
 
     def seen(self, request: Any, context: Any) -> None:

@@ -39,12 +39,12 @@ BROKEN: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
     "no opening": (
         without("started"),
         actserve.BadResponse,
-        r"row 1 and sample 0, but the call has rows \[0, 0\)",
+        "where it may not come",
     ),
     "no opening and no explanation": (
         without("started", "partial", "explanation"),
         actserve.BadResponse,
-        "without saying what",
+        "where it may not come",
     ),
     "no explanation": (
         without("explanation"),
@@ -250,7 +250,7 @@ BROKEN_ROWS: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
         actserve.BadResponse,
         "opened 3 rows of width 0",
     ),
-    "no opening": (without("started"), actserve.BadResponse, "but 3 of width 0"),
+    "no opening": (without("started"), actserve.BadResponse, "where it may not come"),
 }
 
 

@@ -406,7 +406,7 @@ BROKEN_MEANS: dict[str, tuple[Break, type[actserve.ActserveError], str]] = {
         actserve.BadResponse,
         r"in shape \[3\], not \[4\]",
     ),
-    "no opening": (without("started"), actserve.BadResponse, r"in shape \[4\], not \[0\]"),
+    "no opening": (without("started"), actserve.BadResponse, "where it may not come"),
     "rows as well": (extra("activations"), actserve.BadResponse, "only their means"),
     "second moments without a mean": (
         first("statistics", lambda mean: mean.ClearField("mean")),

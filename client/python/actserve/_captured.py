@@ -121,7 +121,8 @@ class Captured:
         # The last generated token is never run.
         run = everything[: max(len(prompt), len(everything) - 1)]
         promised = self._promised(positions, len(prompt), run, selector)
-        kept = self._kept(closed.kept, promised)
+        index = closed.item_index if isinstance(closed, pb.ItemFinished) else closed.sample_index
+        kept = self._kept(closed.kept, index, promised)
         rows = ReadRows({})
         predictions: Mapping[Site, SitePredictions] = {}
         attention: dict[tuple[int, int], AttentionPattern] = {}
@@ -223,9 +224,12 @@ class Captured:
         return [by_index[index] for index in range(self._count)]
 
     def _kept(
-        self, told: Sequence[readout_pb2.KeptReadout], promised: Sequence[Sequence[int]]
+        self,
+        told: Sequence[readout_pb2.KeptReadout],
+        sequence: int,
+        promised: Sequence[Sequence[int]],
     ) -> dict[int, str]:
-        """The names of what was kept, by readout."""
+        """The names of what was kept of a sequence, by readout."""
         asked = {
             index + each.readout.sends
             for each, index in zip(self._capture.asked, self._first, strict=True)
@@ -236,6 +240,8 @@ class Captured:
         names = {each.readout_index: each.name for each in told if each.name}
         if names.keys() - wanted or len(names) != len(told):
             raise BadResponse("the server kept rows unasked")
+        if others := {each.sequence_index for each in told} - {sequence}:
+            raise BadResponse(f"the server told of rows of {min(others)} where {sequence} ended")
         if wanted - names.keys():
             raise BadResponse("the server did not keep the rows")
         return names

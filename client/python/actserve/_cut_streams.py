@@ -31,3 +31,19 @@ def is_last(message: Any) -> bool:
     if "event" in message.DESCRIPTOR.oneofs_by_name:
         return message.WhichOneof("event") == "finished"
     return is_last(message.event)  # Of explanations, which all have the same events.
+
+
+class EventOrder:
+    """The order of a stream: `started` comes first and once, and nothing after `finished`."""
+
+    def __init__(self) -> None:
+        self._started = self.finished = False
+
+    def check(self, event: str | None) -> None:
+        """Takes the name of the next event; None is one that this client does not know. Raises
+        `BadResponse` if it may not come here."""
+        if event is None:
+            return
+        if self.finished or (event == "started") == self._started:
+            raise BadResponse(f"the server sent {event!r} where it may not come")
+        self._started, self.finished = True, event == "finished"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from actserve._cut_streams import check_complete
+from actserve._cut_streams import EventOrder, check_complete
 from actserve._readers import reports, tokenized
 from actserve._selected import selected
 from actserve.errors import BadResponse
@@ -35,10 +35,13 @@ class _ExplainCall:
         self._started: ExplainStarted | None = None
         self._explained: list[dict[int, Explanation]] = []
         self._finished: ExplainFinished | None = None
+        self._order = EventOrder()
 
     def read(self, response: Response) -> ExplainEvent | None:
         event = response.event
-        match event.WhichOneof("event"):
+        kind = event.WhichOneof("event")
+        self._order.check(kind)
+        match kind:
             case "started":
                 self._started = self._start(event.started)
                 self._explained = [{} for _ in range(self._started.rows)]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from actserve._capture import Capture
 from actserve._captured import Captured
-from actserve._cut_streams import check_complete
-from actserve._readers import reports, tokenized
+from actserve._cut_streams import EventOrder, check_complete
+from actserve._readers import prompt_run, reports
 from actserve._rows import check_widths
 from actserve.errors import ActserveError, BadResponse, count_from, from_status
 from actserve.means import LabelMeans, LabelSums, SecondMoments
@@ -50,10 +50,12 @@ class FetchCall:
         self._started = pb.FetchStarted()
         self._open: dict[int, tuple[pb.ItemStarted, Captured]] = {}
         self._done: dict[int, Activations | ActserveError] = {}
-        self._finished = False
+        self._order = EventOrder()
 
     def read(self, response: pb.FetchActivationsResponse) -> None:
-        match response.WhichOneof("event"):
+        event = response.WhichOneof("event")
+        self._order.check(event)
+        match event:
             case "started":
                 self._started = response.started
             case "item_started":
@@ -78,9 +80,7 @@ class FetchCall:
                 captured.add(chunk)
             case "item_finished":
                 self._close(response.item_finished)
-            case "finished":
-                self._finished = True
-            case _:  # An event of a newer server; the contract says to skip it.
+            case _:  # The last, or one of a newer server, which the contract says to skip.
                 pass
 
     def _opened(self, index: int) -> tuple[pb.ItemStarted, Captured]:
@@ -105,7 +105,7 @@ class FetchCall:
         self._done[index] = captured.finish(
             closed,
             opened.positions,
-            tokenized(opened.prompt),
+            prompt_run(opened.prompt),
             len(self.request.interventions) + len(item.proto.interventions),
             selector=item.positions,
             key=item.key,
@@ -114,7 +114,7 @@ class FetchCall:
         del self._open[index]
 
     def result(self) -> list[Activations | ActserveError]:
-        check_complete(self._finished, self._done, len(self._sent), "prompt")
+        check_complete(self._order.finished, self._done, len(self._sent), "prompt")
         answers = iter(self._done[index] for index in range(len(self._sent)))
         return [each if isinstance(each, ActserveError) else next(answers) for each in self._items]
 
@@ -142,15 +142,25 @@ class MeansCall:
             if label
         }
         self._unlabelled = any(not i.label and not i.position_labels for i in request.items)
-        self._finished = False
+        self._read_labels: set[str] = set()
+        """Those of prompts that were read at a position: each has rows."""
+        self._order = EventOrder()
 
     def read(self, response: pb.FetchActivationsResponse) -> None:
-        match response.WhichOneof("event"):
+        event = response.WhichOneof("event")
+        self._order.check(event)
+        match event:
             case "started":
-                opened = response.started.readouts
-                if len(opened) != 1:
-                    raise BadResponse(f"the server opened {len(opened)} readouts, not 1")
-                self._widths = check_widths(self._read, opened[0].widths)
+                readouts = response.started.readouts
+                if len(readouts) != 1:
+                    raise BadResponse(f"the server opened {len(readouts)} readouts, not 1")
+                self._widths = check_widths(self._read, readouts[0].widths)
+            case "item_started":
+                opened = response.item_started
+                if opened.item_index < len(self.request.items) and any(
+                    each.positions for each in opened.positions
+                ):
+                    self._read_labels.add(self.request.items[opened.item_index].label)
             case "activations":
                 raise BadResponse("the server sent rows, but only their means were asked for")
             case "item_finished":
@@ -166,9 +176,7 @@ class MeansCall:
                 self._done.add(closed.item_index)
             case "statistics":
                 self._add(response.statistics)
-            case "finished":
-                self._finished = True
-            case _:  # An event of a newer server; the contract says to skip it.
+            case _:  # The last, or one of a newer server, which the contract says to skip.
                 pass
 
     def _add(self, sent: pb.LabelStatistics) -> None:
@@ -188,9 +196,10 @@ class MeansCall:
         sums.add(self._sites[sent.site_index], sent, width)
 
     def result(self) -> dict[str, LabelMeans]:
-        check_complete(self._finished, self._done, len(self.request.items), "prompt")
+        check_complete(self._order.finished, self._done, len(self.request.items), "prompt")
+        expected = self._rows.keys() | self._read_labels
         means = {
-            label: sums.means(label, expected=label in self._rows)
+            label: sums.means(label, expected=label in expected)
             for label, sums in self._labels.items()
         }
         # A label of positions that selects none has no rows.

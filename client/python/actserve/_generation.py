@@ -2,8 +2,8 @@
 
 from actserve._capture import Capture
 from actserve._captured import Captured
-from actserve._cut_streams import check_complete
-from actserve._readers import finish_reason, logprobs, stopped_by, tokenized
+from actserve._cut_streams import EventOrder, check_complete
+from actserve._readers import finish_reason, logprobs, prompt_run, stopped_by
 from actserve.errors import BadResponse
 from actserve.events import Event, Finished, SampleFinished, Started, Tokens
 from actserve.read_rows import ReadRows
@@ -25,6 +25,7 @@ class GenerateCall:
         self._open: dict[int, _Sample] = {}
         self._done: dict[int, _Sample] = {}
         self._usage: Usage | None = None
+        self._order = EventOrder()
 
     @property
     def _sample_count(self) -> int:
@@ -32,7 +33,9 @@ class GenerateCall:
         return sampling.samples if sampling.HasField("samples") else 1
 
     def read(self, response: pb.GenerateResponse) -> Event | None:
-        match response.WhichOneof("event"):
+        event = response.WhichOneof("event")
+        self._order.check(event)
+        match event:
             case "started":
                 return self._start(response.started)
             case "tokens":
@@ -48,9 +51,9 @@ class GenerateCall:
                 return self._opened(chunk.sequence_index).captured.add(chunk)
             case "sample_finished":
                 index = response.sample_finished.sample_index
-                event = self._opened(index).finish(response.sample_finished)
+                finished = self._opened(index).finish(response.sample_finished)
                 self._done[index] = self._open.pop(index)
-                return event
+                return finished
             case "finished":
                 usage = response.finished.usage
                 self._usage = Usage(
@@ -61,7 +64,7 @@ class GenerateCall:
                 return None
 
     def _start(self, started: pb.GenerateStarted) -> Started:
-        prompt = tokenized(started.prompt)
+        prompt = prompt_run(started.prompt)
         self._open = {
             index: _Sample(
                 prompt,

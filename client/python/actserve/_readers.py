@@ -26,6 +26,13 @@ def tokenized(prompt: prompt_pb2.TokenizedPrompt) -> Tokenized:
     )
 
 
+def prompt_run(prompt: prompt_pb2.TokenizedPrompt) -> Tokenized:
+    """A prompt that was run, which has tokens."""
+    if not prompt.ids:
+        raise BadResponse("the server did not send the prompt as the model saw it")
+    return tokenized(prompt)
+
+
 def _source(source: prompt_pb2.TokenSource) -> TokenSource:
     return TokenSource(
         start=source.start if source.HasField("start") else None,

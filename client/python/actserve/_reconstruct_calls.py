@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from actserve._cut_streams import check_complete
+from actserve._cut_streams import EventOrder, check_complete
 from actserve.errors import BadResponse
 from actserve.explanations import Score, score_from_proto
 from actserve.nlas import Baseline, baseline_from_proto, same_resource
@@ -20,10 +20,12 @@ class ReconstructCall:
         self._width = 0
         self._chunks: list[Float32Array] = []
         self._received = 0
-        self._finished = False
+        self._order = EventOrder()
 
     def read(self, response: pb.ReconstructActivationsResponse) -> None:
-        match response.WhichOneof("event"):
+        event = response.WhichOneof("event")
+        self._order.check(event)
+        match event:
             case "started":
                 texts = len(self.request.texts)
                 if response.started.rows != texts or not response.started.width:
@@ -34,9 +36,7 @@ class ReconstructCall:
                 self._width = response.started.width
             case "rows":
                 self._add(response.rows)
-            case "finished":
-                self._finished = True
-            case _:  # An event of a newer server; the contract says to skip it.
+            case _:  # The last, or one of a newer server, which the contract says to skip.
                 pass
 
     def _add(self, sent: pb.ReconstructedRows) -> None:
@@ -54,7 +54,7 @@ class ReconstructCall:
 
     def result(self) -> Float32Array:
         texts = len(self.request.texts)
-        check_complete(self._finished, range(self._received), texts, "the row of text")
+        check_complete(self._order.finished, range(self._received), texts, "the row of text")
         return np.concatenate(self._chunks)
 
 

@@ -10,8 +10,10 @@ import (
 	"os"
 	"strings"
 
+	// [imports]
 	"github.com/actserve/actserve/client/go"
 	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
+	// [/imports]
 )
 
 func main() {
@@ -46,7 +48,10 @@ func fetch(ctx context.Context, target string) error {
 		return err
 	}
 	item := result.Items[0]
-	acts := item.Readouts["acts"].Rows["resid_post.15"] // float32 [positions, width]
+	acts, err := item.Readouts.Rows("acts", "resid_post.15") // float32 [positions, width]
+	if err != nil {
+		return err
+	}
 	// [/sample]
 	for i, position := range acts.Positions {
 		token := item.Prompt.GetTexts()[position]

@@ -59,14 +59,7 @@ func patch(ctx context.Context, target string) error {
 }
 
 // likeliest reads the three likeliest next tokens at the last position.
-var likeliest = &actservev1.Readout{
-	Name: "said",
-	Kind: &actservev1.Readout_Predictions{Predictions: &actservev1.PredictionReadout{
-		Sites:     []*actservev1.Site{actserve.Must(actserve.ParseSite("final_norm"))},
-		Positions: actserve.Must(actserve.ParsePositions("last")),
-		TopK:      3,
-	}},
-}
+var likeliest = actserve.Must(actserve.PredictionReadout("said", "last", 3, "final_norm"))
 
 func run(
 	ctx context.Context, client *actserve.Client, prompt string, readout *actservev1.Readout,
