@@ -268,7 +268,7 @@ function fetched({ callId, items, statistics }: Fetched): JsonValue {
     answer.statistics = object(statistics, (sites) =>
       object(sites, (labels) =>
         object(labels, ({ rows, mean, secondMoments }) => ({
-          rows,
+          rows: `bigint:${rows}`,
           mean: array(mean),
           second_moments: array(secondMoments),
         })),
@@ -477,5 +477,7 @@ for await (const line of createInterface({ input: process.stdin })) {
   const answer = await context.with(propagation.extract(ROOT_CONTEXT, carrier), () =>
     answered(question, warnings),
   );
-  process.stdout.write(`${JSON.stringify({ id: question.id, ...answer, warnings })}\n`);
+  const text = JSON.stringify({ id: question.id, ...answer, warnings });
+  // JSON has numbers of any size, but JavaScript does not write them.
+  process.stdout.write(`${text.replaceAll(/"bigint:(\d+)"/g, "$1")}\n`);
 }

@@ -1,5 +1,5 @@
 // What a row of one prompt changes in another: node build/examples/patch.js [host:port]
-import { connect, keep, positions, prompt, replace, site } from "@actserve/client/node";
+import { connect, keep, predictions, prompt, replace } from "@actserve/client/node";
 
 const client = connect(process.argv[2] ?? "localhost:50051");
 // [patch]
@@ -15,15 +15,7 @@ const patched = await client
   .fetchActivations({
     items: [{ prompt: prompt("The capital of Italy is") }],
     interventions: [replace("resid_post.15", name, "-1")],
-    readouts: [
-      {
-        name: "next",
-        kind: {
-          case: "predictions",
-          value: { sites: [site("final_norm")], positions: positions("last"), topK: 3 },
-        },
-      },
-    ],
+    readouts: [predictions("next", { positions: "last", topK: 3 })],
   })
   .collect();
 const { topTexts, topLogprobs } = patched.item(0).predictions("next", "final_norm");

@@ -21,6 +21,12 @@ export function connected(): Client[] {
   return [one, own, replicas];
 }
 
+export async function listed(client: Client): Promise<void> {
+  // [list]
+  for await (const { name, width } of client.listModels()) console.log(name, width);
+  // [/list]
+}
+
 export async function watched(client: Client): Promise<void> {
   // [stream]
   const stream = client.generate({ prompt: prompt("Once upon a time") });

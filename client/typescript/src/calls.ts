@@ -16,6 +16,7 @@ import {
 
 import { ActserveError } from "./errors.js";
 import { ModelService } from "./gen/actserve/v1/model_service_pb.js";
+import { checkedHeaders, checkedTimeout } from "./options.js";
 import { VERSION } from "./version.js";
 
 /** The longest pause before each further attempt of a call; a pause is random, from zero on. */
@@ -170,6 +171,8 @@ export class Calls implements Transport {
   }
 
   #begin(signal: AbortSignal | undefined, timeoutMs: number | undefined): Call {
+    // Zero is how connect has none.
+    if (timeoutMs !== undefined && timeoutMs !== 0) checkedTimeout(timeoutMs);
     const call = new Call(signal, timeoutMs ?? this.#settings.timeoutMs, () =>
       this.#running.delete(call.controller),
     );
@@ -189,7 +192,7 @@ export class Calls implements Transport {
       sent.set("x-actserve-model", percentEncoded(model));
     }
     await addHeaders?.(sent);
-    new Headers(given).forEach((value, name) => {
+    checkedHeaders(given).forEach((value, name) => {
       sent.set(name, value);
     });
     return sent;
@@ -200,9 +203,14 @@ export class Calls implements Transport {
     const error = ActserveError.from(thrown);
     const metadata = thrown instanceof ConnectError ? thrown.metadata : new Headers();
     this.#readVersion(metadata);
-    if (metadata.has("grpc-status") || !isBroken(error)) return error;
+    if (metadata.has("grpc-status")) return error;
     // At the deadline the server resets the stream, perhaps before the client's own timer fires.
-    const code = (call.leftMs() ?? Infinity) <= 100 ? "DEADLINE_EXCEEDED" : "UNAVAILABLE";
+    const isLate = isBroken(error) && (call.leftMs() ?? Infinity) <= 100;
+    if (isLate || error.code === "DEADLINE_EXCEEDED") {
+      const message = `the call was not over after ${call.timeoutMs} ms, its deadline`;
+      return new ActserveError(message, "DEADLINE_EXCEEDED", error, { cause: error.cause });
+    }
+    const code = isBroken(error) ? "UNAVAILABLE" : isGarbled(error) ? "INTERNAL" : error.code;
     return new ActserveError(error.message, code, error, { cause: error.cause });
   }
 
@@ -220,19 +228,28 @@ export class Calls implements Transport {
 /** Whether a connection broke, which the transport calls by several names. */
 function isBroken({ code, cause }: ActserveError): boolean {
   if (code === "ABORTED" || code === "CANCELLED") return true;
-  const name = cause instanceof Error && "code" in cause ? cause.code : undefined;
-  // Node's own errors have names; one of them means that the server reset the stream alone.
-  return code === "INTERNAL" && typeof name === "string" && name !== "ERR_HTTP2_STREAM_ERROR";
+  if (code !== "INTERNAL" || !(cause instanceof Error) || !("code" in cause)) return false;
+  // Node's own errors have names; one of them means that the server reset the stream alone. It
+  // refuses a stream, perhaps by GOAWAY, before it has done anything for it.
+  const isReset = cause.code === "ERR_HTTP2_STREAM_ERROR";
+  return isReset ? cause.message.includes("REFUSED_STREAM") : typeof cause.code === "string";
+}
+
+/** Whether what came is no answer, such as half a message; the transport has several codes for it. */
+function isGarbled({ message }: ActserveError): boolean {
+  return /^(?:protocol error|parse binary):/.test(message);
 }
 
 /** One call with all its attempts. */
 class Call {
   readonly controller = new AbortController();
+  readonly timeoutMs: number;
   readonly #caller: AbortSignal | undefined;
   readonly #deadline: number | undefined;
   readonly #ended: () => void;
 
   constructor(caller: AbortSignal | undefined, timeoutMs: number, ended: () => void) {
+    this.timeoutMs = timeoutMs;
     this.#caller = caller;
     // As connect has it, a call without a deadline of its own has zero.
     const isLimited = timeoutMs > 0 && timeoutMs <= LONGEST_TIMEOUT_MS;
@@ -274,13 +291,13 @@ class Call {
   }
 
   readonly #abort = (): void => {
-    this.controller.abort(cancelled("the call was cancelled"));
+    this.controller.abort(cancelled("the call was cancelled", this.#caller?.reason));
   };
 }
 
 /** With this code the server is told so, too. */
-export function cancelled(message: string): ConnectError {
-  return new ConnectError(message, Code.Canceled);
+function cancelled(message: string, cause?: unknown): ConnectError {
+  return new ConnectError(message, Code.Canceled, undefined, undefined, cause);
 }
 
 function isHarmless(method: DescMethodUnary | DescMethodStreaming): boolean {

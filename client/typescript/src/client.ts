@@ -1,4 +1,5 @@
 import {
+  clone,
   create,
   type DescMessage,
   type DescService,
@@ -14,6 +15,7 @@ import { FetchCollector } from "./collectors/fetch.js";
 import { GenerateCollector } from "./collectors/generate.js";
 import { ReconstructCollector, type Reconstructed } from "./collectors/reconstruct.js";
 import { badResponse, invalid } from "./errors.js";
+import { checkedHeaders, checkedTimeout } from "./options.js";
 import * as v1 from "./v1.js";
 import { EventStream, stubOf } from "./stream.js";
 
@@ -70,7 +72,7 @@ export class Client {
   constructor(options: ClientOptions) {
     this.#calls = new Calls({
       transport: options.transport,
-      timeoutMs: checkedTimeout(options.timeoutMs),
+      timeoutMs: checkedTimeout(options.timeoutMs ?? DEFAULT_TIMEOUT_MS),
       headers: headersOf(options),
       model: modelName(options.model),
       addHeaders: options.addHeaders,
@@ -284,7 +286,8 @@ async function* pages<
   call: (page: MessageShape<Desc>) => Promise<Response>,
   items: (response: Response) => readonly Item[],
 ): AsyncGenerator<Item> {
-  const page = create(schema, request) as MessageShape<Desc> & { pageToken: string };
+  // A copy, since `create` gives back what is a message already.
+  const page = clone(schema, create(schema, request)) as MessageShape<Desc> & { pageToken: string };
   for (;;) {
     const response = await call(page);
     yield* items(response);
@@ -296,21 +299,12 @@ async function* pages<
   }
 }
 
-function checkedTimeout(timeoutMs = DEFAULT_TIMEOUT_MS): number {
-  if (timeoutMs > 0) return timeoutMs;
-  throw invalid(
-    `timeoutMs is ${timeoutMs}; give milliseconds above zero, or Infinity for no deadline`,
-    "FIELD_INVALID",
-    "timeoutMs",
-  );
-}
-
 function headersOf({ token, headers }: CallDefaults): Headers {
-  const sent = new Headers(headers);
+  const sent = checkedHeaders(headers);
   if (token === undefined) return sent;
-  if (!/^[\x20-\x7e]+$/.test(token)) {
+  if (typeof token !== "string" || !/^[\x20-\x7e]+$/.test(token)) {
     throw invalid(
-      "the token is not made of printable ASCII characters; take away line breaks around it",
+      "the token is not a text of printable ASCII characters; take away line breaks around it",
       "FIELD_INVALID",
       "token",
     );

@@ -83,7 +83,8 @@ export type ReadoutResult =
 
 /** How the rows of one label at one site are distributed. */
 export interface LabelStatistics {
-  readonly rows: number;
+  /** A sum over the call, of 64 bits. */
+  readonly rows: bigint;
   /** Of shape [width]. */
   readonly mean: Float32Tensor;
   /** Variances, of shape [width], or the covariance matrix, of shape [width, width]. */

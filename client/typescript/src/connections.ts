@@ -36,7 +36,7 @@ export interface Target {
 const PING = { pingIntervalMs: 60_000, pingTimeoutMs: 20_000 };
 
 /** How long to wait for one of several targets that does not answer, and then to pass it over. */
-const CONNECT_MS = 5_000;
+const CONNECT_MS = 2_000;
 const PASS_OVER_MS = 30_000;
 
 /** Node's windows of 64 KiB would hold up rows wherever the way is long. */
@@ -128,11 +128,31 @@ export class Connections {
       timer = setTimeout(resolve, CONNECT_MS, undefined);
     });
     try {
-      return await Promise.race([session.connect(), late]);
+      return await Promise.race([answered(session), late]);
     } finally {
       clearTimeout(timer);
     }
   }
+}
+
+/**
+ * The state once the server has answered: it has acknowledged the client's settings. A connection alone
+ * is also had where nobody will ever answer.
+ */
+async function answered(manager: Http2SessionManager): Promise<"open" | "idle" | "error"> {
+  const state = await manager.connect();
+  // The manager has no other way to its session.
+  const { conn } = (manager as unknown as { s: { conn?: Http2Session } }).s;
+  if (state === "error" || !conn?.pendingSettingsAck) return state;
+  conn.setMaxListeners(0); // Any number of calls may wait.
+  return new Promise((resolve) => {
+    conn.once("localSettings", () => {
+      resolve(state);
+    });
+    conn.once("close", () => {
+      resolve("error");
+    });
+  });
 }
 
 function socketOptions(path: string) {

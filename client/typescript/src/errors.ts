@@ -126,7 +126,7 @@ function build(
       reason: info?.reason ?? "",
       field: violation?.field ?? "",
       metadata: { ...info?.metadata },
-      retryAfterMs: delay && Number(delay.seconds) * 1e3 + delay.nanos / 1e6,
+      retryAfterMs: delay && Math.max(0, Number(delay.seconds) * 1e3 + delay.nanos / 1e6),
       requestId: unpack(packed, RequestInfoSchema)[0]?.requestId ?? callId,
     },
     options,

@@ -13,7 +13,16 @@ export { ActserveError, type ErrorDetails, type StatusCode } from "./errors.js";
 export { site, siteName } from "./sites.js";
 export { positions } from "./positions.js";
 export { decodeTensor, row, tensor, type Float32Tensor } from "./tensors.js";
-export { add, keep, prompt, replace, rows, type Turn } from "./requests.js";
+export {
+  add,
+  keep,
+  predictions,
+  prompt,
+  replace,
+  rows,
+  type PredictionOptions,
+  type Turn,
+} from "./requests.js";
 
 export * from "./collected.js";
 export type { Explained } from "./collectors/explain.js";

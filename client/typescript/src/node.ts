@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { createPrivateKey, X509Certificate } from "node:crypto";
 import { createSecureContext } from "node:tls";
 
 import { createGrpcTransport } from "@connectrpc/connect-node";
@@ -10,6 +11,7 @@ import { createGrpcTransport } from "@connectrpc/connect-node";
 import { Client, type CallDefaults } from "./client.js";
 import { Connections, type Target, type Tls } from "./connections.js";
 import { invalid } from "./errors.js";
+import { checkedHeaders } from "./options.js";
 import { VERSION } from "./version.js";
 
 export * from "./index.js";
@@ -37,15 +39,13 @@ const DEFAULT_PORT = 50051;
  */
 export function connect(targets: string | readonly string[], options: ConnectOptions = {}): Client {
   const tls = checkedTls(options.tls);
-  const several = (typeof targets === "string" ? [targets] : targets).map((text) =>
-    parse(text, tls !== undefined),
-  );
+  const several = [targets].flat().map((text) => parse(text, tls !== undefined));
   if (several.length === 0) {
     throw invalid("there are no targets; give one at least", "FIELD_INVALID", "targets");
   }
   if (!tls && !options.allowPlaintextToken) checkNoToken(several, options);
   const connections = new Connections(several, tls);
-  const headers = new Headers(options.headers);
+  const headers = checkedHeaders(options.headers);
   const agent = headers.get("user-agent");
   headers.set("user-agent", `${agent ? `${agent} ` : ""}actserve-typescript/${VERSION}`);
   return new Client({
@@ -76,6 +76,9 @@ async function addTrace(headers: Headers): Promise<void> {
 }
 
 function parse(text: string, secure: boolean): Target {
+  if (typeof text !== "string") {
+    throw invalid(`${String(text)} is not a target; give a text`, "FIELD_INVALID", "targets");
+  }
   const path = /^unix:(?:\/\/)?(.+)$/.exec(text)?.[1];
   if (path !== undefined && !secure) return { text, url: "http://localhost", path };
   const [, host, port] = /^(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@[\]]+)(?::(\d{1,5}))?$/.exec(text) ?? [];
@@ -92,8 +95,16 @@ function parse(text: string, secure: boolean): Target {
 function checkedTls(tls: boolean | Tls | undefined): Tls | undefined {
   if (!tls) return undefined;
   const { ca, cert, key } = tls === true ? {} : tls;
-  const given = { ...(ca && { ca }), ...(cert && { cert }), ...(key && { key }) };
+  if ((cert === undefined) !== (key === undefined)) {
+    throw invalid("cert and key belong together; give both, or none", "FIELD_INVALID", "tls");
+  }
+  const given = { ...(ca !== undefined && { ca }), ...(cert !== undefined && { cert, key }) };
   try {
+    // What is empty or no PEM at all, Node.js would pass over.
+    for (const certificate of [ca, cert]) {
+      if (certificate !== undefined) new X509Certificate(certificate);
+    }
+    if (key !== undefined) createPrivateKey(key);
     createSecureContext(given);
   } catch (thrown) {
     const reason = thrown instanceof Error ? thrown.message : String(thrown);
@@ -107,7 +118,7 @@ function checkedTls(tls: boolean | Tls | undefined): Tls | undefined {
 }
 
 function checkNoToken(targets: readonly Target[], { token, headers }: ConnectOptions): void {
-  if (token === undefined && !new Headers(headers).has("authorization")) return;
+  if (token === undefined && !checkedHeaders(headers).has("authorization")) return;
   const remote = targets.find((target) => !isLocal(target));
   if (remote) {
     throw invalid(

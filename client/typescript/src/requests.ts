@@ -51,6 +51,29 @@ export function keep(name: string, sites: string | readonly string[], where?: st
   return create(ReadoutSchema, { name, kind: { case: "keep", value: places(sites, where) } });
 }
 
+/** What predictions to read; nothing but what is asked for here comes. */
+export interface PredictionOptions {
+  /** As {@link site} takes them: resid_post of layers, or `final_norm`, which it is when unset. */
+  readonly sites?: string | readonly string[] | undefined;
+  /** As {@link positions} takes them; all when unset. */
+  readonly positions?: string | undefined;
+  /** How many of the likeliest tokens. */
+  readonly topK?: number | undefined;
+  /** Tokens whose log probability to read. */
+  readonly tokenIds?: readonly number[] | undefined;
+  /** Whether to read the log probability of the prompt token that does come next. */
+  readonly nextToken?: boolean | undefined;
+}
+
+/**
+ * A readout of what the model predicts as the next token; at layers before the last, a logit lens.
+ */
+export function predictions(name: string, options: PredictionOptions): Readout {
+  const { sites = [], positions: where, topK = 0, tokenIds = [], nextToken = false } = options;
+  const value = { ...places(sites, where), topK, tokenIds: [...tokenIds], nextToken };
+  return create(ReadoutSchema, { name, kind: { case: "predictions", value } });
+}
+
 /**
  * Adds `coefficient` times a vector to the rows of a site, at every position.
  *

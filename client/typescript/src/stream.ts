@@ -6,7 +6,7 @@ import {
   type Client as Stub,
   type Transport,
 } from "@connectrpc/connect";
-import { cutShort } from "./errors.js";
+import { ActserveError, cutShort } from "./errors.js";
 
 /** What is put together from the events of a stream. */
 export interface Collector<Event, Whole> {
@@ -25,12 +25,13 @@ export interface Response {
 }
 
 /**
- * An answer that comes in events. Nothing is sent before it is read, and each reading is a call of
- * its own; leaving a loop over it cancels the call.
+ * An answer that comes in events. Nothing is sent before it is read. It is read once, by a loop or by
+ * `collect`; leaving a loop over it cancels the call.
  */
 export class EventStream<Event extends Response, Whole> implements AsyncIterable<Event> {
   readonly #open: () => AsyncIterable<Event>;
   readonly #collector: () => Collector<Event, Whole>;
+  #isRead = false;
 
   /** @internal */
   constructor(open: () => AsyncIterable<Event>, collector: () => Collector<Event, Whole>) {
@@ -41,9 +42,18 @@ export class EventStream<Event extends Response, Whole> implements AsyncIterable
   /**
    * The events as the server sends them; those that this client does not know have no `case`.
    *
-   * @throws {@link ActserveError} `STREAM_CUT_SHORT` at its end, if `finished` did not come
+   * @throws {@link ActserveError} `STREAM_CUT_SHORT` at its end, if `finished` did not come;
+   * `FAILED_PRECONDITION` if it was read before
    */
   async *[Symbol.asyncIterator](): AsyncGenerator<Event, void, undefined> {
+    if (this.#isRead) {
+      throw new ActserveError(
+        "this stream was read before, and is not there a second time; call the method again, or " +
+          "either loop over a stream or collect it",
+        "FAILED_PRECONDITION",
+      );
+    }
+    this.#isRead = true;
     let finished = false;
     for await (const event of this.#open()) {
       finished ||= isLast(event);

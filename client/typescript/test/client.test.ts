@@ -1,6 +1,7 @@
 // What the cases of tests/conformance cannot see.
 import assert from "node:assert/strict";
-import { createServer, type ServerHttp2Stream } from "node:http2";
+import { constants, createServer, type ServerHttp2Stream } from "node:http2";
+import { createServer as createSilent, type AddressInfo, type Socket } from "node:net";
 import { readFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -8,7 +9,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 
 import { create, toBinary } from "@bufbuild/protobuf";
-import { createRouterTransport } from "@connectrpc/connect";
+import { createRouterTransport, type CallOptions } from "@connectrpc/connect";
 import { ActserveError, Client, decodeTensor, rows, tensor, VERSION } from "@actserve/client";
 import { connect } from "@actserve/client/node";
 import { GenerateResponseSchema, GenerationService, ModelService } from "@actserve/client/v1";
@@ -39,8 +40,88 @@ test("options that cannot be used are refused by name", () => {
   refuses("targets", () => connect("http://localhost:50051"));
   refuses("targets", () => connect("localhost:99999"));
   refuses("timeoutMs", () => connect("localhost", { timeoutMs: 0 }));
-  refuses("tls", () => connect("localhost", { tls: { ca: "no PEM", cert: "no PEM", key: "no" } }));
+  refuses("targets", () => connect([undefined as never]));
+  refuses("tls", () => connect("localhost", { tls: { ca: "" } }));
+  refuses("tls", () => connect("localhost", { tls: { ca: "no PEM" } }));
+  refuses("tls", () => connect("localhost", { tls: { cert: "no PEM", key: "no PEM" } }));
+  refuses("tls", () => connect("localhost", { tls: { key: "no PEM" } }));
+  refuses("token", () => connect("localhost", { token: null as never }));
+  refuses("headers", () => connect("localhost", { headers: { "no name": "" } }));
   refuses("token", () => connect("example.com", { headers: { Authorization: "Bearer t" } }));
+});
+
+test("options of a call that cannot be used are refused by name", async () => {
+  const client = connect("localhost");
+  const refuses = (field: string, options: CallOptions) =>
+    assert.rejects(client.getModel({}, options), { name: "ActserveError", field });
+  await refuses("timeoutMs", { timeoutMs: NaN });
+  await refuses("timeoutMs", { timeoutMs: -1 });
+  await refuses("headers", { headers: { "no name": "" } });
+  client.close();
+});
+
+test("a stream is read once", async () => {
+  await serving(async (port, opened) => {
+    const client = connect(`127.0.0.1:${port}`);
+    const stream = client.generate({});
+    for await (const { event } of stream) {
+      assert.equal(event.case, "tokens");
+      break;
+    }
+    await assert.rejects(stream.collect(), { code: "FAILED_PRECONDITION" });
+    assert.equal(opened.length, 1);
+    client.close();
+  });
+});
+
+test("what cancelled a call is the cause of its error", async () => {
+  await serving(async (port) => {
+    const client = connect(`127.0.0.1:${port}`);
+    const cause = new Error("enough");
+    const call = client.generate({}, { signal: AbortSignal.abort(cause) }).collect();
+    await assert.rejects(call, { code: "CANCELLED", cause });
+    client.close();
+  });
+});
+
+test("a call that a server has refused to begin with is made again", async () => {
+  const refusals = [
+    (stream: ServerHttp2Stream) => {
+      stream.close(constants.NGHTTP2_REFUSED_STREAM);
+    },
+  ];
+  await serving(
+    async (port, opened) => {
+      const client = connect(`127.0.0.1:${port}`);
+      for await (const { event } of client.generate({})) {
+        assert.equal(event.case, "tokens");
+        break;
+      }
+      assert.equal(opened.length, 2);
+      client.close();
+    },
+    undefined,
+    refusals,
+  );
+});
+
+test("a replica that takes connections and says nothing is passed over", async () => {
+  const sockets: Socket[] = [];
+  const silent = createSilent((socket) => sockets.push(socket));
+  await new Promise<void>((resolve) => silent.listen(0, "127.0.0.1", resolve));
+  const { port: nobody } = silent.address() as AddressInfo;
+  await serving(async (port) => {
+    const client = connect([`127.0.0.1:${nobody}`, `127.0.0.1:${port}`], { timeoutMs: 8_000 });
+    for (let calls = 0; calls < 2; calls++) {
+      for await (const { event } of client.generate({})) {
+        assert.equal(event.case, "tokens");
+        break;
+      }
+    }
+    client.close();
+  });
+  for (const socket of sockets) socket.destroy();
+  await new Promise((resolve) => silent.close(resolve));
 });
 
 test("any transport of connect will do", async () => {
@@ -96,10 +177,11 @@ test("a unix socket is a target, and a token may go there", async () => {
   await rm(path, { force: true });
 });
 
-/** A server that answers every call with one message and then silence. */
+/** A server that answers every call with one message and then silence, after some that it refuses. */
 async function serving(
   use: (port: number, opened: readonly ServerHttp2Stream[]) => Promise<void>,
   path?: string,
+  refusals: ((stream: ServerHttp2Stream) => void)[] = [],
 ): Promise<void> {
   const opened: ServerHttp2Stream[] = [];
   const server = createServer();
@@ -110,6 +192,11 @@ async function serving(
   server.on("stream", (stream) => {
     opened.push(stream);
     stream.on("error", () => undefined);
+    const refuse = refusals.shift();
+    if (refuse) {
+      refuse(stream);
+      return;
+    }
     stream.respond({ ":status": 200, "content-type": "application/grpc+proto" });
     stream.write(Buffer.concat([Buffer.from([0, 0, 0, 0, message.length]), message]));
   });

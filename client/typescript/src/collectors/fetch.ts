@@ -9,7 +9,7 @@ import type {
   ItemStarted,
 } from "../gen/actserve/v1/generation_service_pb.js";
 import type { Collector } from "../stream.js";
-import { asked } from "./checked.js";
+import { asked, checkReadouts } from "./checked.js";
 import { SequenceCollector, tokenized, type Chunk } from "./sequence.js";
 import { StatisticsCollector } from "./statistics.js";
 
@@ -23,6 +23,7 @@ export class FetchCollector implements Collector<FetchActivationsResponse, Fetch
   #finished: FetchFinished | undefined;
 
   constructor(request: FetchActivationsRequest) {
+    checkReadouts(request.readouts);
     this.#request = request;
   }
 
@@ -79,7 +80,12 @@ export class FetchCollector implements Collector<FetchActivationsResponse, Fetch
     if (this.#open.has(itemIndex) || this.#items.has(itemIndex)) {
       throw badResponse(`the server opened the item ${itemIndex} twice`);
     }
-    const read = new SequenceCollector(this.#request.readouts, readouts, item.readoutIndices);
+    const read = new SequenceCollector(
+      itemIndex,
+      this.#request.readouts,
+      readouts,
+      item.readoutIndices,
+    );
     this.#open.set(itemIndex, { started, read });
   }
 
@@ -105,7 +111,7 @@ export class FetchCollector implements Collector<FetchActivationsResponse, Fetch
       return;
     }
     if (!open) throw badResponse(`the server closed the item ${itemIndex}, which is not open`);
-    const prompt = tokenized(open.started.prompt);
+    const prompt = tokenized(open.started.prompt, this.#request.idsOnly);
     const readouts = open.read.finish(
       finished,
       open.started.positions,

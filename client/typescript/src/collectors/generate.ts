@@ -11,7 +11,7 @@ import type {
 } from "../gen/actserve/v1/generation_service_pb.js";
 import type { TokenizedPrompt } from "../gen/actserve/v1/prompt_pb.js";
 import type { Collector } from "../stream.js";
-import { counted } from "./checked.js";
+import { checkReadouts, counted } from "./checked.js";
 import { SequenceCollector, tokenized } from "./sequence.js";
 
 /** Collects the samples of a generation. */
@@ -23,6 +23,7 @@ export class GenerateCollector implements Collector<GenerateResponse, Generated>
   #finished: GenerateFinished | undefined;
 
   constructor(request: GenerateRequest) {
+    checkReadouts(request.readouts);
     this.#request = request;
   }
 
@@ -97,7 +98,7 @@ class SampleCollector {
     this.#index = index;
     this.#request = request;
     this.#prompt = tokenized(started.prompt);
-    this.read = new SequenceCollector(request.readouts, started.readouts);
+    this.read = new SequenceCollector(index, request.readouts, started.readouts);
   }
 
   addTokens({ position, ids, texts, text, logprobs }: TokenChunk): void {

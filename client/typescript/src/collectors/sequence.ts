@@ -41,17 +41,23 @@ export interface Closed {
 
 /** Collects what is read of one sequence, by some of the readouts of its call. */
 export class SequenceCollector {
+  readonly #index: number;
   readonly #readouts: readonly Readout[];
   readonly #indices: ReadonlySet<number>;
   readonly #readers: ReadonlyMap<number, Reader>;
 
-  /** @param indices the readouts that read it; all when empty */
+  /**
+   * @param index of the item or sample
+   * @param indices the readouts that read it; all when empty
+   */
   constructor(
+    index: number,
     readouts: readonly Readout[],
     started: readonly ReadoutStarted[],
     indices: readonly number[] = [],
   ) {
     counted(started, readouts.length, "readouts");
+    this.#index = index;
     this.#readouts = readouts;
     this.#indices = new Set(indices.length ? indices : readouts.keys());
     const readers = new Map<number, Reader>();
@@ -96,7 +102,7 @@ export class SequenceCollector {
     interventions: number,
   ): Map<string, ReadoutResult> {
     counted(closed.interventions, interventions, "reports of interventions");
-    const positions = this.#positions(told);
+    const positions = this.#positions(told, tokens);
     const kept = this.#kept(closed.kept);
     const results = new Map<string, ReadoutResult>();
     for (const index of this.#indices) {
@@ -127,13 +133,15 @@ export class SequenceCollector {
     throw badResponse(`the server sent what the readout ${readoutIndex} did not ask for`);
   }
 
-  #positions(told: readonly ReadoutPositions[]): Map<number, readonly number[]> {
+  #positions(told: readonly ReadoutPositions[], tokens: number): Map<number, readonly number[]> {
     const positions = new Map<number, readonly number[]>();
     for (const each of told) {
       let last = -1;
       for (const position of each.positions) {
-        if (position <= last) {
-          throw badResponse("the server announced positions that are not ascending");
+        if (position <= last || position >= tokens) {
+          throw badResponse(
+            `the server announced position ${position} after ${last}, of ${tokens} tokens that ran`,
+          );
         }
         last = position;
       }
@@ -149,9 +157,11 @@ export class SequenceCollector {
 
   #kept(told: readonly KeptReadout[]): Map<number, string> {
     const kept = new Map<number, string>();
-    for (const { readoutIndex, name } of told) {
+    for (const { sequenceIndex, readoutIndex, name } of told) {
       const wanted =
-        this.#indices.has(readoutIndex) && this.#readouts[readoutIndex]?.kind.case === "keep";
+        sequenceIndex === this.#index &&
+        this.#indices.has(readoutIndex) &&
+        this.#readouts[readoutIndex]?.kind.case === "keep";
       if (!wanted || kept.has(readoutIndex) || !name) {
         throw badResponse(`the server kept rows of the readout ${readoutIndex} unasked`);
       }
@@ -162,11 +172,11 @@ export class SequenceCollector {
 }
 
 /** The prompt that the server tells, if its lists belong together. */
-export function tokenized(prompt: TokenizedPrompt | undefined): TokenizedPrompt {
+export function tokenized(prompt: TokenizedPrompt | undefined, idsOnly = false): TokenizedPrompt {
   if (!prompt) throw badResponse("the server did not send the prompt as the model sees it");
   const { ids, texts, sources } = prompt;
-  // With `ids_only` there are no texts; prompts of token ids have no sources.
-  if (texts.length) counted(texts, ids.length, "texts of tokens");
+  // Prompts of token ids have no sources.
+  if (!idsOnly || texts.length) counted(texts, ids.length, "texts of tokens");
   if (sources.length) counted(sources, ids.length, "sources of tokens");
   return prompt;
 }

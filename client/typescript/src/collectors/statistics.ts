@@ -27,6 +27,8 @@ interface Partial {
 interface Asked {
   readonly name: string;
   readonly full: boolean;
+  /** Labels of the items that it reads. */
+  readonly labels: ReadonlySet<string>;
   readonly sites: readonly { name: string; width: number; labels: Map<string, Partial> }[];
   /** Labels of items that were read, so that they have rows. */
   readonly expected: Set<string>;
@@ -34,22 +36,16 @@ interface Asked {
 
 /** Collects how the rows of labels are distributed. */
 export class StatisticsCollector {
-  readonly #labels: ReadonlySet<string>;
   readonly #readouts: ReadonlyMap<number, Asked>;
 
   constructor(request: FetchActivationsRequest, started: readonly ReadoutStarted[]) {
-    this.#labels = new Set(
-      request.items.flatMap((item) => [
-        ...item.positionLabels.map(({ label }) => label),
-        ...labelsOfAll(item),
-      ]),
-    );
     const readouts = new Map<number, Asked>();
     for (const [index, { name, kind }] of request.readouts.entries()) {
       if (kind.case !== "rows" || !kind.value.statistics) continue;
       const widths = widthsOf(kind.value, asked(started, index, "readout"));
       readouts.set(index, {
         name,
+        labels: new Set(request.items.filter((item) => reads(item, index)).flatMap(labelsOf)),
         full: kind.value.statistics.secondMoments === SecondMoments.FULL,
         sites: kind.value.sites.map((site, at) => ({
           name: siteName(site),
@@ -75,7 +71,7 @@ export class StatisticsCollector {
   add(sent: Message): void {
     const { label, readoutIndex, siteIndex, rows, firstRow } = sent;
     const readout = this.#readouts.get(readoutIndex);
-    if (!readout || !this.#labels.has(label)) {
+    if (!readout?.labels.has(label)) {
       throw badResponse(`the server sent statistics of ${JSON.stringify(label)} unasked`);
     }
     const site = asked(readout.sites, siteIndex, "statistics of site");
@@ -124,7 +120,7 @@ export class StatisticsCollector {
               `the server finished without all moments of ${JSON.stringify(label)} at ${site.name}`,
             );
           }
-          byLabel.set(label, { rows: Number(rows), mean, secondMoments: { shape, data } });
+          byLabel.set(label, { rows, mean, secondMoments: { shape, data } });
         }
         bySite.set(site.name, byLabel);
       }
@@ -132,6 +128,14 @@ export class StatisticsCollector {
     }
     return statistics;
   }
+}
+
+function reads({ readoutIndices }: FetchItem, index: number): boolean {
+  return readoutIndices.length === 0 || readoutIndices.includes(index);
+}
+
+function labelsOf(item: FetchItem): string[] {
+  return [...item.positionLabels.map(({ label }) => label), ...labelsOfAll(item)];
 }
 
 /** The labels of every row of an item. An item without any label counts towards the empty one. */
