@@ -33,10 +33,13 @@ UV := .venv/bin/uv
 PINS := requirements/build.txt requirements/$(VARIANT).txt requirements/dev.txt
 SETUP_INPUTS := $(PINS) pyproject.toml client/python/pyproject.toml
 SETUP_STAMP := .venv/setup-$(VARIANT)-$(shell cat $(SETUP_INPUTS) 2>/dev/null | cksum | cut -d' ' -f1).stamp
-# The clients in other languages whose tools are here; what is not is said, and left out.
+# The clients in other languages, each after the tool that it takes. Those whose tools are missing are
+# left out, and said to be. CLIENTS=go builds and checks one.
 CLIENT_TOOLS := go:go typescript:npm rust:cargo java:mvn
-CLIENTS := $(foreach pair,$(CLIENT_TOOLS),$(if $(shell command -v $(lastword $(subst :, ,$(pair)))),$(firstword $(subst :, ,$(pair)))))
-NO_CLIENTS := $(filter-out $(CLIENTS),$(foreach pair,$(CLIENT_TOOLS),$(firstword $(subst :, ,$(pair)))))
+client_of = $(firstword $(subst :, ,$(1)))
+tool_of = $(lastword $(subst :, ,$(1)))
+CLIENTS := $(foreach pair,$(CLIENT_TOOLS),$(if $(shell command -v $(call tool_of,$(pair))),$(call client_of,$(pair))))
+NO_CLIENTS := $(foreach pair,$(CLIENT_TOOLS),$(if $(shell command -v $(call tool_of,$(pair))),,$(call client_of,$(pair))))
 HELM_STAMP := .tools/helm-$(HELM_VERSION).stamp
 PROTOC_STAMP := .tools/protoc-$(shell cksum <requirements/proto.txt | cut -d' ' -f1).stamp
 
