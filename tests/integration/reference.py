@@ -70,7 +70,7 @@ class Reference:
 
     def logprobs(self, token_ids: Sequence[int], edits: Edits | None = None) -> np.ndarray:
         """Log probabilities after the last token, float32 [vocabulary]."""
-        logits = self._forward(token_ids, edits, {_LOGITS}, logits=1).rows[_LOGITS][-1]
+        logits = self._forward(token_ids, edits, {_LOGITS}).rows[_LOGITS][-1]
         return torch.log_softmax(torch.from_numpy(logits), -1).numpy()
 
     def patterns(
