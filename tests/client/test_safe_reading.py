@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2
 
 import actserve
 from actserve import (
@@ -22,6 +24,7 @@ from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import kept_activations_service_pb2 as kept_pb
 from actserve.v1 import model_service_pb2 as model_pb
 
+from .failing import abort
 from .fake_server import Model, serving
 
 SITE = "resid_post.1"
@@ -132,6 +135,45 @@ def test_a_closed_client_says_so(client: Any) -> None:
     ):
         with pytest.raises(actserve.Cancelled, match="is closed"):
             call()
+
+
+def test_closing_ends_the_pause_of_one_call_after_another_of_its_list_is_over(model: Model) -> None:
+    told, answered = threading.Event(), threading.Event()
+    honest = model.honest_fetch
+
+    def fetch(request: Any) -> Iterator[Any]:
+        if request.items[0].prompt.text != "full":
+            yield from honest(request)
+            answered.set()
+
+    def before(request: Any, context: grpc.ServicerContext) -> None:
+        if request.DESCRIPTOR.name == "FetchActivationsRequest" and (
+            request.items[0].prompt.text == "full"
+        ):
+            told.set()
+            retry = error_details_pb2.RetryInfo(retry_delay={"seconds": 25})
+            abort(context, grpc.StatusCode.UNAVAILABLE, "full", retry)
+
+    model.fetch, model.before = fetch, before
+    ended: list[BaseException] = []
+    with serving(model) as target:
+        client = actserve.Client(target, concurrency=32)
+
+        def ask() -> None:
+            try:
+                client.fetch([*["fine"] * 16, "full"], SITE)  # Two calls.
+            except actserve.ActserveError as error:
+                ended.append(error)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert told.wait(10)
+        assert answered.wait(10)
+        time.sleep(0.2)  # The answered call ends, and the other one waits.
+        client.close()
+        asking.join(10)
+        assert not asking.is_alive()
+    assert ended
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any, TypeVar, cast
 
@@ -50,7 +50,8 @@ class Transport:
     def run(self, job: Job[Any], timeout: float | None, progress: bool | None = False) -> Any:
         """All of a job, and what its method returns."""
         if len(job.parts) == 1:  # In the caller's thread.
-            return job.combine([self._collect(job.parts[0], timeout, Flight())])
+            with self._flight() as flight:
+                return job.combine([self._collect(job.parts[0], timeout, flight)])
         with (
             bar(job, progress) as advance,
             closing(self.ordered(job.parts, job.in_flight, timeout, advance)) as results,
@@ -68,6 +69,7 @@ class Transport:
         results are taken, so that what waits for a slow one is bounded. The first that fails stops
         the others."""
         source, flight = iter(parts), Flight()
+        self._flights.add(flight)
         waiting: deque[Future[T]] = deque()
 
         def collect(part: Part[T]) -> T:
@@ -97,6 +99,7 @@ class Transport:
         finally:  # One failed, or the caller stops early: stop the others.
             flight.cancel()
             pool.shutdown(wait=True, cancel_futures=True)
+            self._flights.remove(flight)
 
     def _collect(self, part: Part[T], timeout: float | None, flight: Flight) -> T:
         retries = Retries(self.connection.timeout if timeout is None else timeout)
@@ -164,9 +167,7 @@ class Transport:
         if (size := request.ByteSize()) > LARGE:
             check_size(size, only_model(self.models(timeout), self.connection.model))
         retries = Retries(self.connection.timeout if timeout is None else timeout)
-        flight = flight or Flight()
-        self._flights.add(flight)
-        try:
+        with nullcontext(flight) if flight else self._flight() as flight:
             while True:
                 begun = False
                 try:
@@ -181,6 +182,14 @@ class Transport:
                     pause = retries.pause(error) if again else None
                     if pause is None or flight.cancelled(within=pause):
                         raise
+
+    @contextmanager
+    def _flight(self) -> Generator[Flight, None, None]:
+        """The calls of one method, which closing the client stops, be it in a pause."""
+        flight = Flight()
+        self._flights.add(flight)
+        try:
+            yield flight
         finally:
             self._flights.remove(flight)
 
