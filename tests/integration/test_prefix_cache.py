@@ -1,6 +1,7 @@
 """The prefix cache neither hides rows from a capture nor carries an edit to another run, and what
 comes before the first edit is shared with every run."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from tests.integration.harness import (
     add,
     again,
     at,
+    collect,
     greedy,
     make_run,
     relative_errors,
@@ -236,3 +238,29 @@ def test_a_capture_of_a_steered_prompt_has_every_row_though_most_are_cached(
     errors = relative_errors(captured.rows[AFTER], plain.rows[AFTER])
     assert errors[:-1].max() <= 1e-3
     assert errors[-1] > 1e-2
+
+
+def test_what_is_shared_before_edits_is_whole_though_who_computed_it_was_cancelled(
+    smollm2: EngineThread, prompt: tuple[int, ...]
+) -> None:
+    """Runs of one prompt at once, steered at its end, of two tenants, every other one cancelled."""
+    last = at(len(prompt) - 1)
+    runs = [
+        replace(_steered(prompt, last, VECTOR * scale), tenant=tenant)
+        for tenant in ("", "other")
+        for scale in (1, -1, 0.5, -0.5)
+    ]
+    alone = [_run_fresh(smollm2, run) for run in runs]
+
+    async def crowd() -> list[Result]:
+        staying = [asyncio.create_task(collect(smollm2.engine, again(run))) for run in runs]
+        leaving = [asyncio.create_task(collect(smollm2.engine, again(run))) for run in runs]
+        for task in leaving:
+            await asyncio.sleep(0.05)
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        return list(await asyncio.gather(*staying))
+
+    assert smollm2.call(smollm2.engine.vllm.reset_prefix_cache())
+    for result, wanted in zip(smollm2.call(crowd()), alone, strict=True):
+        _agree(result, wanted)
