@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from actserve._cut_streams import EventOrder, check_complete
 from actserve._readers import reports, tokenized
 from actserve._selected import selected
+from actserve._whole_answers import EventOrder, check_complete
 from actserve.errors import BadResponse
 from actserve.events import ExplainEvent, ExplainFinished, ExplainStarted, PartialExplanation
 from actserve.explaining import samples_of

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from actserve._capture import Capture
 from actserve._captured import Captured
-from actserve._cut_streams import EventOrder, check_complete
 from actserve._readers import prompt_run, reports
 from actserve._rows import check_widths
+from actserve._whole_answers import EventOrder, check_complete
 from actserve.errors import ActserveError, BadResponse, count_from, from_status
 from actserve.means import LabelMeans, LabelSums, SecondMoments
 from actserve.positions import Positions

@@ -2,8 +2,8 @@
 
 from actserve._capture import Capture
 from actserve._captured import Captured
-from actserve._cut_streams import EventOrder, check_complete
 from actserve._readers import finish_reason, logprobs, prompt_run, stopped_by
+from actserve._whole_answers import EventOrder, check_complete
 from actserve.errors import BadResponse
 from actserve.events import Event, Finished, SampleFinished, Started, Tokens
 from actserve.read_rows import ReadRows

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actserve._cut_streams import check_complete
 from actserve._readers import reports, tokenized
+from actserve._whole_answers import check_complete
 from actserve.errors import BadResponse, from_status
 from actserve.positions import positions_to_proto
 from actserve.results import Tokenized, Usage

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from actserve._cut_streams import EventOrder, check_complete
+from actserve._whole_answers import EventOrder, check_complete
 from actserve.errors import BadResponse
 from actserve.explanations import Score, score_from_proto
 from actserve.nlas import Baseline, baseline_from_proto, same_resource

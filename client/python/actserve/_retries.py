@@ -9,13 +9,10 @@ import time
 
 from actserve.errors import ActserveError, Unavailable
 
-ATTEMPTS = 4
-"""Of one call: enough for a server that restarts or is briefly full, soon enough for a person who
-mistyped the address."""
-
 _LONGEST_PAUSES_S = (0.25, 0.75, 2.25)
-"""Before each further attempt. Pauses are random from zero on (full jitter), so that callers who
-were refused together do not come back together."""
+"""Before each further attempt, so there are four: enough for a server that restarts or is briefly
+full, soon enough for a person who mistyped the address. Pauses are random from zero on (full
+jitter), so that callers who were refused together do not come back together."""
 
 _MAX_TOLD_S = 30.0
 """For as long as this a server may tell a call to wait before it is made again."""

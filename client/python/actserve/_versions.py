@@ -16,18 +16,18 @@ class ServerVersion:
     def __init__(self, own: str) -> None:
         self._own = own
         self._lock = threading.Lock()
-        self._seen = ""
+        self._warned = False
 
     def check(self, trailers: Iterable[Any] | None) -> None:
         """Warns once if the server is older by a minor version at least: it may not know of all
         that this client can ask for, and refuses what it does not know."""
         told = next((str(value) for key, value in trailers or () if key == _TRAILER), "")
-        if not told or told == self._seen:
+        server, own = _minor(told), _minor(self._own)
+        if server is None or own is None or server >= own:
             return
         with self._lock:
-            first, self._seen = not self._seen, told
-        server, own = _minor(told), _minor(self._own)
-        if first and server and own and server < own:
+            warned, self._warned = self._warned, True
+        if not warned:
             warnings.warn(
                 f"the server has version {told}, and this client {self._own}: what the server does "
                 "not know yet it refuses. Upgrade the server, or install the client of its version",

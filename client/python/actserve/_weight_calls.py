@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from actserve._cut_streams import check_complete
+from actserve._whole_answers import check_complete
 from actserve.errors import BadResponse
 from actserve.tensors import Float32Array, decode
 from actserve.v1 import weight_service_pb2 as pb

@@ -15,13 +15,13 @@ import grpc.aio
 from actserve._calls import Call
 from actserve._cancelling import is_task_cancelled
 from actserve._channel import HARMLESS, STREAMING, Connection, stubs
-from actserve._cut_streams import check_complete, is_last, only_answer
 from actserve._flight import Flight
 from actserve._jobs import Job, Part, is_of_one_prompt
 from actserve._progress import bar
 from actserve._request_size import LARGE, check_size
 from actserve._retries import Retries
 from actserve._versions import ServerVersion
+from actserve._whole_answers import check_complete, is_last, only_answer
 from actserve.errors import ActserveError, BadResponse, Cancelled, at_item, from_rpc
 from actserve.models import only_model
 from actserve.v1 import model_service_pb2 as pb

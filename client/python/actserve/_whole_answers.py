@@ -1,4 +1,4 @@
-"""Notices that a stream was cut short: an answer is whole, or it is an error."""
+"""Whole answers: what came is all of it and in its order, or it is an error."""
 
 from collections.abc import Container, Sequence
 from typing import Any
