@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from actserve._readers import reports, tokenized
-from actserve._whole_answers import check_complete
+from actserve._whole_answers import EventOrder, check_complete
 from actserve.errors import BadResponse, from_status
 from actserve.positions import positions_to_proto
 from actserve.results import Tokenized, Usage
@@ -69,11 +69,14 @@ class PatchCall:
             # A call that is made again keeps rows once.
             request_id=request_id,
         )
+        self._order = EventOrder()
         self.kept: list[str] = []
         """The names of the rows that the clean run has left on the server."""
 
     def read(self, response: pb.FetchActivationsResponse) -> None:
-        match response.WhichOneof("event"):
+        event = response.WhichOneof("event")
+        self._order.check(event)
+        match event:
             case "started":
                 self._call_id = response.started.call_id
             case "item_started":

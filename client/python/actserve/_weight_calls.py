@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from actserve._whole_answers import check_complete
+from actserve._whole_answers import EventOrder, check_complete
 from actserve.errors import BadResponse
 from actserve.tensors import Float32Array, decode
 from actserve.v1 import weight_service_pb2 as pb
@@ -20,21 +20,21 @@ class TokenRowsCall:
         self.request = request
         self._width = 0
         self._rows = _Rows("rows of tokens")
-        self._finished = False
+        self._order = EventOrder()
 
     def read(self, response: pb.ReadTokenRowsResponse) -> None:
-        match response.WhichOneof("event"):
+        event = response.WhichOneof("event")
+        self._order.check(event)
+        match event:
             case "started":
                 self._width = response.started.width
             case "rows":
                 self._rows.add(response.rows.first_index, decode(response.rows.rows))
-            case "finished":
-                self._finished = True
-            case _:  # An event of a newer server; the contract says to skip it.
+            case _:  # The last, or one of a newer server, which the contract says to skip.
                 pass
 
     def result(self) -> Float32Array:
-        check_complete(self._finished, (), 0, "")
+        check_complete(self._order.finished, (), 0, "")
         return self._rows.joined(len(self.request.token_ids), self._width)
 
 
@@ -51,10 +51,12 @@ class HeadMatricesCall:
             for head in request.heads
             for name, matrix in _MATRICES.items()
         }
-        self._finished = False
+        self._order = EventOrder()
 
     def read(self, response: pb.ReadHeadMatricesResponse) -> None:
-        match response.WhichOneof("event"):
+        event = response.WhichOneof("event")
+        self._order.check(event)
+        match event:
             case "started":
                 self._started = response.started
                 told = len(self._started.key_value_heads)
@@ -70,13 +72,11 @@ class HeadMatricesCall:
                         f"the server sent matrix {sent.matrix} of head {sent.head} unasked"
                     )
                 self._rows[sent.head, sent.matrix].add(sent.first_row, decode(sent.rows))
-            case "finished":
-                self._finished = True
-            case _:  # An event of a newer server; the contract says to skip it.
+            case _:  # The last, or one of a newer server, which the contract says to skip.
                 pass
 
     def result(self) -> list[HeadMatrices]:
-        check_complete(self._finished, (), 0, "")
+        check_complete(self._order.finished, (), 0, "")
         told = self._started.key_value_heads
         return [
             self._head(head, group) for head, group in zip(self.request.heads, told, strict=True)
