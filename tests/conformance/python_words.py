@@ -1,0 +1,140 @@
+"""Between the messages in which drivers are asked and answer, and the Python client's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import actserve
+from actserve import tensors
+from actserve.projections import SparseRows
+from actserve.sites import site_name
+from actserve.v1 import positions_pb2
+
+Answer = dict[str, Any]
+
+
+def array(values: Any) -> Answer:
+    values = np.asarray(values, "<f4")
+    return {"shape": list(values.shape), "data": values.tobytes().hex()}
+
+
+def prompt_of(prompt: Any) -> Any:
+    return list(prompt.token_ids.ids) if prompt.WhichOneof("source") == "token_ids" else prompt.text
+
+
+def positions_of(selector: positions_pb2.PositionSelector) -> Any:
+    """The selector as a caller writes it."""
+    match selector.WhichOneof("selection"):
+        case None:
+            return "all"
+        case "list":
+            return list(selector.list.positions)
+        case "span":
+            bounds = selector.span
+            start = bounds.start if bounds.HasField("start") else None
+            return slice(start, bounds.end if bounds.HasField("end") else None)
+        case "token_ids":
+            return actserve.ByTokenId(list(selector.token_ids.ids))
+        case "text":
+            return actserve.ByText(selector.text.text)
+        case name:
+            return name
+
+
+def readout_of(readout: Any) -> Any:
+    """The readout as a caller writes it."""
+    kind = readout.WhichOneof("kind")
+    asked = getattr(readout, kind)
+    if kind == "attention":
+        return actserve.Attention(
+            asked.layer, list(asked.heads), positions_of(asked.queries), asked.top_k or None
+        )
+    if kind == "attention_summary":
+        return actserve.AttentionSummary(list(asked.layers), positions_of(asked.queries))
+    where = ([site_name(site) for site in asked.sites], positions_of(asked.positions))
+    if kind == "predictions":
+        return actserve.Predict(*where, asked.top_k, list(asked.token_ids), asked.next_token)
+    if kind == "logit_attribution":
+        return actserve.LogitAttribution(
+            where[0], [each.token_id for each in asked.targets], where[1]
+        )
+    if kind == "keep":
+        return actserve.Read(*where, keep=actserve.Keep(asked.ttl.seconds, send=False))
+    projection = None
+    if asked.HasField("projection"):
+        directions = tensors.decode(asked.projection.directions.tensor)
+        projection = actserve.Projection(directions, send_top=asked.projection.send_top or None)
+    reduce = {0: None, 1: "last", 2: "mean", 3: "max"}[asked.reduction]
+    element_type = {0: None, 1: "f32", 2: "f16", 3: "bf16"}[asked.element_type]
+    return actserve.Read(*where, projection, reduce, element_type)
+
+
+def readouts_of(found: Mapping[str, Any], asked: Any) -> Answer:
+    """What came of the readouts, by name."""
+    told: Answer = {}
+    for readout in asked:
+        kind, result = readout.WhichOneof("kind"), found[readout.name]
+        told[readout.name] = {WIRE_NAMES.get(kind, kind): KINDS[kind](result)}
+    return told
+
+
+def rows_told(rows: actserve.ReadRows) -> Answer:
+    positions = [int(each) for each in rows.positions]
+    told: Answer = {
+        site: {"positions": positions, **array(rows[site])} for site in rows if len(rows)
+    }
+    for site, sparse in rows.sparse.items():
+        assert isinstance(sparse, SparseRows)
+        indices = [int(each) for each in sparse.indices.ravel()]
+        told[site] = {"positions": positions, **array(sparse.values), "indices": indices}
+    return told
+
+
+def predictions_told(predictions: Any) -> Answer:
+    told: Answer = {}
+    for site, each in predictions.items():
+        told[site] = {
+            "positions": [int(at) for at in each.positions],
+            "top_ids": [int(at) for at in np.asarray(each.top_ids).ravel()],
+            "top_texts": [text for row in each.top_tokens for text in row],
+        }
+        for name in ("top_logprobs", "token_logprobs", "next_token_logprobs"):
+            values = getattr(each, name)
+            if values is not None and np.asarray(values).size:
+                told[site][name] = array(values)
+    return told
+
+
+def attention_told(patterns: Any) -> Answer:
+    told: Answer = {}
+    for (_, head), pattern in patterns.items():
+        told[str(head)] = {"queries": [int(at) for at in pattern.queries], **array(pattern.weights)}
+        if pattern.keys is not None:
+            told[str(head)]["keys"] = [int(at) for at in np.asarray(pattern.keys).ravel()]
+    return told
+
+
+def summary_told(means: actserve.AttentionMeans) -> Answer:
+    return {
+        str(layer): {"queries": means.queries, "previous_token": array(row)}
+        for layer, row in zip(means.layers, means.previous_token, strict=True)
+    }
+
+
+def attributions_told(attributions: Any) -> Answer:
+    positions = [int(at) for at in attributions.positions]
+    return {site: {"positions": positions, **array(attributions[site])} for site in attributions}
+
+
+WIRE_NAMES = {"keep": "kept"}
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "rows": rows_told,
+    "predictions": predictions_told,
+    "attention": attention_told,
+    "attention_summary": summary_told,
+    "logit_attribution": attributions_told,
+    "keep": lambda rows: rows.kept,
+}
