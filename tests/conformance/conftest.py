@@ -12,6 +12,7 @@ from rich.table import Table
 
 from tests.conformance.drivers import LANGUAGES, Driver, Language, why_not
 from tests.conformance.runner import Certificates
+from tests.docs.made_up import made_up_server
 
 RESULTS: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
 """By group and name of a case: what came of it in each language."""
@@ -26,6 +27,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    """Of a server with a made-up model."""
+    with made_up_server() as address:
+        yield address
 
 
 class Drivers:

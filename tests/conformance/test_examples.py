@@ -1,27 +1,16 @@
-"""Clients of every language make the same of the same answers, their examples print the same, and
-their readmes show what is run.
-"""
+"""The examples of every language print the same, and readmes show what is run."""
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
 
 import pytest
 
 from tests.conformance.drivers import LANGUAGES, ROOT, Language, printed
-from tests.conformance.questions import QUESTIONS, Asked
-from tests.docs.made_up import made_up_server
 
 EXAMPLES = ("fetch", "steer", "patch", "explain")
 PYTHON, *OTHERS = LANGUAGES
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with made_up_server() as address:
-        yield address
 
 
 @pytest.fixture(scope="module", params=EXAMPLES)
@@ -37,21 +26,6 @@ def test_an_example_prints_what_it_prints_in_python(
     name, expected = example
     assert expected.strip()
     assert printed(language, name, address) == expected
-
-
-@pytest.fixture(scope="module")
-def asked(address: str) -> Iterator[Asked]:
-    asked = Asked(address)
-    yield asked
-    asked.close()
-
-
-@pytest.mark.parametrize("name", QUESTIONS)
-@pytest.mark.parametrize("language", OTHERS, ids=lambda language: language.name)
-def test_numbers_are_those_of_the_python_client_bit_for_bit(
-    asked: Asked, language: Language, name: str
-) -> None:
-    assert asked.answer(language, name) == asked.answer(PYTHON, name)
 
 
 _MARK = r"^[ \t]*(?:///?|#)[ \t]*"
