@@ -66,6 +66,7 @@ class Batch:
             taps.tap(self.q, None, 0)
             taps.tap(self.hidden, self.residual, 1)
             taps.tap(self.normed, None, 2)
+        routed.plan.check()
 
 
 def plan(banks: Banks, *batch: BatchRows) -> RoutedStep:
