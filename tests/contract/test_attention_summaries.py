@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from actserve.v1 import site_pb2
+from actserve_server.domain import blocks
 from actserve_server.domain.model import Limits
 from actserve_server.engine.fake import FakeEngine
-from actserve_server.readouts import blocks
 from tests.contract.harness import decoded, fetch, generate, intervention, run, site
 from tests.contract.readouts import of_kind, patterns, summaries
 

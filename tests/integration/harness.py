@@ -166,8 +166,8 @@ def _joined(
     parts: list[Rows], told: np.ndarray, info: ModelInfo, capture: Capture, site: Site
 ) -> np.ndarray:
     width, element_type = info.at(site).width, info.element_type
-    if capture.unembed:
-        width, element_type = capture.unembed.width, ElementType.F32
+    if capture.derived:
+        width, element_type = capture.derived.width, ElementType.F32
     none = np.empty((0, width), element_type.storage)
     bits = np.concatenate([none, *(part.bits for part in parts)])
     positions = [int(position) for part in parts for position in part.positions]

@@ -122,7 +122,7 @@ def test_every_run_gets_every_row_it_gets_alone(compared: list[Compared]) -> Non
             each.run.captures, each.together.captures, each.alone.captures, strict=True
         ):
             assert together.positions == capture.selection.among(ids).tolist(), each.run.id
-            for site, errors in _errors(together, alone, lens=capture.unembed is not None):
+            for site, errors in _errors(together, alone, lens=capture.derived is not None):
                 assert errors.max(initial=0.0) <= TOLERANCE, (each.run, site)
                 worst, rows = max(worst, float(errors.max(initial=0.0))), rows + len(errors)
     print(f"{rows} rows, worst relative error {worst:.1e}")

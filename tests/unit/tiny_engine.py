@@ -238,7 +238,7 @@ class TinyEngine:
         token = int(batch.captured[Site(HookPoint.LOGITS)][span[-1]].argmax())
         yield Tokens(len(span), (token,), (str(token),), str(token))
         for number, capture in enumerate(run.captures):
-            assert capture.unembed is None
+            assert capture.derived is None
             positions = capture.selection.among(run.token_ids)
             for index, site in enumerate(capture.sites):
                 kept = positions

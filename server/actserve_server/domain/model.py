@@ -75,6 +75,8 @@ class ModelInfo:
     attention_unserved: str = ""
     """Why attention patterns are not served; empty when they are."""
     weights: WeightsInfo = NO_WEIGHTS
+    vector_bytes: int = 0
+    """Float32 vectors for which the engine has room; it projects rows where they fit."""
 
     def at(self, site: Site) -> HookPointInfo:
         """What the site's hook point is."""
@@ -82,11 +84,11 @@ class ModelInfo:
 
     def row_width(self, capture: Capture, site: Site) -> int:
         """Elements of a row of one site of a capture."""
-        return capture.unembed.width if capture.unembed else self.at(site).width
+        return capture.derived.width if capture.derived else self.at(site).width
 
     def row_type(self, capture: Capture) -> ElementType:
         """The element type in which the rows of a capture come from the engine."""
-        return ElementType.F32 if capture.unembed else self.element_type
+        return ElementType.F32 if capture.derived else self.element_type
 
     def check_site(self, site: Site, field: FieldPath) -> Site:
         """The site with an absolute layer, or the reason why it is not served."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from actserve_server.domain.operations import Operation
 from actserve_server.domain.positions import Selection, Spans
+from actserve_server.domain.projection import Projected
 from actserve_server.domain.sites import Site
 
 
@@ -117,11 +118,12 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """What to read: every site at every selected position, as rows or as predictions."""
+    """What to read: every site at every selected position, as rows or what is made of them."""
 
     sites: tuple[Site, ...]
     selection: Selection
-    unembed: Unembed | None = None
+    derived: Unembed | Projected | None = None
+    """What is given in place of each row."""
 
     @property
     def spans(self) -> Spans:

@@ -13,6 +13,7 @@ import numpy as np
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.operations import relative_change
+from actserve_server.domain.projection import Projected
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import (
     NEUTRAL,
@@ -110,6 +111,7 @@ class FakeEngine:
         attention_unserved: str = "",
         default_sampling: Sampling = NEUTRAL,
         weights: WeightsInfo = ALL_WEIGHTS,
+        vector_bytes: int = 256 << 20,
         token_delay_s: float = 0.0,
         rows_per_event: int = 8,
     ) -> None:
@@ -131,6 +133,7 @@ class FakeEngine:
             longest_token=vocabulary.longest,
             end_token_ids=(vocabulary.end,),
             element_type=element_type,
+            vector_bytes=vector_bytes,
             limits=limits or Limits(max_sequence_tokens=2048),
             hook_points=describe(shape, unserved or {}),
             attention=() if attention_unserved else attention_rules(shape),
@@ -278,11 +281,15 @@ class FakeEngine:
     ) -> np.ndarray:
         """A row, or what it predicts."""
         past, changes = ids[: position + 1], done.changes[position]
-        if capture.unembed is None:
-            return self._model.row(site, past, changes)
-        following = run.token_ids[position + 1 : position + 2]
-        logits = self._model.logits(site, past, changes)
-        return predict(capture.unembed, logits, following[0] if following else None)
+        match capture.derived:
+            case None:
+                return self._model.row(site, past, changes)
+            case Projected() as projected:
+                return projected.apply(self._model.row(site, past, changes)[None])[0]
+            case unembed:
+                following = run.token_ids[position + 1 : position + 2]
+                logits = self._model.logits(site, past, changes)
+                return predict(unembed, logits, following[0] if following else None)
 
 
 class _Pass:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from actserve_server.domain.attention_rules import AttentionRule
-from actserve_server.readouts.blocks import blocks
-from actserve_server.readouts.ranking import largest
+from actserve_server.domain.blocks import blocks
+from actserve_server.domain.ranking import largest
 
 NO_KEY = -1
 """Stands for a key in a row of a `SparsePattern` that has fewer than were asked for."""

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from actserve_server.domain.blocks import blocks
 from actserve_server.domain.runs import Rows
 from actserve_server.domain.tensors import ElementType, to_float32
-from actserve_server.readouts.blocks import blocks
 from actserve_server.readouts.plan import LogitAttributionReadout
 from actserve_server.readouts.results import ReadLogitAttribution
 

@@ -6,18 +6,18 @@ readouts need of one site is captured once.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import numpy as np
 
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import Positions, Selection, Spans
+from actserve_server.domain.projection import MAX_DIRECTIONS, Projected, Projection
 from actserve_server.domain.runs import Capture, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.weights import LogitDirections
-from actserve_server.readouts.projection import Projection
 from actserve_server.readouts.reductions import Reduction
 
 
@@ -45,6 +45,16 @@ class RowReadout:
     reduction: Reduction | None = None
     statistics: SecondMoments | None = None
     """What to tell of the rows in place of them, beside counts and means; None for the rows."""
+    in_engine: bool = False
+    """Whether the engine projects, see `projected_where_best`."""
+
+    @property
+    def derived(self) -> Projected | None:
+        """What the engine gives in place of rows."""
+        if self.projection is None or not self.in_engine:
+            return None
+        # A reduction is of all components, of which the largest are taken at the end.
+        return Projected(self.projection, None if self.reduction else self.send_top)
 
     @property
     def computed(self) -> bool:
@@ -66,7 +76,7 @@ class RowReadout:
         return tuple(info.at(site).heads for site in self.sites)
 
     def captures(self, selection: Selection) -> tuple[Capture, ...]:
-        return (Capture(self.sites, selection),)
+        return (Capture(self.sites, selection, self.derived),)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -172,6 +182,24 @@ Readout = (
 )
 
 
+def projected_where_best(readouts: Iterable[Readout], info: ModelInfo) -> tuple[Readout, ...]:
+    """The readouts of a call, of which the engine projects what it had better, beside the model:
+    where it then sends no more than the rows themselves in 16 bits, and as long as it has room for
+    the directions beside the vectors of interventions."""
+    chosen, room = [], info.vector_bytes // 2
+    for each in readouts:
+        if isinstance(each, RowReadout) and (projection := each.projection) is not None:
+            there = replace(each, in_engine=True)
+            assert there.derived is not None
+            directions, width = projection.directions.shape
+            small = 2 * there.derived.width <= width and directions <= MAX_DIRECTIONS
+            if small and projection.nbytes <= room:
+                room -= projection.nbytes
+                each = there
+        chosen.append(each)
+    return tuple(chosen)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Placed:
     """A readout in one sequence."""
@@ -215,11 +243,11 @@ class Plan:
 def plan(placed: tuple[Placed, ...], prompt_ids: tuple[int, ...]) -> Plan:
     """Shares what readouts need: one capture for each selection, of all sites wanted there."""
     needed = [each.captures for each in placed]
-    numbers: dict[tuple[Selection, Unembed | None], int] = {}
+    numbers: dict[tuple[Selection, Unembed | Projected | None], int] = {}
     uses: list[dict[Site, list[Use]]] = []
     for readout, own in enumerate(needed):
         for part, capture in enumerate(own):
-            number = numbers.setdefault((capture.selection, capture.unembed), len(uses))
+            number = numbers.setdefault((capture.selection, capture.derived), len(uses))
             if number == len(uses):
                 uses.append({})
             for index, site in enumerate(capture.sites):
@@ -227,8 +255,8 @@ def plan(placed: tuple[Placed, ...], prompt_ids: tuple[int, ...]) -> Plan:
     return Plan(
         placed=placed,
         captures=tuple(
-            Capture(tuple(uses[number]), selection, unembed)
-            for (selection, unembed), number in numbers.items()
+            Capture(tuple(uses[number]), selection, derived)
+            for (selection, derived), number in numbers.items()
         ),
         uses={
             (number, index): tuple(users)
@@ -236,7 +264,7 @@ def plan(placed: tuple[Placed, ...], prompt_ids: tuple[int, ...]) -> Plan:
             for index, users in enumerate(sites.values())
         },
         parts=tuple(
-            tuple(numbers[capture.selection, capture.unembed] for capture in own) for own in needed
+            tuple(numbers[capture.selection, capture.derived] for capture in own) for own in needed
         ),
         prompt_ids=prompt_ids,
     )

@@ -11,13 +11,14 @@ from typing import Protocol
 import numpy as np
 
 from actserve_server.domain.attention_rules import AttentionRule
+from actserve_server.domain.blocks import blocks
 from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.ranking import largest
 from actserve_server.domain.runs import Finished, Rows
 from actserve_server.domain.tensors import ElementType, to_float32
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.readouts.attention_patterns import pattern_blocks, top_k
 from actserve_server.readouts.attention_summary import summarize
-from actserve_server.readouts.blocks import blocks
 from actserve_server.readouts.logit_attribution import Attributions
 from actserve_server.readouts.plan import (
     AttentionReadout,
@@ -29,7 +30,6 @@ from actserve_server.readouts.plan import (
     Readout,
     RowReadout,
 )
-from actserve_server.readouts.ranking import largest
 from actserve_server.readouts.results import (
     ReadAttention,
     ReadAttentionSummary,
@@ -115,6 +115,12 @@ class _RowReader:
         self._reducers = [readout.reduction.start() for _ in readout.sites if readout.reduction]
 
     def add(self, part: int, site_index: int, rows: Rows) -> Results:
+        if (derived := self._readout.derived) is not None:
+            values, indices = derived.split(rows.bits)
+            if not self._reducers:
+                return (_computed(site_index, rows.positions, values, indices),)
+            reduced = self._reduce(site_index, values)
+            return tuple(reduced) if values.size < QUICK_OPERATIONS else reduced
         if self._readout.computed:
             projection, results = self._readout.projection, self._compute(site_index, rows)
             each = 1 if projection is None else len(projection.directions)
@@ -142,6 +148,10 @@ class _RowReader:
                 self._reducers[site].add(values)
             elif projection is not None:
                 yield self._projected(site, rows.positions[block], values)
+
+    def _reduce(self, site: int, values: np.ndarray) -> Iterator[Result]:
+        self._reducers[site].add(values)
+        yield from ()
 
     def _projected(self, site: int, positions: np.ndarray, values: np.ndarray) -> ReadRows:
         projection, top = self._readout.projection, self._readout.send_top

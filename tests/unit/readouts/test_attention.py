@@ -13,7 +13,7 @@ from transformers.masking_utils import sliding_window_causal_mask_function
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gpt_oss import modeling_gpt_oss
 
-from actserve_server.readouts import blocks
+from actserve_server.domain import blocks
 from actserve_server.readouts.attention_patterns import (
     NO_KEY,
     AttentionRule,

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -13,11 +13,11 @@ import pytest
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.model import HookPointInfo, Limits, ModelInfo
 from actserve_server.domain.positions import NO_END, AllPositions, Selection, Spans
+from actserve_server.domain.projection import Activation, Identity, Projection, ReLU, TopK
 from actserve_server.domain.runs import Finished, FinishReason, Rows, Unembed
 from actserve_server.domain.sites import HookPoint, Site
-from actserve_server.domain.tensors import ElementType, convert
+from actserve_server.domain.tensors import ElementType, convert, to_float32
 from actserve_server.readouts import plan, readers
-from actserve_server.readouts.projection import Projection
 from actserve_server.readouts.reductions import Reduction
 from actserve_server.readouts.results import (
     ReadAttention,
@@ -64,6 +64,11 @@ READOUTS = {
     "largest": rows_of(projection=PROJECTION, send_top=2),
     "mean": rows_of(reduction=Reduction.MEAN),
     "largest of the mean": rows_of(projection=PROJECTION, send_top=2, reduction=Reduction.MEAN),
+    "projected in the engine": rows_of(projection=PROJECTION, in_engine=True),
+    "largest in the engine": rows_of(projection=PROJECTION, send_top=2, in_engine=True),
+    "largest of the mean, projected in the engine": rows_of(
+        projection=PROJECTION, send_top=2, reduction=Reduction.MEAN, in_engine=True
+    ),
     "predictions": plan.PredictionReadout(
         sites=SITES, unembed=Unembed(2, (7,)), positions=AllPositions()
     ),
@@ -75,8 +80,9 @@ READOUTS = {
         layers=(0,), positions=AllPositions(), offsets=(2,), top_keys=3
     ),
 }
-HEAVY = {name for name, item in READOUTS.items() if "projected" in name or "largest" in name}
+HEAVY = {name for name in READOUTS if "projected" in name or "largest" in name}
 HEAVY |= {"mean", "attention", "summary"}
+HEAVY -= {"projected in the engine", "largest in the engine"}
 
 
 def planned(*readouts: plan.Readout) -> plan.Plan:
@@ -203,9 +209,10 @@ async def test_readouts_that_are_read_together_give_what_each_gives_alone() -> N
 
 def test_a_site_is_captured_once_at_the_same_positions() -> None:
     every = planned(*READOUTS.values())
-    captured = [(site, capture.unembed) for capture in every.captures for site in capture.sites]
+    captured = [(site, capture.derived) for capture in every.captures for site in capture.sites]
     assert len({*captured}) == len(captured)
-    assert len(every.captures) == 2  # Rows, queries and keys; and predictions.
+    # Rows, queries and keys; predictions; all components, and the largest.
+    assert len(every.captures) == 4
 
 
 def test_what_is_read_elsewhere_is_captured_apart() -> None:
@@ -214,3 +221,68 @@ def test_what_is_read_elsewhere_is_captured_apart() -> None:
     apart = plan.plan((plan.Placed(readout, EVERY), plan.Placed(readout, last)), PROMPT_IDS)
     assert [capture.selection for capture in apart.captures] == [EVERY, last]
     assert all(capture.sites == SITES for capture in apart.captures)
+
+
+PROJECTED = {
+    "all": {},
+    "largest": {"send_top": 2},
+    "mean": {"reduction": Reduction.MEAN},
+    "last": {"reduction": Reduction.LAST},
+    "largest of the largest": {"send_top": 3, "reduction": Reduction.MAX},
+}
+
+
+@pytest.mark.parametrize("fields", PROJECTED.values(), ids=PROJECTED)
+@pytest.mark.parametrize("activation", [Identity(), ReLU(), TopK(2)], ids=str)
+async def test_projected_in_the_engine_or_here_is_the_same(
+    activation: Activation, fields: dict[str, Any]
+) -> None:
+    projection = replace(PROJECTION, activation=activation)
+    rows = RNG.standard_normal((TOKENS, WIDTH)).astype(np.float32)
+    given: list[dict[Any, list[np.ndarray]]] = []
+    for in_engine in (False, True):
+        wanted = planned(rows_of(projection=projection, in_engine=in_engine, **fields))
+        (capture,) = wanted.captures
+        derived, reading = capture.derived, readers.Reading(wanted, INFO)
+        assert (derived is not None) is in_engine
+        bits = convert(rows, ElementType.F32, ElementType.BF16)
+        exact = to_float32(bits, ElementType.BF16)
+        items = []
+        for low, high in pairwise([0, 1, 5, TOKENS]):
+            for site in range(len(SITES)):
+                part = derived.apply(exact[low:high]) if derived else bits[low:high]
+                event = Rows(0, site, np.arange(low, high), part)
+                items += [item async for _, item in reading.read(event)]
+        finished = Finished(FinishReason.LENGTH, 1, (np.arange(TOKENS),))
+        items += [item async for _, item in reading.read(finished)]
+        given.append(joined(items))
+    here, there = given
+    assert here.keys() == there.keys()
+    for key in here:
+        for one, other in zip(here[key], there[key], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+WIDE = Projection(np.ones((5, 8), np.float32))
+NARROW = Projection(np.ones((4, 8), np.float32), np.ones(4, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("readouts", "room", "there"),
+    [
+        ([rows_of()], 1000, [None]),
+        ([rows_of(projection=NARROW)], 2 * 144, [True]),
+        ([rows_of(projection=NARROW)], 2 * 143, [False]),
+        ([rows_of(projection=NARROW)] * 3, 4 * 144, [True, True, False]),
+        ([rows_of(projection=WIDE)], 1000, [False]),
+        ([rows_of(projection=WIDE, send_top=2)], 1000, [True]),
+        ([rows_of(projection=WIDE, send_top=3)], 1000, [False]),
+        ([rows_of(projection=WIDE, send_top=2, reduction=Reduction.MEAN)], 1000, [False]),
+    ],
+)
+def test_the_engine_projects_where_it_has_room_and_less_is_sent(
+    readouts: list[plan.Readout], room: int, there: list[bool | None]
+) -> None:
+    chosen = plan.projected_where_best(readouts, replace(INFO, vector_bytes=room))
+    found = [each.in_engine if each.projection else None for each in chosen]  # type: ignore[union-attr]
+    assert found == there

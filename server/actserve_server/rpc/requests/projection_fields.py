@@ -2,8 +2,7 @@
 
 from actserve.v1 import readout_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
-from actserve_server.domain.sites import Site
-from actserve_server.readouts.projection import (
+from actserve_server.domain.projection import (
     Activation,
     Identity,
     JumpReLU,
@@ -11,6 +10,7 @@ from actserve_server.readouts.projection import (
     ReLU,
     TopK,
 )
+from actserve_server.domain.sites import Site
 from actserve_server.rpc.requests import vector_sources
 from actserve_server.rpc.requests.vector_sources import Found, Target
 

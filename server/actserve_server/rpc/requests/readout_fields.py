@@ -1,7 +1,7 @@
 """Readouts from the wire: parsed once a call, then placed into each sequence."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from actserve_server.readouts.plan import (
     RowReadout,
     SecondMoments,
     plan,
+    projected_where_best,
 )
 from actserve_server.readouts.reductions import Reduction
 from actserve_server.readouts.statistics import held_bytes
@@ -258,9 +259,13 @@ def _parse(
     attributions: Mapping[int, LogitAttributionReadout],
     field: FieldPath,
 ) -> tuple[ReadoutRequest, ...]:
-    return tuple(
+    requests = [
         _readout(item, store, found, attributions.get(i), (*field, i))
         for i, item in enumerate(wire)
+    ]
+    best = projected_where_best((each.readout for each in requests), found.info)
+    return tuple(
+        replace(each, readout=readout) for each, readout in zip(requests, best, strict=True)
     )
 
 

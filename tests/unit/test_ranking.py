@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from actserve_server.readouts import blocks
-from actserve_server.readouts.ranking import largest
+from actserve_server.domain import blocks
+from actserve_server.domain.ranking import largest
 
 NAN, INF = math.nan, math.inf
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from actserve_server.readouts import blocks
-from actserve_server.readouts.projection import (
+from actserve_server.domain import blocks
+from actserve_server.domain.projection import (
     Activation,
     Identity,
     JumpReLU,

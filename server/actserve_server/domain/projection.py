@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actserve_server.readouts.blocks import blocks
-from actserve_server.readouts.ranking import largest
+from actserve_server.domain.blocks import blocks
+from actserve_server.domain.ranking import largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,14 @@ class Projection:
             self.activation.apply(values[block])
         return values
 
+    @property
+    def nbytes(self) -> int:
+        """Of everything that has a number for each direction."""
+        parts = [self.directions, self.bias]
+        if isinstance(self.activation, JumpReLU):
+            parts.append(self.activation.threshold)
+        return sum(each.nbytes for each in parts if each is not None)
+
     def top(self, rows: np.ndarray, top_k: int) -> SparseRows:
         """The `top_k` largest values of each of `rows`, float32 [n, width], after the activation.
 
@@ -113,3 +121,37 @@ class Projection:
         for block in blocks(len(rows), len(self.directions)):
             top.indices[block], top.values[block] = largest(self.apply(rows[block]), count)
         return top
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """Reads a row as its components along directions.
+
+    What comes back in place of the row is float32 [`width`], see `split`.
+    """
+
+    projection: Projection
+    top_k: int | None = None
+    """How many of the largest components to report; all if None. At most as many as directions."""
+
+    @property
+    def width(self) -> int:
+        return len(self.projection.directions) if self.top_k is None else 2 * self.top_k
+
+    def apply(self, rows: np.ndarray) -> np.ndarray:
+        """What comes back of `rows`, float32 [n, row width]."""
+        if self.top_k is None:
+            return self.projection.apply(rows)
+        top = self.projection.top(rows, self.top_k)
+        return np.concatenate([top.indices.astype(np.float32), top.values], axis=1)
+
+    def split(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The components, float32, and the direction of each, int64, or None if all are there."""
+        if self.top_k is None:
+            return rows, None
+        # Exact: a float32 holds every integer up to 2^24.
+        return rows[:, self.top_k :], rows[:, : self.top_k].astype(np.int64)
+
+
+MAX_DIRECTIONS = 1 << 24
+"""That `Projected` can number."""

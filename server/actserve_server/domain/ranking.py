@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from actserve_server.readouts.blocks import blocks
+from actserve_server.domain.blocks import blocks
 
 _COLUMN_BITS = 32
 _COLUMN_MASK = (1 << _COLUMN_BITS) - 1
