@@ -1,9 +1,11 @@
 import pytest
 
-from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.bank import VectorBank
 from tests.unit.vllm.batches import CPU
+
+BANK_BYTES = 1 << 20
 
 
 @pytest.fixture
-def banks() -> Banks:
-    return Banks(CPU)
+def bank() -> VectorBank:
+    return VectorBank(CPU, BANK_BYTES)

@@ -180,11 +180,11 @@ def test_the_next_token_is_known_within_the_prompt_alone(worker: Worker, ring: R
 
 def test_a_run_ends_with_its_request_and_frees_its_vectors(worker: Worker) -> None:
     worker.step(worker.model_runner.set_batch(("s", 0, 1)), {"s": STEERED})
-    assert worker._banks.used == 1
+    assert worker._bank.used_bytes == 4 * WIDTH
     hidden = worker.model_runner.set_batch(("p", 0, 1))
     output = worker.step(hidden, {"p": PLAIN}, {"s"})
     torch.testing.assert_close(output, _plain(worker, hidden))
-    assert worker._banks.used == 0
+    assert worker._bank.used_bytes == 0
 
 
 def test_a_resumed_request_that_is_announced_again_keeps_its_run(worker: Worker) -> None:
@@ -192,7 +192,7 @@ def test_a_resumed_request_that_is_announced_again_keeps_its_run(worker: Worker)
         hidden = worker.model_runner.set_batch(("s", 0, 1))
         output = worker.step(hidden, {"s": STEERED})
         torch.testing.assert_close(output, _steered(worker, hidden))
-    assert worker._banks.used == 1
+    assert worker._bank.used_bytes == 4 * WIDTH
 
 
 def test_a_request_id_that_is_used_again_gets_its_new_run(worker: Worker) -> None:

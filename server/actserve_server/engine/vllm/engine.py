@@ -15,7 +15,6 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
-from actserve_server.domain.operations import tensor_bytes
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import (
     Capture,
@@ -32,6 +31,7 @@ from actserve_server.domain.runs import (
 from actserve_server.domain.tensors import ElementType
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.fair_threads import off_loop
+from actserve_server.engine.forms import vector_bytes
 from actserve_server.engine.vllm import startup, wire
 from actserve_server.engine.vllm.cache_salt import cache_salt
 from actserve_server.engine.vllm.collector import Collector
@@ -41,6 +41,7 @@ from actserve_server.engine.vllm.placing import prompt_of
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.sampling import ending, sampling_params
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
+from actserve_server.engine.vllm.vector_uploads import VectorUploads
 from actserve_server.engine.vllm.weight_reader import WeightReader
 
 ARRIVAL_TIMEOUT_S = 30.0
@@ -53,8 +54,6 @@ SHUTDOWN_TIMEOUT_S = 30.0
 """How long vLLM's processes may take to end; killed ones leave their shared memory behind."""
 
 _FLUSH_BYTES = 512 << 10
-_LARGE_BYTES = 256 << 10
-"""Of the vectors of a run's edits: more are hashed and encoded in a thread."""
 _FLUSH_SECONDS = 0.1
 """Generated rows are handed on in batches of this size, or this old, whichever is first."""
 
@@ -76,6 +75,7 @@ class VllmEngine:
         self._info = info
         self._collector = collector
         self._weights = weights
+        self._uploads = VectorUploads(llm)
         self._tokenizer = PromptTokenizer(llm.get_tokenizer(), info.vocabulary_size)
         self._defaults = llm.model_config.get_diff_sampling_param()
         self._keys = itertools.count(1)
@@ -104,6 +104,11 @@ class VllmEngine:
     def vllm(self) -> AsyncLLM:
         """vLLM's own engine, for benchmarks and tests that compare with it."""
         return self._llm
+
+    @property
+    def uploaded_bytes(self) -> int:
+        """Of vectors that runs have in common in the workers."""
+        return self._uploads.held_bytes
 
     @property
     def open_inboxes(self) -> int:
@@ -152,19 +157,23 @@ class VllmEngine:
             raise ActserveError(
                 Reason.FEATURE_DISABLED, "this engine was not started to place embeddings"
             )
-        if sum(tensor_bytes(each.operation) for each in run.interventions) > _LARGE_BYTES:
+        if sum(vector_bytes(run.interventions).values()) > wire.INLINE_BYTES:
             taps, salt, params = await off_loop(self._prepare, run)
         else:
             taps, salt, params = self._prepare(run)
         prompt = prompt_of(run, salt, self._info.width, model.dtype)
+        uploads = taps.vectors.values() if taps and taps.uploads else ()
         try:
-            outputs = self._llm.generate(prompt, params, run.id)  # type: ignore[arg-type]
-            events = self._run_tapped(run, outputs, taps) if taps else self._run_plain(run, outputs)
-            # Closed from the inside out: vLLM aborts a request when its outputs are closed, and
-            # they can only be closed when nobody waits for the next one.
-            async with aclosing(outputs), aclosing(events):
-                async for event in events:
-                    yield event
+            async with self._uploads.held(uploads):
+                outputs = self._llm.generate(prompt, params, run.id)  # type: ignore[arg-type]
+                events = (
+                    self._run_tapped(run, outputs, taps) if taps else self._run_plain(run, outputs)
+                )
+                # Closed from the inside out: vLLM aborts a request when its outputs are closed, and
+                # they can only be closed when nobody waits for the next one.
+                async with aclosing(outputs), aclosing(events):
+                    async for event in events:
+                        yield event
         except VLLMClientError as error:
             # What vLLM refuses and the edge did not know of.
             raise ActserveError(Reason.FIELD_INVALID, f"vLLM refuses this: {error}") from error

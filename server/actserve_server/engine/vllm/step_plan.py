@@ -5,7 +5,7 @@ rows lie and which absolute position the first has. Everything is decided by abs
 chunked prefill, preemption and recomputation need no case of their own.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ import torch
 
 from actserve_server.domain.positions import Spans
 from actserve_server.domain.runs import Unembed
-from actserve_server.engine.vllm.bank import Banks
-from actserve_server.engine.vllm.kernels import Kernel
+from actserve_server.engine.forms import Kernel
+from actserve_server.engine.vllm.bank import Block, VectorBank
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.taps import CaptureWork, EditWork, RowsAt, StepPlan
@@ -33,8 +33,8 @@ class SiteEdit:
     number: int
     """Counts the run's edits, site by site: what its receipts are called."""
     edit: Edit
-    slots: np.ndarray
-    """Of the edit's vectors in the bank of their width."""
+    block: Block
+    """Of the edit's vectors in the bank."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,26 +44,27 @@ class TappedRun:
     taps: RunTaps
     edits: Mapping[SiteKey, list[SiteEdit]]
     """By site, in the order in which they apply."""
+    blocks: Sequence[Block] = ()
+    """Of the vectors of its edits, one for each."""
     reached: int = 0
     """Positions below this were computed for this run, or skipped and receipted."""
 
     @staticmethod
-    def start(taps: RunTaps, banks: Banks) -> "TappedRun":
-        """Uploads the run's vectors."""
+    def start(taps: RunTaps, bank: VectorBank) -> "TappedRun":
+        """Holds the run's vectors in the bank, all or none. Raises as `VectorBank.hold`."""
         edits: dict[SiteKey, list[SiteEdit]] = {}
+        blocks = bank.hold_all([edit.form.vectors for edit in taps.edits])
         number = 0
-        for edit in taps.edits:
-            slots = banks.of(edit.form.vectors.shape[1]).put(edit.form.vectors)
+        for edit, block in zip(taps.edits, blocks, strict=True):
             for site in edit.sites:
-                edits.setdefault(site, []).append(SiteEdit(number, edit, slots))
+                edits.setdefault(site, []).append(SiteEdit(number, edit, block))
                 number += 1
-        return TappedRun(taps, edits)
+        return TappedRun(taps, edits, blocks)
 
-    def end(self, banks: Banks) -> None:
-        """Frees the slots of the run's vectors."""
-        first = {id(item.edit): item for items in self.edits.values() for item in items}
-        for item in first.values():
-            banks.of(item.edit.form.vectors.shape[1]).release(item.slots)
+    def end(self, bank: VectorBank) -> None:
+        """Lets go of the run's vectors."""
+        for block in self.blocks:
+            bank.release(block)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,11 +134,11 @@ class RoutedStep:
     receipts: Receipts | None
 
 
-def route(batch: Iterable[BatchRows], banks: Banks, model: Model) -> RoutedStep | None:
+def route(batch: Iterable[BatchRows], bank: VectorBank, model: Model) -> RoutedStep | None:
     """The step's plan, or None if no run of the batch has anything to do in it."""
     rows = list(batch)
-    blocks, captures = _captures(rows, banks.device, model)
-    edits, receipts = _edits(rows, banks, model)
+    blocks, captures = _captures(rows, bank.device, model)
+    edits, receipts = _edits(rows, bank, model)
     if not blocks and receipts is None:
         return None
     plan = StepPlan()
@@ -200,21 +201,24 @@ def _captures(
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """Rows that one kernel changes at one site: of many runs, but for LINEAR of one."""
+    """Rows that one kernel changes at one site, of many runs; for LINEAR of those with the same
+    vectors."""
 
     edit: Edit
     indices: list[np.ndarray] = field(default_factory=list)
     noted: list[np.ndarray] = field(default_factory=list)
-    slots: list[np.ndarray] = field(default_factory=list)
+    offsets: list[np.ndarray] = field(default_factory=list)
     scalars: list[np.ndarray] = field(default_factory=list)
 
-    def work(self, site: SiteKey, banks: Banks, model: Model, changes: torch.Tensor) -> EditWork:
-        edit, device = self.edit, banks.device
-        slots, scalars = np.concatenate(self.slots), np.concatenate(self.scalars)
+    def work(
+        self, site: SiteKey, bank: VectorBank, model: Model, changes: torch.Tensor
+    ) -> EditWork:
+        edit, device = self.edit, bank.device
+        offsets, scalars = np.concatenate(self.offsets), np.concatenate(self.scalars)
         heads = torch.tensor(edit.heads, device=device) if edit.heads else None
-        if heads is not None and len(slots) > 1:
-            slots, scalars = (np.repeat(each, len(heads), axis=0) for each in (slots, scalars))
-        vectors = banks.of(edit.form.vectors.shape[1]).gather(slots)
+        if heads is not None and len(offsets) > 1:
+            offsets, scalars = (np.repeat(each, len(heads), axis=0) for each in (offsets, scalars))
+        vectors = bank.gather(offsets, edit.form.vectors.width)
         return EditWork(
             at=model.rows_at(site, _to(np.concatenate(self.indices), device)),
             kernel=edit.form.kernel,
@@ -257,7 +261,7 @@ class _ReceiptTable:
 
 
 def _edits(
-    rows: list[BatchRows], banks: Banks, model: Model
+    rows: list[BatchRows], bank: VectorBank, model: Model
 ) -> tuple[dict[SiteKey, list[EditWork]], Receipts | None]:
     # By site and by which of its run's edits there it is: the first ones of all runs go together,
     # then the second ones.
@@ -285,20 +289,20 @@ def _edits(
                     _add(group, step, item, positions[matches], noted[matches])
         run.reached = max(run.reached, end)
 
-    receipts = table.receipts(banks.device)
+    receipts = table.receipts(bank.device)
     works: dict[SiteKey, list[EditWork]] = {}
     if receipts is not None:
         for site, turn in sorted(groups):
             for group in groups[site, turn].values():
-                works.setdefault(site, []).append(group.work(site, banks, model, receipts.changes))
+                works.setdefault(site, []).append(group.work(site, bank, model, receipts.changes))
     return works, receipts
 
 
 def _shared(step: SiteEdit) -> tuple:
     """Edits of which this is equal go through one kernel together."""
     form = step.edit.form
-    own = int(step.slots[0]) if form.kernel is Kernel.LINEAR else -1
-    return form.kernel, step.edit.heads, form.vectors.shape[1], own
+    own = (form.vectors.digest, form.scalars) if form.kernel is Kernel.LINEAR else ()
+    return form.kernel, step.edit.heads, form.vectors.width, own
 
 
 def _add(
@@ -309,12 +313,12 @@ def _add(
     group.noted.append(noted)
     scalars = np.array([form.scalars], np.float32)
     if form.kernel is Kernel.LINEAR:
-        group.slots, group.scalars = [step.slots[None]], [scalars]
+        group.offsets, group.scalars = [step.block.offsets[None]], [scalars]
         return
     which = np.zeros(count, np.int64)
-    if len(step.slots) > 1:
+    if form.vectors.count > 1:
         which = _ordinals(step.edit.selection.spans, positions)
-    group.slots.append(step.slots[which][:, None])
+    group.offsets.append(step.block.offsets[which][:, None])
     group.scalars.append(np.repeat(scalars, count, axis=0))
 
 

@@ -6,7 +6,7 @@ model runner's `_model_forward`, which vLLM documents as the place to see a forw
 batch is final: whatever reordered it has run.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm import taps, wire
 from actserve_server.engine.vllm.attach import attach_taps
 from actserve_server.engine.vllm.attention import describe_attention
-from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.bank import BankFullError, VectorBank
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import family_of
 from actserve_server.engine.vllm.head import Head
@@ -47,6 +47,8 @@ class WorkerConfig:
 
     ring_folder: str
     hook_points: tuple[str, ...] = tuple(HookPoint)
+    vector_budget_bytes: int = 256 << 20
+    """What the vectors of running requests take at most."""
     server: int | None = None
     """The process that this worker is to end with."""
 
@@ -84,7 +86,7 @@ class TapWorker:
             self._dimensions.vocabulary_size,
         )
         self._weights = Weights(model, family, self._dimensions, self.rank, ranks)
-        self._banks = Banks(self.device)
+        self._bank = VectorBank(self.device, ours.vector_budget_bytes)
         self._runs: dict[str, TappedRun] = {}
         # Rows are the same on every tensor-parallel rank once gathered; one sends them.
         self._shipper = (
@@ -106,21 +108,40 @@ class TapWorker:
         """A method of `Weights` by name: the part that this rank holds."""
         return getattr(self._weights, what)(*of)
 
+    def upload_vectors(self, pieces: Sequence[Sequence[Any]]) -> bool:
+        """Arguments of `VectorBank.upload`; it does no harm to get them again. False if there is no
+        room now: requests that have ended hold their vectors until the next step."""
+        try:
+            for piece in pieces:
+                self._bank.upload(*piece)
+        except BankFullError:
+            return False
+        return True
+
+    def drop_vectors(self, uploads: Sequence[Sequence[Any]]) -> None:
+        """Arguments of `VectorBank.drop`."""
+        for each in uploads:
+            self._bank.drop(*each)
+
+    def held_vector_bytes(self) -> int:
+        """What the bank holds."""
+        return self._bank.used_bytes
+
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         # Finished covers aborted; a preempted request is neither and keeps its run.
         for request_id in scheduler_output.finished_req_ids:
             if run := self._runs.pop(request_id, None):
-                run.end(self._banks)
+                run.end(self._bank)
         for request in scheduler_output.scheduled_new_reqs:
             extra = getattr(request.sampling_params, "extra_args", None) or {}
             message = extra.get(wire.EXTRA_ARG)
             # A resumed request may be announced as new again; its run goes on.
             if message and request.req_id not in self._runs:
-                self._runs[request.req_id] = TappedRun.start(wire.decode(message), self._banks)
+                self._runs[request.req_id] = TappedRun.start(wire.decode(message), self._bank)
         return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        routed = route(self._tapped_rows(), self._banks, self._model) if self._runs else None
+        routed = route(self._tapped_rows(), self._bank, self._model) if self._runs else None
         if routed is None:
             return self._vllm_forward(*args, **kwargs)
         with taps.step(routed.plan):
