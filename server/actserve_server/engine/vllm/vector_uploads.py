@@ -22,8 +22,10 @@ MESSAGE_BYTES = 4 << 20
 """Of vectors in one message, for which the engine pauses between two steps."""
 
 ROOM_TIMEOUT_S = 10.0
-"""How long vectors wait for room. Who asks has counted that they fit, so all that can be in their
-place are those of runs that have just ended, until the engine's next step."""
+ROOM_TRIES = 10
+"""How long, and how often at least, vectors ask for room. Who asks has counted that they fit, so
+all that can be in their place are those of runs that have just ended, until the engine's next step,
+which on a CPU may take longer than this."""
 
 _RETRY_S = 0.01
 RETRY_AFTER_S = 1.0
@@ -118,13 +120,14 @@ class VectorUploads:
         await self._send_message(message)
 
     async def _send_message(self, pieces: Sequence[_Piece]) -> None:
-        deadline = time.monotonic() + ROOM_TIMEOUT_S
+        deadline, tries = time.monotonic() + ROOM_TIMEOUT_S, 0
         # Nothing may be sent of what was dropped meanwhile.
         while wanted := [piece for piece in pieces if piece.upload.runs]:
             messages = [piece.message for piece in wanted]
             if all(await self._llm.collective_rpc("upload_vectors", args=(messages,))):
                 return
-            if time.monotonic() > deadline:
+            tries += 1
+            if tries >= ROOM_TRIES and time.monotonic() > deadline:
                 size = sum(piece.nbytes for piece in wanted)
                 raise ActserveError(
                     Reason.QUEUE_FULL,
