@@ -112,6 +112,12 @@ def main() -> None:
     parser.add_argument(
         "--modes", type=re.compile, default=".*", help="regular expression; all modes by default"
     )
+    parser.add_argument(
+        "--languages",
+        type=re.compile,
+        default=".*",
+        help="of the clients; regular expression; all by default",
+    )
     parser.add_argument("--only", choices=PARTS, help="one part of it; all by default")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
@@ -146,7 +152,7 @@ def main() -> None:
         repeats = measure_repeats(arguments.model, arguments.dtype, log)
     clients = []
     if "clients" in parts:
-        clients = measure_clients(arguments.rounds, log)
+        clients = measure_clients(arguments.rounds, arguments.languages, log)
     door = None
     if "door" in parts:
         door = measure_door(arguments.model, arguments.dtype, log)

@@ -4,6 +4,7 @@ The server has its answers ready as bytes, so that what is measured is what clie
 check, decode and put together. Languages take turns in every round.
 """
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ WIDTH = 4096
 CHUNK_ROWS = 64
 """Rows of one message, 1 MiB as float32."""
 SECONDS = 3.0
+WARM_UP_SECONDS = 10.0
+"""Compilers that run beside the program, Java's above all, take seconds to be done."""
 _SITE = {"hookPoint": "HOOK_POINT_RESID_POST", "layer": 1}
 
 
@@ -88,16 +91,21 @@ class ClientFigures:
     """Of one row each, 8 at once."""
 
 
-def measure_clients(rounds: int, progress: Console) -> list[ClientFigures]:
-    """Of the languages whose drivers are built (`make clients`)."""
-    languages = [language for language in LANGUAGES if not why_not(language)]
+def measure_clients(rounds: int, wanted: re.Pattern[str], progress: Console) -> list[ClientFigures]:
+    """Of the wanted languages whose drivers are built (`make clients`)."""
+    languages = [
+        language
+        for language in LANGUAGES
+        if wanted.fullmatch(language.name) and not why_not(language)
+    ]
     drivers = {language.name: Driver(language) for language in languages}
     rates: dict[tuple[str, str], list[float]] = {}
     with _serving() as address:
         for number in range(-1, rounds):  # Round -1 warms up.
             for load in LOADS:
                 for name, driver in drivers.items():
-                    figures = _measured(driver, load, address)
+                    seconds = SECONDS if number >= 0 else WARM_UP_SECONDS
+                    figures = _measured(driver, load, address, seconds)
                     per_call = figures["bytes"] if load.rows > 1 else figures["calls"]
                     rate = per_call / figures["seconds"] / (1e6 if load.rows > 1 else 1)
                     progress.print(f"round {number}: {load.name}, {name}: {rate:.0f}")
@@ -110,14 +118,14 @@ def measure_clients(rounds: int, progress: Console) -> list[ClientFigures]:
     ]
 
 
-def _measured(driver: Driver, load: Load, address: str) -> dict[str, Any]:
+def _measured(driver: Driver, load: Load, address: str, seconds: float) -> dict[str, Any]:
     answer = driver.ask(
         {
             "operation": "measure",
             "client": {"targets": [address]},
             "method": "FetchActivations",
             "request": load.request,
-            "seconds": SECONDS,
+            "seconds": seconds,
             "concurrency": load.concurrency,
         }
     )

@@ -89,7 +89,11 @@ impl Answer {
                 && bytes - PREFIX >= LARGEST.min(length)
             {
                 self.left = self.unary.then_some(PREFIX + length);
-                break;
+                // The only message of a unary call counts no sooner than its status, so that is
+                // read too, unless more comes than the one message.
+                if !self.unary || bytes - PREFIX > length {
+                    break;
+                }
             }
         }
         self.read = read;

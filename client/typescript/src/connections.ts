@@ -41,7 +41,15 @@ const PASS_OVER_MS = 30_000;
 
 /** Node's windows of 64 KiB would hold up rows wherever the way is long. */
 const CONNECTION_WINDOW_BYTES = 16 << 20;
-const SETTINGS = { enablePush: false, initialWindowSize: 4 << 20 };
+
+/** Every piece of a message that comes costs promises, and frames of the default are 16 KiB. */
+const FRAME_BYTES = 1 << 20;
+
+const SETTINGS = {
+  enablePush: false,
+  initialWindowSize: 4 << 20,
+  maxFrameSize: FRAME_BYTES,
+};
 
 /** What a connection to a target is. */
 interface Connection {

@@ -6,10 +6,11 @@ import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.TlsChannelCredentials;
+import java.io.ByteArrayInputStream;
 import java.io.IOException;
-import java.io.InputStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.security.GeneralSecurityException;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -184,12 +185,21 @@ public final class ActserveClientBuilder {
         credentials.trustManager(authorities.get().toFile());
       }
       if (certificate.isPresent()) {
-        try (InputStream chain = Files.newInputStream(certificate.get());
-            InputStream secret = PrivateKeys.read(key.get())) {
-          credentials.keyManager(chain, secret);
+        byte[] chain = Files.readAllBytes(certificate.get());
+        byte[] secret = PrivateKeys.read(key.get());
+        if (!PrivateKeys.belongs(secret, chain)) {
+          throw invalid(
+              "tls",
+              "the key of %s is not that of the certificate of %s; give the key that the"
+                  + " certificate was issued for",
+              key.get(),
+              certificate.get());
         }
+        credentials.keyManager(new ByteArrayInputStream(chain), new ByteArrayInputStream(secret));
       }
-    } catch (IOException | RuntimeException unreadable) {
+    } catch (ActserveException refused) {
+      throw refused;
+    } catch (IOException | GeneralSecurityException | RuntimeException unreadable) {
       // A key that is no base64 is an IllegalArgumentException.
       throw invalid("tls", "a file for TLS cannot be read: %s", unreadable.getMessage());
     }

@@ -3,13 +3,22 @@ package dev.actserve;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
-import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.security.GeneralSecurityException;
+import java.security.InvalidKeyException;
+import java.security.KeyFactory;
+import java.security.PublicKey;
+import java.security.Signature;
+import java.security.SignatureException;
+import java.security.cert.CertificateFactory;
+import java.security.spec.InvalidKeySpecException;
+import java.security.spec.PKCS8EncodedKeySpec;
 import java.util.Arrays;
 import java.util.Base64;
 import java.util.HexFormat;
+import java.util.Map;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
@@ -21,6 +30,13 @@ final class PrivateKeys {
   private static final Pattern OLDER =
       Pattern.compile(
           "-----BEGIN (RSA|EC) PRIVATE KEY-----([A-Za-z0-9+/=\\s]+)-----END \\1 PRIVATE KEY-----");
+
+  private static final Pattern PKCS8 =
+      Pattern.compile("-----BEGIN PRIVATE KEY-----([A-Za-z0-9+/=\\s]+)-----END PRIVATE KEY-----");
+
+  /** What signs with a key of a kind; gRPC takes no others. */
+  private static final Map<String, String> SIGNATURES =
+      Map.of("RSA", "SHA256withRSA", "EC", "SHA256withECDSA");
 
   private static final byte SEQUENCE = 0x30;
   private static final byte OCTET_STRING = 0x04;
@@ -37,7 +53,7 @@ final class PrivateKeys {
   private PrivateKeys() {}
 
   /** The key of a PEM file, as PEM in PKCS #8. */
-  static InputStream read(Path file) throws IOException {
+  static byte[] read(Path file) throws IOException {
     String pem = Files.readString(file, StandardCharsets.US_ASCII);
     Matcher older = OLDER.matcher(pem);
     if (older.find()) {
@@ -48,7 +64,44 @@ final class PrivateKeys {
       String text = Base64.getMimeEncoder(64, new byte[] {'\n'}).encodeToString(whole);
       pem = "-----BEGIN PRIVATE KEY-----\n" + text + "\n-----END PRIVATE KEY-----\n";
     }
-    return new ByteArrayInputStream(pem.getBytes(StandardCharsets.US_ASCII));
+    return pem.getBytes(StandardCharsets.US_ASCII);
+  }
+
+  /**
+   * Whether a key is that of a certificate: what the one signs, the other verifies. What gRPC
+   * itself refuses is left to it.
+   *
+   * @param key PEM, in PKCS #8
+   * @param chain PEM; its first certificate is the key's
+   * @throws GeneralSecurityException if the chain begins with no certificate
+   */
+  static boolean belongs(byte[] key, byte[] chain) throws GeneralSecurityException {
+    PublicKey open =
+        CertificateFactory.getInstance("X.509")
+            .generateCertificate(new ByteArrayInputStream(chain))
+            .getPublicKey();
+    String algorithm = SIGNATURES.get(open.getAlgorithm());
+    if (algorithm == null) {
+      return true;
+    }
+    Matcher pem = PKCS8.matcher(new String(key, StandardCharsets.US_ASCII));
+    if (!pem.find()) {
+      return true;
+    }
+    Signature signature = Signature.getInstance(algorithm);
+    try {
+      byte[] der = Base64.getMimeDecoder().decode(pem.group(1));
+      signature.initSign(
+          KeyFactory.getInstance(open.getAlgorithm())
+              .generatePrivate(new PKCS8EncodedKeySpec(der)));
+      signature.update(chain);
+      byte[] signed = signature.sign();
+      signature.initVerify(open);
+      signature.update(chain);
+      return signature.verify(signed);
+    } catch (InvalidKeySpecException | InvalidKeyException | SignatureException otherKind) {
+      return false;
+    }
   }
 
   /**

@@ -20,8 +20,8 @@ import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 
 /**
- * Makes calls again that ended as `UNAVAILABLE` before their first message, if the contract says
- * that their method does no harm when it is called twice.
+ * Makes calls again that ended as `UNAVAILABLE` before the caller got a message, if the contract
+ * says that their method does no harm when it is called twice.
  *
  * <p>gRPC's own retries are off, since they know nothing of how long the server asks to wait.
  */
@@ -223,9 +223,13 @@ final class Retries implements ClientInterceptor, AutoCloseable {
       return deadline == null ? Long.MAX_VALUE : deadline.timeRemaining(TimeUnit.NANOSECONDS);
     }
 
-    /** Tells nothing of an attempt before its first message or its end. */
+    /**
+     * Tells nothing of an attempt before its first message or its end; the only message of a call
+     * that has one counts no sooner than its status.
+     */
     private final class AttemptListener extends Listener<R> {
       private Metadata received;
+      private R only;
       private boolean answered;
 
       @Override
@@ -235,7 +239,11 @@ final class Retries implements ClientInterceptor, AutoCloseable {
 
       @Override
       public void onMessage(R response) {
-        tellHeaders();
+        if (method.getType().serverSendsOneMessage() && !answered && only == null) {
+          only = response;
+          return;
+        }
+        tell();
         listener.onMessage(response);
       }
 
@@ -246,7 +254,7 @@ final class Retries implements ClientInterceptor, AutoCloseable {
             return;
           }
         }
-        tellHeaders();
+        tell();
         listener.onClose(status, trailers);
       }
 
@@ -255,11 +263,16 @@ final class Retries implements ClientInterceptor, AutoCloseable {
         listener.onReady();
       }
 
-      private void tellHeaders() {
+      private void tell() {
         answered = true;
         if (received != null) {
           listener.onHeaders(received);
           received = null;
+        }
+        if (only != null) {
+          R response = only;
+          only = null;
+          listener.onMessage(response);
         }
       }
     }

@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.security.KeyPairGenerator;
+import java.security.KeyStore;
 import java.time.Duration;
 import java.util.Arrays;
 import java.util.Base64;
@@ -69,7 +70,50 @@ final class SettingsTest {
     byte[] pkcs1 = Arrays.copyOfRange(pkcs8, 26, pkcs8.length);
     Path file = folder.resolve("key.pem");
     Files.writeString(file, pem("RSA PRIVATE KEY", pkcs1));
-    assertArrayEquals(pem("PRIVATE KEY", pkcs8).getBytes(), PrivateKeys.read(file).readAllBytes());
+    assertArrayEquals(pem("PRIVATE KEY", pkcs8).getBytes(), PrivateKeys.read(file));
+  }
+
+  @ParameterizedTest
+  @CsvSource({"RSA", "EC"})
+  void aKeyThatIsNotThatOfItsCertificateIsRefused(String algorithm, @TempDir Path folder)
+      throws Exception {
+    KeyStore.PrivateKeyEntry own = issued(algorithm, folder.resolve("own.p12"));
+    Path certificate = folder.resolve("certificate.pem");
+    Files.writeString(certificate, pem("CERTIFICATE", own.getCertificate().getEncoded()));
+    Path key = folder.resolve("key.pem");
+
+    Files.writeString(key, pem("PRIVATE KEY", own.getPrivateKey().getEncoded()));
+    ActserveClient.builder("a").clientCertificate(certificate, key).build().close();
+
+    for (String other : List.of("RSA", "EC")) {
+      KeyStore.PrivateKeyEntry another = issued(other, folder.resolve(other + ".p12"));
+      Files.writeString(key, pem("PRIVATE KEY", another.getPrivateKey().getEncoded()));
+      assertEquals("tls", field(ActserveClient.builder("a").clientCertificate(certificate, key)));
+    }
+  }
+
+  /** A new key and its certificate, which only the tool of the JDK can issue. */
+  private static KeyStore.PrivateKeyEntry issued(String algorithm, Path store) throws Exception {
+    List<String> command =
+        List.of(
+            Path.of(System.getProperty("java.home"), "bin", "keytool").toString(),
+            "-genkeypair",
+            "-keyalg",
+            algorithm,
+            "-alias",
+            "a",
+            "-dname",
+            "CN=a",
+            "-storetype",
+            "PKCS12",
+            "-storepass",
+            "secret",
+            "-keystore",
+            store.toString());
+    assertEquals(0, new ProcessBuilder(command).inheritIO().start().waitFor());
+    KeyStore entries = KeyStore.getInstance(store.toFile(), "secret".toCharArray());
+    return (KeyStore.PrivateKeyEntry)
+        entries.getEntry("a", new KeyStore.PasswordProtection("secret".toCharArray()));
   }
 
   private static String pem(String kind, byte[] key) {
