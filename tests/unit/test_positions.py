@@ -3,6 +3,7 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 
 from actserve_server.domain.errors import ActserveError, Reason
@@ -95,6 +96,15 @@ def test_spans_hold_exactly_their_positions(seed: int) -> None:
         expected = sorted(p for p in positions if start <= p < end)
         assert spans.within(start, end).tolist() == expected
         assert spans.count(end) == len([p for p in positions if p < end])
+        assert not len(spans.within(end, start))
+    ordered = np.array(sorted(positions), np.int64)
+    assert spans.ordinals(ordered).tolist() == list(range(len(positions)))
+    assert spans.ordinals(ordered[::3]).tolist() == list(range(len(positions)))[::3]
+    for position in range(62):
+        until = spans.next_bound(position)
+        stretch = [each in positions for each in range(position, min(until, 62))]
+        assert len(set(stretch)) == 1
+        assert until == NO_END or (until in positions) != stretch[-1]
     assert all(low < high for low, high in spans.ranges)
     assert all(a[1] < b[0] for a, b in itertools.pairwise(spans.ranges))
 

@@ -10,6 +10,7 @@ boundary.
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -21,7 +22,7 @@ NO_END = sys.maxsize
 """End of a span that goes on for as long as the sequence does."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Spans:
     """Sorted, disjoint, non-empty half-open ranges of absolute positions."""
 
@@ -36,18 +37,50 @@ class Spans:
         ranges = zip(ordered[is_first].tolist(), (ordered[is_last] + 1).tolist(), strict=True)
         return Spans(tuple(ranges))
 
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        """Where ranges start and end, int64 [ranges, 2]: a step of the worker looks at thousands of
+        them."""
+        return np.array(self.ranges, np.int64).reshape(-1, 2)
+
     def within(self, start: int, end: int) -> np.ndarray:
         """The selected positions in [start, end), ascending, as int64."""
-        parts = [
-            np.arange(max(low, start), min(high, end), dtype=np.int64)
-            for low, high in self.ranges
-            if low < end and high > start
-        ]
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+        if start >= end:
+            return np.empty(0, np.int64)
+        if len(self.ranges) == 1:
+            low, high = self.ranges[0]
+            return np.arange(max(low, start), min(high, end), dtype=np.int64)
+        lows, highs = self._bounds.T
+        first, last = np.searchsorted(highs, start, "right"), np.searchsorted(lows, end, "left")
+        if first >= last:
+            return np.empty(0, np.int64)
+        lows = np.maximum(lows[first:last], start)
+        counts = np.minimum(highs[first:last], end) - lows
+        before = np.cumsum(counts) - counts
+        return np.repeat(lows - before, counts) + np.arange(counts.sum(), dtype=np.int64)
 
     def count(self, end: int) -> int:
         """How many selected positions lie below `end`."""
-        return sum(max(0, min(high, end) - low) for low, high in self.ranges)
+        lows, highs = self._bounds.T
+        return int((np.clip(highs, None, end) - lows).clip(0).sum())
+
+    def ordinals(self, positions: np.ndarray) -> np.ndarray:
+        """How many selected positions lie below each of these selected ones, int64."""
+        lows, highs = self._bounds.T
+        which = np.searchsorted(lows, positions, "right") - 1
+        # The last range may have no end; none lies behind it.
+        before = np.concatenate([[0], np.cumsum((highs - lows)[:-1])])
+        return before[which] + positions - lows[which]
+
+    def next_bound(self, position: int) -> int:
+        """The lowest position above this one at which a range starts or ends: from here to there
+        all positions are selected, or none is."""
+        if len(self.ranges) == 1:
+            low, high = self.ranges[0]
+            return low if position < low else high if position < high else NO_END
+        bounds = self._bounds.ravel()
+        index = int(np.searchsorted(bounds, position, "right"))
+        return int(bounds[index]) if index < len(bounds) else NO_END
 
 
 @dataclass(frozen=True, slots=True)

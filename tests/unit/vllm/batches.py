@@ -16,6 +16,7 @@ from tests.unit.vllm.steps import ALL, change, site
 
 WIDTH, HEADS, HEAD_WIDTH = 4, 2, 3
 CPU = torch.device("cpu")
+BANK_BYTES = 1 << 20
 
 
 def _model() -> Model:
@@ -66,6 +67,7 @@ class Batch:
             taps.tap(self.q, None, 0)
             taps.tap(self.hidden, self.residual, 1)
             taps.tap(self.normed, None, 2)
+        routed.plan.check()
 
 
 def plan(bank: VectorBank, *batch: BatchRows) -> RoutedStep:

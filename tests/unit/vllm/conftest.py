@@ -1,9 +1,7 @@
 import pytest
 
 from actserve_server.engine.vllm.bank import VectorBank
-from tests.unit.vllm.batches import CPU
-
-BANK_BYTES = 1 << 20
+from tests.unit.vllm.batches import BANK_BYTES, CPU
 
 
 @pytest.fixture

@@ -60,8 +60,14 @@ def start(bank: VectorBank, key: int, run: Run) -> TappedRun:
     return TappedRun.start(taps, bank)
 
 
-def rows(run: TappedRun, row: int, position: int, tokens: int | Sequence[int]) -> BatchRows:
-    """Rows of a batch from `row` on that are these tokens of a run, or as many of no matter. Each
-    is followed by one that is a hundred more."""
+def rows(
+    run: TappedRun,
+    row: int,
+    position: int,
+    tokens: int | Sequence[int],
+    prompt_tokens: int = 0,
+) -> BatchRows:
+    """Rows of a batch from `row` on that are these tokens of a run, or as many of no matter."""
     ids = np.zeros(tokens, np.int32) if isinstance(tokens, int) else np.array(tokens, np.int32)
-    return BatchRows(run, row, position, len(ids), ids, ids + 100)
+    known = np.concatenate([np.zeros(position, np.int32), ids])
+    return BatchRows(run, row, position, len(ids), known, prompt_tokens)

@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.operations import Zero
 from actserve_server.engine.vllm.collector import Collector
 from actserve_server.engine.vllm.inbox import Block, Inbox
 from actserve_server.engine.vllm.records import (
+    FailureRecord,
     ReceiptsRecord,
-    RowsRecord,
+    write_failure,
     write_receipts,
     write_rows,
 )
@@ -28,11 +31,17 @@ class Pair:
     collector: Collector
     writer: RingWriter
 
+    def open(self, key: int, inbox: Inbox) -> None:
+        assert self.collector.open(key, inbox, self.collector.failures)
+
     def send(self, *rows: tuple[int, int], number: int = 0) -> None:
         """Rows as (key, position); the bytes of each are its key."""
         keys, positions = np.array(rows).T.copy()
-        data = tuple(np.repeat(keys[:, None], width, axis=1).astype(np.uint8) for width in WIDTHS)
-        write_rows(self.writer, RowsRecord(number, keys, positions, data))
+        columns = [np.repeat(keys[:, None], width, axis=1).astype(np.uint8) for width in WIDTHS]
+        write_rows(self.writer, number, keys, positions, columns)
+
+    def fail(self, *keys: int) -> None:
+        write_failure(self.writer, FailureRecord(np.array(keys), "OutOfMemoryError"))
 
 
 @pytest.fixture
@@ -43,83 +52,164 @@ async def pair() -> AsyncIterator[Pair]:
     collector.close()
 
 
-async def _until_complete(pair: Pair, inbox: Inbox, end: int) -> None:
+async def _until_complete(inbox: Inbox, end: int) -> None:
     async with asyncio.timeout(5.0):
         while True:
-            arrival = pair.collector.arrival()
-            inbox.update()
+            inbox.expect()
             if inbox.complete(end):
-                arrival.close()
                 return
-            await arrival
+            await inbox.arrival()
 
 
 def _rows(blocks: list[Block]) -> list[tuple[int, int]]:
     """Rows as they were sent."""
     for block in blocks:
-        assert [data.shape for data in block.data] == [(len(block.positions), n) for n in WIDTHS]
-        assert all((data == block.data[0][0, 0]).all() for data in block.data)
-    return [(int(block.data[0][0, 0]), int(at)) for block in blocks for at in block.positions]
+        shapes = [data.shape for data in block.sites()]
+        assert shapes == [(len(block.positions), width) for width in WIDTHS]
+        assert (block.data == block.data[0, 0]).all()
+    return [(int(block.data[0, 0]), int(at)) for block in blocks for at in block.positions]
 
 
 async def test_rows_reach_their_run_and_capture_and_no_other(pair: Pair) -> None:
     first, second = Inbox([ALL.spans, ALL.spans], []), Inbox([ALL.spans], [])
-    pair.collector.open(1, first)
-    pair.collector.open(2, second)
+    pair.open(1, first)
+    pair.open(2, second)
     pair.send((1, 0), (1, 1), (2, 0), (99, 0))  # The last is of a run that is gone.
     pair.send((1, 0), (1, 1), (1, 2), number=1)
     pair.send((2, 1), (1, 2))
-    await _until_complete(pair, first, 3)
-    await _until_complete(pair, second, 2)
+    await _until_complete(first, 3)
+    await _until_complete(second, 2)
     assert [_rows(blocks) for blocks in first.take(9)] == [[(1, 0), (1, 1), (1, 2)]] * 2
     assert [_rows(blocks) for blocks in second.take(9)] == [[(2, 0), (2, 1)]]
 
 
 async def test_receipts_reach_their_run_and_edit_with_what_they_note(pair: Pair) -> None:
-    edits = edits_of(change(Zero(), "resid_post.0", "resid_post.1"))
+    edits = edits_of(change(Zero(), "q.0", "q.1"), change(Zero(), "v.0"))
     first, second = Inbox([], edits), Inbox([], edits)
-    pair.collector.open(1, first)
-    pair.collector.open(2, second)
-    receipts = [  # Key, edit, position, heads changed and by how much.
-        (1, 0, 0, 1, 0.5),
-        (1, 0, 1, 1, 0.5),
-        (1, 1, 0, 1, 1.0),
-        (1, 1, 1, 0, 0.0),
-        (2, 1, 0, 1, 8.0),
-        (2, 0, 0, 0, 0.0),
-        (99, 0, 0, 0, 0.0),
+    pair.open(1, first)
+    pair.open(2, second)
+    receipts = [  # Key, edit, position, rows changed and by how much, at how many sites.
+        (1, 0, 0, 1, 0.5, 2),
+        (1, 0, 1, 1, 0.5, 2),
+        (1, 1, 0, 1, 1.0, 1),
+        (1, 1, 1, 0, 0.0, 1),
+        (2, 1, 0, 1, 8.0, 1),
+        (2, 0, 0, 0, 0.0, 2),
+        (99, 0, 0, 0, 0.0, 2),
     ]
     table = np.array(receipts)
     keys, numbers, positions = table[:, :3].astype(np.int64).T.copy()
-    write_receipts(pair.writer, ReceiptsRecord(keys, numbers, positions, table[:, 3:]))
-    await _until_complete(pair, first, 2)
-    await _until_complete(pair, second, 1)
-    (one,), (two,) = first.reports([7, 7]), second.reports([7])
-    assert (one.rows, one.changed_rows, one.mean_relative_change) == (4, 3, 0.5)
-    assert (two.rows, two.changed_rows, two.mean_relative_change) == (2, 1, 4.0)
+    changes = table[:, 3:].astype(np.float32)
+    write_receipts(pair.writer, ReceiptsRecord(keys, numbers, positions, changes))
+    await _until_complete(first, 2)
+    await _until_complete(second, 1)
+    found = [
+        (report.rows, report.changed_rows, report.mean_relative_change)
+        for report in (*first.reports([7, 7]), *second.reports([7]))
+    ]
+    assert found == [(4, 2, 0.25), (2, 1, 0.5), (2, 0, 0.0), (1, 1, 8.0)]
 
 
 async def test_a_run_that_ends_leaves_no_inbox(pair: Pair) -> None:
-    pair.collector.open(1, Inbox([ALL.spans], []))
+    pair.open(1, Inbox([ALL.spans], []))
     assert pair.collector.open_inboxes == 1
     pair.collector.close_inbox(1)
     pair.collector.close_inbox(1)
     assert pair.collector.open_inboxes == 0
 
 
-async def test_what_arrives_between_taking_a_wait_and_starting_it_ends_it(pair: Pair) -> None:
-    arrival = pair.collector.arrival()
+async def test_what_arrives_between_expecting_and_waiting_ends_the_wait(pair: Pair) -> None:
+    inbox = Inbox([ALL.spans], [])
+    pair.open(1, inbox)
+    inbox.expect()
     pair.send((1, 0))
     await asyncio.sleep(0.05)  # The wake-up has come and gone.
     async with asyncio.timeout(1.0):
-        await arrival
+        await inbox.arrival()
 
 
-async def test_a_collector_that_failed_says_so(pair: Pair) -> None:
-    pair.collector.check()
-    arrival = pair.collector.arrival()
-    pair.writer.write([np.array([77, 0, 0, 0], np.int64)])  # A kind of record that is not known.
+async def test_a_record_wakes_the_runs_it_is_for_and_no_other(pair: Pair) -> None:
+    inboxes = [Inbox([ALL.spans], []) for _ in range(3)]
+    for key, inbox in enumerate(inboxes):
+        pair.open(key, inbox)
+        inbox.expect()
+    pair.send((0, 0), (2, 0))
     async with asyncio.timeout(1.0):
-        await arrival
+        await asyncio.gather(inboxes[0].arrival(), inboxes[2].arrival())
+    assert [inbox.awaited for inbox in inboxes] == [False, True, False]
+
+
+# Steps that failed.
+
+
+def _salted(salt: str) -> Inbox:
+    return Inbox([], edits_of(change(Zero(), "q.0")), salt)
+
+
+def _failed(inbox: Inbox) -> Reason | None:
+    with suppress(ActserveError):
+        inbox.take(1)
+        return None
+    with pytest.raises(ActserveError, match="OutOfMemoryError") as caught:
+        inbox.complete(1)
+    assert caught.value.retry_after_s
+    return caught.value.reason
+
+
+async def test_a_failure_fails_its_runs_and_those_that_may_have_read_what_they_cached(
+    pair: Pair,
+) -> None:
+    inboxes = {
+        1: Inbox([ALL.spans], []),
+        2: _salted("a"),
+        3: _salted("a"),
+        4: _salted("b"),
+        5: Inbox([ALL.spans], []),
+    }
+    for key, inbox in inboxes.items():
+        pair.open(key, inbox)
+    inboxes[1].expect()
+    pair.fail(1, 2)
+    async with asyncio.timeout(1.0):
+        await inboxes[1].arrival()
+    assert {key: reason for key, inbox in inboxes.items() if (reason := _failed(inbox))} == {
+        1: Reason.CAPTURE_INCOMPLETE,
+        2: Reason.INTERVENTION_INCOMPLETE,
+        3: Reason.INTERVENTION_INCOMPLETE,
+    }
+
+
+async def test_of_a_run_that_is_gone_any_edited_one_may_have_read_what_it_cached(
+    pair: Pair,
+) -> None:
+    inboxes = {1: _salted("a"), 2: Inbox([ALL.spans], [])}
+    for key, inbox in inboxes.items():
+        pair.open(key, inbox)
+    inboxes[1].expect()
+    pair.fail(99)
+    async with asyncio.timeout(1.0):
+        await inboxes[1].arrival()
+    assert [key for key, inbox in inboxes.items() if _failed(inbox)] == [1]
+
+
+async def test_a_run_that_was_salted_before_a_failure_is_not_opened_after_it(pair: Pair) -> None:
+    before, watcher = pair.collector.failures, _salted("a")
+    pair.open(1, watcher)
+    watcher.expect()
+    pair.fail(1)
+    async with asyncio.timeout(1.0):
+        await watcher.arrival()
+    assert not pair.collector.open(2, _salted("a"), before)
+    assert pair.collector.open(2, _salted("a"), pair.collector.failures)
+
+
+async def test_a_collector_that_failed_says_so_and_wakes_everybody(pair: Pair) -> None:
+    pair.collector.check()
+    inbox = Inbox([ALL.spans], [])
+    pair.open(1, inbox)
+    inbox.expect()
+    pair.writer.write(np.array([77, 0, 0, 0], np.int64))  # A kind of record that is not known.
+    async with asyncio.timeout(1.0):
+        await inbox.arrival()
     with pytest.raises(RuntimeError, match="no longer be collected"):
         pair.collector.check()

@@ -1,5 +1,7 @@
 """A run gets each of its rows once, in order, and never an answer with one missing."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,13 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.operations import Add, Zero
 from actserve_server.domain.positions import NO_END, Spans
 from actserve_server.domain.runs import InterventionReport
-from actserve_server.engine.vllm.inbox import Block, Inbox
+from actserve_server.engine.vllm.inbox import (
+    DUE_BYTES,
+    DUE_RECEIPTS,
+    DUE_SECONDS,
+    Block,
+    Inbox,
+)
 from actserve_server.engine.vllm.step_plan import REUSED, UNMATCHED
 from tests.unit.vllm.steps import ALL, at, change, edits_of
 
@@ -21,33 +29,39 @@ Note = float | tuple[float, float]
 def _put(inbox: Inbox, *positions: int, number: int = 0) -> None:
     """Rows of two sites; their bytes are their position."""
     where = np.array(positions)
-    data = tuple(np.repeat(where.astype(np.uint8)[:, None], width, axis=1) for width in (4, 6))
-    inbox.put_rows(number, Block(where, data))
+    data = np.repeat(where.astype(np.uint8)[:, None], 10, axis=1)
+    inbox.put_rows(number, Block(where, (4, 6), data))
 
 
 def _take(inbox: Inbox, end: int, number: int = 0) -> list[int]:
-    inbox.update()
     blocks = inbox.take(end)[number]
     for block in blocks:
-        assert [data.shape[1] for data in block.data] == [4, 6]
-        assert all((data == block.positions[:, None]).all() for data in block.data)
+        assert [data.shape[1] for data in block.sites()] == [4, 6]
+        assert (block.data == block.positions[:, None]).all()
     return [int(position) for block in blocks for position in block.positions]
 
 
-def _applied(inbox: Inbox, notes: dict[int, Note], number: int = 0) -> None:
+def _applied(inbox: Inbox, notes: dict[int, Note], number: int = 0, sites: int = 1) -> None:
     """Receipts of an edit, by position."""
-    pairs = [note if isinstance(note, tuple) else (note, 0.0) for note in notes.values()]
-    inbox.put_receipt(number, np.array([*notes]), np.array(pairs))
+    triples = [
+        (*note, sites) if isinstance(note, tuple) else (note, 0.0, sites * (note >= 0))
+        for note in notes.values()
+    ]
+    numbers = np.full(len(notes), number)
+    inbox.put_receipts(numbers, np.array([*notes]), np.array(triples, np.float32))
 
 
 def _reports(inbox: Inbox, ids: list[int]) -> list[InterventionReport]:
-    inbox.update()
     return list(inbox.reports(ids))
 
 
 def _refused(inbox: Inbox, ids: list[int] | None = None) -> ActserveError:
+    def read() -> None:
+        inbox.take(0)
+        inbox.reports(ids or [])
+
     with pytest.raises(ActserveError) as error:
-        _reports(inbox, ids or [])
+        read()
     return error.value
 
 
@@ -93,10 +107,8 @@ def test_a_row_that_was_not_wanted_is_an_error() -> None:
 def test_every_capture_is_counted_on_its_own() -> None:
     inbox = Inbox([EVERYWHERE, Spans(((1, 3),))], [])
     _put(inbox, 0, 1, 2)
-    inbox.update()
     assert not inbox.complete(3)
     _put(inbox, 1, 2, number=1)
-    inbox.update()
     assert inbox.complete(3)
     assert _take(inbox, 2, number=1) == [1]
     assert _take(inbox, 3, number=1) == [2]
@@ -105,7 +117,6 @@ def test_every_capture_is_counted_on_its_own() -> None:
 def test_rows_of_one_capture_do_not_wait_for_those_of_another() -> None:
     inbox = Inbox([EVERYWHERE, EVERYWHERE], [])
     _put(inbox, 0, 1, number=1)
-    inbox.update()
     first, second = inbox.take(2)
     assert first == []
     assert [block.positions.tolist() for block in second] == [[0, 1]]
@@ -119,28 +130,22 @@ def test_a_run_is_complete_when_every_row_and_every_edit_was_seen() -> None:
         change(ADD, "resid_post.0"), change(ADD, "resid_post.1", where=at((4, NO_END)))
     )
     inbox = Inbox([Spans(((1, 3),))], edits)
-    inbox.update()
     assert not inbox.complete(6)
     _put(inbox, 1, 2)
     _applied(inbox, dict.fromkeys(range(5), 1.0))
-    inbox.update()
     assert inbox.complete(4)
     assert not inbox.complete(5)
     _applied(inbox, {4: 1.0, 5: 1.0}, number=1)
     _applied(inbox, {5: 1.0})
-    inbox.update()
     assert inbox.complete(6)
     assert [report.rows for report in _reports(inbox, [9] * 6)] == [6, 2]
 
 
-def test_every_site_of_an_edit_must_have_been_reached() -> None:
+@pytest.mark.parametrize("sites", [0, 1, 3])
+def test_an_edit_that_was_not_made_at_each_of_its_sites_is_an_error(sites: int) -> None:
     inbox = Inbox([], edits_of(change(ADD, "q.0", "q.1")))
-    _applied(inbox, {0: 1.0}, number=0)
-    inbox.update()
-    assert not inbox.complete(1)
-    _applied(inbox, {0: 1.0}, number=1)
-    inbox.update()
-    assert inbox.complete(1)
+    _applied(inbox, {0: (1.0, 0.5)}, sites=sites)
+    assert _refused(inbox, [7]).reason is Reason.INTERVENTION_INCOMPLETE
 
 
 def test_a_skipped_edit_is_an_error() -> None:
@@ -152,8 +157,8 @@ def test_a_skipped_edit_is_an_error() -> None:
 def test_an_error_names_the_intervention_as_the_caller_counts_them() -> None:
     edits = edits_of(change(ADD, "q.0", "q.1", "q.2"), change(Zero(), "v.0", where=at((0, 2))))
     skipped, unmatched = Inbox([], edits), Inbox([], edits)
-    _applied(skipped, {1: 1.0}, number=3)
-    _applied(unmatched, {0: UNMATCHED, 1: 1.0}, number=3)
+    _applied(skipped, {1: 1.0}, number=1)
+    _applied(unmatched, {0: UNMATCHED, 1: 1.0}, number=1)
     for inbox in (skipped, unmatched):
         assert _refused(inbox, [7, 7]).field == ("interventions", 1)
 
@@ -181,9 +186,8 @@ def test_without_a_computed_row_there_is_no_mean() -> None:
 
 def test_every_head_of_every_site_is_a_row_of_the_report() -> None:
     inbox = Inbox([], edits_of(change(ADD, "q.0", "q.1", heads=(4, 0, 2))))
-    # Heads that changed, and the sum of their relative changes.
-    _applied(inbox, {0: REUSED, 1: (3, 0.6)}, number=0)
-    _applied(inbox, {0: REUSED, 1: (1, 1.2)}, number=1)
+    # Heads that changed, and the sum of their relative changes, at both sites.
+    _applied(inbox, {0: REUSED, 1: (4, 1.8)}, sites=2)
     (report,) = _reports(inbox, [7, 7])
     assert (report.rows, report.changed_rows, report.reused_rows) == (12, 4, 6)
     assert report.mean_relative_change == pytest.approx(0.3)
@@ -209,10 +213,46 @@ def test_every_intervention_has_its_report_in_the_order_of_the_request() -> None
         change(ADD, "q.0", where=at((0, 2))),
     )
     inbox = Inbox([], edits)
-    _applied(inbox, {0: 1.0, 1: 1.0}, number=3)
-    _applied(inbox, {0: 1.0}, number=0)
-    _applied(inbox, {0: 1.0}, number=1)
+    _applied(inbox, {0: 1.0, 1: 1.0}, number=2)
+    _applied(inbox, {0: 1.0}, number=0, sites=2)
     assert [report.rows for report in _reports(inbox, [7] * 3)] == [2, 0, 2]
+
+
+def test_receipts_of_many_steps_and_edits_are_checked_together_as_one_by_one() -> None:
+    edits = edits_of(change(ADD, "q.0"), change(ADD, "v.0", where=at((1, 3))))
+    inbox = Inbox([], edits)
+    for _ in range(DUE_RECEIPTS // 2 - 1):  # Started over again and again.
+        _applied(inbox, {0: 1.0, 1: 1.0})
+        _applied(inbox, {1: 1.0}, number=1)
+    assert not inbox.due()
+    _applied(inbox, {2: 1.0})
+    _applied(inbox, {2: 1.0}, number=1)
+    assert inbox.due()
+    inbox.take(0)
+    assert not inbox.due()
+    assert inbox.complete(3)
+    assert [report.rows for report in _reports(inbox, [7] * 3)] == [3, 2]
+    _applied(inbox, {4: 1.0})
+    assert _refused(inbox).reason is Reason.INTERVENTION_INCOMPLETE
+
+
+def test_rows_are_due_once_they_are_many_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    inbox = Inbox([EVERYWHERE], [])
+    now = 2 * DUE_SECONDS
+    assert not inbox.due()
+    _put(inbox, 0)
+    assert inbox.due()
+    inbox.take(1)
+    assert not inbox.due()
+    _put(inbox, 0, 1)  # The first again, after a preemption.
+    assert not inbox.due()
+    _put(inbox, *range(2, DUE_BYTES // 10 + 2))
+    assert inbox.due()
+    inbox.take(DUE_BYTES)
+    now = 4 * DUE_SECONDS
+    assert not inbox.due()
 
 
 def test_selected_tokens_alone_are_counted() -> None:

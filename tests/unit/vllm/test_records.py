@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from actserve_server.engine.vllm.records import (
+    FailureRecord,
     ReceiptsRecord,
     RowsRecord,
     by_key,
     read,
+    write_failure,
     write_receipts,
     write_rows,
 )
@@ -26,14 +29,20 @@ def _ring(capacity: int) -> Iterator[tuple[RingReader, RingWriter]]:
         reader.close()
 
 
-def _sent_rows(count: int, row_bytes: tuple[int, ...], number: int = 0) -> RowsRecord:
-    rng = np.random.default_rng(count)
-    return RowsRecord(
-        number,
-        np.sort(rng.integers(1, 5, count)),
-        np.arange(count),
-        tuple(rng.integers(0, 256, (count, size), np.uint8) for size in row_bytes),
-    )
+@dataclass(frozen=True)
+class Sent:
+    keys: np.ndarray
+    positions: np.ndarray
+    columns: list[np.ndarray]
+
+    @staticmethod
+    def random(count: int, row_bytes: tuple[int, ...]) -> "Sent":
+        rng = np.random.default_rng(count)
+        columns = [rng.integers(0, 256, (count, size), np.uint8) for size in row_bytes]
+        return Sent(np.sort(rng.integers(1, 5, count)), np.arange(count), columns)
+
+    def write(self, ring: RingWriter, number: int = 0) -> None:
+        write_rows(ring, number, self.keys, self.positions, self.columns)
 
 
 def _received(reader: RingReader, count: int) -> list[RowsRecord]:
@@ -52,33 +61,42 @@ def _received(reader: RingReader, count: int) -> list[RowsRecord]:
 def test_rows_of_any_widths_survive_the_ring_in_pieces(
     row_bytes: tuple[int, ...], count: int
 ) -> None:
+    sent = Sent.random(count, row_bytes)
     with _ring(1 << 20) as (reader, writer):
-        sent = _sent_rows(count, row_bytes, number=2)
-        write_rows(writer, sent)
+        sent.write(writer, number=2)
         got = _received(reader, count)
-    assert {record.number for record in got} == {2}
+    assert {(record.number, record.row_bytes) for record in got} == {(2, row_bytes)}
     assert np.array_equal(np.concatenate([record.keys for record in got]), sent.keys)
     assert np.array_equal(np.concatenate([record.positions for record in got]), sent.positions)
-    for site, data in enumerate(sent.data):
-        assert np.array_equal(np.concatenate([record.data[site] for record in got]), data)
+    data = np.concatenate([record.data for record in got])
+    assert np.array_equal(data, np.concatenate(sent.columns, axis=1))
 
 
 def test_more_rows_than_the_ring_likes_at_once_come_in_several_records() -> None:
     with _ring(20480) as (reader, writer):
-        write_rows(writer, _sent_rows(200, (30, 10)))
+        Sent.random(200, (30, 10)).write(writer)
         assert len(_received(reader, 200)) > 1
 
 
 def test_columns_that_lie_apart_in_memory_are_written_as_they_are() -> None:
     whole = np.arange(60, dtype=np.uint8).reshape(6, 10)
     with _ring(8192) as (reader, writer):
-        write_rows(writer, RowsRecord(0, np.full(3, 1), np.arange(3), (whole[::2, 1:4],)))
+        Sent(np.full(3, 1), np.arange(3), [whole[::2, 1:4]]).write(writer)
         (got,) = _received(reader, 3)
-    assert np.array_equal(got.data[0], whole[::2, 1:4])
+    assert np.array_equal(got.data, whole[::2, 1:4])
+
+
+@pytest.mark.parametrize("why", ["", "OutOfMemoryError", "é" * 7])
+def test_a_failure_names_its_runs_and_why(why: str) -> None:
+    with _ring(4096) as (reader, writer):
+        write_failure(writer, FailureRecord(np.array([7, 9]), why))
+        got = read(next(reader.records()).copy())
+    assert isinstance(got, FailureRecord)
+    assert (got.keys.tolist(), got.why) == ([7, 9], why)
 
 
 def test_receipts_survive_the_ring_in_pieces() -> None:
-    changes = np.random.default_rng(0).standard_normal((60, 2)).astype(np.float32)
+    changes = np.random.default_rng(0).standard_normal((60, 3)).astype(np.float32)
     sent = ReceiptsRecord(np.repeat([7, 8], 30), np.arange(60) % 3, np.arange(60), changes)
     with _ring(4096) as (reader, writer):
         write_receipts(writer, sent)

@@ -18,7 +18,7 @@ def test_records_arrive_whole_and_in_order_through_many_wraps() -> None:
 
     def write() -> None:
         for index, data in enumerate(sent):
-            writer.write([np.array([index, len(data)], np.int64), data])
+            writer.write(np.array([index, len(data)], np.int64), data)
 
     thread = threading.Thread(target=write)
     thread.start()
@@ -36,7 +36,7 @@ def test_nothing_is_left_once_both_ends_have_it() -> None:
     writer = RingWriter(reader.folder)
     reader.detach_folder()
     assert not Path(reader.folder).exists()
-    writer.write([np.arange(4)])
+    writer.write(np.arange(4))
     assert next(reader.records()).view(np.int64).tolist() == [0, 1, 2, 3]
     reader.close()
 
@@ -46,16 +46,16 @@ def test_a_writer_whose_reader_is_stuck_gives_up(monkeypatch: pytest.MonkeyPatch
     reader = RingReader(capacity=4096)
     writer = RingWriter(reader.folder)
     for _ in range(4):
-        writer.write([np.zeros(1000, np.uint8)])
+        writer.write(np.zeros(1000, np.uint8))
     with pytest.raises(RingFull, match="the server is stuck"):
-        writer.write([np.zeros(1000, np.uint8)])
+        writer.write(np.zeros(1000, np.uint8))
     reader.close()
 
 
 def test_a_record_larger_than_half_the_ring_is_refused() -> None:
     reader = RingReader(capacity=4096)
     with pytest.raises(ValueError, match="the ring holds 4096"):
-        RingWriter(reader.folder).write([np.zeros(2048, np.uint8)])
+        RingWriter(reader.folder).write(np.zeros(2048, np.uint8))
     reader.close()
 
 

@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from actserve_server.domain.operations import Add, Mean, Zero
+from actserve_server.domain.operations import Add, Mean, Replace, Zero
 from actserve_server.domain.positions import NO_END
-from actserve_server.domain.runs import Unembed
+from actserve_server.domain.runs import Run, Unembed
 from actserve_server.domain.sites import HookPoint
+from actserve_server.engine.vllm import wire
 from actserve_server.engine.vllm.dimensions import Dimensions
-from actserve_server.engine.vllm.records import ReceiptsRecord, RowsRecord, read
+from actserve_server.engine.vllm.records import (
+    FailureRecord,
+    ReceiptsRecord,
+    RowsRecord,
+    read,
+)
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.worker import WorkerConfig
 from tests.unit.vllm import steps
@@ -67,7 +73,7 @@ def _rows(ring: RingReader) -> RowsRecord:
 
 
 def _values(data: np.ndarray) -> np.ndarray:
-    return data.view(np.float32)
+    return np.ascontiguousarray(data).view(np.float32)
 
 
 # A step.
@@ -87,11 +93,11 @@ def test_rows_and_edits_follow_the_final_order_of_the_batch(
     assert isinstance(captured, RowsRecord)
     assert (captured.keys.tolist(), captured.positions.tolist()) == ([2, 2], [0, 1])
     expected = textbook(worker.model_runner.model, hidden)[POST][:2]
-    np.testing.assert_allclose(_values(captured.data[0]), expected, rtol=1e-5)
+    np.testing.assert_allclose(_values(captured.data), expected, rtol=1e-5)
     receipts = read(next(records).copy())
     assert isinstance(receipts, ReceiptsRecord)
     assert (receipts.keys.tolist(), receipts.positions.tolist()) == ([0, 0], [0, 1])
-    assert receipts.changes[:, 0].tolist() == [1, 1]
+    assert receipts.changes[:, [0, 2]].tolist() == [[1, 1]] * 2
 
 
 def test_the_tokens_of_a_run_are_those_of_its_own_rows(worker: Worker) -> None:
@@ -126,14 +132,13 @@ def test_captures_are_sent_one_by_one_with_their_number(worker: Worker, ring: Ri
     first, second = (read(next(records).copy()) for _ in range(2))
     assert isinstance(first, RowsRecord)
     assert isinstance(second, RowsRecord)
-    assert (first.number, [data.shape for data in first.data]) == (
-        0,
-        [(3, 4 * HEADS * HEAD_WIDTH), (3, 4 * MLP_WIDTH)],
-    )
+    assert first.number == 0
+    assert first.row_bytes == (4 * HEADS * HEAD_WIDTH, 4 * MLP_WIDTH)
     assert (second.number, second.positions.tolist()) == (1, [1, 2])
     sites = textbook(worker.model_runner.model, hidden)
-    np.testing.assert_allclose(_values(first.data[1]), sites[site("mlp_act.1")], rtol=1e-4)
-    np.testing.assert_allclose(_values(second.data[0]), sites[POST][1:], rtol=1e-4)
+    act = first.data[:, first.row_bytes[0] :]
+    np.testing.assert_allclose(_values(act), sites[site("mlp_act.1")], rtol=1e-4)
+    np.testing.assert_allclose(_values(second.data), sites[POST][1:], rtol=1e-4)
 
 
 def test_logits_are_the_models_own_without_what_pads_its_vocabulary(
@@ -142,10 +147,11 @@ def test_logits_are_the_models_own_without_what_pads_its_vocabulary(
     hidden = worker.model_runner.set_batch(("l", 0, 3))
     output = worker.step(hidden, {"l": make_run(steps.read("logits", "final_norm"))})
     record = _rows(ring)
-    assert record.data[0].shape == (3, 4 * VOCABULARY)
+    assert record.row_bytes == (4 * VOCABULARY, 4 * WIDTH)
+    values = _values(record.data)
     expected = output @ worker.model_runner.model.head[:, :VOCABULARY]
-    np.testing.assert_allclose(_values(record.data[0]), expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(_values(record.data[1]), output)
+    np.testing.assert_allclose(values[:, :VOCABULARY], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values[:, VOCABULARY:], output)
 
 
 @pytest.mark.parametrize("name", ["resid_post.1", "resid_mid.0", "final_norm"])
@@ -158,7 +164,7 @@ def test_predictions_read_the_stream_through_the_final_norm_and_its_own_rows_wit
     rows = textbook(model, hidden)[site(name)]
     normed = rows if name == "final_norm" else model.norm.normed(rows)
     expected = (normed @ model.head[:, :VOCABULARY]).log_softmax(-1)[:, 2:3]
-    np.testing.assert_allclose(_values(_rows(ring).data[0]), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(_values(_rows(ring).data), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_next_token_is_known_within_the_prompt_alone(worker: Worker, ring: RingReader) -> None:
@@ -167,7 +173,7 @@ def test_the_next_token_is_known_within_the_prompt_alone(worker: Worker, ring: R
     # Positions 1 to 5 of a prompt of 4 tokens; token p of the batch's first request is p.
     hidden = worker.model_runner.set_batch(("u", 1, 5), prompt_tokens=4)
     worker.step(hidden, {"u": run})
-    parts = lens.split(_values(_rows(ring).data[0]))
+    parts = lens.split(_values(_rows(ring).data))
     assert parts.next_token_logprobs is not None
     for row, token in enumerate([2, 3]):
         (rank,) = np.flatnonzero(parts.top_ids[row] == token)
@@ -205,18 +211,167 @@ def test_a_request_id_that_is_used_again_gets_its_new_run(worker: Worker) -> Non
 # What must fail.
 
 
-def test_a_pass_that_skips_a_planned_tap_fails_instead_of_answering(worker: Worker) -> None:
+def _failure(ring: RingReader) -> FailureRecord:
+    record = read(next(ring.records()).copy())
+    assert isinstance(record, FailureRecord)
+    return record
+
+
+def test_a_pass_that_skips_a_planned_tap_fails_its_runs_instead_of_answering(
+    worker: Worker, ring: RingReader
+) -> None:
     worker._vllm_forward = lambda hidden: hidden
-    hidden = worker.model_runner.set_batch(("s", 0, 1))
-    with pytest.raises(RuntimeError, match=r"never reached tap places \[\d+\]"):
-        worker.step(hidden, {"s": STEERED})
+    hidden = worker.model_runner.set_batch(("p", 0, 1), ("s", 0, 1))
+    worker.step(hidden, {"p": PLAIN, "s": STEERED})
+    failure = _failure(ring)
+    assert (failure.keys.tolist(), failure.why) == ([1], "RuntimeError")
 
 
-def test_an_error_in_a_tap_fails_the_step_instead_of_answering_unsteered(worker: Worker) -> None:
-    wide = make_run(change(Add(np.ones(WIDTH + 1, "f4")), "resid_post.0"))
+WIDE = make_run(change(Add(np.ones(WIDTH + 1, "f4")), "resid_post.0"))
+"""Its vector does not fit the rows: an error in a tap."""
+
+
+def test_an_error_in_a_tap_fails_the_runs_of_the_step_and_the_others_go_on(
+    worker: Worker, ring: RingReader
+) -> None:
+    hidden = worker.model_runner.set_batch(("p", 0, 2), ("w", 0, 1), ("s", 0, 1))
+    output = worker.step(hidden, {"p": PLAIN, "w": WIDE, "s": STEERED})
+    torch.testing.assert_close(output[:2], _plain(worker, hidden)[:2])
+    failure = _failure(ring)
+    assert (sorted(failure.keys.tolist()), failure.why) == ([1, 2], "RuntimeError")
+    assert worker._bank.used_bytes == 0
+    # The next step is served, of a run that begins and of one that goes on.
+    hidden = worker.model_runner.set_batch(("p", 2, 1), ("n", 0, 2))
+    output = worker.step(hidden, {"n": STEERED}, {"w", "s"})
+    torch.testing.assert_close(output[1:], _steered(worker, hidden)[1:])
+
+
+class Broken(Exception):
+    pass
+
+
+def _breaks(*args: object, **kwargs: object) -> None:
+    raise Broken
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["_planner.plan", "_head.predictions", "_shipper.ship", "_bank.gather", "_bank.hold_all"],
+)
+def test_an_error_around_a_pass_fails_the_runs_of_the_step(
+    worker: Worker, ring: RingReader, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    part, _, function = broken.partition(".")
+    monkeypatch.setattr(getattr(worker, part), function, _breaks)
+    lens = make_run(
+        steps.read("resid_post.1", unembed=Unembed(top_k=1)),
+        change(Add(ROW, 5.0), "resid_post.0"),
+    )
+    hidden = worker.model_runner.set_batch(("p", 0, 2), ("l", 0, 1))
+    output = worker.step(hidden, {"p": PLAIN, "l": lens})
+    torch.testing.assert_close(output[:2], _plain(worker, hidden)[:2])
+    failure = _failure(ring)
+    assert (failure.keys.tolist(), failure.why) == ([1], "Broken")
+    assert worker._runs == {}
+
+
+LARGE = make_run(
+    change(Replace(np.tile(ROW, (wire.INLINE_BYTES // (4 * WIDTH) + 1, 1))), "resid_post.0")
+)
+"""Its vectors are uploaded before it begins."""
+
+
+def _upload(worker: Worker, run: Run) -> bool:
+    taps = wire.taps_of(run, 0)
+    assert taps is not None
+    return worker.upload_vectors(
+        [(1, of.digest, of.count, of.width, 0, of.encoded()) for of in taps.vectors.values()]
+    )
+
+
+def test_a_run_is_steered_by_what_was_uploaded_for_it(worker: Worker) -> None:
+    assert _upload(worker, LARGE)
+    hidden = worker.model_runner.set_batch(("p", 0, 2), ("l", 0, 3))
+    output = worker.step(hidden, {"p": PLAIN, "l": LARGE})
+    change = {POST: lambda x: torch.from_numpy(ROW).expand_as(x)}
+    steered = textbook(worker.model_runner.model, hidden, change)[FINAL_NORM]
+    torch.testing.assert_close(output[2:], steered[2:])
+    torch.testing.assert_close(output[:2], _plain(worker, hidden)[:2])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("run", "why"),
+    [(LARGE, "MissingVectorsError"), (STEERED, "BankFullError")],
+    ids=["were not uploaded", "find no room"],
+)
+def test_a_run_whose_vectors_are_not_there_fails_and_the_others_go_on(
+    ring: RingReader, run: Run, why: str, ranks: int
+) -> None:
+    config = WorkerConfig(str(ring.folder), vector_budget_bytes=4 * WIDTH - 4)
+    worker = Worker(config, rank=0, ranks=ranks)
+    hidden = worker.model_runner.set_batch(("p", 0, 2), ("v", 0, 1))
+    output = worker.step(hidden, {"p": PLAIN, "v": run})
+    torch.testing.assert_close(output, _plain(worker, hidden))
+    failure = _failure(ring)
+    assert (failure.keys.tolist(), failure.why) == ([1], why)
+    assert worker._runs == {}
+    assert worker._bank.used_bytes == 0
+
+
+def test_an_upload_that_finds_no_room_says_so_and_later_finds_it(ring: RingReader) -> None:
+    budget = wire.INLINE_BYTES + 8 * WIDTH
+    worker = Worker(WorkerConfig(str(ring.folder), vector_budget_bytes=budget))
+    two = make_run(*[change(Mean(ROW + seed), "resid_post.0") for seed in range(2)])
+    worker.step(worker.model_runner.set_batch(("s", 0, 1)), {"s": two})
+    assert not _upload(worker, LARGE)
+    worker.step(worker.model_runner.set_batch(("p", 0, 1)), {"p": PLAIN}, {"s"})
+    assert _upload(worker, LARGE)
+
+
+def test_ranks_that_must_do_alike_end_with_an_error_instead(ring: RingReader) -> None:
+    worker = Worker(WorkerConfig(str(ring.folder)), rank=0, ranks=2)
     hidden = worker.model_runner.set_batch(("w", 0, 1))
     with pytest.raises(RuntimeError):
-        worker.step(hidden, {"w": wide})
+        worker.step(hidden, {"w": WIDE})
+
+
+# Steady steps.
+
+
+def test_a_run_is_steered_and_read_at_each_position_as_it_goes_on(
+    worker: Worker, ring: RingReader
+) -> None:
+    """Beside one that ends its edit on the way, one that begins late, and a plain one."""
+    runs = {
+        "s": STEERED,
+        "c": CAPTURED,
+        "p": PLAIN,
+        "until": make_run(change(Add(ROW, 5.0), "resid_post.0", where=at((0, 4)))),
+        "from": make_run(change(Add(ROW, 5.0), "resid_post.0", where=at((5, NO_END)))),
+    }
+    records = ring.records()
+    for position in range(2, 9):
+        hidden = worker.model_runner.set_batch(*((name, position, 1) for name in runs))
+        output = worker.step(hidden, runs if position == 2 else None)
+        plain, steered = _plain(worker, hidden), _steered(worker, hidden)
+        changes = [True, False, False, position < 4, position >= 5]
+        for row, is_steered in enumerate(changes):
+            torch.testing.assert_close(output[row], (steered if is_steered else plain)[row])
+        rows, receipts = read(next(records).copy()), read(next(records).copy())
+        assert isinstance(rows, RowsRecord)
+        assert isinstance(receipts, ReceiptsRecord)
+        assert (rows.keys.tolist(), rows.positions.tolist()) == ([1], [position])
+        expected = textbook(worker.model_runner.model, hidden)[POST][1:2]
+        np.testing.assert_allclose(_values(rows.data), expected, rtol=1e-5)
+        noted = [
+            (key, at, int(changed), int(sites))
+            for key, at, (changed, _, sites) in zip(
+                receipts.keys.tolist(), receipts.positions.tolist(), receipts.changes, strict=True
+            )
+            if changed >= 0
+        ]
+        assert noted == [(key, position, 1, 1) for key, it in enumerate(changes) if it]
 
 
 def test_an_architecture_that_is_not_known_is_refused(ring: RingReader) -> None:

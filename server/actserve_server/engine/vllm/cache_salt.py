@@ -43,14 +43,19 @@ class EditedSalt:
 
 
 def cache_salt(
-    taps: RunTaps | None, tenant: str = "", *, share_plain_prefixes: bool = False
+    taps: RunTaps | None,
+    tenant: str = "",
+    *,
+    share_plain_prefixes: bool = False,
+    failures: int = 0,
 ) -> str | None:
     """The salt of a run, or None if it shares with every plain run.
 
     Equal edits share with each other; a run that only captures shares with plain ones, as every run
     does before its first edit. Runs of different tenants share nothing, else one would learn from a
     quick answer, or from how many rows were reused, what another has run; what is plain of all
-    tenants may be let share.
+    tenants may be let share. Edited runs share nothing across `failures`: a step that failed has
+    left keys and values that are not edited as its runs' salts say.
     """
     plain = _digest((), tenant) if tenant and not share_plain_prefixes else None
     edits = [edit for edit in taps.edits if edit.selection.spans.ranges] if taps else []
@@ -58,15 +63,17 @@ def cache_salt(
         return plain
     # The spans of a selection by token id hold, of the prompt, the positions of those tokens alone.
     first = min(edit.selection.spans.ranges[0][0] for edit in edits)
-    return EditedSalt(plain, first, _digest(edits, tenant)).text
+    return EditedSalt(plain, first, _digest(edits, tenant, failures)).text
 
 
-def _digest(edits: Iterable[Edit], tenant: str) -> str:
+def _digest(edits: Iterable[Edit], tenant: str, failures: int = 0) -> str:
     """Of everything that changes keys and values: sites, heads, positions, formula and the exact
     numbers in it."""
     digest = hashlib.sha256(b"actserve-edits-3")
     if tenant:
         digest.update(f"tenant {len(tenant)} {tenant}".encode())
+    if failures:
+        digest.update(f"failures {failures}".encode())
     for edit in edits:
         ids, vectors = edit.selection.token_ids, edit.form.vectors
         for part in (

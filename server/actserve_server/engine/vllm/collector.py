@@ -2,21 +2,26 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import structlog
 
 from actserve_server.engine.vllm.inbox import Block, Inbox
-from actserve_server.engine.vllm.records import ReceiptsRecord, RowsRecord, by_key, read
+from actserve_server.engine.vllm.records import (
+    FailureRecord,
+    ReceiptsRecord,
+    RowsRecord,
+    by_key,
+    read,
+)
 from actserve_server.engine.vllm.ring import RingReader
 
 log = structlog.get_logger("actserve.collector")
 
 
 class Collector:
-    """A thread that copies each run's rows out of the ring, once, and wakes the event loop.
+    """A thread that copies each run's rows out of the ring, once, and wakes the runs that wait.
 
     It never waits for a reader: what a run may hold in its inbox was reserved when it was
     admitted. Rows of a run that is gone (cancelled, or one step ahead of its end) are dropped.
@@ -26,29 +31,33 @@ class Collector:
         self._reader = reader
         self._loop = loop
         self._inboxes: dict[int, Inbox] = {}
-        self._arrival = asyncio.Event()
-        self._wake_pending = False
         self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._failures = 0
         self._thread = threading.Thread(target=self._run, name="actserve-collector", daemon=True)
         self._thread.start()
 
-    def open(self, key: int, inbox: Inbox) -> None:
-        self._inboxes[key] = inbox
+    @property
+    def failures(self) -> int:
+        """How often steps failed whose runs had edits. What they computed may lie in the prefix
+        cache under the salts of such runs, so a salt must differ from those of before."""
+        return self._failures
+
+    def open(self, key: int, inbox: Inbox, failures: int) -> bool:
+        """False, and nothing is opened, if there are more failures meanwhile."""
+        with self._lock:
+            if self._failures != failures:
+                return False
+            self._inboxes[key] = inbox
+            return True
 
     def close_inbox(self, key: int) -> None:
-        self._inboxes.pop(key, None)
+        with self._lock:
+            self._inboxes.pop(key, None)
 
     @property
     def open_inboxes(self) -> int:
         return len(self._inboxes)
-
-    def arrival(self) -> Coroutine[Any, Any, bool]:
-        """A wait for whatever arrives after this call, for any run.
-
-        Not itself a coroutine function: which event is meant must be settled now, and not when the
-        wait is first scheduled, or what arrives in between would wake nobody.
-        """
-        return self._arrival.wait()
 
     def check(self) -> None:
         """Raises RuntimeError once rows can no longer be collected."""
@@ -62,41 +71,60 @@ class Collector:
     def _run(self) -> None:
         try:
             for data in self._reader.records():
-                record = read(data)
-                if isinstance(record, RowsRecord):
-                    self._put_rows(record)
-                else:
-                    self._put_receipts(record)
-                self._wake_loop()
+                match read(data):
+                    case RowsRecord() as record:
+                        self._wake(self._put_rows(record))
+                    case ReceiptsRecord() as record:
+                        self._wake(self._put_receipts(record))
+                    case FailureRecord() as record:
+                        self._wake(self._fail(record))
         except BaseException as error:
             self._error = error
             log.exception("the collector of activation rows has failed")
-            self._wake_loop()
+            with self._lock:
+                self._wake([*self._inboxes.values()])
 
-    def _wake_loop(self) -> None:
-        if not self._wake_pending:
-            self._wake_pending = True
+    def _wake(self, inboxes: Sequence[Inbox]) -> None:
+        waiting = [inbox for inbox in inboxes if inbox.awaited]
+        if waiting:
             with suppress(RuntimeError):  # The loop is closed: the server is gone.
-                self._loop.call_soon_threadsafe(self._wake)
+                self._loop.call_soon_threadsafe(_wake_all, waiting)
 
-    def _wake(self) -> None:
-        self._wake_pending = False
-        # Wakes everyone who waits now; the next to wait finds a fresh event.
-        self._arrival.set()
-        self._arrival = asyncio.Event()
-
-    def _put_rows(self, record: RowsRecord) -> None:
+    def _put_rows(self, record: RowsRecord) -> list[Inbox]:
+        positions, found = record.positions.copy(), []
         for key, rows in by_key(record.keys):
             if inbox := self._inboxes.get(key):
                 # The copy out of the ring. It is the run's own, so that no run keeps another's
                 # rows in memory.
-                data = tuple(each[rows].copy() for each in record.data)
-                inbox.put_rows(record.number, Block(record.positions[rows].copy(), data))
+                data = record.data[rows].copy()
+                inbox.put_rows(record.number, Block(positions[rows], record.row_bytes, data))
+                found.append(inbox)
+        return found
 
-    def _put_receipts(self, record: ReceiptsRecord) -> None:
-        # Receipts of one run and one edit are consecutive; `by_key` splits on the run alone.
+    def _put_receipts(self, record: ReceiptsRecord) -> list[Inbox]:
+        tables, found = (record.edits.copy(), record.positions.copy(), record.changes.copy()), []
         for key, rows in by_key(record.keys):
             if inbox := self._inboxes.get(key):
-                positions, changes = record.positions[rows], record.changes[rows]
-                for edit, part in by_key(record.edits[rows]):
-                    inbox.put_receipt(edit, positions[part].copy(), changes[part].copy())
+                inbox.put_receipts(*(table[rows] for table in tables))
+                found.append(inbox)
+        return found
+
+    def _fail(self, record: FailureRecord) -> list[Inbox]:
+        """Fails these runs, and those that may have read what they left in the prefix cache."""
+        with self._lock:
+            keys, inboxes = record.keys.tolist(), [*self._inboxes.values()]
+            failed = [self._inboxes[key] for key in keys if key in self._inboxes]
+            self._failures += 1
+        log.error("a step failed", runs=len(keys), why=record.why)
+        salts = {inbox.salt for inbox in failed if inbox.salt}
+        # Of a run that is gone the salt is not known.
+        any_salt = len(failed) < len(keys)
+        failed += [each for each in inboxes if each.salt and (any_salt or each.salt in salts)]
+        for inbox in failed:
+            inbox.fail(record.why)
+        return failed
+
+
+def _wake_all(inboxes: Sequence[Inbox]) -> None:
+    for inbox in inboxes:
+        inbox.wake()

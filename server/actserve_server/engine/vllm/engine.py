@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
 
 import numpy as np
 from vllm import SamplingParams
@@ -31,7 +32,7 @@ from actserve_server.domain.runs import (
 from actserve_server.domain.tensors import ElementType
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.fair_threads import off_loop
-from actserve_server.engine.forms import vector_bytes
+from actserve_server.engine.forms import Vectors, vector_bytes
 from actserve_server.engine.vllm import startup, wire
 from actserve_server.engine.vllm.cache_salt import cache_salt
 from actserve_server.engine.vllm.collector import Collector
@@ -52,10 +53,6 @@ _HEALTH_CHECK_S = 1.0
 
 SHUTDOWN_TIMEOUT_S = 30.0
 """How long vLLM's processes may take to end; killed ones leave their shared memory behind."""
-
-_FLUSH_BYTES = 512 << 10
-_FLUSH_SECONDS = 0.1
-"""Generated rows are handed on in batches of this size, or this old, whichever is first."""
 
 
 class VllmEngine:
@@ -157,17 +154,15 @@ class VllmEngine:
             raise ActserveError(
                 Reason.FEATURE_DISABLED, "this engine was not started to place embeddings"
             )
-        if sum(vector_bytes(run.interventions).values()) > wire.INLINE_BYTES:
-            taps, salt, params = await off_loop(self._prepare, run)
-        else:
-            taps, salt, params = self._prepare(run)
-        prompt = prompt_of(run, salt, self._info.width, model.dtype)
-        uploads = taps.vectors.values() if taps and taps.uploads else ()
+        prepared = await self._open(run)
+        prompt = prompt_of(run, prepared.salt, self._info.width, model.dtype)
         try:
-            async with self._uploads.held(uploads):
-                outputs = self._llm.generate(prompt, params, run.id)  # type: ignore[arg-type]
+            async with self._uploads.held(prepared.uploads):
+                outputs = self._llm.generate(prompt, prepared.params, run.id)  # type: ignore[arg-type]
                 events = (
-                    self._run_tapped(run, outputs, taps) if taps else self._run_plain(run, outputs)
+                    self._run_tapped(run, outputs, prepared.inbox)
+                    if prepared.inbox
+                    else self._run_plain(run, outputs)
                 )
                 # Closed from the inside out: vLLM aborts a request when its outputs are closed, and
                 # they can only be closed when nobody waits for the next one.
@@ -179,13 +174,37 @@ class VllmEngine:
             raise ActserveError(Reason.FIELD_INVALID, f"vLLM refuses this: {error}") from error
         except EngineDeadError as error:
             raise _engine_dead() from error
+        finally:
+            self._collector.close_inbox(prepared.key)
 
-    def _prepare(self, run: Run) -> tuple[wire.RunTaps | None, str | None, SamplingParams]:
-        """What the worker is told of a run, what its cache is salted with, and how it is
-        sampled."""
-        taps = wire.taps_of(run, next(self._keys))
-        salt = cache_salt(taps, run.tenant, share_plain_prefixes=self._share_plain_prefixes)
-        return taps, salt, self._params(run, taps)
+    async def _open(self, run: Run) -> "_Prepared":
+        large = sum(vector_bytes(run.interventions).values()) > wire.INLINE_BYTES
+        while True:
+            failures = self._collector.failures
+            prepared = (
+                await off_loop(self._prepare, run, failures)
+                if large
+                else self._prepare(run, failures)
+            )
+            inbox = prepared.inbox
+            if inbox is None or self._collector.open(prepared.key, inbox, failures):
+                return prepared
+
+    def _prepare(self, run: Run, failures: int) -> "_Prepared":
+        key = next(self._keys)
+        taps = wire.taps_of(run, key)
+        salt = cache_salt(
+            taps,
+            run.tenant,
+            share_plain_prefixes=self._share_plain_prefixes,
+            failures=failures,
+        )
+        inbox = None
+        if taps:
+            spans = [reading.spans for reading in taps.captures]
+            inbox = Inbox(spans, taps.edits, salt if taps.edits else None)
+        uploads = tuple(taps.vectors.values()) if taps and taps.uploads else ()
+        return _Prepared(key, salt, self._params(run, taps), inbox, uploads)
 
     def _check_tokens_known(self, run: Run) -> None:
         # With asynchronous scheduling the worker plans a step before it knows the last token.
@@ -212,33 +231,25 @@ class VllmEngine:
                 yield Finished(reason, count, stopped_by=stopped_by)
 
     async def _run_tapped(
-        self, run: Run, outputs: AsyncIterator[RequestOutput], taps: wire.RunTaps
+        self, run: Run, outputs: AsyncIterator[RequestOutput], inbox: Inbox
     ) -> AsyncGenerator[RunEvent, None]:
-        inbox = Inbox([reading.spans for reading in taps.captures], taps.edits)
-        self._collector.open(taps.key, inbox)
-        try:
-            async with aclosing(self._with_arrivals(outputs)) as steps:
-                async for event in self._events(run, steps, inbox):
-                    yield event
-        finally:
-            self._collector.close_inbox(taps.key)
+        async with aclosing(_with_arrivals(outputs, inbox)) as steps:
+            async for event in self._events(run, steps, inbox):
+                yield event
 
     async def _events(
         self, run: Run, steps: AsyncIterator[RequestOutput | None], inbox: Inbox
     ) -> AsyncIterator[RunEvent]:
-        buffers = [
-            _RowBuffer(number, capture, self._info.row_type(capture))
+        captured = [
+            _Captured(number, capture, self._info.row_type(capture))
             for number, capture in enumerate(run.captures)
         ]
         prompt_tokens, count = len(run.token_ids), 0
         ids = list(run.token_ids)
         async for output in steps:
-            inbox.update()
             if output is None:
-                for buffer, blocks in zip(buffers, inbox.take(prompt_tokens), strict=True):
-                    buffer.add(blocks, ids)
-                    for event in buffer.flush():
-                        yield event
+                for event in _taken(captured, inbox.take(prompt_tokens), ids):
+                    yield event
                 continue
             completion = output.outputs[0]
             reason, stopped_by = ending(completion) if output.finished else (None, None)
@@ -252,59 +263,30 @@ class VllmEngine:
                 await self._await_rest(inbox, end)
             if tokens:
                 yield tokens
-            for buffer, blocks in zip(buffers, inbox.take(end), strict=True):
-                buffer.add(blocks, ids)
-                if reason or buffer.due():
-                    for event in buffer.flush():
-                        yield event
+            if reason or inbox.due():
+                for event in _taken(captured, inbox.take(end), ids):
+                    yield event
             if reason:
                 reports = inbox.reports(ids[:end])
                 _check_used(run, reports)
-                captured = tuple(buffer.positions() for buffer in buffers)
-                yield Finished(reason, count, captured, reports, stopped_by)
-
-    async def _with_arrivals(
-        self, outputs: AsyncIterator[RequestOutput]
-    ) -> AsyncGenerator[RequestOutput | None, None]:
-        """The outputs; before the first one, also None whenever something has arrived, so that the
-        rows of a long prompt go out while it is still being computed."""
-        first = asyncio.ensure_future(anext(outputs))
-        try:
-            while not first.done():
-                arrival = asyncio.ensure_future(self._collector.arrival())
-                try:
-                    await asyncio.wait((first, arrival), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    arrival.cancel()
-                if not first.done():
-                    yield None
-        except BaseException:
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
-            raise
-        yield first.result()
-        async for output in outputs:
-            yield output
+                positions = tuple(each.positions() for each in captured)
+                yield Finished(reason, count, positions, reports, stopped_by)
 
     async def _await_rest(self, inbox: Inbox, end: int) -> None:
         """Waits until all is there below position `end`; it is, or is in the ring."""
         deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
         while True:
-            # Taken first, so that what arrives during the update still wakes us.
-            arrival = self._collector.arrival()
-            inbox.update()
+            inbox.expect()
             if inbox.complete(end):
-                arrival.close()
                 return
             if time.monotonic() > deadline:
-                arrival.close()
                 raise ActserveError(
                     Reason.CAPTURE_INCOMPLETE,
                     f"rows or interventions below position {end} were not reported within "
                     f"{ARRIVAL_TIMEOUT_S:.0f} s of the last token; the answer is withheld",
                 )
             with suppress(TimeoutError):
-                await asyncio.wait_for(arrival, _HEALTH_CHECK_S)
+                await asyncio.wait_for(inbox.arrival(), _HEALTH_CHECK_S)
             await self.check_health()
 
     def _params(self, run: Run, taps: wire.RunTaps | None) -> SamplingParams:
@@ -346,57 +328,82 @@ class VllmEngine:
         return tuple(result)
 
 
-class _RowBuffer:
-    """Collects rows of one capture until they are worth sending."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """A run as vLLM and the worker are told of it."""
+
+    key: int
+    salt: str | None
+    """What its cache is salted with."""
+    params: SamplingParams
+    inbox: Inbox | None
+    """None if it is plain."""
+    uploads: Sequence[Vectors]
+    """What the workers must hold before it begins."""
+
+
+async def _with_arrivals(
+    outputs: AsyncIterator[RequestOutput], inbox: Inbox
+) -> AsyncGenerator[RequestOutput | None, None]:
+    """The outputs; before the first one, also None whenever something has arrived, so that the rows
+    of a long prompt go out while it is still being computed."""
+    first = asyncio.ensure_future(anext(outputs))
+    inbox.expect()
+    try:
+        while not first.done():
+            arrival = asyncio.ensure_future(inbox.arrival())
+            try:
+                await asyncio.wait((first, arrival), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                arrival.cancel()
+            if not first.done():
+                inbox.expect()
+                yield None
+    except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        raise
+    yield first.result()
+    async for output in outputs:
+        yield output
+
+
+class _Captured:
+    """What one capture has read so far."""
 
     def __init__(self, number: int, capture: Capture, element_type: ElementType) -> None:
         self._number = number
-        self._capture = capture
-        self._element_type = element_type
-        self._blocks: list[Block] = []
+        self._selection = capture.selection
+        self._storage = element_type.storage
         self._sent: list[np.ndarray] = []
-        self._since = 0.0
-        self._size = 0
 
-    def add(self, blocks: list[Block], ids: Sequence[int]) -> None:
-        """Takes rows; `ids` are the tokens of the run as far as these rows go."""
-        if self._capture.selection.token_ids is not None:
+    def rows(self, blocks: Sequence[Block], ids: Sequence[int]) -> list[Rows]:
+        """The rows in these blocks; `ids` are the tokens of the run as far as they go."""
+        if self._selection.token_ids is not None:
             # Which generated tokens match is known here, after the worker has read them all.
-            selected = self._capture.selection.among(ids)
-            blocks = [_among(block, selected) for block in blocks]
+            selected = self._selection.among(ids)
+            blocks = [block.part(np.isin(block.positions, selected)) for block in blocks]
         blocks = [block for block in blocks if len(block.positions)]
-        if blocks and not self._blocks:
-            self._since = time.monotonic()
-        self._blocks += blocks
-        self._size += sum(data.nbytes for block in blocks for data in block.data)
-
-    def due(self) -> bool:
-        return bool(self._blocks) and (
-            self._size >= _FLUSH_BYTES or time.monotonic() - self._since >= _FLUSH_SECONDS
-        )
-
-    def flush(self) -> list[Rows]:
-        if not self._blocks:
+        if not blocks:
             return []
-        positions = np.concatenate([block.positions for block in self._blocks])
-        storage = self._element_type.storage
-        data = zip(*(block.data for block in self._blocks), strict=True)
-        events = [
-            Rows(self._number, site, positions, np.concatenate(parts).view(storage))
-            for site, parts in enumerate(data)
-        ]
+        positions = np.concatenate([block.positions for block in blocks])
         self._sent.append(positions)
-        self._blocks, self._size = [], 0
-        return events
+        sites = zip(*(block.sites() for block in blocks), strict=True)
+        return [
+            Rows(self._number, site, positions, np.concatenate(parts).view(self._storage))
+            for site, parts in enumerate(sites)
+        ]
 
     def positions(self) -> np.ndarray:
-        """Every position flushed so far."""
+        """Every position so far."""
         return np.concatenate(self._sent) if self._sent else np.empty(0, np.int64)
 
 
-def _among(block: Block, positions: np.ndarray) -> Block:
-    kept = np.isin(block.positions, positions)
-    return Block(block.positions[kept], tuple(each[kept] for each in block.data))
+def _taken(
+    captured: Sequence[_Captured], taken: Sequence[Sequence[Block]], ids: Sequence[int]
+) -> Iterator[Rows]:
+    for each, blocks in zip(captured, taken, strict=True):
+        yield from each.rows(blocks, ids)
 
 
 def _check_used(run: Run, reports: Sequence[InterventionReport]) -> None:

@@ -5,9 +5,12 @@ position below the last one seen is a repetition and is dropped, and a position 
 one means rows were lost.
 """
 
+import asyncio
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -17,6 +20,17 @@ from actserve_server.domain.runs import InterventionReport
 from actserve_server.engine.vllm.step_plan import REUSED, UNMATCHED
 from actserve_server.engine.vllm.wire import Edit
 
+DUE_BYTES = 512 << 10
+DUE_SECONDS = 0.1
+"""Rows of generated tokens are worth handing on once they are this many, or this old, whichever is
+first."""
+
+DUE_RECEIPTS = 64
+"""Steps whose receipts wait to be checked together."""
+
+RETRY_AFTER_S = 1.0
+"""When to try again after a step that failed: what another run took up may be free by then."""
+
 
 class Cursor:
     """Walks the wanted positions in order. `next` is the lowest position not yet seen."""
@@ -25,17 +39,16 @@ class Cursor:
         self._wanted = wanted
         self.next = 0
 
-    def advance(self, positions: np.ndarray) -> int | None:
-        """Takes ascending positions; returns how many to drop from the front as repetitions, or
-        None if a wanted one is missing."""
-        drop = int(np.searchsorted(positions, self.next))
-        fresh = positions[drop:]
-        if len(fresh):
-            end = int(fresh[-1]) + 1
-            if not np.array_equal(fresh, self._wanted.within(self.next, end)):
-                return None
-            self.next = end
-        return drop
+    def advance(self, positions: np.ndarray) -> np.ndarray | None:
+        """Takes positions of one step after the other; returns which are new, bool, or None if a
+        wanted one is missing."""
+        reached = np.maximum.accumulate(np.concatenate([[self.next - 1], positions]))
+        is_new = positions > reached[:-1]
+        end = int(reached[-1]) + 1
+        if not np.array_equal(positions[is_new], self._wanted.within(self.next, end)):
+            return None
+        self.next = end
+        return is_new
 
     def complete(self, end: int) -> bool:
         """Whether every wanted position below `end` was seen."""
@@ -44,13 +57,19 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Rows of one run: one uint8 [rows, row bytes] for each of its sites."""
+    """Rows of one run, uint8 [rows, sum of `row_bytes`]: in each row one site after the other."""
 
     positions: np.ndarray
-    data: tuple[np.ndarray, ...]
+    row_bytes: tuple[int, ...]
+    data: np.ndarray
 
-    def part(self, rows: slice) -> "Block":
-        return Block(self.positions[rows], tuple(each[rows] for each in self.data))
+    def part(self, rows: slice | np.ndarray) -> "Block":
+        return Block(self.positions[rows], self.row_bytes, self.data[rows])
+
+    def sites(self) -> Iterator[np.ndarray]:
+        """The rows of each site, uint8 [rows, row bytes]."""
+        for low, high in pairwise([0, *accumulate(self.row_bytes)]):
+            yield self.data[:, low:high]
 
 
 @dataclass(slots=True, eq=False)
@@ -76,77 +95,96 @@ class _CaptureLog:
 
 
 @dataclass(slots=True, eq=False)
-class _SiteLog:
-    """What one edit did at one of its sites."""
+class _EditLog:
+    """What one edit did, over all its sites."""
 
-    edit: int
-    """Which of the run's interventions it is."""
     cursor: Cursor
     positions: list[np.ndarray] = field(default_factory=list)
     changes: list[np.ndarray] = field(default_factory=list)
 
     def below(self, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions below `end`, and what was noted of each."""
+        """Positions below `end`, and what was noted of each, float64."""
         if not self.positions:
-            return np.empty(0, np.int64), np.empty((0, 2))
+            return np.empty(0, np.int64), np.empty((0, 3))
         positions = np.concatenate(self.positions)
         kept = positions < end
-        return positions[kept], np.concatenate(self.changes)[kept]
+        return positions[kept], np.concatenate(self.changes)[kept].astype(np.float64)
 
 
 class Inbox:
     """Filled by the collector's thread, emptied on the event loop.
 
-    The thread only appends to deques; every check runs on the loop, in `update`.
+    The thread only appends to deques; every check runs on the loop.
     """
 
-    def __init__(self, captures: Sequence[Spans], edits: Sequence[Edit]) -> None:
+    def __init__(
+        self, captures: Sequence[Spans], edits: Sequence[Edit], salt: str | None = None
+    ) -> None:
+        """`salt` is that of a run whose cached blocks hold edits."""
+        self.salt = salt
         self._rows: deque[tuple[int, Block]] = deque()
-        self._receipts: deque[tuple[int, np.ndarray, np.ndarray]] = deque()
+        self._receipts: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque()
         self._captures = [_CaptureLog(Cursor(spans)) for spans in captures]
         self._edits = edits
-        self._logs = [
-            _SiteLog(number, Cursor(edit.selection.spans))
-            for number, edit in enumerate(edits)
-            for _ in edit.sites
-        ]
+        self._logs = [_EditLog(Cursor(edit.selection.spans)) for edit in edits]
+        self._arrived_bytes, self._taken_bytes = 0, 0
+        self._taken_at = time.monotonic()
+        self._failure: str | None = None
+        self._arrived = asyncio.Event()
+        self.awaited = False
+        """Whether the loop waits for what arrives."""
+
+    # In the collector's thread.
 
     def put_rows(self, number: int, block: Block) -> None:
         self._rows.append((number, block))
+        self._arrived_bytes += block.data.nbytes
 
-    def put_receipt(self, number: int, positions: np.ndarray, changes: np.ndarray) -> None:
-        self._receipts.append((number, positions, changes))
+    def put_receipts(self, edits: np.ndarray, positions: np.ndarray, changes: np.ndarray) -> None:
+        self._receipts.append((edits, positions, changes))
 
-    def update(self) -> None:
-        """Checks what has arrived. Raises `ActserveError` if a row or an edit was skipped."""
-        while self._rows:
-            number, block = self._rows.popleft()
-            log = self._captures[number]
-            drop = log.cursor.advance(block.positions)
-            if drop is None:
-                raise ActserveError(
-                    Reason.CAPTURE_INCOMPLETE,
-                    f"a row before position {int(block.positions[-1])} was not captured; the "
-                    "answer is withheld",
-                )
-            if drop < len(block.positions):
-                log.blocks.append(block.part(slice(drop, None)))
-        while self._receipts:
-            number, positions, changes = self._receipts.popleft()
-            log = self._logs[number]
-            drop = log.cursor.advance(positions)
-            if drop is None:
-                raise _not_applied(log.edit, f"before position {int(positions[-1])}")
-            if drop < len(positions):
-                log.positions.append(positions[drop:])
-                log.changes.append(changes[drop:])
+    def fail(self, why: str) -> None:
+        self._failure = why
+
+    # On the loop.
+
+    def expect(self) -> None:
+        """What arrives from now on ends `arrival`."""
+        self._arrived.clear()
+        self.awaited = True
+
+    async def arrival(self) -> None:
+        """Returns once anything has arrived since `expect`."""
+        await self._arrived.wait()
+
+    def wake(self) -> None:
+        self.awaited = False
+        self._arrived.set()
+
+    def due(self) -> bool:
+        """Whether what has arrived is worth taking, or the run has failed."""
+        if self._failure is not None or len(self._receipts) >= DUE_RECEIPTS:
+            return True
+        waiting = self._arrived_bytes - self._taken_bytes
+        return waiting >= DUE_BYTES or (
+            waiting > 0 and time.monotonic() - self._taken_at >= DUE_SECONDS
+        )
 
     def take(self, end: int) -> list[list[Block]]:
-        """Removes and returns, for each capture, the checked rows at positions below `end`."""
-        return [log.take(end) for log in self._captures]
+        """Removes and returns, for each capture, the rows at positions below `end`.
+
+        Raises `ActserveError` if a row or an edit was skipped, or the run has failed."""
+        self._check_rows()
+        self._check_receipts()
+        self._taken_at = time.monotonic()
+        taken = [log.take(end) for log in self._captures]
+        self._taken_bytes += sum(block.data.nbytes for blocks in taken for block in blocks)
+        return taken
 
     def complete(self, end: int) -> bool:
-        """Whether every row and every edit below position `end` was seen."""
+        """Whether every row and every edit below position `end` was seen. Raises as `take`."""
+        self._check_rows()
+        self._check_receipts()
         logs = (*self._captures, *self._logs)
         return all(log.cursor.complete(end) for log in logs)
 
@@ -155,31 +193,70 @@ class Inbox:
 
         Raises `ActserveError` if one was not applied exactly where its selection says.
         """
-        logs = iter(self._logs)
+        self._check_receipts()
         return tuple(
-            _report(number, edit, [next(logs) for _ in edit.sites], ids)
-            for number, edit in enumerate(self._edits)
+            _report(number, edit, log, ids)
+            for number, (edit, log) in enumerate(zip(self._edits, self._logs, strict=True))
         )
 
+    def _check_failure(self) -> None:
+        if self._failure is not None:
+            edited = bool(self._edits)
+            raise ActserveError(
+                Reason.INTERVENTION_INCOMPLETE if edited else Reason.CAPTURE_INCOMPLETE,
+                f"a step of the engine that {'changes' if edited else 'reads'} this run failed "
+                f"({self._failure}); the answer is withheld, try again",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
-def _report(
-    number: int, edit: Edit, logs: Sequence[_SiteLog], ids: Sequence[int]
-) -> InterventionReport:
-    heads = max(1, len(edit.heads))
-    positions, computed, changed, ratios = 0, 0, 0.0, 0.0
-    for log in logs:
-        at, notes = log.below(len(ids))
-        _check_applied(number, edit.selection, ids, at, notes[:, 0])
-        touched = notes[_selected(edit.selection, ids, at)]
-        fresh = touched[touched[:, 0] >= 0]
-        positions += len(touched)
-        computed += len(fresh)
-        changed, ratios = changed + fresh[:, 0].sum(), ratios + fresh[:, 1].sum()
+    def _check_rows(self) -> None:
+        self._check_failure()
+        while self._rows:
+            number, block = self._rows.popleft()
+            log = self._captures[number]
+            is_new = log.cursor.advance(block.positions)
+            if is_new is None:
+                raise ActserveError(
+                    Reason.CAPTURE_INCOMPLETE,
+                    f"a row before position {int(block.positions[-1])} was not captured; the "
+                    "answer is withheld",
+                )
+            if is_new.all():
+                log.blocks.append(block)
+                continue
+            self._taken_bytes += block.data.nbytes
+            if is_new.any():
+                fresh = block.part(is_new)
+                self._taken_bytes -= fresh.data.nbytes
+                log.blocks.append(fresh)
+
+    def _check_receipts(self) -> None:
+        self._check_failure()
+        if not self._receipts:
+            return
+        taken = [self._receipts.popleft() for _ in range(len(self._receipts))]
+        edits, positions, changes = (np.concatenate(each) for each in zip(*taken, strict=True))
+        for number in np.unique(edits).tolist():
+            own, log = edits == number, self._logs[number]
+            is_new = log.cursor.advance(positions[own])
+            if is_new is None:
+                raise _not_applied(number, f"before position {int(positions[own].max())}")
+            log.positions.append(positions[own][is_new])
+            log.changes.append(changes[own][is_new])
+
+
+def _report(number: int, edit: Edit, log: _EditLog, ids: Sequence[int]) -> InterventionReport:
+    heads, sites = max(1, len(edit.heads)), len(edit.sites)
+    at, notes = log.below(len(ids))
+    _check_applied(number, edit, ids, at, notes)
+    touched = notes[_selected(edit.selection, ids, at)]
+    fresh = touched[touched[:, 0] >= 0]
+    changed, ratios, _ = fresh.sum(0)
     return InterventionReport(
-        rows=positions * heads,
+        rows=len(touched) * sites * heads,
         changed_rows=int(changed),
-        reused_rows=(positions - computed) * heads,
-        mean_relative_change=float(ratios) / (computed * heads) if computed else None,
+        reused_rows=(len(touched) - len(fresh)) * sites * heads,
+        mean_relative_change=float(ratios) / (len(fresh) * sites * heads) if len(fresh) else None,
     )
 
 
@@ -189,11 +266,13 @@ def _selected(selection: Selection, ids: Sequence[int], at: np.ndarray) -> np.nd
 
 
 def _check_applied(
-    number: int, selection: Selection, ids: Sequence[int], at: np.ndarray, notes: np.ndarray
+    number: int, edit: Edit, ids: Sequence[int], at: np.ndarray, notes: np.ndarray
 ) -> None:
     """The worker decided by token where to apply, and the server knows the tokens too. Of reused
-    positions the worker does not see the tokens."""
-    wrong = (notes != REUSED) & ((notes != UNMATCHED) != _selected(selection, ids, at))
+    positions the worker does not see the tokens. Every other is changed at each of the sites."""
+    applied, reused = notes[:, 0] != UNMATCHED, notes[:, 0] == REUSED
+    wrong = ~reused & (applied != _selected(edit.selection, ids, at))
+    wrong |= ~reused & applied & (notes[:, 2] != len(edit.sites))
     if wrong.any():
         raise _not_applied(number, f"at position {int(at[wrong][0])}")
 

@@ -1,38 +1,44 @@
-"""The two kinds of record the worker sends: captured rows, and receipts for edits.
+"""The kinds of record the worker sends: captured rows, receipts for edits, and runs that failed.
 
     rows:      [ROWS, sites, rows, number]  row_bytes[sites]  keys[rows]  positions[rows]
-               then for each site, data[rows, row_bytes]
-    receipts:  [RECEIPTS, n, 0, 0]  keys[n]  edits[n]  positions[n]  changes[n, 2]
+               data[rows, sum of row_bytes]
+    receipts:  [RECEIPTS, n, 0, 0]  keys[n]  edits[n]  positions[n]  changes[n, 3]
+    failure:   [FAILURE, n, bytes, 0]  keys[n]  why[bytes]
 
-Everything is int64 but data, which are bytes, and changes, which are float64. The sites are those
-of the runs in the record, in the order in which each of them asked in its capture `number`.
+Everything is int64 but data, which are bytes, changes, which are float32, and why, which is UTF-8.
+The sites are those of the runs in the record, in the order in which each of them asked in its
+capture `number`. All a run has in a record lies together, so that it is taken out with one copy.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from actserve_server.engine.vllm.ring import RingWriter
 
-_ROWS, _RECEIPTS = 1, 2
+_ROWS, _RECEIPTS, _FAILURE = 1, 2, 3
 _HEAD = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowsRecord:
-    """Rows of several runs that read the same sites. `data` has one uint8 [rows, row bytes] for
-    each site of capture `number` of these runs."""
+    """Rows of several runs that read the same sites."""
 
     number: int
+    """Of the capture of these runs."""
     keys: np.ndarray
     positions: np.ndarray
-    data: tuple[np.ndarray, ...]
+    row_bytes: tuple[int, ...]
+    """Of each site."""
+    data: np.ndarray
+    """uint8 [rows, sum of `row_bytes`]: in each row one site after the other."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReceiptsRecord:
-    """What edits did: int64 [n] each, and float64 [n, 2] as `step_plan.Receipts.changes`."""
+    """What edits did: int64 [n] each, and float32 [n, 3] as `step_plan.Receipts.changes`."""
 
     keys: np.ndarray
     edits: np.ndarray
@@ -40,16 +46,37 @@ class ReceiptsRecord:
     changes: np.ndarray
 
 
-def write_rows(ring: RingWriter, record: RowsRecord) -> None:
-    """Writes a record of rows, in pieces small enough for the ring."""
-    row_bytes = np.array([data.shape[1] for data in record.data], np.int64)
-    count = len(record.keys)
-    step = max(1, ring.max_record // (int(row_bytes.sum()) + 16))
-    for start in range(0, count, step):
-        piece = slice(start, min(start + step, count))
-        head = np.array([_ROWS, len(record.data), len(record.keys[piece]), record.number], np.int64)
-        data = [np.ascontiguousarray(each[piece]) for each in record.data]
-        ring.write([head, row_bytes, record.keys[piece], record.positions[piece], *data])
+@dataclass(frozen=True, slots=True, eq=False)
+class FailureRecord:
+    """Runs that a step could not serve, and why."""
+
+    keys: np.ndarray
+    why: str
+
+
+def write_rows(
+    ring: RingWriter,
+    number: int,
+    keys: np.ndarray,
+    positions: np.ndarray,
+    columns: Sequence[np.ndarray],
+) -> None:
+    """Writes a record of rows, in pieces small enough for the ring. A column is uint8 [rows, bytes]
+    and has the rows of one site."""
+    row_bytes = np.array([column.shape[1] for column in columns], np.int64)
+    width, bounds = int(row_bytes.sum()), [0, *accumulate(row_bytes.tolist())]
+    step = max(1, ring.max_record // (width + 16))
+    for start in range(0, len(keys), step):
+        piece = slice(start, start + step)
+        count = len(keys[piece])
+        head = np.array([_ROWS, len(columns), count, number], np.int64)
+        small = (head, row_bytes, keys[piece], positions[piece])
+        with ring.record(*(field.nbytes for field in small), count * width) as places:
+            for place, field in zip(places, small, strict=False):
+                place[:] = field.view(np.uint8)
+            data = places[-1].reshape(count, width)
+            for column, (low, high) in zip(columns, pairwise(bounds), strict=True):
+                data[:, low:high] = column[piece]
 
 
 def write_receipts(ring: RingWriter, record: ReceiptsRecord) -> None:
@@ -59,32 +86,43 @@ def write_receipts(ring: RingWriter, record: ReceiptsRecord) -> None:
         piece = slice(start, start + step)
         keys = record.keys[piece]
         head = np.array([_RECEIPTS, len(keys), 0, 0], np.int64)
-        changes = record.changes[piece].astype(np.float64)
-        ring.write([head, keys, record.edits[piece], record.positions[piece], changes])
+        ring.write(head, keys, record.edits[piece], record.positions[piece], record.changes[piece])
 
 
-def read(record: np.ndarray) -> RowsRecord | ReceiptsRecord:
+def write_failure(ring: RingWriter, record: FailureRecord) -> None:
+    why = np.frombuffer(record.why.encode(), np.uint8)
+    ring.write(np.array([_FAILURE, len(record.keys), len(why), 0], np.int64), record.keys, why)
+
+
+def read(record: np.ndarray) -> RowsRecord | ReceiptsRecord | FailureRecord:
     """The record in these bytes. Its arrays lie in the bytes; copy what is to be kept."""
     kind, first, rows, number = record[: 8 * _HEAD].view(np.int64).tolist()
     fields = _Fields(record, 8 * _HEAD)
     if kind == _ROWS:
-        row_bytes = fields.int64(first).tolist()
+        row_bytes = tuple(fields.int64(first).tolist())
         keys, positions = fields.int64(rows), fields.int64(rows)
-        data = tuple(fields.bytes(rows * size).reshape(rows, size) for size in row_bytes)
-        return RowsRecord(number, keys, positions, data)
+        data = fields.bytes(rows * sum(row_bytes)).reshape(rows, sum(row_bytes))
+        return RowsRecord(number, keys, positions, row_bytes, data)
     if kind == _RECEIPTS:
         keys, edits, positions = fields.int64(first), fields.int64(first), fields.int64(first)
-        changes = fields.bytes(16 * first).view(np.float64).reshape(first, 2)
+        changes = fields.bytes(12 * first).view(np.float32).reshape(first, 3)
         return ReceiptsRecord(keys, edits, positions, changes)
-    raise ValueError(f"a record of kind {kind}; this server reads {_ROWS} and {_RECEIPTS}")
+    if kind == _FAILURE:
+        return FailureRecord(fields.int64(first), fields.bytes(rows).tobytes().decode())
+    raise ValueError(
+        f"a record of kind {kind}; this server reads {_ROWS}, {_RECEIPTS} and {_FAILURE}"
+    )
 
 
 def by_key(keys: np.ndarray) -> Iterator[tuple[int, slice]]:
     """The runs of equal keys in a table, as (key, slice)."""
-    changes = (np.flatnonzero(np.diff(keys)) + 1).tolist() if len(keys) else []
-    for start, end in zip([0, *changes], [*changes, len(keys)], strict=True):
-        if start < end:
-            yield int(keys[start]), slice(start, end)
+    if not len(keys):
+        return
+    starts = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist()]
+    for key, start, end in zip(
+        keys[starts].tolist(), starts, [*starts[1:], len(keys)], strict=True
+    ):
+        yield key, slice(start, end)
 
 
 class _Fields:

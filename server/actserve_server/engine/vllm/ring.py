@@ -4,8 +4,8 @@ The server creates it in a private folder, the worker opens it, and the folder i
 as both have it mapped: whatever happens to either process, nothing stays behind. A FIFO beside the
 ring wakes the reader, who otherwise sleeps in the kernel.
 
-A record is contiguous, a multiple of 8 bytes, and starts with its own length. A record that would
-cross the end of the ring is preceded by a filler.
+A record is contiguous and starts with its own length; then come fields, each padded to 8 bytes. A
+record that would cross the end of the ring is preceded by a filler.
 """
 
 import errno
@@ -15,8 +15,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +31,6 @@ _HEADER = 64
 """Bytes at the start of the mapping: head and tail, each on its own cache line's half."""
 _FILLER = -1
 _MAX_SLEEP_S = 0.002
-
-Part = np.ndarray
-"""A C-contiguous array; its bytes go into the record, padded to 8."""
 
 
 class RingFull(RuntimeError):
@@ -74,18 +71,25 @@ class RingWriter:
         """Bytes of the largest record worth writing: several must fit, or both ends take turns."""
         return self._ring.capacity // 4
 
-    def write(self, parts: Sequence[Part]) -> None:
-        """Appends one record and wakes the reader. Waits while the ring is full."""
-        sizes = [_padded(part.nbytes) for part in parts]
-        length = 8 + sum(sizes)
+    @contextmanager
+    def record(self, *sizes: int) -> Iterator[list[np.ndarray]]:
+        """Appends one record and wakes the reader: yields its fields, uint8 of these sizes in the
+        ring itself, to be filled inside the block. Waits while the ring is full."""
+        length = 8 + sum(map(_padded, sizes))
         start = self._reserve(length)
         self._ring.data[start : start + 8].view(np.int64)[0] = length
-        offset = start + 8
-        for part, size in zip(parts, sizes, strict=True):
-            flat = part.reshape(-1).view(np.uint8)
-            self._ring.data[offset : offset + len(flat)] = flat
-            offset += size
+        offset, fields = start + 8, []
+        for size in sizes:
+            fields.append(self._ring.data[offset : offset + size])
+            offset += _padded(size)
+        yield fields
         self._publish(length)
+
+    def write(self, *fields: np.ndarray) -> None:
+        """Appends a record of these C-contiguous arrays."""
+        with self.record(*(field.nbytes for field in fields)) as places:
+            for place, field in zip(places, fields, strict=True):
+                place[:] = field.reshape(-1).view(np.uint8)
 
     def _reserve(self, length: int) -> int:
         ring = self._ring

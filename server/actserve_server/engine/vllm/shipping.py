@@ -3,14 +3,15 @@
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from actserve_server.engine.vllm.records import (
+    FailureRecord,
     ReceiptsRecord,
-    RowsRecord,
+    write_failure,
     write_receipts,
     write_rows,
 )
@@ -25,7 +26,7 @@ class ShippedRows:
     number: int
     keys: np.ndarray
     positions: np.ndarray
-    data: tuple[torch.Tensor, ...]
+    columns: tuple[torch.Tensor, ...]
 
 
 class Shipper:
@@ -34,64 +35,70 @@ class Shipper:
 
     def __init__(self, ring: RingWriter, device: torch.device) -> None:
         self._ring = ring
-        self._copies: _CopyThread | None = (
-            None if device.type == "cpu" else _CopyThread(self._write)
-        )
+        self._thread: _CopyThread | None = None if device.type == "cpu" else _CopyThread()
 
     def ship(self, blocks: Sequence[ShippedRows], receipts: Receipts | None) -> None:
-        if self._copies:
-            self._copies.submit(blocks, receipts)
-        else:
+        if self._thread is None:
             self._write(blocks, receipts)
+            return
+        blocks = [_on_host(block) for block in blocks]
+        if receipts:
+            receipts = replace(receipts, changes=_to_host(receipts.changes))
+        self._thread.once_copied(lambda: self._write(blocks, receipts))
+
+    def fail(self, keys: Sequence[int], why: str) -> None:
+        """Says that these runs could not be served, after whatever was sent of them before."""
+        record = FailureRecord(np.array(keys, np.int64), why)
+        if self._thread is None:
+            write_failure(self._ring, record)
+        else:
+            self._thread.once_copied(lambda: write_failure(self._ring, record))
 
     def _write(self, blocks: Sequence[ShippedRows], receipts: Receipts | None) -> None:
         for block in blocks:
-            data = tuple(_bytes(rows) for rows in block.data)
-            write_rows(self._ring, RowsRecord(block.number, block.keys, block.positions, data))
+            columns = [rows.view(torch.uint8).numpy() for rows in block.columns]
+            write_rows(self._ring, block.number, block.keys, block.positions, columns)
         if receipts:
-            changes = receipts.changes.numpy()
             write_receipts(
                 self._ring,
-                ReceiptsRecord(receipts.keys, receipts.edits, receipts.positions, changes),
+                ReceiptsRecord(
+                    receipts.keys, receipts.edits, receipts.positions, receipts.changes.numpy()
+                ),
             )
-
-
-def _bytes(rows: torch.Tensor) -> np.ndarray:
-    return rows.contiguous().view(torch.uint8).numpy()
 
 
 class _CopyThread:
-    """Copies to pinned memory on the step's own stream, and writes in order."""
+    """Calls functions one after the other, each once all that the step's own stream was told to
+    copy before has arrived."""
 
-    def __init__(self, write: Callable[[Sequence[ShippedRows], Receipts | None], None]) -> None:
-        self._write = write
+    def __init__(self) -> None:
         self._error: BaseException | None = None
-        self._queue: queue.SimpleQueue = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[torch.cuda.Event, Callable[[], None]]]
+        self._queue = queue.SimpleQueue()
         threading.Thread(target=self._run, name="actserve-rows", daemon=True).start()
 
-    def submit(self, blocks: Sequence[ShippedRows], receipts: Receipts | None) -> None:
+    def once_copied(self, write: Callable[[], None]) -> None:
         if self._error:
             raise RuntimeError("rows could not be sent") from self._error
-        copies = [
-            ShippedRows(block.number, block.keys, block.positions, tuple(map(_to_host, block.data)))
-            for block in blocks
-        ]
-        if receipts:
-            receipts = Receipts(
-                receipts.keys, receipts.edits, receipts.positions, _to_host(receipts.changes)
-            )
         copied = torch.cuda.Event()
         copied.record()
-        self._queue.put((copied, copies, receipts))
+        self._queue.put((copied, write))
 
     def _run(self) -> None:
         try:
             while True:
-                copied, copies, receipts = self._queue.get()
+                copied, write = self._queue.get()
                 copied.synchronize()
-                self._write(copies, receipts)
+                write()
         except BaseException as error:
             self._error = error
+
+
+def _on_host(block: ShippedRows) -> ShippedRows:
+    """All columns in one copy."""
+    data = [rows.view(torch.uint8) for rows in block.columns]
+    host = _to_host(torch.cat(data, dim=1))
+    return replace(block, columns=host.split([each.shape[1] for each in data], dim=1))
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,24 +1,34 @@
 """Plans a step: which rows of the batch are read or changed, at which sites, for which run.
 
-Pure of vLLM. The caller says, for every run with taps in the final order of the batch, where its
-rows lie and which absolute position the first has. Everything is decided by absolute position, so
-chunked prefill, preemption and recomputation need no case of their own.
+Pure of vLLM. The caller shows the batch in its final order, and which of its requests are runs with
+taps. Everything is decided by absolute position, so chunked prefill, preemption and recomputation
+need no case of their own.
+
+`route` plans any step. `Planner` calls it where the batch has changed, and else moves the plan of
+the step before on by one position: from one decode step to the next nothing else is different.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from actserve_server.domain.positions import Spans
 from actserve_server.domain.runs import Unembed
 from actserve_server.engine.forms import Kernel
 from actserve_server.engine.vllm.bank import Block, VectorBank
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.sharding import Shards
-from actserve_server.engine.vllm.taps import CaptureWork, EditWork, RowsAt, StepPlan
+from actserve_server.engine.vllm.taps import (
+    CaptureWork,
+    EditedRows,
+    EditWork,
+    Index,
+    RowsAt,
+    StepPlan,
+)
 from actserve_server.engine.vllm.wire import Edit, RunTaps
 
 UNMATCHED, REUSED = -1.0, -2.0
@@ -26,15 +36,27 @@ UNMATCHED, REUSED = -1.0, -2.0
 prefix cache with its edit already made."""
 
 
+# Runs.
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class SiteEdit:
-    """An edit at one of its sites."""
+class RunEdit:
+    """An edit of a run."""
 
     number: int
-    """Counts the run's edits, site by site: what its receipts are called."""
+    """Which of the run's edits it is: what its receipts are called."""
     edit: Edit
     block: Block
     """Of the edit's vectors in the bank."""
+    turns: tuple[tuple[int, tuple[SiteKey, ...]], ...]
+    """Its sites, by how many of the run's edits come before it there."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether what it does depends on the token, or differs from position to position."""
+        form = self.edit.form
+        by_position = form.kernel is Kernel.REPLACE and form.vectors.count > 1
+        return by_position or self.edit.selection.token_ids is not None
 
 
 @dataclass(slots=True, eq=False)
@@ -42,29 +64,41 @@ class TappedRun:
     """A run with taps, as the worker keeps it while vLLM has the request."""
 
     taps: RunTaps
-    edits: Mapping[SiteKey, list[SiteEdit]]
-    """By site, in the order in which they apply."""
-    blocks: Sequence[Block] = ()
-    """Of the vectors of its edits, one for each."""
+    edits: tuple[RunEdit, ...]
     reached: int = 0
     """Positions below this were computed for this run, or skipped and receipted."""
 
     @staticmethod
     def start(taps: RunTaps, bank: VectorBank) -> "TappedRun":
-        """Holds the run's vectors in the bank, all or none. Raises as `VectorBank.hold`."""
-        edits: dict[SiteKey, list[SiteEdit]] = {}
+        """Holds the run's vectors in the bank. Raises as `VectorBank.hold`, and then holds none."""
+        edits, before = [], Counter[SiteKey]()
         blocks = bank.hold_all([edit.form.vectors for edit in taps.edits])
-        number = 0
-        for edit, block in zip(taps.edits, blocks, strict=True):
+        for number, (edit, block) in enumerate(zip(taps.edits, blocks, strict=True)):
+            turns: dict[int, list[SiteKey]] = {}
             for site in edit.sites:
-                edits.setdefault(site, []).append(SiteEdit(number, edit, block))
-                number += 1
-        return TappedRun(taps, edits, blocks)
+                turns.setdefault(before[site], []).append(site)
+                before[site] += 1
+            in_turn = tuple((turn, tuple(sites)) for turn, sites in turns.items())
+            edits.append(RunEdit(number, edit, block, in_turn))
+        return TappedRun(taps, tuple(edits))
 
     def end(self, bank: VectorBank) -> None:
         """Lets go of the run's vectors."""
-        for block in self.blocks:
-            bank.release(block)
+        for each in self.edits:
+            bank.release(each.block)
+
+    def same_until(self, position: int) -> int:
+        """Below this position everything is read and changed as at the given one, whatever the
+        tokens are."""
+        spans = [reading.spans for reading in self.taps.captures]
+        for each in self.edits:
+            spans.append(each.edit.selection.spans)
+            if each.differs and len(spans[-1].within(position, position + 1)):
+                return position + 1
+        return min(each.next_bound(position) for each in spans)
+
+
+# What a step is planned from.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,10 +109,40 @@ class BatchRows:
     row: int
     position: int
     count: int
-    token_ids: np.ndarray
-    """The tokens of these rows, int [count]."""
-    next_ids: np.ndarray
-    """The prompt tokens that come after each, int [count]; -1 where there is none."""
+    tokens: np.ndarray
+    """Of the run by position, int; those beyond these rows may not be known."""
+    prompt_tokens: int
+
+    @property
+    def end(self) -> int:
+        return self.position + self.count
+
+    def next_ids(self, positions: np.ndarray) -> np.ndarray:
+        """The prompt tokens that come after these, int64; -1 where there is none."""
+        inside = positions + 1 < self.prompt_tokens
+        return np.where(inside, self.tokens[np.where(inside, positions + 1, 0)], -1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """A forward pass: request i has rows [starts[i], starts[i + 1]), from position computed[i] on.
+    All int [requests], `starts` one longer, `tokens` by request and position; they may be longer
+    still."""
+
+    request_ids: Sequence[str]
+    starts: np.ndarray
+    computed: np.ndarray
+    tokens: np.ndarray
+    prompt_tokens: np.ndarray
+
+    def tapped(self, runs: Mapping[str, TappedRun]) -> Iterator[tuple[int, BatchRows]]:
+        """The rows of these runs, each with the number of its request in the batch."""
+        for index, request_id in enumerate(self.request_ids):
+            if run := runs.get(request_id):
+                row, position = int(self.starts[index]), int(self.computed[index])
+                count = int(self.starts[index + 1]) - row
+                prompt_tokens = int(self.prompt_tokens[index])
+                yield index, BatchRows(run, row, position, count, self.tokens[index], prompt_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +154,11 @@ class Model:
     shards: Mapping[SiteKey, Shards] = field(default_factory=dict)
     """Of the sites whose rows are split over ranks; empty without tensor parallelism."""
 
-    def rows_at(self, site: SiteKey, index: torch.Tensor) -> RowsAt:
+    def rows_at(self, site: SiteKey, index: Index) -> RowsAt:
         return RowsAt(index, self.layout.sites[site].stream, self.shards.get(site))
+
+
+# What comes of it.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +169,7 @@ class Column:
     work: CaptureWork
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class RowBlock:
     """Rows of runs whose capture of this number reads the same sites in the same way."""
 
@@ -111,42 +178,131 @@ class RowBlock:
     positions: np.ndarray
     columns: list[Column]
     unembed: Unembed | None
-    next_ids: np.ndarray
+    next_ids: np.ndarray | None
+    """For `unembed`, which alone needs them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Receipts:
-    """Says what edit `edits[i]` of run `keys[i]` did at `positions[i]`. All int64 [n]; `changes` is
-    float32 [n, 2] on the model's device, as `EditWork.changes`."""
+    """Says what edit `edits[i]` of run `keys[i]` did at `positions[i]`, at all its sites. All int64
+    [n]; `changes` is float32 [n, 3] on the model's device, as `EditedRows.changes`."""
 
     keys: np.ndarray
     edits: np.ndarray
     positions: np.ndarray
     changes: torch.Tensor
+    blank: bool
+    """Whether nothing was noted before the pass."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class RoutedStep:
     """A plan, and what is to be sent once it was carried out."""
 
     plan: StepPlan
     blocks: list[RowBlock]
     receipts: Receipts | None
+    keys: frozenset[int]
+    """Of the runs that have work in it."""
+
+
+class Planner:
+    """Plans one step after the other."""
+
+    def __init__(self, bank: VectorBank, model: Model) -> None:
+        self._bank = bank
+        self._model = model
+        self._last: _Steady | None = None
+
+    def plan(self, batch: Batch, runs: Mapping[str, TappedRun]) -> RoutedStep | None:
+        """The step's plan, or None if no run of the batch has anything to do in it."""
+        if self._last is not None and self._last.goes_on(batch):
+            return self._last.next()
+        self.forget()
+        found = list(batch.tapped(runs))
+        routed = route((rows for _, rows in found), self._bank, self._model)
+        self._last = _Steady.after(batch, found, routed)
+        return routed
+
+    def forget(self) -> None:
+        """Plans the next step anew. To be called where a run begins or ends."""
+        if self._last is not None:
+            self._last.end()
+        self._last = None
+
+
+class _Steady:
+    """A decode step, which the next may repeat one position further."""
+
+    def __init__(
+        self, batch: Batch, found: Sequence[tuple[int, BatchRows]], routed: RoutedStep | None
+    ) -> None:
+        count = len(batch.request_ids)
+        self._request_ids = list(batch.request_ids)
+        self._starts = np.array(batch.starts[: count + 1])
+        self._which = np.array([index for index, _ in found], np.int64)
+        self._runs = [rows.run for _, rows in found]
+        self._next = np.array([rows.end for _, rows in found], np.int64)
+        until = [rows.run.same_until(rows.position) for _, rows in found]
+        self._until = np.array(until, np.int64)
+        self._routed = routed
+
+    @staticmethod
+    def after(
+        batch: Batch, found: Sequence[tuple[int, BatchRows]], routed: RoutedStep | None
+    ) -> "_Steady | None":
+        """None if the step after this one is planned differently in any case."""
+        if any(rows.count != 1 for _, rows in found):
+            return None
+        if routed is not None and routed.receipts is not None and not routed.receipts.blank:
+            return None
+        return _Steady(batch, found, routed)
+
+    def goes_on(self, batch: Batch) -> bool:
+        count = len(self._request_ids)
+        return (
+            batch.request_ids == self._request_ids
+            and np.array_equal(batch.starts[: count + 1], self._starts)
+            and np.array_equal(batch.computed[self._which], self._next)
+            and bool((self._next < self._until).all())
+        )
+
+    def next(self) -> RoutedStep | None:
+        self._next = self._next + 1
+        step = self._routed
+        if step is None:
+            return None
+        blocks = [replace(block, positions=block.positions + 1) for block in step.blocks]
+        receipts = step.receipts
+        if receipts is not None:
+            # What was sent of the last step has left this table, or is about to in the same stream.
+            receipts.changes.zero_()
+            receipts = replace(receipts, positions=receipts.positions + 1)
+        self._routed = replace(step, blocks=blocks, receipts=receipts)
+        return self._routed
+
+    def end(self) -> None:
+        for run, reached in zip(self._runs, self._next.tolist(), strict=True):
+            run.reached = max(run.reached, reached)
+
+
+# A step of any kind.
 
 
 def route(batch: Iterable[BatchRows], bank: VectorBank, model: Model) -> RoutedStep | None:
     """The step's plan, or None if no run of the batch has anything to do in it."""
     rows = list(batch)
+    plan = StepPlan()
     blocks, captures = _captures(rows, bank.device, model)
-    edits, receipts = _edits(rows, bank, model)
+    edits, receipts = _edits(rows, bank, model, plan)
     if not blocks and receipts is None:
         return None
-    plan = StepPlan()
     # A capture reads what the edits of its own site have left.
     for key, site in model.layout.in_order({*captures, *edits}):
         for work in (*edits.get(key, ()), *captures.get(key, ())):
             plan.add(site.place, work)
-    return RoutedStep(plan, blocks, receipts)
+    keys = [block.keys for block in blocks] + ([receipts.keys] if receipts is not None else [])
+    return RoutedStep(plan, blocks, receipts, frozenset(np.concatenate(keys).tolist()))
 
 
 class _CaptureKind(NamedTuple):
@@ -164,7 +320,7 @@ def _captures(
     groups: dict[_CaptureKind, list[tuple[BatchRows, np.ndarray]]] = {}
     for item in rows:
         for number, reading in enumerate(item.run.taps.captures):
-            positions = reading.spans.within(item.position, item.position + item.count)
+            positions = reading.spans.within(item.position, item.end)
             if len(positions):
                 kind = _CaptureKind(number, reading.sites, reading.unembed)
                 groups.setdefault(kind, []).append((item, positions))
@@ -172,74 +328,64 @@ def _captures(
     blocks: list[RowBlock] = []
     works: dict[SiteKey, list[CaptureWork]] = {}
     for kind, members in groups.items():
-        indices = np.concatenate([item.row + at - item.position for item, at in members])
-        index = torch.from_numpy(indices).to(device, non_blocking=True)
-        keys = np.repeat(
-            np.array([item.run.taps.key for item, _ in members], np.int64),
-            [len(at) for _, at in members],
+        index = _index(
+            np.concatenate([item.row + at - item.position for item, at in members]), device
         )
+        keys = np.array([item.run.taps.key for item, _ in members], np.int64)
         columns = []
         for site in kind.sites:
             source = FINAL_NORM if site == LOGITS else site
             work = CaptureWork(model.rows_at(source, index))
             works.setdefault(source, []).append(work)
             columns.append(Column(site, work))
+        following = None
+        if kind.unembed is not None:
+            following = np.concatenate([item.next_ids(at) for item, at in members])
         blocks.append(
             RowBlock(
                 number=kind.number,
-                keys=keys,
+                keys=np.repeat(keys, [len(at) for _, at in members]),
                 positions=np.concatenate([at for _, at in members]),
                 columns=columns,
                 unembed=kind.unembed,
-                next_ids=np.concatenate(
-                    [item.next_ids[at - item.position] for item, at in members]
-                ),
+                next_ids=following,
             )
         )
     return blocks, works
 
 
-@dataclass(slots=True, eq=False)
-class _Group:
-    """Rows that one kernel changes at one site, of many runs; for LINEAR of those with the same
-    vectors."""
+class _EditKind(NamedTuple):
+    """Edits of which this is equal go through one kernel together, at each of their sites."""
 
-    edit: Edit
-    indices: list[np.ndarray] = field(default_factory=list)
-    noted: list[np.ndarray] = field(default_factory=list)
-    offsets: list[np.ndarray] = field(default_factory=list)
-    scalars: list[np.ndarray] = field(default_factory=list)
+    turn: int
+    kernel: Kernel
+    heads: tuple[int, ...]
+    width: int
+    own: tuple[bytes, tuple[float, ...]] | None
+    """LINEAR goes through the kernel with one set of matrices: their digest and the scalars."""
 
-    def work(
-        self, site: SiteKey, bank: VectorBank, model: Model, changes: torch.Tensor
-    ) -> EditWork:
-        edit, device = self.edit, bank.device
-        offsets, scalars = np.concatenate(self.offsets), np.concatenate(self.scalars)
-        heads = torch.tensor(edit.heads, device=device) if edit.heads else None
-        if heads is not None and len(offsets) > 1:
-            offsets, scalars = (np.repeat(each, len(heads), axis=0) for each in (offsets, scalars))
-        vectors = bank.gather(offsets, edit.form.vectors.width)
-        return EditWork(
-            at=model.rows_at(site, _to(np.concatenate(self.indices), device)),
-            kernel=edit.form.kernel,
-            vectors=vectors,
-            scalars=_to(scalars, device),
-            heads=heads,
-            head_width=model.head_width,
-            changes=changes,
-            noted=_to(np.concatenate(self.noted), device),
-        )
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Member:
+    """Rows of one run that one of its edits changes in this step."""
+
+    step: RunEdit
+    rows: np.ndarray
+    positions: np.ndarray
+    noted: np.ndarray
 
 
 class _ReceiptTable:
     """Collects a step's receipts."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[int, int, np.ndarray, np.ndarray]] = []
+        self._parts: list[tuple[int, int, np.ndarray, float | np.ndarray | None]] = []
         self._count = 0
 
-    def add(self, key: int, number: int, positions: np.ndarray, note: np.ndarray) -> np.ndarray:
-        """Adds receipts with a first note each, and returns where they are."""
+    def add(
+        self, key: int, number: int, positions: np.ndarray, note: float | np.ndarray | None = None
+    ) -> np.ndarray:
+        """Adds receipts, with a first note for all or for each, and returns where they are."""
         first, self._count = self._count, self._count + len(positions)
         if len(positions):
             self._parts.append((key, number, positions, note))
@@ -250,82 +396,126 @@ class _ReceiptTable:
             return None
         keys, numbers, positions, notes = zip(*self._parts, strict=True)
         counts = [len(at) for at in positions]
-        changes = np.zeros((self._count, 2), np.float32)
-        changes[:, 0] = np.concatenate(notes)
+        changes, end = np.zeros((self._count, 3), np.float32), 0
+        for count, note in zip(counts, notes, strict=True):
+            start, end = end, end + count
+            if note is not None:
+                changes[start:end, 0] = note
         return Receipts(
             keys=np.repeat(np.array(keys, np.int64), counts),
             edits=np.repeat(np.array(numbers, np.int64), counts),
             positions=np.concatenate(positions),
             changes=_to(changes, device),
+            blank=not changes.any(),
         )
 
 
 def _edits(
-    rows: list[BatchRows], bank: VectorBank, model: Model
+    rows: list[BatchRows], bank: VectorBank, model: Model, plan: StepPlan
 ) -> tuple[dict[SiteKey, list[EditWork]], Receipts | None]:
-    # By site and by which of its run's edits there it is: the first ones of all runs go together,
-    # then the second ones.
-    groups: dict[tuple[SiteKey, int], dict[tuple, _Group]] = {}
+    # Edits of equal sites lie together: many runs at the same sites are one entry here.
+    members: dict[tuple[_EditKind, tuple[SiteKey, ...]], list[_Member]] = {}
     table = _ReceiptTable()
     for item in rows:
-        run, end = item.run, item.position + item.count
-        for site, edits in run.edits.items():
-            for turn, step in enumerate(edits):
-                selection = step.edit.selection
-                # A gap below the step is a prefix-cache hit. Of positions that are edited it holds
-                # those alone that were edited equally: see `cache_salt.py`.
-                skipped = selection.spans.within(run.reached, item.position)
-                table.add(run.taps.key, step.number, skipped, np.full(len(skipped), REUSED))
-                positions = selection.spans.within(item.position, end)
-                matches = np.ones(len(positions), bool)
-                if selection.token_ids is not None:
-                    ids = item.token_ids[positions - item.position]
-                    matches = np.isin(ids, [*selection.token_ids])
-                note = np.where(matches, 0.0, UNMATCHED)
-                noted = table.add(run.taps.key, step.number, positions, note)
-                if matches.any():
-                    parts = groups.setdefault((site, turn), {})
-                    group = parts.setdefault(_shared(step), _Group(step.edit))
-                    _add(group, step, item, positions[matches], noted[matches])
-        run.reached = max(run.reached, end)
+        run = item.run
+        for step in run.edits:
+            member = _member(item, step, table)
+            if len(member.rows):
+                for turn, sites in step.turns:
+                    members.setdefault((_kind(step, turn), sites), []).append(member)
+        run.reached = max(run.reached, item.end)
 
     receipts = table.receipts(bank.device)
     works: dict[SiteKey, list[EditWork]] = {}
-    if receipts is not None:
-        for site, turn in sorted(groups):
-            for group in groups[site, turn].values():
-                works.setdefault(site, []).append(group.work(site, bank, model, receipts.changes))
+    if receipts is None:
+        return works, None
+    at_site: dict[SiteKey, dict[_EditKind, list[list[_Member]]]] = {}
+    for (kind, sites), each in members.items():
+        for site in sites:
+            at_site.setdefault(site, {}).setdefault(kind, []).append(each)
+    # Sites with the same members share their tables.
+    made: dict[tuple[int, ...], tuple[Index, EditedRows]] = {}
+    for site, kinds in at_site.items():
+        # The first edits of all runs at a site go together, then the second ones.
+        for kind in sorted(kinds, key=lambda kind: kind.turn):
+            together = tuple(map(id, kinds[kind]))
+            if together not in made:
+                every = [member for each in kinds[kind] for member in each]
+                made[together] = _edited(kind, every, bank, model, receipts.changes)
+                plan.settles.append(made[together][1])
+            index, edited = made[together]
+            works.setdefault(site, []).append(EditWork(model.rows_at(site, index), edited))
     return works, receipts
 
 
-def _shared(step: SiteEdit) -> tuple:
-    """Edits of which this is equal go through one kernel together."""
+def _member(item: BatchRows, step: RunEdit, table: _ReceiptTable) -> _Member:
+    key, selection = item.run.taps.key, step.edit.selection
+    if item.run.reached < item.position:
+        # A gap below the step is a prefix-cache hit. Of positions that are edited it holds those
+        # alone that were edited equally: see `cache_salt.py`.
+        skipped = selection.spans.within(item.run.reached, item.position)
+        table.add(key, step.number, skipped, REUSED)
+    positions = selection.spans.within(item.position, item.end)
+    if selection.token_ids is None:
+        noted = table.add(key, step.number, positions)
+    else:
+        matches = np.isin(item.tokens[positions], [*selection.token_ids])
+        note = np.where(matches, 0.0, UNMATCHED)
+        noted = table.add(key, step.number, positions, note)[matches]
+        positions = positions[matches]
+    return _Member(step, item.row + positions - item.position, positions, noted)
+
+
+def _kind(step: RunEdit, turn: int) -> _EditKind:
     form = step.edit.form
-    own = (form.vectors.digest, form.scalars) if form.kernel is Kernel.LINEAR else ()
-    return form.kernel, step.edit.heads, form.vectors.width, own
+    own = (form.vectors.digest, form.scalars) if form.kernel is Kernel.LINEAR else None
+    return _EditKind(turn, form.kernel, step.edit.heads, form.vectors.width, own)
 
 
-def _add(
-    group: _Group, step: SiteEdit, item: BatchRows, positions: np.ndarray, noted: np.ndarray
-) -> None:
-    form, count = step.edit.form, len(positions)
-    group.indices.append(item.row + positions - item.position)
-    group.noted.append(noted)
-    scalars = np.array([form.scalars], np.float32)
-    if form.kernel is Kernel.LINEAR:
-        group.offsets, group.scalars = [step.block.offsets[None]], [scalars]
-        return
-    which = np.zeros(count, np.int64)
-    if form.vectors.count > 1:
-        which = _ordinals(step.edit.selection.spans, positions)
-    group.offsets.append(step.block.offsets[which][:, None])
-    group.scalars.append(np.repeat(scalars, count, axis=0))
+def _edited(
+    kind: _EditKind, members: list[_Member], bank: VectorBank, model: Model, changes: torch.Tensor
+) -> tuple[Index, EditedRows]:
+    device = bank.device
+    counts = [len(member.rows) for member in members]
+    scalars = np.array([member.step.edit.form.scalars for member in members], np.float32)
+    if kind.kernel is Kernel.LINEAR:
+        offsets, scalars = members[0].step.block.offsets[None], scalars[:1]
+    else:
+        offsets = np.concatenate([_offsets(member) for member in members])[:, None]
+        scalars = np.repeat(scalars, counts, axis=0)
+        if (offsets == offsets[0]).all() and (scalars == scalars[0]).all():
+            offsets, scalars = offsets[:1], scalars[:1]
+    heads = None
+    if kind.heads:
+        heads = torch.tensor(kind.heads, device=device)
+        if len(offsets) > 1:
+            offsets, scalars = (np.repeat(each, len(heads), axis=0) for each in (offsets, scalars))
+    edited = EditedRows(
+        kernel=kind.kernel,
+        vectors=bank.gather(offsets, kind.width),
+        scalars=_to(scalars, device),
+        heads=heads,
+        head_width=model.head_width,
+        changes=changes,
+        noted=_index(np.concatenate([member.noted for member in members]), device),
+    )
+    return _index(np.concatenate([member.rows for member in members]), device), edited
 
 
-def _ordinals(spans: Spans, positions: np.ndarray) -> np.ndarray:
-    """How many selected positions lie below each, int64."""
-    below = [np.clip(positions - low, 0, high - low) for low, high in spans.ranges]
-    return np.sum(below, axis=0)
+def _offsets(member: _Member) -> np.ndarray:
+    """Where the vector of each row begins."""
+    offsets = member.step.block.offsets
+    if len(offsets) == 1:
+        return np.repeat(offsets, len(member.rows))
+    return offsets[member.step.edit.selection.spans.ordinals(member.positions)]
+
+
+def _index(rows: np.ndarray, device: torch.device) -> Index:
+    """Rows that lie together need no table of where they are."""
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return range(first, last + 1)
+    return _to(rows, device)
 
 
 def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -5,9 +5,9 @@ nothing unless the current step has work there. Its tensors are declared as muta
 compiled code after the call sees an edit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,31 +20,61 @@ OP_NAME = f"{NAMESPACE}::tap"
 """As vLLM names a splitting op."""
 
 
-@dataclass(slots=True, eq=False)
+Index = torch.Tensor | range
+"""Rows of a tensor: int64 [rows], or some that lie together."""
+
+NOTED_AT_ONCE = 1 << 20
+"""Elements of changed rows that wait to be compared with what they were: many small ones take one
+comparison, and large ones no memory."""
+
+
+def _rows(tensor: torch.Tensor, index: Index) -> torch.Tensor:
+    if isinstance(index, range):
+        return tensor.narrow(0, index.start, len(index))
+    return tensor.index_select(0, index)
+
+
+def _put(rows: torch.Tensor | None, tensor: torch.Tensor, index: Index) -> None:
+    """Writes rows, or zeros."""
+    if isinstance(index, range):
+        place = _rows(tensor, index)
+        place.zero_() if rows is None else place.copy_(rows)
+    elif rows is None:
+        tensor.index_fill_(0, index, 0)
+    else:
+        tensor.index_copy_(0, index, rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RowsAt:
     """Some rows of one site in one step."""
 
-    index: torch.Tensor
-    """int64 [rows] into the batch."""
+    index: Index
+    """Into the batch."""
     stream: bool
     """Whether a row is the sum of branch and residual."""
     shards: Shards | None = None
 
     def read(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        rows = hidden.index_select(0, self.index)
+        """A copy of the rows."""
         if self.stream and residual is not None:
             # The same rounding as the model's own: the sum, in the model's element type.
-            rows += residual.index_select(0, self.index)
+            rows = _rows(hidden, self.index) + _rows(residual, self.index)
+        elif isinstance(self.index, range):
+            rows = _rows(hidden, self.index).clone()
+        else:
+            rows = _rows(hidden, self.index)
         return self.shards.gather(rows) if self.shards else rows
 
     def write(
         self, rows: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
     ) -> None:
-        hidden.index_copy_(0, self.index, self.shards.part(rows) if self.shards else rows)
+        own = self.shards.part(rows) if self.shards else rows
+        _put(own, hidden, self.index)
         if self.stream and residual is not None:
             # The whole new row is in the branch: in bf16 a difference to what the residual holds
             # would lose most of its bits.
-            residual.index_fill_(0, self.index, 0)
+            _put(None, residual, self.index)
 
 
 @dataclass(slots=True, eq=False)
@@ -59,69 +89,129 @@ class CaptureWork:
 
 
 @dataclass(slots=True, eq=False)
-class EditWork:
-    """Changes rows, or the parts of `heads` in them, by one kernel."""
+class EditedRows:
+    """Rows, or the parts of `heads` in them, that one kernel changes at one site after another."""
 
-    at: RowsAt
     kernel: Kernel
     vectors: torch.Tensor
     scalars: torch.Tensor
     heads: torch.Tensor | None
     head_width: int
     changes: torch.Tensor
-    """Where to note what changed, float32 [noted, 2]: heads changed, and the sum over heads of
-    |x' - x| / |x|."""
-    noted: torch.Tensor
-    """Row i of the work is noted at `noted[i]`."""
+    """Where to note what changed, float32 [noted, 3]: over all sites and heads how many changed,
+    the sum of |x' - x| / |x|, and how many sites there were."""
+    noted: Index
+    """Row i is noted at `noted[i]`."""
+    _waiting: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """What rows were and are, site by site."""
 
-    def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        rows = self.at.read(hidden, residual)
+    def change(self, rows: torch.Tensor) -> torch.Tensor:
+        """The new rows, in their element type."""
         parts = rows if self.heads is None else self._parts(rows)[:, self.heads].flatten(0, 1)
         before = parts.float()
         after = COMPUTE[self.kernel](before, self.vectors, self.scalars).expand_as(before)
         written = after.to(rows.dtype)
+        self._note(before, written)
         if self.heads is None:
-            rows = written
-        else:
-            self._parts(rows)[:, self.heads] = written.unflatten(0, (len(rows), -1))
-        self.at.write(rows, hidden, residual)
-        change = change_of(before, written.float()).unflatten(0, (len(rows), -1))
-        self.changes.index_copy_(0, self.noted, change.sum(1))
+            return written
+        self._parts(rows)[:, self.heads] = written.unflatten(0, (len(rows), -1))
+        return rows
 
     def _parts(self, rows: torch.Tensor) -> torch.Tensor:
         return rows.unflatten(1, (-1, self.head_width))
+
+    def _note(self, before: torch.Tensor, after: torch.Tensor) -> None:
+        if self._waiting and self._waiting[0][0].shape != before.shape:
+            self.settle()  # Zeros of one width stand for any.
+        self._waiting.append((before, after))
+        if len(self._waiting) * before.numel() >= NOTED_AT_ONCE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Notes what was changed so far."""
+        if not self._waiting:
+            return
+        before, after = (torch.stack(each) for each in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        sites, _, width = before.shape
+        heads = 1 if self.heads is None else len(self.heads)
+        change = change_of(before.view(-1, width), after.float().view(-1, width))
+        total = change.view(sites, -1, heads, 2).sum((0, 2))
+        noted = torch.cat([total, torch.full_like(total[:, :1], sites)], dim=1)
+        if isinstance(self.noted, range):
+            _rows(self.changes, self.noted).add_(noted)
+        else:
+            self.changes.index_add_(0, self.noted, noted)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EditWork:
+    """Changes rows at one site."""
+
+    at: RowsAt
+    edited: EditedRows
+
+    def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        rows = self.edited.change(self.at.read(hidden, residual))
+        self.at.write(rows, hidden, residual)
 
 
 Work = EditWork | CaptureWork
 
 
 class StepPlan:
-    """The work of one forward pass, by place, in the order it applies."""
+    """The work of a forward pass, by place, in the order it applies."""
 
     def __init__(self) -> None:
         self._work: dict[int, list[Work]] = {}
         self._done: set[int] = set()
+        self._error: Exception | None = None
+        self._raises = False
+        self.settles: list[EditedRows] = []
+        """Of which changes are noted after the pass."""
 
     def add(self, place: int, work: Work) -> None:
         self._work.setdefault(place, []).append(work)
 
-    def run(self, place: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        for work in self._work.get(place, ()):
-            work.run(hidden, residual)
-        self._done.add(place)
+    def begin(self, *, raises: bool) -> None:
+        """Before each pass. An error in it is raised at once, or by `check`."""
+        self._raises = raises
+        self._done.clear()
+        self._error = None
 
-    def missed(self) -> Sequence[int]:
-        """Places whose work was planned but never reached, after the pass. Must be empty."""
-        return sorted(self._work.keys() - self._done)
+    def run(self, place: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """After an error the pass goes on for the runs that have no part in this plan."""
+        work = self._work.get(place)
+        if work is None or self._error is not None:
+            return
+        try:
+            for each in work:
+                each.run(hidden, residual)
+        except Exception as error:
+            if self._raises:
+                raise
+            self._error = error
+        else:
+            self._done.add(place)
+
+    def check(self) -> None:
+        """After each pass: raises what went wrong in it. Only then is what was noted complete."""
+        if self._error is not None:
+            raise self._error
+        if missed := sorted(self._work.keys() - self._done):
+            raise RuntimeError(f"the forward pass never reached tap places {missed}")
+        for edited in self.settles:
+            edited.settle()
 
 
 _current: StepPlan | None = None
 
 
 @contextmanager
-def step(plan: StepPlan | None) -> Iterator[None]:
+def step(plan: StepPlan, *, raises: bool = False) -> Iterator[None]:
     """Makes `plan` the current one for the forward pass inside the block."""
     global _current
+    plan.begin(raises=raises)
     _current = plan
     try:
         yield

@@ -6,19 +6,20 @@ model runner's `_model_forward`, which vLLM documents as the place to see a forw
 batch is final: whatever reordered it has run.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm import taps, wire
 from actserve_server.engine.vllm.attach import attach_taps
 from actserve_server.engine.vllm.attention import describe_attention
-from actserve_server.engine.vllm.bank import BankFullError, VectorBank
+from actserve_server.engine.vllm.bank import BankFullError, MissingVectorsError, VectorBank
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import family_of
 from actserve_server.engine.vllm.head import Head
@@ -28,14 +29,17 @@ from actserve_server.engine.vllm.ring import RingWriter
 from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
 from actserve_server.engine.vllm.step_plan import (
-    BatchRows,
+    Batch,
     Column,
     Model,
+    Planner,
+    RoutedStep,
     RowBlock,
     TappedRun,
-    route,
 )
 from actserve_server.engine.vllm.worker_weights import Weights
+
+log = logging.getLogger(__name__)
 
 CODE_VERSION = "2"
 """Part of vLLM's compile-cache key: change it with the taps' place or meaning in the graph."""
@@ -87,7 +91,9 @@ class TapWorker:
         )
         self._weights = Weights(model, family, self._dimensions, self.rank, ranks)
         self._bank = VectorBank(self.device, ours.vector_budget_bytes)
+        self._planner = Planner(self._bank, self._model)
         self._runs: dict[str, TappedRun] = {}
+        self._ranks = ranks
         # Rows are the same on every tensor-parallel rank once gathered; one sends them.
         self._shipper = (
             Shipper(RingWriter(Path(ours.ring_folder)), self.device) if self.rank == 0 else None
@@ -130,54 +136,87 @@ class TapWorker:
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         # Finished covers aborted; a preempted request is neither and keeps its run.
         for request_id in scheduler_output.finished_req_ids:
-            if run := self._runs.pop(request_id, None):
-                run.end(self._bank)
+            self._end(request_id)
         for request in scheduler_output.scheduled_new_reqs:
             extra = getattr(request.sampling_params, "extra_args", None) or {}
             message = extra.get(wire.EXTRA_ARG)
             # A resumed request may be announced as new again; its run goes on.
             if message and request.req_id not in self._runs:
-                self._runs[request.req_id] = TappedRun.start(wire.decode(message), self._bank)
+                self._start(request.req_id, message)
         return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
 
+    def _start(self, request_id: str, message: dict[str, Any]) -> None:
+        self._planner.forget()
+        taps = wire.decode(message)
+        with self._failing([taps.key]):
+            try:
+                self._runs[request_id] = TappedRun.start(taps, self._bank)
+            except (BankFullError, MissingVectorsError) as error:
+                # The same on every rank, so that ranks need not end.
+                log.error("a run did not begin: %s", error)
+                if self._shipper:
+                    self._shipper.fail([taps.key], type(error).__name__)
+
+    def _end(self, request_id: str) -> None:
+        if run := self._runs.pop(request_id, None):
+            self._planner.forget()
+            run.end(self._bank)
+
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        routed = route(self._tapped_rows(), self._bank, self._model) if self._runs else None
-        if routed is None:
+        step = self._planned() if self._runs else None
+        if step is None:
             return self._vllm_forward(*args, **kwargs)
-        with taps.step(routed.plan):
+        # Ranks that do not fail alike would wait for each other forever.
+        with taps.step(step.plan, raises=self._ranks > 1):
             output = self._vllm_forward(*args, **kwargs)
-        if missed := routed.plan.missed():
-            raise RuntimeError(f"the forward pass never reached tap places {missed}")
-        blocks = [self._shipped(block) for block in routed.blocks]
-        if self._shipper:
-            self._shipper.ship(blocks, routed.receipts)
+        with self._failing(step.keys):
+            step.plan.check()
+            blocks = [self._shipped(block) for block in step.blocks]
+            if self._shipper:
+                self._shipper.ship(blocks, step.receipts)
         return output
 
-    def _tapped_rows(self) -> Iterator[BatchRows]:
+    def _planned(self) -> RoutedStep | None:
         runner = self.model_runner
         batch = runner.input_batch
-        starts = runner.query_start_loc.np
-        computed = batch.num_computed_tokens_cpu
-        for index, request_id in enumerate(batch.req_ids):
-            if run := self._runs.get(request_id):
-                row, first = int(starts[index]), int(computed[index])
-                count = int(starts[index + 1]) - row
-                known = batch.token_ids_cpu[index]
-                prompt_end = int(batch.num_prompt_tokens[index])
-                following = np.full(count, -1, np.int64)
-                inside = max(0, min(count, prompt_end - 1 - first))
-                following[:inside] = known[first + 1 : first + 1 + inside]
-                yield BatchRows(run, row, first, count, known[first : first + count], following)
+        with self._failing([run.taps.key for run in self._runs.values()]):
+            return self._planner.plan(
+                Batch(
+                    batch.req_ids,
+                    runner.query_start_loc.np,
+                    batch.num_computed_tokens_cpu,
+                    batch.token_ids_cpu,
+                    batch.num_prompt_tokens,
+                ),
+                self._runs,
+            )
+        return None
+
+    @contextmanager
+    def _failing(self, keys: Collection[int]) -> Iterator[None]:
+        """An error inside fails these runs; the others go on. The server withholds what they
+        answer."""
+        try:
+            yield
+        except Exception as error:
+            if self._ranks > 1 or self._shipper is None:
+                raise
+            log.exception("a step failed", extra={"runs": len(keys)})
+            failed = [name for name, run in self._runs.items() if run.taps.key in keys]
+            for request_id in failed:
+                self._end(request_id)
+            self._shipper.fail([*keys], type(error).__name__)
 
     def _shipped(self, block: RowBlock) -> ShippedRows:
-        data = tuple(self._rows(column, block) for column in block.columns)
-        return ShippedRows(block.number, block.keys, block.positions, data)
+        columns = tuple(self._rows(column, block) for column in block.columns)
+        return ShippedRows(block.number, block.keys, block.positions, columns)
 
     def _rows(self, column: Column, block: RowBlock) -> torch.Tensor:
         rows = column.work.rows
         assert rows is not None  # The pass reached every planned place.
         if block.unembed is not None:
             normed = column.site == FINAL_NORM
+            assert block.next_ids is not None
             return self._head.predictions(rows, block.unembed, block.next_ids, normed=normed)
         return self._head.logits(rows) if column.site == LOGITS else rows
 
