@@ -66,6 +66,7 @@ class App:
             engine,
             AdmissionLimits(
                 capture_budget_bytes=settings.capture_budget_bytes,
+                vector_budget_bytes=settings.vector_budget_bytes,
                 max_running=settings.max_running,
                 max_queue=settings.max_queue,
                 share=settings.tenant_share,

@@ -30,6 +30,9 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
+MIN_VECTOR_BUDGET_BYTES = 16 << 20
+"""Of vectors that the self-test of a model needs room for."""
+
 
 class ConfigError(Exception):
     """The options cannot be used; the message says which, and why."""
@@ -98,8 +101,8 @@ class Settings(BaseSettings):
         gt=0,
         le=1,
         description="the most of what is bounded for all together (calls, sequences run at "
-        "once and waiting, captured and kept bytes) that one tenant may take; without token_file, "
-        "of captured bytes one call",
+        "once and waiting, captured and kept bytes, bytes of vectors) that one tenant may take; "
+        "without token_file, of captured bytes and of vectors one call",
     )
     share_plain_prefixes: bool = Field(
         False,
@@ -134,6 +137,12 @@ class Settings(BaseSettings):
     )
     capture_budget_bytes: PositiveInt = Field(
         4 << 30, description="captured bytes of all sequences run at once"
+    )
+    vector_budget_bytes: int = Field(
+        256 << 20,
+        ge=MIN_VECTOR_BUDGET_BYTES,
+        description="bytes of the vectors by which sequences run at once are changed, as float32, "
+        "equal ones once; taken on the model's device when it starts, and the most of one sequence",
     )
     replica: str = Field(
         "",

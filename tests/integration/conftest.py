@@ -20,6 +20,9 @@ from tests.integration.harness import EngineThread
 SMALL_KV_BYTES = 52 << 20
 """About 1,100 tokens of SmolLM2 in float32: one long request and little beside it."""
 
+VECTOR_BUDGET_BYTES = 16 << 20
+"""The least that a server may have."""
+
 TIMEOUT_S = 900
 """A test that starts an engine may wait for its first compilation."""
 
@@ -88,6 +91,7 @@ def tight_options(path: Path, *, enforce_eager: bool = False) -> EngineOptions:
         max_num_seqs=32,
         block_size=32,
         kv_cache_memory_bytes=SMALL_KV_BYTES,
+        vector_budget_bytes=VECTOR_BUDGET_BYTES,
         enforce_eager=enforce_eager,
     )
 

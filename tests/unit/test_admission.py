@@ -6,12 +6,14 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits
+from actserve_server.domain.operations import Mean, Project
 from actserve_server.domain.positions import NO_END, Selection, Spans
-from actserve_server.domain.runs import Capture, Finished, Rows, Run, Sampling
+from actserve_server.domain.runs import Capture, Finished, Intervention, Rows, Run, Sampling
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.fake import FakeEngine
@@ -44,7 +46,31 @@ async def drain(engine: AdmittedEngine, *runs: Run) -> None:
 
 
 def is_free(engine: AdmittedEngine) -> bool:
-    return (engine.running, engine.waiting, engine.reserved_bytes) == (0, 0, 0)
+    held = engine.running, engine.waiting, engine.reserved_bytes, engine.vector_bytes
+    return held == (0, 0, 0, 0)
+
+
+VECTOR_BYTES = 16 * 4
+
+
+def patched(
+    name: object, *seeds: int, tenant: str = "", tokens: int = 1, interventions: Any = None
+) -> Run:
+    """A run in which as many vectors, a new one for each seed, replace rows."""
+    return Run(
+        tenant=tenant,
+        id=str(name),
+        token_ids=tuple(range(tokens)),
+        sampling=Sampling(temperature=0.0, max_tokens=1),
+        interventions=interventions or patches(*seeds),
+    )
+
+
+def patches(*seeds: int) -> tuple[Intervention, ...]:
+    return tuple(
+        Intervention((SITES[0],), Selection(ALL), Mean(np.full(16, seed + 1, np.float32)))
+        for seed in seeds
+    )
 
 
 @pytest.mark.parametrize(
@@ -292,3 +318,105 @@ async def test_a_tenant_fills_its_share_of_the_queue_and_no_more() -> None:
     await drain(engine, run("another's", tenant="b"))
     await asyncio.gather(*calls)
     assert is_free(engine)
+
+
+# Vectors.
+
+
+async def test_equal_vectors_are_counted_once_whichever_runs_have_them() -> None:
+    engine = admitted(FakeEngine(token_delay_s=0.05), vector_budget_bytes=3 * VECTOR_BYTES)
+    # The samples of a call, which share their interventions, and another call's with equal ones.
+    samples = patches(1, 2, 1)
+    calls = [
+        drain(engine, *(patched(f"a{n}", interventions=samples) for n in range(64))),
+        drain(engine, patched("b", 2, 3)),
+    ]
+    tasks = [asyncio.create_task(call) for call in calls]
+    await until(lambda: engine.running == 65)
+    assert engine.vector_bytes == 3 * VECTOR_BYTES
+    await asyncio.gather(*tasks)
+    assert is_free(engine)
+
+
+async def test_what_is_counted_is_what_the_engine_holds() -> None:
+    """Of a projection a basis twice, and of vectors of any type float32."""
+    engine = admitted(FakeEngine(token_delay_s=0.05))
+    directions = Project(np.eye(3, 16, dtype=np.float32))
+    change = Intervention(SITES, Selection(ALL), directions)
+    task = asyncio.create_task(drain(engine, patched("p", interventions=(change,))))
+    await until(lambda: engine.running == 1)
+    assert engine.vector_bytes == 2 * 3 * VECTOR_BYTES
+    await task
+
+
+async def test_runs_wait_for_room_and_go_on_when_others_end() -> None:
+    fake = FakeEngine(token_delay_s=0.001)
+    engine = admitted(fake, vector_budget_bytes=4 * VECTOR_BYTES)
+    calls = [asyncio.create_task(drain(engine, patched(n, 2 * n, 2 * n + 1))) for n in range(20)]
+    while not all(call.done() for call in calls):
+        assert engine.vector_bytes <= 4 * VECTOR_BYTES
+        await asyncio.sleep(0)
+    assert (fake.counters.most_running, fake.counters.started) == (2, 20)
+    assert is_free(engine)
+
+
+def test_vectors_that_could_never_fit_are_refused_at_once_with_the_numbers() -> None:
+    engine = admitted(vector_budget_bytes=4 * VECTOR_BYTES)
+    with pytest.raises(ActserveError, match="sequence 1 have vectors of 320 bytes") as refused:
+        engine.run_all([patched(0, 1, 2, 3, 4), patched(1, 1, 2, 3, 4, 5)])
+    assert refused.value.reason is Reason.TOO_MANY_ROWS
+    assert refused.value.field == ("interventions",)
+    assert refused.value.metadata == {"bytes": "320", "limit": "256"}
+
+
+@pytest.mark.parametrize("tenant", ["", "a"], ids=["a call", "a tenant"])
+async def test_a_caller_holds_no_more_vectors_than_its_share_and_others_pass_it_by(
+    tenant: str,
+) -> None:
+    engine = admitted(
+        FakeEngine(token_delay_s=0.05), vector_budget_bytes=8 * VECTOR_BYTES, share=0.5
+    )
+    runs = (patched(f"a{n}", 2 * n, 2 * n + 1, tenant=tenant) for n in range(6))
+    greedy = asyncio.create_task(drain(engine, *runs))
+    await until(lambda: engine.vector_bytes == 4 * VECTOR_BYTES)
+    other = [patched("b", 100, 101, 102, 103, tenant="b")]
+    task = asyncio.create_task(drain(engine, *other))
+    await until(lambda: engine.vector_bytes == 8 * VECTOR_BYTES)
+    await task
+    assert not greedy.done()
+    await greedy
+    assert is_free(engine)
+
+
+async def test_a_caller_that_holds_nothing_may_have_one_run_beyond_its_share() -> None:
+    engine = admitted(vector_budget_bytes=8 * VECTOR_BYTES, share=0.1)
+    await drain(engine, *(patched(n, *range(8 * n, 8 * n + 8)) for n in range(3)))
+    assert is_free(engine)
+
+
+async def test_vectors_are_free_for_others_once_the_engine_has_finished_though_unread() -> None:
+    engine = admitted(vector_budget_bytes=VECTOR_BYTES)
+    async with aclosing(engine.run_all([patched("unread", 1, tokens=30)])) as events:
+        await anext(events)
+        await until(lambda: engine.running == 0)
+        assert engine.vector_bytes == 0
+        await drain(engine, patched("another", 2))
+    assert is_free(engine)
+
+
+async def test_runs_with_new_vectors_leave_nothing_behind_cancelled_or_not() -> None:
+    engine = admitted(vector_budget_bytes=50 * VECTOR_BYTES)
+    rng = random.Random(0)
+    for start in range(0, 1000, 250):
+        seeds = range(start, start + 250)
+        calls = [asyncio.create_task(drain(engine, patched(n, n, n % 7))) for n in seeds]
+        await asyncio.sleep(0)
+        for call in rng.sample(calls, 100):
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    assert is_free(engine)
+    vectors = engine._vectors
+    assert not vectors._holders
+    assert not vectors._own_holders
+    assert not vectors._of.of
+    assert not engine._last_vectors[0]

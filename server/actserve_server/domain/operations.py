@@ -136,11 +136,6 @@ class Mean:
 Operation = Add | Ablate | Project | Clamp | Replace | Swap | Zero | Mean
 
 
-def tensor_bytes(operation: Operation) -> int:
-    """Bytes of what an operation holds."""
-    return sum(each.nbytes for each in vars(operation).values() if isinstance(each, np.ndarray))
-
-
 def unit(vector: np.ndarray) -> np.ndarray:
     """The vector divided by its norm, float32."""
     return (vector / _norms(vector)).astype(np.float32)

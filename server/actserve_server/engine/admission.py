@@ -1,7 +1,8 @@
 """Bounds what runs at once, so that load makes callers wait or go elsewhere, never the server die.
 
-Three limits: bytes of captured rows (reserved for a whole run before it starts, since its rows may
-all wait for a slow reader), runs in flight, and runs waiting. A run is in flight until the engine
+Four limits: bytes of captured rows (reserved for a whole run before it starts, since its rows may
+all wait for a slow reader), bytes of the vectors that change rows (equal ones once, since the
+engine holds them once), runs in flight, and runs waiting. A run is in flight until the engine
 has finished it, whether or not anybody reads what it gave: its events are taken from the engine as
 they come and wait here, within what the run has reserved. So a reader that stops holds bytes, of
 which a caller may have no more than its share, and never a place among the runs in flight.
@@ -16,7 +17,7 @@ call is let in, its later runs are not refused.
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,13 +28,15 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.principals import account
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
-from actserve_server.domain.runs import Capture, Run, RunEvent
+from actserve_server.domain.runs import Capture, Intervention, Run, RunEvent
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.api import Engine
+from actserve_server.engine.forms import vector_bytes
 from actserve_server.engine.merge import merge
 from actserve_server.engine.selftest import SelfTest, self_test
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 RETRY_AFTER_S = 1.0
 """When a refused caller should try again: about the time in which a busy server finishes a run."""
@@ -45,6 +48,8 @@ class AdmissionLimits:
 
     capture_budget_bytes: int = 4 << 30
     """Bytes of captured rows that runs in flight may produce."""
+    vector_budget_bytes: int = 256 << 20
+    """Bytes of vectors that runs in flight may change rows by: what the engine has room for."""
     max_running: int = 256
     """Runs in flight."""
     max_queue: int = 1024
@@ -68,6 +73,51 @@ class _Count:
             del self.of[caller]  # Most callers are calls, of which there is no end.
 
 
+class _SharedCount:
+    """Bytes of the vectors that callers hold, each and together: equal vectors count once."""
+
+    def __init__(self) -> None:
+        self._of = _Count()
+        self._total = 0
+        self._holders: Counter[bytes] = Counter()
+        self._own_holders: Counter[tuple[str, bytes]] = Counter()
+
+    @property
+    def total(self) -> int:
+        return self._total
+
+    def of(self, caller: str) -> int:
+        return self._of.of[caller]
+
+    def more(self, vectors: Mapping[bytes, int]) -> int:
+        """What all would hold more with these, which are bytes by digest."""
+        return sum(size for digest, size in vectors.items() if digest not in self._holders)
+
+    def more_of(self, caller: str, vectors: Mapping[bytes, int]) -> int:
+        """What the caller would hold more with these."""
+        held = self._own_holders
+        return sum(size for digest, size in vectors.items() if (caller, digest) not in held)
+
+    def add(self, caller: str, vectors: Mapping[bytes, int]) -> None:
+        self._total += self.more(vectors)
+        self._of.add(caller, self.more_of(caller, vectors))
+        self._holders.update(vectors.keys())
+        self._own_holders.update((caller, digest) for digest in vectors)
+
+    def remove(self, caller: str, vectors: Mapping[bytes, int]) -> None:
+        for digest in vectors:
+            _subtract(self._holders, digest)
+            _subtract(self._own_holders, (caller, digest))
+        self._total -= self.more(vectors)
+        self._of.add(caller, -self.more_of(caller, vectors))
+
+
+def _subtract(counter: "Counter[K]", key: K) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
 @dataclass(eq=False, slots=True)
 class _Place:
     """A run that waits, or is in flight, or is over with its rows still unread."""
@@ -75,13 +125,10 @@ class _Place:
     caller: str
     is_tenant: bool
     reserved_bytes: int
+    vectors: Mapping[bytes, int]
+    """Bytes by digest."""
     admitted: asyncio.Future[None]
     running: bool = False
-
-    @staticmethod
-    def of(caller: str, tenant: str, reserved_bytes: int) -> "_Place":
-        admitted = asyncio.get_running_loop().create_future()
-        return _Place(caller, bool(account(tenant)), reserved_bytes, admitted)
 
 
 _OVER = object()
@@ -98,6 +145,8 @@ class AdmittedEngine:
         self._waiting: list[_Place] = []
         self._running = _Count()
         self._reserved_bytes = _Count()
+        self._vectors = _SharedCount()
+        self._last_vectors: tuple[tuple[Intervention, ...], Mapping[bytes, int]] = (), {}
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -133,6 +182,11 @@ class AdmittedEngine:
     def reserved_bytes(self) -> int:
         """Capture bytes reserved by runs in flight, and by those whose rows are still unread."""
         return self._reserved_bytes.total
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of the vectors of runs in flight, equal ones once."""
+        return self._vectors.total
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         return await self._engine.tokenize(prompt)
@@ -176,13 +230,17 @@ class AdmittedEngine:
         Refuses at once, before anything is streamed, what could never be admitted or comes at a
         bad time. Closing the stream aborts the runs and frees what they hold.
         """
-        for index, run in enumerate(runs):
-            self.check(run, index)
-        call = self.enter(runs[0].tenant, self.capture_bytes(runs[0]))
+        try:
+            for index, run in enumerate(runs):
+                self.check(run, index)
+            call = self.enter(runs[0].tenant, runs[0])
+        except ActserveError:
+            self._forget_vectors()
+            raise
         return call.merge([lambda run=run: call.run(run) for run in runs])
 
-    def enter(self, tenant: str, capture_bytes: int = 0) -> "AdmittedCall":
-        """Lets in a call whose first run may capture so many bytes. Raises DRAINING or QUEUE_FULL
+    def enter(self, tenant: str, first: Run | None = None) -> "AdmittedCall":
+        """Lets in a call with this first run, if it is known already. Raises DRAINING or QUEUE_FULL
         if it comes at a bad time."""
         if self._draining:
             raise ActserveError(
@@ -191,7 +249,7 @@ class AdmittedEngine:
                 retry_after_s=RETRY_AFTER_S,
             )
         caller = account(tenant) or f"call {next(self._numbers)}"
-        if self._waiting or not self._fits(_Place.of(caller, tenant, capture_bytes)):
+        if self._waiting or not self._fits(self._place(caller, tenant, first)):
             self._check_queue(account(tenant))
         return AdmittedCall(self, caller)
 
@@ -209,6 +267,27 @@ class AdmittedEngine:
                 retry_after_s=RETRY_AFTER_S,
             )
 
+    def _place(self, caller: str, tenant: str, run: Run | None) -> _Place:
+        return _Place(
+            caller=caller,
+            is_tenant=bool(account(tenant)),
+            reserved_bytes=self.capture_bytes(run) if run else 0,
+            vectors=self._vectors_of(run) if run else {},
+            admitted=asyncio.get_running_loop().create_future(),
+        )
+
+    def _vectors_of(self, run: Run) -> Mapping[bytes, int]:
+        # The samples of a call have the same interventions, of which there may be thousands.
+        of, vectors = self._last_vectors
+        if run.interventions is not of:
+            vectors = vector_bytes(run.interventions)
+            self._last_vectors = run.interventions, vectors
+        return vectors
+
+    def _forget_vectors(self) -> None:
+        """Or what a call held would stay in memory until the next one."""
+        self._last_vectors = (), {}
+
     def capture_bytes(self, run: Run) -> int:
         """The most bytes of rows a run can produce, in the element types the engine gives."""
         end = len(run.token_ids) + run.sampling.max_tokens - 1
@@ -220,7 +299,7 @@ class AdmittedEngine:
         return rows * elements * self.info.row_type(capture).itemsize
 
     def check(self, run: Run, index: int) -> None:
-        """Raises CAPTURE_TOO_LARGE for a run that could never be admitted."""
+        """Raises CAPTURE_TOO_LARGE or TOO_MANY_ROWS for a run that could never be admitted."""
         wanted = self.capture_bytes(run)
         limit = min(self.info.limits.max_capture_bytes, self._limits.capture_budget_bytes)
         if wanted > limit:
@@ -230,6 +309,16 @@ class AdmittedEngine:
                 f"most {limit}; ask for fewer sites or positions, or a lower max_tokens",
                 field=("readouts",),
                 metadata={"bytes": wanted, "limit": limit, "sequence_index": index},
+            )
+        wanted, limit = sum(self._vectors_of(run).values()), self._limits.vector_budget_bytes
+        if wanted > limit:
+            raise ActserveError(
+                Reason.TOO_MANY_ROWS,
+                f"the interventions of sequence {index} have vectors of {wanted} bytes as float32, "
+                f"but the vectors of one sequence may take at most {limit}; change fewer sites or "
+                "positions",
+                field=("interventions",),
+                metadata={"bytes": wanted, "limit": limit},
             )
 
     async def _merge(
@@ -266,7 +355,7 @@ class AdmittedEngine:
         """Waits until the run may begin, takes its events as they come, so that it is over when the
         engine says so, and holds what it has reserved until they are read."""
         try:
-            place = _Place.of(caller, run.tenant, self.capture_bytes(run))
+            place = self._place(caller, run.tenant, run)
             async with self._admitted(place):
                 try:
                     async with aclosing(self._engine.run(run)) as given:
@@ -277,6 +366,7 @@ class AdmittedEngine:
                 events.put_nowait(_OVER)
                 await read.wait()
         finally:
+            self._forget_vectors()
             events.put_nowait(_OVER)  # Of a run that ended before it was complete.
 
     @asynccontextmanager
@@ -312,6 +402,8 @@ class AdmittedEngine:
         return (
             self.running < self._limits.max_running
             and self.reserved_bytes + place.reserved_bytes <= self._limits.capture_budget_bytes
+            and self.vector_bytes + self._vectors.more(place.vectors)
+            <= self._limits.vector_budget_bytes
         )
 
     def _fits_share(self, place: _Place) -> bool:
@@ -320,13 +412,22 @@ class AdmittedEngine:
         reserved_bytes = self._reserved_bytes.of[place.caller]
         max_running = self._limits.max_running * (share if place.is_tenant else 1)
         max_bytes = self._limits.capture_budget_bytes * share
-        return (not running or running + 1 <= max_running) and (
-            not reserved_bytes or not wanted or reserved_bytes + wanted <= max_bytes
+        vectors = self._vectors.of(place.caller)
+        more = self._vectors.more_of(place.caller, place.vectors)
+        return (
+            (not running or running + 1 <= max_running)
+            and (not reserved_bytes or not wanted or reserved_bytes + wanted <= max_bytes)
+            and (
+                not vectors
+                or not more
+                or vectors + more <= self._limits.vector_budget_bytes * share
+            )
         )
 
     def _take(self, place: _Place) -> None:
         self._running.add(place.caller, 1)
         self._reserved_bytes.add(place.caller, place.reserved_bytes)
+        self._vectors.add(place.caller, place.vectors)
         place.running = True
 
     def _end(self, place: _Place) -> None:
@@ -334,6 +435,7 @@ class AdmittedEngine:
         if place.running:
             place.running = False
             self._running.add(place.caller, -1)
+            self._vectors.remove(place.caller, place.vectors)
             self._admit_waiting()
 
     def _release(self, place: _Place) -> None:

@@ -37,6 +37,9 @@ MAX_TEXT_TOKENS = 2048
 CPU_KV_CACHE_BYTES = 512 << 20
 """Of AV and AR each, where no size is asked for: their prompts are short."""
 
+VECTOR_BUDGET_BYTES = 16 << 20
+"""Of AV and AR each: a run of an AV has the one vector that it explains."""
+
 log = structlog.get_logger("actserve.nla")
 
 
@@ -80,6 +83,7 @@ async def _load(
     options = replace(
         options,
         cpu_kv_cache_bytes=CPU_KV_CACHE_BYTES,
+        vector_budget_bytes=VECTOR_BUDGET_BYTES,
         max_num_batched_tokens=None,
         log_stats=False,  # They would take the place of the served model's.
     )
@@ -177,7 +181,9 @@ def open_engine(engine: VllmEngine) -> AdmittedEngine:
     """An engine that refuses nothing, since the gate in front of an NLA does that, but lets wait
     what vLLM could not run soon: each of its requests holds a prompt of vectors."""
     at_once = engine.vllm.vllm_config.scheduler_config.max_num_seqs
-    limits = AdmissionLimits(max_running=2 * at_once, max_queue=sys.maxsize)
+    limits = AdmissionLimits(
+        max_running=2 * at_once, max_queue=sys.maxsize, vector_budget_bytes=VECTOR_BUDGET_BYTES
+    )
     return AdmittedEngine(engine, limits)
 
 

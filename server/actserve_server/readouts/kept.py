@@ -27,6 +27,7 @@ from actserve_server.domain.positions import Spans
 from actserve_server.domain.principals import account
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType, to_float32
+from actserve_server.readouts.kept_copies import KeptCopies
 
 COLLECTION = "keptActivations/"
 RESOURCE_TYPE = "actserve.v1.KeptActivations"
@@ -37,6 +38,8 @@ KEY_BYTES = 32
 """Of the key by which names are made of a caller's own id."""
 REPLICA_BYTES = 4
 """Of randomness in the name of a replica that was given none."""
+COPIES_BYTES = 1 << 30
+"""What the float32 copies of kept rows take that calls work with."""
 ARRAY_BYTES = 512
 """What an array costs beside its elements, with its share of what is around it. It counts against
 the quota, or a great many small captures would take far more memory than the quota says."""
@@ -65,6 +68,11 @@ class Kept:
     def size_bytes(self) -> int:
         """Of the rows."""
         return sum(rows.nbytes for rows in self.bits.values())
+
+    def float32_bytes(self, site: Site, positions: Sequence[int] = ()) -> int:
+        """What `rows` takes with these; 0 where it raises for the site."""
+        bits = self.bits.get(site)
+        return 0 if bits is None else 4 * (len(positions) or len(bits)) * bits.shape[1]
 
     def rows(
         self, site: Site, positions: Sequence[int] = (), field: FieldPath = ("kept",)
@@ -139,6 +147,8 @@ class KeptStore:
         self._tenant_share = tenant_share
         self._memory = _Memory()
         self._tenant = ""
+        self.copies = KeptCopies(COPIES_BYTES, tenant_share)
+        """Of all tenants."""
         self._replica = replica or secrets.token_hex(REPLICA_BYTES)
         self._key = secrets.token_bytes(KEY_BYTES)
 

@@ -9,13 +9,14 @@ from actserve_server.domain.operations import Add
 from actserve_server.domain.positions import Selection
 from actserve_server.domain.runs import Intervention
 from actserve_server.engine.vllm import taps
-from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.layout import Layout
 from actserve_server.engine.vllm.step_plan import BatchRows, Model, Receipts, RoutedStep, route
 from tests.unit.vllm.steps import ALL, change, site
 
 WIDTH, HEADS, HEAD_WIDTH = 4, 2, 3
 CPU = torch.device("cpu")
+BANK_BYTES = 1 << 20
 
 
 def _model() -> Model:
@@ -69,14 +70,14 @@ class Batch:
         routed.plan.check()
 
 
-def plan(banks: Banks, *batch: BatchRows) -> RoutedStep:
-    routed = route(batch, banks, MODEL)
+def plan(bank: VectorBank, *batch: BatchRows) -> RoutedStep:
+    routed = route(batch, bank, MODEL)
     assert routed is not None
     return routed
 
 
-def carry_out(banks: Banks, batch: Batch, *items: BatchRows) -> RoutedStep:
-    routed = plan(banks, *items)
+def carry_out(bank: VectorBank, batch: Batch, *items: BatchRows) -> RoutedStep:
+    routed = plan(bank, *items)
     batch.carry_out(routed)
     return routed
 

@@ -1,9 +1,9 @@
 import pytest
 
-from actserve_server.engine.vllm.bank import Banks
-from tests.unit.vllm.batches import CPU
+from actserve_server.engine.vllm.bank import VectorBank
+from tests.unit.vllm.batches import BANK_BYTES, CPU
 
 
 @pytest.fixture
-def banks() -> Banks:
-    return Banks(CPU)
+def bank() -> VectorBank:
+    return VectorBank(CPU, BANK_BYTES)

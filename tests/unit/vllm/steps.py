@@ -9,7 +9,7 @@ from actserve_server.domain.positions import NO_END, Selection, Spans
 from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.vllm import wire
-from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.step_plan import BatchRows, TappedRun
 
 
@@ -53,11 +53,11 @@ def edits_of(*changes: Intervention) -> tuple[wire.Edit, ...]:
     return taps.edits if taps else ()
 
 
-def start(banks: Banks, key: int, run: Run) -> TappedRun:
+def start(bank: VectorBank, key: int, run: Run) -> TappedRun:
     """The run as a worker keeps it."""
     taps = wire.taps_of(run, key)
     assert taps is not None
-    return TappedRun.start(taps, banks)
+    return TappedRun.start(taps, bank)
 
 
 def rows(

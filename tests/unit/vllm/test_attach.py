@@ -13,7 +13,7 @@ from actserve_server.domain.runs import Intervention, Run
 from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
 from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.attach import attach_taps
-from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.families import FAMILIES, family_of
 from actserve_server.engine.vllm.layout import Layout
 from actserve_server.engine.vllm.step_plan import Model as RoutingModel
@@ -47,9 +47,9 @@ def _embeddings() -> torch.Tensor:
 
 def _carry_out(model: Forward, layout: Layout, run: Run) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """One pass over all rows of a run: the model's output, and the rows of every captured site."""
-    banks = Banks(torch.device("cpu"))
-    batch = [rows(start(banks, 1, run), row=0, position=0, tokens=ROWS)]
-    routed = route(batch, banks, RoutingModel(layout))
+    bank = VectorBank(torch.device("cpu"), 1 << 20)
+    batch = [rows(start(bank, 1, run), row=0, position=0, tokens=ROWS)]
+    routed = route(batch, bank, RoutingModel(layout))
     assert routed is not None
     with taps.step(routed.plan):
         output = model(_embeddings())

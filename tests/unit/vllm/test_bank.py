@@ -1,36 +1,189 @@
-"""Vectors of running requests keep their slots, and those that end give theirs back."""
+"""The vectors of running requests share one buffer of a fixed size, and go when nobody has them."""
+
+import random
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
-from actserve_server.domain.operations import (
-    Project,
-    Zero,
+from actserve_server.domain.operations import Project, Zero
+from actserve_server.engine.forms import Vectors
+from actserve_server.engine.vllm.bank import (
+    BankFullError,
+    Block,
+    MissingVectorsError,
+    VectorBank,
 )
-from actserve_server.engine.vllm.bank import Banks, VectorBank
-from actserve_server.engine.vllm.step_plan import TappedRun
 from tests.unit.vllm.batches import CPU, WIDTH, Batch, add, carry_out, constant
 from tests.unit.vllm.steps import change, make_run, rows, start
 
-
-def test_the_bank_grows_and_reuses_slots() -> None:
-    bank = VectorBank(WIDTH, CPU)
-    slots = [bank.put(constant(value)[None]) for value in range(150)]
-    slots.append(bank.put(np.stack([constant(value) for value in range(150, 300)])))
-    assert bank.gather(np.concatenate(slots))[:, 0].tolist() == list(range(300))
-    assert bank.gather(np.stack([slots[3], slots[5]]))[..., 0].tolist() == [[3], [5]]
-    bank.release(slots[7])
-    assert bank.put(np.zeros((1, WIDTH), np.float32)) == slots[7]
-    assert bank.used == 300
+SIZE = 4 * WIDTH
+"""Bytes of a vector of the model's width."""
 
 
-def test_a_run_that_ends_frees_its_vectors_and_leaves_the_others(banks: Banks) -> None:
+def _vectors(seed: int, count: int = 1, width: int = WIDTH) -> Vectors:
+    rng = np.random.default_rng(seed)
+    return Vectors.of(rng.standard_normal((count, width)).astype(np.float32))
+
+
+def _named(vectors: Vectors) -> Vectors:
+    """As a run has them that travels without."""
+    return replace(vectors, rows=None)
+
+
+def _read(bank: VectorBank, block: Block) -> np.ndarray:
+    return bank.gather(block.offsets, block.width).numpy()
+
+
+def _upload(bank: VectorBank, number: int, vectors: Vectors, start: int = 0, end: int = 99) -> None:
+    data = vectors.encoded(start, end)
+    bank.upload(number, vectors.digest, vectors.count, vectors.width, start, data)
+
+
+def test_vectors_of_a_width_are_gathered_in_any_shape() -> None:
+    bank = VectorBank(CPU, 1 << 10)
+    other = bank.hold(_vectors(0, count=2, width=3))
+    vectors = _vectors(1, count=3)
+    block = bank.hold(vectors)
+    got = bank.gather(block.offsets[[[2, 0], [1, 1]]], WIDTH)
+    assert np.array_equal(got.numpy(), vectors.rows[[[2, 0], [1, 1]]])  # type: ignore[index]
+    assert np.array_equal(_read(bank, other), _vectors(0, count=2, width=3).rows)  # type: ignore[arg-type]
+
+
+def test_equal_vectors_are_held_once_until_the_last_run_that_has_them_ends() -> None:
+    bank = VectorBank(CPU, 1 << 10)
+    blocks = [bank.hold(_vectors(1, count=4)) for _ in range(64)]
+    assert bank.used_bytes == 4 * SIZE
+    for block in blocks[1:]:
+        bank.release(block)
+    assert np.array_equal(_read(bank, blocks[0]), _vectors(1, count=4).rows)  # type: ignore[arg-type]
+    bank.release(blocks[0])
+    assert bank.used_bytes == 0
+
+
+def test_the_same_numbers_of_another_width_are_other_vectors() -> None:
+    numbers = np.arange(12, dtype=np.float32)
+    assert Vectors.of(numbers.reshape(3, 4)).digest != Vectors.of(numbers.reshape(4, 3)).digest
+    assert Vectors.of(numbers.reshape(3, 4)).digest == Vectors.of(numbers.reshape(3, 4)).digest
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
+    bank = VectorBank(CPU, 4 * SIZE)
+    block = bank.hold(_vectors(1, count=3))
+    with pytest.raises(BankFullError, match=f"{2 * SIZE} bytes, but {SIZE} of {4 * SIZE}"):
+        bank.hold(_vectors(2, count=2))
+    with pytest.raises(BankFullError):
+        bank.hold_all([_vectors(3), _vectors(4)])
+    assert bank.used_bytes == 3 * SIZE
+    assert np.array_equal(_read(bank, block), _vectors(1, count=3).rows)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_fits_by_its_sum_fits_and_keeps_every_bit(seed: int) -> None:
+    """Blocks of all widths come and go, until the gaps between them have to be closed."""
+    rng = random.Random(seed)
+    capacity = rng.choice([64, 257, 1000])
+    bank = VectorBank(CPU, 4 * capacity)
+    held: dict[int, tuple[Vectors, Block]] = {}
+    for number in range(200):
+        if held and rng.random() < 0.45:
+            bank.release(held.pop(rng.choice([*held]))[1])
+        width = rng.choice([1, 3, 7, 16, 40])
+        vectors = _vectors(1000 * seed + number, rng.randint(1, 5), width)
+        free = 4 * capacity - sum(each.nbytes for each, _ in held.values())
+        if vectors.nbytes <= free:
+            held[number] = vectors, bank.hold(vectors)
+        else:
+            with pytest.raises(BankFullError):
+                bank.hold(vectors)
+        for each, block in held.values():
+            assert np.array_equal(_read(bank, block), each.rows)  # type: ignore[arg-type]
+    assert bank.moves
+    assert bank.used_bytes == sum(each.nbytes for each, _ in held.values())
+
+
+def test_a_large_block_moves_by_less_than_its_size_and_keeps_every_bit() -> None:
+    large = 3 << 20
+    bank = VectorBank(CPU, 4 * (large + 2))
+    first, vectors = bank.hold(_vectors(1, width=1)), _vectors(2, count=3, width=1 << 20)
+    block = bank.hold(vectors)
+    bank.release(first)
+    bank.hold(_vectors(3, width=2))
+    assert bank.moves == 1
+    assert np.array_equal(_read(bank, block), vectors.rows)  # type: ignore[arg-type]
+
+
+def test_ten_thousand_runs_with_new_vectors_leave_nothing_behind() -> None:
+    bank = VectorBank(CPU, 64 * SIZE)
+    running: list[Block] = []
+    for seed in range(10_000):
+        running.append(bank.hold(_vectors(seed, count=1 + seed % 3)))
+        if len(running) == 20:
+            bank.release(running.pop(seed % 20))
+    for block in running:
+        bank.release(block)
+    assert bank.used_bytes == 0
+    bank.hold(_vectors(1, count=64))
+
+
+# Uploads.
+
+
+def test_a_run_finds_what_was_uploaded_and_keeps_it_after_the_upload_is_dropped() -> None:
+    bank, vectors = VectorBank(CPU, 1 << 10), _vectors(1, count=5)
+    _upload(bank, 1, vectors, 0, 3)
+    _upload(bank, 1, vectors, 3, 5)
+    block = bank.hold(_named(vectors))
+    bank.drop(1, vectors.digest)
+    assert np.array_equal(_read(bank, block), vectors.rows)  # type: ignore[arg-type]
+    bank.release(block)
+    assert bank.used_bytes == 0
+
+
+@pytest.mark.parametrize("sent", [0, 4], ids=["nothing", "a part"])
+def test_a_run_whose_vectors_were_not_uploaded_to_the_end_does_not_begin(sent: int) -> None:
+    bank, vectors = VectorBank(CPU, 1 << 10), _vectors(1, count=5)
+    if sent:
+        _upload(bank, 1, vectors, 0, sent)
+    with pytest.raises(MissingVectorsError, match=f"{5 * SIZE} bytes"):
+        bank.hold_all([_vectors(2), _named(vectors)])
+    assert bank.used_bytes == (5 * SIZE if sent else 0)
+
+
+def test_a_piece_that_comes_again_changes_nothing_and_one_that_leaves_a_gap_is_refused() -> None:
+    bank, vectors = VectorBank(CPU, 1 << 10), _vectors(1, count=5)
+    _upload(bank, 1, vectors, 0, 3)
+    with pytest.raises(ValueError, match="from 4 on"):
+        _upload(bank, 1, vectors, 4, 5)
+    _upload(bank, 1, vectors, 0, 3)
+    _upload(bank, 1, vectors, 3, 5)
+    assert np.array_equal(_read(bank, bank.hold(_named(vectors))), vectors.rows)  # type: ignore[arg-type]
+
+
+def test_an_upload_that_is_dropped_late_leaves_the_next_one_of_the_same_vectors() -> None:
+    bank, vectors = VectorBank(CPU, 1 << 10), _vectors(1, count=5)
+    _upload(bank, 1, vectors)
+    _upload(bank, 2, vectors)
+    bank.drop(1, vectors.digest)
+    bank.drop(1, vectors.digest)
+    assert bank.used_bytes == vectors.nbytes
+    bank.drop(2, vectors.digest)
+    bank.drop(3, vectors.digest)
+    assert bank.used_bytes == 0
+
+
+# Runs.
+
+
+def test_a_run_that_ends_frees_its_vectors_and_leaves_the_others(bank: VectorBank) -> None:
     several = change(Project(np.eye(2, WIDTH, dtype=np.float32)), "resid_post.0", "mlp_out.0")
-    first = start(banks, 1, make_run(several, add(1.0), change(Zero(), "q.0")))
-    kept: TappedRun = start(banks, 2, make_run(add(3.0)))
-    assert banks.used == 4 + 1 + 1 + 1
-    first.end(banks)
-    assert banks.used == 1
-    start(banks, 3, make_run(*[add(7.0)] * 5))
+    first = start(bank, 1, make_run(several, add(1.0), change(Zero(), "q.0"), add(3.0)))
+    kept = start(bank, 2, make_run(add(3.0)))
+    assert bank.used_bytes == (4 + 1 + 1) * SIZE + 4
+    first.end(bank)
+    assert bank.used_bytes == SIZE
+    start(bank, 3, make_run(*[add(7.0)] * 5))
+    assert bank.used_bytes == 2 * SIZE
     batch = Batch.zeros(1)
-    carry_out(banks, batch, rows(kept, row=0, position=0, tokens=1))
-    assert batch.stream[0, 0] == 3.0
+    carry_out(bank, batch, rows(kept, row=0, position=0, tokens=1))
+    assert np.array_equal(batch.stream[0], constant(3.0))

@@ -16,7 +16,7 @@ from actserve_server.domain.operations import (
     Zero,
     relative_change,
 )
-from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.bank import VectorBank
 from tests.contract.formulas import Formula, formulas
 from tests.unit.vllm.batches import (
     HEAD_WIDTH,
@@ -30,7 +30,7 @@ from tests.unit.vllm.batches import (
 from tests.unit.vllm.steps import at, change, make_run, rows, start
 
 
-def test_each_run_has_its_edits_in_its_own_order_whatever_others_do(banks: Banks) -> None:
+def test_each_run_has_its_edits_in_its_own_order_whatever_others_do(bank: VectorBank) -> None:
     add, mean = Add(np.arange(1, 5, dtype=np.float32)), Mean(constant(5.0))
     ablate, keep = Ablate(constant(1.0)), Project(np.eye(2, WIDTH, dtype=np.float32))
     orders: list[list[Operation]] = [
@@ -46,29 +46,29 @@ def test_each_run_has_its_edits_in_its_own_order_whatever_others_do(banks: Banks
         items = []
         for row, which in enumerate(order):
             edits = [change(operation, "resid_post.0") for operation in orders[which]]
-            items.append(rows(start(banks, which, make_run(*edits)), row, position=0, tokens=1))
+            items.append(rows(start(bank, which, make_run(*edits)), row, position=0, tokens=1))
             for operation in orders[which]:
                 expected[row] = operation.apply(expected[row : row + 1])
-        carry_out(banks, batch, *items)
+        carry_out(bank, batch, *items)
         np.testing.assert_allclose(batch.stream, expected, rtol=1e-5, atol=1e-5)
         for item in items:
-            item.run.end(banks)
+            item.run.end(bank)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["resid_post.0", "mlp_out.0"])
 def test_every_operation_at_once_is_each_on_its_own_rows(
-    banks: Banks, name: str, dtype: torch.dtype
+    bank: VectorBank, name: str, dtype: torch.dtype
 ) -> None:
     """A run for every operation, with two rows each and one beside them that no run has."""
     table = formulas(WIDTH)
     batch = Batch.random(3 * len(table), dtype)
     before = (batch.hidden if name == "mlp_out.0" else batch.stream).float().numpy().copy()
     items = [
-        rows(start(banks, key, make_run(change(each.domain, name))), 3 * key, 0, tokens=2)
+        rows(start(bank, key, make_run(change(each.domain, name))), 3 * key, 0, tokens=2)
         for key, each in enumerate(table)
     ]
-    routed = carry_out(banks, batch, *items)
+    routed = carry_out(bank, batch, *items)
     after = (batch.hidden if name == "mlp_out.0" else batch.stream).float().numpy()
     receipts = receipts_of(routed)
     for key, formula in enumerate(table):
@@ -84,20 +84,20 @@ def test_every_operation_at_once_is_each_on_its_own_rows(
         np.testing.assert_allclose(notes[:, 1], changes, rtol=1e-4, atol=1e-6)
 
 
-def test_a_changed_stream_is_exact_in_bfloat16(banks: Banks) -> None:
+def test_a_changed_stream_is_exact_in_bfloat16(bank: VectorBank) -> None:
     """A residual of 300 cannot hold 3.015625 as a difference: bfloat16 steps by 2 there."""
     batch = Batch(*(each.bfloat16() for each in vars(Batch.zeros(3)).values()))
     batch.residual += 300
-    run = start(banks, 1, make_run(change(Mean(constant(3.015625)), "resid_post.0")))
-    carry_out(banks, batch, rows(run, row=1, position=0, tokens=1))
+    run = start(bank, 1, make_run(change(Mean(constant(3.015625)), "resid_post.0")))
+    carry_out(bank, batch, rows(run, row=1, position=0, tokens=1))
     assert batch.stream[:, 0].tolist() == [300.0, 3.015625, 300.0]
     assert batch.residual[:, 0].tolist() == [300.0, 0.0, 300.0]
 
 
-def test_a_changed_branch_leaves_the_residual(banks: Banks) -> None:
+def test_a_changed_branch_leaves_the_residual(bank: VectorBank) -> None:
     batch = Batch.numbered(3)
-    run = start(banks, 1, make_run(change(Zero(), "mlp_out.0")))
-    carry_out(banks, batch, rows(run, row=1, position=0, tokens=2))
+    run = start(bank, 1, make_run(change(Zero(), "mlp_out.0")))
+    carry_out(bank, batch, rows(run, row=1, position=0, tokens=2))
     assert batch.hidden[:, 0].tolist() == [0, 0, 0]
     assert batch.residual[:, 0].tolist() == [0, 100, 200]
 
@@ -106,12 +106,12 @@ def test_a_changed_branch_leaves_the_residual(banks: Banks) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("formula", formulas(HEAD_WIDTH), ids=str)
 def test_with_heads_each_ones_part_is_a_row_to_the_operation(
-    banks: Banks, formula: Formula, count: int, heads: tuple[int, ...]
+    bank: VectorBank, formula: Formula, count: int, heads: tuple[int, ...]
 ) -> None:
     batch = Batch.random(count + 1)
     before = batch.q.clone().numpy().reshape(count + 1, HEADS, HEAD_WIDTH)
-    run = start(banks, 1, make_run(change(formula.domain, "q.0", heads=heads)))
-    routed = carry_out(banks, batch, rows(run, row=1, position=0, tokens=count))
+    run = start(bank, 1, make_run(change(formula.domain, "q.0", heads=heads)))
+    routed = carry_out(bank, batch, rows(run, row=1, position=0, tokens=count))
 
     expected = before.copy()
     for head in heads:
@@ -129,7 +129,7 @@ def test_with_heads_each_ones_part_is_a_row_to_the_operation(
     np.testing.assert_allclose(changes[:, 1], ratios, rtol=1e-4, atol=1e-6)
 
 
-def test_runs_with_other_heads_and_none_keep_apart(banks: Banks) -> None:
+def test_runs_with_other_heads_and_none_keep_apart(bank: VectorBank) -> None:
     narrow, wide = Add(constant(1.0, HEAD_WIDTH)), Add(constant(10.0, HEADS * HEAD_WIDTH))
     edits = [
         change(narrow, "q.0", heads=(0,)),
@@ -139,19 +139,19 @@ def test_runs_with_other_heads_and_none_keep_apart(banks: Banks) -> None:
     ]
     batch = Batch.zeros(4)
     items = [
-        rows(start(banks, key, make_run(edit)), row=key, position=0, tokens=1)
+        rows(start(bank, key, make_run(edit)), row=key, position=0, tokens=1)
         for key, edit in enumerate(edits)
     ]
-    carry_out(banks, batch, *items)
+    carry_out(bank, batch, *items)
     assert batch.q[:, ::HEAD_WIDTH].tolist() == [[1, 0], [0, 1], [10, 10], [1, 1]]
 
 
-def test_each_position_replaces_all_heads_by_its_own_row(banks: Banks) -> None:
+def test_each_position_replaces_all_heads_by_its_own_row(bank: VectorBank) -> None:
     values = np.repeat(np.arange(3, dtype=np.float32)[:, None], HEAD_WIDTH, axis=1)
     where = at((2, 5))
     run = make_run(change(Replace(values + 1), "q.0", where=where, heads=(0, 1)))
     batch = Batch.zeros(6)
-    carry_out(banks, batch, rows(start(banks, 1, run), row=0, position=1, tokens=6))
+    carry_out(bank, batch, rows(start(bank, 1, run), row=0, position=1, tokens=6))
     assert batch.q[:, ::HEAD_WIDTH].tolist() == [[0, 0], [1, 1], [2, 2], [3, 3], [0, 0], [0, 0]]
 
 
@@ -159,21 +159,21 @@ def test_each_position_replaces_all_heads_by_its_own_row(banks: Banks) -> None:
     "bounds", [(0, 9), (0, 4, 6, 9), (0, 2, 9), (0, 1, 2, 3, 4, 5, 6, 7, 8, 9), (6, 9)], ids=str
 )
 def test_a_row_for_each_position_finds_its_position_in_any_chunks(
-    banks: Banks, bounds: tuple[int, ...]
+    bank: VectorBank, bounds: tuple[int, ...]
 ) -> None:
     values = 10 + np.arange(5, dtype=np.float32)[:, None].repeat(WIDTH, axis=1)
     # Beside another run, whose rows go through the same kernel.
     run = start(
-        banks, 1, make_run(change(Replace(values), "resid_post.0", where=at((1, 3), (5, 8))))
+        bank, 1, make_run(change(Replace(values), "resid_post.0", where=at((1, 3), (5, 8))))
     )
-    other = start(banks, 2, make_run(change(Mean(constant(99.0)), "resid_post.0")))
+    other = start(bank, 2, make_run(change(Mean(constant(99.0)), "resid_post.0")))
     whole = [0, 10, 11, 0, 0, 12, 13, 14, 0]
     # The second time is after a preemption.
     for _ in range(2):
         for first, end in pairwise(bounds):
             batch = Batch.zeros(12)
             carry_out(
-                banks,
+                bank,
                 batch,
                 rows(other, row=0, position=first, tokens=2),
                 rows(run, row=2, position=first, tokens=end - first),

@@ -16,7 +16,8 @@ from actserve_server.domain.operations import (
     relative_change,
     unit,
 )
-from actserve_server.engine.vllm.kernels import COMPUTE, Form, Kernel, change_of, form_of
+from actserve_server.engine.forms import Form, Kernel, form_of
+from actserve_server.engine.vllm.kernels import COMPUTE, change_of
 from tests.contract.formulas import formulas
 
 WIDTH = 24
@@ -33,7 +34,12 @@ OPERATIONS: dict[str, Operation] = {
 
 def _tensors(form: Form) -> tuple[torch.Tensor, torch.Tensor]:
     """One set of vectors and scalars, for every row."""
-    return torch.from_numpy(form.vectors)[None], torch.tensor([form.scalars])
+    return torch.from_numpy(_vectors(form))[None], torch.tensor([form.scalars])
+
+
+def _vectors(form: Form) -> np.ndarray:
+    assert form.vectors.rows is not None
+    return form.vectors.rows
 
 
 def _close(actual: torch.Tensor, expected: np.ndarray, rows: np.ndarray) -> None:
@@ -63,7 +69,7 @@ def test_rows_with_operations_of_their_own_go_through_one_kernel_together() -> N
     for operation in OPERATIONS.values():
         form = form_of(operation)
         # The vector of Zero has a width of its own.
-        if form.kernel is not Kernel.LINEAR and form.vectors.shape[1] == WIDTH:
+        if form.kernel is not Kernel.LINEAR and form.vectors.width == WIDTH:
             by_kernel[form.kernel].append((operation, form))
     assert set(by_kernel) == {Kernel.ADD, Kernel.ALONG, Kernel.REPLACE}
     for kernel, members in by_kernel.items():
@@ -71,7 +77,7 @@ def test_rows_with_operations_of_their_own_go_through_one_kernel_together() -> N
         rows = ROWS[: len(members)]
         got = COMPUTE[kernel](
             torch.from_numpy(rows),
-            torch.from_numpy(np.stack([form.vectors for _, form in members])),
+            torch.from_numpy(np.stack([_vectors(form) for _, form in members])),
             torch.tensor([form.scalars for _, form in members]),
         )
         alone = [op.apply(row[None]) for row, (op, _) in zip(rows, members, strict=True)]
@@ -80,7 +86,7 @@ def test_rows_with_operations_of_their_own_go_through_one_kernel_together() -> N
 
 def test_the_vector_of_zero_stands_for_any_width() -> None:
     form = form_of(Zero())
-    assert form.vectors.shape == (1, 1)
+    assert _vectors(form).shape == (1, 1)
     for width in (1, 7, WIDTH):
         rows = torch.ones(3, width)
         assert not COMPUTE[form.kernel](rows, *_tensors(form)).expand_as(rows).any()
@@ -88,7 +94,7 @@ def test_the_vector_of_zero_stands_for_any_width() -> None:
 
 def test_a_replacement_keeps_its_rows_exactly() -> None:
     form = form_of(Replace(ROWS))
-    one_each = torch.from_numpy(form.vectors)[:, None]
+    one_each = torch.from_numpy(_vectors(form))[:, None]
     got = COMPUTE[form.kernel](torch.ones(12, WIDTH), one_each, torch.empty(12, 0))
     assert np.array_equal(got.numpy(), ROWS)
 

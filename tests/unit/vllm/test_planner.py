@@ -11,10 +11,10 @@ from actserve_server.domain.operations import Add, Clamp, Operation, Project, Re
 from actserve_server.domain.positions import NO_END, Selection
 from actserve_server.domain.runs import Run, Unembed
 from actserve_server.engine.vllm import step_plan
-from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.step_plan import Planner, RoutedStep, TappedRun, route
 from tests.unit.vllm import batches
-from tests.unit.vllm.batches import CPU, MODEL, WIDTH, constant
+from tests.unit.vllm.batches import BANK_BYTES, CPU, MODEL, WIDTH, constant
 from tests.unit.vllm.steps import ALL, at, change, make_run, read, start
 
 TOKENS = 60
@@ -37,16 +37,16 @@ class Request:
 class Worker:
     """As much of one as plans steps."""
 
-    banks: Banks = field(default_factory=lambda: Banks(CPU))
+    bank: VectorBank = field(default_factory=lambda: VectorBank(CPU, BANK_BYTES))
     runs: dict[str, TappedRun] = field(default_factory=dict)
 
     def begin(self, request: Request) -> None:
         if request.run:
-            self.runs[request.name] = start(self.banks, request.key, request.run)
+            self.runs[request.name] = start(self.bank, request.key, request.run)
 
     def end(self, request: Request) -> None:
         if run := self.runs.pop(request.name, None):
-            run.end(self.banks)
+            run.end(self.bank)
 
 
 def _where(rng: np.random.Generator) -> Selection:
@@ -143,7 +143,7 @@ def _outcome(routed: RoutedStep | None, count: int) -> tuple[torch.Tensor, list[
 def test_steps_are_planned_as_if_each_were_the_first(seed: int) -> None:
     rng = np.random.default_rng(seed)
     ours, anew = Worker(), Worker()
-    planner, known, steady = Planner(ours.banks, MODEL), set(), 0
+    planner, known, steady = Planner(ours.bank, MODEL), set(), 0
     for requests, ended, counts in _batches(rng):
         for worker in (ours, anew):
             for each in ended:
@@ -158,7 +158,7 @@ def test_steps_are_planned_as_if_each_were_the_first(seed: int) -> None:
         before = planner._last
         found = planner.plan(batch, ours.runs)
         steady += before is not None and planner._last is before
-        expected = route((rows for _, rows in batch.tapped(anew.runs)), anew.banks, MODEL)
+        expected = route((rows for _, rows in batch.tapped(anew.runs)), anew.bank, MODEL)
         got, wanted = _outcome(found, sum(counts)), _outcome(expected, sum(counts))
         assert torch.equal(got[0], wanted[0])
         assert got[1] == wanted[1]
@@ -171,7 +171,7 @@ def test_a_step_that_goes_on_makes_nothing_anew() -> None:
     requests = [Request(f"r{key}", key, run, np.zeros(TOKENS, int), 1) for key in range(3)]
     for each in requests:
         worker.begin(each)
-    planner = Planner(worker.banks, MODEL)
+    planner = Planner(worker.bank, MODEL)
     plans = []
     for position in range(4):
         for each in requests:

@@ -12,7 +12,7 @@ import torch
 from actserve_server.domain.operations import Add
 from actserve_server.domain.runs import Intervention
 from actserve_server.engine.vllm import sharding
-from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.layout import Layout, SiteKey
 from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.step_plan import Model, route
@@ -103,10 +103,10 @@ def test_an_edit_of_split_rows_is_that_of_whole_ones(
 
     def carry_out(shards: Shards | None, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What z is afterwards, and the rows captured of it."""
-        banks = Banks(torch.device("cpu"))
+        bank = VectorBank(torch.device("cpu"), 1 << 20)
         key = SiteKey.of(site("z.0"))
         model = Model(layout, HEAD_WIDTH, {key: shards} if shards else {})
-        routed = route([rows(start(banks, 1, run), row=1, position=0, tokens=3)], banks, model)
+        routed = route([rows(start(bank, 1, run), row=1, position=0, tokens=3)], bank, model)
         assert routed is not None
         routed.plan.run(place, z, None)
         captured = routed.blocks[0].columns[0].work.rows

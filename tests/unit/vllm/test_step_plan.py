@@ -12,19 +12,19 @@ from actserve_server.domain.operations import (
 from actserve_server.domain.positions import NO_END
 from actserve_server.domain.runs import Run, Unembed
 from actserve_server.engine.vllm import taps
-from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.step_plan import route
 from tests.unit.vllm.batches import MODEL, Batch, add, carry_out, constant, firsts, plan
 from tests.unit.vllm.steps import at, change, make_run, read, rows, start
 
 
-def test_rows_go_to_the_run_whose_rows_they_are(banks: Banks) -> None:
+def test_rows_go_to_the_run_whose_rows_they_are(bank: VectorBank) -> None:
     routed = carry_out(
-        banks,
+        bank,
         Batch.numbered(8),
-        rows(start(banks, 11, make_run(read("resid_post.0"))), row=5, position=40, tokens=2),
+        rows(start(bank, 11, make_run(read("resid_post.0"))), row=5, position=40, tokens=2),
         rows(
-            start(banks, 12, make_run(read("resid_post.0", where=at((0, 1), (2, 3))))),
+            start(bank, 12, make_run(read("resid_post.0", where=at((0, 1), (2, 3))))),
             row=0,
             position=0,
             tokens=4,
@@ -36,19 +36,19 @@ def test_rows_go_to_the_run_whose_rows_they_are(banks: Banks) -> None:
     assert firsts(routed) == [[505.0, 606.0, 0.0, 202.0]]
 
 
-def test_columns_come_in_the_order_in_which_a_run_asked(banks: Banks) -> None:
-    run = start(banks, 1, make_run(read("final_norm", "resid_pre.1", "mlp_out.0")))
-    routed = carry_out(banks, Batch.numbered(4), rows(run, row=3, position=0, tokens=1))
+def test_columns_come_in_the_order_in_which_a_run_asked(bank: VectorBank) -> None:
+    run = start(bank, 1, make_run(read("final_norm", "resid_pre.1", "mlp_out.0")))
+    routed = carry_out(bank, Batch.numbered(4), rows(run, row=3, position=0, tokens=1))
     assert firsts(routed) == [[30000.0], [303.0], [3.0]]
 
 
-def test_runs_that_read_other_sites_get_blocks_of_their_own(banks: Banks) -> None:
+def test_runs_that_read_other_sites_get_blocks_of_their_own(bank: VectorBank) -> None:
     routed = carry_out(
-        banks,
+        bank,
         Batch.numbered(4),
-        rows(start(banks, 1, make_run(read("q.0"))), row=0, position=0, tokens=1),
-        rows(start(banks, 2, make_run(read("final_norm"))), row=1, position=0, tokens=2),
-        rows(start(banks, 3, make_run(read("q.0"))), row=3, position=7, tokens=1),
+        rows(start(bank, 1, make_run(read("q.0"))), row=0, position=0, tokens=1),
+        rows(start(bank, 2, make_run(read("final_norm"))), row=1, position=0, tokens=2),
+        rows(start(bank, 3, make_run(read("q.0"))), row=3, position=7, tokens=1),
     )
     found = [
         (block.keys.tolist(), [str(column.site.site) for column in block.columns])
@@ -58,23 +58,23 @@ def test_runs_that_read_other_sites_get_blocks_of_their_own(banks: Banks) -> Non
 
 
 def test_selected_tokens_are_captured_at_every_position_for_the_server_to_sift(
-    banks: Banks,
+    bank: VectorBank,
 ) -> None:
     """Which generated tokens match is known to the server too."""
     run = make_run(read("mlp_out.0", where=at((0, NO_END), token_ids=(7,))))
-    item = rows(start(banks, 1, run), row=0, position=0, tokens=[7, 1])
-    assert firsts(carry_out(banks, Batch.numbered(2), item)) == [[0.0, 1.0]]
+    item = rows(start(bank, 1, run), row=0, position=0, tokens=[7, 1])
+    assert firsts(carry_out(bank, Batch.numbered(2), item)) == [[0.0, 1.0]]
 
 
-def test_every_capture_of_a_run_has_rows_of_its_own(banks: Banks) -> None:
+def test_every_capture_of_a_run_has_rows_of_its_own(bank: VectorBank) -> None:
     first = read("mlp_out.0", where=at((0, 2)))
     second = read("mlp_out.0", "final_norm", where=at((1, 2), (3, 4)))
     routed = carry_out(
-        banks,
+        bank,
         Batch.numbered(8),
-        rows(start(banks, 1, make_run(first, second)), row=0, position=0, tokens=4),
+        rows(start(bank, 1, make_run(first, second)), row=0, position=0, tokens=4),
         # The same sites, but as another one of its captures.
-        rows(start(banks, 2, make_run(second)), row=4, position=0, tokens=4),
+        rows(start(bank, 2, make_run(second)), row=4, position=0, tokens=4),
     )
     found = {
         (block.number, *np.unique(block.keys).tolist()): [
@@ -93,13 +93,13 @@ def test_every_capture_of_a_run_has_rows_of_its_own(banks: Banks) -> None:
     }
 
 
-def test_rows_to_unembed_come_with_the_tokens_after_them(banks: Banks) -> None:
+def test_rows_to_unembed_come_with_the_tokens_after_them(bank: VectorBank) -> None:
     lens = Unembed(top_k=1, next_token=True)
-    run = start(banks, 1, make_run(read("resid_post.0", where=at((5, 6), (7, 9)), unembed=lens)))
-    other = start(banks, 2, make_run(read("resid_post.0")))
-    same = start(banks, 3, make_run(read("resid_post.0", unembed=Unembed(1, next_token=True))))
+    run = start(bank, 1, make_run(read("resid_post.0", where=at((5, 6), (7, 9)), unembed=lens)))
+    other = start(bank, 2, make_run(read("resid_post.0")))
+    same = start(bank, 3, make_run(read("resid_post.0", unembed=Unembed(1, next_token=True))))
     routed = plan(
-        banks,
+        bank,
         rows(run, row=0, position=5, tokens=[10, 20, 30, 40], prompt_tokens=9),
         rows(other, row=4, position=0, tokens=[50], prompt_tokens=1),
         rows(same, row=5, position=0, tokens=[60, 70], prompt_tokens=2),
@@ -111,15 +111,15 @@ def test_rows_to_unembed_come_with_the_tokens_after_them(banks: Banks) -> None:
     assert (second.keys.tolist(), second.unembed, second.next_ids) == ([2], None, None)
 
 
-def test_a_branch_is_read_alone_and_the_stream_as_the_sum(banks: Banks) -> None:
-    run = start(banks, 1, make_run(read("mlp_out.0", "resid_post.0", "resid_pre.1")))
-    routed = carry_out(banks, Batch.numbered(4), rows(run, row=3, position=0, tokens=1))
+def test_a_branch_is_read_alone_and_the_stream_as_the_sum(bank: VectorBank) -> None:
+    run = start(bank, 1, make_run(read("mlp_out.0", "resid_post.0", "resid_pre.1")))
+    routed = carry_out(bank, Batch.numbered(4), rows(run, row=3, position=0, tokens=1))
     assert firsts(routed) == [[3.0], [303.0], [303.0]]
 
 
-def test_rows_of_the_logits_are_made_of_those_of_the_final_norm(banks: Banks) -> None:
-    run = start(banks, 1, make_run(add(5.0, "final_norm"), read("logits", "final_norm")))
-    routed = carry_out(banks, Batch.numbered(4), rows(run, row=1, position=0, tokens=2))
+def test_rows_of_the_logits_are_made_of_those_of_the_final_norm(bank: VectorBank) -> None:
+    run = start(bank, 1, make_run(add(5.0, "final_norm"), read("logits", "final_norm")))
+    routed = carry_out(bank, Batch.numbered(4), rows(run, row=1, position=0, tokens=2))
     assert [str(column.site.site) for column in routed.blocks[0].columns] == [
         "logits",
         "final_norm",
@@ -127,32 +127,34 @@ def test_rows_of_the_logits_are_made_of_those_of_the_final_norm(banks: Banks) ->
     assert firsts(routed) == [[10005.0, 20005.0]] * 2
 
 
-def test_a_capture_sees_the_edits_of_its_site_and_before_and_none_after(banks: Banks) -> None:
+def test_a_capture_sees_the_edits_of_its_site_and_before_and_none_after(bank: VectorBank) -> None:
     # Neither is listed in the order in which the pass reaches them.
     edits = [add(1.0, "resid_pre.1"), add(0.5, "resid_post.0"), add(0.25, "mlp_out.0")]
     run = make_run(*edits, read("resid_pre.1", "mlp_out.0", "resid_post.0"))
     batch = Batch.zeros(1)
-    routed = carry_out(banks, batch, rows(start(banks, 1, run), row=0, position=0, tokens=1))
+    routed = carry_out(bank, batch, rows(start(bank, 1, run), row=0, position=0, tokens=1))
     assert firsts(routed) == [[1.75], [0.25], [0.75]]
     assert batch.stream[0, 0] == 1.75
 
 
-def test_an_edit_of_several_sites_is_made_at_each_in_the_order_of_the_pass(banks: Banks) -> None:
+def test_an_edit_of_several_sites_is_made_at_each_in_the_order_of_the_pass(
+    bank: VectorBank,
+) -> None:
     double = change(Ablate(constant(1.0), coefficient=-1.0), "resid_pre.1", "mlp_out.0")
     run = make_run(double, read("mlp_out.0", "resid_post.0", "resid_pre.1"))
     batch = Batch.zeros(1)
     batch.hidden += 1
     batch.residual += 10
-    routed = carry_out(banks, batch, rows(start(banks, 1, run), row=0, position=0, tokens=1))
+    routed = carry_out(bank, batch, rows(start(bank, 1, run), row=0, position=0, tokens=1))
     assert np.concatenate(firsts(routed)).tolist() == pytest.approx([2.0, 12.0, 24.0])
 
 
-def test_an_edit_touches_only_its_run_and_its_positions(banks: Banks) -> None:
-    first = start(banks, 1, make_run(add(1.0, where=at((11, 13)))))
-    second = start(banks, 2, make_run(add(10.0), add(20.0)))
+def test_an_edit_touches_only_its_run_and_its_positions(bank: VectorBank) -> None:
+    first = start(bank, 1, make_run(add(1.0, where=at((11, 13)))))
+    second = start(bank, 2, make_run(add(10.0), add(20.0)))
     batch = Batch.zeros(8)
     carry_out(
-        banks,
+        bank,
         batch,
         rows(first, row=2, position=10, tokens=4),
         rows(second, row=7, position=99, tokens=1),
@@ -162,11 +164,13 @@ def test_an_edit_touches_only_its_run_and_its_positions(banks: Banks) -> None:
     assert not batch.normed.any()
 
 
-def test_generated_only_means_the_position_even_when_recomputed_as_prefill(banks: Banks) -> None:
+def test_generated_only_means_the_position_even_when_recomputed_as_prefill(
+    bank: VectorBank,
+) -> None:
     """After a preemption, prompt (0-4) and generated tokens (5-7) come in one chunk."""
-    run = start(banks, 1, make_run(add(1.0, where=at((5, NO_END)))))
+    run = start(bank, 1, make_run(add(1.0, where=at((5, NO_END)))))
     batch = Batch.zeros(8)
-    carry_out(banks, batch, rows(run, row=0, position=0, tokens=8))
+    carry_out(bank, batch, rows(run, row=0, position=0, tokens=8))
     assert batch.stream[:, 0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
 
 
@@ -178,14 +182,14 @@ def test_generated_only_means_the_position_even_when_recomputed_as_prefill(banks
     ],
     ids=["capture", "edit"],
 )
-def test_runs_with_nothing_to_do_in_a_step_cost_no_plan(banks: Banks, run: Run) -> None:
-    item = rows(start(banks, 1, run), row=0, position=3, tokens=5)
-    assert route([item], banks, MODEL) is None
+def test_runs_with_nothing_to_do_in_a_step_cost_no_plan(bank: VectorBank, run: Run) -> None:
+    item = rows(start(bank, 1, run), row=0, position=3, tokens=5)
+    assert route([item], bank, MODEL) is None
 
 
-def test_a_planned_place_that_the_pass_never_reached_is_known(banks: Banks) -> None:
-    run = start(banks, 1, make_run(change(Zero(), "q.0"), read("resid_post.0")))
-    routed = plan(banks, rows(run, row=0, position=0, tokens=1))
+def test_a_planned_place_that_the_pass_never_reached_is_known(bank: VectorBank) -> None:
+    run = start(bank, 1, make_run(change(Zero(), "q.0"), read("resid_post.0")))
+    routed = plan(bank, rows(run, row=0, position=0, tokens=1))
     batch = Batch.zeros(1)
     with taps.step(routed.plan):
         taps.tap(batch.q, None, 0)
@@ -195,9 +199,9 @@ def test_a_planned_place_that_the_pass_never_reached_is_known(banks: Banks) -> N
 
 
 @pytest.mark.parametrize("raises", [True, False])
-def test_an_error_in_a_tap_is_not_swallowed(banks: Banks, raises: bool) -> None:
-    run = start(banks, 1, make_run(read("q.0", "resid_post.0")))
-    routed = plan(banks, rows(run, row=50, position=0, tokens=1))
+def test_an_error_in_a_tap_is_not_swallowed(bank: VectorBank, raises: bool) -> None:
+    run = start(bank, 1, make_run(read("q.0", "resid_post.0")))
+    routed = plan(bank, rows(run, row=50, position=0, tokens=1))
     batch, reached = Batch.numbered(4), False
     with (
         pytest.raises((IndexError, RuntimeError)) if raises else nullcontext(),

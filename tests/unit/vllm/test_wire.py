@@ -6,11 +6,12 @@ import pytest
 
 from actserve_server.domain.operations import (
     Add,
+    Replace,
     Zero,
 )
-from actserve_server.domain.runs import Capture, Run, Unembed
+from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
+from actserve_server.engine.forms import form_of
 from actserve_server.engine.vllm import wire
-from actserve_server.engine.vllm.kernels import form_of
 from actserve_server.engine.vllm.layout import SiteKey
 from tests.contract.formulas import Formula, formulas
 from tests.unit.vllm.steps import at, change, make_run, read, site
@@ -60,8 +61,10 @@ def test_every_operation_survives_vllms_msgpack(formula: Formula) -> None:
     assert got.sites == tuple(SiteKey.of(site(name)) for name in sites)
     assert (got.selection, got.heads) == (where, (3, 1))
     assert (got.form.kernel, got.form.scalars) == (form.kernel, form.scalars)
-    assert got.form.vectors.dtype == np.float32
-    assert np.array_equal(got.form.vectors, form.vectors)
+    assert got.form.vectors.digest == form.vectors.digest
+    assert got.form.vectors.rows is not None
+    assert got.form.vectors.rows.dtype == np.float32
+    assert np.array_equal(got.form.vectors.rows, form.vectors.rows)
 
 
 def test_edits_arrive_in_order_and_without_token_ids_unless_given() -> None:
@@ -79,3 +82,28 @@ def test_taps_of_another_version_are_refused() -> None:
 
 def test_a_plain_run_has_no_taps() -> None:
     assert wire.taps_of(make_run(), key=1) is None
+
+
+def _replaced(tokens: int, width: int = 576) -> Intervention:
+    rows = np.random.default_rng(1).standard_normal((tokens, width)).astype(np.float32)
+    return change(Replace(rows), "resid_post.3", where=at((0, tokens)))
+
+
+def test_small_vectors_travel_with_their_run_and_equal_ones_once() -> None:
+    small = _replaced(100)
+    taps = _taps(make_run(small, small))
+    assert not taps.uploads
+    assert len(msgspec.msgpack.encode(wire.encode(taps))) < 1.1 * 100 * 4 * 576
+    first, second = _sent(taps).edits
+    assert np.array_equal(first.form.vectors.rows, small.operation.rows)  # type: ignore[union-attr,arg-type]
+    assert np.array_equal(second.form.vectors.rows, small.operation.rows)  # type: ignore[union-attr,arg-type]
+
+
+def test_large_vectors_are_named_and_no_sample_carries_them() -> None:
+    runs = [_taps(make_run(_replaced(500), _replaced(1)), key) for key in range(64)]
+    assert all(taps.uploads for taps in runs)
+    assert sum(len(msgspec.msgpack.encode(wire.encode(taps))) for taps in runs) < 64 << 10
+    for edit, sent in zip(runs[0].edits, _sent(runs[0]).edits, strict=True):
+        form, got = edit.form.vectors, sent.form.vectors
+        assert (got.digest, got.count, got.width) == (form.digest, form.count, form.width)
+        assert got.rows is None

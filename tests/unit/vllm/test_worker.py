@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from actserve_server.domain.operations import Add, Mean, Zero
+from actserve_server.domain.operations import Add, Mean, Replace, Zero
 from actserve_server.domain.positions import NO_END
-from actserve_server.domain.runs import Unembed
+from actserve_server.domain.runs import Run, Unembed
 from actserve_server.domain.sites import HookPoint
+from actserve_server.engine.vllm import wire
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.records import (
     FailureRecord,
@@ -185,11 +186,11 @@ def test_the_next_token_is_known_within_the_prompt_alone(worker: Worker, ring: R
 
 def test_a_run_ends_with_its_request_and_frees_its_vectors(worker: Worker) -> None:
     worker.step(worker.model_runner.set_batch(("s", 0, 1)), {"s": STEERED})
-    assert worker._banks.used == 1
+    assert worker._bank.used_bytes == 4 * WIDTH
     hidden = worker.model_runner.set_batch(("p", 0, 1))
     output = worker.step(hidden, {"p": PLAIN}, {"s"})
     torch.testing.assert_close(output, _plain(worker, hidden))
-    assert worker._banks.used == 0
+    assert worker._bank.used_bytes == 0
 
 
 def test_a_resumed_request_that_is_announced_again_keeps_its_run(worker: Worker) -> None:
@@ -197,7 +198,7 @@ def test_a_resumed_request_that_is_announced_again_keeps_its_run(worker: Worker)
         hidden = worker.model_runner.set_batch(("s", 0, 1))
         output = worker.step(hidden, {"s": STEERED})
         torch.testing.assert_close(output, _steered(worker, hidden))
-    assert worker._banks.used == 1
+    assert worker._bank.used_bytes == 4 * WIDTH
 
 
 def test_a_request_id_that_is_used_again_gets_its_new_run(worker: Worker) -> None:
@@ -238,7 +239,7 @@ def test_an_error_in_a_tap_fails_the_runs_of_the_step_and_the_others_go_on(
     torch.testing.assert_close(output[:2], _plain(worker, hidden)[:2])
     failure = _failure(ring)
     assert (sorted(failure.keys.tolist()), failure.why) == ([1, 2], "RuntimeError")
-    assert worker._banks.used == 0
+    assert worker._bank.used_bytes == 0
     # The next step is served, of a run that begins and of one that goes on.
     hidden = worker.model_runner.set_batch(("p", 2, 1), ("n", 0, 2))
     output = worker.step(hidden, {"n": STEERED}, {"w", "s"})
@@ -254,7 +255,8 @@ def _breaks(*args: object, **kwargs: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", ["_planner.plan", "_head.predictions", "_shipper.ship", "_banks.of"]
+    "broken",
+    ["_planner.plan", "_head.predictions", "_shipper.ship", "_bank.gather", "_bank.hold_all"],
 )
 def test_an_error_around_a_pass_fails_the_runs_of_the_step(
     worker: Worker, ring: RingReader, monkeypatch: pytest.MonkeyPatch, broken: str
@@ -271,6 +273,60 @@ def test_an_error_around_a_pass_fails_the_runs_of_the_step(
     failure = _failure(ring)
     assert (failure.keys.tolist(), failure.why) == ([1], "Broken")
     assert worker._runs == {}
+
+
+LARGE = make_run(
+    change(Replace(np.tile(ROW, (wire.INLINE_BYTES // (4 * WIDTH) + 1, 1))), "resid_post.0")
+)
+"""Its vectors are uploaded before it begins."""
+
+
+def _upload(worker: Worker, run: Run) -> bool:
+    taps = wire.taps_of(run, 0)
+    assert taps is not None
+    return worker.upload_vectors(
+        [(1, of.digest, of.count, of.width, 0, of.encoded()) for of in taps.vectors.values()]
+    )
+
+
+def test_a_run_is_steered_by_what_was_uploaded_for_it(worker: Worker) -> None:
+    assert _upload(worker, LARGE)
+    hidden = worker.model_runner.set_batch(("p", 0, 2), ("l", 0, 3))
+    output = worker.step(hidden, {"p": PLAIN, "l": LARGE})
+    change = {POST: lambda x: torch.from_numpy(ROW).expand_as(x)}
+    steered = textbook(worker.model_runner.model, hidden, change)[FINAL_NORM]
+    torch.testing.assert_close(output[2:], steered[2:])
+    torch.testing.assert_close(output[:2], _plain(worker, hidden)[:2])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("run", "why"),
+    [(LARGE, "MissingVectorsError"), (STEERED, "BankFullError")],
+    ids=["were not uploaded", "find no room"],
+)
+def test_a_run_whose_vectors_are_not_there_fails_and_the_others_go_on(
+    ring: RingReader, run: Run, why: str, ranks: int
+) -> None:
+    config = WorkerConfig(str(ring.folder), vector_budget_bytes=4 * WIDTH - 4)
+    worker = Worker(config, rank=0, ranks=ranks)
+    hidden = worker.model_runner.set_batch(("p", 0, 2), ("v", 0, 1))
+    output = worker.step(hidden, {"p": PLAIN, "v": run})
+    torch.testing.assert_close(output, _plain(worker, hidden))
+    failure = _failure(ring)
+    assert (failure.keys.tolist(), failure.why) == ([1], why)
+    assert worker._runs == {}
+    assert worker._bank.used_bytes == 0
+
+
+def test_an_upload_that_finds_no_room_says_so_and_later_finds_it(ring: RingReader) -> None:
+    budget = wire.INLINE_BYTES + 8 * WIDTH
+    worker = Worker(WorkerConfig(str(ring.folder), vector_budget_bytes=budget))
+    two = make_run(*[change(Mean(ROW + seed), "resid_post.0") for seed in range(2)])
+    worker.step(worker.model_runner.set_batch(("s", 0, 1)), {"s": two})
+    assert not _upload(worker, LARGE)
+    worker.step(worker.model_runner.set_batch(("p", 0, 1)), {"p": PLAIN}, {"s"})
+    assert _upload(worker, LARGE)
 
 
 def test_ranks_that_must_do_alike_end_with_an_error_instead(ring: RingReader) -> None:

@@ -172,7 +172,8 @@ const (
 	// The contract has it, and this server does not serve it yet, as Model.features
 	// tells. Do without it, or upgrade the server. UNIMPLEMENTED.
 	ErrorReason_ERROR_REASON_FEATURE_NOT_SERVED ErrorReason = 43
-	// A call has more rows or texts than Nla.max_rows. Make several calls.
+	// A call has more rows or texts than Nla.max_rows, or a sequence changes rows by
+	// vectors of more bytes than the server holds. Make several calls, or change fewer rows.
 	// INVALID_ARGUMENT with rows, bytes, limit.
 	ErrorReason_ERROR_REASON_TOO_MANY_ROWS ErrorReason = 44
 	// A question is missing, is too long, or is asked of what answers none. Change it

@@ -2660,7 +2660,8 @@ pub enum ErrorReason {
     /// The contract has it, and this server does not serve it yet, as Model.features
     /// tells. Do without it, or upgrade the server. UNIMPLEMENTED.
     FeatureNotServed = 43,
-    /// A call has more rows or texts than Nla.max_rows. Make several calls.
+    /// A call has more rows or texts than Nla.max_rows, or a sequence changes rows by
+    /// vectors of more bytes than the server holds. Make several calls, or change fewer rows.
     /// INVALID_ARGUMENT with rows, bytes, limit.
     TooManyRows = 44,
     /// A question is missing, is too long, or is asked of what answers none. Change it

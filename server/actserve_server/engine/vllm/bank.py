@@ -1,64 +1,171 @@
-"""Vectors of running requests in one tensor for each width, so that a step gathers them with one
+"""Vectors of running requests, in one buffer of a fixed size, so that a step gathers them with one
 index.
 
-Each vector is uploaded once, when its run starts, and its slot is reused when the run ends.
+Equal vectors are one block, which goes when nobody holds it any more: neither a run nor an upload.
+New blocks come after the last. When they would reach beyond the end, the others are moved down to
+close the gaps, so whatever fits by the sum of its bytes fits.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-_FIRST_CAPACITY = 64
-"""Slots; grows by doubling."""
+from actserve_server.engine.forms import Vectors
+
+_MOVED = 1 << 20
+"""Numbers that are moved at once, through a copy."""
+
+
+class BankFullError(Exception):
+    """There is no room for these vectors now."""
+
+
+class MissingVectorsError(Exception):
+    """A run names vectors that were not uploaded."""
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """Where the vectors of one digest are."""
+
+    digest: bytes
+    width: int
+    offsets: np.ndarray
+    """Where in the buffer each vector begins, int64 [count]; changed in place when it moves."""
+    filled: int = 0
+    """Vectors that have arrived."""
+    runs: int = 0
+    """Edits of runs that hold it."""
+    uploads: set[int] = field(default_factory=set)
+    """Those that the server has not dropped."""
+
+    @property
+    def start(self) -> int:
+        return int(self.offsets[0])
+
+    @property
+    def size(self) -> int:
+        """In numbers."""
+        return len(self.offsets) * self.width
 
 
 class VectorBank:
-    """Rows of float32, [slots, width], of one width."""
+    """Float32 vectors of any widths, `capacity_bytes` together at most."""
 
-    def __init__(self, width: int, device: torch.device) -> None:
-        self._device = device
-        self._rows = torch.zeros((_FIRST_CAPACITY, width), device=device)
-        self._free = list(range(_FIRST_CAPACITY))
-
-    def put(self, vectors: np.ndarray) -> np.ndarray:
-        """Stores vectors, float32 [n, width], and returns their slots, int64 [n]."""
-        while len(self._free) < len(vectors):
-            size = len(self._rows)
-            self._rows = torch.cat([self._rows, torch.zeros_like(self._rows)])
-            self._free += range(size, 2 * size)
-        slots = np.array([self._free.pop() for _ in range(len(vectors))], np.int64)
-        # A copy, because vectors that came over the wire are read-only buffers.
-        values = torch.from_numpy(np.array(vectors, np.float32))
-        self._rows[torch.from_numpy(slots).to(self._device)] = values.to(self._device)
-        return slots
-
-    def release(self, slots: Sequence[int] | np.ndarray) -> None:
-        self._free += map(int, slots)
-
-    def gather(self, slots: np.ndarray) -> torch.Tensor:
-        """The vectors of slots of any shape, [*slots.shape, width]."""
-        index = torch.from_numpy(slots).to(self._device, non_blocking=True)
-        return self._rows[index]
-
-    @property
-    def used(self) -> int:
-        return len(self._rows) - len(self._free)
-
-
-class Banks:
-    """A bank for each width, made when first needed."""
-
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, capacity_bytes: int) -> None:
         self.device = device
-        self._banks: dict[int, VectorBank] = {}
-
-    def of(self, width: int) -> VectorBank:
-        if width not in self._banks:
-            self._banks[width] = VectorBank(width, self.device)
-        return self._banks[width]
+        # Not set to zero, so that on CPU what was never used takes no memory.
+        self._numbers = torch.empty(capacity_bytes // 4, device=device)
+        self._blocks: dict[bytes, Block] = {}
+        """In the order in which they lie."""
+        self._end = 0
+        self._used = 0
+        self.moves = 0
+        """How often blocks were moved."""
 
     @property
-    def used(self) -> int:
-        """Slots in use, of every width."""
-        return sum(bank.used for bank in self._banks.values())
+    def used_bytes(self) -> int:
+        return 4 * self._used
+
+    def hold(self, vectors: Vectors) -> Block:
+        """The block of an edit's vectors, until it is released. Raises `BankFullError`, and
+        `MissingVectorsError` for vectors without their rows that were not uploaded to the end."""
+        block = self._blocks.get(vectors.digest)
+        if block is None or block.filled < vectors.count:
+            if vectors.rows is None:
+                raise MissingVectorsError(
+                    f"{vectors.nbytes} bytes of vectors were not uploaded before their run began"
+                )
+            block = block or self._add(vectors.digest, vectors.count, vectors.width)
+            self._write(block, 0, vectors.rows)
+        block.runs += 1
+        return block
+
+    def hold_all(self, every: Sequence[Vectors]) -> list[Block]:
+        """The blocks of all edits of a run. Raises as `hold`, and then holds none."""
+        blocks: list[Block] = []
+        try:
+            blocks.extend(map(self.hold, every))
+        except BaseException:
+            for block in blocks:
+                self.release(block)
+            raise
+        return blocks
+
+    def release(self, block: Block) -> None:
+        """One edit holds the block no longer."""
+        block.runs -= 1
+        self._free_unheld(block)
+
+    def upload(
+        self, upload: int, digest: bytes, count: int, width: int, start: int, data: bytes
+    ) -> None:
+        """Takes vectors [start, start + n) of a block of `count`, little-endian float32, in
+        ascending order. The block stays until this upload is dropped, and as long as runs hold it.
+        Raises `BankFullError`."""
+        block = self._blocks.get(digest) or self._add(digest, count, width)
+        block.uploads.add(upload)
+        rows = np.frombuffer(data, "<f4").reshape(-1, width)
+        if start > block.filled:
+            raise ValueError(f"vectors from {start} on came, but only {block.filled} before them")
+        self._write(block, start, rows)
+
+    def drop(self, upload: int, digest: bytes) -> None:
+        """Ends an upload, complete or not; no matter if it never began."""
+        if block := self._blocks.get(digest):
+            block.uploads.discard(upload)
+            self._free_unheld(block)
+
+    def gather(self, offsets: np.ndarray, width: int) -> torch.Tensor:
+        """The vectors of this width that begin at offsets of any shape, [*offsets.shape, width]."""
+        # A row for every number of the buffer, the next one number further on: no copy.
+        rows = self._numbers.as_strided((len(self._numbers) - width + 1, width), (1, 1))
+        return rows[torch.from_numpy(offsets).to(self.device, non_blocking=True)]
+
+    def _add(self, digest: bytes, count: int, width: int) -> Block:
+        size, capacity = count * width, len(self._numbers)
+        if self._used + size > capacity:
+            raise BankFullError(
+                f"vectors take {4 * size} bytes, but {4 * (capacity - self._used)} of "
+                f"{4 * capacity} are free"
+            )
+        if self._end + size > capacity:
+            self._close_gaps()
+        block = Block(digest, width, self._end + width * np.arange(count))
+        self._blocks[digest] = block
+        self._end += size
+        self._used += size
+        return block
+
+    def _write(self, block: Block, start: int, rows: np.ndarray) -> None:
+        first = block.start + start * block.width
+        # A copy, because what came over the wire is read-only.
+        values = torch.from_numpy(np.array(rows, np.float32))
+        self._numbers[first : first + rows.size] = values.flatten().to(self.device)
+        block.filled = max(block.filled, start + len(rows))
+
+    def _free_unheld(self, block: Block) -> None:
+        if not block.runs and not block.uploads:
+            del self._blocks[block.digest]
+            self._used -= block.size
+            if not self._blocks:
+                self._end = 0
+
+    def _close_gaps(self) -> None:
+        end = 0
+        for block in self._blocks.values():
+            if block.start > end:
+                self._move(block.start, end, block.size)
+                block.offsets -= block.start - end
+            end += block.size
+        self._end = end
+        self.moves += 1
+
+    def _move(self, source: int, target: int, size: int) -> None:
+        """Moves numbers down. In pieces, since where they go may reach into where they are."""
+        for start in range(0, size, _MOVED):
+            count = min(_MOVED, size - start)
+            piece = self._numbers[source + start : source + start + count].clone()
+            self._numbers[target + start : target + start + count] = piece

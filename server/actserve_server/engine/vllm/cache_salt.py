@@ -69,13 +69,13 @@ def cache_salt(
 def _digest(edits: Iterable[Edit], tenant: str, failures: int = 0) -> str:
     """Of everything that changes keys and values: sites, heads, positions, formula and the exact
     numbers in it."""
-    digest = hashlib.sha256(b"actserve-edits-2")
+    digest = hashlib.sha256(b"actserve-edits-3")
     if tenant:
         digest.update(f"tenant {len(tenant)} {tenant}".encode())
     if failures:
         digest.update(f"failures {failures}".encode())
     for edit in edits:
-        ids = edit.selection.token_ids
+        ids, vectors = edit.selection.token_ids, edit.form.vectors
         for part in (
             np.array(edit.sites, np.int64),
             np.array(edit.selection.spans.ranges, np.int64),
@@ -83,7 +83,7 @@ def _digest(edits: Iterable[Edit], tenant: str, failures: int = 0) -> str:
             np.array(edit.heads, np.int64),
             np.array([edit.form.kernel], np.int64),
             np.array(edit.form.scalars, np.float64),
-            edit.form.vectors.astype("<f4"),
+            np.frombuffer(vectors.digest, np.uint8),
         ):
             # The shape first, so that no two different sequences of parts hash the same bytes.
             digest.update(repr(part.shape).encode())

@@ -16,7 +16,6 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
-from actserve_server.domain.operations import tensor_bytes
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import (
     Capture,
@@ -33,6 +32,7 @@ from actserve_server.domain.runs import (
 from actserve_server.domain.tensors import ElementType
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.fair_threads import off_loop
+from actserve_server.engine.forms import Vectors, vector_bytes
 from actserve_server.engine.vllm import startup, wire
 from actserve_server.engine.vllm.cache_salt import cache_salt
 from actserve_server.engine.vllm.collector import Collector
@@ -42,6 +42,7 @@ from actserve_server.engine.vllm.placing import prompt_of
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.sampling import ending, sampling_params
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
+from actserve_server.engine.vllm.vector_uploads import VectorUploads
 from actserve_server.engine.vllm.weight_reader import WeightReader
 
 ARRIVAL_TIMEOUT_S = 30.0
@@ -52,9 +53,6 @@ _HEALTH_CHECK_S = 1.0
 
 SHUTDOWN_TIMEOUT_S = 30.0
 """How long vLLM's processes may take to end; killed ones leave their shared memory behind."""
-
-_LARGE_BYTES = 256 << 10
-"""Of the vectors of a run's edits: more are hashed and encoded in a thread."""
 
 
 class VllmEngine:
@@ -74,6 +72,7 @@ class VllmEngine:
         self._info = info
         self._collector = collector
         self._weights = weights
+        self._uploads = VectorUploads(llm)
         self._tokenizer = PromptTokenizer(llm.get_tokenizer(), info.vocabulary_size)
         self._defaults = llm.model_config.get_diff_sampling_param()
         self._keys = itertools.count(1)
@@ -102,6 +101,11 @@ class VllmEngine:
     def vllm(self) -> AsyncLLM:
         """vLLM's own engine, for benchmarks and tests that compare with it."""
         return self._llm
+
+    @property
+    def uploaded_bytes(self) -> int:
+        """Of vectors that runs have in common in the workers."""
+        return self._uploads.held_bytes
 
     @property
     def open_inboxes(self) -> int:
@@ -153,17 +157,18 @@ class VllmEngine:
         prepared = await self._open(run)
         prompt = prompt_of(run, prepared.salt, self._info.width, model.dtype)
         try:
-            outputs = self._llm.generate(prompt, prepared.params, run.id)  # type: ignore[arg-type]
-            events = (
-                self._run_tapped(run, outputs, prepared.inbox)
-                if prepared.inbox
-                else self._run_plain(run, outputs)
-            )
-            # Closed from the inside out: vLLM aborts a request when its outputs are closed, and
-            # they can only be closed when nobody waits for the next one.
-            async with aclosing(outputs), aclosing(events):
-                async for event in events:
-                    yield event
+            async with self._uploads.held(prepared.uploads):
+                outputs = self._llm.generate(prompt, prepared.params, run.id)  # type: ignore[arg-type]
+                events = (
+                    self._run_tapped(run, outputs, prepared.inbox)
+                    if prepared.inbox
+                    else self._run_plain(run, outputs)
+                )
+                # Closed from the inside out: vLLM aborts a request when its outputs are closed, and
+                # they can only be closed when nobody waits for the next one.
+                async with aclosing(outputs), aclosing(events):
+                    async for event in events:
+                        yield event
         except VLLMClientError as error:
             # What vLLM refuses and the edge did not know of.
             raise ActserveError(Reason.FIELD_INVALID, f"vLLM refuses this: {error}") from error
@@ -173,7 +178,7 @@ class VllmEngine:
             self._collector.close_inbox(prepared.key)
 
     async def _open(self, run: Run) -> "_Prepared":
-        large = sum(tensor_bytes(each.operation) for each in run.interventions) > _LARGE_BYTES
+        large = sum(vector_bytes(run.interventions).values()) > wire.INLINE_BYTES
         while True:
             failures = self._collector.failures
             prepared = (
@@ -198,7 +203,8 @@ class VllmEngine:
         if taps:
             spans = [reading.spans for reading in taps.captures]
             inbox = Inbox(spans, taps.edits, salt if taps.edits else None)
-        return _Prepared(key, salt, self._params(run, taps), inbox)
+        uploads = tuple(taps.vectors.values()) if taps and taps.uploads else ()
+        return _Prepared(key, salt, self._params(run, taps), inbox, uploads)
 
     def _check_tokens_known(self, run: Run) -> None:
         # With asynchronous scheduling the worker plans a step before it knows the last token.
@@ -332,6 +338,8 @@ class _Prepared:
     params: SamplingParams
     inbox: Inbox | None
     """None if it is plain."""
+    uploads: Sequence[Vectors]
+    """What the workers must hold before it begins."""
 
 
 async def _with_arrivals(

@@ -1,95 +1,14 @@
-"""Operations in the four forms in which a worker computes them, many runs' rows at once.
+"""The formulas of `engine/forms.py`, for many runs' rows at once.
 
-Every operation of `domain/operations.py`, which defines them, is one of
-
-    ADD       x + v
-    ALONG     x + (min(max(g x.u, lo), hi) - x.u + p |x|) u
-    LINEAR    s x + (x R^T) W
-    REPLACE   v
-
-so that a step needs one gather and one formula for all the rows that a form changes at a site,
-whatever their runs and vectors.
+A step needs one gather and one formula for all the rows that a kernel changes at a site, whatever
+their runs and vectors.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import IntEnum
 
-import numpy as np
 import torch
 
-from actserve_server.domain.operations import (
-    Ablate,
-    Add,
-    Clamp,
-    Mean,
-    Operation,
-    Project,
-    Replace,
-    Swap,
-    Zero,
-    unit,
-)
-
-
-class Kernel(IntEnum):
-    ADD = 0
-    ALONG = 1
-    LINEAR = 2
-    REPLACE = 3
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Form:
-    """An operation as numbers: a kernel, its vectors (float32 [n, width]), and its scalars.
-
-    ADD and ALONG have one vector. LINEAR has the rows of R and then those of W. REPLACE has one
-    for all positions, or one for each in ascending order. ALONG has the scalars g, lo, hi, p and
-    LINEAR has s.
-    """
-
-    kernel: Kernel
-    vectors: np.ndarray
-    scalars: tuple[float, ...] = ()
-
-
-def form_of(operation: Operation) -> Form:
-    """The form of an operation. `Zero` has a vector of width 1, which stands for any."""
-    match operation:
-        case Add(vector, coefficient, relative=False):
-            return Form(Kernel.ADD, (np.float32(coefficient) * vector)[None])
-        case Add(vector, coefficient):
-            return _along(vector, push=coefficient)
-        case Ablate(direction, coefficient):
-            return _along(direction, gain=1.0 - coefficient)
-        case Clamp(direction, minimum, maximum):
-            low = -math.inf if minimum is None else minimum
-            return _along(direction, low=low, high=math.inf if maximum is None else maximum)
-        case Project(away=True):
-            basis = operation.basis
-            return Form(Kernel.LINEAR, np.concatenate([basis, -basis]), (1.0,))
-        case Project():
-            return Form(Kernel.LINEAR, np.concatenate([operation.basis] * 2), (0.0,))
-        case Swap():
-            return form_of(operation.reflection)
-        case Replace(rows):
-            return Form(Kernel.REPLACE, rows)
-        case Zero():
-            return Form(Kernel.REPLACE, np.zeros((1, 1), np.float32))
-        case Mean(mean):
-            return Form(Kernel.REPLACE, mean[None])
-
-
-def _along(
-    direction: np.ndarray,
-    *,
-    gain: float = 1.0,
-    low: float = -math.inf,
-    high: float = math.inf,
-    push: float = 0.0,
-) -> Form:
-    return Form(Kernel.ALONG, unit(direction)[None], (gain, low, high, push))
+from actserve_server.engine.forms import Kernel
 
 
 def _add(x: torch.Tensor, vectors: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:

@@ -58,7 +58,9 @@ def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
         raise ValueError(f"{options.model_path}: {error}") from None
     hook_points = tuple(options.hook_points or HookPoint)
     config.scheduler_config.scheduler_cls = scheduler_path(config)
-    config.additional_config = WorkerConfig(str(ring_folder), hook_points, server=os.getpid())
+    config.additional_config = WorkerConfig(
+        str(ring_folder), hook_points, options.vector_budget_bytes, server=os.getpid()
+    )
     silent = not options.log_stats
     if current_platform.is_cpu():
         log.info("processor", name=processor.name(), instructions=processor.instructions())

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from actserve_server.domain.runs import Unembed
-from actserve_server.engine.vllm.bank import Banks
-from actserve_server.engine.vllm.kernels import Kernel
+from actserve_server.engine.forms import Kernel
+from actserve_server.engine.vllm.bank import Block, VectorBank
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.taps import (
@@ -46,15 +46,16 @@ class RunEdit:
     number: int
     """Which of the run's edits it is: what its receipts are called."""
     edit: Edit
-    slots: np.ndarray
-    """Of the edit's vectors in the bank of their width."""
+    block: Block
+    """Of the edit's vectors in the bank."""
     turns: tuple[tuple[int, tuple[SiteKey, ...]], ...]
     """Its sites, by how many of the run's edits come before it there."""
 
     @property
     def differs(self) -> bool:
         """Whether what it does depends on the token, or differs from position to position."""
-        by_position = self.edit.form.kernel is Kernel.REPLACE and len(self.slots) > 1
+        form = self.edit.form
+        by_position = form.kernel is Kernel.REPLACE and form.vectors.count > 1
         return by_position or self.edit.selection.token_ids is not None
 
 
@@ -68,23 +69,23 @@ class TappedRun:
     """Positions below this were computed for this run, or skipped and receipted."""
 
     @staticmethod
-    def start(taps: RunTaps, banks: Banks) -> "TappedRun":
-        """Uploads the run's vectors."""
+    def start(taps: RunTaps, bank: VectorBank) -> "TappedRun":
+        """Holds the run's vectors in the bank. Raises as `VectorBank.hold`, and then holds none."""
         edits, before = [], Counter[SiteKey]()
-        for number, edit in enumerate(taps.edits):
-            slots = banks.of(edit.form.vectors.shape[1]).put(edit.form.vectors)
+        blocks = bank.hold_all([edit.form.vectors for edit in taps.edits])
+        for number, (edit, block) in enumerate(zip(taps.edits, blocks, strict=True)):
             turns: dict[int, list[SiteKey]] = {}
             for site in edit.sites:
                 turns.setdefault(before[site], []).append(site)
                 before[site] += 1
             in_turn = tuple((turn, tuple(sites)) for turn, sites in turns.items())
-            edits.append(RunEdit(number, edit, slots, in_turn))
+            edits.append(RunEdit(number, edit, block, in_turn))
         return TappedRun(taps, tuple(edits))
 
-    def end(self, banks: Banks) -> None:
-        """Frees the slots of the run's vectors."""
+    def end(self, bank: VectorBank) -> None:
+        """Lets go of the run's vectors."""
         for each in self.edits:
-            banks.of(each.edit.form.vectors.shape[1]).release(each.slots)
+            bank.release(each.block)
 
     def same_until(self, position: int) -> int:
         """Below this position everything is read and changed as at the given one, whatever the
@@ -208,8 +209,8 @@ class RoutedStep:
 class Planner:
     """Plans one step after the other."""
 
-    def __init__(self, banks: Banks, model: Model) -> None:
-        self._banks = banks
+    def __init__(self, bank: VectorBank, model: Model) -> None:
+        self._bank = bank
         self._model = model
         self._last: _Steady | None = None
 
@@ -219,7 +220,7 @@ class Planner:
             return self._last.next()
         self.forget()
         found = list(batch.tapped(runs))
-        routed = route((rows for _, rows in found), self._banks, self._model)
+        routed = route((rows for _, rows in found), self._bank, self._model)
         self._last = _Steady.after(batch, found, routed)
         return routed
 
@@ -288,12 +289,12 @@ class _Steady:
 # A step of any kind.
 
 
-def route(batch: Iterable[BatchRows], banks: Banks, model: Model) -> RoutedStep | None:
+def route(batch: Iterable[BatchRows], bank: VectorBank, model: Model) -> RoutedStep | None:
     """The step's plan, or None if no run of the batch has anything to do in it."""
     rows = list(batch)
     plan = StepPlan()
-    blocks, captures = _captures(rows, banks.device, model)
-    edits, receipts = _edits(rows, banks, model, plan)
+    blocks, captures = _captures(rows, bank.device, model)
+    edits, receipts = _edits(rows, bank, model, plan)
     if not blocks and receipts is None:
         return None
     # A capture reads what the edits of its own site have left.
@@ -360,8 +361,8 @@ class _EditKind(NamedTuple):
     kernel: Kernel
     heads: tuple[int, ...]
     width: int
-    own: int
-    """LINEAR has matrices of its own for each edit, and is not shared: its first slot; else -1."""
+    own: tuple[bytes, tuple[float, ...]] | None
+    """LINEAR goes through the kernel with one set of matrices: their digest and the scalars."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -410,7 +411,7 @@ class _ReceiptTable:
 
 
 def _edits(
-    rows: list[BatchRows], banks: Banks, model: Model, plan: StepPlan
+    rows: list[BatchRows], bank: VectorBank, model: Model, plan: StepPlan
 ) -> tuple[dict[SiteKey, list[EditWork]], Receipts | None]:
     # Edits of equal sites lie together: many runs at the same sites are one entry here.
     members: dict[tuple[_EditKind, tuple[SiteKey, ...]], list[_Member]] = {}
@@ -424,7 +425,7 @@ def _edits(
                     members.setdefault((_kind(step, turn), sites), []).append(member)
         run.reached = max(run.reached, item.end)
 
-    receipts = table.receipts(banks.device)
+    receipts = table.receipts(bank.device)
     works: dict[SiteKey, list[EditWork]] = {}
     if receipts is None:
         return works, None
@@ -440,7 +441,7 @@ def _edits(
             together = tuple(map(id, kinds[kind]))
             if together not in made:
                 every = [member for each in kinds[kind] for member in each]
-                made[together] = _edited(kind, every, banks, model, receipts.changes)
+                made[together] = _edited(kind, every, bank, model, receipts.changes)
                 plan.settles.append(made[together][1])
             index, edited = made[together]
             works.setdefault(site, []).append(EditWork(model.rows_at(site, index), edited))
@@ -467,31 +468,31 @@ def _member(item: BatchRows, step: RunEdit, table: _ReceiptTable) -> _Member:
 
 def _kind(step: RunEdit, turn: int) -> _EditKind:
     form = step.edit.form
-    own = int(step.slots[0]) if form.kernel is Kernel.LINEAR else -1
-    return _EditKind(turn, form.kernel, step.edit.heads, form.vectors.shape[1], own)
+    own = (form.vectors.digest, form.scalars) if form.kernel is Kernel.LINEAR else None
+    return _EditKind(turn, form.kernel, step.edit.heads, form.vectors.width, own)
 
 
 def _edited(
-    kind: _EditKind, members: list[_Member], banks: Banks, model: Model, changes: torch.Tensor
+    kind: _EditKind, members: list[_Member], bank: VectorBank, model: Model, changes: torch.Tensor
 ) -> tuple[Index, EditedRows]:
-    device = banks.device
+    device = bank.device
     counts = [len(member.rows) for member in members]
     scalars = np.array([member.step.edit.form.scalars for member in members], np.float32)
     if kind.kernel is Kernel.LINEAR:
-        slots, scalars = members[0].step.slots[None], scalars[:1]
+        offsets, scalars = members[0].step.block.offsets[None], scalars[:1]
     else:
-        slots = np.concatenate([_slots(member) for member in members])[:, None]
+        offsets = np.concatenate([_offsets(member) for member in members])[:, None]
         scalars = np.repeat(scalars, counts, axis=0)
-        if (slots == slots[0]).all() and (scalars == scalars[0]).all():
-            slots, scalars = slots[:1], scalars[:1]
+        if (offsets == offsets[0]).all() and (scalars == scalars[0]).all():
+            offsets, scalars = offsets[:1], scalars[:1]
     heads = None
     if kind.heads:
         heads = torch.tensor(kind.heads, device=device)
-        if len(slots) > 1:
-            slots, scalars = (np.repeat(each, len(heads), axis=0) for each in (slots, scalars))
+        if len(offsets) > 1:
+            offsets, scalars = (np.repeat(each, len(heads), axis=0) for each in (offsets, scalars))
     edited = EditedRows(
         kernel=kind.kernel,
-        vectors=banks.of(kind.width).gather(slots),
+        vectors=bank.gather(offsets, kind.width),
         scalars=_to(scalars, device),
         heads=heads,
         head_width=model.head_width,
@@ -501,12 +502,12 @@ def _edited(
     return _index(np.concatenate([member.rows for member in members]), device), edited
 
 
-def _slots(member: _Member) -> np.ndarray:
-    """Where the vector of each row is."""
-    slots = member.step.slots
-    if len(slots) == 1:
-        return np.repeat(slots, len(member.rows))
-    return slots[member.step.edit.selection.spans.ordinals(member.positions)]
+def _offsets(member: _Member) -> np.ndarray:
+    """Where the vector of each row begins."""
+    offsets = member.step.block.offsets
+    if len(offsets) == 1:
+        return np.repeat(offsets, len(member.rows))
+    return offsets[member.step.edit.selection.spans.ordinals(member.positions)]
 
 
 def _index(rows: np.ndarray, device: torch.device) -> Index:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from actserve_server.engine.vllm.kernels import COMPUTE, Kernel, change_of
+from actserve_server.engine.forms import Kernel
+from actserve_server.engine.vllm.kernels import COMPUTE, change_of
 from actserve_server.engine.vllm.sharding import Shards
 
 NAMESPACE = "actserve"

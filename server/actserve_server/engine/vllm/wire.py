@@ -3,8 +3,12 @@
 vLLM carries extra_args as msgpack, so this is plain ints, floats, lists and bytes. Both ends are
 ours, but the reader still refuses what it does not know: a run that is not understood must not go
 through unsteered.
+
+Vectors travel along if they are small. Others were uploaded before (`vector_uploads.py`), and only
+their digests are here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +16,16 @@ import numpy as np
 
 from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.runs import Run, Unembed
-from actserve_server.engine.vllm.kernels import Form, Kernel, form_of
+from actserve_server.engine.forms import Form, Kernel, Vectors, form_of
 from actserve_server.engine.vllm.layout import SiteKey
 
 EXTRA_ARG = "actserve"
 
-_VERSION = 3
+_VERSION = 4
+
+INLINE_BYTES = 256 << 10
+"""Of a run's vectors: so many travel along with it, and more are uploaded once for all runs that
+have them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +55,16 @@ class RunTaps:
     captures: tuple[Reading, ...]
     edits: tuple[Edit, ...]
 
+    @property
+    def vectors(self) -> Mapping[bytes, Vectors]:
+        """Those of all edits, by digest."""
+        return {edit.form.vectors.digest: edit.form.vectors for edit in self.edits}
+
+    @property
+    def uploads(self) -> bool:
+        """Whether the vectors are to be uploaded before the run begins."""
+        return sum(each.nbytes for each in self.vectors.values()) > INLINE_BYTES
+
 
 def taps_of(run: Run, key: int) -> RunTaps | None:
     """The taps of a run, or None if it is plain."""
@@ -71,6 +89,7 @@ def taps_of(run: Run, key: int) -> RunTaps | None:
 
 
 def encode(taps: RunTaps) -> dict[str, Any]:
+    sent = {} if taps.uploads else taps.vectors
     return {
         "version": _VERSION,
         "key": taps.key,
@@ -82,6 +101,7 @@ def encode(taps: RunTaps) -> dict[str, Any]:
             }
             for reading in taps.captures
         ],
+        "vectors": {digest: each.encoded() for digest, each in sent.items()},
         "edits": [
             {
                 "sites": [list(site) for site in edit.sites],
@@ -90,8 +110,9 @@ def encode(taps: RunTaps) -> dict[str, Any]:
                 "heads": list(edit.heads),
                 "kernel": int(edit.form.kernel),
                 "scalars": list(edit.form.scalars),
-                "vectors": edit.form.vectors.astype("<f4").tobytes(),
-                "width": edit.form.vectors.shape[1],
+                "vectors": edit.form.vectors.digest,
+                "count": edit.form.vectors.count,
+                "width": edit.form.vectors.width,
             }
             for edit in taps.edits
         ],
@@ -111,13 +132,14 @@ def decode(message: dict[str, Any]) -> RunTaps:
             )
             for reading in message["captures"]
         ),
-        edits=tuple(map(_decode_edit, message["edits"])),
+        edits=tuple(_decode_edit(edit, message["vectors"]) for edit in message["edits"]),
     )
 
 
-def _decode_edit(message: dict[str, Any]) -> Edit:
-    ids = message["token_ids"]
-    vectors = np.frombuffer(message["vectors"], "<f4").reshape(-1, message["width"])
+def _decode_edit(message: dict[str, Any], sent: Mapping[bytes, bytes]) -> Edit:
+    ids, digest, width = message["token_ids"], message["vectors"], message["width"]
+    rows = np.frombuffer(sent[digest], "<f4").reshape(-1, width) if digest in sent else None
+    vectors = Vectors(digest, message["count"], width, rows)
     return Edit(
         sites=tuple(SiteKey(*site) for site in message["sites"]),
         selection=Selection(

@@ -7,7 +7,7 @@ batch is final: whatever reordered it has run.
 """
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm import taps, wire
 from actserve_server.engine.vllm.attach import attach_taps
 from actserve_server.engine.vllm.attention import describe_attention
-from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.bank import BankFullError, MissingVectorsError, VectorBank
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import family_of
 from actserve_server.engine.vllm.head import Head
@@ -51,6 +51,8 @@ class WorkerConfig:
 
     ring_folder: str
     hook_points: tuple[str, ...] = tuple(HookPoint)
+    vector_budget_bytes: int = 256 << 20
+    """What the vectors of running requests take at most."""
     server: int | None = None
     """The process that this worker is to end with."""
 
@@ -88,8 +90,8 @@ class TapWorker:
             self._dimensions.vocabulary_size,
         )
         self._weights = Weights(model, family, self._dimensions, self.rank, ranks)
-        self._banks = Banks(self.device)
-        self._planner = Planner(self._banks, self._model)
+        self._bank = VectorBank(self.device, ours.vector_budget_bytes)
+        self._planner = Planner(self._bank, self._model)
         self._runs: dict[str, TappedRun] = {}
         self._ranks = ranks
         # Rows are the same on every tensor-parallel rank once gathered; one sends them.
@@ -112,6 +114,25 @@ class TapWorker:
         """A method of `Weights` by name: the part that this rank holds."""
         return getattr(self._weights, what)(*of)
 
+    def upload_vectors(self, pieces: Sequence[Sequence[Any]]) -> bool:
+        """Arguments of `VectorBank.upload`; it does no harm to get them again. False if there is no
+        room now: requests that have ended hold their vectors until the next step."""
+        try:
+            for piece in pieces:
+                self._bank.upload(*piece)
+        except BankFullError:
+            return False
+        return True
+
+    def drop_vectors(self, uploads: Sequence[Sequence[Any]]) -> None:
+        """Arguments of `VectorBank.drop`."""
+        for each in uploads:
+            self._bank.drop(*each)
+
+    def held_vector_bytes(self) -> int:
+        """What the bank holds."""
+        return self._bank.used_bytes
+
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         # Finished covers aborted; a preempted request is neither and keeps its run.
         for request_id in scheduler_output.finished_req_ids:
@@ -128,12 +149,18 @@ class TapWorker:
         self._planner.forget()
         taps = wire.decode(message)
         with self._failing([taps.key]):
-            self._runs[request_id] = TappedRun.start(taps, self._banks)
+            try:
+                self._runs[request_id] = TappedRun.start(taps, self._bank)
+            except (BankFullError, MissingVectorsError) as error:
+                # The same on every rank, so that ranks need not end.
+                log.error("a run did not begin: %s", error)
+                if self._shipper:
+                    self._shipper.fail([taps.key], type(error).__name__)
 
     def _end(self, request_id: str) -> None:
         if run := self._runs.pop(request_id, None):
             self._planner.forget()
-            run.end(self._banks)
+            run.end(self._bank)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         step = self._planned() if self._runs else None

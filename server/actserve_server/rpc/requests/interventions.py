@@ -10,6 +10,7 @@ from actserve_server.domain.operations import Operation, Replace
 from actserve_server.domain.positions import Positions, Selection
 from actserve_server.domain.runs import Intervention
 from actserve_server.domain.sites import Site
+from actserve_server.engine import forms
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc.explanations.served_nlas import Nlas
@@ -109,8 +110,9 @@ async def interventions(
     }
     kept = vector_sources.look_up(named, store, earlier)
     edits = await explanation_edits.vectors(wire, autoencoders, info, field)
-    found = Found(info=info, kept=kept, edits=edits, rows=rows or KeptCache())
-    # In a thread: whether thousands of directions are independent takes seconds to find out.
+    found = Found(info=info, kept=kept, edits=edits, rows=rows or KeptCache(store.copies))
+    # In a thread: whether thousands of directions are independent takes seconds to find out, and
+    # large vectors take as long to hash.
     return await off_loop(_parse, wire, found, field)
 
 
@@ -156,6 +158,8 @@ def _intervention(
         )
         for at, heads in _parts(wire, where, chosen)
     )
+    for part in parts:
+        forms.form_of(part.operation)  # Hashes its vectors.
     return InterventionRequest(
         parts=parts,
         positions=position_selectors.selector(wire, info, (*field, "positions")),

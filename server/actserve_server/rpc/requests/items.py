@@ -89,7 +89,7 @@ class Items:
         self._edits = tuple(edits)
         self._call = call
         self.results = Results(engine, store, wanted, call, digest)
-        self._kept_rows = KeptCache()
+        self._kept_rows = KeptCache(store.copies)
         """Of all items, so that a short request does not expand to the limit for each."""
         self._shared_prompt: TokenizedPrompt | None = None
         self._prepared: dict[int, Item] = {}

@@ -4,6 +4,7 @@ them."""
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,9 @@ from actserve.v1 import source_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
+from actserve_server.domain.tensors import ElementType
 from actserve_server.readouts.kept import Kept, KeptStore
+from actserve_server.readouts.kept_copies import KeptCopies
 from actserve_server.rpc.requests.heads import row_shape
 from actserve_server.rpc.requests.site_fields import site
 
@@ -56,6 +59,7 @@ class KeptCache:
     """The kept rows that one call uses, as float32: its items, and the heads of a site, share an
     array. Threads may use it at the same time."""
 
+    copies: KeptCopies
     _rows: dict[tuple[str, Site, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
     _bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -94,21 +98,26 @@ class KeptCache:
         key = kept.name, source, positions
         with self._lock:
             if key not in self._rows:
-                rows = kept.rows(source, positions, at)
+                # What was not kept is refused where it is read.
+                size = kept.float32_bytes(source, positions)
+                self._count(size, info, at)
+                read = partial(kept.rows, source, positions, at)
+                # All rows of a float32 model are used as they are kept.
+                copied = len(positions) > 0 or info.element_type is not ElementType.F32
+                rows = self.copies.make(size, read) if copied else read()
                 _check_finite(rows, source, at)
-                self._count(rows.size * info.element_type.itemsize, info, at)
                 self._rows[key] = rows
             return self._rows[key]
 
     def _count(self, taken: int, info: ModelInfo, at: FieldPath) -> None:
         """Bounds what a short request can expand to on the server."""
-        limit = info.limits.max_capture_bytes
+        limit = min(info.limits.max_capture_bytes, self.copies.max_own_bytes)
         wanted = self._bytes + taken
         if wanted > limit:
             raise ActserveError(
                 Reason.TOO_MANY_ROWS,
-                f"the kept rows named up to here take {wanted} bytes, but may take at most "
-                f"{limit}; name fewer sites or positions, or make several calls",
+                f"the kept rows named up to here take {wanted} bytes as float32, but may take at "
+                f"most {limit}; name fewer sites or positions, or make several calls",
                 field=at,
                 metadata={"bytes": wanted, "limit": limit},
             )

@@ -31,6 +31,7 @@ from actserve_server.readouts.reductions import Reduction
 from actserve_server.readouts.statistics import held_bytes
 from actserve_server.rpc.requests import position_selectors, tensor_fields, vector_sources
 from actserve_server.rpc.requests.attention_fields import attention, attention_summary
+from actserve_server.rpc.requests.kept_rows import KeptCache
 from actserve_server.rpc.requests.logit_attribution_fields import logit_attributions
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.prediction_fields import predictions
@@ -200,7 +201,8 @@ async def readouts(
         for index, item in enumerate(wire)
         for at, source in vector_sources.named(item, (*field, index))
     }
-    found = Found(info=info, kept=vector_sources.look_up(named, store))
+    rows = KeptCache(store.copies)
+    found = Found(info=info, kept=vector_sources.look_up(named, store), rows=rows)
     attributions = await logit_attributions(wire, engine, field)
     # In a thread: a projection may be tens of megabytes.
     requests = await off_loop(_parse, wire, store, found, attributions, field)

@@ -41,9 +41,9 @@ class Found:
 
     info: ModelInfo
     kept: Mapping[KeptKey, Kept]
+    rows: KeptCache
     edits: Mapping[FieldPath, np.ndarray] = field(default_factory=dict)
     """The vectors of edited explanations, by the field of their source."""
-    rows: KeptCache = field(default_factory=KeptCache)
 
 
 def named(message: Message, field: FieldPath) -> Iterator[tuple[FieldPath, Source]]:

@@ -37,6 +37,10 @@ _WAITING = Gauge("actserve_runs_waiting", "Sequences waiting to be admitted.")
 _RESERVED = Gauge(
     "actserve_capture_reserved_bytes", "Bytes reserved for the rows of sequences being run."
 )
+_VECTORS = Gauge(
+    "actserve_vector_bytes",
+    "Bytes of the vectors that sequences being run are changed by, equal ones once.",
+)
 _KEPT = Gauge("actserve_kept_bytes", "Bytes of activations kept for later calls.")
 
 
@@ -49,6 +53,8 @@ class Admission(Protocol):
     def waiting(self) -> int: ...
     @property
     def reserved_bytes(self) -> int: ...
+    @property
+    def vector_bytes(self) -> int: ...
 
 
 class Keeping(Protocol):
@@ -63,6 +69,7 @@ def watch(admission: Admission, keeping: Keeping) -> None:
     _RUNS.set_function(lambda: admission.running)
     _WAITING.set_function(lambda: admission.waiting)
     _RESERVED.set_function(lambda: admission.reserved_bytes)
+    _VECTORS.set_function(lambda: admission.vector_bytes)
     _KEPT.set_function(lambda: keeping.held_bytes)
 
 

@@ -385,7 +385,8 @@ export enum ErrorReason {
   FEATURE_NOT_SERVED = 43,
 
   /**
-   * A call has more rows or texts than Nla.max_rows. Make several calls.
+   * A call has more rows or texts than Nla.max_rows, or a sequence changes rows by
+   * vectors of more bytes than the server holds. Make several calls, or change fewer rows.
    * INVALID_ARGUMENT with rows, bytes, limit.
    *
    * @generated from enum value: ERROR_REASON_TOO_MANY_ROWS = 44;

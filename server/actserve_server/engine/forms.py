@@ -1,0 +1,149 @@
+"""Operations as numbers: which formula, on which vectors, with which scalars.
+
+Every operation of `domain/operations.py`, which defines them, is one of
+
+    ADD       x + v
+    ALONG     x + (min(max(g x.u, lo), hi) - x.u + p |x|) u
+    LINEAR    s x + (x R^T) W
+    REPLACE   v
+
+The vectors are what a run holds of the engine's memory. They are named by their content, so that
+equal ones travel, are held and are counted once, whichever runs have them.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from actserve_server.domain.operations import (
+    Ablate,
+    Add,
+    Clamp,
+    Mean,
+    Operation,
+    Project,
+    Replace,
+    Swap,
+    Zero,
+    unit,
+)
+from actserve_server.domain.runs import Intervention
+
+_HASHED_BYTES = 1 << 20
+"""Of vectors that are views, so many are copied at once to be hashed."""
+
+
+class Kernel(IntEnum):
+    ADD = 0
+    ALONG = 1
+    LINEAR = 2
+    REPLACE = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vectors:
+    """Float32 vectors of one width."""
+
+    digest: bytes
+    """Of the width and the numbers: equal vectors have it in common, and no others."""
+    count: int
+    width: int
+    rows: np.ndarray | None
+    """[count, width]; None in a worker, which holds them in its bank."""
+
+    @staticmethod
+    def of(rows: np.ndarray) -> "Vectors":
+        """Takes over float32 [n, width], which must not change any more."""
+        count, width = rows.shape
+        digest = hashlib.sha256(f"{count} x {width} ".encode())
+        step = max(1, _HASHED_BYTES // (4 * width))
+        for start in range(0, count, step):
+            digest.update(rows[start : start + step].astype("<f4").tobytes())
+        return Vectors(digest.digest(), count, width, rows)
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * self.count * self.width
+
+    def encoded(self, start: int = 0, end: int | None = None) -> bytes:
+        """Rows [start, end) as little-endian float32."""
+        assert self.rows is not None  # Only a worker does without, and sends none.
+        return self.rows[start:end].astype("<f4").tobytes()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """A kernel, its vectors, and its scalars.
+
+    ADD and ALONG have one vector. LINEAR has the rows of R and then those of W. REPLACE has one
+    for all positions, or one for each in ascending order. ALONG has the scalars g, lo, hi, p and
+    LINEAR has s.
+    """
+
+    kernel: Kernel
+    vectors: Vectors
+    scalars: tuple[float, ...] = ()
+
+
+_FORMS: "WeakKeyDictionary[Operation, Form]" = WeakKeyDictionary()
+
+
+def form_of(operation: Operation) -> Form:
+    """The form of an operation, made once. That of many vectors takes long to hash, so it is to be
+    made in a thread first. `Zero` has a vector of width 1, which stands for any."""
+    form = _FORMS.get(operation)
+    if form is None:
+        form = _FORMS[operation] = _form_of(operation)
+    return form
+
+
+def vector_bytes(interventions: Iterable[Intervention]) -> Mapping[bytes, int]:
+    """What a run with these interventions holds of vectors: their bytes, by digest."""
+    forms = (form_of(each.operation) for each in interventions)
+    return {form.vectors.digest: form.vectors.nbytes for form in forms}
+
+
+def _form_of(operation: Operation) -> Form:
+    match operation:
+        case Add(vector, coefficient, relative=False):
+            return _form(Kernel.ADD, (np.float32(coefficient) * vector)[None])
+        case Add(vector, coefficient):
+            return _along(vector, push=coefficient)
+        case Ablate(direction, coefficient):
+            return _along(direction, gain=1.0 - coefficient)
+        case Clamp(direction, minimum, maximum):
+            low = -math.inf if minimum is None else minimum
+            return _along(direction, low=low, high=math.inf if maximum is None else maximum)
+        case Project(away=True):
+            basis = operation.basis
+            return _form(Kernel.LINEAR, np.concatenate([basis, -basis]), (1.0,))
+        case Project():
+            return _form(Kernel.LINEAR, np.concatenate([operation.basis] * 2), (0.0,))
+        case Swap():
+            return _form_of(operation.reflection)
+        case Replace(rows):
+            return _form(Kernel.REPLACE, rows)
+        case Zero():
+            return _form(Kernel.REPLACE, np.zeros((1, 1), np.float32))
+        case Mean(mean):
+            return _form(Kernel.REPLACE, mean[None])
+
+
+def _form(kernel: Kernel, vectors: np.ndarray, scalars: tuple[float, ...] = ()) -> Form:
+    return Form(kernel, Vectors.of(vectors), scalars)
+
+
+def _along(
+    direction: np.ndarray,
+    *,
+    gain: float = 1.0,
+    low: float = -math.inf,
+    high: float = math.inf,
+    push: float = 0.0,
+) -> Form:
+    return _form(Kernel.ALONG, unit(direction)[None], (gain, low, high, push))
