@@ -1,9 +1,9 @@
 """What the isolation test asks of an engine at once: runs of every kind, the same from one seed.
 
 Captures at every hook point, and changes at every hook point by every operation, in turn so that
-none is left out; some at heads, some at several sites, some several in order, at positions of many
-kinds; prompts of 3 to 900 tokens, some with a common beginning, some sent again by a run of another
-kind; several samples of one request; and plain runs.
+none is left out; captures of rows, predictions and projections; some at heads, some at several
+sites, some several in order, at positions of many kinds; prompts of 3 to 900 tokens, some with a
+common beginning, some sent again by a run of another kind; several samples of one request; and plain runs.
 """
 
 import random
@@ -26,6 +26,7 @@ from actserve_server.domain.positions import (
     TextPositions,
     TokenIdPositions,
 )
+from actserve_server.domain.projection import Identity, Projected, Projection, ReLU
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
 from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
@@ -36,7 +37,8 @@ WORDS = ("river", "stone", "music", "engine", "letter", "winter", "garden", "sil
 LONGEST_PROMPT_WORDS = 600
 LAYERS = (0, 9, 20, 29)
 LOGITS = Site(HookPoint.LOGITS)
-LENS_TOP_K = 3
+TOP_K = 3
+"""Of whatever is given by its largest."""
 
 T = TypeVar("T")
 
@@ -99,8 +101,14 @@ class Mixture:
             yield Capture((LOGITS,), select(few, prompt, max_tokens))
         if self._rng.random() < 0.3:
             streams = (self._site(HookPoint.RESID_POST), Site(HookPoint.FINAL_NORM))
-            lens = Unembed(LENS_TOP_K, token_ids=(30, 504), next_token=True)
+            lens = Unembed(TOP_K, token_ids=(30, 504), next_token=True)
             yield Capture(streams, self._selection(prompt, max_tokens), lens)
+        if self._rng.random() < 0.3:
+            directions = self._numbers.standard_normal((8, self._info.width)).astype(np.float32)
+            projection = Projection(directions, activation=self._rng.choice([Identity(), ReLU()]))
+            projected = Projected(projection, self._rng.choice([None, TOP_K]))
+            streams = (self._site(HookPoint.RESID_POST), self._site(HookPoint.MLP_OUT))
+            yield Capture(streams, self._selection(prompt, max_tokens), projected)
 
     def _change(self, prompt: TokenizedPrompt, max_tokens: int) -> Intervention:
         hook_point = next(self._changed)

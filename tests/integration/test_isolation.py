@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from vllm import LLM, SamplingParams
 
-from actserve_server.domain.runs import Run
+from actserve_server.domain.runs import Capture, Run
 from actserve_server.domain.sites import Site
 from tests.integration.conftest import TIMEOUT_S, tight_options
 from tests.integration.harness import (
@@ -26,7 +26,7 @@ from tests.integration.harness import (
     relative_errors,
     vllm_counter,
 )
-from tests.integration.mixture import LENS_TOP_K, Mixture
+from tests.integration.mixture import TOP_K, Mixture
 
 REQUESTS = int(os.environ.get("ISOLATION_REQUESTS", "64"))
 SEEDS = range(1, 1 + int(os.environ.get("ISOLATION_SEEDS", "1")))
@@ -99,6 +99,10 @@ def _same_request(run: Run, other: Run) -> bool:
     return replace(run, id=other.id) == other
 
 
+def _is_ranked(capture: Capture) -> bool:
+    return bool(capture.derived and capture.derived.top_k)
+
+
 def _is_plain(run: Run) -> bool:
     return not run.captures and not run.interventions
 
@@ -122,7 +126,7 @@ def test_every_run_gets_every_row_it_gets_alone(compared: list[Compared]) -> Non
             each.run.captures, each.together.captures, each.alone.captures, strict=True
         ):
             assert together.positions == capture.selection.among(ids).tolist(), each.run.id
-            for site, errors in _errors(together, alone, lens=capture.derived is not None):
+            for site, errors in _errors(together, alone, ranked=_is_ranked(capture)):
                 assert errors.max(initial=0.0) <= TOLERANCE, (each.run, site)
                 worst, rows = max(worst, float(errors.max(initial=0.0))), rows + len(errors)
     print(f"{rows} rows, worst relative error {worst:.1e}")
@@ -130,14 +134,14 @@ def test_every_run_gets_every_row_it_gets_alone(compared: list[Compared]) -> Non
 
 
 def _errors(
-    together: Captured, alone: Captured, *, lens: bool
+    together: Captured, alone: Captured, *, ranked: bool
 ) -> Iterator[tuple[Site, np.ndarray]]:
     assert together.positions == alone.positions
     for site, rows in together.rows.items():
-        if lens:
-            # Equal scores may swap places, so the likeliest tokens are compared by their scores;
+        if ranked:
+            # Equal scores may swap places, so the largest are compared by their scores;
             # and nothing follows the last token.
-            mine, other = (np.nan_to_num(r[:, LENS_TOP_K:]) for r in (rows, alone.rows[site]))
+            mine, other = (np.nan_to_num(r[:, TOP_K:]) for r in (rows, alone.rows[site]))
             yield site, np.abs(mine - other).max(axis=1, initial=0.0)
         else:
             yield site, relative_errors(rows, alone.rows[site])

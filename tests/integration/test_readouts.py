@@ -9,17 +9,22 @@ import pytest
 import torch
 
 from actserve_server.domain.positions import AllPositions
+from actserve_server.domain.projection import JumpReLU, Projected, Projection, TopK
 from actserve_server.domain.runs import Capture, Finished, Rows, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.readouts.attention_patterns import pattern
 from actserve_server.readouts.plan import AttentionSummaryReadout, Placed, plan
 from actserve_server.readouts.readers import Reading
 from actserve_server.readouts.results import ReadAttentionSummary
-from tests.integration.harness import ALL, EngineThread, make_run
+from tests.integration.harness import ALL, EngineThread, greedy, make_run
 from tests.integration.reference import Reference
 
 HALF = 50
 """Random tokens, said twice: what induction heads are found with (Olsson et al., 2022)."""
+
+
+def _directions(count: int) -> np.ndarray:
+    return np.random.default_rng(count).standard_normal((count, 576)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +172,33 @@ def _unembedded(reference: Reference, rows: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         logits = model.lm_head(model.model.norm(torch.from_numpy(rows)))
     return torch.log_softmax(logits, -1).numpy()
+
+
+PROJECTIONS = {
+    "probe": Projected(Projection(_directions(1))),
+    "probes": Projected(Projection(_directions(32), np.linspace(-1, 1, 32, dtype=np.float32))),
+    "features": Projected(Projection(_directions(200), activation=TopK(20)), top_k=10),
+    "jump": Projected(
+        Projection(_directions(64), activation=JumpReLU(np.full(64, 2.0, np.float32))), top_k=4
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_rows_projected_beside_the_model_are_its_rows_projected(
+    smollm2: EngineThread, repeated: list[int], name: str
+) -> None:
+    projected = PROJECTIONS[name]
+    sites = (Site(HookPoint.RESID_POST, 3), Site(HookPoint.FINAL_NORM))
+    run = make_run(
+        repeated,
+        captures=[Capture(sites, ALL), Capture(sites, ALL, projected)],
+        sampling=greedy(6),
+    )
+    rows, components = smollm2.run(run).captures
+    assert components.positions == rows.positions == list(range(2 * HALF + 5))
+    for site in sites:
+        expected = projected.apply(rows.rows[site])
+        mine, _ = projected.split(components.rows[site])
+        wanted, _ = projected.split(expected)
+        np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())

@@ -419,4 +419,4 @@ async def test_runs_with_new_vectors_leave_nothing_behind_cancelled_or_not() -> 
     assert not vectors._holders
     assert not vectors._own_holders
     assert not vectors._of.of
-    assert not engine._last_vectors[0]
+    assert not any(engine._last_vectors[0])

@@ -76,7 +76,7 @@ class SparseRows:
     values: np.ndarray
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Projection:
     """activation(x @ directions.T + bias), accumulated in float32.
 

@@ -131,6 +131,9 @@ class _Place:
     running: bool = False
 
 
+_Holding = tuple[tuple[Intervention, ...], tuple[Capture, ...]]
+"""What a run holds vectors for."""
+
 _OVER = object()
 """Comes after the last event of a run."""
 
@@ -146,7 +149,7 @@ class AdmittedEngine:
         self._running = _Count()
         self._reserved_bytes = _Count()
         self._vectors = _SharedCount()
-        self._last_vectors: tuple[tuple[Intervention, ...], Mapping[bytes, int]] = (), {}
+        self._last_vectors: tuple[_Holding, Mapping[bytes, int]] = ((), ()), {}
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -278,15 +281,15 @@ class AdmittedEngine:
 
     def _vectors_of(self, run: Run) -> Mapping[bytes, int]:
         # The samples of a call have the same interventions, of which there may be thousands.
-        of, vectors = self._last_vectors
-        if run.interventions is not of:
-            vectors = vector_bytes(run.interventions)
-            self._last_vectors = run.interventions, vectors
+        (interventions, captures), vectors = self._last_vectors
+        if run.interventions is not interventions or run.captures is not captures:
+            vectors = vector_bytes(run.interventions, run.captures)
+            self._last_vectors = (run.interventions, run.captures), vectors
         return vectors
 
     def _forget_vectors(self) -> None:
         """Or what a call held would stay in memory until the next one."""
-        self._last_vectors = (), {}
+        self._last_vectors = ((), ()), {}
 
     def capture_bytes(self, run: Run) -> int:
         """The most bytes of rows a run can produce, in the element types the engine gives."""
@@ -314,9 +317,9 @@ class AdmittedEngine:
         if wanted > limit:
             raise ActserveError(
                 Reason.TOO_MANY_ROWS,
-                f"the interventions of sequence {index} have vectors of {wanted} bytes as float32, "
-                f"but the vectors of one sequence may take at most {limit}; change fewer sites or "
-                "positions",
+                f"the interventions and projections of sequence {index} have vectors of {wanted} "
+                f"bytes as float32, but those of one sequence may take at most {limit}; change "
+                "fewer sites or positions, or project in a call of its own",
                 field=("interventions",),
                 metadata={"bytes": wanted, "limit": limit},
             )

@@ -1,4 +1,4 @@
-"""Operations as numbers: which formula, on which vectors, with which scalars.
+"""Operations and projections as numbers: which formula, on which vectors, with which scalars.
 
 Every operation of `domain/operations.py`, which defines them, is one of
 
@@ -32,7 +32,15 @@ from actserve_server.domain.operations import (
     Zero,
     unit,
 )
-from actserve_server.domain.runs import Intervention
+from actserve_server.domain.projection import (
+    Identity,
+    JumpReLU,
+    Projected,
+    Projection,
+    ReLU,
+    TopK,
+)
+from actserve_server.domain.runs import Capture, Intervention
 
 _HASHED_BYTES = 1 << 20
 """Of vectors that are views, so many are copied at once to be hashed."""
@@ -90,6 +98,38 @@ class Form:
     scalars: tuple[float, ...] = ()
 
 
+class Activated(IntEnum):
+    """What becomes of components, as `domain/projection.py` defines it."""
+
+    IDENTITY = 0
+    RELU = 1
+    JUMP_RELU = 2
+    TOP_K = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProjectionForm:
+    """`Projected` as numbers."""
+
+    directions: Vectors
+    offsets: Vectors
+    """The bias of every direction, zero where there is none, and the thresholds of JUMP_RELU."""
+    activated: Activated
+    kept: int
+    """Components that TOP_K leaves."""
+    top_k: int | None
+
+    @property
+    def vectors(self) -> tuple[Vectors, Vectors]:
+        return self.directions, self.offsets
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal forms have it in common, and no others."""
+        digests = (self.directions.digest, self.offsets.digest)
+        return (*digests, self.activated, self.kept, self.top_k)
+
+
 _FORMS: "WeakKeyDictionary[Operation, Form]" = WeakKeyDictionary()
 
 
@@ -102,10 +142,45 @@ def form_of(operation: Operation) -> Form:
     return form
 
 
-def vector_bytes(interventions: Iterable[Intervention]) -> Mapping[bytes, int]:
-    """What a run with these interventions holds of vectors: their bytes, by digest."""
-    forms = (form_of(each.operation) for each in interventions)
-    return {form.vectors.digest: form.vectors.nbytes for form in forms}
+_PROJECTIONS: "WeakKeyDictionary[Projection, tuple[Vectors, Vectors]]" = WeakKeyDictionary()
+
+
+def projection_form(projected: Projected) -> ProjectionForm:
+    """The form of a projection. Its vectors are hashed once, which takes long, so it is to be made
+    in a thread first."""
+    projection, kept = projected.projection, 0
+    match projection.activation:
+        case Identity():
+            activated = Activated.IDENTITY
+        case ReLU():
+            activated = Activated.RELU
+        case JumpReLU():
+            activated = Activated.JUMP_RELU
+        case TopK(kept):
+            activated = Activated.TOP_K
+    vectors = _PROJECTIONS.get(projection)
+    if vectors is None:
+        vectors = _PROJECTIONS[projection] = _projection_vectors(projection)
+    return ProjectionForm(*vectors, activated, kept, projected.top_k)
+
+
+def _projection_vectors(projection: Projection) -> tuple[Vectors, Vectors]:
+    bias = projection.bias
+    offsets = [np.zeros(len(projection.directions), np.float32) if bias is None else bias]
+    if isinstance(projection.activation, JumpReLU):
+        offsets.append(projection.activation.threshold)
+    return Vectors.of(projection.directions), Vectors.of(np.stack(offsets))
+
+
+def vector_bytes(
+    interventions: Iterable[Intervention], captures: Iterable[Capture] = ()
+) -> Mapping[bytes, int]:
+    """What a run with these holds of vectors: their bytes, by digest."""
+    vectors = [form_of(each.operation).vectors for each in interventions]
+    for each in captures:
+        if isinstance(each.derived, Projected):
+            vectors += projection_form(each.derived).vectors
+    return {each.digest: each.nbytes for each in vectors}
 
 
 def _form_of(operation: Operation) -> Form:

@@ -6,6 +6,7 @@ import numpy as np
 
 from actserve_server.domain.operations import Operation
 from actserve_server.domain.positions import NO_END, Selection, Spans
+from actserve_server.domain.projection import Projected
 from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.vllm import wire
@@ -33,8 +34,10 @@ def change(
     return Intervention(tuple(map(site, sites)), where, operation, heads)
 
 
-def read(*sites: str, where: Selection = ALL, unembed: Unembed | None = None) -> Capture:
-    return Capture(tuple(map(site, sites)), where, unembed)
+def read(
+    *sites: str, where: Selection = ALL, derived: Unembed | Projected | None = None
+) -> Capture:
+    return Capture(tuple(map(site, sites)), where, derived)
 
 
 def make_run(*taps: Intervention | Capture) -> Run:

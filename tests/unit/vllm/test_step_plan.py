@@ -95,9 +95,9 @@ def test_every_capture_of_a_run_has_rows_of_its_own(bank: VectorBank) -> None:
 
 def test_rows_to_unembed_come_with_the_tokens_after_them(bank: VectorBank) -> None:
     lens = Unembed(top_k=1, next_token=True)
-    run = start(bank, 1, make_run(read("resid_post.0", where=at((5, 6), (7, 9)), unembed=lens)))
+    run = start(bank, 1, make_run(read("resid_post.0", where=at((5, 6), (7, 9)), derived=lens)))
     other = start(bank, 2, make_run(read("resid_post.0")))
-    same = start(bank, 3, make_run(read("resid_post.0", unembed=Unembed(1, next_token=True))))
+    same = start(bank, 3, make_run(read("resid_post.0", derived=Unembed(1, next_token=True))))
     routed = plan(
         bank,
         rows(run, row=0, position=5, tokens=[10, 20, 30, 40], prompt_tokens=9),
@@ -105,10 +105,10 @@ def test_rows_to_unembed_come_with_the_tokens_after_them(bank: VectorBank) -> No
         rows(same, row=5, position=0, tokens=[60, 70], prompt_tokens=2),
     )
     first, second = routed.blocks
-    assert (first.keys.tolist(), first.unembed) == ([1, 1, 1, 3, 3], lens)
+    assert (first.keys.tolist(), first.derived) == ([1, 1, 1, 3, 3], lens)
     assert first.next_ids is not None
     assert first.next_ids.tolist() == [20, 40, -1, 70, -1]
-    assert (second.keys.tolist(), second.unembed, second.next_ids) == ([2], None, None)
+    assert (second.keys.tolist(), second.derived, second.next_ids) == ([2], None, None)
 
 
 def test_a_branch_is_read_alone_and_the_stream_as_the_sum(bank: VectorBank) -> None:

@@ -1,5 +1,7 @@
 """What a request asks of the worker arrives there unchanged."""
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from actserve_server.domain.operations import (
     Replace,
     Zero,
 )
+from actserve_server.domain.projection import JumpReLU, Projected, Projection
 from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
-from actserve_server.engine.forms import form_of
+from actserve_server.engine.forms import ProjectionForm, form_of
 from actserve_server.engine.vllm import wire
 from actserve_server.engine.vllm.layout import SiteKey
 from tests.contract.formulas import Formula, formulas
@@ -27,6 +30,15 @@ def _taps(run: Run, key: int = 1) -> wire.RunTaps:
     return taps
 
 
+PROJECTED = Projected(
+    Projection(
+        np.arange(12, dtype=np.float32).reshape(3, 4),
+        activation=JumpReLU(np.ones(3, np.float32)),
+    ),
+    top_k=2,
+)
+
+
 def _sent(taps: wire.RunTaps) -> wire.RunTaps:
     return wire.decode(msgspec.msgpack.decode(msgspec.msgpack.encode(wire.encode(taps))))
 
@@ -36,17 +48,25 @@ def _sent(taps: wire.RunTaps) -> wire.RunTaps:
     [
         (read("embedding", "mlp_out.2", where=at((1, 4))),),
         (read("logits"), read("q.0", where=WHERE), read("logits")),
-        (read("resid_post.1", unembed=Unembed(top_k=5, token_ids=(7, 2), next_token=True)),),
+        (read("resid_post.1", derived=Unembed(top_k=5, token_ids=(7, 2), next_token=True)),),
+        (read("v.0", derived=PROJECTED), read("v.0", derived=replace(PROJECTED, top_k=None))),
         (),
     ],
-    ids=["sites", "several", "predictions", "none"],
+    ids=["sites", "several", "predictions", "projections", "none"],
 )
 def test_captures_survive_vllms_msgpack(captures: tuple[Capture, ...]) -> None:
     taps = _taps(make_run(ADD, *captures), key=2**40)
     got = _sent(taps)
     assert got.key == 2**40
-    assert got.captures == taps.captures
-    assert [reading.unembed for reading in got.captures] == [each.unembed for each in captures]
+    for mine, sent in zip(got.captures, taps.captures, strict=True):
+        assert (mine.sites, mine.spans) == (sent.sites, sent.spans)
+        if isinstance(mine.derived, ProjectionForm):
+            assert isinstance(sent.derived, ProjectionForm)
+            assert mine.derived.key == sent.derived.key
+            for one, other in zip(mine.derived.vectors, sent.derived.vectors, strict=True):
+                assert np.array_equal(one.rows, other.rows)  # type: ignore[arg-type]
+        else:
+            assert mine.derived == sent.derived
     assert [tuple(key.site for key in reading.sites) for reading in got.captures] == [
         each.sites for each in captures
     ]

@@ -11,6 +11,7 @@ import torch
 
 from actserve_server.domain.operations import Add, Mean, Replace, Zero
 from actserve_server.domain.positions import NO_END
+from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Run, Unembed
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm import wire
@@ -160,16 +161,49 @@ def test_predictions_read_the_stream_through_the_final_norm_and_its_own_rows_wit
 ) -> None:
     model = worker.model_runner.model
     hidden = worker.model_runner.set_batch(("u", 0, 3))
-    worker.step(hidden, {"u": make_run(steps.read(name, unembed=Unembed(token_ids=(2,))))})
+    worker.step(hidden, {"u": make_run(steps.read(name, derived=Unembed(token_ids=(2,))))})
     rows = textbook(model, hidden)[site(name)]
     normed = rows if name == "final_norm" else model.norm.normed(rows)
     expected = (normed @ model.head[:, :VOCABULARY]).log_softmax(-1)[:, 2:3]
     np.testing.assert_allclose(_values(_rows(ring).data), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_projections_of_any_site_are_those_of_its_rows(worker: Worker, ring: RingReader) -> None:
+    """Of two runs with equal directions, whose rows go through one product, and of one that goes on
+    after the other."""
+    rng, records = np.random.default_rng(0), ring.records()
+
+    def sent() -> RowsRecord:
+        record = read(next(records).copy())
+        assert isinstance(record, RowsRecord)
+        return record
+
+    for name, width in (("resid_post.1", WIDTH), ("mlp_act.0", MLP_WIDTH), ("logits", VOCABULARY)):
+        directions = rng.standard_normal((3, width)).astype(np.float32)
+        runs = {
+            each: make_run(steps.read(name, derived=Projected(Projection(directions.copy()))))
+            for each in (f"{name} a", f"{name} b")
+        }
+        hidden = worker.model_runner.set_batch(*((each, 0, 2) for each in runs))
+        output = worker.step(hidden, runs)
+        record = sent()
+        assert record.row_bytes == (4 * 3,)
+        assert len(record.keys) == 4
+        logits = output @ worker.model_runner.model.head[:, :VOCABULARY]
+        rows = textbook(worker.model_runner.model, hidden)
+        expected = (logits if name == "logits" else rows[site(name)]).numpy() @ directions.T
+        np.testing.assert_allclose(_values(record.data), expected, rtol=1e-4, atol=1e-5)
+        hidden = worker.model_runner.set_batch((f"{name} b", 2, 1))
+        worker.step(hidden, finished={f"{name} a"})
+        assert sent().keys.tolist() == [1]
+        hidden = worker.model_runner.set_batch(("p", 0, 1))
+        worker.step(hidden, finished={f"{name} b"})
+    assert worker._bank.used_bytes == 0
+
+
 def test_the_next_token_is_known_within_the_prompt_alone(worker: Worker, ring: RingReader) -> None:
     lens = Unembed(top_k=VOCABULARY, next_token=True)
-    run = make_run(steps.read("resid_post.1", unembed=lens))
+    run = make_run(steps.read("resid_post.1", derived=lens))
     # Positions 1 to 5 of a prompt of 4 tokens; token p of the batch's first request is p.
     hidden = worker.model_runner.set_batch(("u", 1, 5), prompt_tokens=4)
     worker.step(hidden, {"u": run})
@@ -264,7 +298,7 @@ def test_an_error_around_a_pass_fails_the_runs_of_the_step(
     part, _, function = broken.partition(".")
     monkeypatch.setattr(getattr(worker, part), function, _breaks)
     lens = make_run(
-        steps.read("resid_post.1", unembed=Unembed(top_k=1)),
+        steps.read("resid_post.1", derived=Unembed(top_k=1)),
         change(Add(ROW, 5.0), "resid_post.0"),
     )
     hidden = worker.model_runner.set_batch(("p", 0, 2), ("l", 0, 1))

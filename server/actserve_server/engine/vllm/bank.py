@@ -124,6 +124,10 @@ class VectorBank:
         rows = self._numbers.as_strided((len(self._numbers) - width + 1, width), (1, 1))
         return rows[torch.from_numpy(offsets).to(self.device, non_blocking=True)]
 
+    def rows(self, block: Block) -> torch.Tensor:
+        """All vectors of a block, [count, width], as they lie until the next one comes."""
+        return self._numbers[block.start : block.start + block.size].view(-1, block.width)
+
     def _add(self, digest: bytes, count: int, width: int) -> Block:
         size, capacity = count * width, len(self._numbers)
         if self._used + size > capacity:

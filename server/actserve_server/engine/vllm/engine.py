@@ -178,7 +178,7 @@ class VllmEngine:
             self._collector.close_inbox(prepared.key)
 
     async def _open(self, run: Run) -> "_Prepared":
-        large = sum(vector_bytes(run.interventions).values()) > wire.INLINE_BYTES
+        large = sum(vector_bytes(run.interventions, run.captures).values()) > wire.INLINE_BYTES
         while True:
             failures = self._collector.failures
             prepared = (

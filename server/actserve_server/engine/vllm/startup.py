@@ -105,6 +105,7 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, Fi
         attention=rules(found, dimensions.heads, dimensions.key_value_heads, dimensions.head_width),
         attention_unserved=found["attention_unserved"],
         weights=weights_info(found["weights"]),
+        vector_bytes=options.vector_budget_bytes,
     )
     return info, FinalNorm.of(found["weights"])
 

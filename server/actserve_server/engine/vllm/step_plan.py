@@ -9,7 +9,7 @@ the step before on by one position: from one decode step to the next nothing els
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from actserve_server.domain.runs import Unembed
-from actserve_server.engine.forms import Kernel
+from actserve_server.engine.forms import Kernel, ProjectionForm
 from actserve_server.engine.vllm.bank import Block, VectorBank
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.sharding import Shards
@@ -59,33 +59,58 @@ class RunEdit:
         return by_position or self.edit.selection.token_ids is not None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RunProjection:
+    """What one of a run's captures gives in place of rows, and where its vectors are."""
+
+    form: ProjectionForm
+    directions: Block
+    offsets: Block
+
+
 @dataclass(slots=True, eq=False)
 class TappedRun:
     """A run with taps, as the worker keeps it while vLLM has the request."""
 
     taps: RunTaps
     edits: tuple[RunEdit, ...]
+    projections: Mapping[int, RunProjection]
+    """By the number of the capture."""
     reached: int = 0
     """Positions below this were computed for this run, or skipped and receipted."""
 
     @staticmethod
     def start(taps: RunTaps, bank: VectorBank) -> "TappedRun":
         """Holds the run's vectors in the bank. Raises as `VectorBank.hold`, and then holds none."""
+        forms = {
+            number: reading.derived
+            for number, reading in enumerate(taps.captures)
+            if isinstance(reading.derived, ProjectionForm)
+        }
+        vectors = [edit.form.vectors for edit in taps.edits]
+        vectors += [each for form in forms.values() for each in form.vectors]
+        blocks = iter(bank.hold_all(vectors))
         edits, before = [], Counter[SiteKey]()
-        blocks = bank.hold_all([edit.form.vectors for edit in taps.edits])
-        for number, (edit, block) in enumerate(zip(taps.edits, blocks, strict=True)):
+        for number, edit in enumerate(taps.edits):
             turns: dict[int, list[SiteKey]] = {}
             for site in edit.sites:
                 turns.setdefault(before[site], []).append(site)
                 before[site] += 1
             in_turn = tuple((turn, tuple(sites)) for turn, sites in turns.items())
-            edits.append(RunEdit(number, edit, block, in_turn))
-        return TappedRun(taps, tuple(edits))
+            edits.append(RunEdit(number, edit, next(blocks), in_turn))
+        projections = {
+            number: RunProjection(form, next(blocks), next(blocks))
+            for number, form in forms.items()
+        }
+        return TappedRun(taps, tuple(edits), projections)
 
     def end(self, bank: VectorBank) -> None:
         """Lets go of the run's vectors."""
         for each in self.edits:
             bank.release(each.block)
+        for each in self.projections.values():
+            bank.release(each.directions)
+            bank.release(each.offsets)
 
     def same_until(self, position: int) -> int:
         """Below this position everything is read and changed as at the given one, whatever the
@@ -163,7 +188,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Column:
-    """Captured rows of one site, of which logits or predictions are made after the pass."""
+    """Captured rows of one site, of which other numbers may be made after the pass."""
 
     site: SiteKey
     work: CaptureWork
@@ -177,9 +202,10 @@ class RowBlock:
     keys: np.ndarray
     positions: np.ndarray
     columns: list[Column]
-    unembed: Unembed | None
+    derived: Unembed | RunProjection | None
+    """What is made of the rows."""
     next_ids: np.ndarray | None
-    """For `unembed`, which alone needs them."""
+    """For `Unembed`, which alone needs them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -311,7 +337,8 @@ class _CaptureKind(NamedTuple):
     number: int
     """Which of its run's captures it is."""
     sites: tuple[SiteKey, ...]
-    unembed: Unembed | None
+    derived: Hashable
+    """What is made of the rows."""
 
 
 def _captures(
@@ -322,7 +349,10 @@ def _captures(
         for number, reading in enumerate(item.run.taps.captures):
             positions = reading.spans.within(item.position, item.end)
             if len(positions):
-                kind = _CaptureKind(number, reading.sites, reading.unembed)
+                derived = reading.derived
+                if isinstance(derived, ProjectionForm):
+                    derived = derived.key
+                kind = _CaptureKind(number, reading.sites, derived)
                 groups.setdefault(kind, []).append((item, positions))
 
     blocks: list[RowBlock] = []
@@ -338,8 +368,10 @@ def _captures(
             work = CaptureWork(model.rows_at(source, index))
             works.setdefault(source, []).append(work)
             columns.append(Column(site, work))
-        following = None
-        if kind.unembed is not None:
+        run, following = members[0][0].run, None
+        derived = run.projections.get(kind.number) or run.taps.captures[kind.number].derived
+        assert not isinstance(derived, ProjectionForm)
+        if isinstance(derived, Unembed):
             following = np.concatenate([item.next_ids(at) for item, at in members])
         blocks.append(
             RowBlock(
@@ -347,7 +379,7 @@ def _captures(
                 keys=np.repeat(keys, [len(at) for _, at in members]),
                 positions=np.concatenate([at for _, at in members]),
                 columns=columns,
-                unembed=kind.unembed,
+                derived=derived,
                 next_ids=following,
             )
         )

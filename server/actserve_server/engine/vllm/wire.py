@@ -15,13 +15,22 @@ from typing import Any
 import numpy as np
 
 from actserve_server.domain.positions import Selection, Spans
+from actserve_server.domain.projection import Projected
 from actserve_server.domain.runs import Run, Unembed
-from actserve_server.engine.forms import Form, Kernel, Vectors, form_of
+from actserve_server.engine.forms import (
+    Activated,
+    Form,
+    Kernel,
+    ProjectionForm,
+    Vectors,
+    form_of,
+    projection_form,
+)
 from actserve_server.engine.vllm.layout import SiteKey
 
 EXTRA_ARG = "actserve"
 
-_VERSION = 4
+_VERSION = 5
 
 INLINE_BYTES = 256 << 10
 """Of a run's vectors: so many travel along with it, and more are uploaded once for all runs that
@@ -40,11 +49,11 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One capture: rows of every site in the spans, as they are or unembedded."""
+    """One capture: rows of every site in the spans, as they are, unembedded or projected."""
 
     sites: tuple[SiteKey, ...]
     spans: Spans
-    unembed: Unembed | None
+    derived: Unembed | ProjectionForm | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,8 +66,12 @@ class RunTaps:
 
     @property
     def vectors(self) -> Mapping[bytes, Vectors]:
-        """Those of all edits, by digest."""
-        return {edit.form.vectors.digest: edit.form.vectors for edit in self.edits}
+        """Those of all edits and projections, by digest."""
+        vectors = [edit.form.vectors for edit in self.edits]
+        for reading in self.captures:
+            if isinstance(reading.derived, ProjectionForm):
+                vectors += reading.derived.vectors
+        return {each.digest: each for each in vectors}
 
     @property
     def uploads(self) -> bool:
@@ -73,7 +86,13 @@ def taps_of(run: Run, key: int) -> RunTaps | None:
     return RunTaps(
         key=key,
         captures=tuple(
-            Reading(tuple(map(SiteKey.of, capture.sites)), capture.spans, capture.unembed)
+            Reading(
+                tuple(map(SiteKey.of, capture.sites)),
+                capture.spans,
+                projection_form(capture.derived)
+                if isinstance(capture.derived, Projected)
+                else capture.derived,
+            )
             for capture in run.captures
         ),
         edits=tuple(
@@ -97,7 +116,7 @@ def encode(taps: RunTaps) -> dict[str, Any]:
             {
                 "sites": [list(site) for site in reading.sites],
                 "spans": _encode_spans(reading.spans),
-                "unembed": _encode_unembed(reading.unembed),
+                **_encode_derived(reading.derived),
             }
             for reading in taps.captures
         ],
@@ -110,9 +129,7 @@ def encode(taps: RunTaps) -> dict[str, Any]:
                 "heads": list(edit.heads),
                 "kernel": int(edit.form.kernel),
                 "scalars": list(edit.form.scalars),
-                "vectors": edit.form.vectors.digest,
-                "count": edit.form.vectors.count,
-                "width": edit.form.vectors.width,
+                "vectors": _encode_vectors(edit.form.vectors),
             }
             for edit in taps.edits
         ],
@@ -128,7 +145,7 @@ def decode(message: dict[str, Any]) -> RunTaps:
             Reading(
                 tuple(SiteKey(*site) for site in reading["sites"]),
                 _decode_spans(reading["spans"]),
-                _decode_unembed(reading["unembed"]),
+                _decode_derived(reading, message["vectors"]),
             )
             for reading in message["captures"]
         ),
@@ -137,9 +154,7 @@ def decode(message: dict[str, Any]) -> RunTaps:
 
 
 def _decode_edit(message: dict[str, Any], sent: Mapping[bytes, bytes]) -> Edit:
-    ids, digest, width = message["token_ids"], message["vectors"], message["width"]
-    rows = np.frombuffer(sent[digest], "<f4").reshape(-1, width) if digest in sent else None
-    vectors = Vectors(digest, message["count"], width, rows)
+    ids, vectors = message["token_ids"], _decode_vectors(message["vectors"], sent)
     return Edit(
         sites=tuple(SiteKey(*site) for site in message["sites"]),
         selection=Selection(
@@ -150,17 +165,37 @@ def _decode_edit(message: dict[str, Any], sent: Mapping[bytes, bytes]) -> Edit:
     )
 
 
-def _encode_unembed(unembed: Unembed | None) -> list[Any] | None:
-    if unembed is None:
-        return None
-    return [unembed.top_k, list(unembed.token_ids), unembed.next_token]
+def _encode_vectors(vectors: Vectors) -> list[Any]:
+    return [vectors.digest, vectors.count, vectors.width]
 
 
-def _decode_unembed(message: list[Any] | None) -> Unembed | None:
-    if message is None:
-        return None
-    top_k, token_ids, next_token = message
-    return Unembed(top_k, tuple(token_ids), next_token)
+def _decode_vectors(message: list[Any], sent: Mapping[bytes, bytes]) -> Vectors:
+    digest, count, width = message
+    rows = np.frombuffer(sent[digest], "<f4").reshape(-1, width) if digest in sent else None
+    return Vectors(digest, count, width, rows)
+
+
+def _encode_derived(derived: Unembed | ProjectionForm | None) -> dict[str, Any]:
+    match derived:
+        case Unembed(top_k, token_ids, next_token):
+            return {"unembed": [top_k, list(token_ids), next_token]}
+        case ProjectionForm(directions, offsets, activated, kept, top_k):
+            vectors = [_encode_vectors(directions), _encode_vectors(offsets)]
+            return {"project": [*vectors, int(activated), kept, top_k]}
+    return {}
+
+
+def _decode_derived(
+    message: dict[str, Any], sent: Mapping[bytes, bytes]
+) -> Unembed | ProjectionForm | None:
+    if "unembed" in message:
+        top_k, token_ids, next_token = message["unembed"]
+        return Unembed(top_k, tuple(token_ids), next_token)
+    if "project" in message:
+        directions, offsets, activated, kept, top_k = message["project"]
+        vectors = (_decode_vectors(each, sent) for each in (directions, offsets))
+        return ProjectionForm(*vectors, Activated(activated), kept, top_k)
+    return None
 
 
 def _encode_spans(spans: Spans) -> list[list[int]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from actserve_server.domain.runs import Unembed
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm import taps, wire
 from actserve_server.engine.vllm.attach import attach_taps
@@ -25,6 +26,7 @@ from actserve_server.engine.vllm.families import family_of
 from actserve_server.engine.vllm.head import Head
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.lifeline import end_with
+from actserve_server.engine.vllm.projecting import project
 from actserve_server.engine.vllm.ring import RingWriter
 from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
@@ -214,11 +216,16 @@ class TapWorker:
     def _rows(self, column: Column, block: RowBlock) -> torch.Tensor:
         rows = column.work.rows
         assert rows is not None  # The pass reached every planned place.
-        if block.unembed is not None:
+        if isinstance(block.derived, Unembed):
             normed = column.site == FINAL_NORM
             assert block.next_ids is not None
-            return self._head.predictions(rows, block.unembed, block.next_ids, normed=normed)
-        return self._head.logits(rows) if column.site == LOGITS else rows
+            return self._head.predictions(rows, block.derived, block.next_ids, normed=normed)
+        if column.site == LOGITS:
+            rows = self._head.logits(rows)
+        if block.derived is None:
+            return rows
+        matrices = (block.derived.directions, block.derived.offsets)
+        return project(rows, block.derived.form, *map(self._bank.rows, matrices))
 
 
 def _shards(

@@ -13,6 +13,7 @@ from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.api import Engine
 from actserve_server.engine.fair_threads import off_loop
+from actserve_server.engine.forms import projection_form
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import (
     AttentionReadout,
@@ -266,6 +267,9 @@ def _parse(
         for i, item in enumerate(wire)
     ]
     best = projected_where_best((each.readout for each in requests), found.info)
+    for readout in best:
+        if isinstance(readout, RowReadout) and readout.derived is not None:
+            projection_form(readout.derived)  # Hashes its vectors.
     return tuple(
         replace(each, readout=readout) for each, readout in zip(requests, best, strict=True)
     )
