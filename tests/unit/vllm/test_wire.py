@@ -84,6 +84,7 @@ def test_every_operation_survives_vllms_msgpack(formula: Formula) -> None:
     assert got.form.vectors.digest == form.vectors.digest
     assert got.form.vectors.rows is not None
     assert got.form.vectors.rows.dtype == np.float32
+    assert form.vectors.rows is not None
     assert np.array_equal(got.form.vectors.rows, form.vectors.rows)
 
 
@@ -114,9 +115,10 @@ def test_small_vectors_travel_with_their_run_and_equal_ones_once() -> None:
     taps = _taps(make_run(small, small))
     assert not taps.uploads
     assert len(msgspec.msgpack.encode(wire.encode(taps))) < 1.1 * 100 * 4 * 576
-    first, second = _sent(taps).edits
-    assert np.array_equal(first.form.vectors.rows, small.operation.rows)  # type: ignore[union-attr,arg-type]
-    assert np.array_equal(second.form.vectors.rows, small.operation.rows)  # type: ignore[union-attr,arg-type]
+    assert isinstance(small.operation, Replace)
+    for edit in _sent(taps).edits:
+        assert edit.form.vectors.rows is not None
+        assert np.array_equal(edit.form.vectors.rows, small.operation.rows)
 
 
 def test_large_vectors_are_named_and_no_sample_carries_them() -> None:

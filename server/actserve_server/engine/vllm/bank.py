@@ -62,8 +62,6 @@ class VectorBank:
         """In the order in which they lie."""
         self._end = 0
         self._used = 0
-        self.moves = 0
-        """How often blocks were moved."""
 
     @property
     def used_bytes(self) -> int:
@@ -165,7 +163,6 @@ class VectorBank:
                 block.offsets -= block.start - end
             end += block.size
         self._end = end
-        self.moves += 1
 
     def _move(self, source: int, target: int, size: int) -> None:
         """Moves numbers down. In pieces, since where they go may reach into where they are."""
