@@ -3,7 +3,8 @@
 Captures at every hook point, and changes at every hook point by every operation, in turn so that
 none is left out; captures of rows, predictions and projections; some at heads, some at several
 sites, some several in order, at positions of many kinds; prompts of 3 to 900 tokens, some with a
-common beginning, some sent again by a run of another kind; several samples of one request; and plain runs.
+common beginning, some sent again by a run of another kind; several samples of one request; and
+plain runs.
 """
 
 import random
