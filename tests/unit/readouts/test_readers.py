@@ -13,7 +13,14 @@ import pytest
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.model import HookPointInfo, Limits, ModelInfo
 from actserve_server.domain.positions import NO_END, AllPositions, Selection, Spans
-from actserve_server.domain.projection import Activation, Identity, Projection, ReLU, TopK
+from actserve_server.domain.projection import (
+    Activation,
+    Identity,
+    Projected,
+    Projection,
+    ReLU,
+    TopK,
+)
 from actserve_server.domain.runs import Finished, FinishReason, Rows, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert, to_float32
@@ -244,13 +251,15 @@ async def test_projected_in_the_engine_or_here_is_the_same(
         wanted = planned(rows_of(projection=projection, in_engine=in_engine, **fields))
         (capture,) = wanted.captures
         derived, reading = capture.derived, readers.Reading(wanted, INFO)
-        assert (derived is not None) is in_engine
+        assert isinstance(derived, Projected) is in_engine
         bits = convert(rows, ElementType.F32, ElementType.BF16)
         exact = to_float32(bits, ElementType.BF16)
         items = []
         for low, high in pairwise([0, 1, 5, TOKENS]):
             for site in range(len(SITES)):
-                part = derived.apply(exact[low:high]) if derived else bits[low:high]
+                part = bits[low:high]
+                if isinstance(derived, Projected):
+                    part = derived.apply(exact[low:high])
                 event = Rows(0, site, np.arange(low, high), part)
                 items += [item async for _, item in reading.read(event)]
         finished = Finished(FinishReason.LENGTH, 1, (np.arange(TOKENS),))

@@ -193,8 +193,13 @@ def _decode_derived(
         return Unembed(top_k, tuple(token_ids), next_token)
     if "project" in message:
         directions, offsets, activated, kept, top_k = message["project"]
-        vectors = (_decode_vectors(each, sent) for each in (directions, offsets))
-        return ProjectionForm(*vectors, Activated(activated), kept, top_k)
+        return ProjectionForm(
+            _decode_vectors(directions, sent),
+            _decode_vectors(offsets, sent),
+            Activated(activated),
+            kept,
+            top_k,
+        )
     return None
 
 
