@@ -104,6 +104,10 @@ isolation: setup ## Run the isolation test at length: 500 requests, three seeds,
 	  ISOLATION_MODES=$${ISOLATION_MODES:-compiled,eager} \
 	  $(PY) -m pytest -s tests/integration/test_isolation.py $(ARGS)
 
+.PHONY: load
+load: setup ## Load a server with 500 streams for ten minutes: exact answers or stated refusals, flat memory
+	@$(PY) -m pytest -s tests/load $(ARGS)
+
 .PHONY: test-fast
 test-fast: setup protoc-tool ## Run the tests that need no model
 	@$(PY) -m pytest --ignore tests/integration -m "not integration and not slow" $(ARGS)
