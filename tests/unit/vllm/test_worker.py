@@ -1,8 +1,10 @@
 """The worker steers exactly or fails: against a small model and stand-ins for vLLM."""
 
+import inspect
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import numpy as np
@@ -13,12 +15,14 @@ from actserve_server.domain.operations import Add, Mean, Zero
 from actserve_server.domain.positions import NO_END
 from actserve_server.domain.runs import Unembed
 from actserve_server.domain.sites import HookPoint
+from actserve_server.engine.vllm import attach, layout, taps
 from actserve_server.engine.vllm.dimensions import Dimensions
+from actserve_server.engine.vllm.families import Family, family_of
 from actserve_server.engine.vllm.records import ReceiptsRecord, RowsRecord, read
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.worker import WorkerConfig
 from tests.unit.vllm import steps
-from tests.unit.vllm.standins import Worker
+from tests.unit.vllm.standins import SchedulerOutput, Worker
 from tests.unit.vllm.steps import at, change, make_run, site
 from tests.unit.vllm.toys import (
     FINAL_NORM,
@@ -41,9 +45,10 @@ def ring() -> Iterator[RingReader]:
 
 @pytest.fixture
 def worker(ring: RingReader) -> Worker:
-    return Worker(WorkerConfig(str(ring.folder)))
+    return Worker(WorkerConfig(str(ring.folder), LLAMA))
 
 
+LLAMA = family_of("LlamaForCausalLM")
 POST = site("resid_post.0")
 ROW = np.linspace(-2, 2, WIDTH, dtype=np.float32)
 STEERED = make_run(change(Add(ROW, 5.0), "resid_post.0"))
@@ -219,21 +224,23 @@ def test_an_error_in_a_tap_fails_the_step_instead_of_answering_unsteered(worker:
         worker.step(hidden, {"w": wide})
 
 
-def test_an_architecture_that_is_not_known_is_refused(ring: RingReader) -> None:
-    with pytest.raises(ValueError, match="GPT9 is not served"):
-        Worker(WorkerConfig(str(ring.folder)), architecture="GPT9")
+def test_tokens_that_may_be_rejected_fail_the_step(worker: Worker) -> None:
+    hidden = worker.model_runner.set_batch(("c", 0, 2))
+    guessed = SchedulerOutput(hidden, {"c": CAPTURED}, scheduled_spec_decode_tokens={"c": [5]})
+    with pytest.raises(RuntimeError, match="speculative tokens"):
+        worker.execute_model(guessed)
 
 
 def test_a_model_that_is_not_what_its_architecture_says_is_refused(ring: RingReader) -> None:
     with pytest.raises(ValueError, match=r"has no module transformer\.h"):
-        Worker(WorkerConfig(str(ring.folder)), architecture="GPT2LMHeadModel")
+        Worker(WorkerConfig(str(ring.folder), family_of("GPT2LMHeadModel")))
 
 
 # What is tapped.
 
 
 def test_the_server_learns_what_is_tapped_in_plain_words(ring: RingReader) -> None:
-    worker = Worker(WorkerConfig(str(ring.folder), ("resid_post", "logits")))
+    worker = Worker(WorkerConfig(str(ring.folder), LLAMA, ("resid_post", "logits")))
     described = worker.describe_taps()
     found = msgspec.msgpack.decode(msgspec.msgpack.encode(described))
     assert found["hook_points"] == ["final_norm", "resid_post"]
@@ -243,18 +250,37 @@ def test_the_server_learns_what_is_tapped_in_plain_words(ring: RingReader) -> No
 
 
 def test_only_what_is_tapped_is_part_of_the_compile_cache_key() -> None:
-    config = WorkerConfig("/dev/shm/a", ("q", "resid_post"))
+    config = WorkerConfig("/dev/shm/a", LLAMA, ("q", "resid_post"))
     assert replace(config, ring_folder="/dev/shm/b").compute_hash() == config.compute_hash()
     assert replace(config, hook_points=("resid_post", "q")).compute_hash() == config.compute_hash()
     assert replace(config, hook_points=("q",)).compute_hash() != config.compute_hash()
-    assert WorkerConfig("/dev/shm/a").compute_hash() != config.compute_hash()
+    assert WorkerConfig("/dev/shm/a", LLAMA).compute_hash() != config.compute_hash()
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Family)])
+def test_where_a_family_has_its_tensors_is_part_of_the_compile_cache_key(name: str) -> None:
+    config = WorkerConfig("/dev/shm/a", LLAMA)
+    moved = replace(LLAMA, **{name: f"{getattr(LLAMA, name)}.elsewhere"})
+    assert replace(config, family=moved).compute_hash() != config.compute_hash()
+
+
+@pytest.mark.parametrize("module", [attach, layout, taps], ids=lambda module: module.__name__)
+def test_the_code_of_taps_is_part_of_the_compile_cache_key(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = WorkerConfig("/dev/shm/a", LLAMA)
+    before = config.compute_hash()
+    source = inspect.getsource
+    edited = lambda of: source(of) + ("# edited" if of is module else "")  # noqa: E731
+    monkeypatch.setattr(inspect, "getsource", edited)
+    assert config.compute_hash() != before
 
 
 # Tensor parallelism.
 
 
 def test_other_ranks_do_the_same_and_send_nothing(tmp_path: Path) -> None:
-    other = Worker(WorkerConfig(str(tmp_path / "nowhere")), rank=1)
+    other = Worker(WorkerConfig(str(tmp_path / "nowhere"), LLAMA), rank=1)
     run = make_run(change(Add(ROW, 5.0), "resid_post.0"), steps.read("logits", "resid_post.1"))
     hidden = other.model_runner.set_batch(("s", 0, 2))
     torch.testing.assert_close(other.step(hidden, {"s": run}), _steered(other, hidden))
@@ -265,7 +291,7 @@ def test_ranks_beyond_the_key_value_heads_hold_copies_of_them(
     ring: RingReader, ranks: int, copies: int
 ) -> None:
     assert KEY_VALUE_HEADS == 2
-    worker = Worker(WorkerConfig(str(ring.folder)), rank=0, ranks=ranks)
+    worker = Worker(WorkerConfig(str(ring.folder), LLAMA), rank=0, ranks=ranks)
     found: dict[HookPoint, set[int]] = {}
     for key, shards in worker._model.shards.items():
         assert (shards.rank, shards.size) == (0, ranks)
