@@ -28,7 +28,6 @@ from actserve_server.engine.selftest import self_test
 from actserve_server.engine.selftest_checks import difference
 from tests.unit.tiny_engine import READ_ONLY, Batch, Edit, Tap, TinyEngine, honest
 from tests.unit.tiny_faults import (
-    Halfway,
     Misreading,
     Unnormed,
     at_all_positions,
@@ -40,6 +39,7 @@ from tests.unit.tiny_faults import (
     one_position_late,
     reading,
     scaled,
+    strengthened,
     swapped,
     to_a_copy,
     to_the_next_run,
@@ -238,40 +238,78 @@ OPERATIONS = [
 ]
 
 
+@pytest.mark.parametrize("element_type", ElementType)
 @pytest.mark.parametrize(("name", "operation"), OPERATIONS)
-async def test_one_wrong_operation_is_enough(name: str, operation: type[Operation]) -> None:
-    def halfway(batch: Batch, site: Site) -> Iterator[Edit]:
-        for where, asked in batch.edits(site):
-            yield where, Halfway(asked) if isinstance(asked, operation) else asked
-
-    fault = wrong_changes("", changing(halfway), rf"after {name}, at q\.1 row ")
-    await check(TinyEngine({HookPoint.Q: fault.tap}), HookPoint.Q, fault)
-
-
-@pytest.mark.parametrize("strength", [0.5, 1.6])
-@pytest.mark.parametrize("point", SOME)
-async def test_rounding_hides_no_change_of_another_strength(
-    point: HookPoint, strength: float
+async def test_one_operation_that_moves_rows_too_little_is_enough(
+    name: str, operation: type[Operation], element_type: ElementType
 ) -> None:
-    def stronger(batch: Batch, site: Site) -> Iterator[Edit]:
-        for where, asked in batch.edits(site):
-            if isinstance(asked, Add) and not asked.relative:
-                yield where, Add(asked.vector, strength * asked.coefficient)
-            else:
-                yield where, asked
-
-    fault = wrong_changes("", changing(stronger), f"after add, at {point}")
-    await check(TinyEngine({point: fault.tap}, element_type=ElementType.BF16), point, fault)
+    says = rf"after {name}, at q\.1 "
+    if operation is Replace:
+        # By which rows are written at every layer.
+        says += r"|at q\.0 what was written is off by "
+    fault = wrong_changes("", strengthened(operation, 0.7), says)
+    await check(TinyEngine({HookPoint.Q: fault.tap}, element_type=element_type), HookPoint.Q, fault)
 
 
-@pytest.mark.parametrize("scale", [0.6, 1.45])
-@pytest.mark.parametrize("point", CHANGEABLE)
-async def test_rounding_hides_no_rows_of_another_scale(point: HookPoint, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("point", "strength", "element_type"),
+    [
+        *((point, 0.7, element_type) for point in CHANGEABLE for element_type in ElementType),
+        *((point, strength, ElementType.BF16) for point in SOME for strength in (0.5, 1.1, 1.6)),
+    ],
+)
+async def test_rounding_hides_no_addition_of_another_strength(
+    point: HookPoint, strength: float, element_type: ElementType
+) -> None:
+    fault = wrong_changes("", strengthened(Add, strength), f"after add( relative)?, at {point}")
+    await check(TinyEngine({point: fault.tap}, element_type=element_type), point, fault)
+
+
+@pytest.mark.parametrize("point", HookPoint)
+@pytest.mark.parametrize(
+    ("element_type", "scale"),
+    [
+        *[(element_type, 0.9) for element_type in ElementType],
+        (ElementType.BF16, 0.6),
+        (ElementType.BF16, 1.1),
+        (ElementType.BF16, 1.45),
+    ],
+)
+async def test_rounding_hides_no_rows_of_another_scale(
+    point: HookPoint, scale: float, element_type: ElementType
+) -> None:
     def other_scale(batch: Batch, site: Site, rows: np.ndarray) -> np.ndarray:
         return rows * np.float32(scale)
 
-    engine = TinyEngine({point: reading(other_scale)}, element_type=ElementType.BF16)
-    assert point in await withdrawn(engine)
+    says = r".* is off from |at .* rows are read as |at logits they are "
+    fault = wrong_rows("", reading(other_scale), says)
+    await check(TinyEngine({point: fault.tap}, element_type=element_type), point, fault)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("point", [HookPoint.V, HookPoint.MLP_ACT])
+async def test_one_layer_of_another_scale_is_enough(point: HookPoint, layer: int) -> None:
+    """Though operations are tried at the middle one alone."""
+
+    def scaled_there(batch: Batch, site: Site, rows: np.ndarray) -> np.ndarray:
+        return scaled(batch, site, rows) if site.layer == layer else rows
+
+    fault = wrong_rows("", reading(scaled_there), rf".*{point}\.{layer}")
+    engine = TinyEngine({point: fault.tap}, element_type=ElementType.BF16)
+    await check(engine, point, fault)
+
+
+@pytest.mark.parametrize("element_type", ElementType)
+async def test_a_small_branch_of_another_scale_is_found(element_type: ElementType) -> None:
+    """Whose share of the stream is less than what rounding makes of a whole row."""
+
+    def small(batch: Batch, site: Site, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        edited, _ = honest(batch, site, rows / 16)
+        return edited, edited * np.float32(0.9)
+
+    fault = wrong_rows("", small, ".* is off from ")
+    engine = TinyEngine({HookPoint.ATTN_OUT: fault.tap}, element_type=element_type)
+    await check(engine, HookPoint.ATTN_OUT, fault)
 
 
 @pytest.mark.parametrize("drift", [0.05, 0.1])
@@ -282,10 +320,9 @@ async def test_rows_that_drift_in_length_from_batch_to_batch_keep_everything(dri
         longer = rows.copy()
         for span in batch.spans:
             longer[span[2]] *= 50
-        edited, _ = honest(batch, site, longer)
         signs = np.where(np.arange(len(rows)) % 2, -1, 1)[:, None]
-        captured = edited * (1 + drift * signs * (len(batch.runs) > 1))
-        return edited, captured.astype(np.float32)
+        drifted = longer * (1 + drift * signs * (len(batch.runs) > 1))
+        return honest(batch, site, drifted.astype(np.float32))
 
     engine = TinyEngine({HookPoint.V: drifting}, element_type=ElementType.BF16)
     assert not await withdrawn(engine)

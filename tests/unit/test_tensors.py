@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from actserve_server.domain.tensors import ElementType, convert, to_float32
+from actserve_server.domain.tensors import ElementType, convert, rounding, to_float32
 
 TORCH = {
     ElementType.F32: torch.float32,
@@ -52,3 +52,21 @@ def test_rows_of_a_matrix_convert_as_a_whole() -> None:
     matrix = VALUES[:1000].reshape(10, 100)[::2]
     converted = convert(matrix, ElementType.F32, ElementType.BF16)
     assert converted.shape == (5, 100)
+
+
+@pytest.mark.parametrize("element_type", list(ElementType))
+def test_rounding_moves_a_value_by_as_much_as_it_may_and_no_more(element_type: ElementType) -> None:
+    exponents = np.arange(-14, 15)  # Those of ordinary numbers of float16.
+    ulps = 2.0 ** (exponents + 1 - element_type.significant_bits)
+    values = 2.0**exponents * np.random.default_rng(0).uniform(1, 2, (1000, len(exponents)))
+    exact = values.astype(np.float32).astype(np.float64)
+    np.testing.assert_array_equal(
+        rounding(exact, element_type), np.broadcast_to(ulps / 2, exact.shape)
+    )
+    moved = np.abs(
+        to_float32(convert(exact.astype(np.float32), ElementType.F32, element_type), element_type)
+        - exact
+    )
+    assert (moved <= ulps / 2).all()
+    if element_type is not ElementType.F32:
+        assert (moved.max(axis=0) > 0.49 * ulps).all()

@@ -23,7 +23,16 @@ from actserve_server.domain.prompts import (
     TokenizedPrompt,
     TokenPrompt,
 )
-from actserve_server.domain.runs import Finished, FinishReason, Rows, Run, RunEvent, Tokens
+from actserve_server.domain.runs import (
+    Finished,
+    FinishReason,
+    Rows,
+    Run,
+    RunEvent,
+    TokenLogprob,
+    TokenLogprobs,
+    Tokens,
+)
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert, to_float32
 from actserve_server.domain.weights import (
@@ -48,6 +57,8 @@ EPSILON = 1e-6
 """Of the norms."""
 NOISE = {ElementType.F32: 2**-25, ElementType.F16: 2**-12, ElementType.BF16: 2**-9}
 """How much an element changes from batch to batch: about as much as by rounding."""
+EXACT = (HookPoint.EMBEDDING, HookPoint.RESID_PRE, HookPoint.RESID_MID, HookPoint.RESID_POST)
+"""Looked up or added, which is the same in every batch but for what is added."""
 
 
 class Change(Protocol):
@@ -69,6 +80,8 @@ class Batch:
     """Rows of all tokens, float32 [tokens, width]."""
     lost: dict[Site, np.ndarray] = field(default_factory=dict)
     """Rows that never reach their run, as indices."""
+    logits: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """By which the model samples: float32 [tokens, vocabulary]."""
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -235,8 +248,10 @@ class TinyEngine:
                 done.set_result(batch)
 
     def _events(self, run: Run, batch: Batch, span: np.ndarray) -> Iterator[RunEvent]:
-        token = int(batch.captured[Site(HookPoint.LOGITS)][span[-1]].argmax())
-        yield Tokens(len(span), (token,), (str(token),), str(token))
+        logits = batch.logits[span[-1]]
+        token = int(logits.argmax())
+        logprobs = _logprobs(logits, run.sampling.logprobs)
+        yield Tokens(len(span), (token,), (str(token),), str(token), logprobs)
         for number, capture in enumerate(run.captures):
             assert capture.derived is None
             positions = capture.selection.among(run.token_ids)
@@ -268,15 +283,24 @@ class TinyEngine:
             stream = stream + tap(Site(HookPoint.MLP_OUT, index), act @ layer.down)
             stream = tap(Site(HookPoint.RESID_POST, index), stream)
         final = tap(Site(HookPoint.FINAL_NORM), _norm(stream))
-        tap(Site(HookPoint.LOGITS), final @ self._embedding.T)
+        logits = final @ self._embedding.T
+        tap(Site(HookPoint.LOGITS), logits)
+        batch.logits = self._rounded(self._noisy(logits))
 
     def _tap(self, batch: Batch, site: Site, rows: np.ndarray) -> np.ndarray:
-        kind = self.info.element_type
-        noise = self._noise.standard_normal(rows.shape, np.float32)
-        rounded = convert(rows * (1 + NOISE[kind] * noise), ElementType.F32, kind)
         tap = self._taps.get(site.hook_point, honest)
-        goes_on, batch.captured[site] = tap(batch, site, to_float32(rounded, kind))
-        return goes_on
+        if site.hook_point not in EXACT:
+            rows = self._noisy(rows)
+        goes_on, batch.captured[site] = tap(batch, site, self._rounded(rows))
+        return self._rounded(goes_on)
+
+    def _noisy(self, rows: np.ndarray) -> np.ndarray:
+        noise = self._noise.standard_normal(rows.shape, np.float32)
+        return rows * (1 + NOISE[self.info.element_type] * noise)
+
+    def _rounded(self, rows: np.ndarray) -> np.ndarray:
+        kind = self.info.element_type
+        return to_float32(convert(rows, ElementType.F32, kind), kind)
 
 
 class _Layer:
@@ -287,6 +311,16 @@ class _Layer:
         self.out = _matrix(rng, HEADS * HEAD_WIDTH, WIDTH)
         self.up = _matrix(rng, WIDTH, MLP_WIDTH)
         self.down = _matrix(rng, MLP_WIDTH, WIDTH)
+
+
+def _logprobs(logits: np.ndarray, count: int | None) -> tuple[TokenLogprobs, ...]:
+    """Of the likeliest token, as a run asks for them."""
+    if count is None:
+        return ()
+    all_of_them = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+    top = np.argsort(-logits)[:count].tolist()
+    told = tuple(TokenLogprob(token, str(token), float(all_of_them[token])) for token in top)
+    return (TokenLogprobs(told[0].logprob, told),)
 
 
 def _matrix(rng: np.random.Generator, inputs: int, outputs: int) -> np.ndarray:

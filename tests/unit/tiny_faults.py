@@ -117,14 +117,24 @@ def to_a_copy(batch: Batch, site: Site, rows: np.ndarray) -> tuple[np.ndarray, n
     return rows, edited
 
 
-@dataclass(frozen=True)
-class Halfway:
-    """An operation that moves rows half as far as it should."""
+def strengthened(kind: type[Operation], strength: float) -> Tap:
+    """Operations of a kind move rows this many times as far as they should."""
 
+    def edits(batch: Batch, site: Site) -> Iterator[Edit]:
+        for where, operation in batch.edits(site):
+            wrong = Strengthened(operation, np.float32(strength))
+            yield where, wrong if isinstance(operation, kind) else operation
+
+    return changing(edits)
+
+
+@dataclass(frozen=True)
+class Strengthened:
     operation: Operation
+    strength: np.float32
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
-        return (rows + self.operation.apply(rows)) / 2
+        return rows + self.strength * (self.operation.apply(rows) - rows)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,12 +24,24 @@ class ElementType(StrEnum):
         """Bytes of one element."""
         return self.storage.itemsize
 
+    @property
+    def significant_bits(self) -> int:
+        """Of a number, the leading one among them."""
+        return _SIGNIFICANT_BITS[self]
+
 
 _STORAGE = {
     ElementType.F32: np.dtype("<f4"),
     ElementType.F16: np.dtype("<f2"),
     ElementType.BF16: np.dtype("<u2"),
 }
+_SIGNIFICANT_BITS = {ElementType.F32: 24, ElementType.F16: 11, ElementType.BF16: 8}
+_LEAST_ROUNDING = {
+    ElementType.F32: 2.0**-126,
+    ElementType.F16: 2.0**-25,
+    ElementType.BF16: 2.0**-126,
+}
+"""Of the smallest numbers: some processors make zero of those below 2^-126."""
 
 
 def to_float32(bits: np.ndarray, element_type: ElementType) -> np.ndarray:
@@ -37,6 +49,14 @@ def to_float32(bits: np.ndarray, element_type: ElementType) -> np.ndarray:
     if element_type is ElementType.BF16:
         return (bits.astype(np.uint32) << 16).view(np.float32)
     return bits.astype(np.float32, copy=False)
+
+
+def rounding(values: np.ndarray, element_type: ElementType) -> np.ndarray:
+    """How far rounding to an element type may move each value: half a unit in its last place,
+    float64."""
+    _, exponents = np.frexp(values)
+    half = np.ldexp(0.5, exponents - element_type.significant_bits)
+    return np.where(values == 0, 0, half).clip(_LEAST_ROUNDING[element_type])
 
 
 def convert(bits: np.ndarray, source: ElementType, target: ElementType) -> np.ndarray:

@@ -5,7 +5,8 @@ in any decoder (`selftest_checks.py`). Then they run again all at once, beside a
 operation at every hook point (`selftest_probes.py`), so that each run shares its batches with
 others that capture and change other things. Every row must be the one from alone, changed by
 exactly the operation's formula where its run asked for it, and what is changed must move what is
-computed from it next.
+computed from it next. What a run has written itself must be read again, and changed by the next
+operation, as exactly as the element type allows.
 
 A wrong row makes those computed after it wrong, so of each run only the first counts. What it shows
 to be at fault is withdrawn, and the rest tested again, until nothing fails: a hook point that fails
@@ -23,7 +24,14 @@ import numpy as np
 
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import NO_END, Selection, Spans
-from actserve_server.domain.runs import GREEDY_ONE_TOKEN, Capture, Intervention, Rows, Run
+from actserve_server.domain.runs import (
+    GREEDY_ONE_TOKEN,
+    Capture,
+    Intervention,
+    Rows,
+    Run,
+    Tokens,
+)
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import to_float32
 from actserve_server.engine.api import Engine
@@ -33,20 +41,25 @@ from actserve_server.engine.selftest_checks import (
     SiteRows,
     broken_sums,
     difference,
+    factor,
     incomplete,
+    inexact,
     misplaced,
     relative_errors,
     repeated,
-    wrong_strength,
+    wrong_logits,
 )
 from actserve_server.engine.selftest_probes import (
-    ADDITION,
     CHANGED,
+    KNOWN,
     STRONGEST,
+    WRITTEN,
     Probe,
     Prompt,
     make_probes,
     served_sites,
+    writing,
+    written_rows,
 )
 
 T = TypeVar("T")
@@ -58,6 +71,8 @@ MORE_THAN_NOISE = 3
 """How many times further from alone than without a change a row must be to count as moved."""
 VARIETY = 16
 """Token ids to choose from at least, where there are so many."""
+LOGPROBS = 20
+"""Of as many tokens what the model samples by is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +93,15 @@ async def self_test(engine: Engine) -> SelfTest:
         failures |= {point: failure.reason for point, failure in found.items()}
         info = _without(info, found)
     return SelfTest(info, failures, next(runs))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Of one run."""
+
+    rows: SiteRows
+    logprobs: Mapping[int, float]
+    """By token id, of the likeliest to come after the prompt; empty if not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,29 +140,56 @@ class _Round:
         if not self._sites:
             return {}
         prompts = _prompts(self._info.vocabulary_size, self._rng)
-        alone = {prompt: await self._rows(prompt, self._sites) for prompt in prompts}
-        if wrong := self._check_alone(*alone.values()):
+        answers = {
+            prompt: await self._run(prompt, self._sites, logprobs=self._logprobs)
+            for prompt in prompts
+        }
+        if wrong := self._check_alone(*answers.values()):
             return {point: _Failure(reason, of_changes=False) for point, reason in wrong.items()}
+        alone = {prompt: answer.rows for prompt, answer in answers.items()}
+        written = written_rows(self._info, alone[prompts[0]], self._rng)
         probes = list(make_probes(self._info, alone, self._rng))
-        together = await _together(
+        reread, *together = await _together(
+            self._rows(prompts[0], [*written], *writing(written)),
             *(self._rows(prompt, self._sites) for prompt in prompts),
-            *(self._probe(probe) for probe in probes),
+            *(self._rows(probe.prompt, probe.sites, *probe.interventions) for probe in probes),
         )
-        plain = dict(zip(prompts, together, strict=False))
-        for prompt, rows in plain.items():
+        beside = dict(zip(prompts, together, strict=False))
+        tried = list(zip(probes, together[len(prompts) :], strict=True))
+        for prompt, rows in beside.items():
             self._judge_plain(alone[prompt], rows)
-        for probe, rows in zip(probes, together[len(prompts) :], strict=True):
-            self._judge_probe(probe, alone[probe.prompt], plain[probe.prompt], rows)
+        # Before changes are blamed for it.
+        self._judge_read(written, reread)
+        for probe, rows in tried:
+            self._judge_probe(probe, alone[probe.prompt], beside[probe.prompt], rows)
+        self._judge_written(written, reread)
+        # Last, because a known row takes more than the operation at fault: it is written before.
+        for probe, rows in tried:
+            self._judge_known(probe, rows[probe.site])
         return self._found
+
+    @property
+    def _logprobs(self) -> int | None:
+        unserved = self._info.hook_points[HookPoint.LOGITS].unserved
+        return None if unserved else min(LOGPROBS, self._info.vocabulary_size)
 
     async def _rows(
         self, prompt: Prompt, sites: Sequence[Site], *changes: Intervention
     ) -> SiteRows:
-        """The rows of one run; NaN where none came."""
+        return (await self._run(prompt, sites, *changes)).rows
+
+    async def _run(
+        self,
+        prompt: Prompt,
+        sites: Sequence[Site],
+        *changes: Intervention,
+        logprobs: int | None = None,
+    ) -> _Answer:
+        """Of rows that did not come, NaN."""
         run = Run(
             id=f"self-test-{next(self._runs)}",
             token_ids=prompt,
-            sampling=GREEDY_ONE_TOKEN,
+            sampling=replace(GREEDY_ONE_TOKEN, logprobs=logprobs),
             captures=(Capture(tuple(sites), Selection(Spans(((0, NO_END),)))),),
             interventions=changes,
         )
@@ -146,24 +197,38 @@ class _Round:
             site: np.full((len(prompt), self._info.at(site).width), np.nan, np.float32)
             for site in sites
         }
+        likeliest: dict[int, float] = {}
         async with aclosing(self._engine.run(run)) as events:
             async for event in events:
                 if isinstance(event, Rows):
                     values = to_float32(event.bits, self._info.element_type)
                     rows[sites[event.site_index]][event.positions] = values
-        return rows
+                elif isinstance(event, Tokens):
+                    for token in event.logprobs:
+                        likeliest |= {each.id: each.logprob for each in token.top}
+        return _Answer(rows, likeliest)
 
-    def _probe(self, probe: Probe) -> Coroutine[object, object, SiteRows]:
-        change = Intervention((probe.site,), Selection(CHANGED), probe.operation)
-        return self._rows(probe.prompt, probe.sites, change)
-
-    def _check_alone(self, first: SiteRows, second: SiteRows) -> Failures:
+    def _check_alone(self, first: _Answer, second: _Answer) -> Failures:
+        one, other = first.rows, second.rows
         return (
-            {**incomplete(second), **incomplete(first)}
-            or {**repeated(second), **misplaced(first, second, SHARED_TOKENS, self._accuracy)}
+            {**incomplete(other), **incomplete(one)}
+            or {**repeated(other), **misplaced(one, other, SHARED_TOKENS, self._accuracy)}
             # Last, because a sum does not tell which of its sites is wrong.
-            or broken_sums((first, second), self._info.layer_count, self._accuracy)
+            or {
+                **broken_sums((one, other), self._info.layer_count, self._info.element_type),
+                **self._check_logits(first, second),
+            }
         )
+
+    def _check_logits(self, *answers: _Answer) -> Failures:
+        site = Site(HookPoint.LOGITS)
+        told = [answer for answer in answers if answer.logprobs]
+        if not told:
+            return {}
+        captured = [answer.rows[site][-1, [*answer.logprobs]] for answer in told]
+        sampled = [np.array([*answer.logprobs.values()]) for answer in told]
+        wrong = wrong_logits(captured, sampled, self._info.element_type)
+        return {site.hook_point: f"at {site} {wrong}"} if wrong else {}
 
     def _judge_plain(self, alone: SiteRows, rows: SiteRows) -> None:
         """What other runs change must not show."""
@@ -171,33 +236,42 @@ class _Round:
 
     def _judge_probe(self, probe: Probe, alone: SiteRows, plain: SiteRows, rows: SiteRows) -> None:
         """The change is the formula's, at its positions alone, and the model computes with it."""
-        wanted = {probe.site: probe.apply(alone[probe.site])}
+        wanted = probe.apply(alone[probe.site])
+        wanted[KNOWN] = rows[probe.site][KNOWN]
         if (
             self._all_as(alone, rows, probe.before, "beside other runs", alone)
-            and self._all_as(wanted, rows, [probe.site], f"after {probe.name}", alone)
-            and self._as_strong(probe, alone, rows)
+            and self._all_as({probe.site: wanted}, rows, [probe.site], f"after {probe.name}", alone)
             and probe.name == STRONGEST
             and probe.next is not None
             and not self._wrong(plain[probe.next], alone[probe.next], alone[probe.next])
         ):
             self._judge_effect(probe, *(each[probe.next] for each in (alone, plain, rows)))
 
-    def _as_strong(self, probe: Probe, alone: SiteRows, rows: SiteRows) -> bool:
-        if probe.name != ADDITION:
-            return True
-        before = alone[probe.site]
-        limit = self._accuracy.strength
-        wrong = wrong_strength(rows[probe.site], probe.apply(before), before, limit)
-        if wrong:
-            self._blame(probe.site, f"after {probe.name}, at {probe.site} {wrong}")
-        return not wrong
+    def _judge_known(self, probe: Probe, rows: np.ndarray) -> None:
+        """Of a row that the run has written itself, the operation makes exactly its formula."""
+        wanted = probe.operation.apply(probe.known)
+        if wrong := inexact(rows[KNOWN], wanted, probe.known, self._info.element_type):
+            self._blame(probe.site, f"after {probe.name}, at {probe.site} a known row is {wrong}")
+
+    def _judge_read(self, written: SiteRows, rows: SiteRows) -> None:
+        """Rows are not read as a multiple of what they are."""
+        for site, row in written.items():
+            found = factor(rows[site][WRITTEN], row, self._info.element_type)
+            if found is not None:
+                reason = f"at {site} rows are read as {found:.3g} times what was written"
+                self._found.setdefault(site.hook_point, _Failure(reason, of_changes=False))
+
+    def _judge_written(self, written: SiteRows, rows: SiteRows) -> None:
+        """What is written is read again, at every layer."""
+        for site, row in written.items():
+            if wrong := inexact(rows[site][WRITTEN], row, row, self._info.element_type):
+                self._blame(site, f"at {site} what was written is {wrong}")
 
     def _judge_effect(
         self, probe: Probe, alone: np.ndarray, plain: np.ndarray, rows: np.ndarray
     ) -> None:
         """What is computed next moves by more than from batch to batch."""
-        here = probe.positions
-        moved, noise = (relative_errors(each[here], alone[here]) for each in (rows, plain))
+        moved, noise = (relative_errors(each[CHANGED], alone[CHANGED]) for each in (rows, plain))
         if not (moved >= np.maximum(self._accuracy.effect, MORE_THAN_NOISE * noise)).any():
             self._blame(
                 probe.site,

@@ -1,6 +1,10 @@
 """What must hold of captured rows in any decoder, as functions of the rows alone.
 
 The rows of a run are float32 [tokens, width], by site.
+
+Two kinds of comparison need two kinds of limit. Rows of two passes may differ by all that the model
+makes of rounding in the layers before, which no formula bounds. Within one pass, what is computed
+of captured or written rows is off by the rounding of those numbers, and no more.
 """
 
 from collections import Counter
@@ -10,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actserve_server.domain.sites import HookPoint, Site
-from actserve_server.domain.tensors import ElementType
+from actserve_server.domain.tensors import ElementType, rounding
 
 SiteRows = Mapping[Site, np.ndarray]
 Failures = Mapping[HookPoint, str]
@@ -19,27 +23,27 @@ Failures = Mapping[HookPoint, str]
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How exact rows of an element type are, as shares of a row's norm."""
+    """How exact rows of two passes are, as shares of a row's norm."""
 
     repeated: float
     """How far a row may be from itself in another batch. In 16 bits ill-conditioned models move a
     row by a third, so there a row must also be nearer to what it should be than to any other row
     that is clearly different."""
-    summed: float
-    """How far a row may be from a sum in the same pass that it must equal."""
     effect: float
     """What counts as a change at least."""
-    strength: float
-    """How much more or less than asked a random vector may be added, as a share of it. Rounding may
-    move rows by much, but hardly along a vector that has nothing to do with them: r rows of width w
-    by 1 / sqrt(r w) of that, which is 0.14 of it for three rows of width 16."""
 
 
 ACCURACY = {
-    ElementType.F32: Accuracy(1e-3, 1e-3, 1e-3, 1e-2),
-    ElementType.F16: Accuracy(0.5, 0.02, 0.01, 0.2),
-    ElementType.BF16: Accuracy(0.5, 0.02, 0.01, 0.2),
+    ElementType.F32: Accuracy(1e-3, 1e-3),
+    ElementType.F16: Accuracy(0.5, 0.01),
+    ElementType.BF16: Accuracy(0.5, 0.01),
 }
+_ARITHMETIC = 2.0**-14
+"""How far float32 sums over a row may be off, as a share of its norm. Whatever their order, sums of
+16,384 products are off by about a tenth of this."""
+_SURELY = 5
+"""How many times as far as one rounding moves a logit a sum over many may be off. Two roundings are
+off by 0.8 of that (root mean square)."""
 _CLEARLY_DIFFERENT = 0.25
 
 
@@ -60,22 +64,29 @@ def difference(
     return None
 
 
-def wrong_strength(
-    rows: np.ndarray, wanted: np.ndarray, before: np.ndarray, limit: float
+def rounded_once(element_type: ElementType) -> float:
+    """How far a row computed in float32 and then rounded may be off, as a share of its norm."""
+    return float(rounding(np.array(1.0), element_type)) + _ARITHMETIC
+
+
+def inexact(
+    rows: np.ndarray, wanted: np.ndarray, before: np.ndarray, element_type: ElementType
 ) -> str | None:
-    """Whether rows were changed more, or less, than to the wanted ones: what `difference` cannot
-    see of a change that is small beside what rounding does to the row. The change must not depend
-    on the rows, or their own rounding would count as a part of it."""
-    norms = np.linalg.norm(before.astype(np.float64), axis=1, keepdims=True)
-    # Relative to each row, or one that is much longer than the others would decide alone.
-    norms[norms == 0] = 1
-    change, made = (wanted - before) / norms, (rows - before) / norms
-    if not (size := np.square(change).sum()):
+    """What makes `rows` not the wanted ones, rounded once, where `before` is known exactly."""
+    errors, limit = relative_errors(rows, wanted, before), rounded_once(element_type)
+    if errors.max() <= limit:
         return None
-    strength = np.sum(made * change) / size
-    if abs(strength - 1) <= limit:
-        return None
-    return f"rows are changed {strength:.3g} times as much as asked; the limit is 1 +- {limit:g}"
+    return f"off by {errors.max():.2g} of its norm; rounding allows {limit:.2g}"
+
+
+def factor(rows: np.ndarray, written: np.ndarray, element_type: ElementType) -> float | None:
+    """By what `written` is multiplied where it is read as `rows`; None if by one, or if they have
+    not even their direction in common."""
+    written = np.broadcast_to(written, rows.shape)
+    found = float(np.sum(rows * written, dtype=np.float64) / np.square(written).sum())
+    limit = rounded_once(element_type)
+    alike = relative_errors(rows, found * written).max() <= limit
+    return found if alike and abs(found - 1) > limit else None
 
 
 def relative_errors(rows: np.ndarray, wanted: np.ndarray, *scales: np.ndarray) -> np.ndarray:
@@ -141,8 +152,8 @@ def repeated(rows: SiteRows) -> Failures:
     return failures
 
 
-def broken_sums(runs: Sequence[SiteRows], layer_count: int, accuracy: Accuracy) -> Failures:
-    """What layers add makes the differences between the streams.
+def broken_sums(runs: Sequence[SiteRows], layer_count: int, element_type: ElementType) -> Failures:
+    """What layers add makes the differences between the streams, element by element.
 
     To blame is the hook point that is in the most sums that do not hold, less those that do; where
     several are equally to blame, all of them.
@@ -152,16 +163,15 @@ def broken_sums(runs: Sequence[SiteRows], layer_count: int, accuracy: Accuracy) 
     for terms, total in _sums(layer_count):
         sites = (*terms, total)
         if all(site in runs[0] for site in sites):
-            error = max(_sum_error(rows, terms, total) for rows in runs)
-            holds = error <= accuracy.summed
+            error = max(_sum_error(rows, terms, total, element_type) for rows in runs)
+            holds = error <= 1
             for site in sites:
                 blame[site] += -1 if holds else 1
                 if not holds:
                     named = " + ".join(map(str, terms))
                     reasons.setdefault(
                         site,
-                        f"{named} is off from {total} by {error:.2g} of the norm; the limit is "
-                        f"{accuracy.summed:g}",
+                        f"{named} is off from {total} by {error:.2g} times what rounding allows",
                     )
     most = max((blame[site] for site in reasons), default=0)
     suspects = [site for site in reasons if blame[site] == most]
@@ -196,6 +206,32 @@ def _sums(layer_count: int) -> Iterator[tuple[tuple[Site, ...], Site]]:
         stream = post
 
 
-def _sum_error(rows: SiteRows, terms: Sequence[Site], total: Site) -> float:
-    parts = [rows[site] for site in terms]
-    return relative_errors(np.sum(parts, axis=0), rows[total], *parts).max()
+def _sum_error(
+    rows: SiteRows, terms: Sequence[Site], total: Site, element_type: ElementType
+) -> float:
+    """How far an element is off, relative to what the rounding of the numbers in the sum allows."""
+    parts = [rows[site].astype(np.float64) for site in terms]
+    sums = np.cumsum(parts, axis=0)
+    allowed = np.sum([rounding(each, element_type) for each in (*parts, *sums[1:])], axis=0)
+    return float((np.abs(sums[-1] - rows[total]) / allowed).max())
+
+
+def wrong_logits(
+    captured: Sequence[np.ndarray], sampled: Sequence[np.ndarray], element_type: ElementType
+) -> str | None:
+    """Whether captured logits are those that the model samples by, of which it tells log
+    probabilities: the same but for a constant. Each prompt's are [tokens], of its likeliest."""
+    logits, logprobs = (
+        np.concatenate([each - each.mean() for each in prompts]) for prompts in (captured, sampled)
+    )
+    if not (size := np.linalg.norm(logprobs)):
+        return None
+    largest = np.abs(np.concatenate(captured)).max()
+    limit = _SURELY * (rounding(largest, element_type) + _ARITHMETIC * largest) / size
+    found = float(logits @ logprobs / size**2)
+    if abs(found - 1) <= limit:
+        return None
+    return (
+        f"they are {found:.3g} times the logits by which the model samples; the limit is 1 +- "
+        f"{limit:.2g}"
+    )

@@ -1,4 +1,9 @@
-"""What the self-test changes: every operation at every hook point that can be changed."""
+"""What the self-test changes: every operation at every hook point that can be changed.
+
+What a model computes is known only as far as it computes the same in another batch, which in 16
+bits may be little. A row that the run itself has written is known to the last bit. So each
+operation is tried on rows of both kinds, and one more run writes a row to every site of all layers.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -18,18 +23,25 @@ from actserve_server.domain.operations import (
     Swap,
     Zero,
 )
-from actserve_server.domain.positions import Spans
+from actserve_server.domain.positions import Selection, Spans
+from actserve_server.domain.runs import Intervention
 from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.domain.tensors import ElementType, convert, to_float32
 from actserve_server.engine.selftest_checks import SiteRows
 
 Prompt = tuple[int, ...]
 
-CHANGED = Spans(((2, 5),))
-"""The positions that probes change; others must stay as they are."""
-ADDITION = "add"
-"""The operation whose strength is looked at: what it adds does not depend on the row."""
+CHANGED = slice(2, 4)
+"""The positions at which probes change what the model has computed."""
+KNOWN = slice(4, 6)
+"""Those at which they change what they have written there before. Others must stay as they are."""
+WRITTEN = slice(2, 6)
 STRONGEST = "replace"
 """The operation whose effect on what is computed next is looked at."""
+
+
+def at(positions: slice) -> Selection:
+    return Selection(Spans(((positions.start, positions.stop),)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,8 @@ class Probe:
     site: Site
     operation: Operation
     prompt: Prompt
+    known: np.ndarray
+    """What is written to `KNOWN` positions: float32 [rows, width], exact in the element type."""
     before: tuple[Site, ...]
     """Sites that the model computes before this one, which must not move."""
     next: Site | None
@@ -51,14 +65,18 @@ class Probe:
         return (*self.before, self.site, *([self.next] if self.next else []))
 
     @property
-    def positions(self) -> np.ndarray:
-        """The changed ones, int64."""
-        return CHANGED.within(0, len(self.prompt))
+    def interventions(self) -> tuple[Intervention, ...]:
+        sites = (self.site,)
+        return (
+            Intervention(sites, at(CHANGED), self.operation),
+            Intervention(sites, at(KNOWN), Replace(self.known)),
+            Intervention(sites, at(KNOWN), self.operation),
+        )
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
-        """What the site's rows become."""
+        """What the site's rows become, `KNOWN` ones aside."""
         changed = rows.copy()
-        changed[self.positions] = self.operation.apply(rows[self.positions])
+        changed[CHANGED] = self.operation.apply(rows[CHANGED])
         return changed
 
 
@@ -77,15 +95,39 @@ def make_probes(
         if not info.at(site).unchangeable:
             for name, make in _OPERATIONS.items():
                 prompt = next(prompts)
-                rows = alone[prompt][site][CHANGED.within(0, len(prompt))]
+                rows = alone[prompt][site][CHANGED]
+                # Along the rows too, or operations sized by these would change little of it.
+                known = rows / 2 + _like(rows, len(rows), rng)
                 yield Probe(
                     name=name,
                     site=site,
                     operation=make(rows, rng),
                     prompt=prompt,
+                    known=_rounded(known, info.element_type),
                     before=tuple(tried[:index]),
                     next=_next_site(site, info),
                 )
+
+
+def written_rows(
+    info: ModelInfo, rows: SiteRows, rng: np.random.Generator
+) -> Mapping[Site, np.ndarray]:
+    """A row for every site that can be changed, the same in all layers: float32 [1, width]. `rows`
+    are what they are sized by."""
+    written: dict[HookPoint, np.ndarray] = {}
+    for site in served_sites(info):
+        if site.layer in (None, info.layer_count // 2) and not info.at(site).unchangeable:
+            written[site.hook_point] = _rounded(_like(rows[site], 1, rng), info.element_type)
+    sites = (site for site in served_sites(info) if site.hook_point in written)
+    return {site: written[site.hook_point] for site in sites}
+
+
+def writing(rows: Mapping[Site, np.ndarray]) -> Iterator[Intervention]:
+    """Writes a row to each site at all `WRITTEN` positions."""
+    points = {site.hook_point: row for site, row in rows.items()}
+    for point, row in points.items():
+        sites = tuple(site for site in rows if site.hook_point is point)
+        yield Intervention(sites, at(WRITTEN), Replace(row))
 
 
 _LAYER = (
@@ -156,8 +198,12 @@ def _like(rows: np.ndarray, count: int, rng: np.random.Generator, times: float =
     return _noise(count, rows.shape[1], times * (norm or 1.0), rng)
 
 
+def _rounded(rows: np.ndarray, element_type: ElementType) -> np.ndarray:
+    return to_float32(convert(rows, ElementType.F32, element_type), element_type)
+
+
 _OPERATIONS: Mapping[str, Callable[[np.ndarray, np.random.Generator], Operation]] = {
-    ADDITION: lambda rows, rng: Add(_like(rows, 1, rng)[0]),
+    "add": lambda rows, rng: Add(_like(rows, 1, rng)[0]),
     "add relative": lambda rows, rng: Add(_near(rows, rng), 0.5, relative=True),
     "ablate": lambda rows, rng: Ablate(_near(rows, rng)),
     "project": lambda rows, rng: Project(np.stack([_near(rows, rng), _near(rows, rng)])),

@@ -1,6 +1,7 @@
 """Reading a sequence: the same results however its rows are cut, and heavy work off the loop."""
 
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import astuple, replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actserve_server.domain import blocks
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.model import HookPointInfo, Limits, ModelInfo
 from actserve_server.domain.positions import NO_END, AllPositions, Selection, Spans
@@ -190,6 +192,34 @@ async def test_what_takes_computing_is_computed_off_the_event_loop(
 async def test_a_few_rows_are_not_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = await threads_of(READOUTS["projected"], monkeypatch)
     assert threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+async def test_the_patterns_of_a_long_prompt_are_never_held_whole(
+    top_k: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 17)
+    tokens, pattern_bytes = 1024, 4 * 1024 * 1024
+    readout = plan.AttentionReadout(layer=0, heads=(0, 1), positions=AllPositions(), top_k=top_k)
+    of, at = planned(readout), np.arange(tokens)
+    reading = readers.Reading(of, INFO)
+    for number, capture in enumerate(of.captures):
+        for index, site in enumerate(capture.sites):
+            values = RNG.standard_normal((tokens, INFO.row_width(capture, site)))
+            bits = convert(values.astype(np.float32), ElementType.F32, INFO.element_type)
+            assert not [got async for got in reading.read(Rows(number, index, at, bits))]
+    finished = Finished(FinishReason.LENGTH, 1, tuple(at for _ in of.captures))
+    tracemalloc.start()
+    try:
+        queries = 0
+        async for _, result in reading.read(finished):
+            assert isinstance(result, ReadAttention)
+            queries += len(result.queries)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert queries == 2 * tokens
+    assert peak < 10 * blocks.BLOCK_BYTES < pattern_bytes
 
 
 async def test_kept_rows_are_the_engines_bits() -> None:

@@ -61,13 +61,11 @@ class Worker(TapWorker, VllmWorker):
         *,
         rank: int = 0,
         ranks: int = 1,
-        architecture: str = "LlamaForCausalLM",
     ) -> None:
         self.model_runner = Runner(Model())
         self.device, self.rank = torch.device("cpu"), rank
         self.vllm_config = SimpleNamespace(
             model_config=SimpleNamespace(
-                architecture=architecture,
                 get_hidden_size=lambda: WIDTH,
                 get_vocab_size=lambda: VOCABULARY,
                 get_total_num_kv_heads=lambda: KEY_VALUE_HEADS,
@@ -94,6 +92,7 @@ class SchedulerOutput:
     hidden: torch.Tensor
     new: dict[str, Run]
     finished_req_ids: set[str] = field(default_factory=set)
+    scheduled_spec_decode_tokens: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def scheduled_new_reqs(self) -> list[Any]:

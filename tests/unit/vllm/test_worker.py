@@ -1,8 +1,10 @@
 """The worker steers exactly or fails: against a small model and stand-ins for vLLM."""
 
+import inspect
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import numpy as np
@@ -14,8 +16,9 @@ from actserve_server.domain.positions import NO_END
 from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Run, Unembed
 from actserve_server.domain.sites import HookPoint
-from actserve_server.engine.vllm import wire
+from actserve_server.engine.vllm import attach, layout, taps, wire
 from actserve_server.engine.vllm.dimensions import Dimensions
+from actserve_server.engine.vllm.families import Family, family_of
 from actserve_server.engine.vllm.records import (
     FailureRecord,
     ReceiptsRecord,
@@ -25,7 +28,7 @@ from actserve_server.engine.vllm.records import (
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.worker import WorkerConfig
 from tests.unit.vllm import steps
-from tests.unit.vllm.standins import Worker
+from tests.unit.vllm.standins import SchedulerOutput, Worker
 from tests.unit.vllm.steps import at, change, make_run, site
 from tests.unit.vllm.toys import (
     FINAL_NORM,
@@ -48,9 +51,10 @@ def ring() -> Iterator[RingReader]:
 
 @pytest.fixture
 def worker(ring: RingReader) -> Worker:
-    return Worker(WorkerConfig(str(ring.folder)))
+    return Worker(WorkerConfig(str(ring.folder), LLAMA))
 
 
+LLAMA = family_of("LlamaForCausalLM")
 POST = site("resid_post.0")
 ROW = np.linspace(-2, 2, WIDTH, dtype=np.float32)
 STEERED = make_run(change(Add(ROW, 5.0), "resid_post.0"))
@@ -342,7 +346,7 @@ def test_a_run_is_steered_by_what_was_uploaded_for_it(worker: Worker) -> None:
 def test_a_run_whose_vectors_are_not_there_fails_and_the_others_go_on(
     ring: RingReader, run: Run, why: str, ranks: int
 ) -> None:
-    config = WorkerConfig(str(ring.folder), vector_budget_bytes=4 * WIDTH - 4)
+    config = WorkerConfig(str(ring.folder), LLAMA, vector_budget_bytes=4 * WIDTH - 4)
     worker = Worker(config, rank=0, ranks=ranks)
     hidden = worker.model_runner.set_batch(("p", 0, 2), ("v", 0, 1))
     output = worker.step(hidden, {"p": PLAIN, "v": run})
@@ -355,7 +359,7 @@ def test_a_run_whose_vectors_are_not_there_fails_and_the_others_go_on(
 
 def test_an_upload_that_finds_no_room_says_so_and_later_finds_it(ring: RingReader) -> None:
     budget = wire.INLINE_BYTES + 8 * WIDTH
-    worker = Worker(WorkerConfig(str(ring.folder), vector_budget_bytes=budget))
+    worker = Worker(WorkerConfig(str(ring.folder), LLAMA, vector_budget_bytes=budget))
     two = make_run(*[change(Mean(ROW + seed), "resid_post.0") for seed in range(2)])
     worker.step(worker.model_runner.set_batch(("s", 0, 1)), {"s": two})
     assert not _upload(worker, LARGE)
@@ -364,7 +368,7 @@ def test_an_upload_that_finds_no_room_says_so_and_later_finds_it(ring: RingReade
 
 
 def test_ranks_that_must_do_alike_end_with_an_error_instead(ring: RingReader) -> None:
-    worker = Worker(WorkerConfig(str(ring.folder)), rank=0, ranks=2)
+    worker = Worker(WorkerConfig(str(ring.folder), LLAMA), rank=0, ranks=2)
     hidden = worker.model_runner.set_batch(("w", 0, 1))
     with pytest.raises(RuntimeError):
         worker.step(hidden, {"w": WIDE})
@@ -408,21 +412,23 @@ def test_a_run_is_steered_and_read_at_each_position_as_it_goes_on(
         assert noted == [(key, position, 1, 1) for key, it in enumerate(changes) if it]
 
 
-def test_an_architecture_that_is_not_known_is_refused(ring: RingReader) -> None:
-    with pytest.raises(ValueError, match="GPT9 is not served"):
-        Worker(WorkerConfig(str(ring.folder)), architecture="GPT9")
+def test_tokens_that_may_be_rejected_fail_the_step(worker: Worker) -> None:
+    hidden = worker.model_runner.set_batch(("c", 0, 2))
+    guessed = SchedulerOutput(hidden, {"c": CAPTURED}, scheduled_spec_decode_tokens={"c": [5]})
+    with pytest.raises(RuntimeError, match="speculative tokens"):
+        worker.execute_model(guessed)
 
 
 def test_a_model_that_is_not_what_its_architecture_says_is_refused(ring: RingReader) -> None:
     with pytest.raises(ValueError, match=r"has no module transformer\.h"):
-        Worker(WorkerConfig(str(ring.folder)), architecture="GPT2LMHeadModel")
+        Worker(WorkerConfig(str(ring.folder), family_of("GPT2LMHeadModel")))
 
 
 # What is tapped.
 
 
 def test_the_server_learns_what_is_tapped_in_plain_words(ring: RingReader) -> None:
-    worker = Worker(WorkerConfig(str(ring.folder), ("resid_post", "logits")))
+    worker = Worker(WorkerConfig(str(ring.folder), LLAMA, ("resid_post", "logits")))
     described = worker.describe_taps()
     found = msgspec.msgpack.decode(msgspec.msgpack.encode(described))
     assert found["hook_points"] == ["final_norm", "resid_post"]
@@ -432,18 +438,37 @@ def test_the_server_learns_what_is_tapped_in_plain_words(ring: RingReader) -> No
 
 
 def test_only_what_is_tapped_is_part_of_the_compile_cache_key() -> None:
-    config = WorkerConfig("/dev/shm/a", ("q", "resid_post"))
+    config = WorkerConfig("/dev/shm/a", LLAMA, ("q", "resid_post"))
     assert replace(config, ring_folder="/dev/shm/b").compute_hash() == config.compute_hash()
     assert replace(config, hook_points=("resid_post", "q")).compute_hash() == config.compute_hash()
     assert replace(config, hook_points=("q",)).compute_hash() != config.compute_hash()
-    assert WorkerConfig("/dev/shm/a").compute_hash() != config.compute_hash()
+    assert WorkerConfig("/dev/shm/a", LLAMA).compute_hash() != config.compute_hash()
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Family)])
+def test_where_a_family_has_its_tensors_is_part_of_the_compile_cache_key(name: str) -> None:
+    config = WorkerConfig("/dev/shm/a", LLAMA)
+    moved = replace(LLAMA, **{name: f"{getattr(LLAMA, name)}.elsewhere"})
+    assert replace(config, family=moved).compute_hash() != config.compute_hash()
+
+
+@pytest.mark.parametrize("module", [attach, layout, taps], ids=lambda module: module.__name__)
+def test_the_code_of_taps_is_part_of_the_compile_cache_key(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = WorkerConfig("/dev/shm/a", LLAMA)
+    before = config.compute_hash()
+    source = inspect.getsource
+    edited = lambda of: source(of) + ("# edited" if of is module else "")  # noqa: E731
+    monkeypatch.setattr(inspect, "getsource", edited)
+    assert config.compute_hash() != before
 
 
 # Tensor parallelism.
 
 
 def test_other_ranks_do_the_same_and_send_nothing(tmp_path: Path) -> None:
-    other = Worker(WorkerConfig(str(tmp_path / "nowhere")), rank=1)
+    other = Worker(WorkerConfig(str(tmp_path / "nowhere"), LLAMA), rank=1)
     run = make_run(change(Add(ROW, 5.0), "resid_post.0"), steps.read("logits", "resid_post.1"))
     hidden = other.model_runner.set_batch(("s", 0, 2))
     torch.testing.assert_close(other.step(hidden, {"s": run}), _steered(other, hidden))
@@ -454,7 +479,7 @@ def test_ranks_beyond_the_key_value_heads_hold_copies_of_them(
     ring: RingReader, ranks: int, copies: int
 ) -> None:
     assert KEY_VALUE_HEADS == 2
-    worker = Worker(WorkerConfig(str(ring.folder)), rank=0, ranks=ranks)
+    worker = Worker(WorkerConfig(str(ring.folder), LLAMA), rank=0, ranks=ranks)
     found: dict[HookPoint, set[int]] = {}
     for key, shards in worker._model.shards.items():
         assert (shards.rank, shards.size) == (0, ranks)

@@ -3,6 +3,11 @@
 Positions of a run are computed in ascending order, except that a preempted run starts over; so a
 position below the last one seen is a repetition and is dropped, and a position that skips a wanted
 one means rows were lost.
+
+The first rows of a position are the right ones to keep: from them the tokens were sampled that the
+run went on with, and they may be with the caller already. Those that come again are of the same
+tokens, computed in another batch, and differ by rounding. That holds only while no token is taken
+back, so speculative decoding is refused when an engine starts, and by the worker at every step.
 """
 
 import asyncio

@@ -16,7 +16,7 @@ from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.vllm import cpus, processor
 from actserve_server.engine.vllm.attention import rules
 from actserve_server.engine.vllm.dimensions import Dimensions
-from actserve_server.engine.vllm.families import family_of
+from actserve_server.engine.vllm.families import Family, family_of
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.engine.vllm.sampling import default_sampling
 from actserve_server.engine.vllm.taps import OP_NAME
@@ -53,13 +53,17 @@ def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     prepare_environment()
     config = AsyncEngineArgs(**engine_args(options)).create_engine_config()
     try:
-        family_of(config.model_config.architecture)
+        family = served_family(config)
     except ValueError as error:
         raise ValueError(f"{options.model_path}: {error}") from None
     hook_points = tuple(options.hook_points or HookPoint)
     config.scheduler_config.scheduler_cls = scheduler_path(config)
     config.additional_config = WorkerConfig(
-        str(ring_folder), hook_points, options.vector_budget_bytes, server=os.getpid()
+        str(ring_folder),
+        family,
+        hook_points,
+        options.vector_budget_bytes,
+        server=os.getpid(),
     )
     silent = not options.log_stats
     if current_platform.is_cpu():
@@ -70,6 +74,16 @@ def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
             return AsyncLLM.from_vllm_config(config, disable_log_stats=silent)
     _split_at_taps(config)
     return AsyncLLM.from_vllm_config(config, disable_log_stats=silent)
+
+
+def served_family(config: VllmConfig) -> Family:
+    """The family of the model. Raises ValueError if it cannot be served exactly."""
+    if config.speculative_config is not None:
+        raise ValueError(
+            "speculative decoding is not served: it computes rows of tokens that are then "
+            "rejected; give the model without its speculator"
+        )
+    return family_of(config.model_config.architecture)
 
 
 async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, FinalNorm | None]:

@@ -6,6 +6,8 @@ model runner's `_model_forward`, which vLLM documents as the place to see a forw
 batch is final: whatever reordered it has run.
 """
 
+import hashlib
+import inspect
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,12 +19,12 @@ import torch
 
 from actserve_server.domain.runs import Unembed
 from actserve_server.domain.sites import HookPoint
-from actserve_server.engine.vllm import taps, wire
+from actserve_server.engine.vllm import attach, layout, taps, wire
 from actserve_server.engine.vllm.attach import attach_taps
 from actserve_server.engine.vllm.attention import describe_attention
 from actserve_server.engine.vllm.bank import BankFullError, MissingVectorsError, VectorBank
 from actserve_server.engine.vllm.dimensions import Dimensions
-from actserve_server.engine.vllm.families import family_of
+from actserve_server.engine.vllm.families import Family
 from actserve_server.engine.vllm.head import Head
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.lifeline import end_with
@@ -43,8 +45,8 @@ from actserve_server.engine.vllm.worker_weights import Weights
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = "2"
-"""Part of vLLM's compile-cache key: change it with the taps' place or meaning in the graph."""
+_GRAPH_CODE = (attach, layout, taps)
+"""The modules that, with a family's paths, decide where taps are in the compiled graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class WorkerConfig:
     """vLLM's `additional_config`: how the server reaches its worker, and what it taps."""
 
     ring_folder: str
+    family: Family
     hook_points: tuple[str, ...] = tuple(HookPoint)
     vector_budget_bytes: int = 256 << 20
     """What the vectors of running requests take at most."""
@@ -59,8 +62,13 @@ class WorkerConfig:
     """The process that this worker is to end with."""
 
     def compute_hash(self) -> str:
-        """Only what changes the compiled graph; the rest differs at every start."""
-        return f"actserve-taps-{CODE_VERSION}-{','.join(sorted(self.hook_points))}"
+        """All that decides where taps are in the compiled graph, and nothing else: the rest differs
+        at every start."""
+        code = hashlib.sha256()
+        for module in _GRAPH_CODE:
+            code.update(inspect.getsource(module).encode())
+        code.update(repr((self.family, sorted(self.hook_points))).encode())
+        return f"actserve-taps-{code.hexdigest()}"
 
 
 class TapWorker:
@@ -79,13 +87,13 @@ class TapWorker:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         config = self.vllm_config.model_config
         ranks = self.vllm_config.parallel_config.tensor_parallel_size
-        family = family_of(config.architecture)
+        family = ours.family
         model = self.model_runner.get_model()
-        layout = attach_taps(model, family, {HookPoint(name) for name in ours.hook_points})
+        tapped = attach_taps(model, family, {HookPoint(name) for name in ours.hook_points})
         self._dimensions = Dimensions.of(model, family, config, ranks)
         self._attention = describe_attention(model, family)
-        shards = _shards(layout, self._dimensions, self.rank, ranks) if ranks > 1 else {}
-        self._model = Model(layout, self._dimensions.head_width, shards)
+        shards = _shards(tapped, self._dimensions, self.rank, ranks) if ranks > 1 else {}
+        self._model = Model(tapped, self._dimensions.head_width, shards)
         self._head = Head(
             model.compute_logits,
             model.get_submodule(family.final_norm),
@@ -136,6 +144,9 @@ class TapWorker:
         return self._bank.used_bytes
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        if scheduler_output.scheduled_spec_decode_tokens:
+            # Of a token that is rejected, the rows would be taken for those of its position.
+            raise RuntimeError("a step holds speculative tokens, which this worker does not serve")
         # Finished covers aborted; a preempted request is neither and keeps its run.
         for request_id in scheduler_output.finished_req_ids:
             self._end(request_id)
