@@ -57,7 +57,7 @@ class VectorBank:
     def __init__(self, device: torch.device, capacity_bytes: int) -> None:
         self.device = device
         # Not set to zero, so that on CPU what was never used takes no memory.
-        self._numbers = torch.empty(capacity_bytes // 4, device=device)
+        self._numbers = torch.empty(capacity_bytes // 4, dtype=torch.float32, device=device)
         self._blocks: dict[bytes, Block] = {}
         """In the order in which they lie."""
         self._end = 0
