@@ -6,7 +6,7 @@ check, decode and put together. Languages take turns in every round.
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import readout_pb2, tensor_pb2
@@ -108,6 +109,25 @@ def measure_clients(rounds: int, progress: Console) -> list[ClientFigures]:
     return [
         ClientFigures(name, *(median(rates[name, load.name]) for load in LOADS)) for name in drivers
     ]
+
+
+def client_tables(figures: Sequence[ClientFigures]) -> list[Table]:
+    if not figures:
+        return []
+    table = Table(title="Clients by language, against one server (aim: 1.5 of the fastest)")
+    for column in ("language", "MB/s", "of the fastest", "calls/s", "of the fastest"):
+        table.add_column(column, justify="right")
+    most = max(figure.megabytes_per_second for figure in figures)
+    often = max(figure.calls_per_second for figure in figures)
+    for figure in figures:
+        table.add_row(
+            figure.language,
+            f"{figure.megabytes_per_second:.0f}",
+            f"{most / figure.megabytes_per_second:.2f}",
+            f"{figure.calls_per_second:.0f}",
+            f"{often / figure.calls_per_second:.2f}",
+        )
+    return [table]
 
 
 def _measured(driver: Driver, load: Load, address: str) -> dict[str, Any]:
