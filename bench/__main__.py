@@ -1,6 +1,6 @@
 """`make bench`: what capturing and steering cost, and how fast the whole service is.
 
-Each part measures one thing, and prints a table.
+Each part measures one thing, and prints a table; docs/performance.md says what each is for.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from bench.clients import client_tables, measure_clients
 from bench.cores import cores_tables, measure_cores
 from bench.door import door_tables, measure_door
 from bench.explanations import explanation_tables, measure_explanations
+from bench.host import RUNS, host_tables, measure_host
+from bench.planning import measure_planning, planning_tables
 from bench.repeats import measure_repeats, repeat_tables
 from bench.taps import measure_taps, taps_tables
 from bench.tenants import measure_tenants, tenant_tables
@@ -38,6 +40,7 @@ class Asked:
     dtype: str
     rounds: int
     modes: re.Pattern[str]
+    runs: Sequence[int]
 
     @cached_property
     def resolved(self) -> ResolvedModel:
@@ -68,6 +71,10 @@ PARTS: Mapping[str, Part] = {
         lambda asked, log: asyncio.run(measure_taps(asked.options, asked.rounds, asked.modes, log)),
         taps_tables,
     ),
+    "host": Part(
+        lambda asked, log: asyncio.run(measure_host(asked.rounds, asked.runs, log)), host_tables
+    ),
+    "planning": Part(lambda asked, log: measure_planning(log), planning_tables),
     "explanations": Part(
         lambda asked, log: asyncio.run(measure_explanations(asked.options, asked.rounds, log)),
         explanation_tables,
@@ -97,6 +104,12 @@ def main() -> None:
         default=".*",
         help="regular expression of the modes of part taps; all by default",
     )
+    parser.add_argument(
+        "--runs",
+        type=_counts,
+        default=RUNS,
+        help="how many runs at once, in part host: 1,16 or the like; 1,16,64,256 by default",
+    )
     parser.add_argument("--only", choices=PARTS, help="one part of it; all by default")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
@@ -106,6 +119,7 @@ def main() -> None:
         dtype=arguments.dtype,
         rounds=arguments.rounds,
         modes=arguments.modes,
+        runs=arguments.runs,
     )
     log = Console(stderr=True)
     parts = [arguments.only] if arguments.only else [*PARTS]
@@ -129,6 +143,10 @@ def main() -> None:
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
 
 
 def _plain(figures: Any) -> Any:

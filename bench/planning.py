@@ -1,0 +1,165 @@
+"""What planning a step costs the worker, without an engine: host time that no device hides.
+
+Every step of a case is planned as the worker plans it. Where the batch changes, a step also ends a
+run and starts another, vectors included. Times are the processor time of the one thread that
+plans, so that other work on the machine does not count.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from actserve_server.domain.operations import Add
+from actserve_server.domain.positions import NO_END, Selection, Spans
+from actserve_server.domain.runs import Capture, Intervention, Run
+from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.engine.vllm.bank import Banks
+from actserve_server.engine.vllm.layout import Layout
+from actserve_server.engine.vllm.step_plan import BatchRows, Model, TappedRun, route
+from actserve_server.engine.vllm.wire import taps_of
+
+LAYERS, WIDTH = 32, 64
+STEPS = 50
+"""Timed in each case."""
+_WARM_UP = 2
+"""Steps before those."""
+PROMPT_TOKENS = 4000
+"""Of the runs that select ranges."""
+_EVERYWHERE = Spans(((0, NO_END),))
+_SCATTERED = Spans(tuple((first, first + 1) for first in range(0, PROMPT_TOKENS, 2)))
+_DENSE = Spans(((0, PROMPT_TOKENS),))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Runs that are alike, and how each step takes them on."""
+
+    name: str
+    runs: int
+    steers: bool = False
+    """Whether each adds a vector of its own at every layer; else it is captured there."""
+    where: Spans = _EVERYWHERE
+    first: int = 0
+    """The position of the first step."""
+    tokens: int = 1
+    """Of each run in one step."""
+    changes: bool = False
+    """Whether every step has a new run in place of an old one."""
+
+
+CASES = (
+    Case("decode, captured", 64),
+    Case("decode, captured", 256),
+    Case("decode, captured, one run replaced each step", 256, changes=True),
+    Case("decode, own vectors", 64, steers=True),
+    Case("decode, own vectors", 256, steers=True),
+    Case("decode, own vectors, one run replaced each step", 256, steers=True, changes=True),
+    Case("prompt of 4,000 tokens, all captured", 1, where=_DENSE, tokens=PROMPT_TOKENS),
+    Case("the same, in 2,000 ranges", 1, where=_SCATTERED, tokens=PROMPT_TOKENS),
+    Case("decode after such prompts, all captured", 64, where=_DENSE, first=PROMPT_TOKENS),
+    Case("the same, in 2,000 ranges", 64, where=_SCATTERED, first=PROMPT_TOKENS),
+)
+
+
+@dataclass(slots=True)
+class Reached:
+    """A run, and the position that its next step begins at."""
+
+    run: TappedRun
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningFigures:
+    """Of one case, over its steps: processor time of the planning thread."""
+
+    name: str
+    runs: int
+    median_ms: float
+    max_ms: float
+
+
+def measure_planning(progress: Console, cases: Sequence[Case] = CASES) -> list[PlanningFigures]:
+    figures = []
+    for case in cases:
+        took_ms = _step_times_ms(case)
+        figures.append(
+            PlanningFigures(case.name, case.runs, statistics.median(took_ms), max(took_ms))
+        )
+        progress.print(f"planning: {figures[-1]}")
+    return figures
+
+
+def planning_tables(figures: Sequence[PlanningFigures]) -> list[Table]:
+    table = Table(
+        title=f"Planning a step of runs with {LAYERS} sites each (processor time, no engine)"
+    )
+    table.add_column("step")
+    for column in ("runs", "median ms", "max ms"):
+        table.add_column(column, justify="right")
+    for each in figures:
+        table.add_row(each.name, str(each.runs), f"{each.median_ms:.2f}", f"{each.max_ms:.2f}")
+    return [table]
+
+
+def _step_times_ms(case: Case) -> list[float]:
+    torch.set_num_threads(1)  # Else part of the work would be in threads that are not counted.
+    banks, model = Banks(torch.device("cpu")), _model()
+    wanted = [_run(case, number) for number in range(case.runs + _WARM_UP + STEPS)]
+    batch = [
+        Reached(_start(run, key, banks), case.first) for key, run in enumerate(wanted[: case.runs])
+    ]
+    took = []
+    for step in range(_WARM_UP + STEPS):
+        started = time.thread_time()
+        if case.changes:
+            batch.pop(0).run.end(banks)
+            key = case.runs + step
+            batch.append(Reached(_start(wanted[key], key, banks), 0))
+        _plan(batch, case.tokens, banks, model)
+        took.append((time.thread_time() - started) * 1e3)
+        if case.tokens == 1:
+            for each in batch:
+                each.position += 1
+    return took[_WARM_UP:]
+
+
+def _run(case: Case, number: int) -> Run:
+    sites = tuple(Site(HookPoint.RESID_POST, layer) for layer in range(LAYERS))
+    where = Selection(case.where)
+    run = Run(id=f"planned-{number}", token_ids=(1,))
+    if not case.steers:
+        return replace(run, captures=(Capture(sites, where),))
+    vector = np.random.default_rng(number).normal(size=WIDTH).astype(np.float32)
+    return replace(run, interventions=(Intervention(sites, where, Add(vector)),))
+
+
+def _model() -> Model:
+    layout = Layout()
+    for layer in range(LAYERS):
+        layout.add_place([(Site(HookPoint.RESID_POST, layer), True)])
+    return Model(layout)
+
+
+def _start(run: Run, key: int, banks: Banks) -> TappedRun:
+    """As the worker starts a run."""
+    taps = taps_of(run, key)
+    assert taps is not None
+    return TappedRun.start(taps, banks)
+
+
+def _plan(batch: Sequence[Reached], tokens: int, banks: Banks, model: Model) -> None:
+    """As the worker plans a step of so many tokens of each run."""
+    ids = np.zeros(tokens, np.int32)
+    following = np.full(tokens, -1, np.int64)
+    rows = [
+        BatchRows(each.run, number * tokens, each.position, tokens, ids, following)
+        for number, each in enumerate(batch)
+    ]
+    route(rows, banks, model)
