@@ -30,6 +30,7 @@ from bench.planning import measure_planning, planning_tables
 from bench.repeats import measure_repeats, repeat_tables
 from bench.taps import measure_taps, taps_tables
 from bench.tenants import measure_tenants, tenant_tables
+from bench.wire import measure_wire, wire_tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ PARTS: Mapping[str, Part] = {
     "repeats": Part(
         lambda asked, log: measure_repeats(asked.model, asked.dtype, log), repeat_tables
     ),
+    "wire": Part(lambda asked, log: measure_wire(asked.rounds, log), wire_tables),
     "clients": Part(lambda asked, log: measure_clients(asked.rounds, log), client_tables),
 }
 
