@@ -25,6 +25,7 @@ from bench.clients import client_tables, measure_clients
 from bench.cores import cores_tables, measure_cores
 from bench.door import door_tables, measure_door
 from bench.explanations import explanation_tables, measure_explanations
+from bench.growth import growth_faults, growth_tables, measure_growth
 from bench.host import RUNS, host_tables, measure_host
 from bench.planning import measure_planning, planning_tables
 from bench.repeats import measure_repeats, repeat_tables
@@ -65,6 +66,8 @@ class Part:
 
     measure: Callable[[Asked, Console], Any]
     tables: Callable[[Any], Sequence[RenderableType]]
+    faults: Callable[[Any], Sequence[str]] = lambda _: ()
+    """What of the figures is an error, in words."""
 
 
 PARTS: Mapping[str, Part] = {
@@ -76,6 +79,9 @@ PARTS: Mapping[str, Part] = {
         lambda asked, log: asyncio.run(measure_host(asked.rounds, asked.runs, log)), host_tables
     ),
     "planning": Part(lambda asked, log: measure_planning(log), planning_tables),
+    "growth": Part(
+        lambda asked, log: asyncio.run(measure_growth(log)), growth_tables, growth_faults
+    ),
     "explanations": Part(
         lambda asked, log: asyncio.run(measure_explanations(asked.options, asked.rounds, log)),
         explanation_tables,
@@ -145,6 +151,8 @@ def main() -> None:
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n")
+    if faults := [fault for name in parts for fault in PARTS[name].faults(figures[name])]:
+        sys.exit("\n".join(faults))
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -200,17 +200,17 @@ def capture(*sites: Site) -> Change:
     return lambda run, _: replace(run, captures=(Capture(sites, EVERYWHERE),))
 
 
-def changed_by(interventions: Sequence[Intervention]) -> Change:
-    """Each run by one of its own, as far as there are enough."""
+def changed_by(interventions: Sequence[tuple[Intervention, ...]]) -> Change:
+    """Each run by those of its number, as far as there are enough."""
     return lambda run, number: replace(
-        run, interventions=(interventions[number % len(interventions)],)
+        run, interventions=interventions[number % len(interventions)]
     )
 
 
 def _intervene(info: ModelInfo, operation: Callable[[np.ndarray], Operation]) -> Change:
     site = Site(HookPoint.RESID_POST, info.layer_count // 2)
     vectors = np.random.default_rng(0).normal(size=(64, 4, info.width)).astype(np.float32)
-    return changed_by([Intervention((site,), EVERYWHERE, operation(own)) for own in vectors])
+    return changed_by([(Intervention((site,), EVERYWHERE, operation(own)),) for own in vectors])
 
 
 def _plain_args(options: EngineOptions) -> dict[str, Any]:

@@ -6,7 +6,8 @@ device which computes at once would show.
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ from tests.integration.families import VOCABULARY, ModelFamily, make_checkpoint
 
 LAYERS, WIDTH = 32, 64
 RUNS = (1, 16, 64, 256)
-_CONTEXT = 256
-_IDS = (2, VOCABULARY)
+CONTEXT = 256
+"""Positions."""
+IDS = (2, VOCABULARY)
 """All but the tokens that begin and end a text."""
 
 
@@ -37,8 +39,8 @@ def workloads(runs: Sequence[int]) -> list[Workload]:
         load
         for count in runs
         for load in (
-            Workload(f"decode, {count} runs", count, prompt_tokens=16, max_tokens=48, ids=_IDS),
-            Workload(f"prefill, {count} runs", count, prompt_tokens=128, max_tokens=1, ids=_IDS),
+            Workload(f"decode, {count} runs", count, prompt_tokens=16, max_tokens=48, ids=IDS),
+            Workload(f"prefill, {count} runs", count, prompt_tokens=128, max_tokens=1, ids=IDS),
         )
     ]
 
@@ -51,27 +53,23 @@ def modes(info: ModelInfo) -> Mapping[str, Change]:
         "idle": idle,
         "captured at 1 site": capture(*middle),
         f"captured at {len(every)} sites": capture(*every),
-        "own vector at 1 site": _steered(info, middle),
-        f"own vector at {len(every)} sites": _steered(info, every),
+        "own vector at 1 site": steer(info, middle),
+        f"own vector at {len(every)} sites": steer(info, every),
     }
 
 
-def _steered(info: ModelInfo, sites: tuple[Site, ...]) -> Change:
-    vectors = np.random.default_rng(0).normal(size=(max(RUNS), info.width)).astype(np.float32)
-    return changed_by([Intervention(sites, EVERYWHERE, Add(vector, 0.1)) for vector in vectors])
+def steer(info: ModelInfo, sites: tuple[Site, ...], vectors: int = 1) -> Change:
+    """Each run by so many vectors of its own at every site."""
+    shape = (max(RUNS), vectors, info.width)
+    made = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    return changed_by(
+        [tuple(Intervention(sites, EVERYWHERE, Add(vector, 0.1)) for vector in own) for own in made]
+    )
 
 
 async def measure_host(rounds: int, runs: Sequence[int], progress: Console) -> list[Ratio]:
     """Throughput as ratios to plain vLLM that is laid out like our engine."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = EngineOptions(
-            model_id="host",
-            model_path=str(make_model(Path(folder))),
-            dtype="float32",
-            max_model_len=_CONTEXT,
-            max_num_seqs=max(RUNS),
-            kv_cache_memory_bytes=1 << 30,
-        )
+    with host_options() as options:
         stock = Stock.like_ours(options)
         try:
             tapped = await Tapped.start(options)
@@ -84,6 +82,20 @@ async def measure_host(rounds: int, runs: Sequence[int], progress: Console) -> l
             stock.close()
 
 
+@contextmanager
+def host_options() -> Iterator[EngineOptions]:
+    """Of engines of that model, which is there until the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield EngineOptions(
+            model_id="host",
+            model_path=str(make_model(Path(folder))),
+            dtype="float32",
+            max_model_len=CONTEXT,
+            max_num_seqs=max(RUNS),
+            kv_cache_memory_bytes=1 << 30,
+        )
+
+
 def make_model(folder: Path) -> Path:
     """A random checkpoint with a tokenizer, in a folder of its own."""
     config = LlamaConfig(
@@ -94,7 +106,7 @@ def make_model(folder: Path) -> Path:
         num_attention_heads=2,
         num_key_value_heads=1,
         intermediate_size=2 * WIDTH,
-        max_position_embeddings=_CONTEXT,
+        max_position_embeddings=CONTEXT,
         bos_token_id=0,
         eos_token_id=1,
     )

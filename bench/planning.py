@@ -32,7 +32,14 @@ _WARM_UP = 2
 PROMPT_TOKENS = 4000
 """Of the runs that select ranges."""
 _EVERYWHERE = Spans(((0, NO_END),))
-_SCATTERED = Spans(tuple((first, first + 1) for first in range(0, PROMPT_TOKENS, 2)))
+
+
+def scattered(count: int) -> Spans:
+    """So many ranges of a position each, none next to another."""
+    return Spans(tuple((first, first + 1) for first in range(0, 2 * count, 2)))
+
+
+_SCATTERED = scattered(2000)
 _DENSE = Spans(((0, PROMPT_TOKENS),))
 
 
@@ -42,8 +49,9 @@ class Case:
 
     name: str
     runs: int
-    steers: bool = False
-    """Whether each adds a vector of its own at every layer; else it is captured there."""
+    layers: int = LAYERS
+    vectors: int = 0
+    """That each run adds at every layer, all its own; with none it is captured there."""
     where: Spans = _EVERYWHERE
     first: int = 0
     """The position of the first step."""
@@ -57,9 +65,9 @@ CASES = (
     Case("decode, captured", 64),
     Case("decode, captured", 256),
     Case("decode, captured, one run replaced each step", 256, changes=True),
-    Case("decode, own vectors", 64, steers=True),
-    Case("decode, own vectors", 256, steers=True),
-    Case("decode, own vectors, one run replaced each step", 256, steers=True, changes=True),
+    Case("decode, own vectors", 64, vectors=1),
+    Case("decode, own vectors", 256, vectors=1),
+    Case("decode, own vectors, one run replaced each step", 256, vectors=1, changes=True),
     Case("prompt of 4,000 tokens, all captured", 1, where=_DENSE, tokens=PROMPT_TOKENS),
     Case("the same, in 2,000 ranges", 1, where=_SCATTERED, tokens=PROMPT_TOKENS),
     Case("decode after such prompts, all captured", 64, where=_DENSE, first=PROMPT_TOKENS),
@@ -88,12 +96,21 @@ class PlanningFigures:
 def measure_planning(progress: Console, cases: Sequence[Case] = CASES) -> list[PlanningFigures]:
     figures = []
     for case in cases:
-        took_ms = _step_times_ms(case)
+        took_ms = step_times_ms(case)
         figures.append(
             PlanningFigures(case.name, case.runs, statistics.median(took_ms), max(took_ms))
         )
         progress.print(f"planning: {figures[-1]}")
     return figures
+
+
+def step_times_ms(case: Case, steps: int = STEPS) -> list[float]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # Else part of the work would be in threads that are not counted.
+    try:
+        return _step_times_ms(case, steps)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def planning_tables(figures: Sequence[PlanningFigures]) -> list[Table]:
@@ -108,15 +125,14 @@ def planning_tables(figures: Sequence[PlanningFigures]) -> list[Table]:
     return [table]
 
 
-def _step_times_ms(case: Case) -> list[float]:
-    torch.set_num_threads(1)  # Else part of the work would be in threads that are not counted.
-    banks, model = Banks(torch.device("cpu")), _model()
-    wanted = [_run(case, number) for number in range(case.runs + _WARM_UP + STEPS)]
+def _step_times_ms(case: Case, steps: int) -> list[float]:
+    banks, model = Banks(torch.device("cpu")), _model(case.layers)
+    wanted = [_run(case, number) for number in range(case.runs + _WARM_UP + steps)]
     batch = [
         Reached(_start(run, key, banks), case.first) for key, run in enumerate(wanted[: case.runs])
     ]
     took = []
-    for step in range(_WARM_UP + STEPS):
+    for step in range(_WARM_UP + steps):
         started = time.thread_time()
         if case.changes:
             batch.pop(0).run.end(banks)
@@ -131,18 +147,20 @@ def _step_times_ms(case: Case) -> list[float]:
 
 
 def _run(case: Case, number: int) -> Run:
-    sites = tuple(Site(HookPoint.RESID_POST, layer) for layer in range(LAYERS))
+    sites = tuple(Site(HookPoint.RESID_POST, layer) for layer in range(case.layers))
     where = Selection(case.where)
     run = Run(id=f"planned-{number}", token_ids=(1,))
-    if not case.steers:
+    if not case.vectors:
         return replace(run, captures=(Capture(sites, where),))
-    vector = np.random.default_rng(number).normal(size=WIDTH).astype(np.float32)
-    return replace(run, interventions=(Intervention(sites, where, Add(vector)),))
+    vectors = np.random.default_rng(number).normal(size=(case.vectors, WIDTH)).astype(np.float32)
+    return replace(
+        run, interventions=tuple(Intervention(sites, where, Add(vector)) for vector in vectors)
+    )
 
 
-def _model() -> Model:
+def _model(layers: int) -> Model:
     layout = Layout()
-    for layer in range(LAYERS):
+    for layer in range(layers):
         layout.add_place([(Site(HookPoint.RESID_POST, layer), True)])
     return Model(layout)
 

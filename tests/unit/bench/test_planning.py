@@ -14,8 +14,8 @@ QUIET = Console(file=io.StringIO())
     "case",
     [
         Case("captured", 2),
-        Case("own vectors", 2, steers=True),
-        Case("own vectors, a run replaced", 2, steers=True, changes=True),
+        Case("own vectors", 2, vectors=1),
+        Case("own vectors, a run replaced", 2, vectors=1, changes=True),
         Case("a whole prompt", 1, tokens=16),
     ],
     ids=lambda case: case.name,
