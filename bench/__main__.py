@@ -23,6 +23,7 @@ from actserve_server.models.embedded import default_cache_dir
 from actserve_server.models.resolve import ResolvedModel, resolve
 from bench.clients import client_tables, measure_clients
 from bench.cores import cores_tables, measure_cores
+from bench.corpus import corpus_tables, measure_corpus
 from bench.door import door_tables, measure_door
 from bench.explanations import explanation_tables, measure_explanations
 from bench.growth import growth_faults, growth_tables, measure_growth
@@ -43,6 +44,7 @@ class Asked:
     rounds: int
     modes: re.Pattern[str]
     runs: Sequence[int]
+    texts: int
 
     @cached_property
     def resolved(self) -> ResolvedModel:
@@ -96,6 +98,12 @@ PARTS: Mapping[str, Part] = {
     "repeats": Part(
         lambda asked, log: measure_repeats(asked.model, asked.dtype, log), repeat_tables
     ),
+    "corpus": Part(
+        lambda asked, log: measure_corpus(
+            asked.resolved, asked.dtype, asked.texts, asked.rounds, log
+        ),
+        corpus_tables,
+    ),
     "wire": Part(lambda asked, log: measure_wire(asked.rounds, log), wire_tables),
     "clients": Part(lambda asked, log: measure_clients(asked.rounds, log), client_tables),
 }
@@ -118,6 +126,7 @@ def main() -> None:
         default=RUNS,
         help="how many runs at once, in part host: 1,16 or the like; 1,16,64,256 by default",
     )
+    parser.add_argument("--texts", type=int, default=300, help="how many texts, in part corpus")
     parser.add_argument("--only", choices=PARTS, help="one part of it; all by default")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
@@ -128,6 +137,7 @@ def main() -> None:
         rounds=arguments.rounds,
         modes=arguments.modes,
         runs=arguments.runs,
+        texts=arguments.texts,
     )
     log = Console(stderr=True)
     parts = [arguments.only] if arguments.only else [*PARTS]
