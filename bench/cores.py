@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 import actserve
 from bench.servers import served
@@ -108,6 +109,25 @@ def measure_cores(model: str, dtype: str, rounds: int, progress: Console) -> Cor
         health_wait_p99_ms=_p99_ms(waits["health"]),
         tokenize_wait_p99_ms=_p99_ms(waits["tokenize"]),
     )
+
+
+def cores_tables(figures: CoresFigures) -> list[Table | str]:
+    count = len(os.sched_getaffinity(0))
+    table = Table(title=f"A server that computes as it chooses on {count} cores, over gRPC")
+    for column in ("", "tokens/s", "of one core", "aim on 2 cores"):
+        table.add_column(column)
+    rows = (
+        ("fetch, one layer", figures.fetch_tokens_per_second, figures.fetch_ratio, 1.7),
+        ("decode", figures.decode_tokens_per_second, figures.decode_ratio, 1.6),
+    )
+    for name, rate, ratio, aim in rows:
+        table.add_row(name, f"{rate:.0f}", f"{ratio:.2f}", f"{aim}")
+    waits = (
+        f"waits of another caller meanwhile, 99th percentile: health "
+        f"{figures.health_wait_p99_ms:.0f} ms, tokenize {figures.tokenize_wait_p99_ms:.0f} ms "
+        "(aim: 100 ms)"
+    )
+    return [table, waits]
 
 
 def _fetch(client: actserve.Client, prompts: list[list[int]], load: Workload) -> int:

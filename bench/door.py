@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import psutil
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor
 from rich.console import Console
+from rich.table import Table
 
 import actserve
 from actserve.v1 import generation_service_pb2, generation_service_pb2_grpc
@@ -122,6 +123,37 @@ def measure_door(model: str, dtype: str, progress: Console) -> DoorFigures:
         stall = _stall(server)
         progress.print(stall)
     return DoorFigures(refused, largest, stall, corpus, sent)
+
+
+def door_tables(figures: DoorFigures) -> list[Table | str]:
+    stall = figures.stall
+    return [
+        _calls_table(
+            "64 MiB without a token, gzipped (aims: 50 ms, 100 ms, 64 MiB)", figures.refused
+        ),
+        _calls_table(
+            "The largest messages with a token (aim: health within 250 ms)", figures.largest
+        ),
+        _calls_table(
+            f"One fetch at all layers, {figures.corpus_sent_mb:.0f} MB of rows", [figures.corpus]
+        ),
+        (
+            f"another caller's generate: alone {stall.alone_ms:.0f} ms; while a fetch that nobody "
+            f"reads computes {stall.computing_ms:.0f} ms, stalled {stall.stalled_ms:.0f} ms; it "
+            f"was freed after {stall.freed_after_s:.1f} s and ended with {stall.ended_with}; then "
+            f"{stall.alone_again_ms:.0f} ms"
+        ),
+    ]
+
+
+def _calls_table(title: str, calls: Sequence[Met]) -> Table:
+    table = Table(title=title)
+    for column in ("call", "ended with", "server ms", "health waited ms", "memory grew MB"):
+        table.add_column(column)
+    for met in calls:
+        numbers = (met.server_ms, met.health_wait_ms, met.growth_mb)
+        table.add_row(met.name, met.reason, *(f"{number:.0f}" for number in numbers))
+    return table
 
 
 def _methods() -> Iterator[MethodDescriptor]:

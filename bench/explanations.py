@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from actserve_server.domain.prompts import Conversation, Turn
 from actserve_server.domain.runs import Sampling
@@ -59,7 +60,7 @@ async def measure_explanations(
     options: EngineOptions, rounds: int, progress: Console
 ) -> list[ExplanationFigures]:
     """Every run of ours lies between two of plain vLLM."""
-    stock = Stock(options)
+    stock = Stock.like_ours(options)
     engine = await VllmEngine.start(
         replace(options, hook_points=("embedding",), place_embeddings=True)
     )
@@ -100,6 +101,20 @@ async def measure_explanations(
         )
         for count in COUNTS
     ]
+
+
+def explanation_tables(figures: Sequence[ExplanationFigures]) -> list[Table]:
+    table = Table(title="Explanations (medians over rounds; aim: 0.95 of plain vLLM at 64)")
+    for column in ("rows at once", "explanations/s", "of plain vLLM", "of a serial loop"):
+        table.add_column(column)
+    for figure in figures:
+        table.add_row(
+            str(figure.rows),
+            f"{figure.explanations_per_second:.1f}",
+            f"{figure.ratio_to_plain_vllm:.3f}",
+            f"{figure.ratio_to_serial_loop:.1f}",
+        )
+    return [table]
 
 
 def _autoencoder(engine: VllmEngine, ids: Sequence[int]) -> Autoencoder:

@@ -67,6 +67,17 @@ def measure_tenants(model: str, dtype: str, progress: Console) -> TenantFigures:
     return figures
 
 
+def tenant_tables(figures: TenantFigures) -> list[str]:
+    return [
+        (
+            f"to the first token: the first tenant {figures.first_new:.0f} ms, again "
+            f"{figures.first_again:.0f} ms; then the second tenant with the same prompts "
+            f"{figures.second_new:.0f} ms, {figures.told_apart:.2f} of new ones, again "
+            f"{figures.second_again:.0f} ms"
+        )
+    ]
+
+
 def _median(client: actserve.Client, prompts: list[list[int]]) -> float:
     times: list[float] = []
     for prompt in prompts:

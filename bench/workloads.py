@@ -3,8 +3,8 @@
 import random
 from dataclasses import dataclass
 
-_ID_RANGE = (1000, 40000)
-"""Ordinary tokens in every vocabulary this runs on."""
+ORDINARY_IDS = (1000, 40000)
+"""Tokens in the vocabulary of every model that is not made here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,14 @@ class Workload:
     count: int
     prompt_tokens: int
     max_tokens: int
+    ids: tuple[int, int] = ORDINARY_IDS
+    """Half-open range of the tokens that prompts are made of."""
 
     def requests(self, seed: int) -> list[Request]:
         rng = random.Random(f"{self.name} {seed}")
         return [
             Request(
-                tuple(rng.randrange(*_ID_RANGE) for _ in range(self.prompt_tokens)),
+                tuple(rng.randrange(*self.ids) for _ in range(self.prompt_tokens)),
                 self.max_tokens,
             )
             for _ in range(self.count)
