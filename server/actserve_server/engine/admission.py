@@ -31,7 +31,6 @@ from actserve_server.domain.runs import Capture, Run, RunEvent
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.api import Engine
 from actserve_server.engine.merge import merge
-from actserve_server.engine.selftest import SelfTest, self_test
 
 T = TypeVar("T")
 
@@ -93,7 +92,6 @@ class AdmittedEngine:
 
     def __init__(self, engine: Engine, limits: AdmissionLimits | None = None) -> None:
         self._engine = engine
-        self._info = engine.info
         self._limits = limits or AdmissionLimits()
         self._waiting: list[_Place] = []
         self._running = _Count()
@@ -106,18 +104,8 @@ class AdmittedEngine:
 
     @property
     def info(self) -> ModelInfo:
-        """The engine's own, less what failed the self-test."""
-        return self._info
-
-    async def prove(self) -> SelfTest:
-        """Has the engine test itself, and serves what passed alone. Call before serving."""
-        result = await self_test(self._engine)
-        self.offer(result.info)
-        return result
-
-    def offer(self, info: ModelInfo) -> None:
-        """Serves what `info` says from now on: what the engine serves, or less."""
-        self._info = info
+        """The engine's own."""
+        return self._engine.info
 
     @property
     def running(self) -> int:
@@ -193,7 +181,7 @@ class AdmittedEngine:
         caller = account(tenant) or f"call {next(self._numbers)}"
         if self._waiting or not self._fits(_Place.of(caller, tenant, capture_bytes)):
             self._check_queue(account(tenant))
-        return AdmittedCall(self, caller)
+        return AdmittedCall(self, caller, self.info)
 
     def _check_queue(self, tenant: str) -> None:
         waiting, limit = len(self._waiting), self._limits.max_queue
@@ -248,11 +236,11 @@ class AdmittedEngine:
 
     @asynccontextmanager
     async def _started(
-        self, run: Run, caller: str
+        self, run: Run, caller: str, info: ModelInfo
     ) -> AsyncGenerator[AsyncGenerator[RunEvent, None], None]:
         events: asyncio.Queue[Any] = asyncio.Queue()
         read = asyncio.Event()
-        serving = asyncio.create_task(self._serve(run, caller, events, read))
+        serving = asyncio.create_task(self._serve(run, caller, info, events, read))
         try:
             async with aclosing(_until_over(events, read, serving)) as given:
                 yield given
@@ -261,7 +249,12 @@ class AdmittedEngine:
             await asyncio.gather(serving, return_exceptions=True)
 
     async def _serve(
-        self, run: Run, caller: str, events: "asyncio.Queue[Any]", read: asyncio.Event
+        self,
+        run: Run,
+        caller: str,
+        info: ModelInfo,
+        events: "asyncio.Queue[Any]",
+        read: asyncio.Event,
     ) -> None:
         """Waits until the run may begin, takes its events as they come, so that it is over when the
         engine says so, and holds what it has reserved until they are read."""
@@ -269,6 +262,7 @@ class AdmittedEngine:
             place = _Place.of(caller, run.tenant, self.capture_bytes(run))
             async with self._admitted(place):
                 try:
+                    self._check_still_there(info)
                     async with aclosing(self._engine.run(run)) as given:
                         async for event in given:
                             events.put_nowait(event)
@@ -278,6 +272,16 @@ class AdmittedEngine:
                 await read.wait()
         finally:
             events.put_nowait(_OVER)  # Of a run that ended before it was complete.
+
+    def _check_still_there(self, info: ModelInfo) -> None:
+        """What a call may ask for was checked against `info`, and another engine may have proven
+        less."""
+        if self.info is not info:
+            raise ActserveError(
+                Reason.ENGINE_DEAD,
+                "the engine died during this call and was started again; send the call again",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
     @asynccontextmanager
     async def _admitted(self, place: _Place) -> AsyncGenerator[_Place, None]:
@@ -369,14 +373,16 @@ async def _until_over(
 class AdmittedCall:
     """A call that was let in: its runs wait for their turns, and are not refused."""
 
-    def __init__(self, engine: AdmittedEngine, caller: str) -> None:
+    def __init__(self, engine: AdmittedEngine, caller: str, info: ModelInfo) -> None:
+        """`info` is what the engine serves as the call comes."""
         self._engine = engine
         self._caller = caller
+        self._info = info
 
     def started(self, run: Run) -> AbstractAsyncContextManager[AsyncGenerator[RunEvent, None]]:
         """The events of a run that `AdmittedEngine.check` has passed. It is in line from here on,
         whether or not anybody asks for its events."""
-        return self._engine._started(run, self._caller)
+        return self._engine._started(run, self._caller, self._info)
 
     async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
         """The same as a stream."""

@@ -58,6 +58,8 @@ class Collector:
     def close(self) -> None:
         self._reader.close()
         self._thread.join(timeout=5.0)
+        if not self._thread.is_alive():
+            self._reader.release()
 
     def _run(self) -> None:
         try:
@@ -70,8 +72,8 @@ class Collector:
                 self._wake_loop()
         except BaseException as error:
             self._error = error
-            log.exception("the collector of activation rows has failed")
             self._wake_loop()
+            log.exception("the collector of activation rows has failed")
 
     def _wake_loop(self) -> None:
         if not self._wake_pending:
