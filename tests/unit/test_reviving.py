@@ -372,15 +372,19 @@ async def test_without_a_way_to_start_another_a_dead_engine_stays_dead() -> None
     assert fake.closed
 
 
-async def test_a_call_let_in_before_the_death_is_not_served_after_it() -> None:
+@pytest.mark.parametrize("let_in", ["before", "after"])
+async def test_a_call_checked_before_the_death_is_not_served_after_it(let_in: str) -> None:
     """It was checked against what the engine before had proven."""
     shop = Workshop()
     engine = await shop.opened()
     admitted = AdmittedEngine(engine, AdmissionLimits())
+    checked = admitted.info
     call = admitted.enter("")
     shop.kill()
     assert not await serves(engine)
     await again(engine)
+    if let_in == "after":
+        call = admitted.enter("", checked=checked)
 
     async def late(run: Run) -> AsyncGenerator[RunEvent, None]:
         async with call.started(run) as stream:

@@ -153,25 +153,33 @@ class AdmittedEngine:
         """Returns once no call is left."""
         await self._idle.wait()
 
-    async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
-        async with aclosing(self.run_all([run])) as events:
+    async def run(
+        self, run: Run, checked: ModelInfo | None = None
+    ) -> AsyncGenerator[RunEvent, None]:
+        async with aclosing(self.run_all([run], checked)) as events:
             async for _, event in events:
                 yield event
 
-    def run_all(self, runs: Sequence[Run]) -> AsyncGenerator[tuple[int, RunEvent], None]:
+    def run_all(
+        self, runs: Sequence[Run], checked: ModelInfo | None = None
+    ) -> AsyncGenerator[tuple[int, RunEvent], None]:
         """Streams the events of all runs, each with its index in `runs`.
 
         Refuses at once, before anything is streamed, what could never be admitted or comes at a
-        bad time. Closing the stream aborts the runs and frees what they hold.
+        bad time. Closing the stream aborts the runs and frees what they hold. `checked` is as in
+        `enter`.
         """
         for index, run in enumerate(runs):
             self.check(run, index)
-        call = self.enter(runs[0].tenant, self.capture_bytes(runs[0]))
+        call = self.enter(runs[0].tenant, self.capture_bytes(runs[0]), checked)
         return call.merge([lambda run=run: call.run(run) for run in runs])
 
-    def enter(self, tenant: str, capture_bytes: int = 0) -> "AdmittedCall":
-        """Lets in a call whose first run may capture so many bytes. Raises DRAINING or QUEUE_FULL
-        if it comes at a bad time."""
+    def enter(
+        self, tenant: str, capture_bytes: int = 0, checked: ModelInfo | None = None
+    ) -> "AdmittedCall":
+        """Lets in a call whose first run may capture so many bytes. `checked` is what it was
+        checked against, if not just now: its runs are refused if that is no longer what is served.
+        Raises DRAINING or QUEUE_FULL if it comes at a bad time."""
         if self._draining:
             raise ActserveError(
                 Reason.DRAINING,
@@ -181,7 +189,7 @@ class AdmittedEngine:
         caller = account(tenant) or f"call {next(self._numbers)}"
         if self._waiting or not self._fits(_Place.of(caller, tenant, capture_bytes)):
             self._check_queue(account(tenant))
-        return AdmittedCall(self, caller, self.info)
+        return AdmittedCall(self, caller, checked or self.info)
 
     def _check_queue(self, tenant: str) -> None:
         waiting, limit = len(self._waiting), self._limits.max_queue
@@ -374,7 +382,7 @@ class AdmittedCall:
     """A call that was let in: its runs wait for their turns, and are not refused."""
 
     def __init__(self, engine: AdmittedEngine, caller: str, info: ModelInfo) -> None:
-        """`info` is what the engine serves as the call comes."""
+        """`info` is what the call was checked against."""
         self._engine = engine
         self._caller = caller
         self._info = info
