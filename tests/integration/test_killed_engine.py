@@ -29,6 +29,7 @@ KILLS = int(os.environ.get("KILLS", "3"))
 START_WITHIN_S = 600
 SERVED_WITHIN_S = 600
 NOTICED_WITHIN_S = 300
+CALL_S = 1200
 BETWEEN_KILLS_S = 3
 """In which answers are given whole."""
 TOLERANCE = 1e-3
@@ -190,7 +191,7 @@ class Caller:
 
     def run(self) -> None:
         try:
-            with actserve.Client(f"127.0.0.1:{self.server.port}") as client:
+            with actserve.Client(f"127.0.0.1:{self.server.port}", timeout=CALL_S) as client:
                 while not self.stop.is_set():
                     self._ask(client)
         except BaseException as error:
@@ -212,7 +213,7 @@ class Caller:
 def test_an_engine_killed_under_load_is_served_again_and_nothing_is_left_of_it(
     server: Server,
 ) -> None:
-    with actserve.Client(f"127.0.0.1:{server.port}") as client:
+    with actserve.Client(f"127.0.0.1:{server.port}", timeout=CALL_S) as client:
         alone = {name: ask(client) for name, ask in ASKED.items()}
         kept = client.fetch("It stays", SITE, keep=actserve.Keep()).kept
     callers = [Caller(server, name, alone[name]) for name in ASKED for _ in range(2)]
@@ -247,7 +248,7 @@ def test_an_engine_killed_under_load_is_served_again_and_nothing_is_left_of_it(
             thread.join()
     assert [caller.failure for caller in callers] == [None] * len(callers)
     assert all(caller.deaths for caller in callers)
-    with actserve.Client(f"127.0.0.1:{server.port}") as client:
+    with actserve.Client(f"127.0.0.1:{server.port}", timeout=CALL_S) as client:
         for name, ask in ASKED.items():
             assert_same(name, ask(client), alone[name])
         assert kept is not None

@@ -202,17 +202,19 @@ class RevivingEngine:
             await dead.close()
         except Exception:
             log.exception("a dead engine was not cleaned up", model=model_id)
-        # It may hold sockets, threads and shared memory until nobody can reach it.
         del dead
-        gc.collect()
         try:
             async with asyncio.timeout(self._revival.patience.total_s):
-                self._current, self._info = await self._start_again()
+                engine, info = await self._start_again()
         except Exception as error:
             reason = str(error) or "it takes too long"
             self._revival.why = f"the engine of {model_id} died and does not start again: {reason}"
             self._revival.given_up.set()
             return
+        # The dead one holds sockets, threads and memory until it is collected, which it can be now
+        # that all runs that it cut are over.
+        gc.collect()
+        self._current, self._info = engine, info
         self._revival.restarted(model_id)
         seconds = round(time.monotonic() - died_at, 1)
         log.info("engine started again", model=model_id, seconds=seconds)
