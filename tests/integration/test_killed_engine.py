@@ -256,10 +256,11 @@ def test_an_engine_killed_under_load_is_served_again_and_nothing_is_left_of_it(
     held.append(server.holds())
     print(f"held at last: {held[-1]}")
     assert server.metric("actserve_engine_restarts_total") == KILLS
-    first, last = held[0], held[-1]
+    first, second, last = held[0], held[1], held[-1]
     assert orphans() <= left_by_others
     for thing in ("processes", "rings"):
         assert last[thing] <= first[thing], (thing, held)
-    # Sockets and threads of calls come and go; one for each death would be a leak.
+    # What the last dead engine held may stay until the next has died; more would add up. Sockets
+    # and threads of calls come and go.
     for thing in ("fds", "threads"):
-        assert last[thing] < first[thing] + max(KILLS, 10), (thing, held)
+        assert last[thing] < second[thing] + KILLS, (thing, held)
