@@ -20,11 +20,12 @@ from rich.table import Table
 from actserve_server.domain.prompts import Conversation, Turn
 from actserve_server.domain.runs import Sampling
 from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla.autoencoder import Autoencoder, NlaInfo
 from actserve_server.nla.explanations import Asking, Consumed
-from actserve_server.nla.loading import open_engine
+from actserve_server.nla.loading import open_limits
 from actserve_server.nla.profile import (
     Form,
     NlaProfile,
@@ -135,7 +136,7 @@ def _autoencoder(engine: VllmEngine, ids: Sequence[int]) -> Autoencoder:
         reconstructor=None,
     )
     prompt = VerbalizerPrompt(tuple(ids), (slot,))
-    verbalizer = Verbalizer(open_engine(engine), profile, lambda _: prompt)
+    verbalizer = Verbalizer(AdmittedEngine(engine, open_limits(engine)), profile, lambda _: prompt)
     return Autoencoder(NlaInfo(id="bench", model_id="bench", profile=pair), verbalizer, None)
 
 

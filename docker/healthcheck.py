@@ -1,15 +1,12 @@
 """Docker's HEALTHCHECK: exit 0 when the server in this container answers SERVING.
 
-Kubernetes asks grpc.health.v1 itself (see helm/actserve); Docker needs a program. It reads the
-server's own ACTSERVE_PORT and ACTSERVE_TLS_CERT. A server with TLS may want a certificate of its
-callers, which this program lacks, so there an open port has to do: it opens once the model is
-ready, but stays open when the engine dies.
+Kubernetes asks grpc.health.v1 itself (see helm/actserve); Docker needs a program. It asks on the
+server's ACTSERVE_HEALTH_PORT, which is without TLS.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
 import grpc
@@ -18,11 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 TIMEOUT_S = 3.0
 
 
-def check(port: int, tls: bool) -> None:
+def check(port: int) -> None:
     """Raises `OSError` or `grpc.RpcError` when the server is not ready for calls."""
-    if tls:
-        socket.create_connection(("127.0.0.1", port), TIMEOUT_S).close()
-        return
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         # The types that pyright brings for this package lack the stub's methods.
@@ -35,9 +29,9 @@ def check(port: int, tls: bool) -> None:
 
 
 def main() -> int:
-    port = int(os.environ.get("ACTSERVE_PORT", "50051"))
+    port = int(os.environ.get("ACTSERVE_HEALTH_PORT", "50052"))
     try:
-        check(port, tls=bool(os.environ.get("ACTSERVE_TLS_CERT")))
+        check(port)
     except (OSError, grpc.RpcError) as error:
         print(f"port {port}: {error}", file=sys.stderr)
         return 1

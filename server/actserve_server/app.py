@@ -1,7 +1,8 @@
 """Composition and lifecycle: an engine, admission around it, servers in front.
 
 The port opens once the engine is ready and has tested itself, so a client or a startup probe that
-finds it open can call. From then on health follows the engine. SIGTERM turns health to NOT_SERVING,
+finds it open can call. From then on health follows the engine, which is started again and tested
+again if it dies; where that cannot be done the server ends. SIGTERM turns health to NOT_SERVING,
 then refuses new calls, then waits for the running ones as long as the grace lasts; a second signal
 stops at once.
 """
@@ -25,10 +26,13 @@ from prometheus_client import start_http_server
 from actserve_server import logs
 from actserve_server.config import ConfigError, Settings
 from actserve_server.domain.errors import ActserveError
-from actserve_server.domain.model import Limits
+from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
+from actserve_server.engine.reviving import Revival, RevivingEngine, Start
+from actserve_server.engine.selftest import self_test
+from actserve_server.engine.starting import is_starting
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.attribution_selftest import prove_attribution
 from actserve_server.readouts.kept import KeptStore
@@ -55,15 +59,28 @@ FAKE_TOKEN_DELAY_S = 0.02
 log = structlog.get_logger("actserve.app")
 
 
+class EngineLostError(Exception):
+    """An engine died and cannot be started again; the message says which, and why."""
+
+
 class App:
     """An engine being served, and autoencoders that explain it."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, autoencoders: Nlas | None = None
+        self,
+        engine: Engine,
+        settings: Settings,
+        autoencoders: Nlas | None = None,
+        start: Start | None = None,
+        revival: Revival | None = None,
     ) -> None:
+        """`start` makes another engine, if this one dies; `revival` is what autoencoders of engines
+        in this process share with it."""
         self._settings = settings
+        self.revival = revival or Revival(restarted=_count_restart)
+        self._reviving = RevivingEngine(engine, _proven, start, self.revival)
         self.engine = AdmittedEngine(
-            engine,
+            self._reviving,
             AdmissionLimits(
                 capture_budget_bytes=settings.capture_budget_bytes,
                 vector_budget_bytes=settings.vector_budget_bytes,
@@ -93,23 +110,7 @@ class App:
 
     async def prove(self) -> None:
         """Tests the engine before it serves, and withdraws what fails."""
-        started = time.monotonic()
-        result = await self.engine.prove()
-        for hook_point, reason in result.failures.items():
-            log.error("self-test", hook_point=hook_point, reason=reason)
-        proven = await prove_attention(self.engine, self.engine.info)
-        proven = await prove_attribution(self.engine, proven)
-        self.engine.offer(proven)
-        if proven.attention_unserved:
-            log.warning("self-test", attention=proven.attention_unserved)
-        if reason := proven.weights.head_attribution_unserved:
-            log.warning("self-test", logit_attribution=reason)
-        log.info(
-            "self-test",
-            ok=not result.failures,
-            runs=result.runs,
-            seconds=round(time.monotonic() - started, 1),
-        )
+        await self._reviving.prove()
 
     async def start(self) -> None:
         """Listens; health tells the engine's state from now on."""
@@ -150,8 +151,9 @@ class App:
     async def _report_health(self) -> None:
         healthy, why = True, None
         try:
-            await self.engine.check_health()
-            await self.autoencoders.check_health()
+            # Each is asked, whatever the others say: a dead engine is started again once it is
+            # found dead.
+            await asyncio.gather(self.engine.check_health(), self.autoencoders.check_health())
         except ActserveError as error:
             healthy, why = False, error.reason.value
         except Exception as error:
@@ -169,36 +171,75 @@ class App:
             self._watching = None
 
 
-def build(engine: Engine, settings: Settings, autoencoders: Nlas | None = None) -> App:
+def build(
+    engine: Engine,
+    settings: Settings,
+    autoencoders: Nlas | None = None,
+    start: Start | None = None,
+    revival: Revival | None = None,
+) -> App:
     """An app around any engine; `await app.start()` makes it listen on `app.port`."""
-    return App(engine, settings, autoencoders)
+    return App(engine, settings, autoencoders, start, revival)
+
+
+async def _proven(engine: Engine) -> ModelInfo:
+    """What the engine may serve, less what fails its self-test."""
+    started = time.monotonic()
+    result = await self_test(engine)
+    for hook_point, reason in result.failures.items():
+        log.error("self-test", hook_point=hook_point, reason=reason)
+    proven = await prove_attention(engine, result.info)
+    proven = await prove_attribution(engine, proven)
+    if proven.attention_unserved:
+        log.warning("self-test", attention=proven.attention_unserved)
+    if reason := proven.weights.head_attribution_unserved:
+        log.warning("self-test", logit_attribution=reason)
+    log.info(
+        "self-test",
+        ok=not result.failures,
+        runs=result.runs,
+        seconds=round(time.monotonic() - started, 1),
+    )
+    return proven
+
+
+def _count_restart(model_id: str) -> None:
+    metrics.ENGINE_RESTARTS.labels(model_id).inc()
 
 
 async def serve(settings: Settings) -> None:
-    """Serves until told to stop. Raises `ConfigError` for options that cannot work here."""
+    """Serves until told to stop. Raises `ConfigError` for options that cannot work here, and
+    `EngineLostError` if it had to end by itself."""
     logs.configure(settings.log_level)
     # All that can fail for a wrong option fails now, not after a minute of loading.
     listening = _listening(settings)
-    _check_port(settings.host, settings.port)
+    for port in (settings.port, settings.health_port):
+        if port is not None:
+            _check_port(settings.host, port)
     stop_metrics = _serve_metrics(settings)
     first, second = asyncio.Event(), asyncio.Event()
     _stop_on_signals(first, second)
     app = await _unless(first, _load(settings))
     if app is None:
-        _abandon_loading()
+        log.info("stopped while loading")
+        exit_at_once(1)
     try:
         if settings.model != FAKE_MODEL:  # Made-up activations add up to nothing to test.
             await _unless(first, _prove(app))
         if not first.is_set():
             await app.start()
             _greet(app, listening)
-            await first.wait()
+            await _unless(first, app.revival.given_up.wait())
             log.info("draining", grace_s=settings.drain_grace_s, running=app.engine.running)
-            await _unless(second, app.drain())
+            await _unless(second if first.is_set() else first, app.drain())
     finally:
         await app.close()
         stop_metrics()
     log.info("stopped")
+    if app.revival.given_up.is_set() and not first.is_set():
+        raise EngineLostError(app.revival.why)
+    if app.revival.interrupted or is_starting():
+        exit_at_once(0)
 
 
 async def _prove(app: App) -> None:
@@ -230,8 +271,13 @@ async def _load(settings: Settings) -> App:
     options = {name: getattr(settings, name) for name in shared}
     options |= {"model_id": settings.model_id or resolved.id, "model_path": resolved.path_or_hub_id}
     wanted = EngineOptions(**options)
+    revival = Revival(restarted=_count_restart)
+
+    async def start() -> Engine:
+        return await VllmEngine.start(wanted)
+
     try:
-        engine = await VllmEngine.start(wanted)
+        engine = await start()
         try:
             here = [source for source in settings.nla if not source.address]
             there = [source for source in settings.nla if source.address]
@@ -239,7 +285,7 @@ async def _load(settings: Settings) -> App:
                 [nla for each in there for nla in await connect(each, engine.info)]
             )
             taken = {nla.id for nla in remote}
-            local = await loading.load(here, engine.info, wanted, cache, taken)
+            local = await loading.load(here, engine.info, wanted, cache, taken, revival)
             autoencoders = Autoencoders([*local, *remote])
         except BaseException:
             await engine.close()
@@ -247,7 +293,7 @@ async def _load(settings: Settings) -> App:
     except (ValueError, FileNotFoundError) as error:
         log.debug("the engine did not start", exc_info=True)
         raise ConfigError(f"cannot serve {resolved.id}: {error}") from None
-    return build(engine, settings, autoencoders)
+    return build(engine, settings, autoencoders, start, revival)
 
 
 def _fake(settings: Settings) -> Engine:
@@ -299,6 +345,7 @@ def _listening(settings: Settings) -> Listening:
         reader_timeout_s=settings.reader_timeout_s,
         max_calls=settings.max_calls,
         tenant_share=settings.tenant_share,
+        health_port=settings.health_port,
         tls=tls,
         tokens=tokens,
     )
@@ -329,13 +376,13 @@ def _serve_metrics(settings: Settings) -> Callable[[], None]:
     return server.shutdown
 
 
-def _abandon_loading() -> NoReturn:
-    """Exits although a thread is still loading; the interpreter would wait for it, for a minute."""
-    log.info("stopped while loading")
+def exit_at_once(status: int) -> NoReturn:
+    """Exits although an engine is half started; the interpreter would wait for its threads, sockets
+    and processes, for a minute or for ever."""
     for child in multiprocessing.active_children():
         child.terminate()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 def _stop_on_signals(first: asyncio.Event, second: asyncio.Event) -> None:

@@ -54,13 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(flags: Sequence[str]) -> int:
     try:
         settings = config.load(flags)
-        from actserve_server import app  # After the flags, so that --help is quick.
+    except config.ConfigError as error:
+        return _failed(error, 2)
+    from actserve_server import app  # After the flags, so that --help is quick.
 
+    try:
         asyncio.run(app.serve(settings))
     except config.ConfigError as error:
-        print(f"actserve-server: {error}", file=sys.stderr)
-        return 2
+        return _failed(error, 2)
+    except app.EngineLostError as error:
+        app.exit_at_once(_failed(error, 1))
     return 0
+
+
+def _failed(error: Exception, status: int) -> int:
+    print(f"actserve-server: {error}", file=sys.stderr)
+    return status
 
 
 def _prepare(model: str, cache_dir: Path | None) -> int:

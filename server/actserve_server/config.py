@@ -69,6 +69,11 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: Port = Field(50051, description="gRPC port; 0 takes a free one")
+    health_port: Port | None = Field(
+        None,
+        description="port where health (grpc.health.v1) alone is answered, without TLS, for probes "
+        "that cannot speak it; 0 takes a free one",
+    )
     metrics_host: str = Field("127.0.0.1", description="address of the metrics page")
     metrics_port: Port = Field(9090, description="Prometheus metrics port; 0 turns them off")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")

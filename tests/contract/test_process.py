@@ -147,10 +147,11 @@ def exit_of(*flags: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+@pytest.mark.parametrize("option", ["--port", "--metrics-port", "--health-port"])
 def test_a_taken_port_is_found_before_the_model_loads(option: str, taken_port: int) -> None:
-    other = {"--port": "--metrics-port", "--metrics-port": "--port"}[option]
-    status, error = exit_of(option, str(taken_port), other, "0")
+    free = {"--port": "0", "--metrics-port": "0"}
+    ports = {**free, option: str(taken_port)}
+    status, error = exit_of(*(part for each in ports.items() for part in each))
     assert status == 2
     assert str(taken_port) in error
     assert "Traceback" not in error

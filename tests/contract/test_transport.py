@@ -8,14 +8,16 @@ import grpc
 import numpy as np
 import pytest
 import trustme
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from actserve.v1 import model_service_pb2 as pb
 from actserve.v1 import model_service_pb2_grpc
 from actserve_server.domain.principals import Role
+from actserve_server.rpc.server import LIVENESS
 from tests.contract.harness import (
     addition,
     collect,
+    eventually,
     failure,
     fetch,
     generate,
@@ -178,3 +180,42 @@ async def test_mutual_tls_wants_a_certificate_of_the_client_authority(
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await list_models(port, certificates.credentials(unknown))
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_probes_without_tls_see_a_dead_engine_of_a_server_with_mutual_tls(
+    certificates: Certificates,
+) -> None:
+    async with (
+        serving(
+            host="localhost",
+            health_port=0,
+            tls_cert=certificates.cert,
+            tls_key=certificates.key,
+            tls_client_ca=certificates.client_ca,
+        ) as served,
+        grpc.aio.insecure_channel(f"localhost:{served.app.rpc.health_port}") as channel,
+    ):
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # pyright: ignore[reportArgumentType]
+
+        async def is_serving(service: str = "") -> bool:
+            request = health_pb2.HealthCheckRequest(service=service)
+            status = (await stub.Check(request)).status
+            return status == health_pb2.HealthCheckResponse.SERVING
+
+        assert await is_serving()
+        served.engine.faults.dead = True
+
+        async def is_told() -> bool:
+            return not await is_serving()
+
+        await eventually(is_told, within_s=5)
+        assert await is_serving(LIVENESS)
+
+
+async def test_where_probes_ask_nothing_else_is_answered() -> None:
+    async with serving(health_port=0) as served:
+        address = f"127.0.0.1:{served.app.rpc.health_port}"
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = model_service_pb2_grpc.ModelServiceStub(channel)
+            refused = await failure(stub.ListModels(pb.ListModelsRequest()))
+    assert refused.code is grpc.StatusCode.UNIMPLEMENTED

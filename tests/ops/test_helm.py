@@ -13,10 +13,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from actserve_server.rpc.server import LIVENESS
+
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm" / "actserve"
 VALUES = [CHART / "values.yaml", *sorted((CHART / "ci").glob("*.yaml"))]
 KUBERNETES = "1.37"
+TLS = ["--set", "settings.tls_cert=/tls/tls.crt", "--set", "settings.tls_key=/tls/tls.key"]
 
 Manifest = dict[str, Any]
 
@@ -97,10 +100,22 @@ def test_a_pod_tells_its_name_to_whoever_keeps_rows_there(server: Manifest) -> N
     assert env_of(server)["ACTSERVE_REPLICA"] == "metadata.name"
 
 
-def test_probes_ask_grpc_health(server: Manifest) -> None:
-    port = int(env_of(server)["ACTSERVE_PORT"])
+@pytest.mark.parametrize("settings", [[], TLS], ids=["plain", "tls"])
+def test_probes_ask_grpc_health_where_the_server_answers_it_without_tls(
+    helm: str, values: Path, settings: list[str]
+) -> None:
+    (container,) = pod_of(render(helm, "--values", values, *settings))["containers"]
+    port = int(env_of(container)["ACTSERVE_HEALTH_PORT"])
+    assert port != int(env_of(container)["ACTSERVE_PORT"])
     for name in ("startupProbe", "livenessProbe", "readinessProbe"):
-        assert server[name]["grpc"]["port"] == port
+        assert container[name]["grpc"]["port"] == port
+
+
+def test_a_pod_whose_engine_is_started_again_gets_no_calls_and_is_not_killed(
+    server: Manifest,
+) -> None:
+    assert "service" not in server["readinessProbe"]["grpc"]
+    assert server["livenessProbe"]["grpc"]["service"] == LIVENESS
 
 
 def test_startup_probe_leaves_time_to_load_the_model(server: Manifest) -> None:
@@ -147,7 +162,8 @@ def test_service_reaches_the_ports_the_server_listens_on(
 ) -> None:
     env = env_of(server)
     listening = {"grpc": int(env["ACTSERVE_PORT"]), "metrics": int(env["ACTSERVE_METRICS_PORT"])}
-    assert {port["name"]: port["containerPort"] for port in server["ports"]} == listening
+    probed = {"health": int(env["ACTSERVE_HEALTH_PORT"])}
+    assert {each["name"]: each["containerPort"] for each in server["ports"]} == listening | probed
     service = only(manifests, "Service")["spec"]
     assert {port["targetPort"]: port["port"] for port in service["ports"]} == listening
     labels = only(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
@@ -209,12 +225,6 @@ def test_existing_claim_is_used_and_none_is_made(helm: str) -> None:
     assert {"claimName": "mine"} in sources
 
 
-def test_tls_servers_are_probed_by_tcp(helm: str) -> None:
-    (container,) = pod_of(render(helm, "--set", "probes.kind=tcp"))["containers"]
-    assert container["readinessProbe"]["tcpSocket"] == {"port": "grpc"}
-    assert "grpc" not in container["readinessProbe"]
-
-
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
@@ -223,7 +233,7 @@ def test_tls_servers_are_probed_by_tcp(helm: str) -> None:
         ("sharedMemory.size=lots", "does not match pattern"),
         ("settings.port=1234", "invalid propertyName 'port'"),
         ("gpus=1", "set image.variant to cuda"),
-        ("settings.tls_cert=/tls/tls.crt", "set probes.kind to tcp"),
+        ("settings.health_port=1234", "invalid propertyName 'health_port'"),
     ],
 )
 def test_a_wrong_value_is_refused_with_a_reason(helm: str, setting: str, reason: str) -> None:

@@ -248,6 +248,7 @@ def test_chart_and_image_agree() -> None:
     assert (
         f"EXPOSE {values['service']['grpcPort']} {values['service']['metricsPort']}" in DOCKERFILE
     )
+    assert f"ACTSERVE_HEALTH_PORT={values['probes']['port']} " in DOCKERFILE
     assert chart["appVersion"] == PROJECT["project"]["version"]
 
 
@@ -264,10 +265,10 @@ class TestHealthcheck:
         yield port, servicer
         server.stop(None).wait()
 
-    def check(self, port: int, **environment: str) -> int:
+    def check(self, port: int) -> int:
         return subprocess.run(
             [sys.executable, ROOT / "docker/healthcheck.py"],
-            env={**os.environ, "ACTSERVE_PORT": str(port), **environment},
+            env={**os.environ, "ACTSERVE_HEALTH_PORT": str(port)},
             capture_output=True,
             check=False,
         ).returncode
@@ -281,16 +282,8 @@ class TestHealthcheck:
         servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         assert self.check(port) == 1
 
-    def test_takes_an_open_port_of_a_server_with_tls(
-        self, server: tuple[int, health.HealthServicer]
-    ) -> None:
-        port, servicer = server
-        servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-        assert self.check(port, ACTSERVE_TLS_CERT="/tls/tls.crt") == 0
-
     def test_fails_without_a_server(self) -> None:
         assert self.check(1) == 1
-        assert self.check(1, ACTSERVE_TLS_CERT="/tls/tls.crt") == 1
 
 
 def test_help_lists_the_developer_interface() -> None:

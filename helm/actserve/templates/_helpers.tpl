@@ -31,15 +31,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- printf "%s:%s" .Values.image.repository $tag -}}
 {{- end }}
 
-{{/* The question that every probe asks; how often and for how long differs. */}}
+{{/* What every probe has in common. It ends within the question, so that a probe may add a service. */}}
 {{- define "actserve.probe" -}}
-{{- if eq .Values.probes.kind "grpc" -}}
-grpc:
-  port: {{ .Values.service.grpcPort }}
-{{- else -}}
-tcpSocket:
-  port: grpc
-{{- end }}
 timeoutSeconds: {{ .Values.probes.timeoutSeconds }}
 periodSeconds: {{ .Values.probes.periodSeconds }}
+grpc:
+  port: {{ .Values.probes.port }}
 {{- end }}

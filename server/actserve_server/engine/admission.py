@@ -33,7 +33,6 @@ from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTar
 from actserve_server.engine.api import Engine
 from actserve_server.engine.forms import vector_bytes
 from actserve_server.engine.merge import merge
-from actserve_server.engine.selftest import SelfTest, self_test
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -143,7 +142,6 @@ class AdmittedEngine:
 
     def __init__(self, engine: Engine, limits: AdmissionLimits | None = None) -> None:
         self._engine = engine
-        self._info = engine.info
         self._limits = limits or AdmissionLimits()
         self._waiting: list[_Place] = []
         self._running = _Count()
@@ -158,18 +156,8 @@ class AdmittedEngine:
 
     @property
     def info(self) -> ModelInfo:
-        """The engine's own, less what failed the self-test."""
-        return self._info
-
-    async def prove(self) -> SelfTest:
-        """Has the engine test itself, and serves what passed alone. Call before serving."""
-        result = await self_test(self._engine)
-        self.offer(result.info)
-        return result
-
-    def offer(self, info: ModelInfo) -> None:
-        """Serves what `info` says from now on: what the engine serves, or less."""
-        self._info = info
+        """The engine's own."""
+        return self._engine.info
 
     @property
     def running(self) -> int:
@@ -222,29 +210,37 @@ class AdmittedEngine:
         """Returns once no call is left."""
         await self._idle.wait()
 
-    async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
-        async with aclosing(self.run_all([run])) as events:
+    async def run(
+        self, run: Run, checked: ModelInfo | None = None
+    ) -> AsyncGenerator[RunEvent, None]:
+        async with aclosing(self.run_all([run], checked)) as events:
             async for _, event in events:
                 yield event
 
-    def run_all(self, runs: Sequence[Run]) -> AsyncGenerator[tuple[int, RunEvent], None]:
+    def run_all(
+        self, runs: Sequence[Run], checked: ModelInfo | None = None
+    ) -> AsyncGenerator[tuple[int, RunEvent], None]:
         """Streams the events of all runs, each with its index in `runs`.
 
         Refuses at once, before anything is streamed, what could never be admitted or comes at a
-        bad time. Closing the stream aborts the runs and frees what they hold.
+        bad time. Closing the stream aborts the runs and frees what they hold. `checked` is as in
+        `enter`.
         """
         try:
             for index, run in enumerate(runs):
                 self.check(run, index)
-            call = self.enter(runs[0].tenant, runs[0])
+            call = self.enter(runs[0].tenant, runs[0], checked)
         except ActserveError:
             self._forget_vectors()
             raise
         return call.merge([lambda run=run: call.run(run) for run in runs])
 
-    def enter(self, tenant: str, first: Run | None = None) -> "AdmittedCall":
-        """Lets in a call with this first run, if it is known already. Raises DRAINING or QUEUE_FULL
-        if it comes at a bad time."""
+    def enter(
+        self, tenant: str, first: Run | None = None, checked: ModelInfo | None = None
+    ) -> "AdmittedCall":
+        """Lets in a call with this first run, if it is known already. `checked` is what it was
+        checked against, if not just now: its runs are refused if that is no longer what is served.
+        Raises DRAINING or QUEUE_FULL if it comes at a bad time."""
         if self._draining:
             raise ActserveError(
                 Reason.DRAINING,
@@ -254,7 +250,7 @@ class AdmittedEngine:
         caller = account(tenant) or f"call {next(self._numbers)}"
         if self._waiting or not self._fits(self._place(caller, tenant, first)):
             self._check_queue(account(tenant))
-        return AdmittedCall(self, caller)
+        return AdmittedCall(self, caller, checked or self.info)
 
     def _check_queue(self, tenant: str) -> None:
         waiting, limit = len(self._waiting), self._limits.max_queue
@@ -340,11 +336,11 @@ class AdmittedEngine:
 
     @asynccontextmanager
     async def _started(
-        self, run: Run, caller: str
+        self, run: Run, caller: str, info: ModelInfo
     ) -> AsyncGenerator[AsyncGenerator[RunEvent, None], None]:
         events: asyncio.Queue[Any] = asyncio.Queue()
         read = asyncio.Event()
-        serving = asyncio.create_task(self._serve(run, caller, events, read))
+        serving = asyncio.create_task(self._serve(run, caller, info, events, read))
         try:
             async with aclosing(_until_over(events, read, serving)) as given:
                 yield given
@@ -353,7 +349,12 @@ class AdmittedEngine:
             await asyncio.gather(serving, return_exceptions=True)
 
     async def _serve(
-        self, run: Run, caller: str, events: "asyncio.Queue[Any]", read: asyncio.Event
+        self,
+        run: Run,
+        caller: str,
+        info: ModelInfo,
+        events: "asyncio.Queue[Any]",
+        read: asyncio.Event,
     ) -> None:
         """Waits until the run may begin, takes its events as they come, so that it is over when the
         engine says so, and holds what it has reserved until they are read."""
@@ -361,6 +362,7 @@ class AdmittedEngine:
             place = self._place(caller, run.tenant, run)
             async with self._admitted(place):
                 try:
+                    self._check_still_there(info)
                     async with aclosing(self._engine.run(run)) as given:
                         async for event in given:
                             events.put_nowait(event)
@@ -371,6 +373,16 @@ class AdmittedEngine:
         finally:
             self._forget_vectors()
             events.put_nowait(_OVER)  # Of a run that ended before it was complete.
+
+    def _check_still_there(self, info: ModelInfo) -> None:
+        """What a call may ask for was checked against `info`, and another engine may have proven
+        less."""
+        if self.info is not info:
+            raise ActserveError(
+                Reason.ENGINE_DEAD,
+                "the engine died during this call and was started again; send the call again",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
     @asynccontextmanager
     async def _admitted(self, place: _Place) -> AsyncGenerator[_Place, None]:
@@ -474,14 +486,16 @@ async def _until_over(
 class AdmittedCall:
     """A call that was let in: its runs wait for their turns, and are not refused."""
 
-    def __init__(self, engine: AdmittedEngine, caller: str) -> None:
+    def __init__(self, engine: AdmittedEngine, caller: str, info: ModelInfo) -> None:
+        """`info` is what the call was checked against."""
         self._engine = engine
         self._caller = caller
+        self._info = info
 
     def started(self, run: Run) -> AbstractAsyncContextManager[AsyncGenerator[RunEvent, None]]:
         """The events of a run that `AdmittedEngine.check` has passed. It is in line from here on,
         whether or not anybody asks for its events."""
-        return self._engine._started(run, self._caller)
+        return self._engine._started(run, self._caller, self._info)
 
     async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
         """The same as a stream."""

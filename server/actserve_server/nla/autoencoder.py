@@ -1,5 +1,6 @@
 """A natural language autoencoder (NLA): rows into words by its AV, and back by its AR."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -354,9 +355,8 @@ class Autoencoder:
         return after - before
 
     async def check_health(self) -> None:
-        """Raises ENGINE_DEAD once one of its engines has died."""
-        for half in self._halves():
-            await half.engine.check_health()
+        """Raises ENGINE_DEAD while one of its engines is dead."""
+        await asyncio.gather(*(half.engine.check_health() for half in self._halves()))
 
     async def close(self) -> None:
         for half in self._halves():

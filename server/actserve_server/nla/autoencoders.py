@@ -1,5 +1,6 @@
 """The natural language autoencoders that a server has loaded."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
@@ -92,8 +93,8 @@ class Autoencoders(Generic[N]):
             await each.gate.wait_idle()
 
     async def check_health(self) -> None:
-        for each in self:
-            await each.check_health()
+        """Asks each, whatever the others say."""
+        await asyncio.gather(*(each.check_health() for each in self))
 
     async def close(self) -> None:
         for each in self:

@@ -17,6 +17,9 @@ from transformers import AutoConfig, AutoTokenizer
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
+from actserve_server.engine.api import Engine
+from actserve_server.engine.reviving import Prove, Revival, RevivingEngine
+from actserve_server.engine.selftest import self_test
 from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla.autoencoder import Autoencoder, NlaInfo
@@ -49,20 +52,23 @@ async def load(
     options: EngineOptions,
     cache: Path,
     taken: Collection[str] = (),
+    revival: Revival | None = None,
 ) -> Autoencoders[Autoencoder]:
     """The NLAs of the served model. `options` are those of its engine; the engines of the NLAs take
-    after it in what has to do with the machine. `taken` are ids that others have.
+    after it in what has to do with the machine. `taken` are ids that others have. `revival` is what
+    the engines share that are started again.
 
     Raises ValueError or FileNotFoundError, which names what is wrong with which NLA.
     """
     loaded: list[Autoencoder] = []
+    revival = revival or Revival()
     try:
         for source in sources:
             folders = await asyncio.to_thread(resolve, source)
             if folders.id in {*taken, *(each.id for each in loaded)}:
                 raise ValueError(f"nla: there are two called {folders.id}; give them an id")
             try:
-                loaded.append(await _load(folders, model, options, cache))
+                loaded.append(await _load(folders, model, options, cache, revival))
             except ValueError as error:
                 raise ValueError(f"nla {folders.id}: {error}") from error
     except BaseException:
@@ -72,7 +78,7 @@ async def load(
 
 
 async def _load(
-    folders: NlaFolders, model: ModelInfo, options: EngineOptions, cache: Path
+    folders: NlaFolders, model: ModelInfo, options: EngineOptions, cache: Path, revival: Revival
 ) -> Autoencoder:
     profile = await asyncio.to_thread(load_profile, folders.av, folders.ar, folders.sidecar)
     check_fits(profile, model)
@@ -88,9 +94,9 @@ async def _load(
         log_stats=False,  # They would take the place of the served model's.
     )
     # One after the other: on a GPU vLLM measures the memory that is left while it starts.
-    verbalizer = await _verbalizer(folders, base, profile, options, cache)
+    verbalizer = await _verbalizer(folders, base, profile, options, cache, revival)
     try:
-        reconstructor = await _reconstructor(folders, base, profile, options, cache)
+        reconstructor = await _reconstructor(folders, base, profile, options, cache, revival)
     except BaseException:
         if verbalizer:
             await verbalizer.engine.close()
@@ -118,7 +124,12 @@ def check_fits(profile: NlaProfile, model: ModelInfo) -> None:
 
 
 async def _verbalizer(
-    folders: NlaFolders, base: Path | None, profile: NlaProfile, options: EngineOptions, cache: Path
+    folders: NlaFolders,
+    base: Path | None,
+    profile: NlaProfile,
+    options: EngineOptions,
+    cache: Path,
+    revival: Revival,
 ) -> Verbalizer | None:
     av = profile.verbalizer
     if folders.av is None or av is None:
@@ -129,6 +140,14 @@ async def _verbalizer(
     sample = prompts.prompt("?" if av.answers_questions else "")
     replaces = isinstance(av.injection, ReplaceEmbedding)
     room = MAX_QUESTION_TOKENS if av.answers_questions else 0
+    injection = av.injection
+
+    async def prove(engine: Engine) -> ModelInfo:
+        if isinstance(injection, ReplaceEmbedding):
+            await prove_placement(engine, sample.ids, injection.scale or 1.0)
+            return engine.info
+        return await _prove_site(engine, Site(HookPoint.RESID_POST, injection.layer), change=True)
+
     engine = await _started(
         replace(
             options,
@@ -137,21 +156,20 @@ async def _verbalizer(
             max_model_len=min(_context(path), len(sample.ids) + room + av.sampling.max_tokens),
             hook_points=("embedding",) if replaces else ("resid_post",),
             place_embeddings=replaces,
-        )
+        ),
+        prove,
+        revival,
     )
-    try:
-        if isinstance(av.injection, ReplaceEmbedding):
-            await prove_placement(engine, sample.ids, av.injection.scale or 1.0)
-        else:
-            await _prove_site(engine, Site(HookPoint.RESID_POST, av.injection.layer), change=True)
-    except BaseException:
-        await engine.close()
-        raise
     return Verbalizer(engine, av, prompts.prompt)
 
 
 async def _reconstructor(
-    folders: NlaFolders, base: Path | None, profile: NlaProfile, options: EngineOptions, cache: Path
+    folders: NlaFolders,
+    base: Path | None,
+    profile: NlaProfile,
+    options: EngineOptions,
+    cache: Path,
+    revival: Revival,
 ) -> Reconstructor | None:
     ar, layer = profile.reconstructor, profile.site.layer
     if folders.ar is None or ar is None:
@@ -159,6 +177,11 @@ async def _reconstructor(
     assert layer is not None  # `check_fits` has seen to it.
     path, head = await asyncio.to_thread(prepare_reconstructor, folders.ar, base, layer, cache)
     prompts = ReconstructorPrompts(ar, AutoTokenizer.from_pretrained(path))
+    site = Site(HookPoint.RESID_POST, layer)
+
+    async def prove(engine: Engine) -> ModelInfo:
+        return await _prove_site(engine, site, change=False)
+
     engine = await _started(
         replace(
             options,
@@ -166,25 +189,20 @@ async def _reconstructor(
             model_path=str(path),
             max_model_len=min(_context(path), MAX_TEXT_TOKENS),
             hook_points=("resid_post",),
-        )
+        ),
+        prove,
+        revival,
     )
-    site = Site(HookPoint.RESID_POST, layer)
-    try:
-        await _prove_site(engine, site, change=False)
-    except BaseException:
-        await engine.close()
-        raise
     return Reconstructor(engine, ar, site, head, prompts.ids)
 
 
-def open_engine(engine: VllmEngine) -> AdmittedEngine:
-    """An engine that refuses nothing, since the gate in front of an NLA does that, but lets wait
+def open_limits(engine: VllmEngine) -> AdmissionLimits:
+    """Of an engine that refuses nothing, since the gate in front of an NLA does that, but lets wait
     what vLLM could not run soon: each of its requests holds a prompt of vectors."""
     at_once = engine.vllm.vllm_config.scheduler_config.max_num_seqs
-    limits = AdmissionLimits(
+    return AdmissionLimits(
         max_running=2 * at_once, max_queue=sys.maxsize, vector_budget_bytes=VECTOR_BUDGET_BYTES
     )
-    return AdmittedEngine(engine, limits)
 
 
 def _context(path: Path) -> int:
@@ -192,13 +210,26 @@ def _context(path: Path) -> int:
     return AutoConfig.from_pretrained(path).max_position_embeddings
 
 
-async def _started(options: EngineOptions) -> AdmittedEngine:
-    return open_engine(await VllmEngine.start(options))
+async def _started(options: EngineOptions, prove: Prove, revival: Revival) -> AdmittedEngine:
+    """Raises ValueError unless it proves what its NLA needs of it."""
+
+    async def start() -> Engine:
+        return await VllmEngine.start(options)
+
+    first = await VllmEngine.start(options)
+    engine = RevivingEngine(first, prove, start, revival)
+    try:
+        await engine.prove()
+    except BaseException:
+        await engine.close()
+        raise
+    return AdmittedEngine(engine, open_limits(first))
 
 
-async def _prove_site(engine: AdmittedEngine, site: Site, *, change: bool) -> None:
+async def _prove_site(engine: Engine, site: Site, *, change: bool) -> ModelInfo:
     """Raises ValueError unless the engine's self-test finds the site right."""
-    await engine.prove()
-    found = engine.info.at(site)
+    info = (await self_test(engine)).info
+    found = info.at(site)
     if reason := found.unserved or (found.unchangeable if change else ""):
         raise ValueError(f"its engine failed its self-test at {site}: {reason}")
+    return info

@@ -60,7 +60,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
             request, self._engine, self._own(), self._autoencoders, wanted, edits, call, digest
         )
         await items.check()
-        admitted = self._engine.enter(call.principal.tenant)
+        admitted = self._engine.enter(call.principal.tenant, checked=info)
 
         # Those of the call, and those of the item that is being read.
         with self._statistics.held(2 * statistics_bytes):
@@ -98,7 +98,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
             )
             for sample in range(sampled.samples)
         ]
-        events = self._engine.run_all(runs)
+        events = self._engine.run_all(runs, info)
         call.prompt_tokens += len(prompt.ids)
         digest = await request_digest(request, ("request_id",))
         results = Results(self._engine, self._own(), wanted, call, digest)

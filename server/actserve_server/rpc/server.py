@@ -44,6 +44,12 @@ _DESCRIPTORS = (
 )
 SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
 """Full names of the services that are served, and have a health of their own."""
+LIVENESS = "liveness"
+"""The name under which health says whether the server is there at all. It is SERVING also while an
+engine is started again, so that nobody ends the server meanwhile; one that cannot go on ends
+itself."""
+MAX_PROBES = 32
+"""Calls at once on the port for probes, to which anybody may connect."""
 DECLARED = tuple(descriptor.full_name for descriptor in not_served.SERVICES)
 """Full names of those that are in the contract, and not served yet."""
 
@@ -72,6 +78,8 @@ class Listening:
     max_calls: int
     tenant_share: float
     """The most of the calls that one tenant may have."""
+    health_port: int | None = None
+    """Where health alone is answered, without TLS."""
     tls: Tls | None = None
     tokens: TokenFile | None = None
     """Without them everybody may call, as one tenant."""
@@ -119,16 +127,28 @@ class RpcServer:
         reflection.enable_server_reflection(
             (*SERVICES, *DECLARED, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
+        self._probes = grpc.aio.server(
+            options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=MAX_PROBES
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
         _prepare_metrics()
         self._listening = listening
         self.port = listening.port
         """From `start` on the one that it listens on, if any would do."""
+        self.health_port = listening.health_port
+        """The same."""
 
     async def start(self) -> None:
+        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self.set_serving(False)
         # Not before: gRPC accepts connections from here on, and would answer none until it starts.
         self.port = self._listen(self._listening)
         await self._server.start()
+        if self.health_port is not None:
+            self.health_port = self._probes.add_insecure_port(
+                _address(self._listening.host, self.health_port)
+            )
+            await self._probes.start()
 
     async def set_serving(self, serving: bool) -> None:
         """What health says of the server and of each service."""
@@ -139,10 +159,11 @@ class RpcServer:
     async def stop(self, grace_s: float) -> None:
         """Takes no more calls, and cancels after the grace those that are left."""
         await self._server.stop(grace_s)
+        # Last, so that probes are answered while calls still run.
+        await self._probes.stop(0)
 
     def _listen(self, listening: Listening) -> int:
-        host = f"[{listening.host}]" if ":" in listening.host else listening.host
-        address = f"{host}:{listening.port}"
+        address = _address(listening.host, listening.port)
         if listening.tls is None:
             return self._server.add_insecure_port(address)
         tls = listening.tls
@@ -152,6 +173,10 @@ class RpcServer:
             require_client_auth=tls.client_ca is not None,
         )
         return self._server.add_secure_port(address, credentials)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _options(listening: Listening) -> list[tuple[str, int]]:

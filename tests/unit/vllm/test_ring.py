@@ -1,5 +1,6 @@
 """The ring hands over every record, whole and in order, and leaves nothing behind."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -39,6 +40,20 @@ def test_nothing_is_left_once_both_ends_have_it() -> None:
     writer.write(np.arange(4))
     assert next(reader.records()).view(np.int64).tolist() == [0, 1, 2, 3]
     reader.close()
+
+
+def test_a_released_reader_holds_no_file_and_no_memory() -> None:
+    def held() -> tuple[int, int]:
+        mapped = Path("/proc/self/maps").read_text().count("/actserve-")
+        return len(os.listdir("/proc/self/fd")), mapped
+
+    before = held()
+    for _ in range(3):
+        reader = RingReader(capacity=4096)
+        assert held() > before
+        reader.close()
+        reader.release()
+    assert held() == before
 
 
 def test_a_writer_whose_reader_is_stuck_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

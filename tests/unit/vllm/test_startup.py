@@ -1,33 +1,104 @@
-"""What vLLM is not started with."""
+"""A start that is cancelled leaves no process, and an engine that dies leaves nobody waiting."""
 
-from types import SimpleNamespace
-from typing import cast
+import asyncio
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
-from vllm.config import SpeculativeConfig, VllmConfig
+from vllm.v1.engine.exceptions import EngineDeadError
 
-from actserve_server.engine.vllm.families import FAMILIES
-from actserve_server.engine.vllm.startup import served_family
+from actserve_server.engine.vllm import asking, startup
+from actserve_server.engine.vllm.asking import ask
+from actserve_server.engine.vllm.options import EngineOptions
+from tests.contract.harness import eventually
 
-
-def _config(architecture: str, speculative: SpeculativeConfig | None = None) -> VllmConfig:
-    """As much of vLLM's configuration as is looked at."""
-    model = SimpleNamespace(architecture=architecture)
-    return cast(VllmConfig, SimpleNamespace(model_config=model, speculative_config=speculative))
+OPTIONS = EngineOptions(model_id="x", model_path="x")
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
-def test_the_family_is_that_of_the_architecture(architecture: str) -> None:
-    assert served_family(_config(architecture)) is FAMILIES[architecture]
+class Started:
+    """Stands for vLLM."""
+
+    def __init__(self) -> None:
+        self.errored = False
+        self.is_shut_down = threading.Event()
+
+    def shutdown(self) -> None:
+        self.is_shut_down.set()
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
+        if method == "hang":
+            await asyncio.Event().wait()
+        return [method, *args]
 
 
-def test_an_architecture_that_is_not_known_is_refused() -> None:
-    with pytest.raises(ValueError, match="GPT9 is not served"):
-        served_family(_config("GPT9"))
+def sleeping() -> multiprocessing.Process:
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    process.start()
+    return process  # type: ignore[return-value]
 
 
-def test_speculative_decoding_is_refused() -> None:
-    """vLLM turns it on by itself for a checkpoint that is a speculator and names its model."""
-    guessing = SpeculativeConfig(method="ngram", num_speculative_tokens=2)
-    with pytest.raises(ValueError, match="speculative decoding is not served"):
-        served_family(_config("LlamaForCausalLM", guessing))
+async def test_a_cancelled_start_ends_the_processes_that_it_has_started_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other, own = sleeping(), []
+
+    def start(options: EngineOptions, folder: Path) -> Any:
+        own.append(sleeping())
+        own[0].join()
+        raise RuntimeError("the engine core is gone")
+
+    monkeypatch.setattr(startup, "_start", start)
+    starting = asyncio.create_task(startup.start(OPTIONS, Path()))
+    try:
+        await eventually(lambda: bool(own) and own[0].pid is not None, within_s=20)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        own[0].join(20)
+        assert not own[0].is_alive()
+        assert other.is_alive()
+    finally:
+        for process in (other, *own):
+            process.kill()
+            process.join()
+
+
+async def test_an_engine_that_has_started_after_all_is_shut_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_end, started = threading.Event(), Started()
+
+    def start(options: EngineOptions, folder: Path) -> Any:
+        may_end.wait(20)
+        return started
+
+    monkeypatch.setattr(startup, "_start", start)
+    monkeypatch.setattr(startup, "ABANDON_S", 0.0)
+    starting = asyncio.create_task(startup.start(OPTIONS, Path()))
+    await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not started.is_shut_down.is_set()
+    may_end.set()
+    await eventually(started.is_shut_down.is_set, within_s=20)
+
+
+async def test_workers_answer() -> None:
+    llm: Any = Started()
+    assert await ask(llm, "read_weights", 1, 2) == ["read_weights", 1, 2]
+
+
+async def test_who_asks_an_engine_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "CHECK_S", 0.01)
+    llm: Any = Started()
+    asked = asyncio.create_task(ask(llm, "hang"))
+    await asyncio.sleep(0.03)
+    assert not asked.done()
+    llm.errored = True
+    with pytest.raises(EngineDeadError):
+        async with asyncio.timeout(10):
+            await asked

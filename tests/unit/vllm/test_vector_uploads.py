@@ -38,6 +38,10 @@ class Llm:
         self.asked_again = asyncio.Event()
         self.dead = False
 
+    @property
+    def errored(self) -> bool:
+        return self.dead
+
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
         if self.dead:
             raise EngineDeadError

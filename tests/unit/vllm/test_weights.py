@@ -133,6 +133,8 @@ def model(rank: int, ranks: int, *, packed: bool, final_norm: str = "rms") -> An
 class Ranks:
     """Stands for vLLM, which asks all of them."""
 
+    errored = False
+
     def __init__(self, models: Sequence[Any], family: Family = Family()) -> None:  # noqa: B008
         self.weights = [
             Weights(each, family, DIMENSIONS, rank, len(models)) for rank, each in enumerate(models)

@@ -67,6 +67,8 @@ class Collector:
     def close(self) -> None:
         self._reader.close()
         self._thread.join(timeout=5.0)
+        if not self._thread.is_alive():
+            self._reader.release()
 
     def _run(self) -> None:
         try:
@@ -80,9 +82,9 @@ class Collector:
                         self._wake(self._fail(record))
         except BaseException as error:
             self._error = error
-            log.exception("the collector of activation rows has failed")
             with self._lock:
                 self._wake([*self._inboxes.values()])
+            log.exception("the collector of activation rows has failed")
 
     def _wake(self, inboxes: Sequence[Inbox]) -> None:
         waiting = [inbox for inbox in inboxes if inbox.awaited]

@@ -83,10 +83,15 @@ class VllmEngine:
         model for the first time. Raises `ValueError` for a model that cannot be served."""
         reader = RingReader()
         try:
-            llm = await asyncio.to_thread(startup.start, options, reader.folder)
-            info, norm = await startup.describe(llm, options)
+            llm = await startup.start(options, reader.folder)
+            try:
+                info, norm = await startup.describe(llm, options)
+            except BaseException:
+                llm.shutdown(SHUTDOWN_TIMEOUT_S)
+                raise
         except BaseException:
             reader.close()
+            reader.release()
             raise
         reader.detach_folder()
         collector = Collector(reader, asyncio.get_running_loop())
@@ -141,11 +146,17 @@ class VllmEngine:
             raise _engine_dead()
 
     async def close(self) -> None:
-        # On the loop, which has nothing else left to do: while a thread did it, vLLM's output
-        # handler would see its engine die and report that as an error.
-        self._llm.shutdown(SHUTDOWN_TIMEOUT_S)
-        self._collector.close()
-        self._tokenizer.close()
+        try:
+            if self._llm.errored:
+                # What is left of a dead one may take its time, and the server goes on.
+                await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT_S)
+            else:
+                # On the loop, which has nothing else left to do: while a thread did it, vLLM's
+                # output handler would see its engine die and report that as an error.
+                self._llm.shutdown(SHUTDOWN_TIMEOUT_S)
+        finally:
+            self._collector.close()
+            self._tokenizer.close()
 
     async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
         self._check_tokens_known(run)
@@ -428,6 +439,6 @@ def _telling_death() -> Iterator[None]:
 def _engine_dead() -> ActserveError:
     return ActserveError(
         Reason.ENGINE_DEAD,
-        "the model's engine has died; the server must be restarted",
+        "the model's engine has died; try again in 30 s",
         retry_after_s=30.0,
     )

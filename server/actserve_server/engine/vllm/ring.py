@@ -173,13 +173,18 @@ class RingReader:
                 os.read(self._doorbell, 4096)
 
     def close(self) -> None:
-        """Ends `records`, from any thread, and frees the ring."""
+        """Ends `records`, from any thread."""
         self._closed = True
         # A reader that has stopped already may have left the doorbell full.
         os.set_blocking(self._doorbell, False)
         with suppress(BlockingIOError):
             os.write(self._doorbell, b"\0")
         self.detach_folder()
+
+    def release(self) -> None:
+        """Frees the ring, once `records` has ended."""
+        os.close(self._doorbell)
+        del self._ring
 
 
 def _padded(size: int) -> int:

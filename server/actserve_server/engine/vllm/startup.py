@@ -1,6 +1,9 @@
 """Starts vLLM with our worker, and says what model it serves."""
 
+import asyncio
+import multiprocessing
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.tensors import ElementType
+from actserve_server.engine.starting import in_thread
 from actserve_server.engine.vllm import cpus, processor
+from actserve_server.engine.vllm.asking import ask
 from actserve_server.engine.vllm.attention import rules
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family, family_of
@@ -48,7 +53,36 @@ _ELEMENT_TYPES = {
 }
 
 
-def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
+ABANDON_S = 3.0
+"""How long a start that nobody wants any more may take to end. vLLM does so within a second once
+its processes are gone; what it does before it has any, such as reading the model's configuration,
+cannot be cut short."""
+
+
+async def start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
+    """The model is loaded and the worker has opened the ring. Cancelled, it ends the processes that
+    it has started."""
+    others = set(multiprocessing.active_children())
+    starting = in_thread(lambda: _start(options, ring_folder))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        starting.add_done_callback(_shut_down)
+        deadline = time.monotonic() + ABANDON_S
+        while not starting.done() and time.monotonic() < deadline:
+            # Engines start one at a time, so the new ones are of this one.
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            await asyncio.wait({starting}, timeout=0.1)
+        raise
+
+
+def _shut_down(abandoned: "asyncio.Future[AsyncLLM]") -> None:
+    if not abandoned.cancelled() and abandoned.exception() is None:
+        abandoned.result().shutdown()
+
+
+def _start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     """Blocks until the model is loaded and the worker has opened the ring."""
     prepare_environment()
     config = AsyncEngineArgs(**engine_args(options)).create_engine_config()
@@ -88,7 +122,7 @@ def served_family(config: VllmConfig) -> Family:
 
 async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, FinalNorm | None]:
     """What the started engine serves, as its worker found it, and the model's final norm."""
-    (found, *_) = await llm.collective_rpc("describe_taps")
+    (found, *_) = await ask(llm, "describe_taps")
     dimensions = Dimensions(**found["dimensions"])
     tapped = frozenset(map(HookPoint, found["hook_points"]))
     model = llm.model_config

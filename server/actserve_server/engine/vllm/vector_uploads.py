@@ -17,6 +17,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.engine.forms import Vectors
+from actserve_server.engine.vllm.asking import ask
 
 MESSAGE_BYTES = 4 << 20
 """Of vectors in one message, for which the engine pauses between two steps."""
@@ -124,7 +125,7 @@ class VectorUploads:
         # Nothing may be sent of what was dropped meanwhile.
         while wanted := [piece for piece in pieces if piece.upload.runs]:
             messages = [piece.message for piece in wanted]
-            if all(await self._llm.collective_rpc("upload_vectors", args=(messages,))):
+            if all(await ask(self._llm, "upload_vectors", messages)):
                 return
             tries += 1
             if tries >= ROOM_TRIES and time.monotonic() > deadline:
@@ -140,7 +141,7 @@ class VectorUploads:
     async def _drop(self, uploads: Iterable[_Upload]) -> None:
         over = [[upload.number, upload.vectors.digest] for upload in uploads]
         with suppress(EngineDeadError):  # Then nothing is held any more.
-            await self._llm.collective_rpc("drop_vectors", args=(over,))
+            await ask(self._llm, "drop_vectors", over)
 
 
 def _pieces(uploads: Iterable[_Upload]) -> Iterator[_Piece]:

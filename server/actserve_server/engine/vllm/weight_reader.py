@@ -17,6 +17,7 @@ from actserve_server.domain.weights import (
     TokenMatrix,
     WeightsInfo,
 )
+from actserve_server.engine.vllm.asking import ask
 
 
 def weights_info(described: dict[str, Any]) -> WeightsInfo:
@@ -125,7 +126,7 @@ class WeightReader:
 
     async def _ask(self, what: str, *of: Any) -> list[Any]:
         """What each rank answers."""
-        return await self._llm.collective_rpc("read_weights", args=(what, *of))
+        return await ask(self._llm, "read_weights", what, *of)
 
 
 def _differences(targets: Sequence[LogitTarget], rows: np.ndarray) -> np.ndarray:

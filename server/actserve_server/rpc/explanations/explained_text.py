@@ -38,6 +38,8 @@ class ExplainedText:
     place: Place
     site: Site
     selection: Selection
+    info: ModelInfo
+    """What the request was checked against."""
 
     @staticmethod
     def of(
@@ -50,6 +52,7 @@ class ExplainedText:
             place=place,
             site=site,
             selection=position_selectors.selection(wanted, place, ("positions",)),
+            info=info,
         )
 
     @property
@@ -72,7 +75,7 @@ class ExplainedText:
         parts: list[np.ndarray] = []
         made: Sequence[InterventionReport] = ()
         with reports.numbered_as_sent(edits):
-            async with aclosing(engine.run(run)) as events:
+            async with aclosing(engine.run(run, self.info)) as events:
                 async for event in events:
                     match event:
                         case Rows():

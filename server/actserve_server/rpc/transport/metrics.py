@@ -30,7 +30,10 @@ INTERVENTIONS = Counter(
 )
 EXPLANATIONS = Counter("actserve_explanations_total", "Explanations sent.", ("nla",))
 REJECTIONS = Counter("actserve_rejections_total", "Calls ended by an error.", ("reason",))
-ENGINE_HEALTHY = Gauge("actserve_engine_healthy", "1 while the engine can run, else 0.")
+ENGINE_HEALTHY = Gauge("actserve_engine_healthy", "1 while every engine can run, else 0.")
+ENGINE_RESTARTS = Counter(
+    "actserve_engine_restarts_total", "Engines that died and serve again.", ("model",)
+)
 
 _RUNS = Gauge("actserve_runs_in_flight", "Sequences being run.")
 _WAITING = Gauge("actserve_runs_waiting", "Sequences waiting to be admitted.")
