@@ -13,6 +13,7 @@ from actserve_server.domain.operations import Add
 from actserve_server.domain.positions import NO_END, Selection, Spans
 from actserve_server.domain.runs import Intervention, Run, Sampling
 from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.engine.forms import Vectors, form_of
 from actserve_server.engine.vllm import wire
 from tests.integration.harness import EngineThread, Result, collect
 
@@ -29,6 +30,11 @@ def _steered(name: str, seed: int) -> Run:
     return Run(id=name, token_ids=PROMPT, sampling=greedy, interventions=(edit,))
 
 
+def _narrow(vectors: Vectors) -> Vectors:
+    assert vectors.rows is not None
+    return Vectors.of(vectors.rows[:, :500])
+
+
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Seeds of runs whose vector no longer fits its rows when it comes to the worker."""
@@ -36,11 +42,12 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     encode = wire.encode
 
     def breaking(taps: wire.RunTaps) -> dict[str, Any]:
-        bad = [_steered("", seed).interventions[0].operation for seed in seeds]
-        vectors = [each.vector * np.float32(3.0) for each in bad if isinstance(each, Add)]
+        digests = [
+            form_of(_steered("", seed).interventions[0].operation).vectors.digest for seed in seeds
+        ]
         edits = tuple(
-            replace(edit, form=replace(edit.form, vectors=edit.form.vectors[:, :500]))
-            if any(np.array_equal(edit.form.vectors[0], each) for each in vectors)
+            replace(edit, form=replace(edit.form, vectors=_narrow(edit.form.vectors)))
+            if edit.form.vectors.digest in digests
             else edit
             for edit in taps.edits
         )
