@@ -231,12 +231,13 @@ class TapWorker:
             normed = column.site == FINAL_NORM
             assert block.next_ids is not None
             return self._head.predictions(rows, block.derived, block.next_ids, normed=normed)
-        if column.site == LOGITS:
-            rows = self._head.logits(rows)
         if block.derived is None:
-            return rows
+            return self._head.logits(rows) if column.site == LOGITS else rows
+        # What is reserved for a run has room for its components, not for its logits.
+        parts = self._head.logits_in_parts(rows) if column.site == LOGITS else (rows,)
         matrices = (block.derived.directions, block.derived.offsets)
-        return project(rows, block.derived.form, *map(self._bank.rows, matrices))
+        vectors = [*map(self._bank.rows, matrices)]
+        return torch.cat([project(part, block.derived.form, *vectors) for part in parts])
 
 
 def _shards(
