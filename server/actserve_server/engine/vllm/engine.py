@@ -155,6 +155,9 @@ class VllmEngine:
                 # output handler would see its engine die and report that as an error.
                 self._llm.shutdown(SHUTDOWN_TIMEOUT_S)
         finally:
+            # Shutting down cancels the task that would tell the runs in flight, so that they would
+            # wait for ever: where it was us who found the engine dead, or were quicker than vLLM.
+            self._llm.output_processor.propagate_error(EngineDeadError())
             self._collector.close()
             self._tokenizer.close()
 

@@ -1,0 +1,84 @@
+"""What becomes of runs when their engine ends, against a stand-in for vLLM."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.runs import Run
+from actserve_server.engine.vllm.collector import Collector
+from actserve_server.engine.vllm.engine import VllmEngine
+from actserve_server.engine.vllm.ring import RingReader
+from tests.unit.vllm.steps import make_run, read
+
+PLAIN, CAPTURED = make_run(), make_run(read("resid_post.0"))
+
+
+class Llm:
+    """As much of vLLM as an engine looks at. Requests wait for outputs that never come; shutting
+    down tells them nothing, as in vLLM where its output handler is cancelled first."""
+
+    def __init__(self) -> None:
+        self.errored = False
+        self.waiting: list[asyncio.Queue[Exception]] = []
+        self.asked = asyncio.Event()
+        self.output_processor = self
+        self.model_config = SimpleNamespace(
+            get_diff_sampling_param=dict, enable_prompt_embeds=True, dtype=torch.float16
+        )
+
+    def get_tokenizer(self) -> Any:
+        return SimpleNamespace()
+
+    async def generate(self, *of: Any) -> AsyncGenerator[Any, None]:
+        outputs: asyncio.Queue[Exception] = asyncio.Queue()
+        self.waiting.append(outputs)
+        self.asked.set()
+        raise await outputs.get()
+        yield
+
+    def propagate_error(self, error: Exception) -> None:
+        for each in self.waiting:
+            each.put_nowait(error)
+
+    def shutdown(self, timeout: float) -> None:
+        self.errored = True
+
+
+@pytest.fixture
+def llm() -> Llm:
+    return Llm()
+
+
+@pytest.fixture
+async def engine(llm: Llm) -> VllmEngine:
+    """To be closed in the test."""
+    collector = Collector(RingReader(capacity=1 << 16), asyncio.get_running_loop())
+    info = SimpleNamespace(
+        vocabulary_size=9, width=4, row_type=lambda _: SimpleNamespace(storage="u2")
+    )
+    return VllmEngine(llm, info, collector, weights=None)  # type: ignore[arg-type]
+
+
+async def _events(engine: VllmEngine, run: Run) -> list[Any]:
+    return [event async for event in engine.run(run)]
+
+
+@pytest.mark.parametrize("run", [PLAIN, CAPTURED], ids=["plain", "captured"])
+@pytest.mark.parametrize("errored", [False, True])
+async def test_closing_an_engine_ends_the_runs_in_flight(
+    engine: VllmEngine, llm: Llm, run: Run, errored: bool
+) -> None:
+    reading = asyncio.ensure_future(_events(engine, run))
+    async with asyncio.timeout(20):
+        await llm.asked.wait()
+        llm.errored = errored
+        await engine.close()
+        with pytest.raises(ActserveError) as refused:
+            await reading
+    assert refused.value.reason is Reason.ENGINE_DEAD
+    assert engine.open_inboxes == 0
