@@ -1,15 +1,17 @@
-"""What becomes of runs when their engine ends, against a stand-in for vLLM."""
+"""However a run ends, it leaves nothing and waits for nothing; against a stand-in for vLLM."""
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from actserve_server.domain.errors import ActserveError, Reason
-from actserve_server.domain.runs import Run
+from actserve_server.domain.runs import Placement, Run
 from actserve_server.engine.vllm.collector import Collector
 from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.ring import RingReader
@@ -82,3 +84,12 @@ async def test_closing_an_engine_ends_the_runs_in_flight(
             await reading
     assert refused.value.reason is Reason.ENGINE_DEAD
     assert engine.open_inboxes == 0
+
+
+async def test_a_run_whose_prompt_is_refused_leaves_no_inbox(engine: VllmEngine) -> None:
+    degenerate = Placement(0, np.full(4, 1e-30, np.float32))  # Zero in float16.
+    with pytest.raises(ActserveError) as refused:
+        await _events(engine, replace(CAPTURED, placements=(degenerate,)))
+    assert refused.value.reason is Reason.TENSOR_DEGENERATE
+    assert engine.open_inboxes == 0
+    await engine.close()

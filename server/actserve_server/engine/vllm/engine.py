@@ -169,8 +169,8 @@ class VllmEngine:
                 Reason.FEATURE_DISABLED, "this engine was not started to place embeddings"
             )
         prepared = await self._open(run)
-        prompt = prompt_of(run, prepared.salt, self._info.width, model.dtype)
         try:
+            prompt = prompt_of(run, prepared.salt, self._info.width, model.dtype)
             async with self._uploads.held(prepared.uploads):
                 outputs = self._llm.generate(prompt, prepared.params, run.id)  # type: ignore[arg-type]
                 events = (
