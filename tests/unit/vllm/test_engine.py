@@ -12,6 +12,8 @@ import torch
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.runs import Placement, Run
+from actserve_server.domain.tensors import ElementType
+from actserve_server.engine.vllm import engine as engine_module
 from actserve_server.engine.vllm.collector import Collector
 from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.ring import RingReader
@@ -61,7 +63,10 @@ async def engine(llm: Llm) -> VllmEngine:
     """To be closed in the test."""
     collector = Collector(RingReader(capacity=1 << 16), asyncio.get_running_loop())
     info = SimpleNamespace(
-        vocabulary_size=9, width=4, row_type=lambda _: SimpleNamespace(storage="u2")
+        vocabulary_size=9,
+        width=4,
+        row_type=lambda _: ElementType.F16,
+        row_width=lambda capture, site: 4,
     )
     return VllmEngine(llm, info, collector, weights=None)  # type: ignore[arg-type]
 
@@ -92,4 +97,17 @@ async def test_a_run_whose_prompt_is_refused_leaves_no_inbox(engine: VllmEngine)
         await _events(engine, replace(CAPTURED, placements=(degenerate,)))
     assert refused.value.reason is Reason.TENSOR_DEGENERATE
     assert engine.open_inboxes == 0
+    await engine.close()
+
+
+async def test_rows_too_wide_for_a_record_are_refused_before_a_step_of_others_fails_for_them(
+    engine: VllmEngine, llm: Llm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = ["resid_post.0", "resid_post.1", "resid_post.2"]
+    monkeypatch.setattr(engine_module, "MAX_ROW_BYTES", 2 * 4 * len(sites) - 1)
+    with pytest.raises(ActserveError) as refused:
+        async with asyncio.timeout(20):
+            await _events(engine, make_run(read(*sites)))
+    assert refused.value.reason is Reason.CAPTURE_TOO_LARGE
+    assert not llm.waiting
     await engine.close()
