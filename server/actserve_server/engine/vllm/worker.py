@@ -9,7 +9,7 @@ batch is final: whatever reordered it has run.
 import hashlib
 import inspect
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -234,7 +234,9 @@ class TapWorker:
         if block.derived is None:
             return self._head.logits(rows) if column.site == LOGITS else rows
         # What is reserved for a run has room for its components, not for its logits.
-        parts = self._head.logits_in_parts(rows) if column.site == LOGITS else (rows,)
+        parts: Iterable[torch.Tensor] = (rows,)
+        if column.site == LOGITS:
+            parts = self._head.logits_in_parts(rows)
         matrices = (block.derived.directions, block.derived.offsets)
         vectors = [*map(self._bank.rows, matrices)]
         return torch.cat([project(part, block.derived.form, *vectors) for part in parts])
