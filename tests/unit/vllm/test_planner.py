@@ -103,10 +103,9 @@ def _batches(rng: np.random.Generator) -> Iterator[tuple[list[Request], list[Req
             running[rng.integers(len(running))].computed = 0  # Preempted.
         if rng.random() < 0.03:
             rng.shuffle(running)  # type: ignore[arg-type]
-        counts = [
-            min(7, each.prompt_tokens - each.computed) if each.computed < each.prompt_tokens else 1
-            for each in running
-        ]
+        # Where others leave little room in the steps, chunks are of one token.
+        longest = 1 if rng.random() < 0.5 else 7
+        counts = [min(longest, max(1, each.prompt_tokens - each.computed)) for each in running]
         yield running, ended, counts
         for each, count in zip(running, counts, strict=True):
             each.computed += count
@@ -186,3 +185,21 @@ def test_a_step_that_goes_on_makes_nothing_anew() -> None:
     assert worker.runs["r0"].reached == 1  # Written down where the plan ends.
     planner.forget()
     assert {run.reached for run in worker.runs.values()} == {4}
+
+
+def test_the_tokens_that_follow_are_those_of_each_step_of_a_prompt_in_chunks_of_one() -> None:
+    worker = Worker()
+    tokens = np.arange(10, 10 + TOKENS)
+    run = make_run(read("resid_post.0", derived=Unembed(next_token=True)))
+    request = Request("r", 1, run, tokens, prompt_tokens=3)
+    worker.begin(request)
+    planner = Planner(worker.bank, MODEL)
+    following = []
+    for position in range(5):
+        request.computed = position
+        routed = planner.plan(_as_batch([request], [1]), worker.runs)
+        assert routed is not None
+        (block,) = routed.blocks
+        assert block.next_ids is not None
+        following += block.next_ids.tolist()
+    assert following == [11, 12, -1, -1, -1]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from actserve_server.engine.vllm.records import (
+    MAX_ROW_BYTES,
     FailureRecord,
     ReceiptsRecord,
     RowsRecord,
@@ -17,7 +18,7 @@ from actserve_server.engine.vllm.records import (
     write_receipts,
     write_rows,
 )
-from actserve_server.engine.vllm.ring import RingReader, RingWriter
+from actserve_server.engine.vllm.ring import DEFAULT_CAPACITY, RingReader, RingWriter
 
 
 @contextmanager
@@ -125,3 +126,16 @@ def test_by_key_splits_at_every_change_and_repeats_a_key_that_returns() -> None:
         (7, 6, 7),
     ]
     assert list(by_key(np.empty(0, np.int64))) == []
+
+
+def test_the_widest_rows_are_sent() -> None:
+    # As many sites as the largest models have.
+    widths = (MAX_ROW_BYTES - 8 * 2000, *[8] * 2000)
+    with _ring(DEFAULT_CAPACITY) as (reader, writer):
+        columns = [np.ones((1, width), np.uint8) for width in widths]
+        write_rows(writer, 0, np.array([1]), np.array([5]), columns)
+        record = read(next(reader.records()))
+        assert isinstance(record, RowsRecord)
+        assert record.data.shape == (1, MAX_ROW_BYTES)
+        assert record.data.all()
+        del record  # It lies in the ring.

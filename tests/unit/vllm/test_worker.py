@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,9 +17,11 @@ from actserve_server.domain.positions import NO_END
 from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Run, Unembed
 from actserve_server.domain.sites import HookPoint
-from actserve_server.engine.vllm import attach, layout, taps, wire
+from actserve_server.engine.vllm import attach, head, layout, taps, wire
+from actserve_server.engine.vllm import worker as worker_module
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family, family_of
+from actserve_server.engine.vllm.projecting import project
 from actserve_server.engine.vllm.records import (
     FailureRecord,
     ReceiptsRecord,
@@ -203,6 +206,26 @@ def test_projections_of_any_site_are_those_of_its_rows(worker: Worker, ring: Rin
         hidden = worker.model_runner.set_batch(("p", 0, 1))
         worker.step(hidden, finished={f"{name} b"})
     assert worker._bank.used_bytes == 0
+
+
+def test_logits_that_are_projected_are_never_all_in_memory(
+    worker: Worker, ring: RingReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "ROWS_AT_ONCE", 2)
+    held: list[int] = []
+
+    def noted(rows: torch.Tensor, *of: Any) -> torch.Tensor:
+        held.append(len(rows))
+        return project(rows, *of)
+
+    monkeypatch.setattr(worker_module, "project", noted)
+    directions = np.eye(3, VOCABULARY, dtype=np.float32)
+    run = make_run(steps.read("logits", derived=Projected(Projection(directions))))
+    hidden = worker.model_runner.set_batch(("l", 0, 5))
+    output = worker.step(hidden, {"l": run})
+    assert held == [2, 2, 1]
+    expected = (output @ worker.model_runner.model.head)[:, :3]
+    np.testing.assert_allclose(_values(_rows(ring).data), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_next_token_is_known_within_the_prompt_alone(worker: Worker, ring: RingReader) -> None:

@@ -39,6 +39,7 @@ from actserve_server.engine.vllm.collector import Collector
 from actserve_server.engine.vllm.inbox import Block, Inbox
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.engine.vllm.placing import prompt_of
+from actserve_server.engine.vllm.records import MAX_ROW_BYTES
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.sampling import ending, sampling_params
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
@@ -155,19 +156,23 @@ class VllmEngine:
                 # output handler would see its engine die and report that as an error.
                 self._llm.shutdown(SHUTDOWN_TIMEOUT_S)
         finally:
+            # Shutting down cancels the task that would tell the runs in flight, so that they would
+            # wait for ever: where it was us who found the engine dead, or were quicker than vLLM.
+            self._llm.output_processor.propagate_error(EngineDeadError())
             self._collector.close()
             self._tokenizer.close()
 
     async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
         self._check_tokens_known(run)
+        self._check_rows_fit(run)
         model = self._llm.model_config
         if run.placements and not model.enable_prompt_embeds:
             raise ActserveError(
                 Reason.FEATURE_DISABLED, "this engine was not started to place embeddings"
             )
         prepared = await self._open(run)
-        prompt = prompt_of(run, prepared.salt, self._info.width, model.dtype)
         try:
+            prompt = prompt_of(run, prepared.salt, self._info.width, model.dtype)
             async with self._uploads.held(prepared.uploads):
                 outputs = self._llm.generate(prompt, prepared.params, run.id)  # type: ignore[arg-type]
                 events = (
@@ -227,6 +232,21 @@ class VllmEngine:
                 "select positions of the prompt",
                 field=("interventions",),
             )
+
+    def _check_rows_fit(self, run: Run) -> None:
+        # A step that cannot send its rows fails all the runs that have a part in it.
+        for capture in run.captures:
+            elements = sum(self._info.row_width(capture, site) for site in capture.sites)
+            wanted = elements * self._info.row_type(capture).itemsize
+            if wanted > MAX_ROW_BYTES:
+                raise ActserveError(
+                    Reason.CAPTURE_TOO_LARGE,
+                    f"{len(capture.sites)} sites would be read at the same positions, with "
+                    f"{wanted} bytes for each position, but one position may have at most "
+                    f"{MAX_ROW_BYTES}; read some of the sites in another call",
+                    field=("readouts",),
+                    metadata={"bytes": wanted, "limit": MAX_ROW_BYTES},
+                )
 
     async def _run_plain(
         self, run: Run, outputs: AsyncIterator[RequestOutput]

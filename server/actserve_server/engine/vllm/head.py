@@ -1,6 +1,6 @@
 """The end of the model, applied to captured rows after a pass: final norm and unembedding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -28,7 +28,12 @@ class Head:
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Of rows after the final norm, in their element type, [rows, vocabulary]."""
-        return torch.cat([self._logits(part).to(rows.dtype) for part in _parts(rows)])
+        return torch.cat([*self.logits_in_parts(rows)])
+
+    def logits_in_parts(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The same, some rows after the other, for what needs them for a moment only."""
+        for part in _parts(rows):
+            yield self._logits(part).to(rows.dtype)
 
     def predictions(
         self, rows: torch.Tensor, unembed: Unembed, next_ids: np.ndarray, *, normed: bool

@@ -22,6 +22,7 @@ import numpy as np
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.runs import InterventionReport
+from actserve_server.engine.vllm.records import by_key
 from actserve_server.engine.vllm.step_plan import REUSED, UNMATCHED
 from actserve_server.engine.vllm.wire import Edit
 
@@ -241,8 +242,11 @@ class Inbox:
             return
         taken = [self._receipts.popleft() for _ in range(len(self._receipts))]
         edits, positions, changes = (np.concatenate(each) for each in zip(*taken, strict=True))
-        for number in np.unique(edits).tolist():
-            own, log = edits == number, self._logs[number]
+        # Of each edit together, as they came: a run may have thousands of edits.
+        order = np.argsort(edits, kind="stable")
+        edits, positions, changes = edits[order], positions[order], changes[order]
+        for number, own in by_key(edits):
+            log = self._logs[number]
             is_new = log.cursor.advance(positions[own])
             if is_new is None:
                 raise _not_applied(number, f"before position {int(positions[own].max())}")

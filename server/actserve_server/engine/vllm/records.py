@@ -16,7 +16,10 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from actserve_server.engine.vllm.ring import RingWriter
+from actserve_server.engine.vllm.ring import DEFAULT_CAPACITY, RingWriter
+
+MAX_ROW_BYTES = (DEFAULT_CAPACITY >> 1) - (64 << 10)
+"""Of all sites of one position, which are in one record. What else is in it fits in the rest."""
 
 _ROWS, _RECEIPTS, _FAILURE = 1, 2, 3
 _HEAD = 4

@@ -231,6 +231,16 @@ class RoutedStep:
     keys: frozenset[int]
     """Of the runs that have work in it."""
 
+    @property
+    def may_repeat(self) -> bool:
+        """Whether nothing in it is of its own tokens or positions alone. A chunk of a prompt may
+        have one token, as a decode step has, and then the next prompt token is another each time.
+        """
+        following = [each.next_ids for each in self.blocks if each.next_ids is not None]
+        if any((ids >= 0).any() for ids in following):
+            return False
+        return self.receipts is None or self.receipts.blank
+
 
 class Planner:
     """Plans one step after the other."""
@@ -280,7 +290,7 @@ class _Steady:
         """None if the step after this one is planned differently in any case."""
         if any(rows.count != 1 for _, rows in found):
             return None
-        if routed is not None and routed.receipts is not None and not routed.receipts.blank:
+        if routed is not None and not routed.may_repeat:
             return None
         return _Steady(batch, found, routed)
 

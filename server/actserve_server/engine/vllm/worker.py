@@ -9,7 +9,7 @@ batch is final: whatever reordered it has run.
 import hashlib
 import inspect
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -231,12 +231,15 @@ class TapWorker:
             normed = column.site == FINAL_NORM
             assert block.next_ids is not None
             return self._head.predictions(rows, block.derived, block.next_ids, normed=normed)
-        if column.site == LOGITS:
-            rows = self._head.logits(rows)
         if block.derived is None:
-            return rows
+            return self._head.logits(rows) if column.site == LOGITS else rows
+        # What is reserved for a run has room for its components, not for its logits.
+        parts: Iterable[torch.Tensor] = (rows,)
+        if column.site == LOGITS:
+            parts = self._head.logits_in_parts(rows)
         matrices = (block.derived.directions, block.derived.offsets)
-        return project(rows, block.derived.form, *map(self._bank.rows, matrices))
+        vectors = [*map(self._bank.rows, matrices)]
+        return torch.cat([project(part, block.derived.form, *vectors) for part in parts])
 
 
 def _shards(
