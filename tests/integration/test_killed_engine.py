@@ -85,13 +85,14 @@ class Server:
 
 
 def orphans() -> set[str]:
-    """What lies in shared memory and no process has mapped."""
+    """Rings that lie in shared memory and no process has mapped. What OpenMP registers there, and
+    semaphores of Python that go with the server, cannot be told from those of other engines."""
     maps = []
     for process in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):  # It has ended.
             maps.append(process.read_text())
     used = "".join(maps)
-    return {str(path) for path in Path("/dev/shm").rglob("*") if str(path) not in used}
+    return {str(path) for path in Path("/dev/shm").glob("actserve-*/*") if str(path) not in used}
 
 
 def wait_for(what: Callable[[], bool], within_s: float) -> float:
