@@ -248,7 +248,7 @@ def test_an_engine_killed_under_load_is_served_again_and_nothing_is_left_of_it(
         for thread in threads:
             thread.join()
     assert [caller.failure for caller in callers] == [None] * len(callers)
-    assert all(caller.deaths for caller in callers)
+    assert sum(caller.deaths for caller in callers) >= KILLS  # They came amid calls.
     with actserve.Client(f"127.0.0.1:{server.port}", timeout=CALL_S) as client:
         for name, ask in ASKED.items():
             assert_same(name, ask(client), alone[name])
