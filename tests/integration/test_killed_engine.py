@@ -92,7 +92,7 @@ def orphans() -> set[str]:
         with suppress(OSError):  # It has ended.
             maps.append(process.read_text())
     used = "".join(maps)
-    return {str(path) for path in Path("/dev/shm").glob("actserve-*/*") if str(path) not in used}
+    return {str(path) for path in Path("/dev/shm").glob("actserve-*/ring") if str(path) not in used}
 
 
 def wait_for(what: Callable[[], bool], within_s: float) -> float:
