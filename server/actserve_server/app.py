@@ -30,9 +30,9 @@ from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
-from actserve_server.engine.reviving import Revival, RevivingEngine, Start
+from actserve_server.engine.restarting import RestartingEngine, Restarts, Start
 from actserve_server.engine.selftest import self_test
-from actserve_server.engine.starting import is_starting
+from actserve_server.engine.start_thread import is_starting
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.attribution_selftest import prove_attribution
 from actserve_server.readouts.kept import KeptStore
@@ -72,15 +72,15 @@ class App:
         settings: Settings,
         autoencoders: Nlas | None = None,
         start: Start | None = None,
-        revival: Revival | None = None,
+        restarts: Restarts | None = None,
     ) -> None:
-        """`start` makes another engine, if this one dies; `revival` is what autoencoders of engines
-        in this process share with it."""
+        """`start` makes another engine if this one dies. `restarts` is shared with the autoencoders
+        whose engines are in this process."""
         self._settings = settings
-        self.revival = revival or Revival(restarted=_count_restart)
-        self._reviving = RevivingEngine(engine, _proven, start, self.revival)
+        self.restarts = restarts or Restarts(restarted=_count_restart)
+        self._restarting = RestartingEngine(engine, _proven, start, self.restarts)
         self.engine = AdmittedEngine(
-            self._reviving,
+            self._restarting,
             AdmissionLimits(
                 capture_budget_bytes=settings.capture_budget_bytes,
                 vector_budget_bytes=settings.vector_budget_bytes,
@@ -110,7 +110,7 @@ class App:
 
     async def prove(self) -> None:
         """Tests the engine before it serves, and withdraws what fails."""
-        await self._reviving.prove()
+        await self._restarting.prove()
 
     async def start(self) -> None:
         """Listens; health tells the engine's state from now on."""
@@ -176,10 +176,10 @@ def build(
     settings: Settings,
     autoencoders: Nlas | None = None,
     start: Start | None = None,
-    revival: Revival | None = None,
+    restarts: Restarts | None = None,
 ) -> App:
     """An app around any engine; `await app.start()` makes it listen on `app.port`."""
-    return App(engine, settings, autoencoders, start, revival)
+    return App(engine, settings, autoencoders, start, restarts)
 
 
 async def _proven(engine: Engine) -> ModelInfo:
@@ -229,16 +229,16 @@ async def serve(settings: Settings) -> None:
         if not first.is_set():
             await app.start()
             _greet(app, listening)
-            await _unless(first, app.revival.given_up.wait())
+            await _unless(first, app.restarts.given_up.wait())
             log.info("draining", grace_s=settings.drain_grace_s, running=app.engine.running)
             await _unless(second if first.is_set() else first, app.drain())
     finally:
         await app.close()
         stop_metrics()
     log.info("stopped")
-    if app.revival.given_up.is_set() and not first.is_set():
-        raise EngineLostError(app.revival.why)
-    if app.revival.interrupted or is_starting():
+    if app.restarts.given_up.is_set() and not first.is_set():
+        raise EngineLostError(app.restarts.why)
+    if app.restarts.interrupted or is_starting():
         exit_at_once(0)
 
 
@@ -271,7 +271,7 @@ async def _load(settings: Settings) -> App:
     options = {name: getattr(settings, name) for name in shared}
     options |= {"model_id": settings.model_id or resolved.id, "model_path": resolved.path_or_hub_id}
     wanted = EngineOptions(**options)
-    revival = Revival(restarted=_count_restart)
+    restarts = Restarts(restarted=_count_restart)
 
     async def start() -> Engine:
         return await VllmEngine.start(wanted)
@@ -285,7 +285,7 @@ async def _load(settings: Settings) -> App:
                 [nla for each in there for nla in await connect(each, engine.info)]
             )
             taken = {nla.id for nla in remote}
-            local = await loading.load(here, engine.info, wanted, cache, taken, revival)
+            local = await loading.load(here, engine.info, wanted, cache, taken, restarts)
             autoencoders = Autoencoders([*local, *remote])
         except BaseException:
             await engine.close()
@@ -293,7 +293,7 @@ async def _load(settings: Settings) -> App:
     except (ValueError, FileNotFoundError) as error:
         log.debug("the engine did not start", exc_info=True)
         raise ConfigError(f"cannot serve {resolved.id}: {error}") from None
-    return build(engine, settings, autoencoders, start, revival)
+    return build(engine, settings, autoencoders, start, restarts)
 
 
 def _fake(settings: Settings) -> Engine:

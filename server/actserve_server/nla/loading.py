@@ -18,7 +18,7 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
-from actserve_server.engine.reviving import Prove, Revival, RevivingEngine
+from actserve_server.engine.restarting import Prove, RestartingEngine, Restarts
 from actserve_server.engine.selftest import self_test
 from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.options import EngineOptions
@@ -52,23 +52,23 @@ async def load(
     options: EngineOptions,
     cache: Path,
     taken: Collection[str] = (),
-    revival: Revival | None = None,
+    restarts: Restarts | None = None,
 ) -> Autoencoders[Autoencoder]:
     """The NLAs of the served model. `options` are those of its engine; the engines of the NLAs take
-    after it in what has to do with the machine. `taken` are ids that others have. `revival` is what
-    the engines share that are started again.
+    after it in what has to do with the machine. `taken` are ids that others have. `restarts` is
+    shared by all engines of the server.
 
     Raises ValueError or FileNotFoundError, which names what is wrong with which NLA.
     """
     loaded: list[Autoencoder] = []
-    revival = revival or Revival()
+    restarts = restarts or Restarts()
     try:
         for source in sources:
             folders = await asyncio.to_thread(resolve, source)
             if folders.id in {*taken, *(each.id for each in loaded)}:
                 raise ValueError(f"nla: there are two called {folders.id}; give them an id")
             try:
-                loaded.append(await _load(folders, model, options, cache, revival))
+                loaded.append(await _load(folders, model, options, cache, restarts))
             except ValueError as error:
                 raise ValueError(f"nla {folders.id}: {error}") from error
     except BaseException:
@@ -78,7 +78,7 @@ async def load(
 
 
 async def _load(
-    folders: NlaFolders, model: ModelInfo, options: EngineOptions, cache: Path, revival: Revival
+    folders: NlaFolders, model: ModelInfo, options: EngineOptions, cache: Path, restarts: Restarts
 ) -> Autoencoder:
     profile = await asyncio.to_thread(load_profile, folders.av, folders.ar, folders.sidecar)
     check_fits(profile, model)
@@ -94,9 +94,9 @@ async def _load(
         log_stats=False,  # They would take the place of the served model's.
     )
     # One after the other: on a GPU vLLM measures the memory that is left while it starts.
-    verbalizer = await _verbalizer(folders, base, profile, options, cache, revival)
+    verbalizer = await _verbalizer(folders, base, profile, options, cache, restarts)
     try:
-        reconstructor = await _reconstructor(folders, base, profile, options, cache, revival)
+        reconstructor = await _reconstructor(folders, base, profile, options, cache, restarts)
     except BaseException:
         if verbalizer:
             await verbalizer.engine.close()
@@ -129,7 +129,7 @@ async def _verbalizer(
     profile: NlaProfile,
     options: EngineOptions,
     cache: Path,
-    revival: Revival,
+    restarts: Restarts,
 ) -> Verbalizer | None:
     av = profile.verbalizer
     if folders.av is None or av is None:
@@ -158,7 +158,7 @@ async def _verbalizer(
             place_embeddings=replaces,
         ),
         prove,
-        revival,
+        restarts,
     )
     return Verbalizer(engine, av, prompts.prompt)
 
@@ -169,7 +169,7 @@ async def _reconstructor(
     profile: NlaProfile,
     options: EngineOptions,
     cache: Path,
-    revival: Revival,
+    restarts: Restarts,
 ) -> Reconstructor | None:
     ar, layer = profile.reconstructor, profile.site.layer
     if folders.ar is None or ar is None:
@@ -191,7 +191,7 @@ async def _reconstructor(
             hook_points=("resid_post",),
         ),
         prove,
-        revival,
+        restarts,
     )
     return Reconstructor(engine, ar, site, head, prompts.ids)
 
@@ -210,14 +210,14 @@ def _context(path: Path) -> int:
     return AutoConfig.from_pretrained(path).max_position_embeddings
 
 
-async def _started(options: EngineOptions, prove: Prove, revival: Revival) -> AdmittedEngine:
+async def _started(options: EngineOptions, prove: Prove, restarts: Restarts) -> AdmittedEngine:
     """Raises ValueError unless it proves what its NLA needs of it."""
 
     async def start() -> Engine:
         return await VllmEngine.start(options)
 
     first = await VllmEngine.start(options)
-    engine = RevivingEngine(first, prove, start, revival)
+    engine = RestartingEngine(first, prove, start, restarts)
     try:
         await engine.prove()
     except BaseException:

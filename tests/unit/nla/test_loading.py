@@ -9,7 +9,7 @@ from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.model import ModelInfo
 from actserve_server.engine.api import Engine
 from actserve_server.engine.fake import FakeEngine
-from actserve_server.engine.reviving import Revival
+from actserve_server.engine.restarting import Restarts
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla import loading
 from tests.contract.harness import eventually
@@ -41,7 +41,7 @@ async def test_a_dead_engine_is_started_with_the_same_options_and_proven_again(
         return engine.info
 
     monkeypatch.setattr(loading, "VllmEngine", SimpleNamespace(start=start))
-    engine: Any = await loading._started(OPTIONS, prove, Revival(restarted=told.append))
+    engine: Any = await loading._started(OPTIONS, prove, Restarts(restarted=told.append))
     started[0][1].faults.dead = True
     with pytest.raises(ActserveError):
         await engine.check_health()
@@ -64,5 +64,5 @@ async def test_an_engine_that_proves_nothing_is_closed(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(loading, "VllmEngine", SimpleNamespace(start=start))
     with pytest.raises(ValueError, match="wrong rows"):
-        await loading._started(OPTIONS, prove, Revival())
+        await loading._started(OPTIONS, prove, Restarts())
     assert only.closed

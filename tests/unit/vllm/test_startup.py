@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from actserve_server.engine.vllm import asking, startup
-from actserve_server.engine.vllm.asking import ask
+from actserve_server.engine.vllm import ask_workers, startup
+from actserve_server.engine.vllm.ask_workers import ask
 from actserve_server.engine.vllm.options import EngineOptions
 from tests.contract.harness import eventually
 
@@ -93,7 +93,7 @@ async def test_workers_answer() -> None:
 
 
 async def test_who_asks_an_engine_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "CHECK_S", 0.01)
+    monkeypatch.setattr(ask_workers, "CHECK_S", 0.01)
     llm: Any = Started()
     asked = asyncio.create_task(ask(llm, "hang"))
     await asyncio.sleep(0.03)

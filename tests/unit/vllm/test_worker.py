@@ -21,7 +21,7 @@ from actserve_server.engine.vllm import attach, head, layout, taps, wire
 from actserve_server.engine.vllm import worker as worker_module
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family, family_of
-from actserve_server.engine.vllm.projecting import project
+from actserve_server.engine.vllm.project_rows import project
 from actserve_server.engine.vllm.records import (
     FailureRecord,
     ReceiptsRecord,

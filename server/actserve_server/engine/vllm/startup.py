@@ -16,9 +16,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.tensors import ElementType
-from actserve_server.engine.starting import in_thread
+from actserve_server.engine.start_thread import in_thread
 from actserve_server.engine.vllm import cpus, processor
-from actserve_server.engine.vllm.asking import ask
+from actserve_server.engine.vllm.ask_workers import ask
 from actserve_server.engine.vllm.attention import rules
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family, family_of

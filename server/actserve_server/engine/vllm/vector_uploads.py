@@ -17,7 +17,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.engine.forms import Vectors
-from actserve_server.engine.vllm.asking import ask
+from actserve_server.engine.vllm.ask_workers import ask
 
 MESSAGE_BYTES = 4 << 20
 """Of vectors in one message, for which the engine pauses between two steps."""

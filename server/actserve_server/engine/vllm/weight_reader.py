@@ -17,7 +17,7 @@ from actserve_server.domain.weights import (
     TokenMatrix,
     WeightsInfo,
 )
-from actserve_server.engine.vllm.asking import ask
+from actserve_server.engine.vllm.ask_workers import ask
 
 
 def weights_info(described: dict[str, Any]) -> WeightsInfo:

@@ -28,7 +28,7 @@ from actserve_server.engine.vllm.families import Family
 from actserve_server.engine.vllm.head import Head
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.lifeline import end_with
-from actserve_server.engine.vllm.projecting import project
+from actserve_server.engine.vllm.project_rows import project
 from actserve_server.engine.vllm.ring import RingWriter
 from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.shipping import ShippedRows, Shipper

@@ -36,7 +36,7 @@ from tests.contract.harness import (
     site,
 )
 from tests.contract.nlas import Tiny, explain
-from tests.unit.test_reviving import QUICK, Revival, Workshop
+from tests.unit.test_restarting import QUICK, Restarts, Workshop
 from tests.unit.tiny_engine import TinyEngine, honest
 
 MLP_OUT, CHANGED = site_pb2.HOOK_POINT_MLP_OUT, Site(HookPoint.MLP_OUT, 0)
@@ -50,8 +50,8 @@ async def served_from(shop: Workshop, *nlas: Any, **settings: Any) -> AsyncItera
     """A server of an engine of a workshop, which starts the next."""
     options = Settings(**{"port": 0, "drain_grace_s": 5.0, **settings})
     engine: Any = await shop.start()
-    revival = Revival(QUICK, app._count_restart)
-    built = app.build(engine, options, Autoencoders(nlas), shop.start, revival)
+    restarts = Restarts(QUICK, app._count_restart)
+    built = app.build(engine, options, Autoencoders(nlas), shop.start, restarts)
     await built.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{built.port}") as channel:
@@ -194,7 +194,7 @@ async def test_what_the_next_engine_does_not_prove_is_no_longer_served(
     monkeypatch.undo()
     first = Mortal()
     settings: dict[str, Any] = {"port": 0}
-    built = app.build(first, Settings(**settings), None, start, Revival(QUICK))
+    built = app.build(first, Settings(**settings), None, start, Restarts(QUICK))
     await built.prove()
     await built.start()
     assert not built.engine.info.hook_points[HookPoint.MLP_OUT].unchangeable
@@ -233,7 +233,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[Workshop], Awaitable[a
     async def start(shop: Workshop) -> asyncio.Task[None]:
         async def load(settings: Settings) -> app.App:
             engine: Any = await shop.start()
-            built.append(app.build(engine, settings, None, shop.start, Revival(QUICK)))
+            built.append(app.build(engine, settings, None, shop.start, Restarts(QUICK)))
             return built[-1]
 
         monkeypatch.setattr(app, "_load", load)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from actserve_server.engine.starting import in_thread, is_starting
+from actserve_server.engine.start_thread import in_thread, is_starting
 from tests.contract.harness import eventually
 
 

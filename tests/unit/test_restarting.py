@@ -17,20 +17,20 @@ from actserve_server.domain.prompts import TextPrompt
 from actserve_server.domain.runs import Capture, Finished, Run, RunEvent, Sampling
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.weights import LogitTarget, TokenMatrix
-from actserve_server.engine import reviving as reviving_module
+from actserve_server.engine import restarting as restarting_module
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
 from actserve_server.engine.fake import FakeEngine
-from actserve_server.engine.reviving import (
+from actserve_server.engine.restarting import (
     LATEST_RETRY_S,
     SOONEST_RETRY_S,
-    Patience,
-    Revival,
-    RevivingEngine,
+    RestartingEngine,
+    RestartLimits,
+    Restarts,
 )
 from tests.contract.harness import eventually
 
-QUICK = Patience(first_pause_s=0.001, longest_pause_s=0.004, starts=4)
+QUICK = RestartLimits(first_pause_s=0.001, longest_pause_s=0.004, starts=4)
 
 
 def run(name: str = "run", tokens: int = 5, rows: int = 0) -> Run:
@@ -87,9 +87,9 @@ class Workshop:
         await events(engine, run("self-test"))
         return replace(engine.info, attention_unserved=self.unproven)
 
-    async def opened(self, revival: Revival | None = None) -> RevivingEngine:
-        engine = RevivingEngine(
-            await self.start(), self.prove, self.start, revival or Revival(QUICK)
+    async def opened(self, restarts: Restarts | None = None) -> RestartingEngine:
+        engine = RestartingEngine(
+            await self.start(), self.prove, self.start, restarts or Restarts(QUICK)
         )
         await engine.prove()
         return engine
@@ -98,7 +98,7 @@ class Workshop:
         self.made[-1].faults.dead = True
 
 
-async def serves(engine: RevivingEngine) -> bool:
+async def serves(engine: RestartingEngine) -> bool:
     try:
         await engine.check_health()
     except ActserveError:
@@ -106,7 +106,7 @@ async def serves(engine: RevivingEngine) -> bool:
     return True
 
 
-async def again(engine: RevivingEngine) -> None:
+async def again(engine: RestartingEngine) -> None:
     await eventually(lambda: serves(engine), within_s=20)
 
 
@@ -123,7 +123,7 @@ async def test_an_engine_found_dead_is_started_again_and_serves() -> None:
     await engine.close()
 
 
-WAYS: dict[str, Callable[[RevivingEngine], Awaitable[Any]]] = {
+WAYS: dict[str, Callable[[RestartingEngine], Awaitable[Any]]] = {
     "run": lambda engine: events(engine, run()),
     "tokenize": lambda engine: engine.tokenize(TextPrompt("hello")),
     "spell": lambda engine: engine.spell(["hello"]),
@@ -236,11 +236,11 @@ async def test_a_start_that_fails_is_tried_again_after_longer_and_longer_pauses(
         return await sleep(0)
 
     shop.fails = [RuntimeError("no memory")] * 3
-    monkeypatch.setattr(reviving_module.asyncio, "sleep", recorded)
+    monkeypatch.setattr(restarting_module.asyncio, "sleep", recorded)
     shop.kill()
     assert not await serves(engine)
-    assert engine._reviving is not None
-    await engine._reviving
+    assert engine._restarting is not None
+    await engine._restarting
     monkeypatch.undo()
     assert await serves(engine)
     # Those of an engine without a token delay are zero, too.
@@ -276,15 +276,15 @@ def without_memory(shop: Workshop) -> None:
 async def test_an_engine_that_does_not_start_is_given_up_with_a_reason(
     breaks: Callable[[Workshop], None], why: str
 ) -> None:
-    shop, revival = Workshop(), Revival(QUICK)
-    engine = await shop.opened(revival)
+    shop, restarts = Workshop(), Restarts(QUICK)
+    engine = await shop.opened(restarts)
     breaks(shop)
     shop.kill()
     assert not await serves(engine)
     async with asyncio.timeout(20):
-        await revival.given_up.wait()
-    assert revival.why.startswith("the engine of fake died and does not start again: ")
-    assert why in revival.why
+        await restarts.given_up.wait()
+    assert restarts.why.startswith("the engine of fake died and does not start again: ")
+    assert why in restarts.why
     assert shop.starting == 1 + QUICK.starts
     assert (await reason(events(engine, run()))).reason is Reason.ENGINE_DEAD
     await engine.close()
@@ -292,14 +292,14 @@ async def test_an_engine_that_does_not_start_is_given_up_with_a_reason(
 
 
 async def test_a_start_that_hangs_is_given_up() -> None:
-    shop, revival = Workshop(), Revival(replace(QUICK, total_s=0.01))
-    engine = await shop.opened(revival)
+    shop, restarts = Workshop(), Restarts(replace(QUICK, total_s=0.01))
+    engine = await shop.opened(restarts)
     shop.may_start.clear()
     shop.kill()
     assert not await serves(engine)
     async with asyncio.timeout(20):
-        await revival.given_up.wait()
-    assert "takes too long" in revival.why
+        await restarts.given_up.wait()
+    assert "takes too long" in restarts.why
     await engine.close()
 
 
@@ -322,8 +322,8 @@ async def test_closing_while_an_engine_is_being_started_leaves_none(held: str) -
 
 
 async def test_engines_of_one_server_start_one_at_a_time() -> None:
-    shops, revival = [Workshop(), Workshop()], Revival(QUICK)
-    engines = [await shop.opened(revival) for shop in shops]
+    shops, restarts = [Workshop(), Workshop()], Restarts(QUICK)
+    engines = [await shop.opened(restarts) for shop in shops]
     for shop in shops:
         shop.may_start.clear()
         shop.kill()
@@ -342,7 +342,7 @@ async def test_engines_of_one_server_start_one_at_a_time() -> None:
 async def test_each_revival_is_told_once() -> None:
     told: list[str] = []
     shop = Workshop()
-    engine = await shop.opened(Revival(QUICK, restarted=told.append))
+    engine = await shop.opened(Restarts(QUICK, restarted=told.append))
     for count in range(3):
         shop.kill()
         assert not await serves(engine)
@@ -367,7 +367,7 @@ async def test_nothing_holds_a_dead_engine() -> None:
 
 async def test_without_a_way_to_start_another_a_dead_engine_stays_dead() -> None:
     fake = FakeEngine()
-    engine = RevivingEngine(fake, Workshop().prove)
+    engine = RestartingEngine(fake, Workshop().prove)
     fake.faults.dead = True
     for _ in range(2):
         assert (await reason(engine.check_health())).reason is Reason.ENGINE_DEAD

@@ -18,7 +18,7 @@ from actserve_server.domain.projection import (
 )
 from actserve_server.engine.forms import projection_form
 from actserve_server.engine.vllm.bank import VectorBank
-from actserve_server.engine.vllm.projecting import project
+from actserve_server.engine.vllm.project_rows import project
 from tests.unit.vllm.batches import CPU
 
 ROWS, WIDTH, DIRECTIONS = 23, 6, 9

@@ -38,7 +38,7 @@ log = structlog.get_logger("actserve.engine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class RestartLimits:
     """How long it is tried to start a dead engine again.
 
     What passes by itself, such as memory that a process still holds while it dies, passes within
@@ -56,16 +56,16 @@ class Patience:
     """For all of them: a start may hang."""
 
 
-class Revival:
+class Restarts:
     """What the engines of one server share when they are started again."""
 
     def __init__(
         self,
-        patience: Patience | None = None,
+        limits: RestartLimits | None = None,
         restarted: Callable[[str], None] = lambda model_id: None,
     ) -> None:
         """`restarted` is told each engine that serves again."""
-        self.patience = patience or Patience()
+        self.limits = limits or RestartLimits()
         self.restarted = restarted
         self.turn = asyncio.Lock()
         """One start at a time: on a GPU vLLM measures the memory that is left while it starts."""
@@ -76,7 +76,7 @@ class Revival:
         """Whether an engine was closed while it was being started."""
 
 
-class RevivingEngine:
+class RestartingEngine:
     """Implements `actserve_server.engine.api.Engine` with one engine after another."""
 
     def __init__(
@@ -84,15 +84,15 @@ class RevivingEngine:
         engine: Engine,
         prove: Prove,
         start: Start | None = None,
-        revival: Revival | None = None,
+        restarts: Restarts | None = None,
     ) -> None:
         """`engine` is the first, just started. Without `start` it is the last as well."""
         self._current: Engine | None = engine
         self._described = self._info = engine.info
         self._prove = prove
         self._start = start
-        self._revival = revival or Revival()
-        self._reviving: asyncio.Task[None] | None = None
+        self._restarts = restarts or Restarts()
+        self._restarting: asyncio.Task[None] | None = None
         self._closed = False
         self._start_s = START_S
         self._expected_at = 0.0
@@ -101,7 +101,7 @@ class RevivingEngine:
     @property
     def info(self) -> ModelInfo:
         """What the engine has proven, or the one before while there is none. Another object after
-        each revival, so that a call can tell whether its engine is still there."""
+        each restart, so that a call can tell whether its engine is still there."""
         return self._info
 
     async def prove(self) -> None:
@@ -143,10 +143,10 @@ class RevivingEngine:
     async def close(self) -> None:
         """Also of an engine that is just being started."""
         self._closed = True
-        if self._reviving is not None and not self._reviving.done():
-            self._revival.interrupted = True
-            self._reviving.cancel()
-            await asyncio.gather(self._reviving, return_exceptions=True)
+        if self._restarting is not None and not self._restarting.done():
+            self._restarts.interrupted = True
+            self._restarting.cancel()
+            await asyncio.gather(self._restarting, return_exceptions=True)
         if self._current is not None:
             await self._current.close()
 
@@ -174,16 +174,16 @@ class RevivingEngine:
                 except ActserveError as found:
                     error = found
             if _tells_death(error):
-                self._bury(engine)
+                self._replace(engine)
         return self._current is not engine
 
-    def _bury(self, engine: Engine) -> None:
+    def _replace(self, engine: Engine) -> None:
         if self._current is not engine or self._closed:
             return  # Somebody was faster.
         self._current = None
         self._expected_at = time.monotonic() + self._start_s
         # On behalf of nobody: it works for all callers, not for the one who noticed.
-        self._reviving = asyncio.create_task(self._revive(engine), context=Context())
+        self._restarting = asyncio.create_task(self._start_another(engine), context=Context())
 
     def _dead(self) -> ActserveError:
         left_s = self._expected_at - time.monotonic()
@@ -195,7 +195,7 @@ class RevivingEngine:
             retry_after_s=retry_after_s,
         )
 
-    async def _revive(self, dead: Engine) -> None:
+    async def _start_another(self, dead: Engine) -> None:
         model_id, died_at = self._info.id, time.monotonic()
         log.error("engine died", model=model_id)
         try:
@@ -204,29 +204,29 @@ class RevivingEngine:
             log.exception("a dead engine was not cleaned up", model=model_id)
         del dead
         try:
-            async with asyncio.timeout(self._revival.patience.total_s):
+            async with asyncio.timeout(self._restarts.limits.total_s):
                 engine, info = await self._start_again()
         except Exception as error:
             reason = str(error) or "it takes too long"
-            self._revival.why = f"the engine of {model_id} died and does not start again: {reason}"
-            self._revival.given_up.set()
+            self._restarts.why = f"the engine of {model_id} died and does not start again: {reason}"
+            self._restarts.given_up.set()
             return
         # The dead one holds sockets, threads and memory until it is collected, which it can be now
         # that all runs that it cut are over.
         gc.collect()
         self._current, self._info = engine, info
-        self._revival.restarted(model_id)
+        self._restarts.restarted(model_id)
         seconds = round(time.monotonic() - died_at, 1)
         log.info("engine started again", model=model_id, seconds=seconds)
 
     async def _start_again(self) -> tuple[Engine, ModelInfo]:
         """Raises what the last of several starts fails with."""
-        patience, pause_s = self._revival.patience, 0.0
-        for left in reversed(range(patience.starts)):
+        limits, pause_s = self._restarts.limits, 0.0
+        for left in reversed(range(limits.starts)):
             self._expected_at = time.monotonic() + pause_s + self._start_s
             await asyncio.sleep(pause_s)
             try:
-                async with self._revival.turn:
+                async with self._restarts.turn:
                     return await self._proven()
             except Exception as error:
                 log.warning(
@@ -234,7 +234,7 @@ class RevivingEngine:
                 )
                 if not left:
                     raise
-            pause_s = min(2 * pause_s or patience.first_pause_s, patience.longest_pause_s)
+            pause_s = min(2 * pause_s or limits.first_pause_s, limits.longest_pause_s)
         raise AssertionError("there is at least one start")
 
     async def _proven(self) -> tuple[Engine, ModelInfo]:
