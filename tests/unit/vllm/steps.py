@@ -11,7 +11,8 @@ from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.vllm import wire
 from actserve_server.engine.vllm.bank import VectorBank
-from actserve_server.engine.vllm.step_plan import BatchRows, TappedRun
+from actserve_server.engine.vllm.step_plan import BatchRows
+from actserve_server.engine.vllm.tapped_run import TappedRun
 
 
 def site(name: str) -> Site:

@@ -10,7 +10,7 @@ from actserve_server.domain.operations import Project, Zero
 from actserve_server.engine.forms import Vectors
 from actserve_server.engine.vllm.bank import (
     BankFullError,
-    Block,
+    HeldVectors,
     MissingVectorsError,
     VectorBank,
 )
@@ -36,7 +36,7 @@ def _rows(vectors: Vectors) -> np.ndarray:
     return vectors.rows
 
 
-def _read(bank: VectorBank, block: Block) -> np.ndarray:
+def _read(bank: VectorBank, block: HeldVectors) -> np.ndarray:
     return bank.gather(block.offsets, block.width).numpy()
 
 
@@ -89,7 +89,7 @@ def test_whatever_fits_by_its_sum_fits_and_keeps_every_bit(seed: int) -> None:
     rng = random.Random(seed)
     capacity = rng.choice([64, 257, 1000])
     bank = VectorBank(CPU, 4 * capacity)
-    held: dict[int, tuple[Vectors, Block]] = {}
+    held: dict[int, tuple[Vectors, HeldVectors]] = {}
     moves = 0
     for number in range(200):
         starts = {block: block.start for _, block in held.values()}
@@ -123,7 +123,7 @@ def test_a_large_block_moves_by_less_than_its_size_and_keeps_every_bit() -> None
 
 def test_ten_thousand_runs_with_new_vectors_leave_nothing_behind() -> None:
     bank = VectorBank(CPU, 64 * SIZE)
-    running: list[Block] = []
+    running: list[HeldVectors] = []
     for seed in range(10_000):
         running.append(bank.hold(_vectors(seed, count=1 + seed % 3)))
         if len(running) == 20:

@@ -13,7 +13,8 @@ from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Run, Unembed
 from actserve_server.engine.vllm import step_plan
 from actserve_server.engine.vllm.bank import VectorBank
-from actserve_server.engine.vllm.step_plan import Planner, RoutedStep, TappedRun, route
+from actserve_server.engine.vllm.step_plan import Planner, RoutedStep, route
+from actserve_server.engine.vllm.tapped_run import TappedRun
 from tests.unit.vllm import batches
 from tests.unit.vllm.batches import BANK_BYTES, CPU, MODEL, WIDTH, constant
 from tests.unit.vllm.steps import ALL, at, change, make_run, read, start

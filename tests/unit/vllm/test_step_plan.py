@@ -10,6 +10,7 @@ from actserve_server.domain.operations import (
     Zero,
 )
 from actserve_server.domain.positions import NO_END
+from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Run, Unembed
 from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.bank import VectorBank
@@ -213,3 +214,19 @@ def test_an_error_in_a_tap_is_not_swallowed(bank: VectorBank, raises: bool) -> N
     if not raises:
         with pytest.raises((IndexError, RuntimeError)):
             routed.plan.check()
+
+
+def test_projected_rows_are_let_go_at_their_tap(bank: VectorBank) -> None:
+    """Rows of all sites of a long prompt would else wait for the end of the pass, and what is
+    reserved for the run is its components."""
+    projected = Projected(Projection(np.ones((1, 4), np.float32)))
+    run = start(bank, 1, make_run(read("mlp_out.0", "resid_post.0", derived=projected)))
+    routed = plan(bank, rows(run, row=0, position=0, tokens=3))
+    batch = Batch.numbered(3)
+    with taps.step(routed.plan):
+        taps.tap(batch.hidden, batch.residual, 1)
+        works = [column.work for column in routed.blocks[0].columns]
+        assert [each.rows.tolist() for each in works if each.rows is not None] == [
+            [[0.0], [4.0], [8.0]],
+            [[0.0], [404.0], [808.0]],
+        ]

@@ -17,8 +17,7 @@ from actserve_server.domain.positions import NO_END
 from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Run, Unembed
 from actserve_server.domain.sites import HookPoint
-from actserve_server.engine.vllm import attach, head, layout, taps, wire
-from actserve_server.engine.vllm import worker as worker_module
+from actserve_server.engine.vllm import attach, head, layout, tapped_run, taps, wire
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family, family_of
 from actserve_server.engine.vllm.project_rows import project
@@ -218,7 +217,7 @@ def test_logits_that_are_projected_are_never_all_in_memory(
         held.append(len(rows))
         return project(rows, *of)
 
-    monkeypatch.setattr(worker_module, "project", noted)
+    monkeypatch.setattr(tapped_run, "project", noted)
     directions = np.eye(3, VOCABULARY, dtype=np.float32)
     run = make_run(steps.read("logits", derived=Projected(Projection(directions))))
     hidden = worker.model_runner.set_batch(("l", 0, 5))

@@ -27,7 +27,7 @@ class MissingVectorsError(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Block:
+class HeldVectors:
     """Where the vectors of one digest are."""
 
     digest: bytes
@@ -58,7 +58,7 @@ class VectorBank:
         self.device = device
         # Not set to zero, so that on CPU what was never used takes no memory.
         self._numbers = torch.empty(capacity_bytes // 4, dtype=torch.float32, device=device)
-        self._blocks: dict[bytes, Block] = {}
+        self._blocks: dict[bytes, HeldVectors] = {}
         """In the order in which they lie."""
         self._end = 0
         self._used = 0
@@ -67,7 +67,7 @@ class VectorBank:
     def used_bytes(self) -> int:
         return 4 * self._used
 
-    def hold(self, vectors: Vectors) -> Block:
+    def hold(self, vectors: Vectors) -> HeldVectors:
         """The block of an edit's vectors, until it is released. Raises `BankFullError`, and
         `MissingVectorsError` for vectors without their rows that were not uploaded to the end."""
         block = self._blocks.get(vectors.digest)
@@ -81,9 +81,9 @@ class VectorBank:
         block.runs += 1
         return block
 
-    def hold_all(self, every: Sequence[Vectors]) -> list[Block]:
+    def hold_all(self, every: Sequence[Vectors]) -> list[HeldVectors]:
         """The blocks of all edits of a run. Raises as `hold`, and then holds none."""
-        blocks: list[Block] = []
+        blocks: list[HeldVectors] = []
         try:
             blocks.extend(map(self.hold, every))
         except BaseException:
@@ -92,7 +92,7 @@ class VectorBank:
             raise
         return blocks
 
-    def release(self, block: Block) -> None:
+    def release(self, block: HeldVectors) -> None:
         """One edit holds the block no longer."""
         block.runs -= 1
         self._free_unheld(block)
@@ -122,11 +122,11 @@ class VectorBank:
         rows = self._numbers.as_strided((len(self._numbers) - width + 1, width), (1, 1))
         return rows[torch.from_numpy(offsets).to(self.device, non_blocking=True)]
 
-    def rows(self, block: Block) -> torch.Tensor:
+    def rows(self, block: HeldVectors) -> torch.Tensor:
         """All vectors of a block, [count, width], as they lie until the next one comes."""
         return self._numbers[block.start : block.start + block.size].view(-1, block.width)
 
-    def _add(self, digest: bytes, count: int, width: int) -> Block:
+    def _add(self, digest: bytes, count: int, width: int) -> HeldVectors:
         size, capacity = count * width, len(self._numbers)
         if self._used + size > capacity:
             raise BankFullError(
@@ -135,20 +135,20 @@ class VectorBank:
             )
         if self._end + size > capacity:
             self._close_gaps()
-        block = Block(digest, width, self._end + width * np.arange(count))
+        block = HeldVectors(digest, width, self._end + width * np.arange(count))
         self._blocks[digest] = block
         self._end += size
         self._used += size
         return block
 
-    def _write(self, block: Block, start: int, rows: np.ndarray) -> None:
+    def _write(self, block: HeldVectors, start: int, rows: np.ndarray) -> None:
         first = block.start + start * block.width
         # A copy, because what came over the wire is read-only.
         values = torch.from_numpy(np.array(rows, np.float32))
         self._numbers[first : first + rows.size] = values.flatten().to(self.device)
         block.filled = max(block.filled, start + len(rows))
 
-    def _free_unheld(self, block: Block) -> None:
+    def _free_unheld(self, block: HeldVectors) -> None:
         if not block.runs and not block.uploads:
             del self._blocks[block.digest]
             self._used -= block.size

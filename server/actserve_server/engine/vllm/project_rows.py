@@ -18,7 +18,7 @@ def project(
     return torch.cat(
         [
             _read(rows[block].float(), form, directions, offsets)
-            for block in blocks(len(rows), len(directions))
+            for block in blocks(len(rows), max(directions.shape))
         ]
     )
 

@@ -8,9 +8,9 @@ need no case of their own.
 the step before on by one position: from one decode step to the next nothing else is different.
 """
 
-from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +18,10 @@ import torch
 
 from actserve_server.domain.runs import Unembed
 from actserve_server.engine.forms import Kernel, ProjectionForm
-from actserve_server.engine.vllm.bank import Block, VectorBank
+from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.sharding import Shards
+from actserve_server.engine.vllm.tapped_run import RunEdit, RunProjection, TappedRun
 from actserve_server.engine.vllm.taps import (
     CaptureWork,
     EditedRows,
@@ -29,98 +30,10 @@ from actserve_server.engine.vllm.taps import (
     RowsAt,
     StepPlan,
 )
-from actserve_server.engine.vllm.wire import Edit, RunTaps
 
 UNMATCHED, REUSED = -1.0, -2.0
 """Notes in place of a change: the token is none of those selected; the position came from the
 prefix cache with its edit already made."""
-
-
-# Runs.
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RunEdit:
-    """An edit of a run."""
-
-    number: int
-    """Which of the run's edits it is: what its receipts are called."""
-    edit: Edit
-    block: Block
-    """Of the edit's vectors in the bank."""
-    turns: tuple[tuple[int, tuple[SiteKey, ...]], ...]
-    """Its sites, by how many of the run's edits come before it there."""
-
-    @property
-    def differs(self) -> bool:
-        """Whether what it does depends on the token, or differs from position to position."""
-        form = self.edit.form
-        by_position = form.kernel is Kernel.REPLACE and form.vectors.count > 1
-        return by_position or self.edit.selection.token_ids is not None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RunProjection:
-    """What one of a run's captures gives in place of rows, and where its vectors are."""
-
-    form: ProjectionForm
-    directions: Block
-    offsets: Block
-
-
-@dataclass(slots=True, eq=False)
-class TappedRun:
-    """A run with taps, as the worker keeps it while vLLM has the request."""
-
-    taps: RunTaps
-    edits: tuple[RunEdit, ...]
-    projections: Mapping[int, RunProjection]
-    """By the number of the capture."""
-    reached: int = 0
-    """Positions below this were computed for this run, or skipped and receipted."""
-
-    @staticmethod
-    def start(taps: RunTaps, bank: VectorBank) -> "TappedRun":
-        """Holds the run's vectors in the bank. Raises as `VectorBank.hold`, and then holds none."""
-        forms = {
-            number: reading.derived
-            for number, reading in enumerate(taps.captures)
-            if isinstance(reading.derived, ProjectionForm)
-        }
-        vectors = [edit.form.vectors for edit in taps.edits]
-        vectors += [each for form in forms.values() for each in form.vectors]
-        blocks = iter(bank.hold_all(vectors))
-        edits, before = [], Counter[SiteKey]()
-        for number, edit in enumerate(taps.edits):
-            turns: dict[int, list[SiteKey]] = {}
-            for site in edit.sites:
-                turns.setdefault(before[site], []).append(site)
-                before[site] += 1
-            in_turn = tuple((turn, tuple(sites)) for turn, sites in turns.items())
-            edits.append(RunEdit(number, edit, next(blocks), in_turn))
-        projections = {
-            number: RunProjection(form, next(blocks), next(blocks))
-            for number, form in forms.items()
-        }
-        return TappedRun(taps, tuple(edits), projections)
-
-    def end(self, bank: VectorBank) -> None:
-        """Lets go of the run's vectors."""
-        for each in self.edits:
-            bank.release(each.block)
-        for each in self.projections.values():
-            bank.release(each.directions)
-            bank.release(each.offsets)
-
-    def same_until(self, position: int) -> int:
-        """Below this position everything is read and changed as at the given one, whatever the
-        tokens are."""
-        spans = [reading.spans for reading in self.taps.captures]
-        for each in self.edits:
-            spans.append(each.edit.selection.spans)
-            if each.differs and len(spans[-1].within(position, position + 1)):
-                return position + 1
-        return min(each.next_bound(position) for each in spans)
 
 
 # What a step is planned from.
@@ -188,7 +101,8 @@ class Model:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Column:
-    """Captured rows of one site, of which other numbers may be made after the pass."""
+    """Captured rows of one site, or what was made of them at the tap. Logits and predictions are
+    made after the pass."""
 
     site: SiteKey
     work: CaptureWork
@@ -203,7 +117,7 @@ class RowBlock:
     positions: np.ndarray
     columns: list[Column]
     derived: Unembed | RunProjection | None
-    """What is made of the rows."""
+    """What is given in place of the rows."""
     next_ids: np.ndarray | None
     """For `Unembed`, which alone needs them."""
 
@@ -329,7 +243,7 @@ def route(batch: Iterable[BatchRows], bank: VectorBank, model: Model) -> RoutedS
     """The step's plan, or None if no run of the batch has anything to do in it."""
     rows = list(batch)
     plan = StepPlan()
-    blocks, captures = _captures(rows, bank.device, model)
+    blocks, captures = _captures(rows, bank, model)
     edits, receipts = _edits(rows, bank, model, plan)
     if not blocks and receipts is None:
         return None
@@ -352,7 +266,7 @@ class _CaptureKind(NamedTuple):
 
 
 def _captures(
-    rows: list[BatchRows], device: torch.device, model: Model
+    rows: list[BatchRows], bank: VectorBank, model: Model
 ) -> tuple[list[RowBlock], dict[SiteKey, list[CaptureWork]]]:
     groups: dict[_CaptureKind, list[tuple[BatchRows, np.ndarray]]] = {}
     for item in rows:
@@ -369,17 +283,23 @@ def _captures(
     works: dict[SiteKey, list[CaptureWork]] = {}
     for kind, members in groups.items():
         index = _index(
-            np.concatenate([item.row + at - item.position for item, at in members]), device
+            np.concatenate([item.row + at - item.position for item, at in members]), bank.device
         )
         keys = np.array([item.run.taps.key for item, _ in members], np.int64)
+        run = members[0][0].run
+        projection = run.projections.get(kind.number)
         columns = []
         for site in kind.sites:
-            source = FINAL_NORM if site == LOGITS else site
-            work = CaptureWork(model.rows_at(source, index))
+            source, derive = site, None
+            if site == LOGITS:
+                source = FINAL_NORM
+            elif projection is not None:
+                derive = partial(projection.of, bank=bank)
+            work = CaptureWork(model.rows_at(source, index), derive)
             works.setdefault(source, []).append(work)
             columns.append(Column(site, work))
-        run, following = members[0][0].run, None
-        derived = run.projections.get(kind.number) or run.taps.captures[kind.number].derived
+        following = None
+        derived = projection or run.taps.captures[kind.number].derived
         assert not isinstance(derived, ProjectionForm)
         if isinstance(derived, Unembed):
             following = np.concatenate([item.next_ids(at) for item, at in members])

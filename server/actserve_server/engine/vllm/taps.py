@@ -5,7 +5,7 @@ nothing unless the current step has work there. Its tensors are declared as muta
 compiled code after the call sees an edit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -79,13 +79,16 @@ class RowsAt:
 
 @dataclass(slots=True, eq=False)
 class CaptureWork:
-    """Copies rows to `rows`, [rows, width], in the model's element type."""
+    """Copies rows to `rows`, [rows, width], in the model's element type, or what `derive` makes of
+    them: whole rows of all sites then need not wait for the end of the pass."""
 
     at: RowsAt
+    derive: Callable[[torch.Tensor], torch.Tensor] | None = None
     rows: torch.Tensor | None = None
 
     def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        self.rows = self.at.read(hidden, residual)
+        rows = self.at.read(hidden, residual)
+        self.rows = rows if self.derive is None else self.derive(rows)
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ batch is final: whatever reordered it has run.
 import hashlib
 import inspect
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,6 @@ from actserve_server.engine.vllm.families import Family
 from actserve_server.engine.vllm.head import Head
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.lifeline import end_with
-from actserve_server.engine.vllm.project_rows import project
 from actserve_server.engine.vllm.ring import RingWriter
 from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
@@ -39,8 +38,8 @@ from actserve_server.engine.vllm.step_plan import (
     Planner,
     RoutedStep,
     RowBlock,
-    TappedRun,
 )
+from actserve_server.engine.vllm.tapped_run import TappedRun
 from actserve_server.engine.vllm.worker_weights import Weights
 
 log = logging.getLogger(__name__)
@@ -231,15 +230,13 @@ class TapWorker:
             normed = column.site == FINAL_NORM
             assert block.next_ids is not None
             return self._head.predictions(rows, block.derived, block.next_ids, normed=normed)
+        if column.site != LOGITS:
+            return rows
         if block.derived is None:
-            return self._head.logits(rows) if column.site == LOGITS else rows
+            return self._head.logits(rows)
         # What is reserved for a run has room for its components, not for its logits.
-        parts: Iterable[torch.Tensor] = (rows,)
-        if column.site == LOGITS:
-            parts = self._head.logits_in_parts(rows)
-        matrices = (block.derived.directions, block.derived.offsets)
-        vectors = [*map(self._bank.rows, matrices)]
-        return torch.cat([project(part, block.derived.form, *vectors) for part in parts])
+        parts = self._head.logits_in_parts(rows)
+        return torch.cat([block.derived.of(part, self._bank) for part in parts])
 
 
 def _shards(
