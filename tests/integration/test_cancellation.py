@@ -8,9 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from actserve_server.domain.runs import Rows, Run, RunEvent, Tokens
+from actserve_server.domain.operations import Replace
+from actserve_server.domain.positions import Selection, Spans
+from actserve_server.domain.projection import Projected, Projection
+from actserve_server.domain.runs import Capture, Intervention, Rows, Run, RunEvent, Tokens
 from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.engine.forms import vector_bytes
+from actserve_server.engine.vllm import wire
 from tests.integration.harness import (
+    ALL,
     EngineThread,
     Result,
     add,
@@ -22,6 +28,7 @@ from tests.integration.harness import (
 )
 
 SITE = Site(HookPoint.RESID_POST, 10)
+LATER = Site(HookPoint.RESID_POST, 20)
 LONG = greedy(500)
 
 
@@ -92,6 +99,52 @@ def test_cancelled_neighbours_with_other_steering_change_no_number(smollm2: Engi
     assert together.token_ids == alone.token_ids
     assert together.positions == alone.positions
     assert relative_errors(together.rows[SITE], alone.rows[SITE]).max() <= 1e-3
+
+
+def test_cancelled_neighbours_that_share_vectors_or_move_them_change_no_number(
+    smollm2: EngineThread,
+) -> None:
+    """Of a run whose rows are replaced by uploaded ones and projected: neighbours with the same
+    vectors let go of them, and those with others make the bank close its gaps."""
+    ids = tuple(3000 + index * 41 % 9000 for index in range(300))
+
+    def steered(seed: int) -> Run:
+        rng = np.random.default_rng(seed)
+        rows = rng.standard_normal((len(ids), 576)).astype(np.float32)
+        put = Intervention((SITE,), Selection(Spans(((0, len(ids)),))), Replace(rows))
+        directions = rng.standard_normal((16, 576)).astype(np.float32)
+        projected = Capture((SITE, LATER), ALL, Projected(Projection(directions)))
+        return make_run(ids, put, captures=[projected], sampling=greedy(40))
+
+    mine = steered(0)
+    assert sum(vector_bytes(mine.interventions).values()) > wire.INLINE_BYTES
+    alone = smollm2.run(mine)
+
+    async def neighbour(index: int) -> None:
+        await asyncio.sleep(index * 0.15)
+        other = replace(again(steered(0 if index % 3 == 0 else index)), sampling=LONG)
+        task = asyncio.ensure_future(collect(smollm2.engine, other))
+        await asyncio.wait((task,), timeout=0.5)
+        task.cancel()
+        await asyncio.wait((task,))
+        assert task.cancelled()
+
+    async def beside() -> list[Result]:
+        """Begun at different times."""
+
+        async def run(index: int) -> Result:
+            await asyncio.sleep(index * 1.5)
+            return await collect(smollm2.engine, again(mine))
+
+        runs = asyncio.gather(*map(run, range(3)))
+        results, _ = await asyncio.gather(runs, asyncio.gather(*map(neighbour, range(40))))
+        return results
+
+    for together in smollm2.call(beside()):
+        assert together.token_ids == alone.token_ids
+        assert together.positions == alone.positions
+        for site in (SITE, LATER):
+            assert relative_errors(together.rows[site], alone.rows[site]).max() <= 1e-3
 
 
 def test_a_thousand_cancelled_runs_leave_nothing_behind(smollm2: EngineThread) -> None:
