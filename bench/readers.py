@@ -23,7 +23,7 @@ Read = Callable[[Ids], Iterator[np.ndarray]]
 
 
 def by_length(texts: Ids) -> Iterator[Ids]:
-    """Batches of texts of about one length, so that little of a batch is padding."""
+    """Batches of texts of similar length, so that little of each batch is padding."""
     batch: list[Sequence[int]] = []
     for text in sorted(texts, key=len):
         if batch and len(text) * (len(batch) + 1) > BATCH_TOKENS:

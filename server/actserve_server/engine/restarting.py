@@ -105,7 +105,7 @@ class RestartingEngine:
         return self._info
 
     async def prove(self) -> None:
-        """Has the first engine prove itself. Call before serving."""
+        """Runs the self-test of the first engine. Call this before serving."""
         assert self._current is not None
         self._info = await self._prove(self._current)
 
@@ -152,7 +152,8 @@ class RestartingEngine:
 
     @asynccontextmanager
     async def _living(self) -> AsyncGenerator[Engine, None]:
-        """The engine, if it lives. Whatever fails in it because it dies is ENGINE_DEAD."""
+        """The engine that serves now. Raises ENGINE_DEAD if there is none, and in place of any
+        error that comes of its death."""
         engine = self._current
         if engine is None:
             raise self._dead()
@@ -220,7 +221,7 @@ class RestartingEngine:
         log.info("engine started again", model=model_id, seconds=seconds)
 
     async def _start_again(self) -> tuple[Engine, ModelInfo]:
-        """Raises what the last of several starts fails with."""
+        """Tries several times. Raises the error of the last attempt."""
         limits, pause_s = self._restarts.limits, 0.0
         for left in reversed(range(limits.starts)):
             self._expected_at = time.monotonic() + pause_s + self._start_s

@@ -49,7 +49,7 @@ LIVENESS = "liveness"
 engine is started again, so that nobody ends the server meanwhile; one that cannot go on ends
 itself."""
 MAX_PROBES = 32
-"""Calls at once on the port for probes, to which anybody may connect."""
+"""The most calls at once on the health port, to which anybody may connect."""
 DECLARED = tuple(descriptor.full_name for descriptor in not_served.SERVICES)
 """Full names of those that are in the contract, and not served yet."""
 

@@ -52,7 +52,7 @@ class HeldVectors:
 
 
 class VectorBank:
-    """Float32 vectors of any widths, `capacity_bytes` together at most."""
+    """Holds float32 vectors of any width, at most `capacity_bytes` of them in total."""
 
     def __init__(self, device: torch.device, capacity_bytes: int) -> None:
         self.device = device
@@ -74,7 +74,7 @@ class VectorBank:
         if block is None or block.filled < vectors.count:
             if vectors.rows is None:
                 raise MissingVectorsError(
-                    f"{vectors.nbytes} bytes of vectors were not uploaded before their run began"
+                    f"{vectors.nbytes} bytes of the run's vectors were not uploaded before it began"
                 )
             block = block or self._add(vectors.digest, vectors.count, vectors.width)
             self._write(block, 0, vectors.rows)
@@ -111,7 +111,7 @@ class VectorBank:
         self._write(block, start, rows)
 
     def drop(self, upload: int, digest: bytes) -> None:
-        """Ends an upload, complete or not; no matter if it never began."""
+        """Ends an upload, complete or not. Does nothing if it never began."""
         if block := self._blocks.get(digest):
             block.uploads.discard(upload)
             self._free_unheld(block)

@@ -14,7 +14,7 @@ class EngineOptions:
 
     max_capture_bytes: int = 1 << 30
     vector_budget_bytes: int = 256 << 20
-    """Of the vectors of runs in flight, as float32, in the memory of the model's device."""
+    """What the float32 vectors of runs in flight may take of the model's device."""
     max_items: int = 1024
     max_samples: int = 64
     max_interventions: int = 64

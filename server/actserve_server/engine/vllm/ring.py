@@ -86,7 +86,7 @@ class RingWriter:
         self._publish(length)
 
     def write(self, *fields: np.ndarray) -> None:
-        """Appends a record of these C-contiguous arrays."""
+        """Appends a record whose fields are these C-contiguous arrays."""
         with self.record(*(field.nbytes for field in fields)) as places:
             for place, field in zip(places, fields, strict=True):
                 place[:] = field.reshape(-1).view(np.uint8)

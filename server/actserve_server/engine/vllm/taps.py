@@ -93,7 +93,7 @@ class CaptureWork:
 
 @dataclass(slots=True, eq=False)
 class EditedRows:
-    """Rows, or the parts of `heads` in them, that one kernel changes at one site after another."""
+    """The rows that one kernel changes, or their parts of `heads`, at each site in turn."""
 
     kernel: Kernel
     vectors: torch.Tensor
@@ -198,7 +198,7 @@ class StepPlan:
             self._done.add(place)
 
     def check(self) -> None:
-        """After each pass: raises what went wrong in it. Only then is what was noted complete."""
+        """Call it after each pass: raises the error of the pass, or completes what was noted."""
         if self._error is not None:
             raise self._error
         if missed := sorted(self._work.keys() - self._done):
