@@ -102,6 +102,8 @@ class Reason(StrEnum):
     STORE_QUOTA_EXCEEDED = auto()
     RESUME_TOKEN_INVALID = auto()
     TOO_MANY_CELLS = auto()
+    DOSE_TOO_LARGE = auto()
+    STORE_UNREACHABLE = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,8 @@ RULES: Mapping[Reason, Rule] = {
     Reason.STORE_QUOTA_EXCEEDED: _rule(Kind.RESOURCE_EXHAUSTED, "bytes", "stored_bytes", "limit"),
     Reason.RESUME_TOKEN_INVALID: _rule(Kind.INVALID_ARGUMENT),
     Reason.TOO_MANY_CELLS: _rule(Kind.INVALID_ARGUMENT, "cells", "limit"),
+    Reason.DOSE_TOO_LARGE: _rule(Kind.INVALID_ARGUMENT, "dose", "limit", "site"),
+    Reason.STORE_UNREACHABLE: _rule(Kind.UNAVAILABLE),
 }
 """The table of reasons; proto/actserve/v1/errors.proto says the same to callers."""
 

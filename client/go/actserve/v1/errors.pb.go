@@ -221,6 +221,13 @@ const (
 	// Not sent yet: a sweep has more cells than one call may have. Make several calls.
 	// INVALID_ARGUMENT with cells, limit.
 	ErrorReason_ERROR_REASON_TOO_MANY_CELLS ErrorReason = 59
+	// Not sent yet: an AddOperation would add more than the server's operator allows,
+	// relative to the rows that it is added to. Lower its coefficient, or the norm of its
+	// vector. INVALID_ARGUMENT with dose, limit, site.
+	ErrorReason_ERROR_REASON_DOSE_TOO_LARGE ErrorReason = 60
+	// Not sent yet: the database that holds what is stored cannot be reached. Try again
+	// after RetryInfo. UNAVAILABLE.
+	ErrorReason_ERROR_REASON_STORE_UNREACHABLE ErrorReason = 61
 )
 
 // Enum value maps for ErrorReason.
@@ -286,6 +293,8 @@ var (
 		57: "ERROR_REASON_STORE_QUOTA_EXCEEDED",
 		58: "ERROR_REASON_RESUME_TOKEN_INVALID",
 		59: "ERROR_REASON_TOO_MANY_CELLS",
+		60: "ERROR_REASON_DOSE_TOO_LARGE",
+		61: "ERROR_REASON_STORE_UNREACHABLE",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                 0,
@@ -348,6 +357,8 @@ var (
 		"ERROR_REASON_STORE_QUOTA_EXCEEDED":        57,
 		"ERROR_REASON_RESUME_TOKEN_INVALID":        58,
 		"ERROR_REASON_TOO_MANY_CELLS":              59,
+		"ERROR_REASON_DOSE_TOO_LARGE":              60,
+		"ERROR_REASON_STORE_UNREACHABLE":           61,
 	}
 )
 
@@ -382,7 +393,7 @@ var File_actserve_v1_errors_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x18actserve/v1/errors.proto\x12\vactserve.v1*\xc4\x10\n" +
+	"\x18actserve/v1/errors.proto\x12\vactserve.v1*\x89\x11\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eERROR_REASON_REQUEST_MALFORMED\x10\x01\x12\x1f\n" +
@@ -444,7 +455,9 @@ const file_actserve_v1_errors_proto_rawDesc = "" +
 	"\x1eERROR_REASON_UPLOAD_INCOMPLETE\x108\x12%\n" +
 	"!ERROR_REASON_STORE_QUOTA_EXCEEDED\x109\x12%\n" +
 	"!ERROR_REASON_RESUME_TOKEN_INVALID\x10:\x12\x1f\n" +
-	"\x1bERROR_REASON_TOO_MANY_CELLS\x10;BR\n" +
+	"\x1bERROR_REASON_TOO_MANY_CELLS\x10;\x12\x1f\n" +
+	"\x1bERROR_REASON_DOSE_TOO_LARGE\x10<\x12\"\n" +
+	"\x1eERROR_REASON_STORE_UNREACHABLE\x10=BR\n" +
 	"\x0fdev.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3"
 
 var (

@@ -266,13 +266,16 @@ func (*Intervention_Zero) isIntervention_Operation() {}
 
 func (*Intervention_Mean) isIntervention_Operation() {}
 
-// Acts at a token if the score of the tokens before it is above or below a bound
+// Acts at a token if the score of the tokens up to this one is above or below a bound
 // (after Lee et al., "Programming Refusal with Conditional Activation Steering",
-// 2024). The tokens before, so that any site can be probed, whichever is changed; at
-// the first token it never acts.
+// 2024). With the reduction MAX it acts from the first such token on. The score of a
+// token is a function of its position, whatever the batch and the cache. What a run
+// writes to the prefix cache under a condition is read only under the same one.
 type Condition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What is scored.
+	// What is scored. Its site is computed before every site that is changed, or is the only
+	// one: then it reads the row as the interventions before this one left it. Else
+	// SITE_INVALID.
 	Probe *Probe `protobuf:"bytes,1,opt,name=probe,proto3" json:"probe,omitempty"`
 	// How its numbers become one score; the newest when unset.
 	Aggregator *ScoreAggregator `protobuf:"bytes,2,opt,name=aggregator,proto3" json:"aggregator,omitempty"`
@@ -787,8 +790,11 @@ type InterventionReport struct {
 	// relative to the row it was made to; at residual sites |x| is the norm of the
 	// residual stream. Unset when no row was computed.
 	MeanRelativeChange *float32 `protobuf:"fixed32,4,opt,name=mean_relative_change,json=meanRelativeChange,proto3,oneof" json:"mean_relative_change,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// What the coefficient was multiplied by so as not to exceed Limits.max_relative_dose;
+	// unset where it did not.
+	DoseFactor    *float32 `protobuf:"fixed32,5,opt,name=dose_factor,json=doseFactor,proto3,oneof" json:"dose_factor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InterventionReport) Reset() {
@@ -845,6 +851,13 @@ func (x *InterventionReport) GetReusedRows() uint64 {
 func (x *InterventionReport) GetMeanRelativeChange() float32 {
 	if x != nil && x.MeanRelativeChange != nil {
 		return *x.MeanRelativeChange
+	}
+	return 0
+}
+
+func (x *InterventionReport) GetDoseFactor() float32 {
+	if x != nil && x.DoseFactor != nil {
+		return *x.DoseFactor
 	}
 	return 0
 }
@@ -908,14 +921,17 @@ const file_actserve_v1_intervention_proto_rawDesc = "" +
 	"\x06second\x18\x02 \x01(\v2\x19.actserve.v1.VectorSourceB\x04\xe2A\x01\x02R\x06second\"\x0f\n" +
 	"\rZeroOperation\"D\n" +
 	"\rMeanOperation\x123\n" +
-	"\x04mean\x18\x01 \x01(\v2\x19.actserve.v1.VectorSourceB\x04\xe2A\x01\x02R\x04mean\"\xbc\x01\n" +
+	"\x04mean\x18\x01 \x01(\v2\x19.actserve.v1.VectorSourceB\x04\xe2A\x01\x02R\x04mean\"\xf2\x01\n" +
 	"\x12InterventionReport\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12!\n" +
 	"\fchanged_rows\x18\x02 \x01(\x04R\vchangedRows\x12\x1f\n" +
 	"\vreused_rows\x18\x03 \x01(\x04R\n" +
 	"reusedRows\x125\n" +
-	"\x14mean_relative_change\x18\x04 \x01(\x02H\x00R\x12meanRelativeChange\x88\x01\x01B\x17\n" +
-	"\x15_mean_relative_changeBR\n" +
+	"\x14mean_relative_change\x18\x04 \x01(\x02H\x00R\x12meanRelativeChange\x88\x01\x01\x12$\n" +
+	"\vdose_factor\x18\x05 \x01(\x02H\x01R\n" +
+	"doseFactor\x88\x01\x01B\x17\n" +
+	"\x15_mean_relative_changeB\x0e\n" +
+	"\f_dose_factorBR\n" +
 	"\x0fdev.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3"
 
 var (

@@ -425,8 +425,24 @@ type Limits struct {
 	MaxRequestParts uint32 `protobuf:"varint,11,opt,name=max_request_parts,json=maxRequestParts,proto3" json:"max_request_parts,omitempty"`
 	// Bytes that the statistics of one call take on the server, 8 for each number.
 	MaxStatisticsBytes uint64 `protobuf:"varint,12,opt,name=max_statistics_bytes,json=maxStatisticsBytes,proto3" json:"max_statistics_bytes,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// The most that an AddOperation may add, as a part of the norm of the rows that it is
+	// added to: |c|, where it is relative, else |c| |v| over the median L2 norm of the rows
+	// of the site, of a text that the server ran when it started. No limit when unset.
+	MaxRelativeDose *float32 `protobuf:"fixed32,13,opt,name=max_relative_dose,json=maxRelativeDose,proto3,oneof" json:"max_relative_dose,omitempty"`
+	// Whether an addition beyond that is scaled down to it, which its InterventionReport
+	// tells; else it is refused: DOSE_TOO_LARGE.
+	ClampsDose bool `protobuf:"varint,14,opt,name=clamps_dose,json=clampsDose,proto3" json:"clamps_dose,omitempty"`
+	// Steering vectors that are stored at most, over all clients. On a server with tokens one
+	// tenant may take a part of them, as of the next.
+	MaxSteeringVectors uint32 `protobuf:"varint,15,opt,name=max_steering_vectors,json=maxSteeringVectors,proto3" json:"max_steering_vectors,omitempty"`
+	// Bytes of their elements.
+	MaxSteeringVectorBytes uint64 `protobuf:"varint,16,opt,name=max_steering_vector_bytes,json=maxSteeringVectorBytes,proto3" json:"max_steering_vector_bytes,omitempty"`
+	// Bytes of finished cells of sweeps that are stored at most, over all clients.
+	MaxSweepBytes uint64 `protobuf:"varint,17,opt,name=max_sweep_bytes,json=maxSweepBytes,proto3" json:"max_sweep_bytes,omitempty"`
+	// Seconds for which they are stored.
+	MaxSweepSeconds uint32 `protobuf:"varint,18,opt,name=max_sweep_seconds,json=maxSweepSeconds,proto3" json:"max_sweep_seconds,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
@@ -539,6 +555,48 @@ func (x *Limits) GetMaxRequestParts() uint32 {
 func (x *Limits) GetMaxStatisticsBytes() uint64 {
 	if x != nil {
 		return x.MaxStatisticsBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxRelativeDose() float32 {
+	if x != nil && x.MaxRelativeDose != nil {
+		return *x.MaxRelativeDose
+	}
+	return 0
+}
+
+func (x *Limits) GetClampsDose() bool {
+	if x != nil {
+		return x.ClampsDose
+	}
+	return false
+}
+
+func (x *Limits) GetMaxSteeringVectors() uint32 {
+	if x != nil {
+		return x.MaxSteeringVectors
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxSteeringVectorBytes() uint64 {
+	if x != nil {
+		return x.MaxSteeringVectorBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxSweepBytes() uint64 {
+	if x != nil {
+		return x.MaxSweepBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxSweepSeconds() uint32 {
+	if x != nil {
+		return x.MaxSweepSeconds
 	}
 	return 0
 }
@@ -874,7 +932,7 @@ const file_actserve_v1_model_service_proto_rawDesc = "" +
 	"\x05width\x18\x02 \x01(\rR\x05width\x12'\n" +
 	"\x0funserved_reason\x18\x03 \x01(\tR\x0eunservedReason\x12/\n" +
 	"\x13unchangeable_reason\x18\x04 \x01(\tR\x12unchangeableReason\x12\x14\n" +
-	"\x05heads\x18\x05 \x01(\rR\x05heads\"\xfe\x03\n" +
+	"\x05heads\x18\x05 \x01(\rR\x05heads\"\xa7\x06\n" +
 	"\x06Limits\x12.\n" +
 	"\x13max_sequence_tokens\x18\x01 \x01(\rR\x11maxSequenceTokens\x12\x1b\n" +
 	"\tmax_items\x18\x02 \x01(\rR\bmaxItems\x12\x1f\n" +
@@ -889,7 +947,15 @@ const file_actserve_v1_model_service_proto_rawDesc = "" +
 	"\x14default_kept_seconds\x18\n" +
 	" \x01(\rR\x12defaultKeptSeconds\x12*\n" +
 	"\x11max_request_parts\x18\v \x01(\rR\x0fmaxRequestParts\x120\n" +
-	"\x14max_statistics_bytes\x18\f \x01(\x04R\x12maxStatisticsBytes\"[\n" +
+	"\x14max_statistics_bytes\x18\f \x01(\x04R\x12maxStatisticsBytes\x12/\n" +
+	"\x11max_relative_dose\x18\r \x01(\x02H\x00R\x0fmaxRelativeDose\x88\x01\x01\x12\x1f\n" +
+	"\vclamps_dose\x18\x0e \x01(\bR\n" +
+	"clampsDose\x120\n" +
+	"\x14max_steering_vectors\x18\x0f \x01(\rR\x12maxSteeringVectors\x129\n" +
+	"\x19max_steering_vector_bytes\x18\x10 \x01(\x04R\x16maxSteeringVectorBytes\x12&\n" +
+	"\x0fmax_sweep_bytes\x18\x11 \x01(\x04R\rmaxSweepBytes\x12*\n" +
+	"\x11max_sweep_seconds\x18\x12 \x01(\rR\x0fmaxSweepSecondsB\x14\n" +
+	"\x12_max_relative_dose\"[\n" +
 	"\x11ListModelsRequest\x12!\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\x04\xe2A\x01\x01R\bpageSize\x12#\n" +
 	"\n" +
@@ -1000,6 +1066,7 @@ func file_actserve_v1_model_service_proto_init() {
 	file_actserve_v1_prompt_proto_init()
 	file_actserve_v1_site_proto_init()
 	file_actserve_v1_tensor_proto_init()
+	file_actserve_v1_model_service_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -84,25 +84,24 @@ func (VectorMethod) EnumDescriptor() ([]byte, []int) {
 	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{0}
 }
 
-// A stored vector. Its elements are float32.
+// A stored vector: one row, or one for each of several sites. Its elements are float32.
 type SteeringVector struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Format: models/{model}/steeringVectors/{steering_vector}.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The site whose rows it is like.
-	Site *Site `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
-	// Its shape, [width].
+	// Its rows, one for each site.
+	Rows []*SteeringVectorRow `protobuf:"bytes,2,rep,name=rows,proto3" json:"rows,omitempty"`
+	// The shape of its elements, [rows, width].
 	Shape []uint32 `protobuf:"varint,3,rep,packed,name=shape,proto3" json:"shape,omitempty"`
 	// What it is, for people and for ListSteeringVectorsRequest.filter: at most 64,
 	// each of a key of 1 to 63 and a value of at most 255 bytes.
 	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Where it comes from.
 	Provenance *VectorProvenance `protobuf:"bytes,5,opt,name=provenance,proto3" json:"provenance,omitempty"`
-	// Its L2 norm.
-	Norm float32 `protobuf:"fixed32,6,opt,name=norm,proto3" json:"norm,omitempty"`
-	// The median L2 norm of the rows of the site that it was made from, to compare its
-	// own with. Unset where there were none.
-	MedianRowNorm *float32 `protobuf:"fixed32,7,opt,name=median_row_norm,json=medianRowNorm,proto3,oneof" json:"median_row_norm,omitempty"`
+	// The checkpoint of the model that it was stored for, as Model.path was then.
+	ModelPath string `protobuf:"bytes,6,opt,name=model_path,json=modelPath,proto3" json:"model_path,omitempty"`
+	// SHA-256 of its elements, little-endian: vectors of equal elements have the same.
+	ContentSha256 []byte `protobuf:"bytes,7,opt,name=content_sha256,json=contentSha256,proto3" json:"content_sha256,omitempty"`
 	// When it was stored.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// Changes whenever the resource does; opaque.
@@ -148,9 +147,9 @@ func (x *SteeringVector) GetName() string {
 	return ""
 }
 
-func (x *SteeringVector) GetSite() *Site {
+func (x *SteeringVector) GetRows() []*SteeringVectorRow {
 	if x != nil {
-		return x.Site
+		return x.Rows
 	}
 	return nil
 }
@@ -176,18 +175,18 @@ func (x *SteeringVector) GetProvenance() *VectorProvenance {
 	return nil
 }
 
-func (x *SteeringVector) GetNorm() float32 {
+func (x *SteeringVector) GetModelPath() string {
 	if x != nil {
-		return x.Norm
+		return x.ModelPath
 	}
-	return 0
+	return ""
 }
 
-func (x *SteeringVector) GetMedianRowNorm() float32 {
-	if x != nil && x.MedianRowNorm != nil {
-		return *x.MedianRowNorm
+func (x *SteeringVector) GetContentSha256() []byte {
+	if x != nil {
+		return x.ContentSha256
 	}
-	return 0
+	return nil
 }
 
 func (x *SteeringVector) GetCreateTime() *timestamppb.Timestamp {
@@ -202,6 +201,142 @@ func (x *SteeringVector) GetEtag() string {
 		return x.Etag
 	}
 	return ""
+}
+
+// What is known of one row of a stored vector.
+type SteeringVectorRow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The site whose rows it is like.
+	Site *Site `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	// Its L2 norm.
+	Norm float32 `protobuf:"fixed32,2,opt,name=norm,proto3" json:"norm,omitempty"`
+	// The median L2 norm of the site's rows, to compare `norm` with: of the examples that
+	// it was made of, else of a text that the server ran when it started. Unset where the
+	// site was not served then.
+	MedianRowNorm *float32 `protobuf:"fixed32,3,opt,name=median_row_norm,json=medianRowNorm,proto3,oneof" json:"median_row_norm,omitempty"`
+	// How well it tells the examples apart that it was made of; unset unless it was made of
+	// examples, and where there were too few.
+	Separation    *SeparationReport `protobuf:"bytes,4,opt,name=separation,proto3" json:"separation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SteeringVectorRow) Reset() {
+	*x = SteeringVectorRow{}
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SteeringVectorRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SteeringVectorRow) ProtoMessage() {}
+
+func (x *SteeringVectorRow) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SteeringVectorRow.ProtoReflect.Descriptor instead.
+func (*SteeringVectorRow) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SteeringVectorRow) GetSite() *Site {
+	if x != nil {
+		return x.Site
+	}
+	return nil
+}
+
+func (x *SteeringVectorRow) GetNorm() float32 {
+	if x != nil {
+		return x.Norm
+	}
+	return 0
+}
+
+func (x *SteeringVectorRow) GetMedianRowNorm() float32 {
+	if x != nil && x.MedianRowNorm != nil {
+		return *x.MedianRowNorm
+	}
+	return 0
+}
+
+func (x *SteeringVectorRow) GetSeparation() *SeparationReport {
+	if x != nil {
+		return x.Separation
+	}
+	return nil
+}
+
+// How well a direction tells positive examples from negative ones. What is scored is the
+// component of a row along the direction.
+type SeparationReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The chance that a positive example scores higher than a negative one, of examples
+	// that the direction was not made of: the mean of the area under the ROC curve over 5
+	// parts of the data, each scored by the direction made of the others. Of fewer than 5
+	// of a kind, as many parts as there are; unset with fewer than 2 of either kind.
+	HeldOutAuroc *float32 `protobuf:"fixed32,1,opt,name=held_out_auroc,json=heldOutAuroc,proto3,oneof" json:"held_out_auroc,omitempty"`
+	// The cosine between the directions made of one half of the examples and of the other;
+	// unset with fewer than 4 of either kind.
+	HalfCosine    *float32 `protobuf:"fixed32,2,opt,name=half_cosine,json=halfCosine,proto3,oneof" json:"half_cosine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SeparationReport) Reset() {
+	*x = SeparationReport{}
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SeparationReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SeparationReport) ProtoMessage() {}
+
+func (x *SeparationReport) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SeparationReport.ProtoReflect.Descriptor instead.
+func (*SeparationReport) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SeparationReport) GetHeldOutAuroc() float32 {
+	if x != nil && x.HeldOutAuroc != nil {
+		return *x.HeldOutAuroc
+	}
+	return 0
+}
+
+func (x *SeparationReport) GetHalfCosine() float32 {
+	if x != nil && x.HalfCosine != nil {
+		return *x.HalfCosine
+	}
+	return 0
 }
 
 // Where a stored vector comes from.
@@ -221,7 +356,7 @@ type VectorProvenance struct {
 
 func (x *VectorProvenance) Reset() {
 	*x = VectorProvenance{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[1]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -233,7 +368,7 @@ func (x *VectorProvenance) String() string {
 func (*VectorProvenance) ProtoMessage() {}
 
 func (x *VectorProvenance) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[1]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -246,7 +381,7 @@ func (x *VectorProvenance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VectorProvenance.ProtoReflect.Descriptor instead.
 func (*VectorProvenance) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{1}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *VectorProvenance) GetOrigin() isVectorProvenance_Origin {
@@ -298,7 +433,7 @@ type VectorProvenance_Contrasted struct {
 }
 
 type VectorProvenance_Combination struct {
-	// It is a sum.
+	// It was computed from stored ones.
 	Combination *VectorCombination `protobuf:"bytes,3,opt,name=combination,proto3,oneof"`
 }
 
@@ -317,7 +452,7 @@ type GivenVector struct {
 
 func (x *GivenVector) Reset() {
 	*x = GivenVector{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[2]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -329,7 +464,7 @@ func (x *GivenVector) String() string {
 func (*GivenVector) ProtoMessage() {}
 
 func (x *GivenVector) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[2]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -342,7 +477,7 @@ func (x *GivenVector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GivenVector.ProtoReflect.Descriptor instead.
 func (*GivenVector) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{2}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{4}
 }
 
 // What a vector was made of. The examples themselves are not stored.
@@ -362,7 +497,7 @@ type ContrastedVector struct {
 
 func (x *ContrastedVector) Reset() {
 	*x = ContrastedVector{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[3]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -374,7 +509,7 @@ func (x *ContrastedVector) String() string {
 func (*ContrastedVector) ProtoMessage() {}
 
 func (x *ContrastedVector) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[3]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -387,7 +522,7 @@ func (x *ContrastedVector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContrastedVector.ProtoReflect.Descriptor instead.
 func (*ContrastedVector) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{3}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ContrastedVector) GetMethod() VectorMethod {
@@ -418,18 +553,25 @@ func (x *ContrastedVector) GetPrompts() bool {
 	return false
 }
 
-// A weighted sum of stored vectors.
+// What is computed from stored vectors: the sum of `terms`, less its projection onto the
+// span of `without`, scaled to `norm`. All vectors have rows of the same sites, and each
+// row is computed by itself. Not zero.
 type VectorCombination struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The terms, from 1 to 64.
-	Terms         []*VectorTerm `protobuf:"bytes,1,rep,name=terms,proto3" json:"terms,omitempty"`
+	Terms []*VectorTerm `protobuf:"bytes,1,rep,name=terms,proto3" json:"terms,omitempty"`
+	// What the sum is made orthogonal to, at most 64; linearly independent. Each coefficient
+	// is unset.
+	Without []*VectorTerm `protobuf:"bytes,2,rep,name=without,proto3" json:"without,omitempty"`
+	// The L2 norm of each row; as it comes out when unset. Positive and finite.
+	Norm          *float32 `protobuf:"fixed32,3,opt,name=norm,proto3,oneof" json:"norm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VectorCombination) Reset() {
 	*x = VectorCombination{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[4]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -441,7 +583,7 @@ func (x *VectorCombination) String() string {
 func (*VectorCombination) ProtoMessage() {}
 
 func (x *VectorCombination) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[4]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -454,7 +596,7 @@ func (x *VectorCombination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VectorCombination.ProtoReflect.Descriptor instead.
 func (*VectorCombination) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{4}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *VectorCombination) GetTerms() []*VectorTerm {
@@ -464,21 +606,36 @@ func (x *VectorCombination) GetTerms() []*VectorTerm {
 	return nil
 }
 
-// One term of a sum.
+func (x *VectorCombination) GetWithout() []*VectorTerm {
+	if x != nil {
+		return x.Without
+	}
+	return nil
+}
+
+func (x *VectorCombination) GetNorm() float32 {
+	if x != nil && x.Norm != nil {
+		return *x.Norm
+	}
+	return 0
+}
+
+// One stored vector in a computation.
 type VectorTerm struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Format: models/{model}/steeringVectors/{steering_vector}. All terms of a sum are
-	// of one site.
+	// Format: models/{model}/steeringVectors/{steering_vector}.
 	SteeringVector string `protobuf:"bytes,1,opt,name=steering_vector,json=steeringVector,proto3" json:"steering_vector,omitempty"`
 	// What it is multiplied by; one when unset. Finite.
-	Coefficient   *float32 `protobuf:"fixed32,2,opt,name=coefficient,proto3,oneof" json:"coefficient,omitempty"`
+	Coefficient *float32 `protobuf:"fixed32,2,opt,name=coefficient,proto3,oneof" json:"coefficient,omitempty"`
+	// Of a vector of several rows, the site whose row to take alone; all rows when unset.
+	Site          *Site `protobuf:"bytes,3,opt,name=site,proto3" json:"site,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VectorTerm) Reset() {
 	*x = VectorTerm{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[5]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +647,7 @@ func (x *VectorTerm) String() string {
 func (*VectorTerm) ProtoMessage() {}
 
 func (x *VectorTerm) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[5]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +660,7 @@ func (x *VectorTerm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VectorTerm.ProtoReflect.Descriptor instead.
 func (*VectorTerm) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{5}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *VectorTerm) GetSteeringVector() string {
@@ -518,6 +675,13 @@ func (x *VectorTerm) GetCoefficient() float32 {
 		return *x.Coefficient
 	}
 	return 0
+}
+
+func (x *VectorTerm) GetSite() *Site {
+	if x != nil {
+		return x.Site
+	}
+	return nil
 }
 
 // Prompts of two kinds.
@@ -536,7 +700,7 @@ type ContrastingPrompts struct {
 
 func (x *ContrastingPrompts) Reset() {
 	*x = ContrastingPrompts{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[6]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +712,7 @@ func (x *ContrastingPrompts) String() string {
 func (*ContrastingPrompts) ProtoMessage() {}
 
 func (x *ContrastingPrompts) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[6]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +725,7 @@ func (x *ContrastingPrompts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContrastingPrompts.ProtoReflect.Descriptor instead.
 func (*ContrastingPrompts) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{6}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ContrastingPrompts) GetPositive() []*Prompt {
@@ -598,7 +762,7 @@ type LabelledRows struct {
 
 func (x *LabelledRows) Reset() {
 	*x = LabelledRows{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[7]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +774,7 @@ func (x *LabelledRows) String() string {
 func (*LabelledRows) ProtoMessage() {}
 
 func (x *LabelledRows) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[7]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +787,7 @@ func (x *LabelledRows) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelledRows.ProtoReflect.Descriptor instead.
 func (*LabelledRows) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{7}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LabelledRows) GetRows() *MatrixSource {
@@ -648,10 +812,10 @@ type CreateSteeringVectorRequest struct {
 	// The last part of its name: 1 to 63 lower-case letters, digits and hyphens, from a
 	// letter on. One that is taken: RESOURCE_EXISTS. The server chooses when unset.
 	SteeringVectorId string `protobuf:"bytes,2,opt,name=steering_vector_id,json=steeringVectorId,proto3" json:"steering_vector_id,omitempty"`
-	// The site whose rows it is like.
-	Site *Site `protobuf:"bytes,3,opt,name=site,proto3" json:"site,omitempty"`
-	// The vector.
-	Vector *VectorSource `protobuf:"bytes,4,opt,name=vector,proto3" json:"vector,omitempty"`
+	// The sites whose rows it is like, at least one, each at most once and all of one width.
+	Sites []*Site `protobuf:"bytes,3,rep,name=sites,proto3" json:"sites,omitempty"`
+	// Its rows, one for each site in their order, none of them zero.
+	Rows *MatrixSource `protobuf:"bytes,4,opt,name=rows,proto3" json:"rows,omitempty"`
 	// As SteeringVector.labels.
 	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Chosen by the caller, such as a UUID, of 1 to 128 bytes, so that a retried call makes
@@ -664,7 +828,7 @@ type CreateSteeringVectorRequest struct {
 
 func (x *CreateSteeringVectorRequest) Reset() {
 	*x = CreateSteeringVectorRequest{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[8]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +840,7 @@ func (x *CreateSteeringVectorRequest) String() string {
 func (*CreateSteeringVectorRequest) ProtoMessage() {}
 
 func (x *CreateSteeringVectorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[8]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +853,7 @@ func (x *CreateSteeringVectorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSteeringVectorRequest.ProtoReflect.Descriptor instead.
 func (*CreateSteeringVectorRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{8}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreateSteeringVectorRequest) GetModel() string {
@@ -706,16 +870,16 @@ func (x *CreateSteeringVectorRequest) GetSteeringVectorId() string {
 	return ""
 }
 
-func (x *CreateSteeringVectorRequest) GetSite() *Site {
+func (x *CreateSteeringVectorRequest) GetSites() []*Site {
 	if x != nil {
-		return x.Site
+		return x.Sites
 	}
 	return nil
 }
 
-func (x *CreateSteeringVectorRequest) GetVector() *VectorSource {
+func (x *CreateSteeringVectorRequest) GetRows() *MatrixSource {
 	if x != nil {
-		return x.Vector
+		return x.Rows
 	}
 	return nil
 }
@@ -745,7 +909,7 @@ type CreateSteeringVectorResponse struct {
 
 func (x *CreateSteeringVectorResponse) Reset() {
 	*x = CreateSteeringVectorResponse{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[9]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -757,7 +921,7 @@ func (x *CreateSteeringVectorResponse) String() string {
 func (*CreateSteeringVectorResponse) ProtoMessage() {}
 
 func (x *CreateSteeringVectorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[9]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -770,7 +934,7 @@ func (x *CreateSteeringVectorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSteeringVectorResponse.ProtoReflect.Descriptor instead.
 func (*CreateSteeringVectorResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{9}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateSteeringVectorResponse) GetSteeringVector() *SteeringVector {
@@ -793,7 +957,7 @@ type GetSteeringVectorRequest struct {
 
 func (x *GetSteeringVectorRequest) Reset() {
 	*x = GetSteeringVectorRequest{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[10]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +969,7 @@ func (x *GetSteeringVectorRequest) String() string {
 func (*GetSteeringVectorRequest) ProtoMessage() {}
 
 func (x *GetSteeringVectorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[10]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +982,7 @@ func (x *GetSteeringVectorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSteeringVectorRequest.ProtoReflect.Descriptor instead.
 func (*GetSteeringVectorRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{10}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetSteeringVectorRequest) GetName() string {
@@ -840,7 +1004,7 @@ type GetSteeringVectorResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The vector.
 	SteeringVector *SteeringVector `protobuf:"bytes,1,opt,name=steering_vector,json=steeringVector,proto3" json:"steering_vector,omitempty"`
-	// F32 [width]; unset unless asked for.
+	// F32 [rows, width]; unset unless asked for.
 	Elements      *Tensor `protobuf:"bytes,2,opt,name=elements,proto3" json:"elements,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -848,7 +1012,7 @@ type GetSteeringVectorResponse struct {
 
 func (x *GetSteeringVectorResponse) Reset() {
 	*x = GetSteeringVectorResponse{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[11]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +1024,7 @@ func (x *GetSteeringVectorResponse) String() string {
 func (*GetSteeringVectorResponse) ProtoMessage() {}
 
 func (x *GetSteeringVectorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[11]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +1037,7 @@ func (x *GetSteeringVectorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSteeringVectorResponse.ProtoReflect.Descriptor instead.
 func (*GetSteeringVectorResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{11}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetSteeringVectorResponse) GetSteeringVector() *SteeringVector {
@@ -907,7 +1071,7 @@ type ListSteeringVectorsRequest struct {
 
 func (x *ListSteeringVectorsRequest) Reset() {
 	*x = ListSteeringVectorsRequest{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[12]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1083,7 @@ func (x *ListSteeringVectorsRequest) String() string {
 func (*ListSteeringVectorsRequest) ProtoMessage() {}
 
 func (x *ListSteeringVectorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[12]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1096,7 @@ func (x *ListSteeringVectorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSteeringVectorsRequest.ProtoReflect.Descriptor instead.
 func (*ListSteeringVectorsRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{12}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListSteeringVectorsRequest) GetModel() string {
@@ -976,7 +1140,7 @@ type ListSteeringVectorsResponse struct {
 
 func (x *ListSteeringVectorsResponse) Reset() {
 	*x = ListSteeringVectorsResponse{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[13]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1152,7 @@ func (x *ListSteeringVectorsResponse) String() string {
 func (*ListSteeringVectorsResponse) ProtoMessage() {}
 
 func (x *ListSteeringVectorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[13]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1165,7 @@ func (x *ListSteeringVectorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSteeringVectorsResponse.ProtoReflect.Descriptor instead.
 func (*ListSteeringVectorsResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{13}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListSteeringVectorsResponse) GetSteeringVectors() []*SteeringVector {
@@ -1033,7 +1197,7 @@ type UpdateSteeringVectorRequest struct {
 
 func (x *UpdateSteeringVectorRequest) Reset() {
 	*x = UpdateSteeringVectorRequest{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[14]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1209,7 @@ func (x *UpdateSteeringVectorRequest) String() string {
 func (*UpdateSteeringVectorRequest) ProtoMessage() {}
 
 func (x *UpdateSteeringVectorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[14]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1222,7 @@ func (x *UpdateSteeringVectorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSteeringVectorRequest.ProtoReflect.Descriptor instead.
 func (*UpdateSteeringVectorRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{14}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UpdateSteeringVectorRequest) GetName() string {
@@ -1093,7 +1257,7 @@ type UpdateSteeringVectorResponse struct {
 
 func (x *UpdateSteeringVectorResponse) Reset() {
 	*x = UpdateSteeringVectorResponse{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[15]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1269,7 @@ func (x *UpdateSteeringVectorResponse) String() string {
 func (*UpdateSteeringVectorResponse) ProtoMessage() {}
 
 func (x *UpdateSteeringVectorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[15]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1282,7 @@ func (x *UpdateSteeringVectorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSteeringVectorResponse.ProtoReflect.Descriptor instead.
 func (*UpdateSteeringVectorResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{15}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpdateSteeringVectorResponse) GetSteeringVector() *SteeringVector {
@@ -1141,7 +1305,7 @@ type DeleteSteeringVectorRequest struct {
 
 func (x *DeleteSteeringVectorRequest) Reset() {
 	*x = DeleteSteeringVectorRequest{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[16]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1317,7 @@ func (x *DeleteSteeringVectorRequest) String() string {
 func (*DeleteSteeringVectorRequest) ProtoMessage() {}
 
 func (x *DeleteSteeringVectorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[16]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1330,7 @@ func (x *DeleteSteeringVectorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSteeringVectorRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSteeringVectorRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{16}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteSteeringVectorRequest) GetName() string {
@@ -1192,7 +1356,7 @@ type DeleteSteeringVectorResponse struct {
 
 func (x *DeleteSteeringVectorResponse) Reset() {
 	*x = DeleteSteeringVectorResponse{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[17]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1368,7 @@ func (x *DeleteSteeringVectorResponse) String() string {
 func (*DeleteSteeringVectorResponse) ProtoMessage() {}
 
 func (x *DeleteSteeringVectorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[17]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1381,7 @@ func (x *DeleteSteeringVectorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSteeringVectorResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSteeringVectorResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{17}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{19}
 }
 
 // A request to make a vector of examples.
@@ -1227,8 +1391,9 @@ type MakeSteeringVectorRequest struct {
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// As CreateSteeringVectorRequest.steering_vector_id.
 	SteeringVectorId string `protobuf:"bytes,2,opt,name=steering_vector_id,json=steeringVectorId,proto3" json:"steering_vector_id,omitempty"`
-	// The site whose rows are compared.
-	Site *Site `protobuf:"bytes,3,opt,name=site,proto3" json:"site,omitempty"`
+	// The sites whose rows are compared, at least one, each at most once and all of one
+	// width; only one with `rows`. The vector has a row for each.
+	Sites []*Site `protobuf:"bytes,3,rep,name=sites,proto3" json:"sites,omitempty"`
 	// Exactly one is set.
 	//
 	// Types that are valid to be assigned to Examples:
@@ -1253,7 +1418,7 @@ type MakeSteeringVectorRequest struct {
 
 func (x *MakeSteeringVectorRequest) Reset() {
 	*x = MakeSteeringVectorRequest{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[18]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1430,7 @@ func (x *MakeSteeringVectorRequest) String() string {
 func (*MakeSteeringVectorRequest) ProtoMessage() {}
 
 func (x *MakeSteeringVectorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[18]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1443,7 @@ func (x *MakeSteeringVectorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeSteeringVectorRequest.ProtoReflect.Descriptor instead.
 func (*MakeSteeringVectorRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{18}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MakeSteeringVectorRequest) GetModel() string {
@@ -1295,9 +1460,9 @@ func (x *MakeSteeringVectorRequest) GetSteeringVectorId() string {
 	return ""
 }
 
-func (x *MakeSteeringVectorRequest) GetSite() *Site {
+func (x *MakeSteeringVectorRequest) GetSites() []*Site {
 	if x != nil {
-		return x.Site
+		return x.Sites
 	}
 	return nil
 }
@@ -1378,13 +1543,16 @@ type MakeSteeringVectorResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The vector.
 	SteeringVector *SteeringVector `protobuf:"bytes,1,opt,name=steering_vector,json=steeringVector,proto3" json:"steering_vector,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Indices into SteeringVector.rows, the best first: by `held_out_auroc`, and where that is
+	// equal by `half_cosine`.
+	Ranking       []uint32 `protobuf:"varint,2,rep,packed,name=ranking,proto3" json:"ranking,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MakeSteeringVectorResponse) Reset() {
 	*x = MakeSteeringVectorResponse{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[19]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1396,7 +1564,7 @@ func (x *MakeSteeringVectorResponse) String() string {
 func (*MakeSteeringVectorResponse) ProtoMessage() {}
 
 func (x *MakeSteeringVectorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[19]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1409,7 +1577,7 @@ func (x *MakeSteeringVectorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeSteeringVectorResponse.ProtoReflect.Descriptor instead.
 func (*MakeSteeringVectorResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{19}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MakeSteeringVectorResponse) GetSteeringVector() *SteeringVector {
@@ -1419,14 +1587,21 @@ func (x *MakeSteeringVectorResponse) GetSteeringVector() *SteeringVector {
 	return nil
 }
 
-// A request to add up vectors.
+func (x *MakeSteeringVectorResponse) GetRanking() []uint32 {
+	if x != nil {
+		return x.Ranking
+	}
+	return nil
+}
+
+// A request to compute a vector from stored ones.
 type CombineSteeringVectorsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The model. Format: models/{model}. The only one when unset.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// As CreateSteeringVectorRequest.steering_vector_id.
 	SteeringVectorId string `protobuf:"bytes,2,opt,name=steering_vector_id,json=steeringVectorId,proto3" json:"steering_vector_id,omitempty"`
-	// The sum; not zero.
+	// What to compute.
 	Combination *VectorCombination `protobuf:"bytes,3,opt,name=combination,proto3" json:"combination,omitempty"`
 	// As SteeringVector.labels.
 	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -1440,7 +1615,7 @@ type CombineSteeringVectorsRequest struct {
 
 func (x *CombineSteeringVectorsRequest) Reset() {
 	*x = CombineSteeringVectorsRequest{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[20]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1627,7 @@ func (x *CombineSteeringVectorsRequest) String() string {
 func (*CombineSteeringVectorsRequest) ProtoMessage() {}
 
 func (x *CombineSteeringVectorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[20]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1640,7 @@ func (x *CombineSteeringVectorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CombineSteeringVectorsRequest.ProtoReflect.Descriptor instead.
 func (*CombineSteeringVectorsRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{20}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CombineSteeringVectorsRequest) GetModel() string {
@@ -1514,7 +1689,7 @@ type CombineSteeringVectorsResponse struct {
 
 func (x *CombineSteeringVectorsResponse) Reset() {
 	*x = CombineSteeringVectorsResponse{}
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[21]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1701,7 @@ func (x *CombineSteeringVectorsResponse) String() string {
 func (*CombineSteeringVectorsResponse) ProtoMessage() {}
 
 func (x *CombineSteeringVectorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[21]
+	mi := &file_actserve_v1_steering_vector_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1714,7 @@ func (x *CombineSteeringVectorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CombineSteeringVectorsResponse.ProtoReflect.Descriptor instead.
 func (*CombineSteeringVectorsResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{21}
+	return file_actserve_v1_steering_vector_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CombineSteeringVectorsResponse) GetSteeringVector() *SteeringVector {
@@ -1553,24 +1728,38 @@ var File_actserve_v1_steering_vector_service_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_steering_vector_service_proto_rawDesc = "" +
 	"\n" +
-	")actserve/v1/steering_vector_service.proto\x12\vactserve.v1\x1a\x1bactserve/v1/positions.proto\x1a\x18actserve/v1/prompt.proto\x1a\x16actserve/v1/site.proto\x1a\x18actserve/v1/source.proto\x1a\x18actserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x03\n" +
+	")actserve/v1/steering_vector_service.proto\x12\vactserve.v1\x1a\x1bactserve/v1/positions.proto\x1a\x18actserve/v1/prompt.proto\x1a\x16actserve/v1/site.proto\x1a\x18actserve/v1/source.proto\x1a\x18actserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x03\n" +
 	"\x0eSteeringVector\x12\x18\n" +
-	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x12+\n" +
-	"\x04site\x18\x02 \x01(\v2\x11.actserve.v1.SiteB\x04\xe2A\x01\x03R\x04site\x12\x1a\n" +
+	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x128\n" +
+	"\x04rows\x18\x02 \x03(\v2\x1e.actserve.v1.SteeringVectorRowB\x04\xe2A\x01\x03R\x04rows\x12\x1a\n" +
 	"\x05shape\x18\x03 \x03(\rB\x04\xe2A\x01\x03R\x05shape\x12E\n" +
 	"\x06labels\x18\x04 \x03(\v2'.actserve.v1.SteeringVector.LabelsEntryB\x04\xe2A\x01\x01R\x06labels\x12C\n" +
 	"\n" +
 	"provenance\x18\x05 \x01(\v2\x1d.actserve.v1.VectorProvenanceB\x04\xe2A\x01\x03R\n" +
-	"provenance\x12\x18\n" +
-	"\x04norm\x18\x06 \x01(\x02B\x04\xe2A\x01\x03R\x04norm\x121\n" +
-	"\x0fmedian_row_norm\x18\a \x01(\x02B\x04\xe2A\x01\x03H\x00R\rmedianRowNorm\x88\x01\x01\x12A\n" +
+	"provenance\x12#\n" +
+	"\n" +
+	"model_path\x18\x06 \x01(\tB\x04\xe2A\x01\x03R\tmodelPath\x12+\n" +
+	"\x0econtent_sha256\x18\a \x01(\fB\x04\xe2A\x01\x03R\rcontentSha256\x12A\n" +
 	"\vcreate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"createTime\x12\x18\n" +
 	"\x04etag\x18\t \x01(\tB\x04\xe2A\x01\x03R\x04etag\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x12\n" +
-	"\x10_median_row_norm\"\xd3\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xce\x01\n" +
+	"\x11SteeringVectorRow\x12%\n" +
+	"\x04site\x18\x01 \x01(\v2\x11.actserve.v1.SiteR\x04site\x12\x12\n" +
+	"\x04norm\x18\x02 \x01(\x02R\x04norm\x12+\n" +
+	"\x0fmedian_row_norm\x18\x03 \x01(\x02H\x00R\rmedianRowNorm\x88\x01\x01\x12=\n" +
+	"\n" +
+	"separation\x18\x04 \x01(\v2\x1d.actserve.v1.SeparationReportR\n" +
+	"separationB\x12\n" +
+	"\x10_median_row_norm\"\x86\x01\n" +
+	"\x10SeparationReport\x12)\n" +
+	"\x0eheld_out_auroc\x18\x01 \x01(\x02H\x00R\fheldOutAuroc\x88\x01\x01\x12$\n" +
+	"\vhalf_cosine\x18\x02 \x01(\x02H\x01R\n" +
+	"halfCosine\x88\x01\x01B\x11\n" +
+	"\x0f_held_out_aurocB\x0e\n" +
+	"\f_half_cosine\"\xd3\x01\n" +
 	"\x10VectorProvenance\x120\n" +
 	"\x05given\x18\x01 \x01(\v2\x18.actserve.v1.GivenVectorH\x00R\x05given\x12?\n" +
 	"\n" +
@@ -1583,13 +1772,17 @@ const file_actserve_v1_steering_vector_service_proto_rawDesc = "" +
 	"\x06method\x18\x01 \x01(\x0e2\x19.actserve.v1.VectorMethodR\x06method\x12\x1c\n" +
 	"\tpositives\x18\x02 \x01(\rR\tpositives\x12\x1c\n" +
 	"\tnegatives\x18\x03 \x01(\rR\tnegatives\x12\x18\n" +
-	"\aprompts\x18\x04 \x01(\bR\aprompts\"H\n" +
+	"\aprompts\x18\x04 \x01(\bR\aprompts\"\xa9\x01\n" +
 	"\x11VectorCombination\x123\n" +
-	"\x05terms\x18\x01 \x03(\v2\x17.actserve.v1.VectorTermB\x04\xe2A\x01\x02R\x05terms\"x\n" +
+	"\x05terms\x18\x01 \x03(\v2\x17.actserve.v1.VectorTermB\x04\xe2A\x01\x02R\x05terms\x127\n" +
+	"\awithout\x18\x02 \x03(\v2\x17.actserve.v1.VectorTermB\x04\xe2A\x01\x01R\awithout\x12\x1d\n" +
+	"\x04norm\x18\x03 \x01(\x02B\x04\xe2A\x01\x01H\x00R\x04norm\x88\x01\x01B\a\n" +
+	"\x05_norm\"\xa5\x01\n" +
 	"\n" +
 	"VectorTerm\x12-\n" +
 	"\x0fsteering_vector\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x0esteeringVector\x12+\n" +
-	"\vcoefficient\x18\x02 \x01(\x02B\x04\xe2A\x01\x01H\x00R\vcoefficient\x88\x01\x01B\x0e\n" +
+	"\vcoefficient\x18\x02 \x01(\x02B\x04\xe2A\x01\x01H\x00R\vcoefficient\x88\x01\x01\x12+\n" +
+	"\x04site\x18\x03 \x01(\v2\x11.actserve.v1.SiteB\x04\xe2A\x01\x01R\x04siteB\x0e\n" +
 	"\f_coefficient\"\xc5\x01\n" +
 	"\x12ContrastingPrompts\x125\n" +
 	"\bpositive\x18\x01 \x03(\v2\x13.actserve.v1.PromptB\x04\xe2A\x01\x02R\bpositive\x125\n" +
@@ -1597,12 +1790,12 @@ const file_actserve_v1_steering_vector_service_proto_rawDesc = "" +
 	"\tpositions\x18\x03 \x01(\v2\x1d.actserve.v1.PositionSelectorB\x04\xe2A\x01\x01R\tpositions\"e\n" +
 	"\fLabelledRows\x123\n" +
 	"\x04rows\x18\x01 \x01(\v2\x19.actserve.v1.MatrixSourceB\x04\xe2A\x01\x02R\x04rows\x12 \n" +
-	"\bpositive\x18\x02 \x03(\bB\x04\xe2A\x01\x02R\bpositive\"\x87\x03\n" +
+	"\bpositive\x18\x02 \x03(\bB\x04\xe2A\x01\x02R\bpositive\"\x85\x03\n" +
 	"\x1bCreateSteeringVectorRequest\x12\x1a\n" +
 	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x122\n" +
-	"\x12steering_vector_id\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\x10steeringVectorId\x12+\n" +
-	"\x04site\x18\x03 \x01(\v2\x11.actserve.v1.SiteB\x04\xe2A\x01\x02R\x04site\x127\n" +
-	"\x06vector\x18\x04 \x01(\v2\x19.actserve.v1.VectorSourceB\x04\xe2A\x01\x02R\x06vector\x12R\n" +
+	"\x12steering_vector_id\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\x10steeringVectorId\x12-\n" +
+	"\x05sites\x18\x03 \x03(\v2\x11.actserve.v1.SiteB\x04\xe2A\x01\x02R\x05sites\x123\n" +
+	"\x04rows\x18\x04 \x01(\v2\x19.actserve.v1.MatrixSourceB\x04\xe2A\x01\x02R\x04rows\x12R\n" +
 	"\x06labels\x18\x05 \x03(\v24.actserve.v1.CreateSteeringVectorRequest.LabelsEntryB\x04\xe2A\x01\x01R\x06labels\x12#\n" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tB\x04\xe2A\x01\x02R\trequestId\x1a9\n" +
@@ -1641,11 +1834,11 @@ const file_actserve_v1_steering_vector_service_proto_rawDesc = "" +
 	"\x1bDeleteSteeringVectorRequest\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x04name\x12\x18\n" +
 	"\x04etag\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\x04etag\"\x1e\n" +
-	"\x1cDeleteSteeringVectorResponse\"\x9d\x04\n" +
+	"\x1cDeleteSteeringVectorResponse\"\x9f\x04\n" +
 	"\x19MakeSteeringVectorRequest\x12\x1a\n" +
 	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x122\n" +
-	"\x12steering_vector_id\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\x10steeringVectorId\x12+\n" +
-	"\x04site\x18\x03 \x01(\v2\x11.actserve.v1.SiteB\x04\xe2A\x01\x02R\x04site\x12;\n" +
+	"\x12steering_vector_id\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\x10steeringVectorId\x12-\n" +
+	"\x05sites\x18\x03 \x03(\v2\x11.actserve.v1.SiteB\x04\xe2A\x01\x02R\x05sites\x12;\n" +
 	"\aprompts\x18\x04 \x01(\v2\x1f.actserve.v1.ContrastingPromptsH\x00R\aprompts\x12/\n" +
 	"\x04rows\x18\x05 \x01(\v2\x19.actserve.v1.LabelledRowsH\x00R\x04rows\x127\n" +
 	"\x06method\x18\x06 \x01(\x0e2\x19.actserve.v1.VectorMethodB\x04\xe2A\x01\x01R\x06method\x12P\n" +
@@ -1657,9 +1850,10 @@ const file_actserve_v1_steering_vector_service_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\n" +
 	"\n" +
-	"\bexamples\"b\n" +
+	"\bexamples\"|\n" +
 	"\x1aMakeSteeringVectorResponse\x12D\n" +
-	"\x0fsteering_vector\x18\x01 \x01(\v2\x1b.actserve.v1.SteeringVectorR\x0esteeringVector\"\xed\x02\n" +
+	"\x0fsteering_vector\x18\x01 \x01(\v2\x1b.actserve.v1.SteeringVectorR\x0esteeringVector\x12\x18\n" +
+	"\aranking\x18\x02 \x03(\rR\aranking\"\xed\x02\n" +
 	"\x1dCombineSteeringVectorsRequest\x12\x1a\n" +
 	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x122\n" +
 	"\x12steering_vector_id\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\x10steeringVectorId\x12F\n" +
@@ -1700,97 +1894,102 @@ func file_actserve_v1_steering_vector_service_proto_rawDescGZIP() []byte {
 }
 
 var file_actserve_v1_steering_vector_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_actserve_v1_steering_vector_service_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_actserve_v1_steering_vector_service_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_actserve_v1_steering_vector_service_proto_goTypes = []any{
 	(VectorMethod)(0),                      // 0: actserve.v1.VectorMethod
 	(*SteeringVector)(nil),                 // 1: actserve.v1.SteeringVector
-	(*VectorProvenance)(nil),               // 2: actserve.v1.VectorProvenance
-	(*GivenVector)(nil),                    // 3: actserve.v1.GivenVector
-	(*ContrastedVector)(nil),               // 4: actserve.v1.ContrastedVector
-	(*VectorCombination)(nil),              // 5: actserve.v1.VectorCombination
-	(*VectorTerm)(nil),                     // 6: actserve.v1.VectorTerm
-	(*ContrastingPrompts)(nil),             // 7: actserve.v1.ContrastingPrompts
-	(*LabelledRows)(nil),                   // 8: actserve.v1.LabelledRows
-	(*CreateSteeringVectorRequest)(nil),    // 9: actserve.v1.CreateSteeringVectorRequest
-	(*CreateSteeringVectorResponse)(nil),   // 10: actserve.v1.CreateSteeringVectorResponse
-	(*GetSteeringVectorRequest)(nil),       // 11: actserve.v1.GetSteeringVectorRequest
-	(*GetSteeringVectorResponse)(nil),      // 12: actserve.v1.GetSteeringVectorResponse
-	(*ListSteeringVectorsRequest)(nil),     // 13: actserve.v1.ListSteeringVectorsRequest
-	(*ListSteeringVectorsResponse)(nil),    // 14: actserve.v1.ListSteeringVectorsResponse
-	(*UpdateSteeringVectorRequest)(nil),    // 15: actserve.v1.UpdateSteeringVectorRequest
-	(*UpdateSteeringVectorResponse)(nil),   // 16: actserve.v1.UpdateSteeringVectorResponse
-	(*DeleteSteeringVectorRequest)(nil),    // 17: actserve.v1.DeleteSteeringVectorRequest
-	(*DeleteSteeringVectorResponse)(nil),   // 18: actserve.v1.DeleteSteeringVectorResponse
-	(*MakeSteeringVectorRequest)(nil),      // 19: actserve.v1.MakeSteeringVectorRequest
-	(*MakeSteeringVectorResponse)(nil),     // 20: actserve.v1.MakeSteeringVectorResponse
-	(*CombineSteeringVectorsRequest)(nil),  // 21: actserve.v1.CombineSteeringVectorsRequest
-	(*CombineSteeringVectorsResponse)(nil), // 22: actserve.v1.CombineSteeringVectorsResponse
-	nil,                                    // 23: actserve.v1.SteeringVector.LabelsEntry
-	nil,                                    // 24: actserve.v1.CreateSteeringVectorRequest.LabelsEntry
-	nil,                                    // 25: actserve.v1.ListSteeringVectorsRequest.FilterEntry
-	nil,                                    // 26: actserve.v1.UpdateSteeringVectorRequest.LabelsEntry
-	nil,                                    // 27: actserve.v1.MakeSteeringVectorRequest.LabelsEntry
-	nil,                                    // 28: actserve.v1.CombineSteeringVectorsRequest.LabelsEntry
-	(*Site)(nil),                           // 29: actserve.v1.Site
-	(*timestamppb.Timestamp)(nil),          // 30: google.protobuf.Timestamp
-	(*Prompt)(nil),                         // 31: actserve.v1.Prompt
-	(*PositionSelector)(nil),               // 32: actserve.v1.PositionSelector
-	(*MatrixSource)(nil),                   // 33: actserve.v1.MatrixSource
-	(*VectorSource)(nil),                   // 34: actserve.v1.VectorSource
-	(*Tensor)(nil),                         // 35: actserve.v1.Tensor
+	(*SteeringVectorRow)(nil),              // 2: actserve.v1.SteeringVectorRow
+	(*SeparationReport)(nil),               // 3: actserve.v1.SeparationReport
+	(*VectorProvenance)(nil),               // 4: actserve.v1.VectorProvenance
+	(*GivenVector)(nil),                    // 5: actserve.v1.GivenVector
+	(*ContrastedVector)(nil),               // 6: actserve.v1.ContrastedVector
+	(*VectorCombination)(nil),              // 7: actserve.v1.VectorCombination
+	(*VectorTerm)(nil),                     // 8: actserve.v1.VectorTerm
+	(*ContrastingPrompts)(nil),             // 9: actserve.v1.ContrastingPrompts
+	(*LabelledRows)(nil),                   // 10: actserve.v1.LabelledRows
+	(*CreateSteeringVectorRequest)(nil),    // 11: actserve.v1.CreateSteeringVectorRequest
+	(*CreateSteeringVectorResponse)(nil),   // 12: actserve.v1.CreateSteeringVectorResponse
+	(*GetSteeringVectorRequest)(nil),       // 13: actserve.v1.GetSteeringVectorRequest
+	(*GetSteeringVectorResponse)(nil),      // 14: actserve.v1.GetSteeringVectorResponse
+	(*ListSteeringVectorsRequest)(nil),     // 15: actserve.v1.ListSteeringVectorsRequest
+	(*ListSteeringVectorsResponse)(nil),    // 16: actserve.v1.ListSteeringVectorsResponse
+	(*UpdateSteeringVectorRequest)(nil),    // 17: actserve.v1.UpdateSteeringVectorRequest
+	(*UpdateSteeringVectorResponse)(nil),   // 18: actserve.v1.UpdateSteeringVectorResponse
+	(*DeleteSteeringVectorRequest)(nil),    // 19: actserve.v1.DeleteSteeringVectorRequest
+	(*DeleteSteeringVectorResponse)(nil),   // 20: actserve.v1.DeleteSteeringVectorResponse
+	(*MakeSteeringVectorRequest)(nil),      // 21: actserve.v1.MakeSteeringVectorRequest
+	(*MakeSteeringVectorResponse)(nil),     // 22: actserve.v1.MakeSteeringVectorResponse
+	(*CombineSteeringVectorsRequest)(nil),  // 23: actserve.v1.CombineSteeringVectorsRequest
+	(*CombineSteeringVectorsResponse)(nil), // 24: actserve.v1.CombineSteeringVectorsResponse
+	nil,                                    // 25: actserve.v1.SteeringVector.LabelsEntry
+	nil,                                    // 26: actserve.v1.CreateSteeringVectorRequest.LabelsEntry
+	nil,                                    // 27: actserve.v1.ListSteeringVectorsRequest.FilterEntry
+	nil,                                    // 28: actserve.v1.UpdateSteeringVectorRequest.LabelsEntry
+	nil,                                    // 29: actserve.v1.MakeSteeringVectorRequest.LabelsEntry
+	nil,                                    // 30: actserve.v1.CombineSteeringVectorsRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),          // 31: google.protobuf.Timestamp
+	(*Site)(nil),                           // 32: actserve.v1.Site
+	(*Prompt)(nil),                         // 33: actserve.v1.Prompt
+	(*PositionSelector)(nil),               // 34: actserve.v1.PositionSelector
+	(*MatrixSource)(nil),                   // 35: actserve.v1.MatrixSource
+	(*Tensor)(nil),                         // 36: actserve.v1.Tensor
 }
 var file_actserve_v1_steering_vector_service_proto_depIdxs = []int32{
-	29, // 0: actserve.v1.SteeringVector.site:type_name -> actserve.v1.Site
-	23, // 1: actserve.v1.SteeringVector.labels:type_name -> actserve.v1.SteeringVector.LabelsEntry
-	2,  // 2: actserve.v1.SteeringVector.provenance:type_name -> actserve.v1.VectorProvenance
-	30, // 3: actserve.v1.SteeringVector.create_time:type_name -> google.protobuf.Timestamp
-	3,  // 4: actserve.v1.VectorProvenance.given:type_name -> actserve.v1.GivenVector
-	4,  // 5: actserve.v1.VectorProvenance.contrasted:type_name -> actserve.v1.ContrastedVector
-	5,  // 6: actserve.v1.VectorProvenance.combination:type_name -> actserve.v1.VectorCombination
-	0,  // 7: actserve.v1.ContrastedVector.method:type_name -> actserve.v1.VectorMethod
-	6,  // 8: actserve.v1.VectorCombination.terms:type_name -> actserve.v1.VectorTerm
-	31, // 9: actserve.v1.ContrastingPrompts.positive:type_name -> actserve.v1.Prompt
-	31, // 10: actserve.v1.ContrastingPrompts.negative:type_name -> actserve.v1.Prompt
-	32, // 11: actserve.v1.ContrastingPrompts.positions:type_name -> actserve.v1.PositionSelector
-	33, // 12: actserve.v1.LabelledRows.rows:type_name -> actserve.v1.MatrixSource
-	29, // 13: actserve.v1.CreateSteeringVectorRequest.site:type_name -> actserve.v1.Site
-	34, // 14: actserve.v1.CreateSteeringVectorRequest.vector:type_name -> actserve.v1.VectorSource
-	24, // 15: actserve.v1.CreateSteeringVectorRequest.labels:type_name -> actserve.v1.CreateSteeringVectorRequest.LabelsEntry
-	1,  // 16: actserve.v1.CreateSteeringVectorResponse.steering_vector:type_name -> actserve.v1.SteeringVector
-	1,  // 17: actserve.v1.GetSteeringVectorResponse.steering_vector:type_name -> actserve.v1.SteeringVector
-	35, // 18: actserve.v1.GetSteeringVectorResponse.elements:type_name -> actserve.v1.Tensor
-	25, // 19: actserve.v1.ListSteeringVectorsRequest.filter:type_name -> actserve.v1.ListSteeringVectorsRequest.FilterEntry
-	1,  // 20: actserve.v1.ListSteeringVectorsResponse.steering_vectors:type_name -> actserve.v1.SteeringVector
-	26, // 21: actserve.v1.UpdateSteeringVectorRequest.labels:type_name -> actserve.v1.UpdateSteeringVectorRequest.LabelsEntry
-	1,  // 22: actserve.v1.UpdateSteeringVectorResponse.steering_vector:type_name -> actserve.v1.SteeringVector
-	29, // 23: actserve.v1.MakeSteeringVectorRequest.site:type_name -> actserve.v1.Site
-	7,  // 24: actserve.v1.MakeSteeringVectorRequest.prompts:type_name -> actserve.v1.ContrastingPrompts
-	8,  // 25: actserve.v1.MakeSteeringVectorRequest.rows:type_name -> actserve.v1.LabelledRows
-	0,  // 26: actserve.v1.MakeSteeringVectorRequest.method:type_name -> actserve.v1.VectorMethod
-	27, // 27: actserve.v1.MakeSteeringVectorRequest.labels:type_name -> actserve.v1.MakeSteeringVectorRequest.LabelsEntry
-	1,  // 28: actserve.v1.MakeSteeringVectorResponse.steering_vector:type_name -> actserve.v1.SteeringVector
-	5,  // 29: actserve.v1.CombineSteeringVectorsRequest.combination:type_name -> actserve.v1.VectorCombination
-	28, // 30: actserve.v1.CombineSteeringVectorsRequest.labels:type_name -> actserve.v1.CombineSteeringVectorsRequest.LabelsEntry
-	1,  // 31: actserve.v1.CombineSteeringVectorsResponse.steering_vector:type_name -> actserve.v1.SteeringVector
-	9,  // 32: actserve.v1.SteeringVectorService.CreateSteeringVector:input_type -> actserve.v1.CreateSteeringVectorRequest
-	11, // 33: actserve.v1.SteeringVectorService.GetSteeringVector:input_type -> actserve.v1.GetSteeringVectorRequest
-	13, // 34: actserve.v1.SteeringVectorService.ListSteeringVectors:input_type -> actserve.v1.ListSteeringVectorsRequest
-	15, // 35: actserve.v1.SteeringVectorService.UpdateSteeringVector:input_type -> actserve.v1.UpdateSteeringVectorRequest
-	17, // 36: actserve.v1.SteeringVectorService.DeleteSteeringVector:input_type -> actserve.v1.DeleteSteeringVectorRequest
-	19, // 37: actserve.v1.SteeringVectorService.MakeSteeringVector:input_type -> actserve.v1.MakeSteeringVectorRequest
-	21, // 38: actserve.v1.SteeringVectorService.CombineSteeringVectors:input_type -> actserve.v1.CombineSteeringVectorsRequest
-	10, // 39: actserve.v1.SteeringVectorService.CreateSteeringVector:output_type -> actserve.v1.CreateSteeringVectorResponse
-	12, // 40: actserve.v1.SteeringVectorService.GetSteeringVector:output_type -> actserve.v1.GetSteeringVectorResponse
-	14, // 41: actserve.v1.SteeringVectorService.ListSteeringVectors:output_type -> actserve.v1.ListSteeringVectorsResponse
-	16, // 42: actserve.v1.SteeringVectorService.UpdateSteeringVector:output_type -> actserve.v1.UpdateSteeringVectorResponse
-	18, // 43: actserve.v1.SteeringVectorService.DeleteSteeringVector:output_type -> actserve.v1.DeleteSteeringVectorResponse
-	20, // 44: actserve.v1.SteeringVectorService.MakeSteeringVector:output_type -> actserve.v1.MakeSteeringVectorResponse
-	22, // 45: actserve.v1.SteeringVectorService.CombineSteeringVectors:output_type -> actserve.v1.CombineSteeringVectorsResponse
-	39, // [39:46] is the sub-list for method output_type
-	32, // [32:39] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	2,  // 0: actserve.v1.SteeringVector.rows:type_name -> actserve.v1.SteeringVectorRow
+	25, // 1: actserve.v1.SteeringVector.labels:type_name -> actserve.v1.SteeringVector.LabelsEntry
+	4,  // 2: actserve.v1.SteeringVector.provenance:type_name -> actserve.v1.VectorProvenance
+	31, // 3: actserve.v1.SteeringVector.create_time:type_name -> google.protobuf.Timestamp
+	32, // 4: actserve.v1.SteeringVectorRow.site:type_name -> actserve.v1.Site
+	3,  // 5: actserve.v1.SteeringVectorRow.separation:type_name -> actserve.v1.SeparationReport
+	5,  // 6: actserve.v1.VectorProvenance.given:type_name -> actserve.v1.GivenVector
+	6,  // 7: actserve.v1.VectorProvenance.contrasted:type_name -> actserve.v1.ContrastedVector
+	7,  // 8: actserve.v1.VectorProvenance.combination:type_name -> actserve.v1.VectorCombination
+	0,  // 9: actserve.v1.ContrastedVector.method:type_name -> actserve.v1.VectorMethod
+	8,  // 10: actserve.v1.VectorCombination.terms:type_name -> actserve.v1.VectorTerm
+	8,  // 11: actserve.v1.VectorCombination.without:type_name -> actserve.v1.VectorTerm
+	32, // 12: actserve.v1.VectorTerm.site:type_name -> actserve.v1.Site
+	33, // 13: actserve.v1.ContrastingPrompts.positive:type_name -> actserve.v1.Prompt
+	33, // 14: actserve.v1.ContrastingPrompts.negative:type_name -> actserve.v1.Prompt
+	34, // 15: actserve.v1.ContrastingPrompts.positions:type_name -> actserve.v1.PositionSelector
+	35, // 16: actserve.v1.LabelledRows.rows:type_name -> actserve.v1.MatrixSource
+	32, // 17: actserve.v1.CreateSteeringVectorRequest.sites:type_name -> actserve.v1.Site
+	35, // 18: actserve.v1.CreateSteeringVectorRequest.rows:type_name -> actserve.v1.MatrixSource
+	26, // 19: actserve.v1.CreateSteeringVectorRequest.labels:type_name -> actserve.v1.CreateSteeringVectorRequest.LabelsEntry
+	1,  // 20: actserve.v1.CreateSteeringVectorResponse.steering_vector:type_name -> actserve.v1.SteeringVector
+	1,  // 21: actserve.v1.GetSteeringVectorResponse.steering_vector:type_name -> actserve.v1.SteeringVector
+	36, // 22: actserve.v1.GetSteeringVectorResponse.elements:type_name -> actserve.v1.Tensor
+	27, // 23: actserve.v1.ListSteeringVectorsRequest.filter:type_name -> actserve.v1.ListSteeringVectorsRequest.FilterEntry
+	1,  // 24: actserve.v1.ListSteeringVectorsResponse.steering_vectors:type_name -> actserve.v1.SteeringVector
+	28, // 25: actserve.v1.UpdateSteeringVectorRequest.labels:type_name -> actserve.v1.UpdateSteeringVectorRequest.LabelsEntry
+	1,  // 26: actserve.v1.UpdateSteeringVectorResponse.steering_vector:type_name -> actserve.v1.SteeringVector
+	32, // 27: actserve.v1.MakeSteeringVectorRequest.sites:type_name -> actserve.v1.Site
+	9,  // 28: actserve.v1.MakeSteeringVectorRequest.prompts:type_name -> actserve.v1.ContrastingPrompts
+	10, // 29: actserve.v1.MakeSteeringVectorRequest.rows:type_name -> actserve.v1.LabelledRows
+	0,  // 30: actserve.v1.MakeSteeringVectorRequest.method:type_name -> actserve.v1.VectorMethod
+	29, // 31: actserve.v1.MakeSteeringVectorRequest.labels:type_name -> actserve.v1.MakeSteeringVectorRequest.LabelsEntry
+	1,  // 32: actserve.v1.MakeSteeringVectorResponse.steering_vector:type_name -> actserve.v1.SteeringVector
+	7,  // 33: actserve.v1.CombineSteeringVectorsRequest.combination:type_name -> actserve.v1.VectorCombination
+	30, // 34: actserve.v1.CombineSteeringVectorsRequest.labels:type_name -> actserve.v1.CombineSteeringVectorsRequest.LabelsEntry
+	1,  // 35: actserve.v1.CombineSteeringVectorsResponse.steering_vector:type_name -> actserve.v1.SteeringVector
+	11, // 36: actserve.v1.SteeringVectorService.CreateSteeringVector:input_type -> actserve.v1.CreateSteeringVectorRequest
+	13, // 37: actserve.v1.SteeringVectorService.GetSteeringVector:input_type -> actserve.v1.GetSteeringVectorRequest
+	15, // 38: actserve.v1.SteeringVectorService.ListSteeringVectors:input_type -> actserve.v1.ListSteeringVectorsRequest
+	17, // 39: actserve.v1.SteeringVectorService.UpdateSteeringVector:input_type -> actserve.v1.UpdateSteeringVectorRequest
+	19, // 40: actserve.v1.SteeringVectorService.DeleteSteeringVector:input_type -> actserve.v1.DeleteSteeringVectorRequest
+	21, // 41: actserve.v1.SteeringVectorService.MakeSteeringVector:input_type -> actserve.v1.MakeSteeringVectorRequest
+	23, // 42: actserve.v1.SteeringVectorService.CombineSteeringVectors:input_type -> actserve.v1.CombineSteeringVectorsRequest
+	12, // 43: actserve.v1.SteeringVectorService.CreateSteeringVector:output_type -> actserve.v1.CreateSteeringVectorResponse
+	14, // 44: actserve.v1.SteeringVectorService.GetSteeringVector:output_type -> actserve.v1.GetSteeringVectorResponse
+	16, // 45: actserve.v1.SteeringVectorService.ListSteeringVectors:output_type -> actserve.v1.ListSteeringVectorsResponse
+	18, // 46: actserve.v1.SteeringVectorService.UpdateSteeringVector:output_type -> actserve.v1.UpdateSteeringVectorResponse
+	20, // 47: actserve.v1.SteeringVectorService.DeleteSteeringVector:output_type -> actserve.v1.DeleteSteeringVectorResponse
+	22, // 48: actserve.v1.SteeringVectorService.MakeSteeringVector:output_type -> actserve.v1.MakeSteeringVectorResponse
+	24, // 49: actserve.v1.SteeringVectorService.CombineSteeringVectors:output_type -> actserve.v1.CombineSteeringVectorsResponse
+	43, // [43:50] is the sub-list for method output_type
+	36, // [36:43] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_actserve_v1_steering_vector_service_proto_init() }
@@ -1803,14 +2002,16 @@ func file_actserve_v1_steering_vector_service_proto_init() {
 	file_actserve_v1_site_proto_init()
 	file_actserve_v1_source_proto_init()
 	file_actserve_v1_tensor_proto_init()
-	file_actserve_v1_steering_vector_service_proto_msgTypes[0].OneofWrappers = []any{}
-	file_actserve_v1_steering_vector_service_proto_msgTypes[1].OneofWrappers = []any{
+	file_actserve_v1_steering_vector_service_proto_msgTypes[1].OneofWrappers = []any{}
+	file_actserve_v1_steering_vector_service_proto_msgTypes[2].OneofWrappers = []any{}
+	file_actserve_v1_steering_vector_service_proto_msgTypes[3].OneofWrappers = []any{
 		(*VectorProvenance_Given)(nil),
 		(*VectorProvenance_Contrasted)(nil),
 		(*VectorProvenance_Combination)(nil),
 	}
-	file_actserve_v1_steering_vector_service_proto_msgTypes[5].OneofWrappers = []any{}
-	file_actserve_v1_steering_vector_service_proto_msgTypes[18].OneofWrappers = []any{
+	file_actserve_v1_steering_vector_service_proto_msgTypes[6].OneofWrappers = []any{}
+	file_actserve_v1_steering_vector_service_proto_msgTypes[7].OneofWrappers = []any{}
+	file_actserve_v1_steering_vector_service_proto_msgTypes[20].OneofWrappers = []any{
 		(*MakeSteeringVectorRequest_Prompts)(nil),
 		(*MakeSteeringVectorRequest_Rows)(nil),
 	}
@@ -1820,7 +2021,7 @@ func file_actserve_v1_steering_vector_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_actserve_v1_steering_vector_service_proto_rawDesc), len(file_actserve_v1_steering_vector_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

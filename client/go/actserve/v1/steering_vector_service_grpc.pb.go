@@ -33,9 +33,10 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // Stores vectors by name, and makes them from examples and from each other. A name can
-// stand wherever a VectorSource does, at any site of its width; elsewhere it is
-// TENSOR_WIDTH_MISMATCH. The vectors of a tenant are its own, and are
-// there until they are deleted.
+// stand wherever a VectorSource does. A vector of one row goes to any site of its
+// width; elsewhere it is TENSOR_WIDTH_MISMATCH. Of a vector of several rows each site
+// takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
+// are its own, and are there until they are deleted.
 //
 // Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
 // ModelService says.
@@ -52,7 +53,7 @@ type SteeringVectorServiceClient interface {
 	DeleteSteeringVector(ctx context.Context, in *DeleteSteeringVectorRequest, opts ...grpc.CallOption) (*DeleteSteeringVectorResponse, error)
 	// Makes a vector of examples of two kinds, and stores it.
 	MakeSteeringVector(ctx context.Context, in *MakeSteeringVectorRequest, opts ...grpc.CallOption) (*MakeSteeringVectorResponse, error)
-	// Adds up stored vectors of one site, and stores the sum.
+	// Computes a vector from stored ones, and stores it.
 	CombineSteeringVectors(ctx context.Context, in *CombineSteeringVectorsRequest, opts ...grpc.CallOption) (*CombineSteeringVectorsResponse, error)
 }
 
@@ -139,9 +140,10 @@ func (c *steeringVectorServiceClient) CombineSteeringVectors(ctx context.Context
 // for forward compatibility.
 //
 // Stores vectors by name, and makes them from examples and from each other. A name can
-// stand wherever a VectorSource does, at any site of its width; elsewhere it is
-// TENSOR_WIDTH_MISMATCH. The vectors of a tenant are its own, and are
-// there until they are deleted.
+// stand wherever a VectorSource does. A vector of one row goes to any site of its
+// width; elsewhere it is TENSOR_WIDTH_MISMATCH. Of a vector of several rows each site
+// takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
+// are its own, and are there until they are deleted.
 //
 // Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
 // ModelService says.
@@ -158,7 +160,7 @@ type SteeringVectorServiceServer interface {
 	DeleteSteeringVector(context.Context, *DeleteSteeringVectorRequest) (*DeleteSteeringVectorResponse, error)
 	// Makes a vector of examples of two kinds, and stores it.
 	MakeSteeringVector(context.Context, *MakeSteeringVectorRequest) (*MakeSteeringVectorResponse, error)
-	// Adds up stored vectors of one site, and stores the sum.
+	// Computes a vector from stored ones, and stores it.
 	CombineSteeringVectors(context.Context, *CombineSteeringVectorsRequest) (*CombineSteeringVectorsResponse, error)
 	mustEmbedUnimplementedSteeringVectorServiceServer()
 }

@@ -50,7 +50,9 @@ type RunSweepRequest struct {
 	// SweepCell.resume_token of the last cell that the reader has, to go on after a
 	// connection was lost: cells that came before it are not run again. The rest of the
 	// request is as it was: else RESUME_TOKEN_INVALID.
-	ResumeToken   []byte `protobuf:"bytes,8,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	ResumeToken []byte `protobuf:"bytes,8,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// Whether to run all cells, also those that are stored. Those are stored anew.
+	Afresh        bool `protobuf:"varint,9,opt,name=afresh,proto3" json:"afresh,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -139,6 +141,13 @@ func (x *RunSweepRequest) GetResumeToken() []byte {
 		return x.ResumeToken
 	}
 	return nil
+}
+
+func (x *RunSweepRequest) GetAfresh() bool {
+	if x != nil {
+		return x.Afresh
+	}
+	return false
 }
 
 // One prompt of a sweep.
@@ -529,7 +538,9 @@ type SweepStarted struct {
 	// Cells in all.
 	Cells uint32 `protobuf:"varint,2,opt,name=cells,proto3" json:"cells,omitempty"`
 	// Of these, cells that `resume_token` says the reader has.
-	SkippedCells  uint32 `protobuf:"varint,3,opt,name=skipped_cells,json=skippedCells,proto3" json:"skipped_cells,omitempty"`
+	SkippedCells uint32 `protobuf:"varint,3,opt,name=skipped_cells,json=skippedCells,proto3" json:"skipped_cells,omitempty"`
+	// Of the others, cells that are stored, and come first.
+	StoredCells   uint32 `protobuf:"varint,4,opt,name=stored_cells,json=storedCells,proto3" json:"stored_cells,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -585,6 +596,13 @@ func (x *SweepStarted) GetSkippedCells() uint32 {
 	return 0
 }
 
+func (x *SweepStarted) GetStoredCells() uint32 {
+	if x != nil {
+		return x.StoredCells
+	}
+	return 0
+}
+
 // What came of one prompt under one variant, at one point of its grid.
 type SweepCell struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -621,7 +639,12 @@ type SweepCell struct {
 	// What each of SweepVariant.interventions did, in order, over all runs of the cell.
 	Interventions []*InterventionReport `protobuf:"bytes,14,rep,name=interventions,proto3" json:"interventions,omitempty"`
 	// For RunSweepRequest.resume_token; opaque, at most 16 KiB.
-	ResumeToken   []byte `protobuf:"bytes,15,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	ResumeToken []byte `protobuf:"bytes,15,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// How much of what was generated repeats itself: of its runs of 4 tokens, the part that
+	// is equal to an earlier one. Unset where fewer than 5 tokens were generated.
+	Repetition *float32 `protobuf:"fixed32,16,opt,name=repetition,proto3,oneof" json:"repetition,omitempty"`
+	// Whether it was stored by an earlier call, and not run in this one.
+	Stored        bool `protobuf:"varint,17,opt,name=stored,proto3" json:"stored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -761,6 +784,20 @@ func (x *SweepCell) GetResumeToken() []byte {
 	return nil
 }
 
+func (x *SweepCell) GetRepetition() float32 {
+	if x != nil && x.Repetition != nil {
+		return *x.Repetition
+	}
+	return 0
+}
+
+func (x *SweepCell) GetStored() bool {
+	if x != nil {
+		return x.Stored
+	}
+	return false
+}
+
 // Closes a sweep.
 type SweepFinished struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -811,7 +848,7 @@ var File_actserve_v1_sweep_service_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_sweep_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1factserve/v1/sweep_service.proto\x12\vactserve.v1\x1a$actserve/v1/generation_service.proto\x1a\x1eactserve/v1/intervention.proto\x1a\x1bactserve/v1/positions.proto\x1a\x17actserve/v1/probe.proto\x1a\x18actserve/v1/prompt.proto\x1a\x16actserve/v1/site.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\xa3\x03\n" +
+	"\x1factserve/v1/sweep_service.proto\x12\vactserve.v1\x1a$actserve/v1/generation_service.proto\x1a\x1eactserve/v1/intervention.proto\x1a\x1bactserve/v1/positions.proto\x1a\x17actserve/v1/probe.proto\x1a\x18actserve/v1/prompt.proto\x1a\x16actserve/v1/site.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\xc1\x03\n" +
 	"\x0fRunSweepRequest\x12\x1a\n" +
 	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x128\n" +
 	"\aprompts\x18\x02 \x03(\v2\x18.actserve.v1.SweepPromptB\x04\xe2A\x01\x02R\aprompts\x12;\n" +
@@ -822,7 +859,8 @@ const file_actserve_v1_sweep_service_proto_rawDesc = "" +
 	"\n" +
 	"perplexity\x18\a \x01(\bB\x04\xe2A\x01\x01R\n" +
 	"perplexity\x12'\n" +
-	"\fresume_token\x18\b \x01(\fB\x04\xe2A\x01\x01R\vresumeToken\"X\n" +
+	"\fresume_token\x18\b \x01(\fB\x04\xe2A\x01\x01R\vresumeToken\x12\x1c\n" +
+	"\x06afresh\x18\t \x01(\bB\x04\xe2A\x01\x01R\x06afresh\"X\n" +
 	"\vSweepPrompt\x12\x16\n" +
 	"\x03key\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x03key\x121\n" +
 	"\x06prompt\x18\x02 \x01(\v2\x13.actserve.v1.PromptB\x04\xe2A\x01\x02R\x06prompt\"\xa9\x02\n" +
@@ -847,11 +885,12 @@ const file_actserve_v1_sweep_service_proto_rawDesc = "" +
 	"\astarted\x18\x01 \x01(\v2\x19.actserve.v1.SweepStartedH\x00R\astarted\x12,\n" +
 	"\x04cell\x18\x02 \x01(\v2\x16.actserve.v1.SweepCellH\x00R\x04cell\x128\n" +
 	"\bfinished\x18\x03 \x01(\v2\x1a.actserve.v1.SweepFinishedH\x00R\bfinishedB\a\n" +
-	"\x05event\"b\n" +
+	"\x05event\"\x85\x01\n" +
 	"\fSweepStarted\x12\x17\n" +
 	"\acall_id\x18\x01 \x01(\tR\x06callId\x12\x14\n" +
 	"\x05cells\x18\x02 \x01(\rR\x05cells\x12#\n" +
-	"\rskipped_cells\x18\x03 \x01(\rR\fskippedCells\"\xb7\x05\n" +
+	"\rskipped_cells\x18\x03 \x01(\rR\fskippedCells\x12!\n" +
+	"\fstored_cells\x18\x04 \x01(\rR\vstoredCells\"\x83\x06\n" +
 	"\tSweepCell\x12!\n" +
 	"\fprompt_index\x18\x01 \x01(\rR\vpromptIndex\x12\x1d\n" +
 	"\n" +
@@ -873,11 +912,16 @@ const file_actserve_v1_sweep_service_proto_rawDesc = "" +
 	"perplexity\x18\r \x01(\x02H\x03R\n" +
 	"perplexity\x88\x01\x01\x12E\n" +
 	"\rinterventions\x18\x0e \x03(\v2\x1f.actserve.v1.InterventionReportR\rinterventions\x12!\n" +
-	"\fresume_token\x18\x0f \x01(\fR\vresumeTokenB\x14\n" +
+	"\fresume_token\x18\x0f \x01(\fR\vresumeToken\x12#\n" +
+	"\n" +
+	"repetition\x18\x10 \x01(\x02H\x04R\n" +
+	"repetition\x88\x01\x01\x12\x16\n" +
+	"\x06stored\x18\x11 \x01(\bR\x06storedB\x14\n" +
 	"\x12_coefficient_indexB\r\n" +
 	"\v_site_indexB\x11\n" +
 	"\x0f_position_indexB\r\n" +
-	"\v_perplexity\"9\n" +
+	"\v_perplexityB\r\n" +
+	"\v_repetition\"9\n" +
 	"\rSweepFinished\x12(\n" +
 	"\x05usage\x18\x01 \x01(\v2\x12.actserve.v1.UsageR\x05usage2^\n" +
 	"\fSweepService\x12N\n" +

@@ -34,6 +34,10 @@ type SweepServiceClient interface {
 	// Runs a sweep. The stream is one `started`; a `cell` for every prompt, variant and
 	// point of the variant's grid, in any order; then one `finished`. A cell that fails
 	// has its own status, and the others go on. Cancelling the call frees all it holds.
+	// Cells that were served are stored for the caller's tenant, for
+	// Limits.max_sweep_seconds: a later call that is equal, on the same checkpoint, is
+	// answered with them and runs the rest. So a sweep goes on where it was cut, also by
+	// the end of the server.
 	RunSweep(ctx context.Context, in *RunSweepRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunSweepResponse], error)
 }
 
@@ -76,6 +80,10 @@ type SweepServiceServer interface {
 	// Runs a sweep. The stream is one `started`; a `cell` for every prompt, variant and
 	// point of the variant's grid, in any order; then one `finished`. A cell that fails
 	// has its own status, and the others go on. Cancelling the call frees all it holds.
+	// Cells that were served are stored for the caller's tenant, for
+	// Limits.max_sweep_seconds: a later call that is equal, on the same checkpoint, is
+	// answered with them and runs the rest. So a sweep goes on where it was cut, also by
+	// the end of the server.
 	RunSweep(*RunSweepRequest, grpc.ServerStreamingServer[RunSweepResponse]) error
 	mustEmbedUnimplementedSweepServiceServer()
 }

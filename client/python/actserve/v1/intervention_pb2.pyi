@@ -113,13 +113,15 @@ class MeanOperation(_message.Message):
     def __init__(self, mean: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ...) -> None: ...
 
 class InterventionReport(_message.Message):
-    __slots__ = ("rows", "changed_rows", "reused_rows", "mean_relative_change")
+    __slots__ = ("rows", "changed_rows", "reused_rows", "mean_relative_change", "dose_factor")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     CHANGED_ROWS_FIELD_NUMBER: _ClassVar[int]
     REUSED_ROWS_FIELD_NUMBER: _ClassVar[int]
     MEAN_RELATIVE_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    DOSE_FACTOR_FIELD_NUMBER: _ClassVar[int]
     rows: int
     changed_rows: int
     reused_rows: int
     mean_relative_change: float
-    def __init__(self, rows: _Optional[int] = ..., changed_rows: _Optional[int] = ..., reused_rows: _Optional[int] = ..., mean_relative_change: _Optional[float] = ...) -> None: ...
+    dose_factor: float
+    def __init__(self, rows: _Optional[int] = ..., changed_rows: _Optional[int] = ..., reused_rows: _Optional[int] = ..., mean_relative_change: _Optional[float] = ..., dose_factor: _Optional[float] = ...) -> None: ...

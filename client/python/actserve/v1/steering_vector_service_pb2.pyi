@@ -25,7 +25,7 @@ VECTOR_METHOD_PCA: VectorMethod
 VECTOR_METHOD_LOGISTIC_REGRESSION: VectorMethod
 
 class SteeringVector(_message.Message):
-    __slots__ = ("name", "site", "shape", "labels", "provenance", "norm", "median_row_norm", "create_time", "etag")
+    __slots__ = ("name", "rows", "shape", "labels", "provenance", "model_path", "content_sha256", "create_time", "etag")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -34,24 +34,44 @@ class SteeringVector(_message.Message):
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
-    SITE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     PROVENANCE_FIELD_NUMBER: _ClassVar[int]
-    NORM_FIELD_NUMBER: _ClassVar[int]
-    MEDIAN_ROW_NORM_FIELD_NUMBER: _ClassVar[int]
+    MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_SHA256_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
     name: str
-    site: _site_pb2.Site
+    rows: _containers.RepeatedCompositeFieldContainer[SteeringVectorRow]
     shape: _containers.RepeatedScalarFieldContainer[int]
     labels: _containers.ScalarMap[str, str]
     provenance: VectorProvenance
-    norm: float
-    median_row_norm: float
+    model_path: str
+    content_sha256: bytes
     create_time: _timestamp_pb2.Timestamp
     etag: str
-    def __init__(self, name: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., shape: _Optional[_Iterable[int]] = ..., labels: _Optional[_Mapping[str, str]] = ..., provenance: _Optional[_Union[VectorProvenance, _Mapping]] = ..., norm: _Optional[float] = ..., median_row_norm: _Optional[float] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[_Iterable[_Union[SteeringVectorRow, _Mapping]]] = ..., shape: _Optional[_Iterable[int]] = ..., labels: _Optional[_Mapping[str, str]] = ..., provenance: _Optional[_Union[VectorProvenance, _Mapping]] = ..., model_path: _Optional[str] = ..., content_sha256: _Optional[bytes] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
+
+class SteeringVectorRow(_message.Message):
+    __slots__ = ("site", "norm", "median_row_norm", "separation")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_ROW_NORM_FIELD_NUMBER: _ClassVar[int]
+    SEPARATION_FIELD_NUMBER: _ClassVar[int]
+    site: _site_pb2.Site
+    norm: float
+    median_row_norm: float
+    separation: SeparationReport
+    def __init__(self, site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., norm: _Optional[float] = ..., median_row_norm: _Optional[float] = ..., separation: _Optional[_Union[SeparationReport, _Mapping]] = ...) -> None: ...
+
+class SeparationReport(_message.Message):
+    __slots__ = ("held_out_auroc", "half_cosine")
+    HELD_OUT_AUROC_FIELD_NUMBER: _ClassVar[int]
+    HALF_COSINE_FIELD_NUMBER: _ClassVar[int]
+    held_out_auroc: float
+    half_cosine: float
+    def __init__(self, held_out_auroc: _Optional[float] = ..., half_cosine: _Optional[float] = ...) -> None: ...
 
 class VectorProvenance(_message.Message):
     __slots__ = ("given", "contrasted", "combination")
@@ -80,18 +100,24 @@ class ContrastedVector(_message.Message):
     def __init__(self, method: _Optional[_Union[VectorMethod, str]] = ..., positives: _Optional[int] = ..., negatives: _Optional[int] = ..., prompts: bool = ...) -> None: ...
 
 class VectorCombination(_message.Message):
-    __slots__ = ("terms",)
+    __slots__ = ("terms", "without", "norm")
     TERMS_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
     terms: _containers.RepeatedCompositeFieldContainer[VectorTerm]
-    def __init__(self, terms: _Optional[_Iterable[_Union[VectorTerm, _Mapping]]] = ...) -> None: ...
+    without: _containers.RepeatedCompositeFieldContainer[VectorTerm]
+    norm: float
+    def __init__(self, terms: _Optional[_Iterable[_Union[VectorTerm, _Mapping]]] = ..., without: _Optional[_Iterable[_Union[VectorTerm, _Mapping]]] = ..., norm: _Optional[float] = ...) -> None: ...
 
 class VectorTerm(_message.Message):
-    __slots__ = ("steering_vector", "coefficient")
+    __slots__ = ("steering_vector", "coefficient", "site")
     STEERING_VECTOR_FIELD_NUMBER: _ClassVar[int]
     COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
     steering_vector: str
     coefficient: float
-    def __init__(self, steering_vector: _Optional[str] = ..., coefficient: _Optional[float] = ...) -> None: ...
+    site: _site_pb2.Site
+    def __init__(self, steering_vector: _Optional[str] = ..., coefficient: _Optional[float] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ...) -> None: ...
 
 class ContrastingPrompts(_message.Message):
     __slots__ = ("positive", "negative", "positions")
@@ -112,7 +138,7 @@ class LabelledRows(_message.Message):
     def __init__(self, rows: _Optional[_Union[_source_pb2.MatrixSource, _Mapping]] = ..., positive: _Optional[_Iterable[bool]] = ...) -> None: ...
 
 class CreateSteeringVectorRequest(_message.Message):
-    __slots__ = ("model", "steering_vector_id", "site", "vector", "labels", "request_id")
+    __slots__ = ("model", "steering_vector_id", "sites", "rows", "labels", "request_id")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -122,17 +148,17 @@ class CreateSteeringVectorRequest(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STEERING_VECTOR_ID_FIELD_NUMBER: _ClassVar[int]
-    SITE_FIELD_NUMBER: _ClassVar[int]
-    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     model: str
     steering_vector_id: str
-    site: _site_pb2.Site
-    vector: _source_pb2.VectorSource
+    sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
+    rows: _source_pb2.MatrixSource
     labels: _containers.ScalarMap[str, str]
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., steering_vector_id: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., vector: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., steering_vector_id: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., rows: _Optional[_Union[_source_pb2.MatrixSource, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class CreateSteeringVectorResponse(_message.Message):
     __slots__ = ("steering_vector",)
@@ -219,7 +245,7 @@ class DeleteSteeringVectorResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class MakeSteeringVectorRequest(_message.Message):
-    __slots__ = ("model", "steering_vector_id", "site", "prompts", "rows", "method", "labels", "request_id", "adapter")
+    __slots__ = ("model", "steering_vector_id", "sites", "prompts", "rows", "method", "labels", "request_id", "adapter")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -229,7 +255,7 @@ class MakeSteeringVectorRequest(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STEERING_VECTOR_ID_FIELD_NUMBER: _ClassVar[int]
-    SITE_FIELD_NUMBER: _ClassVar[int]
+    SITES_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -238,20 +264,22 @@ class MakeSteeringVectorRequest(_message.Message):
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     model: str
     steering_vector_id: str
-    site: _site_pb2.Site
+    sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
     prompts: ContrastingPrompts
     rows: LabelledRows
     method: VectorMethod
     labels: _containers.ScalarMap[str, str]
     request_id: str
     adapter: str
-    def __init__(self, model: _Optional[str] = ..., steering_vector_id: _Optional[str] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., prompts: _Optional[_Union[ContrastingPrompts, _Mapping]] = ..., rows: _Optional[_Union[LabelledRows, _Mapping]] = ..., method: _Optional[_Union[VectorMethod, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., steering_vector_id: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., prompts: _Optional[_Union[ContrastingPrompts, _Mapping]] = ..., rows: _Optional[_Union[LabelledRows, _Mapping]] = ..., method: _Optional[_Union[VectorMethod, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., request_id: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class MakeSteeringVectorResponse(_message.Message):
-    __slots__ = ("steering_vector",)
+    __slots__ = ("steering_vector", "ranking")
     STEERING_VECTOR_FIELD_NUMBER: _ClassVar[int]
+    RANKING_FIELD_NUMBER: _ClassVar[int]
     steering_vector: SteeringVector
-    def __init__(self, steering_vector: _Optional[_Union[SteeringVector, _Mapping]] = ...) -> None: ...
+    ranking: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, steering_vector: _Optional[_Union[SteeringVector, _Mapping]] = ..., ranking: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class CombineSteeringVectorsRequest(_message.Message):
     __slots__ = ("model", "steering_vector_id", "combination", "labels", "request_id")

@@ -7,9 +7,10 @@ from actserve.v1 import steering_vector_service_pb2 as actserve_dot_v1_dot_steer
 
 class SteeringVectorServiceStub(object):
     """Stores vectors by name, and makes them from examples and from each other. A name can
-    stand wherever a VectorSource does, at any site of its width; elsewhere it is
-    TENSOR_WIDTH_MISMATCH. The vectors of a tenant are its own, and are
-    there until they are deleted.
+    stand wherever a VectorSource does. A vector of one row goes to any site of its
+    width; elsewhere it is TENSOR_WIDTH_MISMATCH. Of a vector of several rows each site
+    takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
+    are its own, and are there until they are deleted.
 
     Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
     ModelService says.
@@ -60,9 +61,10 @@ class SteeringVectorServiceStub(object):
 
 class SteeringVectorServiceServicer(object):
     """Stores vectors by name, and makes them from examples and from each other. A name can
-    stand wherever a VectorSource does, at any site of its width; elsewhere it is
-    TENSOR_WIDTH_MISMATCH. The vectors of a tenant are its own, and are
-    there until they are deleted.
+    stand wherever a VectorSource does. A vector of one row goes to any site of its
+    width; elsewhere it is TENSOR_WIDTH_MISMATCH. Of a vector of several rows each site
+    takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
+    are its own, and are there until they are deleted.
 
     Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
     ModelService says.
@@ -111,7 +113,7 @@ class SteeringVectorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CombineSteeringVectors(self, request, context):
-        """Adds up stored vectors of one site, and stores the sum.
+        """Computes a vector from stored ones, and stores it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,9 +166,10 @@ def add_SteeringVectorServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SteeringVectorService(object):
     """Stores vectors by name, and makes them from examples and from each other. A name can
-    stand wherever a VectorSource does, at any site of its width; elsewhere it is
-    TENSOR_WIDTH_MISMATCH. The vectors of a tenant are its own, and are
-    there until they are deleted.
+    stand wherever a VectorSource does. A vector of one row goes to any site of its
+    width; elsewhere it is TENSOR_WIDTH_MISMATCH. Of a vector of several rows each site
+    takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
+    are its own, and are there until they are deleted.
 
     Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
     ModelService says.

@@ -22,7 +22,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61\x63tserve/v1/sweep_service.proto\x12\x0b\x61\x63tserve.v1\x1a$actserve/v1/generation_service.proto\x1a\x1e\x61\x63tserve/v1/intervention.proto\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x17\x61\x63tserve/v1/probe.proto\x1a\x18\x61\x63tserve/v1/prompt.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\xd5\x02\n\x0fRunSweepRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12/\n\x07prompts\x18\x02 \x03(\x0b\x32\x18.actserve.v1.SweepPromptB\x04\xe2\x41\x01\x02\x12\x31\n\x08variants\x18\x03 \x03(\x0b\x32\x19.actserve.v1.SweepVariantB\x04\xe2\x41\x01\x02\x12\x33\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.actserve.v1.SamplingParamsB\x04\xe2\x41\x01\x01\x12/\n\x07\x61nswers\x18\x05 \x03(\x0b\x32\x18.actserve.v1.SweepAnswerB\x04\xe2\x41\x01\x01\x12-\n\x06scores\x18\x06 \x03(\x0b\x32\x17.actserve.v1.SweepScoreB\x04\xe2\x41\x01\x01\x12\x18\n\nperplexity\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1a\n\x0cresume_token\x18\x08 \x01(\x0c\x42\x04\xe2\x41\x01\x01\"K\n\x0bSweepPrompt\x12\x11\n\x03key\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x02\"\xec\x01\n\x0cSweepVariant\x12\x11\n\x03key\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x36\n\rinterventions\x18\x02 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12\x1a\n\x0c\x63oefficients\x18\x03 \x03(\x02\x42\x04\xe2\x41\x01\x01\x12&\n\x05sites\x18\x04 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x05 \x03(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x15\n\x07\x61\x64\x61pter\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\"5\n\x0bSweepAnswer\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"\x81\x01\n\nSweepScore\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x05probe\x18\x02 \x01(\x0b\x32\x12.actserve.v1.ProbeB\x04\xe2\x41\x01\x02\x12\x36\n\naggregator\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.ScoreAggregatorB\x04\xe2\x41\x01\x01\"\xa1\x01\n\x10RunSweepResponse\x12,\n\x07started\x18\x01 \x01(\x0b\x32\x19.actserve.v1.SweepStartedH\x00\x12&\n\x04\x63\x65ll\x18\x02 \x01(\x0b\x32\x16.actserve.v1.SweepCellH\x00\x12.\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1a.actserve.v1.SweepFinishedH\x00\x42\x07\n\x05\x65vent\"E\n\x0cSweepStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x65lls\x18\x02 \x01(\r\x12\x15\n\rskipped_cells\x18\x03 \x01(\r\"\xf8\x03\n\tSweepCell\x12\x14\n\x0cprompt_index\x18\x01 \x01(\r\x12\x12\n\nprompt_key\x18\x02 \x01(\t\x12\x15\n\rvariant_index\x18\x03 \x01(\r\x12\x13\n\x0bvariant_key\x18\x04 \x01(\t\x12\x1e\n\x11\x63oefficient_index\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nsite_index\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x1b\n\x0eposition_index\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\"\n\x06status\x18\x08 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0c\n\x04text\x18\t \x01(\t\x12\x30\n\rfinish_reason\x18\n \x01(\x0e\x32\x19.actserve.v1.FinishReason\x12\x17\n\x0f\x61nswer_logprobs\x18\x0b \x03(\x02\x12\x14\n\x0cscore_values\x18\x0c \x03(\x02\x12\x17\n\nperplexity\x18\r \x01(\x02H\x03\x88\x01\x01\x12\x36\n\rinterventions\x18\x0e \x03(\x0b\x32\x1f.actserve.v1.InterventionReport\x12\x14\n\x0cresume_token\x18\x0f \x01(\x0c\x42\x14\n\x12_coefficient_indexB\r\n\x0b_site_indexB\x11\n\x0f_position_indexB\r\n\x0b_perplexity\"2\n\rSweepFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage2^\n\x0cSweepService\x12N\n\x08RunSweep\x12\x1c.actserve.v1.RunSweepRequest\x1a\x1d.actserve.v1.RunSweepResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61\x63tserve/v1/sweep_service.proto\x12\x0b\x61\x63tserve.v1\x1a$actserve/v1/generation_service.proto\x1a\x1e\x61\x63tserve/v1/intervention.proto\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x17\x61\x63tserve/v1/probe.proto\x1a\x18\x61\x63tserve/v1/prompt.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\xeb\x02\n\x0fRunSweepRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12/\n\x07prompts\x18\x02 \x03(\x0b\x32\x18.actserve.v1.SweepPromptB\x04\xe2\x41\x01\x02\x12\x31\n\x08variants\x18\x03 \x03(\x0b\x32\x19.actserve.v1.SweepVariantB\x04\xe2\x41\x01\x02\x12\x33\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.actserve.v1.SamplingParamsB\x04\xe2\x41\x01\x01\x12/\n\x07\x61nswers\x18\x05 \x03(\x0b\x32\x18.actserve.v1.SweepAnswerB\x04\xe2\x41\x01\x01\x12-\n\x06scores\x18\x06 \x03(\x0b\x32\x17.actserve.v1.SweepScoreB\x04\xe2\x41\x01\x01\x12\x18\n\nperplexity\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1a\n\x0cresume_token\x18\x08 \x01(\x0c\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06\x61\x66resh\x18\t \x01(\x08\x42\x04\xe2\x41\x01\x01\"K\n\x0bSweepPrompt\x12\x11\n\x03key\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x02 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x02\"\xec\x01\n\x0cSweepVariant\x12\x11\n\x03key\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x36\n\rinterventions\x18\x02 \x03(\x0b\x32\x19.actserve.v1.InterventionB\x04\xe2\x41\x01\x01\x12\x1a\n\x0c\x63oefficients\x18\x03 \x03(\x02\x42\x04\xe2\x41\x01\x01\x12&\n\x05sites\x18\x04 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x05 \x03(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x15\n\x07\x61\x64\x61pter\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\"5\n\x0bSweepAnswer\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04text\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"\x81\x01\n\nSweepScore\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x05probe\x18\x02 \x01(\x0b\x32\x12.actserve.v1.ProbeB\x04\xe2\x41\x01\x02\x12\x36\n\naggregator\x18\x03 \x01(\x0b\x32\x1c.actserve.v1.ScoreAggregatorB\x04\xe2\x41\x01\x01\"\xa1\x01\n\x10RunSweepResponse\x12,\n\x07started\x18\x01 \x01(\x0b\x32\x19.actserve.v1.SweepStartedH\x00\x12&\n\x04\x63\x65ll\x18\x02 \x01(\x0b\x32\x16.actserve.v1.SweepCellH\x00\x12.\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1a.actserve.v1.SweepFinishedH\x00\x42\x07\n\x05\x65vent\"[\n\x0cSweepStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x65lls\x18\x02 \x01(\r\x12\x15\n\rskipped_cells\x18\x03 \x01(\r\x12\x14\n\x0cstored_cells\x18\x04 \x01(\r\"\xb0\x04\n\tSweepCell\x12\x14\n\x0cprompt_index\x18\x01 \x01(\r\x12\x12\n\nprompt_key\x18\x02 \x01(\t\x12\x15\n\rvariant_index\x18\x03 \x01(\r\x12\x13\n\x0bvariant_key\x18\x04 \x01(\t\x12\x1e\n\x11\x63oefficient_index\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nsite_index\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x1b\n\x0eposition_index\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\"\n\x06status\x18\x08 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0c\n\x04text\x18\t \x01(\t\x12\x30\n\rfinish_reason\x18\n \x01(\x0e\x32\x19.actserve.v1.FinishReason\x12\x17\n\x0f\x61nswer_logprobs\x18\x0b \x03(\x02\x12\x14\n\x0cscore_values\x18\x0c \x03(\x02\x12\x17\n\nperplexity\x18\r \x01(\x02H\x03\x88\x01\x01\x12\x36\n\rinterventions\x18\x0e \x03(\x0b\x32\x1f.actserve.v1.InterventionReport\x12\x14\n\x0cresume_token\x18\x0f \x01(\x0c\x12\x17\n\nrepetition\x18\x10 \x01(\x02H\x04\x88\x01\x01\x12\x0e\n\x06stored\x18\x11 \x01(\x08\x42\x14\n\x12_coefficient_indexB\r\n\x0b_site_indexB\x11\n\x0f_position_indexB\r\n\x0b_perplexityB\r\n\x0b_repetition\"2\n\rSweepFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage2^\n\x0cSweepService\x12N\n\x08RunSweep\x12\x1c.actserve.v1.RunSweepRequest\x1a\x1d.actserve.v1.RunSweepResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +46,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_RUNSWEEPREQUEST'].fields_by_name['perplexity']._serialized_options = b'\342A\001\001'
   _globals['_RUNSWEEPREQUEST'].fields_by_name['resume_token']._options = None
   _globals['_RUNSWEEPREQUEST'].fields_by_name['resume_token']._serialized_options = b'\342A\001\001'
+  _globals['_RUNSWEEPREQUEST'].fields_by_name['afresh']._options = None
+  _globals['_RUNSWEEPREQUEST'].fields_by_name['afresh']._serialized_options = b'\342A\001\001'
   _globals['_SWEEPPROMPT'].fields_by_name['key']._options = None
   _globals['_SWEEPPROMPT'].fields_by_name['key']._serialized_options = b'\342A\001\001'
   _globals['_SWEEPPROMPT'].fields_by_name['prompt']._options = None
@@ -75,23 +77,23 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_SWEEPSERVICE'].methods_by_name['RunSweep']._options = None
   _globals['_SWEEPSERVICE'].methods_by_name['RunSweep']._serialized_options = b'\220\002\001'
   _globals['_RUNSWEEPREQUEST']._serialized_start=281
-  _globals['_RUNSWEEPREQUEST']._serialized_end=622
-  _globals['_SWEEPPROMPT']._serialized_start=624
-  _globals['_SWEEPPROMPT']._serialized_end=699
-  _globals['_SWEEPVARIANT']._serialized_start=702
-  _globals['_SWEEPVARIANT']._serialized_end=938
-  _globals['_SWEEPANSWER']._serialized_start=940
-  _globals['_SWEEPANSWER']._serialized_end=993
-  _globals['_SWEEPSCORE']._serialized_start=996
-  _globals['_SWEEPSCORE']._serialized_end=1125
-  _globals['_RUNSWEEPRESPONSE']._serialized_start=1128
-  _globals['_RUNSWEEPRESPONSE']._serialized_end=1289
-  _globals['_SWEEPSTARTED']._serialized_start=1291
-  _globals['_SWEEPSTARTED']._serialized_end=1360
-  _globals['_SWEEPCELL']._serialized_start=1363
-  _globals['_SWEEPCELL']._serialized_end=1867
-  _globals['_SWEEPFINISHED']._serialized_start=1869
-  _globals['_SWEEPFINISHED']._serialized_end=1919
-  _globals['_SWEEPSERVICE']._serialized_start=1921
-  _globals['_SWEEPSERVICE']._serialized_end=2015
+  _globals['_RUNSWEEPREQUEST']._serialized_end=644
+  _globals['_SWEEPPROMPT']._serialized_start=646
+  _globals['_SWEEPPROMPT']._serialized_end=721
+  _globals['_SWEEPVARIANT']._serialized_start=724
+  _globals['_SWEEPVARIANT']._serialized_end=960
+  _globals['_SWEEPANSWER']._serialized_start=962
+  _globals['_SWEEPANSWER']._serialized_end=1015
+  _globals['_SWEEPSCORE']._serialized_start=1018
+  _globals['_SWEEPSCORE']._serialized_end=1147
+  _globals['_RUNSWEEPRESPONSE']._serialized_start=1150
+  _globals['_RUNSWEEPRESPONSE']._serialized_end=1311
+  _globals['_SWEEPSTARTED']._serialized_start=1313
+  _globals['_SWEEPSTARTED']._serialized_end=1404
+  _globals['_SWEEPCELL']._serialized_start=1407
+  _globals['_SWEEPCELL']._serialized_end=1967
+  _globals['_SWEEPFINISHED']._serialized_start=1969
+  _globals['_SWEEPFINISHED']._serialized_end=2019
+  _globals['_SWEEPSERVICE']._serialized_start=2021
+  _globals['_SWEEPSERVICE']._serialized_end=2115
 # @@protoc_insertion_point(module_scope)

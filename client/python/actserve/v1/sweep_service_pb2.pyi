@@ -14,7 +14,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RunSweepRequest(_message.Message):
-    __slots__ = ("model", "prompts", "variants", "sampling", "answers", "scores", "perplexity", "resume_token")
+    __slots__ = ("model", "prompts", "variants", "sampling", "answers", "scores", "perplexity", "resume_token", "afresh")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     VARIANTS_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class RunSweepRequest(_message.Message):
     SCORES_FIELD_NUMBER: _ClassVar[int]
     PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    AFRESH_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompts: _containers.RepeatedCompositeFieldContainer[SweepPrompt]
     variants: _containers.RepeatedCompositeFieldContainer[SweepVariant]
@@ -31,7 +32,8 @@ class RunSweepRequest(_message.Message):
     scores: _containers.RepeatedCompositeFieldContainer[SweepScore]
     perplexity: bool
     resume_token: bytes
-    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[SweepPrompt, _Mapping]]] = ..., variants: _Optional[_Iterable[_Union[SweepVariant, _Mapping]]] = ..., sampling: _Optional[_Union[_generation_service_pb2.SamplingParams, _Mapping]] = ..., answers: _Optional[_Iterable[_Union[SweepAnswer, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[SweepScore, _Mapping]]] = ..., perplexity: bool = ..., resume_token: _Optional[bytes] = ...) -> None: ...
+    afresh: bool
+    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[SweepPrompt, _Mapping]]] = ..., variants: _Optional[_Iterable[_Union[SweepVariant, _Mapping]]] = ..., sampling: _Optional[_Union[_generation_service_pb2.SamplingParams, _Mapping]] = ..., answers: _Optional[_Iterable[_Union[SweepAnswer, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[SweepScore, _Mapping]]] = ..., perplexity: bool = ..., resume_token: _Optional[bytes] = ..., afresh: bool = ...) -> None: ...
 
 class SweepPrompt(_message.Message):
     __slots__ = ("key", "prompt")
@@ -86,17 +88,19 @@ class RunSweepResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[SweepStarted, _Mapping]] = ..., cell: _Optional[_Union[SweepCell, _Mapping]] = ..., finished: _Optional[_Union[SweepFinished, _Mapping]] = ...) -> None: ...
 
 class SweepStarted(_message.Message):
-    __slots__ = ("call_id", "cells", "skipped_cells")
+    __slots__ = ("call_id", "cells", "skipped_cells", "stored_cells")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     CELLS_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_CELLS_FIELD_NUMBER: _ClassVar[int]
+    STORED_CELLS_FIELD_NUMBER: _ClassVar[int]
     call_id: str
     cells: int
     skipped_cells: int
-    def __init__(self, call_id: _Optional[str] = ..., cells: _Optional[int] = ..., skipped_cells: _Optional[int] = ...) -> None: ...
+    stored_cells: int
+    def __init__(self, call_id: _Optional[str] = ..., cells: _Optional[int] = ..., skipped_cells: _Optional[int] = ..., stored_cells: _Optional[int] = ...) -> None: ...
 
 class SweepCell(_message.Message):
-    __slots__ = ("prompt_index", "prompt_key", "variant_index", "variant_key", "coefficient_index", "site_index", "position_index", "status", "text", "finish_reason", "answer_logprobs", "score_values", "perplexity", "interventions", "resume_token")
+    __slots__ = ("prompt_index", "prompt_key", "variant_index", "variant_key", "coefficient_index", "site_index", "position_index", "status", "text", "finish_reason", "answer_logprobs", "score_values", "perplexity", "interventions", "resume_token", "repetition", "stored")
     PROMPT_INDEX_FIELD_NUMBER: _ClassVar[int]
     PROMPT_KEY_FIELD_NUMBER: _ClassVar[int]
     VARIANT_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +116,8 @@ class SweepCell(_message.Message):
     PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
     prompt_index: int
     prompt_key: str
     variant_index: int
@@ -127,7 +133,9 @@ class SweepCell(_message.Message):
     perplexity: float
     interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.InterventionReport]
     resume_token: bytes
-    def __init__(self, prompt_index: _Optional[int] = ..., prompt_key: _Optional[str] = ..., variant_index: _Optional[int] = ..., variant_key: _Optional[str] = ..., coefficient_index: _Optional[int] = ..., site_index: _Optional[int] = ..., position_index: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[_generation_service_pb2.FinishReason, str]] = ..., answer_logprobs: _Optional[_Iterable[float]] = ..., score_values: _Optional[_Iterable[float]] = ..., perplexity: _Optional[float] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., resume_token: _Optional[bytes] = ...) -> None: ...
+    repetition: float
+    stored: bool
+    def __init__(self, prompt_index: _Optional[int] = ..., prompt_key: _Optional[str] = ..., variant_index: _Optional[int] = ..., variant_key: _Optional[str] = ..., coefficient_index: _Optional[int] = ..., site_index: _Optional[int] = ..., position_index: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[_generation_service_pb2.FinishReason, str]] = ..., answer_logprobs: _Optional[_Iterable[float]] = ..., score_values: _Optional[_Iterable[float]] = ..., perplexity: _Optional[float] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., resume_token: _Optional[bytes] = ..., repetition: _Optional[float] = ..., stored: bool = ...) -> None: ...
 
 class SweepFinished(_message.Message):
     __slots__ = ("usage",)

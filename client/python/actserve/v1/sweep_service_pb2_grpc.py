@@ -36,6 +36,10 @@ class SweepServiceServicer(object):
         """Runs a sweep. The stream is one `started`; a `cell` for every prompt, variant and
         point of the variant's grid, in any order; then one `finished`. A cell that fails
         has its own status, and the others go on. Cancelling the call frees all it holds.
+        Cells that were served are stored for the caller's tenant, for
+        Limits.max_sweep_seconds: a later call that is equal, on the same checkpoint, is
+        answered with them and runs the rest. So a sweep goes on where it was cut, also by
+        the end of the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -2709,6 +2709,13 @@ pub enum ErrorReason {
     /// Not sent yet: a sweep has more cells than one call may have. Make several calls.
     /// INVALID_ARGUMENT with cells, limit.
     TooManyCells = 59,
+    /// Not sent yet: an AddOperation would add more than the server's operator allows,
+    /// relative to the rows that it is added to. Lower its coefficient, or the norm of its
+    /// vector. INVALID_ARGUMENT with dose, limit, site.
+    DoseTooLarge = 60,
+    /// Not sent yet: the database that holds what is stored cannot be reached. Try again
+    /// after RetryInfo. UNAVAILABLE.
+    StoreUnreachable = 61,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2777,6 +2784,8 @@ impl ErrorReason {
             Self::StoreQuotaExceeded => "ERROR_REASON_STORE_QUOTA_EXCEEDED",
             Self::ResumeTokenInvalid => "ERROR_REASON_RESUME_TOKEN_INVALID",
             Self::TooManyCells => "ERROR_REASON_TOO_MANY_CELLS",
+            Self::DoseTooLarge => "ERROR_REASON_DOSE_TOO_LARGE",
+            Self::StoreUnreachable => "ERROR_REASON_STORE_UNREACHABLE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2844,6 +2853,8 @@ impl ErrorReason {
             "ERROR_REASON_STORE_QUOTA_EXCEEDED" => Some(Self::StoreQuotaExceeded),
             "ERROR_REASON_RESUME_TOKEN_INVALID" => Some(Self::ResumeTokenInvalid),
             "ERROR_REASON_TOO_MANY_CELLS" => Some(Self::TooManyCells),
+            "ERROR_REASON_DOSE_TOO_LARGE" => Some(Self::DoseTooLarge),
+            "ERROR_REASON_STORE_UNREACHABLE" => Some(Self::StoreUnreachable),
             _ => None,
         }
     }
@@ -2964,13 +2975,16 @@ pub mod intervention {
         Mean(super::MeanOperation),
     }
 }
-/// Acts at a token if the score of the tokens before it is above or below a bound
+/// Acts at a token if the score of the tokens up to this one is above or below a bound
 /// (after Lee et al., "Programming Refusal with Conditional Activation Steering",
-/// 2024). The tokens before, so that any site can be probed, whichever is changed; at
-/// the first token it never acts.
+/// 2024). With the reduction MAX it acts from the first such token on. The score of a
+/// token is a function of its position, whatever the batch and the cache. What a run
+/// writes to the prefix cache under a condition is read only under the same one.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Condition {
-    /// What is scored.
+    /// What is scored. Its site is computed before every site that is changed, or is the only
+    /// one: then it reads the row as the interventions before this one left it. Else
+    /// SITE_INVALID.
     #[prost(message, optional, tag = "1")]
     pub probe: ::core::option::Option<Probe>,
     /// How its numbers become one score; the newest when unset.
@@ -3083,6 +3097,10 @@ pub struct InterventionReport {
     /// residual stream. Unset when no row was computed.
     #[prost(float, optional, tag = "4")]
     pub mean_relative_change: ::core::option::Option<f32>,
+    /// What the coefficient was multiplied by so as not to exceed Limits.max_relative_dose;
+    /// unset where it did not.
+    #[prost(float, optional, tag = "5")]
+    pub dose_factor: ::core::option::Option<f32>,
 }
 /// A request to read activations of many items. What they share stands beside them,
 /// once.
@@ -5391,7 +5409,7 @@ pub struct HookPointSupport {
     pub heads: u32,
 }
 /// What a request may ask for at most. Numbers of bytes have 64 bits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Limits {
     /// Prompt and generated tokens of one sequence.
     #[prost(uint32, tag = "1")]
@@ -5432,6 +5450,28 @@ pub struct Limits {
     /// Bytes that the statistics of one call take on the server, 8 for each number.
     #[prost(uint64, tag = "12")]
     pub max_statistics_bytes: u64,
+    /// The most that an AddOperation may add, as a part of the norm of the rows that it is
+    /// added to: |c|, where it is relative, else |c| |v| over the median L2 norm of the rows
+    /// of the site, of a text that the server ran when it started. No limit when unset.
+    #[prost(float, optional, tag = "13")]
+    pub max_relative_dose: ::core::option::Option<f32>,
+    /// Whether an addition beyond that is scaled down to it, which its InterventionReport
+    /// tells; else it is refused: DOSE_TOO_LARGE.
+    #[prost(bool, tag = "14")]
+    pub clamps_dose: bool,
+    /// Steering vectors that are stored at most, over all clients. On a server with tokens one
+    /// tenant may take a part of them, as of the next.
+    #[prost(uint32, tag = "15")]
+    pub max_steering_vectors: u32,
+    /// Bytes of their elements.
+    #[prost(uint64, tag = "16")]
+    pub max_steering_vector_bytes: u64,
+    /// Bytes of finished cells of sweeps that are stored at most, over all clients.
+    #[prost(uint64, tag = "17")]
+    pub max_sweep_bytes: u64,
+    /// Seconds for which they are stored.
+    #[prost(uint32, tag = "18")]
+    pub max_sweep_seconds: u32,
 }
 /// A request for a page of models.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -6468,16 +6508,16 @@ pub mod monitor_service_client {
         }
     }
 }
-/// A stored vector. Its elements are float32.
+/// A stored vector: one row, or one for each of several sites. Its elements are float32.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SteeringVector {
     /// Format: models/{model}/steeringVectors/{steering_vector}.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// The site whose rows it is like.
-    #[prost(message, optional, tag = "2")]
-    pub site: ::core::option::Option<Site>,
-    /// Its shape, \[width\].
+    /// Its rows, one for each site.
+    #[prost(message, repeated, tag = "2")]
+    pub rows: ::prost::alloc::vec::Vec<SteeringVectorRow>,
+    /// The shape of its elements, \[rows, width\].
     #[prost(uint32, repeated, tag = "3")]
     pub shape: ::prost::alloc::vec::Vec<u32>,
     /// What it is, for people and for ListSteeringVectorsRequest.filter: at most 64,
@@ -6490,19 +6530,52 @@ pub struct SteeringVector {
     /// Where it comes from.
     #[prost(message, optional, tag = "5")]
     pub provenance: ::core::option::Option<VectorProvenance>,
-    /// Its L2 norm.
-    #[prost(float, tag = "6")]
-    pub norm: f32,
-    /// The median L2 norm of the rows of the site that it was made from, to compare its
-    /// own with. Unset where there were none.
-    #[prost(float, optional, tag = "7")]
-    pub median_row_norm: ::core::option::Option<f32>,
+    /// The checkpoint of the model that it was stored for, as Model.path was then.
+    #[prost(string, tag = "6")]
+    pub model_path: ::prost::alloc::string::String,
+    /// SHA-256 of its elements, little-endian: vectors of equal elements have the same.
+    #[prost(bytes = "vec", tag = "7")]
+    pub content_sha256: ::prost::alloc::vec::Vec<u8>,
     /// When it was stored.
     #[prost(message, optional, tag = "8")]
     pub create_time: ::core::option::Option<::prost_types::Timestamp>,
     /// Changes whenever the resource does; opaque.
     #[prost(string, tag = "9")]
     pub etag: ::prost::alloc::string::String,
+}
+/// What is known of one row of a stored vector.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct SteeringVectorRow {
+    /// The site whose rows it is like.
+    #[prost(message, optional, tag = "1")]
+    pub site: ::core::option::Option<Site>,
+    /// Its L2 norm.
+    #[prost(float, tag = "2")]
+    pub norm: f32,
+    /// The median L2 norm of the site's rows, to compare `norm` with: of the examples that
+    /// it was made of, else of a text that the server ran when it started. Unset where the
+    /// site was not served then.
+    #[prost(float, optional, tag = "3")]
+    pub median_row_norm: ::core::option::Option<f32>,
+    /// How well it tells the examples apart that it was made of; unset unless it was made of
+    /// examples, and where there were too few.
+    #[prost(message, optional, tag = "4")]
+    pub separation: ::core::option::Option<SeparationReport>,
+}
+/// How well a direction tells positive examples from negative ones. What is scored is the
+/// component of a row along the direction.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct SeparationReport {
+    /// The chance that a positive example scores higher than a negative one, of examples
+    /// that the direction was not made of: the mean of the area under the ROC curve over 5
+    /// parts of the data, each scored by the direction made of the others. Of fewer than 5
+    /// of a kind, as many parts as there are; unset with fewer than 2 of either kind.
+    #[prost(float, optional, tag = "1")]
+    pub held_out_auroc: ::core::option::Option<f32>,
+    /// The cosine between the directions made of one half of the examples and of the other;
+    /// unset with fewer than 4 of either kind.
+    #[prost(float, optional, tag = "2")]
+    pub half_cosine: ::core::option::Option<f32>,
 }
 /// Where a stored vector comes from.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -6522,7 +6595,7 @@ pub mod vector_provenance {
         /// It was made of examples.
         #[prost(message, tag = "2")]
         Contrasted(super::ContrastedVector),
-        /// It is a sum.
+        /// It was computed from stored ones.
         #[prost(message, tag = "3")]
         Combination(super::VectorCombination),
     }
@@ -6546,23 +6619,34 @@ pub struct ContrastedVector {
     #[prost(bool, tag = "4")]
     pub prompts: bool,
 }
-/// A weighted sum of stored vectors.
+/// What is computed from stored vectors: the sum of `terms`, less its projection onto the
+/// span of `without`, scaled to `norm`. All vectors have rows of the same sites, and each
+/// row is computed by itself. Not zero.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct VectorCombination {
     /// The terms, from 1 to 64.
     #[prost(message, repeated, tag = "1")]
     pub terms: ::prost::alloc::vec::Vec<VectorTerm>,
+    /// What the sum is made orthogonal to, at most 64; linearly independent. Each coefficient
+    /// is unset.
+    #[prost(message, repeated, tag = "2")]
+    pub without: ::prost::alloc::vec::Vec<VectorTerm>,
+    /// The L2 norm of each row; as it comes out when unset. Positive and finite.
+    #[prost(float, optional, tag = "3")]
+    pub norm: ::core::option::Option<f32>,
 }
-/// One term of a sum.
+/// One stored vector in a computation.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct VectorTerm {
-    /// Format: models/{model}/steeringVectors/{steering_vector}. All terms of a sum are
-    /// of one site.
+    /// Format: models/{model}/steeringVectors/{steering_vector}.
     #[prost(string, tag = "1")]
     pub steering_vector: ::prost::alloc::string::String,
     /// What it is multiplied by; one when unset. Finite.
     #[prost(float, optional, tag = "2")]
     pub coefficient: ::core::option::Option<f32>,
+    /// Of a vector of several rows, the site whose row to take alone; all rows when unset.
+    #[prost(message, optional, tag = "3")]
+    pub site: ::core::option::Option<Site>,
 }
 /// Prompts of two kinds.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -6598,12 +6682,12 @@ pub struct CreateSteeringVectorRequest {
     /// letter on. One that is taken: RESOURCE_EXISTS. The server chooses when unset.
     #[prost(string, tag = "2")]
     pub steering_vector_id: ::prost::alloc::string::String,
-    /// The site whose rows it is like.
-    #[prost(message, optional, tag = "3")]
-    pub site: ::core::option::Option<Site>,
-    /// The vector.
+    /// The sites whose rows it is like, at least one, each at most once and all of one width.
+    #[prost(message, repeated, tag = "3")]
+    pub sites: ::prost::alloc::vec::Vec<Site>,
+    /// Its rows, one for each site in their order, none of them zero.
     #[prost(message, optional, tag = "4")]
-    pub vector: ::core::option::Option<VectorSource>,
+    pub rows: ::core::option::Option<MatrixSource>,
     /// As SteeringVector.labels.
     #[prost(map = "string, string", tag = "5")]
     pub labels: ::std::collections::HashMap<
@@ -6639,7 +6723,7 @@ pub struct GetSteeringVectorResponse {
     /// The vector.
     #[prost(message, optional, tag = "1")]
     pub steering_vector: ::core::option::Option<SteeringVector>,
-    /// F32 \[width\]; unset unless asked for.
+    /// F32 \[rows, width\]; unset unless asked for.
     #[prost(message, optional, tag = "2")]
     pub elements: ::core::option::Option<Tensor>,
 }
@@ -6717,9 +6801,10 @@ pub struct MakeSteeringVectorRequest {
     /// As CreateSteeringVectorRequest.steering_vector_id.
     #[prost(string, tag = "2")]
     pub steering_vector_id: ::prost::alloc::string::String,
-    /// The site whose rows are compared.
-    #[prost(message, optional, tag = "3")]
-    pub site: ::core::option::Option<Site>,
+    /// The sites whose rows are compared, at least one, each at most once and all of one
+    /// width; only one with `rows`. The vector has a row for each.
+    #[prost(message, repeated, tag = "3")]
+    pub sites: ::prost::alloc::vec::Vec<Site>,
     /// How; the mean difference when unspecified.
     #[prost(enumeration = "VectorMethod", tag = "6")]
     pub method: i32,
@@ -6761,8 +6846,12 @@ pub struct MakeSteeringVectorResponse {
     /// The vector.
     #[prost(message, optional, tag = "1")]
     pub steering_vector: ::core::option::Option<SteeringVector>,
+    /// Indices into SteeringVector.rows, the best first: by `held_out_auroc`, and where that is
+    /// equal by `half_cosine`.
+    #[prost(uint32, repeated, tag = "2")]
+    pub ranking: ::prost::alloc::vec::Vec<u32>,
 }
-/// A request to add up vectors.
+/// A request to compute a vector from stored ones.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CombineSteeringVectorsRequest {
     /// The model. Format: models/{model}. The only one when unset.
@@ -6771,7 +6860,7 @@ pub struct CombineSteeringVectorsRequest {
     /// As CreateSteeringVectorRequest.steering_vector_id.
     #[prost(string, tag = "2")]
     pub steering_vector_id: ::prost::alloc::string::String,
-    /// The sum; not zero.
+    /// What to compute.
     #[prost(message, optional, tag = "3")]
     pub combination: ::core::option::Option<VectorCombination>,
     /// As SteeringVector.labels.
@@ -6846,9 +6935,10 @@ pub mod steering_vector_service_client {
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
     /// Stores vectors by name, and makes them from examples and from each other. A name can
-    /// stand wherever a VectorSource does, at any site of its width; elsewhere it is
-    /// TENSOR_WIDTH_MISMATCH. The vectors of a tenant are its own, and are
-    /// there until they are deleted.
+    /// stand wherever a VectorSource does. A vector of one row goes to any site of its
+    /// width; elsewhere it is TENSOR_WIDTH_MISMATCH. Of a vector of several rows each site
+    /// takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
+    /// are its own, and are there until they are deleted.
     ///
     /// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
     /// ModelService says.
@@ -7101,7 +7191,7 @@ pub mod steering_vector_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Adds up stored vectors of one site, and stores the sum.
+        /// Computes a vector from stored ones, and stores it.
         pub async fn combine_steering_vectors(
             &mut self,
             request: impl tonic::IntoRequest<super::CombineSteeringVectorsRequest>,
@@ -7169,6 +7259,9 @@ pub struct RunSweepRequest {
     /// request is as it was: else RESUME_TOKEN_INVALID.
     #[prost(bytes = "vec", tag = "8")]
     pub resume_token: ::prost::alloc::vec::Vec<u8>,
+    /// Whether to run all cells, also those that are stored. Those are stored anew.
+    #[prost(bool, tag = "9")]
+    pub afresh: bool,
 }
 /// One prompt of a sweep.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -7271,6 +7364,9 @@ pub struct SweepStarted {
     /// Of these, cells that `resume_token` says the reader has.
     #[prost(uint32, tag = "3")]
     pub skipped_cells: u32,
+    /// Of the others, cells that are stored, and come first.
+    #[prost(uint32, tag = "4")]
+    pub stored_cells: u32,
 }
 /// What came of one prompt under one variant, at one point of its grid.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -7324,6 +7420,13 @@ pub struct SweepCell {
     /// For RunSweepRequest.resume_token; opaque, at most 16 KiB.
     #[prost(bytes = "vec", tag = "15")]
     pub resume_token: ::prost::alloc::vec::Vec<u8>,
+    /// How much of what was generated repeats itself: of its runs of 4 tokens, the part that
+    /// is equal to an earlier one. Unset where fewer than 5 tokens were generated.
+    #[prost(float, optional, tag = "16")]
+    pub repetition: ::core::option::Option<f32>,
+    /// Whether it was stored by an earlier call, and not run in this one.
+    #[prost(bool, tag = "17")]
+    pub stored: bool,
 }
 /// Closes a sweep.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -7419,6 +7522,10 @@ pub mod sweep_service_client {
         /// Runs a sweep. The stream is one `started`; a `cell` for every prompt, variant and
         /// point of the variant's grid, in any order; then one `finished`. A cell that fails
         /// has its own status, and the others go on. Cancelling the call frees all it holds.
+        /// Cells that were served are stored for the caller's tenant, for
+        /// Limits.max_sweep_seconds: a later call that is equal, on the same checkpoint, is
+        /// answered with them and runs the rest. So a sweep goes on where it was cut, also by
+        /// the end of the server.
         pub async fn run_sweep(
             &mut self,
             request: impl tonic::IntoRequest<super::RunSweepRequest>,

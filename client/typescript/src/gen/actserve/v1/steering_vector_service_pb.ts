@@ -10,7 +10,7 @@ import type { Prompt } from "./prompt_pb.js";
 import { file_actserve_v1_prompt } from "./prompt_pb.js";
 import type { Site } from "./site_pb.js";
 import { file_actserve_v1_site } from "./site_pb.js";
-import type { MatrixSource, VectorSource } from "./source_pb.js";
+import type { MatrixSource } from "./source_pb.js";
 import { file_actserve_v1_source } from "./source_pb.js";
 import type { Tensor } from "./tensor_pb.js";
 import { file_actserve_v1_tensor } from "./tensor_pb.js";
@@ -23,10 +23,10 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file actserve/v1/steering_vector_service.proto.
  */
 export const file_actserve_v1_steering_vector_service: GenFile = /*@__PURE__*/
-  fileDesc("CilhY3RzZXJ2ZS92MS9zdGVlcmluZ192ZWN0b3Jfc2VydmljZS5wcm90bxILYWN0c2VydmUudjEingMKDlN0ZWVyaW5nVmVjdG9yEhIKBG5hbWUYASABKAlCBOJBAQgSJQoEc2l0ZRgCIAEoCzIRLmFjdHNlcnZlLnYxLlNpdGVCBOJBAQMSEwoFc2hhcGUYAyADKA1CBOJBAQMSPQoGbGFiZWxzGAQgAygLMicuYWN0c2VydmUudjEuU3RlZXJpbmdWZWN0b3IuTGFiZWxzRW50cnlCBOJBAQESNwoKcHJvdmVuYW5jZRgFIAEoCzIdLmFjdHNlcnZlLnYxLlZlY3RvclByb3ZlbmFuY2VCBOJBAQMSEgoEbm9ybRgGIAEoAkIE4kEBAxIiCg9tZWRpYW5fcm93X25vcm0YByABKAJCBOJBAQNIAIgBARI1CgtjcmVhdGVfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBCBOJBAQMSEgoEZXRhZxgJIAEoCUIE4kEBAxotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQhIKEF9tZWRpYW5fcm93X25vcm0iswEKEFZlY3RvclByb3ZlbmFuY2USKQoFZ2l2ZW4YASABKAsyGC5hY3RzZXJ2ZS52MS5HaXZlblZlY3RvckgAEjMKCmNvbnRyYXN0ZWQYAiABKAsyHS5hY3RzZXJ2ZS52MS5Db250cmFzdGVkVmVjdG9ySAASNQoLY29tYmluYXRpb24YAyABKAsyHi5hY3RzZXJ2ZS52MS5WZWN0b3JDb21iaW5hdGlvbkgAQggKBm9yaWdpbiINCgtHaXZlblZlY3RvciJ0ChBDb250cmFzdGVkVmVjdG9yEikKBm1ldGhvZBgBIAEoDjIZLmFjdHNlcnZlLnYxLlZlY3Rvck1ldGhvZBIRCglwb3NpdGl2ZXMYAiABKA0SEQoJbmVnYXRpdmVzGAMgASgNEg8KB3Byb21wdHMYBCABKAgiQQoRVmVjdG9yQ29tYmluYXRpb24SLAoFdGVybXMYASADKAsyFy5hY3RzZXJ2ZS52MS5WZWN0b3JUZXJtQgTiQQECIlsKClZlY3RvclRlcm0SHQoPc3RlZXJpbmdfdmVjdG9yGAEgASgJQgTiQQECEh4KC2NvZWZmaWNpZW50GAIgASgCQgTiQQEBSACIAQFCDgoMX2NvZWZmaWNpZW50IqYBChJDb250cmFzdGluZ1Byb21wdHMSKwoIcG9zaXRpdmUYASADKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQISKwoIbmVnYXRpdmUYAiADKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQISNgoJcG9zaXRpb25zGAMgASgLMh0uYWN0c2VydmUudjEuUG9zaXRpb25TZWxlY3RvckIE4kEBASJVCgxMYWJlbGxlZFJvd3MSLQoEcm93cxgBIAEoCzIZLmFjdHNlcnZlLnYxLk1hdHJpeFNvdXJjZUIE4kEBAhIWCghwb3NpdGl2ZRgCIAMoCEIE4kEBAiLBAgobQ3JlYXRlU3RlZXJpbmdWZWN0b3JSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEiAKEnN0ZWVyaW5nX3ZlY3Rvcl9pZBgCIAEoCUIE4kEBARIlCgRzaXRlGAMgASgLMhEuYWN0c2VydmUudjEuU2l0ZUIE4kEBAhIvCgZ2ZWN0b3IYBCABKAsyGS5hY3RzZXJ2ZS52MS5WZWN0b3JTb3VyY2VCBOJBAQISSgoGbGFiZWxzGAUgAygLMjQuYWN0c2VydmUudjEuQ3JlYXRlU3RlZXJpbmdWZWN0b3JSZXF1ZXN0LkxhYmVsc0VudHJ5QgTiQQEBEhgKCnJlcXVlc3RfaWQYBiABKAlCBOJBAQIaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJUChxDcmVhdGVTdGVlcmluZ1ZlY3RvclJlc3BvbnNlEjQKD3N0ZWVyaW5nX3ZlY3RvchgBIAEoCzIbLmFjdHNlcnZlLnYxLlN0ZWVyaW5nVmVjdG9yIksKGEdldFN0ZWVyaW5nVmVjdG9yUmVxdWVzdBISCgRuYW1lGAEgASgJQgTiQQECEhsKDXdpdGhfZWxlbWVudHMYAiABKAhCBOJBAQEieAoZR2V0U3RlZXJpbmdWZWN0b3JSZXNwb25zZRI0Cg9zdGVlcmluZ192ZWN0b3IYASABKAsyGy5hY3RzZXJ2ZS52MS5TdGVlcmluZ1ZlY3RvchIlCghlbGVtZW50cxgCIAEoCzITLmFjdHNlcnZlLnYxLlRlbnNvciLeAQoaTGlzdFN0ZWVyaW5nVmVjdG9yc1JlcXVlc3QSEwoFbW9kZWwYASABKAlCBOJBAQESFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESSQoGZmlsdGVyGAQgAygLMjMuYWN0c2VydmUudjEuTGlzdFN0ZWVyaW5nVmVjdG9yc1JlcXVlc3QuRmlsdGVyRW50cnlCBOJBAQEaLQoLRmlsdGVyRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJtChtMaXN0U3RlZXJpbmdWZWN0b3JzUmVzcG9uc2USNQoQc3RlZXJpbmdfdmVjdG9ycxgBIAMoCzIbLmFjdHNlcnZlLnYxLlN0ZWVyaW5nVmVjdG9yEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSLAAQobVXBkYXRlU3RlZXJpbmdWZWN0b3JSZXF1ZXN0EhIKBG5hbWUYASABKAlCBOJBAQISSgoGbGFiZWxzGAIgAygLMjQuYWN0c2VydmUudjEuVXBkYXRlU3RlZXJpbmdWZWN0b3JSZXF1ZXN0LkxhYmVsc0VudHJ5QgTiQQEBEhIKBGV0YWcYAyABKAlCBOJBAQEaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJUChxVcGRhdGVTdGVlcmluZ1ZlY3RvclJlc3BvbnNlEjQKD3N0ZWVyaW5nX3ZlY3RvchgBIAEoCzIbLmFjdHNlcnZlLnYxLlN0ZWVyaW5nVmVjdG9yIkUKG0RlbGV0ZVN0ZWVyaW5nVmVjdG9yUmVxdWVzdBISCgRuYW1lGAEgASgJQgTiQQECEhIKBGV0YWcYAiABKAlCBOJBAQEiHgocRGVsZXRlU3RlZXJpbmdWZWN0b3JSZXNwb25zZSK/AwoZTWFrZVN0ZWVyaW5nVmVjdG9yUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIgChJzdGVlcmluZ192ZWN0b3JfaWQYAiABKAlCBOJBAQESJQoEc2l0ZRgDIAEoCzIRLmFjdHNlcnZlLnYxLlNpdGVCBOJBAQISMgoHcHJvbXB0cxgEIAEoCzIfLmFjdHNlcnZlLnYxLkNvbnRyYXN0aW5nUHJvbXB0c0gAEikKBHJvd3MYBSABKAsyGS5hY3RzZXJ2ZS52MS5MYWJlbGxlZFJvd3NIABIvCgZtZXRob2QYBiABKA4yGS5hY3RzZXJ2ZS52MS5WZWN0b3JNZXRob2RCBOJBAQESSAoGbGFiZWxzGAcgAygLMjIuYWN0c2VydmUudjEuTWFrZVN0ZWVyaW5nVmVjdG9yUmVxdWVzdC5MYWJlbHNFbnRyeUIE4kEBARIYCgpyZXF1ZXN0X2lkGAggASgJQgTiQQECEhUKB2FkYXB0ZXIYCSABKAlCBOJBAQEaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AUIKCghleGFtcGxlcyJSChpNYWtlU3RlZXJpbmdWZWN0b3JSZXNwb25zZRI0Cg9zdGVlcmluZ192ZWN0b3IYASABKAsyGy5hY3RzZXJ2ZS52MS5TdGVlcmluZ1ZlY3RvciKoAgodQ29tYmluZVN0ZWVyaW5nVmVjdG9yc1JlcXVlc3QSEwoFbW9kZWwYASABKAlCBOJBAQESIAoSc3RlZXJpbmdfdmVjdG9yX2lkGAIgASgJQgTiQQEBEjkKC2NvbWJpbmF0aW9uGAMgASgLMh4uYWN0c2VydmUudjEuVmVjdG9yQ29tYmluYXRpb25CBOJBAQISTAoGbGFiZWxzGAQgAygLMjYuYWN0c2VydmUudjEuQ29tYmluZVN0ZWVyaW5nVmVjdG9yc1JlcXVlc3QuTGFiZWxzRW50cnlCBOJBAQESGAoKcmVxdWVzdF9pZBgFIAEoCUIE4kEBAhotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIlYKHkNvbWJpbmVTdGVlcmluZ1ZlY3RvcnNSZXNwb25zZRI0Cg9zdGVlcmluZ192ZWN0b3IYASABKAsyGy5hY3RzZXJ2ZS52MS5TdGVlcmluZ1ZlY3RvciqOAQoMVmVjdG9yTWV0aG9kEh0KGVZFQ1RPUl9NRVRIT0RfVU5TUEVDSUZJRUQQABIhCh1WRUNUT1JfTUVUSE9EX01FQU5fRElGRkVSRU5DRRABEhUKEVZFQ1RPUl9NRVRIT0RfUENBEAISJQohVkVDVE9SX01FVEhPRF9MT0dJU1RJQ19SRUdSRVNTSU9OEAMyqQYKFVN0ZWVyaW5nVmVjdG9yU2VydmljZRJwChRDcmVhdGVTdGVlcmluZ1ZlY3RvchIoLmFjdHNlcnZlLnYxLkNyZWF0ZVN0ZWVyaW5nVmVjdG9yUmVxdWVzdBopLmFjdHNlcnZlLnYxLkNyZWF0ZVN0ZWVyaW5nVmVjdG9yUmVzcG9uc2UiA5ACAhJnChFHZXRTdGVlcmluZ1ZlY3RvchIlLmFjdHNlcnZlLnYxLkdldFN0ZWVyaW5nVmVjdG9yUmVxdWVzdBomLmFjdHNlcnZlLnYxLkdldFN0ZWVyaW5nVmVjdG9yUmVzcG9uc2UiA5ACARJtChNMaXN0U3RlZXJpbmdWZWN0b3JzEicuYWN0c2VydmUudjEuTGlzdFN0ZWVyaW5nVmVjdG9yc1JlcXVlc3QaKC5hY3RzZXJ2ZS52MS5MaXN0U3RlZXJpbmdWZWN0b3JzUmVzcG9uc2UiA5ACARJwChRVcGRhdGVTdGVlcmluZ1ZlY3RvchIoLmFjdHNlcnZlLnYxLlVwZGF0ZVN0ZWVyaW5nVmVjdG9yUmVxdWVzdBopLmFjdHNlcnZlLnYxLlVwZGF0ZVN0ZWVyaW5nVmVjdG9yUmVzcG9uc2UiA5ACAhJwChREZWxldGVTdGVlcmluZ1ZlY3RvchIoLmFjdHNlcnZlLnYxLkRlbGV0ZVN0ZWVyaW5nVmVjdG9yUmVxdWVzdBopLmFjdHNlcnZlLnYxLkRlbGV0ZVN0ZWVyaW5nVmVjdG9yUmVzcG9uc2UiA5ACAhJqChJNYWtlU3RlZXJpbmdWZWN0b3ISJi5hY3RzZXJ2ZS52MS5NYWtlU3RlZXJpbmdWZWN0b3JSZXF1ZXN0GicuYWN0c2VydmUudjEuTWFrZVN0ZWVyaW5nVmVjdG9yUmVzcG9uc2UiA5ACAhJ2ChZDb21iaW5lU3RlZXJpbmdWZWN0b3JzEiouYWN0c2VydmUudjEuQ29tYmluZVN0ZWVyaW5nVmVjdG9yc1JlcXVlc3QaKy5hY3RzZXJ2ZS52MS5Db21iaW5lU3RlZXJpbmdWZWN0b3JzUmVzcG9uc2UiA5ACAkJSCg9kZXYuYWN0c2VydmUudjFQAVo9Z2l0aHViLmNvbS9hY3RzZXJ2ZS9hY3RzZXJ2ZS9jbGllbnQvZ28vYWN0c2VydmUvdjE7YWN0c2VydmV2MWIGcHJvdG8z", [file_actserve_v1_positions, file_actserve_v1_prompt, file_actserve_v1_site, file_actserve_v1_source, file_actserve_v1_tensor, file_google_api_field_behavior, file_google_protobuf_timestamp]);
+  fileDesc("CilhY3RzZXJ2ZS92MS9zdGVlcmluZ192ZWN0b3Jfc2VydmljZS5wcm90bxILYWN0c2VydmUudjEilwMKDlN0ZWVyaW5nVmVjdG9yEhIKBG5hbWUYASABKAlCBOJBAQgSMgoEcm93cxgCIAMoCzIeLmFjdHNlcnZlLnYxLlN0ZWVyaW5nVmVjdG9yUm93QgTiQQEDEhMKBXNoYXBlGAMgAygNQgTiQQEDEj0KBmxhYmVscxgEIAMoCzInLmFjdHNlcnZlLnYxLlN0ZWVyaW5nVmVjdG9yLkxhYmVsc0VudHJ5QgTiQQEBEjcKCnByb3ZlbmFuY2UYBSABKAsyHS5hY3RzZXJ2ZS52MS5WZWN0b3JQcm92ZW5hbmNlQgTiQQEDEhgKCm1vZGVsX3BhdGgYBiABKAlCBOJBAQMSHAoOY29udGVudF9zaGEyNTYYByABKAxCBOJBAQMSNQoLY3JlYXRlX3RpbWUYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wQgTiQQEDEhIKBGV0YWcYCSABKAlCBOJBAQMaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASKnAQoRU3RlZXJpbmdWZWN0b3JSb3cSHwoEc2l0ZRgBIAEoCzIRLmFjdHNlcnZlLnYxLlNpdGUSDAoEbm9ybRgCIAEoAhIcCg9tZWRpYW5fcm93X25vcm0YAyABKAJIAIgBARIxCgpzZXBhcmF0aW9uGAQgASgLMh0uYWN0c2VydmUudjEuU2VwYXJhdGlvblJlcG9ydEISChBfbWVkaWFuX3Jvd19ub3JtImwKEFNlcGFyYXRpb25SZXBvcnQSGwoOaGVsZF9vdXRfYXVyb2MYASABKAJIAIgBARIYCgtoYWxmX2Nvc2luZRgCIAEoAkgBiAEBQhEKD19oZWxkX291dF9hdXJvY0IOCgxfaGFsZl9jb3NpbmUiswEKEFZlY3RvclByb3ZlbmFuY2USKQoFZ2l2ZW4YASABKAsyGC5hY3RzZXJ2ZS52MS5HaXZlblZlY3RvckgAEjMKCmNvbnRyYXN0ZWQYAiABKAsyHS5hY3RzZXJ2ZS52MS5Db250cmFzdGVkVmVjdG9ySAASNQoLY29tYmluYXRpb24YAyABKAsyHi5hY3RzZXJ2ZS52MS5WZWN0b3JDb21iaW5hdGlvbkgAQggKBm9yaWdpbiINCgtHaXZlblZlY3RvciJ0ChBDb250cmFzdGVkVmVjdG9yEikKBm1ldGhvZBgBIAEoDjIZLmFjdHNlcnZlLnYxLlZlY3Rvck1ldGhvZBIRCglwb3NpdGl2ZXMYAiABKA0SEQoJbmVnYXRpdmVzGAMgASgNEg8KB3Byb21wdHMYBCABKAgikwEKEVZlY3RvckNvbWJpbmF0aW9uEiwKBXRlcm1zGAEgAygLMhcuYWN0c2VydmUudjEuVmVjdG9yVGVybUIE4kEBAhIuCgd3aXRob3V0GAIgAygLMhcuYWN0c2VydmUudjEuVmVjdG9yVGVybUIE4kEBARIXCgRub3JtGAMgASgCQgTiQQEBSACIAQFCBwoFX25vcm0iggEKClZlY3RvclRlcm0SHQoPc3RlZXJpbmdfdmVjdG9yGAEgASgJQgTiQQECEh4KC2NvZWZmaWNpZW50GAIgASgCQgTiQQEBSACIAQESJQoEc2l0ZRgDIAEoCzIRLmFjdHNlcnZlLnYxLlNpdGVCBOJBAQFCDgoMX2NvZWZmaWNpZW50IqYBChJDb250cmFzdGluZ1Byb21wdHMSKwoIcG9zaXRpdmUYASADKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQISKwoIbmVnYXRpdmUYAiADKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQISNgoJcG9zaXRpb25zGAMgASgLMh0uYWN0c2VydmUudjEuUG9zaXRpb25TZWxlY3RvckIE4kEBASJVCgxMYWJlbGxlZFJvd3MSLQoEcm93cxgBIAEoCzIZLmFjdHNlcnZlLnYxLk1hdHJpeFNvdXJjZUIE4kEBAhIWCghwb3NpdGl2ZRgCIAMoCEIE4kEBAiLAAgobQ3JlYXRlU3RlZXJpbmdWZWN0b3JSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEiAKEnN0ZWVyaW5nX3ZlY3Rvcl9pZBgCIAEoCUIE4kEBARImCgVzaXRlcxgDIAMoCzIRLmFjdHNlcnZlLnYxLlNpdGVCBOJBAQISLQoEcm93cxgEIAEoCzIZLmFjdHNlcnZlLnYxLk1hdHJpeFNvdXJjZUIE4kEBAhJKCgZsYWJlbHMYBSADKAsyNC5hY3RzZXJ2ZS52MS5DcmVhdGVTdGVlcmluZ1ZlY3RvclJlcXVlc3QuTGFiZWxzRW50cnlCBOJBAQESGAoKcmVxdWVzdF9pZBgGIAEoCUIE4kEBAhotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIlQKHENyZWF0ZVN0ZWVyaW5nVmVjdG9yUmVzcG9uc2USNAoPc3RlZXJpbmdfdmVjdG9yGAEgASgLMhsuYWN0c2VydmUudjEuU3RlZXJpbmdWZWN0b3IiSwoYR2V0U3RlZXJpbmdWZWN0b3JSZXF1ZXN0EhIKBG5hbWUYASABKAlCBOJBAQISGwoNd2l0aF9lbGVtZW50cxgCIAEoCEIE4kEBASJ4ChlHZXRTdGVlcmluZ1ZlY3RvclJlc3BvbnNlEjQKD3N0ZWVyaW5nX3ZlY3RvchgBIAEoCzIbLmFjdHNlcnZlLnYxLlN0ZWVyaW5nVmVjdG9yEiUKCGVsZW1lbnRzGAIgASgLMhMuYWN0c2VydmUudjEuVGVuc29yIt4BChpMaXN0U3RlZXJpbmdWZWN0b3JzUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBARJJCgZmaWx0ZXIYBCADKAsyMy5hY3RzZXJ2ZS52MS5MaXN0U3RlZXJpbmdWZWN0b3JzUmVxdWVzdC5GaWx0ZXJFbnRyeUIE4kEBARotCgtGaWx0ZXJFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIm0KG0xpc3RTdGVlcmluZ1ZlY3RvcnNSZXNwb25zZRI1ChBzdGVlcmluZ192ZWN0b3JzGAEgAygLMhsuYWN0c2VydmUudjEuU3RlZXJpbmdWZWN0b3ISFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIsABChtVcGRhdGVTdGVlcmluZ1ZlY3RvclJlcXVlc3QSEgoEbmFtZRgBIAEoCUIE4kEBAhJKCgZsYWJlbHMYAiADKAsyNC5hY3RzZXJ2ZS52MS5VcGRhdGVTdGVlcmluZ1ZlY3RvclJlcXVlc3QuTGFiZWxzRW50cnlCBOJBAQESEgoEZXRhZxgDIAEoCUIE4kEBARotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIlQKHFVwZGF0ZVN0ZWVyaW5nVmVjdG9yUmVzcG9uc2USNAoPc3RlZXJpbmdfdmVjdG9yGAEgASgLMhsuYWN0c2VydmUudjEuU3RlZXJpbmdWZWN0b3IiRQobRGVsZXRlU3RlZXJpbmdWZWN0b3JSZXF1ZXN0EhIKBG5hbWUYASABKAlCBOJBAQISEgoEZXRhZxgCIAEoCUIE4kEBASIeChxEZWxldGVTdGVlcmluZ1ZlY3RvclJlc3BvbnNlIsADChlNYWtlU3RlZXJpbmdWZWN0b3JSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEiAKEnN0ZWVyaW5nX3ZlY3Rvcl9pZBgCIAEoCUIE4kEBARImCgVzaXRlcxgDIAMoCzIRLmFjdHNlcnZlLnYxLlNpdGVCBOJBAQISMgoHcHJvbXB0cxgEIAEoCzIfLmFjdHNlcnZlLnYxLkNvbnRyYXN0aW5nUHJvbXB0c0gAEikKBHJvd3MYBSABKAsyGS5hY3RzZXJ2ZS52MS5MYWJlbGxlZFJvd3NIABIvCgZtZXRob2QYBiABKA4yGS5hY3RzZXJ2ZS52MS5WZWN0b3JNZXRob2RCBOJBAQESSAoGbGFiZWxzGAcgAygLMjIuYWN0c2VydmUudjEuTWFrZVN0ZWVyaW5nVmVjdG9yUmVxdWVzdC5MYWJlbHNFbnRyeUIE4kEBARIYCgpyZXF1ZXN0X2lkGAggASgJQgTiQQECEhUKB2FkYXB0ZXIYCSABKAlCBOJBAQEaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AUIKCghleGFtcGxlcyJjChpNYWtlU3RlZXJpbmdWZWN0b3JSZXNwb25zZRI0Cg9zdGVlcmluZ192ZWN0b3IYASABKAsyGy5hY3RzZXJ2ZS52MS5TdGVlcmluZ1ZlY3RvchIPCgdyYW5raW5nGAIgAygNIqgCCh1Db21iaW5lU3RlZXJpbmdWZWN0b3JzUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIgChJzdGVlcmluZ192ZWN0b3JfaWQYAiABKAlCBOJBAQESOQoLY29tYmluYXRpb24YAyABKAsyHi5hY3RzZXJ2ZS52MS5WZWN0b3JDb21iaW5hdGlvbkIE4kEBAhJMCgZsYWJlbHMYBCADKAsyNi5hY3RzZXJ2ZS52MS5Db21iaW5lU3RlZXJpbmdWZWN0b3JzUmVxdWVzdC5MYWJlbHNFbnRyeUIE4kEBARIYCgpyZXF1ZXN0X2lkGAUgASgJQgTiQQECGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiVgoeQ29tYmluZVN0ZWVyaW5nVmVjdG9yc1Jlc3BvbnNlEjQKD3N0ZWVyaW5nX3ZlY3RvchgBIAEoCzIbLmFjdHNlcnZlLnYxLlN0ZWVyaW5nVmVjdG9yKo4BCgxWZWN0b3JNZXRob2QSHQoZVkVDVE9SX01FVEhPRF9VTlNQRUNJRklFRBAAEiEKHVZFQ1RPUl9NRVRIT0RfTUVBTl9ESUZGRVJFTkNFEAESFQoRVkVDVE9SX01FVEhPRF9QQ0EQAhIlCiFWRUNUT1JfTUVUSE9EX0xPR0lTVElDX1JFR1JFU1NJT04QAzKpBgoVU3RlZXJpbmdWZWN0b3JTZXJ2aWNlEnAKFENyZWF0ZVN0ZWVyaW5nVmVjdG9yEiguYWN0c2VydmUudjEuQ3JlYXRlU3RlZXJpbmdWZWN0b3JSZXF1ZXN0GikuYWN0c2VydmUudjEuQ3JlYXRlU3RlZXJpbmdWZWN0b3JSZXNwb25zZSIDkAICEmcKEUdldFN0ZWVyaW5nVmVjdG9yEiUuYWN0c2VydmUudjEuR2V0U3RlZXJpbmdWZWN0b3JSZXF1ZXN0GiYuYWN0c2VydmUudjEuR2V0U3RlZXJpbmdWZWN0b3JSZXNwb25zZSIDkAIBEm0KE0xpc3RTdGVlcmluZ1ZlY3RvcnMSJy5hY3RzZXJ2ZS52MS5MaXN0U3RlZXJpbmdWZWN0b3JzUmVxdWVzdBooLmFjdHNlcnZlLnYxLkxpc3RTdGVlcmluZ1ZlY3RvcnNSZXNwb25zZSIDkAIBEnAKFFVwZGF0ZVN0ZWVyaW5nVmVjdG9yEiguYWN0c2VydmUudjEuVXBkYXRlU3RlZXJpbmdWZWN0b3JSZXF1ZXN0GikuYWN0c2VydmUudjEuVXBkYXRlU3RlZXJpbmdWZWN0b3JSZXNwb25zZSIDkAICEnAKFERlbGV0ZVN0ZWVyaW5nVmVjdG9yEiguYWN0c2VydmUudjEuRGVsZXRlU3RlZXJpbmdWZWN0b3JSZXF1ZXN0GikuYWN0c2VydmUudjEuRGVsZXRlU3RlZXJpbmdWZWN0b3JSZXNwb25zZSIDkAICEmoKEk1ha2VTdGVlcmluZ1ZlY3RvchImLmFjdHNlcnZlLnYxLk1ha2VTdGVlcmluZ1ZlY3RvclJlcXVlc3QaJy5hY3RzZXJ2ZS52MS5NYWtlU3RlZXJpbmdWZWN0b3JSZXNwb25zZSIDkAICEnYKFkNvbWJpbmVTdGVlcmluZ1ZlY3RvcnMSKi5hY3RzZXJ2ZS52MS5Db21iaW5lU3RlZXJpbmdWZWN0b3JzUmVxdWVzdBorLmFjdHNlcnZlLnYxLkNvbWJpbmVTdGVlcmluZ1ZlY3RvcnNSZXNwb25zZSIDkAICQlIKD2Rldi5hY3RzZXJ2ZS52MVABWj1naXRodWIuY29tL2FjdHNlcnZlL2FjdHNlcnZlL2NsaWVudC9nby9hY3RzZXJ2ZS92MTthY3RzZXJ2ZXYxYgZwcm90bzM", [file_actserve_v1_positions, file_actserve_v1_prompt, file_actserve_v1_site, file_actserve_v1_source, file_actserve_v1_tensor, file_google_api_field_behavior, file_google_protobuf_timestamp]);
 
 /**
- * A stored vector. Its elements are float32.
+ * A stored vector: one row, or one for each of several sites. Its elements are float32.
  *
  * @generated from message actserve.v1.SteeringVector
  */
@@ -39,14 +39,14 @@ export type SteeringVector = Message<"actserve.v1.SteeringVector"> & {
   name: string;
 
   /**
-   * The site whose rows it is like.
+   * Its rows, one for each site.
    *
-   * @generated from field: actserve.v1.Site site = 2;
+   * @generated from field: repeated actserve.v1.SteeringVectorRow rows = 2;
    */
-  site?: Site;
+  rows: SteeringVectorRow[];
 
   /**
-   * Its shape, [width].
+   * The shape of its elements, [rows, width].
    *
    * @generated from field: repeated uint32 shape = 3;
    */
@@ -68,19 +68,18 @@ export type SteeringVector = Message<"actserve.v1.SteeringVector"> & {
   provenance?: VectorProvenance;
 
   /**
-   * Its L2 norm.
+   * The checkpoint of the model that it was stored for, as Model.path was then.
    *
-   * @generated from field: float norm = 6;
+   * @generated from field: string model_path = 6;
    */
-  norm: number;
+  modelPath: string;
 
   /**
-   * The median L2 norm of the rows of the site that it was made from, to compare its
-   * own with. Unset where there were none.
+   * SHA-256 of its elements, little-endian: vectors of equal elements have the same.
    *
-   * @generated from field: optional float median_row_norm = 7;
+   * @generated from field: bytes content_sha256 = 7;
    */
-  medianRowNorm?: number;
+  contentSha256: Uint8Array;
 
   /**
    * When it was stored.
@@ -103,6 +102,84 @@ export type SteeringVector = Message<"actserve.v1.SteeringVector"> & {
  */
 export const SteeringVectorSchema: GenMessage<SteeringVector> = /*@__PURE__*/
   messageDesc(file_actserve_v1_steering_vector_service, 0);
+
+/**
+ * What is known of one row of a stored vector.
+ *
+ * @generated from message actserve.v1.SteeringVectorRow
+ */
+export type SteeringVectorRow = Message<"actserve.v1.SteeringVectorRow"> & {
+  /**
+   * The site whose rows it is like.
+   *
+   * @generated from field: actserve.v1.Site site = 1;
+   */
+  site?: Site;
+
+  /**
+   * Its L2 norm.
+   *
+   * @generated from field: float norm = 2;
+   */
+  norm: number;
+
+  /**
+   * The median L2 norm of the site's rows, to compare `norm` with: of the examples that
+   * it was made of, else of a text that the server ran when it started. Unset where the
+   * site was not served then.
+   *
+   * @generated from field: optional float median_row_norm = 3;
+   */
+  medianRowNorm?: number;
+
+  /**
+   * How well it tells the examples apart that it was made of; unset unless it was made of
+   * examples, and where there were too few.
+   *
+   * @generated from field: actserve.v1.SeparationReport separation = 4;
+   */
+  separation?: SeparationReport;
+};
+
+/**
+ * Describes the message actserve.v1.SteeringVectorRow.
+ * Use `create(SteeringVectorRowSchema)` to create a new message.
+ */
+export const SteeringVectorRowSchema: GenMessage<SteeringVectorRow> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_steering_vector_service, 1);
+
+/**
+ * How well a direction tells positive examples from negative ones. What is scored is the
+ * component of a row along the direction.
+ *
+ * @generated from message actserve.v1.SeparationReport
+ */
+export type SeparationReport = Message<"actserve.v1.SeparationReport"> & {
+  /**
+   * The chance that a positive example scores higher than a negative one, of examples
+   * that the direction was not made of: the mean of the area under the ROC curve over 5
+   * parts of the data, each scored by the direction made of the others. Of fewer than 5
+   * of a kind, as many parts as there are; unset with fewer than 2 of either kind.
+   *
+   * @generated from field: optional float held_out_auroc = 1;
+   */
+  heldOutAuroc?: number;
+
+  /**
+   * The cosine between the directions made of one half of the examples and of the other;
+   * unset with fewer than 4 of either kind.
+   *
+   * @generated from field: optional float half_cosine = 2;
+   */
+  halfCosine?: number;
+};
+
+/**
+ * Describes the message actserve.v1.SeparationReport.
+ * Use `create(SeparationReportSchema)` to create a new message.
+ */
+export const SeparationReportSchema: GenMessage<SeparationReport> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_steering_vector_service, 2);
 
 /**
  * Where a stored vector comes from.
@@ -133,7 +210,7 @@ export type VectorProvenance = Message<"actserve.v1.VectorProvenance"> & {
     case: "contrasted";
   } | {
     /**
-     * It is a sum.
+     * It was computed from stored ones.
      *
      * @generated from field: actserve.v1.VectorCombination combination = 3;
      */
@@ -147,7 +224,7 @@ export type VectorProvenance = Message<"actserve.v1.VectorProvenance"> & {
  * Use `create(VectorProvenanceSchema)` to create a new message.
  */
 export const VectorProvenanceSchema: GenMessage<VectorProvenance> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 1);
+  messageDesc(file_actserve_v1_steering_vector_service, 3);
 
 /**
  * A vector as it was given.
@@ -162,7 +239,7 @@ export type GivenVector = Message<"actserve.v1.GivenVector"> & {
  * Use `create(GivenVectorSchema)` to create a new message.
  */
 export const GivenVectorSchema: GenMessage<GivenVector> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 2);
+  messageDesc(file_actserve_v1_steering_vector_service, 4);
 
 /**
  * What a vector was made of. The examples themselves are not stored.
@@ -204,10 +281,12 @@ export type ContrastedVector = Message<"actserve.v1.ContrastedVector"> & {
  * Use `create(ContrastedVectorSchema)` to create a new message.
  */
 export const ContrastedVectorSchema: GenMessage<ContrastedVector> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 3);
+  messageDesc(file_actserve_v1_steering_vector_service, 5);
 
 /**
- * A weighted sum of stored vectors.
+ * What is computed from stored vectors: the sum of `terms`, less its projection onto the
+ * span of `without`, scaled to `norm`. All vectors have rows of the same sites, and each
+ * row is computed by itself. Not zero.
  *
  * @generated from message actserve.v1.VectorCombination
  */
@@ -218,6 +297,21 @@ export type VectorCombination = Message<"actserve.v1.VectorCombination"> & {
    * @generated from field: repeated actserve.v1.VectorTerm terms = 1;
    */
   terms: VectorTerm[];
+
+  /**
+   * What the sum is made orthogonal to, at most 64; linearly independent. Each coefficient
+   * is unset.
+   *
+   * @generated from field: repeated actserve.v1.VectorTerm without = 2;
+   */
+  without: VectorTerm[];
+
+  /**
+   * The L2 norm of each row; as it comes out when unset. Positive and finite.
+   *
+   * @generated from field: optional float norm = 3;
+   */
+  norm?: number;
 };
 
 /**
@@ -225,17 +319,16 @@ export type VectorCombination = Message<"actserve.v1.VectorCombination"> & {
  * Use `create(VectorCombinationSchema)` to create a new message.
  */
 export const VectorCombinationSchema: GenMessage<VectorCombination> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 4);
+  messageDesc(file_actserve_v1_steering_vector_service, 6);
 
 /**
- * One term of a sum.
+ * One stored vector in a computation.
  *
  * @generated from message actserve.v1.VectorTerm
  */
 export type VectorTerm = Message<"actserve.v1.VectorTerm"> & {
   /**
-   * Format: models/{model}/steeringVectors/{steering_vector}. All terms of a sum are
-   * of one site.
+   * Format: models/{model}/steeringVectors/{steering_vector}.
    *
    * @generated from field: string steering_vector = 1;
    */
@@ -247,6 +340,13 @@ export type VectorTerm = Message<"actserve.v1.VectorTerm"> & {
    * @generated from field: optional float coefficient = 2;
    */
   coefficient?: number;
+
+  /**
+   * Of a vector of several rows, the site whose row to take alone; all rows when unset.
+   *
+   * @generated from field: actserve.v1.Site site = 3;
+   */
+  site?: Site;
 };
 
 /**
@@ -254,7 +354,7 @@ export type VectorTerm = Message<"actserve.v1.VectorTerm"> & {
  * Use `create(VectorTermSchema)` to create a new message.
  */
 export const VectorTermSchema: GenMessage<VectorTerm> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 5);
+  messageDesc(file_actserve_v1_steering_vector_service, 7);
 
 /**
  * Prompts of two kinds.
@@ -290,7 +390,7 @@ export type ContrastingPrompts = Message<"actserve.v1.ContrastingPrompts"> & {
  * Use `create(ContrastingPromptsSchema)` to create a new message.
  */
 export const ContrastingPromptsSchema: GenMessage<ContrastingPrompts> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 6);
+  messageDesc(file_actserve_v1_steering_vector_service, 8);
 
 /**
  * Rows of two kinds.
@@ -318,7 +418,7 @@ export type LabelledRows = Message<"actserve.v1.LabelledRows"> & {
  * Use `create(LabelledRowsSchema)` to create a new message.
  */
 export const LabelledRowsSchema: GenMessage<LabelledRows> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 7);
+  messageDesc(file_actserve_v1_steering_vector_service, 9);
 
 /**
  * A request to store a vector.
@@ -342,18 +442,18 @@ export type CreateSteeringVectorRequest = Message<"actserve.v1.CreateSteeringVec
   steeringVectorId: string;
 
   /**
-   * The site whose rows it is like.
+   * The sites whose rows it is like, at least one, each at most once and all of one width.
    *
-   * @generated from field: actserve.v1.Site site = 3;
+   * @generated from field: repeated actserve.v1.Site sites = 3;
    */
-  site?: Site;
+  sites: Site[];
 
   /**
-   * The vector.
+   * Its rows, one for each site in their order, none of them zero.
    *
-   * @generated from field: actserve.v1.VectorSource vector = 4;
+   * @generated from field: actserve.v1.MatrixSource rows = 4;
    */
-  vector?: VectorSource;
+  rows?: MatrixSource;
 
   /**
    * As SteeringVector.labels.
@@ -377,7 +477,7 @@ export type CreateSteeringVectorRequest = Message<"actserve.v1.CreateSteeringVec
  * Use `create(CreateSteeringVectorRequestSchema)` to create a new message.
  */
 export const CreateSteeringVectorRequestSchema: GenMessage<CreateSteeringVectorRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 8);
+  messageDesc(file_actserve_v1_steering_vector_service, 10);
 
 /**
  * What was stored.
@@ -398,7 +498,7 @@ export type CreateSteeringVectorResponse = Message<"actserve.v1.CreateSteeringVe
  * Use `create(CreateSteeringVectorResponseSchema)` to create a new message.
  */
 export const CreateSteeringVectorResponseSchema: GenMessage<CreateSteeringVectorResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 9);
+  messageDesc(file_actserve_v1_steering_vector_service, 11);
 
 /**
  * A request for one vector.
@@ -426,7 +526,7 @@ export type GetSteeringVectorRequest = Message<"actserve.v1.GetSteeringVectorReq
  * Use `create(GetSteeringVectorRequestSchema)` to create a new message.
  */
 export const GetSteeringVectorRequestSchema: GenMessage<GetSteeringVectorRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 10);
+  messageDesc(file_actserve_v1_steering_vector_service, 12);
 
 /**
  * One vector.
@@ -442,7 +542,7 @@ export type GetSteeringVectorResponse = Message<"actserve.v1.GetSteeringVectorRe
   steeringVector?: SteeringVector;
 
   /**
-   * F32 [width]; unset unless asked for.
+   * F32 [rows, width]; unset unless asked for.
    *
    * @generated from field: actserve.v1.Tensor elements = 2;
    */
@@ -454,7 +554,7 @@ export type GetSteeringVectorResponse = Message<"actserve.v1.GetSteeringVectorRe
  * Use `create(GetSteeringVectorResponseSchema)` to create a new message.
  */
 export const GetSteeringVectorResponseSchema: GenMessage<GetSteeringVectorResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 11);
+  messageDesc(file_actserve_v1_steering_vector_service, 13);
 
 /**
  * A request for a page of vectors.
@@ -496,7 +596,7 @@ export type ListSteeringVectorsRequest = Message<"actserve.v1.ListSteeringVector
  * Use `create(ListSteeringVectorsRequestSchema)` to create a new message.
  */
 export const ListSteeringVectorsRequestSchema: GenMessage<ListSteeringVectorsRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 12);
+  messageDesc(file_actserve_v1_steering_vector_service, 14);
 
 /**
  * A page of vectors.
@@ -524,7 +624,7 @@ export type ListSteeringVectorsResponse = Message<"actserve.v1.ListSteeringVecto
  * Use `create(ListSteeringVectorsResponseSchema)` to create a new message.
  */
 export const ListSteeringVectorsResponseSchema: GenMessage<ListSteeringVectorsResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 13);
+  messageDesc(file_actserve_v1_steering_vector_service, 15);
 
 /**
  * A request to replace the labels of a vector.
@@ -559,7 +659,7 @@ export type UpdateSteeringVectorRequest = Message<"actserve.v1.UpdateSteeringVec
  * Use `create(UpdateSteeringVectorRequestSchema)` to create a new message.
  */
 export const UpdateSteeringVectorRequestSchema: GenMessage<UpdateSteeringVectorRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 14);
+  messageDesc(file_actserve_v1_steering_vector_service, 16);
 
 /**
  * What is stored now.
@@ -580,7 +680,7 @@ export type UpdateSteeringVectorResponse = Message<"actserve.v1.UpdateSteeringVe
  * Use `create(UpdateSteeringVectorResponseSchema)` to create a new message.
  */
 export const UpdateSteeringVectorResponseSchema: GenMessage<UpdateSteeringVectorResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 15);
+  messageDesc(file_actserve_v1_steering_vector_service, 17);
 
 /**
  * A request to delete a vector.
@@ -608,7 +708,7 @@ export type DeleteSteeringVectorRequest = Message<"actserve.v1.DeleteSteeringVec
  * Use `create(DeleteSteeringVectorRequestSchema)` to create a new message.
  */
 export const DeleteSteeringVectorRequestSchema: GenMessage<DeleteSteeringVectorRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 16);
+  messageDesc(file_actserve_v1_steering_vector_service, 18);
 
 /**
  * Nothing.
@@ -623,7 +723,7 @@ export type DeleteSteeringVectorResponse = Message<"actserve.v1.DeleteSteeringVe
  * Use `create(DeleteSteeringVectorResponseSchema)` to create a new message.
  */
 export const DeleteSteeringVectorResponseSchema: GenMessage<DeleteSteeringVectorResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 17);
+  messageDesc(file_actserve_v1_steering_vector_service, 19);
 
 /**
  * A request to make a vector of examples.
@@ -646,11 +746,12 @@ export type MakeSteeringVectorRequest = Message<"actserve.v1.MakeSteeringVectorR
   steeringVectorId: string;
 
   /**
-   * The site whose rows are compared.
+   * The sites whose rows are compared, at least one, each at most once and all of one
+   * width; only one with `rows`. The vector has a row for each.
    *
-   * @generated from field: actserve.v1.Site site = 3;
+   * @generated from field: repeated actserve.v1.Site sites = 3;
    */
-  site?: Site;
+  sites: Site[];
 
   /**
    * Exactly one is set.
@@ -712,7 +813,7 @@ export type MakeSteeringVectorRequest = Message<"actserve.v1.MakeSteeringVectorR
  * Use `create(MakeSteeringVectorRequestSchema)` to create a new message.
  */
 export const MakeSteeringVectorRequestSchema: GenMessage<MakeSteeringVectorRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 18);
+  messageDesc(file_actserve_v1_steering_vector_service, 20);
 
 /**
  * What was made.
@@ -726,6 +827,14 @@ export type MakeSteeringVectorResponse = Message<"actserve.v1.MakeSteeringVector
    * @generated from field: actserve.v1.SteeringVector steering_vector = 1;
    */
   steeringVector?: SteeringVector;
+
+  /**
+   * Indices into SteeringVector.rows, the best first: by `held_out_auroc`, and where that is
+   * equal by `half_cosine`.
+   *
+   * @generated from field: repeated uint32 ranking = 2;
+   */
+  ranking: number[];
 };
 
 /**
@@ -733,10 +842,10 @@ export type MakeSteeringVectorResponse = Message<"actserve.v1.MakeSteeringVector
  * Use `create(MakeSteeringVectorResponseSchema)` to create a new message.
  */
 export const MakeSteeringVectorResponseSchema: GenMessage<MakeSteeringVectorResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 19);
+  messageDesc(file_actserve_v1_steering_vector_service, 21);
 
 /**
- * A request to add up vectors.
+ * A request to compute a vector from stored ones.
  *
  * @generated from message actserve.v1.CombineSteeringVectorsRequest
  */
@@ -756,7 +865,7 @@ export type CombineSteeringVectorsRequest = Message<"actserve.v1.CombineSteering
   steeringVectorId: string;
 
   /**
-   * The sum; not zero.
+   * What to compute.
    *
    * @generated from field: actserve.v1.VectorCombination combination = 3;
    */
@@ -784,7 +893,7 @@ export type CombineSteeringVectorsRequest = Message<"actserve.v1.CombineSteering
  * Use `create(CombineSteeringVectorsRequestSchema)` to create a new message.
  */
 export const CombineSteeringVectorsRequestSchema: GenMessage<CombineSteeringVectorsRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 20);
+  messageDesc(file_actserve_v1_steering_vector_service, 22);
 
 /**
  * What was made.
@@ -805,7 +914,7 @@ export type CombineSteeringVectorsResponse = Message<"actserve.v1.CombineSteerin
  * Use `create(CombineSteeringVectorsResponseSchema)` to create a new message.
  */
 export const CombineSteeringVectorsResponseSchema: GenMessage<CombineSteeringVectorsResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_steering_vector_service, 21);
+  messageDesc(file_actserve_v1_steering_vector_service, 23);
 
 /**
  * How a vector is made of positive and negative examples.
@@ -854,9 +963,10 @@ export const VectorMethodSchema: GenEnum<VectorMethod> = /*@__PURE__*/
 
 /**
  * Stores vectors by name, and makes them from examples and from each other. A name can
- * stand wherever a VectorSource does, at any site of its width; elsewhere it is
- * TENSOR_WIDTH_MISMATCH. The vectors of a tenant are its own, and are
- * there until they are deleted.
+ * stand wherever a VectorSource does. A vector of one row goes to any site of its
+ * width; elsewhere it is TENSOR_WIDTH_MISMATCH. Of a vector of several rows each site
+ * takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
+ * are its own, and are there until they are deleted.
  *
  * Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
  * ModelService says.
@@ -925,7 +1035,7 @@ export const SteeringVectorService: GenService<{
     output: typeof MakeSteeringVectorResponseSchema;
   },
   /**
-   * Adds up stored vectors of one site, and stores the sum.
+   * Computes a vector from stored ones, and stores it.
    *
    * @generated from rpc actserve.v1.SteeringVectorService.CombineSteeringVectors
    */

@@ -25,7 +25,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file actserve/v1/sweep_service.proto.
  */
 export const file_actserve_v1_sweep_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch9hY3RzZXJ2ZS92MS9zd2VlcF9zZXJ2aWNlLnByb3RvEgthY3RzZXJ2ZS52MSLVAgoPUnVuU3dlZXBSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEi8KB3Byb21wdHMYAiADKAsyGC5hY3RzZXJ2ZS52MS5Td2VlcFByb21wdEIE4kEBAhIxCgh2YXJpYW50cxgDIAMoCzIZLmFjdHNlcnZlLnYxLlN3ZWVwVmFyaWFudEIE4kEBAhIzCghzYW1wbGluZxgEIAEoCzIbLmFjdHNlcnZlLnYxLlNhbXBsaW5nUGFyYW1zQgTiQQEBEi8KB2Fuc3dlcnMYBSADKAsyGC5hY3RzZXJ2ZS52MS5Td2VlcEFuc3dlckIE4kEBARItCgZzY29yZXMYBiADKAsyFy5hY3RzZXJ2ZS52MS5Td2VlcFNjb3JlQgTiQQEBEhgKCnBlcnBsZXhpdHkYByABKAhCBOJBAQESGgoMcmVzdW1lX3Rva2VuGAggASgMQgTiQQEBIksKC1N3ZWVwUHJvbXB0EhEKA2tleRgBIAEoCUIE4kEBARIpCgZwcm9tcHQYAiABKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQIi7AEKDFN3ZWVwVmFyaWFudBIRCgNrZXkYASABKAlCBOJBAQESNgoNaW50ZXJ2ZW50aW9ucxgCIAMoCzIZLmFjdHNlcnZlLnYxLkludGVydmVudGlvbkIE4kEBARIaCgxjb2VmZmljaWVudHMYAyADKAJCBOJBAQESJgoFc2l0ZXMYBCADKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQEBEjYKCXBvc2l0aW9ucxgFIAMoCzIdLmFjdHNlcnZlLnYxLlBvc2l0aW9uU2VsZWN0b3JCBOJBAQESFQoHYWRhcHRlchgGIAEoCUIE4kEBASI1CgtTd2VlcEFuc3dlchISCgRuYW1lGAEgASgJQgTiQQECEhIKBHRleHQYAiABKAlCBOJBAQIigQEKClN3ZWVwU2NvcmUSEgoEbmFtZRgBIAEoCUIE4kEBAhInCgVwcm9iZRgCIAEoCzISLmFjdHNlcnZlLnYxLlByb2JlQgTiQQECEjYKCmFnZ3JlZ2F0b3IYAyABKAsyHC5hY3RzZXJ2ZS52MS5TY29yZUFnZ3JlZ2F0b3JCBOJBAQEioQEKEFJ1blN3ZWVwUmVzcG9uc2USLAoHc3RhcnRlZBgBIAEoCzIZLmFjdHNlcnZlLnYxLlN3ZWVwU3RhcnRlZEgAEiYKBGNlbGwYAiABKAsyFi5hY3RzZXJ2ZS52MS5Td2VlcENlbGxIABIuCghmaW5pc2hlZBgDIAEoCzIaLmFjdHNlcnZlLnYxLlN3ZWVwRmluaXNoZWRIAEIHCgVldmVudCJFCgxTd2VlcFN0YXJ0ZWQSDwoHY2FsbF9pZBgBIAEoCRINCgVjZWxscxgCIAEoDRIVCg1za2lwcGVkX2NlbGxzGAMgASgNIvgDCglTd2VlcENlbGwSFAoMcHJvbXB0X2luZGV4GAEgASgNEhIKCnByb21wdF9rZXkYAiABKAkSFQoNdmFyaWFudF9pbmRleBgDIAEoDRITCgt2YXJpYW50X2tleRgEIAEoCRIeChFjb2VmZmljaWVudF9pbmRleBgFIAEoDUgAiAEBEhcKCnNpdGVfaW5kZXgYBiABKA1IAYgBARIbCg5wb3NpdGlvbl9pbmRleBgHIAEoDUgCiAEBEiIKBnN0YXR1cxgIIAEoCzISLmdvb2dsZS5ycGMuU3RhdHVzEgwKBHRleHQYCSABKAkSMAoNZmluaXNoX3JlYXNvbhgKIAEoDjIZLmFjdHNlcnZlLnYxLkZpbmlzaFJlYXNvbhIXCg9hbnN3ZXJfbG9ncHJvYnMYCyADKAISFAoMc2NvcmVfdmFsdWVzGAwgAygCEhcKCnBlcnBsZXhpdHkYDSABKAJIA4gBARI2Cg1pbnRlcnZlbnRpb25zGA4gAygLMh8uYWN0c2VydmUudjEuSW50ZXJ2ZW50aW9uUmVwb3J0EhQKDHJlc3VtZV90b2tlbhgPIAEoDEIUChJfY29lZmZpY2llbnRfaW5kZXhCDQoLX3NpdGVfaW5kZXhCEQoPX3Bvc2l0aW9uX2luZGV4Qg0KC19wZXJwbGV4aXR5IjIKDVN3ZWVwRmluaXNoZWQSIQoFdXNhZ2UYASABKAsyEi5hY3RzZXJ2ZS52MS5Vc2FnZTJeCgxTd2VlcFNlcnZpY2USTgoIUnVuU3dlZXASHC5hY3RzZXJ2ZS52MS5SdW5Td2VlcFJlcXVlc3QaHS5hY3RzZXJ2ZS52MS5SdW5Td2VlcFJlc3BvbnNlIgOQAgEwAUJSCg9kZXYuYWN0c2VydmUudjFQAVo9Z2l0aHViLmNvbS9hY3RzZXJ2ZS9hY3RzZXJ2ZS9jbGllbnQvZ28vYWN0c2VydmUvdjE7YWN0c2VydmV2MWIGcHJvdG8z", [file_actserve_v1_generation_service, file_actserve_v1_intervention, file_actserve_v1_positions, file_actserve_v1_probe, file_actserve_v1_prompt, file_actserve_v1_site, file_google_api_field_behavior, file_google_rpc_status]);
+  fileDesc("Ch9hY3RzZXJ2ZS92MS9zd2VlcF9zZXJ2aWNlLnByb3RvEgthY3RzZXJ2ZS52MSLrAgoPUnVuU3dlZXBSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEi8KB3Byb21wdHMYAiADKAsyGC5hY3RzZXJ2ZS52MS5Td2VlcFByb21wdEIE4kEBAhIxCgh2YXJpYW50cxgDIAMoCzIZLmFjdHNlcnZlLnYxLlN3ZWVwVmFyaWFudEIE4kEBAhIzCghzYW1wbGluZxgEIAEoCzIbLmFjdHNlcnZlLnYxLlNhbXBsaW5nUGFyYW1zQgTiQQEBEi8KB2Fuc3dlcnMYBSADKAsyGC5hY3RzZXJ2ZS52MS5Td2VlcEFuc3dlckIE4kEBARItCgZzY29yZXMYBiADKAsyFy5hY3RzZXJ2ZS52MS5Td2VlcFNjb3JlQgTiQQEBEhgKCnBlcnBsZXhpdHkYByABKAhCBOJBAQESGgoMcmVzdW1lX3Rva2VuGAggASgMQgTiQQEBEhQKBmFmcmVzaBgJIAEoCEIE4kEBASJLCgtTd2VlcFByb21wdBIRCgNrZXkYASABKAlCBOJBAQESKQoGcHJvbXB0GAIgASgLMhMuYWN0c2VydmUudjEuUHJvbXB0QgTiQQECIuwBCgxTd2VlcFZhcmlhbnQSEQoDa2V5GAEgASgJQgTiQQEBEjYKDWludGVydmVudGlvbnMYAiADKAsyGS5hY3RzZXJ2ZS52MS5JbnRlcnZlbnRpb25CBOJBAQESGgoMY29lZmZpY2llbnRzGAMgAygCQgTiQQEBEiYKBXNpdGVzGAQgAygLMhEuYWN0c2VydmUudjEuU2l0ZUIE4kEBARI2Cglwb3NpdGlvbnMYBSADKAsyHS5hY3RzZXJ2ZS52MS5Qb3NpdGlvblNlbGVjdG9yQgTiQQEBEhUKB2FkYXB0ZXIYBiABKAlCBOJBAQEiNQoLU3dlZXBBbnN3ZXISEgoEbmFtZRgBIAEoCUIE4kEBAhISCgR0ZXh0GAIgASgJQgTiQQECIoEBCgpTd2VlcFNjb3JlEhIKBG5hbWUYASABKAlCBOJBAQISJwoFcHJvYmUYAiABKAsyEi5hY3RzZXJ2ZS52MS5Qcm9iZUIE4kEBAhI2CgphZ2dyZWdhdG9yGAMgASgLMhwuYWN0c2VydmUudjEuU2NvcmVBZ2dyZWdhdG9yQgTiQQEBIqEBChBSdW5Td2VlcFJlc3BvbnNlEiwKB3N0YXJ0ZWQYASABKAsyGS5hY3RzZXJ2ZS52MS5Td2VlcFN0YXJ0ZWRIABImCgRjZWxsGAIgASgLMhYuYWN0c2VydmUudjEuU3dlZXBDZWxsSAASLgoIZmluaXNoZWQYAyABKAsyGi5hY3RzZXJ2ZS52MS5Td2VlcEZpbmlzaGVkSABCBwoFZXZlbnQiWwoMU3dlZXBTdGFydGVkEg8KB2NhbGxfaWQYASABKAkSDQoFY2VsbHMYAiABKA0SFQoNc2tpcHBlZF9jZWxscxgDIAEoDRIUCgxzdG9yZWRfY2VsbHMYBCABKA0isAQKCVN3ZWVwQ2VsbBIUCgxwcm9tcHRfaW5kZXgYASABKA0SEgoKcHJvbXB0X2tleRgCIAEoCRIVCg12YXJpYW50X2luZGV4GAMgASgNEhMKC3ZhcmlhbnRfa2V5GAQgASgJEh4KEWNvZWZmaWNpZW50X2luZGV4GAUgASgNSACIAQESFwoKc2l0ZV9pbmRleBgGIAEoDUgBiAEBEhsKDnBvc2l0aW9uX2luZGV4GAcgASgNSAKIAQESIgoGc3RhdHVzGAggASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXMSDAoEdGV4dBgJIAEoCRIwCg1maW5pc2hfcmVhc29uGAogASgOMhkuYWN0c2VydmUudjEuRmluaXNoUmVhc29uEhcKD2Fuc3dlcl9sb2dwcm9icxgLIAMoAhIUCgxzY29yZV92YWx1ZXMYDCADKAISFwoKcGVycGxleGl0eRgNIAEoAkgDiAEBEjYKDWludGVydmVudGlvbnMYDiADKAsyHy5hY3RzZXJ2ZS52MS5JbnRlcnZlbnRpb25SZXBvcnQSFAoMcmVzdW1lX3Rva2VuGA8gASgMEhcKCnJlcGV0aXRpb24YECABKAJIBIgBARIOCgZzdG9yZWQYESABKAhCFAoSX2NvZWZmaWNpZW50X2luZGV4Qg0KC19zaXRlX2luZGV4QhEKD19wb3NpdGlvbl9pbmRleEINCgtfcGVycGxleGl0eUINCgtfcmVwZXRpdGlvbiIyCg1Td2VlcEZpbmlzaGVkEiEKBXVzYWdlGAEgASgLMhIuYWN0c2VydmUudjEuVXNhZ2UyXgoMU3dlZXBTZXJ2aWNlEk4KCFJ1blN3ZWVwEhwuYWN0c2VydmUudjEuUnVuU3dlZXBSZXF1ZXN0Gh0uYWN0c2VydmUudjEuUnVuU3dlZXBSZXNwb25zZSIDkAIBMAFCUgoPZGV2LmFjdHNlcnZlLnYxUAFaPWdpdGh1Yi5jb20vYWN0c2VydmUvYWN0c2VydmUvY2xpZW50L2dvL2FjdHNlcnZlL3YxO2FjdHNlcnZldjFiBnByb3RvMw", [file_actserve_v1_generation_service, file_actserve_v1_intervention, file_actserve_v1_positions, file_actserve_v1_probe, file_actserve_v1_prompt, file_actserve_v1_site, file_google_api_field_behavior, file_google_rpc_status]);
 
 /**
  * A request to run a sweep. At least one of `sampling`, `answers` and `scores` is set.
@@ -97,6 +97,13 @@ export type RunSweepRequest = Message<"actserve.v1.RunSweepRequest"> & {
    * @generated from field: bytes resume_token = 8;
    */
   resumeToken: Uint8Array;
+
+  /**
+   * Whether to run all cells, also those that are stored. Those are stored anew.
+   *
+   * @generated from field: bool afresh = 9;
+   */
+  afresh: boolean;
 };
 
 /**
@@ -335,6 +342,13 @@ export type SweepStarted = Message<"actserve.v1.SweepStarted"> & {
    * @generated from field: uint32 skipped_cells = 3;
    */
   skippedCells: number;
+
+  /**
+   * Of the others, cells that are stored, and come first.
+   *
+   * @generated from field: uint32 stored_cells = 4;
+   */
+  storedCells: number;
 };
 
 /**
@@ -458,6 +472,21 @@ export type SweepCell = Message<"actserve.v1.SweepCell"> & {
    * @generated from field: bytes resume_token = 15;
    */
   resumeToken: Uint8Array;
+
+  /**
+   * How much of what was generated repeats itself: of its runs of 4 tokens, the part that
+   * is equal to an earlier one. Unset where fewer than 5 tokens were generated.
+   *
+   * @generated from field: optional float repetition = 16;
+   */
+  repetition?: number;
+
+  /**
+   * Whether it was stored by an earlier call, and not run in this one.
+   *
+   * @generated from field: bool stored = 17;
+   */
+  stored: boolean;
 };
 
 /**
@@ -501,6 +530,10 @@ export const SweepService: GenService<{
    * Runs a sweep. The stream is one `started`; a `cell` for every prompt, variant and
    * point of the variant's grid, in any order; then one `finished`. A cell that fails
    * has its own status, and the others go on. Cancelling the call frees all it holds.
+   * Cells that were served are stored for the caller's tenant, for
+   * Limits.max_sweep_seconds: a later call that is equal, on the same checkpoint, is
+   * answered with them and runs the rest. So a sweep goes on where it was cut, also by
+   * the end of the server.
    *
    * @generated from rpc actserve.v1.SweepService.RunSweep
    */
