@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -66,6 +66,17 @@ class Settings(BaseSettings):
     )
     cache_dir: Path | None = Field(None, description="where prepared models are kept")
     revision: str | None = Field(None, description="revision of a Hugging Face model")
+    data_dir: Path | None = Field(
+        None,
+        description="folder for what is stored, such as steering vectors, in an SQLite database; "
+        "of this server alone, and on a disk of its machine",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="store in PostgreSQL instead, which several replicas may share: "
+        "postgresql://user:password@host:5432/database?sslmode=verify-full; rather in the "
+        "environment or the file than as a flag, which others on the machine can read",
+    )
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: Port = Field(50051, description="gRPC port; 0 takes a free one")
