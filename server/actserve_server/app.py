@@ -39,9 +39,11 @@ from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.readout_selftest import prove_attention
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
+from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.server import Listening, RpcServer, Tls
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
+from actserve_server.steering.registry import VectorQuota, VectorRegistry
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import StoreConfigError, place
 
@@ -101,11 +103,23 @@ class App:
             replica=settings.replica,
         )
         self.database = database or _database(settings)
-        metrics.watch(self.engine, self.kept)
+        self.vectors = VectorRegistry(
+            self.database,
+            engine.info.id,
+            VectorQuota(
+                max_vectors=settings.max_steering_vectors,
+                max_bytes=settings.max_steering_vector_bytes,
+                tenant_share=settings.tenant_share,
+            ),
+            self.kept.copies,
+        )
+        metrics.watch(self.engine, self.kept, self.database)
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
         listening = _listening(settings)
         self._tokens = listening.tokens
-        self.rpc = RpcServer(self.engine, self.kept, self.autoencoders, listening)
+        self.rpc = RpcServer(
+            self.engine, Sources(kept=self.kept, vectors=self.vectors), self.autoencoders, listening
+        )
         self._watching: asyncio.Task[None] | None = None
         self._healthy: bool | None = None
 
@@ -329,6 +343,8 @@ def _fake(settings: Settings) -> Engine:
         max_kept_bytes=settings.max_kept_bytes,
         max_kept_seconds=settings.max_kept_seconds,
         default_kept_seconds=settings.default_kept_seconds,
+        max_steering_vectors=settings.max_steering_vectors,
+        max_steering_vector_bytes=settings.max_steering_vector_bytes,
     )
     wanted = settings.hook_points or tuple(HookPoint)
     return FakeEngine(

@@ -117,8 +117,8 @@ class Settings(BaseSettings):
         gt=0,
         le=1,
         description="the most of what is bounded for all together (calls, sequences run at "
-        "once and waiting, captured and kept bytes, bytes of vectors) that one tenant may take; "
-        "without token_file, of captured bytes and of vectors one call",
+        "once and waiting, captured and kept bytes, bytes of vectors, what is stored) that one "
+        "tenant may take; without token_file, of captured bytes and of vectors one call",
     )
     share_plain_prefixes: bool = Field(
         False,
@@ -174,6 +174,12 @@ class Settings(BaseSettings):
     )
     default_kept_seconds: PositiveInt = Field(
         600, description="seconds for which activations are kept unless a call says how long"
+    )
+    max_steering_vectors: int = Field(
+        10_000, ge=0, description="steering vectors that are stored; 0 stores none"
+    )
+    max_steering_vector_bytes: int = Field(
+        1 << 30, ge=0, description="bytes of the elements of stored steering vectors"
     )
 
     dtype: str = Field("auto", description="vLLM: element type to compute in")

@@ -21,6 +21,7 @@ from actserve.v1 import (
     kept_activations_service_pb2_grpc,
     model_service_pb2_grpc,
     site_pb2,
+    steering_vector_service_pb2_grpc,
     tensor_pb2,
     weight_service_pb2_grpc,
 )
@@ -61,6 +62,10 @@ class Served:
     @property
     def kept(self) -> kept_activations_service_pb2_grpc.KeptActivationsServiceStub:
         return kept_activations_service_pb2_grpc.KeptActivationsServiceStub(self.channel)
+
+    @property
+    def vectors(self) -> steering_vector_service_pb2_grpc.SteeringVectorServiceStub:
+        return steering_vector_service_pb2_grpc.SteeringVectorServiceStub(self.channel)
 
     @property
     def models(self) -> model_service_pb2_grpc.ModelServiceStub:

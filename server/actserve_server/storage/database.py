@@ -35,7 +35,8 @@ class Database:
         self._preparing = threading.Lock()
         self._prepared = False
         self._down_until = 0.0
-        self._reachable = True
+        self.reachable = True
+        """Until something needs it and cannot have it."""
 
     async def prepare(self) -> None:
         """Migrates the tables, now and not when they are first used. Raises StoreConfigError where
@@ -107,9 +108,9 @@ class Database:
         """Logs that the database cannot be reached, or can be again, once."""
         if error is not None:
             self._down_until = time.monotonic() + RETRY_AFTER_S
-        if self._reachable == (error is None):
+        if self.reachable == (error is None):
             return
-        self._reachable = error is None
+        self.reachable = error is None
         if error is None:
             log.info("store", ok=True, database=str(self.place))
         else:
