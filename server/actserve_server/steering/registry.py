@@ -144,7 +144,7 @@ class VectorRegistry:
         )
 
     async def load(self, tenant: str, ids: Mapping[str, FieldPath]) -> Mapping[str, LoadedVector]:
-        """Vectors with their elements, by id, as they were at one moment. `ids` says of each where
+        """Vectors with their elements, by id. `ids` says of each where
         a request names it.
 
         Raises RESOURCE_NOT_FOUND, TOO_MANY_ROWS if all together are more than one caller may work
@@ -162,7 +162,15 @@ class VectorRegistry:
             stored = [read_vector(record) for record in found]
             sizes = {each.content_sha256: each.size_bytes for each in stored}
             self._check_size(sum(sizes.values()), next(iter(ids.values())))
-            return stored, {sha256: self._read_contents(connection, sha256) for sha256 in sizes}
+            elements: dict[bytes, bytes] = {}
+            for each in stored:
+                there = elements.get(each.content_sha256) or self._read_contents(
+                    connection, each.content_sha256
+                )
+                if there is None:  # It was deleted since the first statement.
+                    raise self._unknown(connection, tenant, each.id, ids[each.id])
+                elements[each.content_sha256] = there
+            return stored, elements
 
         stored, elements = await self._database.read(read)
         return {each.id: self._loaded(each, elements[each.content_sha256]) for each in stored}
@@ -311,11 +319,15 @@ class VectorRegistry:
                 metadata={"bytes": wanted, "limit": limit},
             )
 
-    def _read_contents(self, connection: sa.Connection, sha256: bytes) -> bytes:
+    def _read_contents(self, connection: sa.Connection, sha256: bytes) -> bytes | None:
+        """The elements of that hash; None if they are not there."""
         elements = self._contents.get(sha256)
         if elements is None:
             select = sa.select(contents.c.elements).where(contents.c.sha256 == sha256)
-            elements = bytes(connection.execute(select).scalar_one())
+            found = connection.execute(select).scalar_one_or_none()
+            if found is None:
+                return None
+            elements = bytes(found)
             if hashlib.sha256(elements).digest() != sha256:
                 raise ActserveError(
                     Reason.INTERNAL,

@@ -53,8 +53,8 @@ class Database:
             self._tell(error)
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
-        """What `work` returns, of one state of the database. Raises STORE_UNREACHABLE, and what
-        `work` raises."""
+        """What `work` returns; each of its statements sees what had been written when it began.
+        Raises STORE_UNREACHABLE, and what `work` raises."""
         return await self._threads.run(self._run, work, False)
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
@@ -78,12 +78,7 @@ class Database:
             raise self._unreachable()
         try:
             self._prepare()
-            with self._engine.connect() as connection:
-                connection = connection.execution_options(**{WRITES: writes})
-                with connection.begin():
-                    if writes:
-                        self.place.begin_write(connection)
-                    result = work(connection)
+            result = self._write(work) if writes else self._read(work)
         except StoreConfigError as error:
             self._tell(error)
             raise self._unreachable() from None
@@ -94,6 +89,17 @@ class Database:
             raise self._unreachable() from None
         self._tell(None)
         return result
+
+    def _read(self, work: Callable[[sa.Connection], T]) -> T:
+        with self._engine.connect() as connection:
+            return work(connection)
+
+    def _write(self, work: Callable[[sa.Connection], T]) -> T:
+        with self._engine.connect() as connection:
+            connection = connection.execution_options(**{WRITES: True})
+            with connection.begin():
+                self.place.begin_write(connection)
+                return work(connection)
 
     def _prepare(self) -> None:
         if self._prepared:

@@ -5,6 +5,7 @@ A URL holds a password. It is never told: who describes a place says `str(place)
 
 import os
 import ssl
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from filelock import FileLock
-from sqlalchemy import event
+from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -26,6 +27,11 @@ NETWORK_TIMEOUT_S = 15
 FILE = "actserve.db"
 MIGRATION_LOCK_S = 600
 """How long to wait for another server on the same folder that migrates."""
+
+IDLE_S = 0.5
+"""Unused for how long a connection to PostgreSQL is asked whether it is still there. Less than
+what is waited after a failure, so that one that failed is asked."""
+_USED = "actserve_used"
 
 _ENGINE = {
     "pool_size": CONNECTIONS,
@@ -135,12 +141,13 @@ class Postgres:
         engine = sa.create_engine(
             self.url,
             **_ENGINE,
-            # A connection may have been lost since: the server was restarted, a proxy forgot it.
-            pool_pre_ping=True,
             pool_recycle=1800,
             connect_args={"timeout": NETWORK_TIMEOUT_S, **self.arguments},
         )
         event.listen(engine, "connect", _configure_postgres)
+        event.listen(engine, "begin", _begin_postgres)
+        event.listen(engine, "checkin", _note_use)
+        event.listen(engine, "checkout", _check_idle)
         return engine
 
     def make(self) -> None:
@@ -169,6 +176,32 @@ def _configure_postgres(connection: Any, _: object) -> None:
     cursor.execute(f"SET idle_in_transaction_session_timeout = {milliseconds}")
     cursor.close()
     connection.commit()
+    # The driver would begin a transaction for whatever is read too, which takes two round trips
+    # more, and whose statements would not see one state either; `_begin_postgres` does.
+    connection.autocommit = True
+
+
+def _begin_postgres(connection: sa.Connection) -> None:
+    if connection.get_execution_options().get(WRITES, False):
+        connection.exec_driver_sql("BEGIN")
+
+
+def _note_use(connection: Any, record: Any) -> None:
+    record.info[_USED] = time.monotonic()
+
+
+def _check_idle(connection: Any, record: Any, _: object) -> None:
+    """Has a connection replaced that was lost while nobody used it: the server was restarted, or a
+    proxy forgot it. One that was used a moment ago is not asked, which would double what a read
+    takes."""
+    if time.monotonic() - record.info.get(_USED, 0.0) < IDLE_S:
+        return
+    try:
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1")
+        cursor.close()
+    except Exception as error:
+        raise exc.DisconnectionError from error
 
 
 Place = SqliteFile | Postgres
