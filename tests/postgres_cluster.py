@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pg8000.dbapi
 import pytest
+import trustme
 
 USER = "actserve"
 SYSTEM_USER = "postgres"
@@ -50,6 +51,11 @@ class Cluster:
             *("--auth", "scram-sha-256", "--pwfile", str(password), "--encoding", "UTF8"),
             *("--locale", "C.UTF-8"),
         )
+        self.authority = trustme.CA()
+        """Of its certificate, which is for localhost."""
+        certificate = self.authority.issue_cert("localhost")
+        self._put("server.crt", certificate.cert_chain_pems[0].bytes())
+        self._put("server.key", certificate.private_key_pem.bytes())
         with closing(socket.create_server(("127.0.0.1", 0))) as free:
             self.port = int(free.getsockname()[1])
         self._process: subprocess.Popen[bytes] | None = None
@@ -62,6 +68,7 @@ class Cluster:
             "unix_socket_directories": str(self._folder),
             "fsync": "off",  # What is tested here dies by itself, and never with the machine.
             "max_connections": "50",
+            "ssl": "on",
         }
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with (self._folder / "log").open("ab") as log:
@@ -105,6 +112,14 @@ class Cluster:
 
     def url(self, database: str) -> str:
         return f"postgresql://{USER}:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def _put(self, name: str, content: bytes) -> None:
+        """A file among its data, which only it may read."""
+        path = self._folder / "data" / name
+        path.touch(mode=0o600)
+        path.write_bytes(content)
+        if self._as:
+            shutil.chown(path, self._as)
 
     def _execute(self, database: str, statement: str) -> None:
         connection = pg8000.dbapi.connect(

@@ -67,7 +67,7 @@ class Ledger:
                     self.made += 1
             except grpc.RpcError as error:
                 # Not by an answer of the server: then it was not killed yet.
-                if error.code() is not UNAVAILABLE or rpc_status.from_call(error) is not None:
+                if error.code() is not UNAVAILABLE or rpc_status.from_call(error):  # pyright: ignore[reportArgumentType]
                     raise
                 return
             self.creating, self.deleting = None, ""

@@ -15,6 +15,7 @@ from actserve.v1 import steering_vector_service_pb2 as pb
 from actserve.v1 import tensor_pb2
 from actserve_server.domain.principals import Role
 from actserve_server.engine.fake import FakeEngine
+from actserve_server.storage.tables import steering_vector_contents
 from tests.contract.harness import (
     Served,
     bearing,
@@ -286,27 +287,6 @@ async def test_a_name_steers_as_its_rows_sent_along(served: Served) -> None:
     assert not np.array_equal(await read(served, named), await read(served))
 
 
-OPERATIONS = {
-    "add": lambda source: {"vector": source, "coefficient": 2.0},
-    "ablate": lambda source: {"direction": source},
-    "clamp": lambda source: {"direction": source, "minimum": 1.0},
-    "swap": lambda source: {"first": source, "second": {"tensor": tensor(rows(seed=5)[0])}},
-    "mean": lambda source: {"mean": source},
-}
-
-
-@pytest.mark.parametrize("kind", OPERATIONS)
-async def test_a_name_stands_in_every_operation(kind: str) -> None:
-    values = rows()
-    async with serving(engine()) as served:
-        await served.vectors.CreateSteeringVector(create("joy", values))
-        make = OPERATIONS[kind]
-        named = intervention(**{kind: make(stored("joy"))})
-        sent = intervention(**{kind: make({"tensor": tensor(values[0])})})
-        assert np.array_equal(await read(served, named), await read(served, sent))
-        assert not np.array_equal(await read(served, named), await read(served))
-
-
 async def test_of_several_rows_each_site_takes_its_own(served: Served) -> None:
     values = rows(3)
     await served.vectors.CreateSteeringVector(create("joy", values))
@@ -387,6 +367,29 @@ async def test_what_was_stored_is_there_after_a_restart(store: dict[str, str]) -
     async with serving(engine(), **store) as served:
         assert (await get(served, "joy")).steering_vector == made.steering_vector
         assert await served.vectors.CreateSteeringVector(request) == made
+
+
+async def test_elements_that_a_disk_has_damaged_are_not_served(store: dict[str, str]) -> None:
+    async with serving(engine(), **store) as served:
+        await served.vectors.CreateSteeringVector(create("joy"))
+        damage = steering_vector_contents.update().values(elements=rows(seed=1).tobytes())
+        await served.app.database.write(lambda connection: connection.execute(damage))
+        steered = fetch(interventions=[adding(stored("joy"))])
+        refused = await failure(served.generation.FetchActivations(steered))
+        assert refused.reason == "INTERNAL"
+        assert "not what was stored" in refused.message
+        assert served.engine.counters.started == 0
+
+
+async def test_a_call_may_name_no_more_than_a_caller_may_work_with() -> None:
+    async with serving(engine()) as served:
+        for number in range(2):
+            await served.vectors.CreateSteeringVector(create(f"v{number}", rows(3, seed=number)))
+        served.app.kept.copies.max_own_bytes = 4 * ELEMENTS
+        both = [adding(stored(f"v{number}")) for number in range(2)]
+        refused = await failure(served.generation.FetchActivations(fetch(interventions=both)))
+        assert refused.reason == "TOO_MANY_ROWS"
+        assert len(await read(served, both[0])) > 0
 
 
 # --- tenants and quotas -------------------------------------------------------

@@ -2,6 +2,7 @@
 is configured."""
 
 import sqlite3
+import ssl
 from typing import Any
 
 from sqlalchemy import exc
@@ -34,6 +35,8 @@ def is_refusal(error: BaseException) -> bool:
             sqlite3.SQLITE_READONLY,
             sqlite3.SQLITE_PERM,
         )
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return True
     return sqlstate(cause).startswith(_REFUSED)
 
 
@@ -63,6 +66,8 @@ def is_unreachable(error: BaseException) -> bool:
 def described(error: BaseException) -> str:
     """The error in a few words that hold no secret: neither statements nor URLs."""
     cause = _cause(error)
+    if isinstance(cause, OSError):
+        return f"{type(cause).__name__}: {cause.strerror or cause}"
     told: Any = cause.args[0] if cause.args else ""
     if isinstance(told, dict):
         return f"{told.get('M', '')} ({told.get('C', '')})"

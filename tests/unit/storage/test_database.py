@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import trustme
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import exc
@@ -164,6 +165,44 @@ async def test_a_server_starts_without_its_postgresql(postgres: Cluster, databas
         postgres.start()
     await asyncio.sleep(RETRY_AFTER_S)
     assert await database.read(count) == 0
+    database.close()
+
+
+@pytest.mark.parametrize("mode", ["require", "verify-ca", "verify-full"])
+async def test_postgresql_is_spoken_to_by_tls_if_asked(
+    postgres: Cluster, database_url: str, mode: str, tmp_path: Path
+) -> None:
+    postgres.authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    options = f"?sslmode={mode}&sslrootcert={tmp_path / 'ca.pem'}"
+    database = opening({"database_url": database_url.replace("127.0.0.1", "localhost") + options})
+    await database.prepare()
+    told = sa.text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+    assert await database.read(lambda connection: connection.execute(told).scalar()) is True
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "authority", "mode"),
+    [
+        ("localhost", trustme.CA(), "verify-ca"),
+        ("localhost", trustme.CA(), "verify-full"),
+        ("127.0.0.1", None, "verify-full"),
+    ],
+    ids=["a stranger", "a stranger in full", "another name"],
+)
+async def test_a_postgresql_that_cannot_prove_who_it_is_gets_no_password(
+    postgres: Cluster,
+    database_url: str,
+    host: str,
+    authority: trustme.CA | None,
+    mode: str,
+    tmp_path: Path,
+) -> None:
+    (authority or postgres.authority).cert_pem.write_to_path(tmp_path / "ca.pem")
+    options = f"?sslmode={mode}&sslrootcert={tmp_path / 'ca.pem'}"
+    database = opening({"database_url": database_url.replace("127.0.0.1", host) + options})
+    with pytest.raises(StoreConfigError, match="certificate verify failed"):
+        await database.prepare()
     database.close()
 
 

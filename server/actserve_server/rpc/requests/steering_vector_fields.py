@@ -59,7 +59,7 @@ def vector_sites(
     """The served sites that a vector has rows for, all of one width. Raises as `sites`, or
     SITE_INVALID."""
     found = sites(wire, info, field)
-    (first, *_) = found
+    first = found[0]
     for index, site in enumerate(found):
         width = info.at(site).width
         if width != info.at(first).width:
@@ -81,7 +81,8 @@ def elements(
     Raises FIELD_REQUIRED, TENSOR_SIZE_MISMATCH unless there is one for each site,
     TENSOR_DEGENERATE for a zero one, and as `vector_sources.matrix`.
     """
-    at, width = ("rows",), found.info.at(where[0]).width
+    at = ("rows",)
+    width = found.info.at(where[0]).width
     if not wire.HasField("rows"):
         raise vector_sources.unset(at, f"[{len(where)}, {width}]")
     apart = len(where) > 1 and vector_sources.takes_own_rows(wire.rows, found)
