@@ -6,7 +6,8 @@ everything else goes on, and once it is back it is used again.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -34,6 +35,7 @@ class Database:
         self._threads = FairThreads(CONNECTIONS, CONNECTIONS // 2, "actserve-store")
         self._preparing = threading.Lock()
         self._prepared = False
+        self._closed = False
         self._down_until = 0.0
         self.reachable = True
         """Until something needs it and cannot have it."""
@@ -68,7 +70,8 @@ class Database:
         return await self._threads.run(self._run, work, True)
 
     def close(self) -> None:
-        """Waits for nothing."""
+        """Waits for nothing; what is being done goes on."""
+        self._closed = True
         self._threads.close()
         self._engine.dispose()
 
@@ -91,15 +94,24 @@ class Database:
         return result
 
     def _read(self, work: Callable[[sa.Connection], T]) -> T:
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             return work(connection)
 
     def _write(self, work: Callable[[sa.Connection], T]) -> T:
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             connection = connection.execution_options(**{WRITES: True})
             with connection.begin():
                 self.place.begin_write(connection)
                 return work(connection)
+
+    @contextmanager
+    def _connected(self) -> Iterator[sa.Connection]:
+        with self._engine.connect() as connection:
+            try:
+                yield connection
+            finally:
+                if self._closed:  # Nobody else would.
+                    connection.invalidate()
 
     def _prepare(self) -> None:
         if self._prepared:

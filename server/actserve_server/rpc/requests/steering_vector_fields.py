@@ -85,8 +85,9 @@ def elements(
     width = found.info.at(where[0]).width
     if not wire.HasField("rows"):
         raise vector_sources.unset(at, f"[{len(where)}, {width}]")
-    apart = len(where) > 1 and vector_sources.takes_own_rows(wire.rows, found)
-    groups = [(site,) for site in where] if apart else [where]
+    groups: list[tuple[Site, ...]] = [where]
+    if vector_sources.takes_own_rows(wire.rows, found):
+        groups = [(site,) for site in where]
     parts = []
     for group in groups:
         target = Target(sites=group, width=width, name=f"a row of {group[0]}")
