@@ -231,6 +231,10 @@ async def test_a_filter_finds_what_has_all_of_its_labels(served: Served) -> None
     assert await names(served, filter={"about": "joy", "by": "me"}) == ["both"]
     assert await names(served, filter={"about": "me"}) == []
     assert await names(served, filter={"about": "joy' OR '1'='1"}) == []
+    many = {f"key-{number}": str(number) for number in range(64)}
+    await served.vectors.CreateSteeringVector(create("many", labels=many))
+    assert await names(served, filter=many) == ["many"]
+    assert await names(served, filter={**many, "key-63": "64"}) == []
 
 
 async def test_new_labels_replace_the_old_ones_and_change_the_etag(served: Served) -> None:

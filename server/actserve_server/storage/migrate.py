@@ -1,5 +1,6 @@
 """Brings a database to the tables that this version of the server knows."""
 
+import threading
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -11,6 +12,8 @@ log = structlog.get_logger("actserve.storage")
 
 VERSION_TABLE = "actserve_schema"
 """Where a database says how far it has come."""
+_MIGRATING = threading.Lock()
+"""Alembic knows of one migration at a time in a process."""
 _STEPS = Path(__file__).parent / "migrations"
 
 
@@ -26,7 +29,7 @@ def migrate(engine: sa.Engine, place: Place) -> None:
     config = Config()
     config.set_main_option("script_location", str(_STEPS).replace("%", "%%"))
     known = {step.revision for step in ScriptDirectory.from_config(config).walk_revisions()}
-    with place.migrating(), engine.connect() as connection:
+    with _MIGRATING, place.migrating(), engine.connect() as connection:
         connection = connection.execution_options(**{WRITES: True})
         with connection.begin():
             place.begin_migration(connection)
