@@ -2,7 +2,8 @@
 #
 #   docker build -t actserve:cpu .
 #   docker build -t actserve:cuda --target cuda .        (or --build-arg VARIANT=cuda)
-#   docker run --rm -p 50051:50051 -p 9090:9090 --shm-size 1g -v actserve-cache:/var/cache/actserve actserve:cpu
+#   docker run --rm -p 50051:50051 -p 9090:9090 --shm-size 1g -v actserve-cache:/var/cache/actserve \
+#     -v actserve-data:/var/lib/actserve actserve:cpu
 #   docker run --gpus all ... actserve:cuda
 #
 # --shm-size: activation rows leave the engine through shared memory, and vLLM's processes talk
@@ -19,10 +20,11 @@ FROM python:${PYTHON_VERSION}-slim-bookworm AS runtime
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ libnuma1 libtcmalloc-minimal4 \
     && rm -rf /var/lib/apt/lists/*
-# A number, so that Kubernetes can see that it is not root. Group 0 owns the cache too, so that
+# A number, so that Kubernetes can see that it is not root. Group 0 owns both folders too, so that
 # platforms which pick a user id of their own can write there.
 RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /var/cache/actserve actserve \
-    && install --directory --owner=10001 --group=0 --mode=0775 /var/cache/actserve
+    && install --directory --owner=10001 --group=0 --mode=0775 /var/cache/actserve \
+    && install --directory --owner=10001 --group=0 --mode=0770 /var/lib/actserve
 COPY docker/healthcheck.py /usr/local/lib/actserve/healthcheck.py
 # HOME: Hugging Face, vLLM, Triton and torch keep their caches under it, so one volume holds all.
 # USER: torch asks for a user name, which an arbitrary user id lacks.
@@ -34,6 +36,7 @@ ENV PATH=/opt/actserve/bin:$PATH \
     USER=actserve \
     TORCHINDUCTOR_CACHE_DIR=/var/cache/actserve/torchinductor \
     ACTSERVE_CACHE_DIR=/var/cache/actserve/actserve \
+    ACTSERVE_DATA_DIR=/var/lib/actserve \
     ACTSERVE_HOST=0.0.0.0 \
     ACTSERVE_PORT=50051 \
     ACTSERVE_HEALTH_PORT=50052 \
@@ -41,7 +44,7 @@ ENV PATH=/opt/actserve/bin:$PATH \
     ACTSERVE_METRICS_PORT=9090 \
     VLLM_NO_USAGE_STATS=1 \
     DO_NOT_TRACK=1
-VOLUME /var/cache/actserve
+VOLUME /var/cache/actserve /var/lib/actserve
 EXPOSE 50051 9090
 # The server turns this into a drain: health first, then a grace for running requests. It is
 # process 1 and reaps its own workers, so no init is needed.

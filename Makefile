@@ -104,6 +104,10 @@ isolation: setup ## Run the isolation test at length: 500 requests, three seeds,
 	  ISOLATION_MODES=$${ISOLATION_MODES:-compiled,eager} \
 	  $(PY) -m pytest -s tests/integration/test_isolation.py $(ARGS)
 
+.PHONY: durability
+durability: setup ## Kill a server 200 times on each database while vectors are stored and deleted
+	@DURABILITY_KILLS=$${DURABILITY_KILLS:-200} $(PY) -m pytest -s tests/contract/test_durability.py $(ARGS)
+
 .PHONY: load
 load: setup ## Load a server with 500 streams for ten minutes: exact answers or stated refusals, flat memory
 	@$(PY) -m pytest -s tests/load $(ARGS)
@@ -217,9 +221,9 @@ requirements: ## Pin requirements/*.txt again from pyproject.toml (ARGS=--upgrad
 	@test -x $(UV) || { echo "make requirements: run \`make setup\` first, it brings uv"; exit 1; }
 	@$(COMPILE) $(ARGS) --group build -o requirements/build.txt
 	@$(COMPILE) $(ARGS) --group proto -o requirements/proto.txt
-	@$(COMPILE) $(ARGS) --override requirements/overrides.cpu.txt --extra cpu --extra smollm2 \
+	@$(COMPILE) $(ARGS) --override requirements/overrides.cpu.txt --extra cpu --extra postgres --extra smollm2 \
 		pyproject.toml -o requirements/cpu.txt
-	@$(COMPILE) $(ARGS) --extra cuda --extra smollm2 pyproject.toml -o requirements/cuda.txt
+	@$(COMPILE) $(ARGS) --extra cuda --extra postgres --extra smollm2 pyproject.toml -o requirements/cuda.txt
 	@$(COMPILE) $(ARGS) --group dev -c requirements/cpu.txt -o requirements/dev.txt
 	@git diff --stat -- requirements
 
@@ -246,6 +250,13 @@ $(SETUP_STAMP):
 	@$(UV) pip install --python $(PY) --quiet --no-deps --no-build-isolation -e client/python -e .
 	@rm -f .venv/setup-*.stamp
 	@touch $@
+
+# Not a part of setup, since it installs on the system and takes root; `.ci/run` calls it.
+.PHONY: services
+services: ## Install what tests talk to: Debian's PostgreSQL (as root)
+	@test -n "$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null)" || { \
+		echo "make services: installing PostgreSQL"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; }
 
 .PHONY: helm-tool
 helm-tool: $(HELM_STAMP) ## Build helm for the chart tests (a few minutes, once)

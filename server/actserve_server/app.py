@@ -39,9 +39,13 @@ from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.readout_selftest import prove_attention
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
+from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.server import Listening, RpcServer, Tls
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
+from actserve_server.steering.registry import VectorQuota, VectorRegistry
+from actserve_server.storage.database import Database
+from actserve_server.storage.database_places import StoreConfigError, place
 
 POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a
@@ -73,9 +77,11 @@ class App:
         autoencoders: Nlas | None = None,
         start: Start | None = None,
         restarts: Restarts | None = None,
+        database: Database | None = None,
     ) -> None:
         """`start` makes another engine if this one dies. `restarts` is shared with the autoencoders
-        whose engines are in this process."""
+        whose engines are in this process. Without `database` the one of the settings is opened when
+        something is first stored."""
         self._settings = settings
         self.restarts = restarts or Restarts(restarted=_count_restart)
         self._restarting = RestartingEngine(engine, _proven, start, self.restarts)
@@ -96,11 +102,24 @@ class App:
             tenant_share=settings.tenant_share,
             replica=settings.replica,
         )
-        metrics.watch(self.engine, self.kept)
+        self.database = database or _database(settings)
+        self.vectors = VectorRegistry(
+            self.database,
+            engine.info.id,
+            VectorQuota(
+                max_vectors=settings.max_steering_vectors,
+                max_bytes=settings.max_steering_vector_bytes,
+                tenant_share=settings.tenant_share,
+            ),
+            self.kept.copies,
+        )
+        metrics.watch(self.engine, self.kept, self.database)
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
         listening = _listening(settings)
         self._tokens = listening.tokens
-        self.rpc = RpcServer(self.engine, self.kept, self.autoencoders, listening)
+        self.rpc = RpcServer(
+            self.engine, Sources(kept=self.kept, vectors=self.vectors), self.autoencoders, listening
+        )
         self._watching: asyncio.Task[None] | None = None
         self._healthy: bool | None = None
 
@@ -135,6 +154,7 @@ class App:
         """Ends whatever is left, the engine and the autoencoders."""
         await self._stop_watching()
         await self.rpc.stop(0)
+        self.database.close()
         try:
             await self.autoencoders.close()
         finally:
@@ -177,9 +197,10 @@ def build(
     autoencoders: Nlas | None = None,
     start: Start | None = None,
     restarts: Restarts | None = None,
+    database: Database | None = None,
 ) -> App:
     """An app around any engine; `await app.start()` makes it listen on `app.port`."""
-    return App(engine, settings, autoencoders, start, restarts)
+    return App(engine, settings, autoencoders, start, restarts, database)
 
 
 async def _proven(engine: Engine) -> ModelInfo:
@@ -216,10 +237,16 @@ async def serve(settings: Settings) -> None:
     for port in (settings.port, settings.health_port):
         if port is not None:
             _check_port(settings.host, port)
+    database = _database(settings)
     stop_metrics = _serve_metrics(settings)
     first, second = asyncio.Event(), asyncio.Event()
     _stop_on_signals(first, second)
-    app = await _unless(first, _load(settings))
+    try:
+        await _unless(first, _prepare(database))
+        app = await _unless(first, _load(settings, database))
+    except BaseException:
+        database.close()
+        raise
     if app is None:
         log.info("stopped while loading")
         exit_at_once(1)
@@ -249,11 +276,18 @@ async def _prove(app: App) -> None:
         raise ConfigError(f"the model failed its self-test as a whole: {error}") from error
 
 
-async def _load(settings: Settings) -> App:
+async def _prepare(database: Database) -> None:
+    try:
+        await database.prepare()
+    except StoreConfigError as error:
+        raise ConfigError(str(error)) from None
+
+
+async def _load(settings: Settings, database: Database) -> App:
     if settings.model == FAKE_MODEL:
         if settings.nla:
             raise ConfigError(f"nla: the model {FAKE_MODEL!r} has none; serve another, or leave it")
-        return build(_fake(settings), settings)
+        return build(_fake(settings), settings, database=database)
     # Imported here: vLLM takes seconds to import, and `--help` needs none of it.
     from actserve_server.engine.vllm.engine import VllmEngine
     from actserve_server.engine.vllm.options import EngineOptions
@@ -293,7 +327,7 @@ async def _load(settings: Settings) -> App:
     except (ValueError, FileNotFoundError) as error:
         log.debug("the engine did not start", exc_info=True)
         raise ConfigError(f"cannot serve {resolved.id}: {error}") from None
-    return build(engine, settings, autoencoders, start, restarts)
+    return build(engine, settings, autoencoders, start, restarts, database)
 
 
 def _fake(settings: Settings) -> Engine:
@@ -309,6 +343,8 @@ def _fake(settings: Settings) -> Engine:
         max_kept_bytes=settings.max_kept_bytes,
         max_kept_seconds=settings.max_kept_seconds,
         default_kept_seconds=settings.default_kept_seconds,
+        max_steering_vectors=settings.max_steering_vectors,
+        max_steering_vector_bytes=settings.max_steering_vector_bytes,
     )
     wanted = settings.hook_points or tuple(HookPoint)
     return FakeEngine(
@@ -317,6 +353,14 @@ def _fake(settings: Settings) -> Engine:
         unserved={point: "not enabled" for point in HookPoint if point not in wanted},
         token_delay_s=FAKE_TOKEN_DELAY_S,
     )
+
+
+def _database(settings: Settings) -> Database:
+    url = settings.database_url
+    try:
+        return Database(place(url.get_secret_value() if url else None, settings.data_dir))
+    except StoreConfigError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _listening(settings: Settings) -> Listening:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -66,6 +66,17 @@ class Settings(BaseSettings):
     )
     cache_dir: Path | None = Field(None, description="where prepared models are kept")
     revision: str | None = Field(None, description="revision of a Hugging Face model")
+    data_dir: Path | None = Field(
+        None,
+        description="folder for what is stored, such as steering vectors, in an SQLite database; "
+        "of this server alone, and on a disk of its machine",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="store in PostgreSQL instead, which several replicas may share: "
+        "postgresql://user:password@host:5432/database?sslmode=verify-full; rather in the "
+        "environment or the file than as a flag, which others on the machine can read",
+    )
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: Port = Field(50051, description="gRPC port; 0 takes a free one")
@@ -106,8 +117,8 @@ class Settings(BaseSettings):
         gt=0,
         le=1,
         description="the most of what is bounded for all together (calls, sequences run at "
-        "once and waiting, captured and kept bytes, bytes of vectors) that one tenant may take; "
-        "without token_file, of captured bytes and of vectors one call",
+        "once and waiting, captured and kept bytes, bytes of vectors, what is stored) that one "
+        "tenant may take; without token_file, of captured bytes and of vectors one call",
     )
     share_plain_prefixes: bool = Field(
         False,
@@ -163,6 +174,12 @@ class Settings(BaseSettings):
     )
     default_kept_seconds: PositiveInt = Field(
         600, description="seconds for which activations are kept unless a call says how long"
+    )
+    max_steering_vectors: int = Field(
+        10_000, ge=0, description="steering vectors that are stored; 0 stores none"
+    )
+    max_steering_vector_bytes: int = Field(
+        1 << 30, ge=0, description="bytes of the elements of stored steering vectors"
     )
 
     dtype: str = Field("auto", description="vLLM: element type to compute in")

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from actserve.v1 import (
     kept_activations_service_pb2_grpc,
     model_service_pb2_grpc,
     site_pb2,
+    steering_vector_service_pb2_grpc,
     tensor_pb2,
     weight_service_pb2_grpc,
 )
@@ -62,6 +64,10 @@ class Served:
         return kept_activations_service_pb2_grpc.KeptActivationsServiceStub(self.channel)
 
     @property
+    def vectors(self) -> steering_vector_service_pb2_grpc.SteeringVectorServiceStub:
+        return steering_vector_service_pb2_grpc.SteeringVectorServiceStub(self.channel)
+
+    @property
     def models(self) -> model_service_pb2_grpc.ModelServiceStub:
         return model_service_pb2_grpc.ModelServiceStub(self.channel)
 
@@ -85,14 +91,15 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """Serves `engine`, and what explains it, on a loopback port with the given settings."""
     engine = engine or FakeEngine()
-    options = Settings(**{"port": 0, "drain_grace_s": 5.0, **settings})
-    served = app.build(engine, options, Autoencoders(nlas))
-    await served.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
-            yield Served(app=served, engine=engine, channel=channel)
-    finally:
-        await served.close()
+    with tempfile.TemporaryDirectory(prefix="actserve-data-") as data:
+        options = Settings(**{"port": 0, "drain_grace_s": 5.0, "data_dir": data, **settings})
+        served = app.build(engine, options, Autoencoders(nlas))
+        await served.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:
+                yield Served(app=served, engine=engine, channel=channel)
+        finally:
+            await served.close()
 
 
 def write_tokens(path: Path, *callers: tuple[str, str, Role]) -> Path:

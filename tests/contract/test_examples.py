@@ -19,12 +19,14 @@ from actserve.v1 import (
     generation_service_pb2,
     kept_activations_service_pb2,
     model_service_pb2,
+    steering_vector_service_pb2,
     weight_service_pb2,
 )
 from actserve_server.domain.principals import Role
 from tests.contract.harness import Served, bearing, collect, fetch, serving, site, write_tokens
 from tests.contract.nlas import Tiny, set_baseline
 from tests.contract.readouts import kept
+from tests.contract.vectors import create
 
 EXAMPLES = Path(__file__).parents[1] / "vectors" / "calls"
 SERVICES = [
@@ -34,23 +36,32 @@ SERVICES = [
         generation_service_pb2,
         kept_activations_service_pb2,
         model_service_pb2,
+        steering_vector_service_pb2,
         weight_service_pb2,
     )
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
-METHODS = {method.name: method for service in SERVICES for method in service.methods}
+NOT_SERVED = ("MakeSteeringVector", "CombineSteeringVectors")
+METHODS = {
+    method.name: method
+    for service in SERVICES
+    for method in service.methods
+    if method.name not in NOT_SERVED
+}
 TOKEN = bearing("of-an-example")
 
 
 @asynccontextmanager
 async def server(folder: Path) -> AsyncIterator[tuple[Served, str]]:
-    """A server, which has a baseline, and the name of rows that it keeps."""
+    """A server, which has a baseline and a stored vector, and the name of rows that it keeps."""
     tokens = write_tokens(folder / "tokens.yaml", ("of-an-example", "examples", Role.EXPERIMENTER))
     async with serving(None, Tiny().loaded(), token_file=tokens) as served:
         request = fetch("ab", capture={"sites": [site(1)], "keep": {}})
         events = await collect(served.generation.FetchActivations(request, metadata=TOKEN))
         stored = set_baseline("models/fake/nlas/tiny/baselines/old")
         await served.explanations.SetExplanationBaseline(stored, metadata=TOKEN)
+        vector = create("joy", labels={"about": "joy"})
+        await served.vectors.CreateSteeringVector(vector, metadata=TOKEN)
         yield served, kept(events)[0]
 
 
@@ -65,6 +76,7 @@ async def answer(served: Served, name: str, request: dict[str, Any]) -> list[dic
         served.kept,
         served.explanations,
         served.weights,
+        served.vectors,
     )
     (stub,) = (stub for stub in stubs if hasattr(stub, name))
     call = getattr(stub, name)(message, metadata=TOKEN)

@@ -1,11 +1,9 @@
 """The program itself: starting, signals, exit statuses."""
 
-import json
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -22,49 +20,9 @@ from actserve.v1 import (
 )
 from actserve_server.cli import main
 from tests.contract.harness import generate, kinds
+from tests.contract.program import Program
 
 STOP_SIGNALS = [signal.SIGTERM, signal.SIGINT]
-
-
-class Program:
-    """`actserve-server serve --model fake` as a process."""
-
-    def __init__(self, *flags: str) -> None:
-        command = [sys.executable, "-m", "actserve_server", "serve", "--model", "fake"]
-        self.process = subprocess.Popen(
-            [*command, "--port", "0", "--metrics-port", "0", *flags],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: list[dict[str, Any]] = []
-        self.ready = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if line.startswith("{"):
-                self.lines.append(json.loads(line))
-                if self.lines[-1]["event"] == "serving":
-                    self.ready.set()
-
-    @property
-    def port(self) -> int:
-        assert self.ready.wait(20), self.lines
-        return next(line["port"] for line in self.lines if line["event"] == "serving")
-
-    def wait(self, timeout_s: float) -> int:
-        status = self.process.wait(timeout_s)
-        self._reader.join(5)
-        return status
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._reader.join(5)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 @pytest.fixture

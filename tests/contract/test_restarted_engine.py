@@ -23,6 +23,7 @@ from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.rpc.server import LIVENESS
+from actserve_server.storage.database import Database
 from tests.contract.harness import (
     Served,
     collect,
@@ -231,9 +232,9 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[Workshop], Awaitable[a
     built: list[app.App] = []
 
     async def start(shop: Workshop) -> asyncio.Task[None]:
-        async def load(settings: Settings) -> app.App:
+        async def load(settings: Settings, database: Database) -> app.App:
             engine: Any = await shop.start()
-            built.append(app.build(engine, settings, None, shop.start, Restarts(QUICK)))
+            built.append(app.build(engine, settings, None, shop.start, Restarts(QUICK), database))
             return built[-1]
 
         monkeypatch.setattr(app, "_load", load)

@@ -22,6 +22,7 @@ from actserve_server.config import ConfigError, Settings
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.runs import Run, RunEvent
 from actserve_server.domain.sites import HookPoint
+from actserve_server.storage.database import Database
 from tests.contract.harness import collect, failure, fetch, intervention, matrices, site
 from tests.unit.tiny_engine import TinyEngine, honest
 
@@ -104,8 +105,8 @@ async def test_a_server_whose_engine_fails_a_run_does_not_start(
 
     engine = Failing()
 
-    async def load(settings: Settings) -> app.App:
-        return app.build(engine, settings)
+    async def load(settings: Settings, database: Database) -> app.App:
+        return app.build(engine, settings, database=database)
 
     monkeypatch.setattr(app, "_load", load)
     monkeypatch.setattr(app.logs, "configure", lambda level: None)

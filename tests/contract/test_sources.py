@@ -10,6 +10,7 @@ import pytest
 from actserve.v1 import site_pb2
 from actserve_server.domain.model import Limits
 from actserve_server.engine.fake import FakeEngine
+from tests.contract import vectors
 from tests.contract.harness import (
     Served,
     collect,
@@ -111,6 +112,16 @@ async def test_an_edit_is_the_vector_of_every_operation(operation: str) -> None:
         np.testing.assert_allclose(by_name[key][1], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("operation", VECTORS)
+async def test_a_stored_vector_is_the_vector_of_every_operation(
+    served: Served, operation: str
+) -> None:
+    values = vectors.rows()
+    await served.vectors.CreateSteeringVector(vectors.create("joy", values))
+    make = VECTORS[operation]
+    await check_same(served, site(1), make(vectors.stored("joy")), make(inline(values[0])))
+
+
 async def test_each_site_takes_its_own_kept_row(served: Served) -> None:
     where = [site(0), site(2)]
     name, rows = await keep(served, *where)
@@ -156,7 +167,6 @@ async def test_kept_rows_are_the_directions_of_a_projection(served: Served, name
 
 
 UNSERVED = {
-    "steering_vector": "models/fake/steeringVectors/honest",
     "feature": {"dictionary": "models/fake/dictionaries/d", "index": 3},
 }
 
@@ -206,13 +216,11 @@ READ = {"sites": [site()]}
                     **READ,
                     "projection": {
                         "directions": inline([ONES]),
-                        "jump_relu": {
-                            "thresholds": {"steering_vector": "models/fake/steeringVectors/t"}
-                        },
+                        "jump_relu": {"thresholds": {"feature": {"dictionary": "d", "index": 0}}},
                     },
                 }
             },
-            "readouts[0].rows.projection.jump_relu.thresholds.steering_vector",
+            "readouts[0].rows.projection.jump_relu.thresholds.feature",
         ),
     ],
     ids=["project", "replace", "directions", "whole", "thresholds"],
@@ -246,7 +254,7 @@ REFUSED = [
         {"interventions": [intervention(mean={"mean": {}})]},
         "FIELD_REQUIRED",
         "interventions[0].mean.mean",
-        "tensor, kept, edit",
+        "tensor, steering_vector, kept, edit",
     ),
     (
         {"interventions": [intervention(project={"directions": {}})]},

@@ -152,9 +152,10 @@ def test_runs_without_root_and_without_privileges(pod: Manifest, server: Manifes
 def test_everything_the_server_writes_to_is_mounted(pod: Manifest, server: Manifest) -> None:
     mounts = {mount["mountPath"]: mount["name"] for mount in server["volumeMounts"]}
     volumes = {volume["name"] for volume in pod["volumes"]}
-    assert {"/tmp", "/dev/shm", "/var/cache/actserve"} <= mounts.keys()
+    assert {"/tmp", "/dev/shm", "/var/cache/actserve", "/var/lib/actserve"} <= mounts.keys()
     assert set(mounts.values()) <= volumes
     assert Path("/var/cache/actserve") in Path(env_of(server)["ACTSERVE_CACHE_DIR"]).parents
+    assert Path("/var/lib/actserve") in Path(env_of(server)["ACTSERVE_DATA_DIR"]).parents
 
 
 def test_service_reaches_the_ports_the_server_listens_on(
@@ -210,19 +211,31 @@ def test_settings_become_variables_of_the_same_meaning(helm: str, tmp_path: Path
     assert env["ACTSERVE_A_LIST"] == '["x"]'
 
 
-def test_persistence_mounts_a_claim(helm: str) -> None:
-    manifests = render(helm, "--set", "cache.persistence.enabled=true")
+@pytest.mark.parametrize("of", ["cache", "storage"])
+def test_persistence_mounts_a_claim(helm: str, of: str) -> None:
+    manifests = render(helm, "--set", f"{of}.persistence.enabled=true")
     claim = only(manifests, "PersistentVolumeClaim")["metadata"]["name"]
     sources = [volume.get("persistentVolumeClaim") for volume in pod_of(manifests)["volumes"]]
     assert {"claimName": claim} in sources
 
 
-def test_existing_claim_is_used_and_none_is_made(helm: str) -> None:
-    options = "cache.persistence.enabled=true,cache.persistence.existingClaim=mine"
+@pytest.mark.parametrize("of", ["cache", "storage"])
+def test_existing_claim_is_used_and_none_is_made(helm: str, of: str) -> None:
+    options = f"{of}.persistence.enabled=true,{of}.persistence.existingClaim=mine"
     manifests = render(helm, "--set", options)
     assert "PersistentVolumeClaim" not in {manifest["kind"] for manifest in manifests}
     sources = [volume.get("persistentVolumeClaim") for volume in pod_of(manifests)["volumes"]]
     assert {"claimName": "mine"} in sources
+
+
+def test_the_url_of_a_database_comes_from_a_secret(helm: str) -> None:
+    manifests = render(helm, "--set", "replicas=2,storage.databaseUrlSecret.name=mine")
+    (container,) = pod_of(manifests)["containers"]
+    (url,) = (each for each in container["env"] if each["name"] == "ACTSERVE_DATABASE_URL")
+    assert url["valueFrom"] == {"secretKeyRef": {"name": "mine", "key": "url"}}
+    for manifest in manifests:
+        if manifest["kind"] != "ServiceMonitor":
+            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +247,8 @@ def test_existing_claim_is_used_and_none_is_made(helm: str) -> None:
         ("settings.port=1234", "invalid propertyName 'port'"),
         ("gpus=1", "set image.variant to cuda"),
         ("settings.health_port=1234", "invalid propertyName 'health_port'"),
+        ("settings.database_url=postgresql://", "invalid propertyName 'database_url'"),
+        ("storage.persistence.enabled=true,replicas=2", "set storage.databaseUrlSecret"),
     ],
 )
 def test_a_wrong_value_is_refused_with_a_reason(helm: str, setting: str, reason: str) -> None:

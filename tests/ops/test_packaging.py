@@ -83,6 +83,7 @@ def test_pins_satisfy_the_declared_dependencies(variant: str) -> None:
         *PROJECT["project"]["dependencies"],
         *extras[variant],
         *extras["smollm2"],
+        *extras["postgres"],
         *CLIENT["project"]["dependencies"],
     ]
     pinned = versions(ROOT / "requirements" / f"{variant}.txt")

@@ -1,4 +1,4 @@
-"""Names of NLAs and baselines, as callers may write them."""
+"""Names of NLAs, baselines and stored vectors, as callers may write them."""
 
 import pytest
 
@@ -46,3 +46,26 @@ def test_a_name_with_the_wildcard_is_that_of_the_model(one: str, other: str, sam
 def test_a_long_name_is_no_name() -> None:
     assert resource_names.split_baseline("models/-/nlas/a/baselines/" + "b" * (1 << 20)) is None
     assert len(resource_names.model_part("models/" + "m" * (1 << 20))) < 1 << 12
+
+
+@pytest.mark.parametrize(
+    ("name", "id_"),
+    [
+        ("models/org/name/steeringVectors/joy", "joy"),
+        ("models/-/steeringVectors/joy", "joy"),
+        ("models/other/steeringVectors/joy", None),
+        ("models/org/name/steeringVectors/", None),
+        ("models/org/name/steeringVectors/../joy", None),
+        ("models/org/name/steeringVectors/j\0y", None),
+        ("models/org/name/steeringVectors/" + "a" * 64, None),
+        ("models/org/name/nlas/joy", None),
+    ],
+)
+def test_the_id_of_a_stored_vector_is_told_from_its_name(name: str, id_: str | None) -> None:
+    assert resource_names.steering_vector_id(name, INFO) == id_
+
+
+@pytest.mark.parametrize("of", ["nlas/a", "nlas/a/baselines/b", "steeringVectors/joy"])
+def test_a_name_tells_of_which_model_it_is(of: str) -> None:
+    assert resource_names.model_part(f"models/org/name/{of}") == "models/org/name"
+    assert resource_names.model_part(f"models/-/{of}") == ""

@@ -35,6 +35,10 @@ class Limits:
     """Readouts of one call."""
     default_kept_seconds: int = 600
     """For which activations are kept unless a call says how long."""
+    max_steering_vectors: int = 10_000
+    """Steering vectors that are stored, over all clients."""
+    max_steering_vector_bytes: int = 1 << 30
+    """Bytes of their elements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

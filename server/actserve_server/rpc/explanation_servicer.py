@@ -15,20 +15,20 @@ from actserve.v1 import explanation_service_pb2_grpc, site_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc.explanations import baseline_names, nla_inputs, served_nlas
 from actserve_server.rpc.explanations.explained_text import ExplainedText
 from actserve_server.rpc.explanations.served_nlas import Nlas, ServedNla
 from actserve_server.rpc.requests import interventions, pages, prompt_fields, site_fields
+from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.responses import model_descriptions, reports
 from actserve_server.rpc.responses.endings import usage
 from actserve_server.rpc.transport.calls import current_call
 
 
 class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceServicer):
-    def __init__(self, engine: AdmittedEngine, store: KeptStore, autoencoders: Nlas) -> None:
+    def __init__(self, engine: AdmittedEngine, sources: Sources, autoencoders: Nlas) -> None:
         self._engine = engine
-        self._store = store
+        self._sources = sources
         self._autoencoders = autoencoders
 
     async def ListNlas(  # noqa: N802
@@ -79,7 +79,7 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
                 call.principal.require(Role.EXPERIMENTER, "changing activations")
             edits = await interventions.interventions(
                 request.interventions,
-                self._store.of(call.principal.tenant),
+                self._sources.of(call.principal.tenant),
                 self._autoencoders,
                 info,
                 ("interventions",),

@@ -16,7 +16,6 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import Role
 from actserve_server.domain.runs import Finished, Run, Tokens
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import Plan
 from actserve_server.readouts.statistics import Memory
 from actserve_server.rpc.explanations.served_nlas import Nlas
@@ -27,6 +26,7 @@ from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.readout_fields import Readouts
 from actserve_server.rpc.requests.request_ids import request_digest
 from actserve_server.rpc.requests.sampling_fields import sampling
+from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.responses import model_descriptions, reports
 from actserve_server.rpc.responses.call_results import Results
 from actserve_server.rpc.responses.endings import ending, usage
@@ -37,9 +37,9 @@ STATISTICS_BYTES = 1 << 30
 
 
 class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
-    def __init__(self, engine: AdmittedEngine, store: KeptStore, autoencoders: Nlas) -> None:
+    def __init__(self, engine: AdmittedEngine, sources: Sources, autoencoders: Nlas) -> None:
         self._engine = engine
-        self._store = store
+        self._sources = sources
         self._autoencoders = autoencoders
         self._statistics = Memory(STATISTICS_BYTES)
 
@@ -101,7 +101,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         events = self._engine.run_all(runs, info)
         call.prompt_tokens += len(prompt.ids)
         digest = await request_digest(request, ("request_id",))
-        results = Results(self._engine, self._own(), wanted, call, digest)
+        results = Results(self._engine, self._own().kept, wanted, call, digest)
         kept = [name for index in range(len(runs)) for name in results.open(index, plan)]
 
         yield pb.GenerateResponse(
@@ -137,7 +137,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     async def _readouts(self, wire: Sequence[readout_pb2.Readout]) -> Readouts:
         if any(each.HasField("keep") for each in wire):
             current_call().principal.require(Role.EXPERIMENTER, "keeping activations")
-        return await readout_fields.readouts(wire, self._own(), self._engine, ("readouts",))
+        return await readout_fields.readouts(wire, self._own().kept, self._engine, ("readouts",))
 
     async def _interventions(
         self, wire: Sequence[intervention_pb2.Intervention]
@@ -148,9 +148,9 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
             wire, self._own(), self._autoencoders, self._engine.info, ("interventions",)
         )
 
-    def _own(self) -> KeptStore:
-        """What the caller's tenant keeps."""
-        return self._store.of(current_call().principal.tenant)
+    def _own(self) -> Sources:
+        """What the caller's tenant may name."""
+        return self._sources.of(current_call().principal.tenant)
 
 
 def _require_changes() -> None:

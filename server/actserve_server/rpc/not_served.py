@@ -17,7 +17,6 @@ from actserve.v1 import (
     dictionary_service_pb2,
     head_service_pb2,
     monitor_service_pb2,
-    steering_vector_service_pb2,
     sweep_service_pb2,
 )
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
@@ -30,7 +29,6 @@ SERVICES = tuple(
         dictionary_service_pb2,
         head_service_pb2,
         monitor_service_pb2,
-        steering_vector_service_pb2,
         sweep_service_pb2,
     )
     for service in file.DESCRIPTOR.services_by_name.values()
@@ -50,7 +48,6 @@ FIELDS: Mapping[str, str] = {
         "ask for the form in the prompt, or choose among texts with allowed_token_ids"
     ),
     "actserve.v1.VectorSource.feature": "send a tensor",
-    "actserve.v1.VectorSource.steering_vector": "send a tensor",
 }
 """By their full names, with what to do instead."""
 
@@ -110,10 +107,15 @@ def _handler(method: MethodDescriptor) -> Any:
         make = grpc.unary_unary_rpc_method_handler
 
     def refuse(request: None, context: object) -> Any:
-        raise ActserveError(
-            Reason.FEATURE_NOT_SERVED,
-            f"{method.containing_service.name}.{method.name} is part of the contract, but this "
-            "server does not serve it yet; Model.features tells what it serves",
-        )
+        raise refusal(f"{method.containing_service.name}.{method.name}")
 
     return make(refuse)
+
+
+def refusal(method: str) -> ActserveError:
+    """That a method, written Service.Method, is not served yet."""
+    return ActserveError(
+        Reason.FEATURE_NOT_SERVED,
+        f"{method} is part of the contract, but this server does not serve it yet; Model.features "
+        "tells what it serves",
+    )

@@ -1,4 +1,4 @@
-"""Names of models, of their NLAs, and of the baselines of those.
+"""Names of models, of their NLAs and the baselines of those, and of their stored vectors.
 
 `-` in the place of a model's id means the served model, so that a caller who knows the NLA's id
 need not ask for the model's. What the server tells holds no `-`.
@@ -13,6 +13,7 @@ ANY_MODEL = "models/-"
 _MAX_CHARACTERS = 2048
 """Longer names are not matched: how long that takes grows with the name."""
 _NLA = re.compile(r"(models/.+)/nlas/([^/]+)")
+_VECTOR = re.compile(r"(models/.+)/steeringVectors/([^/\x00]{1,63})")
 _BASELINE = re.compile(r"(models/.+/nlas/[^/]+)/baselines/([^/]+)")
 
 
@@ -22,6 +23,10 @@ def model_name(info: ModelInfo) -> str:
 
 def nla_name(model_id: str, nla_id: str) -> str:
     return f"{_MODELS}{model_id}/nlas/{nla_id}"
+
+
+def steering_vector_name(model_id: str, vector_id: str) -> str:
+    return f"{_MODELS}{model_id}/steeringVectors/{vector_id}"
 
 
 def baseline_name(nla: str, short: str) -> str:
@@ -35,15 +40,23 @@ def means_model(name: str, info: ModelInfo) -> bool:
 
 
 def model_part(name: str) -> str:
-    """The name of the model in that of one of its NLAs or their baselines, or in its own; empty if
-    it names none."""
-    model = name[:_MAX_CHARACTERS].partition("/nlas/")[0]
+    """The name of the model in that of one of its NLAs, their baselines or its stored vectors, or
+    in its own; empty if it names none."""
+    model = name[:_MAX_CHARACTERS]
+    for collection in ("/nlas/", "/steeringVectors/"):
+        model = model.partition(collection)[0]
     return model if model.startswith(_MODELS) and model != ANY_MODEL else ""
 
 
 def nla_id(name: str, info: ModelInfo) -> str | None:
     """The id in the name of an NLA of the served model; None if it is no such name."""
     named = _parsed(_NLA, name)
+    return named[2] if named and means_model(named[1], info) else None
+
+
+def steering_vector_id(name: str, info: ModelInfo) -> str | None:
+    """The id in the name of a stored vector of the served model; None if it is no such name."""
+    named = _parsed(_VECTOR, name)
     return named[2] if named and means_model(named[1], info) else None
 
 

@@ -15,18 +15,21 @@ from actserve.v1 import (
     kept_activations_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    steering_vector_service_pb2,
+    steering_vector_service_pb2_grpc,
     weight_service_pb2,
     weight_service_pb2_grpc,
 )
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc import not_served
 from actserve_server.rpc.explanation_servicer import ExplanationServicer
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.generation_servicer import GenerationServicer
 from actserve_server.rpc.kept_activations_servicer import KeptActivationsServicer
 from actserve_server.rpc.model_servicer import ModelServicer
+from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.resource_names import model_name
+from actserve_server.rpc.steering_vector_servicer import SteeringVectorServicer
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
 from actserve_server.rpc.transport.auth import anybody, by_token
@@ -41,6 +44,7 @@ _DESCRIPTORS = (
     kept_activations_service_pb2.DESCRIPTOR.services_by_name["KeptActivationsService"],
     explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"],
     weight_service_pb2.DESCRIPTOR.services_by_name["WeightService"],
+    steering_vector_service_pb2.DESCRIPTOR.services_by_name["SteeringVectorService"],
 )
 SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
 """Full names of the services that are served, and have a health of their own."""
@@ -86,13 +90,13 @@ class Listening:
 
 
 class RpcServer:
-    """Serves an engine, what its captures keep, and the autoencoders that explain it. Health is
+    """Serves an engine, what requests can name, and the autoencoders that explain it. Health is
     NOT_SERVING until told otherwise."""
 
     def __init__(
         self,
         engine: AdmittedEngine,
-        kept: KeptStore,
+        sources: Sources,
         autoencoders: Nlas,
         listening: Listening,
     ) -> None:
@@ -110,16 +114,19 @@ class RpcServer:
             ModelServicer(engine, autoencoders), self._server
         )
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(
-            GenerationServicer(engine, kept, autoencoders), self._server
+            GenerationServicer(engine, sources, autoencoders), self._server
         )
         kept_activations_service_pb2_grpc.add_KeptActivationsServiceServicer_to_server(
-            KeptActivationsServicer(kept, model_name(engine.info)), self._server
+            KeptActivationsServicer(sources.kept, model_name(engine.info)), self._server
         )
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(
-            ExplanationServicer(engine, kept, autoencoders), self._server
+            ExplanationServicer(engine, sources, autoencoders), self._server
         )
         weight_service_pb2_grpc.add_WeightServiceServicer_to_server(
             WeightServicer(engine), self._server
+        )
+        steering_vector_service_pb2_grpc.add_SteeringVectorServiceServicer_to_server(
+            SteeringVectorServicer(engine, sources), self._server
         )
         not_served.add_to(self._server)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]

@@ -22,6 +22,8 @@ class EngineOptions:
     max_kept_bytes: int = 1 << 30
     max_kept_seconds: int = 3600
     default_kept_seconds: int = 600
+    max_steering_vectors: int = 10_000
+    max_steering_vector_bytes: int = 1 << 30
     hook_points: tuple[str, ...] = ()
     """What to tap; everything the model has when empty."""
     share_plain_prefixes: bool = False

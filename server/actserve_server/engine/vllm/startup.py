@@ -146,6 +146,8 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, Fi
             max_kept_bytes=options.max_kept_bytes,
             max_kept_seconds=options.max_kept_seconds,
             default_kept_seconds=options.default_kept_seconds,
+            max_steering_vectors=options.max_steering_vectors,
+            max_steering_vector_bytes=options.max_steering_vector_bytes,
         ),
         hook_points=dimensions.hook_points(tapped),
         end_token_ids=_end_token_ids(llm),

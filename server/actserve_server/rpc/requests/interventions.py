@@ -12,7 +12,6 @@ from actserve_server.domain.runs import Intervention
 from actserve_server.domain.sites import Site
 from actserve_server.engine import forms
 from actserve_server.engine.fair_threads import off_loop
-from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
     explanation_edits,
@@ -25,7 +24,7 @@ from actserve_server.rpc.requests.intervention_operations import Part
 from actserve_server.rpc.requests.kept_rows import Earlier, KeptCache
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.site_fields import sites
-from actserve_server.rpc.requests.vector_sources import Found, Target
+from actserve_server.rpc.requests.vector_sources import Found, Sources, Target
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -92,7 +91,7 @@ class InterventionRequest:
 
 async def interventions(
     wire: Sequence[intervention_pb2.Intervention],
-    store: KeptStore,
+    sources: Sources,
     autoencoders: Nlas,
     info: ModelInfo,
     field: FieldPath,
@@ -108,9 +107,16 @@ async def interventions(
         for index, item in enumerate(wire)
         for at, source in vector_sources.named(item, (*field, index))
     }
-    kept = vector_sources.look_up(named, store, earlier)
+    kept = vector_sources.look_up(named, sources.kept, earlier)
+    vectors = await vector_sources.look_up_vectors(named, sources, info)
     edits = await explanation_edits.vectors(wire, autoencoders, info, field)
-    found = Found(info=info, kept=kept, edits=edits, rows=rows or KeptCache(store.copies))
+    found = Found(
+        info=info,
+        kept=kept,
+        vectors=vectors,
+        edits=edits,
+        rows=rows or KeptCache(sources.kept.copies),
+    )
     # In a thread: whether thousands of directions are independent takes seconds to find out, and
     # large vectors take as long to hash.
     return await off_loop(_parse, wire, found, field)
@@ -156,7 +162,7 @@ def _intervention(
             intervention_operations.operation(wire, _target(at, heads, info), found, field),
             heads,
         )
-        for at, heads in _parts(wire, where, chosen)
+        for at, heads in _parts(wire, where, chosen, found)
     )
     for part in parts:
         forms.form_of(part.operation)  # Hashes its vectors.
@@ -170,12 +176,15 @@ def _intervention(
 
 
 def _parts(
-    wire: intervention_pb2.Intervention, where: tuple[Site, ...], heads: tuple[int, ...]
+    wire: intervention_pb2.Intervention,
+    where: tuple[Site, ...],
+    heads: tuple[int, ...],
+    found: Found,
 ) -> list[tuple[tuple[Site, ...], tuple[int, ...]]]:
-    """Sites and heads that one operation fits: each site by itself where it takes kept rows of its
-    own, and each head where it takes its own part of kept rows."""
+    """Sites and heads that one operation fits: each site by itself where it takes rows of its own,
+    and each head where it takes its own part of kept rows."""
     every = [source for _, source in vector_sources.named(wire, ())]
-    apart = any(map(vector_sources.takes_own_rows, every))
+    apart = any(vector_sources.takes_own_rows(each, found) for each in every)
     groups = [(site,) for site in where] if apart else [where]
     of_kept = any(source.WhichOneof("source") == "kept" for source in every)
     by_head = [(head,) for head in heads] if of_kept and heads else [heads]

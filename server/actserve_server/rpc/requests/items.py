@@ -17,7 +17,7 @@ from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.runs import Finished, Rows, Run, RunEvent
 from actserve_server.engine.admission import AdmittedCall, AdmittedEngine
 from actserve_server.engine.fair_threads import off_loop
-from actserve_server.readouts.kept import RESOURCE_TYPE, KeptStore
+from actserve_server.readouts.kept import RESOURCE_TYPE
 from actserve_server.readouts.plan import KeepReadout, Plan
 from actserve_server.readouts.statistics import RowLabels
 from actserve_server.rpc.explanations.served_nlas import Nlas
@@ -33,6 +33,7 @@ from actserve_server.rpc.requests.kept_rows import KeptCache
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.readout_fields import Readouts
 from actserve_server.rpc.requests.required_fields import required
+from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.responses import reports
 from actserve_server.rpc.responses.call_results import Results
 from actserve_server.rpc.transport import statuses
@@ -74,7 +75,7 @@ class Items:
         self,
         request: pb.FetchActivationsRequest,
         engine: AdmittedEngine,
-        store: KeptStore,
+        sources: Sources,
         autoencoders: Nlas,
         wanted: Readouts,
         edits: Sequence[InterventionRequest],
@@ -83,13 +84,13 @@ class Items:
     ) -> None:
         self._request = request
         self._engine = engine
-        self._store = store
+        self._sources = sources
         self._autoencoders = autoencoders
         self._wanted = wanted
         self._edits = tuple(edits)
         self._call = call
-        self.results = Results(engine, store, wanted, call, digest)
-        self._kept_rows = KeptCache(store.copies)
+        self.results = Results(engine, sources.kept, wanted, call, digest)
+        self._kept_rows = KeptCache(sources.kept.copies)
         """Of all items, so that a short request does not expand to the limit for each."""
         self._shared_prompt: TokenizedPrompt | None = None
         self._prepared: dict[int, Item] = {}
@@ -267,7 +268,7 @@ class Items:
 
         return await interventions.interventions(
             wire.interventions,
-            self._store,
+            self._sources,
             self._autoencoders,
             self._engine.info,
             (*at, "interventions"),

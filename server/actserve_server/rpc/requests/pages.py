@@ -35,8 +35,13 @@ def after(wire: str) -> str:
             raise ValueError(wire[:1])
         return base64.b64decode(wire, altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeDecodeError, ValueError):
-        raise ActserveError(
-            Reason.FIELD_INVALID,
-            "page_token is not from this server; start with an empty one",
-            field=("page_token",),
-        ) from None
+        raise not_ours() from None
+
+
+def not_ours() -> ActserveError:
+    """The token names nothing that a page can have ended with."""
+    return ActserveError(
+        Reason.FIELD_INVALID,
+        "page_token is not from this server; start with an empty one",
+        field=("page_token",),
+    )

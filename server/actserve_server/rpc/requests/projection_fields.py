@@ -34,7 +34,7 @@ def projection(
                 metadata={"site": site, "width": info.at(site).width},
             )
     first, *others = sites
-    if others and vector_sources.takes_own_rows(wire.directions):
+    if others and vector_sources.takes_own_rows(wire.directions, found):
         raise ActserveError(
             Reason.FIELD_REQUIRED,
             f"the rows name no site, and {len(sites)} sites are read; name whose rows the "

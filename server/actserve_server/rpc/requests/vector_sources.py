@@ -6,7 +6,7 @@ whatever it was, and is checked as if it had been sent along.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from google.protobuf.message import Message
@@ -17,11 +17,26 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.readouts.kept import Kept, KeptStore
 from actserve_server.rpc import not_served
-from actserve_server.rpc.requests import kept_rows, tensor_fields
+from actserve_server.rpc.requests import kept_rows, stored_vector_rows, tensor_fields
 from actserve_server.rpc.requests.kept_rows import Earlier, KeptCache, KeptKey
 from actserve_server.rpc.transport.messages import inside
+from actserve_server.steering.registry import VectorRegistry
+from actserve_server.steering.stored_vectors import LoadedVector
 
 Source = pb.VectorSource | pb.MatrixSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What a tenant's requests can name."""
+
+    kept: KeptStore
+    vectors: VectorRegistry
+    tenant: str = ""
+
+    def of(self, tenant: str) -> "Sources":
+        """What another tenant's can."""
+        return replace(self, kept=self.kept.of(tenant), tenant=tenant)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +57,8 @@ class Found:
     info: ModelInfo
     kept: Mapping[KeptKey, Kept]
     rows: KeptCache
+    vectors: Mapping[str, LoadedVector] = field(default_factory=dict)
+    """Stored ones, by the name by which a source names them."""
     edits: Mapping[FieldPath, np.ndarray] = field(default_factory=dict)
     """The vectors of edited explanations, by the field of their source."""
 
@@ -67,13 +84,27 @@ def look_up(
     }
 
 
+async def look_up_vectors(
+    every: Mapping[FieldPath, Source], sources: Sources, info: ModelInfo
+) -> Mapping[str, LoadedVector]:
+    """The stored vectors that sources name."""
+    names = {
+        (*at, "steering_vector"): source.steering_vector
+        for at, source in every.items()
+        if isinstance(source, pb.VectorSource) and source.HasField("steering_vector")
+    }
+    return await stored_vector_rows.look_up(names, sources.vectors, sources.tenant, info)
+
+
 def is_one_row(wire: pb.MatrixSource) -> bool:
     """Whether it holds one row of shape [width], to stand for all."""
     return wire.WhichOneof("source") == "tensor" and len(wire.tensor.shape) != 2
 
 
-def takes_own_rows(source: Source) -> bool:
-    """Whether each site takes kept rows of its own."""
+def takes_own_rows(source: Source, found: Found) -> bool:
+    """Whether each site takes a row of its own, of what was kept or of a stored vector."""
+    if isinstance(source, pb.VectorSource) and source.HasField("steering_vector"):
+        return len(found.vectors[source.steering_vector].stored.rows) > 1
     return source.WhichOneof("source") == "kept" and not source.kept.HasField("site")
 
 
@@ -92,6 +123,15 @@ def vector(wire: pb.VectorSource, target: Target, found: Found, field: FieldPath
                     metadata={"rows": len(rows)},
                 )
             return rows[0]
+        case "steering_vector":
+            return stored_vector_rows.row(
+                found.vectors[wire.steering_vector],
+                target.sites[0],
+                target.width,
+                target.name,
+                head=target.head is not None,
+                field=(*field, "steering_vector"),
+            )
         case "edit":
             _check_edit_fits(found.edits[field], target, (*field, "edit"))
             return found.edits[field]
@@ -116,7 +156,7 @@ def numbers(wire: pb.VectorSource, count: int, of: str, field: FieldPath) -> np.
     match wire.WhichOneof("source"):
         case "tensor":
             return tensor_fields.vector(wire.tensor, count, of, (*field, "tensor"))
-        case "kept" | "edit" as kind:
+        case "kept" | "edit" | "steering_vector" as kind:
             raise ActserveError(
                 Reason.FIELD_INVALID,
                 f"there is a number for each direction, and {kind} names rows of activations; send "

@@ -1,9 +1,11 @@
 """Results as messages that every stock client accepts: whole rows, at most 1 MiB, unless a single
 row takes more."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
+from google.protobuf.message import Message
 
 from actserve.v1 import explanation_service_pb2, generation_service_pb2, tensor_pb2
 from actserve.v1 import readout_pb2 as pb
@@ -18,6 +20,8 @@ from actserve_server.readouts.results import (
 from actserve_server.readouts.statistics import Moments
 from actserve_server.rpc.requests.tensor_fields import WIRE_ELEMENT_TYPES
 
+M = TypeVar("M", bound=Message)
+
 MAX_MESSAGE_BYTES = 1 << 20
 """Of an encoded response; a quarter of what gRPC clients accept unless told otherwise."""
 
@@ -26,6 +30,8 @@ _FRAMING_BYTES = 256
 _LABEL_BYTES = 256
 _ID_BYTES = 5
 """At most what a position, an index or a token id takes, as a varint."""
+_LENGTH_BYTES = 8
+"""At most what the tag and the length of a message in a list take."""
 _KEY_BYTES = 10
 """At most what a signed varint takes, which a negative one does."""
 _TEXT_BYTES = 4
@@ -47,6 +53,16 @@ def activations(
             rows=tensor(convert(read.bits[rows], read.element_type, target), target),
             indices=None if read.indices is None else read.indices[rows].ravel().tolist(),
         )
+
+
+def fitting(messages: Iterable[M]) -> Iterator[M]:
+    """The first of messages that one can hold together; at least one, if there is one."""
+    size = 0
+    for index, message in enumerate(messages):
+        size += message.ByteSize() + _LENGTH_BYTES
+        if index and size > MAX_MESSAGE_BYTES:
+            return
+        yield message
 
 
 def statistics(moments: Moments) -> Iterator[generation_service_pb2.LabelStatistics]:

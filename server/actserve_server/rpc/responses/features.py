@@ -13,6 +13,7 @@ ALWAYS = (
     pb.FEATURE_INTERVENTIONS,
     pb.FEATURE_PREDICTIONS,
     pb.FEATURE_KEPT_ACTIVATIONS,
+    pb.FEATURE_STEERING_VECTORS,
 )
 """Served for every model. Whatever is not listed here or below is not served: a feature of the
 contract must be named to be told."""

@@ -53,6 +53,8 @@ def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
             default_kept_seconds=limits.default_kept_seconds,
             max_request_parts=MAX_PARTS,
             max_statistics_bytes=MAX_STATISTICS_BYTES,
+            max_steering_vectors=limits.max_steering_vectors,
+            max_steering_vector_bytes=limits.max_steering_vector_bytes,
         ),
         attention_unserved_reason=attention_unserved,
         features=features(info, served_nlas.all_of(autoencoders), attention=not attention_unserved),

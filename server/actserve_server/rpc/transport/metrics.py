@@ -45,6 +45,7 @@ _VECTORS = Gauge(
     "Bytes of the vectors that sequences being run are changed by, equal ones once.",
 )
 _KEPT = Gauge("actserve_kept_bytes", "Bytes of activations kept for later calls.")
+_STORE = Gauge("actserve_store_reachable", "0 since the database could not be reached, else 1.")
 
 
 class Admission(Protocol):
@@ -67,13 +68,21 @@ class Keeping(Protocol):
     def held_bytes(self) -> int: ...
 
 
-def watch(admission: Admission, keeping: Keeping) -> None:
+class Storing(Protocol):
+    """What the gauge of the database reads."""
+
+    @property
+    def reachable(self) -> bool: ...
+
+
+def watch(admission: Admission, keeping: Keeping, storing: Storing) -> None:
     """Makes the gauges show these, at the moment they are read."""
     _RUNS.set_function(lambda: admission.running)
     _WAITING.set_function(lambda: admission.waiting)
     _RESERVED.set_function(lambda: admission.reserved_bytes)
     _VECTORS.set_function(lambda: admission.vector_bytes)
     _KEPT.set_function(lambda: keeping.held_bytes)
+    _STORE.set_function(lambda: storing.reachable)
 
 
 def prepare_method(grpc_type: str, service: str, method: str) -> None:

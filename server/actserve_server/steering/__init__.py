@@ -1,0 +1,1 @@
+"""Stored steering vectors, what is made of them, and what is measured with them."""

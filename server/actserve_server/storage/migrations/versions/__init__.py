@@ -1,0 +1,1 @@
+"""The steps. Each is run once in a database; what has been released never changes."""

@@ -1,0 +1,178 @@
+"""A server that is killed at any moment keeps what it has acknowledged, and nothing by halves.
+
+`make durability` kills it 200 times on each database; `DURABILITY_KILLS` says how often.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from grpc_status import rpc_status
+
+from actserve.v1 import steering_vector_service_pb2 as pb
+from actserve.v1 import steering_vector_service_pb2_grpc
+from actserve_server.storage.database import Database
+from actserve_server.storage.database_places import place
+from actserve_server.storage.tables import steering_vector_contents, steering_vectors
+from tests.contract.harness import decoded
+from tests.contract.program import Program
+from tests.contract.vectors import create, full, rows
+
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+KILLS = int(os.environ.get("DURABILITY_KILLS", "10"))
+WRITERS = 4
+MOST_S = 0.3
+"""After which a server is killed at the latest, from the first write on."""
+
+
+@dataclass
+class Ledger:
+    """What one writer has been told."""
+
+    writer: int
+    random: random.Random
+    there: dict[str, pb.CreateSteeringVectorRequest] = field(default_factory=dict)
+    """What was acknowledged, and not deleted since."""
+    creating: pb.CreateSteeringVectorRequest | None = None
+    """What was asked for when the server was killed."""
+    deleting: str = ""
+    made: int = 0
+    deleted: int = 0
+
+    def write(self, service: steering_vector_service_pb2_grpc.SteeringVectorServiceStub) -> None:
+        """Creates and deletes until the server is gone."""
+        while True:
+            try:
+                if self.random.random() < len(self.there) / 10:
+                    self.deleting = self.random.choice(list(self.there))
+                    service.DeleteSteeringVector(
+                        pb.DeleteSteeringVectorRequest(name=full(self.deleting)), timeout=10
+                    )
+                    del self.there[self.deleting]
+                    self.deleted += 1
+                else:
+                    self.creating = self._new()
+                    service.CreateSteeringVector(self.creating, timeout=10)
+                    self.there[self.creating.steering_vector_id] = self.creating
+                    self.made += 1
+            except grpc.RpcError as error:
+                # Not by an answer of the server: then it was not killed yet.
+                if error.code() is not UNAVAILABLE or rpc_status.from_call(error):  # pyright: ignore[reportArgumentType]
+                    raise
+                return
+            self.creating, self.deleting = None, ""
+
+    def _new(self) -> pb.CreateSteeringVectorRequest:
+        number = self.random.getrandbits(48)
+        # Of few different contents, so that some are shared when a server is killed.
+        values = rows(3, seed=self.random.randrange(6))
+        return create(f"w{self.writer}-{number}", values, labels={"by": str(self.writer)})
+
+
+def check(
+    ledgers: list[Ledger], service: steering_vector_service_pb2_grpc.SteeringVectorServiceStub
+) -> None:
+    """What is there is what was acknowledged, whole; what was under way is there or not, and can
+    be asked for again."""
+    found = listed(service)
+    assert set(found) >= {name for each in ledgers for name in each.there if name != each.deleting}
+    allowed = {name for each in ledgers for name in each.there}
+    allowed |= {each.creating.steering_vector_id for each in ledgers if each.creating}
+    assert set(found) <= allowed
+    for each in ledgers:
+        if each.creating:
+            service.CreateSteeringVector(each.creating, timeout=30)
+            each.there[each.creating.steering_vector_id] = each.creating
+        if each.deleting and each.deleting in found:
+            service.DeleteSteeringVector(
+                pb.DeleteSteeringVectorRequest(name=full(each.deleting)), timeout=30
+            )
+        each.there.pop(each.deleting, None)
+        each.creating, each.deleting = None, ""
+        for name, request in each.there.items():
+            got = service.GetSteeringVector(
+                pb.GetSteeringVectorRequest(name=full(name), with_elements=True), timeout=30
+            )
+            assert np.array_equal(decoded(got.elements), decoded(request.rows.tensor))
+            assert got.steering_vector.labels == request.labels
+    assert set(listed(service)) == {name for each in ledgers for name in each.there}
+
+
+def listed(
+    service: steering_vector_service_pb2_grpc.SteeringVectorServiceStub,
+) -> list[str]:
+    found, token = [], ""
+    while token or not found:
+        page = service.ListSteeringVectors(
+            pb.ListSteeringVectorsRequest(page_size=1000, page_token=token), timeout=30
+        )
+        found += [each.name.rpartition("/")[2] for each in page.steering_vectors]
+        token = page.next_page_token
+        if not token:
+            break
+    return found
+
+
+@contextmanager
+def server(
+    flags: list[str],
+) -> Iterator[tuple[Program, steering_vector_service_pb2_grpc.SteeringVectorServiceStub]]:
+    program = Program(*flags)
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{program.port}") as channel:
+            yield program, steering_vector_service_pb2_grpc.SteeringVectorServiceStub(channel)
+    finally:
+        program.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 20 * KILLS)
+def test_what_was_acknowledged_survives_a_kill_and_nothing_is_there_by_halves(
+    store: dict[str, str],
+) -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in store.items()]
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    ledgers = [Ledger(number, random.Random(f"{seed} {number}")) for number in range(WRITERS)]
+    cut = 0
+    for _ in range(KILLS):
+        with server(flags) as (program, service), ThreadPoolExecutor(WRITERS) as writers:
+            check(ledgers, service)
+            writing = [writers.submit(each.write, service) for each in ledgers]
+            time.sleep(chance.uniform(0, MOST_S))
+            program.process.kill()
+            for each in writing:
+                each.result()
+            cut += any(each.creating or each.deleting for each in ledgers)
+    with server(flags) as (_, service):
+        check(ledgers, service)
+    assert cut > KILLS / 2, "too few kills came amid a write to show anything"
+    assert sum(each.deleted for each in ledgers) > 0
+    asyncio.run(check_contents(store))
+
+
+async def check_contents(store: dict[str, str]) -> None:
+    """Elements are there for every vector, and for nothing else."""
+    folder = store.get("data_dir")
+    database = Database(place(store.get("database_url"), Path(folder) if folder else None))
+    try:
+
+        def read(connection: sa.Connection) -> tuple[set[bytes], set[bytes]]:
+            used = connection.execute(sa.select(steering_vectors.c.content_sha256)).scalars()
+            held = connection.execute(sa.select(steering_vector_contents.c.sha256)).scalars()
+            return set(map(bytes, used)), set(map(bytes, held))
+
+        used, held = await database.read(read)
+        assert used == held
+    finally:
+        database.close()
