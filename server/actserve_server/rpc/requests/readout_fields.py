@@ -9,6 +9,7 @@ from actserve.v1 import readout_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import Positions, Selection
+from actserve_server.domain.reductions import Reduction
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.api import Engine
@@ -28,7 +29,6 @@ from actserve_server.readouts.plan import (
     plan,
     projected_where_best,
 )
-from actserve_server.readouts.reductions import Reduction
 from actserve_server.readouts.statistics import held_bytes
 from actserve_server.rpc.requests import position_selectors, tensor_fields, vector_sources
 from actserve_server.rpc.requests.attention_fields import attention, attention_summary
