@@ -324,7 +324,7 @@ def _rows(wire: pb.RowReadout, found: Found, field: FieldPath) -> RowReadout:
         positions=position_selectors.selector(wire, info, (*field, "positions")),
         projection=projected,
         send_top=top,
-        reduction=_reduction(wire.reduction, (*field, "reduction")),
+        reduction=reduction(wire.reduction, (*field, "reduction")),
         statistics=_statistics(wire, where, info, field),
     )
 
@@ -379,7 +379,7 @@ def _keep(wire: pb.KeepReadout, store: KeptStore, info: ModelInfo, field: FieldP
     )
 
 
-def _reduction(wire: int, field: FieldPath) -> Reduction | None:
+def reduction(wire: int, field: FieldPath) -> Reduction | None:
     if wire not in _REDUCTIONS:
         raise ActserveError(
             Reason.FIELD_INVALID,
