@@ -15,7 +15,6 @@ import numpy as np
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.runs import (
-    GREEDY_ONE_TOKEN,
     Capture,
     Finished,
     FinishReason,
@@ -53,8 +52,8 @@ class CellRequest:
 
     prompt_ids: tuple[int, ...]
     changes: tuple[Change, ...]
-    sampling: Sampling | None
-    """None if nothing is generated."""
+    sampling: Sampling
+    """Of one token, which is dropped, if cells do not sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +64,13 @@ class Asked:
     """Token ids, at least one each."""
     scores: Scores
     perplexity: bool
+    samples: bool
+    """Whether cells sample; of those that do not, prompts run alone where they are scored."""
+
+    @property
+    def changed_runs(self) -> int:
+        """With the interventions of a cell."""
+        return len(self.answers) + (self.samples or len(self.scores) > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +146,9 @@ class Cells:
             answered: list[tuple[float, _Done]] = found[1:]
             runs = [done.reports for done in (sampled, *(done for _, done in answered)) if done]
             merged = _merged(cell.changes, runs)
-            generated = sampled if cell.sampling is not None else None
+            generated = sampled if self._asked.samples else None
             perplexity = None
+            self._consumed.output_tokens += len(generated.ids) if generated else 0
             if generated and self._asked.perplexity:
                 perplexity = await self._perplexity(name, cell.prompt_ids, generated.ids)
         except ActserveError as error:
@@ -161,12 +168,12 @@ class Cells:
         self, name: str, cell: CellRequest, changes: tuple[Intervention, ...], scoring: Scoring
     ) -> _Done | None:
         """The run that is scored, which samples if the cell does. None if it would tell nothing."""
-        if cell.sampling is None and not self._asked.scores:
+        if not self._asked.samples and not self._asked.scores:
             return None
         run = Run(
             id=name,
             token_ids=cell.prompt_ids,
-            sampling=cell.sampling or GREEDY_ONE_TOKEN,
+            sampling=cell.sampling,
             captures=self._asked.scores.captures,
             interventions=changes,
             tenant=self._tenant,
@@ -222,8 +229,6 @@ class Cells:
                     case Finished():
                         done.reason = event.reason
                         done.reports = event.interventions
-        if run.sampling is not GREEDY_ONE_TOKEN:
-            self._consumed.output_tokens += len(done.ids)
         return done
 
 

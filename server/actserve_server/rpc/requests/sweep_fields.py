@@ -1,5 +1,7 @@
-"""Sweeps from the wire: all that is wrong for every cell is refused here, before any runs; a cell is
-prepared, and checked, when its turn comes."""
+"""Sweeps from the wire.
+
+All that is wrong for every cell is refused here, before any runs; a cell is prepared, and checked,
+when its turn comes."""
 
 import asyncio
 from collections import OrderedDict
@@ -10,7 +12,7 @@ from actserve.v1 import sweep_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import TokenizedPrompt
-from actserve_server.domain.runs import Sampling
+from actserve_server.domain.runs import GREEDY_ONE_TOKEN, Sampling
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.engine.forms import projection_form
@@ -69,7 +71,12 @@ async def sweep_request(
     )
     return SweepRequest(
         grid=grid,
-        asked=Asked(answers=answers, scores=scores, perplexity=wire.perplexity),
+        asked=Asked(
+            answers=answers,
+            scores=scores,
+            perplexity=wire.perplexity,
+            samples=sampled is not None,
+        ),
         # In a thread: a request may be tens of megabytes.
         digest=await off_loop(sweep_digests.digest, wire, variants, scores, info),
         cells=CellRequests(wire, engine, variants, sampled, answers),
@@ -102,11 +109,13 @@ class CellRequests:
         at, count, info = ("prompts", cell.prompt), len(prompt.ids), self._engine.info
         if self._longest_answer:
             prompt_fields.check_fits(count, self._longest_answer, info, (*at, "prompt"))
-        sampled, run_tokens = self._sampled, count + max(0, self._longest_answer - 1)
+        sampled = self._sampled
         if sampled is not None:
             most = tokens_to_sample(self._wire.sampling, count, info, ("sampling",))
             sampled = replace(sampled, max_tokens=most)
-            run_tokens = max(run_tokens, count + most - 1)
+        else:
+            sampled = GREEDY_ONE_TOKEN
+        run_tokens = count + max(sampled.max_tokens, self._longest_answer) - 1
         place = Place(prompt=prompt, run_tokens=run_tokens, item=at)
         with variant.as_sent(cell):
             changes = tuple(

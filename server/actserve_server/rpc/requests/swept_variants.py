@@ -67,30 +67,28 @@ class Variant:
             raise
 
 
-@dataclass(slots=True)
 class Held:
-    """The vectors of a sweep: equal operations are one."""
+    """The operations of a sweep, equal ones once, with vectors of at most so many bytes."""
 
-    limit: int
-    """Bytes."""
-    _bytes: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
         self._operations: dict[tuple[object, ...], Operation] = {}
 
     def once(self, operation: Operation, field: FieldPath) -> Operation:
+        """The first operation that is equal to this one. Raises TOO_MANY_ROWS."""
         form = forms.form_of(operation)
         key = type(operation), form.kernel, form.vectors.digest, form.scalars
         if key not in self._operations:
             self._bytes += form.vectors.nbytes
-            if self._bytes > self.limit:
+            if self._bytes > self._limit:
                 raise ActserveError(
                     Reason.TOO_MANY_ROWS,
                     f"the interventions up to here, at every site, have vectors of {self._bytes} "
-                    f"bytes as float32, but those of a sweep may take at most {self.limit}; sweep "
+                    f"bytes as float32, but those of a sweep may take at most {self._limit}; sweep "
                     "fewer sites or variants in a call",
                     field=field,
-                    metadata={"bytes": self._bytes, "limit": self.limit},
+                    metadata={"bytes": self._bytes, "limit": self._limit},
                 )
         return self._operations.setdefault(key, operation)
 
