@@ -6,8 +6,10 @@ nobody pushes out what everybody else has.
 """
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import sqlalchemy as sa
 
@@ -152,21 +154,27 @@ def _make_room(
 ) -> None:
     """Deletes the oldest of some cells until they take no more than this."""
     query = sa.select(sa.func.coalesce(sa.func.sum(totals.c.stored_bytes), 0)).where(counted)
-    while (connection.scalar(query) or 0) > limit and _delete(
-        connection, which, limit=DELETED_AT_ONCE
-    ):
-        pass
+    while (excess := (connection.scalar(query) or 0) - limit) > 0:
+        if not _delete(connection, which, limit=DELETED_AT_ONCE, enough=excess):
+            return
 
 
 def _delete(
-    connection: sa.Connection, *which: sa.ColumnElement[bool], limit: int | None = None
+    connection: sa.Connection,
+    *which: sa.ColumnElement[bool],
+    limit: int | None = None,
+    enough: int | None = None,
 ) -> int:
-    """Deletes cells, the oldest first where only so many go. Returns how many."""
+    """Deletes cells, the oldest first where only so many go, or so many bytes are enough. Returns
+    how many."""
     query = sa.select(
         cells.c.tenant, cells.c.sweep_sha256, cells.c.cell, cells.c.account, cells.c.size_bytes
     )
     oldest = query.where(*which).order_by(cells.c.create_time_us).limit(limit)
     rows = connection.execute(oldest).all()
+    if enough is not None:
+        sizes = list(accumulate(row.size_bytes for row in rows))
+        rows = rows[: bisect_left(sizes, enough) + 1]
     if not rows:
         return 0
     connection.execute(
