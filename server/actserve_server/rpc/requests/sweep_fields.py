@@ -204,7 +204,7 @@ def _check_names(what: str, names: Sequence[str], limit: int) -> None:
             f"{len(names)} {what} were sent, but a call may have at most {limit}; make several "
             "calls",
             field=(what,),
-            metadata={what: len(names), "limit": limit},
+            metadata={"names": len(names), "limit": limit},
         )
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
