@@ -43,7 +43,7 @@ def told(events: list[Any]) -> tuple[int, int, int]:
 
 
 async def test_an_equal_sweep_is_answered_with_what_is_stored(store: dict[str, str]) -> None:
-    async with serving(**store) as served:
+    async with serving(None, **store) as served:
         first = await ask(served, sweep())
         again = await ask(served, sweep())
         runs = served.engine.counters.started
@@ -54,9 +54,9 @@ async def test_an_equal_sweep_is_answered_with_what_is_stored(store: dict[str, s
 
 
 async def test_it_is_stored_for_the_next_server(store: dict[str, str]) -> None:
-    async with serving(**store) as served:
+    async with serving(None, **store) as served:
         first = await ask(served, sweep())
-    async with serving(**store) as served:
+    async with serving(None, **store) as served:
         assert table(await ask(served, sweep())) == table(first)
         assert served.engine.counters.started == 0
 
@@ -147,7 +147,7 @@ async def test_stored_cells_are_their_tenants_alone(tmp_path: Path) -> None:
 async def test_nothing_is_stored_where_there_is_no_room_or_no_database(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for settings in ({"max_sweep_bytes": 0}, {"data_dir": tmp_path / "file"}):
-        async with serving(**settings) as served:
+        async with serving(None, **settings) as served:
             tables = []
             for _ in range(2):
                 events = await ask(served, sweep())
