@@ -339,7 +339,7 @@ CASES: dict[str, Case] = {
             scored(aggregator={"rolling_mean": {"tokens": tokens}}),
             "FIELD_INVALID",
             "scores[0].aggregator.rolling_mean.tokens",
-            "from 1 to 1024",
+            "1 to 1024",
         )
         for tokens in (0, 1025)
     },
@@ -347,7 +347,7 @@ CASES: dict[str, Case] = {
         scored(aggregator={"reduction": 77}),
         "FIELD_INVALID",
         "scores[0].aggregator.reduction",
-        "LAST, MEAN, MAX",
+        "REDUCTION_MAX",
     ),
     "a token of nothing": (
         {"resume_token": b"nonsense"},

@@ -10,9 +10,8 @@ import pytest
 
 from actserve.v1 import readout_pb2
 from actserve.v1 import sweep_service_pb2 as pb
-from actserve_server.domain.aggregators import Aggregator, Ema
 from actserve_server.domain.model import Limits
-from actserve_server.domain.reductions import Reduction
+from actserve_server.domain.probes import Aggregator, Ema, ScoreReduction
 from actserve_server.engine.fake import BOS, EOS, FakeEngine
 from tests.contract.harness import (
     Served,
@@ -187,10 +186,9 @@ async def test_scores_are_aggregates_of_projections_of_every_token(name: str) ->
         for number, text in enumerate(TEXTS):
             single = matrices(await generated(served, text, interventions=edits, capture=capture))
             two, three = single[0, 0][1], single[0, 1][1]
-            smooth = Aggregator(Ema(0.3), Reduction.MAX).start()
-            smooth.add(three[:, 1] + 1.5)
+            smooth = Aggregator(Ema(0.3), ScoreReduction.MAX).scores(three[:, 1] + 1.5)
             rolled = [two[max(0, end - 2) : end, 1].mean() for end in range(1, len(two) + 1)]
-            wanted = [two[-1, 0], smooth.score, np.mean(rolled)]
+            wanted = [two[-1, 0], smooth[-1], np.mean(rolled)]
             told = at_the_last_point(events, number).score_values
             np.testing.assert_allclose(told, wanted, rtol=1e-5)
 

@@ -15,10 +15,10 @@ import numpy as np
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import Positions, Selection, Spans
 from actserve_server.domain.projection import MAX_DIRECTIONS, Projected, Projection
-from actserve_server.domain.reductions import Reduction
 from actserve_server.domain.runs import Capture, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.weights import LogitDirections
+from actserve_server.readouts.reductions import Reduction
 
 
 class SecondMoments(Enum):

@@ -14,9 +14,9 @@ from actserve.v1 import sweep_service_pb2_grpc
 from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedCall, AdmittedEngine
-from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests.sweep_fields import SweepRequest, sweep_request
+from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.responses import cell_messages, model_descriptions
 from actserve_server.rpc.responses.endings import usage
 from actserve_server.rpc.transport import metrics, statuses
@@ -34,10 +34,10 @@ READ_AT_ONCE = 256
 
 class SweepServicer(sweep_service_pb2_grpc.SweepServiceServicer):
     def __init__(
-        self, engine: AdmittedEngine, store: KeptStore, autoencoders: Nlas, stored: StoredCells
+        self, engine: AdmittedEngine, sources: Sources, autoencoders: Nlas, stored: StoredCells
     ) -> None:
         self._engine = engine
-        self._store = store
+        self._sources = sources
         self._autoencoders = autoencoders
         self._stored = stored
 
@@ -48,7 +48,7 @@ class SweepServicer(sweep_service_pb2_grpc.SweepServiceServicer):
         model_descriptions.check_model(request.model, info, ("model",))
         if any(variant.interventions for variant in request.variants):
             call.principal.require(Role.EXPERIMENTER, "changing activations")
-        own = self._store.of(call.principal.tenant)
+        own = self._sources.of(call.principal.tenant)
         asked = await sweep_request(request, self._engine, own, self._autoencoders)
         had = CellsHad.of(request.resume_token, asked.digest, len(asked.grid))
         key = SweepKey(call.principal.tenant, asked.digest)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actserve_server.domain.aggregators import Aggregator
 from actserve_server.domain.positions import NO_END, Selection, Spans
+from actserve_server.domain.probes import Aggregator, Probe, RunningScore
 from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Capture, Rows
 from actserve_server.domain.sites import Site
@@ -17,11 +17,9 @@ _EVERYWHERE = Selection(Spans(((0, NO_END),)))
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Score:
-    """w x + b for each row x of a site, aggregated. `direction` is w, float32 [width]."""
+    """What a probe says of each token, aggregated."""
 
-    site: Site
-    direction: np.ndarray
-    bias: float
+    probe: Probe
     aggregator: Aggregator
 
 
@@ -33,7 +31,7 @@ class Scores:
         self._scores = tuple(scores)
         sites: dict[Site, list[int]] = {}
         for number, each in enumerate(scores):
-            sites.setdefault(each.site, []).append(number)
+            sites.setdefault(each.probe.site, []).append(number)
         self._numbers = tuple(sites.values())
         """Of the scores that each capture is for."""
         self.projections = tuple(
@@ -59,22 +57,24 @@ class Scoring:
     """Of one cell, as its rows come."""
 
     def __init__(self, aggregators: Sequence[Aggregator], numbers: Sequence[Sequence[int]]) -> None:
-        self._running = [each.start() for each in aggregators]
+        self._running = [RunningScore(each) for each in aggregators]
+        self._values = [0.0] * len(aggregators)
         self._numbers = numbers
 
     def add(self, rows: Rows) -> None:
         """Takes the next projected rows of a capture."""
         for column, number in enumerate(self._numbers[rows.capture_index]):
-            self._running[number].add(rows.bits[:, column])
+            for value in rows.bits[:, column].tolist():
+                self._values[number] = self._running[number].add(value)
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Of each score, once the run is over: a run has a token at least."""
-        return tuple(each.score for each in self._running if each.score is not None)
+        """Of each score, as of the last token that was run."""
+        return tuple(self._values)
 
 
 def _together(scores: Sequence[Score]) -> Projection:
     return Projection(
-        np.stack([each.direction for each in scores]),
-        np.array([each.bias for each in scores], np.float32),
+        np.stack([each.probe.direction for each in scores]),
+        np.array([each.probe.bias for each in scores], np.float32),
     )

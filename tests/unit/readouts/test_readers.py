@@ -23,11 +23,11 @@ from actserve_server.domain.projection import (
     ReLU,
     TopK,
 )
-from actserve_server.domain.reductions import Reduction
 from actserve_server.domain.runs import Finished, FinishReason, Rows, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert, to_float32
 from actserve_server.readouts import plan, readers
+from actserve_server.readouts.reductions import Reduction
 from actserve_server.readouts.results import (
     ReadAttention,
     ReadAttentionSummary,

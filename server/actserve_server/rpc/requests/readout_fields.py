@@ -9,7 +9,6 @@ from actserve.v1 import readout_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import Positions, Selection
-from actserve_server.domain.reductions import Reduction
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.api import Engine
@@ -29,6 +28,7 @@ from actserve_server.readouts.plan import (
     plan,
     projected_where_best,
 )
+from actserve_server.readouts.reductions import Reduction
 from actserve_server.readouts.statistics import held_bytes
 from actserve_server.rpc.requests import position_selectors, tensor_fields, vector_sources
 from actserve_server.rpc.requests.attention_fields import attention, attention_summary
@@ -324,7 +324,7 @@ def _rows(wire: pb.RowReadout, found: Found, field: FieldPath) -> RowReadout:
         positions=position_selectors.selector(wire, info, (*field, "positions")),
         projection=projected,
         send_top=top,
-        reduction=reduction(wire.reduction, (*field, "reduction")),
+        reduction=_reduction(wire.reduction, (*field, "reduction")),
         statistics=_statistics(wire, where, info, field),
     )
 
@@ -379,7 +379,7 @@ def _keep(wire: pb.KeepReadout, store: KeptStore, info: ModelInfo, field: FieldP
     )
 
 
-def reduction(wire: int, field: FieldPath) -> Reduction | None:
+def _reduction(wire: int, field: FieldPath) -> Reduction | None:
     if wire not in _REDUCTIONS:
         raise ActserveError(
             Reason.FIELD_INVALID,

@@ -1,8 +1,9 @@
 """What is the same of two sweeps that are equal: the request, what its sources mean, and the
 checkpoint that answers it.
 
-Kept rows are taken by what they are, so that rows which were captured again count as the same. The
-vector of an edited explanation is taken by its texts: computed again it may round another way.
+Kept rows and stored vectors are taken by what they are: rows that were captured again count as the
+same, and a name that has come to mean another vector does not. The vector of an edited explanation
+is taken by its texts: computed again it may round another way.
 """
 
 import hashlib
@@ -41,8 +42,11 @@ def _without_names(wire: pb.RunSweepRequest) -> pb.RunSweepRequest:
     for name in ("model", "resume_token", "afresh"):
         request.ClearField(name)
     for _, source in vector_sources.named(request, ()):
-        if source.WhichOneof("source") == "kept":
-            source.kept.name = ""
+        match source.WhichOneof("source"):
+            case "kept":
+                source.kept.name = ""
+            case "steering_vector":
+                source.steering_vector = ""  # pyright: ignore[reportAttributeAccessIssue]
     return request
 
 

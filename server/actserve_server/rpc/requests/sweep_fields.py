@@ -16,7 +16,6 @@ from actserve_server.domain.runs import GREEDY_ONE_TOKEN, Sampling
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.engine.forms import projection_form
-from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
     probe_fields,
@@ -30,7 +29,7 @@ from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.sampling_fields import sampling, tokens_to_sample
 from actserve_server.rpc.requests.swept_variants import Variant
 from actserve_server.rpc.requests.token_choice import invalid
-from actserve_server.rpc.requests.vector_sources import Found
+from actserve_server.rpc.requests.vector_sources import Found, Sources
 from actserve_server.steering.sweep_cells import PREDICTING, Asked, CellRequest, Change
 from actserve_server.steering.sweep_grid import Cell, Grid
 from actserve_server.steering.sweep_scores import Score, Scores
@@ -56,7 +55,7 @@ class SweepRequest:
 
 
 async def sweep_request(
-    wire: pb.RunSweepRequest, engine: AdmittedEngine, store: KeptStore, autoencoders: Nlas
+    wire: pb.RunSweepRequest, engine: AdmittedEngine, sources: Sources, autoencoders: Nlas
 ) -> SweepRequest:
     """The sweep, with everything checked that does not depend on a prompt."""
     info = engine.info
@@ -65,9 +64,9 @@ async def sweep_request(
     grid.check()
     sampled = await _sampling(wire, engine)
     answers = await _answers(wire.answers, engine)
-    scores = await _scores(wire.scores, store, info)
+    scores = await _scores(wire.scores, sources, info)
     variants = await swept_variants.variants(
-        wire.variants, store, autoencoders, info, ("variants",)
+        wire.variants, sources, autoencoders, info, ("variants",)
     )
     return SweepRequest(
         grid=grid,
@@ -260,14 +259,17 @@ async def _answers(
     return tuple(answers)
 
 
-async def _scores(wire: Sequence[pb.SweepScore], store: KeptStore, info: ModelInfo) -> Scores:
+async def _scores(wire: Sequence[pb.SweepScore], sources: Sources, info: ModelInfo) -> Scores:
     named = {
         at: source
         for index, each in enumerate(wire)
         for at, source in vector_sources.named(each, ("scores", index))
     }
     found = Found(
-        info=info, kept=vector_sources.look_up(named, store), rows=KeptCache(store.copies)
+        info=info,
+        kept=vector_sources.look_up(named, sources.kept),
+        vectors=await vector_sources.look_up_vectors(named, sources, info),
+        rows=KeptCache(sources.kept.copies),
     )
     return await off_loop(_parsed_scores, wire, found)
 
@@ -280,9 +282,9 @@ def _parsed_scores(wire: Sequence[pb.SweepScore], found: Found) -> Scores:
             raise ActserveError(
                 Reason.FIELD_REQUIRED, "the probe is not set; send one", field=(*at, "probe")
             )
-        site, direction, bias = probe_fields.probe(each.probe, found, (*at, "probe"))
+        probe = probe_fields.probe(each.probe, found, (*at, "probe"))
         how = probe_fields.aggregator(each.aggregator, (*at, "aggregator"))
-        parsed.append(Score(site=site, direction=direction, bias=bias, aggregator=how))
+        parsed.append(Score(probe=probe, aggregator=how))
     scores = Scores(parsed)
     for projected in scores.projections:
         projection_form(projected)  # Hashes its vectors.

@@ -18,12 +18,12 @@ from actserve_server.domain.operations import Ablate, Add, Operation
 from actserve_server.domain.positions import Positions
 from actserve_server.engine import forms
 from actserve_server.engine.fair_threads import off_loop
-from actserve_server.readouts.kept import KeptStore
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import interventions, position_selectors
 from actserve_server.rpc.requests.interventions import InterventionRequest
 from actserve_server.rpc.requests.kept_rows import KeptCache
 from actserve_server.rpc.requests.site_fields import sites
+from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.steering.sweep_grid import MAX_CELLS, Axes, Cell
 
 MAX_VARIANTS = 256
@@ -123,17 +123,17 @@ def check(wire: Sequence[pb.SweepVariant], field: FieldPath) -> None:
 
 async def variants(
     wire: Sequence[pb.SweepVariant],
-    store: KeptStore,
+    sources: Sources,
     autoencoders: Nlas,
     info: ModelInfo,
     field: FieldPath,
 ) -> tuple[Variant, ...]:
     """The variants, checked at every site and with the largest of their coefficients. `check` has
     passed them."""
-    rows, held = KeptCache(store.copies), Held(info.vector_bytes)
+    rows, held = KeptCache(sources.kept.copies), Held(info.vector_bytes)
     return tuple(
         [
-            await _variant(each, store, autoencoders, info, rows, held, (*field, index))
+            await _variant(each, sources, autoencoders, info, rows, held, (*field, index))
             for index, each in enumerate(wire)
         ]
     )
@@ -183,7 +183,7 @@ def _invalid(message: str, field: FieldPath) -> ActserveError:
 
 async def _variant(
     wire: pb.SweepVariant,
-    store: KeptStore,
+    sources: Sources,
     autoencoders: Nlas,
     info: ModelInfo,
     rows: KeptCache,
@@ -200,7 +200,7 @@ async def _variant(
         try:
             parsed = await interventions.interventions(
                 _completed(wire, site, largest),
-                store,
+                sources,
                 autoencoders,
                 info,
                 (*field, "interventions"),

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from actserve_server.domain.reductions import Reduction
+from actserve_server.readouts.reductions import Reduction
 
 ROWS = np.array([[1, -5, 2], [4, -7, 2], [1, 0, -1]], np.float32)
 
