@@ -28,6 +28,8 @@ from tests.contract.harness import (
 from tests.contract.readouts import kept
 from tests.contract.sweeps import GLOOM, cells, point, probe, steered, sweep, table
 from tests.contract.test_process import Program
+from tests.contract.vectors import create, rows
+from tests.contract.vectors import stored as vector_named
 
 ALL = 8
 
@@ -128,6 +130,18 @@ async def test_kept_rows_count_by_what_they_are() -> None:
             events = await ask(served, sweep(variants=[{"interventions": [added]}]))
             stored.append(events[0].started.stored_cells)
     assert len({*names}) == 3
+    assert stored == [0, 2, 0]
+
+
+async def test_stored_vectors_count_by_what_they_are() -> None:
+    async with serving() as served:
+        for name, seed in (("joy", 1), ("same", 1), ("other", 2)):
+            await served.vectors.CreateSteeringVector(create(name, rows(seed=seed)))
+        stored = []
+        for name in ("joy", "same", "other"):
+            added = intervention(add={"vector": vector_named(name)})
+            events = await ask(served, sweep(variants=[{"interventions": [added]}]))
+            stored.append(events[0].started.stored_cells)
     assert stored == [0, 2, 0]
 
 

@@ -4,10 +4,10 @@ This is the definition, one token after the other; engines may compute it anothe
 same result. The score of a token is a function of the numbers up to it, from position 0 on.
 """
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import accumulate
 
 import numpy as np
 
@@ -78,8 +78,7 @@ class RunningScore:
     def __init__(self, aggregator: Aggregator) -> None:
         self._aggregator = aggregator
         smoothing = aggregator.smoothing
-        window = smoothing.tokens if isinstance(smoothing, RollingMean) else 1
-        self._latest: deque[float] = deque(maxlen=window)
+        self._window = _Window(smoothing.tokens if isinstance(smoothing, RollingMean) else 1)
         self._average: float | None = None
         self._total = 0.0
         self._most = -np.inf
@@ -108,5 +107,32 @@ class RunningScore:
                 self._average = weight * number + (1 - weight) * before
                 return self._average
             case RollingMean():
-                self._latest.append(number)
-                return sum(self._latest) / len(self._latest)
+                return self._window.mean(number)
+
+
+class _Window:
+    """The latest numbers. Each takes constant time. Nothing is ever subtracted, so no rounding adds
+    up and nothing infinite stays: what is older is there as sums, from each number to the newest of
+    the older ones."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+        self._newer: list[float] = []
+        self._newer_sum = 0.0
+        self._older_sums: list[float] = []
+        """The oldest number's last."""
+
+    def mean(self, number: float) -> float:
+        """With the next number, and without the oldest if there are enough."""
+        if len(self._newer) + len(self._older_sums) == self._tokens:
+            self._drop_oldest()
+        self._newer.append(number)
+        self._newer_sum += number
+        older = self._older_sums[-1] if self._older_sums else 0.0
+        return (older + self._newer_sum) / (len(self._newer) + len(self._older_sums))
+
+    def _drop_oldest(self) -> None:
+        if not self._older_sums:
+            self._older_sums = list(accumulate(reversed(self._newer)))
+            self._newer, self._newer_sum = [], 0.0
+        self._older_sums.pop()
