@@ -64,9 +64,9 @@ class CellsHad:
             )
         had._bits[:whole] = b"\xff" * whole
         had._bits[whole : whole + len(rest)] = rest
-        had._count = sum(number in had for number in range(cells))
-        while had._first_missing < cells and had._first_missing in had:
-            had._first_missing += 1
+        bits = int.from_bytes(had._bits, "little") & ((1 << cells) - 1)
+        had._count = bits.bit_count()
+        had._first_missing = (~bits & (bits + 1)).bit_length() - 1
         return had
 
     def _tag(self, payload: bytes) -> bytes:

@@ -5,7 +5,7 @@ when its turn comes."""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from actserve.v1 import sweep_service_pb2 as pb
@@ -30,6 +30,7 @@ from actserve_server.rpc.requests.sampling_fields import sampling, tokens_to_sam
 from actserve_server.rpc.requests.swept_variants import Variant
 from actserve_server.rpc.requests.token_choice import invalid
 from actserve_server.rpc.requests.vector_sources import Found, Sources
+from actserve_server.steering.stored_vectors import LoadedVector
 from actserve_server.steering.sweep_cells import PREDICTING, Asked, CellRequest, Change
 from actserve_server.steering.sweep_grid import Cell, Grid
 from actserve_server.steering.sweep_scores import Score, Scores
@@ -64,9 +65,12 @@ async def sweep_request(
     grid.check()
     sampled = await _sampling(wire, engine)
     answers = await _answers(wire.answers, engine)
-    scores = await _scores(wire.scores, sources, info)
+    # Once for all, so that a name means one vector in the whole sweep.
+    named = dict(await off_loop(lambda: [*vector_sources.named(wire, ())]))
+    vectors = await vector_sources.look_up_vectors(named, sources, info)
+    scores = await _scores(wire.scores, sources, vectors, info)
     variants = await swept_variants.variants(
-        wire.variants, sources, autoencoders, info, ("variants",)
+        wire.variants, sources, vectors, autoencoders, info, ("variants",)
     )
     return SweepRequest(
         grid=grid,
@@ -77,7 +81,7 @@ async def sweep_request(
             samples=sampled is not None,
         ),
         # In a thread: a request may be tens of megabytes.
-        digest=await off_loop(sweep_digests.digest, wire, variants, scores, info),
+        digest=await off_loop(sweep_digests.digest, wire, variants, scores, vectors, info),
         cells=CellRequests(wire, engine, variants, sampled, answers),
     )
 
@@ -259,7 +263,12 @@ async def _answers(
     return tuple(answers)
 
 
-async def _scores(wire: Sequence[pb.SweepScore], sources: Sources, info: ModelInfo) -> Scores:
+async def _scores(
+    wire: Sequence[pb.SweepScore],
+    sources: Sources,
+    vectors: Mapping[str, LoadedVector],
+    info: ModelInfo,
+) -> Scores:
     named = {
         at: source
         for index, each in enumerate(wire)
@@ -268,7 +277,7 @@ async def _scores(wire: Sequence[pb.SweepScore], sources: Sources, info: ModelIn
     found = Found(
         info=info,
         kept=vector_sources.look_up(named, sources.kept),
-        vectors=await vector_sources.look_up_vectors(named, sources, info),
+        vectors=vectors,
         rows=KeptCache(sources.kept.copies),
     )
     return await off_loop(_parsed_scores, wire, found)

@@ -6,7 +6,7 @@ Vectors that are equal at several sites are held once, and those of all variants
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -24,6 +24,7 @@ from actserve_server.rpc.requests.interventions import InterventionRequest
 from actserve_server.rpc.requests.kept_rows import KeptCache
 from actserve_server.rpc.requests.site_fields import sites
 from actserve_server.rpc.requests.vector_sources import Sources
+from actserve_server.steering.stored_vectors import LoadedVector
 from actserve_server.steering.sweep_grid import MAX_CELLS, Axes, Cell
 
 MAX_VARIANTS = 256
@@ -124,6 +125,7 @@ def check(wire: Sequence[pb.SweepVariant], field: FieldPath) -> None:
 async def variants(
     wire: Sequence[pb.SweepVariant],
     sources: Sources,
+    vectors: Mapping[str, LoadedVector],
     autoencoders: Nlas,
     info: ModelInfo,
     field: FieldPath,
@@ -133,7 +135,7 @@ async def variants(
     rows, held = KeptCache(sources.kept.copies), Held(info.vector_bytes)
     return tuple(
         [
-            await _variant(each, sources, autoencoders, info, rows, held, (*field, index))
+            await _variant(each, sources, vectors, autoencoders, info, rows, held, (*field, index))
             for index, each in enumerate(wire)
         ]
     )
@@ -184,6 +186,7 @@ def _invalid(message: str, field: FieldPath) -> ActserveError:
 async def _variant(
     wire: pb.SweepVariant,
     sources: Sources,
+    vectors: Mapping[str, LoadedVector],
     autoencoders: Nlas,
     info: ModelInfo,
     rows: KeptCache,
@@ -205,6 +208,7 @@ async def _variant(
                 info,
                 (*field, "interventions"),
                 rows=rows,
+                vectors=vectors,
             )
             edits.append(await off_loop(_held, parsed, bool(coefficients), held))
         except ActserveError as error:
