@@ -35,6 +35,7 @@ class Sweeping:
         self.admitted = self.engine.enter("")
         self.prepared: list[int] = []
         self.done: list[int] = []
+        self.most_in_line = 0
         self.fail_at: dict[int, ActserveError] = faults.get("fail_at", {})
 
     def stream(self) -> Any:
@@ -46,6 +47,12 @@ class Sweeping:
         if cell.number in self.fail_at:
             raise self.fail_at[cell.number]
         return CellRequest(prompt_ids=(5, 6), changes=(), sampling=Sampling(max_tokens=2, seed=1))
+
+    async def watch(self) -> None:
+        while True:
+            in_line = self.engine.running + self.engine.waiting
+            self.most_in_line = max(self.most_in_line, in_line)
+            await asyncio.sleep(0)
 
     async def told(self, cell: Cell, result: CellResult) -> None:
         assert result.text
@@ -72,6 +79,15 @@ async def test_without_a_reader_no_more_cells_are_prepared_than_may_run() -> Non
     assert len(numbers) == len(GRID) - 1
     assert sorted(sweeping.done) == [*range(len(GRID))]
     assert sweeping.fake.counters.most_running == RUNNING
+
+
+async def test_others_wait_for_one_run_and_not_for_all_of_the_cells_that_are_open() -> None:
+    sweeping = Sweeping()
+    watching = asyncio.create_task(sweeping.watch())
+    async for _ in sweeping.stream():
+        pass
+    watching.cancel()
+    assert sweeping.most_in_line == RUNNING
 
 
 async def test_a_cell_that_cannot_run_is_told_and_the_others_run() -> None:
