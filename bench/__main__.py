@@ -28,8 +28,10 @@ from bench.door import door_tables, measure_door
 from bench.explanations import explanation_tables, measure_explanations
 from bench.growth import growth_faults, growth_tables, measure_growth
 from bench.host import RUNS, host_tables, measure_host
+from bench.named import measure_named, named_tables
 from bench.planning import measure_planning, planning_tables
 from bench.repeats import measure_repeats, repeat_tables
+from bench.sweeps import measure_sweeps, sweep_tables
 from bench.taps import measure_taps, taps_tables
 from bench.tenants import measure_tenants, tenant_tables
 from bench.wire import measure_wire, wire_tables
@@ -96,6 +98,10 @@ PARTS: Mapping[str, Part] = {
     "tenants": Part(
         lambda asked, log: measure_tenants(asked.model, asked.dtype, log), tenant_tables
     ),
+    "sweep": Part(
+        lambda asked, log: measure_sweeps(asked.model, asked.dtype, asked.rounds, log), sweep_tables
+    ),
+    "named": Part(lambda asked, log: measure_named(asked.rounds, log), named_tables),
     "repeats": Part(
         lambda asked, log: measure_repeats(asked.model, asked.dtype, log), repeat_tables
     ),

@@ -16,7 +16,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import NoReturn, TypeVar
 
@@ -46,10 +46,13 @@ from actserve_server.rpc.transport.access_tokens import TokenFile
 from actserve_server.steering.registry import VectorQuota, VectorRegistry
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import StoreConfigError, place
+from actserve_server.storage.stored_cells import StoredCells
 
 POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a
 change of the token file be noticed."""
+EXPIRE_S = 60.0
+"""How late cells of sweeps may be deleted once their time is over."""
 LAST_WORDS_S = 1.0
 """What finished calls get to write their last message, whatever is left of the grace."""
 
@@ -113,14 +116,24 @@ class App:
             ),
             self.kept.copies,
         )
+        self._cells = StoredCells(
+            self.database,
+            max_bytes=settings.max_sweep_bytes,
+            max_seconds=settings.max_sweep_seconds,
+            tenant_share=settings.tenant_share,
+        )
         metrics.watch(self.engine, self.kept, self.database)
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
         listening = _listening(settings)
         self._tokens = listening.tokens
         self.rpc = RpcServer(
-            self.engine, Sources(kept=self.kept, vectors=self.vectors), self.autoencoders, listening
+            self.engine,
+            Sources(kept=self.kept, vectors=self.vectors),
+            self.autoencoders,
+            self._cells,
+            listening,
         )
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: Sequence[asyncio.Task[None]] = ()
         self._healthy: bool | None = None
 
     @property
@@ -135,7 +148,7 @@ class App:
         """Listens; health tells the engine's state from now on."""
         await self.rpc.start()
         await self._report_health()
-        self._watching = asyncio.create_task(self._watch())
+        self._watching = [asyncio.create_task(each) for each in (self._watch(), self._expire())]
 
     async def drain(self) -> None:
         """Refuses new calls and returns when running ones have ended, or the grace has."""
@@ -168,6 +181,11 @@ class App:
                 self._tokens.reload()
             await self._report_health()
 
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRE_S)
+            await self._cells.expire()
+
     async def _report_health(self) -> None:
         healthy, why = True, None
         try:
@@ -185,10 +203,10 @@ class App:
             await self.rpc.set_serving(healthy)
 
     async def _stop_watching(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
-            self._watching = None
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
+        self._watching = ()
 
 
 def build(
@@ -345,6 +363,8 @@ def _fake(settings: Settings) -> Engine:
         default_kept_seconds=settings.default_kept_seconds,
         max_steering_vectors=settings.max_steering_vectors,
         max_steering_vector_bytes=settings.max_steering_vector_bytes,
+        max_sweep_bytes=settings.max_sweep_bytes,
+        max_sweep_seconds=settings.max_sweep_seconds,
     )
     wanted = settings.hook_points or tuple(HookPoint)
     return FakeEngine(

@@ -181,6 +181,15 @@ class Settings(BaseSettings):
     max_steering_vector_bytes: int = Field(
         1 << 30, ge=0, description="bytes of the elements of stored steering vectors"
     )
+    max_sweep_bytes: int = Field(
+        1 << 30,
+        ge=0,
+        description="bytes of finished cells of sweeps that are stored, the oldest going first, so "
+        "that a sweep goes on where it was cut; 0 stores none",
+    )
+    max_sweep_seconds: PositiveInt = Field(
+        7 * 24 * 3600, description="seconds for which they are stored"
+    )
 
     dtype: str = Field("auto", description="vLLM: element type to compute in")
     max_model_len: PositiveInt | None = Field(None, description="vLLM: context length")

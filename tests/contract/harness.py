@@ -22,6 +22,7 @@ from actserve.v1 import (
     model_service_pb2_grpc,
     site_pb2,
     steering_vector_service_pb2_grpc,
+    sweep_service_pb2_grpc,
     tensor_pb2,
     weight_service_pb2_grpc,
 )
@@ -78,6 +79,10 @@ class Served:
     @property
     def weights(self) -> weight_service_pb2_grpc.WeightServiceStub:
         return weight_service_pb2_grpc.WeightServiceStub(self.channel)
+
+    @property
+    def sweeps(self) -> sweep_service_pb2_grpc.SweepServiceStub:
+        return sweep_service_pb2_grpc.SweepServiceStub(self.channel)
 
     @property
     def health(self) -> Any:

@@ -205,6 +205,18 @@ RULES: Mapping[Reason, Rule] = {
 """The table of reasons; proto/actserve/v1/errors.proto says the same to callers."""
 
 
+OF_THE_CALL = frozenset(
+    {
+        Reason.DRAINING,
+        Reason.ENGINE_DEAD,
+        Reason.INTERNAL,
+        Reason.PERMISSION_DENIED,
+        Reason.QUEUE_FULL,
+    }
+)
+"""What would end the other items as well, so it ends the call."""
+
+
 FieldPath = tuple[str | int, ...]
 """Where in a request something is: names of fields, and indices into repeated ones, such as
 ("interventions", 2, "add", "vector"). Empty for the request itself."""

@@ -39,6 +39,10 @@ class Limits:
     """Steering vectors that are stored, over all clients."""
     max_steering_vector_bytes: int = 1 << 30
     """Bytes of their elements."""
+    max_sweep_bytes: int = 1 << 30
+    """Bytes of finished cells of sweeps that are stored, over all clients."""
+    max_sweep_seconds: int = 7 * 24 * 3600
+    """For which they are stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """Text, tokenized with the model's special tokens."""
+    """Text, tokenized with the model's special tokens around it unless told otherwise."""
 
     text: str
+    add_special_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class TokenizedPrompt:
     def contents(self) -> tuple[str, ...]:
         """What the caller wrote: the text, or what each turn says; nothing for token ids."""
         match self.origin:
-            case TextPrompt(text):
+            case TextPrompt(text=text):
                 return (text,)
             case Conversation(turns):
                 return tuple(turn.text for turn in turns)

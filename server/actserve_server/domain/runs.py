@@ -5,6 +5,7 @@ Fetching activations is a run that generates nothing of interest; a call with se
 several runs. Each run is one sequence, so nothing has to be matched to a parent.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -158,6 +159,24 @@ class InterventionReport:
     """Of `rows`, those that came from the prefix cache with the intervention already made."""
     mean_relative_change: float | None
     """The mean over computed rows of |x' - x| / |x|; None if no row was computed."""
+
+    @staticmethod
+    def merged(reports: "Sequence[InterventionReport]") -> "InterventionReport":
+        """What several did together."""
+        changes = [
+            (each.mean_relative_change, each.rows - each.reused_rows)
+            for each in reports
+            if each.mean_relative_change is not None
+        ]
+        computed = sum(rows for _, rows in changes)
+        return InterventionReport(
+            rows=sum(each.rows for each in reports),
+            changed_rows=sum(each.changed_rows for each in reports),
+            reused_rows=sum(each.reused_rows for each in reports),
+            mean_relative_change=sum(change * rows for change, rows in changes) / computed
+            if computed
+            else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -492,6 +492,11 @@ class AdmittedCall:
         self._caller = caller
         self._info = info
 
+    @property
+    def max_running(self) -> int:
+        """Of the call's runs so many may be in line at once, or others would wait for all."""
+        return self._engine._limits.max_running
+
     def started(self, run: Run) -> AbstractAsyncContextManager[AsyncGenerator[RunEvent, None]]:
         """The events of a run that `AdmittedEngine.check` has passed. It is in line from here on,
         whether or not anybody asks for its events."""

@@ -30,8 +30,9 @@ _NOWHERE = TokenSource()
 
 
 def tokenize(prompt: Prompt) -> TokenizedPrompt:
-    """Text follows BOS. The turns of a conversation are rendered as ROLE, the role and a newline,
-    what is said and the calls of tools, END_OF_TURN; tools as a turn of their own, before."""
+    """Text follows BOS, its special token. The turns of a conversation are rendered as ROLE, the
+    role and a newline, what is said and the calls of tools, END_OF_TURN; tools as a turn of their
+    own, before."""
     if isinstance(prompt, TokenPrompt):
         for token in prompt.ids:
             if token >= VOCABULARY_SIZE:
@@ -39,7 +40,8 @@ def tokenize(prompt: Prompt) -> TokenizedPrompt:
                     Reason.TOKEN_OUT_OF_RANGE, f"token id {token} is not below {VOCABULARY_SIZE}"
                 )
         return TokenizedPrompt(prompt.ids, _texts(prompt.ids), origin=prompt)
-    ids, sources = zip(*_tokens(prompt), strict=True)
+    tokens = list(_tokens(prompt))
+    ids, sources = tuple(token for token, _ in tokens), tuple(source for _, source in tokens)
     return TokenizedPrompt(ids, _texts(ids), sources, prompt)
 
 
@@ -81,10 +83,12 @@ BYTES_AS_TOKENS = Vocabulary(
 
 
 def _tokens(prompt: TextPrompt | Conversation) -> Iterator[tuple[int, TokenSource]]:
-    yield BOS, _NOWHERE
     if isinstance(prompt, TextPrompt):
+        if prompt.add_special_tokens:
+            yield BOS, _NOWHERE
         yield from _said(prompt.text)
         return
+    yield BOS, _NOWHERE
     _check_arguments(prompt.template_arguments)
     if prompt.tools:
         yield from _header("tools")

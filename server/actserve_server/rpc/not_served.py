@@ -17,7 +17,6 @@ from actserve.v1 import (
     dictionary_service_pb2,
     head_service_pb2,
     monitor_service_pb2,
-    sweep_service_pb2,
 )
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.rpc.transport.messages import inside, is_set
@@ -29,7 +28,6 @@ SERVICES = tuple(
         dictionary_service_pb2,
         head_service_pb2,
         monitor_service_pb2,
-        sweep_service_pb2,
     )
     for service in file.DESCRIPTOR.services_by_name.values()
 )
@@ -47,6 +45,7 @@ FIELDS: Mapping[str, str] = {
     "actserve.v1.SamplingParams.structured_output": (
         "ask for the form in the prompt, or choose among texts with allowed_token_ids"
     ),
+    "actserve.v1.SweepVariant.adapter": _ADAPTER,
     "actserve.v1.VectorSource.feature": "send a tensor",
 }
 """By their full names, with what to do instead."""

@@ -17,6 +17,8 @@ from actserve.v1 import (
     model_service_pb2_grpc,
     steering_vector_service_pb2,
     steering_vector_service_pb2_grpc,
+    sweep_service_pb2,
+    sweep_service_pb2_grpc,
     weight_service_pb2,
     weight_service_pb2_grpc,
 )
@@ -30,6 +32,7 @@ from actserve_server.rpc.model_servicer import ModelServicer
 from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.resource_names import model_name
 from actserve_server.rpc.steering_vector_servicer import SteeringVectorServicer
+from actserve_server.rpc.sweep_servicer import SweepServicer
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
 from actserve_server.rpc.transport.auth import anybody, by_token
@@ -37,6 +40,7 @@ from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.model_header import ModelHeader
 from actserve_server.rpc.transport.observer import Observer
 from actserve_server.rpc.weight_servicer import WeightServicer
+from actserve_server.storage.stored_cells import StoredCells
 
 _DESCRIPTORS = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
@@ -45,6 +49,7 @@ _DESCRIPTORS = (
     explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"],
     weight_service_pb2.DESCRIPTOR.services_by_name["WeightService"],
     steering_vector_service_pb2.DESCRIPTOR.services_by_name["SteeringVectorService"],
+    sweep_service_pb2.DESCRIPTOR.services_by_name["SweepService"],
 )
 SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
 """Full names of the services that are served, and have a health of their own."""
@@ -90,14 +95,15 @@ class Listening:
 
 
 class RpcServer:
-    """Serves an engine, what requests can name, and the autoencoders that explain it. Health is
-    NOT_SERVING until told otherwise."""
+    """Serves an engine, what requests can name, the autoencoders that explain it, and stored
+    cells of sweeps. Health is NOT_SERVING until told otherwise."""
 
     def __init__(
         self,
         engine: AdmittedEngine,
         sources: Sources,
         autoencoders: Nlas,
+        cells: StoredCells,
         listening: Listening,
     ) -> None:
         tokens = listening.tokens
@@ -127,6 +133,9 @@ class RpcServer:
         )
         steering_vector_service_pb2_grpc.add_SteeringVectorServiceServicer_to_server(
             SteeringVectorServicer(engine, sources), self._server
+        )
+        sweep_service_pb2_grpc.add_SweepServiceServicer_to_server(
+            SweepServicer(engine, sources, autoencoders, cells), self._server
         )
         not_served.add_to(self._server)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]

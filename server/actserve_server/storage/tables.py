@@ -75,3 +75,32 @@ steering_vector_labels = sa.Table(
     sa.Index(None, "key", "value"),
 )
 """The labels again, to find vectors by."""
+
+sweep_cells = sa.Table(
+    "sweep_cells",
+    METADATA,
+    sa.Column("tenant", text(), nullable=False),
+    # Of all that the cells of the sweep depend on.
+    sa.Column("sweep_sha256", sa.LargeBinary(32), nullable=False),
+    # Its number in the sweep.
+    sa.Column("cell", sa.Integer, autoincrement=False, nullable=False),
+    sa.Column("account", text(), nullable=False),
+    # A serialized SweepCell.
+    sa.Column("message", sa.LargeBinary, nullable=False),
+    # What counts against quotas.
+    sa.Column("size_bytes", sa.Integer, nullable=False),
+    # Microseconds since 1970 began, UTC.
+    sa.Column("create_time_us", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("tenant", "sweep_sha256", "cell"),
+    sa.Index(None, "account", "create_time_us"),
+    sa.Index(None, "create_time_us"),
+)
+"""Finished cells of sweeps."""
+
+sweep_cell_totals = sa.Table(
+    "sweep_cell_totals",
+    METADATA,
+    sa.Column("account", text(), primary_key=True),
+    sa.Column("stored_bytes", sa.BigInteger, nullable=False),
+)
+"""What they take of each account, since adding it up anew takes long."""

@@ -21,6 +21,8 @@ class EngineOptions:
     max_request_bytes: int = 32 << 20
     max_kept_bytes: int = 1 << 30
     max_kept_seconds: int = 3600
+    max_sweep_bytes: int = 1 << 30
+    max_sweep_seconds: int = 7 * 24 * 3600
     default_kept_seconds: int = 600
     max_steering_vectors: int = 10_000
     max_steering_vector_bytes: int = 1 << 30

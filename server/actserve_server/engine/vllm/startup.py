@@ -145,6 +145,8 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, Fi
             max_request_bytes=options.max_request_bytes,
             max_kept_bytes=options.max_kept_bytes,
             max_kept_seconds=options.max_kept_seconds,
+            max_sweep_bytes=options.max_sweep_bytes,
+            max_sweep_seconds=options.max_sweep_seconds,
             default_kept_seconds=options.default_kept_seconds,
             max_steering_vectors=options.max_steering_vectors,
             max_steering_vector_bytes=options.max_steering_vector_bytes,

@@ -48,8 +48,8 @@ class PromptTokenizer:
 
     def _tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         match prompt:
-            case TextPrompt(text):
-                ids, spans = self._encoder.encode(text, add_special_tokens=True)
+            case TextPrompt(text, special):
+                ids, spans = self._encoder.encode(text, add_special_tokens=special)
                 sources = text_sources(spans)
             case TokenPrompt(ids):
                 sources = ()

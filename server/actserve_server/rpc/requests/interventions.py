@@ -1,6 +1,6 @@
 """Interventions from the wire, parsed once a call and then placed into each sequence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from actserve.v1 import intervention_pb2
@@ -25,6 +25,7 @@ from actserve_server.rpc.requests.kept_rows import Earlier, KeptCache
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.site_fields import sites
 from actserve_server.rpc.requests.vector_sources import Found, Sources, Target
+from actserve_server.steering.stored_vectors import LoadedVector
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -97,10 +98,11 @@ async def interventions(
     field: FieldPath,
     earlier: Earlier | None = None,
     rows: KeptCache | None = None,
+    vectors: Mapping[str, LoadedVector] | None = None,
 ) -> tuple[InterventionRequest, ...]:
     """What to change, in order, with the rows and vectors that this server has or makes for it.
     `earlier` names what earlier items of the call have kept, and `rows` are the kept rows that it
-    already uses, if it has items."""
+    already uses, if it has items. `vectors` are the stored ones, if they are looked up already."""
     check_count(len(wire), info, field)
     named = {
         at: source
@@ -108,7 +110,8 @@ async def interventions(
         for at, source in vector_sources.named(item, (*field, index))
     }
     kept = vector_sources.look_up(named, sources.kept, earlier)
-    vectors = await vector_sources.look_up_vectors(named, sources, info)
+    if vectors is None:
+        vectors = await vector_sources.look_up_vectors(named, sources, info)
     edits = await explanation_edits.vectors(wire, autoencoders, info, field)
     found = Found(
         info=info,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import readout_pb2, source_pb2
-from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.errors import OF_THE_CALL, ActserveError, FieldPath, Reason
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.runs import Finished, Rows, Run, RunEvent
 from actserve_server.engine.admission import AdmittedCall, AdmittedEngine
@@ -43,17 +43,6 @@ MAX_KEY_BYTES = 256
 """Of an item's key or a label, in UTF-8. They are told again."""
 MAX_POSITION_LABELS = 64
 """Of one item."""
-
-OF_THE_CALL = frozenset(
-    {
-        Reason.DRAINING,
-        Reason.ENGINE_DEAD,
-        Reason.INTERNAL,
-        Reason.PERMISSION_DENIED,
-        Reason.QUEUE_FULL,
-    }
-)
-"""What would end the other items as well, so it ends the call."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -90,6 +90,38 @@ async def tokenize_to_run(
     return tokenized
 
 
+async def continuation(engine: Engine, text: str, field: FieldPath) -> tuple[int, ...]:
+    """The token ids, at least one, of a text that comes after others, so without special tokens.
+    Raises PROMPT_TOO_LONG for what no sequence has room for after a token."""
+    _check_length(prompt_pb2.Prompt(text=text), engine.info, field)
+    try:
+        ids = (await engine.tokenize(TextPrompt(text, add_special_tokens=False))).ids
+    except ActserveError as error:
+        error.field = (*field, *error.field)
+        raise
+    if not ids:
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            "the text has no tokens, so nothing could come next; write one that has some",
+            field=field,
+        )
+    check_fits(1, len(ids), engine.info, field)
+    return ids
+
+
+def check_fits(prompt_tokens: int, more: int, info: ModelInfo, field: FieldPath) -> None:
+    """Raises PROMPT_TOO_LONG unless a sequence has room for a prompt and so many tokens more."""
+    limit = info.limits.max_sequence_tokens
+    if prompt_tokens + more > limit:
+        raise ActserveError(
+            Reason.PROMPT_TOO_LONG,
+            f"{prompt_tokens} tokens of a prompt and {more} of what may come next are more than "
+            f"the {limit} of a sequence; shorten one",
+            field=field,
+            metadata={"prompt_tokens": prompt_tokens, "limit": limit - more},
+        )
+
+
 def to_wire(tokenized: TokenizedPrompt, *, ids_only: bool = False) -> prompt_pb2.TokenizedPrompt:
     if ids_only:
         return prompt_pb2.TokenizedPrompt(ids=tokenized.ids)

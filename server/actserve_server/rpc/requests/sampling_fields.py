@@ -58,12 +58,7 @@ async def sampling(
     if logprobs is not None:
         _check(wire, "logprobs", logprobs <= MAX_LOGPROBS, f"be at most {MAX_LOGPROBS}", field)
 
-    max_tokens = _max_tokens(given(wire, "max_tokens"), prompt_tokens, info, field)
-    if wire.min_tokens > max_tokens:
-        raise invalid(
-            f"min_tokens is {wire.min_tokens}, above max_tokens, which is {max_tokens}; lower it",
-            (*field, "min_tokens"),
-        )
+    max_tokens = tokens_to_sample(wire, prompt_tokens, info, field)
     stop_token_ids = token_choice.stop_token_ids(wire, info, field)
     allowed = token_choice.allowed_token_ids(wire, info, field)
     bad_words = await token_choice.bad_words(wire, engine, field)
@@ -157,6 +152,19 @@ def samples(wire: Sampled, limit: int, field: FieldPath) -> int:
             metadata={"samples": wanted, "limit": limit},
         )
     return wanted
+
+
+def tokens_to_sample(
+    wire: pb.SamplingParams, prompt_tokens: int, info: ModelInfo, field: FieldPath
+) -> int:
+    """How many tokens at most follow a prompt of this length."""
+    max_tokens = _max_tokens(given(wire, "max_tokens"), prompt_tokens, info, field)
+    if wire.min_tokens > max_tokens:
+        raise invalid(
+            f"min_tokens is {wire.min_tokens}, above max_tokens, which is {max_tokens}; lower it",
+            (*field, "min_tokens"),
+        )
+    return max_tokens
 
 
 def _max_tokens(wanted: int | None, prompt_tokens: int, info: ModelInfo, field: FieldPath) -> int:

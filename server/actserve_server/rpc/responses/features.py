@@ -14,6 +14,7 @@ ALWAYS = (
     pb.FEATURE_PREDICTIONS,
     pb.FEATURE_KEPT_ACTIVATIONS,
     pb.FEATURE_STEERING_VECTORS,
+    pb.FEATURE_SWEEPS,
 )
 """Served for every model. Whatever is not listed here or below is not served: a feature of the
 contract must be named to be told."""

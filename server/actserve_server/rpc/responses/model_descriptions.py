@@ -55,6 +55,8 @@ def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
             max_statistics_bytes=MAX_STATISTICS_BYTES,
             max_steering_vectors=limits.max_steering_vectors,
             max_steering_vector_bytes=limits.max_steering_vector_bytes,
+            max_sweep_bytes=limits.max_sweep_bytes,
+            max_sweep_seconds=limits.max_sweep_seconds,
         ),
         attention_unserved_reason=attention_unserved,
         features=features(info, served_nlas.all_of(autoencoders), attention=not attention_unserved),

@@ -15,7 +15,8 @@ def to_wire(
 ) -> list[pb.InterventionReport]:
     """The report of every intervention of the request, in order."""
     rest = iter(reports)
-    return [_merged([next(rest) for _ in edit.parts]) for edit in edits]
+    merged = (InterventionReport.merged([next(rest) for _ in edit.parts]) for edit in edits)
+    return [report(each) for each in merged]
 
 
 def count(edits: Sequence[InterventionRequest]) -> None:
@@ -37,18 +38,11 @@ def numbered_as_sent(edits: Sequence[InterventionRequest]) -> Iterator[None]:
         raise
 
 
-def _merged(reports: Sequence[InterventionReport]) -> pb.InterventionReport:
-    changes = [
-        (report.mean_relative_change, report.rows - report.reused_rows)
-        for report in reports
-        if report.mean_relative_change is not None
-    ]
-    computed = sum(rows for _, rows in changes)
+def report(merged: InterventionReport) -> pb.InterventionReport:
+    """One report as a message."""
     return pb.InterventionReport(
-        rows=sum(report.rows for report in reports),
-        changed_rows=sum(report.changed_rows for report in reports),
-        reused_rows=sum(report.reused_rows for report in reports),
-        mean_relative_change=sum(change * rows for change, rows in changes) / computed
-        if computed
-        else None,
+        rows=merged.rows,
+        changed_rows=merged.changed_rows,
+        reused_rows=merged.reused_rows,
+        mean_relative_change=merged.mean_relative_change,
     )

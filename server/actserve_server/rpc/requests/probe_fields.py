@@ -1,0 +1,92 @@
+"""Probes from the wire, and how their numbers become a score."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from actserve.v1 import probe_pb2 as pb
+from actserve.v1 import readout_pb2
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.probes import Aggregator, Ema, Probe, RollingMean, ScoreReduction
+from actserve_server.rpc.requests import vector_sources
+from actserve_server.rpc.requests.site_fields import site
+from actserve_server.rpc.requests.vector_sources import Found, Target
+
+MAX_WINDOW = 1024
+"""Tokens of a rolling mean."""
+
+_REDUCTIONS: Mapping[int, ScoreReduction] = {
+    readout_pb2.REDUCTION_UNSPECIFIED: ScoreReduction.NEWEST,
+    readout_pb2.REDUCTION_LAST: ScoreReduction.NEWEST,
+    readout_pb2.REDUCTION_MEAN: ScoreReduction.MEAN,
+    readout_pb2.REDUCTION_MAX: ScoreReduction.MAX,
+}
+
+
+def probe(wire: pb.Probe, found: Found, field: FieldPath) -> Probe:
+    """The probe, with its direction as the domain promises it."""
+    where = site(wire.site, found.info, (*field, "site"))
+    width, at = found.info.at(where).width, (*field, "direction")
+    if not wire.HasField("direction"):
+        raise vector_sources.unset(at, f"[{width}]")
+    if wire.direction.WhichOneof("source") == "edit":
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            "an edit is made where an intervention takes place, and a probe changes nothing; send "
+            "a tensor, or name another source",
+            field=(*at, "edit"),
+        )
+    target = Target(sites=(where,), width=width, name=f"a row of {where}")
+    direction = vector_sources.vector(wire.direction, target, found, at)
+    if not direction.any():
+        raise ActserveError(
+            Reason.TENSOR_DEGENERATE,
+            "the direction is zero, which gives every row the same number; send one that is not",
+            field=at,
+        )
+    if not np.isfinite(wire.bias):
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"bias is {wire.bias}; it must be finite",
+            field=(*field, "bias"),
+        )
+    return Probe(where, direction, wire.bias)
+
+
+def aggregator(wire: pb.ScoreAggregator, field: FieldPath) -> Aggregator:
+    """How numbers become a score; each token's own number where nothing is set."""
+    reduction = _REDUCTIONS.get(wire.reduction)
+    if reduction is None:
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"reduction {wire.reduction} is unknown; use one of "
+            f"{', '.join(readout_pb2.Reduction.keys())}",
+            field=(*field, "reduction"),
+        )
+    return Aggregator(_smoothing(wire, field), reduction)
+
+
+def _smoothing(wire: pb.ScoreAggregator, field: FieldPath) -> Ema | RollingMean | None:
+    match wire.WhichOneof("smoothing"):
+        case "ema":
+            weight = wire.ema.weight
+            if not 0 < weight <= 1:
+                raise ActserveError(
+                    Reason.FIELD_INVALID,
+                    f"the weight of the moving average is {weight:g}; it must be above 0 and at "
+                    "most 1",
+                    field=(*field, "ema", "weight"),
+                )
+            return Ema(weight)
+        case "rolling_mean":
+            tokens = wire.rolling_mean.tokens
+            if not 1 <= tokens <= MAX_WINDOW:
+                raise ActserveError(
+                    Reason.FIELD_INVALID,
+                    f"the rolling mean is of {tokens} tokens; it must be of 1 to {MAX_WINDOW}",
+                    field=(*field, "rolling_mean", "tokens"),
+                    metadata={"tokens": tokens, "limit": MAX_WINDOW},
+                )
+            return RollingMean(tokens)
+        case _:
+            return None

@@ -1,0 +1,80 @@
+"""What is the same of two sweeps that are equal: the request, what its sources mean, and the
+checkpoint that answers it.
+
+Kept rows and stored vectors are taken by what they are: rows that were captured again count as the
+same, and a name that has come to mean another vector does not. The vector of an edited explanation
+is taken by its texts: computed again it may round another way.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+from actserve.v1 import source_pb2
+from actserve.v1 import sweep_service_pb2 as pb
+from actserve_server.domain.model import ModelInfo
+from actserve_server.engine.forms import form_of, projection_form
+from actserve_server.rpc.requests import vector_sources
+from actserve_server.rpc.requests.swept_variants import Variant
+from actserve_server.steering.stored_vectors import LoadedVector
+from actserve_server.steering.sweep_scores import Scores
+
+VERSION = b"actserve sweep 1\n"
+"""To be raised where what is stored of a cell changes its meaning."""
+
+
+def digest(
+    wire: pb.RunSweepRequest,
+    variants: Sequence[Variant],
+    scores: Scores,
+    vectors: Mapping[str, LoadedVector],
+    info: ModelInfo,
+) -> bytes:
+    """SHA-256 of all that the cells depend on, and nothing else. `vectors` are the stored ones, by
+    the name by which a source names them."""
+    made = hashlib.sha256(VERSION)
+    checkpoint = (info.id, info.path, info.architecture, info.layer_count, info.width)
+    made.update(repr((*checkpoint, info.vocabulary_size, info.element_type.value)).encode())
+    made.update(_by_content(wire, vectors).SerializeToString(deterministic=True))
+    for each in _vectors(wire, variants, scores):
+        made.update(each)
+    return made.digest()
+
+
+def _by_content(
+    wire: pb.RunSweepRequest, vectors: Mapping[str, LoadedVector]
+) -> pb.RunSweepRequest:
+    """The request without what does not change a cell, and with what its sources mean in place of
+    names. What was kept is in `_vectors`."""
+    request = pb.RunSweepRequest()
+    request.CopyFrom(wire)
+    for name in ("model", "resume_token", "afresh"):
+        request.ClearField(name)
+    for at, source in vector_sources.named(request, ()):
+        if isinstance(source, source_pb2.VectorSource) and source.HasField("steering_vector"):
+            stored = vectors[source.steering_vector].stored
+            sites = " ".join(map(str, stored.sites))
+            source.steering_vector = f"{stored.content_sha256.hex()} {sites}"
+        elif source.WhichOneof("source") == "kept" and "when" not in at:
+            source.kept.name = ""
+    return request
+
+
+def _vectors(
+    wire: pb.RunSweepRequest, variants: Sequence[Variant], scores: Scores
+) -> Iterator[bytes]:
+    for sent, variant in zip(wire.variants, variants, strict=True):
+        for edits in variant.edits:
+            for item, edit in zip(sent.interventions, edits, strict=True):
+                if not _has_edit(item):
+                    for part in edit.parts:
+                        yield form_of(part.operation).vectors.digest
+    for each in scores.projections:
+        for vectors in projection_form(each).vectors:
+            yield vectors.digest
+
+
+def _has_edit(item: object) -> bool:
+    return any(
+        isinstance(source, source_pb2.VectorSource) and source.HasField("edit")
+        for _, source in vector_sources.named(item, ())  # pyright: ignore[reportArgumentType]
+    )
