@@ -16,6 +16,7 @@ from actserve.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
     steering_vector_service_pb2,
+    sweep_service_pb2,
     weight_service_pb2,
 )
 from actserve_server.domain.model import Limits
@@ -49,6 +50,7 @@ METHODS = [
         kept_activations_service_pb2,
         model_service_pb2,
         steering_vector_service_pb2,
+        sweep_service_pb2,
         weight_service_pb2,
     )
     for service in file.DESCRIPTOR.services_by_name.values()
