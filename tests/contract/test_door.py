@@ -15,6 +15,8 @@ from actserve.v1 import (
     kept_activations_service_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
+    steering_vector_service_pb2,
+    sweep_service_pb2,
     weight_service_pb2,
 )
 from actserve_server.domain.model import Limits
@@ -47,6 +49,8 @@ METHODS = [
         generation_service_pb2,
         kept_activations_service_pb2,
         model_service_pb2,
+        steering_vector_service_pb2,
+        sweep_service_pb2,
         weight_service_pb2,
     )
     for service in file.DESCRIPTOR.services_by_name.values()
