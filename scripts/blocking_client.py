@@ -35,6 +35,8 @@ NAMES = {
             "Stream",
             "Studies",
             "Transport",
+            "VectorStore",
+            "Vectors",
             "Weights",
         )
     },

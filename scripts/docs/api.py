@@ -70,6 +70,12 @@ PAGES = (
         ("steering", "steering_vectors", "edits"),
     ),
     Page(
+        "vectors",
+        "Stored vectors",
+        "What a server stores by name: the guide on [stored vectors](../../vectors.md).",
+        ("stored_vectors",),
+    ),
+    Page(
         "generation",
         "Sampling and events",
         "How tokens are chosen, and what a stream tells while they are: the guide on "

@@ -1,6 +1,7 @@
 """Results made by hand, as a small model with the tokens of SmolLM2 might give them."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from actserve import (
     Site,
     SitePredictions,
     SteeringVector,
+    StoredRow,
+    StoredVector,
     TextScore,
     Tokenized,
     TokenLogprobs,
@@ -211,6 +214,21 @@ def vector(tokens: Sequence[str] = TOKENS) -> SteeringVector:
     return SteeringVector("resid_post.1", numbers(WIDTH), "".join(tokens))
 
 
+def stored(tokens: Sequence[str] = TOKENS) -> StoredVector:
+    text = "".join(tokens)
+    return StoredVector(
+        name=f"models/m/steeringVectors/{text}",
+        rows=tuple(StoredRow(token, 1.5, None, 0.75, None) for token in tokens),
+        width=WIDTH,
+        labels={text: text},
+        provenance=None,
+        model_path=text,
+        content_sha256="",
+        create_time=datetime(2026, 1, 1, tzinfo=timezone.utc),
+        etag="",
+    )
+
+
 def model(tokens: Sequence[str] = TOKENS) -> Model:
     text = "".join(tokens)
     return Model(
@@ -250,5 +268,6 @@ RESULTS: dict[str, Callable[..., Shown]] = STUDIES | {
     "tokenized": tokenized,
     "means": means,
     "vector": vector,
+    "stored vector": stored,
     "model": model,
 }

@@ -57,6 +57,13 @@ if TYPE_CHECKING:
         assert_type(client.token_rows("embedding", [1, 2]), NDArray[np.float32])
         assert_type(client.head_matrices(0, [1, 2])[0].qk, NDArray[np.float32])
         assert_type(client.tokenize("a"), Tokenized)
+        joy = client.vectors.create("joy", ["a"], ["b"], "resid_post.*", method="pca")
+        assert_type(joy, actserve.StoredVector)
+        for vector in client.vectors.list({"a": "b"}):
+            assert_type(vector, actserve.StoredVector)
+        client.vectors.combine("calm", {"joy": 1, joy: -0.5}, without=[joy, "anger"])
+        steer = [joy, joy.add(2.0), actserve.Add("z.0", "joy"), actserve.Ablate("z.0", joy)]
+        assert_type(client.generate("a", steer=steer), Generation)
         assert_type(client.tokenize(["a"]), list[Tokenized])
 
     async def asynchronous(client: actserve.AsyncClient) -> None:
@@ -77,5 +84,8 @@ if TYPE_CHECKING:
         assert_type(await client.score_explanations(np.ones(3), "a", "z.0"), actserve.Score)
         async for explained in client.explain_text_stream("a"):
             assert_type(explained, actserve.ExplainEvent)
+        assert_type(await client.vectors.get("joy"), actserve.StoredVector)
+        async for vector in client.vectors.list():
+            assert_type(vector, actserve.StoredVector)
         async for event in client.stream("a"):
             assert_type(event, actserve.Event)

@@ -31,7 +31,9 @@ def test_a_public_name_is_on_the_page_of_its_module() -> None:
     pages = {
         page.name: [name.name for name in names] for page, names in api.names_by_page().items()
     }
-    assert {*pages["clients"]} == {"Client", "AsyncClient", "Stream", "AsyncStream"}
+    assert {*pages["clients"]} == {
+        *("Client", "AsyncClient", "Stream", "AsyncStream", "Vectors", "AsyncVectors")
+    }
     assert {"Add", "ExplanationEdit"} <= {*pages["interventions"]}
     assert {"HeadMatrices", "ElementType"} <= {*pages["more"]}
 

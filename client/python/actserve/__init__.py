@@ -9,8 +9,10 @@ from importlib.metadata import version
 
 from actserve._async.client import AsyncClient
 from actserve._async.streams import AsyncStream
+from actserve._async.vectors import AsyncVectors
 from actserve._sync.client import Client
 from actserve._sync.streams import Stream
+from actserve._sync.vectors import Vectors
 from actserve.attention import Attention, AttentionMeans, AttentionPattern, AttentionSummary
 from actserve.attributions import Attributions, LogitAttribution
 from actserve.conversations import Conversation
@@ -87,6 +89,14 @@ from actserve.steering import (
     Zero,
 )
 from actserve.steering_vectors import Steer, SteeringVector
+from actserve.stored_vectors import (
+    Combined,
+    Contrasted,
+    Stored,
+    StoredRow,
+    StoredVector,
+    VectorTerm,
+)
 from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, Study, TextScore
 from actserve.tensors import ElementType
 from actserve.tokens import TokenLike
@@ -102,6 +112,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncClient",
     "AsyncStream",
+    "AsyncVectors",
     "Attended",
     "Attention",
     "AttentionMap",
@@ -121,8 +132,10 @@ __all__ = [
     "Claim",
     "Clamp",
     "Client",
+    "Combined",
     "Comparison",
     "Conflict",
+    "Contrasted",
     "Conversation",
     "DeadlineExceeded",
     "ElementType",
@@ -182,6 +195,9 @@ __all__ = [
     "Started",
     "Steer",
     "SteeringVector",
+    "Stored",
+    "StoredRow",
+    "StoredVector",
     "Stream",
     "StreamCutShort",
     "Study",
@@ -198,6 +214,8 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Usage",
+    "VectorTerm",
+    "Vectors",
     "Zero",
     "load",
     "saelens_site",

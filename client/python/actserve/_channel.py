@@ -30,6 +30,8 @@ from actserve.v1 import (
     kept_activations_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    steering_vector_service_pb2,
+    steering_vector_service_pb2_grpc,
     weight_service_pb2,
     weight_service_pb2_grpc,
 )
@@ -52,6 +54,9 @@ _SERVICES = {
     ),
     explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"]: (
         explanation_service_pb2_grpc.ExplanationServiceStub
+    ),
+    steering_vector_service_pb2.DESCRIPTOR.services_by_name["SteeringVectorService"]: (
+        steering_vector_service_pb2_grpc.SteeringVectorServiceStub
     ),
     weight_service_pb2.DESCRIPTOR.services_by_name["WeightService"]: (
         weight_service_pb2_grpc.WeightServiceStub
