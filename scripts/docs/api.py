@@ -73,7 +73,7 @@ PAGES = (
         "vectors",
         "Stored vectors",
         "What a server stores by name: the guide on [stored vectors](../../vectors.md).",
-        ("stored_vectors",),
+        ("stored_vectors", "vector_files"),
     ),
     Page(
         "generation",

@@ -6,9 +6,11 @@ import sys
 import pytest
 
 EXTRA = (
+    "gguf",
     "grpc_status",
     "matplotlib",
     "pandas",
+    "plotext",
     "pyarrow",
     "rich",
     "safetensors",

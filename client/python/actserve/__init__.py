@@ -100,6 +100,7 @@ from actserve.stored_vectors import (
 from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, Study, TextScore
 from actserve.tensors import ElementType
 from actserve.tokens import TokenLike
+from actserve.vector_files import load_vectors, save_vectors
 from actserve.weights import HeadMatrices
 
 __version__ = version("actserve")
@@ -218,7 +219,9 @@ __all__ = [
     "Vectors",
     "Zero",
     "load",
+    "load_vectors",
     "saelens_site",
     "save",
+    "save_vectors",
     "to_pandas",
 ]

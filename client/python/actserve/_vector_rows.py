@@ -33,7 +33,7 @@ def vector_rows(
             rows = [SteeringVector(site, values) for site, values in vector.items()]
         case _ if _is_control_vector(vector):
             rows = of_control_vector(vector)
-        case list() | tuple() if vector and all(isinstance(v, SteeringVector) for v in vector):
+        case list() | tuple() if all(isinstance(v, SteeringVector) for v in vector):
             rows = [*vector]
         case _:
             raise InvalidRequest(
