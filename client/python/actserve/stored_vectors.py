@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from actserve._checks import described, finite
+from actserve._show.plain import plain
 from actserve._show.shown import Shown
 from actserve.errors import BadResponse, InvalidRequest
 from actserve.positions import Positions
@@ -252,6 +253,16 @@ class StoredVector(Steer, Shown):
             SteeringVector(row.site, values, f"stored as {self.id}")
             for row, values in zip(self.rows, self.elements, strict=True)
         ]
+
+    def to_json(self) -> dict[str, Any]:
+        """What is known of it as plain lists, numbers and strings; of its elements nothing.
+
+        json.dumps(client.vectors.get("joy").to_json())
+        """
+        told = {each.name: getattr(self, each.name) for each in fields(self)}
+        del told["elements"]
+        found: dict[str, Any] = plain({**told, "create_time": self.create_time.isoformat()})
+        return found
 
     def __repr__(self) -> str:
         where = self.sites[0] if len(self.rows) == 1 else f"{len(self.rows)} sites"
