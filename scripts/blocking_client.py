@@ -34,6 +34,7 @@ NAMES = {
             "Runs",
             "Stream",
             "Studies",
+            "Sweeps",
             "Transport",
             "VectorStore",
             "Vectors",

@@ -102,6 +102,12 @@ PAGES = (
         ("studies",),
     ),
     Page(
+        "sweeps",
+        "Sweeps",
+        "Many prompts under many interventions: the guide on [sweeps](../../sweeps.md).",
+        ("sweeps", "probes"),
+    ),
+    Page(
         "models",
         "Models",
         "What a server says of the model that it serves.",

@@ -74,6 +74,9 @@ class Blocking:
     def explain_text_stream(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         return self._iterate(self._client.explain_text_stream(*args, **kwargs))
 
+    def sweep_iter(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        return self._iterate(self._client.sweep_iter(*args, **kwargs))
+
     @property
     def vectors(self) -> "BlockingVectors":
         return BlockingVectors(self)

@@ -13,6 +13,7 @@ from actserve import (
     Explanation,
     Generation,
     HookPointSupport,
+    InvalidRequest,
     LabelMeans,
     Limits,
     LogitLens,
@@ -25,6 +26,8 @@ from actserve import (
     SteeringVector,
     StoredRow,
     StoredVector,
+    Sweep,
+    SweepCell,
     TextScore,
     Tokenized,
     TokenLogprobs,
@@ -229,6 +232,36 @@ def stored(tokens: Sequence[str] = TOKENS) -> StoredVector:
     )
 
 
+def sweep(tokens: Sequence[str] = TOKENS) -> Sweep:
+    def cell(at: int, coefficient: float | None) -> SweepCell:
+        return SweepCell(
+            prompt=tokens[at],
+            prompt_index=at,
+            variant="".join(tokens[:4]) if coefficient is not None else "plain",
+            variant_index=int(coefficient is not None),
+            coefficient=coefficient,
+            site=None if coefficient is None else "resid_post.1",
+            positions=None,
+            error=InvalidRequest(tokens[at]) if at == 1 and coefficient else None,
+            text=tokens[at],
+            finish_reason="stop",
+            answers={tokens[0]: -1.0 - at + (coefficient or 0)},
+            scores={},
+            perplexity=2.0,
+            repetition=None,
+            interventions=(),
+            stored=False,
+        )
+
+    return Sweep(
+        cells=tuple(cell(at, c) for c in (None, -1.0, 1.0) for at in range(len(tokens))),
+        answers=(*tokens[:1],),
+        scores=(),
+        usage=USAGE,
+        request_id="r",
+    )
+
+
 def model(tokens: Sequence[str] = TOKENS) -> Model:
     text = "".join(tokens)
     return Model(
@@ -269,5 +302,6 @@ RESULTS: dict[str, Callable[..., Shown]] = STUDIES | {
     "means": means,
     "vector": vector,
     "stored vector": stored,
+    "sweep": sweep,
     "model": model,
 }

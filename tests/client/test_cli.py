@@ -25,6 +25,7 @@ COMMANDS = (
     "patch",
     "score",
     "compare",
+    "sweep",
     "explain",
     "generate",
     "vectors list",

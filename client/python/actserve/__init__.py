@@ -60,6 +60,7 @@ from actserve.models import HookPointSupport, Limits, Model
 from actserve.nlas import Baseline, Nla
 from actserve.positions import ByCharacters, ByText, ByTokenId, ByTurn, Positions
 from actserve.predictions import Predict, SitePredictions
+from actserve.probes import Ema, Probe, RollingMean
 from actserve.projections import JumpReLU, Projection, SparseRows, TopK
 from actserve.prompts import Prompt
 from actserve.read_rows import ReadRows
@@ -98,6 +99,7 @@ from actserve.stored_vectors import (
     VectorTerm,
 )
 from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, Study, TextScore
+from actserve.sweeps import Curve, Sweep, SweepCell, Variant
 from actserve.tensors import ElementType
 from actserve.tokens import TokenLike
 from actserve.vector_files import load_vectors, save_vectors
@@ -138,8 +140,10 @@ __all__ = [
     "Conflict",
     "Contrasted",
     "Conversation",
+    "Curve",
     "DeadlineExceeded",
     "ElementType",
+    "Ema",
     "Event",
     "ExplainEvent",
     "ExplainFinished",
@@ -175,6 +179,7 @@ __all__ = [
     "Positions",
     "Predict",
     "Predicted",
+    "Probe",
     "Project",
     "Projection",
     "Prompt",
@@ -184,6 +189,7 @@ __all__ = [
     "RepetitionDetection",
     "Replace",
     "ResourceExhausted",
+    "RollingMean",
     "Rows",
     "SampleFinished",
     "Sampling",
@@ -204,6 +210,8 @@ __all__ = [
     "Study",
     "Summarized",
     "Swap",
+    "Sweep",
+    "SweepCell",
     "TextScore",
     "TokenLike",
     "TokenLogprobs",
@@ -215,6 +223,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Usage",
+    "Variant",
     "VectorTerm",
     "Vectors",
     "Zero",

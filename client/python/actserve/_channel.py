@@ -32,6 +32,8 @@ from actserve.v1 import (
     model_service_pb2_grpc,
     steering_vector_service_pb2,
     steering_vector_service_pb2_grpc,
+    sweep_service_pb2,
+    sweep_service_pb2_grpc,
     weight_service_pb2,
     weight_service_pb2_grpc,
 )
@@ -57,6 +59,9 @@ _SERVICES = {
     ),
     steering_vector_service_pb2.DESCRIPTOR.services_by_name["SteeringVectorService"]: (
         steering_vector_service_pb2_grpc.SteeringVectorServiceStub
+    ),
+    sweep_service_pb2.DESCRIPTOR.services_by_name["SweepService"]: (
+        sweep_service_pb2_grpc.SweepServiceStub
     ),
     weight_service_pb2.DESCRIPTOR.services_by_name["WeightService"]: (
         weight_service_pb2_grpc.WeightServiceStub

@@ -17,6 +17,7 @@ from actserve.cli import arguments as arg
 from actserve.cli.explain import explain
 from actserve.cli.output import plain_text, print_json, say, write, write_any_character
 from actserve.cli.studies import attention, compare, lens, patch, score
+from actserve.cli.sweep import sweep
 from actserve.cli.vectors import vectors
 from actserve.errors import ActserveError
 from actserve.events import Tokens
@@ -229,7 +230,7 @@ def fetch(
         Console().print(_summary(many))
 
 
-for command in (lens, attention, patch, score, compare, explain):
+for command in (lens, attention, patch, score, compare, sweep, explain):
     app.command()(command)
 app.add_typer(vectors, name="vectors", help="Stored vectors: what is there, files, new ones.")
 

@@ -13,7 +13,7 @@ from actserve.sites import Site
 from actserve.steering import Add
 from actserve.vector_files import load_vectors
 
-_NAME = re.compile("[a-z][a-z0-9-]{0,62}")
+NAME = re.compile("[a-z][a-z0-9-]{0,62}")
 """Of a stored vector; a file has a dot in its name, or a folder before it."""
 
 
@@ -35,12 +35,12 @@ def read_steering(text: str) -> Steering:
     out."""
     site, separator, vector = text.rpartition("=")
     vector, coefficient = counted(vector)
-    if _NAME.fullmatch(vector):
+    if NAME.fullmatch(vector):
         if not separator:
             return Steering(name=vector, coefficient=coefficient)
         return Steering((Add(Site.parse(site), vector, coefficient),))
     if separator:
-        return Steering((Add(Site.parse(site), _array(vector), coefficient),))
+        return Steering((Add(Site.parse(site), array_of(vector), coefficient),))
     try:
         return Steering(tuple(each.add(coefficient) for each in load_vectors(vector)))
     except (OSError, ValueError) as error:
@@ -69,7 +69,8 @@ def counted(text: str) -> tuple[str, float]:
         raise typer.BadParameter(f"the coefficient {factor!r} is not a number") from None
 
 
-def _array(path: str) -> np.ndarray:
+def array_of(path: str) -> np.ndarray:
+    """The array of a `.npy` file. Raises a usage error for any other."""
     try:
         with Path(path).open("rb") as opened:
             # Pickles run code; a vector needs none.
