@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import matplotlib
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from google.rpc import error_details_pb2
 
 import actserve
 from actserve import (
@@ -35,6 +37,7 @@ from actserve.v1 import model_service_pb2
 from actserve.v1 import sweep_service_pb2 as pb
 
 from . import fake_sweeps
+from .failing import abort
 from .fake_server import Model
 from .fake_vectors import site
 
@@ -362,6 +365,27 @@ def test_a_partial_file_has_each_number(client: Any, model: Model, tmp_path: Pat
         assert {(cell.answers["good"], cell.answers["bad"]) for cell in sweep.cells} == {
             (third, -math.inf)
         }
+
+
+def test_a_partial_file_that_the_server_no_longer_takes_is_named(
+    client: Any, model: Model, tmp_path: Path
+) -> None:
+    """As after a stored vector was replaced by another one of that name."""
+    partial = tmp_path / "joy.jsonl"
+    swept(client, partial=partial)
+
+    def refuse(request: Any, context: Any) -> None:
+        if getattr(request, "resume_token", b""):
+            abort(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "it is of another sweep",
+                error_details_pb2.ErrorInfo(reason="RESUME_TOKEN_INVALID", domain="actserve.dev"),
+            )
+
+    model.before = refuse
+    with pytest.raises(InvalidRequest, match=r"delete .*joy\.jsonl"):
+        swept(client, partial=partial)
 
 
 OTHERS: dict[str, tuple[bytes | None, str]] = {

@@ -22,6 +22,7 @@ from actserve._sweep_requests import (
     checked_scores,
     checked_variants,
 )
+from actserve.errors import InvalidRequest
 from actserve.positions import Positions
 from actserve.probes import Probe
 from actserve.prompts import Prompt
@@ -105,7 +106,6 @@ class AsyncSweeps(AsyncBase):
             sampling=given(**sampling),
         )
         with counting("sweep", call.cells, progress) as advance:
-            advance(len(call.had))
             async with aclosing(self._run(call, file, timeout)) as cells:
                 async for _ in cells:
                     advance(1)
@@ -152,8 +152,6 @@ class AsyncSweeps(AsyncBase):
             timeout=timeout,
             sampling=given(**sampling),
         )
-        for cell in call.had:
-            yield cell
         async with aclosing(self._run(call, file, timeout)) as cells:
             async for cell in cells:
                 yield cell
@@ -206,13 +204,19 @@ class AsyncSweeps(AsyncBase):
     async def _run(
         self, call: SweepCall, file: PartialFile | None, timeout: float | None
     ) -> AsyncGenerator[SweepCell, None]:
-        """The cells that did not come before."""
+        """All cells, first those that came before."""
         try:
+            for had in call.had:
+                yield had
             async with aclosing(self._transport.resumed(call, timeout)) as cells:
                 async for sent, cell in cells:
                     if file:
                         file.add(sent)
                     yield cell
+        except InvalidRequest as error:
+            if file and error.reason == "RESUME_TOKEN_INVALID":
+                error.message += f"; delete {file.path}, which is of a sweep that is no longer this"
+            raise
         finally:
             if file:
                 file.close()

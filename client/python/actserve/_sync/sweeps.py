@@ -22,6 +22,7 @@ from actserve._sweep_requests import (
     checked_variants,
 )
 from actserve._sync.base import Base
+from actserve.errors import InvalidRequest
 from actserve.positions import Positions
 from actserve.probes import Probe
 from actserve.prompts import Prompt
@@ -105,7 +106,6 @@ class Sweeps(Base):
             sampling=given(**sampling),
         )
         with counting("sweep", call.cells, progress) as advance:
-            advance(len(call.had))
             with closing(self._run(call, file, timeout)) as cells:
                 for _ in cells:
                     advance(1)
@@ -152,8 +152,6 @@ class Sweeps(Base):
             timeout=timeout,
             sampling=given(**sampling),
         )
-        for cell in call.had:
-            yield cell
         with closing(self._run(call, file, timeout)) as cells:
             for cell in cells:
                 yield cell
@@ -206,13 +204,19 @@ class Sweeps(Base):
     def _run(
         self, call: SweepCall, file: PartialFile | None, timeout: float | None
     ) -> Generator[SweepCell, None]:
-        """The cells that did not come before."""
+        """All cells, first those that came before."""
         try:
+            for had in call.had:
+                yield had
             with closing(self._transport.resumed(call, timeout)) as cells:
                 for sent, cell in cells:
                     if file:
                         file.add(sent)
                     yield cell
+        except InvalidRequest as error:
+            if file and error.reason == "RESUME_TOKEN_INVALID":
+                error.message += f"; delete {file.path}, which is of a sweep that is no longer this"
+            raise
         finally:
             if file:
                 file.close()
