@@ -145,7 +145,7 @@ def test_compare_marks_where_the_two_part(run: Run, model: Model, joy: Path) -> 
     def generate(request: generation_service_pb2.GenerateRequest) -> Any:
         for event in model.honest_generate(request):
             if event.HasField("tokens") and event.tokens.position == 3 and request.interventions:
-                event.tokens.ids[0], event.tokens.texts[0], event.tokens.text = 99, " joy", " joy"
+                event.tokens.ids[0], event.tokens.texts[0], event.tokens.text = 99, " so1", " so1"
             yield event
 
     same = run("compare", "one two", "--steer", "joy*4", *BIG, env={"COLUMNS": "200"})
@@ -154,7 +154,7 @@ def test_compare_marks_where_the_two_part(run: Run, model: Model, joy: Path) -> 
     result = run("compare", "one two", "--steer", "joy*4", *BIG, env={"COLUMNS": "200"})
     text = " ".join(result.stdout.split())
     assert "and0 ▶so0 on0" in text
-    assert "and0 ▶joy on0" in text
+    assert "and0 ▶so1 on0" in text  # Before the word, and not within it.
     assert "part, at generated token 1" in text
     assert told(run("compare", "a b", "--steer", "joy", *BIG, "--json"))["parts_at"] == 1
 
