@@ -388,6 +388,21 @@ def test_a_partial_file_that_the_server_no_longer_takes_is_named(
         swept(client, partial=partial)
 
 
+def test_a_sweep_that_is_refused_leaves_no_partial_file(
+    client: Any, model: Model, tmp_path: Path
+) -> None:
+    """Which would stand in the way of the one that is put right."""
+
+    def refuse(request: Any, context: Any) -> None:
+        if isinstance(request, pb.RunSweepRequest):
+            abort(context, grpc.StatusCode.INVALID_ARGUMENT)
+
+    model.before = refuse
+    with pytest.raises(InvalidRequest):
+        swept(client, partial=tmp_path / "joy.jsonl")
+    assert not [*tmp_path.iterdir()]
+
+
 OTHERS: dict[str, tuple[bytes | None, str]] = {
     "another sweep": (None, "is of another sweep"),
     "a text": (b"my notes\n", "was written by something else"),

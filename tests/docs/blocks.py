@@ -140,7 +140,7 @@ def _check_sweep(path: Path, _: Mapping[str, Any]) -> None:
 
 
 CHECKS: Mapping[str, Callable[[Path, dict[str, Any]], None]] = {
-    "joy.yaml": _check_sweep,
+    "liking.yaml": _check_sweep,
     "server.yaml": _check_settings,
     "tokens.yaml": _check_tokens,
     "nla_meta.yaml": _check_sidecar,

@@ -8,7 +8,7 @@ import hashlib
 import json
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from google.protobuf import json_format
 
@@ -18,7 +18,7 @@ _KIND = "actserve sweep, partial"
 
 
 class PartialFile:
-    """A file of some cells of a sweep; made if it is not there.
+    """A file of some cells of a sweep; made when the first cell comes, if it is not there.
 
     Raises `ValueError` for one of another sweep, and for any other file.
     """
@@ -29,21 +29,23 @@ class PartialFile:
         whole = self._read()
         self.cells = [self._cell(number, line) for number, line in enumerate(whole[1:], 2)]
         """The cells that came before, in their order."""
-        # What was being written when the program stopped is cut off.
-        kept = "".join(f"{line}\n" for line in whole or [self._header])
-        if not self.path.exists() or self.path.read_text("utf-8") != kept:
-            self.path.write_text(kept, "utf-8")
-        self._file = self.path.open("a", encoding="utf-8")
+        self._kept = "".join(f"{line}\n" for line in whole or [self._header])
+        self._file: IO[str] | None = None
 
     def add(self, cell: pb.SweepCell) -> None:
         """Writes a cell down, at once."""
+        if self._file is None:
+            # What was being written when the program stopped is cut off.
+            self.path.write_text(self._kept, "utf-8")
+            self._file = self.path.open("a", encoding="utf-8")
         told = json_format.MessageToDict(cell, preserving_proto_field_name=True)
         self._file.write(json.dumps(told, separators=(",", ":")) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """Closes it; what it has stays."""
-        self._file.close()
+        if self._file:
+            self._file.close()
 
     def _read(self) -> list[str]:
         """The lines that were written to their end."""

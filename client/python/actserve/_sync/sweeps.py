@@ -194,12 +194,7 @@ class Sweeps(Base):
             **asked,
         )
         file = None if partial is None else PartialFile(partial, found.request)
-        try:
-            return SweepCall(found, file.cells if file else ()), file
-        except Exception:
-            if file:
-                file.close()
-            raise
+        return SweepCall(found, file.cells if file else ()), file
 
     def _run(
         self, call: SweepCall, file: PartialFile | None, timeout: float | None

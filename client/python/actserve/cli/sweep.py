@@ -9,7 +9,7 @@ from rich.console import Console
 from actserve.cli import arguments as arg
 from actserve.cli.output import print_json, say
 from actserve.cli.sweep_spec import read_spec, sweep_arguments
-from actserve.errors import ActserveError, InvalidRequest
+from actserve.errors import ActserveError
 from actserve.sweeps import Sweep
 
 _PICTURES = (".png", ".svg", ".pdf")
@@ -80,14 +80,14 @@ def sweep(
         try:
             arguments = arg.reader(lambda _: sweep_arguments(asked, client))("")
             found = client.sweep(partial=partial, **arguments)
-        except (ActserveError, KeyboardInterrupt) as error:
-            if partial.exists() and not isinstance(error, InvalidRequest):
+        except (ActserveError, KeyboardInterrupt):
+            if partial.exists():
                 say(f"{partial} has the cells that came; the same command goes on from there")
             raise
         except (TypeError, ValueError) as error:  # Of a field that takes something else.
             raise typer.BadParameter(str(error)) from None
     found.save(out)
-    partial.unlink()
+    partial.unlink(missing_ok=True)
     say(f"wrote {len(found)} cells to {out}")
     _show(found, value, plot, heat, draw=draw and not as_json)
     if as_json:
