@@ -34,7 +34,10 @@ NAMES = {
             "Runs",
             "Stream",
             "Studies",
+            "Sweeps",
             "Transport",
+            "VectorStore",
+            "Vectors",
             "Weights",
         )
     },

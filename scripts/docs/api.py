@@ -70,6 +70,12 @@ PAGES = (
         ("steering", "steering_vectors", "edits"),
     ),
     Page(
+        "vectors",
+        "Stored vectors",
+        "What a server stores by name: the guide on [stored vectors](../../vectors.md).",
+        ("stored_vectors", "vector_files"),
+    ),
+    Page(
         "generation",
         "Sampling and events",
         "How tokens are chosen, and what a stream tells while they are: the guide on "
@@ -94,6 +100,12 @@ PAGES = (
         "What `logit_lens`, `attention`, `patch`, `score` and `compare` return: numbers that know "
         "how to be shown.",
         ("studies",),
+    ),
+    Page(
+        "sweeps",
+        "Sweeps",
+        "Many prompts under many interventions: the guide on [sweeps](../../sweeps.md).",
+        ("sweeps", "probes"),
     ),
     Page(
         "models",

@@ -33,7 +33,11 @@ def page() -> str:
     client: Any = typer.main.get_command(app)
     parts = [_INTRODUCTION, f"{_help(client.help)}\n"]
     for name, command in client.commands.items():
-        parts += _command(name, command)
+        if hasattr(command, "commands"):  # Commands about one thing.
+            for each, of_it in command.commands.items():
+                parts += _command(f"{name} {each}", of_it)
+        else:
+            parts += _command(name, command)
     return "\n".join([*parts, _INTRODUCTION_OF_SERVER, *_server(make_parser())])
 
 

@@ -74,6 +74,13 @@ class Blocking:
     def explain_text_stream(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         return self._iterate(self._client.explain_text_stream(*args, **kwargs))
 
+    def sweep_iter(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        return self._iterate(self._client.sweep_iter(*args, **kwargs))
+
+    @property
+    def vectors(self) -> "BlockingVectors":
+        return BlockingVectors(self)
+
     def _iterate(self, events: Any) -> Generator[Any, None, None]:
         try:
             with contextlib.suppress(StopAsyncIteration):
@@ -81,6 +88,21 @@ class Blocking:
                     yield self._run(self._await(events.__anext__, (), {}))
         finally:
             self._run(events.aclose())
+
+
+class BlockingVectors:
+    """Its `vectors` behind the face of the blocking ones."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._vectors = client._client.vectors
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._vectors, name)
+        return lambda *args, **kwargs: self._client._run(self._client._await(method, args, kwargs))
+
+    def list(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        return self._client._iterate(self._vectors.list(*args, **kwargs))
 
 
 @pytest.fixture(params=["sync", "asyncio"])

@@ -27,9 +27,11 @@ from actserve.v1 import (
 from actserve.v1 import kept_activations_service_pb2 as kept_pb2
 from actserve.v1 import kept_activations_service_pb2_grpc as kept_grpc
 from actserve.v1 import model_service_pb2_grpc as model_grpc
+from actserve.v1 import steering_vector_service_pb2_grpc as vector_grpc
+from actserve.v1 import sweep_service_pb2_grpc as sweep_grpc
 from actserve.v1 import weight_service_pb2_grpc as weight_grpc
 
-from . import fake_explanations, fake_weights
+from . import fake_explanations, fake_sweeps, fake_vectors, fake_weights
 from .fake_prompts import tokenized
 from .fake_readouts import (
     WIDTH,
@@ -172,6 +174,8 @@ class Model:
         self.reconstruct = fake_explanations.reconstruct
         self.score = fake_explanations.score
         self.set_baseline = fake_explanations.set_baseline
+        self.sweep: Callable[[Any], Events] = fake_sweeps.honest
+        self.vectors = fake_vectors.Vectors()
         self.weights: Callable[[Any], Events] = fake_weights.told
         self.before: Callable[[Any, grpc.ServicerContext], object] = lambda request, context: None
 
@@ -381,6 +385,28 @@ class WeightServicer(weight_grpc.WeightServiceServicer):
     ReadTokenRows = ReadHeadMatrices = _read
 
 
+class VectorServicer(vector_grpc.SteeringVectorServiceServicer):
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def _answer(self, request: Any, context: Any) -> Any:
+        self.model.seen(request, context)
+        return self.model.vectors.answer(request, context)
+
+    CreateSteeringVector = GetSteeringVector = ListSteeringVectors = _answer
+    UpdateSteeringVector = DeleteSteeringVector = _answer
+    MakeSteeringVector = CombineSteeringVectors = _answer
+
+
+class SweepServicer(sweep_grpc.SweepServiceServicer):
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def RunSweep(self, request: Any, context: Any) -> Events:  # noqa: N802
+        self.model.seen(request, context)
+        yield from self.model.sweep(request)
+
+
 class KeptServicer(kept_grpc.KeptActivationsServiceServicer):
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -478,6 +504,8 @@ def serving(model: Model) -> Iterator[str]:
     explanation_grpc.add_ExplanationServiceServicer_to_server(ExplanationServicer(model), server)
     kept_grpc.add_KeptActivationsServiceServicer_to_server(KeptServicer(model), server)
     model_grpc.add_ModelServiceServicer_to_server(ModelServicer(model), server)
+    sweep_grpc.add_SweepServiceServicer_to_server(SweepServicer(model), server)
+    vector_grpc.add_SteeringVectorServiceServicer_to_server(VectorServicer(model), server)
     weight_grpc.add_WeightServiceServicer_to_server(WeightServicer(model), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

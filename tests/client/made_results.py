@@ -1,6 +1,7 @@
 """Results made by hand, as a small model with the tokens of SmolLM2 might give them."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from actserve import (
     Explanation,
     Generation,
     HookPointSupport,
+    InvalidRequest,
     LabelMeans,
     Limits,
     LogitLens,
@@ -22,6 +24,10 @@ from actserve import (
     Site,
     SitePredictions,
     SteeringVector,
+    StoredRow,
+    StoredVector,
+    Sweep,
+    SweepCell,
     TextScore,
     Tokenized,
     TokenLogprobs,
@@ -211,6 +217,51 @@ def vector(tokens: Sequence[str] = TOKENS) -> SteeringVector:
     return SteeringVector("resid_post.1", numbers(WIDTH), "".join(tokens))
 
 
+def stored(tokens: Sequence[str] = TOKENS) -> StoredVector:
+    text = "".join(tokens)
+    return StoredVector(
+        name=f"models/m/steeringVectors/{text}",
+        rows=tuple(StoredRow(token, 1.5, None, 0.75, None) for token in tokens),
+        width=WIDTH,
+        labels={text: text},
+        provenance=None,
+        model_path=text,
+        content_sha256="",
+        create_time=datetime(2026, 1, 1, tzinfo=timezone.utc),
+        etag="",
+    )
+
+
+def sweep(tokens: Sequence[str] = TOKENS) -> Sweep:
+    def cell(at: int, coefficient: float | None) -> SweepCell:
+        return SweepCell(
+            prompt=tokens[at],
+            prompt_index=at,
+            variant="".join(tokens[:4]) if coefficient is not None else "plain",
+            variant_index=int(coefficient is not None),
+            coefficient=coefficient,
+            site=None if coefficient is None else "resid_post.1",
+            positions=None,
+            error=InvalidRequest(tokens[at]) if at == 1 and coefficient else None,
+            text=tokens[at],
+            finish_reason="stop",
+            answers={tokens[0]: -1.0 - at + (coefficient or 0)},
+            scores={},
+            perplexity=2.0,
+            repetition=None,
+            interventions=(),
+            stored=False,
+        )
+
+    return Sweep(
+        cells=tuple(cell(at, c) for c in (None, -1.0, 1.0) for at in range(len(tokens))),
+        answers=(*tokens[:1],),
+        scores=(),
+        usage=USAGE,
+        request_id="r",
+    )
+
+
 def model(tokens: Sequence[str] = TOKENS) -> Model:
     text = "".join(tokens)
     return Model(
@@ -250,5 +301,7 @@ RESULTS: dict[str, Callable[..., Shown]] = STUDIES | {
     "tokenized": tokenized,
     "means": means,
     "vector": vector,
+    "stored vector": stored,
+    "sweep": sweep,
     "model": model,
 }

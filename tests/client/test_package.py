@@ -6,14 +6,17 @@ import sys
 import pytest
 
 EXTRA = (
+    "gguf",
     "grpc_status",
     "matplotlib",
     "pandas",
+    "plotext",
     "pyarrow",
     "rich",
     "safetensors",
     "torch",
     "typer",
+    "yaml",
 )
 
 BLOCK = f"""
@@ -63,6 +66,6 @@ def test_the_command_without_its_extra_says_how_to_install_it(start: str) -> Non
     result = python(start)
     assert result.returncode == 1
     assert result.stderr == (
-        "the actserve command needs typer, rich, safetensors, pyarrow; install them with: "
+        "the actserve command needs typer, rich, safetensors, pyarrow, yaml; install them with: "
         "pip install 'actserve[cli]'\n"
     )

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 import actserve
-from actserve import Ablate, Add, Clamp, InvalidRequest, Mean, Project, Replace, Swap, Zero
+from actserve import (
+    Ablate,
+    Add,
+    Clamp,
+    InvalidRequest,
+    Mean,
+    Project,
+    Replace,
+    Stored,
+    Swap,
+    Zero,
+)
 from actserve.v1 import intervention_pb2 as pb
 from actserve.v1 import source_pb2
 
@@ -62,6 +73,7 @@ def test_each_intervention_is_its_operation(
     assert (list(proto.heads), proto.allow_unused) == ([], False)
 
 
+JOY = "models/big/steeringVectors/joy"
 KEPT = actserve.KeptRows("keptActivations/x", "embedding", [1])
 EDIT = actserve.ExplanationEdit("It rhymes with rabbit.", "It rhymes with mouse.", nla="tiny")
 NAMED: dict[str, tuple[Any, source_pb2.VectorSource]] = {
@@ -70,6 +82,8 @@ NAMED: dict[str, tuple[Any, source_pb2.VectorSource]] = {
         "keptActivations/x",
         source_pb2.VectorSource(kept=source_pb2.KeptRows(name="keptActivations/x")),
     ),
+    "a stored vector": (Stored(JOY), source_pb2.VectorSource(steering_vector=JOY)),
+    "the name of a stored vector": (JOY, source_pb2.VectorSource(steering_vector=JOY)),
     "an edit": (EDIT, source_pb2.VectorSource(edit=EDIT.to_proto())),
 }
 VECTORS: dict[str, Callable[[Any], actserve.Intervention]] = {
@@ -98,10 +112,24 @@ def test_kept_rows_stand_wherever_a_matrix_does() -> None:
     assert actserve.Projection(KEPT, [1, 2]).to_proto().directions == expected
 
 
-def test_a_text_that_names_no_kept_rows_is_no_vector() -> None:
-    for make in (*VECTORS.values(), lambda source: Replace(SITE, source)):
-        with pytest.raises(InvalidRequest, match="does not name kept activations"):
+def test_a_text_that_names_nothing_is_refused() -> None:
+    for make in VECTORS.values():
+        with pytest.raises(InvalidRequest, match="does not name a stored vector"):
             make("resid_post.3")
+    with pytest.raises(InvalidRequest, match="does not name kept activations"):
+        Replace(SITE, "resid_post.3")
+
+
+def test_a_stored_vector_is_no_matrix() -> None:
+    name: Any = Stored("joy")
+    for make in (Project, Replace):
+        with pytest.raises(InvalidRequest, match="stands where one vector does"):
+            make(SITE, name)
+
+
+def test_a_stored_vector_without_its_model_is_not_written() -> None:
+    with pytest.raises(InvalidRequest, match="named without its model"):
+        Add(SITE, "joy").to_proto()
 
 
 def test_every_operation_of_the_contract_has_an_intervention() -> None:

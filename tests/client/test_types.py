@@ -57,6 +57,22 @@ if TYPE_CHECKING:
         assert_type(client.token_rows("embedding", [1, 2]), NDArray[np.float32])
         assert_type(client.head_matrices(0, [1, 2])[0].qk, NDArray[np.float32])
         assert_type(client.tokenize("a"), Tokenized)
+        joy = client.vectors.create("joy", ["a"], ["b"], "resid_post.*", method="pca")
+        assert_type(joy, actserve.StoredVector)
+        for vector in client.vectors.list({"a": "b"}):
+            assert_type(vector, actserve.StoredVector)
+        sweep = client.sweep(
+            ["a", "b"], joy, coefficients=[1, 2], answers=["x"], max_tokens=3, temperature=0.5
+        )
+        assert_type(sweep, actserve.Sweep)
+        probe = actserve.Probe("z.0", "joy", smoothing=actserve.Ema(0.1), reduce="max")
+        variants = {"joy": actserve.Variant("joy", [1.0], "resid_post.*", ["all", "last"])}
+        for cell in client.sweep_iter({"k": "a"}, variants=variants, scores={"joy": probe}):
+            assert_type(cell, actserve.SweepCell)
+        assert_type(sweep.curves("good - bad"), list[actserve.Curve])
+        client.vectors.combine("calm", {"joy": 1, joy: -0.5}, without=[joy, "anger"])
+        steer = [joy, joy.add(2.0), actserve.Add("z.0", "joy"), actserve.Ablate("z.0", joy)]
+        assert_type(client.generate("a", steer=steer), Generation)
         assert_type(client.tokenize(["a"]), list[Tokenized])
 
     async def asynchronous(client: actserve.AsyncClient) -> None:
@@ -77,5 +93,11 @@ if TYPE_CHECKING:
         assert_type(await client.score_explanations(np.ones(3), "a", "z.0"), actserve.Score)
         async for explained in client.explain_text_stream("a"):
             assert_type(explained, actserve.ExplainEvent)
+        joy = await client.vectors.get("joy")
+        assert_type(joy, actserve.StoredVector)
+        async for cell in client.sweep_iter("a", joy):
+            assert_type(cell, actserve.SweepCell)
+        async for vector in client.vectors.list():
+            assert_type(vector, actserve.StoredVector)
         async for event in client.stream("a"):
             assert_type(event, actserve.Event)

@@ -26,6 +26,7 @@ from sybil.parsers.markdown import CodeBlockParser
 from typer.testing import CliRunner
 
 from actserve.cli.app import app
+from actserve.cli.sweep_spec import read_spec
 from actserve_server import config
 from actserve_server.nla.pair_families import FAMILIES
 from actserve_server.nla.schema import profile
@@ -134,7 +135,12 @@ def _check_sidecar(path: Path, namespace: dict[str, Any]) -> None:
     profile(merge(FAMILIES[family], {"family": family}, said), Half.AV, path.name)
 
 
+def _check_sweep(path: Path, _: Mapping[str, Any]) -> None:
+    read_spec(path)
+
+
 CHECKS: Mapping[str, Callable[[Path, dict[str, Any]], None]] = {
+    "liking.yaml": _check_sweep,
     "server.yaml": _check_settings,
     "tokens.yaml": _check_tokens,
     "nla_meta.yaml": _check_sidecar,

@@ -31,7 +31,9 @@ def test_a_public_name_is_on_the_page_of_its_module() -> None:
     pages = {
         page.name: [name.name for name in names] for page, names in api.names_by_page().items()
     }
-    assert {*pages["clients"]} == {"Client", "AsyncClient", "Stream", "AsyncStream"}
+    assert {*pages["clients"]} == {
+        *("Client", "AsyncClient", "Stream", "AsyncStream", "Vectors", "AsyncVectors")
+    }
     assert {"Add", "ExplanationEdit"} <= {*pages["interventions"]}
     assert {"HeadMatrices", "ElementType"} <= {*pages["more"]}
 
@@ -123,13 +125,19 @@ def sections() -> dict[str, str]:
 
 def test_every_command_and_option_of_the_client_is_documented() -> None:
     runner = CliRunner(env=WITHOUT_COLORS)
-    listed = re.findall(r"(?m)^│ (\w[\w-]*) ", runner.invoke(app, ["--help"]).output)
-    assert listed
+
+    def commands_of(*name: str) -> list[str]:
+        shown = runner.invoke(app, [*name, "--help"]).output
+        found = re.findall(r"(?m)^│ (\w[\w-]*) ", shown.partition("Commands")[2])
+        return [" ".join((*name, each)) for each in found]
+
+    listed = [each for name in commands_of() for each in commands_of(name) or [name]]
+    assert {"fetch", "vectors list"} <= {*listed}
     assert [f"actserve {name}" for name in listed] == [
         name for name in sections() if not name.startswith("actserve-server")
     ]
     for name in listed:
-        told = runner.invoke(app, [name, "--help"]).output
+        told = runner.invoke(app, [*name.split(), "--help"]).output
         options = set(re.findall(r"(?m)^│ [* ]*(--[\w-]+)", told))
         assert "--server" in options
         documented = set(re.findall(r"`(--[\w-]+)`", sections()[f"actserve {name}"]))

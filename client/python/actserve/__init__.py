@@ -9,8 +9,10 @@ from importlib.metadata import version
 
 from actserve._async.client import AsyncClient
 from actserve._async.streams import AsyncStream
+from actserve._async.vectors import AsyncVectors
 from actserve._sync.client import Client
 from actserve._sync.streams import Stream
+from actserve._sync.vectors import Vectors
 from actserve.attention import Attention, AttentionMeans, AttentionPattern, AttentionSummary
 from actserve.attributions import Attributions, LogitAttribution
 from actserve.conversations import Conversation
@@ -58,6 +60,7 @@ from actserve.models import HookPointSupport, Limits, Model
 from actserve.nlas import Baseline, Nla
 from actserve.positions import ByCharacters, ByText, ByTokenId, ByTurn, Positions
 from actserve.predictions import Predict, SitePredictions
+from actserve.probes import Ema, Probe, RollingMean
 from actserve.projections import JumpReLU, Projection, SparseRows, TopK
 from actserve.prompts import Prompt
 from actserve.read_rows import ReadRows
@@ -87,9 +90,19 @@ from actserve.steering import (
     Zero,
 )
 from actserve.steering_vectors import Steer, SteeringVector
+from actserve.stored_vectors import (
+    Combined,
+    Contrasted,
+    Stored,
+    StoredRow,
+    StoredVector,
+    VectorTerm,
+)
 from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, Study, TextScore
+from actserve.sweeps import Curve, Sweep, SweepCell, Variant
 from actserve.tensors import ElementType
 from actserve.tokens import TokenLike
+from actserve.vector_files import load_vectors, save_vectors
 from actserve.weights import HeadMatrices
 
 __version__ = version("actserve")
@@ -102,6 +115,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncClient",
     "AsyncStream",
+    "AsyncVectors",
     "Attended",
     "Attention",
     "AttentionMap",
@@ -121,11 +135,15 @@ __all__ = [
     "Claim",
     "Clamp",
     "Client",
+    "Combined",
     "Comparison",
     "Conflict",
+    "Contrasted",
     "Conversation",
+    "Curve",
     "DeadlineExceeded",
     "ElementType",
+    "Ema",
     "Event",
     "ExplainEvent",
     "ExplainFinished",
@@ -161,6 +179,7 @@ __all__ = [
     "Positions",
     "Predict",
     "Predicted",
+    "Probe",
     "Project",
     "Projection",
     "Prompt",
@@ -170,6 +189,7 @@ __all__ = [
     "RepetitionDetection",
     "Replace",
     "ResourceExhausted",
+    "RollingMean",
     "Rows",
     "SampleFinished",
     "Sampling",
@@ -182,11 +202,16 @@ __all__ = [
     "Started",
     "Steer",
     "SteeringVector",
+    "Stored",
+    "StoredRow",
+    "StoredVector",
     "Stream",
     "StreamCutShort",
     "Study",
     "Summarized",
     "Swap",
+    "Sweep",
+    "SweepCell",
     "TextScore",
     "TokenLike",
     "TokenLogprobs",
@@ -198,9 +223,14 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Usage",
+    "Variant",
+    "VectorTerm",
+    "Vectors",
     "Zero",
     "load",
+    "load_vectors",
     "saelens_site",
     "save",
+    "save_vectors",
     "to_pandas",
 ]

@@ -9,11 +9,12 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,13 +58,8 @@ def read_archive(
     """The description that `write_archive` wrote, and of the arrays those that are there of the
     names that it asks for. Raises `ValueError` for any other file."""
     path = Path(path)
-    match path.suffix:
-        case ".npz":
-            opened = _npz
-        case ".safetensors":
-            opened = _safetensors
-        case _:
-            raise unknown_suffix(path, (".npz", ".safetensors"))
+    if path.suffix not in (".npz", ".safetensors"):
+        raise unknown_suffix(path, (".npz", ".safetensors"))
     with reading(path, kind), opened(path) as (there, arrays):
         told = arrays([METADATA])[METADATA] if METADATA in there else None
         if told is None or told.dtype != np.uint8:
@@ -133,12 +129,17 @@ def client_version() -> str:
         return ""
 
 
-_Opened: TypeAlias = "tuple[Collection[str], Callable[[Sequence[str]], Arrays]]"
+Opened: TypeAlias = "tuple[Collection[str], Callable[[Sequence[str]], Arrays]]"
 """The names of a file's arrays, and what reads several of them."""
 
 
+def opened(path: Path) -> AbstractContextManager[Opened]:
+    """An archive, of which nothing is read but the names of its arrays."""
+    return _npz(path) if path.suffix == ".npz" else _safetensors(path)
+
+
 @contextmanager
-def _npz(path: Path) -> Iterator[_Opened]:
+def _npz(path: Path) -> Iterator[Opened]:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
@@ -147,26 +148,49 @@ def _npz(path: Path) -> Iterator[_Opened]:
             inflated, size = sum(members[name].file_size for name in names), path.stat().st_size
             if inflated > size:
                 raise ValueError(f"its arrays of {inflated} bytes are larger than its {size}")
-            return {name: _array(archive, members[name]) for name in names}
+            return {
+                name: read_array(
+                    partial(archive.open, members[name]), name, members[name].file_size
+                )
+                for name in names
+            }
 
         yield members, arrays
 
 
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+def read_array(open_file: Callable[[], IO[bytes]], name: str, size: int) -> NDArray[Any]:
+    """The array of a file in numpy's format, which has so many bytes. Raises `ValueError` where it
+    says that it has more, and for objects, which would be unpickled."""
     # The shape that the header tells is made before it is read.
-    with archive.open(member) as file:
+    with open_file() as file:
         if (found := np.lib.format.read_magic(file)) != (1, 0):
-            raise ValueError(f"{member.filename} has version {found} of numpy's format, not (1, 0)")
+            raise ValueError(f"{name} has version {found} of numpy's format, not (1, 0)")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        if math.prod(shape) * dtype.itemsize > member.file_size:
-            raise ValueError(f"{member.filename} is shorter than its shape {shape} of {dtype}")
-    with archive.open(member) as file:
+        if math.prod(shape) * dtype.itemsize > size:
+            raise ValueError(f"{name} is shorter than its shape {shape} of {dtype}")
+    with open_file() as file:
         # Pickles run code; what is read here needs none.
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
 @contextmanager
-def _safetensors(path: Path) -> Iterator[_Opened]:
+def _safetensors(path: Path) -> Iterator[Opened]:
     safe_open = needed("safetensors", "safetensors files").safe_open
     with safe_open(path, "numpy") as file:
         yield file.keys(), lambda names: {name: file.get_tensor(name) for name in names}
+
+
+def float_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Every tensor of floats in a safetensors file, as float32; numpy cannot read bfloat16."""
+    deserialize = needed("safetensors", "safetensors files").deserialize
+    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+    arrays: dict[str, NDArray[np.float32]] = {}
+    for name, tensor in deserialize(path.read_bytes()):
+        kind = tensor["dtype"]
+        if kind not in kinds:  # Of counters, and of bytes.
+            continue
+        array = np.frombuffer(tensor["data"], kinds[kind]).reshape(tensor["shape"])
+        if kind == "BF16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        arrays[name] = array.astype(np.float32)
+    return arrays

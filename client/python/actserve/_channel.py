@@ -30,6 +30,10 @@ from actserve.v1 import (
     kept_activations_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    steering_vector_service_pb2,
+    steering_vector_service_pb2_grpc,
+    sweep_service_pb2,
+    sweep_service_pb2_grpc,
     weight_service_pb2,
     weight_service_pb2_grpc,
 )
@@ -52,6 +56,12 @@ _SERVICES = {
     ),
     explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"]: (
         explanation_service_pb2_grpc.ExplanationServiceStub
+    ),
+    steering_vector_service_pb2.DESCRIPTOR.services_by_name["SteeringVectorService"]: (
+        steering_vector_service_pb2_grpc.SteeringVectorServiceStub
+    ),
+    sweep_service_pb2.DESCRIPTOR.services_by_name["SweepService"]: (
+        sweep_service_pb2_grpc.SweepServiceStub
     ),
     weight_service_pb2.DESCRIPTOR.services_by_name["WeightService"]: (
         weight_service_pb2_grpc.WeightServiceStub

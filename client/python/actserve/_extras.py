@@ -4,8 +4,10 @@ from importlib import import_module
 from typing import Any
 
 _EXTRAS = {
+    "gguf": "files",
     "matplotlib": "plot",
     "pandas": "pandas",
+    "plotext": "plot",
     "pyarrow": "files",
     "rich": "cli",
     "safetensors": "files",

@@ -1,21 +1,26 @@
 """Progress: a bar on a terminal, if rich is installed and there is more than one item."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 
 from actserve._jobs import Job
 
 
+def bar(job: Job[object], show: bool | None) -> AbstractContextManager[Callable[[int], object]]:
+    """`counting` of the items of a job."""
+    return counting(job.name, job.items, show)
+
+
 @contextmanager
-def bar(job: Job[object], show: bool | None) -> Iterator[Callable[[int], object]]:
+def counting(name: str, items: int, show: bool | None) -> Iterator[Callable[[int], object]]:
     """Yields a function that says how many more items are done.
 
     `show` forces the bar on or off; None shows it on a terminal, and in a notebook that has
     ipywidgets, without which a bar there is a warning and empty space. It goes to standard error,
     so that output in a pipe stays clean.
     """
-    if show is False or (show is None and job.items < 2):
+    if show is False or (show is None and items < 2):
         yield lambda _: None
         return
     try:
@@ -29,5 +34,5 @@ def bar(job: Job[object], show: bool | None) -> Iterator[Callable[[int], object]
     drawn = bool(find_spec("ipywidgets")) if console.is_jupyter else console.is_terminal
     hidden = not (show or drawn)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(job.name, total=job.items)
+        task = progress.add_task(name, total=items)
         yield lambda done: progress.advance(task, done)

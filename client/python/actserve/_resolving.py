@@ -1,7 +1,7 @@
 """Resolving: what a caller may leave to the model, made plain before a call is made.
 
 The ids of tokens that are given as text, the layers that a pattern of sites such as `resid_post.*`
-stands for, and how many all heads are.
+stands for, how many all heads are, and the model of a stored vector that is named by its id.
 
 What is asked for comes by the names of a method's arguments. `tokens` are tokens, `sampling` has
 some by the names of its parameters, and a `prompt` is left as it is; everywhere else only fields of
@@ -16,6 +16,7 @@ from actserve.attention import ALL_HEADS, Attention
 from actserve.errors import InvalidRequest
 from actserve.results import Tokenized
 from actserve.sites import SitePattern
+from actserve.stored_vectors import Stored
 from actserve.tokens import TOKEN
 
 _SAMPLED = ("allowed_token_ids", "stop_token_ids")
@@ -34,6 +35,8 @@ class Known:
     """Query heads of a layer."""
     token_ids: Mapping[str, int] = field(default_factory=dict)
     """The ids of the texts that were given."""
+    model: str = ""
+    """Its resource name."""
 
 
 def texts_of_tokens(asked: Mapping[str, Any]) -> set[str]:
@@ -42,7 +45,8 @@ def texts_of_tokens(asked: Mapping[str, Any]) -> set[str]:
 
 
 def needs_model(asked: Mapping[str, Any]) -> bool:
-    """Whether what is asked for has a pattern of sites, or all heads, however deep."""
+    """Whether what is asked for has a pattern of sites, all heads, or a stored vector without its
+    model, however deep."""
     return any(not isinstance(each, str) for each in _all_open(asked))
 
 
@@ -74,6 +78,9 @@ def _open(value: Any, *, tokens: bool = False) -> Iterator[Any]:
     """What of a value is to be resolved."""
     if isinstance(value, SitePattern) or (isinstance(value, str) and tokens):
         yield value
+    elif isinstance(value, Stored):
+        if value.is_short:
+            yield value
     elif isinstance(value, Mapping):
         for each in value.values():
             yield from _open(each, tokens=tokens)
@@ -101,6 +108,8 @@ def _plain(value: Any, known: Known, *, tokens: bool = False) -> Any:
     """The value with all in its place; itself where there is nothing to resolve."""
     if isinstance(value, str) and tokens:
         return known.token_ids[value]
+    if isinstance(value, Stored):
+        return value.of_model(known.model)
     if isinstance(value, Mapping):
         values = {key: _plain(each, known, tokens=tokens) for key, each in value.items()}
         return value if _same(values.values(), value.values()) else values

@@ -114,9 +114,14 @@ class Kept:
     """When they were kept first, in UTC."""
 
 
+def is_kept_name(name: str) -> bool:
+    """Whether a text is the name of kept activations."""
+    return name.startswith(_PREFIX)
+
+
 def kept_name(name: object) -> str:
     """The name of kept activations. Raises `InvalidRequest` if it cannot be one."""
-    if not isinstance(name, str) or not name.startswith(_PREFIX):
+    if not isinstance(name, str) or not is_kept_name(name):
         raise InvalidRequest(
             f"{described(name)} does not name kept activations; use what `activations.kept` says "
             "after a capture with keep=Keep()",

@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from actserve._archives import float_tensors
 from actserve._checks import described, finite
-from actserve._extras import needed
 from actserve.errors import InvalidRequest
 from actserve.projections import Activation, JumpReLU, Projection, TopK
 from actserve.sites import Site
@@ -118,7 +118,7 @@ def _opened(sae: Sae) -> _Opened:
 
         def array(name: str) -> Any:
             if not weights:
-                weights.update(_read_safetensors(folder / "sae_weights.safetensors"))
+                weights.update(float_tensors(folder / "sae_weights.safetensors"))
             return weights.get(name)
 
     else:
@@ -199,22 +199,6 @@ def _activation(opened: _Opened) -> Activation:
         return TopK(opened.k)
     # Of what is above its threshold SAELens takes the relu, and a JumpReLU here the value itself.
     return JumpReLU(np.maximum(opened.weight("threshold", "features"), 0))
-
-
-def _read_safetensors(path: Path) -> dict[str, Float32Array]:
-    """Every tensor as float32; numpy alone cannot read bfloat16."""
-    deserialize = needed("safetensors", "weights of sparse autoencoders").deserialize
-    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-    arrays: dict[str, Float32Array] = {}
-    for name, tensor in deserialize(path.read_bytes()):
-        kind = tensor["dtype"]
-        if kind not in kinds:  # Of counters, which no encoder has.
-            continue
-        array = np.frombuffer(tensor["data"], kinds[kind]).reshape(tensor["shape"])
-        if kind == "BF16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        arrays[name] = array.astype(np.float32)
-    return arrays
 
 
 def _refused(why: str) -> InvalidRequest:

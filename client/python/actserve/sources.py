@@ -1,7 +1,7 @@
 """Sources: where the vectors and matrices of a request come from.
 
-An array travels with the request. Rows that the server has kept, and edits of explanations, are
-named instead, wherever an array may stand.
+An array travels with the request. Stored vectors, rows that the server has kept, and edits of
+explanations are named instead, wherever an array may stand.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from actserve.edits import ExplanationEdit
-from actserve.kept import KeptRows
+from actserve.errors import InvalidRequest
+from actserve.kept import KeptRows, is_kept_name
+from actserve.stored_vectors import Stored, StoredVector, stored
 from actserve.tensors import Float32Array, as_array, as_vector, encode
 from actserve.v1 import source_pb2 as pb
 
-Vector: TypeAlias = ArrayLike | KeptRows | ExplanationEdit
-"""An array of shape [width] or a `SteeringVector`; one row that the server has kept, as `KeptRows`
-or by the name that `Activations.kept` says; or an `ExplanationEdit`."""
+Vector: TypeAlias = ArrayLike | Stored | StoredVector | KeptRows | ExplanationEdit
+"""An array of shape [width] or a `SteeringVector`; a stored vector, as `Stored`, as what
+`client.vectors` returned, or by its name; one row that the server has kept, as `KeptRows` or by the
+name that `Activations.kept` says; or an `ExplanationEdit`."""
 
 Matrix: TypeAlias = ArrayLike | KeptRows
 """An array of shape [rows, width], or rows that the server has kept, as `KeptRows` or by the name
@@ -29,8 +32,10 @@ def checked_vector(
 ) -> Vector:
     """A vector to send or to name; an array as `check` copies it. Raises `InvalidRequest`."""
     if isinstance(value, str):
-        return KeptRows(value)
-    if isinstance(value, KeptRows | ExplanationEdit):
+        return KeptRows(value) if is_kept_name(value) else stored(value)
+    if isinstance(value, StoredVector):
+        return stored(value)
+    if isinstance(value, Stored | KeptRows | ExplanationEdit):
         return value
     return check(value, name)
 
@@ -39,6 +44,12 @@ def checked_matrix(value: Any, name: str, *shapes: tuple[str, ...]) -> Matrix:
     """A matrix to send or to name; an array as `as_array` copies it. Raises `InvalidRequest`."""
     if isinstance(value, str):
         return KeptRows(value)
+    if isinstance(value, Stored | StoredVector):
+        raise InvalidRequest(
+            f"{name} is a stored vector, which stands where one vector does; give its elements, as "
+            "in client.vectors.get(name, elements=True).elements",
+            reason="FIELD_INVALID",
+        )
     return value if isinstance(value, KeptRows) else as_array(value, name, *shapes)
 
 
@@ -52,6 +63,8 @@ def checked_directions(value: Any, name: str) -> Matrix:
 def vector_to_proto(vector: Vector) -> pb.VectorSource:
     """The vector as the contract writes it."""
     match vector:
+        case Stored() | StoredVector():
+            return pb.VectorSource(steering_vector=stored(vector).whole)
         case KeptRows():
             return pb.VectorSource(kept=vector.to_proto())
         case ExplanationEdit():

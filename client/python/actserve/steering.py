@@ -2,7 +2,8 @@
 
 In the formulas x is one row of a site, a vector; |v| is the norm of v, and u = v / |v|. Vectors are
 numpy arrays, torch tensors, steering vectors or lists of finite numbers, which are sent as float32;
-or what the server has or makes: kept rows, or an edited explanation (see `sources`).
+or what the server has or makes: stored vectors, kept rows, or an edited explanation (see
+`sources`).
 """
 
 from abc import ABC, abstractmethod
@@ -27,6 +28,7 @@ from actserve.sources import (
     vector_to_proto,
 )
 from actserve.steering_vectors import Steer, SteeringVector
+from actserve.stored_vectors import StoredVector
 from actserve.tensors import as_direction, as_vector, check_independent
 from actserve.v1 import intervention_pb2 as pb
 
@@ -296,7 +298,7 @@ def steer_to_proto(steer: Steer | Iterable[Steer] | None) -> list[pb.Interventio
     match steer:
         case None:
             return []
-        case Intervention() | SteeringVector():
+        case Steer():
             return [_intervention(steer, "steer")]
         case str() | Mapping():
             raise _no_intervention(steer, "steer")
@@ -313,7 +315,7 @@ def _intervention(value: object, what: str, *path: str | int) -> pb.Intervention
     match value:
         case Intervention():
             return value.to_proto()
-        case SteeringVector():
+        case SteeringVector() | StoredVector():
             return value.add().to_proto()
         case _:
             raise _no_intervention(value, what, *path)
@@ -322,7 +324,7 @@ def _intervention(value: object, what: str, *path: str | int) -> pb.Intervention
 def _no_intervention(value: object, what: str, *path: str | int) -> InvalidRequest:
     return InvalidRequest(
         f"{what} is {described(value)}; give an intervention, such as Add('resid_post.10', vector, "
-        "2.0), a SteeringVector, or a list of these",
+        "2.0), a SteeringVector, a stored vector, or a list of these",
         reason="FIELD_INVALID",
         path=path or (what,),
     )

@@ -28,8 +28,8 @@ _KIND = "steering vector"
 
 
 class Steer:
-    """What steers: an `Intervention`, or a `SteeringVector`, which is added at its site as its
-    `add()` is."""
+    """What steers: an `Intervention`, or a `SteeringVector` or `StoredVector`, which is added at
+    its sites as its `add()` is."""
 
     __slots__ = ()
 

@@ -282,6 +282,17 @@ class Comparison(Study):
     steered_logprobs: Float32Array
     """The same when steered. Shape [next]."""
 
+    @property
+    def parts_at(self) -> int | None:
+        """The first generated token, from 0, in which the two differ: also the end of one that is
+        the beginning of the other. None if they are the same."""
+        pairs = zip(self.plain.token_ids, self.steered.token_ids, strict=False)
+        for at, (one, other) in enumerate(pairs):
+            if one != other:
+                return at
+        lengths = len(self.plain.token_ids), len(self.steered.token_ids)
+        return None if lengths[0] == lengths[1] else min(lengths)
+
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draws how likely each next token is, plain and steered. Needs the extra `plot`, and makes
         a figure of its own without `ax`.
@@ -304,13 +315,19 @@ class Comparison(Study):
         return comparison_frame(self)
 
     def to_json(self) -> dict[str, Any]:
-        """As every study has it; what is said plain and steered without activations.
+        """As every study has it, with `parts_at`; what is said plain and steered without
+        activations.
 
         json.dumps(comparison.to_json())
         """
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         said: dict[str, Any] = plain(
-            own | {"plain": _said(self.plain), "steered": _said(self.steered)}
+            own
+            | {
+                "plain": _said(self.plain),
+                "steered": _said(self.steered),
+                "parts_at": self.parts_at,
+            }
         )
         return said
 

@@ -171,6 +171,30 @@ class AsyncTransport:
                 yield message
         check_complete(finished, (), 0, "")
 
+    async def resumed(self, call: Any, timeout: float | None) -> AsyncGenerator[Any, None]:
+        """What happens in a call that goes on where its connection was lost, as often as it comes
+        further; `call.begin()` is what is still wanted. All of it may take `timeout` seconds; a day
+        when None."""
+        retries = Retries(_LONGEST_S if timeout is None else timeout)
+        while True:
+            begun = False
+            try:
+                request, left = call.begin(), retries.left()
+                async with aclosing(self.messages(call.method, request, left)) as responses:
+                    async for response in responses:
+                        begun = True
+                        if event := call.read(response):
+                            retries = Retries(retries.left())
+                            yield event
+                call.result()  # Raises if the stream was cut short.
+                return
+            except ActserveError as error:
+                # Before the first response it was tried again already.
+                pause = retries.pause(error) if begun else None
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+
     async def messages(
         self, method: str, request: Any, timeout: float | None
     ) -> AsyncGenerator[Any, None]:
@@ -235,6 +259,9 @@ class AsyncTransport:
 
 _FRESH_S = 60.0
 """For as long as this a description of the models holds: a server may be started anew."""
+
+_LONGEST_S = 86_400.0
+"""Of a call that goes on, where no other limit is given."""
 
 _AHEAD = 4
 """Calls begun and not yet taken, for each that may run at once."""

@@ -2,7 +2,7 @@
 
 from functools import singledispatch
 
-from actserve._show import result_cards, study_cards
+from actserve._show import result_cards, study_cards, sweep_cards
 from actserve._show.cards import Card
 from actserve._show.shown import Shown
 from actserve.explanations import ExplainedText
@@ -11,7 +11,9 @@ from actserve.models import Model
 from actserve.predictions import SitePredictions
 from actserve.results import Activations, Generation, Tokenized
 from actserve.steering_vectors import SteeringVector
+from actserve.stored_vectors import StoredVector
 from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, TextScore
+from actserve.sweeps import Sweep
 
 
 @singledispatch
@@ -31,5 +33,7 @@ card_of.register(Model, result_cards.model_card)
 card_of.register(PatchGrid, study_cards.patch_card)
 card_of.register(SitePredictions, result_cards.predictions_card)
 card_of.register(SteeringVector, result_cards.vector_card)
+card_of.register(StoredVector, result_cards.stored_card)
+card_of.register(Sweep, sweep_cards.sweep_card)
 card_of.register(TextScore, study_cards.score_card)
 card_of.register(Tokenized, result_cards.tokenized_card)

@@ -41,7 +41,7 @@ def plot_lens(lens: "LogitLens", ax: "Axes | None") -> "Axes":
         label = f"probability of {visible(lens.asked[0])}"
     else:
         raise ValueError("the lens has no tokens to draw; ask for top_k=1 or more, or tokens")
-    ax = _heat_map(
+    ax = heat_map(
         ax,
         values,
         Scale(label, 0.0, 1.0, probability().stops),
@@ -49,7 +49,7 @@ def plot_lens(lens: "LogitLens", ax: "Axes | None") -> "Axes":
         [lens.tokens[at] for at in lens.positions],
         words,
     )
-    return _labelled(ax, "Logit lens: what comes next, by depth", "token", "site")
+    return labelled(ax, "Logit lens: what comes next, by depth", "token", "site")
 
 
 def plot_attention(
@@ -57,7 +57,7 @@ def plot_attention(
 ) -> "Axes":
     row = _which(attention.layers, layer, "layer")
     column = _which(attention.heads, head, "head")
-    ax = _heat_map(
+    ax = heat_map(
         ax,
         attention.weights[row, column],
         Scale("weight", 0.0, 1.0, probability().stops),
@@ -65,21 +65,21 @@ def plot_attention(
         [*attention.tokens],
     )
     title = f"Attention of layer {attention.layers[row]}, head {attention.heads[column]}"
-    return _labelled(ax, title, "key: what is attended to", "query: what attends")
+    return labelled(ax, title, "key: what is attended to", "query: what attends")
 
 
 def plot_patch(grid: "PatchGrid", ax: "Axes | None") -> "Axes":
     tokens = [grid.tokens[at] for at in grid.positions]
-    ax = _heat_map(
+    ax = heat_map(
         ax, grid.restored, change("restored: corrupt 0, clean 1", 1.0), [*grid.sites], tokens
     )
     answers = " less ".join(map(visible, grid.answers))
-    return _labelled(ax, f"Activation patching: {answers}", "token of the corrupt prompt", "site")
+    return labelled(ax, f"Activation patching: {answers}", "token of the corrupt prompt", "site")
 
 
 def plot_score(score: "TextScore", ax: "Axes | None") -> "Axes":
     scale = surprise()
-    ax = ax or _new_axes(len(score.tokens), 10)
+    ax = ax or new_axes(len(score.tokens), 10)
     colors = [scale.color(value) or "#ffffff" for value in score.logprobs.tolist()]
     ax.bar(
         np.arange(len(score.tokens)),
@@ -90,12 +90,12 @@ def plot_score(score: "TextScore", ax: "Axes | None") -> "Axes":
     )
     _ticks(ax, "x", score.tokens)
     title = f"Text score: {score.total:.2f} in all, perplexity {score.perplexity:.4g}"
-    return _labelled(ax, title, "token", "log probability")
+    return labelled(ax, title, "token", "log probability")
 
 
 def plot_comparison(comparison: "Comparison", ax: "Axes | None") -> "Axes":
     count = len(comparison.next_tokens)
-    ax = ax or _new_axes(8, 2 * count)
+    ax = ax or new_axes(8, 2 * count)
     rows, height = np.arange(count), 0.4
     sides = (("plain", comparison.plain_logprobs, -1), ("steered", comparison.steered_logprobs, 1))
     for (label, logprobs, side), color in zip(sides, ("#8a8f98", "#2f5aa8"), strict=True):
@@ -103,10 +103,10 @@ def plot_comparison(comparison: "Comparison", ax: "Axes | None") -> "Axes":
     _ticks(ax, "y", comparison.next_tokens)
     ax.invert_yaxis()  # What steering raises most on top.
     ax.legend()
-    return _labelled(ax, "The next token, plain and steered", "probability", "next token")
+    return labelled(ax, "The next token, plain and steered", "probability", "next token")
 
 
-def _heat_map(
+def heat_map(
     ax: "Axes | None",
     values: NDArray[Any],
     scale: Scale,
@@ -118,7 +118,7 @@ def _heat_map(
     colors = needed("matplotlib.colors", "plots").LinearSegmentedColormap.from_list(
         "actserve", scale.stops
     )
-    ax = ax or _new_axes(len(columns), len(rows))
+    ax = ax or new_axes(len(columns), len(rows))
     image = ax.imshow(values, cmap=colors, vmin=scale.low, vmax=scale.high, aspect="auto")
     ax.figure.colorbar(image, ax=ax, label=scale.label)
     _ticks(ax, "x", columns)
@@ -139,7 +139,7 @@ def _heat_map(
     return ax
 
 
-def _new_axes(columns: int, rows: int) -> "Axes":
+def new_axes(columns: int, rows: int) -> "Axes":
     """Axes in a figure large enough for so many cells."""
     size = np.clip(
         np.array(_CELL_INCHES) * (columns, rows) + (2.5, 1.5), _SMALLEST_INCHES, _LARGEST_INCHES
@@ -163,7 +163,8 @@ def _ticks(ax: "Axes", axis: str, names: Sequence[str]) -> None:
     )
 
 
-def _labelled(ax: "Axes", title: str, x: str, y: str) -> "Axes":
+def labelled(ax: "Axes", title: str, x: str, y: str) -> "Axes":
+    """The axes with their title and labels."""
     ax.set_title(title, parse_math=False)
     ax.set_xlabel(x)
     ax.set_ylabel(y)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from actserve.predictions import SitePredictions
     from actserve.results import Activations, Generation, Tokenized
     from actserve.steering_vectors import SteeringVector
+    from actserve.stored_vectors import StoredVector
 
 _LARGEST = 8
 """Elements of a vector that are shown, those furthest from zero."""
@@ -215,6 +216,38 @@ def vector_card(vector: "SteeringVector") -> Card:
         ("largest elements", ", ".join(f"[{at}] {vector.values[at]:+.3g}" for at in largest)),
     ]
     return Card("Steering vector", (Table(("", ""), tuple(_named(rows))),))
+
+
+def stored_card(vector: "StoredVector") -> Card:
+    def optional(value: float | None) -> Cell:
+        return Cell("" if value is None else number(value))
+
+    shown = ends(len(vector.rows), ROWS)
+    rows = tuple(
+        (GAP,) * 5
+        if at is None
+        else (
+            Cell(visible(row.site, 40)),
+            Cell(number(row.norm)),
+            optional(row.median_row_norm),
+            optional(row.held_out_auroc),
+            optional(row.half_cosine),
+        )
+        for at in shown
+        for row in [vector.rows[at or 0]]
+    )
+    columns = ("site", "norm", "median row norm", "held-out AUROC", "half cosine")
+    about = [
+        ("width", str(vector.width)),
+        (
+            "labels",
+            ", ".join(f"{visible(k, 40)}={visible(v, 80)}" for k, v in vector.labels.items()),
+        ),
+        ("stored", f"{vector.create_time:%Y-%m-%d %H:%M} UTC"),
+    ]
+    parts = (Table(("", ""), tuple(_named(about))), Table(columns, rows))
+    notes = tuple(left_out(shown, len(vector.rows), "rows"))
+    return Card(f"Stored vector {visible(vector.id, 63)}", parts, notes)
 
 
 def model_card(model: "Model") -> Card:

@@ -35,6 +35,8 @@ _LEAST_LIKELY = 5
 """Tokens of a text that are named with their numbers."""
 _PATTERN_TOKENS = 40
 """Tokens of the pattern of one head."""
+_PARTED = "▶"
+"""Before the first word in which two texts differ."""
 
 
 def lens_card(lens: "LogitLens") -> Card:
@@ -206,11 +208,19 @@ def score_card(score: "TextScore") -> Card:
     return Card(summary, parts, tuple(notes))
 
 
+def _parted(one: str, other: str) -> tuple[str, str]:
+    """Two texts, each with a mark before the first word in which they differ."""
+    if one == other:
+        return one, other
+    pairs = enumerate(zip(one, other, strict=False))
+    same = next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+    at = same - len(one[:same].split(" ")[-1])  # Where that word begins.
+    return f"{one[:at]}{_PARTED}{one[at:]}", f"{other[:at]}{_PARTED}{other[at:]}"
+
+
 def comparison_card(comparison: "Comparison") -> Card:
-    texts = Table(
-        ("plain", "steered"),
-        ((Cell(prose(comparison.plain.text)), Cell(prose(comparison.steered.text))),),
-    )
+    said = _parted(prose(comparison.plain.text), prose(comparison.steered.text))
+    texts = Table(("plain", "steered"), (tuple(map(Cell, said)),))
     before, after = np.exp(comparison.plain_logprobs), np.exp(comparison.steered_logprobs)
     raised = comparison.steered_logprobs - comparison.plain_logprobs
     shown = ends(len(comparison.next_tokens), ROWS)
@@ -232,4 +242,8 @@ def comparison_card(comparison: "Comparison") -> Card:
     notes += left_out(
         ends(len(comparison.tokens), TOKENS_OF_TEXT), len(comparison.tokens), "tokens"
     )
+    if comparison.parts_at is None:
+        notes.append("Both say the same.")
+    elif said[0] != said[1]:
+        notes.append(f"{_PARTED} is where they part, at generated token {comparison.parts_at}.")
     return Card("Comparison: plain and steered", parts, tuple(notes))

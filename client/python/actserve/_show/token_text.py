@@ -40,6 +40,11 @@ def prose(text: str, limit: int = PROSE_CHARACTERS) -> str:
     return shown + (f" … ({beyond} more characters)" if beyond > 0 else "")
 
 
+def caption(text: str, limit: int = 60) -> str:
+    """A name to read, on one line, and of at most so many characters."""
+    return cut(prose(text, limit + 1).replace("\n", ""), limit)
+
+
 def harmless(text: str) -> str:
     """A text as it is, with its line breaks and tabs, but in which no character commands a
     terminal or turns what follows: those are escapes, such as \\x1b. Of whatever length."""

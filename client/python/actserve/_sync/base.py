@@ -138,7 +138,7 @@ class Base:
             jobs: GenerateJobs = self._connection.generate_jobs
             tokenized = self._transport.run(jobs.tokenize(text), timeout)
             ids[text] = single_token(text, tokenized)
-        known = Known(served.layer_count, query_heads(served), ids)
+        known = Known(served.layer_count, query_heads(served), ids, served.name)
         return resolved(asked, known)
 
     def _stream(self, make: Any, asked: dict[str, Any], timeout: float | None) -> Stream[Any, Any]:

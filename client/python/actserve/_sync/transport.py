@@ -160,6 +160,31 @@ class Transport:
                 yield message
         check_complete(finished, (), 0, "")
 
+    def resumed(self, call: Any, timeout: float | None) -> Generator[Any, None, None]:
+        """What happens in a call that goes on where its connection was lost, as often as it comes
+        further; `call.begin()` is what is still wanted. All of it may take `timeout` seconds; a day
+        when None."""
+        retries = Retries(_LONGEST_S if timeout is None else timeout)
+        with self._flight() as flight:
+            while True:
+                begun = False
+                try:
+                    request, left = call.begin(), retries.left()
+                    messages = self.messages(call.method, request, left, flight)
+                    with closing(messages) as responses:
+                        for response in responses:
+                            begun = True
+                            if event := call.read(response):
+                                retries = Retries(retries.left())
+                                yield event
+                    call.result()  # Raises if the stream was cut short.
+                    return
+                except ActserveError as error:
+                    # Before the first response it was tried again already.
+                    pause = retries.pause(error) if begun else None
+                    if pause is None or flight.cancelled(within=pause):
+                        raise
+
     def messages(
         self, method: str, request: Any, timeout: float | None, flight: Flight | None = None
     ) -> Generator[Any, None, None]:
@@ -229,6 +254,9 @@ class Transport:
 
 _FRESH_S = 60.0
 """For as long as this a description of the models holds: a server may be started anew."""
+
+_LONGEST_S = 86_400.0
+"""Of a call that goes on, where no other limit is given."""
 
 _AHEAD = 4
 """Calls begun and not yet taken, for each that may run at once."""

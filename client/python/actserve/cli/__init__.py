@@ -3,7 +3,7 @@
 import sys
 from importlib.util import find_spec
 
-_EXTRA = ("typer", "rich", "safetensors", "pyarrow")
+_EXTRA = ("typer", "rich", "safetensors", "pyarrow", "yaml")
 
 
 def main() -> None:

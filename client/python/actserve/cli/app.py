@@ -17,6 +17,8 @@ from actserve.cli import arguments as arg
 from actserve.cli.explain import explain
 from actserve.cli.output import plain_text, print_json, say, write, write_any_character
 from actserve.cli.studies import attention, compare, lens, patch, score
+from actserve.cli.sweep import sweep
+from actserve.cli.vectors import vectors
 from actserve.errors import ActserveError
 from actserve.events import Tokens
 from actserve.files import save
@@ -218,7 +220,7 @@ def fetch(
             sites,
             positions=positions,
             reduce=reduce,
-            steer=steer or (),
+            steer=arg.steering(client, steer),
         )
     if out:
         _write(out, many, model)
@@ -228,8 +230,9 @@ def fetch(
         Console().print(_summary(many))
 
 
-for command in (lens, attention, patch, score, compare, explain):
+for command in (lens, attention, patch, score, compare, sweep, explain):
     app.command()(command)
+app.add_typer(vectors, name="vectors", help="Stored vectors: what is there, files, new ones.")
 
 
 @app.command()
@@ -288,7 +291,7 @@ def generate(
         stream = client.stream(
             arg.prompt(prompt, chat),
             sites or (),
-            steer=steer or (),
+            steer=arg.steering(client, steer),
             positions=positions,
             collect=True,
             **sampling,

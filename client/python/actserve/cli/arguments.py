@@ -5,36 +5,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 import typer
 
 from actserve._channel import DEFAULT_TARGET as DEFAULT_TARGET
 from actserve._sync.client import Client
 from actserve.cli.prompts import read_prompts, user_turn
+from actserve.cli.steering import Steering, read_steering
+from actserve.cli.steering import steering as steering
 from actserve.errors import InvalidRequest
 from actserve.files import SUFFIXES
 from actserve.positions import Positions, parsed, positions_to_proto
 from actserve.prompts import Prompt
 from actserve.readouts import reduction_to_proto
 from actserve.sites import parse_sites
-from actserve.steering import Add
-from actserve.steering_vectors import SteeringVector
 
 T = TypeVar("T")
 
 _CONNECTION = "Connection"
 
 
-def _reader(read: Callable[[str], T]) -> Callable[[str], T]:
+def reader(read: Callable[[str], T]) -> Callable[[str], T]:
     """`read`, with its refusals as usage errors."""
 
-    def reader(text: str) -> T:
+    def checked(text: str) -> T:
         try:
             return read(text)
         except InvalidRequest as error:
             raise typer.BadParameter(error.message) from None
 
-    return reader
+    return checked
 
 
 def _positions(text: str) -> Positions:
@@ -44,10 +43,10 @@ def _positions(text: str) -> Positions:
     return positions
 
 
-read_positions = _reader(_positions)
+read_positions = reader(_positions)
 
 
-def _site(text: str) -> str:
+def site(text: str) -> str:
     """A site, or a pattern of layers, as it is spelled."""
     parse_sites(text)
     return text
@@ -65,39 +64,6 @@ def numbers(text: str) -> Any:
 def _reduction(text: str) -> str:
     reduction_to_proto(text)
     return text
-
-
-def _steer(text: str) -> Add:
-    """A steering vector from `SITE=FILE.npy*COEFFICIENT`, or `FILE*COEFFICIENT` where the file says
-    the site; the coefficient may be left out."""
-    site, separator, file = text.rpartition("=")
-    path, star, factor = file.rpartition("*")
-    try:
-        coefficient = float(factor) if star else 1.0
-    except ValueError:
-        raise typer.BadParameter(f"the coefficient {factor!r} is not a number") from None
-    path = path if star else file
-    if not separator:
-        try:
-            return SteeringVector.load(path).add(coefficient)
-        except (OSError, ValueError) as error:
-            raise typer.BadParameter(
-                f"{path} is no file of a SteeringVector: {error}. For an array name the site: "
-                f"resid_post.15={path}"
-            ) from None
-    try:
-        with Path(path).open("rb") as opened:
-            # Pickles run code; a vector needs none.
-            vector = np.load(opened, allow_pickle=False)
-    # Of a damaged file numpy raises almost anything.
-    except Exception as error:
-        raise typer.BadParameter(f"{path} cannot be read as a .npy file: {error}") from None
-    if not isinstance(vector, np.ndarray):
-        raise typer.BadParameter(
-            f"{path} is an archive of arrays; give a .npy file of one, or the file of a "
-            "SteeringVector without its site"
-        )
-    return Add(site, vector, coefficient)
 
 
 def _out(text: str) -> Path:
@@ -143,7 +109,7 @@ Sites = Annotated[
         "--site",
         "-s",
         metavar="SITE",
-        parser=_reader(_site),
+        parser=reader(site),
         help="What to fetch, such as resid_post.15 or resid_post.*. Repeat for more.",
     ),
 ]
@@ -153,7 +119,7 @@ LensSites = Annotated[
         "--site",
         "-s",
         metavar="SITE",
-        parser=_reader(_site),
+        parser=reader(site),
         help="Residual stream sites, or a pattern such as resid_post.5:20:5; every layer by "
         "default. Repeat for more.",
     ),
@@ -164,7 +130,7 @@ GeneratedSites = Annotated[
         "--site",
         "-s",
         metavar="SITE",
-        parser=_reader(_site),
+        parser=reader(site),
         help="What to read meanwhile, into --out. Repeat for more.",
     ),
 ]
@@ -181,19 +147,19 @@ Reduce = Annotated[
     Any,
     typer.Option(
         metavar="HOW",
-        parser=_reader(_reduction),
+        parser=reader(_reduction),
         help="Send one row a prompt: that of the last position, or their mean or max.",
     ),
 ]
 _STEER = typer.Option(
     "--steer",
     metavar="VECTOR",
-    parser=_reader(_steer),
-    help="Add a vector: SITE=FILE.npy*4.0 for 4 times it, or FILE*4.0 where the file of a "
-    "SteeringVector says the site. Repeat for more.",
+    parser=reader(read_steering),
+    help="Add a vector: SITE=FILE.npy*4.0 for 4 times it, FILE*4.0 where the file says the site; "
+    "or in the place of the file the name of a stored vector. Repeat for more.",
 )
-Steer = Annotated[list[Add] | None, _STEER]
-SteerRequired = Annotated[list[Add], _STEER]
+Steer = Annotated[list[Steering] | None, _STEER]
+SteerRequired = Annotated[list[Steering], _STEER]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PromptFile = Annotated[
     Path | None,

@@ -48,7 +48,7 @@ def lens(
             top_k=top_k,
             tokens=tokens or (),
             positions=positions,
-            steer=steer or (),
+            steer=arg.steering(client, steer),
         )
     printed(found, as_json)
 
@@ -75,7 +75,10 @@ def attention(
     """
     with arg.connect(server, model, token, tls) as client, waiting("running the prompt"):
         found = client.attention(
-            arg.prompt(prompt, chat), arg.numbers(layers), arg.numbers(heads), steer=steer or ()
+            arg.prompt(prompt, chat),
+            arg.numbers(layers),
+            arg.numbers(heads),
+            steer=arg.steering(client, steer),
         )
     printed(found, as_json)
 
@@ -149,7 +152,7 @@ def score(
     """
     texts = arg.prompts(text, file, column, chat)
     with arg.connect(server, model, token, tls) as client:
-        found: list[Any] = client.score(texts, steer=steer or (), on_error="return")
+        found: list[Any] = client.score(texts, steer=arg.steering(client, steer), on_error="return")
     if text is not None and isinstance(found[0], ActserveError):
         raise found[0]
     printed(found[0] if text is not None else found, as_json)
@@ -170,16 +173,18 @@ def compare(
     token: arg.Token = None,
     tls: arg.Tls = False,
 ) -> None:
-    """Show what the model says plain and steered, side by side.
+    """Show what the model says plain and steered, side by side, and where they part.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
+
+    [cyan]actserve compare "I think the movie was" --steer joy*4.0[/cyan]
 
     [cyan]actserve compare "I think the movie was" --steer resid_post.15=joy.npy*4.0[/cyan]
     """
     with arg.connect(server, model, token, tls) as client, waiting("generating"):
         found = client.compare(
             arg.prompt(prompt, chat),
-            steer,
+            arg.steering(client, steer),
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
