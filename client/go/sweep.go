@@ -47,7 +47,7 @@ func (c *Client) RunSweep(
 			return call.result(), nil
 		}
 		failed := errorOf(err)
-		if call.started == nil || failed.Reason == ReasonStreamCutShort {
+		if call.started == nil {
 			return nil, failed // Before its first event the call was made again already.
 		}
 		if len(call.cells) > before {
@@ -67,7 +67,7 @@ type sweepCall struct {
 	perPrompt int   // Cells of each prompt.
 	first     []int // Of these, the number of the first of each variant.
 
-	due      int64 // Cells that are to come in all; known with the first `started`.
+	skipped  int64 // Cells that the caller has; known with the first `started`, and -1 before.
 	cells    map[int]SweepCell
 	token    []byte // For the next attempt.
 	started  *actservev1.SweepStarted
@@ -76,7 +76,7 @@ type sweepCall struct {
 
 func newSweepCall(request *actservev1.RunSweepRequest) *sweepCall {
 	call := &sweepCall{
-		request: request, due: -1, cells: map[int]SweepCell{}, token: request.GetResumeToken(),
+		request: request, skipped: -1, cells: map[int]SweepCell{}, token: request.GetResumeToken(),
 	}
 	for _, variant := range request.GetVariants() {
 		call.first = append(call.first, call.perPrompt)
@@ -114,8 +114,8 @@ func (c *sweepCall) read(event *actservev1.RunSweepResponse) error {
 		return c.add(cell)
 	}
 	c.finished = event.GetFinished()
-	if come := int64(len(c.cells)); come != c.due {
-		return badResponse("finished with %d cells, not %d", come, c.due)
+	if have := c.skipped + int64(len(c.cells)); have != int64(c.started.GetCells()) {
+		return badResponse("finished with %d cells of %d", have, c.started.GetCells())
 	}
 	return nil
 }
@@ -125,11 +125,12 @@ func (c *sweepCall) start(started *actservev1.SweepStarted) error {
 	if asked := int64(c.perPrompt) * int64(len(c.request.GetPrompts())); c.started != nil || cells != asked {
 		return badResponse("started a sweep of %d cells, not %d, or started it twice", cells, asked)
 	}
-	if c.due < 0 {
-		if skipped > 0 && len(c.request.GetResumeToken()) == 0 {
-			return badResponse("skipped %d cells, and nobody has them", skipped)
-		}
-		c.due = cells - skipped
+	if c.skipped < 0 && len(c.request.GetResumeToken()) > 0 {
+		c.skipped = skipped
+	}
+	c.skipped = max(0, c.skipped)
+	if have := c.skipped + int64(len(c.cells)); skipped != have {
+		return badResponse("skipped %d cells, but %d have come", skipped, have)
 	}
 	c.started = started
 	return nil
