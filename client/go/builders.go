@@ -75,23 +75,64 @@ func KeepReadout(name, positions string, sites ...string) (*actservev1.Readout, 
 	}}, nil
 }
 
-// AddVector adds coefficient times a vector, as wide as the rows of the site, to every row there.
-func AddVector(site string, vector []float32, coefficient float32) (*actservev1.Intervention, error) {
-	at, err := ParseSite(site)
+// SentVector is a vector that goes along with the request, as float32.
+func SentVector(values []float32) (*actservev1.VectorSource, error) {
+	tensor, err := EncodeTensor(values, len(values))
 	if err != nil {
 		return nil, err
 	}
-	tensor, err := EncodeTensor(vector, len(vector))
+	return &actservev1.VectorSource{Source: &actservev1.VectorSource_Tensor{Tensor: tensor}}, nil
+}
+
+// StoredVector is a vector that the server has, by its name:
+// models/{model}/steeringVectors/{steering_vector}.
+func StoredVector(name string) *actservev1.VectorSource {
+	return &actservev1.VectorSource{Source: &actservev1.VectorSource_SteeringVector{SteeringVector: name}}
+}
+
+// Add adds coefficient times a vector to every row of sites. Without a coefficient it is added once,
+// and in a sweep as often as [actservev1.SweepVariant] says, which may name the sites too.
+func Add(
+	vector *actservev1.VectorSource, coefficient *float32, sites ...string,
+) (*actservev1.Intervention, error) {
+	at, err := parseSites(sites)
 	if err != nil {
 		return nil, err
 	}
 	return &actservev1.Intervention{
-		Sites: []*actservev1.Site{at},
-		Operation: &actservev1.Intervention_Add{Add: &actservev1.AddOperation{
-			Vector:      &actservev1.VectorSource{Source: &actservev1.VectorSource_Tensor{Tensor: tensor}},
-			Coefficient: &coefficient,
-		}},
+		Sites: at,
+		Operation: &actservev1.Intervention_Add{
+			Add: &actservev1.AddOperation{Vector: vector, Coefficient: coefficient},
+		},
 	}, nil
+}
+
+// AddVector adds coefficient times a vector, as wide as the rows of the site, to every row there.
+func AddVector(site string, vector []float32, coefficient float32) (*actservev1.Intervention, error) {
+	sent, err := SentVector(vector)
+	if err != nil {
+		return nil, err
+	}
+	return Add(sent, &coefficient, site)
+}
+
+// LinearProbe scores the rows of a site by how far they lie along a direction.
+func LinearProbe(site string, direction *actservev1.VectorSource) (*actservev1.Probe, error) {
+	at, err := ParseSite(site)
+	if err != nil {
+		return nil, err
+	}
+	return &actservev1.Probe{Site: at, Direction: direction}, nil
+}
+
+// Above makes an intervention act where the probe is above a bound, as its field When.
+func Above(probe *actservev1.Probe, bound float32) *actservev1.Condition {
+	return &actservev1.Condition{Probe: probe, Above: &bound}
+}
+
+// Below makes an intervention act where the probe is below a bound, as its field When.
+func Below(probe *actservev1.Probe, bound float32) *actservev1.Condition {
+	return &actservev1.Condition{Probe: probe, Below: &bound}
 }
 
 // ReplaceByKept puts rows that the server has kept under a name in place of those of a site, at
@@ -129,11 +170,16 @@ func parsePlaces(
 	if err != nil {
 		return nil, nil, err
 	}
-	at := make([]*actservev1.Site, len(sites))
+	at, err := parseSites(sites)
+	return at, where, err
+}
+
+func parseSites(sites []string) (at []*actservev1.Site, err error) {
+	at = make([]*actservev1.Site, len(sites))
 	for i, site := range sites {
 		if at[i], err = ParseSite(site); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	return at, where, nil
+	return at, nil
 }

@@ -167,7 +167,10 @@ func (c *calls) prepare(ctx context.Context, method string) (context.Context, co
 		method != actservev1.ModelService_ListModels_FullMethodName {
 		headers.Set(modelHeader, c.model)
 	}
-	ctx = metadata.NewOutgoingContext(ctx, headers)
+	return c.withDeadline(metadata.NewOutgoingContext(ctx, headers))
+}
+
+func (c *calls) withDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); !ok && c.timeout > 0 {
 		return context.WithTimeout(ctx, c.timeout)
 	}

@@ -59,10 +59,13 @@ type Config struct {
 // the end.
 type Client struct {
 	conn         *grpc.ClientConn
+	calls        *calls
 	models       actservev1.ModelServiceClient
 	generation   actservev1.GenerationServiceClient
 	kept         actservev1.KeptActivationsServiceClient
 	explanations actservev1.ExplanationServiceClient
+	vectors      actservev1.SteeringVectorServiceClient
+	sweeps       actservev1.SweepServiceClient
 }
 
 // New makes a client. It connects with the first call. The error is an [*Error]: INVALID_ARGUMENT
@@ -130,10 +133,13 @@ func New(config Config) (*Client, error) {
 	}
 	return &Client{
 		conn:         conn,
+		calls:        calls,
 		models:       actservev1.NewModelServiceClient(conn),
 		generation:   actservev1.NewGenerationServiceClient(conn),
 		kept:         actservev1.NewKeptActivationsServiceClient(conn),
 		explanations: actservev1.NewExplanationServiceClient(conn),
+		vectors:      actservev1.NewSteeringVectorServiceClient(conn),
+		sweeps:       actservev1.NewSweepServiceClient(conn),
 	}, nil
 }
 

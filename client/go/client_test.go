@@ -25,10 +25,12 @@ import (
 type server struct {
 	actservev1.UnimplementedModelServiceServer
 	actservev1.UnimplementedWeightServiceServer
-	failures atomic.Int32 // Calls that end with UNAVAILABLE before one that does not.
-	attempts atomic.Int32
-	headers  metadata.MD
-	left     time.Duration // Until the deadline; zero without one.
+	actservev1.UnimplementedSteeringVectorServiceServer
+	requestIDs []string     // Of the vectors that were to be combined.
+	failures   atomic.Int32 // Calls that end with UNAVAILABLE before one that does not.
+	attempts   atomic.Int32
+	headers    metadata.MD
+	left       time.Duration // Until the deadline; zero without one.
 }
 
 func (s *server) see(ctx context.Context) error {
@@ -59,6 +61,13 @@ func (s *server) GetModel(
 	return &actservev1.GetModelResponse{}, s.see(ctx)
 }
 
+func (s *server) CombineSteeringVectors(
+	ctx context.Context, request *actservev1.CombineSteeringVectorsRequest,
+) (*actservev1.CombineSteeringVectorsResponse, error) {
+	s.requestIDs = append(s.requestIDs, request.GetRequestId())
+	return &actservev1.CombineSteeringVectorsResponse{}, s.see(ctx)
+}
+
 func serve(t *testing.T, config actserve.Config) (*server, *actserve.Client) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -68,6 +77,7 @@ func serve(t *testing.T, config actserve.Config) (*server, *actserve.Client) {
 	served, serving := &server{}, grpc.NewServer()
 	actservev1.RegisterModelServiceServer(serving, served)
 	actservev1.RegisterWeightServiceServer(serving, served)
+	actservev1.RegisterSteeringVectorServiceServer(serving, served)
 	go serving.Serve(listener)
 	t.Cleanup(serving.Stop)
 	config.Targets = []string{listener.Addr().String()}
@@ -100,11 +110,27 @@ func TestCallsOfRawStubsAreLikeAllOthers(t *testing.T) {
 			t.Errorf("header %s is %q, not %q", header, got, want)
 		}
 	}
-	vectors := actservev1.NewSteeringVectorServiceClient(client.Conn())
-	_, err = vectors.GetSteeringVector(t.Context(), &actservev1.GetSteeringVectorRequest{})
+	dictionaries := actservev1.NewDictionaryServiceClient(client.Conn())
+	_, err = dictionaries.GetDictionary(t.Context(), &actservev1.GetDictionaryRequest{})
 	var failed *actserve.Error
 	if !errors.As(err, &failed) || failed.Code != codes.Unimplemented {
 		t.Errorf("a service that is not there is %v", err)
+	}
+}
+
+func TestEveryCallThatMakesAVectorHasAnIdOfItsOwn(t *testing.T) {
+	served, client := serve(t, actserve.Config{})
+	request := &actservev1.CombineSteeringVectorsRequest{SteeringVectorId: "calm"}
+	for range 2 {
+		if _, err := client.CombineSteeringVectors(t.Context(), request); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ids := served.requestIDs; ids[0] == ids[1] || ids[0] == "" {
+		t.Errorf("two calls have the ids %q", ids)
+	}
+	if id := request.GetRequestId(); id != "" {
+		t.Errorf("the caller's request was given the id %q", id)
 	}
 }
 

@@ -13,7 +13,8 @@
 //   - Every error is an [*Error], with a gRPC code and a reason.
 //   - A call ends with its context. One whose context has no deadline has that of the client.
 //   - A call that the contract marks harmless is made again, four times in all, while the server is
-//     unavailable and has not answered yet.
+//     unavailable and has not answered yet. [Client.RunSweep] also goes on where its connection was
+//     lost.
 //   - Services without methods here are called by their stubs, with [Client.Conn].
 //   - The trace of the context goes along as the global propagator of OpenTelemetry writes it, if
 //     the program has set one.

@@ -7,6 +7,8 @@ import (
 	"log"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/actserve/actserve/client/go"
 	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
 )
@@ -15,6 +17,8 @@ var (
 	ctx     = context.Background()
 	client  *actserve.Client
 	request *actservev1.GenerateRequest
+	vector  *actservev1.VectorSource
+	add     *actservev1.Intervention
 )
 
 func ExampleNew() {
@@ -80,6 +84,70 @@ func ExamplePredictionReadout() {
 		fmt.Println(text, early.TopLogprobs.Data[i])
 	}
 	// [/lens]
+}
+
+func ExampleClient_MakeSteeringVector() {
+	// [vectors]
+	joy, err := client.MakeSteeringVector(ctx, &actservev1.MakeSteeringVectorRequest{
+		SteeringVectorId: "joy",
+		Sites:            []*actservev1.Site{actserve.Must(actserve.ParseSite("resid_post.15"))},
+		Examples: &actservev1.MakeSteeringVectorRequest_Prompts{Prompts: &actservev1.ContrastingPrompts{
+			Positive: []*actservev1.Prompt{actserve.TextPrompt("I loved it, wonderful!")},
+			Negative: []*actservev1.Prompt{actserve.TextPrompt("I hated it, terrible!")},
+		}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	vector := actserve.StoredVector(joy.GetSteeringVector().GetName())
+	add, err := actserve.Add(vector, proto.Float32(2), "resid_post.15")
+	if err != nil {
+		log.Fatal(err)
+	}
+	// [/vectors]
+	_ = add
+}
+
+func ExampleAbove() {
+	// [condition]
+	probe, err := actserve.LinearProbe("resid_post.8", vector)
+	if err != nil {
+		log.Fatal(err)
+	}
+	add.When = actserve.Above(probe, 0.5)
+	// [/condition]
+}
+
+func ExampleClient_RunSweep() {
+	// [sweep]
+	add, err := actserve.Add(vector, nil) // The lists of the variant say how much, and where.
+	if err != nil {
+		log.Fatal(err)
+	}
+	result, err := client.RunSweep(ctx, &actservev1.RunSweepRequest{
+		Prompts: []*actservev1.SweepPrompt{{Prompt: actserve.TextPrompt("I think the movie was")}},
+		Variants: []*actservev1.SweepVariant{{
+			Interventions: []*actservev1.Intervention{add},
+			Coefficients:  []float32{0, 2, 4},
+			Sites: []*actservev1.Site{
+				actserve.Must(actserve.ParseSite("resid_post.10")),
+				actserve.Must(actserve.ParseSite("resid_post.15")),
+			},
+		}},
+		Sampling: &actservev1.SamplingParams{MaxTokens: proto.Uint32(20)},
+		Answers:  []*actservev1.SweepAnswer{{Name: "great", Text: " great"}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, cell := range result.Cells {
+		if cell.Err != nil {
+			log.Print(cell.Err)
+			continue
+		}
+		fmt.Println(cell.GetCoefficientIndex(), cell.GetSiteIndex(), cell.GetText(), cell.GetAnswerLogprobs())
+	}
+	// [/sweep]
 }
 
 func ExampleError() {

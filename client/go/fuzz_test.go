@@ -113,6 +113,41 @@ func FuzzFetch(f *testing.F) {
 	})
 }
 
+// The same of a sweep: `go test -fuzz FuzzSweep`.
+func FuzzSweep(f *testing.F) {
+	f.Add(written(
+		&actservev1.RunSweepResponse{Event: &actservev1.RunSweepResponse_Started{
+			Started: &actservev1.SweepStarted{Cells: 2},
+		}},
+		&actservev1.RunSweepResponse{Event: &actservev1.RunSweepResponse_Cell{
+			Cell: &actservev1.SweepCell{CoefficientIndex: proto.Uint32(1), SiteIndex: proto.Uint32(0)},
+		}},
+		&actservev1.RunSweepResponse{Event: &actservev1.RunSweepResponse_Cell{
+			Cell: &actservev1.SweepCell{CoefficientIndex: proto.Uint32(0), SiteIndex: proto.Uint32(0)},
+		}},
+		&actservev1.RunSweepResponse{Event: &actservev1.RunSweepResponse_Finished{
+			Finished: &actservev1.SweepFinished{},
+		}},
+	))
+	f.Fuzz(func(t *testing.T, sent []byte) {
+		call := newSweepCall(&actservev1.RunSweepRequest{
+			Prompts: []*actservev1.SweepPrompt{{}},
+			Variants: []*actservev1.SweepVariant{
+				{Coefficients: []float32{1, 2}, Sites: []*actservev1.Site{{}}},
+			},
+		})
+		for events := bytes.NewReader(sent); ; {
+			event := &actservev1.RunSweepResponse{}
+			if protodelim.UnmarshalFrom(events, event) != nil || call.read(event) != nil {
+				return
+			}
+			if call.finished != nil && len(call.result().Cells) != 2 {
+				t.Fatal("a sweep of two cells is finished without them")
+			}
+		}
+	})
+}
+
 func written(events ...proto.Message) []byte {
 	var all bytes.Buffer
 	for _, event := range events {

@@ -64,6 +64,16 @@ func (c *Client) ReconstructActivationsStream(
 		func(event *actservev1.ReconstructActivationsResponse) bool { return event.GetFinished() != nil })
 }
 
+// RunSweepStream yields the cells of a sweep as they are done, as FetchActivationsStream does. What is
+// lost with a connection can go on: a request with the resume_token of the last cell that came has the
+// others; [Client.RunSweep] does that by itself.
+func (c *Client) RunSweepStream(
+	ctx context.Context, request *actservev1.RunSweepRequest,
+) iter.Seq2[*actservev1.RunSweepResponse, error] {
+	return events(ctx, request, c.sweeps.RunSweep,
+		func(event *actservev1.RunSweepResponse) bool { return event.GetFinished() != nil })
+}
+
 // opener is a method of a stub that answers with a stream.
 type opener[Request, Event any] func(
 	context.Context, *Request, ...grpc.CallOption,

@@ -11,6 +11,7 @@
     expect:
       result / error / warnings       of the driver's answer; of an error the keys that are named
       attempts: [...]                 what server 0 saw of each: headers, request,
+                                      same_request: true (as that of the one before),
                                       left_s: [from, to], after_s: [from, to] since the one before,
                                       cancelled
       attempts_by_server: [[3, 7]]    how many each server saw, from and to

@@ -36,9 +36,14 @@ from tests.conformance.python_words import (
     Answer,
     array,
     positions_of,
+    probe_of,
     prompt_of,
     readout_of,
     readouts_of,
+    term_of,
+    variant_of,
+    vector_of,
+    when_of,
 )
 from tests.conformance.scripted_server import method_of
 
@@ -136,8 +141,26 @@ async def encode_tensor(question: Answer) -> Answer:
     return {"result": as_json(tensors.encode(values))}
 
 
+async def build_add(question: Answer) -> Answer:
+    when = question.get("when")
+    options: dict[str, Any] = {}
+    if when:
+        options["when"] = when_of(when)
+    built = actserve.Add(
+        question["sites"], vector_of(question["vector"]), question["coefficient"], **options
+    ).to_proto()
+    built.ClearField("positions")  # Which this client writes out where they are all.
+    return {"result": as_json(built)}
+
+
 async def unary(question: Answer) -> Answer:
     async with client_of(question) as client:
+        method, request = question["method"], request_of(question)
+        if method in MADE and not request.request_id:
+            # Such ids are of the methods that people use.
+            return {
+                "result": {"steeringVector": {"name": (await MADE[method](client, request)).name}}
+            }
         return {"result": as_json(await client.call(question["method"], request_of(question)))}
 
 
@@ -242,7 +265,11 @@ def rows_of(acts: actserve.Activations, name: str) -> list[Any]:
 
 async def collect(question: Answer) -> Answer:
     async with client_of(question) as client:
-        work = COLLECTED[question["method"]](client, request_of(question))
+        request = request_of(question)
+        if question["method"] == "RunSweep":  # Its deadline is not that of other calls.
+            work = collect_sweep(client, request, question["client"].get("timeout_s"))
+        else:
+            work = COLLECTED[question["method"]](client, request)
         return {"result": await cancelled_after(question.get("cancel_after_s"), work)}
 
 
@@ -345,6 +372,56 @@ async def collect_generate(client: actserve.AsyncClient, request: Any) -> Answer
     }
 
 
+async def collect_sweep(
+    client: actserve.AsyncClient, request: Any, timeout: float | None
+) -> Answer:
+    variants = [variant_of(each) for each in request.variants]
+    sampling = {field.name: value for field, value in request.sampling.ListFields()}
+    keys = [each.key for each in request.prompts]
+    prompts = [prompt_of(each.prompt) for each in request.prompts]
+    swept = await client.sweep(
+        dict(zip(keys, prompts, strict=True)) if all(keys) else prompts,
+        variants={each.key or str(i): variants[i] for i, each in enumerate(request.variants)},
+        baseline=False,
+        answers={each.name: each.text for each in request.answers},
+        scores={each.name: probe_of(each.probe) for each in request.scores},
+        perplexity=request.perplexity,
+        progress=False,
+        timeout=timeout,
+        **sampling,
+    )
+    cells = [cell_told(cell, variants[cell.variant_index]) for cell in swept.cells]
+    return {"call_id": swept.request_id, "cells": sorted(cells, key=place_of)}
+
+
+def cell_told(cell: Any, variant: Any) -> Answer:
+    lists = (
+        (cell.coefficient, variant.coefficients),
+        (cell.site, [str(site) for site in variant.sites]),
+        (cell.positions, variant.positions),
+    )
+    place: Answer = {
+        "at": [cell.prompt_index, cell.variant_index]
+        + [None if value is None else [*values].index(value) for value, values in lists]
+    }
+    if cell.error:
+        return {**place, "error": told(cell.error)}
+    return {
+        **place,
+        "text": cell.text,
+        "finish_reason": cell.finish_reason.upper() or None,
+        "answer_logprobs": [*cell.answers.values()],
+        "score_values": [*cell.scores.values()],
+        "perplexity": cell.perplexity,
+        "repetition": cell.repetition,
+        "stored": cell.stored,
+    }
+
+
+def place_of(cell: Answer) -> list[int]:
+    return [each or 0 for each in cell["at"]]
+
+
 async def collect_explanations(client: actserve.AsyncClient, request: Any) -> Answer:
     spec = {field.name: value for field, value in request.spec.ListFields()}
     match request:
@@ -388,6 +465,42 @@ async def collect_reconstruction(client: actserve.AsyncClient, request: Any) -> 
     return {"call_id": "c1", **array(rows)}
 
 
+async def create_vector(client: actserve.AsyncClient, request: Any) -> actserve.StoredVector:
+    return await client.vectors.store(
+        request.steering_vector_id,
+        tensors.decode(request.rows.tensor),
+        [site_name(site) for site in request.sites],
+        labels=dict(request.labels),
+    )
+
+
+async def make_vector(client: actserve.AsyncClient, request: Any) -> actserve.StoredVector:
+    return await client.vectors.create(
+        request.steering_vector_id,
+        [prompt_of(each) for each in request.prompts.positive],
+        [prompt_of(each) for each in request.prompts.negative],
+        [site_name(site) for site in request.sites],
+        method={0: None, 1: "mean_difference", 2: "pca", 3: "logistic_regression"}[request.method],
+        labels=dict(request.labels),
+    )
+
+
+async def combine_vectors(client: actserve.AsyncClient, request: Any) -> actserve.StoredVector:
+    asked = request.combination
+    return await client.vectors.combine(
+        request.steering_vector_id,
+        [term_of(each) for each in asked.terms],
+        without=[term_of(each) for each in asked.without],
+        norm=asked.norm if asked.HasField("norm") else None,
+        labels=dict(request.labels),
+    )
+
+
+MADE = {
+    "CreateSteeringVector": create_vector,
+    "MakeSteeringVector": make_vector,
+    "CombineSteeringVectors": combine_vectors,
+}
 COLLECTED = {
     "FetchActivations": collect_fetch,
     "Generate": collect_generate,
@@ -401,6 +514,7 @@ OPERATIONS = {
     "parse_positions": parse_positions,
     "decode_tensor": decode_tensor,
     "encode_tensor": encode_tensor,
+    "build_add": build_add,
     "unary": unary,
     "list": pages,
     "stream": stream,

@@ -44,6 +44,53 @@ def positions_of(selector: positions_pb2.PositionSelector) -> Any:
             return name
 
 
+def vector_of(vector: Any) -> Any:
+    """The vector of a question as a caller writes it: an array, or the name of a stored one."""
+    return (
+        vector if isinstance(vector, str) else np.frombuffer(bytes.fromhex(vector["data"]), "<f4")
+    )
+
+
+def source_of(vector: Any) -> Any:
+    """The vector of a message as a caller writes it."""
+    return vector.steering_vector or tensors.decode(vector.tensor)
+
+
+def term_of(term: Any) -> actserve.VectorTerm:
+    coefficient = term.coefficient if term.HasField("coefficient") else 1.0
+    return actserve.VectorTerm(term.steering_vector, coefficient)
+
+
+def probe_of(probe: Any) -> actserve.Probe:
+    return actserve.Probe(site_name(probe.site), source_of(probe.direction), probe.bias)
+
+
+def variant_of(variant: Any) -> actserve.Variant:
+    """The variant, whose interventions add vectors, as a caller writes it."""
+    lists = {
+        "coefficients": list(variant.coefficients),
+        "sites": [site_name(site) for site in variant.sites],
+        "positions": [positions_of(each) for each in variant.positions],
+    }
+    if not variant.interventions:
+        return actserve.Variant(**lists)
+    (asked,) = variant.interventions
+    vector = source_of(asked.add.vector)
+    if asked.sites:
+        vector = actserve.Add([site_name(site) for site in asked.sites], vector)
+    return actserve.Variant(vector, **lists)
+
+
+def when_of(when: Answer) -> Any:
+    """The condition of a question as a caller writes it."""
+    options = {name: when[name] for name in ("bias", "above", "below") if name in when}
+    if aggregator := when.get("aggregator"):
+        smoothing = actserve.Ema(aggregator["ema"]["weight"]) if "ema" in aggregator else None
+        reduction = aggregator["reduction"].removeprefix("REDUCTION_").lower()
+        options["aggregator"] = actserve.Aggregator(smoothing, reduction)
+    return actserve.When(when["site"], vector_of(when["direction"]), **options)
+
+
 def readout_of(readout: Any) -> Any:
     """The readout as a caller writes it."""
     kind = readout.WhichOneof("kind")

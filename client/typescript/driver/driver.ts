@@ -15,10 +15,14 @@ import { context, propagation, ROOT_CONTEXT } from "@opentelemetry/api";
 import { AsyncLocalStorageContextManager } from "@opentelemetry/context-async-hooks";
 import { W3CTraceContextPropagator } from "@opentelemetry/core";
 import {
+  above,
   ActserveError,
+  add,
+  below,
   connect,
   decodeTensor,
   positions,
+  probe,
   site,
   tensor,
   type Client,
@@ -29,6 +33,7 @@ import {
   type ReadoutResult,
   type Reconstructed,
   type Sequence,
+  type Swept,
 } from "@actserve/client/node";
 import * as v1 from "@actserve/client/v1";
 
@@ -58,7 +63,21 @@ interface Question {
   readonly cancel_every?: number;
   readonly seconds?: number;
   readonly concurrency?: number;
+  readonly sites?: string[];
+  readonly vector?: Vector;
+  readonly coefficient?: number;
+  readonly when?: {
+    readonly site: string;
+    readonly direction: Vector;
+    readonly bias?: number;
+    readonly above?: number;
+    readonly below?: number;
+    readonly aggregator?: JsonObject;
+  };
 }
+
+/** One to send along, or the name of a stored one. */
+type Vector = string | { readonly data: string };
 
 interface Answer {
   result?: JsonValue;
@@ -87,6 +106,8 @@ async function answered(question: Question, warnings: string[]): Promise<Answer>
         };
       case "encode_tensor":
         return { result: json(v1.TensorSchema, encoded(question)) };
+      case "build_add":
+        return { result: json(v1.InterventionSchema, built(question)) };
       case "streams":
         return { result: await streams(question, warnings) };
       default:
@@ -161,6 +182,12 @@ const UNARY = [
   "scoreExplanations",
   "setExplanationBaseline",
   "deleteExplanationBaseline",
+  "createSteeringVector",
+  "makeSteeringVector",
+  "combineSteeringVectors",
+  "getSteeringVector",
+  "updateSteeringVector",
+  "deleteSteeringVector",
 ] as const;
 
 function isUnary(_client: Client, name: string): name is (typeof UNARY)[number] {
@@ -183,6 +210,8 @@ function listed(client: Client, question: Question): AsyncIterable<{ name: strin
       return client.listModels(message(v1.ListModelsRequestSchema, question));
     case "ListNlas":
       return client.listNlas(message(v1.ListNlasRequestSchema, question));
+    case "ListSteeringVectors":
+      return client.listSteeringVectors(message(v1.ListSteeringVectorsRequestSchema, question));
     default:
       return client.listKeptActivations(message(v1.ListKeptActivationsRequestSchema, question));
   }
@@ -213,6 +242,8 @@ function opened(client: Client, question: Question, signal?: AbortSignal) {
         message(v1.ReconstructActivationsRequestSchema, question),
         options,
       );
+    case "RunSweep":
+      return client.runSweep(message(v1.RunSweepRequestSchema, question), options);
     default:
       throw new Error(`there is no stream ${String(question.method)}`);
   }
@@ -251,6 +282,7 @@ async function collected(
   const whole = await opened(client, question, signal).collect();
   if ("items" in whole) return { answer: fetched(whole), bytes: bytesOf(whole.items) };
   if ("samples" in whole) return { answer: generated(whole), bytes: bytesOf(whole.samples) };
+  if ("cells" in whole) return { answer: swept(whole), bytes: 0 };
   if ("explanations" in whole) return { answer: explained(whole), bytes: 0 };
   return { answer: reconstructed(whole), bytes: whole.data.byteLength };
 }
@@ -359,6 +391,52 @@ function explained({ callId, nla, explanations }: Explained): JsonValue {
   };
 }
 
+function swept({ callId, cells }: Swept): JsonValue {
+  return {
+    call_id: callId,
+    cells: cells.map(({ cell, error }) => ({
+      at: [
+        cell.promptIndex,
+        cell.variantIndex,
+        cell.coefficientIndex ?? null,
+        cell.siteIndex ?? null,
+        cell.positionIndex ?? null,
+      ],
+      ...(error
+        ? { error: errorOf(error) }
+        : {
+            text: cell.text,
+            finish_reason: cell.finishReason ? finishReason(cell.finishReason) : null,
+            answer_logprobs: cell.answerLogprobs,
+            score_values: cell.scoreValues,
+            perplexity: cell.perplexity ?? null,
+            repetition: cell.repetition ?? null,
+            stored: cell.stored,
+          }),
+    })),
+  };
+}
+
+function built({ sites, vector, coefficient, when }: Question): v1.Intervention {
+  const intervention = add(given(sites), vectorOf(given(vector)), coefficient);
+  if (when) {
+    const scored = probe(when.site, vectorOf(when.direction));
+    if (when.bias !== undefined) scored.bias = when.bias;
+    const condition =
+      when.above === undefined ? below(scored, given(when.below)) : above(scored, when.above);
+    if (when.below !== undefined) condition.below = when.below;
+    if (when.aggregator) {
+      condition.aggregator = fromJson(v1.ScoreAggregatorSchema, when.aggregator);
+    }
+    intervention.when = condition;
+  }
+  return intervention;
+}
+
+function vectorOf(vector: Vector): string | Float32Array {
+  return typeof vector === "string" ? vector : floats(vector.data);
+}
+
 function reconstructed(whole: Reconstructed): JsonValue {
   return { call_id: whole.callId, ...array(whole) };
 }
@@ -422,8 +500,11 @@ function bytesOf(sequences: readonly Sequence[]): number {
 }
 
 function encoded({ shape, data }: Question): v1.Tensor {
-  const bytes = Uint8Array.from(Buffer.from(given(data), "hex"));
-  return tensor(new Float32Array(bytes.buffer), given(shape));
+  return tensor(floats(given(data)), given(shape));
+}
+
+function floats(data: string): Float32Array {
+  return new Float32Array(Uint8Array.from(Buffer.from(data, "hex")).buffer);
 }
 
 function array({ shape, data }: Float32Tensor): { shape: number[]; data: string } {

@@ -1,7 +1,16 @@
 // Pieces for README.md that are compiled, and not programs of their own.
 import { readFileSync } from "node:fs";
 
-import { ActserveError, connect, prompt, type Client } from "@actserve/client/node";
+import {
+  above,
+  ActserveError,
+  add,
+  connect,
+  probe,
+  prompt,
+  site,
+  type Client,
+} from "@actserve/client/node";
 import { TokenMatrix, WeightService } from "@actserve/client/v1";
 
 export function connected(): Client[] {
@@ -34,6 +43,50 @@ export async function watched(client: Client): Promise<void> {
     if (event.case === "tokens") process.stdout.write(event.value.text);
   }
   // [/stream]
+}
+
+export async function stored(client: Client): Promise<void> {
+  // [vectors]
+  const { steeringVector } = await client.makeSteeringVector({
+    steeringVectorId: "joy",
+    sites: [site("resid_post.15")],
+    examples: {
+      case: "prompts",
+      value: {
+        positive: [prompt("I loved it, wonderful!")],
+        negative: [prompt("I hated it, terrible!")],
+      },
+    },
+  });
+  const joy = steeringVector?.name ?? ""; // models/.../steeringVectors/joy
+  const steered = add("resid_post.15", joy, 2);
+  // [/vectors]
+  // [condition]
+  steered.when = above(probe("resid_post.8", joy), 0.5);
+  // [/condition]
+}
+
+export async function swept(client: Client, joy: string): Promise<void> {
+  // [sweep]
+  const swept = await client
+    .runSweep({
+      prompts: [{ prompt: prompt("I think the movie was") }],
+      variants: [
+        {
+          interventions: [add([], joy)], // the lists say how much, and where
+          coefficients: [0, 2, 4],
+          sites: [site("resid_post.10"), site("resid_post.15")],
+        },
+      ],
+      sampling: { maxTokens: 20 },
+      answers: [{ name: "great", text: " great" }],
+    })
+    .collect();
+  for (const { cell, error } of swept.cells) {
+    if (error) console.log(error.message);
+    else console.log(cell.coefficientIndex, cell.siteIndex, cell.text, cell.answerLogprobs);
+  }
+  // [/sweep]
 }
 
 export async function failed(client: Client): Promise<void> {

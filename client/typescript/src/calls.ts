@@ -8,6 +8,7 @@ import { MethodOptions_IdempotencyLevel } from "@bufbuild/protobuf/wkt";
 import {
   Code,
   ConnectError,
+  type CallOptions,
   type ContextValues,
   type StreamResponse,
   type Transport,
@@ -122,6 +123,43 @@ export class Calls implements Transport {
     } catch (thrown) {
       call.end();
       throw thrown;
+    }
+  }
+
+  /**
+   * The events of a stream that is opened anew where it is lost after its first event. The attempts
+   * are one call, with its signal and deadline.
+   *
+   * @param come counts what has come and is not to come again; more of it, and attempts count anew
+   */
+  async *goingOn<T>(
+    open: (options: CallOptions) => AsyncIterable<T>,
+    come: () => number,
+    options: CallOptions = {},
+  ): AsyncGenerator<T> {
+    const call = this.#begin(options.signal, options.timeoutMs);
+    try {
+      for (let made = 1; ; made++) {
+        const before = come();
+        let isOpen = false;
+        try {
+          const { signal } = call;
+          for await (const event of open({ ...options, signal, timeoutMs: call.leftMs() ?? 0 })) {
+            isOpen = true;
+            yield event;
+          }
+          return;
+        } catch (thrown) {
+          const error = ActserveError.from(call.signal.aborted ? call.signal.reason : thrown);
+          if (come() > before) made = 1;
+          // Before its first event it was made again already.
+          const pause = isOpen ? pauseMs(error, made) : undefined;
+          if (pause === undefined || pause >= (call.leftMs() ?? Infinity)) throw error;
+          await call.sleep(pause);
+        }
+      }
+    } finally {
+      call.end();
     }
   }
 

@@ -14,6 +14,7 @@ import { ExplainCollector, type Explained } from "./collectors/explain.js";
 import { FetchCollector } from "./collectors/fetch.js";
 import { GenerateCollector } from "./collectors/generate.js";
 import { ReconstructCollector, type Reconstructed } from "./collectors/reconstruct.js";
+import { SweepCollector, type Swept } from "./collectors/sweep.js";
 import { badResponse, invalid } from "./errors.js";
 import { checkedHeaders, checkedTimeout } from "./options.js";
 import * as v1 from "./v1.js";
@@ -67,6 +68,8 @@ export class Client {
   readonly #generation: Stub<typeof v1.GenerationService>;
   readonly #kept: Stub<typeof v1.KeptActivationsService>;
   readonly #explanations: Stub<typeof v1.ExplanationService>;
+  readonly #vectors: Stub<typeof v1.SteeringVectorService>;
+  readonly #sweeps: Stub<typeof v1.SweepService>;
 
   /** @throws {@link ActserveError} `FIELD_INVALID`, naming the option that cannot be used */
   constructor(options: ClientOptions) {
@@ -84,6 +87,8 @@ export class Client {
     this.#generation = this.stub(v1.GenerationService);
     this.#kept = this.stub(v1.KeptActivationsService);
     this.#explanations = this.stub(v1.ExplanationService);
+    this.#vectors = this.stub(v1.SteeringVectorService);
+    this.#sweeps = this.stub(v1.SweepService);
   }
 
   /**
@@ -274,6 +279,129 @@ export class Client {
   ): Promise<v1.DeleteExplanationBaselineResponse> {
     return this.#explanations.deleteExplanationBaseline(request, options);
   }
+
+  /**
+   * Stores a vector. A request without a `requestId` is sent with one of its own, by which a call
+   * that is made again makes nothing twice.
+   */
+  createSteeringVector(
+    request: Init<typeof v1.CreateSteeringVectorRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.CreateSteeringVectorResponse> {
+    const message = identified(v1.CreateSteeringVectorRequestSchema, request);
+    return this.#vectors.createSteeringVector(message, options);
+  }
+
+  /** Makes a vector of examples of two kinds, and stores it, as `createSteeringVector` does. */
+  makeSteeringVector(
+    request: Init<typeof v1.MakeSteeringVectorRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.MakeSteeringVectorResponse> {
+    const message = identified(v1.MakeSteeringVectorRequestSchema, request);
+    return this.#vectors.makeSteeringVector(message, options);
+  }
+
+  /** Computes a vector from stored ones, and stores it, as `createSteeringVector` does. */
+  combineSteeringVectors(
+    request: Init<typeof v1.CombineSteeringVectorsRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.CombineSteeringVectorsResponse> {
+    const message = identified(v1.CombineSteeringVectorsRequestSchema, request);
+    return this.#vectors.combineSteeringVectors(message, options);
+  }
+
+  /** One vector; `decodeTensor` reads its elements, if they were asked for. */
+  getSteeringVector(
+    request: Init<typeof v1.GetSteeringVectorRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.GetSteeringVectorResponse> {
+    return this.#vectors.getSteeringVector(request, options);
+  }
+
+  /** The stored vectors that have some labels, page by page as they are needed. */
+  listSteeringVectors(
+    request: Init<typeof v1.ListSteeringVectorsRequestSchema> = {},
+    options?: CallOptions,
+  ): AsyncIterable<v1.SteeringVector> {
+    return pages(
+      v1.ListSteeringVectorsRequestSchema,
+      request,
+      (page) => this.#vectors.listSteeringVectors(page, options),
+      ({ steeringVectors }) => steeringVectors,
+    );
+  }
+
+  /** Replaces the labels of a vector. */
+  updateSteeringVector(
+    request: Init<typeof v1.UpdateSteeringVectorRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.UpdateSteeringVectorResponse> {
+    return this.#vectors.updateSteeringVector(request, options);
+  }
+
+  /** Deletes a vector. Runs that use it keep it. */
+  deleteSteeringVector(
+    request: Init<typeof v1.DeleteSteeringVectorRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.DeleteSteeringVectorResponse> {
+    return this.#vectors.deleteSteeringVector(request, options);
+  }
+
+  /**
+   * Runs many prompts under many interventions. Where the connection is lost, `collect` goes on
+   * after the last cell that came; who reads events goes on by a request with its `resumeToken`. A
+   * large sweep takes long: give it a `timeoutMs` that fits.
+   */
+  runSweep(
+    request: Init<typeof v1.RunSweepRequestSchema>,
+    options?: CallOptions,
+  ): EventStream<v1.RunSweepResponse, Swept> {
+    const message = create(v1.RunSweepRequestSchema, request);
+    let collector: SweepCollector | undefined; // Only what is collected goes on by itself.
+    return new EventStream<v1.RunSweepResponse, Swept>(
+      () => {
+        if (!collector) return this.#sweeps.runSweep(message, options);
+        return this.#goingOn(message, collector, options);
+      },
+      () => (collector = new SweepCollector(message)),
+    );
+  }
+
+  #goingOn(
+    request: v1.RunSweepRequest,
+    collector: SweepCollector,
+    options?: CallOptions,
+  ): AsyncIterable<v1.RunSweepResponse> {
+    const message = clone(v1.RunSweepRequestSchema, request);
+    return this.#calls.goingOn(
+      (attempt) => {
+        message.resumeToken = collector.begin();
+        // Each attempt is a stream of its own, which may be cut short.
+        return new EventStream(
+          () => this.#sweeps.runSweep(message, attempt),
+          () => collector,
+        );
+      },
+      () => collector.come,
+      options,
+    );
+  }
+}
+
+/** The request with an id, of its own if it has none: a copy. */
+function identified<Desc extends DescMessage>(
+  schema: Desc,
+  request: MessageInitShape<Desc>,
+): MessageShape<Desc> {
+  // A copy, since `create` gives back what is a message already.
+  const message = clone(schema, create(schema, request)) as MessageShape<Desc> & {
+    requestId: string;
+  };
+  // Unlike randomUUID, this is there in every context of a browser.
+  message.requestId ||= Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) =>
+    byte.toString(16).padStart(2, "0"),
+  ).join("");
+  return message;
 }
 
 async function* pages<

@@ -14,12 +14,16 @@ export { site, siteName } from "./sites.js";
 export { positions } from "./positions.js";
 export { decodeTensor, row, tensor, type Float32Tensor } from "./tensors.js";
 export {
+  above,
   add,
+  below,
   keep,
   predictions,
+  probe,
   prompt,
   replace,
   rows,
+  vector,
   type PredictionOptions,
   type Turn,
 } from "./requests.js";
@@ -27,5 +31,6 @@ export {
 export * from "./collected.js";
 export type { Explained } from "./collectors/explain.js";
 export type { Reconstructed } from "./collectors/reconstruct.js";
+export type { Swept, SweptCell } from "./collectors/sweep.js";
 
 export { VERSION } from "./version.js";

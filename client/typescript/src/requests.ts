@@ -1,8 +1,15 @@
 import { create } from "@bufbuild/protobuf";
 
-import { InterventionSchema, type Intervention } from "./gen/actserve/v1/intervention_pb.js";
+import {
+  ConditionSchema,
+  InterventionSchema,
+  type Condition,
+  type Intervention,
+} from "./gen/actserve/v1/intervention_pb.js";
+import { ProbeSchema, type Probe } from "./gen/actserve/v1/probe_pb.js";
 import { PromptSchema, type Prompt } from "./gen/actserve/v1/prompt_pb.js";
 import { ReadoutSchema, type Readout } from "./gen/actserve/v1/readout_pb.js";
+import { VectorSourceSchema, type VectorSource } from "./gen/actserve/v1/source_pb.js";
 import { positions } from "./positions.js";
 import { site } from "./sites.js";
 import { tensor } from "./tensors.js";
@@ -75,18 +82,56 @@ export function predictions(name: string, options: PredictionOptions): Readout {
 }
 
 /**
- * Adds `coefficient` times a vector to the rows of a site, at every position.
- *
- * @param vector as wide as the rows of the site
+ * A vector: one to send along, as float32, or a stored one by its name,
+ * `models/{model}/steeringVectors/{steering_vector}`.
  */
-export function add(at: string, vector: Iterable<number>, coefficient = 1): Intervention {
+export function vector(source: Iterable<number> | string): VectorSource {
+  return create(VectorSourceSchema, {
+    source:
+      typeof source === "string"
+        ? { case: "steeringVector", value: source }
+        : { case: "tensor", value: tensor(source) },
+  });
+}
+
+/**
+ * Adds `coefficient` times a vector to the rows of sites, at every position.
+ *
+ * @param at as {@link site} takes them; none in a sweep that has a list of them
+ * @param what as {@link vector} takes it, as wide as the rows of the sites
+ * @param coefficient one when left out; a sweep that has a list of them wants it left out
+ */
+export function add(
+  at: string | readonly string[],
+  what: Iterable<number> | string,
+  coefficient?: number,
+): Intervention {
   return create(InterventionSchema, {
-    sites: [site(at)],
+    ...places(at, undefined),
     operation: {
       case: "add",
-      value: { vector: { source: { case: "tensor", value: tensor(vector) } }, coefficient },
+      value: { vector: vector(what), ...(coefficient === undefined ? {} : { coefficient }) },
     },
   });
+}
+
+/**
+ * A linear probe: how far the rows of a site lie along a direction.
+ *
+ * @param direction as {@link vector} takes it
+ */
+export function probe(at: string, direction: Iterable<number> | string): Probe {
+  return create(ProbeSchema, { site: site(at), direction: vector(direction) });
+}
+
+/** The condition that a probe is above a bound, for `Intervention.when`. */
+export function above(what: Probe, bound: number): Condition {
+  return create(ConditionSchema, { probe: what, above: bound });
+}
+
+/** The condition that a probe is below a bound, for `Intervention.when`. */
+export function below(what: Probe, bound: number): Condition {
+  return create(ConditionSchema, { probe: what, below: bound });
 }
 
 /**

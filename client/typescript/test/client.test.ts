@@ -12,7 +12,15 @@ import { create, toBinary } from "@bufbuild/protobuf";
 import { createRouterTransport, type CallOptions } from "@connectrpc/connect";
 import { ActserveError, Client, decodeTensor, rows, tensor, VERSION } from "@actserve/client";
 import { connect } from "@actserve/client/node";
-import { GenerateResponseSchema, GenerationService, ModelService } from "@actserve/client/v1";
+import {
+  CombineSteeringVectorsRequestSchema,
+  GenerateResponseSchema,
+  GenerationService,
+  ModelService,
+  RunSweepResponseSchema,
+  SteeringVectorService,
+  SweepService,
+} from "@actserve/client/v1";
 
 test("the version of the client is that of its package", () => {
   const { version } = JSON.parse(readFileSync("package.json", "utf8")) as { version: string };
@@ -78,8 +86,10 @@ test("what cancelled a call is the cause of its error", async () => {
   await serving(async (port) => {
     const client = connect(`127.0.0.1:${port}`);
     const cause = new Error("enough");
-    const call = client.generate({}, { signal: AbortSignal.abort(cause) }).collect();
-    await assert.rejects(call, { code: "CANCELLED", cause });
+    const options = { signal: AbortSignal.abort(cause) };
+    for (const call of [client.generate({}, options), client.runSweep({}, options)]) {
+      await assert.rejects(call.collect(), { code: "CANCELLED", cause });
+    }
     client.close();
   });
 });
@@ -131,6 +141,41 @@ test("any transport of connect will do", async () => {
   const client = new Client({ transport });
   const { model } = await client.getModel({ name: "models/m" });
   assert.equal(model?.name, "models/m");
+});
+
+test("every call that makes a vector has an id of its own, and the request stays as it was", async () => {
+  const ids: string[] = [];
+  const transport = createRouterTransport(({ service }) => {
+    service(SteeringVectorService, {
+      combineSteeringVectors: ({ requestId }) => {
+        ids.push(requestId);
+        return {};
+      },
+    });
+  });
+  const client = new Client({ transport });
+  const request = create(CombineSteeringVectorsRequestSchema, { steeringVectorId: "calm" });
+  await client.combineSteeringVectors(request);
+  await client.combineSteeringVectors(request);
+  assert.equal(new Set(ids).size, 2);
+  assert.match(ids[0] ?? "", /^[0-9a-f]{32}$/);
+  assert.equal(request.requestId, "");
+});
+
+test("a sweep is read once", async () => {
+  const transport = createRouterTransport(({ service }) => {
+    service(SweepService, {
+      // eslint-disable-next-line @typescript-eslint/require-await
+      runSweep: async function* () {
+        yield create(RunSweepResponseSchema, { event: { case: "started", value: {} } });
+        yield create(RunSweepResponseSchema, { event: { case: "finished", value: {} } });
+      },
+    });
+  });
+  const client = new Client({ transport });
+  const stream = client.runSweep({});
+  assert.deepEqual((await stream.collect()).cells, []);
+  await assert.rejects(stream.collect(), { code: "FAILED_PRECONDITION" });
 });
 
 test("nothing is sent before a stream is read, and closing ends what runs", async () => {

@@ -55,6 +55,18 @@ func (q *question) unary(ctx context.Context, client *actserve.Client) (any, err
 	case "DeleteExplanationBaseline":
 		return client.DeleteExplanationBaseline(ctx,
 			request(q, &actservev1.DeleteExplanationBaselineRequest{}))
+	case "CreateSteeringVector":
+		return client.CreateSteeringVector(ctx, request(q, &actservev1.CreateSteeringVectorRequest{}))
+	case "MakeSteeringVector":
+		return client.MakeSteeringVector(ctx, request(q, &actservev1.MakeSteeringVectorRequest{}))
+	case "CombineSteeringVectors":
+		return client.CombineSteeringVectors(ctx, request(q, &actservev1.CombineSteeringVectorsRequest{}))
+	case "GetSteeringVector":
+		return client.GetSteeringVector(ctx, request(q, &actservev1.GetSteeringVectorRequest{}))
+	case "UpdateSteeringVector":
+		return client.UpdateSteeringVector(ctx, request(q, &actservev1.UpdateSteeringVectorRequest{}))
+	case "DeleteSteeringVector":
+		return client.DeleteSteeringVector(ctx, request(q, &actservev1.DeleteSteeringVectorRequest{}))
 	}
 	return nil, fmt.Errorf("there is no method %q with one answer", q.Method)
 }
@@ -67,6 +79,8 @@ func (q *question) list(ctx context.Context, client *actserve.Client) (any, erro
 		return names(q, client.ListNlas(ctx, request(q, &actservev1.ListNlasRequest{})))
 	case "ListKeptActivations":
 		return names(q, client.ListKeptActivations(ctx, request(q, &actservev1.ListKeptActivationsRequest{})))
+	case "ListSteeringVectors":
+		return names(q, client.ListSteeringVectors(ctx, request(q, &actservev1.ListSteeringVectorsRequest{})))
 	}
 	return nil, fmt.Errorf("there is no list %q", q.Method)
 }
@@ -101,6 +115,8 @@ func (q *question) open(ctx context.Context, client *actserve.Client) iter.Seq2[
 	case "ReconstructActivations":
 		return named(client.ReconstructActivationsStream(ctx,
 			request(q, &actservev1.ReconstructActivationsRequest{})))
+	case "RunSweep":
+		return named(client.RunSweepStream(ctx, request(q, &actservev1.RunSweepRequest{})))
 	}
 	return func(yield func(string, error) bool) {
 		yield("", fmt.Errorf("there is no stream %q", q.Method))

@@ -36,6 +36,10 @@ type question struct {
 	CancelEvery  int             `json:"cancel_every"`
 	Seconds      float64         `json:"seconds"`
 	Concurrency  int             `json:"concurrency"`
+	Sites        []string        `json:"sites"`
+	Vector       vector          `json:"vector"`
+	Coefficient  *float32        `json:"coefficient"`
+	When         *condition      `json:"when"`
 }
 
 type clientConfig struct {
@@ -118,6 +122,8 @@ func (q *question) do(warn func(string)) (any, error) {
 		return q.decodeTensor()
 	case "encode_tensor":
 		return q.encodeTensor()
+	case "build_add":
+		return q.buildAdd()
 	case "streams":
 		return q.streams(warn)
 	}

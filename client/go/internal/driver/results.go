@@ -28,7 +28,16 @@ func (q *question) decodeTensor() (any, error) {
 }
 
 func (q *question) encodeTensor() (any, error) {
-	data, err := hex.DecodeString(q.Data)
+	values, err := floats(q.Data)
+	if err != nil {
+		return nil, err
+	}
+	return actserve.EncodeTensor(values, q.Shape...)
+}
+
+// floats reads float32 values in hexadecimal.
+func floats(text string) ([]float32, error) {
+	data, err := hex.DecodeString(text)
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +45,7 @@ func (q *question) encodeTensor() (any, error) {
 	for i := range values {
 		values[i] = math.Float32frombits(binary.LittleEndian.Uint32(data[4*i:]))
 	}
-	return actserve.EncodeTensor(values, q.Shape...)
+	return values, nil
 }
 
 // array adds the shape and the elements of a tensor.
@@ -76,6 +85,8 @@ func (q *question) collect(ctx context.Context, client *actserve.Client) (any, e
 			return nil, err
 		}
 		return array(result.Rows, object{"call_id": result.CallID}), nil
+	case "RunSweep":
+		return swept(client.RunSweep(ctx, request(q, &actservev1.RunSweepRequest{})))
 	}
 	return nil, fmt.Errorf("nothing of %q is collected", q.Method)
 }
@@ -132,11 +143,43 @@ func generated(result *actserve.GenerateResult, err error) (any, error) {
 			"index":         index,
 			"token_ids":     append(list(result.Prompt.GetIds()), sample.TokenIDs...),
 			"text":          sample.Text,
-			"finish_reason": strings.TrimPrefix(sample.FinishReason.String(), "FINISH_REASON_"),
+			"finish_reason": finishReason(sample.FinishReason),
 			"readouts":      readouts(sample.Readouts),
 		})
 	}
 	return object{"call_id": result.CallID, "sequences": sequences}, nil
+}
+
+func finishReason(reason actservev1.FinishReason) string {
+	return strings.TrimPrefix(reason.String(), "FINISH_REASON_")
+}
+
+func swept(result *actserve.SweepResult, err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	cells := []object{}
+	for _, cell := range result.Cells {
+		told := object{"at": []any{
+			cell.PromptIndex, cell.VariantIndex, cell.CoefficientIndex, cell.SiteIndex, cell.PositionIndex,
+		}}
+		if cell.Err != nil {
+			told["error"] = toError(cell.Err)
+		} else {
+			told["text"] = cell.GetText()
+			told["finish_reason"] = nil
+			if cell.FinishReason != actservev1.FinishReason_FINISH_REASON_UNSPECIFIED {
+				told["finish_reason"] = finishReason(cell.FinishReason)
+			}
+			told["answer_logprobs"] = list(cell.AnswerLogprobs)
+			told["score_values"] = list(cell.ScoreValues)
+			told["perplexity"] = cell.Perplexity
+			told["repetition"] = cell.Repetition
+			told["stored"] = cell.Stored
+		}
+		cells = append(cells, told)
+	}
+	return object{"call_id": result.CallID, "cells": cells}, nil
 }
 
 func explained(result *actserve.ExplainResult, err error) (any, error) {
