@@ -28,6 +28,7 @@ from actserve_server.domain.runs import (
 )
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.admission import AdmittedCall, AdmittedEngine
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.steering.repetition import repetition
 from actserve_server.steering.sweep_scores import Scores, Scoring
 
@@ -35,6 +36,8 @@ T = TypeVar("T")
 
 PREDICTING = Site(HookPoint.FINAL_NORM)
 """Where log probabilities are read."""
+QUICK_NUMBERS = 256
+"""To aggregate: more take longer than the way to a thread and back, some 50 us."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -222,6 +225,8 @@ class Cells:
                     case Tokens():
                         done.ids += event.ids
                         done.text += event.text
+                    case Rows() if scoring is not None and event.bits.size > QUICK_NUMBERS:
+                        await off_loop(scoring.add, event)
                     case Rows() if scoring is not None:
                         scoring.add(event)
                     case Rows():
