@@ -28,6 +28,7 @@ from actserve_server.domain.runs import (
 )
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.admission import AdmittedCall, AdmittedEngine
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.steering.repetition import repetition
 from actserve_server.steering.sweep_scores import Scores, Scoring
 
@@ -35,6 +36,8 @@ T = TypeVar("T")
 
 PREDICTING = Site(HookPoint.FINAL_NORM)
 """Where log probabilities are read."""
+QUICK_NUMBERS = 256
+"""To aggregate: more take longer than the way to a thread and back, some 50 us."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -101,6 +104,8 @@ class _Done:
 
     ids: list[int] = field(default_factory=list)
     """Generated."""
+    ran: Sequence[int] = ()
+    """All tokens that were run: the last that was generated is not."""
     text: str = ""
     reason: FinishReason | None = None
     rows: list[list[np.ndarray]] = field(default_factory=list)
@@ -144,7 +149,7 @@ class Cells:
             )
             sampled: _Done | None = found[0]
             answered: list[tuple[float, _Done]] = found[1:]
-            runs = [done.reports for done in (sampled, *(done for _, done in answered)) if done]
+            runs = [done for done in (sampled, *(done for _, done in answered)) if done]
             merged = _merged(cell.changes, runs)
             generated = sampled if self._asked.samples else None
             perplexity = None
@@ -222,12 +227,15 @@ class Cells:
                     case Tokens():
                         done.ids += event.ids
                         done.text += event.text
+                    case Rows() if scoring is not None and event.bits.size > QUICK_NUMBERS:
+                        await off_loop(scoring.add, event)
                     case Rows() if scoring is not None:
                         scoring.add(event)
                     case Rows():
                         done.rows[event.capture_index].append(event.bits)
                     case Finished():
                         done.reason = event.reason
+                        done.ran = (*run.token_ids, *done.ids[:-1])
                         done.reports = event.interventions
         return done
 
@@ -236,17 +244,17 @@ def _predicting(start: int, end: int, unembed: Unembed) -> Capture:
     return Capture((PREDICTING,), Selection(Spans(((start, end),))), unembed)
 
 
-def _merged(
-    changes: Sequence[Change], runs: Sequence[Sequence[InterventionReport]]
-) -> tuple[InterventionReport, ...]:
-    """A report for each change, over all runs. Raises INTERVENTION_UNUSED for one that no run has
-    made although it may not go unused."""
+def _merged(changes: Sequence[Change], runs: Sequence[_Done]) -> tuple[InterventionReport, ...]:
+    """A report for each change, over all runs. Raises INTERVENTION_UNUSED for one that selects no
+    token of any run although it may not go unused."""
     merged, start = [], 0
     for change in changes:
         end = start + len(change.parts)
-        of_all = [report for run in runs for report in run[start:end]]
-        merged.append(InterventionReport.merged(of_all))
-        if not merged[-1].rows and not change.allow_unused:
+        merged.append(
+            InterventionReport.merged([report for run in runs for report in run.reports[start:end]])
+        )
+        selection = change.parts[0].selection
+        if not change.allow_unused and not any(len(selection.among(run.ran)) for run in runs):
             raise ActserveError(
                 Reason.INTERVENTION_UNUSED,
                 "the intervention changed no row of the cell: no token that it selects was run; "

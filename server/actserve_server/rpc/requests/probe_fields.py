@@ -1,11 +1,10 @@
-"""Probes from the wire, and how their numbers become a score."""
+"""Probes and how their numbers become a score, from the wire."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from actserve.v1 import probe_pb2 as pb
-from actserve.v1 import readout_pb2
+from actserve.v1 import intervention_pb2, probe_pb2, readout_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.probes import Aggregator, Ema, Probe, RollingMean, ScoreReduction
 from actserve_server.rpc.requests import vector_sources
@@ -23,19 +22,12 @@ _REDUCTIONS: Mapping[int, ScoreReduction] = {
 }
 
 
-def probe(wire: pb.Probe, found: Found, field: FieldPath) -> Probe:
-    """The probe, with its direction as the domain promises it."""
+def probe(wire: probe_pb2.Probe, found: Found, field: FieldPath) -> Probe:
+    """A probe at a served site."""
     where = site(wire.site, found.info, (*field, "site"))
     width, at = found.info.at(where).width, (*field, "direction")
     if not wire.HasField("direction"):
         raise vector_sources.unset(at, f"[{width}]")
-    if wire.direction.WhichOneof("source") == "edit":
-        raise ActserveError(
-            Reason.FIELD_INVALID,
-            "an edit is made where an intervention takes place, and a probe changes nothing; send "
-            "a tensor, or name another source",
-            field=(*at, "edit"),
-        )
     target = Target(sites=(where,), width=width, name=f"a row of {where}")
     direction = vector_sources.vector(wire.direction, target, found, at)
     if not direction.any():
@@ -44,16 +36,11 @@ def probe(wire: pb.Probe, found: Found, field: FieldPath) -> Probe:
             "the direction is zero, which gives every row the same number; send one that is not",
             field=at,
         )
-    if not np.isfinite(wire.bias):
-        raise ActserveError(
-            Reason.FIELD_INVALID,
-            f"bias is {wire.bias}; it must be finite",
-            field=(*field, "bias"),
-        )
-    return Probe(where, direction, wire.bias)
+    bias = number(wire, "bias", field)
+    return Probe(where, direction, 0.0 if bias is None else bias)
 
 
-def aggregator(wire: pb.ScoreAggregator, field: FieldPath) -> Aggregator:
+def aggregator(wire: probe_pb2.ScoreAggregator, field: FieldPath) -> Aggregator:
     """How numbers become a score; each token's own number where nothing is set."""
     reduction = _REDUCTIONS.get(wire.reduction)
     if reduction is None:
@@ -66,7 +53,23 @@ def aggregator(wire: pb.ScoreAggregator, field: FieldPath) -> Aggregator:
     return Aggregator(_smoothing(wire, field), reduction)
 
 
-def _smoothing(wire: pb.ScoreAggregator, field: FieldPath) -> Ema | RollingMean | None:
+def number(
+    wire: intervention_pb2.Condition | probe_pb2.Probe, name: str, field: FieldPath
+) -> float | None:
+    """A finite number; None when unset."""
+    if not wire.HasField(name):  # type: ignore[arg-type]
+        return None
+    value = getattr(wire, name)
+    if not np.isfinite(value):
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"{name} is {value}; it must be finite",
+            field=(*field, name),
+        )
+    return value
+
+
+def _smoothing(wire: probe_pb2.ScoreAggregator, field: FieldPath) -> Ema | RollingMean | None:
     match wire.WhichOneof("smoothing"):
         case "ema":
             weight = wire.ema.weight
