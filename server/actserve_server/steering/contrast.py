@@ -138,7 +138,7 @@ def _logistic_weights(rows: np.ndarray, signs: np.ndarray) -> np.ndarray:
             break
         # The nearer, the more exactly: a first step need not be (Dembo, Eisenstat and Steihaug,
         # "Inexact Newton methods", 1982).
-        step = _solve(rows, curvature, -gradient, min(0.1, steepness / first))
+        step = _solve(rows, curvature, -gradient, float(min(0.1, steepness / first)))
         slope, length = gradient @ step, 1.0
         while True:
             new = at + length * step

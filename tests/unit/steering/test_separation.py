@@ -41,8 +41,8 @@ def test_its_own_examples_a_direction_of_noise_tells_apart(method: Method) -> No
 @pytest.mark.parametrize("method", Method)
 def test_others_it_tells_apart_no_better_than_by_chance(method: Method) -> None:
     every = [separation(given, method) for given in NOISE]
-    assert np.mean([each.held_out_auroc for each in every]) == pytest.approx(0.5, abs=0.05)
-    assert np.mean([each.half_cosine for each in every]) == pytest.approx(0, abs=0.05)
+    assert np.mean([each.held_out_auroc or 0 for each in every]) == pytest.approx(0.5, abs=0.05)
+    assert np.mean([each.half_cosine or 0 for each in every]) == pytest.approx(0, abs=0.05)
 
 
 @pytest.mark.parametrize("method", Method)

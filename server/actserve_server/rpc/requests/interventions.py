@@ -1,7 +1,7 @@
 """Interventions from the wire, parsed once a call and then placed into each sequence."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actserve.v1 import intervention_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
@@ -14,6 +14,7 @@ from actserve_server.engine import forms
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
+    dose_limit,
     explanation_edits,
     intervention_operations,
     position_selectors,
@@ -35,6 +36,8 @@ class InterventionRequest:
     parts: tuple[Part, ...]
     positions: Positions
     allow_unused: bool
+    dose_factor: float | None = None
+    """What its coefficient or bounds were multiplied by, where they were more than is allowed."""
     row_each: FieldPath | None
     """The field of its rows, where it replaces with one of its own for every position."""
     field: FieldPath
@@ -61,6 +64,17 @@ class InterventionRequest:
                 part.sites, selection, part.operation, part.heads, allow_unused=self.allow_unused
             )
             for part in self.parts
+        )
+
+    def scaled(self, factor: float) -> "InterventionRequest":
+        """The same with its coefficient or its bounds multiplied."""
+        return replace(
+            self,
+            parts=tuple(
+                replace(part, operation=dose_limit.scaled(part.operation, factor))
+                for part in self.parts
+            ),
+            dose_factor=factor * (1.0 if self.dose_factor is None else self.dose_factor),
         )
 
     def _check_row_each(self, selection: Selection, place: Place, field: FieldPath) -> None:
@@ -125,6 +139,25 @@ async def interventions(
     return await off_loop(_parse, wire, found, field)
 
 
+def limited(
+    edits: Sequence[InterventionRequest], info: ModelInfo
+) -> tuple[InterventionRequest, ...]:
+    """The interventions of one sequence, scaled down to the dose that the server allows if it does
+    that. Raises DOSE_TOO_LARGE if it does not. To be called in a thread, and again where those of a
+    call and of an item come together."""
+    factors = dose_limit.dose_factors(
+        [edit.parts for edit in edits], [edit.field for edit in edits], info
+    )
+    made = tuple(
+        edit if factor is None else edit.scaled(factor)
+        for edit, factor in zip(edits, factors, strict=True)
+    )
+    for edit in made:
+        for part in edit.parts:
+            forms.form_of(part.operation)  # Hashes its vectors.
+    return made
+
+
 def placed(edits: Sequence[InterventionRequest], place: Place) -> tuple[Intervention, ...]:
     """The interventions of a run."""
     return tuple(made for edit in edits for made in edit.at(place))
@@ -146,7 +179,8 @@ def check_count(count: int, info: ModelInfo, field: FieldPath) -> None:
 def _parse(
     wire: Sequence[intervention_pb2.Intervention], found: Found, field: FieldPath
 ) -> tuple[InterventionRequest, ...]:
-    return tuple(_intervention(item, found, (*field, index)) for index, item in enumerate(wire))
+    made = [_intervention(item, found, (*field, index)) for index, item in enumerate(wire)]
+    return limited(made, found.info)
 
 
 def _intervention(
@@ -167,8 +201,6 @@ def _intervention(
         )
         for at, heads in _parts(wire, where, chosen, found)
     )
-    for part in parts:
-        forms.form_of(part.operation)  # Hashes its vectors.
     return InterventionRequest(
         parts=parts,
         positions=position_selectors.selector(wire, info, (*field, "positions")),
