@@ -21,7 +21,7 @@ def combine(
     each row is computed by itself, in float64.
 
     Raises TENSOR_DEGENERATE where nothing is left of a row or the vectors `without` are not
-    independent, TENSOR_NOT_FINITE where float32 does not hold the result.
+    independent, TENSOR_NOT_FINITE where float32 does not hold the norm of one.
     """
     rows = [
         _row(
@@ -32,15 +32,18 @@ def combine(
         )
         for index in range(len(terms[0][1]))
     ]
-    with np.errstate(over="ignore"):
-        combined = np.stack(rows).astype(np.float32)
-    if not np.isfinite(combined).all():
+    combined = np.stack(rows)
+    norms = np.linalg.norm(combined, axis=1)
+    if norms.max() > np.finfo(np.float32).max:
+        index = int(norms.argmax())
         raise ActserveError(
             Reason.TENSOR_NOT_FINITE,
-            "the result overflows float32; use smaller coefficients, or a norm",
+            f"row {index} of the result has a norm of {norms[index]:.3g}, which float32 does not "
+            "hold; use smaller coefficients, or a norm",
             field=("terms",),
+            metadata={"row": index},
         )
-    return combined
+    return combined.astype(np.float32)
 
 
 def _row(

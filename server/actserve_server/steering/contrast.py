@@ -4,9 +4,10 @@ All are computed in float64, and depend on the rows and their order alone.
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
+
+from actserve_server.steering.stored_vectors import Method
 
 NEWTON_STEPS = 100
 """The most of a logistic regression. It takes about ten, and fewer than twenty where rows can be
@@ -18,20 +19,6 @@ NOTHING = 1e-11
 ROUNDING = 1e-6
 """A column whose deviation is a smaller part of its largest value than this is the same in all
 rows: rows come rounded to float32 or coarser, and what rounding leaves must not be scaled up."""
-
-
-class Method(StrEnum):
-    """How a direction is found."""
-
-    MEAN_DIFFERENCE = "mean_difference"
-    """The mean of the positive rows less that of the negative ones (Rimsky et al., "Steering
-    Llama 2 via Contrastive Activation Addition", 2024)."""
-    PCA = "pca"
-    """The first principal component of the differences of pairs, of norm one, turned so that the
-    positive rows have more of it (Zou et al., "Representation Engineering", 2023)."""
-    LOGISTIC_REGRESSION = "logistic_regression"
-    """The weights of an L2-regularized logistic regression of rows scaled to unit variance, of norm
-    one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,30 +1,20 @@
 """How well a direction tells examples apart that it was not made of, and how stable it is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from actserve_server.steering.contrast import Examples, Method, direction
+from actserve_server.steering.contrast import Examples, direction
+from actserve_server.steering.stored_vectors import Method, Separation
 
 PARTS = 5
 """Into which the examples are cut to score each by what the others tell."""
 
 
-@dataclass(frozen=True, slots=True)
-class Separation:
-    """None where there are too few examples."""
-
-    held_out_auroc: float | None
-    """The chance that a positive example scores higher than a negative one, by a direction made of
-    others: the mean over the parts. From two of either kind on."""
-    half_cosine: float | None
-    """Between the directions of one half of the examples and of the other. From four of either kind
-    on; None too where a half shows no direction."""
-
-
 def separation(examples: Examples, method: Method) -> Separation:
-    """By parts that are cut the same way each time: examples take turns, in their order."""
+    """By parts that are cut the same way each time: examples take turns, in their order. The AUROC
+    is the mean over the parts, from two examples of either kind on; the cosine is told from four
+    on, where either half shows a direction."""
     return Separation(
         held_out_auroc=_held_out(examples, method) if examples.least >= 2 else None,
         half_cosine=_half_cosine(examples, method) if examples.least >= 4 else None,
@@ -40,12 +30,13 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     return float((below + not_above).mean() / 2 / len(negative))
 
 
-def ranking(every: Sequence[Separation]) -> list[int]:
+def ranking(every: Sequence[Separation | None]) -> list[int]:
     """Indices, the best first: by the AUROC, where that is equal by the cosine, then in order. What
     is not known comes last."""
 
     def badness(index: int) -> tuple[float, float]:
-        told = every[index].held_out_auroc, every[index].half_cosine
+        found = every[index] or Separation()
+        told = found.held_out_auroc, found.half_cosine
         first, second = (np.inf if each is None else -each for each in told)
         return first, second
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from actserve_server.steering.contrast import Examples, Method, direction
+from actserve_server.steering.contrast import Examples, direction
+from actserve_server.steering.stored_vectors import Method
 
 WIDTH = 24
 

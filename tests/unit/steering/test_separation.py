@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from actserve_server.steering.contrast import Examples, Method, direction
-from actserve_server.steering.separation import Separation, auroc, ranking, separation
+from actserve_server.steering.contrast import Examples, direction
+from actserve_server.steering.separation import auroc, ranking, separation
+from actserve_server.steering.stored_vectors import Method, Separation
 
 
 def noise(count: int = 60, width: int = 300, seed: int = 2) -> Examples:
@@ -82,11 +83,11 @@ def test_a_half_without_a_direction_has_no_cosine() -> None:
 
 def test_the_best_comes_first_and_what_is_not_known_last() -> None:
     every = [
-        Separation(0.5, 0.9),
-        Separation(None, None),
-        Separation(0.9, 0.1),
-        Separation(0.9, 0.2),
-        Separation(0.9, None),
-        Separation(0.9, 0.2),
+        Separation(held_out_auroc=0.5, half_cosine=0.9),
+        None,
+        Separation(held_out_auroc=0.9, half_cosine=0.1),
+        Separation(held_out_auroc=0.9, half_cosine=0.2),
+        Separation(held_out_auroc=0.9, half_cosine=None),
+        Separation(held_out_auroc=0.9, half_cosine=0.2),
     ]
     assert ranking(every) == [3, 5, 2, 4, 0, 1]
