@@ -151,12 +151,12 @@ async def test_the_mean_of_the_selected_positions_counts(positions: dict[str, An
 async def test_a_made_vector_steers_by_its_name() -> None:
     async with serving(fake()) as served:
         await served.vectors.MakeSteeringVector(make())
-        rows = [
+        named, sent = [
             matrices(await collect(served.generation.FetchActivations(request)))[0, 0][1]
             for source in (stored("joy"), inline((await elements(served))[0]))
             for request in [fetch(interventions=[intervention(add={"vector": source})])]
         ]
-        assert np.array_equal(*rows)
+        assert np.array_equal(named, sent)
 
 
 async def test_labelled_rows_are_examples_as_they_are() -> None:
@@ -228,7 +228,8 @@ async def test_the_same_call_gives_the_same_bits_whatever_else_runs() -> None:
             await served.vectors.MakeSteeringVector(make())
             await asyncio.gather(*others)
             every.append(await elements(served))
-    assert np.array_equal(*every)
+    alone, in_company = every
+    assert np.array_equal(alone, in_company)
 
 
 async def test_tokens_of_its_prompts_are_counted(log_lines: Any) -> None:
