@@ -275,7 +275,7 @@ async def serve(settings: Settings) -> None:
         exit_at_once(1)
     try:
         # Made-up activations add up to nothing to test.
-        await _unless(first, _prepare(app, proves=settings.model != FAKE_MODEL))
+        await _unless(first, _examine(app, proves=settings.model != FAKE_MODEL))
         if not first.is_set():
             await app.start()
             _greet(app, listening)
@@ -292,7 +292,7 @@ async def serve(settings: Settings) -> None:
         exit_at_once(0)
 
 
-async def _prepare(app: App, *, proves: bool) -> None:
+async def _examine(app: App, *, proves: bool) -> None:
     try:
         if proves:
             await app.prove()
