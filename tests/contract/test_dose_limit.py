@@ -25,6 +25,8 @@ from tests.contract.harness import (
     serving,
     site,
 )
+from tests.contract.nlas import Tiny, explain_text
+from tests.contract.vectors import create, stored
 
 LIMIT = 0.5
 UNIT = np.eye(16, dtype=np.float32)[3]
@@ -253,6 +255,28 @@ async def test_kept_rows_count_as_what_they_are() -> None:
         refused = await failure(served.generation.Generate(generate(interventions=[edit])))
         assert refused.reason == "DOSE_TOO_LARGE"
         assert refused.field == "interventions[0]"
+
+
+async def test_stored_vectors_count_as_what_they_are() -> None:
+    async with serving(engine(), measured=True) as served:
+        stored_one = create("joy", norm(served) * UNIT)
+        await served.vectors.CreateSteeringVector(stored_one)
+        for coefficient, allowed in ((LIMIT * 0.99, True), (LIMIT * 1.01, False)):
+            add = {"vector": stored("joy"), "coefficient": coefficient}
+            call = served.generation.Generate(generate(interventions=[intervention(add=add)]))
+            if allowed:
+                await collect(call)
+            else:
+                assert (await failure(call)).reason == "DOSE_TOO_LARGE"
+
+
+async def test_a_prompt_that_is_explained_is_limited_too() -> None:
+    async with serving(engine(), Tiny().loaded(), measured=True) as served:
+        edit = addition(2 * norm(served) * UNIT)
+        refused = await failure(
+            served.explanations.ExplainText(explain_text("hello", interventions=[edit]))
+        )
+        assert refused.reason == "DOSE_TOO_LARGE"
 
 
 async def test_a_site_whose_rows_are_of_unknown_length_takes_relative_additions_alone() -> None:
