@@ -26,6 +26,7 @@ from tests.contract.harness import (
     site,
 )
 from tests.contract.nlas import Tiny, explain_text
+from tests.contract.sweeps import cells, steered, sweep
 from tests.contract.vectors import create, stored
 
 LIMIT = 0.5
@@ -254,7 +255,7 @@ async def test_kept_rows_count_as_what_they_are() -> None:
         edit = intervention(add={"vector": source, "coefficient": 3})
         refused = await failure(served.generation.Generate(generate(interventions=[edit])))
         assert refused.reason == "DOSE_TOO_LARGE"
-        assert refused.field == "interventions[0]"
+        assert refused.field == "interventions[0].add.coefficient"
 
 
 async def test_stored_vectors_count_as_what_they_are() -> None:
@@ -294,3 +295,34 @@ async def test_without_a_limit_nothing_is_refused_or_scaled() -> None:
         edit = addition(UNIT, coefficient=1e6)
         events = await collect(served.generation.Generate(generate(interventions=[edit])))
         assert not report(events).HasField("dose_factor")
+
+
+@pytest.mark.parametrize("clamps", [False, True])
+async def test_each_coefficient_of_a_sweep_is_limited_by_itself(clamps: bool) -> None:
+    async with serving(engine(clamps=clamps), measured=True) as served:
+        coefficients = [-4 * LIMIT, -LIMIT / 2, 0, LIMIT / 2, 2 * LIMIT]
+        request = sweep(variants=[steered(norm(served) * UNIT, coefficients=coefficients)])
+        found = cells(await collect(served.sweeps.RunSweep(request)))
+        assert len(found) == 10
+        for cell in found:
+            index = cell.coefficient_index
+            factor = min(1, LIMIT / abs(coefficients[index])) if coefficients[index] else 1
+            if factor == 1:
+                assert not cell.interventions[0].HasField("dose_factor")
+            elif clamps:
+                assert cell.interventions[0].dose_factor == pytest.approx(factor, rel=1e-5)
+            else:
+                (info,) = [any_ for any_ in cell.status.details if "ErrorInfo" in any_.type_url]
+                assert b"DOSE_TOO_LARGE" in info.value
+                assert f"coefficients[{index}]" in cell.status.message
+
+
+async def test_an_ablation_of_a_sweep_is_limited_whichever_coefficient_is_largest() -> None:
+    async with serving(engine(), measured=True) as served:
+        variant = {
+            "interventions": [intervention(ablate={"direction": inline(UNIT)})],
+            "coefficients": [-1.5, 2.0],  # The second reflects, and adds nothing.
+        }
+        found = cells(await collect(served.sweeps.RunSweep(sweep(variants=[variant]))))
+        failed = {cell.coefficient_index for cell in found if cell.HasField("status")}
+        assert failed == {0}

@@ -43,6 +43,8 @@ class Change:
 
     parts: tuple[Intervention, ...]
     allow_unused: bool
+    dose_factor: float | None = None
+    """As its report tells it."""
     field: FieldPath
 
 
@@ -245,7 +247,8 @@ def _merged(
     for change in changes:
         end = start + len(change.parts)
         of_all = [report for run in runs for report in run[start:end]]
-        merged.append(InterventionReport.merged(of_all))
+        told = InterventionReport.merged(of_all)
+        merged.append(replace(told, dose_factor=change.dose_factor))
         if not merged[-1].rows and not change.allow_unused:
             raise ActserveError(
                 Reason.INTERVENTION_UNUSED,

@@ -156,9 +156,18 @@ def _too_large(
         Reason.DOSE_TOO_LARGE,
         f"{what} up to {dose:.4g} of the norm of a row of {site}, but this server allows at most "
         f"{limit:g}; {fix}",
-        field=fields[index],
+        field=_coefficient(operation, fields[index]),
         metadata={"dose": f"{dose:.6g}", "limit": limit, "site": site},
     )
+
+
+def _coefficient(operation: Operation, field: FieldPath) -> FieldPath:
+    """Where the coefficient is, if it has one."""
+    match operation:
+        case Add() | Ablate():
+            return (*field, type(operation).__name__.lower(), "coefficient")
+        case _:
+            return field
 
 
 def _rounded_down(number: float) -> float:

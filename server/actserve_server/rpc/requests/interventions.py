@@ -113,10 +113,12 @@ async def interventions(
     earlier: Earlier | None = None,
     rows: KeptCache | None = None,
     vectors: Mapping[str, LoadedVector] | None = None,
+    limits_dose: bool = True,
 ) -> tuple[InterventionRequest, ...]:
     """What to change, in order, with the rows and vectors that this server has or makes for it.
     `earlier` names what earlier items of the call have kept, and `rows` are the kept rows that it
-    already uses, if it has items. `vectors` are the stored ones, if they are looked up already."""
+    already uses, if it has items. `vectors` are the stored ones, if they are looked up already.
+    Without `limits_dose` the caller calls `limited` once they are as they will be."""
     check_count(len(wire), info, field)
     named = {
         at: source
@@ -136,7 +138,7 @@ async def interventions(
     )
     # In a thread: whether thousands of directions are independent takes seconds to find out, and
     # large vectors take as long to hash.
-    return await off_loop(_parse, wire, found, field)
+    return await off_loop(_parse, wire, found, field, limits_dose)
 
 
 def limited(
@@ -148,14 +150,12 @@ def limited(
     factors = dose_limit.dose_factors(
         [edit.parts for edit in edits], [edit.field for edit in edits], info
     )
-    made = tuple(
-        edit if factor is None else edit.scaled(factor)
-        for edit, factor in zip(edits, factors, strict=True)
+    return _hashed(
+        tuple(
+            edit if factor is None else edit.scaled(factor)
+            for edit, factor in zip(edits, factors, strict=True)
+        )
     )
-    for edit in made:
-        for part in edit.parts:
-            forms.form_of(part.operation)  # Hashes its vectors.
-    return made
 
 
 def placed(edits: Sequence[InterventionRequest], place: Place) -> tuple[Intervention, ...]:
@@ -177,10 +177,21 @@ def check_count(count: int, info: ModelInfo, field: FieldPath) -> None:
 
 
 def _parse(
-    wire: Sequence[intervention_pb2.Intervention], found: Found, field: FieldPath
+    wire: Sequence[intervention_pb2.Intervention],
+    found: Found,
+    field: FieldPath,
+    limits_dose: bool,
 ) -> tuple[InterventionRequest, ...]:
-    made = [_intervention(item, found, (*field, index)) for index, item in enumerate(wire)]
-    return limited(made, found.info)
+    made = tuple(_intervention(item, found, (*field, index)) for index, item in enumerate(wire))
+    return limited(made, found.info) if limits_dose else _hashed(made)
+
+
+def _hashed(edits: tuple[InterventionRequest, ...]) -> tuple[InterventionRequest, ...]:
+    """The same, with the vectors of each hashed: large ones take long."""
+    for edit in edits:
+        for part in edit.parts:
+            forms.form_of(part.operation)
+    return edits
 
 
 def _intervention(
