@@ -38,7 +38,7 @@ from actserve.v1 import (
 from scripts import sentiment
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs/pictures/dose-response.svg"
-LAYERS = (10, 15, 20)
+LAYERS = (12, 16, 18)
 COEFFICIENTS = tuple(np.arange(-2.0, 2.5, 0.5).tolist())
 RANDOM_VECTORS = 6
 LAST = positions_pb2.PositionSelector(last=positions_pb2.LastPosition())
