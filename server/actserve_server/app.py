@@ -31,6 +31,7 @@ from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
 from actserve_server.engine.restarting import RestartingEngine, Restarts, Start
+from actserve_server.engine.row_norms import row_norms
 from actserve_server.engine.selftest import self_test
 from actserve_server.engine.start_thread import is_starting
 from actserve_server.nla.autoencoders import Autoencoders
@@ -143,6 +144,10 @@ class App:
     async def prove(self) -> None:
         """Tests the engine before it serves, and withdraws what fails."""
         await self._restarting.prove()
+
+    async def measure(self) -> None:
+        """Finds how long rows are, before the engine serves and after it was proven."""
+        await self._restarting.measure(row_norms)
 
     async def start(self) -> None:
         """Listens; health tells the engine's state from now on."""
@@ -269,8 +274,8 @@ async def serve(settings: Settings) -> None:
         log.info("stopped while loading")
         exit_at_once(1)
     try:
-        if settings.model != FAKE_MODEL:  # Made-up activations add up to nothing to test.
-            await _unless(first, _prove(app))
+        # Made-up activations add up to nothing to test.
+        await _unless(first, _examine(app, proves=settings.model != FAKE_MODEL))
         if not first.is_set():
             await app.start()
             _greet(app, listening)
@@ -287,9 +292,11 @@ async def serve(settings: Settings) -> None:
         exit_at_once(0)
 
 
-async def _prove(app: App) -> None:
+async def _examine(app: App, *, proves: bool) -> None:
     try:
-        await app.prove()
+        if proves:
+            await app.prove()
+        await app.measure()
     except ActserveError as error:
         raise ConfigError(f"the model failed its self-test as a whole: {error}") from error
 
@@ -365,6 +372,8 @@ def _fake(settings: Settings) -> Engine:
         max_steering_vector_bytes=settings.max_steering_vector_bytes,
         max_sweep_bytes=settings.max_sweep_bytes,
         max_sweep_seconds=settings.max_sweep_seconds,
+        max_relative_dose=settings.max_relative_dose,
+        clamps_dose=settings.dose_action == "clamp",
     )
     wanted = settings.hook_points or tuple(HookPoint)
     return FakeEngine(

@@ -147,6 +147,18 @@ class Settings(BaseSettings):
     max_items: PositiveInt = Field(1024, description="items in one FetchActivations call")
     max_samples: PositiveInt = Field(64, description="samples of one Generate call")
     max_interventions: PositiveInt = Field(64, description="interventions in one call")
+    max_relative_dose: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="the most that interventions may add at a site, as a part of the typical norm "
+        "of its rows; no limit when unset",
+    )
+    dose_action: Literal["refuse", "clamp"] = Field(
+        "refuse",
+        description="what becomes of a call that would add more than max_relative_dose: it is "
+        "refused, or what it adds is scaled down, which its reports tell",
+    )
     max_request_bytes: PositiveInt = Field(32 << 20, description="bytes of one request message")
     max_capture_bytes: PositiveInt = Field(
         1 << 30, description="captured bytes of one sequence, in the model's element type"

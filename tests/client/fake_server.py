@@ -68,6 +68,7 @@ def reports(
             changed_rows=run_length - index,
             reused_rows=index,
             mean_relative_change=0.25 if run_length > index else None,
+            dose_factor=0.5 if index == 1 else None,
         )
         for index in range(len(interventions))
     ]
@@ -488,6 +489,7 @@ def described(name: str) -> model_service_pb2.Model:
             default_kept_seconds=60,
             max_request_parts=1000,
             max_statistics_bytes=1 << 20,
+            clamps_dose=True,
         ),
         attention_unserved_reason="its layers are not attention",
         # The last one of a newer server.

@@ -231,6 +231,8 @@ def test_a_model_says_what_is_used_where_a_call_says_nothing(client: Any) -> Non
     assert model.limits.default_kept_seconds == 60
     assert model.limits.max_request_parts == 1000
     assert model.limits.max_statistics_bytes == 1 << 20
+    assert model.limits.max_relative_dose is None
+    assert model.limits.clamps_dose
 
 
 def test_a_model_says_which_features_it_serves(client: Any) -> None:
@@ -298,6 +300,7 @@ def test_an_answer_says_what_each_intervention_did(client: Any) -> None:
                 changed_rows=rows - index,
                 reused_rows=index,
                 mean_relative_change=0.25 if index < rows else None,
+                dose_factor=0.5 if index == 1 else None,
             )
             for index in range(4)
         )

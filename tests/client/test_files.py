@@ -89,7 +89,7 @@ CASES: dict[str, list[Activations]] = {
             ],
             interventions=[
                 InterventionReport(3, 2, 1, 0.1),
-                InterventionReport(0, 0, 0, None),
+                InterventionReport(0, 0, 0, None, 0.5),
             ],
         )
     ],

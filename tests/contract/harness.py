@@ -92,13 +92,19 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    engine: FakeEngine | None = None, *nlas: Autoencoder | RemoteNla, **settings: Any
+    engine: FakeEngine | None = None,
+    *nlas: Autoencoder | RemoteNla,
+    measured: bool = False,
+    **settings: Any,
 ) -> AsyncIterator[Served]:
-    """Serves `engine`, and what explains it, on a loopback port with the given settings."""
+    """Serves `engine`, and what explains it, on a loopback port with the given settings. With
+    `measured` it has found before how long rows are, which takes a while."""
     engine = engine or FakeEngine()
     with tempfile.TemporaryDirectory(prefix="actserve-data-") as data:
         options = Settings(**{"port": 0, "drain_grace_s": 5.0, "data_dir": data, **settings})
         served = app.build(engine, options, Autoencoders(nlas))
+        if measured:
+            await served.measure()
         await served.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:

@@ -115,10 +115,12 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served(smollm2: EngineThread) -> Iterator[Served]:
+def served(smollm2: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     async def start() -> app.App:
-        settings: dict[str, Any] = {"port": 0, "drain_grace_s": 1.0}
+        data = tmp_path_factory.mktemp("data")
+        settings: dict[str, Any] = {"port": 0, "drain_grace_s": 1.0, "data_dir": data}
         built = app.build(smollm2.engine, Settings(**settings))
+        await built.measure()
         await built.start()
         return built
 

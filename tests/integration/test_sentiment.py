@@ -6,50 +6,13 @@ import numpy as np
 import pytest
 
 from actserve_server.domain.sites import HookPoint, Site
+from scripts.sentiment import BAD, GOOD, NEGATIVE, NEUTRAL, POSITIVE
 from tests.integration.harness import EngineThread, add, at, make_run
-
-POSITIVE = (
-    "I loved every minute of this film",
-    "What a wonderful and moving story",
-    "The food was delicious and the staff were kind",
-    "This is the best book I have ever read",
-    "She was delighted with the beautiful gift",
-    "An excellent performance by a brilliant cast",
-    "We had a fantastic holiday and a great time",
-    "The concert was amazing from start to end",
-    "He is a generous friend and a joy to know",
-    "The hotel was clean, bright and comfortable",
-    "I am so happy with this superb camera",
-    "A charming, funny and delightful play",
-)
-NEGATIVE = (
-    "I hated every minute of this film",
-    "What a terrible and boring story",
-    "The food was disgusting and the staff were rude",
-    "This is the worst book I have ever read",
-    "She was upset with the ugly gift",
-    "An awful performance by a dreadful cast",
-    "We had a horrible holiday and a bad time",
-    "The concert was painful from start to end",
-    "He is a selfish liar and a pain to know",
-    "The hotel was dirty, dark and uncomfortable",
-    "I am so angry with this useless camera",
-    "A dull, tedious and miserable play",
-)
-NEUTRAL = (
-    "I watched the film last night and I thought it was",
-    "The restaurant on the corner is",
-    "In my opinion, the new phone is",
-    "Yesterday we went to the concert. It was",
-    "When I think about my job, I feel",
-    "My neighbour read the book and said it was",
-)
-GOOD = (" great", " good", " wonderful", " excellent", " amazing", " beautiful", " happy")
-BAD = (" terrible", " bad", " awful", " horrible", " boring", " ugly", " sad")
 
 COEFFICIENTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 RANDOM_VECTORS = 8
 LOGITS = Site(HookPoint.LOGITS)
+PROMPTS = NEUTRAL[:6]
 
 
 class Sentiment:
@@ -57,7 +20,7 @@ class Sentiment:
 
     def __init__(self, engine: EngineThread) -> None:
         self._engine = engine
-        self._prompts = [engine.tokenize(text).ids for text in NEUTRAL]
+        self._prompts = [engine.tokenize(text).ids for text in PROMPTS]
         self._good, self._bad = ([self._token(word) for word in each] for each in (GOOD, BAD))
 
     def _token(self, word: str) -> int:

@@ -423,3 +423,24 @@ async def test_runs_in_flight_and_waiting_end_with_the_death_and_free_what_they_
     assert (admitted.running, admitted.waiting, admitted.reserved_bytes) == (0, 0, 0)
     await again(engine)
     await engine.close()
+
+
+async def test_how_long_rows_are_stays_what_the_first_engine_had() -> None:
+    shop = Workshop()
+    engine = await shop.opened()
+    site, asked = Site(HookPoint.RESID_POST, 1), []
+
+    async def measure(measured: Engine, info: ModelInfo) -> dict[Site, float]:
+        asked.append((measured, info))
+        return {site: 12.5}
+
+    await engine.measure(measure)
+    assert asked == [(shop.made[0], replace(engine.info, row_norms={}))]
+    assert engine.info.row_norms == {site: 12.5}
+    before = engine.info
+    shop.kill()
+    assert not await serves(engine)
+    await again(engine)
+    assert engine.info is not before
+    assert engine.info.row_norms == {site: 12.5}
+    assert len(asked) == 1

@@ -58,6 +58,7 @@ def reports(
             mean_relative_change=report.mean_relative_change
             if report.HasField("mean_relative_change")
             else None,
+            dose_factor=report.dose_factor if report.HasField("dose_factor") else None,
         )
         for report in answer
     )

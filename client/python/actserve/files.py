@@ -142,7 +142,7 @@ def _description(many: Sequence[Activations]) -> dict[str, Any]:
                 "tokens": one.tokens,
                 "sources": [[s.start, s.end, s.turn, s.role] for s in one.sources],
                 "interventions": [
-                    [r.rows, r.changed_rows, r.reused_rows, r.mean_relative_change]
+                    [r.rows, r.changed_rows, r.reused_rows, r.mean_relative_change, r.dose_factor]
                     for r in one.interventions
                 ],
             }
@@ -253,10 +253,14 @@ def _source(start: Any, end: Any, turn: Any, role: Any) -> TokenSource:
     return TokenSource(first, last, which, _of(role, str, "a role"))
 
 
-def _report(rows: Any, changed: Any, reused: Any, mean: Any) -> InterventionReport:
+def _report(
+    rows: Any, changed: Any, reused: Any, mean: Any, factor: Any = None
+) -> InterventionReport:
+    """Older clients did not write the factor."""
     all_rows, new, old = (_of(each, int, "a count of rows") for each in (rows, changed, reused))
     change = None if mean is None else _of(mean, (int, float), "a relative change")
-    return InterventionReport(all_rows, new, old, change)
+    dose_factor = None if factor is None else _of(factor, (int, float), "a dose factor")
+    return InterventionReport(all_rows, new, old, change, dose_factor)
 
 
 def _sparse(rows: Arrays, site: str) -> SparseRows:

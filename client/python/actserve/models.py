@@ -42,6 +42,12 @@ class Limits:
     """Fields, list items and messages of one request, counted together."""
     max_statistics_bytes: int
     """Bytes that the statistics of one call take on the server, 8 for each number."""
+    max_relative_dose: float | None = None
+    """The most that interventions may add at a site, as a part of the norm of its rows; None for no
+    limit."""
+    clamps_dose: bool = False
+    """Whether what is beyond that is scaled down to it, which `InterventionReport.dose_factor`
+    tells, or else refused (`DOSE_TOO_LARGE`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +149,7 @@ def model_from_proto(model: pb.Model, nlas: Iterable[explanation_pb.Nla]) -> Mod
             if (name := names.get(support.hook_point)) in known
         },
         attention_unserved_reason=model.attention_unserved_reason,
-        limits=Limits(**{f.name: getattr(model.limits, f.name) for f in fields(Limits)}),
+        limits=_limits(model.limits),
         nlas=tuple(
             nla_from_proto(nla) for nla in nlas if nla.name.startswith(f"{model.name}/nlas/")
         ),
@@ -154,6 +160,12 @@ def model_from_proto(model: pb.Model, nlas: Iterable[explanation_pb.Nla]) -> Mod
         ),
         default_sampling=sampling_from_proto(model.default_sampling),
     )
+
+
+def _limits(wire: pb.Limits) -> Limits:
+    dose = wire.max_relative_dose if wire.HasField("max_relative_dose") else None
+    told = {each.name: getattr(wire, each.name) for each in fields(Limits)}
+    return Limits(**{**told, "max_relative_dose": dose})
 
 
 def only_model(models: Sequence[pb.Model], name: str) -> pb.Model | None:

@@ -110,6 +110,9 @@ class InterventionReport:
     they are counted neither as changed nor in the mean."""
     mean_relative_change: float | None
     """The mean over the computed rows of |x' - x| / |x|; None when no row was computed."""
+    dose_factor: float | None = None
+    """What its coefficient or bounds were multiplied by, so as not to exceed the server's
+    `Limits.max_relative_dose`; None where they were left as they are."""
 
 
 class Activations(ReadRows, Shown):

@@ -1,7 +1,7 @@
 """What a served model is and what it serves."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
@@ -43,6 +43,11 @@ class Limits:
     """Bytes of finished cells of sweeps that are stored, over all clients."""
     max_sweep_seconds: int = 7 * 24 * 3600
     """For which they are stored."""
+    max_relative_dose: float | None = None
+    """What interventions may add at a site, as a part of the typical norm of its rows; None for no
+    limit."""
+    clamps_dose: bool = False
+    """Whether what is beyond that is scaled down to it, or else refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +90,9 @@ class ModelInfo:
     weights: WeightsInfo = NO_WEIGHTS
     vector_bytes: int = 0
     """Float32 vectors for which the engine has room; it projects rows where they fit."""
+    row_norms: Mapping[Site, float] = field(default_factory=dict)
+    """The median L2 norm of the rows of each site, of a text that was run when the server started;
+    without those that were not served then."""
 
     def at(self, site: Site) -> HookPointInfo:
         """What the site's hook point is."""

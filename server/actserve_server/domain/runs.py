@@ -159,6 +159,9 @@ class InterventionReport:
     """Of `rows`, those that came from the prefix cache with the intervention already made."""
     mean_relative_change: float | None
     """The mean over computed rows of |x' - x| / |x|; None if no row was computed."""
+    dose_factor: float | None = None
+    """What its coefficient or bounds were multiplied by, where they were more than is allowed. An
+    engine does not know."""
 
     @staticmethod
     def merged(reports: "Sequence[InterventionReport]") -> "InterventionReport":

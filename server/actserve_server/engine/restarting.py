@@ -8,7 +8,7 @@ same model, and prove itself as the first one did, before a call reaches it.
 import asyncio
 import gc
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Run, RunEvent
+from actserve_server.domain.sites import Site
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.api import Engine
 
@@ -33,6 +34,8 @@ nobody is sent away for long."""
 Start = Callable[[], Awaitable[Engine]]
 Prove = Callable[[Engine], Awaitable[ModelInfo]]
 """What an engine may serve: what it says of itself, less what it fails to prove."""
+Measure = Callable[[Engine, ModelInfo], Awaitable[Mapping[Site, float]]]
+"""How long its rows are, by site."""
 
 log = structlog.get_logger("actserve.engine")
 
@@ -108,6 +111,12 @@ class RestartingEngine:
         """Runs the self-test of the first engine. Call this before serving."""
         assert self._current is not None
         self._info = await self._prove(self._current)
+
+    async def measure(self, measure: Measure) -> None:
+        """Finds how long rows are, by the first engine. The next ones keep it: it is of the model.
+        Call this before serving, and after `prove`."""
+        assert self._current is not None
+        self._info = replace(self._info, row_norms=await measure(self._current, self._info))
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         async with self._living() as engine:
@@ -215,7 +224,7 @@ class RestartingEngine:
         # The dead one holds sockets, threads and memory until it is collected, which it can be now
         # that all runs that it cut are over.
         gc.collect()
-        self._current, self._info = engine, info
+        self._current, self._info = engine, replace(info, row_norms=self._info.row_norms)
         self._restarts.restarted(model_id)
         seconds = round(time.monotonic() - died_at, 1)
         log.info("engine started again", model=model_id, seconds=seconds)

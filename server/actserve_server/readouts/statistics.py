@@ -116,10 +116,12 @@ def held_bytes(widths: Sequence[int], labels: int, *, full: bool) -> int:
 
 
 class Memory:
-    """What the statistics of all calls take together: at most `limit` bytes."""
+    """What the statistics of all calls take together, or whatever `what` names: at most `limit`
+    bytes."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, what: str = "statistics") -> None:
         self._limit = limit
+        self._what = what
         self._held = 0
 
     @contextmanager
@@ -128,7 +130,7 @@ class Memory:
         if self._held + wanted > self._limit:
             raise ActserveError(
                 Reason.QUEUE_FULL,
-                f"the statistics of this call take {wanted} bytes, and those of other calls leave "
+                f"the {self._what} of this call take {wanted} bytes, and those of others leave "
                 f"{self._limit - self._held} of {self._limit}; try again in {RETRY_AFTER_S:g} s",
                 metadata={"limit": self._limit},
                 retry_after_s=RETRY_AFTER_S,

@@ -1,70 +1,54 @@
 """SteeringVectorService: translates, nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 import grpc
 
 from actserve.v1 import steering_vector_service_pb2 as pb
 from actserve.v1 import steering_vector_service_pb2_grpc
+from actserve_server.domain.errors import FieldPath
+from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.principals import Role
-from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.engine.fair_threads import off_loop
-from actserve_server.rpc import not_served
+from actserve_server.readouts.statistics import Memory
 from actserve_server.rpc.requests import (
+    combination_fields,
+    example_rows,
     pages,
     steering_vector_fields,
     stored_vector_rows,
     vector_sources,
 )
 from actserve_server.rpc.requests.kept_rows import KeptCache
-from actserve_server.rpc.requests.request_ids import making_request
-from actserve_server.rpc.requests.vector_sources import Found, Sources
+from actserve_server.rpc.requests.request_ids import Making, making_request
+from actserve_server.rpc.requests.vector_sources import Found, Source, Sources
 from actserve_server.rpc.responses import chunks, model_descriptions, vector_descriptions
 from actserve_server.rpc.transport.calls import current_call
+from actserve_server.steering.making import MadeVector, made_vector
 from actserve_server.steering.registry import ID
+from actserve_server.steering.separation import ranking
 from actserve_server.steering.stored_vectors import Given, NewVector, StoredVector, measured_rows
+
+R = TypeVar("R", bound=Making)
+
+EXAMPLE_BYTES = 1 << 30
+"""What the examples of all calls that make vectors take at most."""
 
 
 class SteeringVectorServicer(steering_vector_service_pb2_grpc.SteeringVectorServiceServicer):
-    def __init__(
-        self,
-        engine: AdmittedEngine,
-        sources: Sources,
-        medians: Mapping[Site, float] | None = None,
-    ) -> None:
-        """`medians` are the median row norms of sites, where they were measured."""
+    def __init__(self, engine: AdmittedEngine, sources: Sources) -> None:
         self._engine = engine
         self._sources = sources
         self._vectors = sources.vectors
-        self._medians = medians
+        self._examples = Memory(EXAMPLE_BYTES, "examples")
 
     async def CreateSteeringVector(  # noqa: N802
         self, request: pb.CreateSteeringVectorRequest, context: grpc.aio.ServicerContext
     ) -> pb.CreateSteeringVectorResponse:
-        current_call().principal.require(Role.EXPERIMENTER, "storing steering vectors")
-        info, own = self._engine.info, self._own()
-        model_descriptions.check_model(request.model, info, ("model",))
-        chosen = steering_vector_fields.new_id(request.steering_vector_id)
-        labels = steering_vector_fields.labels(request.labels)
-        making = await making_request(request)
-        # First, since the rows that made it may be gone.
-        stored = await self._vectors.made(own.tenant, making)
-        if stored is None:
-            sites = steering_vector_fields.vector_sites(request.sites, info)
-            kept = vector_sources.look_up({("rows",): request.rows}, own.kept)
-            found = Found(info=info, kept=kept, rows=KeptCache(own.kept.copies))
-            elements = await off_loop(steering_vector_fields.elements, request, sites, found)
-            new = NewVector(
-                id=chosen,
-                elements=elements,
-                rows=measured_rows(sites, elements, self._medians),
-                labels=labels,
-                provenance=Given(),
-                model_path=info.path,
-            )
-            stored = await self._vectors.store(own.tenant, new, making)
+        stored = await self._stored(request, self._given)
         return pb.CreateSteeringVectorResponse(steering_vector=self._to_wire(stored))
 
     async def GetSteeringVector(  # noqa: N802
@@ -118,12 +102,75 @@ class SteeringVectorServicer(steering_vector_service_pb2_grpc.SteeringVectorServ
     async def MakeSteeringVector(  # noqa: N802
         self, request: pb.MakeSteeringVectorRequest, context: grpc.aio.ServicerContext
     ) -> pb.MakeSteeringVectorResponse:
-        raise not_served.refusal("SteeringVectorService.MakeSteeringVector")
+        stored = await self._stored(request, self._contrasted)
+        return pb.MakeSteeringVectorResponse(
+            steering_vector=self._to_wire(stored),
+            ranking=ranking([row.separation for row in stored.rows]),
+        )
 
     async def CombineSteeringVectors(  # noqa: N802
         self, request: pb.CombineSteeringVectorsRequest, context: grpc.aio.ServicerContext
     ) -> pb.CombineSteeringVectorsResponse:
-        raise not_served.refusal("SteeringVectorService.CombineSteeringVectors")
+        stored = await self._stored(request, self._combined)
+        return pb.CombineSteeringVectorsResponse(steering_vector=self._to_wire(stored))
+
+    async def _stored(
+        self, request: R, make: Callable[[R, ModelInfo, Sources], Awaitable[MadeVector]]
+    ) -> StoredVector:
+        """What the request makes, stored; or what it has made before, which is looked for first:
+        what it is made of may be gone by now, and making it takes long."""
+        current_call().principal.require(Role.EXPERIMENTER, "storing steering vectors")
+        info, own = self._engine.info, self._own()
+        model_descriptions.check_model(request.model, info, ("model",))
+        chosen = steering_vector_fields.new_id(request.steering_vector_id)
+        labels = steering_vector_fields.labels(request.labels)
+        making = await making_request(request)
+        stored = await self._vectors.made(own.tenant, making)
+        if stored is not None:
+            return stored
+        made = await make(request, info, own)
+        new = NewVector(
+            id=chosen,
+            elements=made.elements,
+            rows=made.rows,
+            labels=labels,
+            provenance=made.provenance,
+            model_path=info.path,
+        )
+        return await self._vectors.store(own.tenant, new, making)
+
+    async def _given(
+        self, request: pb.CreateSteeringVectorRequest, info: ModelInfo, own: Sources
+    ) -> MadeVector:
+        sites = steering_vector_fields.vector_sites(request.sites, info)
+        found = _found({("rows",): request.rows}, info, own)
+        elements = await off_loop(steering_vector_fields.elements, request, sites, found)
+        rows = measured_rows(sites, elements, info.row_norms)
+        return MadeVector(elements=elements, rows=rows, provenance=Given())
+
+    async def _contrasted(
+        self, request: pb.MakeSteeringVectorRequest, info: ModelInfo, own: Sources
+    ) -> MadeVector:
+        sites = steering_vector_fields.vector_sites(request.sites, info)
+        wanted = example_rows.check(request, sites, info)
+        with self._examples.held(wanted.held_bytes):
+            if wanted.contrasted.prompts:
+                examples = await example_rows.of_prompts(
+                    request.prompts, sites, self._engine, info, current_call()
+                )
+            else:
+                found = _found({("rows", "rows"): request.rows.rows}, info, own)
+                examples = [await off_loop(example_rows.of_rows, request.rows, sites[0], found)]
+            return await made_vector(examples, wanted.contrasted, sites)
+
+    async def _combined(
+        self, request: pb.CombineSteeringVectorsRequest, info: ModelInfo, own: Sources
+    ) -> MadeVector:
+        wanted = combination_fields.combination(request.combination, info)
+        found = await self._vectors.load(own.tenant, combination_fields.vector_fields(wanted))
+        sites, elements = await off_loop(combination_fields.combined, wanted, found)
+        rows = measured_rows(sites, elements, info.row_norms)
+        return MadeVector(elements=elements, rows=rows, provenance=wanted)
 
     def _own(self) -> Sources:
         """What the caller's tenant may name."""
@@ -134,3 +181,8 @@ class SteeringVectorServicer(steering_vector_service_pb2_grpc.SteeringVectorServ
 
     def _to_wire(self, stored: StoredVector) -> pb.SteeringVector:
         return vector_descriptions.to_wire(stored, self._engine.info)
+
+
+def _found(named: Mapping[FieldPath, Source], info: ModelInfo, own: Sources) -> Found:
+    kept = vector_sources.look_up(named, own.kept)
+    return Found(info=info, kept=kept, rows=KeptCache(own.kept.copies))

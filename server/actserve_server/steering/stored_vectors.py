@@ -13,8 +13,14 @@ class Method(StrEnum):
     """How a vector is made of positive and negative examples."""
 
     MEAN_DIFFERENCE = "mean_difference"
+    """The mean of the positive rows less that of the negative ones (Rimsky et al., "Steering
+    Llama 2 via Contrastive Activation Addition", 2024)."""
     PCA = "pca"
+    """The first principal component of the differences of pairs, of norm one, turned so that the
+    positive rows have more of it (Zou et al., "Representation Engineering", 2023)."""
     LOGISTIC_REGRESSION = "logistic_regression"
+    """The weights of an L2-regularized logistic regression of rows scaled to unit variance, of norm
+    one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +66,13 @@ Provenance = Given | Contrasted | Combination
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Separation:
-    """How well a direction tells the examples apart that it was made of; None where there were too
-    few."""
+    """How well a direction tells examples apart; None where there were too few."""
 
     held_out_auroc: float | None = None
+    """The chance that a positive example scores higher than a negative one, by a direction made of
+    others."""
     half_cosine: float | None = None
+    """Between the directions of one half of the examples and of the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

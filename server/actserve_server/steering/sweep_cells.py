@@ -46,6 +46,8 @@ class Change:
 
     parts: tuple[Intervention, ...]
     allow_unused: bool
+    dose_factor: float | None = None
+    """As its report tells it."""
     field: FieldPath
 
 
@@ -250,9 +252,8 @@ def _merged(changes: Sequence[Change], runs: Sequence[_Done]) -> tuple[Intervent
     merged, start = [], 0
     for change in changes:
         end = start + len(change.parts)
-        merged.append(
-            InterventionReport.merged([report for run in runs for report in run.reports[start:end]])
-        )
+        told = InterventionReport.merged([each for run in runs for each in run.reports[start:end]])
+        merged.append(replace(told, dose_factor=change.dose_factor))
         selection = change.parts[0].selection
         if not change.allow_unused and not any(len(selection.among(run.ran)) for run in runs):
             raise ActserveError(

@@ -26,6 +26,8 @@ class EngineOptions:
     default_kept_seconds: int = 600
     max_steering_vectors: int = 10_000
     max_steering_vector_bytes: int = 1 << 30
+    max_relative_dose: float | None = None
+    dose_action: str = "refuse"
     hook_points: tuple[str, ...] = ()
     """What to tap; everything the model has when empty."""
     share_plain_prefixes: bool = False

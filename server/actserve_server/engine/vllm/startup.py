@@ -150,6 +150,8 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, Fi
             default_kept_seconds=options.default_kept_seconds,
             max_steering_vectors=options.max_steering_vectors,
             max_steering_vector_bytes=options.max_steering_vector_bytes,
+            max_relative_dose=options.max_relative_dose,
+            clamps_dose=options.dose_action == "clamp",
         ),
         hook_points=dimensions.hook_points(tapped),
         end_token_ids=_end_token_ids(llm),

@@ -7,6 +7,7 @@ import numpy as np
 
 from actserve.v1 import intervention_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.independence import INDEPENDENCE, independence
 from actserve_server.domain.operations import (
     Ablate,
     Add,
@@ -17,16 +18,11 @@ from actserve_server.domain.operations import (
     Replace,
     Swap,
     Zero,
-    unit,
 )
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType, convert, to_float32
 from actserve_server.rpc.requests import tensor_fields, vector_sources
 from actserve_server.rpc.requests.vector_sources import Found, Target
-
-INDEPENDENCE = 1e-4
-"""The least singular value that directions, each divided by its norm, must have. Dependent ones
-have about 1e-7, rounded to float32; two at an angle of a hundredth of a degree have this much."""
 
 _OPERATIONS = ", ".join(
     field.name for field in pb.Intervention.DESCRIPTOR.oneofs_by_name["operation"].fields
@@ -227,8 +223,7 @@ def _check_nonzero(vector: np.ndarray, what: str, field: FieldPath) -> None:
 
 
 def _check_independent(directions: np.ndarray, field: FieldPath) -> None:
-    units = np.stack([unit(direction) for direction in directions]).astype(np.float64)
-    least = float(np.linalg.svd(units, compute_uv=False)[-1])
+    least = independence(directions)
     if least < INDEPENDENCE:
         raise ActserveError(
             Reason.TENSOR_DEGENERATE,

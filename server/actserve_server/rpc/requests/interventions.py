@@ -1,7 +1,7 @@
 """Interventions from the wire, parsed once a call and then placed into each sequence."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actserve.v1 import intervention_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
@@ -14,6 +14,7 @@ from actserve_server.engine import forms
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
+    dose_limit,
     explanation_edits,
     intervention_operations,
     position_selectors,
@@ -35,6 +36,8 @@ class InterventionRequest:
     parts: tuple[Part, ...]
     positions: Positions
     allow_unused: bool
+    dose_factor: float | None = None
+    """What its coefficient or bounds were multiplied by, where they were more than is allowed."""
     row_each: FieldPath | None
     """The field of its rows, where it replaces with one of its own for every position."""
     field: FieldPath
@@ -61,6 +64,17 @@ class InterventionRequest:
                 part.sites, selection, part.operation, part.heads, allow_unused=self.allow_unused
             )
             for part in self.parts
+        )
+
+    def scaled(self, factor: float) -> "InterventionRequest":
+        """The same with its coefficient or its bounds multiplied."""
+        return replace(
+            self,
+            parts=tuple(
+                replace(part, operation=dose_limit.scaled(part.operation, factor))
+                for part in self.parts
+            ),
+            dose_factor=factor * (1.0 if self.dose_factor is None else self.dose_factor),
         )
 
     def _check_row_each(self, selection: Selection, place: Place, field: FieldPath) -> None:
@@ -99,10 +113,12 @@ async def interventions(
     earlier: Earlier | None = None,
     rows: KeptCache | None = None,
     vectors: Mapping[str, LoadedVector] | None = None,
+    limits_dose: bool = True,
 ) -> tuple[InterventionRequest, ...]:
     """What to change, in order, with the rows and vectors that this server has or makes for it.
     `earlier` names what earlier items of the call have kept, and `rows` are the kept rows that it
-    already uses, if it has items. `vectors` are the stored ones, if they are looked up already."""
+    already uses, if it has items. `vectors` are the stored ones, if they are looked up already.
+    Without `limits_dose` the caller calls `limited` once they are as they will be."""
     check_count(len(wire), info, field)
     named = {
         at: source
@@ -122,7 +138,24 @@ async def interventions(
     )
     # In a thread: whether thousands of directions are independent takes seconds to find out, and
     # large vectors take as long to hash.
-    return await off_loop(_parse, wire, found, field)
+    return await off_loop(_parse, wire, found, field, limits_dose)
+
+
+def limited(
+    edits: Sequence[InterventionRequest], info: ModelInfo
+) -> tuple[InterventionRequest, ...]:
+    """The interventions of one sequence, scaled down to the dose that the server allows if it does
+    that. Raises DOSE_TOO_LARGE if it does not. To be called in a thread, and again where those of a
+    call and of an item come together."""
+    factors = dose_limit.dose_factors(
+        [edit.parts for edit in edits], [edit.field for edit in edits], info
+    )
+    return _hashed(
+        tuple(
+            edit if factor is None else edit.scaled(factor)
+            for edit, factor in zip(edits, factors, strict=True)
+        )
+    )
 
 
 def placed(edits: Sequence[InterventionRequest], place: Place) -> tuple[Intervention, ...]:
@@ -144,9 +177,21 @@ def check_count(count: int, info: ModelInfo, field: FieldPath) -> None:
 
 
 def _parse(
-    wire: Sequence[intervention_pb2.Intervention], found: Found, field: FieldPath
+    wire: Sequence[intervention_pb2.Intervention],
+    found: Found,
+    field: FieldPath,
+    limits_dose: bool,
 ) -> tuple[InterventionRequest, ...]:
-    return tuple(_intervention(item, found, (*field, index)) for index, item in enumerate(wire))
+    made = tuple(_intervention(item, found, (*field, index)) for index, item in enumerate(wire))
+    return limited(made, found.info) if limits_dose else _hashed(made)
+
+
+def _hashed(edits: tuple[InterventionRequest, ...]) -> tuple[InterventionRequest, ...]:
+    """The same, with the vectors of each hashed: large ones take long."""
+    for edit in edits:
+        for part in edit.parts:
+            forms.form_of(part.operation)
+    return edits
 
 
 def _intervention(
@@ -167,8 +212,6 @@ def _intervention(
         )
         for at, heads in _parts(wire, where, chosen, found)
     )
-    for part in parts:
-        forms.form_of(part.operation)  # Hashes its vectors.
     return InterventionRequest(
         parts=parts,
         positions=position_selectors.selector(wire, info, (*field, "positions")),

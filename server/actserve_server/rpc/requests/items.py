@@ -177,7 +177,10 @@ class Items:
         if prompt is None or wire.HasField("prompt"):
             prompt = await prompt_fields.tokenize_to_run(self._engine, wire.prompt, (*at, "prompt"))
         place = Place(prompt=prompt, run_tokens=len(prompt.ids), item=at)
-        edits = (*self._edits, *await self._own_edits(index, wire, at))
+        info, own = self._engine.info, await self._own_edits(index, wire, at)
+        edits = (*self._edits, *own)
+        if own and info.limits.max_relative_dose is not None:
+            edits = await off_loop(interventions.limited, edits, info)
         selector = None
         if wire.HasField("positions"):
             where = (*at, "positions")

@@ -34,6 +34,7 @@ def digest(
     made = hashlib.sha256(VERSION)
     checkpoint = (info.id, info.path, info.architecture, info.layer_count, info.width)
     made.update(repr((*checkpoint, info.vocabulary_size, info.element_type.value)).encode())
+    made.update(repr((info.limits.max_relative_dose, info.limits.clamps_dose)).encode())
     made.update(_by_content(wire, vectors).SerializeToString(deterministic=True))
     for each in _vectors(wire, variants, scores):
         made.update(each)

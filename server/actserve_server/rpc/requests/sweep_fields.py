@@ -122,8 +122,13 @@ class CellRequests:
         place = Place(prompt=prompt, run_tokens=run_tokens, item=at)
         with variant.as_sent(cell):
             changes = tuple(
-                Change(parts=edit.at(place), allow_unused=edit.allow_unused, field=edit.field)
-                for edit in await variant.at(cell)
+                Change(
+                    parts=edit.at(place),
+                    allow_unused=edit.allow_unused,
+                    dose_factor=edit.dose_factor,
+                    field=edit.field,
+                )
+                for edit in await variant.at(cell, info)
             )
         return CellRequest(prompt_ids=prompt.ids, changes=changes, sampling=sampled)
 

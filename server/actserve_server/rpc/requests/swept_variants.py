@@ -44,8 +44,8 @@ class Variant:
     coefficients: tuple[float, ...]
     positions: tuple[Positions, ...]
 
-    async def at(self, cell: Cell) -> tuple[InterventionRequest, ...]:
-        """The interventions of a cell."""
+    async def at(self, cell: Cell, info: ModelInfo) -> tuple[InterventionRequest, ...]:
+        """The interventions of a cell. Raises DOSE_TOO_LARGE for a coefficient of the grid."""
         edits = self.edits[cell.site or 0]
         if cell.position is not None:
             edits = tuple(replace(each, positions=self.positions[cell.position]) for each in edits)
@@ -53,8 +53,8 @@ class Variant:
             return edits
         coefficient = self.coefficients[cell.coefficient]
         if _vector_bytes(edits) > _HASHED_BYTES:
-            return await off_loop(_scaled, edits, coefficient)
-        return _scaled(edits, coefficient)
+            return await off_loop(_allowed, edits, coefficient, info)
+        return _allowed(edits, coefficient, info)
 
     @contextmanager
     def as_sent(self, cell: Cell) -> Iterator[None]:
@@ -209,6 +209,8 @@ async def _variant(
                 (*field, "interventions"),
                 rows=rows,
                 vectors=vectors,
+                # Each coefficient of a grid by itself, once it is there.
+                limits_dose=not coefficients,
             )
             edits.append(await off_loop(_held, parsed, bool(coefficients), held))
         except ActserveError as error:
@@ -272,6 +274,12 @@ def _scaled(
         )
         for each in edits
     )
+
+
+def _allowed(
+    edits: Sequence[InterventionRequest], coefficient: float, info: ModelInfo
+) -> tuple[InterventionRequest, ...]:
+    return interventions.limited(_scaled(edits, coefficient), info)
 
 
 def _with(operation: Operation, coefficient: float) -> Operation:

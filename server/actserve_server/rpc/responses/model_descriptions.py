@@ -57,6 +57,8 @@ def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
             max_steering_vector_bytes=limits.max_steering_vector_bytes,
             max_sweep_bytes=limits.max_sweep_bytes,
             max_sweep_seconds=limits.max_sweep_seconds,
+            max_relative_dose=limits.max_relative_dose,
+            clamps_dose=limits.clamps_dose,
         ),
         attention_unserved_reason=attention_unserved,
         features=features(info, served_nlas.all_of(autoencoders), attention=not attention_unserved),

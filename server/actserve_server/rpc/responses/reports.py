@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from actserve.v1 import intervention_pb2 as pb
 from actserve_server.domain.errors import ActserveError
@@ -16,7 +17,10 @@ def to_wire(
     """The report of every intervention of the request, in order."""
     rest = iter(reports)
     merged = (InterventionReport.merged([next(rest) for _ in edit.parts]) for edit in edits)
-    return [report(each) for each in merged]
+    return [
+        report(replace(each, dose_factor=edit.dose_factor))
+        for each, edit in zip(merged, edits, strict=True)
+    ]
 
 
 def count(edits: Sequence[InterventionRequest]) -> None:
@@ -45,4 +49,5 @@ def report(merged: InterventionReport) -> pb.InterventionReport:
         changed_rows=merged.changed_rows,
         reused_rows=merged.reused_rows,
         mean_relative_change=merged.mean_relative_change,
+        dose_factor=merged.dose_factor,
     )
