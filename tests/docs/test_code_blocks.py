@@ -29,7 +29,6 @@ NOT_RUN = {
     "client/python/README.md": 1,  # pip install
     "docs/nla.md": 1,  # trains for an hour
     "docs/security.md": 1,  # writes down a new token
-    "docs/vectors.md": 1,  # vectors are not made on the server yet
 }
 """Blocks that say of themselves that they are not run."""
 
