@@ -56,6 +56,11 @@ async def test_every_prompt_meets_every_point_once_between_started_and_finished(
         assert not cell.stored
 
 
+GLOOMY = {
+    "probe": probe(0, GLOOM),
+    "aggregator": {"ema": {"weight": 0.5}},
+    "above": 0.5,
+}
 VARIANTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "plain": ({}, []),
     "not on a grid": (
@@ -89,6 +94,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
                 {"clamp": {"direction": inline(GLOOM), "maximum": 0.5}},
             )
         ],
+    ),
+    "under a condition": (
+        {
+            "interventions": [{"add": {"vector": inline(JOY)}, "when": GLOOMY}],
+            "coefficients": [1, 5],
+            "sites": [site(1), site(2)],
+        },
+        [intervention(site(2), add={"vector": inline(JOY), "coefficient": 5}, when=GLOOMY)],
     ),
     "relative": (
         steered(coefficients=[0.25])
@@ -338,6 +351,13 @@ async def test_what_could_be_used_and_was_not_fails_its_cell() -> None:
             )
         else:
             assert not cell.status.code
+
+
+async def test_a_condition_that_is_never_met_fails_no_cell() -> None:
+    never = intervention(zero={}, when={"probe": probe(0), "above": 1e30})
+    found = cells(await run(sweep(variants=[{"interventions": [never]}])))
+    assert [cell.status.code for cell in found] == [0, 0]
+    assert [[report.rows for report in cell.interventions] for cell in found] == [[0], [0]]
 
 
 async def test_an_engine_that_dies_ends_the_sweep() -> None:
