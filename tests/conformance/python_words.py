@@ -81,16 +81,6 @@ def variant_of(variant: Any) -> actserve.Variant:
     return actserve.Variant(vector, **lists)
 
 
-def when_of(when: Answer) -> Any:
-    """The condition of a question as a caller writes it."""
-    options = {name: when[name] for name in ("bias", "above", "below") if name in when}
-    if aggregator := when.get("aggregator"):
-        smoothing = actserve.Ema(aggregator["ema"]["weight"]) if "ema" in aggregator else None
-        reduction = aggregator["reduction"].removeprefix("REDUCTION_").lower()
-        options["aggregator"] = actserve.Aggregator(smoothing, reduction)
-    return actserve.When(when["site"], vector_of(when["direction"]), **options)
-
-
 def readout_of(readout: Any) -> Any:
     """The readout as a caller writes it."""
     kind = readout.WhichOneof("kind")
