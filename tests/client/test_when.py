@@ -8,11 +8,10 @@ import pytest
 
 import actserve
 from actserve import (
-    FROM_THE_FIRST_ON,
     Add,
-    Aggregator,
     Ema,
     InvalidRequest,
+    Probe,
     RollingMean,
     SteeringVector,
     When,
@@ -24,31 +23,30 @@ from .fake_readouts import vector
 
 SITE, V, W = "resid_post.1", [1.0, 0.0, -2.0], [0.0, 3.0, 0.5]
 
-AGGREGATORS: list[tuple[Aggregator | None, probe_pb2.ScoreAggregator | None]] = [
-    (None, None),
-    (Aggregator(), probe_pb2.ScoreAggregator()),
+PROBES: list[tuple[dict[str, Any], probe_pb2.ScoreAggregator]] = [
+    ({}, probe_pb2.ScoreAggregator()),
     (
-        Aggregator(Ema(0.25), "mean"),
+        {"smoothing": Ema(0.25), "reduce": "mean"},
         probe_pb2.ScoreAggregator(
             ema=probe_pb2.EmaSmoothing(weight=0.25), reduction=readout_pb2.REDUCTION_MEAN
         ),
     ),
     (
-        Aggregator(RollingMean(8), "max"),
+        {"smoothing": RollingMean(8), "reduce": "max"},
         probe_pb2.ScoreAggregator(
             rolling_mean=probe_pb2.RollingMeanSmoothing(tokens=8),
             reduction=readout_pb2.REDUCTION_MAX,
         ),
     ),
-    (FROM_THE_FIRST_ON, probe_pb2.ScoreAggregator(reduction=readout_pb2.REDUCTION_MAX)),
+    ({"reduce": "max"}, probe_pb2.ScoreAggregator(reduction=readout_pb2.REDUCTION_MAX)),
 ]
 
 
-@pytest.mark.parametrize(("aggregator", "expected"), AGGREGATORS)
+@pytest.mark.parametrize(("settings", "expected"), PROBES)
 def test_a_condition_travels_with_its_intervention(
-    aggregator: Aggregator | None, expected: probe_pb2.ScoreAggregator | None
+    settings: dict[str, Any], expected: probe_pb2.ScoreAggregator
 ) -> None:
-    when = When("blocks.0.hook_resid_post", W, above=0.0, bias=-1.5, aggregator=aggregator)
+    when = When(Probe("blocks.0.hook_resid_post", W, -1.5, **settings), above=0.0)
     condition = Add(SITE, V, when=when).to_proto().when
     assert (condition.probe.site.hook_point, condition.probe.site.layer) == (4, 0)
     assert condition.probe.direction == vector(W)
@@ -58,9 +56,7 @@ def test_a_condition_travels_with_its_intervention(
         True,
         False,
     )
-    assert condition.HasField("aggregator") == (expected is not None)
-    if expected is not None:
-        assert condition.aggregator == expected
+    assert condition.aggregator == expected
 
 
 def test_an_intervention_without_a_condition_has_none() -> None:
@@ -68,7 +64,7 @@ def test_an_intervention_without_a_condition_has_none() -> None:
 
 
 def test_a_steering_vector_is_added_where_a_condition_is_met() -> None:
-    when = When("embedding", W, -1.0, 1.0)
+    when = When(Probe("embedding", W), -1.0, 1.0)
     proto = SteeringVector(SITE, V).add(2.0, when=when).to_proto()
     assert proto.when == when.to_proto()
     assert (proto.when.above, proto.when.below) == (-1.0, 1.0)
@@ -76,47 +72,47 @@ def test_a_steering_vector_is_added_where_a_condition_is_met() -> None:
 
 def test_the_direction_may_be_named() -> None:
     kept = actserve.KeptRows("keptActivations/x", "embedding", [1])
-    condition = When(SITE, kept, below=1).to_proto()
+    condition = When(Probe(SITE, kept), below=1).to_proto()
     assert condition.probe.direction == source_pb2.VectorSource(kept=kept.to_proto())
     joy = SteeringVector("embedding", W)
-    assert When("embedding", joy, below=1).to_proto().probe.direction == vector(W)
+    assert When(Probe("embedding", joy), below=1).to_proto().probe.direction == vector(W)
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
-    "no bound": (lambda: When(SITE, W), "FIELD_REQUIRED", "above, below or both"),
+    "no bound": (lambda: When(Probe(SITE, W)), "FIELD_REQUIRED", "above, below or both"),
     "bounds that nothing meets": (
-        lambda: When(SITE, W, 1.0, 1.0),
+        lambda: When(Probe(SITE, W), 1.0, 1.0),
         "FIELD_INVALID",
         "no score is above 1 and below 1",
     ),
     "a bound that is no number": (
-        lambda: When(SITE, W, float("nan")),
+        lambda: When(Probe(SITE, W), float("nan")),
         "TENSOR_NOT_FINITE",
         "above is nan",
     ),
     "a bias without end": (
-        lambda: When(SITE, W, 0.0, bias=float("inf")),
+        lambda: Probe(SITE, W, float("inf")),
         "TENSOR_NOT_FINITE",
         "bias is inf",
     ),
     "a direction to nowhere": (
-        lambda: When(SITE, np.zeros(3), 0.0),
+        lambda: Probe(SITE, np.zeros(3)),
         "TENSOR_DEGENERATE",
         "direction is zero",
     ),
-    "no site": (lambda: When("resid_post", W, 0.0), "SITE_INVALID", "is not a site"),
-    "an aggregator by name": (
-        lambda: When(SITE, W, 0.0, aggregator="max"),  # type: ignore[arg-type]
+    "no site": (lambda: Probe("resid_post", W), "SITE_INVALID", "is not a site"),
+    "a direction in place of a probe": (
+        lambda: When(W, 0.0),  # type: ignore[arg-type]
         "FIELD_INVALID",
-        "aggregator is 'max'",
+        r"When\(Probe\(",
     ),
     "a reduction of another name": (
-        lambda: Aggregator(reduction="min"),  # type: ignore[arg-type]
+        lambda: Probe(SITE, W, reduce="min"),  # type: ignore[arg-type]
         "FIELD_INVALID",
-        "newest, mean, max",
+        "last",
     ),
     "a smoothing by number": (
-        lambda: Aggregator(0.5),  # type: ignore[arg-type]
+        lambda: Probe(SITE, W, smoothing=0.5),  # type: ignore[arg-type]
         "FIELD_INVALID",
         "smoothing is 0.5",
     ),
@@ -147,6 +143,3 @@ def test_every_field_of_the_contract_has_its_place() -> None:
         "above",
         "below",
     }
-    reductions = set(readout_pb2.Reduction.values()) - {readout_pb2.REDUCTION_LAST}
-    made = {Aggregator(reduction=name).to_proto().reduction for name in ("newest", "mean", "max")}
-    assert made == reductions

@@ -44,6 +44,7 @@ from tests.conformance.python_words import (
     term_of,
     variant_of,
     vector_of,
+    when_of,
 )
 from tests.conformance.scripted_server import method_of
 
@@ -145,8 +146,12 @@ async def encode_tensor(question: Answer) -> Answer:
 
 
 async def build_add(question: Answer) -> Answer:
+    when = question.get("when")
+    options: dict[str, Any] = {}
+    if when:
+        options["when"] = when_of(when)
     built = actserve.Add(
-        question["sites"], vector_of(question["vector"]), question["coefficient"]
+        question["sites"], vector_of(question["vector"]), question["coefficient"], **options
     ).to_proto()
     built.ClearField("positions")  # Which this client writes out where they are all.
     return {"result": as_json(built)}

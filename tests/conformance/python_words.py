@@ -81,6 +81,18 @@ def variant_of(variant: Any) -> actserve.Variant:
     return actserve.Variant(vector, **lists)
 
 
+def when_of(when: Answer) -> Any:
+    """The condition of a question as a caller writes it."""
+    options: Answer = {}
+    if aggregator := when.get("aggregator"):
+        if "ema" in aggregator:
+            options["smoothing"] = actserve.Ema(aggregator["ema"]["weight"])
+        options["reduce"] = aggregator["reduction"].removeprefix("REDUCTION_").lower()
+    bias = when.get("bias", 0.0)
+    probe = actserve.Probe(when["site"], vector_of(when["direction"]), bias, **options)
+    return actserve.When(probe, **{name: when[name] for name in ("above", "below") if name in when})
+
+
 def readout_of(readout: Any) -> Any:
     """The readout as a caller writes it."""
     kind = readout.WhichOneof("kind")

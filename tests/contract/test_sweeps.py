@@ -422,3 +422,39 @@ async def test_the_order_in_which_cells_finish_changes_nothing() -> None:
     async with serving(max_running=1) as served:
         tables.append(table(await collect(served.sweeps.RunSweep(sweep()))))
     assert tables[0] == tables[1] == tables[2]
+
+
+async def test_a_condition_is_asked_in_every_run_and_stays_where_the_grid_moves_the_rest() -> None:
+    probed = {"site": site(0), "direction": inline(GLOOM)}
+    conditional = {
+        "add": {"vector": inline(JOY)},
+        "when": {"probe": probed, "above": 0},
+    }
+    grid = {"coefficients": [2, 4], "sites": [site(1), site(3)]}
+    request = sweep(
+        variants=[{"interventions": [conditional], **grid}],
+        answers=[{"name": "yes", "text": "yes"}],
+    )
+    single = intervention(
+        site(3), add={"vector": inline(JOY), "coefficient": 4}, when=conditional["when"]
+    )
+    async with serving() as served:
+        events = await collect(served.sweeps.RunSweep(request))
+        for number, text in enumerate(TEXTS):
+            cell = at_the_last_point(events, number)
+            alone = await generated(
+                served,
+                text,
+                interventions=[single],
+                sampling={"max_tokens": 4, "temperature": 0},
+            )
+            texts = [event.tokens.text for event in alone if event.WhichOneof("event") == "tokens"]
+            assert cell.text == "".join(texts)
+            assert 0 < cell.interventions[0].rows < 2 * len(text) + 7
+
+
+async def test_a_condition_that_is_never_met_leaves_no_intervention_unused() -> None:
+    never = {"probe": {"site": site(0), "direction": inline(GLOOM)}, "above": 1e30}
+    added = intervention(add={"vector": inline(JOY)}, when=never)
+    for cell in cells(await run(sweep(variants=[{"interventions": [added]}]))):
+        assert (cell.status.code, cell.interventions[0].rows) == (0, 0)

@@ -104,17 +104,15 @@ from actserve.tensors import ElementType
 from actserve.tokens import TokenLike
 from actserve.vector_files import load_vectors, save_vectors
 from actserve.weights import HeadMatrices
-from actserve.when import FROM_THE_FIRST_ON, Aggregator, Ema, RollingMean, When
+from actserve.when import When
 
 __version__ = version("actserve")
 
 __all__ = [
-    "FROM_THE_FIRST_ON",
     "Ablate",
     "Activations",
     "ActserveError",
     "Add",
-    "Aggregator",
     "AlreadyExists",
     "AsyncClient",
     "AsyncStream",

@@ -76,7 +76,7 @@ class Intervention(Steer, ABC):
         if not isinstance(self.when, When | None):
             raise InvalidRequest(
                 f"when is {described(self.when)}; give a condition, as in "
-                "When('resid_post.5', direction, above=1.0)",
+                "When(Probe('resid_post.5', direction), above=1.0)",
                 reason="FIELD_INVALID",
             )
         self._set(sites=sites, heads=heads)

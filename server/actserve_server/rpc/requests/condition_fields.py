@@ -1,14 +1,12 @@
 """Conditions of interventions from the wire."""
 
-import math
-
 from actserve.v1 import intervention_pb2
 from actserve_server.domain.conditions import Condition, check_order
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.engine import forms
-from actserve_server.rpc.requests.probe_fields import aggregator, probe
+from actserve_server.rpc.requests.probe_fields import aggregator, number, probe
 from actserve_server.rpc.requests.site_fields import site
 from actserve_server.rpc.requests.vector_sources import Found
 
@@ -34,8 +32,8 @@ def condition(
     made = Condition(
         probe(when.probe, found, at),
         aggregator(when.aggregator, (*field, "aggregator")),
-        _number(when, "above", field),
-        _number(when, "below", field),
+        number(when, "above", field),
+        number(when, "below", field),
     )
     _check_bounds(made, field)
     forms.condition_form(made)  # Hashes its direction.
@@ -50,17 +48,6 @@ def _check_served(info: ModelInfo, field: FieldPath) -> None:
             field=field,
             metadata={"model": info.id},
         )
-
-
-def _number(wire: intervention_pb2.Condition, name: str, field: FieldPath) -> float | None:
-    if not wire.HasField(name):  # type: ignore[arg-type]
-        return None
-    value = getattr(wire, name)
-    if not math.isfinite(value):
-        raise ActserveError(
-            Reason.FIELD_INVALID, f"{name} is {value}; it must be finite", field=(*field, name)
-        )
-    return value
 
 
 def _check_bounds(made: Condition, field: FieldPath) -> None:
