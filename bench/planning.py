@@ -21,7 +21,8 @@ from actserve_server.domain.runs import Capture, Intervention, Run
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.layout import Layout
-from actserve_server.engine.vllm.step_plan import Batch, Model, Planner
+from actserve_server.engine.vllm.step_batch import Batch, Model
+from actserve_server.engine.vllm.step_plan import Planner
 from actserve_server.engine.vllm.tapped_run import TappedRun
 from actserve_server.engine.vllm.wire import taps_of
 

@@ -33,6 +33,7 @@ from actserve_server.engine.api import Engine
 from actserve_server.engine.restarting import RestartingEngine, Restarts, Start
 from actserve_server.engine.row_norms import row_norms
 from actserve_server.engine.selftest import self_test
+from actserve_server.engine.selftest_conditions import prove_conditions
 from actserve_server.engine.start_thread import is_starting
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.attribution_selftest import prove_attribution
@@ -234,6 +235,9 @@ async def _proven(engine: Engine) -> ModelInfo:
         log.error("self-test", hook_point=hook_point, reason=reason)
     proven = await prove_attention(engine, result.info)
     proven = await prove_attribution(engine, proven)
+    proven = await prove_conditions(engine, proven)
+    if proven.conditions_unserved:
+        log.warning("self-test", conditions=proven.conditions_unserved)
     if proven.attention_unserved:
         log.warning("self-test", attention=proven.attention_unserved)
     if reason := proven.weights.head_attribution_unserved:

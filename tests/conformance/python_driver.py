@@ -13,6 +13,7 @@ import json
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -67,6 +68,9 @@ async def answered(question: Answer) -> Answer:
             answer = {"error": told(error)}
         except asyncio.CancelledError:
             answer = {"error": CANCELLED}
+        except Exception as error:  # The case fails, and the next one can be asked.
+            traceback.print_exc()
+            answer = {"error": {"code": "NO_ERROR_OF_THE_CLIENT", "message": repr(error)}}
         finally:
             telemetry.detach(token)
     texts = [str(each.message) for each in caught if each.category is UserWarning]

@@ -83,12 +83,14 @@ def variant_of(variant: Any) -> actserve.Variant:
 
 def when_of(when: Answer) -> Any:
     """The condition of a question as a caller writes it."""
-    options = {name: when[name] for name in ("bias", "above", "below") if name in when}
+    options: Answer = {}
     if aggregator := when.get("aggregator"):
-        smoothing = actserve.Ema(aggregator["ema"]["weight"]) if "ema" in aggregator else None
-        reduction = aggregator["reduction"].removeprefix("REDUCTION_").lower()
-        options["aggregator"] = actserve.Aggregator(smoothing, reduction)
-    return actserve.When(when["site"], vector_of(when["direction"]), **options)
+        if "ema" in aggregator:
+            options["smoothing"] = actserve.Ema(aggregator["ema"]["weight"])
+        options["reduce"] = aggregator["reduction"].removeprefix("REDUCTION_").lower()
+    bias = when.get("bias", 0.0)
+    probe = actserve.Probe(when["site"], vector_of(when["direction"]), bias, **options)
+    return actserve.When(probe, **{name: when[name] for name in ("above", "below") if name in when})
 
 
 def readout_of(readout: Any) -> Any:

@@ -90,12 +90,13 @@ def call(served: Served, request: Any) -> Any:
     }[type(request)](request)
 
 
-def engine() -> FakeEngine:
+def engine(**options: Any) -> FakeEngine:
     return FakeEngine(
         layer_count=LAYERS,
         width=WIDTH,
         limits=LIMITS,
         unserved={HookPoint.ATTN_OUT: "not verified"},
+        **options,
     )
 
 

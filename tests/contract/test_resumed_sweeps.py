@@ -117,7 +117,8 @@ async def test_cells_that_failed_are_run_again() -> None:
     assert [cell.stored for cell in cells(events)] == [True] * 4 + [False] * 4
 
 
-async def test_kept_rows_count_by_what_they_are() -> None:
+@pytest.mark.parametrize("of_condition", [False, True], ids=["vector", "condition"])
+async def test_kept_rows_count_by_what_they_are(of_condition: bool) -> None:
     async with serving() as served:
         names = []
         for text in ("hello", "hello", "other"):
@@ -126,20 +127,28 @@ async def test_kept_rows_count_by_what_they_are() -> None:
             names += kept(events)[:1]
         stored = []
         for name in names:
-            added = intervention(add={"vector": {"kept": {"name": name}}})
+            source = {"kept": {"name": name}}
+            added = intervention(add={"vector": source})
+            if of_condition:
+                probed = {"site": site(), "direction": source}
+                added = intervention(zero={}, when={"probe": probed, "above": 0})
             events = await ask(served, sweep(variants=[{"interventions": [added]}]))
             stored.append(events[0].started.stored_cells)
     assert len({*names}) == 3
     assert stored == [0, 2, 0]
 
 
-async def test_stored_vectors_count_by_what_they_are() -> None:
+@pytest.mark.parametrize("of_condition", [False, True], ids=["vector", "condition"])
+async def test_stored_vectors_count_by_what_they_are(of_condition: bool) -> None:
     async with serving() as served:
         for name, seed in (("joy", 1), ("same", 1), ("other", 2)):
             await served.vectors.CreateSteeringVector(create(name, rows(seed=seed)))
         stored = []
         for name in ("joy", "same", "other"):
             added = intervention(add={"vector": vector_named(name)})
+            if of_condition:
+                probed = {"site": site(), "direction": vector_named(name)}
+                added = intervention(zero={}, when={"probe": probed, "above": 0})
             events = await ask(served, sweep(variants=[{"interventions": [added]}]))
             stored.append(events[0].started.stored_cells)
     assert stored == [0, 2, 0]

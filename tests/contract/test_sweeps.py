@@ -56,6 +56,11 @@ async def test_every_prompt_meets_every_point_once_between_started_and_finished(
         assert not cell.stored
 
 
+GLOOMY = {
+    "probe": probe(0, GLOOM),
+    "aggregator": {"ema": {"weight": 0.5}},
+    "above": 0.5,
+}
 VARIANTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "plain": ({}, []),
     "not on a grid": (
@@ -89,6 +94,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
                 {"clamp": {"direction": inline(GLOOM), "maximum": 0.5}},
             )
         ],
+    ),
+    "under a condition": (
+        {
+            "interventions": [{"add": {"vector": inline(JOY)}, "when": GLOOMY}],
+            "coefficients": [1, 5],
+            "sites": [site(1), site(2)],
+        },
+        [intervention(site(2), add={"vector": inline(JOY), "coefficient": 5}, when=GLOOMY)],
     ),
     "relative": (
         steered(coefficients=[0.25])
@@ -340,6 +353,13 @@ async def test_what_could_be_used_and_was_not_fails_its_cell() -> None:
             assert not cell.status.code
 
 
+async def test_a_condition_that_is_never_met_fails_no_cell() -> None:
+    never = intervention(zero={}, when={"probe": probe(0), "above": 1e30})
+    found = cells(await run(sweep(variants=[{"interventions": [never]}])))
+    assert [cell.status.code for cell in found] == [0, 0]
+    assert [[report.rows for report in cell.interventions] for cell in found] == [[0], [0]]
+
+
 async def test_an_engine_that_dies_ends_the_sweep() -> None:
     fake = FakeEngine(token_delay_s=0.01)
     async with serving(fake) as served:
@@ -402,3 +422,39 @@ async def test_the_order_in_which_cells_finish_changes_nothing() -> None:
     async with serving(max_running=1) as served:
         tables.append(table(await collect(served.sweeps.RunSweep(sweep()))))
     assert tables[0] == tables[1] == tables[2]
+
+
+async def test_a_condition_is_asked_in_every_run_and_stays_where_the_grid_moves_the_rest() -> None:
+    probed = {"site": site(0), "direction": inline(GLOOM)}
+    conditional = {
+        "add": {"vector": inline(JOY)},
+        "when": {"probe": probed, "above": 0},
+    }
+    grid = {"coefficients": [2, 4], "sites": [site(1), site(3)]}
+    request = sweep(
+        variants=[{"interventions": [conditional], **grid}],
+        answers=[{"name": "yes", "text": "yes"}],
+    )
+    single = intervention(
+        site(3), add={"vector": inline(JOY), "coefficient": 4}, when=conditional["when"]
+    )
+    async with serving() as served:
+        events = await collect(served.sweeps.RunSweep(request))
+        for number, text in enumerate(TEXTS):
+            cell = at_the_last_point(events, number)
+            alone = await generated(
+                served,
+                text,
+                interventions=[single],
+                sampling={"max_tokens": 4, "temperature": 0},
+            )
+            texts = [event.tokens.text for event in alone if event.WhichOneof("event") == "tokens"]
+            assert cell.text == "".join(texts)
+            assert 0 < cell.interventions[0].rows < 2 * len(text) + 7
+
+
+async def test_a_condition_that_is_never_met_leaves_no_intervention_unused() -> None:
+    never = {"probe": {"site": site(0), "direction": inline(GLOOM)}, "above": 1e30}
+    added = intervention(add={"vector": inline(JOY)}, when=never)
+    for cell in cells(await run(sweep(variants=[{"interventions": [added]}]))):
+        assert (cell.status.code, cell.interventions[0].rows) == (0, 0)

@@ -1,10 +1,10 @@
 """What the isolation test asks of an engine at once: runs of every kind, the same from one seed.
 
 Captures at every hook point, and changes at every hook point by every operation, in turn so that
-none is left out; captures of rows, predictions and projections; some at heads, some at several
-sites, some several in order, at positions of many kinds; prompts of 3 to 900 tokens, some with a
-common beginning, some sent again by a run of another kind; several samples of one request; and
-plain runs.
+none is left out, a third of them under a condition; captures of rows, predictions and projections;
+some at heads, some at several sites, some several in order, at positions of many kinds; prompts of
+3 to 900 tokens, some with a common beginning, some sent again by a run of another kind; several
+samples of one request; and plain runs.
 """
 
 import random
@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.positions import (
     NO_END,
     AllPositions,
@@ -27,17 +28,20 @@ from actserve_server.domain.positions import (
     TextPositions,
     TokenIdPositions,
 )
+from actserve_server.domain.probes import Probe
 from actserve_server.domain.projection import Identity, Projected, Projection, ReLU
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
 from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
 from tests.integration.harness import EngineThread, again, every_site, greedy, make_run, select
 from tests.integration.operations import OPERATIONS
+from tests.unit.test_probes import AGGREGATORS
 
 WORDS = ("river", "stone", "music", "engine", "letter", "winter", "garden", "silver", "paper")
 LONGEST_PROMPT_WORDS = 600
 LAYERS = (0, 9, 20, 29)
 LOGITS = Site(HookPoint.LOGITS)
+EMBEDDING = Site(HookPoint.EMBEDDING)
 TOP_K = 3
 """Of whatever is given by its largest."""
 
@@ -125,8 +129,19 @@ class Mixture:
         certain = selection.token_ids is None and selection.spans.ranges[-1][1] != NO_END
         rows = self._numbers.choice(rows, selection.spans.count(NO_END) if certain else 1)
         operation = OPERATIONS[next(self._operations)](rows, self._numbers)
+        when = self._condition() if self._rng.random() < 0.3 else None
         # Where a generated token is to be met, it may not come.
-        return Intervention(tuple(sites), selection, operation, heads, allow_unused=True)
+        return Intervention(tuple(sites), selection, operation, heads, allow_unused=True, when=when)
+
+    def _condition(self) -> Condition:
+        """By what no batch rounds, so that a score is never on the other side of a bound."""
+        direction = self._numbers.standard_normal(self._info.width).astype(np.float32)
+        probe = Probe(EMBEDDING, direction)
+        numbers = np.unique(probe.numbers(self._sample[EMBEDDING]))
+        low = self._rng.randrange(len(numbers) - 1)
+        bound = float(numbers[low : low + 2].mean())
+        bounds = self._rng.choice([{"above": bound}, {"below": bound}])
+        return Condition(probe, self._rng.choice(AGGREGATORS), **bounds)
 
     def _selection(self, prompt: TokenizedPrompt, max_tokens: int) -> Selection:
         count = len(prompt.ids)

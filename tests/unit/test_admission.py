@@ -4,15 +4,18 @@ import asyncio
 import random
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits
 from actserve_server.domain.operations import Mean, Project
 from actserve_server.domain.positions import NO_END, Selection, Spans
+from actserve_server.domain.probes import Aggregator, Probe, RollingMean, ScoreReduction
 from actserve_server.domain.runs import Capture, Finished, Intervention, Rows, Run, Sampling
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
@@ -336,6 +339,23 @@ async def test_equal_vectors_are_counted_once_whichever_runs_have_them() -> None
     assert engine.vector_bytes == 3 * VECTOR_BYTES
     await asyncio.gather(*tasks)
     assert is_free(engine)
+
+
+async def test_what_a_score_keeps_is_counted_for_each_run_and_its_direction_once() -> None:
+    engine = admitted(FakeEngine(token_delay_s=0.05))
+    probe = Probe(SITES[0], np.ones(16, np.float32))
+    condition = Condition(probe, Aggregator(RollingMean(1024), ScoreReduction.MAX), above=0.0)
+    (patch,) = patches(1)
+    change = (replace(patch, when=condition),)
+    calls = [drain(engine, patched(name, interventions=change)) for name in "abc"]
+    tasks = [asyncio.create_task(call) for call in calls]
+    await until(lambda: engine.running == 3)
+    assert engine.vector_bytes == 2 * VECTOR_BYTES + 3 * 8 * 1025
+    await asyncio.gather(*tasks)
+    assert is_free(engine)
+    tight = admitted(vector_budget_bytes=2 * VECTOR_BYTES + 8 * 1025 - 1)
+    with pytest.raises(ActserveError, match=str(2 * VECTOR_BYTES + 8 * 1025)):
+        tight.check(patched("d", interventions=change), 0)
 
 
 async def test_what_is_counted_is_what_the_engine_holds() -> None:

@@ -104,6 +104,7 @@ from actserve.tensors import ElementType
 from actserve.tokens import TokenLike
 from actserve.vector_files import load_vectors, save_vectors
 from actserve.weights import HeadMatrices
+from actserve.when import When
 
 __version__ = version("actserve")
 
@@ -226,6 +227,7 @@ __all__ = [
     "Variant",
     "VectorTerm",
     "Vectors",
+    "When",
     "Zero",
     "load",
     "load_vectors",

@@ -121,6 +121,8 @@ class SweepCall:
         asked, which = self._asked, cell.variant_index
         request, variant = asked.request, asked.request.variants[which]
         error = from_status(cell.status) if cell.status.code else None
+        if error:
+            error.request_id = error.request_id or self._call_id or None
         if not error and (len(cell.answer_logprobs), len(cell.score_values)) != (
             len(request.answers),
             len(request.scores),

@@ -84,11 +84,13 @@ class Probe:
         return pb.Probe(
             site=Site.parse(self.site).to_proto(),
             direction=vector_to_proto(self.direction),
-            bias=self.bias,
+            bias=self.bias or None,
         )
 
-    def aggregator_to_proto(self) -> pb.ScoreAggregator:
-        """What becomes of its numbers, as the contract writes it."""
+    def aggregator_to_proto(self) -> pb.ScoreAggregator | None:
+        """What becomes of its numbers, as the contract writes it; None where each stays itself."""
+        if self.smoothing is None and self.reduce is None:
+            return None
         aggregator = pb.ScoreAggregator(reduction=reduction_to_proto(self.reduce))
         match self.smoothing:
             case Ema(weight):

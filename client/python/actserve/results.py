@@ -102,12 +102,13 @@ class InterventionReport:
     of one head."""
 
     rows: int
-    """Rows it applied to."""
+    """Rows it applied to; under a condition, those at which it was met."""
     changed_rows: int
     """Of these, rows whose value it changed."""
     reused_rows: int
     """Of `rows`, those that came from the prefix cache with this same intervention already made;
-    they are counted neither as changed nor in the mean."""
+    they are counted neither as changed nor in the mean. Under a condition all that are selected
+    there: whether it was met is not known again."""
     mean_relative_change: float | None
     """The mean over the computed rows of |x' - x| / |x|; None when no row was computed."""
     dose_factor: float | None = None

@@ -31,6 +31,7 @@ from actserve.steering_vectors import Steer, SteeringVector
 from actserve.stored_vectors import StoredVector
 from actserve.tensors import as_direction, as_vector, check_independent
 from actserve.v1 import intervention_pb2 as pb
+from actserve.when import When
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +42,9 @@ class Intervention(Steer, ABC):
     - `positions`: the tokens whose rows are changed; see `Positions`.
     - `heads`: at q, k, v and z, the heads changed, each by itself: x is one head's part of a row,
       and every vector has the width of a head. The whole row when empty.
-    - `allow_unused`: whether it may change nothing. Otherwise a sequence in which it changed no row
-      is an `InvalidRequest`.
+    - `allow_unused`: whether it may be that none of its tokens is run. Otherwise such a sequence is
+      an `InvalidRequest`.
+    - `when`: at which of the selected tokens it acts; at all of them when None.
 
     An intervention checks and copies what it is given when it is made, and raises `InvalidRequest`.
     """
@@ -51,6 +53,7 @@ class Intervention(Steer, ABC):
     positions: Positions = field(default="all", kw_only=True)
     heads: Sequence[int] = field(default=(), kw_only=True)
     allow_unused: bool = field(default=False, kw_only=True)
+    when: When | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         # Here, so that the line that made a mistake is the line that raises.
@@ -70,6 +73,12 @@ class Intervention(Steer, ABC):
                 f"heads {list(heads)} name a head twice; name it once", reason="HEAD_OUT_OF_RANGE"
             )
         check_positions(self.positions)
+        if not isinstance(self.when, When | None):
+            raise InvalidRequest(
+                f"when is {described(self.when)}; give a condition, as in "
+                "When(Probe('resid_post.5', direction), above=1.0)",
+                reason="FIELD_INVALID",
+            )
         self._set(sites=sites, heads=heads)
 
     def to_proto(self) -> pb.Intervention:
@@ -79,6 +88,7 @@ class Intervention(Steer, ABC):
             positions=positions_to_proto(self.positions),
             heads=self.heads,
             allow_unused=self.allow_unused,
+            when=self.when.to_proto() if self.when else None,
             **self._operation(),
         )
 

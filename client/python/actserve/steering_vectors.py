@@ -23,6 +23,7 @@ from actserve.tensors import Float32Array, as_vector, check_nonzero
 
 if TYPE_CHECKING:
     from actserve.steering import Add
+    from actserve.when import When
 
 _KIND = "steering vector"
 
@@ -65,13 +66,18 @@ class SteeringVector(Steer, Shown):
         object.__setattr__(self, "provenance", unicode(provenance, "the provenance"))
 
     def add(
-        self, coefficient: float = 1.0, *, positions: Positions = "all", relative: bool = False
+        self,
+        coefficient: float = 1.0,
+        *,
+        positions: Positions = "all",
+        relative: bool = False,
+        when: When | None = None,
     ) -> Add:
-        """The intervention that adds it at its site, as often as `coefficient` says; `positions`
-        and `relative` are those of `Add`."""
+        """The intervention that adds it at its site, as often as `coefficient` says; `positions`,
+        `relative` and `when` are those of `Add`."""
         from actserve.steering import Add  # Which takes steering vectors.
 
-        return Add(self.site, self, coefficient, positions=positions, relative=relative)
+        return Add(self.site, self, coefficient, positions=positions, relative=relative, when=when)
 
     @property
     def norm(self) -> float:

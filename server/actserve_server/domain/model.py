@@ -87,6 +87,8 @@ class ModelInfo:
     """How each layer attends; empty where patterns are not served."""
     attention_unserved: str = ""
     """Why attention patterns are not served; empty when they are."""
+    conditions_unserved: str = ""
+    """Why interventions cannot have conditions; empty when they can."""
     weights: WeightsInfo = NO_WEIGHTS
     vector_bytes: int = 0
     """Float32 vectors for which the engine has room; it projects rows where they fit."""

@@ -5,12 +5,13 @@ Fetching activations is a run that generates nothing of interest; a call with se
 several runs. Each run is one sequence, so nothing has to be matched to a parent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 import numpy as np
 
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import Operation
 from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.projection import Projected
@@ -134,7 +135,8 @@ class Capture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Intervention:
-    """An operation on the rows of some sites, in order, at selected positions.
+    """An operation on the rows of some sites, in order, at selected positions, or at those of them
+    at which a condition is met.
 
     With `heads` every listed head's part of a row is a row to the operation. The first of several
     sites that one forward pass reaches is changed first, whatever their order here.
@@ -145,6 +147,13 @@ class Intervention:
     operation: Operation
     heads: tuple[int, ...] = ()
     allow_unused: bool = False
+    """Whether it may be that no selected token is run."""
+    when: Condition | None = None
+
+
+def conditions_of(interventions: Iterable[Intervention]) -> tuple[Condition, ...]:
+    """Each condition once, in the order of the first intervention that has it."""
+    return tuple({each.when: None for each in interventions if each.when is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +161,12 @@ class InterventionReport:
     """What an intervention did to one run, over all its sites and heads."""
 
     rows: int
-    """Rows it applied to."""
+    """Rows it applied to: those selected at which its condition, if it has one, was met."""
     changed_rows: int
     """Of these, rows whose value it changed."""
     reused_rows: int
-    """Of `rows`, those that came from the prefix cache with the intervention already made."""
+    """Of `rows`, those that came from the prefix cache with the intervention already made. Whether
+    a condition was met there is not known again, and all that are selected count."""
     mean_relative_change: float | None
     """The mean over computed rows of |x' - x| / |x|; None if no row was computed."""
     dose_factor: float | None = None

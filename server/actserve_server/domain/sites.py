@@ -1,5 +1,6 @@
 """Sites: named places in the network where activations exist."""
 
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -28,6 +29,21 @@ class HookPoint(StrEnum):
 LAYERLESS = frozenset({HookPoint.EMBEDDING, HookPoint.FINAL_NORM, HookPoint.LOGITS})
 """Hook points that exist once, not at every layer."""
 
+LAYER_ORDER = (
+    HookPoint.RESID_PRE,
+    HookPoint.Q,
+    HookPoint.K,
+    HookPoint.V,
+    HookPoint.Z,
+    HookPoint.ATTN_OUT,
+    HookPoint.RESID_MID,
+    HookPoint.MLP_IN,
+    HookPoint.MLP_ACT,
+    HookPoint.MLP_OUT,
+    HookPoint.RESID_POST,
+)
+"""The others, as a layer computes them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -41,6 +57,20 @@ class Site:
 
     def __str__(self) -> str:
         return self.hook_point if self.layer is None else f"{self.hook_point}.{self.layer}"
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Ascends in the order in which a forward pass computes sites. The layer is absolute."""
+        match self.hook_point:
+            case HookPoint.EMBEDDING:
+                return -1, 0
+            case HookPoint.FINAL_NORM:
+                return sys.maxsize, 0
+            case HookPoint.LOGITS:
+                return sys.maxsize, 1
+            case hook_point:
+                assert self.layer is not None
+                return self.layer, LAYER_ORDER.index(hook_point)
 
     def resolve(self, layer_count: int, field: FieldPath) -> "Site":
         """The same site with a non-negative layer; raises if no such layer exists."""

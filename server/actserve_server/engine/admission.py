@@ -31,7 +31,7 @@ from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Capture, Intervention, Run, RunEvent
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.api import Engine
-from actserve_server.engine.forms import vector_bytes
+from actserve_server.engine.forms import score_state_bytes, vector_bytes
 from actserve_server.engine.merge import merge
 
 T = TypeVar("T")
@@ -48,7 +48,8 @@ class AdmissionLimits:
     capture_budget_bytes: int = 4 << 30
     """Bytes of captured rows that runs in flight may produce."""
     vector_budget_bytes: int = 256 << 20
-    """Bytes of vectors that runs in flight may change rows by: what the engine has room for."""
+    """Bytes of vectors that runs in flight may change rows by, what the engine has room for; what
+    conditions keep of their scores counts too."""
     max_running: int = 256
     """Runs in flight."""
     max_queue: int = 1024
@@ -281,6 +282,9 @@ class AdmittedEngine:
         if run.interventions is not interventions or run.captures is not captures:
             vectors = vector_bytes(run.interventions, run.captures)
             self._last_vectors = (run.interventions, run.captures), vectors
+        if state := score_state_bytes(run.interventions):
+            # Of its own sequence, so that no other run shares it.
+            return {**vectors, f"scores of {run.id}".encode(): state}
         return vectors
 
     def _forget_vectors(self) -> None:

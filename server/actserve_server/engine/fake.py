@@ -13,6 +13,7 @@ import numpy as np
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.operations import relative_change
+from actserve_server.domain.probes import RunningScore
 from actserve_server.domain.projection import Projected
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import (
@@ -29,6 +30,7 @@ from actserve_server.domain.runs import (
     TokenLogprob,
     TokenLogprobs,
     Tokens,
+    conditions_of,
 )
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert
@@ -109,6 +111,7 @@ class FakeEngine:
         limits: Limits | None = None,
         unserved: Mapping[HookPoint, str] | None = None,
         attention_unserved: str = "",
+        conditions_unserved: str = "",
         default_sampling: Sampling = NEUTRAL,
         weights: WeightsInfo = ALL_WEIGHTS,
         vector_bytes: int = 256 << 20,
@@ -138,6 +141,7 @@ class FakeEngine:
             hook_points=describe(shape, unserved or {}),
             attention=() if attention_unserved else attention_rules(shape),
             attention_unserved=attention_unserved,
+            conditions_unserved=conditions_unserved,
             default_sampling=default_sampling,
             weights=weights,
         )
@@ -179,7 +183,9 @@ class FakeEngine:
         self, site: Site, ids: Sequence[int], interventions: Sequence[Intervention] = ()
     ) -> np.ndarray:
         """The activation at the last of `ids`, float32 [width of the site]."""
-        return self._model.row(site, ids, self._model.changes(ids, interventions))
+        done = _Pass(self._model, interventions)
+        done.reach(ids, start=0 if done.scores else len(ids) - 1)
+        return self._model.row(site, ids, done.changes[-1])
 
     def unembedding(self, token_id: int) -> np.ndarray:
         """What a row after the final norm is multiplied with for the score of a token, float32
@@ -242,7 +248,7 @@ class FakeEngine:
                 Reason.CAPTURE_INCOMPLETE, "1 row of the capture was lost; try again"
             )
         captured = tuple(capture.selection.among(ids[:-1]) for capture in run.captures)
-        yield Finished(reason, len(generated), captured, done.reports(), stopped_by)
+        yield Finished(reason, len(generated), captured, done.reports(ids[:-1]), stopped_by)
 
     async def _step(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
@@ -298,23 +304,29 @@ class _Pass:
     def __init__(self, model: FakeModel, interventions: Sequence[Intervention]) -> None:
         self._model = model
         self._interventions = interventions
+        self.scores = {
+            condition: RunningScore(condition.aggregator)
+            for condition in conditions_of(interventions)
+        }
+        """So far, of every condition."""
         self.changes: list[list[Change]] = []
         """By position."""
 
-    def reach(self, ids: Sequence[int]) -> None:
-        """Runs the positions of `ids` that were not run yet."""
-        for position in range(len(self.changes), len(ids)):
-            made = self._model.changes(ids[: position + 1], self._interventions)
-            self.changes.append(made)
+    def reach(self, ids: Sequence[int], start: int | None = None) -> None:
+        """Runs the positions of `ids` that were not run yet, or those from `start` on."""
+        for position in range(len(self.changes) if start is None else start, len(ids)):
+            past = ids[: position + 1]
+            self.changes.append(self._model.changes(past, self._interventions, self.scores))
 
-    def reports(self) -> tuple[InterventionReport, ...]:
-        """Raises if an intervention that may not go unused did."""
-        return tuple(self._report(index) for index in range(len(self._interventions)))
+    def reports(self, ids: Sequence[int]) -> tuple[InterventionReport, ...]:
+        """Of the tokens that were run. Raises if an intervention that may not go unused did."""
+        return tuple(self._report(index, ids) for index in range(len(self._interventions)))
 
-    def _report(self, index: int) -> InterventionReport:
+    def _report(self, index: int, ids: Sequence[int]) -> InterventionReport:
         made = [c for changes in self.changes for c in changes if c.intervention == index]
         if not made:
-            if not self._interventions[index].allow_unused:
+            change = self._interventions[index]
+            if not (change.allow_unused or len(change.selection.among(ids))):
                 raise ActserveError(
                     Reason.INTERVENTION_UNUSED,
                     "the intervention changed no row: no token that it selects was run; select "

@@ -8,15 +8,16 @@ mean square.
 """
 
 import hashlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from actserve_server.domain.attention_rules import AttentionRule
+from actserve_server.domain.conditions import Condition, score_not_finite
 from actserve_server.domain.model import HookPointInfo
 from actserve_server.domain.operations import Replace
+from actserve_server.domain.probes import RunningScore
 from actserve_server.domain.runs import Intervention, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 
@@ -27,21 +28,6 @@ NEVER = -100.0
 
 EMBEDDING = Site(HookPoint.EMBEDDING)
 FINAL_NORM, LOGITS = Site(HookPoint.FINAL_NORM), Site(HookPoint.LOGITS)
-
-_ORDER = (
-    HookPoint.RESID_PRE,
-    HookPoint.Q,
-    HookPoint.K,
-    HookPoint.V,
-    HookPoint.Z,
-    HookPoint.ATTN_OUT,
-    HookPoint.RESID_MID,
-    HookPoint.MLP_IN,
-    HookPoint.MLP_ACT,
-    HookPoint.MLP_OUT,
-    HookPoint.RESID_POST,
-)
-"""As a layer computes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +96,7 @@ class FakeModel:
         for change in changes:
             if change.site == site:
                 row[change.columns] = change.after
-            elif self._width(change.site) == width and _depth(change.site) < _depth(site):
+            elif self._width(change.site) == width and change.site.depth < site.depth:
                 row[change.columns] += change.after - change.before
         return row
 
@@ -134,17 +120,38 @@ class FakeModel:
             return np.zeros(self._unembedding.shape[1], np.float32)
         return self._unembedding[token_id - GENERATED[0]].astype(np.float32)
 
-    def changes(self, ids: Sequence[int], interventions: Sequence[Intervention]) -> list[Change]:
-        """What interventions do at the last of `ids`, in the order in which they do it."""
+    def changes(
+        self,
+        ids: Sequence[int],
+        interventions: Sequence[Intervention],
+        scores: Mapping[Condition, RunningScore],
+    ) -> list[Change]:
+        """What interventions do at the last of `ids`, in the order in which they do it. `scores`
+        are those of all tokens before, for every condition, and go on by this one."""
         made: list[Change] = []
+        scored: dict[Condition, float] = {}
+
+        def score(condition: Condition) -> None:
+            row = self.row(condition.probe.site, ids, made)
+            scored[condition] = scores[condition].add(condition.probe.numbers(row[None])[0])
+
         sites = {site for item in interventions for site in item.sites}
-        for site in sorted(sites, key=_depth):
+        sites |= {condition.probe.site for condition in scores}
+        for site in sorted(sites, key=lambda site: site.depth):
+            here = [condition for condition in scores if condition.probe.site == site]
             for index, item in enumerate(interventions):
-                if site in item.sites and _selects(item, ids):
+                if site not in item.sites:
+                    continue
+                if item.when in here and item.when not in scored:
+                    score(item.when)
+                if _selects(item, ids) and _acts(index, item.when, scored, len(ids) - 1):
                     columns = self._columns(site, item.heads)
                     before = self.row(site, ids, made)[columns]
                     after = _apply(item, before, position=len(ids) - 1)
                     made.append(Change(index, site, columns, before, after))
+            for condition in here:
+                if condition not in scored:
+                    score(condition)
         return made
 
     def _width(self, site: Site) -> int:
@@ -212,24 +219,20 @@ def noise(key: str, width: int) -> np.ndarray:
     return rng.standard_normal(width, dtype=np.float32)
 
 
-def _depth(site: Site) -> tuple[int, int]:
-    """Sites in the order in which a forward pass reaches them."""
-    match site.hook_point:
-        case HookPoint.EMBEDDING:
-            return -1, 0
-        case HookPoint.FINAL_NORM:
-            return sys.maxsize, 0
-        case HookPoint.LOGITS:
-            return sys.maxsize, 1
-        case hook_point:
-            assert site.layer is not None
-            return site.layer, _ORDER.index(hook_point)
-
-
 def _selects(item: Intervention, ids: Sequence[int]) -> bool:
     position, wanted = len(ids) - 1, item.selection.token_ids
     here = item.selection.spans.within(position, position + 1).size > 0
     return here and (wanted is None or ids[position] in wanted)
+
+
+def _acts(
+    index: int, condition: Condition | None, scores: Mapping[Condition, float], position: int
+) -> bool:
+    if condition is None:
+        return True
+    if not np.isfinite(scores[condition]):
+        raise score_not_finite(position, index)
+    return condition.meets(scores[condition])
 
 
 def _apply(item: Intervention, rows: np.ndarray, position: int) -> np.ndarray:

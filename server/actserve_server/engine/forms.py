@@ -13,13 +13,14 @@ equal ones travel, are held and are counted once, whichever runs have them.
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import (
     Ablate,
     Add,
@@ -32,6 +33,7 @@ from actserve_server.domain.operations import (
     Zero,
     unit,
 )
+from actserve_server.domain.probes import Aggregator, Probe, RollingMean, ScoreReduction
 from actserve_server.domain.projection import (
     Identity,
     JumpReLU,
@@ -40,7 +42,8 @@ from actserve_server.domain.projection import (
     ReLU,
     TopK,
 )
-from actserve_server.domain.runs import Capture, Intervention
+from actserve_server.domain.runs import Capture, Intervention, conditions_of
+from actserve_server.domain.sites import Site
 
 _HASHED_BYTES = 1 << 20
 """Of vectors that are views, so many are copied at once to be hashed."""
@@ -130,6 +133,18 @@ class ProjectionForm:
         return (*digests, self.activated, self.kept, self.top_k)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ConditionForm:
+    """`Condition` as numbers: met by a score above `low` and below `high`."""
+
+    site: Site
+    direction: Vectors
+    bias: float
+    aggregator: Aggregator
+    low: float
+    high: float
+
+
 _FORMS: "WeakKeyDictionary[Operation, Form]" = WeakKeyDictionary()
 
 
@@ -172,11 +187,46 @@ def _projection_vectors(projection: Projection) -> tuple[Vectors, Vectors]:
     return Vectors.of(projection.directions), Vectors.of(np.stack(offsets))
 
 
+_DIRECTIONS: "WeakKeyDictionary[Probe, Vectors]" = WeakKeyDictionary()
+
+
+def condition_form(condition: Condition) -> ConditionForm:
+    """The form of a condition, whose direction is hashed once."""
+    probe, above, below = condition.probe, condition.above, condition.below
+    direction = _DIRECTIONS.get(probe)
+    if direction is None:
+        direction = _DIRECTIONS[probe] = Vectors.of(probe.direction[None])
+    return ConditionForm(
+        probe.site,
+        direction,
+        probe.bias,
+        condition.aggregator,
+        -math.inf if above is None else above,
+        math.inf if below is None else below,
+    )
+
+
+def score_state(aggregator: Aggregator) -> int:
+    """Numbers that a score with memory keeps of a sequence: how many tokens it has seen, what its
+    smoothing needs of them, and what its reduction needs."""
+    if not aggregator.has_memory:
+        return 0
+    smoothing = aggregator.smoothing
+    kept = smoothing.tokens - 1 if isinstance(smoothing, RollingMean) else smoothing is not None
+    return 1 + kept + (aggregator.reduction is not ScoreReduction.NEWEST)
+
+
+def score_state_bytes(interventions: Iterable[Intervention]) -> int:
+    """What the conditions of a run keep as float64 of its own sequence."""
+    return sum(8 * score_state(each.aggregator) for each in conditions_of(interventions))
+
+
 def vector_bytes(
-    interventions: Iterable[Intervention], captures: Iterable[Capture] = ()
+    interventions: Sequence[Intervention], captures: Iterable[Capture] = ()
 ) -> Mapping[bytes, int]:
     """What a run with these holds of vectors: their bytes, by digest."""
     vectors = [form_of(each.operation).vectors for each in interventions]
+    vectors += [condition_form(each).direction for each in conditions_of(interventions)]
     for each in captures:
         if isinstance(each.derived, Projected):
             vectors += projection_form(each.derived).vectors

@@ -149,13 +149,13 @@ class _Round:
         alone = {prompt: answer.rows for prompt, answer in answers.items()}
         written = written_rows(self._info, alone[prompts[0]], self._rng)
         probes = list(make_probes(self._info, alone, self._rng))
-        reread, *together = await _together(
+        reread, *found = await together(
             self._rows(prompts[0], [*written], *writing(written)),
             *(self._rows(prompt, self._sites) for prompt in prompts),
             *(self._rows(probe.prompt, probe.sites, *probe.interventions) for probe in probes),
         )
-        beside = dict(zip(prompts, together, strict=False))
-        tried = list(zip(probes, together[len(prompts) :], strict=True))
+        beside = dict(zip(prompts, found, strict=False))
+        tried = list(zip(probes, found[len(prompts) :], strict=True))
         for prompt, rows in beside.items():
             self._judge_plain(alone[prompt], rows)
         # Before changes are blamed for it.
@@ -298,7 +298,7 @@ class _Round:
         self._found.setdefault(site.hook_point, _Failure(reason, of_changes))
 
 
-async def _together(*work: Coroutine[object, object, T]) -> list[T]:
+async def together(*work: Coroutine[object, object, T]) -> list[T]:
     """The results of all; the first that fails cancels the others."""
     try:
         async with asyncio.TaskGroup() as group:

@@ -25,7 +25,7 @@ from actserve_server.domain.operations import (
 )
 from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.runs import Intervention
-from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.domain.sites import LAYER_ORDER, HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert, to_float32
 from actserve_server.engine.selftest_checks import SiteRows
 
@@ -103,7 +103,7 @@ def make_probes(
                     site=site,
                     operation=make(rows, rng),
                     prompt=prompt,
-                    known=_rounded(known, info.element_type),
+                    known=rounded(known, info.element_type),
                     before=tuple(tried[:index]),
                     next=_next_site(site, info),
                 )
@@ -117,7 +117,7 @@ def written_rows(
     written: dict[HookPoint, np.ndarray] = {}
     for site in served_sites(info):
         if site.layer in (None, info.layer_count // 2) and not info.at(site).unchangeable:
-            written[site.hook_point] = _rounded(_like(rows[site], 1, rng), info.element_type)
+            written[site.hook_point] = rounded(_like(rows[site], 1, rng), info.element_type)
     sites = (site for site in served_sites(info) if site.hook_point in written)
     return {site: written[site.hook_point] for site in sites}
 
@@ -129,21 +129,6 @@ def writing(rows: Mapping[Site, np.ndarray]) -> Iterator[Intervention]:
         sites = tuple(site for site in rows if site.hook_point is point)
         yield Intervention(sites, at(WRITTEN), Replace(row))
 
-
-_LAYER = (
-    HookPoint.RESID_PRE,
-    HookPoint.Q,
-    HookPoint.K,
-    HookPoint.V,
-    HookPoint.Z,
-    HookPoint.ATTN_OUT,
-    HookPoint.RESID_MID,
-    HookPoint.MLP_IN,
-    HookPoint.MLP_ACT,
-    HookPoint.MLP_OUT,
-    HookPoint.RESID_POST,
-)
-"""As a layer computes them."""
 
 _READER = {
     HookPoint.EMBEDDING: HookPoint.Q,
@@ -165,7 +150,7 @@ that is not the next name of it, which may well be read off the same tensor."""
 
 
 def _sites(layer_count: int) -> list[Site]:
-    layers = [Site(point, layer) for layer in range(layer_count) for point in _LAYER]
+    layers = [Site(point, layer) for layer in range(layer_count) for point in LAYER_ORDER]
     last = [Site(HookPoint.FINAL_NORM), Site(HookPoint.LOGITS)]
     return [Site(HookPoint.EMBEDDING), *layers, *last]
 
@@ -198,7 +183,8 @@ def _like(rows: np.ndarray, count: int, rng: np.random.Generator, times: float =
     return _noise(count, rows.shape[1], times * (norm or 1.0), rng)
 
 
-def _rounded(rows: np.ndarray, element_type: ElementType) -> np.ndarray:
+def rounded(rows: np.ndarray, element_type: ElementType) -> np.ndarray:
+    """Float32 rows that the element type holds exactly."""
     return to_float32(convert(rows, ElementType.F32, element_type), element_type)
 
 

@@ -39,7 +39,6 @@ FIELDS: Mapping[str, str] = {
     "actserve.v1.FetchItem.adapter": _ADAPTER,
     "actserve.v1.GenerateRequest.adapter": _ADAPTER,
     "actserve.v1.ExplainTextRequest.adapter": _ADAPTER,
-    "actserve.v1.Intervention.when": "leave it unset, and the intervention always acts",
     "actserve.v1.MakeSteeringVectorRequest.adapter": _ADAPTER,
     "actserve.v1.MatrixSource.dictionary": "send a tensor",
     "actserve.v1.Projection.dictionary": "send its encoder as directions, bias and activation",

@@ -11,7 +11,8 @@ from actserve_server.domain.runs import Intervention
 from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.layout import Layout
-from actserve_server.engine.vllm.step_plan import BatchRows, Model, Receipts, RoutedStep, route
+from actserve_server.engine.vllm.step_batch import BatchRows, Model
+from actserve_server.engine.vllm.step_plan import Receipts, RoutedStep, route
 from tests.unit.vllm.steps import ALL, change, site
 
 WIDTH, HEADS, HEAD_WIDTH = 4, 2, 3

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import Operation
 from actserve_server.domain.positions import NO_END, Selection, Spans
 from actserve_server.domain.projection import Projected
@@ -11,7 +12,7 @@ from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.vllm import wire
 from actserve_server.engine.vllm.bank import VectorBank
-from actserve_server.engine.vllm.step_plan import BatchRows
+from actserve_server.engine.vllm.step_batch import BatchRows
 from actserve_server.engine.vllm.tapped_run import TappedRun
 
 
@@ -30,9 +31,13 @@ ALL = at((0, NO_END))
 
 
 def change(
-    operation: Operation, *sites: str, where: Selection = ALL, heads: tuple[int, ...] = ()
+    operation: Operation,
+    *sites: str,
+    where: Selection = ALL,
+    heads: tuple[int, ...] = (),
+    when: Condition | None = None,
 ) -> Intervention:
-    return Intervention(tuple(map(site, sites)), where, operation, heads)
+    return Intervention(tuple(map(site, sites)), where, operation, heads, when=when)
 
 
 def read(

@@ -16,7 +16,7 @@ from actserve_server.engine.vllm.attach import attach_taps
 from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.families import FAMILIES, family_of
 from actserve_server.engine.vllm.layout import Layout
-from actserve_server.engine.vllm.step_plan import Model as RoutingModel
+from actserve_server.engine.vllm.step_batch import Model as RoutingModel
 from actserve_server.engine.vllm.step_plan import route
 from tests.unit.vllm.steps import at, make_run, read, rows, site, start
 from tests.unit.vllm.toys import FINAL_NORM, LAYERS, WIDTH, Model, textbook
@@ -64,6 +64,16 @@ def test_taps_without_work_change_nothing(architecture: str, by_name: bool) -> N
     plain = Model(architecture, by_name=by_name)(_embeddings())
     model, _ = _tapped(architecture, by_name)
     assert torch.equal(model(_embeddings()), plain)
+
+
+@families
+def test_sites_are_reached_in_the_order_by_which_conditions_are_judged(
+    architecture: str, by_name: bool
+) -> None:
+    _, layout = _tapped(architecture, by_name)
+    depths = [key.site.depth for key, _ in layout.in_order(layout.sites)]
+    assert depths == sorted(depths)
+    assert len({*depths}) == len(depths)
 
 
 @families

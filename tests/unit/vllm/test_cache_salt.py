@@ -15,6 +15,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import (
     Ablate,
     Add,
@@ -33,11 +34,13 @@ from actserve_server.domain.positions import (
     TokenIdPositions,
     resolve,
 )
+from actserve_server.domain.probes import Probe
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.runs import Capture, Intervention
 from actserve_server.engine.vllm import scheduler, wire
 from actserve_server.engine.vllm.cache_salt import EditedSalt, cache_salt
 from actserve_server.engine.vllm.startup import scheduler_path
+from tests.unit.test_probes import AGGREGATORS
 from tests.unit.vllm.steps import ALL, at, change, make_run, read, site
 
 RAMP = np.arange(1, 5, dtype=np.float32)
@@ -113,6 +116,36 @@ OTHERS: dict[str, tuple[Intervention, ...]] = {
     "twice": (ADD, ADD),
     "and another": (ADD, _other(Zero())),
     "after another": (_other(Zero()), ADD),
+}
+
+
+PROBE = Probe(site("resid_post.2"), RAMP, 0.5)
+WHEN = Condition(PROBE, above=1.0)
+
+
+def _when(*conditions: Condition) -> tuple[Intervention, ...]:
+    return tuple(replace(ADD, when=condition) for condition in conditions)
+
+
+OTHERS |= {
+    "condition": _when(WHEN),
+    "condition below": _when(Condition(PROBE, below=1.0)),
+    "condition of another bound": _when(replace(WHEN, above=1.0000002)),
+    "condition of two bounds": _when(replace(WHEN, below=2.0)),
+    "condition of another bias": _when(replace(WHEN, probe=replace(PROBE, bias=0.25))),
+    "condition at another site": _when(
+        replace(WHEN, probe=replace(PROBE, site=site("resid_post.1")))
+    ),
+    "condition of another direction": _when(
+        replace(WHEN, probe=replace(PROBE, direction=RAMP * 2))
+    ),
+    **{
+        f"condition {aggregator}": _when(replace(WHEN, aggregator=aggregator))
+        for aggregator in AGGREGATORS
+        if aggregator.has_memory
+    },
+    "one condition of two": _when(WHEN, WHEN),
+    "two equal conditions": _when(WHEN, replace(WHEN)),
 }
 
 

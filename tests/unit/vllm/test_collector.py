@@ -99,7 +99,7 @@ async def test_receipts_reach_their_run_and_edit_with_what_they_note(pair: Pair)
     ]
     table = np.array(receipts)
     keys, numbers, positions = table[:, :3].astype(np.int64).T.copy()
-    changes = table[:, 3:].astype(np.float32)
+    changes = np.pad(table[:, 3:], [(0, 0), (0, 1)]).astype(np.float32)
     write_receipts(pair.writer, ReceiptsRecord(keys, numbers, positions, changes))
     await _until_complete(first, 2)
     await _until_complete(second, 1)

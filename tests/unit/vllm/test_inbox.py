@@ -1,13 +1,16 @@
 """A run gets each of its rows once, in order, and never an answer with one missing."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.operations import Add, Zero
 from actserve_server.domain.positions import NO_END, Spans
+from actserve_server.domain.probes import Probe
 from actserve_server.domain.runs import InterventionReport
 from actserve_server.engine.vllm.inbox import (
     DUE_BYTES,
@@ -16,8 +19,9 @@ from actserve_server.engine.vllm.inbox import (
     Block,
     Inbox,
 )
-from actserve_server.engine.vllm.step_plan import REUSED, UNMATCHED
-from tests.unit.vllm.steps import ALL, at, change, edits_of
+from actserve_server.engine.vllm.step_plan import LOST, REUSED, UNMATCHED
+from actserve_server.engine.vllm.taps import MET, NOT_MET
+from tests.unit.vllm.steps import ALL, at, change, edits_of, site
 
 EVERYWHERE = ALL.spans
 ADD = Add(np.ones(4, np.float32))
@@ -41,14 +45,20 @@ def _take(inbox: Inbox, end: int, number: int = 0) -> list[int]:
     return [int(position) for block in blocks for position in block.positions]
 
 
-def _applied(inbox: Inbox, notes: dict[int, Note], number: int = 0, sites: int = 1) -> None:
-    """Receipts of an edit, by position."""
-    triples = [
-        (*note, sites) if isinstance(note, tuple) else (note, 0.0, sites * (note >= 0))
-        for note in notes.values()
-    ]
-    numbers = np.full(len(notes), number)
-    inbox.put_receipts(numbers, np.array([*notes]), np.array(triples, np.float32))
+def _applied(
+    inbox: Inbox,
+    notes: dict[int, Note],
+    number: int = 0,
+    sites: int = 1,
+    decided: Sequence[float] | None = None,
+) -> None:
+    """Receipts of an edit, by position, and what its condition decided of each."""
+    changes = np.zeros((len(notes), 4), np.float32)
+    for row, note in zip(changes, notes.values(), strict=True):
+        row[:3] = (*note, sites) if isinstance(note, tuple) else (note, 0.0, sites * (note >= 0))
+    if decided is not None:
+        changes[:, 3] = decided
+    inbox.put_receipts(np.full(len(notes), number), np.array([*notes]), changes)
 
 
 def _reports(inbox: Inbox, ids: list[int]) -> list[InterventionReport]:
@@ -191,6 +201,46 @@ def test_every_head_of_every_site_is_a_row_of_the_report() -> None:
     (report,) = _reports(inbox, [7, 7])
     assert (report.rows, report.changed_rows, report.reused_rows) == (12, 4, 6)
     assert report.mean_relative_change == pytest.approx(0.3)
+
+
+CONDITION = Condition(Probe(site("embedding"), np.ones(4, np.float32)), above=0.0)
+
+
+def test_a_row_whose_condition_was_not_met_is_not_counted() -> None:
+    edits = edits_of(change(ADD, "q.0", "q.1", when=CONDITION))
+    inbox = Inbox([], edits)
+    notes: dict[int, Note] = {0: REUSED, 1: (2, 1.0), 2: (0, 0.0), 3: (1, 0.5)}
+    _applied(inbox, notes, sites=2, decided=[0, MET, NOT_MET, MET])
+    assert _reports(inbox, [7] * 4) == [InterventionReport(6, 3, 2, 0.375)]
+
+
+def test_a_condition_that_was_never_met_is_an_answer() -> None:
+    inbox = Inbox([], edits_of(change(ADD, "q.0", when=CONDITION)))
+    _applied(inbox, {0: (0, 0.0), 1: (0, 0.0)}, decided=[NOT_MET, NOT_MET])
+    assert _reports(inbox, [7, 7]) == [InterventionReport(0, 0, 0, None)]
+
+
+@pytest.mark.parametrize(
+    ("note", "decided", "says"),
+    [
+        ((0, 0.0), 0.0, "not applied as asked"),  # Nobody has decided.
+        (LOST, 0.0, "not applied as asked"),
+        ((0, 0.0), np.nan, "not finite at position 1"),
+    ],
+)
+def test_a_condition_that_was_not_decided_is_an_error(
+    note: Note, decided: float, says: str
+) -> None:
+    edits = edits_of(change(ADD, "q.0"), change(ADD, "q.0", when=CONDITION))
+    inbox = Inbox([], edits)
+    _applied(inbox, {0: (1, 0.5), 1: (1, 0.5)})
+    _applied(inbox, {0: (1, 0.5), 1: note}, number=1, decided=[MET, decided])
+    refused = _refused(inbox, [7, 7])
+    assert (refused.reason, refused.field) == (
+        Reason.INTERVENTION_INCOMPLETE,
+        ("interventions", 1) + (("when",) if "finite" in says else ()),
+    )
+    assert says in refused.message
 
 
 def test_edits_of_tokens_that_turned_out_not_to_exist_are_not_reported() -> None:

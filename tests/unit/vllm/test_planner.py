@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import Add, Clamp, Operation, Project, Replace, Zero
 from actserve_server.domain.positions import NO_END, Selection
+from actserve_server.domain.probes import EACH_TOKEN, Probe
 from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Run, Unembed
-from actserve_server.engine.vllm import step_plan
+from actserve_server.engine.vllm import step_batch
 from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.step_plan import Planner, RoutedStep, route
 from actserve_server.engine.vllm.tapped_run import TappedRun
+from tests.unit.test_probes import AGGREGATORS
 from tests.unit.vllm import batches
 from tests.unit.vllm.batches import BANK_BYTES, CPU, MODEL, WIDTH, constant
-from tests.unit.vllm.steps import ALL, at, change, make_run, read, start
+from tests.unit.vllm.steps import ALL, at, change, make_run, read, site, start
 
 PROJECTED = Projected(Projection(np.eye(2, WIDTH, dtype=np.float32)))
 TOKENS = 60
@@ -64,6 +67,14 @@ def _where(rng: np.random.Generator) -> Selection:
     return some[rng.choice(5, p=[0.3, 0.3, 0.25, 0.1, 0.05])]
 
 
+def _condition(rng: np.random.Generator, sites: list[str]) -> Condition:
+    """One whose site may be changed too, by this edit or others."""
+    name = sites[0] if len(sites) == 1 and rng.random() < 0.5 else "mlp_out.0"
+    direction = rng.standard_normal(WIDTH).astype(np.float32)
+    aggregator = AGGREGATORS[rng.integers(len(AGGREGATORS))] if rng.random() < 0.7 else EACH_TOKEN
+    return Condition(Probe(site(name), direction), aggregator, above=float(rng.normal()))
+
+
 def _taps(rng: np.random.Generator) -> Run | None:
     operations: list[Operation] = [
         Add(rng.standard_normal(WIDTH).astype(np.float32), 2.0),
@@ -79,7 +90,9 @@ def _taps(rng: np.random.Generator) -> Run | None:
             derived = [None, Unembed(top_k=1, next_token=True), PROJECTED][rng.choice(3)]
             taps.append(read(*sites, where=_where(rng), derived=derived))
         else:
-            taps.append(change(operations[rng.integers(4)], *sites, where=_where(rng)))
+            condition = _condition(rng, sites) if rng.random() < 0.4 else None
+            operation = operations[rng.integers(4)]
+            taps.append(change(operation, *sites, where=_where(rng), when=condition))
     if rng.random() < 0.2:
         rows = rng.standard_normal((6, WIDTH)).astype(np.float32)
         taps.append(change(Replace(rows), "resid_post.0", where=at((4, 8), (30, 32))))
@@ -112,9 +125,9 @@ def _batches(rng: np.random.Generator) -> Iterator[tuple[list[Request], list[Req
             each.computed += count
 
 
-def _as_batch(requests: list[Request], counts: list[int]) -> step_plan.Batch:
+def _as_batch(requests: list[Request], counts: list[int]) -> step_batch.Batch:
     # Longer than needed, and written over at every step, as vLLM's own are.
-    return step_plan.Batch(
+    return step_batch.Batch(
         [each.name for each in requests],
         np.array([*np.cumsum([0, *counts]), 99]),
         np.array([*(each.computed for each in requests), 77]),

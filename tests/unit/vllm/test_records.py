@@ -97,7 +97,7 @@ def test_a_failure_names_its_runs_and_why(why: str) -> None:
 
 
 def test_receipts_survive_the_ring_in_pieces() -> None:
-    changes = np.random.default_rng(0).standard_normal((60, 3)).astype(np.float32)
+    changes = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
     sent = ReceiptsRecord(np.repeat([7, 8], 30), np.arange(60) % 3, np.arange(60), changes)
     with _ring(4096) as (reader, writer):
         write_receipts(writer, sent)

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import Add
+from actserve_server.domain.probes import Aggregator, Ema, Probe
 from actserve_server.domain.runs import Intervention
 from actserve_server.engine.vllm import sharding
 from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.layout import Layout, SiteKey
 from actserve_server.engine.vllm.sharding import Shards
-from actserve_server.engine.vllm.step_plan import Model, route
+from actserve_server.engine.vllm.step_batch import Model
+from actserve_server.engine.vllm.step_plan import route
 from tests.unit.vllm.steps import change, make_run, read, rows, site, start
 
 T = TypeVar("T")
@@ -85,13 +88,22 @@ def test_parts_are_of_ranks_or_of_groups_of_ranks_and_make_up_whole_rows(
 
 HEADS, HEAD_WIDTH = 4, 3
 PLAIN = Add(np.arange(1, 4, dtype=np.float32))
+BY_WHOLE_ROWS = Condition(
+    Probe(site("z.0"), np.ones(HEADS * HEAD_WIDTH, np.float32)),
+    Aggregator(Ema(0.5)),
+    above=0.0,
+)
 SCALED = Add(np.arange(1, 13, dtype=np.float32), coefficient=0.5, relative=True)
 
 
 @pytest.mark.parametrize(
     "edit",
-    [change(PLAIN, "z.0", heads=(1, 3)), change(SCALED, "z.0")],
-    ids=["some heads", "by the norm of whole rows"],
+    [
+        change(PLAIN, "z.0", heads=(1, 3)),
+        change(SCALED, "z.0"),
+        change(PLAIN, "z.0", heads=(1, 3), when=BY_WHOLE_ROWS),
+    ],
+    ids=["some heads", "by the norm of whole rows", "where whole rows meet a condition"],
 )
 def test_an_edit_of_split_rows_is_that_of_whole_ones(
     make_ranks: Callable[[int], Ranks], edit: Intervention

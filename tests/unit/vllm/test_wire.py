@@ -6,17 +6,20 @@ import msgspec
 import numpy as np
 import pytest
 
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import (
     Add,
     Replace,
     Zero,
 )
+from actserve_server.domain.probes import Aggregator, Probe
 from actserve_server.domain.projection import JumpReLU, Projected, Projection
 from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
-from actserve_server.engine.forms import ProjectionForm, form_of
+from actserve_server.engine.forms import ProjectionForm, condition_form, form_of
 from actserve_server.engine.vllm import wire
 from actserve_server.engine.vllm.layout import SiteKey
 from tests.contract.formulas import Formula, formulas
+from tests.unit.test_probes import AGGREGATORS
 from tests.unit.vllm.steps import at, change, make_run, read, site
 
 RAMP = np.arange(1, 5, dtype=np.float32)
@@ -93,6 +96,26 @@ def test_edits_arrive_in_order_and_without_token_ids_unless_given() -> None:
     got = _sent(_taps(make_run(ADD, second, ADD))).edits
     assert [edit.sites[0].site for edit in got] == [*ADD.sites, *second.sites, *ADD.sites]
     assert [edit.selection for edit in got] == [WHERE, second.selection, WHERE]
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS, ids=str)
+@pytest.mark.parametrize(("above", "below"), [(1.5, None), (None, -2.0), (0.0, 0.25)])
+def test_conditions_survive_vllms_msgpack(
+    aggregator: Aggregator, above: float | None, below: float | None
+) -> None:
+    probe = Probe(site("mlp_out.1"), np.arange(4, dtype=np.float32), bias=-0.5)
+    shared = Condition(probe, aggregator, above, below)
+    own = Condition(Probe(site("embedding"), np.ones(4, np.float32)), below=1.0)
+    edits = (replace(ADD, when=own), ADD, replace(ADD, when=shared), replace(ADD, when=shared))
+    taps = _taps(make_run(*edits))
+    got = _sent(taps)
+    assert [edit.condition for edit in got.edits] == [0, None, 1, 1]
+    assert got.remembers == aggregator.has_memory
+    for mine, condition in zip(got.conditions, (own, shared), strict=True):
+        form = condition_form(condition)
+        assert (mine.site, mine.bias, mine.aggregator) == (form.site, form.bias, form.aggregator)
+        assert (mine.low, mine.high) == (form.low, form.high)
+        assert np.array_equal(mine.direction.rows, form.direction.rows)  # type: ignore[arg-type]
 
 
 def test_taps_of_another_version_are_refused() -> None:

@@ -426,7 +426,7 @@ def test_a_run_is_steered_and_read_at_each_position_as_it_goes_on(
         np.testing.assert_allclose(_values(rows.data), expected, rtol=1e-5)
         noted = [
             (key, at, int(changed), int(sites))
-            for key, at, (changed, _, sites) in zip(
+            for key, at, (changed, _, sites, _) in zip(
                 receipts.keys.tolist(), receipts.positions.tolist(), receipts.changes, strict=True
             )
             if changed >= 0

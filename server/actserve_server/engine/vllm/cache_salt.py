@@ -8,11 +8,13 @@ of it, it is one text that no other run has, mixed into the first block: then a 
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from actserve_server.engine.forms import ConditionForm
+from actserve_server.engine.vllm.layout import SiteKey
 from actserve_server.engine.vllm.wire import Edit, RunTaps
 
 _MARK = "actserve-edits"
@@ -57,18 +59,21 @@ def cache_salt(
     tenants may be let share. Edited runs share nothing across `failures`: a step that failed has
     left keys and values that are not edited as its runs' salts say.
     """
-    plain = _digest((), tenant) if tenant and not share_plain_prefixes else None
+    plain = _digest((), (), tenant) if tenant and not share_plain_prefixes else None
     edits = [edit for edit in taps.edits if edit.selection.spans.ranges] if taps else []
     if not edits:
         return plain
     # The spans of a selection by token id hold, of the prompt, the positions of those tokens alone.
     first = min(edit.selection.spans.ranges[0][0] for edit in edits)
-    return EditedSalt(plain, first, _digest(edits, tenant, failures)).text
+    conditions = taps.conditions if taps else ()
+    return EditedSalt(plain, first, _digest(edits, conditions, tenant, failures)).text
 
 
-def _digest(edits: Iterable[Edit], tenant: str, failures: int = 0) -> str:
-    """Of everything that changes keys and values: sites, heads, positions, formula and the exact
-    numbers in it."""
+def _digest(
+    edits: Iterable[Edit], conditions: Sequence[ConditionForm], tenant: str, failures: int = 0
+) -> str:
+    """Of everything that changes keys and values: sites, heads, positions, formula, condition and
+    the exact numbers in them."""
     digest = hashlib.sha256(b"actserve-edits-3")
     if tenant:
         digest.update(f"tenant {len(tenant)} {tenant}".encode())
@@ -84,8 +89,21 @@ def _digest(edits: Iterable[Edit], tenant: str, failures: int = 0) -> str:
             np.array([edit.form.kernel], np.int64),
             np.array(edit.form.scalars, np.float64),
             np.frombuffer(vectors.digest, np.uint8),
+            *(() if edit.condition is None else _parts(edit.condition, conditions)),
         ):
             # The shape first, so that no two different sequences of parts hash the same bytes.
             digest.update(repr(part.shape).encode())
             digest.update(part.tobytes())
     return digest.hexdigest()
+
+
+def _parts(number: int, conditions: Sequence[ConditionForm]) -> tuple[np.ndarray, ...]:
+    form = conditions[number]
+    return (
+        # Which one it is tells those that are decided together from equal ones.
+        np.array([number], np.int64),
+        np.array(SiteKey.of(form.site), np.int64),
+        np.frombuffer(form.direction.digest, np.uint8),
+        np.array([form.bias, form.low, form.high], np.float64),
+        np.frombuffer(repr(form.aggregator).encode(), np.uint8),
+    )

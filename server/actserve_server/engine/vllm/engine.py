@@ -20,7 +20,6 @@ from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import (
     Capture,
     Finished,
-    InterventionReport,
     Rows,
     Run,
     RunEvent,
@@ -299,7 +298,7 @@ class VllmEngine:
                     yield event
             if reason:
                 reports = inbox.reports(ids[:end])
-                _check_used(run, reports)
+                _check_used(run, ids[:end])
                 positions = tuple(each.positions() for each in captured)
                 yield Finished(reason, count, positions, reports, stopped_by)
 
@@ -329,7 +328,8 @@ class VllmEngine:
             extra_args={wire.EXTRA_ARG: wire.encode(taps)} if taps else None,
             # A position served from the prefix cache is never computed, so has no row; only the
             # last prompt position and later ones are always computed.
-            skip_reading_prefix_cache=reads_prompt,
+            # And a score that depends on earlier tokens needs them all to be computed.
+            skip_reading_prefix_cache=reads_prompt or bool(taps and taps.remembers),
         )
 
     def _tokens(self, run: Run, count: int, completion: CompletionOutput) -> Tokens | None:
@@ -437,9 +437,10 @@ def _taken(
         yield from each.rows(blocks, ids)
 
 
-def _check_used(run: Run, reports: Sequence[InterventionReport]) -> None:
-    for number, (change, report) in enumerate(zip(run.interventions, reports, strict=True)):
-        if report.rows == 0 and not change.allow_unused:
+def _check_used(run: Run, ids: Sequence[int]) -> None:
+    for number, change in enumerate(run.interventions):
+        # A condition that was never met is an answer, and no mistake of the selection.
+        if not change.allow_unused and not len(change.selection.among(ids)):
             raise ActserveError(
                 Reason.INTERVENTION_UNUSED,
                 "the intervention changed no row: no token that it selects was run; select others, "

@@ -19,11 +19,13 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from actserve_server.domain.conditions import score_not_finite
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.runs import InterventionReport
 from actserve_server.engine.vllm.records import by_key
-from actserve_server.engine.vllm.step_plan import REUSED, UNMATCHED
+from actserve_server.engine.vllm.step_plan import LOST, REUSED, UNMATCHED
+from actserve_server.engine.vllm.taps import MET, NOT_MET
 from actserve_server.engine.vllm.wire import Edit
 
 DUE_BYTES = 512 << 10
@@ -111,7 +113,7 @@ class _EditLog:
     def below(self, end: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions below `end`, and what was noted of each, float64."""
         if not self.positions:
-            return np.empty(0, np.int64), np.empty((0, 3))
+            return np.empty(0, np.int64), np.empty((0, 4))
         positions = np.concatenate(self.positions)
         kept = positions < end
         return positions[kept], np.concatenate(self.changes)[kept].astype(np.float64)
@@ -259,12 +261,15 @@ def _report(number: int, edit: Edit, log: _EditLog, ids: Sequence[int]) -> Inter
     at, notes = log.below(len(ids))
     _check_applied(number, edit, ids, at, notes)
     touched = notes[_selected(edit.selection, ids, at)]
-    fresh = touched[touched[:, 0] >= 0]
-    changed, ratios, _ = fresh.sum(0)
+    computed = touched[:, 0] >= 0
+    fresh, reused = touched[computed], int(np.count_nonzero(~computed))
+    if edit.condition is not None:
+        fresh = fresh[fresh[:, 3] == MET]
+    changed, ratios, *_ = fresh.sum(0)
     return InterventionReport(
-        rows=len(touched) * sites * heads,
+        rows=(len(fresh) + reused) * sites * heads,
         changed_rows=int(changed),
-        reused_rows=(len(touched) - len(fresh)) * sites * heads,
+        reused_rows=reused * sites * heads,
         mean_relative_change=float(ratios) / (len(fresh) * sites * heads) if len(fresh) else None,
     )
 
@@ -278,12 +283,24 @@ def _check_applied(
     number: int, edit: Edit, ids: Sequence[int], at: np.ndarray, notes: np.ndarray
 ) -> None:
     """The worker decided by token where to apply, and the server knows the tokens too. Of reused
-    positions the worker does not see the tokens. Every other is changed at each of the sites."""
+    positions the worker does not see the tokens. Every other is changed at each of the sites, and
+    its condition was decided."""
     applied, reused = notes[:, 0] != UNMATCHED, notes[:, 0] == REUSED
+    if edit.condition is not None:
+        _check_decided(number, at, notes, applied & ~reused)
     wrong = ~reused & (applied != _selected(edit.selection, ids, at))
     wrong |= ~reused & applied & (notes[:, 2] != len(edit.sites))
     if wrong.any():
         raise _not_applied(number, f"at position {int(at[wrong][0])}")
+
+
+def _check_decided(number: int, at: np.ndarray, notes: np.ndarray, applied: np.ndarray) -> None:
+    infinite = applied & np.isnan(notes[:, 3])
+    if infinite.any():
+        raise score_not_finite(int(at[infinite][0]), number)
+    undecided = applied & ((notes[:, 0] == LOST) | ~np.isin(notes[:, 3], (MET, NOT_MET)))
+    if undecided.any():
+        raise _not_applied(number, f"at position {int(at[undecided][0])}")
 
 
 def _not_applied(number: int, where: str) -> ActserveError:

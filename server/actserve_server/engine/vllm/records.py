@@ -2,7 +2,7 @@
 
     rows:      [ROWS, sites, rows, number]  row_bytes[sites]  keys[rows]  positions[rows]
                data[rows, sum of row_bytes]
-    receipts:  [RECEIPTS, n, 0, 0]  keys[n]  edits[n]  positions[n]  changes[n, 3]
+    receipts:  [RECEIPTS, n, 0, 0]  keys[n]  edits[n]  positions[n]  changes[n, 4]
     failure:   [FAILURE, n, bytes, 0]  keys[n]  why[bytes]
 
 Everything is int64 but data, which are bytes, changes, which are float32, and why, which is UTF-8.
@@ -41,7 +41,7 @@ class RowsRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReceiptsRecord:
-    """What edits did: int64 [n] each, and float32 [n, 3] as `step_plan.Receipts.changes`."""
+    """What edits did: int64 [n] each, and float32 [n, 4] as `step_plan.Receipts.changes`."""
 
     keys: np.ndarray
     edits: np.ndarray
@@ -84,7 +84,7 @@ def write_rows(
 
 def write_receipts(ring: RingWriter, record: ReceiptsRecord) -> None:
     """Writes a record of receipts, in pieces small enough for the ring."""
-    step = max(1, ring.max_record // 40)
+    step = max(1, ring.max_record // 48)
     for start in range(0, len(record.keys), step):
         piece = slice(start, start + step)
         keys = record.keys[piece]
@@ -108,7 +108,7 @@ def read(record: np.ndarray) -> RowsRecord | ReceiptsRecord | FailureRecord:
         return RowsRecord(number, keys, positions, row_bytes, data)
     if kind == _RECEIPTS:
         keys, edits, positions = fields.int64(first), fields.int64(first), fields.int64(first)
-        changes = fields.bytes(12 * first).view(np.float32).reshape(first, 3)
+        changes = fields.bytes(16 * first).view(np.float32).reshape(first, 4)
         return ReceiptsRecord(keys, edits, positions, changes)
     if kind == _FAILURE:
         return FailureRecord(fields.int64(first), fields.bytes(rows).tobytes().decode())

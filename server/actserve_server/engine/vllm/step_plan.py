@@ -8,8 +8,8 @@ need no case of their own.
 the step before on by one position: from one decode step to the next nothing else is different.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -19,84 +19,22 @@ import torch
 from actserve_server.domain.runs import Unembed
 from actserve_server.engine.forms import Kernel, ProjectionForm
 from actserve_server.engine.vllm.bank import VectorBank
-from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
-from actserve_server.engine.vllm.sharding import Shards
-from actserve_server.engine.vllm.tapped_run import RunEdit, RunProjection, TappedRun
+from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, SiteKey
+from actserve_server.engine.vllm.plan_scores import ScorePlan, is_lost
+from actserve_server.engine.vllm.step_batch import Batch, BatchRows, Model, index_of, to_device
+from actserve_server.engine.vllm.tapped_run import RunCondition, RunEdit, RunProjection, TappedRun
 from actserve_server.engine.vllm.taps import (
     CaptureWork,
     EditedRows,
     EditWork,
     Index,
-    RowsAt,
+    ScoreWork,
     StepPlan,
 )
 
-UNMATCHED, REUSED = -1.0, -2.0
+UNMATCHED, REUSED, LOST = -1.0, -2.0, -3.0
 """Notes in place of a change: the token is none of those selected; the position came from the
-prefix cache with its edit already made."""
-
-
-# What a step is planned from.
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BatchRows:
-    """Rows [row, row + count) of the batch are positions [position, position + count) of a run."""
-
-    run: TappedRun
-    row: int
-    position: int
-    count: int
-    tokens: np.ndarray
-    """Of the run by position, int; those beyond these rows may not be known."""
-    prompt_tokens: int
-
-    @property
-    def end(self) -> int:
-        return self.position + self.count
-
-    def next_ids(self, positions: np.ndarray) -> np.ndarray:
-        """The prompt tokens that come after these, int64; -1 where there is none."""
-        inside = positions + 1 < self.prompt_tokens
-        return np.where(inside, self.tokens[np.where(inside, positions + 1, 0)], -1)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """A forward pass: request i has rows [starts[i], starts[i + 1]), from position computed[i] on.
-    All int [requests], `starts` one longer, `tokens` by request and position; they may be longer
-    still."""
-
-    request_ids: Sequence[str]
-    starts: np.ndarray
-    computed: np.ndarray
-    tokens: np.ndarray
-    prompt_tokens: np.ndarray
-
-    def tapped(self, runs: Mapping[str, TappedRun]) -> Iterator[tuple[int, BatchRows]]:
-        """The rows of these runs, each with the number of its request in the batch."""
-        for index, request_id in enumerate(self.request_ids):
-            if run := runs.get(request_id):
-                row, position = int(self.starts[index]), int(self.computed[index])
-                count = int(self.starts[index + 1]) - row
-                prompt_tokens = int(self.prompt_tokens[index])
-                yield index, BatchRows(run, row, position, count, self.tokens[index], prompt_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What a plan must know of the model and this rank."""
-
-    layout: Layout
-    head_width: int = 0
-    shards: Mapping[SiteKey, Shards] = field(default_factory=dict)
-    """Of the sites whose rows are split over ranks; empty without tensor parallelism."""
-
-    def rows_at(self, site: SiteKey, index: Index) -> RowsAt:
-        return RowsAt(index, self.layout.sites[site].stream, self.shards.get(site))
-
-
-# What comes of it.
+prefix cache with its edit already made; its condition has no score here."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,7 +63,7 @@ class RowBlock:
 @dataclass(frozen=True, slots=True, eq=False)
 class Receipts:
     """Says what edit `edits[i]` of run `keys[i]` did at `positions[i]`, at all its sites. All int64
-    [n]; `changes` is float32 [n, 3] on the model's device, as `EditedRows.changes`."""
+    [n]; `changes` is float32 [n, 4] on the model's device, as `EditedRows.changes`."""
 
     keys: np.ndarray
     edits: np.ndarray
@@ -233,7 +171,7 @@ class _Steady:
 
     def end(self) -> None:
         for run, reached in zip(self._runs, self._next.tolist(), strict=True):
-            run.reached = max(run.reached, reached)
+            run.move_to(reached)
 
 
 # A step of any kind.
@@ -244,15 +182,17 @@ def route(batch: Iterable[BatchRows], bank: VectorBank, model: Model) -> RoutedS
     rows = list(batch)
     plan = StepPlan()
     blocks, captures = _captures(rows, bank, model)
-    edits, receipts = _edits(rows, bank, model, plan)
-    if not blocks and receipts is None:
+    edits, receipts, scoring = _edits(rows, bank, model, plan)
+    if not blocks and receipts is None and not scoring:
         return None
     # A capture reads what the edits of its own site have left.
     for key, site in model.layout.in_order({*captures, *edits}):
         for work in (*edits.get(key, ()), *captures.get(key, ())):
             plan.add(site.place, work)
-    keys = [block.keys for block in blocks] + ([receipts.keys] if receipts is not None else [])
-    return RoutedStep(plan, blocks, receipts, frozenset(np.concatenate(keys).tolist()))
+    keys = {*scoring, *(key for block in blocks for key in block.keys.tolist())}
+    if receipts is not None:
+        keys.update(receipts.keys.tolist())
+    return RoutedStep(plan, blocks, receipts, frozenset(keys))
 
 
 class _CaptureKind(NamedTuple):
@@ -282,7 +222,7 @@ def _captures(
     blocks: list[RowBlock] = []
     works: dict[SiteKey, list[CaptureWork]] = {}
     for kind, members in groups.items():
-        index = _index(
+        index = index_of(
             np.concatenate([item.row + at - item.position for item, at in members]), bank.device
         )
         keys = np.array([item.run.taps.key for item, _ in members], np.int64)
@@ -325,6 +265,8 @@ class _EditKind(NamedTuple):
     width: int
     own: tuple[bytes, tuple[float, ...]] | None
     """LINEAR goes through the kernel with one set of matrices: their digest and the scalars."""
+    conditional: bool
+    """Whether they act only where a condition is met."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -358,7 +300,7 @@ class _ReceiptTable:
             return None
         keys, numbers, positions, notes = zip(*self._parts, strict=True)
         counts = [len(at) for at in positions]
-        changes, end = np.zeros((self._count, 3), np.float32), 0
+        changes, end = np.zeros((self._count, 4), np.float32), 0
         for count, note in zip(counts, notes, strict=True):
             start, end = end, end + count
             if note is not None:
@@ -367,30 +309,75 @@ class _ReceiptTable:
             keys=np.repeat(np.array(keys, np.int64), counts),
             edits=np.repeat(np.array(numbers, np.int64), counts),
             positions=np.concatenate(positions),
-            changes=_to(changes, device),
+            changes=to_device(changes, device),
             blank=not changes.any(),
         )
 
 
 def _edits(
     rows: list[BatchRows], bank: VectorBank, model: Model, plan: StepPlan
-) -> tuple[dict[SiteKey, list[EditWork]], Receipts | None]:
+) -> tuple[Mapping[SiteKey, Sequence[EditWork | ScoreWork]], Receipts | None, Set[int]]:
+    """What edits do at each site, and what decides whether they do, in order; their receipts; and
+    the keys of the runs for which anything is scored."""
     # Edits of equal sites lie together: many runs at the same sites are one entry here.
     members: dict[tuple[_EditKind, tuple[SiteKey, ...]], list[_Member]] = {}
-    table = _ReceiptTable()
+    table, scores = _ReceiptTable(), ScorePlan()
     for item in rows:
-        run = item.run
-        for step in run.edits:
+        decided: dict[RunCondition, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for step in item.run.edits:
             member = _member(item, step, table)
             if len(member.rows):
                 for turn, sites in step.turns:
                     members.setdefault((_kind(step, turn), sites), []).append(member)
-        run.reached = max(run.reached, item.end)
+                if step.condition is not None:
+                    decided.setdefault(step.condition, []).append((member.rows, member.noted))
+        for condition in item.run.conditions:
+            scores.add(item, condition, decided.get(condition, ()))
+        item.run.step(item.position, item.end)
 
     receipts = table.receipts(bank.device)
-    works: dict[SiteKey, list[EditWork]] = {}
-    if receipts is None:
-        return works, None
+    nothing = torch.empty((0, 4), device=bank.device)
+    changes = nothing if receipts is None else receipts.changes
+    works = _edit_works(members, bank, model, changes, plan)
+    for site, turn, work in scores.works(bank, model, changes):
+        works.setdefault(site, []).append((turn, 0, work))
+    in_order = {
+        site: [work for *_, work in sorted(each, key=lambda item: item[:2])]
+        for site, each in works.items()
+    }
+    return in_order, receipts, scores.keys
+
+
+def _member(item: BatchRows, step: RunEdit, table: _ReceiptTable) -> _Member:
+    key, selection = item.run.taps.key, step.edit.selection
+    if item.run.reached < item.position:
+        # A gap below the step is a prefix-cache hit. Of positions that are edited it holds those
+        # alone that were edited equally: see `cache_salt.py`.
+        skipped = selection.spans.within(item.run.reached, item.position)
+        table.add(key, step.number, skipped, REUSED)
+    positions = selection.spans.within(item.position, item.end)
+    if is_lost(item, step.condition):
+        table.add(key, step.number, positions, LOST)
+        positions = positions[:0]
+    if selection.token_ids is None:
+        noted = table.add(key, step.number, positions)
+    else:
+        matches = np.isin(item.tokens[positions], [*selection.token_ids])
+        note = np.where(matches, 0.0, UNMATCHED)
+        noted = table.add(key, step.number, positions, note)[matches]
+        positions = positions[matches]
+    return _Member(step, item.row + positions - item.position, positions, noted)
+
+
+def _edit_works(
+    members: Mapping[tuple[_EditKind, tuple[SiteKey, ...]], list[_Member]],
+    bank: VectorBank,
+    model: Model,
+    changes: torch.Tensor,
+    plan: StepPlan,
+) -> dict[SiteKey, list[tuple[int, int, EditWork | ScoreWork]]]:
+    """Of each site (turn, 1, work): what is scored at a turn comes before its edits."""
+    works: dict[SiteKey, list[tuple[int, int, EditWork | ScoreWork]]] = {}
     at_site: dict[SiteKey, dict[_EditKind, list[list[_Member]]]] = {}
     for (kind, sites), each in members.items():
         for site in sites:
@@ -403,35 +390,20 @@ def _edits(
             together = tuple(map(id, kinds[kind]))
             if together not in made:
                 every = [member for each in kinds[kind] for member in each]
-                made[together] = _edited(kind, every, bank, model, receipts.changes)
+                made[together] = _edited(kind, every, bank, model, changes)
                 plan.settles.append(made[together][1])
             index, edited = made[together]
-            works.setdefault(site, []).append(EditWork(model.rows_at(site, index), edited))
-    return works, receipts
-
-
-def _member(item: BatchRows, step: RunEdit, table: _ReceiptTable) -> _Member:
-    key, selection = item.run.taps.key, step.edit.selection
-    if item.run.reached < item.position:
-        # A gap below the step is a prefix-cache hit. Of positions that are edited it holds those
-        # alone that were edited equally: see `cache_salt.py`.
-        skipped = selection.spans.within(item.run.reached, item.position)
-        table.add(key, step.number, skipped, REUSED)
-    positions = selection.spans.within(item.position, item.end)
-    if selection.token_ids is None:
-        noted = table.add(key, step.number, positions)
-    else:
-        matches = np.isin(item.tokens[positions], [*selection.token_ids])
-        note = np.where(matches, 0.0, UNMATCHED)
-        noted = table.add(key, step.number, positions, note)[matches]
-        positions = positions[matches]
-    return _Member(step, item.row + positions - item.position, positions, noted)
+            work = EditWork(model.rows_at(site, index), edited)
+            works.setdefault(site, []).append((kind.turn, 1, work))
+    return works
 
 
 def _kind(step: RunEdit, turn: int) -> _EditKind:
     form = step.edit.form
     own = (form.vectors.digest, form.scalars) if form.kernel is Kernel.LINEAR else None
-    return _EditKind(turn, form.kernel, step.edit.heads, form.vectors.width, own)
+    return _EditKind(
+        turn, form.kernel, step.edit.heads, form.vectors.width, own, step.condition is not None
+    )
 
 
 def _edited(
@@ -455,13 +427,14 @@ def _edited(
     edited = EditedRows(
         kernel=kind.kernel,
         vectors=bank.gather(offsets, kind.width),
-        scalars=_to(scalars, device),
+        scalars=to_device(scalars, device),
         heads=heads,
         head_width=model.head_width,
         changes=changes,
-        noted=_index(np.concatenate([member.noted for member in members]), device),
+        noted=index_of(np.concatenate([member.noted for member in members]), device),
+        conditional=kind.conditional,
     )
-    return _index(np.concatenate([member.rows for member in members]), device), edited
+    return index_of(np.concatenate([member.rows for member in members]), device), edited
 
 
 def _offsets(member: _Member) -> np.ndarray:
@@ -470,15 +443,3 @@ def _offsets(member: _Member) -> np.ndarray:
     if len(offsets) == 1:
         return np.repeat(offsets, len(member.rows))
     return offsets[member.step.edit.selection.spans.ordinals(member.positions)]
-
-
-def _index(rows: np.ndarray, device: torch.device) -> Index:
-    """Rows that lie together need no table of where they are."""
-    first, last = int(rows[0]), int(rows[-1])
-    if last - first == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return range(first, last + 1)
-    return _to(rows, device)
-
-
-def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)

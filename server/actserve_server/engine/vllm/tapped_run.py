@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from actserve_server.engine.forms import Kernel, ProjectionForm
+from actserve_server.engine.forms import ConditionForm, Kernel, ProjectionForm, score_state
 from actserve_server.engine.vllm.bank import HeldVectors, VectorBank
 from actserve_server.engine.vllm.layout import SiteKey
 from actserve_server.engine.vllm.project_rows import project
@@ -24,6 +24,7 @@ class RunEdit:
     """Of the edit's vectors in the bank."""
     turns: tuple[tuple[int, tuple[SiteKey, ...]], ...]
     """Its sites, by how many of the run's edits come before it there."""
+    condition: "RunCondition | None" = None
 
     @property
     def differs(self) -> bool:
@@ -31,6 +32,25 @@ class RunEdit:
         form = self.edit.form
         by_position = form.kernel is Kernel.REPLACE and form.vectors.count > 1
         return by_position or self.edit.selection.token_ids is not None
+
+
+@dataclass(slots=True, eq=False)
+class RunCondition:
+    """A condition of a run, which decides for one of its edits or several."""
+
+    form: ConditionForm
+    site: SiteKey
+    direction: HeldVectors
+    turn: int | None
+    """Its site is read after so many of the run's edits there; after all of them if None."""
+    end: int
+    """Where the last selection of its edits ends: from here on nothing is scored."""
+    state: torch.Tensor | None
+    """Of a score with memory, as `scoring.py` has it: after the tokens of the steps so far."""
+
+    def scored(self, start: int, end: int) -> range:
+        """Of a score with memory, the positions in [start, end) that have one."""
+        return range(start, max(start, min(end, self.end)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,38 +74,66 @@ class TappedRun:
     edits: tuple[RunEdit, ...]
     projections: Mapping[int, RunProjection]
     """By the number of the capture."""
+    conditions: tuple[RunCondition, ...] = ()
     reached: int = 0
     """Positions below this were computed for this run, or skipped and receipted."""
+    at: int = 0
+    """Where its last step ended: the states of its conditions are of the positions below this. -1
+    if they are not of all of them."""
 
     @staticmethod
     def start(taps: RunTaps, bank: VectorBank) -> "TappedRun":
         """Holds the run's vectors in the bank. Raises as `VectorBank.hold`, and then holds none."""
+        # Before the bank holds anything.
+        states = [_first_state(form, bank.device) for form in taps.conditions]
         forms = {
             number: reading.derived
             for number, reading in enumerate(taps.captures)
             if isinstance(reading.derived, ProjectionForm)
         }
         vectors = [edit.form.vectors for edit in taps.edits]
+        vectors += [form.direction for form in taps.conditions]
         vectors += [each for form in forms.values() for each in form.vectors]
         blocks = iter(bank.hold_all(vectors))
-        edits, before = [], Counter[SiteKey]()
-        for number, edit in enumerate(taps.edits):
-            turns: dict[int, list[SiteKey]] = {}
-            for site in edit.sites:
-                turns.setdefault(before[site], []).append(site)
-                before[site] += 1
-            in_turn = tuple((turn, tuple(sites)) for turn, sites in turns.items())
-            edits.append(RunEdit(number, edit, next(blocks), in_turn))
+        held = [next(blocks) for _ in taps.edits]
+        turns = _turns(taps)
+        conditions = tuple(
+            _condition(number, form, next(blocks), states[number], taps, turns)
+            for number, form in enumerate(taps.conditions)
+        )
+        edits = tuple(
+            RunEdit(
+                number,
+                edit,
+                held[number],
+                tuple((turn, tuple(sites)) for turn, sites in turns[number].items()),
+                None if edit.condition is None else conditions[edit.condition],
+            )
+            for number, edit in enumerate(taps.edits)
+        )
         projections = {
             number: RunProjection(form, next(blocks), next(blocks))
             for number, form in forms.items()
         }
-        return TappedRun(taps, tuple(edits), projections)
+        return TappedRun(taps, edits, projections, conditions)
+
+    def step(self, position: int, end: int) -> None:
+        """Notes that positions [position, end) are computed in this step."""
+        self.reached = max(self.reached, end)
+        # A score that has missed a token has none until the run is computed from its beginning.
+        self.at = end if position in (0, self.at) else -1
+
+    def move_to(self, end: int) -> None:
+        """The steps after the last one that was noted have come to this position."""
+        self.reached = max(self.reached, end)
+        self.at = end if self.at >= 0 else -1
 
     def end(self, bank: VectorBank) -> None:
         """Lets go of the run's vectors."""
         for each in self.edits:
             bank.release(each.block)
+        for each in self.conditions:
+            bank.release(each.direction)
         for each in self.projections.values():
             bank.release(each.directions)
             bank.release(each.offsets)
@@ -99,3 +147,38 @@ class TappedRun:
             if each.differs and len(spans[-1].within(position, position + 1)):
                 return position + 1
         return min(each.next_bound(position) for each in spans)
+
+
+def _turns(taps: RunTaps) -> list[dict[int, list[SiteKey]]]:
+    """Of each edit its sites, by how many of the run's edits come before it there."""
+    turns, before = [], Counter[SiteKey]()
+    for edit in taps.edits:
+        own: dict[int, list[SiteKey]] = {}
+        for site in edit.sites:
+            own.setdefault(before[site], []).append(site)
+            before[site] += 1
+        turns.append(own)
+    return turns
+
+
+def _condition(
+    number: int,
+    form: ConditionForm,
+    direction: HeldVectors,
+    state: torch.Tensor | None,
+    taps: RunTaps,
+    turns: list[dict[int, list[SiteKey]]],
+) -> RunCondition:
+    """Its edits are those that have its number."""
+    site, own = SiteKey.of(form.site), []
+    ends = [0]
+    for edit, in_turn in zip(taps.edits, turns, strict=True):
+        if edit.condition == number:
+            own += [turn for turn, sites in in_turn.items() if site in sites]
+            ends += [end for _, end in edit.selection.spans.ranges[-1:]]
+    return RunCondition(form, site, direction, min(own, default=None), max(ends), state)
+
+
+def _first_state(form: ConditionForm, device: torch.device) -> torch.Tensor | None:
+    size = score_state(form.aggregator)
+    return torch.zeros(size, dtype=torch.float64, device=device) if size else None

@@ -5,14 +5,17 @@ nothing unless the current step has work there. Its tensors are declared as muta
 compiled code after the call sees an edit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
+from actserve_server.domain.blocks import blocks
+from actserve_server.domain.probes import Aggregator
 from actserve_server.engine.forms import Kernel
 from actserve_server.engine.vllm.kernels import COMPUTE, change_of
+from actserve_server.engine.vllm.scoring import advance
 from actserve_server.engine.vllm.sharding import Shards
 
 NAMESPACE = "actserve"
@@ -67,14 +70,24 @@ class RowsAt:
         return self.shards.gather(rows) if self.shards else rows
 
     def write(
-        self, rows: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
+        self,
+        rows: torch.Tensor,
+        hidden: torch.Tensor,
+        residual: torch.Tensor | None,
+        acts: torch.Tensor | None = None,
     ) -> None:
+        """Writes all rows, or those where `acts`, bool [rows], says so."""
         own = self.shards.part(rows) if self.shards else rows
+        if acts is not None:
+            own = torch.where(acts[:, None], own, _rows(hidden, self.index))
         _put(own, hidden, self.index)
         if self.stream and residual is not None:
             # The whole new row is in the branch: in bf16 a difference to what the residual holds
             # would lose most of its bits.
-            _put(None, residual, self.index)
+            left = None
+            if acts is not None:
+                left = _rows(residual, self.index).masked_fill(acts[:, None], 0)
+            _put(left, residual, self.index)
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +104,68 @@ class CaptureWork:
         self.rows = rows if self.derive is None else self.derive(rows)
 
 
+MET, NOT_MET = 1.0, -1.0
+"""What is noted of a condition; NaN where the score is not finite, zero if it was never decided."""
+
+
+@dataclass(slots=True, eq=False)
+class ScoredRows:
+    """Rows that conditions of one kind score, and what they decide: as many tokens of each of some
+    sequences, one sequence after the other; without memory each token is a sequence."""
+
+    aggregator: Aggregator
+    directions: torch.Tensor
+    """Float32 [rows or 1, width]."""
+    scalars: torch.Tensor
+    """Float64 [rows or 1, 3]: the bias, and the bounds of the score."""
+    weights: torch.Tensor
+    """As `advance` takes them."""
+    states: Sequence[torch.Tensor]
+    """Of each sequence, float64 [state]; none without memory."""
+    state: torch.Tensor | None
+    """What they are before the pass, [sequences, state]."""
+    decides: Index
+    """Which of the rows are selected for what the condition is of."""
+    changes: torch.Tensor
+    noted: Index
+    """Where in `changes`, as `EditedRows` has it, it is noted of each of these whether the
+    condition is met."""
+
+    def score(self, rows: torch.Tensor) -> None:
+        bias, low, high = self.scalars.unbind(1)
+        scores = self._numbers(rows).double() + bias
+        # As the definition has it: a number is a float32.
+        scores = scores.float().double()
+        if self.state is not None:
+            sequences = scores.view(len(self.states), -1)
+            scores = advance(sequences, self.aggregator, self.weights, self.state).flatten()
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                [*self.states], [*self.state.unbind()]
+            )
+        met = (scores > low) & (scores < high)
+        decided = torch.where(met, MET, NOT_MET).masked_fill(~scores.isfinite(), torch.nan)
+        if len(self.noted):
+            _put(_rows(decided.float(), self.decides), self.changes[:, 3], self.noted)
+
+    def _numbers(self, rows: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for block in blocks(*rows.shape):
+            directions = self.directions[block] if len(self.directions) > 1 else self.directions
+            parts.append((rows[block].float() * directions).sum(1))
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreWork:
+    """Scores rows at one site."""
+
+    at: RowsAt
+    scored: ScoredRows
+
+    def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        self.scored.score(self.at.read(hidden, residual))
+
+
 @dataclass(slots=True, eq=False)
 class EditedRows:
     """The rows that one kernel changes, or their parts of `heads`, at each site in turn."""
@@ -101,19 +176,28 @@ class EditedRows:
     heads: torch.Tensor | None
     head_width: int
     changes: torch.Tensor
-    """Where to note what changed, float32 [noted, 3]: over all sites and heads how many changed,
-    the sum of |x' - x| / |x|, and how many sites there were."""
+    """Where to note what changed, float32 [noted, 4]: over all sites and heads how many changed,
+    the sum of |x' - x| / |x|, and how many sites there were; and whether a condition was met."""
     noted: Index
     """Row i is noted at `noted[i]`."""
+    conditional: bool = False
+    """Whether rows are changed only where their condition was met."""
     _waiting: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """What rows were and are, site by site."""
 
-    def change(self, rows: torch.Tensor) -> torch.Tensor:
-        """The new rows, in their element type."""
+    def acts(self) -> torch.Tensor | None:
+        """Where a condition was met, bool [rows]; None if there is none."""
+        return _rows(self.changes[:, 3], self.noted) > 0 if self.conditional else None
+
+    def change(self, rows: torch.Tensor, acts: torch.Tensor | None) -> torch.Tensor:
+        """The new rows, in their element type; where they act."""
         parts = rows if self.heads is None else self._parts(rows)[:, self.heads].flatten(0, 1)
         before = parts.float()
         after = COMPUTE[self.kernel](before, self.vectors, self.scalars).expand_as(before)
         written = after.to(rows.dtype)
+        if acts is not None:
+            each = acts if self.heads is None else acts.repeat_interleave(len(self.heads))
+            written = torch.where(each[:, None], written, parts)
         self._note(before, written)
         if self.heads is None:
             return written
@@ -142,9 +226,9 @@ class EditedRows:
         total = change.view(sites, -1, heads, 2).sum((0, 2))
         noted = torch.cat([total, torch.full_like(total[:, :1], sites)], dim=1)
         if isinstance(self.noted, range):
-            _rows(self.changes, self.noted).add_(noted)
+            _rows(self.changes[:, :3], self.noted).add_(noted)
         else:
-            self.changes.index_add_(0, self.noted, noted)
+            self.changes[:, :3].index_add_(0, self.noted, noted)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,11 +239,12 @@ class EditWork:
     edited: EditedRows
 
     def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        rows = self.edited.change(self.at.read(hidden, residual))
-        self.at.write(rows, hidden, residual)
+        acts = self.edited.acts()
+        rows = self.edited.change(self.at.read(hidden, residual), acts)
+        self.at.write(rows, hidden, residual, acts)
 
 
-Work = EditWork | CaptureWork
+Work = EditWork | ScoreWork | CaptureWork
 
 
 class StepPlan:

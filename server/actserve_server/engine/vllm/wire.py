@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 
 from actserve_server.domain.positions import Selection, Spans
+from actserve_server.domain.probes import Aggregator, Ema, RollingMean, ScoreReduction
 from actserve_server.domain.projection import Projected
-from actserve_server.domain.runs import Run, Unembed
+from actserve_server.domain.runs import Run, Unembed, conditions_of
 from actserve_server.engine.forms import (
     Activated,
+    ConditionForm,
     Form,
     Kernel,
     ProjectionForm,
     Vectors,
+    condition_form,
     form_of,
     projection_form,
 )
@@ -30,7 +33,7 @@ from actserve_server.engine.vllm.layout import SiteKey
 
 EXTRA_ARG = "actserve"
 
-_VERSION = 5
+_VERSION = 6
 
 INLINE_BYTES = 256 << 10
 """Of a run's vectors: so many travel along with it, and more are uploaded once for all runs that
@@ -45,6 +48,8 @@ class Edit:
     selection: Selection
     heads: tuple[int, ...]
     form: Form
+    condition: int | None = None
+    """Which of the run's conditions decides where it acts, if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +68,18 @@ class RunTaps:
     key: int
     captures: tuple[Reading, ...]
     edits: tuple[Edit, ...]
+    conditions: tuple[ConditionForm, ...] = ()
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a score depends on tokens before its own, all of which must then be computed."""
+        return any(each.aggregator.has_memory for each in self.conditions)
 
     @property
     def vectors(self) -> Mapping[bytes, Vectors]:
-        """Those of all edits and projections, by digest."""
+        """Those of all edits, conditions and projections, by digest."""
         vectors = [edit.form.vectors for edit in self.edits]
+        vectors += [each.direction for each in self.conditions]
         for reading in self.captures:
             if isinstance(reading.derived, ProjectionForm):
                 vectors += reading.derived.vectors
@@ -83,6 +95,7 @@ def taps_of(run: Run, key: int) -> RunTaps | None:
     """The taps of a run, or None if it is plain."""
     if not run.captures and not run.interventions:
         return None
+    conditions = conditions_of(run.interventions)
     return RunTaps(
         key=key,
         captures=tuple(
@@ -101,9 +114,11 @@ def taps_of(run: Run, key: int) -> RunTaps | None:
                 selection=change.selection,
                 heads=change.heads,
                 form=form_of(change.operation),
+                condition=None if change.when is None else conditions.index(change.when),
             )
             for change in run.interventions
         ),
+        conditions=tuple(map(condition_form, conditions)),
     )
 
 
@@ -130,9 +145,11 @@ def encode(taps: RunTaps) -> dict[str, Any]:
                 "kernel": int(edit.form.kernel),
                 "scalars": list(edit.form.scalars),
                 "vectors": _encode_vectors(edit.form.vectors),
+                "condition": edit.condition,
             }
             for edit in taps.edits
         ],
+        "conditions": [_encode_condition(each) for each in taps.conditions],
     }
 
 
@@ -150,6 +167,9 @@ def decode(message: dict[str, Any]) -> RunTaps:
             for reading in message["captures"]
         ),
         edits=tuple(_decode_edit(edit, message["vectors"]) for edit in message["edits"]),
+        conditions=tuple(
+            _decode_condition(each, message["vectors"]) for each in message["conditions"]
+        ),
     )
 
 
@@ -162,6 +182,46 @@ def _decode_edit(message: dict[str, Any], sent: Mapping[bytes, bytes]) -> Edit:
         ),
         heads=tuple(message["heads"]),
         form=Form(Kernel(message["kernel"]), vectors, tuple(message["scalars"])),
+        condition=message["condition"],
+    )
+
+
+def _encode_condition(form: ConditionForm) -> dict[str, Any]:
+    match form.aggregator.smoothing:
+        case Ema(weight):
+            smoothing = ["ema", weight]
+        case RollingMean(tokens):
+            smoothing = ["rolling_mean", tokens]
+        case None:
+            smoothing = None
+    return {
+        "site": list(SiteKey.of(form.site)),
+        "direction": _encode_vectors(form.direction),
+        "bias": form.bias,
+        "smoothing": smoothing,
+        "reduction": form.aggregator.reduction.name,
+        "bounds": [form.low, form.high],
+    }
+
+
+def _decode_condition(message: dict[str, Any], sent: Mapping[bytes, bytes]) -> ConditionForm:
+    match message["smoothing"]:
+        case ["ema", weight]:
+            smoothing = Ema(weight)
+        case ["rolling_mean", tokens]:
+            smoothing = RollingMean(tokens)
+        case None:
+            smoothing = None
+        case other:
+            raise ValueError(f"smoothing {other} is not known to this worker")
+    low, high = message["bounds"]
+    return ConditionForm(
+        SiteKey(*message["site"]).site,
+        _decode_vectors(message["direction"], sent),
+        message["bias"],
+        Aggregator(smoothing, ScoreReduction[message["reduction"]]),
+        low,
+        high,
     )
 
 

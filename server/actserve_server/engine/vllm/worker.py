@@ -31,14 +31,8 @@ from actserve_server.engine.vllm.lifeline import end_with
 from actserve_server.engine.vllm.ring import RingWriter
 from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
-from actserve_server.engine.vllm.step_plan import (
-    Batch,
-    Column,
-    Model,
-    Planner,
-    RoutedStep,
-    RowBlock,
-)
+from actserve_server.engine.vllm.step_batch import Batch, Model
+from actserve_server.engine.vllm.step_plan import Column, Planner, RoutedStep, RowBlock
 from actserve_server.engine.vllm.tapped_run import TappedRun
 from actserve_server.engine.vllm.worker_weights import Weights
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from actserve.v1 import intervention_pb2
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.operations import Operation, Replace
@@ -14,6 +15,7 @@ from actserve_server.engine import forms
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
+    condition_fields,
     dose_limit,
     explanation_edits,
     intervention_operations,
@@ -34,6 +36,8 @@ class InterventionRequest:
     """An intervention before its positions are resolved."""
 
     parts: tuple[Part, ...]
+    when: Condition | None
+    """One for all parts, so that they are decided together."""
     positions: Positions
     allow_unused: bool
     dose_factor: float | None = None
@@ -61,7 +65,12 @@ class InterventionRequest:
                 self._check_row_each(selection, place, self.row_each)
         return tuple(
             Intervention(
-                part.sites, selection, part.operation, part.heads, allow_unused=self.allow_unused
+                part.sites,
+                selection,
+                part.operation,
+                part.heads,
+                allow_unused=self.allow_unused,
+                when=self.when,
             )
             for part in self.parts
         )
@@ -214,6 +223,7 @@ def _intervention(
     )
     return InterventionRequest(
         parts=parts,
+        when=condition_fields.condition(wire, where, found, field),
         positions=position_selectors.selector(wire, info, (*field, "positions")),
         allow_unused=wire.allow_unused,
         row_each=_row_each(wire, parts[0].operation, (*field, "replace", "rows")),
@@ -229,7 +239,7 @@ def _parts(
 ) -> list[tuple[tuple[Site, ...], tuple[int, ...]]]:
     """Sites and heads that one operation fits: each site by itself where it takes rows of its own,
     and each head where it takes its own part of kept rows."""
-    every = [source for _, source in vector_sources.named(wire, ())]
+    every = [source for at, source in vector_sources.named(wire, ()) if at[0] != "when"]
     apart = any(vector_sources.takes_own_rows(each, found) for each in every)
     groups = [(site,) for site in where] if apart else [where]
     of_kept = any(source.WhichOneof("source") == "kept" for source in every)

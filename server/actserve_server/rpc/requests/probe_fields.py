@@ -28,6 +28,13 @@ def probe(wire: probe_pb2.Probe, found: Found, field: FieldPath) -> Probe:
     width, at = found.info.at(where).width, (*field, "direction")
     if not wire.HasField("direction"):
         raise vector_sources.unset(at, f"[{width}]")
+    if wire.direction.WhichOneof("source") == "edit":
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            "an edit is made where an intervention takes place, and a probe changes nothing; send "
+            "a tensor, or name another source",
+            field=(*at, "edit"),
+        )
     target = Target(sites=(where,), width=width, name=f"a row of {where}")
     direction = vector_sources.vector(wire.direction, target, found, at)
     if not direction.any():

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from actserve.v1 import source_pb2
 from actserve.v1 import sweep_service_pb2 as pb
 from actserve_server.domain.model import ModelInfo
-from actserve_server.engine.forms import form_of, projection_form
+from actserve_server.engine.forms import condition_form, form_of, projection_form
 from actserve_server.rpc.requests import vector_sources
 from actserve_server.rpc.requests.swept_variants import Variant
 from actserve_server.steering.stored_vectors import LoadedVector
@@ -50,12 +50,12 @@ def _by_content(
     request.CopyFrom(wire)
     for name in ("model", "resume_token", "afresh"):
         request.ClearField(name)
-    for at, source in vector_sources.named(request, ()):
+    for _, source in vector_sources.named(request, ()):
         if isinstance(source, source_pb2.VectorSource) and source.HasField("steering_vector"):
             stored = vectors[source.steering_vector].stored
             sites = " ".join(map(str, stored.sites))
             source.steering_vector = f"{stored.content_sha256.hex()} {sites}"
-        elif source.WhichOneof("source") == "kept" and "when" not in at:
+        elif source.WhichOneof("source") == "kept":
             source.kept.name = ""
     return request
 
@@ -69,6 +69,8 @@ def _vectors(
                 if not _has_edit(item):
                     for part in edit.parts:
                         yield form_of(part.operation).vectors.digest
+                    if edit.when is not None:
+                        yield condition_form(edit.when).direction.digest
     for each in scores.projections:
         for vectors in projection_form(each).vectors:
             yield vectors.digest

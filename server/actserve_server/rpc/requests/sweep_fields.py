@@ -296,13 +296,6 @@ def _parsed_scores(wire: Sequence[pb.SweepScore], found: Found) -> Scores:
             raise ActserveError(
                 Reason.FIELD_REQUIRED, "the probe is not set; send one", field=(*at, "probe")
             )
-        if each.probe.direction.WhichOneof("source") == "edit":
-            raise ActserveError(
-                Reason.FIELD_INVALID,
-                "an edit is made where an intervention takes place, and a score changes nothing; "
-                "send a tensor, or name another source",
-                field=(*at, "probe", "direction", "edit"),
-            )
         probe = probe_fields.probe(each.probe, found, (*at, "probe"))
         how = probe_fields.aggregator(each.aggregator, (*at, "aggregator"))
         parsed.append(Score(probe=probe, aggregator=how))

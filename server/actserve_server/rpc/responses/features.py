@@ -35,6 +35,7 @@ def features(info: ModelInfo, nlas: Iterable[Halves], *, attention: bool) -> lis
     last = info.hook_points[HookPoint.RESID_POST]
     sometimes = {
         pb.FEATURE_ATTENTION: attention,
+        pb.FEATURE_CONDITIONS: not info.conditions_unserved,
         pb.FEATURE_EXPLAIN: any(nla.verbalizes for nla in nlas),
         pb.FEATURE_RECONSTRUCT: any(nla.reconstructs for nla in nlas),
         pb.FEATURE_LOGIT_ATTRIBUTION: not (info.weights.attribution_unserved or last.unserved),
