@@ -172,6 +172,12 @@ class Settings(BaseSettings):
         description="bytes of the vectors by which sequences run at once are changed, as float32, "
         "equal ones once; taken on the model's device when it starts, and the most of one sequence",
     )
+    row_cache_bytes: int = Field(
+        256 << 20,
+        ge=0,
+        description="bytes of captured rows of prompts that are kept for the next capture of the "
+        "same beginning, which then computes only what is new; 0 keeps none",
+    )
     replica: str = Field(
         "",
         pattern="^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$",

@@ -95,6 +95,11 @@ class EngineThread(LoopThread):
 
         return self.call(gather())
 
+    def forget(self) -> None:
+        """What comes next finds nothing of what has run before."""
+        self.engine.rows.clear()
+        assert self.call(self.engine.vllm.reset_prefix_cache())
+
     def close(self) -> None:
         self.call(self.engine.close())
         del self.engine
@@ -254,6 +259,11 @@ async def started(engine: VllmEngine, run: Run) -> None:
         async for event in events:
             if isinstance(event, Tokens):
                 return
+
+
+def cached_tokens() -> int:
+    """How many tokens vLLM had not to compute so far, of the engine that started last."""
+    return int(vllm_counter("vllm:prefix_cache_hits_total"))
 
 
 def vllm_counter(name: str) -> float:

@@ -80,6 +80,7 @@ def compared(request: pytest.FixtureRequest, engine: EngineThread) -> list[Compa
 
 def _load(engine: EngineThread, runs: Sequence[Run]) -> tuple[list[Result], float]:
     """The results of all runs at once, and how many times one was preempted."""
+    engine.forget()
     before, started = vllm_counter("vllm:num_preemptions_total"), time.monotonic()
     results = engine.run_all([again(run) for run in runs])
     preemptions = vllm_counter("vllm:num_preemptions_total") - before
@@ -90,7 +91,7 @@ def _load(engine: EngineThread, runs: Sequence[Run]) -> tuple[list[Result], floa
 
 def _alone(engine: EngineThread, run: Run) -> Result:
     # Nor with what the others have left: a wrong prefix that both read would go unnoticed.
-    assert engine.call(engine.engine.vllm.reset_prefix_cache())
+    engine.forget()
     return engine.run(again(run))
 
 
