@@ -73,7 +73,14 @@ class EngineThread(LoopThread):
 
     def __init__(self, options: EngineOptions) -> None:
         super().__init__()
-        self.engine = self.call(VllmEngine.start(options))
+        self.rows_found = 0
+        """Of captures, that had been captured before."""
+        self.engine = self.call(VllmEngine.start(options, self))
+
+    def held(self, more: int) -> None: ...
+
+    def found(self, rows: int) -> None:
+        self.rows_found += rows
 
     @property
     def info(self) -> ModelInfo:

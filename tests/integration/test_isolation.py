@@ -81,11 +81,15 @@ def compared(request: pytest.FixtureRequest, engine: EngineThread) -> list[Compa
 def _load(engine: EngineThread, runs: Sequence[Run]) -> tuple[list[Result], float]:
     """The results of all runs at once, and how many times one was preempted."""
     engine.forget()
+    engine.rows_found = 0
     before, started = vllm_counter("vllm:num_preemptions_total"), time.monotonic()
     results = engine.run_all([again(run) for run in runs])
     preemptions = vllm_counter("vllm:num_preemptions_total") - before
     took = time.monotonic() - started
-    print(f"{len(runs)} runs at once in {took:.0f} s, {preemptions:.0f} preemptions")
+    print(
+        f"{len(runs)} runs at once in {took:.0f} s, {preemptions:.0f} preemptions, "
+        f"{engine.rows_found} rows found"
+    )
     return results, preemptions
 
 
