@@ -122,8 +122,9 @@ class Settings(BaseSettings):
     )
     share_plain_prefixes: bool = Field(
         False,
-        description="with token_file: let tenants share the KV cache of common beginnings, and rows "
-        "cached of them, up to what is changed; quicker, but how quick an answer is tells what others have run",
+        description="with token_file: let tenants share the KV cache of common beginnings, and "
+        "rows cached of them, up to what is changed; quicker, but how quick an answer is tells "
+        "what others have run",
     )
 
     nla: tuple[NlaSource, ...] = Field(
