@@ -1,7 +1,9 @@
 """Rows that were captured of a prompt are found by the next run that wants them, within a bound."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from actserve_server.domain.positions import NO_END
 from actserve_server.domain.runs import Capture, Unembed
 from actserve_server.engine.vllm import wire
 from actserve_server.engine.vllm.inbox import Block
-from actserve_server.engine.vllm.row_cache import ENTRY_BYTES, Found, RowCache
+from actserve_server.engine.vllm.row_cache import ENTRY_BYTES, Filling, Found, RowCache
 from tests.unit.vllm.steps import at, make_run, read
 
 SIZE = 4
@@ -272,6 +274,32 @@ def test_dropping_what_was_committed_changes_nothing() -> None:
     assert (cache.held_bytes, _end(cache, "a", capture)) == (3 * BLOCK_BYTES, 12)
 
 
+def test_what_is_here_already_takes_no_room_on_the_way() -> None:
+    cache, capture = _cache(3 * BLOCK_BYTES), read(ONE)
+    _fill(cache, "a", capture)
+    _fill(cache, "a", capture, commit=False)
+    assert _end(cache, "a", capture) == 12
+
+
+class _DropsMeanwhile(np.ndarray):
+    """While it is copied, its run is cancelled."""
+
+    filling: Filling
+
+    def copy(self, *args: Any) -> np.ndarray:  # type: ignore[override]
+        self.filling.drop()
+        return np.array(self)
+
+
+def test_a_run_that_is_cancelled_while_its_rows_are_copied_leaves_none() -> None:
+    cache, capture = _cache(), read(ONE)
+    _DropsMeanwhile.filling = filling = cache.filling(_names("a"), _readings(capture))
+    block = _block(capture, range(TOKENS), 0)
+    filling.add([[replace(block, data=block.data.view(_DropsMeanwhile))]])
+    filling.commit()
+    assert (cache.held_bytes, _end(cache, "a", capture)) == (0, 0)
+
+
 def test_the_same_at_once_is_held_once() -> None:
     cache, capture = _cache(), read(ONE)
     fillings = [cache.filling(_names("a"), _readings(capture)) for _ in range(3)]
@@ -289,6 +317,7 @@ def test_a_closed_cache_holds_nothing_whoever_still_runs() -> None:
     filling.add([[_block(capture, range(TOKENS), 0)]])
     cache.close()
     filling.commit()
+    assert cache.held_bytes == 0
     _fill(cache, "c", capture)
     assert cache.held_bytes == 0
     assert [_end(cache, prompt, capture) for prompt in "abc"] == [0, 0, 0]
