@@ -1,8 +1,8 @@
 """Under load every run gets exactly what it gets alone, whatever else is in the batch.
 
 Runs of every kind at once (`mixture.py`); prefill in chunks of 256; a KV cache so small that runs
-are preempted and computed again; prefix caching on, and rows cached. `make isolation` asks for more: 500 runs of
-three seeds, compiled and eager.
+are preempted and computed again; prefix caching on, and rows cached. `make isolation` asks for
+more: 500 runs of three seeds, compiled and eager.
 """
 
 import os
