@@ -228,6 +228,7 @@ def test_a_capture_of_a_steered_prompt_has_every_row_though_most_are_cached(
 ) -> None:
     edit = add(SITE, VECTOR, selection=at(len(prompt) - 1))
     plain = _run_fresh(smollm2, make_run(prompt, sites=[AFTER]))
+    _run_fresh(smollm2, make_run(prompt))
     captured, cached = _run_cached(smollm2, make_run(prompt, edit, sites=[AFTER]))
     assert cached == 0
     assert captured.positions == [*range(len(prompt))]
