@@ -1,7 +1,10 @@
-"""What asking again of one long prompt costs, plainly and with another vector at its last token.
+"""What asking again of one long prompt costs, plainly, with another vector at its last token, and
+with a capture of every token.
 
 The prefix cache answers a plain repeat. What a vector changes at the last token moves no key or
-value before it, so a prompt that is steered there should be answered nearly as fast.
+value before it, so a prompt that is steered there should be answered nearly as fast. Rows that
+were captured of a beginning are cached beside it, so a second capture of it should compute only the
+rest.
 """
 
 import statistics
@@ -16,6 +19,19 @@ import actserve
 from bench.servers import served
 
 PROMPTS, PROMPT_TOKENS = 8, 900
+END_TOKENS = 8
+"""Of prompts with a common beginning, what each has of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureFigures:
+    """Medians over prompts, in ms, until every row was there."""
+
+    sites: int
+    first: float
+    """Of a prompt that nobody has sent before."""
+    second: float
+    """Of another that begins with the same 900 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +46,7 @@ class RepeatFigures:
     """With a vector that nobody has sent before, added at the last token."""
     same_vector: float
     """With that vector once more."""
+    captures: tuple[CaptureFigures, ...]
 
 
 def measure_repeats(model: str, dtype: str, progress: Console) -> RepeatFigures:
@@ -44,8 +61,11 @@ def measure_repeats(model: str, dtype: str, progress: Console) -> RepeatFigures:
             steer = actserve.Add(site, vector, positions="last")
             times.append([_ms(client, prompt, each) for each in (None, None, steer, steer)])
             progress.print(f"new, again, new vector, same vector: {times[-1]}")
+        streams = [f"resid_post.{layer}" for layer in range(info.layer_count)]
+        captures = tuple(_captures(client, sites, progress) for sites in ([site], streams))
         # The first prompt warms up.
-        figures = RepeatFigures(*(statistics.median(each) for each in zip(*times[1:], strict=True)))
+        medians = [statistics.median(each) for each in zip(*times[1:], strict=True)]
+        figures = RepeatFigures(*medians, captures=captures)
     progress.print(figures)
     return figures
 
@@ -62,7 +82,32 @@ def repeat_tables(figures: RepeatFigures) -> list[Table]:
     )
     for name, took in rows:
         table.add_row(name, f"{took:.0f}", f"{took / figures.again:.2f}")
-    return [table]
+    captured = Table(title="Every row of a beginning of 900 tokens (aim: .15 of the first time)")
+    for column in ("sites", "first, ms", "second, ms", "of the first"):
+        captured.add_column(column, justify="right")
+    for each in figures.captures:
+        ratio = f"{each.second / each.first:.3f}"
+        captured.add_row(str(each.sites), f"{each.first:.0f}", f"{each.second:.0f}", ratio)
+    return [table, captured]
+
+
+def _captures(client: actserve.Client, sites: list[str], progress: Console) -> CaptureFigures:
+    random = np.random.default_rng(len(sites))
+    times: list[list[float]] = []
+    for _ in range(PROMPTS + 1):
+        beginning, *ends = np.split(
+            random.integers(1000, 40_000, PROMPT_TOKENS + 2 * END_TOKENS),
+            [PROMPT_TOKENS, PROMPT_TOKENS + END_TOKENS],
+        )
+        times.append([])
+        for end in ends:
+            prompt = [*beginning.tolist(), *end.tolist()]
+            started = time.perf_counter()
+            client.fetch(prompt, sites)
+            times[-1].append((time.perf_counter() - started) * 1000)
+        progress.print(f"{len(sites)} sites, first and second capture: {times[-1]}")
+    first, second = (statistics.median(each) for each in zip(*times[1:], strict=True))
+    return CaptureFigures(len(sites), first, second)
 
 
 def _ms(client: actserve.Client, prompt: list[int], steer: actserve.Add | None) -> float:

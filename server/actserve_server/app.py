@@ -337,7 +337,7 @@ async def _load(settings: Settings, database: Database) -> App:
     restarts = Restarts(restarted=_count_restart)
 
     async def start() -> Engine:
-        return await VllmEngine.start(wanted)
+        return await VllmEngine.start(wanted, metrics.RowCacheWatch())
 
     try:
         engine = await start()

@@ -122,8 +122,9 @@ class Settings(BaseSettings):
     )
     share_plain_prefixes: bool = Field(
         False,
-        description="with token_file: let tenants share the KV cache of common beginnings, up to "
-        "what is changed; quicker, but how quick an answer is tells what others have run",
+        description="with token_file: let tenants share the KV cache of common beginnings, and "
+        "rows cached of them, up to what is changed; quicker, but how quick an answer is tells "
+        "what others have run",
     )
 
     nla: tuple[NlaSource, ...] = Field(
@@ -171,6 +172,12 @@ class Settings(BaseSettings):
         ge=MIN_VECTOR_BUDGET_BYTES,
         description="bytes of the vectors by which sequences run at once are changed, as float32, "
         "equal ones once; taken on the model's device when it starts, and the most of one sequence",
+    )
+    row_cache_bytes: int = Field(
+        256 << 20,
+        ge=0,
+        description="bytes of captured rows of prompts that are kept for the next capture of the "
+        "same beginning, which then computes only what is new; 0 keeps none",
     )
     replica: str = Field(
         "",

@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY
 from actserve.v1 import model_service_pb2
 from actserve_server import logs
 from actserve_server.engine.fake import FakeEngine
+from actserve_server.rpc.transport.metrics import RowCacheWatch
 from tests.contract.harness import (
     addition,
     collect,
@@ -40,6 +41,20 @@ GENERATE = {
 
 def metric(name: str, **labels: str) -> float | None:
     return REGISTRY.get_sample_value(name, labels)
+
+
+def test_row_caches_are_told_together() -> None:
+    """Those of a server's engines, and of one that is closed no more."""
+    before = metric("actserve_row_cache_bytes") or 0.0
+    hits = metric("actserve_row_cache_hits_total") or 0.0
+    one, other = RowCacheWatch(), RowCacheWatch()
+    for watch in (one, other):
+        watch.held(1000)
+        watch.found(3)
+    other.held(-1000)
+    assert metric("actserve_row_cache_bytes") == before + 1000
+    assert metric("actserve_row_cache_hits_total") == hits + 6
+    one.held(-1000)
 
 
 @pytest.fixture

@@ -73,7 +73,14 @@ class EngineThread(LoopThread):
 
     def __init__(self, options: EngineOptions) -> None:
         super().__init__()
-        self.engine = self.call(VllmEngine.start(options))
+        self.rows_found = 0
+        """Of captures, that had been captured before."""
+        self.engine = self.call(VllmEngine.start(options, self))
+
+    def held(self, more: int) -> None: ...
+
+    def found(self, rows: int) -> None:
+        self.rows_found += rows
 
     @property
     def info(self) -> ModelInfo:
@@ -94,6 +101,11 @@ class EngineThread(LoopThread):
             return list(await asyncio.gather(*(collect(self.engine, run) for run in runs)))
 
         return self.call(gather())
+
+    def forget(self) -> None:
+        """What comes next finds nothing of what has run before."""
+        self.engine.rows.clear()
+        assert self.call(self.engine.vllm.reset_prefix_cache())
 
     def close(self) -> None:
         self.call(self.engine.close())
@@ -254,6 +266,11 @@ async def started(engine: VllmEngine, run: Run) -> None:
         async for event in events:
             if isinstance(event, Tokens):
                 return
+
+
+def cached_tokens() -> int:
+    """How many tokens vLLM had not to compute so far, of the engine that started last."""
+    return int(vllm_counter("vllm:prefix_cache_hits_total"))
 
 
 def vllm_counter(name: str) -> float:

@@ -11,11 +11,11 @@ import pytest
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.operations import Add
 from actserve_server.domain.positions import NO_END, Selection, Spans
-from actserve_server.domain.runs import Intervention, Run, Sampling
+from actserve_server.domain.runs import Capture, Intervention, Run, Sampling
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.forms import Vectors, form_of
 from actserve_server.engine.vllm import wire
-from tests.integration.harness import EngineThread, Result, collect
+from tests.integration.harness import EngineThread, Result, collect, relative_errors
 
 PROMPT = tuple(range(300, 420))
 """Several blocks of the prefix cache."""
@@ -96,3 +96,17 @@ def test_a_failed_step_fails_its_runs_alone_and_is_not_read_again(
     assert beside in (Reason.INTERVENTION_INCOMPLETE, other)
     assert [again] == answers(replace(_steered("fresh", 1), tenant="shares nothing"))
     assert again not in (plain_alone, other)
+
+
+def test_rows_of_a_failed_step_are_given_to_nobody(smollm2: EngineThread, broken: set[int]) -> None:
+    site, everywhere = Site(HookPoint.RESID_POST, 20), Selection(Spans(((0, NO_END),)))
+    captured = replace(_steered("bad", 1), captures=(Capture((site,), everywhere),))
+    smollm2.forget()
+    broken.add(1)
+    with pytest.raises(ActserveError):
+        smollm2.run(captured)
+    assert smollm2.engine.rows.held_bytes == 0
+    broken.clear()
+    served = smollm2.run(replace(captured, id="served"))
+    alone = smollm2.run(replace(captured, id="alone", tenant="shares nothing"))
+    assert relative_errors(served.rows[site], alone.rows[site]).max() <= 1e-3

@@ -1,8 +1,8 @@
 """Under load every run gets exactly what it gets alone, whatever else is in the batch.
 
 Runs of every kind at once (`mixture.py`); prefill in chunks of 256; a KV cache so small that runs
-are preempted and computed again; prefix caching on. `make isolation` asks for more: 500 runs of
-three seeds, compiled and eager.
+are preempted and computed again; prefix caching on, and rows cached. `make isolation` asks for
+more: 500 runs of three seeds, compiled and eager.
 """
 
 import os
@@ -62,11 +62,13 @@ def engine(
 
 @pytest.fixture(scope="module", params=SEEDS)
 def compared(request: pytest.FixtureRequest, engine: EngineThread) -> list[Compared]:
+    """Every run, and some once more, at once, when rows of their prompts are cached."""
     runs = list(Mixture(engine, request.param).runs(REQUESTS))
     together, preemptions = _load(engine, runs)
     if not preemptions:  # It depends on when each request arrives; twice none would be news.
         together, preemptions = _load(engine, runs)
     assert preemptions > 0, "the KV cache is not small enough to prove anything"
+    repeated = _repeated(engine, [run for run in runs if run.captures][: REQUESTS // 4])
     found: list[Compared] = []
     for run, result in zip(runs, together, strict=True):
         if _is_plain(run):  # It is compared with stock vLLM instead.
@@ -75,11 +77,13 @@ def compared(request: pytest.FixtureRequest, engine: EngineThread) -> list[Compa
             found.append(Compared(run, result, found[-1].alone))
         else:
             found.append(Compared(run, result, _alone(engine, run)))
-    return found
+    alone = {each.run.id: each.alone for each in found}
+    return [*found, *(Compared(run, result, alone[run.id]) for run, result in repeated)]
 
 
 def _load(engine: EngineThread, runs: Sequence[Run]) -> tuple[list[Result], float]:
     """The results of all runs at once, and how many times one was preempted."""
+    engine.forget()
     before, started = vllm_counter("vllm:num_preemptions_total"), time.monotonic()
     results = engine.run_all([again(run) for run in runs])
     preemptions = vllm_counter("vllm:num_preemptions_total") - before
@@ -88,9 +92,18 @@ def _load(engine: EngineThread, runs: Sequence[Run]) -> tuple[list[Result], floa
     return results, preemptions
 
 
+def _repeated(engine: EngineThread, runs: Sequence[Run]) -> list[tuple[Run, Result]]:
+    """The results of runs that have been run before, all at once."""
+    engine.rows_found = 0
+    results = engine.run_all([again(run) for run in runs])
+    print(f"{len(runs)} runs once more, {engine.rows_found} rows found")
+    assert engine.rows_found > REQUESTS
+    return list(zip(runs, results, strict=True))
+
+
 def _alone(engine: EngineThread, run: Run) -> Result:
     # Nor with what the others have left: a wrong prefix that both read would go unnoticed.
-    assert engine.call(engine.engine.vllm.reset_prefix_cache())
+    engine.forget()
     return engine.run(again(run))
 
 

@@ -223,12 +223,14 @@ def cases(
             known = selection.token_ids is None and selection.spans.ranges[-1][1] < NO_END
             if name == "replace" and not known:
                 continue  # It has a row for each position.
-            runs[name, kind] = make_run(
+            run = make_run(
                 prompt.ids,
                 Intervention((SITE,), selection, _of_rows(operation, count)),
                 sites=(SITE, *SUMMANDS),
                 sampling=greedy(TOKENS),
             )
+            # Also what comes before the change.
+            runs[name, kind] = replace(run, computes_all=True)
     results = dict(zip(runs, smollm2.run_all(runs.values()), strict=True))
     return {
         (name, kind): Case(

@@ -17,11 +17,11 @@ from tests.integration.harness import (
     add,
     again,
     at,
+    cached_tokens,
     collect,
     greedy,
     make_run,
     relative_errors,
-    vllm_counter,
 )
 
 SITE = Site(HookPoint.RESID_POST, 10)
@@ -39,10 +39,6 @@ def prompt(smollm2: EngineThread, request: pytest.FixtureRequest) -> tuple[int, 
     return smollm2.tokenize(text).ids
 
 
-def _cached_tokens() -> int:
-    return int(vllm_counter("vllm:prefix_cache_hits_total"))
-
-
 def test_a_capture_after_a_cached_prompt_has_every_row(
     smollm2: EngineThread, prompt: tuple[int, ...]
 ) -> None:
@@ -58,9 +54,9 @@ def test_a_capture_of_the_last_position_alone_may_use_the_cache(
 ) -> None:
     last = at(len(prompt) - 1)
     fresh = smollm2.run(make_run(prompt, sites=[SITE], at=last, sampling=GREEDY))
-    before = _cached_tokens()
+    before = cached_tokens()
     second = smollm2.run(make_run(prompt, sites=[SITE], at=last, sampling=GREEDY))
-    assert _cached_tokens() > before
+    assert cached_tokens() > before
     assert second.positions == [len(prompt) - 1]
     assert relative_errors(second.rows[SITE], fresh.rows[SITE]).max() <= 1e-3
 
@@ -83,9 +79,9 @@ def test_equal_steering_shares_the_cache_and_says_so(
 ) -> None:
     steering = add(SITE, VECTOR)
     first = smollm2.run(make_run(prompt, steering, sampling=GREEDY))
-    before = _cached_tokens()
+    before = cached_tokens()
     second = smollm2.run(make_run(prompt, steering, sampling=GREEDY))
-    cached = _cached_tokens() - before
+    cached = cached_tokens() - before
     assert cached > 0
     assert second.token_ids == first.token_ids
     (fresh,), (shared,) = first.interventions, second.interventions
@@ -101,9 +97,9 @@ def test_a_tenant_reuses_what_it_ran_itself_and_nothing_of_another(
     run = make_run(prompt, *steering, sampling=GREEDY)
     found, cached = [], []
     for tenant in ("vision", "language", "vision"):
-        before = _cached_tokens()
+        before = cached_tokens()
         found.append(smollm2.run(replace(again(run), tenant=tenant)))
-        cached.append(_cached_tokens() - before)
+        cached.append(cached_tokens() - before)
     assert cached[:2] == [0, 0]
     assert cached[2] > 0
     # Whoever asks, the numbers are the same.
@@ -114,15 +110,15 @@ def test_a_tenant_reuses_what_it_ran_itself_and_nothing_of_another(
 
 def _run_fresh(engine: EngineThread, run: Run) -> Result:
     """What a run gives that finds nothing in the cache."""
-    assert engine.call(engine.engine.vllm.reset_prefix_cache())
+    engine.forget()
     return engine.run(again(run))
 
 
 def _run_cached(engine: EngineThread, run: Run) -> tuple[Result, int]:
     """And one that may, with how many tokens it found."""
-    before = _cached_tokens()
+    before = cached_tokens()
     result = engine.run(again(run))
-    return result, _cached_tokens() - before
+    return result, cached_tokens() - before
 
 
 def _blocks(end: int) -> int:
@@ -232,6 +228,7 @@ def test_a_capture_of_a_steered_prompt_has_every_row_though_most_are_cached(
 ) -> None:
     edit = add(SITE, VECTOR, selection=at(len(prompt) - 1))
     plain = _run_fresh(smollm2, make_run(prompt, sites=[AFTER]))
+    _run_fresh(smollm2, make_run(prompt))
     captured, cached = _run_cached(smollm2, make_run(prompt, edit, sites=[AFTER]))
     assert cached == 0
     assert captured.positions == [*range(len(prompt))]
@@ -261,6 +258,6 @@ def test_what_is_shared_before_edits_is_whole_though_who_computed_it_was_cancell
         await asyncio.gather(*leaving, return_exceptions=True)
         return list(await asyncio.gather(*staying))
 
-    assert smollm2.call(smollm2.engine.vllm.reset_prefix_cache())
+    smollm2.forget()
     for result, wanted in zip(smollm2.call(crowd()), alone, strict=True):
         _agree(result, wanted)

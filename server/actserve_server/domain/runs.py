@@ -215,6 +215,8 @@ class Run:
     interventions: tuple[Intervention, ...] = ()
     placements: tuple[Placement, ...] = ()
     """At distinct positions. The token ids there count only for what decides by token id."""
+    computes_all: bool = False
+    """Whether each row is computed for this run, whatever the same tokens gave before."""
     tenant: str = ""
     """Whose run it is. Runs of different tenants share no cached prefix, and count apart where what
     runs at once is bounded."""

@@ -192,6 +192,7 @@ class _Round:
             sampling=replace(GREEDY_ONE_TOKEN, logprobs=logprobs),
             captures=(Capture(tuple(sites), Selection(Spans(((0, NO_END),)))),),
             interventions=changes,
+            computes_all=True,
         )
         rows = {
             site: np.full((len(prompt), self._info.at(site).width), np.nan, np.float32)

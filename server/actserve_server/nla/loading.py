@@ -90,6 +90,7 @@ async def _load(
         options,
         cpu_kv_cache_bytes=CPU_KV_CACHE_BYTES,
         vector_budget_bytes=VECTOR_BUDGET_BYTES,
+        row_cache_bytes=0,  # It captures last positions alone.
         max_num_batched_tokens=None,
         log_stats=False,  # They would take the place of the served model's.
     )

@@ -98,6 +98,7 @@ async def _rows(
         id=f"self-test-attribution-{sites[0]}",
         token_ids=tuple(ids),
         captures=(Capture(tuple(sites), Selection(Spans(((0, NO_END),)))),),
+        computes_all=True,
     )
     parts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
     async with aclosing(engine.run(run)) as events:

@@ -72,6 +72,7 @@ async def _rows(
         id=f"self-test-attention-{layer}",
         token_ids=token_ids,
         captures=(Capture(sites, Selection(Spans(((0, NO_END),)))),),
+        computes_all=True,
     )
     parts: list[list[np.ndarray]] = [[] for _ in sites]
     async with aclosing(engine.run(run)) as events:

@@ -378,6 +378,8 @@ class _VllmsScheduler:
         self.cache_config = SimpleNamespace(
             enable_prefix_caching=enable_prefix_caching, prefix_caching_hash_algo=ALGORITHM
         )
+        coordinator = SimpleNamespace(find_longest_cache_hit=None)
+        self.kv_cache_manager = SimpleNamespace(coordinator=coordinator)
 
 
 class _Scheduler(scheduler.Salted, _VllmsScheduler):

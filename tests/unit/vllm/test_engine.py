@@ -17,6 +17,7 @@ from actserve_server.engine.vllm import engine as engine_module
 from actserve_server.engine.vllm.collector import Collector
 from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.ring import RingReader
+from actserve_server.engine.vllm.row_cache import RowCache
 from tests.unit.vllm.steps import make_run, read
 
 PLAIN, CAPTURED = make_run(), make_run(read("resid_post.0"))
@@ -68,7 +69,8 @@ async def engine(llm: Llm) -> VllmEngine:
         row_type=lambda _: ElementType.F16,
         row_width=lambda capture, site: 4,
     )
-    return VllmEngine(llm, info, collector, weights=None)  # type: ignore[arg-type]
+    rows = RowCache(1 << 20, block_tokens=4)
+    return VllmEngine(llm, info, collector, weights=None, rows=rows)  # type: ignore[arg-type]
 
 
 async def _events(engine: VllmEngine, run: Run) -> list[Any]:

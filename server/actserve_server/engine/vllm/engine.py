@@ -3,9 +3,10 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from vllm import SamplingParams
@@ -33,6 +34,7 @@ from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTar
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.engine.forms import Vectors, vector_bytes
 from actserve_server.engine.vllm import startup, wire
+from actserve_server.engine.vllm.block_names import block_names
 from actserve_server.engine.vllm.cache_salt import cache_salt
 from actserve_server.engine.vllm.collector import Collector
 from actserve_server.engine.vllm.inbox import Block, Inbox
@@ -40,13 +42,21 @@ from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.engine.vllm.placing import prompt_of
 from actserve_server.engine.vllm.records import MAX_ROW_BYTES
 from actserve_server.engine.vllm.ring import RingReader
+from actserve_server.engine.vllm.row_cache import NOBODY, Filling, RowCache, Watch
 from actserve_server.engine.vllm.sampling import ending, sampling_params
+from actserve_server.engine.vllm.scheduler import READABLE_ARG
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
 from actserve_server.engine.vllm.vector_uploads import VectorUploads
 from actserve_server.engine.vllm.weight_reader import WeightReader
 
 ARRIVAL_TIMEOUT_S = 30.0
 """How long after a run's last token its rows may take to arrive before they count as lost."""
+
+LONG_PROMPT_TOKENS = 512
+"""From so many on, what is made of a prompt that is captured would hold up the event loop."""
+
+COPIED_OFF_LOOP_BYTES = 1 << 20
+"""And from so many on the rows that are put aside for others."""
 
 _HEALTH_CHECK_S = 1.0
 """How often a run that waits for its last rows looks whether anyone is left to send them."""
@@ -64,10 +74,12 @@ class VllmEngine:
         info: ModelInfo,
         collector: Collector,
         weights: WeightReader,
+        rows: RowCache,
         *,
         share_plain_prefixes: bool = False,
     ) -> None:
         self._llm = llm
+        self._rows = rows
         self._share_plain_prefixes = share_plain_prefixes
         self._info = info
         self._collector = collector
@@ -78,9 +90,10 @@ class VllmEngine:
         self._keys = itertools.count(1)
 
     @classmethod
-    async def start(cls, options: EngineOptions) -> "VllmEngine":
+    async def start(cls, options: EngineOptions, watch: Watch = NOBODY) -> "VllmEngine":
         """Loads the model and starts the worker. Takes a minute or two when vLLM compiles the
-        model for the first time. Raises `ValueError` for a model that cannot be served."""
+        model for the first time. `watch` is told of the rows that are cached. Raises `ValueError`
+        for a model that cannot be served."""
         reader = RingReader()
         try:
             llm = await startup.start(options, reader.folder)
@@ -96,7 +109,12 @@ class VllmEngine:
         reader.detach_folder()
         collector = Collector(reader, asyncio.get_running_loop())
         weights = WeightReader(llm, info, norm)
-        return cls(llm, info, collector, weights, share_plain_prefixes=options.share_plain_prefixes)
+        cached = llm.vllm_config.cache_config
+        # Without vLLM's cache every row is computed anyway.
+        room = options.row_cache_bytes if cached.enable_prefix_caching else 0
+        rows = RowCache(room, cached.block_size, watch)
+        share = options.share_plain_prefixes
+        return cls(llm, info, collector, weights, rows, share_plain_prefixes=share)
 
     @property
     def info(self) -> ModelInfo:
@@ -106,6 +124,11 @@ class VllmEngine:
     def vllm(self) -> AsyncLLM:
         """vLLM's own engine, for benchmarks and tests that compare with it."""
         return self._llm
+
+    @property
+    def rows(self) -> RowCache:
+        """Rows of prompts that runs have captured, for benchmarks and tests."""
+        return self._rows
 
     @property
     def uploaded_bytes(self) -> int:
@@ -160,6 +183,7 @@ class VllmEngine:
             self._llm.output_processor.propagate_error(EngineDeadError())
             self._collector.close()
             self._tokenizer.close()
+            self._rows.close()
 
     async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
         self._check_tokens_known(run)
@@ -171,11 +195,10 @@ class VllmEngine:
             )
         prepared = await self._open(run)
         try:
-            prompt = prompt_of(run, prepared.salt, self._info.width, model.dtype)
             async with self._uploads.held(prepared.uploads):
-                outputs = self._llm.generate(prompt, prepared.params, run.id)  # type: ignore[arg-type]
+                outputs = self._llm.generate(prepared.prompt, prepared.params, run.id)  # type: ignore[arg-type]
                 events = (
-                    self._run_tapped(run, outputs, prepared.inbox)
+                    self._run_tapped(run, outputs, prepared.inbox, prepared.filling)
                     if prepared.inbox
                     else self._run_plain(run, outputs)
                 )
@@ -191,9 +214,12 @@ class VllmEngine:
             raise _engine_dead() from error
         finally:
             self._collector.close_inbox(prepared.key)
+            if prepared.filling:
+                prepared.filling.drop()
 
     async def _open(self, run: Run) -> "_Prepared":
         large = sum(vector_bytes(run.interventions, run.captures).values()) > wire.INLINE_BYTES
+        large |= len(run.token_ids) >= LONG_PROMPT_TOKENS and bool(run.captures)
         while True:
             failures = self._collector.failures
             prepared = (
@@ -214,12 +240,27 @@ class VllmEngine:
             share_plain_prefixes=self._share_plain_prefixes,
             failures=failures,
         )
-        inbox = None
-        if taps:
-            spans = [reading.spans for reading in taps.captures]
-            inbox = Inbox(spans, taps.edits, salt if taps.edits else None)
-        uploads = tuple(taps.vectors.values()) if taps and taps.uploads else ()
-        return _Prepared(key, salt, self._params(run, taps), inbox, uploads)
+        prompt = prompt_of(run, salt, self._info.width, self._llm.model_config.dtype)
+        if taps is None:
+            return _Prepared(key, prompt, self._params(run))
+        inbox = Inbox(
+            [reading.spans for reading in taps.captures], taps.edits, salt if taps.edits else None
+        )
+        uploads = tuple(taps.vectors.values()) if taps.uploads else ()
+        if taps.remembers:
+            # A score that depends on earlier tokens needs them all to be computed.
+            return _Prepared(key, prompt, self._params(run, taps, readable=0), inbox, uploads)
+        if not taps.captures:
+            return _Prepared(key, prompt, self._params(run, taps), inbox, uploads)
+        names: Sequence[bytes] = ()
+        if self._rows.max_bytes and not run.computes_all:
+            names = block_names(prompt, self._rows.block_tokens)
+        found = self._rows.find(names, taps.captures, len(run.token_ids))
+        for number, block in found.rows:
+            inbox.put_rows(number, block)
+        filling = self._rows.filling(names, taps.captures) if names else None
+        params = self._params(run, taps, readable=found.end)
+        return _Prepared(key, prompt, params, inbox, uploads, filling)
 
     def _check_tokens_known(self, run: Run) -> None:
         # With asynchronous scheduling the worker plans a step before it knows the last token.
@@ -261,14 +302,22 @@ class VllmEngine:
                 yield Finished(reason, count, stopped_by=stopped_by)
 
     async def _run_tapped(
-        self, run: Run, outputs: AsyncIterator[RequestOutput], inbox: Inbox
+        self,
+        run: Run,
+        outputs: AsyncIterator[RequestOutput],
+        inbox: Inbox,
+        filling: Filling | None,
     ) -> AsyncGenerator[RunEvent, None]:
         async with aclosing(_with_arrivals(outputs, inbox)) as steps:
-            async for event in self._events(run, steps, inbox):
+            async for event in self._events(run, steps, inbox, filling):
                 yield event
 
     async def _events(
-        self, run: Run, steps: AsyncIterator[RequestOutput | None], inbox: Inbox
+        self,
+        run: Run,
+        steps: AsyncIterator[RequestOutput | None],
+        inbox: Inbox,
+        filling: Filling | None,
     ) -> AsyncIterator[RunEvent]:
         captured = [
             _Captured(number, capture, self._info.row_type(capture))
@@ -278,7 +327,8 @@ class VllmEngine:
         ids = list(run.token_ids)
         async for output in steps:
             if output is None:
-                for event in _taken(captured, inbox.take(prompt_tokens), ids):
+                taken = await _take(inbox, prompt_tokens, filling, run.token_ids)
+                for event in _rows(captured, taken, ids):
                     yield event
                 continue
             completion = output.outputs[0]
@@ -294,7 +344,8 @@ class VllmEngine:
             if tokens:
                 yield tokens
             if reason or inbox.due():
-                for event in _taken(captured, inbox.take(end), ids):
+                taken = await _take(inbox, end, filling, run.token_ids)
+                for event in _rows(captured, taken, ids):
                     yield event
             if reason:
                 reports = inbox.reports(ids[:end])
@@ -319,17 +370,18 @@ class VllmEngine:
                 await asyncio.wait_for(inbox.arrival(), _HEALTH_CHECK_S)
             await self.check_health()
 
-    def _params(self, run: Run, taps: wire.RunTaps | None) -> SamplingParams:
-        last = len(run.token_ids) - 1
-        reads_prompt = any(len(capture.spans.within(0, last)) for capture in run.captures)
+    def _params(
+        self, run: Run, taps: wire.RunTaps | None = None, readable: int | None = None
+    ) -> SamplingParams:
+        """`readable` is how many tokens may come from the prefix cache, any if None."""
+        args: dict[str, Any] = {wire.EXTRA_ARG: wire.encode(taps)} if taps else {}
+        if readable:
+            args[READABLE_ARG] = readable
         return sampling_params(
             run.sampling,
             self._defaults,
-            extra_args={wire.EXTRA_ARG: wire.encode(taps)} if taps else None,
-            # A position served from the prefix cache is never computed, so has no row; only the
-            # last prompt position and later ones are always computed.
-            # And a score that depends on earlier tokens needs them all to be computed.
-            skip_reading_prefix_cache=reads_prompt or bool(taps and taps.remembers),
+            extra_args=args or None,
+            skip_reading_prefix_cache=readable == 0,
         )
 
     def _tokens(self, run: Run, count: int, completion: CompletionOutput) -> Tokens | None:
@@ -364,13 +416,14 @@ class _Prepared:
     """A run as vLLM and the worker are told of it."""
 
     key: int
-    salt: str | None
-    """What its cache is salted with."""
+    prompt: Mapping[str, Any]
     params: SamplingParams
-    inbox: Inbox | None
+    inbox: Inbox | None = None
     """None if it is plain."""
-    uploads: Sequence[Vectors]
+    uploads: Sequence[Vectors] = ()
     """What the workers must hold before it begins."""
+    filling: Filling | None = None
+    """Where its rows are put aside for others, if they are."""
 
 
 async def _with_arrivals(
@@ -430,7 +483,27 @@ class _Captured:
         return np.concatenate(self._sent) if self._sent else np.empty(0, np.int64)
 
 
-def _taken(
+async def _take(
+    inbox: Inbox, end: int, filling: Filling | None, prompt: Sequence[int]
+) -> list[list[Block]]:
+    """What the inbox has below position `end`, put aside for others on the way."""
+    # Before taking, so that nothing is missing if it is; and what came after a step that failed is
+    # refused below.
+    complete = end >= len(prompt) and inbox.complete(len(prompt))
+    taken = inbox.take(end)
+    if filling is None or not filling.open:
+        return taken
+    if sum(block.data.nbytes for blocks in taken for block in blocks) < COPIED_OFF_LOOP_BYTES:
+        filling.add(taken)
+    else:
+        await off_loop(filling.add, taken)
+    if complete:
+        inbox.reports(prompt)  # Raises if an edit was not made as the blocks' names say.
+        filling.commit()
+    return taken
+
+
+def _rows(
     captured: Sequence[_Captured], taken: Sequence[Sequence[Block]], ids: Sequence[int]
 ) -> Iterator[Rows]:
     for each, blocks in zip(captured, taken, strict=True):

@@ -1,14 +1,18 @@
-"""What runs inside vLLM's scheduler: the names of cached blocks.
+"""What runs inside vLLM's scheduler: the names of cached blocks, and how far a run may read them.
 
 vLLM names a block of its prefix cache by the hash of its tokens, of the block before it and of some
 extra keys, of which the request's `cache_salt` is one, in the first block. Here the salt of a run
 with edits (`cache_salt.py`) is taken apart: the first block gets what plain runs have, and blocks
 from the first changed position on get the digest of the edits.
 
+A position that comes from the cache is never computed, so it has no row. A run that captures says
+before which position it needs none computed (`row_cache.py`), and only those are read for it.
+
 `scheduler_cls` names one of these schedulers, since vLLM imports that where it names blocks, in the
 engine core's process, whichever processes the workers are in. Neither schedules differently.
 """
 
+import sys
 from typing import Any
 
 from vllm import SamplingParams
@@ -19,6 +23,9 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from actserve_server.engine.vllm.cache_salt import EditedSalt
+
+READABLE_ARG = "actserve_readable"
+"""In `SamplingParams.extra_args`: how many tokens may come from the cache; any where it is not."""
 
 Keys = tuple[Any, ...]
 
@@ -82,14 +89,34 @@ def check_names(algorithm: str) -> None:
 
 
 class Salted:
-    """Mixin before a vLLM scheduler class: what is cached is named by our salts."""
+    """Mixin before a vLLM scheduler class: what is cached is named by our salts, and read as far as
+    a run may."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         cache: Any = self.cache_config  # type: ignore[attr-defined]
+        self._readable = sys.maxsize
         if cache.enable_prefix_caching:
             install()
             check_names(cache.prefix_caching_hash_algo)
+            coordinator = self.kv_cache_manager.coordinator  # type: ignore[attr-defined]
+            self._find = coordinator.find_longest_cache_hit
+            coordinator.find_longest_cache_hit = self._find_readable
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> Any:
+        """vLLM's, which looks for blocks of this request."""
+        self._readable = readable_tokens(request)
+        return super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
+
+    def _find_readable(self, block_hashes: Any, max_cache_hit_length: int) -> Any:
+        """In place of vLLM's function, which stops at a length anyway."""
+        return self._find(block_hashes, min(max_cache_hit_length, self._readable))
+
+
+def readable_tokens(request: Request) -> int:
+    """How many tokens of a request may come from the cache."""
+    params = request.sampling_params
+    return ((params and params.extra_args) or {}).get(READABLE_ARG, sys.maxsize)
 
 
 class SaltedScheduler(Salted, Scheduler):

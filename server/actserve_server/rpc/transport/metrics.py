@@ -46,6 +46,12 @@ _VECTORS = Gauge(
 )
 _KEPT = Gauge("actserve_kept_bytes", "Bytes of activations kept for later calls.")
 _STORE = Gauge("actserve_store_reachable", "0 since the database could not be reached, else 1.")
+_ROW_CACHE = Gauge(
+    "actserve_row_cache_bytes", "Bytes of rows that are cached for captures of the same prompts."
+)
+_ROW_CACHE_HITS = Counter(
+    "actserve_row_cache_hits_total", "Rows that were cached when a capture asked for them."
+)
 
 
 class Admission(Protocol):
@@ -73,6 +79,16 @@ class Storing(Protocol):
 
     @property
     def reachable(self) -> bool: ...
+
+
+class RowCacheWatch:
+    """What row caches report to."""
+
+    def held(self, more: int) -> None:
+        _ROW_CACHE.inc(more)
+
+    def found(self, rows: int) -> None:
+        _ROW_CACHE_HITS.inc(rows)
 
 
 def watch(admission: Admission, keeping: Keeping, storing: Storing) -> None:
