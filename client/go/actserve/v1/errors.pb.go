@@ -148,7 +148,7 @@ const (
 	// An intervention was not applied as asked, so the answer is withheld. Try again,
 	// and report it. INTERNAL.
 	ErrorReason_ERROR_REASON_INTERVENTION_INCOMPLETE ErrorReason = 35
-	// An intervention applied to no row. Select others, generate more, or set
+	// No token that an intervention selects was run. Select others, generate more, or set
 	// allow_unused. INVALID_ARGUMENT.
 	ErrorReason_ERROR_REASON_INTERVENTION_UNUSED ErrorReason = 36
 	// Nothing is kept under that name: it has expired, was deleted, or is on another
@@ -190,21 +190,21 @@ const (
 	// The server failed in a way it did not foresee. Report it, with the request id
 	// that RequestInfo has. INTERNAL.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 49
-	// Not sent yet: the server stores nothing under that name. Use one that its service
-	// lists. NOT_FOUND with resource_name, resource_type.
+	// The server stores nothing under that name. Use one that its service lists. NOT_FOUND
+	// with resource_name, resource_type.
 	ErrorReason_ERROR_REASON_RESOURCE_NOT_FOUND ErrorReason = 50
-	// Not sent yet: something is stored under that name already. Choose another id, or
-	// delete what is there. ALREADY_EXISTS with resource_name, resource_type.
+	// Something is stored under that name already. Choose another id, or delete what is
+	// there. ALREADY_EXISTS with resource_name, resource_type.
 	ErrorReason_ERROR_REASON_RESOURCE_EXISTS ErrorReason = 51
 	// Not sent yet: what is named is still being made, or could not be. Wait until its
 	// Work.state is WORK_STATE_SUCCEEDED; after WORK_STATE_FAILED make another.
 	// FAILED_PRECONDITION with resource_name, state.
 	ErrorReason_ERROR_REASON_RESOURCE_NOT_READY ErrorReason = 52
-	// Not sent yet: what is stored has changed since its etag was read. Read it again,
-	// and make the change to that. ABORTED with resource_name.
+	// What is stored has changed since its etag was read. Read it again, and make the
+	// change to that. ABORTED with resource_name.
 	ErrorReason_ERROR_REASON_ETAG_MISMATCH ErrorReason = 53
-	// Not sent yet: another request had the same id. Choose a new id for every
-	// new request. INVALID_ARGUMENT with request_id.
+	// Another request had the same id. Choose a new id for every new request.
+	// INVALID_ARGUMENT with request_id.
 	ErrorReason_ERROR_REASON_REQUEST_ID_REUSED ErrorReason = 54
 	// Not sent yet: the bytes of a chunk do not have its checksum. Send the chunk again.
 	// INVALID_ARGUMENT with crc32c, expected_crc32c.
@@ -212,21 +212,21 @@ const (
 	// Not sent yet: bytes of a matrix are missing. Send the rest before FinishUpload.
 	// FAILED_PRECONDITION with matrix_index, received_bytes, expected_bytes.
 	ErrorReason_ERROR_REASON_UPLOAD_INCOMPLETE ErrorReason = 56
-	// Not sent yet: there is no room for what would be stored. Store less, or delete
-	// some. RESOURCE_EXHAUSTED with bytes, stored_bytes, limit.
+	// There is no room for what would be stored. Store less, or delete some.
+	// RESOURCE_EXHAUSTED with bytes, stored_bytes, limit.
 	ErrorReason_ERROR_REASON_STORE_QUOTA_EXCEEDED ErrorReason = 57
-	// Not sent yet: a resume token is not this server's, or is of another request. Send
-	// the request that it came from, or begin without one. INVALID_ARGUMENT.
+	// A resume token is not this server's, or is of another request. Send the request that
+	// it came from, or begin without one. INVALID_ARGUMENT.
 	ErrorReason_ERROR_REASON_RESUME_TOKEN_INVALID ErrorReason = 58
-	// Not sent yet: a sweep has more cells than one call may have. Make several calls.
+	// A sweep has more cells than one call may have. Make several calls.
 	// INVALID_ARGUMENT with cells, limit.
 	ErrorReason_ERROR_REASON_TOO_MANY_CELLS ErrorReason = 59
-	// Not sent yet: an AddOperation would add more than the server's operator allows,
-	// relative to the rows that it is added to. Lower its coefficient, or the norm of its
-	// vector. INVALID_ARGUMENT with dose, limit, site.
+	// Interventions would add more at a site than the server's operator allows, relative to
+	// its rows: see Limits.max_relative_dose. Lower their coefficients or bounds, or the
+	// norms of their vectors. INVALID_ARGUMENT with dose, limit, site.
 	ErrorReason_ERROR_REASON_DOSE_TOO_LARGE ErrorReason = 60
-	// Not sent yet: the database that holds what is stored cannot be reached. Try again
-	// after RetryInfo. UNAVAILABLE.
+	// The database that holds what is stored cannot be reached. Try again after RetryInfo.
+	// UNAVAILABLE.
 	ErrorReason_ERROR_REASON_STORE_UNREACHABLE ErrorReason = 61
 )
 

@@ -49,14 +49,14 @@ type Intervention struct {
 	//	*Intervention_Zero
 	//	*Intervention_Mean
 	Operation isIntervention_Operation `protobuf_oneof:"operation"`
-	// Whether it may apply to no row of a sequence. Otherwise one that cannot apply to any
-	// is refused before anything runs: POSITION_OUT_OF_RANGE. One that could and did not,
+	// Whether it may be that no token it selects is run. Otherwise a selection of none is
+	// refused before anything runs: POSITION_OUT_OF_RANGE. One whose tokens were not run,
 	// such as where a sample ended before the positions named, makes its item, or the
 	// Generate call, fail: INTERVENTION_UNUSED. That some of the positions were not reached
-	// is no error. A position beyond what max_tokens allows is refused in any case.
+	// is no error, nor that `when` was met at none of them. A position beyond what max_tokens
+	// allows is refused in any case.
 	AllowUnused bool `protobuf:"varint,12,opt,name=allow_unused,json=allowUnused,proto3" json:"allow_unused,omitempty"`
-	// Where it acts, of the positions selected; at all of them when unset. Not served
-	// yet: FEATURE_NOT_SERVED.
+	// Where it acts, of the positions selected; at all of them when unset.
 	When          *Condition `protobuf:"bytes,13,opt,name=when,proto3" json:"when,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -268,14 +268,15 @@ func (*Intervention_Mean) isIntervention_Operation() {}
 
 // Acts at a token if the score of the tokens up to this one is above or below a bound
 // (after Lee et al., "Programming Refusal with Conditional Activation Steering",
-// 2024). With the reduction MAX it acts from the first such token on. The score of a
-// token is a function of its position, whatever the batch and the cache. What a run
-// writes to the prefix cache under a condition is read only under the same one.
+// 2024). With the reduction MAX and `above` it acts from the first such token on. The
+// score of a token is a function of its position, whatever the batch and the cache. What
+// a run writes to the prefix cache under a condition is read only under the same one.
 type Condition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What is scored. Its site is computed before every site that is changed, or is the only
 	// one: then it reads the row as the interventions before this one left it. Else
-	// SITE_INVALID.
+	// SITE_INVALID. A score that is not finite where the intervention selects a token fails
+	// the item, or the Generate call: INTERVENTION_INCOMPLETE.
 	Probe *Probe `protobuf:"bytes,1,opt,name=probe,proto3" json:"probe,omitempty"`
 	// How its numbers become one score; the newest when unset.
 	Aggregator *ScoreAggregator `protobuf:"bytes,2,opt,name=aggregator,proto3" json:"aggregator,omitempty"`
@@ -779,19 +780,21 @@ func (x *MeanOperation) GetMean() *VectorSource {
 // is the part of one head; tokens times sites times heads take 64 bits.
 type InterventionReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Rows it applied to.
+	// Rows it applied to: with `when`, those selected at which it was met.
 	Rows uint64 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
 	// Of these, rows whose value it changed.
 	ChangedRows uint64 `protobuf:"varint,2,opt,name=changed_rows,json=changedRows,proto3" json:"changed_rows,omitempty"`
 	// Of `rows`, those that came from the prefix cache with this same intervention
-	// already made, and are counted neither as changed nor in the mean.
+	// already made, and are counted neither as changed nor in the mean. With `when` they are
+	// all that were selected there: whether it was met is not known again. There are none
+	// where the aggregator smooths or reduces, since it must see every token.
 	ReusedRows uint64 `protobuf:"varint,3,opt,name=reused_rows,json=reusedRows,proto3" json:"reused_rows,omitempty"`
 	// The mean over the computed rows of |x' - x| / |x|, the size of the change
 	// relative to the row it was made to; at residual sites |x| is the norm of the
 	// residual stream. Unset when no row was computed.
 	MeanRelativeChange *float32 `protobuf:"fixed32,4,opt,name=mean_relative_change,json=meanRelativeChange,proto3,oneof" json:"mean_relative_change,omitempty"`
-	// What the coefficient was multiplied by so as not to exceed Limits.max_relative_dose;
-	// unset where it did not.
+	// What the coefficient, or the bounds of a ClampOperation, were multiplied by so as not
+	// to exceed Limits.max_relative_dose; unset where they did not.
 	DoseFactor    *float32 `protobuf:"fixed32,5,opt,name=dose_factor,json=doseFactor,proto3,oneof" json:"dose_factor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

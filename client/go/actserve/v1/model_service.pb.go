@@ -63,8 +63,8 @@ const (
 	// HeadService.
 	Feature_FEATURE_HEAD_METRICS Feature = 16
 	// Model.adapters, and `adapter` of the requests that run the model:
-	// FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter and
-	// ExplainTextRequest.adapter.
+	// FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter,
+	// SweepVariant.adapter, ExplainTextRequest.adapter and MakeSteeringVectorRequest.adapter.
 	Feature_FEATURE_ADAPTERS Feature = 17
 	// LogitAttributionReadout.
 	Feature_FEATURE_LOGIT_ATTRIBUTION Feature = 18
@@ -425,12 +425,15 @@ type Limits struct {
 	MaxRequestParts uint32 `protobuf:"varint,11,opt,name=max_request_parts,json=maxRequestParts,proto3" json:"max_request_parts,omitempty"`
 	// Bytes that the statistics of one call take on the server, 8 for each number.
 	MaxStatisticsBytes uint64 `protobuf:"varint,12,opt,name=max_statistics_bytes,json=maxStatisticsBytes,proto3" json:"max_statistics_bytes,omitempty"`
-	// The most that an AddOperation may add, as a part of the norm of the rows that it is
-	// added to: |c|, where it is relative, else |c| |v| over the median L2 norm of the rows
-	// of the site, of a text that the server ran when it started. No limit when unset.
+	// The most that the interventions of one sequence may add at a site, all together, as a
+	// part of the norm of its rows: of an AddOperation |c|, where it is relative, else
+	// |c| |v| over the median L2 norm of the site's rows, of a text that the server ran when
+	// it started; of a ClampOperation a bound that pushes the component away from zero, over
+	// that norm; of an AblateOperation |1 - c| - 1, where that is above zero. No limit when
+	// unset.
 	MaxRelativeDose *float32 `protobuf:"fixed32,13,opt,name=max_relative_dose,json=maxRelativeDose,proto3,oneof" json:"max_relative_dose,omitempty"`
-	// Whether an addition beyond that is scaled down to it, which its InterventionReport
-	// tells; else it is refused: DOSE_TOO_LARGE.
+	// Whether what is beyond that is scaled down to it, which InterventionReport tells; else
+	// it is refused: DOSE_TOO_LARGE.
 	ClampsDose bool `protobuf:"varint,14,opt,name=clamps_dose,json=clampsDose,proto3" json:"clamps_dose,omitempty"`
 	// Steering vectors that are stored at most, over all clients. On a server with tokens one
 	// tenant may take a part of them, as of the next.

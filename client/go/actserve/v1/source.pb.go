@@ -186,7 +186,6 @@ type VectorSource_Tensor struct {
 
 type VectorSource_SteeringVector struct {
 	// A stored vector. Format: models/{model}/steeringVectors/{steering_vector}.
-	// Not served yet: FEATURE_NOT_SERVED.
 	SteeringVector string `protobuf:"bytes,2,opt,name=steering_vector,json=steeringVector,proto3,oneof"`
 }
 

@@ -38,8 +38,7 @@ const (
 // takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
 // are its own, and are there until they are deleted.
 //
-// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-// ModelService says.
+// Credentials, names and headers are as ModelService says.
 type SteeringVectorServiceClient interface {
 	// Stores a vector.
 	CreateSteeringVector(ctx context.Context, in *CreateSteeringVectorRequest, opts ...grpc.CallOption) (*CreateSteeringVectorResponse, error)
@@ -145,8 +144,7 @@ func (c *steeringVectorServiceClient) CombineSteeringVectors(ctx context.Context
 // takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
 // are its own, and are there until they are deleted.
 //
-// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-// ModelService says.
+// Credentials, names and headers are as ModelService says.
 type SteeringVectorServiceServer interface {
 	// Stores a vector.
 	CreateSteeringVector(context.Context, *CreateSteeringVectorRequest) (*CreateSteeringVectorResponse, error)

@@ -34,9 +34,9 @@ type RunSweepRequest struct {
 	// it is.
 	Variants []*SweepVariant `protobuf:"bytes,3,rep,name=variants,proto3" json:"variants,omitempty"`
 	// How to sample each cell; nothing is generated when unset, and by the defaults when
-	// it is set and empty. Every cell has one sample, so `samples` is unset or one: else
-	// SAMPLING_INVALID. All cells use the same `seed`, so that they differ in nothing but
-	// what the sweep changes.
+	// it is set and empty. Every cell has one sample, so `samples` is unset or one, and does
+	// not tell `logprobs`, which is unset: else SAMPLING_INVALID. All cells use the same
+	// `seed`, so that they differ in nothing but what the sweep changes.
 	Sampling *SamplingParams `protobuf:"bytes,4,opt,name=sampling,proto3" json:"sampling,omitempty"`
 	// Texts whose log probabilities to report, as what would come next after each
 	// prompt; 64 at most.
@@ -227,7 +227,8 @@ type SweepVariant struct {
 	// applies in none of them.
 	Positions []*PositionSelector `protobuf:"bytes,5,rep,name=positions,proto3" json:"positions,omitempty"`
 	// The LoRA adapter that its cells run with; one of Model.adapters. Format:
-	// models/{model}/adapters/{adapter}. None when unset.
+	// models/{model}/adapters/{adapter}. None when unset. Not served yet:
+	// FEATURE_NOT_SERVED.
 	Adapter       string `protobuf:"bytes,6,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -367,7 +368,7 @@ type SweepScore struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Chosen by the caller, each at most once. 1 to 64 bytes.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The probe.
+	// The probe. Its direction is not an `edit`, which is made where an intervention is.
 	Probe *Probe `protobuf:"bytes,2,opt,name=probe,proto3" json:"probe,omitempty"`
 	// How its numbers become one score; the newest when unset.
 	Aggregator    *ScoreAggregator `protobuf:"bytes,3,opt,name=aggregator,proto3" json:"aggregator,omitempty"`

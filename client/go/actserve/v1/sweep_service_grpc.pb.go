@@ -28,8 +28,7 @@ const (
 //
 // Runs many prompts under many interventions, and reports what came of each.
 //
-// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-// ModelService says.
+// Credentials, names and headers are as ModelService says.
 type SweepServiceClient interface {
 	// Runs a sweep. The stream is one `started`; a `cell` for every prompt, variant and
 	// point of the variant's grid, in any order; then one `finished`. A cell that fails
@@ -74,8 +73,7 @@ type SweepService_RunSweepClient = grpc.ServerStreamingClient[RunSweepResponse]
 //
 // Runs many prompts under many interventions, and reports what came of each.
 //
-// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-// ModelService says.
+// Credentials, names and headers are as ModelService says.
 type SweepServiceServer interface {
 	// Runs a sweep. The stream is one `started`; a `cell` for every prompt, variant and
 	// point of the variant's grid, in any order; then one `finished`. A cell that fails

@@ -12,8 +12,7 @@ class SteeringVectorServiceStub(object):
     takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
     are its own, and are there until they are deleted.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    Credentials, names and headers are as ModelService says.
     """
 
     def __init__(self, channel):
@@ -66,8 +65,7 @@ class SteeringVectorServiceServicer(object):
     takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
     are its own, and are there until they are deleted.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    Credentials, names and headers are as ModelService says.
     """
 
     def CreateSteeringVector(self, request, context):
@@ -171,8 +169,7 @@ class SteeringVectorService(object):
     takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
     are its own, and are there until they are deleted.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    Credentials, names and headers are as ModelService says.
     """
 
     @staticmethod

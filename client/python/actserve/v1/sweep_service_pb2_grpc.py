@@ -8,8 +8,7 @@ from actserve.v1 import sweep_service_pb2 as actserve_dot_v1_dot_sweep__service_
 class SweepServiceStub(object):
     """Runs many prompts under many interventions, and reports what came of each.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    Credentials, names and headers are as ModelService says.
     """
 
     def __init__(self, channel):
@@ -28,8 +27,7 @@ class SweepServiceStub(object):
 class SweepServiceServicer(object):
     """Runs many prompts under many interventions, and reports what came of each.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    Credentials, names and headers are as ModelService says.
     """
 
     def RunSweep(self, request, context):
@@ -63,8 +61,7 @@ def add_SweepServiceServicer_to_server(servicer, server):
 class SweepService(object):
     """Runs many prompts under many interventions, and reports what came of each.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    Credentials, names and headers are as ModelService says.
     """
 
     @staticmethod

@@ -1112,7 +1112,6 @@ pub mod vector_source {
         #[prost(message, tag = "1")]
         Tensor(super::Tensor),
         /// A stored vector. Format: models/{model}/steeringVectors/{steering_vector}.
-        /// Not served yet: FEATURE_NOT_SERVED.
         #[prost(string, tag = "2")]
         SteeringVector(::prost::alloc::string::String),
         /// One row that the server has kept.
@@ -2636,7 +2635,7 @@ pub enum ErrorReason {
     /// An intervention was not applied as asked, so the answer is withheld. Try again,
     /// and report it. INTERNAL.
     InterventionIncomplete = 35,
-    /// An intervention applied to no row. Select others, generate more, or set
+    /// No token that an intervention selects was run. Select others, generate more, or set
     /// allow_unused. INVALID_ARGUMENT.
     InterventionUnused = 36,
     /// Nothing is kept under that name: it has expired, was deleted, or is on another
@@ -2678,21 +2677,21 @@ pub enum ErrorReason {
     /// The server failed in a way it did not foresee. Report it, with the request id
     /// that RequestInfo has. INTERNAL.
     Internal = 49,
-    /// Not sent yet: the server stores nothing under that name. Use one that its service
-    /// lists. NOT_FOUND with resource_name, resource_type.
+    /// The server stores nothing under that name. Use one that its service lists. NOT_FOUND
+    /// with resource_name, resource_type.
     ResourceNotFound = 50,
-    /// Not sent yet: something is stored under that name already. Choose another id, or
-    /// delete what is there. ALREADY_EXISTS with resource_name, resource_type.
+    /// Something is stored under that name already. Choose another id, or delete what is
+    /// there. ALREADY_EXISTS with resource_name, resource_type.
     ResourceExists = 51,
     /// Not sent yet: what is named is still being made, or could not be. Wait until its
     /// Work.state is WORK_STATE_SUCCEEDED; after WORK_STATE_FAILED make another.
     /// FAILED_PRECONDITION with resource_name, state.
     ResourceNotReady = 52,
-    /// Not sent yet: what is stored has changed since its etag was read. Read it again,
-    /// and make the change to that. ABORTED with resource_name.
+    /// What is stored has changed since its etag was read. Read it again, and make the
+    /// change to that. ABORTED with resource_name.
     EtagMismatch = 53,
-    /// Not sent yet: another request had the same id. Choose a new id for every
-    /// new request. INVALID_ARGUMENT with request_id.
+    /// Another request had the same id. Choose a new id for every new request.
+    /// INVALID_ARGUMENT with request_id.
     RequestIdReused = 54,
     /// Not sent yet: the bytes of a chunk do not have its checksum. Send the chunk again.
     /// INVALID_ARGUMENT with crc32c, expected_crc32c.
@@ -2700,21 +2699,21 @@ pub enum ErrorReason {
     /// Not sent yet: bytes of a matrix are missing. Send the rest before FinishUpload.
     /// FAILED_PRECONDITION with matrix_index, received_bytes, expected_bytes.
     UploadIncomplete = 56,
-    /// Not sent yet: there is no room for what would be stored. Store less, or delete
-    /// some. RESOURCE_EXHAUSTED with bytes, stored_bytes, limit.
+    /// There is no room for what would be stored. Store less, or delete some.
+    /// RESOURCE_EXHAUSTED with bytes, stored_bytes, limit.
     StoreQuotaExceeded = 57,
-    /// Not sent yet: a resume token is not this server's, or is of another request. Send
-    /// the request that it came from, or begin without one. INVALID_ARGUMENT.
+    /// A resume token is not this server's, or is of another request. Send the request that
+    /// it came from, or begin without one. INVALID_ARGUMENT.
     ResumeTokenInvalid = 58,
-    /// Not sent yet: a sweep has more cells than one call may have. Make several calls.
+    /// A sweep has more cells than one call may have. Make several calls.
     /// INVALID_ARGUMENT with cells, limit.
     TooManyCells = 59,
-    /// Not sent yet: an AddOperation would add more than the server's operator allows,
-    /// relative to the rows that it is added to. Lower its coefficient, or the norm of its
-    /// vector. INVALID_ARGUMENT with dose, limit, site.
+    /// Interventions would add more at a site than the server's operator allows, relative to
+    /// its rows: see Limits.max_relative_dose. Lower their coefficients or bounds, or the
+    /// norms of their vectors. INVALID_ARGUMENT with dose, limit, site.
     DoseTooLarge = 60,
-    /// Not sent yet: the database that holds what is stored cannot be reached. Try again
-    /// after RetryInfo. UNAVAILABLE.
+    /// The database that holds what is stored cannot be reached. Try again after RetryInfo.
+    /// UNAVAILABLE.
     StoreUnreachable = 61,
 }
 impl ErrorReason {
@@ -2929,15 +2928,15 @@ pub struct Intervention {
     /// whole row when empty.
     #[prost(uint32, repeated, tag = "3")]
     pub heads: ::prost::alloc::vec::Vec<u32>,
-    /// Whether it may apply to no row of a sequence. Otherwise one that cannot apply to any
-    /// is refused before anything runs: POSITION_OUT_OF_RANGE. One that could and did not,
+    /// Whether it may be that no token it selects is run. Otherwise a selection of none is
+    /// refused before anything runs: POSITION_OUT_OF_RANGE. One whose tokens were not run,
     /// such as where a sample ended before the positions named, makes its item, or the
     /// Generate call, fail: INTERVENTION_UNUSED. That some of the positions were not reached
-    /// is no error. A position beyond what max_tokens allows is refused in any case.
+    /// is no error, nor that `when` was met at none of them. A position beyond what max_tokens
+    /// allows is refused in any case.
     #[prost(bool, tag = "12")]
     pub allow_unused: bool,
-    /// Where it acts, of the positions selected; at all of them when unset. Not served
-    /// yet: FEATURE_NOT_SERVED.
+    /// Where it acts, of the positions selected; at all of them when unset.
     #[prost(message, optional, tag = "13")]
     pub when: ::core::option::Option<Condition>,
     /// What is done there. Exactly one is set.
@@ -2977,14 +2976,15 @@ pub mod intervention {
 }
 /// Acts at a token if the score of the tokens up to this one is above or below a bound
 /// (after Lee et al., "Programming Refusal with Conditional Activation Steering",
-/// 2024). With the reduction MAX it acts from the first such token on. The score of a
-/// token is a function of its position, whatever the batch and the cache. What a run
-/// writes to the prefix cache under a condition is read only under the same one.
+/// 2024). With the reduction MAX and `above` it acts from the first such token on. The
+/// score of a token is a function of its position, whatever the batch and the cache. What
+/// a run writes to the prefix cache under a condition is read only under the same one.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Condition {
     /// What is scored. Its site is computed before every site that is changed, or is the only
     /// one: then it reads the row as the interventions before this one left it. Else
-    /// SITE_INVALID.
+    /// SITE_INVALID. A score that is not finite where the intervention selects a token fails
+    /// the item, or the Generate call: INTERVENTION_INCOMPLETE.
     #[prost(message, optional, tag = "1")]
     pub probe: ::core::option::Option<Probe>,
     /// How its numbers become one score; the newest when unset.
@@ -3082,14 +3082,16 @@ pub struct MeanOperation {
 /// is the part of one head; tokens times sites times heads take 64 bits.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct InterventionReport {
-    /// Rows it applied to.
+    /// Rows it applied to: with `when`, those selected at which it was met.
     #[prost(uint64, tag = "1")]
     pub rows: u64,
     /// Of these, rows whose value it changed.
     #[prost(uint64, tag = "2")]
     pub changed_rows: u64,
     /// Of `rows`, those that came from the prefix cache with this same intervention
-    /// already made, and are counted neither as changed nor in the mean.
+    /// already made, and are counted neither as changed nor in the mean. With `when` they are
+    /// all that were selected there: whether it was met is not known again. There are none
+    /// where the aggregator smooths or reduces, since it must see every token.
     #[prost(uint64, tag = "3")]
     pub reused_rows: u64,
     /// The mean over the computed rows of |x' - x| / |x|, the size of the change
@@ -3097,8 +3099,8 @@ pub struct InterventionReport {
     /// residual stream. Unset when no row was computed.
     #[prost(float, optional, tag = "4")]
     pub mean_relative_change: ::core::option::Option<f32>,
-    /// What the coefficient was multiplied by so as not to exceed Limits.max_relative_dose;
-    /// unset where it did not.
+    /// What the coefficient, or the bounds of a ClampOperation, were multiplied by so as not
+    /// to exceed Limits.max_relative_dose; unset where they did not.
     #[prost(float, optional, tag = "5")]
     pub dose_factor: ::core::option::Option<f32>,
 }
@@ -5450,13 +5452,16 @@ pub struct Limits {
     /// Bytes that the statistics of one call take on the server, 8 for each number.
     #[prost(uint64, tag = "12")]
     pub max_statistics_bytes: u64,
-    /// The most that an AddOperation may add, as a part of the norm of the rows that it is
-    /// added to: |c|, where it is relative, else |c| |v| over the median L2 norm of the rows
-    /// of the site, of a text that the server ran when it started. No limit when unset.
+    /// The most that the interventions of one sequence may add at a site, all together, as a
+    /// part of the norm of its rows: of an AddOperation |c|, where it is relative, else
+    /// |c| |v| over the median L2 norm of the site's rows, of a text that the server ran when
+    /// it started; of a ClampOperation a bound that pushes the component away from zero, over
+    /// that norm; of an AblateOperation |1 - c| - 1, where that is above zero. No limit when
+    /// unset.
     #[prost(float, optional, tag = "13")]
     pub max_relative_dose: ::core::option::Option<f32>,
-    /// Whether an addition beyond that is scaled down to it, which its InterventionReport
-    /// tells; else it is refused: DOSE_TOO_LARGE.
+    /// Whether what is beyond that is scaled down to it, which InterventionReport tells; else
+    /// it is refused: DOSE_TOO_LARGE.
     #[prost(bool, tag = "14")]
     pub clamps_dose: bool,
     /// Steering vectors that are stored at most, over all clients. On a server with tokens one
@@ -5565,8 +5570,8 @@ pub enum Feature {
     /// HeadService.
     HeadMetrics = 16,
     /// Model.adapters, and `adapter` of the requests that run the model:
-    /// FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter and
-    /// ExplainTextRequest.adapter.
+    /// FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter,
+    /// SweepVariant.adapter, ExplainTextRequest.adapter and MakeSteeringVectorRequest.adapter.
     Adapters = 17,
     /// LogitAttributionReadout.
     LogitAttribution = 18,
@@ -6940,8 +6945,7 @@ pub mod steering_vector_service_client {
     /// takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
     /// are its own, and are there until they are deleted.
     ///
-    /// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    /// ModelService says.
+    /// Credentials, names and headers are as ModelService says.
     #[derive(Debug, Clone)]
     pub struct SteeringVectorServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -7237,9 +7241,9 @@ pub struct RunSweepRequest {
     #[prost(message, repeated, tag = "3")]
     pub variants: ::prost::alloc::vec::Vec<SweepVariant>,
     /// How to sample each cell; nothing is generated when unset, and by the defaults when
-    /// it is set and empty. Every cell has one sample, so `samples` is unset or one: else
-    /// SAMPLING_INVALID. All cells use the same `seed`, so that they differ in nothing but
-    /// what the sweep changes.
+    /// it is set and empty. Every cell has one sample, so `samples` is unset or one, and does
+    /// not tell `logprobs`, which is unset: else SAMPLING_INVALID. All cells use the same
+    /// `seed`, so that they differ in nothing but what the sweep changes.
     #[prost(message, optional, tag = "4")]
     pub sampling: ::core::option::Option<SamplingParams>,
     /// Texts whose log probabilities to report, as what would come next after each
@@ -7300,7 +7304,8 @@ pub struct SweepVariant {
     #[prost(message, repeated, tag = "5")]
     pub positions: ::prost::alloc::vec::Vec<PositionSelector>,
     /// The LoRA adapter that its cells run with; one of Model.adapters. Format:
-    /// models/{model}/adapters/{adapter}. None when unset.
+    /// models/{model}/adapters/{adapter}. None when unset. Not served yet:
+    /// FEATURE_NOT_SERVED.
     #[prost(string, tag = "6")]
     pub adapter: ::prost::alloc::string::String,
 }
@@ -7322,7 +7327,7 @@ pub struct SweepScore {
     /// Chosen by the caller, each at most once. 1 to 64 bytes.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// The probe.
+    /// The probe. Its direction is not an `edit`, which is made where an intervention is.
     #[prost(message, optional, tag = "2")]
     pub probe: ::core::option::Option<Probe>,
     /// How its numbers become one score; the newest when unset.
@@ -7448,8 +7453,7 @@ pub mod sweep_service_client {
     use tonic::codegen::http::Uri;
     /// Runs many prompts under many interventions, and reports what came of each.
     ///
-    /// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    /// ModelService says.
+    /// Credentials, names and headers are as ModelService says.
     #[derive(Debug, Clone)]
     pub struct SweepServiceClient<T> {
         inner: tonic::client::Grpc<T>,

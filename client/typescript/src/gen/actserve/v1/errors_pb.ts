@@ -321,7 +321,7 @@ export enum ErrorReason {
   INTERVENTION_INCOMPLETE = 35,
 
   /**
-   * An intervention applied to no row. Select others, generate more, or set
+   * No token that an intervention selects was run. Select others, generate more, or set
    * allow_unused. INVALID_ARGUMENT.
    *
    * @generated from enum value: ERROR_REASON_INTERVENTION_UNUSED = 36;
@@ -433,16 +433,16 @@ export enum ErrorReason {
   INTERNAL = 49,
 
   /**
-   * Not sent yet: the server stores nothing under that name. Use one that its service
-   * lists. NOT_FOUND with resource_name, resource_type.
+   * The server stores nothing under that name. Use one that its service lists. NOT_FOUND
+   * with resource_name, resource_type.
    *
    * @generated from enum value: ERROR_REASON_RESOURCE_NOT_FOUND = 50;
    */
   RESOURCE_NOT_FOUND = 50,
 
   /**
-   * Not sent yet: something is stored under that name already. Choose another id, or
-   * delete what is there. ALREADY_EXISTS with resource_name, resource_type.
+   * Something is stored under that name already. Choose another id, or delete what is
+   * there. ALREADY_EXISTS with resource_name, resource_type.
    *
    * @generated from enum value: ERROR_REASON_RESOURCE_EXISTS = 51;
    */
@@ -458,16 +458,16 @@ export enum ErrorReason {
   RESOURCE_NOT_READY = 52,
 
   /**
-   * Not sent yet: what is stored has changed since its etag was read. Read it again,
-   * and make the change to that. ABORTED with resource_name.
+   * What is stored has changed since its etag was read. Read it again, and make the
+   * change to that. ABORTED with resource_name.
    *
    * @generated from enum value: ERROR_REASON_ETAG_MISMATCH = 53;
    */
   ETAG_MISMATCH = 53,
 
   /**
-   * Not sent yet: another request had the same id. Choose a new id for every
-   * new request. INVALID_ARGUMENT with request_id.
+   * Another request had the same id. Choose a new id for every new request.
+   * INVALID_ARGUMENT with request_id.
    *
    * @generated from enum value: ERROR_REASON_REQUEST_ID_REUSED = 54;
    */
@@ -490,23 +490,23 @@ export enum ErrorReason {
   UPLOAD_INCOMPLETE = 56,
 
   /**
-   * Not sent yet: there is no room for what would be stored. Store less, or delete
-   * some. RESOURCE_EXHAUSTED with bytes, stored_bytes, limit.
+   * There is no room for what would be stored. Store less, or delete some.
+   * RESOURCE_EXHAUSTED with bytes, stored_bytes, limit.
    *
    * @generated from enum value: ERROR_REASON_STORE_QUOTA_EXCEEDED = 57;
    */
   STORE_QUOTA_EXCEEDED = 57,
 
   /**
-   * Not sent yet: a resume token is not this server's, or is of another request. Send
-   * the request that it came from, or begin without one. INVALID_ARGUMENT.
+   * A resume token is not this server's, or is of another request. Send the request that
+   * it came from, or begin without one. INVALID_ARGUMENT.
    *
    * @generated from enum value: ERROR_REASON_RESUME_TOKEN_INVALID = 58;
    */
   RESUME_TOKEN_INVALID = 58,
 
   /**
-   * Not sent yet: a sweep has more cells than one call may have. Make several calls.
+   * A sweep has more cells than one call may have. Make several calls.
    * INVALID_ARGUMENT with cells, limit.
    *
    * @generated from enum value: ERROR_REASON_TOO_MANY_CELLS = 59;
@@ -514,17 +514,17 @@ export enum ErrorReason {
   TOO_MANY_CELLS = 59,
 
   /**
-   * Not sent yet: an AddOperation would add more than the server's operator allows,
-   * relative to the rows that it is added to. Lower its coefficient, or the norm of its
-   * vector. INVALID_ARGUMENT with dose, limit, site.
+   * Interventions would add more at a site than the server's operator allows, relative to
+   * its rows: see Limits.max_relative_dose. Lower their coefficients or bounds, or the
+   * norms of their vectors. INVALID_ARGUMENT with dose, limit, site.
    *
    * @generated from enum value: ERROR_REASON_DOSE_TOO_LARGE = 60;
    */
   DOSE_TOO_LARGE = 60,
 
   /**
-   * Not sent yet: the database that holds what is stored cannot be reached. Try again
-   * after RetryInfo. UNAVAILABLE.
+   * The database that holds what is stored cannot be reached. Try again after RetryInfo.
+   * UNAVAILABLE.
    *
    * @generated from enum value: ERROR_REASON_STORE_UNREACHABLE = 61;
    */

@@ -125,19 +125,19 @@ export type Intervention = Message<"actserve.v1.Intervention"> & {
   } | { case: undefined; value?: undefined };
 
   /**
-   * Whether it may apply to no row of a sequence. Otherwise one that cannot apply to any
-   * is refused before anything runs: POSITION_OUT_OF_RANGE. One that could and did not,
+   * Whether it may be that no token it selects is run. Otherwise a selection of none is
+   * refused before anything runs: POSITION_OUT_OF_RANGE. One whose tokens were not run,
    * such as where a sample ended before the positions named, makes its item, or the
    * Generate call, fail: INTERVENTION_UNUSED. That some of the positions were not reached
-   * is no error. A position beyond what max_tokens allows is refused in any case.
+   * is no error, nor that `when` was met at none of them. A position beyond what max_tokens
+   * allows is refused in any case.
    *
    * @generated from field: bool allow_unused = 12;
    */
   allowUnused: boolean;
 
   /**
-   * Where it acts, of the positions selected; at all of them when unset. Not served
-   * yet: FEATURE_NOT_SERVED.
+   * Where it acts, of the positions selected; at all of them when unset.
    *
    * @generated from field: actserve.v1.Condition when = 13;
    */
@@ -154,9 +154,9 @@ export const InterventionSchema: GenMessage<Intervention> = /*@__PURE__*/
 /**
  * Acts at a token if the score of the tokens up to this one is above or below a bound
  * (after Lee et al., "Programming Refusal with Conditional Activation Steering",
- * 2024). With the reduction MAX it acts from the first such token on. The score of a
- * token is a function of its position, whatever the batch and the cache. What a run
- * writes to the prefix cache under a condition is read only under the same one.
+ * 2024). With the reduction MAX and `above` it acts from the first such token on. The
+ * score of a token is a function of its position, whatever the batch and the cache. What
+ * a run writes to the prefix cache under a condition is read only under the same one.
  *
  * @generated from message actserve.v1.Condition
  */
@@ -164,7 +164,8 @@ export type Condition = Message<"actserve.v1.Condition"> & {
   /**
    * What is scored. Its site is computed before every site that is changed, or is the only
    * one: then it reads the row as the interventions before this one left it. Else
-   * SITE_INVALID.
+   * SITE_INVALID. A score that is not finite where the intervention selects a token fails
+   * the item, or the Generate call: INTERVENTION_INCOMPLETE.
    *
    * @generated from field: actserve.v1.Probe probe = 1;
    */
@@ -426,7 +427,7 @@ export const MeanOperationSchema: GenMessage<MeanOperation> = /*@__PURE__*/
  */
 export type InterventionReport = Message<"actserve.v1.InterventionReport"> & {
   /**
-   * Rows it applied to.
+   * Rows it applied to: with `when`, those selected at which it was met.
    *
    * @generated from field: uint64 rows = 1;
    */
@@ -441,7 +442,9 @@ export type InterventionReport = Message<"actserve.v1.InterventionReport"> & {
 
   /**
    * Of `rows`, those that came from the prefix cache with this same intervention
-   * already made, and are counted neither as changed nor in the mean.
+   * already made, and are counted neither as changed nor in the mean. With `when` they are
+   * all that were selected there: whether it was met is not known again. There are none
+   * where the aggregator smooths or reduces, since it must see every token.
    *
    * @generated from field: uint64 reused_rows = 3;
    */
@@ -457,8 +460,8 @@ export type InterventionReport = Message<"actserve.v1.InterventionReport"> & {
   meanRelativeChange?: number;
 
   /**
-   * What the coefficient was multiplied by so as not to exceed Limits.max_relative_dose;
-   * unset where it did not.
+   * What the coefficient, or the bounds of a ClampOperation, were multiplied by so as not
+   * to exceed Limits.max_relative_dose; unset where they did not.
    *
    * @generated from field: optional float dose_factor = 5;
    */

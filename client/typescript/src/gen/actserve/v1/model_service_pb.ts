@@ -277,17 +277,20 @@ export type Limits = Message<"actserve.v1.Limits"> & {
   maxStatisticsBytes: bigint;
 
   /**
-   * The most that an AddOperation may add, as a part of the norm of the rows that it is
-   * added to: |c|, where it is relative, else |c| |v| over the median L2 norm of the rows
-   * of the site, of a text that the server ran when it started. No limit when unset.
+   * The most that the interventions of one sequence may add at a site, all together, as a
+   * part of the norm of its rows: of an AddOperation |c|, where it is relative, else
+   * |c| |v| over the median L2 norm of the site's rows, of a text that the server ran when
+   * it started; of a ClampOperation a bound that pushes the component away from zero, over
+   * that norm; of an AblateOperation |1 - c| - 1, where that is above zero. No limit when
+   * unset.
    *
    * @generated from field: optional float max_relative_dose = 13;
    */
   maxRelativeDose?: number;
 
   /**
-   * Whether an addition beyond that is scaled down to it, which its InterventionReport
-   * tells; else it is refused: DOSE_TOO_LARGE.
+   * Whether what is beyond that is scaled down to it, which InterventionReport tells; else
+   * it is refused: DOSE_TOO_LARGE.
    *
    * @generated from field: bool clamps_dose = 14;
    */
@@ -606,8 +609,8 @@ export enum Feature {
 
   /**
    * Model.adapters, and `adapter` of the requests that run the model:
-   * FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter and
-   * ExplainTextRequest.adapter.
+   * FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter,
+   * SweepVariant.adapter, ExplainTextRequest.adapter and MakeSteeringVectorRequest.adapter.
    *
    * @generated from enum value: FEATURE_ADAPTERS = 17;
    */

@@ -40,7 +40,6 @@ export type VectorSource = Message<"actserve.v1.VectorSource"> & {
   } | {
     /**
      * A stored vector. Format: models/{model}/steeringVectors/{steering_vector}.
-     * Not served yet: FEATURE_NOT_SERVED.
      *
      * @generated from field: string steering_vector = 2;
      */

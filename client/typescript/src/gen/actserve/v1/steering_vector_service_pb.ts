@@ -968,8 +968,7 @@ export const VectorMethodSchema: GenEnum<VectorMethod> = /*@__PURE__*/
  * takes its own; a site that it has none for is SITE_INVALID. The vectors of a tenant
  * are its own, and are there until they are deleted.
  *
- * Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
- * ModelService says.
+ * Credentials, names and headers are as ModelService says.
  *
  * @generated from service actserve.v1.SteeringVectorService
  */

@@ -57,9 +57,9 @@ export type RunSweepRequest = Message<"actserve.v1.RunSweepRequest"> & {
 
   /**
    * How to sample each cell; nothing is generated when unset, and by the defaults when
-   * it is set and empty. Every cell has one sample, so `samples` is unset or one: else
-   * SAMPLING_INVALID. All cells use the same `seed`, so that they differ in nothing but
-   * what the sweep changes.
+   * it is set and empty. Every cell has one sample, so `samples` is unset or one, and does
+   * not tell `logprobs`, which is unset: else SAMPLING_INVALID. All cells use the same
+   * `seed`, so that they differ in nothing but what the sweep changes.
    *
    * @generated from field: actserve.v1.SamplingParams sampling = 4;
    */
@@ -192,7 +192,8 @@ export type SweepVariant = Message<"actserve.v1.SweepVariant"> & {
 
   /**
    * The LoRA adapter that its cells run with; one of Model.adapters. Format:
-   * models/{model}/adapters/{adapter}. None when unset.
+   * models/{model}/adapters/{adapter}. None when unset. Not served yet:
+   * FEATURE_NOT_SERVED.
    *
    * @generated from field: string adapter = 6;
    */
@@ -250,7 +251,7 @@ export type SweepScore = Message<"actserve.v1.SweepScore"> & {
   name: string;
 
   /**
-   * The probe.
+   * The probe. Its direction is not an `edit`, which is made where an intervention is.
    *
    * @generated from field: actserve.v1.Probe probe = 2;
    */
@@ -520,8 +521,7 @@ export const SweepFinishedSchema: GenMessage<SweepFinished> = /*@__PURE__*/
 /**
  * Runs many prompts under many interventions, and reports what came of each.
  *
- * Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
- * ModelService says.
+ * Credentials, names and headers are as ModelService says.
  *
  * @generated from service actserve.v1.SweepService
  */
