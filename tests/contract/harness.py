@@ -94,12 +94,12 @@ class Served:
 async def serving(
     engine: FakeEngine | None = None,
     *nlas: Autoencoder | RemoteNla,
-    measured: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Served]:
     """Serves `engine`, and what explains it, on a loopback port with the given settings. With
-    `measured` it has found before how long rows are, which takes a while."""
+    `measured=True` it has found before how long rows are, which takes a while."""
     engine = engine or FakeEngine()
+    measured = settings.pop("measured", False)
     with tempfile.TemporaryDirectory(prefix="actserve-data-") as data:
         options = Settings(**{"port": 0, "drain_grace_s": 5.0, "data_dir": data, **settings})
         served = app.build(engine, options, Autoencoders(nlas))

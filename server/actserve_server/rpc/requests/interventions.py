@@ -36,7 +36,7 @@ class InterventionRequest:
     """An intervention before its positions are resolved."""
 
     parts: tuple[Part, ...]
-    when: Condition | None
+    when: Condition | None = None
     """One for all parts, so that they are decided together."""
     positions: Positions
     allow_unused: bool
