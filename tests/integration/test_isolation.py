@@ -68,7 +68,8 @@ def compared(request: pytest.FixtureRequest, engine: EngineThread) -> list[Compa
     if not preemptions:  # It depends on when each request arrives; twice none would be news.
         together, preemptions = _load(engine, runs)
     assert preemptions > 0, "the KV cache is not small enough to prove anything"
-    repeated = _repeated(engine, [run for run in runs if run.captures][: REQUESTS // 4])
+    longest = sorted(runs, key=lambda run: len(run.token_ids), reverse=True)
+    repeated = _repeated(engine, [run for run in longest if run.captures][: REQUESTS // 4])
     found: list[Compared] = []
     for run, result in zip(runs, together, strict=True):
         if _is_plain(run):  # It is compared with stock vLLM instead.
