@@ -98,6 +98,7 @@ public final class Driver {
         int[] shape = GSON.fromJson(question.get("shape"), int[].class);
         answer.add("result", json(Tensors.encode(floats(text(question, "data", "")), shape)));
       }
+      case "build_add" -> answer.add("result", json(Building.add(question)));
       case "streams" -> answer.add("result", Load.streams(question, warnings));
       case "measure" -> answer.add("result", Load.measure(question, warnings));
       default -> {
@@ -269,7 +270,8 @@ public final class Driver {
     return json;
   }
 
-  private static float[] floats(String hexadecimal) {
+  /** The float32 values of hexadecimal digits. */
+  static float[] floats(String hexadecimal) {
     ByteBuffer bytes = ByteBuffer.wrap(HexFormat.of().parseHex(hexadecimal));
     float[] floats = new float[bytes.remaining() / Float.BYTES];
     bytes.order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer().get(floats);

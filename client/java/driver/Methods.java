@@ -3,10 +3,13 @@ import com.google.gson.JsonObject;
 import com.google.protobuf.Message;
 import dev.actserve.ActserveClient;
 import dev.actserve.ResponseStream;
+import dev.actserve.v1.CombineSteeringVectorsRequest;
 import dev.actserve.v1.CompareActivationsRequest;
 import dev.actserve.v1.CompareActivationsResponse;
+import dev.actserve.v1.CreateSteeringVectorRequest;
 import dev.actserve.v1.DeleteExplanationBaselineRequest;
 import dev.actserve.v1.DeleteKeptActivationsRequest;
+import dev.actserve.v1.DeleteSteeringVectorRequest;
 import dev.actserve.v1.ExplainActivationsRequest;
 import dev.actserve.v1.ExplainActivationsResponse;
 import dev.actserve.v1.ExplainTextRequest;
@@ -18,17 +21,24 @@ import dev.actserve.v1.GenerateResponse;
 import dev.actserve.v1.GetKeptActivationsRequest;
 import dev.actserve.v1.GetModelRequest;
 import dev.actserve.v1.GetNlaRequest;
+import dev.actserve.v1.GetSteeringVectorRequest;
 import dev.actserve.v1.KeptActivations;
 import dev.actserve.v1.ListKeptActivationsRequest;
 import dev.actserve.v1.ListModelsRequest;
 import dev.actserve.v1.ListNlasRequest;
+import dev.actserve.v1.ListSteeringVectorsRequest;
+import dev.actserve.v1.MakeSteeringVectorRequest;
 import dev.actserve.v1.Model;
 import dev.actserve.v1.Nla;
 import dev.actserve.v1.ReconstructActivationsRequest;
 import dev.actserve.v1.ReconstructActivationsResponse;
+import dev.actserve.v1.RunSweepRequest;
+import dev.actserve.v1.RunSweepResponse;
 import dev.actserve.v1.ScoreExplanationsRequest;
 import dev.actserve.v1.SetExplanationBaselineRequest;
+import dev.actserve.v1.SteeringVector;
 import dev.actserve.v1.TokenizeRequest;
+import dev.actserve.v1.UpdateSteeringVectorRequest;
 import java.util.Locale;
 import java.util.concurrent.CompletableFuture;
 import java.util.function.Function;
@@ -56,6 +66,19 @@ final class Methods {
       case "DeleteExplanationBaseline" ->
           client.deleteExplanationBaseline(
               read(json, DeleteExplanationBaselineRequest.newBuilder()).build());
+      case "CreateSteeringVector" ->
+          client.createSteeringVector(read(json, CreateSteeringVectorRequest.newBuilder()).build());
+      case "MakeSteeringVector" ->
+          client.makeSteeringVector(read(json, MakeSteeringVectorRequest.newBuilder()).build());
+      case "CombineSteeringVectors" ->
+          client.combineSteeringVectors(
+              read(json, CombineSteeringVectorsRequest.newBuilder()).build());
+      case "GetSteeringVector" ->
+          client.getSteeringVector(read(json, GetSteeringVectorRequest.newBuilder()).build());
+      case "UpdateSteeringVector" ->
+          client.updateSteeringVector(read(json, UpdateSteeringVectorRequest.newBuilder()).build());
+      case "DeleteSteeringVector" ->
+          client.deleteSteeringVector(read(json, DeleteSteeringVectorRequest.newBuilder()).build());
       default -> throw unknown(method);
     };
   }
@@ -75,6 +98,11 @@ final class Methods {
               client.listKeptActivations(
                   read(json, ListKeptActivationsRequest.newBuilder()).build()),
               KeptActivations::getName);
+      case "ListSteeringVectors" ->
+          names(
+              client.listSteeringVectors(
+                  read(json, ListSteeringVectorsRequest.newBuilder()).build()),
+              SteeringVector::getName);
       default -> throw unknown(method);
     };
   }
@@ -100,6 +128,7 @@ final class Methods {
       case "ReconstructActivations" ->
           client.streamReconstructActivations(
               read(json, ReconstructActivationsRequest.newBuilder()).build());
+      case "RunSweep" -> client.streamRunSweep(read(json, RunSweepRequest.newBuilder()).build());
       default -> throw unknown(method);
     };
   }
@@ -117,6 +146,8 @@ final class Methods {
       event = explained.getEvent().getEventCase();
     } else if (response instanceof CompareActivationsResponse explained) {
       event = explained.getEvent().getEventCase();
+    } else if (response instanceof RunSweepResponse swept) {
+      event = swept.getEventCase();
     } else {
       event = ((ReconstructActivationsResponse) response).getEventCase();
     }
@@ -154,6 +185,9 @@ final class Methods {
               client.reconstructActivationsAsync(
                   read(json, ReconstructActivationsRequest.newBuilder()).build()),
               Results::of);
+      case "RunSweep" ->
+          mapped(
+              client.runSweepAsync(read(json, RunSweepRequest.newBuilder()).build()), Results::of);
       default -> throw unknown(method);
     };
   }

@@ -13,9 +13,11 @@ import dev.actserve.Predictions;
 import dev.actserve.ReconstructResult;
 import dev.actserve.Rows;
 import dev.actserve.Statistics;
+import dev.actserve.SweepResult;
 import dev.actserve.v1.FetchActivationsRequest;
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.Readout;
+import dev.actserve.v1.SweepCell;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -95,6 +97,45 @@ final class Results {
     JsonObject json = Driver.json(result.rows());
     json.addProperty("call_id", result.callId());
     return json;
+  }
+
+  static JsonObject of(SweepResult result) {
+    JsonArray cells = new JsonArray();
+    for (SweepResult.Cell each : result.cells()) {
+      SweepCell cell = each.cell();
+      JsonArray at = new JsonArray();
+      at.add(cell.getPromptIndex());
+      at.add(cell.getVariantIndex());
+      at.add(cell.hasCoefficientIndex() ? cell.getCoefficientIndex() : null);
+      at.add(cell.hasSiteIndex() ? cell.getSiteIndex() : null);
+      at.add(cell.hasPositionIndex() ? cell.getPositionIndex() : null);
+      JsonObject told = new JsonObject();
+      told.add("at", at);
+      if (each.error().isPresent()) {
+        told.add("error", Driver.json(each.error().get()));
+      } else {
+        told.addProperty("text", cell.getText());
+        told.addProperty("finish_reason", finishReason(cell));
+        told.add("answer_logprobs", GSON.toJsonTree(cell.getAnswerLogprobsList()));
+        told.add("score_values", GSON.toJsonTree(cell.getScoreValuesList()));
+        told.addProperty("perplexity", cell.hasPerplexity() ? cell.getPerplexity() : null);
+        told.addProperty("repetition", cell.hasRepetition() ? cell.getRepetition() : null);
+        told.addProperty("stored", cell.getStored());
+      }
+      cells.add(told);
+    }
+    JsonObject json = new JsonObject();
+    json.addProperty("call_id", result.callId());
+    json.add("cells", cells);
+    return json;
+  }
+
+  private static String finishReason(SweepCell cell) {
+    return switch (cell.getFinishReason()) {
+      case FINISH_REASON_UNSPECIFIED -> null;
+      case UNRECOGNIZED -> Integer.toString(cell.getFinishReasonValue());
+      default -> cell.getFinishReason().name().substring("FINISH_REASON_".length());
+    };
   }
 
   private static JsonObject readouts(Captured captured, List<Readout> readouts) {

@@ -1,15 +1,32 @@
 import dev.actserve.ActserveClient;
 import dev.actserve.ActserveException;
 import dev.actserve.GenerateResult;
+import dev.actserve.Interventions;
+import dev.actserve.Probes;
 import dev.actserve.Prompts;
 import dev.actserve.ResponseStream;
+import dev.actserve.Sites;
+import dev.actserve.SweepResult;
+import dev.actserve.Vectors;
+import dev.actserve.v1.ContrastingPrompts;
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.GenerateResponse;
+import dev.actserve.v1.Intervention;
+import dev.actserve.v1.MakeSteeringVectorRequest;
 import dev.actserve.v1.Model;
+import dev.actserve.v1.Probe;
 import dev.actserve.v1.ReadTokenRowsRequest;
+import dev.actserve.v1.RunSweepRequest;
+import dev.actserve.v1.SamplingParams;
+import dev.actserve.v1.SweepAnswer;
+import dev.actserve.v1.SweepCell;
+import dev.actserve.v1.SweepPrompt;
+import dev.actserve.v1.SweepVariant;
+import dev.actserve.v1.VectorSource;
 import dev.actserve.v1.WeightServiceGrpc;
 import java.nio.file.Path;
 import java.time.Duration;
+import java.util.List;
 import java.util.concurrent.CompletableFuture;
 
 /** The snippets of the README that are no whole example. They are compiled. */
@@ -78,6 +95,57 @@ final class Snippets {
     // [sample]
     var weights = WeightServiceGrpc.newBlockingStub(client.channel());
     weights.readTokenRows(request).forEachRemaining(System.out::println);
+    // [/sample]
+  }
+
+  static Intervention vectors(ActserveClient client) {
+    // [sample]
+    MakeSteeringVectorRequest request =
+        MakeSteeringVectorRequest.newBuilder()
+            .setSteeringVectorId("joy")
+            .addSites(Sites.parse("resid_post.15"))
+            .setPrompts(
+                ContrastingPrompts.newBuilder()
+                    .addPositive(Prompts.text("I loved it, wonderful!"))
+                    .addNegative(Prompts.text("I hated it, terrible!")))
+            .build();
+    String name = client.makeSteeringVector(request).getSteeringVector().getName();
+    VectorSource joy = Vectors.stored(name); // models/.../steeringVectors/joy
+    Intervention steered = Interventions.add(joy, 2, "resid_post.15");
+    // [/sample]
+    return steered;
+  }
+
+  static Intervention condition(Intervention steered, VectorSource joy) {
+    // [sample]
+    Probe probe = Probes.linear("resid_post.8", joy);
+    Intervention where = steered.toBuilder().setWhen(Probes.above(probe, 0.5f)).build();
+    // [/sample]
+    return where;
+  }
+
+  static void sweep(ActserveClient client, VectorSource joy) {
+    // [sample]
+    RunSweepRequest request =
+        RunSweepRequest.newBuilder()
+            .addPrompts(SweepPrompt.newBuilder().setPrompt(Prompts.text("I think the movie was")))
+            .addVariants(
+                SweepVariant.newBuilder()
+                    .addInterventions(Interventions.add(joy)) // the lists say how much, and where
+                    .addAllCoefficients(List.of(0f, 2f, 4f))
+                    .addSites(Sites.parse("resid_post.10"))
+                    .addSites(Sites.parse("resid_post.15")))
+            .setSampling(SamplingParams.newBuilder().setMaxTokens(20))
+            .addAnswers(SweepAnswer.newBuilder().setName("great").setText(" great"))
+            .build();
+    for (SweepResult.Cell each : client.runSweep(request).cells()) {
+      SweepCell cell = each.cell();
+      String at = cell.getCoefficientIndex() + ", " + cell.getSiteIndex() + ": ";
+      each.error()
+          .ifPresentOrElse(
+              error -> System.err.println(at + error.getMessage()),
+              () -> System.out.println(at + cell.getText() + cell.getAnswerLogprobsList()));
+    }
     // [/sample]
   }
 }

@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..Default::default()
     };
     let steered = GenerateRequest {
-        interventions: vec![Intervention::add(site, &mood, 2.0)?],
+        interventions: vec![Intervention::add(&[site], mood, 2.0)?],
         ..plain.clone()
     };
     for (name, request) in [("plain", plain), ("steered", steered)] {

@@ -1,18 +1,25 @@
 //! The client: a method for everything that a server serves.
 
-use tonic::IntoRequest;
+use std::{collections::hash_map::RandomState, hash::BuildHasher};
+
+use tonic::{Code, IntoRequest, Request};
 
 use crate::{
-    ClientBuilder, Explained, Fetched, Generated, Incoming, Reconstructed, Result,
-    collect::{ExplainCollector, FetchCollector, GenerateCollector, ReconstructCollector, collect},
+    ClientBuilder, Explained, Fetched, Generated, Incoming, Reconstructed, Result, Swept,
+    collect::{
+        Collector, ExplainCollector, FetchCollector, GenerateCollector, ReconstructCollector,
+        SweepCollector, collect, read,
+    },
     incoming::events,
     pages::pages,
-    transport::Transport,
+    transport::{Transport, pause},
     v1::{
         self, explanation_service_client::ExplanationServiceClient,
         generation_service_client::GenerationServiceClient,
         kept_activations_service_client::KeptActivationsServiceClient,
         model_service_client::ModelServiceClient,
+        steering_vector_service_client::SteeringVectorServiceClient,
+        sweep_service_client::SweepServiceClient,
     },
 };
 
@@ -86,6 +93,14 @@ impl Client {
 
     fn explanation(&self) -> ExplanationServiceClient<Transport> {
         ExplanationServiceClient::new(self.transport())
+    }
+
+    fn vectors(&self) -> SteeringVectorServiceClient<Transport> {
+        SteeringVectorServiceClient::new(self.transport())
+    }
+
+    fn sweeps(&self) -> SweepServiceClient<Transport> {
+        SweepServiceClient::new(self.transport())
     }
 }
 
@@ -317,5 +332,149 @@ impl Client {
         request: impl IntoRequest<v1::DeleteExplanationBaselineRequest>,
     ) -> Result<v1::DeleteExplanationBaselineResponse> {
         Ok(self.explanation().delete_explanation_baseline(request).await?.into_inner())
+    }
+}
+
+/// Vectors that are stored on the server.
+impl Client {
+    /// Stores a vector. Without a `request_id` the call has one of its own, by which it makes
+    /// nothing twice when it is made again.
+    pub async fn create_steering_vector(
+        &self,
+        request: impl IntoRequest<v1::CreateSteeringVectorRequest>,
+    ) -> Result<v1::CreateSteeringVectorResponse> {
+        let mut request = request.into_request();
+        identify(&mut request.get_mut().request_id);
+        Ok(self.vectors().create_steering_vector(request).await?.into_inner())
+    }
+
+    /// Makes a vector of examples of two kinds, and stores it. Its `request_id` is as that of
+    /// [`create_steering_vector`](Self::create_steering_vector).
+    pub async fn make_steering_vector(
+        &self,
+        request: impl IntoRequest<v1::MakeSteeringVectorRequest>,
+    ) -> Result<v1::MakeSteeringVectorResponse> {
+        let mut request = request.into_request();
+        identify(&mut request.get_mut().request_id);
+        Ok(self.vectors().make_steering_vector(request).await?.into_inner())
+    }
+
+    /// Computes a vector from stored ones, and stores it. Its `request_id` is as that of
+    /// [`create_steering_vector`](Self::create_steering_vector).
+    pub async fn combine_steering_vectors(
+        &self,
+        request: impl IntoRequest<v1::CombineSteeringVectorsRequest>,
+    ) -> Result<v1::CombineSteeringVectorsResponse> {
+        let mut request = request.into_request();
+        identify(&mut request.get_mut().request_id);
+        Ok(self.vectors().combine_steering_vectors(request).await?.into_inner())
+    }
+
+    /// One vector. Its elements, if they are asked for, become an [`Array`](crate::Array).
+    pub async fn get_steering_vector(
+        &self,
+        request: impl IntoRequest<v1::GetSteeringVectorRequest>,
+    ) -> Result<v1::GetSteeringVectorResponse> {
+        Ok(self.vectors().get_steering_vector(request).await?.into_inner())
+    }
+
+    /// The stored vectors that have some labels, page by page.
+    pub fn list_steering_vectors(
+        &self,
+        request: impl IntoRequest<v1::ListSteeringVectorsRequest>,
+    ) -> Incoming<v1::SteeringVector> {
+        let stub = self.vectors();
+        pages(request.into_request(), move |request| {
+            let mut stub = stub.clone();
+            async move {
+                let page = stub.list_steering_vectors(request).await?.into_inner();
+                Ok((page.steering_vectors, page.next_page_token))
+            }
+        })
+    }
+
+    /// Replaces the labels of a vector.
+    pub async fn update_steering_vector(
+        &self,
+        request: impl IntoRequest<v1::UpdateSteeringVectorRequest>,
+    ) -> Result<v1::UpdateSteeringVectorResponse> {
+        Ok(self.vectors().update_steering_vector(request).await?.into_inner())
+    }
+
+    /// Deletes a vector. Runs that use it keep it.
+    pub async fn delete_steering_vector(
+        &self,
+        request: impl IntoRequest<v1::DeleteSteeringVectorRequest>,
+    ) -> Result<v1::DeleteSteeringVectorResponse> {
+        Ok(self.vectors().delete_steering_vector(request).await?.into_inner())
+    }
+}
+
+/// Gives a request an id that no other has, unless it has one: 128 bits of the operating system's
+/// randomness, by way of the keys of hash maps.
+fn identify(request_id: &mut String) {
+    if request_id.is_empty() {
+        let random = || RandomState::new().hash_one(());
+        *request_id = format!("{:016x}{:016x}", random(), random());
+    }
+}
+
+/// Sweeps.
+impl Client {
+    /// Runs many prompts under many interventions, and returns what came of each, whole; a cell
+    /// that failed has its error in its place.
+    ///
+    /// Where the connection is lost, the sweep goes on after the last cell that came. A large one
+    /// takes long: give it a [`tonic::Request`] with a timeout that fits, which holds for all of
+    /// it. Cells that were served are stored for a while, so that an equal sweep later on is
+    /// answered with them.
+    pub async fn run_sweep(&self, request: impl IntoRequest<v1::RunSweepRequest>) -> Result<Swept> {
+        let (metadata, mut extensions, mut message) = request.into_request().into_parts();
+        let deadline = self.transport.deadline(&metadata);
+        if let Some(deadline) = deadline {
+            extensions.insert(deadline);
+        }
+        let mut collector = SweepCollector::from(&message);
+        let mut attempts = 0;
+        loop {
+            let before = collector.come();
+            message.resume_token = collector.begin();
+            let request =
+                Request::from_parts(metadata.clone(), extensions.clone(), message.clone());
+            // Before its first event the transport makes the call again.
+            let cells = self.run_sweep_stream(request).await?;
+            let error = match read(cells, |it| it.event, &mut collector).await {
+                Ok(()) => return collector.finish(),
+                Err(error) => error,
+            };
+            attempts = if collector.come() > before { 1 } else { attempts + 1 };
+            let lost = error.code() == Code::Unavailable;
+            if !lost || !pause(attempts, error.retry_after(), deadline).await {
+                return Err(error);
+            }
+        }
+    }
+
+    /// The cells of a sweep, as they are done. Who reads them goes on alone where the connection is
+    /// lost: a request with the `resume_token` of the last cell that came has the others.
+    pub async fn run_sweep_stream(
+        &self,
+        request: impl IntoRequest<v1::RunSweepRequest>,
+    ) -> Result<Incoming<v1::RunSweepResponse>> {
+        Ok(events(self.sweeps().run_sweep(request).await?.into_inner()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_gets_an_id_of_its_own_unless_it_has_one() {
+        let mut ids = [String::new(), String::new(), "mine".into()];
+        ids.iter_mut().for_each(identify);
+        assert_ne!(ids[0], ids[1]);
+        assert!(ids[..2].iter().all(|id| id.len() == 32), "{ids:?}");
+        assert_eq!(ids[2], "mine");
     }
 }

@@ -67,6 +67,7 @@ macro_rules! event {
 event!(FetchActivationsResponse, fetch_activations_response);
 event!(GenerateResponse, generate_response);
 event!(ReconstructActivationsResponse, reconstruct_activations_response);
+event!(RunSweepResponse, run_sweep_response);
 event!(ExplanationEvent, explanation_event);
 
 macro_rules! explanation {

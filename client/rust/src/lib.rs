@@ -60,6 +60,7 @@ pub use builder::ClientBuilder;
 pub use client::Client;
 pub use collect::{
     Explained, Fetched, FetchedItem, Generated, Item, LabelStatistics, Reconstructed, Sample,
+    Swept, SweptCell,
 };
 pub use error::{Error, Result};
 pub use incoming::Incoming;

@@ -3,10 +3,10 @@
 use crate::{
     Result,
     v1::{
-        AddOperation, Conversation, FetchItem, Intervention, KeepReadout, KeptRows, MatrixSource,
-        PositionSelector, PredictionReadout, Prompt, Readout, ReplaceOperation, RowReadout, Site,
-        TokenIds, Turn, VectorSource, intervention::Operation, kept_rows::Kept, matrix_source,
-        prompt, readout::Kind, vector_source,
+        AddOperation, Condition, Conversation, FetchItem, Intervention, KeepReadout, KeptRows,
+        MatrixSource, PositionSelector, PredictionReadout, Probe, Prompt, Readout,
+        ReplaceOperation, RowReadout, Site, TokenIds, Turn, VectorSource, intervention::Operation,
+        kept_rows::Kept, matrix_source, prompt, readout::Kind, vector_source,
     },
 };
 
@@ -96,18 +96,82 @@ fn sites(names: &[&str]) -> Result<Vec<Site>> {
     names.iter().map(|name| name.parse()).collect()
 }
 
+impl From<&[f32]> for VectorSource {
+    /// A vector that goes along with the request, as float32.
+    fn from(values: &[f32]) -> Self {
+        Self { source: Some(vector_source::Source::Tensor(values.into())) }
+    }
+}
+
+impl From<Vec<f32>> for VectorSource {
+    /// A vector that goes along with the request, as float32.
+    fn from(values: Vec<f32>) -> Self {
+        values.as_slice().into()
+    }
+}
+
+impl From<&str> for VectorSource {
+    /// A vector that the server has stored, by its name:
+    /// `models/{model}/steeringVectors/{steering_vector}`.
+    fn from(name: &str) -> Self {
+        name.to_owned().into()
+    }
+}
+
+impl From<String> for VectorSource {
+    /// A vector that the server has stored, by its name:
+    /// `models/{model}/steeringVectors/{steering_vector}`.
+    fn from(name: String) -> Self {
+        Self { source: Some(vector_source::Source::SteeringVector(name)) }
+    }
+}
+
+impl Probe {
+    /// A linear probe: scores the rows of a site by how far they lie along a direction.
+    ///
+    /// ```
+    /// # use actserve::v1::{Intervention, Probe};
+    /// # fn example() -> actserve::Result<()> {
+    /// let joy = "models/smollm2-135m/steeringVectors/joy";
+    /// let mut add = Intervention::add(&["resid_post.15"], joy, 2.0)?;
+    /// add.when = Some(Probe::linear("resid_post.8", joy)?.above(0.5));
+    /// # Ok(())
+    /// # }
+    /// # example().unwrap();
+    /// ```
+    pub fn linear(site: &str, direction: impl Into<VectorSource>) -> Result<Self> {
+        Ok(Self { site: Some(site.parse()?), direction: Some(direction.into()), bias: None })
+    }
+
+    /// Makes an intervention act where this probe is above a bound, as its field `when`.
+    pub fn above(self, bound: f32) -> Condition {
+        Condition { probe: Some(self), above: Some(bound), ..Default::default() }
+    }
+
+    /// Makes an intervention act where this probe is below a bound, as its field `when`.
+    pub fn below(self, bound: f32) -> Condition {
+        Condition { probe: Some(self), below: Some(bound), ..Default::default() }
+    }
+}
+
 impl Intervention {
-    /// Adds `coefficient` times a vector at every position of a site. The vector is as wide as the
-    /// rows of the site, and in their units.
-    pub fn add(site: &str, vector: &[f32], coefficient: f32) -> Result<Self> {
-        let vector = VectorSource { source: Some(vector_source::Source::Tensor(vector.into())) };
+    /// Adds `coefficient` times a vector at every position of sites. The vector is sent along,
+    /// as wide as the rows of the sites and in their units, or a stored one by its name.
+    ///
+    /// With `None` it is added once, and in a sweep as often as
+    /// [`SweepVariant`](crate::v1::SweepVariant) says, which may name the sites too.
+    pub fn add(
+        sites: &[&str],
+        vector: impl Into<VectorSource>,
+        coefficient: impl Into<Option<f32>>,
+    ) -> Result<Self> {
         let add = AddOperation {
-            vector: Some(vector),
-            coefficient: Some(coefficient),
+            vector: Some(vector.into()),
+            coefficient: coefficient.into(),
             ..Default::default()
         };
         Ok(Self {
-            sites: vec![site.parse()?],
+            sites: self::sites(sites)?,
             operation: Some(Operation::Add(add)),
             ..Default::default()
         })

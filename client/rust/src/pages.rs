@@ -20,7 +20,12 @@ macro_rules! page_requests {
     )*};
 }
 
-page_requests!(ListModelsRequest, ListKeptActivationsRequest, ListNlasRequest);
+page_requests!(
+    ListModelsRequest,
+    ListKeptActivationsRequest,
+    ListNlasRequest,
+    ListSteeringVectorsRequest
+);
 
 /// The items of all pages, from that of the request on. The next page is asked for when all items
 /// of one have been taken.

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, request::Parts};
 use http_body_util::{BodyExt, Full};
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 use tower_service::Service;
 
 use crate::{
@@ -64,6 +64,12 @@ impl Transport {
     pub(crate) fn new(shared: Shared) -> Self {
         Self(Arc::new(shared))
     }
+
+    /// When a call with this metadata has to be over that begins now. A request that has it among
+    /// its extensions keeps to it, however late it is sent.
+    pub(crate) fn deadline(&self, metadata: &MetadataMap) -> Option<Deadline> {
+        self.0.deadline(metadata.as_ref())
+    }
 }
 
 impl std::fmt::Debug for Transport {
@@ -106,30 +112,32 @@ impl Shared {
 
     /// Makes the call, and again where that is harmless and can help.
     async fn call(&self, parts: Parts, body: Bytes) -> Result<Response<Body>, Status> {
-        let timeout = match parts.headers.get(TIMEOUT) {
-            Some(own) => duration_of(own),
-            None => self.timeout,
+        let deadline = match parts.extensions.get::<Deadline>() {
+            Some(own) => Some(*own),
+            None => self.deadline(&parts.headers),
         };
-        let deadline = timeout.and_then(Deadline::after);
-        let mut pauses = PAUSES.iter().filter(|_| HARMLESS.contains(&parts.uri.path()));
+        let harmless = HARMLESS.contains(&parts.uri.path());
+        let mut attempts = 1;
         loop {
             let attempt = self.attempt(&parts, &body, deadline);
             let status = match within(deadline, attempt).await {
-                Err(status) if status.code() == Code::Unavailable => status,
+                Err(status) if harmless && status.code() == Code::Unavailable => status,
                 answer => return answer,
             };
-            let Some(most) = pauses.next() else { return Err(status) };
-            let told = Error::from(status.clone()).retry_after().unwrap_or_default();
-            // Before anything is added to it: a server may tell more than a clock can hold.
-            if told > LONGEST_DELAY {
+            let told = Error::from(status.clone()).retry_after();
+            if !pause(attempts, told, deadline).await {
                 return Err(status);
             }
-            let next = tokio::time::Instant::now() + told + most.mul_f64(fastrand::f64());
-            if deadline.is_some_and(|deadline| next >= deadline.at) {
-                return Err(status);
-            }
-            tokio::time::sleep_until(next).await;
+            attempts += 1;
         }
+    }
+
+    fn deadline(&self, headers: &HeaderMap) -> Option<Deadline> {
+        let timeout = match headers.get(TIMEOUT) {
+            Some(own) => duration_of(own),
+            None => self.timeout,
+        };
+        timeout.and_then(Deadline::after)
     }
 
     /// One attempt, up to the first message. Fails if the call fails before.
@@ -173,6 +181,26 @@ impl Shared {
         }
         Err(failure)
     }
+}
+
+/// Waits after so many attempts for the next one; returns false, at once, if there is none.
+/// `told` is how long the server asks to wait.
+pub(crate) async fn pause(
+    attempts: usize,
+    told: Option<Duration>,
+    deadline: Option<Deadline>,
+) -> bool {
+    let told = told.unwrap_or_default();
+    // Before anything is added to it: a server may tell more than a clock can hold.
+    let Some(most) = PAUSES.get(attempts - 1).filter(|_| told <= LONGEST_DELAY) else {
+        return false;
+    };
+    let next = tokio::time::Instant::now() + told + most.mul_f64(fastrand::f64());
+    if deadline.is_some_and(|deadline| next >= deadline.at) {
+        return false;
+    }
+    tokio::time::sleep_until(next).await;
+    true
 }
 
 async fn within<T>(

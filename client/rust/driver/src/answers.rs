@@ -2,7 +2,7 @@
 
 use actserve::{
     Array, Error, Explained, Fetched, Generated, LabelStatistics, Reading, Readouts, Reconstructed,
-    v1::FinishReason,
+    Swept, v1::FinishReason,
 };
 use serde_json::{Map, Value, json};
 
@@ -49,8 +49,10 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-pub fn unhex(text: &str) -> Result<Vec<u8>> {
-    (0..text.len() / 2).map(|at| Ok(u8::from_str_radix(&text[2 * at..][..2], 16)?)).collect()
+/// The float32 values of hexadecimal digits.
+pub fn floats(text: &str) -> Result<Vec<f32>> {
+    let word = |at| Ok(f32::from_bits(u32::from_str_radix(&text[8 * at..][..8], 16)?.swap_bytes()));
+    (0..text.len() / 8).map(word).collect()
 }
 
 pub fn fetched(fetched: &Fetched) -> Value {
@@ -108,6 +110,33 @@ pub fn reconstructed(reconstructed: &Reconstructed) -> Value {
     let mut answer = array(&reconstructed.rows);
     answer["call_id"] = reconstructed.call_id.clone().into();
     answer
+}
+
+pub fn swept(swept: &Swept) -> Value {
+    let cells = swept.cells.iter().map(|each| {
+        let cell = &each.cell;
+        let at = json!([
+            cell.prompt_index,
+            cell.variant_index,
+            cell.coefficient_index,
+            cell.site_index,
+            cell.position_index,
+        ]);
+        match &each.error {
+            Some(failure) => json!({"at": at, "error": error(failure)}),
+            None => json!({
+                "at": at,
+                "text": cell.text,
+                "finish_reason": (cell.finish_reason != 0).then(|| finish_reason(cell.finish_reason)),
+                "answer_logprobs": cell.answer_logprobs,
+                "score_values": cell.score_values,
+                "perplexity": cell.perplexity,
+                "repetition": cell.repetition,
+                "stored": cell.stored,
+            }),
+        }
+    });
+    json!({"call_id": swept.call_id, "cells": cells.collect::<Vec<_>>()})
 }
 
 fn readouts(readouts: &Readouts) -> Value {

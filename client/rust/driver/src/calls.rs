@@ -82,6 +82,26 @@ pub async fn unary(client: Client, question: &Question, messages: &Messages) -> 
             DeleteExplanationBaselineRequest,
             DeleteExplanationBaselineResponse
         ),
+        "CreateSteeringVector" => {
+            call!(create_steering_vector, CreateSteeringVectorRequest, CreateSteeringVectorResponse)
+        }
+        "MakeSteeringVector" => {
+            call!(make_steering_vector, MakeSteeringVectorRequest, MakeSteeringVectorResponse)
+        }
+        "CombineSteeringVectors" => call!(
+            combine_steering_vectors,
+            CombineSteeringVectorsRequest,
+            CombineSteeringVectorsResponse
+        ),
+        "GetSteeringVector" => {
+            call!(get_steering_vector, GetSteeringVectorRequest, GetSteeringVectorResponse)
+        }
+        "UpdateSteeringVector" => {
+            call!(update_steering_vector, UpdateSteeringVectorRequest, UpdateSteeringVectorResponse)
+        }
+        "DeleteSteeringVector" => {
+            call!(delete_steering_vector, DeleteSteeringVectorRequest, DeleteSteeringVectorResponse)
+        }
         other => Err(no_method(other)),
     }
 }
@@ -103,6 +123,9 @@ pub async fn list(client: Client, question: &Question, messages: &Messages) -> R
         "ListNlas" => named!(list_nlas, ListNlasRequest),
         "ListKeptActivations" => {
             named!(list_kept_activations, ListKeptActivationsRequest)
+        }
+        "ListSteeringVectors" => {
+            named!(list_steering_vectors, ListSteeringVectorsRequest)
         }
         other => Err(no_method(other)),
     }
@@ -138,6 +161,7 @@ pub async fn stream(client: Client, question: &Question, messages: &Messages) ->
                 ReconstructActivationsResponse
             )
         }
+        "RunSweep" => events!(run_sweep_stream, RunSweepRequest, RunSweepResponse),
         other => Err(no_method(other)),
     }
 }
@@ -200,6 +224,7 @@ pub async fn collect(client: Client, question: &Question, messages: &Messages) -
                 answers::reconstructed
             )
         }
+        "RunSweep" => collected!(run_sweep, RunSweepRequest, answers::swept),
         other => Err(no_method(other)),
     }
 }

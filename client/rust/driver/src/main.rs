@@ -2,6 +2,7 @@
 //! and answers with a line. `tests/conformance/README.md` says what they are.
 
 mod answers;
+mod building;
 mod calls;
 mod messages;
 mod warnings;
@@ -24,7 +25,7 @@ use opentelemetry::trace::{
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use answers::{array, error, unhex};
+use answers::{array, error, floats};
 use messages::Messages;
 use warnings::Warnings;
 
@@ -60,6 +61,12 @@ struct Question {
     seconds: f64,
     #[serde(default)]
     concurrency: usize,
+    #[serde(default)]
+    sites: Vec<String>,
+    #[serde(default)]
+    vector: Value,
+    coefficient: Option<f32>,
+    when: Option<building::Condition>,
 }
 
 #[derive(Default, Deserialize)]
@@ -124,14 +131,10 @@ async fn answer(question: &Question, messages: &Messages) -> Result<Value> {
             array(&Array::try_from(&tensor)?)
         }
         "encode_tensor" => {
-            let words = unhex(&question.data)?;
-            let values: Vec<_> = words
-                .chunks_exact(4)
-                .map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]]))
-                .collect();
-            let array = Array::new(question.shape.clone(), values)?;
+            let array = Array::new(question.shape.clone(), floats(&question.data)?)?;
             messages.json_of("Tensor", &v1::Tensor::from(&array))?
         }
+        "build_add" => building::add(question, messages)?,
         "unary" => calls::unary(client(&question.client)?, question, messages).await?,
         "list" => calls::list(client(&question.client)?, question, messages).await?,
         // These may have an error beside their result, or in its place.

@@ -8,15 +8,18 @@ mod generate;
 mod rows;
 mod sequence;
 mod statistics;
+mod sweep;
 
 pub use explain::{Explained, Reconstructed};
 pub use fetch::{Fetched, FetchedItem, Item};
 pub use generate::{Generated, Sample};
 pub use statistics::LabelStatistics;
+pub use sweep::{Swept, SweptCell};
 
 pub(crate) use explain::{ExplainCollector, ReconstructCollector};
 pub(crate) use fetch::FetchCollector;
 pub(crate) use generate::GenerateCollector;
+pub(crate) use sweep::SweepCollector;
 
 use asked::Asked;
 
@@ -36,19 +39,29 @@ pub(crate) trait Collector {
     fn finish(self) -> Result<Self::Collected>;
 }
 
-/// Reads a stream to its end; `event` takes the event out of each response.
+/// Puts a stream together; `event` takes the event out of each response.
 pub(crate) async fn collect<R, C: Collector>(
-    mut responses: Incoming<R>,
+    responses: Incoming<R>,
     event: impl Fn(R) -> Option<C::Event>,
     mut collector: C,
 ) -> Result<C::Collected> {
+    read(responses, event, &mut collector).await?;
+    collector.finish()
+}
+
+/// Reads a stream to its end.
+pub(crate) async fn read<R, C: Collector>(
+    mut responses: Incoming<R>,
+    event: impl Fn(R) -> Option<C::Event>,
+    collector: &mut C,
+) -> Result<()> {
     while let Some(response) = responses.try_next().await? {
         // An event of a newer server is none here, and skipped, as the contract says.
         if let Some(event) = event(response) {
             collector.add(event)?;
         }
     }
-    collector.finish()
+    Ok(())
 }
 
 /// How far a stream has come.

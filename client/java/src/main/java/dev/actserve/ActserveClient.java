@@ -1,11 +1,17 @@
 package dev.actserve;
 
+import dev.actserve.v1.CombineSteeringVectorsRequest;
+import dev.actserve.v1.CombineSteeringVectorsResponse;
 import dev.actserve.v1.CompareActivationsRequest;
 import dev.actserve.v1.CompareActivationsResponse;
+import dev.actserve.v1.CreateSteeringVectorRequest;
+import dev.actserve.v1.CreateSteeringVectorResponse;
 import dev.actserve.v1.DeleteExplanationBaselineRequest;
 import dev.actserve.v1.DeleteExplanationBaselineResponse;
 import dev.actserve.v1.DeleteKeptActivationsRequest;
 import dev.actserve.v1.DeleteKeptActivationsResponse;
+import dev.actserve.v1.DeleteSteeringVectorRequest;
+import dev.actserve.v1.DeleteSteeringVectorResponse;
 import dev.actserve.v1.ExplainActivationsRequest;
 import dev.actserve.v1.ExplainActivationsResponse;
 import dev.actserve.v1.ExplainTextRequest;
@@ -22,6 +28,8 @@ import dev.actserve.v1.GetModelRequest;
 import dev.actserve.v1.GetModelResponse;
 import dev.actserve.v1.GetNlaRequest;
 import dev.actserve.v1.GetNlaResponse;
+import dev.actserve.v1.GetSteeringVectorRequest;
+import dev.actserve.v1.GetSteeringVectorResponse;
 import dev.actserve.v1.KeptActivations;
 import dev.actserve.v1.KeptActivationsServiceGrpc;
 import dev.actserve.v1.ListKeptActivationsRequest;
@@ -30,24 +38,37 @@ import dev.actserve.v1.ListModelsRequest;
 import dev.actserve.v1.ListModelsResponse;
 import dev.actserve.v1.ListNlasRequest;
 import dev.actserve.v1.ListNlasResponse;
+import dev.actserve.v1.ListSteeringVectorsRequest;
+import dev.actserve.v1.ListSteeringVectorsResponse;
+import dev.actserve.v1.MakeSteeringVectorRequest;
+import dev.actserve.v1.MakeSteeringVectorResponse;
 import dev.actserve.v1.Model;
 import dev.actserve.v1.ModelServiceGrpc;
 import dev.actserve.v1.Nla;
 import dev.actserve.v1.ReconstructActivationsRequest;
 import dev.actserve.v1.ReconstructActivationsResponse;
+import dev.actserve.v1.RunSweepRequest;
+import dev.actserve.v1.RunSweepResponse;
 import dev.actserve.v1.ScoreExplanationsRequest;
 import dev.actserve.v1.ScoreExplanationsResponse;
 import dev.actserve.v1.SetExplanationBaselineRequest;
 import dev.actserve.v1.SetExplanationBaselineResponse;
+import dev.actserve.v1.SteeringVector;
+import dev.actserve.v1.SteeringVectorServiceGrpc;
+import dev.actserve.v1.SweepServiceGrpc;
 import dev.actserve.v1.Tensor;
 import dev.actserve.v1.TokenizeRequest;
 import dev.actserve.v1.TokenizeResponse;
+import dev.actserve.v1.UpdateSteeringVectorRequest;
+import dev.actserve.v1.UpdateSteeringVectorResponse;
+import io.grpc.CallOptions;
 import io.grpc.Channel;
 import io.grpc.ClientInterceptor;
 import io.grpc.ClientInterceptors;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.UUID;
 import java.util.concurrent.CompletableFuture;
 
 /**
@@ -59,7 +80,8 @@ import java.util.concurrent.CompletableFuture;
  * missing. To end a future, to close a stream or to interrupt a thread that waits cancels the call.
  *
  * <p>Calls that do no harm when they are made twice, as all of these are, are tried four times,
- * over about three seconds, while the server is unavailable, or as far apart as it says.
+ * over about three seconds, while the server is unavailable, or as far apart as it says; {@link
+ * #runSweep} also goes on where its connection was lost.
  *
  * <p>Every method throws {@link ActserveException}, or its future ends with it. A client may be
  * used by many threads; one for the whole application is enough.
@@ -440,6 +462,151 @@ public final class ActserveClient implements AutoCloseable {
       DeleteExplanationBaselineRequest request) {
     return Calls.unary(
         channel, ExplanationServiceGrpc.getDeleteExplanationBaselineMethod(), request);
+  }
+
+  /**
+   * Stores a vector. Without a {@code request_id} the call has one of its own, by which it makes
+   * nothing twice when it is made again.
+   */
+  public CreateSteeringVectorResponse createSteeringVector(CreateSteeringVectorRequest request) {
+    return Calls.await(createSteeringVectorAsync(request));
+  }
+
+  /** Stores a vector, as {@link #createSteeringVector} does. */
+  public CompletableFuture<CreateSteeringVectorResponse> createSteeringVectorAsync(
+      CreateSteeringVectorRequest request) {
+    return Calls.unary(
+        channel,
+        SteeringVectorServiceGrpc.getCreateSteeringVectorMethod(),
+        request.getRequestId().isEmpty()
+            ? request.toBuilder().setRequestId(newId()).build()
+            : request);
+  }
+
+  /**
+   * Makes a vector of examples of two kinds, and stores it. Its {@code request_id} is as that of
+   * {@link #createSteeringVector}.
+   */
+  public MakeSteeringVectorResponse makeSteeringVector(MakeSteeringVectorRequest request) {
+    return Calls.await(makeSteeringVectorAsync(request));
+  }
+
+  /** Makes a vector, as {@link #makeSteeringVector} does. */
+  public CompletableFuture<MakeSteeringVectorResponse> makeSteeringVectorAsync(
+      MakeSteeringVectorRequest request) {
+    return Calls.unary(
+        channel,
+        SteeringVectorServiceGrpc.getMakeSteeringVectorMethod(),
+        request.getRequestId().isEmpty()
+            ? request.toBuilder().setRequestId(newId()).build()
+            : request);
+  }
+
+  /**
+   * Computes a vector from stored ones, and stores it. Its {@code request_id} is as that of {@link
+   * #createSteeringVector}.
+   */
+  public CombineSteeringVectorsResponse combineSteeringVectors(
+      CombineSteeringVectorsRequest request) {
+    return Calls.await(combineSteeringVectorsAsync(request));
+  }
+
+  /** Computes a vector, as {@link #combineSteeringVectors} does. */
+  public CompletableFuture<CombineSteeringVectorsResponse> combineSteeringVectorsAsync(
+      CombineSteeringVectorsRequest request) {
+    return Calls.unary(
+        channel,
+        SteeringVectorServiceGrpc.getCombineSteeringVectorsMethod(),
+        request.getRequestId().isEmpty()
+            ? request.toBuilder().setRequestId(newId()).build()
+            : request);
+  }
+
+  /** One vector; {@link Tensors#decode} reads its elements, if they were asked for. */
+  public GetSteeringVectorResponse getSteeringVector(GetSteeringVectorRequest request) {
+    return Calls.await(getSteeringVectorAsync(request));
+  }
+
+  /** One vector; {@link Tensors#decode} reads its elements, if they were asked for. */
+  public CompletableFuture<GetSteeringVectorResponse> getSteeringVectorAsync(
+      GetSteeringVectorRequest request) {
+    return Calls.unary(channel, SteeringVectorServiceGrpc.getGetSteeringVectorMethod(), request);
+  }
+
+  /** All stored vectors. */
+  public Iterable<SteeringVector> listSteeringVectors() {
+    return listSteeringVectors(ListSteeringVectorsRequest.getDefaultInstance());
+  }
+
+  /** The stored vectors that have some labels, page by page. */
+  public Iterable<SteeringVector> listSteeringVectors(ListSteeringVectorsRequest request) {
+    return new Pages<>(
+        request.getPageToken(),
+        token ->
+            Calls.await(
+                Calls.unary(
+                    channel,
+                    SteeringVectorServiceGrpc.getListSteeringVectorsMethod(),
+                    request.toBuilder().setPageToken(token).build())),
+        ListSteeringVectorsResponse::getSteeringVectorsList,
+        ListSteeringVectorsResponse::getNextPageToken);
+  }
+
+  /** Replaces the labels of a vector. */
+  public UpdateSteeringVectorResponse updateSteeringVector(UpdateSteeringVectorRequest request) {
+    return Calls.await(updateSteeringVectorAsync(request));
+  }
+
+  /** Replaces the labels of a vector. */
+  public CompletableFuture<UpdateSteeringVectorResponse> updateSteeringVectorAsync(
+      UpdateSteeringVectorRequest request) {
+    return Calls.unary(channel, SteeringVectorServiceGrpc.getUpdateSteeringVectorMethod(), request);
+  }
+
+  /** Deletes a vector. Runs that use it keep it. */
+  public DeleteSteeringVectorResponse deleteSteeringVector(DeleteSteeringVectorRequest request) {
+    return Calls.await(deleteSteeringVectorAsync(request));
+  }
+
+  /** Deletes a vector. Runs that use it keep it. */
+  public CompletableFuture<DeleteSteeringVectorResponse> deleteSteeringVectorAsync(
+      DeleteSteeringVectorRequest request) {
+    return Calls.unary(channel, SteeringVectorServiceGrpc.getDeleteSteeringVectorMethod(), request);
+  }
+
+  /**
+   * Runs many prompts under many interventions; a cell that failed has its error in its place.
+   *
+   * <p>Where the connection is lost, the sweep goes on after the last cell that came. A large one
+   * takes long: give it a client {@link #withTimeout} that fits, which holds for all of it. Cells
+   * that were served are stored for a while, so that an equal sweep later on is answered with them.
+   */
+  public SweepResult runSweep(RunSweepRequest request) {
+    return Calls.await(runSweepAsync(request));
+  }
+
+  /** Runs many prompts under many interventions, as {@link #runSweep} does. */
+  public CompletableFuture<SweepResult> runSweepAsync(RunSweepRequest request) {
+    SweepCollector collector = new SweepCollector(request);
+    return Calls.collect(
+        channel,
+        SweepServiceGrpc.getRunSweepMethod(),
+        request,
+        collector,
+        CallOptions.DEFAULT.withOption(Retries.RESUMABLE, collector));
+  }
+
+  /**
+   * The cells of a sweep, as they are done. Who reads them goes on alone where the connection is
+   * lost: a request with the {@code resume_token} of the last cell that came has the others.
+   */
+  public ResponseStream<RunSweepResponse> streamRunSweep(RunSweepRequest request) {
+    return ResponseStream.open(
+        channel, SweepServiceGrpc.getRunSweepMethod(), request, RunSweepResponse::hasFinished);
+  }
+
+  private static String newId() {
+    return UUID.randomUUID().toString();
   }
 
   private static long rows(Tensor activations) {

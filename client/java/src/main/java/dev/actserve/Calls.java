@@ -54,12 +54,22 @@ final class Calls {
   /** Makes a call and puts its responses together. Whoever ends the future cancels the call. */
   static <Q, R, T> CompletableFuture<T> collect(
       Channel channel, MethodDescriptor<Q, R> method, Q request, Collector<R, T> collector) {
+    return collect(channel, method, request, collector, CallOptions.DEFAULT);
+  }
+
+  /** Makes a call with options. */
+  static <Q, R, T> CompletableFuture<T> collect(
+      Channel channel,
+      MethodDescriptor<Q, R> method,
+      Q request,
+      Collector<R, T> collector,
+      CallOptions options) {
     try {
       collector.checkRequest();
     } catch (ActserveException refused) {
       return CompletableFuture.failedFuture(refused);
     }
-    ClientCall<Q, R> call = channel.newCall(method, CallOptions.DEFAULT);
+    ClientCall<Q, R> call = channel.newCall(method, options);
     CompletableFuture<T> future = new CompletableFuture<>();
     call.start(
         new ClientCall.Listener<R>() {

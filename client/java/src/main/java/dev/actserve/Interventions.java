@@ -5,7 +5,10 @@ import dev.actserve.v1.Intervention;
 import dev.actserve.v1.KeptRows;
 import dev.actserve.v1.MatrixSource;
 import dev.actserve.v1.ReplaceOperation;
+import dev.actserve.v1.Site;
 import dev.actserve.v1.VectorSource;
+import java.util.Arrays;
+import java.util.List;
 
 /** Changes made while tokens are computed: the commonest two kinds of {@link Intervention}. */
 public final class Interventions {
@@ -19,11 +22,33 @@ public final class Interventions {
    * @param coefficient what the vector is multiplied by
    */
   public static Intervention add(String site, float[] vector, float coefficient) {
-    VectorSource source = VectorSource.newBuilder().setTensor(Tensors.encode(vector)).build();
-    return Intervention.newBuilder()
-        .addSites(Sites.parse(site))
-        .setAdd(AddOperation.newBuilder().setVector(source).setCoefficient(coefficient))
-        .build();
+    return add(Vectors.sent(vector), coefficient, site);
+  }
+
+  /**
+   * Adds a vector to the rows of every token.
+   *
+   * @param vector of {@link Vectors}, as wide as the rows of the sites
+   * @param coefficient what the vector is multiplied by
+   * @param sites as {@link Sites#parse} takes them
+   */
+  public static Intervention add(VectorSource vector, float coefficient, String... sites) {
+    return add(AddOperation.newBuilder().setVector(vector).setCoefficient(coefficient), sites);
+  }
+
+  /**
+   * Adds a vector once, and in a sweep as often as {@link dev.actserve.v1.SweepVariant} says.
+   *
+   * @param vector of {@link Vectors}, as wide as the rows of the sites
+   * @param sites as {@link Sites#parse} takes them; none where a sweep says which
+   */
+  public static Intervention add(VectorSource vector, String... sites) {
+    return add(AddOperation.newBuilder().setVector(vector), sites);
+  }
+
+  private static Intervention add(AddOperation.Builder add, String... sites) {
+    List<Site> at = Arrays.stream(sites).map(Sites::parse).toList();
+    return Intervention.newBuilder().addAllSites(at).setAdd(add).build();
   }
 
   /**

@@ -21,7 +21,8 @@ import java.util.concurrent.TimeUnit;
 
 /**
  * Makes calls again that ended as `UNAVAILABLE` before the caller got a message, if the contract
- * says that their method does no harm when it is called twice.
+ * says that their method does no harm when it is called twice. Those that are {@link #RESUMABLE} go
+ * on also after a message.
  *
  * <p>gRPC's own retries are off, since they know nothing of how long the server asks to wait.
  */
@@ -33,6 +34,18 @@ final class Retries implements ClientInterceptor, AutoCloseable {
 
   /** A longer one is the caller's to wait for. */
   private static final Duration LONGEST_DELAY = Duration.ofSeconds(30);
+
+  /** What collects the answer of a call that goes on where it was lost. */
+  static final CallOptions.Key<Resumable<?>> RESUMABLE = CallOptions.Key.create("resumable");
+
+  /** An answer that goes on in another attempt. */
+  interface Resumable<Q> {
+    /** Whether the whole answer has come. */
+    boolean isWhole();
+
+    /** Gets ready for another attempt, and returns its request. */
+    Q resume();
+  }
 
   // Has no thread until the first pause.
   private final ScheduledExecutorService timer =
@@ -219,6 +232,22 @@ final class Retries implements ClientInterceptor, AutoCloseable {
       return true;
     }
 
+    /** Whether the call is to go on after what has come, after a pause that has begun then. */
+    private boolean resumes(Status status, Metadata trailers) {
+      @SuppressWarnings("unchecked")
+      Resumable<Q> answer = (Resumable<Q>) options.getOption(RESUMABLE);
+      if (answer == null || status.isOk() && answer.isWhole()) {
+        return false;
+      }
+      Q rest = answer.resume();
+      if (!rest.equals(message)) {
+        // Something has come, so what is left is a call of its own, of which this was an attempt.
+        attempts = 1;
+      }
+      message = rest;
+      return pauses(status.isOk() ? Status.UNAVAILABLE : status, trailers);
+    }
+
     private static long left(Deadline deadline) {
       return deadline == null ? Long.MAX_VALUE : deadline.timeRemaining(TimeUnit.NANOSECONDS);
     }
@@ -250,7 +279,7 @@ final class Retries implements ClientInterceptor, AutoCloseable {
       @Override
       public void onClose(Status status, Metadata trailers) {
         synchronized (RetriedCall.this) {
-          if (!answered && pauses(status, trailers)) {
+          if (answered ? resumes(status, trailers) : pauses(status, trailers)) {
             return;
           }
         }
