@@ -1,6 +1,7 @@
 """Rows are shared where vLLM shares keys and values, and nowhere else."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -12,8 +13,11 @@ from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.request import Request
 
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import Add
+from actserve_server.domain.probes import Probe
 from actserve_server.domain.runs import Intervention
+from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.vllm import scheduler, wire
 from actserve_server.engine.vllm.block_names import block_names
 from actserve_server.engine.vllm.cache_salt import cache_salt
@@ -54,6 +58,11 @@ def _edit(start: int, vector: np.ndarray = RAMP, site: str = "resid_post.3") -> 
     return change(Add(vector), site, where=at((start, start + 1)))
 
 
+def _edit_when(above: float) -> Intervention:
+    probe = Probe(Site(HookPoint.RESID_POST, 1), RAMP)
+    return replace(_edit(9), when=Condition(probe, above=above))
+
+
 PROMPTS: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": lambda: _prompt(),
     "plain again": lambda: _prompt(),
@@ -65,6 +74,8 @@ PROMPTS: dict[str, Callable[[], dict[str, Any]]] = {
     "edited so again": lambda: _prompt(_edit(9, RAMP.copy())),
     "edited otherwise": lambda: _prompt(_edit(9, -RAMP)),
     "edited elsewhere": lambda: _prompt(_edit(9, site="resid_post.4")),
+    "edited under a condition": lambda: _prompt(_edit_when(0.0)),
+    "edited under another condition": lambda: _prompt(_edit_when(1.0)),
     "edited so after a step that failed": lambda: _prompt(_edit(9), failures=1),
     "edited by a tenant": lambda: _prompt(_edit(9), tenant="a"),
     "edited in what is generated": lambda: _prompt(_edit(TOKENS + 2)),
@@ -123,6 +134,8 @@ def test_the_pairs_differ_in_each_of_the_ways() -> None:
         "edited so again": 2,
         "edited otherwise": 2,
         "edited elsewhere": 2,
+        "edited under a condition": 2,
+        "edited under another condition": 2,
         "edited so after a step that failed": 2,
         "edited by a tenant": 0,
         "edited in what is generated": 4,
