@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 	"math/bits"
+	"unsafe"
 
 	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
 )
@@ -109,12 +110,20 @@ func joined(parts []*actservev1.Tensor, shape ...int) Tensor {
 	return Tensor{Shape: shape, Data: data}
 }
 
+// isLittleEndian says whether this processor keeps numbers as tensors do.
+var isLittleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
+
 // decode writes the elements of a tensor whose bytes were checked, and returns their number.
 func decode(to []float32, tensor *actservev1.Tensor) int {
 	from := tensor.GetData()
 	switch tensor.GetElementType() {
 	case actservev1.ElementType_ELEMENT_TYPE_F32:
 		to = to[:len(from)/4]
+		if isLittleEndian && len(to) > 0 {
+			// Most of what collecting takes, were it done one by one.
+			copy(unsafe.Slice((*byte)(unsafe.Pointer(&to[0])), 4*len(to)), from)
+			break
+		}
 		for i := range to {
 			to[i] = math.Float32frombits(binary.LittleEndian.Uint32(from[4*i:]))
 		}
