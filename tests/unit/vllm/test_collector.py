@@ -20,6 +20,7 @@ from actserve_server.engine.vllm.records import (
     write_rows,
 )
 from actserve_server.engine.vllm.ring import RingReader, RingWriter
+from actserve_server.engine.vllm.step_plan import REUSED
 from tests.unit.vllm.steps import ALL, change, edits_of
 
 WIDTHS = (8, 3)
@@ -201,6 +202,30 @@ async def test_a_run_that_was_salted_before_a_failure_is_not_opened_after_it(pai
         await watcher.arrival()
     assert not pair.collector.open(2, _salted("a"), before)
     assert pair.collector.open(2, _salted("a"), pair.collector.failures)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_what_a_run_cached_that_could_not_be_decided_is_used_by_nobody(
+    pair: Pair, gone: bool
+) -> None:
+    before, inboxes = pair.collector.failures, {key: _salted("a") for key in (1, 2, 3)}
+    for key, inbox in inboxes.items():
+        if key > 1 or not gone:
+            pair.open(key, inbox)
+    # The first had no score; the second read what it cached; the third computed all by itself.
+    notes = [(1, 0.0, 1.0, np.nan), (2, REUSED, 0.0, 0.0), (3, 0.0, 1.0, 0.0)]
+    keys, at, changes = np.array([1, 2, 3]), np.zeros(3, np.int64), np.zeros((3, 4), np.float32)
+    for row, (_, *note) in zip(changes, notes, strict=True):
+        row[[0, 2, 3]] = note
+    write_receipts(pair.writer, ReceiptsRecord(keys, at, at, changes))
+    await _until_complete(inboxes[2], 1)
+    await _until_complete(inboxes[3], 1)
+    with pytest.raises(ActserveError, match="no finite score") as caught:
+        inboxes[2].reports([7])
+    assert caught.value.reason is Reason.INTERVENTION_INCOMPLETE
+    assert caught.value.retry_after_s
+    assert inboxes[3].reports([7])[0].rows == 1
+    assert pair.collector.failures > before  # What begins from now on has another salt.
 
 
 async def test_a_collector_that_failed_says_so_and_wakes_everybody(pair: Pair) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
+import numpy as np
 import structlog
 
 from actserve_server.engine.vllm.inbox import Block, Inbox
@@ -39,8 +40,9 @@ class Collector:
 
     @property
     def failures(self) -> int:
-        """How often steps failed whose runs had edits. What they computed may lie in the prefix
-        cache under the salts of such runs, so a salt must differ from those of before."""
+        """How often steps failed whose runs had edits, or a condition could not be decided. What
+        they computed may lie in the prefix cache under the salts of such runs, so a salt must
+        differ from those of before."""
         return self._failures
 
     def open(self, key: int, inbox: Inbox, failures: int) -> bool:
@@ -104,6 +106,9 @@ class Collector:
         return found
 
     def _put_receipts(self, record: ReceiptsRecord) -> list[Inbox]:
+        undecided = np.isnan(record.changes[:, 3])
+        if undecided.any():
+            self._distrust(np.unique(record.keys[undecided]).tolist())
         tables, found = (record.edits.copy(), record.positions.copy(), record.changes.copy()), []
         for key, rows in by_key(record.keys):
             if inbox := self._inboxes.get(key):
@@ -113,18 +118,34 @@ class Collector:
 
     def _fail(self, record: FailureRecord) -> list[Inbox]:
         """Fails these runs, and those that may have read what they left in the prefix cache."""
+        keys = record.keys.tolist()
+        log.error("a step failed", runs=len(keys), why=record.why)
+        failed, others = self._failed(keys)
+        for inbox in (*failed, *others):
+            inbox.fail(record.why)
+        return [*failed, *others]
+
+    def _distrust(self, keys: Sequence[int]) -> None:
+        """Nobody may use what these runs left in the prefix cache: a condition had no score. They
+        find that out by themselves."""
+        for inbox in self._failed(keys)[1]:
+            inbox.distrust_reused()
+
+    def _failed(self, keys: Sequence[int]) -> tuple[list[Inbox], list[Inbox]]:
+        """Counts a failure of these runs. Returns their inboxes, and those of others that may have
+        read what they left in the prefix cache."""
         with self._lock:
-            keys, inboxes = record.keys.tolist(), [*self._inboxes.values()]
+            inboxes = [*self._inboxes.values()]
             failed = [self._inboxes[key] for key in keys if key in self._inboxes]
             self._failures += 1
-        log.error("a step failed", runs=len(keys), why=record.why)
         salts = {inbox.salt for inbox in failed if inbox.salt}
         # Of a run that is gone the salt is not known.
         any_salt = len(failed) < len(keys)
-        failed += [each for each in inboxes if each.salt and (any_salt or each.salt in salts)]
-        for inbox in failed:
-            inbox.fail(record.why)
-        return failed
+        return failed, [
+            each
+            for each in inboxes
+            if each.salt and (any_salt or each.salt in salts) and each not in failed
+        ]
 
 
 def _wake_all(inboxes: Sequence[Inbox]) -> None:

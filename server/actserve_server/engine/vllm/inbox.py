@@ -138,6 +138,7 @@ class Inbox:
         self._arrived_bytes, self._taken_bytes = 0, 0
         self._taken_at = time.monotonic()
         self._failure: str | None = None
+        self._distrusts_reused = False
         self._arrived = asyncio.Event()
         self.awaited = False
         """Whether the loop waits for what arrives."""
@@ -153,6 +154,10 @@ class Inbox:
 
     def fail(self, why: str) -> None:
         self._failure = why
+
+    def distrust_reused(self) -> None:
+        """Positions that came from the prefix cache may be of a run that could not be decided."""
+        self._distrusts_reused = True
 
     # On the loop.
 
@@ -202,10 +207,18 @@ class Inbox:
         Raises `ActserveError` if one was not applied exactly where its selection says.
         """
         self._check_receipts()
-        return tuple(
+        reports = tuple(
             _report(number, edit, log, ids)
             for number, (edit, log) in enumerate(zip(self._edits, self._logs, strict=True))
         )
+        if self._distrusts_reused and any(each.reused_rows for each in reports):
+            raise ActserveError(
+                Reason.INTERVENTION_INCOMPLETE,
+                "cached positions that this run has read may be of a run whose condition had no "
+                "finite score; the answer is withheld, try again",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        return reports
 
     def _check_failure(self) -> None:
         if self._failure is not None:
