@@ -3,14 +3,16 @@ checkpoint that answers it.
 
 Kept rows and stored vectors are taken by what they are: rows that were captured again count as the
 same, and a name that has come to mean another vector does not. The vector of an edited explanation
-is taken by its texts: computed again it may round another way.
+is taken by its texts: computed again it may round another way. What is kept counts by its name in
+an intervention that has such a vector too.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from actserve.v1 import source_pb2
+from actserve.v1 import intervention_pb2, source_pb2
 from actserve.v1 import sweep_service_pb2 as pb
+from actserve_server.domain.errors import FieldPath
 from actserve_server.domain.model import ModelInfo
 from actserve_server.engine.forms import condition_form, form_of, projection_form
 from actserve_server.rpc.requests import vector_sources
@@ -50,14 +52,27 @@ def _by_content(
     request.CopyFrom(wire)
     for name in ("model", "resume_token", "afresh"):
         request.ClearField(name)
-    for _, source in vector_sources.named(request, ()):
+    edited = {
+        (*at, number)
+        for at, sent in _interventions(request)
+        for number, item in enumerate(sent)
+        if _has_edit(item)
+    }
+    for at, source in vector_sources.named(request, ()):
         if isinstance(source, source_pb2.VectorSource) and source.HasField("steering_vector"):
             stored = vectors[source.steering_vector].stored
             sites = " ".join(map(str, stored.sites))
             source.steering_vector = f"{stored.content_sha256.hex()} {sites}"
-        elif source.WhichOneof("source") == "kept":
+        elif source.WhichOneof("source") == "kept" and at[:4] not in edited:
             source.kept.name = ""
     return request
+
+
+def _interventions(
+    request: pb.RunSweepRequest,
+) -> Iterator[tuple[FieldPath, Sequence[intervention_pb2.Intervention]]]:
+    for index, variant in enumerate(request.variants):
+        yield ("variants", index, "interventions"), variant.interventions
 
 
 def _vectors(
@@ -69,15 +84,15 @@ def _vectors(
                 if not _has_edit(item):
                     for part in edit.parts:
                         yield form_of(part.operation).vectors.digest
-                    if edit.when is not None:
-                        yield condition_form(edit.when).direction.digest
+                if edit.when is not None:
+                    yield condition_form(edit.when).direction.digest
     for each in scores.projections:
         for vectors in projection_form(each).vectors:
             yield vectors.digest
 
 
-def _has_edit(item: object) -> bool:
+def _has_edit(item: intervention_pb2.Intervention) -> bool:
     return any(
         isinstance(source, source_pb2.VectorSource) and source.HasField("edit")
-        for _, source in vector_sources.named(item, ())  # pyright: ignore[reportArgumentType]
+        for _, source in vector_sources.named(item, ())
     )
