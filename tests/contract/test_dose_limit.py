@@ -82,10 +82,6 @@ def dosed(size: float, n: float, head_n: float) -> dict[str, list[dict[str, Any]
             addition(UNIT * n * size / 2) | {"positions": {"list": {"positions": [0]}}},
             addition(UNIT * n * size / 2) | last,
         ],
-        "relative and not": [
-            addition(UNIT * n * size / 2),
-            addition(UNIT, coefficient=size / 2, relative=True),
-        ],
         "by another name": [
             addition(UNIT * n * size / 2),
             intervention(pre(2), add={"vector": inline(UNIT * n * size / 2)}),
@@ -195,6 +191,45 @@ def _times(edit: dict[str, Any], factor: float) -> dict[str, Any]:
         return ablation(factor * edit["ablate"]["coefficient"])
     bounds = {name: factor * each for name, each in edit["clamp"].items() if name != "direction"}
     return clamp(**bounds)
+
+
+SHARES: dict[str, list[dict[str, Any]]] = {
+    "one of what the other has left": [ablation(-LIMIT / 2), ablation(-LIMIT / 2)],
+    "cut into many": [ablation(-LIMIT / 10) for _ in range(10)],
+    "relative additions": [addition(UNIT, coefficient=LIMIT / 2, relative=True)] * 2,
+}
+
+
+@pytest.mark.parametrize("way", SHARES)
+async def test_shares_of_a_row_are_of_what_those_before_have_left(way: str) -> None:
+    """Their sum is just the limit, and more comes of them."""
+    n = len(SHARES[way])
+    request = generate(interventions=SHARES[way])
+    async with serving(engine(), measured=True) as served:
+        refused = await failure(served.generation.Generate(request))
+        assert refused.reason == "DOSE_TOO_LARGE"
+        dose = float(refused.details["ErrorInfo"].metadata["dose"])
+        assert dose == pytest.approx((1 + LIMIT / n) ** n - 1, rel=1e-3)
+    async with serving(engine(clamps=True), measured=True) as served:
+        events = await collect(served.generation.Generate(request))
+        told = next(e.sample_finished for e in events if e.HasField("sample_finished"))
+        for report in told.interventions:
+            share = report.dose_factor * LIMIT / n
+            assert (1 + share) ** n - 1 == pytest.approx(LIMIT, rel=1e-5)
+
+
+async def test_a_share_after_an_addition_is_of_the_longer_row() -> None:
+    async with serving(engine(), measured=True) as served:
+        half = addition(UNIT * norm(served) * LIMIT / 2)
+        relative = addition(UNIT, coefficient=LIMIT / 2, relative=True)
+        for order, dose in (
+            ([half, relative], LIMIT + LIMIT**2 / 4),
+            ([relative, addition(UNIT * norm(served) * LIMIT * 0.51)], LIMIT * 1.01),
+        ):
+            refused = await failure(served.generation.Generate(generate(interventions=order)))
+            told = float(refused.details["ErrorInfo"].metadata["dose"])
+            assert told == pytest.approx(dose, rel=1e-3)
+        await collect(served.generation.Generate(generate(interventions=[relative, half])))
 
 
 async def test_what_takes_away_or_puts_rows_in_place_has_no_dose() -> None:

@@ -9,13 +9,14 @@ chosen vector can come to exceed what the model computed there:
 
 Norms are taken of the whole row, whatever heads are changed. All that is added at a site counts
 together, wherever in the sequence and by whichever of its names, so that one addition cut into
-several is no way around. What puts rows of the caller's own in place of the model's, or only takes
+several is no way around: lengths add up, and what is a share of a row is one of the row that those
+before it have left. What puts rows of the caller's own in place of the model's, or only takes
 away, has no dose.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,8 +28,30 @@ from actserve_server.rpc.requests.intervention_operations import Part
 
 TOLERANCE = 1e-6
 """A dose may exceed the limit by this part of it: coefficients come as float32."""
+_HALVINGS = 50
+"""After so many a factor is as exact as a float64."""
 
-Doses = Mapping[Site, float]
+
+@dataclass(frozen=True, slots=True)
+class Dose:
+    """What one intervention adds at a site."""
+
+    size: float
+    """As a part of the norm of the rows."""
+    is_share: bool
+    """Whether it is of each row as it finds it, and not of any."""
+
+
+Doses = Mapping[Site, Dose]
+
+
+@dataclass(frozen=True, slots=True)
+class _Excess:
+    """Where there is more than is allowed."""
+
+    dose: float
+    factor: float
+    """Multiplied by it, all that is added there just reaches the limit."""
 
 
 def dose_factors(
@@ -44,19 +67,42 @@ def dose_factors(
     if limit is None:
         return [None] * len(every)
     each = [_doses(parts, info, at) for parts, at in zip(every, fields, strict=True)]
-    total: dict[Site, float] = defaultdict(float)
+    there: dict[Site, list[Dose]] = defaultdict(list)
     for doses in each:
         for site, dose in doses.items():
-            total[_tensor(site)] += dose
-    above = {tensor: dose for tensor, dose in total.items() if dose > limit * (1 + TOLERANCE)}
+            there[_tensor(site)].append(dose)
+    above = {
+        tensor: _Excess(dose, _factor(doses, limit))
+        for tensor, doses in there.items()
+        if (dose := _together(doses)) > limit * (1 + TOLERANCE)
+    }
     if above and not info.limits.clamps_dose:
         raise _too_large(every, each, fields, above, limit)
     return [
-        min(
-            (limit / above[_tensor(site)] for site in doses if _tensor(site) in above), default=None
-        )
+        min((above[_tensor(site)].factor for site in doses if _tensor(site) in above), default=None)
         for doses in each
     ]
+
+
+def _together(doses: Sequence[Dose], factor: float = 1.0) -> float:
+    """The dose of interventions at one site, one after the other, each times `factor`."""
+    total = 0.0
+    for dose in doses:
+        size = factor * dose.size
+        total = (1 + total) * (1 + size) - 1 if dose.is_share else total + size
+    return total
+
+
+def _factor(doses: Sequence[Dose], limit: float) -> float:
+    """The largest at which they do not exceed the limit together, which they do at one."""
+    allowed, not_allowed = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (allowed + not_allowed) / 2
+        if _together(doses, middle) <= limit:
+            allowed = middle
+        else:
+            not_allowed = middle
+    return allowed
 
 
 def scaled(operation: Operation, factor: float) -> Operation:
@@ -83,7 +129,10 @@ def _doses(parts: Sequence[Part], info: ModelInfo, field: FieldPath) -> Doses:
             else:
                 squares[site] += size**2 * max(1, len(part.heads))
     lengths = {site: float(np.sqrt(total)) for site, total in squares.items()}
-    return shares | {site: size / _norm(site, info, field) for site, size in lengths.items()}
+    return {site: Dose(size, is_share=True) for site, size in shares.items()} | {
+        site: Dose(size / _norm(site, info, field), is_share=False)
+        for site, size in lengths.items()
+    }
 
 
 def _added(operation: Operation) -> tuple[float, bool]:
@@ -130,20 +179,20 @@ def _too_large(
     every: Sequence[Sequence[Part]],
     each: Sequence[Doses],
     fields: Sequence[FieldPath],
-    above: Doses,
+    above: Mapping[Site, _Excess],
     limit: float,
 ) -> ActserveError:
     """About the intervention that adds most where most is added."""
-    worst = max(above, key=lambda tensor: above[tensor])
+    worst = max(above, key=lambda tensor: above[tensor].dose)
     there = [
-        (dose, index, site)
+        (dose.size, index, site)
         for index, doses in enumerate(each)
         for site, dose in doses.items()
         if _tensor(site) == worst
     ]
     _, index, site = max(there, key=lambda found: found[0])
-    dose, operation = above[worst], every[index][0].operation
-    factor = limit / dose
+    dose, factor = above[worst].dose, above[worst].factor
+    operation = every[index][0].operation
     alone = len(there) == 1
     if alone and isinstance(operation, Add):
         most = _rounded_down(abs(operation.coefficient) * factor)
