@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+import structlog
+
 from actserve_server.storage.stored_cells import StoredCells, SweepKey
 
 BATCH = 64
@@ -15,6 +17,8 @@ BATCH = 64
 _WAITING = 4 * BATCH
 """Cells that wait to be written."""
 _OVER = None
+
+log = structlog.get_logger("actserve.steering")
 
 
 class CellWriter:
@@ -34,7 +38,12 @@ class CellWriter:
             while len(batch) < BATCH and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             over = batch[-1] is _OVER
-            await self._stored.write(self._key, dict(each for each in batch if each is not None))
+            messages = dict(each for each in batch if each is not None)
+            try:
+                await self._stored.write(self._key, messages)
+            except Exception:
+                # A sweep goes on without its database, whatever ails that.
+                log.exception("cells of a sweep are not stored", cells=len(messages))
 
 
 @asynccontextmanager

@@ -60,3 +60,21 @@ async def test_what_finished_is_written_although_the_sweep_is_cancelled() -> Non
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(slow.written) == 100
+
+
+class Broken(Slow):
+    """A database whose answer nobody foresaw, at first."""
+
+    async def write(self, key: SweepKey, messages: Mapping[int, bytes]) -> bool:
+        if not self.batches:
+            self.batches.append({})
+            raise ValueError("the database is not itself")
+        return await super().write(key, messages)
+
+
+async def test_a_sweep_goes_on_whatever_ails_its_database() -> None:
+    broken, count = Broken(), 20 * BATCH
+    async with asyncio.timeout(10), writing(broken, KEY) as writer:
+        for number in range(count):
+            await writer.add(number, message(number))
+    assert count - BATCH <= len(broken.written) < count
