@@ -70,7 +70,9 @@ def check(
             _check_count("positive", positives, info)
             _check_count("negative", negatives, info)
         case "rows":
-            field, positives = ROWS, sum(wire.rows.positive)
+            field = ROWS
+            _held_bytes(len(wire.rows.positive), sites, info, field)  # Before they are counted.
+            positives = sum(wire.rows.positive)
             negatives = len(wire.rows.positive) - positives
             _check_one_site(sites)
         case _:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from actserve.v1 import sweep_service_pb2 as pb
-from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Kind, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.runs import GREEDY_ONE_TOKEN, Sampling
@@ -63,6 +63,7 @@ async def sweep_request(
     _check_shape(wire, info)
     grid = Grid(len(wire.prompts), swept_variants.axes(wire.variants))
     grid.check()
+    swept_variants.check_grids(wire.variants, ("variants",))
     sampled = await _sampling(wire, engine)
     answers = await _answers(wire.answers, engine)
     # Once for all, so that a name means one vector in the whole sweep.
@@ -102,7 +103,7 @@ class CellRequests:
         self._variants = variants
         self._sampled = sampled
         self._longest_answer = max(map(len, answers), default=0)
-        self._prompts: OrderedDict[int, TokenizedPrompt] = OrderedDict()
+        self._prompts: OrderedDict[int, TokenizedPrompt | ActserveError] = OrderedDict()
         self._tokenizing = asyncio.Lock()
 
     async def prepare(self, cell: Cell) -> CellRequest:
@@ -137,13 +138,34 @@ class CellRequests:
         async with self._tokenizing:
             if index not in self._prompts:
                 wire, at = self._wire.prompts[index], ("prompts", index, "prompt")
-                self._prompts[index] = await prompt_fields.tokenize_to_run(
-                    self._engine, wire.prompt, at
-                )
+                try:
+                    self._prompts[index] = await prompt_fields.tokenize_to_run(
+                        self._engine, wire.prompt, at
+                    )
+                except ActserveError as error:
+                    if error.kind is not Kind.INVALID_ARGUMENT:
+                        raise
+                    # Every cell of the prompt is told, and it need not be tokenized for each.
+                    self._prompts[index] = error
                 if len(self._prompts) > _PROMPTS_HELD:
                     self._prompts.popitem(last=False)
             self._prompts.move_to_end(index)
-            return self._prompts[index]
+            prompt = self._prompts[index]
+        if isinstance(prompt, ActserveError):
+            raise _again(prompt)
+        return prompt
+
+
+def _again(error: ActserveError) -> ActserveError:
+    """One of its own for each cell, since whoever hands it on may change its path."""
+    return ActserveError(
+        error.reason,
+        error.message,
+        field=error.field,
+        item=error.item,
+        metadata=error.metadata,
+        retry_after_s=error.retry_after_s,
+    )
 
 
 def _check_shape(wire: pb.RunSweepRequest, info: ModelInfo) -> None:

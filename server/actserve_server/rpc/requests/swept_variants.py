@@ -99,8 +99,7 @@ def axes(wire: Sequence[pb.SweepVariant]) -> tuple[Axes, ...]:
 
 
 def check(wire: Sequence[pb.SweepVariant], field: FieldPath) -> None:
-    """Raises unless there are variants, no more than allowed, whose grids fit their
-    interventions."""
+    """Raises unless there are variants, and no more than allowed."""
     if not 1 <= len(wire) <= MAX_VARIANTS:
         raise ActserveError(
             Reason.FIELD_INVALID if wire else Reason.FIELD_REQUIRED,
@@ -118,6 +117,11 @@ def check(wire: Sequence[pb.SweepVariant], field: FieldPath) -> None:
             field=field,
             metadata={"interventions": parsed, "limit": MAX_CELLS},
         )
+
+
+def check_grids(wire: Sequence[pb.SweepVariant], field: FieldPath) -> None:
+    """Raises unless grids fit their interventions. `check` has passed them, and so has
+    `Grid.check`, or their lists might be of millions."""
     for index, each in enumerate(wire):
         _check_grid(each, (*field, index))
 
