@@ -219,7 +219,8 @@ async def test_captures_wait_for_the_byte_budget_and_all_are_served() -> None:
 
 async def test_draining_lets_running_calls_finish_and_refuses_new_ones() -> None:
     async with serving(slow(0.02)) as served:
-        running = served.generation.Generate(generate(sampling={"max_tokens": 20}))
+        # Long enough to run on also where the machine is busy with other things.
+        running = served.generation.Generate(generate(sampling={"max_tokens": 100}))
         await running.read()
         draining = asyncio.create_task(served.app.drain())
         await asyncio.sleep(0.05)
