@@ -278,7 +278,7 @@ def model(tokens: Sequence[str] = TOKENS) -> Model:
             "router": HookPointSupport(WIDTH, 0, text, ""),
         },
         attention_unserved_reason="",
-        limits=Limits(*[1024] * 12),
+        limits=Limits(1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024),
         nlas=(),
         features=("fetch",),
         default_sampling=Sampling(),
