@@ -91,7 +91,7 @@ def _interventions(steer: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ..
         return (steer.add(),)
     if not sites:
         name = steer.name if isinstance(steer, Stored) else steer
-        if isinstance(name, str) and "/kept" not in name:
+        if isinstance(name, str) and not name.startswith("keptActivations/"):
             why = f"it is not known where to add {name!r}"
             what = f"for its own sites client.vectors.get({name!r})"
         else:
