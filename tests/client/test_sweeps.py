@@ -439,7 +439,8 @@ def test_a_damaged_partial_file_says_where(client: Any, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "a vector without a site": (lambda c: c.sweep("a", "joy"), "vector without a site"),
+    "a name without a site": (lambda c: c.sweep("a", "joy"), r"client\.vectors\.get\('joy'\)"),
+    "a vector without a site": (lambda c: c.sweep("a", [1.0, 2.0]), "vector without a site"),
     "coefficients of nothing": (
         lambda c: c.sweep("a", actserve.Zero("embedding"), coefficients=[1, 2]),
         "2 coefficients and no Add or Ablate",

@@ -90,10 +90,14 @@ def _interventions(steer: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ..
     if isinstance(steer, SteeringVector | StoredVector) and not sites:
         return (steer.add(),)
     if not sites:
-        what = f"{steer.name!r}" if isinstance(steer, Stored) else described(steer)
+        name = steer.name if isinstance(steer, Stored) else steer
+        if isinstance(name, str) and not name.startswith("keptActivations/"):
+            why = f"it is not known where to add {name!r}"
+            what = f"for its own sites client.vectors.get({name!r})"
+        else:
+            why, what = f"{described(steer)} is a vector without a site", "an intervention"
         raise InvalidRequest(
-            f"{what} is a vector without a site; say where to add it, as in sites='resid_post.12', "
-            "or give an intervention",
+            f"{why}; say it, as in sites='resid_post.12', or give {what}",
             reason="FIELD_REQUIRED",
             path=("sites",),
         )
