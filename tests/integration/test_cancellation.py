@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from actserve_server.domain.operations import Replace
+from actserve_server.domain.conditions import Condition
+from actserve_server.domain.operations import Add, Replace
 from actserve_server.domain.positions import Selection, Spans
+from actserve_server.domain.probes import EACH_TOKEN, Aggregator, Ema, Probe
 from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Capture, Intervention, Rows, Run, RunEvent, Tokens
 from actserve_server.domain.sites import HookPoint, Site
@@ -27,6 +29,7 @@ from tests.integration.harness import (
     relative_errors,
 )
 
+PROBED = Site(HookPoint.RESID_POST, 5)
 SITE = Site(HookPoint.RESID_POST, 10)
 LATER = Site(HookPoint.RESID_POST, 20)
 LONG = greedy(500)
@@ -145,6 +148,60 @@ def test_cancelled_neighbours_that_share_vectors_or_move_them_change_no_number(
         assert together.positions == alone.positions
         for site in (SITE, LATER):
             assert relative_errors(together.rows[site], alone.rows[site]).max() <= 1e-3
+
+
+def test_cancelled_neighbours_under_conditions_change_no_number(smollm2: EngineThread) -> None:
+    """Of runs whose condition has a state, or whose rows and keys are cached: neighbours of this
+    tenant and of another, with the same condition and prompt or with another bound, are cancelled
+    while they leave rows, keys and scores behind."""
+    ids = tuple(4000 + index * 43 % 9000 for index in range(300))
+    plain = smollm2.run(make_run(ids, sites=[PROBED])).rows[PROBED].astype(np.float32)
+    direction = np.random.default_rng(5).standard_normal(plain.shape[1]).astype(np.float32)
+    probe, steering = Probe(PROBED, direction), Add(np.full(576, 0.3, np.float32))
+
+    def steered(aggregator: Aggregator, shift: float = 0.0) -> Run:
+        scores = np.sort(aggregator.scores(probe.numbers(plain)))[100:200]
+        gap = int(np.argmax(np.diff(scores)))  # Rounding does not decide in its middle.
+        bound = float(scores[gap : gap + 2].mean()) + shift
+        edit = Intervention((SITE,), ALL, steering, when=Condition(probe, aggregator, above=bound))
+        return make_run(ids, edit, sites=[SITE, LATER], sampling=greedy(40))
+
+    aggregators = (Aggregator(Ema(0.3)), EACH_TOKEN)
+    mine = [steered(aggregator) for aggregator in aggregators]
+    alone = [smollm2.run(run) for run in mine]
+
+    async def neighbour(index: int) -> None:
+        await asyncio.sleep(index * 0.15)
+        other = steered(aggregators[index % 2], shift=0.0 if index % 3 else 0.5)
+        other = replace(again(other), sampling=LONG, tenant="another" if index % 4 else "")
+        task = asyncio.ensure_future(collect(smollm2.engine, other))
+        await asyncio.wait((task,), timeout=0.1 + index % 5 * 0.2)
+        task.cancel()
+        await asyncio.wait((task,))
+        assert task.cancelled()
+
+    async def beside() -> list[tuple[int, Result]]:
+        """Begun at different times, so that later ones may find what others have left."""
+
+        async def run(index: int) -> tuple[int, Result]:
+            await asyncio.sleep(index * 1.0)
+            kind = index % 2
+            return kind, await collect(smollm2.engine, again(mine[kind]))
+
+        runs = asyncio.gather(*map(run, range(6)))
+        results, _ = await asyncio.gather(runs, asyncio.gather(*map(neighbour, range(40))))
+        return results
+
+    for kind, together in smollm2.call(beside()):
+        wanted = alone[kind]
+        assert together.token_ids == wanted.token_ids
+        assert together.positions == wanted.positions
+        (report,), (expected,) = together.interventions, wanted.interventions
+        assert 0 < expected.rows < len(ids) + 39
+        if not report.reused_rows:
+            assert (report.rows, report.changed_rows) == (expected.rows, expected.changed_rows)
+        for site in (SITE, LATER):
+            assert relative_errors(together.rows[site], wanted.rows[site]).max() <= 1e-3
 
 
 def test_a_thousand_cancelled_runs_leave_nothing_behind(smollm2: EngineThread) -> None:
