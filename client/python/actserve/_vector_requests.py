@@ -201,7 +201,7 @@ def _prompts(prompts: Any, name: str) -> list[Any]:
 
 
 def _uncounted(term: VectorTerm) -> pb.VectorTerm:
-    """A term of which only the direction counts."""
+    """What is to be taken out: a term whose direction counts, and which has no coefficient."""
     if term.coefficient != 1.0:
         raise InvalidRequest(
             f"without has the coefficient {term.coefficient:g}, but of what is taken out only the "

@@ -8,7 +8,7 @@ from actserve_server.steering.contrast import Examples, direction
 from actserve_server.steering.stored_vectors import Method, Separation
 
 PARTS = 5
-"""Into which the examples are cut to score each by what the others tell."""
+"""The examples are cut into so many, and each is scored by the direction of all others."""
 
 
 def separation(examples: Examples, method: Method) -> Separation:

@@ -219,7 +219,7 @@ class Cells:
         return sum(float(rows.sum(dtype=np.float64)) for each in done.rows for rows in each), done
 
     async def _run(self, run: Run, scoring: Scoring | None = None) -> _Done:
-        """A run, once it is over. Its rows go to the scores, if it is scored."""
+        """What came of a run. The numbers that it projects go to `scoring`, if there is one."""
         self._engine.check(run, 0)
         done = _Done(rows=[[] for _ in run.captures])
         async with self._in_line, self._admitted.started(run) as events:

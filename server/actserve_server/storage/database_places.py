@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError
 CONNECTIONS = 4
 """To the database, and threads that use them. It is quick work; more would wait for each other."""
 BUSY_TIMEOUT_S = 10
-"""How long to wait for others who write, and for one statement."""
+"""How long to wait until others have written, and how long one statement may take."""
 NETWORK_TIMEOUT_S = 15
 """How long to wait for PostgreSQL to say anything: longer than it may work on a statement."""
 FILE = "actserve.db"

@@ -199,7 +199,7 @@ class AsyncSweeps(AsyncBase):
     async def _run(
         self, call: SweepCall, file: PartialFile | None, timeout: float | None
     ) -> AsyncGenerator[SweepCell, None]:
-        """All cells, first those that came before."""
+        """All cells: those that an earlier call had already received come first."""
         try:
             for had in call.had:
                 yield had

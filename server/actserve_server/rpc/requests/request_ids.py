@@ -22,7 +22,7 @@ Making = (
 
 
 async def request_digest(wire: Request, field: FieldPath) -> bytes | None:
-    """The same for equal requests of an id, and for no others; None without an id or without
+    """Equal requests of an id have the same one, and no others do; None without an id or without
     anything to keep."""
     _check(wire.request_id, field)
     if not wire.request_id or not any(each.HasField("keep") for each in wire.readouts):

@@ -51,7 +51,7 @@ class SweepRequest:
     grid: Grid
     asked: Asked
     digest: bytes
-    """The same for equal requests that the same checkpoint answers, and for no others."""
+    """Equal requests to the same checkpoint have the same one, and no others do."""
     cells: "CellRequests"
 
 
