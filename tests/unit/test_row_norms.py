@@ -24,6 +24,7 @@ class Watched(FakeEngine):
         (capture,) = run.captures
         self.captured = [*getattr(self, "captured", []), capture.sites]
         assert capture.selection.among(run.token_ids)[0] == 1
+        assert run.computes_all  # And leaves nothing in the cache of rows.
         async for event in super().run(run):
             yield event
 

@@ -55,6 +55,8 @@ async def row_norms(engine: Engine, info: ModelInfo) -> Mapping[Site, float]:
                 id=f"row-norms-{number}",
                 token_ids=ids,
                 captures=(Capture(sites, Selection(Spans(((1, NO_END),)))),),
+                # Nobody asks for this text, whose rows would fill the cache of captured rows.
+                computes_all=True,
             )
             found |= await _medians(engine, run, info)
     return {site: norm for site, norm in found.items() if 0 < norm < np.inf}
