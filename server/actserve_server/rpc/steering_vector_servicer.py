@@ -27,7 +27,7 @@ from actserve_server.rpc.requests.request_ids import Making, making_request
 from actserve_server.rpc.requests.vector_sources import Found, Source, Sources
 from actserve_server.rpc.responses import chunks, model_descriptions, vector_descriptions
 from actserve_server.rpc.transport.calls import current_call
-from actserve_server.steering.making import MadeVector, made_vector
+from actserve_server.steering.made_vectors import MadeVector, made_vector
 from actserve_server.steering.registry import ID
 from actserve_server.steering.separation import ranking
 from actserve_server.steering.stored_vectors import Given, NewVector, StoredVector, measured_rows
