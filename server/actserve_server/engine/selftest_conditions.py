@@ -94,6 +94,7 @@ class _Trial:
                 ),
                 Intervention((self.site,), _ALL, Mean(self.other), when=self.condition),
             ),
+            computes_all=True,
         )
 
     def wrong(self, rows: np.ndarray) -> str | None:
