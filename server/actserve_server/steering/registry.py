@@ -144,8 +144,7 @@ class VectorRegistry:
         )
 
     async def load(self, tenant: str, ids: Mapping[str, FieldPath]) -> Mapping[str, LoadedVector]:
-        """Vectors with their elements, by id. `ids` says of each where
-        a request names it.
+        """Vectors with their elements, by id. `ids` says of each where a request names it.
 
         Raises RESOURCE_NOT_FOUND, TOO_MANY_ROWS if all together are more than one caller may work
         with, or QUEUE_FULL if they are now.
@@ -164,12 +163,11 @@ class VectorRegistry:
             self._check_size(sum(sizes.values()), next(iter(ids.values())))
             elements: dict[bytes, bytes] = {}
             for each in stored:
-                there = elements.get(each.content_sha256) or self._read_contents(
-                    connection, each.content_sha256
-                )
-                if there is None:  # It was deleted since the first statement.
+                sha256 = each.content_sha256
+                numbers = elements.get(sha256) or self._read_contents(connection, sha256)
+                if numbers is None:  # It was deleted since the first statement.
                     raise self._unknown(connection, tenant, each.id, ids[each.id])
-                elements[each.content_sha256] = there
+                elements[sha256] = numbers
             return stored, elements
 
         stored, elements = await self._database.read(read)
