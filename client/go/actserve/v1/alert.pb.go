@@ -75,12 +75,183 @@ func (AlertLevel) EnumDescriptor() ([]byte, []int) {
 	return file_actserve_v1_alert_proto_rawDescGZIP(), []int{0}
 }
 
+// What an alert does to the sample.
+type AlertAction int32
+
+const (
+	// Nothing.
+	AlertAction_ALERT_ACTION_UNSPECIFIED AlertAction = 0
+	// StopAction.
+	AlertAction_ALERT_ACTION_STOP AlertAction = 1
+	// InterveneAction.
+	AlertAction_ALERT_ACTION_INTERVENE AlertAction = 2
+	// PauseAction.
+	AlertAction_ALERT_ACTION_PAUSE AlertAction = 3
+)
+
+// Enum value maps for AlertAction.
+var (
+	AlertAction_name = map[int32]string{
+		0: "ALERT_ACTION_UNSPECIFIED",
+		1: "ALERT_ACTION_STOP",
+		2: "ALERT_ACTION_INTERVENE",
+		3: "ALERT_ACTION_PAUSE",
+	}
+	AlertAction_value = map[string]int32{
+		"ALERT_ACTION_UNSPECIFIED": 0,
+		"ALERT_ACTION_STOP":        1,
+		"ALERT_ACTION_INTERVENE":   2,
+		"ALERT_ACTION_PAUSE":       3,
+	}
+)
+
+func (x AlertAction) Enum() *AlertAction {
+	p := new(AlertAction)
+	*p = x
+	return p
+}
+
+func (x AlertAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AlertAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_actserve_v1_alert_proto_enumTypes[1].Descriptor()
+}
+
+func (AlertAction) Type() protoreflect.EnumType {
+	return &file_actserve_v1_alert_proto_enumTypes[1]
+}
+
+func (x AlertAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AlertAction.Descriptor instead.
+func (AlertAction) EnumDescriptor() ([]byte, []int) {
+	return file_actserve_v1_alert_proto_rawDescGZIP(), []int{1}
+}
+
+// What a second opinion says of a sample that is paused.
+type AlertDecision int32
+
+const (
+	// Nothing yet.
+	AlertDecision_ALERT_DECISION_UNSPECIFIED AlertDecision = 0
+	// It goes on.
+	AlertDecision_ALERT_DECISION_CONTINUE AlertDecision = 1
+	// It ends.
+	AlertDecision_ALERT_DECISION_STOP AlertDecision = 2
+)
+
+// Enum value maps for AlertDecision.
+var (
+	AlertDecision_name = map[int32]string{
+		0: "ALERT_DECISION_UNSPECIFIED",
+		1: "ALERT_DECISION_CONTINUE",
+		2: "ALERT_DECISION_STOP",
+	}
+	AlertDecision_value = map[string]int32{
+		"ALERT_DECISION_UNSPECIFIED": 0,
+		"ALERT_DECISION_CONTINUE":    1,
+		"ALERT_DECISION_STOP":        2,
+	}
+)
+
+func (x AlertDecision) Enum() *AlertDecision {
+	p := new(AlertDecision)
+	*p = x
+	return p
+}
+
+func (x AlertDecision) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AlertDecision) Descriptor() protoreflect.EnumDescriptor {
+	return file_actserve_v1_alert_proto_enumTypes[2].Descriptor()
+}
+
+func (AlertDecision) Type() protoreflect.EnumType {
+	return &file_actserve_v1_alert_proto_enumTypes[2]
+}
+
+func (x AlertDecision) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AlertDecision.Descriptor instead.
+func (AlertDecision) EnumDescriptor() ([]byte, []int) {
+	return file_actserve_v1_alert_proto_rawDescGZIP(), []int{2}
+}
+
+// Whether a delivery is over.
+type WebhookState int32
+
+const (
+	// There is none.
+	WebhookState_WEBHOOK_STATE_UNSPECIFIED WebhookState = 0
+	// It is tried, or tried again.
+	WebhookState_WEBHOOK_STATE_WAITING WebhookState = 1
+	// The address has answered with a status from 200 to 299.
+	WebhookState_WEBHOOK_STATE_DELIVERED WebhookState = 2
+	// It was given up, and can be read here alone.
+	WebhookState_WEBHOOK_STATE_DEAD WebhookState = 3
+)
+
+// Enum value maps for WebhookState.
+var (
+	WebhookState_name = map[int32]string{
+		0: "WEBHOOK_STATE_UNSPECIFIED",
+		1: "WEBHOOK_STATE_WAITING",
+		2: "WEBHOOK_STATE_DELIVERED",
+		3: "WEBHOOK_STATE_DEAD",
+	}
+	WebhookState_value = map[string]int32{
+		"WEBHOOK_STATE_UNSPECIFIED": 0,
+		"WEBHOOK_STATE_WAITING":     1,
+		"WEBHOOK_STATE_DELIVERED":   2,
+		"WEBHOOK_STATE_DEAD":        3,
+	}
+)
+
+func (x WebhookState) Enum() *WebhookState {
+	p := new(WebhookState)
+	*p = x
+	return p
+}
+
+func (x WebhookState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WebhookState) Descriptor() protoreflect.EnumDescriptor {
+	return file_actserve_v1_alert_proto_enumTypes[3].Descriptor()
+}
+
+func (WebhookState) Type() protoreflect.EnumType {
+	return &file_actserve_v1_alert_proto_enumTypes[3]
+}
+
+func (x WebhookState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WebhookState.Descriptor instead.
+func (WebhookState) EnumDescriptor() ([]byte, []int) {
+	return file_actserve_v1_alert_proto_rawDescGZIP(), []int{3}
+}
+
 // A score of a monitor that came above a threshold. Holds nothing of a prompt or an
-// output.
+// output, unless the server's operator has it hold text.
 type Alert struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// Format: models/{model}/alerts/{alert}. Empty in GenerateResponse.
+	Name string `protobuf:"bytes,9,opt,name=name,proto3" json:"name,omitempty"`
 	// Format: models/{model}/monitors/{monitor}.
 	Monitor string `protobuf:"bytes,1,opt,name=monitor,proto3" json:"monitor,omitempty"`
+	// Monitor.etag of the monitor as it was: which version of it.
+	MonitorEtag string `protobuf:"bytes,10,opt,name=monitor_etag,json=monitorEtag,proto3" json:"monitor_etag,omitempty"`
 	// Which level.
 	Level AlertLevel `protobuf:"varint,2,opt,name=level,proto3,enum=actserve.v1.AlertLevel" json:"level,omitempty"`
 	// The score.
@@ -91,9 +262,26 @@ type Alert struct {
 	WatchedCallId string `protobuf:"bytes,5,opt,name=watched_call_id,json=watchedCallId,proto3" json:"watched_call_id,omitempty"`
 	// Which of its samples.
 	SampleIndex uint32 `protobuf:"varint,6,opt,name=sample_index,json=sampleIndex,proto3" json:"sample_index,omitempty"`
+	// GenerateRequest.end_user of that call.
+	EndUser string `protobuf:"bytes,11,opt,name=end_user,json=endUser,proto3" json:"end_user,omitempty"`
+	// The trace id of that call's header `traceparent` (W3C Trace Context), if it had one.
+	TraceId string `protobuf:"bytes,12,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
 	// When.
 	RaiseTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=raise_time,json=raiseTime,proto3" json:"raise_time,omitempty"`
-	// For StreamAlertsRequest.resume_token; opaque, at most 1 KiB.
+	// What is done because of it.
+	Action AlertAction `protobuf:"varint,13,opt,name=action,proto3,enum=actserve.v1.AlertAction" json:"action,omitempty"`
+	// Of PauseAction: when it decides for itself.
+	DecideByTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=decide_by_time,json=decideByTime,proto3" json:"decide_by_time,omitempty"`
+	// Of PauseAction: what was decided so far.
+	Decision AlertDecision `protobuf:"varint,15,opt,name=decision,proto3,enum=actserve.v1.AlertDecision" json:"decision,omitempty"`
+	// The text up to the token and some after it, where the operator has alerts hold text.
+	Text string `protobuf:"bytes,16,opt,name=text,proto3" json:"text,omitempty"`
+	// What an NLA says of the row that the token has, by ExplainAction. It may come later
+	// than the alert: GetAlert has it then.
+	Explanation string `protobuf:"bytes,17,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	// Of WebhookAction: how far the delivery has come.
+	Delivery *WebhookDelivery `protobuf:"bytes,18,opt,name=delivery,proto3" json:"delivery,omitempty"`
+	// For WatchAlertsRequest.resume_token; opaque, at most 1 KiB. Empty in GenerateResponse.
 	ResumeToken   []byte `protobuf:"bytes,8,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -129,9 +317,23 @@ func (*Alert) Descriptor() ([]byte, []int) {
 	return file_actserve_v1_alert_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *Alert) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 func (x *Alert) GetMonitor() string {
 	if x != nil {
 		return x.Monitor
+	}
+	return ""
+}
+
+func (x *Alert) GetMonitorEtag() string {
+	if x != nil {
+		return x.MonitorEtag
 	}
 	return ""
 }
@@ -171,9 +373,65 @@ func (x *Alert) GetSampleIndex() uint32 {
 	return 0
 }
 
+func (x *Alert) GetEndUser() string {
+	if x != nil {
+		return x.EndUser
+	}
+	return ""
+}
+
+func (x *Alert) GetTraceId() string {
+	if x != nil {
+		return x.TraceId
+	}
+	return ""
+}
+
 func (x *Alert) GetRaiseTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.RaiseTime
+	}
+	return nil
+}
+
+func (x *Alert) GetAction() AlertAction {
+	if x != nil {
+		return x.Action
+	}
+	return AlertAction_ALERT_ACTION_UNSPECIFIED
+}
+
+func (x *Alert) GetDecideByTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DecideByTime
+	}
+	return nil
+}
+
+func (x *Alert) GetDecision() AlertDecision {
+	if x != nil {
+		return x.Decision
+	}
+	return AlertDecision_ALERT_DECISION_UNSPECIFIED
+}
+
+func (x *Alert) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Alert) GetExplanation() string {
+	if x != nil {
+		return x.Explanation
+	}
+	return ""
+}
+
+func (x *Alert) GetDelivery() *WebhookDelivery {
+	if x != nil {
+		return x.Delivery
 	}
 	return nil
 }
@@ -185,26 +443,119 @@ func (x *Alert) GetResumeToken() []byte {
 	return nil
 }
 
+// How far the delivery of an alert to a webhook has come.
+type WebhookDelivery struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether it is over.
+	State WebhookState `protobuf:"varint,1,opt,name=state,proto3,enum=actserve.v1.WebhookState" json:"state,omitempty"`
+	// How often it was tried.
+	Attempts uint32 `protobuf:"varint,2,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// Why the last attempt failed.
+	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WebhookDelivery) Reset() {
+	*x = WebhookDelivery{}
+	mi := &file_actserve_v1_alert_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WebhookDelivery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WebhookDelivery) ProtoMessage() {}
+
+func (x *WebhookDelivery) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_alert_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WebhookDelivery.ProtoReflect.Descriptor instead.
+func (*WebhookDelivery) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_alert_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *WebhookDelivery) GetState() WebhookState {
+	if x != nil {
+		return x.State
+	}
+	return WebhookState_WEBHOOK_STATE_UNSPECIFIED
+}
+
+func (x *WebhookDelivery) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *WebhookDelivery) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 var File_actserve_v1_alert_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_alert_proto_rawDesc = "" +
 	"\n" +
-	"\x17actserve/v1/alert.proto\x12\vactserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x02\n" +
-	"\x05Alert\x12\x18\n" +
-	"\amonitor\x18\x01 \x01(\tR\amonitor\x12-\n" +
+	"\x17actserve/v1/alert.proto\x12\vactserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x05\n" +
+	"\x05Alert\x12\x12\n" +
+	"\x04name\x18\t \x01(\tR\x04name\x12\x18\n" +
+	"\amonitor\x18\x01 \x01(\tR\amonitor\x12!\n" +
+	"\fmonitor_etag\x18\n" +
+	" \x01(\tR\vmonitorEtag\x12-\n" +
 	"\x05level\x18\x02 \x01(\x0e2\x17.actserve.v1.AlertLevelR\x05level\x12\x14\n" +
 	"\x05score\x18\x03 \x01(\x02R\x05score\x12\x1a\n" +
 	"\bposition\x18\x04 \x01(\rR\bposition\x12&\n" +
 	"\x0fwatched_call_id\x18\x05 \x01(\tR\rwatchedCallId\x12!\n" +
-	"\fsample_index\x18\x06 \x01(\rR\vsampleIndex\x129\n" +
+	"\fsample_index\x18\x06 \x01(\rR\vsampleIndex\x12\x19\n" +
+	"\bend_user\x18\v \x01(\tR\aendUser\x12\x19\n" +
+	"\btrace_id\x18\f \x01(\tR\atraceId\x129\n" +
 	"\n" +
-	"raise_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\traiseTime\x12!\n" +
-	"\fresume_token\x18\b \x01(\fR\vresumeToken*W\n" +
+	"raise_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\traiseTime\x120\n" +
+	"\x06action\x18\r \x01(\x0e2\x18.actserve.v1.AlertActionR\x06action\x12@\n" +
+	"\x0edecide_by_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\fdecideByTime\x126\n" +
+	"\bdecision\x18\x0f \x01(\x0e2\x1a.actserve.v1.AlertDecisionR\bdecision\x12\x12\n" +
+	"\x04text\x18\x10 \x01(\tR\x04text\x12 \n" +
+	"\vexplanation\x18\x11 \x01(\tR\vexplanation\x128\n" +
+	"\bdelivery\x18\x12 \x01(\v2\x1c.actserve.v1.WebhookDeliveryR\bdelivery\x12!\n" +
+	"\fresume_token\x18\b \x01(\fR\vresumeToken\"t\n" +
+	"\x0fWebhookDelivery\x12/\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x19.actserve.v1.WebhookStateR\x05state\x12\x1a\n" +
+	"\battempts\x18\x02 \x01(\rR\battempts\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error*W\n" +
 	"\n" +
 	"AlertLevel\x12\x1b\n" +
 	"\x17ALERT_LEVEL_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ALERT_LEVEL_LOWER\x10\x01\x12\x15\n" +
-	"\x11ALERT_LEVEL_UPPER\x10\x02BR\n" +
+	"\x11ALERT_LEVEL_UPPER\x10\x02*v\n" +
+	"\vAlertAction\x12\x1c\n" +
+	"\x18ALERT_ACTION_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11ALERT_ACTION_STOP\x10\x01\x12\x1a\n" +
+	"\x16ALERT_ACTION_INTERVENE\x10\x02\x12\x16\n" +
+	"\x12ALERT_ACTION_PAUSE\x10\x03*e\n" +
+	"\rAlertDecision\x12\x1e\n" +
+	"\x1aALERT_DECISION_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17ALERT_DECISION_CONTINUE\x10\x01\x12\x17\n" +
+	"\x13ALERT_DECISION_STOP\x10\x02*}\n" +
+	"\fWebhookState\x12\x1d\n" +
+	"\x19WEBHOOK_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15WEBHOOK_STATE_WAITING\x10\x01\x12\x1b\n" +
+	"\x17WEBHOOK_STATE_DELIVERED\x10\x02\x12\x16\n" +
+	"\x12WEBHOOK_STATE_DEAD\x10\x03BR\n" +
 	"\x0fdev.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3"
 
 var (
@@ -219,21 +570,30 @@ func file_actserve_v1_alert_proto_rawDescGZIP() []byte {
 	return file_actserve_v1_alert_proto_rawDescData
 }
 
-var file_actserve_v1_alert_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_actserve_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_actserve_v1_alert_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_actserve_v1_alert_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_actserve_v1_alert_proto_goTypes = []any{
 	(AlertLevel)(0),               // 0: actserve.v1.AlertLevel
-	(*Alert)(nil),                 // 1: actserve.v1.Alert
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
+	(AlertAction)(0),              // 1: actserve.v1.AlertAction
+	(AlertDecision)(0),            // 2: actserve.v1.AlertDecision
+	(WebhookState)(0),             // 3: actserve.v1.WebhookState
+	(*Alert)(nil),                 // 4: actserve.v1.Alert
+	(*WebhookDelivery)(nil),       // 5: actserve.v1.WebhookDelivery
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
 }
 var file_actserve_v1_alert_proto_depIdxs = []int32{
 	0, // 0: actserve.v1.Alert.level:type_name -> actserve.v1.AlertLevel
-	2, // 1: actserve.v1.Alert.raise_time:type_name -> google.protobuf.Timestamp
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	6, // 1: actserve.v1.Alert.raise_time:type_name -> google.protobuf.Timestamp
+	1, // 2: actserve.v1.Alert.action:type_name -> actserve.v1.AlertAction
+	6, // 3: actserve.v1.Alert.decide_by_time:type_name -> google.protobuf.Timestamp
+	2, // 4: actserve.v1.Alert.decision:type_name -> actserve.v1.AlertDecision
+	5, // 5: actserve.v1.Alert.delivery:type_name -> actserve.v1.WebhookDelivery
+	3, // 6: actserve.v1.WebhookDelivery.state:type_name -> actserve.v1.WebhookState
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_actserve_v1_alert_proto_init() }
@@ -246,8 +606,8 @@ func file_actserve_v1_alert_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_actserve_v1_alert_proto_rawDesc), len(file_actserve_v1_alert_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   1,
+			NumEnums:      4,
+			NumMessages:   2,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -228,6 +228,16 @@ const (
 	// The database that holds what is stored cannot be reached. Try again after RetryInfo.
 	// UNAVAILABLE.
 	ErrorReason_ERROR_REASON_STORE_UNREACHABLE ErrorReason = 61
+	// Not sent yet: a monitor has no finite score for a token that counts, so the answer is
+	// withheld. Try again; if it goes on, pause the monitor and look at its numbers.
+	// INTERNAL with resource_name, position.
+	ErrorReason_ERROR_REASON_MONITOR_INCOMPLETE ErrorReason = 62
+	// Not sent yet: the sample of an alert was decided already, or waits for no decision.
+	// FAILED_PRECONDITION with resource_name, decision.
+	ErrorReason_ERROR_REASON_ALERT_DECIDED ErrorReason = 63
+	// Not sent yet: the server's operator does not allow alerts to be sent to an address. Use
+	// one that is allowed. FAILED_PRECONDITION with url.
+	ErrorReason_ERROR_REASON_WEBHOOK_NOT_ALLOWED ErrorReason = 64
 )
 
 // Enum value maps for ErrorReason.
@@ -295,6 +305,9 @@ var (
 		59: "ERROR_REASON_TOO_MANY_CELLS",
 		60: "ERROR_REASON_DOSE_TOO_LARGE",
 		61: "ERROR_REASON_STORE_UNREACHABLE",
+		62: "ERROR_REASON_MONITOR_INCOMPLETE",
+		63: "ERROR_REASON_ALERT_DECIDED",
+		64: "ERROR_REASON_WEBHOOK_NOT_ALLOWED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                 0,
@@ -359,6 +372,9 @@ var (
 		"ERROR_REASON_TOO_MANY_CELLS":              59,
 		"ERROR_REASON_DOSE_TOO_LARGE":              60,
 		"ERROR_REASON_STORE_UNREACHABLE":           61,
+		"ERROR_REASON_MONITOR_INCOMPLETE":          62,
+		"ERROR_REASON_ALERT_DECIDED":               63,
+		"ERROR_REASON_WEBHOOK_NOT_ALLOWED":         64,
 	}
 )
 
@@ -393,7 +409,7 @@ var File_actserve_v1_errors_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x18actserve/v1/errors.proto\x12\vactserve.v1*\x89\x11\n" +
+	"\x18actserve/v1/errors.proto\x12\vactserve.v1*\xf4\x11\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eERROR_REASON_REQUEST_MALFORMED\x10\x01\x12\x1f\n" +
@@ -457,7 +473,10 @@ const file_actserve_v1_errors_proto_rawDesc = "" +
 	"!ERROR_REASON_RESUME_TOKEN_INVALID\x10:\x12\x1f\n" +
 	"\x1bERROR_REASON_TOO_MANY_CELLS\x10;\x12\x1f\n" +
 	"\x1bERROR_REASON_DOSE_TOO_LARGE\x10<\x12\"\n" +
-	"\x1eERROR_REASON_STORE_UNREACHABLE\x10=BR\n" +
+	"\x1eERROR_REASON_STORE_UNREACHABLE\x10=\x12#\n" +
+	"\x1fERROR_REASON_MONITOR_INCOMPLETE\x10>\x12\x1e\n" +
+	"\x1aERROR_REASON_ALERT_DECIDED\x10?\x12$\n" +
+	" ERROR_REASON_WEBHOOK_NOT_ALLOWED\x10@BR\n" +
 	"\x0fdev.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3"
 
 var (

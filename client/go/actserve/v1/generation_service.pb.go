@@ -23,6 +23,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Which scores of monitors to send.
+type ScoreDetail int32
+
+const (
+	// None.
+	ScoreDetail_SCORE_DETAIL_UNSPECIFIED ScoreDetail = 0
+	// SampleFinished.monitor_scores.
+	ScoreDetail_SCORE_DETAIL_SAMPLE ScoreDetail = 1
+	// These, with the score as of each token.
+	ScoreDetail_SCORE_DETAIL_TOKEN ScoreDetail = 2
+)
+
+// Enum value maps for ScoreDetail.
+var (
+	ScoreDetail_name = map[int32]string{
+		0: "SCORE_DETAIL_UNSPECIFIED",
+		1: "SCORE_DETAIL_SAMPLE",
+		2: "SCORE_DETAIL_TOKEN",
+	}
+	ScoreDetail_value = map[string]int32{
+		"SCORE_DETAIL_UNSPECIFIED": 0,
+		"SCORE_DETAIL_SAMPLE":      1,
+		"SCORE_DETAIL_TOKEN":       2,
+	}
+)
+
+func (x ScoreDetail) Enum() *ScoreDetail {
+	p := new(ScoreDetail)
+	*p = x
+	return p
+}
+
+func (x ScoreDetail) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ScoreDetail) Descriptor() protoreflect.EnumDescriptor {
+	return file_actserve_v1_generation_service_proto_enumTypes[0].Descriptor()
+}
+
+func (ScoreDetail) Type() protoreflect.EnumType {
+	return &file_actserve_v1_generation_service_proto_enumTypes[0]
+}
+
+func (x ScoreDetail) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ScoreDetail.Descriptor instead.
+func (ScoreDetail) EnumDescriptor() ([]byte, []int) {
+	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{0}
+}
+
 // Why a sample ended. One that the engine gives up ends its call with an error.
 type FinishReason int32
 
@@ -35,7 +88,7 @@ const (
 	FinishReason_FINISH_REASON_LENGTH FinishReason = 2
 	// It repeated itself, as SamplingParams.repetition_detection has it.
 	FinishReason_FINISH_REASON_REPETITION FinishReason = 3
-	// A monitor ended it, as its MonitorLevel.stop has it. Not sent yet.
+	// A monitor ended it, as its StopAction or PauseAction has it. Not sent yet.
 	FinishReason_FINISH_REASON_MONITOR FinishReason = 4
 )
 
@@ -68,11 +121,11 @@ func (x FinishReason) String() string {
 }
 
 func (FinishReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_actserve_v1_generation_service_proto_enumTypes[0].Descriptor()
+	return file_actserve_v1_generation_service_proto_enumTypes[1].Descriptor()
 }
 
 func (FinishReason) Type() protoreflect.EnumType {
-	return &file_actserve_v1_generation_service_proto_enumTypes[0]
+	return &file_actserve_v1_generation_service_proto_enumTypes[1]
 }
 
 func (x FinishReason) Number() protoreflect.EnumNumber {
@@ -81,7 +134,7 @@ func (x FinishReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FinishReason.Descriptor instead.
 func (FinishReason) EnumDescriptor() ([]byte, []int) {
-	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{0}
+	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{1}
 }
 
 // A request to read activations of many items. What they share stands beside them,
@@ -1011,7 +1064,15 @@ type GenerateRequest struct {
 	// The LoRA adapter to run with; one of Model.adapters. Format:
 	// models/{model}/adapters/{adapter}. None when unset. Not served yet:
 	// FEATURE_NOT_SERVED.
-	Adapter       string `protobuf:"bytes,7,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	Adapter string `protobuf:"bytes,7,opt,name=adapter,proto3" json:"adapter,omitempty"`
+	// Monitors to watch it by, besides those that watch it anyway; at most 64. They may not
+	// be paused: RESOURCE_NOT_READY. Format: models/{model}/monitors/{monitor}.
+	Monitors []string `protobuf:"bytes,8,rep,name=monitors,proto3" json:"monitors,omitempty"`
+	// Which scores to send, of every monitor that watches it.
+	ScoreDetail ScoreDetail `protobuf:"varint,9,opt,name=score_detail,json=scoreDetail,proto3,enum=actserve.v1.ScoreDetail" json:"score_detail,omitempty"`
+	// For whom the call is made, as the caller knows them, such as an id of a chat's user:
+	// Alert.end_user tells it, and MonitorWatch.end_users chooses by it. At most 256 bytes.
+	EndUser       string `protobuf:"bytes,10,opt,name=end_user,json=endUser,proto3" json:"end_user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1091,6 +1152,27 @@ func (x *GenerateRequest) GetRequestId() string {
 func (x *GenerateRequest) GetAdapter() string {
 	if x != nil {
 		return x.Adapter
+	}
+	return ""
+}
+
+func (x *GenerateRequest) GetMonitors() []string {
+	if x != nil {
+		return x.Monitors
+	}
+	return nil
+}
+
+func (x *GenerateRequest) GetScoreDetail() ScoreDetail {
+	if x != nil {
+		return x.ScoreDetail
+	}
+	return ScoreDetail_SCORE_DETAIL_UNSPECIFIED
+}
+
+func (x *GenerateRequest) GetEndUser() string {
+	if x != nil {
+		return x.EndUser
 	}
 	return ""
 }
@@ -1848,8 +1930,7 @@ type GenerateResponse_LogitAttribution struct {
 }
 
 type GenerateResponse_Alert struct {
-	// A monitor of the caller's tenant raised an alert at a sample; its `resume_token`
-	// is empty here. Not sent yet.
+	// A monitor raised an alert at a sample, as MonitorLevel.flag has it. Not sent yet.
 	Alert *Alert `protobuf:"bytes,10,opt,name=alert,proto3,oneof"`
 }
 
@@ -2179,7 +2260,9 @@ type SampleFinished struct {
 	//	*SampleFinished_EndTokenId
 	//	*SampleFinished_StopString
 	//	*SampleFinished_Monitor
-	StoppedBy     isSampleFinished_StoppedBy `protobuf_oneof:"stopped_by"`
+	StoppedBy isSampleFinished_StoppedBy `protobuf_oneof:"stopped_by"`
+	// What the monitors that watched it scored, by name, as `score_detail` asks.
+	MonitorScores []*MonitorScore `protobuf:"bytes,9,rep,name=monitor_scores,json=monitorScores,proto3" json:"monitor_scores,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2283,6 +2366,13 @@ func (x *SampleFinished) GetMonitor() string {
 	return ""
 }
 
+func (x *SampleFinished) GetMonitorScores() []*MonitorScore {
+	if x != nil {
+		return x.MonitorScores
+	}
+	return nil
+}
+
 type isSampleFinished_StoppedBy interface {
 	isSampleFinished_StoppedBy()
 }
@@ -2298,7 +2388,7 @@ type SampleFinished_StopString struct {
 }
 
 type SampleFinished_Monitor struct {
-	// The monitor that ended it; the last `alert` of the sample says at which token.
+	// The monitor that ended it, after its last token.
 	// Format: models/{model}/monitors/{monitor}.
 	Monitor string `protobuf:"bytes,8,opt,name=monitor,proto3,oneof"`
 }
@@ -2308,6 +2398,115 @@ func (*SampleFinished_EndTokenId) isSampleFinished_StoppedBy() {}
 func (*SampleFinished_StopString) isSampleFinished_StoppedBy() {}
 
 func (*SampleFinished_Monitor) isSampleFinished_StoppedBy() {}
+
+// What a monitor scored in a sequence.
+type MonitorScore struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Format: models/{model}/monitors/{monitor}.
+	Monitor string `protobuf:"bytes,1,opt,name=monitor,proto3" json:"monitor,omitempty"`
+	// Tokens that counted. If none did, nothing below is set.
+	Tokens uint32 `protobuf:"varint,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	// The score as of the last of them.
+	Score float32 `protobuf:"fixed32,3,opt,name=score,proto3" json:"score,omitempty"`
+	// The highest score at any of them.
+	HighestScore float32 `protobuf:"fixed32,4,opt,name=highest_score,json=highestScore,proto3" json:"highest_score,omitempty"`
+	// The position of the first token that had it.
+	HighestPosition uint32 `protobuf:"varint,5,opt,name=highest_position,json=highestPosition,proto3" json:"highest_position,omitempty"`
+	// The highest level that the score came above at any token.
+	Level AlertLevel `protobuf:"varint,6,opt,name=level,proto3,enum=actserve.v1.AlertLevel" json:"level,omitempty"`
+	// If asked: the positions of the tokens that count, ascending.
+	Positions []uint32 `protobuf:"varint,7,rep,packed,name=positions,proto3" json:"positions,omitempty"`
+	// If asked: the score as of each of them, F32 [positions].
+	TokenScores   *Tensor `protobuf:"bytes,8,opt,name=token_scores,json=tokenScores,proto3" json:"token_scores,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MonitorScore) Reset() {
+	*x = MonitorScore{}
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MonitorScore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MonitorScore) ProtoMessage() {}
+
+func (x *MonitorScore) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MonitorScore.ProtoReflect.Descriptor instead.
+func (*MonitorScore) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *MonitorScore) GetMonitor() string {
+	if x != nil {
+		return x.Monitor
+	}
+	return ""
+}
+
+func (x *MonitorScore) GetTokens() uint32 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *MonitorScore) GetScore() float32 {
+	if x != nil {
+		return x.Score
+	}
+	return 0
+}
+
+func (x *MonitorScore) GetHighestScore() float32 {
+	if x != nil {
+		return x.HighestScore
+	}
+	return 0
+}
+
+func (x *MonitorScore) GetHighestPosition() uint32 {
+	if x != nil {
+		return x.HighestPosition
+	}
+	return 0
+}
+
+func (x *MonitorScore) GetLevel() AlertLevel {
+	if x != nil {
+		return x.Level
+	}
+	return AlertLevel_ALERT_LEVEL_UNSPECIFIED
+}
+
+func (x *MonitorScore) GetPositions() []uint32 {
+	if x != nil {
+		return x.Positions
+	}
+	return nil
+}
+
+func (x *MonitorScore) GetTokenScores() *Tensor {
+	if x != nil {
+		return x.TokenScores
+	}
+	return nil
+}
 
 // Closes a generation.
 type GenerateFinished struct {
@@ -2320,7 +2519,7 @@ type GenerateFinished struct {
 
 func (x *GenerateFinished) Reset() {
 	*x = GenerateFinished{}
-	mi := &file_actserve_v1_generation_service_proto_msgTypes[21]
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2531,7 @@ func (x *GenerateFinished) String() string {
 func (*GenerateFinished) ProtoMessage() {}
 
 func (x *GenerateFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_generation_service_proto_msgTypes[21]
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2544,7 @@ func (x *GenerateFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateFinished.ProtoReflect.Descriptor instead.
 func (*GenerateFinished) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{21}
+	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GenerateFinished) GetUsage() *Usage {
@@ -2370,7 +2569,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_actserve_v1_generation_service_proto_msgTypes[22]
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2382,7 +2581,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_generation_service_proto_msgTypes[22]
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2395,7 +2594,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{22}
+	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Usage) GetPromptTokens() uint64 {
@@ -2489,7 +2688,7 @@ const file_actserve_v1_generation_service_proto_rawDesc = "" +
 	"\x0esecond_moments\x18\x06 \x01(\v2\x13.actserve.v1.TensorR\rsecondMoments\x12\x1b\n" +
 	"\tfirst_row\x18\a \x01(\rR\bfirstRow\"9\n" +
 	"\rFetchFinished\x12(\n" +
-	"\x05usage\x18\x01 \x01(\v2\x12.actserve.v1.UsageR\x05usage\"\xe3\x02\n" +
+	"\x05usage\x18\x01 \x01(\v2\x12.actserve.v1.UsageR\x05usage\"\xe9\x03\n" +
 	"\x0fGenerateRequest\x12\x1a\n" +
 	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x121\n" +
 	"\x06prompt\x18\x02 \x01(\v2\x13.actserve.v1.PromptB\x04\xe2A\x01\x02R\x06prompt\x12=\n" +
@@ -2498,7 +2697,11 @@ const file_actserve_v1_generation_service_proto_rawDesc = "" +
 	"\breadouts\x18\x05 \x03(\v2\x14.actserve.v1.ReadoutB\x04\xe2A\x01\x01R\breadouts\x12#\n" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tB\x04\xe2A\x01\x01R\trequestId\x12\x1e\n" +
-	"\aadapter\x18\a \x01(\tB\x04\xe2A\x01\x01R\aadapter\"\x91\n" +
+	"\aadapter\x18\a \x01(\tB\x04\xe2A\x01\x01R\aadapter\x12 \n" +
+	"\bmonitors\x18\b \x03(\tB\x04\xe2A\x01\x01R\bmonitors\x12A\n" +
+	"\fscore_detail\x18\t \x01(\x0e2\x18.actserve.v1.ScoreDetailB\x04\xe2A\x01\x01R\vscoreDetail\x12\x1f\n" +
+	"\bend_user\x18\n" +
+	" \x01(\tB\x04\xe2A\x01\x01R\aendUser\"\x91\n" +
 	"\n" +
 	"\x0eSamplingParams\x12%\n" +
 	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x18\n" +
@@ -2598,7 +2801,7 @@ const file_actserve_v1_generation_service_proto_rawDesc = "" +
 	"\fTokenLogprob\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x18\n" +
-	"\alogprob\x18\x03 \x01(\x02R\alogprob\"\x89\x03\n" +
+	"\alogprob\x18\x03 \x01(\x02R\alogprob\"\xcb\x03\n" +
 	"\x0eSampleFinished\x12!\n" +
 	"\fsample_index\x18\x01 \x01(\rR\vsampleIndex\x121\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x19.actserve.v1.FinishReasonR\x06reason\x12;\n" +
@@ -2609,15 +2812,29 @@ const file_actserve_v1_generation_service_proto_rawDesc = "" +
 	"endTokenId\x12!\n" +
 	"\vstop_string\x18\a \x01(\tH\x00R\n" +
 	"stopString\x12\x1a\n" +
-	"\amonitor\x18\b \x01(\tH\x00R\amonitorB\f\n" +
+	"\amonitor\x18\b \x01(\tH\x00R\amonitor\x12@\n" +
+	"\x0emonitor_scores\x18\t \x03(\v2\x19.actserve.v1.MonitorScoreR\rmonitorScoresB\f\n" +
 	"\n" +
-	"stopped_by\"<\n" +
+	"stopped_by\"\xab\x02\n" +
+	"\fMonitorScore\x12\x18\n" +
+	"\amonitor\x18\x01 \x01(\tR\amonitor\x12\x16\n" +
+	"\x06tokens\x18\x02 \x01(\rR\x06tokens\x12\x14\n" +
+	"\x05score\x18\x03 \x01(\x02R\x05score\x12#\n" +
+	"\rhighest_score\x18\x04 \x01(\x02R\fhighestScore\x12)\n" +
+	"\x10highest_position\x18\x05 \x01(\rR\x0fhighestPosition\x12-\n" +
+	"\x05level\x18\x06 \x01(\x0e2\x17.actserve.v1.AlertLevelR\x05level\x12\x1c\n" +
+	"\tpositions\x18\a \x03(\rR\tpositions\x126\n" +
+	"\ftoken_scores\x18\b \x01(\v2\x13.actserve.v1.TensorR\vtokenScores\"<\n" +
 	"\x10GenerateFinished\x12(\n" +
 	"\x05usage\x18\x01 \x01(\v2\x12.actserve.v1.UsageR\x05usage\"|\n" +
 	"\x05Usage\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\x04R\fpromptTokens\x12#\n" +
 	"\routput_tokens\x18\x02 \x01(\x04R\foutputTokens\x12)\n" +
-	"\x10activation_bytes\x18\x03 \x01(\x04R\x0factivationBytes*\x98\x01\n" +
+	"\x10activation_bytes\x18\x03 \x01(\x04R\x0factivationBytes*\\\n" +
+	"\vScoreDetail\x12\x1c\n" +
+	"\x18SCORE_DETAIL_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13SCORE_DETAIL_SAMPLE\x10\x01\x12\x16\n" +
+	"\x12SCORE_DETAIL_TOKEN\x10\x02*\x98\x01\n" +
 	"\fFinishReason\x12\x1d\n" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x18\n" +
@@ -2641,118 +2858,125 @@ func file_actserve_v1_generation_service_proto_rawDescGZIP() []byte {
 	return file_actserve_v1_generation_service_proto_rawDescData
 }
 
-var file_actserve_v1_generation_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_actserve_v1_generation_service_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_actserve_v1_generation_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_actserve_v1_generation_service_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_actserve_v1_generation_service_proto_goTypes = []any{
-	(FinishReason)(0),                // 0: actserve.v1.FinishReason
-	(*FetchActivationsRequest)(nil),  // 1: actserve.v1.FetchActivationsRequest
-	(*FetchItem)(nil),                // 2: actserve.v1.FetchItem
-	(*PositionLabel)(nil),            // 3: actserve.v1.PositionLabel
-	(*FetchActivationsResponse)(nil), // 4: actserve.v1.FetchActivationsResponse
-	(*FetchStarted)(nil),             // 5: actserve.v1.FetchStarted
-	(*ItemStarted)(nil),              // 6: actserve.v1.ItemStarted
-	(*ItemFinished)(nil),             // 7: actserve.v1.ItemFinished
-	(*LabelStatistics)(nil),          // 8: actserve.v1.LabelStatistics
-	(*FetchFinished)(nil),            // 9: actserve.v1.FetchFinished
-	(*GenerateRequest)(nil),          // 10: actserve.v1.GenerateRequest
-	(*SamplingParams)(nil),           // 11: actserve.v1.SamplingParams
-	(*LogitBias)(nil),                // 12: actserve.v1.LogitBias
-	(*RepetitionDetection)(nil),      // 13: actserve.v1.RepetitionDetection
-	(*StructuredOutput)(nil),         // 14: actserve.v1.StructuredOutput
-	(*TextChoices)(nil),              // 15: actserve.v1.TextChoices
-	(*GenerateResponse)(nil),         // 16: actserve.v1.GenerateResponse
-	(*GenerateStarted)(nil),          // 17: actserve.v1.GenerateStarted
-	(*TokenChunk)(nil),               // 18: actserve.v1.TokenChunk
-	(*TokenLogprobs)(nil),            // 19: actserve.v1.TokenLogprobs
-	(*TokenLogprob)(nil),             // 20: actserve.v1.TokenLogprob
-	(*SampleFinished)(nil),           // 21: actserve.v1.SampleFinished
-	(*GenerateFinished)(nil),         // 22: actserve.v1.GenerateFinished
-	(*Usage)(nil),                    // 23: actserve.v1.Usage
-	(*Prompt)(nil),                   // 24: actserve.v1.Prompt
-	(*Readout)(nil),                  // 25: actserve.v1.Readout
-	(*Intervention)(nil),             // 26: actserve.v1.Intervention
-	(*PositionSelector)(nil),         // 27: actserve.v1.PositionSelector
-	(*ActivationChunk)(nil),          // 28: actserve.v1.ActivationChunk
-	(*PredictionChunk)(nil),          // 29: actserve.v1.PredictionChunk
-	(*AttentionChunk)(nil),           // 30: actserve.v1.AttentionChunk
-	(*AttentionSummaryChunk)(nil),    // 31: actserve.v1.AttentionSummaryChunk
-	(*LogitAttributionChunk)(nil),    // 32: actserve.v1.LogitAttributionChunk
-	(*ReadoutStarted)(nil),           // 33: actserve.v1.ReadoutStarted
-	(*TokenizedPrompt)(nil),          // 34: actserve.v1.TokenizedPrompt
-	(*ReadoutPositions)(nil),         // 35: actserve.v1.ReadoutPositions
-	(*KeptReadout)(nil),              // 36: actserve.v1.KeptReadout
-	(*status.Status)(nil),            // 37: google.rpc.Status
-	(*InterventionReport)(nil),       // 38: actserve.v1.InterventionReport
-	(*Tensor)(nil),                   // 39: actserve.v1.Tensor
-	(*Alert)(nil),                    // 40: actserve.v1.Alert
+	(ScoreDetail)(0),                 // 0: actserve.v1.ScoreDetail
+	(FinishReason)(0),                // 1: actserve.v1.FinishReason
+	(*FetchActivationsRequest)(nil),  // 2: actserve.v1.FetchActivationsRequest
+	(*FetchItem)(nil),                // 3: actserve.v1.FetchItem
+	(*PositionLabel)(nil),            // 4: actserve.v1.PositionLabel
+	(*FetchActivationsResponse)(nil), // 5: actserve.v1.FetchActivationsResponse
+	(*FetchStarted)(nil),             // 6: actserve.v1.FetchStarted
+	(*ItemStarted)(nil),              // 7: actserve.v1.ItemStarted
+	(*ItemFinished)(nil),             // 8: actserve.v1.ItemFinished
+	(*LabelStatistics)(nil),          // 9: actserve.v1.LabelStatistics
+	(*FetchFinished)(nil),            // 10: actserve.v1.FetchFinished
+	(*GenerateRequest)(nil),          // 11: actserve.v1.GenerateRequest
+	(*SamplingParams)(nil),           // 12: actserve.v1.SamplingParams
+	(*LogitBias)(nil),                // 13: actserve.v1.LogitBias
+	(*RepetitionDetection)(nil),      // 14: actserve.v1.RepetitionDetection
+	(*StructuredOutput)(nil),         // 15: actserve.v1.StructuredOutput
+	(*TextChoices)(nil),              // 16: actserve.v1.TextChoices
+	(*GenerateResponse)(nil),         // 17: actserve.v1.GenerateResponse
+	(*GenerateStarted)(nil),          // 18: actserve.v1.GenerateStarted
+	(*TokenChunk)(nil),               // 19: actserve.v1.TokenChunk
+	(*TokenLogprobs)(nil),            // 20: actserve.v1.TokenLogprobs
+	(*TokenLogprob)(nil),             // 21: actserve.v1.TokenLogprob
+	(*SampleFinished)(nil),           // 22: actserve.v1.SampleFinished
+	(*MonitorScore)(nil),             // 23: actserve.v1.MonitorScore
+	(*GenerateFinished)(nil),         // 24: actserve.v1.GenerateFinished
+	(*Usage)(nil),                    // 25: actserve.v1.Usage
+	(*Prompt)(nil),                   // 26: actserve.v1.Prompt
+	(*Readout)(nil),                  // 27: actserve.v1.Readout
+	(*Intervention)(nil),             // 28: actserve.v1.Intervention
+	(*PositionSelector)(nil),         // 29: actserve.v1.PositionSelector
+	(*ActivationChunk)(nil),          // 30: actserve.v1.ActivationChunk
+	(*PredictionChunk)(nil),          // 31: actserve.v1.PredictionChunk
+	(*AttentionChunk)(nil),           // 32: actserve.v1.AttentionChunk
+	(*AttentionSummaryChunk)(nil),    // 33: actserve.v1.AttentionSummaryChunk
+	(*LogitAttributionChunk)(nil),    // 34: actserve.v1.LogitAttributionChunk
+	(*ReadoutStarted)(nil),           // 35: actserve.v1.ReadoutStarted
+	(*TokenizedPrompt)(nil),          // 36: actserve.v1.TokenizedPrompt
+	(*ReadoutPositions)(nil),         // 37: actserve.v1.ReadoutPositions
+	(*KeptReadout)(nil),              // 38: actserve.v1.KeptReadout
+	(*status.Status)(nil),            // 39: google.rpc.Status
+	(*InterventionReport)(nil),       // 40: actserve.v1.InterventionReport
+	(*Tensor)(nil),                   // 41: actserve.v1.Tensor
+	(*Alert)(nil),                    // 42: actserve.v1.Alert
+	(AlertLevel)(0),                  // 43: actserve.v1.AlertLevel
 }
 var file_actserve_v1_generation_service_proto_depIdxs = []int32{
-	2,  // 0: actserve.v1.FetchActivationsRequest.items:type_name -> actserve.v1.FetchItem
-	24, // 1: actserve.v1.FetchActivationsRequest.prompt:type_name -> actserve.v1.Prompt
-	25, // 2: actserve.v1.FetchActivationsRequest.readouts:type_name -> actserve.v1.Readout
-	26, // 3: actserve.v1.FetchActivationsRequest.interventions:type_name -> actserve.v1.Intervention
-	24, // 4: actserve.v1.FetchItem.prompt:type_name -> actserve.v1.Prompt
-	26, // 5: actserve.v1.FetchItem.interventions:type_name -> actserve.v1.Intervention
-	27, // 6: actserve.v1.FetchItem.positions:type_name -> actserve.v1.PositionSelector
-	3,  // 7: actserve.v1.FetchItem.position_labels:type_name -> actserve.v1.PositionLabel
-	27, // 8: actserve.v1.PositionLabel.positions:type_name -> actserve.v1.PositionSelector
-	5,  // 9: actserve.v1.FetchActivationsResponse.started:type_name -> actserve.v1.FetchStarted
-	6,  // 10: actserve.v1.FetchActivationsResponse.item_started:type_name -> actserve.v1.ItemStarted
-	28, // 11: actserve.v1.FetchActivationsResponse.activations:type_name -> actserve.v1.ActivationChunk
-	7,  // 12: actserve.v1.FetchActivationsResponse.item_finished:type_name -> actserve.v1.ItemFinished
-	9,  // 13: actserve.v1.FetchActivationsResponse.finished:type_name -> actserve.v1.FetchFinished
-	29, // 14: actserve.v1.FetchActivationsResponse.predictions:type_name -> actserve.v1.PredictionChunk
-	30, // 15: actserve.v1.FetchActivationsResponse.attention:type_name -> actserve.v1.AttentionChunk
-	8,  // 16: actserve.v1.FetchActivationsResponse.statistics:type_name -> actserve.v1.LabelStatistics
-	31, // 17: actserve.v1.FetchActivationsResponse.attention_summary:type_name -> actserve.v1.AttentionSummaryChunk
-	32, // 18: actserve.v1.FetchActivationsResponse.logit_attribution:type_name -> actserve.v1.LogitAttributionChunk
-	33, // 19: actserve.v1.FetchStarted.readouts:type_name -> actserve.v1.ReadoutStarted
-	34, // 20: actserve.v1.ItemStarted.prompt:type_name -> actserve.v1.TokenizedPrompt
-	35, // 21: actserve.v1.ItemStarted.positions:type_name -> actserve.v1.ReadoutPositions
-	36, // 22: actserve.v1.ItemStarted.kept:type_name -> actserve.v1.KeptReadout
-	37, // 23: actserve.v1.ItemFinished.status:type_name -> google.rpc.Status
-	38, // 24: actserve.v1.ItemFinished.interventions:type_name -> actserve.v1.InterventionReport
-	36, // 25: actserve.v1.ItemFinished.kept:type_name -> actserve.v1.KeptReadout
-	39, // 26: actserve.v1.LabelStatistics.mean:type_name -> actserve.v1.Tensor
-	39, // 27: actserve.v1.LabelStatistics.second_moments:type_name -> actserve.v1.Tensor
-	23, // 28: actserve.v1.FetchFinished.usage:type_name -> actserve.v1.Usage
-	24, // 29: actserve.v1.GenerateRequest.prompt:type_name -> actserve.v1.Prompt
-	11, // 30: actserve.v1.GenerateRequest.sampling:type_name -> actserve.v1.SamplingParams
-	26, // 31: actserve.v1.GenerateRequest.interventions:type_name -> actserve.v1.Intervention
-	25, // 32: actserve.v1.GenerateRequest.readouts:type_name -> actserve.v1.Readout
-	12, // 33: actserve.v1.SamplingParams.logit_bias:type_name -> actserve.v1.LogitBias
-	13, // 34: actserve.v1.SamplingParams.repetition_detection:type_name -> actserve.v1.RepetitionDetection
-	14, // 35: actserve.v1.SamplingParams.structured_output:type_name -> actserve.v1.StructuredOutput
-	15, // 36: actserve.v1.StructuredOutput.choices:type_name -> actserve.v1.TextChoices
-	17, // 37: actserve.v1.GenerateResponse.started:type_name -> actserve.v1.GenerateStarted
-	18, // 38: actserve.v1.GenerateResponse.tokens:type_name -> actserve.v1.TokenChunk
-	28, // 39: actserve.v1.GenerateResponse.activations:type_name -> actserve.v1.ActivationChunk
-	21, // 40: actserve.v1.GenerateResponse.sample_finished:type_name -> actserve.v1.SampleFinished
-	22, // 41: actserve.v1.GenerateResponse.finished:type_name -> actserve.v1.GenerateFinished
-	29, // 42: actserve.v1.GenerateResponse.predictions:type_name -> actserve.v1.PredictionChunk
-	30, // 43: actserve.v1.GenerateResponse.attention:type_name -> actserve.v1.AttentionChunk
-	31, // 44: actserve.v1.GenerateResponse.attention_summary:type_name -> actserve.v1.AttentionSummaryChunk
-	32, // 45: actserve.v1.GenerateResponse.logit_attribution:type_name -> actserve.v1.LogitAttributionChunk
-	40, // 46: actserve.v1.GenerateResponse.alert:type_name -> actserve.v1.Alert
-	34, // 47: actserve.v1.GenerateStarted.prompt:type_name -> actserve.v1.TokenizedPrompt
-	33, // 48: actserve.v1.GenerateStarted.readouts:type_name -> actserve.v1.ReadoutStarted
-	36, // 49: actserve.v1.GenerateStarted.kept:type_name -> actserve.v1.KeptReadout
-	19, // 50: actserve.v1.TokenChunk.logprobs:type_name -> actserve.v1.TokenLogprobs
-	20, // 51: actserve.v1.TokenLogprobs.top:type_name -> actserve.v1.TokenLogprob
-	0,  // 52: actserve.v1.SampleFinished.reason:type_name -> actserve.v1.FinishReason
-	35, // 53: actserve.v1.SampleFinished.positions:type_name -> actserve.v1.ReadoutPositions
-	38, // 54: actserve.v1.SampleFinished.interventions:type_name -> actserve.v1.InterventionReport
-	36, // 55: actserve.v1.SampleFinished.kept:type_name -> actserve.v1.KeptReadout
-	23, // 56: actserve.v1.GenerateFinished.usage:type_name -> actserve.v1.Usage
-	1,  // 57: actserve.v1.GenerationService.FetchActivations:input_type -> actserve.v1.FetchActivationsRequest
-	10, // 58: actserve.v1.GenerationService.Generate:input_type -> actserve.v1.GenerateRequest
-	4,  // 59: actserve.v1.GenerationService.FetchActivations:output_type -> actserve.v1.FetchActivationsResponse
-	16, // 60: actserve.v1.GenerationService.Generate:output_type -> actserve.v1.GenerateResponse
-	59, // [59:61] is the sub-list for method output_type
-	57, // [57:59] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	3,  // 0: actserve.v1.FetchActivationsRequest.items:type_name -> actserve.v1.FetchItem
+	26, // 1: actserve.v1.FetchActivationsRequest.prompt:type_name -> actserve.v1.Prompt
+	27, // 2: actserve.v1.FetchActivationsRequest.readouts:type_name -> actserve.v1.Readout
+	28, // 3: actserve.v1.FetchActivationsRequest.interventions:type_name -> actserve.v1.Intervention
+	26, // 4: actserve.v1.FetchItem.prompt:type_name -> actserve.v1.Prompt
+	28, // 5: actserve.v1.FetchItem.interventions:type_name -> actserve.v1.Intervention
+	29, // 6: actserve.v1.FetchItem.positions:type_name -> actserve.v1.PositionSelector
+	4,  // 7: actserve.v1.FetchItem.position_labels:type_name -> actserve.v1.PositionLabel
+	29, // 8: actserve.v1.PositionLabel.positions:type_name -> actserve.v1.PositionSelector
+	6,  // 9: actserve.v1.FetchActivationsResponse.started:type_name -> actserve.v1.FetchStarted
+	7,  // 10: actserve.v1.FetchActivationsResponse.item_started:type_name -> actserve.v1.ItemStarted
+	30, // 11: actserve.v1.FetchActivationsResponse.activations:type_name -> actserve.v1.ActivationChunk
+	8,  // 12: actserve.v1.FetchActivationsResponse.item_finished:type_name -> actserve.v1.ItemFinished
+	10, // 13: actserve.v1.FetchActivationsResponse.finished:type_name -> actserve.v1.FetchFinished
+	31, // 14: actserve.v1.FetchActivationsResponse.predictions:type_name -> actserve.v1.PredictionChunk
+	32, // 15: actserve.v1.FetchActivationsResponse.attention:type_name -> actserve.v1.AttentionChunk
+	9,  // 16: actserve.v1.FetchActivationsResponse.statistics:type_name -> actserve.v1.LabelStatistics
+	33, // 17: actserve.v1.FetchActivationsResponse.attention_summary:type_name -> actserve.v1.AttentionSummaryChunk
+	34, // 18: actserve.v1.FetchActivationsResponse.logit_attribution:type_name -> actserve.v1.LogitAttributionChunk
+	35, // 19: actserve.v1.FetchStarted.readouts:type_name -> actserve.v1.ReadoutStarted
+	36, // 20: actserve.v1.ItemStarted.prompt:type_name -> actserve.v1.TokenizedPrompt
+	37, // 21: actserve.v1.ItemStarted.positions:type_name -> actserve.v1.ReadoutPositions
+	38, // 22: actserve.v1.ItemStarted.kept:type_name -> actserve.v1.KeptReadout
+	39, // 23: actserve.v1.ItemFinished.status:type_name -> google.rpc.Status
+	40, // 24: actserve.v1.ItemFinished.interventions:type_name -> actserve.v1.InterventionReport
+	38, // 25: actserve.v1.ItemFinished.kept:type_name -> actserve.v1.KeptReadout
+	41, // 26: actserve.v1.LabelStatistics.mean:type_name -> actserve.v1.Tensor
+	41, // 27: actserve.v1.LabelStatistics.second_moments:type_name -> actserve.v1.Tensor
+	25, // 28: actserve.v1.FetchFinished.usage:type_name -> actserve.v1.Usage
+	26, // 29: actserve.v1.GenerateRequest.prompt:type_name -> actserve.v1.Prompt
+	12, // 30: actserve.v1.GenerateRequest.sampling:type_name -> actserve.v1.SamplingParams
+	28, // 31: actserve.v1.GenerateRequest.interventions:type_name -> actserve.v1.Intervention
+	27, // 32: actserve.v1.GenerateRequest.readouts:type_name -> actserve.v1.Readout
+	0,  // 33: actserve.v1.GenerateRequest.score_detail:type_name -> actserve.v1.ScoreDetail
+	13, // 34: actserve.v1.SamplingParams.logit_bias:type_name -> actserve.v1.LogitBias
+	14, // 35: actserve.v1.SamplingParams.repetition_detection:type_name -> actserve.v1.RepetitionDetection
+	15, // 36: actserve.v1.SamplingParams.structured_output:type_name -> actserve.v1.StructuredOutput
+	16, // 37: actserve.v1.StructuredOutput.choices:type_name -> actserve.v1.TextChoices
+	18, // 38: actserve.v1.GenerateResponse.started:type_name -> actserve.v1.GenerateStarted
+	19, // 39: actserve.v1.GenerateResponse.tokens:type_name -> actserve.v1.TokenChunk
+	30, // 40: actserve.v1.GenerateResponse.activations:type_name -> actserve.v1.ActivationChunk
+	22, // 41: actserve.v1.GenerateResponse.sample_finished:type_name -> actserve.v1.SampleFinished
+	24, // 42: actserve.v1.GenerateResponse.finished:type_name -> actserve.v1.GenerateFinished
+	31, // 43: actserve.v1.GenerateResponse.predictions:type_name -> actserve.v1.PredictionChunk
+	32, // 44: actserve.v1.GenerateResponse.attention:type_name -> actserve.v1.AttentionChunk
+	33, // 45: actserve.v1.GenerateResponse.attention_summary:type_name -> actserve.v1.AttentionSummaryChunk
+	34, // 46: actserve.v1.GenerateResponse.logit_attribution:type_name -> actserve.v1.LogitAttributionChunk
+	42, // 47: actserve.v1.GenerateResponse.alert:type_name -> actserve.v1.Alert
+	36, // 48: actserve.v1.GenerateStarted.prompt:type_name -> actserve.v1.TokenizedPrompt
+	35, // 49: actserve.v1.GenerateStarted.readouts:type_name -> actserve.v1.ReadoutStarted
+	38, // 50: actserve.v1.GenerateStarted.kept:type_name -> actserve.v1.KeptReadout
+	20, // 51: actserve.v1.TokenChunk.logprobs:type_name -> actserve.v1.TokenLogprobs
+	21, // 52: actserve.v1.TokenLogprobs.top:type_name -> actserve.v1.TokenLogprob
+	1,  // 53: actserve.v1.SampleFinished.reason:type_name -> actserve.v1.FinishReason
+	37, // 54: actserve.v1.SampleFinished.positions:type_name -> actserve.v1.ReadoutPositions
+	40, // 55: actserve.v1.SampleFinished.interventions:type_name -> actserve.v1.InterventionReport
+	38, // 56: actserve.v1.SampleFinished.kept:type_name -> actserve.v1.KeptReadout
+	23, // 57: actserve.v1.SampleFinished.monitor_scores:type_name -> actserve.v1.MonitorScore
+	43, // 58: actserve.v1.MonitorScore.level:type_name -> actserve.v1.AlertLevel
+	41, // 59: actserve.v1.MonitorScore.token_scores:type_name -> actserve.v1.Tensor
+	25, // 60: actserve.v1.GenerateFinished.usage:type_name -> actserve.v1.Usage
+	2,  // 61: actserve.v1.GenerationService.FetchActivations:input_type -> actserve.v1.FetchActivationsRequest
+	11, // 62: actserve.v1.GenerationService.Generate:input_type -> actserve.v1.GenerateRequest
+	5,  // 63: actserve.v1.GenerationService.FetchActivations:output_type -> actserve.v1.FetchActivationsResponse
+	17, // 64: actserve.v1.GenerationService.Generate:output_type -> actserve.v1.GenerateResponse
+	63, // [63:65] is the sub-list for method output_type
+	61, // [61:63] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_actserve_v1_generation_service_proto_init() }
@@ -2809,8 +3033,8 @@ func file_actserve_v1_generation_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_actserve_v1_generation_service_proto_rawDesc), len(file_actserve_v1_generation_service_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   23,
+			NumEnums:      2,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

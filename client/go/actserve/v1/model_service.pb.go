@@ -53,7 +53,7 @@ const (
 	Feature_FEATURE_STEERING_VECTORS Feature = 11
 	// SweepService.
 	Feature_FEATURE_SWEEPS Feature = 12
-	// MonitorService.
+	// MonitorService, and `monitors`, `score_detail` and `end_user` of GenerateRequest.
 	Feature_FEATURE_MONITORS Feature = 13
 	// DictionaryService, MatrixSource.dictionary, VectorSource.feature and
 	// Projection.dictionary.
@@ -444,6 +444,17 @@ type Limits struct {
 	MaxSweepBytes uint64 `protobuf:"varint,17,opt,name=max_sweep_bytes,json=maxSweepBytes,proto3" json:"max_sweep_bytes,omitempty"`
 	// Seconds for which they are stored.
 	MaxSweepSeconds uint32 `protobuf:"varint,18,opt,name=max_sweep_seconds,json=maxSweepSeconds,proto3" json:"max_sweep_seconds,omitempty"`
+	// Monitors that are stored at most, over all clients.
+	MaxMonitors uint32 `protobuf:"varint,19,opt,name=max_monitors,json=maxMonitors,proto3" json:"max_monitors,omitempty"`
+	// Bytes of the numbers of their probes and interventions.
+	MaxMonitorBytes uint64 `protobuf:"varint,20,opt,name=max_monitor_bytes,json=maxMonitorBytes,proto3" json:"max_monitor_bytes,omitempty"`
+	// Alerts that are stored at most, over all clients; of a tenant that has its share the
+	// oldest go.
+	MaxAlerts uint64 `protobuf:"varint,21,opt,name=max_alerts,json=maxAlerts,proto3" json:"max_alerts,omitempty"`
+	// Seconds for which they are stored.
+	MaxAlertSeconds uint32 `protobuf:"varint,22,opt,name=max_alert_seconds,json=maxAlertSeconds,proto3" json:"max_alert_seconds,omitempty"`
+	// Seconds for which PauseAction may wait.
+	MaxPauseSeconds uint32 `protobuf:"varint,23,opt,name=max_pause_seconds,json=maxPauseSeconds,proto3" json:"max_pause_seconds,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -600,6 +611,41 @@ func (x *Limits) GetMaxSweepBytes() uint64 {
 func (x *Limits) GetMaxSweepSeconds() uint32 {
 	if x != nil {
 		return x.MaxSweepSeconds
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxMonitors() uint32 {
+	if x != nil {
+		return x.MaxMonitors
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxMonitorBytes() uint64 {
+	if x != nil {
+		return x.MaxMonitorBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxAlerts() uint64 {
+	if x != nil {
+		return x.MaxAlerts
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxAlertSeconds() uint32 {
+	if x != nil {
+		return x.MaxAlertSeconds
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxPauseSeconds() uint32 {
+	if x != nil {
+		return x.MaxPauseSeconds
 	}
 	return 0
 }
@@ -935,7 +981,7 @@ const file_actserve_v1_model_service_proto_rawDesc = "" +
 	"\x05width\x18\x02 \x01(\rR\x05width\x12'\n" +
 	"\x0funserved_reason\x18\x03 \x01(\tR\x0eunservedReason\x12/\n" +
 	"\x13unchangeable_reason\x18\x04 \x01(\tR\x12unchangeableReason\x12\x14\n" +
-	"\x05heads\x18\x05 \x01(\rR\x05heads\"\xa7\x06\n" +
+	"\x05heads\x18\x05 \x01(\rR\x05heads\"\xed\a\n" +
 	"\x06Limits\x12.\n" +
 	"\x13max_sequence_tokens\x18\x01 \x01(\rR\x11maxSequenceTokens\x12\x1b\n" +
 	"\tmax_items\x18\x02 \x01(\rR\bmaxItems\x12\x1f\n" +
@@ -957,7 +1003,13 @@ const file_actserve_v1_model_service_proto_rawDesc = "" +
 	"\x14max_steering_vectors\x18\x0f \x01(\rR\x12maxSteeringVectors\x129\n" +
 	"\x19max_steering_vector_bytes\x18\x10 \x01(\x04R\x16maxSteeringVectorBytes\x12&\n" +
 	"\x0fmax_sweep_bytes\x18\x11 \x01(\x04R\rmaxSweepBytes\x12*\n" +
-	"\x11max_sweep_seconds\x18\x12 \x01(\rR\x0fmaxSweepSecondsB\x14\n" +
+	"\x11max_sweep_seconds\x18\x12 \x01(\rR\x0fmaxSweepSeconds\x12!\n" +
+	"\fmax_monitors\x18\x13 \x01(\rR\vmaxMonitors\x12*\n" +
+	"\x11max_monitor_bytes\x18\x14 \x01(\x04R\x0fmaxMonitorBytes\x12\x1d\n" +
+	"\n" +
+	"max_alerts\x18\x15 \x01(\x04R\tmaxAlerts\x12*\n" +
+	"\x11max_alert_seconds\x18\x16 \x01(\rR\x0fmaxAlertSeconds\x12*\n" +
+	"\x11max_pause_seconds\x18\x17 \x01(\rR\x0fmaxPauseSecondsB\x14\n" +
 	"\x12_max_relative_dose\"[\n" +
 	"\x11ListModelsRequest\x12!\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\x04\xe2A\x01\x01R\bpageSize\x12#\n" +

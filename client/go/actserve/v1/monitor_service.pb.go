@@ -11,6 +11,7 @@ import (
 	status "google.golang.org/genproto/googleapis/rpc/status"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
@@ -25,15 +26,86 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// How to fit a probe.
+type FitMethod int32
+
+const (
+	// The server's default, LOGISTIC.
+	FitMethod_FIT_METHOD_UNSPECIFIED FitMethod = 0
+	// Logistic regression on the mean row of each example.
+	FitMethod_FIT_METHOD_LOGISTIC FitMethod = 1
+	// The difference of the mean rows of both kinds, and the bias half-way.
+	FitMethod_FIT_METHOD_MEAN_DIFFERENCE FitMethod = 2
+	// A linear probe trained on means of 16 tokens that slide over each example, weighted by
+	// the softmax of those means, for scores that are read while text is generated (Cunningham
+	// et al., "Constitutional Classifiers++", 2026).
+	FitMethod_FIT_METHOD_STREAMED FitMethod = 3
+	// A hidden layer, trained by gradient descent.
+	FitMethod_FIT_METHOD_MLP FitMethod = 4
+	// Heads of attention over tokens, trained by gradient descent (Kramar et al., "Building
+	// Production-Ready Probes For Gemini", 2026).
+	FitMethod_FIT_METHOD_ATTENTION FitMethod = 5
+)
+
+// Enum value maps for FitMethod.
+var (
+	FitMethod_name = map[int32]string{
+		0: "FIT_METHOD_UNSPECIFIED",
+		1: "FIT_METHOD_LOGISTIC",
+		2: "FIT_METHOD_MEAN_DIFFERENCE",
+		3: "FIT_METHOD_STREAMED",
+		4: "FIT_METHOD_MLP",
+		5: "FIT_METHOD_ATTENTION",
+	}
+	FitMethod_value = map[string]int32{
+		"FIT_METHOD_UNSPECIFIED":     0,
+		"FIT_METHOD_LOGISTIC":        1,
+		"FIT_METHOD_MEAN_DIFFERENCE": 2,
+		"FIT_METHOD_STREAMED":        3,
+		"FIT_METHOD_MLP":             4,
+		"FIT_METHOD_ATTENTION":       5,
+	}
+)
+
+func (x FitMethod) Enum() *FitMethod {
+	p := new(FitMethod)
+	*p = x
+	return p
+}
+
+func (x FitMethod) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FitMethod) Descriptor() protoreflect.EnumDescriptor {
+	return file_actserve_v1_monitor_service_proto_enumTypes[0].Descriptor()
+}
+
+func (FitMethod) Type() protoreflect.EnumType {
+	return &file_actserve_v1_monitor_service_proto_enumTypes[0]
+}
+
+func (x FitMethod) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FitMethod.Descriptor instead.
+func (FitMethod) EnumDescriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{0}
+}
+
 // A monitor. Below the lower level nothing is done; the lower one is for what
 // deserves a second look, the upper one for what must not go on.
 type Monitor struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Format: models/{model}/monitors/{monitor}.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The probes, from 1 to 64, each at a site of its own. Their numbers for a token are
-	// added, which makes them one probe of all their sites side by side.
+	// Linear probes, from 1 to 64, each at a site of its own. Their numbers for a token
+	// are added, which makes them one probe of all their sites side by side. Either these
+	// or `network` are set.
 	Probes []*Probe `protobuf:"bytes,2,rep,name=probes,proto3" json:"probes,omitempty"`
+	// A probe of any other kind.
+	Network *ProbeNetwork `protobuf:"bytes,12,opt,name=network,proto3" json:"network,omitempty"`
 	// How the numbers of tokens become one score; the newest when unset.
 	Aggregator *ScoreAggregator `protobuf:"bytes,3,opt,name=aggregator,proto3" json:"aggregator,omitempty"`
 	// Which tokens count, of the prompt and of what is generated; all when unset. What a
@@ -45,8 +117,15 @@ type Monitor struct {
 	Upper *MonitorLevel `protobuf:"bytes,6,opt,name=upper,proto3" json:"upper,omitempty"`
 	// Whether it watches nothing for now.
 	Paused bool `protobuf:"varint,7,opt,name=paused,proto3" json:"paused,omitempty"`
+	// Which calls it watches; all of its tenant's when unset.
+	Watch *MonitorWatch `protobuf:"bytes,13,opt,name=watch,proto3" json:"watch,omitempty"`
+	// What it is, for people: as SteeringVector.labels.
+	Labels map[string]string `protobuf:"bytes,14,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Of a monitor that FitMonitor has made: how well it does.
 	Fit *MonitorFit `protobuf:"bytes,8,opt,name=fit,proto3" json:"fit,omitempty"`
+	// The checkpoint of the model that it was stored for, as Model.path was then. On
+	// another it watches nothing and fails calls that name it: RESOURCE_NOT_READY.
+	ModelPath string `protobuf:"bytes,15,opt,name=model_path,json=modelPath,proto3" json:"model_path,omitempty"`
 	// When it was stored.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When it was updated last.
@@ -101,6 +180,13 @@ func (x *Monitor) GetProbes() []*Probe {
 	return nil
 }
 
+func (x *Monitor) GetNetwork() *ProbeNetwork {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
 func (x *Monitor) GetAggregator() *ScoreAggregator {
 	if x != nil {
 		return x.Aggregator
@@ -136,11 +222,32 @@ func (x *Monitor) GetPaused() bool {
 	return false
 }
 
+func (x *Monitor) GetWatch() *MonitorWatch {
+	if x != nil {
+		return x.Watch
+	}
+	return nil
+}
+
+func (x *Monitor) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 func (x *Monitor) GetFit() *MonitorFit {
 	if x != nil {
 		return x.Fit
 	}
 	return nil
+}
+
+func (x *Monitor) GetModelPath() string {
+	if x != nil {
+		return x.ModelPath
+	}
+	return ""
 }
 
 func (x *Monitor) GetCreateTime() *timestamppb.Timestamp {
@@ -164,26 +271,99 @@ func (x *Monitor) GetEtag() string {
 	return ""
 }
 
+// Which calls a monitor watches, besides those that name it (GenerateRequest.monitors).
+// A call is watched if it fits all that is set.
+type MonitorWatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only calls that name it; the others are unset.
+	NamedOnly bool `protobuf:"varint,1,opt,name=named_only,json=namedOnly,proto3" json:"named_only,omitempty"`
+	// Only calls of these end users (GenerateRequest.end_user), at most 64.
+	EndUsers []string `protobuf:"bytes,2,rep,name=end_users,json=endUsers,proto3" json:"end_users,omitempty"`
+	// Only this share of calls, chosen at random, in (0, 1].
+	Share         *float32 `protobuf:"fixed32,3,opt,name=share,proto3,oneof" json:"share,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MonitorWatch) Reset() {
+	*x = MonitorWatch{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MonitorWatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MonitorWatch) ProtoMessage() {}
+
+func (x *MonitorWatch) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MonitorWatch.ProtoReflect.Descriptor instead.
+func (*MonitorWatch) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *MonitorWatch) GetNamedOnly() bool {
+	if x != nil {
+		return x.NamedOnly
+	}
+	return false
+}
+
+func (x *MonitorWatch) GetEndUsers() []string {
+	if x != nil {
+		return x.EndUsers
+	}
+	return nil
+}
+
+func (x *MonitorWatch) GetShare() float32 {
+	if x != nil && x.Share != nil {
+		return *x.Share
+	}
+	return 0
+}
+
 // A threshold, and what happens once in a sequence when its score comes above it. An
-// alert is raised whatever the action.
+// alert is raised whatever else is done.
 type MonitorLevel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Finite.
 	Threshold *float32 `protobuf:"fixed32,1,opt,name=threshold,proto3,oneof" json:"threshold,omitempty"`
-	// Nothing but the alert when none is set.
+	// What becomes of the sample. It goes on when none is set. Where one is, a token is
+	// sent once its own row was scored and nothing is to be done, the last one included.
 	//
 	// Types that are valid to be assigned to Action:
 	//
 	//	*MonitorLevel_Stop
 	//	*MonitorLevel_Intervene
-	Action        isMonitorLevel_Action `protobuf_oneof:"action"`
+	//	*MonitorLevel_Pause
+	Action isMonitorLevel_Action `protobuf_oneof:"action"`
+	// Whether the call that is watched is told: GenerateResponse.alert.
+	Flag bool `protobuf:"varint,5,opt,name=flag,proto3" json:"flag,omitempty"`
+	// Has an NLA explain the row of the token that brought it there, in the background.
+	Explain *ExplainAction `protobuf:"bytes,6,opt,name=explain,proto3" json:"explain,omitempty"`
+	// Sends the alert to an address.
+	Webhook       *WebhookAction `protobuf:"bytes,7,opt,name=webhook,proto3" json:"webhook,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MonitorLevel) Reset() {
 	*x = MonitorLevel{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[1]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -195,7 +375,7 @@ func (x *MonitorLevel) String() string {
 func (*MonitorLevel) ProtoMessage() {}
 
 func (x *MonitorLevel) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[1]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -208,7 +388,7 @@ func (x *MonitorLevel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorLevel.ProtoReflect.Descriptor instead.
 func (*MonitorLevel) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{1}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *MonitorLevel) GetThreshold() float32 {
@@ -243,12 +423,42 @@ func (x *MonitorLevel) GetIntervene() *InterveneAction {
 	return nil
 }
 
+func (x *MonitorLevel) GetPause() *PauseAction {
+	if x != nil {
+		if x, ok := x.Action.(*MonitorLevel_Pause); ok {
+			return x.Pause
+		}
+	}
+	return nil
+}
+
+func (x *MonitorLevel) GetFlag() bool {
+	if x != nil {
+		return x.Flag
+	}
+	return false
+}
+
+func (x *MonitorLevel) GetExplain() *ExplainAction {
+	if x != nil {
+		return x.Explain
+	}
+	return nil
+}
+
+func (x *MonitorLevel) GetWebhook() *WebhookAction {
+	if x != nil {
+		return x.Webhook
+	}
+	return nil
+}
+
 type isMonitorLevel_Action interface {
 	isMonitorLevel_Action()
 }
 
 type MonitorLevel_Stop struct {
-	// Ends the sample.
+	// Ends it.
 	Stop *StopAction `protobuf:"bytes,2,opt,name=stop,proto3,oneof"`
 }
 
@@ -257,12 +467,19 @@ type MonitorLevel_Intervene struct {
 	Intervene *InterveneAction `protobuf:"bytes,3,opt,name=intervene,proto3,oneof"`
 }
 
+type MonitorLevel_Pause struct {
+	// Holds it back for a second opinion.
+	Pause *PauseAction `protobuf:"bytes,4,opt,name=pause,proto3,oneof"`
+}
+
 func (*MonitorLevel_Stop) isMonitorLevel_Action() {}
 
 func (*MonitorLevel_Intervene) isMonitorLevel_Action() {}
 
-// Ends a sample after the token that brought the score above the threshold; if that is
-// one of the prompt, before any is generated.
+func (*MonitorLevel_Pause) isMonitorLevel_Action() {}
+
+// Ends a sample after the token that brought the score above the threshold, which is the
+// last one sent; if that is one of the prompt, before any is generated.
 type StopAction struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -271,7 +488,7 @@ type StopAction struct {
 
 func (x *StopAction) Reset() {
 	*x = StopAction{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[2]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -283,7 +500,7 @@ func (x *StopAction) String() string {
 func (*StopAction) ProtoMessage() {}
 
 func (x *StopAction) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[2]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -296,14 +513,16 @@ func (x *StopAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopAction.ProtoReflect.Descriptor instead.
 func (*StopAction) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{2}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{3}
 }
 
 // Switches interventions on.
 type InterveneAction struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Applied to every later token of the sample that their positions select, after the
-	// call's own; from 1 to Limits.max_interventions. They may go unused.
+	// Applied to every generated token after the one that brought the score above the
+	// threshold, where their positions select it, after the call's own; from 1 to
+	// Limits.max_interventions. They may go unused. Once interventions of a monitor are on,
+	// those of others that come above a threshold are added.
 	Interventions []*Intervention `protobuf:"bytes,1,rep,name=interventions,proto3" json:"interventions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -311,7 +530,7 @@ type InterveneAction struct {
 
 func (x *InterveneAction) Reset() {
 	*x = InterveneAction{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[3]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -323,7 +542,7 @@ func (x *InterveneAction) String() string {
 func (*InterveneAction) ProtoMessage() {}
 
 func (x *InterveneAction) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[3]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -336,7 +555,7 @@ func (x *InterveneAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterveneAction.ProtoReflect.Descriptor instead.
 func (*InterveneAction) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{3}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *InterveneAction) GetInterventions() []*Intervention {
@@ -346,34 +565,190 @@ func (x *InterveneAction) GetInterventions() []*Intervention {
 	return nil
 }
 
+// Ends the run of a sample for the time being, and goes on or stops as DecideAlert or the
+// webhook says. The token that brought the score above the threshold is held back until
+// then, with all after it. Going on computes the sample again up to there, with the tokens
+// it had and the same state of the sampler.
+type PauseAction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long to wait; at most Limits.max_pause_seconds, which it is when unset.
+	TimeLimit *durationpb.Duration `protobuf:"bytes,1,opt,name=time_limit,json=timeLimit,proto3" json:"time_limit,omitempty"`
+	// Whether to go on after that; else it stops.
+	ContinueAfter bool `protobuf:"varint,2,opt,name=continue_after,json=continueAfter,proto3" json:"continue_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseAction) Reset() {
+	*x = PauseAction{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseAction) ProtoMessage() {}
+
+func (x *PauseAction) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseAction.ProtoReflect.Descriptor instead.
+func (*PauseAction) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PauseAction) GetTimeLimit() *durationpb.Duration {
+	if x != nil {
+		return x.TimeLimit
+	}
+	return nil
+}
+
+func (x *PauseAction) GetContinueAfter() bool {
+	if x != nil {
+		return x.ContinueAfter
+	}
+	return false
+}
+
+// Explains a row. Where the server has no time left for it, Alert.explanation stays empty.
+type ExplainAction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The NLA, whose site is one of the monitor's. Format: models/{model}/nlas/{nla}. The
+	// only one of those sites when unset.
+	Nla           string `protobuf:"bytes,1,opt,name=nla,proto3" json:"nla,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainAction) Reset() {
+	*x = ExplainAction{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainAction) ProtoMessage() {}
+
+func (x *ExplainAction) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainAction.ProtoReflect.Descriptor instead.
+func (*ExplainAction) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ExplainAction) GetNla() string {
+	if x != nil {
+		return x.Nla
+	}
+	return ""
+}
+
+// Sends an alert as JSON, in protobuf's form, by POST, and again after a while if that
+// fails. The header `x-actserve-signature` is `t=<seconds>,v1=<hex>`, where hex is
+// HMAC-SHA256 of `<seconds>.<body>` by a key that the operator has for the address. Where
+// the sample is paused, an answer with a JSON body `{"decision": "continue"}` or
+// `{"decision": "stop"}` decides.
+type WebhookAction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One that the server's operator allows, by its whole text: else WEBHOOK_NOT_ALLOWED.
+	Url           string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WebhookAction) Reset() {
+	*x = WebhookAction{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WebhookAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WebhookAction) ProtoMessage() {}
+
+func (x *WebhookAction) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WebhookAction.ProtoReflect.Descriptor instead.
+func (*WebhookAction) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *WebhookAction) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
 // How a monitor was fitted, and how well it tells apart the examples that were held
 // out, each by its highest score at any token that counts: what raises alerts. What is
-// measured is zero until the work is done.
+// measured is unset until the work is done.
 type MonitorFit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How far it has come.
 	Work *Work `protobuf:"bytes,1,opt,name=work,proto3" json:"work,omitempty"`
-	// Positive examples held out.
-	Positives uint32 `protobuf:"varint,2,opt,name=positives,proto3" json:"positives,omitempty"`
-	// Negative examples held out.
-	Negatives uint32 `protobuf:"varint,3,opt,name=negatives,proto3" json:"negatives,omitempty"`
-	// The area under the receiver operating characteristic curve.
-	Auroc float32 `protobuf:"fixed32,4,opt,name=auroc,proto3" json:"auroc,omitempty"`
-	// The same with labels shuffled before fitting; about a half, or the fit is not to
-	// be trusted.
-	ShuffledAuroc float32 `protobuf:"fixed32,5,opt,name=shuffled_auroc,json=shuffledAuroc,proto3" json:"shuffled_auroc,omitempty"`
-	// The share of positive examples above the lowest threshold that at most 1% of the
-	// negative ones are above; of fewer than 100, none is.
-	RecallAt_1Percent float32 `protobuf:"fixed32,6,opt,name=recall_at_1_percent,json=recallAt1Percent,proto3" json:"recall_at_1_percent,omitempty"`
-	// The same with 0.1% of the negative ones; of fewer than 1000, none is above.
-	RecallAt_01Percent float32 `protobuf:"fixed32,7,opt,name=recall_at_01_percent,json=recallAt01Percent,proto3" json:"recall_at_01_percent,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// As the request has it.
+	Method FitMethod `protobuf:"varint,2,opt,name=method,proto3,enum=actserve.v1.FitMethod" json:"method,omitempty"`
+	// Of each site that was tried, or all together where there was nothing to choose, how
+	// well it does on a part of the examples that it was not fitted on; the chosen one
+	// first.
+	Tried []*FittedSites `protobuf:"bytes,3,rep,name=tried,proto3" json:"tried,omitempty"`
+	// On the examples that were held out.
+	HeldOut *FitQuality `protobuf:"bytes,4,opt,name=held_out,json=heldOut,proto3" json:"held_out,omitempty"`
+	// The same with labels shuffled before fitting. Its AUROC is about a half, or the fit is
+	// not to be trusted.
+	Shuffled *FitQuality `protobuf:"bytes,5,opt,name=shuffled,proto3" json:"shuffled,omitempty"`
+	// On FitMonitorRequest.longer_examples; unset if there are none.
+	Longer *FitQuality `protobuf:"bytes,6,opt,name=longer,proto3" json:"longer,omitempty"`
+	// Negative examples and benign texts that the thresholds were set by.
+	CalibrationTexts uint32 `protobuf:"varint,7,opt,name=calibration_texts,json=calibrationTexts,proto3" json:"calibration_texts,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *MonitorFit) Reset() {
 	*x = MonitorFit{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[4]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +760,7 @@ func (x *MonitorFit) String() string {
 func (*MonitorFit) ProtoMessage() {}
 
 func (x *MonitorFit) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[4]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +773,7 @@ func (x *MonitorFit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorFit.ProtoReflect.Descriptor instead.
 func (*MonitorFit) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{4}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *MonitorFit) GetWork() *Work {
@@ -408,46 +783,232 @@ func (x *MonitorFit) GetWork() *Work {
 	return nil
 }
 
-func (x *MonitorFit) GetPositives() uint32 {
+func (x *MonitorFit) GetMethod() FitMethod {
 	if x != nil {
-		return x.Positives
+		return x.Method
+	}
+	return FitMethod_FIT_METHOD_UNSPECIFIED
+}
+
+func (x *MonitorFit) GetTried() []*FittedSites {
+	if x != nil {
+		return x.Tried
+	}
+	return nil
+}
+
+func (x *MonitorFit) GetHeldOut() *FitQuality {
+	if x != nil {
+		return x.HeldOut
+	}
+	return nil
+}
+
+func (x *MonitorFit) GetShuffled() *FitQuality {
+	if x != nil {
+		return x.Shuffled
+	}
+	return nil
+}
+
+func (x *MonitorFit) GetLonger() *FitQuality {
+	if x != nil {
+		return x.Longer
+	}
+	return nil
+}
+
+func (x *MonitorFit) GetCalibrationTexts() uint32 {
+	if x != nil {
+		return x.CalibrationTexts
 	}
 	return 0
 }
 
-func (x *MonitorFit) GetNegatives() uint32 {
-	if x != nil {
-		return x.Negatives
-	}
-	return 0
+// How well a probe of some sites did.
+type FittedSites struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The sites.
+	Sites []*Site `protobuf:"bytes,1,rep,name=sites,proto3" json:"sites,omitempty"`
+	// The area under the ROC curve on the part set aside to choose by.
+	Auroc         float32 `protobuf:"fixed32,2,opt,name=auroc,proto3" json:"auroc,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
-func (x *MonitorFit) GetAuroc() float32 {
+func (x *FittedSites) Reset() {
+	*x = FittedSites{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FittedSites) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FittedSites) ProtoMessage() {}
+
+func (x *FittedSites) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FittedSites.ProtoReflect.Descriptor instead.
+func (*FittedSites) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *FittedSites) GetSites() []*Site {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+func (x *FittedSites) GetAuroc() float32 {
 	if x != nil {
 		return x.Auroc
 	}
 	return 0
 }
 
-func (x *MonitorFit) GetShuffledAuroc() float32 {
+// How well scores tell examples apart.
+type FitQuality struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Positive examples.
+	Positives uint32 `protobuf:"varint,1,opt,name=positives,proto3" json:"positives,omitempty"`
+	// Negative examples.
+	Negatives uint32 `protobuf:"varint,2,opt,name=negatives,proto3" json:"negatives,omitempty"`
+	// The area under the receiver operating characteristic (ROC) curve.
+	Auroc float32 `protobuf:"fixed32,3,opt,name=auroc,proto3" json:"auroc,omitempty"`
+	// 95% of bootstrap resamples of the examples have it between these; of the groups, if
+	// there are any.
+	AurocLow float32 `protobuf:"fixed32,4,opt,name=auroc_low,json=aurocLow,proto3" json:"auroc_low,omitempty"`
+	// The upper end.
+	AurocHigh float32 `protobuf:"fixed32,5,opt,name=auroc_high,json=aurocHigh,proto3" json:"auroc_high,omitempty"`
+	// The mean true positive rate over false positive rates from 0.001 to 0.1, evenly on a
+	// logarithmic scale (Anthropic, "Cost-Effective Constitutional Classifiers via
+	// Representation Re-use", 2025).
+	LogAuroc float32 `protobuf:"fixed32,6,opt,name=log_auroc,json=logAuroc,proto3" json:"log_auroc,omitempty"`
+	// The share of positive examples above the lowest threshold that at most 1% of the
+	// negative ones are above; of fewer than 100, none is.
+	RecallAt_1Percent float32 `protobuf:"fixed32,7,opt,name=recall_at_1_percent,json=recallAt1Percent,proto3" json:"recall_at_1_percent,omitempty"`
+	// The same with 0.1% of the negative ones; of fewer than 1000, none is above.
+	RecallAt_01Percent float32 `protobuf:"fixed32,8,opt,name=recall_at_01_percent,json=recallAt01Percent,proto3" json:"recall_at_01_percent,omitempty"`
+	// The scores of the positive examples, ascending; at most 4096, evenly chosen.
+	PositiveScores []float32 `protobuf:"fixed32,9,rep,packed,name=positive_scores,json=positiveScores,proto3" json:"positive_scores,omitempty"`
+	// Of the negative ones.
+	NegativeScores []float32 `protobuf:"fixed32,10,rep,packed,name=negative_scores,json=negativeScores,proto3" json:"negative_scores,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *FitQuality) Reset() {
+	*x = FitQuality{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FitQuality) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FitQuality) ProtoMessage() {}
+
+func (x *FitQuality) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[10]
 	if x != nil {
-		return x.ShuffledAuroc
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FitQuality.ProtoReflect.Descriptor instead.
+func (*FitQuality) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *FitQuality) GetPositives() uint32 {
+	if x != nil {
+		return x.Positives
 	}
 	return 0
 }
 
-func (x *MonitorFit) GetRecallAt_1Percent() float32 {
+func (x *FitQuality) GetNegatives() uint32 {
+	if x != nil {
+		return x.Negatives
+	}
+	return 0
+}
+
+func (x *FitQuality) GetAuroc() float32 {
+	if x != nil {
+		return x.Auroc
+	}
+	return 0
+}
+
+func (x *FitQuality) GetAurocLow() float32 {
+	if x != nil {
+		return x.AurocLow
+	}
+	return 0
+}
+
+func (x *FitQuality) GetAurocHigh() float32 {
+	if x != nil {
+		return x.AurocHigh
+	}
+	return 0
+}
+
+func (x *FitQuality) GetLogAuroc() float32 {
+	if x != nil {
+		return x.LogAuroc
+	}
+	return 0
+}
+
+func (x *FitQuality) GetRecallAt_1Percent() float32 {
 	if x != nil {
 		return x.RecallAt_1Percent
 	}
 	return 0
 }
 
-func (x *MonitorFit) GetRecallAt_01Percent() float32 {
+func (x *FitQuality) GetRecallAt_01Percent() float32 {
 	if x != nil {
 		return x.RecallAt_01Percent
 	}
 	return 0
+}
+
+func (x *FitQuality) GetPositiveScores() []float32 {
+	if x != nil {
+		return x.PositiveScores
+	}
+	return nil
+}
+
+func (x *FitQuality) GetNegativeScores() []float32 {
+	if x != nil {
+		return x.NegativeScores
+	}
+	return nil
 }
 
 // A request to store a monitor.
@@ -470,7 +1031,7 @@ type CreateMonitorRequest struct {
 
 func (x *CreateMonitorRequest) Reset() {
 	*x = CreateMonitorRequest{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[5]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -482,7 +1043,7 @@ func (x *CreateMonitorRequest) String() string {
 func (*CreateMonitorRequest) ProtoMessage() {}
 
 func (x *CreateMonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[5]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -495,7 +1056,7 @@ func (x *CreateMonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMonitorRequest.ProtoReflect.Descriptor instead.
 func (*CreateMonitorRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{5}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateMonitorRequest) GetModel() string {
@@ -537,7 +1098,7 @@ type CreateMonitorResponse struct {
 
 func (x *CreateMonitorResponse) Reset() {
 	*x = CreateMonitorResponse{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[6]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +1110,7 @@ func (x *CreateMonitorResponse) String() string {
 func (*CreateMonitorResponse) ProtoMessage() {}
 
 func (x *CreateMonitorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[6]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +1123,7 @@ func (x *CreateMonitorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMonitorResponse.ProtoReflect.Descriptor instead.
 func (*CreateMonitorResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{6}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateMonitorResponse) GetMonitor() *Monitor {
@@ -583,7 +1144,7 @@ type GetMonitorRequest struct {
 
 func (x *GetMonitorRequest) Reset() {
 	*x = GetMonitorRequest{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[7]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +1156,7 @@ func (x *GetMonitorRequest) String() string {
 func (*GetMonitorRequest) ProtoMessage() {}
 
 func (x *GetMonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[7]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +1169,7 @@ func (x *GetMonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMonitorRequest.ProtoReflect.Descriptor instead.
 func (*GetMonitorRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{7}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetMonitorRequest) GetName() string {
@@ -629,7 +1190,7 @@ type GetMonitorResponse struct {
 
 func (x *GetMonitorResponse) Reset() {
 	*x = GetMonitorResponse{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[8]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +1202,7 @@ func (x *GetMonitorResponse) String() string {
 func (*GetMonitorResponse) ProtoMessage() {}
 
 func (x *GetMonitorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[8]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +1215,7 @@ func (x *GetMonitorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMonitorResponse.ProtoReflect.Descriptor instead.
 func (*GetMonitorResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{8}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetMonitorResponse) GetMonitor() *Monitor {
@@ -679,7 +1240,7 @@ type ListMonitorsRequest struct {
 
 func (x *ListMonitorsRequest) Reset() {
 	*x = ListMonitorsRequest{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[9]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +1252,7 @@ func (x *ListMonitorsRequest) String() string {
 func (*ListMonitorsRequest) ProtoMessage() {}
 
 func (x *ListMonitorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[9]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +1265,7 @@ func (x *ListMonitorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMonitorsRequest.ProtoReflect.Descriptor instead.
 func (*ListMonitorsRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{9}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListMonitorsRequest) GetModel() string {
@@ -741,7 +1302,7 @@ type ListMonitorsResponse struct {
 
 func (x *ListMonitorsResponse) Reset() {
 	*x = ListMonitorsResponse{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[10]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +1314,7 @@ func (x *ListMonitorsResponse) String() string {
 func (*ListMonitorsResponse) ProtoMessage() {}
 
 func (x *ListMonitorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[10]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +1327,7 @@ func (x *ListMonitorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMonitorsResponse.ProtoReflect.Descriptor instead.
 func (*ListMonitorsResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{10}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListMonitorsResponse) GetMonitors() []*Monitor {
@@ -799,7 +1360,7 @@ type UpdateMonitorRequest struct {
 
 func (x *UpdateMonitorRequest) Reset() {
 	*x = UpdateMonitorRequest{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[11]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -811,7 +1372,7 @@ func (x *UpdateMonitorRequest) String() string {
 func (*UpdateMonitorRequest) ProtoMessage() {}
 
 func (x *UpdateMonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[11]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -824,7 +1385,7 @@ func (x *UpdateMonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateMonitorRequest.ProtoReflect.Descriptor instead.
 func (*UpdateMonitorRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{11}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpdateMonitorRequest) GetMonitor() *Monitor {
@@ -852,7 +1413,7 @@ type UpdateMonitorResponse struct {
 
 func (x *UpdateMonitorResponse) Reset() {
 	*x = UpdateMonitorResponse{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[12]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +1425,7 @@ func (x *UpdateMonitorResponse) String() string {
 func (*UpdateMonitorResponse) ProtoMessage() {}
 
 func (x *UpdateMonitorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[12]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +1438,7 @@ func (x *UpdateMonitorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateMonitorResponse.ProtoReflect.Descriptor instead.
 func (*UpdateMonitorResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{12}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpdateMonitorResponse) GetMonitor() *Monitor {
@@ -900,7 +1461,7 @@ type DeleteMonitorRequest struct {
 
 func (x *DeleteMonitorRequest) Reset() {
 	*x = DeleteMonitorRequest{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[13]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +1473,7 @@ func (x *DeleteMonitorRequest) String() string {
 func (*DeleteMonitorRequest) ProtoMessage() {}
 
 func (x *DeleteMonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[13]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +1486,7 @@ func (x *DeleteMonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteMonitorRequest.ProtoReflect.Descriptor instead.
 func (*DeleteMonitorRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{13}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeleteMonitorRequest) GetName() string {
@@ -951,7 +1512,7 @@ type DeleteMonitorResponse struct {
 
 func (x *DeleteMonitorResponse) Reset() {
 	*x = DeleteMonitorResponse{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[14]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1524,7 @@ func (x *DeleteMonitorResponse) String() string {
 func (*DeleteMonitorResponse) ProtoMessage() {}
 
 func (x *DeleteMonitorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[14]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1537,7 @@ func (x *DeleteMonitorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteMonitorResponse.ProtoReflect.Descriptor instead.
 func (*DeleteMonitorResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{14}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{20}
 }
 
 // A request to fit a monitor.
@@ -986,39 +1547,55 @@ type FitMonitorRequest struct {
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// As CreateMonitorRequest.monitor_id.
 	MonitorId string `protobuf:"bytes,2,opt,name=monitor_id,json=monitorId,proto3" json:"monitor_id,omitempty"`
-	// Examples, from 4 to Limits.max_items, at least two of each kind. Of each kind a
-	// quarter is held out, rounded up, and always the same of equal requests. Of FetchItem
-	// `key`, `prompt`, `positions`, `adapter` and `label` count, of which `prompt` and
-	// `label` are required.
-	Items []*FetchItem `protobuf:"bytes,3,rep,name=items,proto3" json:"items,omitempty"`
-	// The label of positive examples; all others are negative.
-	PositiveLabel string `protobuf:"bytes,4,opt,name=positive_label,json=positiveLabel,proto3" json:"positive_label,omitempty"`
+	// Examples, from 8 to Limits.max_items, at least four of each kind. A quarter is held
+	// out, and a quarter of the rest set aside to choose by, always the same of equal
+	// requests, and of one group all or none.
+	Examples []*FitExample `protobuf:"bytes,3,rep,name=examples,proto3" json:"examples,omitempty"`
+	// Texts like those that will be watched, nearly all of which are harmless: thresholds
+	// are set by these and the negative examples held out. With the others at most
+	// Limits.max_items.
+	BenignExamples []*FitExample `protobuf:"bytes,4,rep,name=benign_examples,json=benignExamples,proto3" json:"benign_examples,omitempty"`
+	// Longer texts of both kinds, to see whether the probe finds what it looks for there.
+	// Nothing is fitted to them.
+	LongerExamples []*FitExample `protobuf:"bytes,5,rep,name=longer_examples,json=longerExamples,proto3" json:"longer_examples,omitempty"`
 	// The sites to probe, from 1 to 64.
-	Sites []*Site `protobuf:"bytes,5,rep,name=sites,proto3" json:"sites,omitempty"`
-	// As Monitor.aggregator. Probes are fitted so that the score it gives at the last
-	// token tells the examples apart.
-	Aggregator *ScoreAggregator `protobuf:"bytes,6,opt,name=aggregator,proto3" json:"aggregator,omitempty"`
-	// As Monitor.positions; where an item has positions (FetchItem.positions), those
-	// are used instead.
-	Positions *PositionSelector `protobuf:"bytes,7,opt,name=positions,proto3" json:"positions,omitempty"`
-	// The share of the negative examples held out that may come above the lower level, in
-	// (0, 1), as MonitorFit measures it: the threshold is the lowest that keeps to it, which
-	// with few examples is the highest score of them. No lower level when unset.
-	LowerFalsePositives *float32 `protobuf:"fixed32,8,opt,name=lower_false_positives,json=lowerFalsePositives,proto3,oneof" json:"lower_false_positives,omitempty"`
+	Sites []*Site `protobuf:"bytes,6,rep,name=sites,proto3" json:"sites,omitempty"`
+	// Whether to probe all of them side by side; else the one that does best is chosen.
+	AllSites bool `protobuf:"varint,7,opt,name=all_sites,json=allSites,proto3" json:"all_sites,omitempty"`
+	// How to fit; LOGISTIC when unspecified.
+	Method FitMethod `protobuf:"varint,8,opt,name=method,proto3,enum=actserve.v1.FitMethod" json:"method,omitempty"`
+	// As Monitor.aggregator. When unset, what suits the method: the mean for LOGISTIC,
+	// MEAN_DIFFERENCE and MLP; an exponential moving average of weight 2/17 for STREAMED,
+	// which is as old in the middle as a mean of 16 tokens, and its highest; attention over
+	// the last 10 tokens and its highest for ATTENTION.
+	Aggregator *ScoreAggregator `protobuf:"bytes,9,opt,name=aggregator,proto3" json:"aggregator,omitempty"`
+	// As Monitor.positions; where an example has positions, those are used to fit, and
+	// these to measure.
+	Positions *PositionSelector `protobuf:"bytes,10,opt,name=positions,proto3" json:"positions,omitempty"`
+	// Units of the hidden layer of MLP, from 1 to 512; 64 when zero.
+	HiddenUnits uint32 `protobuf:"varint,11,opt,name=hidden_units,json=hiddenUnits,proto3" json:"hidden_units,omitempty"`
+	// Heads of ATTENTION, from 1 to 64; 10 when zero.
+	Heads uint32 `protobuf:"varint,12,opt,name=heads,proto3" json:"heads,omitempty"`
+	// The share of harmless texts that may come above the lower level, in (0, 1): the
+	// threshold is the lowest that keeps to it, which with few texts is the highest score
+	// of them. No lower level when unset.
+	LowerFalsePositives *float32 `protobuf:"fixed32,13,opt,name=lower_false_positives,json=lowerFalsePositives,proto3,oneof" json:"lower_false_positives,omitempty"`
 	// The same for the upper level, less than for the lower. 0.001 when unset. Where both
 	// thresholds come out alike, there is no lower level.
-	UpperFalsePositives *float32 `protobuf:"fixed32,9,opt,name=upper_false_positives,json=upperFalsePositives,proto3,oneof" json:"upper_false_positives,omitempty"`
+	UpperFalsePositives *float32 `protobuf:"fixed32,14,opt,name=upper_false_positives,json=upperFalsePositives,proto3,oneof" json:"upper_false_positives,omitempty"`
+	// As Monitor.labels.
+	Labels map[string]string `protobuf:"bytes,15,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Chosen by the caller, such as a UUID, of 1 to 128 bytes, so that a retried call makes
 	// nothing twice: as long as what the first call made exists, an equal request with the
 	// same id is answered with it. A different request with that id: REQUEST_ID_REUSED.
-	RequestId     string `protobuf:"bytes,10,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId     string `protobuf:"bytes,16,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FitMonitorRequest) Reset() {
 	*x = FitMonitorRequest{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[15]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1607,7 @@ func (x *FitMonitorRequest) String() string {
 func (*FitMonitorRequest) ProtoMessage() {}
 
 func (x *FitMonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[15]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1620,7 @@ func (x *FitMonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FitMonitorRequest.ProtoReflect.Descriptor instead.
 func (*FitMonitorRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{15}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *FitMonitorRequest) GetModel() string {
@@ -1060,18 +1637,25 @@ func (x *FitMonitorRequest) GetMonitorId() string {
 	return ""
 }
 
-func (x *FitMonitorRequest) GetItems() []*FetchItem {
+func (x *FitMonitorRequest) GetExamples() []*FitExample {
 	if x != nil {
-		return x.Items
+		return x.Examples
 	}
 	return nil
 }
 
-func (x *FitMonitorRequest) GetPositiveLabel() string {
+func (x *FitMonitorRequest) GetBenignExamples() []*FitExample {
 	if x != nil {
-		return x.PositiveLabel
+		return x.BenignExamples
 	}
-	return ""
+	return nil
+}
+
+func (x *FitMonitorRequest) GetLongerExamples() []*FitExample {
+	if x != nil {
+		return x.LongerExamples
+	}
+	return nil
 }
 
 func (x *FitMonitorRequest) GetSites() []*Site {
@@ -1079,6 +1663,20 @@ func (x *FitMonitorRequest) GetSites() []*Site {
 		return x.Sites
 	}
 	return nil
+}
+
+func (x *FitMonitorRequest) GetAllSites() bool {
+	if x != nil {
+		return x.AllSites
+	}
+	return false
+}
+
+func (x *FitMonitorRequest) GetMethod() FitMethod {
+	if x != nil {
+		return x.Method
+	}
+	return FitMethod_FIT_METHOD_UNSPECIFIED
 }
 
 func (x *FitMonitorRequest) GetAggregator() *ScoreAggregator {
@@ -1095,6 +1693,20 @@ func (x *FitMonitorRequest) GetPositions() *PositionSelector {
 	return nil
 }
 
+func (x *FitMonitorRequest) GetHiddenUnits() uint32 {
+	if x != nil {
+		return x.HiddenUnits
+	}
+	return 0
+}
+
+func (x *FitMonitorRequest) GetHeads() uint32 {
+	if x != nil {
+		return x.Heads
+	}
+	return 0
+}
+
 func (x *FitMonitorRequest) GetLowerFalsePositives() float32 {
 	if x != nil && x.LowerFalsePositives != nil {
 		return *x.LowerFalsePositives
@@ -1109,9 +1721,90 @@ func (x *FitMonitorRequest) GetUpperFalsePositives() float32 {
 	return 0
 }
 
+func (x *FitMonitorRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 func (x *FitMonitorRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
+	}
+	return ""
+}
+
+// A text to fit by.
+type FitExample struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What to run.
+	Prompt *Prompt `protobuf:"bytes,1,opt,name=prompt,proto3" json:"prompt,omitempty"`
+	// Whether it is what the monitor looks for.
+	Positive bool `protobuf:"varint,2,opt,name=positive,proto3" json:"positive,omitempty"`
+	// Where it is that, or is not.
+	Positions *PositionSelector `protobuf:"bytes,3,opt,name=positions,proto3" json:"positions,omitempty"`
+	// What it belongs to, such as a conversation or an author: a group is not split. Each
+	// example is its own when empty. At most 256 bytes.
+	Group         string `protobuf:"bytes,4,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FitExample) Reset() {
+	*x = FitExample{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FitExample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FitExample) ProtoMessage() {}
+
+func (x *FitExample) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FitExample.ProtoReflect.Descriptor instead.
+func (*FitExample) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *FitExample) GetPrompt() *Prompt {
+	if x != nil {
+		return x.Prompt
+	}
+	return nil
+}
+
+func (x *FitExample) GetPositive() bool {
+	if x != nil {
+		return x.Positive
+	}
+	return false
+}
+
+func (x *FitExample) GetPositions() *PositionSelector {
+	if x != nil {
+		return x.Positions
+	}
+	return nil
+}
+
+func (x *FitExample) GetGroup() string {
+	if x != nil {
+		return x.Group
 	}
 	return ""
 }
@@ -1127,7 +1820,7 @@ type FitMonitorResponse struct {
 
 func (x *FitMonitorResponse) Reset() {
 	*x = FitMonitorResponse{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[16]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1832,7 @@ func (x *FitMonitorResponse) String() string {
 func (*FitMonitorResponse) ProtoMessage() {}
 
 func (x *FitMonitorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[16]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1845,7 @@ func (x *FitMonitorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FitMonitorResponse.ProtoReflect.Descriptor instead.
 func (*FitMonitorResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{16}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FitMonitorResponse) GetMonitor() *Monitor {
@@ -1162,38 +1855,30 @@ func (x *FitMonitorResponse) GetMonitor() *Monitor {
 	return nil
 }
 
-// A request for alerts as they are raised.
-type StreamAlertsRequest struct {
+// A request for the distribution of scores.
+type GetMonitorScoresRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The model. Format: models/{model}. The only one when unset.
-	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
-	// Only alerts of this monitor. Format: models/{model}/monitors/{monitor}. Those of
-	// all monitors when unset.
-	Monitor string `protobuf:"bytes,2,opt,name=monitor,proto3" json:"monitor,omitempty"`
-	// Alert.resume_token of the last alert that the reader has, or before the first one
-	// AlertsStarted.resume_token, to get those since; `monitor` may be another than then.
-	// Only new ones when unset. One that this server has not sent since it started:
-	// RESUME_TOKEN_INVALID.
-	ResumeToken   []byte `protobuf:"bytes,3,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// Format: models/{model}/monitors/{monitor}.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StreamAlertsRequest) Reset() {
-	*x = StreamAlertsRequest{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[17]
+func (x *GetMonitorScoresRequest) Reset() {
+	*x = GetMonitorScoresRequest{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StreamAlertsRequest) String() string {
+func (x *GetMonitorScoresRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StreamAlertsRequest) ProtoMessage() {}
+func (*GetMonitorScoresRequest) ProtoMessage() {}
 
-func (x *StreamAlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[17]
+func (x *GetMonitorScoresRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,62 +1889,335 @@ func (x *StreamAlertsRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StreamAlertsRequest.ProtoReflect.Descriptor instead.
-func (*StreamAlertsRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{17}
+// Deprecated: Use GetMonitorScoresRequest.ProtoReflect.Descriptor instead.
+func (*GetMonitorScoresRequest) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{24}
 }
 
-func (x *StreamAlertsRequest) GetModel() string {
+func (x *GetMonitorScoresRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// How scores are distributed.
+type GetMonitorScoresResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Between these edges, ascending: one count more than there are edges.
+	Edges []float32 `protobuf:"fixed32,1,rep,packed,name=edges,proto3" json:"edges,omitempty"`
+	// Hours in which samples were watched, the newest first, as far as they are stored.
+	Hours []*ScoreHour `protobuf:"bytes,2,rep,name=hours,proto3" json:"hours,omitempty"`
+	// The population stability index of the newest 24 hours against all before, of this
+	// version of the monitor; above 0.2 is commonly taken for a shift that matters. Unset
+	// with fewer than 100 samples in either.
+	Drift         *float32 `protobuf:"fixed32,3,opt,name=drift,proto3,oneof" json:"drift,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetMonitorScoresResponse) Reset() {
+	*x = GetMonitorScoresResponse{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMonitorScoresResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMonitorScoresResponse) ProtoMessage() {}
+
+func (x *GetMonitorScoresResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMonitorScoresResponse.ProtoReflect.Descriptor instead.
+func (*GetMonitorScoresResponse) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *GetMonitorScoresResponse) GetEdges() []float32 {
+	if x != nil {
+		return x.Edges
+	}
+	return nil
+}
+
+func (x *GetMonitorScoresResponse) GetHours() []*ScoreHour {
+	if x != nil {
+		return x.Hours
+	}
+	return nil
+}
+
+func (x *GetMonitorScoresResponse) GetDrift() float32 {
+	if x != nil && x.Drift != nil {
+		return *x.Drift
+	}
+	return 0
+}
+
+// The highest scores of the samples of one hour.
+type ScoreHour struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it began.
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// Monitor.etag of the version that scored them.
+	MonitorEtag string `protobuf:"bytes,2,opt,name=monitor_etag,json=monitorEtag,proto3" json:"monitor_etag,omitempty"`
+	// How many samples, by score.
+	Counts        []uint64 `protobuf:"varint,3,rep,packed,name=counts,proto3" json:"counts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScoreHour) Reset() {
+	*x = ScoreHour{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScoreHour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScoreHour) ProtoMessage() {}
+
+func (x *ScoreHour) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScoreHour.ProtoReflect.Descriptor instead.
+func (*ScoreHour) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ScoreHour) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *ScoreHour) GetMonitorEtag() string {
+	if x != nil {
+		return x.MonitorEtag
+	}
+	return ""
+}
+
+func (x *ScoreHour) GetCounts() []uint64 {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+// Which alerts. All that is set has to fit.
+type AlertFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of these monitors, at most 64. Format: models/{model}/monitors/{monitor}.
+	Monitors []string `protobuf:"bytes,1,rep,name=monitors,proto3" json:"monitors,omitempty"`
+	// Of this level.
+	Level AlertLevel `protobuf:"varint,2,opt,name=level,proto3,enum=actserve.v1.AlertLevel" json:"level,omitempty"`
+	// Of calls of this end user.
+	EndUser string `protobuf:"bytes,3,opt,name=end_user,json=endUser,proto3" json:"end_user,omitempty"`
+	// Only those about which nothing is decided yet.
+	Undecided bool `protobuf:"varint,4,opt,name=undecided,proto3" json:"undecided,omitempty"`
+	// Raised before this.
+	BeforeTime    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=before_time,json=beforeTime,proto3" json:"before_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AlertFilter) Reset() {
+	*x = AlertFilter{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AlertFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AlertFilter) ProtoMessage() {}
+
+func (x *AlertFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AlertFilter.ProtoReflect.Descriptor instead.
+func (*AlertFilter) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *AlertFilter) GetMonitors() []string {
+	if x != nil {
+		return x.Monitors
+	}
+	return nil
+}
+
+func (x *AlertFilter) GetLevel() AlertLevel {
+	if x != nil {
+		return x.Level
+	}
+	return AlertLevel_ALERT_LEVEL_UNSPECIFIED
+}
+
+func (x *AlertFilter) GetEndUser() string {
+	if x != nil {
+		return x.EndUser
+	}
+	return ""
+}
+
+func (x *AlertFilter) GetUndecided() bool {
+	if x != nil {
+		return x.Undecided
+	}
+	return false
+}
+
+func (x *AlertFilter) GetBeforeTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BeforeTime
+	}
+	return nil
+}
+
+// A request for alerts as they are raised.
+type WatchAlertsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model. Format: models/{model}. The only one when unset.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// Which alerts; `undecided` and `before_time` are unset.
+	Filter *AlertFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Alert.resume_token of the last alert that the reader has, or before the first one
+	// AlertsStarted.resume_token, to get those since; the filter may be another than then.
+	// Only new ones when unset. One that is not this server's: RESUME_TOKEN_INVALID.
+	ResumeToken []byte `protobuf:"bytes,3,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// In place of a token: from the oldest that is stored on.
+	FromOldest    bool `protobuf:"varint,4,opt,name=from_oldest,json=fromOldest,proto3" json:"from_oldest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchAlertsRequest) Reset() {
+	*x = WatchAlertsRequest{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchAlertsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchAlertsRequest) ProtoMessage() {}
+
+func (x *WatchAlertsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchAlertsRequest.ProtoReflect.Descriptor instead.
+func (*WatchAlertsRequest) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *WatchAlertsRequest) GetModel() string {
 	if x != nil {
 		return x.Model
 	}
 	return ""
 }
 
-func (x *StreamAlertsRequest) GetMonitor() string {
+func (x *WatchAlertsRequest) GetFilter() *AlertFilter {
 	if x != nil {
-		return x.Monitor
+		return x.Filter
 	}
-	return ""
+	return nil
 }
 
-func (x *StreamAlertsRequest) GetResumeToken() []byte {
+func (x *WatchAlertsRequest) GetResumeToken() []byte {
 	if x != nil {
 		return x.ResumeToken
 	}
 	return nil
 }
 
+func (x *WatchAlertsRequest) GetFromOldest() bool {
+	if x != nil {
+		return x.FromOldest
+	}
+	return false
+}
+
 // One event of a stream of alerts.
-type StreamAlertsResponse struct {
+type WatchAlertsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Exactly one is set. Readers skip events they do not know.
 	//
 	// Types that are valid to be assigned to Event:
 	//
-	//	*StreamAlertsResponse_Started
-	//	*StreamAlertsResponse_Alert
-	//	*StreamAlertsResponse_Lost
-	Event         isStreamAlertsResponse_Event `protobuf_oneof:"event"`
+	//	*WatchAlertsResponse_Started
+	//	*WatchAlertsResponse_Alert
+	//	*WatchAlertsResponse_Lost
+	Event         isWatchAlertsResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StreamAlertsResponse) Reset() {
-	*x = StreamAlertsResponse{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[18]
+func (x *WatchAlertsResponse) Reset() {
+	*x = WatchAlertsResponse{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StreamAlertsResponse) String() string {
+func (x *WatchAlertsResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StreamAlertsResponse) ProtoMessage() {}
+func (*WatchAlertsResponse) ProtoMessage() {}
 
-func (x *StreamAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[18]
+func (x *WatchAlertsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1270,76 +2228,76 @@ func (x *StreamAlertsResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StreamAlertsResponse.ProtoReflect.Descriptor instead.
-func (*StreamAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{18}
+// Deprecated: Use WatchAlertsResponse.ProtoReflect.Descriptor instead.
+func (*WatchAlertsResponse) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{29}
 }
 
-func (x *StreamAlertsResponse) GetEvent() isStreamAlertsResponse_Event {
+func (x *WatchAlertsResponse) GetEvent() isWatchAlertsResponse_Event {
 	if x != nil {
 		return x.Event
 	}
 	return nil
 }
 
-func (x *StreamAlertsResponse) GetStarted() *AlertsStarted {
+func (x *WatchAlertsResponse) GetStarted() *AlertsStarted {
 	if x != nil {
-		if x, ok := x.Event.(*StreamAlertsResponse_Started); ok {
+		if x, ok := x.Event.(*WatchAlertsResponse_Started); ok {
 			return x.Started
 		}
 	}
 	return nil
 }
 
-func (x *StreamAlertsResponse) GetAlert() *Alert {
+func (x *WatchAlertsResponse) GetAlert() *Alert {
 	if x != nil {
-		if x, ok := x.Event.(*StreamAlertsResponse_Alert); ok {
+		if x, ok := x.Event.(*WatchAlertsResponse_Alert); ok {
 			return x.Alert
 		}
 	}
 	return nil
 }
 
-func (x *StreamAlertsResponse) GetLost() *AlertsLost {
+func (x *WatchAlertsResponse) GetLost() *AlertsLost {
 	if x != nil {
-		if x, ok := x.Event.(*StreamAlertsResponse_Lost); ok {
+		if x, ok := x.Event.(*WatchAlertsResponse_Lost); ok {
 			return x.Lost
 		}
 	}
 	return nil
 }
 
-type isStreamAlertsResponse_Event interface {
-	isStreamAlertsResponse_Event()
+type isWatchAlertsResponse_Event interface {
+	isWatchAlertsResponse_Event()
 }
 
-type StreamAlertsResponse_Started struct {
+type WatchAlertsResponse_Started struct {
 	// First.
 	Started *AlertsStarted `protobuf:"bytes,1,opt,name=started,proto3,oneof"`
 }
 
-type StreamAlertsResponse_Alert struct {
+type WatchAlertsResponse_Alert struct {
 	// A score came above a threshold.
 	Alert *Alert `protobuf:"bytes,2,opt,name=alert,proto3,oneof"`
 }
 
-type StreamAlertsResponse_Lost struct {
+type WatchAlertsResponse_Lost struct {
 	// Alerts that are no longer there.
 	Lost *AlertsLost `protobuf:"bytes,3,opt,name=lost,proto3,oneof"`
 }
 
-func (*StreamAlertsResponse_Started) isStreamAlertsResponse_Event() {}
+func (*WatchAlertsResponse_Started) isWatchAlertsResponse_Event() {}
 
-func (*StreamAlertsResponse_Alert) isStreamAlertsResponse_Event() {}
+func (*WatchAlertsResponse_Alert) isWatchAlertsResponse_Event() {}
 
-func (*StreamAlertsResponse_Lost) isStreamAlertsResponse_Event() {}
+func (*WatchAlertsResponse_Lost) isWatchAlertsResponse_Event() {}
 
 // Opens a stream of alerts.
 type AlertsStarted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The server's id for this call, also in its logs and in RequestInfo.
 	CallId string `protobuf:"bytes,1,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
-	// For StreamAlertsRequest.resume_token, to get every alert that this stream would;
+	// For WatchAlertsRequest.resume_token, to get every alert that this stream would;
 	// opaque, at most 1 KiB.
 	ResumeToken   []byte `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1348,7 +2306,7 @@ type AlertsStarted struct {
 
 func (x *AlertsStarted) Reset() {
 	*x = AlertsStarted{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[19]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +2318,7 @@ func (x *AlertsStarted) String() string {
 func (*AlertsStarted) ProtoMessage() {}
 
 func (x *AlertsStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[19]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +2331,7 @@ func (x *AlertsStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertsStarted.ProtoReflect.Descriptor instead.
 func (*AlertsStarted) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{19}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AlertsStarted) GetCallId() string {
@@ -1390,18 +2348,20 @@ func (x *AlertsStarted) GetResumeToken() []byte {
 	return nil
 }
 
-// The server holds a bounded number of alerts, and the reader came too late for some.
+// Alerts are stored for a time and up to a number, and the reader came too late for some:
+// of its tenant, and of the monitors that it asked for, some older than the next alert
+// are gone.
 type AlertsLost struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many.
-	Alerts        uint32 `protobuf:"varint,1,opt,name=alerts,proto3" json:"alerts,omitempty"`
+	// How many of the tenant, of whatever monitor.
+	Alerts        uint64 `protobuf:"varint,1,opt,name=alerts,proto3" json:"alerts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AlertsLost) Reset() {
 	*x = AlertsLost{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[20]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +2373,7 @@ func (x *AlertsLost) String() string {
 func (*AlertsLost) ProtoMessage() {}
 
 func (x *AlertsLost) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[20]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,21 +2386,443 @@ func (x *AlertsLost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertsLost.ProtoReflect.Descriptor instead.
 func (*AlertsLost) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{20}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{31}
 }
 
-func (x *AlertsLost) GetAlerts() uint32 {
+func (x *AlertsLost) GetAlerts() uint64 {
 	if x != nil {
 		return x.Alerts
 	}
 	return 0
 }
 
-// A request to score items by a monitor.
-type ReplayMonitorRequest struct {
+// A request for one alert.
+type GetAlertRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Format: models/{model}/monitors/{monitor}.
-	Monitor string `protobuf:"bytes,1,opt,name=monitor,proto3" json:"monitor,omitempty"`
+	// Format: models/{model}/alerts/{alert}.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAlertRequest) Reset() {
+	*x = GetAlertRequest{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAlertRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAlertRequest) ProtoMessage() {}
+
+func (x *GetAlertRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAlertRequest.ProtoReflect.Descriptor instead.
+func (*GetAlertRequest) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *GetAlertRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// One alert.
+type GetAlertResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The alert.
+	Alert         *Alert `protobuf:"bytes,1,opt,name=alert,proto3" json:"alert,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAlertResponse) Reset() {
+	*x = GetAlertResponse{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAlertResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAlertResponse) ProtoMessage() {}
+
+func (x *GetAlertResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAlertResponse.ProtoReflect.Descriptor instead.
+func (*GetAlertResponse) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *GetAlertResponse) GetAlert() *Alert {
+	if x != nil {
+		return x.Alert
+	}
+	return nil
+}
+
+// A request for a page of alerts.
+type ListAlertsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model. Format: models/{model}. The only one when unset.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// Which.
+	Filter *AlertFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
+	// At most this many; 50 when zero, and never more than 1000.
+	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// `next_page_token` of the page before; opaque.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAlertsRequest) Reset() {
+	*x = ListAlertsRequest{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAlertsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAlertsRequest) ProtoMessage() {}
+
+func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAlertsRequest.ProtoReflect.Descriptor instead.
+func (*ListAlertsRequest) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ListAlertsRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *ListAlertsRequest) GetFilter() *AlertFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *ListAlertsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListAlertsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// A page of alerts.
+type ListAlertsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The alerts, the newest first.
+	Alerts []*Alert `protobuf:"bytes,1,rep,name=alerts,proto3" json:"alerts,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAlertsResponse) Reset() {
+	*x = ListAlertsResponse{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAlertsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAlertsResponse) ProtoMessage() {}
+
+func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
+func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ListAlertsResponse) GetAlerts() []*Alert {
+	if x != nil {
+		return x.Alerts
+	}
+	return nil
+}
+
+func (x *ListAlertsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// A request to decide about a sample.
+type DecideAlertRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Format: models/{model}/alerts/{alert}.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What becomes of the sample.
+	Decision      AlertDecision `protobuf:"varint,2,opt,name=decision,proto3,enum=actserve.v1.AlertDecision" json:"decision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecideAlertRequest) Reset() {
+	*x = DecideAlertRequest{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecideAlertRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecideAlertRequest) ProtoMessage() {}
+
+func (x *DecideAlertRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecideAlertRequest.ProtoReflect.Descriptor instead.
+func (*DecideAlertRequest) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *DecideAlertRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DecideAlertRequest) GetDecision() AlertDecision {
+	if x != nil {
+		return x.Decision
+	}
+	return AlertDecision_ALERT_DECISION_UNSPECIFIED
+}
+
+// What was decided.
+type DecideAlertResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The alert.
+	Alert         *Alert `protobuf:"bytes,1,opt,name=alert,proto3" json:"alert,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecideAlertResponse) Reset() {
+	*x = DecideAlertResponse{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecideAlertResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecideAlertResponse) ProtoMessage() {}
+
+func (x *DecideAlertResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecideAlertResponse.ProtoReflect.Descriptor instead.
+func (*DecideAlertResponse) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *DecideAlertResponse) GetAlert() *Alert {
+	if x != nil {
+		return x.Alert
+	}
+	return nil
+}
+
+// A request to delete alerts.
+type DeleteAlertsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model. Format: models/{model}. The only one when unset.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// Which. All of the tenant when unset.
+	Filter        *AlertFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteAlertsRequest) Reset() {
+	*x = DeleteAlertsRequest{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteAlertsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteAlertsRequest) ProtoMessage() {}
+
+func (x *DeleteAlertsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteAlertsRequest.ProtoReflect.Descriptor instead.
+func (*DeleteAlertsRequest) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *DeleteAlertsRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *DeleteAlertsRequest) GetFilter() *AlertFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+// What was deleted.
+type DeleteAlertsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many alerts.
+	Alerts        uint64 `protobuf:"varint,1,opt,name=alerts,proto3" json:"alerts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteAlertsResponse) Reset() {
+	*x = DeleteAlertsResponse{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteAlertsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteAlertsResponse) ProtoMessage() {}
+
+func (x *DeleteAlertsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteAlertsResponse.ProtoReflect.Descriptor instead.
+func (*DeleteAlertsResponse) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *DeleteAlertsResponse) GetAlerts() uint64 {
+	if x != nil {
+		return x.Alerts
+	}
+	return 0
+}
+
+// A request to score items by monitors.
+type ReplayMonitorsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From 1 to 8, each at most once. Format: models/{model}/monitors/{monitor}.
+	Monitors []string `protobuf:"bytes,1,rep,name=monitors,proto3" json:"monitors,omitempty"`
 	// What to score, each by itself; from 1 to Limits.max_items. Of FetchItem `key`,
 	// `prompt` (required), `interventions`, `adapter` and `positions` count, the last in
 	// place of Monitor.positions.
@@ -1451,21 +2833,21 @@ type ReplayMonitorRequest struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ReplayMonitorRequest) Reset() {
-	*x = ReplayMonitorRequest{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[21]
+func (x *ReplayMonitorsRequest) Reset() {
+	*x = ReplayMonitorsRequest{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ReplayMonitorRequest) String() string {
+func (x *ReplayMonitorsRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ReplayMonitorRequest) ProtoMessage() {}
+func (*ReplayMonitorsRequest) ProtoMessage() {}
 
-func (x *ReplayMonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[21]
+func (x *ReplayMonitorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,26 +2858,26 @@ func (x *ReplayMonitorRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ReplayMonitorRequest.ProtoReflect.Descriptor instead.
-func (*ReplayMonitorRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{21}
+// Deprecated: Use ReplayMonitorsRequest.ProtoReflect.Descriptor instead.
+func (*ReplayMonitorsRequest) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{40}
 }
 
-func (x *ReplayMonitorRequest) GetMonitor() string {
+func (x *ReplayMonitorsRequest) GetMonitors() []string {
 	if x != nil {
-		return x.Monitor
+		return x.Monitors
 	}
-	return ""
+	return nil
 }
 
-func (x *ReplayMonitorRequest) GetItems() []*FetchItem {
+func (x *ReplayMonitorsRequest) GetItems() []*FetchItem {
 	if x != nil {
 		return x.Items
 	}
 	return nil
 }
 
-func (x *ReplayMonitorRequest) GetEachToken() bool {
+func (x *ReplayMonitorsRequest) GetEachToken() bool {
 	if x != nil {
 		return x.EachToken
 	}
@@ -1503,35 +2885,35 @@ func (x *ReplayMonitorRequest) GetEachToken() bool {
 }
 
 // One event of a replay.
-type ReplayMonitorResponse struct {
+type ReplayMonitorsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Exactly one is set. Readers skip events they do not know.
 	//
 	// Types that are valid to be assigned to Event:
 	//
-	//	*ReplayMonitorResponse_Started
-	//	*ReplayMonitorResponse_Item
-	//	*ReplayMonitorResponse_Finished
-	Event         isReplayMonitorResponse_Event `protobuf_oneof:"event"`
+	//	*ReplayMonitorsResponse_Started
+	//	*ReplayMonitorsResponse_Item
+	//	*ReplayMonitorsResponse_Finished
+	Event         isReplayMonitorsResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ReplayMonitorResponse) Reset() {
-	*x = ReplayMonitorResponse{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[22]
+func (x *ReplayMonitorsResponse) Reset() {
+	*x = ReplayMonitorsResponse{}
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ReplayMonitorResponse) String() string {
+func (x *ReplayMonitorsResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ReplayMonitorResponse) ProtoMessage() {}
+func (*ReplayMonitorsResponse) ProtoMessage() {}
 
-func (x *ReplayMonitorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[22]
+func (x *ReplayMonitorsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,69 +2924,69 @@ func (x *ReplayMonitorResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ReplayMonitorResponse.ProtoReflect.Descriptor instead.
-func (*ReplayMonitorResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{22}
+// Deprecated: Use ReplayMonitorsResponse.ProtoReflect.Descriptor instead.
+func (*ReplayMonitorsResponse) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{41}
 }
 
-func (x *ReplayMonitorResponse) GetEvent() isReplayMonitorResponse_Event {
+func (x *ReplayMonitorsResponse) GetEvent() isReplayMonitorsResponse_Event {
 	if x != nil {
 		return x.Event
 	}
 	return nil
 }
 
-func (x *ReplayMonitorResponse) GetStarted() *ReplayStarted {
+func (x *ReplayMonitorsResponse) GetStarted() *ReplayStarted {
 	if x != nil {
-		if x, ok := x.Event.(*ReplayMonitorResponse_Started); ok {
+		if x, ok := x.Event.(*ReplayMonitorsResponse_Started); ok {
 			return x.Started
 		}
 	}
 	return nil
 }
 
-func (x *ReplayMonitorResponse) GetItem() *ReplayedItem {
+func (x *ReplayMonitorsResponse) GetItem() *ReplayedItem {
 	if x != nil {
-		if x, ok := x.Event.(*ReplayMonitorResponse_Item); ok {
+		if x, ok := x.Event.(*ReplayMonitorsResponse_Item); ok {
 			return x.Item
 		}
 	}
 	return nil
 }
 
-func (x *ReplayMonitorResponse) GetFinished() *ReplayFinished {
+func (x *ReplayMonitorsResponse) GetFinished() *ReplayFinished {
 	if x != nil {
-		if x, ok := x.Event.(*ReplayMonitorResponse_Finished); ok {
+		if x, ok := x.Event.(*ReplayMonitorsResponse_Finished); ok {
 			return x.Finished
 		}
 	}
 	return nil
 }
 
-type isReplayMonitorResponse_Event interface {
-	isReplayMonitorResponse_Event()
+type isReplayMonitorsResponse_Event interface {
+	isReplayMonitorsResponse_Event()
 }
 
-type ReplayMonitorResponse_Started struct {
+type ReplayMonitorsResponse_Started struct {
 	// First.
 	Started *ReplayStarted `protobuf:"bytes,1,opt,name=started,proto3,oneof"`
 }
 
-type ReplayMonitorResponse_Item struct {
+type ReplayMonitorsResponse_Item struct {
 	// One item.
 	Item *ReplayedItem `protobuf:"bytes,2,opt,name=item,proto3,oneof"`
 }
 
-type ReplayMonitorResponse_Finished struct {
+type ReplayMonitorsResponse_Finished struct {
 	// Last. A stream without it was cut short.
 	Finished *ReplayFinished `protobuf:"bytes,3,opt,name=finished,proto3,oneof"`
 }
 
-func (*ReplayMonitorResponse_Started) isReplayMonitorResponse_Event() {}
+func (*ReplayMonitorsResponse_Started) isReplayMonitorsResponse_Event() {}
 
-func (*ReplayMonitorResponse_Item) isReplayMonitorResponse_Event() {}
+func (*ReplayMonitorsResponse_Item) isReplayMonitorsResponse_Event() {}
 
-func (*ReplayMonitorResponse_Finished) isReplayMonitorResponse_Event() {}
+func (*ReplayMonitorsResponse_Finished) isReplayMonitorsResponse_Event() {}
 
 // Opens a replay.
 type ReplayStarted struct {
@@ -1617,7 +2999,7 @@ type ReplayStarted struct {
 
 func (x *ReplayStarted) Reset() {
 	*x = ReplayStarted{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[23]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +3011,7 @@ func (x *ReplayStarted) String() string {
 func (*ReplayStarted) ProtoMessage() {}
 
 func (x *ReplayStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[23]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +3024,7 @@ func (x *ReplayStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayStarted.ProtoReflect.Descriptor instead.
 func (*ReplayStarted) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{23}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReplayStarted) GetCallId() string {
@@ -1652,31 +3034,25 @@ func (x *ReplayStarted) GetCallId() string {
 	return ""
 }
 
-// The score of one item.
+// The scores of one item.
 type ReplayedItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Index into ReplayMonitorRequest.items.
+	// Index into ReplayMonitorsRequest.items.
 	ItemIndex uint32 `protobuf:"varint,1,opt,name=item_index,json=itemIndex,proto3" json:"item_index,omitempty"`
 	// As the request has it.
 	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	// Unset, or with code 0, if the item was scored. Else what a call that fails for
 	// this reason ends with.
 	Status *status.Status `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
-	// The score as of its last token.
-	Score float32 `protobuf:"fixed32,4,opt,name=score,proto3" json:"score,omitempty"`
-	// The highest level that the score came above at any token.
-	Level AlertLevel `protobuf:"varint,5,opt,name=level,proto3,enum=actserve.v1.AlertLevel" json:"level,omitempty"`
-	// With `each_token`: the positions of the tokens that count, ascending.
-	Positions []uint32 `protobuf:"varint,6,rep,packed,name=positions,proto3" json:"positions,omitempty"`
-	// With `each_token`: the score as of each of them, F32 [positions].
-	TokenScores   *Tensor `protobuf:"bytes,7,opt,name=token_scores,json=tokenScores,proto3" json:"token_scores,omitempty"`
+	// Of each of ReplayMonitorsRequest.monitors, in order.
+	Scores        []*MonitorScore `protobuf:"bytes,4,rep,name=scores,proto3" json:"scores,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReplayedItem) Reset() {
 	*x = ReplayedItem{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[24]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +3064,7 @@ func (x *ReplayedItem) String() string {
 func (*ReplayedItem) ProtoMessage() {}
 
 func (x *ReplayedItem) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[24]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +3077,7 @@ func (x *ReplayedItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayedItem.ProtoReflect.Descriptor instead.
 func (*ReplayedItem) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{24}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ReplayedItem) GetItemIndex() uint32 {
@@ -1725,30 +3101,9 @@ func (x *ReplayedItem) GetStatus() *status.Status {
 	return nil
 }
 
-func (x *ReplayedItem) GetScore() float32 {
+func (x *ReplayedItem) GetScores() []*MonitorScore {
 	if x != nil {
-		return x.Score
-	}
-	return 0
-}
-
-func (x *ReplayedItem) GetLevel() AlertLevel {
-	if x != nil {
-		return x.Level
-	}
-	return AlertLevel_ALERT_LEVEL_UNSPECIFIED
-}
-
-func (x *ReplayedItem) GetPositions() []uint32 {
-	if x != nil {
-		return x.Positions
-	}
-	return nil
-}
-
-func (x *ReplayedItem) GetTokenScores() *Tensor {
-	if x != nil {
-		return x.TokenScores
+		return x.Scores
 	}
 	return nil
 }
@@ -1764,7 +3119,7 @@ type ReplayFinished struct {
 
 func (x *ReplayFinished) Reset() {
 	*x = ReplayFinished{}
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[25]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +3131,7 @@ func (x *ReplayFinished) String() string {
 func (*ReplayFinished) ProtoMessage() {}
 
 func (x *ReplayFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_monitor_service_proto_msgTypes[25]
+	mi := &file_actserve_v1_monitor_service_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +3144,7 @@ func (x *ReplayFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplayFinished.ProtoReflect.Descriptor instead.
 func (*ReplayFinished) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{25}
+	return file_actserve_v1_monitor_service_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ReplayFinished) GetUsage() *Usage {
@@ -1803,44 +3158,87 @@ var File_actserve_v1_monitor_service_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_monitor_service_proto_rawDesc = "" +
 	"\n" +
-	"!actserve/v1/monitor_service.proto\x12\vactserve.v1\x1a\x17actserve/v1/alert.proto\x1a$actserve/v1/generation_service.proto\x1a\x1eactserve/v1/intervention.proto\x1a\x1bactserve/v1/positions.proto\x1a\x17actserve/v1/probe.proto\x1a\x16actserve/v1/site.proto\x1a\x18actserve/v1/tensor.proto\x1a\x16actserve/v1/work.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb9\x04\n" +
+	"!actserve/v1/monitor_service.proto\x12\vactserve.v1\x1a\x17actserve/v1/alert.proto\x1a$actserve/v1/generation_service.proto\x1a\x1eactserve/v1/intervention.proto\x1a\x1bactserve/v1/positions.proto\x1a\x17actserve/v1/probe.proto\x1a\x18actserve/v1/prompt.proto\x1a\x16actserve/v1/site.proto\x1a\x16actserve/v1/work.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xcb\x06\n" +
 	"\aMonitor\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x120\n" +
-	"\x06probes\x18\x02 \x03(\v2\x12.actserve.v1.ProbeB\x04\xe2A\x01\x02R\x06probes\x12B\n" +
+	"\x06probes\x18\x02 \x03(\v2\x12.actserve.v1.ProbeB\x04\xe2A\x01\x01R\x06probes\x129\n" +
+	"\anetwork\x18\f \x01(\v2\x19.actserve.v1.ProbeNetworkB\x04\xe2A\x01\x01R\anetwork\x12B\n" +
 	"\n" +
 	"aggregator\x18\x03 \x01(\v2\x1c.actserve.v1.ScoreAggregatorB\x04\xe2A\x01\x01R\n" +
 	"aggregator\x12A\n" +
 	"\tpositions\x18\x04 \x01(\v2\x1d.actserve.v1.PositionSelectorB\x04\xe2A\x01\x01R\tpositions\x125\n" +
 	"\x05lower\x18\x05 \x01(\v2\x19.actserve.v1.MonitorLevelB\x04\xe2A\x01\x01R\x05lower\x125\n" +
 	"\x05upper\x18\x06 \x01(\v2\x19.actserve.v1.MonitorLevelB\x04\xe2A\x01\x01R\x05upper\x12\x1c\n" +
-	"\x06paused\x18\a \x01(\bB\x04\xe2A\x01\x01R\x06paused\x12/\n" +
-	"\x03fit\x18\b \x01(\v2\x17.actserve.v1.MonitorFitB\x04\xe2A\x01\x03R\x03fit\x12A\n" +
+	"\x06paused\x18\a \x01(\bB\x04\xe2A\x01\x01R\x06paused\x125\n" +
+	"\x05watch\x18\r \x01(\v2\x19.actserve.v1.MonitorWatchB\x04\xe2A\x01\x01R\x05watch\x12>\n" +
+	"\x06labels\x18\x0e \x03(\v2 .actserve.v1.Monitor.LabelsEntryB\x04\xe2A\x01\x01R\x06labels\x12/\n" +
+	"\x03fit\x18\b \x01(\v2\x17.actserve.v1.MonitorFitB\x04\xe2A\x01\x03R\x03fit\x12#\n" +
+	"\n" +
+	"model_path\x18\x0f \x01(\tB\x04\xe2A\x01\x03R\tmodelPath\x12A\n" +
 	"\vcreate_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"createTime\x12A\n" +
 	"\vupdate_time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"updateTime\x12\x18\n" +
-	"\x04etag\x18\v \x01(\tB\x04\xe2A\x01\x01R\x04etag\"\xbc\x01\n" +
+	"\x04etag\x18\v \x01(\tB\x04\xe2A\x01\x01R\x04etag\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x81\x01\n" +
+	"\fMonitorWatch\x12#\n" +
+	"\n" +
+	"named_only\x18\x01 \x01(\bB\x04\xe2A\x01\x01R\tnamedOnly\x12!\n" +
+	"\tend_users\x18\x02 \x03(\tB\x04\xe2A\x01\x01R\bendUsers\x12\x1f\n" +
+	"\x05share\x18\x03 \x01(\x02B\x04\xe2A\x01\x01H\x00R\x05share\x88\x01\x01B\b\n" +
+	"\x06_share\"\x80\x03\n" +
 	"\fMonitorLevel\x12'\n" +
 	"\tthreshold\x18\x01 \x01(\x02B\x04\xe2A\x01\x02H\x01R\tthreshold\x88\x01\x01\x12-\n" +
 	"\x04stop\x18\x02 \x01(\v2\x17.actserve.v1.StopActionH\x00R\x04stop\x12<\n" +
-	"\tintervene\x18\x03 \x01(\v2\x1c.actserve.v1.InterveneActionH\x00R\tinterveneB\b\n" +
+	"\tintervene\x18\x03 \x01(\v2\x1c.actserve.v1.InterveneActionH\x00R\tintervene\x120\n" +
+	"\x05pause\x18\x04 \x01(\v2\x18.actserve.v1.PauseActionH\x00R\x05pause\x12\x18\n" +
+	"\x04flag\x18\x05 \x01(\bB\x04\xe2A\x01\x01R\x04flag\x12:\n" +
+	"\aexplain\x18\x06 \x01(\v2\x1a.actserve.v1.ExplainActionB\x04\xe2A\x01\x01R\aexplain\x12:\n" +
+	"\awebhook\x18\a \x01(\v2\x1a.actserve.v1.WebhookActionB\x04\xe2A\x01\x01R\awebhookB\b\n" +
 	"\x06actionB\f\n" +
 	"\n" +
 	"_threshold\"\f\n" +
 	"\n" +
 	"StopAction\"X\n" +
 	"\x0fInterveneAction\x12E\n" +
-	"\rinterventions\x18\x01 \x03(\v2\x19.actserve.v1.InterventionB\x04\xe2A\x01\x02R\rinterventions\"\x8c\x02\n" +
+	"\rinterventions\x18\x01 \x03(\v2\x19.actserve.v1.InterventionB\x04\xe2A\x01\x02R\rinterventions\"z\n" +
+	"\vPauseAction\x12>\n" +
+	"\n" +
+	"time_limit\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x04\xe2A\x01\x01R\ttimeLimit\x12+\n" +
+	"\x0econtinue_after\x18\x02 \x01(\bB\x04\xe2A\x01\x01R\rcontinueAfter\"'\n" +
+	"\rExplainAction\x12\x16\n" +
+	"\x03nla\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x03nla\"'\n" +
+	"\rWebhookAction\x12\x16\n" +
+	"\x03url\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x03url\"\xda\x02\n" +
 	"\n" +
 	"MonitorFit\x12%\n" +
-	"\x04work\x18\x01 \x01(\v2\x11.actserve.v1.WorkR\x04work\x12\x1c\n" +
-	"\tpositives\x18\x02 \x01(\rR\tpositives\x12\x1c\n" +
-	"\tnegatives\x18\x03 \x01(\rR\tnegatives\x12\x14\n" +
-	"\x05auroc\x18\x04 \x01(\x02R\x05auroc\x12%\n" +
-	"\x0eshuffled_auroc\x18\x05 \x01(\x02R\rshuffledAuroc\x12-\n" +
-	"\x13recall_at_1_percent\x18\x06 \x01(\x02R\x10recallAt1Percent\x12/\n" +
-	"\x14recall_at_01_percent\x18\a \x01(\x02R\x11recallAt01Percent\"\xb2\x01\n" +
+	"\x04work\x18\x01 \x01(\v2\x11.actserve.v1.WorkR\x04work\x12.\n" +
+	"\x06method\x18\x02 \x01(\x0e2\x16.actserve.v1.FitMethodR\x06method\x12.\n" +
+	"\x05tried\x18\x03 \x03(\v2\x18.actserve.v1.FittedSitesR\x05tried\x122\n" +
+	"\bheld_out\x18\x04 \x01(\v2\x17.actserve.v1.FitQualityR\aheldOut\x123\n" +
+	"\bshuffled\x18\x05 \x01(\v2\x17.actserve.v1.FitQualityR\bshuffled\x12/\n" +
+	"\x06longer\x18\x06 \x01(\v2\x17.actserve.v1.FitQualityR\x06longer\x12+\n" +
+	"\x11calibration_texts\x18\a \x01(\rR\x10calibrationTexts\"L\n" +
+	"\vFittedSites\x12'\n" +
+	"\x05sites\x18\x01 \x03(\v2\x11.actserve.v1.SiteR\x05sites\x12\x14\n" +
+	"\x05auroc\x18\x02 \x01(\x02R\x05auroc\"\xe9\x02\n" +
+	"\n" +
+	"FitQuality\x12\x1c\n" +
+	"\tpositives\x18\x01 \x01(\rR\tpositives\x12\x1c\n" +
+	"\tnegatives\x18\x02 \x01(\rR\tnegatives\x12\x14\n" +
+	"\x05auroc\x18\x03 \x01(\x02R\x05auroc\x12\x1b\n" +
+	"\tauroc_low\x18\x04 \x01(\x02R\baurocLow\x12\x1d\n" +
+	"\n" +
+	"auroc_high\x18\x05 \x01(\x02R\taurocHigh\x12\x1b\n" +
+	"\tlog_auroc\x18\x06 \x01(\x02R\blogAuroc\x12-\n" +
+	"\x13recall_at_1_percent\x18\a \x01(\x02R\x10recallAt1Percent\x12/\n" +
+	"\x14recall_at_01_percent\x18\b \x01(\x02R\x11recallAt01Percent\x12'\n" +
+	"\x0fpositive_scores\x18\t \x03(\x02R\x0epositiveScores\x12'\n" +
+	"\x0fnegative_scores\x18\n" +
+	" \x03(\x02R\x0enegativeScores\"\xb2\x01\n" +
 	"\x14CreateMonitorRequest\x12\x1a\n" +
 	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x12#\n" +
 	"\n" +
@@ -1871,32 +3269,68 @@ const file_actserve_v1_monitor_service_proto_rawDesc = "" +
 	"\x14DeleteMonitorRequest\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x04name\x12\x18\n" +
 	"\x04etag\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\x04etag\"\x17\n" +
-	"\x15DeleteMonitorResponse\"\xc2\x04\n" +
+	"\x15DeleteMonitorResponse\"\xcf\a\n" +
 	"\x11FitMonitorRequest\x12\x1a\n" +
 	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x12#\n" +
 	"\n" +
-	"monitor_id\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\tmonitorId\x122\n" +
-	"\x05items\x18\x03 \x03(\v2\x16.actserve.v1.FetchItemB\x04\xe2A\x01\x02R\x05items\x12+\n" +
-	"\x0epositive_label\x18\x04 \x01(\tB\x04\xe2A\x01\x02R\rpositiveLabel\x12-\n" +
-	"\x05sites\x18\x05 \x03(\v2\x11.actserve.v1.SiteB\x04\xe2A\x01\x02R\x05sites\x12B\n" +
+	"monitor_id\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\tmonitorId\x129\n" +
+	"\bexamples\x18\x03 \x03(\v2\x17.actserve.v1.FitExampleB\x04\xe2A\x01\x02R\bexamples\x12F\n" +
+	"\x0fbenign_examples\x18\x04 \x03(\v2\x17.actserve.v1.FitExampleB\x04\xe2A\x01\x01R\x0ebenignExamples\x12F\n" +
+	"\x0flonger_examples\x18\x05 \x03(\v2\x17.actserve.v1.FitExampleB\x04\xe2A\x01\x01R\x0elongerExamples\x12-\n" +
+	"\x05sites\x18\x06 \x03(\v2\x11.actserve.v1.SiteB\x04\xe2A\x01\x02R\x05sites\x12!\n" +
+	"\tall_sites\x18\a \x01(\bB\x04\xe2A\x01\x01R\ballSites\x124\n" +
+	"\x06method\x18\b \x01(\x0e2\x16.actserve.v1.FitMethodB\x04\xe2A\x01\x01R\x06method\x12B\n" +
 	"\n" +
-	"aggregator\x18\x06 \x01(\v2\x1c.actserve.v1.ScoreAggregatorB\x04\xe2A\x01\x01R\n" +
+	"aggregator\x18\t \x01(\v2\x1c.actserve.v1.ScoreAggregatorB\x04\xe2A\x01\x01R\n" +
 	"aggregator\x12A\n" +
-	"\tpositions\x18\a \x01(\v2\x1d.actserve.v1.PositionSelectorB\x04\xe2A\x01\x01R\tpositions\x12=\n" +
-	"\x15lower_false_positives\x18\b \x01(\x02B\x04\xe2A\x01\x01H\x00R\x13lowerFalsePositives\x88\x01\x01\x12=\n" +
-	"\x15upper_false_positives\x18\t \x01(\x02B\x04\xe2A\x01\x01H\x01R\x13upperFalsePositives\x88\x01\x01\x12#\n" +
+	"\tpositions\x18\n" +
+	" \x01(\v2\x1d.actserve.v1.PositionSelectorB\x04\xe2A\x01\x01R\tpositions\x12'\n" +
+	"\fhidden_units\x18\v \x01(\rB\x04\xe2A\x01\x01R\vhiddenUnits\x12\x1a\n" +
+	"\x05heads\x18\f \x01(\rB\x04\xe2A\x01\x01R\x05heads\x12=\n" +
+	"\x15lower_false_positives\x18\r \x01(\x02B\x04\xe2A\x01\x01H\x00R\x13lowerFalsePositives\x88\x01\x01\x12=\n" +
+	"\x15upper_false_positives\x18\x0e \x01(\x02B\x04\xe2A\x01\x01H\x01R\x13upperFalsePositives\x88\x01\x01\x12H\n" +
+	"\x06labels\x18\x0f \x03(\v2*.actserve.v1.FitMonitorRequest.LabelsEntryB\x04\xe2A\x01\x01R\x06labels\x12#\n" +
 	"\n" +
-	"request_id\x18\n" +
-	" \x01(\tB\x04\xe2A\x01\x02R\trequestIdB\x18\n" +
+	"request_id\x18\x10 \x01(\tB\x04\xe2A\x01\x02R\trequestId\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x18\n" +
 	"\x16_lower_false_positivesB\x18\n" +
-	"\x16_upper_false_positives\"D\n" +
+	"\x16_upper_false_positives\"\xc0\x01\n" +
+	"\n" +
+	"FitExample\x121\n" +
+	"\x06prompt\x18\x01 \x01(\v2\x13.actserve.v1.PromptB\x04\xe2A\x01\x02R\x06prompt\x12 \n" +
+	"\bpositive\x18\x02 \x01(\bB\x04\xe2A\x01\x01R\bpositive\x12A\n" +
+	"\tpositions\x18\x03 \x01(\v2\x1d.actserve.v1.PositionSelectorB\x04\xe2A\x01\x01R\tpositions\x12\x1a\n" +
+	"\x05group\x18\x04 \x01(\tB\x04\xe2A\x01\x01R\x05group\"D\n" +
 	"\x12FitMonitorResponse\x12.\n" +
-	"\amonitor\x18\x01 \x01(\v2\x14.actserve.v1.MonitorR\amonitor\"z\n" +
-	"\x13StreamAlertsRequest\x12\x1a\n" +
-	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x12\x1e\n" +
-	"\amonitor\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\amonitor\x12'\n" +
-	"\fresume_token\x18\x03 \x01(\fB\x04\xe2A\x01\x01R\vresumeToken\"\xb2\x01\n" +
-	"\x14StreamAlertsResponse\x126\n" +
+	"\amonitor\x18\x01 \x01(\v2\x14.actserve.v1.MonitorR\amonitor\"3\n" +
+	"\x17GetMonitorScoresRequest\x12\x18\n" +
+	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x04name\"\x83\x01\n" +
+	"\x18GetMonitorScoresResponse\x12\x14\n" +
+	"\x05edges\x18\x01 \x03(\x02R\x05edges\x12,\n" +
+	"\x05hours\x18\x02 \x03(\v2\x16.actserve.v1.ScoreHourR\x05hours\x12\x19\n" +
+	"\x05drift\x18\x03 \x01(\x02H\x00R\x05drift\x88\x01\x01B\b\n" +
+	"\x06_drift\"\x81\x01\n" +
+	"\tScoreHour\x129\n" +
+	"\n" +
+	"start_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12!\n" +
+	"\fmonitor_etag\x18\x02 \x01(\tR\vmonitorEtag\x12\x16\n" +
+	"\x06counts\x18\x03 \x03(\x04R\x06counts\"\xec\x01\n" +
+	"\vAlertFilter\x12 \n" +
+	"\bmonitors\x18\x01 \x03(\tB\x04\xe2A\x01\x01R\bmonitors\x123\n" +
+	"\x05level\x18\x02 \x01(\x0e2\x17.actserve.v1.AlertLevelB\x04\xe2A\x01\x01R\x05level\x12\x1f\n" +
+	"\bend_user\x18\x03 \x01(\tB\x04\xe2A\x01\x01R\aendUser\x12\"\n" +
+	"\tundecided\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\tundecided\x12A\n" +
+	"\vbefore_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x01R\n" +
+	"beforeTime\"\xb8\x01\n" +
+	"\x12WatchAlertsRequest\x12\x1a\n" +
+	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x126\n" +
+	"\x06filter\x18\x02 \x01(\v2\x18.actserve.v1.AlertFilterB\x04\xe2A\x01\x01R\x06filter\x12'\n" +
+	"\fresume_token\x18\x03 \x01(\fB\x04\xe2A\x01\x01R\vresumeToken\x12%\n" +
+	"\vfrom_oldest\x18\x04 \x01(\bB\x04\xe2A\x01\x01R\n" +
+	"fromOldest\"\xb1\x01\n" +
+	"\x13WatchAlertsResponse\x126\n" +
 	"\astarted\x18\x01 \x01(\v2\x1a.actserve.v1.AlertsStartedH\x00R\astarted\x12*\n" +
 	"\x05alert\x18\x02 \x01(\v2\x12.actserve.v1.AlertH\x00R\x05alert\x12-\n" +
 	"\x04lost\x18\x03 \x01(\v2\x17.actserve.v1.AlertsLostH\x00R\x04lostB\a\n" +
@@ -1906,30 +3340,57 @@ const file_actserve_v1_monitor_service_proto_rawDesc = "" +
 	"\fresume_token\x18\x02 \x01(\fR\vresumeToken\"$\n" +
 	"\n" +
 	"AlertsLost\x12\x16\n" +
-	"\x06alerts\x18\x01 \x01(\rR\x06alerts\"\x8f\x01\n" +
-	"\x14ReplayMonitorRequest\x12\x1e\n" +
-	"\amonitor\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\amonitor\x122\n" +
+	"\x06alerts\x18\x01 \x01(\x04R\x06alerts\"+\n" +
+	"\x0fGetAlertRequest\x12\x18\n" +
+	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x04name\"<\n" +
+	"\x10GetAlertResponse\x12(\n" +
+	"\x05alert\x18\x01 \x01(\v2\x12.actserve.v1.AlertR\x05alert\"\xaf\x01\n" +
+	"\x11ListAlertsRequest\x12\x1a\n" +
+	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x126\n" +
+	"\x06filter\x18\x02 \x01(\v2\x18.actserve.v1.AlertFilterB\x04\xe2A\x01\x01R\x06filter\x12!\n" +
+	"\tpage_size\x18\x03 \x01(\x05B\x04\xe2A\x01\x01R\bpageSize\x12#\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tB\x04\xe2A\x01\x01R\tpageToken\"h\n" +
+	"\x12ListAlertsResponse\x12*\n" +
+	"\x06alerts\x18\x01 \x03(\v2\x12.actserve.v1.AlertR\x06alerts\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"l\n" +
+	"\x12DecideAlertRequest\x12\x18\n" +
+	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x04name\x12<\n" +
+	"\bdecision\x18\x02 \x01(\x0e2\x1a.actserve.v1.AlertDecisionB\x04\xe2A\x01\x02R\bdecision\"?\n" +
+	"\x13DecideAlertResponse\x12(\n" +
+	"\x05alert\x18\x01 \x01(\v2\x12.actserve.v1.AlertR\x05alert\"i\n" +
+	"\x13DeleteAlertsRequest\x12\x1a\n" +
+	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x126\n" +
+	"\x06filter\x18\x02 \x01(\v2\x18.actserve.v1.AlertFilterB\x04\xe2A\x01\x01R\x06filter\".\n" +
+	"\x14DeleteAlertsResponse\x12\x16\n" +
+	"\x06alerts\x18\x01 \x01(\x04R\x06alerts\"\x92\x01\n" +
+	"\x15ReplayMonitorsRequest\x12 \n" +
+	"\bmonitors\x18\x01 \x03(\tB\x04\xe2A\x01\x02R\bmonitors\x122\n" +
 	"\x05items\x18\x02 \x03(\v2\x16.actserve.v1.FetchItemB\x04\xe2A\x01\x02R\x05items\x12#\n" +
 	"\n" +
-	"each_token\x18\x03 \x01(\bB\x04\xe2A\x01\x01R\teachToken\"\xc4\x01\n" +
-	"\x15ReplayMonitorResponse\x126\n" +
+	"each_token\x18\x03 \x01(\bB\x04\xe2A\x01\x01R\teachToken\"\xc5\x01\n" +
+	"\x16ReplayMonitorsResponse\x126\n" +
 	"\astarted\x18\x01 \x01(\v2\x1a.actserve.v1.ReplayStartedH\x00R\astarted\x12/\n" +
 	"\x04item\x18\x02 \x01(\v2\x19.actserve.v1.ReplayedItemH\x00R\x04item\x129\n" +
 	"\bfinished\x18\x03 \x01(\v2\x1b.actserve.v1.ReplayFinishedH\x00R\bfinishedB\a\n" +
 	"\x05event\"(\n" +
 	"\rReplayStarted\x12\x17\n" +
-	"\acall_id\x18\x01 \x01(\tR\x06callId\"\x86\x02\n" +
+	"\acall_id\x18\x01 \x01(\tR\x06callId\"\x9e\x01\n" +
 	"\fReplayedItem\x12\x1d\n" +
 	"\n" +
 	"item_index\x18\x01 \x01(\rR\titemIndex\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12*\n" +
-	"\x06status\x18\x03 \x01(\v2\x12.google.rpc.StatusR\x06status\x12\x14\n" +
-	"\x05score\x18\x04 \x01(\x02R\x05score\x12-\n" +
-	"\x05level\x18\x05 \x01(\x0e2\x17.actserve.v1.AlertLevelR\x05level\x12\x1c\n" +
-	"\tpositions\x18\x06 \x03(\rR\tpositions\x126\n" +
-	"\ftoken_scores\x18\a \x01(\v2\x13.actserve.v1.TensorR\vtokenScores\":\n" +
+	"\x06status\x18\x03 \x01(\v2\x12.google.rpc.StatusR\x06status\x121\n" +
+	"\x06scores\x18\x04 \x03(\v2\x19.actserve.v1.MonitorScoreR\x06scores\":\n" +
 	"\x0eReplayFinished\x12(\n" +
-	"\x05usage\x18\x01 \x01(\v2\x12.actserve.v1.UsageR\x05usage2\xe4\x05\n" +
+	"\x05usage\x18\x01 \x01(\v2\x12.actserve.v1.UsageR\x05usage*\xa7\x01\n" +
+	"\tFitMethod\x12\x1a\n" +
+	"\x16FIT_METHOD_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13FIT_METHOD_LOGISTIC\x10\x01\x12\x1e\n" +
+	"\x1aFIT_METHOD_MEAN_DIFFERENCE\x10\x02\x12\x17\n" +
+	"\x13FIT_METHOD_STREAMED\x10\x03\x12\x12\n" +
+	"\x0eFIT_METHOD_MLP\x10\x04\x12\x18\n" +
+	"\x14FIT_METHOD_ATTENTION\x10\x052\x9d\t\n" +
 	"\x0eMonitorService\x12[\n" +
 	"\rCreateMonitor\x12!.actserve.v1.CreateMonitorRequest\x1a\".actserve.v1.CreateMonitorResponse\"\x03\x90\x02\x02\x12R\n" +
 	"\n" +
@@ -1938,9 +3399,15 @@ const file_actserve_v1_monitor_service_proto_rawDesc = "" +
 	"\rUpdateMonitor\x12!.actserve.v1.UpdateMonitorRequest\x1a\".actserve.v1.UpdateMonitorResponse\"\x03\x90\x02\x02\x12[\n" +
 	"\rDeleteMonitor\x12!.actserve.v1.DeleteMonitorRequest\x1a\".actserve.v1.DeleteMonitorResponse\"\x03\x90\x02\x02\x12R\n" +
 	"\n" +
-	"FitMonitor\x12\x1e.actserve.v1.FitMonitorRequest\x1a\x1f.actserve.v1.FitMonitorResponse\"\x03\x90\x02\x02\x12Z\n" +
-	"\fStreamAlerts\x12 .actserve.v1.StreamAlertsRequest\x1a!.actserve.v1.StreamAlertsResponse\"\x03\x90\x02\x010\x01\x12]\n" +
-	"\rReplayMonitor\x12!.actserve.v1.ReplayMonitorRequest\x1a\".actserve.v1.ReplayMonitorResponse\"\x03\x90\x02\x010\x01BR\n" +
+	"FitMonitor\x12\x1e.actserve.v1.FitMonitorRequest\x1a\x1f.actserve.v1.FitMonitorResponse\"\x03\x90\x02\x02\x12`\n" +
+	"\x0eReplayMonitors\x12\".actserve.v1.ReplayMonitorsRequest\x1a#.actserve.v1.ReplayMonitorsResponse\"\x03\x90\x02\x010\x01\x12d\n" +
+	"\x10GetMonitorScores\x12$.actserve.v1.GetMonitorScoresRequest\x1a%.actserve.v1.GetMonitorScoresResponse\"\x03\x90\x02\x01\x12W\n" +
+	"\vWatchAlerts\x12\x1f.actserve.v1.WatchAlertsRequest\x1a .actserve.v1.WatchAlertsResponse\"\x03\x90\x02\x010\x01\x12L\n" +
+	"\bGetAlert\x12\x1c.actserve.v1.GetAlertRequest\x1a\x1d.actserve.v1.GetAlertResponse\"\x03\x90\x02\x01\x12R\n" +
+	"\n" +
+	"ListAlerts\x12\x1e.actserve.v1.ListAlertsRequest\x1a\x1f.actserve.v1.ListAlertsResponse\"\x03\x90\x02\x01\x12U\n" +
+	"\vDecideAlert\x12\x1f.actserve.v1.DecideAlertRequest\x1a .actserve.v1.DecideAlertResponse\"\x03\x90\x02\x02\x12X\n" +
+	"\fDeleteAlerts\x12 .actserve.v1.DeleteAlertsRequest\x1a!.actserve.v1.DeleteAlertsResponse\"\x03\x90\x02\x02BR\n" +
 	"\x0fdev.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3"
 
 var (
@@ -1955,106 +3422,172 @@ func file_actserve_v1_monitor_service_proto_rawDescGZIP() []byte {
 	return file_actserve_v1_monitor_service_proto_rawDescData
 }
 
-var file_actserve_v1_monitor_service_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_actserve_v1_monitor_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_actserve_v1_monitor_service_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_actserve_v1_monitor_service_proto_goTypes = []any{
-	(*Monitor)(nil),               // 0: actserve.v1.Monitor
-	(*MonitorLevel)(nil),          // 1: actserve.v1.MonitorLevel
-	(*StopAction)(nil),            // 2: actserve.v1.StopAction
-	(*InterveneAction)(nil),       // 3: actserve.v1.InterveneAction
-	(*MonitorFit)(nil),            // 4: actserve.v1.MonitorFit
-	(*CreateMonitorRequest)(nil),  // 5: actserve.v1.CreateMonitorRequest
-	(*CreateMonitorResponse)(nil), // 6: actserve.v1.CreateMonitorResponse
-	(*GetMonitorRequest)(nil),     // 7: actserve.v1.GetMonitorRequest
-	(*GetMonitorResponse)(nil),    // 8: actserve.v1.GetMonitorResponse
-	(*ListMonitorsRequest)(nil),   // 9: actserve.v1.ListMonitorsRequest
-	(*ListMonitorsResponse)(nil),  // 10: actserve.v1.ListMonitorsResponse
-	(*UpdateMonitorRequest)(nil),  // 11: actserve.v1.UpdateMonitorRequest
-	(*UpdateMonitorResponse)(nil), // 12: actserve.v1.UpdateMonitorResponse
-	(*DeleteMonitorRequest)(nil),  // 13: actserve.v1.DeleteMonitorRequest
-	(*DeleteMonitorResponse)(nil), // 14: actserve.v1.DeleteMonitorResponse
-	(*FitMonitorRequest)(nil),     // 15: actserve.v1.FitMonitorRequest
-	(*FitMonitorResponse)(nil),    // 16: actserve.v1.FitMonitorResponse
-	(*StreamAlertsRequest)(nil),   // 17: actserve.v1.StreamAlertsRequest
-	(*StreamAlertsResponse)(nil),  // 18: actserve.v1.StreamAlertsResponse
-	(*AlertsStarted)(nil),         // 19: actserve.v1.AlertsStarted
-	(*AlertsLost)(nil),            // 20: actserve.v1.AlertsLost
-	(*ReplayMonitorRequest)(nil),  // 21: actserve.v1.ReplayMonitorRequest
-	(*ReplayMonitorResponse)(nil), // 22: actserve.v1.ReplayMonitorResponse
-	(*ReplayStarted)(nil),         // 23: actserve.v1.ReplayStarted
-	(*ReplayedItem)(nil),          // 24: actserve.v1.ReplayedItem
-	(*ReplayFinished)(nil),        // 25: actserve.v1.ReplayFinished
-	(*Probe)(nil),                 // 26: actserve.v1.Probe
-	(*ScoreAggregator)(nil),       // 27: actserve.v1.ScoreAggregator
-	(*PositionSelector)(nil),      // 28: actserve.v1.PositionSelector
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
-	(*Intervention)(nil),          // 30: actserve.v1.Intervention
-	(*Work)(nil),                  // 31: actserve.v1.Work
-	(*fieldmaskpb.FieldMask)(nil), // 32: google.protobuf.FieldMask
-	(*FetchItem)(nil),             // 33: actserve.v1.FetchItem
-	(*Site)(nil),                  // 34: actserve.v1.Site
-	(*Alert)(nil),                 // 35: actserve.v1.Alert
-	(*status.Status)(nil),         // 36: google.rpc.Status
-	(AlertLevel)(0),               // 37: actserve.v1.AlertLevel
-	(*Tensor)(nil),                // 38: actserve.v1.Tensor
-	(*Usage)(nil),                 // 39: actserve.v1.Usage
+	(FitMethod)(0),                   // 0: actserve.v1.FitMethod
+	(*Monitor)(nil),                  // 1: actserve.v1.Monitor
+	(*MonitorWatch)(nil),             // 2: actserve.v1.MonitorWatch
+	(*MonitorLevel)(nil),             // 3: actserve.v1.MonitorLevel
+	(*StopAction)(nil),               // 4: actserve.v1.StopAction
+	(*InterveneAction)(nil),          // 5: actserve.v1.InterveneAction
+	(*PauseAction)(nil),              // 6: actserve.v1.PauseAction
+	(*ExplainAction)(nil),            // 7: actserve.v1.ExplainAction
+	(*WebhookAction)(nil),            // 8: actserve.v1.WebhookAction
+	(*MonitorFit)(nil),               // 9: actserve.v1.MonitorFit
+	(*FittedSites)(nil),              // 10: actserve.v1.FittedSites
+	(*FitQuality)(nil),               // 11: actserve.v1.FitQuality
+	(*CreateMonitorRequest)(nil),     // 12: actserve.v1.CreateMonitorRequest
+	(*CreateMonitorResponse)(nil),    // 13: actserve.v1.CreateMonitorResponse
+	(*GetMonitorRequest)(nil),        // 14: actserve.v1.GetMonitorRequest
+	(*GetMonitorResponse)(nil),       // 15: actserve.v1.GetMonitorResponse
+	(*ListMonitorsRequest)(nil),      // 16: actserve.v1.ListMonitorsRequest
+	(*ListMonitorsResponse)(nil),     // 17: actserve.v1.ListMonitorsResponse
+	(*UpdateMonitorRequest)(nil),     // 18: actserve.v1.UpdateMonitorRequest
+	(*UpdateMonitorResponse)(nil),    // 19: actserve.v1.UpdateMonitorResponse
+	(*DeleteMonitorRequest)(nil),     // 20: actserve.v1.DeleteMonitorRequest
+	(*DeleteMonitorResponse)(nil),    // 21: actserve.v1.DeleteMonitorResponse
+	(*FitMonitorRequest)(nil),        // 22: actserve.v1.FitMonitorRequest
+	(*FitExample)(nil),               // 23: actserve.v1.FitExample
+	(*FitMonitorResponse)(nil),       // 24: actserve.v1.FitMonitorResponse
+	(*GetMonitorScoresRequest)(nil),  // 25: actserve.v1.GetMonitorScoresRequest
+	(*GetMonitorScoresResponse)(nil), // 26: actserve.v1.GetMonitorScoresResponse
+	(*ScoreHour)(nil),                // 27: actserve.v1.ScoreHour
+	(*AlertFilter)(nil),              // 28: actserve.v1.AlertFilter
+	(*WatchAlertsRequest)(nil),       // 29: actserve.v1.WatchAlertsRequest
+	(*WatchAlertsResponse)(nil),      // 30: actserve.v1.WatchAlertsResponse
+	(*AlertsStarted)(nil),            // 31: actserve.v1.AlertsStarted
+	(*AlertsLost)(nil),               // 32: actserve.v1.AlertsLost
+	(*GetAlertRequest)(nil),          // 33: actserve.v1.GetAlertRequest
+	(*GetAlertResponse)(nil),         // 34: actserve.v1.GetAlertResponse
+	(*ListAlertsRequest)(nil),        // 35: actserve.v1.ListAlertsRequest
+	(*ListAlertsResponse)(nil),       // 36: actserve.v1.ListAlertsResponse
+	(*DecideAlertRequest)(nil),       // 37: actserve.v1.DecideAlertRequest
+	(*DecideAlertResponse)(nil),      // 38: actserve.v1.DecideAlertResponse
+	(*DeleteAlertsRequest)(nil),      // 39: actserve.v1.DeleteAlertsRequest
+	(*DeleteAlertsResponse)(nil),     // 40: actserve.v1.DeleteAlertsResponse
+	(*ReplayMonitorsRequest)(nil),    // 41: actserve.v1.ReplayMonitorsRequest
+	(*ReplayMonitorsResponse)(nil),   // 42: actserve.v1.ReplayMonitorsResponse
+	(*ReplayStarted)(nil),            // 43: actserve.v1.ReplayStarted
+	(*ReplayedItem)(nil),             // 44: actserve.v1.ReplayedItem
+	(*ReplayFinished)(nil),           // 45: actserve.v1.ReplayFinished
+	nil,                              // 46: actserve.v1.Monitor.LabelsEntry
+	nil,                              // 47: actserve.v1.FitMonitorRequest.LabelsEntry
+	(*Probe)(nil),                    // 48: actserve.v1.Probe
+	(*ProbeNetwork)(nil),             // 49: actserve.v1.ProbeNetwork
+	(*ScoreAggregator)(nil),          // 50: actserve.v1.ScoreAggregator
+	(*PositionSelector)(nil),         // 51: actserve.v1.PositionSelector
+	(*timestamppb.Timestamp)(nil),    // 52: google.protobuf.Timestamp
+	(*Intervention)(nil),             // 53: actserve.v1.Intervention
+	(*durationpb.Duration)(nil),      // 54: google.protobuf.Duration
+	(*Work)(nil),                     // 55: actserve.v1.Work
+	(*Site)(nil),                     // 56: actserve.v1.Site
+	(*fieldmaskpb.FieldMask)(nil),    // 57: google.protobuf.FieldMask
+	(*Prompt)(nil),                   // 58: actserve.v1.Prompt
+	(AlertLevel)(0),                  // 59: actserve.v1.AlertLevel
+	(*Alert)(nil),                    // 60: actserve.v1.Alert
+	(AlertDecision)(0),               // 61: actserve.v1.AlertDecision
+	(*FetchItem)(nil),                // 62: actserve.v1.FetchItem
+	(*status.Status)(nil),            // 63: google.rpc.Status
+	(*MonitorScore)(nil),             // 64: actserve.v1.MonitorScore
+	(*Usage)(nil),                    // 65: actserve.v1.Usage
 }
 var file_actserve_v1_monitor_service_proto_depIdxs = []int32{
-	26, // 0: actserve.v1.Monitor.probes:type_name -> actserve.v1.Probe
-	27, // 1: actserve.v1.Monitor.aggregator:type_name -> actserve.v1.ScoreAggregator
-	28, // 2: actserve.v1.Monitor.positions:type_name -> actserve.v1.PositionSelector
-	1,  // 3: actserve.v1.Monitor.lower:type_name -> actserve.v1.MonitorLevel
-	1,  // 4: actserve.v1.Monitor.upper:type_name -> actserve.v1.MonitorLevel
-	4,  // 5: actserve.v1.Monitor.fit:type_name -> actserve.v1.MonitorFit
-	29, // 6: actserve.v1.Monitor.create_time:type_name -> google.protobuf.Timestamp
-	29, // 7: actserve.v1.Monitor.update_time:type_name -> google.protobuf.Timestamp
-	2,  // 8: actserve.v1.MonitorLevel.stop:type_name -> actserve.v1.StopAction
-	3,  // 9: actserve.v1.MonitorLevel.intervene:type_name -> actserve.v1.InterveneAction
-	30, // 10: actserve.v1.InterveneAction.interventions:type_name -> actserve.v1.Intervention
-	31, // 11: actserve.v1.MonitorFit.work:type_name -> actserve.v1.Work
-	0,  // 12: actserve.v1.CreateMonitorRequest.monitor:type_name -> actserve.v1.Monitor
-	0,  // 13: actserve.v1.CreateMonitorResponse.monitor:type_name -> actserve.v1.Monitor
-	0,  // 14: actserve.v1.GetMonitorResponse.monitor:type_name -> actserve.v1.Monitor
-	0,  // 15: actserve.v1.ListMonitorsResponse.monitors:type_name -> actserve.v1.Monitor
-	0,  // 16: actserve.v1.UpdateMonitorRequest.monitor:type_name -> actserve.v1.Monitor
-	32, // 17: actserve.v1.UpdateMonitorRequest.update_mask:type_name -> google.protobuf.FieldMask
-	0,  // 18: actserve.v1.UpdateMonitorResponse.monitor:type_name -> actserve.v1.Monitor
-	33, // 19: actserve.v1.FitMonitorRequest.items:type_name -> actserve.v1.FetchItem
-	34, // 20: actserve.v1.FitMonitorRequest.sites:type_name -> actserve.v1.Site
-	27, // 21: actserve.v1.FitMonitorRequest.aggregator:type_name -> actserve.v1.ScoreAggregator
-	28, // 22: actserve.v1.FitMonitorRequest.positions:type_name -> actserve.v1.PositionSelector
-	0,  // 23: actserve.v1.FitMonitorResponse.monitor:type_name -> actserve.v1.Monitor
-	19, // 24: actserve.v1.StreamAlertsResponse.started:type_name -> actserve.v1.AlertsStarted
-	35, // 25: actserve.v1.StreamAlertsResponse.alert:type_name -> actserve.v1.Alert
-	20, // 26: actserve.v1.StreamAlertsResponse.lost:type_name -> actserve.v1.AlertsLost
-	33, // 27: actserve.v1.ReplayMonitorRequest.items:type_name -> actserve.v1.FetchItem
-	23, // 28: actserve.v1.ReplayMonitorResponse.started:type_name -> actserve.v1.ReplayStarted
-	24, // 29: actserve.v1.ReplayMonitorResponse.item:type_name -> actserve.v1.ReplayedItem
-	25, // 30: actserve.v1.ReplayMonitorResponse.finished:type_name -> actserve.v1.ReplayFinished
-	36, // 31: actserve.v1.ReplayedItem.status:type_name -> google.rpc.Status
-	37, // 32: actserve.v1.ReplayedItem.level:type_name -> actserve.v1.AlertLevel
-	38, // 33: actserve.v1.ReplayedItem.token_scores:type_name -> actserve.v1.Tensor
-	39, // 34: actserve.v1.ReplayFinished.usage:type_name -> actserve.v1.Usage
-	5,  // 35: actserve.v1.MonitorService.CreateMonitor:input_type -> actserve.v1.CreateMonitorRequest
-	7,  // 36: actserve.v1.MonitorService.GetMonitor:input_type -> actserve.v1.GetMonitorRequest
-	9,  // 37: actserve.v1.MonitorService.ListMonitors:input_type -> actserve.v1.ListMonitorsRequest
-	11, // 38: actserve.v1.MonitorService.UpdateMonitor:input_type -> actserve.v1.UpdateMonitorRequest
-	13, // 39: actserve.v1.MonitorService.DeleteMonitor:input_type -> actserve.v1.DeleteMonitorRequest
-	15, // 40: actserve.v1.MonitorService.FitMonitor:input_type -> actserve.v1.FitMonitorRequest
-	17, // 41: actserve.v1.MonitorService.StreamAlerts:input_type -> actserve.v1.StreamAlertsRequest
-	21, // 42: actserve.v1.MonitorService.ReplayMonitor:input_type -> actserve.v1.ReplayMonitorRequest
-	6,  // 43: actserve.v1.MonitorService.CreateMonitor:output_type -> actserve.v1.CreateMonitorResponse
-	8,  // 44: actserve.v1.MonitorService.GetMonitor:output_type -> actserve.v1.GetMonitorResponse
-	10, // 45: actserve.v1.MonitorService.ListMonitors:output_type -> actserve.v1.ListMonitorsResponse
-	12, // 46: actserve.v1.MonitorService.UpdateMonitor:output_type -> actserve.v1.UpdateMonitorResponse
-	14, // 47: actserve.v1.MonitorService.DeleteMonitor:output_type -> actserve.v1.DeleteMonitorResponse
-	16, // 48: actserve.v1.MonitorService.FitMonitor:output_type -> actserve.v1.FitMonitorResponse
-	18, // 49: actserve.v1.MonitorService.StreamAlerts:output_type -> actserve.v1.StreamAlertsResponse
-	22, // 50: actserve.v1.MonitorService.ReplayMonitor:output_type -> actserve.v1.ReplayMonitorResponse
-	43, // [43:51] is the sub-list for method output_type
-	35, // [35:43] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	48, // 0: actserve.v1.Monitor.probes:type_name -> actserve.v1.Probe
+	49, // 1: actserve.v1.Monitor.network:type_name -> actserve.v1.ProbeNetwork
+	50, // 2: actserve.v1.Monitor.aggregator:type_name -> actserve.v1.ScoreAggregator
+	51, // 3: actserve.v1.Monitor.positions:type_name -> actserve.v1.PositionSelector
+	3,  // 4: actserve.v1.Monitor.lower:type_name -> actserve.v1.MonitorLevel
+	3,  // 5: actserve.v1.Monitor.upper:type_name -> actserve.v1.MonitorLevel
+	2,  // 6: actserve.v1.Monitor.watch:type_name -> actserve.v1.MonitorWatch
+	46, // 7: actserve.v1.Monitor.labels:type_name -> actserve.v1.Monitor.LabelsEntry
+	9,  // 8: actserve.v1.Monitor.fit:type_name -> actserve.v1.MonitorFit
+	52, // 9: actserve.v1.Monitor.create_time:type_name -> google.protobuf.Timestamp
+	52, // 10: actserve.v1.Monitor.update_time:type_name -> google.protobuf.Timestamp
+	4,  // 11: actserve.v1.MonitorLevel.stop:type_name -> actserve.v1.StopAction
+	5,  // 12: actserve.v1.MonitorLevel.intervene:type_name -> actserve.v1.InterveneAction
+	6,  // 13: actserve.v1.MonitorLevel.pause:type_name -> actserve.v1.PauseAction
+	7,  // 14: actserve.v1.MonitorLevel.explain:type_name -> actserve.v1.ExplainAction
+	8,  // 15: actserve.v1.MonitorLevel.webhook:type_name -> actserve.v1.WebhookAction
+	53, // 16: actserve.v1.InterveneAction.interventions:type_name -> actserve.v1.Intervention
+	54, // 17: actserve.v1.PauseAction.time_limit:type_name -> google.protobuf.Duration
+	55, // 18: actserve.v1.MonitorFit.work:type_name -> actserve.v1.Work
+	0,  // 19: actserve.v1.MonitorFit.method:type_name -> actserve.v1.FitMethod
+	10, // 20: actserve.v1.MonitorFit.tried:type_name -> actserve.v1.FittedSites
+	11, // 21: actserve.v1.MonitorFit.held_out:type_name -> actserve.v1.FitQuality
+	11, // 22: actserve.v1.MonitorFit.shuffled:type_name -> actserve.v1.FitQuality
+	11, // 23: actserve.v1.MonitorFit.longer:type_name -> actserve.v1.FitQuality
+	56, // 24: actserve.v1.FittedSites.sites:type_name -> actserve.v1.Site
+	1,  // 25: actserve.v1.CreateMonitorRequest.monitor:type_name -> actserve.v1.Monitor
+	1,  // 26: actserve.v1.CreateMonitorResponse.monitor:type_name -> actserve.v1.Monitor
+	1,  // 27: actserve.v1.GetMonitorResponse.monitor:type_name -> actserve.v1.Monitor
+	1,  // 28: actserve.v1.ListMonitorsResponse.monitors:type_name -> actserve.v1.Monitor
+	1,  // 29: actserve.v1.UpdateMonitorRequest.monitor:type_name -> actserve.v1.Monitor
+	57, // 30: actserve.v1.UpdateMonitorRequest.update_mask:type_name -> google.protobuf.FieldMask
+	1,  // 31: actserve.v1.UpdateMonitorResponse.monitor:type_name -> actserve.v1.Monitor
+	23, // 32: actserve.v1.FitMonitorRequest.examples:type_name -> actserve.v1.FitExample
+	23, // 33: actserve.v1.FitMonitorRequest.benign_examples:type_name -> actserve.v1.FitExample
+	23, // 34: actserve.v1.FitMonitorRequest.longer_examples:type_name -> actserve.v1.FitExample
+	56, // 35: actserve.v1.FitMonitorRequest.sites:type_name -> actserve.v1.Site
+	0,  // 36: actserve.v1.FitMonitorRequest.method:type_name -> actserve.v1.FitMethod
+	50, // 37: actserve.v1.FitMonitorRequest.aggregator:type_name -> actserve.v1.ScoreAggregator
+	51, // 38: actserve.v1.FitMonitorRequest.positions:type_name -> actserve.v1.PositionSelector
+	47, // 39: actserve.v1.FitMonitorRequest.labels:type_name -> actserve.v1.FitMonitorRequest.LabelsEntry
+	58, // 40: actserve.v1.FitExample.prompt:type_name -> actserve.v1.Prompt
+	51, // 41: actserve.v1.FitExample.positions:type_name -> actserve.v1.PositionSelector
+	1,  // 42: actserve.v1.FitMonitorResponse.monitor:type_name -> actserve.v1.Monitor
+	27, // 43: actserve.v1.GetMonitorScoresResponse.hours:type_name -> actserve.v1.ScoreHour
+	52, // 44: actserve.v1.ScoreHour.start_time:type_name -> google.protobuf.Timestamp
+	59, // 45: actserve.v1.AlertFilter.level:type_name -> actserve.v1.AlertLevel
+	52, // 46: actserve.v1.AlertFilter.before_time:type_name -> google.protobuf.Timestamp
+	28, // 47: actserve.v1.WatchAlertsRequest.filter:type_name -> actserve.v1.AlertFilter
+	31, // 48: actserve.v1.WatchAlertsResponse.started:type_name -> actserve.v1.AlertsStarted
+	60, // 49: actserve.v1.WatchAlertsResponse.alert:type_name -> actserve.v1.Alert
+	32, // 50: actserve.v1.WatchAlertsResponse.lost:type_name -> actserve.v1.AlertsLost
+	60, // 51: actserve.v1.GetAlertResponse.alert:type_name -> actserve.v1.Alert
+	28, // 52: actserve.v1.ListAlertsRequest.filter:type_name -> actserve.v1.AlertFilter
+	60, // 53: actserve.v1.ListAlertsResponse.alerts:type_name -> actserve.v1.Alert
+	61, // 54: actserve.v1.DecideAlertRequest.decision:type_name -> actserve.v1.AlertDecision
+	60, // 55: actserve.v1.DecideAlertResponse.alert:type_name -> actserve.v1.Alert
+	28, // 56: actserve.v1.DeleteAlertsRequest.filter:type_name -> actserve.v1.AlertFilter
+	62, // 57: actserve.v1.ReplayMonitorsRequest.items:type_name -> actserve.v1.FetchItem
+	43, // 58: actserve.v1.ReplayMonitorsResponse.started:type_name -> actserve.v1.ReplayStarted
+	44, // 59: actserve.v1.ReplayMonitorsResponse.item:type_name -> actserve.v1.ReplayedItem
+	45, // 60: actserve.v1.ReplayMonitorsResponse.finished:type_name -> actserve.v1.ReplayFinished
+	63, // 61: actserve.v1.ReplayedItem.status:type_name -> google.rpc.Status
+	64, // 62: actserve.v1.ReplayedItem.scores:type_name -> actserve.v1.MonitorScore
+	65, // 63: actserve.v1.ReplayFinished.usage:type_name -> actserve.v1.Usage
+	12, // 64: actserve.v1.MonitorService.CreateMonitor:input_type -> actserve.v1.CreateMonitorRequest
+	14, // 65: actserve.v1.MonitorService.GetMonitor:input_type -> actserve.v1.GetMonitorRequest
+	16, // 66: actserve.v1.MonitorService.ListMonitors:input_type -> actserve.v1.ListMonitorsRequest
+	18, // 67: actserve.v1.MonitorService.UpdateMonitor:input_type -> actserve.v1.UpdateMonitorRequest
+	20, // 68: actserve.v1.MonitorService.DeleteMonitor:input_type -> actserve.v1.DeleteMonitorRequest
+	22, // 69: actserve.v1.MonitorService.FitMonitor:input_type -> actserve.v1.FitMonitorRequest
+	41, // 70: actserve.v1.MonitorService.ReplayMonitors:input_type -> actserve.v1.ReplayMonitorsRequest
+	25, // 71: actserve.v1.MonitorService.GetMonitorScores:input_type -> actserve.v1.GetMonitorScoresRequest
+	29, // 72: actserve.v1.MonitorService.WatchAlerts:input_type -> actserve.v1.WatchAlertsRequest
+	33, // 73: actserve.v1.MonitorService.GetAlert:input_type -> actserve.v1.GetAlertRequest
+	35, // 74: actserve.v1.MonitorService.ListAlerts:input_type -> actserve.v1.ListAlertsRequest
+	37, // 75: actserve.v1.MonitorService.DecideAlert:input_type -> actserve.v1.DecideAlertRequest
+	39, // 76: actserve.v1.MonitorService.DeleteAlerts:input_type -> actserve.v1.DeleteAlertsRequest
+	13, // 77: actserve.v1.MonitorService.CreateMonitor:output_type -> actserve.v1.CreateMonitorResponse
+	15, // 78: actserve.v1.MonitorService.GetMonitor:output_type -> actserve.v1.GetMonitorResponse
+	17, // 79: actserve.v1.MonitorService.ListMonitors:output_type -> actserve.v1.ListMonitorsResponse
+	19, // 80: actserve.v1.MonitorService.UpdateMonitor:output_type -> actserve.v1.UpdateMonitorResponse
+	21, // 81: actserve.v1.MonitorService.DeleteMonitor:output_type -> actserve.v1.DeleteMonitorResponse
+	24, // 82: actserve.v1.MonitorService.FitMonitor:output_type -> actserve.v1.FitMonitorResponse
+	42, // 83: actserve.v1.MonitorService.ReplayMonitors:output_type -> actserve.v1.ReplayMonitorsResponse
+	26, // 84: actserve.v1.MonitorService.GetMonitorScores:output_type -> actserve.v1.GetMonitorScoresResponse
+	30, // 85: actserve.v1.MonitorService.WatchAlerts:output_type -> actserve.v1.WatchAlertsResponse
+	34, // 86: actserve.v1.MonitorService.GetAlert:output_type -> actserve.v1.GetAlertResponse
+	36, // 87: actserve.v1.MonitorService.ListAlerts:output_type -> actserve.v1.ListAlertsResponse
+	38, // 88: actserve.v1.MonitorService.DecideAlert:output_type -> actserve.v1.DecideAlertResponse
+	40, // 89: actserve.v1.MonitorService.DeleteAlerts:output_type -> actserve.v1.DeleteAlertsResponse
+	77, // [77:90] is the sub-list for method output_type
+	64, // [64:77] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_actserve_v1_monitor_service_proto_init() }
@@ -2067,36 +3600,40 @@ func file_actserve_v1_monitor_service_proto_init() {
 	file_actserve_v1_intervention_proto_init()
 	file_actserve_v1_positions_proto_init()
 	file_actserve_v1_probe_proto_init()
+	file_actserve_v1_prompt_proto_init()
 	file_actserve_v1_site_proto_init()
-	file_actserve_v1_tensor_proto_init()
 	file_actserve_v1_work_proto_init()
-	file_actserve_v1_monitor_service_proto_msgTypes[1].OneofWrappers = []any{
+	file_actserve_v1_monitor_service_proto_msgTypes[1].OneofWrappers = []any{}
+	file_actserve_v1_monitor_service_proto_msgTypes[2].OneofWrappers = []any{
 		(*MonitorLevel_Stop)(nil),
 		(*MonitorLevel_Intervene)(nil),
+		(*MonitorLevel_Pause)(nil),
 	}
-	file_actserve_v1_monitor_service_proto_msgTypes[15].OneofWrappers = []any{}
-	file_actserve_v1_monitor_service_proto_msgTypes[18].OneofWrappers = []any{
-		(*StreamAlertsResponse_Started)(nil),
-		(*StreamAlertsResponse_Alert)(nil),
-		(*StreamAlertsResponse_Lost)(nil),
+	file_actserve_v1_monitor_service_proto_msgTypes[21].OneofWrappers = []any{}
+	file_actserve_v1_monitor_service_proto_msgTypes[25].OneofWrappers = []any{}
+	file_actserve_v1_monitor_service_proto_msgTypes[29].OneofWrappers = []any{
+		(*WatchAlertsResponse_Started)(nil),
+		(*WatchAlertsResponse_Alert)(nil),
+		(*WatchAlertsResponse_Lost)(nil),
 	}
-	file_actserve_v1_monitor_service_proto_msgTypes[22].OneofWrappers = []any{
-		(*ReplayMonitorResponse_Started)(nil),
-		(*ReplayMonitorResponse_Item)(nil),
-		(*ReplayMonitorResponse_Finished)(nil),
+	file_actserve_v1_monitor_service_proto_msgTypes[41].OneofWrappers = []any{
+		(*ReplayMonitorsResponse_Started)(nil),
+		(*ReplayMonitorsResponse_Item)(nil),
+		(*ReplayMonitorsResponse_Finished)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_actserve_v1_monitor_service_proto_rawDesc), len(file_actserve_v1_monitor_service_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   26,
+			NumEnums:      1,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_actserve_v1_monitor_service_proto_goTypes,
 		DependencyIndexes: file_actserve_v1_monitor_service_proto_depIdxs,
+		EnumInfos:         file_actserve_v1_monitor_service_proto_enumTypes,
 		MessageInfos:      file_actserve_v1_monitor_service_proto_msgTypes,
 	}.Build()
 	File_actserve_v1_monitor_service_proto = out.File

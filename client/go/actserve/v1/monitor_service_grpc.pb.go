@@ -19,14 +19,19 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	MonitorService_CreateMonitor_FullMethodName = "/actserve.v1.MonitorService/CreateMonitor"
-	MonitorService_GetMonitor_FullMethodName    = "/actserve.v1.MonitorService/GetMonitor"
-	MonitorService_ListMonitors_FullMethodName  = "/actserve.v1.MonitorService/ListMonitors"
-	MonitorService_UpdateMonitor_FullMethodName = "/actserve.v1.MonitorService/UpdateMonitor"
-	MonitorService_DeleteMonitor_FullMethodName = "/actserve.v1.MonitorService/DeleteMonitor"
-	MonitorService_FitMonitor_FullMethodName    = "/actserve.v1.MonitorService/FitMonitor"
-	MonitorService_StreamAlerts_FullMethodName  = "/actserve.v1.MonitorService/StreamAlerts"
-	MonitorService_ReplayMonitor_FullMethodName = "/actserve.v1.MonitorService/ReplayMonitor"
+	MonitorService_CreateMonitor_FullMethodName    = "/actserve.v1.MonitorService/CreateMonitor"
+	MonitorService_GetMonitor_FullMethodName       = "/actserve.v1.MonitorService/GetMonitor"
+	MonitorService_ListMonitors_FullMethodName     = "/actserve.v1.MonitorService/ListMonitors"
+	MonitorService_UpdateMonitor_FullMethodName    = "/actserve.v1.MonitorService/UpdateMonitor"
+	MonitorService_DeleteMonitor_FullMethodName    = "/actserve.v1.MonitorService/DeleteMonitor"
+	MonitorService_FitMonitor_FullMethodName       = "/actserve.v1.MonitorService/FitMonitor"
+	MonitorService_ReplayMonitors_FullMethodName   = "/actserve.v1.MonitorService/ReplayMonitors"
+	MonitorService_GetMonitorScores_FullMethodName = "/actserve.v1.MonitorService/GetMonitorScores"
+	MonitorService_WatchAlerts_FullMethodName      = "/actserve.v1.MonitorService/WatchAlerts"
+	MonitorService_GetAlert_FullMethodName         = "/actserve.v1.MonitorService/GetAlert"
+	MonitorService_ListAlerts_FullMethodName       = "/actserve.v1.MonitorService/ListAlerts"
+	MonitorService_DecideAlert_FullMethodName      = "/actserve.v1.MonitorService/DecideAlert"
+	MonitorService_DeleteAlerts_FullMethodName     = "/actserve.v1.MonitorService/DeleteAlerts"
 )
 
 // MonitorServiceClient is the client API for MonitorService service.
@@ -34,15 +39,20 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // Watches generation by probes, acts where their score is high, and tells of it. A
-// monitor watches the Generate calls of its own tenant that begin after it was stored.
-// Those calls tell of it too: GenerateResponse.alert, and FINISH_REASON_MONITOR.
+// monitor watches the Generate calls of its own tenant that begin after it was stored,
+// as its `watch` says.
+//
+// What is watched is watched exactly or not answered: where a score is missing or is not
+// finite, the call ends with MONITOR_INCOMPLETE. The end of a sample is sent after its
+// alerts were stored.
 //
 // What the vectors and matrices of a monitor name is copied when it is stored, so kept
 // rows may expire and stored vectors be deleted. In answers sources are as they were
 // sent, but for tensors, which come without their data.
 //
 // Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-// ModelService says.
+// ModelService says. Making, changing and deleting monitors, deciding about alerts and
+// deleting them takes an experimenter.
 type MonitorServiceClient interface {
 	// Stores a monitor, which watches from then on unless it is paused.
 	CreateMonitor(ctx context.Context, in *CreateMonitorRequest, opts ...grpc.CallOption) (*CreateMonitorResponse, error)
@@ -50,23 +60,38 @@ type MonitorServiceClient interface {
 	GetMonitor(ctx context.Context, in *GetMonitorRequest, opts ...grpc.CallOption) (*GetMonitorResponse, error)
 	// Lists monitors, by name.
 	ListMonitors(ctx context.Context, in *ListMonitorsRequest, opts ...grpc.CallOption) (*ListMonitorsResponse, error)
-	// Replaces a monitor, or some fields of it.
+	// Replaces a monitor, or some fields of it. Samples that are watched already are
+	// watched as they began.
 	UpdateMonitor(ctx context.Context, in *UpdateMonitorRequest, opts ...grpc.CallOption) (*UpdateMonitorResponse, error)
-	// Deletes a monitor.
+	// Deletes a monitor, and ends the work that makes it. Its alerts stay.
 	DeleteMonitor(ctx context.Context, in *DeleteMonitorRequest, opts ...grpc.CallOption) (*DeleteMonitorResponse, error)
 	// Makes a monitor of labelled examples. It is there at once, paused and without
-	// probes, and gets them and its levels when the work is done, which Monitor.fit tells.
+	// a probe, and gets it and its levels when the work is done, which Monitor.fit tells.
 	// It stays paused until UpdateMonitor says otherwise, and cannot be updated before the
-	// work is done: RESOURCE_NOT_READY.
+	// work is done: RESOURCE_NOT_READY. The end of the server ends the work:
+	// WORK_STATE_FAILED.
 	FitMonitor(ctx context.Context, in *FitMonitorRequest, opts ...grpc.CallOption) (*FitMonitorResponse, error)
-	// Tells the alerts of all calls of the caller's tenant as they are raised. The stream
-	// is one `started` and any number of `alert` and `lost`; it ends only when the call
-	// does. Each replica of a server tells those of the calls that it answers.
-	StreamAlerts(ctx context.Context, in *StreamAlertsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamAlertsResponse], error)
-	// Scores prompts by a monitor without acting and without raising alerts. The stream is
+	// Scores prompts by monitors without acting and without raising alerts. The stream is
 	// one `started`, an `item` for every item in any order, and one `finished`. A monitor
-	// that has no probes yet: RESOURCE_NOT_READY.
-	ReplayMonitor(ctx context.Context, in *ReplayMonitorRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReplayMonitorResponse], error)
+	// that has no probe yet: RESOURCE_NOT_READY.
+	ReplayMonitors(ctx context.Context, in *ReplayMonitorsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReplayMonitorsResponse], error)
+	// Tells how the scores of a monitor are distributed, hour by hour, and how far that has
+	// drifted.
+	GetMonitorScores(ctx context.Context, in *GetMonitorScoresRequest, opts ...grpc.CallOption) (*GetMonitorScoresResponse, error)
+	// Tells the alerts of all calls of the caller's tenant as they are raised, on whatever
+	// replica of the server. The stream is one `started` and any number of `alert` and
+	// `lost`; it ends only when the call does.
+	WatchAlerts(ctx context.Context, in *WatchAlertsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAlertsResponse], error)
+	// Returns one alert as it is now.
+	GetAlert(ctx context.Context, in *GetAlertRequest, opts ...grpc.CallOption) (*GetAlertResponse, error)
+	// Lists alerts, the newest first.
+	ListAlerts(ctx context.Context, in *ListAlertsRequest, opts ...grpc.CallOption) (*ListAlertsResponse, error)
+	// Decides about a sample that is paused. The first decision holds: another one is
+	// ALERT_DECIDED, as is any about an alert that waits for none.
+	DecideAlert(ctx context.Context, in *DecideAlertRequest, opts ...grpc.CallOption) (*DecideAlertResponse, error)
+	// Deletes alerts of the caller's tenant, all or some, wherever they are stored. Those
+	// of a sample that is paused are not deleted before it is decided.
+	DeleteAlerts(ctx context.Context, in *DeleteAlertsRequest, opts ...grpc.CallOption) (*DeleteAlertsResponse, error)
 }
 
 type monitorServiceClient struct {
@@ -137,13 +162,13 @@ func (c *monitorServiceClient) FitMonitor(ctx context.Context, in *FitMonitorReq
 	return out, nil
 }
 
-func (c *monitorServiceClient) StreamAlerts(ctx context.Context, in *StreamAlertsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamAlertsResponse], error) {
+func (c *monitorServiceClient) ReplayMonitors(ctx context.Context, in *ReplayMonitorsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReplayMonitorsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &MonitorService_ServiceDesc.Streams[0], MonitorService_StreamAlerts_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &MonitorService_ServiceDesc.Streams[0], MonitorService_ReplayMonitors_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	x := &grpc.GenericClientStream[StreamAlertsRequest, StreamAlertsResponse]{ClientStream: stream}
+	x := &grpc.GenericClientStream[ReplayMonitorsRequest, ReplayMonitorsResponse]{ClientStream: stream}
 	if err := x.ClientStream.SendMsg(in); err != nil {
 		return nil, err
 	}
@@ -154,15 +179,25 @@ func (c *monitorServiceClient) StreamAlerts(ctx context.Context, in *StreamAlert
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type MonitorService_StreamAlertsClient = grpc.ServerStreamingClient[StreamAlertsResponse]
+type MonitorService_ReplayMonitorsClient = grpc.ServerStreamingClient[ReplayMonitorsResponse]
 
-func (c *monitorServiceClient) ReplayMonitor(ctx context.Context, in *ReplayMonitorRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReplayMonitorResponse], error) {
+func (c *monitorServiceClient) GetMonitorScores(ctx context.Context, in *GetMonitorScoresRequest, opts ...grpc.CallOption) (*GetMonitorScoresResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &MonitorService_ServiceDesc.Streams[1], MonitorService_ReplayMonitor_FullMethodName, cOpts...)
+	out := new(GetMonitorScoresResponse)
+	err := c.cc.Invoke(ctx, MonitorService_GetMonitorScores_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	x := &grpc.GenericClientStream[ReplayMonitorRequest, ReplayMonitorResponse]{ClientStream: stream}
+	return out, nil
+}
+
+func (c *monitorServiceClient) WatchAlerts(ctx context.Context, in *WatchAlertsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAlertsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &MonitorService_ServiceDesc.Streams[1], MonitorService_WatchAlerts_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchAlertsRequest, WatchAlertsResponse]{ClientStream: stream}
 	if err := x.ClientStream.SendMsg(in); err != nil {
 		return nil, err
 	}
@@ -173,22 +208,67 @@ func (c *monitorServiceClient) ReplayMonitor(ctx context.Context, in *ReplayMoni
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type MonitorService_ReplayMonitorClient = grpc.ServerStreamingClient[ReplayMonitorResponse]
+type MonitorService_WatchAlertsClient = grpc.ServerStreamingClient[WatchAlertsResponse]
+
+func (c *monitorServiceClient) GetAlert(ctx context.Context, in *GetAlertRequest, opts ...grpc.CallOption) (*GetAlertResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetAlertResponse)
+	err := c.cc.Invoke(ctx, MonitorService_GetAlert_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *monitorServiceClient) ListAlerts(ctx context.Context, in *ListAlertsRequest, opts ...grpc.CallOption) (*ListAlertsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAlertsResponse)
+	err := c.cc.Invoke(ctx, MonitorService_ListAlerts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *monitorServiceClient) DecideAlert(ctx context.Context, in *DecideAlertRequest, opts ...grpc.CallOption) (*DecideAlertResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DecideAlertResponse)
+	err := c.cc.Invoke(ctx, MonitorService_DecideAlert_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *monitorServiceClient) DeleteAlerts(ctx context.Context, in *DeleteAlertsRequest, opts ...grpc.CallOption) (*DeleteAlertsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteAlertsResponse)
+	err := c.cc.Invoke(ctx, MonitorService_DeleteAlerts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 // MonitorServiceServer is the server API for MonitorService service.
 // All implementations must embed UnimplementedMonitorServiceServer
 // for forward compatibility.
 //
 // Watches generation by probes, acts where their score is high, and tells of it. A
-// monitor watches the Generate calls of its own tenant that begin after it was stored.
-// Those calls tell of it too: GenerateResponse.alert, and FINISH_REASON_MONITOR.
+// monitor watches the Generate calls of its own tenant that begin after it was stored,
+// as its `watch` says.
+//
+// What is watched is watched exactly or not answered: where a score is missing or is not
+// finite, the call ends with MONITOR_INCOMPLETE. The end of a sample is sent after its
+// alerts were stored.
 //
 // What the vectors and matrices of a monitor name is copied when it is stored, so kept
 // rows may expire and stored vectors be deleted. In answers sources are as they were
 // sent, but for tensors, which come without their data.
 //
 // Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-// ModelService says.
+// ModelService says. Making, changing and deleting monitors, deciding about alerts and
+// deleting them takes an experimenter.
 type MonitorServiceServer interface {
 	// Stores a monitor, which watches from then on unless it is paused.
 	CreateMonitor(context.Context, *CreateMonitorRequest) (*CreateMonitorResponse, error)
@@ -196,23 +276,38 @@ type MonitorServiceServer interface {
 	GetMonitor(context.Context, *GetMonitorRequest) (*GetMonitorResponse, error)
 	// Lists monitors, by name.
 	ListMonitors(context.Context, *ListMonitorsRequest) (*ListMonitorsResponse, error)
-	// Replaces a monitor, or some fields of it.
+	// Replaces a monitor, or some fields of it. Samples that are watched already are
+	// watched as they began.
 	UpdateMonitor(context.Context, *UpdateMonitorRequest) (*UpdateMonitorResponse, error)
-	// Deletes a monitor.
+	// Deletes a monitor, and ends the work that makes it. Its alerts stay.
 	DeleteMonitor(context.Context, *DeleteMonitorRequest) (*DeleteMonitorResponse, error)
 	// Makes a monitor of labelled examples. It is there at once, paused and without
-	// probes, and gets them and its levels when the work is done, which Monitor.fit tells.
+	// a probe, and gets it and its levels when the work is done, which Monitor.fit tells.
 	// It stays paused until UpdateMonitor says otherwise, and cannot be updated before the
-	// work is done: RESOURCE_NOT_READY.
+	// work is done: RESOURCE_NOT_READY. The end of the server ends the work:
+	// WORK_STATE_FAILED.
 	FitMonitor(context.Context, *FitMonitorRequest) (*FitMonitorResponse, error)
-	// Tells the alerts of all calls of the caller's tenant as they are raised. The stream
-	// is one `started` and any number of `alert` and `lost`; it ends only when the call
-	// does. Each replica of a server tells those of the calls that it answers.
-	StreamAlerts(*StreamAlertsRequest, grpc.ServerStreamingServer[StreamAlertsResponse]) error
-	// Scores prompts by a monitor without acting and without raising alerts. The stream is
+	// Scores prompts by monitors without acting and without raising alerts. The stream is
 	// one `started`, an `item` for every item in any order, and one `finished`. A monitor
-	// that has no probes yet: RESOURCE_NOT_READY.
-	ReplayMonitor(*ReplayMonitorRequest, grpc.ServerStreamingServer[ReplayMonitorResponse]) error
+	// that has no probe yet: RESOURCE_NOT_READY.
+	ReplayMonitors(*ReplayMonitorsRequest, grpc.ServerStreamingServer[ReplayMonitorsResponse]) error
+	// Tells how the scores of a monitor are distributed, hour by hour, and how far that has
+	// drifted.
+	GetMonitorScores(context.Context, *GetMonitorScoresRequest) (*GetMonitorScoresResponse, error)
+	// Tells the alerts of all calls of the caller's tenant as they are raised, on whatever
+	// replica of the server. The stream is one `started` and any number of `alert` and
+	// `lost`; it ends only when the call does.
+	WatchAlerts(*WatchAlertsRequest, grpc.ServerStreamingServer[WatchAlertsResponse]) error
+	// Returns one alert as it is now.
+	GetAlert(context.Context, *GetAlertRequest) (*GetAlertResponse, error)
+	// Lists alerts, the newest first.
+	ListAlerts(context.Context, *ListAlertsRequest) (*ListAlertsResponse, error)
+	// Decides about a sample that is paused. The first decision holds: another one is
+	// ALERT_DECIDED, as is any about an alert that waits for none.
+	DecideAlert(context.Context, *DecideAlertRequest) (*DecideAlertResponse, error)
+	// Deletes alerts of the caller's tenant, all or some, wherever they are stored. Those
+	// of a sample that is paused are not deleted before it is decided.
+	DeleteAlerts(context.Context, *DeleteAlertsRequest) (*DeleteAlertsResponse, error)
 	mustEmbedUnimplementedMonitorServiceServer()
 }
 
@@ -241,11 +336,26 @@ func (UnimplementedMonitorServiceServer) DeleteMonitor(context.Context, *DeleteM
 func (UnimplementedMonitorServiceServer) FitMonitor(context.Context, *FitMonitorRequest) (*FitMonitorResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FitMonitor not implemented")
 }
-func (UnimplementedMonitorServiceServer) StreamAlerts(*StreamAlertsRequest, grpc.ServerStreamingServer[StreamAlertsResponse]) error {
-	return status.Error(codes.Unimplemented, "method StreamAlerts not implemented")
+func (UnimplementedMonitorServiceServer) ReplayMonitors(*ReplayMonitorsRequest, grpc.ServerStreamingServer[ReplayMonitorsResponse]) error {
+	return status.Error(codes.Unimplemented, "method ReplayMonitors not implemented")
 }
-func (UnimplementedMonitorServiceServer) ReplayMonitor(*ReplayMonitorRequest, grpc.ServerStreamingServer[ReplayMonitorResponse]) error {
-	return status.Error(codes.Unimplemented, "method ReplayMonitor not implemented")
+func (UnimplementedMonitorServiceServer) GetMonitorScores(context.Context, *GetMonitorScoresRequest) (*GetMonitorScoresResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetMonitorScores not implemented")
+}
+func (UnimplementedMonitorServiceServer) WatchAlerts(*WatchAlertsRequest, grpc.ServerStreamingServer[WatchAlertsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchAlerts not implemented")
+}
+func (UnimplementedMonitorServiceServer) GetAlert(context.Context, *GetAlertRequest) (*GetAlertResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetAlert not implemented")
+}
+func (UnimplementedMonitorServiceServer) ListAlerts(context.Context, *ListAlertsRequest) (*ListAlertsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAlerts not implemented")
+}
+func (UnimplementedMonitorServiceServer) DecideAlert(context.Context, *DecideAlertRequest) (*DecideAlertResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DecideAlert not implemented")
+}
+func (UnimplementedMonitorServiceServer) DeleteAlerts(context.Context, *DeleteAlertsRequest) (*DeleteAlertsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteAlerts not implemented")
 }
 func (UnimplementedMonitorServiceServer) mustEmbedUnimplementedMonitorServiceServer() {}
 func (UnimplementedMonitorServiceServer) testEmbeddedByValue()                        {}
@@ -376,27 +486,117 @@ func _MonitorService_FitMonitor_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
-func _MonitorService_StreamAlerts_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(StreamAlertsRequest)
+func _MonitorService_ReplayMonitors_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ReplayMonitorsRequest)
 	if err := stream.RecvMsg(m); err != nil {
 		return err
 	}
-	return srv.(MonitorServiceServer).StreamAlerts(m, &grpc.GenericServerStream[StreamAlertsRequest, StreamAlertsResponse]{ServerStream: stream})
+	return srv.(MonitorServiceServer).ReplayMonitors(m, &grpc.GenericServerStream[ReplayMonitorsRequest, ReplayMonitorsResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type MonitorService_StreamAlertsServer = grpc.ServerStreamingServer[StreamAlertsResponse]
+type MonitorService_ReplayMonitorsServer = grpc.ServerStreamingServer[ReplayMonitorsResponse]
 
-func _MonitorService_ReplayMonitor_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(ReplayMonitorRequest)
+func _MonitorService_GetMonitorScores_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetMonitorScoresRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MonitorServiceServer).GetMonitorScores(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MonitorService_GetMonitorScores_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MonitorServiceServer).GetMonitorScores(ctx, req.(*GetMonitorScoresRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MonitorService_WatchAlerts_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchAlertsRequest)
 	if err := stream.RecvMsg(m); err != nil {
 		return err
 	}
-	return srv.(MonitorServiceServer).ReplayMonitor(m, &grpc.GenericServerStream[ReplayMonitorRequest, ReplayMonitorResponse]{ServerStream: stream})
+	return srv.(MonitorServiceServer).WatchAlerts(m, &grpc.GenericServerStream[WatchAlertsRequest, WatchAlertsResponse]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type MonitorService_ReplayMonitorServer = grpc.ServerStreamingServer[ReplayMonitorResponse]
+type MonitorService_WatchAlertsServer = grpc.ServerStreamingServer[WatchAlertsResponse]
+
+func _MonitorService_GetAlert_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetAlertRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MonitorServiceServer).GetAlert(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MonitorService_GetAlert_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MonitorServiceServer).GetAlert(ctx, req.(*GetAlertRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MonitorService_ListAlerts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAlertsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MonitorServiceServer).ListAlerts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MonitorService_ListAlerts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MonitorServiceServer).ListAlerts(ctx, req.(*ListAlertsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MonitorService_DecideAlert_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DecideAlertRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MonitorServiceServer).DecideAlert(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MonitorService_DecideAlert_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MonitorServiceServer).DecideAlert(ctx, req.(*DecideAlertRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _MonitorService_DeleteAlerts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteAlertsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MonitorServiceServer).DeleteAlerts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MonitorService_DeleteAlerts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MonitorServiceServer).DeleteAlerts(ctx, req.(*DeleteAlertsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 // MonitorService_ServiceDesc is the grpc.ServiceDesc for MonitorService service.
 // It's only intended for direct use with grpc.RegisterService,
@@ -429,16 +629,36 @@ var MonitorService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "FitMonitor",
 			Handler:    _MonitorService_FitMonitor_Handler,
 		},
+		{
+			MethodName: "GetMonitorScores",
+			Handler:    _MonitorService_GetMonitorScores_Handler,
+		},
+		{
+			MethodName: "GetAlert",
+			Handler:    _MonitorService_GetAlert_Handler,
+		},
+		{
+			MethodName: "ListAlerts",
+			Handler:    _MonitorService_ListAlerts_Handler,
+		},
+		{
+			MethodName: "DecideAlert",
+			Handler:    _MonitorService_DecideAlert_Handler,
+		},
+		{
+			MethodName: "DeleteAlerts",
+			Handler:    _MonitorService_DeleteAlerts_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
-			StreamName:    "StreamAlerts",
-			Handler:       _MonitorService_StreamAlerts_Handler,
+			StreamName:    "ReplayMonitors",
+			Handler:       _MonitorService_ReplayMonitors_Handler,
 			ServerStreams: true,
 		},
 		{
-			StreamName:    "ReplayMonitor",
-			Handler:       _MonitorService_ReplayMonitor_Handler,
+			StreamName:    "WatchAlerts",
+			Handler:       _MonitorService_WatchAlerts_Handler,
 			ServerStreams: true,
 		},
 	},

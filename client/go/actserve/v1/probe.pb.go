@@ -86,6 +86,153 @@ func (x *Probe) GetBias() float32 {
 	return 0
 }
 
+// A probe that reads rows of one site or several side by side, through a small network.
+// Computed in float32 from rows after the interventions at their sites. With x the rows of
+// one token one after the other, it is a small MLP, several heads of attention, or both:
+//
+//	y = x, or with `hidden` max(W x + c, 0)
+//	v = V y + b, one number; or with `queries` v = V y and q = Q y, a number of each
+//	for every head
+//
+// Without `hidden` and `queries` it is linear. The layouts are those that Kramar et al.,
+// "Building Production-Ready Probes For Gemini", 2026, compare.
+type ProbeNetwork struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where rows are read, from 1 to 64 sites, each at most once.
+	Sites []*Site `protobuf:"bytes,1,rep,name=sites,proto3" json:"sites,omitempty"`
+	// A hidden layer.
+	Hidden *HiddenLayer `protobuf:"bytes,2,opt,name=hidden,proto3" json:"hidden,omitempty"`
+	// V [heads, width of y], not zero. One row without `queries`, else 64 at most.
+	Values *MatrixSource `protobuf:"bytes,3,opt,name=values,proto3" json:"values,omitempty"`
+	// Q [heads, width of y]: how much a token counts for each head. Only with
+	// AttentionSmoothing, which needs it.
+	Queries *MatrixSource `protobuf:"bytes,4,opt,name=queries,proto3" json:"queries,omitempty"`
+	// b; zero when unset. Finite. With `queries` it is added to the sum over heads.
+	Bias          *float32 `protobuf:"fixed32,5,opt,name=bias,proto3,oneof" json:"bias,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeNetwork) Reset() {
+	*x = ProbeNetwork{}
+	mi := &file_actserve_v1_probe_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeNetwork) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeNetwork) ProtoMessage() {}
+
+func (x *ProbeNetwork) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_probe_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeNetwork.ProtoReflect.Descriptor instead.
+func (*ProbeNetwork) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_probe_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ProbeNetwork) GetSites() []*Site {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+func (x *ProbeNetwork) GetHidden() *HiddenLayer {
+	if x != nil {
+		return x.Hidden
+	}
+	return nil
+}
+
+func (x *ProbeNetwork) GetValues() *MatrixSource {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *ProbeNetwork) GetQueries() *MatrixSource {
+	if x != nil {
+		return x.Queries
+	}
+	return nil
+}
+
+func (x *ProbeNetwork) GetBias() float32 {
+	if x != nil && x.Bias != nil {
+		return *x.Bias
+	}
+	return 0
+}
+
+// The hidden layer of a network, with a rectifier.
+type HiddenLayer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// W [units, width of x], with 512 units at most.
+	Weights *MatrixSource `protobuf:"bytes,1,opt,name=weights,proto3" json:"weights,omitempty"`
+	// c; zero when unset. A `tensor` of shape [units].
+	Bias          *VectorSource `protobuf:"bytes,2,opt,name=bias,proto3" json:"bias,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HiddenLayer) Reset() {
+	*x = HiddenLayer{}
+	mi := &file_actserve_v1_probe_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HiddenLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HiddenLayer) ProtoMessage() {}
+
+func (x *HiddenLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_probe_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HiddenLayer.ProtoReflect.Descriptor instead.
+func (*HiddenLayer) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_probe_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *HiddenLayer) GetWeights() *MatrixSource {
+	if x != nil {
+		return x.Weights
+	}
+	return nil
+}
+
+func (x *HiddenLayer) GetBias() *VectorSource {
+	if x != nil {
+		return x.Bias
+	}
+	return nil
+}
+
 // How the numbers that probes give for each token become the score of a sequence as
 // far as it has come: smoothed, then reduced. Which way is best depends on the data:
 // smoothing suits streamed output, and dilutes what is short in a long text (Kramar
@@ -98,6 +245,7 @@ type ScoreAggregator struct {
 	//
 	//	*ScoreAggregator_Ema
 	//	*ScoreAggregator_RollingMean
+	//	*ScoreAggregator_Attention
 	Smoothing isScoreAggregator_Smoothing `protobuf_oneof:"smoothing"`
 	// What becomes of the numbers of all tokens so far. The newest when unspecified.
 	Reduction     Reduction `protobuf:"varint,3,opt,name=reduction,proto3,enum=actserve.v1.Reduction" json:"reduction,omitempty"`
@@ -107,7 +255,7 @@ type ScoreAggregator struct {
 
 func (x *ScoreAggregator) Reset() {
 	*x = ScoreAggregator{}
-	mi := &file_actserve_v1_probe_proto_msgTypes[1]
+	mi := &file_actserve_v1_probe_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -119,7 +267,7 @@ func (x *ScoreAggregator) String() string {
 func (*ScoreAggregator) ProtoMessage() {}
 
 func (x *ScoreAggregator) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_probe_proto_msgTypes[1]
+	mi := &file_actserve_v1_probe_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -132,7 +280,7 @@ func (x *ScoreAggregator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScoreAggregator.ProtoReflect.Descriptor instead.
 func (*ScoreAggregator) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_probe_proto_rawDescGZIP(), []int{1}
+	return file_actserve_v1_probe_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ScoreAggregator) GetSmoothing() isScoreAggregator_Smoothing {
@@ -160,6 +308,15 @@ func (x *ScoreAggregator) GetRollingMean() *RollingMeanSmoothing {
 	return nil
 }
 
+func (x *ScoreAggregator) GetAttention() *AttentionSmoothing {
+	if x != nil {
+		if x, ok := x.Smoothing.(*ScoreAggregator_Attention); ok {
+			return x.Attention
+		}
+	}
+	return nil
+}
+
 func (x *ScoreAggregator) GetReduction() Reduction {
 	if x != nil {
 		return x.Reduction
@@ -181,9 +338,16 @@ type ScoreAggregator_RollingMean struct {
 	RollingMean *RollingMeanSmoothing `protobuf:"bytes,2,opt,name=rolling_mean,json=rollingMean,proto3,oneof"`
 }
 
+type ScoreAggregator_Attention struct {
+	// Means that the probe itself weights; for a ProbeNetwork with queries alone.
+	Attention *AttentionSmoothing `protobuf:"bytes,4,opt,name=attention,proto3,oneof"`
+}
+
 func (*ScoreAggregator_Ema) isScoreAggregator_Smoothing() {}
 
 func (*ScoreAggregator_RollingMean) isScoreAggregator_Smoothing() {}
+
+func (*ScoreAggregator_Attention) isScoreAggregator_Smoothing() {}
 
 // e(t) = a y(t) + (1 - a) e(t - 1), from e(0) = y(0).
 type EmaSmoothing struct {
@@ -196,7 +360,7 @@ type EmaSmoothing struct {
 
 func (x *EmaSmoothing) Reset() {
 	*x = EmaSmoothing{}
-	mi := &file_actserve_v1_probe_proto_msgTypes[2]
+	mi := &file_actserve_v1_probe_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -208,7 +372,7 @@ func (x *EmaSmoothing) String() string {
 func (*EmaSmoothing) ProtoMessage() {}
 
 func (x *EmaSmoothing) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_probe_proto_msgTypes[2]
+	mi := &file_actserve_v1_probe_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -221,7 +385,7 @@ func (x *EmaSmoothing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmaSmoothing.ProtoReflect.Descriptor instead.
 func (*EmaSmoothing) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_probe_proto_rawDescGZIP(), []int{2}
+	return file_actserve_v1_probe_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EmaSmoothing) GetWeight() float32 {
@@ -242,7 +406,7 @@ type RollingMeanSmoothing struct {
 
 func (x *RollingMeanSmoothing) Reset() {
 	*x = RollingMeanSmoothing{}
-	mi := &file_actserve_v1_probe_proto_msgTypes[3]
+	mi := &file_actserve_v1_probe_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -254,7 +418,7 @@ func (x *RollingMeanSmoothing) String() string {
 func (*RollingMeanSmoothing) ProtoMessage() {}
 
 func (x *RollingMeanSmoothing) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_probe_proto_msgTypes[3]
+	mi := &file_actserve_v1_probe_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -267,12 +431,59 @@ func (x *RollingMeanSmoothing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollingMeanSmoothing.ProtoReflect.Descriptor instead.
 func (*RollingMeanSmoothing) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_probe_proto_rawDescGZIP(), []int{3}
+	return file_actserve_v1_probe_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RollingMeanSmoothing) GetTokens() uint32 {
 	if x != nil {
 		return x.Tokens
+	}
+	return 0
+}
+
+// s(t) = b + the sum over heads of (sum over j of exp(q(j)) v(j)) / (sum over j of
+// exp(q(j))), where j goes over the last tokens up to t.
+type AttentionSmoothing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many tokens, from 1 to 1024; all so far when unset.
+	Tokens        *uint32 `protobuf:"varint,1,opt,name=tokens,proto3,oneof" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttentionSmoothing) Reset() {
+	*x = AttentionSmoothing{}
+	mi := &file_actserve_v1_probe_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttentionSmoothing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttentionSmoothing) ProtoMessage() {}
+
+func (x *AttentionSmoothing) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_probe_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttentionSmoothing.ProtoReflect.Descriptor instead.
+func (*AttentionSmoothing) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_probe_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AttentionSmoothing) GetTokens() uint32 {
+	if x != nil && x.Tokens != nil {
+		return *x.Tokens
 	}
 	return 0
 }
@@ -286,16 +497,30 @@ const file_actserve_v1_probe_proto_rawDesc = "" +
 	"\x04site\x18\x01 \x01(\v2\x11.actserve.v1.SiteB\x04\xe2A\x01\x02R\x04site\x12=\n" +
 	"\tdirection\x18\x02 \x01(\v2\x19.actserve.v1.VectorSourceB\x04\xe2A\x01\x02R\tdirection\x12\x1d\n" +
 	"\x04bias\x18\x03 \x01(\x02B\x04\xe2A\x01\x01H\x00R\x04bias\x88\x01\x01B\a\n" +
-	"\x05_bias\"\xd1\x01\n" +
+	"\x05_bias\"\x91\x02\n" +
+	"\fProbeNetwork\x12-\n" +
+	"\x05sites\x18\x01 \x03(\v2\x11.actserve.v1.SiteB\x04\xe2A\x01\x02R\x05sites\x126\n" +
+	"\x06hidden\x18\x02 \x01(\v2\x18.actserve.v1.HiddenLayerB\x04\xe2A\x01\x01R\x06hidden\x127\n" +
+	"\x06values\x18\x03 \x01(\v2\x19.actserve.v1.MatrixSourceB\x04\xe2A\x01\x02R\x06values\x129\n" +
+	"\aqueries\x18\x04 \x01(\v2\x19.actserve.v1.MatrixSourceB\x04\xe2A\x01\x01R\aqueries\x12\x1d\n" +
+	"\x04bias\x18\x05 \x01(\x02B\x04\xe2A\x01\x01H\x00R\x04bias\x88\x01\x01B\a\n" +
+	"\x05_bias\"}\n" +
+	"\vHiddenLayer\x129\n" +
+	"\aweights\x18\x01 \x01(\v2\x19.actserve.v1.MatrixSourceB\x04\xe2A\x01\x02R\aweights\x123\n" +
+	"\x04bias\x18\x02 \x01(\v2\x19.actserve.v1.VectorSourceB\x04\xe2A\x01\x01R\x04bias\"\x92\x02\n" +
 	"\x0fScoreAggregator\x12-\n" +
 	"\x03ema\x18\x01 \x01(\v2\x19.actserve.v1.EmaSmoothingH\x00R\x03ema\x12F\n" +
-	"\frolling_mean\x18\x02 \x01(\v2!.actserve.v1.RollingMeanSmoothingH\x00R\vrollingMean\x12:\n" +
+	"\frolling_mean\x18\x02 \x01(\v2!.actserve.v1.RollingMeanSmoothingH\x00R\vrollingMean\x12?\n" +
+	"\tattention\x18\x04 \x01(\v2\x1f.actserve.v1.AttentionSmoothingH\x00R\tattention\x12:\n" +
 	"\treduction\x18\x03 \x01(\x0e2\x16.actserve.v1.ReductionB\x04\xe2A\x01\x01R\treductionB\v\n" +
 	"\tsmoothing\",\n" +
 	"\fEmaSmoothing\x12\x1c\n" +
 	"\x06weight\x18\x01 \x01(\x02B\x04\xe2A\x01\x02R\x06weight\"4\n" +
 	"\x14RollingMeanSmoothing\x12\x1c\n" +
-	"\x06tokens\x18\x01 \x01(\rB\x04\xe2A\x01\x02R\x06tokensBR\n" +
+	"\x06tokens\x18\x01 \x01(\rB\x04\xe2A\x01\x02R\x06tokens\"B\n" +
+	"\x12AttentionSmoothing\x12!\n" +
+	"\x06tokens\x18\x01 \x01(\rB\x04\xe2A\x01\x01H\x00R\x06tokens\x88\x01\x01B\t\n" +
+	"\a_tokensBR\n" +
 	"\x0fdev.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3"
 
 var (
@@ -310,27 +535,38 @@ func file_actserve_v1_probe_proto_rawDescGZIP() []byte {
 	return file_actserve_v1_probe_proto_rawDescData
 }
 
-var file_actserve_v1_probe_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_actserve_v1_probe_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_actserve_v1_probe_proto_goTypes = []any{
 	(*Probe)(nil),                // 0: actserve.v1.Probe
-	(*ScoreAggregator)(nil),      // 1: actserve.v1.ScoreAggregator
-	(*EmaSmoothing)(nil),         // 2: actserve.v1.EmaSmoothing
-	(*RollingMeanSmoothing)(nil), // 3: actserve.v1.RollingMeanSmoothing
-	(*Site)(nil),                 // 4: actserve.v1.Site
-	(*VectorSource)(nil),         // 5: actserve.v1.VectorSource
-	(Reduction)(0),               // 6: actserve.v1.Reduction
+	(*ProbeNetwork)(nil),         // 1: actserve.v1.ProbeNetwork
+	(*HiddenLayer)(nil),          // 2: actserve.v1.HiddenLayer
+	(*ScoreAggregator)(nil),      // 3: actserve.v1.ScoreAggregator
+	(*EmaSmoothing)(nil),         // 4: actserve.v1.EmaSmoothing
+	(*RollingMeanSmoothing)(nil), // 5: actserve.v1.RollingMeanSmoothing
+	(*AttentionSmoothing)(nil),   // 6: actserve.v1.AttentionSmoothing
+	(*Site)(nil),                 // 7: actserve.v1.Site
+	(*VectorSource)(nil),         // 8: actserve.v1.VectorSource
+	(*MatrixSource)(nil),         // 9: actserve.v1.MatrixSource
+	(Reduction)(0),               // 10: actserve.v1.Reduction
 }
 var file_actserve_v1_probe_proto_depIdxs = []int32{
-	4, // 0: actserve.v1.Probe.site:type_name -> actserve.v1.Site
-	5, // 1: actserve.v1.Probe.direction:type_name -> actserve.v1.VectorSource
-	2, // 2: actserve.v1.ScoreAggregator.ema:type_name -> actserve.v1.EmaSmoothing
-	3, // 3: actserve.v1.ScoreAggregator.rolling_mean:type_name -> actserve.v1.RollingMeanSmoothing
-	6, // 4: actserve.v1.ScoreAggregator.reduction:type_name -> actserve.v1.Reduction
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	7,  // 0: actserve.v1.Probe.site:type_name -> actserve.v1.Site
+	8,  // 1: actserve.v1.Probe.direction:type_name -> actserve.v1.VectorSource
+	7,  // 2: actserve.v1.ProbeNetwork.sites:type_name -> actserve.v1.Site
+	2,  // 3: actserve.v1.ProbeNetwork.hidden:type_name -> actserve.v1.HiddenLayer
+	9,  // 4: actserve.v1.ProbeNetwork.values:type_name -> actserve.v1.MatrixSource
+	9,  // 5: actserve.v1.ProbeNetwork.queries:type_name -> actserve.v1.MatrixSource
+	9,  // 6: actserve.v1.HiddenLayer.weights:type_name -> actserve.v1.MatrixSource
+	8,  // 7: actserve.v1.HiddenLayer.bias:type_name -> actserve.v1.VectorSource
+	4,  // 8: actserve.v1.ScoreAggregator.ema:type_name -> actserve.v1.EmaSmoothing
+	5,  // 9: actserve.v1.ScoreAggregator.rolling_mean:type_name -> actserve.v1.RollingMeanSmoothing
+	6,  // 10: actserve.v1.ScoreAggregator.attention:type_name -> actserve.v1.AttentionSmoothing
+	10, // 11: actserve.v1.ScoreAggregator.reduction:type_name -> actserve.v1.Reduction
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_actserve_v1_probe_proto_init() }
@@ -342,17 +578,20 @@ func file_actserve_v1_probe_proto_init() {
 	file_actserve_v1_site_proto_init()
 	file_actserve_v1_source_proto_init()
 	file_actserve_v1_probe_proto_msgTypes[0].OneofWrappers = []any{}
-	file_actserve_v1_probe_proto_msgTypes[1].OneofWrappers = []any{
+	file_actserve_v1_probe_proto_msgTypes[1].OneofWrappers = []any{}
+	file_actserve_v1_probe_proto_msgTypes[3].OneofWrappers = []any{
 		(*ScoreAggregator_Ema)(nil),
 		(*ScoreAggregator_RollingMean)(nil),
+		(*ScoreAggregator_Attention)(nil),
 	}
+	file_actserve_v1_probe_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_actserve_v1_probe_proto_rawDesc), len(file_actserve_v1_probe_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

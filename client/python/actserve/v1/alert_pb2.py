@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61\x63tserve/v1/alert.proto\x12\x0b\x61\x63tserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x01\n\x05\x41lert\x12\x0f\n\x07monitor\x18\x01 \x01(\t\x12&\n\x05level\x18\x02 \x01(\x0e\x32\x17.actserve.v1.AlertLevel\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x17\n\x0fwatched_call_id\x18\x05 \x01(\t\x12\x14\n\x0csample_index\x18\x06 \x01(\r\x12.\n\nraise_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cresume_token\x18\x08 \x01(\x0c*W\n\nAlertLevel\x12\x1b\n\x17\x41LERT_LEVEL_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41LERT_LEVEL_LOWER\x10\x01\x12\x15\n\x11\x41LERT_LEVEL_UPPER\x10\x02\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61\x63tserve/v1/alert.proto\x12\x0b\x61\x63tserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x03\n\x05\x41lert\x12\x0c\n\x04name\x18\t \x01(\t\x12\x0f\n\x07monitor\x18\x01 \x01(\t\x12\x14\n\x0cmonitor_etag\x18\n \x01(\t\x12&\n\x05level\x18\x02 \x01(\x0e\x32\x17.actserve.v1.AlertLevel\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x17\n\x0fwatched_call_id\x18\x05 \x01(\t\x12\x14\n\x0csample_index\x18\x06 \x01(\r\x12\x10\n\x08\x65nd_user\x18\x0b \x01(\t\x12\x10\n\x08trace_id\x18\x0c \x01(\t\x12.\n\nraise_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x06\x61\x63tion\x18\r \x01(\x0e\x32\x18.actserve.v1.AlertAction\x12\x32\n\x0e\x64\x65\x63ide_by_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x63ision\x18\x0f \x01(\x0e\x32\x1a.actserve.v1.AlertDecision\x12\x0c\n\x04text\x18\x10 \x01(\t\x12\x13\n\x0b\x65xplanation\x18\x11 \x01(\t\x12.\n\x08\x64\x65livery\x18\x12 \x01(\x0b\x32\x1c.actserve.v1.WebhookDelivery\x12\x14\n\x0cresume_token\x18\x08 \x01(\x0c\"\\\n\x0fWebhookDelivery\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.actserve.v1.WebhookState\x12\x10\n\x08\x61ttempts\x18\x02 \x01(\r\x12\r\n\x05\x65rror\x18\x03 \x01(\t*W\n\nAlertLevel\x12\x1b\n\x17\x41LERT_LEVEL_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41LERT_LEVEL_LOWER\x10\x01\x12\x15\n\x11\x41LERT_LEVEL_UPPER\x10\x02*v\n\x0b\x41lertAction\x12\x1c\n\x18\x41LERT_ACTION_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41LERT_ACTION_STOP\x10\x01\x12\x1a\n\x16\x41LERT_ACTION_INTERVENE\x10\x02\x12\x16\n\x12\x41LERT_ACTION_PAUSE\x10\x03*e\n\rAlertDecision\x12\x1e\n\x1a\x41LERT_DECISION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41LERT_DECISION_CONTINUE\x10\x01\x12\x17\n\x13\x41LERT_DECISION_STOP\x10\x02*}\n\x0cWebhookState\x12\x1d\n\x19WEBHOOK_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WEBHOOK_STATE_WAITING\x10\x01\x12\x1b\n\x17WEBHOOK_STATE_DELIVERED\x10\x02\x12\x16\n\x12WEBHOOK_STATE_DEAD\x10\x03\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -23,8 +23,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'actserve.v1.alert_pb2', _gl
 if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['DESCRIPTOR']._options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.actserve.v1P\001Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1'
-  _globals['_ALERTLEVEL']._serialized_start=290
-  _globals['_ALERTLEVEL']._serialized_end=377
+  _globals['_ALERTLEVEL']._serialized_start=679
+  _globals['_ALERTLEVEL']._serialized_end=766
+  _globals['_ALERTACTION']._serialized_start=768
+  _globals['_ALERTACTION']._serialized_end=886
+  _globals['_ALERTDECISION']._serialized_start=888
+  _globals['_ALERTDECISION']._serialized_end=989
+  _globals['_WEBHOOKSTATE']._serialized_start=991
+  _globals['_WEBHOOKSTATE']._serialized_end=1116
   _globals['_ALERT']._serialized_start=74
-  _globals['_ALERT']._serialized_end=288
+  _globals['_ALERT']._serialized_end=583
+  _globals['_WEBHOOKDELIVERY']._serialized_start=585
+  _globals['_WEBHOOKDELIVERY']._serialized_end=677
 # @@protoc_insertion_point(module_scope)

@@ -14,6 +14,12 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ScoreDetail(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCORE_DETAIL_UNSPECIFIED: _ClassVar[ScoreDetail]
+    SCORE_DETAIL_SAMPLE: _ClassVar[ScoreDetail]
+    SCORE_DETAIL_TOKEN: _ClassVar[ScoreDetail]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
@@ -21,6 +27,9 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
     FINISH_REASON_REPETITION: _ClassVar[FinishReason]
     FINISH_REASON_MONITOR: _ClassVar[FinishReason]
+SCORE_DETAIL_UNSPECIFIED: ScoreDetail
+SCORE_DETAIL_SAMPLE: ScoreDetail
+SCORE_DETAIL_TOKEN: ScoreDetail
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -162,7 +171,7 @@ class FetchFinished(_message.Message):
     def __init__(self, usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "sampling", "interventions", "readouts", "request_id", "adapter")
+    __slots__ = ("model", "prompt", "sampling", "interventions", "readouts", "request_id", "adapter", "monitors", "score_detail", "end_user")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +179,9 @@ class GenerateRequest(_message.Message):
     READOUTS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    MONITORS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_DETAIL_FIELD_NUMBER: _ClassVar[int]
+    END_USER_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: _prompt_pb2.Prompt
     sampling: SamplingParams
@@ -177,7 +189,10 @@ class GenerateRequest(_message.Message):
     readouts: _containers.RepeatedCompositeFieldContainer[_readout_pb2.Readout]
     request_id: str
     adapter: str
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., request_id: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
+    monitors: _containers.RepeatedScalarFieldContainer[str]
+    score_detail: ScoreDetail
+    end_user: str
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ..., readouts: _Optional[_Iterable[_Union[_readout_pb2.Readout, _Mapping]]] = ..., request_id: _Optional[str] = ..., adapter: _Optional[str] = ..., monitors: _Optional[_Iterable[str]] = ..., score_detail: _Optional[_Union[ScoreDetail, str]] = ..., end_user: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "min_tokens", "seed", "stop", "stop_token_ids", "ignore_eos", "samples", "logprobs", "presence_penalty", "frequency_penalty", "logit_bias", "allowed_token_ids", "bad_words", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens", "repetition_detection", "structured_output")
@@ -336,7 +351,7 @@ class TokenLogprob(_message.Message):
     def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class SampleFinished(_message.Message):
-    __slots__ = ("sample_index", "reason", "positions", "interventions", "kept", "end_token_id", "stop_string", "monitor")
+    __slots__ = ("sample_index", "reason", "positions", "interventions", "kept", "end_token_id", "stop_string", "monitor", "monitor_scores")
     SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -345,6 +360,7 @@ class SampleFinished(_message.Message):
     END_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     STOP_STRING_FIELD_NUMBER: _ClassVar[int]
     MONITOR_FIELD_NUMBER: _ClassVar[int]
+    MONITOR_SCORES_FIELD_NUMBER: _ClassVar[int]
     sample_index: int
     reason: FinishReason
     positions: _containers.RepeatedCompositeFieldContainer[_readout_pb2.ReadoutPositions]
@@ -353,7 +369,28 @@ class SampleFinished(_message.Message):
     end_token_id: int
     stop_string: str
     monitor: str
-    def __init__(self, sample_index: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., positions: _Optional[_Iterable[_Union[_readout_pb2.ReadoutPositions, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ..., end_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., monitor: _Optional[str] = ...) -> None: ...
+    monitor_scores: _containers.RepeatedCompositeFieldContainer[MonitorScore]
+    def __init__(self, sample_index: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., positions: _Optional[_Iterable[_Union[_readout_pb2.ReadoutPositions, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ..., end_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., monitor: _Optional[str] = ..., monitor_scores: _Optional[_Iterable[_Union[MonitorScore, _Mapping]]] = ...) -> None: ...
+
+class MonitorScore(_message.Message):
+    __slots__ = ("monitor", "tokens", "score", "highest_score", "highest_position", "level", "positions", "token_scores")
+    MONITOR_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    HIGHEST_SCORE_FIELD_NUMBER: _ClassVar[int]
+    HIGHEST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_SCORES_FIELD_NUMBER: _ClassVar[int]
+    monitor: str
+    tokens: int
+    score: float
+    highest_score: float
+    highest_position: int
+    level: _alert_pb2.AlertLevel
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    token_scores: _tensor_pb2.Tensor
+    def __init__(self, monitor: _Optional[str] = ..., tokens: _Optional[int] = ..., score: _Optional[float] = ..., highest_score: _Optional[float] = ..., highest_position: _Optional[int] = ..., level: _Optional[_Union[_alert_pb2.AlertLevel, str]] = ..., positions: _Optional[_Iterable[int]] = ..., token_scores: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class GenerateFinished(_message.Message):
     __slots__ = ("usage",)

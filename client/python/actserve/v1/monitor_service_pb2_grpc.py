@@ -7,15 +7,20 @@ from actserve.v1 import monitor_service_pb2 as actserve_dot_v1_dot_monitor__serv
 
 class MonitorServiceStub(object):
     """Watches generation by probes, acts where their score is high, and tells of it. A
-    monitor watches the Generate calls of its own tenant that begin after it was stored.
-    Those calls tell of it too: GenerateResponse.alert, and FINISH_REASON_MONITOR.
+    monitor watches the Generate calls of its own tenant that begin after it was stored,
+    as its `watch` says.
+
+    What is watched is watched exactly or not answered: where a score is missing or is not
+    finite, the call ends with MONITOR_INCOMPLETE. The end of a sample is sent after its
+    alerts were stored.
 
     What the vectors and matrices of a monitor name is copied when it is stored, so kept
     rows may expire and stored vectors be deleted. In answers sources are as they were
     sent, but for tensors, which come without their data.
 
     Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    ModelService says. Making, changing and deleting monitors, deciding about alerts and
+    deleting them takes an experimenter.
     """
 
     def __init__(self, channel):
@@ -54,29 +59,59 @@ class MonitorServiceStub(object):
                 request_serializer=actserve_dot_v1_dot_monitor__service__pb2.FitMonitorRequest.SerializeToString,
                 response_deserializer=actserve_dot_v1_dot_monitor__service__pb2.FitMonitorResponse.FromString,
                 )
-        self.StreamAlerts = channel.unary_stream(
-                '/actserve.v1.MonitorService/StreamAlerts',
-                request_serializer=actserve_dot_v1_dot_monitor__service__pb2.StreamAlertsRequest.SerializeToString,
-                response_deserializer=actserve_dot_v1_dot_monitor__service__pb2.StreamAlertsResponse.FromString,
+        self.ReplayMonitors = channel.unary_stream(
+                '/actserve.v1.MonitorService/ReplayMonitors',
+                request_serializer=actserve_dot_v1_dot_monitor__service__pb2.ReplayMonitorsRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_monitor__service__pb2.ReplayMonitorsResponse.FromString,
                 )
-        self.ReplayMonitor = channel.unary_stream(
-                '/actserve.v1.MonitorService/ReplayMonitor',
-                request_serializer=actserve_dot_v1_dot_monitor__service__pb2.ReplayMonitorRequest.SerializeToString,
-                response_deserializer=actserve_dot_v1_dot_monitor__service__pb2.ReplayMonitorResponse.FromString,
+        self.GetMonitorScores = channel.unary_unary(
+                '/actserve.v1.MonitorService/GetMonitorScores',
+                request_serializer=actserve_dot_v1_dot_monitor__service__pb2.GetMonitorScoresRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_monitor__service__pb2.GetMonitorScoresResponse.FromString,
+                )
+        self.WatchAlerts = channel.unary_stream(
+                '/actserve.v1.MonitorService/WatchAlerts',
+                request_serializer=actserve_dot_v1_dot_monitor__service__pb2.WatchAlertsRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_monitor__service__pb2.WatchAlertsResponse.FromString,
+                )
+        self.GetAlert = channel.unary_unary(
+                '/actserve.v1.MonitorService/GetAlert',
+                request_serializer=actserve_dot_v1_dot_monitor__service__pb2.GetAlertRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_monitor__service__pb2.GetAlertResponse.FromString,
+                )
+        self.ListAlerts = channel.unary_unary(
+                '/actserve.v1.MonitorService/ListAlerts',
+                request_serializer=actserve_dot_v1_dot_monitor__service__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_monitor__service__pb2.ListAlertsResponse.FromString,
+                )
+        self.DecideAlert = channel.unary_unary(
+                '/actserve.v1.MonitorService/DecideAlert',
+                request_serializer=actserve_dot_v1_dot_monitor__service__pb2.DecideAlertRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_monitor__service__pb2.DecideAlertResponse.FromString,
+                )
+        self.DeleteAlerts = channel.unary_unary(
+                '/actserve.v1.MonitorService/DeleteAlerts',
+                request_serializer=actserve_dot_v1_dot_monitor__service__pb2.DeleteAlertsRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_monitor__service__pb2.DeleteAlertsResponse.FromString,
                 )
 
 
 class MonitorServiceServicer(object):
     """Watches generation by probes, acts where their score is high, and tells of it. A
-    monitor watches the Generate calls of its own tenant that begin after it was stored.
-    Those calls tell of it too: GenerateResponse.alert, and FINISH_REASON_MONITOR.
+    monitor watches the Generate calls of its own tenant that begin after it was stored,
+    as its `watch` says.
+
+    What is watched is watched exactly or not answered: where a score is missing or is not
+    finite, the call ends with MONITOR_INCOMPLETE. The end of a sample is sent after its
+    alerts were stored.
 
     What the vectors and matrices of a monitor name is copied when it is stored, so kept
     rows may expire and stored vectors be deleted. In answers sources are as they were
     sent, but for tensors, which come without their data.
 
     Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    ModelService says. Making, changing and deleting monitors, deciding about alerts and
+    deleting them takes an experimenter.
     """
 
     def CreateMonitor(self, request, context):
@@ -101,14 +136,15 @@ class MonitorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateMonitor(self, request, context):
-        """Replaces a monitor, or some fields of it.
+        """Replaces a monitor, or some fields of it. Samples that are watched already are
+        watched as they began.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteMonitor(self, request, context):
-        """Deletes a monitor.
+        """Deletes a monitor, and ends the work that makes it. Its alerts stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,27 +152,66 @@ class MonitorServiceServicer(object):
 
     def FitMonitor(self, request, context):
         """Makes a monitor of labelled examples. It is there at once, paused and without
-        probes, and gets them and its levels when the work is done, which Monitor.fit tells.
+        a probe, and gets it and its levels when the work is done, which Monitor.fit tells.
         It stays paused until UpdateMonitor says otherwise, and cannot be updated before the
-        work is done: RESOURCE_NOT_READY.
+        work is done: RESOURCE_NOT_READY. The end of the server ends the work:
+        WORK_STATE_FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def StreamAlerts(self, request, context):
-        """Tells the alerts of all calls of the caller's tenant as they are raised. The stream
-        is one `started` and any number of `alert` and `lost`; it ends only when the call
-        does. Each replica of a server tells those of the calls that it answers.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ReplayMonitor(self, request, context):
-        """Scores prompts by a monitor without acting and without raising alerts. The stream is
+    def ReplayMonitors(self, request, context):
+        """Scores prompts by monitors without acting and without raising alerts. The stream is
         one `started`, an `item` for every item in any order, and one `finished`. A monitor
-        that has no probes yet: RESOURCE_NOT_READY.
+        that has no probe yet: RESOURCE_NOT_READY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMonitorScores(self, request, context):
+        """Tells how the scores of a monitor are distributed, hour by hour, and how far that has
+        drifted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchAlerts(self, request, context):
+        """Tells the alerts of all calls of the caller's tenant as they are raised, on whatever
+        replica of the server. The stream is one `started` and any number of `alert` and
+        `lost`; it ends only when the call does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAlert(self, request, context):
+        """Returns one alert as it is now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAlerts(self, request, context):
+        """Lists alerts, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecideAlert(self, request, context):
+        """Decides about a sample that is paused. The first decision holds: another one is
+        ALERT_DECIDED, as is any about an alert that waits for none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlerts(self, request, context):
+        """Deletes alerts of the caller's tenant, all or some, wherever they are stored. Those
+        of a sample that is paused are not deleted before it is decided.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,15 +250,40 @@ def add_MonitorServiceServicer_to_server(servicer, server):
                     request_deserializer=actserve_dot_v1_dot_monitor__service__pb2.FitMonitorRequest.FromString,
                     response_serializer=actserve_dot_v1_dot_monitor__service__pb2.FitMonitorResponse.SerializeToString,
             ),
-            'StreamAlerts': grpc.unary_stream_rpc_method_handler(
-                    servicer.StreamAlerts,
-                    request_deserializer=actserve_dot_v1_dot_monitor__service__pb2.StreamAlertsRequest.FromString,
-                    response_serializer=actserve_dot_v1_dot_monitor__service__pb2.StreamAlertsResponse.SerializeToString,
+            'ReplayMonitors': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReplayMonitors,
+                    request_deserializer=actserve_dot_v1_dot_monitor__service__pb2.ReplayMonitorsRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_monitor__service__pb2.ReplayMonitorsResponse.SerializeToString,
             ),
-            'ReplayMonitor': grpc.unary_stream_rpc_method_handler(
-                    servicer.ReplayMonitor,
-                    request_deserializer=actserve_dot_v1_dot_monitor__service__pb2.ReplayMonitorRequest.FromString,
-                    response_serializer=actserve_dot_v1_dot_monitor__service__pb2.ReplayMonitorResponse.SerializeToString,
+            'GetMonitorScores': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMonitorScores,
+                    request_deserializer=actserve_dot_v1_dot_monitor__service__pb2.GetMonitorScoresRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_monitor__service__pb2.GetMonitorScoresResponse.SerializeToString,
+            ),
+            'WatchAlerts': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAlerts,
+                    request_deserializer=actserve_dot_v1_dot_monitor__service__pb2.WatchAlertsRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_monitor__service__pb2.WatchAlertsResponse.SerializeToString,
+            ),
+            'GetAlert': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAlert,
+                    request_deserializer=actserve_dot_v1_dot_monitor__service__pb2.GetAlertRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_monitor__service__pb2.GetAlertResponse.SerializeToString,
+            ),
+            'ListAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlerts,
+                    request_deserializer=actserve_dot_v1_dot_monitor__service__pb2.ListAlertsRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_monitor__service__pb2.ListAlertsResponse.SerializeToString,
+            ),
+            'DecideAlert': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecideAlert,
+                    request_deserializer=actserve_dot_v1_dot_monitor__service__pb2.DecideAlertRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_monitor__service__pb2.DecideAlertResponse.SerializeToString,
+            ),
+            'DeleteAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlerts,
+                    request_deserializer=actserve_dot_v1_dot_monitor__service__pb2.DeleteAlertsRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_monitor__service__pb2.DeleteAlertsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -194,15 +294,20 @@ def add_MonitorServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class MonitorService(object):
     """Watches generation by probes, acts where their score is high, and tells of it. A
-    monitor watches the Generate calls of its own tenant that begin after it was stored.
-    Those calls tell of it too: GenerateResponse.alert, and FINISH_REASON_MONITOR.
+    monitor watches the Generate calls of its own tenant that begin after it was stored,
+    as its `watch` says.
+
+    What is watched is watched exactly or not answered: where a score is missing or is not
+    finite, the call ends with MONITOR_INCOMPLETE. The end of a sample is sent after its
+    alerts were stored.
 
     What the vectors and matrices of a monitor name is copied when it is stored, so kept
     rows may expire and stored vectors be deleted. In answers sources are as they were
     sent, but for tensors, which come without their data.
 
     Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    ModelService says. Making, changing and deleting monitors, deciding about alerts and
+    deleting them takes an experimenter.
     """
 
     @staticmethod
@@ -308,7 +413,7 @@ class MonitorService(object):
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
     @staticmethod
-    def StreamAlerts(request,
+    def ReplayMonitors(request,
             target,
             options=(),
             channel_credentials=None,
@@ -318,14 +423,14 @@ class MonitorService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(request, target, '/actserve.v1.MonitorService/StreamAlerts',
-            actserve_dot_v1_dot_monitor__service__pb2.StreamAlertsRequest.SerializeToString,
-            actserve_dot_v1_dot_monitor__service__pb2.StreamAlertsResponse.FromString,
+        return grpc.experimental.unary_stream(request, target, '/actserve.v1.MonitorService/ReplayMonitors',
+            actserve_dot_v1_dot_monitor__service__pb2.ReplayMonitorsRequest.SerializeToString,
+            actserve_dot_v1_dot_monitor__service__pb2.ReplayMonitorsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
     @staticmethod
-    def ReplayMonitor(request,
+    def GetMonitorScores(request,
             target,
             options=(),
             channel_credentials=None,
@@ -335,8 +440,93 @@ class MonitorService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(request, target, '/actserve.v1.MonitorService/ReplayMonitor',
-            actserve_dot_v1_dot_monitor__service__pb2.ReplayMonitorRequest.SerializeToString,
-            actserve_dot_v1_dot_monitor__service__pb2.ReplayMonitorResponse.FromString,
+        return grpc.experimental.unary_unary(request, target, '/actserve.v1.MonitorService/GetMonitorScores',
+            actserve_dot_v1_dot_monitor__service__pb2.GetMonitorScoresRequest.SerializeToString,
+            actserve_dot_v1_dot_monitor__service__pb2.GetMonitorScoresResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def WatchAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/actserve.v1.MonitorService/WatchAlerts',
+            actserve_dot_v1_dot_monitor__service__pb2.WatchAlertsRequest.SerializeToString,
+            actserve_dot_v1_dot_monitor__service__pb2.WatchAlertsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetAlert(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/actserve.v1.MonitorService/GetAlert',
+            actserve_dot_v1_dot_monitor__service__pb2.GetAlertRequest.SerializeToString,
+            actserve_dot_v1_dot_monitor__service__pb2.GetAlertResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/actserve.v1.MonitorService/ListAlerts',
+            actserve_dot_v1_dot_monitor__service__pb2.ListAlertsRequest.SerializeToString,
+            actserve_dot_v1_dot_monitor__service__pb2.ListAlertsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def DecideAlert(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/actserve.v1.MonitorService/DecideAlert',
+            actserve_dot_v1_dot_monitor__service__pb2.DecideAlertRequest.SerializeToString,
+            actserve_dot_v1_dot_monitor__service__pb2.DecideAlertResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def DeleteAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/actserve.v1.MonitorService/DeleteAlerts',
+            actserve_dot_v1_dot_monitor__service__pb2.DeleteAlertsRequest.SerializeToString,
+            actserve_dot_v1_dot_monitor__service__pb2.DeleteAlertsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -18,7 +18,7 @@ from actserve.v1 import source_pb2 as actserve_dot_v1_dot_source__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61\x63tserve/v1/probe.proto\x12\x0b\x61\x63tserve.v1\x1a\x19\x61\x63tserve/v1/readout.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/source.proto\x1a\x1fgoogle/api/field_behavior.proto\"\x84\x01\n\x05Probe\x12%\n\x04site\x18\x01 \x01(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12\x32\n\tdirection\x18\x02 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\x12\x17\n\x04\x62ias\x18\x03 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x07\n\x05_bias\"\xb4\x01\n\x0fScoreAggregator\x12(\n\x03\x65ma\x18\x01 \x01(\x0b\x32\x19.actserve.v1.EmaSmoothingH\x00\x12\x39\n\x0crolling_mean\x18\x02 \x01(\x0b\x32!.actserve.v1.RollingMeanSmoothingH\x00\x12/\n\treduction\x18\x03 \x01(\x0e\x32\x16.actserve.v1.ReductionB\x04\xe2\x41\x01\x01\x42\x0b\n\tsmoothing\"$\n\x0c\x45maSmoothing\x12\x14\n\x06weight\x18\x01 \x01(\x02\x42\x04\xe2\x41\x01\x02\",\n\x14RollingMeanSmoothing\x12\x14\n\x06tokens\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61\x63tserve/v1/probe.proto\x12\x0b\x61\x63tserve.v1\x1a\x19\x61\x63tserve/v1/readout.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/source.proto\x1a\x1fgoogle/api/field_behavior.proto\"\x84\x01\n\x05Probe\x12%\n\x04site\x18\x01 \x01(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12\x32\n\tdirection\x18\x02 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\x12\x17\n\x04\x62ias\x18\x03 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x07\n\x05_bias\"\xeb\x01\n\x0cProbeNetwork\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12.\n\x06hidden\x18\x02 \x01(\x0b\x32\x18.actserve.v1.HiddenLayerB\x04\xe2\x41\x01\x01\x12/\n\x06values\x18\x03 \x01(\x0b\x32\x19.actserve.v1.MatrixSourceB\x04\xe2\x41\x01\x02\x12\x30\n\x07queries\x18\x04 \x01(\x0b\x32\x19.actserve.v1.MatrixSourceB\x04\xe2\x41\x01\x01\x12\x17\n\x04\x62ias\x18\x05 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x07\n\x05_bias\"n\n\x0bHiddenLayer\x12\x30\n\x07weights\x18\x01 \x01(\x0b\x32\x19.actserve.v1.MatrixSourceB\x04\xe2\x41\x01\x02\x12-\n\x04\x62ias\x18\x02 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x01\"\xea\x01\n\x0fScoreAggregator\x12(\n\x03\x65ma\x18\x01 \x01(\x0b\x32\x19.actserve.v1.EmaSmoothingH\x00\x12\x39\n\x0crolling_mean\x18\x02 \x01(\x0b\x32!.actserve.v1.RollingMeanSmoothingH\x00\x12\x34\n\tattention\x18\x04 \x01(\x0b\x32\x1f.actserve.v1.AttentionSmoothingH\x00\x12/\n\treduction\x18\x03 \x01(\x0e\x32\x16.actserve.v1.ReductionB\x04\xe2\x41\x01\x01\x42\x0b\n\tsmoothing\"$\n\x0c\x45maSmoothing\x12\x14\n\x06weight\x18\x01 \x01(\x02\x42\x04\xe2\x41\x01\x02\",\n\x14RollingMeanSmoothing\x12\x14\n\x06tokens\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\":\n\x12\x41ttentionSmoothing\x12\x19\n\x06tokens\x18\x01 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\t\n\x07_tokensBR\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,18 +32,40 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_PROBE'].fields_by_name['direction']._serialized_options = b'\342A\001\002'
   _globals['_PROBE'].fields_by_name['bias']._options = None
   _globals['_PROBE'].fields_by_name['bias']._serialized_options = b'\342A\001\001'
+  _globals['_PROBENETWORK'].fields_by_name['sites']._options = None
+  _globals['_PROBENETWORK'].fields_by_name['sites']._serialized_options = b'\342A\001\002'
+  _globals['_PROBENETWORK'].fields_by_name['hidden']._options = None
+  _globals['_PROBENETWORK'].fields_by_name['hidden']._serialized_options = b'\342A\001\001'
+  _globals['_PROBENETWORK'].fields_by_name['values']._options = None
+  _globals['_PROBENETWORK'].fields_by_name['values']._serialized_options = b'\342A\001\002'
+  _globals['_PROBENETWORK'].fields_by_name['queries']._options = None
+  _globals['_PROBENETWORK'].fields_by_name['queries']._serialized_options = b'\342A\001\001'
+  _globals['_PROBENETWORK'].fields_by_name['bias']._options = None
+  _globals['_PROBENETWORK'].fields_by_name['bias']._serialized_options = b'\342A\001\001'
+  _globals['_HIDDENLAYER'].fields_by_name['weights']._options = None
+  _globals['_HIDDENLAYER'].fields_by_name['weights']._serialized_options = b'\342A\001\002'
+  _globals['_HIDDENLAYER'].fields_by_name['bias']._options = None
+  _globals['_HIDDENLAYER'].fields_by_name['bias']._serialized_options = b'\342A\001\001'
   _globals['_SCOREAGGREGATOR'].fields_by_name['reduction']._options = None
   _globals['_SCOREAGGREGATOR'].fields_by_name['reduction']._serialized_options = b'\342A\001\001'
   _globals['_EMASMOOTHING'].fields_by_name['weight']._options = None
   _globals['_EMASMOOTHING'].fields_by_name['weight']._serialized_options = b'\342A\001\002'
   _globals['_ROLLINGMEANSMOOTHING'].fields_by_name['tokens']._options = None
   _globals['_ROLLINGMEANSMOOTHING'].fields_by_name['tokens']._serialized_options = b'\342A\001\002'
+  _globals['_ATTENTIONSMOOTHING'].fields_by_name['tokens']._options = None
+  _globals['_ATTENTIONSMOOTHING'].fields_by_name['tokens']._serialized_options = b'\342A\001\001'
   _globals['_PROBE']._serialized_start=151
   _globals['_PROBE']._serialized_end=283
-  _globals['_SCOREAGGREGATOR']._serialized_start=286
-  _globals['_SCOREAGGREGATOR']._serialized_end=466
-  _globals['_EMASMOOTHING']._serialized_start=468
-  _globals['_EMASMOOTHING']._serialized_end=504
-  _globals['_ROLLINGMEANSMOOTHING']._serialized_start=506
-  _globals['_ROLLINGMEANSMOOTHING']._serialized_end=550
+  _globals['_PROBENETWORK']._serialized_start=286
+  _globals['_PROBENETWORK']._serialized_end=521
+  _globals['_HIDDENLAYER']._serialized_start=523
+  _globals['_HIDDENLAYER']._serialized_end=633
+  _globals['_SCOREAGGREGATOR']._serialized_start=636
+  _globals['_SCOREAGGREGATOR']._serialized_end=870
+  _globals['_EMASMOOTHING']._serialized_start=872
+  _globals['_EMASMOOTHING']._serialized_end=908
+  _globals['_ROLLINGMEANSMOOTHING']._serialized_start=910
+  _globals['_ROLLINGMEANSMOOTHING']._serialized_end=954
+  _globals['_ATTENTIONSMOOTHING']._serialized_start=956
+  _globals['_ATTENTIONSMOOTHING']._serialized_end=1014
 # @@protoc_insertion_point(module_scope)

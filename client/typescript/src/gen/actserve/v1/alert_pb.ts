@@ -12,21 +12,35 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file actserve/v1/alert.proto.
  */
 export const file_actserve_v1_alert: GenFile = /*@__PURE__*/
-  fileDesc("ChdhY3RzZXJ2ZS92MS9hbGVydC5wcm90bxILYWN0c2VydmUudjEi1gEKBUFsZXJ0Eg8KB21vbml0b3IYASABKAkSJgoFbGV2ZWwYAiABKA4yFy5hY3RzZXJ2ZS52MS5BbGVydExldmVsEg0KBXNjb3JlGAMgASgCEhAKCHBvc2l0aW9uGAQgASgNEhcKD3dhdGNoZWRfY2FsbF9pZBgFIAEoCRIUCgxzYW1wbGVfaW5kZXgYBiABKA0SLgoKcmFpc2VfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFAoMcmVzdW1lX3Rva2VuGAggASgMKlcKCkFsZXJ0TGV2ZWwSGwoXQUxFUlRfTEVWRUxfVU5TUEVDSUZJRUQQABIVChFBTEVSVF9MRVZFTF9MT1dFUhABEhUKEUFMRVJUX0xFVkVMX1VQUEVSEAJCUgoPZGV2LmFjdHNlcnZlLnYxUAFaPWdpdGh1Yi5jb20vYWN0c2VydmUvYWN0c2VydmUvY2xpZW50L2dvL2FjdHNlcnZlL3YxO2FjdHNlcnZldjFiBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("ChdhY3RzZXJ2ZS92MS9hbGVydC5wcm90bxILYWN0c2VydmUudjEi/QMKBUFsZXJ0EgwKBG5hbWUYCSABKAkSDwoHbW9uaXRvchgBIAEoCRIUCgxtb25pdG9yX2V0YWcYCiABKAkSJgoFbGV2ZWwYAiABKA4yFy5hY3RzZXJ2ZS52MS5BbGVydExldmVsEg0KBXNjb3JlGAMgASgCEhAKCHBvc2l0aW9uGAQgASgNEhcKD3dhdGNoZWRfY2FsbF9pZBgFIAEoCRIUCgxzYW1wbGVfaW5kZXgYBiABKA0SEAoIZW5kX3VzZXIYCyABKAkSEAoIdHJhY2VfaWQYDCABKAkSLgoKcmFpc2VfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKAoGYWN0aW9uGA0gASgOMhguYWN0c2VydmUudjEuQWxlcnRBY3Rpb24SMgoOZGVjaWRlX2J5X3RpbWUYDiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCGRlY2lzaW9uGA8gASgOMhouYWN0c2VydmUudjEuQWxlcnREZWNpc2lvbhIMCgR0ZXh0GBAgASgJEhMKC2V4cGxhbmF0aW9uGBEgASgJEi4KCGRlbGl2ZXJ5GBIgASgLMhwuYWN0c2VydmUudjEuV2ViaG9va0RlbGl2ZXJ5EhQKDHJlc3VtZV90b2tlbhgIIAEoDCJcCg9XZWJob29rRGVsaXZlcnkSKAoFc3RhdGUYASABKA4yGS5hY3RzZXJ2ZS52MS5XZWJob29rU3RhdGUSEAoIYXR0ZW1wdHMYAiABKA0SDQoFZXJyb3IYAyABKAkqVwoKQWxlcnRMZXZlbBIbChdBTEVSVF9MRVZFTF9VTlNQRUNJRklFRBAAEhUKEUFMRVJUX0xFVkVMX0xPV0VSEAESFQoRQUxFUlRfTEVWRUxfVVBQRVIQAip2CgtBbGVydEFjdGlvbhIcChhBTEVSVF9BQ1RJT05fVU5TUEVDSUZJRUQQABIVChFBTEVSVF9BQ1RJT05fU1RPUBABEhoKFkFMRVJUX0FDVElPTl9JTlRFUlZFTkUQAhIWChJBTEVSVF9BQ1RJT05fUEFVU0UQAyplCg1BbGVydERlY2lzaW9uEh4KGkFMRVJUX0RFQ0lTSU9OX1VOU1BFQ0lGSUVEEAASGwoXQUxFUlRfREVDSVNJT05fQ09OVElOVUUQARIXChNBTEVSVF9ERUNJU0lPTl9TVE9QEAIqfQoMV2ViaG9va1N0YXRlEh0KGVdFQkhPT0tfU1RBVEVfVU5TUEVDSUZJRUQQABIZChVXRUJIT09LX1NUQVRFX1dBSVRJTkcQARIbChdXRUJIT09LX1NUQVRFX0RFTElWRVJFRBACEhYKEldFQkhPT0tfU1RBVEVfREVBRBADQlIKD2Rldi5hY3RzZXJ2ZS52MVABWj1naXRodWIuY29tL2FjdHNlcnZlL2FjdHNlcnZlL2NsaWVudC9nby9hY3RzZXJ2ZS92MTthY3RzZXJ2ZXYxYgZwcm90bzM", [file_google_protobuf_timestamp]);
 
 /**
  * A score of a monitor that came above a threshold. Holds nothing of a prompt or an
- * output.
+ * output, unless the server's operator has it hold text.
  *
  * @generated from message actserve.v1.Alert
  */
 export type Alert = Message<"actserve.v1.Alert"> & {
+  /**
+   * Format: models/{model}/alerts/{alert}. Empty in GenerateResponse.
+   *
+   * @generated from field: string name = 9;
+   */
+  name: string;
+
   /**
    * Format: models/{model}/monitors/{monitor}.
    *
    * @generated from field: string monitor = 1;
    */
   monitor: string;
+
+  /**
+   * Monitor.etag of the monitor as it was: which version of it.
+   *
+   * @generated from field: string monitor_etag = 10;
+   */
+  monitorEtag: string;
 
   /**
    * Which level.
@@ -64,6 +78,20 @@ export type Alert = Message<"actserve.v1.Alert"> & {
   sampleIndex: number;
 
   /**
+   * GenerateRequest.end_user of that call.
+   *
+   * @generated from field: string end_user = 11;
+   */
+  endUser: string;
+
+  /**
+   * The trace id of that call's header `traceparent` (W3C Trace Context), if it had one.
+   *
+   * @generated from field: string trace_id = 12;
+   */
+  traceId: string;
+
+  /**
    * When.
    *
    * @generated from field: google.protobuf.Timestamp raise_time = 7;
@@ -71,7 +99,50 @@ export type Alert = Message<"actserve.v1.Alert"> & {
   raiseTime?: Timestamp;
 
   /**
-   * For StreamAlertsRequest.resume_token; opaque, at most 1 KiB.
+   * What is done because of it.
+   *
+   * @generated from field: actserve.v1.AlertAction action = 13;
+   */
+  action: AlertAction;
+
+  /**
+   * Of PauseAction: when it decides for itself.
+   *
+   * @generated from field: google.protobuf.Timestamp decide_by_time = 14;
+   */
+  decideByTime?: Timestamp;
+
+  /**
+   * Of PauseAction: what was decided so far.
+   *
+   * @generated from field: actserve.v1.AlertDecision decision = 15;
+   */
+  decision: AlertDecision;
+
+  /**
+   * The text up to the token and some after it, where the operator has alerts hold text.
+   *
+   * @generated from field: string text = 16;
+   */
+  text: string;
+
+  /**
+   * What an NLA says of the row that the token has, by ExplainAction. It may come later
+   * than the alert: GetAlert has it then.
+   *
+   * @generated from field: string explanation = 17;
+   */
+  explanation: string;
+
+  /**
+   * Of WebhookAction: how far the delivery has come.
+   *
+   * @generated from field: actserve.v1.WebhookDelivery delivery = 18;
+   */
+  delivery?: WebhookDelivery;
+
+  /**
+   * For WatchAlertsRequest.resume_token; opaque, at most 1 KiB. Empty in GenerateResponse.
    *
    * @generated from field: bytes resume_token = 8;
    */
@@ -84,6 +155,41 @@ export type Alert = Message<"actserve.v1.Alert"> & {
  */
 export const AlertSchema: GenMessage<Alert> = /*@__PURE__*/
   messageDesc(file_actserve_v1_alert, 0);
+
+/**
+ * How far the delivery of an alert to a webhook has come.
+ *
+ * @generated from message actserve.v1.WebhookDelivery
+ */
+export type WebhookDelivery = Message<"actserve.v1.WebhookDelivery"> & {
+  /**
+   * Whether it is over.
+   *
+   * @generated from field: actserve.v1.WebhookState state = 1;
+   */
+  state: WebhookState;
+
+  /**
+   * How often it was tried.
+   *
+   * @generated from field: uint32 attempts = 2;
+   */
+  attempts: number;
+
+  /**
+   * Why the last attempt failed.
+   *
+   * @generated from field: string error = 3;
+   */
+  error: string;
+};
+
+/**
+ * Describes the message actserve.v1.WebhookDelivery.
+ * Use `create(WebhookDeliverySchema)` to create a new message.
+ */
+export const WebhookDeliverySchema: GenMessage<WebhookDelivery> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_alert, 1);
 
 /**
  * A level of a monitor.
@@ -118,4 +224,120 @@ export enum AlertLevel {
  */
 export const AlertLevelSchema: GenEnum<AlertLevel> = /*@__PURE__*/
   enumDesc(file_actserve_v1_alert, 0);
+
+/**
+ * What an alert does to the sample.
+ *
+ * @generated from enum actserve.v1.AlertAction
+ */
+export enum AlertAction {
+  /**
+   * Nothing.
+   *
+   * @generated from enum value: ALERT_ACTION_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * StopAction.
+   *
+   * @generated from enum value: ALERT_ACTION_STOP = 1;
+   */
+  STOP = 1,
+
+  /**
+   * InterveneAction.
+   *
+   * @generated from enum value: ALERT_ACTION_INTERVENE = 2;
+   */
+  INTERVENE = 2,
+
+  /**
+   * PauseAction.
+   *
+   * @generated from enum value: ALERT_ACTION_PAUSE = 3;
+   */
+  PAUSE = 3,
+}
+
+/**
+ * Describes the enum actserve.v1.AlertAction.
+ */
+export const AlertActionSchema: GenEnum<AlertAction> = /*@__PURE__*/
+  enumDesc(file_actserve_v1_alert, 1);
+
+/**
+ * What a second opinion says of a sample that is paused.
+ *
+ * @generated from enum actserve.v1.AlertDecision
+ */
+export enum AlertDecision {
+  /**
+   * Nothing yet.
+   *
+   * @generated from enum value: ALERT_DECISION_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * It goes on.
+   *
+   * @generated from enum value: ALERT_DECISION_CONTINUE = 1;
+   */
+  CONTINUE = 1,
+
+  /**
+   * It ends.
+   *
+   * @generated from enum value: ALERT_DECISION_STOP = 2;
+   */
+  STOP = 2,
+}
+
+/**
+ * Describes the enum actserve.v1.AlertDecision.
+ */
+export const AlertDecisionSchema: GenEnum<AlertDecision> = /*@__PURE__*/
+  enumDesc(file_actserve_v1_alert, 2);
+
+/**
+ * Whether a delivery is over.
+ *
+ * @generated from enum actserve.v1.WebhookState
+ */
+export enum WebhookState {
+  /**
+   * There is none.
+   *
+   * @generated from enum value: WEBHOOK_STATE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * It is tried, or tried again.
+   *
+   * @generated from enum value: WEBHOOK_STATE_WAITING = 1;
+   */
+  WAITING = 1,
+
+  /**
+   * The address has answered with a status from 200 to 299.
+   *
+   * @generated from enum value: WEBHOOK_STATE_DELIVERED = 2;
+   */
+  DELIVERED = 2,
+
+  /**
+   * It was given up, and can be read here alone.
+   *
+   * @generated from enum value: WEBHOOK_STATE_DEAD = 3;
+   */
+  DEAD = 3,
+}
+
+/**
+ * Describes the enum actserve.v1.WebhookState.
+ */
+export const WebhookStateSchema: GenEnum<WebhookState> = /*@__PURE__*/
+  enumDesc(file_actserve_v1_alert, 3);
 

@@ -4,7 +4,7 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Alert } from "./alert_pb.js";
+import type { Alert, AlertLevel } from "./alert_pb.js";
 import { file_actserve_v1_alert } from "./alert_pb.js";
 import type { Intervention, InterventionReport } from "./intervention_pb.js";
 import { file_actserve_v1_intervention } from "./intervention_pb.js";
@@ -25,7 +25,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file actserve/v1/generation_service.proto.
  */
 export const file_actserve_v1_generation_service: GenFile = /*@__PURE__*/
-  fileDesc("CiRhY3RzZXJ2ZS92MS9nZW5lcmF0aW9uX3NlcnZpY2UucHJvdG8SC2FjdHNlcnZlLnYxIs4CChdGZXRjaEFjdGl2YXRpb25zUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIrCgVpdGVtcxgCIAMoCzIWLmFjdHNlcnZlLnYxLkZldGNoSXRlbUIE4kEBAhIpCgZwcm9tcHQYAyABKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQESLAoIcmVhZG91dHMYBCADKAsyFC5hY3RzZXJ2ZS52MS5SZWFkb3V0QgTiQQECEjYKDWludGVydmVudGlvbnMYBSADKAsyGS5hY3RzZXJ2ZS52MS5JbnRlcnZlbnRpb25CBOJBAQESFwoJZmFpbF9mYXN0GAYgASgIQgTiQQEBEhYKCGlkc19vbmx5GAcgASgIQgTiQQEBEhgKCnJlcXVlc3RfaWQYCCABKAlCBOJBAQESFQoHYWRhcHRlchgJIAEoCUIE4kEBASK/AgoJRmV0Y2hJdGVtEhEKA2tleRgBIAEoCUIE4kEBARIpCgZwcm9tcHQYAiABKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQESNgoNaW50ZXJ2ZW50aW9ucxgDIAMoCzIZLmFjdHNlcnZlLnYxLkludGVydmVudGlvbkIE4kEBARI2Cglwb3NpdGlvbnMYBCABKAsyHS5hY3RzZXJ2ZS52MS5Qb3NpdGlvblNlbGVjdG9yQgTiQQEBEhMKBWxhYmVsGAUgASgJQgTiQQEBEjkKD3Bvc2l0aW9uX2xhYmVscxgGIAMoCzIaLmFjdHNlcnZlLnYxLlBvc2l0aW9uTGFiZWxCBOJBAQESHQoPcmVhZG91dF9pbmRpY2VzGAcgAygNQgTiQQEBEhUKB2FkYXB0ZXIYCCABKAlCBOJBAQEiXAoNUG9zaXRpb25MYWJlbBITCgVsYWJlbBgBIAEoCUIE4kEBAhI2Cglwb3NpdGlvbnMYAiABKAsyHS5hY3RzZXJ2ZS52MS5Qb3NpdGlvblNlbGVjdG9yQgTiQQECIrkEChhGZXRjaEFjdGl2YXRpb25zUmVzcG9uc2USLAoHc3RhcnRlZBgBIAEoCzIZLmFjdHNlcnZlLnYxLkZldGNoU3RhcnRlZEgAEjAKDGl0ZW1fc3RhcnRlZBgCIAEoCzIYLmFjdHNlcnZlLnYxLkl0ZW1TdGFydGVkSAASMwoLYWN0aXZhdGlvbnMYAyABKAsyHC5hY3RzZXJ2ZS52MS5BY3RpdmF0aW9uQ2h1bmtIABIyCg1pdGVtX2ZpbmlzaGVkGAQgASgLMhkuYWN0c2VydmUudjEuSXRlbUZpbmlzaGVkSAASLgoIZmluaXNoZWQYBSABKAsyGi5hY3RzZXJ2ZS52MS5GZXRjaEZpbmlzaGVkSAASMwoLcHJlZGljdGlvbnMYBiABKAsyHC5hY3RzZXJ2ZS52MS5QcmVkaWN0aW9uQ2h1bmtIABIwCglhdHRlbnRpb24YByABKAsyGy5hY3RzZXJ2ZS52MS5BdHRlbnRpb25DaHVua0gAEjIKCnN0YXRpc3RpY3MYCCABKAsyHC5hY3RzZXJ2ZS52MS5MYWJlbFN0YXRpc3RpY3NIABI/ChFhdHRlbnRpb25fc3VtbWFyeRgJIAEoCzIiLmFjdHNlcnZlLnYxLkF0dGVudGlvblN1bW1hcnlDaHVua0gAEj8KEWxvZ2l0X2F0dHJpYnV0aW9uGAogASgLMiIuYWN0c2VydmUudjEuTG9naXRBdHRyaWJ1dGlvbkNodW5rSABCBwoFZXZlbnQiTgoMRmV0Y2hTdGFydGVkEg8KB2NhbGxfaWQYASABKAkSLQoIcmVhZG91dHMYAiADKAsyGy5hY3RzZXJ2ZS52MS5SZWFkb3V0U3RhcnRlZCK2AQoLSXRlbVN0YXJ0ZWQSEgoKaXRlbV9pbmRleBgBIAEoDRILCgNrZXkYAiABKAkSLAoGcHJvbXB0GAMgASgLMhwuYWN0c2VydmUudjEuVG9rZW5pemVkUHJvbXB0EjAKCXBvc2l0aW9ucxgEIAMoCzIdLmFjdHNlcnZlLnYxLlJlYWRvdXRQb3NpdGlvbnMSJgoEa2VwdBgFIAMoCzIYLmFjdHNlcnZlLnYxLktlcHRSZWFkb3V0IrMBCgxJdGVtRmluaXNoZWQSEgoKaXRlbV9pbmRleBgBIAEoDRILCgNrZXkYAiABKAkSIgoGc3RhdHVzGAMgASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXMSNgoNaW50ZXJ2ZW50aW9ucxgEIAMoCzIfLmFjdHNlcnZlLnYxLkludGVydmVudGlvblJlcG9ydBImCgRrZXB0GAUgAygLMhguYWN0c2VydmUudjEuS2VwdFJlYWRvdXQivAEKD0xhYmVsU3RhdGlzdGljcxINCgVsYWJlbBgBIAEoCRIVCg1yZWFkb3V0X2luZGV4GAIgASgNEhIKCnNpdGVfaW5kZXgYAyABKA0SDAoEcm93cxgEIAEoBBIhCgRtZWFuGAUgASgLMhMuYWN0c2VydmUudjEuVGVuc29yEisKDnNlY29uZF9tb21lbnRzGAYgASgLMhMuYWN0c2VydmUudjEuVGVuc29yEhEKCWZpcnN0X3JvdxgHIAEoDSIyCg1GZXRjaEZpbmlzaGVkEiEKBXVzYWdlGAEgASgLMhIuYWN0c2VydmUudjEuVXNhZ2UinQIKD0dlbmVyYXRlUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIpCgZwcm9tcHQYAiABKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQISMwoIc2FtcGxpbmcYAyABKAsyGy5hY3RzZXJ2ZS52MS5TYW1wbGluZ1BhcmFtc0IE4kEBARI2Cg1pbnRlcnZlbnRpb25zGAQgAygLMhkuYWN0c2VydmUudjEuSW50ZXJ2ZW50aW9uQgTiQQEBEiwKCHJlYWRvdXRzGAUgAygLMhQuYWN0c2VydmUudjEuUmVhZG91dEIE4kEBARIYCgpyZXF1ZXN0X2lkGAYgASgJQgTiQQEBEhUKB2FkYXB0ZXIYByABKAlCBOJBAQEi2gcKDlNhbXBsaW5nUGFyYW1zEhgKC3RlbXBlcmF0dXJlGAEgASgCSACIAQESEgoFdG9wX3AYAiABKAJIAYgBARISCgV0b3BfaxgDIAEoDUgCiAEBEhIKBW1pbl9wGAQgASgCSAOIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAUgASgCSASIAQESFwoKbWF4X3Rva2VucxgGIAEoDUgFiAEBEhcKCm1pbl90b2tlbnMYByABKA1IBogBARIRCgRzZWVkGAggASgDSAeIAQESDAoEc3RvcBgJIAMoCRIWCg5zdG9wX3Rva2VuX2lkcxgKIAMoDRIXCgppZ25vcmVfZW9zGAsgASgISAiIAQESFAoHc2FtcGxlcxgMIAEoDUgJiAEBEhUKCGxvZ3Byb2JzGA0gASgNSAqIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgOIAEoAkgLiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GA8gASgCSAyIAQESKgoKbG9naXRfYmlhcxgQIAMoCzIWLmFjdHNlcnZlLnYxLkxvZ2l0QmlhcxIZChFhbGxvd2VkX3Rva2VuX2lkcxgRIAMoDRIRCgliYWRfd29yZHMYEiADKAkSJwoaaW5jbHVkZV9zdG9wX3N0cl9pbl9vdXRwdXQYEyABKAhIDYgBARIgChNza2lwX3NwZWNpYWxfdG9rZW5zGBQgASgISA6IAQESKgodc3BhY2VzX2JldHdlZW5fc3BlY2lhbF90b2tlbnMYFSABKAhID4gBARI+ChRyZXBldGl0aW9uX2RldGVjdGlvbhgWIAEoCzIgLmFjdHNlcnZlLnYxLlJlcGV0aXRpb25EZXRlY3Rpb24SOAoRc3RydWN0dXJlZF9vdXRwdXQYFyABKAsyHS5hY3RzZXJ2ZS52MS5TdHJ1Y3R1cmVkT3V0cHV0Qg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX3BCCAoGX3RvcF9rQggKBl9taW5fcEIVChNfcmVwZXRpdGlvbl9wZW5hbHR5Qg0KC19tYXhfdG9rZW5zQg0KC19taW5fdG9rZW5zQgcKBV9zZWVkQg0KC19pZ25vcmVfZW9zQgoKCF9zYW1wbGVzQgsKCV9sb2dwcm9ic0ITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHlCHQobX2luY2x1ZGVfc3RvcF9zdHJfaW5fb3V0cHV0QhYKFF9za2lwX3NwZWNpYWxfdG9rZW5zQiAKHl9zcGFjZXNfYmV0d2Vlbl9zcGVjaWFsX3Rva2VucyJXCglMb2dpdEJpYXMSGwoIdG9rZW5faWQYASABKA1CBOJBAQJIAIgBARIXCgRiaWFzGAIgASgCQgTiQQECSAGIAQFCCwoJX3Rva2VuX2lkQgcKBV9iaWFzIoIBChNSZXBldGl0aW9uRGV0ZWN0aW9uEh4KEG1heF9wYXR0ZXJuX3NpemUYASABKA1CBOJBAQISHQoQbWluX3BhdHRlcm5fc2l6ZRgCIAEoDUgAiAEBEhcKCW1pbl9jb3VudBgDIAEoDUIE4kEBAkITChFfbWluX3BhdHRlcm5fc2l6ZSKCAQoQU3RydWN0dXJlZE91dHB1dBIVCgtqc29uX3NjaGVtYRgBIAEoCUgAEg8KBXJlZ2V4GAIgASgJSAASKwoHY2hvaWNlcxgDIAEoCzIYLmFjdHNlcnZlLnYxLlRleHRDaG9pY2VzSAASEQoHZ3JhbW1hchgEIAEoCUgAQgYKBGZvcm0iIgoLVGV4dENob2ljZXMSEwoFdGV4dHMYASADKAlCBOJBAQIipQQKEEdlbmVyYXRlUmVzcG9uc2USLwoHc3RhcnRlZBgBIAEoCzIcLmFjdHNlcnZlLnYxLkdlbmVyYXRlU3RhcnRlZEgAEikKBnRva2VucxgCIAEoCzIXLmFjdHNlcnZlLnYxLlRva2VuQ2h1bmtIABIzCgthY3RpdmF0aW9ucxgDIAEoCzIcLmFjdHNlcnZlLnYxLkFjdGl2YXRpb25DaHVua0gAEjYKD3NhbXBsZV9maW5pc2hlZBgEIAEoCzIbLmFjdHNlcnZlLnYxLlNhbXBsZUZpbmlzaGVkSAASMQoIZmluaXNoZWQYBSABKAsyHS5hY3RzZXJ2ZS52MS5HZW5lcmF0ZUZpbmlzaGVkSAASMwoLcHJlZGljdGlvbnMYBiABKAsyHC5hY3RzZXJ2ZS52MS5QcmVkaWN0aW9uQ2h1bmtIABIwCglhdHRlbnRpb24YByABKAsyGy5hY3RzZXJ2ZS52MS5BdHRlbnRpb25DaHVua0gAEj8KEWF0dGVudGlvbl9zdW1tYXJ5GAggASgLMiIuYWN0c2VydmUudjEuQXR0ZW50aW9uU3VtbWFyeUNodW5rSAASPwoRbG9naXRfYXR0cmlidXRpb24YCSABKAsyIi5hY3RzZXJ2ZS52MS5Mb2dpdEF0dHJpYnV0aW9uQ2h1bmtIABIjCgVhbGVydBgKIAEoCzISLmFjdHNlcnZlLnYxLkFsZXJ0SABCBwoFZXZlbnQipwEKD0dlbmVyYXRlU3RhcnRlZBIPCgdjYWxsX2lkGAEgASgJEiwKBnByb21wdBgCIAEoCzIcLmFjdHNlcnZlLnYxLlRva2VuaXplZFByb21wdBItCghyZWFkb3V0cxgDIAMoCzIbLmFjdHNlcnZlLnYxLlJlYWRvdXRTdGFydGVkEiYKBGtlcHQYBCADKAsyGC5hY3RzZXJ2ZS52MS5LZXB0UmVhZG91dCKMAQoKVG9rZW5DaHVuaxIUCgxzYW1wbGVfaW5kZXgYASABKA0SEAoIcG9zaXRpb24YAiABKA0SCwoDaWRzGAMgAygNEg0KBXRleHRzGAQgAygJEgwKBHRleHQYBSABKAkSLAoIbG9ncHJvYnMYBiADKAsyGi5hY3RzZXJ2ZS52MS5Ub2tlbkxvZ3Byb2JzIkgKDVRva2VuTG9ncHJvYnMSDwoHbG9ncHJvYhgBIAEoAhImCgN0b3AYAiADKAsyGS5hY3RzZXJ2ZS52MS5Ub2tlbkxvZ3Byb2IiOQoMVG9rZW5Mb2dwcm9iEgoKAmlkGAEgASgNEgwKBHRleHQYAiABKAkSDwoHbG9ncHJvYhgDIAEoAiKzAgoOU2FtcGxlRmluaXNoZWQSFAoMc2FtcGxlX2luZGV4GAEgASgNEikKBnJlYXNvbhgCIAEoDjIZLmFjdHNlcnZlLnYxLkZpbmlzaFJlYXNvbhIwCglwb3NpdGlvbnMYAyADKAsyHS5hY3RzZXJ2ZS52MS5SZWFkb3V0UG9zaXRpb25zEjYKDWludGVydmVudGlvbnMYBCADKAsyHy5hY3RzZXJ2ZS52MS5JbnRlcnZlbnRpb25SZXBvcnQSJgoEa2VwdBgFIAMoCzIYLmFjdHNlcnZlLnYxLktlcHRSZWFkb3V0EhYKDGVuZF90b2tlbl9pZBgGIAEoDUgAEhUKC3N0b3Bfc3RyaW5nGAcgASgJSAASEQoHbW9uaXRvchgIIAEoCUgAQgwKCnN0b3BwZWRfYnkiNQoQR2VuZXJhdGVGaW5pc2hlZBIhCgV1c2FnZRgBIAEoCzISLmFjdHNlcnZlLnYxLlVzYWdlIk8KBVVzYWdlEhUKDXByb21wdF90b2tlbnMYASABKAQSFQoNb3V0cHV0X3Rva2VucxgCIAEoBBIYChBhY3RpdmF0aW9uX2J5dGVzGAMgASgEKpgBCgxGaW5pc2hSZWFzb24SHQoZRklOSVNIX1JFQVNPTl9VTlNQRUNJRklFRBAAEhYKEkZJTklTSF9SRUFTT05fU1RPUBABEhgKFEZJTklTSF9SRUFTT05fTEVOR1RIEAISHAoYRklOSVNIX1JFQVNPTl9SRVBFVElUSU9OEAMSGQoVRklOSVNIX1JFQVNPTl9NT05JVE9SEAQyywEKEUdlbmVyYXRpb25TZXJ2aWNlEmYKEEZldGNoQWN0aXZhdGlvbnMSJC5hY3RzZXJ2ZS52MS5GZXRjaEFjdGl2YXRpb25zUmVxdWVzdBolLmFjdHNlcnZlLnYxLkZldGNoQWN0aXZhdGlvbnNSZXNwb25zZSIDkAIBMAESTgoIR2VuZXJhdGUSHC5hY3RzZXJ2ZS52MS5HZW5lcmF0ZVJlcXVlc3QaHS5hY3RzZXJ2ZS52MS5HZW5lcmF0ZVJlc3BvbnNlIgOQAgEwAUJSCg9kZXYuYWN0c2VydmUudjFQAVo9Z2l0aHViLmNvbS9hY3RzZXJ2ZS9hY3RzZXJ2ZS9jbGllbnQvZ28vYWN0c2VydmUvdjE7YWN0c2VydmV2MWIGcHJvdG8z", [file_actserve_v1_alert, file_actserve_v1_intervention, file_actserve_v1_positions, file_actserve_v1_prompt, file_actserve_v1_readout, file_actserve_v1_tensor, file_google_api_field_behavior, file_google_rpc_status]);
+  fileDesc("CiRhY3RzZXJ2ZS92MS9nZW5lcmF0aW9uX3NlcnZpY2UucHJvdG8SC2FjdHNlcnZlLnYxIs4CChdGZXRjaEFjdGl2YXRpb25zUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIrCgVpdGVtcxgCIAMoCzIWLmFjdHNlcnZlLnYxLkZldGNoSXRlbUIE4kEBAhIpCgZwcm9tcHQYAyABKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQESLAoIcmVhZG91dHMYBCADKAsyFC5hY3RzZXJ2ZS52MS5SZWFkb3V0QgTiQQECEjYKDWludGVydmVudGlvbnMYBSADKAsyGS5hY3RzZXJ2ZS52MS5JbnRlcnZlbnRpb25CBOJBAQESFwoJZmFpbF9mYXN0GAYgASgIQgTiQQEBEhYKCGlkc19vbmx5GAcgASgIQgTiQQEBEhgKCnJlcXVlc3RfaWQYCCABKAlCBOJBAQESFQoHYWRhcHRlchgJIAEoCUIE4kEBASK/AgoJRmV0Y2hJdGVtEhEKA2tleRgBIAEoCUIE4kEBARIpCgZwcm9tcHQYAiABKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQESNgoNaW50ZXJ2ZW50aW9ucxgDIAMoCzIZLmFjdHNlcnZlLnYxLkludGVydmVudGlvbkIE4kEBARI2Cglwb3NpdGlvbnMYBCABKAsyHS5hY3RzZXJ2ZS52MS5Qb3NpdGlvblNlbGVjdG9yQgTiQQEBEhMKBWxhYmVsGAUgASgJQgTiQQEBEjkKD3Bvc2l0aW9uX2xhYmVscxgGIAMoCzIaLmFjdHNlcnZlLnYxLlBvc2l0aW9uTGFiZWxCBOJBAQESHQoPcmVhZG91dF9pbmRpY2VzGAcgAygNQgTiQQEBEhUKB2FkYXB0ZXIYCCABKAlCBOJBAQEiXAoNUG9zaXRpb25MYWJlbBITCgVsYWJlbBgBIAEoCUIE4kEBAhI2Cglwb3NpdGlvbnMYAiABKAsyHS5hY3RzZXJ2ZS52MS5Qb3NpdGlvblNlbGVjdG9yQgTiQQECIrkEChhGZXRjaEFjdGl2YXRpb25zUmVzcG9uc2USLAoHc3RhcnRlZBgBIAEoCzIZLmFjdHNlcnZlLnYxLkZldGNoU3RhcnRlZEgAEjAKDGl0ZW1fc3RhcnRlZBgCIAEoCzIYLmFjdHNlcnZlLnYxLkl0ZW1TdGFydGVkSAASMwoLYWN0aXZhdGlvbnMYAyABKAsyHC5hY3RzZXJ2ZS52MS5BY3RpdmF0aW9uQ2h1bmtIABIyCg1pdGVtX2ZpbmlzaGVkGAQgASgLMhkuYWN0c2VydmUudjEuSXRlbUZpbmlzaGVkSAASLgoIZmluaXNoZWQYBSABKAsyGi5hY3RzZXJ2ZS52MS5GZXRjaEZpbmlzaGVkSAASMwoLcHJlZGljdGlvbnMYBiABKAsyHC5hY3RzZXJ2ZS52MS5QcmVkaWN0aW9uQ2h1bmtIABIwCglhdHRlbnRpb24YByABKAsyGy5hY3RzZXJ2ZS52MS5BdHRlbnRpb25DaHVua0gAEjIKCnN0YXRpc3RpY3MYCCABKAsyHC5hY3RzZXJ2ZS52MS5MYWJlbFN0YXRpc3RpY3NIABI/ChFhdHRlbnRpb25fc3VtbWFyeRgJIAEoCzIiLmFjdHNlcnZlLnYxLkF0dGVudGlvblN1bW1hcnlDaHVua0gAEj8KEWxvZ2l0X2F0dHJpYnV0aW9uGAogASgLMiIuYWN0c2VydmUudjEuTG9naXRBdHRyaWJ1dGlvbkNodW5rSABCBwoFZXZlbnQiTgoMRmV0Y2hTdGFydGVkEg8KB2NhbGxfaWQYASABKAkSLQoIcmVhZG91dHMYAiADKAsyGy5hY3RzZXJ2ZS52MS5SZWFkb3V0U3RhcnRlZCK2AQoLSXRlbVN0YXJ0ZWQSEgoKaXRlbV9pbmRleBgBIAEoDRILCgNrZXkYAiABKAkSLAoGcHJvbXB0GAMgASgLMhwuYWN0c2VydmUudjEuVG9rZW5pemVkUHJvbXB0EjAKCXBvc2l0aW9ucxgEIAMoCzIdLmFjdHNlcnZlLnYxLlJlYWRvdXRQb3NpdGlvbnMSJgoEa2VwdBgFIAMoCzIYLmFjdHNlcnZlLnYxLktlcHRSZWFkb3V0IrMBCgxJdGVtRmluaXNoZWQSEgoKaXRlbV9pbmRleBgBIAEoDRILCgNrZXkYAiABKAkSIgoGc3RhdHVzGAMgASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXMSNgoNaW50ZXJ2ZW50aW9ucxgEIAMoCzIfLmFjdHNlcnZlLnYxLkludGVydmVudGlvblJlcG9ydBImCgRrZXB0GAUgAygLMhguYWN0c2VydmUudjEuS2VwdFJlYWRvdXQivAEKD0xhYmVsU3RhdGlzdGljcxINCgVsYWJlbBgBIAEoCRIVCg1yZWFkb3V0X2luZGV4GAIgASgNEhIKCnNpdGVfaW5kZXgYAyABKA0SDAoEcm93cxgEIAEoBBIhCgRtZWFuGAUgASgLMhMuYWN0c2VydmUudjEuVGVuc29yEisKDnNlY29uZF9tb21lbnRzGAYgASgLMhMuYWN0c2VydmUudjEuVGVuc29yEhEKCWZpcnN0X3JvdxgHIAEoDSIyCg1GZXRjaEZpbmlzaGVkEiEKBXVzYWdlGAEgASgLMhIuYWN0c2VydmUudjEuVXNhZ2UigwMKD0dlbmVyYXRlUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIpCgZwcm9tcHQYAiABKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQISMwoIc2FtcGxpbmcYAyABKAsyGy5hY3RzZXJ2ZS52MS5TYW1wbGluZ1BhcmFtc0IE4kEBARI2Cg1pbnRlcnZlbnRpb25zGAQgAygLMhkuYWN0c2VydmUudjEuSW50ZXJ2ZW50aW9uQgTiQQEBEiwKCHJlYWRvdXRzGAUgAygLMhQuYWN0c2VydmUudjEuUmVhZG91dEIE4kEBARIYCgpyZXF1ZXN0X2lkGAYgASgJQgTiQQEBEhUKB2FkYXB0ZXIYByABKAlCBOJBAQESFgoIbW9uaXRvcnMYCCADKAlCBOJBAQESNAoMc2NvcmVfZGV0YWlsGAkgASgOMhguYWN0c2VydmUudjEuU2NvcmVEZXRhaWxCBOJBAQESFgoIZW5kX3VzZXIYCiABKAlCBOJBAQEi2gcKDlNhbXBsaW5nUGFyYW1zEhgKC3RlbXBlcmF0dXJlGAEgASgCSACIAQESEgoFdG9wX3AYAiABKAJIAYgBARISCgV0b3BfaxgDIAEoDUgCiAEBEhIKBW1pbl9wGAQgASgCSAOIAQESHwoScmVwZXRpdGlvbl9wZW5hbHR5GAUgASgCSASIAQESFwoKbWF4X3Rva2VucxgGIAEoDUgFiAEBEhcKCm1pbl90b2tlbnMYByABKA1IBogBARIRCgRzZWVkGAggASgDSAeIAQESDAoEc3RvcBgJIAMoCRIWCg5zdG9wX3Rva2VuX2lkcxgKIAMoDRIXCgppZ25vcmVfZW9zGAsgASgISAiIAQESFAoHc2FtcGxlcxgMIAEoDUgJiAEBEhUKCGxvZ3Byb2JzGA0gASgNSAqIAQESHQoQcHJlc2VuY2VfcGVuYWx0eRgOIAEoAkgLiAEBEh4KEWZyZXF1ZW5jeV9wZW5hbHR5GA8gASgCSAyIAQESKgoKbG9naXRfYmlhcxgQIAMoCzIWLmFjdHNlcnZlLnYxLkxvZ2l0QmlhcxIZChFhbGxvd2VkX3Rva2VuX2lkcxgRIAMoDRIRCgliYWRfd29yZHMYEiADKAkSJwoaaW5jbHVkZV9zdG9wX3N0cl9pbl9vdXRwdXQYEyABKAhIDYgBARIgChNza2lwX3NwZWNpYWxfdG9rZW5zGBQgASgISA6IAQESKgodc3BhY2VzX2JldHdlZW5fc3BlY2lhbF90b2tlbnMYFSABKAhID4gBARI+ChRyZXBldGl0aW9uX2RldGVjdGlvbhgWIAEoCzIgLmFjdHNlcnZlLnYxLlJlcGV0aXRpb25EZXRlY3Rpb24SOAoRc3RydWN0dXJlZF9vdXRwdXQYFyABKAsyHS5hY3RzZXJ2ZS52MS5TdHJ1Y3R1cmVkT3V0cHV0Qg4KDF90ZW1wZXJhdHVyZUIICgZfdG9wX3BCCAoGX3RvcF9rQggKBl9taW5fcEIVChNfcmVwZXRpdGlvbl9wZW5hbHR5Qg0KC19tYXhfdG9rZW5zQg0KC19taW5fdG9rZW5zQgcKBV9zZWVkQg0KC19pZ25vcmVfZW9zQgoKCF9zYW1wbGVzQgsKCV9sb2dwcm9ic0ITChFfcHJlc2VuY2VfcGVuYWx0eUIUChJfZnJlcXVlbmN5X3BlbmFsdHlCHQobX2luY2x1ZGVfc3RvcF9zdHJfaW5fb3V0cHV0QhYKFF9za2lwX3NwZWNpYWxfdG9rZW5zQiAKHl9zcGFjZXNfYmV0d2Vlbl9zcGVjaWFsX3Rva2VucyJXCglMb2dpdEJpYXMSGwoIdG9rZW5faWQYASABKA1CBOJBAQJIAIgBARIXCgRiaWFzGAIgASgCQgTiQQECSAGIAQFCCwoJX3Rva2VuX2lkQgcKBV9iaWFzIoIBChNSZXBldGl0aW9uRGV0ZWN0aW9uEh4KEG1heF9wYXR0ZXJuX3NpemUYASABKA1CBOJBAQISHQoQbWluX3BhdHRlcm5fc2l6ZRgCIAEoDUgAiAEBEhcKCW1pbl9jb3VudBgDIAEoDUIE4kEBAkITChFfbWluX3BhdHRlcm5fc2l6ZSKCAQoQU3RydWN0dXJlZE91dHB1dBIVCgtqc29uX3NjaGVtYRgBIAEoCUgAEg8KBXJlZ2V4GAIgASgJSAASKwoHY2hvaWNlcxgDIAEoCzIYLmFjdHNlcnZlLnYxLlRleHRDaG9pY2VzSAASEQoHZ3JhbW1hchgEIAEoCUgAQgYKBGZvcm0iIgoLVGV4dENob2ljZXMSEwoFdGV4dHMYASADKAlCBOJBAQIipQQKEEdlbmVyYXRlUmVzcG9uc2USLwoHc3RhcnRlZBgBIAEoCzIcLmFjdHNlcnZlLnYxLkdlbmVyYXRlU3RhcnRlZEgAEikKBnRva2VucxgCIAEoCzIXLmFjdHNlcnZlLnYxLlRva2VuQ2h1bmtIABIzCgthY3RpdmF0aW9ucxgDIAEoCzIcLmFjdHNlcnZlLnYxLkFjdGl2YXRpb25DaHVua0gAEjYKD3NhbXBsZV9maW5pc2hlZBgEIAEoCzIbLmFjdHNlcnZlLnYxLlNhbXBsZUZpbmlzaGVkSAASMQoIZmluaXNoZWQYBSABKAsyHS5hY3RzZXJ2ZS52MS5HZW5lcmF0ZUZpbmlzaGVkSAASMwoLcHJlZGljdGlvbnMYBiABKAsyHC5hY3RzZXJ2ZS52MS5QcmVkaWN0aW9uQ2h1bmtIABIwCglhdHRlbnRpb24YByABKAsyGy5hY3RzZXJ2ZS52MS5BdHRlbnRpb25DaHVua0gAEj8KEWF0dGVudGlvbl9zdW1tYXJ5GAggASgLMiIuYWN0c2VydmUudjEuQXR0ZW50aW9uU3VtbWFyeUNodW5rSAASPwoRbG9naXRfYXR0cmlidXRpb24YCSABKAsyIi5hY3RzZXJ2ZS52MS5Mb2dpdEF0dHJpYnV0aW9uQ2h1bmtIABIjCgVhbGVydBgKIAEoCzISLmFjdHNlcnZlLnYxLkFsZXJ0SABCBwoFZXZlbnQipwEKD0dlbmVyYXRlU3RhcnRlZBIPCgdjYWxsX2lkGAEgASgJEiwKBnByb21wdBgCIAEoCzIcLmFjdHNlcnZlLnYxLlRva2VuaXplZFByb21wdBItCghyZWFkb3V0cxgDIAMoCzIbLmFjdHNlcnZlLnYxLlJlYWRvdXRTdGFydGVkEiYKBGtlcHQYBCADKAsyGC5hY3RzZXJ2ZS52MS5LZXB0UmVhZG91dCKMAQoKVG9rZW5DaHVuaxIUCgxzYW1wbGVfaW5kZXgYASABKA0SEAoIcG9zaXRpb24YAiABKA0SCwoDaWRzGAMgAygNEg0KBXRleHRzGAQgAygJEgwKBHRleHQYBSABKAkSLAoIbG9ncHJvYnMYBiADKAsyGi5hY3RzZXJ2ZS52MS5Ub2tlbkxvZ3Byb2JzIkgKDVRva2VuTG9ncHJvYnMSDwoHbG9ncHJvYhgBIAEoAhImCgN0b3AYAiADKAsyGS5hY3RzZXJ2ZS52MS5Ub2tlbkxvZ3Byb2IiOQoMVG9rZW5Mb2dwcm9iEgoKAmlkGAEgASgNEgwKBHRleHQYAiABKAkSDwoHbG9ncHJvYhgDIAEoAiLmAgoOU2FtcGxlRmluaXNoZWQSFAoMc2FtcGxlX2luZGV4GAEgASgNEikKBnJlYXNvbhgCIAEoDjIZLmFjdHNlcnZlLnYxLkZpbmlzaFJlYXNvbhIwCglwb3NpdGlvbnMYAyADKAsyHS5hY3RzZXJ2ZS52MS5SZWFkb3V0UG9zaXRpb25zEjYKDWludGVydmVudGlvbnMYBCADKAsyHy5hY3RzZXJ2ZS52MS5JbnRlcnZlbnRpb25SZXBvcnQSJgoEa2VwdBgFIAMoCzIYLmFjdHNlcnZlLnYxLktlcHRSZWFkb3V0EhYKDGVuZF90b2tlbl9pZBgGIAEoDUgAEhUKC3N0b3Bfc3RyaW5nGAcgASgJSAASEQoHbW9uaXRvchgIIAEoCUgAEjEKDm1vbml0b3Jfc2NvcmVzGAkgAygLMhkuYWN0c2VydmUudjEuTW9uaXRvclNjb3JlQgwKCnN0b3BwZWRfYnki1QEKDE1vbml0b3JTY29yZRIPCgdtb25pdG9yGAEgASgJEg4KBnRva2VucxgCIAEoDRINCgVzY29yZRgDIAEoAhIVCg1oaWdoZXN0X3Njb3JlGAQgASgCEhgKEGhpZ2hlc3RfcG9zaXRpb24YBSABKA0SJgoFbGV2ZWwYBiABKA4yFy5hY3RzZXJ2ZS52MS5BbGVydExldmVsEhEKCXBvc2l0aW9ucxgHIAMoDRIpCgx0b2tlbl9zY29yZXMYCCABKAsyEy5hY3RzZXJ2ZS52MS5UZW5zb3IiNQoQR2VuZXJhdGVGaW5pc2hlZBIhCgV1c2FnZRgBIAEoCzISLmFjdHNlcnZlLnYxLlVzYWdlIk8KBVVzYWdlEhUKDXByb21wdF90b2tlbnMYASABKAQSFQoNb3V0cHV0X3Rva2VucxgCIAEoBBIYChBhY3RpdmF0aW9uX2J5dGVzGAMgASgEKlwKC1Njb3JlRGV0YWlsEhwKGFNDT1JFX0RFVEFJTF9VTlNQRUNJRklFRBAAEhcKE1NDT1JFX0RFVEFJTF9TQU1QTEUQARIWChJTQ09SRV9ERVRBSUxfVE9LRU4QAiqYAQoMRmluaXNoUmVhc29uEh0KGUZJTklTSF9SRUFTT05fVU5TUEVDSUZJRUQQABIWChJGSU5JU0hfUkVBU09OX1NUT1AQARIYChRGSU5JU0hfUkVBU09OX0xFTkdUSBACEhwKGEZJTklTSF9SRUFTT05fUkVQRVRJVElPThADEhkKFUZJTklTSF9SRUFTT05fTU9OSVRPUhAEMssBChFHZW5lcmF0aW9uU2VydmljZRJmChBGZXRjaEFjdGl2YXRpb25zEiQuYWN0c2VydmUudjEuRmV0Y2hBY3RpdmF0aW9uc1JlcXVlc3QaJS5hY3RzZXJ2ZS52MS5GZXRjaEFjdGl2YXRpb25zUmVzcG9uc2UiA5ACATABEk4KCEdlbmVyYXRlEhwuYWN0c2VydmUudjEuR2VuZXJhdGVSZXF1ZXN0Gh0uYWN0c2VydmUudjEuR2VuZXJhdGVSZXNwb25zZSIDkAIBMAFCUgoPZGV2LmFjdHNlcnZlLnYxUAFaPWdpdGh1Yi5jb20vYWN0c2VydmUvYWN0c2VydmUvY2xpZW50L2dvL2FjdHNlcnZlL3YxO2FjdHNlcnZldjFiBnByb3RvMw", [file_actserve_v1_alert, file_actserve_v1_intervention, file_actserve_v1_positions, file_actserve_v1_prompt, file_actserve_v1_readout, file_actserve_v1_tensor, file_google_api_field_behavior, file_google_rpc_status]);
 
 /**
  * A request to read activations of many items. What they share stands beside them,
@@ -608,6 +608,29 @@ export type GenerateRequest = Message<"actserve.v1.GenerateRequest"> & {
    * @generated from field: string adapter = 7;
    */
   adapter: string;
+
+  /**
+   * Monitors to watch it by, besides those that watch it anyway; at most 64. They may not
+   * be paused: RESOURCE_NOT_READY. Format: models/{model}/monitors/{monitor}.
+   *
+   * @generated from field: repeated string monitors = 8;
+   */
+  monitors: string[];
+
+  /**
+   * Which scores to send, of every monitor that watches it.
+   *
+   * @generated from field: actserve.v1.ScoreDetail score_detail = 9;
+   */
+  scoreDetail: ScoreDetail;
+
+  /**
+   * For whom the call is made, as the caller knows them, such as an id of a chat's user:
+   * Alert.end_user tells it, and MonitorWatch.end_users chooses by it. At most 256 bytes.
+   *
+   * @generated from field: string end_user = 10;
+   */
+  endUser: string;
 };
 
 /**
@@ -1038,8 +1061,7 @@ export type GenerateResponse = Message<"actserve.v1.GenerateResponse"> & {
     case: "logitAttribution";
   } | {
     /**
-     * A monitor of the caller's tenant raised an alert at a sample; its `resume_token`
-     * is empty here. Not sent yet.
+     * A monitor raised an alert at a sample, as MonitorLevel.flag has it. Not sent yet.
      *
      * @generated from field: actserve.v1.Alert alert = 10;
      */
@@ -1283,7 +1305,7 @@ export type SampleFinished = Message<"actserve.v1.SampleFinished"> & {
     case: "stopString";
   } | {
     /**
-     * The monitor that ended it; the last `alert` of the sample says at which token.
+     * The monitor that ended it, after its last token.
      * Format: models/{model}/monitors/{monitor}.
      *
      * @generated from field: string monitor = 8;
@@ -1291,6 +1313,13 @@ export type SampleFinished = Message<"actserve.v1.SampleFinished"> & {
     value: string;
     case: "monitor";
   } | { case: undefined; value?: undefined };
+
+  /**
+   * What the monitors that watched it scored, by name, as `score_detail` asks.
+   *
+   * @generated from field: repeated actserve.v1.MonitorScore monitor_scores = 9;
+   */
+  monitorScores: MonitorScore[];
 };
 
 /**
@@ -1299,6 +1328,76 @@ export type SampleFinished = Message<"actserve.v1.SampleFinished"> & {
  */
 export const SampleFinishedSchema: GenMessage<SampleFinished> = /*@__PURE__*/
   messageDesc(file_actserve_v1_generation_service, 20);
+
+/**
+ * What a monitor scored in a sequence.
+ *
+ * @generated from message actserve.v1.MonitorScore
+ */
+export type MonitorScore = Message<"actserve.v1.MonitorScore"> & {
+  /**
+   * Format: models/{model}/monitors/{monitor}.
+   *
+   * @generated from field: string monitor = 1;
+   */
+  monitor: string;
+
+  /**
+   * Tokens that counted. If none did, nothing below is set.
+   *
+   * @generated from field: uint32 tokens = 2;
+   */
+  tokens: number;
+
+  /**
+   * The score as of the last of them.
+   *
+   * @generated from field: float score = 3;
+   */
+  score: number;
+
+  /**
+   * The highest score at any of them.
+   *
+   * @generated from field: float highest_score = 4;
+   */
+  highestScore: number;
+
+  /**
+   * The position of the first token that had it.
+   *
+   * @generated from field: uint32 highest_position = 5;
+   */
+  highestPosition: number;
+
+  /**
+   * The highest level that the score came above at any token.
+   *
+   * @generated from field: actserve.v1.AlertLevel level = 6;
+   */
+  level: AlertLevel;
+
+  /**
+   * If asked: the positions of the tokens that count, ascending.
+   *
+   * @generated from field: repeated uint32 positions = 7;
+   */
+  positions: number[];
+
+  /**
+   * If asked: the score as of each of them, F32 [positions].
+   *
+   * @generated from field: actserve.v1.Tensor token_scores = 8;
+   */
+  tokenScores?: Tensor;
+};
+
+/**
+ * Describes the message actserve.v1.MonitorScore.
+ * Use `create(MonitorScoreSchema)` to create a new message.
+ */
+export const MonitorScoreSchema: GenMessage<MonitorScore> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_generation_service, 21);
 
 /**
  * Closes a generation.
@@ -1319,7 +1418,7 @@ export type GenerateFinished = Message<"actserve.v1.GenerateFinished"> & {
  * Use `create(GenerateFinishedSchema)` to create a new message.
  */
 export const GenerateFinishedSchema: GenMessage<GenerateFinished> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_generation_service, 21);
+  messageDesc(file_actserve_v1_generation_service, 22);
 
 /**
  * What a call consumed. Sums over a call, and of calls, so 64 bits each.
@@ -1354,7 +1453,41 @@ export type Usage = Message<"actserve.v1.Usage"> & {
  * Use `create(UsageSchema)` to create a new message.
  */
 export const UsageSchema: GenMessage<Usage> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_generation_service, 22);
+  messageDesc(file_actserve_v1_generation_service, 23);
+
+/**
+ * Which scores of monitors to send.
+ *
+ * @generated from enum actserve.v1.ScoreDetail
+ */
+export enum ScoreDetail {
+  /**
+   * None.
+   *
+   * @generated from enum value: SCORE_DETAIL_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * SampleFinished.monitor_scores.
+   *
+   * @generated from enum value: SCORE_DETAIL_SAMPLE = 1;
+   */
+  SAMPLE = 1,
+
+  /**
+   * These, with the score as of each token.
+   *
+   * @generated from enum value: SCORE_DETAIL_TOKEN = 2;
+   */
+  TOKEN = 2,
+}
+
+/**
+ * Describes the enum actserve.v1.ScoreDetail.
+ */
+export const ScoreDetailSchema: GenEnum<ScoreDetail> = /*@__PURE__*/
+  enumDesc(file_actserve_v1_generation_service, 0);
 
 /**
  * Why a sample ended. One that the engine gives up ends its call with an error.
@@ -1391,7 +1524,7 @@ export enum FinishReason {
   REPETITION = 3,
 
   /**
-   * A monitor ended it, as its MonitorLevel.stop has it. Not sent yet.
+   * A monitor ended it, as its StopAction or PauseAction has it. Not sent yet.
    *
    * @generated from enum value: FINISH_REASON_MONITOR = 4;
    */
@@ -1402,7 +1535,7 @@ export enum FinishReason {
  * Describes the enum actserve.v1.FinishReason.
  */
 export const FinishReasonSchema: GenEnum<FinishReason> = /*@__PURE__*/
-  enumDesc(file_actserve_v1_generation_service, 0);
+  enumDesc(file_actserve_v1_generation_service, 1);
 
 /**
  * Runs the served model.

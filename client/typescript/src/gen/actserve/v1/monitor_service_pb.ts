@@ -2,27 +2,27 @@
 // @generated from file actserve/v1/monitor_service.proto (package actserve.v1, syntax proto3)
 /* eslint-disable */
 
-import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Alert, AlertLevel } from "./alert_pb.js";
+import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { Alert, AlertDecision, AlertLevel } from "./alert_pb.js";
 import { file_actserve_v1_alert } from "./alert_pb.js";
-import type { FetchItem, Usage } from "./generation_service_pb.js";
+import type { FetchItem, MonitorScore, Usage } from "./generation_service_pb.js";
 import { file_actserve_v1_generation_service } from "./generation_service_pb.js";
 import type { Intervention } from "./intervention_pb.js";
 import { file_actserve_v1_intervention } from "./intervention_pb.js";
 import type { PositionSelector } from "./positions_pb.js";
 import { file_actserve_v1_positions } from "./positions_pb.js";
-import type { Probe, ScoreAggregator } from "./probe_pb.js";
+import type { Probe, ProbeNetwork, ScoreAggregator } from "./probe_pb.js";
 import { file_actserve_v1_probe } from "./probe_pb.js";
+import type { Prompt } from "./prompt_pb.js";
+import { file_actserve_v1_prompt } from "./prompt_pb.js";
 import type { Site } from "./site_pb.js";
 import { file_actserve_v1_site } from "./site_pb.js";
-import type { Tensor } from "./tensor_pb.js";
-import { file_actserve_v1_tensor } from "./tensor_pb.js";
 import type { Work } from "./work_pb.js";
 import { file_actserve_v1_work } from "./work_pb.js";
 import { file_google_api_field_behavior } from "../../google/api/field_behavior_pb.js";
-import type { FieldMask, Timestamp } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_field_mask, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { Duration, FieldMask, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Status } from "../../google/rpc/status_pb.js";
 import { file_google_rpc_status } from "../../google/rpc/status_pb.js";
 import type { Message } from "@bufbuild/protobuf";
@@ -31,7 +31,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file actserve/v1/monitor_service.proto.
  */
 export const file_actserve_v1_monitor_service: GenFile = /*@__PURE__*/
-  fileDesc("CiFhY3RzZXJ2ZS92MS9tb25pdG9yX3NlcnZpY2UucHJvdG8SC2FjdHNlcnZlLnYxItsDCgdNb25pdG9yEhIKBG5hbWUYASABKAlCBOJBAQgSKAoGcHJvYmVzGAIgAygLMhIuYWN0c2VydmUudjEuUHJvYmVCBOJBAQISNgoKYWdncmVnYXRvchgDIAEoCzIcLmFjdHNlcnZlLnYxLlNjb3JlQWdncmVnYXRvckIE4kEBARI2Cglwb3NpdGlvbnMYBCABKAsyHS5hY3RzZXJ2ZS52MS5Qb3NpdGlvblNlbGVjdG9yQgTiQQEBEi4KBWxvd2VyGAUgASgLMhkuYWN0c2VydmUudjEuTW9uaXRvckxldmVsQgTiQQEBEi4KBXVwcGVyGAYgASgLMhkuYWN0c2VydmUudjEuTW9uaXRvckxldmVsQgTiQQEBEhQKBnBhdXNlZBgHIAEoCEIE4kEBARIqCgNmaXQYCCABKAsyFy5hY3RzZXJ2ZS52MS5Nb25pdG9yRml0QgTiQQEDEjUKC2NyZWF0ZV90aW1lGAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBAxI1Cgt1cGRhdGVfdGltZRgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBCBOJBAQMSEgoEZXRhZxgLIAEoCUIE4kEBASKgAQoMTW9uaXRvckxldmVsEhwKCXRocmVzaG9sZBgBIAEoAkIE4kEBAkgBiAEBEicKBHN0b3AYAiABKAsyFy5hY3RzZXJ2ZS52MS5TdG9wQWN0aW9uSAASMQoJaW50ZXJ2ZW5lGAMgASgLMhwuYWN0c2VydmUudjEuSW50ZXJ2ZW5lQWN0aW9uSABCCAoGYWN0aW9uQgwKCl90aHJlc2hvbGQiDAoKU3RvcEFjdGlvbiJJCg9JbnRlcnZlbmVBY3Rpb24SNgoNaW50ZXJ2ZW50aW9ucxgBIAMoCzIZLmFjdHNlcnZlLnYxLkludGVydmVudGlvbkIE4kEBAiK1AQoKTW9uaXRvckZpdBIfCgR3b3JrGAEgASgLMhEuYWN0c2VydmUudjEuV29yaxIRCglwb3NpdGl2ZXMYAiABKA0SEQoJbmVnYXRpdmVzGAMgASgNEg0KBWF1cm9jGAQgASgCEhYKDnNodWZmbGVkX2F1cm9jGAUgASgCEhsKE3JlY2FsbF9hdF8xX3BlcmNlbnQYBiABKAISHAoUcmVjYWxsX2F0XzAxX3BlcmNlbnQYByABKAIijAEKFENyZWF0ZU1vbml0b3JSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEhgKCm1vbml0b3JfaWQYAiABKAlCBOJBAQESKwoHbW9uaXRvchgDIAEoCzIULmFjdHNlcnZlLnYxLk1vbml0b3JCBOJBAQISGAoKcmVxdWVzdF9pZBgEIAEoCUIE4kEBAiI+ChVDcmVhdGVNb25pdG9yUmVzcG9uc2USJQoHbW9uaXRvchgBIAEoCzIULmFjdHNlcnZlLnYxLk1vbml0b3IiJwoRR2V0TW9uaXRvclJlcXVlc3QSEgoEbmFtZRgBIAEoCUIE4kEBAiI7ChJHZXRNb25pdG9yUmVzcG9uc2USJQoHbW9uaXRvchgBIAEoCzIULmFjdHNlcnZlLnYxLk1vbml0b3IiXQoTTGlzdE1vbml0b3JzUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJXChRMaXN0TW9uaXRvcnNSZXNwb25zZRImCghtb25pdG9ycxgBIAMoCzIULmFjdHNlcnZlLnYxLk1vbml0b3ISFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJInoKFFVwZGF0ZU1vbml0b3JSZXF1ZXN0EisKB21vbml0b3IYASABKAsyFC5hY3RzZXJ2ZS52MS5Nb25pdG9yQgTiQQECEjUKC3VwZGF0ZV9tYXNrGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLkZpZWxkTWFza0IE4kEBASI+ChVVcGRhdGVNb25pdG9yUmVzcG9uc2USJQoHbW9uaXRvchgBIAEoCzIULmFjdHNlcnZlLnYxLk1vbml0b3IiPgoURGVsZXRlTW9uaXRvclJlcXVlc3QSEgoEbmFtZRgBIAEoCUIE4kEBAhISCgRldGFnGAIgASgJQgTiQQEBIhcKFURlbGV0ZU1vbml0b3JSZXNwb25zZSLHAwoRRml0TW9uaXRvclJlcXVlc3QSEwoFbW9kZWwYASABKAlCBOJBAQESGAoKbW9uaXRvcl9pZBgCIAEoCUIE4kEBARIrCgVpdGVtcxgDIAMoCzIWLmFjdHNlcnZlLnYxLkZldGNoSXRlbUIE4kEBAhIcCg5wb3NpdGl2ZV9sYWJlbBgEIAEoCUIE4kEBAhImCgVzaXRlcxgFIAMoCzIRLmFjdHNlcnZlLnYxLlNpdGVCBOJBAQISNgoKYWdncmVnYXRvchgGIAEoCzIcLmFjdHNlcnZlLnYxLlNjb3JlQWdncmVnYXRvckIE4kEBARI2Cglwb3NpdGlvbnMYByABKAsyHS5hY3RzZXJ2ZS52MS5Qb3NpdGlvblNlbGVjdG9yQgTiQQEBEigKFWxvd2VyX2ZhbHNlX3Bvc2l0aXZlcxgIIAEoAkIE4kEBAUgAiAEBEigKFXVwcGVyX2ZhbHNlX3Bvc2l0aXZlcxgJIAEoAkIE4kEBAUgBiAEBEhgKCnJlcXVlc3RfaWQYCiABKAlCBOJBAQJCGAoWX2xvd2VyX2ZhbHNlX3Bvc2l0aXZlc0IYChZfdXBwZXJfZmFsc2VfcG9zaXRpdmVzIjsKEkZpdE1vbml0b3JSZXNwb25zZRIlCgdtb25pdG9yGAEgASgLMhQuYWN0c2VydmUudjEuTW9uaXRvciJdChNTdHJlYW1BbGVydHNSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEhUKB21vbml0b3IYAiABKAlCBOJBAQESGgoMcmVzdW1lX3Rva2VuGAMgASgMQgTiQQEBIpwBChRTdHJlYW1BbGVydHNSZXNwb25zZRItCgdzdGFydGVkGAEgASgLMhouYWN0c2VydmUudjEuQWxlcnRzU3RhcnRlZEgAEiMKBWFsZXJ0GAIgASgLMhIuYWN0c2VydmUudjEuQWxlcnRIABInCgRsb3N0GAMgASgLMhcuYWN0c2VydmUudjEuQWxlcnRzTG9zdEgAQgcKBWV2ZW50IjYKDUFsZXJ0c1N0YXJ0ZWQSDwoHY2FsbF9pZBgBIAEoCRIUCgxyZXN1bWVfdG9rZW4YAiABKAwiHAoKQWxlcnRzTG9zdBIOCgZhbGVydHMYASABKA0idAoUUmVwbGF5TW9uaXRvclJlcXVlc3QSFQoHbW9uaXRvchgBIAEoCUIE4kEBAhIrCgVpdGVtcxgCIAMoCzIWLmFjdHNlcnZlLnYxLkZldGNoSXRlbUIE4kEBAhIYCgplYWNoX3Rva2VuGAMgASgIQgTiQQEBIqsBChVSZXBsYXlNb25pdG9yUmVzcG9uc2USLQoHc3RhcnRlZBgBIAEoCzIaLmFjdHNlcnZlLnYxLlJlcGxheVN0YXJ0ZWRIABIpCgRpdGVtGAIgASgLMhkuYWN0c2VydmUudjEuUmVwbGF5ZWRJdGVtSAASLwoIZmluaXNoZWQYAyABKAsyGy5hY3RzZXJ2ZS52MS5SZXBsYXlGaW5pc2hlZEgAQgcKBWV2ZW50IiAKDVJlcGxheVN0YXJ0ZWQSDwoHY2FsbF9pZBgBIAEoCSLIAQoMUmVwbGF5ZWRJdGVtEhIKCml0ZW1faW5kZXgYASABKA0SCwoDa2V5GAIgASgJEiIKBnN0YXR1cxgDIAEoCzISLmdvb2dsZS5ycGMuU3RhdHVzEg0KBXNjb3JlGAQgASgCEiYKBWxldmVsGAUgASgOMhcuYWN0c2VydmUudjEuQWxlcnRMZXZlbBIRCglwb3NpdGlvbnMYBiADKA0SKQoMdG9rZW5fc2NvcmVzGAcgASgLMhMuYWN0c2VydmUudjEuVGVuc29yIjMKDlJlcGxheUZpbmlzaGVkEiEKBXVzYWdlGAEgASgLMhIuYWN0c2VydmUudjEuVXNhZ2Uy5AUKDk1vbml0b3JTZXJ2aWNlElsKDUNyZWF0ZU1vbml0b3ISIS5hY3RzZXJ2ZS52MS5DcmVhdGVNb25pdG9yUmVxdWVzdBoiLmFjdHNlcnZlLnYxLkNyZWF0ZU1vbml0b3JSZXNwb25zZSIDkAICElIKCkdldE1vbml0b3ISHi5hY3RzZXJ2ZS52MS5HZXRNb25pdG9yUmVxdWVzdBofLmFjdHNlcnZlLnYxLkdldE1vbml0b3JSZXNwb25zZSIDkAIBElgKDExpc3RNb25pdG9ycxIgLmFjdHNlcnZlLnYxLkxpc3RNb25pdG9yc1JlcXVlc3QaIS5hY3RzZXJ2ZS52MS5MaXN0TW9uaXRvcnNSZXNwb25zZSIDkAIBElsKDVVwZGF0ZU1vbml0b3ISIS5hY3RzZXJ2ZS52MS5VcGRhdGVNb25pdG9yUmVxdWVzdBoiLmFjdHNlcnZlLnYxLlVwZGF0ZU1vbml0b3JSZXNwb25zZSIDkAICElsKDURlbGV0ZU1vbml0b3ISIS5hY3RzZXJ2ZS52MS5EZWxldGVNb25pdG9yUmVxdWVzdBoiLmFjdHNlcnZlLnYxLkRlbGV0ZU1vbml0b3JSZXNwb25zZSIDkAICElIKCkZpdE1vbml0b3ISHi5hY3RzZXJ2ZS52MS5GaXRNb25pdG9yUmVxdWVzdBofLmFjdHNlcnZlLnYxLkZpdE1vbml0b3JSZXNwb25zZSIDkAICEloKDFN0cmVhbUFsZXJ0cxIgLmFjdHNlcnZlLnYxLlN0cmVhbUFsZXJ0c1JlcXVlc3QaIS5hY3RzZXJ2ZS52MS5TdHJlYW1BbGVydHNSZXNwb25zZSIDkAIBMAESXQoNUmVwbGF5TW9uaXRvchIhLmFjdHNlcnZlLnYxLlJlcGxheU1vbml0b3JSZXF1ZXN0GiIuYWN0c2VydmUudjEuUmVwbGF5TW9uaXRvclJlc3BvbnNlIgOQAgEwAUJSCg9kZXYuYWN0c2VydmUudjFQAVo9Z2l0aHViLmNvbS9hY3RzZXJ2ZS9hY3RzZXJ2ZS9jbGllbnQvZ28vYWN0c2VydmUvdjE7YWN0c2VydmV2MWIGcHJvdG8z", [file_actserve_v1_alert, file_actserve_v1_generation_service, file_actserve_v1_intervention, file_actserve_v1_positions, file_actserve_v1_probe, file_actserve_v1_site, file_actserve_v1_tensor, file_actserve_v1_work, file_google_api_field_behavior, file_google_protobuf_field_mask, file_google_protobuf_timestamp, file_google_rpc_status]);
+  fileDesc("CiFhY3RzZXJ2ZS92MS9tb25pdG9yX3NlcnZpY2UucHJvdG8SC2FjdHNlcnZlLnYxIr4FCgdNb25pdG9yEhIKBG5hbWUYASABKAlCBOJBAQgSKAoGcHJvYmVzGAIgAygLMhIuYWN0c2VydmUudjEuUHJvYmVCBOJBAQESMAoHbmV0d29yaxgMIAEoCzIZLmFjdHNlcnZlLnYxLlByb2JlTmV0d29ya0IE4kEBARI2CgphZ2dyZWdhdG9yGAMgASgLMhwuYWN0c2VydmUudjEuU2NvcmVBZ2dyZWdhdG9yQgTiQQEBEjYKCXBvc2l0aW9ucxgEIAEoCzIdLmFjdHNlcnZlLnYxLlBvc2l0aW9uU2VsZWN0b3JCBOJBAQESLgoFbG93ZXIYBSABKAsyGS5hY3RzZXJ2ZS52MS5Nb25pdG9yTGV2ZWxCBOJBAQESLgoFdXBwZXIYBiABKAsyGS5hY3RzZXJ2ZS52MS5Nb25pdG9yTGV2ZWxCBOJBAQESFAoGcGF1c2VkGAcgASgIQgTiQQEBEi4KBXdhdGNoGA0gASgLMhkuYWN0c2VydmUudjEuTW9uaXRvcldhdGNoQgTiQQEBEjYKBmxhYmVscxgOIAMoCzIgLmFjdHNlcnZlLnYxLk1vbml0b3IuTGFiZWxzRW50cnlCBOJBAQESKgoDZml0GAggASgLMhcuYWN0c2VydmUudjEuTW9uaXRvckZpdEIE4kEBAxIYCgptb2RlbF9wYXRoGA8gASgJQgTiQQEDEjUKC2NyZWF0ZV90aW1lGAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBAxI1Cgt1cGRhdGVfdGltZRgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBCBOJBAQMSEgoEZXRhZxgLIAEoCUIE4kEBARotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBImUKDE1vbml0b3JXYXRjaBIYCgpuYW1lZF9vbmx5GAEgASgIQgTiQQEBEhcKCWVuZF91c2VycxgCIAMoCUIE4kEBARIYCgVzaGFyZRgDIAEoAkIE4kEBAUgAiAEBQggKBl9zaGFyZSLFAgoMTW9uaXRvckxldmVsEhwKCXRocmVzaG9sZBgBIAEoAkIE4kEBAkgBiAEBEicKBHN0b3AYAiABKAsyFy5hY3RzZXJ2ZS52MS5TdG9wQWN0aW9uSAASMQoJaW50ZXJ2ZW5lGAMgASgLMhwuYWN0c2VydmUudjEuSW50ZXJ2ZW5lQWN0aW9uSAASKQoFcGF1c2UYBCABKAsyGC5hY3RzZXJ2ZS52MS5QYXVzZUFjdGlvbkgAEhIKBGZsYWcYBSABKAhCBOJBAQESMQoHZXhwbGFpbhgGIAEoCzIaLmFjdHNlcnZlLnYxLkV4cGxhaW5BY3Rpb25CBOJBAQESMQoHd2ViaG9vaxgHIAEoCzIaLmFjdHNlcnZlLnYxLldlYmhvb2tBY3Rpb25CBOJBAQFCCAoGYWN0aW9uQgwKCl90aHJlc2hvbGQiDAoKU3RvcEFjdGlvbiJJCg9JbnRlcnZlbmVBY3Rpb24SNgoNaW50ZXJ2ZW50aW9ucxgBIAMoCzIZLmFjdHNlcnZlLnYxLkludGVydmVudGlvbkIE4kEBAiJgCgtQYXVzZUFjdGlvbhIzCgp0aW1lX2xpbWl0GAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uQgTiQQEBEhwKDmNvbnRpbnVlX2FmdGVyGAIgASgIQgTiQQEBIiIKDUV4cGxhaW5BY3Rpb24SEQoDbmxhGAEgASgJQgTiQQEBIiIKDVdlYmhvb2tBY3Rpb24SEQoDdXJsGAEgASgJQgTiQQECIpgCCgpNb25pdG9yRml0Eh8KBHdvcmsYASABKAsyES5hY3RzZXJ2ZS52MS5Xb3JrEiYKBm1ldGhvZBgCIAEoDjIWLmFjdHNlcnZlLnYxLkZpdE1ldGhvZBInCgV0cmllZBgDIAMoCzIYLmFjdHNlcnZlLnYxLkZpdHRlZFNpdGVzEikKCGhlbGRfb3V0GAQgASgLMhcuYWN0c2VydmUudjEuRml0UXVhbGl0eRIpCghzaHVmZmxlZBgFIAEoCzIXLmFjdHNlcnZlLnYxLkZpdFF1YWxpdHkSJwoGbG9uZ2VyGAYgASgLMhcuYWN0c2VydmUudjEuRml0UXVhbGl0eRIZChFjYWxpYnJhdGlvbl90ZXh0cxgHIAEoDSI+CgtGaXR0ZWRTaXRlcxIgCgVzaXRlcxgBIAMoCzIRLmFjdHNlcnZlLnYxLlNpdGUSDQoFYXVyb2MYAiABKAIi6AEKCkZpdFF1YWxpdHkSEQoJcG9zaXRpdmVzGAEgASgNEhEKCW5lZ2F0aXZlcxgCIAEoDRINCgVhdXJvYxgDIAEoAhIRCglhdXJvY19sb3cYBCABKAISEgoKYXVyb2NfaGlnaBgFIAEoAhIRCglsb2dfYXVyb2MYBiABKAISGwoTcmVjYWxsX2F0XzFfcGVyY2VudBgHIAEoAhIcChRyZWNhbGxfYXRfMDFfcGVyY2VudBgIIAEoAhIXCg9wb3NpdGl2ZV9zY29yZXMYCSADKAISFwoPbmVnYXRpdmVfc2NvcmVzGAogAygCIowBChRDcmVhdGVNb25pdG9yUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIYCgptb25pdG9yX2lkGAIgASgJQgTiQQEBEisKB21vbml0b3IYAyABKAsyFC5hY3RzZXJ2ZS52MS5Nb25pdG9yQgTiQQECEhgKCnJlcXVlc3RfaWQYBCABKAlCBOJBAQIiPgoVQ3JlYXRlTW9uaXRvclJlc3BvbnNlEiUKB21vbml0b3IYASABKAsyFC5hY3RzZXJ2ZS52MS5Nb25pdG9yIicKEUdldE1vbml0b3JSZXF1ZXN0EhIKBG5hbWUYASABKAlCBOJBAQIiOwoSR2V0TW9uaXRvclJlc3BvbnNlEiUKB21vbml0b3IYASABKAsyFC5hY3RzZXJ2ZS52MS5Nb25pdG9yIl0KE0xpc3RNb25pdG9yc1JlcXVlc3QSEwoFbW9kZWwYASABKAlCBOJBAQESFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQEiVwoUTGlzdE1vbml0b3JzUmVzcG9uc2USJgoIbW9uaXRvcnMYASADKAsyFC5hY3RzZXJ2ZS52MS5Nb25pdG9yEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSJ6ChRVcGRhdGVNb25pdG9yUmVxdWVzdBIrCgdtb25pdG9yGAEgASgLMhQuYWN0c2VydmUudjEuTW9uaXRvckIE4kEBAhI1Cgt1cGRhdGVfbWFzaxgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5GaWVsZE1hc2tCBOJBAQEiPgoVVXBkYXRlTW9uaXRvclJlc3BvbnNlEiUKB21vbml0b3IYASABKAsyFC5hY3RzZXJ2ZS52MS5Nb25pdG9yIj4KFERlbGV0ZU1vbml0b3JSZXF1ZXN0EhIKBG5hbWUYASABKAlCBOJBAQISEgoEZXRhZxgCIAEoCUIE4kEBASIXChVEZWxldGVNb25pdG9yUmVzcG9uc2UihgYKEUZpdE1vbml0b3JSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEhgKCm1vbml0b3JfaWQYAiABKAlCBOJBAQESLwoIZXhhbXBsZXMYAyADKAsyFy5hY3RzZXJ2ZS52MS5GaXRFeGFtcGxlQgTiQQECEjYKD2Jlbmlnbl9leGFtcGxlcxgEIAMoCzIXLmFjdHNlcnZlLnYxLkZpdEV4YW1wbGVCBOJBAQESNgoPbG9uZ2VyX2V4YW1wbGVzGAUgAygLMhcuYWN0c2VydmUudjEuRml0RXhhbXBsZUIE4kEBARImCgVzaXRlcxgGIAMoCzIRLmFjdHNlcnZlLnYxLlNpdGVCBOJBAQISFwoJYWxsX3NpdGVzGAcgASgIQgTiQQEBEiwKBm1ldGhvZBgIIAEoDjIWLmFjdHNlcnZlLnYxLkZpdE1ldGhvZEIE4kEBARI2CgphZ2dyZWdhdG9yGAkgASgLMhwuYWN0c2VydmUudjEuU2NvcmVBZ2dyZWdhdG9yQgTiQQEBEjYKCXBvc2l0aW9ucxgKIAEoCzIdLmFjdHNlcnZlLnYxLlBvc2l0aW9uU2VsZWN0b3JCBOJBAQESGgoMaGlkZGVuX3VuaXRzGAsgASgNQgTiQQEBEhMKBWhlYWRzGAwgASgNQgTiQQEBEigKFWxvd2VyX2ZhbHNlX3Bvc2l0aXZlcxgNIAEoAkIE4kEBAUgAiAEBEigKFXVwcGVyX2ZhbHNlX3Bvc2l0aXZlcxgOIAEoAkIE4kEBAUgBiAEBEkAKBmxhYmVscxgPIAMoCzIqLmFjdHNlcnZlLnYxLkZpdE1vbml0b3JSZXF1ZXN0LkxhYmVsc0VudHJ5QgTiQQEBEhgKCnJlcXVlc3RfaWQYECABKAlCBOJBAQIaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AUIYChZfbG93ZXJfZmFsc2VfcG9zaXRpdmVzQhgKFl91cHBlcl9mYWxzZV9wb3NpdGl2ZXMinAEKCkZpdEV4YW1wbGUSKQoGcHJvbXB0GAEgASgLMhMuYWN0c2VydmUudjEuUHJvbXB0QgTiQQECEhYKCHBvc2l0aXZlGAIgASgIQgTiQQEBEjYKCXBvc2l0aW9ucxgDIAEoCzIdLmFjdHNlcnZlLnYxLlBvc2l0aW9uU2VsZWN0b3JCBOJBAQESEwoFZ3JvdXAYBCABKAlCBOJBAQEiOwoSRml0TW9uaXRvclJlc3BvbnNlEiUKB21vbml0b3IYASABKAsyFC5hY3RzZXJ2ZS52MS5Nb25pdG9yIi0KF0dldE1vbml0b3JTY29yZXNSZXF1ZXN0EhIKBG5hbWUYASABKAlCBOJBAQIibgoYR2V0TW9uaXRvclNjb3Jlc1Jlc3BvbnNlEg0KBWVkZ2VzGAEgAygCEiUKBWhvdXJzGAIgAygLMhYuYWN0c2VydmUudjEuU2NvcmVIb3VyEhIKBWRyaWZ0GAMgASgCSACIAQFCCAoGX2RyaWZ0ImEKCVNjb3JlSG91chIuCgpzdGFydF90aW1lGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIUCgxtb25pdG9yX2V0YWcYAiABKAkSDgoGY291bnRzGAMgAygEIrsBCgtBbGVydEZpbHRlchIWCghtb25pdG9ycxgBIAMoCUIE4kEBARIsCgVsZXZlbBgCIAEoDjIXLmFjdHNlcnZlLnYxLkFsZXJ0TGV2ZWxCBOJBAQESFgoIZW5kX3VzZXIYAyABKAlCBOJBAQESFwoJdW5kZWNpZGVkGAQgASgIQgTiQQEBEjUKC2JlZm9yZV90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBASKQAQoSV2F0Y2hBbGVydHNSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEi4KBmZpbHRlchgCIAEoCzIYLmFjdHNlcnZlLnYxLkFsZXJ0RmlsdGVyQgTiQQEBEhoKDHJlc3VtZV90b2tlbhgDIAEoDEIE4kEBARIZCgtmcm9tX29sZGVzdBgEIAEoCEIE4kEBASKbAQoTV2F0Y2hBbGVydHNSZXNwb25zZRItCgdzdGFydGVkGAEgASgLMhouYWN0c2VydmUudjEuQWxlcnRzU3RhcnRlZEgAEiMKBWFsZXJ0GAIgASgLMhIuYWN0c2VydmUudjEuQWxlcnRIABInCgRsb3N0GAMgASgLMhcuYWN0c2VydmUudjEuQWxlcnRzTG9zdEgAQgcKBWV2ZW50IjYKDUFsZXJ0c1N0YXJ0ZWQSDwoHY2FsbF9pZBgBIAEoCRIUCgxyZXN1bWVfdG9rZW4YAiABKAwiHAoKQWxlcnRzTG9zdBIOCgZhbGVydHMYASABKAQiJQoPR2V0QWxlcnRSZXF1ZXN0EhIKBG5hbWUYASABKAlCBOJBAQIiNQoQR2V0QWxlcnRSZXNwb25zZRIhCgVhbGVydBgBIAEoCzISLmFjdHNlcnZlLnYxLkFsZXJ0IosBChFMaXN0QWxlcnRzUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIuCgZmaWx0ZXIYAiABKAsyGC5hY3RzZXJ2ZS52MS5BbGVydEZpbHRlckIE4kEBARIXCglwYWdlX3NpemUYAyABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgEIAEoCUIE4kEBASJRChJMaXN0QWxlcnRzUmVzcG9uc2USIgoGYWxlcnRzGAEgAygLMhIuYWN0c2VydmUudjEuQWxlcnQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIlwKEkRlY2lkZUFsZXJ0UmVxdWVzdBISCgRuYW1lGAEgASgJQgTiQQECEjIKCGRlY2lzaW9uGAIgASgOMhouYWN0c2VydmUudjEuQWxlcnREZWNpc2lvbkIE4kEBAiI4ChNEZWNpZGVBbGVydFJlc3BvbnNlEiEKBWFsZXJ0GAEgASgLMhIuYWN0c2VydmUudjEuQWxlcnQiWgoTRGVsZXRlQWxlcnRzUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIuCgZmaWx0ZXIYAiABKAsyGC5hY3RzZXJ2ZS52MS5BbGVydEZpbHRlckIE4kEBASImChREZWxldGVBbGVydHNSZXNwb25zZRIOCgZhbGVydHMYASABKAQidgoVUmVwbGF5TW9uaXRvcnNSZXF1ZXN0EhYKCG1vbml0b3JzGAEgAygJQgTiQQECEisKBWl0ZW1zGAIgAygLMhYuYWN0c2VydmUudjEuRmV0Y2hJdGVtQgTiQQECEhgKCmVhY2hfdG9rZW4YAyABKAhCBOJBAQEirAEKFlJlcGxheU1vbml0b3JzUmVzcG9uc2USLQoHc3RhcnRlZBgBIAEoCzIaLmFjdHNlcnZlLnYxLlJlcGxheVN0YXJ0ZWRIABIpCgRpdGVtGAIgASgLMhkuYWN0c2VydmUudjEuUmVwbGF5ZWRJdGVtSAASLwoIZmluaXNoZWQYAyABKAsyGy5hY3RzZXJ2ZS52MS5SZXBsYXlGaW5pc2hlZEgAQgcKBWV2ZW50IiAKDVJlcGxheVN0YXJ0ZWQSDwoHY2FsbF9pZBgBIAEoCSJ+CgxSZXBsYXllZEl0ZW0SEgoKaXRlbV9pbmRleBgBIAEoDRILCgNrZXkYAiABKAkSIgoGc3RhdHVzGAMgASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXMSKQoGc2NvcmVzGAQgAygLMhkuYWN0c2VydmUudjEuTW9uaXRvclNjb3JlIjMKDlJlcGxheUZpbmlzaGVkEiEKBXVzYWdlGAEgASgLMhIuYWN0c2VydmUudjEuVXNhZ2UqpwEKCUZpdE1ldGhvZBIaChZGSVRfTUVUSE9EX1VOU1BFQ0lGSUVEEAASFwoTRklUX01FVEhPRF9MT0dJU1RJQxABEh4KGkZJVF9NRVRIT0RfTUVBTl9ESUZGRVJFTkNFEAISFwoTRklUX01FVEhPRF9TVFJFQU1FRBADEhIKDkZJVF9NRVRIT0RfTUxQEAQSGAoURklUX01FVEhPRF9BVFRFTlRJT04QBTKdCQoOTW9uaXRvclNlcnZpY2USWwoNQ3JlYXRlTW9uaXRvchIhLmFjdHNlcnZlLnYxLkNyZWF0ZU1vbml0b3JSZXF1ZXN0GiIuYWN0c2VydmUudjEuQ3JlYXRlTW9uaXRvclJlc3BvbnNlIgOQAgISUgoKR2V0TW9uaXRvchIeLmFjdHNlcnZlLnYxLkdldE1vbml0b3JSZXF1ZXN0Gh8uYWN0c2VydmUudjEuR2V0TW9uaXRvclJlc3BvbnNlIgOQAgESWAoMTGlzdE1vbml0b3JzEiAuYWN0c2VydmUudjEuTGlzdE1vbml0b3JzUmVxdWVzdBohLmFjdHNlcnZlLnYxLkxpc3RNb25pdG9yc1Jlc3BvbnNlIgOQAgESWwoNVXBkYXRlTW9uaXRvchIhLmFjdHNlcnZlLnYxLlVwZGF0ZU1vbml0b3JSZXF1ZXN0GiIuYWN0c2VydmUudjEuVXBkYXRlTW9uaXRvclJlc3BvbnNlIgOQAgISWwoNRGVsZXRlTW9uaXRvchIhLmFjdHNlcnZlLnYxLkRlbGV0ZU1vbml0b3JSZXF1ZXN0GiIuYWN0c2VydmUudjEuRGVsZXRlTW9uaXRvclJlc3BvbnNlIgOQAgISUgoKRml0TW9uaXRvchIeLmFjdHNlcnZlLnYxLkZpdE1vbml0b3JSZXF1ZXN0Gh8uYWN0c2VydmUudjEuRml0TW9uaXRvclJlc3BvbnNlIgOQAgISYAoOUmVwbGF5TW9uaXRvcnMSIi5hY3RzZXJ2ZS52MS5SZXBsYXlNb25pdG9yc1JlcXVlc3QaIy5hY3RzZXJ2ZS52MS5SZXBsYXlNb25pdG9yc1Jlc3BvbnNlIgOQAgEwARJkChBHZXRNb25pdG9yU2NvcmVzEiQuYWN0c2VydmUudjEuR2V0TW9uaXRvclNjb3Jlc1JlcXVlc3QaJS5hY3RzZXJ2ZS52MS5HZXRNb25pdG9yU2NvcmVzUmVzcG9uc2UiA5ACARJXCgtXYXRjaEFsZXJ0cxIfLmFjdHNlcnZlLnYxLldhdGNoQWxlcnRzUmVxdWVzdBogLmFjdHNlcnZlLnYxLldhdGNoQWxlcnRzUmVzcG9uc2UiA5ACATABEkwKCEdldEFsZXJ0EhwuYWN0c2VydmUudjEuR2V0QWxlcnRSZXF1ZXN0Gh0uYWN0c2VydmUudjEuR2V0QWxlcnRSZXNwb25zZSIDkAIBElIKCkxpc3RBbGVydHMSHi5hY3RzZXJ2ZS52MS5MaXN0QWxlcnRzUmVxdWVzdBofLmFjdHNlcnZlLnYxLkxpc3RBbGVydHNSZXNwb25zZSIDkAIBElUKC0RlY2lkZUFsZXJ0Eh8uYWN0c2VydmUudjEuRGVjaWRlQWxlcnRSZXF1ZXN0GiAuYWN0c2VydmUudjEuRGVjaWRlQWxlcnRSZXNwb25zZSIDkAICElgKDERlbGV0ZUFsZXJ0cxIgLmFjdHNlcnZlLnYxLkRlbGV0ZUFsZXJ0c1JlcXVlc3QaIS5hY3RzZXJ2ZS52MS5EZWxldGVBbGVydHNSZXNwb25zZSIDkAICQlIKD2Rldi5hY3RzZXJ2ZS52MVABWj1naXRodWIuY29tL2FjdHNlcnZlL2FjdHNlcnZlL2NsaWVudC9nby9hY3RzZXJ2ZS92MTthY3RzZXJ2ZXYxYgZwcm90bzM", [file_actserve_v1_alert, file_actserve_v1_generation_service, file_actserve_v1_intervention, file_actserve_v1_positions, file_actserve_v1_probe, file_actserve_v1_prompt, file_actserve_v1_site, file_actserve_v1_work, file_google_api_field_behavior, file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_timestamp, file_google_rpc_status]);
 
 /**
  * A monitor. Below the lower level nothing is done; the lower one is for what
@@ -48,12 +48,20 @@ export type Monitor = Message<"actserve.v1.Monitor"> & {
   name: string;
 
   /**
-   * The probes, from 1 to 64, each at a site of its own. Their numbers for a token are
-   * added, which makes them one probe of all their sites side by side.
+   * Linear probes, from 1 to 64, each at a site of its own. Their numbers for a token
+   * are added, which makes them one probe of all their sites side by side. Either these
+   * or `network` are set.
    *
    * @generated from field: repeated actserve.v1.Probe probes = 2;
    */
   probes: Probe[];
+
+  /**
+   * A probe of any other kind.
+   *
+   * @generated from field: actserve.v1.ProbeNetwork network = 12;
+   */
+  network?: ProbeNetwork;
 
   /**
    * How the numbers of tokens become one score; the newest when unset.
@@ -92,11 +100,33 @@ export type Monitor = Message<"actserve.v1.Monitor"> & {
   paused: boolean;
 
   /**
+   * Which calls it watches; all of its tenant's when unset.
+   *
+   * @generated from field: actserve.v1.MonitorWatch watch = 13;
+   */
+  watch?: MonitorWatch;
+
+  /**
+   * What it is, for people: as SteeringVector.labels.
+   *
+   * @generated from field: map<string, string> labels = 14;
+   */
+  labels: { [key: string]: string };
+
+  /**
    * Of a monitor that FitMonitor has made: how well it does.
    *
    * @generated from field: actserve.v1.MonitorFit fit = 8;
    */
   fit?: MonitorFit;
+
+  /**
+   * The checkpoint of the model that it was stored for, as Model.path was then. On
+   * another it watches nothing and fails calls that name it: RESOURCE_NOT_READY.
+   *
+   * @generated from field: string model_path = 15;
+   */
+  modelPath: string;
 
   /**
    * When it was stored.
@@ -128,8 +158,44 @@ export const MonitorSchema: GenMessage<Monitor> = /*@__PURE__*/
   messageDesc(file_actserve_v1_monitor_service, 0);
 
 /**
+ * Which calls a monitor watches, besides those that name it (GenerateRequest.monitors).
+ * A call is watched if it fits all that is set.
+ *
+ * @generated from message actserve.v1.MonitorWatch
+ */
+export type MonitorWatch = Message<"actserve.v1.MonitorWatch"> & {
+  /**
+   * Only calls that name it; the others are unset.
+   *
+   * @generated from field: bool named_only = 1;
+   */
+  namedOnly: boolean;
+
+  /**
+   * Only calls of these end users (GenerateRequest.end_user), at most 64.
+   *
+   * @generated from field: repeated string end_users = 2;
+   */
+  endUsers: string[];
+
+  /**
+   * Only this share of calls, chosen at random, in (0, 1].
+   *
+   * @generated from field: optional float share = 3;
+   */
+  share?: number;
+};
+
+/**
+ * Describes the message actserve.v1.MonitorWatch.
+ * Use `create(MonitorWatchSchema)` to create a new message.
+ */
+export const MonitorWatchSchema: GenMessage<MonitorWatch> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 1);
+
+/**
  * A threshold, and what happens once in a sequence when its score comes above it. An
- * alert is raised whatever the action.
+ * alert is raised whatever else is done.
  *
  * @generated from message actserve.v1.MonitorLevel
  */
@@ -142,13 +208,14 @@ export type MonitorLevel = Message<"actserve.v1.MonitorLevel"> & {
   threshold?: number;
 
   /**
-   * Nothing but the alert when none is set.
+   * What becomes of the sample. It goes on when none is set. Where one is, a token is
+   * sent once its own row was scored and nothing is to be done, the last one included.
    *
    * @generated from oneof actserve.v1.MonitorLevel.action
    */
   action: {
     /**
-     * Ends the sample.
+     * Ends it.
      *
      * @generated from field: actserve.v1.StopAction stop = 2;
      */
@@ -162,7 +229,36 @@ export type MonitorLevel = Message<"actserve.v1.MonitorLevel"> & {
      */
     value: InterveneAction;
     case: "intervene";
+  } | {
+    /**
+     * Holds it back for a second opinion.
+     *
+     * @generated from field: actserve.v1.PauseAction pause = 4;
+     */
+    value: PauseAction;
+    case: "pause";
   } | { case: undefined; value?: undefined };
+
+  /**
+   * Whether the call that is watched is told: GenerateResponse.alert.
+   *
+   * @generated from field: bool flag = 5;
+   */
+  flag: boolean;
+
+  /**
+   * Has an NLA explain the row of the token that brought it there, in the background.
+   *
+   * @generated from field: actserve.v1.ExplainAction explain = 6;
+   */
+  explain?: ExplainAction;
+
+  /**
+   * Sends the alert to an address.
+   *
+   * @generated from field: actserve.v1.WebhookAction webhook = 7;
+   */
+  webhook?: WebhookAction;
 };
 
 /**
@@ -170,11 +266,11 @@ export type MonitorLevel = Message<"actserve.v1.MonitorLevel"> & {
  * Use `create(MonitorLevelSchema)` to create a new message.
  */
 export const MonitorLevelSchema: GenMessage<MonitorLevel> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 1);
+  messageDesc(file_actserve_v1_monitor_service, 2);
 
 /**
- * Ends a sample after the token that brought the score above the threshold; if that is
- * one of the prompt, before any is generated.
+ * Ends a sample after the token that brought the score above the threshold, which is the
+ * last one sent; if that is one of the prompt, before any is generated.
  *
  * @generated from message actserve.v1.StopAction
  */
@@ -186,7 +282,7 @@ export type StopAction = Message<"actserve.v1.StopAction"> & {
  * Use `create(StopActionSchema)` to create a new message.
  */
 export const StopActionSchema: GenMessage<StopAction> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 2);
+  messageDesc(file_actserve_v1_monitor_service, 3);
 
 /**
  * Switches interventions on.
@@ -195,8 +291,10 @@ export const StopActionSchema: GenMessage<StopAction> = /*@__PURE__*/
  */
 export type InterveneAction = Message<"actserve.v1.InterveneAction"> & {
   /**
-   * Applied to every later token of the sample that their positions select, after the
-   * call's own; from 1 to Limits.max_interventions. They may go unused.
+   * Applied to every generated token after the one that brought the score above the
+   * threshold, where their positions select it, after the call's own; from 1 to
+   * Limits.max_interventions. They may go unused. Once interventions of a monitor are on,
+   * those of others that come above a threshold are added.
    *
    * @generated from field: repeated actserve.v1.Intervention interventions = 1;
    */
@@ -208,12 +306,90 @@ export type InterveneAction = Message<"actserve.v1.InterveneAction"> & {
  * Use `create(InterveneActionSchema)` to create a new message.
  */
 export const InterveneActionSchema: GenMessage<InterveneAction> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 3);
+  messageDesc(file_actserve_v1_monitor_service, 4);
+
+/**
+ * Ends the run of a sample for the time being, and goes on or stops as DecideAlert or the
+ * webhook says. The token that brought the score above the threshold is held back until
+ * then, with all after it. Going on computes the sample again up to there, with the tokens
+ * it had and the same state of the sampler.
+ *
+ * @generated from message actserve.v1.PauseAction
+ */
+export type PauseAction = Message<"actserve.v1.PauseAction"> & {
+  /**
+   * How long to wait; at most Limits.max_pause_seconds, which it is when unset.
+   *
+   * @generated from field: google.protobuf.Duration time_limit = 1;
+   */
+  timeLimit?: Duration;
+
+  /**
+   * Whether to go on after that; else it stops.
+   *
+   * @generated from field: bool continue_after = 2;
+   */
+  continueAfter: boolean;
+};
+
+/**
+ * Describes the message actserve.v1.PauseAction.
+ * Use `create(PauseActionSchema)` to create a new message.
+ */
+export const PauseActionSchema: GenMessage<PauseAction> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 5);
+
+/**
+ * Explains a row. Where the server has no time left for it, Alert.explanation stays empty.
+ *
+ * @generated from message actserve.v1.ExplainAction
+ */
+export type ExplainAction = Message<"actserve.v1.ExplainAction"> & {
+  /**
+   * The NLA, whose site is one of the monitor's. Format: models/{model}/nlas/{nla}. The
+   * only one of those sites when unset.
+   *
+   * @generated from field: string nla = 1;
+   */
+  nla: string;
+};
+
+/**
+ * Describes the message actserve.v1.ExplainAction.
+ * Use `create(ExplainActionSchema)` to create a new message.
+ */
+export const ExplainActionSchema: GenMessage<ExplainAction> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 6);
+
+/**
+ * Sends an alert as JSON, in protobuf's form, by POST, and again after a while if that
+ * fails. The header `x-actserve-signature` is `t=<seconds>,v1=<hex>`, where hex is
+ * HMAC-SHA256 of `<seconds>.<body>` by a key that the operator has for the address. Where
+ * the sample is paused, an answer with a JSON body `{"decision": "continue"}` or
+ * `{"decision": "stop"}` decides.
+ *
+ * @generated from message actserve.v1.WebhookAction
+ */
+export type WebhookAction = Message<"actserve.v1.WebhookAction"> & {
+  /**
+   * One that the server's operator allows, by its whole text: else WEBHOOK_NOT_ALLOWED.
+   *
+   * @generated from field: string url = 1;
+   */
+  url: string;
+};
+
+/**
+ * Describes the message actserve.v1.WebhookAction.
+ * Use `create(WebhookActionSchema)` to create a new message.
+ */
+export const WebhookActionSchema: GenMessage<WebhookAction> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 7);
 
 /**
  * How a monitor was fitted, and how well it tells apart the examples that were held
  * out, each by its highest score at any token that counts: what raises alerts. What is
- * measured is zero until the work is done.
+ * measured is unset until the work is done.
  *
  * @generated from message actserve.v1.MonitorFit
  */
@@ -226,48 +402,49 @@ export type MonitorFit = Message<"actserve.v1.MonitorFit"> & {
   work?: Work;
 
   /**
-   * Positive examples held out.
+   * As the request has it.
    *
-   * @generated from field: uint32 positives = 2;
+   * @generated from field: actserve.v1.FitMethod method = 2;
    */
-  positives: number;
+  method: FitMethod;
 
   /**
-   * Negative examples held out.
+   * Of each site that was tried, or all together where there was nothing to choose, how
+   * well it does on a part of the examples that it was not fitted on; the chosen one
+   * first.
    *
-   * @generated from field: uint32 negatives = 3;
+   * @generated from field: repeated actserve.v1.FittedSites tried = 3;
    */
-  negatives: number;
+  tried: FittedSites[];
 
   /**
-   * The area under the receiver operating characteristic curve.
+   * On the examples that were held out.
    *
-   * @generated from field: float auroc = 4;
+   * @generated from field: actserve.v1.FitQuality held_out = 4;
    */
-  auroc: number;
+  heldOut?: FitQuality;
 
   /**
-   * The same with labels shuffled before fitting; about a half, or the fit is not to
-   * be trusted.
+   * The same with labels shuffled before fitting. Its AUROC is about a half, or the fit is
+   * not to be trusted.
    *
-   * @generated from field: float shuffled_auroc = 5;
+   * @generated from field: actserve.v1.FitQuality shuffled = 5;
    */
-  shuffledAuroc: number;
+  shuffled?: FitQuality;
 
   /**
-   * The share of positive examples above the lowest threshold that at most 1% of the
-   * negative ones are above; of fewer than 100, none is.
+   * On FitMonitorRequest.longer_examples; unset if there are none.
    *
-   * @generated from field: float recall_at_1_percent = 6;
+   * @generated from field: actserve.v1.FitQuality longer = 6;
    */
-  recallAt1Percent: number;
+  longer?: FitQuality;
 
   /**
-   * The same with 0.1% of the negative ones; of fewer than 1000, none is above.
+   * Negative examples and benign texts that the thresholds were set by.
    *
-   * @generated from field: float recall_at_01_percent = 7;
+   * @generated from field: uint32 calibration_texts = 7;
    */
-  recallAt01Percent: number;
+  calibrationTexts: number;
 };
 
 /**
@@ -275,7 +452,123 @@ export type MonitorFit = Message<"actserve.v1.MonitorFit"> & {
  * Use `create(MonitorFitSchema)` to create a new message.
  */
 export const MonitorFitSchema: GenMessage<MonitorFit> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 4);
+  messageDesc(file_actserve_v1_monitor_service, 8);
+
+/**
+ * How well a probe of some sites did.
+ *
+ * @generated from message actserve.v1.FittedSites
+ */
+export type FittedSites = Message<"actserve.v1.FittedSites"> & {
+  /**
+   * The sites.
+   *
+   * @generated from field: repeated actserve.v1.Site sites = 1;
+   */
+  sites: Site[];
+
+  /**
+   * The area under the ROC curve on the part set aside to choose by.
+   *
+   * @generated from field: float auroc = 2;
+   */
+  auroc: number;
+};
+
+/**
+ * Describes the message actserve.v1.FittedSites.
+ * Use `create(FittedSitesSchema)` to create a new message.
+ */
+export const FittedSitesSchema: GenMessage<FittedSites> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 9);
+
+/**
+ * How well scores tell examples apart.
+ *
+ * @generated from message actserve.v1.FitQuality
+ */
+export type FitQuality = Message<"actserve.v1.FitQuality"> & {
+  /**
+   * Positive examples.
+   *
+   * @generated from field: uint32 positives = 1;
+   */
+  positives: number;
+
+  /**
+   * Negative examples.
+   *
+   * @generated from field: uint32 negatives = 2;
+   */
+  negatives: number;
+
+  /**
+   * The area under the receiver operating characteristic (ROC) curve.
+   *
+   * @generated from field: float auroc = 3;
+   */
+  auroc: number;
+
+  /**
+   * 95% of bootstrap resamples of the examples have it between these; of the groups, if
+   * there are any.
+   *
+   * @generated from field: float auroc_low = 4;
+   */
+  aurocLow: number;
+
+  /**
+   * The upper end.
+   *
+   * @generated from field: float auroc_high = 5;
+   */
+  aurocHigh: number;
+
+  /**
+   * The mean true positive rate over false positive rates from 0.001 to 0.1, evenly on a
+   * logarithmic scale (Anthropic, "Cost-Effective Constitutional Classifiers via
+   * Representation Re-use", 2025).
+   *
+   * @generated from field: float log_auroc = 6;
+   */
+  logAuroc: number;
+
+  /**
+   * The share of positive examples above the lowest threshold that at most 1% of the
+   * negative ones are above; of fewer than 100, none is.
+   *
+   * @generated from field: float recall_at_1_percent = 7;
+   */
+  recallAt1Percent: number;
+
+  /**
+   * The same with 0.1% of the negative ones; of fewer than 1000, none is above.
+   *
+   * @generated from field: float recall_at_01_percent = 8;
+   */
+  recallAt01Percent: number;
+
+  /**
+   * The scores of the positive examples, ascending; at most 4096, evenly chosen.
+   *
+   * @generated from field: repeated float positive_scores = 9;
+   */
+  positiveScores: number[];
+
+  /**
+   * Of the negative ones.
+   *
+   * @generated from field: repeated float negative_scores = 10;
+   */
+  negativeScores: number[];
+};
+
+/**
+ * Describes the message actserve.v1.FitQuality.
+ * Use `create(FitQualitySchema)` to create a new message.
+ */
+export const FitQualitySchema: GenMessage<FitQuality> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 10);
 
 /**
  * A request to store a monitor.
@@ -320,7 +613,7 @@ export type CreateMonitorRequest = Message<"actserve.v1.CreateMonitorRequest"> &
  * Use `create(CreateMonitorRequestSchema)` to create a new message.
  */
 export const CreateMonitorRequestSchema: GenMessage<CreateMonitorRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 5);
+  messageDesc(file_actserve_v1_monitor_service, 11);
 
 /**
  * What was stored.
@@ -341,7 +634,7 @@ export type CreateMonitorResponse = Message<"actserve.v1.CreateMonitorResponse">
  * Use `create(CreateMonitorResponseSchema)` to create a new message.
  */
 export const CreateMonitorResponseSchema: GenMessage<CreateMonitorResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 6);
+  messageDesc(file_actserve_v1_monitor_service, 12);
 
 /**
  * A request for one monitor.
@@ -362,7 +655,7 @@ export type GetMonitorRequest = Message<"actserve.v1.GetMonitorRequest"> & {
  * Use `create(GetMonitorRequestSchema)` to create a new message.
  */
 export const GetMonitorRequestSchema: GenMessage<GetMonitorRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 7);
+  messageDesc(file_actserve_v1_monitor_service, 13);
 
 /**
  * One monitor.
@@ -383,7 +676,7 @@ export type GetMonitorResponse = Message<"actserve.v1.GetMonitorResponse"> & {
  * Use `create(GetMonitorResponseSchema)` to create a new message.
  */
 export const GetMonitorResponseSchema: GenMessage<GetMonitorResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 8);
+  messageDesc(file_actserve_v1_monitor_service, 14);
 
 /**
  * A request for a page of monitors.
@@ -418,7 +711,7 @@ export type ListMonitorsRequest = Message<"actserve.v1.ListMonitorsRequest"> & {
  * Use `create(ListMonitorsRequestSchema)` to create a new message.
  */
 export const ListMonitorsRequestSchema: GenMessage<ListMonitorsRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 9);
+  messageDesc(file_actserve_v1_monitor_service, 15);
 
 /**
  * A page of monitors.
@@ -446,7 +739,7 @@ export type ListMonitorsResponse = Message<"actserve.v1.ListMonitorsResponse"> &
  * Use `create(ListMonitorsResponseSchema)` to create a new message.
  */
 export const ListMonitorsResponseSchema: GenMessage<ListMonitorsResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 10);
+  messageDesc(file_actserve_v1_monitor_service, 16);
 
 /**
  * A request to replace a monitor.
@@ -477,7 +770,7 @@ export type UpdateMonitorRequest = Message<"actserve.v1.UpdateMonitorRequest"> &
  * Use `create(UpdateMonitorRequestSchema)` to create a new message.
  */
 export const UpdateMonitorRequestSchema: GenMessage<UpdateMonitorRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 11);
+  messageDesc(file_actserve_v1_monitor_service, 17);
 
 /**
  * What is stored now.
@@ -498,7 +791,7 @@ export type UpdateMonitorResponse = Message<"actserve.v1.UpdateMonitorResponse">
  * Use `create(UpdateMonitorResponseSchema)` to create a new message.
  */
 export const UpdateMonitorResponseSchema: GenMessage<UpdateMonitorResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 12);
+  messageDesc(file_actserve_v1_monitor_service, 18);
 
 /**
  * A request to delete a monitor.
@@ -526,7 +819,7 @@ export type DeleteMonitorRequest = Message<"actserve.v1.DeleteMonitorRequest"> &
  * Use `create(DeleteMonitorRequestSchema)` to create a new message.
  */
 export const DeleteMonitorRequestSchema: GenMessage<DeleteMonitorRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 13);
+  messageDesc(file_actserve_v1_monitor_service, 19);
 
 /**
  * Nothing.
@@ -541,7 +834,7 @@ export type DeleteMonitorResponse = Message<"actserve.v1.DeleteMonitorResponse">
  * Use `create(DeleteMonitorResponseSchema)` to create a new message.
  */
 export const DeleteMonitorResponseSchema: GenMessage<DeleteMonitorResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 14);
+  messageDesc(file_actserve_v1_monitor_service, 20);
 
 /**
  * A request to fit a monitor.
@@ -564,51 +857,90 @@ export type FitMonitorRequest = Message<"actserve.v1.FitMonitorRequest"> & {
   monitorId: string;
 
   /**
-   * Examples, from 4 to Limits.max_items, at least two of each kind. Of each kind a
-   * quarter is held out, rounded up, and always the same of equal requests. Of FetchItem
-   * `key`, `prompt`, `positions`, `adapter` and `label` count, of which `prompt` and
-   * `label` are required.
+   * Examples, from 8 to Limits.max_items, at least four of each kind. A quarter is held
+   * out, and a quarter of the rest set aside to choose by, always the same of equal
+   * requests, and of one group all or none.
    *
-   * @generated from field: repeated actserve.v1.FetchItem items = 3;
+   * @generated from field: repeated actserve.v1.FitExample examples = 3;
    */
-  items: FetchItem[];
+  examples: FitExample[];
 
   /**
-   * The label of positive examples; all others are negative.
+   * Texts like those that will be watched, nearly all of which are harmless: thresholds
+   * are set by these and the negative examples held out. With the others at most
+   * Limits.max_items.
    *
-   * @generated from field: string positive_label = 4;
+   * @generated from field: repeated actserve.v1.FitExample benign_examples = 4;
    */
-  positiveLabel: string;
+  benignExamples: FitExample[];
+
+  /**
+   * Longer texts of both kinds, to see whether the probe finds what it looks for there.
+   * Nothing is fitted to them.
+   *
+   * @generated from field: repeated actserve.v1.FitExample longer_examples = 5;
+   */
+  longerExamples: FitExample[];
 
   /**
    * The sites to probe, from 1 to 64.
    *
-   * @generated from field: repeated actserve.v1.Site sites = 5;
+   * @generated from field: repeated actserve.v1.Site sites = 6;
    */
   sites: Site[];
 
   /**
-   * As Monitor.aggregator. Probes are fitted so that the score it gives at the last
-   * token tells the examples apart.
+   * Whether to probe all of them side by side; else the one that does best is chosen.
    *
-   * @generated from field: actserve.v1.ScoreAggregator aggregator = 6;
+   * @generated from field: bool all_sites = 7;
+   */
+  allSites: boolean;
+
+  /**
+   * How to fit; LOGISTIC when unspecified.
+   *
+   * @generated from field: actserve.v1.FitMethod method = 8;
+   */
+  method: FitMethod;
+
+  /**
+   * As Monitor.aggregator. When unset, what suits the method: the mean for LOGISTIC,
+   * MEAN_DIFFERENCE and MLP; an exponential moving average of weight 2/17 for STREAMED,
+   * which is as old in the middle as a mean of 16 tokens, and its highest; attention over
+   * the last 10 tokens and its highest for ATTENTION.
+   *
+   * @generated from field: actserve.v1.ScoreAggregator aggregator = 9;
    */
   aggregator?: ScoreAggregator;
 
   /**
-   * As Monitor.positions; where an item has positions (FetchItem.positions), those
-   * are used instead.
+   * As Monitor.positions; where an example has positions, those are used to fit, and
+   * these to measure.
    *
-   * @generated from field: actserve.v1.PositionSelector positions = 7;
+   * @generated from field: actserve.v1.PositionSelector positions = 10;
    */
   positions?: PositionSelector;
 
   /**
-   * The share of the negative examples held out that may come above the lower level, in
-   * (0, 1), as MonitorFit measures it: the threshold is the lowest that keeps to it, which
-   * with few examples is the highest score of them. No lower level when unset.
+   * Units of the hidden layer of MLP, from 1 to 512; 64 when zero.
    *
-   * @generated from field: optional float lower_false_positives = 8;
+   * @generated from field: uint32 hidden_units = 11;
+   */
+  hiddenUnits: number;
+
+  /**
+   * Heads of ATTENTION, from 1 to 64; 10 when zero.
+   *
+   * @generated from field: uint32 heads = 12;
+   */
+  heads: number;
+
+  /**
+   * The share of harmless texts that may come above the lower level, in (0, 1): the
+   * threshold is the lowest that keeps to it, which with few texts is the highest score
+   * of them. No lower level when unset.
+   *
+   * @generated from field: optional float lower_false_positives = 13;
    */
   lowerFalsePositives?: number;
 
@@ -616,16 +948,23 @@ export type FitMonitorRequest = Message<"actserve.v1.FitMonitorRequest"> & {
    * The same for the upper level, less than for the lower. 0.001 when unset. Where both
    * thresholds come out alike, there is no lower level.
    *
-   * @generated from field: optional float upper_false_positives = 9;
+   * @generated from field: optional float upper_false_positives = 14;
    */
   upperFalsePositives?: number;
+
+  /**
+   * As Monitor.labels.
+   *
+   * @generated from field: map<string, string> labels = 15;
+   */
+  labels: { [key: string]: string };
 
   /**
    * Chosen by the caller, such as a UUID, of 1 to 128 bytes, so that a retried call makes
    * nothing twice: as long as what the first call made exists, an equal request with the
    * same id is answered with it. A different request with that id: REQUEST_ID_REUSED.
    *
-   * @generated from field: string request_id = 10;
+   * @generated from field: string request_id = 16;
    */
   requestId: string;
 };
@@ -635,7 +974,50 @@ export type FitMonitorRequest = Message<"actserve.v1.FitMonitorRequest"> & {
  * Use `create(FitMonitorRequestSchema)` to create a new message.
  */
 export const FitMonitorRequestSchema: GenMessage<FitMonitorRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 15);
+  messageDesc(file_actserve_v1_monitor_service, 21);
+
+/**
+ * A text to fit by.
+ *
+ * @generated from message actserve.v1.FitExample
+ */
+export type FitExample = Message<"actserve.v1.FitExample"> & {
+  /**
+   * What to run.
+   *
+   * @generated from field: actserve.v1.Prompt prompt = 1;
+   */
+  prompt?: Prompt;
+
+  /**
+   * Whether it is what the monitor looks for.
+   *
+   * @generated from field: bool positive = 2;
+   */
+  positive: boolean;
+
+  /**
+   * Where it is that, or is not.
+   *
+   * @generated from field: actserve.v1.PositionSelector positions = 3;
+   */
+  positions?: PositionSelector;
+
+  /**
+   * What it belongs to, such as a conversation or an author: a group is not split. Each
+   * example is its own when empty. At most 256 bytes.
+   *
+   * @generated from field: string group = 4;
+   */
+  group: string;
+};
+
+/**
+ * Describes the message actserve.v1.FitExample.
+ * Use `create(FitExampleSchema)` to create a new message.
+ */
+export const FitExampleSchema: GenMessage<FitExample> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 22);
 
 /**
  * What was begun.
@@ -656,14 +1038,156 @@ export type FitMonitorResponse = Message<"actserve.v1.FitMonitorResponse"> & {
  * Use `create(FitMonitorResponseSchema)` to create a new message.
  */
 export const FitMonitorResponseSchema: GenMessage<FitMonitorResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 16);
+  messageDesc(file_actserve_v1_monitor_service, 23);
+
+/**
+ * A request for the distribution of scores.
+ *
+ * @generated from message actserve.v1.GetMonitorScoresRequest
+ */
+export type GetMonitorScoresRequest = Message<"actserve.v1.GetMonitorScoresRequest"> & {
+  /**
+   * Format: models/{model}/monitors/{monitor}.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message actserve.v1.GetMonitorScoresRequest.
+ * Use `create(GetMonitorScoresRequestSchema)` to create a new message.
+ */
+export const GetMonitorScoresRequestSchema: GenMessage<GetMonitorScoresRequest> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 24);
+
+/**
+ * How scores are distributed.
+ *
+ * @generated from message actserve.v1.GetMonitorScoresResponse
+ */
+export type GetMonitorScoresResponse = Message<"actserve.v1.GetMonitorScoresResponse"> & {
+  /**
+   * Between these edges, ascending: one count more than there are edges.
+   *
+   * @generated from field: repeated float edges = 1;
+   */
+  edges: number[];
+
+  /**
+   * Hours in which samples were watched, the newest first, as far as they are stored.
+   *
+   * @generated from field: repeated actserve.v1.ScoreHour hours = 2;
+   */
+  hours: ScoreHour[];
+
+  /**
+   * The population stability index of the newest 24 hours against all before, of this
+   * version of the monitor; above 0.2 is commonly taken for a shift that matters. Unset
+   * with fewer than 100 samples in either.
+   *
+   * @generated from field: optional float drift = 3;
+   */
+  drift?: number;
+};
+
+/**
+ * Describes the message actserve.v1.GetMonitorScoresResponse.
+ * Use `create(GetMonitorScoresResponseSchema)` to create a new message.
+ */
+export const GetMonitorScoresResponseSchema: GenMessage<GetMonitorScoresResponse> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 25);
+
+/**
+ * The highest scores of the samples of one hour.
+ *
+ * @generated from message actserve.v1.ScoreHour
+ */
+export type ScoreHour = Message<"actserve.v1.ScoreHour"> & {
+  /**
+   * When it began.
+   *
+   * @generated from field: google.protobuf.Timestamp start_time = 1;
+   */
+  startTime?: Timestamp;
+
+  /**
+   * Monitor.etag of the version that scored them.
+   *
+   * @generated from field: string monitor_etag = 2;
+   */
+  monitorEtag: string;
+
+  /**
+   * How many samples, by score.
+   *
+   * @generated from field: repeated uint64 counts = 3;
+   */
+  counts: bigint[];
+};
+
+/**
+ * Describes the message actserve.v1.ScoreHour.
+ * Use `create(ScoreHourSchema)` to create a new message.
+ */
+export const ScoreHourSchema: GenMessage<ScoreHour> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 26);
+
+/**
+ * Which alerts. All that is set has to fit.
+ *
+ * @generated from message actserve.v1.AlertFilter
+ */
+export type AlertFilter = Message<"actserve.v1.AlertFilter"> & {
+  /**
+   * Of these monitors, at most 64. Format: models/{model}/monitors/{monitor}.
+   *
+   * @generated from field: repeated string monitors = 1;
+   */
+  monitors: string[];
+
+  /**
+   * Of this level.
+   *
+   * @generated from field: actserve.v1.AlertLevel level = 2;
+   */
+  level: AlertLevel;
+
+  /**
+   * Of calls of this end user.
+   *
+   * @generated from field: string end_user = 3;
+   */
+  endUser: string;
+
+  /**
+   * Only those about which nothing is decided yet.
+   *
+   * @generated from field: bool undecided = 4;
+   */
+  undecided: boolean;
+
+  /**
+   * Raised before this.
+   *
+   * @generated from field: google.protobuf.Timestamp before_time = 5;
+   */
+  beforeTime?: Timestamp;
+};
+
+/**
+ * Describes the message actserve.v1.AlertFilter.
+ * Use `create(AlertFilterSchema)` to create a new message.
+ */
+export const AlertFilterSchema: GenMessage<AlertFilter> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 27);
 
 /**
  * A request for alerts as they are raised.
  *
- * @generated from message actserve.v1.StreamAlertsRequest
+ * @generated from message actserve.v1.WatchAlertsRequest
  */
-export type StreamAlertsRequest = Message<"actserve.v1.StreamAlertsRequest"> & {
+export type WatchAlertsRequest = Message<"actserve.v1.WatchAlertsRequest"> & {
   /**
    * The model. Format: models/{model}. The only one when unset.
    *
@@ -672,41 +1196,46 @@ export type StreamAlertsRequest = Message<"actserve.v1.StreamAlertsRequest"> & {
   model: string;
 
   /**
-   * Only alerts of this monitor. Format: models/{model}/monitors/{monitor}. Those of
-   * all monitors when unset.
+   * Which alerts; `undecided` and `before_time` are unset.
    *
-   * @generated from field: string monitor = 2;
+   * @generated from field: actserve.v1.AlertFilter filter = 2;
    */
-  monitor: string;
+  filter?: AlertFilter;
 
   /**
    * Alert.resume_token of the last alert that the reader has, or before the first one
-   * AlertsStarted.resume_token, to get those since; `monitor` may be another than then.
-   * Only new ones when unset. One that this server has not sent since it started:
-   * RESUME_TOKEN_INVALID.
+   * AlertsStarted.resume_token, to get those since; the filter may be another than then.
+   * Only new ones when unset. One that is not this server's: RESUME_TOKEN_INVALID.
    *
    * @generated from field: bytes resume_token = 3;
    */
   resumeToken: Uint8Array;
+
+  /**
+   * In place of a token: from the oldest that is stored on.
+   *
+   * @generated from field: bool from_oldest = 4;
+   */
+  fromOldest: boolean;
 };
 
 /**
- * Describes the message actserve.v1.StreamAlertsRequest.
- * Use `create(StreamAlertsRequestSchema)` to create a new message.
+ * Describes the message actserve.v1.WatchAlertsRequest.
+ * Use `create(WatchAlertsRequestSchema)` to create a new message.
  */
-export const StreamAlertsRequestSchema: GenMessage<StreamAlertsRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 17);
+export const WatchAlertsRequestSchema: GenMessage<WatchAlertsRequest> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 28);
 
 /**
  * One event of a stream of alerts.
  *
- * @generated from message actserve.v1.StreamAlertsResponse
+ * @generated from message actserve.v1.WatchAlertsResponse
  */
-export type StreamAlertsResponse = Message<"actserve.v1.StreamAlertsResponse"> & {
+export type WatchAlertsResponse = Message<"actserve.v1.WatchAlertsResponse"> & {
   /**
    * Exactly one is set. Readers skip events they do not know.
    *
-   * @generated from oneof actserve.v1.StreamAlertsResponse.event
+   * @generated from oneof actserve.v1.WatchAlertsResponse.event
    */
   event: {
     /**
@@ -736,11 +1265,11 @@ export type StreamAlertsResponse = Message<"actserve.v1.StreamAlertsResponse"> &
 };
 
 /**
- * Describes the message actserve.v1.StreamAlertsResponse.
- * Use `create(StreamAlertsResponseSchema)` to create a new message.
+ * Describes the message actserve.v1.WatchAlertsResponse.
+ * Use `create(WatchAlertsResponseSchema)` to create a new message.
  */
-export const StreamAlertsResponseSchema: GenMessage<StreamAlertsResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 18);
+export const WatchAlertsResponseSchema: GenMessage<WatchAlertsResponse> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 29);
 
 /**
  * Opens a stream of alerts.
@@ -756,7 +1285,7 @@ export type AlertsStarted = Message<"actserve.v1.AlertsStarted"> & {
   callId: string;
 
   /**
-   * For StreamAlertsRequest.resume_token, to get every alert that this stream would;
+   * For WatchAlertsRequest.resume_token, to get every alert that this stream would;
    * opaque, at most 1 KiB.
    *
    * @generated from field: bytes resume_token = 2;
@@ -769,20 +1298,22 @@ export type AlertsStarted = Message<"actserve.v1.AlertsStarted"> & {
  * Use `create(AlertsStartedSchema)` to create a new message.
  */
 export const AlertsStartedSchema: GenMessage<AlertsStarted> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 19);
+  messageDesc(file_actserve_v1_monitor_service, 30);
 
 /**
- * The server holds a bounded number of alerts, and the reader came too late for some.
+ * Alerts are stored for a time and up to a number, and the reader came too late for some:
+ * of its tenant, and of the monitors that it asked for, some older than the next alert
+ * are gone.
  *
  * @generated from message actserve.v1.AlertsLost
  */
 export type AlertsLost = Message<"actserve.v1.AlertsLost"> & {
   /**
-   * How many.
+   * How many of the tenant, of whatever monitor.
    *
-   * @generated from field: uint32 alerts = 1;
+   * @generated from field: uint64 alerts = 1;
    */
-  alerts: number;
+  alerts: bigint;
 };
 
 /**
@@ -790,20 +1321,230 @@ export type AlertsLost = Message<"actserve.v1.AlertsLost"> & {
  * Use `create(AlertsLostSchema)` to create a new message.
  */
 export const AlertsLostSchema: GenMessage<AlertsLost> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 20);
+  messageDesc(file_actserve_v1_monitor_service, 31);
 
 /**
- * A request to score items by a monitor.
+ * A request for one alert.
  *
- * @generated from message actserve.v1.ReplayMonitorRequest
+ * @generated from message actserve.v1.GetAlertRequest
  */
-export type ReplayMonitorRequest = Message<"actserve.v1.ReplayMonitorRequest"> & {
+export type GetAlertRequest = Message<"actserve.v1.GetAlertRequest"> & {
   /**
-   * Format: models/{model}/monitors/{monitor}.
+   * Format: models/{model}/alerts/{alert}.
    *
-   * @generated from field: string monitor = 1;
+   * @generated from field: string name = 1;
    */
-  monitor: string;
+  name: string;
+};
+
+/**
+ * Describes the message actserve.v1.GetAlertRequest.
+ * Use `create(GetAlertRequestSchema)` to create a new message.
+ */
+export const GetAlertRequestSchema: GenMessage<GetAlertRequest> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 32);
+
+/**
+ * One alert.
+ *
+ * @generated from message actserve.v1.GetAlertResponse
+ */
+export type GetAlertResponse = Message<"actserve.v1.GetAlertResponse"> & {
+  /**
+   * The alert.
+   *
+   * @generated from field: actserve.v1.Alert alert = 1;
+   */
+  alert?: Alert;
+};
+
+/**
+ * Describes the message actserve.v1.GetAlertResponse.
+ * Use `create(GetAlertResponseSchema)` to create a new message.
+ */
+export const GetAlertResponseSchema: GenMessage<GetAlertResponse> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 33);
+
+/**
+ * A request for a page of alerts.
+ *
+ * @generated from message actserve.v1.ListAlertsRequest
+ */
+export type ListAlertsRequest = Message<"actserve.v1.ListAlertsRequest"> & {
+  /**
+   * The model. Format: models/{model}. The only one when unset.
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * Which.
+   *
+   * @generated from field: actserve.v1.AlertFilter filter = 2;
+   */
+  filter?: AlertFilter;
+
+  /**
+   * At most this many; 50 when zero, and never more than 1000.
+   *
+   * @generated from field: int32 page_size = 3;
+   */
+  pageSize: number;
+
+  /**
+   * `next_page_token` of the page before; opaque.
+   *
+   * @generated from field: string page_token = 4;
+   */
+  pageToken: string;
+};
+
+/**
+ * Describes the message actserve.v1.ListAlertsRequest.
+ * Use `create(ListAlertsRequestSchema)` to create a new message.
+ */
+export const ListAlertsRequestSchema: GenMessage<ListAlertsRequest> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 34);
+
+/**
+ * A page of alerts.
+ *
+ * @generated from message actserve.v1.ListAlertsResponse
+ */
+export type ListAlertsResponse = Message<"actserve.v1.ListAlertsResponse"> & {
+  /**
+   * The alerts, the newest first.
+   *
+   * @generated from field: repeated actserve.v1.Alert alerts = 1;
+   */
+  alerts: Alert[];
+
+  /**
+   * Empty on the last page.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message actserve.v1.ListAlertsResponse.
+ * Use `create(ListAlertsResponseSchema)` to create a new message.
+ */
+export const ListAlertsResponseSchema: GenMessage<ListAlertsResponse> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 35);
+
+/**
+ * A request to decide about a sample.
+ *
+ * @generated from message actserve.v1.DecideAlertRequest
+ */
+export type DecideAlertRequest = Message<"actserve.v1.DecideAlertRequest"> & {
+  /**
+   * Format: models/{model}/alerts/{alert}.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * What becomes of the sample.
+   *
+   * @generated from field: actserve.v1.AlertDecision decision = 2;
+   */
+  decision: AlertDecision;
+};
+
+/**
+ * Describes the message actserve.v1.DecideAlertRequest.
+ * Use `create(DecideAlertRequestSchema)` to create a new message.
+ */
+export const DecideAlertRequestSchema: GenMessage<DecideAlertRequest> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 36);
+
+/**
+ * What was decided.
+ *
+ * @generated from message actserve.v1.DecideAlertResponse
+ */
+export type DecideAlertResponse = Message<"actserve.v1.DecideAlertResponse"> & {
+  /**
+   * The alert.
+   *
+   * @generated from field: actserve.v1.Alert alert = 1;
+   */
+  alert?: Alert;
+};
+
+/**
+ * Describes the message actserve.v1.DecideAlertResponse.
+ * Use `create(DecideAlertResponseSchema)` to create a new message.
+ */
+export const DecideAlertResponseSchema: GenMessage<DecideAlertResponse> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 37);
+
+/**
+ * A request to delete alerts.
+ *
+ * @generated from message actserve.v1.DeleteAlertsRequest
+ */
+export type DeleteAlertsRequest = Message<"actserve.v1.DeleteAlertsRequest"> & {
+  /**
+   * The model. Format: models/{model}. The only one when unset.
+   *
+   * @generated from field: string model = 1;
+   */
+  model: string;
+
+  /**
+   * Which. All of the tenant when unset.
+   *
+   * @generated from field: actserve.v1.AlertFilter filter = 2;
+   */
+  filter?: AlertFilter;
+};
+
+/**
+ * Describes the message actserve.v1.DeleteAlertsRequest.
+ * Use `create(DeleteAlertsRequestSchema)` to create a new message.
+ */
+export const DeleteAlertsRequestSchema: GenMessage<DeleteAlertsRequest> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 38);
+
+/**
+ * What was deleted.
+ *
+ * @generated from message actserve.v1.DeleteAlertsResponse
+ */
+export type DeleteAlertsResponse = Message<"actserve.v1.DeleteAlertsResponse"> & {
+  /**
+   * How many alerts.
+   *
+   * @generated from field: uint64 alerts = 1;
+   */
+  alerts: bigint;
+};
+
+/**
+ * Describes the message actserve.v1.DeleteAlertsResponse.
+ * Use `create(DeleteAlertsResponseSchema)` to create a new message.
+ */
+export const DeleteAlertsResponseSchema: GenMessage<DeleteAlertsResponse> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 39);
+
+/**
+ * A request to score items by monitors.
+ *
+ * @generated from message actserve.v1.ReplayMonitorsRequest
+ */
+export type ReplayMonitorsRequest = Message<"actserve.v1.ReplayMonitorsRequest"> & {
+  /**
+   * From 1 to 8, each at most once. Format: models/{model}/monitors/{monitor}.
+   *
+   * @generated from field: repeated string monitors = 1;
+   */
+  monitors: string[];
 
   /**
    * What to score, each by itself; from 1 to Limits.max_items. Of FetchItem `key`,
@@ -823,22 +1564,22 @@ export type ReplayMonitorRequest = Message<"actserve.v1.ReplayMonitorRequest"> &
 };
 
 /**
- * Describes the message actserve.v1.ReplayMonitorRequest.
- * Use `create(ReplayMonitorRequestSchema)` to create a new message.
+ * Describes the message actserve.v1.ReplayMonitorsRequest.
+ * Use `create(ReplayMonitorsRequestSchema)` to create a new message.
  */
-export const ReplayMonitorRequestSchema: GenMessage<ReplayMonitorRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 21);
+export const ReplayMonitorsRequestSchema: GenMessage<ReplayMonitorsRequest> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 40);
 
 /**
  * One event of a replay.
  *
- * @generated from message actserve.v1.ReplayMonitorResponse
+ * @generated from message actserve.v1.ReplayMonitorsResponse
  */
-export type ReplayMonitorResponse = Message<"actserve.v1.ReplayMonitorResponse"> & {
+export type ReplayMonitorsResponse = Message<"actserve.v1.ReplayMonitorsResponse"> & {
   /**
    * Exactly one is set. Readers skip events they do not know.
    *
-   * @generated from oneof actserve.v1.ReplayMonitorResponse.event
+   * @generated from oneof actserve.v1.ReplayMonitorsResponse.event
    */
   event: {
     /**
@@ -868,11 +1609,11 @@ export type ReplayMonitorResponse = Message<"actserve.v1.ReplayMonitorResponse">
 };
 
 /**
- * Describes the message actserve.v1.ReplayMonitorResponse.
- * Use `create(ReplayMonitorResponseSchema)` to create a new message.
+ * Describes the message actserve.v1.ReplayMonitorsResponse.
+ * Use `create(ReplayMonitorsResponseSchema)` to create a new message.
  */
-export const ReplayMonitorResponseSchema: GenMessage<ReplayMonitorResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 22);
+export const ReplayMonitorsResponseSchema: GenMessage<ReplayMonitorsResponse> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_monitor_service, 41);
 
 /**
  * Opens a replay.
@@ -893,16 +1634,16 @@ export type ReplayStarted = Message<"actserve.v1.ReplayStarted"> & {
  * Use `create(ReplayStartedSchema)` to create a new message.
  */
 export const ReplayStartedSchema: GenMessage<ReplayStarted> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 23);
+  messageDesc(file_actserve_v1_monitor_service, 42);
 
 /**
- * The score of one item.
+ * The scores of one item.
  *
  * @generated from message actserve.v1.ReplayedItem
  */
 export type ReplayedItem = Message<"actserve.v1.ReplayedItem"> & {
   /**
-   * Index into ReplayMonitorRequest.items.
+   * Index into ReplayMonitorsRequest.items.
    *
    * @generated from field: uint32 item_index = 1;
    */
@@ -924,32 +1665,11 @@ export type ReplayedItem = Message<"actserve.v1.ReplayedItem"> & {
   status?: Status;
 
   /**
-   * The score as of its last token.
+   * Of each of ReplayMonitorsRequest.monitors, in order.
    *
-   * @generated from field: float score = 4;
+   * @generated from field: repeated actserve.v1.MonitorScore scores = 4;
    */
-  score: number;
-
-  /**
-   * The highest level that the score came above at any token.
-   *
-   * @generated from field: actserve.v1.AlertLevel level = 5;
-   */
-  level: AlertLevel;
-
-  /**
-   * With `each_token`: the positions of the tokens that count, ascending.
-   *
-   * @generated from field: repeated uint32 positions = 6;
-   */
-  positions: number[];
-
-  /**
-   * With `each_token`: the score as of each of them, F32 [positions].
-   *
-   * @generated from field: actserve.v1.Tensor token_scores = 7;
-   */
-  tokenScores?: Tensor;
+  scores: MonitorScore[];
 };
 
 /**
@@ -957,7 +1677,7 @@ export type ReplayedItem = Message<"actserve.v1.ReplayedItem"> & {
  * Use `create(ReplayedItemSchema)` to create a new message.
  */
 export const ReplayedItemSchema: GenMessage<ReplayedItem> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 24);
+  messageDesc(file_actserve_v1_monitor_service, 43);
 
 /**
  * Closes a replay.
@@ -978,19 +1698,82 @@ export type ReplayFinished = Message<"actserve.v1.ReplayFinished"> & {
  * Use `create(ReplayFinishedSchema)` to create a new message.
  */
 export const ReplayFinishedSchema: GenMessage<ReplayFinished> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_monitor_service, 25);
+  messageDesc(file_actserve_v1_monitor_service, 44);
+
+/**
+ * How to fit a probe.
+ *
+ * @generated from enum actserve.v1.FitMethod
+ */
+export enum FitMethod {
+  /**
+   * The server's default, LOGISTIC.
+   *
+   * @generated from enum value: FIT_METHOD_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * Logistic regression on the mean row of each example.
+   *
+   * @generated from enum value: FIT_METHOD_LOGISTIC = 1;
+   */
+  LOGISTIC = 1,
+
+  /**
+   * The difference of the mean rows of both kinds, and the bias half-way.
+   *
+   * @generated from enum value: FIT_METHOD_MEAN_DIFFERENCE = 2;
+   */
+  MEAN_DIFFERENCE = 2,
+
+  /**
+   * A linear probe trained on means of 16 tokens that slide over each example, weighted by
+   * the softmax of those means, for scores that are read while text is generated (Cunningham
+   * et al., "Constitutional Classifiers++", 2026).
+   *
+   * @generated from enum value: FIT_METHOD_STREAMED = 3;
+   */
+  STREAMED = 3,
+
+  /**
+   * A hidden layer, trained by gradient descent.
+   *
+   * @generated from enum value: FIT_METHOD_MLP = 4;
+   */
+  MLP = 4,
+
+  /**
+   * Heads of attention over tokens, trained by gradient descent (Kramar et al., "Building
+   * Production-Ready Probes For Gemini", 2026).
+   *
+   * @generated from enum value: FIT_METHOD_ATTENTION = 5;
+   */
+  ATTENTION = 5,
+}
+
+/**
+ * Describes the enum actserve.v1.FitMethod.
+ */
+export const FitMethodSchema: GenEnum<FitMethod> = /*@__PURE__*/
+  enumDesc(file_actserve_v1_monitor_service, 0);
 
 /**
  * Watches generation by probes, acts where their score is high, and tells of it. A
- * monitor watches the Generate calls of its own tenant that begin after it was stored.
- * Those calls tell of it too: GenerateResponse.alert, and FINISH_REASON_MONITOR.
+ * monitor watches the Generate calls of its own tenant that begin after it was stored,
+ * as its `watch` says.
+ *
+ * What is watched is watched exactly or not answered: where a score is missing or is not
+ * finite, the call ends with MONITOR_INCOMPLETE. The end of a sample is sent after its
+ * alerts were stored.
  *
  * What the vectors and matrices of a monitor name is copied when it is stored, so kept
  * rows may expire and stored vectors be deleted. In answers sources are as they were
  * sent, but for tensors, which come without their data.
  *
  * Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
- * ModelService says.
+ * ModelService says. Making, changing and deleting monitors, deciding about alerts and
+ * deleting them takes an experimenter.
  *
  * @generated from service actserve.v1.MonitorService
  */
@@ -1026,7 +1809,8 @@ export const MonitorService: GenService<{
     output: typeof ListMonitorsResponseSchema;
   },
   /**
-   * Replaces a monitor, or some fields of it.
+   * Replaces a monitor, or some fields of it. Samples that are watched already are
+   * watched as they began.
    *
    * @generated from rpc actserve.v1.MonitorService.UpdateMonitor
    */
@@ -1036,7 +1820,7 @@ export const MonitorService: GenService<{
     output: typeof UpdateMonitorResponseSchema;
   },
   /**
-   * Deletes a monitor.
+   * Deletes a monitor, and ends the work that makes it. Its alerts stay.
    *
    * @generated from rpc actserve.v1.MonitorService.DeleteMonitor
    */
@@ -1047,9 +1831,10 @@ export const MonitorService: GenService<{
   },
   /**
    * Makes a monitor of labelled examples. It is there at once, paused and without
-   * probes, and gets them and its levels when the work is done, which Monitor.fit tells.
+   * a probe, and gets it and its levels when the work is done, which Monitor.fit tells.
    * It stays paused until UpdateMonitor says otherwise, and cannot be updated before the
-   * work is done: RESOURCE_NOT_READY.
+   * work is done: RESOURCE_NOT_READY. The end of the server ends the work:
+   * WORK_STATE_FAILED.
    *
    * @generated from rpc actserve.v1.MonitorService.FitMonitor
    */
@@ -1059,28 +1844,81 @@ export const MonitorService: GenService<{
     output: typeof FitMonitorResponseSchema;
   },
   /**
-   * Tells the alerts of all calls of the caller's tenant as they are raised. The stream
-   * is one `started` and any number of `alert` and `lost`; it ends only when the call
-   * does. Each replica of a server tells those of the calls that it answers.
+   * Scores prompts by monitors without acting and without raising alerts. The stream is
+   * one `started`, an `item` for every item in any order, and one `finished`. A monitor
+   * that has no probe yet: RESOURCE_NOT_READY.
    *
-   * @generated from rpc actserve.v1.MonitorService.StreamAlerts
+   * @generated from rpc actserve.v1.MonitorService.ReplayMonitors
    */
-  streamAlerts: {
+  replayMonitors: {
     methodKind: "server_streaming";
-    input: typeof StreamAlertsRequestSchema;
-    output: typeof StreamAlertsResponseSchema;
+    input: typeof ReplayMonitorsRequestSchema;
+    output: typeof ReplayMonitorsResponseSchema;
   },
   /**
-   * Scores prompts by a monitor without acting and without raising alerts. The stream is
-   * one `started`, an `item` for every item in any order, and one `finished`. A monitor
-   * that has no probes yet: RESOURCE_NOT_READY.
+   * Tells how the scores of a monitor are distributed, hour by hour, and how far that has
+   * drifted.
    *
-   * @generated from rpc actserve.v1.MonitorService.ReplayMonitor
+   * @generated from rpc actserve.v1.MonitorService.GetMonitorScores
    */
-  replayMonitor: {
+  getMonitorScores: {
+    methodKind: "unary";
+    input: typeof GetMonitorScoresRequestSchema;
+    output: typeof GetMonitorScoresResponseSchema;
+  },
+  /**
+   * Tells the alerts of all calls of the caller's tenant as they are raised, on whatever
+   * replica of the server. The stream is one `started` and any number of `alert` and
+   * `lost`; it ends only when the call does.
+   *
+   * @generated from rpc actserve.v1.MonitorService.WatchAlerts
+   */
+  watchAlerts: {
     methodKind: "server_streaming";
-    input: typeof ReplayMonitorRequestSchema;
-    output: typeof ReplayMonitorResponseSchema;
+    input: typeof WatchAlertsRequestSchema;
+    output: typeof WatchAlertsResponseSchema;
+  },
+  /**
+   * Returns one alert as it is now.
+   *
+   * @generated from rpc actserve.v1.MonitorService.GetAlert
+   */
+  getAlert: {
+    methodKind: "unary";
+    input: typeof GetAlertRequestSchema;
+    output: typeof GetAlertResponseSchema;
+  },
+  /**
+   * Lists alerts, the newest first.
+   *
+   * @generated from rpc actserve.v1.MonitorService.ListAlerts
+   */
+  listAlerts: {
+    methodKind: "unary";
+    input: typeof ListAlertsRequestSchema;
+    output: typeof ListAlertsResponseSchema;
+  },
+  /**
+   * Decides about a sample that is paused. The first decision holds: another one is
+   * ALERT_DECIDED, as is any about an alert that waits for none.
+   *
+   * @generated from rpc actserve.v1.MonitorService.DecideAlert
+   */
+  decideAlert: {
+    methodKind: "unary";
+    input: typeof DecideAlertRequestSchema;
+    output: typeof DecideAlertResponseSchema;
+  },
+  /**
+   * Deletes alerts of the caller's tenant, all or some, wherever they are stored. Those
+   * of a sample that is paused are not deleted before it is decided.
+   *
+   * @generated from rpc actserve.v1.MonitorService.DeleteAlerts
+   */
+  deleteAlerts: {
+    methodKind: "unary";
+    input: typeof DeleteAlertsRequestSchema;
+    output: typeof DeleteAlertsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_actserve_v1_monitor_service, 0);

@@ -8,7 +8,7 @@ import type { Reduction } from "./readout_pb.js";
 import { file_actserve_v1_readout } from "./readout_pb.js";
 import type { Site } from "./site_pb.js";
 import { file_actserve_v1_site } from "./site_pb.js";
-import type { VectorSource } from "./source_pb.js";
+import type { MatrixSource, VectorSource } from "./source_pb.js";
 import { file_actserve_v1_source } from "./source_pb.js";
 import { file_google_api_field_behavior } from "../../google/api/field_behavior_pb.js";
 import type { Message } from "@bufbuild/protobuf";
@@ -17,7 +17,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file actserve/v1/probe.proto.
  */
 export const file_actserve_v1_probe: GenFile = /*@__PURE__*/
-  fileDesc("ChdhY3RzZXJ2ZS92MS9wcm9iZS5wcm90bxILYWN0c2VydmUudjEihAEKBVByb2JlEiUKBHNpdGUYASABKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQECEjIKCWRpcmVjdGlvbhgCIAEoCzIZLmFjdHNlcnZlLnYxLlZlY3RvclNvdXJjZUIE4kEBAhIXCgRiaWFzGAMgASgCQgTiQQEBSACIAQFCBwoFX2JpYXMitAEKD1Njb3JlQWdncmVnYXRvchIoCgNlbWEYASABKAsyGS5hY3RzZXJ2ZS52MS5FbWFTbW9vdGhpbmdIABI5Cgxyb2xsaW5nX21lYW4YAiABKAsyIS5hY3RzZXJ2ZS52MS5Sb2xsaW5nTWVhblNtb290aGluZ0gAEi8KCXJlZHVjdGlvbhgDIAEoDjIWLmFjdHNlcnZlLnYxLlJlZHVjdGlvbkIE4kEBAUILCglzbW9vdGhpbmciJAoMRW1hU21vb3RoaW5nEhQKBndlaWdodBgBIAEoAkIE4kEBAiIsChRSb2xsaW5nTWVhblNtb290aGluZxIUCgZ0b2tlbnMYASABKA1CBOJBAQJCUgoPZGV2LmFjdHNlcnZlLnYxUAFaPWdpdGh1Yi5jb20vYWN0c2VydmUvYWN0c2VydmUvY2xpZW50L2dvL2FjdHNlcnZlL3YxO2FjdHNlcnZldjFiBnByb3RvMw", [file_actserve_v1_readout, file_actserve_v1_site, file_actserve_v1_source, file_google_api_field_behavior]);
+  fileDesc("ChdhY3RzZXJ2ZS92MS9wcm9iZS5wcm90bxILYWN0c2VydmUudjEihAEKBVByb2JlEiUKBHNpdGUYASABKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQECEjIKCWRpcmVjdGlvbhgCIAEoCzIZLmFjdHNlcnZlLnYxLlZlY3RvclNvdXJjZUIE4kEBAhIXCgRiaWFzGAMgASgCQgTiQQEBSACIAQFCBwoFX2JpYXMi6wEKDFByb2JlTmV0d29yaxImCgVzaXRlcxgBIAMoCzIRLmFjdHNlcnZlLnYxLlNpdGVCBOJBAQISLgoGaGlkZGVuGAIgASgLMhguYWN0c2VydmUudjEuSGlkZGVuTGF5ZXJCBOJBAQESLwoGdmFsdWVzGAMgASgLMhkuYWN0c2VydmUudjEuTWF0cml4U291cmNlQgTiQQECEjAKB3F1ZXJpZXMYBCABKAsyGS5hY3RzZXJ2ZS52MS5NYXRyaXhTb3VyY2VCBOJBAQESFwoEYmlhcxgFIAEoAkIE4kEBAUgAiAEBQgcKBV9iaWFzIm4KC0hpZGRlbkxheWVyEjAKB3dlaWdodHMYASABKAsyGS5hY3RzZXJ2ZS52MS5NYXRyaXhTb3VyY2VCBOJBAQISLQoEYmlhcxgCIAEoCzIZLmFjdHNlcnZlLnYxLlZlY3RvclNvdXJjZUIE4kEBASLqAQoPU2NvcmVBZ2dyZWdhdG9yEigKA2VtYRgBIAEoCzIZLmFjdHNlcnZlLnYxLkVtYVNtb290aGluZ0gAEjkKDHJvbGxpbmdfbWVhbhgCIAEoCzIhLmFjdHNlcnZlLnYxLlJvbGxpbmdNZWFuU21vb3RoaW5nSAASNAoJYXR0ZW50aW9uGAQgASgLMh8uYWN0c2VydmUudjEuQXR0ZW50aW9uU21vb3RoaW5nSAASLwoJcmVkdWN0aW9uGAMgASgOMhYuYWN0c2VydmUudjEuUmVkdWN0aW9uQgTiQQEBQgsKCXNtb290aGluZyIkCgxFbWFTbW9vdGhpbmcSFAoGd2VpZ2h0GAEgASgCQgTiQQECIiwKFFJvbGxpbmdNZWFuU21vb3RoaW5nEhQKBnRva2VucxgBIAEoDUIE4kEBAiI6ChJBdHRlbnRpb25TbW9vdGhpbmcSGQoGdG9rZW5zGAEgASgNQgTiQQEBSACIAQFCCQoHX3Rva2Vuc0JSCg9kZXYuYWN0c2VydmUudjFQAVo9Z2l0aHViLmNvbS9hY3RzZXJ2ZS9hY3RzZXJ2ZS9jbGllbnQvZ28vYWN0c2VydmUvdjE7YWN0c2VydmV2MWIGcHJvdG8z", [file_actserve_v1_readout, file_actserve_v1_site, file_actserve_v1_source, file_google_api_field_behavior]);
 
 /**
  * A linear probe: the number w x + b for each row x of a site, computed in float32.
@@ -55,6 +55,93 @@ export const ProbeSchema: GenMessage<Probe> = /*@__PURE__*/
   messageDesc(file_actserve_v1_probe, 0);
 
 /**
+ * A probe that reads rows of one site or several side by side, through a small network.
+ * Computed in float32 from rows after the interventions at their sites. With x the rows of
+ * one token one after the other, it is a small MLP, several heads of attention, or both:
+ *
+ *   y = x, or with `hidden` max(W x + c, 0)
+ *   v = V y + b, one number; or with `queries` v = V y and q = Q y, a number of each
+ *   for every head
+ *
+ * Without `hidden` and `queries` it is linear. The layouts are those that Kramar et al.,
+ * "Building Production-Ready Probes For Gemini", 2026, compare.
+ *
+ * @generated from message actserve.v1.ProbeNetwork
+ */
+export type ProbeNetwork = Message<"actserve.v1.ProbeNetwork"> & {
+  /**
+   * Where rows are read, from 1 to 64 sites, each at most once.
+   *
+   * @generated from field: repeated actserve.v1.Site sites = 1;
+   */
+  sites: Site[];
+
+  /**
+   * A hidden layer.
+   *
+   * @generated from field: actserve.v1.HiddenLayer hidden = 2;
+   */
+  hidden?: HiddenLayer;
+
+  /**
+   * V [heads, width of y], not zero. One row without `queries`, else 64 at most.
+   *
+   * @generated from field: actserve.v1.MatrixSource values = 3;
+   */
+  values?: MatrixSource;
+
+  /**
+   * Q [heads, width of y]: how much a token counts for each head. Only with
+   * AttentionSmoothing, which needs it.
+   *
+   * @generated from field: actserve.v1.MatrixSource queries = 4;
+   */
+  queries?: MatrixSource;
+
+  /**
+   * b; zero when unset. Finite. With `queries` it is added to the sum over heads.
+   *
+   * @generated from field: optional float bias = 5;
+   */
+  bias?: number;
+};
+
+/**
+ * Describes the message actserve.v1.ProbeNetwork.
+ * Use `create(ProbeNetworkSchema)` to create a new message.
+ */
+export const ProbeNetworkSchema: GenMessage<ProbeNetwork> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_probe, 1);
+
+/**
+ * The hidden layer of a network, with a rectifier.
+ *
+ * @generated from message actserve.v1.HiddenLayer
+ */
+export type HiddenLayer = Message<"actserve.v1.HiddenLayer"> & {
+  /**
+   * W [units, width of x], with 512 units at most.
+   *
+   * @generated from field: actserve.v1.MatrixSource weights = 1;
+   */
+  weights?: MatrixSource;
+
+  /**
+   * c; zero when unset. A `tensor` of shape [units].
+   *
+   * @generated from field: actserve.v1.VectorSource bias = 2;
+   */
+  bias?: VectorSource;
+};
+
+/**
+ * Describes the message actserve.v1.HiddenLayer.
+ * Use `create(HiddenLayerSchema)` to create a new message.
+ */
+export const HiddenLayerSchema: GenMessage<HiddenLayer> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_probe, 2);
+
+/**
  * How the numbers that probes give for each token become the score of a sequence as
  * far as it has come: smoothed, then reduced. Which way is best depends on the data:
  * smoothing suits streamed output, and dilutes what is short in a long text (Kramar
@@ -84,6 +171,14 @@ export type ScoreAggregator = Message<"actserve.v1.ScoreAggregator"> & {
      */
     value: RollingMeanSmoothing;
     case: "rollingMean";
+  } | {
+    /**
+     * Means that the probe itself weights; for a ProbeNetwork with queries alone.
+     *
+     * @generated from field: actserve.v1.AttentionSmoothing attention = 4;
+     */
+    value: AttentionSmoothing;
+    case: "attention";
   } | { case: undefined; value?: undefined };
 
   /**
@@ -99,7 +194,7 @@ export type ScoreAggregator = Message<"actserve.v1.ScoreAggregator"> & {
  * Use `create(ScoreAggregatorSchema)` to create a new message.
  */
 export const ScoreAggregatorSchema: GenMessage<ScoreAggregator> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_probe, 1);
+  messageDesc(file_actserve_v1_probe, 3);
 
 /**
  * e(t) = a y(t) + (1 - a) e(t - 1), from e(0) = y(0).
@@ -120,7 +215,7 @@ export type EmaSmoothing = Message<"actserve.v1.EmaSmoothing"> & {
  * Use `create(EmaSmoothingSchema)` to create a new message.
  */
 export const EmaSmoothingSchema: GenMessage<EmaSmoothing> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_probe, 2);
+  messageDesc(file_actserve_v1_probe, 4);
 
 /**
  * The mean of the last tokens; of all of them while there are fewer.
@@ -141,5 +236,27 @@ export type RollingMeanSmoothing = Message<"actserve.v1.RollingMeanSmoothing"> &
  * Use `create(RollingMeanSmoothingSchema)` to create a new message.
  */
 export const RollingMeanSmoothingSchema: GenMessage<RollingMeanSmoothing> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_probe, 3);
+  messageDesc(file_actserve_v1_probe, 5);
+
+/**
+ * s(t) = b + the sum over heads of (sum over j of exp(q(j)) v(j)) / (sum over j of
+ * exp(q(j))), where j goes over the last tokens up to t.
+ *
+ * @generated from message actserve.v1.AttentionSmoothing
+ */
+export type AttentionSmoothing = Message<"actserve.v1.AttentionSmoothing"> & {
+  /**
+   * How many tokens, from 1 to 1024; all so far when unset.
+   *
+   * @generated from field: optional uint32 tokens = 1;
+   */
+  tokens?: number;
+};
+
+/**
+ * Describes the message actserve.v1.AttentionSmoothing.
+ * Use `create(AttentionSmoothingSchema)` to create a new message.
+ */
+export const AttentionSmoothingSchema: GenMessage<AttentionSmoothing> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_probe, 6);
 

@@ -1,0 +1,120 @@
+"""What a sample is watched by: monitors, with everything resolved for its prompt."""
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from enum import Enum, IntEnum, auto
+from typing import Protocol
+
+from actserve_server.domain.positions import Selection
+from actserve_server.domain.probe_networks import ProbeNetwork
+from actserve_server.domain.probes import Aggregator
+from actserve_server.domain.runs import Intervention
+
+
+class LevelName(IntEnum):
+    """The two thresholds of a monitor."""
+
+    LOWER = 1
+    UPPER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ends a sample after the token that brought the score above the threshold."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steer:
+    """Changes the model at every generated token after that one which `interventions` select."""
+
+    interventions: tuple[Intervention, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Holds the token back until somebody decides, or for so long."""
+
+    time_limit_s: float
+    continue_after: bool
+    """Whether the sample goes on after that; else it ends."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Level:
+    """What happens once in a sequence when the score comes above the threshold."""
+
+    name: LevelName
+    threshold: float
+    action: Stop | Steer | Pause | None = None
+    flag: bool = False
+    """Whether the call that is watched is told."""
+    explained_by: str | None = None
+    """The NLA that explains the row, by name."""
+    webhook: str | None = None
+    """The address that the alert is sent to."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Watcher:
+    """A monitor, as it watches one sequence."""
+
+    monitor: str
+    """Its name."""
+    etag: str
+    """Its version."""
+    network: ProbeNetwork
+    aggregator: Aggregator
+    selection: Selection
+    """The tokens that count, of the prompt and of what is generated."""
+    levels: tuple[Level, ...]
+    """One or two, the lower first."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether a token waits until its own row was scored."""
+        return any(each.action is not None for each in self.levels)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedCall:
+    """What alerts tell of the call that is watched."""
+
+    tenant: str
+    model_id: str
+    call_id: str
+    end_user: str = ""
+    trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Crossing:
+    """A score came above a threshold, for the first time in its sequence."""
+
+    watcher: Watcher
+    level: Level
+    score: float
+    position: int
+    sample_index: int
+    text: str = ""
+    """Around the token, where the operator has alerts hold it."""
+
+
+class Decision(Enum):
+    """What a second opinion says of a sample that is paused."""
+
+    CONTINUE = auto()
+    STOP = auto()
+
+
+class Alerts(Protocol):
+    """Where alerts go."""
+
+    async def raised(self, call: WatchedCall, crossing: Crossing) -> str:
+        """Stores an alert, and returns its id once it is stored.
+
+        Raises STORE_UNREACHABLE."""
+        ...
+
+    def decision(self, call: WatchedCall, alert: str, pause: Pause) -> Awaitable[Decision]:
+        """What is decided about the sample of an alert, within the pause's time limit."""
+        ...
