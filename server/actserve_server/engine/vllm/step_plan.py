@@ -267,8 +267,10 @@ def _read_sites(
             yield site, partial(networks.take, site=site)
         return
     for site in sites:
-        projects = isinstance(derived, RunProjection) and site != LOGITS
-        yield site, partial(derived.of, bank=bank) if projects else None
+        if isinstance(derived, RunProjection) and site != LOGITS:
+            yield site, partial(derived.of, bank=bank)
+        else:
+            yield site, None
 
 
 class _EditKind(NamedTuple):

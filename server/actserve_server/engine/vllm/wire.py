@@ -8,7 +8,7 @@ Vectors travel along if they are small. Others were uploaded before (`vector_upl
 their digests are here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,20 @@ class Reading:
     sites: tuple[SiteKey, ...]
     spans: Spans
     derived: Derived
+
+    @property
+    def columns(self) -> tuple[Hashable, ...] | None:
+        """What tells the rows it gives from others of the same tokens, column by column. None where
+        they are of the next token too."""
+        match self.derived:
+            case None:
+                return self.sites
+            case ProjectionForm() as form:
+                return tuple((site, form.key) for site in self.sites)
+            case OutputsForm() as form:
+                return (form.key,)
+            case Unembed():
+                return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
