@@ -31,7 +31,7 @@ from actserve_server.domain.runs import (
     Tokens,
 )
 from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
-from actserve_server.domain.tensors import ElementType, to_float32
+from actserve_server.domain.tensors import to_float32
 from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.options import EngineOptions
 
@@ -165,9 +165,12 @@ async def collect(engine: VllmEngine, run: Run) -> Result:
                     positions = event.captured_positions
                     assert event.output_tokens == len(result.token_ids)
     for number, (capture, told) in enumerate(zip(run.captures, positions, strict=True)):
+        # What is made of the rows of several sites together is under the first one.
         rows = {
-            site: _joined(parts.pop((number, index), []), told, engine.info, capture, site)
-            for index, site in enumerate(capture.sites)
+            site: _joined(parts.pop((number, index), []), told, engine.info, capture, width)
+            for index, (site, width) in enumerate(
+                zip(capture.sites, engine.info.row_widths(capture), strict=False)
+            )
         }
         result.captures.append(Captured(told.tolist(), rows))
     assert not parts, f"rows of captures and sites that nobody asked for: {list(parts)}"
@@ -175,15 +178,13 @@ async def collect(engine: VllmEngine, run: Run) -> Result:
 
 
 def _joined(
-    parts: list[Rows], told: np.ndarray, info: ModelInfo, capture: Capture, site: Site
+    parts: list[Rows], told: np.ndarray, info: ModelInfo, capture: Capture, width: int
 ) -> np.ndarray:
-    width, element_type = info.at(site).width, info.element_type
-    if capture.derived:
-        width, element_type = capture.derived.width, ElementType.F32
+    element_type = info.row_type(capture)
     none = np.empty((0, width), element_type.storage)
     bits = np.concatenate([none, *(part.bits for part in parts)])
     positions = [int(position) for part in parts for position in part.positions]
-    assert positions == told.tolist(), f"{site}: rows {positions}, told {told}"
+    assert positions == told.tolist(), f"rows {positions}, told {told}"
     return to_float32(bits, element_type)
 
 

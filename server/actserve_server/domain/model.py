@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.runs import NEUTRAL, Capture, Sampling
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType
@@ -89,6 +90,8 @@ class ModelInfo:
     """Why attention patterns are not served; empty when they are."""
     conditions_unserved: str = ""
     """Why interventions cannot have conditions; empty when they can."""
+    monitors_unserved: str = ""
+    """Why `ProbeOutputs` cannot be captured; empty when they can."""
     weights: WeightsInfo = NO_WEIGHTS
     vector_bytes: int = 0
     """Float32 vectors for which the engine has room; it projects rows where they fit."""
@@ -100,9 +103,18 @@ class ModelInfo:
         """What the site's hook point is."""
         return self.hook_points[site.hook_point]
 
-    def row_width(self, capture: Capture, site: Site) -> int:
-        """Elements of a row of one site of a capture."""
-        return capture.derived.width if capture.derived else self.at(site).width
+    def row_widths(self, capture: Capture) -> tuple[int, ...]:
+        """Elements of a row of a capture, by the site index under which it comes from the
+        engine."""
+        if isinstance(capture.derived, ProbeOutputs):
+            return (capture.derived.width,)
+        if capture.derived is not None:
+            return (capture.derived.width,) * len(capture.sites)
+        return tuple(self.at(site).width for site in capture.sites)
+
+    def row_bytes(self, capture: Capture) -> int:
+        """Of all that comes from the engine for one position of a capture."""
+        return sum(self.row_widths(capture)) * self.row_type(capture).itemsize
 
     def row_type(self, capture: Capture) -> ElementType:
         """The element type in which the rows of a capture come from the engine."""

@@ -4,7 +4,7 @@ A linear probe of several sites is one with a single row of values. This is the 
 worker computes the same beside the model, where the rows are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,11 +73,11 @@ class ProbeNetwork:
             return y @ np.concatenate([self.values, self.queries]).T
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class ProbeOutputs:
     """What some networks make of each token. A capture of it reads the sites of all of them
-    together, and gives one row for a token: float32 [sum of `outputs`], one network after the
-    other."""
+    together, which are those of the forward pass, so not `logits`, and gives one row for a token:
+    float32 [`width`], what each network in turn has as its `outputs`."""
 
     networks: tuple[ProbeNetwork, ...]
 
@@ -89,3 +89,8 @@ class ProbeOutputs:
     @property
     def width(self) -> int:
         return sum(each.outputs for each in self.networks)
+
+    def apply(self, rows: Mapping[Site, np.ndarray]) -> np.ndarray:
+        """Of the rows of every site, float32 [n, width of the site]: float32 [n, `width`]."""
+        parts = [each.apply([rows[site] for site in each.sites]) for each in self.networks]
+        return np.concatenate(parts, axis=1)

@@ -14,6 +14,7 @@ import numpy as np
 from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import Operation
 from actserve_server.domain.positions import Selection, Spans
+from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.projection import Projected
 from actserve_server.domain.sites import Site
 
@@ -120,12 +121,13 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """What to read: every site at every selected position, as rows or what is made of them."""
+    """What to read: every site at every selected position, as rows or what is made of them. Its
+    sites are all different, and of `ProbeOutputs` those that it reads, in their order."""
 
     sites: tuple[Site, ...]
     selection: Selection
-    derived: Unembed | Projected | None = None
-    """What is given in place of each row."""
+    derived: Unembed | Projected | ProbeOutputs | None = None
+    """What is given in place of each row; of `ProbeOutputs`, in place of the rows of all sites."""
 
     @property
     def spans(self) -> Spans:
@@ -268,10 +270,11 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Whole rows of one site of one capture, in ascending order of position.
+    """Whole rows of one site of one capture, in ascending order of position; what is made of all
+    its sites together has the site index 0.
 
     `positions` is int64 [rows]; `bits` is [rows, width of the site] in the model's element type,
-    stored as `ElementType.storage`. Predictions are float32 whatever the model's type.
+    stored as `ElementType.storage`. What is made of rows is float32 whatever the model's type.
     """
 
     capture_index: int

@@ -300,9 +300,7 @@ class AdmittedEngine:
         return sum(self._capture_bytes(capture, end) for capture in run.captures)
 
     def _capture_bytes(self, capture: Capture, end: int) -> int:
-        rows = capture.spans.count(end)
-        elements = sum(self.info.row_width(capture, site) for site in capture.sites)
-        return rows * elements * self.info.row_type(capture).itemsize
+        return capture.spans.count(end) * self.info.row_bytes(capture)
 
     def check(self, run: Run, index: int) -> None:
         """Raises CAPTURE_TOO_LARGE or TOO_MANY_ROWS for a run that could never be admitted."""
@@ -320,9 +318,10 @@ class AdmittedEngine:
         if wanted > limit:
             raise ActserveError(
                 Reason.TOO_MANY_ROWS,
-                f"the interventions and projections of sequence {index} have vectors of {wanted} "
-                f"bytes as float32, but those of one sequence may take at most {limit}; change "
-                "fewer sites or positions, or project in a call of its own",
+                f"the interventions, projections and monitors of sequence {index} have vectors of "
+                f"{wanted} bytes as float32, but those of one sequence may take at most {limit}; "
+                "change fewer sites or positions, project in a call of its own, or name fewer "
+                "monitors",
                 field=("interventions",),
                 metadata={"bytes": wanted, "limit": limit},
             )

@@ -13,6 +13,7 @@ import numpy as np
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.operations import relative_change
+from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.probes import RunningScore
 from actserve_server.domain.projection import Projected
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
@@ -30,6 +31,7 @@ from actserve_server.domain.runs import (
     TokenLogprob,
     TokenLogprobs,
     Tokens,
+    Unembed,
     conditions_of,
 )
 from actserve_server.domain.sites import HookPoint, Site
@@ -112,6 +114,7 @@ class FakeEngine:
         unserved: Mapping[HookPoint, str] | None = None,
         attention_unserved: str = "",
         conditions_unserved: str = "",
+        monitors_unserved: str = "",
         default_sampling: Sampling = NEUTRAL,
         weights: WeightsInfo = ALL_WEIGHTS,
         vector_bytes: int = 256 << 20,
@@ -142,6 +145,7 @@ class FakeEngine:
             attention=() if attention_unserved else attention_rules(shape),
             attention_unserved=attention_unserved,
             conditions_unserved=conditions_unserved,
+            monitors_unserved=monitors_unserved,
             default_sampling=default_sampling,
             weights=weights,
         )
@@ -273,9 +277,8 @@ class FakeEngine:
             positions = positions[positions >= start]
             for low in range(0, len(positions), self._rows_per_event):
                 part = positions[low : low + self._rows_per_event]
-                for index, site in enumerate(capture.sites):
-                    values = [self._value(run, capture, site, ids, done, int(p)) for p in part]
-                    bits = convert(np.stack(values), ElementType.F32, self._info.row_type(capture))
+                for index, values in enumerate(self._columns(run, capture, ids, done, part)):
+                    bits = convert(values, ElementType.F32, self._info.row_type(capture))
                     self.counters.rows += len(part)
                     yield Rows(number, index, part, bits)
 
@@ -292,20 +295,37 @@ class FakeEngine:
         )
         return (TokenLogprobs(float(logprob[token]), top),)
 
+    def _columns(
+        self, run: Run, capture: Capture, ids: list[int], done: "_Pass", positions: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """What is given at these positions, float32 [positions, width], by site index."""
+        if isinstance(capture.derived, ProbeOutputs):
+            rows = {
+                site: np.stack([self._row(site, ids, done, int(p)) for p in positions])
+                for site in capture.sites
+            }
+            yield capture.derived.apply(rows)
+            return
+        for site in capture.sites:
+            yield np.stack([self._value(run, capture, site, ids, done, int(p)) for p in positions])
+
+    def _row(self, site: Site, ids: list[int], done: "_Pass", position: int) -> np.ndarray:
+        return self._model.row(site, ids[: position + 1], done.changes[position])
+
     def _value(
         self, run: Run, capture: Capture, site: Site, ids: list[int], done: "_Pass", position: int
     ) -> np.ndarray:
-        """A row, or what it predicts."""
+        """A row of one site, or what is made of it."""
         past, changes = ids[: position + 1], done.changes[position]
         match capture.derived:
-            case None:
-                return self._model.row(site, past, changes)
             case Projected() as projected:
                 return projected.apply(self._model.row(site, past, changes)[None])[0]
-            case unembed:
+            case Unembed() as unembed:
                 following = run.token_ids[position + 1 : position + 2]
                 logits = self._model.logits(site, past, changes)
                 return predict(unembed, logits, following[0] if following else None)
+            case _:
+                return self._model.row(site, past, changes)
 
 
 class _Pass:

@@ -1,6 +1,7 @@
-"""Operations and projections as numbers: which formula, on which vectors, with which scalars.
+"""What a run does, as numbers: which formula, on which vectors, with which scalars.
 
-Every operation of `domain/operations.py`, which defines them, is one of
+Every operation of `domain/operations.py`, which defines them, is one of the following. Projections,
+conditions and networks of probes have forms of their own.
 
     ADD       x + v
     ALONG     x + (min(max(g x.u, lo), hi) - x.u + p |x|) u
@@ -33,6 +34,7 @@ from actserve_server.domain.operations import (
     Zero,
     unit,
 )
+from actserve_server.domain.probe_networks import ProbeNetwork, ProbeOutputs
 from actserve_server.domain.probes import Aggregator, Probe, RollingMean, ScoreReduction
 from actserve_server.domain.projection import (
     Identity,
@@ -145,6 +147,54 @@ class ConditionForm:
     high: float
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkForm:
+    """Where the numbers of a network are."""
+
+    group: int
+    """Which one it belongs to. Its rows of the group's matrix come after those of the networks
+    before it."""
+    outputs: int
+    units: int
+    """Of the hidden layer; zero where there is none."""
+
+    @property
+    def rows(self) -> int:
+        """Of the group's matrix."""
+        return self.units or self.outputs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutputsForm:
+    """`ProbeOutputs` as numbers.
+
+    Networks of the same sites are a group. All the linear maps of theirs that read rows are one
+    matrix, so that many networks take one product a site.
+    """
+
+    groups: tuple[tuple[Site, ...], ...]
+    """The sites whose rows lie side by side in the columns of the group's matrix."""
+    matrices: tuple[Vectors, ...]
+    """Of each group [rows of its networks, width of all its sites]."""
+    networks: tuple[NetworkForm, ...]
+    rest: Vectors
+    """[1, n]: what is added to the products of each group, and then of each network with a hidden
+    layer the linear maps that read it, [outputs, units], and what is added to theirs."""
+    key: bytes
+    """Equal forms have it in common, and no others."""
+
+    @property
+    def vectors(self) -> tuple[Vectors, ...]:
+        return *self.matrices, self.rest
+
+    @property
+    def rest_sizes(self) -> list[int]:
+        """Of the parts of `rest`."""
+        hidden = [each for each in self.networks if each.units]
+        parts = [size for each in hidden for size in (each.outputs * each.units, each.outputs)]
+        return [each.count for each in self.matrices] + parts
+
+
 _FORMS: "WeakKeyDictionary[Operation, Form]" = WeakKeyDictionary()
 
 
@@ -185,6 +235,60 @@ def _projection_vectors(projection: Projection) -> tuple[Vectors, Vectors]:
     if isinstance(projection.activation, JumpReLU):
         offsets.append(projection.activation.threshold)
     return Vectors.of(projection.directions), Vectors.of(np.stack(offsets))
+
+
+_OUTPUTS: "WeakKeyDictionary[ProbeOutputs, OutputsForm]" = WeakKeyDictionary()
+
+
+def outputs_form(outputs: ProbeOutputs) -> OutputsForm:
+    """The form of what networks make of rows, made once for equal ones, as long as the first of
+    them is there. Its vectors are hashed, so many are to be made in a thread first."""
+    form = _OUTPUTS.get(outputs)
+    if form is None:
+        form = _OUTPUTS[outputs] = _outputs_form(outputs.networks)
+    return form
+
+
+def _outputs_form(networks: Sequence[ProbeNetwork]) -> OutputsForm:
+    groups = tuple(dict.fromkeys(each.sites for each in networks))
+    members = [[each for each in networks if each.sites == sites] for sites in groups]
+    matrices = tuple(
+        Vectors.of(np.concatenate([_inner(each)[0] for each in group])) for group in members
+    )
+    forms = tuple(
+        NetworkForm(
+            groups.index(each.sites),
+            each.outputs,
+            0 if each.hidden is None else len(each.hidden.bias),
+        )
+        for each in networks
+    )
+    rest = [_inner(each)[1] for group in members for each in group]
+    for each in networks:
+        if each.hidden is not None:
+            maps, bias = _outer(each)
+            rest += [maps.ravel(), bias]
+    numbers = Vectors.of(np.concatenate(rest)[None])
+    digest = hashlib.sha256(repr((groups, forms)).encode())
+    for each in (*matrices, numbers):
+        digest.update(each.digest)
+    return OutputsForm(groups, matrices, forms, numbers, digest.digest())
+
+
+def _inner(network: ProbeNetwork) -> tuple[np.ndarray, np.ndarray]:
+    """The linear maps that read rows, and what is added to theirs."""
+    if network.hidden is None:
+        return _outer(network)
+    return network.hidden.weights, network.hidden.bias
+
+
+def _outer(network: ProbeNetwork) -> tuple[np.ndarray, np.ndarray]:
+    """The linear maps that give the outputs, and what is added to theirs."""
+    if network.queries is None:
+        return network.values, np.array([network.bias], np.float32)
+    # The bias is added where heads are summed.
+    maps = np.concatenate([network.values, network.queries])
+    return maps, np.zeros(len(maps), np.float32)
 
 
 _DIRECTIONS: "WeakKeyDictionary[Probe, Vectors]" = WeakKeyDictionary()
@@ -230,6 +334,8 @@ def vector_bytes(
     for each in captures:
         if isinstance(each.derived, Projected):
             vectors += projection_form(each.derived).vectors
+        elif isinstance(each.derived, ProbeOutputs):
+            vectors += outputs_form(each.derived).vectors
     return {each.digest: each.nbytes for each in vectors}
 
 

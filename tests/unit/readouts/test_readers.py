@@ -103,8 +103,8 @@ def events(of: plan.Plan, cuts: list[int]) -> Iterator[Rows | Finished]:
     captures = of.captures
     bits = {}
     for number, capture in enumerate(captures):
-        for index, site in enumerate(capture.sites):
-            width = INFO.row_width(capture, site)
+        widths = INFO.row_widths(capture)
+        for index, (site, width) in enumerate(zip(capture.sites, widths, strict=True)):
             # The same whatever else is captured.
             rng = np.random.default_rng([*str(site).encode()])
             values = rng.standard_normal((TOKENS, width)).astype(np.float32)
@@ -204,8 +204,8 @@ async def test_the_patterns_of_a_long_prompt_are_never_held_whole(
     of, at = planned(readout), np.arange(tokens)
     reading = readers.Reading(of, INFO)
     for number, capture in enumerate(of.captures):
-        for index, site in enumerate(capture.sites):
-            values = RNG.standard_normal((tokens, INFO.row_width(capture, site)))
+        for index, width in enumerate(INFO.row_widths(capture)):
+            values = RNG.standard_normal((tokens, width))
             bits = convert(values.astype(np.float32), ElementType.F32, INFO.element_type)
             assert not [got async for got in reading.read(Rows(number, index, at, bits))]
     finished = Finished(FinishReason.LENGTH, 1, tuple(at for _ in of.captures))

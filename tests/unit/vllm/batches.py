@@ -10,7 +10,7 @@ from actserve_server.domain.positions import Selection
 from actserve_server.domain.runs import Intervention
 from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.bank import VectorBank
-from actserve_server.engine.vllm.layout import Layout
+from actserve_server.engine.vllm.layout import Layout, SiteKey
 from actserve_server.engine.vllm.step_batch import BatchRows, Model
 from actserve_server.engine.vllm.step_plan import Receipts, RoutedStep, route
 from tests.unit.vllm.steps import ALL, change, site
@@ -27,7 +27,8 @@ def _model() -> Model:
         [(site("mlp_out.0"), False), (site("resid_post.0"), True), (site("resid_pre.1"), True)]
     )
     layout.add_place([(site("final_norm"), False)])
-    return Model(layout, HEAD_WIDTH)
+    widths = dict.fromkeys(layout.sites, WIDTH) | {SiteKey.of(site("q.0")): HEADS * HEAD_WIDTH}
+    return Model(layout, HEAD_WIDTH, widths=widths)
 
 
 MODEL = _model()

@@ -7,6 +7,7 @@ import numpy as np
 from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import Operation
 from actserve_server.domain.positions import NO_END, Selection, Spans
+from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.projection import Projected
 from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
 from actserve_server.domain.sites import HookPoint, Site
@@ -41,7 +42,9 @@ def change(
 
 
 def read(
-    *sites: str, where: Selection = ALL, derived: Unembed | Projected | None = None
+    *sites: str,
+    where: Selection = ALL,
+    derived: Unembed | Projected | ProbeOutputs | None = None,
 ) -> Capture:
     return Capture(tuple(map(site, sites)), where, derived)
 

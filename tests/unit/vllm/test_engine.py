@@ -67,7 +67,7 @@ async def engine(llm: Llm) -> VllmEngine:
         vocabulary_size=9,
         width=4,
         row_type=lambda _: ElementType.F16,
-        row_width=lambda capture, site: 4,
+        row_bytes=lambda capture: 8 * len(capture.sites),
     )
     rows = RowCache(1 << 20, block_tokens=4)
     return VllmEngine(llm, info, collector, weights=None, rows=rows)  # type: ignore[arg-type]

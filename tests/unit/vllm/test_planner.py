@@ -12,11 +12,12 @@ from actserve_server.domain.operations import Add, Clamp, Operation, Project, Re
 from actserve_server.domain.positions import NO_END, Selection
 from actserve_server.domain.probes import EACH_TOKEN, Probe
 from actserve_server.domain.projection import Projected, Projection
-from actserve_server.domain.runs import Run, Unembed
+from actserve_server.domain.runs import Capture, Run, Unembed
 from actserve_server.engine.vllm import step_batch
 from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.step_plan import Planner, RoutedStep, route
 from actserve_server.engine.vllm.tapped_run import TappedRun
+from tests.unit.networks import KINDS, network, reading
 from tests.unit.test_probes import AGGREGATORS
 from tests.unit.vllm import batches
 from tests.unit.vllm.batches import BANK_BYTES, CPU, MODEL, WIDTH, constant
@@ -75,6 +76,13 @@ def _condition(rng: np.random.Generator, sites: list[str]) -> Condition:
     return Condition(Probe(site(name), direction), aggregator, above=float(rng.normal()))
 
 
+def _networks(rng: np.random.Generator, sites: list[str]) -> Capture:
+    """Often those of other runs."""
+    widths, kinds = dict.fromkeys(map(site, sites), WIDTH), [*KINDS.values()]
+    every = [network(widths, **kinds[number]) for number in rng.permutation(len(kinds))[:2]]
+    return reading(every, _where(rng))
+
+
 def _taps(rng: np.random.Generator) -> Run | None:
     operations: list[Operation] = [
         Add(rng.standard_normal(WIDTH).astype(np.float32), 2.0),
@@ -87,8 +95,13 @@ def _taps(rng: np.random.Generator) -> Run | None:
     for _ in range(rng.integers(0, 4)):
         sites = rng.permutation(names)[: rng.integers(1, 4)].tolist()
         if rng.random() < 0.5:
-            derived = [None, Unembed(top_k=1, next_token=True), PROJECTED][rng.choice(3)]
-            taps.append(read(*sites, where=_where(rng), derived=derived))
+            lens = Unembed(top_k=1, next_token=True)
+            derived = [None, lens, PROJECTED, "networks"][rng.choice(4)]
+            taps.append(
+                _networks(rng, sites)
+                if isinstance(derived, str)
+                else read(*sites, where=_where(rng), derived=derived)
+            )
         else:
             condition = _condition(rng, sites) if rng.random() < 0.4 else None
             operation = operations[rng.integers(4)]

@@ -104,7 +104,7 @@ async def served() -> AsyncGenerator[tuple[VllmEngine, Worker], None]:
         vocabulary_size=99,
         width=WIDTH,
         row_type=lambda _: ElementType.F16,
-        row_width=lambda capture, site: WIDTH,
+        row_bytes=lambda capture: 2 * WIDTH * len(capture.sites),
     )
     rows = RowCache(1 << 20, BLOCK)
     engine = VllmEngine(worker, info, collector, weights=None, rows=rows)  # type: ignore[arg-type]

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from actserve_server.domain.positions import NO_END
+from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Capture, Unembed
 from actserve_server.engine.vllm import wire
 from actserve_server.engine.vllm.inbox import Block
 from actserve_server.engine.vllm.row_cache import ENTRY_BYTES, Filling, Found, RowCache
-from tests.unit.vllm.steps import at, make_run, read
+from tests.unit.networks import network, reading
+from tests.unit.vllm.steps import at, make_run, read, site
 
 SIZE = 4
 """Tokens in a block."""
@@ -176,6 +178,59 @@ def test_predictions_are_not_taken_for_rows() -> None:
     cache = _cache()
     _fill(cache, "a", read(ONE, derived=Unembed(2)))
     assert cache.held_bytes == 0
+
+
+def _networks(*seeds: int, sites: Sequence[str] = (ONE, TWO)) -> Capture:
+    widths = {site(name): WIDTHS[name] for name in sites}
+    return reading(network(widths, seed=seed, heads=2, queries=True) for seed in seeds)
+
+
+def _projected(seed: int = 0, top_k: int | None = None) -> Capture:
+    directions = np.random.default_rng(seed).standard_normal((3, 4)).astype(np.float32)
+    return read(ONE, TWO, derived=Projected(Projection(directions), top_k))
+
+
+MADE: dict[str, tuple[Capture, Capture, int, dict[str, Capture]]] = {
+    "networks": (
+        _networks(1, 2),
+        _networks(1, 2),
+        1,
+        {
+            "rows": read(ONE, TWO),
+            "others": _networks(1, 3),
+            "fewer": _networks(1),
+            "in another order": _networks(2, 1),
+            "at another order of sites": _networks(1, 2, sites=(TWO, ONE)),
+        },
+    ),
+    "projections": (
+        _projected(),
+        _projected(),
+        2,
+        {"rows": read(ONE, TWO), "others": _projected(1), "the largest": _projected(top_k=1)},
+    ),
+}
+"""What is made of rows, the same again, its columns, and what is something else."""
+
+
+@pytest.mark.parametrize(("made", "same", "columns", "others"), MADE.values(), ids=MADE)
+def test_what_was_made_of_rows_is_found_by_whoever_wants_the_same_made(
+    made: Capture, same: Capture, columns: int, others: dict[str, Capture]
+) -> None:
+    cache, row_bytes = _cache(), (12,) * columns
+    data = np.random.default_rng(0).integers(0, 256, (TOKENS, sum(row_bytes)), np.uint8)
+    filling = cache.filling(_names("a"), _readings(made))
+    filling.add([[Block(np.arange(TOKENS), row_bytes, data)]])
+    filling.commit()
+    found = _find(cache, "a", same)
+    assert found.end == 12
+    ((_, block),) = found.rows
+    assert (block.row_bytes, block.positions.tolist()) == (row_bytes, [*range(12)])
+    assert np.array_equal(block.data, data[:12])
+    assert {name: _end(cache, "a", other) for name, other in others.items()} == dict.fromkeys(
+        others, 0
+    )
+    assert _end(cache, "b", same) == 0
 
 
 def test_of_a_row_that_comes_twice_the_first_is_kept() -> None:

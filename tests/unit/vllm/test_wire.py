@@ -15,10 +15,11 @@ from actserve_server.domain.operations import (
 from actserve_server.domain.probes import Aggregator, Probe
 from actserve_server.domain.projection import JumpReLU, Projected, Projection
 from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
-from actserve_server.engine.forms import ProjectionForm, condition_form, form_of
+from actserve_server.engine.forms import OutputsForm, ProjectionForm, condition_form, form_of
 from actserve_server.engine.vllm import wire
 from actserve_server.engine.vllm.layout import SiteKey
 from tests.contract.formulas import Formula, formulas
+from tests.unit.networks import KINDS, network, reading
 from tests.unit.test_probes import AGGREGATORS
 from tests.unit.vllm.steps import at, change, make_run, read, site
 
@@ -53,9 +54,10 @@ def _sent(taps: wire.RunTaps) -> wire.RunTaps:
         (read("logits"), read("q.0", where=WHERE), read("logits")),
         (read("resid_post.1", derived=Unembed(top_k=5, token_ids=(7, 2), next_token=True)),),
         (read("v.0", derived=PROJECTED), read("v.0", derived=replace(PROJECTED, top_k=None))),
+        (reading([network({site("v.0"): 4, site("z.1"): 2}, **kind) for kind in KINDS.values()]),),
         (),
     ],
-    ids=["sites", "several", "predictions", "projections", "none"],
+    ids=["sites", "several", "predictions", "projections", "networks", "none"],
 )
 def test_captures_survive_vllms_msgpack(captures: tuple[Capture, ...]) -> None:
     taps = _taps(make_run(ADD, *captures), key=2**40)
@@ -63,8 +65,12 @@ def test_captures_survive_vllms_msgpack(captures: tuple[Capture, ...]) -> None:
     assert got.key == 2**40
     for mine, sent in zip(got.captures, taps.captures, strict=True):
         assert (mine.sites, mine.spans) == (sent.sites, sent.spans)
-        if isinstance(mine.derived, ProjectionForm):
-            assert isinstance(sent.derived, ProjectionForm)
+        if isinstance(mine.derived, OutputsForm):
+            assert isinstance(sent.derived, OutputsForm)
+            assert mine.derived.groups == sent.derived.groups
+            assert mine.derived.networks == sent.derived.networks
+        if isinstance(mine.derived, ProjectionForm | OutputsForm):
+            assert isinstance(sent.derived, ProjectionForm | OutputsForm)
             assert mine.derived.key == sent.derived.key
             for one, other in zip(mine.derived.vectors, sent.derived.vectors, strict=True):
                 assert np.array_equal(one.rows, other.rows)  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from actserve_server.engine.vllm.records import (
 )
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.worker import WorkerConfig
+from tests.unit.networks import KINDS, network, outputs_of, reading
 from tests.unit.vllm import steps
 from tests.unit.vllm.standins import SchedulerOutput, Worker
 from tests.unit.vllm.steps import at, change, make_run, site
@@ -204,6 +205,31 @@ def test_projections_of_any_site_are_those_of_its_rows(worker: Worker, ring: Rin
         assert sent().keys.tolist() == [1]
         hidden = worker.model_runner.set_batch(("p", 0, 1))
         worker.step(hidden, finished={f"{name} b"})
+    assert worker._bank.used_bytes == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_several_sites_are_sent_as_one_row_a_token(
+    worker: Worker, ring: RingReader, kind: str
+) -> None:
+    """Of a run that goes on after the other, too."""
+    widths = {site("mlp_act.0"): MLP_WIDTH, site("resid_post.1"): WIDTH, site("q.0"): HEADS * 2}
+    runs = {
+        each: make_run(reading([network(widths, **KINDS[kind]), network(widths)])) for each in "ab"
+    }
+    records = ring.records()
+    for batch, ended in ((("a", 0, 3), ("b", 0, 2)), ()), ((("b", 2, 1),), {"a"}):
+        hidden = worker.model_runner.set_batch(*batch)
+        worker.step(hidden, {} if ended else runs, finished=set(ended))
+        record = read(next(records).copy())
+        assert isinstance(record, RowsRecord)
+        outputs = outputs_of(runs["a"].captures[0])
+        assert record.row_bytes == (4 * outputs.width,)
+        rows = {each: x.numpy() for each, x in textbook(worker.model_runner.model, hidden).items()}
+        expected = outputs.apply(rows)
+        np.testing.assert_allclose(_values(record.data), expected, rtol=1e-4, atol=1e-5)
+    hidden = worker.model_runner.set_batch(("p", 0, 1))
+    worker.step(hidden, finished={"b"})
     assert worker._bank.used_bytes == 0
 
 

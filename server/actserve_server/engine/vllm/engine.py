@@ -280,8 +280,7 @@ class VllmEngine:
     def _check_rows_fit(self, run: Run) -> None:
         # A step that cannot send its rows fails all the runs that have a part in it.
         for capture in run.captures:
-            elements = sum(self._info.row_width(capture, site) for site in capture.sites)
-            wanted = elements * self._info.row_type(capture).itemsize
+            wanted = self._info.row_bytes(capture)
             if wanted > MAX_ROW_BYTES:
                 raise ActserveError(
                     Reason.CAPTURE_TOO_LARGE,

@@ -1,9 +1,9 @@
 """Captured rows of prompts, for the next run that captures the same.
 
 vLLM's prefix cache holds keys and values, and a position that comes from it is never computed, so
-it has no row. Here are the rows: by block of the prompt (`block_names.py`) and site, in the
-server's process. A run whose rows are all here up to some position lets vLLM read its cache up to
-there (`scheduler.py`), and has only what comes after computed.
+it has no row. Here are the rows: by block of the prompt (`block_names.py`) and site, or what was
+made of them, in the server's process. A run whose rows are all here up to some position lets vLLM
+read its cache up to there (`scheduler.py`), and has only what comes after computed.
 
 What is held is bounded, and what was used longest ago goes first. Within one prompt the last block
 goes first, since without the blocks before it none is of use.
@@ -11,7 +11,7 @@ goes first, since without the blocks before it none is of use.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -19,13 +19,13 @@ from typing import Protocol
 import numpy as np
 
 from actserve_server.engine.vllm.inbox import Block
-from actserve_server.engine.vllm.layout import SiteKey
 from actserve_server.engine.vllm.wire import Reading
 
 ENTRY_BYTES = 512
-"""What Python needs for the rows of one block and site, beside the rows."""
+"""What Python needs for rows of one block, beside the rows."""
 
-_Key = tuple[bytes, SiteKey]
+_Key = tuple[bytes, Hashable]
+"""A block, and one of `Reading.columns`."""
 
 
 class Watch(Protocol):
@@ -51,7 +51,7 @@ NOBODY: Watch = _Nobody()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """Rows of one site at some tokens of a block."""
+    """Rows of one column at some tokens of a block."""
 
     offsets: np.ndarray
     """Which tokens: int64, ascending, from 0 for the block's first."""
@@ -160,11 +160,12 @@ class RowCache:
     ) -> "tuple[list[_Part], int]":
         """What is here, block by block, and the first wanted position that is not."""
         parts: list[_Part] = []
+        columns = reading.columns
         for number, positions in _by_block(wanted, self.block_tokens):
-            if number >= len(names) or reading.derived is not None:
+            if number >= len(names) or columns is None:
                 return parts, int(positions[0])
             start = number * self.block_tokens
-            keys = [(names[number], site) for site in reading.sites]
+            keys = [(names[number], column) for column in columns]
             rows = [each for key in keys if (each := self._rows.get(key)) is not None]
             if len(rows) < len(keys):
                 return parts, int(positions[0])
@@ -226,7 +227,7 @@ class _Part:
     """The position of the block's first token."""
     keys: Sequence[_Key]
     rows: Sequence[_Rows]
-    """Of each site."""
+    """Of each column."""
 
 
 class Filling:
@@ -248,9 +249,9 @@ class Filling:
         """Copies what belongs to whole blocks of the prompt; `taken` are blocks of rows of each
         capture. What there is no room for is left out."""
         for reading, blocks in zip(self._readings, taken, strict=True):
-            if reading.derived is None:
+            if (columns := reading.columns) is not None:
                 for block in blocks:
-                    self._add(reading, block)
+                    self._add(columns, block)
 
     def commit(self) -> None:
         """From now on others find these rows."""
@@ -268,7 +269,7 @@ class Filling:
             self._cache.release(self._reserved)
             self._pieces, self._reserved = [], 0
 
-    def _add(self, reading: Reading, block: Block) -> None:
+    def _add(self, columns: Sequence[Hashable], block: Block) -> None:
         size = self._cache.block_tokens
         for number, positions in _by_block(block.positions, size):
             if number >= len(self._names):
@@ -276,8 +277,8 @@ class Filling:
             offsets = positions - number * size
             first = int(np.searchsorted(block.positions, positions[0]))
             rows = block.part(slice(first, first + len(positions)))
-            for site, data in zip(reading.sites, rows.sites(), strict=True):
-                if not self._put((self._names[number], site), offsets, data):
+            for column, data in zip(columns, rows.sites(), strict=True):
+                if not self._put((self._names[number], column), offsets, data):
                     return
 
     def _put(self, key: _Key, offsets: np.ndarray, data: np.ndarray) -> bool:

@@ -64,6 +64,8 @@ class Model:
     head_width: int = 0
     shards: Mapping[SiteKey, Shards] = field(default_factory=dict)
     """Of the sites whose rows are split over ranks; empty without tensor parallelism."""
+    widths: Mapping[SiteKey, int] = field(default_factory=dict)
+    """Of whole rows of every site."""
 
     def rows_at(self, site: SiteKey, index: Index) -> RowsAt:
         return RowsAt(index, self.layout.sites[site].stream, self.shards.get(site))

@@ -8,7 +8,7 @@ need no case of their own.
 the step before on by one position: from one decode step to the next nothing else is different.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from actserve_server.domain.runs import Unembed
-from actserve_server.engine.forms import Kernel, ProjectionForm
+from actserve_server.engine.forms import Kernel, OutputsForm, ProjectionForm
 from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, SiteKey
+from actserve_server.engine.vllm.network_rows import NetworkRows, RunOutputs
 from actserve_server.engine.vllm.plan_scores import ScorePlan, is_lost
 from actserve_server.engine.vllm.step_batch import Batch, BatchRows, Model, index_of, to_device
 from actserve_server.engine.vllm.tapped_run import RunCondition, RunEdit, RunProjection, TappedRun
@@ -39,8 +40,8 @@ prefix cache with its edit already made; its condition has no score here."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Column:
-    """Captured rows of one site, or what was made of them at the tap. Logits and predictions are
-    made after the pass."""
+    """Captured rows of one site, or what was made of them at the tap, or by the last one of the
+    rows of several sites. Logits and predictions are made after the pass."""
 
     site: SiteKey
     work: CaptureWork
@@ -54,7 +55,7 @@ class RowBlock:
     keys: np.ndarray
     positions: np.ndarray
     columns: list[Column]
-    derived: Unembed | RunProjection | None
+    derived: Unembed | RunProjection | RunOutputs | None
     """What is given in place of the rows."""
     next_ids: np.ndarray | None
     """For `Unembed`, which alone needs them."""
@@ -214,7 +215,7 @@ def _captures(
             positions = reading.spans.within(item.position, item.end)
             if len(positions):
                 derived = reading.derived
-                if isinstance(derived, ProjectionForm):
+                if isinstance(derived, ProjectionForm | OutputsForm):
                     derived = derived.key
                 kind = _CaptureKind(number, reading.sites, derived)
                 groups.setdefault(kind, []).append((item, positions))
@@ -227,20 +228,17 @@ def _captures(
         )
         keys = np.array([item.run.taps.key for item, _ in members], np.int64)
         run = members[0][0].run
-        projection = run.projections.get(kind.number)
+        derived = run.derived.get(kind.number) or run.taps.captures[kind.number].derived
+        assert not isinstance(derived, ProjectionForm | OutputsForm)
         columns = []
-        for site in kind.sites:
-            source, derive = site, None
-            if site == LOGITS:
-                source = FINAL_NORM
-            elif projection is not None:
-                derive = partial(projection.of, bank=bank)
+        for site, derive in _read_sites(kind.sites, derived, bank, model):
+            source = FINAL_NORM if site == LOGITS else site
             work = CaptureWork(model.rows_at(source, index), derive)
             works.setdefault(source, []).append(work)
             columns.append(Column(site, work))
+        if isinstance(derived, RunOutputs):
+            columns = columns[-1:]
         following = None
-        derived = projection or run.taps.captures[kind.number].derived
-        assert not isinstance(derived, ProjectionForm)
         if isinstance(derived, Unembed):
             following = np.concatenate([item.next_ids(at) for item, at in members])
         blocks.append(
@@ -254,6 +252,25 @@ def _captures(
             )
         )
     return blocks, works
+
+
+def _read_sites(
+    sites: Iterable[SiteKey],
+    derived: Unembed | RunProjection | RunOutputs | None,
+    bank: VectorBank,
+    model: Model,
+) -> Iterator[tuple[SiteKey, Callable[[torch.Tensor], torch.Tensor | None] | None]]:
+    """Each site, and what is made of its rows at the tap."""
+    if isinstance(derived, RunOutputs):
+        networks = NetworkRows(derived, bank, model.widths)
+        for site, _ in model.layout.in_order(sites):
+            yield site, partial(networks.take, site=site)
+        return
+    for site in sites:
+        if isinstance(derived, RunProjection) and site != LOGITS:
+            yield site, partial(derived.of, bank=bank)
+        else:
+            yield site, None
 
 
 class _EditKind(NamedTuple):

@@ -1,14 +1,21 @@
 """A run with taps, as the worker keeps it from one step to the next."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from actserve_server.engine.forms import ConditionForm, Kernel, ProjectionForm, score_state
+from actserve_server.engine.forms import (
+    ConditionForm,
+    Kernel,
+    OutputsForm,
+    ProjectionForm,
+    score_state,
+)
 from actserve_server.engine.vllm.bank import HeldVectors, VectorBank
 from actserve_server.engine.vllm.layout import SiteKey
+from actserve_server.engine.vllm.network_rows import RunOutputs
 from actserve_server.engine.vllm.project_rows import project
 from actserve_server.engine.vllm.wire import Edit, RunTaps
 
@@ -58,12 +65,13 @@ class RunProjection:
     """What one of a run's captures gives in place of rows, and where its vectors are."""
 
     form: ProjectionForm
-    directions: HeldVectors
-    offsets: HeldVectors
+    blocks: tuple[HeldVectors, ...]
+    """Of the directions and of the offsets."""
 
     def of(self, rows: torch.Tensor, bank: VectorBank) -> torch.Tensor:
         """What it gives in place of rows, float32 [rows, width of `Projected`]."""
-        return project(rows, self.form, bank.rows(self.directions), bank.rows(self.offsets))
+        directions, offsets = map(bank.rows, self.blocks)
+        return project(rows, self.form, directions, offsets)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,8 +80,8 @@ class TappedRun:
 
     taps: RunTaps
     edits: tuple[RunEdit, ...]
-    projections: Mapping[int, RunProjection]
-    """By the number of the capture."""
+    derived: Mapping[int, RunProjection | RunOutputs]
+    """By the number of the capture, where there are vectors to it."""
     conditions: tuple[RunCondition, ...] = ()
     reached: int = 0
     """Positions below this were computed for this run, or skipped and receipted."""
@@ -89,7 +97,7 @@ class TappedRun:
         forms = {
             number: reading.derived
             for number, reading in enumerate(taps.captures)
-            if isinstance(reading.derived, ProjectionForm)
+            if isinstance(reading.derived, ProjectionForm | OutputsForm)
         }
         vectors = [edit.form.vectors for edit in taps.edits]
         vectors += [form.direction for form in taps.conditions]
@@ -111,11 +119,8 @@ class TappedRun:
             )
             for number, edit in enumerate(taps.edits)
         )
-        projections = {
-            number: RunProjection(form, next(blocks), next(blocks))
-            for number, form in forms.items()
-        }
-        return TappedRun(taps, edits, projections, conditions)
+        derived = {number: _derived(form, blocks) for number, form in forms.items()}
+        return TappedRun(taps, edits, derived, conditions)
 
     def step(self, position: int, end: int) -> None:
         """Notes that positions [position, end) are computed in this step."""
@@ -134,9 +139,9 @@ class TappedRun:
             bank.release(each.block)
         for each in self.conditions:
             bank.release(each.direction)
-        for each in self.projections.values():
-            bank.release(each.directions)
-            bank.release(each.offsets)
+        for each in self.derived.values():
+            for block in each.blocks:
+                bank.release(block)
 
     def same_until(self, position: int) -> int:
         """Below this position everything is read and changed as at the given one, whatever the
@@ -147,6 +152,15 @@ class TappedRun:
             if each.differs and len(spans[-1].within(position, position + 1)):
                 return position + 1
         return min(each.next_bound(position) for each in spans)
+
+
+def _derived(
+    form: ProjectionForm | OutputsForm, held: Iterator[HeldVectors]
+) -> RunProjection | RunOutputs:
+    blocks = tuple(next(held) for _ in form.vectors)
+    if isinstance(form, OutputsForm):
+        return RunOutputs(form, blocks)
+    return RunProjection(form, blocks)
 
 
 def _turns(taps: RunTaps) -> list[dict[int, list[SiteKey]]]:

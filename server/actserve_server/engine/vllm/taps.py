@@ -93,10 +93,11 @@ class RowsAt:
 @dataclass(slots=True, eq=False)
 class CaptureWork:
     """Copies rows to `rows`, [rows, width], in the model's element type, or what `derive` makes of
-    them: whole rows of all sites then need not wait for the end of the pass."""
+    them: whole rows of all sites then need not wait for the end of the pass. None where that is
+    made at a later site."""
 
     at: RowsAt
-    derive: Callable[[torch.Tensor], torch.Tensor] | None = None
+    derive: Callable[[torch.Tensor], torch.Tensor | None] | None = None
     rows: torch.Tensor | None = None
 
     def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:

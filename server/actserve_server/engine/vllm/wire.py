@@ -8,32 +8,36 @@ Vectors travel along if they are small. Others were uploaded before (`vector_upl
 their digests are here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from actserve_server.domain.positions import Selection, Spans
+from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.probes import Aggregator, Ema, RollingMean, ScoreReduction
 from actserve_server.domain.projection import Projected
-from actserve_server.domain.runs import Run, Unembed, conditions_of
+from actserve_server.domain.runs import Capture, Run, Unembed, conditions_of
 from actserve_server.engine.forms import (
     Activated,
     ConditionForm,
     Form,
     Kernel,
+    NetworkForm,
+    OutputsForm,
     ProjectionForm,
     Vectors,
     condition_form,
     form_of,
+    outputs_form,
     projection_form,
 )
 from actserve_server.engine.vllm.layout import SiteKey
 
 EXTRA_ARG = "actserve"
 
-_VERSION = 6
+_VERSION = 7
 
 INLINE_BYTES = 256 << 10
 """Of a run's vectors: so many travel along with it, and more are uploaded once for all runs that
@@ -52,13 +56,31 @@ class Edit:
     """Which of the run's conditions decides where it acts, if any."""
 
 
+Derived = Unembed | ProjectionForm | OutputsForm | None
+"""What is given in place of rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One capture: rows of every site in the spans, as they are, unembedded or projected."""
+    """One capture: rows of every site in the spans, as they are or what is made of them."""
 
     sites: tuple[SiteKey, ...]
     spans: Spans
-    derived: Unembed | ProjectionForm | None
+    derived: Derived
+
+    @property
+    def columns(self) -> tuple[Hashable, ...] | None:
+        """What tells the rows it gives from others of the same tokens, column by column. None where
+        they are of the next token too."""
+        match self.derived:
+            case None:
+                return self.sites
+            case ProjectionForm() as form:
+                return tuple((site, form.key) for site in self.sites)
+            case OutputsForm() as form:
+                return (form.key,)
+            case Unembed():
+                return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,11 +99,11 @@ class RunTaps:
 
     @property
     def vectors(self) -> Mapping[bytes, Vectors]:
-        """Those of all edits, conditions and projections, by digest."""
+        """Those of all edits, conditions and captures, by digest."""
         vectors = [edit.form.vectors for edit in self.edits]
         vectors += [each.direction for each in self.conditions]
         for reading in self.captures:
-            if isinstance(reading.derived, ProjectionForm):
+            if isinstance(reading.derived, ProjectionForm | OutputsForm):
                 vectors += reading.derived.vectors
         return {each.digest: each for each in vectors}
 
@@ -102,9 +124,7 @@ def taps_of(run: Run, key: int) -> RunTaps | None:
             Reading(
                 tuple(map(SiteKey.of, capture.sites)),
                 capture.spans,
-                projection_form(capture.derived)
-                if isinstance(capture.derived, Projected)
-                else capture.derived,
+                _derived(capture),
             )
             for capture in run.captures
         ),
@@ -120,6 +140,16 @@ def taps_of(run: Run, key: int) -> RunTaps | None:
         ),
         conditions=tuple(map(condition_form, conditions)),
     )
+
+
+def _derived(capture: Capture) -> Derived:
+    match capture.derived:
+        case Projected() as projected:
+            return projection_form(projected)
+        case ProbeOutputs() as outputs:
+            return outputs_form(outputs)
+        case other:
+            return other
 
 
 def encode(taps: RunTaps) -> dict[str, Any]:
@@ -235,19 +265,22 @@ def _decode_vectors(message: list[Any], sent: Mapping[bytes, bytes]) -> Vectors:
     return Vectors(digest, count, width, rows)
 
 
-def _encode_derived(derived: Unembed | ProjectionForm | None) -> dict[str, Any]:
+def _encode_derived(derived: Derived) -> dict[str, Any]:
     match derived:
         case Unembed(top_k, token_ids, next_token):
             return {"unembed": [top_k, list(token_ids), next_token]}
         case ProjectionForm(directions, offsets, activated, kept, top_k):
             vectors = [_encode_vectors(directions), _encode_vectors(offsets)]
             return {"project": [*vectors, int(activated), kept, top_k]}
+        case OutputsForm(groups, matrices, networks, rest, key):
+            sites = [[list(SiteKey.of(site)) for site in group] for group in groups]
+            shapes = [[each.group, each.outputs, each.units] for each in networks]
+            vectors = [[*map(_encode_vectors, matrices)], _encode_vectors(rest)]
+            return {"outputs": [sites, shapes, *vectors, key]}
     return {}
 
 
-def _decode_derived(
-    message: dict[str, Any], sent: Mapping[bytes, bytes]
-) -> Unembed | ProjectionForm | None:
+def _decode_derived(message: dict[str, Any], sent: Mapping[bytes, bytes]) -> Derived:
     if "unembed" in message:
         top_k, token_ids, next_token = message["unembed"]
         return Unembed(top_k, tuple(token_ids), next_token)
@@ -259,6 +292,15 @@ def _decode_derived(
             Activated(activated),
             kept,
             top_k,
+        )
+    if "outputs" in message:
+        groups, networks, matrices, rest, key = message["outputs"]
+        return OutputsForm(
+            tuple(tuple(SiteKey(*site).site for site in group) for group in groups),
+            tuple(_decode_vectors(each, sent) for each in matrices),
+            tuple(NetworkForm(*each) for each in networks),
+            _decode_vectors(rest, sent),
+            key,
         )
     return None
 

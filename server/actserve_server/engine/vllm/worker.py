@@ -34,7 +34,7 @@ from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
 from actserve_server.engine.vllm.step_batch import Batch, Model
 from actserve_server.engine.vllm.step_plan import Column, Planner, RoutedStep, RowBlock
-from actserve_server.engine.vllm.tapped_run import TappedRun
+from actserve_server.engine.vllm.tapped_run import RunProjection, TappedRun
 from actserve_server.engine.vllm.worker_weights import Weights
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,9 @@ class TapWorker:
         self._dimensions = Dimensions.of(model, family, config, ranks)
         self._attention = describe_attention(model, family)
         shards = _shards(tapped, self._dimensions, self.rank, ranks) if ranks > 1 else {}
-        self._model = Model(tapped, self._dimensions.head_width, shards)
+        points = self._dimensions.hook_points(tapped.hook_points)
+        widths = {key: points[key.site.hook_point].width for key in tapped.sites}
+        self._model = Model(tapped, self._dimensions.head_width, shards, widths)
         self._head = Head(
             model.compute_logits,
             model.get_submodule(family.final_norm),
@@ -234,6 +236,7 @@ class TapWorker:
         if block.derived is None:
             return self._head.logits(rows)
         # What is reserved for a run has room for its components, not for its logits.
+        assert isinstance(block.derived, RunProjection)  # Others are made of what taps read.
         parts = self._head.logits_in_parts(rows)
         return torch.cat([block.derived.of(part, self._bank) for part in parts])
 
