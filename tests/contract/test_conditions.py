@@ -252,6 +252,12 @@ REFUSED = [
         "1 to 1024",
     ),
     (
+        when(above=0.0, aggregator={"attention": {"tokens": 4}}),
+        "FIELD_INVALID",
+        ".aggregator.attention",
+        "attention weights tokens by the queries of a monitor's network, and this probe has none",
+    ),
+    (
         when(above=0.0, aggregator={"rolling_mean": {"tokens": 1025}}),
         "FIELD_INVALID",
         ".aggregator.rolling_mean.tokens",

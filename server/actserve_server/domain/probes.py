@@ -1,9 +1,11 @@
 """Linear probes: a number for each token, and what becomes of the numbers of a sequence.
 
 This is the definition, one token after the other; engines may compute it another way but to the
-same result. The score of a token is a function of the numbers up to it, from position 0 on.
+same result, and `running_scores.py` does it for many probes at once. The score of a token is a
+function of the numbers up to it, from the first token that counts on.
 """
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -42,6 +44,21 @@ class RollingMean:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """b + the sum over heads of the mean of the last values v, each weighted by exp(q) of its query
+    q; of all tokens so far where `tokens` is None. Only for what gives heads
+    (`ProbeNetwork.queries`).
+
+    Kramar et al., "Building Production-Ready Probes For Gemini", 2026.
+    """
+
+    tokens: int | None = None
+
+
+Smoothing = Ema | RollingMean | Attention
+
+
 class ScoreReduction(Enum):
     """What becomes of the smoothed numbers of all tokens so far."""
 
@@ -54,7 +71,7 @@ class ScoreReduction(Enum):
 class Aggregator:
     """Numbers are smoothed, then reduced. The default is each token's own number."""
 
-    smoothing: Ema | RollingMean | None = None
+    smoothing: Smoothing | None = None
     reduction: ScoreReduction = ScoreReduction.NEWEST
 
     @property
@@ -62,9 +79,10 @@ class Aggregator:
         """Whether a score depends on earlier tokens."""
         return self.smoothing is not None or self.reduction is not ScoreReduction.NEWEST
 
-    def scores(self, numbers: Iterable[float]) -> np.ndarray:
-        """The score of each token of a sequence, float64 [n]."""
-        running = RunningScore(self)
+    def scores(self, numbers: "Iterable[float | np.ndarray]", bias: float = 0.0) -> np.ndarray:
+        """The score of each token of a sequence, float64 [n]; arguments are as `RunningScore`
+        has them."""
+        running = RunningScore(self, bias)
         return np.array([running.add(number) for number in numbers], np.float64)
 
 
@@ -75,18 +93,22 @@ EACH_TOKEN = Aggregator()
 class RunningScore:
     """The score of a sequence as far as it has come."""
 
-    def __init__(self, aggregator: Aggregator) -> None:
+    def __init__(self, aggregator: Aggregator, bias: float = 0.0) -> None:
+        """`bias` is what attention adds to its sum over heads; in other numbers it is already."""
         self._aggregator = aggregator
         smoothing = aggregator.smoothing
+        attends = isinstance(smoothing, Attention)
+        self._attention = _Attention(smoothing.tokens, bias) if attends else None
         self._window = _Window(smoothing.tokens if isinstance(smoothing, RollingMean) else 1)
         self._average: float | None = None
         self._total = 0.0
         self._most = -np.inf
         self._count = 0
 
-    def add(self, number: float) -> float:
-        """The score with the number of the next token."""
-        smooth = self._smoothed(float(number))
+    def add(self, number: float | np.ndarray) -> float:
+        """The score with the number of the next token; for attention with what it has of each head,
+        [2 x heads], the values and then the queries."""
+        smooth = self._attended(number) if self._attention else self._smoothed(float(number))
         self._count += 1
         match self._aggregator.reduction:
             case ScoreReduction.NEWEST:
@@ -98,6 +120,11 @@ class RunningScore:
                 self._most = float(np.maximum(self._most, smooth))
                 return self._most
 
+    def _attended(self, outputs: float | np.ndarray) -> float:
+        assert self._attention is not None
+        values, queries = np.split(np.asarray(outputs, np.float64), 2)
+        return self._attention.mean(values, queries)
+
     def _smoothed(self, number: float) -> float:
         match self._aggregator.smoothing:
             case None:
@@ -108,6 +135,37 @@ class RunningScore:
                 return self._average
             case RollingMean():
                 return self._window.mean(number)
+            case Attention():
+                raise TypeError("attention is of values and queries, not of one number")
+
+
+class _Attention:
+    """Of the latest tokens, computed anew each time; or of all, of which sums are kept, relative to
+    the highest query so far, so that no exp overflows."""
+
+    def __init__(self, tokens: int | None, bias: float) -> None:
+        self._bias = bias
+        self._latest: deque[tuple[np.ndarray, np.ndarray]] | None = (
+            None if tokens is None else deque(maxlen=tokens)
+        )
+        self._most: np.ndarray | float = -np.inf
+        self._values: np.ndarray | float = 0.0
+        self._weights: np.ndarray | float = 0.0
+
+    def mean(self, values: np.ndarray, queries: np.ndarray) -> float:
+        """With the next token, float64 [heads] each."""
+        with np.errstate(invalid="ignore"):  # What is not finite gives no finite score.
+            if self._latest is not None:
+                self._latest.append((values, queries))
+                v, q = (np.array(each) for each in zip(*self._latest, strict=True))
+                weights = np.exp(q - q.max(0))
+                return self._bias + float(((weights * v).sum(0) / weights.sum(0)).sum())
+            most = np.maximum(self._most, queries)
+            kept, weight = np.exp(self._most - most), np.exp(queries - most)
+            self._most = most
+            self._values = self._values * kept + weight * values
+            self._weights = self._weights * kept + weight
+            return self._bias + float((self._values / self._weights).sum())
 
 
 class _Window:

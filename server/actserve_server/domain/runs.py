@@ -217,17 +217,28 @@ class Run:
     interventions: tuple[Intervention, ...] = ()
     placements: tuple[Placement, ...] = ()
     """At distinct positions. The token ids there count only for what decides by token id."""
+    replayed: tuple[int, ...] = ()
+    """Tokens that it generates first, whatever it would sample: to go on with a run that was ended.
+    They are counted, decoded and told as if they had been sampled, and the sampler's state goes on
+    as if it had sampled them, so the same run with a seed goes on as it would have. No more than
+    `Sampling.max_tokens`."""
     computes_all: bool = False
     """Whether each row is computed for this run, whatever the same tokens gave before."""
     tenant: str = ""
     """Whose run it is. Runs of different tenants share no cached prefix, and count apart where what
     runs at once is bounded."""
 
+    def __post_init__(self) -> None:
+        if len(self.replayed) > self.sampling.max_tokens:
+            raise ValueError("a run replays more tokens than it may generate")
+
 
 class FinishReason(Enum):
     STOP = auto()
     LENGTH = auto()
     REPETITION = auto()
+    MONITOR = auto()
+    """A monitor ended it. No engine gives this one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,9 @@ class AdmittedEngine:
     async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
         return await self._engine.spell(words)
 
+    def ended_text(self, run: Run, generated: Sequence[int]) -> str:
+        return self._engine.ended_text(run, generated)
+
     async def token_rows(self, matrix: TokenMatrix, token_ids: Sequence[int]) -> np.ndarray:
         return await self._engine.token_rows(matrix, token_ids)
 
@@ -504,6 +507,10 @@ class AdmittedCall:
         """The events of a run that `AdmittedEngine.check` has passed. It is in line from here on,
         whether or not anybody asks for its events."""
         return self._engine._started(run, self._caller, self._info)
+
+    def ended_text(self, run: Run, generated: Sequence[int]) -> str:
+        """As `Engine.ended_text`."""
+        return self._engine.ended_text(run, generated)
 
     async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
         """The same as a stream."""

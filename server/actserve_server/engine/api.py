@@ -39,6 +39,11 @@ class Engine(Protocol):
         """
         ...
 
+    def ended_text(self, run: Run, generated: Sequence[int]) -> str:
+        """The whole text of a run that is ended after these tokens, which have not ended it
+        themselves: nothing of it is held back."""
+        ...
+
     async def token_rows(self, matrix: TokenMatrix, token_ids: Sequence[int]) -> np.ndarray:
         """Rows of a matrix, [token ids, width] in the model's element type, stored as
         `ElementType.storage`."""

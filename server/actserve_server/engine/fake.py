@@ -234,6 +234,8 @@ class FakeEngine:
             await self._step(self._delay_s)
             logits = self._model.row(LOGITS, ids, done.changes[-1])
             token = choice.next(logits, generated, len(ids))
+            if len(generated) < len(run.replayed):
+                token = run.replayed[len(generated)]
             ids.append(token)
             generated.append(token)
             reason, stopped_by = end_of(run.sampling, generated, end_token) or (None, None)
@@ -253,6 +255,14 @@ class FakeEngine:
             )
         captured = tuple(capture.selection.among(ids[:-1]) for capture in run.captures)
         yield Finished(reason, len(generated), captured, done.reports(ids[:-1]), stopped_by)
+
+    def ended_text(self, run: Run, generated: Sequence[int]) -> str:
+        text = TextStream(run.sampling, self._vocabulary)
+        last = len(generated)
+        return "".join(
+            text.add(token, number, FinishReason.LENGTH if number == last else None)
+            for number, token in enumerate(generated, 1)
+        )
 
     async def _step(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)

@@ -131,6 +131,11 @@ class RestartingEngine:
             async for event in events:
                 yield event
 
+    def ended_text(self, run: Run, generated: Sequence[int]) -> str:
+        if self._current is None:
+            raise self._dead()
+        return self._current.ended_text(run, generated)
+
     async def token_rows(self, matrix: TokenMatrix, token_ids: Sequence[int]) -> np.ndarray:
         async with self._living() as engine:
             return await engine.token_rows(matrix, token_ids)

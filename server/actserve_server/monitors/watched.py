@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 from typing import Protocol
 
+import numpy as np
+
 from actserve_server.domain.positions import Selection
 from actserve_server.domain.probe_networks import ProbeNetwork
 from actserve_server.domain.probes import Aggregator
-from actserve_server.domain.runs import Intervention
+from actserve_server.domain.runs import Finished, Intervention, Run
 
 
 class LevelName(IntEnum):
@@ -97,6 +99,38 @@ class Crossing:
     sample_index: int
     text: str = ""
     """Around the token, where the operator has alerts hold it."""
+    sequence: Run | None = None
+    """Runs the tokens up to that one again, as they were run."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WatcherScore:
+    """What a watcher has scored in a sequence."""
+
+    watcher: Watcher
+    tokens: int
+    """That counted. If none did, nothing below means anything."""
+    score: float
+    """As of the last of them."""
+    highest: float
+    highest_position: int
+    """Of the first token that had it."""
+    level: Level | None
+    """The highest that was reached."""
+    positions: np.ndarray | None = None
+    """If asked, of the tokens that counted, int64 ascending."""
+    token_scores: np.ndarray | None = None
+    """As of each of them, float32."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WatchedFinished(Finished):
+    """Ends a sample that was watched. Its alerts are stored."""
+
+    ended_by: str | None = None
+    """The monitor that has ended it, if its reason is MONITOR."""
+    scores: tuple[WatcherScore, ...] = ()
+    """One for each watcher, in their order."""
 
 
 class Decision(Enum):

@@ -18,7 +18,11 @@ class Runner:
     """As much of vLLM's model runner as the worker looks at."""
 
     model: Model
-    input_batch: Any = None
+    input_batch: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            logitsprocs=SimpleNamespace(non_argmax_invariant=[])
+        )
+    )
     query_start_loc: Any = None
 
     def get_model(self) -> Model:

@@ -41,6 +41,7 @@ from actserve_server.engine.vllm.inbox import Block, Inbox
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.engine.vllm.placing import prompt_of
 from actserve_server.engine.vllm.records import MAX_ROW_BYTES
+from actserve_server.engine.vllm.replaying import REPLAYED_ARG
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.row_cache import NOBODY, Filling, RowCache, Watch
 from actserve_server.engine.vllm.sampling import ending, sampling_params
@@ -145,6 +146,9 @@ class VllmEngine:
 
     async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
         return await self._tokenizer.spell(words)
+
+    def ended_text(self, run: Run, generated: Sequence[int]) -> str:
+        return self._tokenizer.ended_text(self._params(run), run.token_ids, generated)
 
     async def token_rows(self, matrix: TokenMatrix, token_ids: Sequence[int]) -> np.ndarray:
         with _telling_death():
@@ -376,6 +380,8 @@ class VllmEngine:
         args: dict[str, Any] = {wire.EXTRA_ARG: wire.encode(taps)} if taps else {}
         if readable:
             args[READABLE_ARG] = readable
+        if run.replayed:
+            args[REPLAYED_ARG] = [*run.replayed]
         return sampling_params(
             run.sampling,
             self._defaults,

@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
+
+from vllm import SamplingParams
+from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.prompts import (
@@ -42,6 +46,20 @@ class PromptTokenizer:
     def texts(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Each token decoded alone."""
         return tuple(map(self._text, ids))
+
+    def ended_text(
+        self, params: SamplingParams, prompt: Sequence[int], generated: Sequence[int]
+    ) -> str:
+        """See `Engine.ended_text`: as vLLM makes text of these tokens."""
+        request = SimpleNamespace(
+            request_id="ended",
+            prompt_token_ids=[*prompt],
+            prompt_embeds=None,
+            sampling_params=params,
+        )
+        text = IncrementalDetokenizer.from_new_request(self._tokenizer, request)  # type: ignore[arg-type]
+        text.update([*generated], stop_terminated=False)
+        return text.get_next_output_text(finished=True, delta=False)
 
     def close(self) -> None:
         self._thread.close()

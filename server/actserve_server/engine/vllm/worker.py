@@ -1,9 +1,9 @@
 """What runs inside vLLM's worker: taps in the model, a plan for every step, rows out.
 
 `TapWorker` is a mixin over vLLM's own worker classes; `worker_cpu.py` and `worker_gpu.py` make the
-concrete ones that `worker_cls` names. It uses three seams: `load_model`, `execute_model`, and the
-model runner's `_model_forward`, which vLLM documents as the place to see a forward pass. There the
-batch is final: whatever reordered it has run.
+concrete ones that `worker_cls` names. It uses four seams: `load_model`, `execute_model`, the model
+runner's logits processors, and its `_model_forward`, which vLLM documents as the place to see a
+forward pass. There the batch is final: whatever reordered it has run.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ from actserve_server.engine.vllm.families import Family
 from actserve_server.engine.vllm.head import Head
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.lifeline import end_with
+from actserve_server.engine.vllm.replaying import Replaying
 from actserve_server.engine.vllm.ring import RingWriter
 from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
@@ -103,6 +104,10 @@ class TapWorker:
         self._shipper = (
             Shipper(RingWriter(Path(ours.ring_folder)), self.device) if self.rank == 0 else None
         )
+        # Last of those before the penalties. Named in the engine's arguments, vLLM would think that
+        # it reads tokens and, scheduling asynchronously, wait at every step until it has them.
+        processors = self.model_runner.input_batch.logitsprocs
+        processors.non_argmax_invariant.append(Replaying(self.device))
         self._vllm_forward = self.model_runner._model_forward
         self.model_runner._model_forward = self._forward
 

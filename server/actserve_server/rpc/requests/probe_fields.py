@@ -6,13 +6,21 @@ import numpy as np
 
 from actserve.v1 import intervention_pb2, probe_pb2, readout_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
-from actserve_server.domain.probes import Aggregator, Ema, Probe, RollingMean, ScoreReduction
+from actserve_server.domain.probes import (
+    Aggregator,
+    Attention,
+    Ema,
+    Probe,
+    RollingMean,
+    ScoreReduction,
+    Smoothing,
+)
 from actserve_server.rpc.requests import vector_sources
 from actserve_server.rpc.requests.site_fields import site
 from actserve_server.rpc.requests.vector_sources import Found, Target
 
 MAX_WINDOW = 1024
-"""Tokens of a rolling mean."""
+"""Tokens of a rolling mean, and of attention."""
 
 _REDUCTIONS: Mapping[int, ScoreReduction] = {
     readout_pb2.REDUCTION_UNSPECIFIED: ScoreReduction.NEWEST,
@@ -47,8 +55,21 @@ def probe(wire: probe_pb2.Probe, found: Found, field: FieldPath) -> Probe:
     return Probe(where, direction, 0.0 if bias is None else bias)
 
 
-def aggregator(wire: probe_pb2.ScoreAggregator, field: FieldPath) -> Aggregator:
-    """How numbers become a score; each token's own number where nothing is set."""
+def aggregator(
+    wire: probe_pb2.ScoreAggregator, field: FieldPath, *, attends: bool = False
+) -> Aggregator:
+    """How numbers become a score; each token's own number where nothing is set. `attends` says
+    whether the probe has queries, which attention is for alone and which need it."""
+    if attends != (wire.WhichOneof("smoothing") == "attention"):
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            "the probe has queries, which weight tokens in attention; set attention as the "
+            "smoothing, or leave the queries out"
+            if attends
+            else "attention weights tokens by the queries of a monitor's network, and this probe "
+            "has none; use ema, rolling_mean or no smoothing",
+            field=(*field, "attention"),
+        )
     reduction = _REDUCTIONS.get(wire.reduction)
     if reduction is None:
         raise ActserveError(
@@ -76,7 +97,7 @@ def number(
     return value
 
 
-def _smoothing(wire: probe_pb2.ScoreAggregator, field: FieldPath) -> Ema | RollingMean | None:
+def _smoothing(wire: probe_pb2.ScoreAggregator, field: FieldPath) -> Smoothing | None:
     match wire.WhichOneof("smoothing"):
         case "ema":
             weight = wire.ema.weight
@@ -90,13 +111,22 @@ def _smoothing(wire: probe_pb2.ScoreAggregator, field: FieldPath) -> Ema | Rolli
             return Ema(weight)
         case "rolling_mean":
             tokens = wire.rolling_mean.tokens
-            if not 1 <= tokens <= MAX_WINDOW:
-                raise ActserveError(
-                    Reason.FIELD_INVALID,
-                    f"the rolling mean is of {tokens} tokens; it must be of 1 to {MAX_WINDOW}",
-                    field=(*field, "rolling_mean", "tokens"),
-                    metadata={"tokens": tokens, "limit": MAX_WINDOW},
-                )
-            return RollingMean(tokens)
+            return RollingMean(_window("rolling mean", tokens, (*field, "rolling_mean", "tokens")))
+        case "attention":
+            if not wire.attention.HasField("tokens"):
+                return Attention()
+            tokens = wire.attention.tokens
+            return Attention(_window("attention", tokens, (*field, "attention", "tokens")))
         case _:
             return None
+
+
+def _window(kind: str, tokens: int, field: FieldPath) -> int:
+    if not 1 <= tokens <= MAX_WINDOW:
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"the {kind} is of {tokens} tokens; it must be of 1 to {MAX_WINDOW}",
+            field=field,
+            metadata={"tokens": tokens, "limit": MAX_WINDOW},
+        )
+    return tokens

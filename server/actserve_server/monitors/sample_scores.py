@@ -1,0 +1,312 @@
+"""The scores of the monitors that watch one sample, as far as its rows have come.
+
+Rows come as the engine gives them, of each capture by itself. They are scored in order of position
+over all captures, up to the first token at which something is to be done; what is known there is
+kept, so that the sample can go on from it in another run.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.positions import Selection, Spans
+from actserve_server.domain.probe_networks import ProbeOutputs
+from actserve_server.domain.running_scores import RunningScores
+from actserve_server.domain.runs import Capture, Rows
+from actserve_server.monitors.watched import Level, LevelName, Watcher, WatcherScore
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reached:
+    """A level whose threshold a score has come above for the first time."""
+
+    watcher: Watcher
+    level: Level
+    position: int
+    score: float
+
+
+class SampleScores:
+    """Of watchers, whose rows are those of `captures`."""
+
+    def __init__(self, watchers: Sequence[Watcher], *, each_token: bool = False) -> None:
+        self._watchers = watchers
+        by_selection: dict[Selection, list[int]] = {}
+        for number, watcher in enumerate(watchers):
+            by_selection.setdefault(watcher.selection, []).append(number)
+        self._groups = [
+            _Group(selection, tuple(numbers), [watchers[each] for each in numbers], each_token)
+            for selection, numbers in by_selection.items()
+        ]
+        self._read = [group for group in self._groups if group.selection.spans.ranges]
+
+    @property
+    def captures(self) -> tuple[Capture, ...]:
+        """What a run has to read for them."""
+        return tuple(group.capture(group.selection) for group in self._read)
+
+    def captures_at(self, position: int, token: int) -> dict[int, Capture]:
+        """What a run has to read at one position for those that count it, by the number of the
+        capture that it is of."""
+        here = Selection(Spans(((position, position + 1),)))
+        return {
+            number: group.capture(here)
+            for number, group in enumerate(self._read)
+            if group.wanted <= position and group.counts(position, token)
+        }
+
+    @property
+    def waiting(self) -> int:
+        """Numbers that have come and are not scored."""
+        return sum(len(rows) * rows.shape[1] for group in self._read for _, rows in group.waiting)
+
+    @property
+    def may_act(self) -> bool:
+        """Whether a level that has an action may still be reached."""
+        return any(group.may_act for group in self._read)
+
+    def acts_at(self, position: int, token: int) -> bool:
+        """Whether a watcher that may still act counts this token, whose row has not come."""
+        return any(
+            group.may_act and group.wanted <= position and group.counts(position, token)
+            for group in self._read
+        )
+
+    def add(self, number: int, rows: Rows, ids: Sequence[int]) -> None:
+        """Rows of capture `number` of a sequence of these tokens as far as it has come. Those that
+        have come before are passed over. Raises MONITOR_INCOMPLETE if one is missing."""
+        self._read[number].add(rows, ids)
+
+    def ready(self, ids: Sequence[int]) -> int:
+        """The first position, in a sequence of these tokens, whose row has not come."""
+        return min((group.ready(ids) for group in self._read), default=len(ids))
+
+    def score(self, end: int | None = None) -> list[Reached]:
+        """Scores rows that have come, below a position if one is given, up to the first token at
+        which a level with an action is reached. What was reached, in order. Raises
+        MONITOR_INCOMPLETE for a score that is not finite."""
+        parts = [(group, group.next_part(end)) for group in self._read]
+        acted = [part.first_action for _, part in parts if part.first_action is not None]
+        reached: list[tuple[int, int, Reached]] = []
+        for group, part in parts:
+            reached += group.take(part, min(acted) if acted else None)
+        order = sorted(reached, key=lambda each: (each[2].position, each[0], each[1]))
+        return [each for _, _, each in order]
+
+    def go_back(self) -> None:
+        """Rows that are not scored will come again."""
+        for group in self._read:
+            group.waiting.clear()
+            group.wanted = group.next
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises MONITOR_INCOMPLETE unless the row of every token of a sequence that counts has
+        come."""
+        for group in self._read:
+            if (missing := group.ready(ids)) < len(ids):
+                raise incomplete(group.watchers[0], missing, "no score")
+
+    def scores(self) -> tuple[WatcherScore, ...]:
+        """Of every watcher, in their order."""
+        found = {}
+        for group in self._groups:
+            found.update(zip(group.numbers, group.scores(), strict=True))
+        return tuple(found[number] for number in range(len(self._watchers)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Rows of a group that are scored, and not yet taken as such."""
+
+    positions: np.ndarray
+    rows: np.ndarray
+    after: RunningScores
+    scores: np.ndarray
+    over: np.ndarray | None
+    """Where a threshold is exceeded that was not before, bool [levels, n, watchers]; None if
+    nowhere."""
+    first_action: int | None
+    """The first position at which that has an action."""
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Watchers for which the same tokens count."""
+
+    selection: Selection
+    numbers: tuple[int, ...]
+    watchers: Sequence[Watcher]
+    each_token: bool
+    waiting: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    """Positions and rows that have come and are not scored."""
+    wanted: int = 0
+    """The position from which on rows have not come."""
+    next: int = 0
+    """The position from which on they are not scored."""
+    tokens: int = 0
+    known: RunningScores = field(init=False)
+    thresholds: np.ndarray = field(init=False)
+    """Of levels that were not reached, float64 [levels, watchers]; infinite where there is none."""
+    actions: np.ndarray = field(init=False)
+    """Whether they have one, bool [levels, watchers]."""
+    reached: list[Level | None] = field(init=False)
+    last: np.ndarray = field(init=False)
+    highest: np.ndarray = field(init=False)
+    highest_positions: np.ndarray = field(init=False)
+    token_positions: list[np.ndarray] = field(default_factory=list)
+    token_scores: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        count = len(self.watchers)
+        self.known = RunningScores([(each.network, each.aggregator) for each in self.watchers])
+        self.thresholds = np.full((len(LevelName), count), np.inf)
+        self.actions = np.zeros((len(LevelName), count), bool)
+        for index, watcher in enumerate(self.watchers):
+            for level in watcher.levels:
+                self.thresholds[level.name - 1, index] = level.threshold
+                self.actions[level.name - 1, index] = level.action is not None
+        self.reached = [None] * count
+        self.last = np.zeros(count)
+        self.highest = np.full(count, -np.inf)
+        self.highest_positions = np.zeros(count, np.int64)
+
+    @property
+    def may_act(self) -> bool:
+        return bool((self.actions & (self.thresholds < np.inf)).any())
+
+    def capture(self, selection: Selection) -> Capture:
+        outputs = ProbeOutputs(tuple(each.network for each in self.watchers))
+        return Capture(outputs.sites, selection, outputs)
+
+    def counts(self, position: int, token: int) -> bool:
+        wanted = self.selection.token_ids
+        here = len(self.selection.spans.within(position, position + 1)) > 0
+        return here and (wanted is None or token in wanted)
+
+    def ready(self, ids: Sequence[int]) -> int:
+        left = self._selected(self.wanted, len(ids), ids)
+        return int(left[0]) if len(left) else len(ids)
+
+    def add(self, rows: Rows, ids: Sequence[int]) -> None:
+        new = int(np.searchsorted(rows.positions, self.wanted))
+        positions = rows.positions[new:]
+        if not len(positions):
+            return
+        end = int(positions[-1]) + 1
+        expected = self._selected(self.wanted, end, ids)
+        if not np.array_equal(positions, expected):
+            lost = np.setdiff1d(expected, positions)
+            raise incomplete(self.watchers[0], int(lost[0]) if len(lost) else end - 1, "no score")
+        self.waiting.append((positions, rows.bits[new:].astype(np.float32, copy=False)))
+        self.wanted = end
+
+    def next_part(self, end: int | None) -> _Part:
+        taken = [
+            (positions, rows)
+            if end is None
+            else (positions[: (count := int(np.searchsorted(positions, end)))], rows[:count])
+            for positions, rows in self.waiting
+        ]
+        positions = np.concatenate([np.empty(0, np.int64), *(each for each, _ in taken)])
+        if not len(positions):
+            none = np.empty((0, len(self.watchers)))
+            return _Part(positions, none, self.known, none, None, None)
+        rows = np.concatenate([rows for _, rows in taken])
+        after, scores = self.known.after(rows)
+        if not np.isfinite(scores).all():
+            at, which = np.argwhere(~np.isfinite(scores))[0].tolist()
+            raise incomplete(self.watchers[which], int(positions[at]), "no finite score")
+        if not (scores.max(0) > self.thresholds).any():
+            return _Part(positions, rows, after, scores, None, None)
+        over = scores > self.thresholds[:, None]
+        acting = (over & self.actions[:, None]).any((0, 2))
+        first = int(positions[acting.argmax()]) if acting.any() else None
+        return _Part(positions, rows, after, scores, over, first)
+
+    def take(self, part: _Part, last: int | None) -> Iterable[tuple[int, int, Reached]]:
+        """Takes the part as scored, up to the position `last` if one is given. Gives what was
+        reached, with the numbers of the watcher and of the level."""
+        count = len(part.positions)
+        if last is not None:
+            count = int(np.searchsorted(part.positions, last, "right"))
+        if not count:
+            return []
+        positions, scores = part.positions[:count], part.scores[:count]
+        whole = count == len(part.positions)
+        self.known = part.after if whole else self.known.after(part.rows[:count])[0]
+        self._drop(int(positions[-1]) + 1)
+        self.tokens += count
+        self.last = scores[-1]
+        most = scores.argmax(0)
+        highest = scores[most, np.arange(len(most))]
+        higher = highest > self.highest
+        self.highest = np.where(higher, highest, self.highest)
+        self.highest_positions = np.where(higher, positions[most], self.highest_positions)
+        if self.each_token:
+            self.token_positions.append(positions)
+            self.token_scores.append(scores)
+        return [] if part.over is None else self._reach(part.over[:, :count], positions, scores)
+
+    def scores(self) -> list[WatcherScore]:
+        positions = scores = None
+        if self.each_token:
+            positions = np.concatenate([np.empty(0, np.int64), *self.token_positions])
+            none = np.empty((0, len(self.watchers)))
+            scores = np.concatenate([none, *self.token_scores]).astype(np.float32)
+        return [
+            WatcherScore(
+                watcher=watcher,
+                tokens=self.tokens,
+                score=float(self.last[index]),
+                highest=float(self.highest[index]) if self.tokens else 0.0,
+                highest_position=int(self.highest_positions[index]),
+                level=self.reached[index],
+                positions=positions,
+                token_scores=None if scores is None else scores[:, index],
+            )
+            for index, watcher in enumerate(self.watchers)
+        ]
+
+    def _selected(self, start: int, end: int, ids: Sequence[int]) -> np.ndarray:
+        positions = self.selection.spans.within(start, min(end, len(ids)))
+        if self.selection.token_ids is None or not len(positions):
+            return positions
+        wanted = self.selection.token_ids
+        return positions[[ids[position] in wanted for position in positions.tolist()]]
+
+    def _drop(self, end: int) -> None:
+        """What waits below a position is scored."""
+        self.next = max(self.next, end)
+        left = []
+        for positions, rows in self.waiting:
+            count = int(np.searchsorted(positions, end))
+            if count < len(positions):
+                left.append((positions[count:], rows[count:]))
+        self.waiting = left
+
+    def _reach(
+        self, over: np.ndarray, positions: np.ndarray, scores: np.ndarray
+    ) -> list[tuple[int, int, Reached]]:
+        reached = []
+        for row, index in np.argwhere(over.any(1)).tolist():
+            at = int(over[row, :, index].argmax())
+            watcher = self.watchers[index]
+            level = next(each for each in watcher.levels if each.name == row + 1)
+            self.thresholds[row, index] = np.inf
+            if (so_far := self.reached[index]) is None or so_far.name < level.name:
+                self.reached[index] = level
+            found = Reached(watcher, level, int(positions[at]), float(scores[at, index]))
+            reached.append((self.numbers[index], int(level.name), found))
+        return reached
+
+
+def incomplete(watcher: Watcher, position: int, what: str) -> ActserveError:
+    """A token that counts has no score."""
+    return ActserveError(
+        Reason.MONITOR_INCOMPLETE,
+        f"{watcher.monitor} has {what} for the token at position {position}, which counts; the "
+        "answer is withheld: try again, and if it goes on, pause the monitor",
+        metadata={"resource_name": watcher.monitor, "position": position},
+    )
