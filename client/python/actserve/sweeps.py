@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from actserve._checks import described, finite, unicode
+from actserve._checks import described, finite, number_of, unicode
 from actserve._show.plain import plain
 from actserve._show.shown import Shown
 from actserve.errors import ActserveError, InvalidRequest
@@ -131,6 +131,9 @@ class SweepCell:
     """The key of the prompt; its number as text where it has none."""
     prompt_index: int
     """Which one of the prompts."""
+    prompt_text: str
+    """The prompt, or the turns of a conversation line by line, cut to 1,000 characters; empty of
+    token ids."""
     variant: str
     """The key of the variant; its number as text where it has none."""
     variant_index: int
@@ -171,6 +174,14 @@ class SweepCell:
         ]
         rows = sum(count for _, count in made)
         return sum(mean * count for mean, count in made) / rows if rows else None
+
+    @property
+    def dose_factor(self) -> float | None:
+        """What coefficients and bounds were multiplied by where the server limits the dose: of
+        several interventions the least, and 1 where it left them as they are; None where there are
+        none."""
+        factors = [each.dose_factor for each in self.interventions]
+        return min((1.0 if each is None else each for each in factors), default=None)
 
 
 _Read: TypeAlias = "Callable[[SweepCell], float | None]"
@@ -226,6 +237,11 @@ class Sweep(Shown):
     def failed(self) -> tuple[SweepCell, ...]:
         """The cells that failed; no mean counts them."""
         return tuple(cell for cell in self.cells if cell.error)
+
+    @property
+    def limited(self) -> tuple[SweepCell, ...]:
+        """The cells that ran with less than their coefficient, since the server limits the dose."""
+        return tuple(cell for cell in self.cells if (cell.dose_factor or 1.0) < 1.0)
 
     def value(self, value: Value = None) -> tuple[str, NDArray[np.float64]]:
         """The name of a number, and the number of each cell, NaN where it has none. Shape [cells].
@@ -291,9 +307,9 @@ class Sweep(Shown):
         print(printed_curves(self, value, columns, min(lines - 2, 30)))  # noqa: T201
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with a row for each cell: `prompt`, `variant`, `coefficient`, `site`,
-        `positions`, `text`, `answers.<name>`, `scores.<name>` and so on, with NaN for a number that
-        is not there and `error` as text. Needs the extra `pandas`.
+        """A data frame with a row for each cell: `prompt`, `prompt_text`, `variant`, `coefficient`,
+        `dose_factor`, `site`, `positions`, `text`, `answers.<name>`, `scores.<name>` and so on, with
+        NaN for a number that is not there and `error` as text. Needs the extra `pandas`.
 
             frame = sweep.to_pandas()
             frame.groupby(["site", "coefficient"])["answers.good"].agg(["mean", "sem"])
@@ -325,10 +341,14 @@ class Sweep(Shown):
         return len(self.cells)
 
     def __repr__(self) -> str:
-        failed = f", {len(self.failed)} failed" if self.failed else ""
-        variants = len({cell.variant_index for cell in self.cells})
-        prompts = len({cell.prompt_index for cell in self.cells})
-        return f"Sweep({len(self)} cells, {prompts} prompts, {variants} variants{failed})"
+        counts = [
+            number_of(len(self), "cell"),
+            number_of(len({cell.prompt_index for cell in self.cells}), "prompt"),
+            number_of(len({cell.variant_index for cell in self.cells}), "variant"),
+        ]
+        if self.failed:
+            counts.append(f"{len(self.failed)} failed")
+        return f"Sweep({', '.join(counts)})"
 
     def _named(self, value: str | None) -> tuple[str, _Read]:
         there: dict[str, _Read] = {

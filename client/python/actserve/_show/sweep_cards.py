@@ -8,6 +8,7 @@ from actserve._show.bounds import COLUMNS, ROWS, ends, left_out
 from actserve._show.cards import GAP, Card, Cell, HeatMap, Part, Table
 from actserve._show.cells import grid, labels, number
 from actserve._show.scales import change, magnitude
+from actserve._show.sweep_plots import limited
 from actserve._show.token_text import caption, prose
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def sweep_card(sweep: "Sweep") -> Card:
             (Cell("failed"), Cell(str(len(sweep.failed)))),
         ),
     )
-    notes = [
+    notes = [told] if (told := limited(sweep)) else []
+    notes += [
         prose(f"{cell.variant}, {cell.prompt}: {cell.error}", 300)
         for cell in sweep.failed[:_FAILED]
     ]
