@@ -119,6 +119,63 @@ def test_a_stored_vector_steers_by_name(run: Run, model: Model, joy: Path, case:
     assert [*steer.sites] == [site(layer) for layer in layers]
 
 
+CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "above": ("resid_post.0=joy>1.5", {"above": 1.5}),
+    "below, of a file": ("resid_post.0=W.npy < -2e1", {"below": -20.0}),
+    "between": ("resid_post.0=joy>-1<2", {"above": -1.0, "below": 2.0}),
+    "from the first on": ("max resid_post.0=joy>1", {"above": 1.0, "reduction": 3}),
+}
+
+
+@pytest.mark.parametrize("case", CONDITIONS)
+def test_steering_is_under_a_condition(
+    run: Run, model: Model, joy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
+) -> None:
+    text, expected = CONDITIONS[case]
+    monkeypatch.chdir(tmp_path)
+    np.save("W.npy", np.ones(4))
+    spec = "{prompts: [a], steer: joy, sites: [resid_post.2], answers: [x], when: '%s'}"
+    Path("s.yaml").write_text(spec % text)
+    for command in (
+        ["generate", "a", "--steer", "joy", "--steer", "resid_post.2=joy", "--when", text],
+        ["sweep", "s.yaml"],
+    ):
+        result = run(*command, *BIG)
+        assert result.exit_code == 0, result.output
+        request = model.requests[-1]
+        steered = request if command[0] == "generate" else request.variants[1]
+        assert steered.interventions
+        for condition in (each.when for each in steered.interventions):
+            assert condition.probe.site == site(0)
+            named = condition.probe.direction.steering_vector
+            assert named == ("" if "npy" in text else JOY)
+            bounds = {
+                name: getattr(condition, name)
+                for name in ("above", "below")
+                if condition.HasField(name)
+            }
+            reduction = condition.aggregator.reduction
+            assert {**bounds, **({"reduction": reduction} if reduction else {})} == expected
+
+
+NO_CONDITIONS: dict[str, tuple[list[str], str]] = {
+    "without steering": (["--when", "resid_post.0=joy>1"], "give --steer, too"),
+    "no bound": (["--steer", "joy", "--when", "resid_post.0=joy"], "is no condition"),
+    "no number": (["--steer", "joy", "--when", "resid_post.0=joy>x"], "the bound 'x' is not a"),
+    "twice": (["--steer", "joy", "--when", "resid_post.0=joy>1>2"], "two bounds that are above"),
+    "never": (["--steer", "joy", "--when", "resid_post.0=joy>2<1"], "no score is above 2"),
+    "no site": (["--steer", "joy", "--when", "x=joy>2"], "'x'"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CONDITIONS)
+def test_what_is_no_condition_says_why(run: Run, joy: Path, case: str) -> None:
+    options, message = NO_CONDITIONS[case]
+    result = run("generate", "a b", *options, *BIG, env={"COLUMNS": "400"})
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.stderr.split())
+
+
 def test_a_file_of_several_sites_steers_at_each(run: Run, model: Model, joy: Path) -> None:
     assert run("generate", "a b", "--steer", f"{joy}*2", *BIG).exit_code == 0
     one, other = model.requests[-1].interventions

@@ -308,8 +308,8 @@ class Sweep(Shown):
 
     def to_pandas(self) -> pd.DataFrame:
         """A data frame with a row for each cell: `prompt`, `prompt_text`, `variant`, `coefficient`,
-        `dose_factor`, `site`, `positions`, `text`, `answers.<name>`, `scores.<name>` and so on, with
-        NaN for a number that is not there and `error` as text. Needs the extra `pandas`.
+        `dose_factor`, `site`, `positions`, `text`, `answers.<name>`, `scores.<name>` and so on,
+        with NaN for a number that is not there and `error` as text. Needs the extra `pandas`.
 
             frame = sweep.to_pandas()
             frame.groupby(["site", "coefficient"])["answers.good"].agg(["mean", "sem"])
