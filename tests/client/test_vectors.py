@@ -229,6 +229,27 @@ def test_a_stored_vector_steers_by_name(client: Any, model: Model) -> None:
     assert model.requests[-1].items[0].interventions[0] == both
 
 
+ARITHMETIC: dict[str, Callable[[Any], object]] = {
+    "times": lambda joy: 2 * joy,
+    "times numpy's": lambda joy: np.float64(2) * joy,
+    "by": lambda joy: joy / 2,
+    "plus": lambda joy: joy + joy,
+    "less": lambda joy: joy - joy,
+    "plus values": lambda joy: actserve.SteeringVector("resid_post.1", [1.0] * 4) + joy,
+    "less an array": lambda joy: joy - np.ones(4),
+    "minus": lambda joy: -joy,
+}
+
+
+@pytest.mark.parametrize("case", ARITHMETIC)
+def test_arithmetic_of_stored_vectors_says_where_it_is_done(client: Any, case: str) -> None:
+    joy = client.vectors.store("joy", [1, 2, 3, 4], "resid_post.1")
+    with pytest.raises(
+        TypeError, match=r"client\.vectors\.combine\('new', {'joy': 2}\); .*add\(2\)"
+    ):
+        ARITHMETIC[case](joy)
+
+
 def test_a_whole_name_needs_no_other_call(client: Any, model: Model) -> None:
     client.generate("a", steer=Add("resid_post.0", JOY))
     assert [type(each) for each in model.requests] == [generation_service_pb2.GenerateRequest]

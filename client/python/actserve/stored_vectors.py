@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -253,6 +253,17 @@ class StoredVector(Steer, Shown):
             SteeringVector(row.site, values, f"stored as {self.id}")
             for row, values in zip(self.rows, self.elements, strict=True)
         ]
+
+    def _computed(self, *_: object) -> NoReturn:
+        raise TypeError(
+            "what is computed from stored vectors is stored, too: "
+            f"client.vectors.combine('new', {{{self.id!r}: 2}}); to add {self.id} twice give "
+            f"{self.id}.add(2), and for its numbers as values "
+            f"client.vectors.get({self.id!r}, elements=True).vectors()"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = _computed
+    __array_ufunc__ = None  # So that a number of numpy's leaves it to the above.
 
     def to_json(self) -> dict[str, Any]:
         """What is known of it as plain lists, numbers and strings; of its elements nothing.
