@@ -23,6 +23,7 @@ from actserve import (
     ByTokenId,
     Ema,
     InvalidRequest,
+    NotFound,
     Probe,
     ResourceExhausted,
     RollingMean,
@@ -33,6 +34,7 @@ from actserve import (
     SweepCell,
     Variant,
 )
+from actserve.sites import site_name
 from actserve.v1 import model_service_pb2
 from actserve.v1 import sweep_service_pb2 as pb
 
@@ -169,6 +171,20 @@ def test_what_steers_is_given_as_anywhere(client: Any, model: Model, case: str) 
     _, variant = requests(model)[-1].variants
     assert {each.WhichOneof("operation") for each in variant.interventions} == {"add"}
     assert all([*each.sites] == sites for each in variant.interventions)
+
+
+def test_a_stored_vector_without_sites_is_added_at_its_own(client: Any, model: Model) -> None:
+    client.vectors.store("joy", [SteeringVector("resid_post.0", V), SteeringVector("z.1", V)])
+    for steer in ("joy", Stored("joy"), JOY, client.vectors.get("joy")):
+        client.sweep("a", steer, coefficients=[1, 2], answers="x")
+        client.sweep("a", variants={"it": Variant(steer, [1, 2])}, answers="x")
+        for request in requests(model)[-2:]:
+            (intervention,) = request.variants[1].interventions
+            assert [site_name(each) for each in intervention.sites] == ["resid_post.0", "z.1"]
+            assert intervention.add.vector.steering_vector == JOY
+            assert not intervention.add.HasField("coefficient")
+    with pytest.raises(NotFound):
+        client.sweep("a", "anger", answers="x")
 
 
 def test_positions_are_told_as_they_were_written(client: Any) -> None:
@@ -484,7 +500,10 @@ def test_a_damaged_partial_file_says_where(client: Any, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "a name without a site": (lambda c: c.sweep("a", "joy"), r"client\.vectors\.get\('joy'\)"),
+    "kept rows without a site": (
+        lambda c: c.sweep("a", "keptActivations/a/0"),
+        "vector without a site",
+    ),
     "a vector without a site": (lambda c: c.sweep("a", [1.0, 2.0]), "vector without a site"),
     "coefficients of nothing": (
         lambda c: c.sweep("a", actserve.Zero("embedding"), coefficients=[1, 2]),

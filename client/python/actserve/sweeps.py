@@ -15,6 +15,7 @@ from actserve._checks import described, finite, number_of, unicode
 from actserve._show.plain import plain
 from actserve._show.shown import Shown
 from actserve.errors import ActserveError, InvalidRequest
+from actserve.kept import is_kept_name
 from actserve.positions import Positions, check_positions
 from actserve.results import InterventionReport, Usage
 from actserve.sites import SiteLike, parse_sites
@@ -35,7 +36,7 @@ class Variant:
     of each list that is not empty.
 
     - `steer`: interventions, of which None is none; or a vector to add, by the name of a stored one
-      or as an array with `sites`, or with the sites that it has.
+      or as an array, at `sites`; without them a stored one is added at all of its own at once.
     - `coefficients`: of every `Add` and `Ablate`, whose own is then left out.
     - `sites`: of every intervention, one at a time, in the place of its own.
     - `positions`: a list of positions of every intervention, in the place of its own.
@@ -75,37 +76,52 @@ class Variant:
             object.__setattr__(self, name, value)
 
     @property
+    def named(self) -> Stored | None:
+        """The stored vector that is to be added at its own sites, which only the server knows."""
+        return self.steer if isinstance(self.steer, Stored) else None
+
+    @property
     def is_given(self) -> bool:
         """Whether it says anything."""
         return any((self.steer, self.coefficients, self.sites, self.positions))
 
 
-def _interventions(steer: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ...]:
+def _interventions(steer: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ...] | Stored:
     if steer is None:
         return ()
     if isinstance(steer, list | tuple) and all(isinstance(each, Steer) for each in steer):
-        return tuple(each for one in steer for each in _interventions(one, sites))
+        return tuple(each for one in steer for each in _steered(one, sites))
+    if not sites and _is_stored(steer):
+        return Stored(steer) if isinstance(steer, str) else steer
+    return _steered(steer, sites)
+
+
+def _is_stored(steer: Any) -> bool:
+    """Whether it names a stored vector, whose sites the server knows."""
+    if isinstance(steer, str):
+        return not is_kept_name(steer)
+    return isinstance(steer, Stored)
+
+
+def _steered(steer: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ...]:
     if isinstance(steer, Intervention):
         return (steer,)
     if isinstance(steer, SteeringVector | StoredVector) and not sites:
         return (steer.add(),)
     if not sites:
-        name = steer.name if isinstance(steer, Stored) else steer
-        if isinstance(name, str) and not name.startswith("keptActivations/"):
-            why = f"it is not known where to add {name!r}"
-            what = f"for its own sites client.vectors.get({name!r})"
-        else:
-            why, what = f"{described(steer)} is a vector without a site", "an intervention"
         raise InvalidRequest(
-            f"{why}; say it, as in sites='resid_post.12', or give {what}",
+            f"{described(steer)} is a vector without a site; say it, as in sites='resid_post.12', "
+            "or give an intervention",
             reason="FIELD_REQUIRED",
             path=("sites",),
         )
     return (Add(sites, steer),)
 
 
-def _check_coefficients(steer: tuple[Intervention, ...], coefficients: tuple[float, ...]) -> None:
-    if not coefficients:
+def _check_coefficients(
+    steer: tuple[Intervention, ...] | Stored, coefficients: tuple[float, ...]
+) -> None:
+    if not coefficients or isinstance(steer, Stored):
         return
     scaled = [each for each in steer if isinstance(each, Add | Ablate)]
     if not scaled:
