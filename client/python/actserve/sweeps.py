@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from shutil import get_terminal_size
@@ -378,12 +378,19 @@ class Sweep(Shown):
             value = next(iter(there), None)
         if value is None:
             raise ValueError("no cell has a number; the sweep asked for none, or all failed")
-        one, _, other = value.partition(" - ")
-        if value not in there and one in there and other in there:
-            return value, _difference(there[one], there[other])
-        if value not in there:
-            raise ValueError(f"{value!r} is no number of this sweep; there are {', '.join(there)}")
-        return value, there[value]
+        reads = [there[name] for name in value_names(value, there)]
+        return value, reads[0] if len(reads) == 1 else _difference(*reads)
+
+
+def value_names(value: str, there: Collection[str]) -> tuple[str, ...]:
+    """The one name that a number is made of, or the two that it is the difference of. Raises
+    `ValueError` unless they are there."""
+    one, _, other = value.partition(" - ")
+    if value in there:
+        return (value,)
+    if one in there and other in there:
+        return one, other
+    raise ValueError(f"{value!r} is no number of this sweep; there are {', '.join(there)}")
 
 
 def _of_answer(name: str) -> _Read:

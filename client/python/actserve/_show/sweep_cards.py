@@ -12,13 +12,14 @@ from actserve._show.sweep_plots import limited
 from actserve._show.token_text import caption, prose
 
 if TYPE_CHECKING:
-    from actserve.sweeps import Curve, Sweep
+    from actserve.sweeps import Curve, Sweep, Value
 
 _FAILED = 3
 """Cells whose errors are told."""
 
 
-def sweep_card(sweep: "Sweep") -> Card:
+def sweep_card(sweep: "Sweep", value: "Value" = None) -> Card:
+    """Its means of a number of each cell."""
     about = Table(
         ("", ""),
         (
@@ -34,10 +35,10 @@ def sweep_card(sweep: "Sweep") -> Card:
         for cell in sweep.failed[:_FAILED]
     ]
     try:
-        name, _ = sweep.value()
+        name, _ = sweep.value(value)
     except ValueError as error:
         return Card("Sweep", (about,), (*notes, str(error)))
-    curves = sweep.curves()
+    curves = sweep.curves(value)
     parts: list[Part] = [about]
     swept = [curve for curve in curves if len(curve.coefficients) > 1]
     if swept:
