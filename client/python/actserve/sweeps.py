@@ -91,16 +91,11 @@ def _interventions(steer: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ..
         return ()
     if isinstance(steer, list | tuple) and all(isinstance(each, Steer) for each in steer):
         return tuple(each for one in steer for each in _steered(one, sites))
-    if not sites and _is_stored(steer):
-        return Stored(steer) if isinstance(steer, str) else steer
+    if isinstance(steer, str) and not is_kept_name(steer):
+        steer = Stored(steer)
+    if isinstance(steer, Stored) and not sites:  # The server knows its own.
+        return steer
     return _steered(steer, sites)
-
-
-def _is_stored(steer: Any) -> bool:
-    """Whether it names a stored vector, whose sites the server knows."""
-    if isinstance(steer, str):
-        return not is_kept_name(steer)
-    return isinstance(steer, Stored)
 
 
 def _steered(steer: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ...]:
