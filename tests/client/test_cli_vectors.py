@@ -51,6 +51,23 @@ def test_a_vector_goes_through_the_server_into_another_file(
         np.testing.assert_array_equal(one.values, other.values)
 
 
+def test_some_rows_of_a_vector_are_written_alone(run: Run, joy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    result = run("vectors", "export", "joy", str(out), "--called", "m", "-s", SITES[1], *BIG)
+    assert result.exit_code == 0, result.output
+    assert "wrote 1 row of resid_post.2" in " ".join(result.stderr.split())
+    (found,) = actserve.load_vectors(out)
+    assert str(found.site) == SITES[1]
+    np.testing.assert_array_equal(found.values, ROWS[1])
+    for site_text, message in (
+        ("z.0", "no row for z.0; it has resid_post.1, resid_post.2"),
+        ("resid_post.*", "name each site by itself"),
+    ):
+        result = run("vectors", "export", "joy", str(out), "--called", "m", "-s", site_text, *BIG)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.replace("│", "").split())
+
+
 def test_a_file_without_sites_is_told_them(run: Run, model: Model, tmp_path: Path) -> None:
     np.save(tmp_path / "joy.npy", ROWS)
     sites = [part for each in SITES for part in ("--site", each)]
@@ -80,6 +97,9 @@ def test_vectors_are_made_of_files_of_prompts(run: Run, model: Model, tmp_path: 
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "best at resid_post.2, resid_post.1" in result.stderr
+    assert "pca of 2 positive and 1 negative prompts" in " ".join(result.stdout.split())
+    (best,) = [line for line in result.stdout.splitlines() if line.rstrip().endswith("best")]
+    assert best.split()[0] == "resid_post.2"
     request = model.requests[-1]
     assert [each.text for each in request.prompts.positive] == ["I like it", "Lovely"]
     assert [each.text for each in request.prompts.negative] == ["I hate it"]
@@ -95,6 +115,8 @@ def test_vectors_are_combined_and_deleted(run: Run, model: Model, joy: Path) -> 
     combination = model.requests[-1].combination
     assert [each.coefficient for each in combination.terms] == [1, -0.5]
     assert [each.steering_vector for each in combination.without] == [JOY]
+    shown = " ".join(run("vectors", "show", "calm", *BIG).stdout.split())
+    assert "1 joy + -0.5 joy, without joy, scaled to norm 2" in shown
     result = run("vectors", "rm", "joy", "calm", *BIG)
     assert result.exit_code == 0, result.output
     assert not model.vectors.stored

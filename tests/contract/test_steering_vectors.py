@@ -378,22 +378,6 @@ async def test_of_calls_at_once_each_learns_of_its_own_names(served: Served) -> 
     assert "did you mean 'joy-" in error.message
 
 
-async def test_what_a_replica_has_deleted_is_not_found_however_many_ask(
-    store: dict[str, str],
-) -> None:
-    async with serving(engine(), **store) as one, serving(engine(), **store) as other:
-        for _ in range(5):
-            await one.vectors.CreateSteeringVector(create("joy"))
-            asking = [asyncio.create_task(read(other, adding(stored("joy")))) for _ in range(10)]
-            await asking[0]
-            await one.vectors.DeleteSteeringVector(pb.DeleteSteeringVectorRequest(name=full("joy")))
-            later = [read(other, adding(stored("joy"))) for _ in range(10)]
-            for told in await asyncio.gather(*later, return_exceptions=True):
-                assert isinstance(told, grpc.aio.AioRpcError)
-                assert told.code() == NOT_FOUND
-            await asyncio.gather(*asking, return_exceptions=True)
-
-
 async def test_what_was_stored_is_there_after_a_restart(store: dict[str, str]) -> None:
     async with serving(engine(), **store) as served:
         request = create("joy", labels={"about": "joy"})
