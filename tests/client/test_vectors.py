@@ -108,7 +108,7 @@ def test_what_is_made_of_prompts_is_ranked(client: Any, model: Model) -> None:
     assert (made.best.site, made.best.held_out_auroc) == ("resid_post.2", 1.0)
     assert made.best.relative_norm == made.best.norm / 8.0
     assert made.best.half_cosine is None
-    assert made.provenance == Contrasted("pca", 2, 0, True)
+    assert made.provenance == Contrasted("pca", 2, 1, True)
     request = model.requests[-1]
     assert [each.text for each in request.prompts.positive] == ["I like it", ""]
     assert request.prompts.positions.HasField("text")

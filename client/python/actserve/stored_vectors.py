@@ -59,7 +59,7 @@ class Stored:
 
     def __post_init__(self) -> None:
         name: object = self.name
-        if not isinstance(name, str) or not (_SHORT.fullmatch(name) or _WHOLE.fullmatch(name)):
+        if not isinstance(name, str) or not is_stored_name(name):
             raise InvalidRequest(
                 f"{described(name)} does not name a stored vector; use its id, 1 to 63 lower-case "
                 "letters, digits and hyphens from a letter on, or all of "
@@ -278,6 +278,11 @@ class StoredVector(Steer, Shown):
     def __repr__(self) -> str:
         where = self.sites[0] if len(self.rows) == 1 else f"{len(self.rows)} sites"
         return f"StoredVector({self.id!r}, {where}, {self.width} wide)"
+
+
+def is_stored_name(name: str) -> bool:
+    """Whether a text may be the name of a stored vector."""
+    return bool(_SHORT.fullmatch(name) or _WHOLE.fullmatch(name))
 
 
 def stored(vector: object) -> Stored:
