@@ -219,6 +219,9 @@ class Run:
     """At distinct positions. The token ids there count only for what decides by token id."""
     computes_all: bool = False
     """Whether each row is computed for this run, whatever the same tokens gave before."""
+    rows_at_once: bool = False
+    """Whether rows of generated tokens come as soon as they are there. Else some come together,
+    which takes less of the server's time."""
     tenant: str = ""
     """Whose run it is. Runs of different tenants share no cached prefix, and count apart where what
     runs at once is bounded."""
