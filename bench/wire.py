@@ -2,7 +2,9 @@
 
 A server that has its answers ready sends them to the Python client over loopback gRPC, in messages
 of several sizes, over several streams at once, and in every element type. What is left beside the
-two copies is gRPC, the client's checks and its own copies. Bytes are those of rows as they travel.
+two copies is loopback, gRPC, the client's checks and its own copies: beside each stand what one TCP
+connection and one gRPC stream without messages carry (`loopback.py`). Bytes are those of rows as
+they travel.
 """
 
 import time
@@ -17,6 +19,7 @@ from rich.table import Table
 from actserve.v1 import tensor_pb2
 from actserve_server.domain.tensors import ElementType
 from bench.clients import WIDTH, Load, measured, serving
+from bench.loopback import bare_grpc_rate, tcp_rate
 from tests.conformance.drivers import LANGUAGES, Driver
 
 AIM = 0.8
@@ -28,6 +31,7 @@ _LARGEST_BYTES = 4 << 20
 """What a gRPC client takes, framing included."""
 _SECONDS = 1.5
 _COPY_SECONDS = 0.3
+_LOOPBACK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,16 @@ CROSSINGS = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Bytes a second, in one round."""
+
+    rows: float
+    copies: float
+    tcp: float
+    grpc: float
+
+
 @dataclass(frozen=True, slots=True)
 class WireFigures:
     """Medians over rounds."""
@@ -71,11 +85,15 @@ class WireFigures:
     copies_megabytes_per_second: float
     """Of one memory copy and one protobuf copy, one after the other, of messages of this size."""
     ratio: float
+    tcp_megabytes_per_second: float
+    """Of one TCP connection, in pieces of this size."""
+    grpc_megabytes_per_second: float
+    """Of one gRPC stream without messages."""
+    ratio_to_grpc: float
 
 
 def measure_wire(rounds: int, progress: Console) -> list[WireFigures]:
-    rates: dict[Crossing, list[float]] = {}
-    copies: dict[Crossing, list[float]] = {}
+    rounds_of: dict[Crossing, list[Rates]] = {}
     driver = Driver(next(each for each in LANGUAGES if each.name == "python"))
     try:
         with serving() as address:
@@ -84,30 +102,36 @@ def measure_wire(rounds: int, progress: Console) -> list[WireFigures]:
                     found = measured(driver, crossing.load, address, _SECONDS)
                     # The client's arrays are float32, whatever travels.
                     travelled = found["bytes"] * crossing.element_type.itemsize / 4
-                    rate, copied = travelled / found["seconds"], copy_rate(crossing.message_bytes)
+                    size = crossing.message_bytes
+                    rates = Rates(
+                        rows=travelled / found["seconds"],
+                        copies=copy_rate(size),
+                        tcp=tcp_rate(size, _LOOPBACK_SECONDS),
+                        grpc=bare_grpc_rate(size, _LOOPBACK_SECONDS),
+                    )
                     progress.print(
-                        f"round {number}: {crossing.load.name}: {rate / 1e6:.0f} MB/s, "
-                        f"{rate / copied:.2f} of {copied / 1e6:.0f}"
+                        f"round {number}: {crossing.load.name}: {rates.rows / 1e6:.0f} MB/s, "
+                        f"{rates.rows / rates.copies:.2f} of {rates.copies / 1e6:.0f}, "
+                        f"{rates.rows / rates.grpc:.2f} of bare gRPC's {rates.grpc / 1e6:.0f}"
                     )
                     if number >= 0:
-                        rates.setdefault(crossing, []).append(rate)
-                        copies.setdefault(crossing, []).append(copied)
+                        rounds_of.setdefault(crossing, []).append(rates)
     finally:
         driver.close()
-    return [wire_figures(each, rates[each], copies[each]) for each in CROSSINGS]
+    return [wire_figures(each, rounds_of[each]) for each in CROSSINGS]
 
 
-def wire_figures(
-    crossing: Crossing, rates: Sequence[float], copies: Sequence[float]
-) -> WireFigures:
-    """Of bytes a second, round by round."""
+def wire_figures(crossing: Crossing, rounds: Sequence[Rates]) -> WireFigures:
     return WireFigures(
         message_kib=crossing.message_bytes >> 10,
         streams=crossing.streams,
         element_type=str(crossing.element_type),
-        megabytes_per_second=median(rates) / 1e6,
-        copies_megabytes_per_second=median(copies) / 1e6,
-        ratio=median(rate / copy for rate, copy in zip(rates, copies, strict=True)),
+        megabytes_per_second=median(each.rows for each in rounds) / 1e6,
+        copies_megabytes_per_second=median(each.copies for each in rounds) / 1e6,
+        ratio=median(each.rows / each.copies for each in rounds),
+        tcp_megabytes_per_second=median(each.tcp for each in rounds) / 1e6,
+        grpc_megabytes_per_second=median(each.grpc for each in rounds) / 1e6,
+        ratio_to_grpc=median(each.rows / each.grpc for each in rounds),
     )
 
 
@@ -129,7 +153,10 @@ def wire_tables(figures: Sequence[WireFigures]) -> list[Table]:
         title=f"Rows over loopback gRPC to the Python client (aim: {AIM} of a memory copy and a "
         f"protobuf copy, for one stream of {USUAL_BYTES >> 10} KiB messages)"
     )
-    for column in ("KiB a message", "streams", "type", "MB/s", "two copies, MB/s", "ratio"):
+    for column in (
+        *("KiB a message", "streams", "type", "MB/s", "two copies, MB/s", "ratio"),
+        *("one TCP connection, MB/s", "one bare gRPC stream, MB/s", "ratio"),
+    ):
         table.add_column(column, justify="right")
     for each in figures:
         table.add_row(
@@ -139,5 +166,8 @@ def wire_tables(figures: Sequence[WireFigures]) -> list[Table]:
             f"{each.megabytes_per_second:.0f}",
             f"{each.copies_megabytes_per_second:.0f}",
             f"{each.ratio:.2f}",
+            f"{each.tcp_megabytes_per_second:.0f}",
+            f"{each.grpc_megabytes_per_second:.0f}",
+            f"{each.ratio_to_grpc:.2f}",
         )
     return [table]

@@ -1,15 +1,19 @@
 """What crosses the wire, and what it is compared with."""
 
+from collections.abc import Callable
+
 import pytest
 
 from actserve.v1 import generation_service_pb2 as pb
 from actserve_server.domain.tensors import ElementType
 from bench.clients import WIDTH, Answer
+from bench.loopback import bare_grpc_rate, tcp_rate
 from bench.wire import (
     ANSWER_BYTES,
     CROSSINGS,
     USUAL_BYTES,
     Crossing,
+    Rates,
     copy_rate,
     wire_figures,
     wire_tables,
@@ -46,19 +50,28 @@ def test_the_usual_message_is_measured_with_one_stream_and_with_several() -> Non
 
 
 def test_the_ratio_is_taken_within_a_round() -> None:
-    figures = wire_figures(Crossing(USUAL_BYTES), [4e8, 1e8, 3e8], [8e8, 1e9, 4e8])
+    rounds = [
+        Rates(rows=rows, copies=copies, tcp=1e9, grpc=grpc)
+        for rows, copies, grpc in ((4e8, 8e8, 5e8), (1e8, 1e9, 2e8), (3e8, 4e8, 3e8))
+    ]
+    figures = wire_figures(Crossing(USUAL_BYTES), rounds)
     assert figures.megabytes_per_second == 300
     assert figures.copies_megabytes_per_second == 800
     assert figures.ratio == 0.5
+    assert figures.tcp_megabytes_per_second == 1000
+    assert figures.grpc_megabytes_per_second == 300
+    assert figures.ratio_to_grpc == 0.8
 
 
 def test_a_row_of_the_table_says_what_was_sent_and_how_fast() -> None:
-    figures = wire_figures(Crossing(64 << 10, 2, ElementType.BF16), [4e8], [8e8])
+    rates = Rates(rows=4e8, copies=8e8, tcp=2e9, grpc=1e9)
+    figures = wire_figures(Crossing(64 << 10, 2, ElementType.BF16), [rates])
     (table,) = wire_tables([figures])
     assert [*next(zip(*(column.cells for column in table.columns), strict=True))] == [
-        "64", "2", "bf16", "400", "800", "0.50",
+        "64", "2", "bf16", "400", "800", "0.50", "2000", "1000", "0.40",
     ]  # fmt: skip
 
 
-def test_copying_takes_time() -> None:
-    assert copy_rate(1024, seconds=0.0) > 0
+@pytest.mark.parametrize("rate", [copy_rate, tcp_rate, bare_grpc_rate])
+def test_what_it_is_compared_with_carries_bytes(rate: Callable[[int, float], float]) -> None:
+    assert rate(1 << 20, 0.05) > 0
