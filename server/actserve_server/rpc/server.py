@@ -126,7 +126,7 @@ class RpcServer:
             ModelServicer(engine, autoencoders), self._server
         )
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(
-            GenerationServicer(engine, sources, autoencoders), self._server
+            GenerationServicer(engine, sources, autoencoders, watching), self._server
         )
         kept_activations_service_pb2_grpc.add_KeptActivationsServiceServicer_to_server(
             KeptActivationsServicer(sources.kept, model_name(engine.info)), self._server

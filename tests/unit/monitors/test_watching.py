@@ -377,7 +377,12 @@ async def test_alerts_tell_the_text_around_a_token_where_they_may() -> None:
     engine, alerts = FakeEngine(rows_per_event=100), Noted()
     texts = tuple(chr(each) for each in PROMPT)
     found = await watch(
-        engine, run_of(), [at(3, None), at(P + 2, None, name="n")], alerts, prompt_texts=texts
+        engine,
+        run_of(),
+        [at(3, None), at(P + 2, None, name="n")],
+        alerts,
+        prompt_texts=texts,
+        text_tokens=64,
     )
     said = {each.position: each.text for each in alerts.crossings}
     assert said[3] == bytes(PROMPT).decode()

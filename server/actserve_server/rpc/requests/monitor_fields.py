@@ -148,7 +148,7 @@ def aggregator(
             "attention smoothing takes a network with queries; send them, or smooth otherwise",
             field=(*at, "attention"),
         )
-    return probe_fields.aggregator(wire.aggregator, at)
+    return probe_fields.aggregator(wire.aggregator, at, attends=attends)
 
 
 def check_calls_out(
