@@ -7,12 +7,13 @@ kept, so that the sample can go on from it in another run.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.positions import Selection, Spans
-from actserve_server.domain.probe_networks import ProbeOutputs
+from actserve_server.domain.probe_networks import ProbeNetwork, ProbeOutputs
 from actserve_server.domain.running_scores import RunningScores
 from actserve_server.domain.runs import Capture, Rows
 from actserve_server.monitors.watched import Level, LevelName, Watcher, WatcherScore
@@ -177,7 +178,7 @@ class _Group:
         return bool((self.actions & (self.thresholds < np.inf)).any())
 
     def capture(self, selection: Selection) -> Capture:
-        outputs = ProbeOutputs(tuple(each.network for each in self.watchers))
+        outputs = _outputs(tuple(each.network for each in self.watchers))
         return Capture(outputs.sites, selection, outputs)
 
     def counts(self, position: int, token: int) -> bool:
@@ -300,6 +301,12 @@ class _Group:
             found = Reached(watcher, level, int(positions[at]), float(scores[at, index]))
             reached.append((self.numbers[index], int(level.name), found))
         return reached
+
+
+@lru_cache(maxsize=16)
+def _outputs(networks: tuple[ProbeNetwork, ...]) -> ProbeOutputs:
+    """The same for the same networks, since an engine hashes all their numbers once for each."""
+    return ProbeOutputs(networks)
 
 
 def incomplete(watcher: Watcher, position: int, what: str) -> ActserveError:

@@ -47,8 +47,8 @@ from actserve_server.monitors.withheld import Withheld
 
 QUICK_NUMBERS = 1 << 16
 """So many are scored on the event loop; more of them, as of a long prompt, in a thread."""
-TEXT_TOKENS = 64, 16
-"""Up to the token of an alert that holds text, and after it where they are known."""
+LATER_TEXT_TOKENS = 16
+"""After the token of an alert that holds text, where they are known."""
 
 _storing: set[asyncio.Task[str]] = set()
 """Alerts that are being stored: that goes on when the call that is watched has ended."""
@@ -83,8 +83,24 @@ class Sample:
     watchers: Sequence[Watcher]
     each_token: bool = False
     """Whether the score as of each token is told."""
-    prompt_texts: Sequence[str] | None = None
-    """Each token decoded alone, if alerts hold text."""
+    prompt_texts: Sequence[str] = ()
+    """Each token decoded alone."""
+    text_tokens: int = 0
+    """Up to the token of an alert, that it holds the text of, and then of some after it; none if
+    zero."""
+
+    @property
+    def largest(self) -> Run:
+        """What its runs may come to hold at most, all monitors having acted."""
+        scores = SampleScores(self.watchers)
+        actions = [level.action for each in self.watchers for level in each.levels]
+        steers = [action for action in actions if isinstance(action, Steer)]
+        late = tuple(each for steer in steers for each in steer.interventions)
+        return replace(
+            self.run,
+            captures=(*self.run.captures, *scores.captures),
+            interventions=(*self.run.interventions, *late),
+        )
 
 
 async def watched(
@@ -94,9 +110,15 @@ async def watched(
     but for alerts that are being stored. Raises MONITOR_INCOMPLETE, STORE_UNREACHABLE, or what the
     engine does."""
     watching = _Watching(runner, alerts, sample)
-    async with aclosing(watching.events()) as events:
-        async for event in events:
-            yield event
+    try:
+        async with aclosing(watching.events()) as events:
+            async for event in events:
+                yield event
+    except ActserveError as error:
+        match error.field:
+            case ("interventions", int(number), *_) if number >= len(sample.run.interventions):
+                error.field = ()  # One of a monitor, which the call has not sent.
+        raise
 
 
 class _Watching:
@@ -368,11 +390,10 @@ class _Watching:
         return f"{self._sample.run.id}.{self._runs}"
 
     def _text(self, end: int) -> str:
-        if self._sample.prompt_texts is None:
+        if not (before := self._sample.text_tokens):
             return ""
-        before, after = TEXT_TOKENS
         texts = [*self._sample.prompt_texts, *self._texts]
-        return "".join(texts[max(0, end - before) : end + after])
+        return "".join(texts[max(0, end - before) : end + LATER_TEXT_TOKENS])
 
     def _check_replayed(self) -> None:
         generated = self._ids[self._prompt_tokens : self._prompt_tokens + len(self._replayed)]

@@ -13,10 +13,11 @@ from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import readout_pb2
 from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.prompts import TokenPrompt
-from actserve_server.domain.runs import Finished, Rows, RunEvent, Tokens
+from actserve_server.domain.runs import Finished, Rows, Tokens
 from actserve_server.domain.tensors import ElementType, to_float32
 from actserve_server.engine.api import Engine
 from actserve_server.engine.fair_threads import off_loop
+from actserve_server.monitors.watching import Flagged, WatchedEvent
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.plan import KeepReadout, Plan, RowReadout, SecondMoments
 from actserve_server.readouts.readers import QUICK_OPERATIONS, Reading
@@ -103,15 +104,15 @@ class Results:
         return self._store.new_name(self._request + f" {index} {readout}".encode())
 
     async def stream(
-        self, events: AsyncGenerator[tuple[int, RunEvent], None]
-    ) -> AsyncGenerator[tuple[int, Event | Tokens | Finished], None]:
+        self, events: AsyncGenerator[tuple[int, WatchedEvent], None]
+    ) -> AsyncGenerator[tuple[int, Event | Tokens | Finished | Flagged], None]:
         """The events of all sequences, with what was read in place of rows, and last for each its
         `Finished`. Closes `events` at the end."""
         async with aclosing(events):
             async for index, event in events:
                 if isinstance(event, Tokens):
                     self._open[index].reading.generated(event.ids)
-                else:
+                elif not isinstance(event, Flagged):
                     async with aclosing(self.read(index, event)) as parts:
                         async for part in parts:
                             yield index, part

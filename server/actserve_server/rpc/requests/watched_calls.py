@@ -1,0 +1,208 @@
+"""Which monitors watch a call to generate, and how."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import monitor_service_pb2
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.prompts import TokenizedPrompt
+from actserve_server.engine.fair_threads import off_loop
+from actserve_server.monitors import registry
+from actserve_server.monitors.live import LiveMonitor, LiveMonitors
+from actserve_server.monitors.watched import Watcher
+from actserve_server.rpc.requests import dose_limit, monitor_fields, monitor_names
+from actserve_server.rpc.requests.interventions import InterventionRequest
+from actserve_server.rpc.requests.monitor_fields import MonitorRequest, Watch
+from actserve_server.rpc.requests.sampling_fields import SamplingRequest
+from actserve_server.rpc.requests.token_choice import invalid
+from actserve_server.rpc.resource_names import monitor_name
+
+MAX_NAMED = 64
+"""Monitors that a call may name."""
+MAX_TOLD_BYTES = 2 << 20
+"""Of the scores as of each token, which the message that ends a sample has room for."""
+_TOLD_BYTES = 4 + 5
+"""For a token: its score, and at most what its position takes."""
+
+Live = LiveMonitor[MonitorRequest]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WatchedBy:
+    """The monitors that watch a call, by name."""
+
+    monitors: Sequence[tuple[str, str, MonitorRequest]]
+    """The name, the version, and what it does."""
+
+    def at(self, prompt: TokenizedPrompt) -> list[Watcher]:
+        """As they watch the samples of a prompt."""
+        return [made.watcher(name, etag, prompt) for name, etag, made in self.monitors]
+
+
+async def watched_by(
+    request: pb.GenerateRequest,
+    monitors: LiveMonitors[MonitorRequest],
+    tenant: str,
+    info: ModelInfo,
+) -> WatchedBy:
+    """Those that the call names, and those that choose it. Raises RESOURCE_NOT_FOUND or
+    RESOURCE_NOT_READY for one that is named; STORE_UNREACHABLE; FIELD_INVALID; and why a monitor
+    that should watch cannot."""
+    monitor_fields.check_end_user(request.end_user, ("end_user",))
+    _check_detail(request.score_detail)
+    _check_count(len(request.monitors))
+    found: dict[str, Live] = {}
+    for index, name in enumerate(request.monitors):
+        at = ("monitors", index)
+        monitor = monitor_names.monitor(name, info, at)
+        if monitor in found:
+            raise ActserveError(
+                Reason.FIELD_INVALID, f"{name} is named twice; name it once", field=at
+            )
+        found[monitor] = await _named(monitors, tenant, monitor, name, at)
+    for monitor, live in (await monitors.of(tenant)).items():
+        if monitor not in found and _chooses(live, request.end_user):
+            found[monitor] = live
+    return WatchedBy(
+        [
+            (monitor_name(info.id, monitor), live.stored.etag, _ready(live))
+            for monitor, live in sorted(found.items())
+        ]
+    )
+
+
+def leaving_room(sampled: SamplingRequest, prompt_tokens: int, info: ModelInfo) -> SamplingRequest:
+    """For samples whose last token is run too, so that it can be scored before it is told: one
+    token less, where the context would be full."""
+    room = info.limits.max_sequence_tokens - prompt_tokens - 1
+    if room < 1:
+        raise invalid(
+            f"the prompt has {prompt_tokens} tokens, and a sample that a monitor may act on has at "
+            f"most {info.limits.max_sequence_tokens - 1}, one less than others; shorten the prompt",
+            ("sampling", "max_tokens"),
+            prompt_tokens=prompt_tokens,
+            max_sequence_tokens=info.limits.max_sequence_tokens,
+        )
+    base = sampled.base
+    if base.max_tokens <= room:
+        return sampled
+    fewer = replace(base, max_tokens=room, min_tokens=min(base.min_tokens, room))
+    return SamplingRequest(fewer, sampled.samples)
+
+
+def check_told(wanted: int, watchers: int, tokens: int) -> None:
+    """Raises FIELD_INVALID if the scores of so many tokens are more than one message holds."""
+    size = watchers * tokens * _TOLD_BYTES
+    if wanted == pb.SCORE_DETAIL_TOKEN and size > MAX_TOLD_BYTES:
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"the scores of {tokens} tokens by {watchers} monitors may take {size} bytes, but a "
+            f"sample ends with at most {MAX_TOLD_BYTES}; use SCORE_DETAIL_SAMPLE, or a lower "
+            "max_tokens",
+            field=("score_detail",),
+            metadata={"bytes": size, "limit": MAX_TOLD_BYTES},
+        )
+
+
+async def check_dose(edits: Sequence[InterventionRequest], by: WatchedBy, info: ModelInfo) -> None:
+    """Raises DOSE_TOO_LARGE if the call's interventions and those that its monitors may come to
+    switch on add more together than the operator allows. Each by itself adds no more."""
+    steers = [
+        edit
+        for _, _, made in by.monitors
+        for level in made.levels
+        if isinstance(level.action, tuple)
+        for edit in level.action
+    ]
+    if info.limits.max_relative_dose is None or not steers:
+        return
+    together = [*edits, *steers]
+    limits = replace(info.limits, clamps_dose=False)
+    at: list[FieldPath] = [("monitors",)] * len(together)
+    parts = [each.parts for each in together]
+    await off_loop(dose_limit.dose_factors, parts, at, replace(info, limits=limits))
+
+
+async def _named(
+    monitors: LiveMonitors[MonitorRequest],
+    tenant: str,
+    monitor: str,
+    name: str,
+    at: tuple[str, int],
+) -> Live:
+    live = await monitors.find(tenant, monitor)
+    if live is None:
+        raise registry.not_found(name, at)
+    if live.error is not None:
+        raise live.error
+    if live.ready is None:
+        raise _not_ready(
+            name,
+            "has no probe yet, or was stored for another checkpoint; wait until its fit is done, "
+            "or store it again",
+            at,
+        )
+    if live.ready.paused:
+        raise _not_ready(
+            name,
+            "is paused; update it to go on, or leave it out",
+            at,
+        )
+    return live
+
+
+def _not_ready(name: str, what: str, at: tuple[str, int]) -> ActserveError:
+    return ActserveError(
+        Reason.RESOURCE_NOT_READY,
+        f"{name} {what}",
+        field=at,
+        metadata={"resource_name": name},
+    )
+
+
+def _chooses(live: Live, end_user: str) -> bool:
+    """Whether a monitor watches a call that does not name it."""
+    if live.ready is not None:
+        return not live.ready.paused and _fits(live.ready.watch, end_user)
+    if live.error is None:
+        return False
+    # What it is cannot be served here; which calls it is for can be told all the same.
+    wire = monitor_service_pb2.Monitor.FromString(live.stored.definition.message)
+    watch = wire.watch
+    chosen = not watch.end_users or end_user in watch.end_users
+    if not wire.paused and not watch.named_only and chosen:
+        raise live.error
+    return False
+
+
+def _fits(watch: Watch, end_user: str) -> bool:
+    if watch.named_only or (watch.end_users and end_user not in watch.end_users):
+        return False
+    return watch.share >= 1 or random.random() < watch.share
+
+
+def _ready(live: Live) -> MonitorRequest:
+    assert live.ready is not None
+    return live.ready
+
+
+def _check_count(count: int) -> None:
+    if count > MAX_NAMED:
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"the call names {count} monitors; name at most {MAX_NAMED}",
+            field=("monitors",),
+            metadata={"monitors": count, "limit": MAX_NAMED},
+        )
+
+
+def _check_detail(detail: int) -> None:
+    if detail not in pb.ScoreDetail.values():
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"score_detail {detail} is unknown; use one of {', '.join(pb.ScoreDetail.keys())}",
+            field=("score_detail",),
+        )

@@ -1,0 +1,82 @@
+"""What monitors say of a sample, for the wire."""
+
+import time
+from collections.abc import Iterable
+
+from actserve.v1 import alert_pb2
+from actserve.v1 import generation_service_pb2 as pb
+from actserve_server.monitors.watched import (
+    Crossing,
+    Level,
+    LevelName,
+    Pause,
+    Steer,
+    Stop,
+    WatchedCall,
+    WatcherScore,
+)
+from actserve_server.rpc.requests import tensor_fields
+
+_LEVELS = {
+    None: alert_pb2.ALERT_LEVEL_UNSPECIFIED,
+    LevelName.LOWER: alert_pb2.ALERT_LEVEL_LOWER,
+    LevelName.UPPER: alert_pb2.ALERT_LEVEL_UPPER,
+}
+
+
+def scores(found: Iterable[WatcherScore], detail: int) -> list[pb.MonitorScore]:
+    """Of a sample, as the call wants them."""
+    if detail == pb.SCORE_DETAIL_UNSPECIFIED:
+        return []
+    return [_score(each) for each in found]
+
+
+def flagged(crossing: Crossing, call: WatchedCall) -> alert_pb2.Alert:
+    """The alert as the call that is watched is told of it: it has no name there."""
+    alert = alert_pb2.Alert(
+        monitor=crossing.watcher.monitor,
+        monitor_etag=crossing.watcher.etag,
+        level=level(crossing.level),
+        score=crossing.score,
+        position=crossing.position,
+        watched_call_id=call.call_id,
+        sample_index=crossing.sample_index,
+        end_user=call.end_user,
+        trace_id=call.trace_id,
+        action=action(crossing.level),
+    )
+    alert.raise_time.FromMicroseconds(round(time.time() * 1e6))
+    return alert
+
+
+def level(reached: Level | None) -> alert_pb2.AlertLevel:
+    return _LEVELS[reached and reached.name]
+
+
+def action(of: Level) -> alert_pb2.AlertAction:
+    match of.action:
+        case Stop():
+            return alert_pb2.ALERT_ACTION_STOP
+        case Steer():
+            return alert_pb2.ALERT_ACTION_INTERVENE
+        case Pause():
+            return alert_pb2.ALERT_ACTION_PAUSE
+        case None:
+            return alert_pb2.ALERT_ACTION_UNSPECIFIED
+
+
+def _score(found: WatcherScore) -> pb.MonitorScore:
+    if not found.tokens:
+        return pb.MonitorScore(monitor=found.watcher.monitor)
+    made = pb.MonitorScore(
+        monitor=found.watcher.monitor,
+        tokens=found.tokens,
+        score=found.score,
+        highest_score=found.highest,
+        highest_position=found.highest_position,
+        level=level(found.level),
+    )
+    if found.positions is not None and found.token_scores is not None:
+        made.positions.extend(found.positions.tolist())
+        made.token_scores.CopyFrom(tensor_fields.to_wire(found.token_scores))
+    return made
