@@ -22,15 +22,17 @@ def linear(wire: Sequence[probe_pb2.Probe], found: Found, field: FieldPath) -> P
     _check_count(len(wire), "probes", field)
     probes = []
     for index, item in enumerate(wire):
+        # Before the direction, whose width would be judged by a site that is not to be read.
+        at = (*field, index, "site")
+        _check_readable(site_fields.site(item.site, found.info, at), at)
         made = probe_fields.probe(item, found, (*field, index))
-        _check_readable(made.site, (*field, index, "site"))
         earlier = [each.site for each in probes]
         if made.site in earlier:
             raise ActserveError(
                 Reason.SITE_INVALID,
                 f"{made.site} has two probes, {earlier.index(made.site)} and {index}; add their "
                 "directions and send one",
-                field=(*field, index, "site"),
+                field=at,
                 metadata={"site": made.site},
             )
         probes.append(made)
