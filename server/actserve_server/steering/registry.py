@@ -17,10 +17,10 @@ import numpy as np
 import sqlalchemy as sa
 
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.making_requests import MakingRequest
 from actserve_server.domain.principals import account
 from actserve_server.steering.stored_vectors import (
     LoadedVector,
-    MakingRequest,
     NewVector,
     StoredVector,
 )

@@ -137,16 +137,6 @@ class LoadedVector:
     elements: np.ndarray = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MakingRequest:
-    """The request that makes a vector: the same again is answered with what it made."""
-
-    id: str
-    """Chosen by the caller."""
-    sha256: bytes
-    """Of the request as a whole, with its kind: equal ones have the same."""
-
-
 def measured_rows(
     sites: tuple[Site, ...], elements: np.ndarray, medians: Mapping[Site, float] | None = None
 ) -> tuple[VectorRow, ...]:

@@ -5,10 +5,11 @@ import hashlib
 from google.protobuf.message import Message
 
 from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import monitor_service_pb2 as monitors_pb
 from actserve.v1 import steering_vector_service_pb2 as vectors_pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.making_requests import MakingRequest
 from actserve_server.engine.fair_threads import off_loop
-from actserve_server.steering.stored_vectors import MakingRequest
 
 MAX_BYTES = 128
 """Of a request id, in UTF-8."""
@@ -18,6 +19,8 @@ Making = (
     vectors_pb.CreateSteeringVectorRequest
     | vectors_pb.MakeSteeringVectorRequest
     | vectors_pb.CombineSteeringVectorsRequest
+    | monitors_pb.CreateMonitorRequest
+    | monitors_pb.FitMonitorRequest
 )
 
 
