@@ -35,16 +35,21 @@ from actserve_server.engine.row_norms import row_norms
 from actserve_server.engine.selftest import self_test
 from actserve_server.engine.selftest_conditions import prove_conditions
 from actserve_server.engine.start_thread import is_starting
+from actserve_server.monitors.live import LiveMonitors
+from actserve_server.monitors.registry import MonitorQuota, MonitorRegistry
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.attribution_selftest import prove_attribution
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.readout_selftest import prove_attention
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
+from actserve_server.rpc.requests.kept_rows import KeptCache
+from actserve_server.rpc.requests.monitor_definitions import prepared
 from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.server import Listening, RpcServer, Tls
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
+from actserve_server.rpc.watching_parts import WatchingParts
 from actserve_server.steering.registry import VectorQuota, VectorRegistry
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import StoreConfigError, place
@@ -124,6 +129,20 @@ class App:
             max_seconds=settings.max_sweep_seconds,
             tenant_share=settings.tenant_share,
         )
+        self.monitors = MonitorRegistry(
+            self.database,
+            engine.info.id,
+            MonitorQuota(
+                max_monitors=settings.max_monitors,
+                max_bytes=settings.max_monitor_bytes,
+                tenant_share=settings.tenant_share,
+            ),
+        )
+        self.live_monitors = LiveMonitors(
+            self.monitors,
+            lambda: self.engine.info.path,
+            lambda stored: prepared(stored, self.engine.info, KeptCache(self.kept.copies)),
+        )
         metrics.watch(self.engine, self.kept, self.database)
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
         listening = _listening(settings)
@@ -133,6 +152,7 @@ class App:
             Sources(kept=self.kept, vectors=self.vectors),
             self.autoencoders,
             self._cells,
+            WatchingParts(registry=self.monitors, live=self.live_monitors),
             listening,
         )
         self._watching: Sequence[asyncio.Task[None]] = ()
@@ -154,7 +174,8 @@ class App:
         """Listens; health tells the engine's state from now on."""
         await self.rpc.start()
         await self._report_health()
-        self._watching = [asyncio.create_task(each) for each in (self._watch(), self._expire())]
+        tasks = (self._watch(), self._expire(), self.live_monitors.follow())
+        self._watching = [asyncio.create_task(each) for each in tasks]
 
     async def drain(self) -> None:
         """Refuses new calls and returns when running ones have ended, or the grace has."""
@@ -376,6 +397,11 @@ def _fake(settings: Settings) -> Engine:
         max_steering_vector_bytes=settings.max_steering_vector_bytes,
         max_sweep_bytes=settings.max_sweep_bytes,
         max_sweep_seconds=settings.max_sweep_seconds,
+        max_monitors=settings.max_monitors,
+        max_monitor_bytes=settings.max_monitor_bytes,
+        max_alerts=settings.max_alerts,
+        max_alert_seconds=settings.max_alert_seconds,
+        max_pause_seconds=settings.max_pause_seconds,
         max_relative_dose=settings.max_relative_dose,
         clamps_dose=settings.dose_action == "clamp",
     )

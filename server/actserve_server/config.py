@@ -210,6 +210,30 @@ class Settings(BaseSettings):
         7 * 24 * 3600, description="seconds for which they are stored"
     )
 
+    max_monitors: int = Field(1000, ge=0, description="monitors that are stored; 0 stores none")
+    max_monitor_bytes: int = Field(
+        256 << 20,
+        ge=0,
+        description="bytes of the numbers of the probes and interventions of monitors, which are "
+        "stored, and in the server's memory",
+    )
+    max_alerts: PositiveInt = Field(
+        1_000_000, description="alerts that are stored; the oldest go first"
+    )
+    max_alert_seconds: PositiveInt = Field(
+        30 * 24 * 3600, description="seconds for which alerts are stored"
+    )
+    max_pause_seconds: PositiveInt = Field(
+        600, description="seconds for which a monitor may hold a sample back for a decision"
+    )
+    alert_text_tokens: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="tokens of text that alerts hold, up to the one that raised them and a few "
+        "after it; 0 for none, so that alerts tell nothing of prompts and outputs",
+    )
+
     dtype: str = Field("auto", description="vLLM: element type to compute in")
     max_model_len: PositiveInt | None = Field(None, description="vLLM: context length")
     max_num_batched_tokens: PositiveInt | None = Field(None, description="vLLM: tokens a step")

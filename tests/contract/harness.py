@@ -20,6 +20,7 @@ from actserve.v1 import (
     generation_service_pb2_grpc,
     kept_activations_service_pb2_grpc,
     model_service_pb2_grpc,
+    monitor_service_pb2_grpc,
     site_pb2,
     steering_vector_service_pb2_grpc,
     sweep_service_pb2_grpc,
@@ -83,6 +84,10 @@ class Served:
     @property
     def sweeps(self) -> sweep_service_pb2_grpc.SweepServiceStub:
         return sweep_service_pb2_grpc.SweepServiceStub(self.channel)
+
+    @property
+    def monitors(self) -> monitor_service_pb2_grpc.MonitorServiceStub:
+        return monitor_service_pb2_grpc.MonitorServiceStub(self.channel)
 
     @property
     def health(self) -> Any:

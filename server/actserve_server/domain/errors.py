@@ -104,6 +104,9 @@ class Reason(StrEnum):
     TOO_MANY_CELLS = auto()
     DOSE_TOO_LARGE = auto()
     STORE_UNREACHABLE = auto()
+    MONITOR_INCOMPLETE = auto()
+    ALERT_DECIDED = auto()
+    WEBHOOK_NOT_ALLOWED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +204,9 @@ RULES: Mapping[Reason, Rule] = {
     Reason.TOO_MANY_CELLS: _rule(Kind.INVALID_ARGUMENT, "cells", "limit"),
     Reason.DOSE_TOO_LARGE: _rule(Kind.INVALID_ARGUMENT, "dose", "limit", "site"),
     Reason.STORE_UNREACHABLE: _rule(Kind.UNAVAILABLE),
+    Reason.MONITOR_INCOMPLETE: _rule(Kind.INTERNAL, "resource_name", "position"),
+    Reason.ALERT_DECIDED: _rule(Kind.FAILED_PRECONDITION, "resource_name", "decision"),
+    Reason.WEBHOOK_NOT_ALLOWED: _rule(Kind.FAILED_PRECONDITION, "url"),
 }
 """The table of reasons; proto/actserve/v1/errors.proto says the same to callers."""
 

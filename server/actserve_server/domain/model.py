@@ -44,6 +44,16 @@ class Limits:
     """Bytes of finished cells of sweeps that are stored, over all clients."""
     max_sweep_seconds: int = 7 * 24 * 3600
     """For which they are stored."""
+    max_monitors: int = 1000
+    """Monitors that are stored, over all clients."""
+    max_monitor_bytes: int = 256 << 20
+    """Bytes of the numbers of their probes and interventions."""
+    max_alerts: int = 1_000_000
+    """Alerts that are stored, over all clients."""
+    max_alert_seconds: int = 30 * 24 * 3600
+    """For which they are stored."""
+    max_pause_seconds: int = 600
+    """For which a sample may be paused."""
     max_relative_dose: float | None = None
     """What interventions may add at a site, as a part of the typical norm of its rows; None for no
     limit."""

@@ -16,7 +16,6 @@ from actserve.v1 import (
     attribution_graph_service_pb2,
     dictionary_service_pb2,
     head_service_pb2,
-    monitor_service_pb2,
 )
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.rpc.transport.messages import inside, is_set
@@ -27,7 +26,6 @@ SERVICES = tuple(
         attribution_graph_service_pb2,
         dictionary_service_pb2,
         head_service_pb2,
-        monitor_service_pb2,
     )
     for service in file.DESCRIPTOR.services_by_name.values()
 )

@@ -1,4 +1,4 @@
-"""Names of models, of their NLAs and the baselines of those, and of their stored vectors.
+"""Names of models, of their NLAs and the baselines of those, and of what is stored for them.
 
 `-` in the place of a model's id means the served model, so that a caller who knows the NLA's id
 need not ask for the model's. What the server tells holds no `-`.
@@ -14,6 +14,8 @@ _MAX_CHARACTERS = 2048
 """Longer names are not matched: how long that takes grows with the name."""
 _NLA = re.compile(r"(models/.+)/nlas/([^/]+)")
 _VECTOR = re.compile(r"(models/.+)/steeringVectors/([^/\x00]{1,63})")
+_MONITOR = re.compile(r"(models/.+)/monitors/([^/\x00]{1,63})")
+_ALERT = re.compile(r"(models/.+)/alerts/([^/\x00]{1,63})")
 _BASELINE = re.compile(r"(models/.+/nlas/[^/]+)/baselines/([^/]+)")
 
 
@@ -29,6 +31,14 @@ def steering_vector_name(model_id: str, vector_id: str) -> str:
     return f"{_MODELS}{model_id}/steeringVectors/{vector_id}"
 
 
+def monitor_name(model_id: str, monitor_id: str) -> str:
+    return f"{_MODELS}{model_id}/monitors/{monitor_id}"
+
+
+def alert_name(model_id: str, alert_id: str) -> str:
+    return f"{_MODELS}{model_id}/alerts/{alert_id}"
+
+
 def baseline_name(nla: str, short: str) -> str:
     """`nla` is the name of an NLA."""
     return f"{nla}/baselines/{short}"
@@ -40,10 +50,10 @@ def means_model(name: str, info: ModelInfo) -> bool:
 
 
 def model_part(name: str) -> str:
-    """The name of the model in that of one of its NLAs, their baselines or its stored vectors, or
-    in its own; empty if it names none."""
+    """The name of the model in that of one of its NLAs, their baselines or what is stored for it,
+    or in its own; empty if it names none."""
     model = name[:_MAX_CHARACTERS]
-    for collection in ("/nlas/", "/steeringVectors/"):
+    for collection in ("/nlas/", "/steeringVectors/", "/monitors/", "/alerts/"):
         model = model.partition(collection)[0]
     return model if model.startswith(_MODELS) and model != ANY_MODEL else ""
 
@@ -57,6 +67,18 @@ def nla_id(name: str, info: ModelInfo) -> str | None:
 def steering_vector_id(name: str, info: ModelInfo) -> str | None:
     """The id in the name of a stored vector of the served model; None if it is no such name."""
     named = _parsed(_VECTOR, name)
+    return named[2] if named and means_model(named[1], info) else None
+
+
+def monitor_id(name: str, info: ModelInfo) -> str | None:
+    """The id in the name of a monitor of the served model; None if it is no such name."""
+    named = _parsed(_MONITOR, name)
+    return named[2] if named and means_model(named[1], info) else None
+
+
+def alert_id(name: str, info: ModelInfo) -> str | None:
+    """The id in the name of an alert of the served model; None if it is no such name."""
+    named = _parsed(_ALERT, name)
     return named[2] if named and means_model(named[1], info) else None
 
 

@@ -15,6 +15,8 @@ from actserve.v1 import (
     kept_activations_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    monitor_service_pb2,
+    monitor_service_pb2_grpc,
     steering_vector_service_pb2,
     steering_vector_service_pb2_grpc,
     sweep_service_pb2,
@@ -29,6 +31,7 @@ from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.generation_servicer import GenerationServicer
 from actserve_server.rpc.kept_activations_servicer import KeptActivationsServicer
 from actserve_server.rpc.model_servicer import ModelServicer
+from actserve_server.rpc.monitor_servicer import MonitorServicer
 from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.resource_names import model_name
 from actserve_server.rpc.steering_vector_servicer import SteeringVectorServicer
@@ -39,6 +42,7 @@ from actserve_server.rpc.transport.auth import anybody, by_token
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.model_header import ModelHeader
 from actserve_server.rpc.transport.observer import Observer
+from actserve_server.rpc.watching_parts import WatchingParts
 from actserve_server.rpc.weight_servicer import WeightServicer
 from actserve_server.storage.stored_cells import StoredCells
 
@@ -50,6 +54,7 @@ _DESCRIPTORS = (
     weight_service_pb2.DESCRIPTOR.services_by_name["WeightService"],
     steering_vector_service_pb2.DESCRIPTOR.services_by_name["SteeringVectorService"],
     sweep_service_pb2.DESCRIPTOR.services_by_name["SweepService"],
+    monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"],
 )
 SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
 """Full names of the services that are served, and have a health of their own."""
@@ -95,8 +100,8 @@ class Listening:
 
 
 class RpcServer:
-    """Serves an engine, what requests can name, the autoencoders that explain it, and stored
-    cells of sweeps. Health is NOT_SERVING until told otherwise."""
+    """Serves an engine, what requests can name, the autoencoders that explain it, stored cells of
+    sweeps, and what watches calls. Health is NOT_SERVING until told otherwise."""
 
     def __init__(
         self,
@@ -104,6 +109,7 @@ class RpcServer:
         sources: Sources,
         autoencoders: Nlas,
         cells: StoredCells,
+        watching: WatchingParts,
         listening: Listening,
     ) -> None:
         tokens = listening.tokens
@@ -136,6 +142,9 @@ class RpcServer:
         )
         sweep_service_pb2_grpc.add_SweepServiceServicer_to_server(
             SweepServicer(engine, sources, autoencoders, cells), self._server
+        )
+        monitor_service_pb2_grpc.add_MonitorServiceServicer_to_server(
+            MonitorServicer(engine, sources, autoencoders, watching), self._server
         )
         not_served.add_to(self._server)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]

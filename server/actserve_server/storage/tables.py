@@ -104,3 +104,148 @@ sweep_cell_totals = sa.Table(
     sa.Column("stored_bytes", sa.BigInteger, nullable=False),
 )
 """What they take of each account, since adding it up anew takes long."""
+
+monitors = sa.Table(
+    "monitors",
+    METADATA,
+    sa.Column("tenant", text(), nullable=False),
+    sa.Column("model_id", text(), nullable=False),
+    # The last part of its name.
+    sa.Column("id", text(63), nullable=False),
+    sa.Column("account", text(), nullable=False),
+    # A serialized Monitor as it was sent, tensors without their data.
+    sa.Column("message", sa.LargeBinary, nullable=False),
+    # The same with all that its sources name as tensors; empty while it has no probe yet.
+    sa.Column("resolved", sa.LargeBinary, nullable=False),
+    # By level, of how many interventions there each one of `message` consists.
+    sa.Column("parts", sa.JSON, nullable=False),
+    # A serialized MonitorFit; empty for a monitor that was not fitted.
+    sa.Column("fit", sa.LargeBinary, nullable=False),
+    # float32, ascending, little-endian: between which scores are counted.
+    sa.Column("edges", sa.LargeBinary, nullable=False),
+    # Bytes of its numbers: what counts against quotas.
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("model_path", sa.Text, nullable=False),
+    # Microseconds since 1970 began, UTC.
+    sa.Column("create_time_us", sa.BigInteger, nullable=False),
+    sa.Column("update_time_us", sa.BigInteger, nullable=False),
+    sa.Column("etag", sa.String(32), nullable=False),
+    # Of the request that made it, whose SHA-256 is beside it.
+    sa.Column("request_id", text(), nullable=False),
+    sa.Column("request_sha256", sa.LargeBinary(32), nullable=False),
+    sa.PrimaryKeyConstraint("tenant", "model_id", "id"),
+    sa.UniqueConstraint("tenant", "model_id", "request_id"),
+    sa.Index(None, "account", "size_bytes"),
+    sa.Index(None, "model_id"),
+)
+"""Monitors by tenant, model and id."""
+
+monitor_versions = sa.Table(
+    "monitor_versions",
+    METADATA,
+    sa.Column("model_id", text(), primary_key=True),
+    # One more with every change of any monitor of the model.
+    sa.Column("version", sa.BigInteger, nullable=False),
+)
+"""What tells replicas that monitors have changed."""
+
+alerts = sa.Table(
+    "alerts",
+    METADATA,
+    sa.Column("tenant", text(), nullable=False),
+    sa.Column("model_id", text(), nullable=False),
+    # The order in which those of a tenant were stored, without a gap.
+    sa.Column("sequence", sa.BigInteger, autoincrement=False, nullable=False),
+    # The last part of its name.
+    sa.Column("id", text(63), nullable=False),
+    sa.Column("account", text(), nullable=False),
+    # The last part of its monitor's name.
+    sa.Column("monitor", text(63), nullable=False),
+    sa.Column("monitor_etag", sa.String(32), nullable=False),
+    # As AlertLevel.
+    sa.Column("level", sa.SmallInteger, nullable=False),
+    sa.Column("score", sa.Double, nullable=False),
+    sa.Column("position", sa.BigInteger, nullable=False),
+    sa.Column("call_id", text(), nullable=False),
+    sa.Column("sample_index", sa.Integer, nullable=False),
+    sa.Column("end_user", text(), nullable=False),
+    sa.Column("trace_id", text(), nullable=False),
+    # Microseconds since 1970 began, UTC.
+    sa.Column("raise_time_us", sa.BigInteger, nullable=False),
+    # As AlertAction.
+    sa.Column("action", sa.SmallInteger, nullable=False),
+    # Of a sample that is paused: when it decides for itself, and whether it goes on then.
+    sa.Column("decide_by_us", sa.BigInteger, nullable=False),
+    sa.Column("continue_after", sa.Boolean, nullable=False),
+    # As AlertDecision.
+    sa.Column("decision", sa.SmallInteger, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("explanation", sa.Text, nullable=False),
+    # The address that it is delivered to; empty for none. Beside it how far that has come.
+    sa.Column("webhook", text(), nullable=False),
+    # As WebhookState.
+    sa.Column("delivery_state", sa.SmallInteger, nullable=False),
+    sa.Column("delivery_attempts", sa.Integer, nullable=False),
+    sa.Column("delivery_error", sa.Text, nullable=False),
+    # Before this nobody tries; who does puts it off, and leaves a mark of its own.
+    sa.Column("delivery_due_us", sa.BigInteger, nullable=False),
+    sa.Column("delivery_lease", text(), nullable=False),
+    sa.PrimaryKeyConstraint("tenant", "model_id", "sequence"),
+    sa.UniqueConstraint("tenant", "model_id", "id"),
+    sa.Index(None, "account", "raise_time_us"),
+    sa.Index(None, "raise_time_us"),
+    sa.Index(None, "delivery_state", "delivery_due_us"),
+)
+"""Alerts by tenant, model and sequence."""
+
+alert_sequences = sa.Table(
+    "alert_sequences",
+    METADATA,
+    sa.Column("tenant", text(), nullable=False),
+    sa.Column("model_id", text(), nullable=False),
+    # Before the first alert of all, and of the newest one. It begins with the microseconds since
+    # 1970, so that no number comes twice where a row was deleted and made again.
+    sa.Column("before_first", sa.BigInteger, nullable=False),
+    sa.Column("last", sa.BigInteger, nullable=False),
+    # Up to here it is not known of which monitors alerts are gone.
+    sa.Column("forgotten", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("tenant", "model_id"),
+)
+"""How far the alerts of a tenant have come."""
+
+alerts_gone = sa.Table(
+    "alerts_gone",
+    METADATA,
+    sa.Column("tenant", text(), nullable=False),
+    sa.Column("model_id", text(), nullable=False),
+    sa.Column("monitor", text(63), nullable=False),
+    # Of the newest alert of the monitor that is not stored any more.
+    sa.Column("last", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("tenant", "model_id", "monitor"),
+)
+"""Of which monitors alerts are gone, so that who reads those of others is not told."""
+
+alert_totals = sa.Table(
+    "alert_totals",
+    METADATA,
+    sa.Column("account", text(), primary_key=True),
+    sa.Column("alerts", sa.BigInteger, nullable=False),
+)
+"""How many each account has, since counting them anew takes long."""
+
+score_hours = sa.Table(
+    "score_hours",
+    METADATA,
+    sa.Column("tenant", text(), nullable=False),
+    sa.Column("model_id", text(), nullable=False),
+    sa.Column("monitor", text(63), nullable=False),
+    # Hours since 1970 began, UTC.
+    sa.Column("hour", sa.Integer, autoincrement=False, nullable=False),
+    sa.Column("monitor_etag", sa.String(32), nullable=False),
+    # float32, ascending, little-endian, and uint64 counts of scores, one more than edges.
+    sa.Column("edges", sa.LargeBinary, nullable=False),
+    sa.Column("counts", sa.LargeBinary, nullable=False),
+    sa.PrimaryKeyConstraint("tenant", "model_id", "monitor", "hour", "monitor_etag"),
+    sa.Index(None, "hour"),
+)
+"""How the scores of samples are distributed, by hour and version of a monitor."""

@@ -26,6 +26,11 @@ class EngineOptions:
     max_kept_seconds: int = 3600
     max_sweep_bytes: int = 1 << 30
     max_sweep_seconds: int = 7 * 24 * 3600
+    max_monitors: int = 1000
+    max_monitor_bytes: int = 256 << 20
+    max_alerts: int = 1_000_000
+    max_alert_seconds: int = 30 * 24 * 3600
+    max_pause_seconds: int = 600
     default_kept_seconds: int = 600
     max_steering_vectors: int = 10_000
     max_steering_vector_bytes: int = 1 << 30

@@ -63,6 +63,10 @@ class InterventionRequest:
         if self.row_each is not None:
             with place.named():
                 self._check_row_each(selection, place, self.row_each)
+        return self.made(selection)
+
+    def made(self, selection: Selection) -> tuple[Intervention, ...]:
+        """The same at these positions."""
         return tuple(
             Intervention(
                 part.sites,
@@ -147,7 +151,7 @@ async def interventions(
     )
     # In a thread: whether thousands of directions are independent takes seconds to find out, and
     # large vectors take as long to hash.
-    return await off_loop(_parse, wire, found, field, limits_dose)
+    return await off_loop(parsed, wire, found, field, limits_dose)
 
 
 def limited(
@@ -185,12 +189,13 @@ def check_count(count: int, info: ModelInfo, field: FieldPath) -> None:
         )
 
 
-def _parse(
+def parsed(
     wire: Sequence[intervention_pb2.Intervention],
     found: Found,
     field: FieldPath,
     limits_dose: bool,
 ) -> tuple[InterventionRequest, ...]:
+    """What to change, in order, with all that it names found already. To be called in a thread."""
     made = tuple(_intervention(item, found, (*field, index)) for index, item in enumerate(wire))
     return limited(made, found.info) if limits_dose else _hashed(made)
 

@@ -11,12 +11,14 @@ from actserve.v1 import (
     explanation_service_pb2,
     generation_service_pb2,
     intervention_pb2,
+    monitor_service_pb2,
     positions_pb2,
     readout_pb2,
 )
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import (
+    NO_END,
     AllPositions,
     CharacterPositions,
     GeneratedPositions,
@@ -26,6 +28,7 @@ from actserve_server.domain.positions import (
     Positions,
     PromptPositions,
     Selection,
+    Spans,
     TextPositions,
     TokenIdPositions,
     TurnPositions,
@@ -38,6 +41,9 @@ _SELECTIONS = ", ".join(
     field.name
     for field in positions_pb2.PositionSelector.DESCRIPTOR.oneofs_by_name["selection"].fields
 )
+
+_NOT_THERE = (Reason.POSITION_OUT_OF_RANGE, Reason.TEXT_NOT_FOUND, Reason.TURN_OUT_OF_RANGE)
+"""Why a sequence does not have what a selector names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +73,8 @@ def selector(
     | readout_pb2.LogitAttributionReadout
     | intervention_pb2.Intervention
     | generation_service_pb2.PositionLabel
-    | explanation_service_pb2.ExplainTextRequest,
+    | explanation_service_pb2.ExplainTextRequest
+    | monitor_service_pb2.Monitor,
     info: ModelInfo,
     field: FieldPath,
 ) -> Positions:
@@ -130,6 +137,21 @@ def selection(
                 metadata={"prompt_tokens": len(place.prompt.ids)},
             )
     return found
+
+
+def what_is_there(wanted: Positions, prompt: TokenizedPrompt) -> Selection:
+    """The positions of a sequence, however long it gets, that a selector selects, without those
+    that it does not have."""
+    if isinstance(wanted, PositionList):
+        tokens = len(prompt.ids)
+        listed = (each + tokens if each < 0 else each for each in wanted.positions)
+        return Selection(Spans.of(each for each in listed if each >= 0))
+    try:
+        return resolve(wanted, prompt, NO_END, ())
+    except ActserveError as error:
+        if error.reason not in _NOT_THERE:
+            raise
+        return Selection(Spans(()))
 
 
 def _why_none(wanted: Positions) -> str:

@@ -48,6 +48,15 @@ def matrix(tensor: tensor_pb2.Tensor, width: int, of: str, field: FieldPath) -> 
     return _values(tensor, kind, field)
 
 
+def to_wire(values: np.ndarray) -> tensor_pb2.Tensor:
+    """Float32 values as a tensor."""
+    return tensor_pb2.Tensor(
+        element_type=tensor_pb2.ELEMENT_TYPE_F32,
+        shape=values.shape,
+        data=np.ascontiguousarray(values, "<f4").tobytes(),
+    )
+
+
 def _checked_size(tensor: tensor_pb2.Tensor, field: FieldPath) -> ElementType:
     kind = element_type(tensor.element_type, (*field, "element_type"))
     shape = list(tensor.shape)

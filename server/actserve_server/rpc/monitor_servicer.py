@@ -1,0 +1,173 @@
+"""MonitorService: translates, nothing else."""
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
+
+import grpc
+
+from actserve.v1 import monitor_service_pb2 as pb
+from actserve.v1 import monitor_service_pb2_grpc, work_pb2
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.principals import Role
+from actserve_server.engine.admission import AdmittedEngine
+from actserve_server.monitors.registry import ID
+from actserve_server.monitors.stored_monitors import NewMonitor, StoredMonitor
+from actserve_server.rpc import not_served
+from actserve_server.rpc.explanations.served_nlas import Nlas
+from actserve_server.rpc.requests import (
+    monitor_definitions,
+    monitor_fields,
+    monitor_names,
+    pages,
+)
+from actserve_server.rpc.requests.monitor_definitions import World
+from actserve_server.rpc.requests.request_ids import making_request
+from actserve_server.rpc.requests.vector_sources import Sources
+from actserve_server.rpc.responses import chunks, model_descriptions, monitor_descriptions
+from actserve_server.rpc.transport.calls import current_call
+from actserve_server.rpc.watching_parts import WatchingParts
+
+_TRIES = 8
+"""Of an update, where others update the same monitor at the same time."""
+
+
+class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
+    def __init__(
+        self, engine: AdmittedEngine, sources: Sources, nlas: Nlas, parts: WatchingParts
+    ) -> None:
+        self._engine = engine
+        self._sources = sources
+        self._nlas = nlas
+        self._parts = parts
+        self._registry = parts.registry
+
+    async def CreateMonitor(  # noqa: N802
+        self, request: pb.CreateMonitorRequest, context: grpc.aio.ServicerContext
+    ) -> pb.CreateMonitorResponse:
+        current_call().principal.require(Role.EXPERIMENTER, "storing monitors")
+        info, tenant = self._engine.info, self._tenant()
+        model_descriptions.check_model(request.model, info, ("model",))
+        chosen = monitor_fields.new_id(request.monitor_id)
+        making = await making_request(request)
+        stored = await self._registry.made(tenant, making)
+        if stored is None:
+            definition = await monitor_definitions.created(
+                request.monitor, self._world(), self._sources.of(tenant)
+            )
+            new = NewMonitor(id=chosen, definition=definition, model_path=info.path)
+            stored = await self._registry.store(tenant, new, making)
+            await self._changed()
+        return pb.CreateMonitorResponse(monitor=self._to_wire(stored))
+
+    async def GetMonitor(  # noqa: N802
+        self, request: pb.GetMonitorRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetMonitorResponse:
+        stored = await self._registry.get(self._tenant(), self._id(request.name))
+        return pb.GetMonitorResponse(monitor=self._to_wire(stored))
+
+    async def ListMonitors(  # noqa: N802
+        self, request: pb.ListMonitorsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListMonitorsResponse:
+        model_descriptions.check_model(request.model, self._engine.info, ("model",))
+        size = pages.size(request.page_size)
+        after = pages.after(request.page_token)
+        if after and not ID.fullmatch(after):
+            raise pages.not_ours()
+        found = await self._registry.list(self._tenant(), after, size + 1)
+        page = list(chunks.fitting(map(self._to_wire, found[:size])))
+        more = found[len(page) - 1].id if len(found) > len(page) else ""
+        return pb.ListMonitorsResponse(monitors=page, next_page_token=pages.token(more))
+
+    async def UpdateMonitor(  # noqa: N802
+        self, request: pb.UpdateMonitorRequest, context: grpc.aio.ServicerContext
+    ) -> pb.UpdateMonitorResponse:
+        current_call().principal.require(Role.EXPERIMENTER, "changing monitors")
+        with _of_monitor():
+            stored = await self._updated(request)
+        await self._changed()
+        return pb.UpdateMonitorResponse(monitor=self._to_wire(stored))
+
+    async def DeleteMonitor(  # noqa: N802
+        self, request: pb.DeleteMonitorRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DeleteMonitorResponse:
+        current_call().principal.require(Role.EXPERIMENTER, "deleting monitors")
+        await self._registry.delete(self._tenant(), self._id(request.name), request.etag)
+        await self._changed()
+        return pb.DeleteMonitorResponse()
+
+    async def FitMonitor(  # noqa: N802
+        self, request: pb.FitMonitorRequest, context: grpc.aio.ServicerContext
+    ) -> pb.FitMonitorResponse:
+        raise not_served.refusal("MonitorService.FitMonitor")
+
+    async def ReplayMonitors(  # noqa: N802
+        self, request: pb.ReplayMonitorsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncGenerator[pb.ReplayMonitorsResponse, None]:
+        raise not_served.refusal("MonitorService.ReplayMonitors")
+        yield  # Makes this a stream.
+
+    async def _updated(self, request: pb.UpdateMonitorRequest) -> StoredMonitor:
+        tenant, monitor = self._tenant(), self._id(request.monitor.name)
+        monitor_definitions.replaced(request)
+        etag = request.monitor.etag
+        tries = _TRIES
+        while True:
+            stored = await self._registry.get(tenant, monitor)
+            self._check_made(stored)
+            definition = await monitor_definitions.updated(
+                stored, request, self._world(), self._sources.of(tenant)
+            )
+            try:
+                return await self._registry.replace(
+                    tenant, monitor, etag or stored.etag, lambda _, made=definition: made
+                )
+            except ActserveError as error:
+                # Somebody else was quicker. Unless the caller asks for that state, all is looked
+                # at again as it is now.
+                tries -= 1
+                if error.reason is not Reason.ETAG_MISMATCH or etag or not tries:
+                    raise
+
+    async def _changed(self) -> None:
+        """What is stored has changed, and this server is to watch by that from now on."""
+        # It was stored, and is followed once the database can be reached again.
+        with suppress(ActserveError):
+            await self._parts.live.refresh()
+
+    def _check_made(self, stored: StoredMonitor) -> None:
+        """Raises RESOURCE_NOT_READY while a monitor has no probe yet."""
+        if stored.definition.resolved:
+            return
+        state = self._to_wire(stored).fit.work.state
+        raise ActserveError(
+            Reason.RESOURCE_NOT_READY,
+            f"the monitor {stored.id!r} has no probe yet, since it is still being fitted, or could "
+            "not be; wait until its fit is done, or make another",
+            metadata={
+                "resource_name": self._registry.name(stored.id),
+                "state": work_pb2.WorkState.Name(state),
+            },
+        )
+
+    def _world(self) -> World:
+        return World(info=self._engine.info, nlas=self._nlas, webhooks=self._parts.webhooks)
+
+    def _tenant(self) -> str:
+        return current_call().principal.tenant
+
+    def _id(self, name: str) -> str:
+        return monitor_names.monitor(name, self._engine.info, ("name",))
+
+    def _to_wire(self, stored: StoredMonitor) -> pb.Monitor:
+        return monitor_descriptions.to_wire(stored, self._engine.info)
+
+
+@contextmanager
+def _of_monitor() -> Iterator[None]:
+    """Makes errors about a name or an etag say that they are the monitor's."""
+    try:
+        yield
+    except ActserveError as error:
+        if error.field in (("name",), ("etag",)):
+            error.field = ("monitor", *error.field)
+        raise
