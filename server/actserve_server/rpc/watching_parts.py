@@ -3,6 +3,10 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from actserve_server.monitors.alert_store import AlertStore
+from actserve_server.monitors.alert_streams import AlertStreams
+from actserve_server.monitors.alerts import StoredAlerts
+from actserve_server.monitors.drift import ScoreHours
 from actserve_server.monitors.live import LiveMonitors
 from actserve_server.monitors.registry import MonitorRegistry
 from actserve_server.rpc.requests.monitor_fields import MonitorRequest
@@ -14,5 +18,9 @@ class WatchingParts:
 
     registry: MonitorRegistry
     live: LiveMonitors[MonitorRequest]
+    scores: ScoreHours
+    alerts: StoredAlerts
+    alert_store: AlertStore
+    alert_streams: AlertStreams
     webhooks: Collection[str] = field(default_factory=tuple)
     """The addresses that alerts may be sent to."""
