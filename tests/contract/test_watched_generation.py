@@ -1,8 +1,6 @@
 """Generate, watched by monitors: who watches, what the call is told, and how it ends."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,14 @@ import pytest
 from actserve.v1 import alert_pb2
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import monitor_service_pb2 as monitors_pb2
-from actserve_server import app
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits
 from actserve_server.domain.principals import Role
 from actserve_server.domain.probe_networks import ProbeNetwork
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.fake import FakeEngine
-from actserve_server.monitors.watched import Crossing, Decision, Pause, WatchedCall
-from actserve_server.rpc.watching_parts import WatchingParts
+from actserve_server.monitors.stored_alerts import NewAlert
+from actserve_server.monitors.watched import Crossing, WatchedCall
 from tests.contract.harness import (
     Served,
     addition,
@@ -42,38 +39,33 @@ ALWAYS, NEVER = -1e6, 1e6
 """Thresholds."""
 GENERATED = {"generated": {}}
 STOP = {"threshold": ALWAYS, "stop": {}}
+PAUSE = {"time_limit": {"nanos": 50_000_000}, "continue_after": True}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-@dataclass
 class Noted:
-    """Alerts that are kept here."""
+    """The alerts that a server has raised, as they were, in order."""
 
-    raised_of: list[tuple[WatchedCall, Crossing]] = field(default_factory=list)
-    decides: Decision = Decision.CONTINUE
+    def __init__(self) -> None:
+        self.raised: list[tuple[WatchedCall, Crossing]] = []
 
-    async def raised(self, call: WatchedCall, crossing: Crossing) -> str:
-        self.raised_of.append((call, crossing))
-        return "alert"
-
-    async def decision(self, call: WatchedCall, alert: str, pause: Pause) -> Decision:
-        return self.decides
+    def __call__(self, new: Sequence[NewAlert]) -> None:
+        self.raised += [(each.call, each.crossing) for each in new]
 
     @property
     def told(self) -> list[tuple[str, int]]:
-        return [(each.watcher.monitor, each.position) for _, each in self.raised_of]
+        return [(each.watcher.monitor, each.position) for _, each in self.raised]
 
 
 @pytest.fixture
-def alerts(monkeypatch: pytest.MonkeyPatch) -> Noted:
-    noted = Noted()
-    monkeypatch.setattr(app, "WatchingParts", partial(WatchingParts, alerts=noted))
-    return noted
+def alerts() -> Noted:
+    return Noted()
 
 
 @pytest.fixture
 async def served(alerts: Noted) -> AsyncIterator[Served]:
     async with serving(FakeEngine()) as running:
+        running.app.alerts.listen(alerts)
         yield running
 
 
@@ -122,7 +114,7 @@ async def test_a_stop_is_told_as_what_ended_the_sample(served: Served, alerts: N
         assert finished.monitor == full("harm")
         assert ids(events, sample) == ids(plain)[:3]
     assert events[-1].finished.usage.output_tokens == 6
-    assert [(c.position, c.sample_index) for _, c in alerts.raised_of] == [(8, 0), (8, 1)]
+    assert [(c.position, c.sample_index) for _, c in alerts.raised] == [(8, 0), (8, 1)]
 
 
 async def test_a_steer_and_a_pause_change_what_they_say_alone(
@@ -132,7 +124,7 @@ async def test_a_steer_and_a_pause_change_what_they_say_alone(
     plain = await told(served)
     steered = await told(served, interventions=[{**change, "positions": {"span": {"start": 7}}}])
     pausing = await made(
-        served, upper={"threshold": ALWAYS, "pause": {}}, positions={"span": {"start": 6}}
+        served, upper={"threshold": ALWAYS, "pause": PAUSE}, positions={"span": {"start": 6}}
     )
     assert ids(await told(served)) == ids(plain)
     await served.monitors.DeleteMonitor(monitors_pb2.DeleteMonitorRequest(name=pausing.name))
@@ -202,9 +194,9 @@ async def test_a_call_is_told_of_flagged_alerts_and_alerts_of_the_call(
     assert (alert.watched_call_id, alert.end_user, alert.trace_id) == (call_id, "ann", TRACE)
     assert alert.action == alert_pb2.ALERT_ACTION_UNSPECIFIED
     assert alert.HasField("raise_time")
-    calls = {call for call, _ in alerts.raised_of}
+    calls = {call for call, _ in alerts.raised}
     assert calls == {WatchedCall("", "fake", call_id, "ann", TRACE)}
-    assert [int(c.level.name) for _, c in alerts.raised_of] == [1, 2]
+    assert [int(c.level.name) for _, c in alerts.raised] == [1, 2]
 
 
 async def test_calls_are_chosen_by_name_end_user_and_share(served: Served, alerts: Noted) -> None:
@@ -214,7 +206,7 @@ async def test_calls_are_chosen_by_name_end_user_and_share(served: Served, alert
     await made(served, "share", upper=upper, watch={"share": 0.5})
 
     async def by(**fields: Any) -> set[str]:
-        alerts.raised_of.clear()
+        alerts.raised.clear()
         await told(served, **fields)
         return {monitor.rpartition("/")[2] for monitor, _ in alerts.told}
 
@@ -235,6 +227,7 @@ async def test_monitors_of_another_tenant_watch_nothing_and_are_not_found(
         ("two", "other", Role.EXPERIMENTER),
     )
     async with serving(FakeEngine(), token_file=tokens) as served:
+        served.app.alerts.listen(alerts)
         await served.monitors.CreateMonitor(create(upper=STOP), metadata=bearing("one"))
         events = await told(served, metadata=bearing("two"))
         assert finishes(events)[0].reason == pb.FINISH_REASON_LENGTH
@@ -244,7 +237,7 @@ async def test_monitors_of_another_tenant_watch_nothing_and_are_not_found(
         assert refused.reason == "RESOURCE_NOT_FOUND"
         events = await told(served, metadata=bearing("one"))
         assert finishes(events)[0].reason == pb.FINISH_REASON_MONITOR
-    assert {call.tenant for call, _ in alerts.raised_of} == {"acme"}
+    assert {call.tenant for call, _ in alerts.raised} == {"acme"}
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
@@ -290,7 +283,7 @@ async def test_what_cannot_be_watched_so_is_refused(served: Served, name: str) -
     assert said in refused.message
 
 
-async def test_scores_of_more_tokens_than_a_message_holds_are_refused(alerts: Noted) -> None:
+async def test_scores_of_more_tokens_than_a_message_holds_are_refused() -> None:
     engine = FakeEngine(limits=Limits(max_sequence_tokens=1 << 18))
     async with serving(engine) as served:
         await made(served)
@@ -300,9 +293,7 @@ async def test_scores_of_more_tokens_than_a_message_holds_are_refused(alerts: No
         assert refused.field == "score_detail"
 
 
-async def test_a_sample_that_may_be_acted_on_leaves_room_to_run_its_last_token(
-    alerts: Noted,
-) -> None:
+async def test_a_sample_that_may_be_acted_on_leaves_room_to_run_its_last_token() -> None:
     async with serving(FakeEngine(limits=Limits(max_sequence_tokens=12))) as served:
         plain = await told(served, max_tokens=6)
         await made(served, upper={"threshold": NEVER, "stop": {}})
