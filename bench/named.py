@@ -1,7 +1,8 @@
 """What it costs that a request names a stored vector, where a step is host time (see `host.py`).
 
-64 requests at once, each with a vector of its own, beside the same without; both go through the
-whole service.
+64 requests at once, plainly, or each with a vector of its own, which is sent along or named. All go
+through the whole service. What is sent along tells what steering costs by itself; the rest is the
+name's.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from actserve.v1 import (
 from bench.host import CONTEXT, IDS, LAYERS, WIDTH, make_model
 from bench.servers import served
 
-REQUESTS, PROMPT_TOKENS, TOKENS = 64, 16, 48
+REQUESTS, PROMPT_TOKENS, TOKENS = 64, 16, 192
+PASSES = 4
+"""Of each kind within a round, in turns, so that a machine that slows down slows all."""
 AIM = 0.98
 _MODEL = "host"
 _SITE = site_pb2.Site(hook_point=site_pb2.HOOK_POINT_RESID_POST, layer=LAYERS // 2)
@@ -37,12 +40,14 @@ _SITE = site_pb2.Site(hook_point=site_pb2.HOOK_POINT_RESID_POST, layer=LAYERS //
 
 @dataclass(frozen=True, slots=True)
 class NamedFigures:
-    """Tokens a second, medians over rounds."""
+    """Medians over all passes of all rounds."""
 
     plain: float
+    """Tokens a second, without a vector."""
+    sent: float
+    """Of plain in the same pass: with a vector each that is sent along."""
     named: float
-    ratio: float
-    """Of named to plain in the same round."""
+    """The same with a vector each that is named."""
 
 
 def measure_named(rounds: int, progress: Console) -> NamedFigures:
@@ -63,61 +68,72 @@ def measure_named(rounds: int, progress: Console) -> NamedFigures:
 
 
 def named_tables(figures: NamedFigures) -> Sequence[str]:
-    return [
-        (
-            f"{REQUESTS} requests at once: {figures.plain:.0f} tokens/s plainly, "
-            f"{figures.named:.0f} with a named vector each, {figures.ratio:.3f} of plain "
-            f"(aim: {AIM})"
-        )
-    ]
+    parts = (
+        f"{REQUESTS} requests at once: {figures.plain:.0f} tokens/s plainly",
+        f"{figures.sent:.3f} of that with a vector each that is sent",
+        f"{figures.named:.3f} with one each that is named (aim: {AIM})",
+    )
+    return [", ".join(parts)]
 
 
 async def _measure(target: str, rounds: int, progress: Console) -> NamedFigures:
     random = np.random.default_rng(3)
-    rates: list[tuple[float, float]] = []
+    vectors = random.normal(size=(REQUESTS, WIDTH))
     async with grpc.aio.insecure_channel(target) as channel:
-        names = [await _store(channel, vector) for vector in random.normal(size=(REQUESTS, WIDTH))]
-        for _ in range(rounds + 1):  # The first one warms up.
-            plain = await _rate(channel, random, [None] * REQUESTS)
-            named = await _rate(channel, random, names)
-            rates.append((plain, named))
-            progress.print(f"plain, named: {plain:.0f}, {named:.0f} tokens/s")
-    plain, named = (statistics.median(each) for each in zip(*rates[1:], strict=True))
-    return NamedFigures(plain, named, statistics.median(b / a for a, b in rates[1:]))
+        names = [await _store(channel, vector) for vector in vectors]
+        kinds: Mapping[str, Sequence[Any]] = {
+            "plain": [None] * REQUESTS,
+            "sent": [{"tensor": _tensor(vector)} for vector in vectors],
+            "named": [{"steering_vector": name} for name in names],
+        }
+        rates: list[dict[str, float]] = []
+        for number in range(1 + rounds * PASSES):  # The first one warms up.
+            turn = [*kinds][number % len(kinds) :] + [*kinds][: number % len(kinds)]
+            rates.append({kind: await _rate(channel, random, kinds[kind]) for kind in turn})
+            told = ", ".join(f"{kind} {rates[-1][kind]:.0f}" for kind in kinds)
+            progress.print(f"{told} tokens/s")
+    del rates[0]
+
+    def ratio(kind: str) -> float:
+        return statistics.median(each[kind] / each["plain"] for each in rates)
+
+    plain = statistics.median(each["plain"] for each in rates)
+    return NamedFigures(plain, ratio("sent"), ratio("named"))
 
 
 async def _store(channel: grpc.aio.Channel, vector: np.ndarray) -> str:
     stub: Any = steering_vector_service_pb2_grpc.SteeringVectorServiceStub(channel)
-    rows = vector[None].astype("<f4")
-    tensor = tensor_pb2.Tensor(
-        element_type=tensor_pb2.ELEMENT_TYPE_F32, shape=rows.shape, data=rows.tobytes()
-    )
     answer = await stub.CreateSteeringVector(
         steering_vector_service_pb2.CreateSteeringVectorRequest(
             sites=[_SITE],
-            rows={"tensor": tensor},
+            rows={"tensor": _tensor(vector[None])},
             request_id=uuid.uuid4().hex,
         )
     )
     return answer.steering_vector.name
 
 
+def _tensor(values: np.ndarray) -> tensor_pb2.Tensor:
+    data = values.astype("<f4").tobytes()
+    return tensor_pb2.Tensor(
+        element_type=tensor_pb2.ELEMENT_TYPE_F32, shape=values.shape, data=data
+    )
+
+
 async def _rate(
-    channel: grpc.aio.Channel, random: np.random.Generator, names: Sequence[str | None]
+    channel: grpc.aio.Channel, random: np.random.Generator, sources: Sequence[Any]
 ) -> float:
-    """Tokens a second, of one request for each name, with no vector where that is None."""
+    """Tokens a second, of one request for each source of a vector, without where that is None."""
     stub: Any = generation_service_pb2_grpc.GenerationServiceStub(channel)
     requests = [
         pb.GenerateRequest(
             prompt={"token_ids": {"ids": random.integers(*IDS, PROMPT_TOKENS).tolist()}},
             sampling={"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True},
             interventions=[]
-            if name is None
-            else [
-                {"sites": [_SITE], "add": {"vector": {"steering_vector": name}, "coefficient": 0.1}}
-            ],
+            if source is None
+            else [{"sites": [_SITE], "add": {"vector": source, "coefficient": 0.1}}],
         )
-        for name in names
+        for source in sources
     ]
 
     async def read(request: pb.GenerateRequest) -> None:
@@ -126,4 +142,4 @@ async def _rate(
 
     started = time.perf_counter()
     await asyncio.gather(*map(read, requests))
-    return len(names) * TOKENS / (time.perf_counter() - started)
+    return len(sources) * TOKENS / (time.perf_counter() - started)

@@ -1,15 +1,18 @@
-"""Make tests/client/files/repeng.gguf, a control vector as repeng's own code makes and writes it.
+"""Make tests/client/files/repeng*.gguf, control vectors as repeng's own code makes and writes them.
 
     uv venv /tmp/repeng && uv pip install --python /tmp/repeng repeng==0.4.0 "numpy<2"
-    /tmp/repeng/bin/python scripts/repeng_control_vector.py
+    /tmp/repeng/bin/python scripts/repeng_control_vector.py SMOLLM2
 
 repeng needs a numpy older than 2, so it has an environment of its own, and what it writes is
-checked in: four directions of a made-up model that is 16 wide, and beside them the same numbers as
-JSON. The script also holds repeng to what actserve takes its layers for: direction.L is added to
-what block L gives, of which the first is 0.
+checked in: `repeng.gguf`, four directions of a made-up model that is 16 wide, and beside them the
+same numbers as JSON; and `repeng_smollm2.gguf`, two directions of the model in the folder SMOLLM2,
+which `python -m actserve_server.models.embedded smollm2-135m` prints. The script also holds repeng
+to what actserve takes its layers for: direction.L is added to what block L gives, of which the
+first is 0.
 """
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,18 @@ from repeng import (  # pyright: ignore[reportMissingImports]
     ControlVector,
     DatasetEntry,
 )
-from transformers import BatchEncoding, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BatchEncoding,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests/client/files"
 LAYERS, WIDTH = 5, 16
+OF_SMOLLM2 = (10, 14)
+"""Layers, few enough for a small file."""
 
 
 class Letters:
@@ -36,6 +47,25 @@ class Letters:
 
 
 def main() -> None:
+    of_made_up_model()
+    of_smollm2(sys.argv[1])
+
+
+def of_smollm2(folder: str) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    subjects = ("film", "meal", "trip", "book", "game", "party", "song", "week")
+    pairs = [
+        DatasetEntry(f"What a joy! I loved the {each}", f"What a shame! I hated the {each}")
+        for each in subjects
+    ]
+    vector = ControlVector.train(model, tokenizer, pairs, hidden_layers=OF_SMOLLM2)
+    vector.export_gguf(FOLDER / "repeng_smollm2.gguf")
+
+
+def of_made_up_model() -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,

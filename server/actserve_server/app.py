@@ -34,6 +34,7 @@ from actserve_server.engine.restarting import RestartingEngine, Restarts, Start
 from actserve_server.engine.row_norms import row_norms
 from actserve_server.engine.selftest import self_test
 from actserve_server.engine.selftest_conditions import prove_conditions
+from actserve_server.engine.selftest_monitors import prove_monitors
 from actserve_server.engine.start_thread import is_starting
 from actserve_server.monitors.alert_store import AlertStore
 from actserve_server.monitors.alert_streams import AlertStreams
@@ -291,6 +292,9 @@ async def _proven(engine: Engine) -> ModelInfo:
     proven = await prove_attention(engine, result.info)
     proven = await prove_attribution(engine, proven)
     proven = await prove_conditions(engine, proven)
+    proven = await prove_monitors(engine, proven)
+    if proven.monitors_unserved:
+        log.warning("self-test", monitors=proven.monitors_unserved)
     if proven.conditions_unserved:
         log.warning("self-test", conditions=proven.conditions_unserved)
     if proven.attention_unserved:

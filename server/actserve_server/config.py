@@ -69,7 +69,8 @@ class Settings(BaseSettings):
     data_dir: Path | None = Field(
         None,
         description="folder for what is stored, such as steering vectors, in an SQLite database; "
-        "of this server alone, and on a disk of its machine",
+        "of this server alone, and on a disk of its machine; unless set, actserve in "
+        "$XDG_DATA_HOME or in ~/.local/share",
     )
     database_url: SecretStr | None = Field(
         None,

@@ -39,6 +39,7 @@ class Vectors:
                     row.separation.held_out_auroc = AUROCS[row.site.layer]
                 vector.provenance.contrasted.method = request.method
                 vector.provenance.contrasted.positives = len(request.prompts.positive)
+                vector.provenance.contrasted.negatives = len(request.prompts.negative)
                 vector.provenance.contrasted.prompts = request.HasField("prompts")
                 ranking = sorted(
                     range(len(vector.rows)),

@@ -237,6 +237,7 @@ def sweep(tokens: Sequence[str] = TOKENS) -> Sweep:
         return SweepCell(
             prompt=tokens[at],
             prompt_index=at,
+            prompt_text=tokens[at],
             variant="".join(tokens[:4]) if coefficient is not None else "plain",
             variant_index=int(coefficient is not None),
             coefficient=coefficient,

@@ -177,14 +177,26 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
     "a number that is none": (
         "{prompts: [a], answers: [x], steer: embedding=W.npy, coefficients: [1]}",
         ["--plot", "p.png", "--value", "y"],
-        "'y' is no number of this sweep",
+        "'y' is no number of this sweep; there are x, repetition, relative_change",
+    ),
+    "a difference with a number that is none": (
+        "{prompts: [a], answers: [x], perplexity: true}",
+        ["--value", "x - y"],
+        "'x - y' is no number of this sweep; there are x, repetition, perplexity",
     ),
 }
 
 
+def test_the_number_that_is_asked_for_is_printed(run: Run, spec: Path) -> None:
+    first = run("sweep", str(spec), *BIG)
+    other = run("sweep", str(spec), "--value", "relative_change", *BIG)
+    assert "good, mean over prompts" in first.stdout
+    assert "relative_change, mean over prompts" in other.stdout
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_makes_no_sense_is_a_usage_error(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+    run: Run, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     text, options, message = REFUSED[case]
     monkeypatch.chdir(tmp_path)
@@ -193,3 +205,4 @@ def test_what_makes_no_sense_is_a_usage_error(
     result = run("sweep", "s.yaml", *options, *BIG, env={"COLUMNS": "400"})
     assert result.exit_code == 2, (result.exception, result.output)
     assert message in " ".join(result.stderr.split())
+    assert not requests(model)

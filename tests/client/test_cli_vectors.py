@@ -51,6 +51,23 @@ def test_a_vector_goes_through_the_server_into_another_file(
         np.testing.assert_array_equal(one.values, other.values)
 
 
+def test_some_rows_of_a_vector_are_written_alone(run: Run, joy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    result = run("vectors", "export", "joy", str(out), "--called", "m", "-s", SITES[1], *BIG)
+    assert result.exit_code == 0, result.output
+    assert "wrote 1 row of resid_post.2" in " ".join(result.stderr.split())
+    (found,) = actserve.load_vectors(out)
+    assert str(found.site) == SITES[1]
+    np.testing.assert_array_equal(found.values, ROWS[1])
+    for site_text, message in (
+        ("z.0", "no row for z.0; it has resid_post.1, resid_post.2"),
+        ("resid_post.*", "name each site by itself"),
+    ):
+        result = run("vectors", "export", "joy", str(out), "--called", "m", "-s", site_text, *BIG)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.replace("│", "").split())
+
+
 def test_a_file_without_sites_is_told_them(run: Run, model: Model, tmp_path: Path) -> None:
     np.save(tmp_path / "joy.npy", ROWS)
     sites = [part for each in SITES for part in ("--site", each)]
@@ -80,6 +97,9 @@ def test_vectors_are_made_of_files_of_prompts(run: Run, model: Model, tmp_path: 
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "best at resid_post.2, resid_post.1" in result.stderr
+    assert "pca of 2 positive and 1 negative prompts" in " ".join(result.stdout.split())
+    (best,) = [line for line in result.stdout.splitlines() if line.rstrip().endswith("best")]
+    assert best.split()[0] == "resid_post.2"
     request = model.requests[-1]
     assert [each.text for each in request.prompts.positive] == ["I like it", "Lovely"]
     assert [each.text for each in request.prompts.negative] == ["I hate it"]
@@ -95,6 +115,8 @@ def test_vectors_are_combined_and_deleted(run: Run, model: Model, joy: Path) -> 
     combination = model.requests[-1].combination
     assert [each.coefficient for each in combination.terms] == [1, -0.5]
     assert [each.steering_vector for each in combination.without] == [JOY]
+    shown = " ".join(run("vectors", "show", "calm", *BIG).stdout.split())
+    assert "1 joy + -0.5 joy, without joy, scaled to norm 2" in shown
     result = run("vectors", "rm", "joy", "calm", *BIG)
     assert result.exit_code == 0, result.output
     assert not model.vectors.stored
@@ -117,6 +139,63 @@ def test_a_stored_vector_steers_by_name(run: Run, model: Model, joy: Path, case:
     (steer,) = model.requests[-1].interventions
     assert (steer.add.vector.steering_vector, steer.add.coefficient) == (JOY, coefficient)
     assert [*steer.sites] == [site(layer) for layer in layers]
+
+
+CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "above": ("resid_post.0=joy>1.5", {"above": 1.5}),
+    "below, of a file": ("resid_post.0=W.npy < -2e1", {"below": -20.0}),
+    "between": ("resid_post.0=joy>-1<2", {"above": -1.0, "below": 2.0}),
+    "from the first on": ("max resid_post.0=joy>1", {"above": 1.0, "reduction": 3}),
+}
+
+
+@pytest.mark.parametrize("case", CONDITIONS)
+def test_steering_is_under_a_condition(
+    run: Run, model: Model, joy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
+) -> None:
+    text, expected = CONDITIONS[case]
+    monkeypatch.chdir(tmp_path)
+    np.save("W.npy", np.ones(4))
+    spec = "{prompts: [a], steer: joy, sites: [resid_post.2], answers: [x], when: '%s'}"
+    Path("s.yaml").write_text(spec % text)
+    for command in (
+        ["generate", "a", "--steer", "joy", "--steer", "resid_post.2=joy", "--when", text],
+        ["sweep", "s.yaml"],
+    ):
+        result = run(*command, *BIG)
+        assert result.exit_code == 0, result.output
+        request = model.requests[-1]
+        steered = request if command[0] == "generate" else request.variants[1]
+        assert steered.interventions
+        for condition in (each.when for each in steered.interventions):
+            assert condition.probe.site == site(0)
+            named = condition.probe.direction.steering_vector
+            assert named == ("" if "npy" in text else JOY)
+            bounds = {
+                name: getattr(condition, name)
+                for name in ("above", "below")
+                if condition.HasField(name)
+            }
+            reduction = condition.aggregator.reduction
+            assert {**bounds, **({"reduction": reduction} if reduction else {})} == expected
+
+
+NO_CONDITIONS: dict[str, tuple[list[str], str]] = {
+    "without steering": (["--when", "resid_post.0=joy>1"], "give --steer, too"),
+    "no bound": (["--steer", "joy", "--when", "resid_post.0=joy"], "is no condition"),
+    "no number": (["--steer", "joy", "--when", "resid_post.0=joy>x"], "the bound 'x' is not a"),
+    "twice": (["--steer", "joy", "--when", "resid_post.0=joy>1>2"], "two bounds that are above"),
+    "never": (["--steer", "joy", "--when", "resid_post.0=joy>2<1"], "no score is above 2"),
+    "no site": (["--steer", "joy", "--when", "x=joy>2"], "'x'"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CONDITIONS)
+def test_what_is_no_condition_says_why(run: Run, joy: Path, case: str) -> None:
+    options, message = NO_CONDITIONS[case]
+    result = run("generate", "a b", *options, *BIG, env={"COLUMNS": "400"})
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.stderr.split())
 
 
 def test_a_file_of_several_sites_steers_at_each(run: Run, model: Model, joy: Path) -> None:

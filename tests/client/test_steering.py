@@ -121,10 +121,13 @@ def test_a_text_that_names_nothing_is_refused() -> None:
 
 
 def test_a_stored_vector_is_no_matrix() -> None:
-    name: Any = Stored("joy")
+    name: Any
     for make in (Project, Replace):
-        with pytest.raises(InvalidRequest, match="stands where one vector does"):
-            make(SITE, name)
+        for name in (Stored("joy"), "joy"):
+            with pytest.raises(
+                InvalidRequest, match=r"client\.vectors\.get\('joy', elements=True\)"
+            ):
+                make(SITE, name)
 
 
 def test_a_stored_vector_without_its_model_is_not_written() -> None:

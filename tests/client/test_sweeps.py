@@ -23,6 +23,7 @@ from actserve import (
     ByTokenId,
     Ema,
     InvalidRequest,
+    NotFound,
     Probe,
     ResourceExhausted,
     RollingMean,
@@ -33,6 +34,7 @@ from actserve import (
     SweepCell,
     Variant,
 )
+from actserve.sites import site_name
 from actserve.v1 import model_service_pb2
 from actserve.v1 import sweep_service_pb2 as pb
 
@@ -171,6 +173,20 @@ def test_what_steers_is_given_as_anywhere(client: Any, model: Model, case: str) 
     assert all([*each.sites] == sites for each in variant.interventions)
 
 
+def test_a_stored_vector_without_sites_is_added_at_its_own(client: Any, model: Model) -> None:
+    client.vectors.store("joy", [SteeringVector("resid_post.0", V), SteeringVector("z.1", V)])
+    for steer in ("joy", Stored("joy"), JOY, client.vectors.get("joy")):
+        client.sweep("a", steer, coefficients=[1, 2], answers="x")
+        client.sweep("a", variants={"it": Variant(steer, [1, 2])}, answers="x")
+        for request in requests(model)[-2:]:
+            (intervention,) = request.variants[1].interventions
+            assert [site_name(each) for each in intervention.sites] == ["resid_post.0", "z.1"]
+            assert intervention.add.vector.steering_vector == JOY
+            assert not intervention.add.HasField("coefficient")
+    with pytest.raises(NotFound):
+        client.sweep("a", "anger", answers="x")
+
+
 def test_positions_are_told_as_they_were_written(client: Any) -> None:
     where = ["generated", slice(1, 3), [0, 1], ByTokenId("a")]
     sweep = client.sweep("a b c", Add("embedding", V), positions=where, answers=" x")
@@ -242,7 +258,8 @@ def test_a_cell_that_fails_keeps_its_error_and_counts_in_no_mean(client: Any, mo
         expected = 2 if curve.variant == "plain" else 1
         assert {*curve.counts.tolist()} == {expected}
         assert np.isnan(curve.errors).all() == (expected == 1)
-    assert "6 failed" in repr(sweep)
+    assert repr(sweep) == "Sweep(14 cells, 2 prompts, 2 variants, 6 failed)"
+    assert repr(client.sweep("a", answers="x")) == "Sweep(1 cell, 1 prompt, 1 variant)"
     assert "too much" in sweep.to_pandas()["error"].iloc[-1]
 
 
@@ -296,6 +313,48 @@ def test_a_table_is_a_data_frame_and_a_file(client: Any, tmp_path: Path) -> None
     assert told["cells"][-1]["answers.good"] == frame["answers.good"].iloc[-1]
 
 
+def test_a_table_has_the_texts_of_prompts(client: Any) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    sweep = client.sweep(["a b", turns, [1, 2], "x" * 1500], answers="x")
+    texts = sweep.to_pandas()["prompt_text"].tolist()
+    assert texts == ["a b", "Hi\nHo", "", "x" * 999 + "…"]
+
+
+def clamped(request: Any) -> Iterator[Any]:
+    """All coefficients above 1 are scaled down to it."""
+    for event in fake_sweeps.honest(request):
+        cell = event.cell
+        if cell.HasField("coefficient_index"):
+            factor = request.variants[cell.variant_index].coefficients[cell.coefficient_index]
+            for report in cell.interventions:
+                if factor > 1:
+                    report.dose_factor = 1 / factor
+        yield event
+
+
+def test_what_was_applied_is_told_beside_what_was_asked_for(
+    client: Any, model: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the server scales down what is beyond its limit."""
+    assert swept(client).limited == ()
+    model.sweep = clamped
+    sweep = swept(client)
+    assert {cell.coefficient for cell in sweep.limited} == {2.0}
+    frame = sweep.to_pandas()
+    assert {*zip(frame["coefficient"], frame["dose_factor"], strict=True)} > {
+        (-1.0, 1.0), (0.0, 1.0), (2.0, 0.5),
+    }  # fmt: skip
+    assert np.isnan(frame["dose_factor"][frame["variant"] == "plain"]).all()
+    told = "4 cells ran with less than asked for, down to 0.5 of it"
+    plot: Any = sweep.plot()
+    heat: Any = sweep.plot_heat()
+    assert told in plot.get_xlabel()
+    assert told in heat.get_xlabel()
+    sweep.print_plot()
+    assert told in capsys.readouterr().out
+    assert told in str(sweep._repr_html_())
+
+
 def test_plots_are_drawn_without_any_state_of_matplotlib(client: Any, tmp_path: Path) -> None:
     matplotlib.use("agg")
     sweep = swept(client)
@@ -346,6 +405,8 @@ def test_a_sweep_goes_on_where_a_program_stopped(client: Any, model: Model, tmp_
     again = [*client.sweep_iter(PROMPTS, "joy", answers=ANSWERS, partial=partial, **GRID)]
     assert [cell.answers for cell in again[:5]] == [cell.answers for cell in first]
     assert len(again) == 14
+    # An earlier call ran it, wherever its answer was stored.
+    assert [cell.stored for cell in sweep.cells].count(True) == 5
     assert json.loads(requests(model)[-1].resume_token) == 13
 
 
@@ -439,7 +500,10 @@ def test_a_damaged_partial_file_says_where(client: Any, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "a name without a site": (lambda c: c.sweep("a", "joy"), r"client\.vectors\.get\('joy'\)"),
+    "kept rows without a site": (
+        lambda c: c.sweep("a", "keptActivations/a/0"),
+        "vector without a site",
+    ),
     "a vector without a site": (lambda c: c.sweep("a", [1.0, 2.0]), "vector without a site"),
     "coefficients of nothing": (
         lambda c: c.sweep("a", actserve.Zero("embedding"), coefficients=[1, 2]),

@@ -3,7 +3,9 @@ refused before anything is made of it."""
 
 import io
 import json
+import os
 import pickle
+import stat
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -43,6 +45,20 @@ def test_what_is_written_is_read_bit_by_bit(tmp_path: Path, suffix: str, count: 
     same(found, MANY[:count])
     if suffix != ".gguf":
         assert [each.provenance for each in found] == [each.provenance for each in MANY[:count]]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_who_may_read_a_file_is_for_the_umask_to_say(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"joy{suffix}"
+    before = os.umask(0o027)
+    try:
+        save_vectors(path, MANY[0], model="m")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        path.chmod(0o604)
+        save_vectors(path, MANY[0], model="m")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    finally:
+        os.umask(before)
 
 
 def test_a_file_without_sites_is_told_them(tmp_path: Path) -> None:
@@ -390,7 +406,7 @@ def test_sites_are_told_exactly_where_a_file_does_not_say_them(tmp_path: Path) -
         ("two.npz", None, "a, b are not named by sites"),
         ("two.npz", SITES[0], "has 2 arrays, and sites are told for one"),
         ("sites.npz", SITES, "says its sites itself"),
-        ("none.npy", None, "does not say its sites"),
+        ("none.npy", None, "does not say its sites; name one for each row, as in"),
         ("none.npy", SITES, "1 rows for 3 sites"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -108,7 +108,7 @@ def test_what_is_made_of_prompts_is_ranked(client: Any, model: Model) -> None:
     assert (made.best.site, made.best.held_out_auroc) == ("resid_post.2", 1.0)
     assert made.best.relative_norm == made.best.norm / 8.0
     assert made.best.half_cosine is None
-    assert made.provenance == Contrasted("pca", 2, 0, True)
+    assert made.provenance == Contrasted("pca", 2, 1, True)
     request = model.requests[-1]
     assert [each.text for each in request.prompts.positive] == ["I like it", ""]
     assert request.prompts.positions.HasField("text")
@@ -227,6 +227,27 @@ def test_a_stored_vector_steers_by_name(client: Any, model: Model) -> None:
     assert one.positions.HasField("generated")
     client.fetch(["a", "b"], "embedding", steer=[[joy], []])
     assert model.requests[-1].items[0].interventions[0] == both
+
+
+ARITHMETIC: dict[str, Callable[[Any], object]] = {
+    "times": lambda joy: 2 * joy,
+    "times numpy's": lambda joy: np.float64(2) * joy,
+    "by": lambda joy: joy / 2,
+    "plus": lambda joy: joy + joy,
+    "less": lambda joy: joy - joy,
+    "plus values": lambda joy: actserve.SteeringVector("resid_post.1", [1.0] * 4) + joy,
+    "less an array": lambda joy: joy - np.ones(4),
+    "minus": lambda joy: -joy,
+}
+
+
+@pytest.mark.parametrize("case", ARITHMETIC)
+def test_arithmetic_of_stored_vectors_says_where_it_is_done(client: Any, case: str) -> None:
+    joy = client.vectors.store("joy", [1, 2, 3, 4], "resid_post.1")
+    with pytest.raises(
+        TypeError, match=r"client\.vectors\.combine\('new', {'joy': 2}\); .*add\(2\)"
+    ):
+        ARITHMETIC[case](joy)
 
 
 def test_a_whole_name_needs_no_other_call(client: Any, model: Model) -> None:

@@ -364,6 +364,20 @@ async def test_replicas_on_one_database_share_what_they_store(store: dict[str, s
             assert refused.reason == "RESOURCE_NOT_FOUND"
 
 
+async def test_of_calls_at_once_each_learns_of_its_own_names(served: Served) -> None:
+    values = rows(8)
+    for index, each in enumerate(values):
+        await served.vectors.CreateSteeringVector(create(f"joy-{index}", each))
+    plain = await read(served)
+    calls = [read(served, adding(stored(f"joy-{index}"))) for index in range(8)]
+    lost = failure(read(served, adding(stored("joy-9"))))
+    *found, error = await asyncio.gather(*calls, lost)
+    for one, value in zip(found, values, strict=True):
+        np.testing.assert_allclose(one - plain, np.broadcast_to(value, one.shape), atol=1e-5)
+    assert error.reason == "RESOURCE_NOT_FOUND"
+    assert "did you mean 'joy-" in error.message
+
+
 async def test_what_was_stored_is_there_after_a_restart(store: dict[str, str]) -> None:
     async with serving(engine(), **store) as served:
         request = create("joy", labels={"about": "joy"})

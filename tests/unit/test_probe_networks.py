@@ -82,9 +82,7 @@ async def test_an_engine_gives_one_row_for_each_token_in_place_of_those_of_the_s
         for index, site in enumerate(plain.sites)
     }
     assert got.shape == (7, 1 + 2)
-    # Not to the last bit where the model's rows are more exact than those that are given.
-    expected = outputs_of(outputs).apply(captured)
-    np.testing.assert_allclose(got, expected, atol=1e-6 if element_type is ElementType.F32 else 0.1)
+    np.testing.assert_allclose(got, outputs_of(outputs).apply(captured), rtol=1e-5, atol=1e-5)
 
 
 def test_what_a_run_may_produce_is_counted_by_its_outputs() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from actserve_server.domain.model import HookPointInfo, Limits, ModelInfo
 from actserve_server.domain.operations import Operation
+from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.prompts import (
     Prompt,
     Spellings,
@@ -121,7 +122,7 @@ def apply(rows: np.ndarray, edits: Iterable[Edit]) -> np.ndarray:
 class TinyEngine:
     """Implements `actserve_server.engine.api.Engine`, for runs of one token.
 
-    It knows neither heads nor predictions, and does not report on interventions.
+    It knows neither heads nor predictions nor projections, and does not report on interventions.
     """
 
     def __init__(
@@ -253,8 +254,12 @@ class TinyEngine:
         logprobs = _logprobs(logits, run.sampling.logprobs)
         yield Tokens(len(span), (token,), (str(token),), str(token), logprobs)
         for number, capture in enumerate(run.captures):
-            assert capture.derived is None
             positions = capture.selection.among(run.token_ids)
+            if isinstance(capture.derived, ProbeOutputs):
+                rows = {site: batch.captured[site][span[positions]] for site in capture.sites}
+                yield Rows(number, 0, positions, capture.derived.apply(rows))
+                continue
+            assert capture.derived is None
             for index, site in enumerate(capture.sites):
                 kept = positions
                 if site in batch.lost:

@@ -7,6 +7,7 @@ version of the client that wrote it, and the description.
 
 import json
 import math
+import stat
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -47,7 +48,11 @@ def write_archive(
         case ".safetensors":
             safetensors = needed("safetensors.numpy", "safetensors files")
             whole = {name: np.ascontiguousarray(array) for name, array in table.items()}
+            # By itself it makes a file that nobody else may read, whatever the umask says.
+            path.open("ab").close()
+            mode = stat.S_IMODE(path.stat().st_mode)
             safetensors.save_file(whole, path, metadata=dict(texts or {}))
+            path.chmod(mode)
         case _:
             raise unknown_suffix(path, (".npz", ".safetensors"))
 

@@ -37,6 +37,11 @@ def described(value: object) -> str:
     return f"of type {kind}"
 
 
+def number_of(count: int, noun: str) -> str:
+    """So many of something, as a sentence says it: 1 cell, 2 cells."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def unicode(text: str, what: str, *path: str | int) -> str:
     """A text that can be sent. Raises `InvalidRequest`, which names `what` it is, for one with half
     of a surrogate pair, as broken decoding makes it."""

@@ -28,7 +28,7 @@ class SweepCall:
         self._order = EventOrder()
         self._call_id = ""
         self._usage: Usage | None = None
-        self.had = [self._add(cell) for cell in had]
+        self.had = [self._add(cell, earlier=True) for cell in had]
         """Those cells, as the caller sees them."""
 
     @property
@@ -86,11 +86,11 @@ class SweepCall:
                 f"not of {had[0]} and {had[1]}"
             )
 
-    def _add(self, cell: pb.SweepCell) -> SweepCell:
+    def _add(self, cell: pb.SweepCell, earlier: bool = False) -> SweepCell:
         place = self._place(cell)
         if place in self._cells:
             raise BadResponse(f"the server sent the cell {_told(cell)} twice")
-        self._cells[place] = found = self._read(cell)
+        self._cells[place] = found = self._read(cell, earlier)
         self._resume_token = cell.resume_token
         return found
 
@@ -117,7 +117,7 @@ class SweepCall:
             cell.prompt_index,
         )
 
-    def _read(self, cell: pb.SweepCell) -> SweepCell:
+    def _read(self, cell: pb.SweepCell, earlier: bool) -> SweepCell:
         asked, which = self._asked, cell.variant_index
         request, variant = asked.request, asked.request.variants[which]
         error = from_status(cell.status) if cell.status.code else None
@@ -145,6 +145,7 @@ class SweepCall:
         return SweepCell(
             prompt=request.prompts[cell.prompt_index].key or str(cell.prompt_index),
             prompt_index=cell.prompt_index,
+            prompt_text=asked.prompt_texts[cell.prompt_index],
             variant=variant.key or str(which),
             variant_index=which,
             coefficient=at("coefficient_index", variant.coefficients),
@@ -158,7 +159,7 @@ class SweepCall:
             perplexity=optional("perplexity"),
             repetition=optional("repetition"),
             interventions=() if error else reports(cell.interventions, len(variant.interventions)),
-            stored=cell.stored,
+            stored=cell.stored or earlier,
         )
 
 

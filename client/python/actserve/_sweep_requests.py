@@ -15,7 +15,7 @@ from actserve.sampling import Sampling, sampling_to_proto
 from actserve.sites import plain_sites
 from actserve.steering import steer_to_proto
 from actserve.sweeps import Variant, checked_key
-from actserve.v1 import intervention_pb2
+from actserve.v1 import intervention_pb2, prompt_pb2
 from actserve.v1 import sweep_service_pb2 as pb
 
 PLAIN = "plain"
@@ -24,6 +24,7 @@ _ONE = "steered"
 """The key of the only other one, where it has no name."""
 _MAX_CELLS = 65536
 _MAX_NAME_BYTES = 64
+_MAX_SHOWN_CHARACTERS = 1000
 
 
 def checked_variants(variants: Any, one: Variant | None, baseline: bool) -> dict[str, Variant]:
@@ -124,6 +125,8 @@ class AskedSweep:
     """Of each variant, the positions of its grid as they were written."""
     sites: tuple[tuple[str, ...], ...]
     """Of each variant, the sites of its grid."""
+    prompt_texts: tuple[str, ...]
+    """Of each prompt what its cells show of it."""
 
     @property
     def cells(self) -> int:
@@ -167,6 +170,7 @@ def asked_sweep(
         request,
         tuple(tuple(map(_written, variant.positions)) for variant in variants.values()),
         tuple(tuple(map(str, plain_sites(variant.sites))) for variant in variants.values()),
+        tuple(_shown(each.prompt) for each in request.prompts),
     )
     if asked.cells > _MAX_CELLS:
         points = sum(map(_points, request.variants))
@@ -209,6 +213,15 @@ def _points(variant: pb.SweepVariant) -> int:
     for each in lists:
         count *= len(each) or 1
     return count
+
+
+def _shown(prompt: prompt_pb2.Prompt) -> str:
+    """The text of a prompt or of its turns, cut where a table would grow by it."""
+    turns = (turn.content for turn in prompt.conversation.turns)
+    text = prompt.text or "\n".join(turns)
+    if len(text) <= _MAX_SHOWN_CHARACTERS:
+        return text
+    return text[: _MAX_SHOWN_CHARACTERS - 1] + "…"
 
 
 def _written(positions: Any) -> str:

@@ -15,7 +15,16 @@ from actserve.sweeps import Sweep, SweepCell
 if TYPE_CHECKING:
     import pandas as pd
 
-_TEXTS = ("prompt", "variant", "site", "positions", "text", "finish_reason", "error")
+_TEXTS = (
+    "prompt",
+    "prompt_text",
+    "variant",
+    "site",
+    "positions",
+    "text",
+    "finish_reason",
+    "error",
+)
 """Columns of text, empty where there is none; all others are numbers."""
 
 
@@ -66,8 +75,10 @@ def _record(sweep: Sweep, cell: SweepCell | None) -> dict[str, Any]:
     return {
         "prompt_index": of("prompt_index"),
         "prompt": of("prompt"),
+        "prompt_text": of("prompt_text"),
         "variant": of("variant"),
         "coefficient": of("coefficient"),
+        "dose_factor": of("dose_factor"),
         "site": of("site"),
         "positions": of("positions"),
         "text": of("text"),

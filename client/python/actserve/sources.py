@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from actserve.edits import ExplanationEdit
 from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows, is_kept_name
-from actserve.stored_vectors import Stored, StoredVector, stored
+from actserve.stored_vectors import Stored, StoredVector, is_stored_name, stored
 from actserve.tensors import Float32Array, as_array, as_vector, encode
 from actserve.v1 import source_pb2 as pb
 
@@ -42,12 +42,13 @@ def checked_vector(
 
 def checked_matrix(value: Any, name: str, *shapes: tuple[str, ...]) -> Matrix:
     """A matrix to send or to name; an array as `as_array` copies it. Raises `InvalidRequest`."""
-    if isinstance(value, str):
+    if isinstance(value, str) and not is_stored_name(value):
         return KeptRows(value)
-    if isinstance(value, Stored | StoredVector):
+    if isinstance(value, str | Stored | StoredVector):
+        vector = stored(value).name
         raise InvalidRequest(
-            f"{name} is a stored vector, which stands where one vector does; give its elements, as "
-            "in client.vectors.get(name, elements=True).elements",
+            f"{name} is the stored vector {vector!r}, and a stored vector stands where one vector "
+            f"does; give its elements: client.vectors.get({vector!r}, elements=True).elements",
             reason="FIELD_INVALID",
         )
     return value if isinstance(value, KeptRows) else as_array(value, name, *shapes)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class Stored:
 
     def __post_init__(self) -> None:
         name: object = self.name
-        if not isinstance(name, str) or not (_SHORT.fullmatch(name) or _WHOLE.fullmatch(name)):
+        if not isinstance(name, str) or not is_stored_name(name):
             raise InvalidRequest(
                 f"{described(name)} does not name a stored vector; use its id, 1 to 63 lower-case "
                 "letters, digits and hyphens from a letter on, or all of "
@@ -254,6 +254,17 @@ class StoredVector(Steer, Shown):
             for row, values in zip(self.rows, self.elements, strict=True)
         ]
 
+    def _computed(self, *_: object) -> NoReturn:
+        raise TypeError(
+            "what is computed from stored vectors is stored, too: "
+            f"client.vectors.combine('new', {{{self.id!r}: 2}}); to add {self.id} twice give "
+            f"{self.id}.add(2), and for its numbers as values "
+            f"client.vectors.get({self.id!r}, elements=True).vectors()"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = _computed
+    __array_ufunc__ = None  # So that a number of numpy's leaves it to the above.
+
     def to_json(self) -> dict[str, Any]:
         """What is known of it as plain lists, numbers and strings; of its elements nothing.
 
@@ -267,6 +278,11 @@ class StoredVector(Steer, Shown):
     def __repr__(self) -> str:
         where = self.sites[0] if len(self.rows) == 1 else f"{len(self.rows)} sites"
         return f"StoredVector({self.id!r}, {where}, {self.width} wide)"
+
+
+def is_stored_name(name: str) -> bool:
+    """Whether a text may be the name of a stored vector."""
+    return bool(_SHORT.fullmatch(name) or _WHOLE.fullmatch(name))
 
 
 def stored(vector: object) -> Stored:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from shutil import get_terminal_size
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from actserve._checks import described, finite, unicode
+from actserve._checks import described, finite, number_of, unicode
 from actserve._show.plain import plain
 from actserve._show.shown import Shown
 from actserve.errors import ActserveError, InvalidRequest
+from actserve.kept import is_kept_name
 from actserve.positions import Positions, check_positions
 from actserve.results import InterventionReport, Usage
 from actserve.sites import SiteLike, parse_sites
@@ -35,7 +36,7 @@ class Variant:
     of each list that is not empty.
 
     - `steer`: interventions, of which None is none; or a vector to add, by the name of a stored one
-      or as an array with `sites`, or with the sites that it has.
+      or as an array, at `sites`; without them a stored one is added at all of its own at once.
     - `coefficients`: of every `Add` and `Ablate`, whose own is then left out.
     - `sites`: of every intervention, one at a time, in the place of its own.
     - `positions`: a list of positions of every intervention, in the place of its own.
@@ -75,37 +76,47 @@ class Variant:
             object.__setattr__(self, name, value)
 
     @property
+    def named(self) -> Stored | None:
+        """The stored vector that is to be added at its own sites, which only the server knows."""
+        return self.steer if isinstance(self.steer, Stored) else None
+
+    @property
     def is_given(self) -> bool:
         """Whether it says anything."""
         return any((self.steer, self.coefficients, self.sites, self.positions))
 
 
-def _interventions(steer: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ...]:
+def _interventions(steer: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ...] | Stored:
     if steer is None:
         return ()
     if isinstance(steer, list | tuple) and all(isinstance(each, Steer) for each in steer):
-        return tuple(each for one in steer for each in _interventions(one, sites))
+        return tuple(each for one in steer for each in _steered(one, sites))
+    if isinstance(steer, str) and not is_kept_name(steer):
+        steer = Stored(steer)
+    if isinstance(steer, Stored) and not sites:  # The server knows its own.
+        return steer
+    return _steered(steer, sites)
+
+
+def _steered(steer: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ...]:
     if isinstance(steer, Intervention):
         return (steer,)
     if isinstance(steer, SteeringVector | StoredVector) and not sites:
         return (steer.add(),)
     if not sites:
-        name = steer.name if isinstance(steer, Stored) else steer
-        if isinstance(name, str) and not name.startswith("keptActivations/"):
-            why = f"it is not known where to add {name!r}"
-            what = f"for its own sites client.vectors.get({name!r})"
-        else:
-            why, what = f"{described(steer)} is a vector without a site", "an intervention"
         raise InvalidRequest(
-            f"{why}; say it, as in sites='resid_post.12', or give {what}",
+            f"{described(steer)} is a vector without a site; say it, as in sites='resid_post.12', "
+            "or give an intervention",
             reason="FIELD_REQUIRED",
             path=("sites",),
         )
     return (Add(sites, steer),)
 
 
-def _check_coefficients(steer: tuple[Intervention, ...], coefficients: tuple[float, ...]) -> None:
-    if not coefficients:
+def _check_coefficients(
+    steer: tuple[Intervention, ...] | Stored, coefficients: tuple[float, ...]
+) -> None:
+    if not coefficients or isinstance(steer, Stored):
         return
     scaled = [each for each in steer if isinstance(each, Add | Ablate)]
     if not scaled:
@@ -131,6 +142,9 @@ class SweepCell:
     """The key of the prompt; its number as text where it has none."""
     prompt_index: int
     """Which one of the prompts."""
+    prompt_text: str
+    """The prompt, or the turns of a conversation line by line, cut to 1,000 characters; empty of
+    token ids."""
     variant: str
     """The key of the variant; its number as text where it has none."""
     variant_index: int
@@ -171,6 +185,14 @@ class SweepCell:
         ]
         rows = sum(count for _, count in made)
         return sum(mean * count for mean, count in made) / rows if rows else None
+
+    @property
+    def dose_factor(self) -> float | None:
+        """What coefficients and bounds were multiplied by where the server limits the dose: of
+        several interventions the least, and 1 where it left them as they are; None where there are
+        none."""
+        factors = [each.dose_factor for each in self.interventions]
+        return min((1.0 if each is None else each for each in factors), default=None)
 
 
 _Read: TypeAlias = "Callable[[SweepCell], float | None]"
@@ -226,6 +248,11 @@ class Sweep(Shown):
     def failed(self) -> tuple[SweepCell, ...]:
         """The cells that failed; no mean counts them."""
         return tuple(cell for cell in self.cells if cell.error)
+
+    @property
+    def limited(self) -> tuple[SweepCell, ...]:
+        """The cells that ran with less than their coefficient, since the server limits the dose."""
+        return tuple(cell for cell in self.cells if (cell.dose_factor or 1.0) < 1.0)
 
     def value(self, value: Value = None) -> tuple[str, NDArray[np.float64]]:
         """The name of a number, and the number of each cell, NaN where it has none. Shape [cells].
@@ -291,9 +318,9 @@ class Sweep(Shown):
         print(printed_curves(self, value, columns, min(lines - 2, 30)))  # noqa: T201
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame with a row for each cell: `prompt`, `variant`, `coefficient`, `site`,
-        `positions`, `text`, `answers.<name>`, `scores.<name>` and so on, with NaN for a number that
-        is not there and `error` as text. Needs the extra `pandas`.
+        """A data frame with a row for each cell: `prompt`, `prompt_text`, `variant`, `coefficient`,
+        `dose_factor`, `site`, `positions`, `text`, `answers.<name>`, `scores.<name>` and so on,
+        with NaN for a number that is not there and `error` as text. Needs the extra `pandas`.
 
             frame = sweep.to_pandas()
             frame.groupby(["site", "coefficient"])["answers.good"].agg(["mean", "sem"])
@@ -325,10 +352,14 @@ class Sweep(Shown):
         return len(self.cells)
 
     def __repr__(self) -> str:
-        failed = f", {len(self.failed)} failed" if self.failed else ""
-        variants = len({cell.variant_index for cell in self.cells})
-        prompts = len({cell.prompt_index for cell in self.cells})
-        return f"Sweep({len(self)} cells, {prompts} prompts, {variants} variants{failed})"
+        counts = [
+            number_of(len(self), "cell"),
+            number_of(len({cell.prompt_index for cell in self.cells}), "prompt"),
+            number_of(len({cell.variant_index for cell in self.cells}), "variant"),
+        ]
+        if self.failed:
+            counts.append(f"{len(self.failed)} failed")
+        return f"Sweep({', '.join(counts)})"
 
     def _named(self, value: str | None) -> tuple[str, _Read]:
         there: dict[str, _Read] = {
@@ -342,12 +373,19 @@ class Sweep(Shown):
             value = next(iter(there), None)
         if value is None:
             raise ValueError("no cell has a number; the sweep asked for none, or all failed")
-        one, _, other = value.partition(" - ")
-        if value not in there and one in there and other in there:
-            return value, _difference(there[one], there[other])
-        if value not in there:
-            raise ValueError(f"{value!r} is no number of this sweep; there are {', '.join(there)}")
-        return value, there[value]
+        reads = [there[name] for name in value_names(value, there)]
+        return value, reads[0] if len(reads) == 1 else _difference(*reads)
+
+
+def value_names(value: str, there: Collection[str]) -> tuple[str, ...]:
+    """The one name that a number is made of, or the two that it is the difference of. Raises
+    `ValueError` unless they are there."""
+    one, _, other = value.partition(" - ")
+    if value in there:
+        return (value,)
+    if one in there and other in there:
+        return one, other
+    raise ValueError(f"{value!r} is no number of this sweep; there are {', '.join(there)}")
 
 
 def _of_answer(name: str) -> _Read:

@@ -149,7 +149,10 @@ def _of_arrays(arrays: Arrays | Any, sites: Any) -> list[SteeringVector]:
 
 def _told(sites: SiteLike | Iterable[SiteLike] | None) -> SiteLike | Iterable[SiteLike]:
     if sites is None:
-        raise ValueError("it does not say its sites; say where its rows belong")
+        raise ValueError(
+            "it does not say its sites; name one for each row, as in "
+            "load_vectors(path, 'resid_post.12') or --site resid_post.12"
+        )
     return sites
 
 

@@ -224,6 +224,9 @@ class Run:
     `Sampling.max_tokens`."""
     computes_all: bool = False
     """Whether each row is computed for this run, whatever the same tokens gave before."""
+    rows_at_once: bool = False
+    """Whether rows of generated tokens come as soon as they are there. Else some come together,
+    which takes less of the server's time."""
     tenant: str = ""
     """Whose run it is. Runs of different tenants share no cached prefix, and count apart where what
     runs at once is bounded."""

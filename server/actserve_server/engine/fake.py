@@ -35,7 +35,7 @@ from actserve_server.domain.runs import (
     conditions_of,
 )
 from actserve_server.domain.sites import HookPoint, Site
-from actserve_server.domain.tensors import ElementType, convert
+from actserve_server.domain.tensors import ElementType, convert, to_float32
 from actserve_server.domain.weights import (
     ALL_WEIGHTS,
     HeadMatrix,
@@ -300,11 +300,17 @@ class FakeEngine:
     ) -> Iterator[np.ndarray]:
         """What is given at these positions, float32 [positions, width], by site index."""
         if isinstance(capture.derived, ProbeOutputs):
+            # As a model has them.
+            element_type = self._info.element_type
             rows = {
                 site: np.stack([self._row(site, ids, done, int(p)) for p in positions])
                 for site in capture.sites
             }
-            yield capture.derived.apply(rows)
+            held = {
+                site: to_float32(convert(each, ElementType.F32, element_type), element_type)
+                for site, each in rows.items()
+            }
+            yield capture.derived.apply(held)
             return
         for site in capture.sites:
             yield np.stack([self._value(run, capture, site, ids, done, int(p)) for p in positions])

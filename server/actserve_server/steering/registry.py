@@ -9,7 +9,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.making_requests import MakingRequest
 from actserve_server.domain.principals import account
+from actserve_server.steering.shared_reads import SharedReads
 from actserve_server.steering.stored_vectors import (
     LoadedVector,
     NewVector,
@@ -43,10 +44,15 @@ ID = re.compile("[a-z][a-z0-9-]{0,62}")
 """The last part of a vector's name."""
 CACHE_BYTES = 64 << 20
 """Of elements that are remembered between calls."""
+_SHARED_BYTES = 16 << 20
+"""Of elements that calls read together."""
 _LOOKED_AT = 1000
 """Ids among which near ones are looked for."""
 _NEAR = 3
 """Near ids that are told at most."""
+
+_Found = tuple[StoredVector, bytes]
+"""A vector and its elements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +93,7 @@ class VectorRegistry:
         self._quota = quota
         self._copies = copies
         self._contents = VectorContents(cache_bytes)
+        self._shared = SharedReads(self._read_shared)
 
     async def made(self, tenant: str, request: MakingRequest) -> StoredVector | None:
         """What an equal request has made, to be asked before anything is done for it. Raises
@@ -151,27 +158,14 @@ class VectorRegistry:
         """
         if not ids:
             return {}
-
-        def read(connection: sa.Connection) -> tuple[list[StoredVector], dict[bytes, bytes]]:
-            found = connection.execute(self._select(tenant).where(vectors.c.id.in_(ids))).all()
-            there = {record.id for record in found}
-            for each, field in ids.items():
-                if each not in there:
-                    raise self._unknown(connection, tenant, each, field)
-            stored = [read_vector(record) for record in found]
-            sizes = {each.content_sha256: each.size_bytes for each in stored}
-            self._check_size(sum(sizes.values()), next(iter(ids.values())))
-            elements: dict[bytes, bytes] = {}
-            for each in stored:
-                sha256 = each.content_sha256
-                numbers = elements.get(sha256) or self._read_contents(connection, sha256)
-                if numbers is None:  # It was deleted since the first statement.
-                    raise self._unknown(connection, tenant, each.id, ids[each.id])
-                elements[sha256] = numbers
-            return stored, elements
-
-        stored, elements = await self._database.read(read)
-        return {each.id: self._loaded(each, elements[each.content_sha256]) for each in stored}
+        found = await self._shared.get(tenant, ids)
+        if ids.keys() <= found.keys():
+            self._check_size((found[each][0] for each in ids), ids)
+        else:
+            found = await self._database.read(
+                lambda connection: self._read_own(connection, tenant, ids)
+            )
+        return {each: self._loaded(*found[each]) for each in ids}
 
     async def list(
         self, tenant: str, after: str, count: int, labels: Mapping[str, str]
@@ -223,6 +217,47 @@ class VectorRegistry:
             )
 
         await self._database.write(write)
+
+    async def _read_shared(self, tenant: str, ids: Collection[str]) -> Mapping[str, _Found]:
+        """Of what several calls name that which is there, up to `_SHARED_BYTES`."""
+
+        def read(connection: sa.Connection) -> Mapping[str, _Found]:
+            found: dict[str, _Found] = {}
+            room = _SHARED_BYTES
+            for stored in self._read_vectors(connection, tenant, ids):
+                room -= stored.size_bytes
+                if room < 0:
+                    break
+                elements = self._read_contents(connection, stored.content_sha256)
+                if elements is not None:
+                    found[stored.id] = stored, elements
+            return found
+
+        return await self._database.read(read)
+
+    def _read_own(
+        self, connection: sa.Connection, tenant: str, ids: Mapping[str, FieldPath]
+    ) -> Mapping[str, _Found]:
+        """All that a call names."""
+        there = {each.id: each for each in self._read_vectors(connection, tenant, ids)}
+        for each, field in ids.items():
+            if each not in there:
+                raise self._unknown(connection, tenant, each, field)
+        self._check_size(there.values(), ids)
+        elements: dict[bytes, bytes] = {}
+        for stored in there.values():
+            sha256 = stored.content_sha256
+            numbers = elements.get(sha256) or self._read_contents(connection, sha256)
+            if numbers is None:  # It was deleted since the first statement.
+                raise self._unknown(connection, tenant, stored.id, ids[stored.id])
+            elements[sha256] = numbers
+        return {each: (stored, elements[stored.content_sha256]) for each, stored in there.items()}
+
+    def _read_vectors(
+        self, connection: sa.Connection, tenant: str, ids: Collection[str]
+    ) -> Sequence[StoredVector]:
+        found = connection.execute(self._select(tenant).where(vectors.c.id.in_(ids))).all()
+        return [read_vector(record) for record in found]
 
     def _select(self, tenant: str) -> "sa.Select[Any]":
         return sa.select(vectors).where(
@@ -306,14 +341,16 @@ class VectorRegistry:
             metadata={"bytes": wanted, "stored_bytes": own, "limit": max_bytes},
         )
 
-    def _check_size(self, wanted: int, field: FieldPath) -> None:
+    def _check_size(self, stored: Iterable[StoredVector], ids: Mapping[str, FieldPath]) -> None:
+        """Whether a call may work with all that it names."""
+        wanted = sum({each.content_sha256: each.size_bytes for each in stored}.values())
         limit = self._copies.max_own_bytes
         if wanted > limit:
             raise ActserveError(
                 Reason.TOO_MANY_ROWS,
                 f"the steering vectors that are named take {wanted} bytes, but those of a call may "
                 f"take at most {limit}; name fewer",
-                field=field,
+                field=next(iter(ids.values())),
                 metadata={"bytes": wanted, "limit": limit},
             )
 

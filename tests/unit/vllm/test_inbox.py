@@ -18,6 +18,7 @@ from actserve_server.engine.vllm.inbox import (
     DUE_SECONDS,
     Block,
     Inbox,
+    OneRow,
 )
 from actserve_server.engine.vllm.step_plan import LOST, REUSED, UNMATCHED
 from actserve_server.engine.vllm.taps import MET, NOT_MET
@@ -31,7 +32,10 @@ Note = float | tuple[float, float]
 
 
 def _put(inbox: Inbox, *positions: int, number: int = 0) -> None:
-    """Rows of two sites; their bytes are their position."""
+    """Rows of two sites; their bytes are their position. A single one comes as in a decode step."""
+    if len(positions) == 1:
+        inbox.put_row(OneRow(number, positions[0], (4, 6), bytes(positions * 10)))
+        return
     where = np.array(positions)
     data = np.repeat(where.astype(np.uint8)[:, None], 10, axis=1)
     inbox.put_rows(number, Block(where, (4, 6), data))
@@ -93,6 +97,24 @@ def test_rows_computed_ahead_wait_until_their_token_is_known_to_exist() -> None:
     assert _take(inbox, 2) == [0, 1]
     assert _take(inbox, 2) == []
     assert _take(inbox, 3) == [2]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_wanted_row_comes_once_whatever_the_steps(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    wanted = Spans.of(np.flatnonzero(rng.random(60) < 0.8).tolist())
+    inbox, taken, start = Inbox([wanted], []), [], 0
+    while start < 60:
+        end = min(60, start + int(rng.choice([1, 1, 1, 7])))
+        if len(positions := wanted.within(start, end)):
+            _put(inbox, *positions.tolist())
+        # A run that is preempted begins anew.
+        start = 0 if rng.random() < 0.05 else end
+        if rng.random() < 0.3:
+            taken += _take(inbox, end - int(rng.integers(0, 3)))
+    assert [*taken, *_take(inbox, 60)] == wanted.within(0, 60).tolist()
+    assert not inbox.due()
+    assert inbox.complete(60)
 
 
 @pytest.mark.parametrize("positions", [(1,), (0, 2), (0, 1, 5)])
@@ -284,6 +306,15 @@ def test_receipts_of_many_steps_and_edits_are_checked_together_as_one_by_one() -
     assert [report.rows for report in _reports(inbox, [7] * 3)] == [3, 2]
     _applied(inbox, {4: 1.0})
     assert _refused(inbox).reason is Reason.INTERVENTION_INCOMPLETE
+
+
+def test_a_run_that_wants_its_rows_at_once_takes_each_as_it_comes() -> None:
+    inbox = Inbox([EVERYWHERE], [], at_once=True)
+    assert not inbox.due()
+    _put(inbox, 0)
+    assert inbox.due()
+    assert _take(inbox, 1) == [0]
+    assert not inbox.due()
 
 
 def test_rows_are_due_once_they_are_many_or_old(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 from typing_extensions import Unpack
 
 from actserve._async.base import AsyncBase
+from actserve._async.vectors import AsyncVectors
 from actserve._checks import given
 from actserve._progress import counting
 from actserve._signatures import spelled_out
@@ -22,6 +24,7 @@ from actserve._sweep_requests import (
     checked_scores,
     checked_variants,
 )
+from actserve._vector_requests import VectorRequests
 from actserve.errors import InvalidRequest
 from actserve.positions import Positions
 from actserve.probes import Probe
@@ -60,7 +63,8 @@ class AsyncSweeps(AsyncBase):
 
         - `prompts`: one, several, or several by keys, which name their cells.
         - `steer`, `coefficients`, `sites`, `positions`: what to do, and the grid of what to try of
-          it, as `Variant` says: "joy" is a stored vector, which is added.
+          it, as `Variant` says: "joy" is a stored vector, which is added, at its own sites without
+          `sites`.
         - `variants`: in their place, several such, by name.
         - `baseline`: whether to run the model as it is, too, as the variant "plain".
         - `answers`: texts that might come next, alone or by names of yours, whose log probabilities
@@ -176,13 +180,14 @@ class AsyncSweeps(AsyncBase):
     ) -> tuple[SweepCall, PartialFile | None]:
         """The call of a sweep, and its partial file."""
         one = Variant(steer, coefficients, sites, positions)
+        tried = checked_variants(variants, one if one.is_given else None, baseline)
+        named = checked_answers(answers)
         asked: dict[str, Any] = {
-            "variants": checked_variants(variants, one if one.is_given else None, baseline),
             "scores": checked_scores(scores),
             "sampling": {"temperature": 0.0, **sampling},
+            "variants": await self._placed(tried, timeout),
         }
         asked = await self._resolved(asked, timeout)
-        named = checked_answers(answers)
         wanted = any(each is not None for each in sampling.values())
         found: AskedSweep = asked_sweep(
             self._connection.model,
@@ -195,6 +200,20 @@ class AsyncSweeps(AsyncBase):
         )
         file = None if partial is None else PartialFile(partial, found.request)
         return SweepCall(found, file.cells if file else ()), file
+
+    async def _placed(
+        self, variants: Mapping[str, Variant], timeout: float | None
+    ) -> dict[str, Variant]:
+        """The variants with stored vectors that are named alone added at their own sites."""
+        stored = AsyncVectors(
+            self._transport, self._resolved, VectorRequests(self._connection.model)
+        )
+        placed: dict[str, Variant] = {}
+        for key, variant in variants.items():
+            name = variant.named
+            steer = variant.steer if name is None else await stored.get(name, timeout=timeout)
+            placed[key] = replace(variant, steer=steer)
+        return placed
 
     async def _run(
         self, call: SweepCall, file: PartialFile | None, timeout: float | None

@@ -87,7 +87,6 @@ class AsyncVectors:
           "logistic_regression".
         - `positions`: which tokens of each prompt count, as the mean of their rows; the last if it
           is None.
-        - `adapter`: the LoRA adapter to run the prompts with.
 
             joy = client.vectors.create("joy", liked, hated, "resid_post.5:20")
             joy.best.site, joy.best.held_out_auroc

@@ -10,6 +10,7 @@ from actserve._show.cards import GAP, Card, Cell, HeatMap, Line, Part, Table
 from actserve._show.cells import grid, labels, number, share, token_cells, token_labels, word
 from actserve._show.scales import magnitude, probability, surprise
 from actserve._show.token_text import PROSE_CHARACTERS, prose, visible
+from actserve.stored_vectors import Contrasted, VectorTerm, stored
 
 if TYPE_CHECKING:
     from actserve.explanations import ExplainedText, Explanation
@@ -223,8 +224,9 @@ def stored_card(vector: "StoredVector") -> Card:
         return Cell("" if value is None else number(value))
 
     shown = ends(len(vector.rows), ROWS)
+    ranked = len(vector.rows) > 1 and vector.best.held_out_auroc is not None
     rows = tuple(
-        (GAP,) * 5
+        (GAP,) * 6
         if at is None
         else (
             Cell(visible(row.site, 40)),
@@ -232,22 +234,44 @@ def stored_card(vector: "StoredVector") -> Card:
             optional(row.median_row_norm),
             optional(row.held_out_auroc),
             optional(row.half_cosine),
+            Cell("best" if ranked and row is vector.best else ""),
         )
         for at in shown
         for row in [vector.rows[at or 0]]
     )
-    columns = ("site", "norm", "median row norm", "held-out AUROC", "half cosine")
+    columns = ("site", "norm", "median row norm", "held-out AUROC", "half cosine", "")
     about = [
         ("width", str(vector.width)),
         (
             "labels",
             ", ".join(f"{visible(k, 40)}={visible(v, 80)}" for k, v in vector.labels.items()),
         ),
+        ("made", prose(_made(vector), 400)),
+        ("of", visible(vector.model_path, 200)),
         ("stored", f"{vector.create_time:%Y-%m-%d %H:%M} UTC"),
     ]
     parts = (Table(("", ""), tuple(_named(about))), Table(columns, rows))
     notes = tuple(left_out(shown, len(vector.rows), "rows"))
     return Card(f"Stored vector {visible(vector.id, 63)}", parts, notes)
+
+
+def _made(vector: "StoredVector") -> str:
+    """Where it comes from, in a few words."""
+    made = vector.provenance
+    if made is None:
+        return "stored as it was given"
+    if isinstance(made, Contrasted):
+        what = "prompts" if made.prompts else "rows"
+        return f"{made.method} of {made.positives} positive and {made.negatives} negative {what}"
+    told = " + ".join(f"{term.coefficient:g} {_term(term)}" for term in made.terms)
+    if made.without:
+        told += f", without {', '.join(map(_term, made.without))}"
+    return told if made.norm is None else f"{told}, scaled to norm {made.norm:g}"
+
+
+def _term(term: VectorTerm) -> str:
+    name = stored(term.vector).name.rpartition("/")[2]
+    return name if term.site is None else f"{name} at {term.site}"
 
 
 def model_card(model: "Model") -> Card:

@@ -8,16 +8,18 @@ from actserve._show.bounds import COLUMNS, ROWS, ends, left_out
 from actserve._show.cards import GAP, Card, Cell, HeatMap, Part, Table
 from actserve._show.cells import grid, labels, number
 from actserve._show.scales import change, magnitude
+from actserve._show.sweep_plots import limited
 from actserve._show.token_text import caption, prose
 
 if TYPE_CHECKING:
-    from actserve.sweeps import Curve, Sweep
+    from actserve.sweeps import Curve, Sweep, Value
 
 _FAILED = 3
 """Cells whose errors are told."""
 
 
-def sweep_card(sweep: "Sweep") -> Card:
+def sweep_card(sweep: "Sweep", value: "Value" = None) -> Card:
+    """Its means of a number of each cell."""
     about = Table(
         ("", ""),
         (
@@ -27,15 +29,16 @@ def sweep_card(sweep: "Sweep") -> Card:
             (Cell("failed"), Cell(str(len(sweep.failed)))),
         ),
     )
-    notes = [
+    notes = [told] if (told := limited(sweep)) else []
+    notes += [
         prose(f"{cell.variant}, {cell.prompt}: {cell.error}", 300)
         for cell in sweep.failed[:_FAILED]
     ]
     try:
-        name, _ = sweep.value()
+        name, _ = sweep.value(value)
     except ValueError as error:
         return Card("Sweep", (about,), (*notes, str(error)))
-    curves = sweep.curves()
+    curves = sweep.curves(value)
     parts: list[Part] = [about]
     swept = [curve for curve in curves if len(curve.coefficients) > 1]
     if swept:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actserve._checks import number_of
 from actserve._extras import needed
 from actserve._show.plots import heat_map, labelled, new_axes
 from actserve._show.scales import change, magnitude
@@ -49,7 +50,7 @@ def plot_curves(sweep: "Sweep", value: "Value", ax: "Axes | None") -> "Axes":
     for text in legend.get_texts():
         text.set_parse_math(False)
     title = f"{caption(name)}, mean over prompts with standard error"
-    return labelled(ax, title, "coefficient", caption(name))
+    return labelled(ax, title, _coefficient(sweep), caption(name))
 
 
 def plot_heat(sweep: "Sweep", value: "Value", ax: "Axes | None", variant: str | None) -> "Axes":
@@ -60,7 +61,21 @@ def plot_heat(sweep: "Sweep", value: "Value", ax: "Axes | None", variant: str | 
     label = caption(name)
     scale = change(label, max(-low, high)) if low < 0 < high else magnitude(label, low, high)
     ax = heat_map(ax, means, scale, sites, [f"{each:g}" for each in coefficients])
-    return labelled(ax, f"{label} of {caption(which)}", "coefficient", "site")
+    return labelled(ax, f"{label} of {caption(which)}", _coefficient(sweep), "site")
+
+
+def limited(sweep: "Sweep") -> str:
+    """What cells ran with where the server limits the dose; empty where it left all as they are."""
+    if not sweep.limited:
+        return ""
+    least = min(cell.dose_factor or 0.0 for cell in sweep.limited)
+    cells = number_of(len(sweep.limited), "cell")
+    return f"{cells} ran with less than asked for, down to {least:.3g} of it: see dose_factor"
+
+
+def _coefficient(sweep: "Sweep") -> str:
+    """The label of what was asked for, which need not be what was applied."""
+    return f"coefficient\n{told}" if (told := limited(sweep)) else "coefficient"
 
 
 def heat(
@@ -110,6 +125,8 @@ def printed_curves(sweep: "Sweep", value: "Value", width: int, height: int) -> s
                 figure.draw(signal.lines().label(caption(curve.label, 40)))
         figure.title(f"{caption(name)}, mean over prompts, by coefficient")
         text: str = plotext.uncolorize(figure.build().string())
+        if told := limited(sweep):
+            text = f"{text}\n{told}"
     finally:
         figure.clear()
     return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -22,6 +23,8 @@ from actserve._sweep_requests import (
     checked_variants,
 )
 from actserve._sync.base import Base
+from actserve._sync.vectors import Vectors
+from actserve._vector_requests import VectorRequests
 from actserve.errors import InvalidRequest
 from actserve.positions import Positions
 from actserve.probes import Probe
@@ -60,7 +63,8 @@ class Sweeps(Base):
 
         - `prompts`: one, several, or several by keys, which name their cells.
         - `steer`, `coefficients`, `sites`, `positions`: what to do, and the grid of what to try of
-          it, as `Variant` says: "joy" is a stored vector, which is added.
+          it, as `Variant` says: "joy" is a stored vector, which is added, at its own sites without
+          `sites`.
         - `variants`: in their place, several such, by name.
         - `baseline`: whether to run the model as it is, too, as the variant "plain".
         - `answers`: texts that might come next, alone or by names of yours, whose log probabilities
@@ -176,13 +180,14 @@ class Sweeps(Base):
     ) -> tuple[SweepCall, PartialFile | None]:
         """The call of a sweep, and its partial file."""
         one = Variant(steer, coefficients, sites, positions)
+        tried = checked_variants(variants, one if one.is_given else None, baseline)
+        named = checked_answers(answers)
         asked: dict[str, Any] = {
-            "variants": checked_variants(variants, one if one.is_given else None, baseline),
             "scores": checked_scores(scores),
             "sampling": {"temperature": 0.0, **sampling},
+            "variants": self._placed(tried, timeout),
         }
         asked = self._resolved(asked, timeout)
-        named = checked_answers(answers)
         wanted = any(each is not None for each in sampling.values())
         found: AskedSweep = asked_sweep(
             self._connection.model,
@@ -195,6 +200,16 @@ class Sweeps(Base):
         )
         file = None if partial is None else PartialFile(partial, found.request)
         return SweepCall(found, file.cells if file else ()), file
+
+    def _placed(self, variants: Mapping[str, Variant], timeout: float | None) -> dict[str, Variant]:
+        """The variants with stored vectors that are named alone added at their own sites."""
+        stored = Vectors(self._transport, self._resolved, VectorRequests(self._connection.model))
+        placed: dict[str, Variant] = {}
+        for key, variant in variants.items():
+            name = variant.named
+            steer = variant.steer if name is None else stored.get(name, timeout=timeout)
+            placed[key] = replace(variant, steer=steer)
+        return placed
 
     def _run(
         self, call: SweepCall, file: PartialFile | None, timeout: float | None

@@ -194,6 +194,7 @@ def fetch(
     positions: arg.PositionsText = "all",
     reduce: arg.Reduce = None,
     steer: arg.Steer = None,
+    when: arg.Condition = None,
     out: arg.Out = None,
     as_json: arg.Json = False,
     server: arg.Server = arg.DEFAULT_TARGET,
@@ -220,7 +221,7 @@ def fetch(
             sites,
             positions=positions,
             reduce=reduce,
-            steer=arg.steering(client, steer),
+            steer=arg.steering(client, steer, when),
         )
     if out:
         _write(out, many, model)
@@ -256,6 +257,7 @@ def generate(
         list[str] | None, typer.Option(help="A word not to generate; repeatable.")
     ] = None,
     steer: arg.Steer = None,
+    when: arg.Condition = None,
     sites: arg.GeneratedSites = None,
     positions: arg.PositionsText = "all",
     out: arg.Out = None,
@@ -291,7 +293,7 @@ def generate(
         stream = client.stream(
             arg.prompt(prompt, chat),
             sites or (),
-            steer=arg.steering(client, steer),
+            steer=arg.steering(client, steer, when),
             positions=positions,
             collect=True,
             **sampling,

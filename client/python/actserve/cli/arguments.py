@@ -10,7 +10,7 @@ import typer
 from actserve._channel import DEFAULT_TARGET as DEFAULT_TARGET
 from actserve._sync.client import Client
 from actserve.cli.prompts import read_prompts, user_turn
-from actserve.cli.steering import Steering, read_steering
+from actserve.cli.steering import Steering, read_steering, read_when
 from actserve.cli.steering import steering as steering
 from actserve.errors import InvalidRequest
 from actserve.files import SUFFIXES
@@ -160,6 +160,16 @@ _STEER = typer.Option(
 )
 Steer = Annotated[list[Steering] | None, _STEER]
 SteerRequired = Annotated[list[Steering], _STEER]
+Condition = Annotated[
+    Any,
+    typer.Option(
+        "--when",
+        metavar="CONDITION",
+        parser=reader(read_when),
+        help="Steer only at tokens where SITE=VECTOR>BOUND holds, or <BOUND: the product of the "
+        "row and the vector; with 'max ' before it from the first such token on.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PromptFile = Annotated[
     Path | None,

@@ -26,6 +26,7 @@ def lens(
     ] = None,
     positions: arg.PositionsText = "all",
     steer: arg.Steer = None,
+    when: arg.Condition = None,
     chat: arg.Chat = False,
     as_json: arg.Json = False,
     server: arg.Server = arg.DEFAULT_TARGET,
@@ -48,7 +49,7 @@ def lens(
             top_k=top_k,
             tokens=tokens or (),
             positions=positions,
-            steer=arg.steering(client, steer),
+            steer=arg.steering(client, steer, when),
         )
     printed(found, as_json)
 
@@ -60,6 +61,7 @@ def attention(
     ] = "all",
     heads: _Heads = "all",
     steer: arg.Steer = None,
+    when: arg.Condition = None,
     chat: arg.Chat = False,
     as_json: arg.Json = False,
     server: arg.Server = arg.DEFAULT_TARGET,
@@ -78,7 +80,7 @@ def attention(
             arg.prompt(prompt, chat),
             arg.numbers(layers),
             arg.numbers(heads),
-            steer=arg.steering(client, steer),
+            steer=arg.steering(client, steer, when),
         )
     printed(found, as_json)
 
@@ -133,6 +135,7 @@ def score(
     file: arg.PromptFile = None,
     column: arg.Column = None,
     steer: arg.Steer = None,
+    when: arg.Condition = None,
     chat: arg.Chat = False,
     as_json: arg.Json = False,
     server: arg.Server = arg.DEFAULT_TARGET,
@@ -152,7 +155,9 @@ def score(
     """
     texts = arg.prompts(text, file, column, chat)
     with arg.connect(server, model, token, tls) as client:
-        found: list[Any] = client.score(texts, steer=arg.steering(client, steer), on_error="return")
+        found: list[Any] = client.score(
+            texts, steer=arg.steering(client, steer, when), on_error="return"
+        )
     if text is not None and isinstance(found[0], ActserveError):
         raise found[0]
     printed(found[0] if text is not None else found, as_json)
@@ -163,6 +168,7 @@ def score(
 def compare(
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     steer: arg.SteerRequired,
+    when: arg.Condition = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 40,
     temperature: Annotated[float, typer.Option(help="Zero is greedy.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
@@ -180,11 +186,13 @@ def compare(
     [cyan]actserve compare "I think the movie was" --steer joy*4.0[/cyan]
 
     [cyan]actserve compare "I think the movie was" --steer resid_post.15=joy.npy*4.0[/cyan]
+
+    [cyan]actserve compare "I think" --steer joy*4 --when "resid_post.8=films>1.5"[/cyan]
     """
     with arg.connect(server, model, token, tls) as client, waiting("generating"):
         found = client.compare(
             arg.prompt(prompt, chat),
-            arg.steering(client, steer),
+            arg.steering(client, steer, when),
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,

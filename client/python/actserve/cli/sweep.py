@@ -1,16 +1,20 @@
 """The sweep command: prompts under a grid of interventions, into a table and plots."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from actserve._show.sweep_cards import sweep_card
+from actserve._show.terminal import Printed
+from actserve._sweep_requests import checked_answers
 from actserve.cli import arguments as arg
 from actserve.cli.output import print_json, say
 from actserve.cli.sweep_spec import read_spec, sweep_arguments
 from actserve.errors import ActserveError
-from actserve.sweeps import Sweep
+from actserve.sweeps import Sweep, value_names
 
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -53,8 +57,8 @@ def sweep(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What to draw: an answer, a score, perplexity, repetition, relative_change, or "
-            "'good - bad'; the first answer by default.",
+            help="What to print and draw: an answer, a score, perplexity, repetition, "
+            "relative_change, or 'good - bad'; the first answer by default.",
         ),
     ] = None,
     draw: Annotated[bool, typer.Option("--draw", help="Print the curves.")] = False,
@@ -79,6 +83,7 @@ def sweep(
     with arg.connect(server, model, token, tls) as client:
         try:
             arguments = arg.reader(lambda _: sweep_arguments(asked, client))("")
+            _check_value(value, arguments)
             found = client.sweep(partial=partial, **arguments)
         except (ActserveError, KeyboardInterrupt):
             if partial.exists():
@@ -93,9 +98,22 @@ def sweep(
     if as_json:
         print_json(found)
     elif not draw:
-        Console().print(found)
+        Console().print(Printed(sweep_card(found, value)))
     if found.failed:
         raise typer.Exit(1)
+
+
+def _check_value(value: str | None, arguments: Mapping[str, Any]) -> None:
+    """Whether cells can have it, before any is run."""
+    if value is None:
+        return
+    named = checked_answers(arguments.get("answers", ()))
+    there = [*named, *arguments.get("scores", {}), "repetition"]
+    if arguments.get("perplexity"):
+        there.append("perplexity")
+    if arguments.get("variants"):
+        there.append("relative_change")
+    value_names(value, there)
 
 
 def _show(

@@ -5,6 +5,7 @@
     coefficients: [-2, -1, 0, 1, 2]
     sites: resid_post.5:20:5        # one, a pattern, or a list
     positions: [all]
+    when: resid_post.3=joy>1.5      # as --when
     variants: {joy: {steer: joy, coefficients: [1, 2], sites: resid_post.12}}  # in their place
     answers: {good: " good", bad: " bad"}
     scores: {joy: {site: resid_post.20, direction: joy, reduce: mean}}
@@ -24,14 +25,16 @@ import yaml
 
 from actserve._sync.client import Client
 from actserve.cli.prompts import read_prompts, user_turn
-from actserve.cli.steering import NAME, array_of, read_steering, steering
+from actserve.cli.steering import NAME, array_of, read_steering, read_when, steering
 from actserve.probes import Ema, Probe, RollingMean
 from actserve.sampling import Sampling
+from actserve.steering import Add
 from actserve.sweeps import Variant
 
-_GRID = ("steer", "coefficients", "sites", "positions")
+_GRID = ("steer", "coefficients", "sites", "positions", "when")
 _OF_VARIANT = (*_GRID, "adapter")
 _OF_SCORE = ("site", "direction", "bias", "ema", "rolling_mean", "reduce")
+_WHEN = "resid_post.8=joy>1.5"
 _AS_THEY_ARE = ("answers", "perplexity", "baseline", "afresh")
 _ALL = (*_GRID, *_AS_THEY_ARE, "prompts", "variants", "scores", "sampling", "chat", "column")
 
@@ -87,14 +90,18 @@ def _prompts(spec: Mapping[str, Any]) -> Any:
 
 
 def _variant(spec: Mapping[str, Any], client: Client) -> Variant:
-    grid = {name: spec[name] for name in _OF_VARIANT if name != "steer" and name in spec}
-    steer = spec.get("steer")
+    grid = {name: spec[name] for name in _OF_VARIANT if name in spec}
+    steer, when = grid.pop("steer", None), grid.pop("when", None)
+    if when is not None:
+        if not isinstance(when, str):
+            raise typer.BadParameter(f"when is {when!r}; write it as --when, such as {_WHEN}")
+        when = read_when(when)
     if isinstance(steer, str) and NAME.fullmatch(steer) and grid.get("sites"):
-        return Variant(steer, **grid)
+        return Variant(Add(grid["sites"], steer, when=when), **grid)
     given: Iterable[Any] = [steer] if isinstance(steer, str) else steer or ()
     if not all(isinstance(each, str) for each in given):
         raise typer.BadParameter(f"steer is {steer!r}; write it as --steer, such as joy*2")
-    return Variant(steering(client, map(read_steering, given)) or None, **grid)
+    return Variant(steering(client, map(read_steering, given), when) or None, **grid)
 
 
 def _probe(spec: Mapping[str, Any], name: str) -> Probe:

@@ -1,5 +1,6 @@
 """The commands about stored vectors: what is there, in and out of files, and new ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,13 +8,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from actserve._checks import number_of
 from actserve.cli import arguments as arg
 from actserve.cli.output import plain_text, print_json, printed, say
 from actserve.cli.prompts import read_prompts
 from actserve.cli.steering import counted
 from actserve.errors import InvalidRequest
-from actserve.sites import SitePattern, parse_sites
-from actserve.stored_vectors import StoredVector, VectorTerm, stored, vector_method
+from actserve.sites import Site, SitePattern, parse_sites
+from actserve.steering_vectors import SteeringVector
+from actserve.stored_vectors import StoredRow, VectorTerm, stored, vector_method
 from actserve.vector_files import load_vectors, save_vectors
 
 vectors = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -93,7 +96,7 @@ def list_vectors(
         labelled = ", ".join(f"{key}={value}" for key, value in vector.labels.items())
         table.add_row(
             plain_text(vector.id),
-            plain_text(_sites(vector)),
+            plain_text(_ends(vector.rows)),
             str(vector.width),
             f"{best.norm:.4g}",
             auroc,
@@ -150,14 +153,10 @@ def import_vector(
 
     [cyan]actserve vectors import joy joy.npy --site resid_post.12 --label concept=joy[/cyan]
     """
+    where = _plain_sites(sites)
     with arg.connect(server, model, token, tls) as client:
-        where: Any = parse_sites(sites) if sites else None
-        if where and any(isinstance(each, SitePattern) for each in where):
-            raise typer.BadParameter(
-                "name each site by itself, so that it is known which row is which"
-            )
         try:
-            rows = load_vectors(file, where)
+            rows = load_vectors(file, where or None)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         printed(client.vectors.store(name, rows, labels=dict(labels or ())), as_json)
@@ -176,6 +175,16 @@ def export(
             "its id at Neuronpedia.",
         ),
     ] = "",
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--site",
+            "-s",
+            metavar="SITE",
+            parser=arg.reader(arg.site),
+            help="Only its row of this site; all by default. Repeat for more.",
+        ),
+    ] = None,
     server: arg.Server = arg.DEFAULT_TARGET,
     model: arg.ModelId = None,
     token: arg.Token = None,
@@ -186,16 +195,23 @@ def export(
     [bold]Example[/bold]
 
     [cyan]actserve vectors export joy joy.gguf --called llama[/cyan]
+
+    [cyan]actserve vectors export joy joy.json --site resid_post.12 --called gemma-2-2b[/cyan]
     """
+    wanted = _plain_sites(sites)
     with arg.connect(server, model, token, tls) as client:
         vector = client.vectors.get(name, elements=True)
+    rows = vector.vectors()
+    if missing := [site for site in wanted if site not in {row.site for row in rows}]:
+        raise typer.BadParameter(f"{name} has no row for {missing[0]}; it has {_ends(rows)}")
+    rows = [row for row in rows if not wanted or row.site in wanted]
     try:
-        save_vectors(file, vector, model=called)
+        save_vectors(file, rows, model=called)
     except InvalidRequest:
         raise
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    say(f"wrote {len(vector.rows)} rows of {_sites(vector)} to {file}")
+    say(f"wrote {number_of(len(rows), 'row')} of {_ends(rows)} to {file}")
 
 
 @vectors.command()
@@ -321,9 +337,17 @@ def combine(
     printed(made, as_json)
 
 
-def _sites(vector: StoredVector) -> str:
-    """Its sites, or the ends of them if there are many."""
-    sites = vector.sites
+def _plain_sites(sites: list[str] | None) -> tuple[Site, ...]:
+    """The sites that --site names, which are rows one by one."""
+    named: tuple[Any, ...] = parse_sites(sites) if sites else ()
+    if any(isinstance(each, SitePattern) for each in named):
+        raise typer.BadParameter("name each site by itself, so that it is known which row is which")
+    return named
+
+
+def _ends(rows: Sequence[StoredRow | SteeringVector]) -> str:
+    """The sites of rows, or the ends of them if there are many."""
+    sites = [str(row.site) for row in rows]
     if len(sites) > 3:
         return f"{sites[0]}, ..., {sites[-1]} ({len(sites)})"
     return ", ".join(sites)

@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 import structlog
 
-from actserve_server.engine.vllm.inbox import Block, Inbox
+from actserve_server.engine.vllm.inbox import Block, Inbox, OneRow
 from actserve_server.engine.vllm.records import (
     FailureRecord,
     ReceiptsRecord,
@@ -96,12 +96,17 @@ class Collector:
 
     def _put_rows(self, record: RowsRecord) -> list[Inbox]:
         positions, found = record.positions.copy(), []
+        number, row_bytes, data = record.number, record.row_bytes, memoryview(record.data)
         for key, rows in by_key(record.keys):
             if inbox := self._inboxes.get(key):
                 # The copy out of the ring. It is the run's own, so that no run keeps another's
                 # rows in memory.
-                data = record.data[rows].copy()
-                inbox.put_rows(record.number, Block(positions[rows], record.row_bytes, data))
+                if rows.stop == rows.start + 1:
+                    position = int(positions[rows.start])
+                    inbox.put_row(OneRow(number, position, row_bytes, data[rows].tobytes()))
+                else:
+                    block = Block(positions[rows], row_bytes, record.data[rows].copy())
+                    inbox.put_rows(number, block)
                 found.append(inbox)
         return found
 

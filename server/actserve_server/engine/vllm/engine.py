@@ -248,7 +248,10 @@ class VllmEngine:
         if taps is None:
             return _Prepared(key, prompt, self._params(run))
         inbox = Inbox(
-            [reading.spans for reading in taps.captures], taps.edits, salt if taps.edits else None
+            [reading.spans for reading in taps.captures],
+            taps.edits,
+            salt if taps.edits else None,
+            at_once=run.rows_at_once,
         )
         uploads = tuple(taps.vectors.values()) if taps.uploads else ()
         if taps.remembers:
@@ -492,12 +495,12 @@ async def _take(
     inbox: Inbox, end: int, filling: Filling | None, prompt: Sequence[int]
 ) -> list[list[Block]]:
     """What the inbox has below position `end`, put aside for others on the way."""
+    if filling is None or not filling.open:
+        return inbox.take(end)
     # Before taking, so that nothing is missing if it is; and what came after a step that failed is
     # refused below.
     complete = end >= len(prompt) and inbox.complete(len(prompt))
     taken = inbox.take(end)
-    if filling is None or not filling.open:
-        return taken
     if sum(block.data.nbytes for blocks in taken for block in blocks) < COPIED_OFF_LOOP_BYTES:
         filling.add(taken)
     else:

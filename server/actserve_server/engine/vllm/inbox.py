@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,6 +47,22 @@ class Cursor:
     def __init__(self, wanted: Spans) -> None:
         self._wanted = wanted
         self.next = 0
+        self._until = 0
+        """Every position from `next` to here is wanted."""
+
+    def advance_one(self, position: int) -> bool | None:
+        """As `advance`, for a single one."""
+        if position < self.next:
+            return False
+        if position == self.next < self._until:  # A decode step, of which there are many.
+            self.next += 1
+            return True
+        is_new = self.advance(np.array([position]))
+        if is_new is None:
+            return None
+        if is_new[0]:
+            self._until = self._wanted.next_bound(position)
+        return bool(is_new[0])
 
     def advance(self, positions: np.ndarray) -> np.ndarray | None:
         """Takes positions of one step after the other; returns which are new, bool, or None if a
@@ -60,7 +77,7 @@ class Cursor:
 
     def complete(self, end: int) -> bool:
         """Whether every wanted position below `end` was seen."""
-        return not len(self._wanted.within(self.next, end))
+        return self.next >= end or not len(self._wanted.within(self.next, end))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,14 +97,44 @@ class Block:
             yield self.data[:, low:high]
 
 
+class OneRow(NamedTuple):
+    """All that a run has in a decode step, where every microsecond counts as often as there are
+    runs: so it is made without numpy, and put together with others when it is taken."""
+
+    number: int
+    """Of the capture."""
+    position: int
+    row_bytes: tuple[int, ...]
+    data: bytes
+
+    @staticmethod
+    def together(rows: "Sequence[OneRow]") -> Block:
+        """Of one capture."""
+        data = np.frombuffer(bytearray().join([each.data for each in rows]), np.uint8)
+        positions = np.array([each.position for each in rows], np.int64)
+        return Block(positions, rows[0].row_bytes, data.reshape(len(rows), -1))
+
+
 @dataclass(slots=True, eq=False)
 class _CaptureLog:
     """Rows of one capture that were checked and not yet taken."""
 
     cursor: Cursor
     blocks: deque[Block] = field(default_factory=deque)
+    newest: list[OneRow] = field(default_factory=list)
+    """After the blocks."""
+
+    def add(self, block: Block) -> None:
+        self._settle()
+        self.blocks.append(block)
+
+    def _settle(self) -> None:
+        if self.newest:
+            self.blocks.append(OneRow.together(self.newest))
+            self.newest.clear()
 
     def take(self, end: int) -> list[Block]:
+        self._settle()
         taken: list[Block] = []
         while self.blocks:
             block = self.blocks[0]
@@ -126,11 +173,18 @@ class Inbox:
     """
 
     def __init__(
-        self, captures: Sequence[Spans], edits: Sequence[Edit], salt: str | None = None
+        self,
+        captures: Sequence[Spans],
+        edits: Sequence[Edit],
+        salt: str | None = None,
+        *,
+        at_once: bool = False,
     ) -> None:
-        """`salt` is that of a run whose cached blocks hold edits."""
+        """`salt` is that of a run whose cached blocks hold edits. With `at_once` any row is worth
+        taking."""
         self.salt = salt
-        self._rows: deque[tuple[int, Block]] = deque()
+        self._due_bytes = 1 if at_once else DUE_BYTES
+        self._rows: deque[OneRow | tuple[int, Block]] = deque()
         self._receipts: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque()
         self._captures = [_CaptureLog(Cursor(spans)) for spans in captures]
         self._edits = edits
@@ -148,6 +202,10 @@ class Inbox:
     def put_rows(self, number: int, block: Block) -> None:
         self._rows.append((number, block))
         self._arrived_bytes += block.data.nbytes
+
+    def put_row(self, row: OneRow) -> None:
+        self._rows.append(row)
+        self._arrived_bytes += len(row.data)
 
     def put_receipts(self, edits: np.ndarray, positions: np.ndarray, changes: np.ndarray) -> None:
         self._receipts.append((edits, positions, changes))
@@ -179,7 +237,7 @@ class Inbox:
         if self._failure is not None or len(self._receipts) >= DUE_RECEIPTS:
             return True
         waiting = self._arrived_bytes - self._taken_bytes
-        return waiting >= DUE_BYTES or (
+        return waiting >= self._due_bytes or (
             waiting > 0 and time.monotonic() - self._taken_at >= DUE_SECONDS
         )
 
@@ -233,23 +291,35 @@ class Inbox:
     def _check_rows(self) -> None:
         self._check_failure()
         while self._rows:
-            number, block = self._rows.popleft()
-            log = self._captures[number]
-            is_new = log.cursor.advance(block.positions)
-            if is_new is None:
-                raise ActserveError(
-                    Reason.CAPTURE_INCOMPLETE,
-                    f"a row before position {int(block.positions[-1])} was not captured; the "
-                    "answer is withheld",
-                )
-            if is_new.all():
-                log.blocks.append(block)
-                continue
-            self._taken_bytes += block.data.nbytes
-            if is_new.any():
-                fresh = block.part(is_new)
-                self._taken_bytes -= fresh.data.nbytes
-                log.blocks.append(fresh)
+            arrived = self._rows.popleft()
+            if isinstance(arrived, OneRow):
+                self._check_row(arrived)
+            else:
+                self._check_block(*arrived)
+
+    def _check_row(self, row: OneRow) -> None:
+        log = self._captures[row.number]
+        is_new = log.cursor.advance_one(row.position)
+        if is_new is None:
+            raise _not_captured(row.position)
+        if is_new:
+            log.newest.append(row)
+        else:
+            self._taken_bytes += len(row.data)
+
+    def _check_block(self, number: int, block: Block) -> None:
+        log = self._captures[number]
+        is_new = log.cursor.advance(block.positions)
+        if is_new is None:
+            raise _not_captured(int(block.positions[-1]))
+        if is_new.all():
+            log.add(block)
+            return
+        self._taken_bytes += block.data.nbytes
+        if is_new.any():
+            fresh = block.part(is_new)
+            self._taken_bytes -= fresh.data.nbytes
+            log.add(fresh)
 
     def _check_receipts(self) -> None:
         self._check_failure()
@@ -314,6 +384,13 @@ def _check_decided(number: int, at: np.ndarray, notes: np.ndarray, applied: np.n
     undecided = applied & ((notes[:, 0] == LOST) | ~np.isin(notes[:, 3], (MET, NOT_MET)))
     if undecided.any():
         raise _not_applied(number, f"at position {int(at[undecided][0])}")
+
+
+def _not_captured(position: int) -> ActserveError:
+    return ActserveError(
+        Reason.CAPTURE_INCOMPLETE,
+        f"a row before position {position} was not captured; the answer is withheld",
+    )
 
 
 def _not_applied(number: int, where: str) -> ActserveError:
