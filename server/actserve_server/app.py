@@ -174,6 +174,7 @@ class App:
                 alerts=self.alerts,
                 alert_store=self.alert_store,
                 alert_streams=self._alert_streams,
+                alert_text_tokens=settings.alert_text_tokens,
             ),
             listening,
         )

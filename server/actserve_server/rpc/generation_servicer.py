@@ -31,6 +31,7 @@ from actserve_server.rpc.requests.readout_fields import Readouts
 from actserve_server.rpc.requests.request_ids import request_digest
 from actserve_server.rpc.requests.sampling_fields import sampling
 from actserve_server.rpc.requests.vector_sources import Sources
+from actserve_server.rpc.requests.watched_calls import WatchedBy
 from actserve_server.rpc.responses import model_descriptions, monitor_scores, reports
 from actserve_server.rpc.responses.call_results import Results
 from actserve_server.rpc.responses.endings import ending, usage
@@ -162,6 +163,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                             yield pb.GenerateResponse(alert=alert)
                         case Finished():
                             reports.count(edits)
+                            self._count(event, watched_by)
                             yield pb.GenerateResponse(
                                 sample_finished=pb.SampleFinished(
                                     sample_index=index,
@@ -193,6 +195,13 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         admitted = self._engine.enter(samples[0].run.tenant, samples[0].largest, checked)
         alerts = self._watching.alerts
         return admitted.merge([partial(watch, admitted, alerts, each) for each in samples])
+
+    def _count(self, event: Finished, by: WatchedBy) -> None:
+        """Counts the scores of a sample, of each version of a monitor by itself."""
+        for each in event.scores if isinstance(event, WatchedFinished) else ():
+            if each.tokens:
+                stored, _ = by.monitors[each.watcher.monitor]
+                self._watching.scores.count(stored, each.highest)
 
     async def _readouts(self, wire: Sequence[readout_pb2.Readout]) -> Readouts:
         if any(each.HasField("keep") for each in wire):

@@ -1,7 +1,7 @@
 """Which monitors watch a call to generate, and how."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from actserve.v1 import generation_service_pb2 as pb
@@ -12,6 +12,7 @@ from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.monitors import registry
 from actserve_server.monitors.live import LiveMonitor, LiveMonitors
+from actserve_server.monitors.stored_monitors import StoredMonitor
 from actserve_server.monitors.watched import Watcher
 from actserve_server.rpc.requests import dose_limit, monitor_fields, monitor_names
 from actserve_server.rpc.requests.interventions import InterventionRequest
@@ -32,14 +33,17 @@ Live = LiveMonitor[MonitorRequest]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WatchedBy:
-    """The monitors that watch a call, by name."""
+    """The monitors that watch a call."""
 
-    monitors: Sequence[tuple[str, str, MonitorRequest]]
-    """The name, the version, and what it does."""
+    monitors: Mapping[str, tuple[StoredMonitor, MonitorRequest]]
+    """By name, in that order."""
 
     def at(self, prompt: TokenizedPrompt) -> list[Watcher]:
         """As they watch the samples of a prompt."""
-        return [made.watcher(name, etag, prompt) for name, etag, made in self.monitors]
+        return [
+            made.watcher(name, stored.etag, prompt)
+            for name, (stored, made) in self.monitors.items()
+        ]
 
 
 async def watched_by(
@@ -67,10 +71,11 @@ async def watched_by(
         if monitor not in found and _chooses(live, request.end_user):
             found[monitor] = live
     return WatchedBy(
-        [
-            (monitor_name(info.id, monitor), live.stored.etag, _ready(live))
+        {
+            monitor_name(info.id, monitor): (live.stored, live.ready)
             for monitor, live in sorted(found.items())
-        ]
+            if live.ready is not None
+        }
     )
 
 
@@ -112,7 +117,7 @@ async def check_dose(edits: Sequence[InterventionRequest], by: WatchedBy, info: 
     switch on add more together than the operator allows. Each by itself adds no more."""
     steers = [
         edit
-        for _, _, made in by.monitors
+        for _, made in by.monitors.values()
         for level in made.levels
         if isinstance(level.action, tuple)
         for edit in level.action
@@ -182,11 +187,6 @@ def _fits(watch: Watch, end_user: str) -> bool:
     if watch.named_only or (watch.end_users and end_user not in watch.end_users):
         return False
     return watch.share >= 1 or random.random() < watch.share
-
-
-def _ready(live: Live) -> MonitorRequest:
-    assert live.ready is not None
-    return live.ready
 
 
 def _check_count(count: int) -> None:
