@@ -36,6 +36,10 @@ from actserve_server.engine.selftest import self_test
 from actserve_server.engine.selftest_conditions import prove_conditions
 from actserve_server.engine.selftest_monitors import prove_monitors
 from actserve_server.engine.start_thread import is_starting
+from actserve_server.monitors.alert_store import AlertStore
+from actserve_server.monitors.alert_streams import AlertStreams
+from actserve_server.monitors.alerts import StoredAlerts
+from actserve_server.monitors.drift import FLUSH_S, ScoreHours
 from actserve_server.monitors.live import LiveMonitors
 from actserve_server.monitors.registry import MonitorQuota, MonitorRegistry
 from actserve_server.nla.autoencoders import Autoencoders
@@ -60,7 +64,7 @@ POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a
 change of the token file be noticed."""
 EXPIRE_S = 60.0
-"""How late cells of sweeps may be deleted once their time is over."""
+"""How late cells of sweeps and alerts may be deleted once their time is over."""
 LAST_WORDS_S = 1.0
 """What finished calls get to write their last message, whatever is left of the grace."""
 
@@ -144,6 +148,16 @@ class App:
             lambda: self.engine.info.path,
             lambda stored: prepared(stored, self.engine.info, KeptCache(self.kept.copies)),
         )
+        self.scores = ScoreHours(self.database, engine.info.id)
+        self.alert_store = AlertStore(
+            self.database,
+            engine.info.id,
+            max_alerts=settings.max_alerts,
+            max_seconds=settings.max_alert_seconds,
+            tenant_share=settings.tenant_share,
+        )
+        self._alert_streams = AlertStreams(self.alert_store)
+        self.alerts = StoredAlerts(self.alert_store, self._alert_streams)
         metrics.watch(self.engine, self.kept, self.database)
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
         listening = _listening(settings)
@@ -153,7 +167,14 @@ class App:
             Sources(kept=self.kept, vectors=self.vectors),
             self.autoencoders,
             self._cells,
-            WatchingParts(registry=self.monitors, live=self.live_monitors),
+            WatchingParts(
+                registry=self.monitors,
+                live=self.live_monitors,
+                scores=self.scores,
+                alerts=self.alerts,
+                alert_store=self.alert_store,
+                alert_streams=self._alert_streams,
+            ),
             listening,
         )
         self._watching: Sequence[asyncio.Task[None]] = ()
@@ -175,7 +196,7 @@ class App:
         """Listens; health tells the engine's state from now on."""
         await self.rpc.start()
         await self._report_health()
-        tasks = (self._watch(), self._expire(), self.live_monitors.follow())
+        tasks = (self._watch(), self._expire(), self._count_scores(), self.live_monitors.follow())
         self._watching = [asyncio.create_task(each) for each in tasks]
 
     async def drain(self) -> None:
@@ -185,6 +206,7 @@ class App:
         await self.rpc.set_serving(False)
         self.engine.drain()
         self.autoencoders.drain()
+        self._alert_streams.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_grace_s):
                 await self.engine.wait_idle()
@@ -195,6 +217,9 @@ class App:
         """Ends whatever is left, the engine and the autoencoders."""
         await self._stop_watching()
         await self.rpc.stop(0)
+        await self._alert_streams.close()
+        await self.alerts.close()
+        await self.scores.flush()
         self.database.close()
         try:
             await self.autoencoders.close()
@@ -213,6 +238,14 @@ class App:
         while True:
             await asyncio.sleep(EXPIRE_S)
             await self._cells.expire()
+            with suppress(ActserveError):  # The database has said that it cannot be reached.
+                await self.alert_store.expire()
+                await self.scores.expire()
+
+    async def _count_scores(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            await self.scores.flush()
 
     async def _report_health(self) -> None:
         healthy, why = True, None

@@ -1,7 +1,7 @@
 """MonitorService: translates, nothing else."""
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 
 import grpc
 
@@ -13,6 +13,7 @@ from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.monitors.registry import ID
 from actserve_server.monitors.stored_monitors import NewMonitor, StoredMonitor
 from actserve_server.rpc import not_served
+from actserve_server.rpc.alert_calls import AlertCalls
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
     monitor_definitions,
@@ -40,6 +41,7 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         self._nlas = nlas
         self._parts = parts
         self._registry = parts.registry
+        self._alerts = AlertCalls(engine, parts.alert_store, parts.alert_streams, parts.alerts)
 
     async def CreateMonitor(  # noqa: N802
         self, request: pb.CreateMonitorRequest, context: grpc.aio.ServicerContext
@@ -105,6 +107,41 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
     ) -> AsyncGenerator[pb.ReplayMonitorsResponse, None]:
         raise not_served.refusal("MonitorService.ReplayMonitors")
         yield  # Makes this a stream.
+
+    async def GetMonitorScores(  # noqa: N802
+        self, request: pb.GetMonitorScoresRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetMonitorScoresResponse:
+        stored = await self._registry.get(self._tenant(), self._id(request.name))
+        scores = self._parts.scores
+        hours = await scores.of(stored)
+        return monitor_descriptions.scores(stored, hours, scores.drift(hours, stored.etag))
+
+    async def WatchAlerts(  # noqa: N802
+        self, request: pb.WatchAlertsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncGenerator[pb.WatchAlertsResponse, None]:
+        async with aclosing(self._alerts.watch(request)) as events:
+            async for event in events:
+                yield event
+
+    async def GetAlert(  # noqa: N802
+        self, request: pb.GetAlertRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetAlertResponse:
+        return await self._alerts.get(request)
+
+    async def ListAlerts(  # noqa: N802
+        self, request: pb.ListAlertsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListAlertsResponse:
+        return await self._alerts.list(request)
+
+    async def DecideAlert(  # noqa: N802
+        self, request: pb.DecideAlertRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DecideAlertResponse:
+        return await self._alerts.decide(request)
+
+    async def DeleteAlerts(  # noqa: N802
+        self, request: pb.DeleteAlertsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DeleteAlertsResponse:
+        return await self._alerts.delete(request)
 
     async def _updated(self, request: pb.UpdateMonitorRequest) -> StoredMonitor:
         tenant, monitor = self._tenant(), self._id(request.monitor.name)

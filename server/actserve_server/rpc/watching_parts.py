@@ -3,9 +3,12 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from actserve_server.monitors.alert_store import AlertStore
+from actserve_server.monitors.alert_streams import AlertStreams
+from actserve_server.monitors.alerts import StoredAlerts
+from actserve_server.monitors.drift import ScoreHours
 from actserve_server.monitors.live import LiveMonitors
 from actserve_server.monitors.registry import MonitorRegistry
-from actserve_server.monitors.watched import Alerts
 from actserve_server.rpc.requests.monitor_fields import MonitorRequest
 
 
@@ -15,7 +18,10 @@ class WatchingParts:
 
     registry: MonitorRegistry
     live: LiveMonitors[MonitorRequest]
-    alerts: Alerts
+scores: ScoreHours
+    alerts: StoredAlerts
+    alert_store: AlertStore
+    alert_streams: AlertStreams
     alert_text_tokens: int = 0
     """Up to the token of an alert, that it holds the text of; none if zero."""
     webhooks: Collection[str] = field(default_factory=tuple)

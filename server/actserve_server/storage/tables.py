@@ -209,6 +209,8 @@ alert_sequences = sa.Table(
     sa.Column("last", sa.BigInteger, nullable=False),
     # Up to here it is not known of which monitors alerts are gone.
     sa.Column("forgotten", sa.BigInteger, nullable=False),
+    # When the newest one was stored.
+    sa.Column("last_time_us", sa.BigInteger, nullable=False),
     sa.PrimaryKeyConstraint("tenant", "model_id"),
 )
 """How far the alerts of a tenant have come."""

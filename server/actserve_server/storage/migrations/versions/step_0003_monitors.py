@@ -96,6 +96,7 @@ def _alerts() -> None:
         sa.Column("before_first", sa.BigInteger, nullable=False),
         sa.Column("last", sa.BigInteger, nullable=False),
         sa.Column("forgotten", sa.BigInteger, nullable=False),
+        sa.Column("last_time_us", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("tenant", "model_id", name="pk_alert_sequences"),
     )
     op.create_table(
