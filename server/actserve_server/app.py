@@ -159,6 +159,7 @@ class App:
         self._alert_streams = AlertStreams(self.alert_store)
         self.alerts = StoredAlerts(self.alert_store, self._alert_streams)
         metrics.watch(self.engine, self.kept, self.database)
+        metrics.ENGINE_RESTARTS.labels(engine.info.id)  # At zero from the beginning.
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
         listening = _listening(settings)
         self._tokens = listening.tokens
