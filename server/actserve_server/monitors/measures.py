@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from actserve_server.monitors.watched import Level, Pause, Steer, Stop
+from actserve_server.monitors.watched import Level, Pause, Steer, Stop, Watcher
 
 MONITORS = 200
 """Monitors that have series of their own, the first ones seen since the server started."""
@@ -74,34 +74,42 @@ class _Names:
         self._known: set[str] = set()
         self._lock = threading.Lock()
 
-    def label(self, monitor: str) -> str:
+    def label(self, watcher: Watcher) -> str:
+        monitor = watcher.monitor
         if monitor in self._known:
             return monitor
         with self._lock:
             if len(self._known) >= self._room:
                 return OTHER
             self._known.add(monitor)
+        # At zero from the beginning, so that a rate over its first alert is right.
+        for level in watcher.levels:
+            _alerts(monitor, level)
         return monitor
 
 
 _names = _Names(MONITORS)
 
 
-def scored(monitor: str, tokens: int, seconds: float) -> None:
-    """Tokens were scored by a monitor (its resource name), which took so long."""
-    label = _names.label(monitor)
+def scored(watcher: Watcher, tokens: int, seconds: float) -> None:
+    """Tokens were scored, which took so long."""
+    label = _names.label(watcher)
     _TOKENS.labels(label).inc(tokens)
     _SECONDS.labels(label).inc(seconds)
 
 
-def sample_ended(monitor: str, score: float) -> None:
-    """A sample that was watched by a monitor ended with this score."""
-    _SCORES.labels(_names.label(monitor)).observe(score)
+def sample_ended(watcher: Watcher, score: float) -> None:
+    """A sample that was watched ended with this score."""
+    _SCORES.labels(_names.label(watcher)).observe(score)
 
 
-def alert_raised(monitor: str, level: Level) -> None:
+def alert_raised(watcher: Watcher, level: Level) -> None:
     """An alert was stored."""
-    _ALERTS.labels(_names.label(monitor), level.name.name.lower(), action_name(level)).inc()
+    _alerts(_names.label(watcher), level).inc()
+
+
+def _alerts(label: str, level: Level) -> Counter:
+    return _ALERTS.labels(label, level.name.name.lower(), action_name(level))
 
 
 def alerts_stored(count: int) -> None:
