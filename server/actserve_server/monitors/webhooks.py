@@ -10,11 +10,13 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 
+from actserve_server import logs
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.monitors import measures
 from actserve_server.monitors.measures import DeliveryEnd
@@ -132,12 +134,8 @@ class Webhooks:
                 self._woken.clear()
                 try:
                     await self.step()
-                except ActserveError as error:
-                    # The database has said so in the log; what is stored is there when it is.
-                    if error.reason is not Reason.STORE_UNREACHABLE:
-                        log.exception("webhooks")
-                except Exception:
-                    log.exception("webhooks")
+                except Exception as error:
+                    _tell(error)
                 await self._wait()
         finally:
             for task in self._tasks:
@@ -161,21 +159,16 @@ class Webhooks:
             await asyncio.wait(self._tasks)
 
     async def _wait(self) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(POLL_S):
                 await self._woken.wait()
-        except TimeoutError:
-            pass
 
     async def _deliver(self, delivery: Delivery) -> None:
         try:
             await self._attempt(delivery)
-        except ActserveError as error:
+        except Exception as error:
             # What came of it is not written down: it is made again once the lease is over.
-            if error.reason is not Reason.STORE_UNREACHABLE:
-                log.exception("webhook", alert=delivery.alert)
-        except Exception:
-            log.exception("webhook", alert=delivery.alert)
+            _tell(error)
         finally:
             self._under_way[delivery.url] -= 1
             self.wake()  # Its place is free.
@@ -216,3 +209,9 @@ class Webhooks:
     def _delay_s(self, attempts: int) -> float:
         delay = min(FIRST_DELAY_S * 2 ** (attempts - 1), MAX_DELAY_S)
         return delay * (1 + JITTER * (2 * self._chance() - 1))
+
+
+def _tell(error: Exception) -> None:
+    # That the database cannot be reached it has said itself.
+    if not isinstance(error, ActserveError) or error.reason is not Reason.STORE_UNREACHABLE:
+        log.error("webhooks", **logs.described(error))
