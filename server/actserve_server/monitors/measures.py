@@ -6,11 +6,12 @@ together.
 """
 
 import threading
+from collections.abc import Sequence
 from enum import StrEnum
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from actserve_server.monitors.watched import Level, Pause, Steer, Stop, Watcher
+from actserve_server.monitors.watched import Level, Pause, Steer, Stop, Watcher, WatcherScore
 
 MONITORS = 200
 """Monitors that have series of their own, the first ones seen since the server started."""
@@ -19,7 +20,7 @@ OTHER = "other"
 
 _SCORES = Histogram(
     "actserve_monitor_scores",
-    "Scores of samples that ended, once a sample.",
+    "The highest scores of samples that ended.",
     ("monitor",),
     buckets=(-10, -5, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 5, 10),
 )
@@ -66,7 +67,7 @@ class ExplanationEnd(StrEnum):
     FAILED = "failed"
 
 
-class _Names:
+class Names:
     """Which monitors have series of their own."""
 
     def __init__(self, room: int) -> None:
@@ -88,19 +89,22 @@ class _Names:
         return monitor
 
 
-_names = _Names(MONITORS)
+_names = Names(MONITORS)
 
 
-def scored(watcher: Watcher, tokens: int, seconds: float) -> None:
-    """Tokens were scored, which took so long."""
-    label = _names.label(watcher)
-    _TOKENS.labels(label).inc(tokens)
-    _SECONDS.labels(label).inc(seconds)
+def tokens_scored(scores: Sequence[WatcherScore], seconds: float) -> None:
+    """The tokens of a sample were scored by some monitors, which took so long together."""
+    for each in scores:
+        label = _names.label(each.watcher)
+        _TOKENS.labels(label).inc(each.tokens)
+        _SECONDS.labels(label).inc(seconds / len(scores))
 
 
-def sample_ended(watcher: Watcher, score: float) -> None:
-    """A sample that was watched ended with this score."""
-    _SCORES.labels(_names.label(watcher)).observe(score)
+def sample_ended(scores: Sequence[WatcherScore]) -> None:
+    """A sample that was watched ended by itself or by a monitor."""
+    for each in scores:
+        if each.tokens:
+            _SCORES.labels(_names.label(each.watcher)).observe(each.highest)
 
 
 def alert_raised(watcher: Watcher, level: Level) -> None:
