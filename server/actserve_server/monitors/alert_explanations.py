@@ -21,7 +21,7 @@ from actserve_server import logs
 from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.principals import account
-from actserve_server.domain.runs import Capture, Intervention, Rows, Run
+from actserve_server.domain.runs import Capture, Rows, Run
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import to_float32
 from actserve_server.engine.admission import AdmittedEngine
@@ -44,14 +44,12 @@ class RowToExplain:
     """Its id."""
     nla: str
     """The resource name of the NLA."""
-    token_ids: tuple[int, ...]
-    """Of the sequence, up to the token and with it."""
-    interventions: tuple[Intervention, ...] = ()
-    """By which the row was changed: those of the run."""
+    sequence: Run
+    """Runs the tokens up to that one again, which is its last, as they were run."""
 
     @property
     def position(self) -> int:
-        return len(self.token_ids) - 1
+        return len(self.sequence.token_ids) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,13 +159,9 @@ class AlertExplanations:
 
     async def _read(self, row: RowToExplain, site: Site) -> np.ndarray:
         """The row, float32 [width], as the model that was watched had it."""
-        run = Run(
-            id=f"explained-alert-{next(self._numbers)}",
-            token_ids=row.token_ids,
-            captures=(Capture((site,), Selection(Spans.of([row.position]))),),
-            # Those on later tokens have nothing to do here.
-            interventions=tuple(replace(each, allow_unused=True) for each in row.interventions),
-            tenant=row.tenant,
+        capture = Capture((site,), Selection(Spans.of([row.position])))
+        run = replace(
+            row.sequence, id=f"explained-alert-{next(self._numbers)}", captures=(capture,)
         )
         async with aclosing(self._engine.run(run)) as events:
             (rows,) = [event async for event in events if isinstance(event, Rows)]

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.operations import Add
 from actserve_server.domain.positions import Selection, Spans
-from actserve_server.domain.runs import Intervention
+from actserve_server.domain.runs import Intervention, Run
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.fake import FakeEngine
@@ -91,10 +91,11 @@ class Bench:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def row(alert: str = "a", tenant: str = "", nla: str = NLA, **changes: object) -> RowToExplain:
-    return RowToExplain(
-        **{"alert": alert, "tenant": tenant, "nla": nla, "token_ids": IDS, **changes}  # pyright: ignore[reportArgumentType]
-    )
+def row(
+    alert: str = "a", tenant: str = "", nla: str = NLA, changes: tuple[Intervention, ...] = ()
+) -> RowToExplain:
+    sequence = Run(id="watched", token_ids=IDS, interventions=changes, tenant=tenant)
+    return RowToExplain(alert=alert, tenant=tenant, nla=nla, sequence=sequence)
 
 
 async def test_the_row_of_the_token_is_explained_and_the_text_stored() -> None:
@@ -110,10 +111,9 @@ async def test_the_row_of_the_token_is_explained_and_the_text_stored() -> None:
 async def test_the_row_is_changed_as_it_was_in_the_call() -> None:
     vector = np.ones(16, np.float32)
     everywhere = Intervention((SITE,), Selection(Spans(((0, 10),))), Add(vector))
-    later = Intervention((SITE,), Selection(Spans(((4, 10),))), Add(vector))
     bench = Bench(ExplanationBudget())
     async with bench.running():
-        bench.explanations.offer(row(interventions=(everywhere, later)))
+        bench.explanations.offer(row(changes=(everywhere,)))
         await bench.explanations.idle()
     (found,) = bench.explainer.rows
     np.testing.assert_allclose(found, bench.engine.row(SITE, IDS) + vector, rtol=1e-6)
