@@ -28,6 +28,8 @@ AT_ONCE = 4
 POLL_S = 1.0
 """How late a delivery may be of which nobody here has told: one that is tried again, or whose
 replica has died."""
+COUNT_S = 10.0
+"""How late the metric may be of those that wait."""
 FIRST_DELAY_S = 5.0
 """After the first failure. Each later one takes twice as long, so that eight attempts are made
 within eleven minutes."""
@@ -47,25 +49,29 @@ log = structlog.get_logger("actserve.webhooks")
 class Delivery:
     """An attempt that this server has claimed."""
 
+    tenant: str
     alert: str
+    """Its id."""
+    name: str
     """Its resource name."""
     url: str
     attempts: int
     """This one included."""
+    lease: str
+    """What tells this claim from a later one."""
     body: bytes = field(repr=False)
     """The alert as JSON."""
     awaits_decision: bool = False
-    lease: str = ""
-    """What tells this claim from a later one."""
 
 
 class Deliveries(Protocol):
     """What is to be delivered, as all replicas store it. Methods raise STORE_UNREACHABLE."""
 
-    async def claim(self, places: Mapping[str, int], lease_s: float) -> Sequence[Delivery]:
-        """Of each of these addresses as many deliveries as it has places, those first that are due
-        longest. For so long nobody else is given them. Those to any other address are dead from
-        now on, for it is not allowed any more."""
+    async def claim(
+        self, places: Mapping[str, int], others: int, lease_s: float
+    ) -> Sequence[Delivery]:
+        """Of each of these addresses as many deliveries as it has places, and so many to any other
+        address, those first that are due longest. For so long nobody else is given them."""
         ...
 
     async def delivered(self, delivery: Delivery) -> None:
@@ -77,7 +83,7 @@ class Deliveries(Protocol):
         since."""
         ...
 
-    async def decide(self, alert: str, decision: Decision) -> None:
+    async def decide(self, delivery: Delivery, decision: Decision) -> None:
         """What the address said of the sample. The first decision holds; a later one is none."""
         ...
 
@@ -121,6 +127,7 @@ class Webhooks:
         self._under_way: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
+        self._counted = 0.0
 
     def wake(self) -> None:
         """There is something to deliver now."""
@@ -134,6 +141,7 @@ class Webhooks:
                 self._woken.clear()
                 try:
                     await self.step()
+                    await self._count()
                 except Exception as error:
                     _tell(error)
                 await self._wait()
@@ -145,13 +153,18 @@ class Webhooks:
 
     async def step(self) -> None:
         """Begins what is due and has a place."""
-        measures.deliveries_waiting(await self._deliveries.waiting())
         places = {url: AT_ONCE - self._under_way[url] for url in self._urls}
-        for delivery in await self._deliveries.claim(places, self._lease_s):
+        for delivery in await self._deliveries.claim(places, AT_ONCE, self._lease_s):
             self._under_way[delivery.url] += 1
             task = asyncio.create_task(self._deliver(delivery))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _count(self) -> None:
+        now = self._clock()
+        if now - self._counted >= COUNT_S:
+            measures.deliveries_waiting(await self._deliveries.waiting())
+            self._counted = now
 
     async def idle(self) -> None:
         """Returns once nothing is under way."""
@@ -174,10 +187,14 @@ class Webhooks:
             self.wake()  # Its place is free.
 
     async def _attempt(self, delivery: Delivery) -> None:
+        if delivery.url not in self._urls:
+            # Tried again, since another replica may be told of it already, or still.
+            await self._failed(delivery, "the server's operator does not allow the address")
+            return
         try:
             answer = await self._client.post(
                 delivery.url,
-                delivery.alert,
+                delivery.name,
                 delivery.body,
                 now_s=self._clock(),
                 awaits_decision=delivery.awaits_decision,
@@ -187,7 +204,7 @@ class Webhooks:
             return
         # First, since a sample waits for it, and since it would be lost with the server otherwise.
         if answer.decision is not None:
-            await self._deliveries.decide(delivery.alert, answer.decision)
+            await self._deliveries.decide(delivery, answer.decision)
         await self._deliveries.delivered(delivery)
         measures.delivery_ended(DeliveryEnd.DELIVERED)
 
@@ -200,7 +217,7 @@ class Webhooks:
         measures.delivery_ended(DeliveryEnd.DEAD)
         log.error(
             "webhook given up",
-            alert=delivery.alert,
+            alert=delivery.name,
             url=delivery.url,
             attempts=delivery.attempts,
             reason=error,
