@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -43,7 +43,9 @@ class RowToExplain:
     alert: str
     """Its id."""
     nla: str
-    """The resource name of the NLA."""
+    """The resource name of the NLA; empty for the only one of `sites`."""
+    sites: tuple[Site, ...]
+    """Which the monitor reads."""
     sequence: Run
     """Runs the tokens up to that one again, which is its last, as they were run."""
 
@@ -69,12 +71,15 @@ class ExplanationBudget:
 class RowExplainer(Protocol):
     """The NLAs of a server. Methods raise NLA_NOT_FOUND, and what else explaining does."""
 
-    def site(self, nla: str) -> Site:
-        """Where the rows come from that an NLA, by its resource name, explains."""
+    def site(self, nla: str, sites: Sequence[Site]) -> Site:
+        """Where the rows come from that an NLA, by its resource name, explains. Without a name it
+        is the only one of these sites."""
         ...
 
-    async def explain(self, nla: str, row: np.ndarray, position: int, tenant: str) -> str:
-        """What it says of a row, float32 [width]."""
+    async def explain(
+        self, nla: str, site: Site, row: np.ndarray, position: int, tenant: str
+    ) -> str:
+        """What it says of a row of that site, float32 [width]."""
         ...
 
 
@@ -152,9 +157,9 @@ class AlertExplanations:
                 self._queue.task_done()
 
     async def _explain(self, row: RowToExplain) -> None:
-        site = self._explainer.site(row.nla)
+        site = self._explainer.site(row.nla, row.sites)
         vector = await self._read(row, site)
-        text = await self._explainer.explain(row.nla, vector, row.position, row.tenant)
+        text = await self._explainer.explain(row.nla, site, vector, row.position, row.tenant)
         await self._store(row.tenant, row.alert, text[:MAX_TEXT])
 
     async def _read(self, row: RowToExplain, site: Site) -> np.ndarray:

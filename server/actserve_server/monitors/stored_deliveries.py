@@ -5,7 +5,7 @@ what came of it is written down only if nobody else has claimed it since.
 """
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -27,12 +27,14 @@ class StoredDeliveries:
         database: Database,
         model_id: str,
         store: AlertStore,
+        decide: Callable[[str, str, Decision], Awaitable[object]],
         to_json: Callable[[StoredAlert], bytes],
     ) -> None:
-        """`to_json` makes the body of a delivery."""
+        """`decide` is as `AlertStore.decide`; `to_json` makes the body of a delivery."""
         self._database = database
         self._model_id = model_id
         self._store = store
+        self._decide = decide
         self._to_json = to_json
 
     async def claim(
@@ -87,7 +89,7 @@ class StoredDeliveries:
 
     async def decide(self, delivery: Delivery, decision: Decision) -> None:
         try:
-            await self._store.decide(delivery.tenant, delivery.alert, decision)
+            await self._decide(delivery.tenant, delivery.alert, decision)
         except ActserveError as error:
             if error.reason not in (Reason.ALERT_DECIDED, Reason.RESOURCE_NOT_FOUND):
                 raise

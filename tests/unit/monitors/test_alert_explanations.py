@@ -1,7 +1,7 @@
 """Explanations of the rows that raised alerts, and their budget."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -44,12 +44,15 @@ class Explainer:
         """Two are explained at once."""
         self.text = text
 
-    def site(self, nla: str) -> Site:
-        if nla != NLA:
+    def site(self, nla: str, sites: Sequence[Site]) -> Site:
+        if nla != NLA or SITE not in sites:
             raise ActserveError(Reason.NLA_NOT_FOUND, "there is none", field=("nla",))
         return SITE
 
-    async def explain(self, nla: str, row: np.ndarray, position: int, tenant: str) -> str:
+    async def explain(
+        self, nla: str, site: Site, row: np.ndarray, position: int, tenant: str
+    ) -> str:
+        assert (nla, site) == (NLA, SITE)
         self.rows.append(row)
         self.running += 1
         self.most = max(self.most, self.running)
@@ -95,7 +98,7 @@ def row(
     alert: str = "a", tenant: str = "", nla: str = NLA, changes: tuple[Intervention, ...] = ()
 ) -> RowToExplain:
     sequence = Run(id="watched", token_ids=IDS, interventions=changes, tenant=tenant)
-    return RowToExplain(alert=alert, tenant=tenant, nla=nla, sequence=sequence)
+    return RowToExplain(alert=alert, tenant=tenant, nla=nla, sites=(SITE,), sequence=sequence)
 
 
 async def test_the_row_of_the_token_is_explained_and_the_text_stored() -> None:

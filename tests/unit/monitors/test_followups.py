@@ -11,10 +11,11 @@ from prometheus_client import REGISTRY
 
 from actserve_server.domain.runs import Run
 from actserve_server.monitors.alert_explanations import AlertExplanations, RowToExplain
-from actserve_server.monitors.followups import FollowUps
+from actserve_server.monitors.followups import FollowUps, trace
+from actserve_server.monitors.stored_alerts import NewAlert
 from actserve_server.monitors.watched import Crossing, Level, LevelName, Stop, WatchedCall
 from actserve_server.monitors.webhooks import Webhooks
-from tests.unit.monitors.watchers import watcher
+from tests.unit.monitors.watchers import NETWORK, watcher
 
 CALL = WatchedCall("vision", "fake", "c1", "user-7", "4bf92f3577b34da6a3ce929d0e0e4736")
 MONITOR = "models/fake/monitors/followed"
@@ -37,13 +38,17 @@ class Recorder:
         return True
 
 
+def crossing(**level: Any) -> Crossing:
+    raised = Level(LevelName.UPPER, 1.0, Stop(), **level)
+    return Crossing(watcher(MONITOR, raised), raised, 2.5, 2, 1, SECRET, SEQUENCE)
+
+
 def follow(**level: Any) -> Recorder:
     recorder = Recorder()
-    raised = Level(LevelName.UPPER, 1.0, Stop(), **level)
-    crossing = Crossing(watcher(MONITOR, raised), raised, 2.5, 2, 1, SECRET, SEQUENCE)
+    new = NewAlert(id="a1", call=CALL, crossing=crossing(**level), raised_at_us=1)
     FollowUps(
         webhooks=cast(Webhooks, recorder), explanations=cast(AlertExplanations, recorder)
-    ).stored(CALL, "a1", crossing)
+    ).stored([new])
     return recorder
 
 
@@ -62,6 +67,7 @@ def test_it_is_sent_where_the_level_has_a_webhook() -> None:
 def test_the_row_that_raised_it_is_explained_where_the_level_asks_for_it() -> None:
     (row,) = follow(explained_by="models/fake/nlas/tiny").offered
     assert (row.tenant, row.alert, row.nla) == ("vision", "a1", "models/fake/nlas/tiny")
+    assert row.sites == NETWORK.sites
     assert row.sequence is SEQUENCE
     assert row.position == 2
 
@@ -70,7 +76,7 @@ def test_it_is_an_event_of_the_span_of_its_call_without_its_text() -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with provider.get_tracer("test").start_as_current_span("call"):
-        follow()
+        trace("a1", crossing())
     (span,) = exporter.get_finished_spans()
     (event,) = span.events
     assert event.name == "alert"

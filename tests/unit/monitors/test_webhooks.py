@@ -60,7 +60,9 @@ class Bench:
             max_seconds=1e6,
             clock=lambda: self.now,
         )
-        self.deliveries = StoredDeliveries(self.database, "fake", self.alerts, to_json)
+        self.deliveries = StoredDeliveries(
+            self.database, "fake", self.alerts, self.alerts.decide, to_json
+        )
         addresses = {url: Address(url, KEY) for url in urls}
         self.client = WebhookClient(addresses, 5.0)
         self.webhooks = Webhooks(

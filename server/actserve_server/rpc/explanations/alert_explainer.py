@@ -1,5 +1,6 @@
 """What explains the rows that raised alerts: the NLAs that are served, as any call reaches them."""
 
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import numpy as np
@@ -21,11 +22,17 @@ class AlertExplainer:
         self._nlas = nlas
         self._info = info
 
-    def site(self, nla: str) -> Site:
+    def site(self, nla: str, sites: Sequence[Site]) -> Site:
+        if not nla:
+            fitting = [each for each in served_nlas.all_of(self._nlas) if each.site in sites]
+            if len(fitting) == 1:
+                return fitting[0].site
         return served_nlas.find(self._nlas, nla, self._info).site
 
-    async def explain(self, nla: str, row: np.ndarray, position: int, tenant: str) -> str:
-        found = served_nlas.find(self._nlas, nla, self._info)
+    async def explain(
+        self, nla: str, site: Site, row: np.ndarray, position: int, tenant: str
+    ) -> str:
+        found = served_nlas.find(self._nlas, nla, self._info, site)
         call = Call(principal=Principal(tenant=tenant, role=Role.READER))
         text = ""
         async with (
