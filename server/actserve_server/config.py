@@ -144,7 +144,7 @@ class Settings(BaseSettings):
         "after twice as long each time, before it is given up",
     )
     alert_explanations_at_once: PositiveInt = Field(
-        2, description="rows that raised alerts and are explained at once, where monitors ask for it"
+        2, description="rows explained at once of those that raised alerts, where monitors ask so"
     )
     alert_explanations_a_minute: int = Field(
         30, ge=0, description="the most of them that are explained in a minute; others are dropped"
