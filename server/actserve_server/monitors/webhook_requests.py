@@ -131,7 +131,6 @@ async def _decision(response: aiohttp.ClientResponse) -> Decision | None:
     while chunk := await response.content.read(MAX_ANSWER_BYTES + 1 - len(body)):
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
-            response.close()
             return None
     try:
         said: Any = json.loads(body)
