@@ -6,7 +6,8 @@ together.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -121,12 +122,11 @@ def alerts_stored(count: int) -> None:
     _STORED.set(count)
 
 
-def watcher_opened() -> None:
-    _WATCHERS.inc()
-
-
-def watcher_closed() -> None:
-    _WATCHERS.dec()
+@contextmanager
+def alert_watcher() -> Iterator[None]:
+    """A WatchAlerts call is open while the block runs."""
+    with _WATCHERS.track_inprogress():
+        yield
 
 
 def delivery_failed() -> None:

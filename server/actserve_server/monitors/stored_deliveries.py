@@ -28,9 +28,10 @@ class StoredDeliveries:
         model_id: str,
         store: AlertStore,
         decide: Callable[[str, str, Decision], Awaitable[object]],
-        to_json: Callable[[StoredAlert], bytes],
+        to_json: Callable[[StoredAlert, str], bytes],
     ) -> None:
-        """`decide` is as `AlertStore.decide`; `to_json` makes the body of a delivery."""
+        """`decide` is as `AlertStore.decide`; `to_json` makes the body of a delivery, of an alert
+        and its tenant."""
         self._database = database
         self._model_id = model_id
         self._store = store
@@ -113,7 +114,7 @@ class StoredDeliveries:
             url=row.webhook,
             attempts=row.delivery_attempts + 1,
             lease=lease,
-            body=self._to_json(alert),
+            body=self._to_json(alert, row.tenant),
             awaits_decision=alert.action is Action.PAUSE and alert.decision is None,
         )
 

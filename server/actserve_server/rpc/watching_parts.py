@@ -18,7 +18,7 @@ class WatchingParts:
 
     registry: MonitorRegistry
     live: LiveMonitors[MonitorRequest]
-scores: ScoreHours
+    scores: ScoreHours
     alerts: StoredAlerts
     alert_store: AlertStore
     alert_streams: AlertStreams

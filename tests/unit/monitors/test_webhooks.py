@@ -97,7 +97,8 @@ class Bench:
         self.database.close()
 
 
-def to_json(alert: StoredAlert) -> bytes:
+def to_json(alert: StoredAlert, tenant: str) -> bytes:
+    assert tenant == TENANT
     return json.dumps({"name": alert.id}).encode()
 
 
