@@ -1,5 +1,6 @@
 """The dashboard and the alert rules: Prometheus takes them, and a server tells all they name."""
 
+import contextlib
 import json
 import re
 import socket
@@ -16,8 +17,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from actserve.v1 import generation_service_pb2_grpc
+from actserve.v1 import generation_service_pb2_grpc, monitor_service_pb2_grpc
 from tests.contract.harness import fetch, generate
+from tests.contract.monitors import create
 from tests.contract.program import Program
 from tests.prometheus_server import Prometheus, program
 
@@ -115,31 +117,35 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("prometheus")
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         target = f"127.0.0.1:{free.getsockname()[1]}"
-    server = Program("--metrics-port", target.rpartition(":")[2], "--data-dir", str(folder / "db"))
+    port = target.rpartition(":")[2]
+    server = Program("--metrics-port", port, "--data-dir", str(folder / "data"))
     try:
-        assert server.port  # It serves.
-        prometheus = Prometheus(folder, target, RULES)
-        try:
-            with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            use(channel)
+            prometheus = Prometheus(folder, target, RULES)
+            try:
+                # Of the calls; and once more, so that there is a rate.
                 use(channel)
-            # Of the calls: what is scraped from now on has all of them.
-            prometheus.wait('sum(grpc_server_handled_total{grpc_method="Generate"}) >= 2')
-            prometheus.wait("rate(actserve_tokens_total[1m])")
-            with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as page:
-                yield Run(prometheus, page.read().decode())
-        finally:
-            prometheus.close()
+                prometheus.wait("sum(increase(actserve_alerts_total[1m])) > 0")
+                prometheus.wait("actserve_alerts_stored > 0")
+                with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as page:
+                    yield Run(prometheus, page.read().decode())
+            finally:
+                prometheus.close()
     finally:
         server.stop()
 
 
 def use(channel: grpc.Channel) -> None:
-    """Makes calls of each kind that the dashboard shows."""
+    """Makes calls of each kind that the dashboard shows, watched by a monitor that raises an alert
+    at each."""
+    monitors = monitor_service_pb2_grpc.MonitorServiceStub(channel)
+    with contextlib.suppress(grpc.RpcError):  # It is there already.
+        monitors.CreateMonitor(create("harm", upper={"threshold": -1e6}))
     stub = generation_service_pb2_grpc.GenerationServiceStub(channel)
-    for _ in stub.FetchActivations(fetch("hello")):
-        pass
-    for _ in stub.Generate(generate()):
-        pass
+    for call in (stub.FetchActivations(fetch("hello")), stub.Generate(generate())):
+        for _ in call:
+            pass
     with pytest.raises(grpc.RpcError):
         list(stub.Generate(generate(model="models/none")))
 

@@ -44,13 +44,13 @@ class AlertCalls:
                 resume_token=alert_tokens.write(tenant, info.id, place),
             )
         )
-        streamed = self._streams.watch(tenant, place, wanted)
-        async with aclosing(streamed) as events, measures.alert_watcher():
-            async for event in events:
-                if isinstance(event, LostAlerts):
-                    yield pb.WatchAlertsResponse(lost=pb.AlertsLost(alerts=event.count))
-                else:
-                    yield pb.WatchAlertsResponse(alert=self._to_wire(event))
+        with measures.alert_watcher():
+            async with aclosing(self._streams.watch(tenant, place, wanted)) as events:
+                async for event in events:
+                    if isinstance(event, LostAlerts):
+                        yield pb.WatchAlertsResponse(lost=pb.AlertsLost(alerts=event.count))
+                    else:
+                        yield pb.WatchAlertsResponse(alert=self._to_wire(event))
 
     async def get(self, request: pb.GetAlertRequest) -> pb.GetAlertResponse:
         stored = await self._store.get(self._tenant(), self._id(request.name))
