@@ -194,7 +194,7 @@ alerts = sa.Table(
     sa.UniqueConstraint("tenant", "model_id", "id"),
     sa.Index(None, "account", "raise_time_us"),
     sa.Index(None, "raise_time_us"),
-    sa.Index(None, "delivery_state", "delivery_due_us"),
+    sa.Index(None, "delivery_state", "webhook", "delivery_due_us"),
 )
 """Alerts by tenant, model and sequence."""
 
