@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-LEARNING_RATE = 1e-3
+MAX_RATE = 1e-2
+MIN_RATE = 1e-4
 WEIGHT_DECAY = 1e-2
 MAX_EPOCHS = 200
 PATIENCE = 10
@@ -70,6 +71,11 @@ class Sequences:
     def __len__(self) -> int:
         return len(self._ends)
 
+    @property
+    def width(self) -> int:
+        """Of the rows."""
+        return self._rows.shape[1]
+
     def batches(self, order: Sequence[int]) -> Iterator[list[int]]:
         """Numbers of sequences, in order, few enough to be run together."""
         batch: list[int] = []
@@ -115,7 +121,10 @@ def _descend(
     set_aside: Sequences,
     check: Callable[[], None],
 ) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    # A step moves every weight by about the rate, so that the number of a token changes by one or
+    # less, however wide rows are.
+    rate = min(MAX_RATE, max(MIN_RATE, 1 / given.width))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
     shuffling = torch.Generator().manual_seed(1)
     best, least, since = copy.deepcopy(model.state_dict()), np.inf, 0
     for _ in range(MAX_EPOCHS):

@@ -18,6 +18,8 @@ from actserve_server.monitors.fit_losses import example_losses, streamed_losses
 
 _SEED = 0
 """Of what parameters begin as."""
+_SMALL = 0.1
+"""Of the values of heads at first, which differ but say little."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +58,7 @@ def hidden_layer(
         sites,
         _float32(_numbers(last.weight)),
         hidden=Hidden(_float32(weights), _float32(bias)),
-        bias=float(last.bias),
+        bias=float(last.bias.detach()),
     )
 
 
@@ -74,7 +76,7 @@ def attention(
         sites,
         _float32(values),
         queries=_float32(queries),
-        bias=float(model.bias) + float(added.sum()),
+        bias=float(model.bias.detach()) + float(added.sum()),
     )
 
 
@@ -84,7 +86,7 @@ class _Heads(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.values = nn.Parameter(_seeded(width, heads).weight.detach())
+        self.values = nn.Parameter(_seeded(width, heads).weight.detach() * _SMALL)
         self.queries = nn.Parameter(torch.zeros(heads, width))
         self.bias = nn.Parameter(torch.zeros(()))
 

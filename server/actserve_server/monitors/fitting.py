@@ -16,6 +16,7 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.probe_networks import ProbeNetwork
 from actserve_server.domain.probes import Aggregator, Attention, Ema, ScoreReduction
 from actserve_server.domain.roc import auroc
+from actserve_server.domain.running_scores import RunningScores
 from actserve_server.domain.sites import Site
 from actserve_server.monitors import fit_linear
 from actserve_server.monitors.fit_data import Examples, FittedRows, Split
@@ -164,15 +165,15 @@ def score(
 
 
 def highest(network: ProbeNetwork, how: Aggregator, numbers: np.ndarray) -> float:
-    """Of a sequence whose tokens have these numbers, float32 [tokens, outputs]. Raises
-    TENSOR_NOT_FINITE."""
-    found = float(how.scores(numbers[:, 0]).max())
-    if not np.isfinite(found):
+    """Of a sequence whose tokens have these outputs of the network, float32 [tokens, outputs].
+    Raises TENSOR_NOT_FINITE."""
+    _, scores = RunningScores([(network, how)]).after(numbers)
+    if not np.isfinite(scores).all():
         raise ActserveError(
             Reason.TENSOR_NOT_FINITE,
             "the scores of the fitted probe are not finite; use another method, or other sites",
         )
-    return found
+    return float(scores.max())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
