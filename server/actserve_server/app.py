@@ -40,8 +40,10 @@ from actserve_server.monitors.alert_store import AlertStore
 from actserve_server.monitors.alert_streams import AlertStreams
 from actserve_server.monitors.alerts import StoredAlerts
 from actserve_server.monitors.drift import FLUSH_S, ScoreHours
+from actserve_server.monitors.fit_work import FitWork
 from actserve_server.monitors.live import LiveMonitors
 from actserve_server.monitors.registry import MonitorQuota, MonitorRegistry
+from actserve_server.monitors.stored_fits import StoredFits
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.attribution_selftest import prove_attribution
 from actserve_server.readouts.kept import KeptStore
@@ -158,6 +160,12 @@ class App:
         )
         self._alert_streams = AlertStreams(self.alert_store)
         self.alerts = StoredAlerts(self.alert_store, self._alert_streams)
+        self._fits = FitWork(
+            self.monitors,
+            StoredFits(self.database, engine.info.id),
+            max_bytes=settings.max_fit_bytes,
+            tenant_share=settings.tenant_share,
+        )
         metrics.watch(self.engine, self.kept, self.database)
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
         listening = _listening(settings)
@@ -170,6 +178,7 @@ class App:
             WatchingParts(
                 registry=self.monitors,
                 live=self.live_monitors,
+                fits=self._fits,
                 scores=self.scores,
                 alerts=self.alerts,
                 alert_store=self.alert_store,
@@ -207,6 +216,8 @@ class App:
         self.engine.drain()
         self.autoencoders.drain()
         self._alert_streams.drain()
+        # They may take hours, and their callers see that they have to be begun again.
+        await self._fits.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_grace_s):
                 await self.engine.wait_idle()
@@ -220,6 +231,7 @@ class App:
         await self._alert_streams.close()
         await self.alerts.close()
         await self.scores.flush()
+        await self._fits.close()
         self.database.close()
         try:
             await self.autoencoders.close()

@@ -112,7 +112,7 @@ def split(labels: Sequence[Label]) -> Split:
 
     Raises FIELD_INVALID where there are too few groups of a kind for every part to have one.
     """
-    groups = _group_numbers(labels)
+    groups = group_numbers(labels)
     is_positive = np.array([each.positive for each in labels])
     order = np.random.default_rng(0).permutation(int(groups.max()) + 1)
     everything = np.ones(len(labels), bool)
@@ -124,7 +124,8 @@ def split(labels: Sequence[Label]) -> Split:
     return Split(train, others[0], others[1], groups)
 
 
-def _group_numbers(labels: Sequence[Label]) -> np.ndarray:
+def group_numbers(labels: Sequence[Label]) -> np.ndarray:
+    """Which group each is of, int64 [n]."""
     known: dict[object, int] = {}
     # The number of an example is no text, so it is never the name of a group.
     return np.array(

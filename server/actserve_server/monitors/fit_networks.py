@@ -114,7 +114,7 @@ def _train(model: nn.Module, losses: Losses, given: Training) -> Scale:
 def _seeded(width: int, outputs: int) -> nn.Linear:
     """A layer that begins at random, the same each time, without touching torch's own generator,
     which others in the process may use."""
-    layer = nn.utils.skip_init(nn.Linear, width, outputs)
+    layer = nn.Linear(width, outputs, device="meta").to_empty(device="cpu")
     generator = torch.Generator().manual_seed(_SEED)
     bound = width**-0.5
     with torch.no_grad():

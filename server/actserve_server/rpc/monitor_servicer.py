@@ -1,6 +1,6 @@
 """MonitorService: translates, nothing else."""
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 
 import grpc
@@ -15,16 +15,24 @@ from actserve_server.monitors.stored_monitors import NewMonitor, StoredMonitor
 from actserve_server.rpc import not_served
 from actserve_server.rpc.alert_calls import AlertCalls
 from actserve_server.rpc.explanations.served_nlas import Nlas
+from actserve_server.rpc.monitor_fits import MonitorFit
 from actserve_server.rpc.requests import (
     monitor_definitions,
     monitor_fields,
     monitor_names,
     pages,
+    steering_vector_fields,
 )
+from actserve_server.rpc.requests.fit_fields import fit_request
 from actserve_server.rpc.requests.monitor_definitions import World
 from actserve_server.rpc.requests.request_ids import making_request
 from actserve_server.rpc.requests.vector_sources import Sources
-from actserve_server.rpc.responses import chunks, model_descriptions, monitor_descriptions
+from actserve_server.rpc.responses import (
+    chunks,
+    fit_messages,
+    model_descriptions,
+    monitor_descriptions,
+)
 from actserve_server.rpc.transport.calls import current_call
 from actserve_server.rpc.watching_parts import WatchingParts
 
@@ -65,7 +73,7 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         self, request: pb.GetMonitorRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetMonitorResponse:
         stored = await self._registry.get(self._tenant(), self._id(request.name))
-        return pb.GetMonitorResponse(monitor=self._to_wire(stored))
+        return pb.GetMonitorResponse(monitor=(await self._told([stored]))[0])
 
     async def ListMonitors(  # noqa: N802
         self, request: pb.ListMonitorsRequest, context: grpc.aio.ServicerContext
@@ -76,7 +84,7 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         if after and not ID.fullmatch(after):
             raise pages.not_ours()
         found = await self._registry.list(self._tenant(), after, size + 1)
-        page = list(chunks.fitting(map(self._to_wire, found[:size])))
+        page = list(chunks.fitting(await self._told(found[:size])))
         more = found[len(page) - 1].id if len(found) > len(page) else ""
         return pb.ListMonitorsResponse(monitors=page, next_page_token=pages.token(more))
 
@@ -93,14 +101,33 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         self, request: pb.DeleteMonitorRequest, context: grpc.aio.ServicerContext
     ) -> pb.DeleteMonitorResponse:
         current_call().principal.require(Role.EXPERIMENTER, "deleting monitors")
-        await self._registry.delete(self._tenant(), self._id(request.name), request.etag)
+        tenant, monitor = self._tenant(), self._id(request.name)
+        await self._registry.delete(tenant, monitor, request.etag)
+        await self._parts.fits.forget(tenant, monitor)
         await self._changed()
         return pb.DeleteMonitorResponse()
 
     async def FitMonitor(  # noqa: N802
         self, request: pb.FitMonitorRequest, context: grpc.aio.ServicerContext
     ) -> pb.FitMonitorResponse:
-        raise not_served.refusal("MonitorService.FitMonitor")
+        call, fits = current_call(), self._parts.fits
+        call.principal.require(Role.EXPERIMENTER, "fitting monitors")
+        info, tenant = self._engine.info, self._tenant()
+        model_descriptions.check_model(request.model, info, ("model",))
+        chosen = monitor_fields.new_id(request.monitor_id)
+        steering_vector_fields.labels(request.labels)
+        making = await making_request(request)
+        stored = await self._registry.made(tenant, making)
+        if stored is None:
+            fits.check_room(tenant)
+            asked = await fit_request(request, self._engine, tenant, fits.max_own_bytes(tenant))
+            fit = MonitorFit(
+                request, asked, self._engine, self._world(), self._sources.of(tenant), call
+            )
+            new = NewMonitor(id=chosen, definition=fit.begun, model_path=info.path)
+            stored = await self._registry.store(tenant, new, making)
+            await fits.begin(stored, asked.steps, asked.held_bytes, fit)
+        return pb.FitMonitorResponse(monitor=(await self._told([stored]))[0])
 
     async def ReplayMonitors(  # noqa: N802
         self, request: pb.ReplayMonitorsRequest, context: grpc.aio.ServicerContext
@@ -150,7 +177,7 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         tries = _TRIES
         while True:
             stored = await self._registry.get(tenant, monitor)
-            self._check_made(stored)
+            await self._check_made(stored)
             definition = await monitor_definitions.updated(
                 stored, request, self._world(), self._sources.of(tenant)
             )
@@ -171,11 +198,11 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         with suppress(ActserveError):
             await self._parts.live.refresh()
 
-    def _check_made(self, stored: StoredMonitor) -> None:
+    async def _check_made(self, stored: StoredMonitor) -> None:
         """Raises RESOURCE_NOT_READY while a monitor has no probe yet."""
         if stored.definition.resolved:
             return
-        state = self._to_wire(stored).fit.work.state
+        state = (await self._told([stored]))[0].fit.work.state
         raise ActserveError(
             Reason.RESOURCE_NOT_READY,
             f"the monitor {stored.id!r} has no probe yet, since it is still being fitted, or could "
@@ -185,6 +212,21 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
                 "state": work_pb2.WorkState.Name(state),
             },
         )
+
+    async def _told(self, every: Sequence[StoredMonitor]) -> Sequence[pb.Monitor]:
+        """Monitors for the wire, with how far those have come that are being made."""
+        told = [self._to_wire(stored) for stored in every]
+        made = [
+            stored
+            for stored, wire in zip(every, told, strict=True)
+            if wire.HasField("fit") and not fit_messages.is_over(wire.fit)
+        ]
+        if made:
+            known = await self._parts.fits.progress(self._tenant(), made)
+            for stored, wire in zip(every, told, strict=True):
+                if stored.id in known:
+                    fit_messages.tell(wire.fit, known[stored.id], current_call())
+        return told
 
     def _world(self) -> World:
         return World(info=self._engine.info, nlas=self._nlas, webhooks=self._parts.webhooks)
