@@ -2,17 +2,18 @@
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 
 import grpc
 
 from actserve.v1 import monitor_service_pb2 as pb
 from actserve.v1 import monitor_service_pb2_grpc, work_pb2
-from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.monitors.registry import ID
+from actserve_server.monitors.registry import ID, not_found
 from actserve_server.monitors.stored_monitors import NewMonitor, StoredMonitor
-from actserve_server.rpc import not_served
 from actserve_server.rpc.alert_calls import AlertCalls
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.monitor_fits import MonitorFit
@@ -25,17 +26,22 @@ from actserve_server.rpc.requests import (
 )
 from actserve_server.rpc.requests.fit_fields import fit_request
 from actserve_server.rpc.requests.monitor_definitions import World
+from actserve_server.rpc.requests.replayed_items import Replayed, ReplayedItems
 from actserve_server.rpc.requests.request_ids import making_request
 from actserve_server.rpc.requests.vector_sources import Sources
+from actserve_server.rpc.resource_names import monitor_id
 from actserve_server.rpc.responses import (
     chunks,
     fit_messages,
     model_descriptions,
     monitor_descriptions,
 )
+from actserve_server.rpc.responses.endings import usage
 from actserve_server.rpc.transport.calls import current_call
 from actserve_server.rpc.watching_parts import WatchingParts
 
+MAX_REPLAYED = 8
+"""Monitors that one replay scores by."""
 _TRIES = 8
 """Of an update, where others update the same monitor at the same time."""
 
@@ -132,8 +138,23 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
     async def ReplayMonitors(  # noqa: N802
         self, request: pb.ReplayMonitorsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.ReplayMonitorsResponse, None]:
-        raise not_served.refusal("MonitorService.ReplayMonitors")
-        yield  # Makes this a stream.
+        call, info = current_call(), self._engine.info
+        _check_replay(request, info)
+        if any(item.interventions for item in request.items):
+            call.principal.require(Role.EXPERIMENTER, "changing activations")
+        monitors = [
+            await self._replayed(name, ("monitors", index))
+            for index, name in enumerate(request.monitors)
+        ]
+        own = self._sources.of(self._tenant())
+        items = ReplayedItems(request, monitors, self._engine, own, self._nlas, call)
+        admitted = self._engine.enter(self._tenant(), checked=info)
+        yield pb.ReplayMonitorsResponse(started=pb.ReplayStarted(call_id=call.id))
+        parts = [partial(items.serve, index, admitted) for index in range(len(request.items))]
+        async with aclosing(admitted.merge(parts)) as events:
+            async for _, event in events:
+                yield event
+        yield pb.ReplayMonitorsResponse(finished=pb.ReplayFinished(usage=usage(call)))
 
     async def GetMonitorScores(  # noqa: N802
         self, request: pb.GetMonitorScoresRequest, context: grpc.aio.ServicerContext
@@ -192,13 +213,29 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
                 if error.reason is not Reason.ETAG_MISMATCH or etag or not tries:
                     raise
 
+    async def _replayed(self, name: str, field: FieldPath) -> Replayed:
+        """The monitor of that name, paused or not."""
+        monitor = monitor_names.monitor(name, self._engine.info, field)
+        live = await self._parts.live.find(self._tenant(), monitor)
+        if live is None or live.ready is None:  # It may have been fitted just now.
+            await self._parts.live.refresh()
+            live = await self._parts.live.find(self._tenant(), monitor)
+        if live is None:
+            raise not_found(name, field)
+        if live.ready is None:
+            if live.error is not None:
+                raise live.error
+            await self._check_made(live.stored, field)
+            raise _of_another_model(self._registry.name(monitor), field)
+        return Replayed(self._registry.name(monitor), live.stored.etag, live.ready)
+
     async def _changed(self) -> None:
         """What is stored has changed, and this server is to watch by that from now on."""
         # It was stored, and is followed once the database can be reached again.
         with suppress(ActserveError):
             await self._parts.live.refresh()
 
-    async def _check_made(self, stored: StoredMonitor) -> None:
+    async def _check_made(self, stored: StoredMonitor, field: FieldPath = ()) -> None:
         """Raises RESOURCE_NOT_READY while a monitor has no probe yet."""
         if stored.definition.resolved:
             return
@@ -207,6 +244,7 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
             Reason.RESOURCE_NOT_READY,
             f"the monitor {stored.id!r} has no probe yet, since it is still being fitted, or could "
             "not be; wait until its fit is done, or make another",
+            field=field,
             metadata={
                 "resource_name": self._registry.name(stored.id),
                 "state": work_pb2.WorkState.Name(state),
@@ -239,6 +277,47 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
 
     def _to_wire(self, stored: StoredMonitor) -> pb.Monitor:
         return monitor_descriptions.to_wire(stored, self._engine.info)
+
+
+def _of_another_model(name: str, field: FieldPath) -> ActserveError:
+    return ActserveError(
+        Reason.RESOURCE_NOT_READY,
+        "the monitor was stored for another checkpoint of the model than is served; make it again",
+        field=field,
+        metadata={"resource_name": name},
+    )
+
+
+def _check_replay(request: pb.ReplayMonitorsRequest, info: ModelInfo) -> None:
+    names = request.monitors
+    if not 1 <= len(names) <= MAX_REPLAYED:
+        raise ActserveError(
+            Reason.FIELD_INVALID if names else Reason.FIELD_REQUIRED,
+            f"{len(names)} monitors are named; name from 1 to {MAX_REPLAYED}",
+            field=("monitors",),
+            metadata={"monitors": len(names), "limit": MAX_REPLAYED} if names else None,
+        )
+    for index, name in enumerate(names):
+        earlier = [monitor_id(each, info) for each in names[:index]]
+        if (this := monitor_id(name, info)) is not None and this in earlier:
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                f"the monitor {this!r} is named twice, as {earlier.index(this)} and {index}; name "
+                "it once",
+                field=("monitors", index),
+            )
+    count, limit = len(request.items), info.limits.max_items
+    if not count:
+        raise ActserveError(
+            Reason.FIELD_REQUIRED, "the request has no items; send one", field=("items",)
+        )
+    if count > limit:
+        raise ActserveError(
+            Reason.TOO_MANY_ITEMS,
+            f"{count} items were sent, but a call may have at most {limit}; make several calls",
+            field=("items",),
+            metadata={"items": count, "limit": limit},
+        )
 
 
 @contextmanager
