@@ -38,7 +38,7 @@ MIN_OF_A_KIND = 4
 MAX_GROUP_BYTES = 256
 HIDDEN_UNITS = 64
 HEADS = 10
-UPPER_FALSE_POSITIVES = 0.001
+UPPER_FALSE_POSITIVES = float(np.float32(0.001))
 
 _MEAN_BYTES = 40
 """For each number of the mean rows: copies in float64, whole and scaled."""
