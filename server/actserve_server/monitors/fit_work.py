@@ -97,7 +97,7 @@ class FitJob:
         except asyncio.CancelledError:
             self.cancel()
             # What it holds is free once the thread has seen that.
-            await asyncio.wait([future])
+            await asyncio.gather(future, return_exceptions=True)
             raise
 
 
