@@ -43,10 +43,12 @@ from actserve_server.monitors.alert_store import AlertStore
 from actserve_server.monitors.alert_streams import AlertStreams
 from actserve_server.monitors.alerts import StoredAlerts
 from actserve_server.monitors.drift import FLUSH_S, ScoreHours
+from actserve_server.monitors.fit_work import FitWork
 from actserve_server.monitors.followups import FollowUps
 from actserve_server.monitors.live import LiveMonitors
 from actserve_server.monitors.registry import MonitorQuota, MonitorRegistry
 from actserve_server.monitors.stored_deliveries import StoredDeliveries
+from actserve_server.monitors.stored_fits import StoredFits
 from actserve_server.monitors.webhook_addresses import Address
 from actserve_server.monitors.webhook_requests import WebhookClient
 from actserve_server.monitors.webhooks import Webhooks
@@ -168,6 +170,12 @@ class App:
         )
         self._alert_streams = AlertStreams(self.alert_store)
         self.alerts = StoredAlerts(self.alert_store, self._alert_streams)
+        self._fits = FitWork(
+            self.monitors,
+            StoredFits(self.database, engine.info.id),
+            max_bytes=settings.max_fit_bytes,
+            tenant_share=settings.tenant_share,
+        )
         metrics.watch(self.engine, self.kept, self.database)
         metrics.ENGINE_RESTARTS.labels(engine.info.id)  # At zero from the beginning.
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
@@ -207,6 +215,7 @@ class App:
             WatchingParts(
                 registry=self.monitors,
                 live=self.live_monitors,
+                fits=self._fits,
                 scores=self.scores,
                 alerts=self.alerts,
                 alert_store=self.alert_store,
@@ -249,6 +258,8 @@ class App:
         self.engine.drain()
         self.autoencoders.drain()
         self._alert_streams.drain()
+        # They may take hours, and their callers see that they have to be begun again.
+        await self._fits.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_grace_s):
                 await self.engine.wait_idle()
@@ -263,6 +274,7 @@ class App:
         await self._alert_streams.close()
         await self.alerts.close()
         await self.scores.flush()
+        await self._fits.close()
         self.database.close()
         try:
             await self.autoencoders.close()

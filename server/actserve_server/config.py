@@ -243,6 +243,11 @@ class Settings(BaseSettings):
     max_alerts: PositiveInt = Field(
         1_000_000, description="alerts that are stored; the oldest go first"
     )
+    max_fit_bytes: int = Field(
+        4 << 30,
+        ge=0,
+        description="bytes of rows in memory that fits of monitors work with, all together",
+    )
     max_alert_seconds: PositiveInt = Field(
         30 * 24 * 3600, description="seconds for which alerts are stored"
     )
