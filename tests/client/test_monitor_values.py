@@ -223,7 +223,7 @@ def test_a_report_that_is_not_there_yet_cannot_be_drawn() -> None:
 def test_a_history_is_drawn_by_hour_the_oldest_first() -> None:
     history = made.history(("a", "b", "c"))
     ax: Any = history.plot()
-    assert [each.get_text() for each in ax.get_yticklabels()] == ["from 1", "from 0", "below 0"]
+    assert [each.get_text() for each in ax.get_yticklabels()] == ["≥1", "≥0", "<0"]
     shares = ax.images[0].get_array()
     assert shares[:, 0].tolist() == [1 / 5, 2 / 5, 2 / 5]  # Of the oldest, which has counts 2 2 1.
     with pytest.raises(ValueError, match="nothing was watched"):

@@ -69,7 +69,7 @@ def plot_history(history: "ScoreHistory", ax: "Axes | None") -> "Axes":
     counts = history.counts[::-1].T.astype(np.float64)
     shares = counts / np.maximum(counts.sum(axis=0), 1)
     edges = [f"{edge:.3g}" for edge in history.edges]
-    rows = [f"below {edges[0]}" if edges else "any", *(f"from {edge}" for edge in edges)]
+    rows = [f"<{edges[0]}" if edges else "any", *(f"≥{edge}" for edge in edges)]
     scale = magnitude("share of the samples of an hour", 0.0, 1.0)
     times = [f"{hour.start_time:%m-%d %H:%M}" for hour in hours]
     ax = heat_map(ax, shares[::-1], scale, rows[::-1], times)
