@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import actserve
 from actserve import Add, Level, Pause, Stop
+from actserve.alerts import alert_from_proto
 from actserve.cli import top
 from actserve.cli.metrics_page import Page, parsed
 from actserve.cli.monitor_levels import read_level
@@ -311,7 +311,7 @@ def page() -> Iterator[str]:
             self.end_headers()
             self.wfile.write(PAGE.encode())
 
-        def log_message(self, *_: object) -> None: ...
+        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -357,7 +357,7 @@ def test_top_works_without_metrics_and_says_what_it_cannot_see(run: Run, model: 
 def test_rates_are_of_the_last_minutes_alone() -> None:
     seen = top.Seen()
     assert seen.recent("rude") == []
-    old = actserve.alerts.alert_from_proto(alert(1))
+    old = alert_from_proto(alert(1))
     seen.alerts = [old]
     assert seen.recent("rude") == []
     seen.time = old.raise_time
