@@ -140,12 +140,11 @@ def replay_card(replay: "Replay") -> Card:
 
 
 def _qualities(qualities: "Mapping[str, Quality]") -> Table:
-    columns = ("", "positive", "negative", "AUROC", "95%", "log AUROC", "at 1%", "at 0.1%")
+    columns = ("", "examples", "AUROC", "95%", "log AUROC", "at 1%", "at 0.1%")
     rows = tuple(
         (
             Cell(name),
-            Cell(str(each.positives)),
-            Cell(str(each.negatives)),
+            Cell(f"{each.positives} positive, {each.negatives} negative"),
             Cell(f"{each.auroc:.3f}"),
             Cell(f"{each.interval[0]:.3f}–{each.interval[1]:.3f}"),
             Cell(f"{each.log_auroc:.3f}"),
