@@ -96,15 +96,20 @@ final class Methods {
           client.updateSteeringVector(read(json, UpdateSteeringVectorRequest.newBuilder()).build());
       case "DeleteSteeringVector" ->
           client.deleteSteeringVector(read(json, DeleteSteeringVectorRequest.newBuilder()).build());
-      case "CreateMonitor" -> client.createMonitor(read(json, CreateMonitorRequest.newBuilder()).build());
+      case "CreateMonitor" ->
+          client.createMonitor(read(json, CreateMonitorRequest.newBuilder()).build());
       case "GetMonitor" -> client.getMonitor(read(json, GetMonitorRequest.newBuilder()).build());
-      case "UpdateMonitor" -> client.updateMonitor(read(json, UpdateMonitorRequest.newBuilder()).build());
-      case "DeleteMonitor" -> client.deleteMonitor(read(json, DeleteMonitorRequest.newBuilder()).build());
+      case "UpdateMonitor" ->
+          client.updateMonitor(read(json, UpdateMonitorRequest.newBuilder()).build());
+      case "DeleteMonitor" ->
+          client.deleteMonitor(read(json, DeleteMonitorRequest.newBuilder()).build());
       case "FitMonitor" -> client.fitMonitor(read(json, FitMonitorRequest.newBuilder()).build());
-      case "GetMonitorScores" -> client.getMonitorScores(read(json, GetMonitorScoresRequest.newBuilder()).build());
+      case "GetMonitorScores" ->
+          client.getMonitorScores(read(json, GetMonitorScoresRequest.newBuilder()).build());
       case "GetAlert" -> client.getAlert(read(json, GetAlertRequest.newBuilder()).build());
       case "DecideAlert" -> client.decideAlert(read(json, DecideAlertRequest.newBuilder()).build());
-      case "DeleteAlerts" -> client.deleteAlerts(read(json, DeleteAlertsRequest.newBuilder()).build());
+      case "DeleteAlerts" ->
+          client.deleteAlerts(read(json, DeleteAlertsRequest.newBuilder()).build());
       default -> throw unknown(method);
     };
   }

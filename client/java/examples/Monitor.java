@@ -67,7 +67,8 @@ public final class Monitor {
                           MonitorLevel.newBuilder().setThreshold((float) halfway).setFlag(true))
                       .setWatch(MonitorWatch.newBuilder().setNamedOnly(true)))
               .build();
-      String name = client.createMonitor(request).getMonitor().getName(); // models/.../monitors/mood
+      String name =
+          client.createMonitor(request).getMonitor().getName(); // models/.../monitors/mood
       // [/sample]
       AlertFilter filter = AlertFilter.newBuilder().addMonitors(name).build();
       watch(client, name, filter);
@@ -112,8 +113,6 @@ public final class Monitor {
     String level = alert.getLevel() == AlertLevel.ALERT_LEVEL_LOWER ? "lower" : "upper";
     return "%s, %s at token %d"
         .formatted(
-            level,
-            String.format(Locale.ROOT, "%.2f", alert.getScore()),
-            alert.getPosition());
+            level, String.format(Locale.ROOT, "%.2f", alert.getScore()), alert.getPosition());
   }
 }

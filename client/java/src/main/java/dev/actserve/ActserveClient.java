@@ -644,7 +644,9 @@ public final class ActserveClient implements AutoCloseable {
 
   /** As {@link #createMonitor}. */
   public CompletableFuture<CreateMonitorResponse> createMonitorAsync(CreateMonitorRequest request) {
-    return Calls.unary(channel, MonitorServiceGrpc.getCreateMonitorMethod(),
+    return Calls.unary(
+        channel,
+        MonitorServiceGrpc.getCreateMonitorMethod(),
         request.getRequestId().isEmpty()
             ? request.toBuilder().setRequestId(newId()).build()
             : request);
@@ -700,8 +702,8 @@ public final class ActserveClient implements AutoCloseable {
   }
 
   /**
-   * Begins to make a monitor of labelled examples; {@link #waitForMonitor} waits for it. Its
-   * {@code request_id} is as that of {@link #createSteeringVector}.
+   * Begins to make a monitor of labelled examples; {@link #waitForMonitor} waits for it. Its {@code
+   * request_id} is as that of {@link #createSteeringVector}.
    */
   public FitMonitorResponse fitMonitor(FitMonitorRequest request) {
     return Calls.await(fitMonitorAsync(request));
@@ -709,7 +711,9 @@ public final class ActserveClient implements AutoCloseable {
 
   /** As {@link #fitMonitor}. */
   public CompletableFuture<FitMonitorResponse> fitMonitorAsync(FitMonitorRequest request) {
-    return Calls.unary(channel, MonitorServiceGrpc.getFitMonitorMethod(),
+    return Calls.unary(
+        channel,
+        MonitorServiceGrpc.getFitMonitorMethod(),
         request.getRequestId().isEmpty()
             ? request.toBuilder().setRequestId(newId()).build()
             : request);
@@ -756,7 +760,8 @@ public final class ActserveClient implements AutoCloseable {
   }
 
   /** As {@link #getMonitorScores}. */
-  public CompletableFuture<GetMonitorScoresResponse> getMonitorScoresAsync(GetMonitorScoresRequest request) {
+  public CompletableFuture<GetMonitorScoresResponse> getMonitorScoresAsync(
+      GetMonitorScoresRequest request) {
     return Calls.unary(channel, MonitorServiceGrpc.getGetMonitorScoresMethod(), request);
   }
 

@@ -75,8 +75,7 @@ final class AlertsTest {
 
   /** Why a thread that reads alerts has ended. */
   private static CompletableFuture<ActserveException> reading(AlertStream alerts) {
-    return CompletableFuture.supplyAsync(
-        () -> assertThrows(ActserveException.class, alerts::next));
+    return CompletableFuture.supplyAsync(() -> assertThrows(ActserveException.class, alerts::next));
   }
 
   @Test
@@ -106,8 +105,7 @@ final class AlertsTest {
     AlertStream alerts = client.watchAlerts(WatchAlertsRequest.getDefaultInstance());
     CompletableFuture<ActserveException> thrown = new CompletableFuture<>();
     Thread thread =
-        new Thread(
-            () -> thrown.complete(assertThrows(ActserveException.class, alerts::next)));
+        new Thread(() -> thrown.complete(assertThrows(ActserveException.class, alerts::next)));
     thread.start();
     service.watched.await();
     thread.interrupt();
