@@ -105,7 +105,7 @@ isolation: setup ## Run the isolation test at length: 500 requests, three seeds,
 	  $(PY) -m pytest -s tests/integration/test_isolation.py $(ARGS)
 
 .PHONY: durability
-durability: setup ## Kill a server 200 times on each database while vectors are stored and deleted
+durability: setup ## Kill a server 200 times on each database while vectors and monitors are stored and deleted, and alerts raised
 	@DURABILITY_KILLS=$${DURABILITY_KILLS:-200} $(PY) -m pytest -s tests/contract/test_durability.py $(ARGS)
 
 .PHONY: load
