@@ -230,15 +230,17 @@ async def test_a_model_tells_why_attention_patterns_are_not_served(
         (FakeEngine(), [Tiny(ar=None)], {pb.FEATURE_RECONSTRUCT}),
         (FakeEngine(), [Tiny(av=None), Tiny(id="other", ar=None)], set()),
         (FakeEngine(attention_unserved="biased"), [Tiny()], {pb.FEATURE_ATTENTION}),
+        (FakeEngine(monitors_unserved="off by 1"), [Tiny()], {pb.FEATURE_MONITORS}),
     ],
-    ids=["no NLA", "no AV", "no AR", "an AR and another's AV", "no attention"],
+    ids=["no NLA", "no AV", "no AR", "an AR and another's AV", "no attention", "no monitors"],
 )
 async def test_a_feature_is_left_out_where_the_model_or_what_is_loaded_lacks_it(
     fake: FakeEngine, nlas: list[Tiny], lacking: set[int]
 ) -> None:
     async with serving(fake, *(nla.loaded() for nla in nlas)) as served:
         (model,) = (await served.models.ListModels(pb.ListModelsRequest())).models
-    able = {pb.FEATURE_ATTENTION, pb.FEATURE_EXPLAIN, pb.FEATURE_RECONSTRUCT}
+    halves = {pb.FEATURE_EXPLAIN, pb.FEATURE_RECONSTRUCT}
+    able = {pb.FEATURE_ATTENTION, pb.FEATURE_MONITORS, *halves}
     assert able - set(model.features) == lacking
 
 
