@@ -245,7 +245,8 @@ async def test_the_delivery_of_a_tenant_is_nothing_to_others(
 def test_a_webhook_file_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
     path = tmp_path / "webhooks.yaml"
     path.write_text(f"- {{url: nowhere, key: {KEY}}}")
-    settings = Settings(model="fake", port=0, metrics_port=0, webhooks=path)
+    options: dict[str, Any] = {"model": "fake", "port": 0, "metrics_port": 0, "webhooks": path}
+    settings = Settings(**options)
     with pytest.raises(ConfigError, match=r"webhooks: .*'nowhere' is no address") as refused:
         asyncio.run(app.serve(settings))
     assert KEY not in str(refused.value)
