@@ -25,16 +25,19 @@ class Logistic:
     bias: float
 
 
-def logistic_regression(rows: np.ndarray, is_positive: np.ndarray) -> Logistic:
-    """Of rows [n, width] of two kinds, at least one of each. Each column is brought to unit
-    variance first, and the penalty |w|^2 / 2 is of the weights of that; one that is the same in all
-    rows has the weight zero."""
+def logistic_regression(
+    rows: np.ndarray, is_positive: np.ndarray, deviations: np.ndarray | None = None
+) -> Logistic:
+    """Of rows [n, width] of two kinds, at least one of each. Each column is divided by its
+    deviation first, or by the one given, and the penalty |w|^2 / 2 is of the weights of that; one
+    that is the same in all rows has the weight zero."""
     rows = rows.astype(np.float64)
     largest, mean = np.abs(rows).max(axis=0), rows.mean(axis=0)
     rows -= mean
-    deviations = np.sqrt(np.einsum("nw,nw->w", rows, rows) / len(rows))
-    told = deviations > ROUNDING * largest
-    scale = np.divide(1.0, deviations, out=np.zeros_like(deviations), where=told)
+    own = np.sqrt(np.einsum("nw,nw->w", rows, rows) / len(rows))
+    told = own > ROUNDING * largest
+    divisors = own if deviations is None else np.maximum(own, deviations)
+    scale = np.divide(1.0, divisors, out=np.zeros_like(own), where=told)
     rows *= scale
     least = _least(rows, np.where(is_positive, 1.0, -1.0))
     weights, bias = least[:-1], least[-1]

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.logistic import ROUNDING
 from actserve_server.domain.tensors import ElementType, to_float32
 
 HELD_OUT = 0.25
@@ -58,10 +60,6 @@ class Examples:
             self.element_type,
         )
 
-    def relabelled(self, is_positive: np.ndarray) -> "Examples":
-        """The same with other labels."""
-        return Examples(self.rows, is_positive, self.groups, self.element_type)
-
     def counted(self, sites: Sequence[int], index: int) -> list[np.ndarray]:
         """The rows of an example that count for its score, site by site, float32."""
         each = self.rows[index]
@@ -87,9 +85,47 @@ class FittedRows(Sequence[np.ndarray]):
             axis=1,
         )
 
+    @cached_property
     def means(self) -> np.ndarray:
         """Of each example, float64 [n, width]."""
         return np.stack([each.mean(axis=0, dtype=np.float64) for each in self])
+
+    @cached_property
+    def scale(self) -> "Scale":
+        """Of all tokens."""
+        return Scale.of(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scale:
+    """What brings columns to unit variance: (x - mean) * factor; float64 [width]."""
+
+    mean: np.ndarray
+    deviations: np.ndarray
+    largest: np.ndarray
+    """The largest absolute value of each column."""
+
+    @staticmethod
+    def of(sequences: Sequence[np.ndarray]) -> "Scale":
+        """Over all rows of these."""
+        width, count = sequences[0].shape[1], sum(map(len, sequences))
+        mean = sum((rows.sum(axis=0, dtype=np.float64) for rows in sequences), np.zeros(width))
+        mean /= count
+        squares, largest = np.zeros(width), np.zeros(width)
+        for rows in sequences:
+            squares += np.square(rows - mean).sum(axis=0)
+            largest = np.maximum(largest, np.abs(rows).max(axis=0))
+        return Scale(mean, np.sqrt(squares / count), largest)
+
+    @property
+    def factor(self) -> np.ndarray:
+        """What columns are multiplied with: zero for one that is the same in all rows."""
+        told = self.deviations > ROUNDING * self.largest
+        return np.divide(1.0, self.deviations, out=np.zeros_like(self.mean), where=told)
+
+    def apply(self, rows: np.ndarray) -> np.ndarray:
+        """Scaled rows, float32."""
+        return ((rows - self.mean) * self.factor).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

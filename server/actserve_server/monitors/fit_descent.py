@@ -7,11 +7,12 @@ from generators of its own, from fixed seeds.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from actserve_server.monitors.fit_data import Scale
 
 MAX_RATE = 1e-2
 MIN_RATE = 1e-4
@@ -22,38 +23,8 @@ PATIENCE = 10
 BATCH_EXAMPLES = 32
 BATCH_TOKENS = 8192
 """Of a batch of more than one example."""
-ROUNDING = 1e-6
-"""A column whose deviation is a smaller part of its largest value than this is the same in all
-rows, and what rounding leaves of it must not be scaled up."""
-
 Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of the numbers of tokens [n, tokens, outputs], the lengths and the labels of n sequences."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scale:
-    """(x - mean) * factor, of each column; float64 [width]."""
-
-    mean: np.ndarray
-    factor: np.ndarray
-
-    @staticmethod
-    def of(sequences: Sequence[np.ndarray]) -> "Scale":
-        """What brings all rows of these to unit variance."""
-        width, count = sequences[0].shape[1], sum(map(len, sequences))
-        mean = sum((rows.sum(axis=0, dtype=np.float64) for rows in sequences), np.zeros(width))
-        mean /= count
-        squares, largest = np.zeros(width), np.zeros(width)
-        for rows in sequences:
-            squares += np.square(rows - mean).sum(axis=0)
-            largest = np.maximum(largest, np.abs(rows).max(axis=0))
-        deviations = np.sqrt(squares / count)
-        told = deviations > ROUNDING * largest
-        return Scale(mean, np.divide(1.0, deviations, out=np.zeros(width), where=told))
-
-    def apply(self, rows: np.ndarray) -> Tensor:
-        """Scaled rows, float32."""
-        return torch.from_numpy(((rows - self.mean) * self.factor).astype(np.float32))
 
 
 class Sequences:
@@ -64,7 +35,7 @@ class Sequences:
         self._rows = torch.empty(sum(lengths), rows[0].shape[1])
         self._ends = np.cumsum(lengths)
         for each, end in zip(rows, self._ends, strict=True):
-            self._rows[end - len(each) : end] = scale.apply(each)
+            self._rows[end - len(each) : end] = torch.from_numpy(scale.apply(each))
         self._lengths = torch.tensor(lengths)
         self._labels = torch.from_numpy(is_positive.astype(np.float32))
 

@@ -8,10 +8,14 @@ NOTHING = 1e-11
 """A difference of means that is no longer than this, beside them, is the rounding of float64."""
 
 
-def logistic(means: np.ndarray, is_positive: np.ndarray) -> tuple[np.ndarray, float]:
+def logistic(
+    means: np.ndarray, is_positive: np.ndarray, deviations: np.ndarray
+) -> tuple[np.ndarray, float]:
     """The w and b of the log odds w . x + b, by logistic regression on mean rows [n, width]; w is
-    zero if nothing tells them apart."""
-    found = logistic_regression(means, is_positive)
+    zero if nothing tells them apart. Columns are divided by their deviations over tokens and not
+    over examples, so that what varies from token to token, and but little in the mean, has little
+    weight: a score is read after a few tokens too."""
+    found = logistic_regression(means, is_positive, deviations)
     return found.weights, found.bias
 
 

@@ -3,7 +3,7 @@
 Training sees scaled rows; what comes back reads rows as they are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from actserve_server.domain.probe_networks import Hidden, ProbeNetwork
 from actserve_server.domain.probes import Aggregator
 from actserve_server.domain.sites import Site
-from actserve_server.monitors.fit_descent import Losses, Scale, Sequences, train
+from actserve_server.monitors.fit_data import FittedRows, Scale
+from actserve_server.monitors.fit_descent import Losses, Sequences, train
 from actserve_server.monitors.fit_losses import example_losses, streamed_losses
 
 _SEED = 0
@@ -24,12 +25,11 @@ _SMALL = 0.1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
-    """The rows of sequences, float32 [tokens, width], and their labels, to be fitted and to choose
-    by."""
+    """Sequences and their labels, to be fitted and to choose by."""
 
-    rows: Sequence[np.ndarray]
+    rows: FittedRows
     is_positive: np.ndarray
-    set_aside: Sequence[np.ndarray]
+    set_aside: FittedRows
     set_aside_is_positive: np.ndarray
     check: Callable[[], None]
     """Called before each step; may raise."""
@@ -100,7 +100,7 @@ def _of(how: Aggregator) -> Losses:
 
 
 def _train(model: nn.Module, losses: Losses, given: Training) -> Scale:
-    scale = Scale.of(given.rows)
+    scale = given.rows.scale
     train(
         model,
         losses,

@@ -5,7 +5,7 @@ or chosen by. Examples are scored by their highest score at any token that count
 raises an alert.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -130,7 +130,8 @@ def fit(examples: Examples, parts: Split, recipe: Recipe, progress: Progress) ->
         # What was set aside has chosen, and is fitted to as well. Training needs it to know when
         # to end.
         every = examples.part(np.sort(np.concatenate([parts.train, parts.set_aside])))
-        network = _probe(choice, every, set_aside, recipe, progress)
+        rows = FittedRows(every, choice)
+        network = _probe(choice, _Labelled(rows, every.is_positive), None, recipe, progress)
     if not network.values.any():
         raise ActserveError(
             Reason.TENSOR_DEGENERATE,
@@ -191,7 +192,10 @@ def _try(
     recipe: Recipe,
     progress: Progress,
 ) -> _Attempt:
-    network = _probe(choice, train, set_aside, recipe, progress)
+    given, other = (
+        _Labelled(FittedRows(each, choice), each.is_positive) for each in (train, set_aside)
+    )
+    network = _probe(choice, given, other, recipe, progress)
     scored = score(network, choice, set_aside, recipe.aggregator, progress)
     positive, negative = scored.positive, scored.negative
     deviation = np.sqrt((positive.var() + negative.var()) / 2)
@@ -211,58 +215,58 @@ def _shuffled(
     """The same with labels that are drawn at random, of what was fitted to."""
     rng = np.random.default_rng(2)
     every = []
+    rows = [(FittedRows(each, choice), each.is_positive) for each in (train, set_aside)]
     for _ in range(recipe.method.shuffles):
-        given, other = (
-            each.relabelled(rng.permutation(each.is_positive)) for each in (train, set_aside)
-        )
+        given, other = (_Labelled(each, rng.permutation(labels)) for each, labels in rows)
         network = _probe(choice, given, other, recipe, progress)
         every.append(score(network, choice, held_out, recipe.aggregator, progress))
         progress.step()
     return over_shuffles(every)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Labelled:
+    rows: FittedRows
+    is_positive: np.ndarray
+
+
 def _probe(
     choice: tuple[int, ...],
-    train: Examples,
-    set_aside: Examples,
+    given: _Labelled,
+    set_aside: _Labelled | None,
     recipe: Recipe,
     progress: Progress,
 ) -> ProbeNetwork:
+    """`set_aside` tells those that are trained when to end."""
     progress.check()
-    sites, rows = _sites(recipe, choice), FittedRows(train, choice)
+    sites, rows = _sites(recipe, choice), given.rows
     match recipe.method:
         case FitMethod.LOGISTIC:
-            return _linear(fit_linear.logistic, rows, train, sites)
+            deviations = rows.scale.deviations
+            return _linear(*fit_linear.logistic(rows.means, given.is_positive, deviations), sites)
         case FitMethod.MEAN_DIFFERENCE:
-            return _linear(fit_linear.mean_difference, rows, train, sites)
+            return _linear(*fit_linear.mean_difference(rows.means, given.is_positive), sites)
         case _:
             pass
     # Not before, since it takes torch, which the engine brings along and others do without.
     from actserve_server.monitors import fit_networks
 
-    given = fit_networks.Training(
-        rows,
-        train.is_positive,
-        FittedRows(set_aside, choice),
-        set_aside.is_positive,
-        progress.check,
+    assert set_aside is not None
+    training = fit_networks.Training(
+        rows, given.is_positive, set_aside.rows, set_aside.is_positive, progress.check
     )
     match recipe.method:
         case FitMethod.STREAMED:
-            return fit_networks.streamed(given, sites)
+            return fit_networks.streamed(training, sites)
         case FitMethod.MLP:
-            return fit_networks.hidden_layer(given, sites, recipe.hidden_units, recipe.aggregator)
+            return fit_networks.hidden_layer(
+                training, sites, recipe.hidden_units, recipe.aggregator
+            )
         case FitMethod.ATTENTION:
-            return fit_networks.attention(given, sites, recipe.heads, recipe.aggregator)
+            return fit_networks.attention(training, sites, recipe.heads, recipe.aggregator)
 
 
-def _linear(
-    method: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, float]],
-    rows: FittedRows,
-    examples: Examples,
-    sites: tuple[Site, ...],
-) -> ProbeNetwork:
-    weights, bias = method(rows.means(), examples.is_positive)
+def _linear(weights: np.ndarray, bias: float, sites: tuple[Site, ...]) -> ProbeNetwork:
     return ProbeNetwork(sites, weights[None].astype(np.float32), bias=bias)
 
 

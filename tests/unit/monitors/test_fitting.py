@@ -49,7 +49,7 @@ def examples(
     )
 
 
-def planted(count: int = 80, tokens: int = 20, size: float = 3.0) -> Examples:
+def planted(count: int = 80, tokens: int = 20, size: float = 6.0) -> Examples:
     """A direction in all tokens, at site 1 alone."""
     rng = np.random.default_rng(0)
     kinds = [number % 2 == 0 for number in range(count)]
@@ -104,7 +104,7 @@ def test_all_sites_may_be_read_side_by_side() -> None:
     found = fitted(given, recipe(FitMethod.LOGISTIC, all_sites=True))
     assert found.network.sites == SITES
     assert found.network.values.shape == (1, 3 * WIDTH)
-    spread = FittedRows(given, (0, 1, 2)).means().std(axis=0)
+    spread = FittedRows(given, (0, 1, 2)).means.std(axis=0)
     assert (found.network.values[0] * spread).argmax() == WIDTH + 3
     assert found.held_out.auroc == 1
     assert [each.sites for each in found.tried] == [SITES]

@@ -139,14 +139,14 @@ def _size(
             Reason.FIELD_INVALID,
             f"{name} is {size}, but only {of.name} has any; leave it unset",
             field=(name,),
-            metadata={name: size},
+            metadata={"size": size},
         )
     if size > limit:
         raise ActserveError(
             Reason.FIELD_INVALID,
             f"{name} is {size}; use at most {limit}",
             field=(name,),
-            metadata={name: size, "limit": limit},
+            metadata={"size": size, "limit": limit},
         )
     return size or usual
 
