@@ -46,7 +46,7 @@ from actserve_server.monitors.drift import FLUSH_S, ScoreHours
 from actserve_server.monitors.fit_work import FitWork
 from actserve_server.monitors.followups import FollowUps
 from actserve_server.monitors.live import LiveMonitors
-from actserve_server.monitors.registry import MonitorQuota, MonitorRegistry
+from actserve_server.monitors.monitor_registry import MonitorQuota, MonitorRegistry
 from actserve_server.monitors.stored_deliveries import StoredDeliveries
 from actserve_server.monitors.stored_fits import StoredFits
 from actserve_server.monitors.webhook_addresses import Address

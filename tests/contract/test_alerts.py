@@ -372,8 +372,7 @@ async def test_a_decision_reaches_the_sample_that_waits(served: Served, decision
     waiting = asyncio.create_task(served.app.alerts.decision(call(), alert, PAUSE))
     answered = await decide(served, alert, decision)
     assert answered.alert.decision == decision
-    expected = {CONTINUE: Decision.CONTINUE, STOP: Decision.STOP}[decision]
-    assert await waiting is expected
+    assert await waiting is (Decision.CONTINUE if decision == CONTINUE else Decision.STOP)
 
 
 async def test_a_decision_may_be_made_on_another_replica(store: dict[str, str]) -> None:

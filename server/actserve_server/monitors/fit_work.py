@@ -17,7 +17,7 @@ import structlog
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import account
-from actserve_server.monitors.registry import MonitorRegistry
+from actserve_server.monitors.monitor_registry import MonitorRegistry
 from actserve_server.monitors.stored_fits import (
     HEARTBEAT_S,
     StoredFits,

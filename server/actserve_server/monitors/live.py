@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.engine.fair_threads import off_loop
-from actserve_server.monitors.registry import Key, MonitorRegistry
+from actserve_server.monitors.monitor_registry import Key, MonitorRegistry
 from actserve_server.monitors.stored_monitors import StoredMonitor
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from actserve.v1 import monitor_service_pb2_grpc
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.monitors.registry import ID
+from actserve_server.monitors.monitor_registry import ID
 from actserve_server.monitors.stored_monitors import NewMonitor, StoredMonitor
 from actserve_server.rpc.alert_calls import AlertCalls
 from actserve_server.rpc.explanations.served_nlas import Nlas

@@ -9,7 +9,7 @@ from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.monitors.registry import not_found
+from actserve_server.monitors.monitor_registry import not_found
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.fit_calls import FitCalls
 from actserve_server.rpc.requests import monitor_names

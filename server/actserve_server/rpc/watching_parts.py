@@ -9,7 +9,7 @@ from actserve_server.monitors.alerts import StoredAlerts
 from actserve_server.monitors.drift import ScoreHours
 from actserve_server.monitors.fit_work import FitWork
 from actserve_server.monitors.live import LiveMonitors
-from actserve_server.monitors.registry import MonitorRegistry
+from actserve_server.monitors.monitor_registry import MonitorRegistry
 from actserve_server.rpc.requests.monitor_fields import MonitorRequest
 
 

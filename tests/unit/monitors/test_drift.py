@@ -13,7 +13,7 @@ def test_thresholds_are_edges_and_edges_ascend(thresholds: tuple[float, ...]) ->
     assert edges.dtype == np.float32
     assert (np.diff(edges) > 0).all()
     assert np.isfinite(edges).all()
-    assert set(np.float32(thresholds)) <= set(edges)
+    assert set(np.array(thresholds, np.float32)) <= set(edges)
     assert len(edges) < 64
     assert np.array_equal(read_edges(write_edges(edges)), edges)
 

@@ -12,7 +12,7 @@ from actserve_server.domain.positions import PositionList, Positions, TokenIdPos
 from actserve_server.domain.probe_networks import ProbeNetwork
 from actserve_server.domain.probes import Aggregator
 from actserve_server.domain.prompts import TokenizedPrompt
-from actserve_server.monitors.registry import ID
+from actserve_server.monitors.monitor_registry import ID
 from actserve_server.monitors.watched import Level, LevelName, Pause, Steer, Stop, Watcher
 from actserve_server.rpc.explanations import served_nlas
 from actserve_server.rpc.explanations.served_nlas import Nlas

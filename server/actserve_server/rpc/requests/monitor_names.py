@@ -2,7 +2,7 @@
 
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
-from actserve_server.monitors import alert_store, registry
+from actserve_server.monitors import alert_store, monitor_registry
 from actserve_server.rpc.resource_names import alert_id, model_name, monitor_id
 
 
@@ -17,7 +17,7 @@ def monitor(name: str, info: ModelInfo, field: FieldPath) -> str:
         )
     found = monitor_id(name, info)
     if found is None:
-        raise registry.not_found(name, field)
+        raise monitor_registry.not_found(name, field)
     return found
 
 

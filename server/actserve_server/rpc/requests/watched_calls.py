@@ -10,7 +10,7 @@ from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.engine.fair_threads import off_loop
-from actserve_server.monitors import registry
+from actserve_server.monitors import monitor_registry
 from actserve_server.monitors.live import LiveMonitor, LiveMonitors
 from actserve_server.monitors.stored_monitors import StoredMonitor
 from actserve_server.monitors.watched import Watcher
@@ -140,7 +140,7 @@ async def _named(
 ) -> Live:
     live = await monitors.find(tenant, monitor)
     if live is None:
-        raise registry.not_found(name, at)
+        raise monitor_registry.not_found(name, at)
     if live.error is not None:
         raise live.error
     if live.ready is None:
