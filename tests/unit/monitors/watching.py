@@ -224,7 +224,7 @@ class Ahead(FakeEngine):
                 if len(tokens) == TOGETHER or isinstance(event, Finished):
                     if tokens:
                         yield _joined(tokens)
-                    for each in sorted(rows, key=lambda each: each.capture_index):
+                    for each in _rows_joined(rows):
                         yield each
                     tokens, rows = [], []
                 if isinstance(event, Finished):
@@ -243,6 +243,21 @@ def _joined(tokens: Sequence[Tokens]) -> Tokens:
         "".join(each.text for each in tokens),
         tuple(logprobs for each in tokens for logprobs in each.logprobs),
     )
+
+
+def _rows_joined(rows: Sequence[Rows]) -> list[Rows]:
+    """One for each site of each capture, in that order."""
+    by_site: dict[tuple[int, int], list[Rows]] = {}
+    for each in rows:
+        by_site.setdefault((each.capture_index, each.site_index), []).append(each)
+    return [
+        Rows(
+            *key,
+            np.concatenate([each.positions for each in of_site]),
+            np.concatenate([each.bits for each in of_site]),
+        )
+        for key, of_site in sorted(by_site.items())
+    ]
 
 
 async def outputs(engine: FakeEngine, run: Run, each: ProbeNetwork) -> np.ndarray:
