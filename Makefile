@@ -105,7 +105,7 @@ isolation: setup ## Run the isolation test at length: 500 requests, three seeds,
 	  $(PY) -m pytest -s tests/integration/test_isolation.py $(ARGS)
 
 .PHONY: durability
-durability: setup ## Kill a server 200 times on each database while vectors are stored and deleted
+durability: setup ## Kill a server 200 times on each database while vectors and monitors are stored and deleted, and alerts raised
 	@DURABILITY_KILLS=$${DURABILITY_KILLS:-200} $(PY) -m pytest -s tests/contract/test_durability.py $(ARGS)
 
 .PHONY: load
@@ -253,10 +253,13 @@ $(SETUP_STAMP):
 
 # Not a part of setup, since it installs on the system and takes root; `.ci/run` calls it.
 .PHONY: services
-services: ## Install what tests talk to: Debian's PostgreSQL (as root)
-	@test -n "$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null)" || { \
-		echo "make services: installing PostgreSQL"; \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; }
+services: ## Install what tests talk to: Debian's PostgreSQL and Prometheus (as root)
+	@missing=; \
+	test -n "$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null)" || missing="$$missing postgresql"; \
+	command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	test -z "$$missing" || { \
+		echo "make services: installing$$missing"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
 
 .PHONY: helm-tool
 helm-tool: $(HELM_STAMP) ## Build helm for the chart tests (a few minutes, once)

@@ -28,6 +28,7 @@ from bench.door import door_tables, measure_door
 from bench.explanations import explanation_tables, measure_explanations
 from bench.growth import growth_faults, growth_tables, measure_growth
 from bench.host import RUNS, host_tables, measure_host
+from bench.monitors import measure_monitors, monitor_tables
 from bench.named import measure_named, named_tables
 from bench.planning import measure_planning, planning_tables
 from bench.repeats import measure_repeats, repeat_tables
@@ -82,6 +83,10 @@ PARTS: Mapping[str, Part] = {
     ),
     "host": Part(
         lambda asked, log: asyncio.run(measure_host(asked.rounds, asked.runs, log)), host_tables
+    ),
+    "monitors": Part(
+        lambda asked, log: asyncio.run(measure_monitors(asked.options, asked.rounds, log)),
+        monitor_tables,
     ),
     "planning": Part(lambda asked, log: measure_planning(log), planning_tables),
     "growth": Part(

@@ -55,7 +55,7 @@ async def compare(
                 between = (before + after) / 2
                 progress.print(
                     f"round {number}: {load.name}, {mode}: {rate:.0f} tok/s, "
-                    f"{rate / between:.3f} of plain vLLM's {between:.0f}"
+                    f"{rate / between:.3f} of the base's {between:.0f}"
                 )
                 if number >= 0:
                     found[load.name, mode].base_rates.append(between)

@@ -27,10 +27,14 @@ NAMES = {
     **{
         f"Async{name}": name
         for name in (
+            "Alerts",
             "Base",
             "Client",
             "Explainer",
             "Keeping",
+            "MonitorFit",
+            "Monitoring",
+            "Monitors",
             "Runs",
             "Stream",
             "Studies",

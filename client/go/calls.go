@@ -167,7 +167,11 @@ func (c *calls) prepare(ctx context.Context, method string) (context.Context, co
 		method != actservev1.ModelService_ListModels_FullMethodName {
 		headers.Set(modelHeader, c.model)
 	}
-	return c.withDeadline(metadata.NewOutgoingContext(ctx, headers))
+	ctx = metadata.NewOutgoingContext(ctx, headers)
+	if method == actservev1.MonitorService_WatchAlerts_FullMethodName {
+		return context.WithCancel(ctx) // It is to last.
+	}
+	return c.withDeadline(ctx)
 }
 
 func (c *calls) withDeadline(ctx context.Context) (context.Context, context.CancelFunc) {

@@ -40,8 +40,8 @@ type Config struct {
 	// AllowPlaintextToken sends the token without TLS to other machines too, where the way is safe,
 	// such as a tunnel. Otherwise only loopback addresses get one.
 	AllowPlaintextToken bool
-	// Timeout is the deadline of each call, with all its attempts, where its context has none.
-	// DefaultTimeout when zero, none when negative.
+	// Timeout is the deadline of each call, with all its attempts, where its context has none; but for
+	// [Client.WatchAlerts]. DefaultTimeout when zero, none when negative.
 	Timeout time.Duration
 	// Model is the name of a model, models/{model}, for the header by which a proxy in front of
 	// several servers can choose one. No header when empty.
@@ -66,6 +66,7 @@ type Client struct {
 	explanations actservev1.ExplanationServiceClient
 	vectors      actservev1.SteeringVectorServiceClient
 	sweeps       actservev1.SweepServiceClient
+	monitors     actservev1.MonitorServiceClient
 }
 
 // New makes a client. It connects with the first call. The error is an [*Error]: INVALID_ARGUMENT
@@ -140,6 +141,7 @@ func New(config Config) (*Client, error) {
 		explanations: actservev1.NewExplanationServiceClient(conn),
 		vectors:      actservev1.NewSteeringVectorServiceClient(conn),
 		sweeps:       actservev1.NewSweepServiceClient(conn),
+		monitors:     actservev1.NewMonitorServiceClient(conn),
 	}, nil
 }
 

@@ -35,6 +35,13 @@ type Sample struct {
 	EndTokenID *uint32
 	// StopString is the text of SamplingParams.stop that ended it; empty if none did.
 	StopString string
+	// Monitor is the name of the monitor that ended it; empty if none did.
+	Monitor string
+	// Alerts are those that monitors have the call told of, as they were raised.
+	Alerts []*actservev1.Alert
+	// MonitorScores are of the monitors that watched it, as the request asks. [DecodeTensor] reads the
+	// scores as of each token.
+	MonitorScores []*actservev1.MonitorScore
 	// Readouts are by name.
 	Readouts Readouts
 	// Interventions are what each intervention did, in the order of the request.
@@ -88,6 +95,12 @@ func (c *generateCall) read(event *actservev1.GenerateResponse) error {
 	switch {
 	case event.GetTokens() != nil:
 		return c.addTokens(event.GetTokens())
+	case event.GetAlert() != nil:
+		sample, err := c.sample(event.GetAlert().GetSampleIndex())
+		if err == nil {
+			sample.Alerts = append(sample.Alerts, event.GetAlert())
+		}
+		return err
 	case event.GetSampleFinished() != nil:
 		return c.closeSample(event.GetSampleFinished())
 	case event.GetFinished() != nil:
@@ -177,6 +190,11 @@ func (c *generateCall) closeSample(closed *actservev1.SampleFinished) error {
 	sample.Text = sample.text.String()
 	sample.FinishReason = closed.GetReason()
 	sample.StopString = closed.GetStopString()
+	sample.Monitor = closed.GetMonitor()
+	sample.MonitorScores = closed.GetMonitorScores()
+	if err := c.checkScores(sample.MonitorScores); err != nil {
+		return err
+	}
 	if end, ok := closed.GetStoppedBy().(*actservev1.SampleFinished_EndTokenId); ok {
 		sample.EndTokenID = &end.EndTokenId
 	}
@@ -184,6 +202,25 @@ func (c *generateCall) closeSample(closed *actservev1.SampleFinished) error {
 	written := sample.Sample // A copy, so that what arrived can be freed.
 	c.result.Samples[closed.GetSampleIndex()] = &written
 	return checkReports(closed.GetInterventions(), len(c.request.GetInterventions()))
+}
+
+// checkScores tells whether scores were asked for, and are there of every monitor that the request names.
+func (c *generateCall) checkScores(scores []*actservev1.MonitorScore) error {
+	detail := c.request.GetScoreDetail()
+	asked := detail != actservev1.ScoreDetail_SCORE_DETAIL_UNSPECIFIED
+	scored := map[string]bool{}
+	for _, score := range scores {
+		if !asked || scored[score.GetMonitor()] {
+			return badResponse("sent a score of %s twice or unasked", score.GetMonitor())
+		}
+		scored[score.GetMonitor()] = true
+	}
+	for _, monitor := range c.request.GetMonitors() {
+		if asked && !scored[monitor] {
+			return badResponse("sent no score of %s", monitor)
+		}
+	}
+	return checkScores(scores, detail == actservev1.ScoreDetail_SCORE_DETAIL_TOKEN)
 }
 
 func (c *generateCall) finish(finished *actservev1.GenerateFinished) error {

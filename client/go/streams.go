@@ -74,6 +74,14 @@ func (c *Client) RunSweepStream(
 		func(event *actservev1.RunSweepResponse) bool { return event.GetFinished() != nil })
 }
 
+// ReplayMonitorsStream yields the scores of items as they are done, as FetchActivationsStream does.
+func (c *Client) ReplayMonitorsStream(
+	ctx context.Context, request *actservev1.ReplayMonitorsRequest,
+) iter.Seq2[*actservev1.ReplayMonitorsResponse, error] {
+	return events(ctx, request, c.monitors.ReplayMonitors,
+		func(event *actservev1.ReplayMonitorsResponse) bool { return event.GetFinished() != nil })
+}
+
 // opener is a method of a stub that answers with a stream.
 type opener[Request, Event any] func(
 	context.Context, *Request, ...grpc.CallOption,

@@ -16,8 +16,9 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NoReturn, TypeVar
 
 import structlog
@@ -36,21 +37,32 @@ from actserve_server.engine.selftest import self_test
 from actserve_server.engine.selftest_conditions import prove_conditions
 from actserve_server.engine.selftest_monitors import prove_monitors
 from actserve_server.engine.start_thread import is_starting
+from actserve_server.monitors import measures, webhook_addresses
+from actserve_server.monitors.alert_explanations import AlertExplanations, ExplanationBudget
 from actserve_server.monitors.alert_store import AlertStore
 from actserve_server.monitors.alert_streams import AlertStreams
 from actserve_server.monitors.alerts import StoredAlerts
 from actserve_server.monitors.drift import FLUSH_S, ScoreHours
+from actserve_server.monitors.fit_work import FitWork
+from actserve_server.monitors.followups import FollowUps
 from actserve_server.monitors.live import LiveMonitors
 from actserve_server.monitors.registry import MonitorQuota, MonitorRegistry
+from actserve_server.monitors.stored_deliveries import StoredDeliveries
+from actserve_server.monitors.stored_fits import StoredFits
+from actserve_server.monitors.webhook_addresses import Address
+from actserve_server.monitors.webhook_requests import WebhookClient
+from actserve_server.monitors.webhooks import Webhooks
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.attribution_selftest import prove_attribution
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.readout_selftest import prove_attention
+from actserve_server.rpc.explanations.alert_explainer import AlertExplainer
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
 from actserve_server.rpc.requests.kept_rows import KeptCache
 from actserve_server.rpc.requests.monitor_definitions import prepared
 from actserve_server.rpc.requests.vector_sources import Sources
+from actserve_server.rpc.responses import alert_messages
 from actserve_server.rpc.server import Listening, RpcServer, Tls
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
@@ -158,8 +170,41 @@ class App:
         )
         self._alert_streams = AlertStreams(self.alert_store)
         self.alerts = StoredAlerts(self.alert_store, self._alert_streams)
+        self._fits = FitWork(
+            self.monitors,
+            StoredFits(self.database, engine.info.id),
+            max_bytes=settings.max_fit_bytes,
+            tenant_share=settings.tenant_share,
+        )
         metrics.watch(self.engine, self.kept, self.database)
+        metrics.ENGINE_RESTARTS.labels(engine.info.id)  # At zero from the beginning.
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
+        addresses = _webhook_addresses(settings)
+        self._webhooks = Webhooks(
+            StoredDeliveries(
+                self.database,
+                engine.info.id,
+                self.alert_store,
+                self.alerts.decide,
+                partial(alert_messages.to_json, model_id=engine.info.id),
+            ),
+            WebhookClient(addresses, settings.webhook_timeout_s),
+            tuple(addresses),
+            timeout_s=settings.webhook_timeout_s,
+            max_attempts=settings.max_webhook_attempts,
+        )
+        self._explanations = AlertExplanations(
+            self.engine,
+            AlertExplainer(self.autoencoders, engine.info),
+            self.alert_store.explain,
+            ExplanationBudget(
+                at_once=settings.alert_explanations_at_once,
+                a_minute=settings.alert_explanations_a_minute,
+                share=settings.tenant_share,
+            ),
+        )
+        follow_ups = FollowUps(webhooks=self._webhooks, explanations=self._explanations)
+        self.alerts.listen(follow_ups.stored)
         listening = _listening(settings)
         self._tokens = listening.tokens
         self.rpc = RpcServer(
@@ -170,15 +215,18 @@ class App:
             WatchingParts(
                 registry=self.monitors,
                 live=self.live_monitors,
+                fits=self._fits,
                 scores=self.scores,
                 alerts=self.alerts,
                 alert_store=self.alert_store,
                 alert_streams=self._alert_streams,
                 alert_text_tokens=settings.alert_text_tokens,
+                webhooks=addresses,
             ),
             listening,
         )
         self._watching: Sequence[asyncio.Task[None]] = ()
+        self._following_up: Sequence[asyncio.Task[None]] = ()
         self._healthy: bool | None = None
 
     @property
@@ -199,6 +247,8 @@ class App:
         await self._report_health()
         tasks = (self._watch(), self._expire(), self._count_scores(), self.live_monitors.follow())
         self._watching = [asyncio.create_task(each) for each in tasks]
+        follow_ups = (self._webhooks.run(), self._explanations.run())
+        self._following_up = [asyncio.create_task(each) for each in follow_ups]
 
     async def drain(self) -> None:
         """Refuses new calls and returns when running ones have ended, or the grace has."""
@@ -208,6 +258,8 @@ class App:
         self.engine.drain()
         self.autoencoders.drain()
         self._alert_streams.drain()
+        # They may take hours, and their callers see that they have to be begun again.
+        await self._fits.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_grace_s):
                 await self.engine.wait_idle()
@@ -218,9 +270,11 @@ class App:
         """Ends whatever is left, the engine and the autoencoders."""
         await self._stop_watching()
         await self.rpc.stop(0)
+        await _end(self._following_up)
         await self._alert_streams.close()
         await self.alerts.close()
         await self.scores.flush()
+        await self._fits.close()
         self.database.close()
         try:
             await self.autoencoders.close()
@@ -245,6 +299,8 @@ class App:
 
     async def _count_scores(self) -> None:
         while True:
+            with suppress(ActserveError):  # As above.
+                measures.alerts_stored(await self.alert_store.count())
             await asyncio.sleep(FLUSH_S)
             await self.scores.flush()
 
@@ -265,10 +321,14 @@ class App:
             await self.rpc.set_serving(healthy)
 
     async def _stop_watching(self) -> None:
-        for task in self._watching:
-            task.cancel()
-        await asyncio.gather(*self._watching, return_exceptions=True)
+        await _end(self._watching)
         self._watching = ()
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def build(
@@ -320,6 +380,7 @@ async def serve(settings: Settings) -> None:
     logs.configure(settings.log_level)
     # All that can fail for a wrong option fails now, not after a minute of loading.
     listening = _listening(settings)
+    _webhook_addresses(settings)
     for port in (settings.port, settings.health_port):
         if port is not None:
             _check_port(settings.host, port)
@@ -490,6 +551,13 @@ def _listening(settings: Settings) -> Listening:
         tls=tls,
         tokens=tokens,
     )
+
+
+def _webhook_addresses(settings: Settings) -> Mapping[str, Address]:
+    try:
+        return webhook_addresses.read(settings.webhooks) if settings.webhooks else {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"webhooks: {error}") from None
 
 
 def _check_port(host: str, port: int) -> None:

@@ -128,6 +128,28 @@ class Settings(BaseSettings):
         "what others have run",
     )
 
+    webhooks: Path | None = Field(
+        None,
+        description="YAML list of the addresses that monitors may send alerts to, each with the "
+        "key by which they are signed; none when unset",
+    )
+    webhook_timeout_s: float = Field(
+        10.0, gt=0, le=300, description="seconds for a webhook to answer"
+    )
+    max_webhook_attempts: int = Field(
+        8,
+        ge=1,
+        le=20,
+        description="how often an alert is sent to a webhook that fails, after 5 seconds and then "
+        "after twice as long each time, before it is given up",
+    )
+    alert_explanations_at_once: PositiveInt = Field(
+        2, description="rows explained at once of those that raised alerts, where monitors ask so"
+    )
+    alert_explanations_a_minute: int = Field(
+        30, ge=0, description="the most of them that are explained in a minute; others are dropped"
+    )
+
     nla: tuple[NlaSource, ...] = Field(
         (),
         description="natural language autoencoder to load: the name of one that comes with the "
@@ -220,6 +242,11 @@ class Settings(BaseSettings):
     )
     max_alerts: PositiveInt = Field(
         1_000_000, description="alerts that are stored; the oldest go first"
+    )
+    max_fit_bytes: int = Field(
+        4 << 30,
+        ge=0,
+        description="bytes of rows in memory that fits of monitors work with, all together",
     )
     max_alert_seconds: PositiveInt = Field(
         30 * 24 * 3600, description="seconds for which alerts are stored"

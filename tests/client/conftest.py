@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
@@ -78,8 +79,16 @@ class Blocking:
         return self._iterate(self._client.sweep_iter(*args, **kwargs))
 
     @property
-    def vectors(self) -> "BlockingVectors":
-        return BlockingVectors(self)
+    def vectors(self) -> "BlockingPart":
+        return BlockingPart(self, self._client.vectors)
+
+    @property
+    def monitors(self) -> "BlockingPart":
+        return BlockingPart(self, self._client.monitors)
+
+    @property
+    def alerts(self) -> "BlockingPart":
+        return BlockingPart(self, self._client.alerts)
 
     def _iterate(self, events: Any) -> Generator[Any, None, None]:
         try:
@@ -90,19 +99,30 @@ class Blocking:
             self._run(events.aclose())
 
 
-class BlockingVectors:
-    """Its `vectors` behind the face of the blocking ones."""
+class BlockingPart:
+    """A part of it, such as its `vectors`, behind the face of the blocking one."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, part: Any) -> None:
         self._client = client
-        self._vectors = client._client.vectors
+        self._part = part
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._vectors, name)
-        return lambda *args, **kwargs: self._client._run(self._client._await(method, args, kwargs))
+        value = getattr(self._part, name)
+        if not inspect.iscoroutinefunction(value):
+            return value
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found = self._client._run(self._client._await(value, args, kwargs))
+            is_part = isinstance(found, actserve.AsyncMonitorFit)
+            return BlockingPart(self._client, found) if is_part else found
+
+        return call
 
     def list(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
-        return self._client._iterate(self._vectors.list(*args, **kwargs))
+        return self._client._iterate(self._part.list(*args, **kwargs))
+
+    def watch(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        return self._client._iterate(self._part.watch(*args, **kwargs))
 
 
 @pytest.fixture(params=["sync", "asyncio"])

@@ -14,24 +14,26 @@ from typing import Any
 import grpc
 import numpy as np
 
-from actserve.v1 import explanation_service_pb2 as explanation_pb2
-from actserve.v1 import explanation_service_pb2_grpc as explanation_grpc
-from actserve.v1 import generation_service_pb2 as pb
-from actserve.v1 import generation_service_pb2_grpc as generation_grpc
 from actserve.v1 import (
+    alert_pb2,
     intervention_pb2,
     model_service_pb2,
     readout_pb2,
     tensor_pb2,
 )
+from actserve.v1 import explanation_service_pb2 as explanation_pb2
+from actserve.v1 import explanation_service_pb2_grpc as explanation_grpc
+from actserve.v1 import generation_service_pb2 as pb
+from actserve.v1 import generation_service_pb2_grpc as generation_grpc
 from actserve.v1 import kept_activations_service_pb2 as kept_pb2
 from actserve.v1 import kept_activations_service_pb2_grpc as kept_grpc
 from actserve.v1 import model_service_pb2_grpc as model_grpc
+from actserve.v1 import monitor_service_pb2_grpc as monitor_grpc
 from actserve.v1 import steering_vector_service_pb2_grpc as vector_grpc
 from actserve.v1 import sweep_service_pb2_grpc as sweep_grpc
 from actserve.v1 import weight_service_pb2_grpc as weight_grpc
 
-from . import fake_explanations, fake_sweeps, fake_vectors, fake_weights
+from . import fake_explanations, fake_monitors, fake_sweeps, fake_vectors, fake_weights
 from .fake_prompts import tokenized
 from .fake_readouts import (
     WIDTH,
@@ -177,6 +179,7 @@ class Model:
         self.set_baseline = fake_explanations.set_baseline
         self.sweep: Callable[[Any], Events] = fake_sweeps.honest
         self.vectors = fake_vectors.Vectors()
+        self.monitors = fake_monitors.Monitors()
         self.weights: Callable[[Any], Events] = fake_weights.told
         self.before: Callable[[Any, grpc.ServicerContext], object] = lambda request, context: None
 
@@ -269,6 +272,28 @@ class Model:
                 interventions=reports(request.interventions, len(run)),
                 kept=self.keep(sample, readouts, length, run),
             )
+            if request.monitors:  # Which stop every sample but the first, after its last token.
+                closed.reason = pb.FINISH_REASON_MONITOR if sample else closed.reason
+                if sample:
+                    closed.monitor = request.monitors[0]
+            if request.score_detail:
+                each = request.score_detail == pb.SCORE_DETAIL_TOKEN
+                closed.monitor_scores.extend(
+                    fake_monitors.scored(name, len(run), each_token=each)
+                    for name in request.monitors
+                )
+            tokens += [
+                pb.GenerateResponse(
+                    alert=alert_pb2.Alert(
+                        monitor=name,
+                        sample_index=sample,
+                        level=alert_pb2.ALERT_LEVEL_LOWER,
+                        end_user=request.end_user,
+                        watched_call_id="r2",
+                    )
+                )
+                for name in request.monitors
+            ]
             events.append(
                 [
                     *merge([tokens, *chunks], self.order),
@@ -399,6 +424,27 @@ class VectorServicer(vector_grpc.SteeringVectorServiceServicer):
     MakeSteeringVector = CombineSteeringVectors = _answer
 
 
+class MonitorServicer(monitor_grpc.MonitorServiceServicer):
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def _answer(self, request: Any, context: Any) -> Any:
+        self.model.seen(request, context)
+        return self.model.monitors.answer(request, context)
+
+    CreateMonitor = GetMonitor = ListMonitors = UpdateMonitor = DeleteMonitor = _answer
+    FitMonitor = GetMonitorScores = _answer
+    GetAlert = ListAlerts = DecideAlert = DeleteAlerts = _answer
+
+    def WatchAlerts(self, request: Any, context: Any) -> Events:  # noqa: N802
+        self.model.seen(request, context)
+        yield from self.model.monitors.watch(request, context)
+
+    def ReplayMonitors(self, request: Any, context: Any) -> Events:  # noqa: N802
+        self.model.seen(request, context)
+        yield from self.model.monitors.replay(request)
+
+
 class SweepServicer(sweep_grpc.SweepServiceServicer):
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -506,6 +552,7 @@ def serving(model: Model) -> Iterator[str]:
     explanation_grpc.add_ExplanationServiceServicer_to_server(ExplanationServicer(model), server)
     kept_grpc.add_KeptActivationsServiceServicer_to_server(KeptServicer(model), server)
     model_grpc.add_ModelServiceServicer_to_server(ModelServicer(model), server)
+    monitor_grpc.add_MonitorServiceServicer_to_server(MonitorServicer(model), server)
     sweep_grpc.add_SweepServiceServicer_to_server(SweepServicer(model), server)
     vector_grpc.add_SteeringVectorServiceServicer_to_server(VectorServicer(model), server)
     weight_grpc.add_WeightServiceServicer_to_server(WeightServicer(model), server)

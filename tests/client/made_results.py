@@ -1,16 +1,19 @@
 """Results made by hand, as a small model with the tokens of SmolLM2 might give them."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import numpy as np
 
 from actserve import (
     Activations,
+    Aggregator,
     AttentionMap,
     Comparison,
     ExplainedText,
     Explanation,
+    FitReport,
+    FittedSites,
     Generation,
     HookPointSupport,
     InvalidRequest,
@@ -18,12 +21,20 @@ from actserve import (
     Limits,
     LogitLens,
     Model,
+    Monitor,
+    MonitorScore,
     PatchGrid,
+    Quality,
+    Replay,
+    ReplayedItem,
     Sampling,
     Score,
+    ScoreHistory,
+    ScoreHour,
     Site,
     SitePredictions,
     SteeringVector,
+    StoredLevel,
     StoredRow,
     StoredVector,
     Sweep,
@@ -33,6 +44,8 @@ from actserve import (
     TokenLogprobs,
     TopLogprob,
     Usage,
+    Watch,
+    Work,
 )
 from actserve._show.shown import Shown
 
@@ -286,6 +299,79 @@ def model(tokens: Sequence[str] = TOKENS) -> Model:
     )
 
 
+def quality(scores: int = 6) -> Quality:
+    return Quality(
+        positives=scores,
+        negatives=scores,
+        auroc=0.9,
+        interval=(0.8, 0.95),
+        log_auroc=0.5,
+        recall_at_1_percent=0.25,
+        recall_at_01_percent=0.0,
+        positive_scores=numbers(scores) * np.float32(2),
+        negative_scores=numbers(scores),
+    )
+
+
+def report(tokens: Sequence[str] = TOKENS) -> FitReport:
+    text = "".join(tokens)
+    return FitReport(
+        monitor=text,
+        work=Work("succeeded", 3, 3, InvalidRequest(text)),
+        method="logistic",
+        tried=tuple(FittedSites((token,), 0.75) for token in tokens),
+        held_out=quality(),
+        shuffled=quality(),
+        longer=None,
+        calibration_texts=7,
+    )
+
+
+def monitor(tokens: Sequence[str] = TOKENS) -> Monitor:
+    text = "".join(tokens)
+    return Monitor(
+        name=f"models/m/monitors/{text}",
+        kind="mlp",
+        sites=tuple(tokens),
+        aggregator=Aggregator(),
+        positions=text,
+        lower=StoredLevel(0.5, "", 0, None, False, True, None, text),
+        upper=None,
+        watch=Watch(end_users=tokens),
+        labels={text: text},
+        paused=False,
+        fit=report(tokens),
+        model_path=text,
+        create_time=datetime(2026, 1, 1, tzinfo=timezone.utc),
+        update_time=datetime(2026, 1, 1, tzinfo=timezone.utc),
+        etag="",
+    )
+
+
+def history(tokens: Sequence[str] = TOKENS) -> ScoreHistory:
+    first = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    hours = (
+        ScoreHour(first - timedelta(hours=at), "e", np.array([at, 2, 1]))
+        for at in range(len(tokens))
+    )
+    return ScoreHistory("".join(tokens), np.array([0.0, 1.0]), tuple(hours), 0.3)
+
+
+def replay(tokens: Sequence[str] = TOKENS) -> Replay:
+    text = "".join(tokens[:1])
+    names = (f"new {text}", f"old {text}")
+
+    def item(at: int) -> ReplayedItem:
+        told = {
+            name: MonitorScore(name, 3, 0.1 * which, 0.2 * at, 1, ("", "upper")[which])
+            for which, name in enumerate(names)
+        }
+        error = InvalidRequest(tokens[at]) if at == 1 and len(tokens) < 100 else None
+        return ReplayedItem(tokens[at], at, error, {} if error else told)
+
+    return Replay(tuple(map(item, range(len(tokens)))), names, USAGE)
+
+
 STUDIES: dict[str, Callable[..., Shown]] = {
     "lens": lens,
     "attention": attention,
@@ -305,4 +391,8 @@ RESULTS: dict[str, Callable[..., Shown]] = STUDIES | {
     "stored vector": stored,
     "sweep": sweep,
     "model": model,
+    "fit report": report,
+    "monitor": monitor,
+    "score history": history,
+    "replay": replay,
 }

@@ -13,6 +13,7 @@ from actserve.v1 import (
     generation_service_pb2,
     kept_activations_service_pb2,
     model_service_pb2,
+    monitor_service_pb2,
     steering_vector_service_pb2,
     sweep_service_pb2,
     weight_service_pb2,
@@ -27,6 +28,7 @@ def test_exactly_the_methods_that_promise_idempotency_are_made_again() -> None:
             generation_service_pb2,
             kept_activations_service_pb2,
             model_service_pb2,
+            monitor_service_pb2,
             steering_vector_service_pb2,
             sweep_service_pb2,
             weight_service_pb2,
@@ -36,7 +38,7 @@ def test_exactly_the_methods_that_promise_idempotency_are_made_again() -> None:
         if method.GetOptions().idempotency_level
     }
     assert promised == _channel.HARMLESS
-    assert len(promised) == 27
+    assert len(promised) == 40
 
 
 def test_replicas_behind_one_name_are_all_used_and_grpc_itself_tries_nothing_again() -> None:

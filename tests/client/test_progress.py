@@ -31,7 +31,7 @@ def test_a_notebook_has_a_bar_only_where_it_can_be_drawn(
         def add_task(self, *_: object, **__: object) -> int:
             return 0
 
-        def advance(self, *_: object) -> None: ...
+        def update(self, *_: object, **__: object) -> None: ...
 
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr(_progress, "find_spec", lambda name: widgets)

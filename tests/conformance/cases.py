@@ -12,7 +12,7 @@
       result / error / warnings       of the driver's answer; of an error the keys that are named
       attempts: [...]                 what server 0 saw of each: headers, request,
                                       same_request: true (as that of the one before),
-                                      left_s: [from, to], after_s: [from, to] since the one before,
+                                      left_s: [from, to], no_deadline, after_s: [from, to] since the one before,
                                       cancelled
       attempts_by_server: [[3, 7]]    how many each server saw, from and to
 
@@ -104,8 +104,10 @@ def _flattened(value: Any) -> Any:
         return [_flattened(each) for each in value]
     if not isinstance(value, dict):
         return value
-    flat = {key: _flattened(each) for key, each in value.items() if key != "values"}
-    return flat | value.get("values", {})
+    flat = {key: _flattened(each) for key, each in value.items()}
+    # The field of a message that has this name holds something else.
+    is_array = flat.get("values", {}).keys() == {"shape", "data"}
+    return flat | flat.pop("values") if is_array else flat
 
 
 def _reasons() -> Iterator[Case]:

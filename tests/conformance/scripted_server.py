@@ -34,6 +34,7 @@ from actserve.v1 import (  # noqa: F401  # Imported so that their services are k
     generation_service_pb2,
     kept_activations_service_pb2,
     model_service_pb2,
+    monitor_service_pb2,
     steering_vector_service_pb2,
     sweep_service_pb2,
     weight_service_pb2,
@@ -46,6 +47,7 @@ SERVICES = (
     "ExplanationService",
     "SteeringVectorService",
     "SweepService",
+    "MonitorService",
     "WeightService",
 )
 _UNKNOWN_FIELD = bytes.fromhex("c23e020801")

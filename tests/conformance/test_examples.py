@@ -9,7 +9,7 @@ import pytest
 
 from tests.conformance.drivers import LANGUAGES, ROOT, Language, printed
 
-EXAMPLES = ("fetch", "steer", "patch", "explain")
+EXAMPLES = ("fetch", "steer", "patch", "explain", "monitor")
 PYTHON, *OTHERS = LANGUAGES
 
 

@@ -30,7 +30,7 @@ def monitor(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def create(name: str = "harm", **changes: Any) -> pb.CreateMonitorRequest:
+def create(name: str = "harm", /, **changes: Any) -> pb.CreateMonitorRequest:
     """A request for a monitor, with a request id of its own. `changes` are of the monitor, but for
     `request_id` and `model`."""
     fields: dict[str, Any] = {

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -19,12 +20,18 @@ import pytest
 import sqlalchemy as sa
 from grpc_status import rpc_status
 
+from actserve.v1 import (
+    generation_service_pb2_grpc,
+    monitor_service_pb2_grpc,
+    steering_vector_service_pb2_grpc,
+)
+from actserve.v1 import monitor_service_pb2 as monitors_pb
 from actserve.v1 import steering_vector_service_pb2 as pb
-from actserve.v1 import steering_vector_service_pb2_grpc
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import place
 from actserve_server.storage.tables import steering_vector_contents, steering_vectors
-from tests.contract.harness import decoded
+from tests.contract import monitors
+from tests.contract.harness import decoded, generate
 from tests.contract.program import Program
 from tests.contract.vectors import create, full, rows
 
@@ -33,6 +40,12 @@ KILLS = int(os.environ.get("DURABILITY_KILLS", "10"))
 WRITERS = 4
 MOST_S = 0.3
 """After which a server is killed at the latest, from the first write on."""
+
+
+def raise_unless_killed(error: grpc.RpcError) -> None:
+    # Not by an answer of the server: then it was not killed yet.
+    if error.code() is not UNAVAILABLE or rpc_status.from_call(error):  # pyright: ignore[reportArgumentType]
+        raise error
 
 
 @dataclass
@@ -66,9 +79,7 @@ class Ledger:
                     self.there[self.creating.steering_vector_id] = self.creating
                     self.made += 1
             except grpc.RpcError as error:
-                # Not by an answer of the server: then it was not killed yet.
-                if error.code() is not UNAVAILABLE or rpc_status.from_call(error):  # pyright: ignore[reportArgumentType]
-                    raise
+                raise_unless_killed(error)
                 return
             self.creating, self.deleting = None, ""
 
@@ -124,15 +135,21 @@ def listed(
 
 
 @contextmanager
-def server(
-    flags: list[str],
-) -> Iterator[tuple[Program, steering_vector_service_pb2_grpc.SteeringVectorServiceStub]]:
+def running(flags: list[str]) -> Iterator[tuple[Program, grpc.Channel]]:
     program = Program(*flags)
     try:
         with grpc.insecure_channel(f"127.0.0.1:{program.port}") as channel:
-            yield program, steering_vector_service_pb2_grpc.SteeringVectorServiceStub(channel)
+            yield program, channel
     finally:
         program.stop()
+
+
+@contextmanager
+def server(
+    flags: list[str],
+) -> Iterator[tuple[Program, steering_vector_service_pb2_grpc.SteeringVectorServiceStub]]:
+    with running(flags) as (program, channel):
+        yield program, steering_vector_service_pb2_grpc.SteeringVectorServiceStub(channel)
 
 
 @pytest.mark.slow
@@ -176,3 +193,158 @@ async def check_contents(store: dict[str, str]) -> None:
         assert used == held
     finally:
         database.close()
+
+
+Watched = monitor_service_pb2_grpc.MonitorServiceStub
+ALWAYS = monitors.create("always", request_id="always", upper={"threshold": -1000.0, "flag": True})
+"""Raises an alert in every sample."""
+
+
+@dataclass
+class MonitorLedger:
+    """What one writer of monitors has been told."""
+
+    random: random.Random
+    there: dict[str, monitors_pb.CreateMonitorRequest] = field(default_factory=dict)
+    """What was acknowledged, and not deleted since."""
+    creating: monitors_pb.CreateMonitorRequest | None = None
+    """What was asked for when the server was killed."""
+    deleting: str = ""
+
+    def write(self, channel: grpc.Channel) -> None:
+        """Creates and deletes until the server is gone."""
+        service = Watched(channel)
+        while True:
+            try:
+                if self.random.random() < len(self.there) / 10:
+                    self.deleting = self.random.choice(list(self.there))
+                    service.DeleteMonitor(
+                        monitors_pb.DeleteMonitorRequest(name=monitors.full(self.deleting)),
+                        timeout=10,
+                    )
+                    del self.there[self.deleting]
+                else:
+                    self.creating = self._new()
+                    service.CreateMonitor(self.creating, timeout=10)
+                    self.there[self.creating.monitor_id] = self.creating
+            except grpc.RpcError as error:
+                raise_unless_killed(error)
+                return
+            self.creating, self.deleting = None, ""
+
+    def check(self, channel: grpc.Channel, found: set[str]) -> set[str]:
+        """Checks what is there, and asks again for what was under way. Returns what is there of
+        it then."""
+        service = Watched(channel)
+        assert found >= self.there.keys() - {self.deleting}
+        if self.creating:
+            service.CreateMonitor(self.creating, timeout=30)
+            self.there[self.creating.monitor_id] = self.creating
+        if self.deleting and self.deleting in found:
+            service.DeleteMonitor(
+                monitors_pb.DeleteMonitorRequest(name=monitors.full(self.deleting)), timeout=30
+            )
+        self.there.pop(self.deleting, None)
+        self.creating, self.deleting = None, ""
+        for name, request in self.there.items():
+            got = service.GetMonitor(
+                monitors_pb.GetMonitorRequest(name=monitors.full(name)), timeout=30
+            ).monitor
+            assert got.labels == request.monitor.labels
+            assert got.probes[0].site == request.monitor.probes[0].site
+        if self.there:
+            # It can watch by what is stored.
+            name = self.random.choice(list(self.there))
+            generate_one(channel, monitors=[monitors.full(name)])
+        return set(self.there)
+
+    def _new(self) -> monitors_pb.CreateMonitorRequest:
+        name = f"m{self.random.getrandbits(48)}"
+        labels = {"number": str(self.random.random())}
+        return monitors.create(name, request_id=name, watch={"named_only": True}, labels=labels)
+
+
+@dataclass
+class AlertLedger:
+    """Calls whose answer was complete, each of which has raised an alert."""
+
+    calls: set[str] = field(default_factory=set)
+
+    def write(self, channel: grpc.Channel) -> None:
+        """Generates until the server is gone."""
+        while True:
+            try:
+                self.calls.add(generate_one(channel))
+            except grpc.RpcError as error:
+                raise_unless_killed(error)
+                return
+
+
+def generate_one(channel: grpc.Channel, **changes: Any) -> str:
+    """The id of a call that generates a token, once it is complete."""
+    request = generate(sampling={"max_tokens": 1, "temperature": 0}, **changes)
+    stub = generation_service_pb2_grpc.GenerationServiceStub(channel)
+    events = list(stub.Generate(request, timeout=30))
+    assert any(each.HasField("alert") for each in events)
+    assert events[-1].HasField("finished")
+    return events[0].started.call_id
+
+
+def listed_monitors(channel: grpc.Channel) -> set[str]:
+    page = Watched(channel).ListMonitors(
+        monitors_pb.ListMonitorsRequest(page_size=1000), timeout=30
+    )
+    assert not page.next_page_token
+    return {each.name.rpartition("/")[2] for each in page.monitors} - {"always"}
+
+
+def watched_calls(channel: grpc.Channel) -> list[str]:
+    """The calls of all alerts, one for each."""
+    found: list[str] = []
+    token = ""
+    while True:
+        page = Watched(channel).ListAlerts(
+            monitors_pb.ListAlertsRequest(page_size=1000, page_token=token), timeout=30
+        )
+        found += [
+            each.watched_call_id for each in page.alerts if each.monitor == monitors.full("always")
+        ]
+        token = page.next_page_token
+        if not token:
+            return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 20 * KILLS)
+def test_no_monitor_or_alert_that_was_acknowledged_is_lost_by_a_kill(
+    store: dict[str, str],
+) -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in store.items()]
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    makers = [MonitorLedger(random.Random(f"{seed} {number}")) for number in range(2)]
+    generators = [AlertLedger() for _ in range(2)]
+    cut = 0
+
+    def check_all(channel: grpc.Channel) -> None:
+        Watched(channel).CreateMonitor(ALWAYS, timeout=30)
+        found = listed_monitors(channel)
+        there = [each.check(channel, found) for each in makers]
+        assert listed_monitors(channel) == set().union(*there)
+        alerts = watched_calls(channel)
+        assert len(alerts) == len(set(alerts))
+        assert set(alerts) >= set().union(*(each.calls for each in generators))
+
+    for _ in range(KILLS):
+        with running(flags) as (program, channel), ThreadPoolExecutor(WRITERS) as writers:
+            check_all(channel)
+            writing = [writers.submit(each.write, channel) for each in (*makers, *generators)]
+            time.sleep(chance.uniform(0, MOST_S))
+            program.process.kill()
+            for each in writing:
+                each.result()
+            cut += any(each.creating or each.deleting for each in makers)
+    with running(flags) as (_, channel):
+        check_all(channel)
+    assert cut > KILLS / 2, "too few kills came amid a write to show anything"
+    assert sum(len(each.calls) for each in generators) > 0

@@ -109,6 +109,16 @@ async def test_a_call_is_counted_with_its_messages_and_time() -> None:
     assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 8, 1]
 
 
+async def test_tokens_of_calls_that_ended_are_counted() -> None:
+    def counts() -> list[float]:
+        return [metric("actserve_tokens_total", kind=kind) or 0 for kind in ("prompt", "output")]
+
+    async with serving() as served:
+        before = counts()
+        await collect(served.generation.Generate(generate()))
+        await eventually(lambda: counts() == [before[0] + 6, before[1] + 5])
+
+
 @pytest.mark.parametrize(
     ("code", "request_", "timeout"),
     [

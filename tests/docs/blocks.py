@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 from actserve.cli.app import app
 from actserve.cli.sweep_spec import read_spec
 from actserve_server import config
+from actserve_server.monitors import webhook_addresses
 from actserve_server.nla.pair_families import FAMILIES
 from actserve_server.nla.schema import profile
 from actserve_server.nla.sidecar import Half, merge, read
@@ -127,6 +128,10 @@ def _check_tokens(path: Path, _: Mapping[str, Any]) -> None:
     TokenFile(path)
 
 
+def _check_webhooks(path: Path, _: Mapping[str, Any]) -> None:
+    webhook_addresses.read(path)
+
+
 def _check_sidecar(path: Path, namespace: dict[str, Any]) -> None:
     """A later block of a document adds to the one before."""
     said = namespace["sidecar"] = merge(namespace.get("sidecar", {}), read(path))
@@ -144,4 +149,5 @@ CHECKS: Mapping[str, Callable[[Path, dict[str, Any]], None]] = {
     "server.yaml": _check_settings,
     "tokens.yaml": _check_tokens,
     "nla_meta.yaml": _check_sidecar,
+    "webhooks.yaml": _check_webhooks,
 }

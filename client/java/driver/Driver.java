@@ -12,11 +12,13 @@ import com.google.protobuf.util.JsonFormat;
 import dev.actserve.ActserveClient;
 import dev.actserve.ActserveClientBuilder;
 import dev.actserve.ActserveException;
+import dev.actserve.AlertStream;
 import dev.actserve.FloatArray;
 import dev.actserve.Positions;
 import dev.actserve.ResponseStream;
 import dev.actserve.Sites;
 import dev.actserve.Tensors;
+import dev.actserve.WatchedAlert;
 import dev.actserve.v1.Tensor;
 import io.opentelemetry.api.trace.propagation.W3CTraceContextPropagator;
 import io.opentelemetry.context.Context;
@@ -127,6 +129,14 @@ public final class Driver {
         CompletableFuture<JsonObject> result = Methods.collect(client, method, request);
         answer.add("result", wait(result, question));
       }
+      case "watch" -> {
+        JsonArray alerts = new JsonArray();
+        JsonObject result = new JsonObject();
+        result.add("alerts", alerts);
+        answer.add("result", result);
+        watch(client, question, alerts);
+      }
+      case "wait" -> answer.add("result", json(client.waitForMonitor(text(question, "name", ""))));
       default -> throw new IllegalArgumentException("there is no such operation: " + question);
     }
   }
@@ -161,6 +171,22 @@ public final class Driver {
         if (question.has("cancel_after")
             && events.size() == question.get("cancel_after").getAsInt()) {
           stream.cancel();
+        }
+      }
+    }
+  }
+
+  /** Tells alerts until there are enough of them. */
+  private static void watch(ActserveClient client, JsonObject question, JsonArray alerts)
+      throws Exception {
+    try (AlertStream stream = Methods.watch(client, question.get("request"))) {
+      for (WatchedAlert watched : stream) {
+        JsonObject alert = new JsonObject();
+        alert.addProperty("name", watched.alert().getName());
+        alert.addProperty("lost_before", watched.lostBefore());
+        alerts.add(alert);
+        if (question.has("take") && alerts.size() >= question.get("take").getAsInt()) {
+          break;
         }
       }
     }

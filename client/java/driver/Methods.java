@@ -2,13 +2,19 @@ import com.google.gson.JsonElement;
 import com.google.gson.JsonObject;
 import com.google.protobuf.Message;
 import dev.actserve.ActserveClient;
+import dev.actserve.AlertStream;
 import dev.actserve.ResponseStream;
+import dev.actserve.v1.Alert;
 import dev.actserve.v1.CombineSteeringVectorsRequest;
 import dev.actserve.v1.CompareActivationsRequest;
 import dev.actserve.v1.CompareActivationsResponse;
+import dev.actserve.v1.CreateMonitorRequest;
 import dev.actserve.v1.CreateSteeringVectorRequest;
+import dev.actserve.v1.DecideAlertRequest;
+import dev.actserve.v1.DeleteAlertsRequest;
 import dev.actserve.v1.DeleteExplanationBaselineRequest;
 import dev.actserve.v1.DeleteKeptActivationsRequest;
+import dev.actserve.v1.DeleteMonitorRequest;
 import dev.actserve.v1.DeleteSteeringVectorRequest;
 import dev.actserve.v1.ExplainActivationsRequest;
 import dev.actserve.v1.ExplainActivationsResponse;
@@ -16,29 +22,40 @@ import dev.actserve.v1.ExplainTextRequest;
 import dev.actserve.v1.ExplainTextResponse;
 import dev.actserve.v1.FetchActivationsRequest;
 import dev.actserve.v1.FetchActivationsResponse;
+import dev.actserve.v1.FitMonitorRequest;
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.GenerateResponse;
+import dev.actserve.v1.GetAlertRequest;
 import dev.actserve.v1.GetKeptActivationsRequest;
 import dev.actserve.v1.GetModelRequest;
+import dev.actserve.v1.GetMonitorRequest;
+import dev.actserve.v1.GetMonitorScoresRequest;
 import dev.actserve.v1.GetNlaRequest;
 import dev.actserve.v1.GetSteeringVectorRequest;
 import dev.actserve.v1.KeptActivations;
+import dev.actserve.v1.ListAlertsRequest;
 import dev.actserve.v1.ListKeptActivationsRequest;
 import dev.actserve.v1.ListModelsRequest;
+import dev.actserve.v1.ListMonitorsRequest;
 import dev.actserve.v1.ListNlasRequest;
 import dev.actserve.v1.ListSteeringVectorsRequest;
 import dev.actserve.v1.MakeSteeringVectorRequest;
 import dev.actserve.v1.Model;
+import dev.actserve.v1.Monitor;
 import dev.actserve.v1.Nla;
 import dev.actserve.v1.ReconstructActivationsRequest;
 import dev.actserve.v1.ReconstructActivationsResponse;
+import dev.actserve.v1.ReplayMonitorsRequest;
+import dev.actserve.v1.ReplayMonitorsResponse;
 import dev.actserve.v1.RunSweepRequest;
 import dev.actserve.v1.RunSweepResponse;
 import dev.actserve.v1.ScoreExplanationsRequest;
 import dev.actserve.v1.SetExplanationBaselineRequest;
 import dev.actserve.v1.SteeringVector;
 import dev.actserve.v1.TokenizeRequest;
+import dev.actserve.v1.UpdateMonitorRequest;
 import dev.actserve.v1.UpdateSteeringVectorRequest;
+import dev.actserve.v1.WatchAlertsRequest;
 import java.util.Locale;
 import java.util.concurrent.CompletableFuture;
 import java.util.function.Function;
@@ -79,6 +96,20 @@ final class Methods {
           client.updateSteeringVector(read(json, UpdateSteeringVectorRequest.newBuilder()).build());
       case "DeleteSteeringVector" ->
           client.deleteSteeringVector(read(json, DeleteSteeringVectorRequest.newBuilder()).build());
+      case "CreateMonitor" ->
+          client.createMonitor(read(json, CreateMonitorRequest.newBuilder()).build());
+      case "GetMonitor" -> client.getMonitor(read(json, GetMonitorRequest.newBuilder()).build());
+      case "UpdateMonitor" ->
+          client.updateMonitor(read(json, UpdateMonitorRequest.newBuilder()).build());
+      case "DeleteMonitor" ->
+          client.deleteMonitor(read(json, DeleteMonitorRequest.newBuilder()).build());
+      case "FitMonitor" -> client.fitMonitor(read(json, FitMonitorRequest.newBuilder()).build());
+      case "GetMonitorScores" ->
+          client.getMonitorScores(read(json, GetMonitorScoresRequest.newBuilder()).build());
+      case "GetAlert" -> client.getAlert(read(json, GetAlertRequest.newBuilder()).build());
+      case "DecideAlert" -> client.decideAlert(read(json, DecideAlertRequest.newBuilder()).build());
+      case "DeleteAlerts" ->
+          client.deleteAlerts(read(json, DeleteAlertsRequest.newBuilder()).build());
       default -> throw unknown(method);
     };
   }
@@ -103,6 +134,14 @@ final class Methods {
               client.listSteeringVectors(
                   read(json, ListSteeringVectorsRequest.newBuilder()).build()),
               SteeringVector::getName);
+      case "ListMonitors" ->
+          names(
+              client.listMonitors(read(json, ListMonitorsRequest.newBuilder()).build()),
+              Monitor::getName);
+      case "ListAlerts" ->
+          names(
+              client.listAlerts(read(json, ListAlertsRequest.newBuilder()).build()),
+              Alert::getName);
       default -> throw unknown(method);
     };
   }
@@ -129,6 +168,8 @@ final class Methods {
           client.streamReconstructActivations(
               read(json, ReconstructActivationsRequest.newBuilder()).build());
       case "RunSweep" -> client.streamRunSweep(read(json, RunSweepRequest.newBuilder()).build());
+      case "ReplayMonitors" ->
+          client.streamReplayMonitors(read(json, ReplayMonitorsRequest.newBuilder()).build());
       default -> throw unknown(method);
     };
   }
@@ -148,6 +189,8 @@ final class Methods {
       event = explained.getEvent().getEventCase();
     } else if (response instanceof RunSweepResponse swept) {
       event = swept.getEventCase();
+    } else if (response instanceof ReplayMonitorsResponse replayed) {
+      event = replayed.getEventCase();
     } else {
       event = ((ReconstructActivationsResponse) response).getEventCase();
     }
@@ -188,6 +231,10 @@ final class Methods {
       case "RunSweep" ->
           mapped(
               client.runSweepAsync(read(json, RunSweepRequest.newBuilder()).build()), Results::of);
+      case "ReplayMonitors" ->
+          mapped(
+              client.replayMonitorsAsync(read(json, ReplayMonitorsRequest.newBuilder()).build()),
+              Results::of);
       default -> throw unknown(method);
     };
   }
@@ -203,6 +250,10 @@ final class Methods {
           }
         });
     return changed;
+  }
+
+  static AlertStream watch(ActserveClient client, JsonElement json) throws Exception {
+    return client.watchAlerts(read(json, WatchAlertsRequest.newBuilder()).build());
   }
 
   private static <B extends Message.Builder> B read(JsonElement json, B builder) throws Exception {

@@ -11,17 +11,23 @@ import dev.actserve.GenerateResult;
 import dev.actserve.LogitAttribution;
 import dev.actserve.Predictions;
 import dev.actserve.ReconstructResult;
+import dev.actserve.ReplayResult;
 import dev.actserve.Rows;
 import dev.actserve.Statistics;
 import dev.actserve.SweepResult;
+import dev.actserve.Tensors;
+import dev.actserve.v1.Alert;
+import dev.actserve.v1.AlertLevel;
 import dev.actserve.v1.FetchActivationsRequest;
 import dev.actserve.v1.GenerateRequest;
+import dev.actserve.v1.MonitorScore;
 import dev.actserve.v1.Readout;
 import dev.actserve.v1.SweepCell;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.function.BiFunction;
+import java.util.function.Function;
 
 /** What was collected, as the conformance tests want it. */
 final class Results {
@@ -69,11 +75,77 @@ final class Results {
       sequence.addProperty("text", sample.text());
       sequence.addProperty("finish_reason", sample.finishReason());
       sequence.add("readouts", readouts(sample.captured(), request.getReadoutsList()));
+      if (sample.finished().hasMonitor()) {
+        sequence.addProperty("monitor", sample.finished().getMonitor());
+      }
+      if (!sample.alerts().isEmpty()) {
+        sequence.add("alerts", listed(sample.alerts(), Results::alert));
+      }
+      if (sample.finished().getMonitorScoresCount() > 0) {
+        sequence.add(
+            "monitor_scores", listed(sample.finished().getMonitorScoresList(), Results::score));
+      }
       sequences.add(sequence);
     }
     JsonObject json = new JsonObject();
     json.addProperty("call_id", result.callId());
     json.add("sequences", sequences);
+    return json;
+  }
+
+  static JsonObject of(ReplayResult result) {
+    JsonArray items = new JsonArray();
+    for (ReplayResult.Item item : result.items()) {
+      JsonObject told = new JsonObject();
+      told.addProperty("index", items.size());
+      told.addProperty("key", item.key());
+      if (item.error().isPresent()) {
+        told.add("error", Driver.json(item.error().get()));
+      } else {
+        told.add("scores", listed(item.scores(), Results::score));
+      }
+      items.add(told);
+    }
+    JsonObject json = new JsonObject();
+    json.addProperty("call_id", result.callId());
+    json.add("items", items);
+    return json;
+  }
+
+  private static JsonObject alert(Alert alert) {
+    JsonObject json = new JsonObject();
+    json.addProperty("monitor", alert.getMonitor());
+    json.addProperty("level", level(alert.getLevel()));
+    json.addProperty("score", alert.getScore());
+    json.addProperty("position", alert.getPosition());
+    return json;
+  }
+
+  private static JsonObject score(MonitorScore score) {
+    JsonObject json = new JsonObject();
+    if (score.hasTokenScores()) {
+      json = Driver.json(Tensors.decode(score.getTokenScores()));
+      json.add("positions", GSON.toJsonTree(score.getPositionsList()));
+    }
+    json.addProperty("monitor", score.getMonitor());
+    json.addProperty("tokens", score.getTokens());
+    json.addProperty("score", score.getScore());
+    json.addProperty("highest_score", score.getHighestScore());
+    json.addProperty("highest_position", score.getHighestPosition());
+    json.addProperty("level", level(score.getLevel()));
+    return json;
+  }
+
+  /** The name of a level; null for none. */
+  private static String level(AlertLevel level) {
+    return level == AlertLevel.ALERT_LEVEL_UNSPECIFIED
+        ? null
+        : level.name().replace("ALERT_LEVEL_", "");
+  }
+
+  private static <T> JsonArray listed(List<T> values, Function<T, JsonObject> change) {
+    JsonArray json = new JsonArray();
+    values.forEach(value -> json.add(change.apply(value)));
     return json;
   }
 

@@ -7,12 +7,20 @@ acts["resid_post.15"]  # numpy float32 [tokens, width]
 
 from importlib.metadata import version
 
+from actserve._async.alerts import AsyncAlerts
 from actserve._async.client import AsyncClient
+from actserve._async.monitor_fits import AsyncMonitorFit
+from actserve._async.monitors import AsyncMonitors
 from actserve._async.streams import AsyncStream
 from actserve._async.vectors import AsyncVectors
+from actserve._sync.alerts import Alerts
 from actserve._sync.client import Client
+from actserve._sync.monitor_fits import MonitorFit
+from actserve._sync.monitors import Monitors
 from actserve._sync.streams import Stream
 from actserve._sync.vectors import Vectors
+from actserve.aggregators import Aggregator, AttentionSmoothing
+from actserve.alerts import Alert, WebhookDelivery
 from actserve.attention import Attention, AttentionMeans, AttentionPattern, AttentionSummary
 from actserve.attributions import Attributions, LogitAttribution
 from actserve.conversations import Conversation
@@ -53,18 +61,33 @@ from actserve.events import (
 from actserve.explaining import Explaining
 from actserve.explanations import Claim, ExplainedText, Explanation, Score
 from actserve.files import load, save
+from actserve.fit_examples import Example
 from actserve.frames import to_pandas
 from actserve.kept import Keep, Kept, KeptRows
 from actserve.means import LabelMeans
 from actserve.models import HookPointSupport, Limits, Model
+from actserve.monitor_fits import FitReport, FittedSites, Work
+from actserve.monitors import (
+    Level,
+    Monitor,
+    MonitorChanges,
+    MonitorScore,
+    Pause,
+    Stop,
+    StoredLevel,
+    Watch,
+)
 from actserve.nlas import Baseline, Nla
 from actserve.positions import ByCharacters, ByText, ByTokenId, ByTurn, Positions
 from actserve.predictions import Predict, SitePredictions
+from actserve.probe_networks import HiddenLayer, ProbeNetwork
 from actserve.probes import Ema, Probe, RollingMean
 from actserve.projections import JumpReLU, Projection, SparseRows, TopK
 from actserve.prompts import Prompt
+from actserve.qualities import Quality
 from actserve.read_rows import ReadRows
 from actserve.readouts import Read, Readout
+from actserve.replays import Disagreement, Replay, ReplayedItem
 from actserve.results import (
     Activations,
     Generation,
@@ -77,6 +100,7 @@ from actserve.results import (
 )
 from actserve.saelens import saelens_site
 from actserve.sampling import RepetitionDetection, Sampling
+from actserve.score_histories import ScoreHistory, ScoreHour
 from actserve.sites import BySite, HookPoint, Site, SitePattern
 from actserve.steering import (
     Ablate,
@@ -113,8 +137,14 @@ __all__ = [
     "Activations",
     "ActserveError",
     "Add",
+    "Aggregator",
+    "Alert",
+    "Alerts",
     "AlreadyExists",
+    "AsyncAlerts",
     "AsyncClient",
+    "AsyncMonitorFit",
+    "AsyncMonitors",
     "AsyncStream",
     "AsyncVectors",
     "Attended",
@@ -122,6 +152,7 @@ __all__ = [
     "AttentionMap",
     "AttentionMeans",
     "AttentionPattern",
+    "AttentionSmoothing",
     "AttentionSummary",
     "Attributed",
     "Attributions",
@@ -143,9 +174,11 @@ __all__ = [
     "Conversation",
     "Curve",
     "DeadlineExceeded",
+    "Disagreement",
     "ElementType",
     "Ema",
     "Event",
+    "Example",
     "ExplainEvent",
     "ExplainFinished",
     "ExplainStarted",
@@ -154,8 +187,11 @@ __all__ = [
     "Explanation",
     "ExplanationEdit",
     "Finished",
+    "FitReport",
+    "FittedSites",
     "Generation",
     "HeadMatrices",
+    "HiddenLayer",
     "HookPoint",
     "HookPointSupport",
     "Intervention",
@@ -166,35 +202,48 @@ __all__ = [
     "Kept",
     "KeptRows",
     "LabelMeans",
+    "Level",
     "Limits",
     "LogitAttribution",
     "LogitLens",
     "Mean",
     "Model",
+    "Monitor",
+    "MonitorChanges",
+    "MonitorFit",
+    "MonitorScore",
+    "Monitors",
     "Nla",
     "NotFound",
     "NotServed",
     "PartialExplanation",
     "PatchGrid",
+    "Pause",
     "PermissionDenied",
     "Positions",
     "Predict",
     "Predicted",
     "Probe",
+    "ProbeNetwork",
     "Project",
     "Projection",
     "Prompt",
+    "Quality",
     "Read",
     "ReadRows",
     "Readout",
     "RepetitionDetection",
     "Replace",
+    "Replay",
+    "ReplayedItem",
     "ResourceExhausted",
     "RollingMean",
     "Rows",
     "SampleFinished",
     "Sampling",
     "Score",
+    "ScoreHistory",
+    "ScoreHour",
     "ServerError",
     "Site",
     "SitePattern",
@@ -203,7 +252,9 @@ __all__ = [
     "Started",
     "Steer",
     "SteeringVector",
+    "Stop",
     "Stored",
+    "StoredLevel",
     "StoredRow",
     "StoredVector",
     "Stream",
@@ -227,7 +278,10 @@ __all__ = [
     "Variant",
     "VectorTerm",
     "Vectors",
+    "Watch",
+    "WebhookDelivery",
     "When",
+    "Work",
     "Zero",
     "load",
     "load_vectors",

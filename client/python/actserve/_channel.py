@@ -30,6 +30,8 @@ from actserve.v1 import (
     kept_activations_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    monitor_service_pb2,
+    monitor_service_pb2_grpc,
     steering_vector_service_pb2,
     steering_vector_service_pb2_grpc,
     sweep_service_pb2,
@@ -56,6 +58,9 @@ _SERVICES = {
     ),
     explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"]: (
         explanation_service_pb2_grpc.ExplanationServiceStub
+    ),
+    monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"]: (
+        monitor_service_pb2_grpc.MonitorServiceStub
     ),
     steering_vector_service_pb2.DESCRIPTOR.services_by_name["SteeringVectorService"]: (
         steering_vector_service_pb2_grpc.SteeringVectorServiceStub

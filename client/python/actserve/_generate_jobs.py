@@ -11,8 +11,11 @@ from actserve._capture import Capture
 from actserve._checks import rereadable
 from actserve._generation import GenerateCall
 from actserve._jobs import Job, Part
+from actserve._monitor_requests import checked_end_user
+from actserve._names import Named
 from actserve._prompt_lists import check_count, check_on_error, positions_of_each, steer_of_each
 from actserve.errors import ActserveError
+from actserve.monitors import detail_to_proto
 from actserve.prompts import is_many, prompt_to_proto
 from actserve.sampling import Sampling, sampling_to_proto
 from actserve.steering import steer_to_proto
@@ -56,9 +59,13 @@ class GenerateJobs:
         sites: Any = (),
         steer: Any = (),
         collect: bool = True,
+        monitors: tuple[Named, ...] = (),
+        scores: Any = None,
+        end_user: Any = None,
         **options: Any,
     ) -> GenerateCall:
-        """The call of one prompt. `options` are those of `Capture.of`."""
+        """The call of one prompt. `monitors` are named whole. `options` are those of
+        `Capture.of`."""
         capture = Capture.of(sites, **options)
         request = pb.GenerateRequest(
             model=self.model,
@@ -66,6 +73,9 @@ class GenerateJobs:
             sampling=sampling_to_proto(sampling, samples),
             interventions=steer_to_proto(steer),
             readouts=capture.to_proto(),
+            monitors=[each.name for each in monitors],
+            score_detail=detail_to_proto(scores),
+            end_user=checked_end_user(end_user),
         )
         # A call that is made again keeps rows once.
         if any(each.HasField("keep") for each in request.readouts):

@@ -4,10 +4,13 @@ from actserve._capture import Capture
 from actserve._captured import Captured
 from actserve._readers import finish_reason, logprobs, prompt_run, stopped_by
 from actserve._whole_answers import EventOrder, check_complete
+from actserve.alerts import Alert, alert_from_proto
 from actserve.errors import BadResponse
 from actserve.events import Event, Finished, SampleFinished, Started, Tokens
+from actserve.monitors import MonitorScore, score_from_proto
 from actserve.read_rows import ReadRows
 from actserve.results import Activations, Generation, Tokenized, TokenLogprobs, Usage
+from actserve.v1 import alert_pb2
 from actserve.v1 import generation_service_pb2 as pb
 
 
@@ -49,6 +52,8 @@ class GenerateCall:
             ) as kind:
                 chunk = getattr(response, kind)
                 return self._opened(chunk.sequence_index).captured.add(chunk)
+            case "alert":
+                return self._opened(response.alert.sample_index).add_alert(response.alert)
             case "sample_finished":
                 index = response.sample_finished.sample_index
                 finished = self._opened(index).finish(response.sample_finished)
@@ -107,6 +112,13 @@ class _Sample:
         self._finish_reason = ""
         self._stopped_by: int | str | None = None
         self._activations: Activations | None = None
+        self._alerts: list[Alert] = []
+        self._scores: dict[str, MonitorScore] = {}
+
+    def add_alert(self, alert: alert_pb2.Alert) -> Alert:
+        event = alert_from_proto(alert)
+        self._alerts.append(event)
+        return event
 
     def add_tokens(self, chunk: pb.TokenChunk) -> Tokens:
         expected = len(self._prompt) + len(self._token_ids)
@@ -132,6 +144,8 @@ class _Sample:
     def finish(self, finished: pb.SampleFinished) -> SampleFinished:
         self._finish_reason = finish_reason(finished.reason)
         self._stopped_by = stopped_by(finished)
+        scores = map(score_from_proto, finished.monitor_scores)
+        self._scores = {score.monitor: score for score in scores}
         self._activations = self.captured.finish(
             finished,
             finished.positions,
@@ -152,6 +166,7 @@ class _Sample:
                 for name, read in self._activations.readouts.items()
                 if isinstance(read, ReadRows) and read.kept
             },
+            monitor_scores=self._scores,
         )
 
     def generation(self, started: Started, usage: Usage, with_logprobs: bool) -> Generation:
@@ -170,4 +185,6 @@ class _Sample:
             interventions=self._activations.interventions,
             usage=usage,
             request_id=started.request_id,
+            alerts=tuple(self._alerts),
+            monitor_scores=self._scores,
         )

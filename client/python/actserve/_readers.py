@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from actserve._names import short
 from actserve.errors import BadResponse
 from actserve.results import (
     InterventionReport,
@@ -77,6 +78,9 @@ def finish_reason(value: int) -> str:
 
 
 def stopped_by(finished: pb.SampleFinished) -> int | str | None:
-    """The end token, stop string or monitor that ended a sample; None if nothing did."""
+    """The end token, the stop string or the id of the monitor that ended a sample; None if nothing
+    did."""
     what = finished.WhichOneof("stopped_by")
+    if what == "monitor":
+        return short(finished.monitor)
     return getattr(finished, what) if what else None

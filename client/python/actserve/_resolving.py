@@ -1,7 +1,8 @@
 """Resolving: what a caller may leave to the model, made plain before a call is made.
 
 The ids of tokens that are given as text, the layers that a pattern of sites such as `resid_post.*`
-stands for, how many all heads are, and the model of a stored vector that is named by its id.
+stands for, how many all heads are, and the model of a stored vector, or of anything else that is
+named by its id.
 
 What is asked for comes by the names of a method's arguments. `tokens` are tokens, `sampling` has
 some by the names of its parameters, and a `prompt` is left as it is; everywhere else only fields of
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from actserve._names import Named
 from actserve.attention import ALL_HEADS, Attention
 from actserve.errors import InvalidRequest
 from actserve.results import Tokenized
@@ -45,8 +47,8 @@ def texts_of_tokens(asked: Mapping[str, Any]) -> set[str]:
 
 
 def needs_model(asked: Mapping[str, Any]) -> bool:
-    """Whether what is asked for has a pattern of sites, all heads, or a stored vector without its
-    model, however deep."""
+    """Whether what is asked for has a pattern of sites, all heads, or a name without its model,
+    however deep."""
     return any(not isinstance(each, str) for each in _all_open(asked))
 
 
@@ -78,7 +80,7 @@ def _open(value: Any, *, tokens: bool = False) -> Iterator[Any]:
     """What of a value is to be resolved."""
     if isinstance(value, SitePattern) or (isinstance(value, str) and tokens):
         yield value
-    elif isinstance(value, Stored):
+    elif isinstance(value, Stored | Named):
         if value.is_short:
             yield value
     elif isinstance(value, Mapping):
@@ -108,7 +110,7 @@ def _plain(value: Any, known: Known, *, tokens: bool = False) -> Any:
     """The value with all in its place; itself where there is nothing to resolve."""
     if isinstance(value, str) and tokens:
         return known.token_ids[value]
-    if isinstance(value, Stored):
+    if isinstance(value, Stored | Named):
         return value.of_model(known.model)
     if isinstance(value, Mapping):
         values = {key: _plain(each, known, tokens=tokens) for key, each in value.items()}

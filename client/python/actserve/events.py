@@ -7,8 +7,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from actserve.alerts import Alert
 from actserve.attention import AttentionMeans, AttentionPattern
 from actserve.explanations import Explanation
+from actserve.monitors import MonitorScore
 from actserve.predictions import SitePredictions
 from actserve.results import InterventionReport, Tokenized, TokenLogprobs, TokenSource, Usage
 from actserve.tensors import Float32Array
@@ -115,9 +117,9 @@ class SampleFinished:
     sample: int
     finish_reason: str
     """"stop" (a stop string or an end token), "length" (`max_tokens` or the context),
-    "repetition", or "monitor" where a server has monitors."""
+    "repetition" or "monitor"."""
     stopped_by: int | str | None
-    """What ended it: of "stop" the id of the end token or the stop string, of "monitor" its name;
+    """What ended it: of "stop" the id of the end token or the stop string, of "monitor" its id;
     None otherwise."""
     positions: NDArray[np.int64]
     """The positions whose rows were sent, the same for every site; with `reduce`, the last one
@@ -128,6 +130,8 @@ class SampleFinished:
     """The name of the rows kept on the server; None unless asked for by `keep`."""
     kept_readouts: Mapping[str, str] = field(default_factory=dict)
     """The names of rows that `readouts` kept on the server, by readout."""
+    monitor_scores: Mapping[str, MonitorScore] = field(default_factory=dict)
+    """What each monitor that watched it scored, by its id; empty unless asked for by `scores`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,7 @@ Event: TypeAlias = (
     | Attended
     | Summarized
     | Attributed
+    | Alert
     | SampleFinished
     | Finished
 )

@@ -7,6 +7,7 @@ from typing import TypeAlias, TypedDict
 from actserve.attention import Attention
 from actserve.explaining import Explaining
 from actserve.kept import Keep
+from actserve.monitors import Monitor, ScoreDetail
 from actserve.positions import Positions
 from actserve.predictions import Predict
 from actserve.projections import Projection
@@ -35,7 +36,15 @@ class ReadOptions(TypedDict, total=False):
     timeout: float | None
 
 
-class StreamOptions(ReadOptions, Sampling, total=False):
+class MonitorOptions(TypedDict, total=False):
+    """Of all that generate."""
+
+    monitors: str | Monitor | Iterable[str | Monitor]
+    scores: ScoreDetail | None
+    end_user: str | None
+
+
+class StreamOptions(ReadOptions, MonitorOptions, Sampling, total=False):
     """Of `stream`."""
 
     positions: Positions
@@ -55,7 +64,7 @@ class FetchOptions(CorpusOptions, total=False):
     progress: bool | None
 
 
-class GenerateOptions(FetchOptions, Sampling, total=False):
+class GenerateOptions(FetchOptions, MonitorOptions, Sampling, total=False):
     """Of `generate`."""
 
 

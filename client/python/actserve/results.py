@@ -1,7 +1,7 @@
 """Results: activations and generations, complete or not at all."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actserve._show.shown import Shown
+from actserve.alerts import Alert
 from actserve.attention import AttentionPattern
 from actserve.predictions import SitePredictions
 from actserve.projections import SparseRows
@@ -19,6 +20,8 @@ from actserve.tensors import Float32Array
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from actserve.monitors import MonitorScore  # Which take results.
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,9 +253,9 @@ class Generation(Shown):
     """Each generated token decoded alone."""
     finish_reason: str
     """"stop" (a stop string or an end token), "length" (`max_tokens` or the context),
-    "repetition", or "monitor" where a server has monitors."""
+    "repetition" or "monitor"."""
     stopped_by: int | str | None
-    """What ended it: of "stop" the id of the end token or the stop string, of "monitor" its name;
+    """What ended it: of "stop" the id of the end token or the stop string, of "monitor" its id;
     None otherwise."""
     prompt_token_ids: tuple[int, ...]
     """The prompt as the model saw it."""
@@ -270,6 +273,10 @@ class Generation(Shown):
     """What the call consumed, all its samples together."""
     request_id: str
     """The server's id for the call, also in its logs."""
+    alerts: tuple[Alert, ...] = ()
+    """What monitors found whose levels have `flag`."""
+    monitor_scores: "Mapping[str, MonitorScore]" = field(default_factory=dict)
+    """What each monitor that watched it scored, by its id; empty unless asked for by `scores`."""
 
     def __repr__(self) -> str:
         return (

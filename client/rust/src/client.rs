@@ -1,27 +1,32 @@
 //! The client: a method for everything that a server serves.
 
-use std::{collections::hash_map::RandomState, hash::BuildHasher};
+use std::{collections::hash_map::RandomState, hash::BuildHasher, time::Duration};
 
 use tonic::{Code, IntoRequest, Request};
 
 use crate::{
-    ClientBuilder, Explained, Fetched, Generated, Incoming, Reconstructed, Result, Swept,
+    ClientBuilder, Error, Explained, Fetched, Generated, Incoming, Reconstructed, Replayed, Result,
+    Swept, WatchedAlert,
+    alerts::watched,
     collect::{
         Collector, ExplainCollector, FetchCollector, GenerateCollector, ReconstructCollector,
-        SweepCollector, collect, read,
+        ReplayCollector, SweepCollector, collect, read,
     },
     incoming::events,
     pages::pages,
     transport::{Transport, pause},
     v1::{
-        self, explanation_service_client::ExplanationServiceClient,
+        self, WorkState, explanation_service_client::ExplanationServiceClient,
         generation_service_client::GenerationServiceClient,
         kept_activations_service_client::KeptActivationsServiceClient,
-        model_service_client::ModelServiceClient,
+        model_service_client::ModelServiceClient, monitor_service_client::MonitorServiceClient,
         steering_vector_service_client::SteeringVectorServiceClient,
         sweep_service_client::SweepServiceClient,
     },
 };
+
+/// How often [`Client::wait_for_monitor`] looks whether a monitor is fitted.
+const FIT_POLL: Duration = Duration::from_secs(1);
 
 /// A client of an actserve server, or of several that are replicas.
 ///
@@ -101,6 +106,10 @@ impl Client {
 
     fn sweeps(&self) -> SweepServiceClient<Transport> {
         SweepServiceClient::new(self.transport())
+    }
+
+    fn monitors(&self) -> MonitorServiceClient<Transport> {
+        MonitorServiceClient::new(self.transport())
     }
 }
 
@@ -431,9 +440,7 @@ impl Client {
     pub async fn run_sweep(&self, request: impl IntoRequest<v1::RunSweepRequest>) -> Result<Swept> {
         let (metadata, mut extensions, mut message) = request.into_request().into_parts();
         let deadline = self.transport.deadline(&metadata);
-        if let Some(deadline) = deadline {
-            extensions.insert(deadline);
-        }
+        extensions.insert(deadline);
         let mut collector = SweepCollector::from(&message);
         let mut attempts = 0;
         loop {
@@ -462,6 +469,174 @@ impl Client {
         request: impl IntoRequest<v1::RunSweepRequest>,
     ) -> Result<Incoming<v1::RunSweepResponse>> {
         Ok(events(self.sweeps().run_sweep(request).await?.into_inner()))
+    }
+}
+
+/// Monitors.
+impl Client {
+    /// Stores a monitor. Its `request_id` is as that of
+    /// [`create_steering_vector`](Self::create_steering_vector).
+    pub async fn create_monitor(
+        &self,
+        request: impl IntoRequest<v1::CreateMonitorRequest>,
+    ) -> Result<v1::CreateMonitorResponse> {
+        let mut request = request.into_request();
+        identify(&mut request.get_mut().request_id);
+        Ok(self.monitors().create_monitor(request).await?.into_inner())
+    }
+
+    /// One monitor.
+    pub async fn get_monitor(
+        &self,
+        request: impl IntoRequest<v1::GetMonitorRequest>,
+    ) -> Result<v1::GetMonitorResponse> {
+        Ok(self.monitors().get_monitor(request).await?.into_inner())
+    }
+
+    /// The monitors of a model, page by page.
+    pub fn list_monitors(
+        &self,
+        request: impl IntoRequest<v1::ListMonitorsRequest>,
+    ) -> Incoming<v1::Monitor> {
+        let stub = self.monitors();
+        pages(request.into_request(), move |request| {
+            let mut stub = stub.clone();
+            async move {
+                let page = stub.list_monitors(request).await?.into_inner();
+                Ok((page.monitors, page.next_page_token))
+            }
+        })
+    }
+
+    /// Replaces a monitor, or those of its fields that the mask names.
+    pub async fn update_monitor(
+        &self,
+        request: impl IntoRequest<v1::UpdateMonitorRequest>,
+    ) -> Result<v1::UpdateMonitorResponse> {
+        Ok(self.monitors().update_monitor(request).await?.into_inner())
+    }
+
+    /// Deletes a monitor. Its alerts stay.
+    pub async fn delete_monitor(
+        &self,
+        request: impl IntoRequest<v1::DeleteMonitorRequest>,
+    ) -> Result<v1::DeleteMonitorResponse> {
+        Ok(self.monitors().delete_monitor(request).await?.into_inner())
+    }
+
+    /// Begins to make a monitor of labelled examples;
+    /// [`wait_for_monitor`](Self::wait_for_monitor) waits for it. Its `request_id` is as that of
+    /// [`create_steering_vector`](Self::create_steering_vector).
+    pub async fn fit_monitor(
+        &self,
+        request: impl IntoRequest<v1::FitMonitorRequest>,
+    ) -> Result<v1::FitMonitorResponse> {
+        let mut request = request.into_request();
+        identify(&mut request.get_mut().request_id);
+        Ok(self.monitors().fit_monitor(request).await?.into_inner())
+    }
+
+    /// A monitor, once [`fit_monitor`](Self::fit_monitor) has made it; or why it has not. It waits
+    /// for as long as that takes. The monitor is paused until it is updated.
+    pub async fn wait_for_monitor(&self, name: impl Into<String>) -> Result<v1::Monitor> {
+        let name = name.into();
+        loop {
+            let answer = self.get_monitor(v1::GetMonitorRequest { name: name.clone() }).await?;
+            let monitor =
+                answer.monitor.ok_or_else(|| Error::bad_response("the server sent no monitor"))?;
+            let work = monitor.fit.as_ref().and_then(|fit| fit.work.as_ref());
+            match work.map_or(WorkState::Unspecified, v1::Work::state) {
+                WorkState::Waiting | WorkState::Running => tokio::time::sleep(FIT_POLL).await,
+                WorkState::Failed => {
+                    let error = work.and_then(|work| work.error.as_ref());
+                    let error = error.filter(|status| status.code != 0).ok_or_else(|| {
+                        Error::bad_response("the server failed to fit a monitor and says not why")
+                    })?;
+                    return Err(Error::of_item(error, ""));
+                }
+                _ => return Ok(monitor),
+            }
+        }
+    }
+
+    /// How the scores of a monitor are distributed, and how far they have drifted.
+    pub async fn get_monitor_scores(
+        &self,
+        request: impl IntoRequest<v1::GetMonitorScoresRequest>,
+    ) -> Result<v1::GetMonitorScoresResponse> {
+        Ok(self.monitors().get_monitor_scores(request).await?.into_inner())
+    }
+
+    /// Scores items by monitors, without acting and without alerts, and returns the whole.
+    pub async fn replay_monitors(
+        &self,
+        request: impl IntoRequest<v1::ReplayMonitorsRequest>,
+    ) -> Result<Replayed> {
+        let request = request.into_request();
+        let collector = ReplayCollector::from(request.get_ref());
+        collect(self.replay_monitors_stream(request).await?, |it| it.event, collector).await
+    }
+
+    /// The scores of items, as they are done.
+    pub async fn replay_monitors_stream(
+        &self,
+        request: impl IntoRequest<v1::ReplayMonitorsRequest>,
+    ) -> Result<Incoming<v1::ReplayMonitorsResponse>> {
+        Ok(events(self.monitors().replay_monitors(request).await?.into_inner()))
+    }
+}
+
+/// Alerts.
+impl Client {
+    /// The alerts of all calls of the caller's tenant, as they are raised.
+    ///
+    /// Where the connection is lost it goes on after the last alert that came; where it cannot, a
+    /// request with the `resume_token` of that alert goes on later. It has no deadline but that of a
+    /// [`tonic::Request`] with a timeout, and ends when it is dropped.
+    pub fn watch_alerts(
+        &self,
+        request: impl IntoRequest<v1::WatchAlertsRequest>,
+    ) -> Incoming<WatchedAlert> {
+        watched(self.monitors(), request.into_request())
+    }
+
+    /// One alert as it is now.
+    pub async fn get_alert(
+        &self,
+        request: impl IntoRequest<v1::GetAlertRequest>,
+    ) -> Result<v1::GetAlertResponse> {
+        Ok(self.monitors().get_alert(request).await?.into_inner())
+    }
+
+    /// Alerts, the newest first, page by page.
+    pub fn list_alerts(
+        &self,
+        request: impl IntoRequest<v1::ListAlertsRequest>,
+    ) -> Incoming<v1::Alert> {
+        let stub = self.monitors();
+        pages(request.into_request(), move |request| {
+            let mut stub = stub.clone();
+            async move {
+                let page = stub.list_alerts(request).await?.into_inner();
+                Ok((page.alerts, page.next_page_token))
+            }
+        })
+    }
+
+    /// Says whether a sample that is paused goes on or stops.
+    pub async fn decide_alert(
+        &self,
+        request: impl IntoRequest<v1::DecideAlertRequest>,
+    ) -> Result<v1::DecideAlertResponse> {
+        Ok(self.monitors().decide_alert(request).await?.into_inner())
+    }
+
+    /// Deletes alerts, all of the caller's tenant or some.
+    pub async fn delete_alerts(
+        &self,
+        request: impl IntoRequest<v1::DeleteAlertsRequest>,
+    ) -> Result<v1::DeleteAlertsResponse> {
+        Ok(self.monitors().delete_alerts(request).await?.into_inner())
     }
 }
 

@@ -68,6 +68,7 @@ event!(FetchActivationsResponse, fetch_activations_response);
 event!(GenerateResponse, generate_response);
 event!(ReconstructActivationsResponse, reconstruct_activations_response);
 event!(RunSweepResponse, run_sweep_response);
+event!(ReplayMonitorsResponse, replay_monitors_response);
 event!(ExplanationEvent, explanation_event);
 
 macro_rules! explanation {

@@ -38,6 +38,7 @@
 
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
+mod alerts;
 mod answer;
 mod builder;
 mod client;
@@ -56,11 +57,12 @@ mod trace_context;
 mod transport;
 mod versions;
 
+pub use alerts::WatchedAlert;
 pub use builder::ClientBuilder;
 pub use client::Client;
 pub use collect::{
-    Explained, Fetched, FetchedItem, Generated, Item, LabelStatistics, Reconstructed, Sample,
-    Swept, SweptCell,
+    Explained, Fetched, FetchedItem, Generated, Item, LabelStatistics, Reconstructed, Replayed,
+    ReplayedItem, Sample, Swept, SweptCell,
 };
 pub use error::{Error, Result};
 pub use incoming::Incoming;

@@ -24,7 +24,9 @@ page_requests!(
     ListModelsRequest,
     ListKeptActivationsRequest,
     ListNlasRequest,
-    ListSteeringVectorsRequest
+    ListSteeringVectorsRequest,
+    ListMonitorsRequest,
+    ListAlertsRequest
 );
 
 /// The items of all pages, from that of the request on. The next page is asked for when all items

@@ -65,11 +65,17 @@ impl Transport {
         Self(Arc::new(shared))
     }
 
-    /// When a call with this metadata has to be over that begins now. A request that has it among
-    /// its extensions keeps to it, however late it is sent.
+    /// When a call with this metadata has to be over that begins now. A request that has it, or that
+    /// it has none, among its extensions keeps to it, however late it is sent.
     pub(crate) fn deadline(&self, metadata: &MetadataMap) -> Option<Deadline> {
         self.0.deadline(metadata.as_ref())
     }
+}
+
+/// As [`Transport::deadline`], of a call that has only the deadline that its metadata says.
+pub(crate) fn own_deadline(metadata: &MetadataMap) -> Option<Deadline> {
+    let timeout = metadata.as_ref().get(TIMEOUT)?;
+    duration_of(timeout).and_then(Deadline::after)
 }
 
 impl std::fmt::Debug for Transport {
@@ -112,8 +118,8 @@ impl Shared {
 
     /// Makes the call, and again where that is harmless and can help.
     async fn call(&self, parts: Parts, body: Bytes) -> Result<Response<Body>, Status> {
-        let deadline = match parts.extensions.get::<Deadline>() {
-            Some(own) => Some(*own),
+        let deadline = match parts.extensions.get::<Option<Deadline>>() {
+            Some(own) => *own,
             None => self.deadline(&parts.headers),
         };
         let harmless = HARMLESS.contains(&parts.uri.path());

@@ -32,6 +32,7 @@ import {
   type Generated,
   type ReadoutResult,
   type Reconstructed,
+  type Replayed,
   type Sequence,
   type Swept,
 } from "@actserve/client/node";
@@ -51,6 +52,7 @@ interface Question {
     readonly traceparent?: string;
   };
   readonly method?: string;
+  readonly name?: string;
   readonly request?: JsonObject;
   readonly text?: string;
   readonly tensor?: JsonValue;
@@ -157,6 +159,12 @@ async function called(client: Client, question: Question): Promise<Answer> {
       return { result: (await collected(client, question, signal)).answer };
     case "measure":
       return { result: await measured(client, question) };
+    case "watch":
+      return watched(client, question);
+    case "wait":
+      return {
+        result: json(v1.MonitorSchema, await client.waitForMonitor(given(question.name))),
+      };
     default:
       throw new Error(`there is no operation ${question.operation}`);
   }
@@ -165,15 +173,14 @@ async function called(client: Client, question: Question): Promise<Answer> {
 async function unary(client: Client, question: Question): Promise<JsonValue> {
   const method = methodOf(question);
   const request = message(method.input, question) as never;
-  const response = await (isUnary(client, method.localName)
-    ? client[method.localName](request)
-    : (client.stub(method.parent)[method.localName] as unknown as Unary)(request));
-  return json(method.output, response);
+  const called: unknown = UNARY.has(method.localName) ? client : client.stub(method.parent);
+  const call = given((called as Record<string, Unary>)[method.localName]);
+  return json(method.output, await call.call(called, request));
 }
 
-type Unary = (request: Message) => Promise<Message>;
+type Unary = (this: unknown, request: Message) => Promise<Message>;
 
-const UNARY = [
+const UNARY = new Set([
   "getModel",
   "tokenize",
   "getKeptActivations",
@@ -188,11 +195,16 @@ const UNARY = [
   "getSteeringVector",
   "updateSteeringVector",
   "deleteSteeringVector",
-] as const;
-
-function isUnary(_client: Client, name: string): name is (typeof UNARY)[number] {
-  return (UNARY as readonly string[]).includes(name);
-}
+  "createMonitor",
+  "getMonitor",
+  "updateMonitor",
+  "deleteMonitor",
+  "fitMonitor",
+  "getMonitorScores",
+  "getAlert",
+  "decideAlert",
+  "deleteAlerts",
+] satisfies (keyof Client)[] as string[]);
 
 async function names(client: Client, question: Question): Promise<string[]> {
   const found: string[] = [];
@@ -212,6 +224,10 @@ function listed(client: Client, question: Question): AsyncIterable<{ name: strin
       return client.listNlas(message(v1.ListNlasRequestSchema, question));
     case "ListSteeringVectors":
       return client.listSteeringVectors(message(v1.ListSteeringVectorsRequestSchema, question));
+    case "ListMonitors":
+      return client.listMonitors(message(v1.ListMonitorsRequestSchema, question));
+    case "ListAlerts":
+      return client.listAlerts(message(v1.ListAlertsRequestSchema, question));
     default:
       return client.listKeptActivations(message(v1.ListKeptActivationsRequestSchema, question));
   }
@@ -244,6 +260,8 @@ function opened(client: Client, question: Question, signal?: AbortSignal) {
       );
     case "RunSweep":
       return client.runSweep(message(v1.RunSweepRequestSchema, question), options);
+    case "ReplayMonitors":
+      return client.replayMonitors(message(v1.ReplayMonitorsRequestSchema, question), options);
     default:
       throw new Error(`there is no stream ${String(question.method)}`);
   }
@@ -266,6 +284,22 @@ async function stream(client: Client, question: Question, signal?: AbortSignal):
   return { result: { events } };
 }
 
+/** Tells alerts until there are enough of them. */
+async function watched(client: Client, question: Question): Promise<Answer> {
+  const alerts: JsonObject[] = [];
+  try {
+    for await (const { alert, lostBefore } of client.watchAlerts(
+      message(v1.WatchAlertsRequestSchema, question),
+    )) {
+      alerts.push({ name: alert.name, lost_before: Number(lostBefore) });
+      if (alerts.length === question.take) break;
+    }
+  } catch (thrown) {
+    return { result: { alerts }, error: errorOf(thrown) };
+  }
+  return { result: { alerts } };
+}
+
 /** The name of an event as the contract has it; `unknown` if the client does not know it. */
 function eventOf(event: unknown): string {
   const outer = event as { case?: string | undefined; event?: unknown } | undefined;
@@ -282,6 +316,7 @@ async function collected(
   const whole = await opened(client, question, signal).collect();
   if ("items" in whole) return { answer: fetched(whole), bytes: bytesOf(whole.items) };
   if ("samples" in whole) return { answer: generated(whole), bytes: bytesOf(whole.samples) };
+  if ("replayed" in whole) return { answer: replayed(whole), bytes: 0 };
   if ("cells" in whole) return { answer: swept(whole), bytes: 0 };
   if ("explanations" in whole) return { answer: explained(whole), bytes: 0 };
   return { answer: reconstructed(whole), bytes: whole.data.byteLength };
@@ -318,8 +353,50 @@ function generated({ callId, samples }: Generated): JsonValue {
       text: sample.text,
       finish_reason: finishReason(sample.finishReason),
       ...sequence(sample),
+      ...(sample.stoppedBy.case === "monitor" && { monitor: sample.stoppedBy.value }),
+      ...(sample.alerts.length && {
+        alerts: sample.alerts.map(({ monitor, level, score, position }) => ({
+          monitor,
+          level: levelName(level),
+          score,
+          position,
+        })),
+      }),
+      ...(sample.monitorScores.length && { monitor_scores: sample.monitorScores.map(scored) }),
     })),
   };
+}
+
+function replayed({ callId, replayed }: Replayed): JsonValue {
+  return {
+    call_id: callId,
+    items: replayed.map(({ key, error, scores }, index) => ({
+      index,
+      key,
+      ...(error ? { error: errorOf(error) } : { scores: scores.map(scored) }),
+    })),
+  };
+}
+
+function scored(score: v1.MonitorScore): JsonObject {
+  return {
+    monitor: score.monitor,
+    tokens: score.tokens,
+    score: score.score,
+    highest_score: score.highestScore,
+    highest_position: score.highestPosition,
+    level: levelName(score.level),
+    ...(score.tokenScores && {
+      positions: score.positions,
+      ...array(decodeTensor(score.tokenScores)),
+    }),
+  };
+}
+
+/** The name of a level; null for none. */
+function levelName(level: v1.AlertLevel): string | null {
+  const names: Readonly<Record<number, string | undefined>> = v1.AlertLevel;
+  return level ? (names[level] ?? String(level)) : null;
 }
 
 function finishReason(reason: v1.FinishReason): string {

@@ -126,6 +126,16 @@ export class Calls implements Transport {
     }
   }
 
+  /** Waits between calls; ends early, with `CANCELLED`, as a call does. */
+  async sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
+    const call = this.#begin(signal, Infinity);
+    try {
+      await call.sleep(ms);
+    } finally {
+      call.end();
+    }
+  }
+
   /**
    * The events of a stream that is opened anew where it is lost after its first event. The attempts
    * are one call, with its signal and deadline.

@@ -8,14 +8,16 @@ import {
 } from "@bufbuild/protobuf";
 import type { CallOptions, Client as Stub, Transport } from "@connectrpc/connect";
 
+import { watched, type WatchedAlert } from "./alerts.js";
 import { Calls } from "./calls.js";
 import type { Fetched, Generated } from "./collected.js";
 import { ExplainCollector, type Explained } from "./collectors/explain.js";
 import { FetchCollector } from "./collectors/fetch.js";
 import { GenerateCollector } from "./collectors/generate.js";
 import { ReconstructCollector, type Reconstructed } from "./collectors/reconstruct.js";
+import { ReplayCollector, type Replayed } from "./collectors/replay.js";
 import { SweepCollector, type Swept } from "./collectors/sweep.js";
-import { badResponse, invalid } from "./errors.js";
+import { ActserveError, badResponse, invalid } from "./errors.js";
 import { checkedHeaders, checkedTimeout } from "./options.js";
 import * as v1 from "./v1.js";
 import { EventStream, stubOf } from "./stream.js";
@@ -26,11 +28,17 @@ export type Init<Desc extends DescMessage> = MessageInitShape<Desc>;
 /** Ten minutes. */
 const DEFAULT_TIMEOUT_MS = 600_000;
 
+/** How often `waitForMonitor` looks whether a monitor is fitted. */
+const FIT_POLL_MS = 1_000;
+
 /** How a client makes its calls, whatever the transport. */
 export interface CallDefaults {
   /** Sent with every call as `authorization: Bearer <token>`. */
   readonly token?: string | undefined;
-  /** The deadline of a call with all its attempts; 600 000 when unset, `Infinity` for none. */
+  /**
+   * The deadline of a call with all its attempts, but for `watchAlerts`; 600 000 when unset,
+   * `Infinity` for none.
+   */
   readonly timeoutMs?: number | undefined;
   /**
    * The model that calls are for, such as `models/smollm2-135m`: sent as the header
@@ -70,6 +78,7 @@ export class Client {
   readonly #explanations: Stub<typeof v1.ExplanationService>;
   readonly #vectors: Stub<typeof v1.SteeringVectorService>;
   readonly #sweeps: Stub<typeof v1.SweepService>;
+  readonly #monitors: Stub<typeof v1.MonitorService>;
 
   /** @throws {@link ActserveError} `FIELD_INVALID`, naming the option that cannot be used */
   constructor(options: ClientOptions) {
@@ -89,6 +98,7 @@ export class Client {
     this.#explanations = this.stub(v1.ExplanationService);
     this.#vectors = this.stub(v1.SteeringVectorService);
     this.#sweeps = this.stub(v1.SweepService);
+    this.#monitors = this.stub(v1.MonitorService);
   }
 
   /**
@@ -385,6 +395,169 @@ export class Client {
       () => collector.come,
       options,
     );
+  }
+
+  /** Stores a monitor, as `createSteeringVector` does. */
+  createMonitor(
+    request: Init<typeof v1.CreateMonitorRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.CreateMonitorResponse> {
+    const message = identified(v1.CreateMonitorRequestSchema, request);
+    return this.#monitors.createMonitor(message, options);
+  }
+
+  /** One monitor. */
+  getMonitor(
+    request: Init<typeof v1.GetMonitorRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.GetMonitorResponse> {
+    return this.#monitors.getMonitor(request, options);
+  }
+
+  /** The monitors of a model, page by page as they are needed. */
+  listMonitors(
+    request: Init<typeof v1.ListMonitorsRequestSchema> = {},
+    options?: CallOptions,
+  ): AsyncIterable<v1.Monitor> {
+    return pages(
+      v1.ListMonitorsRequestSchema,
+      request,
+      (page) => this.#monitors.listMonitors(page, options),
+      ({ monitors }) => monitors,
+    );
+  }
+
+  /** Replaces a monitor, or those of its fields that the mask names. */
+  updateMonitor(
+    request: Init<typeof v1.UpdateMonitorRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.UpdateMonitorResponse> {
+    return this.#monitors.updateMonitor(request, options);
+  }
+
+  /** Deletes a monitor. Its alerts stay. */
+  deleteMonitor(
+    request: Init<typeof v1.DeleteMonitorRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.DeleteMonitorResponse> {
+    return this.#monitors.deleteMonitor(request, options);
+  }
+
+  /**
+   * Begins to make a monitor of labelled examples, as `createSteeringVector` does; `waitForMonitor`
+   * waits for it.
+   */
+  fitMonitor(
+    request: Init<typeof v1.FitMonitorRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.FitMonitorResponse> {
+    const message = identified(v1.FitMonitorRequestSchema, request);
+    return this.#monitors.fitMonitor(message, options);
+  }
+
+  /**
+   * A monitor, once `fitMonitor` has made it. It waits for as long as that takes, or until the
+   * `signal` of the options; `timeoutMs` is that of each look. The monitor is paused until it is
+   * updated.
+   *
+   * @throws {@link ActserveError} why it could not be fitted
+   */
+  async waitForMonitor(name: string, options?: CallOptions): Promise<v1.Monitor> {
+    for (;;) {
+      const { monitor } = await this.getMonitor({ name }, options);
+      if (!monitor) throw badResponse("the server sent no monitor");
+      const work = monitor.fit?.work;
+      if (work?.state === v1.WorkState.FAILED) {
+        if (!work.error?.code) {
+          throw badResponse("the server failed to fit a monitor and does not say why");
+        }
+        throw ActserveError.fromStatus(work.error, "");
+      }
+      if (work?.state !== v1.WorkState.WAITING && work?.state !== v1.WorkState.RUNNING) {
+        return monitor;
+      }
+      await this.#calls.sleep(FIT_POLL_MS, options?.signal);
+    }
+  }
+
+  /** How the scores of a monitor are distributed, and how far they have drifted. */
+  getMonitorScores(
+    request: Init<typeof v1.GetMonitorScoresRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.GetMonitorScoresResponse> {
+    return this.#monitors.getMonitorScores(request, options);
+  }
+
+  /** Scores items by monitors, without acting and without alerts. */
+  replayMonitors(
+    request: Init<typeof v1.ReplayMonitorsRequestSchema>,
+    options?: CallOptions,
+  ): EventStream<v1.ReplayMonitorsResponse, Replayed> {
+    const message = create(v1.ReplayMonitorsRequestSchema, request);
+    return new EventStream(
+      () => this.#monitors.replayMonitors(message, options),
+      () => new ReplayCollector(message),
+    );
+  }
+
+  /**
+   * The alerts of all calls of the caller's tenant, as they are raised. Where the connection is lost
+   * it goes on after the last alert that came; where it cannot, a request with the `resumeToken` of
+   * that alert goes on later. It has no deadline unless it is given one, and ends with the loop or
+   * the `signal` of the options.
+   */
+  watchAlerts(
+    request: Init<typeof v1.WatchAlertsRequestSchema> = {},
+    options?: CallOptions,
+  ): AsyncIterable<WatchedAlert> {
+    // A copy, since `create` gives back what is a message already.
+    const message = clone(
+      v1.WatchAlertsRequestSchema,
+      create(v1.WatchAlertsRequestSchema, request),
+    );
+    return watched(
+      this.#calls,
+      message,
+      (message, options) => this.#monitors.watchAlerts(message, options),
+      options,
+    );
+  }
+
+  /** One alert as it is now. */
+  getAlert(
+    request: Init<typeof v1.GetAlertRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.GetAlertResponse> {
+    return this.#monitors.getAlert(request, options);
+  }
+
+  /** Alerts, the newest first, page by page as they are needed. */
+  listAlerts(
+    request: Init<typeof v1.ListAlertsRequestSchema> = {},
+    options?: CallOptions,
+  ): AsyncIterable<v1.Alert> {
+    return pages(
+      v1.ListAlertsRequestSchema,
+      request,
+      (page) => this.#monitors.listAlerts(page, options),
+      ({ alerts }) => alerts,
+    );
+  }
+
+  /** Says whether a sample that is paused goes on or stops. */
+  decideAlert(
+    request: Init<typeof v1.DecideAlertRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.DecideAlertResponse> {
+    return this.#monitors.decideAlert(request, options);
+  }
+
+  /** Deletes alerts, all of the caller's tenant or some. */
+  deleteAlerts(
+    request: Init<typeof v1.DeleteAlertsRequestSchema> = {},
+    options?: CallOptions,
+  ): Promise<v1.DeleteAlertsResponse> {
+    return this.#monitors.deleteAlerts(request, options);
   }
 }
 

@@ -1,5 +1,7 @@
 import { ActserveError } from "./errors.js";
+import type { Alert } from "./gen/actserve/v1/alert_pb.js";
 import type {
+  MonitorScore,
   SampleFinished,
   TokenLogprobs,
   Usage,
@@ -215,18 +217,30 @@ export class Sample extends Sequence {
   readonly stoppedBy: SampleFinished["stoppedBy"];
   /** Of each generated token, if they were asked for; else empty. */
   readonly logprobs: readonly TokenLogprobs[];
+  /** Those that monitors have the call told of, as they were raised. */
+  readonly alerts: readonly Alert[];
+  /**
+   * Of the monitors that watched it, as the request asks. `decodeTensor` reads the scores as of each
+   * token.
+   */
+  readonly monitorScores: readonly MonitorScore[];
 
   /** @internal */
   constructor(
     index: number,
     fields: SequenceFields,
-    generated: Pick<Sample, "text" | "finishReason" | "stoppedBy" | "logprobs">,
+    generated: Pick<
+      Sample,
+      "text" | "finishReason" | "stoppedBy" | "logprobs" | "alerts" | "monitorScores"
+    >,
   ) {
     super(index, fields);
     this.text = generated.text;
     this.finishReason = generated.finishReason;
     this.stoppedBy = generated.stoppedBy;
     this.logprobs = generated.logprobs;
+    this.alerts = generated.alerts;
+    this.monitorScores = generated.monitorScores;
   }
 }
 

@@ -28,9 +28,11 @@ export {
   type Turn,
 } from "./requests.js";
 
+export type { WatchedAlert } from "./alerts.js";
 export * from "./collected.js";
 export type { Explained } from "./collectors/explain.js";
 export type { Reconstructed } from "./collectors/reconstruct.js";
+export type { Replayed, ReplayScores } from "./collectors/replay.js";
 export type { Swept, SweptCell } from "./collectors/sweep.js";
 
 export { VERSION } from "./version.js";

@@ -12,6 +12,7 @@ from contextlib import suppress
 from contextvars import Context
 
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.monitors import followups
 from actserve_server.monitors.alert_store import AlertStore
 from actserve_server.monitors.alert_streams import AlertStreams
 from actserve_server.monitors.stored_alerts import NewAlert, StoredAlert
@@ -73,6 +74,7 @@ class StoredAlerts:
             # Of no caller: it writes for all.
             self._writer = asyncio.create_task(self._write(), context=Context())
         await stored
+        followups.trace(new.id, crossing)
         return new.id
 
     async def decision(self, call: WatchedCall, alert: str, pause: Pause) -> Decision:

@@ -9,6 +9,7 @@ See docs/design/monitors.md.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from actserve_server.domain.runs import (
     Tokens,
 )
 from actserve_server.engine.fair_threads import off_loop
+from actserve_server.monitors import measures
 from actserve_server.monitors.sample_scores import Reached, SampleScores
 from actserve_server.monitors.watched import (
     Alerts,
@@ -113,12 +115,16 @@ async def watched(
     try:
         async with aclosing(watching.events()) as events:
             async for event in events:
+                if isinstance(event, WatchedFinished):
+                    measures.sample_ended(event.scores)
                 yield event
     except ActserveError as error:
         match error.field:
             case ("interventions", int(number), *_) if number >= len(sample.run.interventions):
                 error.field = ()  # One of a monitor, which the call has not sent.
         raise
+    finally:
+        watching.measure()
 
 
 class _Watching:
@@ -133,6 +139,8 @@ class _Watching:
         self._stored: dict[Reached, asyncio.Task[str]] = {}
         self._steers: tuple[Intervention, ...] = ()
         self._runs = 0
+        self._seconds = 0.0
+        """Spent on scores."""
         # Of the run in progress.
         self._ids = [*sample.run.token_ids]
         self._texts: list[str] = []
@@ -172,6 +180,10 @@ class _Watching:
                 return
             run = self._again(run, position, steers)
 
+    def measure(self) -> None:
+        """Tells Prometheus what was scored."""
+        measures.tokens_scored(self._scores.scores(), self._seconds)
+
     def _take(self, event: RunEvent) -> WatchedEvent | None:
         """Takes an event of the run. Returns it if it may be told at once."""
         match event:
@@ -198,10 +210,12 @@ class _Watching:
             return []
         # In order over all monitors while one may still act.
         end = self._scores.ready(self._ids) if self._scores.may_act else None
+        started = time.perf_counter()
         if waiting <= QUICK_NUMBERS:
             reached = self._scores.score(end)
         else:
             reached = await off_loop(self._scores.score, end)
+        self._seconds += time.perf_counter() - started
         for each in reached:
             self._raise(each)
         return [each for each in reached if each.level.action is not None]

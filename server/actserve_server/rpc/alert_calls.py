@@ -8,7 +8,7 @@ from actserve.v1 import monitor_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.monitors import alert_tokens
+from actserve_server.monitors import alert_tokens, measures
 from actserve_server.monitors.alert_store import AlertStore
 from actserve_server.monitors.alert_streams import AlertStreams
 from actserve_server.monitors.alerts import StoredAlerts
@@ -44,12 +44,13 @@ class AlertCalls:
                 resume_token=alert_tokens.write(tenant, info.id, place),
             )
         )
-        async with aclosing(self._streams.watch(tenant, place, wanted)) as events:
-            async for event in events:
-                if isinstance(event, LostAlerts):
-                    yield pb.WatchAlertsResponse(lost=pb.AlertsLost(alerts=event.count))
-                else:
-                    yield pb.WatchAlertsResponse(alert=self._to_wire(event))
+        with measures.alert_watcher():
+            async with aclosing(self._streams.watch(tenant, place, wanted)) as events:
+                async for event in events:
+                    if isinstance(event, LostAlerts):
+                        yield pb.WatchAlertsResponse(lost=pb.AlertsLost(alerts=event.count))
+                    else:
+                        yield pb.WatchAlertsResponse(alert=self._to_wire(event))
 
     async def get(self, request: pb.GetAlertRequest) -> pb.GetAlertResponse:
         stored = await self._store.get(self._tenant(), self._id(request.name))

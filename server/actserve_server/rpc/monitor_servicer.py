@@ -6,15 +6,16 @@ from contextlib import aclosing, contextmanager, suppress
 import grpc
 
 from actserve.v1 import monitor_service_pb2 as pb
-from actserve.v1 import monitor_service_pb2_grpc, work_pb2
+from actserve.v1 import monitor_service_pb2_grpc
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.monitors.registry import ID
 from actserve_server.monitors.stored_monitors import NewMonitor, StoredMonitor
-from actserve_server.rpc import not_served
 from actserve_server.rpc.alert_calls import AlertCalls
 from actserve_server.rpc.explanations.served_nlas import Nlas
+from actserve_server.rpc.fit_calls import FitCalls
+from actserve_server.rpc.replay_calls import ReplayCalls
 from actserve_server.rpc.requests import (
     monitor_definitions,
     monitor_fields,
@@ -24,7 +25,11 @@ from actserve_server.rpc.requests import (
 from actserve_server.rpc.requests.monitor_definitions import World
 from actserve_server.rpc.requests.request_ids import making_request
 from actserve_server.rpc.requests.vector_sources import Sources
-from actserve_server.rpc.responses import chunks, model_descriptions, monitor_descriptions
+from actserve_server.rpc.responses import (
+    chunks,
+    model_descriptions,
+    monitor_descriptions,
+)
 from actserve_server.rpc.transport.calls import current_call
 from actserve_server.rpc.watching_parts import WatchingParts
 
@@ -41,6 +46,8 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         self._nlas = nlas
         self._parts = parts
         self._registry = parts.registry
+        self._fits = FitCalls(engine, sources, parts, self._world)
+        self._replays = ReplayCalls(engine, sources, nlas, parts, self._fits)
         self._alerts = AlertCalls(engine, parts.alert_store, parts.alert_streams, parts.alerts)
 
     async def CreateMonitor(  # noqa: N802
@@ -65,7 +72,7 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         self, request: pb.GetMonitorRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetMonitorResponse:
         stored = await self._registry.get(self._tenant(), self._id(request.name))
-        return pb.GetMonitorResponse(monitor=self._to_wire(stored))
+        return pb.GetMonitorResponse(monitor=(await self._fits.told([stored]))[0])
 
     async def ListMonitors(  # noqa: N802
         self, request: pb.ListMonitorsRequest, context: grpc.aio.ServicerContext
@@ -76,7 +83,7 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         if after and not ID.fullmatch(after):
             raise pages.not_ours()
         found = await self._registry.list(self._tenant(), after, size + 1)
-        page = list(chunks.fitting(map(self._to_wire, found[:size])))
+        page = list(chunks.fitting(await self._fits.told(found[:size])))
         more = found[len(page) - 1].id if len(found) > len(page) else ""
         return pb.ListMonitorsResponse(monitors=page, next_page_token=pages.token(more))
 
@@ -93,20 +100,23 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         self, request: pb.DeleteMonitorRequest, context: grpc.aio.ServicerContext
     ) -> pb.DeleteMonitorResponse:
         current_call().principal.require(Role.EXPERIMENTER, "deleting monitors")
-        await self._registry.delete(self._tenant(), self._id(request.name), request.etag)
+        tenant, monitor = self._tenant(), self._id(request.name)
+        await self._registry.delete(tenant, monitor, request.etag)
+        await self._parts.fits.forget(tenant, monitor)
         await self._changed()
         return pb.DeleteMonitorResponse()
 
     async def FitMonitor(  # noqa: N802
         self, request: pb.FitMonitorRequest, context: grpc.aio.ServicerContext
     ) -> pb.FitMonitorResponse:
-        raise not_served.refusal("MonitorService.FitMonitor")
+        return await self._fits.fit(request)
 
     async def ReplayMonitors(  # noqa: N802
         self, request: pb.ReplayMonitorsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.ReplayMonitorsResponse, None]:
-        raise not_served.refusal("MonitorService.ReplayMonitors")
-        yield  # Makes this a stream.
+        async with aclosing(self._replays.replay(request)) as events:
+            async for event in events:
+                yield event
 
     async def GetMonitorScores(  # noqa: N802
         self, request: pb.GetMonitorScoresRequest, context: grpc.aio.ServicerContext
@@ -150,7 +160,7 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         tries = _TRIES
         while True:
             stored = await self._registry.get(tenant, monitor)
-            self._check_made(stored)
+            await self._fits.check_made(stored)
             definition = await monitor_definitions.updated(
                 stored, request, self._world(), self._sources.of(tenant)
             )
@@ -170,21 +180,6 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         # It was stored, and is followed once the database can be reached again.
         with suppress(ActserveError):
             await self._parts.live.refresh()
-
-    def _check_made(self, stored: StoredMonitor) -> None:
-        """Raises RESOURCE_NOT_READY while a monitor has no probe yet."""
-        if stored.definition.resolved:
-            return
-        state = self._to_wire(stored).fit.work.state
-        raise ActserveError(
-            Reason.RESOURCE_NOT_READY,
-            f"the monitor {stored.id!r} has no probe yet, since it is still being fitted, or could "
-            "not be; wait until its fit is done, or make another",
-            metadata={
-                "resource_name": self._registry.name(stored.id),
-                "state": work_pb2.WorkState.Name(state),
-            },
-        )
 
     def _world(self) -> World:
         return World(info=self._engine.info, nlas=self._nlas, webhooks=self._parts.webhooks)

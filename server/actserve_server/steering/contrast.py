@@ -7,18 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actserve_server.domain.logistic import logistic_regression
 from actserve_server.steering.stored_vectors import Method
 
-NEWTON_STEPS = 100
-"""The most of a logistic regression. It takes about ten, and fewer than twenty where rows can be
-told apart by a plane, since the penalty keeps the weights short."""
-GRADIENT = 1e-9
-"""The regression is over once its gradient is this part of what it was at weights of zero."""
 NOTHING = 1e-11
 """What is no more than this beside what it was computed from is the rounding of float64."""
-ROUNDING = 1e-6
-"""A column whose deviation is a smaller part of its largest value than this is the same in all
-rows: rows come rounded to float32 or coarser, and what rounding leaves must not be scaled up."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,83 +88,10 @@ def _first_component(differences: np.ndarray) -> np.ndarray:
 
 
 def _regression(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """The direction whose component of a row, as it is, is the regression's score."""
+    """The unit vector whose component of a row is the regression's score, up to a factor."""
     rows = np.concatenate([positive, negative])
-    signs = np.repeat([1.0, -1.0], [len(positive), len(negative)])
-    largest = np.abs(rows).max(axis=0)
-    rows -= rows.mean(axis=0)
-    deviations = np.sqrt(np.einsum("nw,nw->w", rows, rows) / len(rows))
-    told = deviations > ROUNDING * largest
-    scale = np.divide(1.0, deviations, out=np.zeros_like(deviations), where=told)
-    rows *= scale
-    weights = _logistic_weights(rows, signs)
-    if np.linalg.norm(weights) <= NOTHING:
-        return np.zeros_like(weights)
-    # w . (x / s) = (w / s) . x
-    return _unit(weights * scale)
-
-
-def _logistic_weights(rows: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """w that, with a bias b, minimizes the sum of log(1 + exp(-sign (w . x + b))) over the rows
-    plus |w|^2 / 2, by Newton's method; each step is solved by conjugate gradients, and halved until
-    it leads down."""
-    width = rows.shape[1]
-    at = np.zeros(width + 1)  # The weights, then the bias.
-    loss, gradient, curvature = _logistic(rows, signs, at)
-    first = np.linalg.norm(gradient)
-    for _ in range(NEWTON_STEPS):
-        steepness = np.linalg.norm(gradient)
-        if steepness <= GRADIENT * first:
-            break
-        # The nearer, the more exactly: a first step need not be (Dembo, Eisenstat and Steihaug,
-        # "Inexact Newton methods", 1982).
-        step = _solve(rows, curvature, -gradient, float(min(0.1, steepness / first)))
-        slope, length = gradient @ step, 1.0
-        while True:
-            new = at + length * step
-            found = _logistic(rows, signs, new)
-            if found[0] <= loss + 1e-4 * length * slope:
-                break
-            length /= 2
-            if length < 1e-6:  # As low as float64 tells.
-                return at[:-1]
-        at, (loss, gradient, curvature) = new, found
-    return at[:-1]
-
-
-def _logistic(
-    rows: np.ndarray, signs: np.ndarray, at: np.ndarray
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """The loss, its gradient, and of each row the second derivative by its score."""
-    weights, bias = at[:-1], at[-1]
-    margins = signs * (rows @ weights + bias)
-    wrong = np.exp(-np.logaddexp(0, margins))  # 1 / (1 + exp(margin)), without overflow.
-    by_score = -signs * wrong
-    loss = np.logaddexp(0, -margins).sum() + weights @ weights / 2
-    gradient = np.append(rows.T @ by_score + weights, by_score.sum())
-    return float(loss), gradient, wrong * (1 - wrong)
-
-
-def _solve(
-    rows: np.ndarray, curvature: np.ndarray, wanted: np.ndarray, accuracy: float
-) -> np.ndarray:
-    """The s for which the second derivatives of the loss times s are `wanted`, up to this part."""
-    found = np.zeros_like(wanted)
-    left = wanted.copy()
-    way = left.copy()
-    squares = left @ left
-    enough = accuracy**2 * squares
-    for _ in range(len(rows) + 1):  # As many as it takes without rounding, and rarely so many.
-        if squares <= enough:
-            break
-        along = curvature * (rows @ way[:-1] + way[-1])
-        moved = np.append(rows.T @ along + way[:-1], along.sum())
-        length = squares / (way @ moved)
-        found += length * way
-        left -= length * moved
-        before, squares = squares, left @ left
-        way = left + squares / before * way
-    return found
+    is_positive = np.repeat([True, False], [len(positive), len(negative)])
+    return _unit(logistic_regression(rows, is_positive).weights)
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actserve_server.domain.roc import auroc
 from actserve_server.steering.contrast import Examples, direction
 from actserve_server.steering.stored_vectors import Method, Separation
 
@@ -19,15 +20,6 @@ def separation(examples: Examples, method: Method) -> Separation:
         held_out_auroc=_held_out(examples, method) if examples.least >= 2 else None,
         half_cosine=_half_cosine(examples, method) if examples.least >= 4 else None,
     )
-
-
-def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """The chance that one of the positive scores is above one of the negative; equal ones count
-    half. That is the area under the ROC curve (Hanley and McNeil, 1982)."""
-    ordered = np.sort(negative)
-    below = np.searchsorted(ordered, positive, "left")
-    not_above = np.searchsorted(ordered, positive, "right")
-    return float((below + not_above).mean() / 2 / len(negative))
 
 
 def ranking(every: Sequence[Separation | None]) -> list[int]:

@@ -194,7 +194,7 @@ alerts = sa.Table(
     sa.UniqueConstraint("tenant", "model_id", "id"),
     sa.Index(None, "account", "raise_time_us"),
     sa.Index(None, "raise_time_us"),
-    sa.Index(None, "delivery_state", "delivery_due_us"),
+    sa.Index(None, "delivery_state", "webhook", "delivery_due_us"),
 )
 """Alerts by tenant, model and sequence."""
 
@@ -251,3 +251,21 @@ score_hours = sa.Table(
     sa.Index(None, "hour"),
 )
 """How the scores of samples are distributed, by hour and version of a monitor."""
+
+monitor_fits = sa.Table(
+    "monitor_fits",
+    METADATA,
+    sa.Column("tenant", text(), nullable=False),
+    sa.Column("model_id", text(), nullable=False),
+    sa.Column("monitor", text(63), nullable=False),
+    # Of the monitor while it has no probe yet, so that one of the same name made later is another.
+    sa.Column("monitor_etag", sa.String(32), nullable=False),
+    # As WorkState.
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    sa.Column("steps_done", sa.Integer, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    # When the server that does it last said so. Microseconds since 1970 began, UTC.
+    sa.Column("seen_time_us", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("tenant", "model_id", "monitor", "monitor_etag"),
+)
+"""Fits that are being done, by whatever server."""

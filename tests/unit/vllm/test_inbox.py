@@ -130,9 +130,11 @@ def test_only_wanted_positions_are_expected() -> None:
     assert _take(inbox, 100) == [2, 3, 7, 8]
 
 
-def test_a_row_that_was_not_wanted_is_an_error() -> None:
+@pytest.mark.parametrize("steps", [((2, 3, 4),), ((2,), (3,), (4,)), ((2, 3), (4,))])
+def test_a_row_that_was_not_wanted_is_an_error(steps: Sequence[tuple[int, ...]]) -> None:
     inbox = Inbox([Spans(((2, 4),))], [])
-    _put(inbox, 2, 3, 4)
+    for step in steps:
+        _put(inbox, *step)
     assert _refused(inbox).reason is Reason.CAPTURE_INCOMPLETE
 
 

@@ -196,7 +196,7 @@ const (
 	// Something is stored under that name already. Choose another id, or delete what is
 	// there. ALREADY_EXISTS with resource_name, resource_type.
 	ErrorReason_ERROR_REASON_RESOURCE_EXISTS ErrorReason = 51
-	// Not sent yet: what is named is still being made, or could not be. Wait until its
+	// What is named is still being made, or could not be. Wait until its
 	// Work.state is WORK_STATE_SUCCEEDED; after WORK_STATE_FAILED make another.
 	// FAILED_PRECONDITION with resource_name, state.
 	ErrorReason_ERROR_REASON_RESOURCE_NOT_READY ErrorReason = 52
@@ -228,14 +228,14 @@ const (
 	// The database that holds what is stored cannot be reached. Try again after RetryInfo.
 	// UNAVAILABLE.
 	ErrorReason_ERROR_REASON_STORE_UNREACHABLE ErrorReason = 61
-	// Not sent yet: a monitor has no finite score for a token that counts, so the answer is
-	// withheld. Try again; if it goes on, pause the monitor and look at its numbers.
-	// INTERNAL with resource_name, position.
+	// A monitor has no finite score for a token that counts, so the answer is withheld. Try
+	// again; if it goes on, pause the monitor and look at its numbers. INTERNAL with
+	// resource_name, position.
 	ErrorReason_ERROR_REASON_MONITOR_INCOMPLETE ErrorReason = 62
-	// Not sent yet: the sample of an alert was decided already, or waits for no decision.
+	// The sample of an alert was decided already, or waits for no decision.
 	// FAILED_PRECONDITION with resource_name, decision.
 	ErrorReason_ERROR_REASON_ALERT_DECIDED ErrorReason = 63
-	// Not sent yet: the server's operator does not allow alerts to be sent to an address. Use
+	// The server's operator does not allow alerts to be sent to an address. Use
 	// one that is allowed. FAILED_PRECONDITION with url.
 	ErrorReason_ERROR_REASON_WEBHOOK_NOT_ALLOWED ErrorReason = 64
 )

@@ -88,7 +88,7 @@ const (
 	FinishReason_FINISH_REASON_LENGTH FinishReason = 2
 	// It repeated itself, as SamplingParams.repetition_detection has it.
 	FinishReason_FINISH_REASON_REPETITION FinishReason = 3
-	// A monitor ended it, as its StopAction or PauseAction has it. Not sent yet.
+	// A monitor ended it, as its StopAction or PauseAction has it.
 	FinishReason_FINISH_REASON_MONITOR FinishReason = 4
 )
 
@@ -1930,7 +1930,7 @@ type GenerateResponse_LogitAttribution struct {
 }
 
 type GenerateResponse_Alert struct {
-	// A monitor raised an alert at a sample, as MonitorLevel.flag has it. Not sent yet.
+	// A monitor raised an alert at a sample, as MonitorLevel.flag has it.
 	Alert *Alert `protobuf:"bytes,10,opt,name=alert,proto3,oneof"`
 }
 

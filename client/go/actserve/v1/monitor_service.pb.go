@@ -1974,7 +1974,7 @@ type ScoreHour struct {
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	// Monitor.etag of the version that scored them.
 	MonitorEtag string `protobuf:"bytes,2,opt,name=monitor_etag,json=monitorEtag,proto3" json:"monitor_etag,omitempty"`
-	// How many samples, by score.
+	// How many samples, by score. Busy servers count for as long as they store: 64 bits.
 	Counts        []uint64 `protobuf:"varint,3,rep,packed,name=counts,proto3" json:"counts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2353,7 +2353,7 @@ func (x *AlertsStarted) GetResumeToken() []byte {
 // are gone.
 type AlertsLost struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many of the tenant, of whatever monitor.
+	// How many of the tenant, of whatever monitor; the numbers of alerts have 64 bits.
 	Alerts        uint64 `protobuf:"varint,1,opt,name=alerts,proto3" json:"alerts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2775,7 +2775,7 @@ func (x *DeleteAlertsRequest) GetFilter() *AlertFilter {
 // What was deleted.
 type DeleteAlertsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many alerts.
+	// How many alerts; there may be more than 32 bits count, so 64 bits.
 	Alerts        uint64 `protobuf:"varint,1,opt,name=alerts,proto3" json:"alerts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -67,6 +67,24 @@ func (q *question) unary(ctx context.Context, client *actserve.Client) (any, err
 		return client.UpdateSteeringVector(ctx, request(q, &actservev1.UpdateSteeringVectorRequest{}))
 	case "DeleteSteeringVector":
 		return client.DeleteSteeringVector(ctx, request(q, &actservev1.DeleteSteeringVectorRequest{}))
+	case "CreateMonitor":
+		return client.CreateMonitor(ctx, request(q, &actservev1.CreateMonitorRequest{}))
+	case "GetMonitor":
+		return client.GetMonitor(ctx, request(q, &actservev1.GetMonitorRequest{}))
+	case "UpdateMonitor":
+		return client.UpdateMonitor(ctx, request(q, &actservev1.UpdateMonitorRequest{}))
+	case "DeleteMonitor":
+		return client.DeleteMonitor(ctx, request(q, &actservev1.DeleteMonitorRequest{}))
+	case "FitMonitor":
+		return client.FitMonitor(ctx, request(q, &actservev1.FitMonitorRequest{}))
+	case "GetMonitorScores":
+		return client.GetMonitorScores(ctx, request(q, &actservev1.GetMonitorScoresRequest{}))
+	case "GetAlert":
+		return client.GetAlert(ctx, request(q, &actservev1.GetAlertRequest{}))
+	case "DecideAlert":
+		return client.DecideAlert(ctx, request(q, &actservev1.DecideAlertRequest{}))
+	case "DeleteAlerts":
+		return client.DeleteAlerts(ctx, request(q, &actservev1.DeleteAlertsRequest{}))
 	}
 	return nil, fmt.Errorf("there is no method %q with one answer", q.Method)
 }
@@ -81,6 +99,10 @@ func (q *question) list(ctx context.Context, client *actserve.Client) (any, erro
 		return names(q, client.ListKeptActivations(ctx, request(q, &actservev1.ListKeptActivationsRequest{})))
 	case "ListSteeringVectors":
 		return names(q, client.ListSteeringVectors(ctx, request(q, &actservev1.ListSteeringVectorsRequest{})))
+	case "ListMonitors":
+		return names(q, client.ListMonitors(ctx, request(q, &actservev1.ListMonitorsRequest{})))
+	case "ListAlerts":
+		return names(q, client.ListAlerts(ctx, request(q, &actservev1.ListAlertsRequest{})))
 	}
 	return nil, fmt.Errorf("there is no list %q", q.Method)
 }
@@ -117,6 +139,8 @@ func (q *question) open(ctx context.Context, client *actserve.Client) iter.Seq2[
 			request(q, &actservev1.ReconstructActivationsRequest{})))
 	case "RunSweep":
 		return named(client.RunSweepStream(ctx, request(q, &actservev1.RunSweepRequest{})))
+	case "ReplayMonitors":
+		return named(client.ReplayMonitorsStream(ctx, request(q, &actservev1.ReplayMonitorsRequest{})))
 	}
 	return func(yield func(string, error) bool) {
 		yield("", fmt.Errorf("there is no stream %q", q.Method))
@@ -155,6 +179,22 @@ func (q *question) stream(
 		}
 	}
 	return map[string]any{"events": seen}, nil
+}
+
+// watch tells alerts until there are enough of them.
+func (q *question) watch(ctx context.Context, client *actserve.Client) (any, error) {
+	seen := []object{}
+	told := func() object { return object{"alerts": seen} }
+	for alert, err := range client.WatchAlerts(ctx, request(q, &actservev1.WatchAlertsRequest{})) {
+		if err != nil {
+			return told(), err
+		}
+		seen = append(seen, object{"name": alert.GetName(), "lost_before": alert.LostBefore})
+		if q.Take != nil && len(seen) >= *q.Take {
+			break
+		}
+	}
+	return told(), nil
 }
 
 func (q *question) streams(warn func(string)) (any, error) {

@@ -24,6 +24,7 @@ type question struct {
 	Operation    string          `json:"operation"`
 	Client       clientConfig    `json:"client"`
 	Method       string          `json:"method"`
+	Name         string          `json:"name"`
 	Request      json.RawMessage `json:"request"`
 	Text         string          `json:"text"`
 	Tensor       json.RawMessage `json:"tensor"`
@@ -145,6 +146,10 @@ func (q *question) do(warn func(string)) (any, error) {
 		return q.collect(ctx, client)
 	case "measure":
 		return q.measure(ctx, client)
+	case "watch":
+		return q.watch(ctx, client)
+	case "wait":
+		return client.WaitForMonitor(ctx, q.Name)
 	}
 	return nil, fmt.Errorf("there is no operation %q", q.Operation)
 }

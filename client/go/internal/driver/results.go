@@ -87,6 +87,8 @@ func (q *question) collect(ctx context.Context, client *actserve.Client) (any, e
 		return array(result.Rows, object{"call_id": result.CallID}), nil
 	case "RunSweep":
 		return swept(client.RunSweep(ctx, request(q, &actservev1.RunSweepRequest{})))
+	case "ReplayMonitors":
+		return replayed(client.ReplayMonitors(ctx, request(q, &actservev1.ReplayMonitorsRequest{})))
 	}
 	return nil, fmt.Errorf("nothing of %q is collected", q.Method)
 }
@@ -139,15 +141,85 @@ func generated(result *actserve.GenerateResult, err error) (any, error) {
 	}
 	sequences := []object{}
 	for index, sample := range result.Samples {
-		sequences = append(sequences, object{
+		sequence := object{
 			"index":         index,
 			"token_ids":     append(list(result.Prompt.GetIds()), sample.TokenIDs...),
 			"text":          sample.Text,
 			"finish_reason": finishReason(sample.FinishReason),
 			"readouts":      readouts(sample.Readouts),
-		})
+		}
+		if sample.Monitor != "" {
+			sequence["monitor"] = sample.Monitor
+		}
+		if len(sample.Alerts) > 0 {
+			sequence["alerts"] = alerts(sample.Alerts)
+		}
+		if len(sample.MonitorScores) > 0 {
+			told, err := scores(sample.MonitorScores)
+			if err != nil {
+				return nil, err
+			}
+			sequence["monitor_scores"] = told
+		}
+		sequences = append(sequences, sequence)
 	}
 	return object{"call_id": result.CallID, "sequences": sequences}, nil
+}
+
+func alerts(all []*actservev1.Alert) []object {
+	told := []object{}
+	for _, alert := range all {
+		told = append(told, object{
+			"monitor": alert.GetMonitor(), "level": level(alert.GetLevel()),
+			"score": alert.GetScore(), "position": alert.GetPosition(),
+		})
+	}
+	return told
+}
+
+func scores(all []*actservev1.MonitorScore) ([]object, error) {
+	told := []object{}
+	for _, score := range all {
+		written := object{
+			"monitor": score.GetMonitor(), "tokens": score.GetTokens(), "score": score.GetScore(),
+			"highest_score": score.GetHighestScore(), "highest_position": score.GetHighestPosition(),
+			"level": level(score.GetLevel()),
+		}
+		if score.GetTokenScores() != nil {
+			decoded, err := actserve.DecodeTensor(score.GetTokenScores())
+			if err != nil {
+				return nil, err
+			}
+			array(decoded, written)["positions"] = score.GetPositions()
+		}
+		told = append(told, written)
+	}
+	return told, nil
+}
+
+// level is the name of a level; null for none.
+func level(level actservev1.AlertLevel) any {
+	if level == actservev1.AlertLevel_ALERT_LEVEL_UNSPECIFIED {
+		return nil
+	}
+	return strings.TrimPrefix(level.String(), "ALERT_LEVEL_")
+}
+
+func replayed(result *actserve.ReplayResult, err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	items := []object{}
+	for index, item := range result.Items {
+		told := object{"index": index, "key": item.Key}
+		if item.Err != nil {
+			told["error"] = toError(item.Err)
+		} else if told["scores"], err = scores(item.Scores); err != nil {
+			return nil, err
+		}
+		items = append(items, told)
+	}
+	return object{"call_id": result.CallID, "items": items}, nil
 }
 
 func finishReason(reason actservev1.FinishReason) string {

@@ -45,6 +45,12 @@ class AsyncTransport:
         self._flight.cancel()
         await self._channel.close()
 
+    async def sleep(self, seconds: float) -> None:
+        """Waits for so many seconds. Raises `Cancelled` once the client is closed."""
+        await asyncio.sleep(seconds)
+        if self._closed:
+            raise Cancelled("the client is closed; make another one")
+
     @cached_property
     def _channel(self) -> grpc.aio.Channel:
         return self.connection.open(grpc.aio)

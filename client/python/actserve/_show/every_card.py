@@ -2,14 +2,19 @@
 
 from functools import singledispatch
 
-from actserve._show import result_cards, study_cards, sweep_cards
+from actserve._show import monitor_cards, result_cards, study_cards, sweep_cards
 from actserve._show.cards import Card
 from actserve._show.shown import Shown
 from actserve.explanations import ExplainedText
 from actserve.means import LabelMeans
 from actserve.models import Model
+from actserve.monitor_fits import FitReport
+from actserve.monitors import Monitor
 from actserve.predictions import SitePredictions
+from actserve.qualities import Quality
+from actserve.replays import Replay
 from actserve.results import Activations, Generation, Tokenized
+from actserve.score_histories import ScoreHistory
 from actserve.steering_vectors import SteeringVector
 from actserve.stored_vectors import StoredVector
 from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, TextScore
@@ -26,11 +31,16 @@ card_of.register(Activations, result_cards.activations_card)
 card_of.register(AttentionMap, study_cards.attention_card)
 card_of.register(Comparison, study_cards.comparison_card)
 card_of.register(ExplainedText, result_cards.explained_card)
+card_of.register(FitReport, monitor_cards.report_card)
 card_of.register(Generation, result_cards.generation_card)
 card_of.register(LabelMeans, result_cards.means_card)
 card_of.register(LogitLens, study_cards.lens_card)
 card_of.register(Model, result_cards.model_card)
+card_of.register(Monitor, monitor_cards.monitor_card)
 card_of.register(PatchGrid, study_cards.patch_card)
+card_of.register(Quality, monitor_cards.quality_card)
+card_of.register(Replay, monitor_cards.replay_card)
+card_of.register(ScoreHistory, monitor_cards.history_card)
 card_of.register(SitePredictions, result_cards.predictions_card)
 card_of.register(SteeringVector, result_cards.vector_card)
 card_of.register(StoredVector, result_cards.stored_card)

@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 from typing_extensions import Unpack
 
 from actserve._checks import given
+from actserve._monitor_requests import monitors_named
 from actserve._prompt_lists import OnError
 from actserve._signatures import spelled_out
 from actserve._sync.base import Base
@@ -18,6 +19,7 @@ from actserve.errors import ActserveError
 from actserve.events import Event
 from actserve.kept import Keep
 from actserve.means import Label, LabelMeans, SecondMoments
+from actserve.monitors import Monitor, ScoreDetail
 from actserve.options import (
     CorpusOptions,
     FetchOptions,
@@ -318,6 +320,9 @@ class Runs(Base):
         reduce: Reduction | None = None,
         keep: Keep | None = None,
         element_type: ElementType | None = None,
+        monitors: str | Monitor | Iterable[str | Monitor] = (),
+        scores: ScoreDetail | None = None,
+        end_user: str | None = None,
         on_error: OnError = "raise",
         timeout: float | None = None,
         progress: bool | None = None,
@@ -328,6 +333,11 @@ class Runs(Base):
         - `sites`: what to read meanwhile. It and what comes after it up to `progress` are as for
           `fetch`; what is read is in `generation.activations`.
         - `samples`: samples of each prompt; when given, every prompt's result is a list.
+        - `monitors`: monitors to watch it by, besides those that watch it anyway. What their levels
+          flag is in `generation.alerts`; what one ends has the `finish_reason` "monitor".
+        - `scores`: "sample" for what each monitor scored, in `generation.monitor_scores`; "token"
+          for the score as of each token too.
+        - `end_user`: for whom the call is made, as you know them; alerts tell it.
         - `max_tokens`, `temperature`, `top_p`, `seed`, `stop` and the rest of `Sampling`: how to
           sample; what is left out is as `Model.default_sampling` says.
 
@@ -345,6 +355,9 @@ class Runs(Base):
             reduce=reduce,
             keep=keep,
             element_type=element_type,
+            monitors=monitors_named(monitors),
+            scores=scores,
+            end_user=end_user,
             sampling=given(**sampling),
         )
         asked = self._resolved(asked, timeout)
@@ -388,6 +401,9 @@ class Runs(Base):
         reduce: Reduction | None = None,
         keep: Keep | None = None,
         element_type: ElementType | None = None,
+        monitors: str | Monitor | Iterable[str | Monitor] = (),
+        scores: ScoreDetail | None = None,
+        end_user: str | None = None,
         collect: bool = False,
         timeout: float | None = None,
         **sampling: Unpack[Sampling],
@@ -417,6 +433,9 @@ class Runs(Base):
             keep=keep,
             element_type=element_type,
             collect=collect,
+            monitors=monitors_named(monitors),
+            scores=scores,
+            end_user=end_user,
             sampling=given(**sampling),
         )
         return self._stream(self._connection.generate_jobs.streamed, asked, timeout)

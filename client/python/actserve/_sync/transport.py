@@ -47,6 +47,12 @@ class Transport:
         self._flights.cancel()
         self._channel.close()
 
+    def sleep(self, seconds: float) -> None:
+        """Waits for so many seconds. Raises `Cancelled` once the client is closed."""
+        with self._flight() as flight:
+            if self._closed or flight.cancelled(within=seconds):
+                raise Cancelled("the client is closed; make another one")
+
     def run(self, job: Job[Any], timeout: float | None, progress: bool | None = False) -> Any:
         """All of a job, and what its method returns."""
         if len(job.parts) == 1:  # In the caller's thread.

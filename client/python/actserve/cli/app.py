@@ -14,10 +14,13 @@ from typer.core import TyperGroup
 from actserve import __version__
 from actserve._show.token_text import harmless
 from actserve.cli import arguments as arg
+from actserve.cli.alerts import alerts
 from actserve.cli.explain import explain
+from actserve.cli.monitors import monitors
 from actserve.cli.output import plain_text, print_json, say, write, write_any_character
 from actserve.cli.studies import attention, compare, lens, patch, score
 from actserve.cli.sweep import sweep
+from actserve.cli.top import top
 from actserve.cli.vectors import vectors
 from actserve.errors import ActserveError
 from actserve.events import Tokens
@@ -231,9 +234,13 @@ def fetch(
         Console().print(_summary(many))
 
 
-for command in (lens, attention, patch, score, compare, sweep, explain):
+for command in (lens, attention, patch, score, compare, sweep, explain, top):
     app.command()(command)
 app.add_typer(vectors, name="vectors", help="Stored vectors: what is there, files, new ones.")
+app.add_typer(
+    monitors, name="monitors", help="Monitors: what watches generation, fitted and tried."
+)
+app.add_typer(alerts, name="alerts", help="Alerts of monitors: followed, listed and decided about.")
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Arguments: options that several commands share, and how their text is read."""
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -66,6 +67,29 @@ def _reduction(text: str) -> str:
     return text
 
 
+def label(text: str) -> tuple[str, str]:
+    """The key and value of `concept=joy`."""
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is no label; write it as concept=joy")
+    return key, value
+
+
+def picture(text: str) -> Path:
+    """A file to draw into."""
+    path = Path(text)
+    if path.suffix not in _PICTURES:
+        raise typer.BadParameter(f"{text} must end in one of {', '.join(_PICTURES)}")
+    return path
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+    """Writes records as JSON lines."""
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record) + "\n")
+
+
 def _out(text: str) -> Path:
     path = Path(text)
     if path.suffix not in SUFFIXES:
@@ -73,6 +97,14 @@ def _out(text: str) -> Path:
     return path
 
 
+_PICTURES = (".png", ".svg", ".pdf")
+
+Plot = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot", metavar="FILE", parser=picture, help="Draw it into a file: .png, .svg or .pdf."
+    ),
+]
 Server = Annotated[
     str,
     typer.Option(

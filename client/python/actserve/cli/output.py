@@ -99,6 +99,17 @@ def plain(value: Any) -> Any:
             return value
 
 
+def print_json_line(found: Any) -> None:
+    """Prints JSON on one line, at once: for programs that read a stream of it."""
+    told = json.dumps(plain(found), allow_nan=False)  # In ASCII, whatever the encoding.
+    print(told.replace("\x7f", "\\u007f"), flush=True)
+
+
+def printed_line(text: str) -> None:
+    """Prints a line of what may come from elsewhere, at once."""
+    print(harmless(text).replace("\n", " "), flush=True)
+
+
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Says on a terminal what is waited for."""

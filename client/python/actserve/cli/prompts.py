@@ -48,7 +48,12 @@ def _lines(file: Path) -> Iterator[str]:
     return (line for line in text.split("\n") if line.strip())
 
 
-def _json_lines(file: Path, column: str | None) -> Iterator[Any]:
+def records(file: Path) -> Iterator[tuple[str, Any]]:
+    """What each line of a `.jsonl` file, or row of a `.parquet` file, has, and where that is."""
+    if file.suffix == ".parquet":
+        rows = _table(file).to_pylist()
+        yield from ((f"row {number} of {file}", row) for number, row in enumerate(rows, 1))
+        return
     for number, line in enumerate(_lines(file), 1):
         try:
             value = json.loads(line)
@@ -58,17 +63,26 @@ def _json_lines(file: Path, column: str | None) -> Iterator[Any]:
             raise typer.BadParameter(
                 f"line {number} of {file} has lists in lists too deep to read"
             ) from None
-        yield _of_record(value, column, f"line {number} of {file}")
+        yield f"line {number} of {file}", value
 
 
-def _parquet(file: Path, column: str | None) -> Iterator[Any]:
+def _json_lines(file: Path, column: str | None) -> Iterator[Any]:
+    for where, value in records(file):
+        yield _of_record(value, column, where)
+
+
+def _table(file: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(file)
+        return pq.read_table(file)
     except pa.ArrowException as error:
         raise typer.BadParameter(f"{file} cannot be read as Parquet: {error}") from None
+
+
+def _parquet(file: Path, column: str | None) -> Iterator[Any]:
+    table = _table(file)
     name = column or next((each for each in _COLUMNS if each in table.column_names), None)
     if name is None or name not in table.column_names:
         raise typer.BadParameter(

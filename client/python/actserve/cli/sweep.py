@@ -16,15 +16,6 @@ from actserve.cli.sweep_spec import read_spec, sweep_arguments
 from actserve.errors import ActserveError
 from actserve.sweeps import Sweep, value_names
 
-_PICTURES = (".png", ".svg", ".pdf")
-
-
-def _picture(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in _PICTURES:
-        raise typer.BadParameter(f"{text} must end in one of {', '.join(_PICTURES)}")
-    return path
-
 
 def _table(text: str) -> Path:
     path = Path(text)
@@ -47,11 +38,13 @@ def sweep(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", parser=_picture, help="Draw curves: .png, .svg or .pdf."),
+        typer.Option(metavar="FILE", parser=arg.picture, help="Draw curves: .png, .svg or .pdf."),
     ] = None,
     heat: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", parser=_picture, help="Draw a heat map, site by coefficient."),
+        typer.Option(
+            metavar="FILE", parser=arg.picture, help="Draw a heat map, site by coefficient."
+        ),
     ] = None,
     value: Annotated[
         str | None,

@@ -24,13 +24,6 @@ vectors = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 _SUFFIXES = ".safetensors, .npz, .npy, .gguf or .json"
 
 
-def _label(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise typer.BadParameter(f"{text!r} is no label; write it as concept=joy")
-    return key, value
-
-
 def _method(text: str) -> str:
     vector_method(text)
     return text
@@ -56,7 +49,10 @@ _NewName = Annotated[
 _Labels = Annotated[
     list[Any] | None,
     typer.Option(
-        "--label", metavar="KEY=VALUE", parser=_label, help="What it is, for list. Repeat for more."
+        "--label",
+        metavar="KEY=VALUE",
+        parser=arg.label,
+        help="What it is, for list. Repeat for more.",
     ),
 ]
 
@@ -68,7 +64,7 @@ def list_vectors(
         typer.Option(
             "--label",
             metavar="KEY=VALUE",
-            parser=_label,
+            parser=arg.label,
             help="Only vectors with this label. Repeat for more.",
         ),
     ] = None,

@@ -2,7 +2,8 @@
 
 use actserve::{
     Array, Error, Explained, Fetched, Generated, LabelStatistics, Reading, Readouts, Reconstructed,
-    Swept, v1::FinishReason,
+    Replayed, Sample, Swept,
+    v1::{AlertLevel, FinishReason, MonitorScore, sample_finished::StoppedBy},
 };
 use serde_json::{Map, Value, json};
 
@@ -79,13 +80,68 @@ pub fn fetched(fetched: &Fetched) -> Value {
 pub fn generated(generated: &Generated) -> Value {
     let sequences = generated.samples.iter().enumerate().map(|(index, sample)| {
         let ids: Vec<_> = generated.prompt.ids.iter().chain(&sample.token_ids).collect();
-        json!({
+        let mut answer = json!({
             "index": index, "token_ids": ids, "text": sample.text,
             "finish_reason": finish_reason(sample.finish_reason),
             "readouts": readouts(&sample.readouts),
-        })
+        });
+        watched(sample, &mut answer);
+        answer
     });
     json!({"call_id": generated.call_id, "sequences": sequences.collect::<Vec<_>>()})
+}
+
+/// What monitors say of a sample.
+fn watched(sample: &Sample, answer: &mut Value) {
+    if let Some(StoppedBy::Monitor(monitor)) = &sample.stopped_by {
+        answer["monitor"] = json!(monitor);
+    }
+    if !sample.alerts.is_empty() {
+        let alerts = sample.alerts.iter().map(|alert| {
+            json!({
+                "monitor": alert.monitor, "level": level(alert.level), "score": alert.score,
+                "position": alert.position,
+            })
+        });
+        answer["alerts"] = alerts.collect();
+    }
+    if !sample.monitor_scores.is_empty() {
+        answer["monitor_scores"] = sample.monitor_scores.iter().map(score).collect();
+    }
+}
+
+fn score(score: &MonitorScore) -> Value {
+    let mut answer = json!({});
+    if let Some(scores) = &score.token_scores {
+        answer = array(&Array::try_from(scores).expect("the client has checked them"));
+        answer["positions"] = json!(score.positions);
+    }
+    answer["monitor"] = json!(score.monitor);
+    answer["tokens"] = json!(score.tokens);
+    answer["score"] = json!(score.score);
+    answer["highest_score"] = json!(score.highest_score);
+    answer["highest_position"] = json!(score.highest_position);
+    answer["level"] = level(score.level);
+    answer
+}
+
+/// The name of a level; null for none.
+fn level(value: i32) -> Value {
+    match AlertLevel::try_from(value) {
+        Ok(AlertLevel::Unspecified) => Value::Null,
+        Ok(level) => level.as_str_name().replace("ALERT_LEVEL_", "").into(),
+        Err(_) => value.to_string().into(),
+    }
+}
+
+pub fn replayed(replayed: &Replayed) -> Value {
+    let items = replayed.items.iter().enumerate().map(|(index, item)| match &item.result {
+        Ok(scores) => json!({
+            "index": index, "key": item.key, "scores": scores.iter().map(score).collect::<Vec<_>>(),
+        }),
+        Err(failure) => json!({"index": index, "key": item.key, "error": error(failure)}),
+    });
+    json!({"call_id": replayed.call_id, "items": items.collect::<Vec<_>>()})
 }
 
 fn finish_reason(value: i32) -> String {

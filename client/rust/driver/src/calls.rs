@@ -102,6 +102,33 @@ pub async fn unary(client: Client, question: &Question, messages: &Messages) -> 
         "DeleteSteeringVector" => {
             call!(delete_steering_vector, DeleteSteeringVectorRequest, DeleteSteeringVectorResponse)
         }
+        "CreateMonitor" => {
+            call!(create_monitor, CreateMonitorRequest, CreateMonitorResponse)
+        }
+        "GetMonitor" => {
+            call!(get_monitor, GetMonitorRequest, GetMonitorResponse)
+        }
+        "UpdateMonitor" => {
+            call!(update_monitor, UpdateMonitorRequest, UpdateMonitorResponse)
+        }
+        "DeleteMonitor" => {
+            call!(delete_monitor, DeleteMonitorRequest, DeleteMonitorResponse)
+        }
+        "FitMonitor" => {
+            call!(fit_monitor, FitMonitorRequest, FitMonitorResponse)
+        }
+        "GetMonitorScores" => {
+            call!(get_monitor_scores, GetMonitorScoresRequest, GetMonitorScoresResponse)
+        }
+        "GetAlert" => {
+            call!(get_alert, GetAlertRequest, GetAlertResponse)
+        }
+        "DecideAlert" => {
+            call!(decide_alert, DecideAlertRequest, DecideAlertResponse)
+        }
+        "DeleteAlerts" => {
+            call!(delete_alerts, DeleteAlertsRequest, DeleteAlertsResponse)
+        }
         other => Err(no_method(other)),
     }
 }
@@ -127,6 +154,8 @@ pub async fn list(client: Client, question: &Question, messages: &Messages) -> R
         "ListSteeringVectors" => {
             named!(list_steering_vectors, ListSteeringVectorsRequest)
         }
+        "ListMonitors" => named!(list_monitors, ListMonitorsRequest),
+        "ListAlerts" => named!(list_alerts, ListAlertsRequest),
         other => Err(no_method(other)),
     }
 }
@@ -162,6 +191,9 @@ pub async fn stream(client: Client, question: &Question, messages: &Messages) ->
             )
         }
         "RunSweep" => events!(run_sweep_stream, RunSweepRequest, RunSweepResponse),
+        "ReplayMonitors" => {
+            events!(replay_monitors_stream, ReplayMonitorsRequest, ReplayMonitorsResponse)
+        }
         other => Err(no_method(other)),
     }
 }
@@ -225,8 +257,30 @@ pub async fn collect(client: Client, question: &Question, messages: &Messages) -
             )
         }
         "RunSweep" => collected!(run_sweep, RunSweepRequest, answers::swept),
+        "ReplayMonitors" => {
+            collected!(replay_monitors, ReplayMonitorsRequest, answers::replayed)
+        }
         other => Err(no_method(other)),
     }
+}
+
+/// Tells alerts until there are enough of them.
+pub async fn watch(client: Client, question: &Question, messages: &Messages) -> Result<Value> {
+    let mut alerts = client.watch_alerts(request!(question, messages, WatchAlertsRequest));
+    let mut told: Vec<Value> = vec![];
+    while question.take.is_none_or(|take| told.len() < take) {
+        match alerts.try_next().await {
+            Ok(Some(each)) => {
+                told.push(json!({"name": each.alert.name, "lost_before": each.lost_before}));
+            }
+            Ok(None) => break,
+            Err(error) => {
+                let error = answers::error(&error);
+                return Ok(json!({"result": {"alerts": told}, "error": error}));
+            }
+        }
+    }
+    Ok(json!({"result": {"alerts": told}}))
 }
 
 /// What comes of work that is dropped after so many seconds; `None` if it was.

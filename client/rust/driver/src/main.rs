@@ -49,6 +49,8 @@ struct Question {
     #[serde(default)]
     method: String,
     #[serde(default)]
+    name: String,
+    #[serde(default)]
     request: Value,
     take: Option<usize>,
     cancel_after: Option<usize>,
@@ -140,6 +142,11 @@ async fn answer(question: &Question, messages: &Messages) -> Result<Value> {
         // These may have an error beside their result, or in its place.
         "stream" => return calls::stream(client(&question.client)?, question, messages).await,
         "collect" => return calls::collect(client(&question.client)?, question, messages).await,
+        "watch" => return calls::watch(client(&question.client)?, question, messages).await,
+        "wait" => {
+            let monitor = client(&question.client)?.wait_for_monitor(&question.name).await?;
+            messages.json_of("Monitor", &monitor)?
+        }
         "streams" => calls::streams(question, messages).await?,
         "measure" => calls::measure(client(&question.client)?, question, messages).await?,
         other => return Err(format!("there is no operation {other}").into()),

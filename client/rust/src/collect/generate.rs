@@ -1,16 +1,20 @@
 //! A call of Generate, put together.
 
+use std::collections::HashSet;
+
 use super::{
     Collector, Stage,
     asked::Asked,
     check_kept, check_prompt, check_started,
+    scores::check_scores,
     sequence::{Chunk, Sequence, reports, unasked},
 };
 use crate::{
     Error, Readouts, Result,
     v1::{
-        GenerateRequest, InterventionReport, SampleFinished, TokenChunk, TokenLogprobs,
-        TokenizedPrompt, Usage, generate_response::Event, sample_finished::StoppedBy,
+        Alert, GenerateRequest, InterventionReport, MonitorScore, SampleFinished, ScoreDetail,
+        TokenChunk, TokenLogprobs, TokenizedPrompt, Usage, generate_response::Event,
+        sample_finished::StoppedBy,
     },
 };
 
@@ -43,6 +47,11 @@ pub struct Sample {
     pub finish_reason: i32,
     /// What stopped it, if something did.
     pub stopped_by: Option<StoppedBy>,
+    /// Those that monitors have the call told of, as they were raised.
+    pub alerts: Vec<Alert>,
+    /// Of the monitors that watched it, as the request asks. The scores as of each token become an
+    /// [`Array`](crate::Array).
+    pub monitor_scores: Vec<MonitorScore>,
     /// What was read of it, of the prompt and the generated tokens together.
     pub readouts: Readouts,
     /// What each intervention did, in the order of the request.
@@ -54,6 +63,8 @@ pub(crate) struct GenerateCollector {
     interventions: usize,
     samples: u32,
     logprobs: bool,
+    monitors: Vec<String>,
+    score_detail: ScoreDetail,
     stage: Stage,
     call_id: String,
     prompt: TokenizedPrompt,
@@ -70,6 +81,8 @@ impl GenerateCollector {
             interventions: request.interventions.len(),
             samples: sampling.samples.unwrap_or(1),
             logprobs: sampling.logprobs.is_some(),
+            monitors: request.monitors.clone(),
+            score_detail: request.score_detail(),
             stage: Stage::Opening,
             call_id: String::new(),
             prompt: TokenizedPrompt::default(),
@@ -127,7 +140,22 @@ impl GenerateCollector {
         sample.interventions = reports(finished.interventions, self.interventions)?;
         sample.finish_reason = finished.reason;
         sample.stopped_by = finished.stopped_by;
-        Ok(())
+        sample.monitor_scores = finished.monitor_scores;
+        self.check_scores(index)
+    }
+
+    /// Checks that scores were asked for, and are there of every monitor that the request names.
+    fn check_scores(&self, index: usize) -> Result<()> {
+        let scores = &self.open[index].1.monitor_scores;
+        let asked = self.score_detail != ScoreDetail::Unspecified;
+        let scored: HashSet<_> = scores.iter().map(|score| &score.monitor).collect();
+        if scored.len() < scores.len() || (!asked && !scores.is_empty()) {
+            return Err(unasked("scores of monitors"));
+        }
+        if asked && let Some(missing) = self.monitors.iter().find(|name| !scored.contains(name)) {
+            return Err(Error::bad_response(format!("the server sent no score of {missing}")));
+        }
+        check_scores(scores, self.score_detail == ScoreDetail::Token)
     }
 }
 
@@ -172,7 +200,10 @@ impl Collector for GenerateCollector {
                 self.usage = finished.usage.unwrap_or_default();
                 Ok(())
             }
-            Event::Alert(_) => Ok(()),
+            Event::Alert(alert) => {
+                self.opened(alert.sample_index)?.2.alerts.push(alert);
+                Ok(())
+            }
         }
     }
 

@@ -5,7 +5,9 @@ mod attention;
 mod explain;
 mod fetch;
 mod generate;
+mod replay;
 mod rows;
+mod scores;
 mod sequence;
 mod statistics;
 mod sweep;
@@ -13,12 +15,14 @@ mod sweep;
 pub use explain::{Explained, Reconstructed};
 pub use fetch::{Fetched, FetchedItem, Item};
 pub use generate::{Generated, Sample};
+pub use replay::{Replayed, ReplayedItem};
 pub use statistics::LabelStatistics;
 pub use sweep::{Swept, SweptCell};
 
 pub(crate) use explain::{ExplainCollector, ReconstructCollector};
 pub(crate) use fetch::FetchCollector;
 pub(crate) use generate::GenerateCollector;
+pub(crate) use replay::ReplayCollector;
 pub(crate) use sweep::SweepCollector;
 
 use asked::Asked;

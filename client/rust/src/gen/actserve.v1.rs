@@ -2834,7 +2834,7 @@ pub enum ErrorReason {
     /// Something is stored under that name already. Choose another id, or delete what is
     /// there. ALREADY_EXISTS with resource_name, resource_type.
     ResourceExists = 51,
-    /// Not sent yet: what is named is still being made, or could not be. Wait until its
+    /// What is named is still being made, or could not be. Wait until its
     /// Work.state is WORK_STATE_SUCCEEDED; after WORK_STATE_FAILED make another.
     /// FAILED_PRECONDITION with resource_name, state.
     ResourceNotReady = 52,
@@ -2866,14 +2866,14 @@ pub enum ErrorReason {
     /// The database that holds what is stored cannot be reached. Try again after RetryInfo.
     /// UNAVAILABLE.
     StoreUnreachable = 61,
-    /// Not sent yet: a monitor has no finite score for a token that counts, so the answer is
-    /// withheld. Try again; if it goes on, pause the monitor and look at its numbers.
-    /// INTERNAL with resource_name, position.
+    /// A monitor has no finite score for a token that counts, so the answer is withheld. Try
+    /// again; if it goes on, pause the monitor and look at its numbers. INTERNAL with
+    /// resource_name, position.
     MonitorIncomplete = 62,
-    /// Not sent yet: the sample of an alert was decided already, or waits for no decision.
+    /// The sample of an alert was decided already, or waits for no decision.
     /// FAILED_PRECONDITION with resource_name, decision.
     AlertDecided = 63,
-    /// Not sent yet: the server's operator does not allow alerts to be sent to an address. Use
+    /// The server's operator does not allow alerts to be sent to an address. Use
     /// one that is allowed. FAILED_PRECONDITION with url.
     WebhookNotAllowed = 64,
 }
@@ -3786,7 +3786,7 @@ pub mod generate_response {
         /// How much rows of a sample add to logits.
         #[prost(message, tag = "9")]
         LogitAttribution(super::LogitAttributionChunk),
-        /// A monitor raised an alert at a sample, as MonitorLevel.flag has it. Not sent yet.
+        /// A monitor raised an alert at a sample, as MonitorLevel.flag has it.
         #[prost(message, tag = "10")]
         Alert(super::Alert),
     }
@@ -3990,7 +3990,7 @@ pub enum FinishReason {
     Length = 2,
     /// It repeated itself, as SamplingParams.repetition_detection has it.
     Repetition = 3,
-    /// A monitor ended it, as its StopAction or PauseAction has it. Not sent yet.
+    /// A monitor ended it, as its StopAction or PauseAction has it.
     Monitor = 4,
 }
 impl FinishReason {
@@ -6586,7 +6586,7 @@ pub struct ScoreHour {
     /// Monitor.etag of the version that scored them.
     #[prost(string, tag = "2")]
     pub monitor_etag: ::prost::alloc::string::String,
-    /// How many samples, by score.
+    /// How many samples, by score. Busy servers count for as long as they store: 64 bits.
     #[prost(uint64, repeated, tag = "3")]
     pub counts: ::prost::alloc::vec::Vec<u64>,
 }
@@ -6666,7 +6666,7 @@ pub struct AlertsStarted {
 /// are gone.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AlertsLost {
-    /// How many of the tenant, of whatever monitor.
+    /// How many of the tenant, of whatever monitor; the numbers of alerts have 64 bits.
     #[prost(uint64, tag = "1")]
     pub alerts: u64,
 }
@@ -6740,7 +6740,7 @@ pub struct DeleteAlertsRequest {
 /// What was deleted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteAlertsResponse {
-    /// How many alerts.
+    /// How many alerts; there may be more than 32 bits count, so 64 bits.
     #[prost(uint64, tag = "1")]
     pub alerts: u64,
 }

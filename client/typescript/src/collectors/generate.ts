@@ -1,17 +1,21 @@
 import { Sample, type Generated } from "../collected.js";
 import { badResponse, cutShort } from "../errors.js";
-import type {
-  GenerateFinished,
-  GenerateRequest,
-  GenerateResponse,
-  GenerateStarted,
-  SampleFinished,
-  TokenChunk,
-  TokenLogprobs,
+import type { Alert } from "../gen/actserve/v1/alert_pb.js";
+import {
+  ScoreDetail,
+  type GenerateFinished,
+  type GenerateRequest,
+  type GenerateResponse,
+  type GenerateStarted,
+  type MonitorScore,
+  type SampleFinished,
+  type TokenChunk,
+  type TokenLogprobs,
 } from "../gen/actserve/v1/generation_service_pb.js";
 import type { TokenizedPrompt } from "../gen/actserve/v1/prompt_pb.js";
 import type { Collector } from "../stream.js";
 import { checkReadouts, counted } from "./checked.js";
+import { checkedScores } from "./scores.js";
 import { SequenceCollector, tokenized } from "./sequence.js";
 
 /** Collects the samples of a generation. */
@@ -46,6 +50,7 @@ export class GenerateCollector implements Collector<GenerateResponse, Generated>
         break;
       }
       case "alert":
+        this.#opened(event.value.sampleIndex).alerts.push(event.value);
         break;
       case "finished":
         this.#finished = event.value;
@@ -86,6 +91,7 @@ export class GenerateCollector implements Collector<GenerateResponse, Generated>
 
 class SampleCollector {
   readonly read: SequenceCollector;
+  readonly alerts: Alert[] = [];
   readonly #index: number;
   readonly #request: GenerateRequest;
   readonly #prompt: TokenizedPrompt;
@@ -127,8 +133,28 @@ class SampleCollector {
     return new Sample(
       this.#index,
       { prompt, tokenIds, tokens, readouts, interventions },
-      { text: this.#text, finishReason: reason, stoppedBy, logprobs: this.#logprobs },
+      {
+        text: this.#text,
+        finishReason: reason,
+        stoppedBy,
+        logprobs: this.#logprobs,
+        alerts: this.alerts,
+        monitorScores: this.#scored(finished.monitorScores),
+      },
     );
+  }
+
+  /** The scores, if they were asked for and are there of every monitor that the request names. */
+  #scored(scores: readonly MonitorScore[]): readonly MonitorScore[] {
+    const { monitors, scoreDetail } = this.#request;
+    const isAsked = scoreDetail !== ScoreDetail.UNSPECIFIED;
+    const scored = new Set(scores.map(({ monitor }) => monitor));
+    if (scored.size < scores.length || (!isAsked && scores.length > 0)) {
+      throw badResponse("the server sent scores of monitors twice or unasked");
+    }
+    const missing = isAsked && monitors.find((monitor) => !scored.has(monitor));
+    if (missing) throw badResponse(`the server sent no score of ${missing}`);
+    return checkedScores(scores, scoreDetail === ScoreDetail.TOKEN);
   }
 }
 

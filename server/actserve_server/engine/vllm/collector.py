@@ -96,7 +96,7 @@ class Collector:
 
     def _put_rows(self, record: RowsRecord) -> list[Inbox]:
         positions, found = record.positions.copy(), []
-        number, row_bytes, data = record.number, record.row_bytes, memoryview(record.data)
+        number, row_bytes, data = record.number, record.row_bytes, record.data.data
         for key, rows in by_key(record.keys):
             if inbox := self._inboxes.get(key):
                 # The copy out of the ring. It is the run's own, so that no run keeps another's

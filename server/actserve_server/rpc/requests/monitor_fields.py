@@ -116,6 +116,7 @@ def monitor_request(
 ) -> MonitorRequest:
     """A monitor whose sources are found. `parts` says which of its interventions are one. To be
     called in a thread."""
+    _check_served(found.info)
     network = _network(wire, found, field)
     positions = position_selectors.selector(wire, found.info, (*field, "positions"))
     _check_not_empty(positions, (*field, "positions"))
@@ -168,6 +169,15 @@ def check_calls_out(
             _check_explains(level.explain, made, nlas, info, (*field, name, "explain", "nla"))
         if level.HasField("webhook"):
             _check_allowed(level.webhook.url, webhooks, (*field, name, "webhook", "url"))
+
+
+def _check_served(info: ModelInfo) -> None:
+    if reason := info.monitors_unserved:
+        raise ActserveError(
+            Reason.SITE_NOT_SERVED,
+            f"monitors are not served for {info.id}: {reason}",
+            metadata={"model": info.id},
+        )
 
 
 def _network(wire: pb.Monitor, found: Found, field: FieldPath) -> ProbeNetwork:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actserve.v1 import probe_pb2, source_pb2
+from actserve.v1 import probe_pb2, site_pb2, source_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.probe_networks import Hidden, ProbeNetwork
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.rpc.requests import probe_fields, site_fields, tensor_fields, vector_sources
@@ -22,15 +23,17 @@ def linear(wire: Sequence[probe_pb2.Probe], found: Found, field: FieldPath) -> P
     _check_count(len(wire), "probes", field)
     probes = []
     for index, item in enumerate(wire):
+        # Before the direction, whose width would be judged by a site that is not to be read.
+        at = (*field, index, "site")
+        _check_readable(site_fields.site(item.site, found.info, at), at)
         made = probe_fields.probe(item, found, (*field, index))
-        _check_readable(made.site, (*field, index, "site"))
         earlier = [each.site for each in probes]
         if made.site in earlier:
             raise ActserveError(
                 Reason.SITE_INVALID,
                 f"{made.site} has two probes, {earlier.index(made.site)} and {index}; add their "
                 "directions and send one",
-                field=(*field, index, "site"),
+                field=at,
                 metadata={"site": made.site},
             )
         probes.append(made)
@@ -39,11 +42,7 @@ def linear(wire: Sequence[probe_pb2.Probe], found: Found, field: FieldPath) -> P
 
 def network(wire: probe_pb2.ProbeNetwork, found: Found, field: FieldPath) -> ProbeNetwork:
     """A network at served sites."""
-    info = found.info
-    where = site_fields.sites(wire.sites, info, (*field, "sites"))
-    _check_count(len(where), "sites", (*field, "sites"))
-    for index, site in enumerate(where):
-        _check_readable(site, (*field, "sites", index))
+    where = readable_sites(wire.sites, found.info, (*field, "sites"))
     rows = _Rows(where, found)
     hidden = _hidden(wire, rows, (*field, "hidden")) if wire.HasField("hidden") else None
     if hidden is not None:
@@ -66,6 +65,17 @@ def network(wire: probe_pb2.ProbeNetwork, found: Found, field: FieldPath) -> Pro
             Reason.FIELD_INVALID, f"bias is {bias}; it must be finite", field=(*field, "bias")
         )
     return ProbeNetwork(where, values, hidden, queries, bias)
+
+
+def readable_sites(
+    wire: Sequence[site_pb2.Site], info: ModelInfo, field: FieldPath
+) -> tuple[Site, ...]:
+    """Sites that a network may read."""
+    where = site_fields.sites(wire, info, field)
+    _check_count(len(where), "sites", field)
+    for index, site in enumerate(where):
+        _check_readable(site, (*field, index))
+    return where
 
 
 def to_wire(made: ProbeNetwork) -> probe_pb2.ProbeNetwork:

@@ -74,7 +74,8 @@ def selector(
     | intervention_pb2.Intervention
     | generation_service_pb2.PositionLabel
     | explanation_service_pb2.ExplainTextRequest
-    | monitor_service_pb2.Monitor,
+    | monitor_service_pb2.Monitor
+    | monitor_service_pb2.FitMonitorRequest,
     info: ModelInfo,
     field: FieldPath,
 ) -> Positions:

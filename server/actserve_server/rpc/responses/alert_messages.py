@@ -1,5 +1,7 @@
 """Stored alerts for the wire."""
 
+from google.protobuf import json_format
+
 from actserve.v1 import alert_pb2 as pb
 from actserve_server.monitors import alert_tokens
 from actserve_server.monitors.stored_alerts import Action, StoredAlert
@@ -40,3 +42,8 @@ def to_wire(alert: StoredAlert, tenant: str, model_id: str) -> pb.Alert:
         made.delivery.attempts = alert.delivery_attempts
         made.delivery.error = alert.delivery_error
     return made
+
+
+def to_json(alert: StoredAlert, tenant: str, model_id: str) -> bytes:
+    """The same as JSON, in protobuf's form."""
+    return json_format.MessageToJson(to_wire(alert, tenant, model_id), indent=None).encode()

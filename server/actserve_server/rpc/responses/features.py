@@ -15,7 +15,6 @@ ALWAYS = (
     pb.FEATURE_KEPT_ACTIVATIONS,
     pb.FEATURE_STEERING_VECTORS,
     pb.FEATURE_SWEEPS,
-    pb.FEATURE_MONITORS,
 )
 """Served for every model. Whatever is not listed here or below is not served: a feature of the
 contract must be named to be told."""
@@ -37,6 +36,7 @@ def features(info: ModelInfo, nlas: Iterable[Halves], *, attention: bool) -> lis
     sometimes = {
         pb.FEATURE_ATTENTION: attention,
         pb.FEATURE_CONDITIONS: not info.conditions_unserved,
+        pb.FEATURE_MONITORS: not info.monitors_unserved,
         pb.FEATURE_EXPLAIN: any(nla.verbalizes for nla in nlas),
         pb.FEATURE_RECONSTRUCT: any(nla.reconstructs for nla in nlas),
         pb.FEATURE_LOGIT_ATTRIBUTION: not (info.weights.attribution_unserved or last.unserved),

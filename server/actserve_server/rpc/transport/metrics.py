@@ -8,6 +8,8 @@ from typing import Protocol
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from actserve_server.domain.errors import Reason
+
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
 
 STARTED = Counter("grpc_server_started_total", "Calls started.", _METHOD)
@@ -21,6 +23,11 @@ HANDLING_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 
+TOKENS = Counter(
+    "actserve_tokens_total",
+    "Tokens of calls that ended, of all models: read in prompts, and written.",
+    ("kind",),
+)
 CAPTURED_ROWS = Counter("actserve_captured_rows_total", "Activation rows sent.")
 CAPTURED_BYTES = Counter("actserve_captured_bytes_total", "Activation payload bytes sent.")
 INTERVENTIONS = Counter(
@@ -34,6 +41,12 @@ ENGINE_HEALTHY = Gauge("actserve_engine_healthy", "1 while every engine can run,
 ENGINE_RESTARTS = Counter(
     "actserve_engine_restarts_total", "Engines that died and serve again.", ("model",)
 )
+
+# At zero from the beginning, so that a rate over the first event is right.
+for _kind in ("prompt", "output"):
+    TOKENS.labels(_kind)
+for _reason in Reason:
+    REJECTIONS.labels(_reason.value)
 
 _RUNS = Gauge("actserve_runs_in_flight", "Sequences being run.")
 _WAITING = Gauge("actserve_runs_waiting", "Sequences waiting to be admitted.")

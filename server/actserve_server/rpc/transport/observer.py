@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Any, TypeAlias
 
 import grpc
@@ -27,6 +27,7 @@ import structlog
 from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
 
+from actserve_server import traces
 from actserve_server.domain.errors import ActserveError
 from actserve_server.engine.fair_threads import CALLER
 from actserve_server.rpc.transport import metrics, statuses
@@ -143,9 +144,12 @@ class _Observation:
         self._limit = limit
         self._counted = False
         self._started = time.perf_counter()
+        self._spanning = ExitStack()
 
     async def __aenter__(self) -> _Observation:
         enter_call(self._call)
+        span = traces.call_span(self._method, self._call.id, self._call.traceparent)
+        self._span = self._spanning.enter_context(span)
         CALLER.set(self._call.principal.account or self._context.peer())
         self._context.set_trailing_metadata(statuses.told_at_the_end(self._call))
         metrics.STARTED.labels(*self._labels).inc()
@@ -184,6 +188,7 @@ class _Observation:
             if self._counted:
                 self._limit.leave(self._call.principal.account)
             self._record(code)
+            self._spanning.close()
 
     def _cancel_code(self) -> grpc.StatusCode:
         left = self._context.time_remaining()
@@ -195,6 +200,9 @@ class _Observation:
         metrics.HANDLED.labels(*self._labels, _go_name(code)).inc()
         metrics.HANDLING_SECONDS.labels(*self._labels).observe(seconds)
         call = self._call
+        metrics.TOKENS.labels("prompt").inc(call.prompt_tokens)
+        metrics.TOKENS.labels("output").inc(call.output_tokens)
+        self._span.ended(code.value[0], call.reason)
         log.info(
             "call",
             method=self._method,

@@ -8,7 +8,6 @@ the server's inside.
 """
 
 import math
-import traceback
 from typing import NoReturn
 
 import grpc
@@ -21,6 +20,7 @@ from grpc_status import rpc_status
 
 from actserve.paths import format_path
 from actserve_server.domain.errors import ActserveError, Kind, Reason
+from actserve_server.logs import described
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.calls import Call, current_call
 from actserve_server.version import VERSION
@@ -119,22 +119,13 @@ def foreseen(error: Exception) -> ActserveError:
     """`error` itself if callers may be told about it; else it is logged, and INTERNAL."""
     if isinstance(error, ActserveError):
         return error
-    log.error("unexpected error", request_id=current_call().id, **_describe(error))
+    # Its message is one level away, for whoever debugs a server of their own.
+    log.debug("message of the unexpected error", text=str(error))
+    log.error("unexpected error", request_id=current_call().id, **described(error))
     return ActserveError(
         Reason.INTERNAL,
         f"internal error; the server's log has it under request id {current_call().id}",
     )
-
-
-def _describe(error: Exception) -> dict[str, object]:
-    # Type and place only: the message of a foreign exception may quote a prompt. It is one level
-    # away, for whoever debugs a server of their own.
-    log.debug("message of the unexpected error", text=str(error))
-    frames = traceback.extract_tb(error.__traceback__)
-    return {
-        "error": f"{type(error).__module__}.{type(error).__qualname__}",
-        "frames": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
-    }
 
 
 def _pushback(error: ActserveError) -> list[tuple[str, str]]:

@@ -87,7 +87,9 @@ def _alerts() -> None:
     op.create_index("ix_alerts_account_raise_time_us", "alerts", ["account", "raise_time_us"])
     op.create_index("ix_alerts_raise_time_us", "alerts", ["raise_time_us"])
     op.create_index(
-        "ix_alerts_delivery_state_delivery_due_us", "alerts", ["delivery_state", "delivery_due_us"]
+        "ix_alerts_delivery_state_webhook_delivery_due_us",
+        "alerts",
+        ["delivery_state", "webhook", "delivery_due_us"],
     )
     op.create_table(
         "alert_sequences",

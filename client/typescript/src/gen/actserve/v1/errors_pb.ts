@@ -449,7 +449,7 @@ export enum ErrorReason {
   RESOURCE_EXISTS = 51,
 
   /**
-   * Not sent yet: what is named is still being made, or could not be. Wait until its
+   * What is named is still being made, or could not be. Wait until its
    * Work.state is WORK_STATE_SUCCEEDED; after WORK_STATE_FAILED make another.
    * FAILED_PRECONDITION with resource_name, state.
    *
@@ -531,16 +531,16 @@ export enum ErrorReason {
   STORE_UNREACHABLE = 61,
 
   /**
-   * Not sent yet: a monitor has no finite score for a token that counts, so the answer is
-   * withheld. Try again; if it goes on, pause the monitor and look at its numbers.
-   * INTERNAL with resource_name, position.
+   * A monitor has no finite score for a token that counts, so the answer is withheld. Try
+   * again; if it goes on, pause the monitor and look at its numbers. INTERNAL with
+   * resource_name, position.
    *
    * @generated from enum value: ERROR_REASON_MONITOR_INCOMPLETE = 62;
    */
   MONITOR_INCOMPLETE = 62,
 
   /**
-   * Not sent yet: the sample of an alert was decided already, or waits for no decision.
+   * The sample of an alert was decided already, or waits for no decision.
    * FAILED_PRECONDITION with resource_name, decision.
    *
    * @generated from enum value: ERROR_REASON_ALERT_DECIDED = 63;
@@ -548,7 +548,7 @@ export enum ErrorReason {
   ALERT_DECIDED = 63,
 
   /**
-   * Not sent yet: the server's operator does not allow alerts to be sent to an address. Use
+   * The server's operator does not allow alerts to be sent to an address. Use
    * one that is allowed. FAILED_PRECONDITION with url.
    *
    * @generated from enum value: ERROR_REASON_WEBHOOK_NOT_ALLOWED = 64;

@@ -1061,7 +1061,7 @@ export type GenerateResponse = Message<"actserve.v1.GenerateResponse"> & {
     case: "logitAttribution";
   } | {
     /**
-     * A monitor raised an alert at a sample, as MonitorLevel.flag has it. Not sent yet.
+     * A monitor raised an alert at a sample, as MonitorLevel.flag has it.
      *
      * @generated from field: actserve.v1.Alert alert = 10;
      */
@@ -1524,7 +1524,7 @@ export enum FinishReason {
   REPETITION = 3,
 
   /**
-   * A monitor ended it, as its StopAction or PauseAction has it. Not sent yet.
+   * A monitor ended it, as its StopAction or PauseAction has it.
    *
    * @generated from enum value: FINISH_REASON_MONITOR = 4;
    */

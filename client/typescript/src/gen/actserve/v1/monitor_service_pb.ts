@@ -1119,7 +1119,7 @@ export type ScoreHour = Message<"actserve.v1.ScoreHour"> & {
   monitorEtag: string;
 
   /**
-   * How many samples, by score.
+   * How many samples, by score. Busy servers count for as long as they store: 64 bits.
    *
    * @generated from field: repeated uint64 counts = 3;
    */
@@ -1309,7 +1309,7 @@ export const AlertsStartedSchema: GenMessage<AlertsStarted> = /*@__PURE__*/
  */
 export type AlertsLost = Message<"actserve.v1.AlertsLost"> & {
   /**
-   * How many of the tenant, of whatever monitor.
+   * How many of the tenant, of whatever monitor; the numbers of alerts have 64 bits.
    *
    * @generated from field: uint64 alerts = 1;
    */
@@ -1519,7 +1519,7 @@ export const DeleteAlertsRequestSchema: GenMessage<DeleteAlertsRequest> = /*@__P
  */
 export type DeleteAlertsResponse = Message<"actserve.v1.DeleteAlertsResponse"> & {
   /**
-   * How many alerts.
+   * How many alerts; there may be more than 32 bits count, so 64 bits.
    *
    * @generated from field: uint64 alerts = 1;
    */

@@ -1,15 +1,24 @@
 package dev.actserve;
 
+import dev.actserve.v1.Alert;
 import dev.actserve.v1.CombineSteeringVectorsRequest;
 import dev.actserve.v1.CombineSteeringVectorsResponse;
 import dev.actserve.v1.CompareActivationsRequest;
 import dev.actserve.v1.CompareActivationsResponse;
+import dev.actserve.v1.CreateMonitorRequest;
+import dev.actserve.v1.CreateMonitorResponse;
 import dev.actserve.v1.CreateSteeringVectorRequest;
 import dev.actserve.v1.CreateSteeringVectorResponse;
+import dev.actserve.v1.DecideAlertRequest;
+import dev.actserve.v1.DecideAlertResponse;
+import dev.actserve.v1.DeleteAlertsRequest;
+import dev.actserve.v1.DeleteAlertsResponse;
 import dev.actserve.v1.DeleteExplanationBaselineRequest;
 import dev.actserve.v1.DeleteExplanationBaselineResponse;
 import dev.actserve.v1.DeleteKeptActivationsRequest;
 import dev.actserve.v1.DeleteKeptActivationsResponse;
+import dev.actserve.v1.DeleteMonitorRequest;
+import dev.actserve.v1.DeleteMonitorResponse;
 import dev.actserve.v1.DeleteSteeringVectorRequest;
 import dev.actserve.v1.DeleteSteeringVectorResponse;
 import dev.actserve.v1.ExplainActivationsRequest;
@@ -19,23 +28,35 @@ import dev.actserve.v1.ExplainTextResponse;
 import dev.actserve.v1.ExplanationServiceGrpc;
 import dev.actserve.v1.FetchActivationsRequest;
 import dev.actserve.v1.FetchActivationsResponse;
+import dev.actserve.v1.FitMonitorRequest;
+import dev.actserve.v1.FitMonitorResponse;
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.GenerateResponse;
 import dev.actserve.v1.GenerationServiceGrpc;
+import dev.actserve.v1.GetAlertRequest;
+import dev.actserve.v1.GetAlertResponse;
 import dev.actserve.v1.GetKeptActivationsRequest;
 import dev.actserve.v1.GetKeptActivationsResponse;
 import dev.actserve.v1.GetModelRequest;
 import dev.actserve.v1.GetModelResponse;
+import dev.actserve.v1.GetMonitorRequest;
+import dev.actserve.v1.GetMonitorResponse;
+import dev.actserve.v1.GetMonitorScoresRequest;
+import dev.actserve.v1.GetMonitorScoresResponse;
 import dev.actserve.v1.GetNlaRequest;
 import dev.actserve.v1.GetNlaResponse;
 import dev.actserve.v1.GetSteeringVectorRequest;
 import dev.actserve.v1.GetSteeringVectorResponse;
 import dev.actserve.v1.KeptActivations;
 import dev.actserve.v1.KeptActivationsServiceGrpc;
+import dev.actserve.v1.ListAlertsRequest;
+import dev.actserve.v1.ListAlertsResponse;
 import dev.actserve.v1.ListKeptActivationsRequest;
 import dev.actserve.v1.ListKeptActivationsResponse;
 import dev.actserve.v1.ListModelsRequest;
 import dev.actserve.v1.ListModelsResponse;
+import dev.actserve.v1.ListMonitorsRequest;
+import dev.actserve.v1.ListMonitorsResponse;
 import dev.actserve.v1.ListNlasRequest;
 import dev.actserve.v1.ListNlasResponse;
 import dev.actserve.v1.ListSteeringVectorsRequest;
@@ -44,9 +65,13 @@ import dev.actserve.v1.MakeSteeringVectorRequest;
 import dev.actserve.v1.MakeSteeringVectorResponse;
 import dev.actserve.v1.Model;
 import dev.actserve.v1.ModelServiceGrpc;
+import dev.actserve.v1.Monitor;
+import dev.actserve.v1.MonitorServiceGrpc;
 import dev.actserve.v1.Nla;
 import dev.actserve.v1.ReconstructActivationsRequest;
 import dev.actserve.v1.ReconstructActivationsResponse;
+import dev.actserve.v1.ReplayMonitorsRequest;
+import dev.actserve.v1.ReplayMonitorsResponse;
 import dev.actserve.v1.RunSweepRequest;
 import dev.actserve.v1.RunSweepResponse;
 import dev.actserve.v1.ScoreExplanationsRequest;
@@ -59,8 +84,12 @@ import dev.actserve.v1.SweepServiceGrpc;
 import dev.actserve.v1.Tensor;
 import dev.actserve.v1.TokenizeRequest;
 import dev.actserve.v1.TokenizeResponse;
+import dev.actserve.v1.UpdateMonitorRequest;
+import dev.actserve.v1.UpdateMonitorResponse;
 import dev.actserve.v1.UpdateSteeringVectorRequest;
 import dev.actserve.v1.UpdateSteeringVectorResponse;
+import dev.actserve.v1.WatchAlertsRequest;
+import dev.actserve.v1.Work;
 import io.grpc.CallOptions;
 import io.grpc.Channel;
 import io.grpc.ClientInterceptor;
@@ -81,12 +110,15 @@ import java.util.concurrent.CompletableFuture;
  *
  * <p>Calls that do no harm when they are made twice, as all of these are, are tried four times,
  * over about three seconds, while the server is unavailable, or as far apart as it says; {@link
- * #runSweep} also goes on where its connection was lost.
+ * #runSweep} and {@link #watchAlerts} also go on where their connection was lost.
  *
  * <p>Every method throws {@link ActserveException}, or its future ends with it. A client may be
  * used by many threads; one for the whole application is enough.
  */
 public final class ActserveClient implements AutoCloseable {
+  /** How often it is looked whether a monitor is fitted. */
+  private static final Duration FIT_POLL = Duration.ofSeconds(1);
+
   private final Replicas replicas;
   private final Retries retries;
   private final Channel channel;
@@ -603,6 +635,215 @@ public final class ActserveClient implements AutoCloseable {
   public ResponseStream<RunSweepResponse> streamRunSweep(RunSweepRequest request) {
     return ResponseStream.open(
         channel, SweepServiceGrpc.getRunSweepMethod(), request, RunSweepResponse::hasFinished);
+  }
+
+  /** Stores a monitor. Its {@code request_id} is as that of {@link #createSteeringVector}. */
+  public CreateMonitorResponse createMonitor(CreateMonitorRequest request) {
+    return Calls.await(createMonitorAsync(request));
+  }
+
+  /** As {@link #createMonitor}. */
+  public CompletableFuture<CreateMonitorResponse> createMonitorAsync(CreateMonitorRequest request) {
+    return Calls.unary(
+        channel,
+        MonitorServiceGrpc.getCreateMonitorMethod(),
+        request.getRequestId().isEmpty()
+            ? request.toBuilder().setRequestId(newId()).build()
+            : request);
+  }
+
+  /** One monitor. */
+  public GetMonitorResponse getMonitor(GetMonitorRequest request) {
+    return Calls.await(getMonitorAsync(request));
+  }
+
+  /** As {@link #getMonitor}. */
+  public CompletableFuture<GetMonitorResponse> getMonitorAsync(GetMonitorRequest request) {
+    return Calls.unary(channel, MonitorServiceGrpc.getGetMonitorMethod(), request);
+  }
+
+  /** All monitors. */
+  public Iterable<Monitor> listMonitors() {
+    return listMonitors(ListMonitorsRequest.getDefaultInstance());
+  }
+
+  /** The monitors of a model, page by page. */
+  public Iterable<Monitor> listMonitors(ListMonitorsRequest request) {
+    return new Pages<>(
+        request.getPageToken(),
+        token ->
+            Calls.await(
+                Calls.unary(
+                    channel,
+                    MonitorServiceGrpc.getListMonitorsMethod(),
+                    request.toBuilder().setPageToken(token).build())),
+        ListMonitorsResponse::getMonitorsList,
+        ListMonitorsResponse::getNextPageToken);
+  }
+
+  /** Replaces a monitor, or those of its fields that the mask names. */
+  public UpdateMonitorResponse updateMonitor(UpdateMonitorRequest request) {
+    return Calls.await(updateMonitorAsync(request));
+  }
+
+  /** As {@link #updateMonitor}. */
+  public CompletableFuture<UpdateMonitorResponse> updateMonitorAsync(UpdateMonitorRequest request) {
+    return Calls.unary(channel, MonitorServiceGrpc.getUpdateMonitorMethod(), request);
+  }
+
+  /** Deletes a monitor. Its alerts stay. */
+  public DeleteMonitorResponse deleteMonitor(DeleteMonitorRequest request) {
+    return Calls.await(deleteMonitorAsync(request));
+  }
+
+  /** As {@link #deleteMonitor}. */
+  public CompletableFuture<DeleteMonitorResponse> deleteMonitorAsync(DeleteMonitorRequest request) {
+    return Calls.unary(channel, MonitorServiceGrpc.getDeleteMonitorMethod(), request);
+  }
+
+  /**
+   * Begins to make a monitor of labelled examples; {@link #waitForMonitor} waits for it. Its {@code
+   * request_id} is as that of {@link #createSteeringVector}.
+   */
+  public FitMonitorResponse fitMonitor(FitMonitorRequest request) {
+    return Calls.await(fitMonitorAsync(request));
+  }
+
+  /** As {@link #fitMonitor}. */
+  public CompletableFuture<FitMonitorResponse> fitMonitorAsync(FitMonitorRequest request) {
+    return Calls.unary(
+        channel,
+        MonitorServiceGrpc.getFitMonitorMethod(),
+        request.getRequestId().isEmpty()
+            ? request.toBuilder().setRequestId(newId()).build()
+            : request);
+  }
+
+  /**
+   * A monitor, once {@link #fitMonitor} has made it. It waits for as long as that takes, or until
+   * the thread is interrupted. The monitor is paused until it is updated.
+   *
+   * @param name such as {@code models/smollm2-135m/monitors/lies}
+   * @throws ActserveException why it could not be fitted
+   */
+  public Monitor waitForMonitor(String name) {
+    GetMonitorRequest request = GetMonitorRequest.newBuilder().setName(name).build();
+    while (true) {
+      Monitor monitor = getMonitor(request).getMonitor();
+      Work work = monitor.getFit().getWork();
+      switch (work.getState()) {
+        case WORK_STATE_WAITING, WORK_STATE_RUNNING -> {
+          try {
+            Thread.sleep(FIT_POLL.toMillis());
+          } catch (InterruptedException interrupted) {
+            Thread.currentThread().interrupt();
+            throw ActserveException.cancelled(interrupted);
+          }
+        }
+        case WORK_STATE_FAILED -> {
+          if (work.getError().getCode() == 0) {
+            throw ActserveException.badResponse(
+                "the server failed to fit a monitor without saying why");
+          }
+          throw ActserveException.of(work.getError(), "");
+        }
+        default -> {
+          return monitor;
+        }
+      }
+    }
+  }
+
+  /** How the scores of a monitor are distributed, and how far they have drifted. */
+  public GetMonitorScoresResponse getMonitorScores(GetMonitorScoresRequest request) {
+    return Calls.await(getMonitorScoresAsync(request));
+  }
+
+  /** As {@link #getMonitorScores}. */
+  public CompletableFuture<GetMonitorScoresResponse> getMonitorScoresAsync(
+      GetMonitorScoresRequest request) {
+    return Calls.unary(channel, MonitorServiceGrpc.getGetMonitorScoresMethod(), request);
+  }
+
+  /** Scores items by monitors, without acting and without alerts. */
+  public ReplayResult replayMonitors(ReplayMonitorsRequest request) {
+    return Calls.await(replayMonitorsAsync(request));
+  }
+
+  /** Scores items by monitors, without acting and without alerts. */
+  public CompletableFuture<ReplayResult> replayMonitorsAsync(ReplayMonitorsRequest request) {
+    return Calls.collect(
+        channel,
+        MonitorServiceGrpc.getReplayMonitorsMethod(),
+        request,
+        new ReplayCollector(request));
+  }
+
+  /** The scores of items, as they are done. */
+  public ResponseStream<ReplayMonitorsResponse> streamReplayMonitors(
+      ReplayMonitorsRequest request) {
+    return ResponseStream.open(
+        channel,
+        MonitorServiceGrpc.getReplayMonitorsMethod(),
+        request,
+        ReplayMonitorsResponse::hasFinished);
+  }
+
+  /**
+   * The alerts of all calls of the caller's tenant, as they are raised, over connections that are
+   * lost. The timeout of the client does not hold for it.
+   */
+  public AlertStream watchAlerts(WatchAlertsRequest request) {
+    return new AlertStream(channel, request);
+  }
+
+  /** One alert as it is now. */
+  public GetAlertResponse getAlert(GetAlertRequest request) {
+    return Calls.await(getAlertAsync(request));
+  }
+
+  /** As {@link #getAlert}. */
+  public CompletableFuture<GetAlertResponse> getAlertAsync(GetAlertRequest request) {
+    return Calls.unary(channel, MonitorServiceGrpc.getGetAlertMethod(), request);
+  }
+
+  /** All alerts of the caller's tenant, the newest first. */
+  public Iterable<Alert> listAlerts() {
+    return listAlerts(ListAlertsRequest.getDefaultInstance());
+  }
+
+  /** Alerts, the newest first, page by page. */
+  public Iterable<Alert> listAlerts(ListAlertsRequest request) {
+    return new Pages<>(
+        request.getPageToken(),
+        token ->
+            Calls.await(
+                Calls.unary(
+                    channel,
+                    MonitorServiceGrpc.getListAlertsMethod(),
+                    request.toBuilder().setPageToken(token).build())),
+        ListAlertsResponse::getAlertsList,
+        ListAlertsResponse::getNextPageToken);
+  }
+
+  /** Says whether a sample that is paused goes on or stops. */
+  public DecideAlertResponse decideAlert(DecideAlertRequest request) {
+    return Calls.await(decideAlertAsync(request));
+  }
+
+  /** As {@link #decideAlert}. */
+  public CompletableFuture<DecideAlertResponse> decideAlertAsync(DecideAlertRequest request) {
+    return Calls.unary(channel, MonitorServiceGrpc.getDecideAlertMethod(), request);
+  }
+
+  /** Deletes alerts, all of the caller's tenant or some. */
+  public DeleteAlertsResponse deleteAlerts(DeleteAlertsRequest request) {
+    return Calls.await(deleteAlertsAsync(request));
+  }
+
+  /** As {@link #deleteAlerts}. */
+  public CompletableFuture<DeleteAlertsResponse> deleteAlertsAsync(DeleteAlertsRequest request) {
+    return Calls.unary(channel, MonitorServiceGrpc.getDeleteAlertsMethod(), request);
   }
 
   private static String newId() {

@@ -1,17 +1,22 @@
 package dev.actserve;
 
+import dev.actserve.v1.Alert;
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.GenerateResponse;
 import dev.actserve.v1.GenerateResponse.EventCase;
 import dev.actserve.v1.GenerateStarted;
+import dev.actserve.v1.MonitorScore;
 import dev.actserve.v1.SampleFinished;
+import dev.actserve.v1.ScoreDetail;
 import dev.actserve.v1.TokenChunk;
 import dev.actserve.v1.TokenLogprobs;
 import dev.actserve.v1.Usage;
 import java.util.ArrayList;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.stream.IntStream;
 
 /** Puts the samples of a generation together. */
@@ -23,6 +28,7 @@ final class GenerateCollector implements Collector<GenerateResponse, GenerateRes
     private final List<String> tokenTexts = new ArrayList<>();
     private final StringBuilder text = new StringBuilder();
     private final List<TokenLogprobs> logprobs = new ArrayList<>();
+    private final List<Alert> alerts = new ArrayList<>();
 
     Open(SequenceCollector collector, List<Integer> promptIds) {
       this.collector = collector;
@@ -77,7 +83,8 @@ final class GenerateCollector implements Collector<GenerateResponse, GenerateRes
       }
       case SAMPLE_FINISHED -> close(response.getSampleFinished());
       case FINISHED -> usage = response.getFinished().getUsage();
-      case ALERT, EVENT_NOT_SET -> {
+      case ALERT -> opened(response.getAlert().getSampleIndex()).alerts.add(response.getAlert());
+      case EVENT_NOT_SET -> {
         // An event of a newer server; the contract says to skip it.
       }
     }
@@ -136,6 +143,7 @@ final class GenerateCollector implements Collector<GenerateResponse, GenerateRes
     Open sample = opened(index);
     SequenceCollector.check(started.getPrompt(), started.hasPrompt(), false);
     SequenceCollector.checked(finished.getInterventionsList(), request.getInterventionsCount());
+    checkScores(finished.getMonitorScoresList());
     // The last generated token is never run.
     int tokens = Math.max(started.getPrompt().getIdsCount(), sample.tokenIds.size() - 1);
     Captured captured =
@@ -149,7 +157,25 @@ final class GenerateCollector implements Collector<GenerateResponse, GenerateRes
             sample.tokenTexts,
             sample.logprobs,
             captured,
+            sample.alerts,
             finished));
+  }
+
+  /** Throws unless scores were asked for, and are there of every monitor that was. */
+  private void checkScores(List<MonitorScore> scores) {
+    boolean asked = request.getScoreDetail() != ScoreDetail.SCORE_DETAIL_UNSPECIFIED;
+    Set<String> scored = new HashSet<>();
+    for (MonitorScore score : scores) {
+      if (!asked || !scored.add(score.getMonitor())) {
+        throw ActserveException.badResponse(
+            "the server sent the score of %s twice or unasked", score.getMonitor());
+      }
+    }
+    if (asked && !scored.containsAll(request.getMonitorsList())) {
+      throw ActserveException.badResponse(
+          "the server sent scores of %s, and not of all of %s", scored, request.getMonitorsList());
+    }
+    Scores.check(scores, request.getScoreDetail() == ScoreDetail.SCORE_DETAIL_TOKEN);
   }
 
   @Override

@@ -1,5 +1,6 @@
 package dev.actserve;
 
+import dev.actserve.v1.Alert;
 import dev.actserve.v1.FinishReason;
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.SampleFinished;
@@ -27,7 +28,9 @@ public record GenerateResult(
    * @param tokenTexts the generated tokens, each decoded alone
    * @param logprobs of each generated token; empty unless asked for
    * @param captured what was read
-   * @param finished why it ended, what stopped it, and what each intervention did
+   * @param alerts those that monitors have the call told of, as they were raised
+   * @param finished why it ended, what stopped it, such as a monitor, what monitors scored, as the
+   *     request asks, and what each intervention did
    */
   public record Sample(
       String text,
@@ -35,6 +38,7 @@ public record GenerateResult(
       List<String> tokenTexts,
       List<TokenLogprobs> logprobs,
       Captured captured,
+      List<Alert> alerts,
       SampleFinished finished) {
 
     /**

@@ -54,7 +54,16 @@ public final class ResponseStream<R> implements Iterable<R>, Iterator<R>, AutoCl
 
   static <Q, R> ResponseStream<R> open(
       Channel channel, MethodDescriptor<Q, R> method, Q request, Predicate<R> isLast) {
-    Source<Q, R> source = new Source<>(channel.newCall(method, CallOptions.DEFAULT));
+    return open(channel, method, request, isLast, CallOptions.DEFAULT);
+  }
+
+  static <Q, R> ResponseStream<R> open(
+      Channel channel,
+      MethodDescriptor<Q, R> method,
+      Q request,
+      Predicate<R> isLast,
+      CallOptions options) {
+    Source<Q, R> source = new Source<>(channel.newCall(method, options));
     source.call.start(source, new Metadata());
     source.call.request(READ_AHEAD);
     source.call.sendMessage(request);

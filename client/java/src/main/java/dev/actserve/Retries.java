@@ -11,6 +11,7 @@ import io.grpc.MethodDescriptor;
 import io.grpc.Status;
 import java.time.Duration;
 import java.util.HashSet;
+import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.Executor;
 import java.util.concurrent.ScheduledExecutorService;
@@ -45,6 +46,20 @@ final class Retries implements ClientInterceptor, AutoCloseable {
 
     /** Gets ready for another attempt, and returns its request. */
     Q resume();
+  }
+
+  /**
+   * How long to wait after so many attempts for the next one; empty if there is none.
+   *
+   * @param told how long the server asks to wait
+   */
+  static Optional<Duration> pause(int attempts, Optional<Duration> told) {
+    Duration delay = told.orElse(Duration.ZERO);
+    if (attempts > PAUSES.length || delay.compareTo(LONGEST_DELAY) > 0) {
+      return Optional.empty();
+    }
+    long random = ThreadLocalRandom.current().nextLong(PAUSES[attempts - 1].toNanos() + 1);
+    return Optional.of(Duration.ofNanos(Math.max(0, delay.toNanos()) + random));
   }
 
   // Has no thread until the first pause.
@@ -207,16 +222,15 @@ final class Retries implements ClientInterceptor, AutoCloseable {
 
     /** Whether the call is to be made again, after a pause that has begun then. */
     private boolean pauses(Status status, Metadata trailers) {
-      if (status.getCode() != Status.Code.UNAVAILABLE || attempts > PAUSES.length || cancelled) {
+      if (status.getCode() != Status.Code.UNAVAILABLE || cancelled) {
         return false;
       }
-      Duration told =
-          ActserveException.of(status, trailers, null).retryAfter().orElse(Duration.ZERO);
-      if (told.compareTo(LONGEST_DELAY) > 0) {
+      Optional<Duration> told = ActserveException.of(status, trailers, null).retryAfter();
+      Optional<Duration> wait = Retries.pause(attempts, told);
+      if (wait.isEmpty()) {
         return false;
       }
-      long random = ThreadLocalRandom.current().nextLong(PAUSES[attempts - 1].toNanos() + 1);
-      long nanos = Math.max(0, told.toNanos()) + random;
+      long nanos = wait.get().toNanos();
       if (left(options.getDeadline()) <= nanos || left(context.getDeadline()) <= nanos) {
         return false;
       }

@@ -8,10 +8,14 @@ import io.grpc.MethodDescriptor;
 import java.time.Duration;
 import java.util.concurrent.TimeUnit;
 
-/** Gives every call that has no deadline one. */
+/** Gives every call that has no deadline one, unless it is to last. */
 final class Timeout implements ClientInterceptor {
   /** What is longer, which nanoseconds of 64 bits cannot tell, is as good as for ever. */
   private static final Duration LONGEST = Duration.ofNanos(Long.MAX_VALUE);
+
+  /** Set for a call that is to last until it is ended. */
+  static final CallOptions.Key<Boolean> LASTING =
+      CallOptions.Key.createWithDefault("lasting", false);
 
   private final long nanos;
 
@@ -28,7 +32,7 @@ final class Timeout implements ClientInterceptor {
       MethodDescriptor<Q, R> method, CallOptions options, Channel channel) {
     return channel.newCall(
         method,
-        options.getDeadline() == null
+        options.getDeadline() == null && !options.getOption(LASTING)
             ? options.withDeadlineAfter(nanos, TimeUnit.NANOSECONDS)
             : options);
   }

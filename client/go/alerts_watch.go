@@ -1,0 +1,80 @@
+package actserve
+
+import (
+	"context"
+	"io"
+	"iter"
+
+	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
+)
+
+// WatchedAlert is an alert as [Client.WatchAlerts] tells it.
+type WatchedAlert struct {
+	*actservev1.Alert
+	// LostBefore is how many alerts, of whatever monitor, are gone between the one before and this one:
+	// the reader came too late for them.
+	LostBefore uint64
+}
+
+// WatchAlerts yields alerts of all calls of the caller's tenant as they are raised. Where the connection
+// is lost it goes on after the last alert that came; where it cannot, the error is the last thing that
+// is yielded, and a request with the resume_token of the last alert goes on later. It has no deadline
+// but that of ctx, and ends with the loop or ctx.
+func (c *Client) WatchAlerts(
+	ctx context.Context, request *actservev1.WatchAlertsRequest,
+) iter.Seq2[*WatchedAlert, error] {
+	return func(yield func(*WatchedAlert, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel() // Leaving the loop cancels the call.
+		asked := clone(request)
+		for {
+			come, left, err := c.watch(ctx, asked, yield)
+			if left {
+				return
+			}
+			failed := errorOf(err)
+			if come { // Before its first event the call was made again already.
+				failed = pause(ctx, actservev1.MonitorService_WatchAlerts_FullMethodName, 0, failed)
+			}
+			if failed != nil {
+				yield(nil, failed)
+				return
+			}
+		}
+	}
+}
+
+// watch reads one attempt, and moves the request on with each alert. It tells whether anything has come,
+// whether the caller has left, and why the attempt has ended.
+func (c *Client) watch(
+	ctx context.Context, asked *actservev1.WatchAlertsRequest, yield func(*WatchedAlert, error) bool,
+) (come, left bool, err error) {
+	stream, err := c.monitors.WatchAlerts(ctx, asked)
+	if err != nil {
+		return false, false, err
+	}
+	lost := uint64(0)
+	for {
+		event, err := stream.Recv()
+		if err == io.EOF {
+			err = cutShort() // It ends only when the call does.
+		}
+		if err != nil {
+			return come, false, err
+		}
+		come = true
+		switch {
+		case event.GetStarted() != nil:
+			asked.ResumeToken, asked.FromOldest = event.GetStarted().GetResumeToken(), false
+		case event.GetLost() != nil:
+			lost += event.GetLost().GetAlerts()
+		case event.GetAlert() != nil:
+			alert := event.GetAlert()
+			asked.ResumeToken, asked.FromOldest = alert.GetResumeToken(), false
+			if !yield(&WatchedAlert{Alert: alert, LostBefore: lost}, nil) {
+				return come, true, nil
+			}
+			lost = 0
+		}
+	}
+}

@@ -1,0 +1,71 @@
+"""The options --lower and --upper: a threshold, and what happens above it."""
+
+from typing import Any
+
+import typer
+
+from actserve.cli.steering import read_steering
+from actserve.monitors import Level, Pause, Stop
+
+
+def read_level(text: str) -> Level:
+    """`0.9,stop`, `0.5,flag`, `0.7,pause=30,continue` and so on, each part once; `explain` may
+    name an NLA, and `steer=SITE=VECTOR*COEFFICIENT` may come several times."""
+    number, *parts = text.split(",")
+    try:
+        threshold = float(number)
+    except ValueError:
+        raise typer.BadParameter(f"{number!r} is not a threshold; write it as 0.9,stop") from None
+    action: Any = None
+    adds: list[Any] = []
+    options: dict[str, Any] = {}
+    goes_on = False
+    for part in parts:
+        name, _, value = part.partition("=")
+        match name:
+            case "stop" if not value:
+                action = _only(action, Stop())
+            case "pause":
+                action = _only(action, Pause(_seconds(value) if value else None))
+            case "continue" if not value:
+                goes_on = True
+            case "steer" if value:
+                adds += _steers(value)
+            case "flag" if not value:
+                options["flag"] = True
+            case "explain":
+                options["explain"] = value or True
+            case "webhook" if value:
+                options["webhook"] = value
+            case _:
+                raise typer.BadParameter(
+                    f"{part!r} is nothing that happens; use stop, pause, pause=SECONDS, continue, "
+                    "steer=SITE=VECTOR*4, flag, explain or webhook=URL"
+                )
+    if adds:
+        action = _only(action, adds)
+    if goes_on:
+        if not isinstance(action, Pause):
+            raise typer.BadParameter("continue says how a pause ends; write pause=30,continue")
+        action = Pause(action.time_limit, continue_after=True)
+    return Level(threshold, action, **options)
+
+
+def _only(before: Any, action: Any) -> Any:
+    if before is not None:
+        raise typer.BadParameter("a level does one of stop, pause and steer; name one")
+    return action
+
+
+def _steers(text: str) -> tuple[Any, ...]:
+    adds = read_steering(text).adds
+    if not adds:
+        raise typer.BadParameter(f"say where to add {text!r}, as in steer=resid_post.12={text}")
+    return adds
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text.removesuffix("s"))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number of seconds") from None
