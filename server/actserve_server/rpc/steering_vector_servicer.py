@@ -23,7 +23,7 @@ from actserve_server.rpc.requests import (
     vector_sources,
 )
 from actserve_server.rpc.requests.kept_rows import KeptCache
-from actserve_server.rpc.requests.request_ids import Making, making_request
+from actserve_server.rpc.requests.request_ids import MakingVector, making_request
 from actserve_server.rpc.requests.vector_sources import Found, Source, Sources
 from actserve_server.rpc.responses import chunks, model_descriptions, vector_descriptions
 from actserve_server.rpc.transport.calls import current_call
@@ -32,7 +32,7 @@ from actserve_server.steering.registry import ID
 from actserve_server.steering.separation import ranking
 from actserve_server.steering.stored_vectors import Given, NewVector, StoredVector, measured_rows
 
-R = TypeVar("R", bound=Making)
+R = TypeVar("R", bound=MakingVector)
 
 EXAMPLE_BYTES = 1 << 30
 """What the examples of all calls that make vectors take at most."""

@@ -15,13 +15,13 @@ MAX_BYTES = 128
 """Of a request id, in UTF-8."""
 
 Request = pb.FetchActivationsRequest | pb.GenerateRequest
-Making = (
+MakingVector = (
     vectors_pb.CreateSteeringVectorRequest
     | vectors_pb.MakeSteeringVectorRequest
     | vectors_pb.CombineSteeringVectorsRequest
-    | monitors_pb.CreateMonitorRequest
-    | monitors_pb.FitMonitorRequest
 )
+MakingMonitor = monitors_pb.CreateMonitorRequest | monitors_pb.FitMonitorRequest
+Making = MakingVector | MakingMonitor
 
 
 async def request_digest(wire: Request, field: FieldPath) -> bytes | None:
