@@ -175,8 +175,8 @@ def _others(prompt: Sequence[int], count: int, tokens: int) -> list[Run]:
     return [make_run(prompt[n % 200 : n % 200 + 20], sampling=greedy(tokens)) for n in starts]
 
 
-def _sample(run: Run, *watchers: Watcher, **fields: bool) -> Sample:
-    return Sample(run=run, index=0, call=CALL, watchers=watchers, **fields)
+def _sample(run: Run, *watchers: Watcher) -> Sample:
+    return Sample(run=run, index=0, call=CALL, watchers=watchers, each_token=True)
 
 
 def _check_scores(engine: EngineThread, each: Watched, *, last: bool) -> None:
@@ -205,8 +205,8 @@ def test_scores_are_numpys_on_fetched_rows_preempted_and_beside_200_others(
         make_run(prompt[:40], sampling=SEEDED),
         make_run(prompt[:40], add(CHANGED, _vector(smollm2)), sampling=GREEDY),
     ]
-    samples = [_sample(run, *plain, each_token=True) for run in runs]
-    samples += [_sample(again(run), *acting, each_token=True) for run in runs]
+    samples = [_sample(run, *plain) for run in runs]
+    samples += [_sample(again(run), *acting) for run in runs]
     before = vllm_counter("vllm:num_preemptions_total")
     found = _watch(smollm2, samples, [*_others(prompt, 8, 60), *_others(prompt, 200, 3)])
     assert vllm_counter("vllm:num_preemptions_total") > before

@@ -37,7 +37,7 @@ async def test_tokens_text_logprobs_and_end_are_those_of_the_run_that_was_not_cu
     engine = FakeEngine()
     run = Run(id="whole", token_ids=(72, 105), sampling=SAMPLINGS[name])
     *tokens, end = await told(engine.run(run))
-    ids = [each for event in tokens for each in event.ids if isinstance(event, Tokens)]
+    ids = [each for event in tokens if isinstance(event, Tokens) for each in event.ids]
     for cut in range(len(ids) + 1):
         again = replace(run, id=f"again {cut}", replayed=tuple(ids[:cut]))
         *others, other_end = await told(engine.run(again))

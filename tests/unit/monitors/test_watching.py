@@ -50,6 +50,7 @@ from tests.unit.monitors.watching import (
     PROMPT,
     SEEDED,
     SITES,
+    Ahead,
     Noted,
     Told,
     add,
@@ -72,9 +73,16 @@ PAUSE = Pause(60.0, continue_after=False)
 OWN = (Capture((SITES[0], Site(HookPoint.Z, 1)), ALL), Capture((SITES[1],), from_(P - 3)))
 
 
-@pytest.fixture(params=[1, 8, 100], ids=lambda rows: f"{rows} rows at once")
+ENGINES = {
+    "a row at once": lambda: FakeEngine(rows_per_event=1),
+    "8 rows at once": FakeEngine,
+    "tokens at once": lambda: Ahead(rows_per_event=100),
+}
+
+
+@pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> FakeEngine:
-    return FakeEngine(rows_per_event=request.param)
+    return ENGINES[request.param]()
 
 
 def at(position: int, action: Stop | Steer | Pause | None, **fields: object) -> Watcher:
@@ -92,12 +100,14 @@ async def test_a_stop_ends_a_sample_after_the_token_that_brought_it_there(
     engine: FakeEngine, position: int, sampling: Sampling
 ) -> None:
     run, alerts = run_of(sampling, captures=OWN, interventions=(add(1),)), Noted()
-    found = await watch(engine, run, [at(position, Stop())], alerts)
+    every = watcher(level(NEVER), name="every")
+    found = await watch(engine, run, [at(position, Stop()), every], alerts)
     tokens = max(0, position + 1 - P)
     assert found.finished.reason is FinishReason.MONITOR
     assert found.finished.ended_by == "models/fake/monitors/m"
     assert found.finished.stopped_by is None
     assert alerts.raised_at == [("m", 2, position)]
+    assert [each.tokens for each in found.finished.scores] == [1, position + 1]
     assert engine.counters.running == set()
     if not tokens:
         assert (found.ids, found.text, found.rows) == ([], "", {})
@@ -118,9 +128,15 @@ async def test_a_steer_is_the_same_run_with_the_intervention_given_for_what_come
 ) -> None:
     own = add(1, from_(3))
     run = run_of(sampling, captures=OWN, interventions=(own,))
-    found = await watch(engine, run, [at(position, Steer((add(2),)))])
+    every = watcher(level(NEVER), name="every", seed=3)
+    watchers = [at(position, Steer((add(2),))), every]
+    found = await watch(engine, run, watchers, each_token=True)
     after = add(2, from_(max(position + 1, P)))
-    wanted = await plain(engine, replace(run, interventions=(own, after)))
+    steered = replace(run, interventions=(own, after))
+    wanted = await plain(engine, steered)
+    scored = found.finished.scores[1].token_scores
+    rows = await outputs(engine, steered, every.network)
+    np.testing.assert_allclose(scored, rows[: len(scored), 0], rtol=1e-5)
     assert found.ids == wanted.ids
     assert found.text == wanted.text
     assert found.logprobs == wanted.logprobs

@@ -1,7 +1,7 @@
 """Watches samples of the fake engine, and says what came of it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,9 +14,11 @@ from actserve_server.domain.probe_networks import ProbeNetwork, ProbeOutputs
 from actserve_server.domain.probes import EACH_TOKEN, Aggregator
 from actserve_server.domain.runs import (
     Capture,
+    Finished,
     Intervention,
     Rows,
     Run,
+    RunEvent,
     Sampling,
     Tokens,
 )
@@ -204,6 +206,58 @@ async def watch(
     found = await told(watched(engine, alerts or Noted(), sample))
     assert isinstance(found.finished, WatchedFinished)
     return found
+
+
+class Ahead(FakeEngine):
+    """Runs ahead of what it tells, as vLLM does: several tokens come together, and after them the
+    rows of the last ones."""
+
+    async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
+        tokens: list[Tokens] = []
+        rows: list[Rows] = []
+        async with aclosing(super().run(run)) as events:
+            async for event in events:
+                if isinstance(event, Tokens):
+                    tokens.append(event)
+                elif isinstance(event, Rows):
+                    rows.append(event)
+                if len(tokens) == TOGETHER or isinstance(event, Finished):
+                    if tokens:
+                        yield _joined(tokens)
+                    for each in _rows_joined(rows):
+                        yield each
+                    tokens, rows = [], []
+                if isinstance(event, Finished):
+                    yield event
+
+
+TOGETHER = 4
+"""Tokens that come in one event."""
+
+
+def _joined(tokens: Sequence[Tokens]) -> Tokens:
+    return Tokens(
+        tokens[0].position,
+        tuple(token for each in tokens for token in each.ids),
+        tuple(text for each in tokens for text in each.texts),
+        "".join(each.text for each in tokens),
+        tuple(logprobs for each in tokens for logprobs in each.logprobs),
+    )
+
+
+def _rows_joined(rows: Sequence[Rows]) -> list[Rows]:
+    """One for each site of each capture, in that order."""
+    by_site: dict[tuple[int, int], list[Rows]] = {}
+    for each in rows:
+        by_site.setdefault((each.capture_index, each.site_index), []).append(each)
+    return [
+        Rows(
+            *key,
+            np.concatenate([each.positions for each in of_site]),
+            np.concatenate([each.bits for each in of_site]),
+        )
+        for key, of_site in sorted(by_site.items())
+    ]
 
 
 async def outputs(engine: FakeEngine, run: Run, each: ProbeNetwork) -> np.ndarray:
