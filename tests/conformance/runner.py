@@ -14,13 +14,7 @@ import trustme
 from google.protobuf import json_format, message_factory
 from google.protobuf.message import Message
 
-from actserve.v1 import (
-    intervention_pb2,
-    monitor_service_pb2,
-    positions_pb2,
-    site_pb2,
-    tensor_pb2,
-)
+from actserve.v1 import intervention_pb2, positions_pb2, site_pb2, tensor_pb2
 from tests.conformance.cases import Case
 from tests.conformance.drivers import Driver
 from tests.conformance.scripted_server import Attempt, ScriptedServer, message_of, method_of
@@ -132,8 +126,6 @@ def _message_kind(case: Case) -> Any:
             return tensor_pb2.Tensor.DESCRIPTOR
         case "build_add":
             return intervention_pb2.Intervention.DESCRIPTOR
-        case "wait":
-            return monitor_service_pb2.Monitor.DESCRIPTOR
         case "unary":
             return method_of(case.ask["method"]).output_type
         case _:
