@@ -12,7 +12,8 @@
       result / error / warnings       of the driver's answer; of an error the keys that are named
       attempts: [...]                 what server 0 saw of each: headers, request,
                                       same_request: true (as that of the one before),
-                                      left_s: [from, to], no_deadline, after_s: [from, to] since the one before,
+                                      left_s: [from, to], lasting (none, or of a day),
+                                      after_s: [from, to] since the one before,
                                       cancelled
       attempts_by_server: [[3, 7]]    how many each server saw, from and to
 

@@ -28,19 +28,25 @@ from opentelemetry.propagate import extract
 
 import actserve
 from actserve import tensors
+from actserve.aggregators import aggregator_from_proto
 from actserve.positions import positions_to_proto
 from actserve.sites import site_name
 from actserve.v1 import explanation_service_pb2 as explain_pb
 from actserve.v1 import model_service_pb2 as model_pb
+from actserve.v1 import monitor_service_pb2 as monitor_pb
 from actserve.v1 import readout_pb2, tensor_pb2
 from tests.conformance.python_words import (
+    LEVELS,
     Answer,
+    alerts_told,
     array,
+    level_of,
     positions_of,
     probe_of,
     prompt_of,
     readout_of,
     readouts_of,
+    scores_told,
     term_of,
     variant_of,
     vector_of,
@@ -75,6 +81,10 @@ async def answered(question: Answer) -> Answer:
             telemetry.detach(token)
     texts = [str(each.message) for each in caught if each.category is UserWarning]
     return {**answer, "warnings": texts}
+
+
+MONITORS = "models/m/monitors/"
+"""What the names of monitors begin with in the cases; the client tells their ids alone."""
 
 
 def told(error: actserve.ActserveError) -> Answer:
@@ -162,9 +172,8 @@ async def unary(question: Answer) -> Answer:
         method, request = question["method"], request_of(question)
         if method in MADE and not request.request_id:
             # Such ids are of the methods that people use.
-            return {
-                "result": {"steeringVector": {"name": (await MADE[method](client, request)).name}}
-            }
+            kind, make = MADE[method]
+            return {"result": {kind: {"name": (await make(client, request)).name}}}
         return {"result": as_json(await client.call(question["method"], request_of(question)))}
 
 
@@ -359,7 +368,14 @@ async def collect_generate(client: actserve.AsyncClient, request: Any) -> Answer
     sampling = {field.name: value for field, value in request.sampling.ListFields()}
     many = sampling.get("samples", 1) > 1
     readouts = {each.name: readout_of(each) for each in request.readouts}
-    generated = await client.generate(prompt_of(request.prompt), readouts=readouts, **sampling)
+    generated = await client.generate(
+        prompt_of(request.prompt),
+        readouts=readouts,
+        monitors=list(request.monitors),
+        scores={0: None, 1: "sample", 2: "token"}[request.score_detail],
+        end_user=request.end_user or None,
+        **sampling,
+    )
     samples = generated if many else [generated]
     return {
         "call_id": samples[0].request_id,
@@ -370,10 +386,23 @@ async def collect_generate(client: actserve.AsyncClient, request: Any) -> Answer
                 "text": each.text,
                 "finish_reason": each.finish_reason.upper(),
                 "readouts": readouts_of(each.activations.readouts, request.readouts),
+                **watched_told(each),
             }
             for index, each in enumerate(samples)
         ],
     }
+
+
+def watched_told(sample: actserve.Generation) -> Answer:
+    """What monitors say of a sample."""
+    said: Answer = {}
+    if sample.finish_reason == "monitor":
+        said["monitor"] = f"{MONITORS}{sample.stopped_by}"
+    if sample.alerts:
+        said["alerts"] = alerts_told(sample.alerts, MONITORS)
+    if sample.monitor_scores:
+        said["monitor_scores"] = scores_told(sample.monitor_scores, MONITORS)
+    return said
 
 
 async def collect_sweep(
@@ -424,6 +453,23 @@ def cell_told(cell: Any, variant: Any) -> Answer:
 
 def place_of(cell: Answer) -> list[int]:
     return [each or 0 for each in cell["at"]]
+
+
+async def collect_replay(client: actserve.AsyncClient, request: Any) -> Answer:
+    replay = await client.monitors.replay(
+        {each.key: prompt_of(each.prompt) for each in request.items},
+        list(request.monitors),
+        each_token=request.each_token,
+    )
+    items: list[Answer] = []
+    for item in replay.items:
+        outcome: Answer = (
+            {"error": told(item.error)}
+            if item.error
+            else {"scores": scores_told(item.scores, MONITORS)}
+        )
+        items.append({"index": item.index, "key": item.key, **outcome})
+    return {"call_id": "c1", "items": items}
 
 
 async def collect_explanations(client: actserve.AsyncClient, request: Any) -> Answer:
@@ -500,10 +546,68 @@ async def combine_vectors(client: actserve.AsyncClient, request: Any) -> actserv
     )
 
 
+async def create_monitor(client: actserve.AsyncClient, request: Any) -> actserve.Monitor:
+    asked = request.monitor
+    return await client.monitors.create(
+        request.monitor_id,
+        probe=[probe_of(each) for each in asked.probes],
+        aggregator=aggregator_from_proto(asked.aggregator),
+        upper=level_of(asked.upper),
+        watch=actserve.Watch(named_only=asked.watch.named_only),
+        labels=dict(asked.labels),
+    )
+
+
+async def fit_monitor(client: actserve.AsyncClient, request: Any) -> actserve.Monitor:
+    fit = await client.monitors.fit(
+        request.monitor_id,
+        [
+            actserve.Example(prompt_of(each.prompt), each.positive, group=each.group)
+            for each in request.examples
+        ],
+        sites=[site_name(site) for site in request.sites],
+        method="attention" if request.method == monitor_pb.FIT_METHOD_ATTENTION else None,
+        upper_false_positives=request.upper_false_positives,
+    )
+    return fit.monitor
+
+
+async def wait(question: Answer) -> Answer:
+    async with client_of(question) as client:
+        fit = await client.monitors.fitting(question["name"])
+        return {"result": {"name": (await fit.wait()).name}}
+
+
+async def watch(question: Answer) -> Answer:
+    request = json_format.ParseDict(question["request"], monitor_pb.WatchAlertsRequest())
+    # The client has its model in all requests.
+    question = {**question, "client": {**question["client"], "model": request.model or None}}
+    seen: list[Answer] = []
+    async with client_of(question) as client:
+        alerts = client.alerts.watch(
+            list(request.filter.monitors),
+            level=LEVELS[request.filter.level],
+            end_user=request.filter.end_user or None,
+            resume_from=request.resume_token or None,
+            from_oldest=request.from_oldest,
+        )
+        try:
+            async with contextlib.aclosing(alerts):
+                async for alert in alerts:
+                    seen.append({"name": alert.name, "lost_before": alert.lost_before})
+                    if len(seen) >= question["take"]:
+                        break
+        except actserve.ActserveError as error:
+            return {"result": {"alerts": seen}, "error": told(error)}
+    return {"result": {"alerts": seen}}
+
+
 MADE = {
-    "CreateSteeringVector": create_vector,
-    "MakeSteeringVector": make_vector,
-    "CombineSteeringVectors": combine_vectors,
+    "CreateSteeringVector": ("steeringVector", create_vector),
+    "MakeSteeringVector": ("steeringVector", make_vector),
+    "CombineSteeringVectors": ("steeringVector", combine_vectors),
+    "CreateMonitor": ("monitor", create_monitor),
+    "FitMonitor": ("monitor", fit_monitor),
 }
 COLLECTED = {
     "FetchActivations": collect_fetch,
@@ -512,6 +616,7 @@ COLLECTED = {
     "ExplainText": collect_explanations,
     "CompareActivations": collect_explanations,
     "ReconstructActivations": collect_reconstruction,
+    "ReplayMonitors": collect_replay,
 }
 OPERATIONS = {
     "parse_site": parse_site,
@@ -525,6 +630,8 @@ OPERATIONS = {
     "collect": collect,
     "streams": streams,
     "measure": measure,
+    "watch": watch,
+    "wait": wait,
 }
 
 if __name__ == "__main__":

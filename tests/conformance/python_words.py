@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -176,6 +176,49 @@ def summary_told(means: actserve.AttentionMeans) -> Answer:
 def attributions_told(attributions: Any) -> Answer:
     positions = [int(at) for at in attributions.positions]
     return {site: {"positions": positions, **array(attributions[site])} for site in attributions}
+
+
+LEVELS = {0: None, 1: "lower", 2: "upper"}
+
+
+def level_of(level: Any) -> actserve.Level | None:
+    """The level of a message that stops, or does nothing, as a caller writes it."""
+    if not level.threshold and not level.HasField("stop"):
+        return None
+    action = actserve.Stop() if level.HasField("stop") else None
+    return actserve.Level(level.threshold, action, level.flag)
+
+
+def alerts_told(alerts: Sequence[actserve.Alert], monitors: str) -> list[Answer]:
+    """`monitors` is what the names of monitors begin with, of which the client tells ids alone."""
+    return [
+        {
+            "monitor": monitors + each.monitor,
+            "level": each.level.upper() or None,
+            "score": each.score,
+            "position": each.position,
+        }
+        for each in alerts
+    ]
+
+
+def scores_told(scores: Mapping[str, actserve.MonitorScore], monitors: str) -> list[Answer]:
+    """As `alerts_told`; what is None for want of tokens is zero on the wire."""
+    told: list[Answer] = []
+    for each in scores.values():
+        told.append(
+            {
+                "monitor": monitors + each.monitor,
+                "tokens": each.tokens,
+                "score": each.score or 0,
+                "highest_score": each.highest or 0,
+                "highest_position": each.highest_position or 0,
+                "level": each.level.upper() or None,
+            }
+        )
+        if each.scores is not None and each.positions is not None:
+            told[-1] |= {"positions": each.positions.tolist(), **array(each.scores)}
+    return told
 
 
 WIRE_NAMES = {"keep": "kept"}

@@ -136,7 +136,11 @@ public final class Driver {
         answer.add("result", result);
         watch(client, question, alerts);
       }
-      case "wait" -> answer.add("result", json(client.waitForMonitor(text(question, "name", ""))));
+      case "wait" -> {
+        JsonObject result = new JsonObject();
+        result.addProperty("name", client.waitForMonitor(text(question, "name", "")).getName());
+        answer.add("result", result);
+      }
       default -> throw new IllegalArgumentException("there is no such operation: " + question);
     }
   }

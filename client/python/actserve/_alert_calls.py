@@ -25,6 +25,7 @@ class WatchCall:
     def begin(self) -> pb.WatchAlertsRequest:
         """What is sent in a new connection."""
         self._order = EventOrder()
+        self._lost = 0  # What was not told yet is told again.
         return self._request
 
     def read(self, response: pb.WatchAlertsResponse) -> Any:

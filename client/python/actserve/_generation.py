@@ -2,12 +2,13 @@
 
 from actserve._capture import Capture
 from actserve._captured import Captured
+from actserve._monitor_scores import scores_of_sample
 from actserve._readers import finish_reason, logprobs, prompt_run, stopped_by
 from actserve._whole_answers import EventOrder, check_complete
 from actserve.alerts import Alert, alert_from_proto
 from actserve.errors import BadResponse
 from actserve.events import Event, Finished, SampleFinished, Started, Tokens
-from actserve.monitors import MonitorScore, score_from_proto
+from actserve.monitors import MonitorScore
 from actserve.read_rows import ReadRows
 from actserve.results import Activations, Generation, Tokenized, TokenLogprobs, Usage
 from actserve.v1 import alert_pb2
@@ -74,7 +75,7 @@ class GenerateCall:
             index: _Sample(
                 prompt,
                 Captured(self._capture, started.readouts, collect=self._collect),
-                len(self.request.interventions),
+                self.request,
             )
             for index in range(self._sample_count)
         }
@@ -101,10 +102,10 @@ class GenerateCall:
 class _Sample:
     """One sample while it arrives."""
 
-    def __init__(self, prompt: Tokenized, captured: Captured, interventions: int) -> None:
+    def __init__(self, prompt: Tokenized, captured: Captured, request: pb.GenerateRequest) -> None:
         self.captured = captured
         self._prompt = prompt
-        self._interventions = interventions
+        self._request = request
         self._text: list[str] = []
         self._token_ids: list[int] = []
         self._tokens: list[str] = []
@@ -144,13 +145,12 @@ class _Sample:
     def finish(self, finished: pb.SampleFinished) -> SampleFinished:
         self._finish_reason = finish_reason(finished.reason)
         self._stopped_by = stopped_by(finished)
-        scores = map(score_from_proto, finished.monitor_scores)
-        self._scores = {score.monitor: score for score in scores}
+        self._scores = scores_of_sample(finished.monitor_scores, self._request)
         self._activations = self.captured.finish(
             finished,
             finished.positions,
             self._prompt,
-            self._interventions,
+            len(self._request.interventions),
             self._token_ids,
             self._tokens,
         )

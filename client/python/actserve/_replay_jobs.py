@@ -7,11 +7,11 @@ from typing import Any
 
 from actserve._checks import described
 from actserve._jobs import Job, Part
+from actserve._monitor_scores import checked_scores
 from actserve._names import Named, short
 from actserve._prompt_lists import at_prompt, check_count, positions_of_each, steer_of_each
 from actserve._whole_answers import EventOrder, check_complete
 from actserve.errors import BadResponse, InvalidRequest, from_status
-from actserve.monitors import score_from_proto
 from actserve.positions import positions_to_proto
 from actserve.prompts import is_many, prompt_to_proto
 from actserve.replays import Replay, ReplayedItem
@@ -74,9 +74,7 @@ class ReplayCall:
             key=self.request.items[index].key,
             index=number,
             error=error,
-            scores={}
-            if error
-            else {short(each.monitor): score_from_proto(each) for each in item.scores},
+            scores={} if error else checked_scores(item.scores, self.request.each_token),
         )
 
 

@@ -162,9 +162,7 @@ async function called(client: Client, question: Question): Promise<Answer> {
     case "watch":
       return watched(client, question);
     case "wait":
-      return {
-        result: json(v1.MonitorSchema, await client.waitForMonitor(given(question.name))),
-      };
+      return { result: { name: (await client.waitForMonitor(given(question.name))).name } };
     default:
       throw new Error(`there is no operation ${question.operation}`);
   }

@@ -149,7 +149,8 @@ func (q *question) do(warn func(string)) (any, error) {
 	case "watch":
 		return q.watch(ctx, client)
 	case "wait":
-		return client.WaitForMonitor(ctx, q.Name)
+		monitor, err := client.WaitForMonitor(ctx, q.Name)
+		return object{"name": monitor.GetName()}, err
 	}
 	return nil, fmt.Errorf("there is no operation %q", q.Operation)
 }

@@ -145,7 +145,7 @@ async fn answer(question: &Question, messages: &Messages) -> Result<Value> {
         "watch" => return calls::watch(client(&question.client)?, question, messages).await,
         "wait" => {
             let monitor = client(&question.client)?.wait_for_monitor(&question.name).await?;
-            messages.json_of("Monitor", &monitor)?
+            json!({"name": monitor.name})
         }
         "streams" => calls::streams(question, messages).await?,
         "measure" => calls::measure(client(&question.client)?, question, messages).await?,
