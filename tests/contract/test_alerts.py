@@ -150,6 +150,23 @@ async def test_a_watcher_may_begin_with_the_oldest(served: Served) -> None:
         assert await reader.scores(2) == [1, 2]
 
 
+async def test_the_first_alert_of_all_may_come_while_a_watcher_begins_with_the_oldest(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = served.app.database
+    honest = database.write
+
+    async def after_an_alert(work: Any) -> Any:
+        monkeypatch.undo()
+        await raise_(served, 1.0)
+        return await honest(work)
+
+    # Which the watcher does once it has seen that there is none.
+    monkeypatch.setattr(database, "write", after_an_alert)
+    async with watching(served, from_oldest=True) as reader:
+        assert await reader.scores(1) == [1]
+
+
 async def test_a_filter_lets_through_what_fits(served: Served) -> None:
     async with (
         watching(served, filter={"monitors": [full("b")]}) as of_monitor,

@@ -48,6 +48,16 @@ class Limits:
     clamps_dose: bool = False
     """Whether what is beyond that is scaled down to it, which `InterventionReport.dose_factor`
     tells, or else refused (`DOSE_TOO_LARGE`)."""
+    max_monitors: int = 0
+    """Monitors stored, over all tenants; zero where a server stores none."""
+    max_monitor_bytes: int = 0
+    """Bytes of their probes, over all tenants."""
+    max_alerts: int = 0
+    """Alerts stored, over all tenants; the oldest go first."""
+    max_alert_seconds: int = 0
+    """Seconds for which alerts are stored at most."""
+    max_pause_seconds: int = 0
+    """Seconds for which a monitor may hold a sample back."""
 
 
 @dataclass(frozen=True, slots=True)

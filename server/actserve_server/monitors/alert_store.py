@@ -78,11 +78,10 @@ class AlertStore:
         state = await self._database.read(lambda connection: connection.execute(select).first())
         if state is None:
             # So that a reader's place never is behind what comes, whatever a clock says.
-            return await self._database.write(
-                lambda connection: self._state(connection, tenant).last
-            )
+            state = await self._database.write(lambda connection: self._state(connection, tenant))
         if not oldest:
             return state.last
+        # Also where there was none a moment ago: the first of all may have come meanwhile.
         first = sa.select(sa.func.min(alerts.c.sequence)).where(self._of(tenant))
         found = await self._database.read(lambda connection: connection.scalar(first))
         return state.last if found is None else found - 1
