@@ -32,7 +32,8 @@ def test_a_public_name_is_on_the_page_of_its_module() -> None:
         page.name: [name.name for name in names] for page, names in api.names_by_page().items()
     }
     assert {*pages["clients"]} == {
-        *("Client", "AsyncClient", "Stream", "AsyncStream", "Vectors", "AsyncVectors")
+        *("Client", "AsyncClient", "Stream", "AsyncStream", "Vectors", "AsyncVectors"),
+        *("Monitors", "AsyncMonitors", "MonitorFit", "AsyncMonitorFit", "Alerts", "AsyncAlerts"),
     }
     assert {"Add", "ExplanationEdit"} <= {*pages["interventions"]}
     assert {"HeadMatrices", "ElementType"} <= {*pages["more"]}
@@ -114,7 +115,7 @@ def test_every_method_is_in_the_index_of_the_contract() -> None:
 
 def test_what_is_not_served_says_so() -> None:
     assert "Declared, not yet served" in contract_pages()["dictionary_service"]
-    assert "Declared, not yet served" not in contract_pages()["monitor_service"]
+    assert "Declared, not yet served" not in contract_pages()["dictionary_service"]
 
 
 def sections() -> dict[str, str]:
