@@ -427,13 +427,11 @@ async def test_a_page_token_of_somebody_else_is_refused() -> None:
         assert (refused.reason, refused.field) == ("FIELD_INVALID", "page_token")
 
 
-@pytest.mark.parametrize(
-    ("fields", "field"), [({}, "probes[0].site"), (network(), "network.sites[0]")]
-)
+@pytest.mark.parametrize("fields", [{}, network()], ids=["probes", "a network"])
 async def test_where_networks_failed_their_self_test_no_monitor_is_made(
-    fields: dict[str, Any], field: str
+    fields: dict[str, Any],
 ) -> None:
     async with serving(FakeEngine(monitors_unserved="failed the self-test: off by 1")) as served:
         refused = await failure(served.monitors.CreateMonitor(create(**fields)))
-    assert (refused.reason, refused.field) == ("SITE_NOT_SERVED", f"monitor.{field}")
+    assert refused.reason == "SITE_NOT_SERVED"
     assert "off by 1" in refused.message

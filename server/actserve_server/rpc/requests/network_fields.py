@@ -25,7 +25,7 @@ def linear(wire: Sequence[probe_pb2.Probe], found: Found, field: FieldPath) -> P
     for index, item in enumerate(wire):
         # Before the direction, whose width would be judged by a site that is not to be read.
         at = (*field, index, "site")
-        _check_readable(site_fields.site(item.site, found.info, at), found.info, at)
+        _check_readable(site_fields.site(item.site, found.info, at), at)
         made = probe_fields.probe(item, found, (*field, index))
         earlier = [each.site for each in probes]
         if made.site in earlier:
@@ -74,7 +74,7 @@ def readable_sites(
     where = site_fields.sites(wire, info, field)
     _check_count(len(where), "sites", field)
     for index, site in enumerate(where):
-        _check_readable(site, info, (*field, index))
+        _check_readable(site, (*field, index))
     return where
 
 
@@ -175,14 +175,7 @@ def _check_heads(values: np.ndarray, queries: np.ndarray | None, field: FieldPat
         )
 
 
-def _check_readable(site: Site, info: ModelInfo, field: FieldPath) -> None:
-    if reason := info.monitors_unserved:
-        raise ActserveError(
-            Reason.SITE_NOT_SERVED,
-            f"monitors are not served for {info.id}: {reason}",
-            field=field,
-            metadata={"model": info.id},
-        )
+def _check_readable(site: Site, field: FieldPath) -> None:
     # They are no row of the network: a matrix as wide as the vocabulary.
     if site.hook_point is HookPoint.LOGITS:
         raise ActserveError(
