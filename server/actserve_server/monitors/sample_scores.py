@@ -90,9 +90,14 @@ class SampleScores:
         MONITOR_INCOMPLETE for a score that is not finite."""
         parts = [(group, group.next_part(end)) for group in self._read]
         acted = [part.first_action for _, part in parts if part.first_action is not None]
+        last = min(acted) if acted else None
+        for _, part in parts:
+            # What comes after something was done is not of the sample, or comes again.
+            if part.bad is not None and (last is None or part.bad[0] <= last):
+                raise incomplete(part.bad[1], part.bad[0], "no finite score")
         reached: list[tuple[int, int, Reached]] = []
         for group, part in parts:
-            reached += group.take(part, min(acted) if acted else None)
+            reached += group.take(part, last)
         order = sorted(reached, key=lambda each: (each[2].position, each[0], each[1]))
         return [each for _, _, each in order]
 
@@ -125,11 +130,13 @@ class _Part:
     rows: np.ndarray
     after: RunningScores
     scores: np.ndarray
-    over: np.ndarray | None
+    over: np.ndarray | None = None
     """Where a threshold is exceeded that was not before, bool [levels, n, watchers]; None if
     nowhere."""
-    first_action: int | None
+    first_action: int | None = None
     """The first position at which that has an action."""
+    bad: tuple[int, Watcher] | None = None
+    """The first position after these with a score that is not finite, and whose."""
 
 
 @dataclass(slots=True, eq=False)
@@ -213,18 +220,21 @@ class _Group:
         positions = np.concatenate([np.empty(0, np.int64), *(each for each, _ in taken)])
         if not len(positions):
             none = np.empty((0, len(self.watchers)))
-            return _Part(positions, none, self.known, none, None, None)
+            return _Part(positions, none, self.known, none)
         rows = np.concatenate([rows for _, rows in taken])
         after, scores = self.known.after(rows)
+        bad = None
         if not np.isfinite(scores).all():
             at, which = np.argwhere(~np.isfinite(scores))[0].tolist()
-            raise incomplete(self.watchers[which], int(positions[at]), "no finite score")
-        if not (scores.max(0) > self.thresholds).any():
-            return _Part(positions, rows, after, scores, None, None)
+            bad = int(positions[at]), self.watchers[which]
+            positions, rows, scores = positions[:at], rows[:at], scores[:at]
+            after = self.known.after(rows)[0]
+        if not len(scores) or not (scores.max(0) > self.thresholds).any():
+            return _Part(positions, rows, after, scores, bad=bad)
         over = scores > self.thresholds[:, None]
         acting = (over & self.actions[:, None]).any((0, 2))
         first = int(positions[acting.argmax()]) if acting.any() else None
-        return _Part(positions, rows, after, scores, over, first)
+        return _Part(positions, rows, after, scores, over, first, bad)
 
     def take(self, part: _Part, last: int | None) -> Iterable[tuple[int, int, Reached]]:
         """Takes the part as scored, up to the position `last` if one is given. Gives what was

@@ -518,6 +518,19 @@ async def test_a_score_that_is_not_finite_withholds_the_answer(acts: bool, posit
     assert raised.value.metadata == {"resource_name": bad.monitor, "position": str(position)}
 
 
+async def test_a_score_of_what_is_no_longer_of_the_sample_need_not_be_finite() -> None:
+    values = np.full((1, 32), 3e38, np.float32)
+    bad = watcher(level(NEVER), selection=from_(P + 3), name="bad")
+    bad = replace(bad, network=ProbeNetwork(SITES, values))
+    engine = Ahead(rows_per_event=100)
+    found = await watch(engine, run_of(), [at(P + 2, Stop()), bad])
+    assert found.finished.ended_by == "models/fake/monitors/m"
+    for position, action in ((P + 3, Stop()), (P + 2, Steer((add(2),))), (P + 2, PAUSE)):
+        with pytest.raises(ActserveError) as raised:
+            await watch(engine, run_of(), [at(position, action), bad])
+        assert raised.value.metadata["position"] == str(P + 3)
+
+
 class Losing(FakeEngine):
     """Loses the row of one position, of the last capture."""
 
