@@ -149,7 +149,9 @@ class _Watching:
 
     async def events(self) -> AsyncGenerator[WatchedEvent, None]:
         captures = (*self._sample.run.captures, *self._scores.captures)
-        run = replace(self._sample.run, captures=captures)
+        # A token that waits for its row waits for no others.
+        at_once = self._sample.run.rows_at_once or self._scores.may_act
+        run = replace(self._sample.run, captures=captures, rows_at_once=at_once)
         while True:
             acting: list[Reached] = []
             async with aclosing(self._runner.run(run)) as events:
