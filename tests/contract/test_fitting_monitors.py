@@ -555,3 +555,10 @@ async def test_a_wrong_request_is_refused_before_anything_runs(served: Served, c
     assert served.engine.counters.started == 0
     page = await served.monitors.ListMonitors(pb.ListMonitorsRequest())
     assert not page.monitors
+
+
+async def test_where_monitors_are_not_served_none_is_fitted() -> None:
+    async with serving(FakeEngine(monitors_unserved="not proven")) as served:
+        refused = await failure(served.monitors.FitMonitor(fit()))
+        assert refused.reason == "SITE_NOT_SERVED"
+        assert "not proven" in refused.message

@@ -53,6 +53,7 @@ async def fit_request(
 ) -> FitRequest:
     """What is asked for. Raises TOO_MANY_ROWS where it takes more than `max_bytes`."""
     info = engine.info
+    monitor_fields.check_served(info)
     _check_counts(wire, info)
     recipe = _recipe(wire, info)
     lower, upper = _shares(wire)

@@ -116,7 +116,7 @@ def monitor_request(
 ) -> MonitorRequest:
     """A monitor whose sources are found. `parts` says which of its interventions are one. To be
     called in a thread."""
-    _check_served(found.info)
+    check_served(found.info)
     network = _network(wire, found, field)
     positions = position_selectors.selector(wire, found.info, (*field, "positions"))
     _check_not_empty(positions, (*field, "positions"))
@@ -171,7 +171,8 @@ def check_calls_out(
             _check_allowed(level.webhook.url, webhooks, (*field, name, "webhook", "url"))
 
 
-def _check_served(info: ModelInfo) -> None:
+def check_served(info: ModelInfo) -> None:
+    """Raises SITE_NOT_SERVED where the engine has not proven what monitors take."""
     if reason := info.monitors_unserved:
         raise ActserveError(
             Reason.SITE_NOT_SERVED,
