@@ -11,6 +11,7 @@ import typer
 from safetensors import safe_open
 
 import actserve
+from actserve.cli import main
 from actserve.cli.app import app
 
 from .conftest import Run
@@ -376,3 +377,13 @@ def test_no_command_has_an_option_twice() -> None:
     for name, command in group.commands.items():
         spellings = [each for option in command.params for each in option.opts]
         assert len({*spellings}) == len(spellings), name
+
+
+def test_ctrl_c_ends_the_command_also_while_it_is_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("actserve.cli.app.app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130

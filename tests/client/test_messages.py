@@ -13,6 +13,8 @@ from actserve.positions import positions_to_proto
 from actserve.prompts import prompt_to_proto
 from actserve.sampling import sampling_to_proto
 
+from . import made_results as made
+
 LONG = np.linspace(0, 1, 3000)
 
 
@@ -181,3 +183,18 @@ def test_half_of_a_surrogate_pair_is_refused_inside_other_fields(name: str) -> N
     }
     with pytest.raises(actserve.InvalidRequest, match=f"^{name} .*surrogates"):
         inside[name]()
+
+
+def test_a_table_that_is_to_be_csv_says_how() -> None:
+    for save in (made.activations().save, made.sweep().save):
+        with pytest.raises(ValueError, match=r"to_pandas\(\)\.to_csv\('x\.csv'\)"):
+            save("x.csv")
+    with pytest.raises(ValueError, match="names no format") as caught:
+        made.vector().save("x.csv")
+    assert "to_pandas" not in str(caught.value)  # Which it has not.
+
+
+@pytest.mark.parametrize("steer", ["joy", ["joy"]])
+def test_the_name_of_a_vector_says_how_to_steer_by_it(steer: Any) -> None:
+    with pytest.raises(actserve.InvalidRequest, match=r"client\.vectors\.get\('joy'\)"):
+        actserve.Client("localhost:1").generate("a", steer=steer)

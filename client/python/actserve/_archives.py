@@ -121,9 +121,11 @@ def not_ours(path: Path, kind: str, why: object = "") -> NotOurs:
     )
 
 
-def unknown_suffix(path: Path, suffixes: tuple[str, ...]) -> ValueError:
-    """The error of a path that names no format."""
-    return ValueError(f"{path} names no format; let it end in {' or '.join(suffixes)}")
+def unknown_suffix(path: Path, suffixes: tuple[str, ...], *, has_frame: bool = False) -> ValueError:
+    """The error of a path that names no format. What `has_frame` can become CSV by pandas."""
+    csv = path.suffix == ".csv" and has_frame
+    fix = f", or write CSV by to_pandas().to_csv({str(path)!r})" if csv else ""
+    return ValueError(f"{path} names no format; let it end in {' or '.join(suffixes)}{fix}")
 
 
 def client_version() -> str:

@@ -62,7 +62,7 @@ def write(sweep: Sweep, path: str | PathLike[str]) -> None:
     """The columns as a Parquet file."""
     path = Path(path)
     if path.suffix != ".parquet":
-        raise unknown_suffix(path, (".parquet",))
+        raise unknown_suffix(path, (".parquet",), has_frame=True)
     described = describe("sweep", {"answers": sweep.answers, "scores": sweep.scores})
     write_parquet(path, columns(sweep), described)
 

@@ -54,7 +54,7 @@ def save(
     path = Path(path)
     many = [activations] if isinstance(activations, Activations) else [*activations]
     if path.suffix not in SUFFIXES:
-        raise unknown_suffix(path, SUFFIXES)
+        raise unknown_suffix(path, SUFFIXES, has_frame=True)
     table, description = columns(many), {"model": model, **_description(many)}
     if path.suffix == ".parquet":
         write_parquet(path, table, describe(_KIND, description))

@@ -28,7 +28,7 @@ from actserve.sources import (
     vector_to_proto,
 )
 from actserve.steering_vectors import Steer, SteeringVector
-from actserve.stored_vectors import StoredVector
+from actserve.stored_vectors import StoredVector, is_stored_name
 from actserve.tensors import as_direction, as_vector, check_independent
 from actserve.v1 import intervention_pb2 as pb
 from actserve.when import When
@@ -332,6 +332,15 @@ def _intervention(value: object, what: str, *path: str | int) -> pb.Intervention
 
 
 def _no_intervention(value: object, what: str, *path: str | int) -> InvalidRequest:
+    if isinstance(value, str) and is_stored_name(value):
+        # Where to add it only the server knows, and a call is not made of two.
+        return InvalidRequest(
+            f"{what} is {described(value)}, a name; a stored vector is added at its own sites by "
+            f"steer=client.vectors.get({described(value)}), and elsewhere by "
+            f"Add('resid_post.10', {described(value)}, 2.0)",
+            reason="FIELD_INVALID",
+            path=path or (what,),
+        )
     return InvalidRequest(
         f"{what} is {described(value)}; give an intervention, such as Add('resid_post.10', vector, "
         "2.0), a SteeringVector, a stored vector, or a list of these",

@@ -4,6 +4,8 @@ import sys
 from importlib.util import find_spec
 
 _EXTRA = ("typer", "rich", "safetensors", "pyarrow", "yaml")
+_INTERRUPTED = 130
+"""The exit code of what Ctrl-C ends, as shells have it."""
 
 
 def main() -> None:
@@ -13,6 +15,9 @@ def main() -> None:
             f"the actserve command needs {', '.join(missing)}; install them with: "
             "pip install 'actserve[cli]'"
         )
-    from actserve.cli.app import app
+    try:
+        from actserve.cli.app import app
 
-    app()
+        app()
+    except KeyboardInterrupt:  # While it was loading, or past all commands.
+        sys.exit(_INTERRUPTED)
