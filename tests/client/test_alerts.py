@@ -147,7 +147,7 @@ def test_a_decision_is_made_once(client: Any, model: Model) -> None:
     (found,) = client.alerts.list()
     assert client.alerts.decide(found, "stop").decision == "stop"
     with pytest.raises(NotServed):
-        client.alerts.decide(found.name, "continue")
+        client.alerts.decide(found.name, "proceed")
     with pytest.raises(InvalidRequest, match="'continue' or 'stop'"):
         client.alerts.decide(found, "go on")
     with pytest.raises(NotFound):

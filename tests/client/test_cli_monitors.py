@@ -51,7 +51,7 @@ def lines(path: Path, *records: Any) -> str:
 LEVELS: dict[str, Level] = {
     "0.9": Level(0.9),
     "-1,stop": Level(-1, Stop()),
-    "0.9,pause=30,continue,flag": Level(0.9, Pause(30.0, continue_after=True), flag=True),
+    "0.9,pause=30,proceed,flag": Level(0.9, Pause(30.0, proceed_after=True), flag=True),
     "0.5,pause,explain=words": Level(0.5, Pause(), explain="words"),
     "0.5,explain,webhook=https://a.example/b?c=d": Level(
         0.5, explain=True, webhook="https://a.example/b?c=d"
@@ -211,7 +211,7 @@ def test_alerts_are_listed_decided_about_and_deleted(run: Run, model: Model) -> 
         each["name"] for each in told(run("alerts", "list", "--limit", "1", *BIG, "--json"))
     ] == [f"{MODEL}/alerts/a2"]
     assert "a2 is stopped" in run("alerts", "decide", "a2", "stop", *BIG).stderr
-    refused(run("alerts", "decide", "a2", "halt", *BIG), "'continue' or 'stop'")
+    refused(run("alerts", "decide", "a2", "halt", *BIG), "'proceed' or 'stop'")
     refused(run("alerts", "rm", *BIG), "--all alone")
     refused(run("alerts", "rm", "--all", "--level", "upper", *BIG), "--all alone")
     refused(run("alerts", "list", "--before", "soon", *BIG), "no time")

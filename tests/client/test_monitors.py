@@ -60,7 +60,7 @@ def test_a_monitor_travels_as_it_is_written(client: Any, model: Model) -> None:
         aggregator="rolling_mean_max(10)",
         positions="generated",
         lower=Level(0.5, flag=True, explain="words", webhook="https://a.example/hook"),
-        upper=Level(0.9, Pause(30, continue_after=True)),
+        upper=Level(0.9, Pause(30, proceed_after=True)),
         watch=Watch(end_users=["u"], share=0.25),
         labels={"a": "b"},
     )
@@ -78,7 +78,7 @@ def test_a_monitor_travels_as_it_is_written(client: Any, model: Model) -> None:
         webhook=pb.WebhookAction(url="https://a.example/hook"),
     )
     assert sent.monitor.upper.pause.time_limit.seconds == 30
-    assert sent.monitor.upper.pause.continue_after
+    assert sent.monitor.upper.pause.proceed_after
     assert sent.monitor.watch == pb.MonitorWatch(end_users=["u"], share=0.25)
 
     assert (made.name, made.id, made.kind) == (whole("rude"), "rude", "linear")

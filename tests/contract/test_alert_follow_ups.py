@@ -101,7 +101,7 @@ async def test_an_alert_comes_as_json_signed_and_is_told_as_delivered(
     ("word", "reason"),
     [
         ("stop", generation_pb.FINISH_REASON_MONITOR),
-        ("continue", generation_pb.FINISH_REASON_LENGTH),
+        ("proceed", generation_pb.FINISH_REASON_LENGTH),
     ],
 )
 async def test_the_answer_of_a_webhook_decides_about_a_paused_sample(
@@ -110,7 +110,7 @@ async def test_the_answer_of_a_webhook_decides_about_a_paused_sample(
     receiver.behave = answering(200, json.dumps({"decision": word}).encode())
     async with allowing(receiver, tmp_path) as served:
         # By itself it would do the other thing.
-        pause = {"time_limit": {"seconds": 60}, "continue_after": word == "stop"}
+        pause = {"time_limit": {"seconds": 60}, "proceed_after": word == "stop"}
         upper = {"threshold": ALWAYS, "pause": pause, "webhook": {"url": receiver.url}}
         await served.monitors.CreateMonitor(create(upper=upper))
         async with asyncio.timeout(20):

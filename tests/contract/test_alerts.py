@@ -37,10 +37,10 @@ from tests.contract.harness import (
 )
 from tests.contract.monitors import full
 
-CONTINUE, STOP = alert_pb2.ALERT_DECISION_CONTINUE, alert_pb2.ALERT_DECISION_STOP
+CONTINUE, STOP = alert_pb2.ALERT_DECISION_PROCEED, alert_pb2.ALERT_DECISION_STOP
 VISION, LANGUAGE = bearing("of-vision"), bearing("of-language")
 READER = bearing("of-a-reader")
-PAUSE = Pause(30.0, continue_after=False)
+PAUSE = Pause(30.0, proceed_after=False)
 
 
 @pytest.fixture
@@ -389,7 +389,7 @@ async def test_a_decision_reaches_the_sample_that_waits(served: Served, decision
     waiting = asyncio.create_task(served.app.alerts.decision(call(), alert, PAUSE))
     answered = await decide(served, alert, decision)
     assert answered.alert.decision == decision
-    assert await waiting is (Decision.CONTINUE if decision == CONTINUE else Decision.STOP)
+    assert await waiting is (Decision.PROCEED if decision == CONTINUE else Decision.STOP)
 
 
 async def test_a_decision_may_be_made_on_another_replica(store: dict[str, str]) -> None:
@@ -401,16 +401,16 @@ async def test_a_decision_may_be_made_on_another_replica(store: dict[str, str]) 
         waiting = asyncio.create_task(first.app.alerts.decision(call(), alert, PAUSE))
         await decide(second, alert, CONTINUE)
         async with asyncio.timeout(10):
-            assert await waiting is Decision.CONTINUE
+            assert await waiting is Decision.PROCEED
 
 
 @pytest.mark.parametrize("continues", [True, False])
 async def test_a_sample_decides_for_itself_once_its_time_is_over(
     served: Served, continues: bool
 ) -> None:
-    pause = Pause(0.05, continue_after=continues)
+    pause = Pause(0.05, proceed_after=continues)
     (alert,) = await raise_(served, 1.0, action=pause)
-    own = Decision.CONTINUE if continues else Decision.STOP
+    own = Decision.PROCEED if continues else Decision.STOP
     assert await served.app.alerts.decision(call(), alert, pause) is own
     wire = CONTINUE if continues else STOP
     assert (await get(served, alert)).decision == wire
@@ -464,7 +464,7 @@ async def test_those_that_wait_are_found_and_not_deleted(served: Served) -> None
 
 
 async def test_a_sample_whose_server_died_waits_for_nothing_any_more(served: Served) -> None:
-    pause = Pause(5.0, continue_after=True)
+    pause = Pause(5.0, proceed_after=True)
     (alert,) = await raise_(served, 1.0, action=pause)
     later = time.time() + 5 + 61
     served.app.alert_store._clock = lambda: later  # pyright: ignore[reportPrivateUsage]

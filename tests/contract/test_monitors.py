@@ -154,7 +154,7 @@ async def test_all_that_it_watches_by_is_rebuilt_from_the_database(store: dict[s
         "lower": {"threshold": -1.0, "intervene": {"interventions": steering}},
         "upper": {
             "threshold": 2.0,
-            "pause": {"time_limit": {"seconds": 5}, "continue_after": True},
+            "pause": {"time_limit": {"seconds": 5}, "proceed_after": True},
         },
     }
     assert len(rows) == 2
@@ -180,7 +180,7 @@ async def test_all_that_it_watches_by_is_rebuilt_from_the_database(store: dict[s
     assert add.selection.spans.ranges[0][0] == 3
     assert add.allow_unused
     assert str(zero.sites[0]) == "resid_post.3"
-    assert upper.action == Pause(5.0, continue_after=True)
+    assert upper.action == Pause(5.0, proceed_after=True)
     assert watching.acts
 
 

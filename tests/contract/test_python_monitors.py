@@ -99,7 +99,7 @@ async def test_a_watcher_decides_about_a_sample_that_waits() -> None:
         )
         plain = await client.fetch(PROMPT, SITE)  # What is read is not watched.
         assert len(plain.tokens)
-        for decision, tokens in (("continue", 4), ("stop", 1)):
+        for decision, tokens in (("proceed", 4), ("stop", 1)):
             answer = asyncio.ensure_future(client.generate(PROMPT, max_tokens=4))
             async for alert in client.alerts.watch("rude", from_oldest=True):
                 if not alert.decision:

@@ -39,7 +39,7 @@ ALWAYS, NEVER = -1e6, 1e6
 """Thresholds."""
 GENERATED = {"generated": {}}
 STOP = {"threshold": ALWAYS, "stop": {}}
-PAUSE = {"time_limit": {"nanos": 50_000_000}, "continue_after": True}
+PAUSE = {"time_limit": {"nanos": 50_000_000}, "proceed_after": True}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 

@@ -70,7 +70,7 @@ class Noted:
 
     async def decision(self, call: WatchedCall, alert: str, pause: Pause) -> Decision:
         await asyncio.sleep(0.05)
-        return Decision.CONTINUE
+        return Decision.PROCEED
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +233,7 @@ def test_stops_pauses_and_steers_are_what_was_asked_under_load(
     p = len(short)
     positions = (3, p - 1, p, p + 7, p + TOKENS - 2, p + TOKENS - 1)
     steer = Steer((add(CHANGED, _vector(smollm2)),))
-    actions = (Stop(), steer, Pause(60.0, continue_after=False))
+    actions = (Stop(), steer, Pause(60.0, proceed_after=False))
     cases = [(at, action, s) for at in positions for action in actions for s in (GREEDY, SEEDED)]
 
     def sample(at: int, action: Stop | Steer | Pause, sampling: Sampling) -> Sample:

@@ -18,7 +18,7 @@ from actserve.v1 import alert_pb2 as pb
 AlertLevel: TypeAlias = Literal["lower", "upper"]
 """A level of a monitor."""
 
-AlertDecision: TypeAlias = Literal["continue", "stop"]
+AlertDecision: TypeAlias = Literal["proceed", "stop"]
 """What becomes of a sample that is paused."""
 
 _LEVELS: Mapping[str, pb.AlertLevel] = {
@@ -26,7 +26,7 @@ _LEVELS: Mapping[str, pb.AlertLevel] = {
     "upper": pb.ALERT_LEVEL_UPPER,
 }
 _DECISIONS: Mapping[str, pb.AlertDecision] = {
-    "continue": pb.ALERT_DECISION_CONTINUE,
+    "proceed": pb.ALERT_DECISION_PROCEED,
     "stop": pb.ALERT_DECISION_STOP,
 }
 _ACTIONS = {
@@ -81,7 +81,7 @@ class Alert:
     decide_by: datetime | None
     """Of a pause: when it decides for itself, in UTC."""
     decision: str
-    """Of a pause: "continue" or "stop", or nothing as yet."""
+    """Of a pause: "proceed" or "stop", or nothing as yet."""
     text: str
     """The text up to the token and some after it, where the operator has alerts hold text."""
     explanation: str

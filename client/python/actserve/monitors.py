@@ -53,10 +53,10 @@ class Pause:
     """Holds a sample back for a second opinion: from the token that brought the score above the
     threshold on nothing is sent, until `client.alerts.decide` or a webhook says so, or for
     `time_limit` seconds, the server's limit when None. After that it stops, or with
-    `continue_after` goes on. Raises `InvalidRequest`."""
+    `proceed_after` goes on. Raises `InvalidRequest`."""
 
     time_limit: float | None = None
-    continue_after: bool = False
+    proceed_after: bool = False
 
     def __post_init__(self) -> None:
         if self.time_limit is not None and finite(self.time_limit, "time limit") <= 0:
@@ -125,9 +125,9 @@ class Level:
                 pass
             case Stop():
                 made.stop.SetInParent()
-            case Pause(time_limit, continue_after):
+            case Pause(time_limit, proceed_after):
                 made.pause.SetInParent()
-                made.pause.continue_after = bool(continue_after)
+                made.pause.proceed_after = bool(proceed_after)
                 if time_limit is not None:
                     made.pause.time_limit.FromNanoseconds(round(time_limit * 1e9))
             case steer:
@@ -210,7 +210,7 @@ class StoredLevel:
     """Of "steer": how many."""
     time_limit: float | None
     """Of "pause": seconds; None where the server's limit holds."""
-    continue_after: bool
+    proceed_after: bool
     """Of "pause": whether the sample goes on after that."""
     flag: bool
     """Whether the call is told."""
@@ -421,7 +421,7 @@ def _level(level: pb.MonitorLevel) -> StoredLevel:
         time_limit=limit.seconds + limit.nanos / 1e9
         if level.pause.HasField("time_limit")
         else None,
-        continue_after=level.pause.continue_after,
+        proceed_after=level.pause.proceed_after,
         flag=level.flag,
         explain=short(level.explain.nla) if level.HasField("explain") else None,
         webhook=level.webhook.url,

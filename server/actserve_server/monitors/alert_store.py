@@ -39,7 +39,7 @@ GRACE_US = 60_000_000
 """How long after its time limit a paused sample may still be waiting. One that is not decided then
 never will be: its server has died."""
 
-DECISIONS = {1: Decision.CONTINUE, 2: Decision.STOP}
+DECISIONS = {1: Decision.PROCEED, 2: Decision.STOP}
 """By number, as they are stored; 0 is none."""
 NUMBERS = {decision: number for number, decision in DECISIONS.items()}
 
@@ -297,7 +297,7 @@ class AlertStore:
             "raise_time_us": new.raised_at_us,
             "action": int(_action(level)),
             "decide_by_us": due,
-            "continue_after": pause is not None and pause.continue_after,
+            "proceed_after": pause is not None and pause.proceed_after,
             "decision": 0,
             "text": crossing.text,
             "explanation": "",
@@ -442,7 +442,7 @@ class AlertStore:
         action = Action(record.action)
         over = record.decide_by_us <= self.now_us() - GRACE_US
         if action is Action.PAUSE and decision is None and over:
-            decision = Decision.CONTINUE if record.continue_after else Decision.STOP
+            decision = Decision.PROCEED if record.proceed_after else Decision.STOP
         return StoredAlert(
             sequence=record.sequence,
             id=record.id,

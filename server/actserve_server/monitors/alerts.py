@@ -91,7 +91,7 @@ class StoredAlerts:
             async with asyncio.timeout(pause.time_limit_s):
                 return await decided
         except TimeoutError:
-            own = Decision.CONTINUE if pause.continue_after else Decision.STOP
+            own = Decision.PROCEED if pause.proceed_after else Decision.STOP
             return await self._decide_itself(call.tenant, alert, own)
         except asyncio.CancelledError:
             # The call has ended, and nobody can decide any more.

@@ -37,7 +37,7 @@ class Pause:
     """Holds the token back until somebody decides, or for so long."""
 
     time_limit_s: float
-    continue_after: bool
+    proceed_after: bool
     """Whether the sample goes on after that; else it ends."""
 
 
@@ -136,7 +136,7 @@ class WatchedFinished(Finished):
 class Decision(Enum):
     """What a second opinion says of a sample that is paused."""
 
-    CONTINUE = auto()
+    PROCEED = auto()
     STOP = auto()
 
 

@@ -25,7 +25,7 @@ MAX_ANSWER_BYTES = 16 << 10
 """Of the body of an answer that may decide. More decides nothing."""
 _MAX_HEADER_BYTES = 8 << 10
 """Of one header of an answer, and of its first line."""
-_DECISIONS = {"continue": Decision.CONTINUE, "stop": Decision.STOP}
+_DECISIONS = {"proceed": Decision.PROCEED, "stop": Decision.STOP}
 
 
 class DeliveryFailed(Exception):

@@ -176,7 +176,7 @@ alerts = sa.Table(
     sa.Column("action", sa.SmallInteger, nullable=False),
     # Of a sample that is paused: when it decides for itself, and whether it goes on then.
     sa.Column("decide_by_us", sa.BigInteger, nullable=False),
-    sa.Column("continue_after", sa.Boolean, nullable=False),
+    sa.Column("proceed_after", sa.Boolean, nullable=False),
     # As AlertDecision.
     sa.Column("decision", sa.SmallInteger, nullable=False),
     sa.Column("text", sa.Text, nullable=False),

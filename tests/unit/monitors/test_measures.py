@@ -53,7 +53,7 @@ def test_the_highest_scores_of_samples_are_told(name: str) -> None:
         (None, "none"),
         (Stop(), "stop"),
         (Steer(()), "intervene"),
-        (Pause(1.0, continue_after=True), "pause"),
+        (Pause(1.0, proceed_after=True), "pause"),
     ],
 )
 def test_alerts_are_counted_by_level_and_action(

@@ -69,7 +69,7 @@ TOKENS = GREEDY.max_tokens
 POSITIONS = [0, 7, 8, P - 2, P - 1, P, P + 1, P + 4, P + TOKENS - 2, P + TOKENS - 1]
 """Prompt and generated ones, at the ends of both and of what comes together."""
 LOWER, UPPER = LevelName
-PAUSE = Pause(60.0, continue_after=False)
+PAUSE = Pause(60.0, proceed_after=False)
 OWN = (Capture((SITES[0], Site(HookPoint.Z, 1)), ALL), Capture((SITES[1],), from_(P - 3)))
 
 
@@ -365,7 +365,7 @@ async def test_a_pause_and_a_steer_at_one_token_are_both_done(engine: FakeEngine
     wanted = await plain(engine, run_of(interventions=(add(2, from_(P + 3)),)))
     assert alerts.asked == 2
     assert found.ids == wanted.ids
-    alerts = Noted(decisions=[Decision.CONTINUE, Decision.STOP])
+    alerts = Noted(decisions=[Decision.PROCEED, Decision.STOP])
     found = await watch(engine, run_of(), watchers, alerts)
     assert found.finished.ended_by == "models/fake/monitors/c"
 

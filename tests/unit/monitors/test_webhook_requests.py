@@ -123,7 +123,7 @@ async def test_nobody_there_is_a_failure_that_tells_no_address() -> None:
 @pytest.mark.parametrize(
     ("body", "decision"),
     [
-        (b'{"decision": "continue"}', Decision.CONTINUE),
+        (b'{"decision": "proceed"}', Decision.PROCEED),
         (b'{"decision": "stop", "why": "x"}', Decision.STOP),
         (b"", None),
         (b'{"decision": "CONTINUE"}', None),
@@ -131,7 +131,7 @@ async def test_nobody_there_is_a_failure_that_tells_no_address() -> None:
         (b'["stop"]', None),
         (b"\xff", None),
         (b"[" * 10_000, None),
-        (b'{"decision": "continue"}' + b" " * MAX_ANSWER_BYTES, None),
+        (b'{"decision": "proceed"}' + b" " * MAX_ANSWER_BYTES, None),
     ],
 )
 async def test_an_answer_decides_about_a_sample_that_waits(

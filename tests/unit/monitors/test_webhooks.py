@@ -76,7 +76,7 @@ class Bench:
         )
 
     async def raised(self, alert: str, url: str | None, *, pauses: bool = False) -> None:
-        action = Pause(3600.0, continue_after=False) if pauses else None
+        action = Pause(3600.0, proceed_after=False) if pauses else None
         level = Level(LevelName.UPPER, 1.0, action, webhook=url)
         crossing = Crossing(watcher("models/fake/monitors/m", level), level, 2.5, 7, 0, SECRET)
         call = WatchedCall(TENANT, "fake", "c1")
@@ -268,7 +268,7 @@ async def test_an_address_that_is_not_allowed_any_more_gets_nothing(
     assert receiver.bodies == []
 
 
-@pytest.mark.parametrize("word", ["continue", "stop"])
+@pytest.mark.parametrize("word", ["proceed", "stop"])
 async def test_the_answer_decides_about_a_paused_sample(
     store: dict[str, str], receiver: Receiver, word: str
 ) -> None:
@@ -288,7 +288,7 @@ async def test_the_answer_decides_nothing_that_was_decided_already(
 
         async def deciding(request: web.Request) -> web.StreamResponse:
             await bench.alerts.decide(TENANT, "a", Decision.STOP)
-            return await answering(200, b'{"decision": "continue"}')(request)
+            return await answering(200, b'{"decision": "proceed"}')(request)
 
         receiver.behave = deciding
         await bench.raised("a", receiver.url, pauses=True)

@@ -130,7 +130,7 @@ class Noted:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return self.decisions.pop(0) if self.decisions else Decision.CONTINUE
+        return self.decisions.pop(0) if self.decisions else Decision.PROCEED
 
     @property
     def raised_at(self) -> list[tuple[str, int, int]]:

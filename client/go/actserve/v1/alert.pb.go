@@ -139,7 +139,7 @@ const (
 	// Nothing yet.
 	AlertDecision_ALERT_DECISION_UNSPECIFIED AlertDecision = 0
 	// It goes on.
-	AlertDecision_ALERT_DECISION_CONTINUE AlertDecision = 1
+	AlertDecision_ALERT_DECISION_PROCEED AlertDecision = 1
 	// It ends.
 	AlertDecision_ALERT_DECISION_STOP AlertDecision = 2
 )
@@ -148,12 +148,12 @@ const (
 var (
 	AlertDecision_name = map[int32]string{
 		0: "ALERT_DECISION_UNSPECIFIED",
-		1: "ALERT_DECISION_CONTINUE",
+		1: "ALERT_DECISION_PROCEED",
 		2: "ALERT_DECISION_STOP",
 	}
 	AlertDecision_value = map[string]int32{
 		"ALERT_DECISION_UNSPECIFIED": 0,
-		"ALERT_DECISION_CONTINUE":    1,
+		"ALERT_DECISION_PROCEED":     1,
 		"ALERT_DECISION_STOP":        2,
 	}
 )
@@ -546,10 +546,10 @@ const file_actserve_v1_alert_proto_rawDesc = "" +
 	"\x18ALERT_ACTION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ALERT_ACTION_STOP\x10\x01\x12\x1a\n" +
 	"\x16ALERT_ACTION_INTERVENE\x10\x02\x12\x16\n" +
-	"\x12ALERT_ACTION_PAUSE\x10\x03*e\n" +
+	"\x12ALERT_ACTION_PAUSE\x10\x03*d\n" +
 	"\rAlertDecision\x12\x1e\n" +
-	"\x1aALERT_DECISION_UNSPECIFIED\x10\x00\x12\x1b\n" +
-	"\x17ALERT_DECISION_CONTINUE\x10\x01\x12\x17\n" +
+	"\x1aALERT_DECISION_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16ALERT_DECISION_PROCEED\x10\x01\x12\x17\n" +
 	"\x13ALERT_DECISION_STOP\x10\x02*}\n" +
 	"\fWebhookState\x12\x1d\n" +
 	"\x19WEBHOOK_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +

@@ -50,9 +50,8 @@ const (
 // rows may expire and stored vectors be deleted. In answers sources are as they were
 // sent, but for tensors, which come without their data.
 //
-// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-// ModelService says. Making, changing and deleting monitors, deciding about alerts and
-// deleting them takes an experimenter.
+// Credentials, names and headers are as ModelService says. Making, changing and deleting
+// monitors, deciding about alerts and deleting them takes an experimenter.
 type MonitorServiceClient interface {
 	// Stores a monitor, which watches from then on unless it is paused.
 	CreateMonitor(ctx context.Context, in *CreateMonitorRequest, opts ...grpc.CallOption) (*CreateMonitorResponse, error)
@@ -266,9 +265,8 @@ func (c *monitorServiceClient) DeleteAlerts(ctx context.Context, in *DeleteAlert
 // rows may expire and stored vectors be deleted. In answers sources are as they were
 // sent, but for tensors, which come without their data.
 //
-// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-// ModelService says. Making, changing and deleting monitors, deciding about alerts and
-// deleting them takes an experimenter.
+// Credentials, names and headers are as ModelService says. Making, changing and deleting
+// monitors, deciding about alerts and deleting them takes an experimenter.
 type MonitorServiceServer interface {
 	// Stores a monitor, which watches from then on unless it is paused.
 	CreateMonitor(context.Context, *CreateMonitorRequest) (*CreateMonitorResponse, error)

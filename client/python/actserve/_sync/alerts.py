@@ -78,13 +78,13 @@ class Alerts:
     def decide(
         self, alert: str | Alert, decision: AlertDecision, *, timeout: float | None = None
     ) -> Alert:
-        """Says what becomes of a sample that is paused: "continue" or "stop". The first decision
+        """Says what becomes of a sample that is paused: "proceed" or "stop". The first decision
         holds: another raises `NotServed` with the reason `ALERT_DECIDED`, as does any about an
         alert that waits for none.
 
             for alert in client.alerts.watch():
                 if alert.action == "pause":
-                    client.alerts.decide(alert, "stop" if is_bad(alert.text) else "continue")
+                    client.alerts.decide(alert, "stop" if is_bad(alert.text) else "proceed")
         """
         request = pb.DecideAlertRequest(
             name=self._whole(alert, timeout), decision=decision_to_proto(decision)

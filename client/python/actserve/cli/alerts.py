@@ -142,7 +142,7 @@ def decide(
     alert: _Alert,
     decision: Annotated[
         Any,
-        typer.Argument(metavar="DECISION", parser=arg.reader(_decision), help="continue or stop."),
+        typer.Argument(metavar="DECISION", parser=arg.reader(_decision), help="proceed or stop."),
     ],
     server: arg.Server = arg.DEFAULT_TARGET,
     model: arg.ModelId = None,
@@ -157,7 +157,7 @@ def decide(
     """
     with arg.connect(server, model, token, tls) as client:
         client.alerts.decide(alert, decision)
-    say(f"{alert} {'goes on' if decision == 'continue' else 'is stopped'}")
+    say(f"{alert} {'goes on' if decision == 'proceed' else 'is stopped'}")
 
 
 @alerts.command()

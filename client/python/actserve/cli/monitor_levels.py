@@ -9,7 +9,7 @@ from actserve.monitors import Level, Pause, Stop
 
 
 def read_level(text: str) -> Level:
-    """`0.9,stop`, `0.5,flag`, `0.7,pause=30,continue` and so on, each part once; `explain` may
+    """`0.9,stop`, `0.5,flag`, `0.7,pause=30,proceed` and so on, each part once; `explain` may
     name an NLA, and `steer=SITE=VECTOR*COEFFICIENT` may come several times."""
     number, *parts = text.split(",")
     try:
@@ -27,7 +27,7 @@ def read_level(text: str) -> Level:
                 action = _only(action, Stop())
             case "pause":
                 action = _only(action, Pause(_seconds(value) if value else None))
-            case "continue" if not value:
+            case "proceed" if not value:
                 goes_on = True
             case "steer" if value:
                 adds += _steers(value)
@@ -39,15 +39,15 @@ def read_level(text: str) -> Level:
                 options["webhook"] = value
             case _:
                 raise typer.BadParameter(
-                    f"{part!r} is nothing that happens; use stop, pause, pause=SECONDS, continue, "
+                    f"{part!r} is nothing that happens; use stop, pause, pause=SECONDS, proceed, "
                     "steer=SITE=VECTOR*4, flag, explain or webhook=URL"
                 )
     if adds:
         action = _only(action, adds)
     if goes_on:
         if not isinstance(action, Pause):
-            raise typer.BadParameter("continue says how a pause ends; write pause=30,continue")
-        action = Pause(action.time_limit, continue_after=True)
+            raise typer.BadParameter("proceed says how a pause ends; write pause=30,proceed")
+        action = Pause(action.time_limit, proceed_after=True)
     return Level(threshold, action, **options)
 
 

@@ -22,7 +22,7 @@ class AlertAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 class AlertDecision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ALERT_DECISION_UNSPECIFIED: _ClassVar[AlertDecision]
-    ALERT_DECISION_CONTINUE: _ClassVar[AlertDecision]
+    ALERT_DECISION_PROCEED: _ClassVar[AlertDecision]
     ALERT_DECISION_STOP: _ClassVar[AlertDecision]
 
 class WebhookState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -39,7 +39,7 @@ ALERT_ACTION_STOP: AlertAction
 ALERT_ACTION_INTERVENE: AlertAction
 ALERT_ACTION_PAUSE: AlertAction
 ALERT_DECISION_UNSPECIFIED: AlertDecision
-ALERT_DECISION_CONTINUE: AlertDecision
+ALERT_DECISION_PROCEED: AlertDecision
 ALERT_DECISION_STOP: AlertDecision
 WEBHOOK_STATE_UNSPECIFIED: WebhookState
 WEBHOOK_STATE_WAITING: WebhookState

@@ -114,12 +114,12 @@ class InterveneAction(_message.Message):
     def __init__(self, interventions: _Optional[_Iterable[_Union[_intervention_pb2.Intervention, _Mapping]]] = ...) -> None: ...
 
 class PauseAction(_message.Message):
-    __slots__ = ("time_limit", "continue_after")
+    __slots__ = ("time_limit", "proceed_after")
     TIME_LIMIT_FIELD_NUMBER: _ClassVar[int]
-    CONTINUE_AFTER_FIELD_NUMBER: _ClassVar[int]
+    PROCEED_AFTER_FIELD_NUMBER: _ClassVar[int]
     time_limit: _duration_pb2.Duration
-    continue_after: bool
-    def __init__(self, time_limit: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., continue_after: bool = ...) -> None: ...
+    proceed_after: bool
+    def __init__(self, time_limit: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., proceed_after: bool = ...) -> None: ...
 
 class ExplainAction(_message.Message):
     __slots__ = ("nla",)

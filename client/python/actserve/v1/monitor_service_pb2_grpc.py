@@ -18,9 +18,8 @@ class MonitorServiceStub(object):
     rows may expire and stored vectors be deleted. In answers sources are as they were
     sent, but for tensors, which come without their data.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says. Making, changing and deleting monitors, deciding about alerts and
-    deleting them takes an experimenter.
+    Credentials, names and headers are as ModelService says. Making, changing and deleting
+    monitors, deciding about alerts and deleting them takes an experimenter.
     """
 
     def __init__(self, channel):
@@ -109,9 +108,8 @@ class MonitorServiceServicer(object):
     rows may expire and stored vectors be deleted. In answers sources are as they were
     sent, but for tensors, which come without their data.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says. Making, changing and deleting monitors, deciding about alerts and
-    deleting them takes an experimenter.
+    Credentials, names and headers are as ModelService says. Making, changing and deleting
+    monitors, deciding about alerts and deleting them takes an experimenter.
     """
 
     def CreateMonitor(self, request, context):
@@ -305,9 +303,8 @@ class MonitorService(object):
     rows may expire and stored vectors be deleted. In answers sources are as they were
     sent, but for tensors, which come without their data.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says. Making, changing and deleting monitors, deciding about alerts and
-    deleting them takes an experimenter.
+    Credentials, names and headers are as ModelService says. Making, changing and deleting
+    monitors, deciding about alerts and deleting them takes an experimenter.
     """
 
     @staticmethod

@@ -81,7 +81,7 @@ def decision(wire: int) -> Decision:
     if found is None:
         raise ActserveError(
             Reason.FIELD_REQUIRED,
-            "decision is not set, or unknown; use ALERT_DECISION_CONTINUE or ALERT_DECISION_STOP",
+            "decision is not set, or unknown; use ALERT_DECISION_PROCEED or ALERT_DECISION_STOP",
             field=("decision",),
         )
     return found

@@ -277,7 +277,7 @@ def _pause(wire: pb.PauseAction, info: ModelInfo, field: FieldPath) -> Pause:
                 field=(*field, "time_limit"),
                 metadata={"time_limit": limit_s, "limit": most},
             )
-    return Pause(limit_s, wire.continue_after)
+    return Pause(limit_s, wire.proceed_after)
 
 
 def _steering(

@@ -9,7 +9,7 @@ from actserve_server.monitors.watched import Decision
 from actserve_server.rpc.resource_names import alert_name, monitor_name
 
 DECISIONS = {
-    pb.ALERT_DECISION_CONTINUE: Decision.CONTINUE,
+    pb.ALERT_DECISION_PROCEED: Decision.PROCEED,
     pb.ALERT_DECISION_STOP: Decision.STOP,
 }
 _WIRE_DECISIONS = {decision: wire for wire, decision in DECISIONS.items()}

@@ -71,7 +71,7 @@ def _alerts() -> None:
         sa.Column("raise_time_us", sa.BigInteger, nullable=False),
         sa.Column("action", sa.SmallInteger, nullable=False),
         sa.Column("decide_by_us", sa.BigInteger, nullable=False),
-        sa.Column("continue_after", sa.Boolean, nullable=False),
+        sa.Column("proceed_after", sa.Boolean, nullable=False),
         sa.Column("decision", sa.SmallInteger, nullable=False),
         sa.Column("text", sa.Text, nullable=False),
         sa.Column("explanation", sa.Text, nullable=False),
