@@ -31,7 +31,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let hated = fetched.item(1)?.readouts.rows("acts", site)?.values.row(0);
     let mood: Vec<f32> = liked.iter().zip(hated).map(|(liked, hated)| liked - hated).collect();
     let middle = liked.iter().zip(hated).map(|(liked, hated)| f64::from(liked + hated) / 2.0);
-    let halfway: f64 = mood.iter().zip(middle).map(|(mood, middle)| f64::from(*mood) * middle).sum();
+    let halfway: f64 =
+        mood.iter().zip(middle).map(|(mood, middle)| f64::from(*mood) * middle).sum();
 
     // [sample]
     let created = client
