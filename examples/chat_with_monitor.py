@@ -12,7 +12,7 @@ docs/monitors.md says; its upper level has `Stop()`. Needs nothing but the clien
 import argparse
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -29,7 +29,7 @@ log = logging.getLogger("chat")
 
 def answer(
     client: actserve.Client, monitor: str, messages: Sequence[Mapping[str, Any]], user: str
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """What is said to the user, piece by piece, and last why it ended."""
     stream = client.stream(
         actserve.Conversation(messages), max_tokens=MAX_TOKENS, monitors=monitor, end_user=user

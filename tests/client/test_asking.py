@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "kept for ever": (lambda: Keep(np.inf), "ttl is inf"),
     "kept until": (lambda: Keep(_any("noon")), "ttl is 'noon'"),
     "no name of kept rows": (lambda: KeptRows("x"), "'x' does not name kept activations"),
-    "rows that are a word": (lambda: actserve.Replace("z.0", "x"), "'x' does not name kept"),
+    "rows that are a word": (lambda: actserve.Replace("z.0", "x"), "rows is the stored vector 'x'"),
     "rows that were not kept": (lambda: actserve.Replace("z.0", _any(None)), "rows must hold"),
     "kept positions out of order": (
         lambda: KeptRows("keptActivations/x", positions=[2, 1]),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 import actserve
 from actserve import (
@@ -17,6 +18,8 @@ from actserve import (
     ProbeNetwork,
     Stop,
 )
+from actserve.cli.top import SHOWN
+from actserve_server.monitors import measures as measures
 from tests.contract.harness import Served, serving
 
 WIDTH = 16
@@ -128,3 +131,11 @@ async def test_a_fit_tells_examples_apart_and_watches_once_it_is_resumed() -> No
         assert not resumed.paused
         again = await client.monitors.fitting("fitted")
         assert again.work.state == "succeeded"
+
+
+def test_top_names_metrics_that_the_server_has() -> None:
+    there = {sample.name for metric in REGISTRY.collect() for sample in metric.samples}
+    # Counters with labels have no series before their first one.
+    there |= {f"{metric.name}_total" for metric in REGISTRY.collect() if metric.type == "counter"}
+    ours = {name for _, name, _ in SHOWN if not name.startswith("vllm:")}
+    assert ours <= there, ours - there

@@ -34,8 +34,9 @@ _SCORES_EVERY_S = 60.0
 _MONITORS = 30
 """Monitors shown, and asked about."""
 
-_NUMBERS = (
-    ("tokens", "vllm:generation_tokens_total", "/s"),
+SHOWN = (
+    ("tokens", "actserve_tokens_total", "/s"),
+    ("generated", "vllm:generation_tokens_total", "/s"),
     ("runs", "actserve_runs_in_flight", ""),
     ("waiting", "actserve_runs_waiting", ""),
     ("rows read", "actserve_captured_rows_total", "/s"),
@@ -72,7 +73,7 @@ class Seen:
             what: self.page.rate(name, self.before)
             if unit.endswith("/s")
             else self.page.values.get(name)
-            for what, name, unit in _NUMBERS
+            for what, name, unit in SHOWN
         }
         return {what: number for what, number in found.items() if number is not None}
 
@@ -166,7 +167,7 @@ def top(
 
 def rendered(seen: Seen) -> RenderableType:
     """What was seen, for a terminal."""
-    units = {what: unit for what, _, unit in _NUMBERS}
+    units = {what: unit for what, _, unit in SHOWN}
     numbers = Text("  ").join(
         Text.assemble((f"{what} ", "dim"), (_number(value, units[what]), "bold"))
         for what, value in seen.numbers().items()
