@@ -148,7 +148,7 @@ def test_a_decision_is_made_once(client: Any, model: Model) -> None:
     assert client.alerts.decide(found, "stop").decision == "stop"
     with pytest.raises(NotServed):
         client.alerts.decide(found.name, "proceed")
-    with pytest.raises(InvalidRequest, match="'continue' or 'stop'"):
+    with pytest.raises(InvalidRequest, match="'proceed' or 'stop'"):
         client.alerts.decide(found, "go on")
     with pytest.raises(NotFound):
         client.alerts.get("a9")

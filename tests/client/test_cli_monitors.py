@@ -76,7 +76,7 @@ def test_a_level_is_written_on_one_line(text: str) -> None:
         ("high,stop", "'high' is not a threshold"),
         ("1,stop,pause", "one of stop, pause and steer"),
         ("1,halt", "'halt' is nothing that happens"),
-        ("1,stop,continue", "how a pause ends"),
+        ("1,stop,proceed", "how a pause ends"),
         ("1,pause=long", "no number of seconds"),
         ("1,steer=calm*4", "say where to add"),
         ("inf", "finite"),

@@ -255,6 +255,13 @@ WRONG: list[tuple[str, dict[str, Any], str, str | None, str]] = [
         "aggregator.rolling_mean.tokens",
         "1024",
     ),
+    (
+        "a window of attention",
+        {**attending(), "aggregator": {"attention": {"tokens": 129}}},
+        "FIELD_INVALID",
+        "aggregator.attention.tokens",
+        "128",
+    ),
     ("an empty selector", selected(), "FIELD_REQUIRED", "positions", ""),
     ("no positions", selected(list={}), "FIELD_REQUIRED", "positions.list.positions", ""),
     ("no token ids", selected(token_ids={}), "FIELD_REQUIRED", "positions.token_ids.ids", ""),

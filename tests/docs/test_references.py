@@ -115,7 +115,7 @@ def test_every_method_is_in_the_index_of_the_contract() -> None:
 
 def test_what_is_not_served_says_so() -> None:
     assert "Declared, not yet served" in contract_pages()["dictionary_service"]
-    assert "Declared, not yet served" not in contract_pages()["dictionary_service"]
+    assert "Declared, not yet served" not in contract_pages()["monitor_service"]
 
 
 def sections() -> dict[str, str]:

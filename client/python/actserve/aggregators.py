@@ -26,12 +26,12 @@ from actserve.probes import Ema, Probe, RollingMean
 from actserve.readouts import Reduction, reduction_to_proto
 from actserve.v1 import probe_pb2 as pb
 
-_MOST_TOKENS = 1024
+_MOST_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class AttentionSmoothing:
-    """Means that the probe itself weights, over the last `tokens`, 1 to 1024, or all so far; of a
+    """Means that the probe itself weights, over the last `tokens`, 1 to 128, or all so far; of a
     `ProbeNetwork` with `queries`, which needs it. Raises `InvalidRequest`."""
 
     tokens: int | None = None

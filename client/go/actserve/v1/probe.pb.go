@@ -445,7 +445,7 @@ func (x *RollingMeanSmoothing) GetTokens() uint32 {
 // exp(q(j))), where j goes over the last tokens up to t.
 type AttentionSmoothing struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many tokens, from 1 to 1024; all so far when unset.
+	// How many tokens, from 1 to 128; all so far when unset.
 	Tokens        *uint32 `protobuf:"varint,1,opt,name=tokens,proto3,oneof" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -3124,7 +3124,7 @@ pub struct RollingMeanSmoothing {
 /// exp(q(j))), where j goes over the last tokens up to t.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttentionSmoothing {
-    /// How many tokens, from 1 to 1024; all so far when unset.
+    /// How many tokens, from 1 to 128; all so far when unset.
     #[prost(uint32, optional, tag = "1")]
     pub tokens: ::core::option::Option<u32>,
 }

@@ -20,7 +20,9 @@ from actserve_server.rpc.requests.site_fields import site
 from actserve_server.rpc.requests.vector_sources import Found, Target
 
 MAX_WINDOW = 1024
-"""Tokens of a rolling mean, and of attention."""
+"""Tokens of a rolling mean."""
+MAX_ATTENTION_WINDOW = 128
+"""Tokens of attention, which keeps two numbers of each for every head."""
 
 _REDUCTIONS: Mapping[int, ScoreReduction] = {
     readout_pb2.REDUCTION_UNSPECIFIED: ScoreReduction.NEWEST,
@@ -111,22 +113,24 @@ def _smoothing(wire: probe_pb2.ScoreAggregator, field: FieldPath) -> Smoothing |
             return Ema(weight)
         case "rolling_mean":
             tokens = wire.rolling_mean.tokens
-            return RollingMean(_window("rolling mean", tokens, (*field, "rolling_mean", "tokens")))
+            at = (*field, "rolling_mean", "tokens")
+            return RollingMean(_window("rolling mean", tokens, at, MAX_WINDOW))
         case "attention":
             if not wire.attention.HasField("tokens"):
                 return Attention()
             tokens = wire.attention.tokens
-            return Attention(_window("attention", tokens, (*field, "attention", "tokens")))
+            at = (*field, "attention", "tokens")
+            return Attention(_window("attention", tokens, at, MAX_ATTENTION_WINDOW))
         case _:
             return None
 
 
-def _window(kind: str, tokens: int, field: FieldPath) -> int:
-    if not 1 <= tokens <= MAX_WINDOW:
+def _window(kind: str, tokens: int, field: FieldPath, most: int) -> int:
+    if not 1 <= tokens <= most:
         raise ActserveError(
             Reason.FIELD_INVALID,
-            f"the {kind} is of {tokens} tokens; it must be of 1 to {MAX_WINDOW}",
+            f"the {kind} is of {tokens} tokens; it must be of 1 to {most}",
             field=field,
-            metadata={"tokens": tokens, "limit": MAX_WINDOW},
+            metadata={"tokens": tokens, "limit": most},
         )
     return tokens

@@ -246,7 +246,7 @@ export const RollingMeanSmoothingSchema: GenMessage<RollingMeanSmoothing> = /*@_
  */
 export type AttentionSmoothing = Message<"actserve.v1.AttentionSmoothing"> & {
   /**
-   * How many tokens, from 1 to 1024; all so far when unset.
+   * How many tokens, from 1 to 128; all so far when unset.
    *
    * @generated from field: optional uint32 tokens = 1;
    */
