@@ -207,11 +207,11 @@ class _Watching:
     async def _score(self) -> list[Reached]:
         """Scores what has come, as far as it goes. Returns what is to be acted on, all of one
         token."""
-        waiting = self._scores.waiting
-        if not waiting:
-            return []
         # In order over all monitors while one may still act.
         end = self._scores.ready(self._ids) if self._scores.may_act else None
+        waiting = self._scores.waiting(end)
+        if not waiting:
+            return []
         started = time.perf_counter()
         if waiting <= QUICK_NUMBERS:
             reached = self._scores.score(end)
