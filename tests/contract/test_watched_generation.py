@@ -329,6 +329,27 @@ async def test_a_database_that_was_never_read_lets_no_call_go_unwatched(
     assert failed.reason == "STORE_UNREACHABLE"
 
 
+@pytest.mark.parametrize("by_name", [True, False])
+async def test_a_monitor_that_cannot_watch_here_fails_its_calls_and_holds_none_of_them(
+    tmp_path: Path, by_name: bool
+) -> None:
+    store = {"data_dir": str(tmp_path)}
+    async with serving(FakeEngine(), **store) as first:
+        await made(first)
+    broken = FakeEngine(monitors_unserved="failed the self-test")
+    async with serving(broken, **store) as served:
+        for _ in range(3):
+            call = watched(monitors=[full("harm")] if by_name else [])
+            failed = await failure(served.generation.Generate(call))
+            assert failed.reason == "SITE_NOT_SERVED"
+        found = await served.app.live_monitors.find("", "harm")
+        assert found is not None
+        assert found.error is not None
+        # It would hold all that was there when each call had it.
+        assert found.error.__traceback__ is None
+        assert found.error.__context__ is None
+
+
 async def test_fetching_is_not_watched(served: Served, alerts: Noted) -> None:
     await made(served, upper=STOP)
     await collect(served.generation.FetchActivations(fetch()))

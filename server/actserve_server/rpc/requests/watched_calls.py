@@ -142,7 +142,7 @@ async def _named(
     if live is None:
         raise monitor_registry.not_found(name, at)
     if live.error is not None:
-        raise live.error
+        raise live.error.again()
     if live.ready is None:
         raise _not_ready(
             name,
@@ -179,7 +179,7 @@ def _chooses(live: Live, end_user: str) -> bool:
     watch = wire.watch
     chosen = not watch.end_users or end_user in watch.end_users
     if not wire.paused and not watch.named_only and chosen:
-        raise live.error
+        raise live.error.again()
     return False
 
 
