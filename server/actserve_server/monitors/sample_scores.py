@@ -16,7 +16,12 @@ from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.probe_networks import ProbeNetwork, ProbeOutputs
 from actserve_server.domain.running_scores import RunningScores
 from actserve_server.domain.runs import Capture, Rows
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.monitors.watched import Level, LevelName, Watcher, WatcherScore
+
+QUICK_NUMBERS = 1 << 11
+"""So many are scored on the event loop; more of them, as of a long prompt, in a thread. Short
+windows take longest, up to 20 microseconds for a number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +65,13 @@ class SampleScores:
             for number, group in enumerate(self._read)
             if group.wanted <= position and group.counts(position, token)
         }
+
+    async def score_aside(self, end: int | None = None) -> list[Reached]:
+        """As `score`, where it would hold up others in a thread."""
+        waiting = self.waiting(end)
+        if not waiting:
+            return []
+        return self.score(end) if waiting <= QUICK_NUMBERS else await off_loop(self.score, end)
 
     def waiting(self, end: int | None = None) -> int:
         """Numbers that have come and are not scored, below a position if one is given: those of

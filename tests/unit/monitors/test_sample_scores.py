@@ -1,13 +1,15 @@
 """What it takes to follow a sample grows with its tokens and its monitors, and with neither twice:
 it is done on the event loop, where every other call waits meanwhile."""
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 
 from actserve_server.domain.positions import NO_END, Selection, Spans
 from actserve_server.domain.runs import Rows
-from actserve_server.monitors.sample_scores import SampleScores
+from actserve_server.monitors.sample_scores import QUICK_NUMBERS, Reached, SampleScores
 from actserve_server.monitors.watched import Stop
 from tests.unit.monitors.watching import NEVER, level, watcher
 
@@ -71,6 +73,27 @@ def test_a_row_of_one_monitor_asks_nothing_of_those_that_wait_for_theirs() -> No
             scores.score(end)
     assert CountingSpans.asked <= 6 * TOKENS * monitors
     assert all(each.tokens == TOKENS + monitors - n for n, each in enumerate(scores.scores()))
+
+
+@pytest.mark.parametrize(("tokens", "aside"), [(QUICK_NUMBERS, False), (QUICK_NUMBERS + 1, True)])
+async def test_what_takes_long_is_scored_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, aside: bool
+) -> None:
+    threads: list[int] = []
+    score = SampleScores.score
+
+    def noting(of: SampleScores, end: int | None = None) -> list[Reached]:
+        threads.append(threading.get_ident())
+        return score(of, end)
+
+    monkeypatch.setattr(SampleScores, "score", noting)
+    scores = SampleScores([watcher(level(0.5))])
+    numbers = np.zeros((tokens, 1), np.float32)
+    numbers[-1] = 1
+    scores.add(0, Rows(0, 0, np.arange(tokens), numbers), [0] * tokens)
+    assert [each.position for each in await scores.score_aside()] == [tokens - 1]
+    assert await scores.score_aside() == []
+    assert [each != threading.get_ident() for each in threads] == [aside]
 
 
 def _rows_of_each(position: int, monitors: int) -> Iterator[Rows]:
