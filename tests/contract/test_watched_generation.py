@@ -350,6 +350,21 @@ async def test_a_monitor_that_cannot_watch_here_fails_its_calls_and_holds_none_o
         assert found.error.__context__ is None
 
 
+async def test_what_monitors_may_switch_on_counts_among_the_interventions_of_a_call() -> None:
+    change = addition(numbers(WIDTH))
+    steer = {"threshold": NEVER, "intervene": {"interventions": [change, change]}}
+    async with serving(
+        FakeEngine(limits=Limits(max_sequence_tokens=64, max_interventions=5))
+    ) as served:
+        for name in ("a", "b"):
+            await made(served, name, upper=steer)
+        assert finishes(await told(served, interventions=[change]))
+        refused = await failure(served.generation.Generate(watched(interventions=[change, change])))
+        assert refused.reason == "TOO_MANY_INTERVENTIONS"
+        assert refused.details["ErrorInfo"].metadata == {"interventions": "6", "limit": "5"}
+        assert "may switch on 4 more" in refused.message
+
+
 async def test_fetching_is_not_watched(served: Served, alerts: Noted) -> None:
     await made(served, upper=STOP)
     await collect(served.generation.FetchActivations(fetch()))

@@ -112,9 +112,12 @@ def check_told(wanted: int, watchers: int, tokens: int) -> None:
         )
 
 
-async def check_dose(edits: Sequence[InterventionRequest], by: WatchedBy, info: ModelInfo) -> None:
-    """Raises DOSE_TOO_LARGE if the call's interventions and those that its monitors may come to
-    switch on add more together than the operator allows. Each by itself adds no more."""
+async def check_steers(
+    edits: Sequence[InterventionRequest], by: WatchedBy, info: ModelInfo
+) -> None:
+    """Raises TOO_MANY_INTERVENTIONS if the call's interventions and those that its monitors may
+    come to switch on are more than a sequence may have, and DOSE_TOO_LARGE if they add more
+    together than the operator allows. Those of the call, and of each level, are within both."""
     steers = [
         edit
         for _, made in by.monitors.values()
@@ -122,7 +125,19 @@ async def check_dose(edits: Sequence[InterventionRequest], by: WatchedBy, info: 
         if isinstance(level.action, tuple)
         for edit in level.action
     ]
-    if info.limits.max_relative_dose is None or not steers:
+    if not steers:
+        return
+    count, limit = len(edits) + len(steers), info.limits.max_interventions
+    if count > limit:
+        raise ActserveError(
+            Reason.TOO_MANY_INTERVENTIONS,
+            f"the call has {len(edits)} interventions, and the monitors that watch it may switch "
+            f"on {len(steers)} more, but a sequence may have at most {limit}; let fewer monitors "
+            "that intervene watch it, or add up vectors that go to the same sites and positions",
+            field=("monitors",),
+            metadata={"interventions": count, "limit": limit},
+        )
+    if info.limits.max_relative_dose is None:
         return
     together = [*edits, *steers]
     limits = replace(info.limits, clamps_dose=False)
