@@ -101,7 +101,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         await watched_calls.check_steers(edits, watched_by, info)
         prompt = await prompt_fields.tokenize_to_run(self._engine, request.prompt, ("prompt",))
         sampled = await sampling(request.sampling, self._engine, len(prompt.ids), ("sampling",))
-        watchers = watched_by.at(prompt)
+        watchers = await watched_by.at(prompt)
         if any(each.acts for each in watchers):
             sampled = watched_calls.leaving_room(sampled, len(prompt.ids), info)
         place = Place(prompt=prompt, run_tokens=len(prompt.ids) + sampled.base.max_tokens - 1)

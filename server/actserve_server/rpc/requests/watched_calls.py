@@ -23,6 +23,9 @@ from actserve_server.rpc.resource_names import monitor_name
 
 MAX_NAMED = 64
 """Monitors that a call may name."""
+QUICK_TOKENS = 1 << 16
+"""So many are looked through for the positions of monitors on the event loop; more of them, each
+counted once for each monitor, in a thread."""
 MAX_TOLD_BYTES = 2 << 20
 """Of the scores as of each token, which the message that ends a sample has room for."""
 _TOLD_BYTES = 4 + 5
@@ -38,12 +41,23 @@ class WatchedBy:
     monitors: Mapping[str, tuple[StoredMonitor, MonitorRequest]]
     """By name, in that order."""
 
-    def at(self, prompt: TokenizedPrompt) -> list[Watcher]:
-        """As they watch the samples of a prompt."""
-        return [
-            made.watcher(name, stored.etag, prompt)
-            for name, (stored, made) in self.monitors.items()
-        ]
+    async def at(self, prompt: TokenizedPrompt) -> list[Watcher]:
+        """As they watch the samples of a prompt. Raises for positions that this kind of prompt
+        cannot have, such as a turn of a text."""
+        if len(prompt.ids) * len(self.monitors) > QUICK_TOKENS:
+            return await off_loop(self._at, prompt)
+        return self._at(prompt)
+
+    def _at(self, prompt: TokenizedPrompt) -> list[Watcher]:
+        watchers: list[Watcher] = []
+        for name, (stored, made) in self.monitors.items():
+            try:
+                watchers.append(made.watcher(name, stored.etag, prompt))
+            except ActserveError as error:
+                error.message = f"{name} cannot watch this prompt: {error.message}"
+                error.field = ("prompt",)
+                raise
+        return watchers
 
 
 async def watched_by(
