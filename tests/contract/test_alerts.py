@@ -4,6 +4,7 @@ to nobody else. Each promise is held in both databases."""
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,15 @@ async def delete(served: Served, metadata: Any = None, **filter_: Any) -> int:
 async def watch_failure(served: Served, metadata: Any = None, **request: Any) -> Failure:
     stream = served.monitors.WatchAlerts(pb.WatchAlertsRequest(**request), metadata=metadata)
     return await failure(stream)
+
+
+async def test_a_text_may_have_any_character(served: Served) -> None:
+    told = replace(crossing(), text="a\0b\N{SNOWMAN}")
+    alert = await served.app.alerts.raised(call(), told)
+    # No database that is served can store a NUL in a text, and such a token may be generated.
+    assert (await get(served, alert)).text == "a\N{REPLACEMENT CHARACTER}b\N{SNOWMAN}"
+    await served.app.alert_store.explain("", alert, "c\0d")
+    assert (await get(served, alert)).explanation == "c\N{REPLACEMENT CHARACTER}d"
 
 
 async def test_an_alert_says_what_happened_and_nothing_of_a_text(served: Served) -> None:

@@ -1,5 +1,6 @@
 """Replays score prompts by monitors as they are, without acting and without an alert."""
 
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,6 +11,8 @@ from actserve.v1 import alert_pb2, generation_service_pb2
 from actserve.v1 import monitor_service_pb2 as pb
 from actserve_server.domain.principals import Role
 from actserve_server.engine.fake import FakeEngine
+from actserve_server.monitors import sample_scores
+from actserve_server.monitors.sample_scores import Reached, SampleScores
 from tests.contract.harness import (
     Served,
     bearing,
@@ -198,6 +201,24 @@ async def test_a_wrong_request_is_refused(
     refused = await failure(served.monitors.ReplayMonitors(replay(*names, **changes)))
     assert (refused.reason, refused.field) == (why, field)
     assert served.engine.counters.started == 0
+
+
+async def test_long_prompts_are_scored_beside_the_event_loop(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[int] = set()
+    score = SampleScores.score
+
+    def noting(of: SampleScores, end: int | None = None) -> list[Reached]:
+        threads.add(threading.get_ident())
+        return score(of, end)
+
+    monkeypatch.setattr(sample_scores, "QUICK_NUMBERS", 0)
+    monkeypatch.setattr(SampleScores, "score", noting)
+    await served.monitors.CreateMonitor(create("a"))
+    await replayed(served, replay("a"))
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_a_reader_that_leaves_ends_the_runs() -> None:

@@ -1,5 +1,6 @@
 """Generate, watched by monitors: who watches, what the call is told, and how it ends."""
 
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits
 from actserve_server.domain.principals import Role
 from actserve_server.domain.probe_networks import ProbeNetwork
+from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.monitors.stored_alerts import NewAlert
-from actserve_server.monitors.watched import Crossing, WatchedCall
+from actserve_server.monitors.watched import Crossing, WatchedCall, Watcher
+from actserve_server.rpc.requests import watched_calls
+from actserve_server.rpc.requests.monitor_fields import MonitorRequest
 from tests.contract.harness import (
     Served,
     addition,
@@ -327,6 +331,67 @@ async def test_a_database_that_was_never_read_lets_no_call_go_unwatched(
     monkeypatch.setattr(served.app.monitors, "version", unreachable)
     failed = await failure(served.generation.Generate(watched()))
     assert failed.reason == "STORE_UNREACHABLE"
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+async def test_a_monitor_that_cannot_watch_here_fails_its_calls_and_holds_none_of_them(
+    tmp_path: Path, by_name: bool
+) -> None:
+    store = {"data_dir": str(tmp_path)}
+    async with serving(FakeEngine(), **store) as first:
+        await made(first)
+    broken = FakeEngine(monitors_unserved="failed the self-test")
+    async with serving(broken, **store) as served:
+        for _ in range(3):
+            call = watched(monitors=[full("harm")] if by_name else [])
+            failed = await failure(served.generation.Generate(call))
+            assert failed.reason == "SITE_NOT_SERVED"
+        found = await served.app.live_monitors.find("", "harm")
+        assert found is not None
+        assert found.error is not None
+        # It would hold all that was there when each call had it.
+        assert found.error.__traceback__ is None
+        assert found.error.__context__ is None
+
+
+async def test_what_monitors_may_switch_on_counts_among_the_interventions_of_a_call() -> None:
+    change = addition(numbers(WIDTH))
+    steer = {"threshold": NEVER, "intervene": {"interventions": [change, change]}}
+    async with serving(
+        FakeEngine(limits=Limits(max_sequence_tokens=64, max_interventions=5))
+    ) as served:
+        for name in ("a", "b"):
+            await made(served, name, upper=steer)
+        assert finishes(await told(served, interventions=[change]))
+        refused = await failure(served.generation.Generate(watched(interventions=[change, change])))
+        assert refused.reason == "TOO_MANY_INTERVENTIONS"
+        assert refused.details["ErrorInfo"].metadata == {"interventions": "6", "limit": "5"}
+        assert "may switch on 4 more" in refused.message
+
+
+async def test_an_error_of_the_positions_of_a_monitor_names_it(served: Served) -> None:
+    await made(served, positions={"turns": {"roles": ["user"]}})
+    refused = await failure(served.generation.Generate(watched()))
+    assert refused.reason == "FIELD_INVALID"
+    assert refused.message.startswith(f"prompt: {full('harm')} cannot watch this prompt: ")
+
+
+async def test_monitors_look_through_long_prompts_beside_the_event_loop(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    made_of = MonitorRequest.watcher
+
+    def noting(of: MonitorRequest, name: str, etag: str, prompt: TokenizedPrompt) -> Watcher:
+        threads.append(threading.get_ident())
+        return made_of(of, name, etag, prompt)
+
+    monkeypatch.setattr(MonitorRequest, "watcher", noting)
+    await made(served, positions={"token_ids": {"ids": [1]}})
+    await told(served)
+    monkeypatch.setattr(watched_calls, "QUICK_TOKENS", 1)
+    await told(served)
+    assert [each == threading.get_ident() for each in threads] == [True, False]
 
 
 async def test_fetching_is_not_watched(served: Served, alerts: Noted) -> None:

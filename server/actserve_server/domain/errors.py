@@ -259,3 +259,15 @@ class ActserveError(Exception):
     @property
     def kind(self) -> Kind:
         return RULES[self.reason].kind
+
+    def again(self) -> "ActserveError":
+        """The same, to be raised where this one is kept: an error holds on to all that it went
+        through, with what was there, and to each of those that raise it."""
+        return ActserveError(
+            self.reason,
+            self.message,
+            field=self.field,
+            item=self.item,
+            metadata=self.metadata,
+            retry_after_s=self.retry_after_s,
+        )

@@ -163,7 +163,7 @@ class AlertStore:
         statement = (
             alerts.update()
             .where(self._of(tenant), alerts.c.id == alert)
-            .values(explanation=explanation)
+            .values(explanation=_stored(explanation))
         )
         await self._database.write(lambda connection: connection.execute(statement).rowcount)
 
@@ -299,7 +299,7 @@ class AlertStore:
             "decide_by_us": due,
             "proceed_after": pause is not None and pause.proceed_after,
             "decision": 0,
-            "text": crossing.text,
+            "text": _stored(crossing.text),
             "explanation": "",
             "webhook": level.webhook or "",
             "delivery_state": int(DeliveryState.WAITING if level.webhook else DeliveryState.NONE),
@@ -475,6 +475,12 @@ def not_found(name: str) -> ActserveError:
         field=("name",),
         metadata={"resource_type": RESOURCE_TYPE, "resource_name": name[:200]},
     )
+
+
+def _stored(text: str) -> str:
+    """What a model has said, as every database can store it: PostgreSQL refuses NUL characters, and
+    with them all that is written at once."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _gaps(after: int, before_first: int, found: Sequence[int], end: int) -> list[int]:

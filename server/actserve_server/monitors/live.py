@@ -33,7 +33,7 @@ class LiveMonitor(Generic[T]):
     """What the server makes of it; None while it has no probe yet, or was made for another
     checkpoint."""
     error: ActserveError | None = None
-    """Why it cannot watch here, if it should: calls that it watches fail with it."""
+    """Why it cannot watch here, if it should: calls that it watches fail with it (`again`)."""
 
 
 class LiveMonitors(Generic[T]):
@@ -106,4 +106,4 @@ class LiveMonitors(Generic[T]):
         try:
             return LiveMonitor(stored, self._prepare(stored))
         except ActserveError as error:
-            return LiveMonitor(stored, None, error)
+            return LiveMonitor(stored, None, error.again())

@@ -16,7 +16,12 @@ from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.probe_networks import ProbeNetwork, ProbeOutputs
 from actserve_server.domain.running_scores import RunningScores
 from actserve_server.domain.runs import Capture, Rows
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.monitors.watched import Level, LevelName, Watcher, WatcherScore
+
+QUICK_NUMBERS = 1 << 11
+"""So many are scored on the event loop; more of them, as of a long prompt, in a thread. Short
+windows take longest, up to 20 microseconds for a number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +47,9 @@ class SampleScores:
             for selection, numbers in by_selection.items()
         ]
         self._read = [group for group in self._groups if group.selection.spans.ranges]
+        self._behind: tuple[_Group, int] | None = None
+        """One of those that wait for the row at the position up to which all are ready, and the
+        position. None is ready less far than it ever was, until all go back."""
 
     @property
     def captures(self) -> tuple[Capture, ...]:
@@ -58,10 +66,22 @@ class SampleScores:
             if group.wanted <= position and group.counts(position, token)
         }
 
-    @property
-    def waiting(self) -> int:
-        """Numbers that have come and are not scored."""
-        return sum(len(rows) * rows.shape[1] for group in self._read for _, rows in group.waiting)
+    async def score_aside(self, end: int | None = None) -> list[Reached]:
+        """As `score`, where it would hold up others in a thread."""
+        waiting = self.waiting(end)
+        if not waiting:
+            return []
+        return self.score(end) if waiting <= QUICK_NUMBERS else await off_loop(self.score, end)
+
+    def waiting(self, end: int | None = None) -> int:
+        """Numbers that have come and are not scored, below a position if one is given: those of
+        rows that came together are all counted."""
+        return sum(
+            rows.size
+            for group in self._read
+            for positions, rows in group.waiting
+            if end is None or positions[0] < end
+        )
 
     @property
     def may_act(self) -> bool:
@@ -82,13 +102,23 @@ class SampleScores:
 
     def ready(self, ids: Sequence[int]) -> int:
         """The first position, in a sequence of these tokens, whose row has not come."""
-        return min((group.ready(ids) for group in self._read), default=len(ids))
+        # Asked at every row of every group, most of which change nothing.
+        if self._behind is not None:
+            group, position = self._behind
+            if position < len(ids) and group.ready(ids) == position:
+                return position
+        self._behind, end = None, len(ids)
+        for group in self._read:
+            # The last of several, since rows come in the order of the groups.
+            if (ready := group.ready(ids)) <= end and ready < len(ids):
+                self._behind, end = (group, ready), ready
+        return end
 
     def score(self, end: int | None = None) -> list[Reached]:
         """Scores rows that have come, below a position if one is given, up to the first token at
         which a level with an action is reached. What was reached, in order. Raises
         MONITOR_INCOMPLETE for a score that is not finite."""
-        parts = [(group, group.next_part(end)) for group in self._read]
+        parts = [(group, group.next_part(end)) for group in self._read if group.has_rows(end)]
         acted = [part.first_action for _, part in parts if part.first_action is not None]
         last = min(acted) if acted else None
         for _, part in parts:
@@ -103,6 +133,7 @@ class SampleScores:
 
     def go_back(self) -> None:
         """Rows that are not scored will come again."""
+        self._behind = None
         for group in self._read:
             group.waiting.clear()
             group.wanted = group.next
@@ -150,7 +181,7 @@ class _Group:
     waiting: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     """Positions and rows that have come and are not scored."""
     wanted: int = 0
-    """The position from which on rows have not come."""
+    """The position from which on rows have not come: all that count before it have."""
     next: int = 0
     """The position from which on they are not scored."""
     tokens: int = 0
@@ -159,6 +190,8 @@ class _Group:
     """Of levels that were not reached, float64 [levels, watchers]; infinite where there is none."""
     actions: np.ndarray = field(init=False)
     """Whether they have one, bool [levels, watchers]."""
+    may_act: bool = field(init=False)
+    """Whether a level that has an action was not reached."""
     reached: list[Level | None] = field(init=False)
     last: np.ndarray = field(init=False)
     highest: np.ndarray = field(init=False)
@@ -175,14 +208,11 @@ class _Group:
             for level in watcher.levels:
                 self.thresholds[level.name - 1, index] = level.threshold
                 self.actions[level.name - 1, index] = level.action is not None
+        self.may_act = bool(self.actions.any())
         self.reached = [None] * count
         self.last = np.zeros(count)
         self.highest = np.full(count, -np.inf)
         self.highest_positions = np.zeros(count, np.int64)
-
-    @property
-    def may_act(self) -> bool:
-        return bool((self.actions & (self.thresholds < np.inf)).any())
 
     def capture(self, selection: Selection) -> Capture:
         outputs = _outputs(tuple(each.network for each in self.watchers))
@@ -195,7 +225,13 @@ class _Group:
 
     def ready(self, ids: Sequence[int]) -> int:
         left = self._selected(self.wanted, len(ids), ids)
-        return int(left[0]) if len(left) else len(ids)
+        # What does not count is not looked at again: there may be tens of thousands of it.
+        self.wanted = max(self.wanted, int(left[0]) if len(left) else len(ids))
+        return self.wanted
+
+    def has_rows(self, end: int | None) -> bool:
+        """Whether some wait to be scored, below a position if one is given."""
+        return bool(self.waiting) and (end is None or bool(self.waiting[0][0][0] < end))
 
     def add(self, rows: Rows, ids: Sequence[int]) -> None:
         new = int(np.searchsorted(rows.positions, self.wanted))
@@ -310,6 +346,7 @@ class _Group:
                 self.reached[index] = level
             found = Reached(watcher, level, int(positions[at]), float(scores[at, index]))
             reached.append((self.numbers[index], int(level.name), found))
+        self.may_act = bool((self.actions & (self.thresholds < np.inf)).any())
         return reached
 
 

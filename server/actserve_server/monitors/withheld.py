@@ -33,19 +33,23 @@ class Withheld:
         """By capture and site, the position from which on no row was told."""
         self._tokens: list[_Held] = []
         self._rows: list[Rows] = []
+        self._new_rows: list[Rows] = []
+        """Which nobody has looked at."""
+        self._rows_looked_at = 0
+        """The position before which the others were told."""
         self._text = ""
         """Of this run, so far."""
 
     def add(self, event: Tokens | Rows) -> None:
         if isinstance(event, Rows):
-            self._rows.append(event)
+            self._new_rows.append(event)
             return
         self._text += event.text
         self._tokens.append(_Held(event, len(self._text)))
 
     def go_back(self) -> None:
         """All comes again, in another run."""
-        self._tokens, self._rows, self._text = [], [], ""
+        self._tokens, self._rows, self._new_rows, self._text = [], [], [], ""
 
     def release(self, end: int) -> Iterator[Tokens | Rows]:
         """What may be told below a position. Tokens that came together are told together."""
@@ -100,8 +104,13 @@ class Withheld:
         return end - 1 if end > self._prompt_tokens else 0
 
     def _release_rows(self, end: int) -> Iterator[Rows]:
-        left = []
-        for rows in self._rows:
+        # Those that wait may be thousands, and more come all the time while a prompt is computed.
+        if end == self._rows_looked_at:
+            rows_there, left = self._new_rows, self._rows
+        else:
+            rows_there, left = [*self._rows, *self._new_rows], []
+        self._rows_looked_at, self._new_rows = end, []
+        for rows in rows_there:
             key = rows.capture_index, rows.site_index
             start = self._told_rows.get(key, 0)
             low, high = np.searchsorted(rows.positions, (start, end)).tolist()

@@ -98,10 +98,10 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         watched_by = await watched_calls.watched_by(request, self._watching.live, tenant, info)
         wanted = await self._readouts(request.readouts)
         edits = await self._interventions(request.interventions)
-        await watched_calls.check_dose(edits, watched_by, info)
+        await watched_calls.check_steers(edits, watched_by, info)
         prompt = await prompt_fields.tokenize_to_run(self._engine, request.prompt, ("prompt",))
         sampled = await sampling(request.sampling, self._engine, len(prompt.ids), ("sampling",))
-        watchers = watched_by.at(prompt)
+        watchers = await watched_by.at(prompt)
         if any(each.acts for each in watchers):
             sampled = watched_calls.leaving_room(sampled, len(prompt.ids), info)
         place = Place(prompt=prompt, run_tokens=len(prompt.ids) + sampled.base.max_tokens - 1)

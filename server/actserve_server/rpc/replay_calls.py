@@ -80,7 +80,7 @@ class ReplayCalls:
         if live.ready is not None:
             return Replayed(self._registry.name(monitor), live.stored.etag, live.ready)
         if live.error is not None:
-            raise live.error
+            raise live.error.again()
         await self._fits.check_made(live.stored, field)
         raise ActserveError(
             Reason.RESOURCE_NOT_READY,

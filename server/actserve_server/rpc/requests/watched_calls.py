@@ -23,6 +23,9 @@ from actserve_server.rpc.resource_names import monitor_name
 
 MAX_NAMED = 64
 """Monitors that a call may name."""
+QUICK_TOKENS = 1 << 16
+"""So many are looked through for the positions of monitors on the event loop; more of them, each
+counted once for each monitor, in a thread."""
 MAX_TOLD_BYTES = 2 << 20
 """Of the scores as of each token, which the message that ends a sample has room for."""
 _TOLD_BYTES = 4 + 5
@@ -38,12 +41,23 @@ class WatchedBy:
     monitors: Mapping[str, tuple[StoredMonitor, MonitorRequest]]
     """By name, in that order."""
 
-    def at(self, prompt: TokenizedPrompt) -> list[Watcher]:
-        """As they watch the samples of a prompt."""
-        return [
-            made.watcher(name, stored.etag, prompt)
-            for name, (stored, made) in self.monitors.items()
-        ]
+    async def at(self, prompt: TokenizedPrompt) -> list[Watcher]:
+        """As they watch the samples of a prompt. Raises for positions that this kind of prompt
+        cannot have, such as a turn of a text."""
+        if len(prompt.ids) * len(self.monitors) > QUICK_TOKENS:
+            return await off_loop(self._at, prompt)
+        return self._at(prompt)
+
+    def _at(self, prompt: TokenizedPrompt) -> list[Watcher]:
+        watchers: list[Watcher] = []
+        for name, (stored, made) in self.monitors.items():
+            try:
+                watchers.append(made.watcher(name, stored.etag, prompt))
+            except ActserveError as error:
+                error.message = f"{name} cannot watch this prompt: {error.message}"
+                error.field = ("prompt",)
+                raise
+        return watchers
 
 
 async def watched_by(
@@ -112,9 +126,12 @@ def check_told(wanted: int, watchers: int, tokens: int) -> None:
         )
 
 
-async def check_dose(edits: Sequence[InterventionRequest], by: WatchedBy, info: ModelInfo) -> None:
-    """Raises DOSE_TOO_LARGE if the call's interventions and those that its monitors may come to
-    switch on add more together than the operator allows. Each by itself adds no more."""
+async def check_steers(
+    edits: Sequence[InterventionRequest], by: WatchedBy, info: ModelInfo
+) -> None:
+    """Raises TOO_MANY_INTERVENTIONS if the call's interventions and those that its monitors may
+    come to switch on are more than a sequence may have, and DOSE_TOO_LARGE if they add more
+    together than the operator allows. Those of the call, and of each level, are within both."""
     steers = [
         edit
         for _, made in by.monitors.values()
@@ -122,7 +139,19 @@ async def check_dose(edits: Sequence[InterventionRequest], by: WatchedBy, info: 
         if isinstance(level.action, tuple)
         for edit in level.action
     ]
-    if info.limits.max_relative_dose is None or not steers:
+    if not steers:
+        return
+    count, limit = len(edits) + len(steers), info.limits.max_interventions
+    if count > limit:
+        raise ActserveError(
+            Reason.TOO_MANY_INTERVENTIONS,
+            f"the call has {len(edits)} interventions, and the monitors that watch it may switch "
+            f"on {len(steers)} more, but a sequence may have at most {limit}; let fewer monitors "
+            "that intervene watch it, or add up vectors that go to the same sites and positions",
+            field=("monitors",),
+            metadata={"interventions": count, "limit": limit},
+        )
+    if info.limits.max_relative_dose is None:
         return
     together = [*edits, *steers]
     limits = replace(info.limits, clamps_dose=False)
@@ -142,7 +171,7 @@ async def _named(
     if live is None:
         raise monitor_registry.not_found(name, at)
     if live.error is not None:
-        raise live.error
+        raise live.error.again()
     if live.ready is None:
         raise _not_ready(
             name,
@@ -179,7 +208,7 @@ def _chooses(live: Live, end_user: str) -> bool:
     watch = wire.watch
     chosen = not watch.end_users or end_user in watch.end_users
     if not wire.paused and not watch.named_only and chosen:
-        raise live.error
+        raise live.error.again()
     return False
 
 
