@@ -219,6 +219,14 @@ def test_alerts_are_listed_decided_about_and_deleted(run: Run, model: Model) -> 
     assert "deleted 1 alerts" in run("alerts", "rm", "--all", *BIG).stderr
 
 
+def test_an_alert_is_decided_about_by_how_its_id_begins(run: Run, model: Model) -> None:
+    kind = alert_pb2.ALERT_ACTION_PAUSE
+    model.monitors.alerts = [alert(23, action=kind), alert(24, action=kind), alert(35, action=kind)]
+    assert "a35 goes on" in run("alerts", "decide", "a3…", "proceed", *BIG).stderr
+    refused(run("alerts", "decide", "a2", "stop", *BIG), "2 alerts that wait for a decision")
+    refused(run("alerts", "decide", "a3", "stop", *BIG), "no alerts that wait for a decision")
+
+
 @pytest.fixture
 def process(target: str) -> Iterator[Any]:
     """Starts the command as a program of its own."""
