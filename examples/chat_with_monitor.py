@@ -116,8 +116,10 @@ def server(client: actserve.Client, monitor: str, port: int) -> ThreadingHTTPSer
     """A chat server on this machine; its monitor is there and can stop, or `ValueError`."""
     upper = client.monitors.get(monitor).upper
     if upper is None or upper.action != "stop":
+        threshold = upper.threshold if upper else 2.5
         raise ValueError(
-            f"{monitor} stops nothing; actserve monitors update {monitor} --upper 2.5,stop,flag"
+            f"{monitor} stops nothing; "
+            f"actserve monitors update {monitor} --upper {threshold!r},stop,flag"
         )
     return ThreadingHTTPServer(("127.0.0.1", port), handler(client, monitor))
 
