@@ -116,8 +116,10 @@ def server(client: actserve.Client, monitor: str, port: int) -> ThreadingHTTPSer
     """A chat server on this machine; its monitor is there and can stop, or `ValueError`."""
     upper = client.monitors.get(monitor).upper
     if upper is None or upper.action != "stop":
+        threshold = upper.threshold if upper else 2.5
         raise ValueError(
-            f"{monitor} stops nothing; actserve monitors update {monitor} --upper 2.5,stop,flag"
+            f"{monitor} stops nothing; "
+            f"actserve monitors update {monitor} --upper {threshold:.6g},stop,flag"
         )
     return ThreadingHTTPServer(("127.0.0.1", port), handler(client, monitor))
 
@@ -130,7 +132,10 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     with actserve.Client(options.server) as client:
-        chat = server(client, options.monitor, options.port)
+        try:
+            chat = server(client, options.monitor, options.port)
+        except (ValueError, OSError, actserve.ActserveError) as error:
+            parser.error(str(error))
         with chat:
             log.info("http://127.0.0.1:%d/chat", chat.server_port)
             chat.serve_forever()

@@ -233,6 +233,19 @@ def test_generate_prints_the_text_alone(run: Run) -> None:
     assert result.stderr == ""
 
 
+def test_generate_names_monitors_and_tells_of_alerts_beside_the_text(
+    run: Run, model: Model
+) -> None:
+    options = ("--monitor", "rude", "--end-user", "user-7", "--max-tokens", "2", "--model", "big")
+    result = run("generate", "one two", *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == " and0 so0\n"
+    assert "rude lower" in result.stderr
+    request = model.requests[-1]
+    assert request.end_user == "user-7"
+    assert [name.rpartition("/")[2] for name in request.monitors] == ["rude"]
+
+
 def test_generate_steers(run: Run, model: Model, vector: Path) -> None:
     result = run(
         "generate",

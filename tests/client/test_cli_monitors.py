@@ -169,7 +169,7 @@ def test_a_monitor_is_tested_on_a_file(run: Run, model: Model, tmp_path: Path) -
     assert "100.0%" in shown.stdout
 
 
-def test_a_replay_shows_where_two_monitors_disagree(run: Run, tmp_path: Path) -> None:
+def test_a_replay_shows_where_two_monitors_disagree(run: Run, model: Model, tmp_path: Path) -> None:
     traffic = lines(
         tmp_path / "t.jsonl",
         {"key": "c-1", "text": "a b c"},
@@ -186,6 +186,9 @@ def test_a_replay_shows_where_two_monitors_disagree(run: Run, tmp_path: Path) ->
         ("c-1", "lower", ""),
         ("2", "", ""),
     ]
+    assert run("monitors", "replay", traffic, *arguments, "--positions", "all").exit_code == 0
+    asked = [each for each in model.requests if isinstance(each, pb.ReplayMonitorsRequest)]
+    assert [each.items[0].HasField("positions") for each in (asked[0], asked[-1])] == [False, True]
     failing = lines(tmp_path / "f.jsonl", {"key": "x", "text": GONE}, {"text": "a"})
     result = run("monitors", "replay", failing, *arguments)
     assert result.exit_code == 1
@@ -217,6 +220,14 @@ def test_alerts_are_listed_decided_about_and_deleted(run: Run, model: Model) -> 
     refused(run("alerts", "list", "--before", "soon", *BIG), "no time")
     assert "deleted 1 alerts" in run("alerts", "rm", "--end-user", "u", *BIG).stderr
     assert "deleted 1 alerts" in run("alerts", "rm", "--all", *BIG).stderr
+
+
+def test_an_alert_is_decided_about_by_how_its_id_begins(run: Run, model: Model) -> None:
+    kind = alert_pb2.ALERT_ACTION_PAUSE
+    model.monitors.alerts = [alert(23, action=kind), alert(24, action=kind), alert(35, action=kind)]
+    assert "a35 goes on" in run("alerts", "decide", "a3…", "proceed", *BIG).stderr
+    refused(run("alerts", "decide", "a2", "stop", *BIG), "2 alerts that wait for a decision")
+    refused(run("alerts", "decide", "a3", "stop", *BIG), "no alerts that wait for a decision")
 
 
 @pytest.fixture

@@ -26,8 +26,11 @@ from actserve import (
     Watch,
     aggregators,
 )
+from actserve._show.shown import Shown
 from actserve.aggregators import aggregator, aggregator_from_proto
+from actserve.monitors import MonitorScore, StoredLevel
 from actserve.qualities import measured
+from actserve.replays import Replay, ReplayedItem
 
 from . import made_results as made
 
@@ -228,3 +231,32 @@ def test_a_history_is_drawn_by_hour_the_oldest_first() -> None:
     assert shares[:, 0].tolist() == [1 / 5, 2 / 5, 2 / 5]  # Of the oldest, which has counts 2 2 1.
     with pytest.raises(ValueError, match="nothing was watched"):
         made.history(()).plot()
+
+
+def text_of(shown: Shown) -> str:
+    return shown._repr_html_()
+
+
+def test_a_stored_level_is_written_as_it_is_read() -> None:
+    level = StoredLevel(0.5, "pause", 0, 30.0, True, True, None, "")
+    assert str(level) == "0.5, pause=30, proceed, flag"
+
+
+def test_a_replay_says_where_no_token_counted() -> None:
+    nothing = MonitorScore("new", 0, None, None, None, "")
+    item = ReplayedItem("c-1", 0, None, {"new": nothing})
+    assert "in 1 no token counted" in text_of(Replay((item,), ("new",), made.USAGE))
+
+
+def test_a_history_of_several_versions_names_them() -> None:
+    one = made.history()
+    assert "version" not in text_of(one)
+    changed = replace(one, hours=(replace(one.hours[0], monitor_etag="0123456789"), *one.hours))
+    assert "version" in text_of(changed)
+    assert "0123456" in text_of(changed)
+
+
+def test_a_report_of_few_calibration_texts_says_to_give_more() -> None:
+    few = made.report()
+    assert "give more benign" in text_of(few)
+    assert "give more benign" not in text_of(replace(few, calibration_texts=100))

@@ -220,8 +220,10 @@ class StoredLevel:
     """The address that the alert is sent to; empty if there is none."""
 
     def __str__(self) -> str:
+        limit = "" if self.time_limit is None else f"={self.time_limit:g}"
         also = [
-            *([self.action] if self.action else []),
+            *([f"{self.action}{limit}"] if self.action else []),
+            *(["proceed"] if self.proceed_after else []),
             *(["flag"] if self.flag else []),
             *([] if self.explain is None else ["explain"]),
             *(["webhook"] if self.webhook else []),

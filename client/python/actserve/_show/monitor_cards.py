@@ -21,6 +21,9 @@ _SITES = 8
 """Sites named, and sites of a report in a line."""
 _DRIFT = 0.2
 """Above which a shift is commonly taken to matter."""
+_MEDIAN = "median of the highest scores"
+_FEW_TEXTS = 100
+"""Below which the threshold is set by the highest one or two of them."""
 
 
 def monitor_card(monitor: "Monitor") -> Card:
@@ -70,6 +73,11 @@ def report_card(report: "FitReport") -> Card:
         )
         parts.append(Table(("sites tried, the chosen first", "AUROC"), rows))
         notes += left_out(shown, len(report.tried), "tries")
+    if report.held_out and report.calibration_texts < _FEW_TEXTS:
+        notes.append(
+            f"Thresholds of {report.calibration_texts} texts say little of live traffic: give more "
+            "benign ones, like those that will be watched."
+        )
     if work.error:
         notes.append(prose(f"failed: {work.error}", 400))
     if report.shuffled and abs(report.shuffled.auroc - 0.5) > 0.15:
@@ -85,19 +93,26 @@ def quality_card(quality: "Quality") -> Card:
 
 
 def history_card(history: "ScoreHistory") -> Card:
-    drift = "unknown, with so few samples" if history.drift is None else f"{history.drift:.3g}"
+    drift = (
+        "unknown: it needs 100 samples of this version in the newest 24 hours, and 100 before"
+        if history.drift is None
+        else f"{history.drift:.3g}"
+    )
     about = _about({"samples": str(history.samples), "drift": drift})
     shown = ends(len(history.hours), ROWS)
     largest = max((hour.samples for hour in history.hours), default=0)
+    versions = len({hour.monitor_etag for hour in history.hours}) > 1
+    columns = ("hour (UTC)", *(["version"] if versions else []), "samples", _MEDIAN)
     rows: list[tuple[Cell, ...]] = []
     for at in shown:
         if at is None:
-            rows.append((GAP,) * 3)
+            rows.append((GAP,) * len(columns))
             continue
         hour = history.hours[at]
         rows.append(
             (
                 Cell(f"{hour.start_time:%Y-%m-%d %H:%M}"),
+                *([Cell(visible(hour.monitor_etag, 8))] if versions else []),
                 Cell(str(hour.samples), bar=hour.samples / largest if largest else None),
                 Cell(_median(history.edges, hour.counts)),
             )
@@ -105,7 +120,7 @@ def history_card(history: "ScoreHistory") -> Card:
     notes = left_out(shown, len(history.hours), "hours")
     if history.drift is not None and history.drift > _DRIFT:
         notes.append("Above 0.2: the scores of the newest day are not those of the days before.")
-    table = Table(("hour (UTC)", "samples", "median of the highest scores"), tuple(rows))
+    table = Table(columns, tuple(rows))
     return Card(f"Scores of {visible(history.monitor, 63)}", (about, table), tuple(notes))
 
 
@@ -116,7 +131,13 @@ def replay_card(replay: "Replay") -> Card:
         above = [
             f"{levels.count(level)} {level}" for level in ("lower", "upper") if level in levels
         ]
-        rows[visible(name, 63)] = ", ".join(above) or "above no threshold"
+        uncounted = sum(
+            item.scores[name].highest is None for item in replay.items if not item.error
+        )
+        counted = ", ".join(above) or "above no threshold"
+        rows[visible(name, 63)] = (
+            f"{counted}; in {uncounted} no token counted" if uncounted else counted
+        )
     parts: list[Part] = [_about(rows)]
     notes = [prose(f"{item.key}: {item.error}", 300) for item in replay.failed[:3]]
     if len(replay.monitors) > 1:

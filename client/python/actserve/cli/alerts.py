@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from actserve._names import named
+from actserve._sync.client import Client
 from actserve.alerts import Alert, decision_to_proto, level_to_proto
 from actserve.cli import arguments as arg
 from actserve.cli.output import plain_text, print_json, print_json_line, printed_line, say
-from actserve.errors import InvalidRequest
+from actserve.errors import InvalidRequest, NotFound
 from actserve.monitors import MONITORS
 
 alerts = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -26,7 +27,7 @@ def _monitor(text: str) -> str:
 
 
 def _alert(text: str) -> str:
-    return named("alerts", text).name
+    return named("alerts", text.removesuffix("…")).name  # As a narrow table cuts it.
 
 
 def _level(text: str) -> str:
@@ -71,7 +72,10 @@ _Before = Annotated[
     Any,
     typer.Option(metavar="TIME", parser=_time, help="Only those raised before this time, in UTC."),
 ]
-_Alert = Annotated[str, typer.Argument(metavar="ALERT", parser=arg.reader(_alert), help="Its id.")]
+_Alert = Annotated[
+    str,
+    typer.Argument(metavar="ALERT", parser=arg.reader(_alert), help="Its id, or how it begins."),
+]
 
 
 @alerts.command()
@@ -153,11 +157,27 @@ def decide(
 
     [bold]Example[/bold]
 
-    [cyan]actserve alerts decide a-17 stop[/cyan]
+    [cyan]actserve alerts decide 5f2c stop[/cyan]
     """
     with arg.connect(server, model, token, tls) as client:
-        client.alerts.decide(alert, decision)
+        try:
+            client.alerts.decide(alert, decision)
+        except NotFound:
+            alert = _undecided(client, alert)
+            client.alerts.decide(alert, decision)
     say(f"{alert} {'goes on' if decision == 'proceed' else 'is stopped'}")
+
+
+def _undecided(client: Client, beginning: str) -> str:
+    """The id of the one alert that waits for a decision and begins so."""
+    found = [each.id for each in client.alerts.list(undecided=True)]
+    found = [each for each in found if each.startswith(beginning)]
+    if len(found) != 1:
+        raise typer.BadParameter(
+            f"{len(found) or 'no'} alerts that wait for a decision begin with {beginning!r}; see "
+            "actserve alerts list --undecided"
+        )
+    return found[0]
 
 
 @alerts.command()
@@ -203,7 +223,7 @@ def alert_table(found: list[Alert]) -> Table:
     rows = [
         {
             "alert": each.id,
-            "time (UTC)": f"{each.raise_time:%Y-%m-%d %H:%M:%S}",
+            "time (UTC)": f"{each.raise_time:%m-%d %H:%M:%S}",
             "monitor": each.monitor,
             "level": each.level,
             "score": f"{each.score:.4g}",

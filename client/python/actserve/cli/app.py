@@ -265,6 +265,13 @@ def generate(
     ] = None,
     steer: arg.Steer = None,
     when: arg.Condition = None,
+    monitor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A monitor that watches this call; repeatable."),
+    ] = None,
+    end_user: Annotated[
+        str | None, typer.Option(metavar="ID", help="For whom, as alerts will tell.")
+    ] = None,
     sites: arg.GeneratedSites = None,
     positions: arg.PositionsText = "all",
     out: arg.Out = None,
@@ -274,7 +281,8 @@ def generate(
     token: arg.Token = None,
     tls: arg.Tls = False,
 ) -> None:
-    """Continue a prompt, steered and captured if you like.
+    """Continue a prompt, steered, watched and captured if you like. Standard error tells of alerts,
+    and where a monitor has stopped it.
 
     [bold]Examples[/bold]
 
@@ -302,6 +310,8 @@ def generate(
             sites or (),
             steer=arg.steering(client, steer, when),
             positions=positions,
+            monitors=monitor or (),
+            end_user=end_user,
             collect=True,
             **sampling,
         )
@@ -317,6 +327,10 @@ def generate(
     generation = stream.result()
     if as_json:
         print_json(generation)
+    for alert in generation.alerts:
+        say(f"{alert.monitor} {alert.level} {alert.score:.4g} at {alert.position}")
+    if generation.finish_reason == "monitor":
+        say(f"stopped by the monitor {generation.stopped_by}")
     if out:
         _write(out, [generation.activations], model)
 

@@ -506,6 +506,15 @@ def replay(
         str | None,
         typer.Option(metavar="NAME", parser=arg.reader(_name), help="The one that watches now."),
     ] = None,
+    positions: Annotated[
+        Any,
+        typer.Option(
+            metavar="POSITIONS",
+            parser=arg.read_positions,
+            help="Which tokens count, in place of each monitor's own: all, last and so on. No "
+            "token of what is recorded is a generated one.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="Where to write all scores, .jsonl."),
@@ -530,7 +539,8 @@ def replay(
         raise typer.BadParameter(f"{out} must end in .jsonl")
     prompts = read_keyed(traffic, chat)
     with arg.connect(server, model, token, tls) as client:
-        found = client.monitors.replay(prompts, [candidate, *([against] if against else [])])
+        names = [candidate, *([against] if against else [])]
+        found = client.monitors.replay(prompts, names, positions=positions)
     if out:
         arg.write_lines(out, found.to_json()["items"])
         say(f"wrote the scores of {len(found)} prompts to {out}")
