@@ -163,7 +163,7 @@ class AlertStore:
         statement = (
             alerts.update()
             .where(self._of(tenant), alerts.c.id == alert)
-            .values(explanation=explanation)
+            .values(explanation=_storable(explanation))
         )
         await self._database.write(lambda connection: connection.execute(statement).rowcount)
 
@@ -299,7 +299,7 @@ class AlertStore:
             "decide_by_us": due,
             "proceed_after": pause is not None and pause.proceed_after,
             "decision": 0,
-            "text": crossing.text,
+            "text": _storable(crossing.text),
             "explanation": "",
             "webhook": level.webhook or "",
             "delivery_state": int(DeliveryState.WAITING if level.webhook else DeliveryState.NONE),
@@ -495,6 +495,12 @@ def _action(level: Level) -> Action:
             return Action.STEER
         case Pause():
             return Action.PAUSE
+
+
+def _storable(text: str) -> str:
+    """What a model says, without NUL characters, which PostgreSQL has in no text: what is written
+    together with it would be lost with it."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _count(connection: sa.Connection, more: Mapping[str, int]) -> None:
