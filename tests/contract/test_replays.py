@@ -1,5 +1,6 @@
 """Replays score prompts by monitors as they are, without acting and without an alert."""
 
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,6 +11,8 @@ from actserve.v1 import alert_pb2, generation_service_pb2
 from actserve.v1 import monitor_service_pb2 as pb
 from actserve_server.domain.principals import Role
 from actserve_server.engine.fake import FakeEngine
+from actserve_server.monitors import sample_scores
+from actserve_server.monitors.sample_scores import SampleScores
 from tests.contract.harness import (
     Served,
     bearing,
@@ -107,6 +110,26 @@ async def test_two_monitors_score_what_their_formulas_say_of_fetched_rows(served
         assert told.scores[1].level == alert_pb2.ALERT_LEVEL_LOWER
     alerts = await served.monitors.ListAlerts(pb.ListAlertsRequest())
     assert not alerts.alerts
+
+
+async def test_long_prompts_are_scored_where_they_hold_up_no_call(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, threads = SampleScores.score, set[threading.Thread]()
+
+    def noting(scores: SampleScores, end: int | None = None) -> Any:
+        threads.add(threading.current_thread())
+        return score(scores, end)
+
+    monkeypatch.setattr(SampleScores, "score", noting)
+    monkeypatch.setattr(sample_scores, "QUICK_NUMBERS", 3)
+    await served.monitors.CreateMonitor(create("a"))
+    await replayed(served, replay("a", items=[item("no")]))
+    assert threads == {threading.current_thread()}
+    threads.clear()
+    await replayed(served, replay("a", items=[item(TEXTS[0])]))
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 async def test_without_each_token_only_what_sums_it_up_is_sent(served: Served) -> None:

@@ -16,7 +16,11 @@ from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.probe_networks import ProbeNetwork, ProbeOutputs
 from actserve_server.domain.running_scores import RunningScores
 from actserve_server.domain.runs import Capture, Rows
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.monitors.watched import Level, LevelName, Watcher, WatcherScore
+
+QUICK_NUMBERS = 1 << 16
+"""So many are scored on the event loop; more of them, as of a long prompt, in a thread."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +104,12 @@ class SampleScores:
             reached += group.take(part, last)
         order = sorted(reached, key=lambda each: (each[2].position, each[0], each[1]))
         return [each for _, _, each in order]
+
+    async def score_in_turn(self, end: int | None = None) -> list[Reached]:
+        """As `score`, in a thread where much has come."""
+        if self.waiting <= QUICK_NUMBERS:
+            return self.score(end)
+        return await off_loop(self.score, end)
 
     def go_back(self) -> None:
         """Rows that are not scored will come again."""

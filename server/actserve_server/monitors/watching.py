@@ -31,7 +31,6 @@ from actserve_server.domain.runs import (
     RunEvent,
     Tokens,
 )
-from actserve_server.engine.fair_threads import off_loop
 from actserve_server.monitors import measures
 from actserve_server.monitors.sample_scores import Reached, SampleScores
 from actserve_server.monitors.watched import (
@@ -47,8 +46,6 @@ from actserve_server.monitors.watched import (
 )
 from actserve_server.monitors.withheld import Withheld
 
-QUICK_NUMBERS = 1 << 16
-"""So many are scored on the event loop; more of them, as of a long prompt, in a thread."""
 LATER_TEXT_TOKENS = 16
 """After the token of an alert that holds text, where they are known."""
 
@@ -207,16 +204,12 @@ class _Watching:
     async def _score(self) -> list[Reached]:
         """Scores what has come, as far as it goes. Returns what is to be acted on, all of one
         token."""
-        waiting = self._scores.waiting
-        if not waiting:
+        if not self._scores.waiting:
             return []
         # In order over all monitors while one may still act.
         end = self._scores.ready(self._ids) if self._scores.may_act else None
         started = time.perf_counter()
-        if waiting <= QUICK_NUMBERS:
-            reached = self._scores.score(end)
-        else:
-            reached = await off_loop(self._scores.score, end)
+        reached = await self._scores.score_in_turn(end)
         self._seconds += time.perf_counter() - started
         for each in reached:
             self._raise(each)

@@ -99,7 +99,7 @@ class ReplayedItems:
                 async for event in events:
                     if isinstance(event, Rows):
                         item.scores.add(event.capture_index, event, ids)
-                        item.scores.score()
+                        await item.scores.score_in_turn()
                     elif isinstance(event, Finished):
                         reports.count(item.edits)
         item.scores.check(ids)
