@@ -8,7 +8,15 @@ from typing import Any
 import grpc
 import pytest
 
-from actserve import Alert, DeadlineExceeded, InvalidRequest, NotFound, NotServed, Unavailable
+from actserve import (
+    Alert,
+    BadResponse,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    NotServed,
+    Unavailable,
+)
 from actserve.v1 import alert_pb2
 from actserve.v1 import monitor_service_pb2 as pb
 
@@ -115,6 +123,34 @@ def test_a_server_that_is_gone_is_told_after_as_many_attempts_as_ever(
     with pytest.raises(Unavailable):
         watched(connect(model="big"), 1)
     assert len(requests(model)) == 4
+
+
+def test_a_watcher_that_is_let_have_no_time_gives_up(
+    connect: Callable[..., Any], model: Model
+) -> None:
+    def late(request: Any, context: Any) -> None:
+        if isinstance(request, pb.WatchAlertsRequest):
+            over = len(requests(model)) > 8  # It would never end.
+            code = grpc.StatusCode.INTERNAL if over else grpc.StatusCode.DEADLINE_EXCEEDED
+            context.abort(code, "late")
+
+    model.before = late
+    with pytest.raises(DeadlineExceeded):
+        watched(connect(model="big"), 1)
+    assert len(requests(model)) == 1
+
+
+@pytest.mark.parametrize("seconds", [1 << 61, -(1 << 61), 253402300800])
+def test_a_time_that_is_none_is_not_of_a_right_answer(
+    client: Any, model: Model, seconds: int
+) -> None:
+    strange = alert(1)
+    strange.raise_time.seconds = seconds
+    model.monitors.alerts = [strange]
+    with pytest.raises(BadResponse, match="time"):
+        watched(client, 1, from_oldest=True)
+    with pytest.raises(BadResponse, match="time"):
+        client.alerts.get("a1")
 
 
 def test_an_alert_is_told_in_full(client: Any, model: Model) -> None:

@@ -314,6 +314,11 @@ def test_a_page_of_metrics_is_read_summed_over_labels() -> None:
     assert first.rate("n", second) is None
 
 
+def test_a_page_that_is_none_is_read_to_its_end() -> None:
+    # Each line would be looked at to the end of the page, for hours.
+    assert parsed("a{\n" * 500_000 + "n 1\n" + 'b{x="\n' * 500_000) == {"n": 1}
+
+
 @pytest.fixture
 def page() -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):

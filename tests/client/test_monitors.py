@@ -34,6 +34,7 @@ from actserve import (
     Watch,
 )
 from actserve.v1 import monitor_service_pb2 as pb
+from actserve.v1 import work_pb2
 
 from .fake_monitors import GONE, STEPS, whole
 from .fake_server import LAYERS, Model
@@ -310,6 +311,31 @@ def test_a_fit_that_fails_raises_why_and_one_may_be_ended(client: Any, model: Mo
         fit.look()
     with pytest.raises(NotFound):
         client.monitors.fitting("rude")
+
+
+def test_work_that_failed_raises_also_where_nobody_says_why(client: Any, model: Model) -> None:
+    def failed(monitor: pb.Monitor) -> pb.Monitor:
+        monitor.fit.work.state = work_pb2.WORK_STATE_FAILED
+        return monitor
+
+    model.monitors._worked = failed
+    with pytest.raises(BadResponse, match="why"):
+        client.monitors.fit("rude", positive=["a"], negative=["c"]).wait()
+
+
+def test_counts_that_cannot_be_are_not_of_a_right_answer(client: Any, model: Model) -> None:
+    client.monitors.create("rude", probe=PROBE, upper=UPPER)
+    answer = model.monitors.answer
+
+    def too_many(request: Any, context: Any) -> Any:
+        told = answer(request, context)
+        if isinstance(told, pb.GetMonitorScoresResponse):
+            told.hours[0].counts[0] = (1 << 64) - 1
+        return told
+
+    model.monitors.answer = too_many
+    with pytest.raises(BadResponse, match="count"):
+        client.monitors.scores("rude")
 
 
 def test_waiting_ends_before_the_work_does(client: Any, model: Model) -> None:

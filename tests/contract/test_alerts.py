@@ -126,6 +126,20 @@ async def test_an_alert_says_what_happened_and_nothing_of_a_text(served: Served)
     assert got.resume_token
 
 
+async def test_texts_are_stored_whatever_characters_they_hold(served: Served) -> None:
+    # Models say NUL, too, which PostgreSQL has in no text.
+    strange = replace(crossing(), text="a\0b\n\N{PILE OF POO}")
+    strange_id, other_id = await asyncio.gather(
+        served.app.alerts.raised(call(), strange), served.app.alerts.raised(call(), crossing(3.0))
+    )
+    await served.app.alert_store.explain("", strange_id, "says \0")
+
+    found = await get(served, strange_id)
+    assert found.text == "a\N{REPLACEMENT CHARACTER}b\n\N{PILE OF POO}"
+    assert found.explanation == "says \N{REPLACEMENT CHARACTER}"
+    assert (await get(served, other_id)).score == 3.0
+
+
 async def test_watchers_get_each_alert_once_and_in_order(served: Served) -> None:
     await raise_(served, 1.0)
     async with watching(served) as first, watching(served) as second:

@@ -17,7 +17,7 @@ from actserve.v1 import monitor_service_pb2 as pb
 from actserve.v1 import monitor_service_pb2_grpc, site_pb2, work_pb2
 from actserve_server.domain.principals import Role
 from actserve_server.engine.fake import FakeEngine
-from actserve_server.monitors import fit_work, stored_fits
+from actserve_server.monitors import fit_texts, fit_work, stored_fits
 from actserve_server.rpc import monitor_fits
 from tests.contract.fits import BAD, GOOD, example, examples, fit
 from tests.contract.harness import (
@@ -391,6 +391,32 @@ async def test_benign_and_longer_texts_are_scored_as_monitors_score(served: Serv
     scores = await replay(served, *(each["prompt"]["text"] for each in longer))
     found = sorted([*made.fit.longer.positive_scores, *made.fit.longer.negative_scores])
     np.testing.assert_allclose(found, sorted(scores), atol=1e-5)
+
+
+async def test_nothing_of_a_fit_is_computed_where_calls_are_served(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[tuple[str, threading.Thread]] = []
+
+    def noted(module: Any, name: str) -> None:
+        compute = getattr(module, name)
+
+        def noting(*args: Any) -> Any:
+            computed.append((name, threading.current_thread()))
+            return compute(*args)
+
+        monkeypatch.setattr(module, name, noting)
+
+    noted(fit_texts, "to_float32")
+    noted(fit_texts, "highest")
+    noted(monitor_fits, "fit")
+    noted(monitor_fits, "quality")
+    benign = [example(f"{number}: how are you?") for number in range(3)]
+    longer = [example(GOOD * 3, True), example(BAD * 3)]
+    await begin(served, benign_examples=benign, longer_examples=longer)
+    await reached(served, SUCCEEDED)
+    assert {name for name, _ in computed} == {"to_float32", "highest", "fit", "quality"}
+    assert threading.current_thread() not in {thread for _, thread in computed}
 
 
 async def test_where_both_thresholds_come_out_alike_there_is_no_lower_level(

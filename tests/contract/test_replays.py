@@ -112,6 +112,26 @@ async def test_two_monitors_score_what_their_formulas_say_of_fetched_rows(served
     assert not alerts.alerts
 
 
+async def test_long_prompts_are_scored_where_they_hold_up_no_call(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, threads = SampleScores.score, set[threading.Thread]()
+
+    def noting(scores: SampleScores, end: int | None = None) -> Any:
+        threads.add(threading.current_thread())
+        return score(scores, end)
+
+    monkeypatch.setattr(SampleScores, "score", noting)
+    monkeypatch.setattr(sample_scores, "QUICK_NUMBERS", 3)
+    await served.monitors.CreateMonitor(create("a"))
+    await replayed(served, replay("a", items=[item("no")]))
+    assert threads == {threading.current_thread()}
+    threads.clear()
+    await replayed(served, replay("a", items=[item(TEXTS[0])]))
+    assert threads
+    assert threading.current_thread() not in threads
+
+
 async def test_without_each_token_only_what_sums_it_up_is_sent(served: Served) -> None:
     await served.monitors.CreateMonitor(create("a", paused=True))
     for told in await replayed(served, replay("a")):

@@ -12,6 +12,7 @@ from google.protobuf import timestamp_pb2
 from actserve._checks import described
 from actserve._names import short
 from actserve._show.plain import plain
+from actserve._times import time_from_proto
 from actserve.errors import InvalidRequest
 from actserve.v1 import alert_pb2 as pb
 
@@ -125,9 +126,9 @@ def alert_from_proto(alert: pb.Alert) -> Alert:
         sample=alert.sample_index,
         end_user=alert.end_user,
         trace_id=alert.trace_id,
-        raise_time=alert.raise_time.ToDatetime(timezone.utc),
+        raise_time=time_from_proto(alert.raise_time),
         action=_ACTIONS.get(alert.action, str(alert.action)),
-        decide_by=alert.decide_by_time.ToDatetime(timezone.utc)
+        decide_by=time_from_proto(alert.decide_by_time)
         if alert.HasField("decide_by_time")
         else None,
         decision=_name(_DECISIONS, alert.decision),

@@ -6,7 +6,7 @@ They are named by secrets: who knows a name may use and delete what it names.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -14,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
 from actserve._checks import UINT32, described, distinct, several
+from actserve._times import time_from_proto
 from actserve.errors import InvalidRequest
 from actserve.sites import Site, SiteLike, site_name
 from actserve.tensors import element_type_name
@@ -137,8 +138,8 @@ def kept_from_proto(kept: kept_activations_service_pb2.KeptActivations) -> Kept:
         sites=tuple(site_name(site) for site in kept.sites),
         positions=tuple(kept.positions),
         size_bytes=kept.size_bytes,
-        expire_time=kept.expire_time.ToDatetime(timezone.utc),
+        expire_time=time_from_proto(kept.expire_time),
         model=kept.model.removeprefix("models/"),
         element_type=element_type_name(kept.element_type),
-        create_time=kept.create_time.ToDatetime(timezone.utc),
+        create_time=time_from_proto(kept.create_time),
     )

@@ -13,7 +13,7 @@ from actserve._checks import described
 from actserve._extras import needed
 from actserve._show.plain import plain
 from actserve._show.shown import Shown
-from actserve.errors import ActserveError, InvalidRequest, from_status
+from actserve.errors import ActserveError, BadResponse, InvalidRequest, from_status
 from actserve.qualities import Quality, quality_from_proto
 from actserve.sites import site_name
 from actserve.v1 import monitor_service_pb2 as pb
@@ -235,9 +235,13 @@ def report_from_proto(fit: pb.MonitorFit, monitor: str) -> FitReport:
 
 def work_from_proto(work: work_pb2.Work) -> Work:
     """How far work has come, as the contract tells it."""
+    failed = work.state == work_pb2.WORK_STATE_FAILED
+    error = from_status(work.error) if failed and work.error.code else None
     return Work(
         state=_STATES.get(work.state, str(work.state)),
         steps_done=work.steps_done,
         steps=work.steps or None,
-        error=from_status(work.error) if work.HasField("error") else None,
+        error=BadResponse("the server does not say why the work failed")
+        if failed and error is None
+        else error,
     )

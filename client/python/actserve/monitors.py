@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
@@ -14,6 +14,7 @@ from actserve._checks import described, finite, several, unicode
 from actserve._names import Named, named, short
 from actserve._show.plain import plain
 from actserve._show.shown import Shown
+from actserve._times import time_from_proto
 from actserve.aggregators import Aggregator, AggregatorLike, aggregator_from_proto
 from actserve.alerts import level_name
 from actserve.errors import BadResponse, InvalidRequest
@@ -384,8 +385,8 @@ def monitor_from_proto(monitor: pb.Monitor) -> Monitor:
         if monitor.HasField("fit")
         else None,
         model_path=monitor.model_path,
-        create_time=monitor.create_time.ToDatetime(timezone.utc),
-        update_time=monitor.update_time.ToDatetime(timezone.utc),
+        create_time=time_from_proto(monitor.create_time),
+        update_time=time_from_proto(monitor.update_time),
         etag=monitor.etag,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from actserve._extras import needed
 from actserve._show.plain import plain
 from actserve._show.shown import Shown
+from actserve._times import time_from_proto
 from actserve.errors import BadResponse
 from actserve.v1 import monitor_service_pb2 as pb
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+_MOST = (1 << 63) - 1
+"""Samples that a count may hold."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,9 +114,11 @@ class ScoreHistory(Shown):
 def history_from_proto(told: pb.GetMonitorScoresResponse, monitor: str) -> ScoreHistory:
     """A history as the contract tells it. Raises `BadResponse` where it does not fit together."""
     edges = np.array(told.edges, np.float64)
+    if any(count > _MOST for hour in told.hours for count in hour.counts):
+        raise BadResponse(f"the server sent a count of an hour above {_MOST}")
     hours = tuple(
         ScoreHour(
-            hour.start_time.ToDatetime(timezone.utc),
+            time_from_proto(hour.start_time),
             hour.monitor_etag,
             np.array(hour.counts, np.int64),
         )

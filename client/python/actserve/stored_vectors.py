@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from actserve._checks import described, finite
 from actserve._show.plain import plain
 from actserve._show.shown import Shown
+from actserve._times import time_from_proto
 from actserve.errors import BadResponse, InvalidRequest
 from actserve.positions import Positions
 from actserve.sites import Site, SiteLike, site_name
@@ -345,7 +346,7 @@ def stored_from_proto(
         provenance=_provenance(vector.provenance),
         model_path=vector.model_path,
         content_sha256=vector.content_sha256.hex(),
-        create_time=vector.create_time.ToDatetime(timezone.utc),
+        create_time=time_from_proto(vector.create_time),
         etag=vector.etag,
         elements=elements,
         ranking=ranked,

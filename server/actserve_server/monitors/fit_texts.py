@@ -5,7 +5,7 @@ the fit, since what is fitted to the others would not be what was asked for.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import to_float32
 from actserve_server.engine.admission import AdmittedCall, AdmittedEngine
 from actserve_server.monitors.fit_data import FitRows, Label
+from actserve_server.monitors.fit_work import FitJob
 from actserve_server.monitors.fitting import highest
 
 TRIES = 600
@@ -52,20 +53,12 @@ class FitText:
 class Texts:
     """Runs texts of one fit."""
 
-    def __init__(
-        self,
-        engine: AdmittedEngine,
-        info: ModelInfo,
-        tenant: str,
-        fit_id: str,
-        done: Callable[[], None],
-    ) -> None:
-        """`info` is what they were checked against. `done` is called after each of them."""
+    def __init__(self, engine: AdmittedEngine, info: ModelInfo, fit_id: str, job: FitJob) -> None:
+        """`info` is what they were checked against. Each of them is a step of the job."""
         self._engine = engine
         self._info = info
-        self._tenant = tenant
         self._id = fit_id
-        self._done = done
+        self._job = job
 
     async def rows(self, texts: Sequence[FitText], sites: tuple[Site, ...]) -> list[FitRows]:
         """What a probe is fitted to, in order. Raises TENSOR_NOT_FINITE, and what runs raise."""
@@ -82,14 +75,16 @@ class Texts:
         ]
 
         def take(number: int, rows: Rows) -> None:
-            self._check_finite(texts[number], sites[rows.site_index], rows.bits)
             at = np.searchsorted(texts[number].positions, rows.positions)
             found[number].bits[rows.site_index][at] = rows.bits
+
+        async def ended(number: int) -> None:
+            await self._job.in_thread(self._check_finite, texts[number], sites, found[number])
 
         def capture(text: FitText) -> Capture:
             return Capture(sites, Selection(Spans.of(text.positions)))
 
-        await self._run("rows", texts, capture, take)
+        await self._run("rows", texts, capture, take, ended)
         return found
 
     async def highest_scores(
@@ -98,20 +93,24 @@ class Texts:
         """The highest score of each text at any token that counts, float64 [n], as monitors score
         it: beside the model. Raises TENSOR_NOT_FINITE, and what runs raise."""
         outputs = ProbeOutputs((network,))
-        found = [
-            np.empty((np.count_nonzero(each.counted), outputs.width), np.float32) for each in texts
-        ]
+        numbers: dict[int, np.ndarray] = {}
+        """Of the texts that are run now."""
+        found = np.empty(len(texts))
 
         def take(number: int, rows: Rows) -> None:
             counted = texts[number].positions[texts[number].counted]
-            found[number][np.searchsorted(counted, rows.positions)] = rows.bits
+            own = numbers.setdefault(number, np.empty((len(counted), outputs.width), np.float32))
+            own[np.searchsorted(counted, rows.positions)] = rows.bits
+
+        async def ended(number: int) -> None:
+            found[number] = await self._job.in_thread(highest, network, how, numbers.pop(number))
 
         def capture(text: FitText) -> Capture:
             counted = Selection(Spans.of(text.positions[text.counted]))
             return Capture(outputs.sites, counted, outputs)
 
-        await self._run("scores", texts, capture, take)
-        return np.array([highest(network, how, numbers) for numbers in found])
+        await self._run("scores", texts, capture, take, ended)
+        return found
 
     async def _run(
         self,
@@ -119,6 +118,7 @@ class Texts:
         texts: Sequence[FitText],
         capture: Callable[[FitText], Capture],
         take: Callable[[int, Rows], None],
+        ended: Callable[[int], Awaitable[None]],
     ) -> None:
         if not texts:
             return
@@ -130,18 +130,19 @@ class Texts:
                 id=f"{self._id}-{what}-{text.field[0]}-{number}",
                 token_ids=text.token_ids,
                 captures=(capture(text),),
-                tenant=self._tenant,
+                tenant=self._job.stored.tenant,
             )
             async with admitted.started(made) as events:
                 async for event in events:
                     if isinstance(event, Rows):
                         take(number, event)
-            self._done()
+            await ended(number)
+            self._job.step()
             yield None
 
         parts = [partial(run, number) for number in range(len(texts))]
-        async with aclosing(admitted.merge(parts)) as ended:
-            async for _ in ended:
+        async with aclosing(admitted.merge(parts)) as all_ended:
+            async for _ in all_ended:
                 pass
 
     async def _entered(self) -> AdmittedCall:
@@ -149,19 +150,20 @@ class Texts:
         left = TRIES
         while True:
             try:
-                return self._engine.enter(self._tenant, checked=self._info)
+                return self._engine.enter(self._job.stored.tenant, checked=self._info)
             except ActserveError as error:
                 left -= 1
                 if error.reason is not Reason.QUEUE_FULL or not left:
                     raise
                 await asyncio.sleep(error.retry_after_s or 1.0)
 
-    def _check_finite(self, text: FitText, site: Site, bits: np.ndarray) -> None:
-        if not np.isfinite(to_float32(bits, self._info.element_type)).all():
-            raise ActserveError(
-                Reason.TENSOR_NOT_FINITE,
-                f"the rows of {site} are not all finite, as the model computed them; leave the "
-                "text out, or use another site",
-                field=text.field,
-                metadata={"site": site},
-            )
+    def _check_finite(self, text: FitText, sites: tuple[Site, ...], rows: FitRows) -> None:
+        for site, bits in zip(sites, rows.bits, strict=True):
+            if not np.isfinite(to_float32(bits, self._info.element_type)).all():
+                raise ActserveError(
+                    Reason.TENSOR_NOT_FINITE,
+                    f"the rows of {site} are not all finite, as the model computed them; leave the "
+                    "text out, or use another site",
+                    field=text.field,
+                    metadata={"site": site},
+                )

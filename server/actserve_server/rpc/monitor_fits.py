@@ -50,12 +50,13 @@ class MonitorFit:
 
     async def make(self, job: FitJob) -> Definition:
         asked = self._asked
-        texts = Texts(self._engine, asked.info, job.stored.tenant, f"fit-{self._call.id}", job.step)
+        texts = Texts(self._engine, asked.info, f"fit-{self._call.id}", job)
         fitted = await self._fitted(texts, job)
         network, how = fitted.network, asked.recipe.aggregator
         benign = await texts.highest_scores(asked.benign, network, how)
         longer = await texts.highest_scores(asked.longer, network, how)
-        report = FitReport.of(asked, fitted, benign, self._quality_of_longer(longer))
+        of_longer = await job.in_thread(self._quality_of_longer, longer)
+        report = FitReport.of(asked, fitted, benign, of_longer)
         made = await monitor_definitions.created(
             fit_messages.fitted(self._monitor, report, asked.info), self._world, self._own
         )

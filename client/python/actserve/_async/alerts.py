@@ -17,6 +17,8 @@ from actserve.monitors import Monitor
 from actserve.v1 import monitor_service_pb2 as pb
 
 _ALERTS = "alerts"
+_PAUSE_S = 1.0
+"""Before a watch goes on whose time was over."""
 
 
 class AsyncAlerts:
@@ -60,14 +62,18 @@ class AsyncAlerts:
         )
         call = WatchCall(request)
         while True:
+            opened = False
             try:
                 async with aclosing(self._transport.resumed(call, timeout)) as events:
                     async for event in events:
+                        opened = True
                         if event is not OPENED:
                             yield event
             except DeadlineExceeded:  # Calls that go on have a limit of their own, too.
-                if timeout is not None:
+                if timeout is not None or not opened:
                     raise
+            # A server, or what is between, may have a limit that is next to nothing.
+            await self._transport.sleep(_PAUSE_S)
 
     async def get(self, alert: str | Alert, *, timeout: float | None = None) -> Alert:
         """One alert as it is now, by its id, its name or as it was."""

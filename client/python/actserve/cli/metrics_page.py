@@ -16,7 +16,7 @@ DEFAULT_PORT = 9090
 _TIMEOUT_S = 2.0
 _MOST_BYTES = 8 << 20
 _SAMPLE = re.compile(
-    r'^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})? +(\S+)', re.MULTILINE
+    r'^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*\})? +(\S+)', re.MULTILINE
 )
 
 
