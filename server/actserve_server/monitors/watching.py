@@ -187,9 +187,9 @@ class _Watching:
         """Takes an event of the run. Returns it if it may be told at once."""
         match event:
             case Tokens():
+                self._check_replayed(event.ids)
                 self._ids += event.ids
                 self._texts += event.texts
-                self._check_replayed()
             case Rows() if event.capture_index >= self._own_captures:
                 self._scores.add(event.capture_index - self._own_captures, event, self._ids)
                 return None
@@ -402,9 +402,11 @@ class _Watching:
         texts = [*self._sample.prompt_texts, *self._texts]
         return "".join(texts[max(0, end - before) : end + LATER_TEXT_TOKENS])
 
-    def _check_replayed(self) -> None:
-        generated = self._ids[self._prompt_tokens : self._prompt_tokens + len(self._replayed)]
-        if tuple(generated) != self._replayed[: len(generated)]:
+    def _check_replayed(self, new: Sequence[int]) -> None:
+        """Looks at the next tokens alone, since all may be tens of thousands."""
+        start = len(self._ids) - self._prompt_tokens
+        kept = self._replayed[start : start + len(new)]
+        if tuple(new[: len(kept)]) != kept:
             raise ActserveError(
                 Reason.INTERNAL, "the engine did not replay the tokens of a sample that goes on"
             )
