@@ -2,7 +2,7 @@
 others. Each promise is held in both databases."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from actserve_server.domain.positions import GeneratedPositions
 from actserve_server.domain.principals import Role
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.engine.fake import FakeEngine
+from actserve_server.monitors.monitor_registry import Key
+from actserve_server.monitors.stored_monitors import StoredMonitor
 from actserve_server.monitors.watched import LevelName, Pause, Steer, Stop, Watcher
 from actserve_server.rpc.requests.monitor_fields import MonitorRequest
 from tests.contract import vectors
@@ -28,6 +30,7 @@ from tests.contract.harness import (
     eventually,
     failure,
     fetch,
+    generate,
     inline,
     intervention,
     matrices,
@@ -442,6 +445,29 @@ async def test_a_monitor_of_another_checkpoint_watches_nothing(store: dict[str, 
         assert found is not None
         assert found.ready is None
         assert (await get(second)).model_path == first.engine.info.path
+
+
+async def test_a_monitor_that_cannot_be_read_fails_its_calls_and_holds_up_no_other(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = served.app.monitors
+    load = registry.load
+
+    async def spoilt(keys: Collection[Key]) -> Sequence[StoredMonitor]:
+        return [
+            replace(each, definition=replace(each.definition, resolved=b"\xff"))
+            if each.id == "spoilt"
+            else each
+            for each in await load(keys)
+        ]
+
+    monkeypatch.setattr(registry, "load", spoilt)
+    for name in ("spoilt", "whole"):
+        await made(served, name, watch={"named_only": True})
+    await live(served, "whole")
+    failed = await failure(served.generation.Generate(generate(monitors=[full("spoilt")])))
+    assert failed.reason == "INTERNAL"
+    assert full("spoilt") in failed.message
 
 
 async def test_no_more_is_stored_than_allowed_however_many_ask_at_once(

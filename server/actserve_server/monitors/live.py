@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
 
+import structlog
+
+from actserve_server import logs
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.monitors.monitor_registry import Key, MonitorRegistry
@@ -22,6 +25,8 @@ POLL_S = 1.0
 """How late this server may be about what other replicas have changed."""
 _AT_ONCE = 64
 """Monitors that are read from the database at a time."""
+
+log = structlog.get_logger("actserve.monitors")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +83,9 @@ class LiveMonitors(Generic[T]):
             except ActserveError as error:
                 # The database has said so; what was read last stays.
                 if error.reason is not Reason.STORE_UNREACHABLE:
-                    raise
+                    log.error("monitors", **logs.described(error))
+            except Exception as error:
+                log.error("monitors", **logs.described(error))
             await asyncio.sleep(POLL_S)
 
     async def refresh(self) -> None:
@@ -107,3 +114,9 @@ class LiveMonitors(Generic[T]):
             return LiveMonitor(stored, self._prepare(stored))
         except ActserveError as error:
             return LiveMonitor(stored, None, error.again())
+        except Exception as error:
+            # Those of everybody else are followed all the same.
+            name = self._registry.name(stored.id)
+            log.error("monitor", name=name, **logs.described(error))
+            why = f"{name} is stored, but cannot be read; delete it, and create it anew"
+            return LiveMonitor(stored, None, ActserveError(Reason.INTERNAL, why))
