@@ -268,6 +268,14 @@ class App:
 
     async def close(self) -> None:
         """Ends whatever is left, the engine and the autoencoders."""
+        await self.leave()
+        try:
+            await self.autoencoders.close()
+        finally:
+            await self.engine.close()
+
+    async def leave(self) -> None:
+        """As `close`, but for the engine and the autoencoders, which others may go on to use."""
         await self._stop_watching()
         await self.rpc.stop(0)
         await _end(self._following_up)
@@ -276,10 +284,6 @@ class App:
         await self.scores.flush()
         await self._fits.close()
         self.database.close()
-        try:
-            await self.autoencoders.close()
-        finally:
-            await self.engine.close()
 
     async def _watch(self) -> None:
         while True:

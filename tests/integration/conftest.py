@@ -128,3 +128,4 @@ def served(smollm2: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> I
     with actserve.Client(f"127.0.0.1:{running.port}") as client:
         yield Served(client, smollm2, running.port)
     smollm2.call(running.drain())
+    smollm2.call(running.leave())

@@ -128,6 +128,7 @@ def address(nla: Nla, smollm2: EngineThread) -> Iterator[str]:
     running = smollm2.call(start())
     yield f"127.0.0.1:{running.port}"
     smollm2.call(running.drain())
+    smollm2.call(running.leave())
 
 
 def test_256_explanations_at_once_are_those_of_one_at_a_time(
