@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from actserve_server.monitors.alert_store import AlertStore
 from actserve_server.monitors.stored_alerts import AlertFilter, NewAlert
+from actserve_server.monitors.stored_deliveries import StoredDeliveries
 from actserve_server.monitors.watched import Crossing, Level, LevelName, WatchedCall
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import place
@@ -72,3 +73,31 @@ async def test_deleting_more_alerts_takes_as_much_longer(tmp_path: Path) -> None
             assert await store.count() == (0 if number == 0 else count - count // 2)
             database.close()
         assert taken[1] < 1.5 * taken[0] * MANY / FEW
+
+
+async def test_deliveries_that_wait_make_it_no_longer_to_find_those_that_are_due(
+    tmp_path: Path,
+) -> None:
+    taken = []
+    for count in (FEW, MANY):
+        database, store = await filled(tmp_path / f"{count}", count)
+        allowed = {"https://a.test/": 4, "https://b.test/alerts": 4, "https://c.test/": 4}
+        later = alerts.update().values(delivery_due_us=store.now_us() + 10**12)
+        await database.write(lambda connection, later=later: connection.execute(later).rowcount)
+        deliveries = StoredDeliveries(database, "fake", store, store.decide, lambda *_: b"{}")
+        taken.append(await steps(database, partial(deliveries.claim, allowed, 4, 30.0)))
+        database.close()
+    assert taken[1] <= taken[0] + 1
+
+
+async def test_what_waits_for_addresses_that_are_not_allowed_any_more_is_found(
+    tmp_path: Path,
+) -> None:
+    database, store = await filled(tmp_path, 4)
+    deliveries = StoredDeliveries(database, "fake", store, store.decide, lambda *_: b"{}")
+    at = LEVEL.webhook
+    for allowed in ((), ("https://a.test/",), ("https://c.test/",), (f"{at}/", f"{at[:-1]}")):
+        found = await deliveries.claim(dict.fromkeys(allowed, 4), 1, 30.0)
+        assert [each.url for each in found] == [at]
+    assert await deliveries.claim({at: 0}, 4, 30.0) == ()
+    database.close()
