@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from actserve_server.monitors.alert_store import AlertStore
 from actserve_server.monitors.stored_alerts import AlertFilter, NewAlert
@@ -18,7 +19,8 @@ from actserve_server.storage.tables import alert_sequences, alert_totals, alerts
 from tests.unit.monitors.watchers import watcher
 
 CALL = WatchedCall(tenant="vision", model_id="fake", call_id="call")
-LEVEL = Level(LevelName.UPPER, 1.0, webhook="https://b.test/alerts")
+ADDRESS = "https://b.test/alerts"
+LEVEL = Level(LevelName.UPPER, 1.0, webhook=ADDRESS)
 CROSSING = Crossing(watcher("harm", LEVEL), LEVEL, 2.0, position=3, sample_index=0)
 FEW, MANY = 2_000, 12_000
 
@@ -57,9 +59,7 @@ async def steps(database: Database, work: Callable[[], Awaitable[Any]]) -> int:
         return 0
 
     database._engine.dispose()  # What connects from now on counts.
-    sa.event.listen(
-        database._engine, "connect", lambda raw, _: raw.set_progress_handler(count, 100)
-    )
+    event.listen(database._engine, "connect", lambda raw, _: raw.set_progress_handler(count, 100))
     await work()
     return taken
 
@@ -81,7 +81,7 @@ async def test_deliveries_that_wait_make_it_no_longer_to_find_those_that_are_due
     taken = []
     for count in (FEW, MANY):
         database, store = await filled(tmp_path / f"{count}", count)
-        allowed = {"https://a.test/": 4, "https://b.test/alerts": 4, "https://c.test/": 4}
+        allowed = {"https://a.test/": 4, ADDRESS: 4, "https://c.test/": 4}
         later = alerts.update().values(delivery_due_us=store.now_us() + 10**12)
         await database.write(lambda connection, later=later: connection.execute(later).rowcount)
         deliveries = StoredDeliveries(database, "fake", store, store.decide, lambda *_: b"{}")
@@ -95,7 +95,7 @@ async def test_what_waits_for_addresses_that_are_not_allowed_any_more_is_found(
 ) -> None:
     database, store = await filled(tmp_path, 4)
     deliveries = StoredDeliveries(database, "fake", store, store.decide, lambda *_: b"{}")
-    at = LEVEL.webhook
+    at = ADDRESS
     for allowed in ((), ("https://a.test/",), ("https://c.test/",), (f"{at}/", f"{at[:-1]}")):
         found = await deliveries.claim(dict.fromkeys(allowed, 4), 1, 30.0)
         assert [each.url for each in found] == [at]
