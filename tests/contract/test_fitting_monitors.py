@@ -345,6 +345,21 @@ async def test_no_more_of_a_tenant_wait_than_may(served: Served, held: Held) -> 
     await begin(served, "more")
 
 
+async def test_no_more_text_waits_than_a_fit_may_take(held: Held) -> None:
+    benign = [example("how are you? " * 20) for _ in range(30)]
+    async with serving(FakeEngine(), max_fit_bytes=600_000) as served:
+        await begin(served, "running")
+        await reached(served, RUNNING, "running")
+        await begin(served, "waiting", benign_examples=benign)
+        refused = await failure(served.monitors.FitMonitor(fit("more", benign_examples=benign)))
+        assert refused.reason == "QUEUE_FULL"
+        assert "600000" in refused.message
+        alone = await failure(served.monitors.FitMonitor(fit("more", benign_examples=benign * 2)))
+        assert alone.reason == "TOO_MANY_ROWS"
+        assert "600000" in alone.message
+        await begin(served, "small")
+
+
 async def test_a_fit_that_takes_too_much_is_refused_with_the_arithmetic() -> None:
     async with serving(FakeEngine(), max_fit_bytes=10_000) as served:
         refused = await failure(

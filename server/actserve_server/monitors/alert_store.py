@@ -8,6 +8,7 @@ gap in the numbers. An account has at most its share of the room, and the oldest
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -171,27 +172,20 @@ class AlertStore:
         """Deletes the alerts that fit and are there now, but for those of samples that are paused.
         Returns how many."""
         last = (await self.lasts([tenant])).get(tenant, 0)
-        which = (
-            self._of(tenant),
-            alerts.c.sequence <= last,
-            ~self._waits(),
-            *self._fitting(wanted),
-        )
-        count = 0
-        # Some at a time: others wait to write meanwhile.
-        while gone := await self._database.write(
-            lambda connection: self._delete(connection, *which, limit=AT_ONCE)
-        ):
-            count += gone
+        which = (self._of(tenant), ~self._waits(), *self._fitting(wanted))
+        count = after = 0
+        # Some at a time, and found before: others wait to write meanwhile.
+        while found := await self._some(after, last, *which):
+            some = (*which, alerts.c.sequence.in_(found))
+            count += await self._database.write(partial(self._delete, which=some))
+            after = found[-1]
         return count
 
     async def expire(self) -> None:
         """Deletes alerts whose time is over, of all tenants and models."""
         oldest = self.now_us() - self._max_us
         old = (alerts.c.raise_time_us <= oldest, ~self._waits())
-        while await self._database.write(
-            lambda connection: self._delete(connection, *old, limit=AT_ONCE)
-        ):
+        while await self._database.write(partial(self._delete, which=old)):
             pass
         await self._database.write(lambda connection: self._forget(connection, oldest))
 
@@ -387,11 +381,24 @@ class AlertStore:
         """Deletes the oldest of some alerts until there are no more than this."""
         query = sa.select(sa.func.coalesce(sa.func.sum(totals.c.alerts), 0)).where(counted)
         while (excess := int(connection.scalar(query) or 0) - limit) > 0:
-            gone = self._delete(connection, which, ~self._waits(), limit=min(excess, AT_ONCE))
+            oldest = (which, ~self._waits())
+            gone = self._delete(connection, oldest, limit=min(excess, AT_ONCE))
             if not gone:
                 return
 
-    def _delete(self, connection: sa.Connection, *which: sa.ColumnElement[bool], limit: int) -> int:
+    async def _some(self, after: int, last: int, *which: sa.ColumnElement[bool]) -> Sequence[int]:
+        """The first places of alerts of one tenant after one place and up to another, ascending."""
+        place = alerts.c.sequence
+        select = sa.select(place).where(*which, place > after, place <= last)
+        select = select.order_by(place).limit(AT_ONCE)
+        return await self._database.read(lambda connection: connection.scalars(select).all())
+
+    def _delete(
+        self,
+        connection: sa.Connection,
+        which: Sequence[sa.ColumnElement[bool]],
+        limit: int = AT_ONCE,
+    ) -> int:
         """Deletes the oldest of some alerts, and remembers whose are gone. Returns how many."""
         columns = [alerts.c.tenant, alerts.c.model_id, alerts.c.sequence]
         select = sa.select(*columns, alerts.c.account, alerts.c.monitor).where(*which)

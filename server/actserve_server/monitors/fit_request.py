@@ -29,6 +29,8 @@ class FitRequest:
     """What it was checked against."""
     held_bytes: int
     """What it takes on the server while it is done."""
+    text_bytes: int
+    """What its texts take, also while it waits."""
 
     @property
     def steps(self) -> int:

@@ -53,10 +53,17 @@ class FitJob:
     """One fit, from the queue to its end. Its threads and the event loop both look at it."""
 
     def __init__(
-        self, stored: StoredMonitor, steps: int, held_bytes: int, threads: Executor
+        self,
+        stored: StoredMonitor,
+        steps: int,
+        held_bytes: int,
+        text_bytes: int,
+        threads: Executor,
     ) -> None:
+        """`text_bytes` is what it takes while it waits."""
         self.stored = stored
         self.held_bytes = held_bytes
+        self.text_bytes = text_bytes
         self.state = WorkState.WAITING
         self._steps = steps
         self._steps_done = 0
@@ -133,8 +140,8 @@ class FitWork:
         tenant_share: float,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
-        """`max_bytes` is what all of them take together; one that a tenant with a name asked for
-        takes its share at most."""
+        """`max_bytes` is what all that are done take together, and what those take that wait; one
+        that a tenant with a name asked for takes its share at most."""
         self._registry = registry
         self._stored = stored
         self._max_bytes = max_bytes
@@ -149,8 +156,9 @@ class FitWork:
         """What one fit may take."""
         return int(self._max_bytes * (self._tenant_share if account(tenant) else 1))
 
-    def check_room(self, tenant: str) -> None:
-        """Raises QUEUE_FULL, or DRAINING, where a fit would have to wait for too many others."""
+    def check_room(self, tenant: str, text_bytes: int = 0) -> None:
+        """Raises QUEUE_FULL, or DRAINING, where a fit whose texts take so much would have to wait
+        for too many others, or for others of too much text."""
         if self._closing:
             raise ended()
         waiting = [each.job for each in self._queue.values() if each.job.state is WorkState.WAITING]
@@ -164,11 +172,25 @@ class FitWork:
                 metadata={"waiting": own, "limit": MAX_OWN_WAITING},
                 retry_after_s=RETRY_AFTER_S,
             )
+        whose, limit = account(tenant), self.max_own_bytes(tenant)
+        every = sum(job.text_bytes for job in waiting) + text_bytes
+        own_bytes = sum(job.text_bytes for job in waiting if job.account == whose) + text_bytes
+        if own_bytes > limit or every > self._max_bytes:
+            raise ActserveError(
+                Reason.QUEUE_FULL,
+                f"the texts of this fit and of those of yours that wait take {own_bytes} bytes, of "
+                f"{limit} that they may, and of all callers {every}, of {self._max_bytes}; try "
+                f"again in {RETRY_AFTER_S:g} s, or send fewer",
+                metadata={"bytes": own_bytes, "limit": limit},
+                retry_after_s=RETRY_AFTER_S,
+            )
 
-    async def begin(self, stored: StoredMonitor, steps: int, held_bytes: int, fit: Fit) -> None:
+    async def begin(
+        self, stored: StoredMonitor, steps: int, held_bytes: int, text_bytes: int, fit: Fit
+    ) -> None:
         """Puts a fit into the queue, unless it is in some server's already. Raises
         STORE_UNREACHABLE."""
-        job = FitJob(stored, steps, held_bytes, self._threads)
+        job = FitJob(stored, steps, held_bytes, text_bytes, self._threads)
         if not await self._stored.begin(*job.key, stored.etag, job.progress) or self._closing:
             return
         queued = _Queued(job, fit)

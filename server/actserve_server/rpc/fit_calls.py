@@ -45,11 +45,12 @@ class FitCalls:
         if stored is None:
             fits.check_room(tenant)
             asked = await fit_request(request, self._engine, tenant, fits.max_own_bytes(tenant))
+            fits.check_room(tenant, asked.text_bytes)
             own = self._sources.of(tenant)
             fit = MonitorFit(request, asked, self._engine, self._world(), own, call)
             new = NewMonitor(id=chosen, definition=fit.begun, model_path=info.path)
             stored = await self._registry.store(tenant, new, making)
-            await fits.begin(stored, asked.steps, asked.held_bytes, fit)
+            await fits.begin(stored, asked.steps, asked.held_bytes, asked.text_bytes, fit)
         (monitor,) = await self.told([stored])
         return pb.FitMonitorResponse(monitor=monitor)
 

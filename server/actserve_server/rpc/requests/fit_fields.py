@@ -40,6 +40,8 @@ HIDDEN_UNITS = 64
 HEADS = 10
 UPPER_FALSE_POSITIVES = float(np.float32(0.001))
 
+_TOKEN_BYTES = 48
+"""For each token of a text: its number, its position, and whether it counts and is fitted to."""
 _MEAN_BYTES = 40
 """For each number of the mean rows: copies in float64, whole and scaled."""
 _TRAINED_BYTES = 4
@@ -61,16 +63,20 @@ async def fit_request(
     parts = split([_label(each, ("examples", i)) for i, each in enumerate(wire.examples)])
     texts = _Texts(engine, info, tenant, recipe.sites, positions)
     examples = await texts.of(wire.examples, "examples", may_have_positions=True)
+    benign = await texts.of(wire.benign_examples, "benign_examples", may_be_positive=False)
+    longer = await texts.of(wire.longer_examples, "longer_examples")
+    held_bytes = _held_bytes(examples, recipe, info, max_bytes)
     return FitRequest(
         examples=examples,
-        benign=await texts.of(wire.benign_examples, "benign_examples", may_be_positive=False),
-        longer=await texts.of(wire.longer_examples, "longer_examples"),
+        benign=benign,
+        longer=longer,
         split=parts,
         recipe=recipe,
         lower_false_positives=lower,
         upper_false_positives=upper,
         info=info,
-        held_bytes=_held_bytes(examples, recipe, info, max_bytes),
+        held_bytes=held_bytes,
+        text_bytes=_text_bytes((*examples, *benign, *longer), max_bytes),
     )
 
 
@@ -263,6 +269,21 @@ class _Texts:
             label=label,
             field=at,
         )
+
+
+def _text_bytes(texts: Sequence[FitText], max_bytes: int) -> int:
+    """What texts take on the server, whether or not they are run."""
+    tokens = sum(len(each.token_ids) for each in texts)
+    if (size := tokens * _TOKEN_BYTES) > max_bytes:
+        raise ActserveError(
+            Reason.TOO_MANY_ROWS,
+            f"the {tokens} tokens of {len(texts)} examples, benign and longer ones among them, "
+            f"take {size} bytes on the server, but those of a fit may take at most {max_bytes}; "
+            "send fewer or shorter ones",
+            field=("examples",),
+            metadata={"bytes": size, "limit": max_bytes},
+        )
+    return size
 
 
 def _held_bytes(
