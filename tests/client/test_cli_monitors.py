@@ -274,6 +274,9 @@ def test_alerts_are_followed_as_lines_of_json_until_ctrl_c(process: Any, model: 
     found = [json.loads(watching.stdout.readline()) for _ in range(2)]
     assert [each["position"] for each in found] == [1, 2]
     interrupted(watching)
+    going_on = process("alerts", "watch", "--resume-from", "a1", "--json", *BIG)
+    assert json.loads(going_on.stdout.readline())["position"] == 2
+    interrupted(going_on)
 
 
 def test_ctrl_c_leaves_a_fit_running_and_says_where_to_look(
