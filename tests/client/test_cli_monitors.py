@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,9 @@ def test_alerts_are_followed_as_lines_of_json_until_ctrl_c(process: Any, model: 
     found = [json.loads(watching.stdout.readline()) for _ in range(2)]
     assert [each["position"] for each in found] == [1, 2]
     interrupted(watching)
+    going_on = process("alerts", "watch", "--resume-from", "a1", "--json", *BIG)
+    assert json.loads(going_on.stdout.readline())["position"] == 2
+    interrupted(going_on)
 
 
 def test_ctrl_c_leaves_a_fit_running_and_says_where_to_look(
@@ -379,3 +383,11 @@ def test_rates_are_of_the_last_minutes_alone() -> None:
     seen.time = old.raise_time
     assert seen.recent("rude") == [old]
     assert seen.recent("other") == []
+    assert seen.rate("rude") == pytest.approx(1 / 10)
+    assert seen.rate("other") == 0
+
+
+def test_a_rate_of_more_alerts_than_are_read_is_of_the_time_that_they_span() -> None:
+    old = alert_from_proto(alert(1))
+    seen = top.Seen(alerts=[old] * top._ALERTS, time=old.raise_time + timedelta(minutes=2))
+    assert seen.rate("rude") == pytest.approx(top._ALERTS / 2)

@@ -86,6 +86,14 @@ def watch(
     from_oldest: Annotated[
         bool, typer.Option("--from-oldest", help="Begin with the oldest that is stored.")
     ] = False,
+    resume_from: Annotated[
+        Any,
+        typer.Option(
+            metavar="ALERT",
+            parser=arg.reader(_alert),
+            help="Begin after this alert: the id of the last one that was printed before.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one alert a line.")] = False,
     server: arg.Server = arg.DEFAULT_TARGET,
     model: arg.ModelId = None,
@@ -100,7 +108,11 @@ def watch(
     """
     with arg.connect(server, model, token, tls) as client:
         for alert in client.alerts.watch(
-            monitors or (), level=level, end_user=end_user, from_oldest=from_oldest
+            monitors or (),
+            level=level,
+            end_user=end_user,
+            from_oldest=from_oldest,
+            resume_from=client.alerts.get(resume_from) if resume_from else None,
         ):
             if alert.lost_before:
                 say(f"{alert.lost_before} alerts before this one were deleted before it was read")

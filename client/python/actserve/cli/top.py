@@ -82,6 +82,13 @@ class Seen:
         since = self.time - _RATE
         return [a for a in self.alerts if a.monitor == monitor and a.raise_time >= since]
 
+    def rate(self, monitor: str) -> float:
+        """Alerts of a monitor by the minute, over as much of the last minutes as was read."""
+        span = _RATE
+        if len(self.alerts) >= _ALERTS:  # There may be older ones, which were not read.
+            span = min(span, max(self.time - self.alerts[-1].raise_time, timedelta(seconds=1)))
+        return len(self.recent(monitor)) / (span.total_seconds() / 60)
+
 
 class Watcher:
     """Looks again and again; what cannot be seen is said and leaves the rest as it is."""
@@ -186,7 +193,6 @@ def rendered(seen: Seen) -> RenderableType:
 def _monitors(seen: Seen) -> RenderableType:
     if not seen.monitors:
         return Text("no monitors", "dim")
-    minutes = _RATE.total_seconds() / 60
     names = ("monitor", "watches", "alerts/min", "upper", "samples this hour", "drift")
     table = Table(*names)
     for each in seen.monitors:
@@ -197,7 +203,7 @@ def _monitors(seen: Seen) -> RenderableType:
         told = [
             each.id,
             "nothing" if each.paused else "all" if each.watch == Watch() else "some",
-            f"{len(recent) / minutes:.3g}",
+            f"{seen.rate(each.id):.3g}",
             str(sum(alert.level == "upper" for alert in recent)),
             str(samples) if history else "",
             "" if drift is None else f"{drift:.3g}",
