@@ -16,8 +16,8 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NoReturn, TypeVar
 
@@ -296,17 +296,17 @@ class App:
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(EXPIRE_S)
-            await self._cells.expire()
-            with suppress(ActserveError):  # The database has said that it cannot be reached.
-                await self.alert_store.expire()
-                await self.scores.expire()
+            for each in (self._cells, self.alert_store, self.scores):
+                with _going_on():
+                    await each.expire()
 
     async def _count_scores(self) -> None:
         while True:
-            with suppress(ActserveError):  # As above.
+            with _going_on():
                 measures.alerts_stored(await self.alert_store.count())
             await asyncio.sleep(FLUSH_S)
-            await self.scores.flush()
+            with _going_on():
+                await self.scores.flush()
 
     async def _report_health(self) -> None:
         healthy, why = True, None
@@ -327,6 +327,17 @@ class App:
     async def _stop_watching(self) -> None:
         await _end(self._watching)
         self._watching = ()
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """What is done again and again, is tried again after an error."""
+    try:
+        yield
+    except ActserveError:
+        pass  # The database has said that it cannot be reached.
+    except Exception:
+        log.exception("a task of the server failed, and is tried again")
 
 
 async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -80,8 +80,9 @@ const (
 	// A call has more samples than Limits.max_samples or Nla.max_samples. Make several calls.
 	// INVALID_ARGUMENT with samples, limit.
 	ErrorReason_ERROR_REASON_TOO_MANY_SAMPLES ErrorReason = 13
-	// A call has more interventions than Limits.max_interventions. Add up vectors that
-	// go to the same sites and positions. INVALID_ARGUMENT with interventions, limit.
+	// A call has more interventions than Limits.max_interventions, those together that the
+	// monitors which watch it may switch on. Add up vectors that go to the same sites and
+	// positions. INVALID_ARGUMENT with interventions, limit.
 	ErrorReason_ERROR_REASON_TOO_MANY_INTERVENTIONS ErrorReason = 14
 	// A sampling parameter is outside its range, or two are at odds. Change what the
 	// message names. INVALID_ARGUMENT with max_tokens, prompt_tokens,

@@ -522,8 +522,10 @@ type InterveneAction struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Applied to every generated token after the one that brought the score above the
 	// threshold, where their positions select it, after the call's own; from 1 to
-	// Limits.max_interventions. They may go unused. Once interventions of a monitor are on,
-	// those of others that come above a threshold are added.
+	// Limits.max_interventions. A call that is watched may have as many together with all that
+	// the monitors which watch it may switch on: else it is TOO_MANY_INTERVENTIONS. They may
+	// go unused. Once interventions of a monitor are on, those of others that come above a
+	// threshold are added.
 	Interventions []*Intervention `protobuf:"bytes,1,rep,name=interventions,proto3" json:"interventions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -2718,8 +2718,9 @@ pub enum ErrorReason {
     /// A call has more samples than Limits.max_samples or Nla.max_samples. Make several calls.
     /// INVALID_ARGUMENT with samples, limit.
     TooManySamples = 13,
-    /// A call has more interventions than Limits.max_interventions. Add up vectors that
-    /// go to the same sites and positions. INVALID_ARGUMENT with interventions, limit.
+    /// A call has more interventions than Limits.max_interventions, those together that the
+    /// monitors which watch it may switch on. Add up vectors that go to the same sites and
+    /// positions. INVALID_ARGUMENT with interventions, limit.
     TooManyInterventions = 14,
     /// A sampling parameter is outside its range, or two are at odds. Change what the
     /// message names. INVALID_ARGUMENT with max_tokens, prompt_tokens,
@@ -6251,8 +6252,10 @@ pub struct StopAction {}
 pub struct InterveneAction {
     /// Applied to every generated token after the one that brought the score above the
     /// threshold, where their positions select it, after the call's own; from 1 to
-    /// Limits.max_interventions. They may go unused. Once interventions of a monitor are on,
-    /// those of others that come above a threshold are added.
+    /// Limits.max_interventions. A call that is watched may have as many together with all that
+    /// the monitors which watch it may switch on: else it is TOO_MANY_INTERVENTIONS. They may
+    /// go unused. Once interventions of a monitor are on, those of others that come above a
+    /// threshold are added.
     #[prost(message, repeated, tag = "1")]
     pub interventions: ::prost::alloc::vec::Vec<Intervention>,
 }

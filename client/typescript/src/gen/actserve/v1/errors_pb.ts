@@ -143,8 +143,9 @@ export enum ErrorReason {
   TOO_MANY_SAMPLES = 13,
 
   /**
-   * A call has more interventions than Limits.max_interventions. Add up vectors that
-   * go to the same sites and positions. INVALID_ARGUMENT with interventions, limit.
+   * A call has more interventions than Limits.max_interventions, those together that the
+   * monitors which watch it may switch on. Add up vectors that go to the same sites and
+   * positions. INVALID_ARGUMENT with interventions, limit.
    *
    * @generated from enum value: ERROR_REASON_TOO_MANY_INTERVENTIONS = 14;
    */

@@ -293,8 +293,10 @@ export type InterveneAction = Message<"actserve.v1.InterveneAction"> & {
   /**
    * Applied to every generated token after the one that brought the score above the
    * threshold, where their positions select it, after the call's own; from 1 to
-   * Limits.max_interventions. They may go unused. Once interventions of a monitor are on,
-   * those of others that come above a threshold are added.
+   * Limits.max_interventions. A call that is watched may have as many together with all that
+   * the monitors which watch it may switch on: else it is TOO_MANY_INTERVENTIONS. They may
+   * go unused. Once interventions of a monitor are on, those of others that come above a
+   * threshold are added.
    *
    * @generated from field: repeated actserve.v1.Intervention interventions = 1;
    */
