@@ -297,15 +297,15 @@ class App:
         while True:
             await asyncio.sleep(EXPIRE_S)
             for each in (self._cells, self.alert_store, self.scores):
-                with _going_on():
+                with going_on():
                     await each.expire()
 
     async def _count_scores(self) -> None:
         while True:
-            with _going_on():
+            with going_on():
                 measures.alerts_stored(await self.alert_store.count())
             await asyncio.sleep(FLUSH_S)
-            with _going_on():
+            with going_on():
                 await self.scores.flush()
 
     async def _report_health(self) -> None:
@@ -330,7 +330,7 @@ class App:
 
 
 @contextmanager
-def _going_on() -> Iterator[None]:
+def going_on() -> Iterator[None]:
     """What is done again and again, is tried again after an error."""
     try:
         yield

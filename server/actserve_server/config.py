@@ -246,8 +246,8 @@ class Settings(BaseSettings):
     max_fit_bytes: int = Field(
         4 << 30,
         ge=0,
-        description="bytes of rows in memory that fits of monitors work with, all together; texts of "
-        "fits that wait may take as much again",
+        description="bytes of rows in memory that fits of monitors work with, all together; texts "
+        "of fits that wait may take as much again",
     )
     max_alert_seconds: PositiveInt = Field(
         30 * 24 * 3600, description="seconds for which alerts are stored"
