@@ -105,7 +105,8 @@ async def serving(
     `measured=True` it has found before how long rows are, which takes a while."""
     engine = engine or FakeEngine()
     measured = settings.pop("measured", False)
-    with tempfile.TemporaryDirectory(prefix="actserve-data-") as data:
+    # What was being read when the app was closed may still make files of the database there.
+    with tempfile.TemporaryDirectory(prefix="actserve-data-", ignore_cleanup_errors=True) as data:
         options = Settings(**{"port": 0, "drain_grace_s": 5.0, "data_dir": data, **settings})
         served = app.build(engine, options, Autoencoders(nlas))
         if measured:

@@ -370,8 +370,8 @@ async def test_of_calls_at_once_each_learns_of_its_own_names(served: Served) -> 
         await served.vectors.CreateSteeringVector(create(f"joy-{index}", each))
     plain = await read(served)
     calls = [read(served, adding(stored(f"joy-{index}"))) for index in range(8)]
-    lost = failure(read(served, adding(stored("joy-9"))))
-    *found, error = await asyncio.gather(*calls, lost)
+    lost = asyncio.ensure_future(failure(read(served, adding(stored("joy-9")))))
+    found, error = await asyncio.gather(*calls), await lost
     for one, value in zip(found, values, strict=True):
         np.testing.assert_allclose(one - plain, np.broadcast_to(value, one.shape), atol=1e-5)
     assert error.reason == "RESOURCE_NOT_FOUND"

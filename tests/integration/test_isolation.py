@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from vllm import LLM, SamplingParams
 
-from actserve_server.domain.runs import Capture, Run
+from actserve_server.domain.projection import Projected
+from actserve_server.domain.runs import Capture, Run, Unembed
 from actserve_server.domain.sites import Site
 from tests.integration.conftest import TIMEOUT_S, tight_options
 from tests.integration.harness import (
@@ -114,7 +115,7 @@ def _same_request(run: Run, other: Run) -> bool:
 
 
 def _is_ranked(capture: Capture) -> bool:
-    return bool(capture.derived and capture.derived.top_k)
+    return isinstance(capture.derived, Unembed | Projected) and bool(capture.derived.top_k)
 
 
 def _is_plain(run: Run) -> bool:

@@ -44,7 +44,7 @@ def _other_smoothing(aggregator: Aggregator) -> Aggregator:
             return replace(aggregator, smoothing=Ema(weight / 2))
         case RollingMean(tokens):
             return replace(aggregator, smoothing=RollingMean(tokens + 2))
-        case None:
+        case _:
             return aggregator
 
 

@@ -218,6 +218,9 @@ class TinyEngine:
     async def close(self) -> None:
         self.closed = True
 
+    def ended_text(self, run: Run, generated: Sequence[int]) -> str:
+        raise NotImplementedError
+
     async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
         assert run.sampling.max_tokens == 1
         self.runs.append(run)

@@ -89,7 +89,7 @@ class _Group:
 
     def after(self, rows: np.ndarray) -> "tuple[_Group, np.ndarray]":
         outputs = rows[:, self.columns].astype(np.float64)
-        lost = ~np.isfinite(outputs).all(-1)
+        lost: np.ndarray = np.logical_or.reduce(~np.isfinite(outputs), axis=-1)
         if spoilt := bool(lost.any()):
             outputs = np.where(lost[..., None], 0.0, outputs)
         smoothed, smooth = self.smoothed.after(outputs)

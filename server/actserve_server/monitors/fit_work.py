@@ -181,7 +181,7 @@ class FitWork:
                 f"the texts of this fit and of those of yours that wait take {own_bytes} bytes, of "
                 f"{limit} that they may, and of all callers {every}, of {self._max_bytes}; try "
                 f"again in {RETRY_AFTER_S:g} s, or send fewer",
-                metadata={"bytes": own_bytes, "limit": limit},
+                metadata={"limit": limit},
                 retry_after_s=RETRY_AFTER_S,
             )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import Positions, Selection, Spans
+from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.projection import MAX_DIRECTIONS, Projected, Projection
 from actserve_server.domain.runs import Capture, Unembed
 from actserve_server.domain.sites import HookPoint, Site
@@ -243,7 +244,7 @@ class Plan:
 def plan(placed: tuple[Placed, ...], prompt_ids: tuple[int, ...]) -> Plan:
     """Shares what readouts need: one capture for each selection, of all sites wanted there."""
     needed = [each.captures for each in placed]
-    numbers: dict[tuple[Selection, Unembed | Projected | None], int] = {}
+    numbers: dict[tuple[Selection, Unembed | Projected | ProbeOutputs | None], int] = {}
     uses: list[dict[Site, list[Use]]] = []
     for readout, own in enumerate(needed):
         for part, capture in enumerate(own):

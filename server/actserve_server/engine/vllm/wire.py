@@ -16,7 +16,7 @@ import numpy as np
 
 from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.probe_networks import ProbeOutputs
-from actserve_server.domain.probes import Aggregator, Ema, RollingMean, ScoreReduction
+from actserve_server.domain.probes import Aggregator, Attention, Ema, RollingMean, ScoreReduction
 from actserve_server.domain.projection import Projected
 from actserve_server.domain.runs import Capture, Run, Unembed, conditions_of
 from actserve_server.engine.forms import (
@@ -224,6 +224,8 @@ def _encode_condition(form: ConditionForm) -> dict[str, Any]:
             smoothing = ["rolling_mean", tokens]
         case None:
             smoothing = None
+        case Attention():
+            raise ValueError("a condition's probe has no queries; the edge refuses attention")
     return {
         "site": list(SiteKey.of(form.site)),
         "direction": _encode_vectors(form.direction),
