@@ -135,7 +135,7 @@ def rolling_attention_max(tokens: int) -> Aggregator:
     return Aggregator(AttentionSmoothing(tokens), "max")
 
 
-_PLAIN = {"each": "last", "last": "last", "mean": "mean", "max": "max"}
+_PLAIN: dict[str, Reduction] = {"each": "last", "last": "last", "mean": "mean", "max": "max"}
 _OF_TOKENS = {
     "rolling_mean": rolling_mean,
     "rolling_mean_max": rolling_mean_max,
@@ -171,7 +171,7 @@ def _parsed(text: str) -> Aggregator | None:
     if number is None:
         if name in ("attention", "attention_max"):
             return attention() if name == "attention" else attention_max()
-        return Aggregator(None, _PLAIN[name]) if name in _PLAIN else None  # pyright: ignore[reportArgumentType]
+        return Aggregator(None, _PLAIN[name]) if name in _PLAIN else None
     if name in _OF_TOKENS and number.isdigit():
         return _OF_TOKENS[name](int(number))
     try:

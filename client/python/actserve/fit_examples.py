@@ -153,7 +153,8 @@ def _span(span: Any, *, conversation: bool) -> Positions | None:
     if isinstance(span, str):
         return ByText(span)
     if isinstance(span, list | tuple) and len(span) == 2:
-        return ByCharacters(*span, turn=-1 if conversation else None)
+        start, end = span
+        return ByCharacters(start, end, turn=-1 if conversation else None)
     raise _invalid(
         f"the span is {described(span)}; give [start, end] of the characters, or a piece of the "
         "text"
