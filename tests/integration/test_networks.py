@@ -181,3 +181,20 @@ def test_a_run_that_is_cancelled_leaves_right_numbers_or_none(
         _check(run.captures[0], _given(result), rows)
         smollm2.forget()
         assert smollm2.engine.rows.held_bytes == 0
+
+
+def test_what_another_tenant_steers_and_cancels_changes_no_number(
+    smollm2: EngineThread, captures: Mapping[str, Capture], prompt: tuple[int, ...]
+) -> None:
+    capture = captures["all together"]
+    own = replace(_run(prompt, capture), tenant="acme")
+    steered = replace(own, tenant="other", interventions=(add(EDITED, VECTOR),))
+    smollm2.forget()
+    for _ in range(2):  # The second time the caches hold what each has left.
+        smollm2.call(started(smollm2.engine, replace(again(steered), sampling=greedy(40))))
+        first, other, second = smollm2.run_all([again(own), again(steered), again(own)])
+        assert not np.array_equal(_given(first)[-1], _given(other)[-1])
+        sites = replace(again(own), captures=(Capture(capture.sites, ALL),), computes_all=True)
+        rows = smollm2.run(sites).rows
+        for result in (first, second):
+            _check(capture, _given(result), rows)
