@@ -145,7 +145,7 @@ def level_name(level: int) -> str:
 
 
 def level_to_proto(level: Any) -> pb.AlertLevel:
-    """A level as the contract writes it; None is any. Raises `InvalidRequest`."""
+    """A level as the contract writes it; None stands for any level. Raises `InvalidRequest`."""
     return pb.ALERT_LEVEL_UNSPECIFIED if level is None else _value(_LEVELS, level, "level")
 
 

@@ -210,7 +210,7 @@ class StoredLevel:
     interventions: int
     """Of "steer": how many."""
     time_limit: float | None
-    """Of "pause": seconds; None where the server's limit holds."""
+    """Seconds that a "pause" may last; None for as long as the server allows."""
     proceed_after: bool
     """Of "pause": whether the sample goes on after that."""
     flag: bool
@@ -344,7 +344,7 @@ def detail_to_proto(detail: Any) -> generation_service_pb2.ScoreDetail:
 
 
 def level_of_monitor(level: Any, what: str) -> pb.MonitorLevel | None:
-    """A level as the contract writes it; None is none. Raises `InvalidRequest`."""
+    """A level as the contract writes it; None stands for no level. Raises `InvalidRequest`."""
     if level is None:
         return None
     if not isinstance(level, Level):

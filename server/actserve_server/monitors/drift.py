@@ -73,7 +73,7 @@ class ScoreHours:
         counts[np.searchsorted(edges, np.float32(score), "left")] += np.uint64(1)
 
     async def flush(self) -> None:
-        """Writes what was counted. Where that cannot be, it waits for the next time."""
+        """Writes what was counted. What cannot be written now is written next time."""
         held, self._held = self._held, {}
         if not held:
             return

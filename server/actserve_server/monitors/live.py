@@ -54,7 +54,7 @@ class LiveMonitors(Generic[T]):
         self._model_path = model_path
         self._prepare = prepare
         self._version: int | None = None
-        """Of what was read last; None before the first time."""
+        """Of what was read last; None before anything was read."""
         self._all: Mapping[Key, LiveMonitor[T]] = {}
         self._by_tenant: Mapping[str, Mapping[str, LiveMonitor[T]]] = {}
         self._refreshing = asyncio.Lock()
