@@ -211,8 +211,8 @@ def _check_kinds(
             count = len(np.unique(groups[of_kind]))
             raise ActserveError(
                 Reason.FIELD_INVALID,
-                f"the {kind} examples are of {count} groups, which cannot be parted so that "
-                "fitting, choosing and measuring have some each, since groups stay whole; send "
+                f"the {kind} examples are of {count} groups, and a group is never split: too few "
+                "for some to fit to, some to choose a site by and some to measure with; send "
                 f"{kind} examples of more groups",
                 field=("examples",),
                 metadata={"groups": count, "limit": 3},
