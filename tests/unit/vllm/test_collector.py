@@ -35,11 +35,11 @@ class Pair:
     def open(self, key: int, inbox: Inbox) -> None:
         assert self.collector.open(key, inbox, self.collector.failures)
 
-    def send(self, *rows: tuple[int, int], number: int = 0) -> None:
+    def send(self, *rows: tuple[int, int], number: int = 0, wake: bool = True) -> None:
         """Rows as (key, position); the bytes of each are its key."""
         keys, positions = np.array(rows).T.copy()
         columns = [np.repeat(keys[:, None], width, axis=1).astype(np.uint8) for width in WIDTHS]
-        write_rows(self.writer, number, keys, positions, columns)
+        write_rows(self.writer, number, keys, positions, columns, wake=wake)
 
     def fail(self, *keys: int) -> None:
         write_failure(self.writer, FailureRecord(np.array(keys), "OutOfMemoryError"))
@@ -109,6 +109,19 @@ async def test_receipts_reach_their_run_and_edit_with_what_they_note(pair: Pair)
         for report in (*first.reports([7, 7]), *second.reports([7]))
     ]
     assert found == [(4, 2, 0.25), (2, 1, 0.5), (2, 0, 0.0), (1, 1, 8.0)]
+
+
+async def test_rows_that_wake_nobody_are_collected_on_the_loop(pair: Pair) -> None:
+    first, second = Inbox([ALL.spans], []), Inbox([ALL.spans], [])
+    pair.open(1, first)
+    pair.open(2, second)
+    pair.send((1, 0), (2, 0), wake=False)
+    second.expect()
+    assert not first.complete(1)
+    pair.collector.collect()
+    assert first.complete(1)
+    await asyncio.wait_for(second.arrival(), 5.0)
+    assert [_rows(blocks) for blocks in second.take(9)] == [[(2, 0)]]
 
 
 async def test_a_run_that_ends_leaves_no_inbox(pair: Pair) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,53 @@ def test_records_arrive_whole_and_in_order_through_many_wraps() -> None:
         assert np.array_equal(record[16 : 16 + len(data)], data)
     thread.join()
     reader.close()
+
+
+def test_a_quiet_record_wakes_nobody_until_too_much_waits() -> None:
+    reader = RingReader(capacity=4 * ring_module.QUIET_BYTES)
+    writer = RingWriter(reader.folder)
+    woken: list[int] = []
+
+    def wait() -> None:
+        while reader.wait():
+            woken.append(sum(1 for _ in reader.take()))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    piece = np.zeros(ring_module.QUIET_BYTES // 2 - 8, np.uint8)
+    writer.write(piece, wake=False)
+    writer.write(piece, wake=False)
+    thread.join(timeout=0.1)
+    assert not woken
+    assert reader.waiting == ring_module.QUIET_BYTES
+    writer.write(piece, wake=False)
+    _until(lambda: sum(woken) == 3)
+    writer.write(piece, wake=False)
+    writer.write(piece)
+    _until(lambda: sum(woken) == 5)
+    reader.close()
+    thread.join(timeout=2.0)
+
+
+def _until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5.0
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_quiet_records_that_fill_the_ring_wake_its_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ring_module, "WRITE_TIMEOUT_S", 2.0)
+    reader = RingReader(capacity=4096)
+    writer = RingWriter(reader.folder)
+    thread = threading.Thread(target=lambda: [*reader.records()])
+    thread.start()
+    for _ in range(20):  # Or `RingFull` is raised.
+        writer.write(np.zeros(1000, np.uint8), wake=False)
+    reader.close()
+    thread.join(timeout=2.0)
 
 
 def test_nothing_is_left_once_both_ends_have_it() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -16,13 +16,14 @@ from actserve_server.engine.vllm.records import (
     by_key,
     read,
 )
-from actserve_server.engine.vllm.ring import RingReader
+from actserve_server.engine.vllm.ring import QUIET_BYTES, RingReader
 
 log = structlog.get_logger("actserve.collector")
 
 
 class Collector:
-    """A thread that copies each run's rows out of the ring, once, and wakes the runs that wait.
+    """Copies each run's rows out of the ring, once, and wakes the runs that wait: on the event loop
+    when a step's tokens have come, and in a thread of its own when the worker wakes it.
 
     It never waits for a reader: what a run may hold in its inbox was reserved when it was
     admitted. Rows of a run that is gone (cancelled, or one step ahead of its end) are dropped.
@@ -34,7 +35,10 @@ class Collector:
         self._inboxes: dict[int, Inbox] = {}
         self._error: BaseException | None = None
         self._lock = threading.Lock()
+        self._taking = threading.Lock()
+        """Held by who takes from the ring."""
         self._failures = 0
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="actserve-collector", daemon=True)
         self._thread.start()
 
@@ -66,33 +70,49 @@ class Collector:
         if self._error:
             raise RuntimeError("activation rows can no longer be collected") from self._error
 
+    def collect(self) -> None:
+        """On the event loop: takes what is in the ring, unless it is so much that the thread was
+        woken for it."""
+        if self._closed or not 0 < self._reader.waiting <= QUIET_BYTES:
+            return
+        with self._taking:  # The thread can be at no more than that.
+            self._take(_wake_all)
+
     def close(self) -> None:
+        self._closed = True
         self._reader.close()
         self._thread.join(timeout=5.0)
         if not self._thread.is_alive():
             self._reader.release()
 
     def _run(self) -> None:
+        while True:
+            with self._taking:
+                self._take(self._wake_from_thread)
+            if self._error or not self._reader.wait():
+                return
+
+    def _take(self, wake: Callable[[Sequence[Inbox]], None]) -> None:
         try:
-            for data in self._reader.records():
+            for data in self._reader.take():
                 match read(data):
                     case RowsRecord() as record:
-                        self._wake(self._put_rows(record))
+                        found = self._put_rows(record)
                     case ReceiptsRecord() as record:
-                        self._wake(self._put_receipts(record))
+                        found = self._put_receipts(record)
                     case FailureRecord() as record:
-                        self._wake(self._fail(record))
+                        found = self._fail(record)
+                if waiting := [inbox for inbox in found if inbox.awaited]:
+                    wake(waiting)
         except BaseException as error:
             self._error = error
             with self._lock:
-                self._wake([*self._inboxes.values()])
+                wake([*self._inboxes.values()])
             log.exception("the collector of activation rows has failed")
 
-    def _wake(self, inboxes: Sequence[Inbox]) -> None:
-        waiting = [inbox for inbox in inboxes if inbox.awaited]
-        if waiting:
-            with suppress(RuntimeError):  # The loop is closed: the server is gone.
-                self._loop.call_soon_threadsafe(_wake_all, waiting)
+    def _wake_from_thread(self, inboxes: Sequence[Inbox]) -> None:
+        with suppress(RuntimeError):  # The loop is closed: the server is gone.
+            self._loop.call_soon_threadsafe(_wake_all, inboxes)
 
     def _put_rows(self, record: RowsRecord) -> list[Inbox]:
         positions, found = record.positions.copy(), []

@@ -343,6 +343,7 @@ class VllmEngine:
             if tokens:
                 count += len(tokens.ids)
                 ids += tokens.ids
+            self._collector.collect()
             # The last sampled token is not run, or is about to be; it has no row yet.
             end = prompt_tokens + max(count, 1) - 1
             if reason:
@@ -364,6 +365,7 @@ class VllmEngine:
         deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
         while True:
             inbox.expect()
+            self._collector.collect()
             if inbox.complete(end):
                 return
             if time.monotonic() > deadline:

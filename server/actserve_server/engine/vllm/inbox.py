@@ -167,9 +167,9 @@ class _EditLog:
 
 
 class Inbox:
-    """Filled by the collector's thread, emptied on the event loop.
+    """Filled by the collector, emptied on the event loop.
 
-    The thread only appends to deques; every check runs on the loop.
+    The collector, whose thread may fill it, only appends to deques; every check runs on the loop.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Inbox:
         self.awaited = False
         """Whether the loop waits for what arrives."""
 
-    # In the collector's thread.
+    # Whoever takes from the ring: the collector's thread, or the loop.
 
     def put_rows(self, number: int, block: Block) -> None:
         self._rows.append((number, block))

@@ -63,9 +63,11 @@ def write_rows(
     keys: np.ndarray,
     positions: np.ndarray,
     columns: Sequence[np.ndarray],
+    *,
+    wake: bool = True,
 ) -> None:
     """Writes a record of rows, in pieces small enough for the ring. A column is uint8 [rows, bytes]
-    and has the rows of one site."""
+    and has the rows of one site. `wake` as in `RingWriter.record`."""
     row_bytes = np.array([column.shape[1] for column in columns], np.int64)
     width, bounds = int(row_bytes.sum()), [0, *accumulate(row_bytes.tolist())]
     step = max(1, ring.max_record // (width + 16))
@@ -74,7 +76,7 @@ def write_rows(
         count = len(keys[piece])
         head = np.array([_ROWS, len(columns), count, number], np.int64)
         small = (head, row_bytes, keys[piece], positions[piece])
-        with ring.record(*(field.nbytes for field in small), count * width) as places:
+        with ring.record(*(field.nbytes for field in small), count * width, wake=wake) as places:
             for place, field in zip(places, small, strict=False):
                 place[:] = field.view(np.uint8)
             data = places[-1].reshape(count, width)
@@ -82,14 +84,16 @@ def write_rows(
                 data[:, low:high] = column[piece]
 
 
-def write_receipts(ring: RingWriter, record: ReceiptsRecord) -> None:
-    """Writes a record of receipts, in pieces small enough for the ring."""
+def write_receipts(ring: RingWriter, record: ReceiptsRecord, *, wake: bool = True) -> None:
+    """Writes a record of receipts, in pieces small enough for the ring. `wake` as in
+    `RingWriter.record`."""
     step = max(1, ring.max_record // 48)
     for start in range(0, len(record.keys), step):
         piece = slice(start, start + step)
         keys = record.keys[piece]
         head = np.array([_RECEIPTS, len(keys), 0, 0], np.int64)
-        ring.write(head, keys, record.edits[piece], record.positions[piece], record.changes[piece])
+        fields = (keys, record.edits[piece], record.positions[piece], record.changes[piece])
+        ring.write(head, *fields, wake=wake)
 
 
 def write_failure(ring: RingWriter, record: FailureRecord) -> None:

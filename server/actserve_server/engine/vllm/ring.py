@@ -2,7 +2,9 @@
 
 The server creates it in a private folder, the worker opens it, and the folder is deleted as soon
 as both have it mapped: whatever happens to either process, nothing stays behind. A FIFO beside the
-ring wakes the reader, who otherwise sleeps in the kernel.
+ring wakes the reader, who otherwise sleeps in the kernel. A record need not wake it: the kernel
+would run the reader where the writer runs, in the middle of a step. The server looks into the ring
+by itself whenever a step's tokens come, which is after its rows.
 
 A record is contiguous and starts with its own length; then come fields, each padded to 8 bytes. A
 record that would cross the end of the ring is preceded by a filler.
@@ -26,6 +28,9 @@ DEFAULT_CAPACITY = 64 << 20
 
 WRITE_TIMEOUT_S = 60.0
 """How long a full ring may stay full before the worker gives up; only a stuck server does that."""
+
+QUIET_BYTES = 256 << 10
+"""So much may lie in the ring that the reader was not woken for."""
 
 _HEADER = 64
 """Bytes at the start of the mapping: head and tail, each on its own cache line's half."""
@@ -65,6 +70,8 @@ class RingWriter:
     def __init__(self, folder: Path) -> None:
         self._ring = _Mapping(folder / "ring")
         self._doorbell = os.open(folder / "doorbell", os.O_RDWR | os.O_NONBLOCK)
+        self._quiet = 0
+        """Bytes since the reader was woken."""
 
     @property
     def max_record(self) -> int:
@@ -72,9 +79,10 @@ class RingWriter:
         return self._ring.capacity // 4
 
     @contextmanager
-    def record(self, *sizes: int) -> Iterator[list[np.ndarray]]:
-        """Appends one record and wakes the reader: yields its fields, uint8 of these sizes in the
-        ring itself, to be filled inside the block. Waits while the ring is full."""
+    def record(self, *sizes: int, wake: bool = True) -> Iterator[list[np.ndarray]]:
+        """Appends one record: yields its fields, uint8 of these sizes in the ring itself, to be
+        filled inside the block. Waits while the ring is full. The reader is woken if `wake`, or if
+        more than `QUIET_BYTES` would wait for it."""
         length = 8 + sum(map(_padded, sizes))
         start = self._reserve(length)
         self._ring.data[start : start + 8].view(np.int64)[0] = length
@@ -84,10 +92,13 @@ class RingWriter:
             offset += _padded(size)
         yield fields
         self._publish(length)
+        self._quiet += length
+        if wake or self._quiet > QUIET_BYTES:
+            self._wake()
 
-    def write(self, *fields: np.ndarray) -> None:
-        """Appends a record whose fields are these C-contiguous arrays."""
-        with self.record(*(field.nbytes for field in fields)) as places:
+    def write(self, *fields: np.ndarray, wake: bool = True) -> None:
+        """Appends a record whose fields are these C-contiguous arrays. `wake` as in `record`."""
+        with self.record(*(field.nbytes for field in fields), wake=wake) as places:
             for place, field in zip(places, fields, strict=True):
                 place[:] = field.reshape(-1).view(np.uint8)
 
@@ -107,6 +118,8 @@ class RingWriter:
 
     def _wait_for(self, length: int) -> None:
         ring, sleep_s = self._ring, 0.00005
+        if ring.capacity - int(ring.counters[0] - ring.counters[1]) < length:
+            self._wake()
         deadline = time.monotonic() + WRITE_TIMEOUT_S
         while ring.capacity - int(ring.counters[0] - ring.counters[1]) < length:
             if time.monotonic() > deadline:
@@ -120,6 +133,9 @@ class RingWriter:
         self._ring.fence()
         self._ring.counters[0] += length
         self._ring.fence()
+
+    def _wake(self) -> None:
+        self._quiet = 0
         try:
             os.write(self._doorbell, b"\0")
         except OSError as error:
@@ -150,30 +166,44 @@ class RingReader:
         """Deletes the folder; call once the writer has opened it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def records(self) -> Iterator[np.ndarray]:
-        """Yields each record's bytes without its length, blocking until `close`.
+    @property
+    def waiting(self) -> int:
+        """Bytes that lie in the ring. Any thread may ask."""
+        return int(self._ring.counters[0] - self._ring.counters[1])
+
+    def take(self) -> Iterator[np.ndarray]:
+        """Yields the bytes without its length of each record in the ring, until there is none. For
+        one thread at a time.
 
         A yielded array lies in the ring: it is valid until the next one is asked for.
         """
         ring = self._ring
-        while True:
-            while ring.counters[1] < ring.counters[0]:
-                ring.fence()
-                start = int(ring.counters[1]) % ring.capacity
-                length = int(ring.data[start : start + 8].view(np.int64)[0])
-                if length == _FILLER:
-                    length = ring.capacity - start
-                else:
-                    yield ring.data[start + 8 : start + length]
-                ring.fence()
-                ring.counters[1] += length
-            if self._closed:
-                return
+        while ring.counters[1] < ring.counters[0]:
+            ring.fence()
+            start = int(ring.counters[1]) % ring.capacity
+            length = int(ring.data[start : start + 8].view(np.int64)[0])
+            if length == _FILLER:
+                length = ring.capacity - start
+            else:
+                yield ring.data[start + 8 : start + length]
+            ring.fence()
+            ring.counters[1] += length
+
+    def wait(self) -> bool:
+        """Blocks until the writer wakes it; false once it was closed."""
+        if not self._closed:
             with suppress(BlockingIOError):  # `close` makes the doorbell non-blocking.
                 os.read(self._doorbell, 4096)
+        return not self._closed
+
+    def records(self) -> Iterator[np.ndarray]:
+        """Yields all records as `take` does, waiting for more until `close`."""
+        yield from self.take()
+        while self.wait():
+            yield from self.take()
 
     def close(self) -> None:
-        """Ends `records`, from any thread."""
+        """Ends `wait`, from any thread."""
         self._closed = True
         # A reader that has stopped already may have left the doorbell full.
         os.set_blocking(self._doorbell, False)
@@ -182,7 +212,7 @@ class RingReader:
         self.detach_folder()
 
     def release(self) -> None:
-        """Frees the ring, once `records` has ended."""
+        """Frees the ring, once nobody takes from it."""
         os.close(self._doorbell)
         del self._ring
 

@@ -36,6 +36,9 @@ class Shipper:
     def __init__(self, ring: RingWriter, device: torch.device) -> None:
         self._ring = ring
         self._thread: _CopyThread | None = None if device.type == "cpu" else _CopyThread()
+        self._wakes = self._thread is not None
+        """What is sent in the step itself is in the ring before the step's tokens reach the server,
+        which looks for it then."""
 
     def ship(self, blocks: Sequence[ShippedRows], receipts: Receipts | None) -> None:
         if self._thread is None:
@@ -57,13 +60,16 @@ class Shipper:
     def _write(self, blocks: Sequence[ShippedRows], receipts: Receipts | None) -> None:
         for block in blocks:
             columns = [rows.view(torch.uint8).numpy() for rows in block.columns]
-            write_rows(self._ring, block.number, block.keys, block.positions, columns)
+            write_rows(
+                self._ring, block.number, block.keys, block.positions, columns, wake=self._wakes
+            )
         if receipts:
             write_receipts(
                 self._ring,
                 ReceiptsRecord(
                     receipts.keys, receipts.edits, receipts.positions, receipts.changes.numpy()
                 ),
+                wake=self._wakes,
             )
 
 
