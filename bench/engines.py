@@ -58,6 +58,11 @@ class Stock:
     def like_ours(options: EngineOptions) -> "Stock":
         """In as many processes as our engine, on the same cores, with the same model runner: what
         is left between the two is our code."""
+        with startup.reading_variables():
+            return Stock._like_ours(options)
+
+    @staticmethod
+    def _like_ours(options: EngineOptions) -> "Stock":
         startup.prepare_environment()
         config = AsyncEngineArgs(**_plain_args(options)).create_engine_config()
         with cpus.given_to(config) if current_platform.is_cpu() else nullcontext():
@@ -67,7 +72,7 @@ class Stock:
     def by_default(options: EngineOptions) -> "Stock":
         """As vLLM starts for those who set nothing: it chooses processes, cores, model runner and
         what its processes preload."""
-        with _environment_as_found():
+        with startup.reading_variables(), _environment_as_found():
             args = AsyncEngineArgs(**_plain_args(options))
             return Stock(AsyncLLM.from_engine_args(args), pause_s=_SPIN_S)
 

@@ -1,6 +1,7 @@
 """The whole service on the real model: Python client, gRPC, engine."""
 
 import asyncio
+import gc
 import itertools
 import threading
 import time
@@ -32,6 +33,10 @@ STREAMS = (
 )
 """As wide as the residual stream."""
 VECTOR = np.random.default_rng(5).normal(size=576).astype(np.float32) * 4
+
+
+def test_garbage_is_not_looked_for_in_what_starting_made(served: Served) -> None:
+    assert gc.get_freeze_count() > 100_000
 
 
 def test_the_service_says_what_it_serves(served: Served) -> None:

@@ -227,8 +227,11 @@ class RestartingEngine:
             self._restarts.given_up.set()
             return
         # The dead one holds sockets, threads and memory until it is collected, which it can be now
-        # that all runs that it cut are over.
+        # that all runs that it cut are over. An engine that has started keeps what there is from
+        # being looked through.
+        gc.unfreeze()
         gc.collect()
+        gc.freeze()
         self._current, self._info = engine, replace(info, row_norms=self._info.row_norms)
         self._restarts.restarted(model_id)
         seconds = round(time.monotonic() - died_at, 1)

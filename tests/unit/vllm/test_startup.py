@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm import envs
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from actserve_server.engine.vllm import ask_workers, startup
@@ -102,3 +103,18 @@ async def test_who_asks_an_engine_that_dies_is_told(monkeypatch: pytest.MonkeyPa
     with pytest.raises(EngineDeadError):
         async with asyncio.timeout(10):
             await asked
+
+
+def test_variables_are_read_anew_while_an_engine_starts_and_only_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with startup.reading_variables():
+        monkeypatch.setenv("VLLM_MAX_N_SEQUENCES", "7")
+        assert envs.VLLM_MAX_N_SEQUENCES == 7
+    try:
+        monkeypatch.setenv("VLLM_MAX_N_SEQUENCES", "8")
+        assert envs.VLLM_MAX_N_SEQUENCES == 7
+        with startup.reading_variables():
+            assert envs.VLLM_MAX_N_SEQUENCES == 8
+    finally:
+        envs.disable_envs_cache()

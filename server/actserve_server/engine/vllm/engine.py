@@ -1,6 +1,7 @@
 """The Engine on vLLM's `AsyncLLM`, in the server process."""
 
 import asyncio
+import gc
 import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
@@ -115,7 +116,12 @@ class VllmEngine:
         room = options.row_cache_bytes if cached.enable_prefix_caching else 0
         rows = RowCache(room, cached.block_size, watch)
         share = options.share_plain_prefixes
-        return cls(llm, info, collector, weights, rows, share_plain_prefixes=share)
+        engine = cls(llm, info, collector, weights, rows, share_plain_prefixes=share)
+        # What PyTorch and vLLM have made by now stays. To look through it for garbage would hold up
+        # the event loop for up to a second again and again, the sooner the more rows come.
+        gc.collect()
+        gc.freeze()
+        return engine
 
     @property
     def info(self) -> ModelInfo:

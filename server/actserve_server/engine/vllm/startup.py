@@ -4,11 +4,13 @@ import asyncio
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import structlog
-from vllm import AsyncEngineArgs, SamplingParams
+from vllm import AsyncEngineArgs, SamplingParams, envs
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -82,6 +84,18 @@ def _shut_down(abandoned: "asyncio.Future[AsyncLLM]") -> None:
         abandoned.result().shutdown()
 
 
+@contextmanager
+def reading_variables() -> Iterator[None]:
+    """Inside, vLLM reads its environment variables. Outside it goes by what it has read: it asks
+    for some of them for every token, and to read one takes microseconds."""
+    envs.disable_envs_cache()
+    try:
+        yield
+    finally:
+        envs.enable_envs_cache()
+
+
+@reading_variables()
 def _start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     """Blocks until the model is loaded and the worker has opened the ring."""
     prepare_environment()
