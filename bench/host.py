@@ -39,7 +39,8 @@ def workloads(runs: Sequence[int]) -> list[Workload]:
         load
         for count in runs
         for load in (
-            Workload(f"decode, {count} runs", count, prompt_tokens=16, max_tokens=48, ids=IDS),
+            # Long enough that what a run costs to begin and to end is little beside its steps.
+            Workload(f"decode, {count} runs", count, prompt_tokens=16, max_tokens=192, ids=IDS),
             Workload(f"prefill, {count} runs", count, prompt_tokens=128, max_tokens=1, ids=IDS),
         )
     ]
