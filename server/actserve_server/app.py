@@ -16,15 +16,15 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import NoReturn, TypeVar
 
 import structlog
 from prometheus_client import start_http_server
 
 from actserve_server import logs
+from actserve_server.background import EXPIRE_S, end, going_on
 from actserve_server.config import ConfigError, Settings
 from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.model import Limits, ModelInfo
@@ -37,36 +37,17 @@ from actserve_server.engine.selftest import self_test
 from actserve_server.engine.selftest_conditions import prove_conditions
 from actserve_server.engine.selftest_monitors import prove_monitors
 from actserve_server.engine.start_thread import is_starting
-from actserve_server.monitors import measures, webhook_addresses
-from actserve_server.monitors.alert_explanations import AlertExplanations, ExplanationBudget
-from actserve_server.monitors.alert_store import AlertStore
-from actserve_server.monitors.alert_streams import AlertStreams
-from actserve_server.monitors.alerts import StoredAlerts
-from actserve_server.monitors.drift import FLUSH_S, ScoreHours
-from actserve_server.monitors.fit_work import FitWork
-from actserve_server.monitors.followups import FollowUps
-from actserve_server.monitors.live import LiveMonitors
-from actserve_server.monitors.monitor_registry import MonitorQuota, MonitorRegistry
-from actserve_server.monitors.stored_deliveries import StoredDeliveries
-from actserve_server.monitors.stored_fits import StoredFits
-from actserve_server.monitors.webhook_addresses import Address
-from actserve_server.monitors.webhook_requests import WebhookClient
-from actserve_server.monitors.webhooks import Webhooks
+from actserve_server.monitoring import Monitoring, allowed_webhooks
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.attribution_selftest import prove_attribution
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.readout_selftest import prove_attention
-from actserve_server.rpc.explanations.alert_explainer import AlertExplainer
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
-from actserve_server.rpc.requests.kept_rows import KeptCache
-from actserve_server.rpc.requests.monitor_definitions import prepared
 from actserve_server.rpc.requests.vector_sources import Sources
-from actserve_server.rpc.responses import alert_messages
 from actserve_server.rpc.server import Listening, RpcServer, Tls
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
-from actserve_server.rpc.watching_parts import WatchingParts
 from actserve_server.steering.registry import VectorQuota, VectorRegistry
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import StoreConfigError, place
@@ -75,8 +56,6 @@ from actserve_server.storage.stored_cells import StoredCells
 POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a
 change of the token file be noticed."""
-EXPIRE_S = 60.0
-"""How late cells of sweeps and alerts may be deleted once their time is over."""
 LAST_WORDS_S = 1.0
 """What finished calls get to write their last message, whatever is left of the grace."""
 
@@ -146,65 +125,12 @@ class App:
             max_seconds=settings.max_sweep_seconds,
             tenant_share=settings.tenant_share,
         )
-        self.monitors = MonitorRegistry(
-            self.database,
-            engine.info.id,
-            MonitorQuota(
-                max_monitors=settings.max_monitors,
-                max_bytes=settings.max_monitor_bytes,
-                tenant_share=settings.tenant_share,
-            ),
-        )
-        self.live_monitors = LiveMonitors(
-            self.monitors,
-            lambda: self.engine.info.path,
-            lambda stored: prepared(stored, self.engine.info, KeptCache(self.kept.copies)),
-        )
-        self.scores = ScoreHours(self.database, engine.info.id)
-        self.alert_store = AlertStore(
-            self.database,
-            engine.info.id,
-            max_alerts=settings.max_alerts,
-            max_seconds=settings.max_alert_seconds,
-            tenant_share=settings.tenant_share,
-        )
-        self._alert_streams = AlertStreams(self.alert_store)
-        self.alerts = StoredAlerts(self.alert_store, self._alert_streams)
-        self._fits = FitWork(
-            self.monitors,
-            StoredFits(self.database, engine.info.id),
-            max_bytes=settings.max_fit_bytes,
-            tenant_share=settings.tenant_share,
-        )
         metrics.watch(self.engine, self.kept, self.database)
         metrics.ENGINE_RESTARTS.labels(engine.info.id)  # At zero from the beginning.
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
-        addresses = _webhook_addresses(settings)
-        self._webhooks = Webhooks(
-            StoredDeliveries(
-                self.database,
-                engine.info.id,
-                self.alert_store,
-                self.alerts.decide,
-                partial(alert_messages.to_json, model_id=engine.info.id),
-            ),
-            WebhookClient(addresses, settings.webhook_timeout_s),
-            tuple(addresses),
-            timeout_s=settings.webhook_timeout_s,
-            max_attempts=settings.max_webhook_attempts,
+        self.monitoring = Monitoring(
+            self.engine, self.autoencoders, self.kept, self.database, settings
         )
-        self._explanations = AlertExplanations(
-            self.engine,
-            AlertExplainer(self.autoencoders, engine.info),
-            self.alert_store.explain,
-            ExplanationBudget(
-                at_once=settings.alert_explanations_at_once,
-                a_minute=settings.alert_explanations_a_minute,
-                share=settings.tenant_share,
-            ),
-        )
-        follow_ups = FollowUps(webhooks=self._webhooks, explanations=self._explanations)
-        self.alerts.listen(follow_ups.stored)
         listening = _listening(settings)
         self._tokens = listening.tokens
         self.rpc = RpcServer(
@@ -212,21 +138,10 @@ class App:
             Sources(kept=self.kept, vectors=self.vectors),
             self.autoencoders,
             self._cells,
-            WatchingParts(
-                registry=self.monitors,
-                live=self.live_monitors,
-                fits=self._fits,
-                scores=self.scores,
-                alerts=self.alerts,
-                alert_store=self.alert_store,
-                alert_streams=self._alert_streams,
-                alert_text_tokens=settings.alert_text_tokens,
-                webhooks=addresses,
-            ),
+            self.monitoring.parts,
             listening,
         )
         self._watching: Sequence[asyncio.Task[None]] = ()
-        self._following_up: Sequence[asyncio.Task[None]] = ()
         self._healthy: bool | None = None
 
     @property
@@ -245,10 +160,8 @@ class App:
         """Listens; health tells the engine's state from now on."""
         await self.rpc.start()
         await self._report_health()
-        tasks = (self._watch(), self._expire(), self._count_scores(), self.live_monitors.follow())
-        self._watching = [asyncio.create_task(each) for each in tasks]
-        follow_ups = (self._webhooks.run(), self._explanations.run())
-        self._following_up = [asyncio.create_task(each) for each in follow_ups]
+        self._watching = [asyncio.create_task(each) for each in (self._watch(), self._expire())]
+        self.monitoring.start()
 
     async def drain(self) -> None:
         """Refuses new calls and returns when running ones have ended, or the grace has."""
@@ -257,9 +170,7 @@ class App:
         await self.rpc.set_serving(False)
         self.engine.drain()
         self.autoencoders.drain()
-        self._alert_streams.drain()
-        # They may take hours, and their callers see that they have to be begun again.
-        await self._fits.close()
+        await self.monitoring.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_grace_s):
                 await self.engine.wait_idle()
@@ -278,11 +189,7 @@ class App:
         """As `close`, but for the engine and the autoencoders, which others may go on to use."""
         await self._stop_watching()
         await self.rpc.stop(0)
-        await _end(self._following_up)
-        await self._alert_streams.close()
-        await self.alerts.close()
-        await self.scores.flush()
-        await self._fits.close()
+        await self.monitoring.close()
         self.database.close()
 
     async def _watch(self) -> None:
@@ -296,17 +203,8 @@ class App:
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(EXPIRE_S)
-            for each in (self._cells, self.alert_store, self.scores):
-                with going_on():
-                    await each.expire()
-
-    async def _count_scores(self) -> None:
-        while True:
             with going_on():
-                measures.alerts_stored(await self.alert_store.count())
-            await asyncio.sleep(FLUSH_S)
-            with going_on():
-                await self.scores.flush()
+                await self._cells.expire()
 
     async def _report_health(self) -> None:
         healthy, why = True, None
@@ -325,25 +223,8 @@ class App:
             await self.rpc.set_serving(healthy)
 
     async def _stop_watching(self) -> None:
-        await _end(self._watching)
+        await end(self._watching)
         self._watching = ()
-
-
-@contextmanager
-def going_on() -> Iterator[None]:
-    """What is done again and again, is tried again after an error."""
-    try:
-        yield
-    except ActserveError:
-        pass  # The database has said that it cannot be reached.
-    except Exception:
-        log.exception("a task of the server failed, and is tried again")
-
-
-async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def build(
@@ -395,7 +276,7 @@ async def serve(settings: Settings) -> None:
     logs.configure(settings.log_level)
     # All that can fail for a wrong option fails now, not after a minute of loading.
     listening = _listening(settings)
-    _webhook_addresses(settings)
+    allowed_webhooks(settings)
     for port in (settings.port, settings.health_port):
         if port is not None:
             _check_port(settings.host, port)
@@ -566,13 +447,6 @@ def _listening(settings: Settings) -> Listening:
         tls=tls,
         tokens=tokens,
     )
-
-
-def _webhook_addresses(settings: Settings) -> Mapping[str, Address]:
-    try:
-        return webhook_addresses.read(settings.webhooks) if settings.webhooks else {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"webhooks: {error}") from None
 
 
 def _check_port(host: str, port: int) -> None:

@@ -43,14 +43,16 @@ async def raise_(served: Served, *scores: float, tenant: str = "", **changes: An
     """Raises an alert with each of these scores, in order, and returns their ids."""
     end_user = changes.pop("end_user", "")
     return [
-        await served.app.alerts.raised(call(tenant, end_user=end_user), crossing(score, **changes))
+        await served.watching.alerts.raised(
+            call(tenant, end_user=end_user), crossing(score, **changes)
+        )
         for score in scores
     ]
 
 
 async def raise_at_once(served: Served, scores: Sequence[float], **changes: Any) -> None:
     await asyncio.gather(
-        *(served.app.alerts.raised(call(), crossing(score, **changes)) for score in scores)
+        *(served.watching.alerts.raised(call(), crossing(score, **changes)) for score in scores)
     )
 
 

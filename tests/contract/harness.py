@@ -36,6 +36,7 @@ from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.rpc.federation.remote_nla import RemoteNla
 from actserve_server.rpc.server import SERVICES
+from actserve_server.rpc.watching_parts import WatchingParts
 
 RESID_POST = site_pb2.HOOK_POINT_RESID_POST
 DETAILS = (
@@ -56,6 +57,11 @@ class Served:
     app: app.App
     engine: FakeEngine
     channel: grpc.aio.Channel
+
+    @property
+    def watching(self) -> WatchingParts:
+        """What watches its calls."""
+        return self.app.monitoring.parts
 
     @property
     def generation(self) -> generation_service_pb2_grpc.GenerationServiceStub:

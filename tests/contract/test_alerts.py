@@ -102,10 +102,10 @@ async def watch_failure(served: Served, metadata: Any = None, **request: Any) ->
 
 async def test_a_text_may_have_any_character(served: Served) -> None:
     told = replace(crossing(), text="a\0b\N{SNOWMAN}")
-    alert = await served.app.alerts.raised(call(), told)
+    alert = await served.watching.alerts.raised(call(), told)
     # No database that is served can store a NUL in a text, and such a token may be generated.
     assert (await get(served, alert)).text == "a\N{REPLACEMENT CHARACTER}b\N{SNOWMAN}"
-    await served.app.alert_store.explain("", alert, "c\0d")
+    await served.watching.alert_store.explain("", alert, "c\0d")
     assert (await get(served, alert)).explanation == "c\N{REPLACEMENT CHARACTER}d"
 
 
@@ -130,9 +130,10 @@ async def test_texts_are_stored_whatever_characters_they_hold(served: Served) ->
     # Models say NUL, too, which PostgreSQL has in no text.
     strange = replace(crossing(), text="a\0b\n\N{PILE OF POO}")
     strange_id, other_id = await asyncio.gather(
-        served.app.alerts.raised(call(), strange), served.app.alerts.raised(call(), crossing(3.0))
+        served.watching.alerts.raised(call(), strange),
+        served.watching.alerts.raised(call(), crossing(3.0)),
     )
-    await served.app.alert_store.explain("", strange_id, "says \0")
+    await served.watching.alert_store.explain("", strange_id, "says \0")
 
     found = await get(served, strange_id)
     assert found.text == "a\N{REPLACEMENT CHARACTER}b\n\N{PILE OF POO}"
@@ -300,23 +301,23 @@ async def test_what_was_deleted_is_told_as_gone_where_it_was(served: Served) -> 
 async def test_alerts_go_when_their_time_is_over(store: dict[str, str]) -> None:
     async with serving(FakeEngine(), **store) as served:
         clock = [time.time()]
-        served.app.alert_store._clock = lambda: clock[0]  # pyright: ignore[reportPrivateUsage]
+        served.watching.alert_store._clock = lambda: clock[0]  # pyright: ignore[reportPrivateUsage]
         async with watching(served) as reader:
             token = reader.token
         await raise_(served, 1.0)
         clock[0] += 29 * 24 * 3600
         await raise_(served, 2.0)
-        await served.app.alert_store.expire()
+        await served.watching.alert_store.expire()
         assert await listed(served) == [2, 1]
         clock[0] += 2 * 24 * 3600
-        await served.app.alert_store.expire()
+        await served.watching.alert_store.expire()
         assert await listed(served) == [2]
         async with watching(served, resume_token=token) as reader:
             assert (await reader.next()).alerts == 1
             assert await reader.scores(1) == [2]
         # And all that is known of a tenant goes with its last ones.
         clock[0] += 90 * 24 * 3600
-        await served.app.alert_store.expire()
+        await served.watching.alert_store.expire()
         await raise_(served, 3.0)
         async with watching(served, resume_token=token) as reader:
             assert (await reader.next()).alerts >= 1
@@ -410,7 +411,7 @@ async def test_a_decision_reaches_the_sample_that_waits(served: Served, decision
     assert got.action == alert_pb2.ALERT_ACTION_PAUSE
     assert got.decide_by_time.ToMicroseconds() - got.raise_time.ToMicroseconds() == 30_000_000
     assert not got.decision
-    waiting = asyncio.create_task(served.app.alerts.decision(call(), alert, PAUSE))
+    waiting = asyncio.create_task(served.watching.alerts.decision(call(), alert, PAUSE))
     answered = await decide(served, alert, decision)
     assert answered.alert.decision == decision
     assert await waiting is (Decision.PROCEED if decision == CONTINUE else Decision.STOP)
@@ -422,7 +423,7 @@ async def test_a_decision_may_be_made_on_another_replica(store: dict[str, str]) 
         serving(FakeEngine(), **store) as second,
     ):
         (alert,) = await raise_(first, 1.0, action=PAUSE)
-        waiting = asyncio.create_task(first.app.alerts.decision(call(), alert, PAUSE))
+        waiting = asyncio.create_task(first.watching.alerts.decision(call(), alert, PAUSE))
         await decide(second, alert, CONTINUE)
         async with asyncio.timeout(10):
             assert await waiting is Decision.PROCEED
@@ -435,7 +436,7 @@ async def test_a_sample_decides_for_itself_once_its_time_is_over(
     pause = Pause(0.05, proceed_after=continues)
     (alert,) = await raise_(served, 1.0, action=pause)
     own = Decision.PROCEED if continues else Decision.STOP
-    assert await served.app.alerts.decision(call(), alert, pause) is own
+    assert await served.watching.alerts.decision(call(), alert, pause) is own
     wire = CONTINUE if continues else STOP
     assert (await get(served, alert)).decision == wire
     refused = await failure(
@@ -467,7 +468,7 @@ async def test_nothing_is_decided_about_an_alert_that_waits_for_nothing(served: 
 
 async def test_a_call_that_ends_while_it_waits_is_decided(served: Served) -> None:
     (alert,) = await raise_(served, 1.0, action=PAUSE)
-    waiting = asyncio.create_task(served.app.alerts.decision(call(), alert, PAUSE))
+    waiting = asyncio.create_task(served.watching.alerts.decision(call(), alert, PAUSE))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -491,7 +492,7 @@ async def test_a_sample_whose_server_died_waits_for_nothing_any_more(served: Ser
     pause = Pause(5.0, proceed_after=True)
     (alert,) = await raise_(served, 1.0, action=pause)
     later = time.time() + 5 + 61
-    served.app.alert_store._clock = lambda: later  # pyright: ignore[reportPrivateUsage]
+    served.watching.alert_store._clock = lambda: later  # pyright: ignore[reportPrivateUsage]
     assert (await get(served, alert)).decision == CONTINUE
     assert await listed(served, undecided=True) == []
     assert await delete(served) == 1
@@ -506,7 +507,7 @@ async def test_what_cannot_be_stored_is_not_raised(one: Served) -> None:
 
     one.app.database.write = unreachable  # type: ignore[method-assign]
     with pytest.raises(ActserveError) as error:
-        await one.app.alerts.raised(call(), crossing())
+        await one.watching.alerts.raised(call(), crossing())
     assert error.value.reason is Reason.STORE_UNREACHABLE
 
 

@@ -266,7 +266,7 @@ async def test_of_a_killed_server_it_shows_once_nothing_was_heard_of_it_for_a_wh
         monkeypatch.setattr(fit_work.FitWork, "close", killed)
     async with serving(FakeEngine(), **store) as served:
         assert (await get(served)).fit.work.state in (WAITING, RUNNING)
-        fits: stored_fits.StoredFits = served.app._fits._stored
+        fits: stored_fits.StoredFits = served.watching.fits._stored
         fits.lease_s = 0.0
         assert (await get(served)).fit.work.state == FAILED
         await served.monitors.DeleteMonitor(pb.DeleteMonitorRequest(name=full("mood")))

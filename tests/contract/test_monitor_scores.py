@@ -26,18 +26,18 @@ async def served(store: dict[str, str]) -> AsyncIterator[Served]:
 
 
 async def scores(served: Served, name: str = "harm") -> pb.GetMonitorScoresResponse:
-    await served.app.scores.flush()
+    await served.watching.scores.flush()
     return await served.monitors.GetMonitorScores(pb.GetMonitorScoresRequest(name=full(name)))
 
 
 async def stored(served: Served) -> StoredMonitor:
-    return await served.app.monitors.get("", "harm")
+    return await served.watching.registry.get("", "harm")
 
 
 def at(served: Served, hours_ago: float) -> None:
     """Lets the server count as if it were so long ago."""
     now = time.time() - hours_ago * HOUR
-    served.app.scores._clock = lambda: now  # pyright: ignore[reportPrivateUsage]
+    served.watching.scores._clock = lambda: now  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_monitor_that_has_watched_nothing_has_no_hours(served: Served) -> None:
@@ -52,7 +52,7 @@ async def test_each_score_is_counted_in_its_hour_between_its_edges(served: Serve
     monitor = await stored(served)
     for hours_ago, score in ((3, 0.9), (3, 1.0), (0, 1.01)):
         at(served, hours_ago)
-        served.app.scores.count(monitor, score)
+        served.watching.scores.count(monitor, score)
         answer = await scores(served)  # Written one by one.
     newest, oldest = answer.hours
     assert newest.start_time.seconds - oldest.start_time.seconds == 3 * HOUR
@@ -71,8 +71,8 @@ async def test_replicas_count_together(store: dict[str, str]) -> None:
         await first.monitors.CreateMonitor(create())
         monitor = await stored(first)
         for each in (first, second):
-            each.app.scores.count(monitor, 0.0)
-            await each.app.scores.flush()
+            each.watching.scores.count(monitor, 0.0)
+            await each.watching.scores.flush()
         (hour,) = (await scores(first)).hours
         assert sum(hour.counts) == 2
 
@@ -83,10 +83,10 @@ async def test_drift_is_told_of_enough_samples_of_this_version(served: Served) -
     for hours_ago, mean, samples in ((48, 0.0, 100), (0, 3.0, 99)):
         at(served, hours_ago)
         for score in rng.normal(mean, 1, samples):
-            served.app.scores.count(monitor, float(score))
-        await served.app.scores.flush()
+            served.watching.scores.count(monitor, float(score))
+        await served.watching.scores.flush()
     assert not (await scores(served)).HasField("drift")
-    served.app.scores.count(monitor, 3.0)
+    served.watching.scores.count(monitor, 3.0)
     assert (await scores(served)).drift > 0.2
     # A new version has not drifted yet; its hours stand beside those before.
     await served.monitors.UpdateMonitor(
@@ -101,8 +101,8 @@ async def test_drift_is_told_of_enough_samples_of_this_version(served: Served) -
 
 
 async def test_another_probe_is_counted_anew(served: Served) -> None:
-    served.app.scores.count(await stored(served), 0.0)
-    await served.app.scores.flush()
+    served.watching.scores.count(await stored(served), 0.0)
+    await served.watching.scores.flush()
     await served.monitors.UpdateMonitor(
         pb.UpdateMonitorRequest(
             monitor={
@@ -121,14 +121,14 @@ async def test_another_probe_is_counted_anew(served: Served) -> None:
 async def test_hours_go_with_their_monitor_and_with_time(served: Served) -> None:
     monitor = await stored(served)
     at(served, 0)
-    served.app.scores.count(monitor, 0.0)
+    served.watching.scores.count(monitor, 0.0)
     assert len((await scores(served)).hours) == 1
     at(served, -drift.KEEP_HOURS - 1)
-    await served.app.scores.expire()
+    await served.watching.scores.expire()
     assert list((await scores(served)).hours) == []
-    served.app.scores.count(monitor, 0.0)
+    served.watching.scores.count(monitor, 0.0)
     await served.monitors.DeleteMonitor(pb.DeleteMonitorRequest(name=full("harm")))
-    await served.app.scores.flush()  # Of a monitor that is not there any more.
+    await served.watching.scores.flush()  # Of a monitor that is not there any more.
     await served.monitors.CreateMonitor(create())
     assert list((await scores(served)).hours) == []
 
@@ -140,8 +140,8 @@ async def test_no_more_hours_are_stored_than_are_told(
     monitor = await stored(served)
     for hours_ago in range(6, -1, -1):
         at(served, hours_ago)
-        served.app.scores.count(monitor, 0.0)
-        await served.app.scores.flush()
+        served.watching.scores.count(monitor, 0.0)
+        await served.watching.scores.flush()
     assert len((await scores(served)).hours) == 3
 
 

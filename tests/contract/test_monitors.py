@@ -87,14 +87,14 @@ async def names(served: Served, **fields: Any) -> list[str]:
 
 async def live(served: Served, name: str = "harm", tenant: str = "") -> MonitorRequest:
     """What the server watches by."""
-    found = await served.app.live_monitors.find(tenant, name)
+    found = await served.watching.live.find(tenant, name)
     assert found is not None
     assert found.ready is not None, found.error
     return found.ready
 
 
 async def watcher(served: Served, name: str = "harm") -> Watcher:
-    found = await served.app.live_monitors.find("", name)
+    found = await served.watching.live.find("", name)
     assert found is not None
     assert found.ready is not None
     return found.ready.watcher(name, found.stored.etag, PROMPT)
@@ -401,7 +401,7 @@ async def test_what_is_deleted_is_there_no_more_and_its_name_is_free(served: Ser
     ):
         refused = await failure(call)
         assert (refused.code, refused.reason) == (NOT_FOUND, "RESOURCE_NOT_FOUND")
-    assert await served.app.live_monitors.find("", "harm") is None
+    assert await served.watching.live.find("", "harm") is None
     await made(served)
 
 
@@ -416,7 +416,7 @@ async def test_replicas_on_one_database_watch_by_what_either_stores(
         await update(first, "upper", name="named", upper={"threshold": 9.0})
 
         async def follows() -> bool:
-            own = await second.app.live_monitors.of("")
+            own = await second.watching.live.of("")
             ready = own["named"].ready
             return ready is not None and ready.levels[0].threshold == 9 and "unnamed" in own
 
@@ -424,7 +424,7 @@ async def test_replicas_on_one_database_watch_by_what_either_stores(
         await first.monitors.DeleteMonitor(pb.DeleteMonitorRequest(name=full("named")))
 
         async def forgets() -> bool:
-            return "named" not in await second.app.live_monitors.of("")
+            return "named" not in await second.watching.live.of("")
 
         await eventually(forgets, within_s=5)
 
@@ -441,7 +441,7 @@ async def test_a_monitor_of_another_checkpoint_watches_nothing(store: dict[str, 
     async with serving(FakeEngine(), **store) as first:
         await made(first)
     async with serving(Elsewhere(), **store) as second:
-        found = await second.app.live_monitors.find("", "harm")
+        found = await second.watching.live.find("", "harm")
         assert found is not None
         assert found.ready is None
         assert (await get(second)).model_path == first.engine.info.path
@@ -450,7 +450,7 @@ async def test_a_monitor_of_another_checkpoint_watches_nothing(store: dict[str, 
 async def test_a_monitor_that_cannot_be_read_fails_its_calls_and_holds_up_no_other(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry = served.app.monitors
+    registry = served.watching.registry
     load = registry.load
 
     async def spoilt(keys: Collection[Key]) -> Sequence[StoredMonitor]:
@@ -530,7 +530,7 @@ async def test_tenants_have_nothing_of_each_other(store: dict[str, str], tokens:
             assert (await failure(call)).reason == "RESOURCE_NOT_FOUND"
         page = await served.monitors.ListMonitors(pb.ListMonitorsRequest(), metadata=VISION)
         assert [each.name for each in page.monitors] == [full("harm")]
-        assert list(await served.app.live_monitors.of("vision")) == ["harm"]
+        assert list(await served.watching.live.of("vision")) == ["harm"]
         assert (await live(served, tenant="vision")).levels[0].threshold == 1
         assert (await live(served, tenant="language")).levels[0].threshold == 7
 

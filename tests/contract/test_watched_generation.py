@@ -69,7 +69,7 @@ def alerts() -> Noted:
 @pytest.fixture
 async def served(alerts: Noted) -> AsyncIterator[Served]:
     async with serving(FakeEngine()) as running:
-        running.app.alerts.listen(alerts)
+        running.watching.alerts.listen(alerts)
         yield running
 
 
@@ -231,7 +231,7 @@ async def test_monitors_of_another_tenant_watch_nothing_and_are_not_found(
         ("two", "other", Role.EXPERIMENTER),
     )
     async with serving(FakeEngine(), token_file=tokens) as served:
-        served.app.alerts.listen(alerts)
+        served.watching.alerts.listen(alerts)
         await served.monitors.CreateMonitor(create(upper=STOP), metadata=bearing("one"))
         events = await told(served, metadata=bearing("two"))
         assert finishes(events)[0].reason == pb.FINISH_REASON_LENGTH
@@ -327,8 +327,8 @@ async def test_a_database_that_was_never_read_lets_no_call_go_unwatched(
     async def unreachable() -> int:
         raise ActserveError(Reason.STORE_UNREACHABLE, "gone")
 
-    monkeypatch.setattr(served.app.live_monitors, "_version", None)
-    monkeypatch.setattr(served.app.monitors, "version", unreachable)
+    monkeypatch.setattr(served.watching.live, "_version", None)
+    monkeypatch.setattr(served.watching.registry, "version", unreachable)
     failed = await failure(served.generation.Generate(watched()))
     assert failed.reason == "STORE_UNREACHABLE"
 
@@ -346,7 +346,7 @@ async def test_a_monitor_that_cannot_watch_here_fails_its_calls_and_holds_none_o
             call = watched(monitors=[full("harm")] if by_name else [])
             failed = await failure(served.generation.Generate(call))
             assert failed.reason == "SITE_NOT_SERVED"
-        found = await served.app.live_monitors.find("", "harm")
+        found = await served.watching.live.find("", "harm")
         assert found is not None
         assert found.error is not None
         # It would hold all that was there when each call had it.

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from actserve_server import app
+from actserve_server.background import going_on
 from actserve_server.domain.errors import ActserveError, Reason
 
 
@@ -12,10 +12,10 @@ from actserve_server.domain.errors import ActserveError, Reason
     "error", [ActserveError(Reason.STORE_UNREACHABLE, "gone"), ValueError("unforeseen")]
 )
 def test_an_error_is_not_the_end(error: Exception) -> None:
-    with app.going_on():
+    with going_on():
         raise error
 
 
 def test_cancelling_is() -> None:
-    with pytest.raises(asyncio.CancelledError), app.going_on():
+    with pytest.raises(asyncio.CancelledError), going_on():
         raise asyncio.CancelledError
