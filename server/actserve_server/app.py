@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import structlog
 from prometheus_client import start_http_server
@@ -52,6 +52,9 @@ from actserve_server.steering.registry import VectorQuota, VectorRegistry
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import StoreConfigError, place
 from actserve_server.storage.stored_cells import StoredCells
+
+if TYPE_CHECKING:
+    from actserve_server.http.http_server import HttpServer
 
 POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a
@@ -141,6 +144,8 @@ class App:
             self.monitoring.parts,
             listening,
         )
+        self.http = _http(settings, listening)
+        """Where other doors are mounted, before it starts; None where it is turned off."""
         self._watching: Sequence[asyncio.Task[None]] = ()
         self._healthy: bool | None = None
 
@@ -159,6 +164,8 @@ class App:
     async def start(self) -> None:
         """Listens; health tells the engine's state from now on."""
         await self.rpc.start()
+        if self.http is not None:
+            await self.http.start()
         await self._report_health()
         self._watching = [asyncio.create_task(each) for each in (self._watch(), self._expire())]
         self.monitoring.start()
@@ -175,7 +182,7 @@ class App:
             async with asyncio.timeout(self._settings.drain_grace_s):
                 await self.engine.wait_idle()
                 await self.autoencoders.wait_idle()
-        await self.rpc.stop(max(LAST_WORDS_S, deadline - time.monotonic()))
+        await self._stop_listening(max(LAST_WORDS_S, deadline - time.monotonic()))
 
     async def close(self) -> None:
         """Ends whatever is left, the engine and the autoencoders."""
@@ -188,9 +195,15 @@ class App:
     async def leave(self) -> None:
         """As `close`, but for the engine and the autoencoders, which others may go on to use."""
         await self._stop_watching()
-        await self.rpc.stop(0)
+        await self._stop_listening(0)
         await self.monitoring.close()
         self.database.close()
+
+    async def _stop_listening(self, grace_s: float) -> None:
+        stopping = [self.rpc.stop(grace_s)]
+        if self.http is not None:
+            stopping.append(self.http.stop(grace_s))
+        await asyncio.gather(*stopping)
 
     async def _watch(self) -> None:
         while True:
@@ -277,7 +290,7 @@ async def serve(settings: Settings) -> None:
     # All that can fail for a wrong option fails now, not after a minute of loading.
     listening = _listening(settings)
     allowed_webhooks(settings)
-    for port in (settings.port, settings.health_port):
+    for port in (settings.port, settings.health_port, settings.http_port):
         if port is not None:
             _check_port(settings.host, port)
     database = _database(settings)
@@ -420,11 +433,10 @@ def _database(settings: Settings) -> Database:
 def _listening(settings: Settings) -> Listening:
     tls = None
     try:
+        # gRPC would say of a wrong file no more than that it cannot listen.
+        _tls_context(settings)
         if settings.tls_cert is not None and settings.tls_key is not None:
             client_ca = settings.tls_client_ca
-            # gRPC would say of a wrong file no more than that it cannot listen.
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_ca)
-            context.load_cert_chain(settings.tls_cert, settings.tls_key)
             tls = Tls(
                 certificate=settings.tls_cert.read_bytes(),
                 key=settings.tls_key.read_bytes(),
@@ -446,6 +458,37 @@ def _listening(settings: Settings) -> Listening:
         health_port=settings.health_port,
         tls=tls,
         tokens=tokens,
+    )
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """TLS of the HTTP port. Raises OSError, of which SSLError is a kind."""
+    if settings.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=settings.tls_client_ca)
+    context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    if settings.tls_client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _http(settings: Settings, listening: Listening) -> "HttpServer | None":
+    if settings.http_port is None:
+        return None
+    # Imported here: what needs no HTTP starts without it.
+    from actserve_server.http.http_server import HttpListening, HttpServer
+
+    return HttpServer(
+        HttpListening(
+            host=listening.host,
+            port=settings.http_port,
+            max_body_bytes=listening.max_request_bytes,
+            max_connections=2 * listening.max_calls,
+            reader_timeout_s=listening.reader_timeout_s,
+            origins=settings.http_origins,
+            known_callers=listening.tokens is not None,
+            tls=_tls_context(settings),
+        )
     )
 
 
@@ -505,7 +548,8 @@ async def _unless(event: asyncio.Event, work: Coroutine[object, object, T]) -> T
 
 def _greet(app: App, listening: Listening) -> None:
     info = app.engine.info
-    log.info("serving", model=info.id, host=listening.host, port=app.port)
+    http_port = None if app.http is None else app.http.port
+    log.info("serving", model=info.id, host=listening.host, port=app.port, http_port=http_port)
     loopback = listening.host in ("127.0.0.1", "::1", "localhost")
     if listening.tokens and listening.tls is None and not loopback:
         log.warning("bearer tokens cross the network in the clear; set tls_cert and tls_key")

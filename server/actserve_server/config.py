@@ -28,6 +28,8 @@ PROGRAM = "actserve-server serve"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[a-z0-9_.:\[\]-]+)$")]
+"""As browsers tell it: scheme, host, and a port that is not the scheme's, without a slash."""
 PositiveInt = Annotated[int, Field(ge=1)]
 
 MIN_VECTOR_BUDGET_BYTES = 16 << 20
@@ -85,6 +87,16 @@ class Settings(BaseSettings):
         None,
         description="port where health (grpc.health.v1) alone is answered, without TLS, for probes "
         "that cannot speak it; 0 takes a free one",
+    )
+    http_port: Port | None = Field(
+        None,
+        description="port for browsers, which speaks HTTP: the same services over Connect and "
+        "gRPC-Web, with the same TLS and tokens; 0 takes a free one, none when unset",
+    )
+    http_origins: tuple[Origin, ...] = Field(
+        (),
+        description="origins, such as https://lab.example.com, whose pages may call the HTTP port, "
+        "beside this server's own; * for all, which needs token_file; may be given several times",
     )
     metrics_host: str = Field("127.0.0.1", description="address of the metrics page")
     metrics_port: Port = Field(9090, description="Prometheus metrics port; 0 turns them off")
@@ -294,6 +306,13 @@ class Settings(BaseSettings):
             raise ValueError("tls_cert and tls_key go together; set both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        if "*" in self.http_origins and self.token_file is None:
+            raise ValueError(
+                "http_origins is *, so every page that somebody opens could call; set token_file, "
+                "or list the origins"
+            )
+        if self.http_origins and self.http_port is None:
+            raise ValueError("http_origins needs http_port")
         if self.pipeline_parallel_size > 1:
             # Rows leave the worker of one rank, which would have those of its own layers alone.
             raise ValueError(

@@ -113,11 +113,11 @@ class RpcServer:
         listening: Listening,
     ) -> None:
         tokens = listening.tokens
-        observer = Observer(
-            anybody if tokens is None else by_token(tokens),
-            CallLimit(listening.max_calls, listening.tenant_share),
-            listening.reader_timeout_s or None,
-        )
+        self.authenticate = anybody if tokens is None else by_token(tokens)
+        """Who calls, by the metadata or the headers of a call."""
+        self.call_limit = CallLimit(listening.max_calls, listening.tenant_share)
+        """Of the calls of all doors together."""
+        observer = Observer(self.authenticate, self.call_limit, listening.reader_timeout_s or None)
         self._server = grpc.aio.server(
             interceptors=[observer, ModelHeader(model_name(engine.info))],
             options=_options(listening),
