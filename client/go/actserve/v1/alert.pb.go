@@ -142,6 +142,9 @@ const (
 	AlertDecision_ALERT_DECISION_PROCEED AlertDecision = 1
 	// It ends.
 	AlertDecision_ALERT_DECISION_STOP AlertDecision = 2
+	// Nobody has decided, and nobody waits for it any more: the call has ended, or another
+	// level or monitor said what is done with the sample. The server's to say.
+	AlertDecision_ALERT_DECISION_LAPSED AlertDecision = 3
 )
 
 // Enum value maps for AlertDecision.
@@ -150,11 +153,13 @@ var (
 		0: "ALERT_DECISION_UNSPECIFIED",
 		1: "ALERT_DECISION_PROCEED",
 		2: "ALERT_DECISION_STOP",
+		3: "ALERT_DECISION_LAPSED",
 	}
 	AlertDecision_value = map[string]int32{
 		"ALERT_DECISION_UNSPECIFIED": 0,
 		"ALERT_DECISION_PROCEED":     1,
 		"ALERT_DECISION_STOP":        2,
+		"ALERT_DECISION_LAPSED":      3,
 	}
 )
 
@@ -546,11 +551,12 @@ const file_actserve_v1_alert_proto_rawDesc = "" +
 	"\x18ALERT_ACTION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ALERT_ACTION_STOP\x10\x01\x12\x1a\n" +
 	"\x16ALERT_ACTION_INTERVENE\x10\x02\x12\x16\n" +
-	"\x12ALERT_ACTION_PAUSE\x10\x03*d\n" +
+	"\x12ALERT_ACTION_PAUSE\x10\x03*\x7f\n" +
 	"\rAlertDecision\x12\x1e\n" +
 	"\x1aALERT_DECISION_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16ALERT_DECISION_PROCEED\x10\x01\x12\x17\n" +
-	"\x13ALERT_DECISION_STOP\x10\x02*}\n" +
+	"\x13ALERT_DECISION_STOP\x10\x02\x12\x19\n" +
+	"\x15ALERT_DECISION_LAPSED\x10\x03*}\n" +
 	"\fWebhookState\x12\x1d\n" +
 	"\x19WEBHOOK_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15WEBHOOK_STATE_WAITING\x10\x01\x12\x1b\n" +

@@ -273,7 +273,8 @@ func (x *Monitor) GetEtag() string {
 }
 
 // Which calls a monitor watches, besides those that name it (GenerateRequest.monitors).
-// A call is watched if it fits all that is set.
+// A call is watched if it fits all that is set. At most 64 monitors that are not paused
+// may choose one and the same call in this way: another one is STORE_QUOTA_EXCEEDED.
 type MonitorWatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only calls that name it; the others are unset.
@@ -522,10 +523,10 @@ type InterveneAction struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Applied to every generated token after the one that brought the score above the
 	// threshold, where their positions select it, after the call's own; from 1 to
-	// Limits.max_interventions. A call that is watched may have as many together with all that
-	// the monitors which watch it may switch on: else it is TOO_MANY_INTERVENTIONS. They may
-	// go unused. Once interventions of a monitor are on, those of others that come above a
-	// threshold are added.
+	// Limits.max_interventions, those of both levels together. A call that is watched may have
+	// as many together with all that the monitors which watch it may switch on: else it is
+	// TOO_MANY_INTERVENTIONS. They may go unused. Once interventions of a monitor are on, those
+	// of others that come above a threshold are added.
 	Interventions []*Intervention `protobuf:"bytes,1,rep,name=interventions,proto3" json:"interventions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -626,7 +627,8 @@ func (x *PauseAction) GetProceedAfter() bool {
 	return false
 }
 
-// Explains a row. Where the server has no time left for it, Alert.explanation stays empty.
+// Explains a row. An NLA that cannot explain now is refused: FEATURE_DISABLED. Where it
+// cannot later, or the server has no time left for it, Alert.explanation stays empty.
 type ExplainAction struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The NLA, whose site is one of the monitor's. Format: models/{model}/nlas/{nla}. The
@@ -1575,7 +1577,9 @@ type FitMonitorRequest struct {
 	// the last 10 tokens and its highest for ATTENTION.
 	Aggregator *ScoreAggregator `protobuf:"bytes,9,opt,name=aggregator,proto3" json:"aggregator,omitempty"`
 	// As Monitor.positions, but that each example has some of them; where an example has
-	// positions, those are used to fit, and these to measure.
+	// positions, those are used to fit, and these to measure. When unset all but the first
+	// token, whose row is the same in every text and may be a hundred times as long as any
+	// other. The monitor that is made has them, so that it scores what it was fitted to.
 	Positions *PositionSelector `protobuf:"bytes,10,opt,name=positions,proto3" json:"positions,omitempty"`
 	// Units of the hidden layer of MLP, from 1 to 512; 64 when zero, as of other methods.
 	HiddenUnits uint32 `protobuf:"varint,11,opt,name=hidden_units,json=hiddenUnits,proto3" json:"hidden_units,omitempty"`
@@ -1913,9 +1917,10 @@ type GetMonitorScoresResponse struct {
 	Edges []float32 `protobuf:"fixed32,1,rep,packed,name=edges,proto3" json:"edges,omitempty"`
 	// Hours in which samples were watched, the newest first, as far as they are stored.
 	Hours []*ScoreHour `protobuf:"bytes,2,rep,name=hours,proto3" json:"hours,omitempty"`
-	// The population stability index of the newest 24 hours against all before, of this
-	// version of the monitor; above 0.2 is commonly taken for a shift that matters. Unset
-	// with fewer than 100 samples in either.
+	// The population stability index of the newest 24 hours against all before, of samples
+	// that were scored as they are now: since `probes`, `network`, `aggregator` or
+	// `positions` of the monitor changed last. Above 0.2 is commonly taken for a shift that
+	// matters. Unset with fewer than 100 samples in either.
 	Drift         *float32 `protobuf:"fixed32,3,opt,name=drift,proto3,oneof" json:"drift,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -86,7 +86,8 @@ type MonitorServiceClient interface {
 	// Lists alerts, the newest first.
 	ListAlerts(ctx context.Context, in *ListAlertsRequest, opts ...grpc.CallOption) (*ListAlertsResponse, error)
 	// Decides about a sample that is paused. The first decision holds: another one is
-	// ALERT_DECIDED, as is any about an alert that waits for none.
+	// ALERT_DECIDED, as is any about an alert that waits for none, or none any more
+	// (ALERT_DECISION_LAPSED).
 	DecideAlert(ctx context.Context, in *DecideAlertRequest, opts ...grpc.CallOption) (*DecideAlertResponse, error)
 	// Deletes alerts of the caller's tenant, all or some, wherever they are stored. Those
 	// of a sample that is paused are not deleted before it is decided.
@@ -301,7 +302,8 @@ type MonitorServiceServer interface {
 	// Lists alerts, the newest first.
 	ListAlerts(context.Context, *ListAlertsRequest) (*ListAlertsResponse, error)
 	// Decides about a sample that is paused. The first decision holds: another one is
-	// ALERT_DECIDED, as is any about an alert that waits for none.
+	// ALERT_DECIDED, as is any about an alert that waits for none, or none any more
+	// (ALERT_DECISION_LAPSED).
 	DecideAlert(context.Context, *DecideAlertRequest) (*DecideAlertResponse, error)
 	// Deletes alerts of the caller's tenant, all or some, wherever they are stored. Those
 	// of a sample that is paused are not deleted before it is decided.

@@ -24,6 +24,7 @@ class AlertDecision(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ALERT_DECISION_UNSPECIFIED: _ClassVar[AlertDecision]
     ALERT_DECISION_PROCEED: _ClassVar[AlertDecision]
     ALERT_DECISION_STOP: _ClassVar[AlertDecision]
+    ALERT_DECISION_LAPSED: _ClassVar[AlertDecision]
 
 class WebhookState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -41,6 +42,7 @@ ALERT_ACTION_PAUSE: AlertAction
 ALERT_DECISION_UNSPECIFIED: AlertDecision
 ALERT_DECISION_PROCEED: AlertDecision
 ALERT_DECISION_STOP: AlertDecision
+ALERT_DECISION_LAPSED: AlertDecision
 WEBHOOK_STATE_UNSPECIFIED: WebhookState
 WEBHOOK_STATE_WAITING: WebhookState
 WEBHOOK_STATE_DELIVERED: WebhookState

@@ -201,7 +201,8 @@ class MonitorServiceServicer(object):
 
     def DecideAlert(self, request, context):
         """Decides about a sample that is paused. The first decision holds: another one is
-        ALERT_DECIDED, as is any about an alert that waits for none.
+        ALERT_DECIDED, as is any about an alert that waits for none, or none any more
+        (ALERT_DECISION_LAPSED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

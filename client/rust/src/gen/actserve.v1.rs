@@ -152,6 +152,9 @@ pub enum AlertDecision {
     Proceed = 1,
     /// It ends.
     Stop = 2,
+    /// Nobody has decided, and nobody waits for it any more: the call has ended, or another
+    /// level or monitor said what is done with the sample. The server's to say.
+    Lapsed = 3,
 }
 impl AlertDecision {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -163,6 +166,7 @@ impl AlertDecision {
             Self::Unspecified => "ALERT_DECISION_UNSPECIFIED",
             Self::Proceed => "ALERT_DECISION_PROCEED",
             Self::Stop => "ALERT_DECISION_STOP",
+            Self::Lapsed => "ALERT_DECISION_LAPSED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -171,6 +175,7 @@ impl AlertDecision {
             "ALERT_DECISION_UNSPECIFIED" => Some(Self::Unspecified),
             "ALERT_DECISION_PROCEED" => Some(Self::Proceed),
             "ALERT_DECISION_STOP" => Some(Self::Stop),
+            "ALERT_DECISION_LAPSED" => Some(Self::Lapsed),
             _ => None,
         }
     }
@@ -5785,6 +5790,10 @@ pub struct Limits {
     /// Seconds for which PauseAction may wait.
     #[prost(uint32, tag = "23")]
     pub max_pause_seconds: u32,
+    /// Bytes that all FitMonitor calls whose work is under way take together on the server,
+    /// of rows and of what they work with. On a server with tokens one fit may take a part.
+    #[prost(uint64, tag = "24")]
+    pub max_fit_bytes: u64,
 }
 /// A request for a page of models.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -6192,7 +6201,8 @@ pub struct Monitor {
     pub etag: ::prost::alloc::string::String,
 }
 /// Which calls a monitor watches, besides those that name it (GenerateRequest.monitors).
-/// A call is watched if it fits all that is set.
+/// A call is watched if it fits all that is set. At most 64 monitors that are not paused
+/// may choose one and the same call in this way: another one is STORE_QUOTA_EXCEEDED.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MonitorWatch {
     /// Only calls that name it; the others are unset.
@@ -6252,10 +6262,10 @@ pub struct StopAction {}
 pub struct InterveneAction {
     /// Applied to every generated token after the one that brought the score above the
     /// threshold, where their positions select it, after the call's own; from 1 to
-    /// Limits.max_interventions. A call that is watched may have as many together with all that
-    /// the monitors which watch it may switch on: else it is TOO_MANY_INTERVENTIONS. They may
-    /// go unused. Once interventions of a monitor are on, those of others that come above a
-    /// threshold are added.
+    /// Limits.max_interventions, those of both levels together. A call that is watched may have
+    /// as many together with all that the monitors which watch it may switch on: else it is
+    /// TOO_MANY_INTERVENTIONS. They may go unused. Once interventions of a monitor are on, those
+    /// of others that come above a threshold are added.
     #[prost(message, repeated, tag = "1")]
     pub interventions: ::prost::alloc::vec::Vec<Intervention>,
 }
@@ -6272,7 +6282,8 @@ pub struct PauseAction {
     #[prost(bool, tag = "2")]
     pub proceed_after: bool,
 }
-/// Explains a row. Where the server has no time left for it, Alert.explanation stays empty.
+/// Explains a row. An NLA that cannot explain now is refused: FEATURE_DISABLED. Where it
+/// cannot later, or the server has no time left for it, Alert.explanation stays empty.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExplainAction {
     /// The NLA, whose site is one of the monitor's. Format: models/{model}/nlas/{nla}. The
@@ -6506,7 +6517,9 @@ pub struct FitMonitorRequest {
     #[prost(message, optional, tag = "9")]
     pub aggregator: ::core::option::Option<ScoreAggregator>,
     /// As Monitor.positions, but that each example has some of them; where an example has
-    /// positions, those are used to fit, and these to measure.
+    /// positions, those are used to fit, and these to measure. When unset all but the first
+    /// token, whose row is the same in every text and may be a hundred times as long as any
+    /// other. The monitor that is made has them, so that it scores what it was fitted to.
     #[prost(message, optional, tag = "10")]
     pub positions: ::core::option::Option<PositionSelector>,
     /// Units of the hidden layer of MLP, from 1 to 512; 64 when zero, as of other methods.
@@ -6576,9 +6589,10 @@ pub struct GetMonitorScoresResponse {
     /// Hours in which samples were watched, the newest first, as far as they are stored.
     #[prost(message, repeated, tag = "2")]
     pub hours: ::prost::alloc::vec::Vec<ScoreHour>,
-    /// The population stability index of the newest 24 hours against all before, of this
-    /// version of the monitor; above 0.2 is commonly taken for a shift that matters. Unset
-    /// with fewer than 100 samples in either.
+    /// The population stability index of the newest 24 hours against all before, of samples
+    /// that were scored as they are now: since `probes`, `network`, `aggregator` or
+    /// `positions` of the monitor changed last. Above 0.2 is commonly taken for a shift that
+    /// matters. Unset with fewer than 100 samples in either.
     #[prost(float, optional, tag = "3")]
     pub drift: ::core::option::Option<f32>,
 }
@@ -7249,7 +7263,8 @@ pub mod monitor_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Decides about a sample that is paused. The first decision holds: another one is
-        /// ALERT_DECIDED, as is any about an alert that waits for none.
+        /// ALERT_DECIDED, as is any about an alert that waits for none, or none any more
+        /// (ALERT_DECISION_LAPSED).
         pub async fn decide_alert(
             &mut self,
             request: impl tonic::IntoRequest<super::DecideAlertRequest>,

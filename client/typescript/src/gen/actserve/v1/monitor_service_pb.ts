@@ -159,7 +159,8 @@ export const MonitorSchema: GenMessage<Monitor> = /*@__PURE__*/
 
 /**
  * Which calls a monitor watches, besides those that name it (GenerateRequest.monitors).
- * A call is watched if it fits all that is set.
+ * A call is watched if it fits all that is set. At most 64 monitors that are not paused
+ * may choose one and the same call in this way: another one is STORE_QUOTA_EXCEEDED.
  *
  * @generated from message actserve.v1.MonitorWatch
  */
@@ -293,10 +294,10 @@ export type InterveneAction = Message<"actserve.v1.InterveneAction"> & {
   /**
    * Applied to every generated token after the one that brought the score above the
    * threshold, where their positions select it, after the call's own; from 1 to
-   * Limits.max_interventions. A call that is watched may have as many together with all that
-   * the monitors which watch it may switch on: else it is TOO_MANY_INTERVENTIONS. They may
-   * go unused. Once interventions of a monitor are on, those of others that come above a
-   * threshold are added.
+   * Limits.max_interventions, those of both levels together. A call that is watched may have
+   * as many together with all that the monitors which watch it may switch on: else it is
+   * TOO_MANY_INTERVENTIONS. They may go unused. Once interventions of a monitor are on, those
+   * of others that come above a threshold are added.
    *
    * @generated from field: repeated actserve.v1.Intervention interventions = 1;
    */
@@ -342,7 +343,8 @@ export const PauseActionSchema: GenMessage<PauseAction> = /*@__PURE__*/
   messageDesc(file_actserve_v1_monitor_service, 5);
 
 /**
- * Explains a row. Where the server has no time left for it, Alert.explanation stays empty.
+ * Explains a row. An NLA that cannot explain now is refused: FEATURE_DISABLED. Where it
+ * cannot later, or the server has no time left for it, Alert.explanation stays empty.
  *
  * @generated from message actserve.v1.ExplainAction
  */
@@ -919,7 +921,9 @@ export type FitMonitorRequest = Message<"actserve.v1.FitMonitorRequest"> & {
 
   /**
    * As Monitor.positions, but that each example has some of them; where an example has
-   * positions, those are used to fit, and these to measure.
+   * positions, those are used to fit, and these to measure. When unset all but the first
+   * token, whose row is the same in every text and may be a hundred times as long as any
+   * other. The monitor that is made has them, so that it scores what it was fitted to.
    *
    * @generated from field: actserve.v1.PositionSelector positions = 10;
    */
@@ -1086,9 +1090,10 @@ export type GetMonitorScoresResponse = Message<"actserve.v1.GetMonitorScoresResp
   hours: ScoreHour[];
 
   /**
-   * The population stability index of the newest 24 hours against all before, of this
-   * version of the monitor; above 0.2 is commonly taken for a shift that matters. Unset
-   * with fewer than 100 samples in either.
+   * The population stability index of the newest 24 hours against all before, of samples
+   * that were scored as they are now: since `probes`, `network`, `aggregator` or
+   * `positions` of the monitor changed last. Above 0.2 is commonly taken for a shift that
+   * matters. Unset with fewer than 100 samples in either.
    *
    * @generated from field: optional float drift = 3;
    */
@@ -1904,7 +1909,8 @@ export const MonitorService: GenService<{
   },
   /**
    * Decides about a sample that is paused. The first decision holds: another one is
-   * ALERT_DECIDED, as is any about an alert that waits for none.
+   * ALERT_DECIDED, as is any about an alert that waits for none, or none any more
+   * (ALERT_DECISION_LAPSED).
    *
    * @generated from rpc actserve.v1.MonitorService.DecideAlert
    */
