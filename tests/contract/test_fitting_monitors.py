@@ -3,7 +3,7 @@ come."""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,18 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2
 
+from actserve.v1 import (
+    generation_service_pb2,
+    monitor_service_pb2_grpc,
+    positions_pb2,
+    site_pb2,
+    work_pb2,
+)
 from actserve.v1 import monitor_service_pb2 as pb
-from actserve.v1 import monitor_service_pb2_grpc, site_pb2, work_pb2
 from actserve_server.domain.principals import Role
+from actserve_server.domain.sites import Site
 from actserve_server.engine.fake import FakeEngine
+from actserve_server.engine.fake_model import FakeModel
 from actserve_server.monitors import fit_texts, fit_work, stored_fits
 from actserve_server.rpc import monitor_fits
 from tests.contract.fits import BAD, GOOD, example, examples, fit
@@ -105,6 +113,18 @@ async def replay(served: Served, *texts: str, name: str = "mood") -> list[float]
     events = await collect(served.monitors.ReplayMonitors(request))
     found = {event.item.item_index: event.item for event in events if event.HasField("item")}
     return [found[index].scores[0].highest_score for index in range(len(texts))]
+
+
+async def scored_tokens(
+    served: Served, text: str, name: str = "mood"
+) -> generation_service_pb2.MonitorScore:
+    """What a monitor makes of a text, token by token."""
+    request = pb.ReplayMonitorsRequest(
+        monitors=[full(name)], items=[{"prompt": {"text": text}}], each_token=True
+    )
+    events = await collect(served.monitors.ReplayMonitors(request))
+    (item,) = [event.item for event in events if event.HasField("item")]
+    return item.scores[0]
 
 
 def reason(monitor: pb.Monitor) -> str:
@@ -365,7 +385,7 @@ async def test_a_fit_that_takes_too_much_is_refused_with_the_arithmetic() -> Non
         refused = await failure(
             served.monitors.FitMonitor(fit(sites=[site(layer) for layer in range(4)]))
         )
-        tokens = 8 * (len(GOOD) + len(BAD) + 2)
+        tokens = 8 * (len(GOOD) + len(BAD))  # Without the first of each.
         assert refused.reason == "TOO_MANY_ROWS"
         for told in (f"{tokens} tokens", "4 sites", f"{tokens * 4 * WIDTH * 4} bytes", "10000"):
             assert told in refused.message
@@ -469,7 +489,37 @@ async def test_positions_say_which_tokens_count_and_which_are_fitted_to(served: 
     assert score == pytest.approx(made.fit.held_out.positive_scores[0], abs=1e-5)
 
 
+async def test_the_first_token_counts_only_where_positions_say_so(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_model = FakeModel.row
+
+    def row(model: FakeModel, at: Site, ids: Sequence[int], *changes: Any) -> np.ndarray:
+        """As of a model whose first token holds the attention that goes nowhere else."""
+        return of_model(model, at, ids, *changes) * (1000 if len(ids) == 1 else 1)
+
+    monkeypatch.setattr(FakeModel, "row", row)
+    await begin(served)
+    made = await reached(served, SUCCEEDED)
+    assert made.positions == positions_pb2.PositionSelector(span={"start": 1})
+    assert made.fit.held_out.auroc == 1
+    # What was told to count is what is scored from then on.
+    scored = await scored_tokens(served, GOOD)
+    assert list(scored.positions) == list(range(1, 1 + len(GOOD)))
+    assert scored.highest_score == pytest.approx(made.fit.held_out.positive_scores[0], abs=1e-5)
+    await begin(served, "all", positions={"all": {}})
+    every = await reached(served, SUCCEEDED, "all")
+    assert every.positions.HasField("all")
+    assert (await scored_tokens(served, GOOD, "all")).positions[0] == 0
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    "a text of the first token alone": (
+        {"examples": [*examples(), {"prompt": {"token_ids": {"ids": [65]}}}]},
+        "POSITION_OUT_OF_RANGE",
+        "examples[16].prompt",
+        "send longer texts, or set positions",
+    ),
     "too few of a kind": (
         {"examples": examples(8, 3)},
         "FIELD_INVALID",

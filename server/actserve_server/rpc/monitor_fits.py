@@ -14,7 +14,7 @@ from actserve_server.monitors.fit_texts import Texts
 from actserve_server.monitors.fit_work import FitJob
 from actserve_server.monitors.fitting import Fitted, fit
 from actserve_server.monitors.stored_monitors import Definition
-from actserve_server.rpc.requests import monitor_definitions
+from actserve_server.rpc.requests import fit_fields, monitor_definitions
 from actserve_server.rpc.requests.monitor_definitions import World
 from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.responses import fit_messages
@@ -40,7 +40,8 @@ class MonitorFit:
         self._world = world
         self._own = own
         self._call = call
-        self._monitor = fit_messages.unfitted(wire, asked.recipe.aggregator)
+        how, counted = asked.recipe.aggregator, fit_fields.counted(wire)
+        self._monitor = fit_messages.unfitted(wire, how, counted)
         self._fit = fit_messages.begun(wire, asked.steps)
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from actserve.v1 import monitor_service_pb2 as pb
+from actserve.v1 import positions_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import Positions, Selection, Spans
@@ -59,9 +60,10 @@ async def fit_request(
     _check_counts(wire, info)
     recipe = _recipe(wire, info)
     lower, upper = _shares(wire)
-    positions = position_selectors.selector(wire, info, ("positions",))
+    positions = position_selectors.parse(counted(wire), info, ("positions",))
     parts = split([_label(each, ("examples", i)) for i, each in enumerate(wire.examples)])
-    texts = _Texts(engine, info, tenant, recipe.sites, positions)
+    behind_first = not wire.HasField("positions")
+    texts = _Texts(engine, info, tenant, recipe.sites, positions, behind_first)
     examples = await texts.of(wire.examples, "examples", may_have_positions=True)
     benign = await texts.of(wire.benign_examples, "benign_examples", may_be_positive=False)
     longer = await texts.of(wire.longer_examples, "longer_examples")
@@ -78,6 +80,16 @@ async def fit_request(
         held_bytes=held_bytes,
         text_bytes=_text_bytes((*examples, *benign, *longer), max_bytes),
     )
+
+
+def counted(wire: pb.FitMonitorRequest) -> positions_pb2.PositionSelector:
+    """Which tokens count, in the fit and for the monitor that it makes. All but the first where
+    the request does not say: in many models its row is the same in every text and a hundred times
+    as long as others (Xiao et al., "Efficient Streaming Language Models with Attention Sinks",
+    2023), so that the highest score of each text would be its own."""
+    if wire.HasField("positions"):
+        return wire.positions
+    return positions_pb2.PositionSelector(span=positions_pb2.PositionRange(start=1))
 
 
 def _check_counts(wire: pb.FitMonitorRequest, info: ModelInfo) -> None:
@@ -206,6 +218,7 @@ class _Texts:
         tenant: str,
         sites: tuple[Site, ...],
         positions: Positions,
+        behind_first: bool,
     ) -> None:
         self._engine = engine
         self._info = info
@@ -213,6 +226,8 @@ class _Texts:
         self._sites = sites
         self._positions = positions
         """Those that count."""
+        self._behind_first = behind_first
+        """Whether they are all but the first, since the request does not say."""
 
     async def of(
         self,
@@ -245,6 +260,14 @@ class _Texts:
     async def _text(self, wire: pb.FitExample, at: FieldPath) -> FitText:
         label = _label(wire, at)
         prompt = await prompt_fields.tokenize_to_run(self._engine, wire.prompt, (*at, "prompt"))
+        if self._behind_first and len(prompt.ids) == 1:
+            raise ActserveError(
+                Reason.POSITION_OUT_OF_RANGE,
+                "the text has 1 token, the first one, which counts only where positions of the "
+                "request say so; send longer texts, or set positions",
+                field=(*at, "prompt"),
+                metadata={"prompt_tokens": 1},
+            )
         place = Place(prompt=prompt, run_tokens=len(prompt.ids), item=at)
         selection = position_selectors.selection(self._positions, place, ("positions",))
         counted = fitted = selection.among(prompt.ids)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from actserve.v1 import monitor_service_pb2 as pb
-from actserve.v1 import probe_pb2, readout_pb2, source_pb2, work_pb2
+from actserve.v1 import positions_pb2, probe_pb2, readout_pb2, source_pb2, work_pb2
 from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.probe_networks import ProbeNetwork
@@ -23,12 +23,13 @@ _REDUCTIONS = {
 }
 
 
-def unfitted(request: pb.FitMonitorRequest, how: Aggregator) -> pb.Monitor:
-    """The monitor that a request makes, without its probe."""
-    made = pb.Monitor(paused=True, aggregator=aggregator(how), labels=request.labels)
-    if request.HasField("positions"):
-        made.positions.CopyFrom(request.positions)
-    return made
+def unfitted(
+    request: pb.FitMonitorRequest, how: Aggregator, positions: positions_pb2.PositionSelector
+) -> pb.Monitor:
+    """The monitor that a request makes, without its probe. It scores what the fit has scored."""
+    return pb.Monitor(
+        paused=True, aggregator=aggregator(how), positions=positions, labels=request.labels
+    )
 
 
 def fitted(wire: pb.Monitor, report: FitReport, info: ModelInfo) -> pb.Monitor:
