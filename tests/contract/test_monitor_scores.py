@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,24 @@ async def test_replicas_count_together(store: dict[str, str]) -> None:
         assert sum(hour.counts) == 2
 
 
-async def test_drift_is_told_of_enough_samples_of_this_version(served: Served) -> None:
+UNLIKE: dict[str, dict[str, Any]] = {
+    "another probe": {"probes": [probe(2)]},
+    "another aggregator": {"aggregator": {"ema": {"weight": 0.5}}},
+    "other positions": {"positions": {"generated": {}}},
+}
+ALIKE: dict[str, dict[str, Any]] = {
+    "another threshold": {"upper": {"threshold": 2.0}},
+    "an action": {"upper": {"threshold": 1.0, "stop": {}}},
+    "a pause": {"paused": True},
+    "labels": {"labels": {"team": "safety"}},
+    "other calls": {"watch": {"share": 0.5}},
+    "the same probe": {"probes": [probe()]},
+}
+
+
+async def drifted(served: Served) -> StoredMonitor:
+    """A monitor whose scores of the last day are others than those before, one sample short of
+    telling."""
     monitor = await stored(served)
     rng = np.random.default_rng(0)
     for hours_ago, mean, samples in ((48, 0.0, 100), (0, 3.0, 99)):
@@ -85,19 +103,55 @@ async def test_drift_is_told_of_enough_samples_of_this_version(served: Served) -
         for score in rng.normal(mean, 1, samples):
             served.watching.scores.count(monitor, float(score))
         await served.watching.scores.flush()
+    return monitor
+
+
+async def update(served: Served, **changes: Any) -> None:
+    request = pb.UpdateMonitorRequest(
+        monitor={"name": full("harm"), **changes}, update_mask={"paths": [*changes]}
+    )
+    await served.monitors.UpdateMonitor(request)
+
+
+async def test_drift_is_told_of_enough_samples(served: Served) -> None:
+    monitor = await drifted(served)
     assert not (await scores(served)).HasField("drift")
     served.watching.scores.count(monitor, 3.0)
     assert (await scores(served)).drift > 0.2
-    # A new version has not drifted yet; its hours stand beside those before.
+
+
+@pytest.mark.parametrize("change", ALIKE)
+async def test_drift_goes_on_through_changes_that_leave_scores_as_they_are(
+    served: Served, change: str
+) -> None:
+    before = await drifted(served)
+    await update(served, **ALIKE[change])
+    monitor = await stored(served)
+    assert monitor.etag != before.etag
+    served.watching.scores.count(monitor, 3.0)
+    answer = await scores(served)
+    assert answer.drift > 0.2
+    # Each hour says which version has scored.
+    assert {each.monitor_etag for each in answer.hours} == {before.etag, monitor.etag}
+
+
+@pytest.mark.parametrize("change", UNLIKE)
+async def test_drift_begins_anew_where_scores_are_others(served: Served, change: str) -> None:
+    served.watching.scores.count(await drifted(served), 3.0)
+    assert (await scores(served)).HasField("drift")
+    await update(served, **UNLIKE[change])
+    assert not (await scores(served)).HasField("drift")
+
+
+async def test_drift_goes_on_where_all_is_sent_again_as_it_was(served: Served) -> None:
+    await drifted(served)
     await served.monitors.UpdateMonitor(
         pb.UpdateMonitorRequest(
-            monitor={"name": full("harm"), "upper": {"threshold": 2.0}},
-            update_mask={"paths": ["upper"]},
+            monitor={"name": full("harm"), "probes": [probe()], "upper": {"threshold": 1.0}}
         )
     )
-    answer = await scores(served)
-    assert len(answer.hours) == 2
-    assert not answer.HasField("drift")
+    served.watching.scores.count(await stored(served), 3.0)
+    assert (await scores(served)).drift > 0.2
 
 
 async def test_another_probe_is_counted_anew(served: Served) -> None:

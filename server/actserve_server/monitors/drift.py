@@ -32,8 +32,8 @@ _HELD = 10_000
 """Hours of monitors that wait to be written."""
 _HOUR_S = 3600
 
-Key = tuple[str, str, int, str, bytes]
-"""Tenant, monitor, hour since 1970 began, etag, edges."""
+Key = tuple[str, str, int, str, str, bytes]
+"""Tenant, monitor, hour since 1970 began, etag, what it is scored by, edges."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +44,8 @@ class ScoreHour:
     """Since 1970 began, UTC."""
     etag: str
     """The version of the monitor that scored them."""
+    scored_by: str
+    """As `Definition` has it."""
     counts: np.ndarray
     """uint64, one more than there are edges."""
 
@@ -62,7 +64,8 @@ class ScoreHours:
     def count(self, monitor: StoredMonitor, score: float) -> None:
         """A sample that a monitor watched has ended, with this highest score."""
         definition = monitor.definition
-        key = (monitor.tenant, monitor.id, self._hour(), monitor.etag, definition.edges)
+        version = (monitor.etag, definition.scored_by, definition.edges)
+        key = (monitor.tenant, monitor.id, self._hour(), *version)
         edges = read_edges(definition.edges)
         counts = self._held.get(key)
         if counts is None:
@@ -97,13 +100,14 @@ class ScoreHours:
             lambda connection: connection.execute(query.limit(MAX_HOURS)).all()
         )
         return [
-            ScoreHour(row.hour, row.monitor_etag, np.frombuffer(row.counts, "<u8")) for row in rows
+            ScoreHour(row.hour, row.monitor_etag, row.scored_by, np.frombuffer(row.counts, "<u8"))
+            for row in rows
         ]
 
-    def drift(self, hours: Sequence[ScoreHour], etag: str) -> float | None:
-        """The population stability index of the newest day of a version against all before; None
-        with too few samples in either."""
-        own = [each for each in hours if each.etag == etag]
+    def drift(self, monitor: StoredMonitor, hours: Sequence[ScoreHour]) -> float | None:
+        """The population stability index of the newest day against all before, of whatever
+        versions of a monitor score as it does now; None with too few samples in either."""
+        own = [each for each in hours if each.scored_by == monitor.definition.scored_by]
         since = self._hour() - RECENT_HOURS
         recent = sum(each.counts for each in own if each.hour > since)
         before = sum(each.counts for each in own if each.hour <= since)
@@ -127,7 +131,7 @@ class ScoreHours:
         )
 
     def _write(self, connection: sa.Connection, held: Mapping[Key, np.ndarray]) -> None:
-        for (tenant, monitor, hour, etag, edges), counts in held.items():
+        for (tenant, monitor, hour, etag, scored_by, edges), counts in held.items():
             there = sa.select(monitors.c.id).where(
                 monitors.c.tenant == tenant,
                 monitors.c.model_id == self._model_id,
@@ -153,6 +157,7 @@ class ScoreHours:
                     "monitor": monitor,
                     "hour": hour,
                     "monitor_etag": etag,
+                    "scored_by": scored_by,
                     "edges": edges,
                     "counts": _bytes(counts),
                 },

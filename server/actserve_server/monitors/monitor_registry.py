@@ -280,6 +280,7 @@ def _columns(definition: Definition) -> dict[str, Any]:
         "parts": {level: list(counts) for level, counts in definition.parts.items()},
         "fit": definition.fit,
         "edges": definition.edges,
+        "scored_by": definition.scored_by,
         "size_bytes": definition.size_bytes,
     }
 
@@ -293,6 +294,7 @@ def _read(record: "sa.Row[Any]") -> StoredMonitor:
             resolved=bytes(getattr(record, "resolved", b"")),
             parts=record.parts,
             edges=bytes(record.edges),
+            scored_by=record.scored_by,
             size_bytes=record.size_bytes,
             fit=bytes(record.fit),
         ),

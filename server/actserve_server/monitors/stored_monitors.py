@@ -16,6 +16,8 @@ class Definition:
     """By level, of how many interventions of `resolved` each one of `message` consists."""
     edges: bytes = field(default=b"", repr=False)
     """Between which scores are counted: float32, ascending, little-endian."""
+    scored_by: str = ""
+    """A digest of all that its scores depend on: where it is the same, they can be compared."""
     size_bytes: int = 0
     """Of its numbers."""
     fit: bytes = b""

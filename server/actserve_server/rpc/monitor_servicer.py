@@ -124,7 +124,7 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         stored = await self._registry.get(self._tenant(), self._id(request.name))
         scores = self._parts.scores
         hours = await scores.of(stored)
-        return monitor_descriptions.scores(stored, hours, scores.drift(hours, stored.etag))
+        return monitor_descriptions.scores(stored, hours, scores.drift(stored, hours))
 
     async def WatchAlerts(  # noqa: N802
         self, request: pb.WatchAlertsRequest, context: grpc.aio.ServicerContext

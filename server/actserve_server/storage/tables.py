@@ -123,6 +123,8 @@ monitors = sa.Table(
     sa.Column("fit", sa.LargeBinary, nullable=False),
     # float32, ascending, little-endian: between which scores are counted.
     sa.Column("edges", sa.LargeBinary, nullable=False),
+    # A digest of all that scores depend on; another one where they cannot be compared.
+    sa.Column("scored_by", sa.String(32), nullable=False, server_default=""),
     # Bytes of its numbers: what counts against quotas.
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("model_path", sa.Text, nullable=False),
@@ -244,6 +246,8 @@ score_hours = sa.Table(
     # Hours since 1970 began, UTC.
     sa.Column("hour", sa.Integer, autoincrement=False, nullable=False),
     sa.Column("monitor_etag", sa.String(32), nullable=False),
+    # As of the monitor.
+    sa.Column("scored_by", sa.String(32), nullable=False, server_default=""),
     # float32, ascending, little-endian, and uint64 counts of scores, one more than edges.
     sa.Column("edges", sa.LargeBinary, nullable=False),
     sa.Column("counts", sa.LargeBinary, nullable=False),

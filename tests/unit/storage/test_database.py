@@ -23,7 +23,7 @@ from actserve_server.storage.database_places import (
 )
 from actserve_server.storage.migrate import VERSION_TABLE
 from actserve_server.storage.store_failures import RETRY_AFTER_S
-from actserve_server.storage.tables import METADATA, steering_vector_contents
+from actserve_server.storage.tables import METADATA, score_hours, steering_vector_contents
 from tests.postgres_cluster import Cluster
 
 ONE = {"sha256": b"1" * 32, "elements": b"1234"}
@@ -107,6 +107,29 @@ async def test_replicas_that_start_together_migrate_once(store: dict[str, str]) 
     assert [await each.read(count) for each in servers] == [0] * 4
     for each in servers:
         each.close()
+
+
+async def test_scores_of_before_stay_comparable_within_their_version(store: dict[str, str]) -> None:
+    hour = {"monitor": "m", "hour": 1, "monitor_etag": "v1", "edges": b"", "counts": b""}
+
+    def go_back(connection: sa.Connection) -> None:
+        """To the tables of before, with an hour of scores."""
+        connection.execute(score_hours.insert(), {"tenant": "", "model_id": "fake", **hour})
+        for statement in (
+            "ALTER TABLE monitors DROP COLUMN scored_by",
+            "ALTER TABLE score_hours DROP COLUMN scored_by",
+            "DROP INDEX ix_alerts_delivery_state_webhook_account_delivery_due_us",
+            f"UPDATE {VERSION_TABLE} SET version_num='0004'",
+        ):
+            connection.execute(sa.text(statement))
+
+    older = opening(store)
+    await older.write(go_back)
+    older.close()
+    newer = opening(store)
+    select = sa.select(score_hours.c.scored_by)
+    assert await newer.read(lambda connection: connection.scalar(select)) == "v1"
+    newer.close()
 
 
 async def test_a_database_of_a_newer_version_is_refused(store: dict[str, str]) -> None:

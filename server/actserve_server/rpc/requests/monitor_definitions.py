@@ -4,6 +4,7 @@ What is stored is the message as it was sent, without the data of tensors, and b
 with a tensor for every source, of which the server makes again what it watches by.
 """
 
+import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ REPLACED = frozenset(
 )
 """The fields of a monitor that a caller sets."""
 _SCORED_BY = ("probes", "network", "aggregator", "positions")
-"""Those that say which scores there are."""
+"""Those that scores depend on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,15 +200,25 @@ def _made(
     made = monitor_request(whole, found, FIELD, parts)
     monitor_fields.check_calls_out(given, made, world.nlas, world.info, world.webhooks)
     resolved, parts = _resolved(whole, made, found, parts)
-    edges = None if before is None or paths.intersection(_SCORED_BY) else before.edges
+    if before is None or paths.intersection(_SCORED_BY):
+        scored_by = _digest(_settable(resolved, _SCORED_BY))
+    else:
+        scored_by = before.scored_by
+    # Kept where thresholds alone have changed, so that what was counted can be compared.
+    edges = before.edges if before is not None and before.scored_by == scored_by else None
     return Definition(
         message=message.SerializeToString(deterministic=True),
         resolved=resolved.SerializeToString(deterministic=True),
         parts=parts,
         edges=edges or write_edges(score_edges([each.threshold for each in made.levels])),
+        scored_by=scored_by,
         size_bytes=_tensor_bytes(resolved),
         fit=b"" if before is None else before.fit,
     )
+
+
+def _digest(wire: pb.Monitor) -> str:
+    return hashlib.blake2b(wire.SerializeToString(deterministic=True), digest_size=16).hexdigest()
 
 
 def _without_data(wire: pb.Monitor) -> pb.Monitor:
