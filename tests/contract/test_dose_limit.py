@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from actserve.v1 import model_service_pb2, site_pb2
+from actserve.v1 import monitor_service_pb2 as pb
 from actserve_server.domain.model import Limits
 from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
 from actserve_server.engine.fake import FakeEngine
@@ -25,6 +26,8 @@ from tests.contract.harness import (
     serving,
     site,
 )
+from tests.contract.monitors import create as create_monitor
+from tests.contract.monitors import full
 from tests.contract.nlas import Tiny, explain_text
 from tests.contract.sweeps import cells, steered, sweep
 from tests.contract.vectors import create, stored
@@ -323,6 +326,31 @@ async def test_a_site_whose_rows_are_of_unknown_length_takes_relative_additions_
         assert refused.details["ErrorInfo"].metadata["site"] == "resid_post.1"
         relative = addition(UNIT, coefficient=LIMIT, relative=True)
         await collect(served.generation.Generate(generate(interventions=[relative])))
+
+
+@pytest.mark.parametrize("clamps", [False, True])
+async def test_levels_of_a_monitor_are_limited_together(clamps: bool) -> None:
+    async with serving(engine(clamps=clamps), measured=True) as served:
+
+        def level(threshold: float, share: float) -> dict[str, Any]:
+            edit = addition(share * LIMIT * norm(served) * UNIT)
+            return {"threshold": threshold, "intervene": {"interventions": [edit]}}
+
+        # Each is within the limit. Which will be on is not known, so they are not scaled down.
+        both = create_monitor(lower=level(0, 0.6), upper=level(1, 0.6))
+        refused = await failure(served.monitors.CreateMonitor(both))
+        assert refused.reason == "DOSE_TOO_LARGE"
+        assert refused.field.startswith("monitor.")
+        await served.monitors.CreateMonitor(
+            create_monitor(lower=level(0, 0.6), upper=level(1, 0.3))
+        )
+        # An update of one level is looked at together with the other.
+        request = pb.UpdateMonitorRequest(
+            monitor={"name": full("harm"), "upper": level(1, 0.6)},
+            update_mask={"paths": ["upper"]},
+        )
+        refused = await failure(served.monitors.UpdateMonitor(request))
+        assert refused.reason == "DOSE_TOO_LARGE"
 
 
 async def test_without_a_limit_nothing_is_refused_or_scaled() -> None:

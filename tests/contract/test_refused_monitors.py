@@ -18,6 +18,7 @@ from tests.contract.refusals import WIDTH
 LOGITS = site(None, site_pb2.HOOK_POINT_LOGITS)
 NAN, INF = float("nan"), float("inf")
 STOPS = {"threshold": 1.0, "stop": {}}
+ZERO = intervention(zero={})
 
 
 def network(**changes: Any) -> dict[str, Any]:
@@ -283,6 +284,16 @@ WRONG: list[tuple[str, dict[str, Any], str, str | None, str]] = [
         "TOO_MANY_INTERVENTIONS",
         "upper.intervene.interventions",
         "64",
+    ),
+    (
+        "65 interventions of both levels",
+        {
+            "lower": {"threshold": 0.0, "intervene": {"interventions": [ZERO] * 33}},
+            "upper": {"threshold": 1.0, "intervene": {"interventions": [ZERO] * 32}},
+        },
+        "TOO_MANY_INTERVENTIONS",
+        "upper.intervene.interventions",
+        "33 interventions and the upper one 32 on top of them, 65 together",
     ),
     (
         "no operation",

@@ -84,6 +84,15 @@ def dose_factors(
     ]
 
 
+def check_all_on(
+    every: Sequence[Sequence[Part]], fields: Sequence[FieldPath], info: ModelInfo
+) -> None:
+    """As `dose_factors`, of interventions of which nobody knows yet which will be on: what all add
+    together is refused also where the server would scale it down."""
+    limits = replace(info.limits, clamps_dose=False)
+    dose_factors(every, fields, replace(info, limits=limits))
+
+
 def _together(doses: Sequence[Dose], factor: float = 1.0) -> float:
     """The dose of interventions at one site, one after the other, each times `factor`."""
     total = 0.0

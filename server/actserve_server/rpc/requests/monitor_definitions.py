@@ -198,6 +198,7 @@ def _made(
     old_parts = {} if before is None else before.parts
     parts = {level: counts for level, counts in old_parts.items() if level not in paths}
     made = monitor_request(whole, found, FIELD, parts)
+    monitor_fields.check_both_levels(made, world.info)
     monitor_fields.check_calls_out(given, made, world.nlas, world.info, world.webhooks)
     resolved, parts = _resolved(whole, made, found, parts)
     if before is None or paths.intersection(_SCORED_BY):

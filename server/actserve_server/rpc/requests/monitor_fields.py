@@ -17,6 +17,7 @@ from actserve_server.monitors.watched import Level, LevelName, Pause, Steer, Sto
 from actserve_server.rpc.explanations import served_nlas
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
+    dose_limit,
     interventions,
     network_fields,
     position_selectors,
@@ -85,6 +86,12 @@ class MonitorRequest:
     paused: bool
     watch: Watch
 
+    @property
+    def interventions(self) -> list[InterventionRequest]:
+        """All that it may come to switch on."""
+        actions = [each.action for each in self.levels]
+        return [edit for action in actions if isinstance(action, tuple) for edit in action]
+
     def watcher(self, monitor: str, etag: str, prompt: TokenizedPrompt) -> Watcher:
         """The monitor of that name and version, as it watches what begins with a prompt. What the
         sequence does not have of its positions is passed over."""
@@ -150,6 +157,29 @@ def aggregator(
             field=(*at, "attention"),
         )
     return probe_fields.aggregator(wire.aggregator, at, attends=attends)
+
+
+def check_both_levels(
+    made: MonitorRequest, info: ModelInfo, field: FieldPath = ("monitor",)
+) -> None:
+    """Raises TOO_MANY_INTERVENTIONS or DOSE_TOO_LARGE where each level is within bounds, and what
+    both switch on is not: that of the upper one comes on top, and no call could be watched. To be
+    called in a thread."""
+    counts = [len(each.action) for each in made.levels if isinstance(each.action, tuple)]
+    if len(counts) < 2:
+        return
+    lower, upper = counts
+    if lower + upper > info.limits.max_interventions:
+        raise ActserveError(
+            Reason.TOO_MANY_INTERVENTIONS,
+            f"the lower level switches on {lower} interventions and the upper one {upper} on top "
+            f"of them, {lower + upper} together, but a sequence may have at most "
+            f"{info.limits.max_interventions}; send fewer, or let one level do something else",
+            field=(*field, "upper", "intervene", "interventions"),
+            metadata={"interventions": lower + upper, "limit": info.limits.max_interventions},
+        )
+    edits = made.interventions
+    dose_limit.check_all_on([each.parts for each in edits], [each.field for each in edits], info)
 
 
 def check_calls_out(

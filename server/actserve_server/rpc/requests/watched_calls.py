@@ -132,13 +132,7 @@ async def check_steers(
     """Raises TOO_MANY_INTERVENTIONS if the call's interventions and those that its monitors may
     come to switch on are more than a sequence may have, and DOSE_TOO_LARGE if they add more
     together than the operator allows. Those of the call, and of each level, are within both."""
-    steers = [
-        edit
-        for _, made in by.monitors.values()
-        for level in made.levels
-        if isinstance(level.action, tuple)
-        for edit in level.action
-    ]
+    steers = [edit for _, made in by.monitors.values() for edit in made.interventions]
     if not steers:
         return
     count, limit = len(edits) + len(steers), info.limits.max_interventions
@@ -153,11 +147,9 @@ async def check_steers(
         )
     if info.limits.max_relative_dose is None:
         return
-    together = [*edits, *steers]
-    limits = replace(info.limits, clamps_dose=False)
-    at: list[FieldPath] = [("monitors",)] * len(together)
-    parts = [each.parts for each in together]
-    await off_loop(dose_limit.dose_factors, parts, at, replace(info, limits=limits))
+    parts = [each.parts for each in (*edits, *steers)]
+    at: list[FieldPath] = [("monitors",)] * len(parts)
+    await off_loop(dose_limit.check_all_on, parts, at, info)
 
 
 async def _named(
