@@ -20,7 +20,7 @@ from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.monitors.monitor_registry import Key
 from actserve_server.monitors.stored_monitors import StoredMonitor
-from actserve_server.monitors.watched import LevelName, Pause, Steer, Stop, Watcher
+from actserve_server.monitors.watched import Intervene, LevelName, Pause, Stop, Watcher
 from actserve_server.rpc.requests.monitor_fields import MonitorRequest
 from tests.contract import vectors
 from tests.contract.harness import (
@@ -177,7 +177,7 @@ async def test_all_that_it_watches_by_is_rebuilt_from_the_database(store: dict[s
     assert found.positions == GeneratedPositions()
     lower, upper = watching.levels
     assert (lower.name, lower.threshold) == (LevelName.LOWER, -1)
-    assert isinstance(lower.action, Steer)
+    assert isinstance(lower.action, Intervene)
     add, zero = lower.action.interventions
     assert np.array_equal(add.operation.vector, numbers(WIDTH))  # type: ignore[union-attr]
     assert add.selection.spans.ranges[0][0] == 3
@@ -216,7 +216,7 @@ async def test_what_sources_name_is_copied_when_it_is_stored(served: Served) -> 
     (values,) = found.network.values
     assert np.array_equal(values, np.concatenate([rows[1][1], numbers(WIDTH)]))
     (level,) = (await watcher(served)).levels
-    assert isinstance(level.action, Steer)
+    assert isinstance(level.action, Intervene)
     first, second, third, fourth, replaced = level.action.interventions
     operations: Any = [each.operation for each in (first, second, third, fourth, replaced)]
     for made_, expected in zip(
@@ -244,7 +244,7 @@ async def test_a_condition_of_an_intervention_of_several_parts_is_decided_once(
         await update(one, "lower", lower={"threshold": -1.0, "stop": {}})
         lower, upper = (await watcher(one)).levels
         assert lower.action == Stop()
-        assert isinstance(upper.action, Steer)
+        assert isinstance(upper.action, Intervene)
         first, second = upper.action.interventions
         assert first.when is not None
         assert first.when is second.when

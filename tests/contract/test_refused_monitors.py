@@ -38,7 +38,7 @@ def attending(**changes: Any) -> dict[str, Any]:
     return {**network(**{**heads, **changes}), "aggregator": {"attention": {}}}
 
 
-def steering(*interventions: Any) -> dict[str, Any]:
+def intervening(*interventions: Any) -> dict[str, Any]:
     return {"upper": {"threshold": 1.0, "intervene": {"interventions": interventions}}}
 
 
@@ -277,10 +277,10 @@ WRONG: list[tuple[str, dict[str, Any], str, str | None, str]] = [
         "exchange",
     ),
     ("equal levels", {"lower": STOPS}, "FIELD_INVALID", "upper.threshold", "above"),
-    ("no interventions", steering(), "FIELD_REQUIRED", "upper.intervene.interventions", ""),
+    ("no interventions", intervening(), "FIELD_REQUIRED", "upper.intervene.interventions", ""),
     (
         "65 interventions",
-        steering(*[intervention(zero={})] * 65),
+        intervening(*[intervention(zero={})] * 65),
         "TOO_MANY_INTERVENTIONS",
         "upper.intervene.interventions",
         "64",
@@ -297,14 +297,14 @@ WRONG: list[tuple[str, dict[str, Any], str, str | None, str]] = [
     ),
     (
         "no operation",
-        steering(intervention()),
+        intervening(intervention()),
         "FIELD_REQUIRED",
         "upper.intervene.interventions[0]",
         "",
     ),
     (
         "rows for each position",
-        steering(intervention(replace={"rows": inline(numbers(2, WIDTH))})),
+        intervening(intervention(replace={"rows": inline(numbers(2, WIDTH))})),
         "TENSOR_SIZE_MISMATCH",
         "upper.intervene.interventions[0].replace.rows.tensor",
         "one row",

@@ -121,21 +121,21 @@ async def test_a_stop_is_told_as_what_ended_the_sample(served: Served, alerts: N
     assert [(c.position, c.sample_index) for _, c in alerts.raised] == [(8, 0), (8, 1)]
 
 
-async def test_a_steer_and_a_pause_change_what_they_say_alone(
+async def test_interventions_and_a_pause_change_what_they_say_alone(
     served: Served, alerts: Noted
 ) -> None:
     change = addition(9 * numbers(WIDTH))
     plain = await told(served)
-    steered = await told(served, interventions=[{**change, "positions": {"span": {"start": 7}}}])
+    changed = await told(served, interventions=[{**change, "positions": {"span": {"start": 7}}}])
     pausing = await made(
         served, upper={"threshold": ALWAYS, "pause": PAUSE}, positions={"span": {"start": 6}}
     )
     assert ids(await told(served)) == ids(plain)
     await served.monitors.DeleteMonitor(monitors_pb2.DeleteMonitorRequest(name=pausing.name))
-    steer = {"threshold": ALWAYS, "intervene": {"interventions": [change]}}
-    await made(served, "steers", upper=steer, positions={"span": {"start": 6}})
+    intervene = {"threshold": ALWAYS, "intervene": {"interventions": [change]}}
+    await made(served, "intervenes", upper=intervene, positions={"span": {"start": 6}})
     events = await told(served)
-    assert ids(events) == ids(steered) != ids(plain)
+    assert ids(events) == ids(changed) != ids(plain)
     assert not finishes(events)[0].interventions, "none of the call's own"
 
 
@@ -356,12 +356,12 @@ async def test_a_monitor_that_cannot_watch_here_fails_its_calls_and_holds_none_o
 
 async def test_what_monitors_may_switch_on_counts_among_the_interventions_of_a_call() -> None:
     change = addition(numbers(WIDTH))
-    steer = {"threshold": NEVER, "intervene": {"interventions": [change, change]}}
+    intervene = {"threshold": NEVER, "intervene": {"interventions": [change, change]}}
     async with serving(
         FakeEngine(limits=Limits(max_sequence_tokens=64, max_interventions=5))
     ) as served:
         for name in ("a", "b"):
-            await made(served, name, upper=steer)
+            await made(served, name, upper=intervene)
         assert finishes(await told(served, interventions=[change]))
         refused = await failure(served.generation.Generate(watched(interventions=[change, change])))
         assert refused.reason == "TOO_MANY_INTERVENTIONS"

@@ -22,10 +22,10 @@ from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.monitors.watched import (
     Crossing,
     Decision,
+    Intervene,
     Level,
     LevelName,
     Pause,
-    Steer,
     Stop,
     WatchedCall,
     Watcher,
@@ -226,17 +226,17 @@ def _from(start: int) -> Selection:
     return Selection(Spans(((start, NO_END),)))
 
 
-def test_stops_pauses_and_steers_are_what_was_asked_under_load(
+def test_stops_pauses_and_interventions_are_what_was_asked_under_load(
     smollm2: EngineThread, prompt: tuple[int, ...], networks: dict[str, ProbeNetwork]
 ) -> None:
     short = prompt[:40]
     p = len(short)
     positions = (3, p - 1, p, p + 7, p + TOKENS - 2, p + TOKENS - 1)
-    steer = Steer((add(CHANGED, _vector(smollm2)),))
-    actions = (Stop(), steer, Pause(60.0, proceed_after=False))
+    intervene = Intervene((add(CHANGED, _vector(smollm2)),))
+    actions = (Stop(), intervene, Pause(60.0, proceed_after=False))
     cases = [(at, action, s) for at in positions for action in actions for s in (GREEDY, SEEDED)]
 
-    def sample(at: int, action: Stop | Steer | Pause, sampling: Sampling) -> Sample:
+    def sample(at: int, action: Stop | Intervene | Pause, sampling: Sampling) -> Sample:
         level = Level(LevelName.UPPER, -1e9, action)
         network = networks["mlp"]
         each = Watcher("m", "1", network, Aggregator(), _from(at), (level,))
@@ -256,7 +256,7 @@ def test_stops_pauses_and_steers_are_what_was_asked_under_load(
                 assert wanted.text.startswith(result.text)
                 assert result.finished.reason is FinishReason.MONITOR
                 _check_rows(result, max(0, at) if count else 0)
-            case Steer():
+            case Intervene():
                 start = max(at + 1, p)
                 reference = smollm2.run(
                     make_run(
@@ -274,7 +274,7 @@ def test_stops_pauses_and_steers_are_what_was_asked_under_load(
             case Pause():
                 _check_same(result, wanted)
                 _check_rows(result, p + TOKENS - 1)
-    assert changed > 3, "nothing was steered"
+    assert changed > 3, "nothing was changed"
 
 
 def _check_same(ours: Told, theirs: Result) -> None:

@@ -24,7 +24,7 @@ from actserve_server.monitors.stored_alerts import (
     NewAlert,
     StoredAlert,
 )
-from actserve_server.monitors.watched import Decision, Level, LevelName, Pause, Steer, Stop
+from actserve_server.monitors.watched import Decision, Intervene, Level, LevelName, Pause, Stop
 from actserve_server.storage.database import Database
 from actserve_server.storage.tables import alert_sequences as sequences
 from actserve_server.storage.tables import alert_totals as totals
@@ -504,8 +504,8 @@ def _action(level: Level) -> Action:
             return Action.NONE
         case Stop():
             return Action.STOP
-        case Steer():
-            return Action.STEER
+        case Intervene():
+            return Action.INTERVENE
         case Pause():
             return Action.PAUSE
 

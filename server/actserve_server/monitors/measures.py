@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from actserve_server.monitors.watched import Level, Pause, Steer, Stop, Watcher, WatcherScore
+from actserve_server.monitors.watched import Intervene, Level, Pause, Stop, Watcher, WatcherScore
 
 MONITORS = 200
 """Monitors that have series of their own, the first ones seen since the server started."""
@@ -154,7 +154,7 @@ def action_name(level: Level) -> str:
             return "none"
         case Stop():
             return "stop"
-        case Steer():
+        case Intervene():
             return "intervene"
         case Pause():
             return "pause"

@@ -11,7 +11,7 @@ class Action(IntEnum):
 
     NONE = 0
     STOP = 1
-    STEER = 2
+    INTERVENE = 2
     PAUSE = 3
 
 

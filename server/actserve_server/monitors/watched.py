@@ -26,7 +26,7 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Steer:
+class Intervene:
     """Changes the model at every generated token after that one which `interventions` select."""
 
     interventions: tuple[Intervention, ...]
@@ -47,7 +47,7 @@ class Level:
 
     name: LevelName
     threshold: float
-    action: Stop | Steer | Pause | None = None
+    action: Stop | Intervene | Pause | None = None
     flag: bool = False
     """Whether the call that is watched is told."""
     explained_by: str | None = None

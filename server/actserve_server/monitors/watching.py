@@ -37,8 +37,8 @@ from actserve_server.monitors.watched import (
     Alerts,
     Crossing,
     Decision,
+    Intervene,
     Pause,
-    Steer,
     Stop,
     WatchedCall,
     WatchedFinished,
@@ -93,12 +93,12 @@ class Sample:
         """What its runs may come to hold at most, all monitors having acted."""
         scores = SampleScores(self.watchers)
         actions = [level.action for each in self.watchers for level in each.levels]
-        steers = [action for action in actions if isinstance(action, Steer)]
-        late = tuple(each for steer in steers for each in steer.interventions)
+        late = [action for action in actions if isinstance(action, Intervene)]
+        switched_on = (each for action in late for each in action.interventions)
         return replace(
             self.run,
             captures=(*self.run.captures, *scores.captures),
-            interventions=(*self.run.interventions, *late),
+            interventions=(*self.run.interventions, *switched_on),
         )
 
 
@@ -134,7 +134,7 @@ class _Watching:
         self._flagged: list[Flagged] = []
         """Not told yet."""
         self._stored: dict[Reached, asyncio.Task[str]] = {}
-        self._steers: tuple[Intervention, ...] = ()
+        self._switched_on: tuple[Intervention, ...] = ()
         self._runs = 0
         self._seconds = 0.0
         """Spent on scores."""
@@ -166,8 +166,8 @@ class _Watching:
                     async for each in self._stop(position, stopped_by):
                         yield each
                     return
-                steers = self._steered(acting)
-                if self._finished is None or (steers and position + 1 < len(self._ids)):
+                more = self._to_switch_on(acting)
+                if self._finished is None or (more and position + 1 < len(self._ids)):
                     break
                 # The run is over, and what it gave stands.
                 acting = await self._score()
@@ -177,7 +177,7 @@ class _Watching:
                 async for each in self._end():
                     yield each
                 return
-            run = self._again(run, position, steers)
+            run = self._again(run, position, more)
 
     def measure(self) -> None:
         """Tells Prometheus what was scored."""
@@ -279,26 +279,26 @@ class _Watching:
         alert = await asyncio.shield(self._stored[reached])
         return await self._alerts.decision(self._sample.call, alert, pause)
 
-    def _steered(self, acting: Sequence[Reached]) -> tuple[Intervention, ...]:
+    def _to_switch_on(self, acting: Sequence[Reached]) -> tuple[Intervention, ...]:
         """What is to be changed from now on: generated tokens after that one."""
         start = max(acting[0].position + 1, self._prompt_tokens)
         actions = [each.level.action for each in _chosen(acting)]
-        steers = [action for action in actions if isinstance(action, Steer)]
-        late = [_from(each, start) for steer in steers for each in steer.interventions]
-        return tuple(each for each in late if each.selection.spans.ranges)
+        late = [action for action in actions if isinstance(action, Intervene)]
+        more = [_from(each, start) for action in late for each in action.interventions]
+        return tuple(each for each in more if each.selection.spans.ranges)
 
-    def _again(self, run: Run, position: int, steers: tuple[Intervention, ...]) -> Run:
+    def _again(self, run: Run, position: int, more: tuple[Intervention, ...]) -> Run:
         """The run that goes on after a position. The token after it was sampled from a row that is
         as it was, so it stays; those after that one do if nothing changes."""
-        kept = position + 2 if steers else len(self._ids)
+        kept = position + 2 if more else len(self._ids)
         self._replayed = tuple(self._ids[self._prompt_tokens : kept])
         self._ids = [*self._sample.run.token_ids]
         self._texts, self._finished = [], None
-        self._steers += steers
+        self._switched_on += more
         self._scores.go_back()
         assert self._withheld is not None
         self._withheld.go_back()
-        interventions = (*self._sample.run.interventions, *self._steers)
+        interventions = (*self._sample.run.interventions, *self._switched_on)
         return replace(run, id=self._new_id(), replayed=self._replayed, interventions=interventions)
 
     async def _end(self) -> AsyncGenerator[WatchedEvent, None]:
@@ -382,7 +382,7 @@ class _Watching:
 
     def _sequence(self, tokens: int) -> Run:
         """Runs so many tokens of the sample again, changed as they were."""
-        changes = (*self._sample.run.interventions, *self._steers)
+        changes = (*self._sample.run.interventions, *self._switched_on)
         return Run(
             id=self._new_id(),
             token_ids=tuple(self._ids[:tokens]),

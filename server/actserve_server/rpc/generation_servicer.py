@@ -98,7 +98,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         watched_by = await watched_calls.watched_by(request, self._watching.live, tenant, info)
         wanted = await self._readouts(request.readouts)
         edits = await self._interventions(request.interventions)
-        await watched_calls.check_steers(edits, watched_by, info)
+        await watched_calls.check_interventions(edits, watched_by, info)
         prompt = await prompt_fields.tokenize_to_run(self._engine, request.prompt, ("prompt",))
         sampled = await sampling(request.sampling, self._engine, len(prompt.ids), ("sampling",))
         watchers = await watched_by.at(prompt)

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from actserve_server.monitors import measures
-from actserve_server.monitors.watched import Level, LevelName, Pause, Steer, Stop
+from actserve_server.monitors.watched import Intervene, Level, LevelName, Pause, Stop
 from tests.unit.monitors.watchers import score, watcher
 
 
@@ -52,12 +52,12 @@ def test_the_highest_scores_of_samples_are_told(name: str) -> None:
     [
         (None, "none"),
         (Stop(), "stop"),
-        (Steer(()), "intervene"),
+        (Intervene(()), "intervene"),
         (Pause(1.0, proceed_after=True), "pause"),
     ],
 )
 def test_alerts_are_counted_by_level_and_action(
-    name: str, action: Stop | Steer | Pause | None, word: str
+    name: str, action: Stop | Intervene | Pause | None, word: str
 ) -> None:
     level = Level(LevelName.UPPER, 1.0, action)
     watching = watcher(name, Level(LevelName.LOWER, 0.0), level)

@@ -34,9 +34,9 @@ from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.monitors.watched import (
     Decision,
+    Intervene,
     LevelName,
     Pause,
-    Steer,
     Stop,
     Watcher,
 )
@@ -85,7 +85,7 @@ def engine(request: pytest.FixtureRequest) -> FakeEngine:
     return ENGINES[request.param]()
 
 
-def at(position: int, action: Stop | Steer | Pause | None, **fields: object) -> Watcher:
+def at(position: int, action: Stop | Intervene | Pause | None, **fields: object) -> Watcher:
     """Reaches its upper level at one position."""
     return watcher(level(ALWAYS, action), selection=from_(position), **fields)  # type: ignore[arg-type]
 
@@ -123,19 +123,19 @@ async def test_a_stop_ends_a_sample_after_the_token_that_brought_it_there(
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
-async def test_a_steer_is_the_same_run_with_the_intervention_given_for_what_comes_after(
+async def test_to_intervene_is_the_same_run_with_the_intervention_given_for_what_comes_after(
     engine: FakeEngine, position: int, sampling: Sampling
 ) -> None:
     own = add(1, from_(3))
     run = run_of(sampling, captures=OWN, interventions=(own,))
     every = watcher(level(NEVER), name="every", seed=3)
-    watchers = [at(position, Steer((add(2),))), every]
+    watchers = [at(position, Intervene((add(2),))), every]
     found = await watch(engine, run, watchers, each_token=True)
     after = add(2, from_(max(position + 1, P)))
-    steered = replace(run, interventions=(own, after))
-    wanted = await plain(engine, steered)
+    changed = replace(run, interventions=(own, after))
+    wanted = await plain(engine, changed)
     scored = found.finished.scores[1].token_scores
-    rows = await outputs(engine, steered, every.network)
+    rows = await outputs(engine, changed, every.network)
     np.testing.assert_allclose(scored, rows[: len(scored), 0], rtol=1e-5)
     assert found.ids == wanted.ids
     assert found.text == wanted.text
@@ -144,7 +144,7 @@ async def test_a_steer_is_the_same_run_with_the_intervention_given_for_what_come
     reason, count, captured, reports, stopped_by = wanted.end
     assert found.end == (reason, count, captured, reports[:1], stopped_by)
     if position < P + 3:
-        assert found.ids != (await plain(engine, run)).ids, "nothing was steered"
+        assert found.ids != (await plain(engine, run)).ids, "nothing was changed"
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -295,16 +295,16 @@ async def test_each_level_is_raised_once_at_the_first_token_above_it(engine: Fak
 @pytest.mark.parametrize(
     ("lower", "upper", "reason"),
     [
-        (Steer((add(2),)), Stop(), FinishReason.MONITOR),
-        (Stop(), Steer((add(2),)), FinishReason.LENGTH),
+        (Intervene((add(2),)), Stop(), FinishReason.MONITOR),
+        (Stop(), Intervene((add(2),)), FinishReason.LENGTH),
         (Stop(), None, FinishReason.MONITOR),
         (None, Stop(), FinishReason.MONITOR),
     ],
 )
 async def test_a_token_that_reaches_both_levels_raises_both_and_the_upper_action_holds(
     engine: FakeEngine,
-    lower: Stop | Steer | None,
-    upper: Stop | Steer | None,
+    lower: Stop | Intervene | None,
+    upper: Stop | Intervene | None,
     reason: FinishReason,
 ) -> None:
     alerts = Noted()
@@ -316,12 +316,12 @@ async def test_a_token_that_reaches_both_levels_raises_both_and_the_upper_action
 
 async def test_levels_act_one_after_the_other(engine: FakeEngine) -> None:
     run = run_of(captures=OWN)
-    steers = (add(2), add(3))
+    changes = (add(2), add(3))
     alerts = Noted()
     watchers = [
-        at(P + 1, Steer(steers[:1]), name="a", seed=1),
+        at(P + 1, Intervene(changes[:1]), name="a", seed=1),
         at(P + 3, PAUSE, name="b", seed=2),
-        at(P + 4, Steer(steers[1:]), name="c", seed=3),
+        at(P + 4, Intervene(changes[1:]), name="c", seed=3),
         at(P + 6, None, name="d", seed=4),
         at(P + 7, Stop(), name="e", seed=5),
         at(P + 8, Stop(), name="f", seed=6),
@@ -331,8 +331,8 @@ async def test_levels_act_one_after_the_other(engine: FakeEngine) -> None:
         (name, 2, P + position) for name, position in zip("abcde", (1, 3, 4, 6, 7), strict=True)
     ]
     changes = (
-        replace(steers[0], selection=from_(P + 2)),
-        replace(steers[1], selection=from_(P + 5)),
+        replace(changes[0], selection=from_(P + 2)),
+        replace(changes[1], selection=from_(P + 5)),
     )
     short = replace(run.sampling, max_tokens=8)
     wanted = await plain(engine, replace(run, sampling=short, interventions=changes))
@@ -343,7 +343,7 @@ async def test_levels_act_one_after_the_other(engine: FakeEngine) -> None:
 async def test_of_monitors_that_act_at_one_token_a_stop_comes_first(engine: FakeEngine) -> None:
     alerts = Noted()
     watchers = [
-        at(P + 2, Steer((add(2),)), name="a"),
+        at(P + 2, Intervene((add(2),)), name="a"),
         at(P + 2, PAUSE, name="b"),
         at(P + 2, Stop(), name="c"),
     ]
@@ -354,9 +354,9 @@ async def test_of_monitors_that_act_at_one_token_a_stop_comes_first(engine: Fake
     assert alerts.raised_at == [(name, 2, P + 2) for name in "abc"]
 
 
-async def test_a_pause_and_a_steer_at_one_token_are_both_done(engine: FakeEngine) -> None:
+async def test_a_pause_and_interventions_at_one_token_are_both_done(engine: FakeEngine) -> None:
     watchers = [
-        at(P + 2, Steer((add(2),)), name="a"),
+        at(P + 2, Intervene((add(2),)), name="a"),
         at(P + 2, PAUSE, name="b"),
         at(P + 2, PAUSE, name="c"),
     ]
@@ -370,12 +370,12 @@ async def test_a_pause_and_a_steer_at_one_token_are_both_done(engine: FakeEngine
     assert found.finished.ended_by == "models/fake/monitors/c"
 
 
-async def test_rows_that_a_steer_replaces_one_by_one_keep_their_positions() -> None:
+async def test_rows_that_a_monitor_replaces_one_by_one_keep_their_positions() -> None:
     engine = FakeEngine()
     rows = np.random.default_rng(3).standard_normal((8, 16)).astype(np.float32)
     spans = Selection(Spans(((P - 4, P + 4),)))
     change = Intervention((SITES[0],), spans, Replace(rows))
-    found = await watch(engine, run_of(), [at(P, Steer((change,)))])
+    found = await watch(engine, run_of(), [at(P, Intervene((change,)))])
     after = Intervention((SITES[0],), Selection(Spans(((P + 1, P + 4),))), Replace(rows[5:]))
     wanted = await plain(engine, run_of(interventions=(after,)))
     assert found.ids == wanted.ids != (await plain(engine, run_of())).ids
@@ -411,7 +411,7 @@ async def test_alerts_tell_the_text_around_a_token_where_they_may() -> None:
 async def test_an_alert_says_what_runs_its_token_again() -> None:
     engine, alerts = FakeEngine(), Noted()
     run = run_of(interventions=(add(1),))
-    await watch(engine, run, [at(P + 1, Steer((add(2),))), at(P + 4, None, name="n")], alerts)
+    await watch(engine, run, [at(P + 1, Intervene((add(2),))), at(P + 4, None, name="n")], alerts)
     numbers = {}
     for crossing in alerts.crossings:
         assert crossing.sequence
@@ -423,7 +423,7 @@ async def test_an_alert_says_what_runs_its_token_again() -> None:
 
 async def test_many_samples_are_watched_at_once_each_by_itself() -> None:
     engine = FakeEngine(token_delay_s=0.0001)
-    actions = [Stop(), Steer((add(2),)), PAUSE, None]
+    actions = [Stop(), Intervene((add(2),)), PAUSE, None]
     cases = [(n, actions[n % 4], P - 2 + n % (TOKENS + 2)) for n in range(120)]
     runs = [run_of(replace(SEEDED, seed=n), id=f"r{n}", captures=OWN[:1]) for n, _, _ in cases]
     found = await asyncio.gather(
@@ -466,9 +466,9 @@ async def test_closing_ends_the_run_and_the_wait_for_a_decision_but_stores_the_a
     await alerts.has_stored.wait()
 
 
-@pytest.mark.parametrize("action", [None, Stop(), Steer((add(2),)), PAUSE])
+@pytest.mark.parametrize("action", [None, Stop(), Intervene((add(2),)), PAUSE])
 async def test_an_alert_that_cannot_be_stored_withholds_the_end(
-    action: Stop | Steer | Pause | None,
+    action: Stop | Intervene | Pause | None,
 ) -> None:
     engine = FakeEngine()
     alerts = Noted(error=ActserveError(Reason.STORE_UNREACHABLE, "gone"))
@@ -525,7 +525,7 @@ async def test_a_score_of_what_is_no_longer_of_the_sample_need_not_be_finite() -
     engine = Ahead(rows_per_event=100)
     found = await watch(engine, run_of(), [at(P + 2, Stop()), bad])
     assert found.finished.ended_by == "models/fake/monitors/m"
-    for position, action in ((P + 3, Stop()), (P + 2, Steer((add(2),))), (P + 2, PAUSE)):
+    for position, action in ((P + 3, Stop()), (P + 2, Intervene((add(2),))), (P + 2, PAUSE)):
         with pytest.raises(ActserveError) as raised:
             await watch(engine, run_of(), [at(position, action), bad])
         assert raised.value.metadata["position"] == str(P + 3)
@@ -588,7 +588,7 @@ async def test_the_last_token_may_be_what_ends_the_text(
     run = run_of(sampling)
     wanted = await plain(engine, run)
     last = P + len(wanted.ids) - 1
-    for action in (PAUSE, Steer((add(2),)), Stop()):
+    for action in (PAUSE, Intervene((add(2),)), Stop()):
         found = await watch(engine, run, [at(last, action)])
         assert (found.ids, found.text) == (wanted.ids, wanted.text)
         assert found.end[1:4] == wanted.end[1:4]

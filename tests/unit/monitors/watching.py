@@ -27,10 +27,10 @@ from actserve_server.engine.fake import FakeEngine
 from actserve_server.monitors.watched import (
     Crossing,
     Decision,
+    Intervene,
     Level,
     LevelName,
     Pause,
-    Steer,
     Stop,
     WatchedCall,
     WatchedFinished,
@@ -83,7 +83,7 @@ def watcher(
 
 def level(
     threshold: float,
-    action: Stop | Steer | Pause | None = None,
+    action: Stop | Intervene | Pause | None = None,
     name: LevelName = LevelName.UPPER,
     *,
     flag: bool = False,

@@ -13,7 +13,7 @@ from actserve_server.domain.probe_networks import ProbeNetwork
 from actserve_server.domain.probes import Aggregator
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.monitors.monitor_registry import ID
-from actserve_server.monitors.watched import Level, LevelName, Pause, Steer, Stop, Watcher
+from actserve_server.monitors.watched import Intervene, Level, LevelName, Pause, Stop, Watcher
 from actserve_server.rpc.explanations import served_nlas
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
@@ -64,7 +64,7 @@ class LevelRequest:
     def at(self, prompt: TokenizedPrompt) -> Level:
         action = self.action
         if isinstance(action, tuple):
-            action = Steer(
+            action = Intervene(
                 tuple(
                     made
                     for each in action
@@ -276,7 +276,7 @@ def _level(
         case "pause":
             action = _pause(wire.pause, found.info, (*field, "pause"))
         case "intervene":
-            action = _steering(wire.intervene, found, parts, (*field, "intervene"))
+            action = _intervene(wire.intervene, found, parts, (*field, "intervene"))
         case _:
             pass
     if wire.HasField("webhook") and not wire.webhook.url:
@@ -310,7 +310,7 @@ def _pause(wire: pb.PauseAction, info: ModelInfo, field: FieldPath) -> Pause:
     return Pause(limit_s, wire.proceed_after)
 
 
-def _steering(
+def _intervene(
     wire: pb.InterveneAction, found: Found, parts: Sequence[int] | None, field: FieldPath
 ) -> tuple[InterventionRequest, ...]:
     at = (*field, "interventions")

@@ -126,28 +126,29 @@ def check_told(wanted: int, watchers: int, tokens: int) -> None:
         )
 
 
-async def check_steers(
+async def check_interventions(
     edits: Sequence[InterventionRequest], by: WatchedBy, info: ModelInfo
 ) -> None:
     """Raises TOO_MANY_INTERVENTIONS if the call's interventions and those that its monitors may
     come to switch on are more than a sequence may have, and DOSE_TOO_LARGE if they add more
     together than the operator allows. Those of the call, and of each level, are within both."""
-    steers = [edit for _, made in by.monitors.values() for edit in made.interventions]
-    if not steers:
+    switched_on = [edit for _, made in by.monitors.values() for edit in made.interventions]
+    if not switched_on:
         return
-    count, limit = len(edits) + len(steers), info.limits.max_interventions
+    count, limit = len(edits) + len(switched_on), info.limits.max_interventions
     if count > limit:
         raise ActserveError(
             Reason.TOO_MANY_INTERVENTIONS,
             f"the call has {len(edits)} interventions, and the monitors that watch it may switch "
-            f"on {len(steers)} more, but a sequence may have at most {limit}; let fewer monitors "
-            "that intervene watch it, or add up vectors that go to the same sites and positions",
+            f"on {len(switched_on)} more, but a sequence may have at most {limit}; let fewer "
+            "monitors that intervene watch it, or add up vectors that go to the same sites and "
+            "positions",
             field=("monitors",),
             metadata={"interventions": count, "limit": limit},
         )
     if info.limits.max_relative_dose is None:
         return
-    parts = [each.parts for each in (*edits, *steers)]
+    parts = [each.parts for each in (*edits, *switched_on)]
     at: list[FieldPath] = [("monitors",)] * len(parts)
     await off_loop(dose_limit.check_all_on, parts, at, info)
 

@@ -7,10 +7,10 @@ from actserve.v1 import alert_pb2
 from actserve.v1 import generation_service_pb2 as pb
 from actserve_server.monitors.watched import (
     Crossing,
+    Intervene,
     Level,
     LevelName,
     Pause,
-    Steer,
     Stop,
     WatchedCall,
     WatcherScore,
@@ -57,7 +57,7 @@ def action(of: Level) -> alert_pb2.AlertAction:
     match of.action:
         case Stop():
             return alert_pb2.ALERT_ACTION_STOP
-        case Steer():
+        case Intervene():
             return alert_pb2.ALERT_ACTION_INTERVENE
         case Pause():
             return alert_pb2.ALERT_ACTION_PAUSE
