@@ -1,5 +1,6 @@
 """Generate, watched by monitors: who watches, what the call is told, and how it ends."""
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.monitors.stored_alerts import NewAlert
 from actserve_server.monitors.watched import Crossing, WatchedCall, Watcher
-from actserve_server.rpc.requests import watched_calls
+from actserve_server.rpc.requests import choosing_monitors, watched_calls
 from actserve_server.rpc.requests.monitor_fields import MonitorRequest
 from tests.contract.harness import (
     Served,
@@ -367,6 +368,84 @@ async def test_what_monitors_may_switch_on_counts_among_the_interventions_of_a_c
         assert refused.reason == "TOO_MANY_INTERVENTIONS"
         assert refused.details["ErrorInfo"].metadata == {"interventions": "6", "limit": "5"}
         assert "may switch on 4 more" in refused.message
+
+
+async def test_no_more_monitors_may_choose_one_call_than_are_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choosing_monitors, "MAX_CHOOSING", 2)
+    async with serving(FakeEngine()) as served:
+        await made(served, "all")
+        await made(served, "some", watch={"share": 0.5})
+        one_more: dict[str, Any] = {
+            "any": {},
+            "of-ann": {"watch": {"end_users": ["ann"]}},
+            "by-chance": {"watch": {"share": 0.1}},
+        }
+        for name, fields in one_more.items():
+            request = create(name, **fields)
+            refused = await failure(served.monitors.CreateMonitor(request))
+            assert (refused.reason, refused.field) == ("STORE_QUOTA_EXCEEDED", "monitor.watch")
+            assert "2 monitors" in refused.message
+            assert "at most 2 may choose the same call" in refused.message
+        # Those that choose nothing are no more, until they are to.
+        await made(served, "named", watch={"named_only": True})
+        await made(served, "paused", paused=True)
+        for name, fields in {"named": {"watch": {}}, "paused": {"paused": False}}.items():
+            request = monitors_pb2.UpdateMonitorRequest(
+                monitor={"name": full(name), **fields}, update_mask={"paths": [*fields]}
+            )
+            refused = await failure(served.monitors.UpdateMonitor(request))
+            assert refused.reason == "STORE_QUOTA_EXCEEDED"
+        # Whoever watches already may be changed.
+        request = monitors_pb2.UpdateMonitorRequest(
+            monitor={"name": full("some"), "watch": {"share": 0.9}, "labels": {"a": "b"}},
+            update_mask={"paths": ["watch", "labels"]},
+        )
+        await served.monitors.UpdateMonitor(request)
+        assert finishes(await told(served, monitors=[full("named")]))
+
+
+async def test_monitors_of_other_end_users_are_of_other_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choosing_monitors, "MAX_CHOOSING", 2)
+    async with serving(FakeEngine()) as served:
+        for name in ("ann", "bob", "eve"):
+            for number in (1, 2):
+                await made(served, f"{name}-{number}", watch={"end_users": [name]})
+        refused = await failure(
+            served.monitors.CreateMonitor(create("both", watch={"end_users": ["zoe", "bob"]}))
+        )
+        assert refused.reason == "STORE_QUOTA_EXCEEDED"
+        assert (await failure(served.monitors.CreateMonitor(create("all")))).reason == (
+            "STORE_QUOTA_EXCEEDED"
+        )
+        await made(served, "zoe", watch={"end_users": ["zoe"]})
+
+
+async def test_of_monitors_that_are_stored_at_once_no_more_may_choose_one_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(choosing_monitors, "MAX_CHOOSING", 2)
+    async with serving(FakeEngine()) as served:
+        calls = [served.monitors.CreateMonitor(create(f"m{number}")) for number in range(8)]
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert sum(not isinstance(each, BaseException) for each in ends) == 2
+
+
+async def test_a_call_that_too_many_monitors_have_chosen_is_refused(
+    served: Served, alerts: Noted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        await made(served, f"m{number}", upper={"threshold": ALWAYS})
+    monkeypatch.setattr(choosing_monitors, "MAX_CHOOSING", 2)  # As another replica has it.
+    refused = await failure(served.generation.Generate(watched()))
+    assert (refused.reason, refused.field) == ("FIELD_INVALID", "monitors")
+    assert "3 monitors would watch the call" in refused.message
+    assert alerts.told == []
+    # Those that it names are not counted among them.
+    assert finishes(await told(served, monitors=[full("m0")]))
 
 
 async def test_an_error_of_the_positions_of_a_monitor_names_it(served: Served) -> None:

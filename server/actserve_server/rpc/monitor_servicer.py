@@ -1,5 +1,6 @@
 """MonitorService: translates, nothing else."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 
@@ -11,12 +12,13 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.monitors.monitor_registry import ID
-from actserve_server.monitors.stored_monitors import NewMonitor, StoredMonitor
+from actserve_server.monitors.stored_monitors import Definition, NewMonitor, StoredMonitor
 from actserve_server.rpc.alert_calls import AlertCalls
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.fit_calls import FitCalls
 from actserve_server.rpc.replay_calls import ReplayCalls
 from actserve_server.rpc.requests import (
+    choosing_monitors,
     monitor_definitions,
     monitor_fields,
     monitor_names,
@@ -48,6 +50,8 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         self._registry = parts.registry
         self._fits = FitCalls(engine, sources, parts, self._world)
         self._replays = ReplayCalls(engine, sources, nlas, parts, self._fits)
+        self._choosing = asyncio.Lock()
+        """Of monitors that are stored at once each counts those before it."""
         self._alerts = AlertCalls(engine, parts.alert_store, parts.alert_streams, parts.alerts)
 
     async def CreateMonitor(  # noqa: N802
@@ -64,8 +68,12 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
                 request.monitor, self._world(), self._sources.of(tenant)
             )
             new = NewMonitor(id=chosen, definition=definition, model_path=info.path)
-            stored = await self._registry.store(tenant, new, making)
-            await self._changed()
+            async with self._choosing:
+                # An equal request may have been quicker, and is no second monitor.
+                if await self._registry.made(tenant, making) is None:
+                    await self._check_one_more(tenant, chosen, definition)
+                stored = await self._registry.store(tenant, new, making)
+                await self._changed()
         return pb.CreateMonitorResponse(monitor=self._to_wire(stored))
 
     async def GetMonitor(  # noqa: N802
@@ -93,7 +101,6 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
         current_call().principal.require(Role.EXPERIMENTER, "changing monitors")
         with _of_monitor():
             stored = await self._updated(request)
-        await self._changed()
         return pb.UpdateMonitorResponse(monitor=self._to_wire(stored))
 
     async def DeleteMonitor(  # noqa: N802
@@ -155,7 +162,7 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
 
     async def _updated(self, request: pb.UpdateMonitorRequest) -> StoredMonitor:
         tenant, monitor = self._tenant(), self._id(request.monitor.name)
-        monitor_definitions.replaced(request)
+        chooses_anew = not {"watch", "paused"}.isdisjoint(monitor_definitions.replaced(request))
         etag = request.monitor.etag
         tries = _TRIES
         while True:
@@ -165,15 +172,27 @@ class MonitorServicer(monitor_service_pb2_grpc.MonitorServiceServicer):
                 stored, request, self._world(), self._sources.of(tenant)
             )
             try:
-                return await self._registry.replace(
-                    tenant, monitor, etag or stored.etag, lambda _, made=definition: made
-                )
+                async with self._choosing:
+                    if chooses_anew:
+                        await self._check_one_more(tenant, monitor, definition)
+                    changed = await self._registry.replace(
+                        tenant, monitor, etag or stored.etag, lambda _, made=definition: made
+                    )
+                    await self._changed()
+                    return changed
             except ActserveError as error:
                 # Somebody else was quicker. Unless the caller asks for that state, all is looked
                 # at again as it is now.
                 tries -= 1
                 if error.reason is not Reason.ETAG_MISMATCH or etag or not tries:
                     raise
+
+    async def _check_one_more(self, tenant: str, monitor: str, definition: Definition) -> None:
+        """Raises STORE_QUOTA_EXCEEDED where it would be one too many for some call."""
+        wire, live = pb.Monitor.FromString(definition.message), self._parts.live
+        if choosing_monitors.is_choosing(wire):
+            await live.refresh()
+            choosing_monitors.check_one_more(await live.of(tenant), monitor, wire.watch)
 
     async def _changed(self) -> None:
         """What is stored has changed, and this server is to watch by that from now on."""

@@ -1,22 +1,26 @@
 """Which monitors watch a call to generate, and how."""
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from actserve.v1 import generation_service_pb2 as pb
-from actserve.v1 import monitor_service_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.monitors import monitor_registry
-from actserve_server.monitors.live import LiveMonitor, LiveMonitors
+from actserve_server.monitors.live import LiveMonitors
 from actserve_server.monitors.stored_monitors import StoredMonitor
 from actserve_server.monitors.watched import Watcher
-from actserve_server.rpc.requests import dose_limit, monitor_fields, monitor_names
+from actserve_server.rpc.requests import (
+    choosing_monitors,
+    dose_limit,
+    monitor_fields,
+    monitor_names,
+)
+from actserve_server.rpc.requests.choosing_monitors import Live
 from actserve_server.rpc.requests.interventions import InterventionRequest
-from actserve_server.rpc.requests.monitor_fields import MonitorRequest, Watch
+from actserve_server.rpc.requests.monitor_fields import MonitorRequest
 from actserve_server.rpc.requests.sampling_fields import SamplingRequest
 from actserve_server.rpc.requests.token_choice import invalid
 from actserve_server.rpc.resource_names import monitor_name
@@ -30,8 +34,6 @@ MAX_TOLD_BYTES = 2 << 20
 """Of the scores as of each token, which the message that ends a sample has room for."""
 _TOLD_BYTES = 4 + 5
 """For a token: its score, and at most what its position takes."""
-
-Live = LiveMonitor[MonitorRequest]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,9 +83,13 @@ async def watched_by(
                 Reason.FIELD_INVALID, f"{name} is named twice; name it once", field=at
             )
         found[monitor] = await _named(monitors, tenant, monitor, name, at)
-    for monitor, live in (await monitors.of(tenant)).items():
-        if monitor not in found and _chooses(live, request.end_user):
-            found[monitor] = live
+    chosen_by = {
+        monitor: live
+        for monitor, live in (await monitors.of(tenant)).items()
+        if monitor not in found and choosing_monitors.chooses(live, request.end_user)
+    }
+    choosing_monitors.check_count(len(chosen_by))
+    found |= chosen_by
     return WatchedBy(
         {
             monitor_name(info.id, monitor): (live.stored, live.ready)
@@ -188,27 +194,6 @@ def _not_ready(name: str, what: str, at: tuple[str, int]) -> ActserveError:
         field=at,
         metadata={"resource_name": name},
     )
-
-
-def _chooses(live: Live, end_user: str) -> bool:
-    """Whether a monitor watches a call that does not name it."""
-    if live.ready is not None:
-        return not live.ready.paused and _fits(live.ready.watch, end_user)
-    if live.error is None:
-        return False
-    # What it is cannot be served here; which calls it is for can be told all the same.
-    wire = monitor_service_pb2.Monitor.FromString(live.stored.definition.message)
-    watch = wire.watch
-    chosen = not watch.end_users or end_user in watch.end_users
-    if not wire.paused and not watch.named_only and chosen:
-        raise live.error.again()
-    return False
-
-
-def _fits(watch: Watch, end_user: str) -> bool:
-    if watch.named_only or (watch.end_users and end_user not in watch.end_users):
-        return False
-    return watch.share >= 1 or random.random() < watch.share
 
 
 def _check_count(count: int) -> None:
