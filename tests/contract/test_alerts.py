@@ -32,11 +32,13 @@ from tests.contract.harness import (
     Failure,
     Served,
     bearing,
+    eventually,
     failure,
+    generate,
     serving,
     write_tokens,
 )
-from tests.contract.monitors import full
+from tests.contract.monitors import create, full
 
 CONTINUE, STOP = alert_pb2.ALERT_DECISION_PROCEED, alert_pb2.ALERT_DECISION_STOP
 VISION, LANGUAGE = bearing("of-vision"), bearing("of-language")
@@ -466,14 +468,46 @@ async def test_nothing_is_decided_about_an_alert_that_waits_for_nothing(served: 
     assert (refused.reason, refused.field) == ("ALERT_DECIDED", "name")
 
 
-async def test_a_call_that_ends_while_it_waits_is_decided(served: Served) -> None:
+@pytest.mark.parametrize("decision", [CONTINUE, STOP])
+async def test_of_a_call_that_has_ended_nothing_can_be_decided_any_more(
+    served: Served, decision: int
+) -> None:
+    pause = {"threshold": -1e6, "pause": {"time_limit": {"seconds": 60}}}
+    await served.monitors.CreateMonitor(create(upper=pause))
+    async with watching(served) as reader:
+        generating = served.generation.Generate(generate())
+        alert = (await reader.next()).name.rpartition("/")[2]
+    assert not (await get(served, alert)).decision
+    generating.cancel()
+
+    async def is_lapsed() -> bool:
+        return (await get(served, alert)).decision == alert_pb2.ALERT_DECISION_LAPSED
+
+    await eventually(is_lapsed, within_s=20)
+    assert await listed(served, undecided=True) == []
+    refused = await failure(
+        served.monitors.DecideAlert(
+            pb.DecideAlertRequest(name=name(alert), decision=decision)  # type: ignore[arg-type]
+        )
+    )
+    assert refused.reason == "ALERT_DECIDED"
+    assert "its call has ended" in refused.message
+    assert refused.details["ErrorInfo"].metadata["decision"] == "LAPSED"
+
+
+async def test_what_was_decided_does_not_lapse(served: Served) -> None:
     (alert,) = await raise_(served, 1.0, action=PAUSE)
-    waiting = asyncio.create_task(served.watching.alerts.decision(call(), alert, PAUSE))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
+    await decide(served, alert, STOP)
+    await served.watching.alert_store.lapse("", alert)
     assert (await get(served, alert)).decision == STOP
+
+
+async def test_nobody_says_of_an_alert_that_it_has_lapsed(served: Served) -> None:
+    (alert,) = await raise_(served, 1.0, action=PAUSE)
+    lapsed = alert_pb2.ALERT_DECISION_LAPSED
+    request = pb.DecideAlertRequest(name=name(alert), decision=lapsed)
+    refused = await failure(served.monitors.DecideAlert(request))
+    assert (refused.reason, refused.field) == ("FIELD_REQUIRED", "decision")
 
 
 async def test_those_that_wait_are_found_and_not_deleted(served: Served) -> None:

@@ -2,7 +2,7 @@
 was asked: in chunks, beside 200 others, preempted."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,6 +71,9 @@ class Noted:
     async def decision(self, call: WatchedCall, alert: str, pause: Pause) -> Decision:
         await asyncio.sleep(0.05)
         return Decision.PROCEED
+
+    def lapsed(self, call: WatchedCall, alert: Awaitable[str]) -> None:
+        pass
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,7 @@ GRACE_US = 60_000_000
 """How long after its time limit a paused sample may still be waiting. One that is not decided then
 never will be: its server has died."""
 
-DECISIONS = {1: Decision.PROCEED, 2: Decision.STOP}
+DECISIONS = {1: Decision.PROCEED, 2: Decision.STOP, 3: Decision.LAPSED}
 """By number, as they are stored; 0 is none."""
 NUMBERS = {decision: number for number, decision in DECISIONS.items()}
 
@@ -150,6 +150,20 @@ class AlertStore:
             return self._read(self._found(connection, tenant, alert))
 
         return await self._database.write(write)
+
+    async def lapse(self, tenant: str, alert: str) -> None:
+        """Says that nobody waits for a decision any more, unless there is one."""
+        statement = (
+            alerts.update()
+            .where(
+                self._of(tenant),
+                alerts.c.id == alert,
+                alerts.c.action == int(Action.PAUSE),
+                alerts.c.decision == 0,
+            )
+            .values(decision=NUMBERS[Decision.LAPSED])
+        )
+        await self._database.write(lambda connection: connection.execute(statement).rowcount)
 
     async def decisions(self, ids: Collection[str]) -> Mapping[str, Decision]:
         """What was decided of these alerts, of whatever tenants, by id."""
@@ -359,7 +373,12 @@ class AlertStore:
 
     def _decided(self, alert: StoredAlert) -> ActserveError:
         decision = "" if alert.decision is None else alert.decision.name
-        if alert.action is Action.PAUSE:
+        if alert.decision is Decision.LAPSED:
+            problem = (
+                "nobody waits for it any more, since its call has ended, or another level or "
+                "monitor said what is done with the sample"
+            )
+        elif alert.action is Action.PAUSE:
             problem = f"it was decided already, to {decision.lower()}"
         else:
             problem = "it is not of a sample that is paused"

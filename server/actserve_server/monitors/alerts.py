@@ -7,7 +7,7 @@ that is watched fails with it.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from contextvars import Context
 
@@ -44,6 +44,7 @@ class StoredAlerts:
         self._paused: dict[str, asyncio.Future[Decision]] = {}
         """What waits for a decision, by the alert's id."""
         self._poller: asyncio.Task[None] | None = None
+        self._lapsing: set[asyncio.Task[None]] = set()
 
     def listen(self, listener: Listener) -> None:
         """Tells one more of what is stored from now on."""
@@ -93,13 +94,15 @@ class StoredAlerts:
         except TimeoutError:
             own = Decision.PROCEED if pause.proceed_after else Decision.STOP
             return await self._decide_itself(call.tenant, alert, own)
-        except asyncio.CancelledError:
-            # The call has ended, and nobody can decide any more.
-            with suppress(ActserveError):
-                await asyncio.shield(self._store.decide(call.tenant, alert, Decision.STOP))
-            raise
         finally:
             self._paused.pop(alert, None)
+
+    def lapsed(self, call: WatchedCall, alert: Awaitable[str]) -> None:
+        """Nobody waits any more for what is decided about an alert, whose id is known once it is
+        stored. Returns at once; where it cannot be written down, it shows when its time is over."""
+        lapsing = asyncio.create_task(self._lapse(call.tenant, alert), context=Context())
+        self._lapsing.add(lapsing)
+        lapsing.add_done_callback(self._lapsing.discard)
 
     async def decide(self, tenant: str, alert: str, decision: Decision) -> StoredAlert:
         """Decides about a sample that is paused on any replica. Raises as `AlertStore.decide`."""
@@ -112,6 +115,7 @@ class StoredAlerts:
         if self._poller is not None:
             self._poller.cancel()
         tasks = [each for each in (self._writer, self._poller) if each is not None]
+        tasks += self._lapsing
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _write(self) -> None:
@@ -133,6 +137,10 @@ class StoredAlerts:
             self._streams.wake({each.call.tenant for each in new})
             for listener in self._listeners:
                 listener(new)
+
+    async def _lapse(self, tenant: str, alert: Awaitable[str]) -> None:
+        with suppress(ActserveError):
+            await self._store.lapse(tenant, await alert)
 
     async def _decide_itself(self, tenant: str, alert: str, own: Decision) -> Decision:
         try:

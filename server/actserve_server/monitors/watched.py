@@ -138,6 +138,8 @@ class Decision(Enum):
 
     PROCEED = auto()
     STOP = auto()
+    LAPSED = auto()
+    """Nothing, and nobody waits for it any more."""
 
 
 class Alerts(Protocol):
@@ -151,4 +153,9 @@ class Alerts(Protocol):
 
     def decision(self, call: WatchedCall, alert: str, pause: Pause) -> Awaitable[Decision]:
         """What is decided about the sample of an alert, within the pause's time limit."""
+        ...
+
+    def lapsed(self, call: WatchedCall, alert: Awaitable[str]) -> None:
+        """Nobody waits any more for a decision about the sample of an alert, whose id is known once
+        it is stored. Returns at once."""
         ...

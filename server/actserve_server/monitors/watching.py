@@ -121,6 +121,7 @@ async def watched(
                 error.field = ()  # One of a monitor, which the call has not sent.
         raise
     finally:
+        watching.lapse()
         watching.measure()
 
 
@@ -134,6 +135,8 @@ class _Watching:
         self._flagged: list[Flagged] = []
         """Not told yet."""
         self._stored: dict[Reached, asyncio.Task[str]] = {}
+        self._undecided: set[Reached] = set()
+        """Pauses, about which nobody has decided."""
         self._switched_on: tuple[Intervention, ...] = ()
         self._runs = 0
         self._seconds = 0.0
@@ -162,7 +165,9 @@ class _Watching:
                         break
             while acting or (acting := await self._score_last()):
                 position = acting[0].position
-                if stopped_by := await self._decided(acting):
+                stopped_by = await self._decided(acting)
+                self.lapse()
+                if stopped_by:
                     async for each in self._stop(position, stopped_by):
                         yield each
                     return
@@ -182,6 +187,12 @@ class _Watching:
     def measure(self) -> None:
         """Tells Prometheus what was scored."""
         measures.tokens_scored(self._scores.scores(), self._seconds)
+
+    def lapse(self) -> None:
+        """Waits for no decision any more that there is not."""
+        for each in self._undecided:
+            self._alerts.lapsed(self._sample.call, asyncio.shield(self._stored[each]))
+        self._undecided.clear()
 
     def _take(self, event: RunEvent) -> WatchedEvent | None:
         """Takes an event of the run. Returns it if it may be told at once."""
@@ -252,6 +263,8 @@ class _Watching:
             self._flagged.append(Flagged(crossing))
         storing = asyncio.ensure_future(self._alerts.raised(self._sample.call, crossing))
         self._stored[reached] = storing
+        if isinstance(reached.level.action, Pause):
+            self._undecided.add(reached)
         _storing.add(storing)
         storing.add_done_callback(_over)
 
@@ -265,7 +278,7 @@ class _Watching:
         deciding = [asyncio.ensure_future(self._decision(each)) for each in paused]
         try:
             for each, decision in zip(paused, deciding, strict=True):
-                if await decision is Decision.STOP:
+                if await decision is not Decision.PROCEED:
                     return each.watcher
         finally:
             for decision in deciding:
@@ -277,7 +290,9 @@ class _Watching:
         pause = reached.level.action
         assert isinstance(pause, Pause)
         alert = await asyncio.shield(self._stored[reached])
-        return await self._alerts.decision(self._sample.call, alert, pause)
+        decision = await self._alerts.decision(self._sample.call, alert, pause)
+        self._undecided.discard(reached)
+        return decision
 
     def _to_switch_on(self, acting: Sequence[Reached]) -> tuple[Intervention, ...]:
         """What is to be changed from now on: generated tokens after that one."""

@@ -352,6 +352,7 @@ async def test_of_monitors_that_act_at_one_token_a_stop_comes_first(engine: Fake
     assert len(found.ids) == 3
     assert alerts.asked == 0
     assert alerts.raised_at == [(name, 2, P + 2) for name in "abc"]
+    assert await asyncio.gather(*alerts.lapsing) == ["alert 2"]
 
 
 async def test_a_pause_and_interventions_at_one_token_are_both_done(engine: FakeEngine) -> None:
@@ -364,6 +365,7 @@ async def test_a_pause_and_interventions_at_one_token_are_both_done(engine: Fake
     found = await watch(engine, run_of(), watchers, alerts)
     wanted = await plain(engine, run_of(interventions=(add(2, from_(P + 3)),)))
     assert alerts.asked == 2
+    assert alerts.lapsing == [], "both were decided"
     assert found.ids == wanted.ids
     alerts = Noted(decisions=[Decision.PROCEED, Decision.STOP])
     found = await watch(engine, run_of(), watchers, alerts)
@@ -451,6 +453,7 @@ async def test_closing_ends_the_run_and_the_wait_for_a_decision_but_stores_the_a
     with pytest.raises(asyncio.CancelledError):
         await reading
     assert alerts.cancelled == 1
+    assert await asyncio.gather(*alerts.lapsing) == ["alert 1"]
     assert engine.counters.running == set()
 
     alerts = Noted(storing=asyncio.Event())
@@ -464,6 +467,22 @@ async def test_closing_ends_the_run_and_the_wait_for_a_decision_but_stores_the_a
     assert alerts.storing
     alerts.storing.set()
     await alerts.has_stored.wait()
+
+
+async def test_an_alert_lapses_also_where_the_call_ends_before_it_is_stored() -> None:
+    alerts = Noted(storing=asyncio.Event())
+    sample = Sample(run=run_of(), index=0, call=CALL, watchers=[at(P + 1, PAUSE)])
+    reading = asyncio.create_task(told(watched(FakeEngine(), alerts, sample)))
+    for _ in range(200):
+        await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert alerts.crossings == []
+    assert alerts.storing
+    alerts.storing.set()
+    assert await asyncio.gather(*alerts.lapsing) == ["alert 1"]
+    assert alerts.asked == 0
 
 
 @pytest.mark.parametrize("action", [None, Stop(), Intervene((add(2),)), PAUSE])

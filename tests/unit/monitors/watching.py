@@ -1,7 +1,7 @@
 """Watches samples of the fake engine, and says what came of it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -111,6 +111,7 @@ class Noted:
     has_stored: asyncio.Event = field(default_factory=asyncio.Event)
     asked: int = 0
     cancelled: int = 0
+    lapsing: list[asyncio.Future[str]] = field(default_factory=list)
 
     async def raised(self, call: WatchedCall, crossing: Crossing) -> str:
         assert call is CALL
@@ -131,6 +132,10 @@ class Noted:
             self.cancelled += 1
             raise
         return self.decisions.pop(0) if self.decisions else Decision.PROCEED
+
+    def lapsed(self, call: WatchedCall, alert: Awaitable[str]) -> None:
+        assert call is CALL
+        self.lapsing.append(asyncio.ensure_future(alert))
 
     @property
     def raised_at(self) -> list[tuple[str, int, int]]:

@@ -12,7 +12,11 @@ DECISIONS = {
     pb.ALERT_DECISION_PROCEED: Decision.PROCEED,
     pb.ALERT_DECISION_STOP: Decision.STOP,
 }
-_WIRE_DECISIONS = {decision: wire for wire, decision in DECISIONS.items()}
+"""Those that callers may make."""
+_WIRE_DECISIONS = {
+    **{decision: wire for wire, decision in DECISIONS.items()},
+    Decision.LAPSED: pb.ALERT_DECISION_LAPSED,
+}
 
 
 def to_wire(alert: StoredAlert, tenant: str, model_id: str) -> pb.Alert:
