@@ -13,6 +13,7 @@ from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.fake import FakeEngine
 from tests.contract.harness import failure, inline, intervention, serving, site
 from tests.contract.monitors import create, full, numbers, probe
+from tests.contract.nlas import SITE, Tiny
 from tests.contract.refusals import WIDTH
 
 LOGITS = site(None, site_pb2.HOOK_POINT_LOGITS)
@@ -412,6 +413,20 @@ async def test_a_monitor_that_cannot_be_is_refused_and_nothing_is_stored(
         page = await served.monitors.ListMonitors(pb.ListMonitorsRequest())
         assert [each.update_time == each.create_time for each in page.monitors] in ([], [True])
     assert fake.counters.started == 0
+
+
+@pytest.mark.parametrize("nla", ["", "models/fake/nlas/tiny"])
+async def test_an_nla_that_cannot_explain_is_refused(nla: str) -> None:
+    mute = Tiny(av=None)
+    async with serving(FakeEngine(), mute.loaded()) as served:
+        explains = create(
+            probes=[probe(SITE.layer or 0)], upper={"threshold": 1.0, "explain": {"nla": nla}}
+        )
+        refused = await failure(served.monitors.CreateMonitor(explains))
+        assert (refused.reason, refused.field) == ("FEATURE_DISABLED", "monitor.upper.explain.nla")
+        assert f"{mute.name} is loaded without a verbalizer" in refused.message
+        page = await served.monitors.ListMonitors(pb.ListMonitorsRequest())
+        assert not page.monitors
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from actserve_server.domain.probes import Aggregator
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.monitors.monitor_registry import ID
 from actserve_server.monitors.watched import Intervene, Level, LevelName, Pause, Stop, Watcher
-from actserve_server.rpc.explanations import served_nlas
+from actserve_server.rpc.explanations import nla_descriptions, served_nlas
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
     dose_limit,
@@ -26,6 +26,7 @@ from actserve_server.rpc.requests import (
 from actserve_server.rpc.requests.interventions import InterventionRequest
 from actserve_server.rpc.requests.required_fields import required
 from actserve_server.rpc.requests.vector_sources import Found
+from actserve_server.rpc.resource_names import nla_name
 
 MAX_END_USERS = 64
 """That one monitor chooses by."""
@@ -417,27 +418,29 @@ def _check_explains(
     info: ModelInfo,
     field: FieldPath,
 ) -> None:
-    where = made.network.sites
-    if wire.nla:
-        site = served_nlas.find(nlas, wire.nla, info, field=field).site
-        if site not in where:
+    where, name = made.network.sites, wire.nla
+    of_these = [each for each in nlas if each.site in where]
+    if not name:
+        if len(of_these) != 1:
+            # As where a call names none: how many could be meant is told.
+            served_nlas.find(nlas, "", info, where[0] if len(where) == 1 else None, field)
             raise ActserveError(
-                Reason.SITE_NOT_SERVED,
-                f"the NLA explains rows of {site}, but the monitor reads "
-                f"{', '.join(map(str, where[:8]))}; name an NLA of one of those",
+                Reason.FIELD_REQUIRED,
+                f"{len(of_these)} NLAs explain rows that the monitor reads; name one that does",
                 field=field,
-                metadata={"site": site},
             )
-        return
-    of_these = [each for each in served_nlas.all_of(nlas) if each.site in where]
-    if len(of_these) != 1:
-        # As where a call names none: how many could be meant is told.
-        served_nlas.find(nlas, "", info, where[0] if len(where) == 1 else None, field)
+        name = nla_name(info.id, of_these[0].id)
+    found = served_nlas.find(nlas, name, info, field=field)
+    if found.site not in where:
         raise ActserveError(
-            Reason.FIELD_REQUIRED,
-            f"{len(of_these)} NLAs explain rows that the monitor reads; name one that does",
+            Reason.SITE_NOT_SERVED,
+            f"the NLA explains rows of {found.site}, but the monitor reads "
+            f"{', '.join(map(str, where[:8]))}; name an NLA of one of those",
             field=field,
+            metadata={"site": found.site},
         )
+    if not found.verbalizes:
+        raise nla_descriptions.lacking(name, "verbalizer", "explaining", "verbalizes", field)
 
 
 def _check_allowed(url: str, webhooks: Collection[str], field: FieldPath) -> None:
