@@ -365,6 +365,15 @@ async def test_no_more_of_a_tenant_wait_than_may(served: Served, held: Held) -> 
     await begin(served, "more")
 
 
+async def test_of_many_that_come_at_once_no_more_wait_than_may(served: Served, held: Held) -> None:
+    asked = [served.monitors.FitMonitor(fit(f"m{number}")) for number in range(24)]
+    ends = await asyncio.gather(*asked, return_exceptions=True)
+    begun = [each for each in ends if not isinstance(each, BaseException)]
+    assert 1 <= len(begun) <= fit_work.MAX_OWN_WAITING + 1
+    page = await served.monitors.ListMonitors(pb.ListMonitorsRequest())
+    assert len(page.monitors) == len(begun), "nothing is stored of those that were refused"
+
+
 async def test_no_more_text_waits_than_a_fit_may_take(held: Held) -> None:
     benign = [example("how are you? " * 20) for _ in range(30)]
     async with serving(FakeEngine(), max_fit_bytes=600_000) as served:

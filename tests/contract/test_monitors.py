@@ -2,6 +2,7 @@
 others. Each promise is held in both databases."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from actserve_server.monitors.monitor_registry import Key
 from actserve_server.monitors.stored_monitors import StoredMonitor
 from actserve_server.monitors.watched import Intervene, LevelName, Pause, Stop, Watcher
 from actserve_server.rpc.requests.monitor_fields import MonitorRequest
+from actserve_server.rpc.responses import monitor_descriptions
 from tests.contract import vectors
 from tests.contract.harness import (
     Served,
@@ -289,6 +291,23 @@ async def test_pages_have_every_monitor_once_and_in_order(served: Served) -> Non
         if not token:
             break
     assert found == ["a", "b", "c", "d", "e"]
+
+
+async def test_pages_are_read_beside_the_event_loop(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    to_wire = monitor_descriptions.to_wire
+
+    def noting(*args: Any) -> pb.Monitor:
+        threads.append(threading.current_thread())
+        return to_wire(*args)
+
+    await served.monitors.CreateMonitor(create())
+    monkeypatch.setattr(monitor_descriptions, "to_wire", noting)
+    await served.monitors.ListMonitors(pb.ListMonitorsRequest())
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
 
 
 async def test_fields_of_the_mask_are_replaced_and_no_others(served: Served) -> None:

@@ -8,8 +8,9 @@ whoever serves comes first.
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -149,6 +150,8 @@ class FitWork:
         self._heartbeat_s = heartbeat_s
         self._queue: dict[tuple[str, str], _Queued] = {}
         """In order of their coming."""
+        self._coming: list[tuple[str, int]] = []
+        """Of those that are not in it yet, the account and the bytes of their texts."""
         self._threads = ThreadPoolExecutor(MAX_AT_ONCE, "actserve-fit", _yield_to_others)
         self._closing = False
 
@@ -161,8 +164,11 @@ class FitWork:
         for too many others, or for others of too much text."""
         if self._closing:
             raise ended()
-        waiting = [each.job for each in self._queue.values() if each.job.state is WorkState.WAITING]
-        own = sum(job.account == account(tenant) for job in waiting)
+        jobs = [each.job for each in self._queue.values()]
+        waiting = [(job.account, job.text_bytes) for job in jobs if job.state is WorkState.WAITING]
+        waiting += self._coming
+        whose = account(tenant)
+        own = sum(each == whose for each, _ in waiting)
         if len(waiting) >= MAX_WAITING or own >= MAX_OWN_WAITING:
             raise ActserveError(
                 Reason.QUEUE_FULL,
@@ -172,9 +178,9 @@ class FitWork:
                 metadata={"waiting": own, "limit": MAX_OWN_WAITING},
                 retry_after_s=RETRY_AFTER_S,
             )
-        whose, limit = account(tenant), self.max_own_bytes(tenant)
-        every = sum(job.text_bytes for job in waiting) + text_bytes
-        own_bytes = sum(job.text_bytes for job in waiting if job.account == whose) + text_bytes
+        limit = self.max_own_bytes(tenant)
+        every = sum(size for _, size in waiting) + text_bytes
+        own_bytes = sum(size for each, size in waiting if each == whose) + text_bytes
         if own_bytes > limit or every > self._max_bytes:
             raise ActserveError(
                 Reason.QUEUE_FULL,
@@ -184,6 +190,18 @@ class FitWork:
                 metadata={"limit": limit},
                 retry_after_s=RETRY_AFTER_S,
             )
+
+    @contextmanager
+    def place(self, tenant: str, text_bytes: int) -> Iterator[None]:
+        """Holds a place for one that is begun in the block, so that of many that come at once no
+        more wait than may. Raises as `check_room`."""
+        self.check_room(tenant, text_bytes)
+        coming = account(tenant), text_bytes
+        self._coming.append(coming)
+        try:
+            yield
+        finally:
+            self._coming.remove(coming)
 
     async def begin(
         self, stored: StoredMonitor, steps: int, held_bytes: int, text_bytes: int, fit: Fit

@@ -7,6 +7,7 @@ from actserve.v1 import work_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.monitors.stored_monitors import NewMonitor, StoredMonitor
 from actserve_server.rpc.monitor_fits import MonitorFit
 from actserve_server.rpc.requests import monitor_fields, steering_vector_fields
@@ -45,18 +46,19 @@ class FitCalls:
         if stored is None:
             fits.check_room(tenant)
             asked = await fit_request(request, self._engine, tenant, fits.max_own_bytes(tenant))
-            fits.check_room(tenant, asked.text_bytes)
             own = self._sources.of(tenant)
             fit = MonitorFit(request, asked, self._engine, self._world(), own, call)
             new = NewMonitor(id=chosen, definition=fit.begun, model_path=info.path)
-            stored = await self._registry.store(tenant, new, making)
-            await fits.begin(stored, asked.steps, asked.held_bytes, asked.text_bytes, fit)
+            with fits.place(tenant, asked.text_bytes):
+                stored = await self._registry.store(tenant, new, making)
+                await fits.begin(stored, asked.steps, asked.held_bytes, asked.text_bytes, fit)
         (monitor,) = await self.told([stored])
         return pb.FitMonitorResponse(monitor=monitor)
 
     async def told(self, every: Sequence[StoredMonitor]) -> Sequence[pb.Monitor]:
         """Monitors for the wire, with how far those have come that are being made."""
-        told = [monitor_descriptions.to_wire(stored, self._engine.info) for stored in every]
+        # In a thread: a page may have a thousand, with the reports of their fits.
+        told = await off_loop(monitor_descriptions.all_to_wire, every, self._engine.info)
         made = [
             stored
             for stored, wire in zip(every, told, strict=True)

@@ -23,6 +23,11 @@ def to_wire(stored: StoredMonitor, info: ModelInfo) -> pb.Monitor:
     return made
 
 
+def all_to_wire(every: Sequence[StoredMonitor], info: ModelInfo) -> list[pb.Monitor]:
+    """Several, in order. To be called in a thread."""
+    return [to_wire(stored, info) for stored in every]
+
+
 def scores(
     stored: StoredMonitor, hours: Sequence[ScoreHour], drift: float | None
 ) -> pb.GetMonitorScoresResponse:
