@@ -25,7 +25,7 @@ class FollowUps:
         """Alerts are stored."""
         for alert in alerts:
             level, sequence = alert.crossing.level, alert.crossing.sequence
-            measures.alert_raised(alert.crossing.watcher, level)
+            measures.alert_raised(alert.crossing.watcher, level, alert.call.tenant)
             if level.explained_by is not None and sequence is not None:
                 self.explanations.offer(
                     RowToExplain(

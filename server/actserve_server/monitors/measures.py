@@ -1,23 +1,34 @@
 """What Prometheus is told of monitors, alerts, webhooks and explanations of alerts.
 
 The series have no tenant: whoever reads metrics is the operator, and tenants come and go. Monitors
-are made by callers, so that only so many have series of their own; what all others do is counted
-together.
+are made by callers, so that only so many have series of their own (`fair_series.py`); what all
+others do is counted together.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from types import NoneType
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from actserve_server.monitors.watched import Intervene, Level, Pause, Stop, Watcher, WatcherScore
+from actserve_server.domain.principals import account
+from actserve_server.monitors.fair_series import FairSeries
+from actserve_server.monitors.watched import (
+    Intervene,
+    Level,
+    LevelName,
+    Pause,
+    Stop,
+    Watcher,
+    WatcherScore,
+)
 
 MONITORS = 200
-"""Monitors that have series of their own, the first ones seen since the server started."""
+"""Monitors that have series of their own at a time."""
 OTHER = "other"
 """What all others are counted under."""
+_ACTIONS = {NoneType: "none", Stop: "stop", Intervene: "intervene", Pause: "pause"}
 
 _SCORES = Histogram(
     "actserve_monitor_scores",
@@ -68,49 +79,46 @@ class ExplanationEnd(StrEnum):
     FAILED = "failed"
 
 
-class Names:
-    """Which monitors have series of their own."""
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._known: set[str] = set()
-        self._lock = threading.Lock()
-
-    def label(self, watcher: Watcher) -> str:
-        monitor = watcher.monitor
-        if monitor in self._known:
-            return monitor
-        with self._lock:
-            if len(self._known) >= self._room:
-                return OTHER
-            self._known.add(monitor)
-        # At zero from the beginning, so that a rate over its first alert is right.
-        for level in watcher.levels:
-            _alerts(monitor, level)
-        return monitor
+def _end(monitor: str) -> None:
+    """Ends the series of a monitor."""
+    for each in (_SCORES, _TOKENS, _SECONDS):
+        each.remove(monitor)
+    for level in LevelName:
+        for action in _ACTIONS.values():
+            _ALERTS.remove(monitor, level.name.lower(), action)
 
 
-_names = Names(MONITORS)
+_own = FairSeries(MONITORS, _end)
 
 
-def tokens_scored(scores: Sequence[WatcherScore], seconds: float) -> None:
-    """The tokens of a sample were scored by some monitors, which took so long together."""
+def tokens_scored(scores: Sequence[WatcherScore], seconds: float, tenant: str) -> None:
+    """The tokens of a sample were scored by some monitors of a tenant, which took so long
+    together."""
     for each in scores:
-        label = _names.label(each.watcher)
+        label = _label(each.watcher, tenant)
         _TOKENS.labels(label).inc(each.tokens)
         _SECONDS.labels(label).inc(seconds / len(scores))
 
 
-def sample_ended(scores: Sequence[WatcherScore]) -> None:
+def sample_ended(scores: Sequence[WatcherScore], tenant: str) -> None:
     """A sample that was watched ended by itself or by a monitor."""
     for each in scores:
         if each.tokens:
-            _SCORES.labels(_names.label(each.watcher)).observe(each.highest)
+            _SCORES.labels(_label(each.watcher, tenant)).observe(each.highest)
 
 
-def alert_raised(watcher: Watcher, level: Level) -> None:
+def alert_raised(watcher: Watcher, level: Level, tenant: str) -> None:
     """An alert was stored."""
-    _alerts(_names.label(watcher), level).inc()
+    _alerts(_label(watcher, tenant), level).inc()
+
+
+def _label(watcher: Watcher, tenant: str) -> str:
+    if not _own.has(watcher.monitor, account(tenant)):
+        return OTHER
+    # At zero from the beginning, so that a rate over its first alert is right.
+    for level in watcher.levels:
+        _alerts(watcher.monitor, level)
+    return watcher.monitor
 
 
 def _alerts(label: str, level: Level) -> Counter:
@@ -149,15 +157,7 @@ def explanation_ended(how: ExplanationEnd) -> None:
 
 def action_name(level: Level) -> str:
     """What an alert of this level does to its sample, in a word."""
-    match level.action:
-        case None:
-            return "none"
-        case Stop():
-            return "stop"
-        case Intervene():
-            return "intervene"
-        case Pause():
-            return "pause"
+    return _ACTIONS[type(level.action)]
 
 
 def _prepare() -> None:

@@ -113,7 +113,7 @@ async def watched(
         async with aclosing(watching.events()) as events:
             async for event in events:
                 if isinstance(event, WatchedFinished):
-                    measures.sample_ended(event.scores)
+                    measures.sample_ended(event.scores, sample.call.tenant)
                 yield event
     except ActserveError as error:
         match error.field:
@@ -186,7 +186,7 @@ class _Watching:
 
     def measure(self) -> None:
         """Tells Prometheus what was scored."""
-        measures.tokens_scored(self._scores.scores(), self._seconds)
+        measures.tokens_scored(self._scores.scores(), self._seconds, self._sample.call.tenant)
 
     def lapse(self) -> None:
         """Waits for no decision any more that there is not."""
