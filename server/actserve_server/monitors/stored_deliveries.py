@@ -5,7 +5,9 @@ what came of it is written down only if nobody else has claimed it since.
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -15,9 +17,18 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.monitors.alert_store import AlertStore
 from actserve_server.monitors.stored_alerts import Action, DeliveryState, StoredAlert
 from actserve_server.monitors.watched import Decision
-from actserve_server.monitors.webhooks import Delivery
+from actserve_server.monitors.webhooks import Delivery, Sending
 from actserve_server.storage.database import Database
 from actserve_server.storage.tables import alerts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Due:
+    """What is due and has a place."""
+
+    of: Sequence[sa.ColumnElement[bool]]
+    """Of each account whose turn it is."""
+    places: int
 
 
 class StoredDeliveries:
@@ -40,27 +51,24 @@ class StoredDeliveries:
         self._to_json = to_json
 
     async def claim(
-        self, places: Mapping[str, int], others: int, lease_s: float
+        self,
+        places: Mapping[str, int],
+        others: int,
+        lease_s: float,
+        under_way: Mapping[Sending, int],
     ) -> Sequence[Delivery]:
         now = self._store.now_us()
-        due = sa.and_(self._waiting(), alerts.c.delivery_due_us <= now)
-        which = [(alerts.c.webhook == url, free) for url, free in places.items() if free > 0]
-        which += [(between, others) for between in _between(places)]
-        queries = [
-            sa.select(alerts).where(due, of).order_by(alerts.c.delivery_due_us).limit(count)
-            for of, count in which
-        ]
         # Looked for before it is claimed: most of the time there is none, and whoever writes holds
         # up all who want to.
         found = await self._database.read(
-            lambda connection: [query for query in queries if connection.execute(query).first()]
+            lambda connection: self._find(connection, now, places, others, under_way)
         )
         if not found:
             return ()
         lease, due_us = secrets.token_hex(8), now + round(lease_s * 1e6)
 
         def take(connection: sa.Connection) -> "list[sa.Row[Any]]":
-            rows = [row for query in found for row in connection.execute(query).all()]
+            rows = [row for each in found for row in self._in_turn(connection, each, under_way)]
             for row in rows:
                 connection.execute(
                     alerts.update()
@@ -99,6 +107,69 @@ class StoredDeliveries:
     async def waiting(self) -> int:
         query = sa.select(sa.func.count()).select_from(alerts).where(self._waiting())
         return int(await self._database.read(lambda connection: connection.scalar(query)) or 0)
+
+    def _find(
+        self,
+        connection: sa.Connection,
+        now: int,
+        places: Mapping[str, int],
+        others: int,
+        under_way: Mapping[Sending, int],
+    ) -> list[_Due]:
+        """What is due where there is a place."""
+        due = sa.and_(self._waiting(), alerts.c.delivery_due_us <= now)
+        first = sa.select(alerts.c.id).where(due).limit(1)
+        found: list[_Due] = []
+        for url, free in places.items():
+            at = alerts.c.webhook == url
+            if free <= 0 or connection.execute(first.where(at)).first() is None:
+                continue
+            since = {
+                whose: due_us for whose, due_us in self._accounts(connection, url) if due_us <= now
+            }
+            turns = sorted(since, key=lambda each: (under_way.get((url, each), 0), since[each]))
+            of = [sa.and_(due, at, alerts.c.account == each) for each in turns[:free]]
+            found.append(_Due(of, free))
+        # Of those that go nowhere nobody has to wait for a turn.
+        between = [sa.and_(due, each) for each in _between(places)]
+        found += [
+            _Due([each], others)
+            for each in between
+            if connection.execute(first.where(each)).first() is not None
+        ]
+        return found
+
+    def _accounts(self, connection: sa.Connection, url: str) -> Iterator[tuple[str, int]]:
+        """Who has deliveries to an address that are not over, and when the first one is due. From
+        one account to the next, since one may have very many."""
+        here = sa.select(alerts.c.account, alerts.c.delivery_due_us).where(
+            self._waiting(), alerts.c.webhook == url
+        )
+        here = here.order_by(alerts.c.account, alerts.c.delivery_due_us).limit(1)
+        row = connection.execute(here).first()
+        while row is not None:
+            yield row.account, row.delivery_due_us
+            row = connection.execute(here.where(alerts.c.account > row.account)).first()
+
+    def _in_turn(
+        self, connection: sa.Connection, due: _Due, under_way: Mapping[Sending, int]
+    ) -> Iterator["sa.Row[Any]"]:
+        """As many as there are places, of whoever has fewest under way, and then those first that
+        are due longest."""
+        oldest = sa.select(alerts).order_by(alerts.c.delivery_due_us).limit(due.places)
+        queues = [[*connection.execute(oldest.where(each)).all()] for each in due.of]
+        taken = Counter(under_way)
+        for _ in range(due.places):
+            queues = [each for each in queues if each]
+            if not queues:
+                return
+            queue = min(
+                queues,
+                key=lambda rows: (taken[rows[0].webhook, rows[0].account], rows[0].delivery_due_us),
+            )
+            row = queue.pop(0)
+            taken[row.webhook, row.account] += 1
+            yield row
 
     async def _delivery(self, row: "sa.Row[Any]", lease: str) -> Delivery | None:
         """None for an alert that was deleted since."""

@@ -2,7 +2,8 @@
 
 What is to be delivered is in the database, so that it outlives the server, and any replica may
 deliver it. One claims it by a lease, and if that replica dies another one has it when the lease is
-over. Each address has so many places of its own: one that is slow or dead holds up no other.
+over. Each address has so many places of its own: one that is slow or dead holds up no other. Those
+who send to the same one take turns.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ import structlog
 
 from actserve_server import logs
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.principals import account
 from actserve_server.monitors import measures
 from actserve_server.monitors.measures import DeliveryEnd
 from actserve_server.monitors.watched import Decision
@@ -39,6 +41,9 @@ JITTER = 0.25
 together."""
 MAX_ERROR = 200
 """Characters."""
+
+Sending = tuple[str, str]
+"""An address, and the account whose alerts are sent there."""
 _LEASE_MARGIN_S = 20.0
 """What a lease has beyond the time of an attempt, to write down what came of it."""
 
@@ -68,10 +73,15 @@ class Deliveries(Protocol):
     """What is to be delivered, as all replicas store it. Methods raise STORE_UNREACHABLE."""
 
     async def claim(
-        self, places: Mapping[str, int], others: int, lease_s: float
+        self,
+        places: Mapping[str, int],
+        others: int,
+        lease_s: float,
+        under_way: Mapping[Sending, int],
     ) -> Sequence[Delivery]:
         """Of each of these addresses as many deliveries as it has places, and so many to any other
-        address, those first that are due longest. For so long nobody else is given them."""
+        address. For so long nobody else is given them. A place goes to the account that has fewest
+        under way to the address, and of those to the one that is due longest."""
         ...
 
     async def delivered(self, delivery: Delivery) -> None:
@@ -124,7 +134,7 @@ class Webhooks:
         self._max_attempts = max_attempts
         self._clock = clock
         self._chance = chance
-        self._under_way: Counter[str] = Counter()
+        self._under_way: Counter[Sending] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._counted = 0.0
@@ -153,9 +163,13 @@ class Webhooks:
 
     async def step(self) -> None:
         """Begins what is due and has a place."""
-        places = {url: AT_ONCE - self._under_way[url] for url in self._urls}
-        for delivery in await self._deliveries.claim(places, AT_ONCE, self._lease_s):
-            self._under_way[delivery.url] += 1
+        places = dict.fromkeys(self._urls, AT_ONCE)
+        for (url, _), count in self._under_way.items():
+            if url in places:
+                places[url] -= count
+        under_way = dict(self._under_way)
+        for delivery in await self._deliveries.claim(places, AT_ONCE, self._lease_s, under_way):
+            self._under_way[delivery.url, account(delivery.tenant)] += 1
             task = asyncio.create_task(self._deliver(delivery))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -183,7 +197,10 @@ class Webhooks:
             # What came of it is not written down: it is made again once the lease is over.
             _tell(error)
         finally:
-            self._under_way[delivery.url] -= 1
+            sending = delivery.url, account(delivery.tenant)
+            self._under_way[sending] -= 1
+            if not self._under_way[sending]:
+                del self._under_way[sending]
             self.wake()  # Its place is free.
 
     async def _attempt(self, delivery: Delivery) -> None:

@@ -197,6 +197,7 @@ alerts = sa.Table(
     sa.Index(None, "account", "raise_time_us"),
     sa.Index(None, "raise_time_us"),
     sa.Index(None, "delivery_state", "webhook", "delivery_due_us"),
+    sa.Index(None, "delivery_state", "webhook", "account", "delivery_due_us"),
 )
 """Alerts by tenant, model and sequence."""
 

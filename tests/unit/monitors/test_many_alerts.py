@@ -2,6 +2,7 @@
 steps of SQLite's virtual machine."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from actserve_server.monitors.alert_store import AlertStore
 from actserve_server.monitors.stored_alerts import AlertFilter, NewAlert
 from actserve_server.monitors.stored_deliveries import StoredDeliveries
 from actserve_server.monitors.watched import Crossing, Level, LevelName, WatchedCall
+from actserve_server.monitors.webhooks import Delivery
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import place
 from actserve_server.storage.tables import alert_sequences, alert_totals, alerts
@@ -85,9 +87,28 @@ async def test_deliveries_that_wait_make_it_no_longer_to_find_those_that_are_due
         later = alerts.update().values(delivery_due_us=store.now_us() + 10**12)
         await database.write(lambda connection, later=later: connection.execute(later).rowcount)
         deliveries = StoredDeliveries(database, "fake", store, store.decide, lambda *_: b"{}")
-        taken.append(await steps(database, partial(deliveries.claim, allowed, 4, 30.0)))
+        taken.append(await steps(database, partial(deliveries.claim, allowed, 4, 30.0, {})))
         database.close()
     assert taken[1] <= taken[0] + 1
+
+
+async def test_a_backlog_makes_it_no_longer_to_find_whose_turn_it_is(tmp_path: Path) -> None:
+    taken = []
+    for count in (FEW, MANY):
+        database, store = await filled(tmp_path / f"{count}", count)
+        call = replace(CALL, tenant="zoe")
+        now = store.now_us()
+        await store.add([NewAlert(id="other", call=call, crossing=CROSSING, raised_at_us=now)])
+        deliveries = StoredDeliveries(database, "fake", store, store.decide, lambda *_: b"{}")
+        found: list[Delivery] = []
+
+        async def claim(of: StoredDeliveries = deliveries, into: list[Delivery] = found) -> None:
+            into += await of.claim({ADDRESS: 4}, 4, 30.0, {})
+
+        taken.append(await steps(database, claim))
+        assert sorted(each.tenant for each in found) == ["vision", "vision", "vision", "zoe"]
+        database.close()
+    assert taken[1] <= taken[0] + 2
 
 
 async def test_what_waits_for_addresses_that_are_not_allowed_any_more_is_found(
@@ -97,7 +118,7 @@ async def test_what_waits_for_addresses_that_are_not_allowed_any_more_is_found(
     deliveries = StoredDeliveries(database, "fake", store, store.decide, lambda *_: b"{}")
     at = ADDRESS
     for allowed in ((), ("https://a.test/",), ("https://c.test/",), (f"{at}/", f"{at[:-1]}")):
-        found = await deliveries.claim(dict.fromkeys(allowed, 4), 1, 30.0)
+        found = await deliveries.claim(dict.fromkeys(allowed, 4), 1, 30.0, {})
         assert [each.url for each in found] == [at]
-    assert await deliveries.claim({at: 0}, 4, 30.0) == ()
+    assert await deliveries.claim({at: 0}, 4, 30.0, {}) == ()
     database.close()

@@ -75,11 +75,13 @@ class Bench:
             chance=lambda: 0.5,
         )
 
-    async def raised(self, alert: str, url: str | None, *, pauses: bool = False) -> None:
+    async def raised(
+        self, alert: str, url: str | None, *, pauses: bool = False, tenant: str = TENANT
+    ) -> None:
         action = Pause(3600.0, proceed_after=False) if pauses else None
         level = Level(LevelName.UPPER, 1.0, action, webhook=url)
         crossing = Crossing(watcher("models/fake/monitors/m", level), level, 2.5, 7, 0, SECRET)
-        call = WatchedCall(TENANT, "fake", "c1")
+        call = WatchedCall(tenant, "fake", "c1")
         new = NewAlert(id=alert, call=call, crossing=crossing, raised_at_us=self.alerts.now_us())
         await self.alerts.add([new])
 
@@ -98,7 +100,6 @@ class Bench:
 
 
 def to_json(alert: StoredAlert, tenant: str) -> bytes:
-    assert tenant == TENANT
     return json.dumps({"name": alert.id}).encode()
 
 
@@ -214,7 +215,7 @@ async def test_what_a_dead_replica_had_claimed_is_delivered_by_another(
 ) -> None:
     async with delivering(store, receiver.url) as bench, delivering(store, receiver.url) as other:
         await bench.raised("a", receiver.url)
-        (claimed,) = await bench.deliveries.claim({receiver.url: 1}, 0, 30.0)
+        (claimed,) = await bench.deliveries.claim({receiver.url: 1}, 0, 30.0, {})
         await other.deliver()
         assert receiver.bodies == []
         other.now += 31
@@ -253,6 +254,44 @@ async def test_a_slow_address_holds_up_no_other_and_gets_only_so_many_at_once(
         await asyncio.sleep(0)
         running.cancel()  # Ends those that hang.
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_those_who_send_to_one_address_take_turns(
+    store: dict[str, str], receiver: Receiver
+) -> None:
+    async with delivering(store, receiver.url) as bench:
+        for number in range(3 * AT_ONCE):
+            await bench.raised(f"many{number}", receiver.url, tenant="flood/a")
+            bench.now += 1
+        for number in range(3):
+            await bench.raised(f"few{number}", receiver.url, tenant="quiet")
+            bench.now += 1
+
+        async def claimed(places: int, **under_way: int) -> list[str]:
+            running = {(receiver.url, whose): count for whose, count in under_way.items()}
+            free = {receiver.url: places}
+            found = await bench.deliveries.claim(free, AT_ONCE, 30.0, running)
+            return [each.alert for each in found]
+
+        # Of those who have as many under way, the one first that is due longest.
+        assert await claimed(2) == ["many0", "few0"]
+        assert await claimed(2, flood=3, quiet=1) == ["few1", "few2"]
+        # Nobody is left who waits for a turn, so that one may have all places.
+        assert await claimed(AT_ONCE, flood=1) == [f"many{each}" for each in range(1, AT_ONCE + 1)]
+
+
+async def test_a_tenant_that_floods_an_address_leaves_others_their_places(
+    store: dict[str, str], receiver: Receiver
+) -> None:
+    async with delivering(store, receiver.url) as bench:
+        for number in range(5 * AT_ONCE):
+            await bench.raised(f"many{number}", receiver.url, tenant="flood")
+        bench.now += 1
+        await bench.raised("one", receiver.url, tenant="quiet")
+        await bench.deliver()
+        told = [json.loads(each)["name"] for each in receiver.bodies]
+        assert len(told) == AT_ONCE
+        assert "one" in told
 
 
 async def test_an_address_that_is_not_allowed_any_more_gets_nothing(
