@@ -21,6 +21,7 @@ from actserve_server.monitors.score_edges import score_edges, write_edges
 from actserve_server.monitors.stored_monitors import Definition, StoredMonitor
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
+    alert_targets,
     explanation_edits,
     monitor_fields,
     network_fields,
@@ -199,7 +200,7 @@ def _made(
     parts = {level: counts for level, counts in old_parts.items() if level not in paths}
     made = monitor_request(whole, found, FIELD, parts)
     monitor_fields.check_both_levels(made, world.info)
-    monitor_fields.check_calls_out(given, made, world.nlas, world.info, world.webhooks)
+    alert_targets.check(given, made, world.nlas, world.info, world.webhooks)
     resolved, parts = _resolved(whole, made, found, parts)
     if before is None or paths.intersection(_SCORED_BY):
         scored_by = _digest(_settable(resolved, _SCORED_BY))

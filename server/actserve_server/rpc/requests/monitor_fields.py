@@ -2,7 +2,7 @@
 sequence that they watch."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from actserve.v1 import monitor_service_pb2 as pb
@@ -14,8 +14,6 @@ from actserve_server.domain.probes import Aggregator
 from actserve_server.domain.prompts import TokenizedPrompt
 from actserve_server.monitors.monitor_registry import ID
 from actserve_server.monitors.watched import Intervene, Level, LevelName, Pause, Stop, Watcher
-from actserve_server.rpc.explanations import nla_descriptions, served_nlas
-from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
     dose_limit,
     interventions,
@@ -26,7 +24,6 @@ from actserve_server.rpc.requests import (
 from actserve_server.rpc.requests.interventions import InterventionRequest
 from actserve_server.rpc.requests.required_fields import required
 from actserve_server.rpc.requests.vector_sources import Found
-from actserve_server.rpc.resource_names import nla_name
 
 MAX_END_USERS = 64
 """That one monitor chooses by."""
@@ -181,25 +178,6 @@ def check_both_levels(
         )
     edits = made.interventions
     dose_limit.check_all_on([each.parts for each in edits], [each.field for each in edits], info)
-
-
-def check_calls_out(
-    wire: pb.Monitor,
-    made: MonitorRequest,
-    nlas: Nlas,
-    info: ModelInfo,
-    webhooks: Collection[str],
-    field: FieldPath = ("monitor",),
-) -> None:
-    """Raises unless the NLAs and the addresses that a monitor names are there now."""
-    for name in LEVELS:
-        if not wire.HasField(name):  # type: ignore[arg-type]
-            continue
-        level: pb.MonitorLevel = getattr(wire, name)
-        if level.HasField("explain"):
-            _check_explains(level.explain, made, nlas, info, (*field, name, "explain", "nla"))
-        if level.HasField("webhook"):
-            _check_allowed(level.webhook.url, webhooks, (*field, name, "webhook", "url"))
 
 
 def check_served(info: ModelInfo) -> None:
@@ -409,46 +387,3 @@ def _check_not_empty(positions: Positions, field: FieldPath) -> None:
     raise ActserveError(
         Reason.FIELD_REQUIRED, "the selector names nothing; name at least one", field=at
     )
-
-
-def _check_explains(
-    wire: pb.ExplainAction,
-    made: MonitorRequest,
-    nlas: Nlas,
-    info: ModelInfo,
-    field: FieldPath,
-) -> None:
-    where, name = made.network.sites, wire.nla
-    of_these = [each for each in nlas if each.site in where]
-    if not name:
-        if len(of_these) != 1:
-            # As where a call names none: how many could be meant is told.
-            served_nlas.find(nlas, "", info, where[0] if len(where) == 1 else None, field)
-            raise ActserveError(
-                Reason.FIELD_REQUIRED,
-                f"{len(of_these)} NLAs explain rows that the monitor reads; name one that does",
-                field=field,
-            )
-        name = nla_name(info.id, of_these[0].id)
-    found = served_nlas.find(nlas, name, info, field=field)
-    if found.site not in where:
-        raise ActserveError(
-            Reason.SITE_NOT_SERVED,
-            f"the NLA explains rows of {found.site}, but the monitor reads "
-            f"{', '.join(map(str, where[:8]))}; name an NLA of one of those",
-            field=field,
-            metadata={"site": found.site},
-        )
-    if not found.verbalizes:
-        raise nla_descriptions.lacking(name, "verbalizer", "explaining", "verbalizes", field)
-
-
-def _check_allowed(url: str, webhooks: Collection[str], field: FieldPath) -> None:
-    if url not in webhooks:
-        raise ActserveError(
-            Reason.WEBHOOK_NOT_ALLOWED,
-            f"alerts may not be sent to {url[:200]!r}; use an address that the server's operator "
-            "allows, by its whole text",
-            field=field,
-            metadata={"url": url[:200]},
-        )
