@@ -105,8 +105,9 @@ isolation: setup ## Run the isolation test at length: 500 requests, three seeds,
 	  $(PY) -m pytest -s tests/integration/test_isolation.py $(ARGS)
 
 .PHONY: durability
-durability: setup ## Kill a server 200 times on each database while vectors and monitors are stored and deleted, and alerts raised
-	@DURABILITY_KILLS=$${DURABILITY_KILLS:-200} $(PY) -m pytest -s tests/contract/test_durability.py $(ARGS)
+durability: setup ## Kill a server 200 times on each database while vectors, monitors and alerts are stored; stop a watcher of alerts for a minute
+	@DURABILITY_KILLS=$${DURABILITY_KILLS:-200} STOPPED_S=$${STOPPED_S:-60} \
+	  $(PY) -m pytest -s tests/contract/test_durability.py tests/contract/test_stopped_watcher.py $(ARGS)
 
 .PHONY: load
 load: setup ## Load a server with 500 streams for ten minutes: exact answers or stated refusals, flat memory
