@@ -410,6 +410,7 @@ def _fake(settings: Settings) -> Engine:
         max_alerts=settings.max_alerts,
         max_alert_seconds=settings.max_alert_seconds,
         max_pause_seconds=settings.max_pause_seconds,
+        max_fit_bytes=settings.max_fit_bytes,
         max_relative_dose=settings.max_relative_dose,
         clamps_dose=settings.dose_action == "clamp",
     )

@@ -54,6 +54,8 @@ class Limits:
     """For which they are stored."""
     max_pause_seconds: int = 600
     """For which a sample may be paused."""
+    max_fit_bytes: int = 4 << 30
+    """Bytes that fits of monitors that are under way take, over all clients."""
     max_relative_dose: float | None = None
     """What interventions may add at a site, as a part of the typical norm of its rows; None for no
     limit."""

@@ -31,6 +31,7 @@ class EngineOptions:
     max_alerts: int = 1_000_000
     max_alert_seconds: int = 30 * 24 * 3600
     max_pause_seconds: int = 600
+    max_fit_bytes: int = 4 << 30
     default_kept_seconds: int = 600
     max_steering_vectors: int = 10_000
     max_steering_vector_bytes: int = 1 << 30

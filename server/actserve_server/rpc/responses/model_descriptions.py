@@ -62,6 +62,7 @@ def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
             max_alerts=limits.max_alerts,
             max_alert_seconds=limits.max_alert_seconds,
             max_pause_seconds=limits.max_pause_seconds,
+            max_fit_bytes=limits.max_fit_bytes,
             max_relative_dose=limits.max_relative_dose,
             clamps_dose=limits.clamps_dose,
         ),
