@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from actserve_server.domain.attention_rows import QueryMeasures
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.operations import Add
 from actserve_server.domain.runs import Capture, Intervention, Rows, Run
@@ -153,6 +154,22 @@ async def test_a_row_that_is_cached_and_computed_again_is_the_cached_one(
     second = await _rows(engine, _run(CAPTURE))
     assert worker.computed == [PROMPT, PROMPT - BLOCK]
     assert np.array_equal(second[:6], first)
+
+
+async def test_rows_of_patterns_are_reused_where_all_are_there_and_no_key_is_needed(
+    served: tuple[VllmEngine, Worker],
+) -> None:
+    engine, worker = served
+    measures = QueryMeasures(1)
+    few = read("q.0", where=at((1, 6)), derived=measures)
+    first = await _rows(engine, _run(few))
+    second = await _rows(engine, _run(few))
+    assert np.array_equal(second, first)
+    # The worker, which has no keys of what vLLM reads from its cache, was asked for nothing.
+    assert worker.seen == WIDTH * len(first)
+    more = await _rows(engine, _run(read("q.0", derived=measures)))
+    assert not (more[1:6] == first).any()
+    assert worker.computed == [PROMPT, PROMPT - 2 * BLOCK, PROMPT]
 
 
 async def test_a_run_that_has_all_computed_gets_nothing_and_gives_nothing(
