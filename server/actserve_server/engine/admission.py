@@ -319,9 +319,9 @@ class AdmittedEngine:
             raise ActserveError(
                 Reason.TOO_MANY_ROWS,
                 f"the interventions, projections and monitors of sequence {index} have vectors of "
-                f"{wanted} bytes as float32, but those of one sequence may take at most {limit}; "
-                "change fewer sites or positions, project in a call of its own, or name fewer "
-                "monitors",
+                f"{wanted} bytes as float32, with the keys that attention is read from, but one "
+                f"sequence may have at most {limit}; change fewer sites or positions, project or "
+                "read attention in a call of its own, or name fewer monitors",
                 field=("interventions",),
                 metadata={"bytes": wanted, "limit": limit},
             )
