@@ -16,7 +16,7 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType
 from actserve_server.readouts.pattern_rows_selftest import prove_pattern_rows
-from tests.unit.tiny_engine import HEADS, RULE, TinyEngine
+from tests.unit.tiny_engine import HEAD_WIDTH, HEADS, KEY_VALUE_HEADS, RULE, TinyEngine
 
 OTHER = replace(RULE, scale=0.1)
 
@@ -79,6 +79,16 @@ def test_every_kind_of_layer_is_tried() -> None:
     rules = (RULE, OTHER, replace(OTHER, sliding_window=3))
     # The engine attends by the first of them in all its layers.
     assert "of layer 2 are off" in proven(TinyEngine(), attention=rules).pattern_rows_unserved
+
+
+def test_with_little_room_a_shorter_prompt_is_tried() -> None:
+    # The engine attends without a window, which a prompt of 48 tokens does not show.
+    windowed = {"attention": (replace(RULE, sliding_window=50),) * 3}
+    assert "are off" in proven(TinyEngine(), **windowed).pattern_rows_unserved
+    room = 4 * 58 * (2 * KEY_VALUE_HEADS * HEAD_WIDTH + 2 * HEADS)
+    engine = TinyEngine()
+    assert proven(engine, vector_bytes=4 * room - 4, **windowed).pattern_rows_unserved == ""
+    assert [len(run.token_ids) for run in engine.runs] == [48]
 
 
 def test_where_there_is_no_room_for_keys_nothing_is_tried() -> None:
