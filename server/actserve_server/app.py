@@ -41,6 +41,7 @@ from actserve_server.monitoring import Monitoring, allowed_webhooks
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.attribution_selftest import prove_attribution
 from actserve_server.readouts.kept import KeptStore
+from actserve_server.readouts.pattern_rows_selftest import prove_pattern_rows
 from actserve_server.readouts.readout_selftest import prove_attention
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
@@ -259,6 +260,7 @@ async def _proven(engine: Engine) -> ModelInfo:
     for hook_point, reason in result.failures.items():
         log.error("self-test", hook_point=hook_point, reason=reason)
     proven = await prove_attention(engine, result.info)
+    proven = await prove_pattern_rows(engine, proven)
     proven = await prove_attribution(engine, proven)
     proven = await prove_conditions(engine, proven)
     proven = await prove_monitors(engine, proven)
@@ -268,6 +270,8 @@ async def _proven(engine: Engine) -> ModelInfo:
         log.warning("self-test", conditions=proven.conditions_unserved)
     if proven.attention_unserved:
         log.warning("self-test", attention=proven.attention_unserved)
+    elif proven.pattern_rows_unserved:
+        log.warning("self-test", pattern_rows=proven.pattern_rows_unserved)
     if reason := proven.weights.head_attribution_unserved:
         log.warning("self-test", logit_attribution=reason)
     log.info(

@@ -49,8 +49,13 @@ def sinking() -> FakeEngine:
     return fake
 
 
+def without_room() -> FakeEngine:
+    """One that gives whole queries and keys, since it has no room for keys of its own."""
+    return FakeEngine(vector_bytes=0)
+
+
 def expected(
-    weights: np.ndarray, queries: list[int], ids: list[int]
+    weights: np.ndarray, queries: list[int], ids: list[int], top_keys: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The counts and means of one layer, in float64 from whole patterns [heads, queries, keys]."""
     weights = weights.astype(np.float64)
@@ -64,7 +69,7 @@ def expected(
     repeats = follows.any(1)
     logs = np.log(np.where(weights > 0, weights, 1))
     received = weights.mean(1)
-    top = np.argsort(-received, axis=1, kind="stable")[:, :TOP_KEYS]
+    top = np.argsort(-received, axis=1, kind="stable")[:, :top_keys]
     counts = {
         "queries": len(at),
         "previous_token_queries": len(later),
@@ -91,19 +96,21 @@ def expected(
     return counts, means
 
 
-def check(chunk: Any, weights: np.ndarray, queries: list[int], ids: list[int]) -> None:
-    counts, means = expected(weights, queries, ids)
+def check(
+    chunk: Any, weights: np.ndarray, queries: list[int], ids: list[int], top_keys: int = TOP_KEYS
+) -> None:
+    counts, means = expected(weights, queries, ids, top_keys)
     for name, count in counts.items():
         got = getattr(chunk, name)
         assert (list(got) if isinstance(count, list) else got) == count, name
     for name in [*METRICS, "at_offsets", "top_key_means"]:
         got = decoded(getattr(chunk, name))
         np.testing.assert_allclose(got, means[name], rtol=1e-5, atol=1e-7, err_msg=name)
-    assert np.reshape(chunk.top_keys, (HEADS, TOP_KEYS)).tolist() == means["top_keys"].tolist()
+    assert np.reshape(chunk.top_keys, (HEADS, top_keys)).tolist() == means["top_keys"].tolist()
 
 
 @pytest.mark.parametrize("make", [fetch, generate])
-@pytest.mark.parametrize("model", [FakeEngine, sinking])
+@pytest.mark.parametrize("model", [FakeEngine, sinking, without_room])
 @pytest.mark.parametrize(
     "spec",
     [
@@ -111,8 +118,10 @@ def check(chunk: Any, weights: np.ndarray, queries: list[int], ids: list[int]) -
         {"queries": {"list": {"positions": [3, 6, -1]}}},
         {"queries": {"token_ids": {"ids": [*b"ab"]}}},
         {"layers": [3, -3], "queries": {"span": {"start": 1}}},
+        {"top_keys": 0},
+        {"top_keys": 0, "queries": {"token_ids": {"ids": [*b"ab"]}}},
     ],
-    ids=["all queries", "a list", "by token", "some layers"],
+    ids=["all queries", "a list", "by token", "some layers", "no keys", "by token, no keys"],
 )
 async def test_every_metric_is_that_of_the_whole_patterns_of_the_call(
     make: Any, model: Any, spec: dict[str, Any]
@@ -137,7 +146,7 @@ async def test_every_metric_is_that_of_the_whole_patterns_of_the_call(
         weights = np.stack([each.weights for each in of_layer])
         if model is sinking:
             assert (weights.sum(2) < 1).all()
-        check(chunk, weights, of_layer[0].queries, ids)
+        check(chunk, weights, of_layer[0].queries, ids, spec.get("top_keys", TOP_KEYS))
 
 
 async def test_summaries_follow_interventions() -> None:

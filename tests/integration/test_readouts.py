@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from actserve_server.domain.attention_patterns import pattern
 from actserve_server.domain.positions import AllPositions
 from actserve_server.domain.projection import JumpReLU, Projected, Projection, TopK
 from actserve_server.domain.runs import Capture, Finished, Rows, Unembed
 from actserve_server.domain.sites import HookPoint, Site
-from actserve_server.readouts.attention_patterns import pattern
-from actserve_server.readouts.plan import AttentionSummaryReadout, Placed, plan
+from actserve_server.readouts.plan import (
+    AttentionSummaryReadout,
+    Placed,
+    patterns_where_best,
+    plan,
+)
 from actserve_server.readouts.readers import Reading
 from actserve_server.readouts.results import ReadAttentionSummary
 from tests.integration.harness import ALL, EngineThread, greedy, make_run
@@ -96,14 +101,19 @@ def test_every_pattern_is_that_of_transformers(ours: np.ndarray, theirs: np.ndar
     assert np.abs(ours - theirs).max() <= 1e-3
 
 
+@pytest.mark.parametrize("in_engine", [True, False])
 def test_a_summary_of_every_layer_is_that_of_the_whole_patterns(
-    smollm2: EngineThread, repeated: list[int], ours: np.ndarray
+    smollm2: EngineThread, repeated: list[int], ours: np.ndarray, in_engine: bool
 ) -> None:
     layers = tuple(range(len(ours)))
     readout = AttentionSummaryReadout(
         layers=layers, positions=AllPositions(), offsets=(HALF - 1,), top_keys=1
     )
-    planned = plan((Placed(readout, ALL),), tuple(repeated))
+    placed = (Placed(readout, ALL),)
+    if in_engine:
+        placed = patterns_where_best(placed, 2 * HALF, 2 * HALF, smollm2.info)
+    planned = plan(placed, tuple(repeated))
+    assert all(each.derived for each in planned.captures) is in_engine
 
     async def read() -> list[ReadAttentionSummary]:
         reading = Reading(planned, smollm2.info)

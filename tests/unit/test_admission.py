@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actserve_server.domain.attention_rows import QueryMeasures
 from actserve_server.domain.conditions import Condition
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits
@@ -356,6 +357,22 @@ async def test_what_a_score_keeps_is_counted_for_each_run_and_its_direction_once
     tight = admitted(vector_budget_bytes=2 * VECTOR_BYTES + 8 * 1025 - 1)
     with pytest.raises(ActserveError, match=str(2 * VECTOR_BYTES + 8 * 1025)):
         tight.check(patched("d", interventions=change), 0)
+
+
+async def test_the_keys_from_which_patterns_are_read_are_counted_for_each_run() -> None:
+    engine = admitted(FakeEngine(token_delay_s=0.05))
+    queries = (Site(HookPoint.Q, 1), Site(HookPoint.Q, 3))
+    # Of four tokens, the last of which is generated, in two layers, half as wide as the stream.
+    keys = 2 * 4 * VECTOR_BYTES // 2
+    measured = (Capture(queries, Selection(ALL), QueryMeasures(4)),)
+    calls = [replace(run(name, 3, 2), captures=measured) for name in "ab"]
+    tasks = [asyncio.create_task(drain(engine, call)) for call in calls]
+    await until(lambda: engine.running == 2)
+    assert engine.vector_bytes == 2 * keys
+    await asyncio.gather(*tasks)
+    assert is_free(engine)
+    with pytest.raises(ActserveError, match=str(keys)):
+        admitted(vector_budget_bytes=keys - 1).check(calls[0], 0)
 
 
 async def test_what_is_counted_is_what_the_engine_holds() -> None:

@@ -14,6 +14,13 @@ from typing import Protocol
 
 import numpy as np
 
+from actserve_server.domain.attention_rows import (
+    LargestWeights,
+    PatternRows,
+    QueryMeasures,
+    ReceivedWeights,
+)
+from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.model import HookPointInfo, Limits, ModelInfo
 from actserve_server.domain.operations import Operation
 from actserve_server.domain.probe_networks import ProbeOutputs
@@ -53,6 +60,10 @@ SHAPES = {
     HookPoint.MLP_ACT: (MLP_WIDTH, 0),
 }
 """(width, heads) of rows that are not `WIDTH` wide."""
+RULE = AttentionRule(
+    heads=HEADS, key_value_heads=KEY_VALUE_HEADS, head_dim=HEAD_WIDTH, scale=HEAD_WIDTH**-0.5
+)
+"""By which every layer attends."""
 READ_ONLY = "logits are read only"
 EPSILON = 1e-6
 """Of the norms."""
@@ -164,6 +175,10 @@ class TinyEngine:
         self.running: set[str] = set()
         """Ids of the runs in progress."""
         self.closed = False
+        self.told_of_patterns: Callable[[PatternRows, Site, np.ndarray], np.ndarray] = (
+            lambda derived, site, rows: rows
+        )
+        """Which rows come in place of these, of every position."""
         self._taps = taps or {}
         self._noise = np.random.default_rng(1)
         self._waiting: list[tuple[Run, asyncio.Future[Batch]]] = []
@@ -262,6 +277,11 @@ class TinyEngine:
                 rows = {site: batch.captured[site][span[positions]] for site in capture.sites}
                 yield Rows(number, 0, positions, capture.derived.apply(rows))
                 continue
+            if isinstance(capture.derived, QueryMeasures | LargestWeights | ReceivedWeights):
+                for index, site in enumerate(capture.sites):
+                    rows = self._pattern_rows(capture.derived, site, run, batch, span)[positions]
+                    yield Rows(number, index, positions, rows)
+                continue
             assert capture.derived is None
             for index, site in enumerate(capture.sites):
                 kept = positions
@@ -273,6 +293,17 @@ class TinyEngine:
                 yield Rows(number, index, kept, bits)
         captured = tuple(capture.selection.among(run.token_ids) for capture in run.captures)
         yield Finished(FinishReason.LENGTH, 1, captured)
+
+    def _pattern_rows(
+        self, derived: PatternRows, site: Site, run: Run, batch: Batch, span: np.ndarray
+    ) -> np.ndarray:
+        assert site.layer is not None
+        q, k = batch.captured[site][span], batch.captured[Site(HookPoint.K, site.layer)][span]
+        if isinstance(derived, ReceivedWeights):
+            rows = derived.apply(RULE, q, k)
+        else:
+            rows = derived.apply(RULE, q, k, np.arange(len(span)), np.array(run.token_ids))
+        return self.told_of_patterns(derived, site, rows)
 
     def _forward(self, batch: Batch) -> None:
         tap = partial(self._tap, batch)

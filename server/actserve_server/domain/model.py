@@ -100,6 +100,9 @@ class ModelInfo:
     """How each layer attends; empty where patterns are not served."""
     attention_unserved: str = ""
     """Why attention patterns are not served; empty when they are."""
+    pattern_rows_unserved: str = "this engine makes none"
+    """Why `PatternRows` cannot be captured, so that what they tell is computed from whole queries
+    and keys; empty when they can."""
     conditions_unserved: str = ""
     """Why interventions cannot have conditions; empty when they can."""
     monitors_unserved: str = ""

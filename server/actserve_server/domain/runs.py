@@ -11,6 +11,7 @@ from enum import Enum, auto
 
 import numpy as np
 
+from actserve_server.domain.attention_rows import PatternRows
 from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import Operation
 from actserve_server.domain.positions import Selection, Spans
@@ -119,14 +120,19 @@ class Predictions:
     """[rows], NaN at the last prompt position and at generated ones; None if not asked for."""
 
 
+Derived = Unembed | Projected | ProbeOutputs | PatternRows | None
+"""What may be given in place of rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capture:
     """What to read: every site at every selected position, as rows or what is made of them. Its
-    sites are all different, and of `ProbeOutputs` those that it reads, in their order."""
+    sites are all different, of `ProbeOutputs` those that it reads, in their order, and of
+    `PatternRows` those of the queries."""
 
     sites: tuple[Site, ...]
     selection: Selection
-    derived: Unembed | Projected | ProbeOutputs | None = None
+    derived: Derived = None
     """What is given in place of each row; of `ProbeOutputs`, in place of the rows of all sites."""
 
     @property

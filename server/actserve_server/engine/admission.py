@@ -33,6 +33,7 @@ from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTar
 from actserve_server.engine.api import Engine
 from actserve_server.engine.forms import score_state_bytes, vector_bytes
 from actserve_server.engine.merge import merge
+from actserve_server.engine.pattern_memory import pattern_bytes, pattern_memory
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -49,7 +50,7 @@ class AdmissionLimits:
     """Bytes of captured rows that runs in flight may produce."""
     vector_budget_bytes: int = 256 << 20
     """Bytes of vectors that runs in flight may change rows by, what the engine has room for; what
-    conditions keep of their scores counts too."""
+    conditions keep of their scores, and the keys from which patterns are read, count too."""
     max_running: int = 256
     """Runs in flight."""
     max_queue: int = 1024
@@ -285,10 +286,9 @@ class AdmittedEngine:
         if run.interventions is not interventions or run.captures is not captures:
             vectors = vector_bytes(run.interventions, run.captures)
             self._last_vectors = (run.interventions, run.captures), vectors
-        if state := score_state_bytes(run.interventions):
-            # Of its own sequence, so that no other run shares it.
-            return {**vectors, f"scores of {run.id}".encode(): state}
-        return vectors
+        # Of its own sequence, so that no other run shares it.
+        own = score_state_bytes(run.interventions) + pattern_bytes(pattern_memory(run), self.info)
+        return {**vectors, f"of {run.id} alone".encode(): own} if own else vectors
 
     def _forget_vectors(self) -> None:
         """Or what a call held would stay in memory until the next one."""
@@ -319,9 +319,9 @@ class AdmittedEngine:
             raise ActserveError(
                 Reason.TOO_MANY_ROWS,
                 f"the interventions, projections and monitors of sequence {index} have vectors of "
-                f"{wanted} bytes as float32, but those of one sequence may take at most {limit}; "
-                "change fewer sites or positions, project in a call of its own, or name fewer "
-                "monitors",
+                f"{wanted} bytes as float32, with the keys that attention is read from, but one "
+                f"sequence may have at most {limit}; change fewer sites or positions, project or "
+                "read attention in a call of its own, or name fewer monitors",
                 field=("interventions",),
                 metadata={"bytes": wanted, "limit": limit},
             )

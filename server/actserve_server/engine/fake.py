@@ -10,6 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from actserve_server.domain.attention_rows import (
+    LargestWeights,
+    PatternRows,
+    QueryMeasures,
+    ReceivedWeights,
+)
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.operations import relative_change
@@ -144,6 +150,7 @@ class FakeEngine:
             hook_points=describe(shape, unserved or {}),
             attention=() if attention_unserved else attention_rules(shape),
             attention_unserved=attention_unserved,
+            pattern_rows_unserved="",
             conditions_unserved=conditions_unserved,
             monitors_unserved=monitors_unserved,
             default_sampling=default_sampling,
@@ -312,8 +319,44 @@ class FakeEngine:
             }
             yield capture.derived.apply(held)
             return
+        if isinstance(capture.derived, QueryMeasures | LargestWeights | ReceivedWeights):
+            for site in capture.sites:
+                yield self._pattern_rows(site, capture.derived, ids, done, positions)
+            return
         for site in capture.sites:
             yield np.stack([self._value(run, capture, site, ids, done, int(p)) for p in positions])
+
+    def _pattern_rows(
+        self,
+        site: Site,
+        derived: PatternRows,
+        ids: list[int],
+        done: "_Pass",
+        positions: np.ndarray,
+    ) -> np.ndarray:
+        """Of the queries of a layer at these positions."""
+        assert site.layer is not None
+        rule = self._info.attention[site.layer]
+        end = int(positions[-1]) + 1
+        if isinstance(derived, ReceivedWeights):
+            if (site, derived) not in done.received:
+                q = self._held(site, ids, done, derived.end)
+                k = self._held(Site(HookPoint.K, site.layer), ids, done, derived.end)
+                done.received[site, derived] = derived.apply(rule, q, k)
+            return done.received[site, derived][positions]
+        q = self._held(site, ids, done, end)[positions]
+        k = self._held(Site(HookPoint.K, site.layer), ids, done, end)
+        return derived.apply(rule, q, k, positions, np.array(ids[:end], np.int64))
+
+    def _held(self, site: Site, ids: list[int], done: "_Pass", end: int) -> np.ndarray:
+        """The rows of a site below a position, as a model has them."""
+        rows = done.rows.setdefault(site, [])
+        for position in range(len(rows), end):
+            bits = convert(
+                self._row(site, ids, done, position), ElementType.F32, self._info.element_type
+            )
+            rows.append(to_float32(bits, self._info.element_type))
+        return np.stack(rows[:end])
 
     def _row(self, site: Site, ids: list[int], done: "_Pass", position: int) -> np.ndarray:
         return self._model.row(site, ids[: position + 1], done.changes[position])
@@ -347,6 +390,9 @@ class _Pass:
         """So far, of every condition."""
         self.changes: list[list[Change]] = []
         """By position."""
+        self.rows: dict[Site, list[np.ndarray]] = {}
+        """By site and position, as patterns are made of them."""
+        self.received: dict[tuple[Site, ReceivedWeights], np.ndarray] = {}
 
     def reach(self, ids: Sequence[int], start: int | None = None) -> None:
         """Runs the positions of `ids` that were not run yet, or those from `start` on."""

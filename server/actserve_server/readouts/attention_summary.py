@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actserve_server.domain.attention_patterns import pattern_blocks, top_k
+from actserve_server.domain.attention_rows import QueryMeasures
 from actserve_server.domain.attention_rules import AttentionRule
-from actserve_server.readouts.attention_patterns import pattern_blocks, top_k
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -67,51 +68,48 @@ def summarize(
 ) -> AttentionSummary:
     """How every head attends. `q`, `k` and `q_positions` are as `pattern` takes them, and
     `token_ids`, int64 [T], the token of each key."""
-    keys = np.arange(len(k))
-    # How far before the query: the previous token, its own, and what was asked for.
-    distances = (1, 0, *offsets)
-    at = np.zeros((rule.heads, len(distances)))
-    induction, entropy, distance = np.zeros((3, rule.heads))
+    measures = QueryMeasures(rule.heads, tuple(offsets))
+    sums = np.zeros((rule.heads, measures.numbers))
     received = np.zeros((rule.heads, len(k)))
     for head in range(rule.heads):
         for rows, block in pattern_blocks(rule, q, k, head, q_positions):
-            weights, positions = block.astype(np.float64), q_positions[rows]
-            for column, far in enumerate(distances):
-                having = positions >= far
-                at[head, column] += weights[having, positions[having] - far].sum()
-            induction[head] += weights[_following_earlier(token_ids, positions)].sum()
-            logs = np.log(weights, out=np.zeros_like(weights), where=weights != 0)
-            entropy[head] -= np.vdot(weights, logs)
-            distance[head] += positions @ weights.sum(axis=1)
+            weights = block.astype(np.float64)
+            sums[head] += measures.of_head(weights, q_positions[rows], token_ids).sum(axis=0)
             received[head] += weights.sum(axis=0)
-    distance -= received @ keys
+    return summary_of(measures, sums, received, q_positions, token_ids, top_keys)
 
+
+def summary_of(
+    measures: QueryMeasures,
+    sums: np.ndarray,
+    received: np.ndarray,
+    q_positions: np.ndarray,
+    token_ids: np.ndarray,
+    top_keys: int = 0,
+) -> AttentionSummary:
+    """The means, of sums over the queries at these positions: of `measures`, float64 [heads,
+    numbers], and of what each key receives, float64 [heads, T]."""
+    distances = measures.distances
+    at, (first, induction, entropy, distance) = sums[:, : len(distances)], sums.T[len(distances) :]
     counts = [int((q_positions >= far).sum()) for far in distances]
     repeated = int((_first_occurrences(token_ids)[q_positions] < q_positions).sum())
-    top = top_k(_mean(received, len(q)), top_keys).padded(top_keys)
+    queries = len(q_positions)
+    top = top_k(_mean(received, queries), top_keys).padded(top_keys)
     return AttentionSummary(
-        queries=len(q),
+        queries=queries,
         previous_token_queries=counts[0],
         induction_queries=repeated,
         offset_queries=tuple(counts[2:]),
         previous_token=_mean(at[:, 0], counts[0]),
         current_token=_mean(at[:, 1], counts[1]),
-        first_token=_mean(received[:, :1].sum(axis=1), len(q)),
+        first_token=_mean(first, queries),
         induction=_mean(induction, repeated),
-        entropy=_mean(entropy, len(q)),
-        distance=_mean(distance, len(q)),
+        entropy=_mean(entropy, queries),
+        distance=_mean(distance, queries),
         at_offsets=_mean(at[:, 2:], np.array(counts[2:])),
         top_keys=top.keys,
         top_key_means=top.weights,
     )
-
-
-def _following_earlier(token_ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Which keys follow an occurrence of the token of each query, bool [queries, T]. Those that
-    follow a later one are among them, but no query gives weight to them."""
-    found = np.zeros((len(positions), len(token_ids)), bool)
-    np.equal(token_ids[positions, np.newaxis], token_ids[:-1], out=found[:, 1:])
-    return found
 
 
 def _first_occurrences(token_ids: np.ndarray) -> np.ndarray:

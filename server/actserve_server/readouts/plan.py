@@ -12,13 +12,14 @@ from enum import Enum, auto
 
 import numpy as np
 
+from actserve_server.domain.attention_rows import LargestWeights, QueryMeasures, ReceivedWeights
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import Positions, Selection, Spans
-from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.projection import MAX_DIRECTIONS, Projected, Projection
-from actserve_server.domain.runs import Capture, Unembed
+from actserve_server.domain.runs import Capture, Derived, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.weights import LogitDirections
+from actserve_server.engine.pattern_memory import memory_of, pattern_bytes
 from actserve_server.readouts.reductions import Reduction
 
 
@@ -31,6 +32,10 @@ class SecondMoments(Enum):
 
 _WEIGHT_BYTES = 4
 _KEY_BYTES = 4
+
+LARGEST_IN_ENGINE = 64
+"""Of the weights of a head, that the engine picks out: more take as many bytes as queries and keys
+do."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -114,8 +119,12 @@ class AttentionReadout:
     positions: Positions
     top_k: int | None = None
     """How many of the largest weights of a query to give; all if None."""
+    largest: LargestWeights | None = None
+    """What the engine gives of each query, if it does; see `patterns_where_best`."""
 
     def captures(self, selection: Selection) -> tuple[Capture, ...]:
+        if self.largest is not None:
+            return (Capture(_queries((self.layer,)), selection, self.largest),)
         return _queries_and_keys((self.layer,), selection)
 
     def result_bytes(self, selection: Selection, tokens: int) -> int:
@@ -140,9 +149,20 @@ class AttentionSummaryReadout:
     """How far before its query is each position to give the mean attention to."""
     top_keys: int = 0
     """How many of the keys that receive most attention to give."""
+    measures: QueryMeasures | None = None
+    """What the engine gives of each query, if it does; see `patterns_where_best`."""
+    received: ReceivedWeights | None = None
+    """What it gives of each key, where `top_keys` are wanted."""
 
     def captures(self, selection: Selection) -> tuple[Capture, ...]:
-        return _queries_and_keys(self.layers, selection)
+        if self.measures is None:
+            return _queries_and_keys(self.layers, selection)
+        queries = _queries(self.layers)
+        measured = Capture(queries, selection, self.measures)
+        if self.received is None:
+            return (measured,)
+        every = Selection(Spans(((0, self.received.end),)))
+        return measured, Capture(queries, every, self.received)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -217,6 +237,55 @@ class Placed:
         return self.readout.captures(self.selection)
 
 
+def patterns_where_best(
+    placed: Iterable[Placed], prompt_tokens: int, run_tokens: int, info: ModelInfo
+) -> tuple[Placed, ...]:
+    """The readouts of a sequence, of which the engine makes what is known of patterns beside the
+    model, as long as it has room for the keys. What is added up over queries it makes of those of
+    the prompt alone, whose last one is known."""
+    chosen: list[Placed] = []
+    held: list[Capture] = []
+    for each in placed:
+        there = _in_engine(each, prompt_tokens, run_tokens, info) if info.attention else None
+        if there is not None and not info.pattern_rows_unserved:
+            memory = memory_of([*held, *there.captures], run_tokens)
+            if pattern_bytes(memory, info) <= info.vector_bytes // 4:
+                held += there.captures
+                each = there
+        chosen.append(each)
+    return tuple(chosen)
+
+
+def _in_engine(
+    placed: Placed, prompt_tokens: int, run_tokens: int, info: ModelInfo
+) -> Placed | None:
+    """The same with patterns in the engine; None for what needs none, or whole ones."""
+    readout = placed.readout
+    if isinstance(readout, AttentionReadout) and readout.top_k is not None:
+        if readout.top_k > LARGEST_IN_ENGINE:
+            return None
+        largest = LargestWeights(readout.heads, readout.top_k)
+        return replace(placed, readout=replace(readout, largest=largest))
+    if not isinstance(readout, AttentionSummaryReadout):
+        return None
+    heads, received = info.attention[0].heads, None
+    if readout.top_keys:
+        queries = _of_prompt(placed.selection, prompt_tokens, run_tokens)
+        if queries is None:
+            return None
+        received = ReceivedWeights(heads, queries)
+    measures = QueryMeasures(heads, readout.offsets)
+    return replace(placed, readout=replace(readout, measures=measures, received=received))
+
+
+def _of_prompt(selection: Selection, prompt_tokens: int, run_tokens: int) -> Spans | None:
+    """The selected positions, if all are of the prompt."""
+    ranges = [
+        (start, min(end, run_tokens)) for start, end in selection.spans.ranges if start < run_tokens
+    ]
+    return Spans(tuple(ranges)) if ranges and ranges[-1][1] <= prompt_tokens else None
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
     """Who needs the rows of a captured site: a readout, as which of its own captures and sites."""
@@ -244,7 +313,7 @@ class Plan:
 def plan(placed: tuple[Placed, ...], prompt_ids: tuple[int, ...]) -> Plan:
     """Shares what readouts need: one capture for each selection, of all sites wanted there."""
     needed = [each.captures for each in placed]
-    numbers: dict[tuple[Selection, Unembed | Projected | ProbeOutputs | None], int] = {}
+    numbers: dict[tuple[Selection, Derived], int] = {}
     uses: list[dict[Site, list[Use]]] = []
     for readout, own in enumerate(needed):
         for part, capture in enumerate(own):
@@ -271,11 +340,15 @@ def plan(placed: tuple[Placed, ...], prompt_ids: tuple[int, ...]) -> Plan:
     )
 
 
+def _queries(layers: tuple[int, ...]) -> tuple[Site, ...]:
+    return tuple(Site(HookPoint.Q, layer) for layer in layers)
+
+
 def _queries_and_keys(layers: tuple[int, ...], selection: Selection) -> tuple[Capture, ...]:
     """Queries where selected, and keys everywhere up to the last of these."""
     *_, (_, end) = selection.spans.ranges
     every = Selection(Spans(((0, end),)))
     return (
-        Capture(tuple(Site(HookPoint.Q, layer) for layer in layers), selection),
+        Capture(_queries(layers), selection),
         Capture(tuple(Site(HookPoint.K, layer) for layer in layers), every),
     )

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+from actserve_server.domain.attention_patterns import pattern_blocks, top_k
+from actserve_server.domain.attention_rows import LargestWeights, QueryMeasures
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.blocks import blocks
 from actserve_server.domain.model import ModelInfo
@@ -17,8 +19,7 @@ from actserve_server.domain.ranking import largest
 from actserve_server.domain.runs import Finished, Rows
 from actserve_server.domain.tensors import ElementType, to_float32
 from actserve_server.engine.fair_threads import off_loop
-from actserve_server.readouts.attention_patterns import pattern_blocks, top_k
-from actserve_server.readouts.attention_summary import summarize
+from actserve_server.readouts.attention_summary import summarize, summary_of
 from actserve_server.readouts.logit_attribution import Attributions
 from actserve_server.readouts.plan import (
     AttentionReadout,
@@ -100,8 +101,12 @@ def _reader(readout: Readout, info: ModelInfo, token_ids: Sequence[int]) -> _Rea
             return _KeepReader(readout, info.element_type)
         case PredictionReadout():
             return _PredictionReader(readout)
+        case AttentionReadout(largest=LargestWeights() as largest):
+            return _LargestWeightsReader(largest)
         case AttentionReadout():
             return _AttentionReader(readout, info.attention[readout.layer], info.element_type)
+        case AttentionSummaryReadout(measures=QueryMeasures() as measures):
+            return _MeasuredSummaryReader(readout, measures, token_ids)
         case AttentionSummaryReadout():
             return _AttentionSummaryReader(readout, info, token_ids)
         case LogitAttributionReadout():
@@ -252,6 +257,80 @@ class _AttentionReader:
             weights=weights,
             keys=keys,
         )
+
+
+class _LargestWeightsReader:
+    """Holds what the engine has found until all is there, to give one head after the other."""
+
+    def __init__(self, largest: LargestWeights) -> None:
+        self._largest = largest
+        self._rows: list[np.ndarray] = []
+
+    def add(self, part: int, site_index: int, rows: Rows) -> Results:
+        self._rows.append(rows.bits)
+        return ()
+
+    def finish(self, *positions: np.ndarray) -> Results:
+        (queries,) = positions
+        return self._patterns(queries) if len(queries) else ()
+
+    def _patterns(self, queries: np.ndarray) -> Iterator[Result]:
+        found = self._largest.split(np.concatenate(self._rows))
+        for head, sparse in zip(self._largest.heads, found, strict=True):
+            yield ReadAttention(
+                head=head, queries=queries, weights=sparse.weights, keys=sparse.keys
+            )
+
+
+class _MeasuredSummaryReader:
+    """Adds up what the engine has measured of each query. `token_ids` are those of the sequence,
+    and grow while it runs."""
+
+    def __init__(
+        self,
+        readout: AttentionSummaryReadout,
+        measures: QueryMeasures,
+        token_ids: Sequence[int],
+    ) -> None:
+        self._readout = readout
+        self._measures = measures
+        self._token_ids = token_ids
+        shape = (len(readout.layers), measures.heads, measures.numbers)
+        self._sums = np.zeros(shape)
+        self._received: list[list[np.ndarray]] = [[] for _ in readout.layers]
+
+    def add(self, part: int, site_index: int, rows: Rows) -> Results:
+        if part:
+            self._received[site_index].append(rows.bits)
+            return ()
+        added = self._add(site_index, rows.bits)
+        return tuple(added) if rows.bits.size < QUICK_OPERATIONS else added
+
+    def _add(self, site_index: int, rows: np.ndarray) -> Iterator[Result]:
+        sums = rows.sum(axis=0, dtype=np.float64)
+        self._sums[site_index] += sums.reshape(self._sums.shape[1:])
+        yield from ()
+
+    def finish(self, *positions: np.ndarray) -> Results:
+        return self._summaries(positions[0])
+
+    def _summaries(self, queries: np.ndarray) -> Iterator[Result]:
+        tokens = queries[-1] + 1 if len(queries) else 0
+        token_ids = np.array(self._token_ids[:tokens], np.int64)
+        nothing = np.empty((0, self._measures.heads), np.float32)
+        for index, layer in enumerate(self._readout.layers):
+            received = np.concatenate([nothing, *self._received[index]]).T.astype(np.float64)
+            yield ReadAttentionSummary(
+                layer=layer,
+                summary=summary_of(
+                    self._measures,
+                    self._sums[index],
+                    received,
+                    queries,
+                    token_ids,
+                    self._readout.top_keys,
+                ),
+            )
 
 
 class _AttentionSummaryReader:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from actserve_server.domain.attention_patterns import pattern
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import NO_END, Selection, Spans
@@ -17,7 +18,6 @@ from actserve_server.domain.runs import Capture, Rows, Run
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType, to_float32
 from actserve_server.engine.api import Engine
-from actserve_server.readouts.attention_patterns import pattern
 
 PROMPT_TOKENS = 48
 PAST_WINDOW = 8
@@ -41,7 +41,7 @@ async def prove_attention(engine: Engine, info: ModelInfo) -> ModelInfo:
     windows: set[int | None] = set()
     for layer, rule in enumerate(info.attention):
         # Windows are the same code in every layer, so each is proven in the first that has it.
-        count = PROMPT_TOKENS if rule.sliding_window in windows else _length(rule, longest)
+        count = PROMPT_TOKENS if rule.sliding_window in windows else prompt_length(rule, longest)
         windows.add(rule.sliding_window)
         q, k, v, z = await _rows(engine, info, tuple(ids[:count]), layer)
         error = _error(rule, q, k, v, z)
@@ -54,9 +54,9 @@ async def prove_attention(engine: Engine, info: ModelInfo) -> ModelInfo:
     return info
 
 
-def _length(rule: AttentionRule, longest: int) -> int:
+def prompt_length(rule: AttentionRule, longest: int) -> int:
     """Tokens that show a layer's window, where there may be so many."""
-    past = (rule.sliding_window or 0) + PAST_WINDOW
+    longest, past = min(longest, LONGEST_PROMPT), (rule.sliding_window or 0) + PAST_WINDOW
     return max(PROMPT_TOKENS, past) if past <= longest else PROMPT_TOKENS
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from actserve_server.domain import blocks
+from actserve_server.domain.attention_patterns import NO_KEY, pattern
 from actserve_server.domain.attention_rules import AttentionRule
-from actserve_server.readouts.attention_patterns import NO_KEY, pattern
 from actserve_server.readouts.attention_summary import AttentionSummary, summarize
 
 T, D = 13, 8

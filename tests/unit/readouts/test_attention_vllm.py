@@ -5,7 +5,7 @@ import pytest
 import torch
 from vllm import _custom_ops as ops
 
-from actserve_server.readouts.attention_patterns import AttentionRule, pattern
+from actserve_server.domain.attention_patterns import AttentionRule, pattern
 
 HEADS, KEY_VALUE_HEADS, D, T = 4, 2, 32, 20
 BLOCK = 32

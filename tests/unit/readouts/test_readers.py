@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from actserve_server.domain import blocks
+from actserve_server.domain.attention_rows import LargestWeights, QueryMeasures, ReceivedWeights
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.model import HookPointInfo, Limits, ModelInfo
 from actserve_server.domain.positions import NO_END, AllPositions, Selection, Spans
@@ -88,9 +89,20 @@ READOUTS = {
     "summary": plan.AttentionSummaryReadout(
         layers=(0,), positions=AllPositions(), offsets=(2,), top_keys=3
     ),
+    "largest attention in the engine": plan.AttentionReadout(
+        layer=0, heads=(1,), positions=AllPositions(), top_k=3, largest=LargestWeights((1,), 3)
+    ),
+    "summary in the engine": plan.AttentionSummaryReadout(
+        layers=(0,),
+        positions=AllPositions(),
+        offsets=(2,),
+        top_keys=3,
+        measures=QueryMeasures(2, (2,)),
+        received=ReceivedWeights(2, Spans(((0, TOKENS),))),
+    ),
 }
 HEAVY = {name for name in READOUTS if "projected" in name or "largest" in name}
-HEAVY |= {"mean", "attention", "summary"}
+HEAVY |= {"mean", "attention", "summary", "summary in the engine"}
 HEAVY -= {"projected in the engine", "largest in the engine"}
 
 
@@ -248,8 +260,9 @@ def test_a_site_is_captured_once_at_the_same_positions() -> None:
     every = planned(*READOUTS.values())
     captured = [(site, capture.derived) for capture in every.captures for site in capture.sites]
     assert len({*captured}) == len(captured)
-    # Rows, queries and keys; predictions; all components, and the largest.
-    assert len(every.captures) == 4
+    # Rows, queries and keys; predictions; all components, and the largest; the largest weights;
+    # what is measured of queries, and what keys receive.
+    assert len(every.captures) == 7
 
 
 def test_what_is_read_elsewhere_is_captured_apart() -> None:
@@ -325,3 +338,59 @@ def test_the_engine_projects_where_it_has_room_and_less_is_sent(
     chosen = plan.projected_where_best(readouts, replace(INFO, vector_bytes=room))
     found = [each.in_engine if each.projection else None for each in chosen]  # type: ignore[union-attr]
     assert found == there
+
+
+def attention_of(top_k: int | None) -> plan.AttentionReadout:
+    return plan.AttentionReadout(layer=0, heads=(1,), positions=AllPositions(), top_k=top_k)
+
+
+def summary_of(top_keys: int) -> plan.AttentionSummaryReadout:
+    return plan.AttentionSummaryReadout(layers=(0,), positions=AllPositions(), top_keys=top_keys)
+
+
+KEYS = 10 * RULE.head_dim * 2
+"""Bytes of ten in BF16."""
+PROMPT = Selection(Spans(((2, 5), (7, 10))))
+BY_TOKEN = Selection(Spans(((2, 5), (10, NO_END))), frozenset([1]))
+RECEIVED = 10 * RULE.heads * 4
+
+
+@pytest.mark.parametrize(
+    ("readouts", "selection", "run_tokens", "room", "there"),
+    [
+        ([attention_of(None), rows_of()], EVERY, 10, 1000, [False, False]),
+        ([attention_of(64)], EVERY, 10, KEYS, [True]),
+        ([attention_of(65)], EVERY, 10, KEYS, [False]),
+        ([attention_of(3)], EVERY, 10, KEYS - 1, [False]),
+        ([attention_of(3)], EVERY, 12, KEYS, [False]),
+        ([attention_of(3)], PROMPT, 12, KEYS, [True]),
+        ([attention_of(3)], BY_TOKEN, 12, 2 * KEYS, [True]),
+        # Keys are there once.
+        ([attention_of(3), attention_of(4), summary_of(0)], EVERY, 10, KEYS, [True, True, True]),
+        ([summary_of(2)], EVERY, 10, KEYS, [False]),
+        ([summary_of(2)], EVERY, 10, KEYS + RECEIVED, [True]),
+        ([summary_of(2), attention_of(3)], EVERY, 10, KEYS, [False, True]),
+        # Who knows which is the last query of a run that goes on?
+        ([summary_of(2)], EVERY, 12, 1000, [False]),
+        ([summary_of(2)], PROMPT, 12, KEYS + RECEIVED, [True]),
+        ([summary_of(2)], BY_TOKEN, 12, 1000, [False]),
+    ],
+)
+def test_the_engine_reads_patterns_where_it_has_room_and_knows_the_last_query(
+    readouts: list[plan.Readout],
+    selection: Selection,
+    run_tokens: int,
+    room: int,
+    there: list[bool],
+) -> None:
+    placed = [plan.Placed(readout, selection) for readout in readouts]
+    info = replace(INFO, vector_bytes=4 * room, pattern_rows_unserved="")
+
+    def chosen(info: ModelInfo) -> list[bool]:
+        best = plan.patterns_where_best(placed, 10, run_tokens, info)
+        captured = [[each.derived for each in placed.captures] for placed in best]
+        return [any(each) for each in captured]
+
+    assert chosen(info) == there
+    assert not any(chosen(replace(info, pattern_rows_unserved="failed the self-test")))
+    assert not any(chosen(replace(info, attention=())))

@@ -10,11 +10,7 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.tensors import ElementType
 from actserve_server.readouts.readout_selftest import prove_attention
-from tests.unit.tiny_engine import HEAD_WIDTH, HEADS, KEY_VALUE_HEADS, TinyEngine
-
-RULE = AttentionRule(
-    heads=HEADS, key_value_heads=KEY_VALUE_HEADS, head_dim=HEAD_WIDTH, scale=HEAD_WIDTH**-0.5
-)
+from tests.unit.tiny_engine import HEADS, RULE, TinyEngine
 
 
 def proven(engine: TinyEngine, *rules: AttentionRule, **changes: object) -> ModelInfo:

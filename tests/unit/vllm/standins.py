@@ -24,6 +24,7 @@ class Runner:
         )
     )
     query_start_loc: Any = None
+    input_ids: Any = field(default_factory=lambda: SimpleNamespace(gpu=None))
 
     def get_model(self) -> Model:
         return self.model
@@ -43,6 +44,8 @@ class Runner:
             num_prompt_tokens=np.full(len(ids), prompt_tokens),
         )
         self.query_start_loc = SimpleNamespace(np=np.cumsum([0, *counts]))
+        rows = [tokens[i, at : at + count] for i, (_, at, count) in enumerate(requests)]
+        self.input_ids.gpu = torch.from_numpy(np.concatenate(rows).astype(np.int32))
         return torch.randn(sum(counts), WIDTH, generator=torch.Generator().manual_seed(8))
 
 
@@ -73,6 +76,7 @@ class Worker(TapWorker, VllmWorker):
                 get_hidden_size=lambda: WIDTH,
                 get_vocab_size=lambda: VOCABULARY,
                 get_total_num_kv_heads=lambda: KEY_VALUE_HEADS,
+                dtype=torch.float32,
             ),
             parallel_config=SimpleNamespace(tensor_parallel_size=ranks),
             additional_config=config,

@@ -7,9 +7,7 @@ import numpy as np
 from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import Operation
 from actserve_server.domain.positions import NO_END, Selection, Spans
-from actserve_server.domain.probe_networks import ProbeOutputs
-from actserve_server.domain.projection import Projected
-from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
+from actserve_server.domain.runs import Capture, Derived, Intervention, Run
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.vllm import wire
 from actserve_server.engine.vllm.bank import VectorBank
@@ -44,7 +42,7 @@ def change(
 def read(
     *sites: str,
     where: Selection = ALL,
-    derived: Unembed | Projected | ProbeOutputs | None = None,
+    derived: Derived = None,
 ) -> Capture:
     return Capture(tuple(map(site, sites)), where, derived)
 

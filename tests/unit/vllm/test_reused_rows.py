@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from actserve_server.domain.attention_rows import QueryMeasures
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.operations import Add
 from actserve_server.domain.runs import Capture, Intervention, Rows, Run
@@ -47,6 +48,8 @@ class Worker:
         self.seen = 0
         self.sends_until = PROMPT
         """Rows from here on are lost."""
+        self.cached = PROMPT
+        """Tokens of the prompt that are still in its cache."""
         self.receipts_sites = 1
         self.before_output: Callable[[int], None] = lambda key: None
         self.errored = False
@@ -62,7 +65,7 @@ class Worker:
         taps = wire.decode(params.extra_args[wire.EXTRA_ARG])
         readable = params.extra_args.get(READABLE_ARG, 0)
         assert params.skip_reading_prefix_cache == (readable == 0)
-        start = readable // BLOCK * BLOCK
+        start = min(readable, self.cached) // BLOCK * BLOCK
         self.computed.append(PROMPT - start)
         for number, reading in enumerate(taps.captures):
             self._rows(taps.key, number, reading.spans.within(start, PROMPT))
@@ -153,6 +156,26 @@ async def test_a_row_that_is_cached_and_computed_again_is_the_cached_one(
     second = await _rows(engine, _run(CAPTURE))
     assert worker.computed == [PROMPT, PROMPT - BLOCK]
     assert np.array_equal(second[:6], first)
+
+
+async def test_rows_of_patterns_are_reused_where_all_are_there_and_no_key_is_needed(
+    served: tuple[VllmEngine, Worker],
+) -> None:
+    engine, worker = served
+    measures = QueryMeasures(1)
+    few = read("q.0", where=at((1, 6)), derived=measures)
+    first = await _rows(engine, _run(few))
+    second = await _rows(engine, _run(few))
+    assert np.array_equal(second, first)
+    # Though vLLM may have less in its cache, the worker, which has no keys of that, is asked for
+    # nothing.
+    worker.cached = BLOCK
+    third = await _rows(engine, _run(few))
+    assert np.array_equal(third, first)
+    assert worker.seen == WIDTH * len(first)
+    more = await _rows(engine, _run(read("q.0", derived=measures)))
+    assert not (more[1:6] == first).any()
+    assert worker.computed == [PROMPT, PROMPT - 2 * BLOCK, PROMPT - BLOCK, PROMPT]
 
 
 async def test_a_run_that_has_all_computed_gets_nothing_and_gives_nothing(

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actserve_server.domain.positions import NO_END
+from actserve_server.domain.attention_rows import QueryMeasures, ReceivedWeights
+from actserve_server.domain.positions import NO_END, Selection
 from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Capture, Unembed
 from actserve_server.engine.vllm import wire
@@ -133,6 +134,14 @@ def test_the_last_token_is_always_computed() -> None:
 LAST = at((TOKENS - 1, TOKENS))
 FEW = at((1, 3), (9, 10))
 
+
+def _measured(where: Selection, offset: int = 4) -> Capture:
+    return read(TWO, where=where, derived=QueryMeasures(1, (offset,)))
+
+
+MEASURED = _measured(FEW)
+RECEIVED = read(TWO, where=at((0, 10)), derived=ReceivedWeights(1, FEW.spans))
+
 WANTED: dict[str, tuple[tuple[Capture, ...], tuple[Capture, ...], int]] = {
     "nothing of the prompt": ((), (read(ONE, where=at((TOKENS, NO_END))),), TOKENS - 1),
     "the last token": ((), (read(ONE, where=LAST),), TOKENS - 1),
@@ -153,6 +162,16 @@ WANTED: dict[str, tuple[tuple[Capture, ...], tuple[Capture, ...], int]] = {
         (read(ONE, where=at((0, 4))),),
         TOKENS - 1,
     ),
+    "measures that are all there": ((MEASURED,), (MEASURED,), TOKENS - 1),
+    "measures, and rows that are not all there": ((MEASURED,), (MEASURED, read(ONE)), 0),
+    "measures of which the last is missing": ((MEASURED,), (_measured(at((1, 3), (12, 13))),), 0),
+    "measures of what comes": ((), (_measured(at((TOKENS, NO_END))),), 0),
+    "measures, and no keys for others": (
+        (MEASURED, read(ONE)),
+        (MEASURED, read(ONE), _measured(at((6, 7)), 5)),
+        0,
+    ),
+    "what keys receive": ((RECEIVED,), (RECEIVED,), 0),
     "predictions": ((read(ONE),), (read(ONE, derived=Unembed(2)),), 0),
     "predictions further on": (
         (read(ONE),),

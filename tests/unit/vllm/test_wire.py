@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from actserve_server.domain.attention_rows import LargestWeights, QueryMeasures, ReceivedWeights
 from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import (
     Add,
@@ -55,14 +56,20 @@ def _sent(taps: wire.RunTaps) -> wire.RunTaps:
         (read("resid_post.1", derived=Unembed(top_k=5, token_ids=(7, 2), next_token=True)),),
         (read("v.0", derived=PROJECTED), read("v.0", derived=replace(PROJECTED, top_k=None))),
         (reading([network({site("v.0"): 4, site("z.1"): 2}, **kind) for kind in KINDS.values()]),),
+        (
+            read("q.0", "q.3", derived=QueryMeasures(4, (2, 7))),
+            read("q.1", where=WHERE, derived=LargestWeights((3, 1), 5)),
+            read("q.1", where=at((0, 7)), derived=ReceivedWeights(4, WHERE.spans)),
+        ),
         (),
     ],
-    ids=["sites", "several", "predictions", "projections", "networks", "none"],
+    ids=["sites", "several", "predictions", "projections", "networks", "patterns", "none"],
 )
 def test_captures_survive_vllms_msgpack(captures: tuple[Capture, ...]) -> None:
     taps = _taps(make_run(ADD, *captures), key=2**40)
     got = _sent(taps)
     assert got.key == 2**40
+    assert got.patterns == taps.patterns
     for mine, sent in zip(got.captures, taps.captures, strict=True):
         assert (mine.sites, mine.spans) == (sent.sites, sent.spans)
         if isinstance(mine.derived, OutputsForm):
@@ -79,6 +86,16 @@ def test_captures_survive_vllms_msgpack(captures: tuple[Capture, ...]) -> None:
     assert [tuple(key.site for key in reading.sites) for reading in got.captures] == [
         each.sites for each in captures
     ]
+
+
+def test_where_rows_of_patterns_are_there_the_worker_keeps_no_keys() -> None:
+    plain = read("q.1", where=WHERE)
+    taps = _taps(make_run(ADD, plain, read("q.1", where=WHERE, derived=QueryMeasures(4))))
+    assert taps.patterns is not None
+    got = _sent(taps.without_patterns())
+    assert got.patterns is None
+    assert [len(each.spans.within(0, 9)) for each in got.captures] == [4, 0]
+    assert len(got.edits) == 1
 
 
 @pytest.mark.parametrize("formula", formulas(width=4), ids=str)

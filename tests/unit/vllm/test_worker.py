@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from actserve_server.domain.attention_rows import QueryMeasures
 from actserve_server.domain.operations import Add, Mean, Replace, Zero
 from actserve_server.domain.positions import NO_END
 from actserve_server.domain.projection import Projected, Projection
@@ -230,6 +231,47 @@ def test_networks_of_several_sites_are_sent_as_one_row_a_token(
         np.testing.assert_allclose(_values(record.data), expected, rtol=1e-4, atol=1e-5)
     hidden = worker.model_runner.set_batch(("p", 0, 1))
     worker.step(hidden, finished={"b"})
+    assert worker._bank.used_bytes == 0
+
+
+def test_what_is_told_of_attention_is_made_of_every_key_so_far(
+    worker: Worker, ring: RingReader
+) -> None:
+    """In a chunk, and in decode steps that go on, where the batch's order changes once."""
+    measures = QueryMeasures(HEADS, (2,))
+    capture = steps.read("q.1", "q.0", derived=measures)
+    run = replace(make_run(capture), token_ids=(1,) * 8)
+    records, ids = ring.records(), np.arange(8)
+    seen: dict[str, list[np.ndarray]] = {}
+    for number, batch in enumerate(
+        [
+            (("a", 0, 3), ("p", 0, 1)),
+            (("a", 3, 1), ("p", 1, 1)),
+            (("a", 4, 1), ("p", 2, 1)),
+            (("p", 3, 1), ("a", 5, 1)),
+        ]
+    ):
+        hidden = worker.model_runner.set_batch(*batch)
+        if number == 3:
+            worker.model_runner.input_ids.gpu -= 100  # As if its requests had not changed places.
+        worker.step(hidden, {} if number else {"a": run, "p": PLAIN})
+        record = read(next(records).copy())
+        assert isinstance(record, RowsRecord)
+        assert record.row_bytes == (4 * measures.width,) * 2
+        (row,) = (sum(each[2] for each in batch[:i]) for i, each in enumerate(batch) if "a" in each)
+        (at_, count) = next(each[1:] for each in batch if each[0] == "a")
+        rows = textbook(worker.model_runner.model, hidden)
+        for name in ("q.1", "q.0", "k.1", "k.0"):
+            seen.setdefault(name, []).append(rows[site(name)][row : row + count].numpy())
+        given = np.split(_values(record.data), 2, axis=1)
+        for mine, layer in zip(given, (1, 0), strict=True):
+            q, k = (np.concatenate(seen[f"{point}.{layer}"]) for point in "qk")
+            rule = worker._model.attention[layer]
+            where = np.arange(at_, at_ + count)
+            expected = measures.apply(rule, q[where], k, where, ids[: len(k)])
+            np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+    assert worker._bank.used_bytes == 2 * 8 * KEY_VALUE_HEADS * HEAD_WIDTH * 4
+    worker.step(worker.model_runner.set_batch(("p", 4, 1)), finished={"a"})
     assert worker._bank.used_bytes == 0
 
 

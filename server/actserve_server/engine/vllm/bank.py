@@ -62,6 +62,8 @@ class VectorBank:
         """In the order in which they lie."""
         self._end = 0
         self._used = 0
+        self._reserved = 0
+        """So often was room reserved."""
 
     @property
     def used_bytes(self) -> int:
@@ -92,8 +94,16 @@ class VectorBank:
             raise
         return blocks
 
+    def reserve(self, numbers: int) -> HeldVectors:
+        """Room for so many numbers of one run, as a single vector, until it is released. They are
+        not zero at first. Raises `BankFullError`."""
+        self._reserved += 1
+        block = self._add(b"reserved %d" % self._reserved, 1, numbers)
+        block.filled = block.runs = 1
+        return block
+
     def release(self, block: HeldVectors) -> None:
-        """One edit holds the block no longer."""
+        """One edit, or who reserved it, holds the block no longer."""
         block.runs -= 1
         self._free_unheld(block)
 

@@ -272,7 +272,9 @@ class VllmEngine:
         for number, block in found.rows:
             inbox.put_rows(number, block)
         filling = self._rows.filling(names, taps.captures) if names else None
-        params = self._params(run, taps, readable=found.end)
+        # Where some of the rows of patterns are missing, all of the prompt is computed.
+        sent = taps.without_patterns() if found.end else taps
+        params = self._params(run, sent, readable=found.end)
         return _Prepared(key, prompt, params, inbox, uploads, filling)
 
     def _check_tokens_known(self, run: Run) -> None:

@@ -33,16 +33,16 @@ def _read(
         case Activated.JUMP_RELU:
             values.masked_fill_(values <= offsets[1], 0)
         case Activated.TOP_K:
-            columns = _largest(values, form.kept)
+            columns = largest_columns(values, form.kept)
             kept = values.gather(1, columns).clamp(min=0)
             values = torch.zeros_like(values).scatter_(1, columns, kept)
     if form.top_k is None:
         return values
-    columns = _largest(values, form.top_k)
+    columns = largest_columns(values, form.top_k)
     return torch.cat([columns.float(), values.gather(1, columns)], dim=1)
 
 
-def _largest(values: torch.Tensor, count: int) -> torch.Tensor:
+def largest_columns(values: torch.Tensor, count: int) -> torch.Tensor:
     """Columns of the largest values of each row, int64 [rows, min(count, width)], in the order of
     `domain/ranking.py`: among integers that are all different it is one on every device."""
     width = values.shape[1]

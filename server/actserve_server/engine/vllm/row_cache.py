@@ -140,6 +140,8 @@ class RowCache:
                 found, missing = self._parts(names, reading, wanted[wanted < end])
                 parts.append(found)
                 end = min(end, missing)
+            if any(_takes_keys(reading, end) for reading in readings):
+                end = 0  # Keys of cached positions are not here.
             used = {key: None for found in parts for part in found for key in part.keys}
             for key in reversed(used):
                 self._rows.move_to_end(key)
@@ -295,6 +297,11 @@ class Filling:
             if self.open:  # Or its room was given back meanwhile.
                 self._pieces.append((key, rows))
         return True
+
+
+def _takes_keys(reading: Reading, end: int) -> bool:
+    """Whether rows from a position on take the keys of all before it."""
+    return reading.of_patterns and any(last > end for _, last in reading.spans.ranges[-1:])
 
 
 def _by_block(positions: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:

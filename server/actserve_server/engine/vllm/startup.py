@@ -178,6 +178,7 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, Fi
         default_sampling=default_sampling(model.get_diff_sampling_param()),
         attention=rules(found, dimensions.heads, dimensions.key_value_heads, dimensions.head_width),
         attention_unserved=found["attention_unserved"],
+        pattern_rows_unserved="",
         weights=weights_info(found["weights"]),
         vector_bytes=options.vector_budget_bytes,
     )

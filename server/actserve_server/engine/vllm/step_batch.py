@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.engine.vllm.layout import Layout, SiteKey
 from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.tapped_run import TappedRun
@@ -23,6 +24,9 @@ class BatchRows:
     tokens: np.ndarray
     """Of the run by position, int; those beyond these rows may not be known."""
     prompt_tokens: int
+    ids: torch.Tensor | None = None
+    """The tokens of these rows on the model's device, where the last one may be before the host
+    knows it."""
 
     @property
     def end(self) -> int:
@@ -45,6 +49,8 @@ class Batch:
     computed: np.ndarray
     tokens: np.ndarray
     prompt_tokens: np.ndarray
+    ids: torch.Tensor | None = None
+    """The token of every row, on the model's device."""
 
     def tapped(self, runs: Mapping[str, TappedRun]) -> Iterator[tuple[int, BatchRows]]:
         """The rows of these runs, each with the number of its request in the batch."""
@@ -53,7 +59,9 @@ class Batch:
                 row, position = int(self.starts[index]), int(self.computed[index])
                 count = int(self.starts[index + 1]) - row
                 prompt_tokens = int(self.prompt_tokens[index])
-                yield index, BatchRows(run, row, position, count, self.tokens[index], prompt_tokens)
+                ids = None if self.ids is None else self.ids[row : row + count]
+                tokens = self.tokens[index]
+                yield index, BatchRows(run, row, position, count, tokens, prompt_tokens, ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,8 @@ class Model:
     """Of the sites whose rows are split over ranks; empty without tensor parallelism."""
     widths: Mapping[SiteKey, int] = field(default_factory=dict)
     """Of whole rows of every site."""
+    attention: Sequence[AttentionRule] = ()
+    """How each layer attends; empty where that is not known."""
 
     def rows_at(self, site: SiteKey, index: Index) -> RowsAt:
         return RowsAt(index, self.layout.sites[site].stream, self.shards.get(site))

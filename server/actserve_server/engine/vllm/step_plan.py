@@ -21,6 +21,7 @@ from actserve_server.engine.forms import Kernel, OutputsForm, ProjectionForm
 from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, SiteKey
 from actserve_server.engine.vllm.network_rows import NetworkRows, RunOutputs
+from actserve_server.engine.vllm.plan_patterns import PatternBlock, PatternPlan, PatternWork
 from actserve_server.engine.vllm.plan_scores import ScorePlan, is_lost
 from actserve_server.engine.vllm.step_batch import Batch, BatchRows, Model, index_of, to_device
 from actserve_server.engine.vllm.tapped_run import RunCondition, RunEdit, RunProjection, TappedRun
@@ -41,10 +42,11 @@ prefix cache with its edit already made; its condition has no score here."""
 @dataclass(frozen=True, slots=True, eq=False)
 class Column:
     """Captured rows of one site, or what was made of them at the tap, or by the last one of the
-    rows of several sites. Logits and predictions are made after the pass."""
+    rows of several sites, or of queries where their keys are. Logits and predictions are made after
+    the pass."""
 
     site: SiteKey
-    work: CaptureWork
+    work: CaptureWork | PatternWork
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +58,7 @@ class RowBlock:
     positions: np.ndarray
     columns: list[Column]
     derived: Unembed | RunProjection | RunOutputs | None
-    """What is given in place of the rows."""
+    """What is given in place of the rows; None too where it was made of patterns."""
     next_ids: np.ndarray | None
     """For `Unembed`, which alone needs them."""
 
@@ -183,14 +185,19 @@ def route(batch: Iterable[BatchRows], bank: VectorBank, model: Model) -> RoutedS
     rows = list(batch)
     plan = StepPlan()
     blocks, captures = _captures(rows, bank, model)
+    patterns = PatternPlan(model)
+    for item in rows:
+        patterns.add(item)
+    blocks += map(_pattern_block, patterns.blocks)
     edits, receipts, scoring = _edits(rows, bank, model, plan)
-    if not blocks and receipts is None and not scoring:
+    if not blocks and receipts is None and not scoring and not patterns.keys:
         return None
     # A capture reads what the edits of its own site have left.
-    for key, site in model.layout.in_order({*captures, *edits}):
-        for work in (*edits.get(key, ()), *captures.get(key, ())):
-            plan.add(site.place, work)
-    keys = {*scoring, *(key for block in blocks for key in block.keys.tolist())}
+    for key, site in model.layout.in_order({*captures, *patterns.works, *edits}):
+        for works in (edits, captures, patterns.works):
+            for work in works.get(key, ()):
+                plan.add(site.place, work)
+    keys = {*scoring, *patterns.keys, *(key for block in blocks for key in block.keys.tolist())}
     if receipts is not None:
         keys.update(receipts.keys.tolist())
     return RoutedStep(plan, blocks, receipts, frozenset(keys))
@@ -213,7 +220,7 @@ def _captures(
     for item in rows:
         for number, reading in enumerate(item.run.taps.captures):
             positions = reading.spans.within(item.position, item.end)
-            if len(positions):
+            if len(positions) and not reading.of_patterns:
                 derived = reading.derived
                 if isinstance(derived, ProjectionForm | OutputsForm):
                     derived = derived.key
@@ -229,7 +236,7 @@ def _captures(
         keys = np.array([item.run.taps.key for item, _ in members], np.int64)
         run = members[0][0].run
         derived = run.derived.get(kind.number) or run.taps.captures[kind.number].derived
-        assert not isinstance(derived, ProjectionForm | OutputsForm)
+        assert derived is None or isinstance(derived, Unembed | RunProjection | RunOutputs)
         columns = []
         for site, derive in _read_sites(kind.sites, derived, bank, model):
             source = FINAL_NORM if site == LOGITS else site
@@ -271,6 +278,17 @@ def _read_sites(
             yield site, partial(derived.of, bank=bank)
         else:
             yield site, None
+
+
+def _pattern_block(block: PatternBlock) -> RowBlock:
+    return RowBlock(
+        number=block.number,
+        keys=np.full(len(block.positions), block.key, np.int64),
+        positions=block.positions,
+        columns=[Column(site, work) for site, work in block.columns.items()],
+        derived=None,
+        next_ids=None,
+    )
 
 
 class _EditKind(NamedTuple):

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from actserve_server.domain.attention_rows import ReceivedWeights
 from actserve_server.engine.forms import (
     ConditionForm,
     Kernel,
@@ -17,6 +18,7 @@ from actserve_server.engine.vllm.bank import HeldVectors, VectorBank
 from actserve_server.engine.vllm.layout import SiteKey
 from actserve_server.engine.vllm.network_rows import RunOutputs
 from actserve_server.engine.vllm.project_rows import project
+from actserve_server.engine.vllm.run_keys import ReceivedSums, RunKeys
 from actserve_server.engine.vllm.wire import Edit, RunTaps
 
 
@@ -83,6 +85,10 @@ class TappedRun:
     derived: Mapping[int, RunProjection | RunOutputs]
     """By the number of the capture, where there are vectors to it."""
     conditions: tuple[RunCondition, ...] = ()
+    keys: RunKeys | None = None
+    """Where `PatternRows` are read."""
+    received: Mapping[int, ReceivedSums] = field(default_factory=dict)
+    """By the number of the capture."""
     reached: int = 0
     """Positions below this were computed for this run, or skipped and receipted."""
     at: int = 0
@@ -90,8 +96,9 @@ class TappedRun:
     if they are not of all of them."""
 
     @staticmethod
-    def start(taps: RunTaps, bank: VectorBank) -> "TappedRun":
-        """Holds the run's vectors in the bank. Raises as `VectorBank.hold`, and then holds none."""
+    def start(taps: RunTaps, bank: VectorBank, key_bytes: int = 0) -> "TappedRun":
+        """Holds the run's vectors in the bank, and room for its keys, of so many bytes in a row.
+        Raises as `VectorBank.hold`, and then holds none."""
         # Before the bank holds anything.
         states = [_first_state(form, bank.device) for form in taps.conditions]
         forms = {
@@ -102,7 +109,13 @@ class TappedRun:
         vectors = [edit.form.vectors for edit in taps.edits]
         vectors += [form.direction for form in taps.conditions]
         vectors += [each for form in forms.values() for each in form.vectors]
-        blocks = iter(bank.hold_all(vectors))
+        keys = None if taps.patterns is None else RunKeys(taps.patterns, key_bytes, bank)
+        try:
+            blocks = iter(bank.hold_all(vectors))
+        except BaseException:
+            if keys is not None:
+                keys.end()
+            raise
         held = [next(blocks) for _ in taps.edits]
         turns = _turns(taps)
         conditions = tuple(
@@ -120,7 +133,12 @@ class TappedRun:
             for number, edit in enumerate(taps.edits)
         )
         derived = {number: _derived(form, blocks) for number, form in forms.items()}
-        return TappedRun(taps, edits, derived, conditions)
+        received = {
+            number: keys.sums(len(reading.sites), reading.derived)
+            for number, reading in enumerate(taps.captures)
+            if keys is not None and isinstance(reading.derived, ReceivedWeights)
+        }
+        return TappedRun(taps, edits, derived, conditions, keys, received)
 
     def step(self, position: int, end: int) -> None:
         """Notes that positions [position, end) are computed in this step."""
@@ -134,7 +152,9 @@ class TappedRun:
         self.at = end if self.at >= 0 else -1
 
     def end(self, bank: VectorBank) -> None:
-        """Lets go of the run's vectors."""
+        """Lets go of all that the run holds."""
+        if self.keys is not None:
+            self.keys.end()
         for each in self.edits:
             bank.release(each.block)
         for each in self.conditions:
@@ -146,6 +166,8 @@ class TappedRun:
     def same_until(self, position: int) -> int:
         """Below this position everything is read and changed as at the given one, whatever the
         tokens are."""
+        if self.keys is not None and position < self.keys.tokens:
+            return position + 1
         spans = [reading.spans for reading in self.taps.captures]
         for each in self.edits:
             spans.append(each.edit.selection.spans)

@@ -8,6 +8,7 @@ compiled code after the call sees an edit.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -245,7 +246,10 @@ class EditWork:
         self.at.write(rows, hidden, residual, acts)
 
 
-Work = EditWork | ScoreWork | CaptureWork
+class Work(Protocol):
+    """What is done at a place of the pass, with the tensors there."""
+
+    def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None: ...
 
 
 class StepPlan:

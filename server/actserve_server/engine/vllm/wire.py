@@ -9,11 +9,17 @@ their digests are here.
 """
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from actserve_server.domain.attention_rows import (
+    LargestWeights,
+    PatternRows,
+    QueryMeasures,
+    ReceivedWeights,
+)
 from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.probes import Aggregator, Attention, Ema, RollingMean, ScoreReduction
@@ -33,11 +39,12 @@ from actserve_server.engine.forms import (
     outputs_form,
     projection_form,
 )
+from actserve_server.engine.pattern_memory import PatternMemory, pattern_memory
 from actserve_server.engine.vllm.layout import SiteKey
 
 EXTRA_ARG = "actserve"
 
-_VERSION = 7
+_VERSION = 8
 
 INLINE_BYTES = 256 << 10
 """Of a run's vectors: so many travel along with it, and more are uploaded once for all runs that
@@ -56,7 +63,7 @@ class Edit:
     """Which of the run's conditions decides where it acts, if any."""
 
 
-Derived = Unembed | ProjectionForm | OutputsForm | None
+Derived = Unembed | ProjectionForm | OutputsForm | PatternRows | None
 """What is given in place of rows."""
 
 
@@ -71,7 +78,7 @@ class Reading:
     @property
     def columns(self) -> tuple[Hashable, ...] | None:
         """What tells the rows it gives from others of the same tokens, column by column. None where
-        they are of the next token too."""
+        they are of tokens after them too."""
         match self.derived:
             case None:
                 return self.sites
@@ -79,8 +86,15 @@ class Reading:
                 return tuple((site, form.key) for site in self.sites)
             case OutputsForm() as form:
                 return (form.key,)
-            case Unembed():
+            case QueryMeasures() | LargestWeights() as rows:
+                return tuple((site, rows) for site in self.sites)
+            case Unembed() | ReceivedWeights():
                 return None
+
+    @property
+    def of_patterns(self) -> bool:
+        """Whether what it gives takes the keys of every position before."""
+        return isinstance(self.derived, QueryMeasures | LargestWeights | ReceivedWeights)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +105,8 @@ class RunTaps:
     captures: tuple[Reading, ...]
     edits: tuple[Edit, ...]
     conditions: tuple[ConditionForm, ...] = ()
+    patterns: PatternMemory | None = None
+    """What to hold where any capture is of patterns."""
 
     @property
     def remembers(self) -> bool:
@@ -106,6 +122,14 @@ class RunTaps:
             if isinstance(reading.derived, ProjectionForm | OutputsForm):
                 vectors += reading.derived.vectors
         return {each.digest: each for each in vectors}
+
+    def without_patterns(self) -> "RunTaps":
+        """For a worker that need not make `PatternRows`, because all are there. It could not where
+        vLLM has the prompt's first keys in its cache."""
+        captures = [
+            replace(each, spans=Spans(())) if each.of_patterns else each for each in self.captures
+        ]
+        return replace(self, captures=tuple(captures), patterns=None)
 
     @property
     def uploads(self) -> bool:
@@ -139,6 +163,7 @@ def taps_of(run: Run, key: int) -> RunTaps | None:
             for change in run.interventions
         ),
         conditions=tuple(map(condition_form, conditions)),
+        patterns=pattern_memory(run),
     )
 
 
@@ -180,6 +205,7 @@ def encode(taps: RunTaps) -> dict[str, Any]:
             for edit in taps.edits
         ],
         "conditions": [_encode_condition(each) for each in taps.conditions],
+        "patterns": _encode_memory(taps.patterns),
     }
 
 
@@ -200,6 +226,7 @@ def decode(message: dict[str, Any]) -> RunTaps:
         conditions=tuple(
             _decode_condition(each, message["vectors"]) for each in message["conditions"]
         ),
+        patterns=_decode_memory(message["patterns"]),
     )
 
 
@@ -279,6 +306,12 @@ def _encode_derived(derived: Derived) -> dict[str, Any]:
             shapes = [[each.group, each.outputs, each.units] for each in networks]
             vectors = [[*map(_encode_vectors, matrices)], _encode_vectors(rest)]
             return {"outputs": [sites, shapes, *vectors, key]}
+        case QueryMeasures(heads, offsets):
+            return {"measures": [heads, list(offsets)]}
+        case LargestWeights(heads, count):
+            return {"largest": [list(heads), count]}
+        case ReceivedWeights(heads, queries):
+            return {"received": [heads, _encode_spans(queries)]}
     return {}
 
 
@@ -304,7 +337,27 @@ def _decode_derived(message: dict[str, Any], sent: Mapping[bytes, bytes]) -> Der
             _decode_vectors(rest, sent),
             key,
         )
+    if "measures" in message:
+        heads, offsets = message["measures"]
+        return QueryMeasures(heads, tuple(offsets))
+    if "largest" in message:
+        heads, count = message["largest"]
+        return LargestWeights(tuple(heads), count)
+    if "received" in message:
+        heads, queries = message["received"]
+        return ReceivedWeights(heads, _decode_spans(queries))
     return None
+
+
+def _encode_memory(memory: PatternMemory | None) -> list[Any] | None:
+    return None if memory is None else [list(memory.layers), memory.tokens, memory.received]
+
+
+def _decode_memory(message: list[Any] | None) -> PatternMemory | None:
+    if message is None:
+        return None
+    layers, tokens, received = message
+    return PatternMemory(tuple(layers), tokens, received)
 
 
 def _encode_spans(spans: Spans) -> list[list[int]]:

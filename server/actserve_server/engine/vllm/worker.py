@@ -21,7 +21,7 @@ from actserve_server.domain.runs import Unembed
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm import attach, layout, taps, wire
 from actserve_server.engine.vllm.attach import attach_taps
-from actserve_server.engine.vllm.attention import describe_attention
+from actserve_server.engine.vllm.attention import describe_attention, rules
 from actserve_server.engine.vllm.bank import BankFullError, MissingVectorsError, VectorBank
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family
@@ -89,7 +89,14 @@ class TapWorker:
         shards = _shards(tapped, self._dimensions, self.rank, ranks) if ranks > 1 else {}
         points = self._dimensions.hook_points(tapped.hook_points)
         widths = {key: points[key.site.hook_point].width for key in tapped.sites}
-        self._model = Model(tapped, self._dimensions.head_width, shards, widths)
+        attention = rules(
+            self._attention,
+            self._dimensions.heads,
+            self._dimensions.key_value_heads,
+            self._dimensions.head_width,
+        )
+        self._model = Model(tapped, self._dimensions.head_width, shards, widths, attention)
+        self._key_bytes = points[HookPoint.K].width * config.dtype.itemsize
         self._head = Head(
             model.compute_logits,
             model.get_submodule(family.final_norm),
@@ -163,7 +170,7 @@ class TapWorker:
         taps = wire.decode(message)
         with self._failing([taps.key]):
             try:
-                self._runs[request_id] = TappedRun.start(taps, self._bank)
+                self._runs[request_id] = TappedRun.start(taps, self._bank, self._key_bytes)
             except (BankFullError, MissingVectorsError) as error:
                 # The same on every rank, so that ranks need not end.
                 log.error("a run did not begin: %s", error)
@@ -200,6 +207,7 @@ class TapWorker:
                     batch.num_computed_tokens_cpu,
                     batch.token_ids_cpu,
                     batch.num_prompt_tokens,
+                    runner.input_ids.gpu,
                 ),
                 self._runs,
             )

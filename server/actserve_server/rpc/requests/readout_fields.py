@@ -25,6 +25,7 @@ from actserve_server.readouts.plan import (
     Readout,
     RowReadout,
     SecondMoments,
+    patterns_where_best,
     plan,
     projected_where_best,
 )
@@ -111,8 +112,8 @@ class Readouts:
     """All that a call reads of each sequence."""
 
     requests: tuple[ReadoutRequest, ...]
-    max_bytes: int
-    """Of the attention patterns of a sequence, and of its logit attributions."""
+    info: ModelInfo
+    """What they were checked against."""
 
     def __getitem__(self, index: int) -> ReadoutRequest:
         return self.requests[index]
@@ -135,7 +136,9 @@ class Readouts:
         with place.named():
             for kind in _RESULTS:
                 self._check_results(kind, placed, place)
-        return plan(tuple(placed), place.prompt.ids)
+        tokens = len(place.prompt.ids)
+        best = patterns_where_best(placed, tokens, place.run_tokens, self.info)
+        return plan(best, place.prompt.ids)
 
     def started(self, info: ModelInfo) -> list[pb.ReadoutStarted]:
         return [each.started(info) for each in self.requests]
@@ -180,14 +183,15 @@ class Readouts:
             if isinstance(each.readout, kind):
                 wanted += each.readout.result_bytes(each.selection, place.run_tokens)
                 field = field or self.requests[each.number].field
-        if wanted > self.max_bytes:
+        limit = self.info.limits.max_capture_bytes
+        if wanted > limit:
             what, fewer = _RESULTS[kind]
             raise ActserveError(
                 Reason.CAPTURE_TOO_LARGE,
                 f"the {what} would take {wanted} bytes, but those of one sequence may take at most "
-                f"{self.max_bytes}; ask for {fewer}",
+                f"{limit}; ask for {fewer}",
                 field=field,
-                metadata={"bytes": wanted, "limit": self.max_bytes},
+                metadata={"bytes": wanted, "limit": limit},
             )
 
 
@@ -208,7 +212,7 @@ async def readouts(
     # In a thread: a projection may be tens of megabytes.
     requests = await off_loop(_parse, wire, store, found, attributions, field)
     _check_names(requests, field)
-    return Readouts(requests=requests, max_bytes=info.limits.max_capture_bytes)
+    return Readouts(requests=requests, info=info)
 
 
 def positions_to_wire(read: Iterable[tuple[Placed, np.ndarray]]) -> list[pb.ReadoutPositions]:

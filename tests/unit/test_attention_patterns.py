@@ -14,7 +14,7 @@ from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gpt_oss import modeling_gpt_oss
 
 from actserve_server.domain import blocks
-from actserve_server.readouts.attention_patterns import (
+from actserve_server.domain.attention_patterns import (
     NO_KEY,
     AttentionRule,
     pattern,
