@@ -100,6 +100,7 @@ class App:
             AdmissionLimits(
                 capture_budget_bytes=settings.capture_budget_bytes,
                 vector_budget_bytes=settings.vector_budget_bytes,
+                workspace_budget_bytes=settings.workspace_budget_bytes,
                 max_running=settings.max_running,
                 max_queue=settings.max_queue,
                 share=settings.tenant_share,
