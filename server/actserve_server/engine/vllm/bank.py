@@ -8,6 +8,7 @@ close the gaps, so whatever fits by the sum of its bytes fits.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ _MOVED = 1 << 20
 GATHERED_AHEAD_BYTES = 64 << 20
 """Of the vectors of a step, so many are gathered before the pass, and again in the steps that go on
 like it. What is beyond is gathered where the pass comes to it, a block of rows at a time."""
+
+ALL_ROWS = slice(None)
+"""The block that has all rows of a step."""
 
 
 class BankFullError(Exception):
@@ -186,11 +190,16 @@ class StepVectors:
     def __init__(self, of: Callable[[slice], torch.Tensor], count: int) -> None:
         """`count` is of rows, or one."""
         self._of = of
-        self._every = slice(None) if count == 1 else None
+        self._are_alike = count == 1
 
     def of(self, rows: slice) -> torch.Tensor:
         """Float32 [rows or 1, ...]."""
-        return self._of(self._every or rows)
+        return self._of(ALL_ROWS if self._are_alike else rows)
+
+
+def part_of(tensor: torch.Tensor, rows: slice) -> torch.Tensor:
+    """A block of rows; no view where that is all, which takes its time."""
+    return tensor if rows is ALL_ROWS else tensor[rows]
 
 
 class StepGather:
@@ -206,9 +215,9 @@ class StepGather:
         if size <= self._left:
             self._left -= size
             gathered = self._bank.gather(offsets, width)
-            return StepVectors(gathered.__getitem__, count)
+            return StepVectors(partial(part_of, gathered), count)
         return StepVectors(lambda rows: self._bank.gather(offsets[rows], width), count)
 
     def block(self, held: HeldVectors) -> StepVectors:
         """All of a block for every row, [1, count, width]: no copy."""
-        return StepVectors(self._bank.rows(held)[None].__getitem__, 1)
+        return StepVectors(partial(part_of, self._bank.rows(held)[None]), 1)

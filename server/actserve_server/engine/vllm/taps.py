@@ -15,7 +15,7 @@ import torch
 from actserve_server.domain import blocks
 from actserve_server.domain.probes import Aggregator
 from actserve_server.engine.forms import Kernel
-from actserve_server.engine.vllm.bank import StepVectors
+from actserve_server.engine.vllm.bank import ALL_ROWS, StepVectors, part_of
 from actserve_server.engine.vllm.kernels import COMPUTE, change_of
 from actserve_server.engine.vllm.scoring import advance
 from actserve_server.engine.vllm.sharding import Shards
@@ -31,8 +31,6 @@ Index = torch.Tensor | range
 NOTED_AT_ONCE = 1 << 20
 """Elements of changed rows that wait to be compared with what they were, over all edits of a step:
 many small ones take one comparison, and large ones no memory."""
-
-ALL_ROWS = slice(None)
 
 
 def _rows(tensor: torch.Tensor, index: Index) -> torch.Tensor:
@@ -249,7 +247,7 @@ class EditedRows:
         parts = rows if self.heads is None else self._parts(rows)[:, self.heads].flatten(0, 1)
         before = parts.float()
         each = _times(block, 1 if self.heads is None else len(self.heads))
-        scalars = self.scalars[each] if len(self.scalars) > 1 else self.scalars
+        scalars = part_of(self.scalars, each) if len(self.scalars) > 1 else self.scalars
         after = COMPUTE[self.kernel](before, self.vectors.of(each), scalars).expand_as(before)
         written = after.to(rows.dtype)
         if acts is not None:
@@ -292,7 +290,7 @@ class EditedRows:
 
 def _times(block: slice, count: int) -> slice:
     """Of a block of rows, what has so many entries for each row."""
-    return block if block == ALL_ROWS else slice(block.start * count, block.stop * count)
+    return block if block is ALL_ROWS else slice(block.start * count, block.stop * count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
