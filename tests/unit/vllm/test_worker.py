@@ -4,13 +4,14 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from vllm.v1.worker.gpu_worker import Worker as GpuWorker
 
 from actserve_server.domain.operations import Add, Mean, Replace, Zero
 from actserve_server.domain.positions import NO_END
@@ -30,6 +31,7 @@ from actserve_server.engine.vllm.records import (
 )
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.worker import WorkerConfig
+from actserve_server.engine.vllm.worker_gpu import GpuTapWorker
 from tests.unit.networks import KINDS, network, outputs_of, reading
 from tests.unit.vllm import steps
 from tests.unit.vllm.standins import SchedulerOutput, Worker
@@ -588,3 +590,15 @@ def test_ranks_agree_once_in_a_step_that_goes_on(
 
 def test_one_rank_splits_nothing(worker: Worker) -> None:
     assert worker._model.shards == {}
+
+
+@pytest.mark.parametrize(("asked", "left"), [(None, 9_000), (10_000, 10_000)])
+def test_the_kv_cache_of_a_gpu_leaves_what_a_step_takes_unless_its_size_was_given(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, left: int
+) -> None:
+    monkeypatch.setattr(GpuWorker, "determine_available_memory", lambda self: 10_000)
+    worker = GpuTapWorker.__new__(GpuTapWorker)
+    worker.cache_config = SimpleNamespace(kv_cache_memory_bytes=asked)  # type: ignore[assignment]
+    config = WorkerConfig("/dev/shm/a", LLAMA, workspace_budget_bytes=1_000)
+    worker.vllm_config = SimpleNamespace(additional_config=config)
+    assert worker.determine_available_memory() == left
