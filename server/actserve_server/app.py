@@ -31,6 +31,7 @@ from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
+from actserve_server.engine.closing import close_all
 from actserve_server.engine.restarting import RestartingEngine, Restarts, Start
 from actserve_server.engine.row_norms import row_norms
 from actserve_server.engine.selftest import self_test
@@ -100,6 +101,7 @@ class App:
             AdmissionLimits(
                 capture_budget_bytes=settings.capture_budget_bytes,
                 vector_budget_bytes=settings.vector_budget_bytes,
+                workspace_budget_bytes=settings.workspace_budget_bytes,
                 max_running=settings.max_running,
                 max_queue=settings.max_queue,
                 share=settings.tenant_share,
@@ -188,10 +190,7 @@ class App:
     async def close(self) -> None:
         """Ends whatever is left, the engine and the autoencoders."""
         await self.leave()
-        try:
-            await self.autoencoders.close()
-        finally:
-            await self.engine.close()
+        await close_all(self.autoencoders, self.engine)
 
     async def leave(self) -> None:
         """As `close`, but for the engine and the autoencoders, which others may go on to use."""

@@ -208,6 +208,11 @@ class Settings(BaseSettings):
         description="bytes of the vectors by which sequences run at once are changed, as float32, "
         "equal ones once; taken on the model's device when it starts, and the most of one sequence",
     )
+    workspace_budget_bytes: PositiveInt = Field(
+        2 << 30,
+        description="bytes that a step may take of the model's device for rows until they are "
+        "sent and for tables of what is changed, beside what vLLM takes",
+    )
     row_cache_bytes: int = Field(
         256 << 20,
         ge=0,

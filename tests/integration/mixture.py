@@ -1,14 +1,15 @@
 """What the isolation test asks of an engine at once: runs of every kind, the same from one seed.
 
 Captures at every hook point, and changes at every hook point by every operation, in turn so that
-none is left out, a third of them under a condition; captures of rows, predictions and projections;
-some at heads, some at several sites, some several in order, at positions of many kinds; prompts of
-3 to 900 tokens, some with a common beginning, some sent again by a run of another kind; several
-samples of one request; and plain runs.
+none is left out, a third of them under a condition; captures of rows, predictions, projections and
+what networks of probes make of rows, as monitors read them; some at heads, some at several sites,
+some several in order, at positions of many kinds; prompts of 3 to 900 tokens, some with a common
+beginning, some sent again by a run of another kind; several samples of one request; and plain runs.
 """
 
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import cycle
 from typing import TypeVar
 
@@ -35,6 +36,7 @@ from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
 from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
 from tests.integration.harness import EngineThread, again, every_site, greedy, make_run, select
 from tests.integration.operations import OPERATIONS
+from tests.unit.networks import KINDS, network, reading
 from tests.unit.test_probes import AGGREGATORS
 
 WORDS = ("river", "stone", "music", "engine", "letter", "winter", "garden", "silver", "paper")
@@ -94,7 +96,9 @@ class Mixture:
         if kind in ("steered", "both"):
             number = self._rng.choice([1, 1, 2, 3])
             changes = [self._change(prompt, max_tokens) for _ in range(number)]
-        return make_run(prompt.ids, *changes, captures=captures, sampling=greedy(max_tokens))
+        run = make_run(prompt.ids, *changes, captures=captures, sampling=greedy(max_tokens))
+        # As a run that a monitor may end at any token.
+        return replace(run, rows_at_once=self._rng.random() < 0.3)
 
     def _captures(self, prompt: TokenizedPrompt, max_tokens: int) -> Iterator[Capture]:
         number = self._rng.choice([1, 3])
@@ -114,6 +118,18 @@ class Mixture:
             projected = Projected(projection, self._rng.choice([None, TOP_K]))
             streams = (self._site(HookPoint.RESID_POST), self._site(HookPoint.MLP_OUT))
             yield Capture(streams, self._selection(prompt, max_tokens), projected)
+        if self._rng.random() < 0.4:
+            streams = (self._site(HookPoint.RESID_MID), self._site(HookPoint.ATTN_OUT))
+            yield self._networks(streams, self._selection(prompt, max_tokens))
+
+    def _networks(self, sites: tuple[Site, Site], selection: Selection) -> Capture:
+        """Of all kinds; some read one of the sites and some both. Few seeds, so that runs have
+        networks in common."""
+        widths = [{each: self._info.at(each).width for each in some} for some in (sites[:1], sites)]
+        seed = self._rng.randrange(3)
+        kinds = self._rng.sample([*KINDS.values()], 3)
+        every = [network(read, seed=seed, **kind) for read in widths for kind in kinds]
+        return reading(every, selection)
 
     def _change(self, prompt: TokenizedPrompt, max_tokens: int) -> Intervention:
         hook_point = next(self._changed)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from vllm import LLM, SamplingParams
 
+from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.projection import Projected
 from actserve_server.domain.runs import Capture, Run, Unembed
 from actserve_server.domain.sites import Site
@@ -162,6 +163,14 @@ def _errors(
             yield site, np.abs(mine - other).max(axis=1, initial=0.0) / size
         else:
             yield site, relative_errors(rows, alone.rows[site])
+
+
+def test_networks_conditions_and_cached_rows_were_in_the_mix(compared: list[Compared]) -> None:
+    captures = [capture for each in compared for capture in each.run.captures]
+    changes = [change for each in compared for change in each.run.interventions]
+    assert sum(isinstance(each.derived, ProbeOutputs) for each in captures) > REQUESTS // 16
+    assert sum(each.when is not None for each in changes) > REQUESTS // 16
+    assert len(compared) > REQUESTS  # Some once more, from cached rows.
 
 
 def test_every_intervention_reports_what_it_reports_alone(compared: list[Compared]) -> None:

@@ -1,11 +1,16 @@
-"""A model split over two ranks has the same rows, and changes them in the same way, as one."""
+"""A model split over two ranks has the same rows, and changes them in the same way, as one. What
+fails on one of them fails its runs on both."""
 
-from dataclasses import replace
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.operations import Ablate, Add, Project, Zero
 from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
 from actserve_server.domain.sites import HookPoint, Site
@@ -15,8 +20,12 @@ from tests.integration.families import FAMILIES, make_checkpoint
 from tests.integration.harness import (
     ALL,
     EngineThread,
+    Result,
+    again,
     at,
+    collect,
     every_site,
+    greedy,
     make_run,
     relative_errors,
     vllm_counter,
@@ -47,6 +56,21 @@ CHANGES = {
 Everything = dict[tuple[str, Site], np.ndarray]
 
 
+@dataclass(frozen=True)
+class Failed:
+    """What came of a run while something failed on one rank, of a plain run beside it, and of both
+    afterwards."""
+
+    changed: Result | BaseException
+    plain: Result | BaseException
+    changed_after: Result
+    plain_after: Result
+
+
+failures: dict[str, Failed] = {}
+"""Of the split model, by where it failed."""
+
+
 @pytest.fixture(scope="module")
 def split_and_whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Everything, Everything]:
     (llama,) = (family for family in FAMILIES if family.name == "llama")
@@ -54,6 +78,8 @@ def split_and_whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Everythin
     with pytest.MonkeyPatch.context() as patch:
         # Two ranks need two CPUs, whatever share of them this process has for its engines.
         patch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+        # So that a test can break something in a worker.
+        patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
         return _everything(path, ranks=2), _everything(path, ranks=1)
 
 
@@ -80,6 +106,9 @@ def _everything(path: Path, ranks: int) -> Everything:
             for name, changes in CHANGES.items()
         ]
         runs.append(Run(id="lens", token_ids=IDS, captures=(lens,)))
+        if ranks > 1:
+            for where, breaks in BREAKS.items():
+                failures[where] = _failed(engine, breaks)
         return {
             (run.id, site): np.nan_to_num(found)  # Nothing follows the last token.
             for run in runs
@@ -87,6 +116,46 @@ def _everything(path: Path, ranks: int) -> Everything:
         }
     finally:
         engine.close()
+
+
+def _failed(engine: EngineThread, breaks: Callable[[Any], None]) -> Failed:
+    changed = make_run(IDS, *CHANGES["rows that are split"], sampling=greedy(4))
+    plain = make_run(tuple(reversed(IDS)), sampling=greedy(4))
+
+    async def together() -> list[Result | BaseException]:
+        await engine.engine.vllm.collective_rpc(breaks)  # type: ignore[arg-type]
+        every = (collect(engine.engine, again(run)) for run in (changed, plain))
+        return await asyncio.gather(*every, return_exceptions=True)
+
+    changed_during, plain_during = engine.call(together())
+    changed_after, plain_after = (engine.run(again(run)) for run in (changed, plain))
+    return Failed(changed_during, plain_during, changed_after, plain_after)
+
+
+def _breaks_of_last_rank(module: str, table: str, key: str) -> Callable[[Any], None]:
+    """Has the last rank fail once where it next calls a function."""
+
+    def breaks(worker: Any) -> None:  # Travels to the worker as it is.
+        import importlib
+
+        held = getattr(importlib.import_module(f"actserve_server.engine.vllm.{module}"), table)
+        whole = getattr(held, key)
+
+        def fails(*args: Any, **kwargs: Any) -> Any:
+            setattr(held, key, whole)
+            raise MemoryError
+
+        if worker.rank == 1:
+            setattr(held, key, fails)
+
+    return breaks
+
+
+BREAKS = {
+    "planning": _breaks_of_last_rank("bank", "VectorBank", "gather"),
+    "a tap": _breaks_of_last_rank("taps", "EditedRows", "change"),
+    "the beginning of a run": _breaks_of_last_rank("bank", "VectorBank", "hold"),
+}
 
 
 def _cached_before_an_edit(engine: EngineThread) -> int:
@@ -105,3 +174,15 @@ def test_two_ranks_give_the_rows_of_one(split_and_whole: tuple[Everything, Every
     for key, rows in whole.items():
         assert split[key].shape == rows.shape, key
         assert relative_errors(split[key], rows).max() <= 1e-3, key
+
+
+@pytest.mark.parametrize("where", BREAKS)
+def test_what_fails_on_one_rank_fails_its_runs_alone(
+    split_and_whole: tuple[Everything, Everything], where: str
+) -> None:
+    failed = failures[where]
+    assert isinstance(failed.changed, ActserveError), failed.changed
+    assert failed.changed.reason is Reason.INTERVENTION_INCOMPLETE
+    assert isinstance(failed.plain, Result), failed.plain
+    assert failed.plain.token_ids == failed.plain_after.token_ids
+    assert len(failed.changed_after.token_ids) == 4

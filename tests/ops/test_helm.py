@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from actserve_server.engine.closing import CLOSE_S
 from actserve_server.rpc.server import LIVENESS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,9 +124,11 @@ def test_startup_probe_leaves_time_to_load_the_model(server: Manifest) -> None:
     assert probe["failureThreshold"] * probe["periodSeconds"] >= 900
 
 
-def test_termination_grace_exceeds_drain_grace(pod: Manifest, server: Manifest) -> None:
+def test_termination_grace_leaves_time_to_drain_and_to_close(
+    pod: Manifest, server: Manifest
+) -> None:
     drain = float(env_of(server)["ACTSERVE_DRAIN_GRACE_S"])
-    assert pod["terminationGracePeriodSeconds"] >= drain + 10
+    assert pod["terminationGracePeriodSeconds"] >= drain + CLOSE_S + 5
 
 
 def test_shared_memory_is_memory_of_a_bounded_size(pod: Manifest, server: Manifest) -> None:

@@ -21,6 +21,7 @@ from actserve_server.domain.runs import Capture, Finished, Intervention, Rows, R
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.fake import FakeEngine
+from actserve_server.engine.footprint import CAPTURE_TABLE_BYTES, LOGPROB_BYTES, TOKEN_BYTES
 
 ALL = Spans(((0, NO_END),))
 SITES = (Site(HookPoint.RESID_POST, 0), Site(HookPoint.RESID_POST, 1))
@@ -50,8 +51,8 @@ async def drain(engine: AdmittedEngine, *runs: Run) -> None:
 
 
 def is_free(engine: AdmittedEngine) -> bool:
-    held = engine.running, engine.waiting, engine.reserved_bytes, engine.vector_bytes
-    return held == (0, 0, 0, 0)
+    held = (engine.running, engine.waiting, engine.reserved_bytes, engine.vector_bytes)
+    return (*held, engine.workspace_bytes, engine.report_bytes) == (0,) * 6
 
 
 VECTOR_BYTES = 16 * 4
@@ -322,6 +323,84 @@ async def test_a_tenant_fills_its_share_of_the_queue_and_no_more() -> None:
     await drain(engine, run("another's", tenant="b"))
     await asyncio.gather(*calls)
     assert is_free(engine)
+
+
+# What a step takes of the device, and what else waits to be read.
+
+
+def step_bytes(tokens: int) -> int:
+    """What so many tokens of `run` take in a step."""
+    return tokens * (ROW_BYTES + CAPTURE_TABLE_BYTES)
+
+
+async def test_a_step_takes_no_more_of_the_device_than_the_budget() -> None:
+    fake = FakeEngine(token_delay_s=0.01)
+    engine = admitted(fake, workspace_budget_bytes=step_bytes(10))
+    await drain(engine, *(run(n, tokens=4) for n in range(6)))
+    assert fake.counters.most_running == 2
+    assert is_free(engine)
+
+
+async def test_runs_that_do_not_fit_into_one_step_take_no_more_than_a_step() -> None:
+    fake = FakeEngine(token_delay_s=0.01, step_tokens=10)
+    engine = admitted(fake, workspace_budget_bytes=step_bytes(10))
+    await drain(engine, *(run(n, tokens=4) for n in range(6)))
+    assert fake.counters.most_running == 6
+
+
+async def test_a_run_that_takes_nothing_of_a_step_waits_for_none_that_does() -> None:
+    fake = FakeEngine(token_delay_s=0.05)
+    engine = admitted(fake, workspace_budget_bytes=step_bytes(4))
+    large = asyncio.create_task(drain(engine, run("large", tokens=4)))
+    await until(lambda: engine.running == 1)
+    await drain(engine, run("plain", rows=False))
+    await large
+    assert fake.counters.most_running == 2
+
+
+async def test_no_caller_takes_more_than_its_share_of_a_step() -> None:
+    fake = FakeEngine(token_delay_s=0.05)
+    engine = admitted(fake, workspace_budget_bytes=step_bytes(8), share=0.5)
+    greedy = asyncio.create_task(
+        drain(engine, *(run(f"a{n}", tokens=2, tenant="a") for n in range(6)))
+    )
+    await until(lambda: engine.workspace_bytes == step_bytes(4))
+    await drain(engine, run("b", tokens=4, tenant="b"))
+    assert not greedy.done()
+    await greedy
+    assert fake.counters.most_running == 3
+
+
+LOGPROBS = Run(
+    id="0", token_ids=(1, 2), sampling=Sampling(temperature=0.0, max_tokens=5, logprobs=3)
+)
+LOGPROBS_BYTES = 5 * (TOKEN_BYTES + 3 * LOGPROB_BYTES)
+
+
+async def test_what_waits_to_be_read_beside_rows_stays_below_its_budget() -> None:
+    fake = FakeEngine(token_delay_s=0.01)
+    engine = admitted(fake, report_budget_bytes=2 * LOGPROBS_BYTES)
+    await drain(engine, *(replace(LOGPROBS, id=str(n)) for n in range(6)))
+    assert fake.counters.most_running == 2
+    assert is_free(engine)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "budget", "size"),
+    [
+        (run(0, tokens=4), "workspace_budget_bytes", step_bytes(4)),
+        (LOGPROBS, "report_budget_bytes", LOGPROBS_BYTES),
+    ],
+)
+def test_what_alone_takes_more_is_refused_with_the_numbers(
+    wanted: Run, budget: str, size: int
+) -> None:
+    fake = FakeEngine()
+    admitted(fake, **{budget: size}).check(wanted, 0)
+    with pytest.raises(ActserveError, match=str(size)) as refused:
+        admitted(fake, **{budget: size - 1}).check(wanted, 0)
+    assert refused.value.reason is Reason.CAPTURE_TOO_LARGE
+    assert refused.value.metadata["limit"] == str(size - 1)
 
 
 # Vectors.

@@ -108,6 +108,8 @@ class ModelInfo:
     monitors_unserved: str = ""
     """Why `ProbeOutputs` cannot be captured; empty when they can."""
     weights: WeightsInfo = NO_WEIGHTS
+    step_tokens: int = 0
+    """Tokens that the engine computes at once at most, of all runs together."""
     vector_bytes: int = 0
     """Float32 vectors for which the engine has room; it projects rows where they fit."""
     row_norms: Mapping[Site, float] = field(default_factory=dict)

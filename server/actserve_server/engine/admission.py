@@ -1,11 +1,12 @@
 """Bounds what runs at once, so that load makes callers wait or go elsewhere, never the server die.
 
-Four limits: bytes of captured rows (reserved for a whole run before it starts, since its rows may
-all wait for a slow reader), bytes of the vectors that change rows (equal ones once, since the
-engine holds them once), runs in flight, and runs waiting. A run is in flight until the engine
-has finished it, whether or not anybody reads what it gave: its events are taken from the engine as
-they come and wait here, within what the run has reserved. So a reader that stops holds bytes, of
-which a caller may have no more than its share, and never a place among the runs in flight.
+Six limits: bytes of captured rows (reserved for a whole run before it starts, since its rows may
+all wait for a slow reader), of what else waits there to be read, of the vectors that change rows
+(equal ones once, since the engine holds them once), and of what a step takes of the device; runs in
+flight, and runs waiting. A run is in flight until the engine has finished it, whether or not
+anybody reads what it gave: its events are taken from the engine as they come and wait here, within
+what the run has reserved. So a reader that stops holds bytes, of which a caller may have no more
+than its share, and never a place among the runs in flight.
 
 Runs are admitted strictly in order, so a large one is not starved by small ones; only those that
 wait for their own caller's share are passed by. A run holds one reservation and never waits for a
@@ -31,6 +32,7 @@ from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Capture, Intervention, Run, RunEvent
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.api import Engine
+from actserve_server.engine.footprint import Need, Workspace, most_bytes, report_bytes_of, step_need
 from actserve_server.engine.forms import score_state_bytes, vector_bytes
 from actserve_server.engine.merge import merge
 from actserve_server.engine.pattern_memory import pattern_bytes, pattern_memory
@@ -51,6 +53,11 @@ class AdmissionLimits:
     vector_budget_bytes: int = 256 << 20
     """Bytes of vectors that runs in flight may change rows by, what the engine has room for; what
     conditions keep of their scores, and the keys from which patterns are read, count too."""
+    workspace_budget_bytes: int = 2 << 30
+    """Bytes that a step of runs in flight may take of the model's device, for captured rows until
+    they are sent and for tables of what is changed."""
+    report_budget_bytes: int = 2 << 30
+    """Bytes of what runs give beside rows: tokens, log probabilities, receipts."""
     max_running: int = 256
     """Runs in flight."""
     max_queue: int = 1024
@@ -113,6 +120,11 @@ class _SharedCount:
         self._of.add(caller, -self.more_of(caller, vectors))
 
 
+def _within(held: float, more: float, limit: float) -> bool:
+    """Whether a caller may hold so much more. What holds nothing yet is always given its first."""
+    return not held or not more or held + more <= limit
+
+
 def _subtract(counter: "Counter[K]", key: K) -> None:
     counter[key] -= 1
     if not counter[key]:
@@ -126,8 +138,10 @@ class _Place:
     caller: str
     is_tenant: bool
     reserved_bytes: int
+    report_bytes: int
     vectors: Mapping[bytes, int]
     """Bytes by digest."""
+    need: Need
     admitted: asyncio.Future[None]
     running: bool = False
 
@@ -148,7 +162,9 @@ class AdmittedEngine:
         self._waiting: list[_Place] = []
         self._running = _Count()
         self._reserved_bytes = _Count()
+        self._report_bytes = _Count()
         self._vectors = _SharedCount()
+        self._workspace = Workspace()
         self._last_vectors: tuple[_Holding, Mapping[bytes, int]] = ((), ()), {}
         self._calls = 0
         self._idle = asyncio.Event()
@@ -180,6 +196,16 @@ class AdmittedEngine:
     def vector_bytes(self) -> int:
         """Bytes of the vectors of runs in flight, equal ones once."""
         return self._vectors.total
+
+    @property
+    def workspace_bytes(self) -> int:
+        """The most that a step of runs in flight takes of the model's device."""
+        return self._workspace.most_bytes(self.info.step_tokens)
+
+    @property
+    def report_bytes(self) -> int:
+        """Bytes reserved for what runs give beside rows, until it is read."""
+        return self._report_bytes.total
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         return await self._engine.tokenize(prompt)
@@ -276,7 +302,9 @@ class AdmittedEngine:
             caller=caller,
             is_tenant=bool(account(tenant)),
             reserved_bytes=self.capture_bytes(run) if run else 0,
+            report_bytes=report_bytes_of(run) if run else 0,
             vectors=self._vectors_of(run) if run else {},
+            need=step_need(run, self.info) if run else (),
             admitted=asyncio.get_running_loop().create_future(),
         )
 
@@ -324,6 +352,25 @@ class AdmittedEngine:
                 "read attention in a call of its own, or name fewer monitors",
                 field=("interventions",),
                 metadata={"bytes": wanted, "limit": limit},
+            )
+        need, limit = Counter([step_need(run, self.info)]), self._limits.workspace_budget_bytes
+        if (wanted := most_bytes([need], self.info.step_tokens)) > limit:
+            raise ActserveError(
+                Reason.CAPTURE_TOO_LARGE,
+                f"sequence {index} would take {wanted} bytes of the model's device in one step for "
+                f"what is read and changed, but a step may take at most {limit} "
+                "(workspace_budget_bytes); read or change fewer sites or positions",
+                field=("readouts" if run.captures else "interventions",),
+                metadata={"bytes": wanted, "limit": limit, "sequence_index": index},
+            )
+        if (wanted := report_bytes_of(run)) > (limit := self._limits.report_budget_bytes):
+            raise ActserveError(
+                Reason.CAPTURE_TOO_LARGE,
+                f"tokens, log probabilities and reports of sequence {index} may take {wanted} "
+                f"bytes, but at most {limit} are there for all; lower max_tokens or logprobs, or "
+                "change fewer positions",
+                field=("interventions" if run.interventions else "sampling",),
+                metadata={"bytes": wanted, "limit": limit, "sequence_index": index},
             )
 
     async def _merge(
@@ -423,32 +470,41 @@ class AdmittedEngine:
         return (
             self.running < self._limits.max_running
             and self.reserved_bytes + place.reserved_bytes <= self._limits.capture_budget_bytes
+            and self.report_bytes + place.report_bytes <= self._limits.report_budget_bytes
             and self.vector_bytes + self._vectors.more(place.vectors)
             <= self._limits.vector_budget_bytes
+            and self._workspace.fits(
+                place.need, self.info.step_tokens, self._limits.workspace_budget_bytes
+            )
         )
 
     def _fits_share(self, place: _Place) -> bool:
-        share, wanted = self._limits.share, place.reserved_bytes
-        running = self._running.of[place.caller]
-        reserved_bytes = self._reserved_bytes.of[place.caller]
-        max_running = self._limits.max_running * (share if place.is_tenant else 1)
-        max_bytes = self._limits.capture_budget_bytes * share
-        vectors = self._vectors.of(place.caller)
-        more = self._vectors.more_of(place.caller, place.vectors)
+        limits, caller = self._limits, place.caller
+        share = limits.share
+        rows, reports = self._reserved_bytes.of[caller], self._report_bytes.of[caller]
+        vectors, more = self._vectors.of(caller), self._vectors.more_of(caller, place.vectors)
+        running_share = share if place.is_tenant else 1
         return (
-            (not running or running + 1 <= max_running)
-            and (not reserved_bytes or not wanted or reserved_bytes + wanted <= max_bytes)
-            and (
-                not vectors
-                or not more
-                or vectors + more <= self._limits.vector_budget_bytes * share
-            )
+            _within(self._running.of[caller], 1, limits.max_running * running_share)
+            and _within(rows, place.reserved_bytes, limits.capture_budget_bytes * share)
+            and _within(reports, place.report_bytes, limits.report_budget_bytes * share)
+            and _within(vectors, more, limits.vector_budget_bytes * share)
+            and self._fits_step(place)
         )
+
+    def _fits_step(self, place: _Place) -> bool:
+        """Whether the caller's share of a step has room for the run too."""
+        if not self._workspace.holds(place.caller):
+            return True
+        share = self._limits.workspace_budget_bytes * self._limits.share
+        return self._workspace.fits(place.need, self.info.step_tokens, share, place.caller)
 
     def _take(self, place: _Place) -> None:
         self._running.add(place.caller, 1)
         self._reserved_bytes.add(place.caller, place.reserved_bytes)
+        self._report_bytes.add(place.caller, place.report_bytes)
         self._vectors.add(place.caller, place.vectors)
+        self._workspace.add(place.caller, place.need)
         place.running = True
 
     def _end(self, place: _Place) -> None:
@@ -457,12 +513,14 @@ class AdmittedEngine:
             place.running = False
             self._running.add(place.caller, -1)
             self._vectors.remove(place.caller, place.vectors)
+            self._workspace.remove(place.caller, place.need)
             self._admit_waiting()
 
     def _release(self, place: _Place) -> None:
         """Nothing of the run is left."""
         self._end(place)
         self._reserved_bytes.add(place.caller, -place.reserved_bytes)
+        self._report_bytes.add(place.caller, -place.report_bytes)
         self._admit_waiting()
 
     def _admit_waiting(self) -> None:

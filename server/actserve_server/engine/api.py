@@ -65,5 +65,6 @@ class Engine(Protocol):
         ...
 
     async def close(self) -> None:
-        """Aborts what runs and frees processes and shared memory."""
+        """Aborts what runs and frees processes and shared memory, within about
+        `closing.CLOSE_S`. The event loop goes on meanwhile."""
         ...

@@ -124,6 +124,7 @@ class FakeEngine:
         default_sampling: Sampling = NEUTRAL,
         weights: WeightsInfo = ALL_WEIGHTS,
         vector_bytes: int = 256 << 20,
+        step_tokens: int = 2048,
         token_delay_s: float = 0.0,
         rows_per_event: int = 8,
     ) -> None:
@@ -146,6 +147,7 @@ class FakeEngine:
             end_token_ids=(vocabulary.end,),
             element_type=element_type,
             vector_bytes=vector_bytes,
+            step_tokens=step_tokens,
             limits=limits or Limits(max_sequence_tokens=2048),
             hook_points=describe(shape, unserved or {}),
             attention=() if attention_unserved else attention_rules(shape),

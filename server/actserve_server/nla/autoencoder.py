@@ -11,6 +11,7 @@ import numpy as np
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.runs import Finished, Run, Tokens
 from actserve_server.domain.sites import Site
+from actserve_server.engine.closing import close_all
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.engine.merge import merge
 from actserve_server.nla.baselines import BaselineStore
@@ -359,8 +360,8 @@ class Autoencoder:
         await asyncio.gather(*(half.engine.check_health() for half in self._halves()))
 
     async def close(self) -> None:
-        for half in self._halves():
-            await half.engine.close()
+        """Both engines at once."""
+        await close_all(*(half.engine for half in self._halves()))
 
     def _halves(self) -> Iterator[Verbalizer | Reconstructor]:
         return (half for half in (self.verbalizer, self._reconstructor) if half is not None)

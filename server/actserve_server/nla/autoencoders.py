@@ -6,6 +6,7 @@ from typing import Generic, Protocol, TypeVar
 
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.sites import Site
+from actserve_server.engine.closing import close_all
 from actserve_server.nla.gate import Gate
 
 
@@ -97,5 +98,4 @@ class Autoencoders(Generic[N]):
         await asyncio.gather(*(each.check_health() for each in self))
 
     async def close(self) -> None:
-        for each in self:
-            await each.close()
+        await close_all(*self)

@@ -1,6 +1,7 @@
 """However a run ends, it leaves nothing and waits for nothing; against a stand-in for vLLM."""
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.row_cache import RowCache
 from tests.unit.vllm.steps import make_run, read
 
+WITHIN_S = 20
 PLAIN, CAPTURED = make_run(), make_run(read("resid_post.0"))
 
 
@@ -32,6 +34,9 @@ class Llm:
         self.waiting: list[asyncio.Queue[Exception]] = []
         self.asked = asyncio.Event()
         self.output_processor = self
+        self.output_handler = asyncio.create_task(asyncio.Event().wait())
+        self.may_end = threading.Event()
+        self.may_end.set()
         self.model_config = SimpleNamespace(
             get_diff_sampling_param=dict, enable_prompt_embeds=True, dtype=torch.float16
         )
@@ -51,11 +56,13 @@ class Llm:
             each.put_nowait(error)
 
     def shutdown(self, timeout: float) -> None:
+        assert self.output_handler.done()
+        assert self.may_end.wait(WITHIN_S)
         self.errored = True
 
 
 @pytest.fixture
-def llm() -> Llm:
+async def llm() -> Llm:
     return Llm()
 
 
@@ -91,6 +98,17 @@ async def test_closing_an_engine_ends_the_runs_in_flight(
             await reading
     assert refused.value.reason is Reason.ENGINE_DEAD
     assert engine.open_inboxes == 0
+
+
+async def test_the_event_loop_goes_on_while_an_engine_is_closed(
+    engine: VllmEngine, llm: Llm
+) -> None:
+    llm.may_end.clear()
+    closing = asyncio.create_task(engine.close())
+    await asyncio.wait({llm.output_handler})
+    llm.may_end.set()  # On the loop.
+    await closing
+    assert llm.errored
 
 
 async def test_a_run_whose_prompt_is_refused_leaves_no_inbox(engine: VllmEngine) -> None:

@@ -117,3 +117,16 @@ def test_a_rank_that_gets_no_logits_has_as_many_rows() -> None:
     head = Head(lambda rows: None, model.norm, VOCABULARY)
     assert head.logits(ROWS).shape == (7, VOCABULARY)
     assert head.predictions(ROWS, LENS, NEXT, normed=False).shape == (7, LENS.width)
+
+
+def test_what_fails_of_some_logits_leaves_all_computed_as_on_other_ranks(
+    head: Head, unembedding: Unembedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_module, "ROWS_AT_ONCE", 3)
+
+    def fails(logits: torch.Tensor) -> torch.Tensor:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        head.of_logits(ROWS, fails)
+    assert unembedding.calls == [3, 3, 1]

@@ -92,6 +92,8 @@ class Worker:
     def fail(self, key: int) -> None:
         write_failure(self.ring, FailureRecord(np.array([key]), "OutOfMemoryError"))
 
+    output_handler = None
+
     def propagate_error(self, error: Exception) -> None: ...
 
     def shutdown(self, timeout: float) -> None:

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from actserve_server.domain import blocks
 from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import Add
 from actserve_server.domain.probes import Aggregator, Ema, Probe
 from actserve_server.domain.runs import Intervention
 from actserve_server.engine.vllm import sharding
-from actserve_server.engine.vllm.bank import VectorBank
+from actserve_server.engine.vllm.bank import StepVectors, VectorBank
 from actserve_server.engine.vllm.layout import Layout, SiteKey
 from actserve_server.engine.vllm.sharding import Shards
 from actserve_server.engine.vllm.step_batch import Model
 from actserve_server.engine.vllm.step_plan import route
+from actserve_server.engine.vllm.taps import EditWork
 from tests.unit.vllm.steps import change, make_run, read, rows, site, start
 
 T = TypeVar("T")
@@ -132,3 +134,40 @@ def test_an_edit_of_split_rows_is_that_of_whole_ones(
     torch.testing.assert_close(torch.cat([z for z, _ in results], dim=1), expected)
     for _, captured in results:
         torch.testing.assert_close(captured, expected_rows)
+
+
+def test_an_error_on_one_rank_keeps_no_other_waiting(
+    make_ranks: Callable[[int], Ranks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows come in blocks of one, and after the edit that fails there is more to read."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * HEADS * HEAD_WIDTH)
+    layout = Layout()
+    place = layout.add_place([(site("z.0"), False)], sharded=True)
+    key, run = SiteKey.of(site("z.0")), make_run(change(SCALED, "z.0"), read("z.0"))
+
+    def carry_out(rank: int) -> bool:
+        """Whether the pass succeeds."""
+        bank = VectorBank(torch.device("cpu"), 1 << 20)
+        model = Model(layout, HEAD_WIDTH, {key: Shards(rank, 2)})
+        routed = route([rows(start(bank, 1, run), row=1, position=0, tokens=3)], bank, model)
+        assert routed is not None
+        if rank == 1:
+            edit, _ = routed.plan._work[place]
+            assert isinstance(edit, EditWork)
+            edit.edited.vectors = StepVectors(_breaks, 1)
+        routed.plan.run(place, torch.randn(5, HEADS * HEAD_WIDTH // 2), None)
+        try:
+            routed.plan.check()
+        except Broken:
+            return False
+        return True
+
+    assert make_ranks(2).run(carry_out) == [True, False]
+
+
+class Broken(Exception):
+    pass
+
+
+def _breaks(rows: slice) -> torch.Tensor:
+    raise Broken

@@ -1,22 +1,40 @@
 """A step reads and changes the rows of the right run at the right absolute positions."""
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
+import torch
 
+from actserve_server.domain import blocks
+from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import (
     Ablate,
+    Add,
+    Project,
+    Replace,
     Zero,
 )
 from actserve_server.domain.positions import NO_END
+from actserve_server.domain.probes import Aggregator, Ema, Probe
 from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Run, Unembed
+from actserve_server.engine.vllm import bank as bank_module
 from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.step_plan import route
-from tests.unit.vllm.batches import MODEL, Batch, add, carry_out, constant, firsts, plan
-from tests.unit.vllm.steps import at, change, make_run, read, rows, start
+from tests.unit.vllm.batches import (
+    HEAD_WIDTH,
+    HEADS,
+    MODEL,
+    WIDTH,
+    Batch,
+    add,
+    carry_out,
+    constant,
+    firsts,
+    plan,
+    receipts_of,
+)
+from tests.unit.vllm.steps import at, change, make_run, read, rows, site, start
 
 
 def test_rows_go_to_the_run_whose_rows_they_are(bank: VectorBank) -> None:
@@ -199,21 +217,53 @@ def test_a_planned_place_that_the_pass_never_reached_is_known(bank: VectorBank) 
     batch.carry_out(routed)
 
 
-@pytest.mark.parametrize("raises", [True, False])
-def test_an_error_in_a_tap_is_not_swallowed(bank: VectorBank, raises: bool) -> None:
+def test_an_error_in_a_tap_is_not_swallowed(bank: VectorBank) -> None:
     run = start(bank, 1, make_run(read("q.0", "resid_post.0")))
     routed = plan(bank, rows(run, row=50, position=0, tokens=1))
-    batch, reached = Batch.numbered(4), False
-    with (
-        pytest.raises((IndexError, RuntimeError)) if raises else nullcontext(),
-        taps.step(routed.plan, raises=raises),
-    ):
-        taps.tap(batch.q, None, 0)
-        reached = True  # The pass goes on for others.
-    assert reached is not raises
-    if not raises:
-        with pytest.raises((IndexError, RuntimeError)):
-            routed.plan.check()
+    batch = Batch.numbered(4)
+    with taps.step(routed.plan):
+        taps.tap(batch.q, None, 0)  # The pass goes on for others.
+    with pytest.raises((IndexError, RuntimeError)):
+        routed.plan.check()
+
+
+def test_rows_are_changed_and_scored_in_blocks_as_all_at_once(
+    bank: VectorBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether vectors were gathered before the pass or as it comes to them."""
+    rng = np.random.default_rng(0)
+    own, ones = (rng.standard_normal((9, WIDTH)).astype(np.float32) for _ in range(2))
+    when = Condition(Probe(site("mlp_out.0"), ones[0]), Aggregator(Ema(0.5)), above=0.0)
+    run = start(
+        bank,
+        1,
+        make_run(
+            change(Replace(own), "mlp_out.0", where=at((0, 9))),
+            change(Add(ones[1]), "resid_post.0", "resid_pre.1", when=when),
+            change(Add(constant(2.0, HEAD_WIDTH)), "q.0", heads=(1, 0)),
+            change(Project(ones[:2]), "final_norm"),
+            read("mlp_out.0", "resid_pre.1", "q.0", "final_norm"),
+        ),
+    )
+    whole_q = change(Add(constant(3.0, HEADS * HEAD_WIDTH)), "q.0")
+    other = start(bank, 2, make_run(change(Add(ones[3]), "resid_post.0"), whole_q))
+
+    def outcome() -> list[torch.Tensor]:
+        batch = Batch.random(16)
+        items = (rows(run, row=1, position=0, tokens=9), rows(other, row=11, position=0, tokens=4))
+        routed = carry_out(bank, batch, *items)
+        works = [column.work for block in routed.blocks for column in block.columns]
+        captured = [each.rows for each in works if each.rows is not None]
+        assert len(captured) == 4
+        changes = receipts_of(routed).changes
+        return [batch.q, batch.hidden, batch.stream, batch.normed, changes, *captured]
+
+    whole = outcome()
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2 * 4 * WIDTH)
+    monkeypatch.setattr(taps, "NOTED_AT_ONCE", 1)
+    monkeypatch.setattr(bank_module, "GATHERED_AHEAD_BYTES", 0)
+    for mine, wanted in zip(outcome(), whole, strict=True):
+        torch.testing.assert_close(mine, wanted)
 
 
 def test_projected_rows_are_let_go_at_their_tap(bank: VectorBank) -> None:

@@ -4,13 +4,14 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from vllm.v1.worker.gpu_worker import Worker as GpuWorker
 
 from actserve_server.domain.attention_rows import QueryMeasures
 from actserve_server.domain.operations import Add, Mean, Replace, Zero
@@ -19,6 +20,7 @@ from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Run, Unembed
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm import attach, head, layout, tapped_run, taps, wire
+from actserve_server.engine.vllm import worker as worker_module
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family, family_of
 from actserve_server.engine.vllm.project_rows import project
@@ -30,6 +32,7 @@ from actserve_server.engine.vllm.records import (
 )
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.worker import WorkerConfig
+from actserve_server.engine.vllm.worker_gpu import GpuTapWorker
 from tests.unit.networks import KINDS, network, outputs_of, reading
 from tests.unit.vllm import steps
 from tests.unit.vllm.standins import SchedulerOutput, Worker
@@ -383,12 +386,23 @@ def _breaks(*args: object, **kwargs: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken",
-    ["_planner.plan", "_head.predictions", "_shipper.ship", "_bank.gather", "_bank.hold_all"],
+    ("broken", "goes_on"),
+    [
+        ("_planner.plan", False),
+        ("_bank.gather", False),
+        ("_bank.hold_all", False),
+        ("_head.predictions", True),
+        ("_shipper.ship", True),
+    ],
 )
 def test_an_error_around_a_pass_fails_the_runs_of_the_step(
-    worker: Worker, ring: RingReader, monkeypatch: pytest.MonkeyPatch, broken: str
+    worker: Worker,
+    ring: RingReader,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+    goes_on: bool,
 ) -> None:
+    """After the pass a run goes on until it is aborted."""
     part, _, function = broken.partition(".")
     monkeypatch.setattr(getattr(worker, part), function, _breaks)
     lens = make_run(
@@ -400,7 +414,7 @@ def test_an_error_around_a_pass_fails_the_runs_of_the_step(
     torch.testing.assert_close(output[:2], _plain(worker, hidden)[:2])
     failure = _failure(ring)
     assert (failure.keys.tolist(), failure.why) == ([1], "Broken")
-    assert worker._runs == {}
+    assert bool(worker._runs) == goes_on
 
 
 LARGE = make_run(
@@ -427,17 +441,16 @@ def test_a_run_is_steered_by_what_was_uploaded_for_it(worker: Worker) -> None:
     torch.testing.assert_close(output[:2], _plain(worker, hidden)[:2])
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(
     ("run", "why"),
     [(LARGE, "MissingVectorsError"), (STEERED, "BankFullError")],
     ids=["were not uploaded", "find no room"],
 )
 def test_a_run_whose_vectors_are_not_there_fails_and_the_others_go_on(
-    ring: RingReader, run: Run, why: str, ranks: int
+    ring: RingReader, run: Run, why: str
 ) -> None:
     config = WorkerConfig(str(ring.folder), LLAMA, vector_budget_bytes=4 * WIDTH - 4)
-    worker = Worker(config, rank=0, ranks=ranks)
+    worker = Worker(config)
     hidden = worker.model_runner.set_batch(("p", 0, 2), ("v", 0, 1))
     output = worker.step(hidden, {"p": PLAIN, "v": run})
     torch.testing.assert_close(output, _plain(worker, hidden))
@@ -455,13 +468,6 @@ def test_an_upload_that_finds_no_room_says_so_and_later_finds_it(ring: RingReade
     assert not _upload(worker, LARGE)
     worker.step(worker.model_runner.set_batch(("p", 0, 1)), {"p": PLAIN}, {"s"})
     assert _upload(worker, LARGE)
-
-
-def test_ranks_that_must_do_alike_end_with_an_error_instead(ring: RingReader) -> None:
-    worker = Worker(WorkerConfig(str(ring.folder), LLAMA), rank=0, ranks=2)
-    hidden = worker.model_runner.set_batch(("w", 0, 1))
-    with pytest.raises(RuntimeError):
-        worker.step(hidden, {"w": WIDE})
 
 
 # Steady steps.
@@ -583,5 +589,58 @@ def test_ranks_beyond_the_key_value_heads_hold_copies_of_them(
     }
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_fails_on_a_rank_fails_its_runs_on_every_rank_and_the_others_go_on(
+    ring: RingReader, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """The worker is rank 0; the error is its own, or of rank 1."""
+    worker = Worker(WorkerConfig(str(ring.folder), LLAMA), rank=0, ranks=2)
+    on_other_rank = rank == 1
+    monkeypatch.setattr(worker_module, "failed_on_any_rank", lambda own: own or on_other_rank)
+    bad = STEERED if on_other_rank else WIDE
+    hidden = worker.model_runner.set_batch(("p", 0, 2), ("w", 0, 1))
+    output = worker.step(hidden, {"p": PLAIN, "w": bad})
+    torch.testing.assert_close(output[:2], _plain(worker, hidden)[:2])
+    failure = _failure(ring)
+    assert (failure.keys.tolist(), failure.why) == (
+        [1],
+        "on another rank" if on_other_rank else "RuntimeError",
+    )
+    assert (worker._runs, worker._bank.used_bytes) == ({}, 0)
+    on_other_rank = False
+    hidden = worker.model_runner.set_batch(("p", 2, 1), ("n", 0, 2))
+    output = worker.step(hidden, {"n": STEERED}, {"w"})
+    torch.testing.assert_close(output[1:], _steered(worker, hidden)[1:])
+
+
+def test_ranks_agree_once_in_a_step_that_goes_on(
+    ring: RingReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        worker_module, "failed_on_any_rank", lambda own: bool(asked.append(own)) or own
+    )
+    worker = Worker(WorkerConfig(str(ring.folder), LLAMA), rank=0, ranks=2)
+    counts = []
+    for position in range(3):
+        hidden = worker.model_runner.set_batch(("s", position, 1), ("p", position, 1))
+        worker.step(hidden, {"s": STEERED, "p": PLAIN} if position == 0 else None)
+        counts.append(len(asked))
+        asked.clear()
+    assert counts == [3, 1, 1]  # Of a run that begins, of a new plan, and of each pass.
+
+
 def test_one_rank_splits_nothing(worker: Worker) -> None:
     assert worker._model.shards == {}
+
+
+@pytest.mark.parametrize(("asked", "left"), [(None, 9_000), (10_000, 10_000)])
+def test_the_kv_cache_of_a_gpu_leaves_what_a_step_takes_unless_its_size_was_given(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, left: int
+) -> None:
+    monkeypatch.setattr(GpuWorker, "determine_available_memory", lambda self: 10_000)
+    worker = GpuTapWorker.__new__(GpuTapWorker)
+    worker.cache_config = SimpleNamespace(kv_cache_memory_bytes=asked)  # type: ignore[assignment]
+    config = WorkerConfig("/dev/shm/a", LLAMA, workspace_budget_bytes=1_000)
+    worker.vllm_config = SimpleNamespace(additional_config=config)
+    assert worker.determine_available_memory() == left

@@ -6,8 +6,9 @@ New blocks come after the last. When they would reach beyond the end, the others
 close the gaps, so whatever fits by the sum of its bytes fits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,13 @@ from actserve_server.engine.forms import Vectors
 
 _MOVED = 1 << 20
 """Numbers that are moved at once, through a copy."""
+
+GATHERED_AHEAD_BYTES = 64 << 20
+"""Of the vectors of a step, so many are gathered before the pass, and again in the steps that go on
+like it. What is beyond is gathered where the pass comes to it, a block of rows at a time."""
+
+ALL_ROWS = slice(None)
+"""The block that has all rows of a step."""
 
 
 class BankFullError(Exception):
@@ -64,6 +72,8 @@ class VectorBank:
         self._used = 0
         self._reserved = 0
         """So often was room reserved."""
+        self.moves = 0
+        """How often blocks have moved, and with them what was planned by where they lay."""
 
     @property
     def used_bytes(self) -> int:
@@ -166,6 +176,7 @@ class VectorBank:
                 self._end = 0
 
     def _close_gaps(self) -> None:
+        self.moves += 1
         end = 0
         for block in self._blocks.values():
             if block.start > end:
@@ -180,3 +191,43 @@ class VectorBank:
             count = min(_MOVED, size - start)
             piece = self._numbers[source + start : source + start + count].clone()
             self._numbers[target + start : target + start + count] = piece
+
+
+class StepVectors:
+    """The vectors of the rows of a step: of each row its own, or the same for all. As long as the
+    bank has not moved them."""
+
+    def __init__(self, of: Callable[[slice], torch.Tensor], count: int) -> None:
+        """`count` is of rows, or one."""
+        self._of = of
+        self._are_alike = count == 1
+
+    def of(self, rows: slice) -> torch.Tensor:
+        """Float32 [rows or 1, ...]."""
+        return self._of(ALL_ROWS if self._are_alike else rows)
+
+
+def part_of(tensor: torch.Tensor, rows: slice) -> torch.Tensor:
+    """A block of rows; no view where that is all, which takes its time."""
+    return tensor if rows is ALL_ROWS else tensor[rows]
+
+
+class StepGather:
+    """Gathers the vectors of one step."""
+
+    def __init__(self, bank: VectorBank) -> None:
+        self._bank = bank
+        self._left = GATHERED_AHEAD_BYTES
+
+    def vectors(self, offsets: np.ndarray, width: int) -> StepVectors:
+        """Those of this width that begin at `offsets`, [rows or 1, ...], with the width added."""
+        count, size = len(offsets), 4 * width * offsets.size
+        if size <= self._left:
+            self._left -= size
+            gathered = self._bank.gather(offsets, width)
+            return StepVectors(partial(part_of, gathered), count)
+        return StepVectors(lambda rows: self._bank.gather(offsets[rows], width), count)
+
+    def block(self, held: HeldVectors) -> StepVectors:
+        """All of a block for every row, [1, count, width]: no copy."""
+        return StepVectors(partial(part_of, self._bank.rows(held)[None]), 1)

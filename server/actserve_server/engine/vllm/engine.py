@@ -32,6 +32,7 @@ from actserve_server.domain.runs import (
 )
 from actserve_server.domain.tensors import ElementType
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
+from actserve_server.engine.closing import CLOSE_S
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.engine.forms import Vectors, vector_bytes
 from actserve_server.engine.vllm import startup, wire
@@ -62,9 +63,6 @@ COPIED_OFF_LOOP_BYTES = 1 << 20
 
 _HEALTH_CHECK_S = 1.0
 """How often a run that waits for its last rows looks whether anyone is left to send them."""
-
-SHUTDOWN_TIMEOUT_S = 30.0
-"""How long vLLM's processes may take to end; killed ones leave their shared memory behind."""
 
 
 class VllmEngine:
@@ -102,7 +100,7 @@ class VllmEngine:
             try:
                 info, norm = await startup.describe(llm, options)
             except BaseException:
-                llm.shutdown(SHUTDOWN_TIMEOUT_S)
+                await _shut_down(llm)
                 raise
         except BaseException:
             reader.close()
@@ -180,13 +178,7 @@ class VllmEngine:
 
     async def close(self) -> None:
         try:
-            if self._llm.errored:
-                # What is left of a dead one may take its time, and the server goes on.
-                await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT_S)
-            else:
-                # On the loop, which has nothing else left to do: while a thread did it, vLLM's
-                # output handler would see its engine die and report that as an error.
-                self._llm.shutdown(SHUTDOWN_TIMEOUT_S)
+            await _shut_down(self._llm)
         finally:
             # Shutting down cancels the task that would tell the runs in flight, so that they would
             # wait for ever: where it was us who found the engine dead, or were quicker than vLLM.
@@ -538,6 +530,15 @@ def _check_used(run: Run, ids: Sequence[int]) -> None:
                 "generate more, or set allow_unused",
                 field=("interventions", number),
             )
+
+
+async def _shut_down(llm: AsyncLLM) -> None:
+    """Ends vLLM's processes, for which it waits, so in a thread."""
+    if handler := llm.output_handler:
+        # It would see its engine die and report that as an error.
+        handler.cancel()
+        await asyncio.gather(handler, return_exceptions=True)
+    await asyncio.to_thread(llm.shutdown, CLOSE_S)
 
 
 @contextmanager

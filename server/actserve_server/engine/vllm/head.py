@@ -1,6 +1,6 @@
 """The end of the model, applied to captured rows after a pass: final norm and unembedding."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -28,25 +28,48 @@ class Head:
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Of rows after the final norm, in their element type, [rows, vocabulary]."""
-        return torch.cat([*self.logits_in_parts(rows)])
+        return self.of_logits(rows, lambda logits: logits)
 
-    def logits_in_parts(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The same, some rows after the other, for what needs them for a moment only."""
-        for part in _parts(rows):
-            yield self._logits(part).to(rows.dtype)
+    def of_logits(
+        self, rows: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """What is made of them, of some rows after the other: logits of all are never there."""
+        return self._made(rows, lambda logits, _: make(logits.to(rows.dtype)), normed=True)
 
     def predictions(
         self, rows: torch.Tensor, unembed: Unembed, next_ids: np.ndarray, *, normed: bool
     ) -> torch.Tensor:
         """What `Unembed` says, float32 [rows, unembed.width], of rows after the final norm or
         before it."""
-        following = torch.from_numpy(next_ids).to(rows.device).split(ROWS_AT_ONCE)
-        return torch.cat(
-            [
-                _read(self._logits(part if normed else self._final_norm(part)), unembed, ids)
-                for part, ids in zip(_parts(rows), following, strict=True)
-            ]
-        )
+        following = torch.from_numpy(next_ids).to(rows.device)
+
+        def make(logits: torch.Tensor, part: slice) -> torch.Tensor:
+            return _read(logits, unembed, following[part])
+
+        return self._made(rows, make, normed=normed)
+
+    def _made(
+        self,
+        rows: torch.Tensor,
+        make: Callable[[torch.Tensor, slice], torch.Tensor],
+        *,
+        normed: bool,
+    ) -> torch.Tensor:
+        """Raises an error of `make` once all logits were computed: other ranks compute their
+        parts of them meanwhile."""
+        made: list[torch.Tensor] = []
+        error: Exception | None = None
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            logits = self._logits(rows[part] if normed else self._final_norm(rows[part]))
+            if error is None:
+                try:
+                    made.append(make(logits, part))
+                except Exception as failure:
+                    error = failure
+        if error is not None:
+            raise error
+        return torch.cat(made) if len(made) > 1 else made[0]
 
     def _logits(self, rows: torch.Tensor) -> torch.Tensor:
         logits = self._compute_logits(rows)
@@ -54,10 +77,6 @@ class Head:
             # Another rank's; what is made of these goes nowhere.
             return rows.new_zeros(1, 1).expand(len(rows), self._vocabulary_size)
         return logits[:, : self._vocabulary_size]
-
-
-def _parts(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return rows.split(ROWS_AT_ONCE)
 
 
 def _read(logits: torch.Tensor, unembed: Unembed, next_ids: torch.Tensor) -> torch.Tensor:

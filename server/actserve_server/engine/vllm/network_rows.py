@@ -68,7 +68,8 @@ class NetworkRows:
             part = sums[piece.group][:, piece.rows]
             if piece.is_hidden:
                 maps, bias = next(following), next(following)
-                part = torch.addmm(bias, part.clamp(min=0), maps.view(len(bias), -1).T)
+                # In place, since nothing else reads the units.
+                part = torch.addmm(bias, part.clamp_(min=0), maps.view(len(bias), -1).T)
             parts.append(part)
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 

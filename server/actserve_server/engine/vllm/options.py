@@ -15,6 +15,9 @@ class EngineOptions:
     max_capture_bytes: int = 1 << 30
     vector_budget_bytes: int = 256 << 20
     """What the float32 vectors of runs in flight may take of the model's device."""
+    workspace_budget_bytes: int = 2 << 30
+    """What a step may take of the model's device beside what vLLM takes. On a GPU the KV cache
+    leaves it."""
     row_cache_bytes: int = 256 << 20
     """What captured rows of prompts may take of the server's memory, for runs that capture the same
     again; 0 keeps none."""

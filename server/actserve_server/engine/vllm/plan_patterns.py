@@ -24,7 +24,7 @@ from actserve_server.engine.vllm.pattern_rows import (
 )
 from actserve_server.engine.vllm.run_keys import ReceivedSums, RunKeys
 from actserve_server.engine.vllm.step_batch import BatchRows, Model, index_of
-from actserve_server.engine.vllm.taps import CaptureWork
+from actserve_server.engine.vllm.taps import CaptureWork, Part, RowsAt
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +54,13 @@ class RowsWork:
     derived: QueryMeasures | LargestWeights
     rows: torch.Tensor | None = None
 
-    def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+    def parts(self, hidden: torch.Tensor) -> Iterable[tuple[slice, RowsAt]]:
+        return ()  # Queries and keys were read by then.
+
+    def take(self, part: Part) -> None:
+        pass
+
+    def end(self) -> None:
         queries = self.queries.take()
         if isinstance(self.derived, LargestWeights):
             self.rows = largest_weights(self.derived, queries)
@@ -72,16 +78,22 @@ class ReceivedWork:
     sums: ReceivedSums
     site: int
     """Which of the capture's."""
-    end: int
-    """Of the positions that are computed in the step."""
+    reached: int
+    """Where the positions end that are computed in the step."""
     rows: torch.Tensor | None = None
 
-    def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+    def parts(self, hidden: torch.Tensor) -> Iterable[tuple[slice, RowsAt]]:
+        return ()
+
+    def take(self, part: Part) -> None:
+        pass
+
+    def end(self) -> None:
         sums = self.sums.of_site(self.site)
         if self.queries is not None:
             add_received(sums, self.queries.take())
-        self.sums.gave(self.site, self.end)
-        self.rows = sums.clone() if self.end >= len(sums) else None
+        self.sums.gave(self.site, self.reached)
+        self.rows = sums.clone() if self.reached >= len(sums) else None
 
 
 PatternWork = RowsWork | ReceivedWork

@@ -14,7 +14,7 @@ import torch
 
 from actserve_server.domain.probes import Aggregator, Ema
 from actserve_server.engine.forms import score_state
-from actserve_server.engine.vllm.bank import VectorBank
+from actserve_server.engine.vllm.bank import StepGather
 from actserve_server.engine.vllm.layout import SiteKey
 from actserve_server.engine.vllm.step_batch import BatchRows, Model, index_of, to_device
 from actserve_server.engine.vllm.tapped_run import RunCondition
@@ -96,13 +96,14 @@ class ScorePlan:
         self._groups.setdefault(kind, []).append(entry)
 
     def works(
-        self, bank: VectorBank, model: Model, changes: torch.Tensor
+        self, gather: StepGather, device: torch.device, model: Model, changes: torch.Tensor
     ) -> Iterator[tuple[SiteKey, int, ScoreWork]]:
         """Where each is to be done: the site, and before which turn of edits."""
         for kind, entries in self._groups.items():
             rows = np.concatenate([each.rows for each in entries])
-            at = model.rows_at(kind.site, index_of(rows, bank.device))
-            yield kind.site, kind.turn, ScoreWork(at, _scored_rows(kind, entries, bank, changes))
+            at = model.rows_at(kind.site, index_of(rows, device))
+            scored = _scored_rows(kind, entries, gather, device, changes)
+            yield kind.site, kind.turn, ScoreWork(at, scored)
 
 
 def _alike(aggregator: Aggregator) -> Aggregator:
@@ -112,9 +113,12 @@ def _alike(aggregator: Aggregator) -> Aggregator:
 
 
 def _scored_rows(
-    kind: _ScoreKind, entries: list[_Scored], bank: VectorBank, changes: torch.Tensor
+    kind: _ScoreKind,
+    entries: list[_Scored],
+    gather: StepGather,
+    device: torch.device,
+    changes: torch.Tensor,
 ) -> ScoredRows:
-    device = bank.device
     counts = [len(each.rows) for each in entries]
     starts = np.cumsum([0, *counts[:-1]])
     forms = [each.condition.form for each in entries]
@@ -142,7 +146,7 @@ def _scored_rows(
         )
     return ScoredRows(
         aggregator=kind.aggregator,
-        directions=bank.gather(offsets, kind.width),
+        directions=gather.vectors(offsets, kind.width),
         scalars=to_device(scalars, device),
         weights=to_device(weights, device),
         states=[state for state in states if state is not None],

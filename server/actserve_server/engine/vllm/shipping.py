@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from actserve_server.domain.blocks import blocks
 from actserve_server.engine.vllm.records import (
     FailureRecord,
     ReceiptsRecord,
@@ -101,10 +102,19 @@ class _CopyThread:
 
 
 def _on_host(block: ShippedRows) -> ShippedRows:
-    """All columns in one copy."""
     data = [rows.view(torch.uint8) for rows in block.columns]
-    host = _to_host(torch.cat(data, dim=1))
-    return replace(block, columns=host.split([each.shape[1] for each in data], dim=1))
+    widths = [each.shape[1] for each in data]
+    host = torch.empty(len(data[0]), sum(widths), dtype=torch.uint8, pin_memory=True)
+    copy_together(data, host)
+    return replace(block, columns=host.split(widths, dim=1))
+
+
+def copy_together(columns: Sequence[torch.Tensor], host: torch.Tensor) -> None:
+    """Copies columns side by side, uint8 [rows, ...] each: some rows at a time, so that they are
+    never all on the device twice."""
+    for rows in blocks(len(host), host.shape[1] // 4):
+        together = torch.cat([column[rows] for column in columns], dim=1)
+        host[rows].copy_(together, non_blocking=True)
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -111,6 +111,7 @@ def _start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
         family,
         hook_points,
         options.vector_budget_bytes,
+        options.workspace_budget_bytes,
         server=os.getpid(),
     )
     silent = not options.log_stats
@@ -180,6 +181,7 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, Fi
         attention_unserved=found["attention_unserved"],
         pattern_rows_unserved="",
         weights=weights_info(found["weights"]),
+        step_tokens=llm.vllm_config.scheduler_config.max_num_batched_tokens,
         vector_bytes=options.vector_budget_bytes,
     )
     return info, FinalNorm.of(found["weights"])

@@ -18,7 +18,7 @@ import torch
 
 from actserve_server.domain.runs import Unembed
 from actserve_server.engine.forms import Kernel, OutputsForm, ProjectionForm
-from actserve_server.engine.vllm.bank import VectorBank
+from actserve_server.engine.vllm.bank import StepGather, VectorBank
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, SiteKey
 from actserve_server.engine.vllm.network_rows import NetworkRows, RunOutputs
 from actserve_server.engine.vllm.plan_patterns import PatternBlock, PatternPlan, PatternWork
@@ -104,13 +104,21 @@ class Planner:
         self._bank = bank
         self._model = model
         self._last: _Steady | None = None
+        self._moves = bank.moves
+
+    def goes_on(self, batch: Batch) -> bool:
+        """Whether the step is as the last one, a position further. Then `plan` only moves that on,
+        and cannot fail."""
+        last = self._last
+        return last is not None and self._moves == self._bank.moves and last.goes_on(batch)
 
     def plan(self, batch: Batch, runs: Mapping[str, TappedRun]) -> RoutedStep | None:
         """The step's plan, or None if no run of the batch has anything to do in it."""
-        if self._last is not None and self._last.goes_on(batch):
+        if self._last is not None and self.goes_on(batch):
             return self._last.next()
         self.forget()
         found = list(batch.tapped(runs))
+        self._moves = self._bank.moves
         routed = route((rows for _, rows in found), self._bank, self._model)
         self._last = _Steady.after(batch, found, routed)
         return routed
@@ -356,7 +364,7 @@ def _edits(
     the keys of the runs for which anything is scored."""
     # Edits of equal sites lie together: many runs at the same sites are one entry here.
     members: dict[tuple[_EditKind, tuple[SiteKey, ...]], list[_Member]] = {}
-    table, scores = _ReceiptTable(), ScorePlan()
+    table, scores, gather = _ReceiptTable(), ScorePlan(), StepGather(bank)
     for item in rows:
         decided: dict[RunCondition, list[tuple[np.ndarray, np.ndarray]]] = {}
         for step in item.run.edits:
@@ -373,8 +381,8 @@ def _edits(
     receipts = table.receipts(bank.device)
     nothing = torch.empty((0, 4), device=bank.device)
     changes = nothing if receipts is None else receipts.changes
-    works = _edit_works(members, bank, model, changes, plan)
-    for site, turn, work in scores.works(bank, model, changes):
+    works = _edit_works(members, gather, bank.device, model, changes, plan)
+    for site, turn, work in scores.works(gather, bank.device, model, changes):
         works.setdefault(site, []).append((turn, 0, work))
     in_order = {
         site: [work for *_, work in sorted(each, key=lambda item: item[:2])]
@@ -406,7 +414,8 @@ def _member(item: BatchRows, step: RunEdit, table: _ReceiptTable) -> _Member:
 
 def _edit_works(
     members: Mapping[tuple[_EditKind, tuple[SiteKey, ...]], list[_Member]],
-    bank: VectorBank,
+    gather: StepGather,
+    device: torch.device,
     model: Model,
     changes: torch.Tensor,
     plan: StepPlan,
@@ -425,8 +434,9 @@ def _edit_works(
             together = tuple(map(id, kinds[kind]))
             if together not in made:
                 every = [member for each in kinds[kind] for member in each]
-                made[together] = _edited(kind, every, bank, model, changes)
-                plan.settles.append(made[together][1])
+                edited = _edited(kind, every, gather, device, model, changes, plan)
+                index = index_of(np.concatenate([member.rows for member in every]), device)
+                made[together] = index, edited
             index, edited = made[together]
             work = EditWork(model.rows_at(site, index), edited)
             works.setdefault(site, []).append((kind.turn, 1, work))
@@ -442,34 +452,40 @@ def _kind(step: RunEdit, turn: int) -> _EditKind:
 
 
 def _edited(
-    kind: _EditKind, members: list[_Member], bank: VectorBank, model: Model, changes: torch.Tensor
-) -> tuple[Index, EditedRows]:
-    device = bank.device
+    kind: _EditKind,
+    members: list[_Member],
+    gather: StepGather,
+    device: torch.device,
+    model: Model,
+    changes: torch.Tensor,
+    plan: StepPlan,
+) -> EditedRows:
     counts = [len(member.rows) for member in members]
     scalars = np.array([member.step.edit.form.scalars for member in members], np.float32)
+    heads = torch.tensor(kind.heads, device=device) if kind.heads else None
     if kind.kernel is Kernel.LINEAR:
-        offsets, scalars = members[0].step.block.offsets[None], scalars[:1]
+        vectors, scalars = gather.block(members[0].step.block), scalars[:1]
     else:
         offsets = np.concatenate([_offsets(member) for member in members])[:, None]
         scalars = np.repeat(scalars, counts, axis=0)
         if (offsets == offsets[0]).all() and (scalars == scalars[0]).all():
             offsets, scalars = offsets[:1], scalars[:1]
-    heads = None
-    if kind.heads:
-        heads = torch.tensor(kind.heads, device=device)
-        if len(offsets) > 1:
-            offsets, scalars = (np.repeat(each, len(heads), axis=0) for each in (offsets, scalars))
-    edited = EditedRows(
+        elif kind.heads:
+            offsets, scalars = (
+                np.repeat(each, len(kind.heads), axis=0) for each in (offsets, scalars)
+            )
+        vectors = gather.vectors(offsets, kind.width)
+    return EditedRows(
         kernel=kind.kernel,
-        vectors=bank.gather(offsets, kind.width),
+        vectors=vectors,
         scalars=to_device(scalars, device),
         heads=heads,
         head_width=model.head_width,
         changes=changes,
         noted=index_of(np.concatenate([member.noted for member in members]), device),
+        unsettled=plan.unsettled,
         conditional=kind.conditional,
     )
-    return index_of(np.concatenate([member.rows for member in members]), device), edited
 
 
 def _offsets(member: _Member) -> np.ndarray:

@@ -5,16 +5,17 @@ nothing unless the current step has work there. Its tensors are declared as muta
 compiled code after the call sees an edit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 
 import torch
 
-from actserve_server.domain.blocks import blocks
+from actserve_server.domain import blocks
 from actserve_server.domain.probes import Aggregator
 from actserve_server.engine.forms import Kernel
+from actserve_server.engine.vllm.bank import ALL_ROWS, StepVectors, part_of
 from actserve_server.engine.vllm.kernels import COMPUTE, change_of
 from actserve_server.engine.vllm.scoring import advance
 from actserve_server.engine.vllm.sharding import Shards
@@ -28,8 +29,8 @@ Index = torch.Tensor | range
 """Rows of a tensor: int64 [rows], or some that lie together."""
 
 NOTED_AT_ONCE = 1 << 20
-"""Elements of changed rows that wait to be compared with what they were: many small ones take one
-comparison, and large ones no memory."""
+"""Elements of changed rows that wait to be compared with what they were, over all edits of a step:
+many small ones take one comparison, and large ones no memory."""
 
 
 def _rows(tensor: torch.Tensor, index: Index) -> torch.Tensor:
@@ -59,11 +60,22 @@ class RowsAt:
     """Whether a row is the sum of branch and residual."""
     shards: Shards | None = None
 
+    def in_blocks(self, hidden: torch.Tensor) -> "Iterable[tuple[slice, RowsAt]]":
+        """The same rows, so many at a time that what is made of them stays small."""
+        width = hidden.shape[1] * (self.shards.parts if self.shards else 1)
+        if 4 * width * len(self.index) <= blocks.BLOCK_BYTES:
+            return ((ALL_ROWS, self),)
+        cut = blocks.blocks(len(self.index), width)
+        return ((block, replace(self, index=self.index[block])) for block in cut)
+
     def read(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        """A copy of the rows."""
+        """A copy of the rows. With `shards`, every rank must call it alike."""
         if self.stream and residual is not None:
             # The same rounding as the model's own: the sum, in the model's element type.
-            rows = _rows(hidden, self.index) + _rows(residual, self.index)
+            if isinstance(self.index, range):
+                rows = _rows(hidden, self.index) + _rows(residual, self.index)
+            else:
+                rows = _rows(hidden, self.index).add_(_rows(residual, self.index))
         elif isinstance(self.index, range):
             rows = _rows(hidden, self.index).clone()
         else:
@@ -101,9 +113,14 @@ class CaptureWork:
     derive: Callable[[torch.Tensor], torch.Tensor | None] | None = None
     rows: torch.Tensor | None = None
 
-    def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        rows = self.at.read(hidden, residual)
-        self.rows = rows if self.derive is None else self.derive(rows)
+    def parts(self, hidden: torch.Tensor) -> "Iterable[tuple[slice, RowsAt]]":
+        return ((ALL_ROWS, self.at),)
+
+    def take(self, part: "Part") -> None:
+        self.rows = part.rows if self.derive is None else self.derive(part.rows)
+
+    def end(self) -> None:
+        pass
 
 
 MET, NOT_MET = 1.0, -1.0
@@ -116,8 +133,8 @@ class ScoredRows:
     sequences, one sequence after the other; without memory each token is a sequence."""
 
     aggregator: Aggregator
-    directions: torch.Tensor
-    """Float32 [rows or 1, width]."""
+    directions: StepVectors
+    """[rows or 1, width]."""
     scalars: torch.Tensor
     """Float64 [rows or 1, 3]: the bias, and the bounds of the score."""
     weights: torch.Tensor
@@ -133,9 +150,18 @@ class ScoredRows:
     """Where in `changes`, as `EditedRows` has it, it is noted of each of these whether the
     condition is met."""
 
-    def score(self, rows: torch.Tensor) -> None:
+    _numbers: list[torch.Tensor] = field(default_factory=list)
+    """Of the rows that were read so far."""
+
+    def take(self, rows: torch.Tensor, block: slice) -> None:
+        """Takes some of the rows, in order."""
+        self._numbers.append((rows.float() * self.directions.of(block)).sum(1))
+
+    def decide(self) -> None:
+        """Once all rows were taken."""
         bias, low, high = self.scalars.unbind(1)
-        scores = self._numbers(rows).double() + bias
+        scores = torch.cat(self._numbers).double() + bias
+        self._numbers.clear()
         # As the definition has it: a number is a float32.
         scores = scores.float().double()
         if self.state is not None:
@@ -149,13 +175,6 @@ class ScoredRows:
         if len(self.noted):
             _put(_rows(decided.float(), self.decides), self.changes[:, 3], self.noted)
 
-    def _numbers(self, rows: torch.Tensor) -> torch.Tensor:
-        parts = []
-        for block in blocks(*rows.shape):
-            directions = self.directions[block] if len(self.directions) > 1 else self.directions
-            parts.append((rows[block].float() * directions).sum(1))
-        return torch.cat(parts)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreWork:
@@ -164,8 +183,36 @@ class ScoreWork:
     at: RowsAt
     scored: ScoredRows
 
-    def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        self.scored.score(self.at.read(hidden, residual))
+    def parts(self, hidden: torch.Tensor) -> "Iterable[tuple[slice, RowsAt]]":
+        return self.at.in_blocks(hidden)
+
+    def take(self, part: "Part") -> None:
+        self.scored.take(part.rows, part.block)
+
+    def end(self) -> None:
+        self.scored.decide()
+
+
+class Unsettled:
+    """Edits of a step whose changes are not all noted yet."""
+
+    def __init__(self) -> None:
+        self._edits: dict[EditedRows, None] = {}
+        self._elements = 0
+
+    def add(self, edited: "EditedRows", elements: int) -> None:
+        """So many elements more wait there."""
+        self._edits[edited] = None
+        self._elements += elements
+        if self._elements >= NOTED_AT_ONCE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Notes all that was changed so far."""
+        for each in self._edits:
+            each.settle()
+        self._edits.clear()
+        self._elements = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -173,8 +220,10 @@ class EditedRows:
     """The rows that one kernel changes, or their parts of `heads`, at each site in turn."""
 
     kernel: Kernel
-    vectors: torch.Tensor
+    vectors: StepVectors
+    """[rows or 1, n, width]; of rows with heads, of each head in turn."""
     scalars: torch.Tensor
+    """As many."""
     heads: torch.Tensor | None
     head_width: int
     changes: torch.Tensor
@@ -182,25 +231,29 @@ class EditedRows:
     the sum of |x' - x| / |x|, and how many sites there were; and whether a condition was met."""
     noted: Index
     """Row i is noted at `noted[i]`."""
+    unsettled: Unsettled
     conditional: bool = False
     """Whether rows are changed only where their condition was met."""
     _waiting: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    """What rows were and are, site by site."""
+    """What rows of a block were and are, site by site."""
+    _block: slice = field(default_factory=lambda: ALL_ROWS)
 
-    def acts(self) -> torch.Tensor | None:
+    def acts(self, block: slice) -> torch.Tensor | None:
         """Where a condition was met, bool [rows]; None if there is none."""
-        return _rows(self.changes[:, 3], self.noted) > 0 if self.conditional else None
+        return _rows(self.changes[:, 3], self.noted[block]) > 0 if self.conditional else None
 
-    def change(self, rows: torch.Tensor, acts: torch.Tensor | None) -> torch.Tensor:
-        """The new rows, in their element type; where they act."""
+    def change(self, rows: torch.Tensor, block: slice, acts: torch.Tensor | None) -> torch.Tensor:
+        """The new rows, in their element type, of a block of them; where they act."""
         parts = rows if self.heads is None else self._parts(rows)[:, self.heads].flatten(0, 1)
         before = parts.float()
-        after = COMPUTE[self.kernel](before, self.vectors, self.scalars).expand_as(before)
+        each = _times(block, 1 if self.heads is None else len(self.heads))
+        scalars = part_of(self.scalars, each) if len(self.scalars) > 1 else self.scalars
+        after = COMPUTE[self.kernel](before, self.vectors.of(each), scalars).expand_as(before)
         written = after.to(rows.dtype)
         if acts is not None:
-            each = acts if self.heads is None else acts.repeat_interleave(len(self.heads))
-            written = torch.where(each[:, None], written, parts)
-        self._note(before, written)
+            each_acts = acts if self.heads is None else acts.repeat_interleave(len(self.heads))
+            written = torch.where(each_acts[:, None], written, parts)
+        self._note(block, before, written)
         if self.heads is None:
             return written
         self._parts(rows)[:, self.heads] = written.unflatten(0, (len(rows), -1))
@@ -209,12 +262,13 @@ class EditedRows:
     def _parts(self, rows: torch.Tensor) -> torch.Tensor:
         return rows.unflatten(1, (-1, self.head_width))
 
-    def _note(self, before: torch.Tensor, after: torch.Tensor) -> None:
-        if self._waiting and self._waiting[0][0].shape != before.shape:
-            self.settle()  # Zeros of one width stand for any.
-        self._waiting.append((before, after))
-        if len(self._waiting) * before.numel() >= NOTED_AT_ONCE:
+    def _note(self, block: slice, before: torch.Tensor, after: torch.Tensor) -> None:
+        # Zeros of one width stand for any.
+        if self._waiting and (block != self._block or self._waiting[0][0].shape != before.shape):
             self.settle()
+        self._block = block
+        self._waiting.append((before, after))
+        self.unsettled.add(self, before.numel())
 
     def settle(self) -> None:
         """Notes what was changed so far."""
@@ -226,11 +280,17 @@ class EditedRows:
         heads = 1 if self.heads is None else len(self.heads)
         change = change_of(before.view(-1, width), after.float().view(-1, width))
         total = change.view(sites, -1, heads, 2).sum((0, 2))
-        noted = torch.cat([total, torch.full_like(total[:, :1], sites)], dim=1)
-        if isinstance(self.noted, range):
-            _rows(self.changes[:, :3], self.noted).add_(noted)
+        noted_at, noted = self.noted[self._block], torch.full_like(total[:, :1], sites)
+        noted = torch.cat([total, noted], dim=1)
+        if isinstance(noted_at, range):
+            _rows(self.changes[:, :3], noted_at).add_(noted)
         else:
-            self.changes[:, :3].index_add_(0, self.noted, noted)
+            self.changes[:, :3].index_add_(0, noted_at, noted)
+
+
+def _times(block: slice, count: int) -> slice:
+    """Of a block of rows, what has so many entries for each row."""
+    return block if block is ALL_ROWS else slice(block.start * count, block.stop * count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -240,16 +300,43 @@ class EditWork:
     at: RowsAt
     edited: EditedRows
 
-    def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
-        acts = self.edited.acts()
-        rows = self.edited.change(self.at.read(hidden, residual), acts)
-        self.at.write(rows, hidden, residual, acts)
+    def parts(self, hidden: torch.Tensor) -> "Iterable[tuple[slice, RowsAt]]":
+        return self.at.in_blocks(hidden)
+
+    def take(self, part: "Part") -> None:
+        acts = self.edited.acts(part.block)
+        rows = self.edited.change(part.rows, part.block, acts)
+        part.at.write(rows, part.hidden, part.residual, acts)
+
+    def end(self) -> None:
+        pass
 
 
 class Work(Protocol):
-    """What is done at a place of the pass, with the tensors there."""
+    """What is done at a place of the pass, with the rows that are there."""
 
-    def run(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> None: ...
+    def parts(self, hidden: torch.Tensor) -> "Iterable[tuple[slice, RowsAt]]":
+        """Which rows are read, block by block."""
+        ...
+
+    def take(self, part: "Part") -> None:
+        """With each block."""
+        ...
+
+    def end(self) -> None:
+        """After the last one."""
+        ...
+
+
+class Part(NamedTuple):
+    """A block of the rows of a site, as a tap reads it."""
+
+    block: slice
+    at: RowsAt
+    rows: torch.Tensor
+    """A copy."""
+    hidden: torch.Tensor
+    residual: torch.Tensor | None
 
 
 class StepPlan:
@@ -259,33 +346,45 @@ class StepPlan:
         self._work: dict[int, list[Work]] = {}
         self._done: set[int] = set()
         self._error: Exception | None = None
-        self._raises = False
-        self.settles: list[EditedRows] = []
-        """Of which changes are noted after the pass."""
+        self.unsettled = Unsettled()
 
     def add(self, place: int, work: Work) -> None:
         self._work.setdefault(place, []).append(work)
 
-    def begin(self, *, raises: bool) -> None:
-        """Before each pass. An error in it is raised at once, or by `check`."""
-        self._raises = raises
+    def begin(self) -> None:
+        """Before each pass."""
         self._done.clear()
         self._error = None
 
     def run(self, place: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
         """After an error the pass goes on for the runs that have no part in this plan."""
-        work = self._work.get(place)
-        if work is None or self._error is not None:
-            return
-        try:
-            for each in work:
-                each.run(hidden, residual)
-        except Exception as error:
-            if self._raises:
-                raise
-            self._error = error
-        else:
+        for each in self._work.get(place, ()):
+            self._run(each, hidden, residual)
+        if self._error is None:
             self._done.add(place)
+
+    def _run(self, work: Work, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        for block, at in work.parts(hidden):
+            if self._error is not None and at.shards is None:
+                return
+            try:
+                # Of rows that are split over ranks the others wait for this one's part, whatever
+                # has failed here.
+                rows = at.read(hidden, residual)
+            except Exception as error:
+                if at.shards is not None:
+                    raise  # They would wait for ever.
+                self._error = error
+                return
+            self._try(work.take, Part(block, at, rows, hidden, residual))
+        self._try(work.end)
+
+    def _try(self, do: Callable[..., None], *of: Part) -> None:
+        if self._error is None:
+            try:
+                do(*of)
+            except Exception as error:
+                self._error = error
 
     def check(self) -> None:
         """Call it after each pass: raises the error of the pass, or completes what was noted."""
@@ -293,18 +392,17 @@ class StepPlan:
             raise self._error
         if missed := sorted(self._work.keys() - self._done):
             raise RuntimeError(f"the forward pass never reached tap places {missed}")
-        for edited in self.settles:
-            edited.settle()
+        self.unsettled.settle()
 
 
 _current: StepPlan | None = None
 
 
 @contextmanager
-def step(plan: StepPlan, *, raises: bool = False) -> Iterator[None]:
+def step(plan: StepPlan) -> Iterator[None]:
     """Makes `plan` the current one for the forward pass inside the block."""
     global _current
-    plan.begin(raises=raises)
+    plan.begin()
     _current = plan
     try:
         yield

@@ -9,9 +9,9 @@ forward pass. There the batch is final: whatever reordered it has run.
 import hashlib
 import inspect
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm import attach, layout, taps, wire
 from actserve_server.engine.vllm.attach import attach_taps
 from actserve_server.engine.vllm.attention import describe_attention, rules
-from actserve_server.engine.vllm.bank import BankFullError, MissingVectorsError, VectorBank
+from actserve_server.engine.vllm.bank import BankFullError, VectorBank
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family
 from actserve_server.engine.vllm.head import Head
@@ -30,7 +30,7 @@ from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteK
 from actserve_server.engine.vllm.lifeline import end_with
 from actserve_server.engine.vllm.replaying import Replaying
 from actserve_server.engine.vllm.ring import RingWriter
-from actserve_server.engine.vllm.sharding import Shards
+from actserve_server.engine.vllm.sharding import Shards, failed_on_any_rank
 from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
 from actserve_server.engine.vllm.step_batch import Batch, Model
 from actserve_server.engine.vllm.step_plan import Column, Planner, RoutedStep, RowBlock
@@ -52,6 +52,8 @@ class WorkerConfig:
     hook_points: tuple[str, ...] = tuple(HookPoint)
     vector_budget_bytes: int = 256 << 20
     """What the vectors of running requests take at most."""
+    workspace_budget_bytes: int = 2 << 30
+    """What the rows of a step take at most, beside what vLLM takes."""
     server: int | None = None
     """The process that this worker is to end with."""
 
@@ -167,15 +169,12 @@ class TapWorker:
 
     def _start(self, request_id: str, message: dict[str, Any]) -> None:
         self._planner.forget()
-        taps = wire.decode(message)
-        with self._failing([taps.key]):
-            try:
-                self._runs[request_id] = TappedRun.start(taps, self._bank, self._key_bytes)
-            except (BankFullError, MissingVectorsError) as error:
-                # The same on every rank, so that ranks need not end.
-                log.error("a run did not begin: %s", error)
-                if self._shipper:
-                    self._shipper.fail([taps.key], type(error).__name__)
+        taps, error = wire.decode(message), None
+        try:
+            self._runs[request_id] = TappedRun.start(taps, self._bank, self._key_bytes)
+        except Exception as failure:
+            error = failure
+        self._fail_if(error, [taps.key])
 
     def _end(self, request_id: str) -> None:
         if run := self._runs.pop(request_id, None):
@@ -186,51 +185,82 @@ class TapWorker:
         step = self._planned() if self._runs else None
         if step is None:
             return self._vllm_forward(*args, **kwargs)
-        # Ranks that do not fail alike would wait for each other forever.
-        with taps.step(step.plan, raises=self._ranks > 1):
+        with taps.step(step.plan):
             output = self._vllm_forward(*args, **kwargs)
-        with self._failing(step.keys):
+        error = None
+        try:
             step.plan.check()
-            blocks = [self._shipped(block) for block in step.blocks]
-            if self._shipper:
-                self._shipper.ship(blocks, step.receipts)
+        except Exception as failure:
+            error = failure
+        if not self._fail_if(error, step.keys):
+            self._ship(step)
         return output
 
     def _planned(self) -> RoutedStep | None:
+        batch, error = self._batch(), None
+        if self._planner.goes_on(batch):
+            return self._planner.plan(batch, self._runs)
+        keys, step = [run.taps.key for run in self._runs.values()], None
+        try:
+            step = self._planner.plan(batch, self._runs)
+        except Exception as failure:
+            error = failure
+        return None if self._fail_if(error, keys) else step
+
+    def _batch(self) -> Batch:
         runner = self.model_runner
         batch = runner.input_batch
-        with self._failing([run.taps.key for run in self._runs.values()]):
-            return self._planner.plan(
-                Batch(
-                    batch.req_ids,
-                    runner.query_start_loc.np,
-                    batch.num_computed_tokens_cpu,
-                    batch.token_ids_cpu,
-                    batch.num_prompt_tokens,
-                    runner.input_ids.gpu,
-                ),
-                self._runs,
-            )
-        return None
+        return Batch(
+            batch.req_ids,
+            runner.query_start_loc.np,
+            batch.num_computed_tokens_cpu,
+            batch.token_ids_cpu,
+            batch.num_prompt_tokens,
+            runner.input_ids.gpu,
+        )
 
-    @contextmanager
-    def _failing(self, keys: Collection[int]) -> Iterator[None]:
-        """An error inside fails these runs; the others go on. The server withholds what they
-        answer."""
+    def _fail_if(self, error: Exception | None, keys: Collection[int]) -> bool:
+        """Whether there is an error, here or on another rank. It fails these runs, which end on
+        every rank, since ranks that do not go on alike would wait for each other for ever. The
+        others go on. The server withholds what failed ones answer."""
+        failed = error is not None
+        if self._ranks > 1:
+            failed = failed_on_any_rank(failed)
+        if not failed:
+            return False
+        log.error("a step failed", exc_info=error, extra={"runs": len(keys)})
+        for request_id in [name for name, run in self._runs.items() if run.taps.key in keys]:
+            self._end(request_id)
+        if self._shipper:
+            self._shipper.fail([*keys], type(error).__name__ if error else "on another rank")
+        return True
+
+    def _ship(self, step: RoutedStep) -> None:
+        """An error fails these runs too, as the server is told. They go on here until it aborts
+        them: other ranks do not know of it, and have no part in what is sent."""
         try:
-            yield
+            blocks = self._shipped(step.blocks)
+            if self._shipper:
+                self._shipper.ship(blocks, step.receipts)
         except Exception as error:
-            if self._ranks > 1 or self._shipper is None:
-                raise
-            log.exception("a step failed", extra={"runs": len(keys)})
-            failed = [name for name, run in self._runs.items() if run.taps.key in keys]
-            for request_id in failed:
-                self._end(request_id)
-            self._shipper.fail([*keys], type(error).__name__)
+            log.exception("rows were not sent", extra={"runs": len(step.keys)})
+            if self._shipper:
+                self._shipper.fail([*step.keys], type(error).__name__)
 
-    def _shipped(self, block: RowBlock) -> ShippedRows:
-        columns = tuple(self._rows(column, block) for column in block.columns)
-        return ShippedRows(block.number, block.keys, block.positions, columns)
+    def _shipped(self, blocks: Sequence[RowBlock]) -> list[ShippedRows]:
+        shipped, error = [], None
+        for block in blocks:
+            columns = []
+            for column in block.columns:
+                # All are tried: what is made of logits, every rank must make.
+                try:
+                    columns.append(self._rows(column, block))
+                except Exception as failure:
+                    error = failure
+            shipped.append(ShippedRows(block.number, block.keys, block.positions, tuple(columns)))
+        if error is not None:
+            raise error
+        return shipped
 
     def _rows(self, column: Column, block: RowBlock) -> torch.Tensor:
         rows = column.work.rows
@@ -245,8 +275,7 @@ class TapWorker:
             return self._head.logits(rows)
         # What is reserved for a run has room for its components, not for its logits.
         assert isinstance(block.derived, RunProjection)  # Others are made of what taps read.
-        parts = self._head.logits_in_parts(rows)
-        return torch.cat([block.derived.of(part, self._bank) for part in parts])
+        return self._head.of_logits(rows, partial(block.derived.of, bank=self._bank))
 
 
 def _shards(

@@ -7,3 +7,9 @@ from actserve_server.engine.vllm.worker import TapWorker
 
 class GpuTapWorker(TapWorker, Worker):
     """vLLM's GPU worker with taps."""
+
+    def determine_available_memory(self) -> int:
+        found = super().determine_available_memory()
+        if self.cache_config.kv_cache_memory_bytes:
+            return found  # So much was asked for, whatever is left.
+        return found - self.vllm_config.additional_config.workspace_budget_bytes

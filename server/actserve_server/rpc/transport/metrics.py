@@ -57,6 +57,14 @@ _VECTORS = Gauge(
     "actserve_vector_bytes",
     "Bytes of the vectors that sequences being run are changed by, equal ones once.",
 )
+_WORKSPACE = Gauge(
+    "actserve_workspace_bytes",
+    "The most that a step of the sequences being run takes of the model's device for their rows.",
+)
+_REPORTS = Gauge(
+    "actserve_report_reserved_bytes",
+    "Bytes reserved for tokens, log probabilities and reports of sequences being run.",
+)
 _KEPT = Gauge("actserve_kept_bytes", "Bytes of activations kept for later calls.")
 _STORE = Gauge("actserve_store_reachable", "0 since the database could not be reached, else 1.")
 _ROW_CACHE = Gauge(
@@ -78,6 +86,10 @@ class Admission(Protocol):
     def reserved_bytes(self) -> int: ...
     @property
     def vector_bytes(self) -> int: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    @property
+    def report_bytes(self) -> int: ...
 
 
 class Keeping(Protocol):
@@ -110,6 +122,8 @@ def watch(admission: Admission, keeping: Keeping, storing: Storing) -> None:
     _WAITING.set_function(lambda: admission.waiting)
     _RESERVED.set_function(lambda: admission.reserved_bytes)
     _VECTORS.set_function(lambda: admission.vector_bytes)
+    _WORKSPACE.set_function(lambda: admission.workspace_bytes)
+    _REPORTS.set_function(lambda: admission.report_bytes)
     _KEPT.set_function(lambda: keeping.held_bytes)
     _STORE.set_function(lambda: storing.reachable)
 
