@@ -45,6 +45,7 @@ from actserve_server.readouts.pattern_rows_selftest import prove_pattern_rows
 from actserve_server.readouts.readout_selftest import prove_attention
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
+from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.server import Listening, RpcServer, Tls
 from actserve_server.rpc.transport import metrics
@@ -137,13 +138,11 @@ class App:
         )
         listening = _listening(settings)
         self._tokens = listening.tokens
+        sources = Sources(kept=self.kept, vectors=self.vectors)
+        watching = self.monitoring.parts
+        generations = Generations(self.engine, sources, self.autoencoders, watching)
         self.rpc = RpcServer(
-            self.engine,
-            Sources(kept=self.kept, vectors=self.vectors),
-            self.autoencoders,
-            self._cells,
-            self.monitoring.parts,
-            listening,
+            self.engine, sources, self.autoencoders, self._cells, watching, generations, listening
         )
         self.http = _http(settings, listening)
         """Where other doors are mounted, before it starts; None where it is turned off."""
