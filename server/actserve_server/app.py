@@ -57,6 +57,7 @@ from actserve_server.storage.stored_cells import StoredCells
 
 if TYPE_CHECKING:
     from actserve_server.http.http_server import HttpServer
+    from actserve_server.openai.door import OpenAiDoor
 
 POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a
@@ -146,6 +147,8 @@ class App:
         )
         self.http = _http(settings, listening)
         """Where other doors are mounted, before it starts; None where it is turned off."""
+        if self.http is not None and hasattr(engine, "vllm"):
+            self.http.mount("/v1/", self._openai_door(generations))
         self._watching: Sequence[asyncio.Task[None]] = ()
         self._healthy: bool | None = None
 
@@ -198,6 +201,27 @@ class App:
         await self._stop_listening(0)
         await self.monitoring.close()
         self.database.close()
+
+    def _openai_door(self, generations: Generations) -> "OpenAiDoor":
+        # Imported here: it takes vLLM, which the fake engine starts without.
+        from actserve_server.openai.door import LettingIn, OpenAiDoor
+        from actserve_server.openai.vllm_app import VllmServing
+
+        serving = VllmServing(
+            tool_call_parser=self._settings.tool_call_parser,
+            reasoning_parser=self._settings.reasoning_parser,
+        )
+        try:
+            return OpenAiDoor(
+                self.engine,
+                generations,
+                partial(self.rpc.generation.FetchActivations, context=None),
+                lambda: getattr(self._restarting.current, "vllm"),  # noqa: B009
+                LettingIn(authenticate=self.rpc.authenticate, limit=self.rpc.call_limit),
+                serving,
+            )
+        except TypeError as error:
+            raise ConfigError(f"tool_call_parser or reasoning_parser: {error}") from None
 
     async def _stop_listening(self, grace_s: float) -> None:
         stopping = [self.rpc.stop(grace_s)]

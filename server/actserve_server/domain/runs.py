@@ -280,7 +280,7 @@ class Tokens:
     texts: tuple[str, ...]
     text: str
     logprobs: tuple[TokenLogprobs, ...] = ()
-    ends: bool = False
+    ends: bool = field(default=False, compare=False)
     """Whether the run ends with them, and `Finished` is on its way."""
 
 

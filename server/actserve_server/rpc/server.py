@@ -127,8 +127,9 @@ class RpcServer:
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(engine, autoencoders), self._server
         )
+        self.generation = GenerationServicer(engine, autoencoders, generations)
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(
-            GenerationServicer(engine, autoencoders, generations), self._server
+            self.generation, self._server
         )
         kept_activations_service_pb2_grpc.add_KeptActivationsServiceServicer_to_server(
             KeptActivationsServicer(sources.kept, model_name(engine.info)), self._server
