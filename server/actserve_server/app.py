@@ -18,7 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import structlog
 from prometheus_client import start_http_server
@@ -215,7 +216,8 @@ class App:
             return OpenAiDoor(
                 self.engine,
                 generations,
-                partial(self.rpc.generation.FetchActivations, context=None),
+                # What it is served by makes no difference to it.
+                partial(self.rpc.generation.FetchActivations, context=cast("Any", None)),
                 lambda: getattr(self._restarting.current, "vllm"),  # noqa: B009
                 LettingIn(authenticate=self.rpc.authenticate, limit=self.rpc.call_limit),
                 serving,

@@ -142,7 +142,8 @@ async def test_log_probabilities_are_those_of_generate(opened: Door) -> None:
 
 
 async def test_the_model_is_listed_by_its_id(opened: Door) -> None:
-    (model,) = (await opened.client.models.list()).data
+    models: Any = await opened.client.models.list()
+    (model,) = models.data
     assert (model.id, model.root, model.max_model_len) == (MODEL, MODEL, 2048)
 
 
@@ -429,12 +430,13 @@ async def test_what_is_not_served_so_is_refused(opened: Door, subtests: Any) -> 
 
 
 async def test_what_vllm_refuses_is_refused_in_its_words(opened: Door) -> None:
-    for fields, status, said in (
+    refused_so: list[tuple[dict[str, Any], int, str]] = [
         ({"temperature": -1}, 400, "temperature"),
         ({"messages": "hello"}, 400, "messages"),
         ({"model": "other"}, 404, "`other` does not exist"),
         ({"tools": [], "tool_choice": "auto"}, 400, "tools"),
-    ):
+    ]
+    for fields, status, said in refused_so:
         with pytest.raises(openai.APIStatusError) as refused:
             await opened.chat(**fields)
         assert refused.value.status_code == status

@@ -143,7 +143,7 @@ class OpenAiDoor:
     def _current_app(self) -> FastAPI:
         vllm = self._vllm()
         if self._app is None or self._app[0] is not vllm:
-            client = DoorClient(vllm, self._engine, self._generations)
+            client = DoorClient(vllm, self._engine, self._generations)  # pyright: ignore[reportAbstractUsage]
             self._app = vllm, vllm_app(client, self._engine.info.id, self._serving)
         return self._app[1]
 

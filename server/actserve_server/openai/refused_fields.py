@@ -108,7 +108,9 @@ def _check_list(value: Any, limit: int, text_bytes: int | None, field: FieldPath
         value = [value]
     if len(value) > limit:
         raise _invalid(f"{field[0]} has {len(value)} entries; send at most {limit}", field, limit)
-    for each in value if text_bytes is not None else ():
+    if text_bytes is None:
+        return
+    for each in value:
         if isinstance(each, str) and len(each.encode(errors="replace")) > text_bytes:
             raise _invalid(
                 f"a text of {field[0]} has more than {text_bytes} bytes; shorten it",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from vllm.sampling_params import SamplingParams
 
@@ -66,7 +66,7 @@ def json_of(message: Message, *without: str) -> dict[str, Any]:
     return _with_numbers(message.DESCRIPTOR, told)
 
 
-def _with_numbers(kind: Descriptor, made: dict[str, Any]) -> dict[str, Any]:
+def _with_numbers(kind: Any, made: dict[str, Any]) -> dict[str, Any]:
     """The same with counts of 64 bits as numbers. Protocol Buffers writes them as texts, since some
     readers have doubles alone; none here comes near what those cannot hold."""
     for field in kind.fields:

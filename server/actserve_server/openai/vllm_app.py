@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from fastapi import FastAPI, Request
+from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.chat_completion import api_router as chat_router
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion import api_router as completion_router
@@ -14,8 +15,6 @@ from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.renderers.online_renderer import OnlineRenderer
-
-from actserve_server.openai.engine_client import DoorClient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +26,7 @@ class VllmServing:
     reasoning_parser: str = ""
 
 
-def vllm_app(client: DoorClient, model_id: str, serving: VllmServing) -> FastAPI:
+def vllm_app(client: EngineClient, model_id: str, serving: VllmServing) -> FastAPI:
     """As `vllm serve` makes it, with the routes that the door serves."""
     # The id in the place of the path, which would tell where files are.
     models = OpenAIServingModels(client, [BaseModelPath(name=model_id, model_path=model_id)])
