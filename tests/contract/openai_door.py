@@ -86,15 +86,7 @@ def _chat(content: str, **fields: Any) -> dict[str, Any]:
 @asynccontextmanager
 async def door(engine: FakeEngine | None = None, **settings: Any) -> AsyncIterator[Door]:
     """Serves one."""
-    engine = engine or FakeEngine()
-    config = _made_up_config()
-    # A renderer has an event loop of its own.
-    engine.vllm = SimpleNamespace(  # type: ignore[attr-defined]
-        vllm_config=config,
-        model_config=config.model_config,
-        renderer=renderer_from_config(config),
-        input_processor=None,
-    )
+    engine = with_vllm(engine or FakeEngine())
     async with serving(engine, http_port=0, **settings) as served:
         assert served.app.http is not None
         url = f"http://127.0.0.1:{served.app.http.port}/v1"
@@ -105,6 +97,19 @@ async def door(engine: FakeEngine | None = None, **settings: Any) -> AsyncIterat
 def conversation(*contents: str) -> dict[str, Any]:
     """The prompt of a call to Generate that is the same conversation."""
     return {"conversation": {"turns": [{"role": "user", "content": each} for each in contents]}}
+
+
+def with_vllm(engine: FakeEngine) -> Any:
+    """The engine with what vLLM's serving classes take from one. Its renderer has an event loop of
+    its own: the current one."""
+    config = _made_up_config()
+    engine.vllm = SimpleNamespace(  # type: ignore[attr-defined]
+        vllm_config=config,
+        model_config=config.model_config,
+        renderer=renderer_from_config(config),
+        input_processor=None,
+    )
+    return engine
 
 
 @functools.cache

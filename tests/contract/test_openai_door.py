@@ -32,7 +32,7 @@ from tests.contract.harness import (
     write_tokens,
 )
 from tests.contract.monitors import create, full, numbers
-from tests.contract.openai_door import MODEL, Door, conversation, door
+from tests.contract.openai_door import MODEL, Door, conversation, door, with_vllm
 from tests.contract.refusals import WIDTH
 
 pytestmark = pytest.mark.filterwarnings("default")  # vLLM warns of its own affairs.
@@ -498,6 +498,21 @@ async def test_a_server_that_shuts_down_says_so(opened: Door) -> None:
         await opened.chat()
     assert refused.value.status_code == 503
     assert refused.value.body["code"] == "DRAINING"  # type: ignore[index]
+
+
+async def test_another_engine_in_the_place_of_a_dead_one_is_served(opened: Door) -> None:
+    before = await opened.chat()
+    restarting: Any = opened.served.app._restarting
+    first, restarting._current = restarting._current, None
+    with pytest.raises(openai.APIStatusError) as refused:
+        await opened.chat()
+    assert refused.value.status_code == 503
+    assert int(refused.value.response.headers["retry-after"]) >= 1
+    assert refused.value.body["code"] == "ENGINE_DEAD"  # type: ignore[index]
+    first.vllm.renderer.shutdown()
+    restarting._current = with_vllm(FakeEngine())
+    after = await opened.chat()
+    assert after.choices[0].token_ids == before.choices[0].token_ids
 
 
 UNREADABLE: dict[str, tuple[bytes, str]] = {

@@ -1,6 +1,7 @@
 """The OpenAI door on the real engine: as vLLM's own server, and as calls over gRPC."""
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -264,6 +265,24 @@ def test_a_steered_and_monitored_chat_is_the_same_over_grpc(door: Door) -> None:
     assert last["finish_reason"] == "content_filter"
     assert last["stop_reason"].endswith("/stops")
     assert parts[-1]["actserve"]["choices"][0]["monitor"] == last["stop_reason"]
+
+
+def test_output_keeps_its_form_where_a_monitor_steers_it(door: Door) -> None:
+    """It is run again from the prompt then, with its first tokens replayed."""
+    level = actserve.Level(-1e9, actserve.Add(SITE, VECTOR, 3.0))
+    probe = actserve.Probe(SITE, VECTOR)
+    named = actserve.Watch(named_only=True)
+    door.grpc.monitors.create(
+        "turns", probe=probe, upper=level, watch=named, positions="generated"
+    )
+    form = {"structured_outputs": {"regex": "[a-z]{6} [a-z]{8}[.]"}}
+    body = {**GREEDY, **form, "messages": MESSAGES, "return_token_ids": True}
+    (plain,) = door.ours("chat/completions", body)["choices"]
+    (turned,) = door.ours("chat/completions", {**body, "monitors": ["turns"]})["choices"]
+    for choice in (plain, turned):
+        assert re.fullmatch(form["structured_outputs"]["regex"], choice["message"]["content"])
+    assert turned["token_ids"][:2] == plain["token_ids"][:2]
+    assert turned["token_ids"] != plain["token_ids"]
 
 
 def test_mixed_requests_of_both_doors_are_each_as_alone(door: Door) -> None:
