@@ -312,26 +312,38 @@ async def test_readouts_that_tell_too_much_are_refused() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
-    "beams": ({"use_beam_search": True}, 501, "FEATURE_NOT_SERVED", "use_beam_search"),
-    "echo": ({"echo": True}, 501, "FEATURE_NOT_SERVED", "echo"),
+    "beams": ({"use_beam_search": True}, 400, "FEATURE_NOT_SERVED", "use_beam_search"),
+    "echo": ({"echo": True}, 400, "FEATURE_NOT_SERVED", "echo"),
     "log probabilities of the prompt": (
         {"prompt_logprobs": 1},
-        501,
+        400,
         "FEATURE_NOT_SERVED",
         "prompt_logprobs",
     ),
     "what the worker is told": (
         {"vllm_xargs": {"actserve": "x"}},
-        501,
+        400,
         "FEATURE_NOT_SERVED",
         "vllm_xargs",
     ),
-    "a salt": ({"cache_salt": "x"}, 501, "FEATURE_NOT_SERVED", "cache_salt"),
+    "a salt": ({"cache_salt": "x"}, 400, "FEATURE_NOT_SERVED", "cache_salt"),
     "a template's argument that the server sets": (
         {"chat_template_kwargs": {"tokenize": False}},
         400,
         "FIELD_INVALID",
         "chat_template_kwargs",
+    ),
+    "many messages": (
+        {"messages": [{"role": "user", "content": "a"}] * 4097},
+        400,
+        "TOO_MANY_PARTS",
+        "messages",
+    ),
+    "many parts": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 4096}]},
+        400,
+        "TOO_MANY_PARTS",
+        "messages",
     ),
     "an image": (
         {
@@ -339,13 +351,13 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
                 {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
             ]
         },
-        501,
+        400,
         "FEATURE_NOT_SERVED",
         "messages[0].content[0]",
     ),
     "an image without its type": (
         {"messages": [{"role": "user", "content": [{"image_url": "file:///etc/passwd"}]}]},
-        501,
+        400,
         "FEATURE_NOT_SERVED",
         "messages[0].content[0]",
     ),
@@ -391,7 +403,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
     ),
     "a field that is not served yet": (
         {"steering": [{"add": {"vector": {"feature": {}}}}]},
-        501,
+        400,
         "FEATURE_NOT_SERVED",
         "steering[0].add.vector.feature",
     ),

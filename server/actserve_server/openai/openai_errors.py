@@ -15,7 +15,7 @@ STATUSES: Mapping[Kind, int] = {
     Kind.NOT_FOUND: 404,
     Kind.ALREADY_EXISTS: 409,
     Kind.ABORTED: 409,
-    Kind.UNIMPLEMENTED: 501,
+    Kind.UNIMPLEMENTED: 400,  # OpenAI's clients try again after any status from 500 on.
     Kind.UNAVAILABLE: 503,
     Kind.RESOURCE_EXHAUSTED: 429,
     Kind.UNAUTHENTICATED: 401,

@@ -35,6 +35,9 @@ REFUSED: Mapping[str, str] = {
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
 """Types of the parts of a message that are text. vLLM would fetch what others name."""
 
+MAX_MESSAGES = 4096
+"""Of a chat, with their parts and calls of tools. Each takes vLLM some 10 microseconds to look at,
+in which nothing else runs."""
 MAX_FORM_BYTES = 256 << 10
 """Of the JSON of tools and of the form that the output must have."""
 MAX_REGEX_BYTES = 4 << 10
@@ -66,6 +69,7 @@ def check(body: Body, info: ModelInfo) -> None:
                 Reason.FEATURE_NOT_SERVED, f"{name} is not served by this API: {why}", field=(name,)
             )
     _check_samples(body, info)
+    _check_messages(body.get("messages"))
     for name, limit in _LISTS.items():
         _check_list(body.get(name), limit, _TEXTS.get(name), (name,))
     _check_repetition(body.get("repetition_detection"))
@@ -100,6 +104,22 @@ def _check_samples(body: Body, info: ModelInfo) -> None:
             f"may ask for at most {limit}; make several calls",
             field=("n",),
             metadata={"samples": wanted, "limit": limit},
+        )
+
+
+def _check_messages(messages: Any) -> None:
+    count = 0
+    for message in messages if isinstance(messages, list) else ():
+        inside = message if isinstance(message, dict) else {}
+        lists = (inside.get(name) for name in ("content", "tool_calls"))
+        count += 1 + sum(len(each) for each in lists if isinstance(each, list))
+    if count > MAX_MESSAGES:
+        raise ActserveError(
+            Reason.TOO_MANY_PARTS,
+            f"there are {count} messages, parts of messages and calls of tools, but at most "
+            f"{MAX_MESSAGES} are looked at; put parts together, or leave old messages out",
+            field=("messages",),
+            metadata={"limit": MAX_MESSAGES},
         )
 
 
