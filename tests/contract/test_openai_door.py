@@ -370,6 +370,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
         "FIELD_INVALID",
         "structured_outputs.regex",
     ),
+    "a field that is nearly ours": ({"monitor": "harm"}, 400, "FIELD_UNKNOWN", "monitor"),
     "no list of steering": ({"steering": {"name": "joy"}}, 400, "FIELD_INVALID", "steering"),
     "no such vector": (
         {"steering": [{"name": "nothing"}]},

@@ -25,6 +25,19 @@ M = TypeVar("M", bound=Message)
 
 NAMES = ("steering", "monitors", "readouts", "score_detail")
 
+_MEANT: Mapping[str, str] = {
+    "extra_body": "what is in it, beside the other fields",
+    "intervention": "steering",
+    "interventions": "steering",
+    "monitor": "monitors",
+    "readout": "readouts",
+    "steer": "steering",
+    "steering_vectors": "steering",
+    "vectors": "steering",
+}
+"""What ours may be called by mistake. vLLM passes over fields that it does not know, which OpenAI's
+API has ever more of; to pass over these would be to answer unsteered and unwatched."""
+
 _NAMED = frozenset({"name", "coefficient", "sites", "positions", "relative"})
 """What an entry of `steering` may hold that names a stored vector."""
 
@@ -32,6 +45,13 @@ _NAMED = frozenset({"name", "coefficient", "sites", "positions", "relative"})
 def request(fields: Mapping[str, Any], info: ModelInfo) -> pb.GenerateRequest:
     """The same as a call to Generate asks it, but for the sites of stored vectors that are named
     without any. Raises FIELD_INVALID, SITE_INVALID or FEATURE_NOT_SERVED."""
+    for name, meant in _MEANT.items():
+        if name in fields:
+            raise ActserveError(
+                Reason.FIELD_UNKNOWN,
+                f"{name} means nothing here; send {meant}",
+                field=(name,),
+            )
     made = pb.GenerateRequest(score_detail=pb.SCORE_DETAIL_SAMPLE)
     if "score_detail" in fields:
         detail = {"score_detail": fields["score_detail"]}
