@@ -143,10 +143,14 @@ class DoorClient(_Client):
                         finished=not left,
                         **said,
                     )
-        except Exception as error:
+        except ActserveError as error:
             # vLLM's classes know nothing of these, and would tell less of them.
+            asked.error = error
+            raise
+        except Exception as error:
             asked.error = statuses.foreseen(error)
-            raise asked.error from error
+            # Without its cause, whose message vLLM would log.
+            raise asked.error from None
 
     def _part(
         self, answer: SampleAnswer, index: int, event: Event | Tokens
