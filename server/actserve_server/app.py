@@ -18,7 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import structlog
 from prometheus_client import start_http_server
@@ -46,6 +47,7 @@ from actserve_server.readouts.pattern_rows_selftest import prove_pattern_rows
 from actserve_server.readouts.readout_selftest import prove_attention
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
+from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.server import Listening, RpcServer, Tls
 from actserve_server.rpc.transport import metrics
@@ -57,6 +59,7 @@ from actserve_server.storage.stored_cells import StoredCells
 
 if TYPE_CHECKING:
     from actserve_server.http.http_server import HttpServer
+    from actserve_server.openai.door import OpenAiDoor
 
 POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a
@@ -139,16 +142,16 @@ class App:
         )
         listening = _listening(settings)
         self._tokens = listening.tokens
+        sources = Sources(kept=self.kept, vectors=self.vectors)
+        watching = self.monitoring.parts
+        generations = Generations(self.engine, sources, self.autoencoders, watching)
         self.rpc = RpcServer(
-            self.engine,
-            Sources(kept=self.kept, vectors=self.vectors),
-            self.autoencoders,
-            self._cells,
-            self.monitoring.parts,
-            listening,
+            self.engine, sources, self.autoencoders, self._cells, watching, generations, listening
         )
         self.http = _http(settings, listening)
         """Where other doors are mounted, before it starts; None where it is turned off."""
+        if self.http is not None and hasattr(engine, "vllm"):
+            self.http.mount("/v1/", self._openai_door(generations))
         self._watching: Sequence[asyncio.Task[None]] = ()
         self._healthy: bool | None = None
 
@@ -198,6 +201,28 @@ class App:
         await self._stop_listening(0)
         await self.monitoring.close()
         self.database.close()
+
+    def _openai_door(self, generations: Generations) -> "OpenAiDoor":
+        # Imported here: it takes vLLM, which the fake engine starts without.
+        from actserve_server.openai.door import LettingIn, OpenAiDoor
+        from actserve_server.openai.vllm_app import VllmServing
+
+        serving = VllmServing(
+            tool_call_parser=self._settings.tool_call_parser,
+            reasoning_parser=self._settings.reasoning_parser,
+        )
+        try:
+            return OpenAiDoor(
+                self.engine,
+                generations,
+                # What it is served by makes no difference to it.
+                partial(self.rpc.generation.FetchActivations, context=cast("Any", None)),
+                lambda: getattr(self._restarting.current, "vllm"),  # noqa: B009
+                LettingIn(authenticate=self.rpc.authenticate, limit=self.rpc.call_limit),
+                serving,
+            )
+        except TypeError as error:
+            raise ConfigError(f"tool_call_parser or reasoning_parser: {error}") from None
 
     async def _stop_listening(self, grace_s: float) -> None:
         stopping = [self.rpc.stop(grace_s)]

@@ -90,8 +90,9 @@ class Settings(BaseSettings):
     )
     http_port: Port | None = Field(
         None,
-        description="port for browsers, which speaks HTTP: the same services over Connect and "
-        "gRPC-Web, with the same TLS and tokens; 0 takes a free one, none when unset",
+        description="port that speaks HTTP, for browsers (the same services over Connect and "
+        "gRPC-Web) and for clients of OpenAI's API, with the same TLS and tokens; 0 takes a free "
+        "one, none when unset",
     )
     http_origins: tuple[Origin, ...] = Field(
         (),
@@ -297,6 +298,14 @@ class Settings(BaseSettings):
     block_size: PositiveInt | None = Field(None, description="vLLM: tokens in a KV cache block")
     enforce_eager: bool = Field(
         False, description="vLLM: no torch.compile and no CUDA graphs; for debugging only"
+    )
+    tool_call_parser: str | None = Field(
+        None,
+        description="vLLM: how the model writes calls of tools, such as hermes; without it the "
+        "OpenAI API knows no tools",
+    )
+    reasoning_parser: str = Field(
+        "", description="vLLM: how the model sets thoughts apart, such as qwen3, if it does"
     )
     enable_prefix_caching: bool = Field(
         True, description="vLLM: reuse the KV cache of common beginnings"

@@ -6,7 +6,7 @@ several runs. Each run is one sequence, so nothing has to be matched to a parent
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 import numpy as np
@@ -60,6 +60,9 @@ class Sampling:
     """Whether special tokens are left out of the text."""
     spaces_between_special_tokens: bool = True
     logprobs: int | None = None
+    as_engine: object = field(default=None, compare=False)
+    """The same in a form that only the engine knows, of requests that came in it. It then counts,
+    but for `max_tokens`, `min_tokens` and `seed`, and log probabilities come in such a form too."""
 
 
 NEUTRAL = Sampling(
@@ -264,6 +267,8 @@ class TokenLogprobs:
 
     logprob: float
     top: tuple[TokenLogprob, ...]
+    as_engine: object = field(default=None, compare=False)
+    """All of it as the engine has it, in place of `top`; see `Sampling.as_engine`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +280,8 @@ class Tokens:
     texts: tuple[str, ...]
     text: str
     logprobs: tuple[TokenLogprobs, ...] = ()
+    ends: bool = field(default=False, compare=False)
+    """Whether the run ends with them, and `Finished` is on its way."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

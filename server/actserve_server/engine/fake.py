@@ -253,7 +253,8 @@ class FakeEngine:
                 reason, stopped_by = FinishReason.STOP, text.stop_string
             logprobs = self._logprobs(logits, token, run.sampling.logprobs)
             spelled = self._vocabulary.decode([token])
-            yield Tokens(len(ids) - 1, (token,), (spelled,), added, logprobs)
+            ends = reason is not None
+            yield Tokens(len(ids) - 1, (token,), (spelled,), added, logprobs, ends)
             # The token just sampled is run, and so has rows, only if another one follows.
             if reason is None:
                 done.reach(ids)

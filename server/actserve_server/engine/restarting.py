@@ -107,6 +107,13 @@ class RestartingEngine:
         each restart, so that a call can tell whether its engine is still there."""
         return self._info
 
+    @property
+    def current(self) -> Engine:
+        """The engine that serves now. Raises ENGINE_DEAD if there is none."""
+        if self._current is None:
+            raise self._dead()
+        return self._current
+
     async def prove(self) -> None:
         """Runs the self-test of the first engine. Call this before serving."""
         assert self._current is not None
@@ -132,9 +139,7 @@ class RestartingEngine:
                 yield event
 
     def ended_text(self, run: Run, generated: Sequence[int]) -> str:
-        if self._current is None:
-            raise self._dead()
-        return self._current.ended_text(run, generated)
+        return self.current.ended_text(run, generated)
 
     async def token_rows(self, matrix: TokenMatrix, token_ids: Sequence[int]) -> np.ndarray:
         async with self._living() as engine:

@@ -29,6 +29,7 @@ from actserve_server.rpc import not_served
 from actserve_server.rpc.explanation_servicer import ExplanationServicer
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.generation_servicer import GenerationServicer
+from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.kept_activations_servicer import KeptActivationsServicer
 from actserve_server.rpc.model_servicer import ModelServicer
 from actserve_server.rpc.monitor_servicer import MonitorServicer
@@ -110,6 +111,7 @@ class RpcServer:
         autoencoders: Nlas,
         cells: StoredCells,
         watching: WatchingParts,
+        generations: Generations,
         listening: Listening,
     ) -> None:
         tokens = listening.tokens
@@ -125,8 +127,9 @@ class RpcServer:
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(engine, autoencoders), self._server
         )
+        self.generation = GenerationServicer(engine, autoencoders, generations)
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(
-            GenerationServicer(engine, sources, autoencoders, watching), self._server
+            self.generation, self._server
         )
         kept_activations_service_pb2_grpc.add_KeptActivationsServiceServicer_to_server(
             KeptActivationsServicer(sources.kept, model_name(engine.info)), self._server

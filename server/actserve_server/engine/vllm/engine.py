@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
@@ -46,7 +47,7 @@ from actserve_server.engine.vllm.records import MAX_ROW_BYTES
 from actserve_server.engine.vllm.replaying import REPLAYED_ARG
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.row_cache import NOBODY, Filling, RowCache, Watch
-from actserve_server.engine.vllm.sampling import ending, sampling_params
+from actserve_server.engine.vllm.sampling import VllmSampling, ending, sampling_params
 from actserve_server.engine.vllm.scheduler import READABLE_ARG
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
 from actserve_server.engine.vllm.vector_uploads import VectorUploads
@@ -198,7 +199,9 @@ class VllmEngine:
         prepared = await self._open(run)
         try:
             async with self._uploads.held(prepared.uploads):
-                outputs = self._llm.generate(prepared.prompt, prepared.params, run.id)  # type: ignore[arg-type]
+                asked = run.sampling.as_engine
+                more = asked.generate if isinstance(asked, VllmSampling) else {}
+                outputs = self._llm.generate(prepared.prompt, prepared.params, run.id, **more)  # type: ignore[arg-type]
                 events = (
                     self._run_tapped(run, outputs, prepared.inbox, prepared.filling)
                     if prepared.inbox
@@ -404,6 +407,7 @@ class VllmEngine:
             texts=self._tokenizer.texts(ids),
             text=completion.text,
             logprobs=self._logprobs(run.sampling, completion) if completion.logprobs else (),
+            ends=completion.finished(),
         )
 
     def _logprobs(
@@ -412,6 +416,11 @@ class VllmEngine:
         result = []
         for token, candidates in zip(completion.token_ids, completion.logprobs or (), strict=True):
             assert candidates is not None  # Only prompt logprobs have holes.
+            if isinstance(sampling.as_engine, VllmSampling):
+                own = candidates.get(token)
+                logprob = math.nan if own is None else own.logprob
+                result.append(TokenLogprobs(logprob, (), candidates))
+                continue
             ranked = sorted(candidates.items(), key=lambda item: item[1].rank or 0)
             top = tuple(
                 TokenLogprob(other, self._tokenizer.texts((other,))[0], candidate.logprob)

@@ -60,6 +60,8 @@ class EngineOptions:
     gpu_memory_utilization: float | None = None
     tensor_parallel_size: int = 1
     block_size: int | None = None
+    reasoning_parser: str = ""
+    """How the model sets thoughts apart, in which output of a fixed form has not begun."""
     enforce_eager: bool = False
     """Turns torch.compile and CUDA graphs off. For debugging only."""
     enable_prefix_caching: bool = True

@@ -1,6 +1,8 @@
 """What a run asks of vLLM's sampler, and how vLLM says that it ended."""
 
 from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 from vllm import SamplingParams
@@ -19,10 +21,34 @@ _FINISH_REASONS = {
 "error", where a part of vLLM failed; neither has an answer that may be passed on."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VllmSampling:
+    """How to sample as vLLM's own server says it; see `Sampling.as_engine`."""
+
+    params: SamplingParams
+    generate: Mapping[str, Any]
+    """What else it hands to `generate`, such as whether the prompt ends in the middle of a thought,
+    which output of a fixed form depends on."""
+
+
 def sampling_params(sampling: Sampling, defaults: Mapping[str, Any], **ours: Any) -> SamplingParams:
     """`defaults` are those of the model's generation config; `ours` is what else vLLM is told."""
+    if isinstance(sampling.as_engine, VllmSampling):
+        return _as_asked(sampling, sampling.as_engine.params, **ours)
     values = {name: value for name, value in _fields(sampling).items() if value is not None}
     return SamplingParams(**{**defaults, **values, **ours}, output_kind=RequestOutputKind.DELTA)
+
+
+def _as_asked(sampling: Sampling, asked: SamplingParams, **ours: Any) -> SamplingParams:
+    """Of one sample, with nothing of what a caller may have meant for our worker."""
+    params = copy(asked)
+    params.n, params.output_kind = 1, RequestOutputKind.DELTA
+    params.skip_clone = False  # Samples share what is in it.
+    params.max_tokens, params.min_tokens = sampling.max_tokens, sampling.min_tokens
+    params.seed = sampling.seed
+    params.extra_args = ours["extra_args"]
+    params.skip_reading_prefix_cache = ours["skip_reading_prefix_cache"]
+    return params
 
 
 def default_sampling(defaults: Mapping[str, Any]) -> Sampling:

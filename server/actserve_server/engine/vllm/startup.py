@@ -41,6 +41,7 @@ _VLLM_OPTIONS = (
     "gpu_memory_utilization",
     "tensor_parallel_size",
     "block_size",
+    "reasoning_parser",
     "enforce_eager",
     "enable_prefix_caching",
     "enable_chunked_prefill",

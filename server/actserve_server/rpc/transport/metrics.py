@@ -23,6 +23,18 @@ HANDLING_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 
+HTTP_REQUESTS = Counter(
+    "actserve_http_requests_total",
+    "Requests of the OpenAI API that ended, by status; 499 if the client went before any.",
+    ("path", "status"),
+)
+HTTP_SECONDS = Histogram(
+    "actserve_http_request_seconds",
+    "Seconds from the start to the end of a request of the OpenAI API.",
+    ("path",),
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+
 TOKENS = Counter(
     "actserve_tokens_total",
     "Tokens of calls that ended, of all models: read in prompts, and written.",

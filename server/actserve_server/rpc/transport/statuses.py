@@ -55,7 +55,7 @@ def code_of(error: ActserveError) -> grpc.StatusCode:
 
 def to_status(error: ActserveError, call: Call) -> status_pb2.Status:
     """The wire form of an error."""
-    message = _bounded(error.message)
+    message = bounded(error.message)
     where = ", ".join(format_path(path) for path in (error.field, error.item) if path)
     status = status_pb2.Status(
         code=code_of(error).value[0], message=f"{where}: {message}" if where else message
@@ -67,7 +67,7 @@ def to_status(error: ActserveError, call: Call) -> status_pb2.Status:
     return status
 
 
-def _bounded(text: str) -> str:
+def bounded(text: str) -> str:
     return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
 
 
@@ -76,7 +76,7 @@ def _details(error: ActserveError, message: str, call: Call) -> list[Message]:
         error_details_pb2.ErrorInfo(
             reason=error.reason.value,
             domain=DOMAIN,
-            metadata={key: _bounded(value) for key, value in _metadata(error).items()},
+            metadata={key: bounded(value) for key, value in _metadata(error).items()},
         ),
         error_details_pb2.RequestInfo(request_id=call.id),
     ]
@@ -89,7 +89,7 @@ def _details(error: ActserveError, message: str, call: Call) -> list[Message]:
         details.append(
             error_details_pb2.ResourceInfo(
                 resource_type=error.metadata.get("resource_type", MODEL_TYPE),
-                resource_name=_bounded(error.metadata.get("resource_name", "")),
+                resource_name=bounded(error.metadata.get("resource_name", "")),
                 description=message,
             )
         )
