@@ -8,6 +8,7 @@ together is not the sum of what each may take: the costliest tokens fill the ste
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from actserve_server.domain.attention_rows import ReceivedWeights
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.runs import Capture, Intervention, Run, Unembed, conditions_of
@@ -51,6 +52,9 @@ def step_need(run: Run, info: ModelInfo) -> Need:
     parts = Counter[int]()
     for capture in run.captures:
         parts[capture.spans.count(end)] += captured_bytes(capture, info)
+        if isinstance(capture.derived, ReceivedWeights):
+            # Of all keys at once, with the last query.
+            parts[1] += capture.derived.end * info.row_bytes(capture)
     for change in run.interventions:
         parts[change.selection.spans.count(end)] += _edited_bytes(change)
     if scored := len(conditions_of(run.interventions)):
@@ -67,6 +71,8 @@ def step_need(run: Run, info: ModelInfo) -> Need:
 
 def captured_bytes(capture: Capture, info: ModelInfo) -> int:
     """What a capture holds of the device for each row from its tap to the end of the step."""
+    if isinstance(capture.derived, ReceivedWeights):
+        return CAPTURE_TABLE_BYTES
     if isinstance(capture.derived, ProbeOutputs):
         products = sum(matrix.count for matrix in outputs_form(capture.derived).matrices)
         return CAPTURE_TABLE_BYTES + 4 * (products + 2 * capture.derived.width)
