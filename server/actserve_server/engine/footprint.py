@@ -35,7 +35,7 @@ change as they came, and position and change once they were checked."""
 RANGE_BYTES = 400
 """For each range of positions that is captured or changed: two numbers in a tuple, in the server,
 on the way and in the worker."""
-TOKEN_BYTES = 384
+TOKEN_BYTES = 448
 """Of a generated token that nobody has read: its id, its text twice, and what holds them."""
 LOGPROB_BYTES = 192
 """Of each log probability that comes with it."""
