@@ -101,7 +101,7 @@ def report_bytes_of(run: Run) -> int:
     spans = [each.spans for each in run.captures]
     spans += [each.selection.spans for each in run.interventions]
     receipts = sum(each.selection.spans.count(end) for each in run.interventions)
-    token = TOKEN_BYTES + LOGPROB_BYTES * (run.sampling.logprobs or 0)
+    token = TOKEN_BYTES + LOGPROB_BYTES * max(0, run.sampling.logprobs or 0)
     return (
         RECEIPT_BYTES * receipts
         + RANGE_BYTES * sum(len(each.ranges) for each in spans)
