@@ -77,7 +77,12 @@ class Worker:
             write_receipts(self.ring, record)
         self.before_output(taps.key)
         ended = SimpleNamespace(
-            token_ids=(1,), text="x", finish_reason="length", stop_reason=None, logprobs=None
+            token_ids=(1,),
+            text="x",
+            finish_reason="length",
+            stop_reason=None,
+            logprobs=None,
+            finished=lambda: True,
         )
         yield SimpleNamespace(outputs=[ended], finished=True)
 
