@@ -48,8 +48,8 @@ MAX_GROWTH = 0.02
 """Of the memory after warming up."""
 TELLS_GROWTH_S = 300
 """So long it has to be watched for that."""
-SAMPLED = 0.02
-"""Of the answers, that are compared with what is given to a caller who is alone."""
+SAMPLED = 60
+"""Answers, any of them as likely, that are compared with what is given to a caller who is alone."""
 TOLERANCE = 1e-3
 """Relative, in float32: what the composition of a batch does to rounding."""
 STATED = {"QUEUE_FULL", "QUOTA_EXCEEDED", "READER_STALLED"}
@@ -248,12 +248,18 @@ KINDS: list[Ask] = [
 ]
 
 
+Answered = tuple[Ask, str, int, list[np.ndarray]]
+"""What was asked how, and the answer."""
+
+
 @dataclass
 class Outcome:
     given: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    sampled: list[tuple[Ask, str, int, list[np.ndarray]]] = field(default_factory=list)
+    sampled: list[Answered] = field(default_factory=list)
+    samples: int = 0
+    """Of which those are."""
     asked: "dict[asyncio.Task[Any], tuple[Ask, int]]" = field(default_factory=dict)
     """What waits for its answer, and how many were answered before it was asked."""
     most_overtaken: int = 0
@@ -261,6 +267,13 @@ class Outcome:
     @property
     def answered(self) -> int:
         return self.given.total() + self.refused.total()
+
+    def sample(self, answer: Answered, rng: random.Random) -> None:
+        self.samples += 1
+        if len(self.sampled) < SAMPLED:
+            self.sampled.append(answer)
+        elif (place := rng.randrange(self.samples)) < SAMPLED:
+            self.sampled[place] = answer
 
     def overtaken(self) -> None:
         """Gives up what has waited for too many others."""
@@ -291,8 +304,7 @@ async def _caller(client: AsyncClient, number: int, until: float, outcome: Outco
                 outcome.wrong.append(f"{ask.__name__}: {error!r}")
         else:
             outcome.given[ask.__name__] += 1
-            if rng.random() < SAMPLED:
-                outcome.sampled.append((ask, prompt, seed, answer))
+            outcome.sample((ask, prompt, seed, answer), rng)
         finally:
             del outcome.asked[asked]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from actserve_server.domain.attention_rows import ReceivedWeights
 from actserve_server.domain.operations import Zero
 from actserve_server.domain.positions import NO_END, Selection, Spans
 from actserve_server.domain.runs import (
@@ -52,6 +53,15 @@ def test_what_is_made_of_rows_later_keeps_them_until_then() -> None:
     assert predicted == CAPTURE_TABLE_BYTES + ROW + 4 * lens.width
     logits = captured_bytes(Capture((Site(HookPoint.LOGITS),), ALL), INFO)
     assert logits == CAPTURE_TABLE_BYTES + ROW + 4 * INFO.vocabulary_size
+
+
+def test_what_keys_have_received_comes_all_at_once_with_the_last_query() -> None:
+    received = ReceivedWeights(heads=4, queries=Spans(((9, 10),)))
+    run = replace(RUN, captures=(Capture((Site(HookPoint.Q, 1),), ALL, received),))
+    assert step_need(run, INFO) == (
+        (1, 10 * 4 * 4 + CAPTURE_TABLE_BYTES),
+        (9, CAPTURE_TABLE_BYTES),
+    )
 
 
 @pytest.mark.parametrize(

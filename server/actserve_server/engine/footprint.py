@@ -8,6 +8,7 @@ together is not the sum of what each may take: the costliest tokens fill the ste
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from actserve_server.domain.attention_rows import ReceivedWeights
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.runs import Capture, Intervention, Run, Unembed, conditions_of
@@ -34,7 +35,7 @@ change as they came, and position and change once they were checked."""
 RANGE_BYTES = 400
 """For each range of positions that is captured or changed: two numbers in a tuple, in the server,
 on the way and in the worker."""
-TOKEN_BYTES = 384
+TOKEN_BYTES = 448
 """Of a generated token that nobody has read: its id, its text twice, and what holds them."""
 LOGPROB_BYTES = 192
 """Of each log probability that comes with it."""
@@ -51,6 +52,9 @@ def step_need(run: Run, info: ModelInfo) -> Need:
     parts = Counter[int]()
     for capture in run.captures:
         parts[capture.spans.count(end)] += captured_bytes(capture, info)
+        if isinstance(capture.derived, ReceivedWeights):
+            # Of all keys at once, with the last query.
+            parts[1] += capture.derived.end * info.row_bytes(capture)
     for change in run.interventions:
         parts[change.selection.spans.count(end)] += _edited_bytes(change)
     if scored := len(conditions_of(run.interventions)):
@@ -67,6 +71,8 @@ def step_need(run: Run, info: ModelInfo) -> Need:
 
 def captured_bytes(capture: Capture, info: ModelInfo) -> int:
     """What a capture holds of the device for each row from its tap to the end of the step."""
+    if isinstance(capture.derived, ReceivedWeights):
+        return CAPTURE_TABLE_BYTES
     if isinstance(capture.derived, ProbeOutputs):
         products = sum(matrix.count for matrix in outputs_form(capture.derived).matrices)
         return CAPTURE_TABLE_BYTES + 4 * (products + 2 * capture.derived.width)
@@ -95,7 +101,7 @@ def report_bytes_of(run: Run) -> int:
     spans = [each.spans for each in run.captures]
     spans += [each.selection.spans for each in run.interventions]
     receipts = sum(each.selection.spans.count(end) for each in run.interventions)
-    token = TOKEN_BYTES + LOGPROB_BYTES * (run.sampling.logprobs or 0)
+    token = TOKEN_BYTES + LOGPROB_BYTES * max(0, run.sampling.logprobs or 0)
     return (
         RECEIPT_BYTES * receipts
         + RANGE_BYTES * sum(len(each.ranges) for each in spans)
