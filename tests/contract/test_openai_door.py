@@ -515,7 +515,8 @@ async def test_a_full_server_says_when_to_try_again() -> None:
 async def test_a_request_counts_among_the_calls_of_all_doors_until_it_ends() -> None:
     engine = FakeEngine()
     async with door(engine, max_calls=1) as opened:
-        for fields in ({}, {"n": -1}, {"user": "a" * 300}):
+        ends: list[dict[str, Any]] = [{}, {"n": -1}, {"user": "a" * 300}]
+        for fields in ends:
             with suppress(openai.BadRequestError):
                 await opened.chat(**fields)
         engine._delay_s = 0.05
