@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.contract.harness import (
     bearing,
     collect,
     eventually,
+    failure,
     fetch,
     generate,
     matrices,
@@ -84,6 +86,11 @@ async def test_a_chat_is_what_generate_gives(opened: Door) -> None:
     assert answer.usage.completion_tokens == 5
     assert answer.actserve["choices"] == [{"index": 0}]
     assert answer.id == f"chatcmpl-{answer.actserve['request_id']}"
+
+
+async def test_ids_are_the_servers_own(opened: Door) -> None:
+    answer = await opened.chat(extra_headers={"X-Request-Id": "mine"}, extra={"request_id": "mine"})
+    assert answer.id == f"chatcmpl-{answer.actserve['request_id']}" != "chatcmpl-mine"
 
 
 async def test_a_stream_says_the_same_part_by_part(opened: Door) -> None:
@@ -502,6 +509,23 @@ async def test_a_full_server_says_when_to_try_again() -> None:
                 await opened.chat(stream=streams)
             assert refused.value.response.headers["retry-after"] == "1"
             assert refused.value.body["code"] == "QUEUE_FULL"  # type: ignore[index]
+        running.cancel()
+
+
+async def test_a_request_counts_among_the_calls_of_all_doors_until_it_ends() -> None:
+    engine = FakeEngine()
+    async with door(engine, max_calls=1) as opened:
+        ends: list[dict[str, Any]] = [{}, {"n": -1}, {"user": "a" * 300}]
+        for fields in ends:
+            with suppress(openai.BadRequestError):
+                await opened.chat(**fields)
+        engine._delay_s = 0.05
+        running = asyncio.create_task(opened.chat(max_tokens=100))
+        await eventually(lambda: bool(engine.counters.running), within_s=10)
+        with pytest.raises(openai.RateLimitError):
+            await opened.chat()
+        refused = await failure(opened.served.generation.Generate(generate()))
+        assert refused.reason == "QUEUE_FULL"
         running.cancel()
 
 

@@ -22,7 +22,7 @@ def of_chat(body: Body) -> Callable[[int], prompt_pb2.Prompt | None]:
     def written(_: int) -> prompt_pb2.Prompt | None:
         try:
             return prompt_pb2.Prompt(conversation=_conversation(body))
-        except (json_format.ParseError, KeyError, TypeError, ValueError):
+        except (json_format.ParseError, AttributeError, KeyError, TypeError, ValueError):
             return None
 
     return written
