@@ -114,6 +114,35 @@ def test_a_monitor_is_made_changed_and_deleted(run: Run, model: Model, tmp_path:
     refused(run("monitors", "create", "rude", "--upper", "1", *BIG), "at least one --probe")
 
 
+@pytest.mark.parametrize(
+    ("options", "watch"),
+    [
+        (("--named-only",), pb.MonitorWatch(named_only=True)),
+        (
+            ("--end-user", "u1", "--end-user", "u2", "--share", "0.25"),
+            pb.MonitorWatch(end_users=["u1", "u2"], share=0.25),
+        ),
+        (("--all-calls",), pb.MonitorWatch()),
+    ],
+)
+def test_what_a_monitor_watches_is_changed_as_it_is_made(
+    run: Run, model: Model, options: tuple[str, ...], watch: pb.MonitorWatch
+) -> None:
+    made = run("monitors", "create", "rude", *PROBE, "--upper", "1", "--end-user", "ann", *BIG)
+    assert made.exit_code == 0
+    assert run("monitors", "update", "rude", *options, *BIG).exit_code == 0
+    assert model.monitors.stored[whole("rude")].watch == watch
+    assert model.requests[-1].update_mask.paths == ["watch"]  # The rest stays.
+
+
+def test_what_a_monitor_watches_is_one_thing(run: Run) -> None:
+    both = ("--all-calls", "--share", "0.5")
+    refused(run("monitors", "update", "rude", *both, *BIG), "--all-calls goes with none")
+    for name in ("create", "update"):
+        share = run("monitors", name, "rude", *PROBE, "--share", "2", *BIG)
+        refused(share, "above 0 and at most 1")
+
+
 EXAMPLES = (
     {"text": "a b c", "label": True, "group": "g", "span": "b"},
     {"text": "a b", "label": "neg"},
