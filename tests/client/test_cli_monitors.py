@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,9 +15,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from rich.console import Console
 
+import actserve
 from actserve import Add, Level, Pause, Stop
 from actserve.alerts import alert_from_proto
 from actserve.cli import top
@@ -308,6 +312,40 @@ def test_alerts_are_followed_as_lines_of_json_until_ctrl_c(process: Any, model: 
     interrupted(going_on)
 
 
+def test_a_watch_says_when_the_server_is_gone_and_when_it_is_back(run: Run, model: Model) -> None:
+    model.monitors.alerts = [alert(1), alert(2)]
+    model.monitors.cut_after = 1
+
+    def before(request: Any, context: Any) -> None:
+        count = sum(isinstance(each, pb.WatchAlertsRequest) for each in model.requests)
+        if count in (2, 3):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting\x1b[2J")
+        if count == 5:  # It would go on for ever.
+            context.abort(grpc.StatusCode.INTERNAL, "broken")
+
+    model.before = before
+    result = run("alerts", "watch", "--from-oldest", "--json", *BIG)
+    assert [json.loads(line)["position"] for line in result.stdout.splitlines()] == [1, 2]
+    gone, back, *error = result.stderr.splitlines()
+    assert "no server" in gone and "restarting" in gone and "\x1b" not in gone
+    assert "connected again after" in back
+    assert "broken" in " ".join(error)
+    assert not logging.getLogger("actserve").handlers
+
+
+def test_a_watch_ends_when_the_server_was_gone_for_as_long_as_told(run: Run, model: Model) -> None:
+    model.monitors.alerts, model.monitors.cut_after = [alert(1)], 1
+
+    def before(request: Any, context: Any) -> None:
+        if sum(isinstance(each, pb.WatchAlertsRequest) for each in model.requests) > 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    model.before = before
+    result = run("alerts", "watch", "--from-oldest", "--give-up-after", "0.1", *BIG)
+    assert result.exit_code == 1
+    assert "gone" in result.stderr.splitlines()[-1]
+
+
 def test_ctrl_c_leaves_a_fit_running_and_says_where_to_look(
     process: Any, model: Model, tmp_path: Path
 ) -> None:
@@ -401,6 +439,35 @@ def test_top_works_without_metrics_and_says_what_it_cannot_see(run: Run, model: 
     model.monitors.answer = fails
     found = told(run("top", "--metrics", closed, "--json", *BIG))
     assert {*found["problems"]} == {"metrics", "monitors"}
+
+
+def test_top_goes_on_through_a_restart_of_the_server(target: str, model: Model) -> None:
+    def before(request: Any, context: Any) -> None:
+        if gone:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+
+    gone, model.before = False, before
+    model.monitors.alerts = [alert(1)]
+    with actserve.Client(target, model="big") as client:
+        watcher = top.Watcher(client, None)
+        assert shown(watcher.look()).count("server") == 0
+        gone = True
+        first, second = watcher.look(), watcher.look()
+        assert first.gone_since == second.gone_since == first.time
+        assert [each.id for each in second.alerts] == ["a1"]  # As it was.
+        assert "no server since" in shown(second)
+        gone = False
+        back = watcher.look()
+        assert (back.gone_since, back.problems) == (None, {})
+        assert "connected again at" in shown(back) and "no server" not in shown(back)
+        assert "connected again at" in shown(watcher.look())
+
+
+def shown(seen: top.Seen) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(top.rendered(seen))
+    return capture.get()
 
 
 def test_rates_are_of_the_last_minutes_alone() -> None:
