@@ -61,7 +61,7 @@ LEVELS: dict[str, Level] = {
     "0.5,explain,webhook=https://a.example/b?c=d": Level(
         0.5, explain=True, webhook="https://a.example/b?c=d"
     ),
-    "2,steer=resid_post.1=calm*4,steer=resid_post.2=calm": Level(
+    "2,intervene=resid_post.1=calm*4,intervene=resid_post.2=calm": Level(
         2, [Add("resid_post.1", "calm", 4.0), Add("resid_post.2", "calm")]
     ),
 }
@@ -79,11 +79,11 @@ def test_a_level_is_written_on_one_line(text: str) -> None:
     ("text", "message"),
     [
         ("high,stop", "'high' is not a threshold"),
-        ("1,stop,pause", "one of stop, pause and steer"),
+        ("1,stop,pause", "one of stop, pause and intervene"),
         ("1,halt", "'halt' is nothing that happens"),
         ("1,stop,proceed", "how a pause ends"),
         ("1,pause=long", "no number of seconds"),
-        ("1,steer=calm*4", "say where to add"),
+        ("1,intervene=calm*4", "say where to add"),
         ("inf", "finite"),
     ],
 )
@@ -327,7 +327,9 @@ def test_a_watch_says_when_the_server_is_gone_and_when_it_is_back(run: Run, mode
     result = run("alerts", "watch", "--from-oldest", "--json", *BIG)
     assert [json.loads(line)["position"] for line in result.stdout.splitlines()] == [1, 2]
     gone, back, *error = result.stderr.splitlines()
-    assert "no server" in gone and "restarting" in gone and "\x1b" not in gone
+    assert "no server" in gone
+    assert "restarting" in gone
+    assert "\x1b" not in gone
     assert "connected again after" in back
     assert "broken" in " ".join(error)
     assert not logging.getLogger("actserve").handlers
@@ -459,7 +461,8 @@ def test_top_goes_on_through_a_restart_of_the_server(target: str, model: Model) 
         gone = False
         back = watcher.look()
         assert (back.gone_since, back.problems) == (None, {})
-        assert "connected again at" in shown(back) and "no server" not in shown(back)
+        assert "connected again at" in shown(back)
+        assert "no server" not in shown(back)
         assert "connected again at" in shown(watcher.look())
 
 

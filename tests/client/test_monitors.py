@@ -357,7 +357,9 @@ def test_scores_are_told_by_hour(client: Any) -> None:
 def test_a_replay_is_a_table_in_the_callers_order(client: Any, model: Model) -> None:
     prompts = {f"k{index}": " ".join("a" * (index % 6 + 1)) for index in range(40)}
     prompts["k3"] = GONE
-    replay = client.monitors.replay(prompts, ["new", whole("old")], steer=Add("resid_post.0", ROW))
+    replay = client.monitors.replay(
+        prompts, ["new", whole("old")], intervene=Add("resid_post.0", ROW)
+    )
     assert [item.key for item in replay.items] == [*prompts]
     assert replay.monitors == ("new", "old")
     assert [item.key for item in replay.failed] == ["k3"]

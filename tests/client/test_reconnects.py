@@ -1,4 +1,4 @@
-"""What a call that is to last does where its server is gone: how long it waits, and for how long."""
+"""What a call that is to last does where its server is gone: how long it waits, and how often."""
 
 from types import SimpleNamespace
 from typing import Any

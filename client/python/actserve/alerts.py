@@ -33,7 +33,7 @@ _DECISIONS: Mapping[str, pb.AlertDecision] = {
 _ACTIONS = {
     pb.ALERT_ACTION_UNSPECIFIED: "",
     pb.ALERT_ACTION_STOP: "stop",
-    pb.ALERT_ACTION_INTERVENE: "steer",
+    pb.ALERT_ACTION_INTERVENE: "intervene",
     pb.ALERT_ACTION_PAUSE: "pause",
 }
 
@@ -78,7 +78,7 @@ class Alert:
     raise_time: datetime
     """When, in UTC."""
     action: str
-    """What is done because of it: "stop", "steer", "pause" or nothing."""
+    """What is done because of it: "stop", "intervene", "pause" or nothing."""
     decide_by: datetime | None
     """Of a pause: when it decides for itself, in UTC."""
     decision: str

@@ -12,10 +12,10 @@ from actserve._names import named
 from actserve.aggregators import aggregator as checked_aggregator
 from actserve.cli import arguments as arg
 from actserve.cli.examples import read_examples, read_keyed
+from actserve.cli.interventions import NAME, array_of
 from actserve.cli.monitor_levels import read_level
 from actserve.cli.output import plain_text, print_json, printed, say
 from actserve.cli.prompts import read_prompts
-from actserve.cli.steering import NAME, array_of
 from actserve.errors import InvalidRequest
 from actserve.monitor_fits import method_to_proto
 from actserve.monitors import MONITORS, Monitor, Watch
@@ -86,7 +86,7 @@ _Level = typer.Option(
     metavar="THRESHOLD[,...]",
     parser=arg.reader(read_level),
     help="A threshold and what happens above it: 0.9,stop or 0.5,flag or 0.7,pause=30; also "
-    "explain, webhook=URL and steer=SITE=VECTOR*4.",
+    "explain, webhook=URL and intervene=SITE=VECTOR*4.",
 )
 _Lower = Annotated[Any, _Level]
 _Upper = Annotated[Any, _Level]
