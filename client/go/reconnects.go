@@ -47,7 +47,8 @@ func (r *reconnects) pause(ctx context.Context, failed *Error) *Error {
 	if failed.Code != codes.Unavailable || r.connected.IsZero() {
 		return failed
 	}
-	if r.gone.IsZero() {
+	lookedFor := !r.gone.IsZero()
+	if !lookedFor {
 		r.gone = time.Now()
 		if r.gone.Sub(r.connected) > goodConnection {
 			r.failures = 0
@@ -61,7 +62,7 @@ func (r *reconnects) pause(ctx context.Context, failed *Error) *Error {
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= delay {
 		return failed
 	}
-	if r.failures > 1 && !r.told {
+	if lookedFor && !r.told {
 		r.warn(fmt.Sprintf("the watch has no server, and looks for it: %v", failed))
 		r.told = true
 	}

@@ -195,7 +195,7 @@ def test_a_watcher_gives_up_when_the_server_was_gone_for_as_long_as_it_says(
             context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
 
     model.before = gone
-    model.monitors.alerts, model.monitors.cut_after = [alert(1)], 1
+    model.monitors.alerts, model.monitors.cut_after = [alert(1), alert(2)], 1
     with pytest.raises(Unavailable, match="gone"):
         watched(client, 2, from_oldest=True, give_up_after=0.1)
     with pytest.raises(InvalidRequest, match="give_up_after is 0 seconds"):

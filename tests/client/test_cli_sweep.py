@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
     "a field that is none": ("prompts: [a]\ncoeficients: [1]", [], "did you mean coefficients?"),
     "a variant of nothing": ("prompts: [a]\nvariants: {a: 3}", [], "variant a holds no fields"),
     "a grid beside variants": (
-        "prompts: [a]\nsteer: joy\nvariants: {a: {}}",
+        "prompts: [a]\nintervene: joy\nvariants: {a: {}}",
         [],
         "intervene stands beside variants",
     ),
@@ -167,9 +167,9 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
         [],
         "score x has no direction",
     ),
-    "steering that is none": ("prompts: [a]\nsteer: [3]", [], "write it as --intervene"),
+    "steering that is none": ("prompts: [a]\nintervene: [3]", [], "write it as --intervene"),
     "coefficients that are none": (
-        "prompts: [a]\nsteer: joy\nsites: z.0\ncoefficients: [x]",
+        "prompts: [a]\nintervene: joy\nsites: z.0\ncoefficients: [x]",
         [],
         "the coefficient is 'x'",
     ),

@@ -1,6 +1,7 @@
 """Alert calls: alerts as they are raised, through as many connections as it takes."""
 
 from dataclasses import replace
+from typing import NoReturn
 
 from actserve._whole_answers import EventOrder
 from actserve.alerts import Alert, alert_from_proto
@@ -42,7 +43,7 @@ class WatchCall:
                 pass
         return None
 
-    def result(self) -> None:
+    def result(self) -> NoReturn:
         """It has no end of its own, so that one is a connection that broke."""
         raise StreamCutShort("the server ended the stream of alerts, which has no end; try again")
 

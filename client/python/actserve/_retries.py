@@ -97,6 +97,7 @@ class Reconnects(Retries):
         if not isinstance(error, Unavailable) and not limited:
             return None
         now, left = time.monotonic(), self.left()
+        looked_for = self._gone is not None
         if self._gone is None:
             self._gone = now
             if now - self._connected > _HELD_S:
@@ -111,7 +112,8 @@ class Reconnects(Retries):
         )
         if now + pause >= ends:
             return None
-        if self._failures > 1 and not self._told:
-            LOGGER.warning("the watch has no server, and looks for it: %s", harmless(str(error)))
+        if looked_for and not self._told:
+            why = harmless(str(error)).replace("\n", " ")
+            LOGGER.warning("the watch has no server, and looks for it: %s", why)
             self._told = True
         return pause

@@ -53,7 +53,8 @@ impl Reconnects {
             return false;
         };
         let now = Instant::now();
-        if self.gone.is_none() {
+        let looked_for = self.gone.is_some();
+        if !looked_for {
             self.gone = Some(now);
             if now - connected > HELD {
                 self.failures = 0;
@@ -65,7 +66,7 @@ impl Reconnects {
         if deadline.is_some_and(|deadline| next >= deadline.at) {
             return false;
         }
-        if self.failures > 1 && !self.told {
+        if looked_for && !self.told {
             tracing::warn!("the watch has no server, and looks for it: {error}");
             self.told = true;
         }

@@ -22,6 +22,8 @@ export class Reconnects {
   #gone: number | undefined;
   /** Attempts since a connection was a good one. */
   #failures = 0;
+  /** Attempts since there is none. */
+  #missed = 0;
   /** Whether it was said that the server is gone. */
   #isTold = false;
 
@@ -33,6 +35,7 @@ export class Reconnects {
       warn(`connected again after ${seconds} seconds; the watch goes on where it was`);
     }
     this.#gone = undefined;
+    this.#missed = 0;
     this.#isTold = false;
   }
 
@@ -53,12 +56,13 @@ export class Reconnects {
     const longest = Math.min(FIRST_MS * 2 ** this.#failures, SLOWEST_MS);
     const told = Math.min(Math.max(error.retryAfterMs ?? 0, 0), LONGEST_DELAY_MS);
     this.#failures++;
+    this.#missed++;
     return told + Math.random() * longest;
   }
 
-  /** Says that the server is gone, unless one attempt may be enough. */
+  /** Says that the server is gone, unless the next attempt is the first. */
   tell(error: ActserveError, warn: (message: string) => void): void {
-    if (this.#failures < 2 || this.#isTold) return;
+    if (this.#missed < 2 || this.#isTold) return;
     this.#isTold = true;
     warn(`the watch has no server, and looks for it: ${error.message}`);
   }

@@ -181,8 +181,8 @@ public final class ActserveClient implements AutoCloseable {
    * @throws ActserveException {@code FIELD_INVALID} unless it is above zero
    */
   public ActserveClient withTimeout(Duration timeout) {
-    return new ActserveClient(
-        replicas, retries, ClientInterceptors.intercept(channel, new Timeout(timeout)));
+    Channel other = ClientInterceptors.intercept(channel, new Timeout(timeout));
+    return new ActserveClient(replicas, retries, other, warn);
   }
 
   /** Cancels what is running, and disconnects. */

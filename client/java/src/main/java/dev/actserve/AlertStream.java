@@ -27,8 +27,8 @@ import java.util.function.Consumer;
  * <p>Where the connection is lost it goes on after the last alert that came, however long the
  * server is gone, such as while it starts again; {@link ActserveClientBuilder#onWarning} is told
  * when it is gone and when it is back. A first connection that cannot be made, and any other error,
- * ends it; a request with the {@code resume_token} of the last alert goes on later. A thread that is
- * interrupted cancels it.
+ * ends it; a request with the {@code resume_token} of the last alert goes on later. A thread that
+ * is interrupted cancels it.
  */
 public final class AlertStream
     implements Iterable<WatchedAlert>, Iterator<WatchedAlert>, AutoCloseable {

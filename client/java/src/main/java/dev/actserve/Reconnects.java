@@ -68,7 +68,8 @@ final class Reconnects {
     if (error.code() != Status.Code.UNAVAILABLE || !connected) {
       return Optional.empty();
     }
-    if (!gone) {
+    boolean lookedFor = gone;
+    if (!lookedFor) {
       gone = true;
       goneNanos = System.nanoTime();
       if (goneNanos - connectedNanos > HELD.toNanos()) {
@@ -81,7 +82,7 @@ final class Reconnects {
     }
     long random = ThreadLocalRandom.current().nextLong(longest(failures).toNanos() + 1);
     failures++;
-    if (failures > 1 && !told) {
+    if (lookedFor && !told) {
       warn.accept("the watch has no server, and looks for it: " + error.getMessage());
       told = true;
     }

@@ -53,8 +53,8 @@ final class Replicas extends Channel implements AutoCloseable {
   }
 
   /**
-   * Has those that wait to connect again do so at once: after a long time without a server they would
-   * wait for minutes.
+   * Has those that wait to connect again do so at once: after a long time without a server they
+   * would wait for minutes.
    */
   void connectNow() {
     replicas.forEach(replica -> replica.channel().resetConnectBackoff());
