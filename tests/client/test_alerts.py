@@ -267,6 +267,14 @@ def test_a_decision_is_made_once(client: Any, model: Model) -> None:
         client.alerts.get("a9")
 
 
+def test_a_pause_that_nobody_waits_for_has_lapsed(client: Any, model: Model) -> None:
+    model.monitors.alerts = [alert(1, decision=alert_pb2.ALERT_DECISION_LAPSED)]
+    (found,) = client.alerts.list()
+    assert found.decision == "lapsed"
+    with pytest.raises(InvalidRequest, match="'proceed' or 'stop'"):
+        client.alerts.decide(found, "lapsed")
+
+
 def test_alerts_are_listed_and_deleted_by_what_they_are(client: Any, model: Model) -> None:
     model.monitors.alerts = [alert(1), alert(2, end_user="u"), alert(3, "other")]
     assert [each.id for each in client.alerts.list()] == ["a3", "a2", "a1"]
