@@ -272,9 +272,7 @@ def test_output_keeps_its_form_where_a_monitor_steers_it(door: Door) -> None:
     level = actserve.Level(-1e9, actserve.Add(SITE, VECTOR, 3.0))
     probe = actserve.Probe(SITE, VECTOR)
     named = actserve.Watch(named_only=True)
-    door.grpc.monitors.create(
-        "turns", probe=probe, upper=level, watch=named, positions="generated"
-    )
+    door.grpc.monitors.create("turns", probe=probe, upper=level, watch=named, positions="generated")
     form = {"structured_outputs": {"regex": "[a-z]{6} [a-z]{8}[.]"}}
     body = {**GREEDY, **form, "messages": MESSAGES, "return_token_ids": True}
     (plain,) = door.ours("chat/completions", body)["choices"]
