@@ -176,9 +176,10 @@ format: setup ## Format Python and protos, and mend what ruff can
 	@.venv/bin/buf format --write proto
 
 .PHONY: proto
-proto: setup protoc-tool ## Regenerate what is made: the stubs of every language, the blocking client
+proto: setup protoc-tool ## Regenerate what is made: the stubs of every language, the blocking client, the chart's settings
 	@$(PY) scripts/stubs.py
 	@$(PY) scripts/blocking_client.py
+	@$(PY) scripts/chart_settings.py
 	@for each in $(CLIENTS); do $(MAKE) -C client/$$each proto; done
 
 .PHONY: version

@@ -112,5 +112,5 @@ def _captures(client: actserve.Client, sites: list[str], progress: Console) -> C
 
 def _ms(client: actserve.Client, prompt: list[int], steer: actserve.Add | None) -> float:
     started = time.perf_counter()
-    client.generate(prompt, max_tokens=1, temperature=0.0, steer=steer)
+    client.generate(prompt, max_tokens=1, temperature=0.0, intervene=steer)
     return (time.perf_counter() - started) * 1000

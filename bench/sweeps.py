@@ -102,7 +102,7 @@ def _one_by_one(
         for coefficient in COEFFICIENTS:
             client.generate(
                 ids,
-                steer=actserve.Add(f"resid_post.{layer}", vector, coefficient),
+                intervene=actserve.Add(f"resid_post.{layer}", vector, coefficient),
                 max_tokens=TOKENS,
                 temperature=0,
                 ignore_eos=True,

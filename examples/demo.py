@@ -177,7 +177,7 @@ def steer(client: actserve.Client) -> None:
             "I watched the film last night and I thought it was",
             max_tokens=24,
             temperature=0.0,
-            steer=[actserve.Add(STEER_SITE, direction, coefficient=coefficient)],
+            intervene=[actserve.Add(STEER_SITE, direction, coefficient=coefficient)],
         )
         table.add_row(f"{coefficient:+.1f}", " ".join(out.text.split()))
     console.print(table)

@@ -17,9 +17,11 @@ type WatchedAlert struct {
 }
 
 // WatchAlerts yields alerts of all calls of the caller's tenant as they are raised. Where the connection
-// is lost it goes on after the last alert that came; where it cannot, the error is the last thing that
-// is yielded, and a request with the resume_token of the last alert goes on later. It has no deadline
-// but that of ctx, and ends with the loop or ctx.
+// is lost it goes on after the last alert that came, however long the server is gone, such as while it
+// starts again; [Config.Warn] is told when it is gone and when it is back. An error that no other
+// connection mends, and a first connection that cannot be made, is the last thing that is yielded; a
+// request with the resume_token of the last alert goes on later. It has no deadline but that of ctx, and
+// ends with the loop or ctx.
 func (c *Client) WatchAlerts(
 	ctx context.Context, request *actservev1.WatchAlertsRequest,
 ) iter.Seq2[*WatchedAlert, error] {
@@ -27,16 +29,13 @@ func (c *Client) WatchAlerts(
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel() // Leaving the loop cancels the call.
 		asked := clone(request)
+		attempts := &reconnects{warn: c.calls.warn}
 		for {
-			come, left, err := c.watch(ctx, asked, yield)
+			left, err := c.watch(ctx, asked, attempts, yield)
 			if left {
 				return
 			}
-			failed := errorOf(err)
-			if come { // Before its first event the call was made again already.
-				failed = pause(ctx, actservev1.MonitorService_WatchAlerts_FullMethodName, 0, failed)
-			}
-			if failed != nil {
+			if failed := attempts.pause(ctx, errorOf(err)); failed != nil {
 				yield(nil, failed)
 				return
 			}
@@ -44,25 +43,29 @@ func (c *Client) WatchAlerts(
 	}
 }
 
-// watch reads one attempt, and moves the request on with each alert. It tells whether anything has come,
-// whether the caller has left, and why the attempt has ended.
+// watch reads one attempt, and moves the request on with each alert. It tells whether the caller has left,
+// and why the attempt has ended.
 func (c *Client) watch(
-	ctx context.Context, asked *actservev1.WatchAlertsRequest, yield func(*WatchedAlert, error) bool,
-) (come, left bool, err error) {
+	ctx context.Context, asked *actservev1.WatchAlertsRequest, attempts *reconnects,
+	yield func(*WatchedAlert, error) bool,
+) (left bool, err error) {
 	stream, err := c.monitors.WatchAlerts(ctx, asked)
 	if err != nil {
-		return false, false, err
+		return false, err
 	}
-	lost := uint64(0)
+	come, lost := false, uint64(0)
 	for {
 		event, err := stream.Recv()
 		if err == io.EOF {
 			err = cutShort() // It ends only when the call does.
 		}
 		if err != nil {
-			return come, false, err
+			return false, err
 		}
-		come = true
+		if !come {
+			come = true
+			attempts.opened()
+		}
 		switch {
 		case event.GetStarted() != nil:
 			asked.ResumeToken, asked.FromOldest = event.GetStarted().GetResumeToken(), false
@@ -70,9 +73,10 @@ func (c *Client) watch(
 			lost += event.GetLost().GetAlerts()
 		case event.GetAlert() != nil:
 			alert := event.GetAlert()
+			attempts.good()
 			asked.ResumeToken, asked.FromOldest = alert.GetResumeToken(), false
 			if !yield(&WatchedAlert{Alert: alert, LostBefore: lost}, nil) {
-				return come, true, nil
+				return true, nil
 			}
 			lost = 0
 		}

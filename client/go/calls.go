@@ -205,6 +205,11 @@ func pause(ctx context.Context, method string, attempt int, failed *Error) *Erro
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= delay {
 		return failed
 	}
+	return sleep(ctx, delay)
+}
+
+// sleep waits. It returns an error if ctx ends before.
+func sleep(ctx context.Context, delay time.Duration) *Error {
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
 	select {

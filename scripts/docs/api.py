@@ -67,7 +67,7 @@ PAGES = (
         "Interventions",
         "What to change: the guide on [interventions](../../interventions.md) has formulas and "
         "examples.",
-        ("steering", "steering_vectors", "edits"),
+        ("interventions", "steering_vectors", "edits"),
     ),
     Page(
         "vectors",

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
 
 import structlog
 from prometheus_client import start_http_server
@@ -71,6 +71,20 @@ T = TypeVar("T")
 
 FAKE_MODEL = "fake"
 """Serves made-up activations and text without a model, for trying a client."""
+
+
+class FakeShape(TypedDict, total=False):
+    """How large the made-up model is, in arguments of `FakeEngine`."""
+
+    layer_count: int
+    width: int
+    heads: int
+    key_value_heads: int
+    mlp_width: int
+
+
+FAKE_SHAPE = FakeShape(layer_count=30, width=576, heads=9, key_value_heads=3, mlp_width=1536)
+"""That of the embedded SmolLM2, so that what the documents name is there."""
 FAKE_TOKEN_DELAY_S = 0.02
 """About the pace of a small model on a laptop."""
 
@@ -448,6 +462,7 @@ def _fake(settings: Settings) -> Engine:
         limits=limits,
         unserved={point: "not enabled" for point in HookPoint if point not in wanted},
         token_delay_s=FAKE_TOKEN_DELAY_S,
+        **FAKE_SHAPE,
     )
 
 

@@ -27,9 +27,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         _channel,
         "channel_options",
-        lambda: [*options(), ("grpc.use_local_subchannel_pool", 1)],
+        lambda: [
+            *options(),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+        ],
     )
     monkeypatch.setattr(_retries, "_LONGEST_PAUSES_S", (0.01, 0.03, 0.1))
+    monkeypatch.setattr(_retries, "_FIRST_RECONNECT_S", 0.001)
+    monkeypatch.setattr(_retries, "_SLOWEST_RECONNECT_S", 0.02)
 
 
 @pytest.fixture
@@ -126,20 +132,26 @@ class BlockingPart:
 
 
 @pytest.fixture(params=["sync", "asyncio"])
-def connect(request: pytest.FixtureRequest, target: str) -> Iterator[Callable[..., Any]]:
-    """Makes clients of the server, of either kind."""
+def connect_to(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Makes clients, of either kind, of servers anywhere."""
     clients: list[Any] = []
     with contextlib.closing(asyncio.new_event_loop()) as loop:
         make = {"sync": actserve.Client, "asyncio": partial(Blocking, loop)}[request.param]
 
-        def connect(**options: Any) -> Any:
+        def connect_to(target: str, **options: Any) -> Any:
             clients.append(make(target, **options))
             return clients[-1]
 
-        yield connect
+        yield connect_to
         for client in clients:
             client.close()
         loop.run_until_complete(loop.shutdown_asyncgens())
+
+
+@pytest.fixture
+def connect(connect_to: Callable[..., Any], target: str) -> Callable[..., Any]:
+    """Makes clients of the server, of either kind."""
+    return partial(connect_to, target)
 
 
 @pytest.fixture

@@ -545,8 +545,8 @@ def described(name: str) -> model_service_pb2.Model:
 
 
 @contextmanager
-def serving(model: Model) -> Iterator[str]:
-    """The address of a server of the model."""
+def serving(model: Model, at: str = "127.0.0.1:0") -> Iterator[str]:
+    """The address of a server of the model; a free one of this machine unless told."""
     server = grpc.server(ThreadPoolExecutor(16))
     generation_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(model), server)
     explanation_grpc.add_ExplanationServiceServicer_to_server(ExplanationServicer(model), server)
@@ -556,7 +556,7 @@ def serving(model: Model) -> Iterator[str]:
     sweep_grpc.add_SweepServiceServicer_to_server(SweepServicer(model), server)
     vector_grpc.add_SteeringVectorServiceServicer_to_server(VectorServicer(model), server)
     weight_grpc.add_WeightServiceServicer_to_server(WeightServicer(model), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(at)
     server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -1,5 +1,8 @@
 """Alerts: watched without a gap, looked up, decided about and deleted."""
 
+import contextlib
+import logging
+import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
 from itertools import islice
@@ -21,7 +24,7 @@ from actserve.v1 import alert_pb2
 from actserve.v1 import monitor_service_pb2 as pb
 
 from .fake_monitors import alert, whole
-from .fake_server import Model
+from .fake_server import Model, serving
 
 
 @pytest.fixture
@@ -125,6 +128,80 @@ def test_a_server_that_is_gone_is_told_after_as_many_attempts_as_ever(
     assert len(requests(model)) == 4
 
 
+def test_a_watch_outlasts_a_server_that_is_gone_for_longer_than_any_call_is_tried(
+    client: Any, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(request: Any, context: Any) -> None:
+        if 1 < len(requests(model)) < 20:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "gone\n")
+
+    model.before = gone
+    model.monitors.alerts, model.monitors.cut_after = [alert(1), alert(2)], 1
+    assert [each.position for each in watched(client, 2, from_oldest=True)] == [1, 2]
+    assert len(requests(model)) == 20
+    assert [each.resume_token for each in requests(model)[1:]] == [b"1"] * 19
+    lost, back = [record.getMessage() for record in caplog.records]
+    assert "no server" in lost
+    assert "gone" in lost
+    assert "\n" not in lost
+    assert "connected again after" in back
+
+
+def test_a_watch_outlasts_the_restart_of_its_server_and_misses_nothing(
+    connect_to: Callable[..., Any],
+) -> None:
+    model, noticed = Model(), threading.Event()
+    handler = logging.Handler()
+    handler.emit = lambda record: noticed.set()
+    logger = logging.getLogger("actserve")
+    logger.addHandler(handler)
+    with contextlib.ExitStack() as first:
+        target = first.enter_context(serving(model))
+
+        def restart() -> None:
+            first.close()
+            model.monitors.raise_alert(alert(2))
+            noticed.wait(30)
+            again.enter_context(serving(model, target))
+
+        with contextlib.ExitStack() as again:
+            alerts = connect_to(target, model="big").alerts.watch(from_oldest=True)
+            model.monitors.raise_alert(alert(1))
+            found = [next(alerts)]
+            restarting = threading.Thread(target=restart)
+            restarting.start()
+            found.append(next(alerts))
+            restarting.join()
+            alerts.close()
+    logger.removeHandler(handler)
+    assert noticed.is_set()
+    assert [each.position for each in found] == [1, 2]
+
+
+def test_a_connection_that_is_made_again_at_once_is_nothing_to_tell(
+    client: Any, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.monitors.alerts = [alert(number) for number in range(4)]
+    model.monitors.cut_after = 1
+    watched(client, 4, from_oldest=True)
+    assert not caplog.records
+
+
+def test_a_watcher_gives_up_when_the_server_was_gone_for_as_long_as_it_says(
+    client: Any, model: Model
+) -> None:
+    def gone(request: Any, context: Any) -> None:
+        if len(requests(model)) > 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    model.before = gone
+    model.monitors.alerts, model.monitors.cut_after = [alert(1), alert(2)], 1
+    with pytest.raises(Unavailable, match="gone"):
+        watched(client, 2, from_oldest=True, give_up_after=0.1)
+    with pytest.raises(InvalidRequest, match="give_up_after is 0 seconds"):
+        watched(client, 1, give_up_after=0)
+
+
 def test_a_watcher_that_is_let_have_no_time_gives_up(
     connect: Callable[..., Any], model: Model
 ) -> None:
@@ -188,6 +265,14 @@ def test_a_decision_is_made_once(client: Any, model: Model) -> None:
         client.alerts.decide(found, "go on")
     with pytest.raises(NotFound):
         client.alerts.get("a9")
+
+
+def test_a_pause_that_nobody_waits_for_has_lapsed(client: Any, model: Model) -> None:
+    model.monitors.alerts = [alert(1, decision=alert_pb2.ALERT_DECISION_LAPSED)]
+    (found,) = client.alerts.list()
+    assert found.decision == "lapsed"
+    with pytest.raises(InvalidRequest, match="'proceed' or 'stop'"):
+        client.alerts.decide(found, "lapsed")
 
 
 def test_alerts_are_listed_and_deleted_by_what_they_are(client: Any, model: Model) -> None:

@@ -140,7 +140,7 @@ def test_all_that_is_asked_for_travels_in_one_call(client: Any, model: Model) ->
 def test_every_prompt_of_a_list_has_what_an_iterator_yields(client: Any, model: Model) -> None:
     client.generate(
         ["a", "b"],
-        steer=(actserve.Zero(f"resid_post.{layer}") for layer in range(2)),
+        intervene=(actserve.Zero(f"resid_post.{layer}") for layer in range(2)),
         sites=(f"resid_post.{layer}" for layer in range(3)),
         attention=(Attention(layer, 0) for layer in range(2)),
     )

@@ -53,7 +53,7 @@ def test_only_options_that_were_given_travel(client: Any, model: Model) -> None:
 def test_every_prompt_of_a_list_is_steered_by_what_an_iterator_yields(
     client: Any, model: Model
 ) -> None:
-    client.explain_text(["a", "b"], steer=(actserve.Zero(SITE) for _ in range(2)))
+    client.explain_text(["a", "b"], intervene=(actserve.Zero(SITE) for _ in range(2)))
     assert [len(request.interventions) for request in model.requests] == [2, 2]
 
 

@@ -147,7 +147,7 @@ def test_an_incomplete_explained_text_raises(
     broken, message = BROKEN_TEXT[case]
     model.explain = lambda request: iter(broken(honest.explain(request)))
     with pytest.raises(actserve.BadResponse, match=message):
-        METHODS[method](client, steer=STEER)
+        METHODS[method](client, intervene=STEER)
 
 
 @pytest.mark.parametrize("at", [[1, 0], [1, 1], [0, 2]])

@@ -85,9 +85,9 @@ def test_an_incomplete_answer_raises(client: Any, model: Model, method: str, cas
     model.fetch = lambda request: iter(broken(model.honest_fetch(request)))
     model.generate = lambda request: iter(broken(model.honest_generate(request)))
     call = {
-        "fetch": lambda: client.fetch(PROMPT, sites="embedding", steer=STEER),
-        "generate": lambda: client.generate(PROMPT, sites="embedding", steer=STEER),
-        "stream": lambda: list(client.stream(PROMPT, sites="embedding", steer=STEER)),
+        "fetch": lambda: client.fetch(PROMPT, sites="embedding", intervene=STEER),
+        "generate": lambda: client.generate(PROMPT, sites="embedding", intervene=STEER),
+        "stream": lambda: list(client.stream(PROMPT, sites="embedding", intervene=STEER)),
     }[method]
     with pytest.raises(error, match=message):
         call()

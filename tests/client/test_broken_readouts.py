@@ -435,6 +435,6 @@ def test_incomplete_means_raise(client: Any, model: Model, case: str) -> None:
             ["a", "b c", "d"],
             ["x", "x", "y"],
             "embedding",
-            steer=actserve.Zero("embedding"),
+            intervene=actserve.Zero("embedding"),
             second_moments="variance",
         )

@@ -48,6 +48,11 @@ def test_replicas_behind_one_name_are_all_used_and_grpc_itself_tries_nothing_aga
     assert options["grpc.enable_retries"] == 0
 
 
+def test_a_server_that_was_gone_for_long_is_found_within_seconds() -> None:
+    options: dict[str, Any] = dict(_channel.channel_options())
+    assert options["grpc.max_reconnect_backoff_ms"] <= 5_000
+
+
 @pytest.mark.parametrize(
     ("targets", "target"),
     [

@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,9 +15,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from rich.console import Console
 
+import actserve
 from actserve import Add, Level, Pause, Stop
 from actserve.alerts import alert_from_proto
 from actserve.cli import top
@@ -57,7 +61,7 @@ LEVELS: dict[str, Level] = {
     "0.5,explain,webhook=https://a.example/b?c=d": Level(
         0.5, explain=True, webhook="https://a.example/b?c=d"
     ),
-    "2,steer=resid_post.1=calm*4,steer=resid_post.2=calm": Level(
+    "2,intervene=resid_post.1=calm*4,intervene=resid_post.2=calm": Level(
         2, [Add("resid_post.1", "calm", 4.0), Add("resid_post.2", "calm")]
     ),
 }
@@ -75,11 +79,11 @@ def test_a_level_is_written_on_one_line(text: str) -> None:
     ("text", "message"),
     [
         ("high,stop", "'high' is not a threshold"),
-        ("1,stop,pause", "one of stop, pause and steer"),
+        ("1,stop,pause", "one of stop, pause and intervene"),
         ("1,halt", "'halt' is nothing that happens"),
         ("1,stop,proceed", "how a pause ends"),
         ("1,pause=long", "no number of seconds"),
-        ("1,steer=calm*4", "say where to add"),
+        ("1,intervene=calm*4", "say where to add"),
         ("inf", "finite"),
     ],
 )
@@ -112,6 +116,35 @@ def test_a_monitor_is_made_changed_and_deleted(run: Run, model: Model, tmp_path:
     assert run("monitors", "rm", "rude", *BIG).exit_code == 0
     assert run("monitors", "show", "rude", *BIG).exit_code == 1
     refused(run("monitors", "create", "rude", "--upper", "1", *BIG), "at least one --probe")
+
+
+@pytest.mark.parametrize(
+    ("options", "watch"),
+    [
+        (("--named-only",), pb.MonitorWatch(named_only=True)),
+        (
+            ("--end-user", "u1", "--end-user", "u2", "--share", "0.25"),
+            pb.MonitorWatch(end_users=["u1", "u2"], share=0.25),
+        ),
+        (("--all-calls",), pb.MonitorWatch()),
+    ],
+)
+def test_what_a_monitor_watches_is_changed_as_it_is_made(
+    run: Run, model: Model, options: tuple[str, ...], watch: pb.MonitorWatch
+) -> None:
+    made = run("monitors", "create", "rude", *PROBE, "--upper", "1", "--end-user", "ann", *BIG)
+    assert made.exit_code == 0
+    assert run("monitors", "update", "rude", *options, *BIG).exit_code == 0
+    assert model.monitors.stored[whole("rude")].watch == watch
+    assert model.requests[-1].update_mask.paths == ["watch"]  # The rest stays.
+
+
+def test_what_a_monitor_watches_is_one_thing(run: Run) -> None:
+    both = ("--all-calls", "--share", "0.5")
+    refused(run("monitors", "update", "rude", *both, *BIG), "--all-calls goes with none")
+    for name in ("create", "update"):
+        share = run("monitors", name, "rude", *PROBE, "--share", "2", *BIG)
+        refused(share, "above 0 and at most 1")
 
 
 EXAMPLES = (
@@ -257,10 +290,10 @@ def process(target: str) -> Iterator[Any]:
 
 def interrupted(process: subprocess.Popen[str]) -> str:
     """What it said; Ctrl-C is pressed again where it was lost in native code."""
-    for _ in range(6):
+    for _ in range(3):
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
+            process.wait(15)
             break
     _, said = process.communicate(timeout=5)
     assert "Traceback" not in said, said
@@ -277,6 +310,42 @@ def test_alerts_are_followed_as_lines_of_json_until_ctrl_c(process: Any, model: 
     going_on = process("alerts", "watch", "--resume-from", "a1", "--json", *BIG)
     assert json.loads(going_on.stdout.readline())["position"] == 2
     interrupted(going_on)
+
+
+def test_a_watch_says_when_the_server_is_gone_and_when_it_is_back(run: Run, model: Model) -> None:
+    model.monitors.alerts = [alert(1), alert(2), alert(3)]
+    model.monitors.cut_after = 1
+
+    def before(request: Any, context: Any) -> None:
+        count = sum(isinstance(each, pb.WatchAlertsRequest) for each in model.requests)
+        if count in (2, 3):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting\x1b[2J")
+        if count == 5:  # It would go on for ever.
+            context.abort(grpc.StatusCode.INTERNAL, "broken")
+
+    model.before = before
+    result = run("alerts", "watch", "--from-oldest", "--json", *BIG)
+    assert [json.loads(line)["position"] for line in result.stdout.splitlines()] == [1, 2]
+    gone, back, *error = result.stderr.splitlines()
+    assert "no server" in gone
+    assert "restarting" in gone
+    assert "\x1b" not in gone
+    assert "connected again after" in back
+    assert "broken" in " ".join(error)
+    assert not logging.getLogger("actserve").handlers
+
+
+def test_a_watch_ends_when_the_server_was_gone_for_as_long_as_told(run: Run, model: Model) -> None:
+    model.monitors.alerts, model.monitors.cut_after = [alert(1), alert(2)], 1
+
+    def before(request: Any, context: Any) -> None:
+        if sum(isinstance(each, pb.WatchAlertsRequest) for each in model.requests) > 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    model.before = before
+    result = run("alerts", "watch", "--from-oldest", "--give-up-after", "0.1", *BIG)
+    assert result.exit_code == 1
+    assert "gone" in result.stderr.splitlines()[-1]
 
 
 def test_ctrl_c_leaves_a_fit_running_and_says_where_to_look(
@@ -372,6 +441,36 @@ def test_top_works_without_metrics_and_says_what_it_cannot_see(run: Run, model: 
     model.monitors.answer = fails
     found = told(run("top", "--metrics", closed, "--json", *BIG))
     assert {*found["problems"]} == {"metrics", "monitors"}
+
+
+def test_top_goes_on_through_a_restart_of_the_server(target: str, model: Model) -> None:
+    def before(request: Any, context: Any) -> None:
+        if gone:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+
+    gone, model.before = False, before
+    model.monitors.alerts = [alert(1)]
+    with actserve.Client(target, model="big") as client:
+        watcher = top.Watcher(client, None)
+        assert shown(watcher.look()).count("server") == 0
+        gone = True
+        first, second = watcher.look(), watcher.look()
+        assert first.gone_since == second.gone_since == first.time
+        assert [each.id for each in second.alerts] == ["a1"]  # As it was.
+        assert "no server since" in shown(second)
+        gone = False
+        back = watcher.look()
+        assert (back.gone_since, back.problems) == (None, {})
+        assert "connected again at" in shown(back)
+        assert "no server" not in shown(back)
+        assert "connected again at" in shown(watcher.look())
+
+
+def shown(seen: top.Seen) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(top.rendered(seen))
+    return capture.get()
 
 
 def test_rates_are_of_the_last_minutes_alone() -> None:

@@ -18,7 +18,7 @@ from .fake_vectors import site
 BIG = ("--model", "big")
 SPEC = """
 prompts: {first: a b c, second: a}
-steer: joy
+intervene: joy
 coefficients: [-1, 0, 2]
 sites: resid_post.*
 answers: {good: " good", bad: " bad"}
@@ -107,8 +107,8 @@ def test_every_argument_is_in_the_file(run: Run, model: Model, tmp_path: Path) -
 prompts: {tmp_path / "prompts.txt"}
 chat: true
 variants:
-  joy: {{steer: joy, coefficients: [1, 2], sites: [resid_post.0], positions: [all, last]}}
-  given: {{steer: ["resid_post.1={tmp_path / "w.npy"}*3"]}}
+  joy: {{intervene: joy, coefficients: [1, 2], sites: [resid_post.0], positions: [all, last]}}
+  given: {{intervene: ["resid_post.1={tmp_path / "w.npy"}*3"]}}
 baseline: false
 scores:
   a: {{site: resid_post.1, direction: joy, bias: 0.5, ema: 0.25, reduce: mean}}
@@ -138,7 +138,9 @@ def test_a_stored_vector_without_sites_is_added_at_its_own(
     np.save(tmp_path / "joy.npy", np.ones((2, 4)))
     sites = ("--site", "resid_post.0", "--site", "resid_post.2")
     assert run("vectors", "import", "joy", str(tmp_path / "joy.npy"), *sites, *BIG).exit_code == 0
-    (tmp_path / "s.yaml").write_text("{prompts: [a], steer: joy, coefficients: [1], answers: [x]}")
+    (tmp_path / "s.yaml").write_text(
+        "{prompts: [a], intervene: joy, coefficients: [1], answers: [x]}"
+    )
     assert run("sweep", str(tmp_path / "s.yaml"), *BIG).exit_code == 0
     assert [*requests(model)[-1].variants[1].interventions[0].sites] == [site(0), site(2)]
 
@@ -147,13 +149,13 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
     "no YAML": ("a: [", [], "is not YAML"),
     "code": ("prompts: !!python/object/apply:os.getcwd []", [], "is not YAML"),
     "a list": ("- a", [], "holds no fields"),
-    "no prompts": ("steer: joy", [], "has no prompts"),
+    "no prompts": ("intervene: joy", [], "has no prompts"),
     "a field that is none": ("prompts: [a]\ncoeficients: [1]", [], "did you mean coefficients?"),
     "a variant of nothing": ("prompts: [a]\nvariants: {a: 3}", [], "variant a holds no fields"),
     "a grid beside variants": (
-        "prompts: [a]\nsteer: joy\nvariants: {a: {}}",
+        "prompts: [a]\nintervene: joy\nvariants: {a: {}}",
         [],
-        "steer stands beside variants",
+        "intervene stands beside variants",
     ),
     "a sampling parameter that is none": (
         "prompts: [a]\nsampling: {max_token: 3}",
@@ -165,9 +167,9 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
         [],
         "score x has no direction",
     ),
-    "steering that is none": ("prompts: [a]\nsteer: [3]", [], "write it as --steer"),
+    "steering that is none": ("prompts: [a]\nintervene: [3]", [], "write it as --intervene"),
     "coefficients that are none": (
-        "prompts: [a]\nsteer: joy\nsites: z.0\ncoefficients: [x]",
+        "prompts: [a]\nintervene: joy\nsites: z.0\ncoefficients: [x]",
         [],
         "the coefficient is 'x'",
     ),
@@ -175,7 +177,7 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
     "another table": ("prompts: [a]", ["--out", "joy.csv"], "must end in .parquet"),
     "another picture": ("prompts: [a]", ["--plot", "joy.txt"], "must end in one of .png"),
     "a number that is none": (
-        "{prompts: [a], answers: [x], steer: embedding=W.npy, coefficients: [1]}",
+        "{prompts: [a], answers: [x], intervene: embedding=W.npy, coefficients: [1]}",
         ["--plot", "p.png", "--value", "y"],
         "'y' is no number of this sweep; there are x, repetition, relative_change",
     ),

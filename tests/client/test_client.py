@@ -183,7 +183,7 @@ def test_a_capture_that_selects_nothing_has_rows_of_the_right_width(client: Any)
 
 
 def test_stream_yields_every_event_in_order(client: Any) -> None:
-    events = list(client.stream("one two", sites="resid_post.1", samples=2, steer=ZERO))
+    events = list(client.stream("one two", sites="resid_post.1", samples=2, intervene=ZERO))
     sources = (actserve.TokenSource(0, 3), actserve.TokenSource(4, 7))
     assert events[0] == actserve.Started("r2", (322, 346), ("one", "two"), sources)
     assert isinstance(events[-1], actserve.Finished)
@@ -272,12 +272,12 @@ def test_token_and_metadata_travel_with_every_call(
 def test_steering_travels_as_asked(client: Any, model: Model) -> None:
     client.generate(
         "a",
-        steer=[
+        intervene=[
             actserve.Add("blocks.1.hook_resid_post", [1, 0, -1, 0.5], coefficient=4.0),
             actserve.Add("embedding", np.ones(4), positions=slice(1, None)),
         ],
     )
-    client.fetch("a", sites="embedding", steer=actserve.Add("mlp_out.-1", np.ones(4)))
+    client.fetch("a", sites="embedding", intervene=actserve.Add("mlp_out.-1", np.ones(4)))
     first, second = model.requests[0].interventions
     assert [(site.hook_point, site.layer) for site in first.sites] == [(4, 1)]
     assert first.positions.HasField("all")
@@ -291,7 +291,7 @@ def test_steering_travels_as_asked(client: Any, model: Model) -> None:
 
 
 def test_an_answer_says_what_each_intervention_did(client: Any) -> None:
-    steer = [ZERO, actserve.Add("resid_post.1", np.ones(4)), *[ZERO] * 2]
+    intervene = [ZERO, actserve.Add("resid_post.1", np.ones(4)), *[ZERO] * 2]
 
     def made(rows: int) -> tuple[actserve.InterventionReport, ...]:
         return tuple(
@@ -305,10 +305,12 @@ def test_an_answer_says_what_each_intervention_did(client: Any) -> None:
             for index in range(4)
         )
 
-    one, two = client.fetch(["one two three", "one two three four"], "embedding", steer=steer)
+    one, two = client.fetch(
+        ["one two three", "one two three four"], "embedding", intervene=intervene
+    )
     assert one.interventions == made(3)
     assert two.interventions == made(4)
-    for out in client.generate("one two", samples=2, steer=steer):
+    for out in client.generate("one two", samples=2, intervene=intervene):
         assert out.interventions == out.activations.interventions == made(4)
     assert client.generate("one two").interventions == ()
     assert client.fetch("one two", "embedding").interventions == ()

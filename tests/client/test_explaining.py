@@ -133,7 +133,7 @@ def test_an_explained_text_pairs_tokens_with_explanations(client: Any) -> None:
         "one two three",
         positions=[0, -1],
         samples=2,
-        steer=actserve.Zero(SITE),
+        intervene=actserve.Zero(SITE),
         score=True,
     )
     assert isinstance(explained, actserve.ExplainedText)
@@ -183,7 +183,7 @@ def test_a_stream_yields_texts_while_they_are_written(client: Any, kind: str) ->
         events = list(client.explain_stream(rows(2), SITE, positions=[3, 5], samples=2))
         wanted = dict(enumerate(rows(2)))
     else:
-        events = list(client.explain_text_stream("a b", samples=2, steer=actserve.Zero(SITE)))
+        events = list(client.explain_text_stream("a b", samples=2, intervene=actserve.Zero(SITE)))
         wanted = {0: value(2, 0, 0), 1: value(2, 0, 1)}
     started, *between, finished = events
     assert (started.nla, started.site, started.rows) == ("tiny", SITE, 2)

@@ -110,7 +110,7 @@ def test_what_is_loaded_is_what_was_saved(case: str, suffix: str, tmp_path: Path
 @every_format
 def test_fetched_activations_come_back(client: Any, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"acts{suffix}"
-    acts = client.fetch("a b  c", ["z.1", "mlp_act.0"], positions=[0, 2], steer=None)
+    acts = client.fetch("a b  c", ["z.1", "mlp_act.0"], positions=[0, 2], intervene=None)
     acts.save(path)
     (loaded,) = actserve.load(path)
     assert_same(loaded, acts)

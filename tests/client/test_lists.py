@@ -35,32 +35,34 @@ def refusing(*bad: str) -> Any:
 
 
 def test_each_prompt_may_have_its_own_steering(client: Any, model: Model) -> None:
-    many = client.fetch(PROMPTS, SITE, steer=STEER)
+    many = client.fetch(PROMPTS, SITE, intervene=STEER)
     (request,) = model.requests
     assert [len(item.interventions) for item in request.items] == [1, 0, 2]
     assert not request.interventions
     assert [len(acts.interventions) for acts in many] == [1, 0, 2]
-    outs = client.generate(PROMPTS, steer=STEER)
+    outs = client.generate(PROMPTS, intervene=STEER)
     assert [len(out.interventions) for out in outs] == [1, 0, 2]
 
 
 @pytest.mark.parametrize("many", [tuple, iter])
 def test_interventions_in_a_row_are_for_every_prompt(client: Any, model: Model, many: Any) -> None:
-    steer = [Zero(SITE), Zero("resid_post.0")]
-    for prompts, given in ((PROMPTS, steer), (PROMPTS[:2], many(steer))):
-        found = client.fetch(prompts, SITE, steer=given)
+    intervene = [Zero(SITE), Zero("resid_post.0")]
+    for prompts, given in ((PROMPTS, intervene), (PROMPTS[:2], many(intervene))):
+        found = client.fetch(prompts, SITE, intervene=given)
         assert len(model.requests[-1].interventions) == 2
         assert [len(acts.interventions) for acts in found] == [2] * len(prompts)
 
 
-@pytest.mark.parametrize("steer", [[Zero(SITE), Zero(SITE)], [Zero(SITE), None], [[], Zero(SITE)]])
+@pytest.mark.parametrize(
+    "intervene", [[Zero(SITE), Zero(SITE)], [Zero(SITE), None], [[], Zero(SITE)]]
+)
 def test_a_list_that_could_be_for_all_or_for_each_is_refused(
-    client: Any, model: Model, steer: Any
+    client: Any, model: Model, intervene: Any
 ) -> None:
     for method, given in (("fetch", [SITE]), ("generate", []), ("explain_text", [])):
         with pytest.raises(InvalidRequest) as caught:
-            getattr(client, method)(PROMPTS[:2], *given, steer=steer)
-        assert caught.value.field == "steer"
+            getattr(client, method)(PROMPTS[:2], *given, intervene=intervene)
+        assert caught.value.field == "intervene"
     assert not model.requests
 
 
@@ -97,8 +99,11 @@ def test_positions_the_client_cannot_check_are_those_of_each_prompt_too(
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda c: c.fetch(PROMPTS, SITE, steer=[[], []]), "steer has 2 items for 3 prompts"),
-        (lambda c: c.generate(PROMPTS, steer=[[], []]), "steer has 2 items for 3 prompts"),
+        (
+            lambda c: c.fetch(PROMPTS, SITE, intervene=[[], []]),
+            "intervene has 2 items for 3 prompts",
+        ),
+        (lambda c: c.generate(PROMPTS, intervene=[[], []]), "intervene has 2 items for 3 prompts"),
         (lambda c: c.fetch(PROMPTS, SITE, positions=["all"]), "positions has 1 items for 3"),
         (
             lambda c: c.fetch(

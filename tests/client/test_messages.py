@@ -194,7 +194,7 @@ def test_a_table_that_is_to_be_csv_says_how() -> None:
     assert "to_pandas" not in str(caught.value)  # Which it has not.
 
 
-@pytest.mark.parametrize("steer", ["joy", ["joy"]])
-def test_the_name_of_a_vector_says_how_to_steer_by_it(steer: Any) -> None:
+@pytest.mark.parametrize("intervene", ["joy", ["joy"]])
+def test_the_name_of_a_vector_says_how_to_steer_by_it(intervene: Any) -> None:
     with pytest.raises(actserve.InvalidRequest, match=r"client\.vectors\.get\('joy'\)"):
-        actserve.Client("localhost:1").generate("a", steer=steer)
+        actserve.Client("localhost:1").generate("a", intervene=intervene)

@@ -97,19 +97,19 @@ def test_a_monitor_travels_as_it_is_written(client: Any, model: Model) -> None:
 ACTIONS: dict[str, Any] = {
     "stop": Stop(),
     "pause": Pause(),
-    "steer by an intervention": Ablate("resid_post.0", ROW),
-    "steer by a vector": SteeringVector("resid_post.0", ROW),
-    "steer by several": [Add("resid_post.*", "joy", 2.0), SteeringVector("resid_post.0", ROW)],
+    "intervene by an intervention": Ablate("resid_post.0", ROW),
+    "intervene by a vector": SteeringVector("resid_post.0", ROW),
+    "intervene by several": [Add("resid_post.*", "joy", 2.0), SteeringVector("resid_post.0", ROW)],
 }
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_an_action_is_stop_pause_or_what_steers(client: Any, model: Model, action: str) -> None:
+def test_an_action_is_stop_pause_or_what_intervenes(client: Any, model: Model, action: str) -> None:
     made = client.monitors.create("rude", probe=PROBE, upper=Level(1, ACTIONS[action]))
     sent = asked(model, pb.CreateMonitorRequest).monitor.upper
     assert made.upper.action == action.split()[0]
     assert made.upper.interventions == len(sent.intervene.interventions)
-    if action == "steer by several":
+    if action == "intervene by several":
         first, _ = sent.intervene.interventions
         assert [*first.sites] == [site(layer) for layer in range(LAYERS)]
         assert first.add.vector.steering_vector == "models/big/steeringVectors/joy"
@@ -357,7 +357,9 @@ def test_scores_are_told_by_hour(client: Any) -> None:
 def test_a_replay_is_a_table_in_the_callers_order(client: Any, model: Model) -> None:
     prompts = {f"k{index}": " ".join("a" * (index % 6 + 1)) for index in range(40)}
     prompts["k3"] = GONE
-    replay = client.monitors.replay(prompts, ["new", whole("old")], steer=Add("resid_post.0", ROW))
+    replay = client.monitors.replay(
+        prompts, ["new", whole("old")], intervene=Add("resid_post.0", ROW)
+    )
     assert [item.key for item in replay.items] == [*prompts]
     assert replay.monitors == ("new", "old")
     assert [item.key for item in replay.failed] == ["k3"]

@@ -48,7 +48,7 @@ def test_the_client_needs_no_extra(target: str) -> None:
         f"client = actserve.Client({target!r})\n"
         "acts = client.fetch(['a b', 'c'], sites='embedding', progress=True)\n"
         "assert acts[0]['embedding'].shape == (2, 4)\n"
-        "client.generate('a', steer=actserve.Add('embedding', [0, 0, 0, 0]))\n"
+        "client.generate('a', intervene=actserve.Add('embedding', [0, 0, 0, 0]))\n"
     )
     result = python(code)
     assert result.returncode == 0, result.stderr

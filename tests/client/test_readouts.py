@@ -255,7 +255,7 @@ def test_kept_rows_are_described_used_and_deleted(client: Any, model: Model) -> 
         element_type="bf16",
         create_time=datetime.fromtimestamp(1_000_000_000, timezone.utc),
     )
-    client.generate("a b c", steer=Replace(SITE, acts.kept, positions=[0, 2]))
+    client.generate("a b c", intervene=Replace(SITE, acts.kept, positions=[0, 2]))
     assert model.requests[-1].interventions[0].replace.rows.kept.name == acts.kept
     client.delete_kept(acts.kept)
     for gone in (client.kept, client.delete_kept):
@@ -319,7 +319,7 @@ def test_means_are_of_the_rows_as_reduced_and_projected(client: Any, model: Mode
         positions=slice(0, 9),
         reduce="max",
         projection=Projection(D),
-        steer=actserve.Zero("embedding"),
+        intervene=actserve.Zero("embedding"),
     )
     assert {label: each[SITE].tolist() for label, each in means.items()} == {
         "x": [1.5, 2.5, 1],

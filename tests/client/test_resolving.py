@@ -57,7 +57,7 @@ def test_patterns_may_stand_wherever_several_sites_may(client: Any, model: Model
     every = "resid_post.*"
     client.generate(
         "a",
-        steer=Zero("resid_post.1:"),
+        intervene=Zero("resid_post.1:"),
         predictions=Predict(every, top_k=1),
         readouts={
             "rows": actserve.Read(every),
@@ -99,7 +99,9 @@ def test_a_pattern_of_no_layer_is_refused(client: Any, call: Any, reason: str) -
         lambda c: c.generate("a", stop_token_ids=["Paris", 7, "Rome"]),
         lambda c: c.generate("a", allowed_token_ids=["Paris", 7, "Rome"]),
         lambda c: c.generate("a", logit_bias={"Paris": 1, 7: 1, "Rome": -1}),
-        lambda c: c.generate("a", steer=Zero("embedding", positions=ByTokenId(["Paris", "Rome"]))),
+        lambda c: c.generate(
+            "a", intervene=Zero("embedding", positions=ByTokenId(["Paris", "Rome"]))
+        ),
         lambda c: [*c.stream("a", stop_token_ids=["Paris", "Rome"])],
     ],
 )

@@ -253,10 +253,10 @@ def test_an_item_is_opened_once(client: Any, model: Model) -> None:
 
 def test_a_class_in_place_of_what_it_makes_is_refused(client: Any) -> None:
     with pytest.raises(InvalidRequest):
-        client.fetch("a", SITE, steer=actserve.Add)
+        client.fetch("a", SITE, intervene=actserve.Add)
 
 
 def test_vectors_and_interventions_steer_together(client: Any, model: Model) -> None:
-    steer = [SteeringVector(SITE, np.ones(4)), actserve.Zero("embedding")]
-    client.fetch("a", SITE, steer=steer)
+    intervene = [SteeringVector(SITE, np.ones(4)), actserve.Zero("embedding")]
+    client.fetch("a", SITE, intervene=intervene)
     assert len(model.requests[-1].interventions) == 2

@@ -12,8 +12,8 @@ import pytest
 import actserve
 from actserve import Add, InvalidRequest, LabelMeans, SteeringVector
 from actserve._archives import write_archive
+from actserve.interventions import interventions_to_proto
 from actserve.sites import Site
-from actserve.steering import steer_to_proto
 
 from .fake_server import Model, expected
 
@@ -126,7 +126,7 @@ def test_the_cosine_is_that_of_vectors_of_any_site() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steer", "interventions"),
+    ("intervene", "interventions"),
     [
         (A, [Add(SITE, [3, 4, 0])]),
         (4 * A, [Add(SITE, [12, 16, 0])]),
@@ -140,38 +140,38 @@ def test_the_cosine_is_that_of_vectors_of_any_site() -> None:
     ],
 )
 def test_a_steering_vector_is_added_at_its_site(
-    steer: Any, interventions: list[actserve.Intervention]
+    intervene: Any, interventions: list[actserve.Intervention]
 ) -> None:
-    assert steer_to_proto(steer) == [each.to_proto() for each in interventions]
+    assert interventions_to_proto(intervene) == [each.to_proto() for each in interventions]
 
 
 def test_calls_take_steering_vectors(client: Any, model: Model) -> None:
     vector = SteeringVector(SITE, [1, 2, 3, 4])
-    client.generate("a", steer=2 * vector, max_tokens=1)
-    client.fetch("a", "embedding", steer=[vector])
+    client.generate("a", intervene=2 * vector, max_tokens=1)
+    client.fetch("a", "embedding", intervene=[vector])
     for request, factor in zip(model.requests, (2, 1), strict=True):
         (sent,) = request.interventions
         assert sent == Add(SITE, factor * np.arange(1, 5)).to_proto()
 
 
 @pytest.mark.parametrize(
-    ("steer", "message"),
+    ("intervene", "message"),
     [
-        ("resid_post.3", "^steer is 'resid_post.3'; give an intervention, such as Add"),
-        ([("resid_post.3", 2.0)], r"^item 0 of steer is \('resid_post.3', 2.0\); give"),
-        ([A, [A]], "^item 1 of steer is list of 1; give"),
-        ([None], "^item 0 of steer is None; give"),
-        (3, "^steer is 3; give"),
-        ({"site": A}, "^steer is dict of 1; give"),
-        (np.zeros(576), r"^steer is ndarray of shape \[576\]; give"),
-        ([np.zeros(576)], r"^item 0 of steer is ndarray of shape \[576\]; give"),
+        ("resid_post.3", "^intervene is 'resid_post.3'; give an intervention, such as Add"),
+        ([("resid_post.3", 2.0)], r"^item 0 of intervene is \('resid_post.3', 2.0\); give"),
+        ([A, [A]], "^item 1 of intervene is list of 1; give"),
+        ([None], "^item 0 of intervene is None; give"),
+        (3, "^intervene is 3; give"),
+        ({"site": A}, "^intervene is dict of 1; give"),
+        (np.zeros(576), r"^intervene is ndarray of shape \[576\]; give"),
+        ([np.zeros(576)], r"^item 0 of intervene is ndarray of shape \[576\]; give"),
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_is_no_intervention_is_refused_by_name(steer: Any, message: str) -> None:
+def test_what_is_no_intervention_is_refused_by_name(intervene: Any, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message) as caught:
-        steer_to_proto(steer)
-    assert str(caught.value.field).startswith("steer")
+        interventions_to_proto(intervene)
+    assert str(caught.value.field).startswith("intervene")
 
 
 def means(label: str, **values: list[float]) -> LabelMeans:

@@ -157,10 +157,13 @@ def test_text_is_generated_where_it_is_wanted(client: Any, model: Model, case: s
 
 
 STEERS: dict[str, tuple[dict[str, Any], list[Any]]] = {
-    "a vector at its site": ({"steer": SteeringVector("resid_post.1", V)}, [site(1)]),
-    "an array at a site": ({"steer": V, "sites": "resid_post.1"}, []),
-    "an intervention": ({"steer": Add("resid_post.1", V)}, [site(1)]),
-    "several": ({"steer": [Add("resid_post.1", V), SteeringVector("resid_post.1", V)]}, [site(1)]),
+    "a vector at its site": ({"intervene": SteeringVector("resid_post.1", V)}, [site(1)]),
+    "an array at a site": ({"intervene": V, "sites": "resid_post.1"}, []),
+    "an intervention": ({"intervene": Add("resid_post.1", V)}, [site(1)]),
+    "several": (
+        {"intervene": [Add("resid_post.1", V), SteeringVector("resid_post.1", V)]},
+        [site(1)],
+    ),
 }
 
 
@@ -175,9 +178,9 @@ def test_what_steers_is_given_as_anywhere(client: Any, model: Model, case: str) 
 
 def test_a_stored_vector_without_sites_is_added_at_its_own(client: Any, model: Model) -> None:
     client.vectors.store("joy", [SteeringVector("resid_post.0", V), SteeringVector("z.1", V)])
-    for steer in ("joy", Stored("joy"), JOY, client.vectors.get("joy")):
-        client.sweep("a", steer, coefficients=[1, 2], answers="x")
-        client.sweep("a", variants={"it": Variant(steer, [1, 2])}, answers="x")
+    for intervene in ("joy", Stored("joy"), JOY, client.vectors.get("joy")):
+        client.sweep("a", intervene, coefficients=[1, 2], answers="x")
+        client.sweep("a", variants={"it": Variant(intervene, [1, 2])}, answers="x")
         for request in requests(model)[-2:]:
             (intervention,) = request.variants[1].interventions
             assert [site_name(each) for each in intervention.sites] == ["resid_post.0", "z.1"]

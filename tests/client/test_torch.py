@@ -7,8 +7,8 @@ import pytest
 
 from actserve import Add, InvalidRequest, Projection, Replace, SteeringVector
 from actserve._checks import described
+from actserve.interventions import interventions_to_proto
 from actserve.prompts import is_many, prompt_to_proto
-from actserve.steering import steer_to_proto
 from actserve.tensors import decode
 from actserve.v1 import readout_pb2, tensor_pb2
 
@@ -100,8 +100,8 @@ def test_torch_tensors_share_memory_with_the_arrays(client: Any) -> None:
 
 def test_a_message_describes_a_tensor_shortly() -> None:
     assert described(torch.zeros(2, 3)) == "Tensor of shape [2, 3]"
-    with pytest.raises(InvalidRequest, match=r"^steer is Tensor of shape \[2, 3\]; give"):
-        steer_to_proto(torch.zeros(2, 3))
+    with pytest.raises(InvalidRequest, match=r"^intervene is Tensor of shape \[2, 3\]; give"):
+        interventions_to_proto(torch.zeros(2, 3))
 
 
 def test_a_steering_vector_is_an_array_to_torch() -> None:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         assert_type(client.set_baseline(np.ones((2, 3)), "z.0"), actserve.Baseline)
         assert_type(client.models()[0].nlas, tuple[actserve.Nla, ...])
         edit = actserve.ExplanationEdit("a", "b")
-        assert_type(client.generate("a", steer=actserve.Add("z.0", edit)), Generation)
+        assert_type(client.generate("a", intervene=actserve.Add("z.0", edit)), Generation)
         assert_type(client.token_rows("embedding", [1, 2]), NDArray[np.float32])
         assert_type(client.head_matrices(0, [1, 2])[0].qk, NDArray[np.float32])
         assert_type(client.tokenize("a"), Tokenized)
@@ -71,8 +71,8 @@ if TYPE_CHECKING:
             assert_type(cell, actserve.SweepCell)
         assert_type(sweep.curves("good - bad"), list[actserve.Curve])
         client.vectors.combine("calm", {"joy": 1, joy: -0.5}, without=[joy, "anger"])
-        steer = [joy, joy.add(2.0), actserve.Add("z.0", "joy"), actserve.Ablate("z.0", joy)]
-        assert_type(client.generate("a", steer=steer), Generation)
+        intervene = [joy, joy.add(2.0), actserve.Add("z.0", "joy"), actserve.Ablate("z.0", joy)]
+        assert_type(client.generate("a", intervene=intervene), Generation)
         assert_type(client.tokenize(["a"]), list[Tokenized])
 
     async def asynchronous(client: actserve.AsyncClient) -> None:

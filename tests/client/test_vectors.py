@@ -217,7 +217,7 @@ def test_a_stored_vector_steers_by_name(client: Any, model: Model) -> None:
         joy,
         joy.add(2.0, sites="resid_post.1", positions="generated", relative=True),
     ]
-    client.generate("a b", steer=steers)
+    client.generate("a b", intervene=steers)
     add, ablate, clamp, both, one = model.requests[-1].interventions
     assert add.add.vector.steering_vector == JOY
     assert ablate.ablate.direction.steering_vector == JOY
@@ -225,7 +225,7 @@ def test_a_stored_vector_steers_by_name(client: Any, model: Model) -> None:
     assert (both.add.vector.steering_vector, [*both.sites]) == (JOY, [site(0), site(1)])
     assert (one.add.coefficient, one.add.relative, [*one.sites]) == (2.0, True, [site(1)])
     assert one.positions.HasField("generated")
-    client.fetch(["a", "b"], "embedding", steer=[[joy], []])
+    client.fetch(["a", "b"], "embedding", intervene=[[joy], []])
     assert model.requests[-1].items[0].interventions[0] == both
 
 
@@ -251,9 +251,9 @@ def test_arithmetic_of_stored_vectors_says_where_it_is_done(client: Any, case: s
 
 
 def test_a_whole_name_needs_no_other_call(client: Any, model: Model) -> None:
-    client.generate("a", steer=Add("resid_post.0", JOY))
+    client.generate("a", intervene=Add("resid_post.0", JOY))
     assert [type(each) for each in model.requests] == [generation_service_pb2.GenerateRequest]
-    client.generate("a", steer=Add("resid_post.0", "joy"))
+    client.generate("a", intervene=Add("resid_post.0", "joy"))
     assert {type(each) for each in model.requests} == {
         generation_service_pb2.GenerateRequest,
         model_service_pb2.ListModelsRequest,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import sys
 import threading
 import time
@@ -63,7 +64,20 @@ def main() -> None:
         sys.stdout.flush()
 
 
+class Logged(logging.Handler):
+    """Keeps the texts of what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
 async def answered(question: Answer) -> Answer:
+    logged, logger = Logged(), logging.getLogger("actserve")
+    logger.addHandler(logged)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         traceparent = question.get("client", {}).get("traceparent")
@@ -79,8 +93,9 @@ async def answered(question: Answer) -> Answer:
             answer = {"error": {"code": "NO_ERROR_OF_THE_CLIENT", "message": repr(error)}}
         finally:
             telemetry.detach(token)
+            logger.removeHandler(logged)
     texts = [str(each.message) for each in caught if each.category is UserWarning]
-    return {**answer, "warnings": texts}
+    return {**answer, "warnings": [*texts, *logged.texts]}
 
 
 MONITORS = "models/m/monitors/"

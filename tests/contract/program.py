@@ -6,12 +6,19 @@ import sys
 import threading
 from typing import Any
 
+_SERVE = """
+import sys
+from actserve_server import app, cli
+app.FAKE_SHAPE = {}  # That of `FakeEngine`, which the requests of tests are made for.
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
 
 class Program:
     """`actserve-server serve --model fake` as a process."""
 
     def __init__(self, *flags: str) -> None:
-        command = [sys.executable, "-m", "actserve_server", "serve", "--model", "fake"]
+        command = [sys.executable, "-c", _SERVE, "serve", "--model", "fake"]
         self.process = subprocess.Popen(
             [*command, "--port", "0", "--metrics-port", "0", *flags],
             stderr=subprocess.PIPE,

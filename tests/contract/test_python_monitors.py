@@ -86,13 +86,13 @@ async def test_an_action_is_done_and_told_in_the_answer_and_in_the_alerts() -> N
         steer = Add(SITE, ROW, 50.0, positions="generated")
         changed = await client.monitors.update("rude", upper=Level(ALWAYS, steer), etag=rude.etag)
         assert changed.upper
-        assert changed.upper.action == "steer"
+        assert changed.upper.action == "intervene"
         out = await client.generate(PROMPT, max_tokens=6, temperature=0.0)
         assert (out.finish_reason, len(out.token_ids)) == ("length", 6)
         with pytest.raises(Conflict):
             await client.monitors.update("rude", paused=True, etag=rude.etag)
         assert await client.alerts.delete(end_user="u") == 1
-        assert [alert.action async for alert in client.alerts.list()] == ["steer"]
+        assert [alert.action async for alert in client.alerts.list()] == ["intervene"]
 
 
 async def test_a_watcher_decides_about_a_sample_that_waits() -> None:

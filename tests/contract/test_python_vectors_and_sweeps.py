@@ -37,7 +37,7 @@ async def test_a_name_steers_as_its_numbers_do_through_a_file_of_any_kind(tmp_pa
         ):
             by_name, by_numbers = await client.generate(
                 ["hello world"] * 2,
-                steer=[[make("joy")], [make(JOY[SITE])]],
+                intervene=[[make("joy")], [make(JOY[SITE])]],
                 max_tokens=8,
                 temperature=0.0,
                 sites=SITE,
@@ -46,7 +46,7 @@ async def test_a_name_steers_as_its_numbers_do_through_a_file_of_any_kind(tmp_pa
             np.testing.assert_array_equal(by_name.activations[SITE], by_numbers.activations[SITE])
         everywhere, each = await client.generate(
             ["hello world"] * 2,
-            steer=[[joy], [Add(at, values) for at, values in JOY.items()]],
+            intervene=[[joy], [Add(at, values) for at, values in JOY.items()]],
             sites="resid_post.*",
             max_tokens=2,
             temperature=0.0,
@@ -58,7 +58,7 @@ async def test_a_name_steers_as_its_numbers_do_through_a_file_of_any_kind(tmp_pa
 async def test_an_unknown_name_tells_those_that_are_near() -> None:
     async with serving() as served, client_of(served) as client:
         await client.vectors.store("joy", JOY)
-        for call in (client.vectors.get("joi"), client.generate("a", steer=Add(SITE, "joi"))):
+        for call in (client.vectors.get("joi"), client.generate("a", intervene=Add(SITE, "joi"))):
             with pytest.raises(NotFound, match="joy"):
                 await call
 

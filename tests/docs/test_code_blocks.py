@@ -31,6 +31,7 @@ NOT_RUN = {
     "docs/nla.md": 1,  # trains for an hour
     "docs/operations.md": 2,  # what Prometheus reads, and OpenTelemetry's own command
     "docs/security.md": 1,  # writes down a new token
+    "docs/webhooks.md": 1,  # takes a Kubernetes cluster
 }
 """Blocks that say of themselves that they are not run."""
 

@@ -100,8 +100,8 @@ def test_a_control_vector_of_others_steers_as_it_does_there(
     ids = [*client.tokenize(PROMPT).token_ids]
     rows, tokens = there(transformers_model, path, coefficient, ids)
 
-    ours = client.fetch(PROMPT, SITES, steer=steer)
-    out = client.generate(PROMPT, steer=steer, max_tokens=TOKENS, temperature=0)
+    ours = client.fetch(PROMPT, SITES, intervene=steer)
+    out = client.generate(PROMPT, intervene=steer, max_tokens=TOKENS, temperature=0)
 
     for site in SITES:
         scale = np.linalg.norm(rows[site], axis=1, keepdims=True)

@@ -150,14 +150,16 @@ def plain(client: actserve.Client) -> Answer:
 
 def steered(client: actserve.Client) -> Answer:
     push = actserve.Add(SITE, np.linspace(-1, 1, WIDTH), coefficient=8.0)
-    made = client.generate("I saw the film and", SITE, steer=push, temperature=0.0, max_tokens=12)
+    made = client.generate(
+        "I saw the film and", SITE, intervene=push, temperature=0.0, max_tokens=12
+    )
     return Answer(list(made.token_ids), [made.activations[SITE]])
 
 
 def captured(client: actserve.Client) -> Answer:
     ablated = actserve.Ablate("resid_post.6", np.linspace(1, 2, WIDTH))
     sites = [f"resid_post.{layer}" for layer in range(0, 30, 5)]
-    acts = client.fetch("Napoleon crowned himself emperor in 1804", sites, steer=ablated)
+    acts = client.fetch("Napoleon crowned himself emperor in 1804", sites, intervene=ablated)
     return Answer(list(acts.token_ids), [acts[site] for site in sites])
 
 

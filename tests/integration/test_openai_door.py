@@ -238,7 +238,7 @@ def test_a_steered_and_monitored_chat_is_the_same_over_grpc(door: Door) -> None:
     asked: dict[str, Any] = {"max_tokens": 16, "temperature": 0.0, "monitors": "tide"}
     prompt, change = actserve.Conversation(MESSAGES), actserve.Add(SITE, VECTOR, 2.0)
     plain = door.grpc.generate(prompt, max_tokens=16, temperature=0.0)
-    wanted = door.grpc.generate(prompt, steer=change, scores="sample", **asked)
+    wanted = door.grpc.generate(prompt, intervene=change, scores="sample", **asked)
     answer = door.ours("chat/completions", body)
     (choice,), (told,) = answer["choices"], answer["actserve"]["choices"]
     assert answer["prompt_token_ids"] == list(wanted.prompt_token_ids)
@@ -256,7 +256,7 @@ def test_a_steered_and_monitored_chat_is_the_same_over_grpc(door: Door) -> None:
     stop = actserve.Level(0.999 * score["highest_score"], actserve.Stop())
     door.grpc.monitors.create("stops", probe=probe, upper=stop, watch=named)
     asked["monitors"] = "stops"
-    stopped = door.grpc.generate(prompt, steer=change, **asked)
+    stopped = door.grpc.generate(prompt, intervene=change, **asked)
     parts = door.ours("chat/completions", {**body, "monitors": ["stops"], "stream": True})
     tokens = [token for p in parts for c in p["choices"] for token in c.get("token_ids") or ()]
     assert stopped.finish_reason == "monitor"
@@ -272,9 +272,7 @@ def test_output_keeps_its_form_where_a_monitor_steers_it(door: Door) -> None:
     level = actserve.Level(-1e9, actserve.Add(SITE, VECTOR, 3.0))
     probe = actserve.Probe(SITE, VECTOR)
     named = actserve.Watch(named_only=True)
-    door.grpc.monitors.create(
-        "turns", probe=probe, upper=level, watch=named, positions="generated"
-    )
+    door.grpc.monitors.create("turns", probe=probe, upper=level, watch=named, positions="generated")
     form = {"structured_outputs": {"regex": "[a-z]{6} [a-z]{8}[.]"}}
     body = {**GREEDY, **form, "messages": MESSAGES, "return_token_ids": True}
     (plain,) = door.ours("chat/completions", body)["choices"]

@@ -68,7 +68,7 @@ def test_every_hook_point_is_fetched_at_its_width(served: Served) -> None:
 def test_heads_are_changed_at_the_tokens_of_a_text_and_it_is_reported(served: Served) -> None:
     zero = actserve.Zero("z.7", heads=[1, 4], positions=actserve.ByText("capital of France"))
     plain, changed = (
-        served.client.fetch("The capital of France is", sites="z.7", steer=steer)
+        served.client.fetch("The capital of France is", sites="z.7", intervene=steer)
         for steer in ([], [zero])
     )
     wanted = plain["z.7"].reshape(5, 9, 64).copy()
@@ -103,7 +103,7 @@ def test_every_sample_is_steered_and_captured(served: Served) -> None:
         )  # fmt: skip
 
     plain = sample()
-    steered = sample(steer=[actserve.Add(SITE, VECTOR, coefficient=2.0)])
+    steered = sample(intervene=[actserve.Add(SITE, VECTOR, coefficient=2.0)])
     assert {out.text for out in steered}.isdisjoint({out.text for out in plain})
     assert len({out.text for out in steered}) == 1
     prompt = len(plain[0].prompt_token_ids)
@@ -209,7 +209,7 @@ def test_items_are_what_they_are_alone_beside_calls_that_are_steered_and_cut(
         def disturb() -> int:
             calls = 0
             while not stop.is_set():
-                stream = served.client.stream(CORRUPT, max_tokens=64, steer=steer)
+                stream = served.client.stream(CORRUPT, max_tokens=64, intervene=steer)
                 with closing(stream):
                     next(event for event in stream if isinstance(event, actserve.Tokens))
                 calls += 1
@@ -273,27 +273,27 @@ def test_a_deadline_aborts_the_run(served: Served) -> None:
         (lambda c: c.fetch([49152], sites=[SITE]), "TOKEN_OUT_OF_RANGE"),
         (lambda c: c.fetch([5] * 1024, sites=[SITE]), "PROMPT_TOO_LONG"),
         (
-            lambda c: c.generate("x", steer=[actserve.Add(SITE, np.ones(577))]),
+            lambda c: c.generate("x", intervene=[actserve.Add(SITE, np.ones(577))]),
             "TENSOR_WIDTH_MISMATCH",
         ),
         (
-            lambda c: c.generate("x", steer=[actserve.Add(SITE, np.full(576, np.nan))]),
+            lambda c: c.generate("x", intervene=[actserve.Add(SITE, np.full(576, np.nan))]),
             "TENSOR_NOT_FINITE",
         ),
         (
             lambda c: c.generate(
-                "x", steer=[actserve.Add(SITE, np.full(576, 1e38), coefficient=1e3)]
+                "x", intervene=[actserve.Add(SITE, np.full(576, 1e38), coefficient=1e3)]
             ),
             "TENSOR_NOT_FINITE",
         ),
         (
-            lambda c: c.generate("x", steer=[actserve.Zero("z.3", heads=[9])]),
+            lambda c: c.generate("x", intervene=[actserve.Zero("z.3", heads=[9])]),
             "HEAD_OUT_OF_RANGE",
         ),
-        (lambda c: c.generate("x", steer=[actserve.Zero("logits")]), "SITE_NOT_SERVED"),
+        (lambda c: c.generate("x", intervene=[actserve.Zero("logits")]), "SITE_NOT_SERVED"),
         (
             lambda c: c.generate(
-                "x", steer=[actserve.Zero(SITE, positions=actserve.ByTokenId([40_000]))]
+                "x", intervene=[actserve.Zero(SITE, positions=actserve.ByTokenId([40_000]))]
             ),
             "INTERVENTION_UNUSED",
         ),
@@ -333,7 +333,9 @@ def test_metrics_count_what_was_served(served: Served) -> None:
 
     server, thread = start_http_server(0, "127.0.0.1")
     try:
-        served.client.generate("x", max_tokens=2, sites=[SITE], steer=[actserve.Add(SITE, VECTOR)])
+        served.client.generate(
+            "x", max_tokens=2, sites=[SITE], intervene=[actserve.Add(SITE, VECTOR)]
+        )
         url = f"http://127.0.0.1:{server.server_port}/metrics"
         page = urllib.request.urlopen(url, timeout=5).read().decode()
     finally:

@@ -108,7 +108,7 @@ def test_a_comparison_steers_one_of_two_runs(served: Served) -> None:
     steer = actserve.SteeringVector("resid_post.12", vector)
     found = served.client.compare(CLEAN, steer, max_tokens=8)
     plain = served.client.generate(CLEAN, max_tokens=8, temperature=0.0)
-    steered = served.client.generate(CLEAN, max_tokens=8, temperature=0.0, steer=steer)
+    steered = served.client.generate(CLEAN, max_tokens=8, temperature=0.0, intervene=steer)
     assert (found.plain.token_ids, found.steered.token_ids) == (plain.token_ids, steered.token_ids)
     assert found.steered.interventions[0].changed_rows > 0
     likeliest = int(np.argmax(found.steered_logprobs))
@@ -139,7 +139,7 @@ def test_studies_are_what_they_are_alone_beside_calls_that_are_steered_and_cut(
     def disturb() -> int:
         calls = 0
         while not stop.is_set():
-            with client.stream(CORRUPT, max_tokens=64, steer=steer) as stream:
+            with client.stream(CORRUPT, max_tokens=64, intervene=steer) as stream:
                 next(event for event in stream if isinstance(event, actserve.Tokens))
             calls += 1
         return calls

@@ -82,7 +82,7 @@ def test_a_cell_is_what_a_single_call_says(
             text,
             "resid_post.25",
             projection=actserve.Projection(direction[None]),
-            steer=steer_of(cell, direction),
+            intervene=steer_of(cell, direction),
             max_tokens=TOKENS,
             temperature=0,
             ignore_eos=True,
@@ -107,7 +107,7 @@ def test_answers_are_as_likely_as_a_single_call_says(
         prompt = list(client.tokenize(PROMPTS[cell.prompt_index]).token_ids)
         steer = steer_of(cell, direction)
         alone = [
-            client.score([*prompt, *answer], steer=steer).logprobs[len(prompt) :].sum()
+            client.score([*prompt, *answer], intervene=steer).logprobs[len(prompt) :].sum()
             for answer in answers
         ]
         np.testing.assert_allclose(cell.answer_logprobs, alone, rtol=CLOSE, atol=CLOSE)

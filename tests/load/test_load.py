@@ -164,7 +164,7 @@ async def _generate(client: AsyncClient, prompt: str, seed: int) -> list[np.ndar
 async def _steer(client: AsyncClient, prompt: str, seed: int) -> list[np.ndarray]:
     site, push = _site(seed), actserve.Add(_site(seed), _vector(seed), coefficient=4.0)
     made = await client.generate(
-        prompt, site, steer=push, temperature=0.0, max_tokens=1 + seed % 12
+        prompt, site, intervene=push, temperature=0.0, max_tokens=1 + seed % 12
     )
     assert made.activations is not None
     return [np.array(made.token_ids), *_rows(made.activations, site)]
@@ -173,7 +173,7 @@ async def _steer(client: AsyncClient, prompt: str, seed: int) -> list[np.ndarray
 async def _replace(client: AsyncClient, prompt: str, seed: int) -> list[np.ndarray]:
     site = _site(seed)
     put = actserve.Replace(site, _vector(seed), positions="last")
-    return _rows(await client.fetch(prompt, site, steer=put, positions="last"), site)
+    return _rows(await client.fetch(prompt, site, intervene=put, positions="last"), site)
 
 
 def _matrix(*shape: int) -> np.ndarray:

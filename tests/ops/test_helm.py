@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,7 @@ def env_of(container: Manifest) -> dict[str, str]:
         if "value" in entry
         else entry["valueFrom"]["fieldRef"]["fieldPath"]
         for entry in container["env"]
+        if "value" in entry or "fieldRef" in entry["valueFrom"]
     }
 
 
@@ -205,13 +208,48 @@ def test_gpus_are_limits_of_the_container(helm: str) -> None:
 
 def test_settings_become_variables_of_the_same_meaning(helm: str, tmp_path: Path) -> None:
     values = tmp_path / "values.yaml"
-    values.write_text("settings: {a_count: 4000000000, a_share: 0.85, a_flag: true, a_list: [x]}")
+    values.write_text(
+        "settings: {max_fit_bytes: 4000000000, tenant_share: 0.85, enforce_eager: true, "
+        "hook_points: [resid_post]}"
+    )
     (container,) = pod_of(render(helm, "--values", values))["containers"]
     env = env_of(container)
-    assert env["ACTSERVE_A_COUNT"] == "4000000000"
-    assert env["ACTSERVE_A_SHARE"] == "0.85"
-    assert env["ACTSERVE_A_FLAG"] == "true"
-    assert env["ACTSERVE_A_LIST"] == '["x"]'
+    assert env["ACTSERVE_MAX_FIT_BYTES"] == "4000000000"
+    assert env["ACTSERVE_TENANT_SHARE"] == "0.85"
+    assert env["ACTSERVE_ENFORCE_EAGER"] == "true"
+    assert env["ACTSERVE_HOOK_POINTS"] == '["resid_post"]'
+
+
+def test_the_chart_knows_every_setting_of_the_server_and_its_bounds() -> None:
+    done = run(sys.executable, ROOT / "scripts" / "chart_settings.py", "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_the_values_file_says_of_monitors_is_the_default() -> None:
+    from actserve_server.config import Settings
+
+    told = re.findall(r"^#  (\w+): ([0-9]+)\b", (CHART / "values.yaml").read_text(), re.MULTILINE)
+    told = {name: float(number) for name, number in told if name != "max_model_len"}
+    assert len(told) > 10
+    assert told == {name: Settings.model_fields[name].default for name in told}
+
+
+def test_the_addresses_of_webhooks_come_from_a_secret(helm: str) -> None:
+    monitoring = ("--values", CHART / "ci" / "monitoring-values.yaml")
+    pod = pod_of(render(helm, *monitoring, "--set", "webhooks.secret.key=of-mine.yaml"))
+    (container,) = pod["containers"]
+    (mount,) = (each for each in container["volumeMounts"] if each["name"] == "webhooks")
+    assert mount["readOnly"] is True
+    file = Path(env_of(container)["ACTSERVE_WEBHOOKS"])
+    assert file == Path(mount["mountPath"], "of-mine.yaml")
+    (volume,) = (each for each in pod["volumes"] if each["name"] == "webhooks")
+    assert volume["secret"] == {"secretName": "actserve-webhooks"}
+
+
+def test_without_a_secret_there_are_no_webhooks(helm: str) -> None:
+    pod = pod_of(render(helm))
+    assert "ACTSERVE_WEBHOOKS" not in env_of(pod["containers"][0])
+    assert "webhooks" not in {each["name"] for each in pod["volumes"]}
 
 
 @pytest.mark.parametrize("of", ["cache", "storage"])
@@ -251,6 +289,11 @@ def test_the_url_of_a_database_comes_from_a_secret(helm: str) -> None:
         ("gpus=1", "set image.variant to cuda"),
         ("settings.health_port=1234", "invalid propertyName 'health_port'"),
         ("settings.database_url=postgresql://", "invalid propertyName 'database_url'"),
+        ("settings.webhooks=/etc/w.yaml", "invalid propertyName 'webhooks'"),
+        ("settings.max_alert_second=60", "additional properties 'max_alert_second' not allowed"),
+        ("settings.alert_text_tokens=5000", "maximum"),
+        ("settings.max_alerts=many", "want integer"),
+        ("webhooks.secret.key=../key", "does not match pattern"),
         ("storage.persistence.enabled=true,replicas=2", "set storage.databaseUrlSecret"),
     ],
 )

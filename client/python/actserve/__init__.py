@@ -63,6 +63,17 @@ from actserve.explanations import Claim, ExplainedText, Explanation, Score
 from actserve.files import load, save
 from actserve.fit_examples import Example
 from actserve.frames import to_pandas
+from actserve.interventions import (
+    Ablate,
+    Add,
+    Clamp,
+    Intervention,
+    Mean,
+    Project,
+    Replace,
+    Swap,
+    Zero,
+)
 from actserve.kept import Keep, Kept, KeptRows
 from actserve.means import LabelMeans
 from actserve.models import HookPointSupport, Limits, Model
@@ -102,18 +113,7 @@ from actserve.saelens import saelens_site
 from actserve.sampling import RepetitionDetection, Sampling
 from actserve.score_histories import ScoreHistory, ScoreHour
 from actserve.sites import BySite, HookPoint, Site, SitePattern
-from actserve.steering import (
-    Ablate,
-    Add,
-    Clamp,
-    Intervention,
-    Mean,
-    Project,
-    Replace,
-    Swap,
-    Zero,
-)
-from actserve.steering_vectors import Steer, SteeringVector
+from actserve.steering_vectors import Intervene, SteeringVector
 from actserve.stored_vectors import (
     Combined,
     Contrasted,
@@ -194,6 +194,7 @@ __all__ = [
     "HiddenLayer",
     "HookPoint",
     "HookPointSupport",
+    "Intervene",
     "Intervention",
     "InterventionReport",
     "InvalidRequest",
@@ -250,7 +251,6 @@ __all__ = [
     "SitePredictions",
     "SparseRows",
     "Started",
-    "Steer",
     "SteeringVector",
     "Stop",
     "Stored",

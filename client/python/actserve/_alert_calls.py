@@ -1,15 +1,12 @@
 """Alert calls: alerts as they are raised, through as many connections as it takes."""
 
 from dataclasses import replace
-from typing import Any
+from typing import NoReturn
 
 from actserve._whole_answers import EventOrder
 from actserve.alerts import Alert, alert_from_proto
 from actserve.errors import StreamCutShort
 from actserve.v1 import monitor_service_pb2 as pb
-
-OPENED = object()
-"""What a connection yields when it has begun: it counts as having come further."""
 
 
 class WatchCall:
@@ -28,14 +25,13 @@ class WatchCall:
         self._lost = 0  # What was not told yet is told again.
         return self._request
 
-    def read(self, response: pb.WatchAlertsResponse) -> Any:
+    def read(self, response: pb.WatchAlertsResponse) -> Alert | None:
         """Takes one response; an alert is for the caller."""
         event = response.WhichOneof("event")
         self._order.check(event)
         match event:
             case "started":
                 self._go_on_from(response.started.resume_token)
-                return OPENED
             case "alert":
                 self._go_on_from(response.alert.resume_token)
                 alert: Alert = replace(alert_from_proto(response.alert), lost_before=self._lost)
@@ -47,7 +43,7 @@ class WatchCall:
                 pass
         return None
 
-    def result(self) -> None:
+    def result(self) -> NoReturn:
         """It has no end of its own, so that one is a connection that broke."""
         raise StreamCutShort("the server ended the stream of alerts, which has no end; try again")
 

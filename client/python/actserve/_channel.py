@@ -95,6 +95,8 @@ def channel_options() -> list[tuple[str, str | int]]:
         ("grpc.keepalive_timeout_ms", 20_000),
         # gRPC stops pinging after two pings without data, and a long prefill is just that.
         ("grpc.http2.max_pings_without_data", 0),
+        # Where a server was gone for long gRPC would look for it every two minutes only.
+        ("grpc.max_reconnect_backoff_ms", 5_000),
         # No receive limit is set: no message of the contract comes near gRPC's 4 MiB.
     ]
 

@@ -16,11 +16,11 @@ from actserve._prompt_lists import check_on_error
 from actserve._row_jobs import RowJobs, given_rows, is_empty, nothing
 from actserve.errors import InvalidRequest
 from actserve.explaining import Explaining, spec_from_row, spec_to_proto
+from actserve.interventions import interventions_to_proto
 from actserve.nlas import nla_name
 from actserve.positions import Positions, positions_to_proto
 from actserve.prompts import is_many, prompt_to_proto
 from actserve.sites import Site, SiteLike
-from actserve.steering import steer_to_proto
 from actserve.tensors import Float32Array, as_array, check_nonzero, encode
 from actserve.v1 import explanation_service_pb2 as pb
 
@@ -150,7 +150,7 @@ class ExplainJobs(RowJobs):
         *,
         nla: str | None,
         positions: Positions,
-        steer: Any,
+        intervene: Any,
         partial: bool = False,
         **options: Unpack[Explaining],
     ) -> ExplainTextCall:
@@ -160,7 +160,7 @@ class ExplainJobs(RowJobs):
             nla=nla_name(nla),
             prompt=prompt_to_proto(prompt),
             positions=positions_to_proto(positions),
-            interventions=steer_to_proto(steer),
+            interventions=interventions_to_proto(intervene),
             spec=spec_to_proto(options, nla, partial=partial),
         )
         return ExplainTextCall(request, positions)

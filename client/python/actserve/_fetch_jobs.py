@@ -18,11 +18,12 @@ from actserve._prompt_lists import (
     at_prompt,
     check_count,
     check_on_error,
+    intervene_of_each,
     of_prompt,
     positions_of_each,
-    steer_of_each,
 )
 from actserve.errors import ActserveError, InvalidRequest
+from actserve.interventions import interventions_to_proto
 from actserve.means import (
     LabelMeans,
     SecondMoments,
@@ -35,7 +36,6 @@ from actserve.positions import positions_to_proto
 from actserve.prompts import is_many, prompt_to_proto
 from actserve.readouts import Read
 from actserve.sites import parse_sites
-from actserve.steering import steer_to_proto
 from actserve.v1 import generation_service_pb2 as pb
 
 # Prompts of one fetch call. Small enough that several calls share the servers behind one name and
@@ -58,11 +58,11 @@ class FetchJobs:
             parts = [*self.parts(prompts, sites, on_error=on_error, **options)]
             return Job("fetch", parts, self.in_flight, lambda results: [*chain(*results)])
         check_on_error(on_error)
-        steer = steer_to_proto(options.pop("steer", ()))
+        intervene = interventions_to_proto(options.pop("intervene", ()))
         capture = self._capture(sites, **options)
         prompt = at_prompt(partial(prompt_to_proto, prompts), None)
         item = FetchItem(0, "0", pb.FetchItem(prompt=prompt))
-        call = self._calls(capture, steer, [item], fail_fast=True)
+        call = self._calls(capture, intervene, [item], fail_fast=True)
         return Job("fetch", [Part(call, None)], 1, lambda results: results[0][0])
 
     def parts(
@@ -70,7 +70,7 @@ class FetchJobs:
         prompts: Iterable[Any],
         sites: Any,
         *,
-        steer: Any = (),
+        intervene: Any = (),
         positions: Any = "all",
         on_error: Any = "raise",
         keys: Iterable[str] | None = None,
@@ -100,7 +100,10 @@ class FetchJobs:
                 path=("keys",),
             )
         count = len(prompts) if isinstance(prompts, Sequence) else None
-        own_steer, own_positions = steer_of_each(steer, count), positions_of_each(positions)
+        own_interventions, own_positions = (
+            intervene_of_each(intervene, count),
+            positions_of_each(positions),
+        )
         capture = self._capture(sites, positions="all" if own_positions else positions, **options)
         if own_positions and len(capture.asked) > 1:
             raise InvalidRequest(
@@ -110,15 +113,17 @@ class FetchJobs:
                 path=("positions",),
             )
         if count is not None:
-            check_count(own_steer, count, "steer")
+            check_count(own_interventions, count, "intervene")
             check_count(own_positions, count, "positions")
-        shared = steer_to_proto(() if own_steer else steer)
+        shared = interventions_to_proto(() if own_interventions else intervene)
 
         def item(index: int, key: str, prompt: Any) -> FetchItem:
             where = of_prompt(own_positions, index, "positions")
             proto = pb.FetchItem(
                 prompt=prompt_to_proto(prompt),
-                interventions=steer_to_proto(of_prompt(own_steer, index, "steer") or ()),
+                interventions=interventions_to_proto(
+                    of_prompt(own_interventions, index, "intervene") or ()
+                ),
                 positions=None if where is None else positions_to_proto(where),
             )
             return FetchItem(index, key, proto, where)
@@ -133,7 +138,7 @@ class FetchJobs:
     def _batches(
         self,
         capture: Capture,
-        steer: Sequence[Any],
+        intervene: Sequence[Any],
         items: Iterator[tuple[int, FetchItem | ActserveError]],
         *,
         fail_fast: bool,
@@ -143,13 +148,13 @@ class FetchJobs:
             if all(isinstance(each, ActserveError) for each in made):
                 yield Part(None, indices[0], len(made), answer=[*made])
             else:
-                call = self._calls(capture, steer, made, fail_fast=fail_fast)
+                call = self._calls(capture, intervene, made, fail_fast=fail_fast)
                 yield Part(call, indices[0], len(made))
 
     def _calls(
         self,
         capture: Capture,
-        steer: Sequence[Any],
+        intervene: Sequence[Any],
         items: Sequence[FetchItem | ActserveError],
         *,
         fail_fast: bool,
@@ -162,7 +167,7 @@ class FetchJobs:
                 model=self.model,
                 items=[each.proto for each in items if isinstance(each, FetchItem)],
                 readouts=capture.to_proto(),
-                interventions=steer,
+                interventions=intervene,
                 fail_fast=fail_fast,
             )
             # A call that is made again keeps rows once.
@@ -188,7 +193,7 @@ class FetchJobs:
         prompts: Any,
         labels: Any,
         sites: Any,
-        steer: Any,
+        intervene: Any,
         second_moments: SecondMoments | None,
         **options: Any,
     ) -> Job[dict[str, LabelMeans]]:
@@ -206,12 +211,12 @@ class FetchJobs:
                 "send_top is set, but means are of every component; leave send_top out",
                 reason="FIELD_INVALID",
             )
-        own_steer = steer_of_each(steer, len(prompts))
-        check_count(own_steer, len(prompts), "steer")
+        own_interventions = intervene_of_each(intervene, len(prompts))
+        check_count(own_interventions, len(prompts), "intervene")
         common = pb.FetchActivationsRequest(
             model=self.model,
             readouts=Capture((Asked("", read),)).to_proto(),
-            interventions=steer_to_proto(() if own_steer else steer),
+            interventions=interventions_to_proto(() if own_interventions else intervene),
             # One that fails is the error of the call, as of any other method.
             fail_fast=True,
         )
@@ -220,7 +225,9 @@ class FetchJobs:
         def item(index: int) -> pb.FetchItem:
             return pb.FetchItem(
                 prompt=prompt_to_proto(prompts[index]),
-                interventions=steer_to_proto(of_prompt(own_steer, index, "steer") or ()),
+                interventions=interventions_to_proto(
+                    of_prompt(own_interventions, index, "intervene") or ()
+                ),
                 **label_fields(checked[index]),
             )
 

@@ -13,12 +13,12 @@ from actserve._generation import GenerateCall
 from actserve._jobs import Job, Part
 from actserve._monitor_requests import checked_end_user
 from actserve._names import Named
-from actserve._prompt_lists import check_count, check_on_error, positions_of_each, steer_of_each
+from actserve._prompt_lists import check_count, check_on_error, intervene_of_each, positions_of_each
 from actserve.errors import ActserveError
+from actserve.interventions import interventions_to_proto
 from actserve.monitors import detail_to_proto
 from actserve.prompts import is_many, prompt_to_proto
 from actserve.sampling import Sampling, sampling_to_proto
-from actserve.steering import steer_to_proto
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import model_service_pb2
 
@@ -57,7 +57,7 @@ class GenerateJobs:
         samples: int | None,
         sampling: Sampling,
         sites: Any = (),
-        steer: Any = (),
+        intervene: Any = (),
         collect: bool = True,
         monitors: tuple[Named, ...] = (),
         scores: Any = None,
@@ -71,7 +71,7 @@ class GenerateJobs:
             model=self.model,
             prompt=prompt_to_proto(prompt),
             sampling=sampling_to_proto(sampling, samples),
-            interventions=steer_to_proto(steer),
+            interventions=interventions_to_proto(intervene),
             readouts=capture.to_proto(),
             monitors=[each.name for each in monitors],
             score_detail=detail_to_proto(scores),
@@ -115,7 +115,7 @@ def prompt_parts(
     returns = check_on_error(on_error)
     options = {name: rereadable(value) for name, value in options.items()}
     own = {
-        "steer": steer_of_each(options.get("steer"), len(prompts)),
+        "intervene": intervene_of_each(options.get("intervene"), len(prompts)),
         "positions": positions_of_each(options.get("positions")),
     }
     for name, given in own.items():

@@ -28,28 +28,28 @@ def check_on_error(on_error: object) -> bool:
     return on_error == "return"
 
 
-def steer_of_each(steer: Any, prompts: int | None) -> Sequence[Any] | None:
+def intervene_of_each(intervene: Any, prompts: int | None) -> Sequence[Any] | None:
     """The steering of each of so many prompts, if a list has some for each: a list of lists, in
     which None is none. Raises `InvalidRequest` for a list that could be read either way."""
-    if not isinstance(steer, list | tuple) or not steer:
+    if not isinstance(intervene, list | tuple) or not intervene:
         return None
-    of_each = [each is None or isinstance(each, list | tuple) for each in steer]
+    of_each = [each is None or isinstance(each, list | tuple) for each in intervene]
     if all(of_each):
-        return [() if each is None else each for each in steer]
+        return [() if each is None else each for each in intervene]
     if any(of_each):
         raise InvalidRequest(
-            "steer has interventions beside lists or None; give each prompt a list of its own, as "
-            "in steer=[[a], [b, c], []]",
+            "intervene has interventions beside lists or None; give each prompt a list of its own, "
+            "as in intervene=[[a], [b, c], []]",
             reason="FIELD_INVALID",
-            path=("steer",),
+            path=("intervene",),
         )
-    if isinstance(steer, list) and prompts == len(steer) > 1:
+    if isinstance(intervene, list) and prompts == len(intervene) > 1:
         raise InvalidRequest(
-            f"steer is a list of {prompts} interventions for {prompts} prompts; write "
-            "steer=[[a], [b]] to give each prompt its own, or a tuple, steer=(a, b), to apply "
-            "all of them to every prompt",
+            f"intervene is a list of {prompts} interventions for {prompts} prompts; write "
+            "intervene=[[a], [b]] to give each prompt its own, or a tuple, intervene=(a, b), to "
+            "apply all of them to every prompt",
             reason="FIELD_INVALID",
-            path=("steer",),
+            path=("intervene",),
         )
     return None
 

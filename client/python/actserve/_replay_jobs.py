@@ -9,14 +9,14 @@ from actserve._checks import described
 from actserve._jobs import Job, Part
 from actserve._monitor_scores import checked_scores
 from actserve._names import Named, short
-from actserve._prompt_lists import at_prompt, check_count, positions_of_each, steer_of_each
+from actserve._prompt_lists import at_prompt, check_count, intervene_of_each, positions_of_each
 from actserve._whole_answers import EventOrder, check_complete
 from actserve.errors import BadResponse, InvalidRequest, from_status
+from actserve.interventions import interventions_to_proto
 from actserve.positions import positions_to_proto
 from actserve.prompts import is_many, prompt_to_proto
 from actserve.replays import Replay, ReplayedItem
 from actserve.results import Usage, sum_of
-from actserve.steering import steer_to_proto
 from actserve.v1 import generation_service_pb2
 from actserve.v1 import monitor_service_pb2 as pb
 
@@ -82,7 +82,7 @@ def replay_job(
     prompts: Any,
     monitors: tuple[Named, ...],
     *,
-    steer: Any,
+    intervene: Any,
     positions: Any,
     each_token: bool,
     in_flight: int,
@@ -93,17 +93,22 @@ def replay_job(
             "there is no monitor; name at least one", reason="FIELD_REQUIRED", path=("monitors",)
         )
     keys, found = _listed(prompts)
-    own_steer, own_positions = steer_of_each(steer, len(found)), positions_of_each(positions)
-    check_count(own_steer, len(found), "steer")
+    own_interventions, own_positions = (
+        intervene_of_each(intervene, len(found)),
+        positions_of_each(positions),
+    )
+    check_count(own_interventions, len(found), "intervene")
     check_count(own_positions, len(found), "positions")
-    shared = steer_to_proto(() if own_steer else steer)
+    shared = interventions_to_proto(() if own_interventions else intervene)
 
     def item(index: int) -> generation_service_pb2.FetchItem:
         where = own_positions[index] if own_positions else positions
         return generation_service_pb2.FetchItem(
             key=keys[index],
             prompt=at_prompt(partial(prompt_to_proto, found[index]), index),
-            interventions=steer_to_proto(own_steer[index]) if own_steer else shared,
+            interventions=interventions_to_proto(own_interventions[index])
+            if own_interventions
+            else shared,
             positions=None if where is None else positions_to_proto(where),
         )
 

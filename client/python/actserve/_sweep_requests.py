@@ -8,12 +8,12 @@ from typing import Any
 
 from actserve._checks import described, unicode
 from actserve.errors import InvalidRequest
+from actserve.interventions import interventions_to_proto
 from actserve.positions import positions_to_proto
 from actserve.probes import Probe
 from actserve.prompts import is_many, prompt_to_proto
 from actserve.sampling import Sampling, sampling_to_proto
 from actserve.sites import plain_sites
-from actserve.steering import steer_to_proto
 from actserve.sweeps import Variant, checked_key
 from actserve.v1 import intervention_pb2, prompt_pb2
 from actserve.v1 import sweep_service_pb2 as pb
@@ -183,7 +183,7 @@ def asked_sweep(
 
 
 def _variant(key: str, variant: Variant) -> pb.SweepVariant:
-    interventions = steer_to_proto(variant.steer)
+    interventions = interventions_to_proto(variant.intervene)
     for each in interventions:
         _leave_to_grid(each, variant)
     return pb.SweepVariant(

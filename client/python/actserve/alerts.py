@@ -30,10 +30,12 @@ _DECISIONS: Mapping[str, pb.AlertDecision] = {
     "proceed": pb.ALERT_DECISION_PROCEED,
     "stop": pb.ALERT_DECISION_STOP,
 }
+_DECIDED = {**_DECISIONS, "lapsed": pb.ALERT_DECISION_LAPSED}
+"""What is told, of which the last is the server's to say."""
 _ACTIONS = {
     pb.ALERT_ACTION_UNSPECIFIED: "",
     pb.ALERT_ACTION_STOP: "stop",
-    pb.ALERT_ACTION_INTERVENE: "steer",
+    pb.ALERT_ACTION_INTERVENE: "intervene",
     pb.ALERT_ACTION_PAUSE: "pause",
 }
 
@@ -78,11 +80,12 @@ class Alert:
     raise_time: datetime
     """When, in UTC."""
     action: str
-    """What is done because of it: "stop", "steer", "pause" or nothing."""
+    """What is done because of it: "stop", "intervene", "pause" or nothing."""
     decide_by: datetime | None
     """Of a pause: when it decides for itself, in UTC."""
     decision: str
-    """Of a pause: "proceed" or "stop", or nothing as yet."""
+    """Of a pause: "proceed" or "stop"; "lapsed" if nobody has decided and nobody waits for it any
+    more; or nothing as yet."""
     text: str
     """The text up to the token and some after it, where the operator has alerts hold text."""
     explanation: str
@@ -131,7 +134,7 @@ def alert_from_proto(alert: pb.Alert) -> Alert:
         decide_by=time_from_proto(alert.decide_by_time)
         if alert.HasField("decide_by_time")
         else None,
-        decision=_name(_DECISIONS, alert.decision),
+        decision=_name(_DECIDED, alert.decision),
         text=alert.text,
         explanation=alert.explanation,
         delivery=_delivery(alert.delivery),

@@ -125,7 +125,7 @@ class SampleFinished:
     """The positions whose rows were sent, the same for every site; with `reduce`, the last one
     reduced. Of the short arguments."""
     interventions: tuple[InterventionReport, ...]
-    """What each intervention did, in the order of `steer`."""
+    """What each intervention did, in the order of `intervene`."""
     kept: str | None
     """The name of the rows kept on the server; None unless asked for by `keep`."""
     kept_readouts: Mapping[str, str] = field(default_factory=dict)
@@ -188,7 +188,7 @@ class ExplainFinished:
 
     usage: Usage
     interventions: tuple[InterventionReport, ...]
-    """What each intervention did, in the order of `steer`."""
+    """What each intervention did, in the order of `intervene`."""
 
 
 ExplainEvent: TypeAlias = ExplainStarted | PartialExplanation | Explanation | ExplainFinished

@@ -99,7 +99,7 @@ class ExplainedText(Shown):
     explanations: tuple[Explanation, ...]
     """By position, then by sample."""
     interventions: tuple[InterventionReport, ...]
-    """What each intervention did, in the order of `steer`."""
+    """What each intervention did, in the order of `intervene`."""
     nla: str
     """The id of the NLA that explained."""
     site: str

@@ -56,6 +56,8 @@ class Limits:
     """Alerts stored, over all tenants; the oldest go first."""
     max_alert_seconds: int = 0
     """Seconds for which alerts are stored at most."""
+    max_fit_bytes: int = 0
+    """Bytes that all fits of monitors take together on the server."""
     max_pause_seconds: int = 0
     """Seconds for which a monitor may hold a sample back."""
 

@@ -18,13 +18,13 @@ from actserve._times import time_from_proto
 from actserve.aggregators import Aggregator, AggregatorLike, aggregator_from_proto
 from actserve.alerts import level_name
 from actserve.errors import BadResponse, InvalidRequest
+from actserve.interventions import interventions_to_proto
 from actserve.monitor_fits import FitReport, report_from_proto
 from actserve.positions import Positions
 from actserve.probe_networks import ProbeNetwork
 from actserve.probes import Probe
 from actserve.sites import site_name
-from actserve.steering import steer_to_proto
-from actserve.steering_vectors import Steer
+from actserve.steering_vectors import Intervene
 from actserve.tensors import Float32Array, decode
 from actserve.v1 import generation_service_pb2, positions_pb2
 from actserve.v1 import monitor_service_pb2 as pb
@@ -67,9 +67,9 @@ class Pause:
             )
 
 
-Action: TypeAlias = Stop | Pause | Steer | Iterable[Steer]
+Action: TypeAlias = Stop | Pause | Intervene | Iterable[Intervene]
 """What becomes of a sample: `Stop()`, `Pause()`, or what steers it from the next token on, as
-`steer=` takes it: interventions, steering vectors or stored vectors, one or several."""
+`intervene=` takes it: interventions, steering vectors or stored vectors, one or several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +98,13 @@ class Level:
 
     def __post_init__(self) -> None:
         action: Any = self.action
-        if isinstance(action, Steer):
+        if isinstance(action, Intervene):
             action = (action,)
         if not isinstance(action, Stop | Pause | None):
             if not isinstance(action, Iterable) or isinstance(action, str):
                 raise _no_action(action)
             action = tuple(action)
-            if not action or not all(isinstance(each, Steer) for each in action):
+            if not action or not all(isinstance(each, Intervene) for each in action):
                 raise _no_action(action)
         explain: Any = self.explain
         if not isinstance(explain, bool):
@@ -131,8 +131,8 @@ class Level:
                 made.pause.proceed_after = bool(proceed_after)
                 if time_limit is not None:
                     made.pause.time_limit.FromNanoseconds(round(time_limit * 1e9))
-            case steer:
-                made.intervene.interventions.extend(steer_to_proto(steer))
+            case intervene:
+                made.intervene.interventions.extend(interventions_to_proto(intervene))
         if self.explain:
             nla = self.explain.name if isinstance(self.explain, Named) else ""
             made.explain.CopyFrom(pb.ExplainAction(nla=nla))
@@ -206,9 +206,9 @@ class StoredLevel:
     threshold: float
     """The threshold."""
     action: str
-    """What becomes of a sample: "stop", "steer", "pause" or nothing."""
+    """What becomes of a sample: "stop", "intervene", "pause" or nothing."""
     interventions: int
-    """Of "steer": how many."""
+    """Of "intervene": how many."""
     time_limit: float | None
     """Seconds that a "pause" may last; None for as long as the server allows."""
     proceed_after: bool
@@ -413,13 +413,10 @@ def score_from_proto(score: generation_service_pb2.MonitorScore) -> MonitorScore
 
 
 def _level(level: pb.MonitorLevel) -> StoredLevel:
-    action = {"stop": "stop", "intervene": "steer", "pause": "pause"}.get(
-        level.WhichOneof("action") or "", ""
-    )
     limit = level.pause.time_limit
     return StoredLevel(
         threshold=level.threshold,
-        action=action,
+        action=level.WhichOneof("action") or "",
         interventions=len(level.intervene.interventions),
         time_limit=limit.seconds + limit.nanos / 1e9
         if level.pause.HasField("time_limit")

@@ -13,10 +13,10 @@ from actserve.predictions import Predict
 from actserve.projections import Projection
 from actserve.readouts import Readout, Reduction
 from actserve.sampling import Sampling
-from actserve.steering_vectors import Steer
+from actserve.steering_vectors import Intervene
 from actserve.tensors import ElementType
 
-SteerOfEach: TypeAlias = Sequence[Sequence[Steer] | None]
+InterveneOfEach: TypeAlias = Sequence[Sequence[Intervene] | None]
 """The interventions of each of a list of prompts; None is none."""
 
 PositionsOfEach: TypeAlias = Sequence[Positions]
@@ -48,14 +48,14 @@ class StreamOptions(ReadOptions, MonitorOptions, Sampling, total=False):
     """Of `stream`."""
 
     positions: Positions
-    steer: Steer | Iterable[Steer] | None
+    intervene: Intervene | Iterable[Intervene] | None
 
 
 class CorpusOptions(ReadOptions, total=False):
     """Of `fetch_iter`."""
 
     positions: Positions | PositionsOfEach
-    steer: Steer | Iterable[Steer] | SteerOfEach | None
+    intervene: Intervene | Iterable[Intervene] | InterveneOfEach | None
 
 
 class FetchOptions(CorpusOptions, total=False):
@@ -73,6 +73,6 @@ class ExplainTextOptions(Explaining, total=False):
 
     nla: str | None
     positions: Positions | PositionsOfEach
-    steer: Steer | Iterable[Steer] | SteerOfEach | None
+    intervene: Intervene | Iterable[Intervene] | InterveneOfEach | None
     timeout: float | None
     progress: bool | None

@@ -162,7 +162,7 @@ class Activations(ReadRows, Shown):
         self.sources = tuple(sources)
         """Where each prompt token comes from; empty for a prompt of token ids."""
         self.interventions = tuple(interventions)
-        """What each intervention did, in the order of `steer`."""
+        """What each intervention did, in the order of `intervene`."""
         self.predictions: BySite[SitePredictions] = BySite(predictions or {}, "predictions")
         """The predictions asked for, by site."""
         self.attention: Mapping[tuple[int, int], AttentionPattern] = dict(attention or {})
@@ -268,7 +268,7 @@ class Generation(Shown):
     activations: Activations
     """What was captured, over prompt and generated tokens together; empty if nothing was."""
     interventions: tuple[InterventionReport, ...]
-    """What each intervention did, in the order of `steer`."""
+    """What each intervention did, in the order of `intervene`."""
     usage: Usage
     """What the call consumed, all its samples together."""
     request_id: str

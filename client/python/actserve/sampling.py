@@ -84,7 +84,7 @@ def sampling_to_proto(sampling: Sampling, samples: int | None) -> pb.SamplingPar
     if unknown := sampling.keys() - Sampling.__annotations__.keys():
         name = min(unknown)
         close = get_close_matches(
-            name, [*Sampling.__annotations__, "sites", "steer", "samples"], n=1
+            name, [*Sampling.__annotations__, "sites", "intervene", "samples"], n=1
         )
         raise TypeError(
             f"unexpected keyword argument {name!r}; "

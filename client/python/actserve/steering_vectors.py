@@ -22,13 +22,13 @@ from actserve.sites import Site, SiteLike
 from actserve.tensors import Float32Array, as_vector, check_nonzero
 
 if TYPE_CHECKING:
-    from actserve.steering import Add
+    from actserve.interventions import Add
     from actserve.when import When
 
 _KIND = "steering vector"
 
 
-class Steer:
+class Intervene:
     """What steers: an `Intervention`, or a `SteeringVector` or `StoredVector`, which is added at
     its sites as its `add()` is."""
 
@@ -36,8 +36,8 @@ class Steer:
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class SteeringVector(Steer, Shown):
-    """A vector of a site: what `steer=` adds, and what stands wherever an array may.
+class SteeringVector(Intervene, Shown):
+    """A vector of a site: what `intervene=` adds, and what stands wherever an array may.
 
     - `site`: where its rows come from. Vectors of two sites cannot be added.
     - `values`: float32 [width], copied and read-only; see `Vector` for what is taken.
@@ -47,8 +47,8 @@ class SteeringVector(Steer, Shown):
 
         joy = means["liked"] - means["hated"]  # a SteeringVector
         joy.provenance  # "mean of 'liked' less mean of 'hated'"
-        client.generate(prompt, steer=4 * joy)
-        client.generate(prompt, steer=joy.add(0.1, relative=True, positions="generated"))
+        client.generate(prompt, intervene=4 * joy)
+        client.generate(prompt, intervene=joy.add(0.1, relative=True, positions="generated"))
         joy.save("joy.safetensors")
     """
 
@@ -75,7 +75,7 @@ class SteeringVector(Steer, Shown):
     ) -> Add:
         """The intervention that adds it at its site, as often as `coefficient` says; `positions`,
         `relative` and `when` are those of `Add`."""
-        from actserve.steering import Add  # Which takes steering vectors.
+        from actserve.interventions import Add  # Which takes steering vectors.
 
         return Add(self.site, self, coefficient, positions=positions, relative=relative, when=when)
 

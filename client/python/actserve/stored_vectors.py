@@ -22,12 +22,12 @@ from actserve._times import time_from_proto
 from actserve.errors import BadResponse, InvalidRequest
 from actserve.positions import Positions
 from actserve.sites import Site, SiteLike, site_name
-from actserve.steering_vectors import Steer, SteeringVector
+from actserve.steering_vectors import Intervene, SteeringVector
 from actserve.tensors import Float32Array, decode
 from actserve.v1 import steering_vector_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from actserve.steering import Add
+    from actserve.interventions import Add
 
 _ID = "[a-z][a-z0-9-]{0,62}"
 _SHORT = re.compile(_ID)
@@ -52,8 +52,8 @@ class Stored:
     of `models/{model}/steeringVectors/joy`. A text alone means the same there. Raises
     `InvalidRequest` for what is no such name.
 
-        client.generate(prompt, steer=Add("resid_post.12", Stored("joy"), 4.0))
-        client.generate(prompt, steer=Add("resid_post.12", "joy", 4.0))
+        client.generate(prompt, intervene=Add("resid_post.12", Stored("joy"), 4.0))
+        client.generate(prompt, intervene=Add("resid_post.12", "joy", 4.0))
     """
 
     name: str
@@ -162,12 +162,12 @@ class StoredRow:
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class StoredVector(Steer, Shown):
-    """A stored vector, as a server describes it. It stands wherever `Stored` does, and in `steer=`
-    it is added at each of its sites.
+class StoredVector(Intervene, Shown):
+    """A stored vector, as a server describes it. It stands wherever `Stored` does, and in
+    `intervene=` it is added at each of its sites.
 
         joy = client.vectors.create("joy", liked, hated, "resid_post.5:20")
-        client.generate(prompt, steer=joy.add(4.0, sites=joy.best.site))
+        client.generate(prompt, intervene=joy.add(4.0, sites=joy.best.site))
     """
 
     name: str
@@ -235,7 +235,7 @@ class StoredVector(Steer, Shown):
     ) -> Add:
         """The intervention that adds it, as often as `coefficient` says, at some sites, or at all
         of its own; `positions` and `relative` are those of `Add`."""
-        from actserve.steering import Add  # Which takes stored vectors.
+        from actserve.interventions import Add  # Which takes stored vectors.
 
         where = self.sites if sites is None else sites
         return Add(where, Stored(self.name), coefficient, positions=positions, relative=relative)

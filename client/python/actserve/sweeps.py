@@ -15,12 +15,12 @@ from actserve._checks import described, finite, number_of, unicode
 from actserve._show.plain import plain
 from actserve._show.shown import Shown
 from actserve.errors import ActserveError, InvalidRequest
+from actserve.interventions import Ablate, Add, Intervention
 from actserve.kept import is_kept_name
 from actserve.positions import Positions, check_positions
 from actserve.results import InterventionReport, Usage
 from actserve.sites import SiteLike, parse_sites
-from actserve.steering import Ablate, Add, Intervention
-from actserve.steering_vectors import Steer, SteeringVector
+from actserve.steering_vectors import Intervene, SteeringVector
 from actserve.stored_vectors import Stored, StoredVector
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class Variant:
     """Interventions, and a grid of what to try of them: a point for every combination of an element
     of each list that is not empty.
 
-    - `steer`: interventions, of which None is none; or a vector to add, by the name of a stored one
-      or as an array, at `sites`; without them a stored one is added at all of its own at once.
+    - `intervene`: interventions, of which None is none; or a vector to add, by the name of a stored
+      one or as an array, at `sites`; without them a stored one is added at all of its own at once.
     - `coefficients`: of every `Add` and `Ablate`, whose own is then left out.
     - `sites`: of every intervention, one at a time, in the place of its own.
     - `positions`: a list of positions of every intervention, in the place of its own.
@@ -48,7 +48,7 @@ class Variant:
         Variant(Ablate("resid_post.*", "refusal"))
     """
 
-    steer: Any = None
+    intervene: Any = None
     coefficients: Sequence[float] = ()
     sites: SiteLike | Iterable[SiteLike] = ()
     positions: Sequence[Positions] = ()
@@ -65,10 +65,10 @@ class Variant:
             where = [where]
         for each in where:
             check_positions(each)
-        steer = _interventions(self.steer, sites)
-        _check_coefficients(steer, numbers)
+        intervene = _interventions(self.intervene, sites)
+        _check_coefficients(intervene, numbers)
         for name, value in {
-            "steer": steer,
+            "intervene": intervene,
             "coefficients": numbers,
             "sites": sites,
             "positions": tuple(where),
@@ -78,47 +78,49 @@ class Variant:
     @property
     def named(self) -> Stored | None:
         """The stored vector that is to be added at its own sites, which only the server knows."""
-        return self.steer if isinstance(self.steer, Stored) else None
+        return self.intervene if isinstance(self.intervene, Stored) else None
 
     @property
     def is_given(self) -> bool:
         """Whether it says anything."""
-        return any((self.steer, self.coefficients, self.sites, self.positions))
+        return any((self.intervene, self.coefficients, self.sites, self.positions))
 
 
-def _interventions(steer: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ...] | Stored:
-    if steer is None:
+def _interventions(intervene: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ...] | Stored:
+    if intervene is None:
         return ()
-    if isinstance(steer, list | tuple) and all(isinstance(each, Steer) for each in steer):
-        return tuple(each for one in steer for each in _steered(one, sites))
-    if isinstance(steer, str) and not is_kept_name(steer):
-        steer = Stored(steer)
-    if isinstance(steer, Stored) and not sites:  # The server knows its own.
-        return steer
-    return _steered(steer, sites)
+    if isinstance(intervene, list | tuple) and all(
+        isinstance(each, Intervene) for each in intervene
+    ):
+        return tuple(each for one in intervene for each in _steered(one, sites))
+    if isinstance(intervene, str) and not is_kept_name(intervene):
+        intervene = Stored(intervene)
+    if isinstance(intervene, Stored) and not sites:  # The server knows its own.
+        return intervene
+    return _steered(intervene, sites)
 
 
-def _steered(steer: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ...]:
-    if isinstance(steer, Intervention):
-        return (steer,)
-    if isinstance(steer, SteeringVector | StoredVector) and not sites:
-        return (steer.add(),)
+def _steered(intervene: Any, sites: tuple[Any, ...]) -> tuple[Intervention, ...]:
+    if isinstance(intervene, Intervention):
+        return (intervene,)
+    if isinstance(intervene, SteeringVector | StoredVector) and not sites:
+        return (intervene.add(),)
     if not sites:
         raise InvalidRequest(
-            f"{described(steer)} is a vector without a site; say it, as in sites='resid_post.12', "
-            "or give an intervention",
+            f"{described(intervene)} is a vector without a site; say it, as in "
+            "sites='resid_post.12', or give an intervention",
             reason="FIELD_REQUIRED",
             path=("sites",),
         )
-    return (Add(sites, steer),)
+    return (Add(sites, intervene),)
 
 
 def _check_coefficients(
-    steer: tuple[Intervention, ...] | Stored, coefficients: tuple[float, ...]
+    intervene: tuple[Intervention, ...] | Stored, coefficients: tuple[float, ...]
 ) -> None:
-    if not coefficients or isinstance(steer, Stored):
+    if not coefficients or isinstance(intervene, Stored):
         return
-    scaled = [each for each in steer if isinstance(each, Add | Ablate)]
+    scaled = [each for each in intervene if isinstance(each, Add | Ablate)]
     if not scaled:
         raise InvalidRequest(
             f"there are {len(coefficients)} coefficients and no Add or Ablate that has one; leave "

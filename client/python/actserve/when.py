@@ -24,7 +24,7 @@ class When:
     Checks what it is given when it is made, and raises `InvalidRequest`.
 
         films = actserve.Probe("resid_post.8", w, reduce="max")
-        steer = actserve.Add("resid_post.15", v, 4.0, when=actserve.When(films, above=2.0))
+        push = actserve.Add("resid_post.15", v, 4.0, when=actserve.When(films, above=2.0))
     """
 
     probe: Probe

@@ -12,7 +12,7 @@ with actserve.Client(address) as client:
     assert france.kept
     patch = actserve.Replace("resid_post.15", france.kept, positions=-1)
     answers = actserve.Predict("final_norm", "last", top_k=3)
-    italy = client.fetch("The capital of Italy is", predictions=answers, steer=patch)
+    italy = client.fetch("The capital of Italy is", predictions=answers, intervene=patch)
     predictions = italy.predictions["final_norm"]
     for token, logprob in zip(predictions.top_tokens[0], predictions.top_logprobs[0], strict=True):
         print(f"{json.dumps(token, ensure_ascii=False)} {logprob:.3f}")

@@ -13,6 +13,6 @@ with actserve.Client(address) as client:
     prompt = "I think the movie was"
     plain = client.generate(prompt, max_tokens=20, temperature=0)
     steer = actserve.Add("resid_post.15", mood, 2)
-    steered = client.generate(prompt, max_tokens=20, temperature=0, steer=steer)
+    steered = client.generate(prompt, max_tokens=20, temperature=0, intervene=steer)
     print(f"plain: {json.dumps(plain.text, ensure_ascii=False)}")
     print(f"steered: {json.dumps(steered.text, ensure_ascii=False)}")

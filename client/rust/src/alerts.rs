@@ -2,12 +2,13 @@
 
 use futures_util::stream;
 use http::Extensions;
-use tonic::{Code, Request, Streaming, metadata::MetadataMap};
+use tonic::{Request, Streaming, metadata::MetadataMap};
 
 use crate::{
     Error, Incoming, Result,
     answer::Deadline,
-    transport::{Transport, own_deadline, pause},
+    reconnects::Reconnects,
+    transport::{Transport, own_deadline},
     v1::{
         Alert, WatchAlertsRequest, WatchAlertsResponse,
         monitor_service_client::MonitorServiceClient, watch_alerts_response::Event,
@@ -32,7 +33,8 @@ pub(crate) fn watched(
     let (metadata, mut extensions, message) = request.into_parts();
     let deadline = own_deadline(&metadata);
     extensions.insert(deadline);
-    let watch = Watch { stub, metadata, extensions, message, deadline, attempt: None };
+    let reconnects = Reconnects::default();
+    let watch = Watch { stub, metadata, extensions, message, deadline, reconnects, attempt: None };
     Incoming::new(stream::try_unfold(watch, |mut watch| async move {
         let alert = watch.next().await?;
         Ok(Some((alert, watch)))
@@ -46,6 +48,7 @@ struct Watch {
     /// Moves on with each alert.
     message: WatchAlertsRequest,
     deadline: Option<Deadline>,
+    reconnects: Reconnects,
     attempt: Option<Attempt>,
 }
 
@@ -60,6 +63,20 @@ struct Attempt {
 impl Watch {
     async fn next(&mut self) -> Result<WatchedAlert> {
         loop {
+            let error = match self.attempt().await {
+                Ok(alert) => return Ok(alert),
+                Err(error) => error,
+            };
+            self.attempt = None;
+            if !self.reconnects.pause(&error, self.deadline).await {
+                return Err(error);
+            }
+        }
+    }
+
+    /// The next alert of this connection, or why it has ended.
+    async fn attempt(&mut self) -> Result<WatchedAlert> {
+        loop {
             let attempt = match &mut self.attempt {
                 Some(attempt) => attempt,
                 None => {
@@ -73,29 +90,24 @@ impl Watch {
                     self.attempt.insert(Attempt { events, is_open: false, lost: 0 })
                 }
             };
-            let error = match attempt.events.message().await {
-                Ok(Some(response)) => {
-                    attempt.is_open = true;
-                    match response.event {
-                        Some(Event::Started(started)) => self.go_on_from(started.resume_token),
-                        Some(Event::Lost(lost)) => attempt.lost += lost.alerts,
-                        Some(Event::Alert(alert)) => {
-                            let lost_before = std::mem::take(&mut attempt.lost);
-                            self.go_on_from(alert.resume_token.clone());
-                            return Ok(WatchedAlert { alert, lost_before });
-                        }
-                        None => {} // An event of a newer server.
-                    }
-                    continue;
-                }
-                Ok(None) => Error::cut_short(), // It ends only when the call does.
-                Err(status) => status.into(),
+            let Some(response) = attempt.events.message().await? else {
+                return Err(Error::cut_short()); // It ends only when the call does.
             };
-            let lost = attempt.is_open && error.code() == Code::Unavailable;
-            if !lost || !pause(1, error.retry_after(), self.deadline).await {
-                return Err(error);
+            if !attempt.is_open {
+                attempt.is_open = true;
+                self.reconnects.opened();
             }
-            self.attempt = None;
+            match response.event {
+                Some(Event::Started(started)) => self.go_on_from(started.resume_token),
+                Some(Event::Lost(lost)) => attempt.lost += lost.alerts,
+                Some(Event::Alert(alert)) => {
+                    let lost_before = std::mem::take(&mut attempt.lost);
+                    self.reconnects.good();
+                    self.go_on_from(alert.resume_token.clone());
+                    return Ok(WatchedAlert { alert, lost_before });
+                }
+                None => {} // An event of a newer server.
+            }
         }
     }
 

@@ -590,9 +590,11 @@ impl Client {
 impl Client {
     /// The alerts of all calls of the caller's tenant, as they are raised.
     ///
-    /// Where the connection is lost it goes on after the last alert that came; where it cannot, a
-    /// request with the `resume_token` of that alert goes on later. It has no deadline but that of a
-    /// [`tonic::Request`] with a timeout, and ends when it is dropped.
+    /// Where the connection is lost it goes on after the last alert that came, however long the
+    /// server is gone, such as while it starts again; [`tracing`](https://docs.rs/tracing) is told
+    /// when it is gone and when it is back. A first connection that cannot be made, and any other
+    /// error, ends it; a request with the `resume_token` of the last alert goes on later. It has no
+    /// deadline but that of a [`tonic::Request`] with a timeout, and ends when it is dropped.
     pub fn watch_alerts(
         &self,
         request: impl IntoRequest<v1::WatchAlertsRequest>,

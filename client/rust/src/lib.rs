@@ -50,6 +50,7 @@ mod messages;
 mod names;
 mod pages;
 mod readouts;
+mod reconnects;
 mod target;
 mod tensor;
 #[cfg(feature = "opentelemetry")]

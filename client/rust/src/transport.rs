@@ -41,7 +41,7 @@ const PAUSES: [Duration; 3] =
     [Duration::from_millis(250), Duration::from_millis(750), Duration::from_millis(2250)];
 
 /// A server may tell a call to wait for as long as this.
-const LONGEST_DELAY: Duration = Duration::from_secs(30);
+pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
 /// Carries the calls of a [`Client`](crate::Client): the service to put under generated stubs.
 ///

@@ -7,6 +7,7 @@ import type {
   WatchAlertsRequest,
   WatchAlertsResponse,
 } from "./gen/actserve/v1/monitor_service_pb.js";
+import { Reconnects } from "./reconnects.js";
 
 /** An alert as `watchAlerts` tells it. */
 export interface WatchedAlert {
@@ -29,12 +30,12 @@ export async function* watched(
   open: (message: WatchAlertsRequest, options: CallOptions) => AsyncIterable<WatchAlertsResponse>,
   options: CallOptions | undefined,
 ): AsyncGenerator<WatchedAlert, void, undefined> {
-  let come = 0;
+  let alerts = 0;
   let lost = 0n;
   const attempt = async function* (options: CallOptions) {
     lost = 0n; // It is told again.
     for await (const { event } of open(message, options)) {
-      come++;
+      if (event.case === "alert") alerts++;
       if (event.case === "started" || event.case === "alert") {
         message.resumeToken = event.value.resumeToken;
         message.fromOldest = false;
@@ -45,7 +46,7 @@ export async function* watched(
   };
   // A watch is to last.
   const lasting = { ...options, timeoutMs: options?.timeoutMs ?? Infinity };
-  for await (const event of calls.goingOn(attempt, () => come, lasting)) {
+  for await (const event of calls.goingOn(attempt, () => alerts, lasting, new Reconnects())) {
     if (event.case === "lost") lost += event.value.alerts;
     if (event.case !== "alert") continue;
     const lostBefore = lost;

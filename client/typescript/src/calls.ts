@@ -18,13 +18,14 @@ import {
 import { ActserveError } from "./errors.js";
 import { ModelService } from "./gen/actserve/v1/model_service_pb.js";
 import { checkedHeaders, checkedTimeout } from "./options.js";
+import type { Reconnects } from "./reconnects.js";
 import { VERSION } from "./version.js";
 
 /** The longest pause before each further attempt of a call; a pause is random, from zero on. */
 const PAUSES_MS = [250, 750, 2250];
 
 /** A server may tell a call to wait for as long as this; longer, and the caller is told instead. */
-const LONGEST_DELAY_MS = 30_000;
+export const LONGEST_DELAY_MS = 30_000;
 
 /** The longest deadline that gRPC can write in milliseconds, 27 hours. More is none. */
 const LONGEST_TIMEOUT_MS = 99_999_999;
@@ -141,11 +142,13 @@ export class Calls implements Transport {
    * are one call, with its signal and deadline.
    *
    * @param come counts what has come and is not to come again; more of it, and attempts count anew
+   * @param reconnects of a stream that is to last, which goes on however long the server is gone
    */
   async *goingOn<T>(
     open: (options: CallOptions) => AsyncIterable<T>,
     come: () => number,
     options: CallOptions = {},
+    reconnects?: Reconnects,
   ): AsyncGenerator<T> {
     const call = this.#begin(options.signal, options.timeoutMs);
     try {
@@ -155,6 +158,7 @@ export class Calls implements Transport {
         try {
           const { signal } = call;
           for await (const event of open({ ...options, signal, timeoutMs: call.leftMs() ?? 0 })) {
+            if (!isOpen) reconnects?.opened(this.#settings.warn);
             isOpen = true;
             yield event;
           }
@@ -162,9 +166,12 @@ export class Calls implements Transport {
         } catch (thrown) {
           const error = ActserveError.from(call.signal.aborted ? call.signal.reason : thrown);
           if (come() > before) made = 1;
+          if (come() > before) reconnects?.good();
           // Before its first event it was made again already.
-          const pause = isOpen ? pauseMs(error, made) : undefined;
+          const again = isOpen ? pauseMs(error, made) : undefined;
+          const pause = reconnects ? reconnects.pauseMs(error) : again;
           if (pause === undefined || pause >= (call.leftMs() ?? Infinity)) throw error;
+          reconnects?.tell(error, this.#settings.warn);
           await call.sleep(pause);
         }
       }

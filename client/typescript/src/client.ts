@@ -502,9 +502,11 @@ export class Client {
 
   /**
    * The alerts of all calls of the caller's tenant, as they are raised. Where the connection is lost
-   * it goes on after the last alert that came; where it cannot, a request with the `resumeToken` of
-   * that alert goes on later. It has no deadline unless it is given one, and ends with the loop or
-   * the `signal` of the options.
+   * it goes on after the last alert that came, however long the server is gone, such as while it
+   * starts again; `warn` is told when it is gone and when it is back. A first connection that cannot
+   * be made, and any other error, ends it; a request with the `resumeToken` of the last alert goes on
+   * later. It has no deadline unless it is given one, and ends with the loop or the `signal` of the
+   * options.
    */
   watchAlerts(
     request: Init<typeof v1.WatchAlertsRequestSchema> = {},

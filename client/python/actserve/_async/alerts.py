@@ -8,17 +8,16 @@ from datetime import datetime
 from typing import Any
 
 from actserve import _monitor_requests as requests
-from actserve._alert_calls import OPENED, WatchCall
-from actserve._checks import described
+from actserve._alert_calls import WatchCall
+from actserve._checks import described, finite
 from actserve._names import named
+from actserve._retries import Reconnects
 from actserve.alerts import Alert, AlertDecision, AlertLevel, alert_from_proto, decision_to_proto
-from actserve.errors import DeadlineExceeded, InvalidRequest
+from actserve.errors import ActserveError, InvalidRequest
 from actserve.monitors import Monitor
 from actserve.v1 import monitor_service_pb2 as pb
 
 _ALERTS = "alerts"
-_PAUSE_S = 1.0
-"""Before a watch goes on whose time was over."""
 
 
 class AsyncAlerts:
@@ -41,14 +40,18 @@ class AsyncAlerts:
         end_user: str | None = None,
         resume_from: Alert | bytes | None = None,
         from_oldest: bool = False,
+        give_up_after: float | None = None,
         timeout: float | None = None,
     ) -> AsyncGenerator[Alert, None]:
         """Alerts as they are raised, on whatever replica of the server, each once; it has no end. A
-        connection that is lost is made again, and none is missed that is still stored: those that
-        are not are counted in `Alert.lost_before` of the next one.
+        connection that is lost is made again, for as long as it takes, such as while a server
+        starts again. None is missed that is still stored: those that are not are counted in
+        `Alert.lost_before` of the next one. A first connection is tried as often as any call.
 
         - `resume_from`: the last alert that you have, or its `resume_token`, to get those since.
         - `from_oldest`: in its place, begin with the oldest that is stored; only new ones else.
+        - `give_up_after`: seconds without a server after which it raises `Unavailable`; never when
+          None. Until then the logger "actserve" warns that the server is gone and is back.
         - `timeout`: seconds for all of it; no limit when None.
 
             for alert in client.alerts.watch("toxicity", level="upper"):
@@ -60,20 +63,29 @@ class AsyncAlerts:
             resume_token=_resume_token(resume_from),
             from_oldest=from_oldest,
         )
-        call = WatchCall(request)
+        call, reconnects = WatchCall(request), Reconnects(timeout, _patience(give_up_after))
         while True:
-            opened = False
+            begun = False
+            responses = self._transport.messages(
+                call.method, call.begin(), reconnects.left(), retries=reconnects
+            )
             try:
-                async with aclosing(self._transport.resumed(call, timeout)) as events:
-                    async for event in events:
-                        opened = True
-                        if event is not OPENED:
-                            yield event
-            except DeadlineExceeded:  # Calls that go on have a limit of their own, too.
-                if timeout is not None or not opened:
+                async with aclosing(responses):
+                    async for response in responses:
+                        alert = call.read(response)
+                        if not begun:
+                            begun = True
+                            reconnects.connected()
+                        if alert is not None:
+                            reconnects.good()
+                            yield alert
+                call.result()  # It has no end, so that one is a connection that broke.
+            except ActserveError as error:
+                # Before the first response it was tried again already.
+                pause = reconnects.pause(error) if begun else None
+                if pause is None:
                     raise
-            # A server, or what is between, may have a limit that is next to nothing.
-            await self._transport.sleep(_PAUSE_S)
+            await self._transport.sleep(pause)
 
     async def get(self, alert: str | Alert, *, timeout: float | None = None) -> Alert:
         """One alert as it is now, by its id, its name or as it was."""
@@ -200,3 +212,14 @@ def _resume_token(given: Any) -> bytes:
             path=("resume_from",),
         )
     return token
+
+
+def _patience(given: Any) -> float | None:
+    """Seconds without a server. Raises `InvalidRequest`."""
+    if given is not None and finite(given, "give_up_after") <= 0:
+        raise InvalidRequest(
+            f"give_up_after is {given} seconds; it must be above 0, or None for never",
+            reason="FIELD_INVALID",
+            path=("give_up_after",),
+        )
+    return given

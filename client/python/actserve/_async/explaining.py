@@ -20,11 +20,11 @@ from actserve.explaining import Explaining
 from actserve.explanations import ExplainedText, Score
 from actserve.models import only_nla
 from actserve.nlas import Baseline, baseline_name, is_short
-from actserve.options import ExplainTextOptions, PositionsOfEach, SteerOfEach
+from actserve.options import ExplainTextOptions, InterveneOfEach, PositionsOfEach
 from actserve.positions import Positions
 from actserve.prompts import P, Prompt, Prompts
 from actserve.sites import SiteLike
-from actserve.steering_vectors import Steer
+from actserve.steering_vectors import Intervene
 from actserve.tensors import Float32Array
 from actserve.v1 import explanation_service_pb2 as pb
 
@@ -114,7 +114,7 @@ class AsyncExplainer(AsyncBase):
         *,
         nla: str | None = None,
         positions: Positions | PositionsOfEach = "all",
-        steer: Steer | Iterable[Steer] | SteerOfEach | None = (),
+        intervene: Intervene | Iterable[Intervene] | InterveneOfEach | None = (),
         on_error: OnError = "raise",
         timeout: float | None = None,
         progress: bool | None = None,
@@ -124,15 +124,15 @@ class AsyncExplainer(AsyncBase):
         order. The rows themselves do not travel.
 
         - `positions`: the tokens to explain; see `Positions`.
-        - `steer`: interventions to apply to the prompt's run, in order.
-        - `on_error`, and `positions` and `steer` of each prompt: as for `fetch`.
+        - `intervene`: interventions to apply to the prompt's run, in order.
+        - `on_error`, and `positions` and `intervene` of each prompt: as for `fetch`.
         - The rest is as for `explain`.
 
             for token, explanation in client.explain_text("The capital of France is", score=True):
                 print(token, explanation.text, explanation.score)
         """
         nla = await self._named(nla, options.get("baseline"), None, timeout)
-        asked = given(nla=nla, positions=positions, steer=steer, **options)
+        asked = given(nla=nla, positions=positions, intervene=intervene, **options)
         asked = await self._resolved(asked, timeout)
         job = self._connection.explain_jobs.explain_text(prompt, on_error, **asked)
         return await self._transport.run(job, timeout, progress)
@@ -144,13 +144,13 @@ class AsyncExplainer(AsyncBase):
         *,
         nla: str | None = None,
         positions: Positions = "all",
-        steer: Steer | Iterable[Steer] | None = (),
+        intervene: Intervene | Iterable[Intervene] | None = (),
         timeout: float | None = None,
         **options: Unpack[Explaining],
     ) -> AsyncStream[ExplainEvent, ExplainedText]:
         """The events of an explanation while it is written: a stream, whose `result()` is what
         `explain_text` returns. Arguments as there."""
-        asked = given(prompt=prompt, nla=nla, positions=positions, steer=steer, **options)
+        asked = given(prompt=prompt, nla=nla, positions=positions, intervene=intervene, **options)
         return self._stream(self._connection.explain_jobs.text_streamed, asked, timeout)
 
     @spelled_out(Explaining)

@@ -24,8 +24,8 @@ from actserve.options import (
     CorpusOptions,
     FetchOptions,
     GenerateOptions,
+    InterveneOfEach,
     PositionsOfEach,
-    SteerOfEach,
     StreamOptions,
 )
 from actserve.positions import Positions
@@ -36,7 +36,7 @@ from actserve.readouts import Readout, Reduction
 from actserve.results import Activations, Generation, Tokenized
 from actserve.sampling import Sampling
 from actserve.sites import SiteLike, parse_sites
-from actserve.steering_vectors import Steer
+from actserve.steering_vectors import Intervene
 from actserve.tensors import ElementType
 
 
@@ -74,7 +74,7 @@ class AsyncRuns(AsyncBase):
         sites: SiteLike | Iterable[SiteLike] = (),
         *,
         positions: Positions | PositionsOfEach = "all",
-        steer: Steer | Iterable[Steer] | SteerOfEach | None = (),
+        intervene: Intervene | Iterable[Intervene] | InterveneOfEach | None = (),
         predictions: Predict | None = None,
         attention: Attention | Iterable[Attention] = (),
         readouts: Mapping[str, Readout] | None = None,
@@ -93,7 +93,7 @@ class AsyncRuns(AsyncBase):
           predictions or attention are asked for.
         - `positions`: the tokens whose rows to return; see `Positions`. A list of such, one for
           each prompt, is also possible.
-        - `steer`: interventions to apply, in order. A list of lists has those of each prompt.
+        - `intervene`: interventions to apply, in order. A list of lists has those of each prompt.
         - `predictions`: a `Predict`, for `activations.predictions`.
         - `attention`: one `Attention` or several, for `activations.attention`.
         - `readouts`: more to read in the same forward pass, by names of yours: a `Read`, a
@@ -117,7 +117,7 @@ class AsyncRuns(AsyncBase):
         asked = given(
             sites=parse_sites(sites),
             positions=positions,
-            steer=steer,
+            intervene=intervene,
             predictions=predictions,
             attention=attention,
             readouts=readouts,
@@ -160,7 +160,7 @@ class AsyncRuns(AsyncBase):
         keys: Iterable[str] | None = None,
         after: str | None = None,
         positions: Positions | PositionsOfEach = "all",
-        steer: Steer | Iterable[Steer] | SteerOfEach | None = (),
+        intervene: Intervene | Iterable[Intervene] | InterveneOfEach | None = (),
         predictions: Predict | None = None,
         attention: Attention | Iterable[Attention] = (),
         readouts: Mapping[str, Readout] | None = None,
@@ -191,7 +191,7 @@ class AsyncRuns(AsyncBase):
         asked = given(
             sites=parse_sites(sites),
             positions=positions,
-            steer=steer,
+            intervene=intervene,
             predictions=predictions,
             attention=attention,
             readouts=readouts,
@@ -222,7 +222,7 @@ class AsyncRuns(AsyncBase):
         positions: Positions = "all",
         reduce: Reduction | None = "mean",
         projection: Projection | None = None,
-        steer: Steer | Iterable[Steer] | SteerOfEach | None = (),
+        intervene: Intervene | Iterable[Intervene] | InterveneOfEach | None = (),
         second_moments: SecondMoments | None = None,
         timeout: float | None = None,
         progress: bool | None = None,
@@ -246,7 +246,7 @@ class AsyncRuns(AsyncBase):
         asked = given(
             sites=parse_sites(sites),
             labels=labels,
-            steer=steer,
+            intervene=intervene,
             positions=positions,
             projection=projection,
         )
@@ -312,7 +312,7 @@ class AsyncRuns(AsyncBase):
         *,
         samples: int | None = None,
         positions: Positions | PositionsOfEach = "all",
-        steer: Steer | Iterable[Steer] | SteerOfEach | None = (),
+        intervene: Intervene | Iterable[Intervene] | InterveneOfEach | None = (),
         predictions: Predict | None = None,
         attention: Attention | Iterable[Attention] = (),
         readouts: Mapping[str, Readout] | None = None,
@@ -341,13 +341,13 @@ class AsyncRuns(AsyncBase):
         - `max_tokens`, `temperature`, `top_p`, `seed`, `stop` and the rest of `Sampling`: how to
           sample; what is left out is as `Model.default_sampling` says.
 
-            out = client.generate("I think the movie was", max_tokens=20, steer=joy * 4)
+            out = client.generate("I think the movie was", max_tokens=20, intervene=joy * 4)
             out.text
         """
         asked = given(
             sites=parse_sites(sites),
             positions=positions,
-            steer=steer,
+            intervene=intervene,
             predictions=predictions,
             attention=attention,
             readouts=readouts,
@@ -393,7 +393,7 @@ class AsyncRuns(AsyncBase):
         *,
         samples: int | None = None,
         positions: Positions = "all",
-        steer: Steer | Iterable[Steer] | None = (),
+        intervene: Intervene | Iterable[Intervene] | None = (),
         predictions: Predict | None = None,
         attention: Attention | Iterable[Attention] = (),
         readouts: Mapping[str, Readout] | None = None,
@@ -424,7 +424,7 @@ class AsyncRuns(AsyncBase):
             samples=samples,
             sites=parse_sites(sites),
             positions=positions,
-            steer=steer,
+            intervene=intervene,
             predictions=predictions,
             attention=attention,
             readouts=readouts,

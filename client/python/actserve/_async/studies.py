@@ -31,7 +31,7 @@ from actserve.predictions import Predict
 from actserve.prompts import P, Prompt, Prompts
 from actserve.sampling import Sampling
 from actserve.sites import SiteLike, parse_sites, plain_sites
-from actserve.steering_vectors import Steer
+from actserve.steering_vectors import Intervene
 from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, TextScore
 from actserve.tokens import TokenLike, checked_tokens
 
@@ -49,7 +49,7 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
         top_k: int = 5,
         tokens: TokenLike | Sequence[TokenLike] = (),
         positions: Positions = "all",
-        steer: Steer | Iterable[Steer] | None = (),
+        intervene: Intervene | Iterable[Intervene] | None = (),
         timeout: float | None = None,
     ) -> LogitLens:
         """What the model would say next at each depth, read off the residual stream.
@@ -66,7 +66,7 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
         asked = checked_tokens(tokens)
         predict = Predict(sites, positions, top_k=top_k, token_ids=asked)
         acts = await self.fetch(
-            single_prompt(prompt), predictions=predict, steer=steer, timeout=timeout
+            single_prompt(prompt), predictions=predict, intervene=intervene, timeout=timeout
         )
         return logit_lens(acts, asked)
 
@@ -77,7 +77,7 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
         heads: Heads = "all",
         *,
         queries: Positions = "all",
-        steer: Steer | Iterable[Steer] | None = (),
+        intervene: Intervene | Iterable[Intervene] | None = (),
         timeout: float | None = None,
     ) -> AttentionMap:
         """How every token attends to those before it: `weights` [layers, heads, queries, keys].
@@ -94,7 +94,7 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
         acts = await self.fetch(
             single_prompt(prompt),
             attention=[Attention(layer, heads, queries) for layer in chosen],
-            steer=steer,
+            intervene=intervene,
             timeout=timeout,
         )
         return attention_map(acts, chosen)
@@ -153,7 +153,7 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
         self,
         text: Prompt,
         *,
-        steer: Steer | Iterable[Steer] | None = ...,
+        intervene: Intervene | Iterable[Intervene] | None = ...,
         timeout: float | None = ...,
         progress: bool | None = ...,
     ) -> TextScore: ...
@@ -162,7 +162,7 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
         self,
         text: Prompts[P],
         *,
-        steer: Steer | Iterable[Steer] | None = ...,
+        intervene: Intervene | Iterable[Intervene] | None = ...,
         on_error: Literal["raise"] = ...,
         timeout: float | None = ...,
         progress: bool | None = ...,
@@ -172,7 +172,7 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
         self,
         text: Prompts[P],
         *,
-        steer: Steer | Iterable[Steer] | None = ...,
+        intervene: Intervene | Iterable[Intervene] | None = ...,
         on_error: Literal["return"],
         timeout: float | None = ...,
         progress: bool | None = ...,
@@ -181,7 +181,7 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
         self,
         text: Any,
         *,
-        steer: Any = (),
+        intervene: Any = (),
         on_error: OnError = "raise",
         timeout: float | None = None,
         progress: bool | None = None,
@@ -195,7 +195,7 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
         acts = await self.fetch(
             text,
             predictions=Predict(next_token=True),
-            steer=steer,
+            intervene=intervene,
             on_error=on_error,
             timeout=timeout,
             progress=progress,
@@ -206,7 +206,7 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
     async def compare(
         self,
         prompt: Prompt,
-        steer: Steer | Iterable[Steer],
+        intervene: Intervene | Iterable[Intervene],
         *,
         next_tokens: int = 10,
         timeout: float | None = None,
@@ -222,19 +222,19 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
         """
         one = single_prompt(prompt)
         both: list[str] = [one, one]  # Or prompts of any other kind.
-        steering = [[], [steer] if not isinstance(steer, Iterable) else [*steer]]
+        steering = [[], [intervene] if not isinstance(intervene, Iterable) else [*intervene]]
         sampling.setdefault("temperature", 0.0)
         sampling.setdefault("max_tokens", _COMPARED_TOKENS)
         plain, steered = await self.generate(
-            both, steer=steering, timeout=timeout, progress=False, **sampling
+            both, intervene=steering, timeout=timeout, progress=False, **sampling
         )
         first = Predict(positions="last", top_k=next_tokens)
         likely = await self.fetch(
-            both, steer=steering, predictions=first, timeout=timeout, progress=False
+            both, intervene=steering, predictions=first, timeout=timeout, progress=False
         )
         tokens = compared_tokens(likely)
         second = Predict(positions="last", token_ids=list(tokens))
         acts = await self.fetch(
-            both, steer=steering, predictions=second, timeout=timeout, progress=False
+            both, intervene=steering, predictions=second, timeout=timeout, progress=False
         )
         return comparison(plain, steered, tokens, likely, acts)

@@ -202,12 +202,13 @@ class AsyncTransport:
             await asyncio.sleep(pause)
 
     async def messages(
-        self, method: str, request: Any, timeout: float | None
+        self, method: str, request: Any, timeout: float | None, retries: Retries | None = None
     ) -> AsyncGenerator[Any, None]:
-        """The responses of a call, which is made again if it ends before the first and may be."""
+        """The responses of a call, which is made again if it ends before the first and may be; by
+        `retries`, where given, which have a timeout of their own."""
         if (size := request.ByteSize()) > LARGE:
             check_size(size, only_model(await self.models(timeout), self.connection.model))
-        retries = Retries(self.connection.timeout if timeout is None else timeout)
+        retries = retries or Retries(self.connection.timeout if timeout is None else timeout)
         while True:
             begun = False
             try:

@@ -201,7 +201,7 @@ class AsyncVectorStore(AsyncBase):
         """The vectors that the server stores by name.
 
         joy = client.vectors.create("joy", liked, hated, "resid_post.12")
-        client.generate("I think", steer=Add("resid_post.12", "joy", 4.0))
+        client.generate("I think", intervene=Add("resid_post.12", "joy", 4.0))
         """
         requests = VectorRequests(self._connection.model)
         return AsyncVectors(self._transport, self._resolved, requests)

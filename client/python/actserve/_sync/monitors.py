@@ -238,7 +238,7 @@ class Monitors:
         prompts: Prompt | Sequence[Prompt] | Mapping[str, Prompt],
         monitors: str | Monitor | Sequence[str | Monitor],
         *,
-        steer: Any = (),
+        intervene: Any = (),
         positions: Any = None,
         each_token: bool = False,
         timeout: float | None = None,
@@ -249,7 +249,7 @@ class Monitors:
 
         - `prompts`: one, several, or several by keys.
         - `monitors`: one, or several, 8 at most.
-        - `steer`, `positions`: as for `fetch`; `positions` in place of the monitor's own.
+        - `intervene`, `positions`: as for `fetch`; `positions` in place of the monitor's own.
         - `each_token`: whether to tell the score as of each token too.
         - `timeout`: seconds that each call may take; a list is many calls.
 
@@ -260,7 +260,7 @@ class Monitors:
                 print(each.item.key, each.one.highest, each.other.highest)
         """
         names = self._resolved({"monitors": requests.monitors_named(monitors)}, timeout)
-        asked = self._resolved(given(steer=steer, positions=positions), timeout)
+        asked = self._resolved(given(intervene=intervene, positions=positions), timeout)
         job = replay_job(
             prompts,
             names["monitors"],

@@ -41,7 +41,7 @@ class Sweeps(Base):
     def sweep(
         self,
         prompts: Prompt | Sequence[Prompt] | Mapping[str, Prompt],
-        steer: Any = None,
+        intervene: Any = None,
         *,
         coefficients: Sequence[float] = (),
         sites: SiteLike | Iterable[SiteLike] = (),
@@ -62,9 +62,9 @@ class Sweeps(Base):
         equal sweep later has them at once.
 
         - `prompts`: one, several, or several by keys, which name their cells.
-        - `steer`, `coefficients`, `sites`, `positions`: what to do, and the grid of what to try of
-          it, as `Variant` says: "joy" is a stored vector, which is added, at its own sites without
-          `sites`.
+        - `intervene`, `coefficients`, `sites`, `positions`: what to do, and the grid of what to try
+          of it, as `Variant` says: "joy" is a stored vector, which is added, at its own sites
+          without `sites`.
         - `variants`: in their place, several such, by name.
         - `baseline`: whether to run the model as it is, too, as the variant "plain".
         - `answers`: texts that might come next, alone or by names of yours, whose log probabilities
@@ -95,7 +95,7 @@ class Sweeps(Base):
         """
         call, file = self._swept(
             prompts,
-            steer,
+            intervene,
             coefficients,
             sites,
             positions,
@@ -119,7 +119,7 @@ class Sweeps(Base):
     def sweep_iter(
         self,
         prompts: Prompt | Sequence[Prompt] | Mapping[str, Prompt],
-        steer: Any = None,
+        intervene: Any = None,
         *,
         coefficients: Sequence[float] = (),
         sites: SiteLike | Iterable[SiteLike] = (),
@@ -142,7 +142,7 @@ class Sweeps(Base):
         """
         call, file = self._swept(
             prompts,
-            steer,
+            intervene,
             coefficients,
             sites,
             positions,
@@ -163,7 +163,7 @@ class Sweeps(Base):
     def _swept(
         self,
         prompts: Any,
-        steer: Any,
+        intervene: Any,
         coefficients: Any,
         sites: Any,
         positions: Any,
@@ -179,7 +179,7 @@ class Sweeps(Base):
         sampling: dict[str, Any],
     ) -> tuple[SweepCall, PartialFile | None]:
         """The call of a sweep, and its partial file."""
-        one = Variant(steer, coefficients, sites, positions)
+        one = Variant(intervene, coefficients, sites, positions)
         tried = checked_variants(variants, one if one.is_given else None, baseline)
         named = checked_answers(answers)
         asked: dict[str, Any] = {
@@ -207,8 +207,8 @@ class Sweeps(Base):
         placed: dict[str, Variant] = {}
         for key, variant in variants.items():
             name = variant.named
-            steer = variant.steer if name is None else stored.get(name, timeout=timeout)
-            placed[key] = replace(variant, steer=steer)
+            intervene = variant.intervene if name is None else stored.get(name, timeout=timeout)
+            placed[key] = replace(variant, intervene=intervene)
         return placed
 
     def _run(

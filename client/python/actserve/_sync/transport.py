@@ -192,12 +192,18 @@ class Transport:
                         raise
 
     def messages(
-        self, method: str, request: Any, timeout: float | None, flight: Flight | None = None
+        self,
+        method: str,
+        request: Any,
+        timeout: float | None,
+        flight: Flight | None = None,
+        retries: Retries | None = None,
     ) -> Generator[Any, None, None]:
-        """The responses of a call, which is made again if it ends before the first and may be."""
+        """The responses of a call, which is made again if it ends before the first and may be; by
+        `retries`, where given, which have a timeout of their own."""
         if (size := request.ByteSize()) > LARGE:
             check_size(size, only_model(self.models(timeout), self.connection.model))
-        retries = Retries(self.connection.timeout if timeout is None else timeout)
+        retries = retries or Retries(self.connection.timeout if timeout is None else timeout)
         with nullcontext(flight) if flight else self._flight() as flight:
             while True:
                 begun = False

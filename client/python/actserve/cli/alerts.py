@@ -12,7 +12,14 @@ from actserve._names import named
 from actserve._sync.client import Client
 from actserve.alerts import Alert, decision_to_proto, level_to_proto
 from actserve.cli import arguments as arg
-from actserve.cli.output import plain_text, print_json, print_json_line, printed_line, say
+from actserve.cli.output import (
+    connection_told,
+    plain_text,
+    print_json,
+    print_json_line,
+    printed_line,
+    say,
+)
 from actserve.errors import InvalidRequest, NotFound
 from actserve.monitors import MONITORS
 
@@ -94,25 +101,35 @@ def watch(
             help="Begin after this alert: the id of the last one that was printed before.",
         ),
     ] = None,
+    give_up_after: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="End with an error when the server was gone for so long; it is looked for until "
+            "Ctrl-C by default.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one alert a line.")] = False,
     server: arg.Server = arg.DEFAULT_TARGET,
     model: arg.ModelId = None,
     token: arg.Token = None,
     tls: arg.Tls = False,
 ) -> None:
-    """Print alerts as they are raised, until Ctrl-C. A connection that is lost is made again.
+    """Print alerts as they are raised, until Ctrl-C. A connection that is lost is made again, and
+    none is missed; standard error says when the server is gone, and when it is back.
 
     [bold]Example[/bold]
 
     [cyan]actserve alerts watch --monitor rude --level upper --json[/cyan]
     """
-    with arg.connect(server, model, token, tls) as client:
+    with arg.connect(server, model, token, tls) as client, connection_told():
         for alert in client.alerts.watch(
             monitors or (),
             level=level,
             end_user=end_user,
             from_oldest=from_oldest,
             resume_from=client.alerts.get(resume_from) if resume_from else None,
+            give_up_after=give_up_after,
         ):
             if alert.lost_before:
                 say(f"{alert.lost_before} alerts before this one were deleted before it was read")

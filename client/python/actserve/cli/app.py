@@ -196,7 +196,7 @@ def fetch(
     chat: arg.Chat = False,
     positions: arg.PositionsText = "all",
     reduce: arg.Reduce = None,
-    steer: arg.Steer = None,
+    intervene: arg.Intervene = None,
     when: arg.Condition = None,
     out: arg.Out = None,
     as_json: arg.Json = False,
@@ -224,7 +224,7 @@ def fetch(
             sites,
             positions=positions,
             reduce=reduce,
-            steer=arg.steering(client, steer, when),
+            intervene=arg.additions(client, intervene, when),
         )
     if out:
         _write(out, many, model)
@@ -263,7 +263,7 @@ def generate(
     bad_word: Annotated[
         list[str] | None, typer.Option(help="A word not to generate; repeatable.")
     ] = None,
-    steer: arg.Steer = None,
+    intervene: arg.Intervene = None,
     when: arg.Condition = None,
     monitor: Annotated[
         list[str] | None,
@@ -288,7 +288,7 @@ def generate(
 
     [cyan]actserve generate "I think the movie was" --max-tokens 40[/cyan]
 
-    [cyan]actserve generate "I think the movie was" --steer resid_post.15=joy.npy*4.0[/cyan]
+    [cyan]actserve generate "I think the movie was" --intervene resid_post.15=joy.npy*4.0[/cyan]
 
     [cyan]actserve generate "I think" --site resid_post.20 --out acts.safetensors[/cyan]
     """
@@ -308,7 +308,7 @@ def generate(
         stream = client.stream(
             arg.prompt(prompt, chat),
             sites or (),
-            steer=arg.steering(client, steer, when),
+            intervene=arg.additions(client, intervene, when),
             positions=positions,
             monitors=monitor or (),
             end_user=end_user,

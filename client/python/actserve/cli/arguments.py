@@ -10,9 +10,9 @@ import typer
 
 from actserve._channel import DEFAULT_TARGET as DEFAULT_TARGET
 from actserve._sync.client import Client
+from actserve.cli.interventions import Addition, read_addition, read_when
+from actserve.cli.interventions import additions as additions
 from actserve.cli.prompts import read_prompts, user_turn
-from actserve.cli.steering import Steering, read_steering, read_when
-from actserve.cli.steering import steering as steering
 from actserve.errors import InvalidRequest
 from actserve.files import SUFFIXES
 from actserve.positions import Positions, parsed, positions_to_proto
@@ -183,15 +183,15 @@ Reduce = Annotated[
         help="Send one row a prompt: that of the last position, or their mean or max.",
     ),
 ]
-_STEER = typer.Option(
-    "--steer",
+_INTERVENE = typer.Option(
+    "--intervene",
     metavar="VECTOR",
-    parser=reader(read_steering),
+    parser=reader(read_addition),
     help="Add a vector: SITE=FILE.npy*4.0 for 4 times it, FILE*4.0 where the file says the site; "
     "or in the place of the file the name of a stored vector. Repeat for more.",
 )
-Steer = Annotated[list[Steering] | None, _STEER]
-SteerRequired = Annotated[list[Steering], _STEER]
+Intervene = Annotated[list[Addition] | None, _INTERVENE]
+InterveneRequired = Annotated[list[Addition], _INTERVENE]
 Condition = Annotated[
     Any,
     typer.Option(

@@ -4,13 +4,13 @@ from typing import Any
 
 import typer
 
-from actserve.cli.steering import read_steering
+from actserve.cli.interventions import read_addition
 from actserve.monitors import Level, Pause, Stop
 
 
 def read_level(text: str) -> Level:
     """`0.9,stop`, `0.5,flag`, `0.7,pause=30,proceed` and so on, each part once; `explain` may
-    name an NLA, and `steer=SITE=VECTOR*COEFFICIENT` may come several times."""
+    name an NLA, and `intervene=SITE=VECTOR*COEFFICIENT` may come several times."""
     number, *parts = text.split(",")
     try:
         threshold = float(number)
@@ -29,8 +29,8 @@ def read_level(text: str) -> Level:
                 action = _only(action, Pause(_seconds(value) if value else None))
             case "proceed" if not value:
                 goes_on = True
-            case "steer" if value:
-                adds += _steers(value)
+            case "intervene" if value:
+                adds += _additions(value)
             case "flag" if not value:
                 options["flag"] = True
             case "explain":
@@ -40,7 +40,7 @@ def read_level(text: str) -> Level:
             case _:
                 raise typer.BadParameter(
                     f"{part!r} is nothing that happens; use stop, pause, pause=SECONDS, proceed, "
-                    "steer=SITE=VECTOR*4, flag, explain or webhook=URL"
+                    "intervene=SITE=VECTOR*4, flag, explain or webhook=URL"
                 )
     if adds:
         action = _only(action, adds)
@@ -53,14 +53,14 @@ def read_level(text: str) -> Level:
 
 def _only(before: Any, action: Any) -> Any:
     if before is not None:
-        raise typer.BadParameter("a level does one of stop, pause and steer; name one")
+        raise typer.BadParameter("a level does one of stop, pause and intervene; name one")
     return action
 
 
-def _steers(text: str) -> tuple[Any, ...]:
-    adds = read_steering(text).adds
+def _additions(text: str) -> tuple[Any, ...]:
+    adds = read_addition(text).adds
     if not adds:
-        raise typer.BadParameter(f"say where to add {text!r}, as in steer=resid_post.12={text}")
+        raise typer.BadParameter(f"say where to add {text!r}, as in intervene=resid_post.12={text}")
     return adds
 
 

@@ -12,10 +12,11 @@ from actserve._names import named
 from actserve.aggregators import aggregator as checked_aggregator
 from actserve.cli import arguments as arg
 from actserve.cli.examples import read_examples, read_keyed
+from actserve.cli.interventions import NAME, array_of
 from actserve.cli.monitor_levels import read_level
 from actserve.cli.output import plain_text, print_json, printed, say
 from actserve.cli.prompts import read_prompts
-from actserve.cli.steering import NAME, array_of
+from actserve.errors import InvalidRequest
 from actserve.monitor_fits import method_to_proto
 from actserve.monitors import MONITORS, Monitor, Watch
 from actserve.probes import Probe
@@ -85,7 +86,7 @@ _Level = typer.Option(
     metavar="THRESHOLD[,...]",
     parser=arg.reader(read_level),
     help="A threshold and what happens above it: 0.9,stop or 0.5,flag or 0.7,pause=30; also "
-    "explain, webhook=URL and steer=SITE=VECTOR*4.",
+    "explain, webhook=URL and intervene=SITE=VECTOR*4.",
 )
 _Lower = Annotated[Any, _Level]
 _Upper = Annotated[Any, _Level]
@@ -103,6 +104,16 @@ _OptionalPositions = Annotated[
         parser=arg.read_positions,
         help="Which tokens count: all, prompt, generated, last and so on.",
     ),
+]
+_NamedOnly = Annotated[bool, typer.Option("--named-only", help="Watch only calls that name it.")]
+_EndUsers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--end-user", metavar="ID", help="Watch only calls for this user. Repeat for more."
+    ),
+]
+_Share = Annotated[
+    float | None, typer.Option(help="Watch only this share of calls, above 0 and at most 1.")
 ]
 _Sites = Annotated[
     list[str],
@@ -134,16 +145,9 @@ def create(
     positions: _OptionalPositions = None,
     lower: _Lower = None,
     upper: _Upper = None,
-    named_only: Annotated[
-        bool, typer.Option("--named-only", help="Watch only calls that name it.")
-    ] = False,
-    end_user: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ID", help="Watch only calls for this user. Repeat for more."),
-    ] = None,
-    share: Annotated[
-        float | None, typer.Option(help="Watch only this share of calls, above 0 and at most 1.")
-    ] = None,
+    named_only: _NamedOnly = False,
+    end_users: _EndUsers = None,
+    share: _Share = None,
     paused: Annotated[bool, typer.Option("--paused", help="Watch nothing for now.")] = False,
     labels: _Labels = None,
     as_json: arg.Json = False,
@@ -161,7 +165,7 @@ def create(
     """
     if not probe:
         raise typer.BadParameter("give at least one --probe, as in --probe resid_post.12=rude")
-    watch = Watch(named_only, end_user or (), share)
+    watch = _watch(named_only, end_users, share)
     with arg.connect(server, model, token, tls) as client:
         made = client.monitors.create(
             name,
@@ -170,11 +174,20 @@ def create(
             positions=positions,
             lower=lower,
             upper=upper,
-            watch=None if watch == Watch() else watch,
+            watch=watch,
             labels=dict(labels or ()),
             paused=paused,
         )
     printed(made, as_json)
+
+
+def _watch(named_only: bool, end_users: list[str] | None, share: float | None) -> Watch | None:
+    """Which calls are watched; None where nothing says so."""
+    try:
+        watch = Watch(named_only, end_users or (), share)
+    except InvalidRequest as error:
+        raise typer.BadParameter(error.message) from None
+    return None if watch == Watch() else watch
 
 
 @monitors.command("list")
@@ -254,6 +267,12 @@ def update(
     no_upper: Annotated[
         bool, typer.Option("--no-upper", help="Take the upper level away.")
     ] = False,
+    named_only: _NamedOnly = False,
+    end_users: _EndUsers = None,
+    share: _Share = None,
+    all_calls: Annotated[
+        bool, typer.Option("--all-calls", help="Watch all calls, as without the three above.")
+    ] = False,
     labels: _Labels = None,
     as_json: arg.Json = False,
     server: arg.Server = arg.DEFAULT_TARGET,
@@ -261,23 +280,31 @@ def update(
     token: arg.Token = None,
     tls: arg.Tls = False,
 ) -> None:
-    """Change a monitor; what is not named stays. Levels and labels are replaced as a whole.
+    """Change a monitor; what is not named stays. Levels, labels and what it watches are replaced as
+    a whole.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
     [cyan]actserve monitors update rude --upper 3.0,stop,flag[/cyan]
+
+    [cyan]actserve monitors update rude --end-user user-7 --share 0.5[/cyan]
     """
+    watch = _watch(named_only, end_users, share)
+    if all_calls and watch:
+        raise typer.BadParameter("--all-calls goes with none of --named-only, --end-user, --share")
     given: dict[str, Any] = {
         "probe": probe,
         "aggregator": aggregator,
         "positions": positions,
         "lower": lower,
         "upper": upper,
+        "watch": watch,
         "labels": None if labels is None else dict(labels),
     }
     changes = {key: each for key, each in given.items() if each is not None and each != []}
     changes |= {"lower": None} if no_lower else {}
     changes |= {"upper": None} if no_upper else {}
+    changes |= {"watch": None} if all_calls else {}
     with arg.connect(server, model, token, tls) as client:
         printed(client.monitors.update(name, **changes), as_json)
 

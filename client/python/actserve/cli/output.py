@@ -4,6 +4,7 @@ import codecs
 import dataclasses
 import io
 import json
+import logging
 import math
 import re
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from actserve._retries import LOGGER
 from actserve._show.token_text import harmless
 from actserve.errors import ActserveError
 from actserve.results import Activations
@@ -115,6 +117,24 @@ def waiting(what: str) -> Iterator[None]:
     """Says on a terminal what is waited for."""
     with Console(stderr=True).status(what):
         yield
+
+
+@contextmanager
+def connection_told() -> Iterator[None]:
+    """Says on standard error what the client has to say of its connection."""
+    handler = _Saying()
+    LOGGER.addHandler(handler)
+    before, LOGGER.propagate = LOGGER.propagate, False
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.propagate = before
+
+
+class _Saying(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(plain_text(record.getMessage()))
 
 
 def say(message: str | Text) -> None:

@@ -25,7 +25,7 @@ def lens(
         typer.Option("--target", "-t", help="A token to report on, such as ' Paris'. Repeatable."),
     ] = None,
     positions: arg.PositionsText = "all",
-    steer: arg.Steer = None,
+    intervene: arg.Intervene = None,
     when: arg.Condition = None,
     chat: arg.Chat = False,
     as_json: arg.Json = False,
@@ -49,7 +49,7 @@ def lens(
             top_k=top_k,
             tokens=tokens or (),
             positions=positions,
-            steer=arg.steering(client, steer, when),
+            intervene=arg.additions(client, intervene, when),
         )
     printed(found, as_json)
 
@@ -60,7 +60,7 @@ def attention(
         str, typer.Option("--layers", "-l", metavar="LAYERS", help="Such as 5,9; all by default.")
     ] = "all",
     heads: _Heads = "all",
-    steer: arg.Steer = None,
+    intervene: arg.Intervene = None,
     when: arg.Condition = None,
     chat: arg.Chat = False,
     as_json: arg.Json = False,
@@ -80,7 +80,7 @@ def attention(
             arg.prompt(prompt, chat),
             arg.numbers(layers),
             arg.numbers(heads),
-            steer=arg.steering(client, steer, when),
+            intervene=arg.additions(client, intervene, when),
         )
     printed(found, as_json)
 
@@ -134,7 +134,7 @@ def score(
     text: Annotated[str | None, typer.Argument(help="Text to score.")] = None,
     file: arg.PromptFile = None,
     column: arg.Column = None,
-    steer: arg.Steer = None,
+    intervene: arg.Intervene = None,
     when: arg.Condition = None,
     chat: arg.Chat = False,
     as_json: arg.Json = False,
@@ -156,7 +156,7 @@ def score(
     texts = arg.prompts(text, file, column, chat)
     with arg.connect(server, model, token, tls) as client:
         found: list[Any] = client.score(
-            texts, steer=arg.steering(client, steer, when), on_error="return"
+            texts, intervene=arg.additions(client, intervene, when), on_error="return"
         )
     if text is not None and isinstance(found[0], ActserveError):
         raise found[0]
@@ -167,7 +167,7 @@ def score(
 
 def compare(
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
-    steer: arg.SteerRequired,
+    intervene: arg.InterveneRequired,
     when: arg.Condition = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 40,
     temperature: Annotated[float, typer.Option(help="Zero is greedy.")] = 0.0,
@@ -183,16 +183,16 @@ def compare(
 
     [bold]Examples[/bold]
 
-    [cyan]actserve compare "I think the movie was" --steer joy*4.0[/cyan]
+    [cyan]actserve compare "I think the movie was" --intervene joy*4.0[/cyan]
 
-    [cyan]actserve compare "I think the movie was" --steer resid_post.15=joy.npy*4.0[/cyan]
+    [cyan]actserve compare "I think the movie was" --intervene resid_post.15=joy.npy*4.0[/cyan]
 
-    [cyan]actserve compare "I think" --steer joy*4 --when "resid_post.8=films>1.5"[/cyan]
+    [cyan]actserve compare "I think" --intervene joy*4 --when "resid_post.8=films>1.5"[/cyan]
     """
     with arg.connect(server, model, token, tls) as client, waiting("generating"):
         found = client.compare(
             arg.prompt(prompt, chat),
-            arg.steering(client, steer, when),
+            arg.additions(client, intervene, when),
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,

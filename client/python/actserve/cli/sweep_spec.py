@@ -1,12 +1,12 @@
 """The file of a sweep: what the arguments of `Client.sweep` are, in YAML.
 
     prompts: prompts.txt            # a file, a list, or prompts by key
-    steer: joy                      # a stored vector, or as --steer; or several
+    intervene: joy                      # a stored vector, or as --intervene; or several
     coefficients: [-2, -1, 0, 1, 2]
     sites: resid_post.5:20:5        # one, a pattern, or a list
     positions: [all]
     when: resid_post.3=joy>1.5      # as --when
-    variants: {joy: {steer: joy, coefficients: [1, 2], sites: resid_post.12}}  # in their place
+    variants: {joy: {intervene: joy, coefficients: [1, 2], sites: resid_post.12}}  # in their place
     answers: {good: " good", bad: " bad"}
     scores: {joy: {site: resid_post.20, direction: joy, reduce: mean}}
     sampling: {max_tokens: 20}
@@ -24,14 +24,14 @@ import typer
 import yaml
 
 from actserve._sync.client import Client
+from actserve.cli.interventions import NAME, additions, array_of, read_addition, read_when
 from actserve.cli.prompts import read_prompts, user_turn
-from actserve.cli.steering import NAME, array_of, read_steering, read_when, steering
+from actserve.interventions import Add
 from actserve.probes import Ema, Probe, RollingMean
 from actserve.sampling import Sampling
-from actserve.steering import Add
 from actserve.sweeps import Variant
 
-_GRID = ("steer", "coefficients", "sites", "positions", "when")
+_GRID = ("intervene", "coefficients", "sites", "positions", "when")
 _OF_VARIANT = (*_GRID, "adapter")
 _OF_SCORE = ("site", "direction", "bias", "ema", "rolling_mean", "reduce")
 _WHEN = "resid_post.8=joy>1.5"
@@ -91,17 +91,19 @@ def _prompts(spec: Mapping[str, Any]) -> Any:
 
 def _variant(spec: Mapping[str, Any], client: Client) -> Variant:
     grid = {name: spec[name] for name in _OF_VARIANT if name in spec}
-    steer, when = grid.pop("steer", None), grid.pop("when", None)
+    intervene, when = grid.pop("intervene", None), grid.pop("when", None)
     if when is not None:
         if not isinstance(when, str):
             raise typer.BadParameter(f"when is {when!r}; write it as --when, such as {_WHEN}")
         when = read_when(when)
-    if isinstance(steer, str) and NAME.fullmatch(steer) and grid.get("sites"):
-        return Variant(Add(grid["sites"], steer, when=when), **grid)
-    given: Iterable[Any] = [steer] if isinstance(steer, str) else steer or ()
+    if isinstance(intervene, str) and NAME.fullmatch(intervene) and grid.get("sites"):
+        return Variant(Add(grid["sites"], intervene, when=when), **grid)
+    given: Iterable[Any] = [intervene] if isinstance(intervene, str) else intervene or ()
     if not all(isinstance(each, str) for each in given):
-        raise typer.BadParameter(f"steer is {steer!r}; write it as --steer, such as joy*2")
-    return Variant(steering(client, map(read_steering, given), when) or None, **grid)
+        raise typer.BadParameter(
+            f"intervene is {intervene!r}; write it as --intervene, such as joy*2"
+        )
+    return Variant(additions(client, map(read_addition, given), when) or None, **grid)
 
 
 def _probe(spec: Mapping[str, Any], name: str) -> Probe:

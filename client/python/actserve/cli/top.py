@@ -20,7 +20,7 @@ from actserve.cli import arguments as arg
 from actserve.cli.alerts import alert_table
 from actserve.cli.metrics_page import DEFAULT_PORT, Page, checked_url, read_page
 from actserve.cli.output import plain_text, print_json
-from actserve.errors import ActserveError
+from actserve.errors import ActserveError, DeadlineExceeded, Unavailable
 from actserve.monitors import Monitor, Watch
 from actserve.score_histories import ScoreHistory
 
@@ -33,6 +33,8 @@ _SCORES_EVERY_S = 60.0
 """The distribution of scores changes by the hour, and takes a call for each monitor."""
 _MONITORS = 30
 """Monitors shown, and asked about."""
+_CALL_S = 10.0
+"""For each question: a server that is slower is as good as gone."""
 
 SHOWN = (
     ("tokens", "actserve_tokens_total", "/s"),
@@ -63,6 +65,10 @@ class Seen:
     before: Page | None = None
     problems: dict[str, str] = field(default_factory=dict)
     """Why something cannot be seen, by what it is."""
+    gone_since: datetime | None = None
+    """Since when the server does not answer: monitors and alerts are as they were then."""
+    back: str = ""
+    """That the server answers again, and when it did."""
     time: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
     def numbers(self) -> dict[str, float]:
@@ -91,28 +97,29 @@ class Seen:
 
 
 class Watcher:
-    """Looks again and again; what cannot be seen is said and leaves the rest as it is."""
+    """Looks again and again, also while the server is gone; what cannot be seen is said and leaves
+    the rest as it was."""
 
     def __init__(self, client: Client, url: str | None) -> None:
         self._client = client
         self._url = url
         self._page: Page | None = None
-        self._histories: dict[str, ScoreHistory] = {}
+        self._last = Seen()
         self._asked_scores = float("-inf")
 
     def look(self) -> Seen:
-        seen = Seen(before=self._page)
+        last = self._last
+        seen = Seen(last.monitors, last.alerts, last.histories, before=self._page, back=last.back)
         try:
-            seen.monitors = list(islice(self._client.monitors.list(), _MONITORS))
-            seen.alerts = list(islice(self._client.alerts.list(), _ALERTS))
-            if time.monotonic() - self._asked_scores > _SCORES_EVERY_S:
-                self._histories = {
-                    each.id: self._client.monitors.scores(each) for each in seen.monitors
-                }
-                self._asked_scores = time.monotonic()
+            self._ask(seen)
+            if last.gone_since:
+                gone = (seen.time - last.gone_since).total_seconds()
+                seen.back = f"connected again at {seen.time:%H:%M:%S}, after {gone:.0f} seconds"
         except ActserveError as error:
             seen.problems["monitors"] = str(error)
-        seen.histories = self._histories
+            if isinstance(error, Unavailable | DeadlineExceeded):
+                seen.gone_since = last.gone_since or seen.time
+        self._last = seen
         if self._url:
             page = read_page(self._url)
             if isinstance(page, str):
@@ -120,6 +127,16 @@ class Watcher:
             else:
                 seen.page = self._page = page
         return seen
+
+    def _ask(self, seen: Seen) -> None:
+        monitors, alerts = self._client.monitors, self._client.alerts
+        seen.monitors = list(islice(monitors.list(timeout=_CALL_S), _MONITORS))
+        seen.alerts = list(islice(alerts.list(timeout=_CALL_S), _ALERTS))
+        if time.monotonic() - self._asked_scores > _SCORES_EVERY_S:
+            seen.histories = {
+                each.id: monitors.scores(each, timeout=_CALL_S) for each in seen.monitors
+            }
+            self._asked_scores = time.monotonic()
 
 
 def top(
@@ -145,7 +162,7 @@ def top(
     tls: arg.Tls = False,
 ) -> None:
     """Show what a server does right now, until Ctrl-C: throughput, queue, captures, monitors with
-    their rates, and the newest alerts.
+    their rates, and the newest alerts. A server that is gone is looked for until it is back.
 
     [bold]Example[/bold]
 
@@ -183,11 +200,18 @@ def rendered(seen: Seen) -> RenderableType:
         Text(f"actserve  {seen.time:%Y-%m-%d %H:%M:%S} UTC", "bold"),
         *([numbers] if numbers else []),
         *(plain_text(f"no {what}: {why}", "yellow") for what, why in seen.problems.items()),
+        *([Text(_gone(seen), "yellow")] if seen.gone_since else []),
+        *([Text(seen.back, "dim")] if seen.back and not seen.gone_since else []),
         _monitors(seen),
         Text("newest alerts", "bold"),
         alert_table(list(seen.alerts[:_SHOWN_ALERTS])) if seen.alerts else Text("none", "dim"),
     ]
     return Group(*parts)
+
+
+def _gone(seen: Seen) -> str:
+    since = f"{seen.gone_since:%H:%M:%S}"
+    return f"no server since {since}, and looking for it; what is below is as it was then"
 
 
 def _monitors(seen: Seen) -> RenderableType:
@@ -227,6 +251,7 @@ def _plain(seen: Seen) -> dict[str, Any]:
         ],
         "alerts": list(seen.alerts[:_SHOWN_ALERTS]),
         "problems": seen.problems,
+        "gone_since": seen.gone_since.isoformat() if seen.gone_since else None,
     }
 
 

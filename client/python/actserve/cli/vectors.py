@@ -10,9 +10,9 @@ from rich.table import Table
 
 from actserve._checks import number_of
 from actserve.cli import arguments as arg
+from actserve.cli.interventions import counted
 from actserve.cli.output import plain_text, print_json, printed, say
 from actserve.cli.prompts import read_prompts
-from actserve.cli.steering import counted
 from actserve.errors import InvalidRequest
 from actserve.sites import Site, SitePattern, parse_sites
 from actserve.steering_vectors import SteeringVector

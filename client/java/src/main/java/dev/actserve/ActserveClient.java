@@ -99,6 +99,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.UUID;
 import java.util.concurrent.CompletableFuture;
+import java.util.function.Consumer;
 
 /**
  * A client of one actserve server, or of several replicas of one.
@@ -122,19 +123,23 @@ public final class ActserveClient implements AutoCloseable {
   private final Replicas replicas;
   private final Retries retries;
   private final Channel channel;
+  private final Consumer<String> warn;
 
-  private ActserveClient(Replicas replicas, Retries retries, Channel channel) {
+  private ActserveClient(
+      Replicas replicas, Retries retries, Channel channel, Consumer<String> warn) {
     this.replicas = replicas;
     this.retries = retries;
     this.channel = channel;
+    this.warn = warn;
   }
 
   static ActserveClient of(
-      Replicas replicas, VersionCheck versions, List<ClientInterceptor> settings) {
+      Replicas replicas, Consumer<String> warn, List<ClientInterceptor> settings) {
     Retries retries = new Retries();
     // The last one is asked first.
-    Channel channel = ClientInterceptors.intercept(replicas, versions, retries);
-    return new ActserveClient(replicas, retries, ClientInterceptors.intercept(channel, settings));
+    Channel channel = ClientInterceptors.intercept(replicas, new VersionCheck(warn), retries);
+    Channel set = ClientInterceptors.intercept(channel, settings);
+    return new ActserveClient(replicas, retries, set, warn);
   }
 
   /**
@@ -176,8 +181,8 @@ public final class ActserveClient implements AutoCloseable {
    * @throws ActserveException {@code FIELD_INVALID} unless it is above zero
    */
   public ActserveClient withTimeout(Duration timeout) {
-    return new ActserveClient(
-        replicas, retries, ClientInterceptors.intercept(channel, new Timeout(timeout)));
+    Channel other = ClientInterceptors.intercept(channel, new Timeout(timeout));
+    return new ActserveClient(replicas, retries, other, warn);
   }
 
   /** Cancels what is running, and disconnects. */
@@ -791,10 +796,10 @@ public final class ActserveClient implements AutoCloseable {
 
   /**
    * The alerts of all calls of the caller's tenant, as they are raised, over connections that are
-   * lost. The timeout of the client does not hold for it.
+   * lost, for as long as it takes. The timeout of the client does not hold for it.
    */
   public AlertStream watchAlerts(WatchAlertsRequest request) {
-    return new AlertStream(channel, request);
+    return new AlertStream(channel, replicas::connectNow, warn, request);
   }
 
   /** One alert as it is now. */

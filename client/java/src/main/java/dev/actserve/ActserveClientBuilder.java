@@ -138,7 +138,7 @@ public final class ActserveClientBuilder {
       channels.forEach(ManagedChannel::shutdownNow);
       throw invalid(tls ? "tls" : "target", "no connection can be so: %s", refused.getMessage());
     }
-    return ActserveClient.of(new Replicas(channels), new VersionCheck(onWarning), settings);
+    return ActserveClient.of(new Replicas(channels), onWarning, settings);
   }
 
   private void check() {

@@ -5,11 +5,11 @@ import dev.actserve.v1.WatchAlertsRequest;
 import dev.actserve.v1.WatchAlertsResponse;
 import io.grpc.CallOptions;
 import io.grpc.Channel;
-import io.grpc.Status;
 import java.time.Duration;
 import java.util.Iterator;
 import java.util.NoSuchElementException;
 import java.util.Optional;
+import java.util.function.Consumer;
 
 /**
  * Alerts as they are raised. It is read by one thread at a time, blocks until the next alert is
@@ -24,13 +24,20 @@ import java.util.Optional;
  * }
  * }</pre>
  *
- * <p>Where the connection is lost it goes on after the last alert that came. Where it cannot, a
- * request with the {@code resume_token} of that alert goes on later. A thread that is interrupted
- * cancels it.
+ * <p>Where the connection is lost it goes on after the last alert that came, however long the
+ * server is gone, such as while it starts again; {@link ActserveClientBuilder#onWarning} is told
+ * when it is gone and when it is back. A first connection that cannot be made, and any other error,
+ * ends it; a request with the {@code resume_token} of the last alert goes on later. A thread that
+ * is interrupted cancels it.
  */
 public final class AlertStream
     implements Iterable<WatchedAlert>, Iterator<WatchedAlert>, AutoCloseable {
   private final Channel channel;
+
+  /** Has what waits to connect again do so at once. */
+  private final Runnable connectNow;
+
+  private final Reconnects reconnects;
 
   /** Moves on with each alert. */
   private WatchAlertsRequest request;
@@ -46,8 +53,11 @@ public final class AlertStream
   private WatchedAlert next;
   private boolean ended;
 
-  AlertStream(Channel channel, WatchAlertsRequest request) {
+  AlertStream(
+      Channel channel, Runnable connectNow, Consumer<String> warn, WatchAlertsRequest request) {
     this.channel = channel;
+    this.connectNow = connectNow;
+    this.reconnects = new Reconnects(warn);
     this.request = request;
     open();
   }
@@ -65,15 +75,13 @@ public final class AlertStream
         // It ends only when the call does, so there is a next event or an error.
         read(attempt.next());
       } catch (ActserveException error) {
-        // Before its first event the call was made again already.
-        boolean wasLost = isOpen && error.code() == Status.Code.UNAVAILABLE;
-        Optional<Duration> pause =
-            wasLost ? Retries.pause(1, error.retryAfter()) : Optional.empty();
+        Optional<Duration> pause = reconnects.pause(error);
         if (pause.isEmpty()) {
           ended = true;
           throw error;
         }
         sleep(pause.get());
+        connectNow.run();
         open();
       }
     }
@@ -91,7 +99,10 @@ public final class AlertStream
   }
 
   private void read(WatchAlertsResponse response) {
-    isOpen = true;
+    if (!isOpen) {
+      isOpen = true;
+      reconnects.opened();
+    }
     switch (response.getEventCase()) {
       case STARTED ->
           request =
@@ -101,6 +112,7 @@ public final class AlertStream
                   .build();
       case LOST -> lost += response.getLost().getAlerts();
       case ALERT -> {
+        reconnects.good();
         request =
             request.toBuilder()
                 .setResumeToken(response.getAlert().getResumeToken())

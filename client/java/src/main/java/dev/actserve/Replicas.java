@@ -52,6 +52,14 @@ final class Replicas extends Channel implements AutoCloseable {
     return new ReplicaCall<>(inTurn, method, options);
   }
 
+  /**
+   * Has those that wait to connect again do so at once: after a long time without a server they
+   * would wait for minutes.
+   */
+  void connectNow() {
+    replicas.forEach(replica -> replica.channel().resetConnectBackoff());
+  }
+
   @Override
   public String authority() {
     return replicas.get(0).channel().authority();

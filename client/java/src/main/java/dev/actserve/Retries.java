@@ -34,7 +34,7 @@ final class Retries implements ClientInterceptor, AutoCloseable {
   };
 
   /** A longer one is the caller's to wait for. */
-  private static final Duration LONGEST_DELAY = Duration.ofSeconds(30);
+  static final Duration LONGEST_DELAY = Duration.ofSeconds(30);
 
   /** What collects the answer of a call that goes on where it was lost. */
   static final CallOptions.Key<Resumable<?>> RESUMABLE = CallOptions.Key.create("resumable");

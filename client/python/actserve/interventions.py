@@ -27,7 +27,7 @@ from actserve.sources import (
     matrix_to_proto,
     vector_to_proto,
 )
-from actserve.steering_vectors import Steer, SteeringVector
+from actserve.steering_vectors import Intervene, SteeringVector
 from actserve.stored_vectors import StoredVector, is_stored_name
 from actserve.tensors import as_direction, as_vector, check_independent
 from actserve.v1 import intervention_pb2 as pb
@@ -35,7 +35,7 @@ from actserve.when import When
 
 
 @dataclass(frozen=True, eq=False)
-class Intervention(Steer, ABC):
+class Intervention(Intervene, ABC):
     """A change made to the rows of some sites; its kinds are the classes below.
 
     - `sites`: one site, or several of one width that are changed alike.
@@ -302,23 +302,25 @@ class Mean(Intervention):
         return {"mean": pb.MeanOperation(mean=vector_to_proto(self.mean))}
 
 
-def steer_to_proto(steer: Steer | Iterable[Steer] | None) -> list[pb.Intervention]:
+def interventions_to_proto(
+    intervene: Intervene | Iterable[Intervene] | None,
+) -> list[pb.Intervention]:
     """One intervention or several, in order; None is none. Raises `InvalidRequest` for anything
     else."""
-    match steer:
+    match intervene:
         case None:
             return []
-        case Steer():
-            return [_intervention(steer, "steer")]
+        case Intervene():
+            return [_intervention(intervene, "intervene")]
         case str() | Mapping():
-            raise _no_intervention(steer, "steer")
-        case Iterable() if not hasattr(steer, "__array__"):
+            raise _no_intervention(intervene, "intervene")
+        case Iterable() if not hasattr(intervene, "__array__"):
             return [
-                _intervention(each, f"item {index} of steer", "steer", index)
-                for index, each in enumerate(steer)
+                _intervention(each, f"item {index} of intervene", "intervene", index)
+                for index, each in enumerate(intervene)
             ]
         case _:
-            raise _no_intervention(steer, "steer")
+            raise _no_intervention(intervene, "intervene")
 
 
 def _intervention(value: object, what: str, *path: str | int) -> pb.Intervention:
@@ -336,7 +338,7 @@ def _no_intervention(value: object, what: str, *path: str | int) -> InvalidReque
         # Where to add it only the server knows, and a call is not made of two.
         return InvalidRequest(
             f"{what} is {described(value)}, a name; a stored vector is added at its own sites by "
-            f"steer=client.vectors.get({described(value)}), and elsewhere by "
+            f"intervene=client.vectors.get({described(value)}), and elsewhere by "
             f"Add('resid_post.10', {described(value)}, 2.0)",
             reason="FIELD_INVALID",
             path=path or (what,),

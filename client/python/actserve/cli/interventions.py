@@ -1,5 +1,5 @@
-"""The options --steer and --when: a vector of a file, or one that the server has stored by name,
-and the condition under which it is added."""
+"""The options --intervene and --when: a vector of a file, or one that the server has stored by
+name, and the condition under which it is added."""
 
 import re
 from collections.abc import Iterable
@@ -11,9 +11,9 @@ import numpy as np
 import typer
 
 from actserve._sync.client import Client
+from actserve.interventions import Add
 from actserve.probes import Probe
 from actserve.sites import Site
-from actserve.steering import Add
 from actserve.vector_files import load_vectors
 from actserve.when import When
 
@@ -28,8 +28,8 @@ _WHEN = re.compile(
 
 
 @dataclass(frozen=True)
-class Steering:
-    """What one --steer says."""
+class Addition:
+    """What one --intervene says."""
 
     adds: tuple[Add, ...] = ()
     """What is added; empty where only the server knows the sites."""
@@ -39,7 +39,7 @@ class Steering:
     """How often."""
 
 
-def read_steering(text: str) -> Steering:
+def read_addition(text: str) -> Addition:
     """`SITE=VECTOR*COEFFICIENT`, where the vector is a `.npy` file or the name of a stored one; or
     `VECTOR*COEFFICIENT`, where the file or the server says the sites. The coefficient may be left
     out."""
@@ -47,12 +47,12 @@ def read_steering(text: str) -> Steering:
     vector, coefficient = counted(vector)
     if NAME.fullmatch(vector):
         if not separator:
-            return Steering(name=vector, coefficient=coefficient)
-        return Steering((Add(Site.parse(site), vector, coefficient),))
+            return Addition(name=vector, coefficient=coefficient)
+        return Addition((Add(Site.parse(site), vector, coefficient),))
     if separator:
-        return Steering((Add(Site.parse(site), array_of(vector), coefficient),))
+        return Addition((Add(Site.parse(site), array_of(vector), coefficient),))
     try:
-        return Steering(tuple(each.add(coefficient) for each in load_vectors(vector)))
+        return Addition(tuple(each.add(coefficient) for each in load_vectors(vector)))
     except (OSError, ValueError) as error:
         raise typer.BadParameter(
             f"{vector} names no stored vector and is no file of one: {error}. For an array name "
@@ -60,18 +60,18 @@ def read_steering(text: str) -> Steering:
         ) from None
 
 
-def steering(
-    client: Client, given: Iterable[Steering] | None, when: When | None = None
+def additions(
+    client: Client, given: Iterable[Addition] | None, when: When | None = None
 ) -> list[Add]:
-    """The interventions of all --steer, each under the condition of --when; asks the server for the
-    sites of stored vectors."""
+    """The interventions of all --intervene, each under the condition of --when; asks the server for
+    the sites of stored vectors."""
     adds: list[Add] = []
     for each in given or ():
         adds += each.adds or [client.vectors.get(each.name).add(each.coefficient)]
     if when is None:
         return adds
     if not adds:
-        raise typer.BadParameter("--when says under which condition to steer; give --steer, too")
+        raise typer.BadParameter("--when says where to intervene; give --intervene, too")
     return [replace(each, when=when) for each in adds]
 
 
