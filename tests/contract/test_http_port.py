@@ -1,6 +1,7 @@
 """The HTTP port holds bounds, whatever the door behind does."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -178,6 +179,18 @@ async def test_clients_above_the_limit_are_dropped() -> None:
 
         await eventually(is_served)
         held[1][1].close()
+
+
+async def test_the_parts_of_an_answer_do_not_wait_for_each_other() -> None:
+    """As TCP has small ones do, for 40 ms, unless it is told not to."""
+    async with listening() as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        connections = server._state.connections
+        await eventually(lambda: bool(connections))
+        (connection,) = connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        writer.close()
 
 
 async def test_what_a_door_fails_with_is_told_to_nobody() -> None:
