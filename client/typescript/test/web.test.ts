@@ -51,12 +51,15 @@ test("a loop that is left cancels the call, and closing ends what runs", async (
 test("a server that breaks off its answer is unavailable", async () => {
   await serving(async (url, opened) => {
     const client = connect(url);
-    await assert.rejects(async () => {
-      for await (const { event } of client.generate({})) {
-        assert.equal(event.case, "tokens");
-        opened[0]?.destroy();
-      }
-    }, { code: "UNAVAILABLE" });
+    await assert.rejects(
+      async () => {
+        for await (const { event } of client.generate({})) {
+          assert.equal(event.case, "tokens");
+          opened[0]?.destroy();
+        }
+      },
+      { code: "UNAVAILABLE" },
+    );
     client.close();
   });
 });
@@ -64,12 +67,15 @@ test("a server that breaks off its answer is unavailable", async () => {
 test("an answer that ends without a status is unavailable", async () => {
   await serving(async (url, opened) => {
     const client = connect(url);
-    await assert.rejects(async () => {
-      for await (const { event } of client.generate({})) {
-        assert.equal(event.case, "tokens");
-        opened[0]?.end();
-      }
-    }, { code: "UNAVAILABLE" });
+    await assert.rejects(
+      async () => {
+        for await (const { event } of client.generate({})) {
+          assert.equal(event.case, "tokens");
+          opened[0]?.end();
+        }
+      },
+      { code: "UNAVAILABLE" },
+    );
     client.close();
   });
 });
