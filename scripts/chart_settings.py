@@ -21,6 +21,7 @@ BY_THE_CHART = {
     "host",
     "port",
     "health_port",
+    "http_port",
     "metrics_host",
     "metrics_port",
     "drain_grace_s",

@@ -49,7 +49,7 @@ from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
 from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.requests.vector_sources import Sources
-from actserve_server.rpc.server import Listening, RpcServer, Tls
+from actserve_server.rpc.server import DESCRIPTORS, Listening, RpcServer, Tls
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
 from actserve_server.steering.registry import VectorQuota, VectorRegistry
@@ -162,7 +162,7 @@ class App:
         self.rpc = RpcServer(
             self.engine, sources, self.autoencoders, self._cells, watching, generations, listening
         )
-        self.http = _http(settings, listening)
+        self.http = _http(settings, listening, self.rpc)
         """Where other doors are mounted, before it starts; None where it is turned off."""
         if self.http is not None and hasattr(engine, "vllm"):
             self.http.mount("/v1/", self._openai_door(generations))
@@ -516,13 +516,14 @@ def _tls_context(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def _http(settings: Settings, listening: Listening) -> "HttpServer | None":
+def _http(settings: Settings, listening: Listening, rpc: RpcServer) -> "HttpServer | None":
     if settings.http_port is None:
         return None
     # Imported here: what needs no HTTP starts without it.
     from actserve_server.http.http_server import HttpListening, HttpServer
+    from actserve_server.rpc.web import web_door
 
-    return HttpServer(
+    http = HttpServer(
         HttpListening(
             host=listening.host,
             port=settings.http_port,
@@ -534,6 +535,9 @@ def _http(settings: Settings, listening: Listening) -> "HttpServer | None":
             tls=_tls_context(settings),
         )
     )
+    door = web_door.make(DESCRIPTORS, rpc.methods, listening.max_request_bytes)
+    http.mount(web_door.PREFIX, door, bounds_bodies=True)
+    return http
 
 
 def _check_port(host: str, port: int) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,38 +54,43 @@ class Certificates:
         )
 
 
-def run(case: Case, driver: Driver, certificates: Certificates) -> None:
-    """Raises `AssertionError` if the client does not do what the case says."""
+def run(
+    case: Case,
+    driver: Driver,
+    certificates: Certificates,
+    reached_by: Callable[[int], int] = lambda port: port,
+) -> None:
+    """Raises `AssertionError` if the client does not do what the case says. `reached_by` is asked
+    for the port by which the client reaches the server on one."""
     credentials = None if case.tls is None else certificates.of_server(case.tls)
     servers = [ScriptedServer(answers, credentials) for answers in case.servers]
     with contextlib.ExitStack() as stack:
         for server in servers:
             server.start()
             stack.callback(server.stop)
-        answer = driver.ask(_question(case, servers, certificates))
+        ports = [reached_by(server.port) for server in servers]
+        answer = driver.ask(_question(case, ports, certificates))
         _check_answer(case, answer)
         if servers:
             _check_attempts(case, servers)
 
 
-def _question(
-    case: Case, servers: list[ScriptedServer], certificates: Certificates
-) -> dict[str, Any]:
+def _question(case: Case, ports: list[int], certificates: Certificates) -> dict[str, Any]:
     client = {**case.ask.get("client", {})}
-    if servers or client:
+    if ports or client:
         targets = client.get("targets", [0])
-        client["targets"] = [_address(each, servers) for each in targets]
+        client["targets"] = [_address(each, ports) for each in targets]
     if "tls" in client:
         client["tls"] = {key: certificates.files[name] for key, name in client["tls"].items()}
     return {**case.ask, "client": client} if client else case.ask
 
 
-def _address(target: Any, servers: list[ScriptedServer]) -> str:
+def _address(target: Any, ports: list[int]) -> str:
     if target == "dead":
         return f"127.0.0.1:{_free_port()}"
     if isinstance(target, int):
-        return f"127.0.0.1:{servers[target].port}"
-    return target.format(port=servers[0].port if servers else 1)
+        return f"127.0.0.1:{ports[target]}"
+    return target.format(port=ports[0] if ports else 1)
 
 
 def _free_port() -> int:

@@ -184,7 +184,7 @@ class Failure:
 async def failure(call: Any) -> Failure:
     """The error that a unary call or a stream ends with."""
     try:
-        if isinstance(call, grpc.aio.UnaryStreamCall):
+        if hasattr(call, "read"):
             await collect(call)
         else:
             await call

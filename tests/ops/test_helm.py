@@ -279,6 +279,18 @@ def test_the_url_of_a_database_comes_from_a_secret(helm: str) -> None:
             kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
 
+def test_the_http_port_is_served_where_it_is_set(helm: str) -> None:
+    for options, wanted in ((), None), (("--set", "service.httpPort=8080"), 8080):
+        manifests = render(helm, *options)
+        (service,) = (each for each in manifests if each["kind"] == "Service")
+        (container,) = pod_of(manifests)["containers"]
+        ports = {each["name"]: each["port"] for each in service["spec"]["ports"]}
+        opened = {each["name"]: each["containerPort"] for each in container["ports"]}
+        told = {each["name"]: each.get("value") for each in container["env"]}
+        assert ports.get("http") == opened.get("http") == wanted
+        assert told.get("ACTSERVE_HTTP_PORT") == (wanted and str(wanted))
+
+
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [

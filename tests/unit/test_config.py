@@ -86,6 +86,10 @@ def test_the_port_variable_that_kubernetes_sets_is_not_ours(
         (["--log-level", "loud"], "log.level"),
         (["--tls-cert", "c.pem"], "tls_cert and tls_key go together"),
         (["--tls-client-ca", "c.pem"], "tls_client_ca needs"),
+        (["--http-origins", "https://a.example"], "http_origins needs http_port"),
+        (["--http-port", "0", "--http-origins", "https://a.example/"], "http_origins"),
+        (["--http-port", "0", "--http-origins", "a.example"], "http_origins"),
+        (["--http-port", "0", "--http-origins", "*"], "set token_file, or list the origins"),
         (["--max-capture-bytes", "9", "--capture-budget-bytes", "8"], "could never run"),
         (["--max-kept-seconds", "60"], "default_kept_seconds .600. is above max_kept_seconds"),
         (

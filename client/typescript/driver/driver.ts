@@ -37,12 +37,15 @@ import {
   type Swept,
 } from "@actserve/client/node";
 import * as v1 from "@actserve/client/v1";
+import { connect as connectWeb } from "@actserve/client/web";
 
 interface Question {
   readonly id: number;
   readonly operation: string;
   readonly client?: {
     readonly targets: string[];
+    /** The client of browsers, to the first of the targets. */
+    readonly web?: boolean;
     readonly token?: string;
     readonly allow_plaintext_token?: boolean;
     readonly tls?: { ca_file?: string; cert_file?: string; key_file?: string };
@@ -125,17 +128,23 @@ async function withClient<T>(
   warnings: string[],
   use: (client: Client) => Promise<T>,
 ): Promise<T> {
-  const { targets, token, allow_plaintext_token, tls, timeout_s, model, metadata } = given(options);
+  const { targets, web, token, allow_plaintext_token, tls, timeout_s, model, metadata } =
+    given(options);
   const read = (path: string | undefined) => (path === undefined ? undefined : readFileSync(path));
-  const client = connect(targets, {
+  const defaults = {
     token,
     allowPlaintextToken: allow_plaintext_token,
-    tls: tls && { ca: read(tls.ca_file), cert: read(tls.cert_file), key: read(tls.key_file) },
     timeoutMs: timeout_s === null ? Infinity : timeout_s && timeout_s * 1e3,
     model,
     headers: metadata,
-    warn: (message) => warnings.push(message),
-  });
+    warn: (message: string) => warnings.push(message),
+  };
+  const client = web
+    ? connectWeb(`http://${given(targets[0])}`, defaults)
+    : connect(targets, {
+        ...defaults,
+        tls: tls && { ca: read(tls.ca_file), cert: read(tls.cert_file), key: read(tls.key_file) },
+      });
   try {
     return await use(client);
   } finally {

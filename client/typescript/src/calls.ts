@@ -115,10 +115,7 @@ export class Calls implements Transport {
         const messages = response.message[Symbol.asyncIterator]();
         // The first message decides whether there is another attempt.
         const first = requests && (await messages.next());
-        // The transport lets go of its timer only when it is asked once more.
-        call.signal.addEventListener("abort", () => {
-          messages.next().catch(() => undefined);
-        });
+        call.signal.addEventListener("abort", () => void drained(messages));
         return { ...response, message: this.#messages(call, messages, first, response.trailer) };
       });
     } catch (thrown) {
@@ -281,7 +278,8 @@ export class Calls implements Transport {
 }
 
 /** Whether a connection broke, which the transport calls by several names. */
-function isBroken({ code, cause }: ActserveError): boolean {
+function isBroken({ code, cause, message }: ActserveError): boolean {
+  if (message === "missing trailer") return true; // An answer of gRPC-Web that was cut short.
   if (code === "ABORTED" || code === "CANCELLED") return true;
   if (code !== "INTERNAL" || !(cause instanceof Error) || !("code" in cause)) return false;
   // Node's own errors have names; one of them means that the server reset the stream alone. It
@@ -388,6 +386,18 @@ function isOlder(version: string, than: string): boolean {
 function numbers(version: string): [number, number] {
   const [, major, minor] = /^(\d+)\.(\d+)/.exec(version) ?? [];
   return [Number(major ?? Infinity), Number(minor ?? Infinity)];
+}
+
+/**
+ * The transport lets go of its timer only when it is asked once more, for what comes after all that has
+ * come.
+ */
+async function drained(messages: AsyncIterator<unknown>): Promise<void> {
+  try {
+    while (!(await messages.next()).done);
+  } catch {
+    // It was aborted.
+  }
 }
 
 async function all<T>(items: AsyncIterable<T>): Promise<T[]> {

@@ -11,7 +11,7 @@ import { createGrpcTransport } from "@connectrpc/connect-node";
 import { Client, type CallDefaults } from "./client.js";
 import { Connections, type Target, type Tls } from "./connections.js";
 import { invalid } from "./errors.js";
-import { checkedHeaders } from "./options.js";
+import { checkedHeaders, isLocal } from "./options.js";
 import { VERSION } from "./version.js";
 
 export * from "./index.js";
@@ -119,7 +119,7 @@ function checkedTls(tls: boolean | Tls | undefined): Tls | undefined {
 
 function checkNoToken(targets: readonly Target[], { token, headers }: ConnectOptions): void {
   if (token === undefined && !checkedHeaders(headers).has("authorization")) return;
-  const remote = targets.find((target) => !isLocal(target));
+  const remote = targets.find(({ url, path }) => path === undefined && !isLocal(new URL(url)));
   if (remote) {
     throw invalid(
       `the token would go to ${remote.text} in plaintext, where everyone on the way can read it; ` +
@@ -128,10 +128,4 @@ function checkNoToken(targets: readonly Target[], { token, headers }: ConnectOpt
       "token",
     );
   }
-}
-
-/** Whether all that is sent stays on this machine. */
-function isLocal({ url, path }: Target): boolean {
-  const { hostname } = new URL(url);
-  return path !== undefined || /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/.test(hostname);
 }

@@ -19,3 +19,8 @@ export function checkedTimeout(timeoutMs: number): number {
     "timeoutMs",
   );
 }
+
+/** Whether all that is sent to a URL stays on this machine. */
+export function isLocal({ hostname }: URL): boolean {
+  return /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/.test(hostname);
+}

@@ -39,8 +39,8 @@ class Connection(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, {**app_state, _HANG_UP: self.hang_up}, _loop)
-        # uvicorn would answer those above the limit, each of which costs as much as another.
-        self._most, self.limit_concurrency = self.limit_concurrency, None
+        # By which uvicorn would answer those above the limit, each at the cost of any other.
+        self.limit_concurrency = None
         self._patience: asyncio.TimerHandle | None = None
 
     def hang_up(self) -> None:
@@ -48,7 +48,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
-        if self._most is not None and len(self.connections) > self._most:
+        most = self.config.limit_concurrency
+        if most is not None and len(self.connections) > most:
             self.hang_up()
         self._watch()
 

@@ -46,6 +46,7 @@ class Exchange:
         self._over = False
         self.started = False
         """Whether an answer has begun."""
+        self.dropped = False
 
     async def receive(self) -> AsgiMessage:
         """What the client sends next. Once all is read, waits until the client is gone."""
@@ -55,7 +56,7 @@ class Exchange:
             async with asyncio.timeout(None if self._whole else self._patience_s):
                 message = await self._receive()
         except TimeoutError:
-            return self._drop()
+            return self.drop()
         if message["type"] == "http.request":
             self._read += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
@@ -78,12 +79,12 @@ class Exchange:
             async with asyncio.timeout(self._patience_s):
                 await self._send(message)
         except TimeoutError:
-            self._drop()
+            self.drop()
 
     async def refuse_body(self) -> None:
         """Says that the body is too large, unless something else was said."""
         if self.started:
-            self._drop()
+            self.drop()
             return
         await self.answer(
             413,
@@ -108,7 +109,14 @@ class Exchange:
         )
         await self.send({"type": "http.response.body", "body": body})
 
-    def _drop(self) -> AsgiMessage:
-        self._over = True
+    def drop(self) -> AsgiMessage:
+        """Hangs up, and answers nothing more."""
+        self._over = self.dropped = True
         hang_up(self._scope)
         return {"type": "http.disconnect"}
+
+    async def gone(self) -> None:
+        """Returns once a client that was dropped is gone: until then uvicorn would miss what the
+        door has left unsaid."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass  # What was sent before.

@@ -19,7 +19,7 @@ import uvicorn
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.server import ServerState
 
-from actserve_server.http.connections import MAX_HEADER_BYTES, Connection, hang_up
+from actserve_server.http.connections import MAX_HEADER_BYTES, Connection
 from actserve_server.http.exchanges import Asgi, Exchange, Receive, Scope, Send
 from actserve_server.http.origins import EVERY, Origins
 from actserve_server.logs import described
@@ -101,8 +101,16 @@ class HttpServer:
     async def start(self) -> None:
         """Listens. Raises OSError."""
         listening = self._listening
-        family = socket.AF_INET6 if ":" in listening.host else socket.AF_INET
-        bound = socket.create_server((listening.host, listening.port), family=family)
+        is_v6 = ":" in listening.host
+        bound = socket.create_server(
+            (listening.host, listening.port),
+            family=socket.AF_INET6 if is_v6 else socket.AF_INET,
+            # As gRPC listens: `::` is every address of either kind.
+            dualstack_ipv6=is_v6 and socket.has_dualstack_ipv6(),
+        )
+        # Which asyncio does not do for a socket of which it does not know that it is TCP. An answer
+        # in two parts would otherwise wait 40 ms for its second one.
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = bound.getsockname()[1]
         self._config.load()
         self._server = await asyncio.get_running_loop().create_server(
@@ -114,6 +122,7 @@ class HttpServer:
         if self._server is None:
             return
         self._server.close()
+        self._config.limit_concurrency = 0  # For those that are just being accepted.
         for connection in list(self._state.connections):
             connection.shutdown()
         tasks = self._state.tasks
@@ -127,6 +136,7 @@ class HttpServer:
         await asyncio.gather(*left, return_exceptions=True)
         for connection in list(self._state.connections):
             connection.transport.abort()
+        await asyncio.sleep(0)  # In its next round the loop tells them.
         self._server = None
 
     def _cors(self) -> Asgi:
@@ -148,19 +158,30 @@ class HttpServer:
         try:
             await self._answer(scope, exchange, door, limit)
         except asyncio.CancelledError:
-            hang_up(scope)  # The server ends.
+            exchange.drop()  # The server ends.
         except Exception as error:
             # Not left to uvicorn, whose log would quote messages, which may quote prompts.
             log.error("unexpected error", path=_shown(scope["path"]), **described(error))
             if exchange.started:
-                hang_up(scope)
+                exchange.drop()
             else:
                 await exchange.answer(500, "internal error; the server's log has it")
+        if exchange.dropped:
+            await exchange.gone()
 
     async def _answer(
         self, scope: Scope, exchange: Exchange, door: Asgi | None, limit: int | None
     ) -> None:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        # h11 bounds a head only while it is not there as a whole.
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            await exchange.answer(431, f"the headers are larger than {MAX_HEADER_BYTES} bytes")
+            return
+        try:
+            headers = {name: value.decode("ascii") for name, value in scope["headers"]}
+        except UnicodeDecodeError:
+            # Doors would read them in different ways.
+            await exchange.answer(400, "a header has characters that are not ASCII; encode them")
+            return
         refusal = self._origins.refusal(headers.get(b"origin"), headers.get(b"host", ""))
         if refusal is not None:
             await exchange.answer(403, refusal)

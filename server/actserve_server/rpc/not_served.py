@@ -6,7 +6,7 @@ from "wrong". What is served later is taken out of the two tables, and nothing e
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
@@ -19,6 +19,9 @@ from actserve.v1 import (
 )
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.rpc.transport.messages import inside, is_set
+
+if TYPE_CHECKING:
+    from actserve_server.rpc.transport.methods import Methods
 
 SERVICES = tuple(
     service
@@ -49,12 +52,12 @@ FIELDS: Mapping[str, str] = {
 """By their full names, with what to do instead."""
 
 
-def add_to(server: grpc.aio.Server) -> None:
+def add_to(methods: "Methods") -> None:
     """Registers every method of the services, so that a call is answered with a reason, after it
     was authenticated and as any other is logged and counted. Its message is not read."""
     for service in SERVICES:
         handlers = {method.name: _handler(method) for method in service.methods}
-        server.add_generic_rpc_handlers(
+        methods.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service.full_name, handlers),)
         )
 

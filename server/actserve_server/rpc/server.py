@@ -41,6 +41,7 @@ from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
 from actserve_server.rpc.transport.auth import anybody, by_token
 from actserve_server.rpc.transport.call_limit import CallLimit
+from actserve_server.rpc.transport.methods import Methods
 from actserve_server.rpc.transport.model_header import ModelHeader
 from actserve_server.rpc.transport.observer import Observer
 from actserve_server.rpc.watching_parts import WatchingParts
@@ -67,6 +68,8 @@ MAX_PROBES = 32
 """The most calls at once on the health port, to which anybody may connect."""
 DECLARED = tuple(descriptor.full_name for descriptor in not_served.SERVICES)
 """Full names of those that are in the contract, and not served yet."""
+DESCRIPTORS = (*_DESCRIPTORS, *not_served.SERVICES)
+"""Of all services whose calls are answered, if only by a refusal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,36 +123,38 @@ class RpcServer:
         self.call_limit = CallLimit(listening.max_calls, listening.tenant_share)
         """Of the calls of all doors together."""
         observer = Observer(self.authenticate, self.call_limit, listening.reader_timeout_s or None)
-        self._server = grpc.aio.server(
-            interceptors=[observer, ModelHeader(model_name(engine.info))],
-            options=_options(listening),
-        )
+        self.methods = Methods([observer, ModelHeader(model_name(engine.info))])
+        """All of the services, for this door and others."""
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(engine, autoencoders), self._server
+            ModelServicer(engine, autoencoders), self.methods
         )
         self.generation = GenerationServicer(engine, autoencoders, generations)
         generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(
-            self.generation, self._server
+            self.generation, self.methods
         )
         kept_activations_service_pb2_grpc.add_KeptActivationsServiceServicer_to_server(
-            KeptActivationsServicer(sources.kept, model_name(engine.info)), self._server
+            KeptActivationsServicer(sources.kept, model_name(engine.info)), self.methods
         )
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(
-            ExplanationServicer(engine, sources, autoencoders), self._server
+            ExplanationServicer(engine, sources, autoencoders), self.methods
         )
         weight_service_pb2_grpc.add_WeightServiceServicer_to_server(
-            WeightServicer(engine), self._server
+            WeightServicer(engine), self.methods
         )
         steering_vector_service_pb2_grpc.add_SteeringVectorServiceServicer_to_server(
-            SteeringVectorServicer(engine, sources), self._server
+            SteeringVectorServicer(engine, sources), self.methods
         )
         sweep_service_pb2_grpc.add_SweepServiceServicer_to_server(
-            SweepServicer(engine, sources, autoencoders, cells), self._server
+            SweepServicer(engine, sources, autoencoders, cells), self.methods
         )
         monitor_service_pb2_grpc.add_MonitorServiceServicer_to_server(
-            MonitorServicer(engine, sources, autoencoders, watching), self._server
+            MonitorServicer(engine, sources, autoencoders, watching), self.methods
         )
-        not_served.add_to(self._server)
+        not_served.add_to(self.methods)
+        self._server = grpc.aio.server(
+            interceptors=self.methods.interceptors, options=_options(listening)
+        )
+        self.methods.add_to(self._server)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -233,7 +238,7 @@ def _options(listening: Listening) -> list[tuple[str, int]]:
 
 
 def _prepare_metrics() -> None:
-    for descriptor in (*_DESCRIPTORS, *not_served.SERVICES):
+    for descriptor in DESCRIPTORS:
         for method in descriptor.methods:
             grpc_type = "server_stream" if method.server_streaming else "unary"
             metrics.prepare_method(grpc_type, descriptor.full_name, method.name)

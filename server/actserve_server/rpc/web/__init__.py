@@ -1,0 +1,1 @@
+"""The services over Connect and gRPC-Web, for browsers."""
