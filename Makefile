@@ -121,10 +121,25 @@ test-fast: setup protoc-tool ## Run the tests that need no model
 test-client-versions: setup ## Test the client with the oldest and newest of what it needs, on each Python
 	@$(PY) scripts/client_versions.py $(ARGS)
 
-.PHONY: lint lint-python lint-types lint-proto lint-docker lint-docs lint-clients lint-versions
-lint: lint-python lint-types lint-proto lint-docker lint-docs lint-clients ## Check style, types, the contract, stubs, Dockerfile, docs and the clients
+.PHONY: lint lint-python lint-types lint-proto lint-docker lint-docs lint-clients lint-explorer lint-versions
+lint: lint-python lint-types lint-proto lint-docker lint-docs lint-clients lint-explorer ## Check style, types, the contract, stubs, Dockerfile, docs, the clients and the explorer
 
 lint-clients: lint-versions $(CLIENTS:%=lint-client-%)
+
+# The page is what is served, and is not built; only its types and form are checked, by the tools of the
+# TypeScript client.
+EXPLORER := server/actserve_server/explorer
+NODE_TOOLS := client/typescript/node_modules
+
+lint-explorer: setup
+ifneq ($(filter typescript,$(CLIENTS)),)
+	@$(MAKE) -C client/typescript node_modules/.package-lock.json
+	@$(NODE_TOOLS)/.bin/tsc -p $(EXPLORER)
+	@$(NODE_TOOLS)/.bin/prettier --config client/typescript/.prettierrc.json --check $(EXPLORER) '!**/scales.css'
+	@$(PY) scripts/explorer_scales.py --check
+else
+	@echo "make lint-explorer: npm is not here, the types of the explorer are not checked"
+endif
 
 lint-versions: setup
 	@$(PY) scripts/version.py --check
@@ -174,6 +189,7 @@ format: setup ## Format Python and protos, and mend what ruff can
 	@$(PY) -m ruff check --fix-only --quiet .
 	@$(PY) -m ruff format .
 	@.venv/bin/buf format --write proto
+	@test ! -x $(NODE_TOOLS)/.bin/prettier || $(NODE_TOOLS)/.bin/prettier --config client/typescript/.prettierrc.json --log-level warn --write $(EXPLORER) '!**/scales.css'
 
 .PHONY: proto
 proto: setup protoc-tool ## Regenerate what is made: the stubs of every language, the blocking client, the chart's settings
@@ -255,10 +271,11 @@ $(SETUP_STAMP):
 
 # Not a part of setup, since it installs on the system and takes root; `.ci/run` calls it.
 .PHONY: services
-services: ## Install what tests talk to: Debian's PostgreSQL and Prometheus (as root)
+services: ## Install what tests talk to: Debian's PostgreSQL, Prometheus and Chromium (as root)
 	@missing=; \
 	test -n "$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null)" || missing="$$missing postgresql"; \
 	command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	test -z "$$missing" || { \
 		echo "make services: installing$$missing"; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }

@@ -59,6 +59,10 @@ def main() -> None:
         compare(client, Path(model.path))
         steer(client)
         explain(client)
+    console.print(
+        'To look for yourself, in a browser: make serve ARGS="--http-port 8080 --nla '
+        f'{NLA}", then open http://localhost:8080/'
+    )
 
 
 @contextlib.contextmanager

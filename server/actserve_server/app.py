@@ -39,6 +39,7 @@ from actserve_server.engine.selftest import self_test
 from actserve_server.engine.selftest_conditions import prove_conditions
 from actserve_server.engine.selftest_monitors import prove_monitors
 from actserve_server.engine.start_thread import is_starting
+from actserve_server.explorer.page_files import Explorer
 from actserve_server.monitoring import Monitoring, allowed_webhooks
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.attribution_selftest import prove_attribution
@@ -166,6 +167,8 @@ class App:
         """Where other doors are mounted, before it starts; None where it is turned off."""
         if self.http is not None and hasattr(engine, "vllm"):
             self.http.mount("/v1/", self._openai_door(generations))
+        if self.http is not None and settings.explorer:
+            self.http.mount("/", Explorer(lambda: self.port))
         self._watching: Sequence[asyncio.Task[None]] = ()
         self._healthy: bool | None = None
 

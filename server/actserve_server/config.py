@@ -99,6 +99,10 @@ class Settings(BaseSettings):
         description="origins, such as https://lab.example.com, whose pages may call the HTTP port, "
         "beside this server's own; * for all, which needs token_file; may be given several times",
     )
+    explorer: bool = Field(
+        True,
+        description="serve the explorer, a page to look into the model with, at / of the HTTP port",
+    )
     metrics_host: str = Field("127.0.0.1", description="address of the metrics page")
     metrics_port: Port = Field(9090, description="Prometheus metrics port; 0 turns them off")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")

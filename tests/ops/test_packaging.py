@@ -171,7 +171,8 @@ def test_client_wheel_holds_the_client_alone(tmp_path: Path) -> None:
 def test_server_wheel_holds_the_server_alone(tmp_path: Path) -> None:
     names = wheel_names(ROOT, tmp_path)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"actserve_server"}
-    sources = (ROOT / "server").rglob("*.py")
+    page = (ROOT / "server/actserve_server/explorer/page").rglob("*.*")
+    sources = [*(ROOT / "server").rglob("*.py"), *page]
     assert {str(path.relative_to(ROOT / "server")) for path in sources} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

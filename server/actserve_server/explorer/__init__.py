@@ -1,0 +1,1 @@
+"""The explorer: the page by which people look into the served model, and its files."""
