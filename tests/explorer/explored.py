@@ -29,7 +29,7 @@ class Explored:
     @classmethod
     @asynccontextmanager
     async def opened(
-        cls, browser: Browser, served: Served, **context: Any
+        cls, browser: Browser, served: Served, *, scheme: str = "http", **context: Any
     ) -> AsyncIterator["Explored"]:
         """An empty tab; everything that it asks for stays with this server, or this raises."""
         assert served.app.http is not None
@@ -40,7 +40,7 @@ class Explored:
             explored = cls(
                 page=await tab.new_page(),
                 served=served,
-                address=f"http://127.0.0.1:{served.app.http.port}/",
+                address=f"{scheme}://127.0.0.1:{served.app.http.port}/",
             )
             explored._listen()
             yield explored

@@ -3,9 +3,11 @@
 import ast
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+import trustme
 from playwright.async_api import Browser, expect
 
 from actserve_server.domain.principals import Role
@@ -88,6 +90,23 @@ async def test_what_a_role_does_not_allow_is_said(guarded: Served, chromium: Bro
         await explored.view.get_by_text("Make a vector of contrasting prompts").click()
         await explored.view.get_by_role("button", name="Make and store it").click()
         await expect(explored.view.locator("details .error")).to_contain_text("PERMISSION_DENIED")
+
+
+async def test_over_tls_all_is_the_same_and_programs_ask_for_it(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    files: dict[str, Any] = {"tls_cert": tmp_path / "both.pem", "tls_key": tmp_path / "both.pem"}
+    async with (
+        serving(http_port=0, **files) as served,
+        Explored.opened(chromium, served, scheme="https", ignore_https_errors=True) as explored,
+    ):
+        await explored.open("tokens", text="hello", color="surprise")
+        await explored.done()
+        await expect(explored.tokens()).to_have_count(6)
+        program = await explored.copied("Copy as Python")
+        assert f'actserve.Client("127.0.0.1:{served.app.port}", tls=True)' in program
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -82,7 +82,11 @@ export class Explorer {
   /** For programs that call the server by gRPC. */
   get server() {
     const port = document.documentElement.dataset.grpcPort ?? GRPC_PORT;
-    return { address: `${location.hostname}:${port}`, withToken: this.token !== "" };
+    return {
+      address: `${location.hostname}:${port}`,
+      withTls: location.protocol === "https:",
+      withToken: this.token !== "",
+    };
   }
 
   /** Asks the server what it serves, and shows the view of the address. */

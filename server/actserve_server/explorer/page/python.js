@@ -30,12 +30,13 @@ function escaped(character) {
 /**
  * How a program begins: it imports and connects.
  *
- * @param {{ address: string, withToken: boolean }} server
+ * @param {{ address: string, withTls: boolean, withToken: boolean }} server
  * @param {...string} modules imported besides
  */
-export function opening({ address, withToken }, ...modules) {
+export function opening({ address, withTls, withToken }, ...modules) {
   const imports = [...(withToken ? ["os"] : []), "", "actserve", ...modules];
   const lines = imports.map((module) => (module ? `import ${module}` : ""));
+  const tls = withTls ? ", tls=True" : "";
   const token = withToken ? ', token=os.environ["ACTSERVE_TOKEN"]' : "";
-  return `${lines.join("\n").trimStart()}\n\nclient = actserve.Client(${literal(address)}${token})\n`;
+  return `${lines.join("\n").trimStart()}\n\nclient = actserve.Client(${literal(address)}${tls}${token})\n`;
 }
