@@ -47,7 +47,7 @@ def test_every_file_of_the_folder_is_handed_out() -> None:
 @pytest.mark.parametrize("name", files())
 def test_a_file_takes_nothing_from_elsewhere_and_makes_no_markup_of_text(name: str) -> None:
     text = files()[name].body.decode().replace("http://www.w3.org/2000/svg", "")
-    assert not re.search(r"https?:|//[a-z]+\.|@import (?![{])|url\(|[\"'(]data:", text)
+    assert not re.search(r"https?://|//[a-z]+\.|@import (?![{])|url\(|[\"'(]data:", text)
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|Function\(", text
     )

@@ -150,7 +150,7 @@ export class SteerView extends View {
       ({ id, sites, coefficient }) =>
         `    actserve.Add(${literal(sites.length === 1 ? sites[0] : sites)}, ${literal(id)}, ${coefficient}${relative}${positions}),\n`,
     );
-    return `${opening(this.explorer.server)}prompt = ${this.explorer.prompt.python()}\nsteer = [\n${adds.join("")}]\nclient.compare(prompt, steer, ${this.sampling.python()}).show()\n`;
+    return `${opening(this.explorer.server)}prompt = ${this.explorer.prompt.python()}\ninterventions = [\n${adds.join("")}]\nclient.compare(prompt, interventions, ${this.sampling.python()}).show()\n`;
   }
 
   /** @param {SteeredVector} vector */
