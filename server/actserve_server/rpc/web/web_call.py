@@ -61,7 +61,6 @@ class WebCall:
         self._received: asyncio.Future[Received | None] = loop.create_future()
         self._answers: asyncio.Queue[_Answer | None] = asyncio.Queue()
         self._is_json = False
-        self._is_late = False
         self._code = grpc.StatusCode.OK
         self._error: ConnectError | None = None
         self._trailers: tuple[tuple[str, str | bytes], ...] = ()
@@ -97,15 +96,13 @@ class WebCall:
             self._raise_refusal()
 
     def _give_up(self, error: Exception | None) -> None:
-        code = error.code if isinstance(error, ConnectError) else Code.CANCELED
         if (
             isinstance(error, ConnectError)
-            and code not in (Code.CANCELED, Code.DEADLINE_EXCEEDED)
+            and error.code not in (Code.CANCELED, Code.DEADLINE_EXCEEDED)
             and not self._received.done()
         ):
             self._received.set_exception(_refusal(error))
         else:
-            self._is_late = code is Code.DEADLINE_EXCEEDED
             self._task.cancel()
 
     async def _run(self) -> None:
@@ -172,8 +169,6 @@ class WebCall:
         self._trailers = trailing_metadata
 
     def time_remaining(self) -> float | None:
-        if self._is_late:
-            return 0.0
         left_ms = self._request.timeout_ms
         return None if left_ms is None else left_ms / 1000
 
