@@ -166,6 +166,26 @@ async def test_a_client_that_does_not_send_on_is_dropped(monkeypatch: pytest.Mon
         assert await exchanged(server, request(body=b"xx")[:-1]) == b""
 
 
+async def test_a_request_of_which_half_came_before_its_end_is_none() -> None:
+    heard: list[str] = []
+
+    async def listens(_scope: Scope, receive: Receive, _send: Send) -> None:
+        while True:
+            message = await receive()
+            heard.append(message["type"])
+            if message["type"] == "http.disconnect":
+                return
+
+    async with listening() as server:
+        server.mount("/", listens)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(request(body=b"xx")[:-1])
+        writer.write_eof()
+        assert await reader.read() == b""
+        await eventually(lambda: "http.disconnect" in heard)
+        writer.close()
+
+
 async def test_clients_above_the_limit_are_dropped() -> None:
     async with listening(max_connections=2) as server:
         server.mount("/", saying("read"))
@@ -181,8 +201,9 @@ async def test_clients_above_the_limit_are_dropped() -> None:
         held[1][1].close()
 
 
-async def test_the_parts_of_an_answer_do_not_wait_for_each_other() -> None:
-    """As TCP has small ones do, for 40 ms, unless it is told not to."""
+async def test_parts_of_an_answer_do_not_wait_and_clients_that_vanish_are_noticed() -> None:
+    """TCP has small parts wait for 40 ms, and says nothing of a cable that was pulled, unless it is
+    told otherwise."""
     async with listening() as server:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
         connections = server._state.connections
@@ -190,6 +211,8 @@ async def test_the_parts_of_an_answer_do_not_wait_for_each_other() -> None:
         (connection,) = connections
         accepted = connection.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
         writer.close()
 
 

@@ -40,6 +40,19 @@ READABLE = (
 )
 """Headers of answers that pages of other origins may read."""
 
+_SOCKET_OPTIONS = (
+    # asyncio does not set it for a socket of which it does not know that it is TCP. An answer in
+    # two parts would otherwise wait 40 ms for its second one.
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    # A client that vanished without closing would otherwise hold a silent stream for ever. As often
+    # as gRPC pings.
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
+)
+"""Of what listens, and by that of every connection."""
+
 log = structlog.get_logger("actserve.http")
 
 
@@ -108,9 +121,8 @@ class HttpServer:
             # As gRPC listens: `::` is every address of either kind.
             dualstack_ipv6=is_v6 and socket.has_dualstack_ipv6(),
         )
-        # Which asyncio does not do for a socket of which it does not know that it is TCP. An answer
-        # in two parts would otherwise wait 40 ms for its second one.
-        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for level, option, value in _SOCKET_OPTIONS:
+            bound.setsockopt(level, option, value)
         self.port = bound.getsockname()[1]
         self._config.load()
         self._server = await asyncio.get_running_loop().create_server(
