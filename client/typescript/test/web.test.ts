@@ -1,13 +1,27 @@
 // Of the client for browsers, what the cases of tests/conformance cannot see.
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { createServer, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import { dirname, join } from "node:path";
 import { test } from "node:test";
 
 import { create, toBinary } from "@bufbuild/protobuf";
 import { ActserveError } from "@actserve/client";
 import { GenerateResponseSchema } from "@actserve/client/v1";
 import { connect } from "@actserve/client/web";
+
+test("nothing of Node.js is imported", () => {
+  const found = new Set(["dist/web.js"]);
+  for (const file of found) {
+    const text = readFileSync(file, "utf8");
+    for (const [, name = ""] of text.matchAll(/\bfrom "([^"]+)"|\bimport\("([^"]+)"\)/g)) {
+      assert.doesNotMatch(name, /^node:|connect-node|opentelemetry/);
+      if (name.startsWith(".")) found.add(join(dirname(file), name));
+    }
+  }
+  assert.ok(found.size > 10);
+});
 
 test("options that cannot be used are refused by name", () => {
   const refuses = (field: string, make: () => unknown) => {
