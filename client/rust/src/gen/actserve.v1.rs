@@ -2768,11 +2768,13 @@ pub enum ErrorReason {
     /// The conversation has no such turn. Use one it has. INVALID_ARGUMENT with turn,
     /// turns.
     TurnOutOfRange = 27,
-    /// What would be captured is over Limits.max_capture_bytes. Capture fewer sites,
-    /// positions or heads. INVALID_ARGUMENT with bytes, limit, sequence_index.
+    /// What would be captured is over Limits.max_capture_bytes, or what a sequence takes
+    /// of a step or until it is read is over what the server has, as the message says.
+    /// Capture or change fewer sites, positions or heads, or lower max_tokens or
+    /// logprobs. INVALID_ARGUMENT with bytes, limit, sequence_index.
     CaptureTooLarge = 28,
-    /// A message is larger than another server takes that would answer it. Send less at
-    /// once. RESOURCE_EXHAUSTED with bytes, limit.
+    /// A message is larger than is taken, here or by another server that would answer it.
+    /// Send less at once. RESOURCE_EXHAUSTED with bytes, limit.
     MessageTooLarge = 29,
     /// The server has as much to do as it admits. Try again after RetryInfo, here or
     /// elsewhere. UNAVAILABLE with running,

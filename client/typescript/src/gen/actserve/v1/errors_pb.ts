@@ -258,16 +258,18 @@ export enum ErrorReason {
   TURN_OUT_OF_RANGE = 27,
 
   /**
-   * What would be captured is over Limits.max_capture_bytes. Capture fewer sites,
-   * positions or heads. INVALID_ARGUMENT with bytes, limit, sequence_index.
+   * What would be captured is over Limits.max_capture_bytes, or what a sequence takes
+   * of a step or until it is read is over what the server has, as the message says.
+   * Capture or change fewer sites, positions or heads, or lower max_tokens or
+   * logprobs. INVALID_ARGUMENT with bytes, limit, sequence_index.
    *
    * @generated from enum value: ERROR_REASON_CAPTURE_TOO_LARGE = 28;
    */
   CAPTURE_TOO_LARGE = 28,
 
   /**
-   * A message is larger than another server takes that would answer it. Send less at
-   * once. RESOURCE_EXHAUSTED with bytes, limit.
+   * A message is larger than is taken, here or by another server that would answer it.
+   * Send less at once. RESOURCE_EXHAUSTED with bytes, limit.
    *
    * @generated from enum value: ERROR_REASON_MESSAGE_TOO_LARGE = 29;
    */
