@@ -142,7 +142,10 @@ async def test_a_vector_is_made_of_prompts_and_steers_beside_the_plain_text(
     await explored.run()
     plain = await client.generate(TEXT, max_tokens=12, temperature=0.0)
     steered = await client.generate(
-        TEXT, max_tokens=12, temperature=0.0, steer=actserve.Add("resid_post.2", "kindness", 40.0)
+        TEXT,
+        max_tokens=12,
+        temperature=0.0,
+        intervene=actserve.Add("resid_post.2", "kindness", 40.0),
     )
     assert plain.text != steered.text
     for name, expected in (("Plain", plain), ("Steered", steered)):
