@@ -69,19 +69,26 @@ bench: setup ## Measure throughput and latency against plain vLLM
 
 ##### Check
 
-.PHONY: test test-shared-engine test-conformance test-others test-clients
+.PHONY: test test-shared-engine test-engines test-contract test-others test-conformance test-clients
 test: setup helm-tool protoc-tool clients ## Run every test, those with real models included; in parts without ARGS
 ifeq ($(ARGS),)
-	@echo "three parts side by side; each says how it went when it ends"
-	@$(MAKE) --jobs=3 --output-sync=target --keep-going test-shared-engine test-others test-conformance test-clients
+	@echo "parts, three at a time side by side; each says how it went when it ends"
+	@$(MAKE) --jobs=3 --output-sync=target --keep-going \
+	  test-shared-engine test-engines test-contract test-others test-conformance test-clients
 else
 	@$(PY) -m pytest $(ARGS)
 endif
 
-# An engine keeps one core busy and the other half's another; tests/integration/conftest.py
-# gives each its own. The conformance tests mostly wait.
+# The long ones come first, so that none is left alone at the end. Engines keep a core busy, and those
+# of the other half another; tests/integration/conftest.py gives each its own.
 test-shared-engine:
 	@TEST_HALF=0 $(PY) -m pytest -m shared_engine tests/integration
+
+test-engines:
+	@TEST_HALF=1 $(PY) -m pytest -m "not shared_engine" tests/integration
+
+test-contract:
+	@$(PY) -m pytest tests/contract
 
 test-conformance:
 	@$(PY) -m pytest tests/conformance
@@ -92,7 +99,7 @@ test-client-%:
 	@$(MAKE) -C client/$* test
 
 test-others:
-	@TEST_HALF=1 $(PY) -m pytest -m "not shared_engine" --ignore tests/conformance
+	@$(PY) -m pytest --ignore tests/integration --ignore tests/contract --ignore tests/conformance
 
 .PHONY: conformance
 conformance: setup clients ## Hold every client to the same cases, and print a table of them

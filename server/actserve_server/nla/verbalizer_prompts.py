@@ -4,17 +4,20 @@ They are checked against the tokenizer that is served: with a marker that is spl
 that has drifted, an AV explains its placeholder instead of the vector, and as fluently.
 """
 
+from __future__ import annotations
+
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.nla.profile import ReconstructorProfile, Slot, VerbalizerProfile
 from actserve_server.nla.schema import check_ar_template, check_av_template
+
+if TYPE_CHECKING:  # To import it takes a second, which a server without an NLA need not.
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
