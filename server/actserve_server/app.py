@@ -403,6 +403,8 @@ async def _load(settings: Settings, database: Database) -> App:
         resolved = await asyncio.to_thread(resolve, settings.model, cache)
     except (FileNotFoundError, MissingModelPackageError) as error:
         raise ConfigError(f"model: {error}") from None
+    if settings.http_port is not None:
+        _check_parsers(settings)
     log.info("loading", model=resolved.id, path=resolved.path_or_hub_id)
     shared = EngineOptions.__dataclass_fields__.keys() & Settings.model_fields.keys()
     options = {name: getattr(settings, name) for name in shared}
@@ -430,7 +432,23 @@ async def _load(settings: Settings, database: Database) -> App:
     except (ValueError, FileNotFoundError) as error:
         log.debug("the engine did not start", exc_info=True)
         raise ConfigError(f"cannot serve {resolved.id}: {error}") from None
-    return build(engine, settings, autoencoders, start, restarts, database)
+    try:
+        return build(engine, settings, autoencoders, start, restarts, database)
+    except ConfigError:
+        await engine.close()
+        raise
+
+
+def _check_parsers(settings: Settings) -> None:
+    """Raises for names that vLLM does not know. Whether they fit the model, the door finds out."""
+    from vllm.parser import ParserManager
+
+    try:
+        ParserManager.get_parser(
+            settings.tool_call_parser, settings.reasoning_parser, enable_auto_tools=True
+        )
+    except TypeError as error:
+        raise ConfigError(f"tool_call_parser or reasoning_parser: {error}") from None
 
 
 def _fake(settings: Settings) -> Engine:

@@ -17,6 +17,7 @@ from google.protobuf import json_format
 from prometheus_client import REGISTRY
 
 from actserve.v1 import intervention_pb2
+from actserve_server.config import ConfigError
 from actserve_server.domain.principals import Role
 from actserve_server.engine.fake import FakeEngine
 from tests.contract import vectors
@@ -655,6 +656,13 @@ async def test_a_request_is_counted_and_logged_without_its_words(
     assert good["output_tokens"] == 5
     assert (bad["status"], bad["code"], bad["reason"]) == (404, "NOT_FOUND", "RESOURCE_NOT_FOUND")
     assert "secret" not in str(logged)
+
+
+@pytest.mark.parametrize("option", ["tool_call_parser", "reasoning_parser"])
+async def test_a_parser_that_vllm_does_not_know_ends_the_start(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"{option}.*nothing"):
+        async with door(**{option: "nothing"}):
+            pass
 
 
 async def test_a_server_without_a_model_of_vllm_has_no_such_door() -> None:
