@@ -660,8 +660,9 @@ async def test_a_request_is_counted_and_logged_without_its_words(
 
 @pytest.mark.parametrize("option", ["tool_call_parser", "reasoning_parser"])
 async def test_a_parser_that_vllm_does_not_know_ends_the_start(option: str) -> None:
+    settings: dict[str, Any] = {option: "nothing"}
     with pytest.raises(ConfigError, match=f"{option}.*nothing"):
-        async with door(**{option: "nothing"}):
+        async with door(**settings):
             pass
 
 
