@@ -261,6 +261,7 @@ PAGE = "https://lab.example.com"
         (PAGE, "127.0.0.1", ("https://other.example.com",), False, 403),
         (f"{PAGE}.evil.com", "127.0.0.1", (PAGE,), False, 403),
         ("null", "127.0.0.1", (PAGE,), True, 403),
+        ("http://[::1", "[::1", (), False, 403),
         (PAGE, "127.0.0.1", ("*",), True, 200),
         ("http://127.0.0.1:8080", "127.0.0.1:8080", (), False, 200),
         ("http://[::1]:8080", "[::1]:8080", (), False, 200),

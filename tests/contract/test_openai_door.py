@@ -284,12 +284,13 @@ async def test_embeddings_are_rows_of_a_site(opened: Door) -> None:
     assert not any(steered.data[0].embedding)
 
 
-NOT_EMBEDDED: list[tuple[dict[str, Any], int, str, str]] = [
+NOT_EMBEDDED: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"input": []}, 400, "FIELD_INVALID", "input"),
     ({"input": [[]]}, 400, "FIELD_INVALID", "input[0]"),
     ({"input": ["a", 1]}, 400, "FIELD_INVALID", "input[1]"),
     ({"input": [[1], [300]]}, 400, "TOKEN_OUT_OF_RANGE", "input[1]"),
     ({"input": ["a"] * 1025}, 400, "TOO_MANY_ITEMS", "input"),
+    ({"input": "\ud800"}, 400, "REQUEST_MALFORMED", None),
     ({"dimensions": 4}, 400, "FIELD_UNKNOWN", "dimensions"),
     ({"encoding_format": "text"}, 400, "FIELD_INVALID", "encoding_format"),
     ({"pooling": "max"}, 400, "FIELD_INVALID", "pooling"),
@@ -304,7 +305,8 @@ async def test_what_cannot_be_embedded_is_refused(opened: Door, subtests: Any) -
         for fields, status, code, at in NOT_EMBEDDED:
             with subtests.test(code=code, at=at):
                 body = {"model": MODEL, "input": "hello", **fields}
-                answer = await client.post(f"{opened.url}embeddings", json=body)
+                content = json.dumps(body)
+                answer = await client.post(f"{opened.url}embeddings", content=content)
                 error = answer.json()["error"]
                 told = answer.status_code, error["code"], error["param"]
                 assert told == (status, code, at)
@@ -327,6 +329,18 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
         400,
         "FEATURE_NOT_SERVED",
         "prompt_logprobs",
+    ),
+    "log probabilities of the prompt's own tokens": (
+        {"prompt_logprobs": 0},
+        400,
+        "FEATURE_NOT_SERVED",
+        "prompt_logprobs",
+    ),
+    "tokens that are held back from monitors": (
+        {"stream_interval": 1000},
+        400,
+        "FEATURE_NOT_SERVED",
+        "stream_interval",
     ),
     "what the worker is told": (
         {"vllm_xargs": {"actserve": "x"}},
@@ -370,6 +384,14 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
         "messages[0].content[0]",
     ),
     "too many samples": ({"n": 65}, 400, "TOO_MANY_SAMPLES", "n"),
+    "too many samples, as text": ({"n": "65"}, 400, "FIELD_INVALID", "n"),
+    "too many samples, as another number": ({"n": 65.0}, 400, "FIELD_INVALID", "n"),
+    "long patterns, as text": (
+        {"repetition_detection": {"max_pattern_size": "100000", "min_count": 2}},
+        400,
+        "FIELD_INVALID",
+        "repetition_detection.max_pattern_size",
+    ),
     "too many stops": ({"stop": ["a"] * 129}, 400, "FIELD_INVALID", "stop"),
     "a long stop": ({"stop": "a" * 1025}, 400, "FIELD_INVALID", "stop"),
     "a long expression": (
@@ -558,6 +580,7 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "a list": (b"[1]", "REQUEST_MALFORMED"),
     "no UTF-8": (b'{"user": "\xff"}', "REQUEST_MALFORMED"),
     "half a surrogate pair": (b'{"user": "\\ud800"}', "REQUEST_MALFORMED"),
+    "half a surrogate pair in ours": (b'{"monitors": ["\\ud800"]}', "REQUEST_MALFORMED"),
     "very deep": (b"[" * 200_000, "TOO_MANY_PARTS"),
     "deep": (b"[" * 5_000, "REQUEST_MALFORMED"),
     "many": (b'{"messages": [' + b"{}," * 60_000 + b"{}]}", "TOO_MANY_PARTS"),

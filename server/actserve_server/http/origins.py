@@ -11,7 +11,7 @@ and would be taken for one of this server's.
 
 import ipaddress
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 EVERY = "*"
 """Listed where pages of every origin may call."""
@@ -28,17 +28,26 @@ class Origins:
         """Why a page of that origin may not call, by the headers of those names; None if it may."""
         if origin is None or origin in self.listed or EVERY in self.listed:
             return None
-        if urlsplit(origin).netloc != host or not host:
+        place = _place(origin)
+        if place is None or place.netloc != host or not host:
             return (
                 f"pages of {origin[:200]} may not call this server; its operator can list that "
                 "origin in http_origins"
             )
-        if self._known_callers or _is_unmistakable(urlsplit(origin).hostname or ""):
+        if self._known_callers or _is_unmistakable(place.hostname or ""):
             return None
         return (
             f"a page may call this server, which asks for no tokens, by its address, not as "
             f"{host[:200]}; its operator can list {origin[:200]} in http_origins"
         )
+
+
+def _place(origin: str) -> SplitResult | None:
+    """Its parts; None of what no browser sends."""
+    try:
+        return urlsplit(origin)
+    except ValueError:
+        return None
 
 
 def _is_unmistakable(name: str) -> bool:

@@ -208,8 +208,8 @@ def _json(data: bytes, info: ModelInfo, *bounded_elsewhere: str) -> Body:
         if not isinstance(body, dict):
             raise ValueError("it is no object")
         left_out = (*extra_fields.NAMES, *bounded_elsewhere)
-        rest = {name: value for name, value in body.items() if name not in left_out}
-        size = len(json.dumps(rest, ensure_ascii=False).encode())
+        size = _size(body, lambda name: name not in left_out)
+        _size(body, lambda name: name in left_out)  # What is no text is none here either.
     except (ValueError, RecursionError) as error:
         # What JSON is wrong is told by where, and never by what it says.
         where = str(error) if isinstance(error, json.JSONDecodeError) else "it is no JSON object"
@@ -226,6 +226,13 @@ def _json(data: bytes, info: ModelInfo, *bounded_elsewhere: str) -> Body:
             metadata={"limit": tokens - 1},
         )
     return body
+
+
+def _size(body: Body, counts: Callable[[str], bool]) -> int:
+    """Of some of its fields, in bytes. Raises ValueError for half a surrogate pair, which is no
+    text."""
+    fields = {name: value for name, value in body.items() if counts(name)}
+    return len(json.dumps(fields, ensure_ascii=False).encode())
 
 
 def _inner_scope(scope: Scope, call: Call) -> Scope:

@@ -27,10 +27,14 @@ REFUSED: Mapping[str, str] = {
     "priority": "requests are served in order; leave it out",
     "prompt_embeds": "embeddings are not placed by this API; send text or token ids",
     "prompt_logprobs": "log probabilities of a prompt are read by `readouts` with `predictions`",
+    "stream_interval": "tokens are told as they come, and monitors see them so; leave it out",
     "use_beam_search": "beams would leave out interventions and monitors; sample with `n`",
     "vllm_xargs": "what workers are told is up to the server; leave it out",
 }
 """Fields, with why or what to do instead. They may be sent as they are by default."""
+_DEFAULTS: Mapping[str, Any] = {"echo": False, "priority": 0, "use_beam_search": False}
+"""Of those whose default is not null. Other values that say nothing may still ask for something:
+`prompt_logprobs` of 0 asks for those of the prompt's own tokens."""
 
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "thinking"})
 """Types of the parts of a message that are text. vLLM would fetch what others name."""
@@ -64,7 +68,8 @@ def check(body: Body, info: ModelInfo) -> None:
     """Raises FEATURE_NOT_SERVED for what is refused, and FIELD_INVALID or TOO_MANY_SAMPLES for what
     is too much. Whether a field is what it should be, vLLM says."""
     for name, why in REFUSED.items():
-        if body.get(name):
+        value = body.get(name)
+        if value is not None and value != _DEFAULTS.get(name):
             raise ActserveError(
                 Reason.FEATURE_NOT_SERVED, f"{name} is not served by this API: {why}", field=(name,)
             )
@@ -94,9 +99,9 @@ def prompt_count(body: Body) -> int:
 
 
 def _check_samples(body: Body, info: ModelInfo) -> None:
-    each, prompts = body.get("n"), prompt_count(body)
-    wanted = (each if isinstance(each, int) else 1) * prompts
-    limit = info.limits.max_samples
+    limit, prompts = info.limits.max_samples, prompt_count(body)
+    each = _whole(body.get("n", 1), ("n",), limit)
+    wanted = (1 if each is None else each) * prompts
     if wanted > limit:
         raise ActserveError(
             Reason.TOO_MANY_SAMPLES,
@@ -146,10 +151,18 @@ def _check_repetition(wanted: Any) -> None:
         ("max_pattern_size", token_choice.MAX_PATTERN_SIZE),
         ("min_count", token_choice.MAX_PATTERN_COUNT),
     ):
-        value = wanted.get(name)
-        if isinstance(value, int) and value > limit:
-            field = ("repetition_detection", name)
-            raise _invalid(f"{name} is {value}; use at most {limit}", field, limit)
+        field = ("repetition_detection", name)
+        value = _whole(wanted.get(name), field, limit)
+        if value is not None and value > limit:
+            raise _invalid(f"{name} is larger than {limit}; use at most that", field, limit)
+
+
+def _whole(value: Any, field: FieldPath, limit: int) -> int | None:
+    """A number of which only so many are allowed; None if there is none. vLLM would also take the
+    number for what is not one in JSON, such as "1000" or 1000.0."""
+    if value is None or type(value) is int:
+        return value
+    raise _invalid(f"{field[-1]} is no whole number; send one of at most {limit}", field, limit)
 
 
 def _check_forms(body: Body) -> None:

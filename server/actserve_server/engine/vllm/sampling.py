@@ -46,6 +46,8 @@ def _as_asked(sampling: Sampling, asked: SamplingParams, **ours: Any) -> Samplin
     params.skip_clone = False  # Samples share what is in it.
     params.max_tokens, params.min_tokens = sampling.max_tokens, sampling.min_tokens
     params.seed = sampling.seed
+    # What monitors watch must come as it is made, and nobody reads what is said of the prompt.
+    params.stream_interval, params.prompt_logprobs = None, None
     params.extra_args = ours["extra_args"]
     params.skip_reading_prefix_cache = ours["skip_reading_prefix_cache"]
     return params
