@@ -60,6 +60,32 @@ def test_a_quiet_record_wakes_nobody_until_too_much_waits() -> None:
     thread.join(timeout=2.0)
 
 
+def test_the_end_of_the_ring_that_a_record_leaves_empty_counts_as_waiting() -> None:
+    """Or more would wait than the server takes by itself, of which the reader was never told."""
+    quiet = ring_module.QUIET_BYTES
+    reader = RingReader(capacity=4 * quiet)
+    writer = RingWriter(reader.folder)
+    woken = threading.Event()
+
+    def wait() -> None:
+        while reader.wait():
+            woken.set()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    for size in (quiet, quiet, quiet, quiet // 2):
+        writer.write(np.zeros(size - 8, np.uint8))
+    assert sum(1 for _ in reader.take()) == 4
+    _until(woken.is_set)
+    woken.clear()
+    # It does not fit into the last half, so that it begins at the start of the ring.
+    writer.write(np.zeros(3 * quiet // 4 - 8, np.uint8), wake=False)
+    assert reader.waiting > quiet
+    _until(woken.is_set)
+    reader.close()
+    thread.join(timeout=2.0)
+
+
 def _until(done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 5.0
     while not done():

@@ -71,7 +71,7 @@ class RingWriter:
         self._ring = _Mapping(folder / "ring")
         self._doorbell = os.open(folder / "doorbell", os.O_RDWR | os.O_NONBLOCK)
         self._quiet = 0
-        """Bytes since the reader was woken."""
+        """Bytes since the reader was woken, with what was left empty at the end of the ring."""
 
     @property
     def max_record(self) -> int:
@@ -92,7 +92,6 @@ class RingWriter:
             offset += _padded(size)
         yield fields
         self._publish(length)
-        self._quiet += length
         if wake or self._quiet > QUIET_BYTES:
             self._wake()
 
@@ -133,6 +132,7 @@ class RingWriter:
         self._ring.fence()
         self._ring.counters[0] += length
         self._ring.fence()
+        self._quiet += length
 
     def _wake(self) -> None:
         self._quiet = 0
