@@ -31,7 +31,7 @@ NOT_RUN = {
     "docs/nla.md": 1,  # trains for an hour
     "docs/operations.md": 2,  # what Prometheus reads, and OpenTelemetry's own command
     "docs/security.md": 1,  # writes down a new token
-    "docs/browser.md": 3,  # serves until it is stopped, and calls that server
+    "docs/browser.md": 4,  # serves until it is stopped, and calls that server
     "docs/explorer.md": 1,  # serves until it is stopped
     "docs/openai.md": 6,  # serves until it is stopped, and is of another package and of JSON
     "docs/webhooks.md": 1,  # takes a Kubernetes cluster
