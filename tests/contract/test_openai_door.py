@@ -321,6 +321,10 @@ async def test_readouts_that_tell_too_much_are_refused() -> None:
     assert refused.value.body["code"] == "MESSAGE_TOO_LARGE"  # type: ignore[index]
 
 
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
+
+
 REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
     "beams": ({"use_beam_search": True}, 400, "FEATURE_NOT_SERVED", "use_beam_search"),
     "echo": ({"echo": True}, 400, "FEATURE_NOT_SERVED", "echo"),
@@ -399,6 +403,30 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
         400,
         "FIELD_INVALID",
         "structured_outputs.regex",
+    ),
+    "a pattern that takes minutes": (
+        {"structured_outputs": {"json": {"type": "string", "pattern": "a{1,3000}"}}},
+        400,
+        "FIELD_INVALID",
+        "structured_outputs",
+    ),
+    "the same in a text": (
+        {"structured_outputs": {"json": '{"type": "string", "pattern": "(a{1,99}){1,99}"}'}},
+        400,
+        "FIELD_INVALID",
+        "structured_outputs",
+    ),
+    "a pattern that ends the process": (
+        {"response_format": _schema({"type": "string", "pattern": "(" * 50_000 + ")" * 50_000})},
+        400,
+        "FIELD_INVALID",
+        "response_format",
+    ),
+    "many patterns": (
+        {"response_format": _schema({"patternProperties": {f"a{{99}}{i}": {} for i in range(99)}})},
+        400,
+        "FIELD_INVALID",
+        "response_format",
     ),
     "a field that is nearly ours": ({"monitor": "harm"}, 400, "FIELD_UNKNOWN", "monitor"),
     "no list of steering": ({"steering": {"name": "joy"}}, 400, "FIELD_INVALID", "steering"),
