@@ -20,6 +20,7 @@ from actserve.v1 import intervention_pb2
 from actserve_server.config import ConfigError
 from actserve_server.domain.principals import Role
 from actserve_server.engine.fake import FakeEngine
+from actserve_server.openai import embeddings
 from tests.contract import vectors
 from tests.contract.harness import (
     addition,
@@ -656,6 +657,26 @@ async def test_a_client_that_goes_frees_its_run(opened: Door) -> None:
     await eventually(lambda: counters.started == 2 and len(counters.running) == 1, within_s=10)
     whole.cancel()
     await eventually(lambda: not counters.running, within_s=10)
+
+
+async def test_a_client_that_goes_ends_its_embedding(
+    opened: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def endless(*_: object) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(embeddings, "answer", endless)
+    asking = asyncio.create_task(opened.client.embeddings.create(model=MODEL, input="hello"))
+    async with asyncio.timeout(10):
+        await begun.wait()
+        asking.cancel()
+        await ended.wait()
 
 
 async def test_an_error_in_the_middle_of_a_stream_is_told_in_it(
