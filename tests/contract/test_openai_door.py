@@ -20,6 +20,7 @@ from actserve.v1 import intervention_pb2
 from actserve_server.config import ConfigError
 from actserve_server.domain.principals import Role
 from actserve_server.engine.fake import FakeEngine
+from actserve_server.openai import embeddings
 from tests.contract import vectors
 from tests.contract.harness import (
     addition,
@@ -321,6 +322,10 @@ async def test_readouts_that_tell_too_much_are_refused() -> None:
     assert refused.value.body["code"] == "MESSAGE_TOO_LARGE"  # type: ignore[index]
 
 
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
+
+
 REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
     "beams": ({"use_beam_search": True}, 400, "FEATURE_NOT_SERVED", "use_beam_search"),
     "echo": ({"echo": True}, 400, "FEATURE_NOT_SERVED", "echo"),
@@ -399,6 +404,30 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
         400,
         "FIELD_INVALID",
         "structured_outputs.regex",
+    ),
+    "a pattern that takes minutes": (
+        {"structured_outputs": {"json": {"type": "string", "pattern": "a{1,3000}"}}},
+        400,
+        "FIELD_INVALID",
+        "structured_outputs",
+    ),
+    "the same in a text": (
+        {"structured_outputs": {"json": '{"type": "string", "pattern": "(a{1,99}){1,99}"}'}},
+        400,
+        "FIELD_INVALID",
+        "structured_outputs",
+    ),
+    "a pattern that ends the process": (
+        {"response_format": _schema({"type": "string", "pattern": "(" * 50_000 + ")" * 50_000})},
+        400,
+        "FIELD_INVALID",
+        "response_format",
+    ),
+    "many patterns": (
+        {"response_format": _schema({"patternProperties": {f"a{{99}}{i}": {} for i in range(99)}})},
+        400,
+        "FIELD_INVALID",
+        "response_format",
     ),
     "a field that is nearly ours": ({"monitor": "harm"}, 400, "FIELD_UNKNOWN", "monitor"),
     "no list of steering": ({"steering": {"name": "joy"}}, 400, "FIELD_INVALID", "steering"),
@@ -628,6 +657,26 @@ async def test_a_client_that_goes_frees_its_run(opened: Door) -> None:
     await eventually(lambda: counters.started == 2 and len(counters.running) == 1, within_s=10)
     whole.cancel()
     await eventually(lambda: not counters.running, within_s=10)
+
+
+async def test_a_client_that_goes_ends_its_embedding(
+    opened: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def endless(*_: object) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(embeddings, "answer", endless)
+    asking = asyncio.create_task(opened.client.embeddings.create(model=MODEL, input="hello"))
+    async with asyncio.timeout(10):
+        await begun.wait()
+        asking.cancel()
+        await ended.wait()
 
 
 async def test_an_error_in_the_middle_of_a_stream_is_told_in_it(

@@ -3,8 +3,9 @@
 See docs/design/openai_door.md.
 """
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -103,7 +104,7 @@ class OpenAiDoor:
         if data is None:
             return
         if path == EMBEDDINGS:
-            await self._embed(data, answer)
+            await self._embed(data, receive, answer)
         else:
             await self._generate(data, scope, receive, answer)
 
@@ -123,16 +124,19 @@ class OpenAiDoor:
         finally:
             await asked.close()
 
-    async def _embed(self, data: bytes, answer: OpenAiAnswer) -> None:
+    async def _embed(self, data: bytes, receive: Receive, answer: OpenAiAnswer) -> None:
         info = self._engine.info
         try:
             body, request = await _aside(data, _read_inputs, data, info)
             await self._locate(request, body)
-            told = await embeddings.answer(request, body, self._fetch, info)
+            work = embeddings.answer(request, body, self._fetch, info)
+            told = await _unless_gone(work, receive)
         except ActserveError as error:
             error.field = embeddings.as_sent(error.field)
             raise
-        await answer.say(await _aside(data, json.dumps, told))
+        answer.gone = told is None
+        if told is not None:
+            await answer.say(await _aside(data, json.dumps, told))
 
     async def _locate(
         self, request: pb.GenerateRequest | pb.FetchActivationsRequest, body: Mapping[str, Any]
@@ -171,6 +175,23 @@ async def _body(receive: Receive) -> bytes | None:
         data += message.get("body", b"")
         if not message.get("more_body", False):
             return bytes(data)
+
+
+async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T | None:
+    """Its result; None if the client, whose body was read, goes before. Then the work is ended."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, going = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait((working, going), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for each in (working, going):
+            each.cancel()
+        await asyncio.gather(working, going, return_exceptions=True)
 
 
 async def _aside(data: bytes, function: Callable[..., T], *args: Any) -> T:

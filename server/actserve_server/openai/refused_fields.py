@@ -11,6 +11,7 @@ from typing import Any
 
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
+from actserve_server.openai import form_patterns
 from actserve_server.rpc.requests import token_choice
 from actserve_server.rpc.requests.conversations import RESERVED_ARGUMENTS
 
@@ -174,12 +175,32 @@ def _check_forms(body: Body) -> None:
             (),
             MAX_FORM_BYTES,
         )
+    _check_patterns(body)
     form = body.get("structured_outputs")
     regex = form.get("regex") if isinstance(form, dict) else None
     if isinstance(regex, str) and len(regex.encode(errors="replace")) > MAX_REGEX_BYTES:
         field = ("structured_outputs", "regex")
         message = f"the regular expression has more than {MAX_REGEX_BYTES} bytes; shorten it"
         raise _invalid(message, field, MAX_REGEX_BYTES)
+
+
+def _check_patterns(body: Body) -> None:
+    whole = 0
+    for name in _FORMS:
+        for pattern in form_patterns.patterns(body.get(name)):
+            size = form_patterns.size(pattern)
+            whole += size
+            for measured, what, limit in (
+                (size, "a pattern", form_patterns.MAX_PATTERN_SIZE),
+                (whole, "the patterns together", form_patterns.MAX_PATTERNS_SIZE),
+            ):
+                if measured > limit:
+                    raise _invalid(
+                        f"{what} of {name} would have more than {limit} characters with all "
+                        "repetitions written out; repeat less, or bound texts by maxLength",
+                        (name,),
+                        limit,
+                    )
 
 
 def _check_template_arguments(arguments: Any) -> None:
