@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from actserve_server.domain.attention_rows import ReceivedWeights
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.probe_networks import ProbeOutputs
-from actserve_server.domain.runs import Capture, Intervention, Run, Unembed, conditions_of
+from actserve_server.domain.runs import (
+    Capture,
+    Intervention,
+    Run,
+    Sampling,
+    Unembed,
+    conditions_of,
+)
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.forms import outputs_form
 
@@ -39,6 +46,10 @@ TOKEN_BYTES = 448
 """Of a generated token that nobody has read: its id, its text twice, and what holds them."""
 LOGPROB_BYTES = 192
 """Of each log probability that comes with it."""
+ENGINE_TOKEN_BYTES = 512
+"""More of a token whose log probabilities come in the engine's own form: the table they are in."""
+ENGINE_LOGPROB_BYTES = 288
+"""Of each in that form, of which the token's own is one besides."""
 
 Need = tuple[tuple[int, int], ...]
 """What a run may take in a step: (tokens, bytes for each), the costliest first. So many of its
@@ -101,12 +112,19 @@ def report_bytes_of(run: Run) -> int:
     spans = [each.spans for each in run.captures]
     spans += [each.selection.spans for each in run.interventions]
     receipts = sum(each.selection.spans.count(end) for each in run.interventions)
-    token = TOKEN_BYTES + LOGPROB_BYTES * max(0, run.sampling.logprobs or 0)
     return (
         RECEIPT_BYTES * receipts
         + RANGE_BYTES * sum(len(each.ranges) for each in spans)
-        + token * run.sampling.max_tokens
+        + _token_bytes(run.sampling) * run.sampling.max_tokens
     )
+
+
+def _token_bytes(sampling: Sampling) -> int:
+    if sampling.logprobs is None:
+        return TOKEN_BYTES
+    if sampling.as_engine is None:
+        return TOKEN_BYTES + LOGPROB_BYTES * sampling.logprobs
+    return TOKEN_BYTES + ENGINE_TOKEN_BYTES + ENGINE_LOGPROB_BYTES * (sampling.logprobs + 1)
 
 
 class Workspace:

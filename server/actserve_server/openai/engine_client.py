@@ -213,7 +213,7 @@ def sampling_request(params: SamplingParams, reasoning: Mapping[str, Any]) -> Sa
         stop_token_ids=tuple(params.stop_token_ids or ()),
         ignore_eos=params.ignore_eos,
         skip_special_tokens=params.skip_special_tokens,
-        logprobs=params.logprobs,
+        logprobs=params.num_logprobs,  # Also where they are named by token.
         as_engine=VllmSampling(params=params, generate=reasoning),
     )
     return SamplingRequest(base, params.n)

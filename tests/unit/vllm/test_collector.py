@@ -10,6 +10,7 @@ import pytest
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.operations import Zero
+from actserve_server.engine.vllm import collector
 from actserve_server.engine.vllm.collector import Collector
 from actserve_server.engine.vllm.inbox import Block, Inbox
 from actserve_server.engine.vllm.records import (
@@ -249,5 +250,21 @@ async def test_a_collector_that_failed_says_so_and_wakes_everybody(pair: Pair) -
     pair.writer.write(np.array([77, 0, 0, 0], np.int64))  # A kind of record that is not known.
     async with asyncio.timeout(1.0):
         await inbox.arrival()
+    with pytest.raises(RuntimeError, match="no longer be collected"):
+        pair.collector.check()
+
+
+async def test_a_collector_that_failed_takes_no_record_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop asks it for every token of every run."""
+    inbox = Inbox([ALL.spans], [])
+    pair.open(1, inbox)
+    pair.writer.write(np.array([77, 0, 0, 0], np.int64), wake=False)
+    failures: list[str] = []
+    monkeypatch.setattr(collector.log, "exception", failures.append)
+    for _ in range(3):
+        pair.collector.collect()
+    assert len(failures) == 1
     with pytest.raises(RuntimeError, match="no longer be collected"):
         pair.collector.check()

@@ -1,5 +1,6 @@
 """A step takes no more of the device than was counted before its runs began."""
 
+import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -12,21 +13,24 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from vllm import SamplingParams
+from vllm.logprobs import Logprob
 
 from actserve_server.domain import blocks
 from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import Add, Clamp, Project, Replace
 from actserve_server.domain.probes import Aggregator, Ema, Probe
 from actserve_server.domain.projection import Projected, Projection
-from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
+from actserve_server.domain.runs import Capture, Intervention, Run, TokenLogprobs, Tokens, Unembed
 from actserve_server.engine.fake import FakeEngine
-from actserve_server.engine.footprint import Need, most_bytes, step_need
+from actserve_server.engine.footprint import Need, most_bytes, report_bytes_of, step_need
 from actserve_server.engine.vllm import bank as bank_module
 from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.bank import VectorBank
 from actserve_server.engine.vllm.layout import Layout, SiteKey
 from actserve_server.engine.vllm.step_batch import Model
 from actserve_server.engine.vllm.step_plan import route
+from actserve_server.openai.engine_client import sampling_request
 from tests.unit.networks import network, reading
 from tests.unit.vllm.steps import at, change, make_run, read, rows, site, start
 
@@ -148,3 +152,29 @@ def test_a_step_takes_what_was_counted_and_what_a_tap_has_in_hand(
 ) -> None:
     most, counted = _measured(*asked)
     assert most <= counted + IN_HAND_BYTES, (most, counted)
+
+
+@pytest.mark.parametrize("told", [0, 1, 5, 20, 128])
+def test_log_probabilities_in_vllms_form_take_no_more_than_is_counted(told: int) -> None:
+    params = SamplingParams(max_tokens=500, logprob_token_ids=[*range(300, 300 + told)] or None)
+    if not told:
+        params.logprobs = 0
+    sampling = sampling_request(params, {}).base
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        held = [_tokens(position, told + 1) for position in range(1000, 1500)]
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(held) == sampling.max_tokens
+    assert after - before <= report_bytes_of(Run(id="a", token_ids=(1,), sampling=sampling))
+
+
+def _tokens(position: int, candidates: int) -> Tokens:
+    told = {
+        300 + each: Logprob(-0.1 * each, 300 + each, f"token {each}") for each in range(candidates)
+    }
+    logprobs = (TokenLogprobs(-0.1 * position, (), told),)
+    text = f"token {position}"
+    return Tokens(position, (position + 1,), (f" {text}",), text, logprobs)

@@ -73,7 +73,7 @@ class Collector:
     def collect(self) -> None:
         """On the event loop: takes what is in the ring, unless it is so much that the thread was
         woken for it."""
-        if self._closed or not 0 < self._reader.waiting <= QUIET_BYTES:
+        if self._closed or self._error or not 0 < self._reader.waiting <= QUIET_BYTES:
             return
         with self._taking:  # The thread can be at no more than that.
             self._take(_wake_all)
