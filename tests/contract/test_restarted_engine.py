@@ -43,7 +43,6 @@ from tests.unit.tiny_engine import TinyEngine, honest
 MLP_OUT, CHANGED = site_pb2.HOOK_POINT_MLP_OUT, Site(HookPoint.MLP_OUT, 0)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 WITHIN_S = 10.0
-"""Health is looked at once a second."""
 
 
 @asynccontextmanager
