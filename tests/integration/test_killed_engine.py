@@ -32,6 +32,8 @@ NOTICED_WITHIN_S = 300
 CALL_S = 1200
 BETWEEN_KILLS_S = 3
 """In which answers are given whole."""
+KEPT_S = 24 * 3600
+"""Longer than any number of kills takes."""
 TOLERANCE = 1e-3
 """Relative, in float32: what the composition of a batch does to rounding."""
 SITE, WIDTH = "resid_post.12", 576
@@ -41,6 +43,7 @@ OPTIONS = {
     "dtype": "float32",
     "max-model-len": 512,
     "kv-cache-memory-bytes": 128 << 20,
+    "max-kept-seconds": KEPT_S,
 }
 
 pytestmark = pytest.mark.timeout(START_WITHIN_S + (KILLS + 1) * (SERVED_WITHIN_S + 60))
@@ -218,7 +221,7 @@ def test_an_engine_killed_under_load_is_served_again_and_nothing_is_left_of_it(
 ) -> None:
     with actserve.Client(f"127.0.0.1:{server.port}", timeout=CALL_S) as client:
         alone = {name: ask(client) for name, ask in ASKED.items()}
-        kept = client.fetch("It stays", SITE, keep=actserve.Keep()).kept
+        kept = client.fetch("It stays", SITE, keep=actserve.Keep(ttl=KEPT_S)).kept
     callers = [Caller(server, name, alone[name]) for name in ASKED for _ in range(2)]
     threads = [threading.Thread(target=caller.run) for caller in callers]
     for thread in threads:
