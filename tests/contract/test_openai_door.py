@@ -610,6 +610,10 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "no UTF-8": (b'{"user": "\xff"}', "REQUEST_MALFORMED"),
     "half a surrogate pair": (b'{"user": "\\ud800"}', "REQUEST_MALFORMED"),
     "half a surrogate pair in ours": (b'{"monitors": ["\\ud800"]}', "REQUEST_MALFORMED"),
+    "a number too long to write": (
+        b'{"prompt": ["a", "a"], "n": ' + b"9" * 4300 + b"}",
+        "TOO_MANY_SAMPLES",
+    ),
     "very deep": (b"[" * 200_000, "TOO_MANY_PARTS"),
     "deep": (b"[" * 5_000, "REQUEST_MALFORMED"),
     "many": (b'{"messages": [' + b"{}," * 60_000 + b"{}]}", "TOO_MANY_PARTS"),

@@ -162,7 +162,7 @@ def _whole(value: Any, field: FieldPath, limit: int) -> int | None:
     """A number of which only so many are allowed; None if there is none. vLLM would also take the
     number for what is not one in JSON, such as "1000" or 1000.0."""
     if value is None or type(value) is int:
-        return value
+        return value and min(value, 1 << 31)  # Longer ones cannot even be written in an error.
     raise _invalid(f"{field[-1]} is no whole number; send one of at most {limit}", field, limit)
 
 
