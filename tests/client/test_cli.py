@@ -61,9 +61,7 @@ VECTORS: dict[str, tuple[str, bytes, str]] = {
 def test_a_file_that_holds_no_vector_is_a_usage_error(run: Run, tmp_path: Path, case: str) -> None:
     site, content, name = VECTORS[case]
     (tmp_path / name).write_bytes(content)
-    result = run(
-        "generate", "x", "--intervene", f"{site}{tmp_path / name}*2", env={"COLUMNS": "400"}
-    )
+    result = run("generate", "x", "--steer", f"{site}{tmp_path / name}*2", env={"COLUMNS": "400"})
     assert result.exit_code == 2, result.exception
     assert str(tmp_path / name) in result.stderr
 
@@ -252,9 +250,9 @@ def test_generate_steers(run: Run, model: Model, vector: Path) -> None:
     result = run(
         "generate",
         "one",
-        "--intervene",
+        "--steer",
         f"blocks.1.hook_resid_post={vector}*-2.5",
-        "--intervene",
+        "--steer",
         f"embedding={vector}",
         "--temperature",
         "0",
@@ -308,9 +306,9 @@ USAGE_ERRORS = {
         "Invalid value for '--samples'",
     ),
     "no such format": (["fetch", "a", "-s", "embedding", "-o", "acts.csv"], ".parquet"),
-    "no vector file": (["generate", "a", "--intervene", "v.npy"], "name the site"),
-    "no such vector file": (["generate", "a", "--intervene", "embedding=no.npy"], "cannot be read"),
-    "no coefficient": (["generate", "a", "--intervene", "embedding=v.npy*x"], "not a number"),
+    "no vector file": (["generate", "a", "--steer", "v.npy"], "name the site"),
+    "no such vector file": (["generate", "a", "--steer", "embedding=no.npy"], "cannot be read"),
+    "no coefficient": (["generate", "a", "--steer", "embedding=v.npy*x"], "not a number"),
     "a site without out": (["generate", "a", "--site", "embedding"], "go together"),
     "out without a site": (["generate", "a", "--out", "a.npz"], "go together"),
 }
@@ -328,7 +326,7 @@ def test_a_usage_error_exits_with_2_and_sends_nothing(run: Run, model: Model, ca
 def test_a_pickle_is_never_loaded(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "evil.npy"
     np.save(path, np.array([{}]), allow_pickle=True)
-    result = run("generate", "a", "--intervene", f"embedding={path}")
+    result = run("generate", "a", "--steer", f"embedding={path}")
     assert result.exit_code == 2
 
 

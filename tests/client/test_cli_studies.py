@@ -148,7 +148,7 @@ def test_a_file_that_holds_no_prompts_says_why(
 def test_compare_steers_one_of_two_runs(run: Run, model: Model, tmp_path: Path) -> None:
     file = tmp_path / "joy.safetensors"
     actserve.SteeringVector("resid_post.1", [1, 2, 3, 4]).save(file)
-    found = told(run("compare", "one two", "--intervene", f"{file}*2.5", "--json"))
+    found = told(run("compare", "one two", "--steer", f"{file}*2.5", "--json"))
     assert found["plain"]["text"] == found["steered"]["text"]
     assert len(found["next_tokens"]) == len(found["steered_logprobs"])
     plain, steered = (each for each in model.requests if isinstance(each, pb.GenerateRequest))
@@ -157,7 +157,7 @@ def test_compare_steers_one_of_two_runs(run: Run, model: Model, tmp_path: Path) 
     (intervene,) = plain.interventions or steered.interventions
     assert intervene.add.coefficient == 2.5
     assert plain.sampling.temperature == 0.0
-    result = run("compare", "one", "--intervene", str(tmp_path / "none.npy"))
+    result = run("compare", "one", "--steer", str(tmp_path / "none.npy"))
     assert result.exit_code == 2
     assert "name the site" in " ".join(result.stderr.replace("│", " ").split())
 

@@ -167,7 +167,7 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
         [],
         "score x has no direction",
     ),
-    "steering that is none": ("prompts: [a]\nintervene: [3]", [], "write it as --intervene"),
+    "steering that is none": ("prompts: [a]\nintervene: [3]", [], "write it as --steer"),
     "coefficients that are none": (
         "prompts: [a]\nintervene: joy\nsites: z.0\ncoefficients: [x]",
         [],

@@ -1,4 +1,4 @@
-"""What the commands about stored vectors promise, and --intervene with their names."""
+"""What the commands about stored vectors promise, and --steer with their names."""
 
 import json
 from pathlib import Path
@@ -135,7 +135,7 @@ STEERS: dict[str, tuple[str, float, list[int]]] = {
 @pytest.mark.parametrize("case", STEERS)
 def test_a_stored_vector_steers_by_name(run: Run, model: Model, joy: Path, case: str) -> None:
     text, coefficient, layers = STEERS[case]
-    assert run("generate", "a b", "--intervene", text, *BIG).exit_code == 0
+    assert run("generate", "a b", "--steer", text, *BIG).exit_code == 0
     (intervene,) = model.requests[-1].interventions
     assert (intervene.add.vector.steering_vector, intervene.add.coefficient) == (JOY, coefficient)
     assert [*intervene.sites] == [site(layer) for layer in layers]
@@ -159,7 +159,7 @@ def test_steering_is_under_a_condition(
     spec = "{prompts: [a], intervene: joy, sites: [resid_post.2], answers: [x], when: '%s'}"
     Path("s.yaml").write_text(spec % text)
     for command in (
-        ["generate", "a", "--intervene", "joy", "--intervene", "resid_post.2=joy", "--when", text],
+        ["generate", "a", "--steer", "joy", "--steer", "resid_post.2=joy", "--when", text],
         ["sweep", "s.yaml"],
     ):
         result = run(*command, *BIG)
@@ -181,15 +181,15 @@ def test_steering_is_under_a_condition(
 
 
 NO_CONDITIONS: dict[str, tuple[list[str], str]] = {
-    "without steering": (["--when", "resid_post.0=joy>1"], "give --intervene, too"),
-    "no bound": (["--intervene", "joy", "--when", "resid_post.0=joy"], "is no condition"),
-    "no number": (["--intervene", "joy", "--when", "resid_post.0=joy>x"], "the bound 'x' is not a"),
+    "without steering": (["--when", "resid_post.0=joy>1"], "give --steer, too"),
+    "no bound": (["--steer", "joy", "--when", "resid_post.0=joy"], "is no condition"),
+    "no number": (["--steer", "joy", "--when", "resid_post.0=joy>x"], "the bound 'x' is not a"),
     "twice": (
-        ["--intervene", "joy", "--when", "resid_post.0=joy>1>2"],
+        ["--steer", "joy", "--when", "resid_post.0=joy>1>2"],
         "two bounds that are above",
     ),
-    "never": (["--intervene", "joy", "--when", "resid_post.0=joy>2<1"], "no score is above 2"),
-    "no site": (["--intervene", "joy", "--when", "x=joy>2"], "'x'"),
+    "never": (["--steer", "joy", "--when", "resid_post.0=joy>2<1"], "no score is above 2"),
+    "no site": (["--steer", "joy", "--when", "x=joy>2"], "'x'"),
 }
 
 
@@ -202,7 +202,7 @@ def test_what_is_no_condition_says_why(run: Run, joy: Path, case: str) -> None:
 
 
 def test_a_file_of_several_sites_steers_at_each(run: Run, model: Model, joy: Path) -> None:
-    assert run("generate", "a b", "--intervene", f"{joy}*2", *BIG).exit_code == 0
+    assert run("generate", "a b", "--steer", f"{joy}*2", *BIG).exit_code == 0
     one, other = model.requests[-1].interventions
     assert ([*one.sites], [*other.sites]) == ([site(1)], [site(2)])
     assert one.add.coefficient == 2
@@ -214,7 +214,7 @@ def test_every_command_that_runs_a_prompt_takes_a_stored_vector(
 ) -> None:
     for command in (["fetch", "-s", "embedding"], ["lens"], ["attention"], ["score"], ["compare"]):
         name, *options = command
-        result = run(name, "a b", *options, "--intervene", "joy*2", *BIG)
+        result = run(name, "a b", *options, "--steer", "joy*2", *BIG)
         assert result.exit_code == 0, result.output
         sent = [each for each in model.requests if hasattr(each, "interventions")][-1]
         used = [*sent.interventions]
@@ -230,15 +230,15 @@ def test_compare_marks_where_the_two_part(run: Run, model: Model, joy: Path) -> 
                 event.tokens.ids[0], event.tokens.texts[0], event.tokens.text = 99, " so1", " so1"
             yield event
 
-    same = run("compare", "one two", "--intervene", "joy*4", *BIG, env={"COLUMNS": "200"})
+    same = run("compare", "one two", "--steer", "joy*4", *BIG, env={"COLUMNS": "200"})
     assert "Both say the same." in same.stdout
     model.generate = generate
-    result = run("compare", "one two", "--intervene", "joy*4", *BIG, env={"COLUMNS": "200"})
+    result = run("compare", "one two", "--steer", "joy*4", *BIG, env={"COLUMNS": "200"})
     text = " ".join(result.stdout.split())
     assert "and0 ▶so0 on0" in text
     assert "and0 ▶so1 on0" in text  # Before the word, and not within it.
     assert "part, at generated token 1" in text
-    assert told(run("compare", "a b", "--intervene", "joy", *BIG, "--json"))["parts_at"] == 1
+    assert told(run("compare", "a b", "--steer", "joy", *BIG, "--json"))["parts_at"] == 1
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {

@@ -288,7 +288,7 @@ def generate(
 
     [cyan]actserve generate "I think the movie was" --max-tokens 40[/cyan]
 
-    [cyan]actserve generate "I think the movie was" --intervene resid_post.15=joy.npy*4.0[/cyan]
+    [cyan]actserve generate "I think the movie was" --steer resid_post.15=joy.npy*4.0[/cyan]
 
     [cyan]actserve generate "I think" --site resid_post.20 --out acts.safetensors[/cyan]
     """

@@ -183,15 +183,15 @@ Reduce = Annotated[
         help="Send one row a prompt: that of the last position, or their mean or max.",
     ),
 ]
-_INTERVENE = typer.Option(
-    "--intervene",
+_STEER = typer.Option(
+    "--steer",
     metavar="VECTOR",
     parser=reader(read_addition),
     help="Add a vector: SITE=FILE.npy*4.0 for 4 times it, FILE*4.0 where the file says the site; "
     "or in the place of the file the name of a stored vector. Repeat for more.",
 )
-Intervene = Annotated[list[Addition] | None, _INTERVENE]
-InterveneRequired = Annotated[list[Addition], _INTERVENE]
+Intervene = Annotated[list[Addition] | None, _STEER]
+InterveneRequired = Annotated[list[Addition], _STEER]
 Condition = Annotated[
     Any,
     typer.Option(

@@ -1,4 +1,4 @@
-"""The options --intervene and --when: a vector of a file, or one that the server has stored by
+"""The options --steer and --when: a vector of a file, or one that the server has stored by
 name, and the condition under which it is added."""
 
 import re
@@ -29,7 +29,7 @@ _WHEN = re.compile(
 
 @dataclass(frozen=True)
 class Addition:
-    """What one --intervene says."""
+    """What one --steer says."""
 
     adds: tuple[Add, ...] = ()
     """What is added; empty where only the server knows the sites."""
@@ -63,7 +63,7 @@ def read_addition(text: str) -> Addition:
 def additions(
     client: Client, given: Iterable[Addition] | None, when: When | None = None
 ) -> list[Add]:
-    """The interventions of all --intervene, each under the condition of --when; asks the server for
+    """The interventions of all --steer, each under the condition of --when; asks the server for
     the sites of stored vectors."""
     adds: list[Add] = []
     for each in given or ():
@@ -71,7 +71,7 @@ def additions(
     if when is None:
         return adds
     if not adds:
-        raise typer.BadParameter("--when says where to intervene; give --intervene, too")
+        raise typer.BadParameter("--when says where to intervene; give --steer, too")
     return [replace(each, when=when) for each in adds]
 
 

@@ -183,11 +183,11 @@ def compare(
 
     [bold]Examples[/bold]
 
-    [cyan]actserve compare "I think the movie was" --intervene joy*4.0[/cyan]
+    [cyan]actserve compare "I think the movie was" --steer joy*4.0[/cyan]
 
-    [cyan]actserve compare "I think the movie was" --intervene resid_post.15=joy.npy*4.0[/cyan]
+    [cyan]actserve compare "I think the movie was" --steer resid_post.15=joy.npy*4.0[/cyan]
 
-    [cyan]actserve compare "I think" --intervene joy*4 --when "resid_post.8=films>1.5"[/cyan]
+    [cyan]actserve compare "I think" --steer joy*4 --when "resid_post.8=films>1.5"[/cyan]
     """
     with arg.connect(server, model, token, tls) as client, waiting("generating"):
         found = client.compare(

@@ -1,7 +1,7 @@
 """The file of a sweep: what the arguments of `Client.sweep` are, in YAML.
 
     prompts: prompts.txt            # a file, a list, or prompts by key
-    intervene: joy                      # a stored vector, or as --intervene; or several
+    intervene: joy                      # a stored vector, or as --steer; or several
     coefficients: [-2, -1, 0, 1, 2]
     sites: resid_post.5:20:5        # one, a pattern, or a list
     positions: [all]
@@ -100,9 +100,7 @@ def _variant(spec: Mapping[str, Any], client: Client) -> Variant:
         return Variant(Add(grid["sites"], intervene, when=when), **grid)
     given: Iterable[Any] = [intervene] if isinstance(intervene, str) else intervene or ()
     if not all(isinstance(each, str) for each in given):
-        raise typer.BadParameter(
-            f"intervene is {intervene!r}; write it as --intervene, such as joy*2"
-        )
+        raise typer.BadParameter(f"intervene is {intervene!r}; write it as --steer, such as joy*2")
     return Variant(additions(client, map(read_addition, given), when) or None, **grid)
 
 
