@@ -42,6 +42,9 @@ MOST_S = 0.3
 """After which a server is killed at the latest, from the first write on."""
 
 
+Vectors = steering_vector_service_pb2_grpc.SteeringVectorServiceStub
+
+
 def raise_unless_killed(error: grpc.RpcError) -> None:
     # Not by an answer of the server: then it was not killed yet.
     if error.code() is not UNAVAILABLE or rpc_status.from_call(error):  # pyright: ignore[reportArgumentType]
@@ -142,40 +145,6 @@ def running(flags: list[str]) -> Iterator[tuple[Program, grpc.Channel]]:
             yield program, channel
     finally:
         program.stop()
-
-
-@contextmanager
-def server(
-    flags: list[str],
-) -> Iterator[tuple[Program, steering_vector_service_pb2_grpc.SteeringVectorServiceStub]]:
-    with running(flags) as (program, channel):
-        yield program, steering_vector_service_pb2_grpc.SteeringVectorServiceStub(channel)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(60 + 20 * KILLS)
-def test_what_was_acknowledged_survives_a_kill_and_nothing_is_there_by_halves(
-    store: dict[str, str],
-) -> None:
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in store.items()]
-    seed = random.randrange(1 << 32)
-    chance = random.Random(seed)
-    ledgers = [Ledger(number, random.Random(f"{seed} {number}")) for number in range(WRITERS)]
-    cut = 0
-    for _ in range(KILLS):
-        with server(flags) as (program, service), ThreadPoolExecutor(WRITERS) as writers:
-            check(ledgers, service)
-            writing = [writers.submit(each.write, service) for each in ledgers]
-            time.sleep(chance.uniform(0, MOST_S))
-            program.process.kill()
-            for each in writing:
-                each.result()
-            cut += any(each.creating or each.deleting for each in ledgers)
-    with server(flags) as (_, service):
-        check(ledgers, service)
-    assert cut > KILLS / 2, "too few kills came amid a write to show anything"
-    assert sum(each.deleted for each in ledgers) > 0
-    asyncio.run(check_contents(store))
 
 
 async def check_contents(store: dict[str, str]) -> None:
@@ -314,37 +283,48 @@ def watched_calls(channel: grpc.Channel) -> list[str]:
             return found
 
 
+def check_watched(
+    makers: list[MonitorLedger], generators: list[AlertLedger], channel: grpc.Channel
+) -> None:
+    """Monitors are as `check` has vectors; every call that was complete has its alert, once."""
+    Watched(channel).CreateMonitor(ALWAYS, timeout=30)
+    found = listed_monitors(channel)
+    there = [each.check(channel, found) for each in makers]
+    assert listed_monitors(channel) == set().union(*there)
+    alerts = watched_calls(channel)
+    assert len(alerts) == len(set(alerts))
+    assert set(alerts) >= set().union(*(each.calls for each in generators))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(60 + 20 * KILLS)
-def test_no_monitor_or_alert_that_was_acknowledged_is_lost_by_a_kill(
+def test_what_was_acknowledged_survives_a_kill_and_nothing_is_there_by_halves(
     store: dict[str, str],
 ) -> None:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in store.items()]
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
-    makers = [MonitorLedger(random.Random(f"{seed} {number}")) for number in range(2)]
+    ledgers = [Ledger(number, random.Random(f"{seed} {number}")) for number in range(WRITERS)]
+    makers = [MonitorLedger(random.Random(f"{seed} m{number}")) for number in range(2)]
     generators = [AlertLedger() for _ in range(2)]
-    cut = 0
-
-    def check_all(channel: grpc.Channel) -> None:
-        Watched(channel).CreateMonitor(ALWAYS, timeout=30)
-        found = listed_monitors(channel)
-        there = [each.check(channel, found) for each in makers]
-        assert listed_monitors(channel) == set().union(*there)
-        alerts = watched_calls(channel)
-        assert len(alerts) == len(set(alerts))
-        assert set(alerts) >= set().union(*(each.calls for each in generators))
-
+    cut = {"vectors": 0, "monitors": 0}
     for _ in range(KILLS):
-        with running(flags) as (program, channel), ThreadPoolExecutor(WRITERS) as writers:
-            check_all(channel)
-            writing = [writers.submit(each.write, channel) for each in (*makers, *generators)]
+        with running(flags) as (program, channel), ThreadPoolExecutor(2 * WRITERS) as writers:
+            service = Vectors(channel)
+            check(ledgers, service)
+            check_watched(makers, generators, channel)
+            writing = [writers.submit(each.write, service) for each in ledgers]
+            writing += [writers.submit(each.write, channel) for each in (*makers, *generators)]
             time.sleep(chance.uniform(0, MOST_S))
             program.process.kill()
             for each in writing:
                 each.result()
-            cut += any(each.creating or each.deleting for each in makers)
+            cut["vectors"] += any(each.creating or each.deleting for each in ledgers)
+            cut["monitors"] += any(each.creating or each.deleting for each in makers)
     with running(flags) as (_, channel):
-        check_all(channel)
-    assert cut > KILLS / 2, "too few kills came amid a write to show anything"
+        check(ledgers, Vectors(channel))
+        check_watched(makers, generators, channel)
+    assert min(cut.values()) > KILLS / 2, f"too few kills came amid a write: {cut}"
+    assert sum(each.deleted for each in ledgers) > 0
     assert sum(len(each.calls) for each in generators) > 0
+    asyncio.run(check_contents(store))

@@ -29,6 +29,7 @@ from tests.contract.harness import (
     addition,
     bearing,
     collect,
+    eventually,
     failure,
     fetch,
     generate,
@@ -328,8 +329,10 @@ async def test_a_database_that_was_never_read_lets_no_call_go_unwatched(
     async def unreachable() -> int:
         raise ActserveError(Reason.STORE_UNREACHABLE, "gone")
 
-    monkeypatch.setattr(served.watching.live, "_version", None)
+    # By then the server has looked, and does not while this goes on.
+    await eventually(lambda: served.watching.live._version is not None)
     monkeypatch.setattr(served.watching.registry, "version", unreachable)
+    monkeypatch.setattr(served.watching.live, "_version", None)
     failed = await failure(served.generation.Generate(watched()))
     assert failed.reason == "STORE_UNREACHABLE"
 
