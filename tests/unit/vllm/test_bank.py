@@ -8,6 +8,7 @@ import pytest
 
 from actserve_server.domain.operations import Project, Zero
 from actserve_server.engine.forms import Vectors
+from actserve_server.engine.vllm import bank as bank_module
 from actserve_server.engine.vllm.bank import (
     BankFullError,
     HeldVectors,
@@ -135,6 +136,26 @@ def test_ten_thousand_runs_with_new_vectors_leave_nothing_behind() -> None:
 
 
 # Uploads.
+
+
+def test_no_more_of_the_bank_is_used_than_twice_what_is_held_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bank_module, "OPENED_BYTES", 16 * SIZE)
+    bank = VectorBank(CPU, 1024 * SIZE)
+    held = [bank.hold(_vectors(seed)) for seed in range(6)]
+    furthest = 0
+    for seed in range(6, 2000):
+        # Never without any, as under load.
+        held.append(bank.hold(_vectors(seed)))
+        bank.release(held.pop(0))
+        furthest = max(furthest, held[-1].start + WIDTH)
+    assert 4 * furthest <= 16 * SIZE
+    assert bank.moves < 2000 / 8
+    more = [bank.hold(_vectors(seed)) for seed in range(2000, 2100)]
+    assert 4 * max(block.start + WIDTH for block in more) <= 2 * 107 * SIZE
+    for seed, block in zip(range(2000, 2100), more, strict=True):
+        assert np.array_equal(_read(bank, block), _rows(_vectors(seed)))
 
 
 def test_a_run_finds_what_was_uploaded_and_keeps_it_after_the_upload_is_dropped() -> None:

@@ -59,6 +59,10 @@ class HeldVectors:
         return len(self.offsets) * self.width
 
 
+OPENED_BYTES = 16 << 20
+"""So much of a bank is used before gaps between its blocks are closed."""
+
+
 class VectorBank:
     """Holds float32 vectors of any width, at most `capacity_bytes` of them in total."""
 
@@ -66,6 +70,8 @@ class VectorBank:
         self.device = device
         # Not set to zero, so that on CPU what was never used takes no memory.
         self._numbers = torch.empty(capacity_bytes // 4, dtype=torch.float32, device=device)
+        self._opened = min(len(self._numbers), OPENED_BYTES // 4)
+        """Blocks lie below this, so that gaps are closed before more of the memory is used."""
         self._blocks: dict[bytes, HeldVectors] = {}
         """In the order in which they lie."""
         self._end = 0
@@ -153,8 +159,11 @@ class VectorBank:
                 f"vectors take {4 * size} bytes, but {4 * (capacity - self._used)} of "
                 f"{4 * capacity} are free"
             )
-        if self._end + size > capacity:
+        if self._end + size > self._opened:
             self._close_gaps()
+            # So that half of it is free, and gaps are not closed again soon.
+            while 2 * (self._end + size) > self._opened < capacity:
+                self._opened = min(2 * self._opened, capacity)
         block = HeldVectors(digest, width, self._end + width * np.arange(count))
         self._blocks[digest] = block
         self._end += size
