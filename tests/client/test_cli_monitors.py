@@ -282,7 +282,10 @@ def process(target: str) -> Iterator[Any]:
         )
         return started[-1]
 
+    # What runs in a shell's background ignores Ctrl-C, and so does what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield start
+    signal.signal(signal.SIGINT, before)
     for each in started:
         each.kill()
         each.wait()
