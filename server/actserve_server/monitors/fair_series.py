@@ -28,7 +28,7 @@ class FairSeries:
         self._ended = ended
         self._clock = clock
         self._used: dict[str, tuple[str, float]] = {}
-        """By name, the account and when it was used last; the least recently used first."""
+        """Of each name its account and when it was last used, the least recently used first."""
         self._counts: Counter[str] = Counter()
         """Of each account, its places."""
         self._lock = threading.Lock()

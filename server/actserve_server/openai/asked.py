@@ -29,7 +29,8 @@ class Asked:
 
     wanted: Wanted
     written: Callable[[int], prompt_pb2.Prompt | None]
-    """Its prompts by number as the contract writes them, where it can."""
+    """Gives a prompt of the request, by its number, as a message of the contract; None where the
+    contract has no form for it."""
     told: dict[int, dict[str, Any]] = field(default_factory=dict)
     """JSON of what was found out about choices that are finished, by index."""
     error: ActserveError | None = None

@@ -243,7 +243,7 @@ def _json(data: bytes, info: ModelInfo, *bounded_elsewhere: str) -> Body:
         raise ActserveError(
             Reason.PROMPT_TOO_LONG,
             f"the body has {size} bytes beside {', '.join(extra_fields.NAMES)}, but a sequence has "
-            f"at most {tokens} tokens, so that at most {most} bytes are looked at; send less",
+            f"at most {tokens} tokens, for which {most} bytes are enough; send a shorter one",
             metadata={"limit": tokens - 1},
         )
     return body
@@ -257,7 +257,7 @@ def _size(body: Body, counts: Callable[[str], bool]) -> int:
 
 
 def _inner_scope(scope: Scope, call: Call) -> Scope:
-    """As vLLM's server sees the request, whose id is the call's."""
+    """The request as it is passed on to vLLM's server, under the id of the call."""
     headers = [header for header in scope["headers"] if header[0] in _PASSED_ON]
     headers.append((b"x-request-id", call.id.encode()))
     # By a later version of ASGI an application waits to be told of a client that has gone until it

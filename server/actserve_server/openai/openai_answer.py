@@ -124,7 +124,7 @@ class OpenAiAnswer:
         await self._send_part(event + b"\n\n")
 
     def _completed(self, event: bytes) -> bytes:
-        """A part of a stream, with `actserve` if it ends choices."""
+        """A part of a stream; one that ends a choice gets the field `actserve`."""
         content = json.loads(event.removeprefix(b"data: "))
         if self._first is None:
             self._first = content

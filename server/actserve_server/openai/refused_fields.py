@@ -155,7 +155,7 @@ def _check_repetition(wanted: Any) -> None:
         field = ("repetition_detection", name)
         value = _whole(wanted.get(name), field, limit)
         if value is not None and value > limit:
-            raise _invalid(f"{name} is larger than {limit}; use at most that", field, limit)
+            raise _invalid(f"{name} is {value}, but may be at most {limit}", field, limit)
 
 
 def _whole(value: Any, field: FieldPath, limit: int) -> int | None:

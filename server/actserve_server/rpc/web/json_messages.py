@@ -46,7 +46,8 @@ def to_json(message: Message) -> bytes:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. What comes twice could mean either."""
+    """A JSON object. One that has a key twice is refused, since readers differ on which value
+    counts."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise json_format.ParseError("an object has a key twice")

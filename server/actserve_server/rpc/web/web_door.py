@@ -27,7 +27,7 @@ PREFIX = "/actserve.v1."
 
 
 def make(services: Sequence[ServiceDescriptor], methods: Methods, max_request_bytes: int) -> Asgi:
-    """Has `methods` answer the calls of the services."""
+    """The application that answers calls of these services by `methods`."""
     calls = _Calls(methods)
     app = _App(
         service=calls,
