@@ -21,6 +21,7 @@ from tests.integration.harness import (
     cached_tokens,
     greedy,
     make_run,
+    started,
     vllm_counter,
 )
 
@@ -123,3 +124,18 @@ def test_cached_blocks_are_read_where_their_rows_are_there_and_keys_are_not_need
         assert np.array_equal(first.rows[query], second.rows[query])
         part = whole.rows[query][3 : 2 * BLOCK]
         np.testing.assert_allclose(part, first.rows[query], rtol=1e-3, atol=1e-3)
+
+
+def test_what_another_tenant_steers_and_cancels_changes_no_number(
+    smollm2: EngineThread, prompt: tuple[int, ...]
+) -> None:
+    own = replace(run_of(prompt), tenant="acme")
+    steered = replace(own, tenant="other", interventions=(EDIT,))
+    smollm2.forget()
+    for _ in range(2):  # The second time the caches hold what each has left.
+        smollm2.call(started(smollm2.engine, replace(again(steered), sampling=greedy(40))))
+        first, other, second = smollm2.run_all([again(own), again(steered), again(own)])
+        last = QUERIES[-1]
+        assert not np.allclose(first.captures[0].rows[last], other.captures[0].rows[last])
+        for result in (first, second):
+            check(smollm2, result, *fetched(smollm2, own, result))
