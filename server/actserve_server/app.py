@@ -474,6 +474,7 @@ def _fake(settings: Settings) -> Engine:
         max_alert_seconds=settings.max_alert_seconds,
         max_pause_seconds=settings.max_pause_seconds,
         max_fit_bytes=settings.max_fit_bytes,
+        max_fit_examples=settings.max_fit_examples,
         max_relative_dose=settings.max_relative_dose,
         clamps_dose=settings.dose_action == "clamp",
     )

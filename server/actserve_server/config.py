@@ -271,6 +271,9 @@ class Settings(BaseSettings):
         description="bytes of rows in memory that fits of monitors work with, all together; texts "
         "of fits that wait may take as much again",
     )
+    max_fit_examples: PositiveInt = Field(
+        16_384, description="examples of one fit, benign and longer ones among them"
+    )
     max_alert_seconds: PositiveInt = Field(
         30 * 24 * 3600, description="seconds for which alerts are stored"
     )

@@ -208,6 +208,24 @@ async def test_monitors_watch_score_and_flag(opened: Door) -> None:
     assert alert["watched_call_id"] == answer.actserve["request_id"]
 
 
+async def test_what_a_monitor_changes_is_told_apart_from_the_steering_of_the_request(
+    opened: Door,
+) -> None:
+    change = addition(9 * numbers(WIDTH))
+    intervene = {"threshold": ALWAYS, "intervene": {"interventions": [change]}}
+    await opened.served.monitors.CreateMonitor(create(upper=intervene, positions={"prompt": {}}))
+    answer = await opened.chat()
+    (choice,) = answer.actserve["choices"]
+    assert "interventions" not in choice
+    (changed,) = choice["monitor_interventions"]
+    assert (changed["monitor"], changed["level"]) == (full("harm"), "ALERT_LEVEL_UPPER")
+    assert changed["first_position"] == len(answer.prompt_token_ids)
+    # Of five tokens the last one is not run.
+    assert [each["rows"] for each in changed["interventions"]] == [4]
+    parts = await opened.stream()
+    assert parts[-1].actserve["choices"] == answer.actserve["choices"]
+
+
 async def test_a_monitor_that_stops_ends_the_choice_and_says_so(opened: Door) -> None:
     plain = await opened.chat()
     prompt = len(plain.prompt_token_ids)

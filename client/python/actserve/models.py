@@ -58,6 +58,8 @@ class Limits:
     """Seconds for which alerts are stored at most."""
     max_fit_bytes: int = 0
     """Bytes that all fits of monitors take together on the server."""
+    max_fit_examples: int = 0
+    """Examples of one fit, benign and longer ones among them."""
     max_pause_seconds: int = 0
     """Seconds for which a monitor may hold a sample back."""
 

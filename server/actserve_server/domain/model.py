@@ -56,6 +56,8 @@ class Limits:
     """For which a sample may be paused."""
     max_fit_bytes: int = 4 << 30
     """Bytes that fits of monitors that are under way take, over all clients."""
+    max_fit_examples: int = 16_384
+    """Of one of them, benign and longer ones among them."""
     max_relative_dose: float | None = None
     """What interventions may add at a site, as a part of the typical norm of its rows; None for no
     limit."""

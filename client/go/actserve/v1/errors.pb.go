@@ -74,7 +74,8 @@ const (
 	// The vocabulary has no such token. Send ids below Model.vocabulary_size.
 	// INVALID_ARGUMENT with token_id, vocabulary_size.
 	ErrorReason_ERROR_REASON_TOKEN_OUT_OF_RANGE ErrorReason = 11
-	// A call has more items than Limits.max_items. Make several calls.
+	// A call has more items than Limits.max_items, or a fit more examples than
+	// Limits.max_fit_examples. Make several calls, or fit to fewer.
 	// INVALID_ARGUMENT with items, limit.
 	ErrorReason_ERROR_REASON_TOO_MANY_ITEMS ErrorReason = 12
 	// A call has more samples than Limits.max_samples or Nla.max_samples. Make several calls.

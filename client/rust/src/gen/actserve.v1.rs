@@ -2717,7 +2717,8 @@ pub enum ErrorReason {
     /// The vocabulary has no such token. Send ids below Model.vocabulary_size.
     /// INVALID_ARGUMENT with token_id, vocabulary_size.
     TokenOutOfRange = 11,
-    /// A call has more items than Limits.max_items. Make several calls.
+    /// A call has more items than Limits.max_items, or a fit more examples than
+    /// Limits.max_fit_examples. Make several calls, or fit to fewer.
     /// INVALID_ARGUMENT with items, limit.
     TooManyItems = 12,
     /// A call has more samples than Limits.max_samples or Nla.max_samples. Make several calls.
@@ -3875,7 +3876,7 @@ pub struct SampleFinished {
     /// Where its readouts read.
     #[prost(message, repeated, tag = "3")]
     pub positions: ::prost::alloc::vec::Vec<ReadoutPositions>,
-    /// What each intervention did, in the order of the request.
+    /// What each intervention of the request did, in its order.
     #[prost(message, repeated, tag = "4")]
     pub interventions: ::prost::alloc::vec::Vec<InterventionReport>,
     /// What was kept, of each KeepReadout that read a position.
@@ -3884,6 +3885,11 @@ pub struct SampleFinished {
     /// What the monitors that watched it scored, by name, as `score_detail` asks.
     #[prost(message, repeated, tag = "9")]
     pub monitor_scores: ::prost::alloc::vec::Vec<MonitorScore>,
+    /// What monitors changed, in the order in which they began to: an entry for each level
+    /// that came to intervene. None for one that had nothing left to change, since the sample
+    /// ended at the token that brought the score there, or its positions select none after it.
+    #[prost(message, repeated, tag = "10")]
+    pub monitor_interventions: ::prost::alloc::vec::Vec<MonitorInterventions>,
     /// What stopped it; set where `reason` is FINISH_REASON_STOP or FINISH_REASON_MONITOR.
     #[prost(oneof = "sample_finished::StoppedBy", tags = "6, 7, 8")]
     pub stopped_by: ::core::option::Option<sample_finished::StoppedBy>,
@@ -3904,6 +3910,23 @@ pub mod sample_finished {
         #[prost(string, tag = "8")]
         Monitor(::prost::alloc::string::String),
     }
+}
+/// What the interventions of a level of a monitor did to a sample.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MonitorInterventions {
+    /// Format: models/{model}/monitors/{monitor}.
+    #[prost(string, tag = "1")]
+    pub monitor: ::prost::alloc::string::String,
+    /// Which level.
+    #[prost(enumeration = "AlertLevel", tag = "2")]
+    pub level: i32,
+    /// The first position that they may change: that after the token that brought the score
+    /// above the threshold, or if that is in the prompt, of the first generated token.
+    #[prost(uint32, tag = "3")]
+    pub first_position: u32,
+    /// What each of them did, in the order of InterveneAction.interventions.
+    #[prost(message, repeated, tag = "4")]
+    pub interventions: ::prost::alloc::vec::Vec<InterventionReport>,
 }
 /// What a monitor scored in a sequence.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -5796,6 +5819,9 @@ pub struct Limits {
     /// of rows and of what they work with. On a server with tokens one fit may take a part.
     #[prost(uint64, tag = "24")]
     pub max_fit_bytes: u64,
+    /// Examples of one FitMonitor call, benign and longer ones among them.
+    #[prost(uint32, tag = "25")]
+    pub max_fit_examples: u32,
 }
 /// A request for a page of models.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -6489,14 +6515,14 @@ pub struct FitMonitorRequest {
     /// As CreateMonitorRequest.monitor_id.
     #[prost(string, tag = "2")]
     pub monitor_id: ::prost::alloc::string::String,
-    /// Examples, from 8 to Limits.max_items, at least four of each kind. A quarter is held
+    /// Examples, from 8 to Limits.max_fit_examples, at least four of each kind. A quarter is held
     /// out, and a quarter of the rest set aside to choose by, always the same of equal
     /// requests, and of one group all or none.
     #[prost(message, repeated, tag = "3")]
     pub examples: ::prost::alloc::vec::Vec<FitExample>,
     /// Texts like those that will be watched, nearly all of which are harmless: thresholds
     /// are set by these and the negative examples held out. With the others at most
-    /// Limits.max_items.
+    /// Limits.max_fit_examples.
     #[prost(message, repeated, tag = "4")]
     pub benign_examples: ::prost::alloc::vec::Vec<FitExample>,
     /// Longer texts, none or of both kinds, to see whether the probe finds what it looks for there.

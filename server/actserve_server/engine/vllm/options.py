@@ -35,6 +35,7 @@ class EngineOptions:
     max_alert_seconds: int = 30 * 24 * 3600
     max_pause_seconds: int = 600
     max_fit_bytes: int = 4 << 30
+    max_fit_examples: int = 16_384
     default_kept_seconds: int = 600
     max_steering_vectors: int = 10_000
     max_steering_vector_bytes: int = 1 << 30

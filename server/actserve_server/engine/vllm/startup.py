@@ -169,6 +169,7 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, Fi
             max_alert_seconds=options.max_alert_seconds,
             max_pause_seconds=options.max_pause_seconds,
             max_fit_bytes=options.max_fit_bytes,
+            max_fit_examples=options.max_fit_examples,
             default_kept_seconds=options.default_kept_seconds,
             max_steering_vectors=options.max_steering_vectors,
             max_steering_vector_bytes=options.max_steering_vector_bytes,

@@ -63,6 +63,7 @@ def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
             max_alert_seconds=limits.max_alert_seconds,
             max_pause_seconds=limits.max_pause_seconds,
             max_fit_bytes=limits.max_fit_bytes,
+            max_fit_examples=limits.max_fit_examples,
             max_relative_dose=limits.max_relative_dose,
             clamps_dose=limits.clamps_dose,
         ),

@@ -127,7 +127,8 @@ export enum ErrorReason {
   TOKEN_OUT_OF_RANGE = 11,
 
   /**
-   * A call has more items than Limits.max_items. Make several calls.
+   * A call has more items than Limits.max_items, or a fit more examples than
+   * Limits.max_fit_examples. Make several calls, or fit to fewer.
    * INVALID_ARGUMENT with items, limit.
    *
    * @generated from enum value: ERROR_REASON_TOO_MANY_ITEMS = 12;
