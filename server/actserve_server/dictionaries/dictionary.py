@@ -143,7 +143,7 @@ class LoadedDictionary:
             case ActivationKind.TOP_K:
                 assert features is None
                 activation = TopK(self.about.kept)
-        return Projection(encoder, bias, activation)
+        return Projection(encoder, bias, activation, lasting=features is None)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """The features of `rows`, float32 [n, width], as float32 [n, features]."""

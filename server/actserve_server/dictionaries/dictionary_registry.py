@@ -6,10 +6,14 @@ when something uses them.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from actserve_server.dictionaries.dictionary import Dictionary, LoadedDictionary
+from actserve_server.dictionaries.dictionary import (
+    Dictionary,
+    DictionaryCheck,
+    LoadedDictionary,
+)
 from actserve_server.dictionaries.dictionary_loading import DictionaryError, ServerDictionary
 from actserve_server.dictionaries.dictionary_memory import DictionaryMemory, Packed
 from actserve_server.dictionaries.feature_labels import FeatureLabels
@@ -126,6 +130,27 @@ class DictionaryRegistry:
             else:
                 raise await self._unknown(tenant, each, field)
         return {each: await self._have(tenant, wanted[each], ids[each]) for each in ids}
+
+    async def finish(
+        self,
+        tenant: str,
+        dictionary: str,
+        upload: str,
+        check: Callable[[LoadedDictionary], Awaitable[DictionaryCheck | None]],
+    ) -> Dictionary:
+        """Stores what was uploaded, with what `check` finds of it; or returns what was stored
+        before. Raises RESOURCE_NOT_FOUND, UPLOAD_INCOMPLETE, TENSOR_NOT_FINITE, and as `load`."""
+        state = await self.stored.complete(tenant, dictionary, upload)
+        if isinstance(state, Dictionary):
+            return _with_version(state, await self.labels.version(tenant, dictionary))
+        about, size = state
+        self._memory.take(size, about.id, ("upload",))
+        try:
+            matrices, sha256 = await self.stored.uploaded(tenant, dictionary, upload)
+            found = await check(LoadedDictionary(about=about, matrices=matrices))
+            return await self.stored.finish(tenant, dictionary, upload, sha256, found)
+        finally:
+            self._memory.give_back(size)
 
     async def _have(self, tenant: str, wanted: _Wanted, field: FieldPath) -> LoadedDictionary:
         if (found := self._memory.get(wanted.key)) is not None:
