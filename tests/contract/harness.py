@@ -22,6 +22,7 @@ from actserve.v1 import (
     dictionary_service_pb2_grpc,
     explanation_service_pb2_grpc,
     generation_service_pb2_grpc,
+    head_service_pb2_grpc,
     kept_activations_service_pb2_grpc,
     model_service_pb2_grpc,
     monitor_service_pb2_grpc,
@@ -96,6 +97,10 @@ class Served:
     @property
     def weights(self) -> weight_service_pb2_grpc.WeightServiceStub:
         return weight_service_pb2_grpc.WeightServiceStub(self.channel)
+
+    @property
+    def heads(self) -> head_service_pb2_grpc.HeadServiceStub:
+        return head_service_pb2_grpc.HeadServiceStub(self.channel)
 
     @property
     def sweeps(self) -> sweep_service_pb2_grpc.SweepServiceStub:

@@ -12,10 +12,7 @@ import grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
-from actserve.v1 import (
-    attribution_graph_service_pb2,
-    head_service_pb2,
-)
+from actserve.v1 import attribution_graph_service_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.rpc.transport.messages import inside, is_set
 
@@ -24,10 +21,7 @@ if TYPE_CHECKING:
 
 SERVICES = tuple(
     service
-    for file in (
-        attribution_graph_service_pb2,
-        head_service_pb2,
-    )
+    for file in (attribution_graph_service_pb2,)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 

@@ -13,6 +13,8 @@ from actserve.v1 import (
     explanation_service_pb2_grpc,
     generation_service_pb2,
     generation_service_pb2_grpc,
+    head_service_pb2,
+    head_service_pb2_grpc,
     kept_activations_service_pb2,
     kept_activations_service_pb2_grpc,
     model_service_pb2,
@@ -33,6 +35,7 @@ from actserve_server.rpc.explanation_servicer import ExplanationServicer
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.generation_servicer import GenerationServicer
 from actserve_server.rpc.generations import Generations
+from actserve_server.rpc.head_servicer import HeadServicer
 from actserve_server.rpc.kept_activations_servicer import KeptActivationsServicer
 from actserve_server.rpc.model_servicer import ModelServicer
 from actserve_server.rpc.monitor_servicer import MonitorServicer
@@ -57,6 +60,7 @@ _DESCRIPTORS = (
     kept_activations_service_pb2.DESCRIPTOR.services_by_name["KeptActivationsService"],
     explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"],
     weight_service_pb2.DESCRIPTOR.services_by_name["WeightService"],
+    head_service_pb2.DESCRIPTOR.services_by_name["HeadService"],
     steering_vector_service_pb2.DESCRIPTOR.services_by_name["SteeringVectorService"],
     sweep_service_pb2.DESCRIPTOR.services_by_name["SweepService"],
     monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"],
@@ -144,6 +148,9 @@ class RpcServer:
         )
         weight_service_pb2_grpc.add_WeightServiceServicer_to_server(
             WeightServicer(engine), self.methods
+        )
+        head_service_pb2_grpc.add_HeadServiceServicer_to_server(
+            HeadServicer(engine, sources, autoencoders), self.methods
         )
         steering_vector_service_pb2_grpc.add_SteeringVectorServiceServicer_to_server(
             SteeringVectorServicer(engine, sources), self.methods

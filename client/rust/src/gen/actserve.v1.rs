@@ -5147,7 +5147,7 @@ pub struct MeasureHeadsRequest {
     pub model: ::prost::alloc::string::String,
     /// The corpus, each item by itself; from 1 to Limits.max_items. Of FetchItem `key`,
     /// `prompt` (required), `interventions`, `adapter` and `positions` count; the last are
-    /// those of the queries, all when unset.
+    /// those of the queries, all when unset. The others are to be left unset.
     #[prost(message, repeated, tag = "2")]
     pub items: ::prost::alloc::vec::Vec<FetchItem>,
     /// Zero-based decoder layers; negative values count from the last. All when empty.
@@ -5156,6 +5156,10 @@ pub struct MeasureHeadsRequest {
     /// Patterns to send besides; none when unset.
     #[prost(message, optional, tag = "4")]
     pub patterns: ::core::option::Option<SparsePatterns>,
+    /// How many tokens to tell in HeadMetrics.top_query_tokens and top_key_tokens; at most
+    /// 64, none when unset.
+    #[prost(uint32, tag = "5")]
+    pub top_tokens: u32,
 }
 /// Which weights of attention patterns are sent.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
@@ -5239,12 +5243,16 @@ pub struct MeasuredItem {
     /// used.
     #[prost(message, optional, tag = "3")]
     pub status: ::core::option::Option<::tonic_types::pb::Status>,
+    /// The prompt as it was run, of an item that counts.
+    #[prost(message, optional, tag = "4")]
+    pub prompt: ::core::option::Option<TokenizedPrompt>,
 }
 /// How one head attends: means over the selected queries of all items that did not
 /// fail. Weights, the queries that each mean is over, and the query at position zero are
 /// as AttentionSummaryChunk has them; w(q, k) is the weight that query q gives to key k.
-/// A mean over no query is NaN. Counts are sums over a call, so 64 bits each.
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+/// XX
+/// over a call, so 64 bits each.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeadMetrics {
     /// The zero-based decoder layer.
     #[prost(uint32, tag = "1")]
@@ -5284,6 +5292,32 @@ pub struct HeadMetrics {
     /// queries.
     #[prost(float, tag = "12")]
     pub distance_variance: f32,
+    /// The sum of w(q, k) over every k < q with token(k) = token(q), the mean over
+    /// induction_queries.
+    #[prost(float, tag = "13")]
+    pub duplicate_token: f32,
+    /// The tokens whose queries give most weight to keys other than position zero, most
+    /// first: for each token the sum of w(q, k) over k > 0 and its queries, over `queries`.
+    /// Fewer than asked for where fewer give any.
+    #[prost(message, repeated, tag = "14")]
+    pub top_query_tokens: ::prost::alloc::vec::Vec<TokenWeight>,
+    /// The tokens whose keys other than position zero receive most weight, most first: for
+    /// each token the sum of w(q, k) over its keys k > 0, over `queries`.
+    #[prost(message, repeated, tag = "15")]
+    pub top_key_tokens: ::prost::alloc::vec::Vec<TokenWeight>,
+}
+/// How much attention passes by one token of the vocabulary.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TokenWeight {
+    /// The token.
+    #[prost(uint32, tag = "1")]
+    pub token_id: u32,
+    /// The token, decoded alone.
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+    /// Of all queries the mean.
+    #[prost(float, tag = "3")]
+    pub weight: f32,
 }
 /// Closes a measurement.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -36,6 +36,7 @@ def features(info: ModelInfo, nlas: Iterable[Halves], *, attention: bool) -> lis
     last = info.hook_points[HookPoint.RESID_POST]
     sometimes = {
         pb.FEATURE_ATTENTION: attention,
+        pb.FEATURE_HEAD_METRICS: attention,
         pb.FEATURE_CONDITIONS: not info.conditions_unserved,
         pb.FEATURE_MONITORS: not info.monitors_unserved,
         pb.FEATURE_EXPLAIN: any(nla.verbalizes for nla in nlas),
