@@ -501,7 +501,8 @@ pub struct AttributionGraph {
     /// The prompt whose next token is traced, as the model sees it.
     #[prost(message, optional, tag = "2")]
     pub prompt: ::core::option::Option<TokenizedPrompt>,
-    /// The transcoders. Format: models/{model}/dictionaries/{dictionary}.
+    /// The transcoders; none of a graph of neurons. Format:
+    /// models/{model}/dictionaries/{dictionary}.
     #[prost(string, repeated, tag = "3")]
     pub dictionaries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// How large it may be.
@@ -519,6 +520,9 @@ pub struct AttributionGraph {
     /// When it was begun.
     #[prost(message, optional, tag = "8")]
     pub create_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it is deleted.
+    #[prost(message, optional, tag = "9")]
+    pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// How large a graph may be.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
@@ -530,7 +534,9 @@ pub struct AttributionSettings {
     /// (0, 1]; 0.95 when unset.
     #[prost(float, optional, tag = "2")]
     pub logit_probability: ::core::option::Option<f32>,
-    /// Features at most, from 1 to 20000; 7500 when unset.
+    /// Features or neurons at most, from 1 to 20000; when unset, 7500 features or 1000
+    /// neurons. Of neurons, those without which the traced
+    /// tokens' logits would change most in the linear model.
     #[prost(uint32, optional, tag = "3")]
     pub max_feature_nodes: ::core::option::Option<u32>,
     /// Nodes are kept, the most influential first, until they have this share of all
@@ -551,11 +557,12 @@ pub struct AttributionNode {
     /// Its influence on the predicted tokens, without a unit, from zero on: of a predicted
     /// token its probability; of another node the sum, over the edges that leave it, of the
     /// target's influence times the edge's part of the absolute weights of all edges into
-    /// that target. As in circuit-tracer, and before anything is left out.
+    /// that target. As in circuit-tracer, and before anything is left out: edges from
+    /// neurons that are no nodes, since there are more than `max_feature_nodes`, count too.
     #[prost(float, tag = "6")]
     pub influence: f32,
     /// What it is. Exactly one is set.
-    #[prost(oneof = "attribution_node::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "attribution_node::Kind", tags = "1, 2, 3, 4, 7")]
     pub kind: ::core::option::Option<attribution_node::Kind>,
 }
 /// Nested message and enum types in `AttributionNode`.
@@ -575,6 +582,9 @@ pub mod attribution_node {
         /// A predicted token.
         #[prost(message, tag = "4")]
         Logit(super::LogitNode),
+        /// A neuron of an MLP, in a graph without dictionaries.
+        #[prost(message, tag = "7")]
+        Neuron(super::NeuronNode),
     }
 }
 /// A feature of a transcoder.
@@ -587,6 +597,19 @@ pub struct FeatureNode {
     #[prost(uint32, tag = "2")]
     pub feature_index: u32,
     /// Its activation, as the dictionary computes it: an element of f of Dictionary.
+    #[prost(float, tag = "3")]
+    pub activation: f32,
+}
+/// A neuron of a gated MLP: an element of mlp_act, which is act(gate) x up.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct NeuronNode {
+    /// The layer of the MLP.
+    #[prost(uint32, tag = "1")]
+    pub layer: u32,
+    /// Which element of the rows of mlp_act of that layer.
+    #[prost(uint32, tag = "2")]
+    pub neuron: u32,
+    /// Its activation, in that row; of either sign.
     #[prost(float, tag = "3")]
     pub activation: f32,
 }
@@ -629,7 +652,7 @@ pub struct CreateAttributionGraphRequest {
     pub prompt: ::core::option::Option<Prompt>,
     /// The transcoders, exactly one that reads each layer of the model, at its mlp_in or its
     /// resid_mid; each writes mlp_out of that layer, and maybe of later ones. Others, and
-    /// layers that none reads, are FIELD_INVALID. Format:
+    /// layers that none reads, are FIELD_INVALID. None for a graph of neurons. Format:
     /// models/{model}/dictionaries/{dictionary}.
     #[prost(string, repeated, tag = "4")]
     pub dictionaries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
@@ -752,8 +775,10 @@ pub struct AttributionEdges {
     /// Of each edge, what the source adds to the target, with attention patterns and the
     /// denominators of norms held as they are; F32 \[edges\], of either sign. In units of
     /// the target: of a feature its z of Dictionary, before the activation; of a predicted
-    /// token its logit less the mean logit of the vocabulary. The weights of all edges
-    /// into a node, before any is left out, sum to that less what biases add.
+    /// token its logit, before any cap, less the mean logit of the vocabulary; of a neuron
+    /// its activation, a product of two numbers of which each is traced with the other held
+    /// and counts for half. The weights of all edges into a node, before any is left out,
+    /// sum to that less what biases add.
     #[prost(message, optional, tag = "3")]
     pub weights: ::core::option::Option<Tensor>,
 }
@@ -771,14 +796,15 @@ pub mod attribution_graph_service_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Traces what a prediction comes from, through the features of transcoders
-    /// (Ameisen et al., "Circuit Tracing", 2025; the circuit-tracer project).
+    /// Traces what a prediction comes from, through the neurons of the model's MLPs or the
+    /// features of transcoders in their place (Ameisen et al., "Circuit Tracing", 2025; the
+    /// circuit-tracer project).
     ///
     /// A graph takes minutes. It is a resource, made whether or not anybody stays to
     /// watch, so a lost connection costs nothing.
+    /// Graphs are stored for a time, and then deleted.
     ///
-    /// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    /// ModelService says.
+    /// Credentials, names and headers are as ModelService says.
     #[derive(Debug, Clone)]
     pub struct AttributionGraphServiceClient<T> {
         inner: tonic::client::Grpc<T>,
