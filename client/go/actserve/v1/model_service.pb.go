@@ -64,7 +64,8 @@ const (
 	Feature_FEATURE_HEAD_METRICS Feature = 16
 	// Model.adapters, and `adapter` of the requests that run the model:
 	// FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter,
-	// SweepVariant.adapter, ExplainTextRequest.adapter and MakeSteeringVectorRequest.adapter.
+	// SweepVariant.adapter, ExplainTextRequest.adapter, MakeSteeringVectorRequest.adapter and
+	// CreateAttributionGraphRequest.adapter.
 	Feature_FEATURE_ADAPTERS Feature = 17
 	// LogitAttributionReadout.
 	Feature_FEATURE_LOGIT_ATTRIBUTION Feature = 18

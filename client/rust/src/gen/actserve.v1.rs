@@ -5916,7 +5916,8 @@ pub enum Feature {
     HeadMetrics = 16,
     /// Model.adapters, and `adapter` of the requests that run the model:
     /// FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter,
-    /// SweepVariant.adapter, ExplainTextRequest.adapter and MakeSteeringVectorRequest.adapter.
+    /// SweepVariant.adapter, ExplainTextRequest.adapter, MakeSteeringVectorRequest.adapter and
+    /// CreateAttributionGraphRequest.adapter.
     Adapters = 17,
     /// LogitAttributionReadout.
     LogitAttribution = 18,

@@ -654,7 +654,8 @@ export enum Feature {
   /**
    * Model.adapters, and `adapter` of the requests that run the model:
    * FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter,
-   * SweepVariant.adapter, ExplainTextRequest.adapter and MakeSteeringVectorRequest.adapter.
+   * SweepVariant.adapter, ExplainTextRequest.adapter, MakeSteeringVectorRequest.adapter and
+   * CreateAttributionGraphRequest.adapter.
    *
    * @generated from enum value: FEATURE_ADAPTERS = 17;
    */
