@@ -13,7 +13,6 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import Message
 
 from actserve.v1 import (
-    attribution_graph_service_pb2,
     dictionary_service_pb2,
     head_service_pb2,
 )
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 SERVICES = tuple(
     service
     for file in (
-        attribution_graph_service_pb2,
         dictionary_service_pb2,
         head_service_pb2,
     )
@@ -36,6 +34,7 @@ SERVICES = tuple(
 _ADAPTER = "serve a checkpoint that the adapter is merged into"
 
 FIELDS: Mapping[str, str] = {
+    "actserve.v1.CreateAttributionGraphRequest.adapter": _ADAPTER,
     "actserve.v1.FetchActivationsRequest.adapter": _ADAPTER,
     "actserve.v1.FetchItem.adapter": _ADAPTER,
     "actserve.v1.GenerateRequest.adapter": _ADAPTER,

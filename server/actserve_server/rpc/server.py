@@ -7,6 +7,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from actserve.v1 import (
+    attribution_graph_service_pb2,
+    attribution_graph_service_pb2_grpc,
     explanation_service_pb2,
     explanation_service_pb2_grpc,
     generation_service_pb2,
@@ -25,7 +27,10 @@ from actserve.v1 import (
     weight_service_pb2_grpc,
 )
 from actserve_server.engine.admission import AdmittedEngine
+from actserve_server.graphs.graph_work import GraphWork
+from actserve_server.graphs.stored_graphs import GraphRegistry
 from actserve_server.rpc import not_served
+from actserve_server.rpc.attribution_graph_servicer import AttributionGraphServicer
 from actserve_server.rpc.explanation_servicer import ExplanationServicer
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.generation_servicer import GenerationServicer
@@ -57,6 +62,7 @@ _DESCRIPTORS = (
     steering_vector_service_pb2.DESCRIPTOR.services_by_name["SteeringVectorService"],
     sweep_service_pb2.DESCRIPTOR.services_by_name["SweepService"],
     monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"],
+    attribution_graph_service_pb2.DESCRIPTOR.services_by_name["AttributionGraphService"],
 )
 SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
 """Full names of the services that are served, and have a health of their own."""
@@ -70,6 +76,14 @@ DECLARED = tuple(descriptor.full_name for descriptor in not_served.SERVICES)
 """Full names of those that are in the contract, and not served yet."""
 DESCRIPTORS = (*_DESCRIPTORS, *not_served.SERVICES)
 """Of all services whose calls are answered, if only by a refusal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphParts:
+    """Attribution graphs, as their servicer uses them."""
+
+    registry: GraphRegistry
+    work: GraphWork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +119,8 @@ class Listening:
 
 class RpcServer:
     """Serves an engine, what requests can name, the autoencoders that explain it, stored cells of
-    sweeps, and what watches calls. Health is NOT_SERVING until told otherwise."""
+    sweeps, what watches calls, and attribution graphs. Health is NOT_SERVING until told
+    otherwise."""
 
     def __init__(
         self,
@@ -114,6 +129,7 @@ class RpcServer:
         autoencoders: Nlas,
         cells: StoredCells,
         watching: WatchingParts,
+        graphs: GraphParts,
         generations: Generations,
         listening: Listening,
     ) -> None:
@@ -149,6 +165,9 @@ class RpcServer:
         )
         monitor_service_pb2_grpc.add_MonitorServiceServicer_to_server(
             MonitorServicer(engine, sources, autoencoders, watching), self.methods
+        )
+        attribution_graph_service_pb2_grpc.add_AttributionGraphServiceServicer_to_server(
+            AttributionGraphServicer(engine, graphs.registry, graphs.work), self.methods
         )
         not_served.add_to(self.methods)
         self._server = grpc.aio.server(
