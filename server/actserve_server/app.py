@@ -39,6 +39,7 @@ from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
 from actserve_server.engine.closing import close_all
+from actserve_server.engine.fake import FakeEngine
 from actserve_server.engine.restarting import RestartingEngine, Restarts, Start
 from actserve_server.engine.row_norms import row_norms
 from actserve_server.engine.selftest import self_test
@@ -46,6 +47,10 @@ from actserve_server.engine.selftest_conditions import prove_conditions
 from actserve_server.engine.selftest_monitors import prove_monitors
 from actserve_server.engine.start_thread import is_starting
 from actserve_server.explorer.page_files import Explorer
+from actserve_server.graphs.fake_tracer import FakeTracer
+from actserve_server.graphs.graph_work import GraphWork
+from actserve_server.graphs.stored_graphs import GraphQuota, GraphRegistry
+from actserve_server.graphs.tracer_process import TracerProcess
 from actserve_server.monitoring import Monitoring, allowed_webhooks
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.attribution_selftest import prove_attribution
@@ -56,7 +61,7 @@ from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
 from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.requests.vector_sources import Sources
-from actserve_server.rpc.server import DESCRIPTORS, Listening, RpcServer, Tls
+from actserve_server.rpc.server import DESCRIPTORS, GraphParts, Listening, RpcServer, Tls
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
 from actserve_server.steering.registry import VectorQuota, VectorRegistry
@@ -162,13 +167,21 @@ class App:
         self.monitoring = Monitoring(
             self.engine, self.autoencoders, self.kept, self.database, settings
         )
+        self.graphs = _graphs(engine, self.database, settings)
         listening = _listening(settings)
         self._tokens = listening.tokens
         sources = Sources(kept=self.kept, vectors=self.vectors, dictionaries=self.dictionaries)
         watching = self.monitoring.parts
         generations = Generations(self.engine, sources, self.autoencoders, watching)
         self.rpc = RpcServer(
-            self.engine, sources, self.autoencoders, self._cells, watching, generations, listening
+            self.engine,
+            sources,
+            self.autoencoders,
+            self._cells,
+            watching,
+            self.graphs,
+            generations,
+            listening,
         )
         self.http = _http(settings, listening, self.rpc)
         """Where other doors are mounted, before it starts; None where it is turned off."""
@@ -217,7 +230,7 @@ class App:
         await self.rpc.set_serving(False)
         self.engine.drain()
         self.autoencoders.drain()
-        await self.monitoring.drain()
+        await asyncio.gather(self.monitoring.drain(), self.graphs.work.close())
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_grace_s):
                 await self.engine.wait_idle()
@@ -234,6 +247,7 @@ class App:
         await self._stop_watching()
         await self._stop_listening(0)
         await self.monitoring.close()
+        await self.graphs.work.close()
         self.database.close()
 
     def _openai_door(self, generations: Generations) -> "OpenAiDoor":
@@ -279,6 +293,8 @@ class App:
                 await self._cells.expire()
             with going_on():
                 await self.dictionaries.stored.expire()
+            with going_on():
+                await self.graphs.registry.expire()
 
     async def _report_health(self) -> None:
         healthy, why = True, None
@@ -522,6 +538,29 @@ def _dictionaries(settings: Settings, database: Database, model_id: str) -> Dict
         FeatureLabels(database, model_id),
         DictionaryMemory(settings.dictionary_memory_bytes),
     )
+
+
+def _graphs(engine: Engine, database: Database, settings: Settings) -> GraphParts:
+    registry = GraphRegistry(
+        database,
+        engine.info.id,
+        GraphQuota(
+            max_graphs=settings.max_graphs,
+            max_bytes=settings.max_graph_bytes,
+            max_seconds=settings.max_graph_seconds,
+            tenant_share=settings.tenant_share,
+        ),
+    )
+    if isinstance(engine, FakeEngine):
+        return GraphParts(registry=registry, work=GraphWork(FakeTracer(engine.info), registry))
+    tracer = TracerProcess(
+        engine.info.path,
+        revision=settings.revision,
+        memory_bytes=settings.graph_memory_bytes,
+        max_seconds=settings.graph_work_seconds,
+        idle_s=settings.graph_idle_seconds,
+    )
+    return GraphParts(registry=registry, work=GraphWork(tracer, registry))
 
 
 def _database(settings: Settings) -> Database:

@@ -309,6 +309,27 @@ class Settings(BaseSettings):
         "after it; 0 for none, so that alerts tell nothing of prompts and outputs",
     )
 
+    max_graphs: int = Field(
+        1000, ge=0, description="attribution graphs that are stored; 0 stores none"
+    )
+    max_graph_bytes: int = Field(
+        1 << 30, ge=0, description="bytes of the nodes and edges of stored attribution graphs"
+    )
+    max_graph_seconds: PositiveInt = Field(
+        30 * 24 * 3600, description="seconds for which attribution graphs are stored"
+    )
+    graph_memory_bytes: PositiveInt = Field(
+        8 << 30,
+        description="bytes that the process beside the server may take that makes attribution "
+        "graphs, on CPUs; it holds the model in float32",
+    )
+    graph_work_seconds: PositiveInt = Field(
+        1800, description="seconds after which the work on an attribution graph is given up"
+    )
+    graph_idle_seconds: PositiveInt = Field(
+        60, description="seconds after which that process is ended where it has nothing to do"
+    )
+
     dtype: str = Field("auto", description="vLLM: element type to compute in")
     max_model_len: PositiveInt | None = Field(None, description="vLLM: context length")
     max_num_batched_tokens: PositiveInt | None = Field(None, description="vLLM: tokens a step")

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from actserve.v1 import (
+    attribution_graph_service_pb2_grpc,
     dictionary_service_pb2_grpc,
     explanation_service_pb2_grpc,
     generation_service_pb2_grpc,
@@ -109,6 +110,10 @@ class Served:
     @property
     def monitors(self) -> monitor_service_pb2_grpc.MonitorServiceStub:
         return monitor_service_pb2_grpc.MonitorServiceStub(self.channel)
+
+    @property
+    def graphs(self) -> attribution_graph_service_pb2_grpc.AttributionGraphServiceStub:
+        return attribution_graph_service_pb2_grpc.AttributionGraphServiceStub(self.channel)
 
     @property
     def health(self) -> Any:

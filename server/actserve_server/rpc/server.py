@@ -7,6 +7,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from actserve.v1 import (
+    attribution_graph_service_pb2,
+    attribution_graph_service_pb2_grpc,
     dictionary_service_pb2,
     dictionary_service_pb2_grpc,
     explanation_service_pb2,
@@ -29,7 +31,9 @@ from actserve.v1 import (
     weight_service_pb2_grpc,
 )
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.rpc import not_served
+from actserve_server.graphs.graph_work import GraphWork
+from actserve_server.graphs.stored_graphs import GraphRegistry
+from actserve_server.rpc.attribution_graph_servicer import AttributionGraphServicer
 from actserve_server.rpc.dictionary_servicer import DictionaryServicer
 from actserve_server.rpc.explanation_servicer import ExplanationServicer
 from actserve_server.rpc.explanations.served_nlas import Nlas
@@ -54,7 +58,7 @@ from actserve_server.rpc.watching_parts import WatchingParts
 from actserve_server.rpc.weight_servicer import WeightServicer
 from actserve_server.storage.stored_cells import StoredCells
 
-_DESCRIPTORS = (
+DESCRIPTORS = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
     generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"],
     kept_activations_service_pb2.DESCRIPTOR.services_by_name["KeptActivationsService"],
@@ -65,8 +69,9 @@ _DESCRIPTORS = (
     sweep_service_pb2.DESCRIPTOR.services_by_name["SweepService"],
     monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"],
     dictionary_service_pb2.DESCRIPTOR.services_by_name["DictionaryService"],
+    attribution_graph_service_pb2.DESCRIPTOR.services_by_name["AttributionGraphService"],
 )
-SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
+SERVICES = tuple(descriptor.full_name for descriptor in DESCRIPTORS)
 """Full names of the services that are served, and have a health of their own."""
 LIVENESS = "liveness"
 """The name under which health says whether the server is there at all. It is SERVING also while an
@@ -74,10 +79,14 @@ engine is started again, so that nobody ends the server meanwhile; one that cann
 itself."""
 MAX_PROBES = 32
 """The most calls at once on the health port, to which anybody may connect."""
-DECLARED = tuple(descriptor.full_name for descriptor in not_served.SERVICES)
-"""Full names of those that are in the contract, and not served yet."""
-DESCRIPTORS = (*_DESCRIPTORS, *not_served.SERVICES)
-"""Of all services whose calls are answered, if only by a refusal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphParts:
+    """Attribution graphs, as their servicer uses them."""
+
+    registry: GraphRegistry
+    work: GraphWork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +122,8 @@ class Listening:
 
 class RpcServer:
     """Serves an engine, what requests can name, the autoencoders that explain it, stored cells of
-    sweeps, and what watches calls. Health is NOT_SERVING until told otherwise."""
+    sweeps, what watches calls, and attribution graphs. Health is NOT_SERVING until told
+    otherwise."""
 
     def __init__(
         self,
@@ -122,6 +132,7 @@ class RpcServer:
         autoencoders: Nlas,
         cells: StoredCells,
         watching: WatchingParts,
+        graphs: GraphParts,
         generations: Generations,
         listening: Listening,
     ) -> None:
@@ -164,7 +175,9 @@ class RpcServer:
         dictionary_service_pb2_grpc.add_DictionaryServiceServicer_to_server(
             DictionaryServicer(engine, sources.dictionaries), self.methods
         )
-        not_served.add_to(self.methods)
+        attribution_graph_service_pb2_grpc.add_AttributionGraphServiceServicer_to_server(
+            AttributionGraphServicer(engine, graphs.registry, graphs.work), self.methods
+        )
         self._server = grpc.aio.server(
             interceptors=self.methods.interceptors, options=_options(listening)
         )
@@ -172,7 +185,7 @@ class RpcServer:
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (*SERVICES, *DECLARED, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         self._probes = grpc.aio.server(
             options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=MAX_PROBES
