@@ -313,7 +313,12 @@ PAGE = "https://lab.example.com"
 @pytest.mark.parametrize(
     ("origin", "host", "listed", "tokens", "status"),
     [
-        (None, "anything", (), False, 200),
+        (None, "127.0.0.1:8080", (), False, 200),
+        (None, "LOCALHOST:8080", (), False, 200),
+        (None, "rebound.example.com:8080", (), False, 403),
+        (None, "rebound.example.com:8080", (), True, 200),
+        (None, "lab.example.com:8080", (PAGE,), False, 200),
+        (None, "[::1", (), False, 403),
         (PAGE, "127.0.0.1", (), False, 403),
         (PAGE, "127.0.0.1", (), True, 403),
         (PAGE, "127.0.0.1", (PAGE,), False, 200),
