@@ -70,8 +70,8 @@ from actserve_server.storage.database_places import StoreConfigError, place
 from actserve_server.storage.stored_cells import StoredCells
 
 if TYPE_CHECKING:
+    from actserve_server.http.exchanges import Asgi
     from actserve_server.http.http_server import HttpServer
-    from actserve_server.openai.door import OpenAiDoor
 
 POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a
@@ -185,7 +185,7 @@ class App:
         )
         self.http = _http(settings, listening, self.rpc)
         """Where other doors are mounted, before it starts; None where it is turned off."""
-        if self.http is not None and hasattr(engine, "vllm"):
+        if self.http is not None:
             self.http.mount("/v1/", self._openai_door(generations))
         if self.http is not None and settings.explorer:
             self.http.mount("/", Explorer(lambda: self.port))
@@ -250,8 +250,12 @@ class App:
         await self.graphs.work.close()
         self.database.close()
 
-    def _openai_door(self, generations: Generations) -> "OpenAiDoor":
-        # Imported here: it takes vLLM, which the fake engine starts without.
+    def _openai_door(self, generations: Generations) -> "Asgi":
+        # Imported here: it takes HTTP, and the door itself vLLM, which the fake engine starts without.
+        if not hasattr(self._restarting.current, "vllm"):
+            from actserve_server.openai.no_door import no_door
+
+            return no_door
         from actserve_server.openai.door import LettingIn, OpenAiDoor
         from actserve_server.openai.vllm_app import VllmServing
 

@@ -183,6 +183,7 @@ export interface Monitor {
   lower?: MonitorLevel;
   upper?: MonitorLevel;
   paused?: boolean;
+  watch?: { namedOnly?: boolean; endUsers?: string[]; share?: number };
 }
 
 export interface MonitorLevel {
@@ -194,6 +195,7 @@ export interface MonitorLevel {
 
 export interface Alert {
   name?: string;
+  watchedCallId?: string;
   monitor?: string;
   level?: string;
   score?: number;

@@ -113,6 +113,7 @@ class OpenAiDoor:
     ) -> None:
         app, info, call = self._current_app(), self._engine.info, current_call()
         body, request = await _aside(data, _read, data, info)
+        answer.body = body
         await self._locate(request, body)
         of = written_prompts.of_chat if scope["path"] == CHAT else written_prompts.of_completion
         asked = Asked(wanted=await self._generations.read(request), written=of(body))
@@ -126,13 +127,13 @@ class OpenAiDoor:
 
     async def _embed(self, data: bytes, receive: Receive, answer: OpenAiAnswer) -> None:
         info = self._engine.info
+        body, request = await _aside(data, _read_inputs, data, info)
+        await self._locate(request, body)
         try:
-            body, request = await _aside(data, _read_inputs, data, info)
-            await self._locate(request, body)
             work = embeddings.answer(request, body, self._fetch, info)
             told = await _unless_gone(work, receive)
         except ActserveError as error:
-            error.field = embeddings.as_sent(error.field)
+            error.field = embeddings.as_sent(error.field, body)
             raise
         answer.gone = told is None
         if told is not None:
