@@ -30,7 +30,7 @@ from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteK
 from actserve_server.engine.vllm.lifeline import end_with
 from actserve_server.engine.vllm.replaying import Replaying
 from actserve_server.engine.vllm.ring import RingWriter
-from actserve_server.engine.vllm.sharding import Shards, failed_on_any_rank
+from actserve_server.engine.vllm.sharding import AgreedGather, Shards, failed_on_any_rank
 from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
 from actserve_server.engine.vllm.step_batch import Batch, Model
 from actserve_server.engine.vllm.step_plan import Column, Planner, RoutedStep, RowBlock
@@ -103,6 +103,7 @@ class TapWorker:
             model.compute_logits,
             model.get_submodule(family.final_norm),
             self._dimensions.vocabulary_size,
+            AgreedGather(model.logits_processor) if ranks > 1 else None,
         )
         self._weights = Weights(model, family, self._dimensions, self.rank, ranks)
         self._bank = VectorBank(self.device, ours.vector_budget_bytes)
