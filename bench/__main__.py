@@ -27,6 +27,7 @@ from bench.corpus import corpus_tables, measure_corpus
 from bench.door import door_tables, measure_door
 from bench.explanations import explanation_tables, measure_explanations
 from bench.growth import growth_faults, growth_tables, measure_growth
+from bench.heads import head_tables, measure_heads
 from bench.host import RUNS, host_tables, measure_host
 from bench.monitors import measure_monitors, monitor_tables
 from bench.named import measure_named, named_tables
@@ -105,6 +106,9 @@ PARTS: Mapping[str, Part] = {
     ),
     "sweep": Part(
         lambda asked, log: measure_sweeps(asked.model, asked.dtype, asked.rounds, log), sweep_tables
+    ),
+    "heads": Part(
+        lambda asked, log: measure_heads(asked.model, asked.dtype, asked.rounds, log), head_tables
     ),
     "named": Part(lambda asked, log: measure_named(asked.rounds, log), named_tables),
     "repeats": Part(

@@ -31,6 +31,7 @@ NAMES = {
             "Base",
             "Client",
             "Explainer",
+            "HeadStudies",
             "Keeping",
             "MonitorFit",
             "Monitoring",

@@ -63,6 +63,15 @@ from actserve.explanations import Claim, ExplainedText, Explanation, Score
 from actserve.files import load, save
 from actserve.fit_examples import Example
 from actserve.frames import to_pandas
+from actserve.heads import (
+    HeadGrid,
+    HeadScore,
+    HeadTable,
+    MeasuredPrompt,
+    Patterns,
+    SparsePattern,
+    TokenWeight,
+)
 from actserve.interventions import (
     Ablate,
     Add,
@@ -191,7 +200,10 @@ __all__ = [
     "FitReport",
     "FittedSites",
     "Generation",
+    "HeadGrid",
     "HeadMatrices",
+    "HeadScore",
+    "HeadTable",
     "HiddenLayer",
     "HookPoint",
     "HookPointSupport",
@@ -209,6 +221,7 @@ __all__ = [
     "LogitAttribution",
     "LogitLens",
     "Mean",
+    "MeasuredPrompt",
     "Model",
     "Monitor",
     "MonitorChanges",
@@ -221,6 +234,7 @@ __all__ = [
     "NotServed",
     "PartialExplanation",
     "PatchGrid",
+    "Patterns",
     "Pause",
     "PermissionDenied",
     "Positions",
@@ -251,6 +265,7 @@ __all__ = [
     "Site",
     "SitePattern",
     "SitePredictions",
+    "SparsePattern",
     "SparseRows",
     "Started",
     "SteeringVector",
@@ -270,6 +285,7 @@ __all__ = [
     "TokenLike",
     "TokenLogprobs",
     "TokenSource",
+    "TokenWeight",
     "Tokenized",
     "Tokens",
     "TopK",

@@ -26,6 +26,8 @@ from actserve.v1 import (
     explanation_service_pb2_grpc,
     generation_service_pb2,
     generation_service_pb2_grpc,
+    head_service_pb2,
+    head_service_pb2_grpc,
     kept_activations_service_pb2,
     kept_activations_service_pb2_grpc,
     model_service_pb2,
@@ -55,6 +57,9 @@ _SERVICES = {
     ),
     kept_activations_service_pb2.DESCRIPTOR.services_by_name["KeptActivationsService"]: (
         kept_activations_service_pb2_grpc.KeptActivationsServiceStub
+    ),
+    head_service_pb2.DESCRIPTOR.services_by_name["HeadService"]: (
+        head_service_pb2_grpc.HeadServiceStub
     ),
     explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"]: (
         explanation_service_pb2_grpc.ExplanationServiceStub

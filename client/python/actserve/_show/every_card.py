@@ -2,10 +2,11 @@
 
 from functools import singledispatch
 
-from actserve._show import monitor_cards, result_cards, study_cards, sweep_cards
+from actserve._show import head_cards, monitor_cards, result_cards, study_cards, sweep_cards
 from actserve._show.cards import Card
 from actserve._show.shown import Shown
 from actserve.explanations import ExplainedText
+from actserve.heads import HeadGrid, HeadTable
 from actserve.means import LabelMeans
 from actserve.models import Model
 from actserve.monitor_fits import FitReport
@@ -33,6 +34,8 @@ card_of.register(Comparison, study_cards.comparison_card)
 card_of.register(ExplainedText, result_cards.explained_card)
 card_of.register(FitReport, monitor_cards.report_card)
 card_of.register(Generation, result_cards.generation_card)
+card_of.register(HeadGrid, head_cards.head_grid_card)
+card_of.register(HeadTable, head_cards.heads_card)
 card_of.register(LabelMeans, result_cards.means_card)
 card_of.register(LogitLens, study_cards.lens_card)
 card_of.register(Model, result_cards.model_card)
