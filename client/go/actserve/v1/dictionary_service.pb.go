@@ -181,7 +181,12 @@ type Dictionary struct {
 	// When it was stored.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// Changes whenever the resource or a label does; opaque.
-	Etag          string `protobuf:"bytes,11,opt,name=etag,proto3" json:"etag,omitempty"`
+	Etag string `protobuf:"bytes,11,opt,name=etag,proto3" json:"etag,omitempty"`
+	// How well it reconstructs; unset where that was not measured.
+	Check *DictionaryCheck `protobuf:"bytes,12,opt,name=check,proto3" json:"check,omitempty"`
+	// Whether the operator has loaded it: then every tenant has it, and deleting it is
+	// PERMISSION_DENIED. Each tenant has its own labels of it.
+	OfServer      bool `protobuf:"varint,13,opt,name=of_server,json=ofServer,proto3" json:"of_server,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -306,6 +311,20 @@ func (x *Dictionary) GetEtag() string {
 	return ""
 }
 
+func (x *Dictionary) GetCheck() *DictionaryCheck {
+	if x != nil {
+		return x.Check
+	}
+	return nil
+}
+
+func (x *Dictionary) GetOfServer() bool {
+	if x != nil {
+		return x.OfServer
+	}
+	return false
+}
+
 type isDictionary_Activation interface {
 	isDictionary_Activation()
 }
@@ -332,6 +351,82 @@ func (*Dictionary_JumpRelu) isDictionary_Activation() {}
 
 func (*Dictionary_TopK) isDictionary_Activation() {}
 
+// How well a dictionary reconstructs rows of the served model, of a short text that comes
+// with the server; the first token is left out. A dictionary that was made for another
+// site or model, or is the wrong way round, explains no more than it does of shuffled rows.
+type DictionaryCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many rows were reconstructed.
+	Tokens uint32 `protobuf:"varint,1,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	// The part of the variance of y that is explained, over all sites that are written:
+	// 1 - sum |y - y'|^2 / sum |y - mean(y)|^2.
+	Explained float32 `protobuf:"fixed32,2,opt,name=explained,proto3" json:"explained,omitempty"`
+	// The same where y' is made of the x of another token.
+	ShuffledExplained float32 `protobuf:"fixed32,3,opt,name=shuffled_explained,json=shuffledExplained,proto3" json:"shuffled_explained,omitempty"`
+	// How many features are not zero, in the mean over tokens.
+	ActiveFeatures float32 `protobuf:"fixed32,4,opt,name=active_features,json=activeFeatures,proto3" json:"active_features,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DictionaryCheck) Reset() {
+	*x = DictionaryCheck{}
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DictionaryCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DictionaryCheck) ProtoMessage() {}
+
+func (x *DictionaryCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DictionaryCheck.ProtoReflect.Descriptor instead.
+func (*DictionaryCheck) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *DictionaryCheck) GetTokens() uint32 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *DictionaryCheck) GetExplained() float32 {
+	if x != nil {
+		return x.Explained
+	}
+	return 0
+}
+
+func (x *DictionaryCheck) GetShuffledExplained() float32 {
+	if x != nil {
+		return x.ShuffledExplained
+	}
+	return 0
+}
+
+func (x *DictionaryCheck) GetActiveFeatures() float32 {
+	if x != nil {
+		return x.ActiveFeatures
+	}
+	return 0
+}
+
 // Features at or below their threshold become zero (Rajamanoharan et al., "Jumping
 // Ahead", 2024).
 type DictionaryJumpRelu struct {
@@ -342,7 +437,7 @@ type DictionaryJumpRelu struct {
 
 func (x *DictionaryJumpRelu) Reset() {
 	*x = DictionaryJumpRelu{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[1]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -354,7 +449,7 @@ func (x *DictionaryJumpRelu) String() string {
 func (*DictionaryJumpRelu) ProtoMessage() {}
 
 func (x *DictionaryJumpRelu) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[1]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -367,7 +462,7 @@ func (x *DictionaryJumpRelu) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DictionaryJumpRelu.ProtoReflect.Descriptor instead.
 func (*DictionaryJumpRelu) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{1}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{2}
 }
 
 // One matrix of a dictionary, as it is uploaded: C-contiguous and little-endian.
@@ -388,7 +483,7 @@ type DictionaryMatrix struct {
 
 func (x *DictionaryMatrix) Reset() {
 	*x = DictionaryMatrix{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[2]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +495,7 @@ func (x *DictionaryMatrix) String() string {
 func (*DictionaryMatrix) ProtoMessage() {}
 
 func (x *DictionaryMatrix) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[2]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +508,7 @@ func (x *DictionaryMatrix) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DictionaryMatrix.ProtoReflect.Descriptor instead.
 func (*DictionaryMatrix) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{2}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *DictionaryMatrix) GetRole() MatrixRole {
@@ -455,7 +550,7 @@ type GetDictionaryRequest struct {
 
 func (x *GetDictionaryRequest) Reset() {
 	*x = GetDictionaryRequest{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[3]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +562,7 @@ func (x *GetDictionaryRequest) String() string {
 func (*GetDictionaryRequest) ProtoMessage() {}
 
 func (x *GetDictionaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[3]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,7 +575,7 @@ func (x *GetDictionaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDictionaryRequest.ProtoReflect.Descriptor instead.
 func (*GetDictionaryRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{3}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GetDictionaryRequest) GetName() string {
@@ -501,7 +596,7 @@ type GetDictionaryResponse struct {
 
 func (x *GetDictionaryResponse) Reset() {
 	*x = GetDictionaryResponse{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[4]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +608,7 @@ func (x *GetDictionaryResponse) String() string {
 func (*GetDictionaryResponse) ProtoMessage() {}
 
 func (x *GetDictionaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[4]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +621,7 @@ func (x *GetDictionaryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDictionaryResponse.ProtoReflect.Descriptor instead.
 func (*GetDictionaryResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{4}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetDictionaryResponse) GetDictionary() *Dictionary {
@@ -551,7 +646,7 @@ type ListDictionariesRequest struct {
 
 func (x *ListDictionariesRequest) Reset() {
 	*x = ListDictionariesRequest{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[5]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +658,7 @@ func (x *ListDictionariesRequest) String() string {
 func (*ListDictionariesRequest) ProtoMessage() {}
 
 func (x *ListDictionariesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[5]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +671,7 @@ func (x *ListDictionariesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDictionariesRequest.ProtoReflect.Descriptor instead.
 func (*ListDictionariesRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{5}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListDictionariesRequest) GetModel() string {
@@ -613,7 +708,7 @@ type ListDictionariesResponse struct {
 
 func (x *ListDictionariesResponse) Reset() {
 	*x = ListDictionariesResponse{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[6]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +720,7 @@ func (x *ListDictionariesResponse) String() string {
 func (*ListDictionariesResponse) ProtoMessage() {}
 
 func (x *ListDictionariesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[6]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +733,7 @@ func (x *ListDictionariesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDictionariesResponse.ProtoReflect.Descriptor instead.
 func (*ListDictionariesResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{6}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListDictionariesResponse) GetDictionaries() []*Dictionary {
@@ -668,7 +763,7 @@ type DeleteDictionaryRequest struct {
 
 func (x *DeleteDictionaryRequest) Reset() {
 	*x = DeleteDictionaryRequest{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[7]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -680,7 +775,7 @@ func (x *DeleteDictionaryRequest) String() string {
 func (*DeleteDictionaryRequest) ProtoMessage() {}
 
 func (x *DeleteDictionaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[7]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -693,7 +788,7 @@ func (x *DeleteDictionaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteDictionaryRequest.ProtoReflect.Descriptor instead.
 func (*DeleteDictionaryRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{7}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DeleteDictionaryRequest) GetName() string {
@@ -719,7 +814,7 @@ type DeleteDictionaryResponse struct {
 
 func (x *DeleteDictionaryResponse) Reset() {
 	*x = DeleteDictionaryResponse{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[8]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +826,7 @@ func (x *DeleteDictionaryResponse) String() string {
 func (*DeleteDictionaryResponse) ProtoMessage() {}
 
 func (x *DeleteDictionaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[8]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +839,7 @@ func (x *DeleteDictionaryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteDictionaryResponse.ProtoReflect.Descriptor instead.
 func (*DeleteDictionaryResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{8}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{9}
 }
 
 // A request to begin an upload.
@@ -772,7 +867,7 @@ type BeginUploadRequest struct {
 
 func (x *BeginUploadRequest) Reset() {
 	*x = BeginUploadRequest{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[9]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +879,7 @@ func (x *BeginUploadRequest) String() string {
 func (*BeginUploadRequest) ProtoMessage() {}
 
 func (x *BeginUploadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[9]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +892,7 @@ func (x *BeginUploadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginUploadRequest.ProtoReflect.Descriptor instead.
 func (*BeginUploadRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{9}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BeginUploadRequest) GetModel() string {
@@ -854,7 +949,7 @@ type BeginUploadResponse struct {
 
 func (x *BeginUploadResponse) Reset() {
 	*x = BeginUploadResponse{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[10]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +961,7 @@ func (x *BeginUploadResponse) String() string {
 func (*BeginUploadResponse) ProtoMessage() {}
 
 func (x *BeginUploadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[10]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +974,7 @@ func (x *BeginUploadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginUploadResponse.ProtoReflect.Descriptor instead.
 func (*BeginUploadResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{10}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BeginUploadResponse) GetUpload() string {
@@ -930,7 +1025,7 @@ type UploadChunkRequest struct {
 
 func (x *UploadChunkRequest) Reset() {
 	*x = UploadChunkRequest{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[11]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1037,7 @@ func (x *UploadChunkRequest) String() string {
 func (*UploadChunkRequest) ProtoMessage() {}
 
 func (x *UploadChunkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[11]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1050,7 @@ func (x *UploadChunkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadChunkRequest.ProtoReflect.Descriptor instead.
 func (*UploadChunkRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{11}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UploadChunkRequest) GetUpload() string {
@@ -1007,7 +1102,7 @@ type UploadChunkResponse struct {
 
 func (x *UploadChunkResponse) Reset() {
 	*x = UploadChunkResponse{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[12]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1114,7 @@ func (x *UploadChunkResponse) String() string {
 func (*UploadChunkResponse) ProtoMessage() {}
 
 func (x *UploadChunkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[12]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1127,7 @@ func (x *UploadChunkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadChunkResponse.ProtoReflect.Descriptor instead.
 func (*UploadChunkResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{12}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UploadChunkResponse) GetReceivedBytes() uint64 {
@@ -1060,7 +1155,7 @@ type FinishUploadRequest struct {
 
 func (x *FinishUploadRequest) Reset() {
 	*x = FinishUploadRequest{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[13]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1167,7 @@ func (x *FinishUploadRequest) String() string {
 func (*FinishUploadRequest) ProtoMessage() {}
 
 func (x *FinishUploadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[13]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1180,7 @@ func (x *FinishUploadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishUploadRequest.ProtoReflect.Descriptor instead.
 func (*FinishUploadRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{13}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FinishUploadRequest) GetUpload() string {
@@ -1106,7 +1201,7 @@ type FinishUploadResponse struct {
 
 func (x *FinishUploadResponse) Reset() {
 	*x = FinishUploadResponse{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[14]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1213,7 @@ func (x *FinishUploadResponse) String() string {
 func (*FinishUploadResponse) ProtoMessage() {}
 
 func (x *FinishUploadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[14]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1226,7 @@ func (x *FinishUploadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishUploadResponse.ProtoReflect.Descriptor instead.
 func (*FinishUploadResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{14}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FinishUploadResponse) GetDictionary() *Dictionary {
@@ -1156,7 +1251,7 @@ type FeatureLabel struct {
 
 func (x *FeatureLabel) Reset() {
 	*x = FeatureLabel{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[15]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1263,7 @@ func (x *FeatureLabel) String() string {
 func (*FeatureLabel) ProtoMessage() {}
 
 func (x *FeatureLabel) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[15]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1276,7 @@ func (x *FeatureLabel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeatureLabel.ProtoReflect.Descriptor instead.
 func (*FeatureLabel) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{15}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FeatureLabel) GetIndex() uint32 {
@@ -1221,7 +1316,7 @@ type SetFeatureLabelsRequest struct {
 
 func (x *SetFeatureLabelsRequest) Reset() {
 	*x = SetFeatureLabelsRequest{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[16]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1233,7 +1328,7 @@ func (x *SetFeatureLabelsRequest) String() string {
 func (*SetFeatureLabelsRequest) ProtoMessage() {}
 
 func (x *SetFeatureLabelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[16]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1246,7 +1341,7 @@ func (x *SetFeatureLabelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFeatureLabelsRequest.ProtoReflect.Descriptor instead.
 func (*SetFeatureLabelsRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{16}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetFeatureLabelsRequest) GetDictionary() string {
@@ -1281,7 +1376,7 @@ type SetFeatureLabelsResponse struct {
 
 func (x *SetFeatureLabelsResponse) Reset() {
 	*x = SetFeatureLabelsResponse{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[17]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1388,7 @@ func (x *SetFeatureLabelsResponse) String() string {
 func (*SetFeatureLabelsResponse) ProtoMessage() {}
 
 func (x *SetFeatureLabelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[17]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1401,7 @@ func (x *SetFeatureLabelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFeatureLabelsResponse.ProtoReflect.Descriptor instead.
 func (*SetFeatureLabelsResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{17}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetFeatureLabelsResponse) GetEtag() string {
@@ -1333,7 +1428,7 @@ type ListFeatureLabelsRequest struct {
 
 func (x *ListFeatureLabelsRequest) Reset() {
 	*x = ListFeatureLabelsRequest{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[18]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1440,7 @@ func (x *ListFeatureLabelsRequest) String() string {
 func (*ListFeatureLabelsRequest) ProtoMessage() {}
 
 func (x *ListFeatureLabelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[18]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1453,7 @@ func (x *ListFeatureLabelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFeatureLabelsRequest.ProtoReflect.Descriptor instead.
 func (*ListFeatureLabelsRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{18}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListFeatureLabelsRequest) GetDictionary() string {
@@ -1402,7 +1497,7 @@ type ListFeatureLabelsResponse struct {
 
 func (x *ListFeatureLabelsResponse) Reset() {
 	*x = ListFeatureLabelsResponse{}
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[19]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1509,7 @@ func (x *ListFeatureLabelsResponse) String() string {
 func (*ListFeatureLabelsResponse) ProtoMessage() {}
 
 func (x *ListFeatureLabelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[19]
+	mi := &file_actserve_v1_dictionary_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1522,7 @@ func (x *ListFeatureLabelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFeatureLabelsResponse.ProtoReflect.Descriptor instead.
 func (*ListFeatureLabelsResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{19}
+	return file_actserve_v1_dictionary_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListFeatureLabelsResponse) GetLabels() []*FeatureLabel {
@@ -1448,7 +1543,7 @@ var File_actserve_v1_dictionary_service_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_dictionary_service_proto_rawDesc = "" +
 	"\n" +
-	"$actserve/v1/dictionary_service.proto\x12\vactserve.v1\x1a\x19actserve/v1/readout.proto\x1a\x16actserve/v1/site.proto\x1a\x18actserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x04\n" +
+	"$actserve/v1/dictionary_service.proto\x12\vactserve.v1\x1a\x19actserve/v1/readout.proto\x1a\x16actserve/v1/site.proto\x1a\x18actserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x04\n" +
 	"\n" +
 	"Dictionary\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x125\n" +
@@ -1464,9 +1559,16 @@ const file_actserve_v1_dictionary_service_proto_rawDesc = "" +
 	"\vcreate_time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"createTime\x12\x18\n" +
-	"\x04etag\x18\v \x01(\tB\x04\xe2A\x01\x03R\x04etagB\f\n" +
+	"\x04etag\x18\v \x01(\tB\x04\xe2A\x01\x03R\x04etag\x128\n" +
+	"\x05check\x18\f \x01(\v2\x1c.actserve.v1.DictionaryCheckB\x04\xe2A\x01\x03R\x05check\x12!\n" +
+	"\tof_server\x18\r \x01(\bB\x04\xe2A\x01\x03R\bofServerB\f\n" +
 	"\n" +
-	"activation\"\x14\n" +
+	"activation\"\x9f\x01\n" +
+	"\x0fDictionaryCheck\x12\x16\n" +
+	"\x06tokens\x18\x01 \x01(\rR\x06tokens\x12\x1c\n" +
+	"\texplained\x18\x02 \x01(\x02R\texplained\x12-\n" +
+	"\x12shuffled_explained\x18\x03 \x01(\x02R\x11shuffledExplained\x12'\n" +
+	"\x0factive_features\x18\x04 \x01(\x02R\x0eactiveFeatures\"\x14\n" +
 	"\x12DictionaryJumpRelu\"\xdd\x01\n" +
 	"\x10DictionaryMatrix\x121\n" +
 	"\x04role\x18\x01 \x01(\x0e2\x17.actserve.v1.MatrixRoleB\x04\xe2A\x01\x02R\x04role\x12(\n" +
@@ -1589,76 +1691,78 @@ func file_actserve_v1_dictionary_service_proto_rawDescGZIP() []byte {
 }
 
 var file_actserve_v1_dictionary_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_actserve_v1_dictionary_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_actserve_v1_dictionary_service_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_actserve_v1_dictionary_service_proto_goTypes = []any{
 	(DictionaryKind)(0),               // 0: actserve.v1.DictionaryKind
 	(MatrixRole)(0),                   // 1: actserve.v1.MatrixRole
 	(*Dictionary)(nil),                // 2: actserve.v1.Dictionary
-	(*DictionaryJumpRelu)(nil),        // 3: actserve.v1.DictionaryJumpRelu
-	(*DictionaryMatrix)(nil),          // 4: actserve.v1.DictionaryMatrix
-	(*GetDictionaryRequest)(nil),      // 5: actserve.v1.GetDictionaryRequest
-	(*GetDictionaryResponse)(nil),     // 6: actserve.v1.GetDictionaryResponse
-	(*ListDictionariesRequest)(nil),   // 7: actserve.v1.ListDictionariesRequest
-	(*ListDictionariesResponse)(nil),  // 8: actserve.v1.ListDictionariesResponse
-	(*DeleteDictionaryRequest)(nil),   // 9: actserve.v1.DeleteDictionaryRequest
-	(*DeleteDictionaryResponse)(nil),  // 10: actserve.v1.DeleteDictionaryResponse
-	(*BeginUploadRequest)(nil),        // 11: actserve.v1.BeginUploadRequest
-	(*BeginUploadResponse)(nil),       // 12: actserve.v1.BeginUploadResponse
-	(*UploadChunkRequest)(nil),        // 13: actserve.v1.UploadChunkRequest
-	(*UploadChunkResponse)(nil),       // 14: actserve.v1.UploadChunkResponse
-	(*FinishUploadRequest)(nil),       // 15: actserve.v1.FinishUploadRequest
-	(*FinishUploadResponse)(nil),      // 16: actserve.v1.FinishUploadResponse
-	(*FeatureLabel)(nil),              // 17: actserve.v1.FeatureLabel
-	(*SetFeatureLabelsRequest)(nil),   // 18: actserve.v1.SetFeatureLabelsRequest
-	(*SetFeatureLabelsResponse)(nil),  // 19: actserve.v1.SetFeatureLabelsResponse
-	(*ListFeatureLabelsRequest)(nil),  // 20: actserve.v1.ListFeatureLabelsRequest
-	(*ListFeatureLabelsResponse)(nil), // 21: actserve.v1.ListFeatureLabelsResponse
-	(*Site)(nil),                      // 22: actserve.v1.Site
-	(*ReluActivation)(nil),            // 23: actserve.v1.ReluActivation
-	(*TopKActivation)(nil),            // 24: actserve.v1.TopKActivation
-	(*timestamppb.Timestamp)(nil),     // 25: google.protobuf.Timestamp
-	(ElementType)(0),                  // 26: actserve.v1.ElementType
+	(*DictionaryCheck)(nil),           // 3: actserve.v1.DictionaryCheck
+	(*DictionaryJumpRelu)(nil),        // 4: actserve.v1.DictionaryJumpRelu
+	(*DictionaryMatrix)(nil),          // 5: actserve.v1.DictionaryMatrix
+	(*GetDictionaryRequest)(nil),      // 6: actserve.v1.GetDictionaryRequest
+	(*GetDictionaryResponse)(nil),     // 7: actserve.v1.GetDictionaryResponse
+	(*ListDictionariesRequest)(nil),   // 8: actserve.v1.ListDictionariesRequest
+	(*ListDictionariesResponse)(nil),  // 9: actserve.v1.ListDictionariesResponse
+	(*DeleteDictionaryRequest)(nil),   // 10: actserve.v1.DeleteDictionaryRequest
+	(*DeleteDictionaryResponse)(nil),  // 11: actserve.v1.DeleteDictionaryResponse
+	(*BeginUploadRequest)(nil),        // 12: actserve.v1.BeginUploadRequest
+	(*BeginUploadResponse)(nil),       // 13: actserve.v1.BeginUploadResponse
+	(*UploadChunkRequest)(nil),        // 14: actserve.v1.UploadChunkRequest
+	(*UploadChunkResponse)(nil),       // 15: actserve.v1.UploadChunkResponse
+	(*FinishUploadRequest)(nil),       // 16: actserve.v1.FinishUploadRequest
+	(*FinishUploadResponse)(nil),      // 17: actserve.v1.FinishUploadResponse
+	(*FeatureLabel)(nil),              // 18: actserve.v1.FeatureLabel
+	(*SetFeatureLabelsRequest)(nil),   // 19: actserve.v1.SetFeatureLabelsRequest
+	(*SetFeatureLabelsResponse)(nil),  // 20: actserve.v1.SetFeatureLabelsResponse
+	(*ListFeatureLabelsRequest)(nil),  // 21: actserve.v1.ListFeatureLabelsRequest
+	(*ListFeatureLabelsResponse)(nil), // 22: actserve.v1.ListFeatureLabelsResponse
+	(*Site)(nil),                      // 23: actserve.v1.Site
+	(*ReluActivation)(nil),            // 24: actserve.v1.ReluActivation
+	(*TopKActivation)(nil),            // 25: actserve.v1.TopKActivation
+	(*timestamppb.Timestamp)(nil),     // 26: google.protobuf.Timestamp
+	(ElementType)(0),                  // 27: actserve.v1.ElementType
 }
 var file_actserve_v1_dictionary_service_proto_depIdxs = []int32{
 	0,  // 0: actserve.v1.Dictionary.kind:type_name -> actserve.v1.DictionaryKind
-	22, // 1: actserve.v1.Dictionary.site:type_name -> actserve.v1.Site
-	22, // 2: actserve.v1.Dictionary.written_sites:type_name -> actserve.v1.Site
-	23, // 3: actserve.v1.Dictionary.relu:type_name -> actserve.v1.ReluActivation
-	3,  // 4: actserve.v1.Dictionary.jump_relu:type_name -> actserve.v1.DictionaryJumpRelu
-	24, // 5: actserve.v1.Dictionary.top_k:type_name -> actserve.v1.TopKActivation
-	25, // 6: actserve.v1.Dictionary.create_time:type_name -> google.protobuf.Timestamp
-	1,  // 7: actserve.v1.DictionaryMatrix.role:type_name -> actserve.v1.MatrixRole
-	26, // 8: actserve.v1.DictionaryMatrix.element_type:type_name -> actserve.v1.ElementType
-	2,  // 9: actserve.v1.GetDictionaryResponse.dictionary:type_name -> actserve.v1.Dictionary
-	2,  // 10: actserve.v1.ListDictionariesResponse.dictionaries:type_name -> actserve.v1.Dictionary
-	2,  // 11: actserve.v1.BeginUploadRequest.dictionary:type_name -> actserve.v1.Dictionary
-	4,  // 12: actserve.v1.BeginUploadRequest.matrices:type_name -> actserve.v1.DictionaryMatrix
-	25, // 13: actserve.v1.BeginUploadResponse.expire_time:type_name -> google.protobuf.Timestamp
-	25, // 14: actserve.v1.UploadChunkResponse.expire_time:type_name -> google.protobuf.Timestamp
-	2,  // 15: actserve.v1.FinishUploadResponse.dictionary:type_name -> actserve.v1.Dictionary
-	17, // 16: actserve.v1.SetFeatureLabelsRequest.labels:type_name -> actserve.v1.FeatureLabel
-	17, // 17: actserve.v1.ListFeatureLabelsResponse.labels:type_name -> actserve.v1.FeatureLabel
-	5,  // 18: actserve.v1.DictionaryService.GetDictionary:input_type -> actserve.v1.GetDictionaryRequest
-	7,  // 19: actserve.v1.DictionaryService.ListDictionaries:input_type -> actserve.v1.ListDictionariesRequest
-	9,  // 20: actserve.v1.DictionaryService.DeleteDictionary:input_type -> actserve.v1.DeleteDictionaryRequest
-	11, // 21: actserve.v1.DictionaryService.BeginUpload:input_type -> actserve.v1.BeginUploadRequest
-	13, // 22: actserve.v1.DictionaryService.UploadChunk:input_type -> actserve.v1.UploadChunkRequest
-	15, // 23: actserve.v1.DictionaryService.FinishUpload:input_type -> actserve.v1.FinishUploadRequest
-	18, // 24: actserve.v1.DictionaryService.SetFeatureLabels:input_type -> actserve.v1.SetFeatureLabelsRequest
-	20, // 25: actserve.v1.DictionaryService.ListFeatureLabels:input_type -> actserve.v1.ListFeatureLabelsRequest
-	6,  // 26: actserve.v1.DictionaryService.GetDictionary:output_type -> actserve.v1.GetDictionaryResponse
-	8,  // 27: actserve.v1.DictionaryService.ListDictionaries:output_type -> actserve.v1.ListDictionariesResponse
-	10, // 28: actserve.v1.DictionaryService.DeleteDictionary:output_type -> actserve.v1.DeleteDictionaryResponse
-	12, // 29: actserve.v1.DictionaryService.BeginUpload:output_type -> actserve.v1.BeginUploadResponse
-	14, // 30: actserve.v1.DictionaryService.UploadChunk:output_type -> actserve.v1.UploadChunkResponse
-	16, // 31: actserve.v1.DictionaryService.FinishUpload:output_type -> actserve.v1.FinishUploadResponse
-	19, // 32: actserve.v1.DictionaryService.SetFeatureLabels:output_type -> actserve.v1.SetFeatureLabelsResponse
-	21, // 33: actserve.v1.DictionaryService.ListFeatureLabels:output_type -> actserve.v1.ListFeatureLabelsResponse
-	26, // [26:34] is the sub-list for method output_type
-	18, // [18:26] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	23, // 1: actserve.v1.Dictionary.site:type_name -> actserve.v1.Site
+	23, // 2: actserve.v1.Dictionary.written_sites:type_name -> actserve.v1.Site
+	24, // 3: actserve.v1.Dictionary.relu:type_name -> actserve.v1.ReluActivation
+	4,  // 4: actserve.v1.Dictionary.jump_relu:type_name -> actserve.v1.DictionaryJumpRelu
+	25, // 5: actserve.v1.Dictionary.top_k:type_name -> actserve.v1.TopKActivation
+	26, // 6: actserve.v1.Dictionary.create_time:type_name -> google.protobuf.Timestamp
+	3,  // 7: actserve.v1.Dictionary.check:type_name -> actserve.v1.DictionaryCheck
+	1,  // 8: actserve.v1.DictionaryMatrix.role:type_name -> actserve.v1.MatrixRole
+	27, // 9: actserve.v1.DictionaryMatrix.element_type:type_name -> actserve.v1.ElementType
+	2,  // 10: actserve.v1.GetDictionaryResponse.dictionary:type_name -> actserve.v1.Dictionary
+	2,  // 11: actserve.v1.ListDictionariesResponse.dictionaries:type_name -> actserve.v1.Dictionary
+	2,  // 12: actserve.v1.BeginUploadRequest.dictionary:type_name -> actserve.v1.Dictionary
+	5,  // 13: actserve.v1.BeginUploadRequest.matrices:type_name -> actserve.v1.DictionaryMatrix
+	26, // 14: actserve.v1.BeginUploadResponse.expire_time:type_name -> google.protobuf.Timestamp
+	26, // 15: actserve.v1.UploadChunkResponse.expire_time:type_name -> google.protobuf.Timestamp
+	2,  // 16: actserve.v1.FinishUploadResponse.dictionary:type_name -> actserve.v1.Dictionary
+	18, // 17: actserve.v1.SetFeatureLabelsRequest.labels:type_name -> actserve.v1.FeatureLabel
+	18, // 18: actserve.v1.ListFeatureLabelsResponse.labels:type_name -> actserve.v1.FeatureLabel
+	6,  // 19: actserve.v1.DictionaryService.GetDictionary:input_type -> actserve.v1.GetDictionaryRequest
+	8,  // 20: actserve.v1.DictionaryService.ListDictionaries:input_type -> actserve.v1.ListDictionariesRequest
+	10, // 21: actserve.v1.DictionaryService.DeleteDictionary:input_type -> actserve.v1.DeleteDictionaryRequest
+	12, // 22: actserve.v1.DictionaryService.BeginUpload:input_type -> actserve.v1.BeginUploadRequest
+	14, // 23: actserve.v1.DictionaryService.UploadChunk:input_type -> actserve.v1.UploadChunkRequest
+	16, // 24: actserve.v1.DictionaryService.FinishUpload:input_type -> actserve.v1.FinishUploadRequest
+	19, // 25: actserve.v1.DictionaryService.SetFeatureLabels:input_type -> actserve.v1.SetFeatureLabelsRequest
+	21, // 26: actserve.v1.DictionaryService.ListFeatureLabels:input_type -> actserve.v1.ListFeatureLabelsRequest
+	7,  // 27: actserve.v1.DictionaryService.GetDictionary:output_type -> actserve.v1.GetDictionaryResponse
+	9,  // 28: actserve.v1.DictionaryService.ListDictionaries:output_type -> actserve.v1.ListDictionariesResponse
+	11, // 29: actserve.v1.DictionaryService.DeleteDictionary:output_type -> actserve.v1.DeleteDictionaryResponse
+	13, // 30: actserve.v1.DictionaryService.BeginUpload:output_type -> actserve.v1.BeginUploadResponse
+	15, // 31: actserve.v1.DictionaryService.UploadChunk:output_type -> actserve.v1.UploadChunkResponse
+	17, // 32: actserve.v1.DictionaryService.FinishUpload:output_type -> actserve.v1.FinishUploadResponse
+	20, // 33: actserve.v1.DictionaryService.SetFeatureLabels:output_type -> actserve.v1.SetFeatureLabelsResponse
+	22, // 34: actserve.v1.DictionaryService.ListFeatureLabels:output_type -> actserve.v1.ListFeatureLabelsResponse
+	27, // [27:35] is the sub-list for method output_type
+	19, // [19:27] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_actserve_v1_dictionary_service_proto_init() }
@@ -1674,16 +1778,16 @@ func file_actserve_v1_dictionary_service_proto_init() {
 		(*Dictionary_JumpRelu)(nil),
 		(*Dictionary_TopK)(nil),
 	}
-	file_actserve_v1_dictionary_service_proto_msgTypes[2].OneofWrappers = []any{}
-	file_actserve_v1_dictionary_service_proto_msgTypes[11].OneofWrappers = []any{}
-	file_actserve_v1_dictionary_service_proto_msgTypes[15].OneofWrappers = []any{}
+	file_actserve_v1_dictionary_service_proto_msgTypes[3].OneofWrappers = []any{}
+	file_actserve_v1_dictionary_service_proto_msgTypes[12].OneofWrappers = []any{}
+	file_actserve_v1_dictionary_service_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_actserve_v1_dictionary_service_proto_rawDesc), len(file_actserve_v1_dictionary_service_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -33,9 +33,10 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Stores sparse autoencoders and transcoders by name. Projection.dictionary computes
-// the features of rows; MatrixSource.dictionary takes directions of several features,
-// and VectorSource.feature that of one. The dictionaries of a tenant are its own.
+// Sparse autoencoders and transcoders by name. Projection.dictionary computes
+// the features of rows; FeatureOperation changes them; MatrixSource.dictionary takes
+// directions of several features, and VectorSource.feature that of one. The dictionaries of
+// a tenant are its own; those that the operator has loaded are there for all.
 //
 // A dictionary is uploaded in chunks by unary calls, so that no message is large, a
 // lost connection costs one chunk, and browsers can do it too:
@@ -53,15 +54,16 @@ const (
 //   - FinishUpload stores the dictionary. If bytes are missing it is UPLOAD_INCOMPLETE and
 //     the upload goes on. Made again it answers the same, as long as the dictionary is
 //     there; chunks are then RESOURCE_NOT_FOUND.
+//   - Where the operator allows no uploads, BeginUpload is STORE_QUOTA_EXCEEDED.
 //
-// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+// Credentials, names and headers are as
 // ModelService says.
 type DictionaryServiceClient interface {
 	// Returns one dictionary.
 	GetDictionary(ctx context.Context, in *GetDictionaryRequest, opts ...grpc.CallOption) (*GetDictionaryResponse, error)
 	// Lists dictionaries, by name.
 	ListDictionaries(ctx context.Context, in *ListDictionariesRequest, opts ...grpc.CallOption) (*ListDictionariesResponse, error)
-	// Deletes a dictionary. Runs that use it keep it.
+	// Deletes a stored dictionary and its labels. Runs that use it keep it.
 	DeleteDictionary(ctx context.Context, in *DeleteDictionaryRequest, opts ...grpc.CallOption) (*DeleteDictionaryResponse, error)
 	// Says what will be uploaded, and reserves the room, or STORE_QUOTA_EXCEEDED. Made
 	// again with the same request id, it says how far the upload has come.
@@ -168,9 +170,10 @@ func (c *dictionaryServiceClient) ListFeatureLabels(ctx context.Context, in *Lis
 // All implementations must embed UnimplementedDictionaryServiceServer
 // for forward compatibility.
 //
-// Stores sparse autoencoders and transcoders by name. Projection.dictionary computes
-// the features of rows; MatrixSource.dictionary takes directions of several features,
-// and VectorSource.feature that of one. The dictionaries of a tenant are its own.
+// Sparse autoencoders and transcoders by name. Projection.dictionary computes
+// the features of rows; FeatureOperation changes them; MatrixSource.dictionary takes
+// directions of several features, and VectorSource.feature that of one. The dictionaries of
+// a tenant are its own; those that the operator has loaded are there for all.
 //
 // A dictionary is uploaded in chunks by unary calls, so that no message is large, a
 // lost connection costs one chunk, and browsers can do it too:
@@ -188,15 +191,16 @@ func (c *dictionaryServiceClient) ListFeatureLabels(ctx context.Context, in *Lis
 //   - FinishUpload stores the dictionary. If bytes are missing it is UPLOAD_INCOMPLETE and
 //     the upload goes on. Made again it answers the same, as long as the dictionary is
 //     there; chunks are then RESOURCE_NOT_FOUND.
+//   - Where the operator allows no uploads, BeginUpload is STORE_QUOTA_EXCEEDED.
 //
-// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+// Credentials, names and headers are as
 // ModelService says.
 type DictionaryServiceServer interface {
 	// Returns one dictionary.
 	GetDictionary(context.Context, *GetDictionaryRequest) (*GetDictionaryResponse, error)
 	// Lists dictionaries, by name.
 	ListDictionaries(context.Context, *ListDictionariesRequest) (*ListDictionariesResponse, error)
-	// Deletes a dictionary. Runs that use it keep it.
+	// Deletes a stored dictionary and its labels. Runs that use it keep it.
 	DeleteDictionary(context.Context, *DeleteDictionaryRequest) (*DeleteDictionaryResponse, error)
 	// Says what will be uploaded, and reserves the room, or STORE_QUOTA_EXCEEDED. Made
 	// again with the same request id, it says how far the upload has come.

@@ -209,10 +209,10 @@ const (
 	// Another request had the same id. Choose a new id for every new request.
 	// INVALID_ARGUMENT with request_id.
 	ErrorReason_ERROR_REASON_REQUEST_ID_REUSED ErrorReason = 54
-	// Not sent yet: the bytes of a chunk do not have its checksum. Send the chunk again.
+	// The bytes of a chunk do not have its checksum. Send the chunk again.
 	// INVALID_ARGUMENT with crc32c, expected_crc32c.
 	ErrorReason_ERROR_REASON_CHECKSUM_MISMATCH ErrorReason = 55
-	// Not sent yet: bytes of a matrix are missing. Send the rest before FinishUpload.
+	// Bytes of a matrix are missing. Send the rest before FinishUpload.
 	// FAILED_PRECONDITION with matrix_index, received_bytes, expected_bytes.
 	ErrorReason_ERROR_REASON_UPLOAD_INCOMPLETE ErrorReason = 56
 	// There is no room for what would be stored. Store less, or delete some.

@@ -48,6 +48,7 @@ type Intervention struct {
 	//	*Intervention_Swap
 	//	*Intervention_Zero
 	//	*Intervention_Mean
+	//	*Intervention_Features
 	Operation isIntervention_Operation `protobuf_oneof:"operation"`
 	// Whether it may be that no token it selects is run. Otherwise a selection of none is
 	// refused before anything runs: POSITION_OUT_OF_RANGE. One whose tokens were not run,
@@ -192,6 +193,15 @@ func (x *Intervention) GetMean() *MeanOperation {
 	return nil
 }
 
+func (x *Intervention) GetFeatures() *FeatureOperation {
+	if x != nil {
+		if x, ok := x.Operation.(*Intervention_Features); ok {
+			return x.Features
+		}
+	}
+	return nil
+}
+
 func (x *Intervention) GetAllowUnused() bool {
 	if x != nil {
 		return x.AllowUnused
@@ -250,6 +260,11 @@ type Intervention_Mean struct {
 	Mean *MeanOperation `protobuf:"bytes,11,opt,name=mean,proto3,oneof"`
 }
 
+type Intervention_Features struct {
+	// Changes features of a dictionary.
+	Features *FeatureOperation `protobuf:"bytes,14,opt,name=features,proto3,oneof"`
+}
+
 func (*Intervention_Add) isIntervention_Operation() {}
 
 func (*Intervention_Ablate) isIntervention_Operation() {}
@@ -265,6 +280,8 @@ func (*Intervention_Swap) isIntervention_Operation() {}
 func (*Intervention_Zero) isIntervention_Operation() {}
 
 func (*Intervention_Mean) isIntervention_Operation() {}
+
+func (*Intervention_Features) isIntervention_Operation() {}
 
 // Acts at a token if the score of the tokens up to this one is above or below a bound
 // (after Lee et al., "Programming Refusal with Conditional Activation Steering",
@@ -776,6 +793,182 @@ func (x *MeanOperation) GetMean() *VectorSource {
 	return nil
 }
 
+// x + sum over i of (f'_i - f_i) d_i: changes features of a dictionary, and keeps of x what
+// the dictionary does not explain. f are its features of x as the operations before this
+// one left it, and d_i is what feature i writes, a row of its decoder. A feature may be
+// made negative.
+//
+// A sparse autoencoder may be used at any sites of its width; others are
+// TENSOR_WIDTH_MISMATCH. What the features of a transcoder are is read elsewhere than it is
+// written, so of it only `addition` is served, and only at sites that it writes to:
+// else SITE_INVALID. Not together with `heads`.
+type FeatureOperation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Format: models/{model}/dictionaries/{dictionary}.
+	Dictionary string `protobuf:"bytes,1,opt,name=dictionary,proto3" json:"dictionary,omitempty"`
+	// The changes, from 1 to 256, each of a different feature.
+	Changes       []*FeatureChange `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FeatureOperation) Reset() {
+	*x = FeatureOperation{}
+	mi := &file_actserve_v1_intervention_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FeatureOperation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FeatureOperation) ProtoMessage() {}
+
+func (x *FeatureOperation) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_intervention_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FeatureOperation.ProtoReflect.Descriptor instead.
+func (*FeatureOperation) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_intervention_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *FeatureOperation) GetDictionary() string {
+	if x != nil {
+		return x.Dictionary
+	}
+	return ""
+}
+
+func (x *FeatureOperation) GetChanges() []*FeatureChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+// What becomes of one feature f.
+type FeatureChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which feature, from zero.
+	Index *uint32 `protobuf:"varint,1,opt,name=index,proto3,oneof" json:"index,omitempty"`
+	// Exactly one is set; finite.
+	//
+	// Types that are valid to be assigned to Change:
+	//
+	//	*FeatureChange_Value
+	//	*FeatureChange_Addition
+	//	*FeatureChange_Factor
+	Change        isFeatureChange_Change `protobuf_oneof:"change"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FeatureChange) Reset() {
+	*x = FeatureChange{}
+	mi := &file_actserve_v1_intervention_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FeatureChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FeatureChange) ProtoMessage() {}
+
+func (x *FeatureChange) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_intervention_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FeatureChange.ProtoReflect.Descriptor instead.
+func (*FeatureChange) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_intervention_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *FeatureChange) GetIndex() uint32 {
+	if x != nil && x.Index != nil {
+		return *x.Index
+	}
+	return 0
+}
+
+func (x *FeatureChange) GetChange() isFeatureChange_Change {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *FeatureChange) GetValue() float32 {
+	if x != nil {
+		if x, ok := x.Change.(*FeatureChange_Value); ok {
+			return x.Value
+		}
+	}
+	return 0
+}
+
+func (x *FeatureChange) GetAddition() float32 {
+	if x != nil {
+		if x, ok := x.Change.(*FeatureChange_Addition); ok {
+			return x.Addition
+		}
+	}
+	return 0
+}
+
+func (x *FeatureChange) GetFactor() float32 {
+	if x != nil {
+		if x, ok := x.Change.(*FeatureChange_Factor); ok {
+			return x.Factor
+		}
+	}
+	return 0
+}
+
+type isFeatureChange_Change interface {
+	isFeatureChange_Change()
+}
+
+type FeatureChange_Value struct {
+	// f' is this, whatever f is.
+	Value float32 `protobuf:"fixed32,2,opt,name=value,proto3,oneof"`
+}
+
+type FeatureChange_Addition struct {
+	// f' = f + this, also where f is zero.
+	Addition float32 `protobuf:"fixed32,3,opt,name=addition,proto3,oneof"`
+}
+
+type FeatureChange_Factor struct {
+	// f' = f times this: zero ablates the feature, one changes nothing.
+	Factor float32 `protobuf:"fixed32,4,opt,name=factor,proto3,oneof"`
+}
+
+func (*FeatureChange_Value) isFeatureChange_Change() {}
+
+func (*FeatureChange_Addition) isFeatureChange_Change() {}
+
+func (*FeatureChange_Factor) isFeatureChange_Change() {}
+
 // What an intervention did to one sequence, over all its sites. With heads, a row
 // is the part of one head; tokens times sites times heads take 64 bits.
 type InterventionReport struct {
@@ -802,7 +995,7 @@ type InterventionReport struct {
 
 func (x *InterventionReport) Reset() {
 	*x = InterventionReport{}
-	mi := &file_actserve_v1_intervention_proto_msgTypes[10]
+	mi := &file_actserve_v1_intervention_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +1007,7 @@ func (x *InterventionReport) String() string {
 func (*InterventionReport) ProtoMessage() {}
 
 func (x *InterventionReport) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_intervention_proto_msgTypes[10]
+	mi := &file_actserve_v1_intervention_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +1020,7 @@ func (x *InterventionReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InterventionReport.ProtoReflect.Descriptor instead.
 func (*InterventionReport) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_intervention_proto_rawDescGZIP(), []int{10}
+	return file_actserve_v1_intervention_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *InterventionReport) GetRows() uint64 {
@@ -869,7 +1062,7 @@ var File_actserve_v1_intervention_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_intervention_proto_rawDesc = "" +
 	"\n" +
-	"\x1eactserve/v1/intervention.proto\x12\vactserve.v1\x1a\x1bactserve/v1/positions.proto\x1a\x17actserve/v1/probe.proto\x1a\x16actserve/v1/site.proto\x1a\x18actserve/v1/source.proto\x1a\x1fgoogle/api/field_behavior.proto\"\xac\x05\n" +
+	"\x1eactserve/v1/intervention.proto\x12\vactserve.v1\x1a\x1bactserve/v1/positions.proto\x1a\x17actserve/v1/probe.proto\x1a\x16actserve/v1/site.proto\x1a\x18actserve/v1/source.proto\x1a\x1fgoogle/api/field_behavior.proto\"\xe9\x05\n" +
 	"\fIntervention\x12-\n" +
 	"\x05sites\x18\x01 \x03(\v2\x11.actserve.v1.SiteB\x04\xe2A\x01\x02R\x05sites\x12A\n" +
 	"\tpositions\x18\x02 \x01(\v2\x1d.actserve.v1.PositionSelectorB\x04\xe2A\x01\x01R\tpositions\x12\x1a\n" +
@@ -882,7 +1075,8 @@ const file_actserve_v1_intervention_proto_rawDesc = "" +
 	"\x04swap\x18\t \x01(\v2\x1a.actserve.v1.SwapOperationH\x00R\x04swap\x120\n" +
 	"\x04zero\x18\n" +
 	" \x01(\v2\x1a.actserve.v1.ZeroOperationH\x00R\x04zero\x120\n" +
-	"\x04mean\x18\v \x01(\v2\x1a.actserve.v1.MeanOperationH\x00R\x04mean\x12'\n" +
+	"\x04mean\x18\v \x01(\v2\x1a.actserve.v1.MeanOperationH\x00R\x04mean\x12;\n" +
+	"\bfeatures\x18\x0e \x01(\v2\x1d.actserve.v1.FeatureOperationH\x00R\bfeatures\x12'\n" +
 	"\fallow_unused\x18\f \x01(\bB\x04\xe2A\x01\x01R\vallowUnused\x120\n" +
 	"\x04when\x18\r \x01(\v2\x16.actserve.v1.ConditionB\x04\xe2A\x01\x01R\x04whenB\v\n" +
 	"\toperation\"\xd5\x01\n" +
@@ -924,7 +1118,19 @@ const file_actserve_v1_intervention_proto_rawDesc = "" +
 	"\x06second\x18\x02 \x01(\v2\x19.actserve.v1.VectorSourceB\x04\xe2A\x01\x02R\x06second\"\x0f\n" +
 	"\rZeroOperation\"D\n" +
 	"\rMeanOperation\x123\n" +
-	"\x04mean\x18\x01 \x01(\v2\x19.actserve.v1.VectorSourceB\x04\xe2A\x01\x02R\x04mean\"\xf2\x01\n" +
+	"\x04mean\x18\x01 \x01(\v2\x19.actserve.v1.VectorSourceB\x04\xe2A\x01\x02R\x04mean\"t\n" +
+	"\x10FeatureOperation\x12$\n" +
+	"\n" +
+	"dictionary\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\n" +
+	"dictionary\x12:\n" +
+	"\achanges\x18\x02 \x03(\v2\x1a.actserve.v1.FeatureChangeB\x04\xe2A\x01\x02R\achanges\"\x94\x01\n" +
+	"\rFeatureChange\x12\x1f\n" +
+	"\x05index\x18\x01 \x01(\rB\x04\xe2A\x01\x02H\x01R\x05index\x88\x01\x01\x12\x16\n" +
+	"\x05value\x18\x02 \x01(\x02H\x00R\x05value\x12\x1c\n" +
+	"\baddition\x18\x03 \x01(\x02H\x00R\baddition\x12\x18\n" +
+	"\x06factor\x18\x04 \x01(\x02H\x00R\x06factorB\b\n" +
+	"\x06changeB\b\n" +
+	"\x06_index\"\xf2\x01\n" +
 	"\x12InterventionReport\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12!\n" +
 	"\fchanged_rows\x18\x02 \x01(\x04R\vchangedRows\x12\x1f\n" +
@@ -949,7 +1155,7 @@ func file_actserve_v1_intervention_proto_rawDescGZIP() []byte {
 	return file_actserve_v1_intervention_proto_rawDescData
 }
 
-var file_actserve_v1_intervention_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_actserve_v1_intervention_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_actserve_v1_intervention_proto_goTypes = []any{
 	(*Intervention)(nil),       // 0: actserve.v1.Intervention
 	(*Condition)(nil),          // 1: actserve.v1.Condition
@@ -961,17 +1167,19 @@ var file_actserve_v1_intervention_proto_goTypes = []any{
 	(*SwapOperation)(nil),      // 7: actserve.v1.SwapOperation
 	(*ZeroOperation)(nil),      // 8: actserve.v1.ZeroOperation
 	(*MeanOperation)(nil),      // 9: actserve.v1.MeanOperation
-	(*InterventionReport)(nil), // 10: actserve.v1.InterventionReport
-	(*Site)(nil),               // 11: actserve.v1.Site
-	(*PositionSelector)(nil),   // 12: actserve.v1.PositionSelector
-	(*Probe)(nil),              // 13: actserve.v1.Probe
-	(*ScoreAggregator)(nil),    // 14: actserve.v1.ScoreAggregator
-	(*VectorSource)(nil),       // 15: actserve.v1.VectorSource
-	(*MatrixSource)(nil),       // 16: actserve.v1.MatrixSource
+	(*FeatureOperation)(nil),   // 10: actserve.v1.FeatureOperation
+	(*FeatureChange)(nil),      // 11: actserve.v1.FeatureChange
+	(*InterventionReport)(nil), // 12: actserve.v1.InterventionReport
+	(*Site)(nil),               // 13: actserve.v1.Site
+	(*PositionSelector)(nil),   // 14: actserve.v1.PositionSelector
+	(*Probe)(nil),              // 15: actserve.v1.Probe
+	(*ScoreAggregator)(nil),    // 16: actserve.v1.ScoreAggregator
+	(*VectorSource)(nil),       // 17: actserve.v1.VectorSource
+	(*MatrixSource)(nil),       // 18: actserve.v1.MatrixSource
 }
 var file_actserve_v1_intervention_proto_depIdxs = []int32{
-	11, // 0: actserve.v1.Intervention.sites:type_name -> actserve.v1.Site
-	12, // 1: actserve.v1.Intervention.positions:type_name -> actserve.v1.PositionSelector
+	13, // 0: actserve.v1.Intervention.sites:type_name -> actserve.v1.Site
+	14, // 1: actserve.v1.Intervention.positions:type_name -> actserve.v1.PositionSelector
 	2,  // 2: actserve.v1.Intervention.add:type_name -> actserve.v1.AddOperation
 	3,  // 3: actserve.v1.Intervention.ablate:type_name -> actserve.v1.AblateOperation
 	4,  // 4: actserve.v1.Intervention.project:type_name -> actserve.v1.ProjectOperation
@@ -980,22 +1188,24 @@ var file_actserve_v1_intervention_proto_depIdxs = []int32{
 	7,  // 7: actserve.v1.Intervention.swap:type_name -> actserve.v1.SwapOperation
 	8,  // 8: actserve.v1.Intervention.zero:type_name -> actserve.v1.ZeroOperation
 	9,  // 9: actserve.v1.Intervention.mean:type_name -> actserve.v1.MeanOperation
-	1,  // 10: actserve.v1.Intervention.when:type_name -> actserve.v1.Condition
-	13, // 11: actserve.v1.Condition.probe:type_name -> actserve.v1.Probe
-	14, // 12: actserve.v1.Condition.aggregator:type_name -> actserve.v1.ScoreAggregator
-	15, // 13: actserve.v1.AddOperation.vector:type_name -> actserve.v1.VectorSource
-	15, // 14: actserve.v1.AblateOperation.direction:type_name -> actserve.v1.VectorSource
-	16, // 15: actserve.v1.ProjectOperation.directions:type_name -> actserve.v1.MatrixSource
-	15, // 16: actserve.v1.ClampOperation.direction:type_name -> actserve.v1.VectorSource
-	16, // 17: actserve.v1.ReplaceOperation.rows:type_name -> actserve.v1.MatrixSource
-	15, // 18: actserve.v1.SwapOperation.first:type_name -> actserve.v1.VectorSource
-	15, // 19: actserve.v1.SwapOperation.second:type_name -> actserve.v1.VectorSource
-	15, // 20: actserve.v1.MeanOperation.mean:type_name -> actserve.v1.VectorSource
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	10, // 10: actserve.v1.Intervention.features:type_name -> actserve.v1.FeatureOperation
+	1,  // 11: actserve.v1.Intervention.when:type_name -> actserve.v1.Condition
+	15, // 12: actserve.v1.Condition.probe:type_name -> actserve.v1.Probe
+	16, // 13: actserve.v1.Condition.aggregator:type_name -> actserve.v1.ScoreAggregator
+	17, // 14: actserve.v1.AddOperation.vector:type_name -> actserve.v1.VectorSource
+	17, // 15: actserve.v1.AblateOperation.direction:type_name -> actserve.v1.VectorSource
+	18, // 16: actserve.v1.ProjectOperation.directions:type_name -> actserve.v1.MatrixSource
+	17, // 17: actserve.v1.ClampOperation.direction:type_name -> actserve.v1.VectorSource
+	18, // 18: actserve.v1.ReplaceOperation.rows:type_name -> actserve.v1.MatrixSource
+	17, // 19: actserve.v1.SwapOperation.first:type_name -> actserve.v1.VectorSource
+	17, // 20: actserve.v1.SwapOperation.second:type_name -> actserve.v1.VectorSource
+	17, // 21: actserve.v1.MeanOperation.mean:type_name -> actserve.v1.VectorSource
+	11, // 22: actserve.v1.FeatureOperation.changes:type_name -> actserve.v1.FeatureChange
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_actserve_v1_intervention_proto_init() }
@@ -1016,19 +1226,25 @@ func file_actserve_v1_intervention_proto_init() {
 		(*Intervention_Swap)(nil),
 		(*Intervention_Zero)(nil),
 		(*Intervention_Mean)(nil),
+		(*Intervention_Features)(nil),
 	}
 	file_actserve_v1_intervention_proto_msgTypes[1].OneofWrappers = []any{}
 	file_actserve_v1_intervention_proto_msgTypes[2].OneofWrappers = []any{}
 	file_actserve_v1_intervention_proto_msgTypes[3].OneofWrappers = []any{}
 	file_actserve_v1_intervention_proto_msgTypes[5].OneofWrappers = []any{}
-	file_actserve_v1_intervention_proto_msgTypes[10].OneofWrappers = []any{}
+	file_actserve_v1_intervention_proto_msgTypes[11].OneofWrappers = []any{
+		(*FeatureChange_Value)(nil),
+		(*FeatureChange_Addition)(nil),
+		(*FeatureChange_Factor)(nil),
+	}
+	file_actserve_v1_intervention_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_actserve_v1_intervention_proto_rawDesc), len(file_actserve_v1_intervention_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -55,8 +55,8 @@ const (
 	Feature_FEATURE_SWEEPS Feature = 12
 	// MonitorService, and `monitors`, `score_detail` and `end_user` of GenerateRequest.
 	Feature_FEATURE_MONITORS Feature = 13
-	// DictionaryService, MatrixSource.dictionary, VectorSource.feature and
-	// Projection.dictionary.
+	// DictionaryService, MatrixSource.dictionary, VectorSource.feature,
+	// Projection.dictionary and FeatureOperation.
 	Feature_FEATURE_DICTIONARIES Feature = 14
 	// AttributionGraphService.
 	Feature_FEATURE_ATTRIBUTION_GRAPHS Feature = 15
@@ -429,8 +429,10 @@ type Limits struct {
 	// part of the norm of its rows: of an AddOperation |c|, where it is relative, else
 	// |c| |v| over the median L2 norm of the site's rows, of a text that the server ran when
 	// it started; of a ClampOperation a bound that pushes the component away from zero, over
-	// that norm; of an AblateOperation |1 - c| - 1, where that is above zero. No limit when
-	// unset.
+	// that norm; of an AblateOperation |1 - c| - 1, where that is above zero; of a
+	// FeatureOperation the sum of |c| |d| over that norm, with c each value or addition, and
+	// what any factor beyond one in magnitude adds cannot be known, so that it is
+	// DOSE_TOO_LARGE. No limit when unset.
 	MaxRelativeDose *float32 `protobuf:"fixed32,13,opt,name=max_relative_dose,json=maxRelativeDose,proto3,oneof" json:"max_relative_dose,omitempty"`
 	// Whether what is beyond that is scaled down to it, which InterventionReport tells; else
 	// it is refused: DOSE_TOO_LARGE.
@@ -457,9 +459,14 @@ type Limits struct {
 	MaxPauseSeconds uint32 `protobuf:"varint,23,opt,name=max_pause_seconds,json=maxPauseSeconds,proto3" json:"max_pause_seconds,omitempty"`
 	// Bytes that all FitMonitor calls whose work is under way take together on the server,
 	// of rows and of what they work with. On a server with tokens one fit may take a part.
-	MaxFitBytes   uint64 `protobuf:"varint,24,opt,name=max_fit_bytes,json=maxFitBytes,proto3" json:"max_fit_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MaxFitBytes uint64 `protobuf:"varint,24,opt,name=max_fit_bytes,json=maxFitBytes,proto3" json:"max_fit_bytes,omitempty"`
+	// Dictionaries that are stored or being uploaded at most, over all clients; those that the
+	// operator has loaded do not count.
+	MaxDictionaries uint32 `protobuf:"varint,25,opt,name=max_dictionaries,json=maxDictionaries,proto3" json:"max_dictionaries,omitempty"`
+	// Bytes of their matrices. Zero where nobody may upload any.
+	MaxDictionaryBytes uint64 `protobuf:"varint,26,opt,name=max_dictionary_bytes,json=maxDictionaryBytes,proto3" json:"max_dictionary_bytes,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
@@ -656,6 +663,20 @@ func (x *Limits) GetMaxPauseSeconds() uint32 {
 func (x *Limits) GetMaxFitBytes() uint64 {
 	if x != nil {
 		return x.MaxFitBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxDictionaries() uint32 {
+	if x != nil {
+		return x.MaxDictionaries
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxDictionaryBytes() uint64 {
+	if x != nil {
+		return x.MaxDictionaryBytes
 	}
 	return 0
 }
@@ -991,7 +1012,7 @@ const file_actserve_v1_model_service_proto_rawDesc = "" +
 	"\x05width\x18\x02 \x01(\rR\x05width\x12'\n" +
 	"\x0funserved_reason\x18\x03 \x01(\tR\x0eunservedReason\x12/\n" +
 	"\x13unchangeable_reason\x18\x04 \x01(\tR\x12unchangeableReason\x12\x14\n" +
-	"\x05heads\x18\x05 \x01(\rR\x05heads\"\x91\b\n" +
+	"\x05heads\x18\x05 \x01(\rR\x05heads\"\xee\b\n" +
 	"\x06Limits\x12.\n" +
 	"\x13max_sequence_tokens\x18\x01 \x01(\rR\x11maxSequenceTokens\x12\x1b\n" +
 	"\tmax_items\x18\x02 \x01(\rR\bmaxItems\x12\x1f\n" +
@@ -1020,7 +1041,9 @@ const file_actserve_v1_model_service_proto_rawDesc = "" +
 	"max_alerts\x18\x15 \x01(\x04R\tmaxAlerts\x12*\n" +
 	"\x11max_alert_seconds\x18\x16 \x01(\rR\x0fmaxAlertSeconds\x12*\n" +
 	"\x11max_pause_seconds\x18\x17 \x01(\rR\x0fmaxPauseSeconds\x12\"\n" +
-	"\rmax_fit_bytes\x18\x18 \x01(\x04R\vmaxFitBytesB\x14\n" +
+	"\rmax_fit_bytes\x18\x18 \x01(\x04R\vmaxFitBytes\x12)\n" +
+	"\x10max_dictionaries\x18\x19 \x01(\rR\x0fmaxDictionaries\x120\n" +
+	"\x14max_dictionary_bytes\x18\x1a \x01(\x04R\x12maxDictionaryBytesB\x14\n" +
 	"\x12_max_relative_dose\"[\n" +
 	"\x11ListModelsRequest\x12!\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\x04\xe2A\x01\x01R\bpageSize\x12#\n" +

@@ -469,7 +469,7 @@ type Projection struct {
 	// A stored dictionary, whose features f stand for y, with all its biases and its
 	// activation: `directions`, `bias` and `activation` are then unset. It reads any sites
 	// of its width, not its own alone; others are TENSOR_WIDTH_MISMATCH. Format:
-	// models/{model}/dictionaries/{dictionary}. Not served yet: FEATURE_NOT_SERVED.
+	// models/{model}/dictionaries/{dictionary}.
 	Dictionary    string `protobuf:"bytes,7,opt,name=dictionary,proto3" json:"dictionary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

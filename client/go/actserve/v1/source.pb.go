@@ -200,8 +200,7 @@ type VectorSource_Edit struct {
 }
 
 type VectorSource_Feature struct {
-	// What a dictionary writes for one of its features: a row of its decoder. Not
-	// served yet: FEATURE_NOT_SERVED.
+	// What a dictionary writes for one of its features: a row of its decoder.
 	Feature *DictionaryFeature `protobuf:"bytes,5,opt,name=feature,proto3,oneof"`
 }
 
@@ -305,7 +304,7 @@ type MatrixSource_Tensor struct {
 }
 
 type MatrixSource_Dictionary struct {
-	// Directions of a stored dictionary. Not served yet: FEATURE_NOT_SERVED.
+	// Directions of a stored dictionary.
 	Dictionary *DictionaryRows `protobuf:"bytes,2,opt,name=dictionary,proto3,oneof"`
 }
 

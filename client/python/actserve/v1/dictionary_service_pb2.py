@@ -19,7 +19,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$actserve/v1/dictionary_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x19\x61\x63tserve/v1/readout.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x03\n\nDictionary\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.actserve.v1.DictionaryKindB\x04\xe2\x41\x01\x02\x12%\n\x04site\x18\x03 \x01(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12.\n\rwritten_sites\x18\x04 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x16\n\x08\x66\x65\x61tures\x18\x05 \x01(\rB\x04\xe2\x41\x01\x02\x12+\n\x04relu\x18\x06 \x01(\x0b\x32\x1b.actserve.v1.ReluActivationH\x00\x12\x34\n\tjump_relu\x18\x07 \x01(\x0b\x32\x1f.actserve.v1.DictionaryJumpReluH\x00\x12,\n\x05top_k\x18\x08 \x01(\x0b\x32\x1b.actserve.v1.TopKActivationH\x00\x12\x18\n\nsize_bytes\x18\t \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\x42\x0c\n\nactivation\"\x14\n\x12\x44ictionaryJumpRelu\"\xb8\x01\n\x10\x44ictionaryMatrix\x12+\n\x04role\x18\x01 \x01(\x0e\x32\x17.actserve.v1.MatrixRoleB\x04\xe2\x41\x01\x02\x12\x1d\n\nsite_index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x34\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x18.actserve.v1.ElementTypeB\x04\xe2\x41\x01\x02\x12\x13\n\x05shape\x18\x04 \x03(\rB\x04\xe2\x41\x01\x02\x42\r\n\x0b_site_index\"*\n\x14GetDictionaryRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\x15GetDictionaryResponse\x12+\n\ndictionary\x18\x01 \x01(\x0b\x32\x17.actserve.v1.Dictionary\"a\n\x17ListDictionariesRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"b\n\x18ListDictionariesResponse\x12-\n\x0c\x64ictionaries\x18\x01 \x03(\x0b\x32\x17.actserve.v1.Dictionary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x17\x44\x65leteDictionaryRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x1a\n\x18\x44\x65leteDictionaryResponse\"\xca\x01\n\x12\x42\x65ginUploadRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rdictionary_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\ndictionary\x18\x03 \x01(\x0b\x32\x17.actserve.v1.DictionaryB\x04\xe2\x41\x01\x02\x12\x35\n\x08matrices\x18\x04 \x03(\x0b\x32\x1d.actserve.v1.DictionaryMatrixB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\"\x87\x01\n\x13\x42\x65ginUploadResponse\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x17\n\x0fmax_chunk_bytes\x18\x02 \x01(\r\x12\x16\n\x0ereceived_bytes\x18\x03 \x03(\x04\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbf\x01\n\x12UploadChunkRequest\x12\x14\n\x06upload\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1f\n\x0cmatrix_index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x19\n\x06offset\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02H\x01\x88\x01\x01\x12\x15\n\x07\x63ontent\x18\x04 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x06\x63rc32c\x18\x05 \x01(\rB\x04\xe2\x41\x01\x02H\x02\x88\x01\x01\x42\x0f\n\r_matrix_indexB\t\n\x07_offsetB\t\n\x07_crc32c\"^\n\x13UploadChunkResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x13\x46inishUploadRequest\x12\x14\n\x06upload\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"C\n\x14\x46inishUploadResponse\x12+\n\ndictionary\x18\x01 \x01(\x0b\x32\x17.actserve.v1.Dictionary\"]\n\x0c\x46\x65\x61tureLabel\x12\x18\n\x05index\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x13\n\x05label\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06source\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_index\"x\n\x17SetFeatureLabelsRequest\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\x06labels\x18\x02 \x03(\x0b\x32\x19.actserve.v1.FeatureLabelB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"(\n\x18SetFeatureLabelsResponse\x12\x0c\n\x04\x65tag\x18\x01 \x01(\t\"}\n\x18ListFeatureLabelsRequest\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"_\n\x19ListFeatureLabelsResponse\x12)\n\x06labels\x18\x01 \x03(\x0b\x32\x19.actserve.v1.FeatureLabel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*y\n\x0e\x44ictionaryKind\x12\x1f\n\x1b\x44ICTIONARY_KIND_UNSPECIFIED\x10\x00\x12&\n\"DICTIONARY_KIND_SPARSE_AUTOENCODER\x10\x01\x12\x1e\n\x1a\x44ICTIONARY_KIND_TRANSCODER\x10\x02*\xe5\x01\n\nMatrixRole\x12\x1b\n\x17MATRIX_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13MATRIX_ROLE_ENCODER\x10\x01\x12\x1c\n\x18MATRIX_ROLE_ENCODER_BIAS\x10\x02\x12\x17\n\x13MATRIX_ROLE_DECODER\x10\x03\x12\x1c\n\x18MATRIX_ROLE_DECODER_BIAS\x10\x04\x12\x1a\n\x16MATRIX_ROLE_THRESHOLDS\x10\x05\x12\x1a\n\x16MATRIX_ROLE_INPUT_BIAS\x10\x06\x12\x14\n\x10MATRIX_ROLE_SKIP\x10\x07\x32\x93\x06\n\x11\x44ictionaryService\x12[\n\rGetDictionary\x12!.actserve.v1.GetDictionaryRequest\x1a\".actserve.v1.GetDictionaryResponse\"\x03\x90\x02\x01\x12\x64\n\x10ListDictionaries\x12$.actserve.v1.ListDictionariesRequest\x1a%.actserve.v1.ListDictionariesResponse\"\x03\x90\x02\x01\x12\x64\n\x10\x44\x65leteDictionary\x12$.actserve.v1.DeleteDictionaryRequest\x1a%.actserve.v1.DeleteDictionaryResponse\"\x03\x90\x02\x02\x12U\n\x0b\x42\x65ginUpload\x12\x1f.actserve.v1.BeginUploadRequest\x1a .actserve.v1.BeginUploadResponse\"\x03\x90\x02\x02\x12U\n\x0bUploadChunk\x12\x1f.actserve.v1.UploadChunkRequest\x1a .actserve.v1.UploadChunkResponse\"\x03\x90\x02\x02\x12X\n\x0c\x46inishUpload\x12 .actserve.v1.FinishUploadRequest\x1a!.actserve.v1.FinishUploadResponse\"\x03\x90\x02\x02\x12\x64\n\x10SetFeatureLabels\x12$.actserve.v1.SetFeatureLabelsRequest\x1a%.actserve.v1.SetFeatureLabelsResponse\"\x03\x90\x02\x02\x12g\n\x11ListFeatureLabels\x12%.actserve.v1.ListFeatureLabelsRequest\x1a&.actserve.v1.ListFeatureLabelsResponse\"\x03\x90\x02\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$actserve/v1/dictionary_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x19\x61\x63tserve/v1/readout.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x04\n\nDictionary\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.actserve.v1.DictionaryKindB\x04\xe2\x41\x01\x02\x12%\n\x04site\x18\x03 \x01(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12.\n\rwritten_sites\x18\x04 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x16\n\x08\x66\x65\x61tures\x18\x05 \x01(\rB\x04\xe2\x41\x01\x02\x12+\n\x04relu\x18\x06 \x01(\x0b\x32\x1b.actserve.v1.ReluActivationH\x00\x12\x34\n\tjump_relu\x18\x07 \x01(\x0b\x32\x1f.actserve.v1.DictionaryJumpReluH\x00\x12,\n\x05top_k\x18\x08 \x01(\x0b\x32\x1b.actserve.v1.TopKActivationH\x00\x12\x18\n\nsize_bytes\x18\t \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\x12\x31\n\x05\x63heck\x18\x0c \x01(\x0b\x32\x1c.actserve.v1.DictionaryCheckB\x04\xe2\x41\x01\x03\x12\x17\n\tof_server\x18\r \x01(\x08\x42\x04\xe2\x41\x01\x03\x42\x0c\n\nactivation\"i\n\x0f\x44ictionaryCheck\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x11\n\texplained\x18\x02 \x01(\x02\x12\x1a\n\x12shuffled_explained\x18\x03 \x01(\x02\x12\x17\n\x0f\x61\x63tive_features\x18\x04 \x01(\x02\"\x14\n\x12\x44ictionaryJumpRelu\"\xb8\x01\n\x10\x44ictionaryMatrix\x12+\n\x04role\x18\x01 \x01(\x0e\x32\x17.actserve.v1.MatrixRoleB\x04\xe2\x41\x01\x02\x12\x1d\n\nsite_index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x34\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x18.actserve.v1.ElementTypeB\x04\xe2\x41\x01\x02\x12\x13\n\x05shape\x18\x04 \x03(\rB\x04\xe2\x41\x01\x02\x42\r\n\x0b_site_index\"*\n\x14GetDictionaryRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\x15GetDictionaryResponse\x12+\n\ndictionary\x18\x01 \x01(\x0b\x32\x17.actserve.v1.Dictionary\"a\n\x17ListDictionariesRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"b\n\x18ListDictionariesResponse\x12-\n\x0c\x64ictionaries\x18\x01 \x03(\x0b\x32\x17.actserve.v1.Dictionary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x17\x44\x65leteDictionaryRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x1a\n\x18\x44\x65leteDictionaryResponse\"\xca\x01\n\x12\x42\x65ginUploadRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rdictionary_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\ndictionary\x18\x03 \x01(\x0b\x32\x17.actserve.v1.DictionaryB\x04\xe2\x41\x01\x02\x12\x35\n\x08matrices\x18\x04 \x03(\x0b\x32\x1d.actserve.v1.DictionaryMatrixB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\"\x87\x01\n\x13\x42\x65ginUploadResponse\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x17\n\x0fmax_chunk_bytes\x18\x02 \x01(\r\x12\x16\n\x0ereceived_bytes\x18\x03 \x03(\x04\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbf\x01\n\x12UploadChunkRequest\x12\x14\n\x06upload\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1f\n\x0cmatrix_index\x18\x02 \x01(\rB\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x19\n\x06offset\x18\x03 \x01(\x04\x42\x04\xe2\x41\x01\x02H\x01\x88\x01\x01\x12\x15\n\x07\x63ontent\x18\x04 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x06\x63rc32c\x18\x05 \x01(\rB\x04\xe2\x41\x01\x02H\x02\x88\x01\x01\x42\x0f\n\r_matrix_indexB\t\n\x07_offsetB\t\n\x07_crc32c\"^\n\x13UploadChunkResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x13\x46inishUploadRequest\x12\x14\n\x06upload\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"C\n\x14\x46inishUploadResponse\x12+\n\ndictionary\x18\x01 \x01(\x0b\x32\x17.actserve.v1.Dictionary\"]\n\x0c\x46\x65\x61tureLabel\x12\x18\n\x05index\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x13\n\x05label\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06source\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_index\"x\n\x17SetFeatureLabelsRequest\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12/\n\x06labels\x18\x02 \x03(\x0b\x32\x19.actserve.v1.FeatureLabelB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x65tag\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"(\n\x18SetFeatureLabelsResponse\x12\x0c\n\x04\x65tag\x18\x01 \x01(\t\"}\n\x18ListFeatureLabelsRequest\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"_\n\x19ListFeatureLabelsResponse\x12)\n\x06labels\x18\x01 \x03(\x0b\x32\x19.actserve.v1.FeatureLabel\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*y\n\x0e\x44ictionaryKind\x12\x1f\n\x1b\x44ICTIONARY_KIND_UNSPECIFIED\x10\x00\x12&\n\"DICTIONARY_KIND_SPARSE_AUTOENCODER\x10\x01\x12\x1e\n\x1a\x44ICTIONARY_KIND_TRANSCODER\x10\x02*\xe5\x01\n\nMatrixRole\x12\x1b\n\x17MATRIX_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13MATRIX_ROLE_ENCODER\x10\x01\x12\x1c\n\x18MATRIX_ROLE_ENCODER_BIAS\x10\x02\x12\x17\n\x13MATRIX_ROLE_DECODER\x10\x03\x12\x1c\n\x18MATRIX_ROLE_DECODER_BIAS\x10\x04\x12\x1a\n\x16MATRIX_ROLE_THRESHOLDS\x10\x05\x12\x1a\n\x16MATRIX_ROLE_INPUT_BIAS\x10\x06\x12\x14\n\x10MATRIX_ROLE_SKIP\x10\x07\x32\x93\x06\n\x11\x44ictionaryService\x12[\n\rGetDictionary\x12!.actserve.v1.GetDictionaryRequest\x1a\".actserve.v1.GetDictionaryResponse\"\x03\x90\x02\x01\x12\x64\n\x10ListDictionaries\x12$.actserve.v1.ListDictionariesRequest\x1a%.actserve.v1.ListDictionariesResponse\"\x03\x90\x02\x01\x12\x64\n\x10\x44\x65leteDictionary\x12$.actserve.v1.DeleteDictionaryRequest\x1a%.actserve.v1.DeleteDictionaryResponse\"\x03\x90\x02\x02\x12U\n\x0b\x42\x65ginUpload\x12\x1f.actserve.v1.BeginUploadRequest\x1a .actserve.v1.BeginUploadResponse\"\x03\x90\x02\x02\x12U\n\x0bUploadChunk\x12\x1f.actserve.v1.UploadChunkRequest\x1a .actserve.v1.UploadChunkResponse\"\x03\x90\x02\x02\x12X\n\x0c\x46inishUpload\x12 .actserve.v1.FinishUploadRequest\x1a!.actserve.v1.FinishUploadResponse\"\x03\x90\x02\x02\x12\x64\n\x10SetFeatureLabels\x12$.actserve.v1.SetFeatureLabelsRequest\x1a%.actserve.v1.SetFeatureLabelsResponse\"\x03\x90\x02\x02\x12g\n\x11ListFeatureLabels\x12%.actserve.v1.ListFeatureLabelsRequest\x1a&.actserve.v1.ListFeatureLabelsResponse\"\x03\x90\x02\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,10 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_DICTIONARY'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_DICTIONARY'].fields_by_name['etag']._options = None
   _globals['_DICTIONARY'].fields_by_name['etag']._serialized_options = b'\342A\001\003'
+  _globals['_DICTIONARY'].fields_by_name['check']._options = None
+  _globals['_DICTIONARY'].fields_by_name['check']._serialized_options = b'\342A\001\003'
+  _globals['_DICTIONARY'].fields_by_name['of_server']._options = None
+  _globals['_DICTIONARY'].fields_by_name['of_server']._serialized_options = b'\342A\001\003'
   _globals['_DICTIONARYMATRIX'].fields_by_name['role']._options = None
   _globals['_DICTIONARYMATRIX'].fields_by_name['role']._serialized_options = b'\342A\001\002'
   _globals['_DICTIONARYMATRIX'].fields_by_name['site_index']._options = None
@@ -121,50 +125,52 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_DICTIONARYSERVICE'].methods_by_name['SetFeatureLabels']._serialized_options = b'\220\002\002'
   _globals['_DICTIONARYSERVICE'].methods_by_name['ListFeatureLabels']._options = None
   _globals['_DICTIONARYSERVICE'].methods_by_name['ListFeatureLabels']._serialized_options = b'\220\002\001'
-  _globals['_DICTIONARYKIND']._serialized_start=2498
-  _globals['_DICTIONARYKIND']._serialized_end=2619
-  _globals['_MATRIXROLE']._serialized_start=2622
-  _globals['_MATRIXROLE']._serialized_end=2851
+  _globals['_DICTIONARYKIND']._serialized_start=2681
+  _globals['_DICTIONARYKIND']._serialized_end=2802
+  _globals['_MATRIXROLE']._serialized_start=2805
+  _globals['_MATRIXROLE']._serialized_end=3034
   _globals['_DICTIONARY']._serialized_start=197
-  _globals['_DICTIONARY']._serialized_end=649
-  _globals['_DICTIONARYJUMPRELU']._serialized_start=651
-  _globals['_DICTIONARYJUMPRELU']._serialized_end=671
-  _globals['_DICTIONARYMATRIX']._serialized_start=674
-  _globals['_DICTIONARYMATRIX']._serialized_end=858
-  _globals['_GETDICTIONARYREQUEST']._serialized_start=860
-  _globals['_GETDICTIONARYREQUEST']._serialized_end=902
-  _globals['_GETDICTIONARYRESPONSE']._serialized_start=904
-  _globals['_GETDICTIONARYRESPONSE']._serialized_end=972
-  _globals['_LISTDICTIONARIESREQUEST']._serialized_start=974
-  _globals['_LISTDICTIONARIESREQUEST']._serialized_end=1071
-  _globals['_LISTDICTIONARIESRESPONSE']._serialized_start=1073
-  _globals['_LISTDICTIONARIESRESPONSE']._serialized_end=1171
-  _globals['_DELETEDICTIONARYREQUEST']._serialized_start=1173
-  _globals['_DELETEDICTIONARYREQUEST']._serialized_end=1238
-  _globals['_DELETEDICTIONARYRESPONSE']._serialized_start=1240
-  _globals['_DELETEDICTIONARYRESPONSE']._serialized_end=1266
-  _globals['_BEGINUPLOADREQUEST']._serialized_start=1269
-  _globals['_BEGINUPLOADREQUEST']._serialized_end=1471
-  _globals['_BEGINUPLOADRESPONSE']._serialized_start=1474
-  _globals['_BEGINUPLOADRESPONSE']._serialized_end=1609
-  _globals['_UPLOADCHUNKREQUEST']._serialized_start=1612
-  _globals['_UPLOADCHUNKREQUEST']._serialized_end=1803
-  _globals['_UPLOADCHUNKRESPONSE']._serialized_start=1805
-  _globals['_UPLOADCHUNKRESPONSE']._serialized_end=1899
-  _globals['_FINISHUPLOADREQUEST']._serialized_start=1901
-  _globals['_FINISHUPLOADREQUEST']._serialized_end=1944
-  _globals['_FINISHUPLOADRESPONSE']._serialized_start=1946
-  _globals['_FINISHUPLOADRESPONSE']._serialized_end=2013
-  _globals['_FEATURELABEL']._serialized_start=2015
-  _globals['_FEATURELABEL']._serialized_end=2108
-  _globals['_SETFEATURELABELSREQUEST']._serialized_start=2110
-  _globals['_SETFEATURELABELSREQUEST']._serialized_end=2230
-  _globals['_SETFEATURELABELSRESPONSE']._serialized_start=2232
-  _globals['_SETFEATURELABELSRESPONSE']._serialized_end=2272
-  _globals['_LISTFEATURELABELSREQUEST']._serialized_start=2274
-  _globals['_LISTFEATURELABELSREQUEST']._serialized_end=2399
-  _globals['_LISTFEATURELABELSRESPONSE']._serialized_start=2401
-  _globals['_LISTFEATURELABELSRESPONSE']._serialized_end=2496
-  _globals['_DICTIONARYSERVICE']._serialized_start=2854
-  _globals['_DICTIONARYSERVICE']._serialized_end=3641
+  _globals['_DICTIONARY']._serialized_end=725
+  _globals['_DICTIONARYCHECK']._serialized_start=727
+  _globals['_DICTIONARYCHECK']._serialized_end=832
+  _globals['_DICTIONARYJUMPRELU']._serialized_start=834
+  _globals['_DICTIONARYJUMPRELU']._serialized_end=854
+  _globals['_DICTIONARYMATRIX']._serialized_start=857
+  _globals['_DICTIONARYMATRIX']._serialized_end=1041
+  _globals['_GETDICTIONARYREQUEST']._serialized_start=1043
+  _globals['_GETDICTIONARYREQUEST']._serialized_end=1085
+  _globals['_GETDICTIONARYRESPONSE']._serialized_start=1087
+  _globals['_GETDICTIONARYRESPONSE']._serialized_end=1155
+  _globals['_LISTDICTIONARIESREQUEST']._serialized_start=1157
+  _globals['_LISTDICTIONARIESREQUEST']._serialized_end=1254
+  _globals['_LISTDICTIONARIESRESPONSE']._serialized_start=1256
+  _globals['_LISTDICTIONARIESRESPONSE']._serialized_end=1354
+  _globals['_DELETEDICTIONARYREQUEST']._serialized_start=1356
+  _globals['_DELETEDICTIONARYREQUEST']._serialized_end=1421
+  _globals['_DELETEDICTIONARYRESPONSE']._serialized_start=1423
+  _globals['_DELETEDICTIONARYRESPONSE']._serialized_end=1449
+  _globals['_BEGINUPLOADREQUEST']._serialized_start=1452
+  _globals['_BEGINUPLOADREQUEST']._serialized_end=1654
+  _globals['_BEGINUPLOADRESPONSE']._serialized_start=1657
+  _globals['_BEGINUPLOADRESPONSE']._serialized_end=1792
+  _globals['_UPLOADCHUNKREQUEST']._serialized_start=1795
+  _globals['_UPLOADCHUNKREQUEST']._serialized_end=1986
+  _globals['_UPLOADCHUNKRESPONSE']._serialized_start=1988
+  _globals['_UPLOADCHUNKRESPONSE']._serialized_end=2082
+  _globals['_FINISHUPLOADREQUEST']._serialized_start=2084
+  _globals['_FINISHUPLOADREQUEST']._serialized_end=2127
+  _globals['_FINISHUPLOADRESPONSE']._serialized_start=2129
+  _globals['_FINISHUPLOADRESPONSE']._serialized_end=2196
+  _globals['_FEATURELABEL']._serialized_start=2198
+  _globals['_FEATURELABEL']._serialized_end=2291
+  _globals['_SETFEATURELABELSREQUEST']._serialized_start=2293
+  _globals['_SETFEATURELABELSREQUEST']._serialized_end=2413
+  _globals['_SETFEATURELABELSRESPONSE']._serialized_start=2415
+  _globals['_SETFEATURELABELSRESPONSE']._serialized_end=2455
+  _globals['_LISTFEATURELABELSREQUEST']._serialized_start=2457
+  _globals['_LISTFEATURELABELSREQUEST']._serialized_end=2582
+  _globals['_LISTFEATURELABELSRESPONSE']._serialized_start=2584
+  _globals['_LISTFEATURELABELSRESPONSE']._serialized_end=2679
+  _globals['_DICTIONARYSERVICE']._serialized_start=3037
+  _globals['_DICTIONARYSERVICE']._serialized_end=3824
 # @@protoc_insertion_point(module_scope)

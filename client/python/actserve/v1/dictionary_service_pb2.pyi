@@ -40,7 +40,7 @@ MATRIX_ROLE_INPUT_BIAS: MatrixRole
 MATRIX_ROLE_SKIP: MatrixRole
 
 class Dictionary(_message.Message):
-    __slots__ = ("name", "kind", "site", "written_sites", "features", "relu", "jump_relu", "top_k", "size_bytes", "create_time", "etag")
+    __slots__ = ("name", "kind", "site", "written_sites", "features", "relu", "jump_relu", "top_k", "size_bytes", "create_time", "etag", "check", "of_server")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,8 @@ class Dictionary(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    OF_SERVER_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: DictionaryKind
     site: _site_pb2.Site
@@ -63,7 +65,21 @@ class Dictionary(_message.Message):
     size_bytes: int
     create_time: _timestamp_pb2.Timestamp
     etag: str
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[DictionaryKind, str]] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., written_sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., features: _Optional[int] = ..., relu: _Optional[_Union[_readout_pb2.ReluActivation, _Mapping]] = ..., jump_relu: _Optional[_Union[DictionaryJumpRelu, _Mapping]] = ..., top_k: _Optional[_Union[_readout_pb2.TopKActivation, _Mapping]] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
+    check: DictionaryCheck
+    of_server: bool
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[DictionaryKind, str]] = ..., site: _Optional[_Union[_site_pb2.Site, _Mapping]] = ..., written_sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., features: _Optional[int] = ..., relu: _Optional[_Union[_readout_pb2.ReluActivation, _Mapping]] = ..., jump_relu: _Optional[_Union[DictionaryJumpRelu, _Mapping]] = ..., top_k: _Optional[_Union[_readout_pb2.TopKActivation, _Mapping]] = ..., size_bytes: _Optional[int] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., check: _Optional[_Union[DictionaryCheck, _Mapping]] = ..., of_server: bool = ...) -> None: ...
+
+class DictionaryCheck(_message.Message):
+    __slots__ = ("tokens", "explained", "shuffled_explained", "active_features")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EXPLAINED_FIELD_NUMBER: _ClassVar[int]
+    SHUFFLED_EXPLAINED_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    explained: float
+    shuffled_explained: float
+    active_features: float
+    def __init__(self, tokens: _Optional[int] = ..., explained: _Optional[float] = ..., shuffled_explained: _Optional[float] = ..., active_features: _Optional[float] = ...) -> None: ...
 
 class DictionaryJumpRelu(_message.Message):
     __slots__ = ()

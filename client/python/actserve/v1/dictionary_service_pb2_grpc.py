@@ -6,9 +6,10 @@ from actserve.v1 import dictionary_service_pb2 as actserve_dot_v1_dot_dictionary
 
 
 class DictionaryServiceStub(object):
-    """Stores sparse autoencoders and transcoders by name. Projection.dictionary computes
-    the features of rows; MatrixSource.dictionary takes directions of several features,
-    and VectorSource.feature that of one. The dictionaries of a tenant are its own.
+    """Sparse autoencoders and transcoders by name. Projection.dictionary computes
+    the features of rows; FeatureOperation changes them; MatrixSource.dictionary takes
+    directions of several features, and VectorSource.feature that of one. The dictionaries of
+    a tenant are its own; those that the operator has loaded are there for all.
 
     A dictionary is uploaded in chunks by unary calls, so that no message is large, a
     lost connection costs one chunk, and browsers can do it too:
@@ -26,8 +27,9 @@ class DictionaryServiceStub(object):
     - FinishUpload stores the dictionary. If bytes are missing it is UPLOAD_INCOMPLETE and
     the upload goes on. Made again it answers the same, as long as the dictionary is
     there; chunks are then RESOURCE_NOT_FOUND.
+    - Where the operator allows no uploads, BeginUpload is STORE_QUOTA_EXCEEDED.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    Credentials, names and headers are as
     ModelService says.
     """
 
@@ -80,9 +82,10 @@ class DictionaryServiceStub(object):
 
 
 class DictionaryServiceServicer(object):
-    """Stores sparse autoencoders and transcoders by name. Projection.dictionary computes
-    the features of rows; MatrixSource.dictionary takes directions of several features,
-    and VectorSource.feature that of one. The dictionaries of a tenant are its own.
+    """Sparse autoencoders and transcoders by name. Projection.dictionary computes
+    the features of rows; FeatureOperation changes them; MatrixSource.dictionary takes
+    directions of several features, and VectorSource.feature that of one. The dictionaries of
+    a tenant are its own; those that the operator has loaded are there for all.
 
     A dictionary is uploaded in chunks by unary calls, so that no message is large, a
     lost connection costs one chunk, and browsers can do it too:
@@ -100,8 +103,9 @@ class DictionaryServiceServicer(object):
     - FinishUpload stores the dictionary. If bytes are missing it is UPLOAD_INCOMPLETE and
     the upload goes on. Made again it answers the same, as long as the dictionary is
     there; chunks are then RESOURCE_NOT_FOUND.
+    - Where the operator allows no uploads, BeginUpload is STORE_QUOTA_EXCEEDED.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    Credentials, names and headers are as
     ModelService says.
     """
 
@@ -120,7 +124,7 @@ class DictionaryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDictionary(self, request, context):
-        """Deletes a dictionary. Runs that use it keep it.
+        """Deletes a stored dictionary and its labels. Runs that use it keep it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,9 +217,10 @@ def add_DictionaryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DictionaryService(object):
-    """Stores sparse autoencoders and transcoders by name. Projection.dictionary computes
-    the features of rows; MatrixSource.dictionary takes directions of several features,
-    and VectorSource.feature that of one. The dictionaries of a tenant are its own.
+    """Sparse autoencoders and transcoders by name. Projection.dictionary computes
+    the features of rows; FeatureOperation changes them; MatrixSource.dictionary takes
+    directions of several features, and VectorSource.feature that of one. The dictionaries of
+    a tenant are its own; those that the operator has loaded are there for all.
 
     A dictionary is uploaded in chunks by unary calls, so that no message is large, a
     lost connection costs one chunk, and browsers can do it too:
@@ -233,8 +238,9 @@ class DictionaryService(object):
     - FinishUpload stores the dictionary. If bytes are missing it is UPLOAD_INCOMPLETE and
     the upload goes on. Made again it answers the same, as long as the dictionary is
     there; chunks are then RESOURCE_NOT_FOUND.
+    - Where the operator allows no uploads, BeginUpload is STORE_QUOTA_EXCEEDED.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    Credentials, names and headers are as
     ModelService says.
     """
 

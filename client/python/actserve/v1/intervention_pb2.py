@@ -19,7 +19,7 @@ from actserve.v1 import source_pb2 as actserve_dot_v1_dot_source__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61\x63tserve/v1/intervention.proto\x12\x0b\x61\x63tserve.v1\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x17\x61\x63tserve/v1/probe.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/source.proto\x1a\x1fgoogle/api/field_behavior.proto\"\xc8\x04\n\x0cIntervention\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x13\n\x05heads\x18\x03 \x03(\rB\x04\xe2\x41\x01\x01\x12(\n\x03\x61\x64\x64\x18\x04 \x01(\x0b\x32\x19.actserve.v1.AddOperationH\x00\x12.\n\x06\x61\x62late\x18\x05 \x01(\x0b\x32\x1c.actserve.v1.AblateOperationH\x00\x12\x30\n\x07project\x18\x06 \x01(\x0b\x32\x1d.actserve.v1.ProjectOperationH\x00\x12,\n\x05\x63lamp\x18\x07 \x01(\x0b\x32\x1b.actserve.v1.ClampOperationH\x00\x12\x30\n\x07replace\x18\x08 \x01(\x0b\x32\x1d.actserve.v1.ReplaceOperationH\x00\x12*\n\x04swap\x18\t \x01(\x0b\x32\x1a.actserve.v1.SwapOperationH\x00\x12*\n\x04zero\x18\n \x01(\x0b\x32\x1a.actserve.v1.ZeroOperationH\x00\x12*\n\x04mean\x18\x0b \x01(\x0b\x32\x1a.actserve.v1.MeanOperationH\x00\x12\x1a\n\x0c\x61llow_unused\x18\x0c \x01(\x08\x42\x04\xe2\x41\x01\x01\x12*\n\x04when\x18\r \x01(\x0b\x32\x16.actserve.v1.ConditionB\x04\xe2\x41\x01\x01\x42\x0b\n\toperation\"\xb4\x01\n\tCondition\x12\'\n\x05probe\x18\x01 \x01(\x0b\x32\x12.actserve.v1.ProbeB\x04\xe2\x41\x01\x02\x12\x36\n\naggregator\x18\x02 \x01(\x0b\x32\x1c.actserve.v1.ScoreAggregatorB\x04\xe2\x41\x01\x01\x12\x18\n\x05\x61\x62ove\x18\x03 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x18\n\x05\x62\x65low\x18\x04 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x08\n\x06_aboveB\x08\n\x06_below\"\x87\x01\n\x0c\x41\x64\x64Operation\x12/\n\x06vector\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\x12\x1e\n\x0b\x63oefficient\x18\x02 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x16\n\x08relative\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\x0e\n\x0c_coefficient\"u\n\x0f\x41\x62lateOperation\x12\x32\n\tdirection\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\x12\x1e\n\x0b\x63oefficient\x18\x02 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_coefficient\"[\n\x10ProjectOperation\x12\x33\n\ndirections\x18\x01 \x01(\x0b\x32\x19.actserve.v1.MatrixSourceB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x61way\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x94\x01\n\x0e\x43lampOperation\x12\x32\n\tdirection\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\x12\x1a\n\x07minimum\x18\x02 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1a\n\x07maximum\x18\x03 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximum\"A\n\x10ReplaceOperation\x12-\n\x04rows\x18\x01 \x01(\x0b\x32\x19.actserve.v1.MatrixSourceB\x04\xe2\x41\x01\x02\"p\n\rSwapOperation\x12.\n\x05\x66irst\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\x12/\n\x06second\x18\x02 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\"\x0f\n\rZeroOperation\">\n\rMeanOperation\x12-\n\x04mean\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\"\xb3\x01\n\x12InterventionReport\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12\x14\n\x0c\x63hanged_rows\x18\x02 \x01(\x04\x12\x13\n\x0breused_rows\x18\x03 \x01(\x04\x12!\n\x14mean_relative_change\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x18\n\x0b\x64ose_factor\x18\x05 \x01(\x02H\x01\x88\x01\x01\x42\x17\n\x15_mean_relative_changeB\x0e\n\x0c_dose_factorBR\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61\x63tserve/v1/intervention.proto\x12\x0b\x61\x63tserve.v1\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x17\x61\x63tserve/v1/probe.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/source.proto\x1a\x1fgoogle/api/field_behavior.proto\"\xfb\x04\n\x0cIntervention\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x13\n\x05heads\x18\x03 \x03(\rB\x04\xe2\x41\x01\x01\x12(\n\x03\x61\x64\x64\x18\x04 \x01(\x0b\x32\x19.actserve.v1.AddOperationH\x00\x12.\n\x06\x61\x62late\x18\x05 \x01(\x0b\x32\x1c.actserve.v1.AblateOperationH\x00\x12\x30\n\x07project\x18\x06 \x01(\x0b\x32\x1d.actserve.v1.ProjectOperationH\x00\x12,\n\x05\x63lamp\x18\x07 \x01(\x0b\x32\x1b.actserve.v1.ClampOperationH\x00\x12\x30\n\x07replace\x18\x08 \x01(\x0b\x32\x1d.actserve.v1.ReplaceOperationH\x00\x12*\n\x04swap\x18\t \x01(\x0b\x32\x1a.actserve.v1.SwapOperationH\x00\x12*\n\x04zero\x18\n \x01(\x0b\x32\x1a.actserve.v1.ZeroOperationH\x00\x12*\n\x04mean\x18\x0b \x01(\x0b\x32\x1a.actserve.v1.MeanOperationH\x00\x12\x31\n\x08\x66\x65\x61tures\x18\x0e \x01(\x0b\x32\x1d.actserve.v1.FeatureOperationH\x00\x12\x1a\n\x0c\x61llow_unused\x18\x0c \x01(\x08\x42\x04\xe2\x41\x01\x01\x12*\n\x04when\x18\r \x01(\x0b\x32\x16.actserve.v1.ConditionB\x04\xe2\x41\x01\x01\x42\x0b\n\toperation\"\xb4\x01\n\tCondition\x12\'\n\x05probe\x18\x01 \x01(\x0b\x32\x12.actserve.v1.ProbeB\x04\xe2\x41\x01\x02\x12\x36\n\naggregator\x18\x02 \x01(\x0b\x32\x1c.actserve.v1.ScoreAggregatorB\x04\xe2\x41\x01\x01\x12\x18\n\x05\x61\x62ove\x18\x03 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x18\n\x05\x62\x65low\x18\x04 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x08\n\x06_aboveB\x08\n\x06_below\"\x87\x01\n\x0c\x41\x64\x64Operation\x12/\n\x06vector\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\x12\x1e\n\x0b\x63oefficient\x18\x02 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x16\n\x08relative\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\x0e\n\x0c_coefficient\"u\n\x0f\x41\x62lateOperation\x12\x32\n\tdirection\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\x12\x1e\n\x0b\x63oefficient\x18\x02 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_coefficient\"[\n\x10ProjectOperation\x12\x33\n\ndirections\x18\x01 \x01(\x0b\x32\x19.actserve.v1.MatrixSourceB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x61way\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x94\x01\n\x0e\x43lampOperation\x12\x32\n\tdirection\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\x12\x1a\n\x07minimum\x18\x02 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1a\n\x07maximum\x18\x03 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximum\"A\n\x10ReplaceOperation\x12-\n\x04rows\x18\x01 \x01(\x0b\x32\x19.actserve.v1.MatrixSourceB\x04\xe2\x41\x01\x02\"p\n\rSwapOperation\x12.\n\x05\x66irst\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\x12/\n\x06second\x18\x02 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\"\x0f\n\rZeroOperation\">\n\rMeanOperation\x12-\n\x04mean\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\"_\n\x10\x46\x65\x61tureOperation\x12\x18\n\ndictionary\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x31\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1a.actserve.v1.FeatureChangeB\x04\xe2\x41\x01\x02\"t\n\rFeatureChange\x12\x18\n\x05index\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02H\x01\x88\x01\x01\x12\x0f\n\x05value\x18\x02 \x01(\x02H\x00\x12\x12\n\x08\x61\x64\x64ition\x18\x03 \x01(\x02H\x00\x12\x10\n\x06\x66\x61\x63tor\x18\x04 \x01(\x02H\x00\x42\x08\n\x06\x63hangeB\x08\n\x06_index\"\xb3\x01\n\x12InterventionReport\x12\x0c\n\x04rows\x18\x01 \x01(\x04\x12\x14\n\x0c\x63hanged_rows\x18\x02 \x01(\x04\x12\x13\n\x0breused_rows\x18\x03 \x01(\x04\x12!\n\x14mean_relative_change\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x18\n\x0b\x64ose_factor\x18\x05 \x01(\x02H\x01\x88\x01\x01\x42\x17\n\x15_mean_relative_changeB\x0e\n\x0c_dose_factorBR\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -73,26 +73,36 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_SWAPOPERATION'].fields_by_name['second']._serialized_options = b'\342A\001\002'
   _globals['_MEANOPERATION'].fields_by_name['mean']._options = None
   _globals['_MEANOPERATION'].fields_by_name['mean']._serialized_options = b'\342A\001\002'
+  _globals['_FEATUREOPERATION'].fields_by_name['dictionary']._options = None
+  _globals['_FEATUREOPERATION'].fields_by_name['dictionary']._serialized_options = b'\342A\001\002'
+  _globals['_FEATUREOPERATION'].fields_by_name['changes']._options = None
+  _globals['_FEATUREOPERATION'].fields_by_name['changes']._serialized_options = b'\342A\001\002'
+  _globals['_FEATURECHANGE'].fields_by_name['index']._options = None
+  _globals['_FEATURECHANGE'].fields_by_name['index']._serialized_options = b'\342A\001\002'
   _globals['_INTERVENTION']._serialized_start=185
-  _globals['_INTERVENTION']._serialized_end=769
-  _globals['_CONDITION']._serialized_start=772
-  _globals['_CONDITION']._serialized_end=952
-  _globals['_ADDOPERATION']._serialized_start=955
-  _globals['_ADDOPERATION']._serialized_end=1090
-  _globals['_ABLATEOPERATION']._serialized_start=1092
-  _globals['_ABLATEOPERATION']._serialized_end=1209
-  _globals['_PROJECTOPERATION']._serialized_start=1211
-  _globals['_PROJECTOPERATION']._serialized_end=1302
-  _globals['_CLAMPOPERATION']._serialized_start=1305
-  _globals['_CLAMPOPERATION']._serialized_end=1453
-  _globals['_REPLACEOPERATION']._serialized_start=1455
-  _globals['_REPLACEOPERATION']._serialized_end=1520
-  _globals['_SWAPOPERATION']._serialized_start=1522
-  _globals['_SWAPOPERATION']._serialized_end=1634
-  _globals['_ZEROOPERATION']._serialized_start=1636
-  _globals['_ZEROOPERATION']._serialized_end=1651
-  _globals['_MEANOPERATION']._serialized_start=1653
-  _globals['_MEANOPERATION']._serialized_end=1715
-  _globals['_INTERVENTIONREPORT']._serialized_start=1718
-  _globals['_INTERVENTIONREPORT']._serialized_end=1897
+  _globals['_INTERVENTION']._serialized_end=820
+  _globals['_CONDITION']._serialized_start=823
+  _globals['_CONDITION']._serialized_end=1003
+  _globals['_ADDOPERATION']._serialized_start=1006
+  _globals['_ADDOPERATION']._serialized_end=1141
+  _globals['_ABLATEOPERATION']._serialized_start=1143
+  _globals['_ABLATEOPERATION']._serialized_end=1260
+  _globals['_PROJECTOPERATION']._serialized_start=1262
+  _globals['_PROJECTOPERATION']._serialized_end=1353
+  _globals['_CLAMPOPERATION']._serialized_start=1356
+  _globals['_CLAMPOPERATION']._serialized_end=1504
+  _globals['_REPLACEOPERATION']._serialized_start=1506
+  _globals['_REPLACEOPERATION']._serialized_end=1571
+  _globals['_SWAPOPERATION']._serialized_start=1573
+  _globals['_SWAPOPERATION']._serialized_end=1685
+  _globals['_ZEROOPERATION']._serialized_start=1687
+  _globals['_ZEROOPERATION']._serialized_end=1702
+  _globals['_MEANOPERATION']._serialized_start=1704
+  _globals['_MEANOPERATION']._serialized_end=1766
+  _globals['_FEATUREOPERATION']._serialized_start=1768
+  _globals['_FEATUREOPERATION']._serialized_end=1863
+  _globals['_FEATURECHANGE']._serialized_start=1865
+  _globals['_FEATURECHANGE']._serialized_end=1981
+  _globals['_INTERVENTIONREPORT']._serialized_start=1984
+  _globals['_INTERVENTIONREPORT']._serialized_end=2163
 # @@protoc_insertion_point(module_scope)

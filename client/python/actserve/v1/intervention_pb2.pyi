@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Intervention(_message.Message):
-    __slots__ = ("sites", "positions", "heads", "add", "ablate", "project", "clamp", "replace", "swap", "zero", "mean", "allow_unused", "when")
+    __slots__ = ("sites", "positions", "heads", "add", "ablate", "project", "clamp", "replace", "swap", "zero", "mean", "features", "allow_unused", "when")
     SITES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class Intervention(_message.Message):
     SWAP_FIELD_NUMBER: _ClassVar[int]
     ZERO_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     ALLOW_UNUSED_FIELD_NUMBER: _ClassVar[int]
     WHEN_FIELD_NUMBER: _ClassVar[int]
     sites: _containers.RepeatedCompositeFieldContainer[_site_pb2.Site]
@@ -36,9 +37,10 @@ class Intervention(_message.Message):
     swap: SwapOperation
     zero: ZeroOperation
     mean: MeanOperation
+    features: FeatureOperation
     allow_unused: bool
     when: Condition
-    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., heads: _Optional[_Iterable[int]] = ..., add: _Optional[_Union[AddOperation, _Mapping]] = ..., ablate: _Optional[_Union[AblateOperation, _Mapping]] = ..., project: _Optional[_Union[ProjectOperation, _Mapping]] = ..., clamp: _Optional[_Union[ClampOperation, _Mapping]] = ..., replace: _Optional[_Union[ReplaceOperation, _Mapping]] = ..., swap: _Optional[_Union[SwapOperation, _Mapping]] = ..., zero: _Optional[_Union[ZeroOperation, _Mapping]] = ..., mean: _Optional[_Union[MeanOperation, _Mapping]] = ..., allow_unused: bool = ..., when: _Optional[_Union[Condition, _Mapping]] = ...) -> None: ...
+    def __init__(self, sites: _Optional[_Iterable[_Union[_site_pb2.Site, _Mapping]]] = ..., positions: _Optional[_Union[_positions_pb2.PositionSelector, _Mapping]] = ..., heads: _Optional[_Iterable[int]] = ..., add: _Optional[_Union[AddOperation, _Mapping]] = ..., ablate: _Optional[_Union[AblateOperation, _Mapping]] = ..., project: _Optional[_Union[ProjectOperation, _Mapping]] = ..., clamp: _Optional[_Union[ClampOperation, _Mapping]] = ..., replace: _Optional[_Union[ReplaceOperation, _Mapping]] = ..., swap: _Optional[_Union[SwapOperation, _Mapping]] = ..., zero: _Optional[_Union[ZeroOperation, _Mapping]] = ..., mean: _Optional[_Union[MeanOperation, _Mapping]] = ..., features: _Optional[_Union[FeatureOperation, _Mapping]] = ..., allow_unused: bool = ..., when: _Optional[_Union[Condition, _Mapping]] = ...) -> None: ...
 
 class Condition(_message.Message):
     __slots__ = ("probe", "aggregator", "above", "below")
@@ -111,6 +113,26 @@ class MeanOperation(_message.Message):
     MEAN_FIELD_NUMBER: _ClassVar[int]
     mean: _source_pb2.VectorSource
     def __init__(self, mean: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ...) -> None: ...
+
+class FeatureOperation(_message.Message):
+    __slots__ = ("dictionary", "changes")
+    DICTIONARY_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    dictionary: str
+    changes: _containers.RepeatedCompositeFieldContainer[FeatureChange]
+    def __init__(self, dictionary: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[FeatureChange, _Mapping]]] = ...) -> None: ...
+
+class FeatureChange(_message.Message):
+    __slots__ = ("index", "value", "addition", "factor")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    ADDITION_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    value: float
+    addition: float
+    factor: float
+    def __init__(self, index: _Optional[int] = ..., value: _Optional[float] = ..., addition: _Optional[float] = ..., factor: _Optional[float] = ...) -> None: ...
 
 class InterventionReport(_message.Message):
     __slots__ = ("rows", "changed_rows", "reused_rows", "mean_relative_change", "dose_factor")

@@ -19,7 +19,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file actserve/v1/dictionary_service.proto.
  */
 export const file_actserve_v1_dictionary_service: GenFile = /*@__PURE__*/
-  fileDesc("CiRhY3RzZXJ2ZS92MS9kaWN0aW9uYXJ5X3NlcnZpY2UucHJvdG8SC2FjdHNlcnZlLnYxIsQDCgpEaWN0aW9uYXJ5EhIKBG5hbWUYASABKAlCBOJBAQgSLwoEa2luZBgCIAEoDjIbLmFjdHNlcnZlLnYxLkRpY3Rpb25hcnlLaW5kQgTiQQECEiUKBHNpdGUYAyABKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQECEi4KDXdyaXR0ZW5fc2l0ZXMYBCADKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQEBEhYKCGZlYXR1cmVzGAUgASgNQgTiQQECEisKBHJlbHUYBiABKAsyGy5hY3RzZXJ2ZS52MS5SZWx1QWN0aXZhdGlvbkgAEjQKCWp1bXBfcmVsdRgHIAEoCzIfLmFjdHNlcnZlLnYxLkRpY3Rpb25hcnlKdW1wUmVsdUgAEiwKBXRvcF9rGAggASgLMhsuYWN0c2VydmUudjEuVG9wS0FjdGl2YXRpb25IABIYCgpzaXplX2J5dGVzGAkgASgEQgTiQQEDEjUKC2NyZWF0ZV90aW1lGAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBAxISCgRldGFnGAsgASgJQgTiQQEDQgwKCmFjdGl2YXRpb24iFAoSRGljdGlvbmFyeUp1bXBSZWx1IrgBChBEaWN0aW9uYXJ5TWF0cml4EisKBHJvbGUYASABKA4yFy5hY3RzZXJ2ZS52MS5NYXRyaXhSb2xlQgTiQQECEh0KCnNpdGVfaW5kZXgYAiABKA1CBOJBAQFIAIgBARI0CgxlbGVtZW50X3R5cGUYAyABKA4yGC5hY3RzZXJ2ZS52MS5FbGVtZW50VHlwZUIE4kEBAhITCgVzaGFwZRgEIAMoDUIE4kEBAkINCgtfc2l0ZV9pbmRleCIqChRHZXREaWN0aW9uYXJ5UmVxdWVzdBISCgRuYW1lGAEgASgJQgTiQQECIkQKFUdldERpY3Rpb25hcnlSZXNwb25zZRIrCgpkaWN0aW9uYXJ5GAEgASgLMhcuYWN0c2VydmUudjEuRGljdGlvbmFyeSJhChdMaXN0RGljdGlvbmFyaWVzUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJiChhMaXN0RGljdGlvbmFyaWVzUmVzcG9uc2USLQoMZGljdGlvbmFyaWVzGAEgAygLMhcuYWN0c2VydmUudjEuRGljdGlvbmFyeRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiQQoXRGVsZXRlRGljdGlvbmFyeVJlcXVlc3QSEgoEbmFtZRgBIAEoCUIE4kEBAhISCgRldGFnGAIgASgJQgTiQQEBIhoKGERlbGV0ZURpY3Rpb25hcnlSZXNwb25zZSLKAQoSQmVnaW5VcGxvYWRSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEhsKDWRpY3Rpb25hcnlfaWQYAiABKAlCBOJBAQESMQoKZGljdGlvbmFyeRgDIAEoCzIXLmFjdHNlcnZlLnYxLkRpY3Rpb25hcnlCBOJBAQISNQoIbWF0cmljZXMYBCADKAsyHS5hY3RzZXJ2ZS52MS5EaWN0aW9uYXJ5TWF0cml4QgTiQQECEhgKCnJlcXVlc3RfaWQYBSABKAlCBOJBAQIihwEKE0JlZ2luVXBsb2FkUmVzcG9uc2USDgoGdXBsb2FkGAEgASgJEhcKD21heF9jaHVua19ieXRlcxgCIAEoDRIWCg5yZWNlaXZlZF9ieXRlcxgDIAMoBBIvCgtleHBpcmVfdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAivwEKElVwbG9hZENodW5rUmVxdWVzdBIUCgZ1cGxvYWQYASABKAlCBOJBAQISHwoMbWF0cml4X2luZGV4GAIgASgNQgTiQQECSACIAQESGQoGb2Zmc2V0GAMgASgEQgTiQQECSAGIAQESFQoHY29udGVudBgEIAEoDEIE4kEBAhIZCgZjcmMzMmMYBSABKA1CBOJBAQJIAogBAUIPCg1fbWF0cml4X2luZGV4QgkKB19vZmZzZXRCCQoHX2NyYzMyYyJeChNVcGxvYWRDaHVua1Jlc3BvbnNlEhYKDnJlY2VpdmVkX2J5dGVzGAEgASgEEi8KC2V4cGlyZV90aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCIrChNGaW5pc2hVcGxvYWRSZXF1ZXN0EhQKBnVwbG9hZBgBIAEoCUIE4kEBAiJDChRGaW5pc2hVcGxvYWRSZXNwb25zZRIrCgpkaWN0aW9uYXJ5GAEgASgLMhcuYWN0c2VydmUudjEuRGljdGlvbmFyeSJdCgxGZWF0dXJlTGFiZWwSGAoFaW5kZXgYASABKA1CBOJBAQJIAIgBARITCgVsYWJlbBgCIAEoCUIE4kEBARIUCgZzb3VyY2UYAyABKAlCBOJBAQFCCAoGX2luZGV4IngKF1NldEZlYXR1cmVMYWJlbHNSZXF1ZXN0EhgKCmRpY3Rpb25hcnkYASABKAlCBOJBAQISLwoGbGFiZWxzGAIgAygLMhkuYWN0c2VydmUudjEuRmVhdHVyZUxhYmVsQgTiQQECEhIKBGV0YWcYAyABKAlCBOJBAQEiKAoYU2V0RmVhdHVyZUxhYmVsc1Jlc3BvbnNlEgwKBGV0YWcYASABKAkifQoYTGlzdEZlYXR1cmVMYWJlbHNSZXF1ZXN0EhgKCmRpY3Rpb25hcnkYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBIl8KGUxpc3RGZWF0dXJlTGFiZWxzUmVzcG9uc2USKQoGbGFiZWxzGAEgAygLMhkuYWN0c2VydmUudjEuRmVhdHVyZUxhYmVsEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSp5Cg5EaWN0aW9uYXJ5S2luZBIfChtESUNUSU9OQVJZX0tJTkRfVU5TUEVDSUZJRUQQABImCiJESUNUSU9OQVJZX0tJTkRfU1BBUlNFX0FVVE9FTkNPREVSEAESHgoaRElDVElPTkFSWV9LSU5EX1RSQU5TQ09ERVIQAirlAQoKTWF0cml4Um9sZRIbChdNQVRSSVhfUk9MRV9VTlNQRUNJRklFRBAAEhcKE01BVFJJWF9ST0xFX0VOQ09ERVIQARIcChhNQVRSSVhfUk9MRV9FTkNPREVSX0JJQVMQAhIXChNNQVRSSVhfUk9MRV9ERUNPREVSEAMSHAoYTUFUUklYX1JPTEVfREVDT0RFUl9CSUFTEAQSGgoWTUFUUklYX1JPTEVfVEhSRVNIT0xEUxAFEhoKFk1BVFJJWF9ST0xFX0lOUFVUX0JJQVMQBhIUChBNQVRSSVhfUk9MRV9TS0lQEAcykwYKEURpY3Rpb25hcnlTZXJ2aWNlElsKDUdldERpY3Rpb25hcnkSIS5hY3RzZXJ2ZS52MS5HZXREaWN0aW9uYXJ5UmVxdWVzdBoiLmFjdHNlcnZlLnYxLkdldERpY3Rpb25hcnlSZXNwb25zZSIDkAIBEmQKEExpc3REaWN0aW9uYXJpZXMSJC5hY3RzZXJ2ZS52MS5MaXN0RGljdGlvbmFyaWVzUmVxdWVzdBolLmFjdHNlcnZlLnYxLkxpc3REaWN0aW9uYXJpZXNSZXNwb25zZSIDkAIBEmQKEERlbGV0ZURpY3Rpb25hcnkSJC5hY3RzZXJ2ZS52MS5EZWxldGVEaWN0aW9uYXJ5UmVxdWVzdBolLmFjdHNlcnZlLnYxLkRlbGV0ZURpY3Rpb25hcnlSZXNwb25zZSIDkAICElUKC0JlZ2luVXBsb2FkEh8uYWN0c2VydmUudjEuQmVnaW5VcGxvYWRSZXF1ZXN0GiAuYWN0c2VydmUudjEuQmVnaW5VcGxvYWRSZXNwb25zZSIDkAICElUKC1VwbG9hZENodW5rEh8uYWN0c2VydmUudjEuVXBsb2FkQ2h1bmtSZXF1ZXN0GiAuYWN0c2VydmUudjEuVXBsb2FkQ2h1bmtSZXNwb25zZSIDkAICElgKDEZpbmlzaFVwbG9hZBIgLmFjdHNlcnZlLnYxLkZpbmlzaFVwbG9hZFJlcXVlc3QaIS5hY3RzZXJ2ZS52MS5GaW5pc2hVcGxvYWRSZXNwb25zZSIDkAICEmQKEFNldEZlYXR1cmVMYWJlbHMSJC5hY3RzZXJ2ZS52MS5TZXRGZWF0dXJlTGFiZWxzUmVxdWVzdBolLmFjdHNlcnZlLnYxLlNldEZlYXR1cmVMYWJlbHNSZXNwb25zZSIDkAICEmcKEUxpc3RGZWF0dXJlTGFiZWxzEiUuYWN0c2VydmUudjEuTGlzdEZlYXR1cmVMYWJlbHNSZXF1ZXN0GiYuYWN0c2VydmUudjEuTGlzdEZlYXR1cmVMYWJlbHNSZXNwb25zZSIDkAIBQlIKD2Rldi5hY3RzZXJ2ZS52MVABWj1naXRodWIuY29tL2FjdHNlcnZlL2FjdHNlcnZlL2NsaWVudC9nby9hY3RzZXJ2ZS92MTthY3RzZXJ2ZXYxYgZwcm90bzM", [file_actserve_v1_readout, file_actserve_v1_site, file_actserve_v1_tensor, file_google_api_field_behavior, file_google_protobuf_timestamp]);
+  fileDesc("CiRhY3RzZXJ2ZS92MS9kaWN0aW9uYXJ5X3NlcnZpY2UucHJvdG8SC2FjdHNlcnZlLnYxIpAECgpEaWN0aW9uYXJ5EhIKBG5hbWUYASABKAlCBOJBAQgSLwoEa2luZBgCIAEoDjIbLmFjdHNlcnZlLnYxLkRpY3Rpb25hcnlLaW5kQgTiQQECEiUKBHNpdGUYAyABKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQECEi4KDXdyaXR0ZW5fc2l0ZXMYBCADKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQEBEhYKCGZlYXR1cmVzGAUgASgNQgTiQQECEisKBHJlbHUYBiABKAsyGy5hY3RzZXJ2ZS52MS5SZWx1QWN0aXZhdGlvbkgAEjQKCWp1bXBfcmVsdRgHIAEoCzIfLmFjdHNlcnZlLnYxLkRpY3Rpb25hcnlKdW1wUmVsdUgAEiwKBXRvcF9rGAggASgLMhsuYWN0c2VydmUudjEuVG9wS0FjdGl2YXRpb25IABIYCgpzaXplX2J5dGVzGAkgASgEQgTiQQEDEjUKC2NyZWF0ZV90aW1lGAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBAxISCgRldGFnGAsgASgJQgTiQQEDEjEKBWNoZWNrGAwgASgLMhwuYWN0c2VydmUudjEuRGljdGlvbmFyeUNoZWNrQgTiQQEDEhcKCW9mX3NlcnZlchgNIAEoCEIE4kEBA0IMCgphY3RpdmF0aW9uImkKD0RpY3Rpb25hcnlDaGVjaxIOCgZ0b2tlbnMYASABKA0SEQoJZXhwbGFpbmVkGAIgASgCEhoKEnNodWZmbGVkX2V4cGxhaW5lZBgDIAEoAhIXCg9hY3RpdmVfZmVhdHVyZXMYBCABKAIiFAoSRGljdGlvbmFyeUp1bXBSZWx1IrgBChBEaWN0aW9uYXJ5TWF0cml4EisKBHJvbGUYASABKA4yFy5hY3RzZXJ2ZS52MS5NYXRyaXhSb2xlQgTiQQECEh0KCnNpdGVfaW5kZXgYAiABKA1CBOJBAQFIAIgBARI0CgxlbGVtZW50X3R5cGUYAyABKA4yGC5hY3RzZXJ2ZS52MS5FbGVtZW50VHlwZUIE4kEBAhITCgVzaGFwZRgEIAMoDUIE4kEBAkINCgtfc2l0ZV9pbmRleCIqChRHZXREaWN0aW9uYXJ5UmVxdWVzdBISCgRuYW1lGAEgASgJQgTiQQECIkQKFUdldERpY3Rpb25hcnlSZXNwb25zZRIrCgpkaWN0aW9uYXJ5GAEgASgLMhcuYWN0c2VydmUudjEuRGljdGlvbmFyeSJhChdMaXN0RGljdGlvbmFyaWVzUmVxdWVzdBITCgVtb2RlbBgBIAEoCUIE4kEBARIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJiChhMaXN0RGljdGlvbmFyaWVzUmVzcG9uc2USLQoMZGljdGlvbmFyaWVzGAEgAygLMhcuYWN0c2VydmUudjEuRGljdGlvbmFyeRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiQQoXRGVsZXRlRGljdGlvbmFyeVJlcXVlc3QSEgoEbmFtZRgBIAEoCUIE4kEBAhISCgRldGFnGAIgASgJQgTiQQEBIhoKGERlbGV0ZURpY3Rpb25hcnlSZXNwb25zZSLKAQoSQmVnaW5VcGxvYWRSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEhsKDWRpY3Rpb25hcnlfaWQYAiABKAlCBOJBAQESMQoKZGljdGlvbmFyeRgDIAEoCzIXLmFjdHNlcnZlLnYxLkRpY3Rpb25hcnlCBOJBAQISNQoIbWF0cmljZXMYBCADKAsyHS5hY3RzZXJ2ZS52MS5EaWN0aW9uYXJ5TWF0cml4QgTiQQECEhgKCnJlcXVlc3RfaWQYBSABKAlCBOJBAQIihwEKE0JlZ2luVXBsb2FkUmVzcG9uc2USDgoGdXBsb2FkGAEgASgJEhcKD21heF9jaHVua19ieXRlcxgCIAEoDRIWCg5yZWNlaXZlZF9ieXRlcxgDIAMoBBIvCgtleHBpcmVfdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAivwEKElVwbG9hZENodW5rUmVxdWVzdBIUCgZ1cGxvYWQYASABKAlCBOJBAQISHwoMbWF0cml4X2luZGV4GAIgASgNQgTiQQECSACIAQESGQoGb2Zmc2V0GAMgASgEQgTiQQECSAGIAQESFQoHY29udGVudBgEIAEoDEIE4kEBAhIZCgZjcmMzMmMYBSABKA1CBOJBAQJIAogBAUIPCg1fbWF0cml4X2luZGV4QgkKB19vZmZzZXRCCQoHX2NyYzMyYyJeChNVcGxvYWRDaHVua1Jlc3BvbnNlEhYKDnJlY2VpdmVkX2J5dGVzGAEgASgEEi8KC2V4cGlyZV90aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCIrChNGaW5pc2hVcGxvYWRSZXF1ZXN0EhQKBnVwbG9hZBgBIAEoCUIE4kEBAiJDChRGaW5pc2hVcGxvYWRSZXNwb25zZRIrCgpkaWN0aW9uYXJ5GAEgASgLMhcuYWN0c2VydmUudjEuRGljdGlvbmFyeSJdCgxGZWF0dXJlTGFiZWwSGAoFaW5kZXgYASABKA1CBOJBAQJIAIgBARITCgVsYWJlbBgCIAEoCUIE4kEBARIUCgZzb3VyY2UYAyABKAlCBOJBAQFCCAoGX2luZGV4IngKF1NldEZlYXR1cmVMYWJlbHNSZXF1ZXN0EhgKCmRpY3Rpb25hcnkYASABKAlCBOJBAQISLwoGbGFiZWxzGAIgAygLMhkuYWN0c2VydmUudjEuRmVhdHVyZUxhYmVsQgTiQQECEhIKBGV0YWcYAyABKAlCBOJBAQEiKAoYU2V0RmVhdHVyZUxhYmVsc1Jlc3BvbnNlEgwKBGV0YWcYASABKAkifQoYTGlzdEZlYXR1cmVMYWJlbHNSZXF1ZXN0EhgKCmRpY3Rpb25hcnkYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBIl8KGUxpc3RGZWF0dXJlTGFiZWxzUmVzcG9uc2USKQoGbGFiZWxzGAEgAygLMhkuYWN0c2VydmUudjEuRmVhdHVyZUxhYmVsEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSp5Cg5EaWN0aW9uYXJ5S2luZBIfChtESUNUSU9OQVJZX0tJTkRfVU5TUEVDSUZJRUQQABImCiJESUNUSU9OQVJZX0tJTkRfU1BBUlNFX0FVVE9FTkNPREVSEAESHgoaRElDVElPTkFSWV9LSU5EX1RSQU5TQ09ERVIQAirlAQoKTWF0cml4Um9sZRIbChdNQVRSSVhfUk9MRV9VTlNQRUNJRklFRBAAEhcKE01BVFJJWF9ST0xFX0VOQ09ERVIQARIcChhNQVRSSVhfUk9MRV9FTkNPREVSX0JJQVMQAhIXChNNQVRSSVhfUk9MRV9ERUNPREVSEAMSHAoYTUFUUklYX1JPTEVfREVDT0RFUl9CSUFTEAQSGgoWTUFUUklYX1JPTEVfVEhSRVNIT0xEUxAFEhoKFk1BVFJJWF9ST0xFX0lOUFVUX0JJQVMQBhIUChBNQVRSSVhfUk9MRV9TS0lQEAcykwYKEURpY3Rpb25hcnlTZXJ2aWNlElsKDUdldERpY3Rpb25hcnkSIS5hY3RzZXJ2ZS52MS5HZXREaWN0aW9uYXJ5UmVxdWVzdBoiLmFjdHNlcnZlLnYxLkdldERpY3Rpb25hcnlSZXNwb25zZSIDkAIBEmQKEExpc3REaWN0aW9uYXJpZXMSJC5hY3RzZXJ2ZS52MS5MaXN0RGljdGlvbmFyaWVzUmVxdWVzdBolLmFjdHNlcnZlLnYxLkxpc3REaWN0aW9uYXJpZXNSZXNwb25zZSIDkAIBEmQKEERlbGV0ZURpY3Rpb25hcnkSJC5hY3RzZXJ2ZS52MS5EZWxldGVEaWN0aW9uYXJ5UmVxdWVzdBolLmFjdHNlcnZlLnYxLkRlbGV0ZURpY3Rpb25hcnlSZXNwb25zZSIDkAICElUKC0JlZ2luVXBsb2FkEh8uYWN0c2VydmUudjEuQmVnaW5VcGxvYWRSZXF1ZXN0GiAuYWN0c2VydmUudjEuQmVnaW5VcGxvYWRSZXNwb25zZSIDkAICElUKC1VwbG9hZENodW5rEh8uYWN0c2VydmUudjEuVXBsb2FkQ2h1bmtSZXF1ZXN0GiAuYWN0c2VydmUudjEuVXBsb2FkQ2h1bmtSZXNwb25zZSIDkAICElgKDEZpbmlzaFVwbG9hZBIgLmFjdHNlcnZlLnYxLkZpbmlzaFVwbG9hZFJlcXVlc3QaIS5hY3RzZXJ2ZS52MS5GaW5pc2hVcGxvYWRSZXNwb25zZSIDkAICEmQKEFNldEZlYXR1cmVMYWJlbHMSJC5hY3RzZXJ2ZS52MS5TZXRGZWF0dXJlTGFiZWxzUmVxdWVzdBolLmFjdHNlcnZlLnYxLlNldEZlYXR1cmVMYWJlbHNSZXNwb25zZSIDkAICEmcKEUxpc3RGZWF0dXJlTGFiZWxzEiUuYWN0c2VydmUudjEuTGlzdEZlYXR1cmVMYWJlbHNSZXF1ZXN0GiYuYWN0c2VydmUudjEuTGlzdEZlYXR1cmVMYWJlbHNSZXNwb25zZSIDkAIBQlIKD2Rldi5hY3RzZXJ2ZS52MVABWj1naXRodWIuY29tL2FjdHNlcnZlL2FjdHNlcnZlL2NsaWVudC9nby9hY3RzZXJ2ZS92MTthY3RzZXJ2ZXYxYgZwcm90bzM", [file_actserve_v1_readout, file_actserve_v1_site, file_actserve_v1_tensor, file_google_api_field_behavior, file_google_protobuf_timestamp]);
 
 /**
  * A stored dictionary: f = activation(z) with z = E (x - b_in) + b, and
@@ -118,6 +118,21 @@ export type Dictionary = Message<"actserve.v1.Dictionary"> & {
    * @generated from field: string etag = 11;
    */
   etag: string;
+
+  /**
+   * How well it reconstructs; unset where that was not measured.
+   *
+   * @generated from field: actserve.v1.DictionaryCheck check = 12;
+   */
+  check?: DictionaryCheck;
+
+  /**
+   * Whether the operator has loaded it: then every tenant has it, and deleting it is
+   * PERMISSION_DENIED. Each tenant has its own labels of it.
+   *
+   * @generated from field: bool of_server = 13;
+   */
+  ofServer: boolean;
 };
 
 /**
@@ -126,6 +141,51 @@ export type Dictionary = Message<"actserve.v1.Dictionary"> & {
  */
 export const DictionarySchema: GenMessage<Dictionary> = /*@__PURE__*/
   messageDesc(file_actserve_v1_dictionary_service, 0);
+
+/**
+ * How well a dictionary reconstructs rows of the served model, of a short text that comes
+ * with the server; the first token is left out. A dictionary that was made for another
+ * site or model, or is the wrong way round, explains no more than it does of shuffled rows.
+ *
+ * @generated from message actserve.v1.DictionaryCheck
+ */
+export type DictionaryCheck = Message<"actserve.v1.DictionaryCheck"> & {
+  /**
+   * How many rows were reconstructed.
+   *
+   * @generated from field: uint32 tokens = 1;
+   */
+  tokens: number;
+
+  /**
+   * The part of the variance of y that is explained, over all sites that are written:
+   * 1 - sum |y - y'|^2 / sum |y - mean(y)|^2.
+   *
+   * @generated from field: float explained = 2;
+   */
+  explained: number;
+
+  /**
+   * The same where y' is made of the x of another token.
+   *
+   * @generated from field: float shuffled_explained = 3;
+   */
+  shuffledExplained: number;
+
+  /**
+   * How many features are not zero, in the mean over tokens.
+   *
+   * @generated from field: float active_features = 4;
+   */
+  activeFeatures: number;
+};
+
+/**
+ * Describes the message actserve.v1.DictionaryCheck.
+ * Use `create(DictionaryCheckSchema)` to create a new message.
+ */
+export const DictionaryCheckSchema: GenMessage<DictionaryCheck> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_dictionary_service, 1);
 
 /**
  * Features at or below their threshold become zero (Rajamanoharan et al., "Jumping
@@ -141,7 +201,7 @@ export type DictionaryJumpRelu = Message<"actserve.v1.DictionaryJumpRelu"> & {
  * Use `create(DictionaryJumpReluSchema)` to create a new message.
  */
 export const DictionaryJumpReluSchema: GenMessage<DictionaryJumpRelu> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 1);
+  messageDesc(file_actserve_v1_dictionary_service, 2);
 
 /**
  * One matrix of a dictionary, as it is uploaded: C-contiguous and little-endian.
@@ -184,7 +244,7 @@ export type DictionaryMatrix = Message<"actserve.v1.DictionaryMatrix"> & {
  * Use `create(DictionaryMatrixSchema)` to create a new message.
  */
 export const DictionaryMatrixSchema: GenMessage<DictionaryMatrix> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 2);
+  messageDesc(file_actserve_v1_dictionary_service, 3);
 
 /**
  * A request for one dictionary.
@@ -205,7 +265,7 @@ export type GetDictionaryRequest = Message<"actserve.v1.GetDictionaryRequest"> &
  * Use `create(GetDictionaryRequestSchema)` to create a new message.
  */
 export const GetDictionaryRequestSchema: GenMessage<GetDictionaryRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 3);
+  messageDesc(file_actserve_v1_dictionary_service, 4);
 
 /**
  * One dictionary.
@@ -226,7 +286,7 @@ export type GetDictionaryResponse = Message<"actserve.v1.GetDictionaryResponse">
  * Use `create(GetDictionaryResponseSchema)` to create a new message.
  */
 export const GetDictionaryResponseSchema: GenMessage<GetDictionaryResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 4);
+  messageDesc(file_actserve_v1_dictionary_service, 5);
 
 /**
  * A request for a page of dictionaries.
@@ -261,7 +321,7 @@ export type ListDictionariesRequest = Message<"actserve.v1.ListDictionariesReque
  * Use `create(ListDictionariesRequestSchema)` to create a new message.
  */
 export const ListDictionariesRequestSchema: GenMessage<ListDictionariesRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 5);
+  messageDesc(file_actserve_v1_dictionary_service, 6);
 
 /**
  * A page of dictionaries.
@@ -289,7 +349,7 @@ export type ListDictionariesResponse = Message<"actserve.v1.ListDictionariesResp
  * Use `create(ListDictionariesResponseSchema)` to create a new message.
  */
 export const ListDictionariesResponseSchema: GenMessage<ListDictionariesResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 6);
+  messageDesc(file_actserve_v1_dictionary_service, 7);
 
 /**
  * A request to delete a dictionary.
@@ -317,7 +377,7 @@ export type DeleteDictionaryRequest = Message<"actserve.v1.DeleteDictionaryReque
  * Use `create(DeleteDictionaryRequestSchema)` to create a new message.
  */
 export const DeleteDictionaryRequestSchema: GenMessage<DeleteDictionaryRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 7);
+  messageDesc(file_actserve_v1_dictionary_service, 8);
 
 /**
  * Nothing.
@@ -332,7 +392,7 @@ export type DeleteDictionaryResponse = Message<"actserve.v1.DeleteDictionaryResp
  * Use `create(DeleteDictionaryResponseSchema)` to create a new message.
  */
 export const DeleteDictionaryResponseSchema: GenMessage<DeleteDictionaryResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 8);
+  messageDesc(file_actserve_v1_dictionary_service, 9);
 
 /**
  * A request to begin an upload.
@@ -387,7 +447,7 @@ export type BeginUploadRequest = Message<"actserve.v1.BeginUploadRequest"> & {
  * Use `create(BeginUploadRequestSchema)` to create a new message.
  */
 export const BeginUploadRequestSchema: GenMessage<BeginUploadRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 9);
+  messageDesc(file_actserve_v1_dictionary_service, 10);
 
 /**
  * How to go on.
@@ -431,7 +491,7 @@ export type BeginUploadResponse = Message<"actserve.v1.BeginUploadResponse"> & {
  * Use `create(BeginUploadResponseSchema)` to create a new message.
  */
 export const BeginUploadResponseSchema: GenMessage<BeginUploadResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 10);
+  messageDesc(file_actserve_v1_dictionary_service, 11);
 
 /**
  * A part of one matrix.
@@ -481,7 +541,7 @@ export type UploadChunkRequest = Message<"actserve.v1.UploadChunkRequest"> & {
  * Use `create(UploadChunkRequestSchema)` to create a new message.
  */
 export const UploadChunkRequestSchema: GenMessage<UploadChunkRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 11);
+  messageDesc(file_actserve_v1_dictionary_service, 12);
 
 /**
  * How far a matrix has come.
@@ -510,7 +570,7 @@ export type UploadChunkResponse = Message<"actserve.v1.UploadChunkResponse"> & {
  * Use `create(UploadChunkResponseSchema)` to create a new message.
  */
 export const UploadChunkResponseSchema: GenMessage<UploadChunkResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 12);
+  messageDesc(file_actserve_v1_dictionary_service, 13);
 
 /**
  * A request to finish an upload.
@@ -531,7 +591,7 @@ export type FinishUploadRequest = Message<"actserve.v1.FinishUploadRequest"> & {
  * Use `create(FinishUploadRequestSchema)` to create a new message.
  */
 export const FinishUploadRequestSchema: GenMessage<FinishUploadRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 13);
+  messageDesc(file_actserve_v1_dictionary_service, 14);
 
 /**
  * What was stored.
@@ -552,7 +612,7 @@ export type FinishUploadResponse = Message<"actserve.v1.FinishUploadResponse"> &
  * Use `create(FinishUploadResponseSchema)` to create a new message.
  */
 export const FinishUploadResponseSchema: GenMessage<FinishUploadResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 14);
+  messageDesc(file_actserve_v1_dictionary_service, 15);
 
 /**
  * What a feature stands for.
@@ -587,7 +647,7 @@ export type FeatureLabel = Message<"actserve.v1.FeatureLabel"> & {
  * Use `create(FeatureLabelSchema)` to create a new message.
  */
 export const FeatureLabelSchema: GenMessage<FeatureLabel> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 15);
+  messageDesc(file_actserve_v1_dictionary_service, 16);
 
 /**
  * A request to label features.
@@ -623,7 +683,7 @@ export type SetFeatureLabelsRequest = Message<"actserve.v1.SetFeatureLabelsReque
  * Use `create(SetFeatureLabelsRequestSchema)` to create a new message.
  */
 export const SetFeatureLabelsRequestSchema: GenMessage<SetFeatureLabelsRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 16);
+  messageDesc(file_actserve_v1_dictionary_service, 17);
 
 /**
  * What is stored now.
@@ -644,7 +704,7 @@ export type SetFeatureLabelsResponse = Message<"actserve.v1.SetFeatureLabelsResp
  * Use `create(SetFeatureLabelsResponseSchema)` to create a new message.
  */
 export const SetFeatureLabelsResponseSchema: GenMessage<SetFeatureLabelsResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 17);
+  messageDesc(file_actserve_v1_dictionary_service, 18);
 
 /**
  * A request for a page of labels.
@@ -686,7 +746,7 @@ export type ListFeatureLabelsRequest = Message<"actserve.v1.ListFeatureLabelsReq
  * Use `create(ListFeatureLabelsRequestSchema)` to create a new message.
  */
 export const ListFeatureLabelsRequestSchema: GenMessage<ListFeatureLabelsRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 18);
+  messageDesc(file_actserve_v1_dictionary_service, 19);
 
 /**
  * A page of labels.
@@ -714,7 +774,7 @@ export type ListFeatureLabelsResponse = Message<"actserve.v1.ListFeatureLabelsRe
  * Use `create(ListFeatureLabelsResponseSchema)` to create a new message.
  */
 export const ListFeatureLabelsResponseSchema: GenMessage<ListFeatureLabelsResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_dictionary_service, 19);
+  messageDesc(file_actserve_v1_dictionary_service, 20);
 
 /**
  * What a dictionary reconstructs.
@@ -822,9 +882,10 @@ export const MatrixRoleSchema: GenEnum<MatrixRole> = /*@__PURE__*/
   enumDesc(file_actserve_v1_dictionary_service, 1);
 
 /**
- * Stores sparse autoencoders and transcoders by name. Projection.dictionary computes
- * the features of rows; MatrixSource.dictionary takes directions of several features,
- * and VectorSource.feature that of one. The dictionaries of a tenant are its own.
+ * Sparse autoencoders and transcoders by name. Projection.dictionary computes
+ * the features of rows; FeatureOperation changes them; MatrixSource.dictionary takes
+ * directions of several features, and VectorSource.feature that of one. The dictionaries of
+ * a tenant are its own; those that the operator has loaded are there for all.
  *
  * A dictionary is uploaded in chunks by unary calls, so that no message is large, a
  * lost connection costs one chunk, and browsers can do it too:
@@ -842,8 +903,9 @@ export const MatrixRoleSchema: GenEnum<MatrixRole> = /*@__PURE__*/
  * - FinishUpload stores the dictionary. If bytes are missing it is UPLOAD_INCOMPLETE and
  *   the upload goes on. Made again it answers the same, as long as the dictionary is
  *   there; chunks are then RESOURCE_NOT_FOUND.
+ * - Where the operator allows no uploads, BeginUpload is STORE_QUOTA_EXCEEDED.
  *
- * Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+ * Credentials, names and headers are as
  * ModelService says.
  *
  * @generated from service actserve.v1.DictionaryService
@@ -870,7 +932,7 @@ export const DictionaryService: GenService<{
     output: typeof ListDictionariesResponseSchema;
   },
   /**
-   * Deletes a dictionary. Runs that use it keep it.
+   * Deletes a stored dictionary and its labels. Runs that use it keep it.
    *
    * @generated from rpc actserve.v1.DictionaryService.DeleteDictionary
    */

@@ -477,7 +477,7 @@ export enum ErrorReason {
   REQUEST_ID_REUSED = 54,
 
   /**
-   * Not sent yet: the bytes of a chunk do not have its checksum. Send the chunk again.
+   * The bytes of a chunk do not have its checksum. Send the chunk again.
    * INVALID_ARGUMENT with crc32c, expected_crc32c.
    *
    * @generated from enum value: ERROR_REASON_CHECKSUM_MISMATCH = 55;
@@ -485,7 +485,7 @@ export enum ErrorReason {
   CHECKSUM_MISMATCH = 55,
 
   /**
-   * Not sent yet: bytes of a matrix are missing. Send the rest before FinishUpload.
+   * Bytes of a matrix are missing. Send the rest before FinishUpload.
    * FAILED_PRECONDITION with matrix_index, received_bytes, expected_bytes.
    *
    * @generated from enum value: ERROR_REASON_UPLOAD_INCOMPLETE = 56;

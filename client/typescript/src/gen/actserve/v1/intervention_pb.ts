@@ -19,7 +19,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file actserve/v1/intervention.proto.
  */
 export const file_actserve_v1_intervention: GenFile = /*@__PURE__*/
-  fileDesc("Ch5hY3RzZXJ2ZS92MS9pbnRlcnZlbnRpb24ucHJvdG8SC2FjdHNlcnZlLnYxIsgECgxJbnRlcnZlbnRpb24SJgoFc2l0ZXMYASADKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQECEjYKCXBvc2l0aW9ucxgCIAEoCzIdLmFjdHNlcnZlLnYxLlBvc2l0aW9uU2VsZWN0b3JCBOJBAQESEwoFaGVhZHMYAyADKA1CBOJBAQESKAoDYWRkGAQgASgLMhkuYWN0c2VydmUudjEuQWRkT3BlcmF0aW9uSAASLgoGYWJsYXRlGAUgASgLMhwuYWN0c2VydmUudjEuQWJsYXRlT3BlcmF0aW9uSAASMAoHcHJvamVjdBgGIAEoCzIdLmFjdHNlcnZlLnYxLlByb2plY3RPcGVyYXRpb25IABIsCgVjbGFtcBgHIAEoCzIbLmFjdHNlcnZlLnYxLkNsYW1wT3BlcmF0aW9uSAASMAoHcmVwbGFjZRgIIAEoCzIdLmFjdHNlcnZlLnYxLlJlcGxhY2VPcGVyYXRpb25IABIqCgRzd2FwGAkgASgLMhouYWN0c2VydmUudjEuU3dhcE9wZXJhdGlvbkgAEioKBHplcm8YCiABKAsyGi5hY3RzZXJ2ZS52MS5aZXJvT3BlcmF0aW9uSAASKgoEbWVhbhgLIAEoCzIaLmFjdHNlcnZlLnYxLk1lYW5PcGVyYXRpb25IABIaCgxhbGxvd191bnVzZWQYDCABKAhCBOJBAQESKgoEd2hlbhgNIAEoCzIWLmFjdHNlcnZlLnYxLkNvbmRpdGlvbkIE4kEBAUILCglvcGVyYXRpb24itAEKCUNvbmRpdGlvbhInCgVwcm9iZRgBIAEoCzISLmFjdHNlcnZlLnYxLlByb2JlQgTiQQECEjYKCmFnZ3JlZ2F0b3IYAiABKAsyHC5hY3RzZXJ2ZS52MS5TY29yZUFnZ3JlZ2F0b3JCBOJBAQESGAoFYWJvdmUYAyABKAJCBOJBAQFIAIgBARIYCgViZWxvdxgEIAEoAkIE4kEBAUgBiAEBQggKBl9hYm92ZUIICgZfYmVsb3cihwEKDEFkZE9wZXJhdGlvbhIvCgZ2ZWN0b3IYASABKAsyGS5hY3RzZXJ2ZS52MS5WZWN0b3JTb3VyY2VCBOJBAQISHgoLY29lZmZpY2llbnQYAiABKAJCBOJBAQFIAIgBARIWCghyZWxhdGl2ZRgDIAEoCEIE4kEBAUIOCgxfY29lZmZpY2llbnQidQoPQWJsYXRlT3BlcmF0aW9uEjIKCWRpcmVjdGlvbhgBIAEoCzIZLmFjdHNlcnZlLnYxLlZlY3RvclNvdXJjZUIE4kEBAhIeCgtjb2VmZmljaWVudBgCIAEoAkIE4kEBAUgAiAEBQg4KDF9jb2VmZmljaWVudCJbChBQcm9qZWN0T3BlcmF0aW9uEjMKCmRpcmVjdGlvbnMYASABKAsyGS5hY3RzZXJ2ZS52MS5NYXRyaXhTb3VyY2VCBOJBAQISEgoEYXdheRgCIAEoCEIE4kEBASKUAQoOQ2xhbXBPcGVyYXRpb24SMgoJZGlyZWN0aW9uGAEgASgLMhkuYWN0c2VydmUudjEuVmVjdG9yU291cmNlQgTiQQECEhoKB21pbmltdW0YAiABKAJCBOJBAQFIAIgBARIaCgdtYXhpbXVtGAMgASgCQgTiQQEBSAGIAQFCCgoIX21pbmltdW1CCgoIX21heGltdW0iQQoQUmVwbGFjZU9wZXJhdGlvbhItCgRyb3dzGAEgASgLMhkuYWN0c2VydmUudjEuTWF0cml4U291cmNlQgTiQQECInAKDVN3YXBPcGVyYXRpb24SLgoFZmlyc3QYASABKAsyGS5hY3RzZXJ2ZS52MS5WZWN0b3JTb3VyY2VCBOJBAQISLwoGc2Vjb25kGAIgASgLMhkuYWN0c2VydmUudjEuVmVjdG9yU291cmNlQgTiQQECIg8KDVplcm9PcGVyYXRpb24iPgoNTWVhbk9wZXJhdGlvbhItCgRtZWFuGAEgASgLMhkuYWN0c2VydmUudjEuVmVjdG9yU291cmNlQgTiQQECIrMBChJJbnRlcnZlbnRpb25SZXBvcnQSDAoEcm93cxgBIAEoBBIUCgxjaGFuZ2VkX3Jvd3MYAiABKAQSEwoLcmV1c2VkX3Jvd3MYAyABKAQSIQoUbWVhbl9yZWxhdGl2ZV9jaGFuZ2UYBCABKAJIAIgBARIYCgtkb3NlX2ZhY3RvchgFIAEoAkgBiAEBQhcKFV9tZWFuX3JlbGF0aXZlX2NoYW5nZUIOCgxfZG9zZV9mYWN0b3JCUgoPZGV2LmFjdHNlcnZlLnYxUAFaPWdpdGh1Yi5jb20vYWN0c2VydmUvYWN0c2VydmUvY2xpZW50L2dvL2FjdHNlcnZlL3YxO2FjdHNlcnZldjFiBnByb3RvMw", [file_actserve_v1_positions, file_actserve_v1_probe, file_actserve_v1_site, file_actserve_v1_source, file_google_api_field_behavior]);
+  fileDesc("Ch5hY3RzZXJ2ZS92MS9pbnRlcnZlbnRpb24ucHJvdG8SC2FjdHNlcnZlLnYxIvsECgxJbnRlcnZlbnRpb24SJgoFc2l0ZXMYASADKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQECEjYKCXBvc2l0aW9ucxgCIAEoCzIdLmFjdHNlcnZlLnYxLlBvc2l0aW9uU2VsZWN0b3JCBOJBAQESEwoFaGVhZHMYAyADKA1CBOJBAQESKAoDYWRkGAQgASgLMhkuYWN0c2VydmUudjEuQWRkT3BlcmF0aW9uSAASLgoGYWJsYXRlGAUgASgLMhwuYWN0c2VydmUudjEuQWJsYXRlT3BlcmF0aW9uSAASMAoHcHJvamVjdBgGIAEoCzIdLmFjdHNlcnZlLnYxLlByb2plY3RPcGVyYXRpb25IABIsCgVjbGFtcBgHIAEoCzIbLmFjdHNlcnZlLnYxLkNsYW1wT3BlcmF0aW9uSAASMAoHcmVwbGFjZRgIIAEoCzIdLmFjdHNlcnZlLnYxLlJlcGxhY2VPcGVyYXRpb25IABIqCgRzd2FwGAkgASgLMhouYWN0c2VydmUudjEuU3dhcE9wZXJhdGlvbkgAEioKBHplcm8YCiABKAsyGi5hY3RzZXJ2ZS52MS5aZXJvT3BlcmF0aW9uSAASKgoEbWVhbhgLIAEoCzIaLmFjdHNlcnZlLnYxLk1lYW5PcGVyYXRpb25IABIxCghmZWF0dXJlcxgOIAEoCzIdLmFjdHNlcnZlLnYxLkZlYXR1cmVPcGVyYXRpb25IABIaCgxhbGxvd191bnVzZWQYDCABKAhCBOJBAQESKgoEd2hlbhgNIAEoCzIWLmFjdHNlcnZlLnYxLkNvbmRpdGlvbkIE4kEBAUILCglvcGVyYXRpb24itAEKCUNvbmRpdGlvbhInCgVwcm9iZRgBIAEoCzISLmFjdHNlcnZlLnYxLlByb2JlQgTiQQECEjYKCmFnZ3JlZ2F0b3IYAiABKAsyHC5hY3RzZXJ2ZS52MS5TY29yZUFnZ3JlZ2F0b3JCBOJBAQESGAoFYWJvdmUYAyABKAJCBOJBAQFIAIgBARIYCgViZWxvdxgEIAEoAkIE4kEBAUgBiAEBQggKBl9hYm92ZUIICgZfYmVsb3cihwEKDEFkZE9wZXJhdGlvbhIvCgZ2ZWN0b3IYASABKAsyGS5hY3RzZXJ2ZS52MS5WZWN0b3JTb3VyY2VCBOJBAQISHgoLY29lZmZpY2llbnQYAiABKAJCBOJBAQFIAIgBARIWCghyZWxhdGl2ZRgDIAEoCEIE4kEBAUIOCgxfY29lZmZpY2llbnQidQoPQWJsYXRlT3BlcmF0aW9uEjIKCWRpcmVjdGlvbhgBIAEoCzIZLmFjdHNlcnZlLnYxLlZlY3RvclNvdXJjZUIE4kEBAhIeCgtjb2VmZmljaWVudBgCIAEoAkIE4kEBAUgAiAEBQg4KDF9jb2VmZmljaWVudCJbChBQcm9qZWN0T3BlcmF0aW9uEjMKCmRpcmVjdGlvbnMYASABKAsyGS5hY3RzZXJ2ZS52MS5NYXRyaXhTb3VyY2VCBOJBAQISEgoEYXdheRgCIAEoCEIE4kEBASKUAQoOQ2xhbXBPcGVyYXRpb24SMgoJZGlyZWN0aW9uGAEgASgLMhkuYWN0c2VydmUudjEuVmVjdG9yU291cmNlQgTiQQECEhoKB21pbmltdW0YAiABKAJCBOJBAQFIAIgBARIaCgdtYXhpbXVtGAMgASgCQgTiQQEBSAGIAQFCCgoIX21pbmltdW1CCgoIX21heGltdW0iQQoQUmVwbGFjZU9wZXJhdGlvbhItCgRyb3dzGAEgASgLMhkuYWN0c2VydmUudjEuTWF0cml4U291cmNlQgTiQQECInAKDVN3YXBPcGVyYXRpb24SLgoFZmlyc3QYASABKAsyGS5hY3RzZXJ2ZS52MS5WZWN0b3JTb3VyY2VCBOJBAQISLwoGc2Vjb25kGAIgASgLMhkuYWN0c2VydmUudjEuVmVjdG9yU291cmNlQgTiQQECIg8KDVplcm9PcGVyYXRpb24iPgoNTWVhbk9wZXJhdGlvbhItCgRtZWFuGAEgASgLMhkuYWN0c2VydmUudjEuVmVjdG9yU291cmNlQgTiQQECIl8KEEZlYXR1cmVPcGVyYXRpb24SGAoKZGljdGlvbmFyeRgBIAEoCUIE4kEBAhIxCgdjaGFuZ2VzGAIgAygLMhouYWN0c2VydmUudjEuRmVhdHVyZUNoYW5nZUIE4kEBAiJ0Cg1GZWF0dXJlQ2hhbmdlEhgKBWluZGV4GAEgASgNQgTiQQECSAGIAQESDwoFdmFsdWUYAiABKAJIABISCghhZGRpdGlvbhgDIAEoAkgAEhAKBmZhY3RvchgEIAEoAkgAQggKBmNoYW5nZUIICgZfaW5kZXgiswEKEkludGVydmVudGlvblJlcG9ydBIMCgRyb3dzGAEgASgEEhQKDGNoYW5nZWRfcm93cxgCIAEoBBITCgtyZXVzZWRfcm93cxgDIAEoBBIhChRtZWFuX3JlbGF0aXZlX2NoYW5nZRgEIAEoAkgAiAEBEhgKC2Rvc2VfZmFjdG9yGAUgASgCSAGIAQFCFwoVX21lYW5fcmVsYXRpdmVfY2hhbmdlQg4KDF9kb3NlX2ZhY3RvckJSCg9kZXYuYWN0c2VydmUudjFQAVo9Z2l0aHViLmNvbS9hY3RzZXJ2ZS9hY3RzZXJ2ZS9jbGllbnQvZ28vYWN0c2VydmUvdjE7YWN0c2VydmV2MWIGcHJvdG8z", [file_actserve_v1_positions, file_actserve_v1_probe, file_actserve_v1_site, file_actserve_v1_source, file_google_api_field_behavior]);
 
 /**
  * A change made to activations while tokens are computed. Several are applied in the
@@ -122,6 +122,14 @@ export type Intervention = Message<"actserve.v1.Intervention"> & {
      */
     value: MeanOperation;
     case: "mean";
+  } | {
+    /**
+     * Changes features of a dictionary.
+     *
+     * @generated from field: actserve.v1.FeatureOperation features = 14;
+     */
+    value: FeatureOperation;
+    case: "features";
   } | { case: undefined; value?: undefined };
 
   /**
@@ -420,6 +428,94 @@ export const MeanOperationSchema: GenMessage<MeanOperation> = /*@__PURE__*/
   messageDesc(file_actserve_v1_intervention, 9);
 
 /**
+ * x + sum over i of (f'_i - f_i) d_i: changes features of a dictionary, and keeps of x what
+ * the dictionary does not explain. f are its features of x as the operations before this
+ * one left it, and d_i is what feature i writes, a row of its decoder. A feature may be
+ * made negative.
+ *
+ * A sparse autoencoder may be used at any sites of its width; others are
+ * TENSOR_WIDTH_MISMATCH. What the features of a transcoder are is read elsewhere than it is
+ * written, so of it only `addition` is served, and only at sites that it writes to:
+ * else SITE_INVALID. Not together with `heads`.
+ *
+ * @generated from message actserve.v1.FeatureOperation
+ */
+export type FeatureOperation = Message<"actserve.v1.FeatureOperation"> & {
+  /**
+   * Format: models/{model}/dictionaries/{dictionary}.
+   *
+   * @generated from field: string dictionary = 1;
+   */
+  dictionary: string;
+
+  /**
+   * The changes, from 1 to 256, each of a different feature.
+   *
+   * @generated from field: repeated actserve.v1.FeatureChange changes = 2;
+   */
+  changes: FeatureChange[];
+};
+
+/**
+ * Describes the message actserve.v1.FeatureOperation.
+ * Use `create(FeatureOperationSchema)` to create a new message.
+ */
+export const FeatureOperationSchema: GenMessage<FeatureOperation> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_intervention, 10);
+
+/**
+ * What becomes of one feature f.
+ *
+ * @generated from message actserve.v1.FeatureChange
+ */
+export type FeatureChange = Message<"actserve.v1.FeatureChange"> & {
+  /**
+   * Which feature, from zero.
+   *
+   * @generated from field: optional uint32 index = 1;
+   */
+  index?: number;
+
+  /**
+   * Exactly one is set; finite.
+   *
+   * @generated from oneof actserve.v1.FeatureChange.change
+   */
+  change: {
+    /**
+     * f' is this, whatever f is.
+     *
+     * @generated from field: float value = 2;
+     */
+    value: number;
+    case: "value";
+  } | {
+    /**
+     * f' = f + this, also where f is zero.
+     *
+     * @generated from field: float addition = 3;
+     */
+    value: number;
+    case: "addition";
+  } | {
+    /**
+     * f' = f times this: zero ablates the feature, one changes nothing.
+     *
+     * @generated from field: float factor = 4;
+     */
+    value: number;
+    case: "factor";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message actserve.v1.FeatureChange.
+ * Use `create(FeatureChangeSchema)` to create a new message.
+ */
+export const FeatureChangeSchema: GenMessage<FeatureChange> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_intervention, 11);
+
+/**
  * What an intervention did to one sequence, over all its sites. With heads, a row
  * is the part of one head; tokens times sites times heads take 64 bits.
  *
@@ -473,5 +569,5 @@ export type InterventionReport = Message<"actserve.v1.InterventionReport"> & {
  * Use `create(InterventionReportSchema)` to create a new message.
  */
 export const InterventionReportSchema: GenMessage<InterventionReport> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_intervention, 10);
+  messageDesc(file_actserve_v1_intervention, 12);
 

@@ -252,7 +252,7 @@ export type Projection = Message<"actserve.v1.Projection"> & {
    * A stored dictionary, whose features f stand for y, with all its biases and its
    * activation: `directions`, `bias` and `activation` are then unset. It reads any sites
    * of its width, not its own alone; others are TENSOR_WIDTH_MISMATCH. Format:
-   * models/{model}/dictionaries/{dictionary}. Not served yet: FEATURE_NOT_SERVED.
+   * models/{model}/dictionaries/{dictionary}.
    *
    * @generated from field: string dictionary = 7;
    */

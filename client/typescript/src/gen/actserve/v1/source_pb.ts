@@ -63,8 +63,7 @@ export type VectorSource = Message<"actserve.v1.VectorSource"> & {
     case: "edit";
   } | {
     /**
-     * What a dictionary writes for one of its features: a row of its decoder. Not
-     * served yet: FEATURE_NOT_SERVED.
+     * What a dictionary writes for one of its features: a row of its decoder.
      *
      * @generated from field: actserve.v1.DictionaryFeature feature = 5;
      */
@@ -102,7 +101,7 @@ export type MatrixSource = Message<"actserve.v1.MatrixSource"> & {
     case: "tensor";
   } | {
     /**
-     * Directions of a stored dictionary. Not served yet: FEATURE_NOT_SERVED.
+     * Directions of a stored dictionary.
      *
      * @generated from field: actserve.v1.DictionaryRows dictionary = 2;
      */
