@@ -9,12 +9,16 @@ from importlib.metadata import version
 
 from actserve._async.alerts import AsyncAlerts
 from actserve._async.client import AsyncClient
+from actserve._async.dictionaries import AsyncDictionaries
+from actserve._async.features import AsyncFeatures
 from actserve._async.monitor_fits import AsyncMonitorFit
 from actserve._async.monitors import AsyncMonitors
 from actserve._async.streams import AsyncStream
 from actserve._async.vectors import AsyncVectors
 from actserve._sync.alerts import Alerts
 from actserve._sync.client import Client
+from actserve._sync.dictionaries import Dictionaries
+from actserve._sync.features import Features
 from actserve._sync.monitor_fits import MonitorFit
 from actserve._sync.monitors import Monitors
 from actserve._sync.streams import Stream
@@ -24,6 +28,9 @@ from actserve.alerts import Alert, WebhookDelivery
 from actserve.attention import Attention, AttentionMeans, AttentionPattern, AttentionSummary
 from actserve.attributions import Attributions, LogitAttribution
 from actserve.conversations import Conversation
+from actserve.dashboards import write_feature_files, write_neuronpedia_export
+from actserve.dictionaries import DictionaryCheck, Feature, FeatureLabel, StoredDictionary
+from actserve.dictionary_matrices import Dictionary
 from actserve.edits import ExplanationEdit
 from actserve.errors import (
     ActserveError,
@@ -60,12 +67,22 @@ from actserve.events import (
 )
 from actserve.explaining import Explaining
 from actserve.explanations import Claim, ExplainedText, Explanation, Score
+from actserve.feature_index import FeatureExample, FeatureIndex
+from actserve.features import (
+    ActiveFeature,
+    ChosenFeatures,
+    FeatureTotal,
+    FeatureTotals,
+    LogitEffect,
+    TopFeatures,
+)
 from actserve.files import load, save
 from actserve.fit_examples import Example
 from actserve.frames import to_pandas
 from actserve.interventions import (
     Ablate,
     Add,
+    ChangeFeatures,
     Clamp,
     Intervention,
     Mean,
@@ -75,6 +92,7 @@ from actserve.interventions import (
     Zero,
 )
 from actserve.kept import Keep, Kept, KeptRows
+from actserve.looks import LikelyToken, Look
 from actserve.means import LabelMeans
 from actserve.models import HookPointSupport, Limits, Model
 from actserve.monitor_fits import FitReport, FittedSites, Work
@@ -135,6 +153,7 @@ __version__ = version("actserve")
 __all__ = [
     "Ablate",
     "Activations",
+    "ActiveFeature",
     "ActserveError",
     "Add",
     "Aggregator",
@@ -143,6 +162,8 @@ __all__ = [
     "AlreadyExists",
     "AsyncAlerts",
     "AsyncClient",
+    "AsyncDictionaries",
+    "AsyncFeatures",
     "AsyncMonitorFit",
     "AsyncMonitors",
     "AsyncStream",
@@ -164,6 +185,8 @@ __all__ = [
     "ByTokenId",
     "ByTurn",
     "Cancelled",
+    "ChangeFeatures",
+    "ChosenFeatures",
     "Claim",
     "Clamp",
     "Client",
@@ -174,6 +197,9 @@ __all__ = [
     "Conversation",
     "Curve",
     "DeadlineExceeded",
+    "Dictionaries",
+    "Dictionary",
+    "DictionaryCheck",
     "Disagreement",
     "ElementType",
     "Ema",
@@ -186,6 +212,13 @@ __all__ = [
     "Explaining",
     "Explanation",
     "ExplanationEdit",
+    "Feature",
+    "FeatureExample",
+    "FeatureIndex",
+    "FeatureLabel",
+    "FeatureTotal",
+    "FeatureTotals",
+    "Features",
     "Finished",
     "FitReport",
     "FittedSites",
@@ -204,9 +237,12 @@ __all__ = [
     "KeptRows",
     "LabelMeans",
     "Level",
+    "LikelyToken",
     "Limits",
     "LogitAttribution",
+    "LogitEffect",
     "LogitLens",
+    "Look",
     "Mean",
     "Model",
     "Monitor",
@@ -254,6 +290,7 @@ __all__ = [
     "SteeringVector",
     "Stop",
     "Stored",
+    "StoredDictionary",
     "StoredLevel",
     "StoredRow",
     "StoredVector",
@@ -270,6 +307,7 @@ __all__ = [
     "TokenSource",
     "Tokenized",
     "Tokens",
+    "TopFeatures",
     "TopK",
     "TopLogprob",
     "Unauthenticated",
@@ -289,4 +327,6 @@ __all__ = [
     "save",
     "save_vectors",
     "to_pandas",
+    "write_feature_files",
+    "write_neuronpedia_export",
 ]
