@@ -24,6 +24,7 @@ from actserve import (
     Unavailable,
 )
 from actserve._crc32c import crc32c
+from actserve.sites import plain_sites
 from actserve.v1 import dictionary_service_pb2 as pb
 from actserve.v1 import generation_service_pb2
 
@@ -253,9 +254,10 @@ def test_an_sae_becomes_the_same_function(architecture: str, subtracts: bool) ->
     given = sae(architecture, k=2, apply_b_dec_to_input=subtracts)
     made = Dictionary.from_saelens(given)
     rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    ours = (rows - (0 if made.input_bias is None else made.input_bias)) @ np.asarray(made.encoder).T
+    removed = np.zeros(4) if made.input_bias is None else np.asarray(made.input_bias)
+    ours = (rows - removed) @ np.asarray(made.encoder).T + np.asarray(made.encoder_bias)
     theirs = (rows - given.b_dec * subtracts) @ given.W_enc + given.b_enc
-    np.testing.assert_allclose(ours + made.encoder_bias, theirs, atol=1e-5)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
     np.testing.assert_array_equal(np.asarray(made.decoder)[0], DECODER)
     assert str(made.site) == "resid_post.1"
 
@@ -268,7 +270,8 @@ def test_a_scale_of_the_input_is_folded_in() -> None:
     rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     features = np.maximum((2 * rows - given.b_dec) @ given.W_enc + given.b_enc, 0)
     whole = (features @ given.W_dec + given.b_dec) / 2
-    ours = np.maximum((rows - made.input_bias) @ made.encoder.T + made.encoder_bias, 0)  # type: ignore[union-attr]
+    encoder, bias, removed = map(np.asarray, (made.encoder, made.encoder_bias, made.input_bias))
+    ours = np.maximum((rows - removed) @ encoder.T + bias, 0)
     back = ours @ np.asarray(made.decoder)[0] + np.asarray(made.decoder_bias)[0]
     np.testing.assert_allclose(ours, features, atol=1e-4)
     np.testing.assert_allclose(back, whole, atol=1e-4)
@@ -277,7 +280,7 @@ def test_a_scale_of_the_input_is_folded_in() -> None:
 def test_a_transcoder_says_where_it_writes() -> None:
     given = sae("skip_transcoder", hook_name_out="blocks.1.hook_mlp_out")
     made = Dictionary.from_saelens(given)
-    assert [str(each) for each in made.written_sites] == ["mlp_out.1"]  # type: ignore[union-attr]
+    assert made.written_sites == plain_sites("mlp_out.1")
     assert made.input_bias is None
     np.testing.assert_array_equal(np.asarray(made.skip)[0], np.eye(4))
     with pytest.raises(InvalidRequest, match="written_sites"):

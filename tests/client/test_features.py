@@ -226,30 +226,25 @@ def test_a_folder_with_something_else_is_left_alone(client: Any, tmp_path: Path)
 # --- direct effects ----------------------------------------------------------
 
 
-def effect_rows(logits: Any, row: Any) -> Callable[[Model], Callable[[Any], Any]]:
+def effects_told(model: Model, logits: Any, row: Any) -> Callable[[Any], Any]:
     """A server at which a row of zeros has no logits, and every other these."""
 
-    def of(model: Model) -> Callable[[Any], Any]:
-        honest = model.honest_fetch
+    def fetch(request: pb.FetchActivationsRequest) -> Any:
+        for event in model.honest_fetch(request):
+            if event.WhichOneof("event") == "activations":
+                item, site = event.activations.sequence_index, event.activations.site_index
+                told = np.array([row, logits][site] if item else [0.0] * [4, 9][site], "<f4")
+                event.activations.rows.data = told.tobytes()
+            yield event
 
-        def fetch(request: pb.FetchActivationsRequest) -> Any:
-            for event in honest(request):
-                if event.WhichOneof("event") == "activations":
-                    item, site = event.activations.sequence_index, event.activations.site_index
-                    told = np.array([row, logits][site] if item else [0.0] * [4, 9][site], "<f4")
-                    event.activations.rows.data = told.tobytes()
-                yield event
-
-        return fetch
-
-    return of
+    return fetch
 
 
 def test_the_effect_of_a_feature_is_read_off_a_row_that_is_the_feature_alone(
-    client: Any, model: Model
+    client: Any, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = [0, 10, -20, 30, 0, 0, 0, 0, 5]
-    model.fetch = effect_rows(logits, [20, 20, 20, 20])(model)
+    monkeypatch.setattr(model, "fetch", effects_told(model, logits, [20, 20, 20, 20]))
     (effect,) = client.features.logit_effects(Feature("tiny", 3), k=2)
     nothing, written = fetches(model)[-1].items
     assert [each.WhichOneof("operation") for each in nothing.interventions] == ["zero"]

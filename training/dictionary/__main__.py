@@ -14,8 +14,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.dictionary",
         description="Trains a small sparse autoencoder of rows of a model's residual stream, and "
-        "writes it as a folder of SAELens. What is finished is kept in the work folder, so the same "
-        "command goes on where it was stopped.",
+        "writes it as a folder of SAELens. What is finished is kept in the work folder, so the "
+        "same command goes on where it was stopped.",
     )
     parser.add_argument(
         "--model", type=Path, required=True, help="folder of the model, safetensors and tokenizer"

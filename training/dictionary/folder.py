@@ -22,12 +22,11 @@ def write(folder: Path, dictionary: Dictionary, activity: torch.Tensor, choices:
         "b_dec": dictionary.bias,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.half().contiguous() for name, tensor in tensors.items()},
-        folder / "sae_weights.safetensors",
-    )
-    log_activity = (activity + 1e-10).log10().half()
-    save_file({"sparsity": log_activity}, folder / "sparsity.safetensors")
+    log_activity = (activity + 1e-10).log10()
+    for name, saved in (("sae_weights", tensors), ("sparsity", {"sparsity": log_activity})):
+        path = folder / f"{name}.safetensors"
+        save_file({key: each.half().contiguous() for key, each in saved.items()}, path)
+        path.chmod(0o644)  # safetensors makes files that nobody else may read.
     config = {
         "architecture": "jumprelu",
         "d_in": width,

@@ -55,7 +55,7 @@ def learn(rows: torch.Tensor, choices: Choices) -> LearningAutoencoder:
         _along_sphere(model.decoder)
         optimizer.step()
         with torch.no_grad():
-            model.decoder /= model.decoder.norm(dim=1, keepdim=True)
+            model.decoder.div_(model.decoder.norm(dim=1, keepdim=True))
             active = (features > 0).any(0)
             silent = torch.where(active, 0.0, silent + a_step)
             new = model.threshold < 0

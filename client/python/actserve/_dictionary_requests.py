@@ -42,7 +42,7 @@ class Upload:
         if not isinstance(dictionary, Dictionary):
             dictionary = Dictionary.from_saelens(dictionary)
         matrices = dictionary.matrices()
-        contents = tuple(memoryview(array).cast("B") for _, array in matrices)
+        contents = tuple(memoryview(array.data).cast("B") for _, array in matrices)
         begin = pb.BeginUploadRequest(
             model=model,
             dictionary_id=name,
@@ -94,11 +94,9 @@ class Upload:
 def checked_feature_labels(labels: Any) -> list[FeatureLabel]:
     """Labels by index, or as `FeatureLabel`s. Raises `InvalidRequest`."""
     if isinstance(labels, Mapping):
-        labels = [FeatureLabel(index, label) for index, label in labels.items()]
-    found = [labels] if isinstance(labels, FeatureLabel) else labels
-    if isinstance(found, str) or not isinstance(found, Iterable):
-        found = [found]
-    found = [*found]
+        return checked_feature_labels([FeatureLabel(index, text) for index, text in labels.items()])
+    is_one = isinstance(labels, FeatureLabel | str) or not isinstance(labels, Iterable)
+    found: list[Any] = [labels] if is_one else [*labels]
     if not found or not all(isinstance(each, FeatureLabel) for each in found):
         raise InvalidRequest(
             f"the labels are {described(labels)}; give texts by feature, as in {{123: 'rivers'}}, "
