@@ -27,6 +27,12 @@ from prometheus_client import start_http_server
 from actserve_server import logs
 from actserve_server.background import EXPIRE_S, end, going_on
 from actserve_server.config import ConfigError, Settings
+from actserve_server.dictionaries import dictionary_loading
+from actserve_server.dictionaries.dictionary_loading import DictionaryError
+from actserve_server.dictionaries.dictionary_memory import DictionaryMemory
+from actserve_server.dictionaries.dictionary_registry import DictionaryRegistry
+from actserve_server.dictionaries.feature_labels import FeatureLabels
+from actserve_server.dictionaries.stored_dictionaries import DictionaryQuota, StoredDictionaries
 from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.sites import HookPoint
@@ -143,6 +149,7 @@ class App:
             ),
             self.kept.copies,
         )
+        self.dictionaries = _dictionaries(settings, self.database, engine.info.id)
         self._cells = StoredCells(
             self.database,
             max_bytes=settings.max_sweep_bytes,
@@ -157,7 +164,7 @@ class App:
         )
         listening = _listening(settings)
         self._tokens = listening.tokens
-        sources = Sources(kept=self.kept, vectors=self.vectors)
+        sources = Sources(kept=self.kept, vectors=self.vectors, dictionaries=self.dictionaries)
         watching = self.monitoring.parts
         generations = Generations(self.engine, sources, self.autoencoders, watching)
         self.rpc = RpcServer(
@@ -183,6 +190,16 @@ class App:
     async def measure(self) -> None:
         """Finds how long rows are, before the engine serves and after it was proven."""
         await self._restarting.measure(row_norms)
+
+    async def load_dictionaries(self, *, holds_checks: bool = True) -> None:
+        """Loads those of the settings, once the engine was proven. Raises ConfigError."""
+        sources = self._settings.dictionary
+        try:
+            self.dictionaries.serve(
+                await dictionary_loading.load(sources, self.engine, holds_checks=holds_checks)
+            )
+        except (DictionaryError, FileNotFoundError) as error:
+            raise ConfigError(str(error)) from None
 
     async def start(self) -> None:
         """Listens; health tells the engine's state from now on."""
@@ -260,6 +277,8 @@ class App:
             await asyncio.sleep(EXPIRE_S)
             with going_on():
                 await self._cells.expire()
+            with going_on():
+                await self.dictionaries.stored.expire()
 
     async def _report_health(self) -> None:
         healthy, why = True, None
@@ -377,6 +396,7 @@ async def _examine(app: App, *, proves: bool) -> None:
         await app.measure()
     except ActserveError as error:
         raise ConfigError(f"the model failed its self-test as a whole: {error}") from error
+    await app.load_dictionaries(holds_checks=proves)
 
 
 async def _prepare(database: Database) -> None:
@@ -474,6 +494,8 @@ def _fake(settings: Settings) -> Engine:
         max_alert_seconds=settings.max_alert_seconds,
         max_pause_seconds=settings.max_pause_seconds,
         max_fit_bytes=settings.max_fit_bytes,
+        max_dictionaries=settings.max_dictionaries,
+        max_dictionary_bytes=settings.max_dictionary_bytes,
         max_relative_dose=settings.max_relative_dose,
         clamps_dose=settings.dose_action == "clamp",
     )
@@ -484,6 +506,20 @@ def _fake(settings: Settings) -> Engine:
         unserved={point: "not enabled" for point in HookPoint if point not in wanted},
         token_delay_s=FAKE_TOKEN_DELAY_S,
         **FAKE_SHAPE,
+    )
+
+
+def _dictionaries(settings: Settings, database: Database, model_id: str) -> DictionaryRegistry:
+    quota = DictionaryQuota(
+        max_dictionaries=settings.max_dictionaries,
+        max_bytes=settings.max_dictionary_bytes,
+        tenant_share=settings.tenant_share,
+    )
+    return DictionaryRegistry(
+        model_id,
+        StoredDictionaries(database, model_id, quota),
+        FeatureLabels(database, model_id),
+        DictionaryMemory(settings.dictionary_memory_bytes),
     )
 
 

@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from actserve_server.dictionaries.dictionary_sources import DictionarySource
 from actserve_server.domain.sites import HookPoint
 from actserve_server.nla.pair_sources import NlaSource
 
@@ -244,6 +245,26 @@ class Settings(BaseSettings):
     )
     max_steering_vector_bytes: int = Field(
         1 << 30, ge=0, description="bytes of the elements of stored steering vectors"
+    )
+    dictionary: tuple[DictionarySource, ...] = Field(
+        (),
+        description="dictionary of features to load: NAME=PATH, with the folder of a sparse "
+        "autoencoder or transcoder, or the name of one that comes with the server; more fields "
+        "follow, as in 'NAME=PATH site=resid_post.10'; may be given several times",
+    )
+    dictionary_memory_bytes: PositiveInt = Field(
+        4 << 30,
+        description="bytes of memory that dictionaries in use take, as float32; those used last "
+        "stay in it",
+    )
+    max_dictionaries: int = Field(
+        100, ge=0, description="dictionaries that are stored or being uploaded"
+    )
+    max_dictionary_bytes: int = Field(
+        0,
+        ge=0,
+        description="bytes of the matrices of dictionaries that callers upload; 0 lets nobody "
+        "upload any",
     )
     max_sweep_bytes: int = Field(
         1 << 30,

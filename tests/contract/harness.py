@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from actserve.v1 import (
+    dictionary_service_pb2_grpc,
     explanation_service_pb2_grpc,
     generation_service_pb2_grpc,
     kept_activations_service_pb2_grpc,
@@ -79,6 +80,10 @@ class Served:
     @property
     def vectors(self) -> steering_vector_service_pb2_grpc.SteeringVectorServiceStub:
         return steering_vector_service_pb2_grpc.SteeringVectorServiceStub(self.channel)
+
+    @property
+    def dictionaries(self) -> dictionary_service_pb2_grpc.DictionaryServiceStub:
+        return dictionary_service_pb2_grpc.DictionaryServiceStub(self.channel)
 
     @property
     def models(self) -> model_service_pb2_grpc.ModelServiceStub:

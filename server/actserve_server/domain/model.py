@@ -56,6 +56,10 @@ class Limits:
     """For which a sample may be paused."""
     max_fit_bytes: int = 4 << 30
     """Bytes that fits of monitors that are under way take, over all clients."""
+    max_dictionaries: int = 100
+    """Dictionaries that are stored or uploaded, over all clients."""
+    max_dictionary_bytes: int = 0
+    """Bytes of their matrices; zero where nobody may upload any."""
     max_relative_dose: float | None = None
     """What interventions may add at a site, as a part of the typical norm of its rows; None for no
     limit."""

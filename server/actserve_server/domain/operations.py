@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from actserve_server.domain.projection import Projection
+
 
 @dataclass(frozen=True, eq=False)
 class Add:
@@ -133,7 +135,35 @@ class Mean:
         return np.broadcast_to(self.mean, rows.shape).copy()
 
 
-Operation = Add | Ablate | Project | Clamp | Replace | Swap | Zero | Mean
+@dataclass(frozen=True, eq=False)
+class Features:
+    """x + sum over i of (f'_i - f_i) d_i, with f'_i = g_i f_i + o_i: some features of x change, and
+    what they leave unexplained of it stays.
+
+    As features of sparse autoencoders are steered with their error term kept (Marks et al., "Sparse
+    Feature Circuits", 2024).
+    """
+
+    reads: Projection | None
+    """Whose components are features; None where no gain differs from one."""
+    columns: np.ndarray
+    """Which component each feature is, int64 [n]."""
+    directions: np.ndarray
+    """d, float32 [n, width]."""
+    gains: np.ndarray
+    """g, float32 [n]."""
+    offsets: np.ndarray
+    """o, float32 [n]."""
+
+    def apply(self, rows: np.ndarray) -> np.ndarray:
+        change = np.broadcast_to(self.offsets, (len(rows), len(self.offsets)))
+        if self.reads is not None:
+            features = self.reads.apply(rows)[:, self.columns]
+            change = features * (self.gains - 1) + change
+        return rows + change @ self.directions
+
+
+Operation = Add | Ablate | Project | Clamp | Replace | Swap | Zero | Mean | Features
 
 
 def unit(vector: np.ndarray) -> np.ndarray:

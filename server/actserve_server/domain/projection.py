@@ -87,6 +87,8 @@ class Projection:
     directions: np.ndarray
     bias: np.ndarray | None = None
     activation: Activation = Identity()
+    lasting: bool = False
+    """Whether many runs will have it, so that an engine may hold it between them."""
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
         """Every value of `rows`, float32 [n, width], as float32 [n, k]."""

@@ -7,6 +7,7 @@ conditions and networks of probes have forms of their own.
     ALONG     x + (min(max(g x.u, lo), hi) - x.u + p |x|) u
     LINEAR    s x + (x R^T) W
     REPLACE   v
+    FEATURES  x + sum over i of ((g_i - 1) f_i + o_i) v_i, with f some components of x
 
 The vectors are what a run holds of the engine's memory. They are named by their content, so that
 equal ones travel, are held and are counted once, whichever runs have them.
@@ -26,6 +27,7 @@ from actserve_server.domain.operations import (
     Ablate,
     Add,
     Clamp,
+    Features,
     Mean,
     Operation,
     Project,
@@ -56,6 +58,7 @@ class Kernel(IntEnum):
     ALONG = 1
     LINEAR = 2
     REPLACE = 3
+    FEATURES = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,16 +71,19 @@ class Vectors:
     width: int
     rows: np.ndarray | None
     """[count, width]; None in a worker, which holds them in its bank."""
+    lasting: bool = False
+    """Whether a worker is to hold them on when no run has them, as long as nothing else needs the
+    room."""
 
     @staticmethod
-    def of(rows: np.ndarray) -> "Vectors":
+    def of(rows: np.ndarray, *, lasting: bool = False) -> "Vectors":
         """Takes over float32 [n, width], which must not change any more."""
         count, width = rows.shape
         digest = hashlib.sha256(f"{count} x {width} ".encode())
         step = max(1, _HASHED_BYTES // (4 * width))
         for start in range(0, count, step):
             digest.update(rows[start : start + step].astype("<f4").tobytes())
-        return Vectors(digest.digest(), count, width, rows)
+        return Vectors(digest.digest(), count, width, rows, lasting)
 
     @property
     def nbytes(self) -> int:
@@ -87,20 +93,6 @@ class Vectors:
         """Rows [start, end) as little-endian float32."""
         assert self.rows is not None  # Only a worker does without, and sends none.
         return self.rows[start:end].astype("<f4").tobytes()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Form:
-    """A kernel, its vectors, and its scalars.
-
-    ADD and ALONG have one vector. LINEAR has the rows of R and then those of W. REPLACE has one
-    for all positions, or one for each in ascending order. ALONG has the scalars g, lo, hi, p and
-    LINEAR has s.
-    """
-
-    kernel: Kernel
-    vectors: Vectors
-    scalars: tuple[float, ...] = ()
 
 
 class Activated(IntEnum):
@@ -133,6 +125,39 @@ class ProjectionForm:
         """Equal forms have it in common, and no others."""
         digests = (self.directions.digest, self.offsets.digest)
         return (*digests, self.activated, self.kept, self.top_k)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """A kernel, its vectors, and its scalars.
+
+    ADD and ALONG have one vector. LINEAR has the rows of R and then those of W. REPLACE has one
+    for all positions, or one for each in ascending order. FEATURES has one for each feature. ALONG
+    has the scalars g, lo, hi, p, LINEAR has s, and FEATURES every g and then every o.
+    """
+
+    kernel: Kernel
+    vectors: Vectors
+    scalars: tuple[float, ...] = ()
+    reads: ProjectionForm | None = None
+    """Of FEATURES: what has them as components. None where every g is one."""
+    columns: tuple[int, ...] = ()
+    """Of FEATURES: which component each of them is."""
+
+    @property
+    def every(self) -> tuple[Vectors, ...]:
+        """All vectors, those of what it reads last."""
+        return (self.vectors,) if self.reads is None else (self.vectors, *self.reads.vectors)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal forms have it in common, and no others."""
+        reads = None if self.reads is None else self.reads.key
+        return self.kernel, self.vectors.digest, self.scalars, reads, self.columns
+
+    @property
+    def nbytes(self) -> int:
+        return sum(each.nbytes for each in self.every)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -234,7 +259,9 @@ def _projection_vectors(projection: Projection) -> tuple[Vectors, Vectors]:
     offsets = [np.zeros(len(projection.directions), np.float32) if bias is None else bias]
     if isinstance(projection.activation, JumpReLU):
         offsets.append(projection.activation.threshold)
-    return Vectors.of(projection.directions), Vectors.of(np.stack(offsets))
+    lasting = projection.lasting
+    directions = Vectors.of(projection.directions, lasting=lasting)
+    return directions, Vectors.of(np.stack(offsets), lasting=lasting)
 
 
 _OUTPUTS: "WeakKeyDictionary[ProbeOutputs, OutputsForm]" = WeakKeyDictionary()
@@ -329,7 +356,7 @@ def vector_bytes(
     interventions: Sequence[Intervention], captures: Iterable[Capture] = ()
 ) -> Mapping[bytes, int]:
     """What a run with these holds of vectors: their bytes, by digest."""
-    vectors = [form_of(each.operation).vectors for each in interventions]
+    vectors = [one for each in interventions for one in form_of(each.operation).every]
     vectors += [condition_form(each).direction for each in conditions_of(interventions)]
     for each in captures:
         if isinstance(each.derived, Projected):
@@ -363,6 +390,14 @@ def _form_of(operation: Operation) -> Form:
             return _form(Kernel.REPLACE, np.zeros((1, 1), np.float32))
         case Mean(mean):
             return _form(Kernel.REPLACE, mean[None])
+        case Features(reads, columns, directions, gains, offsets):
+            return Form(
+                Kernel.FEATURES,
+                Vectors.of(directions),
+                (*gains.tolist(), *offsets.tolist()),
+                None if reads is None else projection_form(Projected(reads)),
+                tuple(columns.tolist()),
+            )
 
 
 def _form(kernel: Kernel, vectors: np.ndarray, scalars: tuple[float, ...] = ()) -> Form:

@@ -16,6 +16,7 @@ from actserve_server.domain.operations import (
     Ablate,
     Add,
     Clamp,
+    Features,
     Mean,
     Operation,
     Project,
@@ -24,6 +25,7 @@ from actserve_server.domain.operations import (
     Zero,
 )
 from actserve_server.domain.positions import Selection, Spans
+from actserve_server.domain.projection import Projection, ReLU
 from actserve_server.domain.runs import Intervention
 from actserve_server.domain.sites import LAYER_ORDER, HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert, to_float32
@@ -173,6 +175,19 @@ def _near(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return 3 * (first + _noise(1, rows.shape[1], 1.0, rng)[0]).astype(np.float32)
 
 
+def _changing_features(rows: np.ndarray, rng: np.random.Generator) -> Operation:
+    """Three of a few features that are about as large as the rows."""
+    width = rows.shape[1]
+    norm = max(float(np.linalg.norm(rows, axis=1).mean()), np.finfo(np.float32).tiny)
+    return Features(
+        reads=Projection(_noise(5, width, 1.0, rng), None, ReLU()),
+        columns=np.array([4, 0, 2]),
+        directions=_noise(3, width, 1.0, rng),
+        gains=np.array([0, 1, 3], np.float32),
+        offsets=np.array([norm, norm / 2, 0], np.float32),
+    )
+
+
 def _noise(count: int, width: int, norm: float, rng: np.random.Generator) -> np.ndarray:
     """Random rows of about this norm, float32 [count, width]."""
     return (rng.standard_normal((count, width)) * norm / np.sqrt(width)).astype(np.float32)
@@ -198,6 +213,7 @@ _OPERATIONS: Mapping[str, Callable[[np.ndarray, np.random.Generator], Operation]
     STRONGEST: lambda rows, rng: Replace(_like(rows, len(rows), rng, times=4.0)),
     "swap": lambda rows, rng: Swap(_near(rows, rng), _noise(1, rows.shape[1], 1.0, rng)[0]),
     "zero": lambda rows, rng: Zero(),
+    "change features": _changing_features,
     "mean": lambda rows, rng: Mean(_like(rows, 1, rng)[0]),
 }
 """Every kind of operation, sized by the rows it changes, so that it shows in any element type."""

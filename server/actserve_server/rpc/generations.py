@@ -148,7 +148,7 @@ class Generations:
     async def readouts(self, wire: Sequence[readout_pb2.Readout]) -> Readouts:
         if any(each.HasField("keep") for each in wire):
             current_call().principal.require(Role.EXPERIMENTER, "keeping activations")
-        return await readout_fields.readouts(wire, self.own().kept, self._engine, ("readouts",))
+        return await readout_fields.readouts(wire, self.own(), self._engine, ("readouts",))
 
     async def interventions(
         self, wire: Sequence[intervention_pb2.Intervention]

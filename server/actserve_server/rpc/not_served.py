@@ -14,7 +14,6 @@ from google.protobuf.message import Message
 
 from actserve.v1 import (
     attribution_graph_service_pb2,
-    dictionary_service_pb2,
     head_service_pb2,
 )
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
@@ -27,7 +26,6 @@ SERVICES = tuple(
     service
     for file in (
         attribution_graph_service_pb2,
-        dictionary_service_pb2,
         head_service_pb2,
     )
     for service in file.DESCRIPTOR.services_by_name.values()
@@ -41,13 +39,10 @@ FIELDS: Mapping[str, str] = {
     "actserve.v1.GenerateRequest.adapter": _ADAPTER,
     "actserve.v1.ExplainTextRequest.adapter": _ADAPTER,
     "actserve.v1.MakeSteeringVectorRequest.adapter": _ADAPTER,
-    "actserve.v1.MatrixSource.dictionary": "send a tensor",
-    "actserve.v1.Projection.dictionary": "send its encoder as directions, bias and activation",
     "actserve.v1.SamplingParams.structured_output": (
         "ask for the form in the prompt, or choose among texts with allowed_token_ids"
     ),
     "actserve.v1.SweepVariant.adapter": _ADAPTER,
-    "actserve.v1.VectorSource.feature": "send a tensor",
 }
 """By their full names, with what to do instead."""
 

@@ -16,6 +16,8 @@ _NLA = re.compile(r"(models/.+)/nlas/([^/]+)")
 _VECTOR = re.compile(r"(models/.+)/steeringVectors/([^/\x00]{1,63})")
 _MONITOR = re.compile(r"(models/.+)/monitors/([^/\x00]{1,63})")
 _ALERT = re.compile(r"(models/.+)/alerts/([^/\x00]{1,63})")
+_DICTIONARY = re.compile(r"(models/.+)/dictionaries/([^/\x00]{1,63})")
+_UPLOAD = re.compile(r"(models/.+)/dictionaries/([^/\x00]{1,63})/uploads/([^/\x00]{1,63})")
 _BASELINE = re.compile(r"(models/.+/nlas/[^/]+)/baselines/([^/]+)")
 
 
@@ -39,6 +41,14 @@ def alert_name(model_id: str, alert_id: str) -> str:
     return f"{_MODELS}{model_id}/alerts/{alert_id}"
 
 
+def dictionary_name(model_id: str, dictionary_id: str) -> str:
+    return f"{_MODELS}{model_id}/dictionaries/{dictionary_id}"
+
+
+def upload_name(model_id: str, dictionary_id: str, upload_id: str) -> str:
+    return f"{dictionary_name(model_id, dictionary_id)}/uploads/{upload_id}"
+
+
 def baseline_name(nla: str, short: str) -> str:
     """`nla` is the name of an NLA."""
     return f"{nla}/baselines/{short}"
@@ -53,7 +63,7 @@ def model_part(name: str) -> str:
     """The name of the model in that of one of its NLAs, their baselines or what is stored for it,
     or in its own; empty if it names none."""
     model = name[:_MAX_CHARACTERS]
-    for collection in ("/nlas/", "/steeringVectors/", "/monitors/", "/alerts/"):
+    for collection in ("/nlas/", "/steeringVectors/", "/monitors/", "/alerts/", "/dictionaries/"):
         model = model.partition(collection)[0]
     return model if model.startswith(_MODELS) and model != ANY_MODEL else ""
 
@@ -80,6 +90,19 @@ def alert_id(name: str, info: ModelInfo) -> str | None:
     """The id in the name of an alert of the served model; None if it is no such name."""
     named = _parsed(_ALERT, name)
     return named[2] if named and means_model(named[1], info) else None
+
+
+def dictionary_id(name: str, info: ModelInfo) -> str | None:
+    """The id in the name of a dictionary of the served model; None if it is no such name."""
+    named = _parsed(_DICTIONARY, name)
+    return named[2] if named and means_model(named[1], info) else None
+
+
+def upload_ids(name: str, info: ModelInfo) -> tuple[str, str] | None:
+    """The ids of the dictionary and of the upload in the name of an upload of the served model;
+    None if it is no such name."""
+    named = _parsed(_UPLOAD, name)
+    return (named[2], named[3]) if named and means_model(named[1], info) else None
 
 
 def split_baseline(name: str) -> tuple[str, str] | None:

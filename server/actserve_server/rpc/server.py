@@ -7,6 +7,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from actserve.v1 import (
+    dictionary_service_pb2,
+    dictionary_service_pb2_grpc,
     explanation_service_pb2,
     explanation_service_pb2_grpc,
     generation_service_pb2,
@@ -26,6 +28,7 @@ from actserve.v1 import (
 )
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.rpc import not_served
+from actserve_server.rpc.dictionary_servicer import DictionaryServicer
 from actserve_server.rpc.explanation_servicer import ExplanationServicer
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.generation_servicer import GenerationServicer
@@ -57,6 +60,7 @@ _DESCRIPTORS = (
     steering_vector_service_pb2.DESCRIPTOR.services_by_name["SteeringVectorService"],
     sweep_service_pb2.DESCRIPTOR.services_by_name["SweepService"],
     monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"],
+    dictionary_service_pb2.DESCRIPTOR.services_by_name["DictionaryService"],
 )
 SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
 """Full names of the services that are served, and have a health of their own."""
@@ -149,6 +153,9 @@ class RpcServer:
         )
         monitor_service_pb2_grpc.add_MonitorServiceServicer_to_server(
             MonitorServicer(engine, sources, autoencoders, watching), self.methods
+        )
+        dictionary_service_pb2_grpc.add_DictionaryServiceServicer_to_server(
+            DictionaryServicer(engine, sources.dictionaries), self.methods
         )
         not_served.add_to(self.methods)
         self._server = grpc.aio.server(

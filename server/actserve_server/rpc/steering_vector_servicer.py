@@ -143,7 +143,7 @@ class SteeringVectorServicer(steering_vector_service_pb2_grpc.SteeringVectorServ
         self, request: pb.CreateSteeringVectorRequest, info: ModelInfo, own: Sources
     ) -> MadeVector:
         sites = steering_vector_fields.vector_sites(request.sites, info)
-        found = _found({("rows",): request.rows}, info, own)
+        found = await _found({("rows",): request.rows}, info, own)
         elements = await off_loop(steering_vector_fields.elements, request, sites, found)
         rows = measured_rows(sites, elements, info.row_norms)
         return MadeVector(elements=elements, rows=rows, provenance=Given())
@@ -159,7 +159,7 @@ class SteeringVectorServicer(steering_vector_service_pb2_grpc.SteeringVectorServ
                     request.prompts, sites, self._engine, info, current_call()
                 )
             else:
-                found = _found({("rows", "rows"): request.rows.rows}, info, own)
+                found = await _found({("rows", "rows"): request.rows.rows}, info, own)
                 examples = [await off_loop(example_rows.of_rows, request.rows, sites[0], found)]
             return await made_vector(examples, wanted.contrasted, sites)
 
@@ -183,6 +183,8 @@ class SteeringVectorServicer(steering_vector_service_pb2_grpc.SteeringVectorServ
         return vector_descriptions.to_wire(stored, self._engine.info)
 
 
-def _found(named: Mapping[FieldPath, Source], info: ModelInfo, own: Sources) -> Found:
+async def _found(named: Mapping[FieldPath, Source], info: ModelInfo, own: Sources) -> Found:
     kept = vector_sources.look_up(named, own.kept)
-    return Found(info=info, kept=kept, rows=KeptCache(own.kept.copies))
+    dictionaries = await vector_sources.look_up_dictionaries(named.items(), own, info)
+    rows = KeptCache(own.kept.copies)
+    return Found(info=info, kept=kept, rows=rows, dictionaries=dictionaries)

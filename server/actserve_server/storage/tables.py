@@ -274,3 +274,84 @@ monitor_fits = sa.Table(
     sa.PrimaryKeyConstraint("tenant", "model_id", "monitor", "monitor_etag"),
 )
 """Fits that are being done, by whatever server."""
+
+dictionaries = sa.Table(
+    "dictionaries",
+    METADATA,
+    sa.Column("key", sa.Integer, primary_key=True),
+    sa.Column("tenant", text(), nullable=False),
+    sa.Column("account", text(), nullable=False),
+    sa.Column("model_id", text(), nullable=False),
+    # The last part of its name.
+    sa.Column("id", text(63), nullable=False),
+    # The last part of the name of its upload.
+    sa.Column("upload", text(63), nullable=False),
+    # What it is: kind, sites, features, width, activation.
+    sa.Column("description", sa.JSON, nullable=False),
+    # Of each matrix its role, site index, element type and shape, in the order of the upload.
+    sa.Column("matrices", sa.JSON, nullable=False),
+    # How many bytes of each have come, from its beginning and without a gap.
+    sa.Column("received_bytes", sa.JSON, nullable=False),
+    # Whether it is there, and no upload any more.
+    sa.Column("finished", sa.Boolean, nullable=False),
+    # Of all matrices as they are sent: what counts against quotas.
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    # SHA-256 of their bytes, one after the other; empty while it is uploaded.
+    sa.Column("content_sha256", sa.LargeBinary(32), nullable=False),
+    # How well it reconstructs, if that was measured.
+    sa.Column("reconstruction", sa.JSON, nullable=True),
+    # Microseconds since 1970 began, UTC; of an upload, until when it waits for its next chunk.
+    sa.Column("create_time_us", sa.BigInteger, nullable=False),
+    sa.Column("expire_time_us", sa.BigInteger, nullable=False),
+    sa.Column("etag", sa.String(32), nullable=False),
+    # Of the request that began it, whose SHA-256 is beside it.
+    sa.Column("request_id", text(), nullable=False),
+    sa.Column("request_sha256", sa.LargeBinary(32), nullable=False),
+    sa.UniqueConstraint("tenant", "model_id", "id"),
+    sa.UniqueConstraint("tenant", "model_id", "request_id"),
+    sa.Index(None, "account", "size_bytes"),
+    sa.Index(None, "finished", "expire_time_us"),
+)
+"""Dictionaries, and those that are being uploaded, by tenant, model and id."""
+
+dictionary_pieces = sa.Table(
+    "dictionary_pieces",
+    METADATA,
+    sa.Column("dictionary", sa.Integer, nullable=False),
+    # Which of its matrices.
+    sa.Column("matrix", sa.SmallInteger, nullable=False),
+    # Which piece of it: all but the last are equally long.
+    sa.Column("piece", sa.Integer, nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(["dictionary"], ["dictionaries.key"], ondelete="CASCADE"),
+    sa.PrimaryKeyConstraint("dictionary", "matrix", "piece"),
+)
+"""The bytes of matrices, as they were sent."""
+
+dictionary_labels = sa.Table(
+    "dictionary_labels",
+    METADATA,
+    sa.Column("tenant", text(), nullable=False),
+    sa.Column("model_id", text(), nullable=False),
+    # The last part of the dictionary's name. It may be one that the operator has loaded.
+    sa.Column("dictionary", text(63), nullable=False),
+    sa.Column("feature", sa.Integer, autoincrement=False, nullable=False),
+    sa.Column("account", text(), nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.PrimaryKeyConstraint("tenant", "model_id", "dictionary", "feature"),
+    sa.Index(None, "account"),
+)
+"""What features stand for, as each tenant has it."""
+
+dictionary_label_versions = sa.Table(
+    "dictionary_label_versions",
+    METADATA,
+    sa.Column("tenant", text(), nullable=False),
+    sa.Column("model_id", text(), nullable=False),
+    sa.Column("dictionary", text(63), nullable=False),
+    # Changes with the labels, and is part of the dictionary's etag.
+    sa.Column("version", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("tenant", "model_id", "dictionary"),
+)
+"""What tells that labels have changed."""

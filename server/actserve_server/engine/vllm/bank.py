@@ -2,8 +2,10 @@
 index.
 
 Equal vectors are one block, which goes when nobody holds it any more: neither a run nor an upload.
-New blocks come after the last. When they would reach beyond the end, the others are moved down to
-close the gaps, so whatever fits by the sum of its bytes fits.
+Those that are lasting, such as the encoder of a dictionary, then stay as long as nothing else needs
+the room; the ones unused for longest go first. New blocks come after the last. When they would
+reach beyond the end, the others are moved down to close the gaps, so whatever fits by the sum of
+its bytes fits.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,6 +50,7 @@ class HeldVectors:
     """Edits of runs that hold it."""
     uploads: set[int] = field(default_factory=set)
     """Those that the server has not dropped."""
+    lasting: bool = False
 
     @property
     def start(self) -> int:
@@ -76,6 +79,8 @@ class VectorBank:
         """In the order in which they lie."""
         self._end = 0
         self._used = 0
+        self._idle: dict[bytes, HeldVectors] = {}
+        """Lasting blocks that nobody holds, the one unused for longest first."""
         self._reserved = 0
         """So often was room reserved."""
         self.moves = 0
@@ -83,7 +88,8 @@ class VectorBank:
 
     @property
     def used_bytes(self) -> int:
-        return 4 * self._used
+        """Of what somebody holds."""
+        return 4 * (self._used - sum(block.size for block in self._idle.values()))
 
     def hold(self, vectors: Vectors) -> HeldVectors:
         """The block of an edit's vectors, until it is released. Raises `BankFullError`, and
@@ -96,6 +102,7 @@ class VectorBank:
                 )
             block = block or self._add(vectors.digest, vectors.count, vectors.width)
             self._write(block, 0, vectors.rows)
+        self._idle.pop(block.digest, None)
         block.runs += 1
         return block
 
@@ -123,14 +130,33 @@ class VectorBank:
         block.runs -= 1
         self._free_unheld(block)
 
+    def keep(self, upload: int, digest: bytes) -> bool:
+        """Whether all vectors of that digest are here. They then stay until this upload is dropped,
+        and need not be sent."""
+        block = self._blocks.get(digest)
+        if block is None or block.filled < len(block.offsets):
+            return False
+        self._idle.pop(digest, None)
+        block.uploads.add(upload)
+        return True
+
     def upload(
-        self, upload: int, digest: bytes, count: int, width: int, start: int, data: bytes
+        self,
+        upload: int,
+        digest: bytes,
+        count: int,
+        width: int,
+        start: int,
+        data: bytes,
+        lasting: bool = False,
     ) -> None:
         """Takes vectors [start, start + n) of a block of `count`, little-endian float32, in
         ascending order. The block stays until this upload is dropped, and as long as runs hold it.
         Raises `BankFullError`."""
         block = self._blocks.get(digest) or self._add(digest, count, width)
+        self._idle.pop(digest, None)
         block.uploads.add(upload)
+        block.lasting = block.lasting or lasting
         rows = np.frombuffer(data, "<f4").reshape(-1, width)
         if start > block.filled:
             raise ValueError(f"vectors from {start} on came, but only {block.filled} before them")
@@ -154,6 +180,8 @@ class VectorBank:
 
     def _add(self, digest: bytes, count: int, width: int) -> HeldVectors:
         size, capacity = count * width, len(self._numbers)
+        while self._used + size > capacity and self._idle:
+            self._free(next(iter(self._idle.values())))
         if self._used + size > capacity:
             raise BankFullError(
                 f"vectors take {4 * size} bytes, but {4 * (capacity - self._used)} of "
@@ -178,11 +206,19 @@ class VectorBank:
         block.filled = max(block.filled, start + len(rows))
 
     def _free_unheld(self, block: HeldVectors) -> None:
-        if not block.runs and not block.uploads:
-            del self._blocks[block.digest]
-            self._used -= block.size
-            if not self._blocks:
-                self._end = 0
+        if block.runs or block.uploads:
+            return
+        if block.lasting and block.filled == len(block.offsets):
+            self._idle[block.digest] = block
+        else:
+            self._free(block)
+
+    def _free(self, block: HeldVectors) -> None:
+        self._idle.pop(block.digest, None)
+        del self._blocks[block.digest]
+        self._used -= block.size
+        if not self._blocks:
+            self._end = 0
 
     def _close_gaps(self) -> None:
         self.moves += 1
@@ -225,7 +261,7 @@ class StepGather:
     """Gathers the vectors of one step."""
 
     def __init__(self, bank: VectorBank) -> None:
-        self._bank = bank
+        self.bank = bank
         self._left = GATHERED_AHEAD_BYTES
 
     def vectors(self, offsets: np.ndarray, width: int) -> StepVectors:
@@ -233,10 +269,10 @@ class StepGather:
         count, size = len(offsets), 4 * width * offsets.size
         if size <= self._left:
             self._left -= size
-            gathered = self._bank.gather(offsets, width)
+            gathered = self.bank.gather(offsets, width)
             return StepVectors(partial(part_of, gathered), count)
-        return StepVectors(lambda rows: self._bank.gather(offsets[rows], width), count)
+        return StepVectors(lambda rows: self.bank.gather(offsets[rows], width), count)
 
     def block(self, held: HeldVectors) -> StepVectors:
         """All of a block for every row, [1, count, width]: no copy."""
-        return StepVectors(partial(part_of, self._bank.rows(held)[None]), 1)
+        return StepVectors(partial(part_of, self.bank.rows(held)[None]), 1)

@@ -74,7 +74,7 @@ def _digest(
 ) -> str:
     """Of everything that changes keys and values: sites, heads, positions, formula, condition and
     the exact numbers in them."""
-    digest = hashlib.sha256(b"actserve-edits-3")
+    digest = hashlib.sha256(b"actserve-edits-4")
     if tenant:
         digest.update(f"tenant {len(tenant)} {tenant}".encode())
     if failures:
@@ -89,6 +89,8 @@ def _digest(
             np.array([edit.form.kernel], np.int64),
             np.array(edit.form.scalars, np.float64),
             np.frombuffer(vectors.digest, np.uint8),
+            np.frombuffer(repr(edit.form.reads and edit.form.reads.key).encode(), np.uint8),
+            np.array(edit.form.columns, np.int64),
             *(() if edit.condition is None else _parts(edit.condition, conditions)),
         ):
             # The shape first, so that no two different sequences of parts hash the same bytes.

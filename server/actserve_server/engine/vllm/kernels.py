@@ -33,6 +33,19 @@ def _replace(x: torch.Tensor, vectors: torch.Tensor, scalars: torch.Tensor) -> t
     return vectors[:, 0]
 
 
+def change_features(
+    x: torch.Tensor,
+    features: torch.Tensor | None,
+    vectors: torch.Tensor,
+    scalars: torch.Tensor,
+) -> torch.Tensor:
+    """FEATURES: the new rows from x, float32 [rows, width], and from its features, float32 [rows,
+    n], which may be missing where no gain differs from one. One set of vectors and scalars."""
+    gains, offsets = scalars[0].chunk(2)
+    change = offsets if features is None else features * (gains - 1) + offsets
+    return x + change.expand(len(x), -1) @ vectors[0]
+
+
 COMPUTE: Mapping[Kernel, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
     Kernel.ADD: _add,
     Kernel.ALONG: _along_rows,

@@ -31,6 +31,8 @@ class EngineOptions:
     max_sweep_seconds: int = 7 * 24 * 3600
     max_monitors: int = 1000
     max_monitor_bytes: int = 256 << 20
+    max_dictionaries: int = 100
+    max_dictionary_bytes: int = 0
     max_alerts: int = 1_000_000
     max_alert_seconds: int = 30 * 24 * 3600
     max_pause_seconds: int = 600

@@ -165,6 +165,8 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, Fi
             max_sweep_seconds=options.max_sweep_seconds,
             max_monitors=options.max_monitors,
             max_monitor_bytes=options.max_monitor_bytes,
+            max_dictionaries=options.max_dictionaries,
+            max_dictionary_bytes=options.max_dictionary_bytes,
             max_alerts=options.max_alerts,
             max_alert_seconds=options.max_alert_seconds,
             max_pause_seconds=options.max_pause_seconds,

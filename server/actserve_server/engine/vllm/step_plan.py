@@ -306,8 +306,9 @@ class _EditKind(NamedTuple):
     kernel: Kernel
     heads: tuple[int, ...]
     width: int
-    own: tuple[bytes, tuple[float, ...]] | None
-    """LINEAR goes through the kernel with one set of matrices: their digest and the scalars."""
+    own: tuple[object, ...] | None
+    """LINEAR and FEATURES go through the kernel with one set of matrices and scalars: all that
+    tells them from others."""
     conditional: bool
     """Whether they act only where a condition is met."""
 
@@ -445,7 +446,7 @@ def _edit_works(
 
 def _kind(step: RunEdit, turn: int) -> _EditKind:
     form = step.edit.form
-    own = (form.vectors.digest, form.scalars) if form.kernel is Kernel.LINEAR else None
+    own = form.key if form.kernel in (Kernel.LINEAR, Kernel.FEATURES) else None
     return _EditKind(
         turn, form.kernel, step.edit.heads, form.vectors.width, own, step.condition is not None
     )
@@ -463,7 +464,7 @@ def _edited(
     counts = [len(member.rows) for member in members]
     scalars = np.array([member.step.edit.form.scalars for member in members], np.float32)
     heads = torch.tensor(kind.heads, device=device) if kind.heads else None
-    if kind.kernel is Kernel.LINEAR:
+    if kind.own is not None:
         vectors, scalars = gather.block(members[0].step.block), scalars[:1]
     else:
         offsets = np.concatenate([_offsets(member) for member in members])[:, None]
@@ -485,7 +486,19 @@ def _edited(
         noted=index_of(np.concatenate([member.noted for member in members]), device),
         unsettled=plan.unsettled,
         conditional=kind.conditional,
+        features=_features(members[0].step, gather.bank, device),
     )
+
+
+def _features(
+    step: RunEdit, bank: VectorBank, device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What reads the features of rows, if the edit changes any by what they are."""
+    reads = step.reads
+    if reads is None:
+        return None
+    columns = torch.tensor(step.edit.form.columns, device=device)
+    return lambda rows: reads.of(rows, bank).index_select(1, columns)
 
 
 def _offsets(member: _Member) -> np.ndarray:

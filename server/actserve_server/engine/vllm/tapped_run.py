@@ -29,11 +29,22 @@ class RunEdit:
     number: int
     """Which of the run's edits it is: what its receipts are called."""
     edit: Edit
-    block: HeldVectors
-    """Of the edit's vectors in the bank."""
+    blocks: tuple[HeldVectors, ...]
+    """Of the edit's vectors in the bank, those of what it reads last."""
     turns: tuple[tuple[int, tuple[SiteKey, ...]], ...]
     """Its sites, by how many of the run's edits come before it there."""
     condition: "RunCondition | None" = None
+
+    @property
+    def block(self) -> HeldVectors:
+        """Of the vectors of its kernel."""
+        return self.blocks[0]
+
+    @property
+    def reads(self) -> "RunProjection | None":
+        """What has the features that it changes."""
+        form = self.edit.form.reads
+        return None if form is None else RunProjection(form, self.blocks[1:])
 
     @property
     def differs(self) -> bool:
@@ -106,7 +117,7 @@ class TappedRun:
             for number, reading in enumerate(taps.captures)
             if isinstance(reading.derived, ProjectionForm | OutputsForm)
         }
-        vectors = [edit.form.vectors for edit in taps.edits]
+        vectors = [each for edit in taps.edits for each in edit.form.every]
         vectors += [form.direction for form in taps.conditions]
         vectors += [each for form in forms.values() for each in form.vectors]
         keys = None if taps.patterns is None else RunKeys(taps.patterns, key_bytes, bank)
@@ -116,7 +127,7 @@ class TappedRun:
             if keys is not None:
                 keys.end()
             raise
-        held = [next(blocks) for _ in taps.edits]
+        held = [tuple(next(blocks) for _ in edit.form.every) for edit in taps.edits]
         turns = _turns(taps)
         conditions = tuple(
             _condition(number, form, next(blocks), states[number], taps, turns)
@@ -156,7 +167,8 @@ class TappedRun:
         if self.keys is not None:
             self.keys.end()
         for each in self.edits:
-            bank.release(each.block)
+            for block in each.blocks:
+                bank.release(block)
         for each in self.conditions:
             bank.release(each.direction)
         for each in self.derived.values():

@@ -16,7 +16,7 @@ from actserve_server.domain import blocks
 from actserve_server.domain.probes import Aggregator
 from actserve_server.engine.forms import Kernel
 from actserve_server.engine.vllm.bank import ALL_ROWS, StepVectors, part_of
-from actserve_server.engine.vllm.kernels import COMPUTE, change_of
+from actserve_server.engine.vllm.kernels import COMPUTE, change_features, change_of
 from actserve_server.engine.vllm.scoring import advance
 from actserve_server.engine.vllm.sharding import Shards
 
@@ -234,6 +234,8 @@ class EditedRows:
     unsettled: Unsettled
     conditional: bool = False
     """Whether rows are changed only where their condition was met."""
+    features: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """Of FEATURES: those of rows, as far as the kernel needs them."""
     _waiting: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """What rows of a block were and are, site by site."""
     _block: slice = field(default_factory=lambda: ALL_ROWS)
@@ -248,7 +250,12 @@ class EditedRows:
         before = parts.float()
         each = _times(block, 1 if self.heads is None else len(self.heads))
         scalars = part_of(self.scalars, each) if len(self.scalars) > 1 else self.scalars
-        after = COMPUTE[self.kernel](before, self.vectors.of(each), scalars).expand_as(before)
+        vectors = self.vectors.of(each)
+        if self.kernel is Kernel.FEATURES:
+            features = None if self.features is None else self.features(before)
+            after = change_features(before, features, vectors, scalars)
+        else:
+            after = COMPUTE[self.kernel](before, vectors, scalars).expand_as(before)
         written = after.to(rows.dtype)
         if acts is not None:
             each_acts = acts if self.heads is None else acts.repeat_interleave(len(self.heads))

@@ -2,6 +2,7 @@
 
 They go between two steps of the engine, in pieces, so that steps of other runs come between, and
 stay until the last run that has them is over. What a run travels with names them by their digests.
+Of lasting ones it is asked first whether the workers have them still.
 """
 
 import asyncio
@@ -57,7 +58,7 @@ class _Piece(NamedTuple):
         """The arguments of `VectorBank.upload`."""
         number, of = self.upload.number, self.upload.vectors
         data = of.encoded(self.start, self.end)
-        return [number, of.digest, of.count, of.width, self.start, data]
+        return [number, of.digest, of.count, of.width, self.start, data, of.lasting]
 
 
 class VectorUploads:
@@ -113,12 +114,24 @@ class VectorUploads:
 
     async def _send(self, uploads: Sequence[_Upload]) -> None:
         message: list[_Piece] = []
-        for piece in _pieces(uploads):
+        there = await self._there([each for each in uploads if each.vectors.lasting])
+        for piece in _pieces(each for each in uploads if each not in there):
             if message and sum(each.nbytes for each in message) + piece.nbytes > MESSAGE_BYTES:
                 await self._send_message(message)
                 message = []
             message.append(piece)
-        await self._send_message(message)
+        if message:
+            await self._send_message(message)
+
+    async def _there(self, uploads: Sequence[_Upload]) -> Collection[_Upload]:
+        """Those that every worker has still, and now holds."""
+        # Nothing may be held of what was dropped meanwhile.
+        asked = [each for each in uploads if each.runs]
+        if not asked:
+            return ()
+        held = [[each.number, each.vectors.digest] for each in asked]
+        answers = await ask(self._llm, "keep_vectors", held)
+        return [each for each, *have in zip(asked, *answers, strict=True) if all(have)]
 
     async def _send_message(self, pieces: Sequence[_Piece]) -> None:
         deadline, tries = time.monotonic() + ROOM_TIMEOUT_S, 0

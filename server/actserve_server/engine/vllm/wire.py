@@ -44,7 +44,7 @@ from actserve_server.engine.vllm.layout import SiteKey
 
 EXTRA_ARG = "actserve"
 
-_VERSION = 8
+_VERSION = 9
 
 INLINE_BYTES = 256 << 10
 """Of a run's vectors: so many travel along with it, and more are uploaded once for all runs that
@@ -116,7 +116,7 @@ class RunTaps:
     @property
     def vectors(self) -> Mapping[bytes, Vectors]:
         """Those of all edits, conditions and captures, by digest."""
-        vectors = [edit.form.vectors for edit in self.edits]
+        vectors = [each for edit in self.edits for each in edit.form.every]
         vectors += [each.direction for each in self.conditions]
         for reading in self.captures:
             if isinstance(reading.derived, ProjectionForm | OutputsForm):
@@ -200,6 +200,8 @@ def encode(taps: RunTaps) -> dict[str, Any]:
                 "kernel": int(edit.form.kernel),
                 "scalars": list(edit.form.scalars),
                 "vectors": _encode_vectors(edit.form.vectors),
+                "reads": None if edit.form.reads is None else _encode_derived(edit.form.reads),
+                "columns": list(edit.form.columns),
                 "condition": edit.condition,
             }
             for edit in taps.edits
@@ -232,13 +234,21 @@ def decode(message: dict[str, Any]) -> RunTaps:
 
 def _decode_edit(message: dict[str, Any], sent: Mapping[bytes, bytes]) -> Edit:
     ids, vectors = message["token_ids"], _decode_vectors(message["vectors"], sent)
+    reads = None if message["reads"] is None else _decode_derived(message["reads"], sent)
+    assert reads is None or isinstance(reads, ProjectionForm)
     return Edit(
         sites=tuple(SiteKey(*site) for site in message["sites"]),
         selection=Selection(
             _decode_spans(message["spans"]), None if ids is None else frozenset(ids)
         ),
         heads=tuple(message["heads"]),
-        form=Form(Kernel(message["kernel"]), vectors, tuple(message["scalars"])),
+        form=Form(
+            Kernel(message["kernel"]),
+            vectors,
+            tuple(message["scalars"]),
+            reads,
+            tuple(message["columns"]),
+        ),
         condition=message["condition"],
     )
 

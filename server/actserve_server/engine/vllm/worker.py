@@ -143,6 +143,10 @@ class TapWorker:
             return False
         return True
 
+    def keep_vectors(self, uploads: Sequence[Sequence[Any]]) -> list[bool]:
+        """Of arguments of `VectorBank.keep`, which need not be uploaded."""
+        return [self._bank.keep(*each) for each in uploads]
+
     def drop_vectors(self, uploads: Sequence[Sequence[Any]]) -> None:
         """Arguments of `VectorBank.drop`."""
         for each in uploads:

@@ -5,7 +5,9 @@ chosen vector can come to exceed what the model computed there:
 
 - `Add` by |c| |v|, or where it is relative by |c| of each row;
 - `Clamp` by a bound that pushes the component away from zero;
-- `Ablate` by |1 - c| - 1, above zero where it does more than remove or reflect.
+- `Ablate` by |1 - c| - 1, above zero where it does more than remove or reflect;
+- `Features` by the sum of |o| |d| over its features. What a gain beyond one in magnitude adds
+  depends on the row, so it is refused.
 
 Norms are taken of the whole row, whatever heads are changed. All that is added at a site counts
 together, wherever in the sequence and by whichever of its names, so that one addition cut into
@@ -22,7 +24,7 @@ import numpy as np
 
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
-from actserve_server.domain.operations import Ablate, Add, Clamp, Operation
+from actserve_server.domain.operations import Ablate, Add, Clamp, Features, Operation
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.rpc.requests.intervention_operations import Part
 
@@ -66,6 +68,8 @@ def dose_factors(
     limit = info.limits.max_relative_dose
     if limit is None:
         return [None] * len(every)
+    for parts, at in zip(every, fields, strict=True):
+        _check_gains(parts, limit, at)
     each = [_doses(parts, info, at) for parts, at in zip(every, fields, strict=True)]
     there: dict[Site, list[Dose]] = defaultdict(list)
     for doses in each:
@@ -122,6 +126,8 @@ def scaled(operation: Operation, factor: float) -> Operation:
         case Clamp(_, minimum, maximum):
             bounds = (None if each is None else factor * each for each in (minimum, maximum))
             return Clamp(operation.direction, *bounds)
+        case Features(offsets=offsets):
+            return replace(operation, offsets=(factor * offsets).astype(np.float32))
         case _:
             return operation
 
@@ -155,8 +161,26 @@ def _added(operation: Operation) -> tuple[float, bool]:
             return max(0.0, minimum or 0.0, -(maximum or 0.0)), False
         case Ablate(_, coefficient):
             return max(0.0, abs(1 - coefficient) - 1), True
+        case Features(directions=directions, offsets=offsets):
+            norms = np.linalg.norm(directions.astype(np.float64), axis=1)
+            return float(np.abs(offsets) @ norms), False
         case _:
             return 0.0, False
+
+
+def _check_gains(parts: Sequence[Part], limit: float, field: FieldPath) -> None:
+    for part in parts:
+        operation = part.operation
+        if isinstance(operation, Features) and (np.abs(operation.gains) > 1).any():
+            number = int(np.flatnonzero(np.abs(operation.gains) > 1)[0])
+            raise ActserveError(
+                Reason.DOSE_TOO_LARGE,
+                f"the factor {operation.gains[number]:g} makes a feature larger by what it is in "
+                f"each row, but this server allows at most {limit:g} of the norm of a row; use a "
+                "factor from -1 to 1, or set its value",
+                field=(*field, "features", "changes", number, "factor"),
+                metadata={"limit": limit, "site": part.sites[0]},
+            )
 
 
 def _norm(site: Site, info: ModelInfo, field: FieldPath) -> float:

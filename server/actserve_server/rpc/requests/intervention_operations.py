@@ -21,7 +21,7 @@ from actserve_server.domain.operations import (
 )
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType, convert, to_float32
-from actserve_server.rpc.requests import tensor_fields, vector_sources
+from actserve_server.rpc.requests import feature_operations, tensor_fields, vector_sources
 from actserve_server.rpc.requests.vector_sources import Found, Target
 
 _OPERATIONS = ", ".join(
@@ -66,6 +66,8 @@ def operation(wire: pb.Intervention, target: Target, found: Found, field: FieldP
             mean = read.vector("mean")
             read.check_fits(mean, "the mean", "mean")
             return Mean(mean)
+        case "features":
+            return feature_operations.operation(wire.features, target, found, (*field, kind))
         case _:
             raise ActserveError(
                 Reason.FIELD_REQUIRED,

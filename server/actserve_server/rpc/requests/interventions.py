@@ -25,6 +25,7 @@ from actserve_server.rpc.requests import (
 from actserve_server.rpc.requests.heads import check_heads, row_shape
 from actserve_server.rpc.requests.intervention_operations import Part
 from actserve_server.rpc.requests.kept_rows import Earlier, KeptCache
+from actserve_server.rpc.requests.named_dictionaries import Dictionaries
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.site_fields import sites
 from actserve_server.rpc.requests.vector_sources import Found, Sources, Target
@@ -126,11 +127,13 @@ async def interventions(
     earlier: Earlier | None = None,
     rows: KeptCache | None = None,
     vectors: Mapping[str, LoadedVector] | None = None,
+    dictionaries: Dictionaries | None = None,
     limits_dose: bool = True,
 ) -> tuple[InterventionRequest, ...]:
     """What to change, in order, with the rows and vectors that this server has or makes for it.
     `earlier` names what earlier items of the call have kept, and `rows` are the kept rows that it
-    already uses, if it has items. `vectors` are the stored ones, if they are looked up already.
+    already uses, if it has items. `vectors` and `dictionaries` are the stored ones, if they are
+    looked up already.
     Without `limits_dose` the caller calls `limited` once they are as they will be."""
     check_count(len(wire), info, field)
     named = {
@@ -141,11 +144,15 @@ async def interventions(
     kept = vector_sources.look_up(named, sources.kept, earlier)
     if vectors is None:
         vectors = await vector_sources.look_up_vectors(named, sources, info)
+    if dictionaries is None:
+        every = [((*field, index), item) for index, item in enumerate(wire)]
+        dictionaries = await vector_sources.look_up_dictionaries(every, sources, info)
     edits = await explanation_edits.vectors(wire, autoencoders, info, field)
     found = Found(
         info=info,
         kept=kept,
         vectors=vectors,
+        dictionaries=dictionaries,
         edits=edits,
         rows=rows or KeptCache(sources.kept.copies),
     )
@@ -246,6 +253,8 @@ def _parts(
     and each head where it takes its own part of kept rows."""
     every = [source for at, source in vector_sources.named(wire, ()) if at[0] != "when"]
     apart = any(vector_sources.takes_own_rows(each, found) for each in every)
+    # What a transcoder writes differs from site to site.
+    apart = apart or wire.HasField("features")
     groups = [(site,) for site in where] if apart else [where]
     of_kept = any(source.WhichOneof("source") == "kept" for source in every)
     by_head = [(head,) for head in heads] if of_kept and heads else [heads]

@@ -156,6 +156,7 @@ async def _defined(
     # What kept rows are made of is looked up on the event loop, and all before anything is made.
     kept = vector_sources.look_up(named, own.kept)
     vectors = await vector_sources.look_up_vectors(named, own, world.info)
+    dictionaries = await vector_sources.look_up_dictionaries([(FIELD, given)], own, world.info)
     edits = {}
     for level in LEVELS:
         if given.HasField(level):  # type: ignore[arg-type]
@@ -168,6 +169,7 @@ async def _defined(
         info=world.info,
         kept=kept,
         vectors=vectors,
+        dictionaries=dictionaries,
         edits=edits,
         rows=KeptCache(own.kept.copies),
     )

@@ -297,6 +297,14 @@ def _intervene(
         raise ActserveError(
             Reason.FIELD_REQUIRED, "there are no interventions; send at least one", field=at
         )
+    for index, each in enumerate(wire.interventions):
+        if each.HasField("features"):
+            raise ActserveError(
+                Reason.FIELD_INVALID,
+                "a monitor copies what it names, and a whole dictionary is too large for that; add "
+                "what the feature writes (VectorSource.feature)",
+                field=(*at, index, "features"),
+            )
     if parts is None:
         interventions.check_count(len(wire.interventions), found.info, at)
     edits = interventions.parsed(wire.interventions, found, at, limits_dose=False)

@@ -11,7 +11,7 @@ from actserve_server.domain.projection import (
     TopK,
 )
 from actserve_server.domain.sites import Site
-from actserve_server.rpc.requests import vector_sources
+from actserve_server.rpc.requests import named_dictionaries, vector_sources
 from actserve_server.rpc.requests.vector_sources import Found, Target
 
 
@@ -19,6 +19,8 @@ def projection(
     wire: pb.Projection, sites: tuple[Site, ...], found: Found, field: FieldPath
 ) -> Projection:
     """The projection of rows of all these sites, with every tensor as the readout needs it."""
+    if wire.dictionary:
+        return _by_dictionary(wire, sites, found, field)
     info, at = found.info, (*field, "directions")
     width = info.at(sites[0]).width
     if not wire.HasField("directions"):
@@ -47,6 +49,27 @@ def projection(
     if wire.HasField("bias"):
         bias = vector_sources.numbers(wire.bias, count, _projected(count), (*field, "bias"))
     return Projection(directions, bias, _activation(wire, count, field))
+
+
+def _by_dictionary(
+    wire: pb.Projection, sites: tuple[Site, ...], found: Found, field: FieldPath
+) -> Projection:
+    given = [name for name in ("directions", "bias") if wire.HasField(name)]
+    if given or (activation := wire.WhichOneof("activation")) is not None:
+        name = given[0] if given else activation
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            f"the dictionary has its own directions, bias and activation; leave {name} unset, or "
+            "dictionary",
+            field=(*field, name),
+        )
+    of = found.dictionaries[wire.dictionary]
+    for site in sites:
+        there = found.info.at(site).width
+        named_dictionaries.check_width(
+            of.about.width, there, f"a row of {site}", (*field, "dictionary")
+        )
+    return of.projection
 
 
 def send_top(wire: pb.Projection, count: int, field: FieldPath) -> int | None:

@@ -39,7 +39,7 @@ from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.prediction_fields import predictions
 from actserve_server.rpc.requests.projection_fields import projection, send_top
 from actserve_server.rpc.requests.site_fields import sites
-from actserve_server.rpc.requests.vector_sources import Found
+from actserve_server.rpc.requests.vector_sources import Found, Sources
 
 MAX_NAME_BYTES = 64
 """Of a readout's name, in UTF-8. It is told again in every answer."""
@@ -196,18 +196,21 @@ class Readouts:
 
 
 async def readouts(
-    wire: Sequence[pb.Readout], store: KeptStore, engine: Engine, field: FieldPath
+    wire: Sequence[pb.Readout], sources: Sources, engine: Engine, field: FieldPath
 ) -> Readouts:
     """What to read, with everything checked that does not depend on a sequence."""
-    info = engine.info
+    info, store = engine.info, sources.kept
     _check_count(len(wire), info, field)
     named = {
         at: source
         for index, item in enumerate(wire)
         for at, source in vector_sources.named(item, (*field, index))
     }
+    kept = vector_sources.look_up(named, store)
+    every = [((*field, index), item) for index, item in enumerate(wire)]
+    dictionaries = await vector_sources.look_up_dictionaries(every, sources, info)
     rows = KeptCache(store.copies)
-    found = Found(info=info, kept=vector_sources.look_up(named, store), rows=rows)
+    found = Found(info=info, kept=kept, rows=rows, dictionaries=dictionaries)
     attributions = await logit_attributions(wire, engine, field)
     # In a thread: a projection may be tens of megabytes.
     requests = await off_loop(_parse, wire, store, found, attributions, field)

@@ -16,6 +16,7 @@ from actserve_server.domain.errors import FieldPath
 from actserve_server.domain.model import ModelInfo
 from actserve_server.engine.forms import condition_form, form_of, projection_form
 from actserve_server.rpc.requests import vector_sources
+from actserve_server.rpc.requests.named_dictionaries import Dictionaries
 from actserve_server.rpc.requests.swept_variants import Variant
 from actserve_server.steering.stored_vectors import LoadedVector
 from actserve_server.steering.sweep_scores import Scores
@@ -29,15 +30,19 @@ def digest(
     variants: Sequence[Variant],
     scores: Scores,
     vectors: Mapping[str, LoadedVector],
+    dictionaries: Dictionaries,
     info: ModelInfo,
 ) -> bytes:
-    """SHA-256 of all that the cells depend on, and nothing else. `vectors` are the stored ones, by
-    the name by which a source names them."""
+    """SHA-256 of all that the cells depend on, and nothing else. `vectors` and `dictionaries` are
+    the stored ones, by the name by which a source names them."""
     made = hashlib.sha256(VERSION)
     checkpoint = (info.id, info.path, info.architecture, info.layer_count, info.width)
     made.update(repr((*checkpoint, info.vocabulary_size, info.element_type.value)).encode())
     made.update(repr((info.limits.max_relative_dose, info.limits.clamps_dose)).encode())
     made.update(_by_content(wire, vectors).SerializeToString(deterministic=True))
+    for name, of in sorted(dictionaries.items()):
+        # Its etag is of its content, or made anew with it.
+        made.update(f"{name} {of.about.etag} ".encode())
     for each in _vectors(wire, variants, scores):
         made.update(each)
     return made.digest()
@@ -83,7 +88,7 @@ def _vectors(
             for item, edit in zip(sent.interventions, edits, strict=True):
                 if not _has_edit(item):
                     for part in edit.parts:
-                        yield form_of(part.operation).vectors.digest
+                        yield from (each.digest for each in form_of(part.operation).every)
                 if edit.when is not None:
                     yield condition_form(edit.when).direction.digest
     for each in scores.projections:

@@ -25,6 +25,7 @@ from actserve_server.rpc.requests import (
     vector_sources,
 )
 from actserve_server.rpc.requests.kept_rows import KeptCache
+from actserve_server.rpc.requests.named_dictionaries import Dictionaries
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.sampling_fields import sampling, tokens_to_sample
 from actserve_server.rpc.requests.swept_variants import Variant
@@ -69,9 +70,10 @@ async def sweep_request(
     # Once for all, so that a name means one vector in the whole sweep.
     named = dict(await off_loop(lambda: [*vector_sources.named(wire, ())]))
     vectors = await vector_sources.look_up_vectors(named, sources, info)
-    scores = await _scores(wire.scores, sources, vectors, info)
+    dictionaries = await vector_sources.look_up_dictionaries([((), wire)], sources, info)
+    scores = await _scores(wire.scores, sources, vectors, dictionaries, info)
     variants = await swept_variants.variants(
-        wire.variants, sources, vectors, autoencoders, info, ("variants",)
+        wire.variants, sources, vectors, dictionaries, autoencoders, info, ("variants",)
     )
     return SweepRequest(
         grid=grid,
@@ -82,7 +84,9 @@ async def sweep_request(
             samples=sampled is not None,
         ),
         # In a thread: a request may be tens of megabytes.
-        digest=await off_loop(sweep_digests.digest, wire, variants, scores, vectors, info),
+        digest=await off_loop(
+            sweep_digests.digest, wire, variants, scores, vectors, dictionaries, info
+        ),
         cells=CellRequests(wire, engine, variants, sampled, answers),
     )
 
@@ -294,6 +298,7 @@ async def _scores(
     wire: Sequence[pb.SweepScore],
     sources: Sources,
     vectors: Mapping[str, LoadedVector],
+    dictionaries: Dictionaries,
     info: ModelInfo,
 ) -> Scores:
     named = {
@@ -305,6 +310,7 @@ async def _scores(
         info=info,
         kept=vector_sources.look_up(named, sources.kept),
         vectors=vectors,
+        dictionaries=dictionaries,
         rows=KeptCache(sources.kept.copies),
     )
     return await off_loop(_parsed_scores, wire, found)

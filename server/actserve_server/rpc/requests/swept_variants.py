@@ -22,6 +22,7 @@ from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import interventions, position_selectors
 from actserve_server.rpc.requests.interventions import InterventionRequest
 from actserve_server.rpc.requests.kept_rows import KeptCache
+from actserve_server.rpc.requests.named_dictionaries import Dictionaries
 from actserve_server.rpc.requests.site_fields import sites
 from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.steering.stored_vectors import LoadedVector
@@ -79,9 +80,9 @@ class Held:
     def once(self, operation: Operation, field: FieldPath) -> Operation:
         """The first operation that is equal to this one. Raises TOO_MANY_ROWS."""
         form = forms.form_of(operation)
-        key = type(operation), form.kernel, form.vectors.digest, form.scalars
+        key = type(operation), *form.key
         if key not in self._operations:
-            self._bytes += form.vectors.nbytes
+            self._bytes += form.nbytes
             if self._bytes > self._limit:
                 raise ActserveError(
                     Reason.TOO_MANY_ROWS,
@@ -130,6 +131,7 @@ async def variants(
     wire: Sequence[pb.SweepVariant],
     sources: Sources,
     vectors: Mapping[str, LoadedVector],
+    dictionaries: Dictionaries,
     autoencoders: Nlas,
     info: ModelInfo,
     field: FieldPath,
@@ -139,7 +141,17 @@ async def variants(
     rows, held = KeptCache(sources.kept.copies), Held(info.vector_bytes)
     return tuple(
         [
-            await _variant(each, sources, vectors, autoencoders, info, rows, held, (*field, index))
+            await _variant(
+                each,
+                sources,
+                vectors,
+                dictionaries,
+                autoencoders,
+                info,
+                rows,
+                held,
+                (*field, index),
+            )
             for index, each in enumerate(wire)
         ]
     )
@@ -191,6 +203,7 @@ async def _variant(
     wire: pb.SweepVariant,
     sources: Sources,
     vectors: Mapping[str, LoadedVector],
+    dictionaries: Dictionaries,
     autoencoders: Nlas,
     info: ModelInfo,
     rows: KeptCache,
@@ -213,6 +226,7 @@ async def _variant(
                 (*field, "interventions"),
                 rows=rows,
                 vectors=vectors,
+                dictionaries=dictionaries,
                 # Each coefficient of a grid by itself, once it is there.
                 limits_dose=not coefficients,
             )

@@ -5,20 +5,27 @@ is found first, on the event loop; then every source becomes an array by the sam
 whatever it was, and is checked as if it had been sent along.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from google.protobuf.message import Message
 
 from actserve.v1 import source_pb2 as pb
+from actserve_server.dictionaries.dictionary_registry import DictionaryRegistry
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.readouts.kept import Kept, KeptStore
 from actserve_server.rpc import not_served
-from actserve_server.rpc.requests import kept_rows, stored_vector_rows, tensor_fields
+from actserve_server.rpc.requests import (
+    kept_rows,
+    named_dictionaries,
+    stored_vector_rows,
+    tensor_fields,
+)
 from actserve_server.rpc.requests.kept_rows import Earlier, KeptCache, KeptKey
+from actserve_server.rpc.requests.named_dictionaries import Dictionaries
 from actserve_server.rpc.transport.messages import inside
 from actserve_server.steering.registry import VectorRegistry
 from actserve_server.steering.stored_vectors import LoadedVector
@@ -32,6 +39,7 @@ class Sources:
 
     kept: KeptStore
     vectors: VectorRegistry
+    dictionaries: DictionaryRegistry
     tenant: str = ""
 
     def of(self, tenant: str) -> "Sources":
@@ -59,6 +67,8 @@ class Found:
     rows: KeptCache
     vectors: Mapping[str, LoadedVector] = field(default_factory=dict)
     """Stored ones, by the name by which a source names them."""
+    dictionaries: Dictionaries = field(default_factory=dict)
+    """By the name by which a source, a projection or an operation names them."""
     edits: Mapping[FieldPath, np.ndarray] = field(default_factory=dict)
     """The vectors of edited explanations, by the field of their source."""
 
@@ -94,6 +104,18 @@ async def look_up_vectors(
         if isinstance(source, pb.VectorSource) and source.HasField("steering_vector")
     }
     return await stored_vector_rows.look_up(names, sources.vectors, sources.tenant, info)
+
+
+async def look_up_dictionaries(
+    every: Iterable[tuple[FieldPath, Message]], sources: Sources, info: ModelInfo
+) -> Dictionaries:
+    """The dictionaries that messages name, each with its field."""
+    names = {
+        at: name
+        for field, message in every
+        for at, name in named_dictionaries.named(message, field)
+    }
+    return await named_dictionaries.look_up(names, sources.dictionaries, sources.tenant, info)
 
 
 def is_one_row(wire: pb.MatrixSource) -> bool:
@@ -135,6 +157,9 @@ def vector(wire: pb.VectorSource, target: Target, found: Found, field: FieldPath
         case "edit":
             _check_edit_fits(found.edits[field], target, (*field, "edit"))
             return found.edits[field]
+        case "feature":
+            of, at = found.dictionaries[wire.feature.dictionary], (*field, "feature")
+            return named_dictionaries.direction(wire.feature, of, target.width, target.name, at)
         case _:
             raise _no_source(wire, f"[{target.width}]", field)
 
@@ -146,6 +171,9 @@ def matrix(wire: pb.MatrixSource, target: Target, found: Found, field: FieldPath
             return tensor_fields.matrix(wire.tensor, target.width, target.name, (*field, "tensor"))
         case "kept":
             return _kept(wire.kept, target, found, (*field, "kept"))
+        case "dictionary":
+            of, at = found.dictionaries[wire.dictionary.dictionary], (*field, "dictionary")
+            return named_dictionaries.directions(wire.dictionary, of, target.width, target.name, at)
         case _:
             raise _no_source(wire, f"[n, {target.width}]", field)
 
@@ -156,7 +184,7 @@ def numbers(wire: pb.VectorSource, count: int, of: str, field: FieldPath) -> np.
     match wire.WhichOneof("source"):
         case "tensor":
             return tensor_fields.vector(wire.tensor, count, of, (*field, "tensor"))
-        case "kept" | "edit" | "steering_vector" as kind:
+        case "kept" | "edit" | "steering_vector" | "feature" as kind:
             raise ActserveError(
                 Reason.FIELD_INVALID,
                 f"there is a number for each direction, and {kind} names rows of activations; send "

@@ -15,6 +15,7 @@ ALWAYS = (
     pb.FEATURE_KEPT_ACTIVATIONS,
     pb.FEATURE_STEERING_VECTORS,
     pb.FEATURE_SWEEPS,
+    pb.FEATURE_DICTIONARIES,
 )
 """Served for every model. Whatever is not listed here or below is not served: a feature of the
 contract must be named to be told."""

@@ -65,6 +65,8 @@ def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
             max_fit_bytes=limits.max_fit_bytes,
             max_relative_dose=limits.max_relative_dose,
             clamps_dose=limits.clamps_dose,
+            max_dictionaries=limits.max_dictionaries,
+            max_dictionary_bytes=limits.max_dictionary_bytes,
         ),
         attention_unserved_reason=attention_unserved,
         features=features(info, served_nlas.all_of(autoencoders), attention=not attention_unserved),

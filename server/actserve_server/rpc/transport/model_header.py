@@ -65,8 +65,9 @@ class ModelHeader(grpc.aio.ServerInterceptor):
 
 def _named_by(request: Message) -> str:
     """The model that a message names; empty if it names none."""
-    for field in ("model", "parent", "name", "nla"):
-        if name := getattr(request, field, ""):
+    for field in ("model", "parent", "name", "nla", "dictionary", "upload"):
+        name = getattr(request, field, "")
+        if name and isinstance(name, str):
             of_model = field == "model" and name != resource_names.ANY_MODEL
             return name if of_model else resource_names.model_part(name)
     return ""
