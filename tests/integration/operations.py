@@ -8,6 +8,7 @@ from actserve_server.domain.operations import (
     Ablate,
     Add,
     Clamp,
+    Features,
     Mean,
     Operation,
     Project,
@@ -15,6 +16,7 @@ from actserve_server.domain.operations import (
     Swap,
     Zero,
 )
+from actserve_server.domain.projection import Projection, ReLU
 
 MakeOperation = Callable[[np.ndarray, np.random.Generator], Operation]
 """From rows like those that are to change, float32 [rows, width]."""
@@ -53,4 +55,11 @@ OPERATIONS: Mapping[str, MakeOperation] = {
     "swap": lambda rows, rng: Swap(_along(rows, rng), _noise(rows, rng)[0]),
     "zero": lambda rows, rng: Zero(),
     "mean": lambda rows, rng: Mean(_noise(rows, rng)[0]),
+    "change features": lambda rows, rng: Features(
+        reads=Projection(np.stack([_along(rows, rng) for _ in range(4)]), None, ReLU()),
+        columns=np.array([3, 1]),
+        directions=_noise(rows, rng, 2) / _norm(rows),
+        gains=np.array([0.5, 1.0], np.float32),
+        offsets=np.array([0.0, 0.1 * _norm(rows)], np.float32),
+    ),
 }

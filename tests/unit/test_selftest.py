@@ -14,6 +14,7 @@ from actserve_server.domain.operations import (
     Ablate,
     Add,
     Clamp,
+    Features,
     Mean,
     Operation,
     Project,
@@ -235,6 +236,7 @@ OPERATIONS = [
     ("swap", Swap),
     ("zero", Zero),
     ("mean", Mean),
+    ("change features", Features),
 ]
 
 

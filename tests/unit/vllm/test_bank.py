@@ -56,6 +56,43 @@ def test_vectors_of_a_width_are_gathered_in_any_shape() -> None:
     assert np.array_equal(_read(bank, other), _rows(_vectors(0, count=2, width=3)))
 
 
+def test_lasting_vectors_stay_until_others_need_the_room() -> None:
+    bank = VectorBank(CPU, 10 * SIZE)
+    first, second = (replace(_vectors(seed, count=4), lasting=True) for seed in (1, 2))
+    for number, vectors in enumerate((first, second)):
+        bank.upload(
+            number,
+            vectors.digest,
+            vectors.count,
+            vectors.width,
+            0,
+            vectors.encoded(),
+            vectors.lasting,
+        )
+        bank.release(bank.hold(_named(vectors)))
+        bank.drop(number, vectors.digest)
+    # They count for nobody, and are there for who comes next.
+    assert bank.used_bytes == 0
+    assert bank.keep(7, first.digest)
+    assert bank.used_bytes == 4 * SIZE
+    assert np.array_equal(_read(bank, bank.hold(_named(first))), _rows(first))
+    # Room for two is left; what is held stays, and what is not gives way.
+    bank.hold(_vectors(3, count=6))
+    assert not bank.keep(8, second.digest)
+    with pytest.raises(BankFullError):
+        bank.hold(_vectors(4))
+
+
+def test_lasting_vectors_that_did_not_all_come_do_not_stay() -> None:
+    bank = VectorBank(CPU, 10 * SIZE)
+    vectors = replace(_vectors(1, count=4), lasting=True)
+    data = vectors.encoded(0, 2)
+    bank.upload(1, vectors.digest, vectors.count, vectors.width, 0, data, vectors.lasting)
+    assert not bank.keep(2, vectors.digest)
+    bank.drop(1, vectors.digest)
+    bank.hold(_vectors(2, count=10))
+
+
 def test_equal_vectors_are_held_once_until_the_last_run_that_has_them_ends() -> None:
     bank = VectorBank(CPU, 1 << 10)
     blocks = [bank.hold(_vectors(1, count=4)) for _ in range(64)]

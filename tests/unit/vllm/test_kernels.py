@@ -1,4 +1,5 @@
-"""The four kernels compute what the operations are defined to be, whoever's rows go together."""
+"""The kernels compute what the operations are defined to be, whoever's rows go together. That of
+features is in test_feature_edits.py."""
 
 from collections import defaultdict
 from typing import get_args
@@ -9,6 +10,7 @@ import torch
 
 from actserve_server.domain.operations import (
     Clamp,
+    Features,
     Operation,
     Project,
     Replace,
@@ -50,8 +52,10 @@ def _close(actual: torch.Tensor, expected: np.ndarray, rows: np.ndarray) -> None
 
 
 def test_the_table_has_every_operation_and_every_kernel() -> None:
-    assert {type(operation) for operation in OPERATIONS.values()} == set(get_args(Operation))
-    assert {form_of(operation).kernel for operation in OPERATIONS.values()} == set(Kernel)
+    others = {type(operation) for operation in OPERATIONS.values()}
+    assert others == set(get_args(Operation)) - {Features}
+    kernels = {form_of(operation).kernel for operation in OPERATIONS.values()}
+    assert kernels == set(COMPUTE) == set(Kernel) - {Kernel.FEATURES}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

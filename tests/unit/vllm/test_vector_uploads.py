@@ -3,6 +3,7 @@
 import asyncio
 import random
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -92,6 +93,23 @@ async def test_the_samples_of_a_call_upload_their_vectors_once() -> None:
         assert llm.used_bytes == uploads.held_bytes == size
         assert all(map(llm.holds, vectors))
     assert llm.used_bytes == uploads.held_bytes == 0
+
+
+async def test_lasting_vectors_are_sent_once_for_calls_that_follow_each_other() -> None:
+    llm = Llm(4000)
+    uploads, lasting = _uploads(llm), replace(_vectors(1, count=60), lasting=True)
+    for _ in range(3):
+        async with uploads.held([lasting]):
+            assert llm.holds(lasting)
+            assert llm.used_bytes == lasting.nbytes
+        assert llm.used_bytes == 0
+    assert len(llm.sizes) == 1
+    # What others need takes their place, and then they come again.
+    async with uploads.held([_vectors(2, count=100)]):
+        assert llm.used_bytes == 3200
+    async with uploads.held([lasting]):
+        assert llm.holds(lasting)
+    assert len(llm.sizes) == 3
 
 
 async def test_runs_of_other_calls_share_what_is_equal_and_upload_the_rest() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actserve_server.engine.forms import ConditionForm
+from actserve_server.engine.forms import ConditionForm, Form, Kernel
 from actserve_server.engine.vllm.layout import SiteKey
 from actserve_server.engine.vllm.wire import Edit, RunTaps
 
@@ -74,7 +74,7 @@ def _digest(
 ) -> str:
     """Of everything that changes keys and values: sites, heads, positions, formula, condition and
     the exact numbers in them."""
-    digest = hashlib.sha256(b"actserve-edits-4")
+    digest = hashlib.sha256(b"actserve-edits-3")
     if tenant:
         digest.update(f"tenant {len(tenant)} {tenant}".encode())
     if failures:
@@ -89,14 +89,21 @@ def _digest(
             np.array([edit.form.kernel], np.int64),
             np.array(edit.form.scalars, np.float64),
             np.frombuffer(vectors.digest, np.uint8),
-            np.frombuffer(repr(edit.form.reads and edit.form.reads.key).encode(), np.uint8),
-            np.array(edit.form.columns, np.int64),
+            *_read_parts(edit.form),
             *(() if edit.condition is None else _parts(edit.condition, conditions)),
         ):
             # The shape first, so that no two different sequences of parts hash the same bytes.
             digest.update(repr(part.shape).encode())
             digest.update(part.tobytes())
     return digest.hexdigest()
+
+
+def _read_parts(form: Form) -> tuple[np.ndarray, ...]:
+    """Of features that are read: by what, and which of them."""
+    if form.kernel is not Kernel.FEATURES:
+        return ()
+    reads = None if form.reads is None else form.reads.key
+    return np.frombuffer(repr(reads).encode(), np.uint8), np.array(form.columns, np.int64)
 
 
 def _parts(number: int, conditions: Sequence[ConditionForm]) -> tuple[np.ndarray, ...]:
