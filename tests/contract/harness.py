@@ -142,6 +142,7 @@ async def serving(
         served = app.build(engine, options, Autoencoders(nlas))
         if measured:
             await served.measure()
+        await served.load_dictionaries()
         await served.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}") as channel:

@@ -119,6 +119,7 @@ def served(smollm2: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> I
     async def start() -> app.App:
         data = tmp_path_factory.mktemp("data")
         settings: dict[str, Any] = {"port": 0, "drain_grace_s": 1.0, "data_dir": data}
+        settings["max_dictionary_bytes"] = 64 << 20
         built = app.build(smollm2.engine, Settings(**settings))
         await built.measure()
         await built.start()

@@ -6,6 +6,7 @@ room.
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -119,16 +120,20 @@ async def _loaded(
     about = replace(about, etag=sha256.hex()[:16])
     loaded = LoadedDictionary(about=about, matrices=matrices)
     check = await measured(loaded, engine, engine.info, f"dictionary-{name}")
-    if check is not None and holds_checks:
-        least = source.least_explained
-        if not check.explained >= least or check.explained <= check.shuffled_explained:
-            raise DictionaryError(
-                f"dictionary {name}: it explains {check.explained:.3f} of the variance at "
-                f"{_sites(about.targets)} of {engine.info.id}, and {check.shuffled_explained:.3f} "
-                f"with rows exchanged, but must explain at least {least:g}; it may be for another "
-                "site, another model or rows of another scale, or the wrong way round; give it "
-                "least_explained=-inf to load it all the same"
-            )
+    least = source.least_explained
+    if (
+        check is not None
+        and holds_checks
+        and least > -math.inf
+        and not check.explained >= max(least, check.shuffled_explained)
+    ):
+        raise DictionaryError(
+            f"dictionary {name}: it explains {check.explained:.3f} of the variance at "
+            f"{_sites(about.targets)} of {engine.info.id}, and {check.shuffled_explained:.3f} "
+            f"with rows exchanged, but must explain at least {least:g}; it may be for another "
+            "site, another model or rows of another scale, or the wrong way round; give it "
+            "least_explained=-inf to load it all the same"
+        )
     return ServerDictionary(about=replace(about, check=check), found=found, sha256=sha256)
 
 
