@@ -76,6 +76,20 @@ PAGES = (
         ("stored_vectors", "vector_files"),
     ),
     Page(
+        "dictionaries",
+        "Dictionaries and features",
+        "Sparse autoencoders and transcoders, and what they make of prompts: the guide on "
+        "[features](../../features.md).",
+        (
+            "dictionaries",
+            "dictionary_matrices",
+            "features",
+            "feature_index",
+            "dashboards",
+            "looks",
+        ),
+    ),
+    Page(
         "generation",
         "Sampling and events",
         "How tokens are chosen, and what a stream tells while they are: the guide on "

@@ -44,6 +44,7 @@ PAGES_ELSEWHERE = (
     "client/java/README.md",
     "tests/conformance/README.md",
     "server/actserve_server/nla/shipped/smollm2-135m/README.md",
+    "server/actserve_server/dictionaries/shipped/smollm2-135m/README.md",
 )
 """Of the repository, beside those of `docs/`."""
 

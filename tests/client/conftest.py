@@ -89,6 +89,14 @@ class Blocking:
         return BlockingPart(self, self._client.vectors)
 
     @property
+    def dictionaries(self) -> "BlockingPart":
+        return BlockingPart(self, self._client.dictionaries)
+
+    @property
+    def features(self) -> "BlockingPart":
+        return BlockingPart(self, self._client.features)
+
+    @property
     def monitors(self) -> "BlockingPart":
         return BlockingPart(self, self._client.monitors)
 
@@ -126,6 +134,9 @@ class BlockingPart:
 
     def list(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         return self._client._iterate(self._part.list(*args, **kwargs))
+
+    def labels(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
+        return self._client._iterate(self._part.labels(*args, **kwargs))
 
     def watch(self, *args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         return self._client._iterate(self._part.watch(*args, **kwargs))

@@ -8,6 +8,8 @@ import numpy as np
 
 from actserve.v1 import positions_pb2, readout_pb2, site_pb2, source_pb2, tensor_pb2
 
+from .fake_dictionaries import FEATURES, features_of
+
 WIDTH = 4
 WIDTHS = {site_pb2.HOOK_POINT_MLP_ACT: 6, site_pb2.HOOK_POINT_LOGITS: 9}
 """Of the hook points whose rows are not as wide as the residual stream."""
@@ -98,7 +100,7 @@ def array(wire: tensor_pb2.Tensor) -> np.ndarray:
 
 def widths(rows: readout_pb2.RowReadout) -> list[int]:
     shape = rows.projection.directions.tensor.shape
-    count = len(shape) and shape[0]
+    count = FEATURES if rows.projection.dictionary else len(shape) and shape[0]
     if rows.projection.HasField("send_top"):
         count = min(count, rows.projection.send_top)
     return [count or WIDTHS.get(site.hook_point, WIDTH) for site in rows.sites]
@@ -243,6 +245,8 @@ def site_rows(
 
 
 def _projected(projection: readout_pb2.Projection, block: np.ndarray) -> np.ndarray:
+    if projection.dictionary:
+        return features_of(block)
     block = block @ array(projection.directions.tensor).T
     if projection.HasField("bias"):
         block = block + array(projection.bias.tensor)

@@ -21,6 +21,7 @@ from actserve.v1 import (
     readout_pb2,
     tensor_pb2,
 )
+from actserve.v1 import dictionary_service_pb2_grpc as dictionary_grpc
 from actserve.v1 import explanation_service_pb2 as explanation_pb2
 from actserve.v1 import explanation_service_pb2_grpc as explanation_grpc
 from actserve.v1 import generation_service_pb2 as pb
@@ -33,7 +34,14 @@ from actserve.v1 import steering_vector_service_pb2_grpc as vector_grpc
 from actserve.v1 import sweep_service_pb2_grpc as sweep_grpc
 from actserve.v1 import weight_service_pb2_grpc as weight_grpc
 
-from . import fake_explanations, fake_monitors, fake_sweeps, fake_vectors, fake_weights
+from . import (
+    fake_dictionaries,
+    fake_explanations,
+    fake_monitors,
+    fake_sweeps,
+    fake_vectors,
+    fake_weights,
+)
 from .fake_prompts import tokenized
 from .fake_readouts import (
     WIDTH,
@@ -179,6 +187,7 @@ class Model:
         self.set_baseline = fake_explanations.set_baseline
         self.sweep: Callable[[Any], Events] = fake_sweeps.honest
         self.vectors = fake_vectors.Vectors()
+        self.dictionaries = fake_dictionaries.Dictionaries()
         self.monitors = fake_monitors.Monitors()
         self.weights: Callable[[Any], Events] = fake_weights.told
         self.before: Callable[[Any, grpc.ServicerContext], object] = lambda request, context: None
@@ -424,6 +433,19 @@ class VectorServicer(vector_grpc.SteeringVectorServiceServicer):
     MakeSteeringVector = CombineSteeringVectors = _answer
 
 
+class DictionaryServicer(dictionary_grpc.DictionaryServiceServicer):
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def _answer(self, request: Any, context: Any) -> Any:
+        self.model.seen(request, context)
+        return self.model.dictionaries.answer(request, context)
+
+    GetDictionary = ListDictionaries = DeleteDictionary = _answer
+    SetFeatureLabels = ListFeatureLabels = _answer
+    BeginUpload = UploadChunk = FinishUpload = _answer
+
+
 class MonitorServicer(monitor_grpc.MonitorServiceServicer):
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -548,6 +570,7 @@ def described(name: str) -> model_service_pb2.Model:
 def serving(model: Model, at: str = "127.0.0.1:0") -> Iterator[str]:
     """The address of a server of the model; a free one of this machine unless told."""
     server = grpc.server(ThreadPoolExecutor(16))
+    dictionary_grpc.add_DictionaryServiceServicer_to_server(DictionaryServicer(model), server)
     generation_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(model), server)
     explanation_grpc.add_ExplanationServiceServicer_to_server(ExplanationServicer(model), server)
     kept_grpc.add_KeptActivationsServiceServicer_to_server(KeptServicer(model), server)

@@ -10,7 +10,9 @@ import actserve
 from actserve import (
     Ablate,
     Add,
+    ChangeFeatures,
     Clamp,
+    Feature,
     InvalidRequest,
     Mean,
     Project,
@@ -25,6 +27,7 @@ from actserve.v1 import source_pb2
 from .fake_readouts import matrix, tensor, vector
 
 SITE = "resid_post.1"
+SAE = "models/big/dictionaries/sae"
 V = [1.0, 0.0, -2.0]
 W = [0.0, 3.0, 0.5]
 
@@ -58,6 +61,18 @@ OPERATIONS: list[tuple[str, actserve.Intervention, Any]] = [
     ("swap", Swap(SITE, V, W), pb.SwapOperation(first=vector(V), second=vector(W))),
     ("zero", Zero(SITE), pb.ZeroOperation()),
     ("mean", Mean(SITE, V), pb.MeanOperation(mean=vector(V))),
+    (
+        "features",
+        ChangeFeatures(SITE, SAE, values={3: 2.0}, additions={5: -1.0}, factors={7: 0.0}),
+        pb.FeatureOperation(
+            dictionary=SAE,
+            changes=[
+                pb.FeatureChange(index=3, value=2),
+                pb.FeatureChange(index=5, addition=-1),
+                pb.FeatureChange(index=7, factor=0),
+            ],
+        ),
+    ),
 ]
 
 
@@ -84,6 +99,10 @@ NAMED: dict[str, tuple[Any, source_pb2.VectorSource]] = {
     ),
     "a stored vector": (Stored(JOY), source_pb2.VectorSource(steering_vector=JOY)),
     "the name of a stored vector": (JOY, source_pb2.VectorSource(steering_vector=JOY)),
+    "a feature of a dictionary": (
+        Feature(SAE, 3),
+        source_pb2.VectorSource(feature=source_pb2.DictionaryFeature(dictionary=SAE, index=3)),
+    ),
     "an edit": (EDIT, source_pb2.VectorSource(edit=EDIT.to_proto())),
 }
 VECTORS: dict[str, Callable[[Any], actserve.Intervention]] = {

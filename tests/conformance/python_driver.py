@@ -620,6 +620,23 @@ async def watch(question: Answer) -> Answer:
     return {"result": {"alerts": seen}}
 
 
+async def upload(question: Answer) -> Answer:
+    of = {
+        each["role"]: np.frombuffer(bytes.fromhex(each["data"]), "<f4").reshape(each["shape"])
+        for each in question["matrices"]
+    }
+    dictionary = actserve.Dictionary(
+        site=question["site"],
+        encoder=of["ENCODER"],
+        encoder_bias=of.get("ENCODER_BIAS"),
+        decoder=of["DECODER"],
+        activation="relu",
+    )
+    async with client_of(question) as client:
+        made = await client.dictionaries.upload(question["name"], dictionary)
+    return {"result": {"name": made.name}}
+
+
 MADE = {
     "CreateSteeringVector": ("steeringVector", create_vector),
     "MakeSteeringVector": ("steeringVector", make_vector),
@@ -650,6 +667,7 @@ OPERATIONS = {
     "measure": measure,
     "watch": watch,
     "wait": wait,
+    "upload": upload,
 }
 
 if __name__ == "__main__":

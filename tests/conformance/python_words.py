@@ -113,7 +113,10 @@ def readout_of(readout: Any) -> Any:
     if kind == "keep":
         return actserve.Read(*where, keep=actserve.Keep(asked.ttl.seconds, send=False))
     projection = None
-    if asked.HasField("projection"):
+    if asked.projection.dictionary:
+        named, top = asked.projection.dictionary, asked.projection.send_top or None
+        projection = actserve.Projection(dictionary=named, send_top=top)
+    elif asked.HasField("projection"):
         directions = tensors.decode(asked.projection.directions.tensor)
         projection = actserve.Projection(directions, send_top=asked.projection.send_top or None)
     reduce = {0: None, 1: "last", 2: "mean", 3: "max"}[asked.reduction]

@@ -30,6 +30,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from actserve.v1 import (  # noqa: F401  # Imported so that their services are known.
+    dictionary_service_pb2,
     explanation_service_pb2,
     generation_service_pb2,
     kept_activations_service_pb2,
@@ -41,6 +42,7 @@ from actserve.v1 import (  # noqa: F401  # Imported so that their services are k
 )
 
 SERVICES = (
+    "DictionaryService",
     "GenerationService",
     "ModelService",
     "KeptActivationsService",

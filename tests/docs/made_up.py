@@ -86,8 +86,13 @@ def made_up_server() -> Iterator[str]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    server = serving(MadeUpModel(), made_up_nla().loaded())
+    server = serving(
+        MadeUpModel(), made_up_nla().loaded(), dictionary=[MODEL], max_dictionary_bytes=1 << 26
+    )
     served = asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result()
+    # Of made-up rows it explains nothing.
+    loading = served.app.load_dictionaries(holds_checks=False)
+    asyncio.run_coroutine_threadsafe(loading, loop).result()
     try:
         yield f"localhost:{served.app.port}"
     finally:

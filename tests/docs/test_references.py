@@ -33,6 +33,7 @@ def test_a_public_name_is_on_the_page_of_its_module() -> None:
     }
     assert {*pages["clients"]} == {
         *("Client", "AsyncClient", "Stream", "AsyncStream", "Vectors", "AsyncVectors"),
+        *("Dictionaries", "AsyncDictionaries", "Features", "AsyncFeatures"),
         *("Monitors", "AsyncMonitors", "MonitorFit", "AsyncMonitorFit", "Alerts", "AsyncAlerts"),
     }
     assert {"Add", "ExplanationEdit"} <= {*pages["interventions"]}

@@ -24,7 +24,8 @@ ARGUMENTS = (
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served() -> AsyncIterator[Served]:
     """A server that has all that the explorer shows."""
-    async with serving(None, Tiny().loaded(), http_port=0, measured=True) as served:
+    uploads = {"max_dictionary_bytes": 1 << 20}
+    async with serving(None, Tiny().loaded(), http_port=0, measured=True, **uploads) as served:
         yield served
 
 

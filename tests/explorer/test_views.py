@@ -12,6 +12,7 @@ from playwright.async_api import expect
 
 import actserve
 from actserve_server.domain.sites import HookPoint, Site
+from tests.contract.dictionaries import FEATURES, uploaded
 from tests.contract.harness import Served
 from tests.contract.nlas import Tiny
 from tests.explorer.explored import Explored
@@ -106,6 +107,23 @@ async def test_a_chosen_token_shows_what_comes_next_at_each_layer_and_its_row_in
     await expect(explored.view.get_by_text("cosine to what the words give back")).to_be_visible()
     assert "at=5" in explored.page.url
     await run_program(await explored.copied("Copy as Python"))
+
+
+async def test_a_chosen_token_shows_its_largest_features_with_their_labels(
+    explored: Explored, client: actserve.AsyncClient, served: Served
+) -> None:
+    await uploaded(served)
+    await client.dictionaries.set_labels("signs", {at: f"sign {at}" for at in range(FEATURES)})
+    await explored.open("tokens", text=TEXT, color="surprise")
+    await explored.done()
+    await explored.tokens().nth(5).click()
+    top = await client.features.top(TEXT, "signs", k=12)
+    lines = explored.view.get_by_role("region", name="Features").locator("tr")
+    await expect(lines).to_have_count(len(top.at(5)))
+    for at, feature in enumerate(top.at(5)):
+        index, _, label = await lines.nth(at).locator("th, td").all_inner_texts()
+        assert (index, label) == (str(feature.index), f"sign {feature.index}")
+    await client.dictionaries.delete("signs")
 
 
 async def test_tokens_are_colored_by_how_well_words_explain_them(explored: Explored) -> None:

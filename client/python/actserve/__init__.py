@@ -9,12 +9,16 @@ from importlib.metadata import version
 
 from actserve._async.alerts import AsyncAlerts
 from actserve._async.client import AsyncClient
+from actserve._async.dictionaries import AsyncDictionaries
+from actserve._async.features import AsyncFeatures
 from actserve._async.monitor_fits import AsyncMonitorFit
 from actserve._async.monitors import AsyncMonitors
 from actserve._async.streams import AsyncStream
 from actserve._async.vectors import AsyncVectors
 from actserve._sync.alerts import Alerts
 from actserve._sync.client import Client
+from actserve._sync.dictionaries import Dictionaries
+from actserve._sync.features import Features
 from actserve._sync.monitor_fits import MonitorFit
 from actserve._sync.monitors import Monitors
 from actserve._sync.streams import Stream
@@ -24,6 +28,9 @@ from actserve.alerts import Alert, WebhookDelivery
 from actserve.attention import Attention, AttentionMeans, AttentionPattern, AttentionSummary
 from actserve.attributions import Attributions, LogitAttribution
 from actserve.conversations import Conversation
+from actserve.dashboards import write_feature_files, write_neuronpedia_export
+from actserve.dictionaries import DictionaryCheck, Feature, FeatureLabel, StoredDictionary
+from actserve.dictionary_matrices import Dictionary
 from actserve.edits import ExplanationEdit
 from actserve.errors import (
     ActserveError,
@@ -60,6 +67,15 @@ from actserve.events import (
 )
 from actserve.explaining import Explaining
 from actserve.explanations import Claim, ExplainedText, Explanation, Score
+from actserve.feature_index import FeatureExample, FeatureIndex
+from actserve.features import (
+    ActiveFeature,
+    ChosenFeatures,
+    FeatureTotal,
+    FeatureTotals,
+    LogitEffect,
+    TopFeatures,
+)
 from actserve.files import load, save
 from actserve.fit_examples import Example
 from actserve.frames import to_pandas
@@ -75,6 +91,7 @@ from actserve.heads import (
 from actserve.interventions import (
     Ablate,
     Add,
+    ChangeFeatures,
     Clamp,
     Intervention,
     Mean,
@@ -84,6 +101,7 @@ from actserve.interventions import (
     Zero,
 )
 from actserve.kept import Keep, Kept, KeptRows
+from actserve.looks import LikelyToken, Look
 from actserve.means import LabelMeans
 from actserve.models import HookPointSupport, Limits, Model
 from actserve.monitor_fits import FitReport, FittedSites, Work
@@ -145,6 +163,7 @@ __version__ = version("actserve")
 __all__ = [
     "Ablate",
     "Activations",
+    "ActiveFeature",
     "ActserveError",
     "Add",
     "Aggregator",
@@ -153,6 +172,8 @@ __all__ = [
     "AlreadyExists",
     "AsyncAlerts",
     "AsyncClient",
+    "AsyncDictionaries",
+    "AsyncFeatures",
     "AsyncMonitorFit",
     "AsyncMonitors",
     "AsyncStream",
@@ -174,6 +195,8 @@ __all__ = [
     "ByTokenId",
     "ByTurn",
     "Cancelled",
+    "ChangeFeatures",
+    "ChosenFeatures",
     "Claim",
     "Clamp",
     "Client",
@@ -184,6 +207,9 @@ __all__ = [
     "Conversation",
     "Curve",
     "DeadlineExceeded",
+    "Dictionaries",
+    "Dictionary",
+    "DictionaryCheck",
     "Disagreement",
     "ElementType",
     "Ema",
@@ -196,6 +222,13 @@ __all__ = [
     "Explaining",
     "Explanation",
     "ExplanationEdit",
+    "Feature",
+    "FeatureExample",
+    "FeatureIndex",
+    "FeatureLabel",
+    "FeatureTotal",
+    "FeatureTotals",
+    "Features",
     "Finished",
     "FitReport",
     "FittedSites",
@@ -217,9 +250,12 @@ __all__ = [
     "KeptRows",
     "LabelMeans",
     "Level",
+    "LikelyToken",
     "Limits",
     "LogitAttribution",
+    "LogitEffect",
     "LogitLens",
+    "Look",
     "Mean",
     "MeasuredPrompt",
     "Model",
@@ -271,6 +307,7 @@ __all__ = [
     "SteeringVector",
     "Stop",
     "Stored",
+    "StoredDictionary",
     "StoredLevel",
     "StoredRow",
     "StoredVector",
@@ -288,6 +325,7 @@ __all__ = [
     "TokenWeight",
     "Tokenized",
     "Tokens",
+    "TopFeatures",
     "TopK",
     "TopLogprob",
     "Unauthenticated",
@@ -307,4 +345,6 @@ __all__ = [
     "save",
     "save_vectors",
     "to_pandas",
+    "write_feature_files",
+    "write_neuronpedia_export",
 ]

@@ -22,6 +22,8 @@ from actserve._traces import trace_headers
 from actserve._weight_jobs import WeightJobs
 from actserve.errors import InvalidRequest
 from actserve.v1 import (
+    dictionary_service_pb2,
+    dictionary_service_pb2_grpc,
     explanation_service_pb2,
     explanation_service_pb2_grpc,
     generation_service_pb2,
@@ -49,6 +51,9 @@ DEFAULT_TIMEOUT_S = 600.0
 MODEL_HEADER = "x-actserve-model"
 
 _SERVICES = {
+    dictionary_service_pb2.DESCRIPTOR.services_by_name["DictionaryService"]: (
+        dictionary_service_pb2_grpc.DictionaryServiceStub
+    ),
     generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"]: (
         generation_service_pb2_grpc.GenerationServiceStub
     ),

@@ -36,7 +36,7 @@ def named(collection: str, given: Any) -> Named:
     parts = name.split("/") if isinstance(name, str) else []
     whole = len(parts) == 4 and (parts[0], parts[2]) == ("models", collection)
     if not (whole or len(parts) == 1) or not all(parts):
-        one = collection.removesuffix("s")
+        one = collection.removesuffix("s") if collection[-3:] != "ies" else collection[:-3] + "y"
         raise InvalidRequest(
             f"{described(given)} does not name one of {collection}; give its id, all of "
             f"models/{{model}}/{collection}/{{{one}}}, or what a method here returned",

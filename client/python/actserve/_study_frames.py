@@ -9,6 +9,7 @@ from actserve.frames import WHAT, side_by_side
 if TYPE_CHECKING:
     import pandas as pd
 
+    from actserve.features import ChosenFeatures, TopFeatures
     from actserve.heads import HeadGrid, HeadTable
     from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, TextScore
 
@@ -90,3 +91,24 @@ def head_grid_frame(grid: "HeadGrid") -> "pd.DataFrame":
     return pandas.DataFrame(
         {"values": grid.values.ravel(), "changed": grid.changed.ravel()}, index=index
     )
+
+
+def features_frame(top: "TopFeatures") -> "pd.DataFrame":
+    pandas = needed("pandas", WHAT)
+    rows = [
+        (position, top.tokens[position], each.index, each.value, each.label)
+        for position, active in top
+        for each in active
+    ]
+    frame = pandas.DataFrame(rows, columns=["position", "token", "feature", "value", "label"])
+    return frame.set_index(["position", "token", "feature"])
+
+
+def chosen_frame(chosen: "ChosenFeatures") -> "pd.DataFrame":
+    pandas = needed("pandas", WHAT)
+    index = pandas.MultiIndex.from_arrays(
+        [chosen.positions, [chosen.tokens[at] for at in chosen.positions]],
+        names=["position", "token"],
+    )
+    columns = pandas.Index(chosen.features, name="feature")
+    return pandas.DataFrame(chosen.values, index=index, columns=columns)

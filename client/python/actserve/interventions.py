@@ -2,8 +2,8 @@
 
 In the formulas x is one row of a site, a vector; |v| is the norm of v, and u = v / |v|. Vectors are
 numpy arrays, torch tensors, steering vectors or lists of finite numbers, which are sent as float32;
-or what the server has or makes: stored vectors, kept rows, or an edited explanation (see
-`sources`).
+or what the server has or makes: stored vectors, features of dictionaries, kept rows, or an edited
+explanation (see `sources`).
 """
 
 from abc import ABC, abstractmethod
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from actserve._checks import UINT32, described, finite, integer
+from actserve._names import Named, named
+from actserve.dictionaries import DICTIONARIES, StoredDictionary, feature_index, whole_name
 from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows
 from actserve.positions import Positions, check_positions, positions_to_proto
@@ -300,6 +302,67 @@ class Mean(Intervention):
 
     def _operation(self) -> Mapping[str, Any]:
         return {"mean": pb.MeanOperation(mean=vector_to_proto(self.mean))}
+
+
+@dataclass(frozen=True, eq=False)
+class ChangeFeatures(Intervention):
+    """x + sum over i of (f'_i - f_i) d_i: changes features f of a dictionary, and keeps of x what
+    the dictionary does not explain. d_i is what feature i writes.
+
+    - `dictionary`: its id, its whole name, or what `client.dictionaries` returned.
+    - `values`: f'_i by index, whatever f_i is.
+    - `additions`: f'_i - f_i by index, also where f_i is zero.
+    - `factors`: f'_i / f_i by index: zero ablates the feature, one changes nothing.
+
+    Each feature is named once, in one of the three. Of a transcoder, whose features are read
+    elsewhere, only `additions` are served, at the sites that it writes to.
+
+        ChangeFeatures("resid_post.20", "smollm2-135m", values={123: 60.0}, factors={7: 0.0})
+    """
+
+    dictionary: str | Named | StoredDictionary
+    values: Mapping[int, float] = field(default_factory=dict, kw_only=True)
+    additions: Mapping[int, float] = field(default_factory=dict, kw_only=True)
+    factors: Mapping[int, float] = field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        changes = {
+            name: _changes(getattr(self, name), name) for name in ("values", "additions", "factors")
+        }
+        indices = [index for each in changes.values() for index in each]
+        if not indices or len({*indices}) < len(indices):
+            raise InvalidRequest(
+                f"the features to change are {described(indices)}; name at least one, and each "
+                "once, in values, additions or factors",
+                reason="FIELD_INVALID" if indices else "FIELD_REQUIRED",
+            )
+        self._set(dictionary=named(DICTIONARIES, self.dictionary), **changes)
+
+    def _operation(self) -> Mapping[str, Any]:
+        return {
+            "features": pb.FeatureOperation(
+                dictionary=whole_name(self.dictionary),
+                changes=[
+                    *(pb.FeatureChange(index=i, value=n) for i, n in self.values.items()),
+                    *(pb.FeatureChange(index=i, addition=n) for i, n in self.additions.items()),
+                    *(pb.FeatureChange(index=i, factor=n) for i, n in self.factors.items()),
+                ],
+            )
+        }
+
+
+def _changes(changes: Any, name: str) -> dict[int, float]:
+    if not isinstance(changes, Mapping):
+        raise InvalidRequest(
+            f"{name} is {described(changes)}; give numbers by feature, as in {{123: 5.0}}",
+            reason="FIELD_INVALID",
+            path=(name,),
+        )
+    return {
+        feature_index(index): finite(number, f"{name} of feature {index}")
+        for index, number in changes.items()
+    }
 
 
 def interventions_to_proto(

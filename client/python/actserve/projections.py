@@ -1,7 +1,8 @@
 """Projections: rows read along given directions on the server, which sends the components alone.
 
-This is what a linear probe does, and the encoder of a sparse autoencoder (SAE). In the formulas x
-is one row of a site and y one component of it for each direction.
+This is what a linear probe does, and the encoder of a sparse autoencoder (SAE), which may also be
+one that the server has by name. In the formulas x is one row of a site and y one component of it
+for each direction.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from actserve._checks import described, integer
+from actserve._names import Named, named
+from actserve.dictionaries import DICTIONARIES, StoredDictionary, whole_name
 from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows
 from actserve.sources import Matrix, checked_directions, matrix_to_proto, vector_to_proto
@@ -61,16 +64,32 @@ class Projection:
     - `activation`: "relu", a `JumpReLU` or a `TopK`; none by default.
     - `send_top`: how many of the largest components of each row to send, with their indices; all
       of them, without indices, by default.
+    - `dictionary`: a dictionary that the server has, by its id or as `client.dictionaries` returned
+      it: y are then its features, with all its biases and its activation, and the first three
+      arguments are left out.
 
     Checks and copies what it is given when it is made, and raises `InvalidRequest`.
     """
 
-    directions: Matrix
+    directions: Matrix | None = None
     bias: ArrayLike | None = None
     activation: Activation | None = None
     send_top: int | None = None
+    dictionary: "str | Named | StoredDictionary | None" = None
 
     def __post_init__(self) -> None:
+        if self.send_top is not None:
+            integer(self.send_top, "a number of components to send", _COUNT, "FIELD_INVALID")
+        if self.dictionary is not None:
+            self._check_dictionary_alone()
+            object.__setattr__(self, "dictionary", named(DICTIONARIES, self.dictionary))
+            return
+        if self.directions is None:
+            raise InvalidRequest(
+                "neither directions nor a dictionary are given; give one of the two, as in "
+                "Projection(dictionary='smollm2-135m')",
+                reason="FIELD_REQUIRED",
+            )
         directions = checked_directions(self.directions, "directions")
         count = None if isinstance(directions, KeptRows) else len(np.asarray(directions))
         bias = None if self.bias is None else as_array(self.bias, "bias", ("directions",))
@@ -93,10 +112,18 @@ class Projection:
                     f"{name} has {len(each)} elements for {count} directions; give one for each",
                     reason="TENSOR_SIZE_MISMATCH",
                 )
-        if self.send_top is not None:
-            integer(self.send_top, "a number of components to send", _COUNT, "FIELD_INVALID")
         object.__setattr__(self, "directions", directions)
         object.__setattr__(self, "bias", bias)
+
+    def _check_dictionary_alone(self) -> None:
+        for name in ("directions", "bias", "activation"):
+            if getattr(self, name) is not None:
+                raise InvalidRequest(
+                    f"{name} is given beside a dictionary, which has its own; leave out one of the "
+                    "two",
+                    reason="FIELD_INVALID",
+                    path=(name,),
+                )
 
     @staticmethod
     def from_saelens(
@@ -149,8 +176,10 @@ class Projection:
 
     @property
     def count(self) -> int | None:
-        """Directions; None where only the server knows, which has kept them."""
-        return None if isinstance(self.directions, KeptRows) else len(np.asarray(self.directions))
+        """Directions; None where only the server knows, which has them."""
+        if self.directions is None or isinstance(self.directions, KeptRows):
+            return None
+        return len(np.asarray(self.directions))
 
     @property
     def sent(self) -> int | None:
@@ -161,6 +190,8 @@ class Projection:
 
     def to_proto(self) -> pb.Projection:
         """The projection as the contract writes it."""
+        if self.directions is None:
+            return pb.Projection(dictionary=whole_name(self.dictionary), send_top=self.send_top)
         proto = pb.Projection(
             directions=matrix_to_proto(self.directions),
             bias=None if self.bias is None else vector_to_proto(self.bias),

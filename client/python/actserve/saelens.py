@@ -1,4 +1,4 @@
-"""SAELens: the encoders of its sparse autoencoders and transcoders, as projections.
+"""SAELens: its sparse autoencoders and transcoders, as projections and as whole dictionaries.
 
 SAELens (Bloom, Tigges, Duong and Chanin, https://github.com/decoderesearch/SAELens) encodes a row x
 as a((x - b_dec) W_enc + b_enc), with or without b_dec, which is a projection with the directions
@@ -7,7 +7,7 @@ W_enc^T. An SAE is given as its object, of which only attributes are read, or as
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -17,9 +17,10 @@ import numpy as np
 
 from actserve._archives import float_tensors
 from actserve._checks import described, finite
+from actserve.dictionary_matrices import Dictionary
 from actserve.errors import InvalidRequest
 from actserve.projections import Activation, JumpReLU, Projection, TopK
-from actserve.sites import Site
+from actserve.sites import Site, SiteLike
 from actserve.tensors import Float32Array, as_array
 
 Sae: TypeAlias = "str | PathLike[str] | Any"
@@ -85,6 +86,49 @@ def projection_from_saelens(
     return Projection(weights.T, bias, _activation(opened), send_top)
 
 
+def dictionary_from_saelens(
+    sae: Sae,
+    *,
+    site: SiteLike | None = None,
+    written_sites: SiteLike | Iterable[SiteLike] | None = None,
+    input_scale: float | None = None,
+) -> Dictionary:
+    """See `Dictionary.from_saelens`."""
+    opened = _opened(sae)
+    _check_expressible(opened, input_scale)
+    is_transcoder = opened.architecture in _TRANSCODERS
+    if is_transcoder and input_scale is not None:
+        raise _refused("input_scale is of autoencoders, whose input is also their output")
+    if is_transcoder and written_sites is None:
+        if not isinstance(opened.hook_name_out, str):
+            raise _refused("its metadata does not name the hook that it writes; give written_sites")
+        written_sites = Site.parse(opened.hook_name_out)
+    encoder = opened.weight("W_enc", "rows", "features").astype(np.float64).T
+    decoder = opened.weight("W_dec", "features", "rows").astype(np.float64)
+    bias = opened.weight("b_enc", "features").astype(np.float64)
+    out = opened.weight("b_dec", "rows").astype(np.float64)
+    if input_scale is not None:
+        factor = finite(input_scale, "input_scale")
+        encoder, decoder, out = encoder * factor, decoder / factor, out / factor
+    if opened.architecture == "topk" and opened.rescale_acts_by_decoder_norm:
+        norms = np.linalg.norm(decoder, axis=1)
+        encoder, bias, decoder = encoder * norms[:, None], bias * norms, decoder / norms[:, None]
+    has_skip = opened.architecture == "skip_transcoder"
+    return Dictionary(
+        site=saelens_site(sae) if site is None else site,
+        written_sites=written_sites or (),
+        encoder=opened.stored(encoder),
+        encoder_bias=opened.stored(bias),
+        input_bias=opened.stored(out)
+        if opened.apply_b_dec_to_input and not is_transcoder
+        else None,
+        decoder=opened.stored(decoder),
+        decoder_bias=opened.stored(out),
+        skip=opened.weight("W_skip", "out", "rows") if has_skip else None,
+        activation=_activation(opened),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Opened:
     """What is known of an SAE, however it was given."""
@@ -97,6 +141,10 @@ class _Opened:
     """Of SAELens before 6.0, which had it beside the architecture."""
     k: Any
     hook_name: Any
+    hook_name_out: Any
+    """Of transcoders."""
+    half: bool
+    """Whether its weights are float16."""
     head: Any
     """The head that it reads alone; None for whole rows."""
     array: Callable[[str], Any]
@@ -107,6 +155,14 @@ class _Opened:
         if array is None:
             raise _refused(f"it has no {name}")
         return as_array(array, name, axes)
+
+    def stored(self, array: Any) -> Any:
+        """As it is to travel: float16 where nothing is lost by it, else float32."""
+        if self.half:
+            halved = array.astype(np.float16)
+            if (halved == array).all():
+                return halved
+        return array.astype(np.float32)
 
 
 def _opened(sae: Sae) -> _Opened:
@@ -168,6 +224,8 @@ def _opened(sae: Sae) -> _Opened:
         activation_fn=activation,
         k=k,
         hook_name=told("hook_name", "hook_point"),
+        hook_name_out=told("hook_name_out", "hook_point_out"),
+        half=str(get("dtype", None)).rpartition(".")[2] == "float16",
         head=told("hook_head_index", "hook_point_head_index"),
         array=array,
     )

@@ -1,7 +1,7 @@
 """Sources: where the vectors and matrices of a request come from.
 
-An array travels with the request. Stored vectors, rows that the server has kept, and edits of
-explanations are named instead, wherever an array may stand.
+An array travels with the request. Stored vectors, features of dictionaries, rows that the server
+has kept, and edits of explanations are named instead, wherever an array may stand.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
+from actserve.dictionaries import Feature
 from actserve.edits import ExplanationEdit
 from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows, is_kept_name
@@ -17,10 +18,10 @@ from actserve.stored_vectors import Stored, StoredVector, is_stored_name, stored
 from actserve.tensors import Float32Array, as_array, as_vector, encode
 from actserve.v1 import source_pb2 as pb
 
-Vector: TypeAlias = ArrayLike | Stored | StoredVector | KeptRows | ExplanationEdit
+Vector: TypeAlias = ArrayLike | Stored | StoredVector | Feature | KeptRows | ExplanationEdit
 """An array of shape [width] or a `SteeringVector`; a stored vector, as `Stored`, as what
-`client.vectors` returned, or by its name; one row that the server has kept, as `KeptRows` or by the
-name that `Activations.kept` says; or an `ExplanationEdit`."""
+`client.vectors` returned, or by its name; a `Feature` of a dictionary; one row that the server has
+kept, as `KeptRows` or by the name that `Activations.kept` says; or an `ExplanationEdit`."""
 
 Matrix: TypeAlias = ArrayLike | KeptRows
 """An array of shape [rows, width], or rows that the server has kept, as `KeptRows` or by the name
@@ -35,7 +36,7 @@ def checked_vector(
         return KeptRows(value) if is_kept_name(value) else stored(value)
     if isinstance(value, StoredVector):
         return stored(value)
-    if isinstance(value, Stored | KeptRows | ExplanationEdit):
+    if isinstance(value, Stored | Feature | KeptRows | ExplanationEdit):
         return value
     return check(value, name)
 
@@ -66,6 +67,8 @@ def vector_to_proto(vector: Vector) -> pb.VectorSource:
     match vector:
         case Stored() | StoredVector():
             return pb.VectorSource(steering_vector=stored(vector).whole)
+        case Feature():
+            return pb.VectorSource(feature=vector.to_proto())
         case KeptRows():
             return pb.VectorSource(kept=vector.to_proto())
         case ExplanationEdit():

@@ -32,6 +32,7 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.engine.api import Engine
 from actserve_server.engine.fair_threads import off_loop
+from actserve_server.models.embedded import EMBEDDED_MODELS
 
 log = structlog.get_logger("actserve.dictionaries")
 
@@ -213,6 +214,8 @@ def _check_width(what: str, width: int, site: Site, info: ModelInfo) -> None:
 
 def _is_model(name: str, info: ModelInfo) -> bool:
     served = {info.id, info.path, info.id.rpartition("/")[2], info.path.rpartition("/")[2]}
+    if embedded := EMBEDDED_MODELS.get(info.id):  # Which others know by another name.
+        served.add(embedded.title)
     return _plain(name.rpartition("/")[2]) in set(map(_plain, served))
 
 

@@ -93,11 +93,24 @@ export interface Status {
   details?: { "@type"?: string; reason?: string }[];
 }
 
+export interface Dictionary {
+  name: string;
+  site?: Site;
+  features?: number;
+  etag?: string;
+}
+
+export interface FeatureLabel {
+  index?: number;
+  label?: string;
+}
+
 export interface ActivationChunk {
   readoutIndex?: number;
   siteIndex?: number;
   positions?: number[];
   rows?: Tensor;
+  indices?: number[];
 }
 
 export interface PredictionChunk {

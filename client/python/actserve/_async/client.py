@@ -1,22 +1,15 @@
 """The client that callers make: all parts together."""
 
-from actserve._async.explaining import AsyncExplainer
 from actserve._async.heads import AsyncHeadStudies
+from actserve._async.looks import AsyncLooks
 from actserve._async.monitors import AsyncMonitoring
-from actserve._async.studies import AsyncStudies
 from actserve._async.sweeps import AsyncSweeps
 from actserve._async.vectors import AsyncVectorStore
 from actserve._async.weights import AsyncWeights
 
 
 class AsyncClient(
-    AsyncStudies,
-    AsyncHeadStudies,
-    AsyncSweeps,
-    AsyncMonitoring,
-    AsyncExplainer,
-    AsyncVectorStore,
-    AsyncWeights,
+    AsyncLooks, AsyncHeadStudies, AsyncSweeps, AsyncMonitoring, AsyncVectorStore, AsyncWeights
 ):
     """A client of one server. `Client` blocks, and is safe to share between threads; `AsyncClient`
     is for asyncio, belongs to the event loop that first uses it, and is otherwise the same: write

@@ -15,6 +15,7 @@ from actserve import __version__
 from actserve._show.token_text import harmless
 from actserve.cli import arguments as arg
 from actserve.cli.alerts import alerts
+from actserve.cli.dictionaries import dictionaries, features
 from actserve.cli.explain import explain
 from actserve.cli.heads import heads
 from actserve.cli.monitors import monitors
@@ -236,9 +237,14 @@ def fetch(
         Console().print(_summary(many))
 
 
-for command in (lens, attention, patch, score, heads, compare, sweep, explain, top):
+for command in (lens, attention, patch, score, heads, compare, sweep, explain, features, top):
     app.command()(command)
 app.add_typer(vectors, name="vectors", help="Stored vectors: what is there, files, new ones.")
+app.add_typer(
+    dictionaries,
+    name="dictionaries",
+    help="Dictionaries: sparse autoencoders and transcoders that are there, and uploads.",
+)
 app.add_typer(
     monitors, name="monitors", help="Monitors: what watches generation, fitted and tried."
 )

@@ -4,7 +4,7 @@ import { CallError } from "./connect.js";
 import { toSite } from "./sites.js";
 import { decoded, encoded, norm } from "./tensors.js";
 
-/** @import { AttentionChunk, AttentionSummaryChunk, ExplainEvent, Explanation, FetchEvent, MonitorScore, Prompt, ReplayEvent, Status, SteeringVector, Tensor, TokenizedPrompt } from "../contract.d.ts" */
+/** @import { AttentionChunk, AttentionSummaryChunk, Dictionary, ExplainEvent, Explanation, FetchEvent, MonitorScore, Prompt, ReplayEvent, Status, SteeringVector, Tensor, TokenizedPrompt } from "../contract.d.ts" */
 /** @import { Explorer } from "./explorer.js" */
 
 /**
@@ -248,6 +248,29 @@ export async function lens(explorer, prompt, sites, positions, signal) {
 }
 
 /** @typedef {{ text: string, logprob: number }} Guess */
+
+/**
+ * The active features of one position, largest first.
+ *
+ * @param {Explorer} explorer @param {Prompt} prompt @param {Dictionary} dictionary @param {number} position @param {number} most @param {AbortSignal} signal
+ * @returns {Promise<{ feature: number, value: number }[]>}
+ */
+export async function topFeatures(explorer, prompt, dictionary, position, most, signal) {
+  const rows = {
+    sites: [dictionary.site],
+    positions: { list: { positions: [position] } },
+    projection: { dictionary: dictionary.name, sendTop: most },
+  };
+  /** @type {{ feature: number, value: number }[]} */
+  const found = [];
+  await fetched(explorer, prompt, [{ rows }], signal, ({ activations }) => {
+    const values = decoded(activations?.rows);
+    activations?.indices?.forEach((feature, at) =>
+      found.push({ feature, value: values[at] ?? NaN }),
+    );
+  });
+  return found.filter(({ value }) => value > 0);
+}
 
 /**
  * How all heads attend, in means over queries.

@@ -2,7 +2,7 @@
 
 import { hasLayer, shortHook } from "./sites.js";
 
-/** @import { Model, Monitor, Nla, SteeringVector } from "../contract.d.ts" */
+/** @import { Dictionary, FeatureLabel, Model, Monitor, Nla, SteeringVector } from "../contract.d.ts" */
 /** @import { Calls } from "./connect.js" */
 
 /** Of a list of names; the rest is left out. */
@@ -79,14 +79,32 @@ export function vectors(calls, model, signal) {
     calls,
     "SteeringVectorService/ListSteeringVectors",
     "steeringVectors",
-    model,
+    { model },
     signal,
   );
 }
 
 /** @param {Calls} calls @param {string} model @param {AbortSignal} [signal] @returns {Promise<Monitor[]>} */
 export function monitors(calls, model, signal) {
-  return listed(calls, "MonitorService/ListMonitors", "monitors", model, signal);
+  return listed(calls, "MonitorService/ListMonitors", "monitors", { model }, signal);
+}
+
+/** @param {Calls} calls @param {string} model @param {AbortSignal} [signal] @returns {Promise<Dictionary[]>} */
+export function dictionaries(calls, model, signal) {
+  return listed(calls, "DictionaryService/ListDictionaries", "dictionaries", { model }, signal);
+}
+
+/** What features of a dictionary stand for, by index. @param {Calls} calls @param {string} dictionary @param {AbortSignal} [signal] */
+export async function featureLabels(calls, dictionary, signal) {
+  /** @type {FeatureLabel[]} */
+  const labels = await listed(
+    calls,
+    "DictionaryService/ListFeatureLabels",
+    "labels",
+    { dictionary },
+    signal,
+  );
+  return new Map(labels.map(({ index = 0, label = "" }) => [index, label]));
 }
 
 /**
@@ -96,16 +114,16 @@ export function monitors(calls, model, signal) {
  * @param {Calls} calls
  * @param {string} method
  * @param {string} field
- * @param {string} model
+ * @param {object} of
  * @param {AbortSignal | undefined} signal
  */
-async function listed(calls, method, field, model, signal) {
+async function listed(calls, method, field, of, signal) {
   /** @type {Item[]} */
   const items = [];
   let pageToken = "";
   do {
     const page = /** @type {Record<string, unknown>} */ (
-      await calls.ask(method, { model, pageSize: PAGE, pageToken }, signal)
+      await calls.ask(method, { ...of, pageSize: PAGE, pageToken }, signal)
     );
     items.push(.../** @type {Item[]} */ (page[field] ?? []));
     pageToken = /** @type {string} */ (page.nextPageToken ?? "");

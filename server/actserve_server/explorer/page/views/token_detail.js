@@ -11,6 +11,7 @@ import { nameOf } from "../sites.js";
 import { quoted } from "../text.js";
 import { ErrorLine } from "../view.js";
 import { FLAGS } from "../words.js";
+import { TokenFeatures } from "./token_features.js";
 
 /** @import { Explanation, Prompt, TokenizedPrompt } from "../../contract.d.ts" */
 /** @import { Explorer } from "../explorer.js" */
@@ -84,11 +85,13 @@ export class TokenDetail {
       ),
     );
     wordsCard.hidden = served.verbalizers.length === 0;
+    this.features = new TokenFeatures(explorer);
     this.element = h(
       "div",
       { hidden: true },
       this.facts,
       h("div", { class: "side" }, lensCard, wordsCard),
+      this.features.element,
     );
   }
 
@@ -159,6 +162,7 @@ export class TokenDetail {
     await Promise.all([
       this.#told(this.lensError, controller, () => this.#lens(controller.signal)),
       this.#told(this.wordsError, controller, () => this.#explain(controller.signal)),
+      this.features.ask(this.prompt, this.index, controller.signal),
     ]);
   }
 
