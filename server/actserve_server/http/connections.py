@@ -7,6 +7,7 @@ read in two ways.
 """
 
 import asyncio
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -20,11 +21,17 @@ REQUEST_S = 30.0
 """For a client to send the whole head of a request."""
 
 _HANG_UP = "actserve.hang_up"
+_CERTIFICATE = "actserve.client_certificate"
 
 
 def hang_up(scope: Mapping[str, Any]) -> None:
     """Drops the client of a request at once, with all that it has not read."""
     cast("Callable[[], None]", scope["state"][_HANG_UP])()
+
+
+def client_certificate(scope: Mapping[str, Any]) -> bytes | None:
+    """The PEM certificate that the client of a request has shown; None where none is asked for."""
+    return scope["state"].get(_CERTIFICATE)
 
 
 class Connection(H11Protocol):
@@ -48,6 +55,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
+        self.app_state[_CERTIFICATE] = _shown(transport.get_extra_info("ssl_object"))
         most = self.config.limit_concurrency
         if most is not None and len(self.connections) > most:
             self.hang_up()
@@ -74,3 +82,8 @@ class Connection(H11Protocol):
         elif not idle and self._patience is not None:
             self._patience.cancel()
             self._patience = None
+
+
+def _shown(connection: ssl.SSLObject | None) -> bytes | None:
+    shown = None if connection is None else connection.getpeercert(binary_form=True)
+    return None if shown is None else ssl.DER_cert_to_PEM_cert(shown).encode()

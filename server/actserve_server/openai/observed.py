@@ -3,8 +3,8 @@ calls over gRPC: an id, who calls, how many calls there may be, metrics, one log
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 import structlog
@@ -72,12 +72,16 @@ def observed(path: str, scope: Scope, call: Call, answer: OpenAiAnswer) -> Itera
             )
 
 
-@contextmanager
-def let_in(
-    headers: dict[str, str], call: Call, authenticate: Authenticate, limit: CallLimit
-) -> Iterator[None]:
+@asynccontextmanager
+async def let_in(
+    headers: dict[str, str],
+    certificate: bytes | None,
+    call: Call,
+    authenticate: Authenticate,
+    limit: CallLimit,
+) -> AsyncGenerator[None, None]:
     """Raises UNAUTHENTICATED, QUEUE_FULL or QUOTA_EXCEEDED, before anything of the body is read."""
-    call.principal = authenticate(headers)
+    call.principal = await authenticate(headers, certificate)
     account = call.principal.account
     if account:
         CALLER.set(account)

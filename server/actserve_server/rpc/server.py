@@ -48,8 +48,7 @@ from actserve_server.rpc.resource_names import model_name
 from actserve_server.rpc.steering_vector_servicer import SteeringVectorServicer
 from actserve_server.rpc.sweep_servicer import SweepServicer
 from actserve_server.rpc.transport import metrics
-from actserve_server.rpc.transport.access_tokens import TokenFile
-from actserve_server.rpc.transport.auth import anybody, by_token
+from actserve_server.rpc.transport.auth import KnownCallers
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.methods import Methods
 from actserve_server.rpc.transport.model_header import ModelHeader
@@ -57,6 +56,7 @@ from actserve_server.rpc.transport.observer import Observer
 from actserve_server.rpc.watching_parts import WatchingParts
 from actserve_server.rpc.weight_servicer import WeightServicer
 from actserve_server.storage.stored_cells import StoredCells
+from actserve_server.tls_files import TlsFiles
 
 DESCRIPTORS = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
@@ -90,15 +90,6 @@ class GraphParts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """PEM files' contents. With `client_ca`, only clients with a certificate of it may call."""
-
-    certificate: bytes
-    key: bytes
-    client_ca: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Listening:
     """Where and how to listen."""
 
@@ -115,9 +106,9 @@ class Listening:
     """The most of the calls that one tenant may have."""
     health_port: int | None = None
     """Where health alone is answered, without TLS."""
-    tls: Tls | None = None
-    tokens: TokenFile | None = None
-    """Without them everybody may call, as one tenant."""
+    tls: TlsFiles | None = None
+    callers: KnownCallers
+    """If none are known everybody may call, as one tenant."""
 
 
 class RpcServer:
@@ -136,9 +127,8 @@ class RpcServer:
         generations: Generations,
         listening: Listening,
     ) -> None:
-        tokens = listening.tokens
-        self.authenticate = anybody if tokens is None else by_token(tokens)
-        """Who calls, by the metadata or the headers of a call."""
+        self.authenticate = listening.callers.authenticate
+        """Who calls, by the metadata or the headers of a call, and its client's certificate."""
         self.call_limit = CallLimit(listening.max_calls, listening.tenant_share)
         """Of the calls of all doors together."""
         observer = Observer(self.authenticate, self.call_limit, listening.reader_timeout_s or None)
@@ -226,13 +216,7 @@ class RpcServer:
         address = _address(listening.host, listening.port)
         if listening.tls is None:
             return self._server.add_insecure_port(address)
-        tls = listening.tls
-        credentials = grpc.ssl_server_credentials(
-            [(tls.key, tls.certificate)],
-            root_certificates=tls.client_ca,
-            require_client_auth=tls.client_ca is not None,
-        )
-        return self._server.add_secure_port(address, credentials)
+        return self._server.add_secure_port(address, listening.tls.grpc_credentials())
 
 
 def _address(host: str, port: int) -> str:

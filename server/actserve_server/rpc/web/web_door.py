@@ -8,6 +8,7 @@ the headers alone who calls, and only then is a message read; the library leaves
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from connectrpc.interceptor import MetadataInterceptor
@@ -18,6 +19,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
+from actserve_server.http.connections import client_certificate
 from actserve_server.http.exchanges import Asgi, Receive, Scope, Send
 from actserve_server.rpc.transport.methods import Methods
 from actserve_server.rpc.web.web_call import Received, WebCall
@@ -50,10 +52,14 @@ def make(services: Sequence[ServiceDescriptor], methods: Methods, max_request_by
             await send({"type": "http.response.start", "status": 415, "headers": [_ACCEPTED]})
             await send({"type": "http.response.body", "body": b""})
             return
+        _certificate.set(client_certificate(scope))
         await app(scope, receive, send)  # pyright: ignore[reportArgumentType]
 
     return door
 
+
+_certificate: ContextVar[bytes | None] = ContextVar("actserve_client_certificate", default=None)
+"""What the client of the request has shown, which the library does not hand on."""
 
 _GRPC = (b"application/grpc",)
 _GRPC_PLUS = b"application/grpc+"
@@ -107,7 +113,7 @@ class _Calls(MetadataInterceptor[WebCall]):
         details: Any = _Details(path, tuple(ctx.request_headers.allitems()))
         handler = await self._methods.handler(details)
         assert handler is not None, f"{path} has an endpoint and no handler"
-        call = WebCall(handler, ctx.method.input, ctx)
+        call = WebCall(handler, ctx.method.input, ctx, _certificate.get())
         try:
             await call.begin()
         except BaseException as error:
