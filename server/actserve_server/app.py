@@ -68,6 +68,7 @@ from actserve_server.rpc.transport.auth import KnownCallers
 from actserve_server.rpc.transport.client_certificates import CertificateFile
 from actserve_server.rpc.transport.issuer_keys import KeyAddress, KeyFile
 from actserve_server.rpc.transport.signed_tokens import SignedTokens, Trust
+from actserve_server.rpc.transport.tenant_file import TenantFile
 from actserve_server.steering.registry import VectorQuota, VectorRegistry
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import StoreConfigError, place
@@ -128,6 +129,7 @@ class App:
         whose engines are in this process. Without `database` the one of the settings is opened when
         something is first stored."""
         self._settings = settings
+        listening = self._listening = _listening(settings)
         self.restarts = restarts or Restarts(restarted=_count_restart)
         self._restarting = RestartingEngine(engine, _proven, start, self.restarts)
         self.engine = AdmittedEngine(
@@ -140,6 +142,7 @@ class App:
                 max_queue=settings.max_queue,
                 share=settings.tenant_share,
             ),
+            listening.rules,
         )
         self.kept = KeptStore(
             max_bytes=settings.max_kept_bytes,
@@ -147,6 +150,7 @@ class App:
             max_ttl_s=settings.max_kept_seconds,
             tenant_share=settings.tenant_share,
             replica=settings.replica,
+            rules=listening.rules,
         )
         self.database = database or _database(settings)
         self.vectors = VectorRegistry(
@@ -156,6 +160,7 @@ class App:
                 max_vectors=settings.max_steering_vectors,
                 max_bytes=settings.max_steering_vector_bytes,
                 tenant_share=settings.tenant_share,
+                rules=listening.rules,
             ),
             self.kept.copies,
         )
@@ -170,11 +175,9 @@ class App:
         metrics.ENGINE_RESTARTS.labels(engine.info.id)  # At zero from the beginning.
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
         self.monitoring = Monitoring(
-            self.engine, self.autoencoders, self.kept, self.database, settings
+            self.engine, self.autoencoders, self.kept, self.database, settings, listening.rules
         )
         self.graphs = _graphs(engine, self.database, settings)
-        listening = _listening(settings)
-        self._listening = listening
         sources = Sources(kept=self.kept, vectors=self.vectors, dictionaries=self.dictionaries)
         watching = self.monitoring.parts
         generations = Generations(self.engine, sources, self.autoencoders, watching)
@@ -582,6 +585,7 @@ def _listening(settings: Settings) -> Listening:
         if settings.tls_cert is not None and settings.tls_key is not None:
             tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         callers = _known_callers(settings)
+        tenants = None if settings.tenant_file is None else TenantFile(settings.tenant_file)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None
     return Listening(
@@ -595,6 +599,7 @@ def _listening(settings: Settings) -> Listening:
         health_port=settings.health_port,
         tls=tls,
         callers=callers,
+        tenants=tenants,
     )
 
 
@@ -632,6 +637,8 @@ async def _reload(listening: Listening) -> None:
         callers.tokens.reload()
     if callers.certificates is not None:
         callers.certificates.file.reload()
+    if listening.tenants is not None:
+        listening.tenants.file.reload()
     if callers.signed is not None:
         await callers.signed.keys.refresh()
 

@@ -188,6 +188,11 @@ class Settings(BaseSettings):
         "(token_file, certificate_file or oidc_issuer), are not set",
     )
 
+    tenant_file: Path | None = Field(
+        None,
+        description="YAML of what each tenant may take (requests, tokens and captured bytes a "
+        "minute, calls at once, what is stored, dose) and its weight, read again when it changes",
+    )
     tenant_share: float = Field(
         0.5,
         gt=0,
@@ -429,6 +434,11 @@ class Settings(BaseSettings):
         if self.certificate_file is not None and self.tls_client_ca is None:
             raise ValueError(
                 "certificate_file needs tls_client_ca, by which clients prove their certificates"
+            )
+        if self.tenant_file is not None and not self.knows_callers:
+            raise ValueError(
+                "tenant_file needs callers that are known: set token_file, certificate_file or "
+                "oidc_issuer"
             )
         self._check_issuer()
         self._check_exposure()

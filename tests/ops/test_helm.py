@@ -114,7 +114,7 @@ def test_a_server_that_others_reach_knows_them_or_is_said_to_be_open(
 def test_files_of_tls_and_of_who_may_call_come_from_secrets(helm: str) -> None:
     options = [
         *("tls.secretName=of-tls", "tls.clientAuthority=true", "access.secretName=of-access"),
-        "access.certificates=certificates.yaml",
+        *("access.certificates=certificates.yaml", "access.tenants=tenants.yaml"),
     ]
     pod = pod_of(render(helm, *(part for each in options for part in ("--set", each))))
     (container,) = pod["containers"]
@@ -125,6 +125,7 @@ def test_files_of_tls_and_of_who_may_call_come_from_secrets(helm: str) -> None:
         "TLS_CLIENT_CA": "tls/ca.crt",
         "TOKEN_FILE": "access/tokens.yaml",
         "CERTIFICATE_FILE": "access/certificates.yaml",
+        "TENANT_FILE": "access/tenants.yaml",
     }
     told = {name: env[f"ACTSERVE_{name}"] for name in files}
     assert told == {name: f"/etc/actserve/{path}" for name, path in files.items()}

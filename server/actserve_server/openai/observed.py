@@ -17,6 +17,7 @@ from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.auth import Authenticate
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call
+from actserve_server.rpc.transport.quotas import Meter
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -82,13 +83,15 @@ async def let_in(
 ) -> AsyncGenerator[None, None]:
     """Raises UNAUTHENTICATED, QUEUE_FULL or QUOTA_EXCEEDED, before anything of the body is read."""
     call.principal = await authenticate(headers, certificate)
-    account = call.principal.account
+    account, meter = call.principal.account, Meter(limit.quotas, call)
+    call.rules = limit.quotas.rules(account)
     if account:
         CALLER.set(account)
     limit.enter(account)
     try:
         yield
     finally:
+        meter.read()
         limit.leave(account)
 
 

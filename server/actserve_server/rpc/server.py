@@ -30,6 +30,7 @@ from actserve.v1 import (
     weight_service_pb2,
     weight_service_pb2_grpc,
 )
+from actserve_server.domain.tenant_rules import RulesOf, no_rules
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.graphs.graph_work import GraphWork
 from actserve_server.graphs.stored_graphs import GraphRegistry
@@ -53,6 +54,8 @@ from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.methods import Methods
 from actserve_server.rpc.transport.model_header import ModelHeader
 from actserve_server.rpc.transport.observer import Observer
+from actserve_server.rpc.transport.quotas import Quotas
+from actserve_server.rpc.transport.tenant_file import TenantFile
 from actserve_server.rpc.watching_parts import WatchingParts
 from actserve_server.rpc.weight_servicer import WeightServicer
 from actserve_server.storage.stored_cells import StoredCells
@@ -109,6 +112,12 @@ class Listening:
     tls: TlsFiles | None = None
     callers: KnownCallers
     """If none are known everybody may call, as one tenant."""
+    tenants: TenantFile | None = None
+
+    @property
+    def rules(self) -> RulesOf:
+        """What is set for each tenant."""
+        return no_rules if self.tenants is None else self.tenants.rules
 
 
 class RpcServer:
@@ -129,7 +138,9 @@ class RpcServer:
     ) -> None:
         self.authenticate = listening.callers.authenticate
         """Who calls, by the metadata or the headers of a call, and its client's certificate."""
-        self.call_limit = CallLimit(listening.max_calls, listening.tenant_share)
+        self.call_limit = CallLimit(
+            listening.max_calls, listening.tenant_share, Quotas(listening.rules)
+        )
         """Of the calls of all doors together."""
         observer = Observer(self.authenticate, self.call_limit, listening.reader_timeout_s or None)
         self.methods = Methods([observer, ModelHeader(model_name(engine.info))])

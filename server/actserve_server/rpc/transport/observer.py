@@ -36,6 +36,7 @@ from actserve_server.rpc.transport import metrics, statuses
 from actserve_server.rpc.transport.auth import Authenticate, Metadata, certificate_of
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call, enter_call, well_formed
+from actserve_server.rpc.transport.quotas import Meter
 from actserve_server.rpc.transport.request_messages import receive
 from actserve_server.rpc.transport.stalled_readers import write
 
@@ -148,6 +149,7 @@ class _Observation:
         self._metadata = metadata
         self._authenticate = authenticate
         self._limit = limit
+        self._meter = Meter(limit.quotas, call)
         self._counted = False
         self._started = time.perf_counter()
         self._spanning = ExitStack()
@@ -165,8 +167,10 @@ class _Observation:
         that it is not known who calls, or that there are too many calls, before it is read."""
         certificate = certificate_of(self._context)
         self._call.principal = await self._authenticate(self._metadata, certificate)
-        CALLER.set(self._call.principal.account or self._context.peer())
-        self._limit.enter(self._call.principal.account)
+        tenant = self._call.principal.account
+        self._call.rules = self._limit.quotas.rules(tenant)
+        CALLER.set(tenant or self._context.peer())
+        self._limit.enter(tenant)
         self._counted = True
         if handler.request_deserializer is None:
             return None
@@ -178,6 +182,7 @@ class _Observation:
 
     def sent(self) -> None:
         metrics.SENT.labels(*self._labels).inc()
+        self._meter.read()
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         code = grpc.StatusCode.OK if error is None else grpc.StatusCode.UNKNOWN
@@ -192,6 +197,7 @@ class _Observation:
                 await statuses.abort(self._context, foreseen)
         finally:
             if self._counted:
+                self._meter.read()
                 self._limit.leave(self._call.principal.account)
             self._record(code)
             self._spanning.close()
