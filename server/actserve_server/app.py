@@ -13,12 +13,12 @@ import multiprocessing
 import os
 import signal
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
 
 import structlog
@@ -26,7 +26,7 @@ from prometheus_client import start_http_server
 
 from actserve_server import logs
 from actserve_server.background import EXPIRE_S, end, going_on
-from actserve_server.config import ConfigError, Settings
+from actserve_server.config import ConfigError, Settings, is_loopback
 from actserve_server.dictionaries import dictionary_loading
 from actserve_server.dictionaries.dictionary_loading import DictionaryError
 from actserve_server.dictionaries.dictionary_memory import DictionaryMemory
@@ -61,13 +61,19 @@ from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
 from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.requests.vector_sources import Sources
-from actserve_server.rpc.server import DESCRIPTORS, GraphParts, Listening, RpcServer, Tls
+from actserve_server.rpc.server import DESCRIPTORS, GraphParts, Listening, RpcServer
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
+from actserve_server.rpc.transport.auth import KnownCallers
+from actserve_server.rpc.transport.client_certificates import CertificateFile
+from actserve_server.rpc.transport.issuer_keys import KeyAddress, KeyFile
+from actserve_server.rpc.transport.signed_tokens import SignedTokens, Trust
+from actserve_server.rpc.transport.tenant_file import TenantFile
 from actserve_server.steering.registry import VectorQuota, VectorRegistry
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import StoreConfigError, place
 from actserve_server.storage.stored_cells import StoredCells
+from actserve_server.tls_files import TlsFiles
 
 if TYPE_CHECKING:
     from actserve_server.http.exchanges import Asgi
@@ -75,7 +81,7 @@ if TYPE_CHECKING:
 
 POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a
-change of the token file be noticed."""
+change of files that are read again be noticed."""
 LAST_WORDS_S = 1.0
 """What finished calls get to write their last message, whatever is left of the grace."""
 
@@ -123,6 +129,7 @@ class App:
         whose engines are in this process. Without `database` the one of the settings is opened when
         something is first stored."""
         self._settings = settings
+        listening = self._listening = _listening(settings)
         self.restarts = restarts or Restarts(restarted=_count_restart)
         self._restarting = RestartingEngine(engine, _proven, start, self.restarts)
         self.engine = AdmittedEngine(
@@ -135,6 +142,7 @@ class App:
                 max_queue=settings.max_queue,
                 share=settings.tenant_share,
             ),
+            listening.rules,
         )
         self.kept = KeptStore(
             max_bytes=settings.max_kept_bytes,
@@ -142,6 +150,7 @@ class App:
             max_ttl_s=settings.max_kept_seconds,
             tenant_share=settings.tenant_share,
             replica=settings.replica,
+            rules=listening.rules,
         )
         self.database = database or _database(settings)
         self.vectors = VectorRegistry(
@@ -151,6 +160,7 @@ class App:
                 max_vectors=settings.max_steering_vectors,
                 max_bytes=settings.max_steering_vector_bytes,
                 tenant_share=settings.tenant_share,
+                rules=listening.rules,
             ),
             self.kept.copies,
         )
@@ -165,11 +175,9 @@ class App:
         metrics.ENGINE_RESTARTS.labels(engine.info.id)  # At zero from the beginning.
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
         self.monitoring = Monitoring(
-            self.engine, self.autoencoders, self.kept, self.database, settings
+            self.engine, self.autoencoders, self.kept, self.database, settings, listening.rules
         )
         self.graphs = _graphs(engine, self.database, settings)
-        listening = _listening(settings)
-        self._tokens = listening.tokens
         sources = Sources(kept=self.kept, vectors=self.vectors, dictionaries=self.dictionaries)
         watching = self.monitoring.parts
         generations = Generations(self.engine, sources, self.autoencoders, watching)
@@ -286,8 +294,7 @@ class App:
         while True:
             await asyncio.sleep(POLL_S)
             self.kept.sweep()
-            if self._tokens is not None:
-                self._tokens.reload()
+            await _reload(self._listening)
             await self._report_health()
 
     async def _expire(self) -> None:
@@ -579,17 +586,10 @@ def _listening(settings: Settings) -> Listening:
     tls = None
     try:
         # gRPC would say of a wrong file no more than that it cannot listen.
-        _tls_context(settings)
         if settings.tls_cert is not None and settings.tls_key is not None:
-            client_ca = settings.tls_client_ca
-            tls = Tls(
-                certificate=settings.tls_cert.read_bytes(),
-                key=settings.tls_key.read_bytes(),
-                client_ca=None if client_ca is None else client_ca.read_bytes(),
-            )
-        tokens = TokenFile(settings.token_file) if settings.token_file else None
-    except ssl.SSLError as error:
-        raise ConfigError(f"tls_cert, tls_key or tls_client_ca: {error}") from None
+            tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        callers = _known_callers(settings)
+        tenants = None if settings.tenant_file is None else TenantFile(settings.tenant_file)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None
     return Listening(
@@ -602,19 +602,49 @@ def _listening(settings: Settings) -> Listening:
         tenant_share=settings.tenant_share,
         health_port=settings.health_port,
         tls=tls,
-        tokens=tokens,
+        callers=callers,
+        tenants=tenants,
     )
 
 
-def _tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """TLS of the HTTP port. Raises OSError, of which SSLError is a kind."""
-    if settings.tls_cert is None:
+def _known_callers(settings: Settings) -> KnownCallers:
+    """Raises OSError or ValueError for a file that cannot be used."""
+    tokens, certificates = settings.token_file, settings.certificate_file
+    return KnownCallers(
+        tokens=None if tokens is None else TokenFile(tokens),
+        certificates=None if certificates is None else CertificateFile(certificates),
+        signed=_signed_tokens(settings),
+    )
+
+
+def _signed_tokens(settings: Settings) -> SignedTokens | None:
+    issuer, audience, keys = settings.oidc_issuer, settings.oidc_audience, settings.oidc_keys
+    if issuer is None or audience is None or keys is None:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=settings.tls_client_ca)
-    context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    if settings.tls_client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    trust = Trust(
+        issuer=issuer,
+        audience=audience,
+        algorithms=settings.oidc_algorithms,
+        tenant_claim=settings.oidc_tenant_claim,
+        role_claim=settings.oidc_role_claim,
+        role_prefix=settings.oidc_role_prefix,
+    )
+    return SignedTokens(trust, KeyAddress(keys) if "://" in keys else KeyFile(Path(keys)))
+
+
+async def _reload(listening: Listening) -> None:
+    """Reads again what has changed of the files that say who may call."""
+    callers = listening.callers
+    if listening.tls is not None:
+        listening.tls.files.reload()
+    if callers.tokens is not None:
+        callers.tokens.reload()
+    if callers.certificates is not None:
+        callers.certificates.file.reload()
+    if listening.tenants is not None:
+        listening.tenants.file.reload()
+    if callers.signed is not None:
+        await callers.signed.keys.refresh()
 
 
 def _http(settings: Settings, listening: Listening, rpc: RpcServer) -> "HttpServer | None":
@@ -632,8 +662,8 @@ def _http(settings: Settings, listening: Listening, rpc: RpcServer) -> "HttpServ
             max_connections=2 * listening.max_calls,
             reader_timeout_s=listening.reader_timeout_s,
             origins=settings.http_origins,
-            known_callers=listening.tokens is not None,
-            tls=_tls_context(settings),
+            known_callers=bool(listening.callers),
+            tls=None if listening.tls is None else listening.tls.http_context(),
         )
     )
     door = web_door.make(DESCRIPTORS, rpc.methods, listening.max_request_bytes)
@@ -699,9 +729,8 @@ def _greet(app: App, listening: Listening) -> None:
     info = app.engine.info
     http_port = None if app.http is None else app.http.port
     log.info("serving", model=info.id, host=listening.host, port=app.port, http_port=http_port)
-    loopback = listening.host in ("127.0.0.1", "::1", "localhost")
-    if listening.tokens and listening.tls is None and not loopback:
-        log.warning("bearer tokens cross the network in the clear; set tls_cert and tls_key")
+    if not is_loopback(listening.host) and (listening.tls is None or not listening.callers):
+        log.warning("insecure: whoever reaches this address can read along, or call, as set")
     if sys.stderr.isatty():
         served = [hook for hook in HookPoint if not info.hook_points[hook].unserved]
         print(  # noqa: T201

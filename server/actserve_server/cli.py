@@ -12,6 +12,9 @@ from actserve_server.domain.principals import Role
 from actserve_server.rpc.transport.access_tokens import TENANT, make_token
 from actserve_server.version import VERSION
 
+MAX_DAYS = 36500
+"""For which a token may be known, if not for ever."""
+
 
 def make_parser() -> argparse.ArgumentParser:
     """What parses the command line; the documentation's reference is made from it, too."""
@@ -35,6 +38,9 @@ def make_parser() -> argparse.ArgumentParser:
     token.add_argument(
         "--role", required=True, help=f"what it may do: {', '.join(Role)}", choices=list(Role)
     )
+    token.add_argument(
+        "--days", type=float, help="for how many days it is known; for ever when left out"
+    )
     return parser
 
 
@@ -47,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     if arguments.command == "token":
-        return _token(arguments.tenant, Role(arguments.role))
+        return _token(arguments.tenant, Role(arguments.role), arguments.days)
     return _prepare(arguments.model, arguments.cache_dir)
 
 
@@ -80,7 +86,7 @@ def _prepare(model: str, cache_dir: Path | None) -> int:
     return 0
 
 
-def _token(tenant: str, role: Role) -> int:
+def _token(tenant: str, role: Role, days: float | None) -> int:
     if not re.fullmatch(TENANT, tenant):
         print(
             f"actserve-server: --tenant is {tenant!r}; use 1 to 63 lower-case letters, digits, "
@@ -88,7 +94,13 @@ def _token(tenant: str, role: Role) -> int:
             file=sys.stderr,
         )
         return 2
-    token, line = make_token(tenant, role)
+    if days is not None and not 0 < days <= MAX_DAYS:
+        print(
+            f"actserve-server: --days is {days:g}; use more than 0 and at most {MAX_DAYS}",
+            file=sys.stderr,
+        )
+        return 2
+    token, line = make_token(tenant, role, days)
     print(line)
     print(f"The token, which is stored nowhere: {token}", file=sys.stderr)
     return 0

@@ -27,12 +27,18 @@ HANDSHAKE_S = 10.0
 """For a client to finish the handshake of TLS."""
 
 _HANG_UP = "actserve.hang_up"
+_CERTIFICATE = "actserve.client_certificate"
 _NEVER_S = 1e6
 
 
 def hang_up(scope: Mapping[str, Any]) -> None:
     """Drops the client of a request at once, with all that it has not read."""
     cast("Callable[[], None]", scope["state"][_HANG_UP])()
+
+
+def client_certificate(scope: Mapping[str, Any]) -> bytes | None:
+    """The PEM certificate that the client of a request has shown; None where none is asked for."""
+    return scope["state"].get(_CERTIFICATE)
 
 
 class Connections(ServerState):
@@ -72,6 +78,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
+        self.app_state[_CERTIFICATE] = _shown(transport.get_extra_info("ssl_object"))
         if self.tls is not None:
             self._open.handshakes.discard(self.tls)
         if self._open.too_many:
@@ -120,7 +127,9 @@ class TlsConnection(SSLProtocol):
     """TLS below a connection. asyncio says nothing of a client before the handshake is over, so that
     any number could stay in theirs: here each counts from the beginning."""
 
-    def __init__(self, connection: Connection, context: ssl.SSLContext, all_open: Connections) -> None:
+    def __init__(
+        self, connection: Connection, context: ssl.SSLContext, all_open: Connections
+    ) -> None:
         super().__init__(
             connection.loop,
             connection,
@@ -156,3 +165,8 @@ class TlsConnection(SSLProtocol):
         """Drops the client at once."""
         assert self._below is not None
         self._below.abort()
+
+
+def _shown(connection: ssl.SSLObject | None) -> bytes | None:
+    shown = None if connection is None else connection.getpeercert(binary_form=True)
+    return None if shown is None else ssl.DER_cert_to_PEM_cert(shown).encode()

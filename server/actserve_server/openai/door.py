@@ -16,6 +16,7 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.engine.fair_threads import off_loop
+from actserve_server.http.connections import client_certificate
 from actserve_server.http.exchanges import AsgiMessage, Receive, Scope, Send
 from actserve_server.openai import embeddings, extra_fields, refused_fields, written_prompts
 from actserve_server.openai.asked import Asked, enter_asked
@@ -87,7 +88,11 @@ class OpenAiDoor:
         path = scope["path"]
         with observed(path if path in METHODS else "other", scope, call, answer):
             try:
-                with let_in(headers, call, self._letting_in.authenticate, self._letting_in.limit):
+                letting_in = self._letting_in
+                certificate = client_certificate(scope)
+                async with let_in(
+                    headers, certificate, call, letting_in.authenticate, letting_in.limit
+                ):
                     await self._serve(scope, receive, answer, call)
             except Exception as error:
                 await answer.refuse(statuses.foreseen(error))

@@ -3,8 +3,8 @@ calls over gRPC: an id, who calls, how many calls there may be, metrics, one log
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 import structlog
@@ -17,6 +17,7 @@ from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.auth import Authenticate
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call
+from actserve_server.rpc.transport.quotas import Meter
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -72,19 +73,25 @@ def observed(path: str, scope: Scope, call: Call, answer: OpenAiAnswer) -> Itera
             )
 
 
-@contextmanager
-def let_in(
-    headers: dict[str, str], call: Call, authenticate: Authenticate, limit: CallLimit
-) -> Iterator[None]:
+@asynccontextmanager
+async def let_in(
+    headers: dict[str, str],
+    certificate: bytes | None,
+    call: Call,
+    authenticate: Authenticate,
+    limit: CallLimit,
+) -> AsyncGenerator[None, None]:
     """Raises UNAUTHENTICATED, QUEUE_FULL or QUOTA_EXCEEDED, before anything of the body is read."""
-    call.principal = authenticate(headers)
-    account = call.principal.account
+    call.principal = await authenticate(headers, certificate)
+    account, meter = call.principal.account, Meter(limit.quotas, call)
+    call.rules = limit.quotas.rules(account)
     if account:
         CALLER.set(account)
     limit.enter(account)
     try:
         yield
     finally:
+        meter.read()
         limit.leave(account)
 
 

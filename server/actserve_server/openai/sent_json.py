@@ -73,7 +73,9 @@ def _fault(
     return _invalid(str(error).rstrip(".")[:300], field)
 
 
-def _fault_within(value: Any, kind: Descriptor, field: FieldPath, error: Exception) -> ActserveError:
+def _fault_within(
+    value: Any, kind: Descriptor, field: FieldPath, error: Exception
+) -> ActserveError:
     if isinstance(value, dict):
         return _fault(value, kind, field, error)
     return _no_object(value, kind, field)

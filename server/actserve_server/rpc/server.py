@@ -30,6 +30,7 @@ from actserve.v1 import (
     weight_service_pb2,
     weight_service_pb2_grpc,
 )
+from actserve_server.domain.tenant_rules import RulesOf, no_rules
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.graphs.graph_work import GraphWork
 from actserve_server.graphs.stored_graphs import GraphRegistry
@@ -48,15 +49,17 @@ from actserve_server.rpc.resource_names import model_name
 from actserve_server.rpc.steering_vector_servicer import SteeringVectorServicer
 from actserve_server.rpc.sweep_servicer import SweepServicer
 from actserve_server.rpc.transport import metrics
-from actserve_server.rpc.transport.access_tokens import TokenFile
-from actserve_server.rpc.transport.auth import anybody, by_token
+from actserve_server.rpc.transport.auth import KnownCallers
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.methods import Methods
 from actserve_server.rpc.transport.model_header import ModelHeader
 from actserve_server.rpc.transport.observer import Observer
+from actserve_server.rpc.transport.quotas import Quotas
+from actserve_server.rpc.transport.tenant_file import TenantFile
 from actserve_server.rpc.watching_parts import WatchingParts
 from actserve_server.rpc.weight_servicer import WeightServicer
 from actserve_server.storage.stored_cells import StoredCells
+from actserve_server.tls_files import TlsFiles
 
 DESCRIPTORS = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
@@ -90,15 +93,6 @@ class GraphParts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """PEM files' contents. With `client_ca`, only clients with a certificate of it may call."""
-
-    certificate: bytes
-    key: bytes
-    client_ca: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Listening:
     """Where and how to listen."""
 
@@ -115,9 +109,15 @@ class Listening:
     """The most of the calls that one tenant may have."""
     health_port: int | None = None
     """Where health alone is answered, without TLS."""
-    tls: Tls | None = None
-    tokens: TokenFile | None = None
-    """Without them everybody may call, as one tenant."""
+    tls: TlsFiles | None = None
+    callers: KnownCallers
+    """If none are known everybody may call, as one tenant."""
+    tenants: TenantFile | None = None
+
+    @property
+    def rules(self) -> RulesOf:
+        """What is set for each tenant."""
+        return no_rules if self.tenants is None else self.tenants.rules
 
 
 class RpcServer:
@@ -136,10 +136,11 @@ class RpcServer:
         generations: Generations,
         listening: Listening,
     ) -> None:
-        tokens = listening.tokens
-        self.authenticate = anybody if tokens is None else by_token(tokens)
-        """Who calls, by the metadata or the headers of a call."""
-        self.call_limit = CallLimit(listening.max_calls, listening.tenant_share)
+        self.authenticate = listening.callers.authenticate
+        """Who calls, by the metadata or the headers of a call, and its client's certificate."""
+        self.call_limit = CallLimit(
+            listening.max_calls, listening.tenant_share, Quotas(listening.rules)
+        )
         """Of the calls of all doors together."""
         observer = Observer(self.authenticate, self.call_limit, listening.reader_timeout_s or None)
         self.methods = Methods([observer, ModelHeader(model_name(engine.info))])
@@ -226,13 +227,7 @@ class RpcServer:
         address = _address(listening.host, listening.port)
         if listening.tls is None:
             return self._server.add_insecure_port(address)
-        tls = listening.tls
-        credentials = grpc.ssl_server_credentials(
-            [(tls.key, tls.certificate)],
-            root_certificates=tls.client_ca,
-            require_client_auth=tls.client_ca is not None,
-        )
-        return self._server.add_secure_port(address, credentials)
+        return self._server.add_secure_port(address, listening.tls.grpc_credentials())
 
 
 def _address(host: str, port: int) -> str:

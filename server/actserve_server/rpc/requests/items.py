@@ -22,6 +22,7 @@ from actserve_server.readouts.plan import KeepReadout, Plan
 from actserve_server.readouts.statistics import RowLabels
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
+    dose_limit,
     interventions,
     position_selectors,
     prompt_fields,
@@ -179,7 +180,7 @@ class Items:
         place = Place(prompt=prompt, run_tokens=len(prompt.ids), item=at)
         info, own = self._engine.info, await self._own_edits(index, wire, at)
         edits = (*self._edits, *own)
-        if own and info.limits.max_relative_dose is not None:
+        if own and dose_limit.limit_of_call(info) is not None:
             edits = await off_loop(interventions.limited, edits, info)
         selector = None
         if wire.HasField("positions"):

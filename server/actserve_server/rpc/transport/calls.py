@@ -11,6 +11,7 @@ import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from actserve_server.domain.tenant_rules import NO_RULES, TenantRules
 from actserve_server.nla.explanations import Consumed
 
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
@@ -25,6 +26,8 @@ class Call(Consumed):
     """Made here: an id from a client could collide, or be made to look like another's."""
     traceparent: str | None = None
     """The well-formed header of that name, of W3C Trace Context."""
+    rules: TenantRules = NO_RULES
+    """What is set for the principal's tenant."""
     activation_bytes: int = 0
     reason: str = ""
     """The `Reason` of the error that ended it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from connectrpc.interceptor import MetadataInterceptor
@@ -19,6 +20,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
+from actserve_server.http.connections import client_certificate
 from actserve_server.http.exchanges import Asgi, AsgiMessage, Receive, Scope, Send
 from actserve_server.rpc.transport.methods import Methods
 from actserve_server.rpc.web.web_call import Received, WebCall
@@ -52,6 +54,7 @@ def make(services: Sequence[ServiceDescriptor], methods: Methods, max_request_by
             await telling({"type": "http.response.start", "status": 415, "headers": []})
             await telling({"type": "http.response.body", "body": b""})
             return
+        _certificate.set(client_certificate(scope))
         await app(scope, receive, telling)  # pyright: ignore[reportArgumentType]
 
     return door
@@ -89,6 +92,9 @@ _WHY = {
 }
 _REPLACED = frozenset({b"content-length", b"accept-post"})
 
+
+_certificate: ContextVar[bytes | None] = ContextVar("actserve_client_certificate", default=None)
+"""What the client of the request has shown, which the library does not hand on."""
 
 _GRPC = (b"application/grpc",)
 _GRPC_PLUS = b"application/grpc+"
@@ -141,7 +147,7 @@ class _Calls(MetadataInterceptor[WebCall]):
         details: Any = _Details(path, tuple(ctx.request_headers.allitems()))
         handler = await self._methods.handler(details)
         assert handler is not None, f"{path} has an endpoint and no handler"
-        call = WebCall(handler, ctx.method.input, ctx)
+        call = WebCall(handler, ctx.method.input, ctx, _certificate.get())
         try:
             await call.begin()
         except BaseException as error:
