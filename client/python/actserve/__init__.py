@@ -9,12 +9,14 @@ from importlib.metadata import version
 
 from actserve._async.alerts import AsyncAlerts
 from actserve._async.client import AsyncClient
+from actserve._async.graphs import AsyncGraphs, AsyncGraphTrace
 from actserve._async.monitor_fits import AsyncMonitorFit
 from actserve._async.monitors import AsyncMonitors
 from actserve._async.streams import AsyncStream
 from actserve._async.vectors import AsyncVectors
 from actserve._sync.alerts import Alerts
 from actserve._sync.client import Client
+from actserve._sync.graphs import Graphs, GraphTrace
 from actserve._sync.monitor_fits import MonitorFit
 from actserve._sync.monitors import Monitors
 from actserve._sync.streams import Stream
@@ -63,6 +65,7 @@ from actserve.explanations import Claim, ExplainedText, Explanation, Score
 from actserve.files import load, save
 from actserve.fit_examples import Example
 from actserve.frames import to_pandas
+from actserve.graphs import AttributionGraph, GraphNode, GraphSummary, GraphTest
 from actserve.interventions import (
     Ablate,
     Add,
@@ -143,6 +146,8 @@ __all__ = [
     "AlreadyExists",
     "AsyncAlerts",
     "AsyncClient",
+    "AsyncGraphTrace",
+    "AsyncGraphs",
     "AsyncMonitorFit",
     "AsyncMonitors",
     "AsyncStream",
@@ -155,6 +160,7 @@ __all__ = [
     "AttentionSmoothing",
     "AttentionSummary",
     "Attributed",
+    "AttributionGraph",
     "Attributions",
     "BadResponse",
     "Baseline",
@@ -190,6 +196,11 @@ __all__ = [
     "FitReport",
     "FittedSites",
     "Generation",
+    "GraphNode",
+    "GraphSummary",
+    "GraphTest",
+    "GraphTrace",
+    "Graphs",
     "HeadMatrices",
     "HiddenLayer",
     "HookPoint",

@@ -1,6 +1,7 @@
 """The client that callers make: all parts together."""
 
 from actserve._async.explaining import AsyncExplainer
+from actserve._async.graphs import AsyncGraphMaking
 from actserve._async.monitors import AsyncMonitoring
 from actserve._async.studies import AsyncStudies
 from actserve._async.sweeps import AsyncSweeps
@@ -9,7 +10,13 @@ from actserve._async.weights import AsyncWeights
 
 
 class AsyncClient(
-    AsyncStudies, AsyncSweeps, AsyncMonitoring, AsyncExplainer, AsyncVectorStore, AsyncWeights
+    AsyncStudies,
+    AsyncSweeps,
+    AsyncMonitoring,
+    AsyncGraphMaking,
+    AsyncExplainer,
+    AsyncVectorStore,
+    AsyncWeights,
 ):
     """A client of one server. `Client` blocks, and is safe to share between threads; `AsyncClient`
     is for asyncio, belongs to the event loop that first uses it, and is otherwise the same: write

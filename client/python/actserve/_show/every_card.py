@@ -2,10 +2,11 @@
 
 from functools import singledispatch
 
-from actserve._show import monitor_cards, result_cards, study_cards, sweep_cards
+from actserve._show import graph_cards, monitor_cards, result_cards, study_cards, sweep_cards
 from actserve._show.cards import Card
 from actserve._show.shown import Shown
 from actserve.explanations import ExplainedText
+from actserve.graphs import AttributionGraph, GraphTest
 from actserve.means import LabelMeans
 from actserve.models import Model
 from actserve.monitor_fits import FitReport
@@ -28,11 +29,13 @@ def card_of(result: Shown) -> Card:
 
 
 card_of.register(Activations, result_cards.activations_card)
+card_of.register(AttributionGraph, graph_cards.graph_card)
 card_of.register(AttentionMap, study_cards.attention_card)
 card_of.register(Comparison, study_cards.comparison_card)
 card_of.register(ExplainedText, result_cards.explained_card)
 card_of.register(FitReport, monitor_cards.report_card)
 card_of.register(Generation, result_cards.generation_card)
+card_of.register(GraphTest, graph_cards.ablation_card)
 card_of.register(LabelMeans, result_cards.means_card)
 card_of.register(LogitLens, study_cards.lens_card)
 card_of.register(Model, result_cards.model_card)

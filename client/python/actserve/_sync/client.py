@@ -1,6 +1,7 @@
 """The client that callers make: all parts together."""
 
 from actserve._sync.explaining import Explainer
+from actserve._sync.graphs import GraphMaking
 from actserve._sync.monitors import Monitoring
 from actserve._sync.studies import Studies
 from actserve._sync.sweeps import Sweeps
@@ -8,7 +9,15 @@ from actserve._sync.vectors import VectorStore
 from actserve._sync.weights import Weights
 
 
-class Client(Studies, Sweeps, Monitoring, Explainer, VectorStore, Weights):
+class Client(
+    Studies,
+    Sweeps,
+    Monitoring,
+    GraphMaking,
+    Explainer,
+    VectorStore,
+    Weights,
+):
     """A client of one server. `Client` blocks, and is safe to share between threads; `AsyncClient`
     is for asyncio, belongs to the event loop that first uses it, and is otherwise the same: write
     `await` before what returns a value, and `async for` over what yields. Cancelling a task cancels

@@ -16,6 +16,7 @@ from actserve._show.token_text import harmless
 from actserve.cli import arguments as arg
 from actserve.cli.alerts import alerts
 from actserve.cli.explain import explain
+from actserve.cli.graph import graph
 from actserve.cli.monitors import monitors
 from actserve.cli.output import plain_text, print_json, say, write, write_any_character
 from actserve.cli.studies import attention, compare, lens, patch, score
@@ -234,7 +235,7 @@ def fetch(
         Console().print(_summary(many))
 
 
-for command in (lens, attention, patch, score, compare, sweep, explain, top):
+for command in (lens, attention, patch, score, compare, sweep, explain, graph, top):
     app.command()(command)
 app.add_typer(vectors, name="vectors", help="Stored vectors: what is there, files, new ones.")
 app.add_typer(
