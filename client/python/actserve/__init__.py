@@ -11,6 +11,7 @@ from actserve._async.alerts import AsyncAlerts
 from actserve._async.client import AsyncClient
 from actserve._async.dictionaries import AsyncDictionaries
 from actserve._async.features import AsyncFeatures
+from actserve._async.graphs import AsyncGraphs, AsyncGraphTrace
 from actserve._async.monitor_fits import AsyncMonitorFit
 from actserve._async.monitors import AsyncMonitors
 from actserve._async.streams import AsyncStream
@@ -19,6 +20,7 @@ from actserve._sync.alerts import Alerts
 from actserve._sync.client import Client
 from actserve._sync.dictionaries import Dictionaries
 from actserve._sync.features import Features
+from actserve._sync.graphs import Graphs, GraphTrace
 from actserve._sync.monitor_fits import MonitorFit
 from actserve._sync.monitors import Monitors
 from actserve._sync.streams import Stream
@@ -79,6 +81,7 @@ from actserve.features import (
 from actserve.files import load, save
 from actserve.fit_examples import Example
 from actserve.frames import to_pandas
+from actserve.graphs import AttributionGraph, GraphNode, GraphSummary, GraphTest
 from actserve.heads import (
     HeadGrid,
     HeadScore,
@@ -174,6 +177,8 @@ __all__ = [
     "AsyncClient",
     "AsyncDictionaries",
     "AsyncFeatures",
+    "AsyncGraphTrace",
+    "AsyncGraphs",
     "AsyncMonitorFit",
     "AsyncMonitors",
     "AsyncStream",
@@ -186,6 +191,7 @@ __all__ = [
     "AttentionSmoothing",
     "AttentionSummary",
     "Attributed",
+    "AttributionGraph",
     "Attributions",
     "BadResponse",
     "Baseline",
@@ -233,6 +239,11 @@ __all__ = [
     "FitReport",
     "FittedSites",
     "Generation",
+    "GraphNode",
+    "GraphSummary",
+    "GraphTest",
+    "GraphTrace",
+    "Graphs",
     "HeadGrid",
     "HeadMatrices",
     "HeadScore",

@@ -22,6 +22,8 @@ from actserve._traces import trace_headers
 from actserve._weight_jobs import WeightJobs
 from actserve.errors import InvalidRequest
 from actserve.v1 import (
+    attribution_graph_service_pb2,
+    attribution_graph_service_pb2_grpc,
     dictionary_service_pb2,
     dictionary_service_pb2_grpc,
     explanation_service_pb2,
@@ -80,6 +82,9 @@ _SERVICES = {
     ),
     weight_service_pb2.DESCRIPTOR.services_by_name["WeightService"]: (
         weight_service_pb2_grpc.WeightServiceStub
+    ),
+    attribution_graph_service_pb2.DESCRIPTOR.services_by_name["AttributionGraphService"]: (
+        attribution_graph_service_pb2_grpc.AttributionGraphServiceStub
     ),
 }
 

@@ -195,6 +195,18 @@ def query_heads(model: pb.Model) -> int:
     )
 
 
+def mlp_width(model: pb.Model) -> int:
+    """Elements of a row of `mlp_act`; zero where a model has none."""
+    return next(
+        (
+            each.width
+            for each in model.hook_points
+            if each.hook_point == site_pb2.HOOK_POINT_MLP_ACT
+        ),
+        0,
+    )
+
+
 def only_nla(models: Iterable[Model], model: str, site: SiteLike | None) -> Nla:
     """The one NLA of a site, or of any for None, of the model of a resource name or, if that is
     empty, of all. Raises `NotServed` if there is none, `InvalidRequest` if there are several."""

@@ -54,8 +54,9 @@ def _attend(
     held: _Held = module.actserve_held
     if held.pattern is None:
         eager: Forward = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-        out, held.pattern = eager(module, query, key, value, mask, **options)
-        return out, held.pattern
+        out, pattern = eager(module, query, key, value, mask, **options)
+        held.pattern = pattern
+        return out, pattern
     groups = held.pattern.shape[1] // value.shape[1]
     mixed = held.pattern @ value.repeat_interleave(groups, dim=1)
     return mixed.transpose(1, 2).contiguous(), held.pattern

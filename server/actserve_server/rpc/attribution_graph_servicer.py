@@ -102,7 +102,7 @@ class AttributionGraphServicer(attribution_graph_service_pb2_grpc.AttributionGra
                 break
             await asyncio.sleep(POLL_S)
             stored = await self._stored(request.name)
-        if told.state == work_pb2.WORK_STATE_SUCCEEDED:
+        if now.state == work_pb2.WORK_STATE_SUCCEEDED:
             number = 0
             while (part := await self._registry.part(stored.key, number)) is not None:
                 yield pb.WatchAttributionGraphResponse.FromString(part)

@@ -1,5 +1,6 @@
 """The client that callers make: all parts together."""
 
+from actserve._async.graphs import AsyncGraphMaking
 from actserve._async.heads import AsyncHeadStudies
 from actserve._async.looks import AsyncLooks
 from actserve._async.monitors import AsyncMonitoring
@@ -9,7 +10,13 @@ from actserve._async.weights import AsyncWeights
 
 
 class AsyncClient(
-    AsyncLooks, AsyncHeadStudies, AsyncSweeps, AsyncMonitoring, AsyncVectorStore, AsyncWeights
+    AsyncLooks,
+    AsyncHeadStudies,
+    AsyncSweeps,
+    AsyncMonitoring,
+    AsyncGraphMaking,
+    AsyncVectorStore,
+    AsyncWeights,
 ):
     """A client of one server. `Client` blocks, and is safe to share between threads; `AsyncClient`
     is for asyncio, belongs to the event loop that first uses it, and is otherwise the same: write
