@@ -2837,8 +2837,9 @@ pub enum ErrorReason {
     /// The reader of an answer stopped, so the call was ended and what was held for it
     /// freed. Read it as it comes, or ask for less. RESOURCE_EXHAUSTED with timeout_s.
     ReaderStalled = 31,
-    /// The caller's tenant has its share of what the server gives. Make fewer calls at
-    /// once, or try again after RetryInfo. RESOURCE_EXHAUSTED with calls, limit.
+    /// The caller's tenant has its share of what the server gives, or has used up a quota.
+    /// Make fewer calls, or try again after RetryInfo. RESOURCE_EXHAUSTED with calls,
+    /// quota, limit.
     QuotaExceeded = 32,
     /// The server shuts down. Try again elsewhere. UNAVAILABLE.
     Draining = 33,

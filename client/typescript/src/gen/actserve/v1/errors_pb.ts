@@ -294,8 +294,9 @@ export enum ErrorReason {
   READER_STALLED = 31,
 
   /**
-   * The caller's tenant has its share of what the server gives. Make fewer calls at
-   * once, or try again after RetryInfo. RESOURCE_EXHAUSTED with calls, limit.
+   * The caller's tenant has its share of what the server gives, or has used up a quota.
+   * Make fewer calls, or try again after RetryInfo. RESOURCE_EXHAUSTED with calls,
+   * quota, limit.
    *
    * @generated from enum value: ERROR_REASON_QUOTA_EXCEEDED = 32;
    */
