@@ -64,6 +64,7 @@ from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.server import DESCRIPTORS, GraphParts, Listening, RpcServer
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.access_tokens import TokenFile
+from actserve_server.rpc.transport.audit_log import AuditLog
 from actserve_server.rpc.transport.auth import KnownCallers
 from actserve_server.rpc.transport.client_certificates import CertificateFile
 from actserve_server.rpc.transport.issuer_keys import KeyAddress, KeyFile
@@ -254,6 +255,8 @@ class App:
         """As `close`, but for the engine and the autoencoders, which others may go on to use."""
         await self._stop_watching()
         await self._stop_listening(0)
+        if self._listening.audit is not None:
+            self._listening.audit.close()
         await self.monitoring.close()
         await self.graphs.work.close()
         self.database.close()
@@ -278,7 +281,11 @@ class App:
                 # What it is served by makes no difference to it.
                 partial(self.rpc.generation.FetchActivations, context=cast("Any", None)),
                 lambda: getattr(self._restarting.current, "vllm"),  # noqa: B009
-                LettingIn(authenticate=self.rpc.authenticate, limit=self.rpc.call_limit),
+                LettingIn(
+                    authenticate=self.rpc.authenticate,
+                    limit=self.rpc.call_limit,
+                    audit=self._listening.audit,
+                ),
                 serving,
             )
         except TypeError as error:
@@ -589,6 +596,7 @@ def _listening(settings: Settings) -> Listening:
         if settings.tls_cert is not None and settings.tls_key is not None:
             tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
         callers = _known_callers(settings)
+        audit = None if settings.audit_log is None else AuditLog(settings.audit_log)
         tenants = None if settings.tenant_file is None else TenantFile(settings.tenant_file)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from None
@@ -604,6 +612,7 @@ def _listening(settings: Settings) -> Listening:
         tls=tls,
         callers=callers,
         tenants=tenants,
+        audit=audit,
     )
 
 

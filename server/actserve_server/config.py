@@ -194,6 +194,11 @@ class Settings(BaseSettings):
         description="YAML of what each tenant may take (requests, tokens and captured bytes a "
         "minute, calls at once, what is stored, dose) and its weight, read again when it changes",
     )
+    audit_log: Path | None = Field(
+        None,
+        description="file to which a line of JSON is added for each call that changes activations "
+        "or what is stored: who, what, digests of vectors and receipts, and nothing of prompts",
+    )
     tenant_share: float = Field(
         0.5,
         gt=0,

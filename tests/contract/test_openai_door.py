@@ -78,6 +78,25 @@ def as_json(**fields: Any) -> dict[str, Any]:
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
 
+async def test_what_is_changed_over_http_is_in_the_audit_log(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    change = as_json(**addition(numbers(WIDTH)))
+    async with door(audit_log=path) as running:
+        await running.chat("hello")
+        await running.chat("hello", extra={"steering": [change]})
+    written = _text_of(path)
+    (line,) = map(json.loads, written.splitlines())
+    assert (line["method"], line["code"]) == ("/v1/chat/completions", "OK")
+    (told,) = line["interventions"]
+    assert (told["operation"], told["receipt"]["runs"]) == ("add", 1)
+    assert told["receipt"]["changed_rows"] > 0
+    assert "hello" not in written
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text()
+
+
 async def test_a_chat_is_what_generate_gives(opened: Door) -> None:
     events = await told(opened)
     answer = await opened.chat()

@@ -28,7 +28,9 @@ from actserve_server.openai.vllm_app import VllmServing, vllm_app
 from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.requests.prompt_fields import MAX_CHARACTERS_PER_TOKEN
 from actserve_server.rpc.transport import statuses
+from actserve_server.rpc.transport.audit_log import AuditLog
 from actserve_server.rpc.transport.auth import Authenticate
+from actserve_server.rpc.transport.call_changes import CallChanges
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call, current_call, enter_call, well_formed
 from actserve_server.rpc.transport.request_messages import MAX_PARTS, SMALL_BYTES
@@ -53,6 +55,8 @@ class LettingIn:
 
     authenticate: Authenticate
     limit: CallLimit
+    audit: AuditLog | None = None
+    """Where what they change is written down."""
 
 
 class OpenAiDoor:
@@ -84,9 +88,12 @@ class OpenAiDoor:
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
         call = enter_call(Call(traceparent=well_formed(headers.get("traceparent"))))
+        if self._letting_in.audit is not None:
+            call.changes = CallChanges()
         answer = OpenAiAnswer(send, call)
         path = scope["path"]
-        with observed(path if path in METHODS else "other", scope, call, answer):
+        shown, audit = path if path in METHODS else "other", self._letting_in.audit
+        with observed(shown, scope, call, answer, audit):
             try:
                 letting_in = self._letting_in
                 certificate = client_certificate(scope)

@@ -14,6 +14,7 @@ from actserve_server.engine.fair_threads import CALLER
 from actserve_server.http.exchanges import Scope
 from actserve_server.openai.openai_answer import OpenAiAnswer
 from actserve_server.rpc.transport import metrics
+from actserve_server.rpc.transport.audit_log import AuditLog, Ending
 from actserve_server.rpc.transport.auth import Authenticate
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call
@@ -36,7 +37,9 @@ log = structlog.get_logger("actserve.openai")
 
 
 @contextmanager
-def observed(path: str, scope: Scope, call: Call, answer: OpenAiAnswer) -> Iterator[None]:
+def observed(
+    path: str, scope: Scope, call: Call, answer: OpenAiAnswer, audit: AuditLog | None
+) -> Iterator[None]:
     """Counts and logs a request; `path` is one of those served, or says that it is none."""
     started, cancelled = time.perf_counter(), False
     client = scope.get("client")
@@ -56,6 +59,8 @@ def observed(path: str, scope: Scope, call: Call, answer: OpenAiAnswer) -> Itera
             metrics.TOKENS.labels("prompt").inc(call.prompt_tokens)
             metrics.TOKENS.labels("output").inc(call.output_tokens)
             span.ended(code.value[0], call.reason)
+            if audit is not None:
+                audit.write(call, Ending(method=path, peer=peer, code=code.name))
             log.info(
                 "call",
                 method=path,

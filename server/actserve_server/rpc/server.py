@@ -49,6 +49,7 @@ from actserve_server.rpc.resource_names import model_name
 from actserve_server.rpc.steering_vector_servicer import SteeringVectorServicer
 from actserve_server.rpc.sweep_servicer import SweepServicer
 from actserve_server.rpc.transport import metrics
+from actserve_server.rpc.transport.audit_log import AuditLog
 from actserve_server.rpc.transport.auth import KnownCallers
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.methods import Methods
@@ -113,6 +114,7 @@ class Listening:
     callers: KnownCallers
     """If none are known everybody may call, as one tenant."""
     tenants: TenantFile | None = None
+    audit: AuditLog | None = None
 
     @property
     def rules(self) -> RulesOf:
@@ -142,7 +144,9 @@ class RpcServer:
             listening.max_calls, listening.tenant_share, Quotas(listening.rules)
         )
         """Of the calls of all doors together."""
-        observer = Observer(self.authenticate, self.call_limit, listening.reader_timeout_s or None)
+        observer = Observer(
+            self.authenticate, self.call_limit, listening.reader_timeout_s or None, listening.audit
+        )
         self.methods = Methods([observer, ModelHeader(model_name(engine.info))])
         """All of the services, for this door and others."""
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(

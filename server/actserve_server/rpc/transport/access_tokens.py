@@ -112,7 +112,7 @@ def _read(path: Path) -> Sequence[_Known]:
     return [
         _Known(
             bytes.fromhex(entry.sha256),
-            Principal(tenant=entry.tenant, role=entry.role),
+            Principal(tenant=entry.tenant, role=entry.role, known_by=f"token:{entry.sha256[:12]}"),
             entry.expires,
         )
         for entry in entries

@@ -107,7 +107,12 @@ def _read(path: Path) -> Mapping[Name, Principal]:
         raise ValueError(f"{path}: {entry}: {first['msg']}") from None
     if not entries:
         raise ValueError(f"{path} names no certificate; write an entry, or leave the option out")
-    found = {each.name: Principal(tenant=each.tenant, role=each.role) for each in entries}
+    found = {
+        each.name: Principal(
+            tenant=each.tenant, role=each.role, known_by=f"certificate:{':'.join(each.name)}"
+        )
+        for each in entries
+    }
     if len(found) < len(entries):
         raise ValueError(f"{path} names a certificate twice; leave one of the two out")
     return found

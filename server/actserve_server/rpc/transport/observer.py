@@ -33,7 +33,9 @@ from actserve_server import traces
 from actserve_server.domain.errors import ActserveError
 from actserve_server.engine.fair_threads import CALLER
 from actserve_server.rpc.transport import metrics, statuses
+from actserve_server.rpc.transport.audit_log import AuditLog, Ending
 from actserve_server.rpc.transport.auth import Authenticate, Metadata, certificate_of
+from actserve_server.rpc.transport.call_changes import CallChanges
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call, enter_call, well_formed
 from actserve_server.rpc.transport.quotas import Meter
@@ -54,8 +56,13 @@ log = structlog.get_logger("actserve.rpc")
 
 class Observer(grpc.aio.ServerInterceptor):
     def __init__(
-        self, authenticate: Authenticate, limit: CallLimit, reader_timeout_s: float | None
+        self,
+        authenticate: Authenticate,
+        limit: CallLimit,
+        reader_timeout_s: float | None,
+        audit: AuditLog | None = None,
     ) -> None:
+        self._audit = audit
         self._authenticate = authenticate
         self._limit = limit
         self._reader_timeout_s = reader_timeout_s
@@ -68,10 +75,15 @@ class Observer(grpc.aio.ServerInterceptor):
         if handler is None or method.startswith(HEALTH):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
-        call = Call(traceparent=well_formed(_text(metadata.get("traceparent"))))
+        call = Call(
+            traceparent=well_formed(_text(metadata.get("traceparent"))),
+            changes=None if self._audit is None else CallChanges(),
+        )
         if not method.startswith(SERVICES):
             return _checked(handler, partial(self._authenticate, metadata))
-        start = partial(_Observation, method, call, metadata, self._authenticate, self._limit)
+        start = partial(
+            _Observation, method, call, metadata, self._authenticate, self._limit, self._audit
+        )
         if handler.response_streaming:
             return _reading(handler, _observe_stream(handler, start, self._reader_timeout_s))
         return _reading(handler, _observe_unary(handler, start))
@@ -105,7 +117,7 @@ def _observe_unary(handler: Any, start: Callable[..., _Observation]) -> Any:
         async with start("unary", context) as observation:
             request = await observation.received(handler)
             response = await handler.unary_unary(request, context)
-            observation.sent()
+            observation.sent(response)
             return response
         raise AssertionError("an observation does not swallow errors")
 
@@ -123,7 +135,7 @@ def _observe_stream(
             async with aclosing(responses):
                 async for response in responses:
                     await write(context, response, reader_timeout_s)
-                    observation.sent()
+                    observation.sent(response)
 
     return observed
 
@@ -138,6 +150,7 @@ class _Observation:
         metadata: Metadata,
         authenticate: Authenticate,
         limit: CallLimit,
+        audit: AuditLog | None,
         grpc_type: str,
         context: Context,
     ) -> None:
@@ -149,6 +162,9 @@ class _Observation:
         self._metadata = metadata
         self._authenticate = authenticate
         self._limit = limit
+        self._audit = audit
+        self._request: Message | None = None
+        self._response: Message | None = None
         self._meter = Meter(limit.quotas, call)
         self._counted = False
         self._started = time.perf_counter()
@@ -178,9 +194,11 @@ class _Observation:
         kind = descriptor_pool.Default().FindMethodByName(method).input_type
         request = await receive(self._context, handler.request_deserializer, kind)
         metrics.RECEIVED.labels(*self._labels).inc()
+        self._request = request
         return request
 
-    def sent(self) -> None:
+    def sent(self, response: Message) -> None:
+        self._response = response
         metrics.SENT.labels(*self._labels).inc()
         self._meter.read()
 
@@ -215,6 +233,10 @@ class _Observation:
         metrics.TOKENS.labels("prompt").inc(call.prompt_tokens)
         metrics.TOKENS.labels("output").inc(call.output_tokens)
         self._span.ended(code.value[0], call.reason)
+        # Whoever is not let in could fill the disk with lines.
+        if self._audit is not None and self._counted:
+            ending = Ending(method=self._method, peer=self._context.peer(), code=code.name)
+            self._audit.write(call, ending, self._request, self._response)
         log.info(
             "call",
             method=self._method,

@@ -20,6 +20,8 @@ LEEWAY_S = 10
 """By which clocks may differ."""
 MAX_TOKEN_BYTES = 16 << 10
 MIN_RSA_BITS = 2048
+MAX_SUBJECT = 200
+"""Characters of a subject in the audit log."""
 
 _KINDS = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 """What a key must be for an algorithm, by how that begins."""
@@ -102,7 +104,12 @@ class SignedTokens:
         roles = [known[word] for word in words if isinstance(word, str) and word in known]
         if not roles:
             raise ValueError(f"its claim {trust.role_claim!r} names no role of {', '.join(known)}")
-        return Principal(tenant=tenant, role=max(roles, key=lambda role: role.rank))
+        subject = str(claims.get("sub", ""))[:MAX_SUBJECT]
+        return Principal(
+            tenant=tenant,
+            role=max(roles, key=lambda role: role.rank),
+            known_by=f"subject:{subject}",
+        )
 
 
 def _fitting(key: Mapping[str, Any], algorithm: str) -> jwt.PyJWK:
