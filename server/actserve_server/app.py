@@ -12,17 +12,14 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
 
 import structlog
-from prometheus_client import start_http_server
 
 from actserve_server import logs
 from actserve_server.background import EXPIRE_S, end, going_on
@@ -51,6 +48,7 @@ from actserve_server.graphs.fake_tracer import FakeTracer
 from actserve_server.graphs.graph_work import GraphWork
 from actserve_server.graphs.stored_graphs import GraphQuota, GraphRegistry
 from actserve_server.graphs.tracer_process import TracerProcess
+from actserve_server.listening import check_ports, how_to_listen, http_server, reload, serve_metrics
 from actserve_server.monitoring import Monitoring, allowed_webhooks
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.attribution_selftest import prove_attribution
@@ -61,24 +59,15 @@ from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
 from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.requests.vector_sources import Sources
-from actserve_server.rpc.server import DESCRIPTORS, GraphParts, Listening, RpcServer
+from actserve_server.rpc.server import GraphParts, Listening, RpcServer
 from actserve_server.rpc.transport import metrics
-from actserve_server.rpc.transport.access_tokens import TokenFile
-from actserve_server.rpc.transport.audit_log import AuditLog
-from actserve_server.rpc.transport.auth import KnownCallers
-from actserve_server.rpc.transport.client_certificates import CertificateFile
-from actserve_server.rpc.transport.issuer_keys import KeyAddress, KeyFile
-from actserve_server.rpc.transport.signed_tokens import SignedTokens, Trust
-from actserve_server.rpc.transport.tenant_file import TenantFile
 from actserve_server.steering.registry import VectorQuota, VectorRegistry
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import StoreConfigError, place
 from actserve_server.storage.stored_cells import StoredCells
-from actserve_server.tls_files import TlsFiles
 
 if TYPE_CHECKING:
     from actserve_server.http.exchanges import Asgi
-    from actserve_server.http.http_server import HttpServer
 
 POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a
@@ -130,7 +119,7 @@ class App:
         whose engines are in this process. Without `database` the one of the settings is opened when
         something is first stored."""
         self._settings = settings
-        listening = self._listening = _listening(settings)
+        listening = self._listening = how_to_listen(settings)
         self.restarts = restarts or Restarts(restarted=_count_restart)
         self._restarting = RestartingEngine(engine, _proven, start, self.restarts)
         self.engine = AdmittedEngine(
@@ -192,7 +181,7 @@ class App:
             generations,
             listening,
         )
-        self.http = _http(settings, listening, self.rpc)
+        self.http = http_server(settings, listening, self.rpc)
         """Where other doors are mounted, before it starts; None where it is turned off."""
         if self.http is not None:
             self.http.mount("/v1/", self._openai_door(generations))
@@ -301,7 +290,7 @@ class App:
         while True:
             await asyncio.sleep(POLL_S)
             self.kept.sweep()
-            await _reload(self._listening)
+            await reload(self._listening)
             await self._report_health()
 
     async def _expire(self) -> None:
@@ -386,13 +375,11 @@ async def serve(settings: Settings) -> None:
     `EngineLostError` if it had to end by itself."""
     logs.configure(settings.log_level)
     # All that can fail for a wrong option fails now, not after a minute of loading.
-    listening = _listening(settings)
+    listening = how_to_listen(settings)
     allowed_webhooks(settings)
-    for port in (settings.port, settings.health_port, settings.http_port):
-        if port is not None:
-            _check_port(settings.host, port)
+    check_ports(settings)
     database = _database(settings)
-    stop_metrics = _serve_metrics(settings)
+    stop_metrics = serve_metrics(settings)
     first, second = asyncio.Event(), asyncio.Event()
     _stop_on_signals(first, second)
     try:
@@ -587,122 +574,6 @@ def _database(settings: Settings) -> Database:
         return Database(place(url.get_secret_value() if url else None, settings.data_dir))
     except StoreConfigError as error:
         raise ConfigError(str(error)) from None
-
-
-def _listening(settings: Settings) -> Listening:
-    tls = None
-    try:
-        # gRPC would say of a wrong file no more than that it cannot listen.
-        if settings.tls_cert is not None and settings.tls_key is not None:
-            tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-        callers = _known_callers(settings)
-        audit = None if settings.audit_log is None else AuditLog(settings.audit_log)
-        tenants = None if settings.tenant_file is None else TenantFile(settings.tenant_file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error)) from None
-    return Listening(
-        host=settings.host,
-        port=settings.port,
-        max_request_bytes=settings.max_request_bytes,
-        max_connection_age_s=settings.max_connection_age_s,
-        reader_timeout_s=settings.reader_timeout_s,
-        max_calls=settings.max_calls,
-        tenant_share=settings.tenant_share,
-        health_port=settings.health_port,
-        tls=tls,
-        callers=callers,
-        tenants=tenants,
-        audit=audit,
-    )
-
-
-def _known_callers(settings: Settings) -> KnownCallers:
-    """Raises OSError or ValueError for a file that cannot be used."""
-    tokens, certificates = settings.token_file, settings.certificate_file
-    return KnownCallers(
-        tokens=None if tokens is None else TokenFile(tokens),
-        certificates=None if certificates is None else CertificateFile(certificates),
-        signed=_signed_tokens(settings),
-    )
-
-
-def _signed_tokens(settings: Settings) -> SignedTokens | None:
-    issuer, audience, keys = settings.oidc_issuer, settings.oidc_audience, settings.oidc_keys
-    if issuer is None or audience is None or keys is None:
-        return None
-    trust = Trust(
-        issuer=issuer,
-        audience=audience,
-        algorithms=settings.oidc_algorithms,
-        tenant_claim=settings.oidc_tenant_claim,
-        role_claim=settings.oidc_role_claim,
-        role_prefix=settings.oidc_role_prefix,
-    )
-    return SignedTokens(trust, KeyAddress(keys) if "://" in keys else KeyFile(Path(keys)))
-
-
-async def _reload(listening: Listening) -> None:
-    """Reads again what has changed of the files that say who may call."""
-    callers = listening.callers
-    if listening.tls is not None:
-        listening.tls.files.reload()
-    if callers.tokens is not None:
-        callers.tokens.reload()
-    if callers.certificates is not None:
-        callers.certificates.file.reload()
-    if listening.tenants is not None:
-        listening.tenants.file.reload()
-    if callers.signed is not None:
-        await callers.signed.keys.refresh()
-
-
-def _http(settings: Settings, listening: Listening, rpc: RpcServer) -> "HttpServer | None":
-    if settings.http_port is None:
-        return None
-    # Imported here: what needs no HTTP starts without it.
-    from actserve_server.http.http_server import HttpListening, HttpServer
-    from actserve_server.rpc.web import web_door
-
-    http = HttpServer(
-        HttpListening(
-            host=listening.host,
-            port=settings.http_port,
-            max_body_bytes=listening.max_request_bytes,
-            max_connections=2 * listening.max_calls,
-            reader_timeout_s=listening.reader_timeout_s,
-            origins=settings.http_origins,
-            known_callers=bool(listening.callers),
-            tls=None if listening.tls is None else listening.tls.http_context(),
-        )
-    )
-    door = web_door.make(DESCRIPTORS, rpc.methods, listening.max_request_bytes)
-    http.mount(web_door.PREFIX, door, bounds_bodies=True)
-    return http
-
-
-def _check_port(host: str, port: int) -> None:
-    """Raises if the port is taken, which gRPC would find out only once the model has loaded."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-
-
-def _serve_metrics(settings: Settings) -> Callable[[], None]:
-    if settings.metrics_port == 0:
-        return lambda: None
-    try:
-        server, _ = start_http_server(settings.metrics_port, settings.metrics_host)
-    except OSError as error:
-        where = f"{settings.metrics_host}:{settings.metrics_port}"
-        raise ConfigError(
-            f"cannot serve metrics on {where}: {error.strerror or error}; choose another "
-            "metrics_port, or 0 for none"
-        ) from None
-    return server.shutdown
 
 
 def exit_at_once(status: int) -> NoReturn:

@@ -1,4 +1,5 @@
-"""The command line: `actserve-server serve [flags]`, `prepare-model MODEL` and `token`."""
+"""The command line: `actserve-server serve [flags]`, `doctor [flags]`, `prepare-model MODEL` and
+`token`."""
 
 import argparse
 import asyncio
@@ -25,6 +26,12 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     # The settings class knows its own flags and prints its own help.
     commands.add_parser("serve", help="serve a model over gRPC", add_help=False)
+    commands.add_parser(
+        "doctor",
+        help="check, without loading a model, that a server with the same flags as serve would "
+        "start here",
+        add_help=False,
+    )
     prepare = commands.add_parser(
         "prepare-model", help="make an embedded model ready to load, and print its folder"
     )
@@ -50,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, flags = parser.parse_known_args(argv)
     if arguments.command == "serve":
         return _serve(flags)
+    if arguments.command == "doctor":
+        return _doctor(flags)
     if flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     if arguments.command == "token":
@@ -71,6 +80,21 @@ def _serve(flags: Sequence[str]) -> int:
     except app.EngineLostError as error:
         app.exit_at_once(_failed(error, 1))
     return 0
+
+
+def _doctor(flags: Sequence[str]) -> int:
+    """Prints what was found, a line each. Status 1 if a server would not start."""
+    try:
+        settings = config.load(flags)
+    except config.ConfigError as error:
+        return _failed(error, 2)
+    from actserve_server.doctor import Verdict, findings
+
+    good = True
+    for each in findings(settings):
+        print(f"{each.verdict:8} {each.about}: {each.says}", flush=True)
+        good = good and each.verdict is not Verdict.BAD
+    return 0 if good else 1
 
 
 def _failed(error: Exception, status: int) -> int:
