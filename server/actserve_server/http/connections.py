@@ -124,8 +124,8 @@ class Connection(H11Protocol):
 
 
 class TlsConnection(SSLProtocol):
-    """TLS below a connection. asyncio says nothing of a client before the handshake is over, so that
-    any number could stay in theirs: here each counts from the beginning."""
+    """TLS below a connection. asyncio says nothing of a client before the handshake is over, so
+    that any number could stay in theirs: here each counts from the beginning."""
 
     def __init__(
         self, connection: Connection, context: ssl.SSLContext, all_open: Connections
