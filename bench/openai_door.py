@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import uvicorn
@@ -146,7 +147,8 @@ def _idle(model: str, dtype: str, *options: str) -> Idle:
 async def _loads(options: EngineOptions, rounds: int, progress: Console) -> dict[str, Load]:
     engine = await VllmEngine.start(options)
     with tempfile.TemporaryDirectory() as data:
-        built = app.build(engine, Settings(port=0, http_port=0, data_dir=Path(data)))
+        settings: dict[str, Any] = {"port": 0, "http_port": 0, "data_dir": Path(data)}
+        built = app.build(engine, Settings(**settings))
         await built.start()
         assert built.http is not None
         door = f"http://127.0.0.1:{built.http.port}"
