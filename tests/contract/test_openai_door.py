@@ -438,7 +438,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
     "too many stops": ({"stop": ["a"] * 129}, 400, "FIELD_INVALID", "stop"),
     "a long stop": ({"stop": "a" * 1025}, 400, "FIELD_INVALID", "stop"),
     "a long expression": (
-        {"structured_outputs": {"regex": "(a?b?)" * 100}},
+        {"structured_outputs": {"regex": "(a?b?)" * 120}},
         400,
         "FIELD_INVALID",
         "structured_outputs",
