@@ -31,6 +31,7 @@ from bench.heads import head_tables, measure_heads
 from bench.host import RUNS, host_tables, measure_host
 from bench.monitors import measure_monitors, monitor_tables
 from bench.named import measure_named, named_tables
+from bench.openai_door import measure_openai_door, openai_door_tables
 from bench.planning import measure_planning, planning_tables
 from bench.repeats import measure_repeats, repeat_tables
 from bench.sweeps import measure_sweeps, sweep_tables
@@ -101,6 +102,12 @@ PARTS: Mapping[str, Part] = {
         lambda asked, log: measure_cores(asked.model, asked.dtype, asked.rounds, log), cores_tables
     ),
     "door": Part(lambda asked, log: measure_door(asked.model, asked.dtype, log), door_tables),
+    "openai": Part(
+        lambda asked, log: measure_openai_door(
+            asked.model, asked.dtype, asked.options, asked.rounds, log
+        ),
+        openai_door_tables,
+    ),
     "tenants": Part(
         lambda asked, log: measure_tenants(asked.model, asked.dtype, log), tenant_tables
     ),

@@ -251,7 +251,7 @@ class App:
         self.database.close()
 
     def _openai_door(self, generations: Generations) -> "Asgi":
-        # Imported here: it takes HTTP, and the door itself vLLM, which the fake engine starts without.
+        # Imported here: it takes HTTP, and the door vLLM, which the fake engine starts without.
         if not hasattr(self._restarting.current, "vllm"):
             from actserve_server.openai.no_door import no_door
 

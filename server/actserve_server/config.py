@@ -113,8 +113,8 @@ class Settings(BaseSettings):
     http_origins: tuple[Origin, ...] = Field(
         (),
         description="origins, such as https://lab.example.com, whose pages may call the HTTP port, "
-        "beside this server's own, and names that it is called by where it asks for no tokens; * for "
-        "all pages, which needs token_file; may be given several times",
+        "beside this server's own, and names by which it is called where it asks for no tokens; * "
+        "for all pages, which needs token_file; may be given several times",
     )
     explorer: bool = Field(
         True,

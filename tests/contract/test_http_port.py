@@ -221,7 +221,7 @@ async def test_a_slow_reader_of_a_whole_answer_is_waited_for_as_long_as_it_reads
             "127.0.0.1", server.port, limit=1 << 16, **own
         )
         writer.write(request())
-        found = server._state.connections
+        found: Any = server._state.connections
         await eventually(lambda: any(each._unread for each in found), within_s=10)
         (connection,) = found
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""What people put in front of the OpenAI door gets from it what the `openai` package of Python gets."""
+"""What people call the OpenAI door with gets what the `openai` package of Python gets."""
 
 import asyncio
 import json
@@ -27,10 +27,11 @@ const whole = await client.chat.completions.create(fields);
 const parts = [];
 for await (const part of await client.chat.completions.create({ ...fields, stream: true }))
   parts.push(part);
-const text = await client.completions.create({ model: fields.model, prompt: "hello", max_tokens: 5 });
-const rows = await client.embeddings.create({ model: fields.model, input: "hello" });
+const { model } = fields;
+const text = await client.completions.create({ model, prompt: "hello", max_tokens: 5 });
+const rows = await client.embeddings.create({ model, input: "hello" });
 const models = [];
-for await (const model of client.models.list()) models.push(model.id);
+for await (const each of client.models.list()) models.push(each.id);
 const refused = await client.chat.completions
   .create({ ...fields, monitors: ["nobody"] })
   .catch((error) => ({ kind: error.constructor.name, code: error.code, param: error.param }));

@@ -438,7 +438,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
     "too many stops": ({"stop": ["a"] * 129}, 400, "FIELD_INVALID", "stop"),
     "a long stop": ({"stop": "a" * 1025}, 400, "FIELD_INVALID", "stop"),
     "a long expression": (
-        {"structured_outputs": {"regex": "(a?b?)" * 100}},
+        {"structured_outputs": {"regex": "(a?b?)" * 120}},
         400,
         "FIELD_INVALID",
         "structured_outputs",
@@ -870,8 +870,13 @@ async def test_a_server_without_a_model_of_vllm_says_that_it_has_no_such_door() 
         assert served.app.http is not None
         url = f"http://127.0.0.1:{served.app.http.port}/v1"
         async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-            asked: list[Any] = [client.models.list(), client.completions.create(model="", prompt="")]
+            asked: list[Any] = [
+                client.models.list(),
+                client.completions.create(model="", prompt=""),
+            ]
             for each in asked:
-                with pytest.raises(openai.BadRequestError, match="fake engine.*--model") as refused:
+                with pytest.raises(
+                    openai.BadRequestError, match=r"fake engine.*--model"
+                ) as refused:
                     await each
                 assert refused.value.body["code"] == "FEATURE_NOT_SERVED"  # type: ignore[index]

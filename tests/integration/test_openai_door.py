@@ -144,7 +144,10 @@ def door(smollm2: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> Ite
             data / "tokens", (OWN, "acme", Role.EXPERIMENTER), (OTHER, "other", Role.EXPERIMENTER)
         )
         options: dict[str, Any] = {
-            **{"port": 0, "http_port": 0, "data_dir": data, "token_file": tokens},
+            "port": 0,
+            "http_port": 0,
+            "data_dir": data,
+            "token_file": tokens,
             "tenant_share": 1.0,
         }
         built = app.build(smollm2.engine, Settings(**options, tool_call_parser=PARSER))
@@ -331,7 +334,8 @@ def test_a_form_that_is_none_is_refused_and_one_that_takes_long_holds_nobody_up(
 
 
 def test_mixed_requests_of_both_doors_are_each_as_alone(door: Door) -> None:
-    """64 at once, more than the cache has room for, beside what another tenant steers and leaves."""
+    """64 at once, more than the cache has room for, beside what another tenant steers and
+    leaves."""
     form = {"structured_outputs": {"regex": "[a-z]{5} [0-9]{5}"}}
     steered = {"steering": [{"name": "sea", "coefficient": 1.5, "positions": {"generated": {}}}]}
     bodies = [

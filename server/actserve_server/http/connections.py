@@ -23,12 +23,12 @@ MAX_HEADER_BYTES = 32 << 10
 REQUEST_S = 30.0
 """For a client to send the whole head of a request, from when it has read some of what it was sent
 before."""
-HANDSHAKE_S = 10.0
+HANDSHAKE_S = 10
 """For a client to finish the handshake of TLS."""
 
 _HANG_UP = "actserve.hang_up"
 _CERTIFICATE = "actserve.client_certificate"
-_NEVER_S = 1e6
+_NEVER_S = 1 << 20
 
 
 def hang_up(scope: Mapping[str, Any]) -> None:
@@ -124,8 +124,8 @@ class Connection(H11Protocol):
 
 
 class TlsConnection(SSLProtocol):
-    """TLS below a connection. asyncio says nothing of a client before the handshake is over, so that
-    any number could stay in theirs: here each counts from the beginning."""
+    """TLS below a connection. asyncio says nothing of a client before the handshake is over, so
+    that any number could stay in theirs: here each counts from the beginning."""
 
     def __init__(
         self, connection: Connection, context: ssl.SSLContext, all_open: Connections
@@ -134,7 +134,7 @@ class TlsConnection(SSLProtocol):
             connection.loop,
             connection,
             context,
-            waiter=None,
+            waiter=cast("Any", None),
             server_side=True,
             ssl_handshake_timeout=HANDSHAKE_S,
             # It would drop those who still read what was sent. The connection drops others.
@@ -152,14 +152,15 @@ class TlsConnection(SSLProtocol):
         else:
             super().connection_made(transport)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: BaseException | None) -> None:
         self._open.handshakes.discard(self)
         super().connection_lost(exc)
 
     def get_write_buffer_size(self) -> int:
         """As a transport has it, of all bytes that are above the kernel."""
         assert self._below is not None
-        return self._get_write_buffer_size() + self._below.get_write_buffer_size()
+        above = cast("Any", self)._get_write_buffer_size()
+        return above + self._below.get_write_buffer_size()
 
     def abort(self) -> None:
         """Drops the client at once."""

@@ -118,8 +118,8 @@ async def locate(
 
 
 def as_sent(field: FieldPath, body: Mapping[str, Any]) -> FieldPath:
-    """A path in the call to Generate as one in the request, as far as that has it. What the prompt is
-    called depends on the request, so that it is not told."""
+    """A path in the call to Generate as one in the request, as far as that has it. What the prompt
+    is called depends on the request, so that it is not told."""
     match field:
         case ("interventions", int(index), *rest):
             entries = _list(body, "steering")

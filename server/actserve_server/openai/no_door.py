@@ -16,7 +16,7 @@ async def no_door(scope: Scope, receive: Receive, send: Send) -> None:
         await answer.refuse(
             ActserveError(
                 Reason.FEATURE_NOT_SERVED,
-                "this server runs the fake engine, which has no OpenAI API; start one with a model, "
-                "such as --model smollm2-135m",
+                "this server runs the fake engine, which has no OpenAI API; start one with a "
+                "model, such as --model smollm2-135m",
             )
         )

@@ -2,15 +2,17 @@
 that an error names a place that the caller has written."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf import json_format, message_factory
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 
 M = TypeVar("M", bound=Message)
+Descriptor: TypeAlias = Any
+"""Of a message. Protocol Buffers has two classes of them."""
 
 _FAULTS = (json_format.ParseError, TypeError, ValueError, RecursionError)
 
@@ -83,7 +85,7 @@ def _fault_within(
 
 def _failure(value: Mapping[str, Any], kind: Descriptor) -> Exception | None:
     try:
-        json_format.ParseDict(value, message_factory.GetMessageClass(kind)())
+        json_format.ParseDict(dict(value), message_factory.GetMessageClass(kind)())
     except _FAULTS as error:
         return error
     return None
