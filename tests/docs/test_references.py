@@ -114,11 +114,6 @@ def test_every_method_is_in_the_index_of_the_contract() -> None:
                 assert f"[{method.name}]({name}.md#{method.name})" in index
 
 
-def test_what_is_not_served_says_so() -> None:
-    assert "Declared, not yet served" in contract_pages()["dictionary_service"]
-    assert "Declared, not yet served" not in contract_pages()["monitor_service"]
-
-
 def sections() -> dict[str, str]:
     """The text of each command's section, by its name as it is typed."""
     _, *parts = re.split(r"(?m)^### (.+)\n", commands.page())
