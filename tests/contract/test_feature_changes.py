@@ -82,7 +82,7 @@ async def test_a_feature_set_to_what_it_is_changes_nothing() -> None:
         await uploaded(served)
         rows = await read(served)
         index, value = 3, float(Sent().encoded(rows)[5, 3])
-        here = {"positions": {"list": {"positions": [5]}}}
+        here: dict[str, Any] = {"positions": {"list": {"positions": [5]}}}
         same = await read(served, changing({"index": index, "value": value}, **here))
         np.testing.assert_allclose(same, rows, atol=1e-5)
         same = await read(served, changing(*({"index": i, "factor": 1.0} for i in range(FEATURES))))

@@ -56,6 +56,10 @@ class Limits:
     """Alerts stored, over all tenants; the oldest go first."""
     max_alert_seconds: int = 0
     """Seconds for which alerts are stored at most."""
+    max_dictionaries: int = 0
+    """Dictionaries stored or uploaded, over all tenants."""
+    max_dictionary_bytes: int = 0
+    """Bytes of their matrices, over all tenants; zero where nobody may upload any."""
     max_fit_bytes: int = 0
     """Bytes that all fits of monitors take together on the server."""
     max_pause_seconds: int = 0

@@ -186,7 +186,7 @@ def digest(matrices: DictionaryMatrices) -> bytes:
     made = hashlib.sha256()
     for each in matrices.every:
         made.update(repr(each.shape).encode())
-        made.update(memoryview(each).cast("B"))
+        made.update(each.data.cast("B"))
     return made.digest()
 
 

@@ -68,7 +68,6 @@ class DictionaryRegistry:
     async def get(self, tenant: str, dictionary: str, field: FieldPath = ("name",)) -> Dictionary:
         """The dictionary of that id. Raises RESOURCE_NOT_FOUND or STORE_UNREACHABLE."""
         if (of_server := self._of_server.get(dictionary)) is not None:
-            # Its labels alone are stored, so that it is told without a database too.
             version = await self.labels.version(tenant, dictionary)
             return _with_version(of_server.about, version)
         found = await self.stored.find(tenant, [dictionary])

@@ -149,7 +149,9 @@ class GemmaScope:
         if not self.second:
             folder = folder / self.folder
             folder.mkdir(parents=True)
-            named = {name.replace("w_", "W_"): of for name, of in self.arrays.items()}
+            named: dict[str, Any] = {
+                name.replace("w_", "W_"): of for name, of in self.arrays.items()
+            }
             np.savez(folder / "params.npz", **named)
             return folder
         save(folder / "params.safetensors", self.arrays)

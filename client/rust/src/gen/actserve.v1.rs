@@ -1276,8 +1276,7 @@ pub mod vector_source {
         /// How an explanation was edited.
         #[prost(message, tag = "4")]
         Edit(super::ExplanationEdit),
-        /// What a dictionary writes for one of its features: a row of its decoder. Not
-        /// served yet: FEATURE_NOT_SERVED.
+        /// What a dictionary writes for one of its features: a row of its decoder.
         #[prost(message, tag = "5")]
         Feature(super::DictionaryFeature),
     }
@@ -1298,7 +1297,7 @@ pub mod matrix_source {
         /// The matrix itself, shape \[rows, width\]; every element finite.
         #[prost(message, tag = "1")]
         Tensor(super::Tensor),
-        /// Directions of a stored dictionary. Not served yet: FEATURE_NOT_SERVED.
+        /// Directions of a stored dictionary.
         #[prost(message, tag = "2")]
         Dictionary(super::DictionaryRows),
         /// Rows that the server has kept.
@@ -1521,7 +1520,7 @@ pub struct Projection {
     /// A stored dictionary, whose features f stand for y, with all its biases and its
     /// activation: `directions`, `bias` and `activation` are then unset. It reads any sites
     /// of its width, not its own alone; others are TENSOR_WIDTH_MISMATCH. Format:
-    /// models/{model}/dictionaries/{dictionary}. Not served yet: FEATURE_NOT_SERVED.
+    /// models/{model}/dictionaries/{dictionary}.
     #[prost(string, tag = "7")]
     pub dictionary: ::prost::alloc::string::String,
     /// Identity when none is set.
@@ -2018,6 +2017,13 @@ pub struct Dictionary {
     /// Changes whenever the resource or a label does; opaque.
     #[prost(string, tag = "11")]
     pub etag: ::prost::alloc::string::String,
+    /// How well it reconstructs; unset where that was not measured.
+    #[prost(message, optional, tag = "12")]
+    pub check: ::core::option::Option<DictionaryCheck>,
+    /// Whether the operator has loaded it: then every tenant has it, and deleting it is
+    /// PERMISSION_DENIED. Each tenant has its own labels of it.
+    #[prost(bool, tag = "13")]
+    pub of_server: bool,
     /// Identity when none is set.
     #[prost(oneof = "dictionary::Activation", tags = "6, 7, 8")]
     pub activation: ::core::option::Option<dictionary::Activation>,
@@ -2038,6 +2044,25 @@ pub mod dictionary {
         #[prost(message, tag = "8")]
         TopK(super::TopKActivation),
     }
+}
+/// How well a dictionary reconstructs rows of the served model, of a short text that comes
+/// with the server; the first token is left out. A dictionary that was made for another
+/// site or model, or is the wrong way round, explains no more than it does of shuffled rows.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct DictionaryCheck {
+    /// How many rows were reconstructed.
+    #[prost(uint32, tag = "1")]
+    pub tokens: u32,
+    /// The part of the variance of y that is explained, over all sites that are written:
+    /// 1 - sum |y - y'|^2 / sum |y - mean(y)|^2.
+    #[prost(float, tag = "2")]
+    pub explained: f32,
+    /// The same where y' is made of the x of another token.
+    #[prost(float, tag = "3")]
+    pub shuffled_explained: f32,
+    /// How many features are not zero, in the mean over tokens.
+    #[prost(float, tag = "4")]
+    pub active_features: f32,
 }
 /// Features at or below their threshold become zero (Rajamanoharan et al., "Jumping
 /// Ahead", 2024).
@@ -2357,9 +2382,10 @@ pub mod dictionary_service_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Stores sparse autoencoders and transcoders by name. Projection.dictionary computes
-    /// the features of rows; MatrixSource.dictionary takes directions of several features,
-    /// and VectorSource.feature that of one. The dictionaries of a tenant are its own.
+    /// Sparse autoencoders and transcoders by name. Projection.dictionary computes
+    /// the features of rows; FeatureOperation changes them; MatrixSource.dictionary takes
+    /// directions of several features, and VectorSource.feature that of one. The dictionaries of
+    /// a tenant are its own; those that the operator has loaded are there for all.
     ///
     /// A dictionary is uploaded in chunks by unary calls, so that no message is large, a
     /// lost connection costs one chunk, and browsers can do it too:
@@ -2377,8 +2403,9 @@ pub mod dictionary_service_client {
     /// - FinishUpload stores the dictionary. If bytes are missing it is UPLOAD_INCOMPLETE and
     ///   the upload goes on. Made again it answers the same, as long as the dictionary is
     ///   there; chunks are then RESOURCE_NOT_FOUND.
+    /// - Where the operator allows no uploads, BeginUpload is STORE_QUOTA_EXCEEDED.
     ///
-    /// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
+    /// Credentials, names and headers are as
     /// ModelService says.
     #[derive(Debug, Clone)]
     pub struct DictionaryServiceClient<T> {
@@ -2503,7 +2530,7 @@ pub mod dictionary_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Deletes a dictionary. Runs that use it keep it.
+        /// Deletes a stored dictionary and its labels. Runs that use it keep it.
         pub async fn delete_dictionary(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteDictionaryRequest>,
@@ -2852,10 +2879,10 @@ pub enum ErrorReason {
     /// Another request had the same id. Choose a new id for every new request.
     /// INVALID_ARGUMENT with request_id.
     RequestIdReused = 54,
-    /// Not sent yet: the bytes of a chunk do not have its checksum. Send the chunk again.
+    /// The bytes of a chunk do not have its checksum. Send the chunk again.
     /// INVALID_ARGUMENT with crc32c, expected_crc32c.
     ChecksumMismatch = 55,
-    /// Not sent yet: bytes of a matrix are missing. Send the rest before FinishUpload.
+    /// Bytes of a matrix are missing. Send the rest before FinishUpload.
     /// FAILED_PRECONDITION with matrix_index, received_bytes, expected_bytes.
     UploadIncomplete = 56,
     /// There is no room for what would be stored. Store less, or delete some.
@@ -3165,7 +3192,7 @@ pub struct Intervention {
     #[prost(message, optional, tag = "13")]
     pub when: ::core::option::Option<Condition>,
     /// What is done there. Exactly one is set.
-    #[prost(oneof = "intervention::Operation", tags = "4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "intervention::Operation", tags = "4, 5, 6, 7, 8, 9, 10, 11, 14")]
     pub operation: ::core::option::Option<intervention::Operation>,
 }
 /// Nested message and enum types in `Intervention`.
@@ -3197,6 +3224,9 @@ pub mod intervention {
         /// Sets to a mean.
         #[prost(message, tag = "11")]
         Mean(super::MeanOperation),
+        /// Changes features of a dictionary.
+        #[prost(message, tag = "14")]
+        Features(super::FeatureOperation),
     }
 }
 /// Acts at a token if the score of the tokens up to this one is above or below a bound
@@ -3302,6 +3332,50 @@ pub struct MeanOperation {
     /// m.
     #[prost(message, optional, tag = "1")]
     pub mean: ::core::option::Option<VectorSource>,
+}
+/// x + sum over i of (f'_i - f_i) d_i: changes features of a dictionary, and keeps of x what
+/// the dictionary does not explain. f are its features of x as the operations before this
+/// one left it, and d_i is what feature i writes, a row of its decoder. A feature may be
+/// made negative.
+///
+/// A sparse autoencoder may be used at any sites of its width; others are
+/// TENSOR_WIDTH_MISMATCH. What the features of a transcoder are is read elsewhere than it is
+/// written, so of it only `addition` is served, and only at sites that it writes to:
+/// else SITE_INVALID. Not together with `heads`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FeatureOperation {
+    /// Format: models/{model}/dictionaries/{dictionary}.
+    #[prost(string, tag = "1")]
+    pub dictionary: ::prost::alloc::string::String,
+    /// The changes, from 1 to 256, each of a different feature.
+    #[prost(message, repeated, tag = "2")]
+    pub changes: ::prost::alloc::vec::Vec<FeatureChange>,
+}
+/// What becomes of one feature f.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct FeatureChange {
+    /// Which feature, from zero.
+    #[prost(uint32, optional, tag = "1")]
+    pub index: ::core::option::Option<u32>,
+    /// Exactly one is set; finite.
+    #[prost(oneof = "feature_change::Change", tags = "2, 3, 4")]
+    pub change: ::core::option::Option<feature_change::Change>,
+}
+/// Nested message and enum types in `FeatureChange`.
+pub mod feature_change {
+    /// Exactly one is set; finite.
+    #[derive(Clone, Copy, PartialEq, ::prost::Oneof)]
+    pub enum Change {
+        /// f' is this, whatever f is.
+        #[prost(float, tag = "2")]
+        Value(f32),
+        /// f' = f + this, also where f is zero.
+        #[prost(float, tag = "3")]
+        Addition(f32),
+        /// f' = f times this: zero ablates the feature, one changes nothing.
+        #[prost(float, tag = "4")]
+        Factor(f32),
+    }
 }
 /// What an intervention did to one sequence, over all its sites. With heads, a row
 /// is the part of one head; tokens times sites times heads take 64 bits.
@@ -5755,8 +5829,10 @@ pub struct Limits {
     /// part of the norm of its rows: of an AddOperation |c|, where it is relative, else
     /// |c| |v| over the median L2 norm of the site's rows, of a text that the server ran when
     /// it started; of a ClampOperation a bound that pushes the component away from zero, over
-    /// that norm; of an AblateOperation |1 - c| - 1, where that is above zero. No limit when
-    /// unset.
+    /// that norm; of an AblateOperation |1 - c| - 1, where that is above zero; of a
+    /// FeatureOperation the sum of |c| |d| over that norm, with c each value or addition, and
+    /// what any factor beyond one in magnitude adds cannot be known, so that it is
+    /// DOSE_TOO_LARGE. No limit when unset.
     #[prost(float, optional, tag = "13")]
     pub max_relative_dose: ::core::option::Option<f32>,
     /// Whether what is beyond that is scaled down to it, which InterventionReport tells; else
@@ -5796,6 +5872,13 @@ pub struct Limits {
     /// of rows and of what they work with. On a server with tokens one fit may take a part.
     #[prost(uint64, tag = "24")]
     pub max_fit_bytes: u64,
+    /// Dictionaries that are stored or being uploaded at most, over all clients; those that the
+    /// operator has loaded do not count.
+    #[prost(uint32, tag = "25")]
+    pub max_dictionaries: u32,
+    /// Bytes of their matrices. Zero where nobody may upload any.
+    #[prost(uint64, tag = "26")]
+    pub max_dictionary_bytes: u64,
 }
 /// A request for a page of models.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -5881,8 +5964,8 @@ pub enum Feature {
     Sweeps = 12,
     /// MonitorService, and `monitors`, `score_detail` and `end_user` of GenerateRequest.
     Monitors = 13,
-    /// DictionaryService, MatrixSource.dictionary, VectorSource.feature and
-    /// Projection.dictionary.
+    /// DictionaryService, MatrixSource.dictionary, VectorSource.feature,
+    /// Projection.dictionary and FeatureOperation.
     Dictionaries = 14,
     /// AttributionGraphService.
     AttributionGraphs = 15,

@@ -104,16 +104,16 @@ def _written(
             "are written, so that what they are is not known there; send an addition",
             field=(*field, "changes", number),
         )
-    if any(site not in about.written_sites for site in target.sites) or len(target.sites) > 1:
+    (site,) = target.sites  # An intervention is made for each site by itself.
+    if site not in about.written_sites:
         raise ActserveError(
             Reason.SITE_INVALID,
             f"the transcoder {about.id!r} writes at {', '.join(map(str, about.written_sites))}, "
-            f"and the intervention is at {', '.join(map(str, target.sites))}; use one of the "
-            "former",
+            f"and the intervention is at {site}; use one of the former",
             field=at,
-            metadata={"site": target.sites[0]},
+            metadata={"site": site},
         )
-    return of.matrices.decoders[about.written_sites.index(target.sites[0])]
+    return of.matrices.decoders[about.written_sites.index(site)]
 
 
 def _check_fits(

@@ -54,9 +54,10 @@ def projection(
 def _by_dictionary(
     wire: pb.Projection, sites: tuple[Site, ...], found: Found, field: FieldPath
 ) -> Projection:
-    given = [name for name in ("directions", "bias") if wire.HasField(name)]
-    if given or (activation := wire.WhichOneof("activation")) is not None:
-        name = given[0] if given else activation
+    given: list[str] = [name for name in ("directions", "bias") if wire.HasField(name)]
+    if (activation := wire.WhichOneof("activation")) is not None:
+        given.append(activation)
+    for name in given:
         raise ActserveError(
             Reason.FIELD_INVALID,
             f"the dictionary has its own directions, bias and activation; leave {name} unset, or "
