@@ -1,4 +1,4 @@
-"""A tour in two minutes: start a server, fetch activations, check them, steer, explain.
+"""A tour in two minutes: start a server, fetch activations, check them, steer, explain, take apart.
 
 Run it with `make demo`. It starts a server with the embedded model on a free port, talks to it
 through the Python client as any program would, and stops it.
@@ -23,8 +23,8 @@ import actserve
 START_TIMEOUT_S = 600.0
 """vLLM compiles the model at its first start; later starts find it cached."""
 
-NLA = "smollm2-135m"
-"""Explains activations; it comes with the server."""
+NLA = DICTIONARY = "smollm2-135m"
+"""Explain activations, and take them apart; both come with the server."""
 
 LAYERS = [0, 5, 10, 15, 20, 25, 29]
 STEER_SITE = "resid_post.15"
@@ -59,9 +59,10 @@ def main() -> None:
         compare(client, Path(model.path))
         steer(client)
         explain(client)
+        take_apart(client)
     console.print(
         'To look for yourself, in a browser: make serve ARGS="--http-port 8080 --nla '
-        f'{NLA}", then open http://localhost:8080/'
+        f'{NLA} --dictionary {DICTIONARY}", then open http://localhost:8080/'
     )
 
 
@@ -74,7 +75,16 @@ def serve() -> Iterator[str]:
     log = Path(os.environ.get("ACTSERVE_DEMO_LOG", os.devnull))
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "actserve_server", "serve", "--nla", NLA],
+            [
+                sys.executable,
+                "-m",
+                "actserve_server",
+                "serve",
+                "--nla",
+                NLA,
+                "--dictionary",
+                DICTIONARY,
+            ],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -220,6 +230,30 @@ def explain(client: actserve.Client) -> None:
         f"A second model reads each text and makes a row of it. Those rows account for {own:.0%} "
         f"of the variance; with every text given to the next token, for {others:.0%}.\n"
     )
+
+
+def take_apart(client: actserve.Client) -> None:
+    console.rule("[bold]6. Take apart: which features of a dictionary are active")
+    where = actserve.ByText("in Paris, Napoleon crowned himself")
+    top = client.features.top(EXPLAINED, DICTIONARY, k=2, positions=where)
+    named = {feature.index for _, active in top for feature in active}
+    effects = client.features.logit_effects(
+        [actserve.Feature(DICTIONARY, index) for index in sorted(named)], k=4
+    )
+    raises = {effect.feature: " ".join(map(repr, effect.top_tokens)) for effect in effects}
+    table = Table(title=f'{top.site} of "{EXPLAINED}"')
+    for column in ("token", "feature", "value", "what it makes likelier by itself"):
+        table.add_column(column)
+    for position, active in top:
+        for feature in active:
+            table.add_row(
+                Text(repr(top.tokens[position])),
+                str(feature.index),
+                f"{feature.value:.0f}",
+                Text(raises[feature.index]),
+            )
+    console.print(table)
+    console.print()
 
 
 if __name__ == "__main__":

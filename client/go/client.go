@@ -65,6 +65,7 @@ type Client struct {
 	kept         actservev1.KeptActivationsServiceClient
 	explanations actservev1.ExplanationServiceClient
 	vectors      actservev1.SteeringVectorServiceClient
+	dictionaries actservev1.DictionaryServiceClient
 	sweeps       actservev1.SweepServiceClient
 	monitors     actservev1.MonitorServiceClient
 }
@@ -140,6 +141,7 @@ func New(config Config) (*Client, error) {
 		kept:         actservev1.NewKeptActivationsServiceClient(conn),
 		explanations: actservev1.NewExplanationServiceClient(conn),
 		vectors:      actservev1.NewSteeringVectorServiceClient(conn),
+		dictionaries: actservev1.NewDictionaryServiceClient(conn),
 		sweeps:       actservev1.NewSweepServiceClient(conn),
 		monitors:     actservev1.NewMonitorServiceClient(conn),
 	}, nil

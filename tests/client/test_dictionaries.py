@@ -262,6 +262,24 @@ def test_an_sae_becomes_the_same_function(architecture: str, subtracts: bool) ->
     assert str(made.site) == "resid_post.1"
 
 
+def test_a_gated_sae_becomes_thresholds() -> None:
+    gate, magnitude = np.array([-1.0, 2, 0.5]), np.array([0.5, -1, 2])
+    given = sae("gated")
+    vars(given).update(b_gate=gate, b_mag=magnitude, r_mag=np.array([0.2, -0.3, 0.0]))
+    rows = np.random.default_rng(0).normal(size=(200, 4))
+    centered = rows - given.b_dec
+    open_gates = centered @ given.W_enc + gate > 0
+    amounts = np.maximum(centered @ (given.W_enc * np.exp(given.r_mag)) + magnitude, 0)
+    for made in (Dictionary.from_saelens(given), Projection.from_saelens(given)):
+        of = Projection(made.encoder) if isinstance(made, Dictionary) else made
+        bias: Any = made.encoder_bias if isinstance(made, Dictionary) else made.bias
+        removed: Any = made.input_bias if isinstance(made, Dictionary) else 0
+        before = (rows - removed) @ np.asarray(of.directions).T + bias
+        assert isinstance(made.activation, JumpReLU)
+        features = np.where(before > np.asarray(made.activation.thresholds), before, 0)
+        np.testing.assert_allclose(features, open_gates * amounts, atol=1e-5)
+
+
 def test_a_scale_of_the_input_is_folded_in() -> None:
     given = sae("standard", normalize_activations="expected_average_only_in")
     with pytest.raises(InvalidRequest, match="input_scale"):

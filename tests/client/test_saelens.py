@@ -186,10 +186,9 @@ def test_a_scale_of_the_input_is_folded_in(given: Any, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "gated": ({"architecture": "gated"}, "biases of their own"),
     "gated, with the activation top k": (
         {"architecture": "gated", "activation_fn": "topk", "activation_fn_kwargs": {"k": 4}},
-        "biases of their own",
+        "'gated' with the activation 'topk'",
     ),
     "a jump relu of the activation top k": (
         {"architecture": "jumprelu", "activation_fn_str": "topk", "k": 4},

@@ -120,8 +120,10 @@ def served(smollm2: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> I
         data = tmp_path_factory.mktemp("data")
         settings: dict[str, Any] = {"port": 0, "drain_grace_s": 1.0, "data_dir": data}
         settings["max_dictionary_bytes"] = 64 << 20
+        settings["dictionary"] = ["smollm2-135m"]
         built = app.build(smollm2.engine, Settings(**settings))
         await built.measure()
+        await built.load_dictionaries()
         await built.start()
         return built
 

@@ -9,6 +9,8 @@ from safetensors.torch import save_file
 from training.dictionary.autoencoder import Dictionary
 from training.dictionary.choices import Choices
 
+WEIGHTS = "sae_weights.safetensors"
+
 
 def write(folder: Path, dictionary: Dictionary, activity: torch.Tensor, choices: Choices) -> None:
     """Weights in float16, which has all of their values. `activity` is the share of the rows at
@@ -23,8 +25,8 @@ def write(folder: Path, dictionary: Dictionary, activity: torch.Tensor, choices:
     }
     folder.mkdir(parents=True, exist_ok=True)
     log_activity = (activity + 1e-10).log10()
-    for name, saved in (("sae_weights", tensors), ("sparsity", {"sparsity": log_activity})):
-        path = folder / f"{name}.safetensors"
+    for name, saved in ((WEIGHTS, tensors), ("sparsity.safetensors", {"sparsity": log_activity})):
+        path = folder / name
         save_file({key: each.half().contiguous() for key, each in saved.items()}, path)
         path.chmod(0o644)  # safetensors makes files that nobody else may read.
     config = {

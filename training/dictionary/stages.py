@@ -1,6 +1,7 @@
 """The stages of training, each kept in the work folder when it is done and skipped when it is
 there."""
 
+import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -57,7 +58,9 @@ def train(choices: Choices, places: Places) -> None:
     )
     card = dictionary_card.text(choices, measured, origin)
     (places.out / "README.md").write_text(card, encoding="utf-8")
-    scores = json.dumps(measured.document(), indent=2)
+    weights = (places.out / folder.WEIGHTS).read_bytes()
+    told = {"sha256": hashlib.sha256(weights).hexdigest(), **measured.document()}
+    scores = json.dumps(told, indent=2)
     (places.out / "scores.json").write_text(scores + "\n", encoding="utf-8")
 
 

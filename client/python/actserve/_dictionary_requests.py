@@ -95,8 +95,9 @@ def checked_feature_labels(labels: Any) -> list[FeatureLabel]:
     """Labels by index, or as `FeatureLabel`s. Raises `InvalidRequest`."""
     if isinstance(labels, Mapping):
         return checked_feature_labels([FeatureLabel(index, text) for index, text in labels.items()])
-    is_one = isinstance(labels, FeatureLabel | str) or not isinstance(labels, Iterable)
-    found: list[Any] = [labels] if is_one else [*labels]
+    if isinstance(labels, FeatureLabel | str) or not isinstance(labels, Iterable):
+        labels = [labels]
+    found: list[Any] = [*labels]
     if not found or not all(isinstance(each, FeatureLabel) for each in found):
         raise InvalidRequest(
             f"the labels are {described(labels)}; give texts by feature, as in {{123: 'rivers'}}, "

@@ -6,7 +6,7 @@ features say little: their rows are many times as long as others, and so are the
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,7 +150,11 @@ class FeatureTotals(FeatureStudy):
     def top(self, k: int = 10, by: FeatureOrder = "sum") -> list[FeatureTotal]:
         """The first `k` features by their sum, maximum or count, largest first; of equal ones the
         lower index. Raises `InvalidRequest` for another order."""
-        orders = {"sum": self.sums, "maximum": self.maxima, "count": self.counts}
+        orders: dict[str, NDArray[Any]] = {
+            "sum": self.sums,
+            "maximum": self.maxima,
+            "count": self.counts,
+        }
         if by not in orders:
             raise InvalidRequest(
                 f"features cannot be ordered by {described(by)}; use one of {', '.join(orders)}",

@@ -141,8 +141,8 @@ class Projection:
           `normalize_activations` is "expected_average_only_in".
         - `send_top`: as in `Projection`; most components of an SAE are zero.
 
-        Standard, JumpReLU and TopK SAEs, and transcoders, are exactly projections, also with a
-        TopK that is rescaled by decoder norms, and of hook_z. Raises `InvalidRequest` with the
+        Standard, gated, JumpReLU and TopK SAEs, and transcoders, are exactly projections, also with
+        a TopK that is rescaled by decoder norms, and of hook_z. Raises `InvalidRequest` with the
         reason for those that are not. `saelens_site` says which site an SAE reads.
 
             site = actserve.saelens_site("saes/layer-10")

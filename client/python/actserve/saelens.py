@@ -34,7 +34,6 @@ _BATCH = (
     "it chooses among all rows of a batch; save it for inference, which makes it a JumpReLU SAE"
 )
 _NO_ARCHITECTURE = {
-    "gated": "its gate and its magnitudes have biases of their own, and a projection has one",
     "batchtopk": _BATCH,
     "matryoshka_batchtopk": _BATCH,
     "abstopk": "it keeps the components of the largest magnitude, and a projection those of the "
@@ -72,8 +71,7 @@ def projection_from_saelens(
     """See `Projection.from_saelens`."""
     opened = _opened(sae)
     _check_expressible(opened, input_scale)
-    weights = opened.weight("W_enc", "rows", "features").astype(np.float64)
-    bias = opened.weight("b_enc", "features").astype(np.float64)
+    weights, bias = opened.encoder()
     if opened.architecture not in _TRANSCODERS and opened.apply_b_dec_to_input:
         bias -= opened.weight("b_dec", "rows").astype(np.float64) @ weights
     if input_scale is not None:
@@ -103,9 +101,9 @@ def dictionary_from_saelens(
         if not isinstance(opened.hook_name_out, str):
             raise _refused("its metadata does not name the hook that it writes; give written_sites")
         written_sites = Site.parse(opened.hook_name_out)
-    encoder = opened.weight("W_enc", "rows", "features").astype(np.float64).T
+    weights, bias = opened.encoder()
+    encoder = weights.T
     decoder = opened.weight("W_dec", "features", "rows").astype(np.float64)
-    bias = opened.weight("b_enc", "features").astype(np.float64)
     out = opened.weight("b_dec", "rows").astype(np.float64)
     if input_scale is not None:
         factor = finite(input_scale, "input_scale")
@@ -155,6 +153,28 @@ class _Opened:
         if array is None:
             raise _refused(f"it has no {name}")
         return as_array(array, name, axes)
+
+    def encoder(self) -> tuple[Any, Any]:
+        """What rows are multiplied by, float64 [rows, features], and what is then added,
+        [features]; of a gated one that of its magnitudes."""
+        weights = self.weight("W_enc", "rows", "features").astype(np.float64)
+        if self.architecture != "gated":
+            return weights, self.weight("b_enc", "features").astype(np.float64)
+        scales = np.exp(self.weight("r_mag", "features").astype(np.float64))
+        return weights * scales, self.weight("b_mag", "features").astype(np.float64)
+
+    def thresholds(self) -> Any:
+        """What its features exceed. A gate, x W_enc + b_gate > 0, is open where the magnitude
+        before the relu, exp(r_mag) x W_enc + b_mag, is above b_mag - exp(r_mag) b_gate
+        (Rajamanoharan et al., "Improving Dictionary Learning with Gated Sparse Autoencoders",
+        2024)."""
+        if self.architecture == "gated":
+            scales = np.exp(self.weight("r_mag", "features").astype(np.float64))
+            found = self.weight("b_mag", "features") - scales * self.weight("b_gate", "features")
+        else:
+            found = self.weight("threshold", "features")
+        # Of what is above its threshold SAELens takes the relu, and a JumpReLU the value itself.
+        return np.maximum(found, 0)
 
     def stored(self, array: Any) -> Any:
         """As it is to travel: float16 where nothing is lost by it, else float32."""
@@ -232,7 +252,7 @@ def _opened(sae: Sae) -> _Opened:
 
 
 def _check_expressible(opened: _Opened, input_scale: float | None) -> None:
-    if opened.architecture not in (*_RELU, *_JUMP_RELU, "topk"):
+    if opened.architecture not in (*_RELU, *_JUMP_RELU, "gated", "topk"):
         known = _NO_ARCHITECTURE.get(opened.architecture, "this client does not know its encoder")
         raise _refused(f"of the architecture {opened.architecture!r}: {known}")
     if opened.activation_fn not in ("relu", "topk"):
@@ -255,8 +275,7 @@ def _activation(opened: _Opened) -> Activation:
         return "relu"
     if opened.architecture == "topk":
         return TopK(opened.k)
-    # Of what is above its threshold SAELens takes the relu, and a JumpReLU here the value itself.
-    return JumpReLU(np.maximum(opened.weight("threshold", "features"), 0))
+    return JumpReLU(opened.thresholds())
 
 
 def _refused(why: str) -> InvalidRequest:

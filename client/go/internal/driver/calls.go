@@ -99,6 +99,8 @@ func (q *question) list(ctx context.Context, client *actserve.Client) (any, erro
 		return names(q, client.ListKeptActivations(ctx, request(q, &actservev1.ListKeptActivationsRequest{})))
 	case "ListSteeringVectors":
 		return names(q, client.ListSteeringVectors(ctx, request(q, &actservev1.ListSteeringVectorsRequest{})))
+	case "ListDictionaries":
+		return names(q, client.ListDictionaries(ctx, request(q, &actservev1.ListDictionariesRequest{})))
 	case "ListMonitors":
 		return names(q, client.ListMonitors(ctx, request(q, &actservev1.ListMonitorsRequest{})))
 	case "ListAlerts":

@@ -41,6 +41,8 @@ type question struct {
 	Vector       vector          `json:"vector"`
 	Coefficient  *float32        `json:"coefficient"`
 	When         *condition      `json:"when"`
+	Site         string          `json:"site"`
+	Matrices     []matrix        `json:"matrices"`
 }
 
 type clientConfig struct {
@@ -148,6 +150,8 @@ func (q *question) do(warn func(string)) (any, error) {
 		return q.measure(ctx, client)
 	case "watch":
 		return q.watch(ctx, client)
+	case "upload":
+		return q.upload(ctx, client)
 	case "wait":
 		monitor, err := client.WaitForMonitor(ctx, q.Name)
 		return object{"name": monitor.GetName()}, err

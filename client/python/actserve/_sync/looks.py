@@ -162,7 +162,10 @@ class Looks(Studies, FeatureReading, Explainer):
         """An NLA and a dictionary of one site, as far as there are such."""
         served = self._served(timeout)
         model = self.model(served.name, timeout=timeout)
-        pairs = [each for each in model.nlas if each.verbalizes and nla in (None, each.id)]
+        verbalizers = [
+            each for each in model.nlas if each.verbalizes and not each.answers_questions
+        ]
+        pairs = [each for each in verbalizers if nla in (None, each.id)]
         if dictionary is not None:
             known = [self.dictionaries.get(dictionary, timeout=timeout)]
         else:
@@ -171,17 +174,13 @@ class Looks(Studies, FeatureReading, Explainer):
             except NotServed:
                 known = []
         if site is not None:
-            # A dictionary that was named is used at any site of its width.
-            known = (
-                known
-                if dictionary is not None
-                else [each for each in known if each.site == str(site)]
-            )
             pairs = [each for each in pairs if each.site == str(site)]
-            return (pairs or [None])[0], (known or [None])[0]
+            if dictionary is None:  # One that was named is used at any site of its width.
+                known = [each for each in known if each.site == str(site)]
+            return next(iter(pairs), None), next(iter(known), None)
         both = [(a, b) for a in pairs for b in known if a.site == b.site]
         if both:
             return both[0]
-        if nla is not None and pairs:
-            return pairs[0], None
-        return (None, known[0]) if known else ((pairs or [None])[0], None)
+        if known and (nla is None or not pairs):
+            return None, known[0]
+        return next(iter(pairs), None), None

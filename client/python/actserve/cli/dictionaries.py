@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actserve._names import named
+from actserve._sync.client import Client
 from actserve.cli import arguments as arg
 from actserve.cli.output import plain_text, print_json, printed, say
 from actserve.dictionaries import DICTIONARIES
@@ -197,7 +198,7 @@ def features(
     Console().print(table)
 
 
-def _only(client: arg.Client) -> str:
+def _only(client: Client) -> str:
     """The name of the only dictionary."""
     there = [each.id for each in client.dictionaries.list()]
     if len(there) != 1:
