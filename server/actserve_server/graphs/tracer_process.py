@@ -41,6 +41,8 @@ class TracerProcess:
         self._idle_s = idle_s
         self._process: asyncio.subprocess.Process | None = None
         self._ending: asyncio.TimerHandle | None = None
+        self._ended: set[asyncio.Task[object]] = set()
+        """Of processes whose pipes are being closed."""
 
     @property
     def pid(self) -> int | None:
@@ -78,17 +80,15 @@ class TracerProcess:
         finally:
             # One that was left in the middle would answer the next request with this graph.
             if done:
-                self._ending = asyncio.get_running_loop().call_later(self._idle_s, self._kill)
+                self._ending = asyncio.get_running_loop().call_later(self._idle_s, self._end)
             else:
-                self._kill()
+                self._end()
 
     async def close(self) -> None:
         if self._ending is not None:
             self._ending.cancel()
-        process = self._process
-        self._kill()
-        if process is not None:
-            await process.wait()
+        self._end()
+        await asyncio.gather(*self._ended, return_exceptions=True)
 
     async def _answered(self, request: TraceRequest, progress: Progress) -> TracedGraph:
         process = await self._started()
@@ -121,8 +121,12 @@ class TracerProcess:
             log.info("tracer", started=self._process.pid)
         return self._process
 
-    def _kill(self) -> None:
+    def _end(self) -> None:
         process, self._process = self._process, None
-        if process is not None and process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            process.kill()
+        closing = asyncio.get_running_loop().create_task(process.communicate())
+        self._ended.add(closing)
+        closing.add_done_callback(self._ended.discard)
