@@ -33,7 +33,7 @@ async def prove_graphs(engine: Engine, info: ModelInfo) -> Mapping[str, str]:
     """Drops each graph of the engine that fails, and says why. Raises `ActserveError` if a run
     fails as a whole."""
     failures: dict[str, str] = {}
-    for name, points in engine.graphs.items():
+    for name, points in dict(engine.graphs).items():
         if reason := await _failure(engine, info, points):
             await engine.drop_graph(name)
             failures[name] = reason
