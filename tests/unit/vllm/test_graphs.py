@@ -180,7 +180,7 @@ class Decoder(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         made = Model()
-        self.layers, self.norm = made.model.layers, made.norm
+        self.layers, self.norm = nn.ModuleList(made.layers), made.norm
 
     def forward(self, positions: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         hidden, residual = hidden.clone(), None

@@ -103,7 +103,7 @@ class Graphs:
         """How many steps each graph has served."""
         return {graph.name: graph.steps for graph in self._serving}
 
-    def compile(self, run: Callable[[], None]) -> Iterator[tuple[str, Exception | None]]:
+    def compile(self, run: Callable[[], object]) -> Iterator[tuple[str, Exception | None]]:
         """Compiles the lean graphs one after the other, by running the model, and says of each what
         went wrong. Nothing is compiled once the model serves."""
         while self._waiting:
@@ -154,10 +154,11 @@ class _Decoder:
 
 def _decoder(model: nn.Module, layers: str) -> tuple[_Decoder | None, str]:
     """None where vLLM compiles nothing, or with the reason where it compiles something else."""
-    compiled = {
+    # What vLLM's decorator has made a kind of its wrapper.
+    compiled: dict[str, nn.Module] = {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, TorchCompileWithNoGuardsWrapper)
+        if issubclass(type(module), TorchCompileWithNoGuardsWrapper)
         and not getattr(module, "do_not_compile", False)
     }
     if not compiled:
