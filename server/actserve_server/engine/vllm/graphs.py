@@ -131,6 +131,13 @@ class Graphs:
             yield
 
     @contextmanager
+    def computing(self, name: str) -> Iterator[None]:
+        """Inside, the model is computed by this graph, which serves."""
+        (graph,) = (each for each in self._serving if each.name == name)
+        with self._in_use(graph):
+            yield
+
+    @contextmanager
     def _in_use(self, graph: Graph) -> Iterator[None]:
         decoder = self._decoder
         if decoder and graph.module:

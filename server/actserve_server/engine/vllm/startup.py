@@ -216,8 +216,9 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     if on_cpu:
         args.setdefault("kv_cache_memory_bytes", options.cpu_kv_cache_bytes)
     else:
-        # A FULL graph would replay without ever running a tap; see `_split_at_taps`.
-        args["compilation_config"] = {"cudagraph_mode": "PIECEWISE"}
+        # A full CUDA graph replays without ever running a tap; see `cuda_graphs.py`.
+        mode = "FULL_AND_PIECEWISE" if options.lean_graphs else "PIECEWISE"
+        args["compilation_config"] = {"cudagraph_mode": mode}
     module, name = ("worker_cpu", "CpuTapWorker") if on_cpu else ("worker_gpu", "GpuTapWorker")
     args["worker_cls"] = f"{__package__}.{module}.{name}"
     return args
