@@ -41,6 +41,7 @@ from actserve_server.engine.restarting import RestartingEngine, Restarts, Start
 from actserve_server.engine.row_norms import row_norms
 from actserve_server.engine.selftest import self_test
 from actserve_server.engine.selftest_conditions import prove_conditions
+from actserve_server.engine.selftest_graphs import prove_graphs
 from actserve_server.engine.selftest_monitors import prove_monitors
 from actserve_server.engine.start_thread import is_starting
 from actserve_server.explorer.page_files import Explorer
@@ -342,6 +343,8 @@ async def _proven(engine: Engine) -> ModelInfo:
     result = await self_test(engine)
     for hook_point, reason in result.failures.items():
         log.error("self-test", hook_point=hook_point, reason=reason)
+    for graph, reason in (await prove_graphs(engine, result.info)).items():
+        log.warning("self-test", graph=graph, reason=reason)
     proven = await prove_attention(engine, result.info)
     proven = await prove_pattern_rows(engine, proven)
     proven = await prove_attribution(engine, proven)

@@ -249,6 +249,12 @@ class Settings(BaseSettings):
         "a layer and step, which shows on fast devices",
     )
 
+    lean_graphs: bool = Field(
+        True,
+        description="compile the model two times more, without taps and with few, for steps that "
+        "need no others; without it the server starts sooner and every step has all taps",
+    )
+
     max_calls: PositiveInt = Field(1024, description="calls in progress; more are refused")
     max_running: PositiveInt = Field(256, description="sequences run at once")
     max_queue: int = Field(

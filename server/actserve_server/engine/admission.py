@@ -32,6 +32,7 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.principals import account
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Capture, Intervention, Run, RunEvent
+from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.tenant_rules import RulesOf, no_rules
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.api import Engine
@@ -242,6 +243,13 @@ class AdmittedEngine:
         self, targets: Sequence[LogitTarget], layers: Sequence[int]
     ) -> LogitDirections:
         return await self._engine.logit_directions(targets, layers)
+
+    @property
+    def graphs(self) -> Mapping[str, frozenset[HookPoint]]:
+        return self._engine.graphs
+
+    async def drop_graph(self, name: str) -> None:
+        await self._engine.drop_graph(name)
 
     async def check_health(self) -> None:
         await self._engine.check_health()

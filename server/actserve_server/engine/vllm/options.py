@@ -45,6 +45,8 @@ class EngineOptions:
     dose_action: str = "refuse"
     hook_points: tuple[str, ...] = ()
     """What to tap; everything the model has when empty."""
+    lean_graphs: bool = True
+    """Whether steps that use few taps, or none, are computed by graphs without the others."""
     share_plain_prefixes: bool = False
     """Whether runs that change nothing share cached prefixes with those of other tenants."""
     place_embeddings: bool = False
