@@ -2880,7 +2880,8 @@ pub enum ErrorReason {
     /// A question is missing, is too long, or is asked of what answers none. Change it
     /// as the message says. INVALID_ARGUMENT with tokens, max_tokens, limit.
     QuestionInvalid = 45,
-    /// The engine has died. Try again after RetryInfo, here or elsewhere. UNAVAILABLE.
+    /// The engine, or the process that makes attribution graphs, has died. Try again after
+    /// RetryInfo, here or elsewhere. UNAVAILABLE.
     EngineDead = 46,
     /// The call carries no credential, or one that the server does not know. Send the
     /// header `authorization`. UNAUTHENTICATED.

@@ -407,7 +407,8 @@ export enum ErrorReason {
   QUESTION_INVALID = 45,
 
   /**
-   * The engine has died. Try again after RetryInfo, here or elsewhere. UNAVAILABLE.
+   * The engine, or the process that makes attribution graphs, has died. Try again after
+   * RetryInfo, here or elsewhere. UNAVAILABLE.
    *
    * @generated from enum value: ERROR_REASON_ENGINE_DEAD = 46;
    */
