@@ -75,10 +75,12 @@ class RemoteOpenAIServer:
         )
 '''
 CONFTEST = """
-import huggingface_hub
+from types import SimpleNamespace
 
-# Of adapters, which no server here takes.
-huggingface_hub.snapshot_download = lambda *_, **__: ""
+from vllm.transformers_utils import repo_utils
+
+# Of adapters, which the door does not serve: the model answers by their names.
+repo_utils.hf_api = lambda: SimpleNamespace(snapshot_download=lambda *_, **__: "")
 """
 
 
