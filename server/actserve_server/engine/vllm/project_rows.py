@@ -55,9 +55,8 @@ def largest_columns(values: torch.Tensor, count: int) -> torch.Tensor:
         return _by_keys(values, count)
     # Which of the values that are equal to the last one were chosen, topk does not say.
     equal = values == last
-    for row in (
-        (equal.count_nonzero(1) > (found.values == last).count_nonzero(1)).nonzero()[:, 0].tolist()
-    ):
+    more = equal.count_nonzero(1) > (found.values == last).count_nonzero(1)
+    for row in more.nonzero()[:, 0].tolist():
         above = int((found.values[row] > last[row]).sum())
         chosen[row, above:] = equal[row].nonzero()[: count - above, 0]
     ascending = chosen.sort(1).values
