@@ -28,6 +28,7 @@ RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /var/cache/actserve 
 COPY docker/healthcheck.py /usr/local/lib/actserve/healthcheck.py
 # HOME: Hugging Face, vLLM, Triton and torch keep their caches under it, so one volume holds all.
 # USER: torch asks for a user name, which an arbitrary user id lacks.
+# HOST: others reach it, so it starts only with TLS and known callers, or ACTSERVE_INSECURE=true.
 # The last two: nothing about a deployment is sent to anyone.
 ENV PATH=/opt/actserve/bin:$PATH \
     PYTHONUNBUFFERED=1 \

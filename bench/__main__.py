@@ -27,9 +27,11 @@ from bench.corpus import corpus_tables, measure_corpus
 from bench.door import door_tables, measure_door
 from bench.explanations import explanation_tables, measure_explanations
 from bench.growth import growth_faults, growth_tables, measure_growth
+from bench.heads import head_tables, measure_heads
 from bench.host import RUNS, host_tables, measure_host
 from bench.monitors import measure_monitors, monitor_tables
 from bench.named import measure_named, named_tables
+from bench.openai_door import measure_openai_door, openai_door_tables
 from bench.planning import measure_planning, planning_tables
 from bench.repeats import measure_repeats, repeat_tables
 from bench.sweeps import measure_sweeps, sweep_tables
@@ -100,11 +102,20 @@ PARTS: Mapping[str, Part] = {
         lambda asked, log: measure_cores(asked.model, asked.dtype, asked.rounds, log), cores_tables
     ),
     "door": Part(lambda asked, log: measure_door(asked.model, asked.dtype, log), door_tables),
+    "openai": Part(
+        lambda asked, log: measure_openai_door(
+            asked.model, asked.dtype, asked.options, asked.rounds, log
+        ),
+        openai_door_tables,
+    ),
     "tenants": Part(
         lambda asked, log: measure_tenants(asked.model, asked.dtype, log), tenant_tables
     ),
     "sweep": Part(
         lambda asked, log: measure_sweeps(asked.model, asked.dtype, asked.rounds, log), sweep_tables
+    ),
+    "heads": Part(
+        lambda asked, log: measure_heads(asked.model, asked.dtype, asked.rounds, log), head_tables
     ),
     "named": Part(lambda asked, log: measure_named(asked.rounds, log), named_tables),
     "repeats": Part(

@@ -19,6 +19,7 @@ SCHEMA = Path(__file__).resolve().parent.parent / "helm/actserve/values.schema.j
 
 BY_THE_CHART = {
     "host",
+    "insecure",
     "port",
     "health_port",
     "http_port",

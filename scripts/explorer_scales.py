@@ -34,10 +34,7 @@ def style() -> str:
     light, dark = rules(LIGHT, LIGHT_SIDES), rules(DARK, DARK_SIDES)
     return (
         "/* Written by scripts/explorer_scales.py. */\n"
-        f":root {{\n{declared(light)}}}\n"
-        "@media (prefers-color-scheme: dark) {\n"
-        f"  :root:not([data-theme='light']) {{\n{declared(dark)}  }}\n}}\n"
-        f":root[data-theme='dark'] {{\n{declared(dark)}}}\n"
+        f":root {{\n{declared(light, dark)}}}\n"
         + "".join(
             f".{name} {{ background: var(--{name}); color: var(--{name}-ink); }}\n"
             for name in light
@@ -55,10 +52,16 @@ def rules(ends: tuple[Color, Color], sides: tuple[Color, Color, Color]) -> dict[
     }
 
 
-def declared(colors: dict[str, str]) -> str:
+def declared(light: dict[str, str], dark: dict[str, str]) -> str:
     return "".join(
-        f"  --{name}: {color}; --{name}-ink: {ink(color)};\n" for name, color in colors.items()
+        f"  --{name}: {either(light[name], dark[name])};\n"
+        f"  --{name}-ink: {either(ink(light[name]), ink(dark[name]))};\n"
+        for name in light
     )
+
+
+def either(light: str, dark: str) -> str:
+    return light if light == dark else f"light-dark({light}, {dark})"
 
 
 def mixed(one: Color, other: Color, part: float) -> Color:

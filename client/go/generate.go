@@ -42,6 +42,9 @@ type Sample struct {
 	// MonitorScores are of the monitors that watched it, as the request asks. [DecodeTensor] reads the
 	// scores as of each token.
 	MonitorScores []*actservev1.MonitorScore
+	// MonitorInterventions are what monitors changed, an entry for each level that came to intervene, in
+	// the order in which they began to.
+	MonitorInterventions []*actservev1.MonitorInterventions
 	// Readouts are by name.
 	Readouts Readouts
 	// Interventions are what each intervention did, in the order of the request.
@@ -192,6 +195,7 @@ func (c *generateCall) closeSample(closed *actservev1.SampleFinished) error {
 	sample.StopString = closed.GetStopString()
 	sample.Monitor = closed.GetMonitor()
 	sample.MonitorScores = closed.GetMonitorScores()
+	sample.MonitorInterventions = closed.GetMonitorInterventions()
 	if err := c.checkScores(sample.MonitorScores); err != nil {
 		return err
 	}

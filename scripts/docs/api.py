@@ -122,6 +122,12 @@ PAGES = (
         ("sweeps", "probes"),
     ),
     Page(
+        "graphs",
+        "Attribution graphs",
+        "What a prediction comes from: the guide on [attribution graphs](../../graphs.md).",
+        ("graphs",),
+    ),
+    Page(
         "models",
         "Models",
         "What a server says of the model that it serves.",

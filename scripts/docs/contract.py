@@ -14,7 +14,6 @@ from typing import Any
 from google.api import field_behavior_pb2
 from google.protobuf import descriptor_pb2
 
-from actserve_server.rpc import not_served
 from scripts.docs.markdown import definition, escaped, outside_code, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,20 +93,16 @@ def _comments(file: descriptor_pb2.FileDescriptorProto) -> dict[Place, str]:
 
 
 def _index(files: list[Proto]) -> str:
-    later = {service.full_name for service in not_served.SERVICES}
     rows = [
         (
             f"[{service.name}]({proto.name}.md)",
             ", ".join(f"[{rpc.name}]({proto.name}.md#{rpc.name})" for rpc in service.method),
-            "declared" if f"{PACKAGE}.{service.name}" in later else "yes",
         )
         for proto in files
         for service in proto.file.service
     ]
     shared = [f"- [{proto.name}]({proto.name}.md)" for proto in files if not proto.file.service]
-    # What is served comes first.
-    rows.sort(key=lambda row: row[-1] != "yes")
-    services = table("service", "methods", "served", rows=rows)
+    services = table("service", "methods", rows=rows)
     return "\n".join([_INTRODUCTION, services, _INTRODUCTION_OF_SHARED, *shared, ""])
 
 
@@ -130,8 +125,6 @@ class _Page:
 
     def _service(self, service: descriptor_pb2.ServiceDescriptorProto, at: Place) -> Iterator[str]:
         yield f"## {service.name} {{ #{service.name} }}\n"
-        if f"{PACKAGE}.{service.name}" in {each.full_name for each in not_served.SERVICES}:
-            yield "*Declared, not yet served: every call answers `FEATURE_NOT_SERVED`.*\n"
         yield self._comment(at)
         for index, rpc in enumerate(service.method):
             asks, answers = self._link(rpc.input_type), self._link(rpc.output_type)

@@ -12,21 +12,18 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
-import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
 
 import structlog
-from prometheus_client import start_http_server
 
 from actserve_server import logs
 from actserve_server.background import EXPIRE_S, end, going_on
-from actserve_server.config import ConfigError, Settings
+from actserve_server.config import ConfigError, Settings, is_loopback
 from actserve_server.dictionaries import dictionary_loading
 from actserve_server.dictionaries.dictionary_loading import DictionaryError
 from actserve_server.dictionaries.dictionary_memory import DictionaryMemory
@@ -39,13 +36,20 @@ from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
 from actserve_server.engine.closing import close_all
+from actserve_server.engine.fake import FakeEngine
 from actserve_server.engine.restarting import RestartingEngine, Restarts, Start
 from actserve_server.engine.row_norms import row_norms
 from actserve_server.engine.selftest import self_test
 from actserve_server.engine.selftest_conditions import prove_conditions
+from actserve_server.engine.selftest_graphs import prove_graphs
 from actserve_server.engine.selftest_monitors import prove_monitors
 from actserve_server.engine.start_thread import is_starting
 from actserve_server.explorer.page_files import Explorer
+from actserve_server.graphs.fake_tracer import FakeTracer
+from actserve_server.graphs.graph_work import GraphWork
+from actserve_server.graphs.stored_graphs import GraphQuota, GraphRegistry
+from actserve_server.graphs.tracer_process import TracerProcess
+from actserve_server.listening import check_ports, how_to_listen, http_server, reload, serve_metrics
 from actserve_server.monitoring import Monitoring, allowed_webhooks
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.readouts.attribution_selftest import prove_attribution
@@ -56,21 +60,19 @@ from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.federation.remote_nla import connect
 from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.requests.vector_sources import Sources
-from actserve_server.rpc.server import DESCRIPTORS, Listening, RpcServer, Tls
+from actserve_server.rpc.server import GraphParts, Listening, RpcServer
 from actserve_server.rpc.transport import metrics
-from actserve_server.rpc.transport.access_tokens import TokenFile
 from actserve_server.steering.registry import VectorQuota, VectorRegistry
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import StoreConfigError, place
 from actserve_server.storage.stored_cells import StoredCells
 
 if TYPE_CHECKING:
-    from actserve_server.http.http_server import HttpServer
-    from actserve_server.openai.door import OpenAiDoor
+    from actserve_server.http.exchanges import Asgi
 
 POLL_S = 1.0
 """How late health may be about a dead engine, the memory of expired activations be freed, and a
-change of the token file be noticed."""
+change of files that are read again be noticed."""
 LAST_WORDS_S = 1.0
 """What finished calls get to write their last message, whatever is left of the grace."""
 
@@ -118,6 +120,7 @@ class App:
         whose engines are in this process. Without `database` the one of the settings is opened when
         something is first stored."""
         self._settings = settings
+        listening = self._listening = how_to_listen(settings)
         self.restarts = restarts or Restarts(restarted=_count_restart)
         self._restarting = RestartingEngine(engine, _proven, start, self.restarts)
         self.engine = AdmittedEngine(
@@ -130,6 +133,7 @@ class App:
                 max_queue=settings.max_queue,
                 share=settings.tenant_share,
             ),
+            listening.rules,
         )
         self.kept = KeptStore(
             max_bytes=settings.max_kept_bytes,
@@ -137,6 +141,7 @@ class App:
             max_ttl_s=settings.max_kept_seconds,
             tenant_share=settings.tenant_share,
             replica=settings.replica,
+            rules=listening.rules,
         )
         self.database = database or _database(settings)
         self.vectors = VectorRegistry(
@@ -146,6 +151,7 @@ class App:
                 max_vectors=settings.max_steering_vectors,
                 max_bytes=settings.max_steering_vector_bytes,
                 tenant_share=settings.tenant_share,
+                rules=listening.rules,
             ),
             self.kept.copies,
         )
@@ -160,19 +166,25 @@ class App:
         metrics.ENGINE_RESTARTS.labels(engine.info.id)  # At zero from the beginning.
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
         self.monitoring = Monitoring(
-            self.engine, self.autoencoders, self.kept, self.database, settings
+            self.engine, self.autoencoders, self.kept, self.database, settings, listening.rules
         )
-        listening = _listening(settings)
-        self._tokens = listening.tokens
+        self.graphs = _graphs(engine, self.database, settings)
         sources = Sources(kept=self.kept, vectors=self.vectors, dictionaries=self.dictionaries)
         watching = self.monitoring.parts
         generations = Generations(self.engine, sources, self.autoencoders, watching)
         self.rpc = RpcServer(
-            self.engine, sources, self.autoencoders, self._cells, watching, generations, listening
+            self.engine,
+            sources,
+            self.autoencoders,
+            self._cells,
+            watching,
+            self.graphs,
+            generations,
+            listening,
         )
-        self.http = _http(settings, listening, self.rpc)
+        self.http = http_server(settings, listening, self.rpc)
         """Where other doors are mounted, before it starts; None where it is turned off."""
-        if self.http is not None and hasattr(engine, "vllm"):
+        if self.http is not None:
             self.http.mount("/v1/", self._openai_door(generations))
         if self.http is not None and settings.explorer:
             self.http.mount("/", Explorer(lambda: self.port))
@@ -217,7 +229,7 @@ class App:
         await self.rpc.set_serving(False)
         self.engine.drain()
         self.autoencoders.drain()
-        await self.monitoring.drain()
+        await asyncio.gather(self.monitoring.drain(), self.graphs.work.close())
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_grace_s):
                 await self.engine.wait_idle()
@@ -233,11 +245,18 @@ class App:
         """As `close`, but for the engine and the autoencoders, which others may go on to use."""
         await self._stop_watching()
         await self._stop_listening(0)
+        if self._listening.audit is not None:
+            self._listening.audit.close()
         await self.monitoring.close()
+        await self.graphs.work.close()
         self.database.close()
 
-    def _openai_door(self, generations: Generations) -> "OpenAiDoor":
-        # Imported here: it takes vLLM, which the fake engine starts without.
+    def _openai_door(self, generations: Generations) -> "Asgi":
+        # Imported here: it takes HTTP, and the door vLLM, which the fake engine starts without.
+        if not hasattr(self._restarting.current, "vllm"):
+            from actserve_server.openai.no_door import no_door
+
+            return no_door
         from actserve_server.openai.door import LettingIn, OpenAiDoor
         from actserve_server.openai.vllm_app import VllmServing
 
@@ -252,7 +271,11 @@ class App:
                 # What it is served by makes no difference to it.
                 partial(self.rpc.generation.FetchActivations, context=cast("Any", None)),
                 lambda: getattr(self._restarting.current, "vllm"),  # noqa: B009
-                LettingIn(authenticate=self.rpc.authenticate, limit=self.rpc.call_limit),
+                LettingIn(
+                    authenticate=self.rpc.authenticate,
+                    limit=self.rpc.call_limit,
+                    audit=self._listening.audit,
+                ),
                 serving,
             )
         except TypeError as error:
@@ -268,8 +291,7 @@ class App:
         while True:
             await asyncio.sleep(POLL_S)
             self.kept.sweep()
-            if self._tokens is not None:
-                self._tokens.reload()
+            await reload(self._listening)
             await self._report_health()
 
     async def _expire(self) -> None:
@@ -279,6 +301,8 @@ class App:
                 await self._cells.expire()
             with going_on():
                 await self.dictionaries.stored.expire()
+            with going_on():
+                await self.graphs.registry.expire()
 
     async def _report_health(self) -> None:
         healthy, why = True, None
@@ -319,6 +343,8 @@ async def _proven(engine: Engine) -> ModelInfo:
     result = await self_test(engine)
     for hook_point, reason in result.failures.items():
         log.error("self-test", hook_point=hook_point, reason=reason)
+    for graph, reason in (await prove_graphs(engine, result.info)).items():
+        log.warning("self-test", graph=graph, reason=reason)
     proven = await prove_attention(engine, result.info)
     proven = await prove_pattern_rows(engine, proven)
     proven = await prove_attribution(engine, proven)
@@ -352,13 +378,11 @@ async def serve(settings: Settings) -> None:
     `EngineLostError` if it had to end by itself."""
     logs.configure(settings.log_level)
     # All that can fail for a wrong option fails now, not after a minute of loading.
-    listening = _listening(settings)
+    listening = how_to_listen(settings)
     allowed_webhooks(settings)
-    for port in (settings.port, settings.health_port, settings.http_port):
-        if port is not None:
-            _check_port(settings.host, port)
+    check_ports(settings)
     database = _database(settings)
-    stop_metrics = _serve_metrics(settings)
+    stop_metrics = serve_metrics(settings)
     first, second = asyncio.Event(), asyncio.Event()
     _stop_on_signals(first, second)
     try:
@@ -494,6 +518,7 @@ def _fake(settings: Settings) -> Engine:
         max_alert_seconds=settings.max_alert_seconds,
         max_pause_seconds=settings.max_pause_seconds,
         max_fit_bytes=settings.max_fit_bytes,
+        max_fit_examples=settings.max_fit_examples,
         max_dictionaries=settings.max_dictionaries,
         max_dictionary_bytes=settings.max_dictionary_bytes,
         max_relative_dose=settings.max_relative_dose,
@@ -523,103 +548,35 @@ def _dictionaries(settings: Settings, database: Database, model_id: str) -> Dict
     )
 
 
+def _graphs(engine: Engine, database: Database, settings: Settings) -> GraphParts:
+    registry = GraphRegistry(
+        database,
+        engine.info.id,
+        GraphQuota(
+            max_graphs=settings.max_graphs,
+            max_bytes=settings.max_graph_bytes,
+            max_seconds=settings.max_graph_seconds,
+            tenant_share=settings.tenant_share,
+        ),
+    )
+    if isinstance(engine, FakeEngine):
+        return GraphParts(registry=registry, work=GraphWork(FakeTracer(engine.info), registry))
+    tracer = TracerProcess(
+        engine.info.path,
+        revision=settings.revision,
+        memory_bytes=settings.graph_memory_bytes,
+        max_seconds=settings.graph_work_seconds,
+        idle_s=settings.graph_idle_seconds,
+    )
+    return GraphParts(registry=registry, work=GraphWork(tracer, registry))
+
+
 def _database(settings: Settings) -> Database:
     url = settings.database_url
     try:
         return Database(place(url.get_secret_value() if url else None, settings.data_dir))
     except StoreConfigError as error:
         raise ConfigError(str(error)) from None
-
-
-def _listening(settings: Settings) -> Listening:
-    tls = None
-    try:
-        # gRPC would say of a wrong file no more than that it cannot listen.
-        _tls_context(settings)
-        if settings.tls_cert is not None and settings.tls_key is not None:
-            client_ca = settings.tls_client_ca
-            tls = Tls(
-                certificate=settings.tls_cert.read_bytes(),
-                key=settings.tls_key.read_bytes(),
-                client_ca=None if client_ca is None else client_ca.read_bytes(),
-            )
-        tokens = TokenFile(settings.token_file) if settings.token_file else None
-    except ssl.SSLError as error:
-        raise ConfigError(f"tls_cert, tls_key or tls_client_ca: {error}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error)) from None
-    return Listening(
-        host=settings.host,
-        port=settings.port,
-        max_request_bytes=settings.max_request_bytes,
-        max_connection_age_s=settings.max_connection_age_s,
-        reader_timeout_s=settings.reader_timeout_s,
-        max_calls=settings.max_calls,
-        tenant_share=settings.tenant_share,
-        health_port=settings.health_port,
-        tls=tls,
-        tokens=tokens,
-    )
-
-
-def _tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """TLS of the HTTP port. Raises OSError, of which SSLError is a kind."""
-    if settings.tls_cert is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=settings.tls_client_ca)
-    context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    if settings.tls_client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-def _http(settings: Settings, listening: Listening, rpc: RpcServer) -> "HttpServer | None":
-    if settings.http_port is None:
-        return None
-    # Imported here: what needs no HTTP starts without it.
-    from actserve_server.http.http_server import HttpListening, HttpServer
-    from actserve_server.rpc.web import web_door
-
-    http = HttpServer(
-        HttpListening(
-            host=listening.host,
-            port=settings.http_port,
-            max_body_bytes=listening.max_request_bytes,
-            max_connections=2 * listening.max_calls,
-            reader_timeout_s=listening.reader_timeout_s,
-            origins=settings.http_origins,
-            known_callers=listening.tokens is not None,
-            tls=_tls_context(settings),
-        )
-    )
-    door = web_door.make(DESCRIPTORS, rpc.methods, listening.max_request_bytes)
-    http.mount(web_door.PREFIX, door, bounds_bodies=True)
-    return http
-
-
-def _check_port(host: str, port: int) -> None:
-    """Raises if the port is taken, which gRPC would find out only once the model has loaded."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-
-
-def _serve_metrics(settings: Settings) -> Callable[[], None]:
-    if settings.metrics_port == 0:
-        return lambda: None
-    try:
-        server, _ = start_http_server(settings.metrics_port, settings.metrics_host)
-    except OSError as error:
-        where = f"{settings.metrics_host}:{settings.metrics_port}"
-        raise ConfigError(
-            f"cannot serve metrics on {where}: {error.strerror or error}; choose another "
-            "metrics_port, or 0 for none"
-        ) from None
-    return server.shutdown
 
 
 def exit_at_once(status: int) -> NoReturn:
@@ -655,9 +612,8 @@ def _greet(app: App, listening: Listening) -> None:
     info = app.engine.info
     http_port = None if app.http is None else app.http.port
     log.info("serving", model=info.id, host=listening.host, port=app.port, http_port=http_port)
-    loopback = listening.host in ("127.0.0.1", "::1", "localhost")
-    if listening.tokens and listening.tls is None and not loopback:
-        log.warning("bearer tokens cross the network in the clear; set tls_cert and tls_key")
+    if not is_loopback(listening.host) and (listening.tls is None or not listening.callers):
+        log.warning("insecure: whoever reaches this address can read along, or call, as set")
     if sys.stderr.isatty():
         served = [hook for hook in HookPoint if not info.hook_points[hook].unserved]
         print(  # noqa: T201

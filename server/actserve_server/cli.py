@@ -1,4 +1,5 @@
-"""The command line: `actserve-server serve [flags]`, `prepare-model MODEL` and `token`."""
+"""The command line: `actserve-server serve [flags]`, `doctor [flags]`, `prepare-model MODEL` and
+`token`."""
 
 import argparse
 import asyncio
@@ -12,6 +13,9 @@ from actserve_server.domain.principals import Role
 from actserve_server.rpc.transport.access_tokens import TENANT, make_token
 from actserve_server.version import VERSION
 
+MAX_DAYS = 36500
+"""For which a token may be known, if not for ever."""
+
 
 def make_parser() -> argparse.ArgumentParser:
     """What parses the command line; the documentation's reference is made from it, too."""
@@ -22,6 +26,12 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     # The settings class knows its own flags and prints its own help.
     commands.add_parser("serve", help="serve a model over gRPC", add_help=False)
+    commands.add_parser(
+        "doctor",
+        help="check, without loading a model, that a server with the same flags as serve would "
+        "start here",
+        add_help=False,
+    )
     prepare = commands.add_parser(
         "prepare-model", help="make an embedded model ready to load, and print its folder"
     )
@@ -35,6 +45,9 @@ def make_parser() -> argparse.ArgumentParser:
     token.add_argument(
         "--role", required=True, help=f"what it may do: {', '.join(Role)}", choices=list(Role)
     )
+    token.add_argument(
+        "--days", type=float, help="for how many days it is known; for ever when left out"
+    )
     return parser
 
 
@@ -44,10 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, flags = parser.parse_known_args(argv)
     if arguments.command == "serve":
         return _serve(flags)
+    if arguments.command == "doctor":
+        return _doctor(flags)
     if flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     if arguments.command == "token":
-        return _token(arguments.tenant, Role(arguments.role))
+        return _token(arguments.tenant, Role(arguments.role), arguments.days)
     return _prepare(arguments.model, arguments.cache_dir)
 
 
@@ -67,6 +82,21 @@ def _serve(flags: Sequence[str]) -> int:
     return 0
 
 
+def _doctor(flags: Sequence[str]) -> int:
+    """Prints what was found, a line each. Status 1 if a server would not start."""
+    try:
+        settings = config.load(flags)
+    except config.ConfigError as error:
+        return _failed(error, 2)
+    from actserve_server.doctor import Verdict, findings
+
+    good = True
+    for each in findings(settings):
+        print(f"{each.verdict:8} {each.about}: {each.says}", flush=True)
+        good = good and each.verdict is not Verdict.BAD
+    return 0 if good else 1
+
+
 def _failed(error: Exception, status: int) -> int:
     print(f"actserve-server: {error}", file=sys.stderr)
     return status
@@ -80,7 +110,7 @@ def _prepare(model: str, cache_dir: Path | None) -> int:
     return 0
 
 
-def _token(tenant: str, role: Role) -> int:
+def _token(tenant: str, role: Role, days: float | None) -> int:
     if not re.fullmatch(TENANT, tenant):
         print(
             f"actserve-server: --tenant is {tenant!r}; use 1 to 63 lower-case letters, digits, "
@@ -88,7 +118,13 @@ def _token(tenant: str, role: Role) -> int:
             file=sys.stderr,
         )
         return 2
-    token, line = make_token(tenant, role)
+    if days is not None and not 0 < days <= MAX_DAYS:
+        print(
+            f"actserve-server: --days is {days:g}; use more than 0 and at most {MAX_DAYS}",
+            file=sys.stderr,
+        )
+        return 2
+    token, line = make_token(tenant, role, days)
     print(line)
     print(f"The token, which is stored nowhere: {token}", file=sys.stderr)
     return 0

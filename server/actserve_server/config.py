@@ -5,9 +5,11 @@ YAML file of `--config`, which wins over the default. There is no `trust_remote_
 folder or hub repository is data, and nothing of it is ever executed.
 """
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, model_validator
@@ -33,12 +35,25 @@ Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[a-z0-9_.:\[\]-
 """As browsers tell it: scheme, host, and a port that is not the scheme's, without a slash."""
 PositiveInt = Annotated[int, Field(ge=1)]
 
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
+"""By which an issuer may sign: by a private key, whose public one proves and cannot sign."""
+
 MIN_VECTOR_BUDGET_BYTES = 16 << 20
 """Of vectors that the self-test of a model needs room for."""
 
 
 class ConfigError(Exception):
     """The options cannot be used; the message says which, and why."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach that address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 class Settings(BaseSettings):
@@ -98,7 +113,8 @@ class Settings(BaseSettings):
     http_origins: tuple[Origin, ...] = Field(
         (),
         description="origins, such as https://lab.example.com, whose pages may call the HTTP port, "
-        "beside this server's own; * for all, which needs token_file; may be given several times",
+        "beside this server's own, and names by which it is called where it asks for no tokens; * "
+        "for all pages, which needs token_file; may be given several times",
     )
     explorer: bool = Field(
         True,
@@ -130,7 +146,59 @@ class Settings(BaseSettings):
         description="YAML list of known tokens' hashes, tenants and roles, read again when it "
         "changes; calls must carry one of the tokens (health stays open)",
     )
+    certificate_file: Path | None = Field(
+        None,
+        description="YAML list of names in client certificates, with their tenants and roles, read "
+        "again when it changes; needs tls_client_ca; calls without a token are known by it",
+    )
+    oidc_issuer: str | None = Field(
+        None,
+        min_length=1,
+        description="issuer (iss) of signed tokens (JSON Web Tokens of OpenID Connect) that are "
+        "known too; goes with oidc_audience and oidc_keys",
+    )
+    oidc_audience: str | None = Field(
+        None, min_length=1, description="audience (aud) that those tokens must be for"
+    )
+    oidc_keys: str | None = Field(
+        None,
+        min_length=1,
+        description="public keys of the issuer, a JSON Web Key Set: a file, read again when it "
+        "changes, or an https:// address, asked every ten minutes and for ids that are not known",
+    )
+    oidc_algorithms: tuple[Algorithm, ...] = Field(
+        ("RS256", "ES256"),
+        min_length=1,
+        description="algorithms by which those tokens may be signed; may be given several times",
+    )
+    oidc_tenant_claim: str = Field(
+        "tenant", min_length=1, description="claim of those tokens that names the tenant"
+    )
+    oidc_role_claim: str = Field(
+        "role",
+        min_length=1,
+        description="claim that names the role, or a list such as groups, of which that counts "
+        "which may do most",
+    )
+    oidc_role_prefix: str = Field(
+        "", description="what stands there before the role, such as actserve- in actserve-reader"
+    )
+    insecure: bool = Field(
+        False,
+        description="listen beyond this machine although TLS (tls_cert), or known callers "
+        "(token_file, certificate_file or oidc_issuer), are not set",
+    )
 
+    tenant_file: Path | None = Field(
+        None,
+        description="YAML of what each tenant may take (requests, tokens and captured bytes a "
+        "minute, calls at once, what is stored, dose) and its weight, read again when it changes",
+    )
+    audit_log: Path | None = Field(
+        None,
+        description="file to which a line of JSON is added for each call that changes activations "
+        "or what is stored: who, what, digests of vectors and receipts, and nothing of prompts",
+    )
     tenant_share: float = Field(
         0.5,
         gt=0,
@@ -179,6 +247,12 @@ class Settings(BaseSettings):
         (),
         description="hook points to serve, all that the model has when empty; each costs a call "
         "a layer and step, which shows on fast devices",
+    )
+
+    lean_graphs: bool = Field(
+        True,
+        description="compile the model two times more, without taps and with few, for steps that "
+        "need no others; without it the server starts sooner and every step has all taps",
     )
 
     max_calls: PositiveInt = Field(1024, description="calls in progress; more are refused")
@@ -292,6 +366,9 @@ class Settings(BaseSettings):
         description="bytes of rows in memory that fits of monitors work with, all together; texts "
         "of fits that wait may take as much again",
     )
+    max_fit_examples: PositiveInt = Field(
+        16_384, description="examples of one fit, benign and longer ones among them"
+    )
     max_alert_seconds: PositiveInt = Field(
         30 * 24 * 3600, description="seconds for which alerts are stored"
     )
@@ -304,6 +381,27 @@ class Settings(BaseSettings):
         le=1024,
         description="tokens of text that alerts hold, up to the one that raised them and a few "
         "after it; 0 for none, so that alerts tell nothing of prompts and outputs",
+    )
+
+    max_graphs: int = Field(
+        1000, ge=0, description="attribution graphs that are stored; 0 stores none"
+    )
+    max_graph_bytes: int = Field(
+        1 << 30, ge=0, description="bytes of the nodes and edges of stored attribution graphs"
+    )
+    max_graph_seconds: PositiveInt = Field(
+        30 * 24 * 3600, description="seconds for which attribution graphs are stored"
+    )
+    graph_memory_bytes: PositiveInt = Field(
+        8 << 30,
+        description="bytes that the process beside the server may take that makes attribution "
+        "graphs, on CPUs; it holds the model in float32",
+    )
+    graph_work_seconds: PositiveInt = Field(
+        1800, description="seconds after which the work on an attribution graph is given up"
+    )
+    graph_idle_seconds: PositiveInt = Field(
+        60, description="seconds after which that process is ended where it has nothing to do"
     )
 
     dtype: str = Field("auto", description="vLLM: element type to compute in")
@@ -345,7 +443,18 @@ class Settings(BaseSettings):
             raise ValueError("tls_cert and tls_key go together; set both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca needs tls_cert and tls_key")
-        if "*" in self.http_origins and self.token_file is None:
+        if self.certificate_file is not None and self.tls_client_ca is None:
+            raise ValueError(
+                "certificate_file needs tls_client_ca, by which clients prove their certificates"
+            )
+        if self.tenant_file is not None and not self.knows_callers:
+            raise ValueError(
+                "tenant_file needs callers that are known: set token_file, certificate_file or "
+                "oidc_issuer"
+            )
+        self._check_issuer()
+        self._check_exposure()
+        if "*" in self.http_origins and not self.knows_callers:
             raise ValueError(
                 "http_origins is *, so every page that somebody opens could call; set token_file, "
                 "or list the origins"
@@ -370,6 +479,40 @@ class Settings(BaseSettings):
                 f"({self.max_kept_seconds}); lower the former"
             )
         return self
+
+    @property
+    def knows_callers(self) -> bool:
+        """Whether callers must say who they are."""
+        return any((self.token_file, self.certificate_file, self.oidc_issuer))
+
+    def _check_issuer(self) -> None:
+        given = (self.oidc_issuer, self.oidc_audience, self.oidc_keys)
+        if any(given) and not all(given):
+            raise ValueError(
+                "oidc_issuer, oidc_audience and oidc_keys go together; set all of them or none"
+            )
+        address = urlsplit(self.oidc_keys or "")
+        here = address.scheme == "http" and is_loopback(address.hostname or "")
+        if "://" in (self.oidc_keys or "") and address.scheme != "https" and not here:
+            raise ValueError(
+                f"oidc_keys is {self.oidc_keys!r}, where anybody on the way could put other keys; "
+                "use https://, or a file"
+            )
+
+    def _check_exposure(self) -> None:
+        missing = [
+            name
+            for name, is_set in (
+                ("tls_cert and tls_key", self.tls_cert is not None),
+                ("token_file, certificate_file or oidc_issuer", self.knows_callers),
+            )
+            if not is_set
+        ]
+        if missing and not self.insecure and not is_loopback(self.host):
+            raise ValueError(
+                f"host is {self.host}, which others can reach; set {', and '.join(missing)}, or "
+                "say that it is meant to be open by insecure (--insecure, ACTSERVE_INSECURE=true)"
+            )
 
     @classmethod
     def settings_customise_sources(

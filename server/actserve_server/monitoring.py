@@ -7,10 +7,12 @@ sent to and rows explained.
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextvars import Context
 from functools import partial
 
 from actserve_server.background import EXPIRE_S, end, going_on
 from actserve_server.config import ConfigError, Settings
+from actserve_server.domain.tenant_rules import RulesOf
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.monitors import measures, webhook_addresses
 from actserve_server.monitors.alert_explanations import AlertExplanations, ExplanationBudget
@@ -47,6 +49,7 @@ class Monitoring:
         kept: KeptStore,
         database: Database,
         settings: Settings,
+        rules: RulesOf,
     ) -> None:
         """Raises ConfigError for a file of webhooks that cannot be used."""
         model_id = engine.info.id
@@ -58,6 +61,7 @@ class Monitoring:
                 max_monitors=settings.max_monitors,
                 max_bytes=settings.max_monitor_bytes,
                 tenant_share=settings.tenant_share,
+                rules=rules,
             ),
         )
         store = AlertStore(
@@ -73,7 +77,8 @@ class Monitoring:
             live=LiveMonitors(
                 registry,
                 lambda: engine.info.path,
-                lambda stored: prepared(stored, engine.info, KeptCache(kept.copies)),
+                # On behalf of no call: whichever came first would lend it its tenant's rules.
+                lambda stored: Context().run(prepared, stored, engine.info, KeptCache(kept.copies)),
             ),
             scores=ScoreHours(database, model_id),
             alerts=StoredAlerts(store, streams),

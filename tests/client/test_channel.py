@@ -11,6 +11,7 @@ from actserve import _channel
 from actserve.v1 import (
     explanation_service_pb2,
     generation_service_pb2,
+    head_service_pb2,
     kept_activations_service_pb2,
     model_service_pb2,
     monitor_service_pb2,
@@ -26,6 +27,7 @@ def test_exactly_the_methods_that_promise_idempotency_are_made_again() -> None:
         for module in (
             explanation_service_pb2,
             generation_service_pb2,
+            head_service_pb2,
             kept_activations_service_pb2,
             model_service_pb2,
             monitor_service_pb2,
@@ -38,7 +40,7 @@ def test_exactly_the_methods_that_promise_idempotency_are_made_again() -> None:
         if method.GetOptions().idempotency_level
     }
     assert promised == _channel.HARMLESS
-    assert len(promised) == 40
+    assert len(promised) == 41
 
 
 def test_replicas_behind_one_name_are_all_used_and_grpc_itself_tries_nothing_again() -> None:

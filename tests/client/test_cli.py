@@ -70,6 +70,7 @@ def test_a_file_that_holds_no_vector_is_a_usage_error(run: Run, tmp_path: Path, 
 def test_help_shows_an_example(run: Run, command: str) -> None:
     result = run(*command.split(), "--help")
     assert result.exit_code == 0
+    assert run(*command.split(), "-h").stdout == result.stdout
     assert f"actserve {command}" in result.stdout.split("Example")[1]
 
 

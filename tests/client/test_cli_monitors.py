@@ -201,6 +201,13 @@ def test_a_monitor_is_tested_on_a_file(run: Run, model: Model, tmp_path: Path) -
     assert found["levels"] == {"upper": {"recall": 1.0, "false_positives": 0.0}}
     shown = run("monitors", "test", "new", data, *BIG)
     assert "100.0%" in shown.stdout
+    told(run("monitors", "test", "new", data, *BIG, "--json", "--positions", "last"))
+    asked = [each for each in model.requests if isinstance(each, pb.ReplayMonitorsRequest)]
+    items = [item for each in asked for item in each.items]
+    which = [item.positions.WhichOneof("selection") for item in items]
+    own = which[0]
+    assert which == [own, None, None, own, None, None, own, "last", "last"]
+    assert own not in (None, "last")
 
 
 def test_a_replay_shows_where_two_monitors_disagree(run: Run, model: Model, tmp_path: Path) -> None:

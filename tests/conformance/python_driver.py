@@ -41,6 +41,7 @@ from tests.conformance.python_words import (
     Answer,
     alerts_told,
     array,
+    changes_told,
     level_of,
     positions_of,
     probe_of,
@@ -417,6 +418,8 @@ def watched_told(sample: actserve.Generation) -> Answer:
         said["alerts"] = alerts_told(sample.alerts, MONITORS)
     if sample.monitor_scores:
         said["monitor_scores"] = scores_told(sample.monitor_scores, MONITORS)
+    if sample.monitor_interventions:
+        said["monitor_interventions"] = changes_told(sample.monitor_interventions, MONITORS)
     return said
 
 

@@ -224,6 +224,27 @@ def scores_told(scores: Mapping[str, actserve.MonitorScore], monitors: str) -> l
     return told
 
 
+def changes_told(changes: Sequence[actserve.MonitorInterventions], monitors: str) -> list[Answer]:
+    """As `alerts_told`."""
+    return [
+        {
+            "monitor": monitors + each.monitor,
+            "level": each.level.upper(),
+            "first_position": each.first_position,
+            "interventions": [
+                {
+                    "rows": report.rows,
+                    "changed_rows": report.changed_rows,
+                    "reused_rows": report.reused_rows,
+                    "mean_relative_change": report.mean_relative_change,
+                }
+                for report in each.interventions
+            ],
+        }
+        for each in changes
+    ]
+
+
 WIRE_NAMES = {"keep": "kept"}
 KINDS: dict[str, Callable[[Any], Any]] = {
     "rows": rows_told,

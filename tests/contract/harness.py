@@ -19,9 +19,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from actserve.v1 import (
+    attribution_graph_service_pb2_grpc,
     dictionary_service_pb2_grpc,
     explanation_service_pb2_grpc,
     generation_service_pb2_grpc,
+    head_service_pb2_grpc,
     kept_activations_service_pb2_grpc,
     model_service_pb2_grpc,
     monitor_service_pb2_grpc,
@@ -98,12 +100,20 @@ class Served:
         return weight_service_pb2_grpc.WeightServiceStub(self.channel)
 
     @property
+    def heads(self) -> head_service_pb2_grpc.HeadServiceStub:
+        return head_service_pb2_grpc.HeadServiceStub(self.channel)
+
+    @property
     def sweeps(self) -> sweep_service_pb2_grpc.SweepServiceStub:
         return sweep_service_pb2_grpc.SweepServiceStub(self.channel)
 
     @property
     def monitors(self) -> monitor_service_pb2_grpc.MonitorServiceStub:
         return monitor_service_pb2_grpc.MonitorServiceStub(self.channel)
+
+    @property
+    def graphs(self) -> attribution_graph_service_pb2_grpc.AttributionGraphServiceStub:
+        return attribution_graph_service_pb2_grpc.AttributionGraphServiceStub(self.channel)
 
     @property
     def health(self) -> Any:

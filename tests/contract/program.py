@@ -6,6 +6,9 @@ import sys
 import threading
 from typing import Any
 
+START_WITHIN_S = 120
+"""A machine that is busy with much else may take most of it."""
+
 _SERVE = """
 import sys
 from actserve_server import app, cli
@@ -36,11 +39,14 @@ class Program:
                 self.lines.append(json.loads(line))
                 if self.lines[-1]["event"] == "serving":
                     self.ready.set()
+        self.ready.set()  # It has ended, and nobody is to wait for it.
 
     @property
     def port(self) -> int:
-        assert self.ready.wait(20), self.lines
-        return next(line["port"] for line in self.lines if line["event"] == "serving")
+        assert self.ready.wait(START_WITHIN_S), self.lines
+        ports = [line["port"] for line in self.lines if line["event"] == "serving"]
+        assert ports, self.lines
+        return ports[0]
 
     def wait(self, timeout_s: float) -> int:
         status = self.process.wait(timeout_s)

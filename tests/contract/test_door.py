@@ -12,6 +12,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from actserve.v1 import (
     explanation_service_pb2,
     generation_service_pb2,
+    head_service_pb2,
     kept_activations_service_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
@@ -48,6 +49,7 @@ METHODS = [
     for file in (
         explanation_service_pb2,
         generation_service_pb2,
+        head_service_pb2,
         kept_activations_service_pb2,
         model_service_pb2,
         monitor_service_pb2,

@@ -3,12 +3,11 @@
 import asyncio
 from typing import Any
 
-import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from actserve_server.rpc.server import DECLARED, SERVICES
+from actserve_server.rpc.server import SERVICES
 from tests.contract.harness import Served, eventually, generate, serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -34,15 +33,6 @@ async def test_health_follows_the_engine(service: str) -> None:
             return await health(served, service) == NOT_SERVING
 
         await eventually(is_not_serving, within_s=3)
-
-
-@pytest.mark.parametrize("service", DECLARED)
-async def test_a_service_that_is_not_served_yet_has_no_health(service: str) -> None:
-    """A probe that waits for it to be SERVING must not be told that it is."""
-    async with serving() as served:
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await health(served, service)
-    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_watchers_see_the_drain_before_calls_are_refused() -> None:
@@ -81,7 +71,6 @@ async def test_reflection_lists_the_services_and_their_files() -> None:
     names = {service.name for service in listed.list_services_response.service}
     assert names == {
         *SERVICES,
-        *DECLARED,
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }

@@ -201,6 +201,65 @@ async def test_clients_above_the_limit_are_dropped() -> None:
         held[1][1].close()
 
 
+@pytest.mark.parametrize("with_tls", [False, True])
+async def test_a_slow_reader_of_a_whole_answer_is_waited_for_as_long_as_it_reads(
+    with_tls: bool, tmp_path: Path
+) -> None:
+    size = 48 << 20  # More than kernels hold.
+
+    async def door(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * size})
+
+    certificates = Certificates(tmp_path)
+    trusting = ssl.create_default_context()
+    certificates.authority.configure_trust(trusting)
+    own = {"ssl": trusting, "server_hostname": "localhost"} if with_tls else {}
+    async with listening(tls=serving_tls(certificates) if with_tls else None) as server:
+        server.mount("/", door)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", server.port, limit=1 << 16, **own
+        )
+        writer.write(request())
+        found: Any = server._state.connections
+        await eventually(lambda: any(each._unread for each in found), within_s=10)
+        (connection,) = found
+        for _ in range(3):
+            await reader.readexactly(8 << 20)
+            connection._out_of_patience()  # Its time is over.
+            assert connection._left_unread()
+
+        def is_dropped() -> bool:
+            connection._out_of_patience()
+            return connection not in found
+
+        await eventually(is_dropped, within_s=10)
+        writer.transport.abort()
+
+
+def serving_tls(certificates: Certificates) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates.cert, certificates.key)
+    return context
+
+
+async def test_clients_count_and_are_timed_from_the_handshake_of_tls_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    certificates = Certificates(tmp_path)
+    async with listening(max_connections=2, tls=serving_tls(certificates)) as server:
+        held = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
+        await eventually(lambda: len(server._state.handshakes) == 2)
+        assert await exchanged(server, b"\x16") == b"", "one too many"
+        assert len(server._state.handshakes) == 2
+        for _, writer in held:
+            writer.transport.abort()
+        await eventually(lambda: not server._state.handshakes)
+        monkeypatch.setattr(connections, "HANDSHAKE_S", 0.1)
+        assert await exchanged(server, b"\x16") == b"", "too slow"
+        await eventually(lambda: not server._state.handshakes)
+
+
 async def test_parts_of_an_answer_do_not_wait_and_clients_that_vanish_are_noticed() -> None:
     """TCP has small parts wait for 40 ms, and says nothing of a cable that was pulled, unless it is
     told otherwise."""
@@ -254,7 +313,12 @@ PAGE = "https://lab.example.com"
 @pytest.mark.parametrize(
     ("origin", "host", "listed", "tokens", "status"),
     [
-        (None, "anything", (), False, 200),
+        (None, "127.0.0.1:8080", (), False, 200),
+        (None, "LOCALHOST:8080", (), False, 200),
+        (None, "rebound.example.com:8080", (), False, 403),
+        (None, "rebound.example.com:8080", (), True, 200),
+        (None, "lab.example.com:8080", (PAGE,), False, 200),
+        (None, "[::1", (), False, 403),
         (PAGE, "127.0.0.1", (), False, 403),
         (PAGE, "127.0.0.1", (), True, 403),
         (PAGE, "127.0.0.1", (PAGE,), False, 200),

@@ -9,17 +9,14 @@ import grpc
 import pytest
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
-from prometheus_client import REGISTRY
 
 from actserve.v1 import model_service_pb2
-from actserve_server.domain.principals import Role
 from actserve_server.rpc import not_served
 from actserve_server.rpc.server import SERVICES
-from tests.contract.harness import Failure, Served, bearing, failure, serving, write_tokens
+from tests.contract.harness import Failure, Served, failure, serving
 from tests.contract.nlas import Tiny
 
 POOL = descriptor_pool.Default()
-DECLARED = [method for service in not_served.SERVICES for method in service.methods]
 SERVED = [method for name in SERVICES for method in POOL.FindServiceByName(name).methods]
 UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
 
@@ -73,62 +70,14 @@ def check_refused(refused: Failure) -> None:
     assert "does not serve it yet" in refused.message
 
 
-def test_every_service_of_the_contract_is_served_or_declared() -> None:
+def test_every_service_of_the_contract_is_served() -> None:
     files = (Path(__file__).parents[2] / "proto/actserve/v1").glob("*_service.proto")
     of_files = {
         service.full_name
         for file in files
         for service in POOL.FindFileByName(f"actserve/v1/{file.name}").services_by_name.values()
     }
-    declared = {service.full_name for service in not_served.SERVICES}
-    assert of_files == {*SERVICES, *declared}
-    assert declared.isdisjoint(SERVICES)
-
-
-@pytest.mark.parametrize("message", [b"", b"\xff", b"\x0a\x00" * 200_000], ids=len)
-@pytest.mark.parametrize("method", DECLARED, ids=lambda method: method.name)
-async def test_a_declared_rpc_says_that_it_is_not_served_whatever_it_is_sent(
-    method: MethodDescriptor, message: bytes
-) -> None:
-    async with serving() as served:
-        refused = await failure(call(served, method, message))
-    check_refused(refused)
-    assert method.name in refused.message
-    assert "BadRequest" not in refused.details
-
-
-@pytest.mark.parametrize("method", DECLARED, ids=lambda method: method.name)
-async def test_who_calls_a_declared_rpc_is_asked_first(
-    method: MethodDescriptor, tmp_path: Path
-) -> None:
-    tokens = write_tokens(tmp_path / "tokens.yaml", ("known", "vision", Role.READER))
-    async with serving(token_file=tokens) as served:
-        stranger = await failure(call(served, method, b""))
-        check_refused(await failure(call(served, method, b"", metadata=bearing("known"))))
-    assert (stranger.code, stranger.reason) == (
-        grpc.StatusCode.UNAUTHENTICATED,
-        "UNAUTHENTICATED",
-    )
-
-
-@pytest.mark.parametrize("method", DECLARED, ids=lambda method: method.name)
-async def test_a_call_of_a_declared_rpc_is_counted(method: MethodDescriptor) -> None:
-    labels = {
-        "grpc_type": "server_stream" if method.server_streaming else "unary",
-        "grpc_service": method.containing_service.full_name,
-        "grpc_method": method.name,
-    }
-
-    def count(name: str, **more: str) -> float | None:
-        return REGISTRY.get_sample_value(name, {**labels, **more})
-
-    async with serving() as served:
-        assert count("grpc_server_handled_total", grpc_code="OK") == 0
-        started = count("grpc_server_started_total") or 0
-        refusals = count("grpc_server_handled_total", grpc_code="Unimplemented") or 0
-        await failure(call(served, method, b""))
-    assert count("grpc_server_started_total") == started + 1
-    assert count("grpc_server_handled_total", grpc_code="Unimplemented") == refusals + 1
+    assert of_files == {*SERVICES}
 
 
 def test_every_field_that_is_not_served_can_be_sent_to_some_rpc() -> None:
@@ -176,6 +125,8 @@ SERVED_FEATURES = {
     "FEATURE_LOGIT_ATTRIBUTION",
     "FEATURE_TOKEN_ROWS",
     "FEATURE_HEAD_MATRICES",
+    "FEATURE_HEAD_METRICS",
+    "FEATURE_ATTRIBUTION_GRAPHS",
 }
 
 
@@ -188,11 +139,7 @@ def features() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        *(service.name for service in not_served.SERVICES),
-        *(field.removeprefix("actserve.v1.") for field in not_served.FIELDS),
-    ],
+    "name", [field.removeprefix("actserve.v1.") for field in not_served.FIELDS]
 )
 def test_whatever_is_not_served_is_of_a_feature_that_is_not_listed(name: str) -> None:
     (feature,) = [feature for feature, comment in features().items() if name in comment]

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -75,6 +76,25 @@ def as_json(**fields: Any) -> dict[str, Any]:
     """An intervention as it is sent over HTTP."""
     message = intervention_pb2.Intervention(**fields)
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+async def test_what_is_changed_over_http_is_in_the_audit_log(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    change = as_json(**addition(numbers(WIDTH)))
+    async with door(audit_log=path) as running:
+        await running.chat("hello")
+        await running.chat("hello", extra={"steering": [change]})
+    written = _text_of(path)
+    (line,) = map(json.loads, written.splitlines())
+    assert (line["method"], line["code"]) == ("/v1/chat/completions", "OK")
+    (told,) = line["interventions"]
+    assert (told["operation"], told["receipt"]["runs"]) == ("add", 1)
+    assert told["receipt"]["changed_rows"] > 0
+    assert "hello" not in written
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text()
 
 
 async def test_a_chat_is_what_generate_gives(opened: Door) -> None:
@@ -206,6 +226,24 @@ async def test_monitors_watch_score_and_flag(opened: Door) -> None:
     (alert,) = choice["alerts"]
     assert (alert["position"], alert["end_user"]) == (0, "ann")
     assert alert["watched_call_id"] == answer.actserve["request_id"]
+
+
+async def test_what_a_monitor_changes_is_told_apart_from_the_steering_of_the_request(
+    opened: Door,
+) -> None:
+    change = addition(9 * numbers(WIDTH))
+    intervene = {"threshold": ALWAYS, "intervene": {"interventions": [change]}}
+    await opened.served.monitors.CreateMonitor(create(upper=intervene, positions={"prompt": {}}))
+    answer = await opened.chat()
+    (choice,) = answer.actserve["choices"]
+    assert "interventions" not in choice
+    (changed,) = choice["monitor_interventions"]
+    assert (changed["monitor"], changed["level"]) == (full("harm"), "ALERT_LEVEL_UPPER")
+    assert changed["first_position"] == len(answer.prompt_token_ids)
+    # Of five tokens the last one is not run.
+    assert [each["rows"] for each in changed["interventions"]] == [4]
+    parts = await opened.stream()
+    assert parts[-1].actserve["choices"] == answer.actserve["choices"]
 
 
 async def test_a_monitor_that_stops_ends_the_choice_and_says_so(opened: Door) -> None:
@@ -400,10 +438,32 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
     "too many stops": ({"stop": ["a"] * 129}, 400, "FIELD_INVALID", "stop"),
     "a long stop": ({"stop": "a" * 1025}, 400, "FIELD_INVALID", "stop"),
     "a long expression": (
-        {"structured_outputs": {"regex": "a" * 5000}},
+        {"structured_outputs": {"regex": "(a?b?)" * 120}},
         400,
         "FIELD_INVALID",
-        "structured_outputs.regex",
+        "structured_outputs",
+    ),
+    "an expression of what no text has": (
+        {"structured_outputs": {"regex": "a\0b"}},
+        400,
+        "FIELD_INVALID",
+        "structured_outputs",
+    ),
+    "a grammar": (
+        {"structured_outputs": {"grammar": 'root ::= "a"'}},
+        400,
+        "FEATURE_NOT_SERVED",
+        "structured_outputs",
+    ),
+    "a grammar in a text": (
+        {
+            "structured_outputs": {
+                "structural_tag": '{"format": {"type": "grammar", "grammar": "root ::= root"}}'
+            }
+        },
+        400,
+        "FEATURE_NOT_SERVED",
+        "structured_outputs",
     ),
     "a pattern that takes minutes": (
         {"structured_outputs": {"json": {"type": "string", "pattern": "a{1,3000}"}}},
@@ -441,7 +501,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
         {"steering": [{"name": "joy", "layer": 1}]},
         400,
         "FIELD_INVALID",
-        "steering[0]",
+        "steering[0].layer",
     ),
     "no site": (
         {"steering": [{"name": "joy", "sites": ["resid.x"]}]},
@@ -453,7 +513,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
         {"steering": [{"unknown": 1}]},
         400,
         "FIELD_INVALID",
-        "steering[0]",
+        "steering[0].unknown",
     ),
     "an intervention at no site": (
         {"steering": [{"zero": {}}]},
@@ -472,6 +532,55 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
     "an unknown detail": ({"score_detail": "ALL"}, 400, "FIELD_INVALID", "score_detail"),
     "a readout of nothing": ({"readouts": [{}]}, 400, "FIELD_REQUIRED", "readouts[0]"),
     "a long user": ({"user": "a" * 300}, 400, "FIELD_INVALID", "user"),
+    "positions as they are in Python": (
+        {"steering": [{"name": "joy", "positions": "generated"}]},
+        400,
+        "FIELD_INVALID",
+        "steering[0].positions",
+    ),
+    "a coefficient that is none": (
+        {"steering": [{"name": "joy", "coefficient": "much"}]},
+        400,
+        "FIELD_INVALID",
+        "steering[0].coefficient",
+    ),
+    "a coefficient that is no number": (
+        {"steering": [{"name": "joy", "coefficient": "NaN", "sites": ["resid_post.1"]}]},
+        400,
+        "FIELD_INVALID",
+        "steering[0].coefficient",
+    ),
+    "a layer that is not there, of a vector": (
+        {"steering": [{"name": "joy", "sites": ["resid_post.1", "resid_post.99"]}]},
+        400,
+        "LAYER_OUT_OF_RANGE",
+        "steering[0].sites[1]",
+    ),
+    "a vector that is not there, at a site": (
+        {"steering": [{"name": "nothing", "sites": ["resid_post.1"]}]},
+        404,
+        "RESOURCE_NOT_FOUND",
+        "steering[0].name",
+    ),
+    "a hook point that is none, in camel case": (
+        {"steering": [{"sites": [{"hookPoint": "X"}], "zero": {}}]},
+        400,
+        "FIELD_INVALID",
+        "steering[0].sites[0].hookPoint",
+    ),
+    "two operations": (
+        {"steering": [{}, {"zero": {}, "mean": {}}]},
+        400,
+        "FIELD_INVALID",
+        "steering[1]",
+    ),
+    "a detail by a name that is nearly ours": (
+        {"score_details": "SCORE_DETAIL_TOKEN"},
+        400,
+        "FIELD_UNKNOWN",
+        "score_details",
+    ),
+    "a field in camel case": ({"scoreDetail": 1}, 400, "FIELD_UNKNOWN", "scoreDetail"),
     "a position beyond the prompt": (
         {
             "steering": [
@@ -490,6 +599,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
 
 
 async def test_what_is_not_served_so_is_refused(opened: Door, subtests: Any) -> None:
+    await opened.served.vectors.CreateSteeringVector(vectors.create("joy"))
     for name, (fields, status, code, at) in REFUSED.items():
         for streams in (False, True):
             with subtests.test(name, streams=streams):
@@ -499,6 +609,13 @@ async def test_what_is_not_served_so_is_refused(opened: Door, subtests: Any) -> 
                 told = refused.value.status_code, error["code"], error["param"]
                 assert told == (status, code, at)
                 assert error["request_id"] == refused.value.response.headers["x-request-id"]
+
+
+async def test_positions_as_they_are_in_python_are_told_how_to_be_written(opened: Door) -> None:
+    steering = [{"name": "joy", "positions": "generated"}]
+    with pytest.raises(openai.BadRequestError, match="'generated' is no object") as refused:
+        await opened.chat(extra={"steering": steering})
+    assert '{"generated": {}}' in refused.value.body["message"]  # type: ignore[index]
 
 
 async def test_what_vllm_refuses_is_refused_in_its_words(opened: Door) -> None:
@@ -688,9 +805,15 @@ async def test_an_error_in_the_middle_of_a_stream_is_told_in_it(
 ) -> None:
     opened.served.engine.faults.incomplete = True
     readout = {"rows": {"sites": [{"hook_point": "HOOK_POINT_RESID_POST", "layer": 1}]}}
+    heard: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", heard.append)
+    logging.getLogger("vllm").addHandler(handler)
     with pytest.raises(openai.APIError, match="1 row of the capture was lost") as failed:
         await opened.stream(extra={"readouts": [readout]})
+    logging.getLogger("vllm").removeHandler(handler)
     assert failed.value.code == "CAPTURE_INCOMPLETE"
+    assert not [each for each in heard if each.levelno >= logging.ERROR], "its line is the call's"
     with pytest.raises(openai.InternalServerError, match="1 row"):
         await opened.chat(extra={"readouts": [readout]})
 
@@ -742,9 +865,18 @@ async def test_a_parser_that_vllm_does_not_know_ends_the_start(option: str) -> N
             pass
 
 
-async def test_a_server_without_a_model_of_vllm_has_no_such_door() -> None:
+async def test_a_server_without_a_model_of_vllm_says_that_it_has_no_such_door() -> None:
     async with serving(http_port=0) as served:
         assert served.app.http is not None
-        async with httpx.AsyncClient() as client:
-            answer = await client.get(f"http://127.0.0.1:{served.app.http.port}/v1/models")
-    assert answer.status_code == 404
+        url = f"http://127.0.0.1:{served.app.http.port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            asked: list[Any] = [
+                client.models.list(),
+                client.completions.create(model="", prompt=""),
+            ]
+            for each in asked:
+                with pytest.raises(
+                    openai.BadRequestError, match=r"fake engine.*--model"
+                ) as refused:
+                    await each
+                assert refused.value.body["code"] == "FEATURE_NOT_SERVED"  # type: ignore[index]

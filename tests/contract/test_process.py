@@ -48,6 +48,7 @@ def test_the_program_tells_the_limits_that_it_was_given(program: Any) -> None:
     given |= {"max_sweep_bytes": 1000, "max_sweep_seconds": 77}
     given |= {"max_monitors": 5, "max_monitor_bytes": 1234, "max_pause_seconds": 9}
     given |= {"max_alerts": 6, "max_alert_seconds": 88, "max_fit_bytes": 99_000}
+    given |= {"max_fit_examples": 44}
     server = program(*(f"--{name.replace('_', '-')}={value}" for name, value in given.items()))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         stub: Any = model_service_pb2_grpc.ModelServiceStub(channel)

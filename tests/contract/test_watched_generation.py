@@ -141,6 +141,56 @@ async def test_interventions_and_a_pause_change_what_they_say_alone(
     assert not finishes(events)[0].interventions, "none of the call's own"
 
 
+async def test_a_call_is_told_what_its_monitors_have_changed_apart_from_its_own_changes(
+    served: Served,
+) -> None:
+    def intervene(*changes: dict[str, Any], threshold: float = ALWAYS) -> dict[str, Any]:
+        return {"threshold": threshold, "intervene": {"interventions": changes}}
+
+    change = addition(9 * numbers(WIDTH))
+    earlier = {**change, "positions": {"prompt": {}}}
+    both_sites = {"sites": [site(0), site(2)], "add": {**change["add"], "coefficient": 0.5}}
+    own = {**change, "positions": {"span": {"end": 2}}}
+    plain = await told(served, interventions=[own])
+    await made(
+        served,
+        "b",
+        lower=intervene(change, earlier, threshold=ALWAYS - 1),
+        positions={"span": {"start": 7}},
+    )
+    await made(served, "a", upper=intervene(both_sites), positions={"prompt": {}})
+    await made(served, "last", upper=intervene(change), positions={"span": {"start": 10}})
+    await made(served, "never", upper=intervene(change, threshold=NEVER))
+    (finished,) = finishes(await told(served, interventions=[own]))
+    assert finished.interventions == finishes(plain)[0].interventions
+    assert not finished.monitor_scores
+    after_prompt, later = finished.monitor_interventions
+    assert (after_prompt.monitor, after_prompt.first_position) == (full("a"), 6)
+    assert (later.monitor, later.first_position) == (full("b"), 8)
+    assert after_prompt.level == alert_pb2.ALERT_LEVEL_UPPER
+    assert later.level == alert_pb2.ALERT_LEVEL_LOWER
+    # Tokens at 6 to 9 are run after the prompt, and the one at 10 is not.
+    assert [each.rows for each in after_prompt.interventions] == [2 * 4]
+    assert [each.rows for each in later.interventions] == [2, 0], "in the order of the level"
+    assert later.interventions[0].changed_rows == 2
+    assert later.interventions[0].mean_relative_change > 0
+    assert not later.interventions[1].HasField("mean_relative_change")
+
+
+async def test_a_sample_that_a_monitor_stops_tells_what_others_have_changed_before(
+    served: Served,
+) -> None:
+    change = addition(numbers(WIDTH))
+    intervene = {"threshold": ALWAYS, "intervene": {"interventions": [change]}}
+    await made(served, "changes", upper=intervene, positions={"prompt": {}})
+    await made(served, "stops", upper=STOP, positions={"span": {"start": 8}})
+    (finished,) = finishes(await told(served))
+    assert finished.monitor == full("stops")
+    (changed,) = finished.monitor_interventions
+    assert changed.monitor == full("changes")
+    assert [each.rows for each in changed.interventions] == [2], "of the tokens at 6 and 7"
+
+
 async def test_scores_are_told_as_asked(served: Served) -> None:
     direction = numbers(WIDTH)
     await made(

@@ -461,11 +461,15 @@ NOT_SERVED = [
 ]
 
 
-async def test_what_is_not_served_is_refused() -> None:
+async def test_what_is_not_served_is_refused_with_an_error_of_connect() -> None:
     async with posting() as (_, post):
         for path, content_type, status in NOT_SERVED:
             async with post(path, b"{}", content_type) as response:
                 assert response.status == status, (path, content_type)
+                if path.startswith("/actserve.v1."):
+                    error = await response.json()
+                    assert error["code"] == "unimplemented"
+                    assert path in error["message"]
 
 
 async def test_links_call_nothing() -> None:
@@ -475,6 +479,8 @@ async def test_links_call_nothing() -> None:
         url = f"http://127.0.0.1:{served.app.http.port}/actserve.v1.ModelService/ListModels"
         async with session.get(url + query) as response:
             assert response.status == 405
+            assert response.headers["allow"] == "POST"
+            assert "by POST alone" in (await response.json())["message"]
 
 
 async def test_the_bytes_of_a_large_answer_in_json_are_those_of_the_message() -> None:

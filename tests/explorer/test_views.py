@@ -197,6 +197,33 @@ async def test_tokens_are_colored_by_their_component_along_a_stored_vector(
     await run_program(await explored.copied("Copy as Python"))
 
 
+async def test_a_component_starts_at_the_site_of_its_vector(
+    explored: Explored, client: actserve.AsyncClient
+) -> None:
+    await client.vectors.store("deep", actserve.SteeringVector("resid_post.3", np.ones(16)))
+    await client.vectors.store("flat", actserve.SteeringVector("resid_post.0", np.ones(16)))
+    await explored.open("tokens", text=TEXT, color="probe", vector="deep")
+    layer = explored.view.get_by_label("Layer")
+    await expect(layer).to_have_value("3")
+    await explored.choose("Vector", (await client.vectors.get("flat")).name)
+    await expect(layer).to_have_value("0")
+    await explored.open("tokens", text=TEXT, color="probe", vector="deep", site="resid_post.1")
+    await expect(layer).to_have_value("1")
+
+
+async def test_a_monitor_of_what_is_generated_is_said_to_score_no_token_of_a_prompt(
+    explored: Explored, client: actserve.AsyncClient
+) -> None:
+    probe = actserve.Probe("resid_post.1", np.ones(16))
+    upper = actserve.Level(1e9)
+    await client.monitors.create("later", probe=probe, upper=upper, positions="generated")
+    await explored.open("tokens", text=TEXT, color="monitor", monitor="later")
+    await explored.done()
+    await expect(explored.view.get_by_text("later scores none of these tokens")).to_be_visible()
+    await expect(explored.view.locator(".legend").first).to_be_hidden()
+    await client.monitors.delete("later")
+
+
 async def test_heads_are_shown_by_what_they_do_and_one_token_by_token(
     explored: Explored, client: actserve.AsyncClient
 ) -> None:
@@ -261,6 +288,36 @@ async def test_a_monitor_scores_what_is_written_and_its_alerts_come_as_they_are_
     await explored.done()
     prompt = len(await labels(explored))
     assert numbers(await labels(explored)) == shown[:prompt]
+
+
+async def test_which_calls_a_monitor_watches_and_what_becomes_of_an_answer_that_it_holds_is_said(
+    explored: Explored, client: actserve.AsyncClient
+) -> None:
+    probe = actserve.Probe("resid_post.1", np.ones(16))
+    halts = actserve.Level(-1e9, actserve.Pause())
+    named = actserve.Watch(named_only=True)
+    some = actserve.Watch(end_users=["ann"], share=0.5)
+    await client.monitors.create("halts", probe=probe, upper=halts, watch=named)
+    await client.monitors.create("sees", probe=probe, upper=actserve.Level(1e9))
+    await client.monitors.create("samples", probe=probe, upper=actserve.Level(1e9), watch=some)
+    await explored.open("monitors", text=TEXT, watch="halts")
+    for name, watched in (
+        ("halts", "calls that name it"),
+        ("sees", "every call"),
+        ("samples", "50% of calls for 1 end user"),
+    ):
+        row = explored.view.locator("tr").filter(has_text=name).first
+        await expect(row).to_contain_text(watched)
+    await explored.view.get_by_label("Tokens at most").fill("1")
+    await explored.view.locator("button.main").first.click()
+    await expect(explored.view.get_by_text("held by halts until")).to_be_visible()
+    await expect(explored.view.get_by_role("button", name="Stop")).to_have_count(1)
+    await explored.view.get_by_role("button", name="Go on").click()
+    await expect(explored.view.get_by_text("held by halts, decided: proceed")).to_be_visible()
+    await explored.done()
+    await expect(explored.view.get_by_text("1 token,")).to_be_visible()
+    for name in ("halts", "sees", "samples"):
+        await client.monitors.delete(name)
 
 
 async def test_a_patching_grid_says_what_brings_the_answer_back(

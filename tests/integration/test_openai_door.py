@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 import actserve
 from actserve_server import app
 from actserve_server.config import Settings
+from actserve_server.domain.principals import Role
 from actserve_server.openai.vllm_app import VllmServing, vllm_app
-from tests.integration.harness import EngineThread
+from tests.contract.harness import write_tokens
+from tests.integration.harness import EngineThread, vllm_counter
 
 MODEL = "smollm2-135m"
 PARSER = "hermes"
@@ -50,6 +53,12 @@ CHATS: dict[str, dict[str, Any]] = {
     "a tool by name": {
         **GREEDY,
         "tools": [WEATHER],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+    },
+    "a strict tool by name": {
+        "temperature": 0,
+        "max_tokens": 60,
+        "tools": [{**WEATHER, "function": {**WEATHER["function"], "strict": True}}],
         "tool_choice": {"type": "function", "function": {"name": "weather"}},
     },
     "a tool that may be called": {**GREEDY, "tools": [WEATHER]},
@@ -89,17 +98,23 @@ CHATS: dict[str, dict[str, Any]] = {
 STREAMED = ("log probabilities", "a tool that must be called", "a schema", "seeded samples")
 
 
+OWN, OTHER = "own-token", "other-token"
+
+
 @dataclass(frozen=True)
 class Door:
-    """The door, the gRPC door beside it, and vLLM's own classes before the same engine."""
+    """The door, the gRPC door beside it, also for another tenant, and vLLM's own classes before the
+    same engine."""
 
     engine: EngineThread
     url: str
     grpc: actserve.Client
+    other: actserve.Client
     stock: Any
 
     def ours(self, path: str, body: dict[str, Any]) -> Any:
-        with httpx.Client(base_url=self.url, timeout=120) as client:
+        headers = {"authorization": f"Bearer {OWN}"}
+        with httpx.Client(base_url=self.url, timeout=300, headers=headers) as client:
             return _answer(client.post(path, json={"model": MODEL, **body}))
 
     def vllms(self, path: str, body: dict[str, Any]) -> Any:
@@ -125,7 +140,16 @@ def _answer(response: httpx.Response) -> Any:
 def door(smollm2: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     async def start() -> app.App:
         data = tmp_path_factory.mktemp("data")
-        options: dict[str, Any] = {"port": 0, "http_port": 0, "data_dir": data}
+        tokens = write_tokens(
+            data / "tokens", (OWN, "acme", Role.EXPERIMENTER), (OTHER, "other", Role.EXPERIMENTER)
+        )
+        options: dict[str, Any] = {
+            "port": 0,
+            "http_port": 0,
+            "data_dir": data,
+            "token_file": tokens,
+            "tenant_share": 1.0,
+        }
         built = app.build(smollm2.engine, Settings(**options, tool_call_parser=PARSER))
         await built.start()
         return built
@@ -136,9 +160,10 @@ def door(smollm2: EngineThread, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
     running = smollm2.call(start())
     assert running.http is not None
-    with actserve.Client(f"127.0.0.1:{running.port}") as client:
-        url = f"http://127.0.0.1:{running.http.port}/v1/"
-        yield Door(smollm2, url, client, smollm2.call(stock()))
+    target, url = f"127.0.0.1:{running.port}", f"http://127.0.0.1:{running.http.port}/v1/"
+    with actserve.Client(target, token=OWN) as own, actserve.Client(target, token=OTHER) as other:
+        own.vectors.store("sea", VECTOR, SITE)
+        yield Door(smollm2, url, own, other, smollm2.call(stock()))
     smollm2.call(running.drain())
     smollm2.call(running.leave())
 
@@ -223,7 +248,6 @@ def test_completions_are_those_of_vllms_own_server(door: Door) -> None:
 
 
 def test_a_steered_and_monitored_chat_is_the_same_over_grpc(door: Door) -> None:
-    door.grpc.vectors.store("sea", VECTOR, SITE)
     probe = actserve.Probe(SITE, VECTOR / np.linalg.norm(VECTOR))
     named = actserve.Watch(named_only=True)
     door.grpc.monitors.create("tide", probe=probe, upper=actserve.Level(1e9), watch=named)
@@ -283,7 +307,35 @@ def test_output_keeps_its_form_where_a_monitor_steers_it(door: Door) -> None:
     assert turned["token_ids"] != plain["token_ids"]
 
 
+def test_a_strict_tool_is_called_with_arguments_of_its_form(door: Door) -> None:
+    """Others with any, as by vLLM's own server; see above."""
+    body = {"messages": MESSAGES, **CHATS["a strict tool by name"]}
+    (choice,) = door.ours("chat/completions", body)["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert list(json.loads(call["function"]["arguments"])) == ["city"]
+
+
+def test_a_form_that_is_none_is_refused_and_one_that_takes_long_holds_nobody_up(door: Door) -> None:
+    """vLLM's core makes its automaton beside its steps."""
+    lengths = {f"p{n}": {"type": "string", "maxLength": 5000 + n} for n in range(3)}
+    slow = {"type": "object", "properties": lengths, "required": [*lengths]}
+    with ThreadPoolExecutor() as pool, httpx.Client(timeout=300) as client:
+        path, headers = f"{door.url}chat/completions", {"authorization": f"Bearer {OWN}"}
+
+        def status(form: dict[str, Any], **more: Any) -> int:
+            body = {"model": MODEL, "messages": MESSAGES, "structured_outputs": form, **GREEDY}
+            return client.post(path, json={**body, **more}, headers=headers).status_code
+
+        for wrong in ({"regex": "("}, {"regex": "a\0"}, {"choice": []}, {"json": {"type": "x"}}):
+            assert status(wrong) == 400, wrong
+        slowly = pool.submit(status, {"json": slow}, max_tokens=1)
+        assert door.grpc.generate("The sea", max_tokens=4, temperature=0.0).text
+        assert slowly.result() == 200
+
+
 def test_mixed_requests_of_both_doors_are_each_as_alone(door: Door) -> None:
+    """64 at once, more than the cache has room for, beside what another tenant steers and
+    leaves."""
     form = {"structured_outputs": {"regex": "[a-z]{5} [0-9]{5}"}}
     steered = {"steering": [{"name": "sea", "coefficient": 1.5, "positions": {"generated": {}}}]}
     bodies = [
@@ -292,6 +344,7 @@ def test_mixed_requests_of_both_doors_are_each_as_alone(door: Door) -> None:
         for more in ({}, form, steered, {"seed": 5, "temperature": 0.8})
     ]
     texts = [f"The history of {what} begins" for what in ("salt", "paper", "silk", "coal")]
+    change = actserve.Add(SITE, VECTOR, 3.0)
 
     def over_http(body: dict[str, Any]) -> Any:
         return chosen(door.ours("chat/completions", body))
@@ -300,14 +353,26 @@ def test_mixed_requests_of_both_doors_are_each_as_alone(door: Door) -> None:
         out = door.grpc.generate(text, max_tokens=24, temperature=0.0, sites=SITE)
         return out.text, out.activations[SITE]
 
+    def noise(text: str) -> None:
+        stream = door.other.stream(text, max_tokens=200, temperature=0.0, intervene=change)
+        with closing(stream) as events:
+            for _ in zip(range(3), events, strict=False):
+                pass
+
     alone = [over_http(body) for body in bodies], [over_grpc(text) for text in texts]
     door.engine.forget()
-    with ThreadPoolExecutor(len(bodies) + len(texts)) as pool:
-        http = [pool.submit(over_http, body) for body in bodies]
-        grpc = [pool.submit(over_grpc, text) for text in texts]
+    before = vllm_counter("vllm:num_preemptions_total")
+    with ThreadPoolExecutor(72) as pool:
+        others = [pool.submit(noise, text) for text in 2 * texts]
+        http = [pool.submit(over_http, body) for body in 3 * bodies]
+        grpc = [pool.submit(over_grpc, text) for text in 4 * texts]
         together = [each.result() for each in http], [each.result() for each in grpc]
-    for one, other in zip(alone[0], together[0], strict=True):
+        for each in others:
+            each.result()
+    assert vllm_counter("vllm:num_preemptions_total") > before
+    assert len(http) + len(grpc) == 64
+    for one, other in zip(3 * alone[0], together[0], strict=True):
         assert_alike(one, other)
-    for (text, rows), (same, other_rows) in zip(alone[1], together[1], strict=True):
+    for (text, rows), (same, other_rows) in zip(4 * alone[1], together[1], strict=True):
         assert text == same
         assert np.abs(rows - other_rows).max() < 1e-2

@@ -1,6 +1,7 @@
 """A steered run computes what transformers computes with the same change made there."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,15 @@ from actserve_server.domain.operations import Ablate, Add, Clamp, Mean, Zero
 from actserve_server.domain.positions import NO_END, Selection, Spans
 from actserve_server.domain.runs import Intervention, Sampling
 from actserve_server.domain.sites import HookPoint, Site
+from actserve_server.engine.vllm.ask_workers import ask
+from actserve_server.engine.vllm.graphs import FULL, PLAIN, STREAM
 from tests.integration.harness import (
     ALL,
     EngineThread,
+    Result,
     SiteRows,
     add,
+    again,
     at,
     every_site,
     greedy,
@@ -163,3 +168,42 @@ def test_a_stop_string_ends_rows_where_it_ends_tokens(
     assert result.text == free.text[: free.text.index(stop)]
     assert 0 < len(result.token_ids) < 40
     assert result.positions == list(range(len(token_ids) + len(result.token_ids) - 1))
+
+
+def test_with_few_taps_or_none_a_run_gets_what_it_gets_with_all(
+    smollm2: EngineThread, token_ids: tuple[int, ...]
+) -> None:
+    """Each by its own graph alone, then all in the same steps, and after many plain ones again."""
+    sampling = replace(greedy(24), logprobs=5)
+    deep = Site(HookPoint.MLP_IN, 12)
+    runs = {
+        PLAIN: make_run(token_ids, sampling=sampling),
+        STREAM: make_run(token_ids, sites=[SITE], sampling=sampling),
+        FULL: make_run(token_ids, sites=[SITE, deep], sampling=sampling),
+    }
+    steered = make_run(token_ids, add(SITE, VECTOR, 20.0), sampling=sampling)
+
+    def alone(graph: str) -> Result:
+        smollm2.forget()
+        before = _graph_steps(smollm2)
+        result = smollm2.run(again(runs[graph]))
+        after = _graph_steps(smollm2)
+        assert {name for name in after if after[name] > before[name]} == {graph}
+        return result
+
+    wanted = alone(FULL)
+    results = {graph: alone(graph) for graph in (PLAIN, STREAM)}
+    smollm2.forget()
+    *beside, _ = smollm2.run_all([*map(again, runs.values()), steered])
+    smollm2.run_all([again(runs[PLAIN]) for _ in range(20)])
+    for result in (*results.values(), *beside, alone(STREAM)):
+        assert result.token_ids == wanted.token_ids
+        for one, other in zip(result.logprobs, wanted.logprobs, strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        for capture in result.captures:
+            assert relative_errors(capture.rows[SITE], wanted.rows[SITE]).max() <= 1e-3
+
+
+def _graph_steps(engine: EngineThread) -> dict[str, int]:
+    (steps, *_) = engine.call(ask(engine.engine.vllm, "graph_steps"))
+    return steps

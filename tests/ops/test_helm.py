@@ -23,6 +23,7 @@ CHART = ROOT / "helm" / "actserve"
 VALUES = [CHART / "values.yaml", *sorted((CHART / "ci").glob("*.yaml"))]
 KUBERNETES = "1.37"
 TLS = ["--set", "settings.tls_cert=/tls/tls.crt", "--set", "settings.tls_key=/tls/tls.key"]
+OPEN = ["--set", "insecure=true"]
 
 Manifest = dict[str, Any]
 
@@ -42,7 +43,8 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def render(helm: str, *options: str | Path) -> list[Manifest]:
-    done = run(helm, "template", "release", CHART, *options)
+    """What is made of these options, open to everybody unless they say otherwise."""
+    done = run(helm, "template", "release", CHART, *OPEN, *options)
     assert done.returncode == 0, done.stderr
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
 
@@ -89,8 +91,51 @@ def env_of(container: Manifest) -> dict[str, str]:
 
 
 def test_lint_finds_nothing(helm: str, values: Path) -> None:
-    done = run(helm, "lint", "--strict", CHART, "--values", values)
+    is_default = values.name == "values.yaml"
+    done = run(helm, "lint", "--strict", CHART, "--values", values, *(OPEN if is_default else ()))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_server_that_others_reach_knows_them_or_is_said_to_be_open(
+    helm: str, values: Path
+) -> None:
+    done = run(helm, "template", "release", CHART, "--values", values)
+    if values.name == "values.yaml":
+        assert "set tls.secretName and access.secretName" in done.stderr
+        for half in ("tls.secretName=t", "access.secretName=a"):
+            assert run(helm, "template", "release", CHART, "--set", half).returncode != 0
+        return
+    (container,) = pod_of([each for each in yaml.safe_load_all(done.stdout) if each])["containers"]
+    env = env_of(container)
+    assert "ACTSERVE_INSECURE" not in env
+    assert {"ACTSERVE_TLS_CERT", "ACTSERVE_TLS_KEY", "ACTSERVE_TOKEN_FILE"} <= env.keys()
+
+
+def test_files_of_tls_and_of_who_may_call_come_from_secrets(helm: str) -> None:
+    options = [
+        *("tls.secretName=of-tls", "tls.clientAuthority=true", "access.secretName=of-access"),
+        *("access.certificates=certificates.yaml", "access.tenants=tenants.yaml"),
+    ]
+    pod = pod_of(render(helm, *(part for each in options for part in ("--set", each))))
+    (container,) = pod["containers"]
+    env = env_of(container)
+    files = {
+        "TLS_CERT": "tls/tls.crt",
+        "TLS_KEY": "tls/tls.key",
+        "TLS_CLIENT_CA": "tls/ca.crt",
+        "TOKEN_FILE": "access/tokens.yaml",
+        "CERTIFICATE_FILE": "access/certificates.yaml",
+        "TENANT_FILE": "access/tenants.yaml",
+    }
+    told = {name: env[f"ACTSERVE_{name}"] for name in files}
+    assert told == {name: f"/etc/actserve/{path}" for name, path in files.items()}
+    secrets = {each["name"]: each.get("secret", {}).get("secretName") for each in pod["volumes"]}
+    for name in ("tls", "access"):
+        (mount,) = (each for each in container["volumeMounts"] if each["name"] == name)
+        assert (mount["mountPath"], mount["readOnly"]) == (f"/etc/actserve/{name}", True)
+        # A file that is mounted by itself would never change.
+        assert "subPath" not in mount
+        assert secrets[name] == f"of-{name}"
 
 
 def test_manifests_are_valid_kubernetes(manifests: list[Manifest]) -> None:

@@ -61,6 +61,34 @@ def test_switches_turn_on_and_off() -> None:
     assert load().enable_prefix_caching
 
 
+OIDC = [
+    *("--oidc-issuer", "https://a.example", "--oidc-audience", "actserve"),
+    *("--oidc-keys", "https://a.example/keys"),
+]
+TLS = ["--tls-cert", "c.pem", "--tls-key", "k.pem"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--host", "localhost"],
+        ["--host", "127.0.0.7"],
+        ["--host", "::1"],
+        ["--host", "0.0.0.0", "--insecure"],
+        ["--host", "0.0.0.0", *TLS, "--token-file", "tokens.yaml"],
+        ["--host", "0.0.0.0", *TLS, *OIDC],
+        ["--host", "0.0.0.0", *TLS, "--tls-client-ca", "a", "--certificate-file", "c.yaml"],
+        [*OIDC[:-1], "http://127.0.0.1:8080/keys"],
+        [*OIDC[:-1], "keys.json"],
+    ],
+    ids=" ".join,
+)
+def test_listens_beyond_loopback_where_callers_are_known_and_nobody_reads_along(
+    flags: list[str],
+) -> None:
+    load(flags)
+
+
 def test_listens_on_loopback_unless_told_otherwise() -> None:
     settings = load()
     assert (settings.host, settings.metrics_host) == ("127.0.0.1", "127.0.0.1")
@@ -90,6 +118,18 @@ def test_the_port_variable_that_kubernetes_sets_is_not_ours(
         (["--http-port", "0", "--http-origins", "https://a.example/"], "http_origins"),
         (["--http-port", "0", "--http-origins", "a.example"], "http_origins"),
         (["--http-port", "0", "--http-origins", "*"], "set token_file, or list the origins"),
+        (["--host", "0.0.0.0"], "set tls_cert and tls_key, and token_file.*--insecure"),
+        (["--host", "::"], "set tls_cert and tls_key, and token_file"),
+        (["--host", "server-1", "--token-file", "t"], "others can reach; set tls_cert and tls_key"),
+        (
+            ["--host", "10.0.0.1", "--tls-cert", "c", "--tls-key", "k"],
+            "others can reach; set token_file, certificate_file or oidc_issuer",
+        ),
+        (["--certificate-file", "c.yaml"], "certificate_file needs tls_client_ca"),
+        (["--oidc-issuer", "https://a.example"], "go together"),
+        ([*OIDC, "--oidc-algorithms", "HS256"], "oidc_algorithms"),
+        ([*OIDC, "--oidc-algorithms", "none"], "oidc_algorithms"),
+        ([*OIDC[:-1], "http://a.example/keys"], "oidc_keys is 'http://a.example/keys'"),
         (["--max-capture-bytes", "9", "--capture-budget-bytes", "8"], "could never run"),
         (["--max-kept-seconds", "60"], "default_kept_seconds .600. is above max_kept_seconds"),
         (

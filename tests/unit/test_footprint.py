@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from actserve_server.domain.attention_rows import ReceivedWeights
+from actserve_server.domain.attention_rows import LargestWeights, ReceivedWeights
 from actserve_server.domain.operations import Zero
 from actserve_server.domain.positions import NO_END, Selection, Spans
 from actserve_server.domain.runs import (
@@ -34,6 +34,7 @@ from actserve_server.engine.footprint import (
 
 INFO = FakeEngine().info
 ROW = INFO.width * 4
+QUERY = INFO.at(Site(HookPoint.Q, 1)).width * 4
 STREAM = Site(HookPoint.RESID_POST, 1)
 ALL = Selection(Spans(((0, NO_END),)))
 LAST = Selection(Spans(((9, 10),)))
@@ -59,9 +60,17 @@ def test_what_keys_have_received_comes_all_at_once_with_the_last_query() -> None
     received = ReceivedWeights(heads=4, queries=Spans(((9, 10),)))
     run = replace(RUN, captures=(Capture((Site(HookPoint.Q, 1),), ALL, received),))
     assert step_need(run, INFO) == (
-        (1, 10 * 4 * 4 + CAPTURE_TABLE_BYTES),
+        (1, 10 * 4 * 4 + CAPTURE_TABLE_BYTES + QUERY),
         (9, CAPTURE_TABLE_BYTES),
     )
+
+
+def test_queries_are_kept_of_one_layer_at_a_time_until_its_keys_are_there() -> None:
+    largest = LargestWeights(heads=(0, 1), count=3)
+    layers = tuple(Site(HookPoint.Q, layer) for layer in range(INFO.layer_count))
+    run = replace(RUN, captures=(Capture(layers, ALL, largest),))
+    rows = INFO.layer_count * largest.width * 4
+    assert step_need(run, INFO) == ((10, CAPTURE_TABLE_BYTES + rows + QUERY),)
 
 
 @pytest.mark.parametrize(

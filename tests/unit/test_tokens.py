@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ def test_no_other_token_is_known(path: Path) -> None:
         (f"- {{sha256: {HASH}, tenant: A, role: reader}}", "0.tenant"),
         (f"- {{sha256: {HASH.upper()}, tenant: a, role: reader}}", "0.sha256"),
         (f"- {{sha256: {HASH}, tenant: a, role: reader, until: 2030}}", "0.until"),
+        (f"- {{sha256: {HASH}, tenant: a, role: reader, expires: soon}}", "0.expires"),
+        # Without its zone it would be known for up to a day more or less.
+        (f"- {{sha256: {HASH}, tenant: a, role: reader, expires: 2030-01-01}}", "0.expires"),
         (f"- &one {{sha256: {HASH}, tenant: a, role: reader}}\n- *one", "twice"),
     ],
 )
@@ -76,6 +80,16 @@ def test_a_token_in_place_of_its_hash_is_not_repeated(path: Path) -> None:
     with pytest.raises(ValueError, match="sha256") as refused:
         TokenFile(path)
     assert "my-secret-token" not in str(refused.value)
+
+
+def test_a_token_is_known_until_it_expires(path: Path) -> None:
+    token, line = make_token("vision", Role.READER, days=2)
+    path.write_text(f"{line}\n")
+    now = datetime.now(UTC)
+    tokens = TokenFile(path, lambda: now)
+    for hours, is_known in ((0, True), (47, True), (49, False), (24 * 365, False)):
+        now = datetime.now(UTC) + timedelta(hours=hours)
+        assert (tokens.principal(token.encode()) is not None) == is_known
 
 
 def test_a_changed_file_is_read_again(path: Path, logged: list[Any]) -> None:
@@ -163,6 +177,20 @@ def test_the_command_line_makes_a_line_of_the_file(
     )
     (entry,) = yaml.safe_load(printed.out)
     assert set(entry) == {"sha256", "tenant", "role"}
+
+
+def test_the_command_line_makes_a_token_that_expires(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["token", "--tenant", "vision", "--role", "reader", "--days", "0.5"]) == 0
+    printed = capsys.readouterr()
+    path.write_text(printed.out)
+    assert TokenFile(path).principal(printed.err.split()[-1].encode()) is not None
+    (entry,) = yaml.safe_load(printed.out)
+    assert timedelta(hours=11) < entry["expires"] - datetime.now(UTC) < timedelta(hours=12)
+    for days in ("0", "-1", "nan", "1e9"):
+        assert main(["token", "--tenant", "vision", "--role", "reader", "--days", days]) == 2
+        assert "--days" in capsys.readouterr().err
 
 
 def test_the_command_line_refuses_a_tenant_that_the_file_could_not_hold(

@@ -179,6 +179,12 @@ class TinyEngine:
             lambda derived, site, rows: rows
         )
         """Which rows come in place of these, of every position."""
+        self.graphs: dict[str, frozenset[HookPoint]] = {}
+        """Beside the full one. The first that reaches all that a batch uses computes it."""
+        self.graph_taps: dict[str, Mapping[HookPoint, Tap]] = {}
+        """What happens in each of them."""
+        self.computed_by: list[str] = []
+        """Which graph, of each batch; nothing for the full one."""
         self._taps = taps or {}
         self._noise = np.random.default_rng(1)
         self._waiting: list[tuple[Run, asyncio.Future[Batch]]] = []
@@ -226,6 +232,9 @@ class TinyEngine:
 
     def _stored(self, rows: np.ndarray) -> np.ndarray:
         return convert(rows, ElementType.F32, self.info.element_type)
+
+    async def drop_graph(self, name: str) -> None:
+        del self.graphs[name]
 
     async def check_health(self) -> None:
         pass
@@ -306,7 +315,9 @@ class TinyEngine:
         return self.told_of_patterns(derived, site, rows)
 
     def _forward(self, batch: Batch) -> None:
-        tap = partial(self._tap, batch)
+        self.computed_by.append(self._graph_of(batch))
+        taps = self.graph_taps.get(self.computed_by[-1], {}) if self.computed_by[-1] else self._taps
+        tap = partial(self._tap, batch, taps)
         stream = tap(Site(HookPoint.EMBEDDING), self._embedding[batch.ids])
         for index, layer in enumerate(self._layers):
             stream = tap(Site(HookPoint.RESID_PRE, index), stream)
@@ -326,8 +337,19 @@ class TinyEngine:
         tap(Site(HookPoint.LOGITS), logits)
         batch.logits = self._rounded(self._noisy(logits))
 
-    def _tap(self, batch: Batch, site: Site, rows: np.ndarray) -> np.ndarray:
-        tap = self._taps.get(site.hook_point, honest)
+    def _graph_of(self, batch: Batch) -> str:
+        used = {
+            site.hook_point
+            for run in batch.runs
+            for each in (*run.captures, *run.interventions)
+            for site in each.sites
+        }
+        return next((name for name, points in self.graphs.items() if used <= points), "")
+
+    def _tap(
+        self, batch: Batch, taps: Mapping[HookPoint, Tap], site: Site, rows: np.ndarray
+    ) -> np.ndarray:
+        tap = taps.get(site.hook_point, honest)
         if site.hook_point not in EXACT:
             rows = self._noisy(rows)
         goes_on, batch.captured[site] = tap(batch, site, self._rounded(rows))

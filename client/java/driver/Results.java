@@ -20,6 +20,8 @@ import dev.actserve.v1.Alert;
 import dev.actserve.v1.AlertLevel;
 import dev.actserve.v1.FetchActivationsRequest;
 import dev.actserve.v1.GenerateRequest;
+import dev.actserve.v1.InterventionReport;
+import dev.actserve.v1.MonitorInterventions;
 import dev.actserve.v1.MonitorScore;
 import dev.actserve.v1.Readout;
 import dev.actserve.v1.SweepCell;
@@ -85,6 +87,11 @@ final class Results {
         sequence.add(
             "monitor_scores", listed(sample.finished().getMonitorScoresList(), Results::score));
       }
+      if (sample.finished().getMonitorInterventionsCount() > 0) {
+        sequence.add(
+            "monitor_interventions",
+            listed(sample.finished().getMonitorInterventionsList(), Results::changed));
+      }
       sequences.add(sequence);
     }
     JsonObject json = new JsonObject();
@@ -118,6 +125,26 @@ final class Results {
     json.addProperty("level", level(alert.getLevel()));
     json.addProperty("score", alert.getScore());
     json.addProperty("position", alert.getPosition());
+    return json;
+  }
+
+  private static JsonObject changed(MonitorInterventions changed) {
+    JsonObject json = new JsonObject();
+    json.addProperty("monitor", changed.getMonitor());
+    json.addProperty("level", level(changed.getLevel()));
+    json.addProperty("first_position", changed.getFirstPosition());
+    json.add("interventions", listed(changed.getInterventionsList(), Results::report));
+    return json;
+  }
+
+  private static JsonObject report(InterventionReport report) {
+    JsonObject json = new JsonObject();
+    json.addProperty("rows", report.getRows());
+    json.addProperty("changed_rows", report.getChangedRows());
+    json.addProperty("reused_rows", report.getReusedRows());
+    json.addProperty(
+        "mean_relative_change",
+        report.hasMeanRelativeChange() ? report.getMeanRelativeChange() : null);
     return json;
   }
 

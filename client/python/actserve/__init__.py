@@ -11,6 +11,7 @@ from actserve._async.alerts import AsyncAlerts
 from actserve._async.client import AsyncClient
 from actserve._async.dictionaries import AsyncDictionaries
 from actserve._async.features import AsyncFeatures
+from actserve._async.graphs import AsyncGraphs, AsyncGraphTrace
 from actserve._async.monitor_fits import AsyncMonitorFit
 from actserve._async.monitors import AsyncMonitors
 from actserve._async.streams import AsyncStream
@@ -19,6 +20,7 @@ from actserve._sync.alerts import Alerts
 from actserve._sync.client import Client
 from actserve._sync.dictionaries import Dictionaries
 from actserve._sync.features import Features
+from actserve._sync.graphs import Graphs, GraphTrace
 from actserve._sync.monitor_fits import MonitorFit
 from actserve._sync.monitors import Monitors
 from actserve._sync.streams import Stream
@@ -79,6 +81,16 @@ from actserve.features import (
 from actserve.files import load, save
 from actserve.fit_examples import Example
 from actserve.frames import to_pandas
+from actserve.graphs import AttributionGraph, GraphNode, GraphSummary, GraphTest
+from actserve.heads import (
+    HeadGrid,
+    HeadScore,
+    HeadTable,
+    MeasuredPrompt,
+    Patterns,
+    SparsePattern,
+    TokenWeight,
+)
 from actserve.interventions import (
     Ablate,
     Add,
@@ -121,6 +133,7 @@ from actserve.results import (
     Activations,
     Generation,
     InterventionReport,
+    MonitorInterventions,
     Tokenized,
     TokenLogprobs,
     TokenSource,
@@ -164,6 +177,8 @@ __all__ = [
     "AsyncClient",
     "AsyncDictionaries",
     "AsyncFeatures",
+    "AsyncGraphTrace",
+    "AsyncGraphs",
     "AsyncMonitorFit",
     "AsyncMonitors",
     "AsyncStream",
@@ -176,6 +191,7 @@ __all__ = [
     "AttentionSmoothing",
     "AttentionSummary",
     "Attributed",
+    "AttributionGraph",
     "Attributions",
     "BadResponse",
     "Baseline",
@@ -223,7 +239,15 @@ __all__ = [
     "FitReport",
     "FittedSites",
     "Generation",
+    "GraphNode",
+    "GraphSummary",
+    "GraphTest",
+    "GraphTrace",
+    "Graphs",
+    "HeadGrid",
     "HeadMatrices",
+    "HeadScore",
+    "HeadTable",
     "HiddenLayer",
     "HookPoint",
     "HookPointSupport",
@@ -244,10 +268,12 @@ __all__ = [
     "LogitLens",
     "Look",
     "Mean",
+    "MeasuredPrompt",
     "Model",
     "Monitor",
     "MonitorChanges",
     "MonitorFit",
+    "MonitorInterventions",
     "MonitorScore",
     "Monitors",
     "Nla",
@@ -255,6 +281,7 @@ __all__ = [
     "NotServed",
     "PartialExplanation",
     "PatchGrid",
+    "Patterns",
     "Pause",
     "PermissionDenied",
     "Positions",
@@ -285,6 +312,7 @@ __all__ = [
     "Site",
     "SitePattern",
     "SitePredictions",
+    "SparsePattern",
     "SparseRows",
     "Started",
     "SteeringVector",
@@ -305,6 +333,7 @@ __all__ = [
     "TokenLike",
     "TokenLogprobs",
     "TokenSource",
+    "TokenWeight",
     "Tokenized",
     "Tokens",
     "TopFeatures",

@@ -22,12 +22,16 @@ from actserve._traces import trace_headers
 from actserve._weight_jobs import WeightJobs
 from actserve.errors import InvalidRequest
 from actserve.v1 import (
+    attribution_graph_service_pb2,
+    attribution_graph_service_pb2_grpc,
     dictionary_service_pb2,
     dictionary_service_pb2_grpc,
     explanation_service_pb2,
     explanation_service_pb2_grpc,
     generation_service_pb2,
     generation_service_pb2_grpc,
+    head_service_pb2,
+    head_service_pb2_grpc,
     kept_activations_service_pb2,
     kept_activations_service_pb2_grpc,
     model_service_pb2,
@@ -61,6 +65,9 @@ _SERVICES = {
     kept_activations_service_pb2.DESCRIPTOR.services_by_name["KeptActivationsService"]: (
         kept_activations_service_pb2_grpc.KeptActivationsServiceStub
     ),
+    head_service_pb2.DESCRIPTOR.services_by_name["HeadService"]: (
+        head_service_pb2_grpc.HeadServiceStub
+    ),
     explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"]: (
         explanation_service_pb2_grpc.ExplanationServiceStub
     ),
@@ -75,6 +82,9 @@ _SERVICES = {
     ),
     weight_service_pb2.DESCRIPTOR.services_by_name["WeightService"]: (
         weight_service_pb2_grpc.WeightServiceStub
+    ),
+    attribution_graph_service_pb2.DESCRIPTOR.services_by_name["AttributionGraphService"]: (
+        attribution_graph_service_pb2_grpc.AttributionGraphServiceStub
     ),
 }
 

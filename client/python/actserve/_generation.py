@@ -3,14 +3,27 @@
 from actserve._capture import Capture
 from actserve._captured import Captured
 from actserve._monitor_scores import scores_of_sample
-from actserve._readers import finish_reason, logprobs, prompt_run, stopped_by
+from actserve._readers import (
+    finish_reason,
+    logprobs,
+    monitor_interventions,
+    prompt_run,
+    stopped_by,
+)
 from actserve._whole_answers import EventOrder, check_complete
 from actserve.alerts import Alert, alert_from_proto
 from actserve.errors import BadResponse
 from actserve.events import Event, Finished, SampleFinished, Started, Tokens
 from actserve.monitors import MonitorScore
 from actserve.read_rows import ReadRows
-from actserve.results import Activations, Generation, Tokenized, TokenLogprobs, Usage
+from actserve.results import (
+    Activations,
+    Generation,
+    MonitorInterventions,
+    Tokenized,
+    TokenLogprobs,
+    Usage,
+)
 from actserve.v1 import alert_pb2
 from actserve.v1 import generation_service_pb2 as pb
 
@@ -115,6 +128,7 @@ class _Sample:
         self._activations: Activations | None = None
         self._alerts: list[Alert] = []
         self._scores: dict[str, MonitorScore] = {}
+        self._changed: tuple[MonitorInterventions, ...] = ()
 
     def add_alert(self, alert: alert_pb2.Alert) -> Alert:
         event = alert_from_proto(alert)
@@ -146,6 +160,7 @@ class _Sample:
         self._finish_reason = finish_reason(finished.reason)
         self._stopped_by = stopped_by(finished)
         self._scores = scores_of_sample(finished.monitor_scores, self._request)
+        self._changed = monitor_interventions(finished)
         self._activations = self.captured.finish(
             finished,
             finished.positions,
@@ -167,6 +182,7 @@ class _Sample:
                 if isinstance(read, ReadRows) and read.kept
             },
             monitor_scores=self._scores,
+            monitor_interventions=self._changed,
         )
 
     def generation(self, started: Started, usage: Usage, with_logprobs: bool) -> Generation:
@@ -187,4 +203,5 @@ class _Sample:
             request_id=started.request_id,
             alerts=tuple(self._alerts),
             monitor_scores=self._scores,
+            monitor_interventions=self._changed,
         )

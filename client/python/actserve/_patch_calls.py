@@ -1,9 +1,10 @@
 """Calls that patch: the clean and the corrupt run, and a run with each patch, in one call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from actserve._checks import number_of
 from actserve._readers import reports, tokenized
 from actserve._whole_answers import EventOrder, check_complete
 from actserve.errors import BadResponse, from_status
@@ -17,13 +18,13 @@ from actserve.v1 import intervention_pb2, prompt_pb2, readout_pb2, source_pb2
 CLEAN, CORRUPT, PATCHED = range(3)
 """The items of a call by index; from `PATCHED` on, one for each patch."""
 
-_KEEP, _PREDICT = range(2)
-"""The readouts of a call by index."""
+_KEEP = 0
+"""The readout that keeps rows, by its index, where there is one."""
 
 
 class PatchCall:
     """Log probabilities of some tokens after the clean prompt, the corrupt one, and the corrupt one
-    with the clean prompt's row in the place of its own at each of some sites and positions."""
+    with each of some changes, which may use what the clean run keeps."""
 
     method = "FetchActivations"
 
@@ -32,12 +33,14 @@ class PatchCall:
         model: str,
         clean: prompt_pb2.Prompt,
         corrupt: prompt_pb2.Prompt,
-        cells: Sequence[tuple[Site, int]],
+        cells: Sequence[intervention_pb2.Intervention],
         answers: Sequence[int],
         request_id: str,
+        keep: readout_pb2.KeepReadout | None,
+        rows: int = 1,
     ) -> None:
-        sites = dict.fromkeys(site for site, _ in cells)
-        positions = sorted({position for _, position in cells})
+        """Each of the cells changes so many rows."""
+        self._rows = rows
         self._answers = len(answers)
         self._cells = len(cells)
         self._prompts: dict[int, Tokenized] = {}
@@ -45,25 +48,23 @@ class PatchCall:
         self._done: set[int] = set()
         self._call_id = ""
         self._usage: Usage | None = None
-        keep = readout_pb2.KeepReadout(
-            sites=[site.to_proto() for site in sites], positions=positions_to_proto(positions)
-        )
         predict = readout_pb2.PredictionReadout(
             sites=[Site.parse("final_norm").to_proto()],
             positions=positions_to_proto("last"),
             token_ids=answers,
         )
+        readouts = [readout_pb2.Readout(predictions=predict)]
+        if keep is not None:
+            readouts.insert(_KEEP, readout_pb2.Readout(keep=keep))
+        last = len(readouts) - 1
         self.request = pb.FetchActivationsRequest(
             model=model,
             prompt=corrupt,
-            readouts=[readout_pb2.Readout(keep=keep), readout_pb2.Readout(predictions=predict)],
+            readouts=readouts,
             items=[
-                pb.FetchItem(prompt=clean, readout_indices=[_KEEP, _PREDICT]),
-                pb.FetchItem(readout_indices=[_PREDICT]),
-                *(
-                    pb.FetchItem(readout_indices=[_PREDICT], interventions=[_patch(*cell)])
-                    for cell in cells
-                ),
+                pb.FetchItem(prompt=clean),
+                pb.FetchItem(readout_indices=[last]),
+                *(pb.FetchItem(readout_indices=[last], interventions=[each]) for each in cells),
             ],
             fail_fast=True,
             # A call that is made again keeps rows once.
@@ -96,9 +97,10 @@ class PatchCall:
                 if closed.status.code:
                     raise from_status(closed.status)
                 told = reports(closed.interventions, int(closed.item_index >= PATCHED))
-                if any(report.rows != 1 for report in told):
+                if any(report.rows != self._rows for report in told):
                     raise BadResponse(
-                        f"the server did not patch one row of run {closed.item_index}"
+                        f"the server did not change {number_of(self._rows, 'row')} of run "
+                        f"{closed.item_index}"
                     )
                 self._done.add(closed.item_index)
                 self.kept += [each.name for each in closed.kept]
@@ -141,7 +143,15 @@ class PatchCall:
         return self._usage
 
 
-def _patch(site: Site, position: int) -> intervention_pb2.Intervention:
+def kept(sites: Iterable[Site], positions: Sequence[int]) -> readout_pb2.KeepReadout:
+    """Has the clean run keep these rows."""
+    return readout_pb2.KeepReadout(
+        sites=[site.to_proto() for site in sites], positions=positions_to_proto(positions)
+    )
+
+
+def patch(site: Site, position: int) -> intervention_pb2.Intervention:
+    """A row of the clean run in the place of the row here."""
     rows = source_pb2.KeptRows(
         item=source_pb2.KeptByItem(item_index=CLEAN, readout_index=_KEEP),
         site=site.to_proto(),

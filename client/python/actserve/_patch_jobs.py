@@ -9,7 +9,7 @@ import numpy as np
 
 from actserve._checks import described
 from actserve._jobs import Job, Part
-from actserve._patch_calls import CLEAN, CORRUPT, PATCHED, PatchCall
+from actserve._patch_calls import CLEAN, CORRUPT, PATCHED, PatchCall, kept, patch
 from actserve._prompt_lists import at_prompt
 from actserve._selected import selected
 from actserve.errors import InvalidRequest
@@ -72,7 +72,19 @@ def patch_job(
     batches = [cells[first : first + size] for first in range(0, len(cells), size)]
     parts = [
         Part(
-            partial(PatchCall, model, clean, corrupt, batch, answers, uuid.uuid4().hex),
+            partial(
+                PatchCall,
+                model,
+                clean,
+                corrupt,
+                [patch(*cell) for cell in batch],
+                answers,
+                uuid.uuid4().hex,
+                kept(
+                    dict.fromkeys(site for site, _ in batch),
+                    sorted({position for _, position in batch}),
+                ),
+            ),
             None,
             len(batch),
         )

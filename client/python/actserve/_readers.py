@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 from actserve._names import short
+from actserve.alerts import level_name
 from actserve.errors import BadResponse
 from actserve.results import (
     InterventionReport,
+    MonitorInterventions,
     Tokenized,
     TokenLogprobs,
     TokenSource,
@@ -51,6 +53,25 @@ def reports(
         raise BadResponse(
             f"the server reported on {len(answer)} interventions, not the {asked} asked"
         )
+    return _reports(answer)
+
+
+def monitor_interventions(finished: pb.SampleFinished) -> tuple[MonitorInterventions, ...]:
+    """What monitors have changed in a sample."""
+    return tuple(
+        MonitorInterventions(
+            monitor=short(each.monitor),
+            level=level_name(each.level),
+            first_position=each.first_position,
+            interventions=_reports(each.interventions),
+        )
+        for each in finished.monitor_interventions
+    )
+
+
+def _reports(
+    answer: Sequence[intervention_pb2.InterventionReport],
+) -> tuple[InterventionReport, ...]:
     return tuple(
         InterventionReport(
             rows=report.rows,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from actserve.features import ChosenFeatures, TopFeatures
+    from actserve.heads import HeadGrid, HeadTable
     from actserve.studies import AttentionMap, Comparison, LogitLens, PatchGrid, TextScore
 
 
@@ -73,6 +74,23 @@ def comparison_frame(comparison: "Comparison") -> "pd.DataFrame":
     )
     columns = ("plain_logprobs", "steered_logprobs")
     return pandas.DataFrame({name: getattr(comparison, name) for name in columns}, index=index)
+
+
+def head_frame(table: "HeadTable") -> "pd.DataFrame":
+    pandas = needed("pandas", WHAT)
+    index = pandas.MultiIndex.from_product(
+        [table.layers, range(table.heads)], names=["layer", "head"]
+    )
+    scores = {name: table.score(name).ravel() for name in table.scores}
+    return pandas.DataFrame(scores, index=index)
+
+
+def head_grid_frame(grid: "HeadGrid") -> "pd.DataFrame":
+    pandas = needed("pandas", WHAT)
+    index = pandas.MultiIndex.from_product([grid.layers, grid.heads], names=["layer", "head"])
+    return pandas.DataFrame(
+        {"values": grid.values.ravel(), "changed": grid.changed.ravel()}, index=index
+    )
 
 
 def features_frame(top: "TopFeatures") -> "pd.DataFrame":

@@ -12,7 +12,14 @@ from actserve.attention import AttentionMeans, AttentionPattern
 from actserve.explanations import Explanation
 from actserve.monitors import MonitorScore
 from actserve.predictions import SitePredictions
-from actserve.results import InterventionReport, Tokenized, TokenLogprobs, TokenSource, Usage
+from actserve.results import (
+    InterventionReport,
+    MonitorInterventions,
+    Tokenized,
+    TokenLogprobs,
+    TokenSource,
+    Usage,
+)
 from actserve.tensors import Float32Array
 
 
@@ -132,6 +139,9 @@ class SampleFinished:
     """The names of rows that `readouts` kept on the server, by readout."""
     monitor_scores: Mapping[str, MonitorScore] = field(default_factory=dict)
     """What each monitor that watched it scored, by its id; empty unless asked for by `scores`."""
+    monitor_interventions: tuple[MonitorInterventions, ...] = ()
+    """What monitors changed, one for each level that came to intervene, in the order in which they
+    began to."""
 
 
 @dataclass(frozen=True, slots=True)

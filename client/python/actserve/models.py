@@ -62,6 +62,8 @@ class Limits:
     """Bytes of their matrices, over all tenants; zero where nobody may upload any."""
     max_fit_bytes: int = 0
     """Bytes that all fits of monitors take together on the server."""
+    max_fit_examples: int = 0
+    """Examples of one fit, benign and longer ones among them."""
     max_pause_seconds: int = 0
     """Seconds for which a monitor may hold a sample back."""
 
@@ -194,6 +196,18 @@ def query_heads(model: pb.Model) -> int:
     """Query heads of a layer; zero if only the server knows."""
     return next(
         (each.heads for each in model.hook_points if each.hook_point == site_pb2.HOOK_POINT_Q), 0
+    )
+
+
+def mlp_width(model: pb.Model) -> int:
+    """Elements of a row of `mlp_act`; zero where a model has none."""
+    return next(
+        (
+            each.width
+            for each in model.hook_points
+            if each.hook_point == site_pb2.HOOK_POINT_MLP_ACT
+        ),
+        0,
     )
 
 

@@ -119,6 +119,21 @@ class InterventionReport:
     `Limits.max_relative_dose`; None where they were left as they are."""
 
 
+@dataclass(frozen=True, slots=True)
+class MonitorInterventions:
+    """What the interventions of a level of a monitor did to a sample."""
+
+    monitor: str
+    """Its id."""
+    level: str
+    """"lower" or "upper"."""
+    first_position: int
+    """The first position that they could change: that after the token that brought the score above
+    the threshold, or if that is in the prompt, of the first generated token."""
+    interventions: tuple[InterventionReport, ...]
+    """What each of them did, in the order of the level's `Intervene`."""
+
+
 class Activations(ReadRows, Shown):
     """What was captured of one sequence of tokens; as a mapping, its rows by site.
 
@@ -277,6 +292,9 @@ class Generation(Shown):
     """What monitors found whose levels have `flag`."""
     monitor_scores: "Mapping[str, MonitorScore]" = field(default_factory=dict)
     """What each monitor that watched it scored, by its id; empty unless asked for by `scores`."""
+    monitor_interventions: tuple[MonitorInterventions, ...] = ()
+    """What monitors changed, one for each level that came to intervene, in the order in which they
+    began to."""
 
     def __repr__(self) -> str:
         return (

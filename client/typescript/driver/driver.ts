@@ -370,6 +370,9 @@ function generated({ callId, samples }: Generated): JsonValue {
         })),
       }),
       ...(sample.monitorScores.length && { monitor_scores: sample.monitorScores.map(scored) }),
+      ...(sample.monitorInterventions.length && {
+        monitor_interventions: sample.monitorInterventions.map(changed),
+      }),
     })),
   };
 }
@@ -381,6 +384,20 @@ function replayed({ callId, replayed }: Replayed): JsonValue {
       index,
       key,
       ...(error ? { error: errorOf(error) } : { scores: scores.map(scored) }),
+    })),
+  };
+}
+
+function changed(changes: v1.MonitorInterventions): JsonObject {
+  return {
+    monitor: changes.monitor,
+    level: levelName(changes.level),
+    first_position: changes.firstPosition,
+    interventions: changes.interventions.map((report) => ({
+      rows: Number(report.rows),
+      changed_rows: Number(report.changedRows),
+      reused_rows: Number(report.reusedRows),
+      mean_relative_change: report.meanRelativeChange ?? null,
     })),
   };
 }

@@ -1,6 +1,7 @@
 import { ActserveError } from "./errors.js";
 import type { Alert } from "./gen/actserve/v1/alert_pb.js";
 import type {
+  MonitorInterventions,
   MonitorScore,
   SampleFinished,
   TokenLogprobs,
@@ -224,6 +225,11 @@ export class Sample extends Sequence {
    * token.
    */
   readonly monitorScores: readonly MonitorScore[];
+  /**
+   * What monitors changed, an entry for each level that came to intervene, in the order in which they
+   * began to.
+   */
+  readonly monitorInterventions: readonly MonitorInterventions[];
 
   /** @internal */
   constructor(
@@ -231,7 +237,13 @@ export class Sample extends Sequence {
     fields: SequenceFields,
     generated: Pick<
       Sample,
-      "text" | "finishReason" | "stoppedBy" | "logprobs" | "alerts" | "monitorScores"
+      | "text"
+      | "finishReason"
+      | "stoppedBy"
+      | "logprobs"
+      | "alerts"
+      | "monitorScores"
+      | "monitorInterventions"
     >,
   ) {
     super(index, fields);
@@ -241,6 +253,7 @@ export class Sample extends Sequence {
     this.logprobs = generated.logprobs;
     this.alerts = generated.alerts;
     this.monitorScores = generated.monitorScores;
+    this.monitorInterventions = generated.monitorInterventions;
   }
 }
 

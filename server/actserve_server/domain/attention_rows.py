@@ -12,14 +12,18 @@ from actserve_server.domain.attention_patterns import SparsePattern, pattern_blo
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.positions import Spans
 
+OTHERS = 7
+"""Numbers of `QueryMeasures` beside those at distances."""
+
 
 @dataclass(frozen=True, slots=True)
 class QueryMeasures:
     """How every head of a layer attends from a query, in a few numbers.
 
     In place of a row of `q` comes float32 [`width`], head by head: the weight of the key so far
-    before the query for each of `distances`, zero where there is none, and then `first`,
-    `induction`, `entropy` and `distance` as `AttentionSummary` has them, of this query alone.
+    before the query for each of `distances`, zero where there is none, and then, of this query
+    alone, `OTHERS`: `first`, `induction`, `entropy` and `distance` as `AttentionSummary` has them,
+    and `distance_variance`, `duplicate` and `beyond_first` as `HeadMeans` has them.
     """
 
     heads: int
@@ -34,7 +38,7 @@ class QueryMeasures:
     @property
     def numbers(self) -> int:
         """Of each head."""
-        return len(self.distances) + 4
+        return len(self.distances) + OTHERS
 
     @property
     def width(self) -> int:
@@ -49,14 +53,27 @@ class QueryMeasures:
         for column, far in enumerate(self.distances):
             having = np.flatnonzero(positions >= far)
             measured[having, column] = weights[having, positions[having] - far]
-        logs = np.log(weights, out=np.zeros_like(weights), where=weights != 0)
-        first, induction, entropy, distance = measured[:, len(self.distances) :].T
+        first, induction, entropy, distance, variance, duplicate, beyond_first = measured[
+            :, len(self.distances) :
+        ].T
         first[:] = weights[:, 0]
         following = _following_earlier(token_ids, positions)
         induction[:] = np.einsum("qk,qk->q", weights, following)
-        entropy[:] = -np.einsum("qk,qk->q", weights, logs)
-        distance[:] = positions * weights.sum(1) - weights @ np.arange(weights.shape[1])
+        # One array of the size of the weights after the other.
+        each = np.log(weights, out=np.zeros_like(weights), where=weights != 0)
+        entropy[:] = -np.einsum("qk,qk->q", weights, each)
+        np.subtract(positions[:, np.newaxis], np.arange(weights.shape[1]), out=each)
+        same = (token_ids[positions, np.newaxis] == token_ids) & (each > 0)
+        duplicate[:] = np.einsum("qk,qk->q", weights, same)
+        distance[:] = np.einsum("qk,qk->q", weights, each)
+        each -= distance[:, np.newaxis]
+        variance[:] = np.einsum("qk,qk,qk->q", weights, each, each)
+        beyond_first[:] = weights[:, 1:].sum(axis=1)
         return measured
+
+    def beyond_first(self, measured: np.ndarray) -> np.ndarray:
+        """Of numbers [..., `numbers`] what is given to keys other than position zero."""
+        return measured[..., -1]
 
     def apply(
         self,

@@ -172,7 +172,7 @@ RULES: Mapping[Reason, Rule] = {
     Reason.MESSAGE_TOO_LARGE: _rule(Kind.RESOURCE_EXHAUSTED, "bytes", "limit"),
     Reason.QUEUE_FULL: _rule(Kind.UNAVAILABLE, "running", "waiting", "limit"),
     Reason.READER_STALLED: _rule(Kind.RESOURCE_EXHAUSTED, "timeout_s"),
-    Reason.QUOTA_EXCEEDED: _rule(Kind.RESOURCE_EXHAUSTED, "calls", "limit"),
+    Reason.QUOTA_EXCEEDED: _rule(Kind.RESOURCE_EXHAUSTED, "calls", "quota", "limit"),
     Reason.DRAINING: _rule(Kind.UNAVAILABLE),
     Reason.CAPTURE_INCOMPLETE: _rule(Kind.INTERNAL),
     Reason.INTERVENTION_INCOMPLETE: _rule(Kind.INTERNAL),

@@ -56,6 +56,8 @@ class Limits:
     """For which a sample may be paused."""
     max_fit_bytes: int = 4 << 30
     """Bytes that fits of monitors that are under way take, over all clients."""
+    max_fit_examples: int = 16_384
+    """Of one of them, benign and longer ones among them."""
     max_dictionaries: int = 100
     """Dictionaries that are stored or uploaded, over all clients."""
     max_dictionary_bytes: int = 0

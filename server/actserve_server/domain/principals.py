@@ -1,6 +1,6 @@
 """Who calls: the tenant that a call is counted for, and what its role lets it do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from actserve_server.domain.errors import ActserveError, Reason
@@ -28,6 +28,8 @@ class Principal:
     tenant: str
     """Empty on a server without tokens, where everybody is one tenant."""
     role: Role
+    known_by: str = field(default="", compare=False)
+    """What the caller is known by, such as the beginning of its token's hash, for the audit log."""
 
     @property
     def account(self) -> str:

@@ -8,8 +8,9 @@ anybody reads what it gave: its events are taken from the engine as they come an
 what the run has reserved. So a reader that stops holds bytes, of which a caller may have no more
 than its share, and never a place among the runs in flight.
 
-Runs are admitted strictly in order, so a large one is not starved by small ones; only those that
-wait for their own caller's share are passed by. A run holds one reservation and never waits for a
+Runs are admitted strictly in their order, so a large one is not starved by small ones; only those
+that wait for their own caller's share are passed by. The order is that in which they came, between
+tenants weighed as `fair_turns.py` has it. A run holds one reservation and never waits for a
 second, so nothing can deadlock. A call of many runs keeps at most as many of them in line as may
 run at once, so a small call that comes later waits for one run, not for all of them; and once a
 call is let in, its later runs are not refused.
@@ -17,6 +18,7 @@ call is let in, its later runs are not refused.
 
 import asyncio
 import itertools
+from bisect import insort_right
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -30,8 +32,11 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.principals import account
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Capture, Intervention, Run, RunEvent
+from actserve_server.domain.sites import HookPoint
+from actserve_server.domain.tenant_rules import RulesOf, no_rules
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.api import Engine
+from actserve_server.engine.fair_turns import FairTurns
 from actserve_server.engine.footprint import Need, Workspace, most_bytes, report_bytes_of, step_need
 from actserve_server.engine.forms import score_state_bytes, vector_bytes
 from actserve_server.engine.merge import merge
@@ -143,6 +148,11 @@ class _Place:
     """Bytes by digest."""
     need: Need
     admitted: asyncio.Future[None]
+    flow: str
+    cost: int
+    """Tokens that it may take."""
+    tag: float = 0.0
+    """Whose turn it is: the lowest goes first."""
     running: bool = False
 
 
@@ -156,9 +166,16 @@ _OVER = object()
 class AdmittedEngine:
     """An `Engine` that runs no more at once than its limits allow."""
 
-    def __init__(self, engine: Engine, limits: AdmissionLimits | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        limits: AdmissionLimits | None = None,
+        rules: RulesOf = no_rules,
+    ) -> None:
         self._engine = engine
         self._limits = limits or AdmissionLimits()
+        self._weight: Callable[[str], float] = lambda tenant: rules(tenant).weight
+        self._turns = FairTurns(self._weight)
         self._waiting: list[_Place] = []
         self._running = _Count()
         self._reserved_bytes = _Count()
@@ -226,6 +243,13 @@ class AdmittedEngine:
         self, targets: Sequence[LogitTarget], layers: Sequence[int]
     ) -> LogitDirections:
         return await self._engine.logit_directions(targets, layers)
+
+    @property
+    def graphs(self) -> Mapping[str, frozenset[HookPoint]]:
+        return self._engine.graphs
+
+    async def drop_graph(self, name: str) -> None:
+        await self._engine.drop_graph(name)
 
     async def check_health(self) -> None:
         await self._engine.check_health()
@@ -306,6 +330,8 @@ class AdmittedEngine:
             vectors=self._vectors_of(run) if run else {},
             need=step_need(run, self.info) if run else (),
             admitted=asyncio.get_running_loop().create_future(),
+            flow=account(tenant),
+            cost=len(run.token_ids) + run.sampling.max_tokens if run else 0,
         )
 
     def _vectors_of(self, run: Run) -> Mapping[bytes, int]:
@@ -446,10 +472,12 @@ class AdmittedEngine:
             self._release(place)
 
     async def _admit(self, place: _Place) -> None:
+        place.tag = self._turns.tag(place.flow, place.cost)
         if not self._waiting and self._fits(place):
             self._take(place)
             return
-        self._waiting.append(place)
+        # Behind those of the same tag.
+        insort_right(self._waiting, place, key=lambda each: each.tag)
         # Those in front may be waiting for their own shares.
         self._admit_waiting()
         try:
@@ -457,6 +485,7 @@ class AdmittedEngine:
         except asyncio.CancelledError:
             if place in self._waiting:
                 self._waiting.remove(place)
+                self._turns.give_back(place.flow, place.cost)
                 # It may have been the one too large to fit, with others that fit behind it.
                 self._admit_waiting()
             else:
@@ -483,7 +512,7 @@ class AdmittedEngine:
         share = limits.share
         rows, reports = self._reserved_bytes.of[caller], self._report_bytes.of[caller]
         vectors, more = self._vectors.of(caller), self._vectors.more_of(caller, place.vectors)
-        running_share = share if place.is_tenant else 1
+        running_share = self._running_share(caller) if place.is_tenant else 1
         return (
             _within(self._running.of[caller], 1, limits.max_running * running_share)
             and _within(rows, place.reserved_bytes, limits.capture_budget_bytes * share)
@@ -491,6 +520,16 @@ class AdmittedEngine:
             and _within(vectors, more, limits.vector_budget_bytes * share)
             and self._fits_step(place)
         )
+
+    def _running_share(self, tenant: str) -> float:
+        """Of the runs in flight. One that weighs more may have more than others may, as its weight
+        is beside theirs, but never all, so that others always find room."""
+        share, weight = self._limits.share, self._weight(tenant)
+        if weight <= 1:
+            return share
+        others = {*self._running.of, *(each.caller for each in self._waiting)} - {tenant}
+        beside = max(1.0, sum(self._weight(other) for other in others))
+        return max(share, weight / (weight + beside))
 
     def _fits_step(self, place: _Place) -> bool:
         """Whether the caller's share of a step has room for the run too."""
@@ -500,6 +539,7 @@ class AdmittedEngine:
         return self._workspace.fits(place.need, self.info.step_tokens, share, place.caller)
 
     def _take(self, place: _Place) -> None:
+        self._turns.begin(place.tag)
         self._running.add(place.caller, 1)
         self._reserved_bytes.add(place.caller, place.reserved_bytes)
         self._report_bytes.add(place.caller, place.report_bytes)

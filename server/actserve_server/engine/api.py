@@ -1,6 +1,6 @@
 """What the rest of the server may ask of an engine."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Run, RunEvent
+from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 
 
@@ -58,6 +59,16 @@ class Engine(Protocol):
         self, targets: Sequence[LogitTarget], layers: Sequence[int]
     ) -> LogitDirections:
         """How targets are made of the stream, and of the heads of these layers."""
+        ...
+
+    @property
+    def graphs(self) -> Mapping[str, frozenset[HookPoint]]:
+        """The graphs that reach fewer hook points than `info` serves, by name, with those that they
+        reach: what the model is computed by in steps that use no others."""
+        ...
+
+    async def drop_graph(self, name: str) -> None:
+        """Never computes by it again."""
         ...
 
     async def check_health(self) -> None:

@@ -205,6 +205,13 @@ class FakeEngine:
         [width]."""
         return self._model.unembedding(token_id)
 
+    @property
+    def graphs(self) -> Mapping[str, frozenset[HookPoint]]:
+        return {}
+
+    async def drop_graph(self, name: str) -> None:
+        raise NotImplementedError("it has no graphs")
+
     async def check_health(self) -> None:
         if self.faults.dead:
             raise ActserveError(Reason.ENGINE_DEAD, "the engine has stopped; restart the server")

@@ -8,8 +8,9 @@ together is not the sum of what each may take: the costliest tokens fill the ste
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from actserve_server.domain.attention_rows import ReceivedWeights
+from actserve_server.domain.attention_rows import PatternRows, ReceivedWeights
 from actserve_server.domain.model import ModelInfo
+from actserve_server.domain.positions import Spans
 from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.runs import (
     Capture,
@@ -63,6 +64,8 @@ def step_need(run: Run, info: ModelInfo) -> Need:
     parts = Counter[int]()
     for capture in run.captures:
         parts[capture.spans.count(end)] += captured_bytes(capture, info)
+        if isinstance(capture.derived, PatternRows):
+            parts[_queries(capture).count(end)] += _query_bytes(capture, info)
         if isinstance(capture.derived, ReceivedWeights):
             # Of all keys at once, with the last query.
             parts[1] += capture.derived.end * info.row_bytes(capture)
@@ -78,6 +81,18 @@ def step_need(run: Run, info: ModelInfo) -> Need:
             reached = tokens
         row_bytes -= each
     return tuple(need)
+
+
+def _queries(capture: Capture) -> Spans:
+    """Whose attention is looked at."""
+    derived = capture.derived
+    return derived.queries if isinstance(derived, ReceivedWeights) else capture.spans
+
+
+def _query_bytes(capture: Capture, info: ModelInfo) -> int:
+    """Of a query row, which is kept until the keys of its layer are there too: so of one layer at
+    a time."""
+    return max(info.at(site).width for site in capture.sites) * info.element_type.itemsize
 
 
 def captured_bytes(capture: Capture, info: ModelInfo) -> int:

@@ -20,7 +20,7 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Run, RunEvent
-from actserve_server.domain.sites import Site
+from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.api import Engine
 
@@ -154,6 +154,14 @@ class RestartingEngine:
     ) -> LogitDirections:
         async with self._living() as engine:
             return await engine.logit_directions(targets, layers)
+
+    @property
+    def graphs(self) -> Mapping[str, frozenset[HookPoint]]:
+        return self.current.graphs
+
+    async def drop_graph(self, name: str) -> None:
+        async with self._living() as engine:
+            await engine.drop_graph(name)
 
     async def check_health(self) -> None:
         async with self._living() as engine:

@@ -95,6 +95,12 @@ async def self_test(engine: Engine) -> SelfTest:
     return SelfTest(info, failures, next(runs))
 
 
+async def find_failures(engine: Engine, info: ModelInfo) -> Failures:
+    """What fails at first of the sites that `info` serves."""
+    found = await _Round(engine, info, itertools.count()).run()
+    return {point: failure.reason for point, failure in found.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """Of one run."""
@@ -139,7 +145,7 @@ class _Round:
         """What fails."""
         if not self._sites:
             return {}
-        prompts = _prompts(self._info.vocabulary_size, self._rng)
+        prompts = make_prompts(self._info.vocabulary_size, self._rng)
         answers = {
             prompt: await self._run(prompt, self._sites, logprobs=self._logprobs)
             for prompt in prompts
@@ -309,7 +315,7 @@ async def together(*work: Coroutine[object, object, T]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-def _prompts(vocabulary_size: int, rng: np.random.Generator) -> tuple[Prompt, Prompt]:
+def make_prompts(vocabulary_size: int, rng: np.random.Generator) -> tuple[Prompt, Prompt]:
     """Two that begin alike and then differ, of ids that are seldom special tokens."""
     low = vocabulary_size // 8
     high = min(max(vocabulary_size // 2, low + VARIETY), vocabulary_size)

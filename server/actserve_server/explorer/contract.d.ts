@@ -196,6 +196,7 @@ export interface Monitor {
   lower?: MonitorLevel;
   upper?: MonitorLevel;
   paused?: boolean;
+  watch?: { namedOnly?: boolean; endUsers?: string[]; share?: number };
 }
 
 export interface MonitorLevel {
@@ -207,6 +208,7 @@ export interface MonitorLevel {
 
 export interface Alert {
   name?: string;
+  watchedCallId?: string;
   monitor?: string;
   level?: string;
   score?: number;

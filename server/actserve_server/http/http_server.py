@@ -17,9 +17,13 @@ from dataclasses import dataclass
 import structlog
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
-from uvicorn.server import ServerState
 
-from actserve_server.http.connections import MAX_HEADER_BYTES, Connection
+from actserve_server.http.connections import (
+    MAX_HEADER_BYTES,
+    Connection,
+    Connections,
+    TlsConnection,
+)
 from actserve_server.http.exchanges import Asgi, Exchange, Receive, Scope, Send
 from actserve_server.http.origins import EVERY, Origins
 from actserve_server.logs import described
@@ -83,7 +87,7 @@ class HttpServer:
         self._origins = Origins(listening.origins, known_callers=listening.known_callers)
         patience_s = listening.reader_timeout_s
         self._patience_s = patience_s + MORE_PATIENCE_S if patience_s else None
-        self._state = ServerState()
+        self._state = Connections(listening.max_connections)
         self._server: asyncio.Server | None = None
         self._config = uvicorn.Config(
             self._cors() if listening.origins else self._serve,
@@ -96,7 +100,6 @@ class HttpServer:
             proxy_headers=False,
             server_header=False,
             date_header=False,
-            limit_concurrency=listening.max_connections,
             timeout_keep_alive=KEEP_ALIVE_S,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             reset_contextvars=True,
@@ -125,16 +128,16 @@ class HttpServer:
             bound.setsockopt(level, option, value)
         self.port = bound.getsockname()[1]
         self._config.load()
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self._config, self._state, {}), sock=bound, ssl=listening.tls
-        )
+        self._server = await asyncio.get_running_loop().create_server(self._accepted, sock=bound)
 
     async def stop(self, grace_s: float) -> None:
         """Takes no more calls, and cancels after the grace those that are left."""
         if self._server is None:
             return
         self._server.close()
-        self._config.limit_concurrency = 0  # For those that are just being accepted.
+        self._state.most = 0  # For those that are just being accepted.
+        for handshake in list(self._state.handshakes):
+            handshake.abort()
         for connection in list(self._state.connections):
             connection.shutdown()
         tasks = self._state.tasks
@@ -150,6 +153,12 @@ class HttpServer:
             connection.transport.abort()
         await asyncio.sleep(0)  # In its next round the loop tells them.
         self._server = None
+
+    def _accepted(self) -> asyncio.BaseProtocol:
+        """What serves a client that has just connected."""
+        connection = Connection(self._config, self._state, {})
+        tls = self._listening.tls
+        return connection if tls is None else TlsConnection(connection, tls, self._state)
 
     def _cors(self) -> Asgi:
         """Tells browsers which pages may call, where some of other origins may."""

@@ -1,12 +1,13 @@
 """Which web pages may call.
 
 A browser tells with every call that could change something from which page it comes. Programs tell
-nothing, and are not bound by this. Pages of this server may call it, those of other origins only
-where the operator has listed them.
+nothing. Pages of this server may call it, those of other origins only where the operator has listed
+them.
 
-Without tokens the name by which a page has reached this server must be one that nobody else can
+Without tokens the name by which a caller has reached this server must be one that nobody else can
 give away: else a foreign page could have its own name lead here once it is loaded (DNS rebinding),
-and would be taken for one of this server's.
+and would be taken for one of this server's. Of a page that only reads, browsers tell no origin, so
+that this holds for every caller: the name is what stands in the header Host.
 """
 
 import ipaddress
@@ -23,23 +24,32 @@ class Origins:
     def __init__(self, listed: Sequence[str], *, known_callers: bool) -> None:
         self.listed = tuple(listed)
         self._known_callers = known_callers
+        self._names = {place.hostname for each in listed if (place := _place(each)) is not None}
 
     def refusal(self, origin: str | None, host: str) -> str | None:
         """Why a page of that origin may not call, by the headers of those names; None if it may."""
-        if origin is None or origin in self.listed or EVERY in self.listed:
+        if origin in self.listed or EVERY in self.listed:
             return None
-        place = _place(origin)
-        if place is None or place.netloc != host or not host:
-            return (
-                f"pages of {origin[:200]} may not call this server; its operator can list that "
-                "origin in http_origins"
-            )
-        if self._known_callers or _is_unmistakable(place.hostname or ""):
+        if origin is not None:
+            place = _place(origin)
+            if place is None or place.netloc != host or not host:
+                return (
+                    f"pages of {origin[:200]} may not call this server; its operator can list that "
+                    "origin in http_origins"
+                )
+        # HTTP/1.0 has no such header; every browser sends it.
+        if self._known_callers or not host or self._is_sure(_place(f"//{host}")):
             return None
+        named = origin or f"http://{host}"
         return (
-            f"a page may call this server, which asks for no tokens, by its address, not as "
-            f"{host[:200]}; its operator can list {origin[:200]} in http_origins"
+            "this server asks for no tokens, so that it is called by its address, and not as "
+            f"{host[:200]}; its operator can list {named[:200]} in http_origins"
         )
+
+    def _is_sure(self, place: SplitResult | None) -> bool:
+        """Whether nobody else can make its name lead elsewhere."""
+        name = (place and place.hostname) or ""
+        return name in self._names or _is_unmistakable(name)
 
 
 def _place(origin: str) -> SplitResult | None:

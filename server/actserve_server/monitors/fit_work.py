@@ -18,13 +18,9 @@ import structlog
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import account
+from actserve_server.domain.work import HEARTBEAT_S, WorkProgress, WorkState
 from actserve_server.monitors.monitor_registry import MonitorRegistry
-from actserve_server.monitors.stored_fits import (
-    HEARTBEAT_S,
-    StoredFits,
-    WorkProgress,
-    WorkState,
-)
+from actserve_server.monitors.stored_fits import StoredFits
 from actserve_server.monitors.stored_monitors import Definition, StoredMonitor
 
 P = ParamSpec("P")

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.making_requests import MakingRequest
 from actserve_server.domain.principals import account
+from actserve_server.domain.tenant_rules import RulesOf, no_rules, smaller
 from actserve_server.monitors.stored_monitors import Definition, NewMonitor, StoredMonitor
 from actserve_server.storage.database import Database
 from actserve_server.storage.tables import monitor_versions as versions
@@ -36,6 +37,7 @@ class MonitorQuota:
     max_monitors: int
     max_bytes: int
     tenant_share: float = 1.0
+    rules: RulesOf = no_rules
 
 
 class MonitorRegistry:
@@ -232,7 +234,9 @@ class MonitorRegistry:
         """Raises unless there is room for so many more bytes, of so many more monitors."""
         quota, whose = self._quota, account(tenant)
         share = quota.tenant_share if whose else 1.0
-        max_monitors, max_bytes = int(quota.max_monitors * share), int(quota.max_bytes * share)
+        own_limit = quota.rules(whose).max_monitors
+        max_monitors = smaller(int(quota.max_monitors * share), own_limit)
+        max_bytes = int(quota.max_bytes * share)
         held = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(monitors.c.size_bytes), 0))
         count, stored = map(int, connection.execute(held).one())
         own_count, own = map(int, connection.execute(held.where(monitors.c.account == whose)).one())

@@ -6,35 +6,12 @@ server that was killed cannot say that it was. Clocks of replicas may differ by 
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from enum import IntEnum
 
 import sqlalchemy as sa
 
+from actserve_server.domain.work import LEASE_S, WorkProgress, WorkState
 from actserve_server.storage.database import Database
 from actserve_server.storage.tables import monitor_fits as fits
-
-LEASE_S = 30.0
-HEARTBEAT_S = 5.0
-"""How often a server says that it goes on."""
-
-
-class WorkState(IntEnum):
-    """As WorkState of the contract."""
-
-    WAITING = 1
-    RUNNING = 2
-    SUCCEEDED = 3
-    FAILED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class WorkProgress:
-    """How far work has come."""
-
-    state: WorkState
-    steps_done: int
-    steps: int
 
 
 class StoredFits:

@@ -10,7 +10,7 @@ import numpy as np
 from actserve_server.domain.positions import Selection
 from actserve_server.domain.probe_networks import ProbeNetwork
 from actserve_server.domain.probes import Aggregator
-from actserve_server.domain.runs import Finished, Intervention, Run
+from actserve_server.domain.runs import Finished, Intervention, InterventionReport, Run
 
 
 class LevelName(IntEnum):
@@ -124,6 +124,19 @@ class WatcherScore:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Intervened:
+    """What the interventions of a level have done to a sample."""
+
+    monitor: str
+    """By name."""
+    level: LevelName
+    first_position: int
+    """That they could change."""
+    reports: tuple[InterventionReport, ...]
+    """One for each of the level's `Intervene.interventions`, in order."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class WatchedFinished(Finished):
     """Ends a sample that was watched. Its alerts are stored."""
 
@@ -131,6 +144,8 @@ class WatchedFinished(Finished):
     """The monitor that has ended it, if its reason is MONITOR."""
     scores: tuple[WatcherScore, ...] = ()
     """One for each watcher, in their order."""
+    intervened: tuple[Intervened, ...] = ()
+    """One for each level that came to intervene, in the order in which they began to."""
 
 
 class Decision(Enum):

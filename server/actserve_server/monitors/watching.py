@@ -38,6 +38,7 @@ from actserve_server.monitors.watched import (
     Crossing,
     Decision,
     Intervene,
+    Intervened,
     Pause,
     Stop,
     WatchedCall,
@@ -69,6 +70,34 @@ class Flagged:
 
 
 WatchedEvent = RunEvent | Flagged
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _SwitchedOn:
+    """The interventions of a level, from a position on."""
+
+    reached: Reached
+    first_position: int
+    changes: tuple[Intervention | None, ...]
+    """Each of the level's; None for one that selects nothing there."""
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """Those that have something to change."""
+        return tuple(each for each in self.changes if each is not None)
+
+    def intervened(self, reports: Iterator[InterventionReport]) -> Intervened:
+        """What they did, by the next reports of a run: one for each that has something to
+        change."""
+        return Intervened(
+            self.reached.watcher.monitor,
+            self.reached.level.name,
+            self.first_position,
+            tuple(_NO_ROWS if each is None else next(reports) for each in self.changes),
+        )
+
+
+_NO_ROWS = InterventionReport(0, 0, 0, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +166,8 @@ class _Watching:
         self._stored: dict[Reached, asyncio.Task[str]] = {}
         self._undecided: set[Reached] = set()
         """Pauses, about which nobody has decided."""
-        self._switched_on: tuple[Intervention, ...] = ()
+        self._switched_on: tuple[_SwitchedOn, ...] = ()
+        """In the order in which they were."""
         self._runs = 0
         self._seconds = 0.0
         """Spent on scores."""
@@ -294,15 +324,17 @@ class _Watching:
         self._undecided.discard(reached)
         return decision
 
-    def _to_switch_on(self, acting: Sequence[Reached]) -> tuple[Intervention, ...]:
+    def _to_switch_on(self, acting: Sequence[Reached]) -> tuple[_SwitchedOn, ...]:
         """What is to be changed from now on: generated tokens after that one."""
         start = max(acting[0].position + 1, self._prompt_tokens)
-        actions = [each.level.action for each in _chosen(acting)]
-        late = [action for action in actions if isinstance(action, Intervene)]
-        more = [_from(each, start) for action in late for each in action.interventions]
-        return tuple(each for each in more if each.selection.spans.ranges)
+        more = []
+        for each in _chosen(acting):
+            if isinstance(each.level.action, Intervene):
+                changes = [_from(change, start) for change in each.level.action.interventions]
+                more.append(_SwitchedOn(each, start, tuple(changes)))
+        return tuple(each for each in more if each.interventions)
 
-    def _again(self, run: Run, position: int, more: tuple[Intervention, ...]) -> Run:
+    def _again(self, run: Run, position: int, more: tuple[_SwitchedOn, ...]) -> Run:
         """The run that goes on after a position. The token after it was sampled from a row that is
         as it was, so it stays; those after that one do if nothing changes."""
         kept = position + 2 if more else len(self._ids)
@@ -313,8 +345,9 @@ class _Watching:
         self._scores.go_back()
         assert self._withheld is not None
         self._withheld.go_back()
-        interventions = (*self._sample.run.interventions, *self._switched_on)
-        return replace(run, id=self._new_id(), replayed=self._replayed, interventions=interventions)
+        return replace(
+            run, id=self._new_id(), replayed=self._replayed, interventions=self._interventions
+        )
 
     async def _end(self) -> AsyncGenerator[WatchedEvent, None]:
         finished = self._finished
@@ -355,14 +388,17 @@ class _Watching:
     ) -> WatchedFinished:
         if self._stored:
             await asyncio.shield(asyncio.gather(*self._stored.values()))
+        own = len(self._sample.run.interventions)
+        others = iter(finished.interventions[own:])
         return WatchedFinished(
             FinishReason.MONITOR if stopped_by else finished.reason,
             finished.output_tokens,
             finished.captured_positions[: self._own_captures],
-            finished.interventions[: len(self._sample.run.interventions)],
+            finished.interventions[:own],
             None if stopped_by else finished.stopped_by,
             stopped_by.monitor if stopped_by else None,
             self._scores.scores(),
+            tuple(each.intervened(others) for each in self._switched_on),
         )
 
     def _captured(self, end: int) -> tuple[np.ndarray, ...]:
@@ -387,7 +423,7 @@ class _Watching:
     async def _reports(self, tokens: int) -> tuple[InterventionReport, ...]:
         """What interventions did to the first tokens of a sample whose run was ended before it
         could say so: of a run of these tokens, most of which are in the prefix cache."""
-        if not self._sample.run.interventions:
+        if not self._interventions:
             return ()
         async with aclosing(self._runner.run(self._sequence(tokens))) as events:
             async for event in events:
@@ -397,12 +433,11 @@ class _Watching:
 
     def _sequence(self, tokens: int) -> Run:
         """Runs so many tokens of the sample again, changed as they were."""
-        changes = (*self._sample.run.interventions, *self._switched_on)
         return Run(
             id=self._new_id(),
             token_ids=tuple(self._ids[:tokens]),
             sampling=GREEDY_ONE_TOKEN,
-            interventions=tuple(replace(each, allow_unused=True) for each in changes),
+            interventions=tuple(replace(each, allow_unused=True) for each in self._interventions),
             placements=self._sample.run.placements,
             tenant=self._sample.run.tenant,
         )
@@ -427,6 +462,12 @@ class _Watching:
             )
 
     @property
+    def _interventions(self) -> tuple[Intervention, ...]:
+        """The sample's own, and what was switched on."""
+        late = (change for each in self._switched_on for change in each.interventions)
+        return (*self._sample.run.interventions, *late)
+
+    @property
     def _own_captures(self) -> int:
         return len(self._sample.run.captures)
 
@@ -436,12 +477,15 @@ def _chosen(acting: Sequence[Reached]) -> list[Reached]:
     return [*{each.watcher: each for each in sorted(acting, key=lambda r: r.level.name)}.values()]
 
 
-def _from(change: Intervention, start: int) -> Intervention:
-    """The same at positions from `start` on, where it may have nothing to do."""
+def _from(change: Intervention, start: int) -> Intervention | None:
+    """The same at positions from `start` on, if it selects any there, where it may have nothing to
+    do."""
     spans, ids = change.selection.spans, change.selection.token_ids
     ranges = tuple((max(low, start), high) for low, high in spans.ranges if high > start)
+    if not ranges:
+        return None
     operation: Operation = change.operation
-    if isinstance(operation, Replace) and len(operation.rows) > 1 and ranges:
+    if isinstance(operation, Replace) and len(operation.rows) > 1:
         # One for each selected position.
         operation = Replace(operation.rows[spans.count(start) :])
     selection = Selection(Spans(ranges), ids)

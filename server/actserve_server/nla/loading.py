@@ -20,6 +20,7 @@ from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
 from actserve_server.engine.restarting import Prove, RestartingEngine, Restarts
 from actserve_server.engine.selftest import self_test
+from actserve_server.engine.selftest_graphs import prove_graphs
 from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.nla.autoencoder import Autoencoder, NlaInfo
@@ -230,6 +231,8 @@ async def _started(options: EngineOptions, prove: Prove, restarts: Restarts) -> 
 async def _prove_site(engine: Engine, site: Site, *, change: bool) -> ModelInfo:
     """Raises ValueError unless the engine's self-test finds the site right."""
     info = (await self_test(engine)).info
+    for graph, reason in (await prove_graphs(engine, info)).items():
+        log.warning("self-test", graph=graph, reason=reason)
     found = info.at(site)
     if reason := found.unserved or (found.unchangeable if change else ""):
         raise ValueError(f"its engine failed its self-test at {site}: {reason}")

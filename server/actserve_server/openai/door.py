@@ -16,6 +16,7 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.model import ModelInfo
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.engine.fair_threads import off_loop
+from actserve_server.http.connections import client_certificate
 from actserve_server.http.exchanges import AsgiMessage, Receive, Scope, Send
 from actserve_server.openai import embeddings, extra_fields, refused_fields, written_prompts
 from actserve_server.openai.asked import Asked, enter_asked
@@ -27,7 +28,9 @@ from actserve_server.openai.vllm_app import VllmServing, vllm_app
 from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.requests.prompt_fields import MAX_CHARACTERS_PER_TOKEN
 from actserve_server.rpc.transport import statuses
+from actserve_server.rpc.transport.audit_log import AuditLog
 from actserve_server.rpc.transport.auth import Authenticate
+from actserve_server.rpc.transport.call_changes import CallChanges
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call, current_call, enter_call, well_formed
 from actserve_server.rpc.transport.request_messages import MAX_PARTS, SMALL_BYTES
@@ -52,6 +55,8 @@ class LettingIn:
 
     authenticate: Authenticate
     limit: CallLimit
+    audit: AuditLog | None = None
+    """Where what they change is written down."""
 
 
 class OpenAiDoor:
@@ -83,11 +88,18 @@ class OpenAiDoor:
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
         call = enter_call(Call(traceparent=well_formed(headers.get("traceparent"))))
+        if self._letting_in.audit is not None:
+            call.changes = CallChanges()
         answer = OpenAiAnswer(send, call)
         path = scope["path"]
-        with observed(path if path in METHODS else "other", scope, call, answer):
+        shown, audit = path if path in METHODS else "other", self._letting_in.audit
+        with observed(shown, scope, call, answer, audit):
             try:
-                with let_in(headers, call, self._letting_in.authenticate, self._letting_in.limit):
+                letting_in = self._letting_in
+                certificate = client_certificate(scope)
+                async with let_in(
+                    headers, certificate, call, letting_in.authenticate, letting_in.limit
+                ):
                     await self._serve(scope, receive, answer, call)
             except Exception as error:
                 await answer.refuse(statuses.foreseen(error))
@@ -113,6 +125,7 @@ class OpenAiDoor:
     ) -> None:
         app, info, call = self._current_app(), self._engine.info, current_call()
         body, request = await _aside(data, _read, data, info)
+        answer.body = body
         await self._locate(request, body)
         of = written_prompts.of_chat if scope["path"] == CHAT else written_prompts.of_completion
         asked = Asked(wanted=await self._generations.read(request), written=of(body))
@@ -126,13 +139,13 @@ class OpenAiDoor:
 
     async def _embed(self, data: bytes, receive: Receive, answer: OpenAiAnswer) -> None:
         info = self._engine.info
+        body, request = await _aside(data, _read_inputs, data, info)
+        await self._locate(request, body)
         try:
-            body, request = await _aside(data, _read_inputs, data, info)
-            await self._locate(request, body)
             work = embeddings.answer(request, body, self._fetch, info)
             told = await _unless_gone(work, receive)
         except ActserveError as error:
-            error.field = embeddings.as_sent(error.field)
+            error.field = embeddings.as_sent(error.field, body)
             raise
         answer.gone = told is None
         if told is not None:

@@ -101,7 +101,7 @@ async def answer(
     }
 
 
-def as_sent(field: FieldPath) -> FieldPath:
+def as_sent(field: FieldPath, body: Mapping[str, Any]) -> FieldPath:
     """A path in the call to FetchActivations as one in the request."""
     match field:
         case ("items", int(index), *_):
@@ -111,7 +111,7 @@ def as_sent(field: FieldPath) -> FieldPath:
         case ("readouts", 0, *_):
             return ("site",)
         case _:
-            return extra_fields.as_sent(field)
+            return extra_fields.as_sent(field, body)
 
 
 def _inputs(value: Any) -> list[tuple[FieldPath, Any]]:

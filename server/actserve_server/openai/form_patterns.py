@@ -1,8 +1,9 @@
-"""How large the regular expressions are in the forms that an output may be held to.
+"""What is dear in the forms that an output may be held to: regular expressions, and grammars.
 
-vLLM makes an automaton of each `pattern` of a schema while nothing else runs, in time that grows
-with the third power of its size once its repetitions are written out: `a{1,3000}` takes minutes,
-and deep nesting ends the process. So they are measured before vLLM sees them.
+vLLM makes an automaton of each expression, in time that grows with the third power of its size once
+its repetitions are written out: `a{1,3000}` takes minutes, and deep nesting ends the process. So
+they are measured before vLLM sees them. Of a grammar no size is a bound: some of 200 short rules
+take minutes at each token, in which the engine serves nobody.
 """
 
 import json
@@ -22,6 +23,20 @@ _ENOUGH = 1 << 20
 
 def patterns(form: Any) -> Iterator[str]:
     """The regular expressions in a form, also where a part of it is JSON in a text."""
+    for item in _objects(form):
+        for name in ("pattern", "regex"):
+            if isinstance(pattern := item.get(name), str):
+                yield pattern
+        if isinstance(named := item.get("patternProperties"), dict):
+            yield from named
+
+
+def has_grammar(form: Any) -> bool:
+    """Whether there is a grammar in it."""
+    return any(isinstance(item.get("grammar"), str) for item in _objects(form))
+
+
+def _objects(form: Any) -> Iterator[dict[str, Any]]:
     left = [form]
     while left:
         item = left.pop()
@@ -34,10 +49,7 @@ def patterns(form: Any) -> Iterator[str]:
             left += item
         elif isinstance(item, dict):
             left += item.values()
-            if isinstance(pattern := item.get("pattern"), str):
-                yield pattern
-            if isinstance(named := item.get("patternProperties"), dict):
-                yield from named
+            yield item
 
 
 def size(pattern: str) -> int:

@@ -3,8 +3,8 @@ calls over gRPC: an id, who calls, how many calls there may be, metrics, one log
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 import structlog
@@ -14,9 +14,11 @@ from actserve_server.engine.fair_threads import CALLER
 from actserve_server.http.exchanges import Scope
 from actserve_server.openai.openai_answer import OpenAiAnswer
 from actserve_server.rpc.transport import metrics
+from actserve_server.rpc.transport.audit_log import AuditLog, Ending
 from actserve_server.rpc.transport.auth import Authenticate
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call
+from actserve_server.rpc.transport.quotas import Meter
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -35,7 +37,9 @@ log = structlog.get_logger("actserve.openai")
 
 
 @contextmanager
-def observed(path: str, scope: Scope, call: Call, answer: OpenAiAnswer) -> Iterator[None]:
+def observed(
+    path: str, scope: Scope, call: Call, answer: OpenAiAnswer, audit: AuditLog | None
+) -> Iterator[None]:
     """Counts and logs a request; `path` is one of those served, or says that it is none."""
     started, cancelled = time.perf_counter(), False
     client = scope.get("client")
@@ -55,6 +59,8 @@ def observed(path: str, scope: Scope, call: Call, answer: OpenAiAnswer) -> Itera
             metrics.TOKENS.labels("prompt").inc(call.prompt_tokens)
             metrics.TOKENS.labels("output").inc(call.output_tokens)
             span.ended(code.value[0], call.reason)
+            if audit is not None:
+                audit.write(call, Ending(method=path, peer=peer, code=code.name))
             log.info(
                 "call",
                 method=path,
@@ -72,19 +78,25 @@ def observed(path: str, scope: Scope, call: Call, answer: OpenAiAnswer) -> Itera
             )
 
 
-@contextmanager
-def let_in(
-    headers: dict[str, str], call: Call, authenticate: Authenticate, limit: CallLimit
-) -> Iterator[None]:
+@asynccontextmanager
+async def let_in(
+    headers: dict[str, str],
+    certificate: bytes | None,
+    call: Call,
+    authenticate: Authenticate,
+    limit: CallLimit,
+) -> AsyncGenerator[None, None]:
     """Raises UNAUTHENTICATED, QUEUE_FULL or QUOTA_EXCEEDED, before anything of the body is read."""
-    call.principal = authenticate(headers)
-    account = call.principal.account
+    call.principal = await authenticate(headers, certificate)
+    account, meter = call.principal.account, Meter(limit.quotas, call)
+    call.rules = limit.quotas.rules(account)
     if account:
         CALLER.set(account)
     limit.enter(account)
     try:
         yield
     finally:
+        meter.read()
         limit.leave(account)
 
 

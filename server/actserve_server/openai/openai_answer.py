@@ -35,6 +35,8 @@ class OpenAiAnswer:
         self._call = call
         self.asked: Asked | None = None
         """Once it is known."""
+        self.body: Mapping[str, Any] = {}
+        """Of the request, once it is known."""
         self.status: int | None = None
         """Of what was sent; None if nothing was."""
         self.code: grpc.StatusCode | None = None
@@ -85,7 +87,7 @@ class OpenAiAnswer:
         call = self._call
         call.reason, self.code = error.reason.value, statuses.code_of(error)
         metrics.REJECTIONS.labels(error.reason.value).inc()
-        content = openai_errors.content(error, extra_fields.as_sent(error.field), call)
+        content = openai_errors.content(error, extra_fields.as_sent(error.field, self.body), call)
         if self.status is None:
             await self._begin(openai_errors.status_of(error), *openai_errors.headers(error))
             await self._send_part(json.dumps(content).encode(), more=False)

@@ -45,7 +45,6 @@ MAX_MESSAGES = 4096
 in which nothing else runs."""
 MAX_FORM_BYTES = 256 << 10
 """Of the JSON of tools and of the form that the output must have."""
-MAX_REGEX_BYTES = 4 << 10
 MAX_LOGPROB_TOKEN_IDS = 1024
 
 _LISTS = {
@@ -176,18 +175,25 @@ def _check_forms(body: Body) -> None:
             MAX_FORM_BYTES,
         )
     _check_patterns(body)
-    form = body.get("structured_outputs")
-    regex = form.get("regex") if isinstance(form, dict) else None
-    if isinstance(regex, str) and len(regex.encode(errors="replace")) > MAX_REGEX_BYTES:
-        field = ("structured_outputs", "regex")
-        message = f"the regular expression has more than {MAX_REGEX_BYTES} bytes; shorten it"
-        raise _invalid(message, field, MAX_REGEX_BYTES)
+    for name in _FORMS:
+        if form_patterns.has_grammar(body.get(name)):
+            raise ActserveError(
+                Reason.FEATURE_NOT_SERVED,
+                f"grammars are not served in {name}, since some would hold everybody up; send a "
+                "JSON schema, a choice or a regular expression",
+                field=(name,),
+            )
 
 
 def _check_patterns(body: Body) -> None:
     whole = 0
     for name in _FORMS:
         for pattern in form_patterns.patterns(body.get(name)):
+            if "\0" in pattern:
+                raise _invalid(
+                    f"a pattern of {name} has a character NUL, which no text has; leave it out",
+                    (name,),
+                )
             size = form_patterns.size(pattern)
             whole += size
             for measured, what, limit in (
@@ -221,5 +227,6 @@ def _parts(messages: Any) -> Iterator[tuple[FieldPath, Any]]:
             yield ("messages", index, "content", number), part
 
 
-def _invalid(message: str, field: FieldPath, limit: int) -> ActserveError:
-    return ActserveError(Reason.FIELD_INVALID, message, field=field, metadata={"limit": limit})
+def _invalid(message: str, field: FieldPath, limit: int | None = None) -> ActserveError:
+    metadata = {} if limit is None else {"limit": limit}
+    return ActserveError(Reason.FIELD_INVALID, message, field=field, metadata=metadata)

@@ -1,5 +1,6 @@
 """vLLM's serving classes and their routes, in front of our engine."""
 
+import logging
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -7,14 +8,18 @@ from typing import Any, NoReturn
 from fastapi import FastAPI, Request
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.chat_completion import api_router as chat_router
+from vllm.entrypoints.openai.chat_completion import serving as chat_serving
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion import api_router as completion_router
+from vllm.entrypoints.openai.completion import serving as completion_serving
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.models import api_router as models_router
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.renderers.online_renderer import OnlineRenderer
+
+from actserve_server.domain.errors import ActserveError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +55,18 @@ def vllm_app(client: EngineClient, model_id: str, serving: VllmServing) -> FastA
     )
     for routes in (chat_router, completion_router, models_router):
         routes.attach_router(app)
+    for serving_module in (chat_serving, completion_serving):
+        logging.getLogger(serving_module.__name__).addFilter(_is_news)
     init_exception_handler(app)
     app.exception_handler(Exception)(_raised)
     return app
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line is not of a refusal of ours, which has its own. vLLM would log each that comes
+    in a stream with all that it came through, which fills logs."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, ActserveError)
 
 
 async def _raised(_: Request, error: Exception) -> NoReturn:

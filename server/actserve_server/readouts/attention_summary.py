@@ -90,9 +90,12 @@ def summary_of(
     """The means, of sums over the queries at these positions: of `measures`, float64 [heads,
     numbers], and of what each key receives, float64 [heads, T]."""
     distances = measures.distances
-    at, (first, induction, entropy, distance) = sums[:, : len(distances)], sums.T[len(distances) :]
+    at, (first, induction, entropy, distance, *_) = (
+        sums[:, : len(distances)],
+        sums.T[len(distances) :],
+    )
     counts = [int((q_positions >= far).sum()) for far in distances]
-    repeated = int((_first_occurrences(token_ids)[q_positions] < q_positions).sum())
+    repeated = repeated_queries(q_positions, token_ids)
     queries = len(q_positions)
     top = top_k(_mean(received, queries), top_keys).padded(top_keys)
     return AttentionSummary(
@@ -112,10 +115,10 @@ def summary_of(
     )
 
 
-def _first_occurrences(token_ids: np.ndarray) -> np.ndarray:
-    """For each token the first position that has the same one."""
+def repeated_queries(q_positions: np.ndarray, token_ids: np.ndarray) -> int:
+    """How many queries have a token that is at an earlier position as well."""
     _, first, inverse = np.unique(token_ids, return_index=True, return_inverse=True)
-    return first[inverse]
+    return int((first[inverse][q_positions] < q_positions).sum())
 
 
 def _mean(sums: np.ndarray, count: int | np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.positions import Spans
 from actserve_server.domain.principals import account
 from actserve_server.domain.sites import Site
+from actserve_server.domain.tenant_rules import RulesOf, no_rules, smaller
 from actserve_server.domain.tensors import ElementType, to_float32
 from actserve_server.readouts.kept_copies import KeptCopies
 
@@ -139,12 +140,14 @@ class KeptStore:
         clock: Callable[[], float] = time.monotonic,
         tenant_share: float = 1.0,
         replica: str = "",
+        rules: RulesOf = no_rules,
     ) -> None:
         self._max_bytes = max_bytes
         self._default_ttl_s = default_ttl_s
         self._max_ttl_s = max_ttl_s
         self._clock = clock
         self._tenant_share = tenant_share
+        self._rules = rules
         self._memory = _Memory()
         self._tenant = ""
         self.copies = KeptCopies(COPIES_BYTES, tenant_share)
@@ -298,7 +301,9 @@ class KeptStore:
             del held[owner]
 
     def _make_room(self, wanted: int) -> None:
-        limit = int(self._max_bytes * (self._tenant_share if account(self._tenant) else 1))
+        whose = account(self._tenant)
+        share = int(self._max_bytes * (self._tenant_share if whose else 1))
+        limit = smaller(share, self._rules(whose).max_kept_bytes)
 
         def fits() -> bool:
             own = self._memory.held_bytes[account(self._tenant)]

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import ClassVar
 
 import numpy as np
 
@@ -154,15 +155,38 @@ class AttentionSummaryReadout:
     received: ReceivedWeights | None = None
     """What it gives of each key, where `top_keys` are wanted."""
 
+    @property
+    def by_key(self) -> bool:
+        """Whether what each key receives is wanted."""
+        return self.top_keys > 0
+
     def captures(self, selection: Selection) -> tuple[Capture, ...]:
-        if self.measures is None:
-            return _queries_and_keys(self.layers, selection)
-        queries = _queries(self.layers)
-        measured = Capture(queries, selection, self.measures)
-        if self.received is None:
-            return (measured,)
-        every = Selection(Spans(((0, self.received.end),)))
-        return measured, Capture(queries, every, self.received)
+        return _measured(self.layers, selection, self.measures, self.received)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class HeadReadout:
+    """How every head of some layers attends, in sums to which those of other sequences are added;
+    `positions` are those of the queries."""
+
+    layers: tuple[int, ...]
+    positions: Positions
+    by_token: bool = False
+    """Whether to give also what each query gives and each key receives."""
+    measures: QueryMeasures | None = None
+    """What the engine gives of each query, if it does; see `patterns_where_best`."""
+    received: ReceivedWeights | None = None
+    """What it gives of each key, where sums are wanted by token."""
+
+    offsets: ClassVar[tuple[int, ...]] = ()
+
+    @property
+    def by_key(self) -> bool:
+        """Whether what each key receives is wanted."""
+        return self.by_token
+
+    def captures(self, selection: Selection) -> tuple[Capture, ...]:
+        return _measured(self.layers, selection, self.measures, self.received)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -198,6 +222,7 @@ Readout = (
     | PredictionReadout
     | AttentionReadout
     | AttentionSummaryReadout
+    | HeadReadout
     | LogitAttributionReadout
     | KeepReadout
 )
@@ -266,10 +291,10 @@ def _in_engine(
             return None
         largest = LargestWeights(readout.heads, readout.top_k)
         return replace(placed, readout=replace(readout, largest=largest))
-    if not isinstance(readout, AttentionSummaryReadout):
+    if not isinstance(readout, AttentionSummaryReadout | HeadReadout):
         return None
     heads, received = info.attention[0].heads, None
-    if readout.top_keys:
+    if readout.by_key:
         queries = _of_prompt(placed.selection, prompt_tokens, run_tokens)
         if queries is None:
             return None
@@ -342,6 +367,23 @@ def plan(placed: tuple[Placed, ...], prompt_ids: tuple[int, ...]) -> Plan:
 
 def _queries(layers: tuple[int, ...]) -> tuple[Site, ...]:
     return tuple(Site(HookPoint.Q, layer) for layer in layers)
+
+
+def _measured(
+    layers: tuple[int, ...],
+    selection: Selection,
+    measures: QueryMeasures | None,
+    received: ReceivedWeights | None,
+) -> tuple[Capture, ...]:
+    """What the engine gives of queries and keys, or else these themselves."""
+    if measures is None:
+        return _queries_and_keys(layers, selection)
+    queries = _queries(layers)
+    measured = Capture(queries, selection, measures)
+    if received is None:
+        return (measured,)
+    every = Selection(Spans(((0, received.end),)))
+    return measured, Capture(queries, every, received)
 
 
 def _queries_and_keys(layers: tuple[int, ...], selection: Selection) -> tuple[Capture, ...]:

@@ -6,6 +6,7 @@ work.
 """
 
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,10 +21,12 @@ from actserve_server.domain.runs import Finished, Rows
 from actserve_server.domain.tensors import ElementType, to_float32
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.readouts.attention_summary import summarize, summary_of
+from actserve_server.readouts.head_sums import LayerSums, layer_sums, sums_of
 from actserve_server.readouts.logit_attribution import Attributions
 from actserve_server.readouts.plan import (
     AttentionReadout,
     AttentionSummaryReadout,
+    HeadReadout,
     KeepReadout,
     LogitAttributionReadout,
     Plan,
@@ -34,6 +37,7 @@ from actserve_server.readouts.plan import (
 from actserve_server.readouts.results import (
     ReadAttention,
     ReadAttentionSummary,
+    ReadHeads,
     ReadPredictions,
     ReadRows,
     Result,
@@ -109,6 +113,10 @@ def _reader(readout: Readout, info: ModelInfo, token_ids: Sequence[int]) -> _Rea
             return _MeasuredSummaryReader(readout, measures, token_ids)
         case AttentionSummaryReadout():
             return _AttentionSummaryReader(readout, info, token_ids)
+        case HeadReadout(measures=QueryMeasures() as measures):
+            return _MeasuredHeadReader(readout, measures, token_ids)
+        case HeadReadout():
+            return _HeadReader(readout, info, token_ids)
         case LogitAttributionReadout():
             return _LogitAttributionReader(readout, info.element_type)
 
@@ -333,19 +341,32 @@ class _MeasuredSummaryReader:
             )
 
 
-class _AttentionSummaryReader:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layer:
+    """All that attention of a layer comes of."""
+
+    layer: int
+    rule: AttentionRule
+    q: np.ndarray
+    k: np.ndarray
+    """Up to the last query."""
+    positions: np.ndarray
+    """Of the queries."""
+    token_ids: np.ndarray
+    """Of the keys, int64."""
+
+
+class _LayerReader:
     """Holds queries and keys until all are there, and lets go of those of a layer with its result.
 
     `token_ids` are those of the sequence, and grow while it runs.
     """
 
-    def __init__(
-        self, readout: AttentionSummaryReadout, info: ModelInfo, token_ids: Sequence[int]
-    ) -> None:
-        self._readout = readout
+    def __init__(self, layers: Sequence[int], info: ModelInfo, token_ids: Sequence[int]) -> None:
+        self._layers = layers
         self._info = info
         self._token_ids = token_ids
-        self._rows = tuple([[] for _ in readout.layers] for _ in ("queries", "keys"))
+        self._rows = tuple([[] for _ in layers] for _ in ("queries", "keys"))
 
     def add(self, part: int, site_index: int, rows: Rows) -> Results:
         self._rows[part][site_index].append(rows.bits)
@@ -353,33 +374,106 @@ class _AttentionSummaryReader:
 
     def finish(self, *positions: np.ndarray) -> Results:
         queries, _ = positions
-        return self._summaries(queries)
+        return map(self.result, self._whole(queries))
 
-    def _summaries(self, positions: np.ndarray) -> Iterator[Result]:
-        for index, layer in enumerate(self._readout.layers):
+    def result(self, of: _Layer) -> Result:
+        """Of one layer."""
+        raise NotImplementedError
+
+    def _whole(self, positions: np.ndarray) -> Iterator[_Layer]:
+        for index, layer in enumerate(self._layers):
             rule = self._info.attention[layer]
             widths = (rule.heads * rule.head_dim, rule.key_value_heads * rule.head_dim)
             q, k = (self._take(part, index, width) for part, width in enumerate(widths))
             # Where generated tokens were selected by id, keys came beyond the last query.
             tokens = positions[-1] + 1 if len(positions) else 0
-            yield ReadAttentionSummary(
-                layer=layer,
-                summary=summarize(
-                    rule,
-                    q,
-                    k[:tokens],
-                    positions,
-                    np.array(self._token_ids[:tokens], np.int64),
-                    offsets=self._readout.offsets,
-                    top_keys=self._readout.top_keys,
-                ),
-            )
+            ids = np.array(self._token_ids[:tokens], np.int64)
+            yield _Layer(layer, rule, q, k[:tokens], positions, ids)
 
     def _take(self, part: int, index: int, width: int) -> np.ndarray:
         parts, self._rows[part][index] = self._rows[part][index], []
         if not parts:
             return np.empty((0, width), np.float32)
         return to_float32(np.concatenate(parts), self._info.element_type)
+
+
+class _AttentionSummaryReader(_LayerReader):
+    """Makes a summary of each layer."""
+
+    def __init__(
+        self, readout: AttentionSummaryReadout, info: ModelInfo, token_ids: Sequence[int]
+    ) -> None:
+        super().__init__(readout.layers, info, token_ids)
+        self._readout = readout
+
+    def result(self, of: _Layer) -> Result:
+        summary = summarize(
+            of.rule,
+            of.q,
+            of.k,
+            of.positions,
+            of.token_ids,
+            offsets=self._readout.offsets,
+            top_keys=self._readout.top_keys,
+        )
+        return ReadAttentionSummary(layer=of.layer, summary=summary)
+
+
+class _HeadReader(_LayerReader):
+    """Makes sums of each layer."""
+
+    def __init__(self, readout: HeadReadout, info: ModelInfo, token_ids: Sequence[int]) -> None:
+        super().__init__(readout.layers, info, token_ids)
+        self._readout = readout
+
+    def result(self, of: _Layer) -> Result:
+        by_token = self._readout.by_token
+        sums = layer_sums(of.rule, of.q, of.k, of.positions, of.token_ids, by_token=by_token)
+        return ReadHeads(layer=of.layer, sums=sums)
+
+
+class _MeasuredHeadReader:
+    """Adds up what the engine has measured of each query, and holds until the end what is told by
+    token."""
+
+    def __init__(
+        self, readout: HeadReadout, measures: QueryMeasures, token_ids: Sequence[int]
+    ) -> None:
+        self._readout = readout
+        self._measures = measures
+        self._token_ids = token_ids
+        self._sums = np.zeros((len(readout.layers), measures.heads, measures.numbers))
+        self._given: list[list[np.ndarray]] = [[] for _ in readout.layers]
+        self._received: list[list[np.ndarray]] = [[] for _ in readout.layers]
+
+    def add(self, part: int, site_index: int, rows: Rows) -> Results:
+        if part:
+            self._received[site_index].append(rows.bits)
+            return ()
+        added = self._add(site_index, rows.bits)
+        return tuple(added) if rows.bits.size < QUICK_OPERATIONS else added
+
+    def _add(self, site_index: int, rows: np.ndarray) -> Iterator[Result]:
+        measured = rows.reshape(len(rows), *self._sums.shape[1:])
+        self._sums[site_index] += measured.sum(axis=0, dtype=np.float64)
+        if self._readout.by_token:
+            self._given[site_index].append(self._measures.beyond_first(measured).copy())
+        yield from ()
+
+    def finish(self, *positions: np.ndarray) -> Results:
+        return self._layers(positions[0])
+
+    def _layers(self, queries: np.ndarray) -> Iterator[Result]:
+        tokens = queries[-1] + 1 if len(queries) else 0
+        token_ids = np.array(self._token_ids[:tokens], np.int64)
+        for index, layer in enumerate(self._readout.layers):
+            sums: LayerSums = sums_of(self._sums[index], queries, token_ids)
+            if self._readout.by_token and tokens:
+                given = np.concatenate(self._given[index]).T
+                received = np.concatenate(self._received[index]).T
+                sums = sums.told_by_token(given, received, queries)
+            self._given[index], self._received[index] = [], []
+            yield ReadHeads(layer=layer, sums=sums)
 
 
 class _LogitAttributionReader:

@@ -9,6 +9,7 @@ from actserve_server.domain.runs import Predictions
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import ElementType
 from actserve_server.readouts.attention_summary import AttentionSummary
+from actserve_server.readouts.head_sums import LayerSums
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -57,6 +58,14 @@ class ReadAttentionSummary:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ReadHeads:
+    """How the heads of one layer attend, to be added to that of other sequences."""
+
+    layer: int
+    sums: LayerSums
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ReadLogitAttribution:
     """How much rows of a site add to logits."""
 
@@ -85,6 +94,7 @@ Result = (
     | ReadPredictions
     | ReadAttention
     | ReadAttentionSummary
+    | ReadHeads
     | ReadLogitAttribution
     | RowsToKeep
 )

@@ -192,6 +192,7 @@ class Generations:
                                 interventions=reports.to_wire(edits, event.interventions),
                                 kept=await results.close(index),
                                 monitor_scores=_scores(event, detail),
+                                monitor_interventions=_intervened(event, wanted.watched_by),
                                 **ending(event),
                             )
                             yield index, {"sample_finished": finished}
@@ -249,3 +250,8 @@ def _read(plan: Plan, event: Finished) -> list[readout_pb2.ReadoutPositions]:
 def _scores(event: Finished, detail: int) -> list[pb.MonitorScore]:
     found = event.scores if isinstance(event, WatchedFinished) else ()
     return monitor_scores.scores(found, detail)
+
+
+def _intervened(event: Finished, by: WatchedBy) -> list[pb.MonitorInterventions]:
+    found = event.intervened if isinstance(event, WatchedFinished) else ()
+    return monitor_scores.interventions(found, by)

@@ -1,39 +1,22 @@
-"""What the contract has and this server does not serve yet: whole services, and fields.
+"""Fields of the contract that this server does not serve yet.
 
-All of it is refused here, before anything else is looked at, so that a client can tell "not here"
-from "wrong". What is served later is taken out of the two tables, and nothing else changes.
+They are refused here, before anything else is looked at, so that a client can tell "not here"
+from "wrong". What is served later is taken out of the table, and nothing else changes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
-import grpc
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from actserve.v1 import (
-    attribution_graph_service_pb2,
-    head_service_pb2,
-)
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.rpc.transport.messages import inside, is_set
-
-if TYPE_CHECKING:
-    from actserve_server.rpc.transport.methods import Methods
-
-SERVICES = tuple(
-    service
-    for file in (
-        attribution_graph_service_pb2,
-        head_service_pb2,
-    )
-    for service in file.DESCRIPTOR.services_by_name.values()
-)
 
 _ADAPTER = "serve a checkpoint that the adapter is merged into"
 
 FIELDS: Mapping[str, str] = {
+    "actserve.v1.CreateAttributionGraphRequest.adapter": _ADAPTER,
     "actserve.v1.FetchActivationsRequest.adapter": _ADAPTER,
     "actserve.v1.FetchItem.adapter": _ADAPTER,
     "actserve.v1.GenerateRequest.adapter": _ADAPTER,
@@ -45,16 +28,6 @@ FIELDS: Mapping[str, str] = {
     "actserve.v1.SweepVariant.adapter": _ADAPTER,
 }
 """By their full names, with what to do instead."""
-
-
-def add_to(methods: "Methods") -> None:
-    """Registers every method of the services, so that a call is answered with a reason, after it
-    was authenticated and as any other is logged and counted. Its message is not read."""
-    for service in SERVICES:
-        handlers = {method.name: _handler(method) for method in service.methods}
-        methods.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service.full_name, handlers),)
-        )
 
 
 def refuse_fields(message: Message, path: FieldPath = ()) -> None:
@@ -92,25 +65,3 @@ def _may_have(kind: Descriptor) -> bool:
                 seen.add(field.message_type.full_name)
                 left.append(field.message_type)
     return False
-
-
-def _handler(method: MethodDescriptor) -> Any:
-    make: Callable[..., Any]
-    if method.server_streaming:
-        make = grpc.unary_stream_rpc_method_handler
-    else:
-        make = grpc.unary_unary_rpc_method_handler
-
-    def refuse(request: None, context: object) -> Any:
-        raise refusal(f"{method.containing_service.name}.{method.name}")
-
-    return make(refuse)
-
-
-def refusal(method: str) -> ActserveError:
-    """That a method, written Service.Method, is not served yet."""
-    return ActserveError(
-        Reason.FEATURE_NOT_SERVED,
-        f"{method} is part of the contract, but this server does not serve it yet; Model.features "
-        "tells what it serves",
-    )

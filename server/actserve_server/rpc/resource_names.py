@@ -15,6 +15,7 @@ _MAX_CHARACTERS = 2048
 _NLA = re.compile(r"(models/.+)/nlas/([^/]+)")
 _VECTOR = re.compile(r"(models/.+)/steeringVectors/([^/\x00]{1,63})")
 _MONITOR = re.compile(r"(models/.+)/monitors/([^/\x00]{1,63})")
+_GRAPH = re.compile(r"(models/.+)/attributionGraphs/([^/\x00]{1,63})")
 _ALERT = re.compile(r"(models/.+)/alerts/([^/\x00]{1,63})")
 _DICTIONARY = re.compile(r"(models/.+)/dictionaries/([^/\x00]{1,63})")
 _UPLOAD = re.compile(r"(models/.+)/dictionaries/([^/\x00]{1,63})/uploads/([^/\x00]{1,63})")
@@ -35,6 +36,10 @@ def steering_vector_name(model_id: str, vector_id: str) -> str:
 
 def monitor_name(model_id: str, monitor_id: str) -> str:
     return f"{_MODELS}{model_id}/monitors/{monitor_id}"
+
+
+def attribution_graph_name(model_id: str, graph_id: str) -> str:
+    return f"{_MODELS}{model_id}/attributionGraphs/{graph_id}"
 
 
 def alert_name(model_id: str, alert_id: str) -> str:
@@ -63,7 +68,14 @@ def model_part(name: str) -> str:
     """The name of the model in that of one of its NLAs, their baselines or what is stored for it,
     or in its own; empty if it names none."""
     model = name[:_MAX_CHARACTERS]
-    for collection in ("/nlas/", "/steeringVectors/", "/monitors/", "/alerts/", "/dictionaries/"):
+    for collection in (
+        "/nlas/",
+        "/steeringVectors/",
+        "/monitors/",
+        "/alerts/",
+        "/attributionGraphs/",
+        "/dictionaries/",
+    ):
         model = model.partition(collection)[0]
     return model if model.startswith(_MODELS) and model != ANY_MODEL else ""
 
@@ -83,6 +95,13 @@ def steering_vector_id(name: str, info: ModelInfo) -> str | None:
 def monitor_id(name: str, info: ModelInfo) -> str | None:
     """The id in the name of a monitor of the served model; None if it is no such name."""
     named = _parsed(_MONITOR, name)
+    return named[2] if named and means_model(named[1], info) else None
+
+
+def attribution_graph_id(name: str, info: ModelInfo) -> str | None:
+    """The id in the name of an attribution graph of the served model; None if it is no such
+    name."""
+    named = _parsed(_GRAPH, name)
     return named[2] if named and means_model(named[1], info) else None
 
 

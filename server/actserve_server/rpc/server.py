@@ -7,12 +7,16 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from actserve.v1 import (
+    attribution_graph_service_pb2,
+    attribution_graph_service_pb2_grpc,
     dictionary_service_pb2,
     dictionary_service_pb2_grpc,
     explanation_service_pb2,
     explanation_service_pb2_grpc,
     generation_service_pb2,
     generation_service_pb2_grpc,
+    head_service_pb2,
+    head_service_pb2_grpc,
     kept_activations_service_pb2,
     kept_activations_service_pb2_grpc,
     model_service_pb2,
@@ -26,13 +30,17 @@ from actserve.v1 import (
     weight_service_pb2,
     weight_service_pb2_grpc,
 )
+from actserve_server.domain.tenant_rules import RulesOf, no_rules
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.rpc import not_served
+from actserve_server.graphs.graph_work import GraphWork
+from actserve_server.graphs.stored_graphs import GraphRegistry
+from actserve_server.rpc.attribution_graph_servicer import AttributionGraphServicer
 from actserve_server.rpc.dictionary_servicer import DictionaryServicer
 from actserve_server.rpc.explanation_servicer import ExplanationServicer
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.generation_servicer import GenerationServicer
 from actserve_server.rpc.generations import Generations
+from actserve_server.rpc.head_servicer import HeadServicer
 from actserve_server.rpc.kept_activations_servicer import KeptActivationsServicer
 from actserve_server.rpc.model_servicer import ModelServicer
 from actserve_server.rpc.monitor_servicer import MonitorServicer
@@ -41,28 +49,33 @@ from actserve_server.rpc.resource_names import model_name
 from actserve_server.rpc.steering_vector_servicer import SteeringVectorServicer
 from actserve_server.rpc.sweep_servicer import SweepServicer
 from actserve_server.rpc.transport import metrics
-from actserve_server.rpc.transport.access_tokens import TokenFile
-from actserve_server.rpc.transport.auth import anybody, by_token
+from actserve_server.rpc.transport.audit_log import AuditLog
+from actserve_server.rpc.transport.auth import KnownCallers
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.methods import Methods
 from actserve_server.rpc.transport.model_header import ModelHeader
 from actserve_server.rpc.transport.observer import Observer
+from actserve_server.rpc.transport.quotas import Quotas
+from actserve_server.rpc.transport.tenant_file import TenantFile
 from actserve_server.rpc.watching_parts import WatchingParts
 from actserve_server.rpc.weight_servicer import WeightServicer
 from actserve_server.storage.stored_cells import StoredCells
+from actserve_server.tls_files import TlsFiles
 
-_DESCRIPTORS = (
+DESCRIPTORS = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
     generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"],
     kept_activations_service_pb2.DESCRIPTOR.services_by_name["KeptActivationsService"],
     explanation_service_pb2.DESCRIPTOR.services_by_name["ExplanationService"],
     weight_service_pb2.DESCRIPTOR.services_by_name["WeightService"],
+    head_service_pb2.DESCRIPTOR.services_by_name["HeadService"],
     steering_vector_service_pb2.DESCRIPTOR.services_by_name["SteeringVectorService"],
     sweep_service_pb2.DESCRIPTOR.services_by_name["SweepService"],
     monitor_service_pb2.DESCRIPTOR.services_by_name["MonitorService"],
     dictionary_service_pb2.DESCRIPTOR.services_by_name["DictionaryService"],
+    attribution_graph_service_pb2.DESCRIPTOR.services_by_name["AttributionGraphService"],
 )
-SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
+SERVICES = tuple(descriptor.full_name for descriptor in DESCRIPTORS)
 """Full names of the services that are served, and have a health of their own."""
 LIVENESS = "liveness"
 """The name under which health says whether the server is there at all. It is SERVING also while an
@@ -70,19 +83,14 @@ engine is started again, so that nobody ends the server meanwhile; one that cann
 itself."""
 MAX_PROBES = 32
 """The most calls at once on the health port, to which anybody may connect."""
-DECLARED = tuple(descriptor.full_name for descriptor in not_served.SERVICES)
-"""Full names of those that are in the contract, and not served yet."""
-DESCRIPTORS = (*_DESCRIPTORS, *not_served.SERVICES)
-"""Of all services whose calls are answered, if only by a refusal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """PEM files' contents. With `client_ca`, only clients with a certificate of it may call."""
+class GraphParts:
+    """Attribution graphs, as their servicer uses them."""
 
-    certificate: bytes
-    key: bytes
-    client_ca: bytes | None = None
+    registry: GraphRegistry
+    work: GraphWork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +110,22 @@ class Listening:
     """The most of the calls that one tenant may have."""
     health_port: int | None = None
     """Where health alone is answered, without TLS."""
-    tls: Tls | None = None
-    tokens: TokenFile | None = None
-    """Without them everybody may call, as one tenant."""
+    tls: TlsFiles | None = None
+    callers: KnownCallers
+    """If none are known everybody may call, as one tenant."""
+    tenants: TenantFile | None = None
+    audit: AuditLog | None = None
+
+    @property
+    def rules(self) -> RulesOf:
+        """What is set for each tenant."""
+        return no_rules if self.tenants is None else self.tenants.rules
 
 
 class RpcServer:
     """Serves an engine, what requests can name, the autoencoders that explain it, stored cells of
-    sweeps, and what watches calls. Health is NOT_SERVING until told otherwise."""
+    sweeps, what watches calls, and attribution graphs. Health is NOT_SERVING until told
+    otherwise."""
 
     def __init__(
         self,
@@ -118,15 +134,19 @@ class RpcServer:
         autoencoders: Nlas,
         cells: StoredCells,
         watching: WatchingParts,
+        graphs: GraphParts,
         generations: Generations,
         listening: Listening,
     ) -> None:
-        tokens = listening.tokens
-        self.authenticate = anybody if tokens is None else by_token(tokens)
-        """Who calls, by the metadata or the headers of a call."""
-        self.call_limit = CallLimit(listening.max_calls, listening.tenant_share)
+        self.authenticate = listening.callers.authenticate
+        """Who calls, by the metadata or the headers of a call, and its client's certificate."""
+        self.call_limit = CallLimit(
+            listening.max_calls, listening.tenant_share, Quotas(listening.rules)
+        )
         """Of the calls of all doors together."""
-        observer = Observer(self.authenticate, self.call_limit, listening.reader_timeout_s or None)
+        observer = Observer(
+            self.authenticate, self.call_limit, listening.reader_timeout_s or None, listening.audit
+        )
         self.methods = Methods([observer, ModelHeader(model_name(engine.info))])
         """All of the services, for this door and others."""
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
@@ -145,6 +165,9 @@ class RpcServer:
         weight_service_pb2_grpc.add_WeightServiceServicer_to_server(
             WeightServicer(engine), self.methods
         )
+        head_service_pb2_grpc.add_HeadServiceServicer_to_server(
+            HeadServicer(engine, sources, autoencoders), self.methods
+        )
         steering_vector_service_pb2_grpc.add_SteeringVectorServiceServicer_to_server(
             SteeringVectorServicer(engine, sources), self.methods
         )
@@ -157,7 +180,9 @@ class RpcServer:
         dictionary_service_pb2_grpc.add_DictionaryServiceServicer_to_server(
             DictionaryServicer(engine, sources.dictionaries), self.methods
         )
-        not_served.add_to(self.methods)
+        attribution_graph_service_pb2_grpc.add_AttributionGraphServiceServicer_to_server(
+            AttributionGraphServicer(engine, graphs.registry, graphs.work), self.methods
+        )
         self._server = grpc.aio.server(
             interceptors=self.methods.interceptors, options=_options(listening)
         )
@@ -165,7 +190,7 @@ class RpcServer:
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (*SERVICES, *DECLARED, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         self._probes = grpc.aio.server(
             options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=MAX_PROBES
@@ -206,13 +231,7 @@ class RpcServer:
         address = _address(listening.host, listening.port)
         if listening.tls is None:
             return self._server.add_insecure_port(address)
-        tls = listening.tls
-        credentials = grpc.ssl_server_credentials(
-            [(tls.key, tls.certificate)],
-            root_certificates=tls.client_ca,
-            require_client_auth=tls.client_ca is not None,
-        )
-        return self._server.add_secure_port(address, credentials)
+        return self._server.add_secure_port(address, listening.tls.grpc_credentials())
 
 
 def _address(host: str, port: int) -> str:

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.making_requests import MakingRequest
 from actserve_server.domain.principals import account
+from actserve_server.domain.tenant_rules import RulesOf, no_rules, smaller
 from actserve_server.steering.shared_reads import SharedReads
 from actserve_server.steering.stored_vectors import (
     LoadedVector,
@@ -62,6 +63,7 @@ class VectorQuota:
     max_vectors: int
     max_bytes: int
     tenant_share: float = 1.0
+    rules: RulesOf = no_rules
 
 
 class Copies(Protocol):
@@ -319,7 +321,9 @@ class VectorRegistry:
     def _check_room(self, connection: sa.Connection, tenant: str, wanted: int) -> None:
         quota, whose = self._quota, account(tenant)
         share = quota.tenant_share if whose else 1.0
-        max_vectors, max_bytes = int(quota.max_vectors * share), int(quota.max_bytes * share)
+        own_limit = quota.rules(whose).max_steering_vectors
+        max_vectors = smaller(int(quota.max_vectors * share), own_limit)
+        max_bytes = int(quota.max_bytes * share)
         held = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(vectors.c.size_bytes), 0))
         count, stored = map(int, connection.execute(held).one())
         own_count, own = map(int, connection.execute(held.where(vectors.c.account == whose)).one())

@@ -27,29 +27,41 @@ def migrate(engine: sa.Engine, place: Place) -> None:
     StoreConfigError if a newer version has been here."""
     # Imported here because the command line needs none of it.
     from alembic import command
-    from alembic.runtime.migration import MigrationContext
 
-    known, heads = _steps()
     with _MIGRATING, place.migrating(), engine.connect() as connection:
         connection = connection.execution_options(**{WRITES: True})
         with connection.begin():
             place.begin_migration(connection)
-            options = {"version_table": VERSION_TABLE}
-            here = MigrationContext.configure(connection, opts=options).get_current_heads()
-            if unknown := sorted(set(here) - known):
-                raise StoreConfigError(
-                    f"the database {place} was migrated by a newer version of the server, to "
-                    f"{unknown[0]}, which this one does not know; run the newer version, or "
-                    "restore a backup of before"
-                )
-            if set(here) == heads:
+            here = _steps_done(connection, place)
+            if here == _steps()[1]:
                 return
             config = _config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-            now = MigrationContext.configure(connection, opts=options).get_current_heads()
+            now = _steps_done(connection, place)
     if now != here:
-        log.info("store", migrated_from=list(here), to=list(now), database=str(place))
+        log.info("store", migrated_from=sorted(here), to=sorted(now), database=str(place))
+
+
+def is_current(engine: sa.Engine, place: Place) -> bool:
+    """Whether it lacks no step; nothing is changed. Raises StoreConfigError if a newer version has
+    been here."""
+    with engine.connect() as connection:
+        return _steps_done(connection, place) == _steps()[1]
+
+
+def _steps_done(connection: sa.Connection, place: Place) -> frozenset[str]:
+    from alembic.runtime.migration import MigrationContext
+
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    done = frozenset(context.get_current_heads())
+    if unknown := sorted(done - _steps()[0]):
+        raise StoreConfigError(
+            f"the database {place} was migrated by a newer version of the server, to "
+            f"{unknown[0]}, which this one does not know; run the newer version, or "
+            "restore a backup of before"
+        )
+    return done
 
 
 @cache

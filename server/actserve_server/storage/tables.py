@@ -355,3 +355,53 @@ dictionary_label_versions = sa.Table(
     sa.PrimaryKeyConstraint("tenant", "model_id", "dictionary"),
 )
 """What tells that labels have changed."""
+
+attribution_graphs = sa.Table(
+    "attribution_graphs",
+    METADATA,
+    # Never that of another, also once it was deleted.
+    sa.Column("key", sa.Integer, primary_key=True),
+    sa.Column("tenant", text(), nullable=False),
+    sa.Column("account", text(), nullable=False),
+    sa.Column("model_id", text(), nullable=False),
+    # The last part of its name.
+    sa.Column("id", text(63), nullable=False),
+    # A serialized TokenizedPrompt, and serialized AttributionSettings.
+    sa.Column("prompt", sa.LargeBinary, nullable=False),
+    sa.Column("settings", sa.LargeBinary, nullable=False),
+    # As WorkState.
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    sa.Column("steps_done", sa.Integer, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    # A serialized google.rpc.Status of work that failed; empty otherwise.
+    sa.Column("error", sa.LargeBinary, nullable=False),
+    # When the server that does the work last said so. Microseconds since 1970 began, UTC.
+    sa.Column("seen_time_us", sa.BigInteger, nullable=False),
+    sa.Column("nodes", sa.Integer, nullable=False),
+    sa.Column("edges", sa.Integer, nullable=False),
+    # Of its prompt and its parts: what counts against quotas.
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("create_time_us", sa.BigInteger, nullable=False),
+    sa.Column("expire_time_us", sa.BigInteger, nullable=False),
+    # Of the request that made it, whose SHA-256 is beside it.
+    sa.Column("request_id", text(), nullable=False),
+    sa.Column("request_sha256", sa.LargeBinary(32), nullable=False),
+    sa.UniqueConstraint("tenant", "model_id", "id"),
+    sa.UniqueConstraint("tenant", "model_id", "request_id"),
+    sa.Index(None, "account", "size_bytes"),
+    sa.Index(None, "expire_time_us"),
+    sqlite_autoincrement=True,
+)
+"""Attribution graphs by tenant, model and id."""
+
+attribution_graph_parts = sa.Table(
+    "attribution_graph_parts",
+    METADATA,
+    sa.Column("graph", sa.Integer, nullable=False),
+    sa.Column("number", sa.Integer, autoincrement=False, nullable=False),
+    # A serialized WatchAttributionGraphResponse of some nodes or edges.
+    sa.Column("message", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(["graph"], ["attribution_graphs.key"], ondelete="CASCADE"),
+    sa.PrimaryKeyConstraint("graph", "number"),
+)
+"""Their nodes and edges, in the order in which they are told."""

@@ -119,10 +119,12 @@ async def test_scores_of_before_stay_comparable_within_their_version(store: dict
             "ALTER TABLE monitors DROP COLUMN scored_by",
             "ALTER TABLE score_hours DROP COLUMN scored_by",
             "DROP INDEX ix_alerts_delivery_state_webhook_account_delivery_due_us",
+            "DROP TABLE dictionary_label_versions",
+            "DROP TABLE dictionary_labels",
             "DROP TABLE dictionary_pieces",
             "DROP TABLE dictionaries",
-            "DROP TABLE dictionary_labels",
-            "DROP TABLE dictionary_label_versions",
+            "DROP TABLE attribution_graph_parts",
+            "DROP TABLE attribution_graphs",
             f"UPDATE {VERSION_TABLE} SET version_num='0004'",
         ):
             connection.execute(sa.text(statement))

@@ -29,6 +29,9 @@ class Runner:
     def get_model(self) -> Model:
         return self.model
 
+    def profile_run(self) -> None:
+        self.model(torch.zeros(1, WIDTH))
+
     def _model_forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.model(hidden)
 

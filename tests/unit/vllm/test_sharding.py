@@ -13,11 +13,13 @@ from actserve_server.domain import blocks
 from actserve_server.domain.conditions import Condition
 from actserve_server.domain.operations import Add
 from actserve_server.domain.probes import Aggregator, Ema, Probe
-from actserve_server.domain.runs import Intervention
+from actserve_server.domain.runs import Intervention, Unembed
+from actserve_server.engine.vllm import head as head_module
 from actserve_server.engine.vllm import sharding
 from actserve_server.engine.vllm.bank import StepVectors, VectorBank
+from actserve_server.engine.vllm.head import Head
 from actserve_server.engine.vllm.layout import Layout, SiteKey
-from actserve_server.engine.vllm.sharding import Shards
+from actserve_server.engine.vllm.sharding import AgreedGather, Shards
 from actserve_server.engine.vllm.step_batch import Model
 from actserve_server.engine.vllm.step_plan import route
 from actserve_server.engine.vllm.taps import EditWork
@@ -43,6 +45,9 @@ class Ranks:
         self._barrier.wait()
         return whole
 
+    def failed(self, failed: bool) -> bool:
+        return bool(self.all_gather(torch.tensor([failed]), 0).any())
+
     def run(self, work: Callable[[int], T]) -> list[T]:
         """What each rank's work returns."""
 
@@ -59,6 +64,7 @@ def make_ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Ranks]:
     def make(size: int) -> Ranks:
         ranks = Ranks(size)
         monkeypatch.setattr(sharding, "tensor_model_parallel_all_gather", ranks.all_gather)
+        monkeypatch.setattr(sharding, "failed_on_any_rank", ranks.failed)
         return ranks
 
     return make
@@ -171,3 +177,85 @@ class Broken(Exception):
 
 def _breaks(rows: slice) -> torch.Tensor:
     raise Broken
+
+
+class Faulty:
+    """The end of a model on one of two ranks, which fails in one of its steps."""
+
+    def __init__(self, ranks: Ranks, fails: str) -> None:
+        self._ranks = ranks
+        self._fails = fails
+        self._gather_logits: Callable[[torch.Tensor], torch.Tensor | None] = self._gather
+        self.computed = 0
+
+    def norm(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._step("norm", rows)
+
+    def compute_logits(self, rows: torch.Tensor) -> torch.Tensor | None:
+        self.computed += 1
+        part = self._step("part", rows)
+        logits = self._gather_logits(part)
+        assert logits is not None
+        return self._step("whole", logits)
+
+    def _gather(self, part: torch.Tensor) -> torch.Tensor:
+        return self._ranks.all_gather(part, -1)
+
+    def _step(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        # In the second of three blocks.
+        if name == self._fails and rows[0, 0] == 2:
+            raise MemoryError(name)
+        return rows
+
+
+def _logits(made: Faulty, head: Head, rows: torch.Tensor) -> tuple[str, int]:
+    """What came of it, and how often logits were computed; then logits of rows that do no harm."""
+    count = 0
+    try:
+        head.predictions(rows, Unembed(top_k=1), np.full(len(rows), -1), normed=False)
+        what = "logits"
+    except Exception as error:
+        what = type(error).__name__
+    finally:
+        count = made.computed
+    assert head.logits(torch.ones(2, 1)).shape == (2, 2)
+    return what, count
+
+
+@pytest.mark.parametrize(
+    ("fails", "own", "other"),
+    [
+        ("norm", ("NotGatheredError", 1), ("NotGatheredError", 2)),
+        ("part", ("NotGatheredError", 2), ("NotGatheredError", 2)),
+        # The others have theirs, so it goes on for them.
+        ("whole", ("MemoryError", 3), ("logits", 3)),
+    ],
+)
+def test_a_rank_that_fails_while_logits_are_made_leaves_no_other_waiting(
+    make_ranks: Callable[[int], Ranks],
+    monkeypatch: pytest.MonkeyPatch,
+    fails: str,
+    own: tuple[str, int],
+    other: tuple[str, int],
+) -> None:
+    monkeypatch.setattr(head_module, "ROWS_AT_ONCE", 1)
+    ranks = make_ranks(2)
+    rows = torch.tensor([[1.0], [2.0], [3.0]])
+
+    def work(rank: int) -> tuple[str, int]:
+        made = Faulty(ranks, fails if rank == 1 else "")
+        head = Head(made.compute_logits, made.norm, 2, AgreedGather(made))  # type: ignore[arg-type]
+        return _logits(made, head, rows)
+
+    assert ranks.run(work) == [other, own]
+
+
+def test_what_vllm_gathers_itself_asks_no_other_rank(
+    make_ranks: Callable[[int], Ranks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = make_ranks(1)
+    monkeypatch.setattr(sharding, "failed_on_any_rank", lambda failed: pytest.fail("asked"))
+    made = Faulty(ranks, "")
+    AgreedGather(made)
+    (logits,) = ranks.run(lambda rank: made.compute_logits(WHOLE))
+    assert torch.equal(logits, WHOLE)

@@ -19,7 +19,7 @@ from actserve_server.domain.positions import NO_END
 from actserve_server.domain.projection import Projected, Projection
 from actserve_server.domain.runs import Run, Unembed
 from actserve_server.domain.sites import HookPoint
-from actserve_server.engine.vllm import attach, head, layout, tapped_run, taps, wire
+from actserve_server.engine.vllm import attach, graphs, head, layout, tapped_run, taps, wire
 from actserve_server.engine.vllm import worker as worker_module
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family, family_of
@@ -548,7 +548,9 @@ def test_where_a_family_has_its_tensors_is_part_of_the_compile_cache_key(name: s
     assert replace(config, family=moved).compute_hash() != config.compute_hash()
 
 
-@pytest.mark.parametrize("module", [attach, layout, taps], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [attach, graphs, layout, taps], ids=lambda module: module.__name__
+)
 def test_the_code_of_taps_is_part_of_the_compile_cache_key(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,6 +197,13 @@ LAYER_KINDS: Mapping[str, type[Layer]] = {
 }
 
 
+class LogitsProcessor(nn.Module):
+    """Gathers the parts of logits, of which there is one."""
+
+    def _gather_logits(self, logits: torch.Tensor) -> torch.Tensor | None:
+        return logits
+
+
 class Model(nn.Module):
     """A model of an architecture, from embeddings to normed rows, and their logits."""
 
@@ -214,6 +221,7 @@ class Model(nn.Module):
             self.transformer = nn.Module()
             self.transformer.h, self.transformer.ln_f = layers, self.norm
         self.head = torch.randn(WIDTH, PADDED_VOCABULARY)
+        self.logits_processor = LogitsProcessor()
 
     @property
     def layers(self) -> Iterator[Layer]:
@@ -238,7 +246,7 @@ class Model(nn.Module):
 
     def compute_logits(self, rows: torch.Tensor) -> torch.Tensor | None:
         """Float32 over a vocabulary that is padded, as vLLM's can be."""
-        return rows.float() @ self.head
+        return self.logits_processor._gather_logits(rows.float() @ self.head)
 
 
 Change = Callable[[torch.Tensor], torch.Tensor]

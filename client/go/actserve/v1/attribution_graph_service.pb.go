@@ -30,7 +30,8 @@ type AttributionGraph struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The prompt whose next token is traced, as the model sees it.
 	Prompt *TokenizedPrompt `protobuf:"bytes,2,opt,name=prompt,proto3" json:"prompt,omitempty"`
-	// The transcoders. Format: models/{model}/dictionaries/{dictionary}.
+	// The transcoders; none of a graph of neurons. Format:
+	// models/{model}/dictionaries/{dictionary}.
 	Dictionaries []string `protobuf:"bytes,3,rep,name=dictionaries,proto3" json:"dictionaries,omitempty"`
 	// How large it may be.
 	Settings *AttributionSettings `protobuf:"bytes,4,opt,name=settings,proto3" json:"settings,omitempty"`
@@ -41,7 +42,9 @@ type AttributionGraph struct {
 	// How many edges it has; zero until the work has succeeded.
 	Edges uint32 `protobuf:"varint,7,opt,name=edges,proto3" json:"edges,omitempty"`
 	// When it was begun.
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it is deleted.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -132,6 +135,13 @@ func (x *AttributionGraph) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *AttributionGraph) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
 // How large a graph may be.
 type AttributionSettings struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -140,7 +150,9 @@ type AttributionSettings struct {
 	// Tokens are traced, likeliest first, until their probabilities sum to this, in
 	// (0, 1]; 0.95 when unset.
 	LogitProbability *float32 `protobuf:"fixed32,2,opt,name=logit_probability,json=logitProbability,proto3,oneof" json:"logit_probability,omitempty"`
-	// Features at most, from 1 to 20000; 7500 when unset.
+	// Features or neurons at most, from 1 to 20000; when unset, 7500 features or 1000
+	// neurons. Of neurons, those without which the traced
+	// tokens' logits would change most in the linear model.
 	MaxFeatureNodes *uint32 `protobuf:"varint,3,opt,name=max_feature_nodes,json=maxFeatureNodes,proto3,oneof" json:"max_feature_nodes,omitempty"`
 	// Nodes are kept, the most influential first, until they have this share of all
 	// influence, in (0, 1]; 0.8 when unset.
@@ -228,13 +240,15 @@ type AttributionNode struct {
 	//	*AttributionNode_ReconstructionError
 	//	*AttributionNode_Embedding
 	//	*AttributionNode_Logit
+	//	*AttributionNode_Neuron
 	Kind isAttributionNode_Kind `protobuf_oneof:"kind"`
 	// The position of the token it is at.
 	Position uint32 `protobuf:"varint,5,opt,name=position,proto3" json:"position,omitempty"`
 	// Its influence on the predicted tokens, without a unit, from zero on: of a predicted
 	// token its probability; of another node the sum, over the edges that leave it, of the
 	// target's influence times the edge's part of the absolute weights of all edges into
-	// that target. As in circuit-tracer, and before anything is left out.
+	// that target. As in circuit-tracer, and before anything is left out: edges from
+	// neurons that are no nodes, since there are more than `max_feature_nodes`, count too.
 	Influence     float32 `protobuf:"fixed32,6,opt,name=influence,proto3" json:"influence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -313,6 +327,15 @@ func (x *AttributionNode) GetLogit() *LogitNode {
 	return nil
 }
 
+func (x *AttributionNode) GetNeuron() *NeuronNode {
+	if x != nil {
+		if x, ok := x.Kind.(*AttributionNode_Neuron); ok {
+			return x.Neuron
+		}
+	}
+	return nil
+}
+
 func (x *AttributionNode) GetPosition() uint32 {
 	if x != nil {
 		return x.Position
@@ -351,6 +374,11 @@ type AttributionNode_Logit struct {
 	Logit *LogitNode `protobuf:"bytes,4,opt,name=logit,proto3,oneof"`
 }
 
+type AttributionNode_Neuron struct {
+	// A neuron of an MLP, in a graph without dictionaries.
+	Neuron *NeuronNode `protobuf:"bytes,7,opt,name=neuron,proto3,oneof"`
+}
+
 func (*AttributionNode_Feature) isAttributionNode_Kind() {}
 
 func (*AttributionNode_ReconstructionError) isAttributionNode_Kind() {}
@@ -358,6 +386,8 @@ func (*AttributionNode_ReconstructionError) isAttributionNode_Kind() {}
 func (*AttributionNode_Embedding) isAttributionNode_Kind() {}
 
 func (*AttributionNode_Logit) isAttributionNode_Kind() {}
+
+func (*AttributionNode_Neuron) isAttributionNode_Kind() {}
 
 // A feature of a transcoder.
 type FeatureNode struct {
@@ -423,6 +453,70 @@ func (x *FeatureNode) GetActivation() float32 {
 	return 0
 }
 
+// A neuron of a gated MLP: an element of mlp_act, which is act(gate) x up.
+type NeuronNode struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The layer of the MLP.
+	Layer uint32 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"`
+	// Which element of the rows of mlp_act of that layer.
+	Neuron uint32 `protobuf:"varint,2,opt,name=neuron,proto3" json:"neuron,omitempty"`
+	// Its activation, in that row; of either sign.
+	Activation    float32 `protobuf:"fixed32,3,opt,name=activation,proto3" json:"activation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NeuronNode) Reset() {
+	*x = NeuronNode{}
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NeuronNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NeuronNode) ProtoMessage() {}
+
+func (x *NeuronNode) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NeuronNode.ProtoReflect.Descriptor instead.
+func (*NeuronNode) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *NeuronNode) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
+	}
+	return 0
+}
+
+func (x *NeuronNode) GetNeuron() uint32 {
+	if x != nil {
+		return x.Neuron
+	}
+	return 0
+}
+
+func (x *NeuronNode) GetActivation() float32 {
+	if x != nil {
+		return x.Activation
+	}
+	return 0
+}
+
 // What the transcoders leave out of mlp_out, at a position of the layer that one reads.
 type ReconstructionErrorNode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -434,7 +528,7 @@ type ReconstructionErrorNode struct {
 
 func (x *ReconstructionErrorNode) Reset() {
 	*x = ReconstructionErrorNode{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[4]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +540,7 @@ func (x *ReconstructionErrorNode) String() string {
 func (*ReconstructionErrorNode) ProtoMessage() {}
 
 func (x *ReconstructionErrorNode) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[4]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +553,7 @@ func (x *ReconstructionErrorNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconstructionErrorNode.ProtoReflect.Descriptor instead.
 func (*ReconstructionErrorNode) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{4}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ReconstructionErrorNode) GetDictionaryIndex() uint32 {
@@ -480,7 +574,7 @@ type EmbeddingNode struct {
 
 func (x *EmbeddingNode) Reset() {
 	*x = EmbeddingNode{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[5]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -492,7 +586,7 @@ func (x *EmbeddingNode) String() string {
 func (*EmbeddingNode) ProtoMessage() {}
 
 func (x *EmbeddingNode) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[5]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -505,7 +599,7 @@ func (x *EmbeddingNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmbeddingNode.ProtoReflect.Descriptor instead.
 func (*EmbeddingNode) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{5}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *EmbeddingNode) GetTokenId() uint32 {
@@ -528,7 +622,7 @@ type LogitNode struct {
 
 func (x *LogitNode) Reset() {
 	*x = LogitNode{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[6]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -540,7 +634,7 @@ func (x *LogitNode) String() string {
 func (*LogitNode) ProtoMessage() {}
 
 func (x *LogitNode) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[6]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -553,7 +647,7 @@ func (x *LogitNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogitNode.ProtoReflect.Descriptor instead.
 func (*LogitNode) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{6}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LogitNode) GetTokenId() uint32 {
@@ -582,7 +676,7 @@ type CreateAttributionGraphRequest struct {
 	Prompt *Prompt `protobuf:"bytes,3,opt,name=prompt,proto3" json:"prompt,omitempty"`
 	// The transcoders, exactly one that reads each layer of the model, at its mlp_in or its
 	// resid_mid; each writes mlp_out of that layer, and maybe of later ones. Others, and
-	// layers that none reads, are FIELD_INVALID. Format:
+	// layers that none reads, are FIELD_INVALID. None for a graph of neurons. Format:
 	// models/{model}/dictionaries/{dictionary}.
 	Dictionaries []string `protobuf:"bytes,4,rep,name=dictionaries,proto3" json:"dictionaries,omitempty"`
 	// How large it may be.
@@ -600,7 +694,7 @@ type CreateAttributionGraphRequest struct {
 
 func (x *CreateAttributionGraphRequest) Reset() {
 	*x = CreateAttributionGraphRequest{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[7]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +706,7 @@ func (x *CreateAttributionGraphRequest) String() string {
 func (*CreateAttributionGraphRequest) ProtoMessage() {}
 
 func (x *CreateAttributionGraphRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[7]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +719,7 @@ func (x *CreateAttributionGraphRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateAttributionGraphRequest.ProtoReflect.Descriptor instead.
 func (*CreateAttributionGraphRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{7}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateAttributionGraphRequest) GetModel() string {
@@ -688,7 +782,7 @@ type CreateAttributionGraphResponse struct {
 
 func (x *CreateAttributionGraphResponse) Reset() {
 	*x = CreateAttributionGraphResponse{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[8]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +794,7 @@ func (x *CreateAttributionGraphResponse) String() string {
 func (*CreateAttributionGraphResponse) ProtoMessage() {}
 
 func (x *CreateAttributionGraphResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[8]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +807,7 @@ func (x *CreateAttributionGraphResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateAttributionGraphResponse.ProtoReflect.Descriptor instead.
 func (*CreateAttributionGraphResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{8}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateAttributionGraphResponse) GetAttributionGraph() *AttributionGraph {
@@ -734,7 +828,7 @@ type GetAttributionGraphRequest struct {
 
 func (x *GetAttributionGraphRequest) Reset() {
 	*x = GetAttributionGraphRequest{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[9]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +840,7 @@ func (x *GetAttributionGraphRequest) String() string {
 func (*GetAttributionGraphRequest) ProtoMessage() {}
 
 func (x *GetAttributionGraphRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[9]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +853,7 @@ func (x *GetAttributionGraphRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttributionGraphRequest.ProtoReflect.Descriptor instead.
 func (*GetAttributionGraphRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{9}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetAttributionGraphRequest) GetName() string {
@@ -780,7 +874,7 @@ type GetAttributionGraphResponse struct {
 
 func (x *GetAttributionGraphResponse) Reset() {
 	*x = GetAttributionGraphResponse{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[10]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +886,7 @@ func (x *GetAttributionGraphResponse) String() string {
 func (*GetAttributionGraphResponse) ProtoMessage() {}
 
 func (x *GetAttributionGraphResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[10]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,7 +899,7 @@ func (x *GetAttributionGraphResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttributionGraphResponse.ProtoReflect.Descriptor instead.
 func (*GetAttributionGraphResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{10}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetAttributionGraphResponse) GetAttributionGraph() *AttributionGraph {
@@ -830,7 +924,7 @@ type ListAttributionGraphsRequest struct {
 
 func (x *ListAttributionGraphsRequest) Reset() {
 	*x = ListAttributionGraphsRequest{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[11]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +936,7 @@ func (x *ListAttributionGraphsRequest) String() string {
 func (*ListAttributionGraphsRequest) ProtoMessage() {}
 
 func (x *ListAttributionGraphsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[11]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +949,7 @@ func (x *ListAttributionGraphsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAttributionGraphsRequest.ProtoReflect.Descriptor instead.
 func (*ListAttributionGraphsRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{11}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListAttributionGraphsRequest) GetModel() string {
@@ -892,7 +986,7 @@ type ListAttributionGraphsResponse struct {
 
 func (x *ListAttributionGraphsResponse) Reset() {
 	*x = ListAttributionGraphsResponse{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[12]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +998,7 @@ func (x *ListAttributionGraphsResponse) String() string {
 func (*ListAttributionGraphsResponse) ProtoMessage() {}
 
 func (x *ListAttributionGraphsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[12]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +1011,7 @@ func (x *ListAttributionGraphsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAttributionGraphsResponse.ProtoReflect.Descriptor instead.
 func (*ListAttributionGraphsResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{12}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListAttributionGraphsResponse) GetAttributionGraphs() []*AttributionGraph {
@@ -945,7 +1039,7 @@ type DeleteAttributionGraphRequest struct {
 
 func (x *DeleteAttributionGraphRequest) Reset() {
 	*x = DeleteAttributionGraphRequest{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[13]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1051,7 @@ func (x *DeleteAttributionGraphRequest) String() string {
 func (*DeleteAttributionGraphRequest) ProtoMessage() {}
 
 func (x *DeleteAttributionGraphRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[13]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1064,7 @@ func (x *DeleteAttributionGraphRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAttributionGraphRequest.ProtoReflect.Descriptor instead.
 func (*DeleteAttributionGraphRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{13}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteAttributionGraphRequest) GetName() string {
@@ -989,7 +1083,7 @@ type DeleteAttributionGraphResponse struct {
 
 func (x *DeleteAttributionGraphResponse) Reset() {
 	*x = DeleteAttributionGraphResponse{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[14]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1095,7 @@ func (x *DeleteAttributionGraphResponse) String() string {
 func (*DeleteAttributionGraphResponse) ProtoMessage() {}
 
 func (x *DeleteAttributionGraphResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[14]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1108,7 @@ func (x *DeleteAttributionGraphResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAttributionGraphResponse.ProtoReflect.Descriptor instead.
 func (*DeleteAttributionGraphResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{14}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{15}
 }
 
 // A request to watch a graph.
@@ -1028,7 +1122,7 @@ type WatchAttributionGraphRequest struct {
 
 func (x *WatchAttributionGraphRequest) Reset() {
 	*x = WatchAttributionGraphRequest{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[15]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1134,7 @@ func (x *WatchAttributionGraphRequest) String() string {
 func (*WatchAttributionGraphRequest) ProtoMessage() {}
 
 func (x *WatchAttributionGraphRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[15]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1147,7 @@ func (x *WatchAttributionGraphRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAttributionGraphRequest.ProtoReflect.Descriptor instead.
 func (*WatchAttributionGraphRequest) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{15}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchAttributionGraphRequest) GetName() string {
@@ -1081,7 +1175,7 @@ type WatchAttributionGraphResponse struct {
 
 func (x *WatchAttributionGraphResponse) Reset() {
 	*x = WatchAttributionGraphResponse{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[16]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1187,7 @@ func (x *WatchAttributionGraphResponse) String() string {
 func (*WatchAttributionGraphResponse) ProtoMessage() {}
 
 func (x *WatchAttributionGraphResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[16]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1200,7 @@ func (x *WatchAttributionGraphResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAttributionGraphResponse.ProtoReflect.Descriptor instead.
 func (*WatchAttributionGraphResponse) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{16}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchAttributionGraphResponse) GetEvent() isWatchAttributionGraphResponse_Event {
@@ -1195,7 +1289,7 @@ type AttributionNodes struct {
 
 func (x *AttributionNodes) Reset() {
 	*x = AttributionNodes{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[17]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1301,7 @@ func (x *AttributionNodes) String() string {
 func (*AttributionNodes) ProtoMessage() {}
 
 func (x *AttributionNodes) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[17]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1314,7 @@ func (x *AttributionNodes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttributionNodes.ProtoReflect.Descriptor instead.
 func (*AttributionNodes) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{17}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AttributionNodes) GetNodes() []*AttributionNode {
@@ -1240,8 +1334,10 @@ type AttributionEdges struct {
 	// Of each edge, what the source adds to the target, with attention patterns and the
 	// denominators of norms held as they are; F32 [edges], of either sign. In units of
 	// the target: of a feature its z of Dictionary, before the activation; of a predicted
-	// token its logit less the mean logit of the vocabulary. The weights of all edges
-	// into a node, before any is left out, sum to that less what biases add.
+	// token its logit, before any cap, less the mean logit of the vocabulary; of a neuron
+	// its activation, a product of two numbers of which each is traced with the other held
+	// and counts for half. The weights of all edges into a node, before any is left out,
+	// sum to that less what biases add.
 	Weights       *Tensor `protobuf:"bytes,3,opt,name=weights,proto3" json:"weights,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1249,7 +1345,7 @@ type AttributionEdges struct {
 
 func (x *AttributionEdges) Reset() {
 	*x = AttributionEdges{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[18]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1357,7 @@ func (x *AttributionEdges) String() string {
 func (*AttributionEdges) ProtoMessage() {}
 
 func (x *AttributionEdges) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[18]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1370,7 @@ func (x *AttributionEdges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttributionEdges.ProtoReflect.Descriptor instead.
 func (*AttributionEdges) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{18}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AttributionEdges) GetSources() []uint32 {
@@ -1307,7 +1403,7 @@ type AttributionGraphFinished struct {
 
 func (x *AttributionGraphFinished) Reset() {
 	*x = AttributionGraphFinished{}
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[19]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1415,7 @@ func (x *AttributionGraphFinished) String() string {
 func (*AttributionGraphFinished) ProtoMessage() {}
 
 func (x *AttributionGraphFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[19]
+	mi := &file_actserve_v1_attribution_graph_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,14 +1428,14 @@ func (x *AttributionGraphFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttributionGraphFinished.ProtoReflect.Descriptor instead.
 func (*AttributionGraphFinished) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{19}
+	return file_actserve_v1_attribution_graph_service_proto_rawDescGZIP(), []int{20}
 }
 
 var File_actserve_v1_attribution_graph_service_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_attribution_graph_service_proto_rawDesc = "" +
 	"\n" +
-	"+actserve/v1/attribution_graph_service.proto\x12\vactserve.v1\x1a\x18actserve/v1/prompt.proto\x1a\x18actserve/v1/tensor.proto\x1a\x16actserve/v1/work.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x02\n" +
+	"+actserve/v1/attribution_graph_service.proto\x12\vactserve.v1\x1a\x18actserve/v1/prompt.proto\x1a\x18actserve/v1/tensor.proto\x1a\x16actserve/v1/work.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x03\n" +
 	"\x10AttributionGraph\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x12:\n" +
 	"\x06prompt\x18\x02 \x01(\v2\x1c.actserve.v1.TokenizedPromptB\x04\xe2A\x01\x03R\x06prompt\x12(\n" +
@@ -1349,7 +1445,9 @@ const file_actserve_v1_attribution_graph_service_proto_rawDesc = "" +
 	"\x05nodes\x18\x06 \x01(\rB\x04\xe2A\x01\x03R\x05nodes\x12\x1a\n" +
 	"\x05edges\x18\a \x01(\rB\x04\xe2A\x01\x03R\x05edges\x12A\n" +
 	"\vcreate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
-	"createTime\"\xf3\x02\n" +
+	"createTime\x12A\n" +
+	"\vexpire_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
+	"expireTime\"\xf3\x02\n" +
 	"\x13AttributionSettings\x12(\n" +
 	"\n" +
 	"max_logits\x18\x01 \x01(\rB\x04\xe2A\x01\x01H\x00R\tmaxLogits\x88\x01\x01\x126\n" +
@@ -1361,18 +1459,26 @@ const file_actserve_v1_attribution_graph_service_proto_rawDesc = "" +
 	"\x12_logit_probabilityB\x14\n" +
 	"\x12_max_feature_nodesB\x11\n" +
 	"\x0f_node_thresholdB\x11\n" +
-	"\x0f_edge_threshold\"\xd0\x02\n" +
+	"\x0f_edge_threshold\"\x83\x03\n" +
 	"\x0fAttributionNode\x124\n" +
 	"\afeature\x18\x01 \x01(\v2\x18.actserve.v1.FeatureNodeH\x00R\afeature\x12Y\n" +
 	"\x14reconstruction_error\x18\x02 \x01(\v2$.actserve.v1.ReconstructionErrorNodeH\x00R\x13reconstructionError\x12:\n" +
 	"\tembedding\x18\x03 \x01(\v2\x1a.actserve.v1.EmbeddingNodeH\x00R\tembedding\x12.\n" +
-	"\x05logit\x18\x04 \x01(\v2\x16.actserve.v1.LogitNodeH\x00R\x05logit\x12\x1a\n" +
+	"\x05logit\x18\x04 \x01(\v2\x16.actserve.v1.LogitNodeH\x00R\x05logit\x121\n" +
+	"\x06neuron\x18\a \x01(\v2\x17.actserve.v1.NeuronNodeH\x00R\x06neuron\x12\x1a\n" +
 	"\bposition\x18\x05 \x01(\rR\bposition\x12\x1c\n" +
 	"\tinfluence\x18\x06 \x01(\x02R\tinfluenceB\x06\n" +
 	"\x04kind\"}\n" +
 	"\vFeatureNode\x12)\n" +
 	"\x10dictionary_index\x18\x01 \x01(\rR\x0fdictionaryIndex\x12#\n" +
 	"\rfeature_index\x18\x02 \x01(\rR\ffeatureIndex\x12\x1e\n" +
+	"\n" +
+	"activation\x18\x03 \x01(\x02R\n" +
+	"activation\"Z\n" +
+	"\n" +
+	"NeuronNode\x12\x14\n" +
+	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x16\n" +
+	"\x06neuron\x18\x02 \x01(\rR\x06neuron\x12\x1e\n" +
 	"\n" +
 	"activation\x18\x03 \x01(\x02R\n" +
 	"activation\"D\n" +
@@ -1387,7 +1493,7 @@ const file_actserve_v1_attribution_graph_service_proto_rawDesc = "" +
 	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x126\n" +
 	"\x14attribution_graph_id\x18\x02 \x01(\tB\x04\xe2A\x01\x01R\x12attributionGraphId\x121\n" +
 	"\x06prompt\x18\x03 \x01(\v2\x13.actserve.v1.PromptB\x04\xe2A\x01\x02R\x06prompt\x12(\n" +
-	"\fdictionaries\x18\x04 \x03(\tB\x04\xe2A\x01\x02R\fdictionaries\x12B\n" +
+	"\fdictionaries\x18\x04 \x03(\tB\x04\xe2A\x01\x01R\fdictionaries\x12B\n" +
 	"\bsettings\x18\x05 \x01(\v2 .actserve.v1.AttributionSettingsB\x04\xe2A\x01\x01R\bsettings\x12#\n" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tB\x04\xe2A\x01\x02R\trequestId\x12\x1e\n" +
@@ -1444,69 +1550,72 @@ func file_actserve_v1_attribution_graph_service_proto_rawDescGZIP() []byte {
 	return file_actserve_v1_attribution_graph_service_proto_rawDescData
 }
 
-var file_actserve_v1_attribution_graph_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_actserve_v1_attribution_graph_service_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_actserve_v1_attribution_graph_service_proto_goTypes = []any{
 	(*AttributionGraph)(nil),               // 0: actserve.v1.AttributionGraph
 	(*AttributionSettings)(nil),            // 1: actserve.v1.AttributionSettings
 	(*AttributionNode)(nil),                // 2: actserve.v1.AttributionNode
 	(*FeatureNode)(nil),                    // 3: actserve.v1.FeatureNode
-	(*ReconstructionErrorNode)(nil),        // 4: actserve.v1.ReconstructionErrorNode
-	(*EmbeddingNode)(nil),                  // 5: actserve.v1.EmbeddingNode
-	(*LogitNode)(nil),                      // 6: actserve.v1.LogitNode
-	(*CreateAttributionGraphRequest)(nil),  // 7: actserve.v1.CreateAttributionGraphRequest
-	(*CreateAttributionGraphResponse)(nil), // 8: actserve.v1.CreateAttributionGraphResponse
-	(*GetAttributionGraphRequest)(nil),     // 9: actserve.v1.GetAttributionGraphRequest
-	(*GetAttributionGraphResponse)(nil),    // 10: actserve.v1.GetAttributionGraphResponse
-	(*ListAttributionGraphsRequest)(nil),   // 11: actserve.v1.ListAttributionGraphsRequest
-	(*ListAttributionGraphsResponse)(nil),  // 12: actserve.v1.ListAttributionGraphsResponse
-	(*DeleteAttributionGraphRequest)(nil),  // 13: actserve.v1.DeleteAttributionGraphRequest
-	(*DeleteAttributionGraphResponse)(nil), // 14: actserve.v1.DeleteAttributionGraphResponse
-	(*WatchAttributionGraphRequest)(nil),   // 15: actserve.v1.WatchAttributionGraphRequest
-	(*WatchAttributionGraphResponse)(nil),  // 16: actserve.v1.WatchAttributionGraphResponse
-	(*AttributionNodes)(nil),               // 17: actserve.v1.AttributionNodes
-	(*AttributionEdges)(nil),               // 18: actserve.v1.AttributionEdges
-	(*AttributionGraphFinished)(nil),       // 19: actserve.v1.AttributionGraphFinished
-	(*TokenizedPrompt)(nil),                // 20: actserve.v1.TokenizedPrompt
-	(*Work)(nil),                           // 21: actserve.v1.Work
-	(*timestamppb.Timestamp)(nil),          // 22: google.protobuf.Timestamp
-	(*Prompt)(nil),                         // 23: actserve.v1.Prompt
-	(*Tensor)(nil),                         // 24: actserve.v1.Tensor
+	(*NeuronNode)(nil),                     // 4: actserve.v1.NeuronNode
+	(*ReconstructionErrorNode)(nil),        // 5: actserve.v1.ReconstructionErrorNode
+	(*EmbeddingNode)(nil),                  // 6: actserve.v1.EmbeddingNode
+	(*LogitNode)(nil),                      // 7: actserve.v1.LogitNode
+	(*CreateAttributionGraphRequest)(nil),  // 8: actserve.v1.CreateAttributionGraphRequest
+	(*CreateAttributionGraphResponse)(nil), // 9: actserve.v1.CreateAttributionGraphResponse
+	(*GetAttributionGraphRequest)(nil),     // 10: actserve.v1.GetAttributionGraphRequest
+	(*GetAttributionGraphResponse)(nil),    // 11: actserve.v1.GetAttributionGraphResponse
+	(*ListAttributionGraphsRequest)(nil),   // 12: actserve.v1.ListAttributionGraphsRequest
+	(*ListAttributionGraphsResponse)(nil),  // 13: actserve.v1.ListAttributionGraphsResponse
+	(*DeleteAttributionGraphRequest)(nil),  // 14: actserve.v1.DeleteAttributionGraphRequest
+	(*DeleteAttributionGraphResponse)(nil), // 15: actserve.v1.DeleteAttributionGraphResponse
+	(*WatchAttributionGraphRequest)(nil),   // 16: actserve.v1.WatchAttributionGraphRequest
+	(*WatchAttributionGraphResponse)(nil),  // 17: actserve.v1.WatchAttributionGraphResponse
+	(*AttributionNodes)(nil),               // 18: actserve.v1.AttributionNodes
+	(*AttributionEdges)(nil),               // 19: actserve.v1.AttributionEdges
+	(*AttributionGraphFinished)(nil),       // 20: actserve.v1.AttributionGraphFinished
+	(*TokenizedPrompt)(nil),                // 21: actserve.v1.TokenizedPrompt
+	(*Work)(nil),                           // 22: actserve.v1.Work
+	(*timestamppb.Timestamp)(nil),          // 23: google.protobuf.Timestamp
+	(*Prompt)(nil),                         // 24: actserve.v1.Prompt
+	(*Tensor)(nil),                         // 25: actserve.v1.Tensor
 }
 var file_actserve_v1_attribution_graph_service_proto_depIdxs = []int32{
-	20, // 0: actserve.v1.AttributionGraph.prompt:type_name -> actserve.v1.TokenizedPrompt
+	21, // 0: actserve.v1.AttributionGraph.prompt:type_name -> actserve.v1.TokenizedPrompt
 	1,  // 1: actserve.v1.AttributionGraph.settings:type_name -> actserve.v1.AttributionSettings
-	21, // 2: actserve.v1.AttributionGraph.work:type_name -> actserve.v1.Work
-	22, // 3: actserve.v1.AttributionGraph.create_time:type_name -> google.protobuf.Timestamp
-	3,  // 4: actserve.v1.AttributionNode.feature:type_name -> actserve.v1.FeatureNode
-	4,  // 5: actserve.v1.AttributionNode.reconstruction_error:type_name -> actserve.v1.ReconstructionErrorNode
-	5,  // 6: actserve.v1.AttributionNode.embedding:type_name -> actserve.v1.EmbeddingNode
-	6,  // 7: actserve.v1.AttributionNode.logit:type_name -> actserve.v1.LogitNode
-	23, // 8: actserve.v1.CreateAttributionGraphRequest.prompt:type_name -> actserve.v1.Prompt
-	1,  // 9: actserve.v1.CreateAttributionGraphRequest.settings:type_name -> actserve.v1.AttributionSettings
-	0,  // 10: actserve.v1.CreateAttributionGraphResponse.attribution_graph:type_name -> actserve.v1.AttributionGraph
-	0,  // 11: actserve.v1.GetAttributionGraphResponse.attribution_graph:type_name -> actserve.v1.AttributionGraph
-	0,  // 12: actserve.v1.ListAttributionGraphsResponse.attribution_graphs:type_name -> actserve.v1.AttributionGraph
-	21, // 13: actserve.v1.WatchAttributionGraphResponse.progress:type_name -> actserve.v1.Work
-	17, // 14: actserve.v1.WatchAttributionGraphResponse.nodes:type_name -> actserve.v1.AttributionNodes
-	18, // 15: actserve.v1.WatchAttributionGraphResponse.edges:type_name -> actserve.v1.AttributionEdges
-	19, // 16: actserve.v1.WatchAttributionGraphResponse.finished:type_name -> actserve.v1.AttributionGraphFinished
-	2,  // 17: actserve.v1.AttributionNodes.nodes:type_name -> actserve.v1.AttributionNode
-	24, // 18: actserve.v1.AttributionEdges.weights:type_name -> actserve.v1.Tensor
-	7,  // 19: actserve.v1.AttributionGraphService.CreateAttributionGraph:input_type -> actserve.v1.CreateAttributionGraphRequest
-	9,  // 20: actserve.v1.AttributionGraphService.GetAttributionGraph:input_type -> actserve.v1.GetAttributionGraphRequest
-	11, // 21: actserve.v1.AttributionGraphService.ListAttributionGraphs:input_type -> actserve.v1.ListAttributionGraphsRequest
-	13, // 22: actserve.v1.AttributionGraphService.DeleteAttributionGraph:input_type -> actserve.v1.DeleteAttributionGraphRequest
-	15, // 23: actserve.v1.AttributionGraphService.WatchAttributionGraph:input_type -> actserve.v1.WatchAttributionGraphRequest
-	8,  // 24: actserve.v1.AttributionGraphService.CreateAttributionGraph:output_type -> actserve.v1.CreateAttributionGraphResponse
-	10, // 25: actserve.v1.AttributionGraphService.GetAttributionGraph:output_type -> actserve.v1.GetAttributionGraphResponse
-	12, // 26: actserve.v1.AttributionGraphService.ListAttributionGraphs:output_type -> actserve.v1.ListAttributionGraphsResponse
-	14, // 27: actserve.v1.AttributionGraphService.DeleteAttributionGraph:output_type -> actserve.v1.DeleteAttributionGraphResponse
-	16, // 28: actserve.v1.AttributionGraphService.WatchAttributionGraph:output_type -> actserve.v1.WatchAttributionGraphResponse
-	24, // [24:29] is the sub-list for method output_type
-	19, // [19:24] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	22, // 2: actserve.v1.AttributionGraph.work:type_name -> actserve.v1.Work
+	23, // 3: actserve.v1.AttributionGraph.create_time:type_name -> google.protobuf.Timestamp
+	23, // 4: actserve.v1.AttributionGraph.expire_time:type_name -> google.protobuf.Timestamp
+	3,  // 5: actserve.v1.AttributionNode.feature:type_name -> actserve.v1.FeatureNode
+	5,  // 6: actserve.v1.AttributionNode.reconstruction_error:type_name -> actserve.v1.ReconstructionErrorNode
+	6,  // 7: actserve.v1.AttributionNode.embedding:type_name -> actserve.v1.EmbeddingNode
+	7,  // 8: actserve.v1.AttributionNode.logit:type_name -> actserve.v1.LogitNode
+	4,  // 9: actserve.v1.AttributionNode.neuron:type_name -> actserve.v1.NeuronNode
+	24, // 10: actserve.v1.CreateAttributionGraphRequest.prompt:type_name -> actserve.v1.Prompt
+	1,  // 11: actserve.v1.CreateAttributionGraphRequest.settings:type_name -> actserve.v1.AttributionSettings
+	0,  // 12: actserve.v1.CreateAttributionGraphResponse.attribution_graph:type_name -> actserve.v1.AttributionGraph
+	0,  // 13: actserve.v1.GetAttributionGraphResponse.attribution_graph:type_name -> actserve.v1.AttributionGraph
+	0,  // 14: actserve.v1.ListAttributionGraphsResponse.attribution_graphs:type_name -> actserve.v1.AttributionGraph
+	22, // 15: actserve.v1.WatchAttributionGraphResponse.progress:type_name -> actserve.v1.Work
+	18, // 16: actserve.v1.WatchAttributionGraphResponse.nodes:type_name -> actserve.v1.AttributionNodes
+	19, // 17: actserve.v1.WatchAttributionGraphResponse.edges:type_name -> actserve.v1.AttributionEdges
+	20, // 18: actserve.v1.WatchAttributionGraphResponse.finished:type_name -> actserve.v1.AttributionGraphFinished
+	2,  // 19: actserve.v1.AttributionNodes.nodes:type_name -> actserve.v1.AttributionNode
+	25, // 20: actserve.v1.AttributionEdges.weights:type_name -> actserve.v1.Tensor
+	8,  // 21: actserve.v1.AttributionGraphService.CreateAttributionGraph:input_type -> actserve.v1.CreateAttributionGraphRequest
+	10, // 22: actserve.v1.AttributionGraphService.GetAttributionGraph:input_type -> actserve.v1.GetAttributionGraphRequest
+	12, // 23: actserve.v1.AttributionGraphService.ListAttributionGraphs:input_type -> actserve.v1.ListAttributionGraphsRequest
+	14, // 24: actserve.v1.AttributionGraphService.DeleteAttributionGraph:input_type -> actserve.v1.DeleteAttributionGraphRequest
+	16, // 25: actserve.v1.AttributionGraphService.WatchAttributionGraph:input_type -> actserve.v1.WatchAttributionGraphRequest
+	9,  // 26: actserve.v1.AttributionGraphService.CreateAttributionGraph:output_type -> actserve.v1.CreateAttributionGraphResponse
+	11, // 27: actserve.v1.AttributionGraphService.GetAttributionGraph:output_type -> actserve.v1.GetAttributionGraphResponse
+	13, // 28: actserve.v1.AttributionGraphService.ListAttributionGraphs:output_type -> actserve.v1.ListAttributionGraphsResponse
+	15, // 29: actserve.v1.AttributionGraphService.DeleteAttributionGraph:output_type -> actserve.v1.DeleteAttributionGraphResponse
+	17, // 30: actserve.v1.AttributionGraphService.WatchAttributionGraph:output_type -> actserve.v1.WatchAttributionGraphResponse
+	26, // [26:31] is the sub-list for method output_type
+	21, // [21:26] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_actserve_v1_attribution_graph_service_proto_init() }
@@ -1523,8 +1632,9 @@ func file_actserve_v1_attribution_graph_service_proto_init() {
 		(*AttributionNode_ReconstructionError)(nil),
 		(*AttributionNode_Embedding)(nil),
 		(*AttributionNode_Logit)(nil),
+		(*AttributionNode_Neuron)(nil),
 	}
-	file_actserve_v1_attribution_graph_service_proto_msgTypes[16].OneofWrappers = []any{
+	file_actserve_v1_attribution_graph_service_proto_msgTypes[17].OneofWrappers = []any{
 		(*WatchAttributionGraphResponse_Progress)(nil),
 		(*WatchAttributionGraphResponse_Nodes)(nil),
 		(*WatchAttributionGraphResponse_Edges)(nil),
@@ -1536,7 +1646,7 @@ func file_actserve_v1_attribution_graph_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_actserve_v1_attribution_graph_service_proto_rawDesc), len(file_actserve_v1_attribution_graph_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

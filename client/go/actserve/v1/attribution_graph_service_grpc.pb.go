@@ -30,14 +30,15 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Traces what a prediction comes from, through the features of transcoders
-// (Ameisen et al., "Circuit Tracing", 2025; the circuit-tracer project).
+// Traces what a prediction comes from, through the neurons of the model's MLPs or the
+// features of transcoders in their place (Ameisen et al., "Circuit Tracing", 2025; the
+// circuit-tracer project).
 //
 // A graph takes minutes. It is a resource, made whether or not anybody stays to
 // watch, so a lost connection costs nothing.
+// Graphs are stored for a time, and then deleted.
 //
-// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-// ModelService says.
+// Credentials, names and headers are as ModelService says.
 type AttributionGraphServiceClient interface {
 	// Begins a graph, and answers before it is done.
 	CreateAttributionGraph(ctx context.Context, in *CreateAttributionGraphRequest, opts ...grpc.CallOption) (*CreateAttributionGraphResponse, error)
@@ -124,14 +125,15 @@ type AttributionGraphService_WatchAttributionGraphClient = grpc.ServerStreamingC
 // All implementations must embed UnimplementedAttributionGraphServiceServer
 // for forward compatibility.
 //
-// Traces what a prediction comes from, through the features of transcoders
-// (Ameisen et al., "Circuit Tracing", 2025; the circuit-tracer project).
+// Traces what a prediction comes from, through the neurons of the model's MLPs or the
+// features of transcoders in their place (Ameisen et al., "Circuit Tracing", 2025; the
+// circuit-tracer project).
 //
 // A graph takes minutes. It is a resource, made whether or not anybody stays to
 // watch, so a lost connection costs nothing.
+// Graphs are stored for a time, and then deleted.
 //
-// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-// ModelService says.
+// Credentials, names and headers are as ModelService says.
 type AttributionGraphServiceServer interface {
 	// Begins a graph, and answers before it is done.
 	CreateAttributionGraph(context.Context, *CreateAttributionGraphRequest) (*CreateAttributionGraphResponse, error)

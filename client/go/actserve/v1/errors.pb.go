@@ -74,7 +74,8 @@ const (
 	// The vocabulary has no such token. Send ids below Model.vocabulary_size.
 	// INVALID_ARGUMENT with token_id, vocabulary_size.
 	ErrorReason_ERROR_REASON_TOKEN_OUT_OF_RANGE ErrorReason = 11
-	// A call has more items than Limits.max_items. Make several calls.
+	// A call has more items than Limits.max_items, or a fit more examples than
+	// Limits.max_fit_examples. Make several calls, or fit to fewer.
 	// INVALID_ARGUMENT with items, limit.
 	ErrorReason_ERROR_REASON_TOO_MANY_ITEMS ErrorReason = 12
 	// A call has more samples than Limits.max_samples or Nla.max_samples. Make several calls.
@@ -140,8 +141,9 @@ const (
 	// The reader of an answer stopped, so the call was ended and what was held for it
 	// freed. Read it as it comes, or ask for less. RESOURCE_EXHAUSTED with timeout_s.
 	ErrorReason_ERROR_REASON_READER_STALLED ErrorReason = 31
-	// The caller's tenant has its share of what the server gives. Make fewer calls at
-	// once, or try again after RetryInfo. RESOURCE_EXHAUSTED with calls, limit.
+	// The caller's tenant has its share of what the server gives, or has used up a quota.
+	// Make fewer calls, or try again after RetryInfo. RESOURCE_EXHAUSTED with calls,
+	// quota, limit.
 	ErrorReason_ERROR_REASON_QUOTA_EXCEEDED ErrorReason = 32
 	// The server shuts down. Try again elsewhere. UNAVAILABLE.
 	ErrorReason_ERROR_REASON_DRAINING ErrorReason = 33
@@ -182,7 +184,8 @@ const (
 	// A question is missing, is too long, or is asked of what answers none. Change it
 	// as the message says. INVALID_ARGUMENT with tokens, max_tokens, limit.
 	ErrorReason_ERROR_REASON_QUESTION_INVALID ErrorReason = 45
-	// The engine has died. Try again after RetryInfo, here or elsewhere. UNAVAILABLE.
+	// The engine, or the process that makes attribution graphs, has died. Try again after
+	// RetryInfo, here or elsewhere. UNAVAILABLE.
 	ErrorReason_ERROR_REASON_ENGINE_DEAD ErrorReason = 46
 	// The call carries no credential, or one that the server does not know. Send the
 	// header `authorization`. UNAUTHENTICATED.

@@ -2249,7 +2249,7 @@ type SampleFinished struct {
 	Reason FinishReason `protobuf:"varint,2,opt,name=reason,proto3,enum=actserve.v1.FinishReason" json:"reason,omitempty"`
 	// Where its readouts read.
 	Positions []*ReadoutPositions `protobuf:"bytes,3,rep,name=positions,proto3" json:"positions,omitempty"`
-	// What each intervention did, in the order of the request.
+	// What each intervention of the request did, in its order.
 	Interventions []*InterventionReport `protobuf:"bytes,4,rep,name=interventions,proto3" json:"interventions,omitempty"`
 	// What was kept, of each KeepReadout that read a position.
 	Kept []*KeptReadout `protobuf:"bytes,5,rep,name=kept,proto3" json:"kept,omitempty"`
@@ -2263,8 +2263,12 @@ type SampleFinished struct {
 	StoppedBy isSampleFinished_StoppedBy `protobuf_oneof:"stopped_by"`
 	// What the monitors that watched it scored, by name, as `score_detail` asks.
 	MonitorScores []*MonitorScore `protobuf:"bytes,9,rep,name=monitor_scores,json=monitorScores,proto3" json:"monitor_scores,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// What monitors changed, in the order in which they began to: an entry for each level
+	// that came to intervene. None for one that had nothing left to change, since the sample
+	// ended at the token that brought the score there, or its positions select none after it.
+	MonitorInterventions []*MonitorInterventions `protobuf:"bytes,10,rep,name=monitor_interventions,json=monitorInterventions,proto3" json:"monitor_interventions,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *SampleFinished) Reset() {
@@ -2373,6 +2377,13 @@ func (x *SampleFinished) GetMonitorScores() []*MonitorScore {
 	return nil
 }
 
+func (x *SampleFinished) GetMonitorInterventions() []*MonitorInterventions {
+	if x != nil {
+		return x.MonitorInterventions
+	}
+	return nil
+}
+
 type isSampleFinished_StoppedBy interface {
 	isSampleFinished_StoppedBy()
 }
@@ -2399,6 +2410,80 @@ func (*SampleFinished_StopString) isSampleFinished_StoppedBy() {}
 
 func (*SampleFinished_Monitor) isSampleFinished_StoppedBy() {}
 
+// What the interventions of a level of a monitor did to a sample.
+type MonitorInterventions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Format: models/{model}/monitors/{monitor}.
+	Monitor string `protobuf:"bytes,1,opt,name=monitor,proto3" json:"monitor,omitempty"`
+	// Which level.
+	Level AlertLevel `protobuf:"varint,2,opt,name=level,proto3,enum=actserve.v1.AlertLevel" json:"level,omitempty"`
+	// The first position that they may change: that after the token that brought the score
+	// above the threshold, or if that is in the prompt, of the first generated token.
+	FirstPosition uint32 `protobuf:"varint,3,opt,name=first_position,json=firstPosition,proto3" json:"first_position,omitempty"`
+	// What each of them did, in the order of InterveneAction.interventions.
+	Interventions []*InterventionReport `protobuf:"bytes,4,rep,name=interventions,proto3" json:"interventions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MonitorInterventions) Reset() {
+	*x = MonitorInterventions{}
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MonitorInterventions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MonitorInterventions) ProtoMessage() {}
+
+func (x *MonitorInterventions) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MonitorInterventions.ProtoReflect.Descriptor instead.
+func (*MonitorInterventions) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *MonitorInterventions) GetMonitor() string {
+	if x != nil {
+		return x.Monitor
+	}
+	return ""
+}
+
+func (x *MonitorInterventions) GetLevel() AlertLevel {
+	if x != nil {
+		return x.Level
+	}
+	return AlertLevel_ALERT_LEVEL_UNSPECIFIED
+}
+
+func (x *MonitorInterventions) GetFirstPosition() uint32 {
+	if x != nil {
+		return x.FirstPosition
+	}
+	return 0
+}
+
+func (x *MonitorInterventions) GetInterventions() []*InterventionReport {
+	if x != nil {
+		return x.Interventions
+	}
+	return nil
+}
+
 // What a monitor scored in a sequence.
 type MonitorScore struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2424,7 +2509,7 @@ type MonitorScore struct {
 
 func (x *MonitorScore) Reset() {
 	*x = MonitorScore{}
-	mi := &file_actserve_v1_generation_service_proto_msgTypes[21]
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2436,7 +2521,7 @@ func (x *MonitorScore) String() string {
 func (*MonitorScore) ProtoMessage() {}
 
 func (x *MonitorScore) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_generation_service_proto_msgTypes[21]
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2449,7 +2534,7 @@ func (x *MonitorScore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorScore.ProtoReflect.Descriptor instead.
 func (*MonitorScore) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{21}
+	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MonitorScore) GetMonitor() string {
@@ -2519,7 +2604,7 @@ type GenerateFinished struct {
 
 func (x *GenerateFinished) Reset() {
 	*x = GenerateFinished{}
-	mi := &file_actserve_v1_generation_service_proto_msgTypes[22]
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2531,7 +2616,7 @@ func (x *GenerateFinished) String() string {
 func (*GenerateFinished) ProtoMessage() {}
 
 func (x *GenerateFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_generation_service_proto_msgTypes[22]
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2544,7 +2629,7 @@ func (x *GenerateFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateFinished.ProtoReflect.Descriptor instead.
 func (*GenerateFinished) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{22}
+	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GenerateFinished) GetUsage() *Usage {
@@ -2569,7 +2654,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_actserve_v1_generation_service_proto_msgTypes[23]
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +2666,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_generation_service_proto_msgTypes[23]
+	mi := &file_actserve_v1_generation_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +2679,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{23}
+	return file_actserve_v1_generation_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Usage) GetPromptTokens() uint64 {
@@ -2801,7 +2886,7 @@ const file_actserve_v1_generation_service_proto_rawDesc = "" +
 	"\fTokenLogprob\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x18\n" +
-	"\alogprob\x18\x03 \x01(\x02R\alogprob\"\xcb\x03\n" +
+	"\alogprob\x18\x03 \x01(\x02R\alogprob\"\xa3\x04\n" +
 	"\x0eSampleFinished\x12!\n" +
 	"\fsample_index\x18\x01 \x01(\rR\vsampleIndex\x121\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x19.actserve.v1.FinishReasonR\x06reason\x12;\n" +
@@ -2813,9 +2898,16 @@ const file_actserve_v1_generation_service_proto_rawDesc = "" +
 	"\vstop_string\x18\a \x01(\tH\x00R\n" +
 	"stopString\x12\x1a\n" +
 	"\amonitor\x18\b \x01(\tH\x00R\amonitor\x12@\n" +
-	"\x0emonitor_scores\x18\t \x03(\v2\x19.actserve.v1.MonitorScoreR\rmonitorScoresB\f\n" +
+	"\x0emonitor_scores\x18\t \x03(\v2\x19.actserve.v1.MonitorScoreR\rmonitorScores\x12V\n" +
+	"\x15monitor_interventions\x18\n" +
+	" \x03(\v2!.actserve.v1.MonitorInterventionsR\x14monitorInterventionsB\f\n" +
 	"\n" +
-	"stopped_by\"\xab\x02\n" +
+	"stopped_by\"\xcd\x01\n" +
+	"\x14MonitorInterventions\x12\x18\n" +
+	"\amonitor\x18\x01 \x01(\tR\amonitor\x12-\n" +
+	"\x05level\x18\x02 \x01(\x0e2\x17.actserve.v1.AlertLevelR\x05level\x12%\n" +
+	"\x0efirst_position\x18\x03 \x01(\rR\rfirstPosition\x12E\n" +
+	"\rinterventions\x18\x04 \x03(\v2\x1f.actserve.v1.InterventionReportR\rinterventions\"\xab\x02\n" +
 	"\fMonitorScore\x12\x18\n" +
 	"\amonitor\x18\x01 \x01(\tR\amonitor\x12\x16\n" +
 	"\x06tokens\x18\x02 \x01(\rR\x06tokens\x12\x14\n" +
@@ -2859,7 +2951,7 @@ func file_actserve_v1_generation_service_proto_rawDescGZIP() []byte {
 }
 
 var file_actserve_v1_generation_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_actserve_v1_generation_service_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_actserve_v1_generation_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_actserve_v1_generation_service_proto_goTypes = []any{
 	(ScoreDetail)(0),                 // 0: actserve.v1.ScoreDetail
 	(FinishReason)(0),                // 1: actserve.v1.FinishReason
@@ -2884,62 +2976,63 @@ var file_actserve_v1_generation_service_proto_goTypes = []any{
 	(*TokenLogprobs)(nil),            // 20: actserve.v1.TokenLogprobs
 	(*TokenLogprob)(nil),             // 21: actserve.v1.TokenLogprob
 	(*SampleFinished)(nil),           // 22: actserve.v1.SampleFinished
-	(*MonitorScore)(nil),             // 23: actserve.v1.MonitorScore
-	(*GenerateFinished)(nil),         // 24: actserve.v1.GenerateFinished
-	(*Usage)(nil),                    // 25: actserve.v1.Usage
-	(*Prompt)(nil),                   // 26: actserve.v1.Prompt
-	(*Readout)(nil),                  // 27: actserve.v1.Readout
-	(*Intervention)(nil),             // 28: actserve.v1.Intervention
-	(*PositionSelector)(nil),         // 29: actserve.v1.PositionSelector
-	(*ActivationChunk)(nil),          // 30: actserve.v1.ActivationChunk
-	(*PredictionChunk)(nil),          // 31: actserve.v1.PredictionChunk
-	(*AttentionChunk)(nil),           // 32: actserve.v1.AttentionChunk
-	(*AttentionSummaryChunk)(nil),    // 33: actserve.v1.AttentionSummaryChunk
-	(*LogitAttributionChunk)(nil),    // 34: actserve.v1.LogitAttributionChunk
-	(*ReadoutStarted)(nil),           // 35: actserve.v1.ReadoutStarted
-	(*TokenizedPrompt)(nil),          // 36: actserve.v1.TokenizedPrompt
-	(*ReadoutPositions)(nil),         // 37: actserve.v1.ReadoutPositions
-	(*KeptReadout)(nil),              // 38: actserve.v1.KeptReadout
-	(*status.Status)(nil),            // 39: google.rpc.Status
-	(*InterventionReport)(nil),       // 40: actserve.v1.InterventionReport
-	(*Tensor)(nil),                   // 41: actserve.v1.Tensor
-	(*Alert)(nil),                    // 42: actserve.v1.Alert
-	(AlertLevel)(0),                  // 43: actserve.v1.AlertLevel
+	(*MonitorInterventions)(nil),     // 23: actserve.v1.MonitorInterventions
+	(*MonitorScore)(nil),             // 24: actserve.v1.MonitorScore
+	(*GenerateFinished)(nil),         // 25: actserve.v1.GenerateFinished
+	(*Usage)(nil),                    // 26: actserve.v1.Usage
+	(*Prompt)(nil),                   // 27: actserve.v1.Prompt
+	(*Readout)(nil),                  // 28: actserve.v1.Readout
+	(*Intervention)(nil),             // 29: actserve.v1.Intervention
+	(*PositionSelector)(nil),         // 30: actserve.v1.PositionSelector
+	(*ActivationChunk)(nil),          // 31: actserve.v1.ActivationChunk
+	(*PredictionChunk)(nil),          // 32: actserve.v1.PredictionChunk
+	(*AttentionChunk)(nil),           // 33: actserve.v1.AttentionChunk
+	(*AttentionSummaryChunk)(nil),    // 34: actserve.v1.AttentionSummaryChunk
+	(*LogitAttributionChunk)(nil),    // 35: actserve.v1.LogitAttributionChunk
+	(*ReadoutStarted)(nil),           // 36: actserve.v1.ReadoutStarted
+	(*TokenizedPrompt)(nil),          // 37: actserve.v1.TokenizedPrompt
+	(*ReadoutPositions)(nil),         // 38: actserve.v1.ReadoutPositions
+	(*KeptReadout)(nil),              // 39: actserve.v1.KeptReadout
+	(*status.Status)(nil),            // 40: google.rpc.Status
+	(*InterventionReport)(nil),       // 41: actserve.v1.InterventionReport
+	(*Tensor)(nil),                   // 42: actserve.v1.Tensor
+	(*Alert)(nil),                    // 43: actserve.v1.Alert
+	(AlertLevel)(0),                  // 44: actserve.v1.AlertLevel
 }
 var file_actserve_v1_generation_service_proto_depIdxs = []int32{
 	3,  // 0: actserve.v1.FetchActivationsRequest.items:type_name -> actserve.v1.FetchItem
-	26, // 1: actserve.v1.FetchActivationsRequest.prompt:type_name -> actserve.v1.Prompt
-	27, // 2: actserve.v1.FetchActivationsRequest.readouts:type_name -> actserve.v1.Readout
-	28, // 3: actserve.v1.FetchActivationsRequest.interventions:type_name -> actserve.v1.Intervention
-	26, // 4: actserve.v1.FetchItem.prompt:type_name -> actserve.v1.Prompt
-	28, // 5: actserve.v1.FetchItem.interventions:type_name -> actserve.v1.Intervention
-	29, // 6: actserve.v1.FetchItem.positions:type_name -> actserve.v1.PositionSelector
+	27, // 1: actserve.v1.FetchActivationsRequest.prompt:type_name -> actserve.v1.Prompt
+	28, // 2: actserve.v1.FetchActivationsRequest.readouts:type_name -> actserve.v1.Readout
+	29, // 3: actserve.v1.FetchActivationsRequest.interventions:type_name -> actserve.v1.Intervention
+	27, // 4: actserve.v1.FetchItem.prompt:type_name -> actserve.v1.Prompt
+	29, // 5: actserve.v1.FetchItem.interventions:type_name -> actserve.v1.Intervention
+	30, // 6: actserve.v1.FetchItem.positions:type_name -> actserve.v1.PositionSelector
 	4,  // 7: actserve.v1.FetchItem.position_labels:type_name -> actserve.v1.PositionLabel
-	29, // 8: actserve.v1.PositionLabel.positions:type_name -> actserve.v1.PositionSelector
+	30, // 8: actserve.v1.PositionLabel.positions:type_name -> actserve.v1.PositionSelector
 	6,  // 9: actserve.v1.FetchActivationsResponse.started:type_name -> actserve.v1.FetchStarted
 	7,  // 10: actserve.v1.FetchActivationsResponse.item_started:type_name -> actserve.v1.ItemStarted
-	30, // 11: actserve.v1.FetchActivationsResponse.activations:type_name -> actserve.v1.ActivationChunk
+	31, // 11: actserve.v1.FetchActivationsResponse.activations:type_name -> actserve.v1.ActivationChunk
 	8,  // 12: actserve.v1.FetchActivationsResponse.item_finished:type_name -> actserve.v1.ItemFinished
 	10, // 13: actserve.v1.FetchActivationsResponse.finished:type_name -> actserve.v1.FetchFinished
-	31, // 14: actserve.v1.FetchActivationsResponse.predictions:type_name -> actserve.v1.PredictionChunk
-	32, // 15: actserve.v1.FetchActivationsResponse.attention:type_name -> actserve.v1.AttentionChunk
+	32, // 14: actserve.v1.FetchActivationsResponse.predictions:type_name -> actserve.v1.PredictionChunk
+	33, // 15: actserve.v1.FetchActivationsResponse.attention:type_name -> actserve.v1.AttentionChunk
 	9,  // 16: actserve.v1.FetchActivationsResponse.statistics:type_name -> actserve.v1.LabelStatistics
-	33, // 17: actserve.v1.FetchActivationsResponse.attention_summary:type_name -> actserve.v1.AttentionSummaryChunk
-	34, // 18: actserve.v1.FetchActivationsResponse.logit_attribution:type_name -> actserve.v1.LogitAttributionChunk
-	35, // 19: actserve.v1.FetchStarted.readouts:type_name -> actserve.v1.ReadoutStarted
-	36, // 20: actserve.v1.ItemStarted.prompt:type_name -> actserve.v1.TokenizedPrompt
-	37, // 21: actserve.v1.ItemStarted.positions:type_name -> actserve.v1.ReadoutPositions
-	38, // 22: actserve.v1.ItemStarted.kept:type_name -> actserve.v1.KeptReadout
-	39, // 23: actserve.v1.ItemFinished.status:type_name -> google.rpc.Status
-	40, // 24: actserve.v1.ItemFinished.interventions:type_name -> actserve.v1.InterventionReport
-	38, // 25: actserve.v1.ItemFinished.kept:type_name -> actserve.v1.KeptReadout
-	41, // 26: actserve.v1.LabelStatistics.mean:type_name -> actserve.v1.Tensor
-	41, // 27: actserve.v1.LabelStatistics.second_moments:type_name -> actserve.v1.Tensor
-	25, // 28: actserve.v1.FetchFinished.usage:type_name -> actserve.v1.Usage
-	26, // 29: actserve.v1.GenerateRequest.prompt:type_name -> actserve.v1.Prompt
+	34, // 17: actserve.v1.FetchActivationsResponse.attention_summary:type_name -> actserve.v1.AttentionSummaryChunk
+	35, // 18: actserve.v1.FetchActivationsResponse.logit_attribution:type_name -> actserve.v1.LogitAttributionChunk
+	36, // 19: actserve.v1.FetchStarted.readouts:type_name -> actserve.v1.ReadoutStarted
+	37, // 20: actserve.v1.ItemStarted.prompt:type_name -> actserve.v1.TokenizedPrompt
+	38, // 21: actserve.v1.ItemStarted.positions:type_name -> actserve.v1.ReadoutPositions
+	39, // 22: actserve.v1.ItemStarted.kept:type_name -> actserve.v1.KeptReadout
+	40, // 23: actserve.v1.ItemFinished.status:type_name -> google.rpc.Status
+	41, // 24: actserve.v1.ItemFinished.interventions:type_name -> actserve.v1.InterventionReport
+	39, // 25: actserve.v1.ItemFinished.kept:type_name -> actserve.v1.KeptReadout
+	42, // 26: actserve.v1.LabelStatistics.mean:type_name -> actserve.v1.Tensor
+	42, // 27: actserve.v1.LabelStatistics.second_moments:type_name -> actserve.v1.Tensor
+	26, // 28: actserve.v1.FetchFinished.usage:type_name -> actserve.v1.Usage
+	27, // 29: actserve.v1.GenerateRequest.prompt:type_name -> actserve.v1.Prompt
 	12, // 30: actserve.v1.GenerateRequest.sampling:type_name -> actserve.v1.SamplingParams
-	28, // 31: actserve.v1.GenerateRequest.interventions:type_name -> actserve.v1.Intervention
-	27, // 32: actserve.v1.GenerateRequest.readouts:type_name -> actserve.v1.Readout
+	29, // 31: actserve.v1.GenerateRequest.interventions:type_name -> actserve.v1.Intervention
+	28, // 32: actserve.v1.GenerateRequest.readouts:type_name -> actserve.v1.Readout
 	0,  // 33: actserve.v1.GenerateRequest.score_detail:type_name -> actserve.v1.ScoreDetail
 	13, // 34: actserve.v1.SamplingParams.logit_bias:type_name -> actserve.v1.LogitBias
 	14, // 35: actserve.v1.SamplingParams.repetition_detection:type_name -> actserve.v1.RepetitionDetection
@@ -2947,36 +3040,39 @@ var file_actserve_v1_generation_service_proto_depIdxs = []int32{
 	16, // 37: actserve.v1.StructuredOutput.choices:type_name -> actserve.v1.TextChoices
 	18, // 38: actserve.v1.GenerateResponse.started:type_name -> actserve.v1.GenerateStarted
 	19, // 39: actserve.v1.GenerateResponse.tokens:type_name -> actserve.v1.TokenChunk
-	30, // 40: actserve.v1.GenerateResponse.activations:type_name -> actserve.v1.ActivationChunk
+	31, // 40: actserve.v1.GenerateResponse.activations:type_name -> actserve.v1.ActivationChunk
 	22, // 41: actserve.v1.GenerateResponse.sample_finished:type_name -> actserve.v1.SampleFinished
-	24, // 42: actserve.v1.GenerateResponse.finished:type_name -> actserve.v1.GenerateFinished
-	31, // 43: actserve.v1.GenerateResponse.predictions:type_name -> actserve.v1.PredictionChunk
-	32, // 44: actserve.v1.GenerateResponse.attention:type_name -> actserve.v1.AttentionChunk
-	33, // 45: actserve.v1.GenerateResponse.attention_summary:type_name -> actserve.v1.AttentionSummaryChunk
-	34, // 46: actserve.v1.GenerateResponse.logit_attribution:type_name -> actserve.v1.LogitAttributionChunk
-	42, // 47: actserve.v1.GenerateResponse.alert:type_name -> actserve.v1.Alert
-	36, // 48: actserve.v1.GenerateStarted.prompt:type_name -> actserve.v1.TokenizedPrompt
-	35, // 49: actserve.v1.GenerateStarted.readouts:type_name -> actserve.v1.ReadoutStarted
-	38, // 50: actserve.v1.GenerateStarted.kept:type_name -> actserve.v1.KeptReadout
+	25, // 42: actserve.v1.GenerateResponse.finished:type_name -> actserve.v1.GenerateFinished
+	32, // 43: actserve.v1.GenerateResponse.predictions:type_name -> actserve.v1.PredictionChunk
+	33, // 44: actserve.v1.GenerateResponse.attention:type_name -> actserve.v1.AttentionChunk
+	34, // 45: actserve.v1.GenerateResponse.attention_summary:type_name -> actserve.v1.AttentionSummaryChunk
+	35, // 46: actserve.v1.GenerateResponse.logit_attribution:type_name -> actserve.v1.LogitAttributionChunk
+	43, // 47: actserve.v1.GenerateResponse.alert:type_name -> actserve.v1.Alert
+	37, // 48: actserve.v1.GenerateStarted.prompt:type_name -> actserve.v1.TokenizedPrompt
+	36, // 49: actserve.v1.GenerateStarted.readouts:type_name -> actserve.v1.ReadoutStarted
+	39, // 50: actserve.v1.GenerateStarted.kept:type_name -> actserve.v1.KeptReadout
 	20, // 51: actserve.v1.TokenChunk.logprobs:type_name -> actserve.v1.TokenLogprobs
 	21, // 52: actserve.v1.TokenLogprobs.top:type_name -> actserve.v1.TokenLogprob
 	1,  // 53: actserve.v1.SampleFinished.reason:type_name -> actserve.v1.FinishReason
-	37, // 54: actserve.v1.SampleFinished.positions:type_name -> actserve.v1.ReadoutPositions
-	40, // 55: actserve.v1.SampleFinished.interventions:type_name -> actserve.v1.InterventionReport
-	38, // 56: actserve.v1.SampleFinished.kept:type_name -> actserve.v1.KeptReadout
-	23, // 57: actserve.v1.SampleFinished.monitor_scores:type_name -> actserve.v1.MonitorScore
-	43, // 58: actserve.v1.MonitorScore.level:type_name -> actserve.v1.AlertLevel
-	41, // 59: actserve.v1.MonitorScore.token_scores:type_name -> actserve.v1.Tensor
-	25, // 60: actserve.v1.GenerateFinished.usage:type_name -> actserve.v1.Usage
-	2,  // 61: actserve.v1.GenerationService.FetchActivations:input_type -> actserve.v1.FetchActivationsRequest
-	11, // 62: actserve.v1.GenerationService.Generate:input_type -> actserve.v1.GenerateRequest
-	5,  // 63: actserve.v1.GenerationService.FetchActivations:output_type -> actserve.v1.FetchActivationsResponse
-	17, // 64: actserve.v1.GenerationService.Generate:output_type -> actserve.v1.GenerateResponse
-	63, // [63:65] is the sub-list for method output_type
-	61, // [61:63] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	38, // 54: actserve.v1.SampleFinished.positions:type_name -> actserve.v1.ReadoutPositions
+	41, // 55: actserve.v1.SampleFinished.interventions:type_name -> actserve.v1.InterventionReport
+	39, // 56: actserve.v1.SampleFinished.kept:type_name -> actserve.v1.KeptReadout
+	24, // 57: actserve.v1.SampleFinished.monitor_scores:type_name -> actserve.v1.MonitorScore
+	23, // 58: actserve.v1.SampleFinished.monitor_interventions:type_name -> actserve.v1.MonitorInterventions
+	44, // 59: actserve.v1.MonitorInterventions.level:type_name -> actserve.v1.AlertLevel
+	41, // 60: actserve.v1.MonitorInterventions.interventions:type_name -> actserve.v1.InterventionReport
+	44, // 61: actserve.v1.MonitorScore.level:type_name -> actserve.v1.AlertLevel
+	42, // 62: actserve.v1.MonitorScore.token_scores:type_name -> actserve.v1.Tensor
+	26, // 63: actserve.v1.GenerateFinished.usage:type_name -> actserve.v1.Usage
+	2,  // 64: actserve.v1.GenerationService.FetchActivations:input_type -> actserve.v1.FetchActivationsRequest
+	11, // 65: actserve.v1.GenerationService.Generate:input_type -> actserve.v1.GenerateRequest
+	5,  // 66: actserve.v1.GenerationService.FetchActivations:output_type -> actserve.v1.FetchActivationsResponse
+	17, // 67: actserve.v1.GenerationService.Generate:output_type -> actserve.v1.GenerateResponse
+	66, // [66:68] is the sub-list for method output_type
+	64, // [64:66] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_actserve_v1_generation_service_proto_init() }
@@ -3034,7 +3130,7 @@ func file_actserve_v1_generation_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_actserve_v1_generation_service_proto_rawDesc), len(file_actserve_v1_generation_service_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

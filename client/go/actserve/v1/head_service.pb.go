@@ -30,12 +30,15 @@ type MeasureHeadsRequest struct {
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// The corpus, each item by itself; from 1 to Limits.max_items. Of FetchItem `key`,
 	// `prompt` (required), `interventions`, `adapter` and `positions` count; the last are
-	// those of the queries, all when unset.
+	// those of the queries, all when unset. The others are to be left unset.
 	Items []*FetchItem `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
 	// Zero-based decoder layers; negative values count from the last. All when empty.
 	Layers []int32 `protobuf:"varint,3,rep,packed,name=layers,proto3" json:"layers,omitempty"`
 	// Patterns to send besides; none when unset.
-	Patterns      *SparsePatterns `protobuf:"bytes,4,opt,name=patterns,proto3" json:"patterns,omitempty"`
+	Patterns *SparsePatterns `protobuf:"bytes,4,opt,name=patterns,proto3" json:"patterns,omitempty"`
+	// How many tokens to tell in HeadMetrics.top_query_tokens and top_key_tokens; at most
+	// 64, none when unset.
+	TopTokens     uint32 `protobuf:"varint,5,opt,name=top_tokens,json=topTokens,proto3" json:"top_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -96,6 +99,13 @@ func (x *MeasureHeadsRequest) GetPatterns() *SparsePatterns {
 		return x.Patterns
 	}
 	return nil
+}
+
+func (x *MeasureHeadsRequest) GetTopTokens() uint32 {
+	if x != nil {
+		return x.TopTokens
+	}
+	return 0
 }
 
 // Which weights of attention patterns are sent.
@@ -438,7 +448,9 @@ type MeasuredItem struct {
 	// Unset, or with code 0, if the item counts in the metrics. Else what a call that
 	// fails for this reason ends with; what was sent of the item before is not to be
 	// used.
-	Status        *status.Status `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	Status *status.Status `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	// The prompt as it was run, of an item that counts.
+	Prompt        *TokenizedPrompt `protobuf:"bytes,4,opt,name=prompt,proto3" json:"prompt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -494,10 +506,18 @@ func (x *MeasuredItem) GetStatus() *status.Status {
 	return nil
 }
 
+func (x *MeasuredItem) GetPrompt() *TokenizedPrompt {
+	if x != nil {
+		return x.Prompt
+	}
+	return nil
+}
+
 // How one head attends: means over the selected queries of all items that did not
 // fail. Weights, the queries that each mean is over, and the query at position zero are
 // as AttentionSummaryChunk has them; w(q, k) is the weight that query q gives to key k.
-// A mean over no query is NaN. Counts are sums over a call, so 64 bits each.
+// XX
+// over a call, so 64 bits each.
 type HeadMetrics struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The zero-based decoder layer.
@@ -526,8 +546,18 @@ type HeadMetrics struct {
 	// The sum over k of w(q, k) (q - k - d(q))^2, in tokens squared; the mean over
 	// queries.
 	DistanceVariance float32 `protobuf:"fixed32,12,opt,name=distance_variance,json=distanceVariance,proto3" json:"distance_variance,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The sum of w(q, k) over every k < q with token(k) = token(q), the mean over
+	// induction_queries.
+	DuplicateToken float32 `protobuf:"fixed32,13,opt,name=duplicate_token,json=duplicateToken,proto3" json:"duplicate_token,omitempty"`
+	// The tokens whose queries give most weight to keys other than position zero, most
+	// first: for each token the sum of w(q, k) over k > 0 and its queries, over `queries`.
+	// Fewer than asked for where fewer give any.
+	TopQueryTokens []*TokenWeight `protobuf:"bytes,14,rep,name=top_query_tokens,json=topQueryTokens,proto3" json:"top_query_tokens,omitempty"`
+	// The tokens whose keys other than position zero receive most weight, most first: for
+	// each token the sum of w(q, k) over its keys k > 0, over `queries`.
+	TopKeyTokens  []*TokenWeight `protobuf:"bytes,15,rep,name=top_key_tokens,json=topKeyTokens,proto3" json:"top_key_tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeadMetrics) Reset() {
@@ -644,6 +674,91 @@ func (x *HeadMetrics) GetDistanceVariance() float32 {
 	return 0
 }
 
+func (x *HeadMetrics) GetDuplicateToken() float32 {
+	if x != nil {
+		return x.DuplicateToken
+	}
+	return 0
+}
+
+func (x *HeadMetrics) GetTopQueryTokens() []*TokenWeight {
+	if x != nil {
+		return x.TopQueryTokens
+	}
+	return nil
+}
+
+func (x *HeadMetrics) GetTopKeyTokens() []*TokenWeight {
+	if x != nil {
+		return x.TopKeyTokens
+	}
+	return nil
+}
+
+// How much attention passes by one token of the vocabulary.
+type TokenWeight struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The token.
+	TokenId uint32 `protobuf:"varint,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	// The token, decoded alone.
+	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// Of all queries the mean.
+	Weight        float32 `protobuf:"fixed32,3,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenWeight) Reset() {
+	*x = TokenWeight{}
+	mi := &file_actserve_v1_head_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenWeight) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenWeight) ProtoMessage() {}
+
+func (x *TokenWeight) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_head_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenWeight.ProtoReflect.Descriptor instead.
+func (*TokenWeight) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_head_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *TokenWeight) GetTokenId() uint32 {
+	if x != nil {
+		return x.TokenId
+	}
+	return 0
+}
+
+func (x *TokenWeight) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *TokenWeight) GetWeight() float32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
 // Closes a measurement.
 type MeasureHeadsFinished struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -655,7 +770,7 @@ type MeasureHeadsFinished struct {
 
 func (x *MeasureHeadsFinished) Reset() {
 	*x = MeasureHeadsFinished{}
-	mi := &file_actserve_v1_head_service_proto_msgTypes[7]
+	mi := &file_actserve_v1_head_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -667,7 +782,7 @@ func (x *MeasureHeadsFinished) String() string {
 func (*MeasureHeadsFinished) ProtoMessage() {}
 
 func (x *MeasureHeadsFinished) ProtoReflect() protoreflect.Message {
-	mi := &file_actserve_v1_head_service_proto_msgTypes[7]
+	mi := &file_actserve_v1_head_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -680,7 +795,7 @@ func (x *MeasureHeadsFinished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeasureHeadsFinished.ProtoReflect.Descriptor instead.
 func (*MeasureHeadsFinished) Descriptor() ([]byte, []int) {
-	return file_actserve_v1_head_service_proto_rawDescGZIP(), []int{7}
+	return file_actserve_v1_head_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *MeasureHeadsFinished) GetUsage() *Usage {
@@ -694,12 +809,14 @@ var File_actserve_v1_head_service_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_head_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1eactserve/v1/head_service.proto\x12\vactserve.v1\x1a$actserve/v1/generation_service.proto\x1a\x18actserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\xc2\x01\n" +
+	"\x1eactserve/v1/head_service.proto\x12\vactserve.v1\x1a$actserve/v1/generation_service.proto\x1a\x18actserve/v1/prompt.proto\x1a\x18actserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\xe7\x01\n" +
 	"\x13MeasureHeadsRequest\x12\x1a\n" +
 	"\x05model\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x05model\x122\n" +
 	"\x05items\x18\x02 \x03(\v2\x16.actserve.v1.FetchItemB\x04\xe2A\x01\x02R\x05items\x12\x1c\n" +
 	"\x06layers\x18\x03 \x03(\x05B\x04\xe2A\x01\x01R\x06layers\x12=\n" +
-	"\bpatterns\x18\x04 \x01(\v2\x1b.actserve.v1.SparsePatternsB\x04\xe2A\x01\x01R\bpatterns\"k\n" +
+	"\bpatterns\x18\x04 \x01(\v2\x1b.actserve.v1.SparsePatternsB\x04\xe2A\x01\x01R\bpatterns\x12#\n" +
+	"\n" +
+	"top_tokens\x18\x05 \x01(\rB\x04\xe2A\x01\x01R\ttopTokens\"k\n" +
 	"\x0eSparsePatterns\x12\x1e\n" +
 	"\x05top_k\x18\x01 \x01(\rB\x04\xe2A\x01\x01H\x00R\x04topK\x88\x01\x01\x12#\n" +
 	"\aminimum\x18\x02 \x01(\x02B\x04\xe2A\x01\x01H\x01R\aminimum\x88\x01\x01B\b\n" +
@@ -722,12 +839,13 @@ const file_actserve_v1_head_service_proto_rawDesc = "" +
 	"\x04head\x18\x03 \x01(\rR\x04head\x12\x18\n" +
 	"\aqueries\x18\x04 \x03(\rR\aqueries\x12\x12\n" +
 	"\x04keys\x18\x05 \x03(\rR\x04keys\x12-\n" +
-	"\aweights\x18\x06 \x01(\v2\x13.actserve.v1.TensorR\aweights\"k\n" +
+	"\aweights\x18\x06 \x01(\v2\x13.actserve.v1.TensorR\aweights\"\xa1\x01\n" +
 	"\fMeasuredItem\x12\x1d\n" +
 	"\n" +
 	"item_index\x18\x01 \x01(\rR\titemIndex\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12*\n" +
-	"\x06status\x18\x03 \x01(\v2\x12.google.rpc.StatusR\x06status\"\xa2\x03\n" +
+	"\x06status\x18\x03 \x01(\v2\x12.google.rpc.StatusR\x06status\x124\n" +
+	"\x06prompt\x18\x04 \x01(\v2\x1c.actserve.v1.TokenizedPromptR\x06prompt\"\xcf\x04\n" +
 	"\vHeadMetrics\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x12\n" +
 	"\x04head\x18\x02 \x01(\rR\x04head\x12\x18\n" +
@@ -742,7 +860,14 @@ const file_actserve_v1_head_service_proto_rawDesc = "" +
 	"\aentropy\x18\n" +
 	" \x01(\x02R\aentropy\x12\x1a\n" +
 	"\bdistance\x18\v \x01(\x02R\bdistance\x12+\n" +
-	"\x11distance_variance\x18\f \x01(\x02R\x10distanceVariance\"@\n" +
+	"\x11distance_variance\x18\f \x01(\x02R\x10distanceVariance\x12'\n" +
+	"\x0fduplicate_token\x18\r \x01(\x02R\x0eduplicateToken\x12B\n" +
+	"\x10top_query_tokens\x18\x0e \x03(\v2\x18.actserve.v1.TokenWeightR\x0etopQueryTokens\x12>\n" +
+	"\x0etop_key_tokens\x18\x0f \x03(\v2\x18.actserve.v1.TokenWeightR\ftopKeyTokens\"T\n" +
+	"\vTokenWeight\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\rR\atokenId\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
+	"\x06weight\x18\x03 \x01(\x02R\x06weight\"@\n" +
 	"\x14MeasureHeadsFinished\x12(\n" +
 	"\x05usage\x18\x01 \x01(\v2\x12.actserve.v1.UsageR\x05usage2i\n" +
 	"\vHeadService\x12Z\n" +
@@ -761,7 +886,7 @@ func file_actserve_v1_head_service_proto_rawDescGZIP() []byte {
 	return file_actserve_v1_head_service_proto_rawDescData
 }
 
-var file_actserve_v1_head_service_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_actserve_v1_head_service_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_actserve_v1_head_service_proto_goTypes = []any{
 	(*MeasureHeadsRequest)(nil),  // 0: actserve.v1.MeasureHeadsRequest
 	(*SparsePatterns)(nil),       // 1: actserve.v1.SparsePatterns
@@ -770,30 +895,35 @@ var file_actserve_v1_head_service_proto_goTypes = []any{
 	(*SparsePatternChunk)(nil),   // 4: actserve.v1.SparsePatternChunk
 	(*MeasuredItem)(nil),         // 5: actserve.v1.MeasuredItem
 	(*HeadMetrics)(nil),          // 6: actserve.v1.HeadMetrics
-	(*MeasureHeadsFinished)(nil), // 7: actserve.v1.MeasureHeadsFinished
-	(*FetchItem)(nil),            // 8: actserve.v1.FetchItem
-	(*Tensor)(nil),               // 9: actserve.v1.Tensor
-	(*status.Status)(nil),        // 10: google.rpc.Status
-	(*Usage)(nil),                // 11: actserve.v1.Usage
+	(*TokenWeight)(nil),          // 7: actserve.v1.TokenWeight
+	(*MeasureHeadsFinished)(nil), // 8: actserve.v1.MeasureHeadsFinished
+	(*FetchItem)(nil),            // 9: actserve.v1.FetchItem
+	(*Tensor)(nil),               // 10: actserve.v1.Tensor
+	(*status.Status)(nil),        // 11: google.rpc.Status
+	(*TokenizedPrompt)(nil),      // 12: actserve.v1.TokenizedPrompt
+	(*Usage)(nil),                // 13: actserve.v1.Usage
 }
 var file_actserve_v1_head_service_proto_depIdxs = []int32{
-	8,  // 0: actserve.v1.MeasureHeadsRequest.items:type_name -> actserve.v1.FetchItem
+	9,  // 0: actserve.v1.MeasureHeadsRequest.items:type_name -> actserve.v1.FetchItem
 	1,  // 1: actserve.v1.MeasureHeadsRequest.patterns:type_name -> actserve.v1.SparsePatterns
 	3,  // 2: actserve.v1.MeasureHeadsResponse.started:type_name -> actserve.v1.MeasureHeadsStarted
 	4,  // 3: actserve.v1.MeasureHeadsResponse.pattern:type_name -> actserve.v1.SparsePatternChunk
 	5,  // 4: actserve.v1.MeasureHeadsResponse.item_finished:type_name -> actserve.v1.MeasuredItem
 	6,  // 5: actserve.v1.MeasureHeadsResponse.metrics:type_name -> actserve.v1.HeadMetrics
-	7,  // 6: actserve.v1.MeasureHeadsResponse.finished:type_name -> actserve.v1.MeasureHeadsFinished
-	9,  // 7: actserve.v1.SparsePatternChunk.weights:type_name -> actserve.v1.Tensor
-	10, // 8: actserve.v1.MeasuredItem.status:type_name -> google.rpc.Status
-	11, // 9: actserve.v1.MeasureHeadsFinished.usage:type_name -> actserve.v1.Usage
-	0,  // 10: actserve.v1.HeadService.MeasureHeads:input_type -> actserve.v1.MeasureHeadsRequest
-	2,  // 11: actserve.v1.HeadService.MeasureHeads:output_type -> actserve.v1.MeasureHeadsResponse
-	11, // [11:12] is the sub-list for method output_type
-	10, // [10:11] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	8,  // 6: actserve.v1.MeasureHeadsResponse.finished:type_name -> actserve.v1.MeasureHeadsFinished
+	10, // 7: actserve.v1.SparsePatternChunk.weights:type_name -> actserve.v1.Tensor
+	11, // 8: actserve.v1.MeasuredItem.status:type_name -> google.rpc.Status
+	12, // 9: actserve.v1.MeasuredItem.prompt:type_name -> actserve.v1.TokenizedPrompt
+	7,  // 10: actserve.v1.HeadMetrics.top_query_tokens:type_name -> actserve.v1.TokenWeight
+	7,  // 11: actserve.v1.HeadMetrics.top_key_tokens:type_name -> actserve.v1.TokenWeight
+	13, // 12: actserve.v1.MeasureHeadsFinished.usage:type_name -> actserve.v1.Usage
+	0,  // 13: actserve.v1.HeadService.MeasureHeads:input_type -> actserve.v1.MeasureHeadsRequest
+	2,  // 14: actserve.v1.HeadService.MeasureHeads:output_type -> actserve.v1.MeasureHeadsResponse
+	14, // [14:15] is the sub-list for method output_type
+	13, // [13:14] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_actserve_v1_head_service_proto_init() }
@@ -802,6 +932,7 @@ func file_actserve_v1_head_service_proto_init() {
 		return
 	}
 	file_actserve_v1_generation_service_proto_init()
+	file_actserve_v1_prompt_proto_init()
 	file_actserve_v1_tensor_proto_init()
 	file_actserve_v1_head_service_proto_msgTypes[1].OneofWrappers = []any{}
 	file_actserve_v1_head_service_proto_msgTypes[2].OneofWrappers = []any{
@@ -817,7 +948,7 @@ func file_actserve_v1_head_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_actserve_v1_head_service_proto_rawDesc), len(file_actserve_v1_head_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

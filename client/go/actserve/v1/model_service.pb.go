@@ -64,7 +64,8 @@ const (
 	Feature_FEATURE_HEAD_METRICS Feature = 16
 	// Model.adapters, and `adapter` of the requests that run the model:
 	// FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter,
-	// SweepVariant.adapter, ExplainTextRequest.adapter and MakeSteeringVectorRequest.adapter.
+	// SweepVariant.adapter, ExplainTextRequest.adapter, MakeSteeringVectorRequest.adapter and
+	// CreateAttributionGraphRequest.adapter.
 	Feature_FEATURE_ADAPTERS Feature = 17
 	// LogitAttributionReadout.
 	Feature_FEATURE_LOGIT_ATTRIBUTION Feature = 18
@@ -460,11 +461,13 @@ type Limits struct {
 	// Bytes that all FitMonitor calls whose work is under way take together on the server,
 	// of rows and of what they work with. On a server with tokens one fit may take a part.
 	MaxFitBytes uint64 `protobuf:"varint,24,opt,name=max_fit_bytes,json=maxFitBytes,proto3" json:"max_fit_bytes,omitempty"`
+	// Examples of one FitMonitor call, benign and longer ones among them.
+	MaxFitExamples uint32 `protobuf:"varint,25,opt,name=max_fit_examples,json=maxFitExamples,proto3" json:"max_fit_examples,omitempty"`
 	// Dictionaries that are stored or being uploaded at most, over all clients; those that the
 	// operator has loaded do not count.
-	MaxDictionaries uint32 `protobuf:"varint,25,opt,name=max_dictionaries,json=maxDictionaries,proto3" json:"max_dictionaries,omitempty"`
+	MaxDictionaries uint32 `protobuf:"varint,26,opt,name=max_dictionaries,json=maxDictionaries,proto3" json:"max_dictionaries,omitempty"`
 	// Bytes of their matrices. Zero where nobody may upload any.
-	MaxDictionaryBytes uint64 `protobuf:"varint,26,opt,name=max_dictionary_bytes,json=maxDictionaryBytes,proto3" json:"max_dictionary_bytes,omitempty"`
+	MaxDictionaryBytes uint64 `protobuf:"varint,27,opt,name=max_dictionary_bytes,json=maxDictionaryBytes,proto3" json:"max_dictionary_bytes,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -663,6 +666,13 @@ func (x *Limits) GetMaxPauseSeconds() uint32 {
 func (x *Limits) GetMaxFitBytes() uint64 {
 	if x != nil {
 		return x.MaxFitBytes
+	}
+	return 0
+}
+
+func (x *Limits) GetMaxFitExamples() uint32 {
+	if x != nil {
+		return x.MaxFitExamples
 	}
 	return 0
 }
@@ -1012,7 +1022,7 @@ const file_actserve_v1_model_service_proto_rawDesc = "" +
 	"\x05width\x18\x02 \x01(\rR\x05width\x12'\n" +
 	"\x0funserved_reason\x18\x03 \x01(\tR\x0eunservedReason\x12/\n" +
 	"\x13unchangeable_reason\x18\x04 \x01(\tR\x12unchangeableReason\x12\x14\n" +
-	"\x05heads\x18\x05 \x01(\rR\x05heads\"\xee\b\n" +
+	"\x05heads\x18\x05 \x01(\rR\x05heads\"\x98\t\n" +
 	"\x06Limits\x12.\n" +
 	"\x13max_sequence_tokens\x18\x01 \x01(\rR\x11maxSequenceTokens\x12\x1b\n" +
 	"\tmax_items\x18\x02 \x01(\rR\bmaxItems\x12\x1f\n" +
@@ -1041,9 +1051,10 @@ const file_actserve_v1_model_service_proto_rawDesc = "" +
 	"max_alerts\x18\x15 \x01(\x04R\tmaxAlerts\x12*\n" +
 	"\x11max_alert_seconds\x18\x16 \x01(\rR\x0fmaxAlertSeconds\x12*\n" +
 	"\x11max_pause_seconds\x18\x17 \x01(\rR\x0fmaxPauseSeconds\x12\"\n" +
-	"\rmax_fit_bytes\x18\x18 \x01(\x04R\vmaxFitBytes\x12)\n" +
-	"\x10max_dictionaries\x18\x19 \x01(\rR\x0fmaxDictionaries\x120\n" +
-	"\x14max_dictionary_bytes\x18\x1a \x01(\x04R\x12maxDictionaryBytesB\x14\n" +
+	"\rmax_fit_bytes\x18\x18 \x01(\x04R\vmaxFitBytes\x12(\n" +
+	"\x10max_fit_examples\x18\x19 \x01(\rR\x0emaxFitExamples\x12)\n" +
+	"\x10max_dictionaries\x18\x1a \x01(\rR\x0fmaxDictionaries\x120\n" +
+	"\x14max_dictionary_bytes\x18\x1b \x01(\x04R\x12maxDictionaryBytesB\x14\n" +
 	"\x12_max_relative_dose\"[\n" +
 	"\x11ListModelsRequest\x12!\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\x04\xe2A\x01\x01R\bpageSize\x12#\n" +

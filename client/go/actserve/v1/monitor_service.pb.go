@@ -1554,13 +1554,13 @@ type FitMonitorRequest struct {
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// As CreateMonitorRequest.monitor_id.
 	MonitorId string `protobuf:"bytes,2,opt,name=monitor_id,json=monitorId,proto3" json:"monitor_id,omitempty"`
-	// Examples, from 8 to Limits.max_items, at least four of each kind. A quarter is held
+	// Examples, from 8 to Limits.max_fit_examples, at least four of each kind. A quarter is held
 	// out, and a quarter of the rest set aside to choose by, always the same of equal
 	// requests, and of one group all or none.
 	Examples []*FitExample `protobuf:"bytes,3,rep,name=examples,proto3" json:"examples,omitempty"`
 	// Texts like those that will be watched, nearly all of which are harmless: thresholds
 	// are set by these and the negative examples held out. With the others at most
-	// Limits.max_items.
+	// Limits.max_fit_examples.
 	BenignExamples []*FitExample `protobuf:"bytes,4,rep,name=benign_examples,json=benignExamples,proto3" json:"benign_examples,omitempty"`
 	// Longer texts, none or of both kinds, to see whether the probe finds what it looks for there.
 	// Nothing is fitted to them.

@@ -161,6 +161,9 @@ func generated(result *actserve.GenerateResult, err error) (any, error) {
 			}
 			sequence["monitor_scores"] = told
 		}
+		if len(sample.MonitorInterventions) > 0 {
+			sequence["monitor_interventions"] = changes(sample.MonitorInterventions)
+		}
 		sequences = append(sequences, sequence)
 	}
 	return object{"call_id": result.CallID, "sequences": sequences}, nil
@@ -172,6 +175,24 @@ func alerts(all []*actservev1.Alert) []object {
 		told = append(told, object{
 			"monitor": alert.GetMonitor(), "level": level(alert.GetLevel()),
 			"score": alert.GetScore(), "position": alert.GetPosition(),
+		})
+	}
+	return told
+}
+
+func changes(all []*actservev1.MonitorInterventions) []object {
+	told := []object{}
+	for _, changed := range all {
+		reports := []object{}
+		for _, report := range changed.GetInterventions() {
+			reports = append(reports, object{
+				"rows": report.GetRows(), "changed_rows": report.GetChangedRows(),
+				"reused_rows": report.GetReusedRows(), "mean_relative_change": report.MeanRelativeChange,
+			})
+		}
+		told = append(told, object{
+			"monitor": changed.GetMonitor(), "level": level(changed.GetLevel()),
+			"first_position": changed.GetFirstPosition(), "interventions": reports,
 		})
 	}
 	return told

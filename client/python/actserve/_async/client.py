@@ -1,5 +1,7 @@
 """The client that callers make: all parts together."""
 
+from actserve._async.graphs import AsyncGraphMaking
+from actserve._async.heads import AsyncHeadStudies
 from actserve._async.looks import AsyncLooks
 from actserve._async.monitors import AsyncMonitoring
 from actserve._async.sweeps import AsyncSweeps
@@ -7,7 +9,15 @@ from actserve._async.vectors import AsyncVectorStore
 from actserve._async.weights import AsyncWeights
 
 
-class AsyncClient(AsyncLooks, AsyncSweeps, AsyncMonitoring, AsyncVectorStore, AsyncWeights):
+class AsyncClient(
+    AsyncLooks,
+    AsyncHeadStudies,
+    AsyncSweeps,
+    AsyncMonitoring,
+    AsyncGraphMaking,
+    AsyncVectorStore,
+    AsyncWeights,
+):
     """A client of one server. `Client` blocks, and is safe to share between threads; `AsyncClient`
     is for asyncio, belongs to the event loop that first uses it, and is otherwise the same: write
     `await` before what returns a value, and `async for` over what yields. Cancelling a task cancels

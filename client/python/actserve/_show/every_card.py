@@ -2,12 +2,22 @@
 
 from functools import singledispatch
 
-from actserve._show import feature_cards, monitor_cards, result_cards, study_cards, sweep_cards
+from actserve._show import (
+    feature_cards,
+    graph_cards,
+    head_cards,
+    monitor_cards,
+    result_cards,
+    study_cards,
+    sweep_cards,
+)
 from actserve._show.cards import Card
 from actserve._show.shown import Shown
 from actserve.dictionaries import StoredDictionary
 from actserve.explanations import ExplainedText
 from actserve.features import ChosenFeatures, FeatureTotals, TopFeatures
+from actserve.graphs import AttributionGraph, GraphTest
+from actserve.heads import HeadGrid, HeadTable
 from actserve.looks import Look
 from actserve.means import LabelMeans
 from actserve.models import Model
@@ -31,6 +41,7 @@ def card_of(result: Shown) -> Card:
 
 
 card_of.register(Activations, result_cards.activations_card)
+card_of.register(AttributionGraph, graph_cards.graph_card)
 card_of.register(AttentionMap, study_cards.attention_card)
 card_of.register(ChosenFeatures, feature_cards.chosen_features_card)
 card_of.register(Comparison, study_cards.comparison_card)
@@ -38,6 +49,9 @@ card_of.register(ExplainedText, result_cards.explained_card)
 card_of.register(FeatureTotals, feature_cards.totals_card)
 card_of.register(FitReport, monitor_cards.report_card)
 card_of.register(Generation, result_cards.generation_card)
+card_of.register(HeadGrid, head_cards.head_grid_card)
+card_of.register(HeadTable, head_cards.heads_card)
+card_of.register(GraphTest, graph_cards.ablation_card)
 card_of.register(LabelMeans, result_cards.means_card)
 card_of.register(LogitLens, study_cards.lens_card)
 card_of.register(Look, feature_cards.look_card)

@@ -1,5 +1,7 @@
 """The client that callers make: all parts together."""
 
+from actserve._sync.graphs import GraphMaking
+from actserve._sync.heads import HeadStudies
 from actserve._sync.looks import Looks
 from actserve._sync.monitors import Monitoring
 from actserve._sync.sweeps import Sweeps
@@ -7,7 +9,15 @@ from actserve._sync.vectors import VectorStore
 from actserve._sync.weights import Weights
 
 
-class Client(Looks, Sweeps, Monitoring, VectorStore, Weights):
+class Client(
+    Looks,
+    HeadStudies,
+    Sweeps,
+    Monitoring,
+    GraphMaking,
+    VectorStore,
+    Weights,
+):
     """A client of one server. `Client` blocks, and is safe to share between threads; `AsyncClient`
     is for asyncio, belongs to the event loop that first uses it, and is otherwise the same: write
     `await` before what returns a value, and `async for` over what yields. Cancelling a task cancels

@@ -275,21 +275,25 @@ class Monitors:
         name: str | Monitor,
         examples: Iterable[Example | Mapping[str, Any]],
         *,
+        positions: Positions | None = None,
         timeout: float | None = None,
         progress: bool | None = None,
     ) -> Quality:
         """How well a monitor tells labelled examples apart, each by its highest score at any token
-        that counts: what raises alerts. Examples are as for `fit`; where they have positions, those
-        count in place of the monitor's own. Raises what a prompt that fails did.
+        that counts: what raises alerts. Examples are as for `fit`. Where one has positions, those
+        count in place of the monitor's own, else `positions` if they are given: a monitor of what
+        is generated scores no token of a text. Raises what a prompt that fails did.
 
             client.monitors.test("toxicity", rows).recall_at_1_percent
         """
         found = examples_of(examples, "examples")
-        positions: list[Any] = [each.positions for each in found]
+        counted: list[Any] = [
+            positions if each.positions is None else each.positions for each in found
+        ]
         replay = self.replay(
             [each.prompt for each in found],
             name,
-            positions=positions if any(each is not None for each in positions) else None,
+            positions=counted if any(each is not None for each in counted) else None,
             timeout=timeout,
             progress=progress,
         )

@@ -17,6 +17,8 @@ from actserve.cli import arguments as arg
 from actserve.cli.alerts import alerts
 from actserve.cli.dictionaries import dictionaries, features
 from actserve.cli.explain import explain
+from actserve.cli.graph import graph
+from actserve.cli.heads import heads
 from actserve.cli.monitors import monitors
 from actserve.cli.output import plain_text, print_json, say, write, write_any_character
 from actserve.cli.studies import attention, compare, lens, patch, score
@@ -56,6 +58,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -235,7 +238,19 @@ def fetch(
         Console().print(_summary(many))
 
 
-for command in (lens, attention, patch, score, compare, sweep, explain, features, top):
+for command in (
+    lens,
+    attention,
+    patch,
+    score,
+    heads,
+    compare,
+    sweep,
+    explain,
+    features,
+    graph,
+    top,
+):
     app.command()(command)
 app.add_typer(vectors, name="vectors", help="Stored vectors: what is there, files, new ones.")
 app.add_typer(

@@ -477,6 +477,16 @@ def fit(
 def measure(
     name: _Name,
     data: _Data,
+    positions: Annotated[
+        Any,
+        typer.Option(
+            "--positions",
+            metavar="POSITIONS",
+            parser=arg.read_positions,
+            help="Which tokens count, in place of the monitor's own: all, last and so on. No token "
+            "of an example is a generated one.",
+        ),
+    ] = None,
     plot: arg.Plot = None,
     chat: arg.Chat = False,
     as_json: arg.Json = False,
@@ -494,7 +504,7 @@ def measure(
     examples = read_examples(data, chat)
     with arg.connect(server, model, token, tls) as client:
         monitor = client.monitors.get(name)
-        quality = client.monitors.test(name, examples)
+        quality = client.monitors.test(name, examples, positions=positions)
     above = {
         level: quality.above(stored.threshold)
         for level, stored in (("lower", monitor.lower), ("upper", monitor.upper))

@@ -19,7 +19,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+actserve/v1/attribution_graph_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x18\x61\x63tserve/v1/prompt.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x16\x61\x63tserve/v1/work.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x02\n\x10\x41ttributionGraph\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x32\n\x06prompt\x18\x02 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPromptB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x64ictionaries\x18\x03 \x03(\tB\x04\xe2\x41\x01\x03\x12\x38\n\x08settings\x18\x04 \x01(\x0b\x32 .actserve.v1.AttributionSettingsB\x04\xe2\x41\x01\x03\x12%\n\x04work\x18\x05 \x01(\x0b\x32\x11.actserve.v1.WorkB\x04\xe2\x41\x01\x03\x12\x13\n\x05nodes\x18\x06 \x01(\rB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65\x64ges\x18\x07 \x01(\rB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\xa7\x02\n\x13\x41ttributionSettings\x12\x1d\n\nmax_logits\x18\x01 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12$\n\x11logit_probability\x18\x02 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12$\n\x11max_feature_nodes\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12!\n\x0enode_threshold\x18\x04 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12!\n\x0e\x65\x64ge_threshold\x18\x05 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x42\r\n\x0b_max_logitsB\x14\n\x12_logit_probabilityB\x14\n\x12_max_feature_nodesB\x11\n\x0f_node_thresholdB\x11\n\x0f_edge_threshold\"\x8b\x02\n\x0f\x41ttributionNode\x12+\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x18.actserve.v1.FeatureNodeH\x00\x12\x44\n\x14reconstruction_error\x18\x02 \x01(\x0b\x32$.actserve.v1.ReconstructionErrorNodeH\x00\x12/\n\tembedding\x18\x03 \x01(\x0b\x32\x1a.actserve.v1.EmbeddingNodeH\x00\x12\'\n\x05logit\x18\x04 \x01(\x0b\x32\x16.actserve.v1.LogitNodeH\x00\x12\x10\n\x08position\x18\x05 \x01(\r\x12\x11\n\tinfluence\x18\x06 \x01(\x02\x42\x06\n\x04kind\"R\n\x0b\x46\x65\x61tureNode\x12\x18\n\x10\x64ictionary_index\x18\x01 \x01(\r\x12\x15\n\rfeature_index\x18\x02 \x01(\r\x12\x12\n\nactivation\x18\x03 \x01(\x02\"3\n\x17ReconstructionErrorNode\x12\x18\n\x10\x64ictionary_index\x18\x01 \x01(\r\"!\n\rEmbeddingNode\x12\x10\n\x08token_id\x18\x01 \x01(\r\"2\n\tLogitNode\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"\x8a\x02\n\x1d\x43reateAttributionGraphRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\"\n\x14\x61ttribution_graph_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x03 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x02\x12\x1a\n\x0c\x64ictionaries\x18\x04 \x03(\tB\x04\xe2\x41\x01\x02\x12\x38\n\x08settings\x18\x05 \x01(\x0b\x32 .actserve.v1.AttributionSettingsB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07\x61\x64\x61pter\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\"Z\n\x1e\x43reateAttributionGraphResponse\x12\x38\n\x11\x61ttribution_graph\x18\x01 \x01(\x0b\x32\x1d.actserve.v1.AttributionGraph\"0\n\x1aGetAttributionGraphRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"W\n\x1bGetAttributionGraphResponse\x12\x38\n\x11\x61ttribution_graph\x18\x01 \x01(\x0b\x32\x1d.actserve.v1.AttributionGraph\"f\n\x1cListAttributionGraphsRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"s\n\x1dListAttributionGraphsResponse\x12\x39\n\x12\x61ttribution_graphs\x18\x01 \x03(\x0b\x32\x1d.actserve.v1.AttributionGraph\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x1d\x44\x65leteAttributionGraphRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\" \n\x1e\x44\x65leteAttributionGraphResponse\"2\n\x1cWatchAttributionGraphRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xea\x01\n\x1dWatchAttributionGraphResponse\x12%\n\x08progress\x18\x01 \x01(\x0b\x32\x11.actserve.v1.WorkH\x00\x12.\n\x05nodes\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.AttributionNodesH\x00\x12.\n\x05\x65\x64ges\x18\x03 \x01(\x0b\x32\x1d.actserve.v1.AttributionEdgesH\x00\x12\x39\n\x08\x66inished\x18\x04 \x01(\x0b\x32%.actserve.v1.AttributionGraphFinishedH\x00\x42\x07\n\x05\x65vent\"?\n\x10\x41ttributionNodes\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.actserve.v1.AttributionNode\"Z\n\x10\x41ttributionEdges\x12\x0f\n\x07sources\x18\x01 \x03(\r\x12\x0f\n\x07targets\x18\x02 \x03(\r\x12$\n\x07weights\x18\x03 \x01(\x0b\x32\x13.actserve.v1.Tensor\"\x1a\n\x18\x41ttributionGraphFinished2\xe4\x04\n\x17\x41ttributionGraphService\x12v\n\x16\x43reateAttributionGraph\x12*.actserve.v1.CreateAttributionGraphRequest\x1a+.actserve.v1.CreateAttributionGraphResponse\"\x03\x90\x02\x02\x12m\n\x13GetAttributionGraph\x12\'.actserve.v1.GetAttributionGraphRequest\x1a(.actserve.v1.GetAttributionGraphResponse\"\x03\x90\x02\x01\x12s\n\x15ListAttributionGraphs\x12).actserve.v1.ListAttributionGraphsRequest\x1a*.actserve.v1.ListAttributionGraphsResponse\"\x03\x90\x02\x01\x12v\n\x16\x44\x65leteAttributionGraph\x12*.actserve.v1.DeleteAttributionGraphRequest\x1a+.actserve.v1.DeleteAttributionGraphResponse\"\x03\x90\x02\x02\x12u\n\x15WatchAttributionGraph\x12).actserve.v1.WatchAttributionGraphRequest\x1a*.actserve.v1.WatchAttributionGraphResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+actserve/v1/attribution_graph_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x18\x61\x63tserve/v1/prompt.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x16\x61\x63tserve/v1/work.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x02\n\x10\x41ttributionGraph\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x32\n\x06prompt\x18\x02 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPromptB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x64ictionaries\x18\x03 \x03(\tB\x04\xe2\x41\x01\x03\x12\x38\n\x08settings\x18\x04 \x01(\x0b\x32 .actserve.v1.AttributionSettingsB\x04\xe2\x41\x01\x03\x12%\n\x04work\x18\x05 \x01(\x0b\x32\x11.actserve.v1.WorkB\x04\xe2\x41\x01\x03\x12\x13\n\x05nodes\x18\x06 \x01(\rB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65\x64ges\x18\x07 \x01(\rB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\xa7\x02\n\x13\x41ttributionSettings\x12\x1d\n\nmax_logits\x18\x01 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12$\n\x11logit_probability\x18\x02 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12$\n\x11max_feature_nodes\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12!\n\x0enode_threshold\x18\x04 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12!\n\x0e\x65\x64ge_threshold\x18\x05 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x42\r\n\x0b_max_logitsB\x14\n\x12_logit_probabilityB\x14\n\x12_max_feature_nodesB\x11\n\x0f_node_thresholdB\x11\n\x0f_edge_threshold\"\xb6\x02\n\x0f\x41ttributionNode\x12+\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x18.actserve.v1.FeatureNodeH\x00\x12\x44\n\x14reconstruction_error\x18\x02 \x01(\x0b\x32$.actserve.v1.ReconstructionErrorNodeH\x00\x12/\n\tembedding\x18\x03 \x01(\x0b\x32\x1a.actserve.v1.EmbeddingNodeH\x00\x12\'\n\x05logit\x18\x04 \x01(\x0b\x32\x16.actserve.v1.LogitNodeH\x00\x12)\n\x06neuron\x18\x07 \x01(\x0b\x32\x17.actserve.v1.NeuronNodeH\x00\x12\x10\n\x08position\x18\x05 \x01(\r\x12\x11\n\tinfluence\x18\x06 \x01(\x02\x42\x06\n\x04kind\"R\n\x0b\x46\x65\x61tureNode\x12\x18\n\x10\x64ictionary_index\x18\x01 \x01(\r\x12\x15\n\rfeature_index\x18\x02 \x01(\r\x12\x12\n\nactivation\x18\x03 \x01(\x02\"?\n\nNeuronNode\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0e\n\x06neuron\x18\x02 \x01(\r\x12\x12\n\nactivation\x18\x03 \x01(\x02\"3\n\x17ReconstructionErrorNode\x12\x18\n\x10\x64ictionary_index\x18\x01 \x01(\r\"!\n\rEmbeddingNode\x12\x10\n\x08token_id\x18\x01 \x01(\r\"2\n\tLogitNode\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x13\n\x0bprobability\x18\x02 \x01(\x02\"\x8a\x02\n\x1d\x43reateAttributionGraphRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\"\n\x14\x61ttribution_graph_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06prompt\x18\x03 \x01(\x0b\x32\x13.actserve.v1.PromptB\x04\xe2\x41\x01\x02\x12\x1a\n\x0c\x64ictionaries\x18\x04 \x03(\tB\x04\xe2\x41\x01\x01\x12\x38\n\x08settings\x18\x05 \x01(\x0b\x32 .actserve.v1.AttributionSettingsB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07\x61\x64\x61pter\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\"Z\n\x1e\x43reateAttributionGraphResponse\x12\x38\n\x11\x61ttribution_graph\x18\x01 \x01(\x0b\x32\x1d.actserve.v1.AttributionGraph\"0\n\x1aGetAttributionGraphRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"W\n\x1bGetAttributionGraphResponse\x12\x38\n\x11\x61ttribution_graph\x18\x01 \x01(\x0b\x32\x1d.actserve.v1.AttributionGraph\"f\n\x1cListAttributionGraphsRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"s\n\x1dListAttributionGraphsResponse\x12\x39\n\x12\x61ttribution_graphs\x18\x01 \x03(\x0b\x32\x1d.actserve.v1.AttributionGraph\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x1d\x44\x65leteAttributionGraphRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\" \n\x1e\x44\x65leteAttributionGraphResponse\"2\n\x1cWatchAttributionGraphRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xea\x01\n\x1dWatchAttributionGraphResponse\x12%\n\x08progress\x18\x01 \x01(\x0b\x32\x11.actserve.v1.WorkH\x00\x12.\n\x05nodes\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.AttributionNodesH\x00\x12.\n\x05\x65\x64ges\x18\x03 \x01(\x0b\x32\x1d.actserve.v1.AttributionEdgesH\x00\x12\x39\n\x08\x66inished\x18\x04 \x01(\x0b\x32%.actserve.v1.AttributionGraphFinishedH\x00\x42\x07\n\x05\x65vent\"?\n\x10\x41ttributionNodes\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.actserve.v1.AttributionNode\"Z\n\x10\x41ttributionEdges\x12\x0f\n\x07sources\x18\x01 \x03(\r\x12\x0f\n\x07targets\x18\x02 \x03(\r\x12$\n\x07weights\x18\x03 \x01(\x0b\x32\x13.actserve.v1.Tensor\"\x1a\n\x18\x41ttributionGraphFinished2\xe4\x04\n\x17\x41ttributionGraphService\x12v\n\x16\x43reateAttributionGraph\x12*.actserve.v1.CreateAttributionGraphRequest\x1a+.actserve.v1.CreateAttributionGraphResponse\"\x03\x90\x02\x02\x12m\n\x13GetAttributionGraph\x12\'.actserve.v1.GetAttributionGraphRequest\x1a(.actserve.v1.GetAttributionGraphResponse\"\x03\x90\x02\x01\x12s\n\x15ListAttributionGraphs\x12).actserve.v1.ListAttributionGraphsRequest\x1a*.actserve.v1.ListAttributionGraphsResponse\"\x03\x90\x02\x01\x12v\n\x16\x44\x65leteAttributionGraph\x12*.actserve.v1.DeleteAttributionGraphRequest\x1a+.actserve.v1.DeleteAttributionGraphResponse\"\x03\x90\x02\x02\x12u\n\x15WatchAttributionGraph\x12).actserve.v1.WatchAttributionGraphRequest\x1a*.actserve.v1.WatchAttributionGraphResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_ATTRIBUTIONGRAPH'].fields_by_name['edges']._serialized_options = b'\342A\001\003'
   _globals['_ATTRIBUTIONGRAPH'].fields_by_name['create_time']._options = None
   _globals['_ATTRIBUTIONGRAPH'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_ATTRIBUTIONGRAPH'].fields_by_name['expire_time']._options = None
+  _globals['_ATTRIBUTIONGRAPH'].fields_by_name['expire_time']._serialized_options = b'\342A\001\003'
   _globals['_ATTRIBUTIONSETTINGS'].fields_by_name['max_logits']._options = None
   _globals['_ATTRIBUTIONSETTINGS'].fields_by_name['max_logits']._serialized_options = b'\342A\001\001'
   _globals['_ATTRIBUTIONSETTINGS'].fields_by_name['logit_probability']._options = None
@@ -60,7 +62,7 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_CREATEATTRIBUTIONGRAPHREQUEST'].fields_by_name['prompt']._options = None
   _globals['_CREATEATTRIBUTIONGRAPHREQUEST'].fields_by_name['prompt']._serialized_options = b'\342A\001\002'
   _globals['_CREATEATTRIBUTIONGRAPHREQUEST'].fields_by_name['dictionaries']._options = None
-  _globals['_CREATEATTRIBUTIONGRAPHREQUEST'].fields_by_name['dictionaries']._serialized_options = b'\342A\001\002'
+  _globals['_CREATEATTRIBUTIONGRAPHREQUEST'].fields_by_name['dictionaries']._serialized_options = b'\342A\001\001'
   _globals['_CREATEATTRIBUTIONGRAPHREQUEST'].fields_by_name['settings']._options = None
   _globals['_CREATEATTRIBUTIONGRAPHREQUEST'].fields_by_name['settings']._serialized_options = b'\342A\001\001'
   _globals['_CREATEATTRIBUTIONGRAPHREQUEST'].fields_by_name['request_id']._options = None
@@ -90,45 +92,47 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_ATTRIBUTIONGRAPHSERVICE'].methods_by_name['WatchAttributionGraph']._options = None
   _globals['_ATTRIBUTIONGRAPHSERVICE'].methods_by_name['WatchAttributionGraph']._serialized_options = b'\220\002\001'
   _globals['_ATTRIBUTIONGRAPH']._serialized_start=203
-  _globals['_ATTRIBUTIONGRAPH']._serialized_end=515
-  _globals['_ATTRIBUTIONSETTINGS']._serialized_start=518
-  _globals['_ATTRIBUTIONSETTINGS']._serialized_end=813
-  _globals['_ATTRIBUTIONNODE']._serialized_start=816
-  _globals['_ATTRIBUTIONNODE']._serialized_end=1083
-  _globals['_FEATURENODE']._serialized_start=1085
-  _globals['_FEATURENODE']._serialized_end=1167
-  _globals['_RECONSTRUCTIONERRORNODE']._serialized_start=1169
-  _globals['_RECONSTRUCTIONERRORNODE']._serialized_end=1220
-  _globals['_EMBEDDINGNODE']._serialized_start=1222
-  _globals['_EMBEDDINGNODE']._serialized_end=1255
-  _globals['_LOGITNODE']._serialized_start=1257
-  _globals['_LOGITNODE']._serialized_end=1307
-  _globals['_CREATEATTRIBUTIONGRAPHREQUEST']._serialized_start=1310
-  _globals['_CREATEATTRIBUTIONGRAPHREQUEST']._serialized_end=1576
-  _globals['_CREATEATTRIBUTIONGRAPHRESPONSE']._serialized_start=1578
-  _globals['_CREATEATTRIBUTIONGRAPHRESPONSE']._serialized_end=1668
-  _globals['_GETATTRIBUTIONGRAPHREQUEST']._serialized_start=1670
-  _globals['_GETATTRIBUTIONGRAPHREQUEST']._serialized_end=1718
-  _globals['_GETATTRIBUTIONGRAPHRESPONSE']._serialized_start=1720
-  _globals['_GETATTRIBUTIONGRAPHRESPONSE']._serialized_end=1807
-  _globals['_LISTATTRIBUTIONGRAPHSREQUEST']._serialized_start=1809
-  _globals['_LISTATTRIBUTIONGRAPHSREQUEST']._serialized_end=1911
-  _globals['_LISTATTRIBUTIONGRAPHSRESPONSE']._serialized_start=1913
-  _globals['_LISTATTRIBUTIONGRAPHSRESPONSE']._serialized_end=2028
-  _globals['_DELETEATTRIBUTIONGRAPHREQUEST']._serialized_start=2030
-  _globals['_DELETEATTRIBUTIONGRAPHREQUEST']._serialized_end=2081
-  _globals['_DELETEATTRIBUTIONGRAPHRESPONSE']._serialized_start=2083
-  _globals['_DELETEATTRIBUTIONGRAPHRESPONSE']._serialized_end=2115
-  _globals['_WATCHATTRIBUTIONGRAPHREQUEST']._serialized_start=2117
-  _globals['_WATCHATTRIBUTIONGRAPHREQUEST']._serialized_end=2167
-  _globals['_WATCHATTRIBUTIONGRAPHRESPONSE']._serialized_start=2170
-  _globals['_WATCHATTRIBUTIONGRAPHRESPONSE']._serialized_end=2404
-  _globals['_ATTRIBUTIONNODES']._serialized_start=2406
-  _globals['_ATTRIBUTIONNODES']._serialized_end=2469
-  _globals['_ATTRIBUTIONEDGES']._serialized_start=2471
-  _globals['_ATTRIBUTIONEDGES']._serialized_end=2561
-  _globals['_ATTRIBUTIONGRAPHFINISHED']._serialized_start=2563
-  _globals['_ATTRIBUTIONGRAPHFINISHED']._serialized_end=2589
-  _globals['_ATTRIBUTIONGRAPHSERVICE']._serialized_start=2592
-  _globals['_ATTRIBUTIONGRAPHSERVICE']._serialized_end=3204
+  _globals['_ATTRIBUTIONGRAPH']._serialized_end=570
+  _globals['_ATTRIBUTIONSETTINGS']._serialized_start=573
+  _globals['_ATTRIBUTIONSETTINGS']._serialized_end=868
+  _globals['_ATTRIBUTIONNODE']._serialized_start=871
+  _globals['_ATTRIBUTIONNODE']._serialized_end=1181
+  _globals['_FEATURENODE']._serialized_start=1183
+  _globals['_FEATURENODE']._serialized_end=1265
+  _globals['_NEURONNODE']._serialized_start=1267
+  _globals['_NEURONNODE']._serialized_end=1330
+  _globals['_RECONSTRUCTIONERRORNODE']._serialized_start=1332
+  _globals['_RECONSTRUCTIONERRORNODE']._serialized_end=1383
+  _globals['_EMBEDDINGNODE']._serialized_start=1385
+  _globals['_EMBEDDINGNODE']._serialized_end=1418
+  _globals['_LOGITNODE']._serialized_start=1420
+  _globals['_LOGITNODE']._serialized_end=1470
+  _globals['_CREATEATTRIBUTIONGRAPHREQUEST']._serialized_start=1473
+  _globals['_CREATEATTRIBUTIONGRAPHREQUEST']._serialized_end=1739
+  _globals['_CREATEATTRIBUTIONGRAPHRESPONSE']._serialized_start=1741
+  _globals['_CREATEATTRIBUTIONGRAPHRESPONSE']._serialized_end=1831
+  _globals['_GETATTRIBUTIONGRAPHREQUEST']._serialized_start=1833
+  _globals['_GETATTRIBUTIONGRAPHREQUEST']._serialized_end=1881
+  _globals['_GETATTRIBUTIONGRAPHRESPONSE']._serialized_start=1883
+  _globals['_GETATTRIBUTIONGRAPHRESPONSE']._serialized_end=1970
+  _globals['_LISTATTRIBUTIONGRAPHSREQUEST']._serialized_start=1972
+  _globals['_LISTATTRIBUTIONGRAPHSREQUEST']._serialized_end=2074
+  _globals['_LISTATTRIBUTIONGRAPHSRESPONSE']._serialized_start=2076
+  _globals['_LISTATTRIBUTIONGRAPHSRESPONSE']._serialized_end=2191
+  _globals['_DELETEATTRIBUTIONGRAPHREQUEST']._serialized_start=2193
+  _globals['_DELETEATTRIBUTIONGRAPHREQUEST']._serialized_end=2244
+  _globals['_DELETEATTRIBUTIONGRAPHRESPONSE']._serialized_start=2246
+  _globals['_DELETEATTRIBUTIONGRAPHRESPONSE']._serialized_end=2278
+  _globals['_WATCHATTRIBUTIONGRAPHREQUEST']._serialized_start=2280
+  _globals['_WATCHATTRIBUTIONGRAPHREQUEST']._serialized_end=2330
+  _globals['_WATCHATTRIBUTIONGRAPHRESPONSE']._serialized_start=2333
+  _globals['_WATCHATTRIBUTIONGRAPHRESPONSE']._serialized_end=2567
+  _globals['_ATTRIBUTIONNODES']._serialized_start=2569
+  _globals['_ATTRIBUTIONNODES']._serialized_end=2632
+  _globals['_ATTRIBUTIONEDGES']._serialized_start=2634
+  _globals['_ATTRIBUTIONEDGES']._serialized_end=2724
+  _globals['_ATTRIBUTIONGRAPHFINISHED']._serialized_start=2726
+  _globals['_ATTRIBUTIONGRAPHFINISHED']._serialized_end=2752
+  _globals['_ATTRIBUTIONGRAPHSERVICE']._serialized_start=2755
+  _globals['_ATTRIBUTIONGRAPHSERVICE']._serialized_end=3367
 # @@protoc_insertion_point(module_scope)

@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttributionGraph(_message.Message):
-    __slots__ = ("name", "prompt", "dictionaries", "settings", "work", "nodes", "edges", "create_time")
+    __slots__ = ("name", "prompt", "dictionaries", "settings", "work", "nodes", "edges", "create_time", "expire_time")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     DICTIONARIES_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class AttributionGraph(_message.Message):
     NODES_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     prompt: _prompt_pb2.TokenizedPrompt
     dictionaries: _containers.RepeatedScalarFieldContainer[str]
@@ -28,7 +29,8 @@ class AttributionGraph(_message.Message):
     nodes: int
     edges: int
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., dictionaries: _Optional[_Iterable[str]] = ..., settings: _Optional[_Union[AttributionSettings, _Mapping]] = ..., work: _Optional[_Union[_work_pb2.Work, _Mapping]] = ..., nodes: _Optional[int] = ..., edges: _Optional[int] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ..., dictionaries: _Optional[_Iterable[str]] = ..., settings: _Optional[_Union[AttributionSettings, _Mapping]] = ..., work: _Optional[_Union[_work_pb2.Work, _Mapping]] = ..., nodes: _Optional[int] = ..., edges: _Optional[int] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class AttributionSettings(_message.Message):
     __slots__ = ("max_logits", "logit_probability", "max_feature_nodes", "node_threshold", "edge_threshold")
@@ -45,20 +47,22 @@ class AttributionSettings(_message.Message):
     def __init__(self, max_logits: _Optional[int] = ..., logit_probability: _Optional[float] = ..., max_feature_nodes: _Optional[int] = ..., node_threshold: _Optional[float] = ..., edge_threshold: _Optional[float] = ...) -> None: ...
 
 class AttributionNode(_message.Message):
-    __slots__ = ("feature", "reconstruction_error", "embedding", "logit", "position", "influence")
+    __slots__ = ("feature", "reconstruction_error", "embedding", "logit", "neuron", "position", "influence")
     FEATURE_FIELD_NUMBER: _ClassVar[int]
     RECONSTRUCTION_ERROR_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     LOGIT_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     INFLUENCE_FIELD_NUMBER: _ClassVar[int]
     feature: FeatureNode
     reconstruction_error: ReconstructionErrorNode
     embedding: EmbeddingNode
     logit: LogitNode
+    neuron: NeuronNode
     position: int
     influence: float
-    def __init__(self, feature: _Optional[_Union[FeatureNode, _Mapping]] = ..., reconstruction_error: _Optional[_Union[ReconstructionErrorNode, _Mapping]] = ..., embedding: _Optional[_Union[EmbeddingNode, _Mapping]] = ..., logit: _Optional[_Union[LogitNode, _Mapping]] = ..., position: _Optional[int] = ..., influence: _Optional[float] = ...) -> None: ...
+    def __init__(self, feature: _Optional[_Union[FeatureNode, _Mapping]] = ..., reconstruction_error: _Optional[_Union[ReconstructionErrorNode, _Mapping]] = ..., embedding: _Optional[_Union[EmbeddingNode, _Mapping]] = ..., logit: _Optional[_Union[LogitNode, _Mapping]] = ..., neuron: _Optional[_Union[NeuronNode, _Mapping]] = ..., position: _Optional[int] = ..., influence: _Optional[float] = ...) -> None: ...
 
 class FeatureNode(_message.Message):
     __slots__ = ("dictionary_index", "feature_index", "activation")
@@ -69,6 +73,16 @@ class FeatureNode(_message.Message):
     feature_index: int
     activation: float
     def __init__(self, dictionary_index: _Optional[int] = ..., feature_index: _Optional[int] = ..., activation: _Optional[float] = ...) -> None: ...
+
+class NeuronNode(_message.Message):
+    __slots__ = ("layer", "neuron", "activation")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    neuron: int
+    activation: float
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., activation: _Optional[float] = ...) -> None: ...
 
 class ReconstructionErrorNode(_message.Message):
     __slots__ = ("dictionary_index",)

@@ -6,14 +6,15 @@ from actserve.v1 import attribution_graph_service_pb2 as actserve_dot_v1_dot_att
 
 
 class AttributionGraphServiceStub(object):
-    """Traces what a prediction comes from, through the features of transcoders
-    (Ameisen et al., "Circuit Tracing", 2025; the circuit-tracer project).
+    """Traces what a prediction comes from, through the neurons of the model's MLPs or the
+    features of transcoders in their place (Ameisen et al., "Circuit Tracing", 2025; the
+    circuit-tracer project).
 
     A graph takes minutes. It is a resource, made whether or not anybody stays to
     watch, so a lost connection costs nothing.
+    Graphs are stored for a time, and then deleted.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    Credentials, names and headers are as ModelService says.
     """
 
     def __init__(self, channel):
@@ -50,14 +51,15 @@ class AttributionGraphServiceStub(object):
 
 
 class AttributionGraphServiceServicer(object):
-    """Traces what a prediction comes from, through the features of transcoders
-    (Ameisen et al., "Circuit Tracing", 2025; the circuit-tracer project).
+    """Traces what a prediction comes from, through the neurons of the model's MLPs or the
+    features of transcoders in their place (Ameisen et al., "Circuit Tracing", 2025; the
+    circuit-tracer project).
 
     A graph takes minutes. It is a resource, made whether or not anybody stays to
     watch, so a lost connection costs nothing.
+    Graphs are stored for a time, and then deleted.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    Credentials, names and headers are as ModelService says.
     """
 
     def CreateAttributionGraph(self, request, context):
@@ -133,14 +135,15 @@ def add_AttributionGraphServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AttributionGraphService(object):
-    """Traces what a prediction comes from, through the features of transcoders
-    (Ameisen et al., "Circuit Tracing", 2025; the circuit-tracer project).
+    """Traces what a prediction comes from, through the neurons of the model's MLPs or the
+    features of transcoders in their place (Ameisen et al., "Circuit Tracing", 2025; the
+    circuit-tracer project).
 
     A graph takes minutes. It is a resource, made whether or not anybody stays to
     watch, so a lost connection costs nothing.
+    Graphs are stored for a time, and then deleted.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    Credentials, names and headers are as ModelService says.
     """
 
     @staticmethod

@@ -351,7 +351,7 @@ class TokenLogprob(_message.Message):
     def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class SampleFinished(_message.Message):
-    __slots__ = ("sample_index", "reason", "positions", "interventions", "kept", "end_token_id", "stop_string", "monitor", "monitor_scores")
+    __slots__ = ("sample_index", "reason", "positions", "interventions", "kept", "end_token_id", "stop_string", "monitor", "monitor_scores", "monitor_interventions")
     SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -361,6 +361,7 @@ class SampleFinished(_message.Message):
     STOP_STRING_FIELD_NUMBER: _ClassVar[int]
     MONITOR_FIELD_NUMBER: _ClassVar[int]
     MONITOR_SCORES_FIELD_NUMBER: _ClassVar[int]
+    MONITOR_INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     sample_index: int
     reason: FinishReason
     positions: _containers.RepeatedCompositeFieldContainer[_readout_pb2.ReadoutPositions]
@@ -370,7 +371,20 @@ class SampleFinished(_message.Message):
     stop_string: str
     monitor: str
     monitor_scores: _containers.RepeatedCompositeFieldContainer[MonitorScore]
-    def __init__(self, sample_index: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., positions: _Optional[_Iterable[_Union[_readout_pb2.ReadoutPositions, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ..., end_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., monitor: _Optional[str] = ..., monitor_scores: _Optional[_Iterable[_Union[MonitorScore, _Mapping]]] = ...) -> None: ...
+    monitor_interventions: _containers.RepeatedCompositeFieldContainer[MonitorInterventions]
+    def __init__(self, sample_index: _Optional[int] = ..., reason: _Optional[_Union[FinishReason, str]] = ..., positions: _Optional[_Iterable[_Union[_readout_pb2.ReadoutPositions, _Mapping]]] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ..., kept: _Optional[_Iterable[_Union[_readout_pb2.KeptReadout, _Mapping]]] = ..., end_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., monitor: _Optional[str] = ..., monitor_scores: _Optional[_Iterable[_Union[MonitorScore, _Mapping]]] = ..., monitor_interventions: _Optional[_Iterable[_Union[MonitorInterventions, _Mapping]]] = ...) -> None: ...
+
+class MonitorInterventions(_message.Message):
+    __slots__ = ("monitor", "level", "first_position", "interventions")
+    MONITOR_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
+    monitor: str
+    level: _alert_pb2.AlertLevel
+    first_position: int
+    interventions: _containers.RepeatedCompositeFieldContainer[_intervention_pb2.InterventionReport]
+    def __init__(self, monitor: _Optional[str] = ..., level: _Optional[_Union[_alert_pb2.AlertLevel, str]] = ..., first_position: _Optional[int] = ..., interventions: _Optional[_Iterable[_Union[_intervention_pb2.InterventionReport, _Mapping]]] = ...) -> None: ...
 
 class MonitorScore(_message.Message):
     __slots__ = ("monitor", "tokens", "score", "highest_score", "highest_position", "level", "positions", "token_scores")

@@ -13,12 +13,13 @@ _sym_db = _symbol_database.Default()
 
 
 from actserve.v1 import generation_service_pb2 as actserve_dot_v1_dot_generation__service__pb2
+from actserve.v1 import prompt_pb2 as actserve_dot_v1_dot_prompt__pb2
 from actserve.v1 import tensor_pb2 as actserve_dot_v1_dot_tensor__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61\x63tserve/v1/head_service.proto\x12\x0b\x61\x63tserve.v1\x1a$actserve/v1/generation_service.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\xa2\x01\n\x13MeasureHeadsRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x16.actserve.v1.FetchItemB\x04\xe2\x41\x01\x02\x12\x14\n\x06layers\x18\x03 \x03(\x05\x42\x04\xe2\x41\x01\x01\x12\x33\n\x08patterns\x18\x04 \x01(\x0b\x32\x1b.actserve.v1.SparsePatternsB\x04\xe2\x41\x01\x01\"\\\n\x0eSparsePatterns\x12\x18\n\x05top_k\x18\x01 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1a\n\x07minimum\x18\x02 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x08\n\x06_top_kB\n\n\x08_minimum\"\xa0\x02\n\x14MeasureHeadsResponse\x12\x33\n\x07started\x18\x01 \x01(\x0b\x32 .actserve.v1.MeasureHeadsStartedH\x00\x12\x32\n\x07pattern\x18\x02 \x01(\x0b\x32\x1f.actserve.v1.SparsePatternChunkH\x00\x12\x32\n\ritem_finished\x18\x03 \x01(\x0b\x32\x19.actserve.v1.MeasuredItemH\x00\x12+\n\x07metrics\x18\x04 \x01(\x0b\x32\x18.actserve.v1.HeadMetricsH\x00\x12\x35\n\x08\x66inished\x18\x05 \x01(\x0b\x32!.actserve.v1.MeasureHeadsFinishedH\x00\x42\x07\n\x05\x65vent\"&\n\x13MeasureHeadsStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"\x8a\x01\n\x12SparsePatternChunk\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x0c\n\x04head\x18\x03 \x01(\r\x12\x0f\n\x07queries\x18\x04 \x03(\r\x12\x0c\n\x04keys\x18\x05 \x03(\r\x12$\n\x07weights\x18\x06 \x01(\x0b\x32\x13.actserve.v1.Tensor\"S\n\x0cMeasuredItem\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"\x8b\x02\n\x0bHeadMetrics\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04head\x18\x02 \x01(\r\x12\x0f\n\x07queries\x18\x03 \x01(\x04\x12\x1e\n\x16previous_token_queries\x18\x04 \x01(\x04\x12\x19\n\x11induction_queries\x18\x05 \x01(\x04\x12\x16\n\x0eprevious_token\x18\x06 \x01(\x02\x12\x15\n\rcurrent_token\x18\x07 \x01(\x02\x12\x13\n\x0b\x66irst_token\x18\x08 \x01(\x02\x12\x11\n\tinduction\x18\t \x01(\x02\x12\x0f\n\x07\x65ntropy\x18\n \x01(\x02\x12\x10\n\x08\x64istance\x18\x0b \x01(\x02\x12\x19\n\x11\x64istance_variance\x18\x0c \x01(\x02\"9\n\x14MeasureHeadsFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage2i\n\x0bHeadService\x12Z\n\x0cMeasureHeads\x12 .actserve.v1.MeasureHeadsRequest\x1a!.actserve.v1.MeasureHeadsResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61\x63tserve/v1/head_service.proto\x12\x0b\x61\x63tserve.v1\x1a$actserve/v1/generation_service.proto\x1a\x18\x61\x63tserve/v1/prompt.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\"\xbc\x01\n\x13MeasureHeadsRequest\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12+\n\x05items\x18\x02 \x03(\x0b\x32\x16.actserve.v1.FetchItemB\x04\xe2\x41\x01\x02\x12\x14\n\x06layers\x18\x03 \x03(\x05\x42\x04\xe2\x41\x01\x01\x12\x33\n\x08patterns\x18\x04 \x01(\x0b\x32\x1b.actserve.v1.SparsePatternsB\x04\xe2\x41\x01\x01\x12\x18\n\ntop_tokens\x18\x05 \x01(\rB\x04\xe2\x41\x01\x01\"\\\n\x0eSparsePatterns\x12\x18\n\x05top_k\x18\x01 \x01(\rB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1a\n\x07minimum\x18\x02 \x01(\x02\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x08\n\x06_top_kB\n\n\x08_minimum\"\xa0\x02\n\x14MeasureHeadsResponse\x12\x33\n\x07started\x18\x01 \x01(\x0b\x32 .actserve.v1.MeasureHeadsStartedH\x00\x12\x32\n\x07pattern\x18\x02 \x01(\x0b\x32\x1f.actserve.v1.SparsePatternChunkH\x00\x12\x32\n\ritem_finished\x18\x03 \x01(\x0b\x32\x19.actserve.v1.MeasuredItemH\x00\x12+\n\x07metrics\x18\x04 \x01(\x0b\x32\x18.actserve.v1.HeadMetricsH\x00\x12\x35\n\x08\x66inished\x18\x05 \x01(\x0b\x32!.actserve.v1.MeasureHeadsFinishedH\x00\x42\x07\n\x05\x65vent\"&\n\x13MeasureHeadsStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"\x8a\x01\n\x12SparsePatternChunk\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x0c\n\x04head\x18\x03 \x01(\r\x12\x0f\n\x07queries\x18\x04 \x03(\r\x12\x0c\n\x04keys\x18\x05 \x03(\r\x12$\n\x07weights\x18\x06 \x01(\x0b\x32\x13.actserve.v1.Tensor\"\x81\x01\n\x0cMeasuredItem\x12\x12\n\nitem_index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\"\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12,\n\x06prompt\x18\x04 \x01(\x0b\x32\x1c.actserve.v1.TokenizedPrompt\"\x8a\x03\n\x0bHeadMetrics\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0c\n\x04head\x18\x02 \x01(\r\x12\x0f\n\x07queries\x18\x03 \x01(\x04\x12\x1e\n\x16previous_token_queries\x18\x04 \x01(\x04\x12\x19\n\x11induction_queries\x18\x05 \x01(\x04\x12\x16\n\x0eprevious_token\x18\x06 \x01(\x02\x12\x15\n\rcurrent_token\x18\x07 \x01(\x02\x12\x13\n\x0b\x66irst_token\x18\x08 \x01(\x02\x12\x11\n\tinduction\x18\t \x01(\x02\x12\x0f\n\x07\x65ntropy\x18\n \x01(\x02\x12\x10\n\x08\x64istance\x18\x0b \x01(\x02\x12\x19\n\x11\x64istance_variance\x18\x0c \x01(\x02\x12\x17\n\x0f\x64uplicate_token\x18\r \x01(\x02\x12\x32\n\x10top_query_tokens\x18\x0e \x03(\x0b\x32\x18.actserve.v1.TokenWeight\x12\x30\n\x0etop_key_tokens\x18\x0f \x03(\x0b\x32\x18.actserve.v1.TokenWeight\"=\n\x0bTokenWeight\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x02\"9\n\x14MeasureHeadsFinished\x12!\n\x05usage\x18\x01 \x01(\x0b\x32\x12.actserve.v1.Usage2i\n\x0bHeadService\x12Z\n\x0cMeasureHeads\x12 .actserve.v1.MeasureHeadsRequest\x1a!.actserve.v1.MeasureHeadsResponse\"\x03\x90\x02\x01\x30\x01\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,28 +35,32 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_MEASUREHEADSREQUEST'].fields_by_name['layers']._serialized_options = b'\342A\001\001'
   _globals['_MEASUREHEADSREQUEST'].fields_by_name['patterns']._options = None
   _globals['_MEASUREHEADSREQUEST'].fields_by_name['patterns']._serialized_options = b'\342A\001\001'
+  _globals['_MEASUREHEADSREQUEST'].fields_by_name['top_tokens']._options = None
+  _globals['_MEASUREHEADSREQUEST'].fields_by_name['top_tokens']._serialized_options = b'\342A\001\001'
   _globals['_SPARSEPATTERNS'].fields_by_name['top_k']._options = None
   _globals['_SPARSEPATTERNS'].fields_by_name['top_k']._serialized_options = b'\342A\001\001'
   _globals['_SPARSEPATTERNS'].fields_by_name['minimum']._options = None
   _globals['_SPARSEPATTERNS'].fields_by_name['minimum']._serialized_options = b'\342A\001\001'
   _globals['_HEADSERVICE'].methods_by_name['MeasureHeads']._options = None
   _globals['_HEADSERVICE'].methods_by_name['MeasureHeads']._serialized_options = b'\220\002\001'
-  _globals['_MEASUREHEADSREQUEST']._serialized_start=170
-  _globals['_MEASUREHEADSREQUEST']._serialized_end=332
-  _globals['_SPARSEPATTERNS']._serialized_start=334
-  _globals['_SPARSEPATTERNS']._serialized_end=426
-  _globals['_MEASUREHEADSRESPONSE']._serialized_start=429
-  _globals['_MEASUREHEADSRESPONSE']._serialized_end=717
-  _globals['_MEASUREHEADSSTARTED']._serialized_start=719
-  _globals['_MEASUREHEADSSTARTED']._serialized_end=757
-  _globals['_SPARSEPATTERNCHUNK']._serialized_start=760
-  _globals['_SPARSEPATTERNCHUNK']._serialized_end=898
-  _globals['_MEASUREDITEM']._serialized_start=900
-  _globals['_MEASUREDITEM']._serialized_end=983
-  _globals['_HEADMETRICS']._serialized_start=986
-  _globals['_HEADMETRICS']._serialized_end=1253
-  _globals['_MEASUREHEADSFINISHED']._serialized_start=1255
-  _globals['_MEASUREHEADSFINISHED']._serialized_end=1312
-  _globals['_HEADSERVICE']._serialized_start=1314
-  _globals['_HEADSERVICE']._serialized_end=1419
+  _globals['_MEASUREHEADSREQUEST']._serialized_start=196
+  _globals['_MEASUREHEADSREQUEST']._serialized_end=384
+  _globals['_SPARSEPATTERNS']._serialized_start=386
+  _globals['_SPARSEPATTERNS']._serialized_end=478
+  _globals['_MEASUREHEADSRESPONSE']._serialized_start=481
+  _globals['_MEASUREHEADSRESPONSE']._serialized_end=769
+  _globals['_MEASUREHEADSSTARTED']._serialized_start=771
+  _globals['_MEASUREHEADSSTARTED']._serialized_end=809
+  _globals['_SPARSEPATTERNCHUNK']._serialized_start=812
+  _globals['_SPARSEPATTERNCHUNK']._serialized_end=950
+  _globals['_MEASUREDITEM']._serialized_start=953
+  _globals['_MEASUREDITEM']._serialized_end=1082
+  _globals['_HEADMETRICS']._serialized_start=1085
+  _globals['_HEADMETRICS']._serialized_end=1479
+  _globals['_TOKENWEIGHT']._serialized_start=1481
+  _globals['_TOKENWEIGHT']._serialized_end=1542
+  _globals['_MEASUREHEADSFINISHED']._serialized_start=1544
+  _globals['_MEASUREHEADSFINISHED']._serialized_end=1601
+  _globals['_HEADSERVICE']._serialized_start=1603
+  _globals['_HEADSERVICE']._serialized_end=1708
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,5 @@
 from actserve.v1 import generation_service_pb2 as _generation_service_pb2
+from actserve.v1 import prompt_pb2 as _prompt_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.rpc import status_pb2 as _status_pb2
@@ -10,16 +11,18 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class MeasureHeadsRequest(_message.Message):
-    __slots__ = ("model", "items", "layers", "patterns")
+    __slots__ = ("model", "items", "layers", "patterns", "top_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     PATTERNS_FIELD_NUMBER: _ClassVar[int]
+    TOP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model: str
     items: _containers.RepeatedCompositeFieldContainer[_generation_service_pb2.FetchItem]
     layers: _containers.RepeatedScalarFieldContainer[int]
     patterns: SparsePatterns
-    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[_generation_service_pb2.FetchItem, _Mapping]]] = ..., layers: _Optional[_Iterable[int]] = ..., patterns: _Optional[_Union[SparsePatterns, _Mapping]] = ...) -> None: ...
+    top_tokens: int
+    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[_generation_service_pb2.FetchItem, _Mapping]]] = ..., layers: _Optional[_Iterable[int]] = ..., patterns: _Optional[_Union[SparsePatterns, _Mapping]] = ..., top_tokens: _Optional[int] = ...) -> None: ...
 
 class SparsePatterns(_message.Message):
     __slots__ = ("top_k", "minimum")
@@ -66,17 +69,19 @@ class SparsePatternChunk(_message.Message):
     def __init__(self, item_index: _Optional[int] = ..., layer: _Optional[int] = ..., head: _Optional[int] = ..., queries: _Optional[_Iterable[int]] = ..., keys: _Optional[_Iterable[int]] = ..., weights: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class MeasuredItem(_message.Message):
-    __slots__ = ("item_index", "key", "status")
+    __slots__ = ("item_index", "key", "status", "prompt")
     ITEM_INDEX_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
     item_index: int
     key: str
     status: _status_pb2.Status
-    def __init__(self, item_index: _Optional[int] = ..., key: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    prompt: _prompt_pb2.TokenizedPrompt
+    def __init__(self, item_index: _Optional[int] = ..., key: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., prompt: _Optional[_Union[_prompt_pb2.TokenizedPrompt, _Mapping]] = ...) -> None: ...
 
 class HeadMetrics(_message.Message):
-    __slots__ = ("layer", "head", "queries", "previous_token_queries", "induction_queries", "previous_token", "current_token", "first_token", "induction", "entropy", "distance", "distance_variance")
+    __slots__ = ("layer", "head", "queries", "previous_token_queries", "induction_queries", "previous_token", "current_token", "first_token", "induction", "entropy", "distance", "distance_variance", "duplicate_token", "top_query_tokens", "top_key_tokens")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     HEAD_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +94,9 @@ class HeadMetrics(_message.Message):
     ENTROPY_FIELD_NUMBER: _ClassVar[int]
     DISTANCE_FIELD_NUMBER: _ClassVar[int]
     DISTANCE_VARIANCE_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOP_QUERY_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOP_KEY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     layer: int
     head: int
     queries: int
@@ -101,7 +109,20 @@ class HeadMetrics(_message.Message):
     entropy: float
     distance: float
     distance_variance: float
-    def __init__(self, layer: _Optional[int] = ..., head: _Optional[int] = ..., queries: _Optional[int] = ..., previous_token_queries: _Optional[int] = ..., induction_queries: _Optional[int] = ..., previous_token: _Optional[float] = ..., current_token: _Optional[float] = ..., first_token: _Optional[float] = ..., induction: _Optional[float] = ..., entropy: _Optional[float] = ..., distance: _Optional[float] = ..., distance_variance: _Optional[float] = ...) -> None: ...
+    duplicate_token: float
+    top_query_tokens: _containers.RepeatedCompositeFieldContainer[TokenWeight]
+    top_key_tokens: _containers.RepeatedCompositeFieldContainer[TokenWeight]
+    def __init__(self, layer: _Optional[int] = ..., head: _Optional[int] = ..., queries: _Optional[int] = ..., previous_token_queries: _Optional[int] = ..., induction_queries: _Optional[int] = ..., previous_token: _Optional[float] = ..., current_token: _Optional[float] = ..., first_token: _Optional[float] = ..., induction: _Optional[float] = ..., entropy: _Optional[float] = ..., distance: _Optional[float] = ..., distance_variance: _Optional[float] = ..., duplicate_token: _Optional[float] = ..., top_query_tokens: _Optional[_Iterable[_Union[TokenWeight, _Mapping]]] = ..., top_key_tokens: _Optional[_Iterable[_Union[TokenWeight, _Mapping]]] = ...) -> None: ...
+
+class TokenWeight(_message.Message):
+    __slots__ = ("token_id", "text", "weight")
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    token_id: int
+    text: str
+    weight: float
+    def __init__(self, token_id: _Optional[int] = ..., text: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class MeasureHeadsFinished(_message.Message):
     __slots__ = ("usage",)

@@ -101,7 +101,7 @@ class HookPointSupport(_message.Message):
     def __init__(self, hook_point: _Optional[_Union[_site_pb2.HookPoint, str]] = ..., width: _Optional[int] = ..., unserved_reason: _Optional[str] = ..., unchangeable_reason: _Optional[str] = ..., heads: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_sequence_tokens", "max_items", "max_samples", "max_capture_bytes", "max_interventions", "max_request_bytes", "max_kept_bytes", "max_kept_seconds", "max_readouts", "default_kept_seconds", "max_request_parts", "max_statistics_bytes", "max_relative_dose", "clamps_dose", "max_steering_vectors", "max_steering_vector_bytes", "max_sweep_bytes", "max_sweep_seconds", "max_monitors", "max_monitor_bytes", "max_alerts", "max_alert_seconds", "max_pause_seconds", "max_fit_bytes", "max_dictionaries", "max_dictionary_bytes")
+    __slots__ = ("max_sequence_tokens", "max_items", "max_samples", "max_capture_bytes", "max_interventions", "max_request_bytes", "max_kept_bytes", "max_kept_seconds", "max_readouts", "default_kept_seconds", "max_request_parts", "max_statistics_bytes", "max_relative_dose", "clamps_dose", "max_steering_vectors", "max_steering_vector_bytes", "max_sweep_bytes", "max_sweep_seconds", "max_monitors", "max_monitor_bytes", "max_alerts", "max_alert_seconds", "max_pause_seconds", "max_fit_bytes", "max_fit_examples", "max_dictionaries", "max_dictionary_bytes")
     MAX_SEQUENCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
     MAX_SAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +126,7 @@ class Limits(_message.Message):
     MAX_ALERT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_PAUSE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MAX_FIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIT_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     MAX_DICTIONARIES_FIELD_NUMBER: _ClassVar[int]
     MAX_DICTIONARY_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_sequence_tokens: int
@@ -152,9 +153,10 @@ class Limits(_message.Message):
     max_alert_seconds: int
     max_pause_seconds: int
     max_fit_bytes: int
+    max_fit_examples: int
     max_dictionaries: int
     max_dictionary_bytes: int
-    def __init__(self, max_sequence_tokens: _Optional[int] = ..., max_items: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_capture_bytes: _Optional[int] = ..., max_interventions: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., max_kept_bytes: _Optional[int] = ..., max_kept_seconds: _Optional[int] = ..., max_readouts: _Optional[int] = ..., default_kept_seconds: _Optional[int] = ..., max_request_parts: _Optional[int] = ..., max_statistics_bytes: _Optional[int] = ..., max_relative_dose: _Optional[float] = ..., clamps_dose: bool = ..., max_steering_vectors: _Optional[int] = ..., max_steering_vector_bytes: _Optional[int] = ..., max_sweep_bytes: _Optional[int] = ..., max_sweep_seconds: _Optional[int] = ..., max_monitors: _Optional[int] = ..., max_monitor_bytes: _Optional[int] = ..., max_alerts: _Optional[int] = ..., max_alert_seconds: _Optional[int] = ..., max_pause_seconds: _Optional[int] = ..., max_fit_bytes: _Optional[int] = ..., max_dictionaries: _Optional[int] = ..., max_dictionary_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, max_sequence_tokens: _Optional[int] = ..., max_items: _Optional[int] = ..., max_samples: _Optional[int] = ..., max_capture_bytes: _Optional[int] = ..., max_interventions: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., max_kept_bytes: _Optional[int] = ..., max_kept_seconds: _Optional[int] = ..., max_readouts: _Optional[int] = ..., default_kept_seconds: _Optional[int] = ..., max_request_parts: _Optional[int] = ..., max_statistics_bytes: _Optional[int] = ..., max_relative_dose: _Optional[float] = ..., clamps_dose: bool = ..., max_steering_vectors: _Optional[int] = ..., max_steering_vector_bytes: _Optional[int] = ..., max_sweep_bytes: _Optional[int] = ..., max_sweep_seconds: _Optional[int] = ..., max_monitors: _Optional[int] = ..., max_monitor_bytes: _Optional[int] = ..., max_alerts: _Optional[int] = ..., max_alert_seconds: _Optional[int] = ..., max_pause_seconds: _Optional[int] = ..., max_fit_bytes: _Optional[int] = ..., max_fit_examples: _Optional[int] = ..., max_dictionaries: _Optional[int] = ..., max_dictionary_bytes: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")

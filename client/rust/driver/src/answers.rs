@@ -3,7 +3,7 @@
 use actserve::{
     Array, Error, Explained, Fetched, Generated, LabelStatistics, Reading, Readouts, Reconstructed,
     Replayed, Sample, Swept,
-    v1::{AlertLevel, FinishReason, MonitorScore, sample_finished::StoppedBy},
+    v1::{AlertLevel, FinishReason, MonitorInterventions, MonitorScore, sample_finished::StoppedBy},
 };
 use serde_json::{Map, Value, json};
 
@@ -108,6 +108,23 @@ fn watched(sample: &Sample, answer: &mut Value) {
     if !sample.monitor_scores.is_empty() {
         answer["monitor_scores"] = sample.monitor_scores.iter().map(score).collect();
     }
+    if !sample.monitor_interventions.is_empty() {
+        answer["monitor_interventions"] =
+            sample.monitor_interventions.iter().map(changed).collect();
+    }
+}
+
+fn changed(changed: &MonitorInterventions) -> Value {
+    let reports = changed.interventions.iter().map(|report| {
+        json!({
+            "rows": report.rows, "changed_rows": report.changed_rows,
+            "reused_rows": report.reused_rows, "mean_relative_change": report.mean_relative_change,
+        })
+    });
+    json!({
+        "monitor": changed.monitor, "level": level(changed.level),
+        "first_position": changed.first_position, "interventions": reports.collect::<Vec<_>>(),
+    })
 }
 
 fn score(score: &MonitorScore) -> Value {

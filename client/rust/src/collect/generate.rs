@@ -12,7 +12,7 @@ use super::{
 use crate::{
     Error, Readouts, Result,
     v1::{
-        Alert, GenerateRequest, InterventionReport, MonitorScore, SampleFinished, ScoreDetail,
+        Alert, GenerateRequest, InterventionReport, MonitorInterventions, MonitorScore, SampleFinished, ScoreDetail,
         TokenChunk, TokenLogprobs, TokenizedPrompt, Usage, generate_response::Event,
         sample_finished::StoppedBy,
     },
@@ -52,6 +52,9 @@ pub struct Sample {
     /// Of the monitors that watched it, as the request asks. The scores as of each token become an
     /// [`Array`](crate::Array).
     pub monitor_scores: Vec<MonitorScore>,
+    /// What monitors changed, an entry for each level that came to intervene, in the order in which
+    /// they began to.
+    pub monitor_interventions: Vec<MonitorInterventions>,
     /// What was read of it, of the prompt and the generated tokens together.
     pub readouts: Readouts,
     /// What each intervention did, in the order of the request.
@@ -141,6 +144,7 @@ impl GenerateCollector {
         sample.finish_reason = finished.reason;
         sample.stopped_by = finished.stopped_by;
         sample.monitor_scores = finished.monitor_scores;
+        sample.monitor_interventions = finished.monitor_interventions;
         self.check_scores(index)
     }
 

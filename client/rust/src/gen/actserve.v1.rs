@@ -501,7 +501,8 @@ pub struct AttributionGraph {
     /// The prompt whose next token is traced, as the model sees it.
     #[prost(message, optional, tag = "2")]
     pub prompt: ::core::option::Option<TokenizedPrompt>,
-    /// The transcoders. Format: models/{model}/dictionaries/{dictionary}.
+    /// The transcoders; none of a graph of neurons. Format:
+    /// models/{model}/dictionaries/{dictionary}.
     #[prost(string, repeated, tag = "3")]
     pub dictionaries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// How large it may be.
@@ -519,6 +520,9 @@ pub struct AttributionGraph {
     /// When it was begun.
     #[prost(message, optional, tag = "8")]
     pub create_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it is deleted.
+    #[prost(message, optional, tag = "9")]
+    pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// How large a graph may be.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
@@ -530,7 +534,9 @@ pub struct AttributionSettings {
     /// (0, 1]; 0.95 when unset.
     #[prost(float, optional, tag = "2")]
     pub logit_probability: ::core::option::Option<f32>,
-    /// Features at most, from 1 to 20000; 7500 when unset.
+    /// Features or neurons at most, from 1 to 20000; when unset, 7500 features or 1000
+    /// neurons. Of neurons, those without which the traced
+    /// tokens' logits would change most in the linear model.
     #[prost(uint32, optional, tag = "3")]
     pub max_feature_nodes: ::core::option::Option<u32>,
     /// Nodes are kept, the most influential first, until they have this share of all
@@ -551,11 +557,12 @@ pub struct AttributionNode {
     /// Its influence on the predicted tokens, without a unit, from zero on: of a predicted
     /// token its probability; of another node the sum, over the edges that leave it, of the
     /// target's influence times the edge's part of the absolute weights of all edges into
-    /// that target. As in circuit-tracer, and before anything is left out.
+    /// that target. As in circuit-tracer, and before anything is left out: edges from
+    /// neurons that are no nodes, since there are more than `max_feature_nodes`, count too.
     #[prost(float, tag = "6")]
     pub influence: f32,
     /// What it is. Exactly one is set.
-    #[prost(oneof = "attribution_node::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "attribution_node::Kind", tags = "1, 2, 3, 4, 7")]
     pub kind: ::core::option::Option<attribution_node::Kind>,
 }
 /// Nested message and enum types in `AttributionNode`.
@@ -575,6 +582,9 @@ pub mod attribution_node {
         /// A predicted token.
         #[prost(message, tag = "4")]
         Logit(super::LogitNode),
+        /// A neuron of an MLP, in a graph without dictionaries.
+        #[prost(message, tag = "7")]
+        Neuron(super::NeuronNode),
     }
 }
 /// A feature of a transcoder.
@@ -587,6 +597,19 @@ pub struct FeatureNode {
     #[prost(uint32, tag = "2")]
     pub feature_index: u32,
     /// Its activation, as the dictionary computes it: an element of f of Dictionary.
+    #[prost(float, tag = "3")]
+    pub activation: f32,
+}
+/// A neuron of a gated MLP: an element of mlp_act, which is act(gate) x up.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct NeuronNode {
+    /// The layer of the MLP.
+    #[prost(uint32, tag = "1")]
+    pub layer: u32,
+    /// Which element of the rows of mlp_act of that layer.
+    #[prost(uint32, tag = "2")]
+    pub neuron: u32,
+    /// Its activation, in that row; of either sign.
     #[prost(float, tag = "3")]
     pub activation: f32,
 }
@@ -629,7 +652,7 @@ pub struct CreateAttributionGraphRequest {
     pub prompt: ::core::option::Option<Prompt>,
     /// The transcoders, exactly one that reads each layer of the model, at its mlp_in or its
     /// resid_mid; each writes mlp_out of that layer, and maybe of later ones. Others, and
-    /// layers that none reads, are FIELD_INVALID. Format:
+    /// layers that none reads, are FIELD_INVALID. None for a graph of neurons. Format:
     /// models/{model}/dictionaries/{dictionary}.
     #[prost(string, repeated, tag = "4")]
     pub dictionaries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
@@ -752,8 +775,10 @@ pub struct AttributionEdges {
     /// Of each edge, what the source adds to the target, with attention patterns and the
     /// denominators of norms held as they are; F32 \[edges\], of either sign. In units of
     /// the target: of a feature its z of Dictionary, before the activation; of a predicted
-    /// token its logit less the mean logit of the vocabulary. The weights of all edges
-    /// into a node, before any is left out, sum to that less what biases add.
+    /// token its logit, before any cap, less the mean logit of the vocabulary; of a neuron
+    /// its activation, a product of two numbers of which each is traced with the other held
+    /// and counts for half. The weights of all edges into a node, before any is left out,
+    /// sum to that less what biases add.
     #[prost(message, optional, tag = "3")]
     pub weights: ::core::option::Option<Tensor>,
 }
@@ -771,14 +796,15 @@ pub mod attribution_graph_service_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Traces what a prediction comes from, through the features of transcoders
-    /// (Ameisen et al., "Circuit Tracing", 2025; the circuit-tracer project).
+    /// Traces what a prediction comes from, through the neurons of the model's MLPs or the
+    /// features of transcoders in their place (Ameisen et al., "Circuit Tracing", 2025; the
+    /// circuit-tracer project).
     ///
     /// A graph takes minutes. It is a resource, made whether or not anybody stays to
     /// watch, so a lost connection costs nothing.
+    /// Graphs are stored for a time, and then deleted.
     ///
-    /// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    /// ModelService says.
+    /// Credentials, names and headers are as ModelService says.
     #[derive(Debug, Clone)]
     pub struct AttributionGraphServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -2744,7 +2770,8 @@ pub enum ErrorReason {
     /// The vocabulary has no such token. Send ids below Model.vocabulary_size.
     /// INVALID_ARGUMENT with token_id, vocabulary_size.
     TokenOutOfRange = 11,
-    /// A call has more items than Limits.max_items. Make several calls.
+    /// A call has more items than Limits.max_items, or a fit more examples than
+    /// Limits.max_fit_examples. Make several calls, or fit to fewer.
     /// INVALID_ARGUMENT with items, limit.
     TooManyItems = 12,
     /// A call has more samples than Limits.max_samples or Nla.max_samples. Make several calls.
@@ -2810,8 +2837,9 @@ pub enum ErrorReason {
     /// The reader of an answer stopped, so the call was ended and what was held for it
     /// freed. Read it as it comes, or ask for less. RESOURCE_EXHAUSTED with timeout_s.
     ReaderStalled = 31,
-    /// The caller's tenant has its share of what the server gives. Make fewer calls at
-    /// once, or try again after RetryInfo. RESOURCE_EXHAUSTED with calls, limit.
+    /// The caller's tenant has its share of what the server gives, or has used up a quota.
+    /// Make fewer calls, or try again after RetryInfo. RESOURCE_EXHAUSTED with calls,
+    /// quota, limit.
     QuotaExceeded = 32,
     /// The server shuts down. Try again elsewhere. UNAVAILABLE.
     Draining = 33,
@@ -2852,7 +2880,8 @@ pub enum ErrorReason {
     /// A question is missing, is too long, or is asked of what answers none. Change it
     /// as the message says. INVALID_ARGUMENT with tokens, max_tokens, limit.
     QuestionInvalid = 45,
-    /// The engine has died. Try again after RetryInfo, here or elsewhere. UNAVAILABLE.
+    /// The engine, or the process that makes attribution graphs, has died. Try again after
+    /// RetryInfo, here or elsewhere. UNAVAILABLE.
     EngineDead = 46,
     /// The call carries no credential, or one that the server does not know. Send the
     /// header `authorization`. UNAUTHENTICATED.
@@ -3949,7 +3978,7 @@ pub struct SampleFinished {
     /// Where its readouts read.
     #[prost(message, repeated, tag = "3")]
     pub positions: ::prost::alloc::vec::Vec<ReadoutPositions>,
-    /// What each intervention did, in the order of the request.
+    /// What each intervention of the request did, in its order.
     #[prost(message, repeated, tag = "4")]
     pub interventions: ::prost::alloc::vec::Vec<InterventionReport>,
     /// What was kept, of each KeepReadout that read a position.
@@ -3958,6 +3987,11 @@ pub struct SampleFinished {
     /// What the monitors that watched it scored, by name, as `score_detail` asks.
     #[prost(message, repeated, tag = "9")]
     pub monitor_scores: ::prost::alloc::vec::Vec<MonitorScore>,
+    /// What monitors changed, in the order in which they began to: an entry for each level
+    /// that came to intervene. None for one that had nothing left to change, since the sample
+    /// ended at the token that brought the score there, or its positions select none after it.
+    #[prost(message, repeated, tag = "10")]
+    pub monitor_interventions: ::prost::alloc::vec::Vec<MonitorInterventions>,
     /// What stopped it; set where `reason` is FINISH_REASON_STOP or FINISH_REASON_MONITOR.
     #[prost(oneof = "sample_finished::StoppedBy", tags = "6, 7, 8")]
     pub stopped_by: ::core::option::Option<sample_finished::StoppedBy>,
@@ -3978,6 +4012,23 @@ pub mod sample_finished {
         #[prost(string, tag = "8")]
         Monitor(::prost::alloc::string::String),
     }
+}
+/// What the interventions of a level of a monitor did to a sample.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MonitorInterventions {
+    /// Format: models/{model}/monitors/{monitor}.
+    #[prost(string, tag = "1")]
+    pub monitor: ::prost::alloc::string::String,
+    /// Which level.
+    #[prost(enumeration = "AlertLevel", tag = "2")]
+    pub level: i32,
+    /// The first position that they may change: that after the token that brought the score
+    /// above the threshold, or if that is in the prompt, of the first generated token.
+    #[prost(uint32, tag = "3")]
+    pub first_position: u32,
+    /// What each of them did, in the order of InterveneAction.interventions.
+    #[prost(message, repeated, tag = "4")]
+    pub interventions: ::prost::alloc::vec::Vec<InterventionReport>,
 }
 /// What a monitor scored in a sequence.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -5198,7 +5249,7 @@ pub struct MeasureHeadsRequest {
     pub model: ::prost::alloc::string::String,
     /// The corpus, each item by itself; from 1 to Limits.max_items. Of FetchItem `key`,
     /// `prompt` (required), `interventions`, `adapter` and `positions` count; the last are
-    /// those of the queries, all when unset.
+    /// those of the queries, all when unset. The others are to be left unset.
     #[prost(message, repeated, tag = "2")]
     pub items: ::prost::alloc::vec::Vec<FetchItem>,
     /// Zero-based decoder layers; negative values count from the last. All when empty.
@@ -5207,6 +5258,10 @@ pub struct MeasureHeadsRequest {
     /// Patterns to send besides; none when unset.
     #[prost(message, optional, tag = "4")]
     pub patterns: ::core::option::Option<SparsePatterns>,
+    /// How many tokens to tell in HeadMetrics.top_query_tokens and top_key_tokens; at most
+    /// 64, none when unset.
+    #[prost(uint32, tag = "5")]
+    pub top_tokens: u32,
 }
 /// Which weights of attention patterns are sent.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
@@ -5290,12 +5345,16 @@ pub struct MeasuredItem {
     /// used.
     #[prost(message, optional, tag = "3")]
     pub status: ::core::option::Option<::tonic_types::pb::Status>,
+    /// The prompt as it was run, of an item that counts.
+    #[prost(message, optional, tag = "4")]
+    pub prompt: ::core::option::Option<TokenizedPrompt>,
 }
 /// How one head attends: means over the selected queries of all items that did not
 /// fail. Weights, the queries that each mean is over, and the query at position zero are
 /// as AttentionSummaryChunk has them; w(q, k) is the weight that query q gives to key k.
-/// A mean over no query is NaN. Counts are sums over a call, so 64 bits each.
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+/// XX
+/// over a call, so 64 bits each.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeadMetrics {
     /// The zero-based decoder layer.
     #[prost(uint32, tag = "1")]
@@ -5335,6 +5394,32 @@ pub struct HeadMetrics {
     /// queries.
     #[prost(float, tag = "12")]
     pub distance_variance: f32,
+    /// The sum of w(q, k) over every k < q with token(k) = token(q), the mean over
+    /// induction_queries.
+    #[prost(float, tag = "13")]
+    pub duplicate_token: f32,
+    /// The tokens whose queries give most weight to keys other than position zero, most
+    /// first: for each token the sum of w(q, k) over k > 0 and its queries, over `queries`.
+    /// Fewer than asked for where fewer give any.
+    #[prost(message, repeated, tag = "14")]
+    pub top_query_tokens: ::prost::alloc::vec::Vec<TokenWeight>,
+    /// The tokens whose keys other than position zero receive most weight, most first: for
+    /// each token the sum of w(q, k) over its keys k > 0, over `queries`.
+    #[prost(message, repeated, tag = "15")]
+    pub top_key_tokens: ::prost::alloc::vec::Vec<TokenWeight>,
+}
+/// How much attention passes by one token of the vocabulary.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TokenWeight {
+    /// The token.
+    #[prost(uint32, tag = "1")]
+    pub token_id: u32,
+    /// The token, decoded alone.
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+    /// Of all queries the mean.
+    #[prost(float, tag = "3")]
+    pub weight: f32,
 }
 /// Closes a measurement.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -5872,12 +5957,15 @@ pub struct Limits {
     /// of rows and of what they work with. On a server with tokens one fit may take a part.
     #[prost(uint64, tag = "24")]
     pub max_fit_bytes: u64,
+    /// Examples of one FitMonitor call, benign and longer ones among them.
+    #[prost(uint32, tag = "25")]
+    pub max_fit_examples: u32,
     /// Dictionaries that are stored or being uploaded at most, over all clients; those that the
     /// operator has loaded do not count.
-    #[prost(uint32, tag = "25")]
+    #[prost(uint32, tag = "26")]
     pub max_dictionaries: u32,
     /// Bytes of their matrices. Zero where nobody may upload any.
-    #[prost(uint64, tag = "26")]
+    #[prost(uint64, tag = "27")]
     pub max_dictionary_bytes: u64,
 }
 /// A request for a page of models.
@@ -5973,7 +6061,8 @@ pub enum Feature {
     HeadMetrics = 16,
     /// Model.adapters, and `adapter` of the requests that run the model:
     /// FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter,
-    /// SweepVariant.adapter, ExplainTextRequest.adapter and MakeSteeringVectorRequest.adapter.
+    /// SweepVariant.adapter, ExplainTextRequest.adapter, MakeSteeringVectorRequest.adapter and
+    /// CreateAttributionGraphRequest.adapter.
     Adapters = 17,
     /// LogitAttributionReadout.
     LogitAttribution = 18,
@@ -6572,14 +6661,14 @@ pub struct FitMonitorRequest {
     /// As CreateMonitorRequest.monitor_id.
     #[prost(string, tag = "2")]
     pub monitor_id: ::prost::alloc::string::String,
-    /// Examples, from 8 to Limits.max_items, at least four of each kind. A quarter is held
+    /// Examples, from 8 to Limits.max_fit_examples, at least four of each kind. A quarter is held
     /// out, and a quarter of the rest set aside to choose by, always the same of equal
     /// requests, and of one group all or none.
     #[prost(message, repeated, tag = "3")]
     pub examples: ::prost::alloc::vec::Vec<FitExample>,
     /// Texts like those that will be watched, nearly all of which are harmless: thresholds
     /// are set by these and the negative examples held out. With the others at most
-    /// Limits.max_items.
+    /// Limits.max_fit_examples.
     #[prost(message, repeated, tag = "4")]
     pub benign_examples: ::prost::alloc::vec::Vec<FitExample>,
     /// Longer texts, none or of both kinds, to see whether the probe finds what it looks for there.

@@ -140,6 +140,7 @@ class SampleCollector {
         logprobs: this.#logprobs,
         alerts: this.alerts,
         monitorScores: this.#scored(finished.monitorScores),
+        monitorInterventions: finished.monitorInterventions,
       },
     );
   }

@@ -142,7 +142,7 @@ def _check(config: Mapping[str, Any], path: Path) -> None:
             path,
             "normalize_activations",
             norm,
-            "which depends on each row and cannot be folded into the weights",
+            "which is not a number that the weights could be multiplied by; none is served",
         )
     function = config.get("activation_fn", "relu")
     if function not in ("relu", "topk", None):

@@ -13,7 +13,7 @@ from torch import nn
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.vllm.families import Family
 from actserve_server.engine.vllm.layout import Layout
-from actserve_server.engine.vllm.taps import tap
+from actserve_server.engine.vllm.taps import is_left_out, tap
 
 
 def attach_taps(model: nn.Module, family: Family, wanted: Collection[HookPoint]) -> Layout:
@@ -113,7 +113,9 @@ class _Attacher:
         is mutated by itself, Inductor (of torch 2.13) fills all but the first with garbage."""
         if (place := self._place(site, sharded=True)) is not None:
 
-            def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+                if is_left_out(place):
+                    return None
                 own = args[argument].clone()
                 tap(own, None, place)
                 return (*args[:argument], own, *args[argument + 1 :])

@@ -31,12 +31,14 @@ from actserve_server.domain.runs import (
     TokenLogprobs,
     Tokens,
 )
+from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.tensors import ElementType
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.closing import CLOSE_S
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.engine.forms import Vectors, vector_bytes
 from actserve_server.engine.vllm import startup, wire
+from actserve_server.engine.vllm.ask_workers import ask
 from actserve_server.engine.vllm.block_names import block_names
 from actserve_server.engine.vllm.cache_salt import cache_salt
 from actserve_server.engine.vllm.collector import Collector
@@ -76,11 +78,13 @@ class VllmEngine:
         collector: Collector,
         weights: WeightReader,
         rows: RowCache,
+        graphs: Mapping[str, frozenset[HookPoint]],
         *,
         share_plain_prefixes: bool = False,
     ) -> None:
         self._llm = llm
         self._rows = rows
+        self._graphs = graphs
         self._share_plain_prefixes = share_plain_prefixes
         self._info = info
         self._collector = collector
@@ -99,7 +103,7 @@ class VllmEngine:
         try:
             llm = await startup.start(options, reader.folder)
             try:
-                info, norm = await startup.describe(llm, options)
+                info, norm, graphs = await startup.describe(llm, options)
             except BaseException:
                 await _shut_down(llm)
                 raise
@@ -115,7 +119,7 @@ class VllmEngine:
         room = options.row_cache_bytes if cached.enable_prefix_caching else 0
         rows = RowCache(room, cached.block_size, watch)
         share = options.share_plain_prefixes
-        engine = cls(llm, info, collector, weights, rows, share_plain_prefixes=share)
+        engine = cls(llm, info, collector, weights, rows, graphs, share_plain_prefixes=share)
         # What PyTorch and vLLM have made by now stays. To look through it for garbage would hold up
         # the event loop for up to a second again and again, the sooner the more rows come.
         gc.collect()
@@ -168,6 +172,15 @@ class VllmEngine:
     ) -> LogitDirections:
         with _telling_death():
             return await self._weights.logit_directions(targets, layers)
+
+    @property
+    def graphs(self) -> Mapping[str, frozenset[HookPoint]]:
+        return self._graphs
+
+    async def drop_graph(self, name: str) -> None:
+        with _telling_death():
+            await ask(self._llm, "drop_graph", name)
+        self._graphs = {each: points for each, points in self._graphs.items() if each != name}
 
     async def check_health(self) -> None:
         try:

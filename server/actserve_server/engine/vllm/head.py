@@ -1,12 +1,14 @@
 """The end of the model, applied to captured rows after a pass: final norm and unembedding."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from torch import nn
 
 from actserve_server.domain.runs import Unembed
+from actserve_server.engine.vllm.sharding import AgreedGather, NotGatheredError
 
 ROWS_AT_ONCE = 256
 """Of logits: 256 rows of 262,144 tokens take 268 MB in float32."""
@@ -21,7 +23,10 @@ class Head:
         compute_logits: Callable[[torch.Tensor], torch.Tensor | None],
         final_norm: nn.Module,
         vocabulary_size: int,
+        gather: AgreedGather | None = None,
     ) -> None:
+        """`gather` is what logits are gathered by from several ranks."""
+        self._gather = gather
         self._compute_logits = compute_logits
         self._final_norm = final_norm
         self._vocabulary_size = vocabulary_size
@@ -41,10 +46,10 @@ class Head:
     ) -> torch.Tensor:
         """What `Unembed` says, float32 [rows, unembed.width], of rows after the final norm or
         before it."""
-        following = torch.from_numpy(next_ids).to(rows.device)
 
         def make(logits: torch.Tensor, part: slice) -> torch.Tensor:
-            return _read(logits, unembed, following[part])
+            following = torch.from_numpy(next_ids[part]).to(rows.device)
+            return _read(logits, unembed, following)
 
         return self._made(rows, make, normed=normed)
 
@@ -55,21 +60,27 @@ class Head:
         *,
         normed: bool,
     ) -> torch.Tensor:
-        """Raises an error of `make` once all logits were computed: other ranks compute their
-        parts of them meanwhile."""
+        """Raises an error of this rank alone once all logits were computed, since other ranks
+        compute their parts of them meanwhile; and NotGatheredError at once, on all of them."""
         made: list[torch.Tensor] = []
         error: Exception | None = None
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            logits = self._logits(rows[part] if normed else self._final_norm(rows[part]))
-            if error is None:
-                try:
+            try:
+                with self._agreed():
+                    logits = self._logits(rows[part] if normed else self._final_norm(rows[part]))
+                if error is None:
                     made.append(make(logits, part))
-                except Exception as failure:
-                    error = failure
+            except NotGatheredError:
+                raise
+            except Exception as failure:
+                error = failure
         if error is not None:
             raise error
         return torch.cat(made) if len(made) > 1 else made[0]
+
+    def _agreed(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._gather is None else self._gather.agreed()
 
     def _logits(self, rows: torch.Tensor) -> torch.Tensor:
         logits = self._compute_logits(rows)

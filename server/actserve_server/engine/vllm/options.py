@@ -37,6 +37,7 @@ class EngineOptions:
     max_alert_seconds: int = 30 * 24 * 3600
     max_pause_seconds: int = 600
     max_fit_bytes: int = 4 << 30
+    max_fit_examples: int = 16_384
     default_kept_seconds: int = 600
     max_steering_vectors: int = 10_000
     max_steering_vector_bytes: int = 1 << 30
@@ -44,6 +45,8 @@ class EngineOptions:
     dose_action: str = "refuse"
     hook_points: tuple[str, ...] = ()
     """What to tap; everything the model has when empty."""
+    lean_graphs: bool = True
+    """Whether steps that use few taps, or none, are computed by graphs without the others."""
     share_plain_prefixes: bool = False
     """Whether runs that change nothing share cached prefixes with those of other tenants."""
     place_embeddings: bool = False

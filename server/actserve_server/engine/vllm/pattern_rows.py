@@ -113,7 +113,21 @@ def query_measures(derived: QueryMeasures, of: Queries, ids: torch.Tensor) -> to
         induction = (weights[..., weights.shape[2] - len(before) :] * follows).sum(2)
         entropy = -torch.special.xlogy(weights, weights).sum(2)
         distance = (weights * each.distances).sum(2)
-        numbers = [*map(each.before, derived.distances), first, induction, entropy, distance]
+        apart = each.distances - distance[..., None]
+        variance = apart.square_().mul_(weights).sum(2)
+        same = (ids[each.positions, None] == ids[low:end]) & (each.distances > 0)
+        duplicate = (weights * same).sum(2)
+        beyond_first = weights[..., int(not low) :].sum(2)
+        numbers = [
+            *map(each.before, derived.distances),
+            first,
+            induction,
+            entropy,
+            distance,
+            variance,
+            duplicate,
+            beyond_first,
+        ]
         measured[each.rows, each.places] = torch.stack(numbers, dim=2).transpose(0, 1)
     return measured.flatten(1)
 

@@ -4,7 +4,7 @@ import asyncio
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,7 @@ def _start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
         hook_points,
         options.vector_budget_bytes,
         options.workspace_budget_bytes,
+        lean_graphs=options.lean_graphs,
         server=os.getpid(),
     )
     silent = not options.log_stats
@@ -136,8 +137,11 @@ def served_family(config: VllmConfig) -> Family:
     return family_of(config.model_config.architecture)
 
 
-async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, FinalNorm | None]:
-    """What the started engine serves, as its worker found it, and the model's final norm."""
+async def describe(
+    llm: AsyncLLM, options: EngineOptions
+) -> tuple[ModelInfo, FinalNorm | None, Mapping[str, frozenset[HookPoint]]]:
+    """What the started engine serves, as its worker found it, the model's final norm, and what the
+    graphs with fewer taps reach."""
     (found, *_) = await ask(llm, "describe_taps")
     dimensions = Dimensions(**found["dimensions"])
     tapped = frozenset(map(HookPoint, found["hook_points"]))
@@ -171,6 +175,7 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, Fi
             max_alert_seconds=options.max_alert_seconds,
             max_pause_seconds=options.max_pause_seconds,
             max_fit_bytes=options.max_fit_bytes,
+            max_fit_examples=options.max_fit_examples,
             default_kept_seconds=options.default_kept_seconds,
             max_steering_vectors=options.max_steering_vectors,
             max_steering_vector_bytes=options.max_steering_vector_bytes,
@@ -187,7 +192,8 @@ async def describe(llm: AsyncLLM, options: EngineOptions) -> tuple[ModelInfo, Fi
         step_tokens=llm.vllm_config.scheduler_config.max_num_batched_tokens,
         vector_bytes=options.vector_budget_bytes,
     )
-    return info, FinalNorm.of(found["weights"])
+    graphs = {name: frozenset(map(HookPoint, points)) for name, points in found["graphs"].items()}
+    return info, FinalNorm.of(found["weights"]), graphs
 
 
 def _end_token_ids(llm: AsyncLLM) -> tuple[int, ...]:
@@ -210,8 +216,9 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     if on_cpu:
         args.setdefault("kv_cache_memory_bytes", options.cpu_kv_cache_bytes)
     else:
-        # A FULL graph would replay without ever running a tap; see `_split_at_taps`.
-        args["compilation_config"] = {"cudagraph_mode": "PIECEWISE"}
+        # A full CUDA graph replays without ever running a tap; see `cuda_graphs.py`.
+        mode = "FULL_AND_PIECEWISE" if options.lean_graphs else "PIECEWISE"
+        args["compilation_config"] = {"cudagraph_mode": mode}
     module, name = ("worker_cpu", "CpuTapWorker") if on_cpu else ("worker_gpu", "GpuTapWorker")
     args["worker_cls"] = f"{__package__}.{module}.{name}"
     return args
@@ -243,4 +250,8 @@ def prepare_environment() -> None:
         # ("'function' object has no attribute 'finalize_loading'"), and so compiles at every start.
         # Without it, PyTorch's own cache makes the second start three times as fast.
         os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+        # oneDNN keeps the code of a product for each number of rows that it had, which is that of
+        # the tokens of a step: 1,024 of them by default, some 600 KB each. A new one takes less
+        # than a millisecond.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
         cpus.preload_openmp()

@@ -2,10 +2,11 @@
 
 The op is opaque to torch.compile: one call stays in the compiled graph at every place, and does
 nothing unless the current step has work there. Its tensors are declared as mutated, so that
-compiled code after the call sees an edit.
+compiled code after the call sees an edit. A graph may be traced without some of the calls, for
+steps that have no work there (`graphs.py`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -358,6 +359,11 @@ class StepPlan:
     def add(self, place: int, work: Work) -> None:
         self._work.setdefault(place, []).append(work)
 
+    @property
+    def places(self) -> Set[int]:
+        """Where it has work."""
+        return self._work.keys()
+
     def begin(self) -> None:
         """Before each pass."""
         self._done.clear()
@@ -433,4 +439,29 @@ _library.impl("tap", _tap, "CPU")
 _library.impl("tap", _tap, "CUDA")
 _library.impl("tap", _tap_meta, "Meta")
 
-tap = torch.ops.actserve.tap.default
+_op = torch.ops.actserve.tap.default
+
+_left_out: frozenset[int] = frozenset()
+"""Read while a graph is traced, or at every call where nothing is compiled."""
+
+
+@contextmanager
+def leaving_out(places: frozenset[int]) -> Iterator[None]:
+    """Inside, the model has no taps at these places."""
+    global _left_out
+    before, _left_out = _left_out, places
+    try:
+        yield
+    finally:
+        _left_out = before
+
+
+def is_left_out(place: int) -> bool:
+    """Whether `tap` does nothing there, whatever the step's plan."""
+    return place in _left_out
+
+
+def tap(hidden: torch.Tensor, residual: torch.Tensor | None, place: int) -> None:
+    """Carries out what the step's plan has at a place."""
+    if place not in _left_out:
+        _op(hidden, residual, place)

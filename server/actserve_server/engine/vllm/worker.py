@@ -9,7 +9,7 @@ forward pass. There the batch is final: whatever reordered it has run.
 import hashlib
 import inspect
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,18 +19,19 @@ import torch
 
 from actserve_server.domain.runs import Unembed
 from actserve_server.domain.sites import HookPoint
-from actserve_server.engine.vllm import attach, layout, taps, wire
+from actserve_server.engine.vllm import attach, graphs, layout, taps, wire
 from actserve_server.engine.vllm.attach import attach_taps
 from actserve_server.engine.vllm.attention import describe_attention, rules
 from actserve_server.engine.vllm.bank import BankFullError, VectorBank
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family
+from actserve_server.engine.vllm.graphs import Graphs
 from actserve_server.engine.vllm.head import Head
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.lifeline import end_with
 from actserve_server.engine.vllm.replaying import Replaying
 from actserve_server.engine.vllm.ring import RingWriter
-from actserve_server.engine.vllm.sharding import Shards, failed_on_any_rank
+from actserve_server.engine.vllm.sharding import AgreedGather, Shards, failed_on_any_rank
 from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
 from actserve_server.engine.vllm.step_batch import Batch, Model
 from actserve_server.engine.vllm.step_plan import Column, Planner, RoutedStep, RowBlock
@@ -39,7 +40,9 @@ from actserve_server.engine.vllm.worker_weights import Weights
 
 log = logging.getLogger(__name__)
 
-_GRAPH_CODE = (attach, layout, taps)
+_NOWHERE: Set[int] = frozenset()
+
+_GRAPH_CODE = (attach, graphs, layout, taps)
 """The modules that, with a family's paths, decide where taps are in the compiled graph."""
 
 
@@ -54,6 +57,8 @@ class WorkerConfig:
     """What the vectors of running requests take at most."""
     workspace_budget_bytes: int = 2 << 30
     """What the rows of a step take at most, beside what vLLM takes."""
+    lean_graphs: bool = True
+    """Whether graphs with fewer taps are compiled beside the full one."""
     server: int | None = None
     """The process that this worker is to end with."""
 
@@ -103,6 +108,7 @@ class TapWorker:
             model.compute_logits,
             model.get_submodule(family.final_norm),
             self._dimensions.vocabulary_size,
+            AgreedGather(model.logits_processor) if ranks > 1 else None,
         )
         self._weights = Weights(model, family, self._dimensions, self.rank, ranks)
         self._bank = VectorBank(self.device, ours.vector_budget_bytes)
@@ -117,8 +123,11 @@ class TapWorker:
         # it reads tokens and, scheduling asynchronously, wait at every step until it has them.
         processors = self.model_runner.input_batch.logitsprocs
         processors.non_argmax_invariant.append(Replaying(self.device))
+        self._graphs = Graphs(model, family.layers, tapped, self.vllm_config, lean=ours.lean_graphs)
         self._vllm_forward = self.model_runner._model_forward
         self.model_runner._model_forward = self._forward
+        self._vllm_profile_run = self.model_runner.profile_run
+        self.model_runner.profile_run = self._profile_run
 
     def describe_taps(self) -> dict[str, Any]:
         """What is tapped, for the server process: plain ints and strings."""
@@ -126,8 +135,17 @@ class TapWorker:
             "dimensions": asdict(self._dimensions),
             "hook_points": sorted(self._model.layout.hook_points),
             "weights": self._weights.describe(),
+            "graphs": self._graphs.lean,
             **self._attention,
         }
+
+    def graph_steps(self) -> dict[str, int]:
+        """How many steps each graph has served."""
+        return dict(self._graphs.steps)
+
+    def drop_graph(self, name: str) -> None:
+        """Steps that it would have served go to others."""
+        self._graphs.drop(name)
 
     def read_weights(self, what: str, *of: Any) -> Any:
         """A method of `Weights` by name: the part that this rank holds."""
@@ -185,11 +203,24 @@ class TapWorker:
             self._planner.forget()
             run.end(self._bank)
 
+    def _profile_run(self, *args: Any, **kwargs: Any) -> None:
+        """The first pass of the model, with which vLLM compiles it and finds what memory it takes:
+        of the full graph, then of each lean one."""
+        self._vllm_profile_run(*args, **kwargs)
+        for name, error in self._graphs.compile(partial(self._vllm_profile_run, *args, **kwargs)):
+            failed = error is not None
+            if self._ranks > 1:
+                failed = failed_on_any_rank(failed)
+            if failed:
+                log.error("a graph was not compiled", exc_info=error, extra={"graph": name})
+                self._graphs.drop(name)
+
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         step = self._planned() if self._runs else None
         if step is None:
-            return self._vllm_forward(*args, **kwargs)
-        with taps.step(step.plan):
+            with self._graphs.reaching(_NOWHERE):
+                return self._vllm_forward(*args, **kwargs)
+        with taps.step(step.plan), self._graphs.reaching(step.plan.places):
             output = self._vllm_forward(*args, **kwargs)
         error = None
         try:

@@ -2,10 +2,10 @@
 
 from vllm.v1.worker.gpu_worker import Worker
 
-from actserve_server.engine.vllm.worker import TapWorker
+from actserve_server.engine.vllm.cuda_graphs import CudaGraphs
 
 
-class GpuTapWorker(TapWorker, Worker):
+class GpuTapWorker(CudaGraphs, Worker):
     """vLLM's GPU worker with taps."""
 
     def determine_available_memory(self) -> int:

@@ -19,7 +19,7 @@
  * @param {Explorer} explorer
  * @param {object} request without the model
  * @param {AbortSignal} signal
- * @param {{ started?: (prompt: TokenizedPrompt) => void, wrote: (text: string) => void, alerted?: (alert: Alert) => void }} told
+ * @param {{ started?: (prompt: TokenizedPrompt, callId: string) => void, wrote: (text: string) => void, alerted?: (alert: Alert) => void }} told
  * @returns {Promise<Generated>}
  */
 export async function generated(explorer, request, signal, told) {
@@ -34,7 +34,7 @@ export async function generated(explorer, request, signal, told) {
   for await (const { started, tokens, alert, sampleFinished } of events) {
     if (started) {
       made.prompt = started.prompt ?? {};
-      told.started?.(made.prompt);
+      told.started?.(made.prompt, started.callId ?? "");
     }
     if (tokens) {
       made.texts.push(...(tokens.texts ?? []));

@@ -24,11 +24,8 @@ export class PatternPicture {
     this.canvas.width = this.canvas.height = tokens;
     const context = this.canvas.getContext("2d");
     if (!context) return;
-    const styles = getComputedStyle(document.documentElement);
-    const colors = Array.from({ length: STEPS }, (_, step) =>
-      channels(styles.getPropertyValue(`--s${step}`)),
-    );
-    const mark = channels(styles.getPropertyValue("--chosen"));
+    const colors = Array.from({ length: STEPS }, (_, step) => this.#channels(`s${step}`));
+    const mark = this.#channels("chosen-color");
     const scale = new Scale(0, 1);
     const image = context.createImageData(tokens, tokens);
     for (const [query, weights] of pattern) {
@@ -45,10 +42,13 @@ export class PatternPicture {
     }
     context.putImageData(image, 0, 0);
   }
-}
 
-/** Red, green and blue of #rrggbb. @param {string} color */
-function channels(color) {
-  const number = parseInt(color.trim().slice(1), 16);
-  return [(number >> 16) & 255, (number >> 8) & 255, number & 255];
+  /** Red, green and blue of a class in the theme of now. @param {string} name */
+  #channels(name) {
+    const element = h("i", { class: name, hidden: true });
+    this.element.append(element);
+    const color = getComputedStyle(element).backgroundColor;
+    element.remove();
+    return (color.match(/\d+/g) ?? []).slice(0, 3).map(Number);
+  }
 }

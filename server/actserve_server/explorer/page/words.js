@@ -29,6 +29,11 @@ export const FINISHES = {
   FINISH_REASON_MONITOR: "ended by a monitor",
 };
 
+/** How many there are of a thing. @param {number} count @param {string} thing in the singular */
+export function counted(count, thing) {
+  return `${count} ${thing}${count === 1 ? "" : "s"}`;
+}
+
 /** A value of an enum without its beginning, as words. @param {string | undefined} value @param {string} beginning */
 export function plain(value, beginning) {
   return (value ?? "").replace(beginning, "").replaceAll("_", " ").toLowerCase();

@@ -27,6 +27,7 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.operations import Ablate, Add, Clamp, Features, Operation
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.rpc.requests.intervention_operations import Part
+from actserve_server.rpc.transport.calls import current_call
 
 TOLERANCE = 1e-6
 """A dose may exceed the limit by this part of it: coefficients come as float32."""
@@ -65,7 +66,7 @@ def dose_factors(
     Raises DOSE_TOO_LARGE if there is too much at a site and the server does not scale it down, and
     SITE_NOT_SERVED if it does not know the norm of a site's rows.
     """
-    limit = info.limits.max_relative_dose
+    limit = limit_of_call(info)
     if limit is None:
         return [None] * len(every)
     for parts, at in zip(every, fields, strict=True):
@@ -86,6 +87,13 @@ def dose_factors(
         min((above[_tensor(site)].factor for site in doses if _tensor(site) in above), default=None)
         for doses in each
     ]
+
+
+def limit_of_call(info: ModelInfo) -> float | None:
+    """The most that may be added at a site by the current call: the server's limit or its tenant's,
+    whichever is lower. None for no limit."""
+    limits = (info.limits.max_relative_dose, current_call().rules.max_relative_dose)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def check_all_on(
@@ -184,11 +192,12 @@ def _check_gains(parts: Sequence[Part], limit: float, field: FieldPath) -> None:
 
 
 def _norm(site: Site, info: ModelInfo, field: FieldPath) -> float:
-    norm = info.row_norms.get(site)
+    norm, limit = info.row_norms.get(site), limit_of_call(info)
+    assert limit is not None
     if norm is None:
         raise ActserveError(
             Reason.SITE_NOT_SERVED,
-            f"this server limits what is added to {info.limits.max_relative_dose:g} of the norm of "
+            f"this server limits what is added to {limit:g} of the norm of "
             f"a row, and found none at {site} when it started; use a relative addition, or another "
             "site",
             field=field,

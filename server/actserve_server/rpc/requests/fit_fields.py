@@ -14,6 +14,7 @@ from actserve_server.domain.probes import Aggregator
 from actserve_server.domain.runs import Capture, Run
 from actserve_server.domain.sites import Site
 from actserve_server.engine.admission import AdmittedEngine
+from actserve_server.engine.fair_threads import off_loop
 from actserve_server.monitors.fit_data import Label, split
 from actserve_server.monitors.fit_request import FitRequest
 from actserve_server.monitors.fit_texts import FitText
@@ -41,6 +42,8 @@ HIDDEN_UNITS = 64
 HEADS = 10
 UPPER_FALSE_POSITIVES = float(np.float32(0.001))
 
+_TEXT_BYTES = 1 << 10
+"""For each text: its arrays, its label and its run, without their contents."""
 _TOKEN_BYTES = 48
 """For each token of a text: its number, its position, and whether it counts and is fitted to."""
 _MEAN_BYTES = 40
@@ -61,9 +64,10 @@ async def fit_request(
     recipe = _recipe(wire, info)
     lower, upper = _shares(wire)
     positions = position_selectors.parse(counted(wire), info, ("positions",))
-    parts = split([_label(each, ("examples", i)) for i, each in enumerate(wire.examples)])
+    labels = [_label(each, ("examples", i)) for i, each in enumerate(wire.examples)]
+    parts = await off_loop(split, labels)
     behind_first = not wire.HasField("positions")
-    texts = _Texts(engine, info, tenant, recipe.sites, positions, behind_first)
+    texts = _Texts(engine, info, tenant, recipe.sites, positions, behind_first, max_bytes)
     examples = await texts.of(wire.examples, "examples", may_have_positions=True)
     benign = await texts.of(wire.benign_examples, "benign_examples", may_be_positive=False)
     longer = await texts.of(wire.longer_examples, "longer_examples")
@@ -78,7 +82,7 @@ async def fit_request(
         upper_false_positives=upper,
         info=info,
         held_bytes=held_bytes,
-        text_bytes=_text_bytes((*examples, *benign, *longer), max_bytes),
+        text_bytes=texts.bytes,
     )
 
 
@@ -93,12 +97,12 @@ def counted(wire: pb.FitMonitorRequest) -> positions_pb2.PositionSelector:
 
 
 def _check_counts(wire: pb.FitMonitorRequest, info: ModelInfo) -> None:
-    count, limit = len(wire.examples), info.limits.max_items
+    count, limit = len(wire.examples), info.limits.max_fit_examples
     every = count + len(wire.benign_examples) + len(wire.longer_examples)
     if every > limit:
         raise ActserveError(
             Reason.TOO_MANY_ITEMS,
-            f"there are {every} examples, benign and longer ones among them, but a call may have "
+            f"there are {every} examples, benign and longer ones among them, but a fit may have "
             f"at most {limit}; send fewer",
             field=("examples",),
             metadata={"items": every, "limit": limit},
@@ -219,6 +223,7 @@ class _Texts:
         sites: tuple[Site, ...],
         positions: Positions,
         behind_first: bool,
+        max_bytes: int,
     ) -> None:
         self._engine = engine
         self._info = info
@@ -228,6 +233,9 @@ class _Texts:
         """Those that count."""
         self._behind_first = behind_first
         """Whether they are all but the first, since the request does not say."""
+        self._max_bytes = max_bytes
+        self.bytes = 0
+        """What those take on the server that have been checked, whether or not they are run."""
 
     async def of(
         self,
@@ -254,8 +262,24 @@ class _Texts:
                     "examples",
                     field=(*at, "positive"),
                 )
-            found.append(await self._text(each, at))
+            text = await self._text(each, at)
+            self._count(text)
+            found.append(text)
         return tuple(found)
+
+    def _count(self, text: FitText) -> None:
+        """Raises TOO_MANY_ROWS as soon as they take too much, so that no call holds more."""
+        self.bytes += _TEXT_BYTES + len(text.token_ids) * _TOKEN_BYTES
+        if self.bytes > self._max_bytes:
+            name, index = text.field
+            raise ActserveError(
+                Reason.TOO_MANY_ROWS,
+                f"up to {name}[{index}] the examples, benign and longer ones among them, take "
+                f"{self.bytes} bytes of text on the server, but those of a fit may take at most "
+                f"{self._max_bytes}; send fewer or shorter ones",
+                field=("examples",),
+                metadata={"bytes": self.bytes, "limit": self._max_bytes},
+            )
 
     async def _text(self, wire: pb.FitExample, at: FieldPath) -> FitText:
         label = _label(wire, at)
@@ -292,21 +316,6 @@ class _Texts:
             label=label,
             field=at,
         )
-
-
-def _text_bytes(texts: Sequence[FitText], max_bytes: int) -> int:
-    """What texts take on the server, whether or not they are run."""
-    tokens = sum(len(each.token_ids) for each in texts)
-    if (size := tokens * _TOKEN_BYTES) > max_bytes:
-        raise ActserveError(
-            Reason.TOO_MANY_ROWS,
-            f"the {tokens} tokens of {len(texts)} examples, benign and longer ones among them, "
-            f"take {size} bytes on the server, but those of a fit may take at most {max_bytes}; "
-            "send fewer or shorter ones",
-            field=("examples",),
-            metadata={"bytes": size, "limit": max_bytes},
-        )
-    return size
 
 
 def _held_bytes(

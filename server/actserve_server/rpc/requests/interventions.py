@@ -1,7 +1,11 @@
 """Interventions from the wire, parsed once a call and then placed into each sequence."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from actserve.v1 import intervention_pb2
 from actserve_server.domain.conditions import Condition
@@ -29,6 +33,8 @@ from actserve_server.rpc.requests.named_dictionaries import Dictionaries
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.site_fields import sites
 from actserve_server.rpc.requests.vector_sources import Found, Sources, Target
+from actserve_server.rpc.transport.call_changes import Change
+from actserve_server.rpc.transport.calls import current_call
 from actserve_server.steering.stored_vectors import LoadedVector
 
 
@@ -51,6 +57,19 @@ class InterventionRequest:
     def kind(self) -> str:
         """The name of its operation."""
         return type(self.parts[0].operation).__name__.lower()
+
+    @property
+    def change(self) -> Change:
+        """As the audit log tells it."""
+        told = [_told(part.operation) for part in self.parts]
+        return Change(
+            sites=tuple(str(site) for part in self.parts for site in part.sites),
+            operation=self.kind,
+            vectors=tuple({each: None for vectors, _ in told for each in vectors}),
+            numbers=tuple({each: None for _, numbers in told for each in numbers}),
+            heads=tuple({head: None for part in self.parts for head in part.heads}),
+            conditional=self.when is not None,
+        )
 
     def at(self, place: Place) -> tuple[Intervention, ...]:
         """The interventions of a run, one a part."""
@@ -158,7 +177,11 @@ async def interventions(
     )
     # In a thread: whether thousands of directions are independent takes seconds to find out, and
     # large vectors take as long to hash.
-    return await off_loop(parsed, wire, found, field, limits_dose)
+    made = await off_loop(parsed, wire, found, field, limits_dose)
+    if (changes := current_call().changes) is not None:
+        for each in made:
+            changes.receipt(each.change)
+    return made
 
 
 def limited(
@@ -209,10 +232,34 @@ def parsed(
 
 def _hashed(edits: tuple[InterventionRequest, ...]) -> tuple[InterventionRequest, ...]:
     """The same, with the vectors of each hashed: large ones take long."""
+    is_audited = current_call().changes is not None
     for edit in edits:
         for part in edit.parts:
             forms.form_of(part.operation)
+            if is_audited:
+                _told(part.operation)
     return edits
+
+
+_Told = tuple[tuple[tuple[str, str], ...], tuple[tuple[str, float], ...]]
+_TOLD: "WeakKeyDictionary[Operation, _Told]" = WeakKeyDictionary()
+
+
+def _told(operation: Operation) -> _Told:
+    """What the audit log tells of an operation: digests of its vectors, and its numbers. Made once;
+    to be made in a thread first."""
+    if (told := _TOLD.get(operation)) is None:
+        values = {each.name: getattr(operation, each.name) for each in fields(operation)}
+        vectors = tuple(
+            (name, hashlib.sha256(np.ascontiguousarray(value, "<f4").tobytes()).hexdigest())
+            for name, value in values.items()
+            if isinstance(value, np.ndarray)
+        )
+        numbers = tuple(
+            (name, value) for name, value in values.items() if isinstance(value, (int, float))
+        )
+        told = _TOLD[operation] = vectors, numbers
+    return told
 
 
 def _intervention(

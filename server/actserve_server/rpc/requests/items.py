@@ -22,6 +22,7 @@ from actserve_server.readouts.plan import KeepReadout, Plan
 from actserve_server.readouts.statistics import RowLabels
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
+    dose_limit,
     interventions,
     position_selectors,
     prompt_fields,
@@ -109,7 +110,7 @@ class Items:
         self._over = {index: asyncio.Event() for needed in self._needs.values() for index in needed}
         for index in range(len(request.items)) if request.fail_fast else ():
             if index not in self._needs:
-                self._prepared[index] = await self._prepare(index)
+                self._prepared[index] = await self.prepare(index)
 
     async def serve(
         self, index: int, admitted: AdmittedCall
@@ -118,7 +119,7 @@ class Items:
         wire = self._request.items[index]
         closed = pb.ItemFinished(item_index=index, key=wire.key)
         try:
-            item = self._prepared.pop(index, None) or await self._prepare(index)
+            item = self._prepared.pop(index, None) or await self.prepare(index)
             kept = self.results.open(index, item.plan, item.labels)
             self._call.prompt_tokens += len(item.run.token_ids)
             # In line before it is announced, so that items run together however they are read.
@@ -169,7 +170,7 @@ class Items:
         for each in closed.kept:
             self._names[index, each.readout_index] = each.name
 
-    async def _prepare(self, index: int) -> Item:
+    async def prepare(self, index: int) -> Item:
         """The item, with everything checked that can be before it runs."""
         wire, at = self._request.items[index], ("items", index)
         _check_key(wire.key, (*at, "key"))
@@ -179,7 +180,7 @@ class Items:
         place = Place(prompt=prompt, run_tokens=len(prompt.ids), item=at)
         info, own = self._engine.info, await self._own_edits(index, wire, at)
         edits = (*self._edits, *own)
-        if own and info.limits.max_relative_dose is not None:
+        if own and dose_limit.limit_of_call(info) is not None:
             edits = await off_loop(interventions.limited, edits, info)
         selector = None
         if wire.HasField("positions"):

@@ -59,6 +59,11 @@ class LevelRequest:
     explained_by: str | None
     webhook: str | None
 
+    @property
+    def interventions(self) -> tuple[InterventionRequest, ...]:
+        """What it may come to switch on."""
+        return self.action if isinstance(self.action, tuple) else ()
+
     def at(self, prompt: TokenizedPrompt) -> Level:
         action = self.action
         if isinstance(action, tuple):
@@ -87,8 +92,11 @@ class MonitorRequest:
     @property
     def interventions(self) -> list[InterventionRequest]:
         """All that it may come to switch on."""
-        actions = [each.action for each in self.levels]
-        return [edit for action in actions if isinstance(action, tuple) for edit in action]
+        return [edit for each in self.levels for edit in each.interventions]
+
+    def interventions_of(self, level: LevelName) -> tuple[InterventionRequest, ...]:
+        """What a level may come to switch on."""
+        return next(each.interventions for each in self.levels if each.name is level)
 
     def watcher(self, monitor: str, etag: str, prompt: TokenizedPrompt) -> Watcher:
         """The monitor of that name and version, as it watches what begins with a prompt. What the

@@ -4,6 +4,7 @@ import hashlib
 
 from google.protobuf.message import Message
 
+from actserve.v1 import attribution_graph_service_pb2 as graphs_pb
 from actserve.v1 import dictionary_service_pb2 as dictionaries_pb
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import monitor_service_pb2 as monitors_pb
@@ -22,7 +23,12 @@ MakingVector = (
     | vectors_pb.CombineSteeringVectorsRequest
 )
 MakingMonitor = monitors_pb.CreateMonitorRequest | monitors_pb.FitMonitorRequest
-Making = MakingVector | MakingMonitor | dictionaries_pb.BeginUploadRequest
+Making = (
+    MakingVector
+    | MakingMonitor
+    | dictionaries_pb.BeginUploadRequest
+    | graphs_pb.CreateAttributionGraphRequest
+)
 
 
 async def request_digest(wire: Request, field: FieldPath) -> bytes | None:

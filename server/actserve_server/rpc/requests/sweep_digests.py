@@ -15,7 +15,7 @@ from actserve.v1 import sweep_service_pb2 as pb
 from actserve_server.domain.errors import FieldPath
 from actserve_server.domain.model import ModelInfo
 from actserve_server.engine.forms import condition_form, form_of, projection_form
-from actserve_server.rpc.requests import vector_sources
+from actserve_server.rpc.requests import dose_limit, vector_sources
 from actserve_server.rpc.requests.named_dictionaries import Dictionaries
 from actserve_server.rpc.requests.swept_variants import Variant
 from actserve_server.steering.stored_vectors import LoadedVector
@@ -38,7 +38,7 @@ def digest(
     made = hashlib.sha256(VERSION)
     checkpoint = (info.id, info.path, info.architecture, info.layer_count, info.width)
     made.update(repr((*checkpoint, info.vocabulary_size, info.element_type.value)).encode())
-    made.update(repr((info.limits.max_relative_dose, info.limits.clamps_dose)).encode())
+    made.update(repr((dose_limit.limit_of_call(info), info.limits.clamps_dose)).encode())
     made.update(_by_content(wire, vectors).SerializeToString(deterministic=True))
     for name, of in sorted(dictionaries.items()):
         # Its etag is of its content, or made anew with it.

@@ -152,7 +152,7 @@ async def check_interventions(
             field=("monitors",),
             metadata={"interventions": count, "limit": limit},
         )
-    if info.limits.max_relative_dose is None:
+    if dose_limit.limit_of_call(info) is None:
         return
     parts = [each.parts for each in (*edits, *switched_on)]
     at: list[FieldPath] = [("monitors",)] * len(parts)

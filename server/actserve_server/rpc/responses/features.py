@@ -6,6 +6,7 @@ from typing import Protocol
 from actserve.v1 import model_service_pb2 as pb
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import HookPoint
+from actserve_server.graphs.traced_graph import unserved as graphs_unserved
 
 ALWAYS = (
     pb.FEATURE_FETCH,
@@ -36,6 +37,8 @@ def features(info: ModelInfo, nlas: Iterable[Halves], *, attention: bool) -> lis
     last = info.hook_points[HookPoint.RESID_POST]
     sometimes = {
         pb.FEATURE_ATTENTION: attention,
+        pb.FEATURE_HEAD_METRICS: attention,
+        pb.FEATURE_ATTRIBUTION_GRAPHS: not graphs_unserved(info),
         pb.FEATURE_CONDITIONS: not info.conditions_unserved,
         pb.FEATURE_MONITORS: not info.monitors_unserved,
         pb.FEATURE_EXPLAIN: any(nla.verbalizes for nla in nlas),

@@ -8,10 +8,10 @@ from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.probe_networks import ProbeNetwork
 from actserve_server.domain.probes import Aggregator, Attention, Ema, RollingMean, ScoreReduction
+from actserve_server.domain.work import WorkProgress, WorkState
 from actserve_server.monitors.fit_quality import Quality
 from actserve_server.monitors.fit_request import FitReport
 from actserve_server.monitors.fit_work import ended
-from actserve_server.monitors.stored_fits import WorkProgress, WorkState
 from actserve_server.rpc.requests import network_fields, site_fields, tensor_fields
 from actserve_server.rpc.transport import statuses
 from actserve_server.rpc.transport.calls import Call

@@ -6,7 +6,7 @@ from actserve_server.domain.model import HookPointInfo, ModelInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.rpc.explanations import served_nlas
 from actserve_server.rpc.explanations.served_nlas import Nlas
-from actserve_server.rpc.requests import sampling_fields
+from actserve_server.rpc.requests import dose_limit, sampling_fields
 from actserve_server.rpc.requests.readout_fields import MAX_STATISTICS_BYTES
 from actserve_server.rpc.requests.site_fields import HOOK_POINTS
 from actserve_server.rpc.requests.tensor_fields import WIRE_ELEMENT_TYPES
@@ -63,7 +63,8 @@ def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
             max_alert_seconds=limits.max_alert_seconds,
             max_pause_seconds=limits.max_pause_seconds,
             max_fit_bytes=limits.max_fit_bytes,
-            max_relative_dose=limits.max_relative_dose,
+            max_fit_examples=limits.max_fit_examples,
+            max_relative_dose=dose_limit.limit_of_call(info),
             clamps_dose=limits.clamps_dose,
             max_dictionaries=limits.max_dictionaries,
             max_dictionary_bytes=limits.max_dictionary_bytes,

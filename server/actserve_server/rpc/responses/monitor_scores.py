@@ -8,6 +8,7 @@ from actserve.v1 import generation_service_pb2 as pb
 from actserve_server.monitors.watched import (
     Crossing,
     Intervene,
+    Intervened,
     Level,
     LevelName,
     Pause,
@@ -16,6 +17,8 @@ from actserve_server.monitors.watched import (
     WatcherScore,
 )
 from actserve_server.rpc.requests import tensor_fields
+from actserve_server.rpc.requests.watched_calls import WatchedBy
+from actserve_server.rpc.responses import reports
 
 _LEVELS = {
     None: alert_pb2.ALERT_LEVEL_UNSPECIFIED,
@@ -29,6 +32,11 @@ def scores(found: Iterable[WatcherScore], detail: int) -> list[pb.MonitorScore]:
     if detail == pb.SCORE_DETAIL_UNSPECIFIED:
         return []
     return [_score(each) for each in found]
+
+
+def interventions(found: Iterable[Intervened], by: WatchedBy) -> list[pb.MonitorInterventions]:
+    """What monitors changed in a sample of a call that is watched by these."""
+    return [_interventions(each, by) for each in found]
 
 
 def flagged(crossing: Crossing, call: WatchedCall) -> alert_pb2.Alert:
@@ -63,6 +71,16 @@ def action(of: Level) -> alert_pb2.AlertAction:
             return alert_pb2.ALERT_ACTION_PAUSE
         case None:
             return alert_pb2.ALERT_ACTION_UNSPECIFIED
+
+
+def _interventions(found: Intervened, by: WatchedBy) -> pb.MonitorInterventions:
+    _, monitor = by.monitors[found.monitor]
+    return pb.MonitorInterventions(
+        monitor=found.monitor,
+        level=_LEVELS[found.level],
+        first_position=found.first_position,
+        interventions=reports.to_wire(monitor.interventions_of(found.level), found.reports),
+    )
 
 
 def _score(found: WatcherScore) -> pb.MonitorScore:

@@ -9,6 +9,7 @@ from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.runs import InterventionReport
 from actserve_server.rpc.requests.interventions import InterventionRequest
 from actserve_server.rpc.transport import metrics
+from actserve_server.rpc.transport.calls import current_call
 
 
 def to_wire(
@@ -16,7 +17,11 @@ def to_wire(
 ) -> list[pb.InterventionReport]:
     """The report of every intervention of the request, in order."""
     rest = iter(reports)
-    merged = (InterventionReport.merged([next(rest) for _ in edit.parts]) for edit in edits)
+    merged = [InterventionReport.merged([next(rest) for _ in edit.parts]) for edit in edits]
+    if (changes := current_call().changes) is not None:
+        for edit, each in zip(edits, merged, strict=True):
+            receipt = changes.receipt(edit.change)
+            receipt.add(each.rows, each.changed_rows, each.reused_rows, each.mean_relative_change)
     return [
         report(replace(each, dose_factor=edit.dose_factor))
         for each, edit in zip(merged, edits, strict=True)

@@ -2,32 +2,40 @@
 
 It is a YAML list of the SHA-256 of each token, so that whoever reads the file cannot call:
 
-    - {sha256: 2cf24dba..., tenant: vision, role: experimenter}
+    - {sha256: 2cf24dba..., tenant: vision, role: experimenter, expires: 2027-01-31T00:00:00Z}
 
 Tokens are random (`actserve-server token` makes one), so that a plain hash cannot be searched.
 """
 
 import hashlib
 import hmac
-import os
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 
 from actserve_server.domain.principals import Principal, Role
+from actserve_server.reloaded_files import ReloadedFiles
 
 TOKEN_BYTES = 32
 """Of randomness in a token that is made here."""
 
 TENANT = r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?"
 """How tenants may be called."""
-
-log = structlog.get_logger("actserve.tokens")
+TENANT_NAME = re.compile(TENANT)
 
 
 class TokenEntry(BaseModel):
@@ -38,53 +46,56 @@ class TokenEntry(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     tenant: Annotated[str, Field(pattern=f"^{TENANT}$")]
     role: Role
+    expires: AwareDatetime | None = None
+    """From when on the token is not known any more; None for never."""
 
 
 _ENTRIES = TypeAdapter(tuple[TokenEntry, ...])
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    digest: bytes
+    principal: Principal
+    expires: datetime | None
+
+
 class TokenFile:
     """The tokens of a file, read again when it changes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         """Raises OSError or ValueError if the file cannot be used."""
-        self._path = path
-        self._version = _version(path)
-        self._known = _read(path)
+        self.file = ReloadedFiles("token file", (path,), lambda: _read(path))
+        self._now = now
 
     def reload(self) -> None:
-        """Reads the file if it has changed. One that cannot be used is reported once, and the
-        tokens stay as they were."""
-        version = _version(self._path)
-        if version == self._version:
-            return
-        self._version = version
-        try:
-            self._known = _read(self._path)
-        except (OSError, ValueError) as error:
-            log.error(
-                "token file", ok=False, error=str(error), fix="the last good one stays in use"
-            )
-        else:
-            log.info("token file", ok=True, tokens=len(self._known))
+        """Reads the file if it has changed."""
+        self.file.reload()
 
     def principal(self, token: bytes) -> Principal | None:
-        """Whose token that is; None if it is not known."""
+        """Whose token that is; None if it is not known, or has expired."""
         digest = hashlib.sha256(token).digest()
         # Every token is compared, each in constant time, and as digests of one length, so that
         # the time tells nothing about which came close.
-        found = [who for known, who in self._known if hmac.compare_digest(digest, known)]
-        return found[0] if found else None
+        found = [k for k in self.file.current if hmac.compare_digest(digest, k.digest)]
+        if not found or (found[0].expires is not None and found[0].expires <= self._now()):
+            return None
+        return found[0].principal
 
 
-def make_token(tenant: str, role: Role) -> tuple[str, str]:
-    """A new random token, and the line of a token file that makes it known."""
+def make_token(tenant: str, role: Role, days: float | None = None) -> tuple[str, str]:
+    """A new random token, known for so many days or for ever, and the line of a token file that
+    makes it known."""
     token = secrets.token_urlsafe(TOKEN_BYTES)
-    entry = TokenEntry(sha256=hashlib.sha256(token.encode()).hexdigest(), tenant=tenant, role=role)
-    return token, f"- {{sha256: {entry.sha256}, tenant: {entry.tenant}, role: {entry.role}}}"
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    fields = f"sha256: {digest}, tenant: {tenant}, role: {role}"
+    if days is not None:
+        expires = datetime.now(UTC) + timedelta(days=days)
+        fields += f", expires: {expires:%Y-%m-%dT%H:%M:%SZ}"
+    return token, f"- {{{fields}}}"
 
 
-def _read(path: Path) -> Sequence[tuple[bytes, Principal]]:
+def _read(path: Path) -> Sequence[_Known]:
     try:
         entries = _ENTRIES.validate_python(yaml.safe_load(path.read_text()) or ())
     except yaml.YAMLError as error:
@@ -99,15 +110,10 @@ def _read(path: Path) -> Sequence[tuple[bytes, Principal]]:
     if len({entry.sha256 for entry in entries}) < len(entries):
         raise ValueError(f"{path} holds a token twice; leave one of the two out")
     return [
-        (bytes.fromhex(entry.sha256), Principal(tenant=entry.tenant, role=entry.role))
+        _Known(
+            bytes.fromhex(entry.sha256),
+            Principal(tenant=entry.tenant, role=entry.role, known_by=f"token:{entry.sha256[:12]}"),
+            entry.expires,
+        )
         for entry in entries
     ]
-
-
-def _version(path: Path) -> tuple[int, int, int] | None:
-    """What changes with the file's content; a mounted secret changes by becoming another file."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size

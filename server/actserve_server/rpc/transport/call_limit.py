@@ -1,4 +1,4 @@
-"""How many calls there may be at once, over all and for each tenant.
+"""How many calls there may be: at once, over all and for each tenant, and by the minute for each.
 
 A call counts from before its message is read until its end has been sent, so that what it holds
 (its message, an unread answer) is bounded with it. Health does not count: a full server is a
@@ -8,15 +8,19 @@ healthy one.
 from collections import Counter
 
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.tenant_rules import smaller
+from actserve_server.rpc.transport.quotas import Quotas
 
 RETRY_AFTER_S = 1.0
 """When a refused caller should try again."""
 
 
 class CallLimit:
-    """Of all calls, `max_calls`; of those of one tenant that has a name, `tenant_share` of them."""
+    """Of all calls, `max_calls`; of those of one tenant that has a name, `tenant_share` of them,
+    and as many as its rules and quotas allow."""
 
-    def __init__(self, max_calls: int, tenant_share: float) -> None:
+    def __init__(self, max_calls: int, tenant_share: float, quotas: Quotas | None = None) -> None:
+        self.quotas = quotas or Quotas()
         self._max_calls = max_calls
         self._max_of_tenant = max(1, int(max_calls * tenant_share))
         self._calls: Counter[str] = Counter()
@@ -24,12 +28,13 @@ class CallLimit:
     def enter(self, tenant: str) -> None:
         """Counts a call in. Raises QUEUE_FULL or QUOTA_EXCEEDED; then it does not count."""
         own = self._calls[tenant]
-        if tenant and own >= self._max_of_tenant:
+        limit = smaller(self._max_of_tenant, self.quotas.rules(tenant).concurrent_calls)
+        if tenant and own >= limit:
             raise ActserveError(
                 Reason.QUOTA_EXCEEDED,
                 f"your tenant has {own} calls in progress, the most that one may have; make fewer "
                 f"at once, or try again in {RETRY_AFTER_S:g} s",
-                metadata={"calls": own, "limit": self._max_of_tenant},
+                metadata={"calls": own, "limit": limit},
                 retry_after_s=RETRY_AFTER_S,
             )
         if self._calls.total() >= self._max_calls:
@@ -40,6 +45,7 @@ class CallLimit:
                 metadata={"limit": self._max_calls},
                 retry_after_s=RETRY_AFTER_S,
             )
+        self.quotas.enter(tenant)
         self._calls[tenant] += 1
 
     def leave(self, tenant: str) -> None:

@@ -11,7 +11,9 @@ import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from actserve_server.domain.tenant_rules import NO_RULES, TenantRules
 from actserve_server.nla.explanations import Consumed
+from actserve_server.rpc.transport.call_changes import CallChanges
 
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
 """W3C Trace Context: version, trace id, parent id, flags."""
@@ -25,6 +27,10 @@ class Call(Consumed):
     """Made here: an id from a client could collide, or be made to look like another's."""
     traceparent: str | None = None
     """The well-formed header of that name, of W3C Trace Context."""
+    rules: TenantRules = NO_RULES
+    """What is set for the principal's tenant."""
+    changes: CallChanges | None = None
+    """Where what it changes is noted; None where there is no audit log."""
     activation_bytes: int = 0
     reason: str = ""
     """The `Reason` of the error that ended it."""

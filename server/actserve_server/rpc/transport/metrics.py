@@ -49,6 +49,9 @@ INTERVENTIONS = Counter(
 )
 EXPLANATIONS = Counter("actserve_explanations_total", "Explanations sent.", ("nla",))
 REJECTIONS = Counter("actserve_rejections_total", "Calls ended by an error.", ("reason",))
+AUDIT_FAILURES = Counter(
+    "actserve_audit_failures_total", "Lines that could not be added to the audit log."
+)
 ENGINE_HEALTHY = Gauge("actserve_engine_healthy", "1 while every engine can run, else 0.")
 ENGINE_RESTARTS = Counter(
     "actserve_engine_restarts_total", "Engines that died and serve again.", ("model",)

@@ -1,10 +1,11 @@
 """What happens around every call of the service: who calls, an id, error mapping, metrics, one log
 line.
 
-Who calls is decided first, from the metadata. A call that is refused then has its message neither
-read nor parsed: its handler takes the shape of one that streams requests, and gRPC hands those
-nothing that they do not ask for. All other handlers take that shape too, so that the message is
-read here, where it can be bounded, and not by gRPC on the event loop before any code of ours.
+Who calls is decided first, from the metadata and the connection. A call that is refused then has
+its message neither read nor parsed: its handler takes the shape of one that streams requests, and
+gRPC hands those nothing that they do not ask for. All other handlers take that shape too, so that
+the message is read here, where it can be bounded, and not by gRPC on the event loop before any code
+of ours.
 
 Handlers are wrapped as coroutines that write, not as generators. grpc.aio leaves a generator parked
 at `yield` to the garbage collector when a call is cancelled; here the cancellation arrives in this
@@ -20,6 +21,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -31,9 +33,12 @@ from actserve_server import traces
 from actserve_server.domain.errors import ActserveError
 from actserve_server.engine.fair_threads import CALLER
 from actserve_server.rpc.transport import metrics, statuses
-from actserve_server.rpc.transport.auth import Authenticate
+from actserve_server.rpc.transport.audit_log import AuditLog, Ending
+from actserve_server.rpc.transport.auth import Authenticate, Metadata, certificate_of
+from actserve_server.rpc.transport.call_changes import CallChanges
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call, enter_call, well_formed
+from actserve_server.rpc.transport.quotas import Meter
 from actserve_server.rpc.transport.request_messages import receive
 from actserve_server.rpc.transport.stalled_readers import write
 
@@ -51,8 +56,13 @@ log = structlog.get_logger("actserve.rpc")
 
 class Observer(grpc.aio.ServerInterceptor):
     def __init__(
-        self, authenticate: Authenticate, limit: CallLimit, reader_timeout_s: float | None
+        self,
+        authenticate: Authenticate,
+        limit: CallLimit,
+        reader_timeout_s: float | None,
+        audit: AuditLog | None = None,
     ) -> None:
+        self._audit = audit
         self._authenticate = authenticate
         self._limit = limit
         self._reader_timeout_s = reader_timeout_s
@@ -65,20 +75,18 @@ class Observer(grpc.aio.ServerInterceptor):
         if handler is None or method.startswith(HEALTH):
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
-        call = Call(traceparent=well_formed(_text(metadata.get("traceparent"))))
-        refusal = None
-        try:
-            call.principal = self._authenticate(metadata)
-        except ActserveError as error:
-            refusal = error
-        if method.startswith(SERVICES):
-            if handler.response_streaming:
-                timeout_s = self._reader_timeout_s
-                observed = _observe_stream(handler, method, call, self._limit, refusal, timeout_s)
-            else:
-                observed = _observe_unary(handler, method, call, self._limit, refusal)
-            return _reading(handler, observed)
-        return handler if refusal is None else _reading(handler, _refuse(refusal))
+        call = Call(
+            traceparent=well_formed(_text(metadata.get("traceparent"))),
+            changes=None if self._audit is None else CallChanges(),
+        )
+        if not method.startswith(SERVICES):
+            return _checked(handler, partial(self._authenticate, metadata))
+        start = partial(
+            _Observation, method, call, metadata, self._authenticate, self._limit, self._audit
+        )
+        if handler.response_streaming:
+            return _reading(handler, _observe_stream(handler, start, self._reader_timeout_s))
+        return _reading(handler, _observe_unary(handler, start))
 
 
 def _reading(handler: Handler, behaviour: Any) -> Handler:
@@ -88,21 +96,28 @@ def _reading(handler: Handler, behaviour: Any) -> Handler:
     return grpc.stream_unary_rpc_method_handler(behaviour, None, handler.response_serializer)
 
 
-def _refuse(refusal: ActserveError) -> Any:
-    async def refuse(_messages: object, context: Any) -> None:
-        await statuses.abort(context, refusal)
+def _checked(handler: Any, authenticate: Callable[[bytes | None], Awaitable[object]]) -> Handler:
+    """Answers as the handler of a stream of requests does, once it is known who calls."""
 
-    return refuse
+    async def checked(messages: object, context: Any) -> AsyncGenerator[Message, None]:
+        try:
+            await authenticate(certificate_of(context))
+        except ActserveError as error:
+            await statuses.abort(context, error)
+        async for response in handler.stream_stream(messages, context):
+            yield response
+
+    return grpc.stream_stream_rpc_method_handler(
+        checked, handler.request_deserializer, handler.response_serializer
+    )
 
 
-def _observe_unary(
-    handler: Any, method: str, call: Call, limit: CallLimit, refusal: ActserveError | None
-) -> Any:
+def _observe_unary(handler: Any, start: Callable[..., _Observation]) -> Any:
     async def observed(_messages: object, context: Context) -> Message:
-        async with _Observation(method, "unary", call, limit, context) as observation:
-            request = await observation.received(handler, refusal)
+        async with start("unary", context) as observation:
+            request = await observation.received(handler)
             response = await handler.unary_unary(request, context)
-            observation.sent()
+            observation.sent(response)
             return response
         raise AssertionError("an observation does not swallow errors")
 
@@ -110,22 +125,17 @@ def _observe_unary(
 
 
 def _observe_stream(
-    handler: Any,
-    method: str,
-    call: Call,
-    limit: CallLimit,
-    refusal: ActserveError | None,
-    reader_timeout_s: float | None,
+    handler: Any, start: Callable[..., _Observation], reader_timeout_s: float | None
 ) -> Any:
     async def observed(_messages: object, context: Context) -> None:
-        async with _Observation(method, "server_stream", call, limit, context) as observation:
-            request = await observation.received(handler, refusal)
+        async with start("server_stream", context) as observation:
+            request = await observation.received(handler)
             responses: AsyncGenerator[Message, None]
             responses = handler.unary_stream(request, context)
             async with aclosing(responses):
                 async for response in responses:
                     await write(context, response, reader_timeout_s)
-                    observation.sent()
+                    observation.sent(response)
 
     return observed
 
@@ -134,14 +144,28 @@ class _Observation:
     """One call, from its first byte to its status."""
 
     def __init__(
-        self, method: str, grpc_type: str, call: Call, limit: CallLimit, context: Context
+        self,
+        method: str,
+        call: Call,
+        metadata: Metadata,
+        authenticate: Authenticate,
+        limit: CallLimit,
+        audit: AuditLog | None,
+        grpc_type: str,
+        context: Context,
     ) -> None:
         _, service, name = method.split("/", 2)
         self._labels = (grpc_type, service, name)
         self._method = method
         self._context = context
         self._call = call
+        self._metadata = metadata
+        self._authenticate = authenticate
         self._limit = limit
+        self._audit = audit
+        self._request: Message | None = None
+        self._response: Message | None = None
+        self._meter = Meter(limit.quotas, call)
         self._counted = False
         self._started = time.perf_counter()
         self._spanning = ExitStack()
@@ -150,17 +174,19 @@ class _Observation:
         enter_call(self._call)
         span = traces.call_span(self._method, self._call.id, self._call.traceparent)
         self._span = self._spanning.enter_context(span)
-        CALLER.set(self._call.principal.account or self._context.peer())
         self._context.set_trailing_metadata(statuses.told_at_the_end(self._call))
         metrics.STARTED.labels(*self._labels).inc()
         return self
 
-    async def received(self, handler: Any, refusal: ActserveError | None) -> Message | None:
+    async def received(self, handler: Any) -> Message | None:
         """The request; None for a handler that cannot parse it, and does not want it read. Raises
-        the refusal, if there is one, or that there are too many calls, before it is read."""
-        if refusal is not None:
-            raise refusal
-        self._limit.enter(self._call.principal.account)
+        that it is not known who calls, or that there are too many calls, before it is read."""
+        certificate = certificate_of(self._context)
+        self._call.principal = await self._authenticate(self._metadata, certificate)
+        tenant = self._call.principal.account
+        self._call.rules = self._limit.quotas.rules(tenant)
+        CALLER.set(tenant or self._context.peer())
+        self._limit.enter(tenant)
         self._counted = True
         if handler.request_deserializer is None:
             return None
@@ -168,10 +194,13 @@ class _Observation:
         kind = descriptor_pool.Default().FindMethodByName(method).input_type
         request = await receive(self._context, handler.request_deserializer, kind)
         metrics.RECEIVED.labels(*self._labels).inc()
+        self._request = request
         return request
 
-    def sent(self) -> None:
+    def sent(self, response: Message) -> None:
+        self._response = response
         metrics.SENT.labels(*self._labels).inc()
+        self._meter.read()
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         code = grpc.StatusCode.OK if error is None else grpc.StatusCode.UNKNOWN
@@ -186,6 +215,7 @@ class _Observation:
                 await statuses.abort(self._context, foreseen)
         finally:
             if self._counted:
+                self._meter.read()
                 self._limit.leave(self._call.principal.account)
             self._record(code)
             self._spanning.close()
@@ -203,6 +233,10 @@ class _Observation:
         metrics.TOKENS.labels("prompt").inc(call.prompt_tokens)
         metrics.TOKENS.labels("output").inc(call.output_tokens)
         self._span.ended(code.value[0], call.reason)
+        # Whoever is not let in could fill the disk with lines.
+        if self._audit is not None and self._counted:
+            ending = Ending(method=self._method, peer=self._context.peer(), code=code.name)
+            self._audit.write(call, ending, self._request, self._response)
         log.info(
             "call",
             method=self._method,

@@ -9,7 +9,7 @@ that has waited for too long can end the call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from protobuf import wkt
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.engine.fair_threads import off_loop
+from actserve_server.rpc.transport.auth import told_of
 from actserve_server.rpc.transport.observer import Handler
 from actserve_server.rpc.web import json_messages
 
@@ -51,11 +52,19 @@ class _Answer:
 class WebCall:
     """Is the context of its handler, as far as the handlers of this server use one."""
 
-    def __init__(self, handler: Handler, kind: type[Message], request: RequestContext) -> None:
-        """`kind` is that of its request."""
+    def __init__(
+        self,
+        handler: Handler,
+        kind: type[Message],
+        request: RequestContext,
+        certificate: bytes | None,
+    ) -> None:
+        """`kind` is that of its request, and `certificate` the PEM one that its client has
+        shown."""
         self._handler: Any = handler  # Its types are those of servers without asyncio.
         self._kind = kind
         self._request = request
+        self._certificate = certificate
         loop = asyncio.get_running_loop()
         self._admitted = loop.create_future()
         self._received: asyncio.Future[Received | None] = loop.create_future()
@@ -171,6 +180,10 @@ class WebCall:
     def time_remaining(self) -> float | None:
         left_ms = self._request.timeout_ms
         return None if left_ms is None else left_ms / 1000
+
+    def auth_context(self) -> Mapping[str, tuple[bytes, ...]]:
+        """As gRPC tells it."""
+        return told_of(self._certificate)
 
     def peer(self) -> str:
         """As gRPC writes it."""

@@ -7,7 +7,9 @@ the headers alone who calls, and only then is a message read; the library leaves
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from connectrpc.interceptor import MetadataInterceptor
@@ -18,7 +20,8 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
-from actserve_server.http.exchanges import Asgi, Receive, Scope, Send
+from actserve_server.http.connections import client_certificate
+from actserve_server.http.exchanges import Asgi, AsgiMessage, Receive, Scope, Send
 from actserve_server.rpc.transport.methods import Methods
 from actserve_server.rpc.web.web_call import Received, WebCall
 
@@ -45,15 +48,53 @@ def make(services: Sequence[ServiceDescriptor], methods: Methods, max_request_by
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
         content_type = dict(scope["headers"]).get(b"content-type", b"")
+        telling = _telling(scope, send)
         if content_type.partition(b";")[0].strip() in _GRPC or content_type.startswith(_GRPC_PLUS):
             # It needs trailers, which HTTP/1.1 as it is spoken here has not.
-            await send({"type": "http.response.start", "status": 415, "headers": [_ACCEPTED]})
-            await send({"type": "http.response.body", "body": b""})
+            await telling({"type": "http.response.start", "status": 415, "headers": []})
+            await telling({"type": "http.response.body", "body": b""})
             return
-        await app(scope, receive, send)  # pyright: ignore[reportArgumentType]
+        _certificate.set(client_certificate(scope))
+        await app(scope, receive, telling)  # pyright: ignore[reportArgumentType]
 
     return door
 
+
+def _telling(scope: Scope, send: Send) -> Send:
+    """Sends what the library answers; where that is a status alone, with an error of Connect's that
+    says what was wrong."""
+    body: bytes | None = None
+
+    async def telling(message: AsgiMessage) -> None:
+        nonlocal body
+        if message["type"] == "http.response.start":
+            content_type = dict(message["headers"]).get(b"content-type")
+            if message["status"] in _WHY and content_type is None:
+                why = _WHY[message["status"]].format(path=scope["path"][:200])
+                body = json.dumps({"code": "unimplemented", "message": why}).encode()
+                kept = [each for each in message["headers"] if each[0].lower() not in _REPLACED]
+                told = (b"content-type", b"application/json"), (b"accept-post", _FORMS)
+                length = (b"content-length", str(len(body)).encode())
+                message = {**message, "headers": [*kept, *told, length]}
+        elif body is not None:
+            message, body = {**message, "body": body}, b""
+        await send(message)
+
+    return telling
+
+
+_WHY = {
+    404: "there is no method {path}; the contract's are /actserve.v1.SERVICE/METHOD",
+    405: "{path} is called by POST alone, so that no link can call it",
+    415: "{path} does not take that content type; send application/json or application/proto, or, "
+    "where the answer is a stream, application/connect+json, application/connect+proto or "
+    "application/grpc-web+proto. Plain gRPC has a port of its own",
+}
+_REPLACED = frozenset({b"content-length", b"accept-post"})
+
+
+_certificate: ContextVar[bytes | None] = ContextVar("actserve_client_certificate", default=None)
+"""What the client of the request has shown, which the library does not hand on."""
 
 _GRPC = (b"application/grpc",)
 _GRPC_PLUS = b"application/grpc+"
@@ -61,7 +102,6 @@ _FORMS = (
     b"application/json, application/proto, application/connect+json, application/connect+proto, "
     b"application/grpc-web+json, application/grpc-web+proto"
 )
-_ACCEPTED = (b"accept-post", _FORMS)
 
 
 class _App(ConnectASGIApplication["_Calls"]):
@@ -107,7 +147,7 @@ class _Calls(MetadataInterceptor[WebCall]):
         details: Any = _Details(path, tuple(ctx.request_headers.allitems()))
         handler = await self._methods.handler(details)
         assert handler is not None, f"{path} has an endpoint and no handler"
-        call = WebCall(handler, ctx.method.input, ctx)
+        call = WebCall(handler, ctx.method.input, ctx, _certificate.get())
         try:
             await call.begin()
         except BaseException as error:

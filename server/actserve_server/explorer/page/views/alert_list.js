@@ -15,9 +15,10 @@ const RETRY_MS = 1000;
 const LONGEST_RETRY_MS = 60_000;
 
 export class AlertList {
-  /** @param {Explorer} explorer */
-  constructor(explorer) {
+  /** @param {Explorer} explorer @param {(alert: Alert) => void} onAlert told of each, and again once it is decided */
+  constructor(explorer, onAlert) {
     this.explorer = explorer;
+    this.onAlert = onAlert;
     /** @type {Map<string, Alert>} by name, the oldest first */
     this.alerts = new Map();
     /** @type {AbortController | null} */
@@ -116,12 +117,22 @@ export class AlertList {
     }
   }
 
+  /** Asks what has become of an alert. @param {string} name @param {AbortSignal} signal */
+  async ask(name, signal) {
+    const { alert } = /** @type {{ alert?: Alert }} */ (
+      await this.explorer.calls.ask("MonitorService/GetAlert", { name }, signal)
+    );
+    if (alert) this.#take(alert);
+    this.#show();
+  }
+
   /** @param {Alert} alert */
   #take(alert) {
     if (!alert.name) return;
     this.alerts.set(alert.name, alert);
     const [oldest] = this.alerts.keys();
     if (this.alerts.size > KEPT && oldest) this.alerts.delete(oldest);
+    this.onAlert(alert);
   }
 
   #show() {
@@ -173,7 +184,7 @@ export class AlertList {
         { class: "buttons" },
         ...[
           ["ALERT_DECISION_PROCEED", "Go on"],
-          ["ALERT_DECISION_STOP", "Stop"],
+          ["ALERT_DECISION_STOP", "End it"],
         ].map(([decision, label]) =>
           h(
             "button",

@@ -12,11 +12,11 @@ import { monitors, shortName } from "../served.js";
 import { nameOf } from "../sites.js";
 import { TokenStrip } from "../strip.js";
 import { View } from "../view.js";
-import { FINISHES, plain } from "../words.js";
+import { FINISHES, counted, plain } from "../words.js";
 import { AlertList } from "./alert_list.js";
 import { MonitorMaker } from "./monitor_maker.js";
 
-/** @import { Monitor, MonitorScore } from "../../contract.d.ts" */
+/** @import { Alert, Monitor, MonitorScore } from "../../contract.d.ts" */
 /** @import { Explorer } from "../explorer.js" */
 /** @import { Generated } from "../generation.js" */
 
@@ -55,6 +55,7 @@ export class MonitorsView extends View {
       role: "region",
       "aria-label": "What is written",
     });
+    this.held = h("p", { role: "status", hidden: true });
     this.end = h("p", { class: "quiet" });
     this.chart = new LineChart();
     this.colored = new Choice("Color tokens by", [], () => this.#paint());
@@ -69,7 +70,11 @@ export class MonitorsView extends View {
       this.legend.element,
       this.strip.element,
     );
-    this.alerts = new AlertList(explorer);
+    this.alerts = new AlertList(explorer, (alert) => this.#alerted(alert));
+    /** The id of the call whose answer is shown. */
+    this.callId = "";
+    /** @type {Map<string, Alert>} by name, those that have held this answer */
+    this.holds = new Map();
     this.maker = new MonitorMaker(explorer, (name) => {
       this.named.add(name);
       void this.#refresh();
@@ -95,6 +100,7 @@ export class MonitorsView extends View {
           { class: "card", "aria-label": "Answer" },
           h("h3", {}, "Answer"),
           this.text,
+          this.held,
           this.end,
         ),
         this.alerts.element,
@@ -129,6 +135,9 @@ export class MonitorsView extends View {
     this.scoreCard.hidden = true;
     replace(this.text);
     replace(this.end);
+    this.callId = "";
+    this.holds.clear();
+    this.held.hidden = true;
     const named = this.stored.filter(({ name }) => this.named.has(name)).map(({ name }) => name);
     const request = {
       prompt: this.explorer.prompt.value(),
@@ -140,6 +149,9 @@ export class MonitorsView extends View {
     /** @type {string[]} */
     const raised = [];
     this.made = await generated(this.explorer, request, signal, {
+      started: (_, callId) => {
+        this.callId = callId;
+      },
       wrote: (text) => append(this.text, text),
       alerted: (alert) =>
         raised.push(
@@ -150,7 +162,7 @@ export class MonitorsView extends View {
     replace(
       this.end,
       [
-        `${texts.length} tokens`,
+        counted(texts.length, "token"),
         FINISHES[reason],
         raised.length ? `told of ${raised.join(", ")}` : "",
       ]
@@ -158,6 +170,24 @@ export class MonitorsView extends View {
         .join(", "),
     );
     this.#show(scores);
+    // Others may have decided.
+    for (const [name, { decision }] of this.holds)
+      if (!decision) await this.alerts.ask(name, signal);
+  }
+
+  /** @param {Alert} alert */
+  #alerted(alert) {
+    if (alert.action !== "ALERT_ACTION_PAUSE" || !alert.name) return;
+    if (!this.callId || alert.watchedCallId !== this.callId) return;
+    this.holds.set(alert.name, alert);
+    const said = [...this.holds.values()].map(({ monitor, decision, decideByTime }) => {
+      const by = `held by ${shortName(monitor ?? "")}`;
+      if (decision) return `${by}, decided: ${plain(decision, "ALERT_DECISION_")}`;
+      const until = new Date(decideByTime ?? 0).toLocaleTimeString();
+      return `${by} until ${until}, or until somebody decides under Newest alerts`;
+    });
+    this.held.hidden = false;
+    replace(this.held, said.join("; "));
   }
 
   /** @override */
@@ -205,7 +235,7 @@ export class MonitorsView extends View {
       replace(this.list);
       return;
     }
-    const head = ["watch", "monitor", "reads", "lower level", "upper level", "state"];
+    const head = ["watch", "monitor", "watches", "reads", "lower level", "upper level", "state"];
     replace(
       this.list,
       h("thead", {}, h("tr", {}, ...head.map((name) => h("th", { scope: "col" }, name)))),
@@ -214,7 +244,7 @@ export class MonitorsView extends View {
   }
 
   /** @param {Monitor} monitor */
-  #row({ name, probes, lower, upper, paused }) {
+  #row({ name, probes, lower, upper, paused, watch }) {
     const box = h("input", {
       type: "checkbox",
       checked: this.named.has(name) && !paused,
@@ -234,9 +264,14 @@ export class MonitorsView extends View {
       "tr",
       {},
       h("td", {}, box),
-      ...[shortName(name), reads, level(lower), level(upper), paused ? "paused" : "ready"].map(
-        (text) => h("td", {}, text),
-      ),
+      ...[
+        shortName(name),
+        watched(watch),
+        reads,
+        level(lower),
+        level(upper),
+        paused ? "paused" : "ready",
+      ].map((text) => h("td", {}, text)),
     );
   }
 
@@ -279,4 +314,12 @@ export class MonitorsView extends View {
     this.strip.paint(values, scale, (value) => `score ${figures(value)}`);
     this.legend.show(scale, `score of ${shortName(score?.monitor ?? "")}`);
   }
+}
+
+/** Which calls a monitor watches. @param {Monitor["watch"]} watch */
+function watched({ namedOnly, endUsers, share } = {}) {
+  if (namedOnly) return "calls that name it";
+  const which =
+    share === undefined || share >= 1 ? "every call" : `${figures(100 * share)}% of calls`;
+  return endUsers?.length ? `${which} for ${counted(endUsers.length, "end user")}` : which;
 }

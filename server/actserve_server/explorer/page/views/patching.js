@@ -12,6 +12,7 @@ import { toSite } from "../sites.js";
 import { decoded } from "../tensors.js";
 import { quoted } from "../text.js";
 import { View } from "../view.js";
+import { counted } from "../words.js";
 
 /** @import { FetchEvent } from "../../contract.d.ts" */
 /** @import { Explorer } from "../explorer.js" */
@@ -111,7 +112,7 @@ export class PatchingView extends View {
     const count = corrupt?.ids?.length ?? 0;
     if (clean?.ids?.length !== count) {
       throw new Error(
-        `the clean prompt has ${clean?.ids?.length ?? 0} tokens and the corrupt one ${count}; a row goes to the position that it comes from, so give prompts of equal length`,
+        `the clean prompt has ${counted(clean?.ids?.length ?? 0, "token")} and the corrupt one ${count}; a row goes to the position that it comes from, so give prompts of equal length`,
       );
     }
     this.sites = this.#layers().map((layer) => `${this.hook.value}.${layer}`);
@@ -119,7 +120,7 @@ export class PatchingView extends View {
     const least = Math.ceil((explorer.served.layers * count) / most);
     if (this.sites.length * count > most)
       throw new Error(
-        `${this.sites.length} layers of ${count} tokens are more than ${most} runs, the most of one call; take every ${least}th layer, or shorter prompts`,
+        `${counted(this.sites.length, "layer")} of ${counted(count, "token")} are more than ${most} runs, the most of one call; take every ${least}th layer, or shorter prompts`,
       );
     this.tokens = corrupt?.texts ?? [];
     this.told.clear();
@@ -291,7 +292,7 @@ export class PatchingView extends View {
     const [only] = own;
     if (!only || own.length > 1)
       throw new Error(
-        `${quoted(text)} is ${own.length} tokens, ${own.map((token) => quoted(token.text)).join(" ")}; an answer is one, mostly with the space before it`,
+        `${quoted(text)} is ${counted(own.length, "token")}, ${own.map((token) => quoted(token.text)).join(" ")}; an answer is one, mostly with the space before it`,
       );
     return only.id;
   }

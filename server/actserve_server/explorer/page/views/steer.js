@@ -8,7 +8,7 @@ import { figures } from "../scales.js";
 import { shortName, vectors } from "../served.js";
 import { toSite } from "../sites.js";
 import { View } from "../view.js";
-import { FINISHES } from "../words.js";
+import { FINISHES, counted } from "../words.js";
 import { SteeredVector } from "./steered_vector.js";
 import { VectorMaker } from "./vector_maker.js";
 
@@ -287,7 +287,7 @@ class Written {
     );
     replace(
       this.end,
-      [`${texts.length} tokens`, FINISHES[reason], differs].filter(Boolean).join(", "),
+      [counted(texts.length, "token"), FINISHES[reason], differs].filter(Boolean).join(", "),
     );
   }
 }

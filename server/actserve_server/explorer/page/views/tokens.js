@@ -13,7 +13,7 @@ import { TokenStrip } from "../strip.js";
 import { View } from "../view.js";
 import { TokenDetail } from "./token_detail.js";
 
-/** @import { TokenizedPrompt } from "../../contract.d.ts" */
+/** @import { SteeringVector, TokenizedPrompt } from "../../contract.d.ts" */
 /** @import { Explorer } from "../explorer.js" */
 /** @import { Reading } from "../readings.js" */
 
@@ -38,10 +38,15 @@ export class TokensView extends View {
       hint: "Every token of the prompt, colored by what the model computes at it. Choose one to see what it would say next at each layer, and what its row holds in words.",
     });
     const { served } = explorer;
-    this.color = new Choice("Color by", this.#offered(), () => this.#shape());
+    this.color = new Choice("Color by", this.#offered(), () => {
+      this.#shape();
+      this.#toItsSite();
+    });
     this.site = new SiteField(served);
-    this.vector = new Choice("Vector", []);
+    this.vector = new Choice("Vector", [], () => this.#toItsSite());
     this.monitor = new Choice("Monitor", []);
+    /** @type {SteeringVector[]} */
+    this.stored = [];
     this.nla = new Choice(
       "Explained by",
       served.verbalizers
@@ -49,6 +54,7 @@ export class TokensView extends View {
         .map((nla) => [nla.name, shortName(nla.name)]),
     );
     this.legend = new Legend();
+    this.nothing = h("p", { class: "hint", role: "status", hidden: true });
     this.strip = new TokenStrip("Tokens of the prompt", (index) => this.#look(index));
     this.detail = new TokenDetail(explorer);
     /** @type {TokenizedPrompt} */
@@ -72,6 +78,7 @@ export class TokensView extends View {
         "div",
         { class: "card" },
         this.legend.element,
+        this.nothing,
         this.strip.element,
         h("p", { class: "hint" }, "Arrow keys go from token to token."),
       ),
@@ -100,7 +107,7 @@ export class TokensView extends View {
     else this.#show(await this.#reading(signal));
     const scale = Scale.of(this.valuesRead, { diverging, logarithmic });
     this.#paint(scale);
-    this.legend.show(scale, unit ? `${name}, ${unit}` : name);
+    this.#tellScale(scale, unit ? `${name}, ${unit}` : name);
     if (chosen >= 0 && chosen < (this.read.ids?.length ?? 0)) {
       this.strip.choose(chosen);
       this.#look(chosen);
@@ -125,7 +132,11 @@ export class TokensView extends View {
     this.color.value = values.get("color") ?? this.color.value;
     const site = values.get("site") ?? "";
     if (isSite(site)) this.site.value = site;
-    this.wanted = { vector: values.get("vector") ?? "", monitor: values.get("monitor") ?? "" };
+    this.wanted = {
+      vector: values.get("vector") ?? "",
+      monitor: values.get("monitor") ?? "",
+      site: isSite(site),
+    };
     this.at = whole(values, "at", 0, 1e6) ?? -1;
     this.#shape();
   }
@@ -223,6 +234,21 @@ export class TokensView extends View {
     );
   }
 
+  /** Says what the colors mean, or that there are none. @param {Scale} scale @param {string} title */
+  #tellScale(scale, title) {
+    const any = this.valuesRead.some((value) => Number.isFinite(value ?? NaN));
+    this.nothing.hidden = any;
+    if (any) {
+      this.legend.show(scale, title);
+      return;
+    }
+    this.legend.hide();
+    this.nothing.textContent =
+      this.colored === "monitor"
+        ? `${shortName(this.monitor.value)} scores none of these tokens: it watches others, such as those that the model writes. See it at work under Monitors.`
+        : `No token here has a ${COLORS[this.colored].name}.`;
+  }
+
   /** @param {number} index */
   #look(index) {
     this.at = index;
@@ -257,18 +283,29 @@ export class TokensView extends View {
     this.nla.element.hidden = this.colored !== "explanation";
   }
 
+  /** Where a vector was made its component means something, so that is where it starts. */
+  #toItsSite() {
+    const own = this.stored.find(({ name }) => name === this.vector.value)?.rows ?? [];
+    const names = own.map((row) => nameOf(row.site)).filter(isSite);
+    const [first] = names;
+    if (first && this.colored === "probe" && !names.includes(this.site.value))
+      this.site.value = first;
+  }
+
   /** Offers what is stored by now. */
   async #names() {
     const { calls, served } = this.explorer;
     try {
       if (served.features.has("steering_vectors")) {
-        const stored = await vectors(calls, served.name);
+        this.stored = await vectors(calls, served.name);
+        const before = this.vector.value;
         this.vector.offer(
-          stored.map((vector) => [
+          this.stored.map((vector) => [
             vector.name,
             `${shortName(vector.name)} (${vector.rows?.map((row) => nameOf(row.site)).join(", ") ?? ""})`,
           ]),
         );
+        if (!before && !this.wanted?.vector) this.#toItsSite();
       }
       if (served.features.has("monitors")) {
         const stored = await monitors(calls, served.name);
@@ -277,8 +314,10 @@ export class TokensView extends View {
     } catch (error) {
       this.fail(error);
     }
-    if (this.wanted?.vector)
+    if (this.wanted?.vector) {
       this.vector.value = `${served.name}/steeringVectors/${this.wanted.vector}`;
+      if (!this.wanted.site) this.#toItsSite();
+    }
     if (this.wanted?.monitor) this.monitor.value = `${served.name}/monitors/${this.wanted.monitor}`;
     this.wanted = undefined;
   }

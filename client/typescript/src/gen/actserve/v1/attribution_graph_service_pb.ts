@@ -19,7 +19,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file actserve/v1/attribution_graph_service.proto.
  */
 export const file_actserve_v1_attribution_graph_service: GenFile = /*@__PURE__*/
-  fileDesc("CithY3RzZXJ2ZS92MS9hdHRyaWJ1dGlvbl9ncmFwaF9zZXJ2aWNlLnByb3RvEgthY3RzZXJ2ZS52MSK4AgoQQXR0cmlidXRpb25HcmFwaBISCgRuYW1lGAEgASgJQgTiQQEIEjIKBnByb21wdBgCIAEoCzIcLmFjdHNlcnZlLnYxLlRva2VuaXplZFByb21wdEIE4kEBAxIaCgxkaWN0aW9uYXJpZXMYAyADKAlCBOJBAQMSOAoIc2V0dGluZ3MYBCABKAsyIC5hY3RzZXJ2ZS52MS5BdHRyaWJ1dGlvblNldHRpbmdzQgTiQQEDEiUKBHdvcmsYBSABKAsyES5hY3RzZXJ2ZS52MS5Xb3JrQgTiQQEDEhMKBW5vZGVzGAYgASgNQgTiQQEDEhMKBWVkZ2VzGAcgASgNQgTiQQEDEjUKC2NyZWF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBAyKnAgoTQXR0cmlidXRpb25TZXR0aW5ncxIdCgptYXhfbG9naXRzGAEgASgNQgTiQQEBSACIAQESJAoRbG9naXRfcHJvYmFiaWxpdHkYAiABKAJCBOJBAQFIAYgBARIkChFtYXhfZmVhdHVyZV9ub2RlcxgDIAEoDUIE4kEBAUgCiAEBEiEKDm5vZGVfdGhyZXNob2xkGAQgASgCQgTiQQEBSAOIAQESIQoOZWRnZV90aHJlc2hvbGQYBSABKAJCBOJBAQFIBIgBAUINCgtfbWF4X2xvZ2l0c0IUChJfbG9naXRfcHJvYmFiaWxpdHlCFAoSX21heF9mZWF0dXJlX25vZGVzQhEKD19ub2RlX3RocmVzaG9sZEIRCg9fZWRnZV90aHJlc2hvbGQiiwIKD0F0dHJpYnV0aW9uTm9kZRIrCgdmZWF0dXJlGAEgASgLMhguYWN0c2VydmUudjEuRmVhdHVyZU5vZGVIABJEChRyZWNvbnN0cnVjdGlvbl9lcnJvchgCIAEoCzIkLmFjdHNlcnZlLnYxLlJlY29uc3RydWN0aW9uRXJyb3JOb2RlSAASLwoJZW1iZWRkaW5nGAMgASgLMhouYWN0c2VydmUudjEuRW1iZWRkaW5nTm9kZUgAEicKBWxvZ2l0GAQgASgLMhYuYWN0c2VydmUudjEuTG9naXROb2RlSAASEAoIcG9zaXRpb24YBSABKA0SEQoJaW5mbHVlbmNlGAYgASgCQgYKBGtpbmQiUgoLRmVhdHVyZU5vZGUSGAoQZGljdGlvbmFyeV9pbmRleBgBIAEoDRIVCg1mZWF0dXJlX2luZGV4GAIgASgNEhIKCmFjdGl2YXRpb24YAyABKAIiMwoXUmVjb25zdHJ1Y3Rpb25FcnJvck5vZGUSGAoQZGljdGlvbmFyeV9pbmRleBgBIAEoDSIhCg1FbWJlZGRpbmdOb2RlEhAKCHRva2VuX2lkGAEgASgNIjIKCUxvZ2l0Tm9kZRIQCgh0b2tlbl9pZBgBIAEoDRITCgtwcm9iYWJpbGl0eRgCIAEoAiKKAgodQ3JlYXRlQXR0cmlidXRpb25HcmFwaFJlcXVlc3QSEwoFbW9kZWwYASABKAlCBOJBAQESIgoUYXR0cmlidXRpb25fZ3JhcGhfaWQYAiABKAlCBOJBAQESKQoGcHJvbXB0GAMgASgLMhMuYWN0c2VydmUudjEuUHJvbXB0QgTiQQECEhoKDGRpY3Rpb25hcmllcxgEIAMoCUIE4kEBAhI4CghzZXR0aW5ncxgFIAEoCzIgLmFjdHNlcnZlLnYxLkF0dHJpYnV0aW9uU2V0dGluZ3NCBOJBAQESGAoKcmVxdWVzdF9pZBgGIAEoCUIE4kEBAhIVCgdhZGFwdGVyGAcgASgJQgTiQQEBIloKHkNyZWF0ZUF0dHJpYnV0aW9uR3JhcGhSZXNwb25zZRI4ChFhdHRyaWJ1dGlvbl9ncmFwaBgBIAEoCzIdLmFjdHNlcnZlLnYxLkF0dHJpYnV0aW9uR3JhcGgiMAoaR2V0QXR0cmlidXRpb25HcmFwaFJlcXVlc3QSEgoEbmFtZRgBIAEoCUIE4kEBAiJXChtHZXRBdHRyaWJ1dGlvbkdyYXBoUmVzcG9uc2USOAoRYXR0cmlidXRpb25fZ3JhcGgYASABKAsyHS5hY3RzZXJ2ZS52MS5BdHRyaWJ1dGlvbkdyYXBoImYKHExpc3RBdHRyaWJ1dGlvbkdyYXBoc1JlcXVlc3QSEwoFbW9kZWwYASABKAlCBOJBAQESFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQEicwodTGlzdEF0dHJpYnV0aW9uR3JhcGhzUmVzcG9uc2USOQoSYXR0cmlidXRpb25fZ3JhcGhzGAEgAygLMh0uYWN0c2VydmUudjEuQXR0cmlidXRpb25HcmFwaBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiMwodRGVsZXRlQXR0cmlidXRpb25HcmFwaFJlcXVlc3QSEgoEbmFtZRgBIAEoCUIE4kEBAiIgCh5EZWxldGVBdHRyaWJ1dGlvbkdyYXBoUmVzcG9uc2UiMgocV2F0Y2hBdHRyaWJ1dGlvbkdyYXBoUmVxdWVzdBISCgRuYW1lGAEgASgJQgTiQQECIuoBCh1XYXRjaEF0dHJpYnV0aW9uR3JhcGhSZXNwb25zZRIlCghwcm9ncmVzcxgBIAEoCzIRLmFjdHNlcnZlLnYxLldvcmtIABIuCgVub2RlcxgCIAEoCzIdLmFjdHNlcnZlLnYxLkF0dHJpYnV0aW9uTm9kZXNIABIuCgVlZGdlcxgDIAEoCzIdLmFjdHNlcnZlLnYxLkF0dHJpYnV0aW9uRWRnZXNIABI5CghmaW5pc2hlZBgEIAEoCzIlLmFjdHNlcnZlLnYxLkF0dHJpYnV0aW9uR3JhcGhGaW5pc2hlZEgAQgcKBWV2ZW50Ij8KEEF0dHJpYnV0aW9uTm9kZXMSKwoFbm9kZXMYASADKAsyHC5hY3RzZXJ2ZS52MS5BdHRyaWJ1dGlvbk5vZGUiWgoQQXR0cmlidXRpb25FZGdlcxIPCgdzb3VyY2VzGAEgAygNEg8KB3RhcmdldHMYAiADKA0SJAoHd2VpZ2h0cxgDIAEoCzITLmFjdHNlcnZlLnYxLlRlbnNvciIaChhBdHRyaWJ1dGlvbkdyYXBoRmluaXNoZWQy5AQKF0F0dHJpYnV0aW9uR3JhcGhTZXJ2aWNlEnYKFkNyZWF0ZUF0dHJpYnV0aW9uR3JhcGgSKi5hY3RzZXJ2ZS52MS5DcmVhdGVBdHRyaWJ1dGlvbkdyYXBoUmVxdWVzdBorLmFjdHNlcnZlLnYxLkNyZWF0ZUF0dHJpYnV0aW9uR3JhcGhSZXNwb25zZSIDkAICEm0KE0dldEF0dHJpYnV0aW9uR3JhcGgSJy5hY3RzZXJ2ZS52MS5HZXRBdHRyaWJ1dGlvbkdyYXBoUmVxdWVzdBooLmFjdHNlcnZlLnYxLkdldEF0dHJpYnV0aW9uR3JhcGhSZXNwb25zZSIDkAIBEnMKFUxpc3RBdHRyaWJ1dGlvbkdyYXBocxIpLmFjdHNlcnZlLnYxLkxpc3RBdHRyaWJ1dGlvbkdyYXBoc1JlcXVlc3QaKi5hY3RzZXJ2ZS52MS5MaXN0QXR0cmlidXRpb25HcmFwaHNSZXNwb25zZSIDkAIBEnYKFkRlbGV0ZUF0dHJpYnV0aW9uR3JhcGgSKi5hY3RzZXJ2ZS52MS5EZWxldGVBdHRyaWJ1dGlvbkdyYXBoUmVxdWVzdBorLmFjdHNlcnZlLnYxLkRlbGV0ZUF0dHJpYnV0aW9uR3JhcGhSZXNwb25zZSIDkAICEnUKFVdhdGNoQXR0cmlidXRpb25HcmFwaBIpLmFjdHNlcnZlLnYxLldhdGNoQXR0cmlidXRpb25HcmFwaFJlcXVlc3QaKi5hY3RzZXJ2ZS52MS5XYXRjaEF0dHJpYnV0aW9uR3JhcGhSZXNwb25zZSIDkAIBMAFCUgoPZGV2LmFjdHNlcnZlLnYxUAFaPWdpdGh1Yi5jb20vYWN0c2VydmUvYWN0c2VydmUvY2xpZW50L2dvL2FjdHNlcnZlL3YxO2FjdHNlcnZldjFiBnByb3RvMw", [file_actserve_v1_prompt, file_actserve_v1_tensor, file_actserve_v1_work, file_google_api_field_behavior, file_google_protobuf_timestamp]);
+  fileDesc("CithY3RzZXJ2ZS92MS9hdHRyaWJ1dGlvbl9ncmFwaF9zZXJ2aWNlLnByb3RvEgthY3RzZXJ2ZS52MSLvAgoQQXR0cmlidXRpb25HcmFwaBISCgRuYW1lGAEgASgJQgTiQQEIEjIKBnByb21wdBgCIAEoCzIcLmFjdHNlcnZlLnYxLlRva2VuaXplZFByb21wdEIE4kEBAxIaCgxkaWN0aW9uYXJpZXMYAyADKAlCBOJBAQMSOAoIc2V0dGluZ3MYBCABKAsyIC5hY3RzZXJ2ZS52MS5BdHRyaWJ1dGlvblNldHRpbmdzQgTiQQEDEiUKBHdvcmsYBSABKAsyES5hY3RzZXJ2ZS52MS5Xb3JrQgTiQQEDEhMKBW5vZGVzGAYgASgNQgTiQQEDEhMKBWVkZ2VzGAcgASgNQgTiQQEDEjUKC2NyZWF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBAxI1CgtleHBpcmVfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBCBOJBAQMipwIKE0F0dHJpYnV0aW9uU2V0dGluZ3MSHQoKbWF4X2xvZ2l0cxgBIAEoDUIE4kEBAUgAiAEBEiQKEWxvZ2l0X3Byb2JhYmlsaXR5GAIgASgCQgTiQQEBSAGIAQESJAoRbWF4X2ZlYXR1cmVfbm9kZXMYAyABKA1CBOJBAQFIAogBARIhCg5ub2RlX3RocmVzaG9sZBgEIAEoAkIE4kEBAUgDiAEBEiEKDmVkZ2VfdGhyZXNob2xkGAUgASgCQgTiQQEBSASIAQFCDQoLX21heF9sb2dpdHNCFAoSX2xvZ2l0X3Byb2JhYmlsaXR5QhQKEl9tYXhfZmVhdHVyZV9ub2Rlc0IRCg9fbm9kZV90aHJlc2hvbGRCEQoPX2VkZ2VfdGhyZXNob2xkIrYCCg9BdHRyaWJ1dGlvbk5vZGUSKwoHZmVhdHVyZRgBIAEoCzIYLmFjdHNlcnZlLnYxLkZlYXR1cmVOb2RlSAASRAoUcmVjb25zdHJ1Y3Rpb25fZXJyb3IYAiABKAsyJC5hY3RzZXJ2ZS52MS5SZWNvbnN0cnVjdGlvbkVycm9yTm9kZUgAEi8KCWVtYmVkZGluZxgDIAEoCzIaLmFjdHNlcnZlLnYxLkVtYmVkZGluZ05vZGVIABInCgVsb2dpdBgEIAEoCzIWLmFjdHNlcnZlLnYxLkxvZ2l0Tm9kZUgAEikKBm5ldXJvbhgHIAEoCzIXLmFjdHNlcnZlLnYxLk5ldXJvbk5vZGVIABIQCghwb3NpdGlvbhgFIAEoDRIRCglpbmZsdWVuY2UYBiABKAJCBgoEa2luZCJSCgtGZWF0dXJlTm9kZRIYChBkaWN0aW9uYXJ5X2luZGV4GAEgASgNEhUKDWZlYXR1cmVfaW5kZXgYAiABKA0SEgoKYWN0aXZhdGlvbhgDIAEoAiI/CgpOZXVyb25Ob2RlEg0KBWxheWVyGAEgASgNEg4KBm5ldXJvbhgCIAEoDRISCgphY3RpdmF0aW9uGAMgASgCIjMKF1JlY29uc3RydWN0aW9uRXJyb3JOb2RlEhgKEGRpY3Rpb25hcnlfaW5kZXgYASABKA0iIQoNRW1iZWRkaW5nTm9kZRIQCgh0b2tlbl9pZBgBIAEoDSIyCglMb2dpdE5vZGUSEAoIdG9rZW5faWQYASABKA0SEwoLcHJvYmFiaWxpdHkYAiABKAIiigIKHUNyZWF0ZUF0dHJpYnV0aW9uR3JhcGhSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEiIKFGF0dHJpYnV0aW9uX2dyYXBoX2lkGAIgASgJQgTiQQEBEikKBnByb21wdBgDIAEoCzITLmFjdHNlcnZlLnYxLlByb21wdEIE4kEBAhIaCgxkaWN0aW9uYXJpZXMYBCADKAlCBOJBAQESOAoIc2V0dGluZ3MYBSABKAsyIC5hY3RzZXJ2ZS52MS5BdHRyaWJ1dGlvblNldHRpbmdzQgTiQQEBEhgKCnJlcXVlc3RfaWQYBiABKAlCBOJBAQISFQoHYWRhcHRlchgHIAEoCUIE4kEBASJaCh5DcmVhdGVBdHRyaWJ1dGlvbkdyYXBoUmVzcG9uc2USOAoRYXR0cmlidXRpb25fZ3JhcGgYASABKAsyHS5hY3RzZXJ2ZS52MS5BdHRyaWJ1dGlvbkdyYXBoIjAKGkdldEF0dHJpYnV0aW9uR3JhcGhSZXF1ZXN0EhIKBG5hbWUYASABKAlCBOJBAQIiVwobR2V0QXR0cmlidXRpb25HcmFwaFJlc3BvbnNlEjgKEWF0dHJpYnV0aW9uX2dyYXBoGAEgASgLMh0uYWN0c2VydmUudjEuQXR0cmlidXRpb25HcmFwaCJmChxMaXN0QXR0cmlidXRpb25HcmFwaHNSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBInMKHUxpc3RBdHRyaWJ1dGlvbkdyYXBoc1Jlc3BvbnNlEjkKEmF0dHJpYnV0aW9uX2dyYXBocxgBIAMoCzIdLmFjdHNlcnZlLnYxLkF0dHJpYnV0aW9uR3JhcGgSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIjMKHURlbGV0ZUF0dHJpYnV0aW9uR3JhcGhSZXF1ZXN0EhIKBG5hbWUYASABKAlCBOJBAQIiIAoeRGVsZXRlQXR0cmlidXRpb25HcmFwaFJlc3BvbnNlIjIKHFdhdGNoQXR0cmlidXRpb25HcmFwaFJlcXVlc3QSEgoEbmFtZRgBIAEoCUIE4kEBAiLqAQodV2F0Y2hBdHRyaWJ1dGlvbkdyYXBoUmVzcG9uc2USJQoIcHJvZ3Jlc3MYASABKAsyES5hY3RzZXJ2ZS52MS5Xb3JrSAASLgoFbm9kZXMYAiABKAsyHS5hY3RzZXJ2ZS52MS5BdHRyaWJ1dGlvbk5vZGVzSAASLgoFZWRnZXMYAyABKAsyHS5hY3RzZXJ2ZS52MS5BdHRyaWJ1dGlvbkVkZ2VzSAASOQoIZmluaXNoZWQYBCABKAsyJS5hY3RzZXJ2ZS52MS5BdHRyaWJ1dGlvbkdyYXBoRmluaXNoZWRIAEIHCgVldmVudCI/ChBBdHRyaWJ1dGlvbk5vZGVzEisKBW5vZGVzGAEgAygLMhwuYWN0c2VydmUudjEuQXR0cmlidXRpb25Ob2RlIloKEEF0dHJpYnV0aW9uRWRnZXMSDwoHc291cmNlcxgBIAMoDRIPCgd0YXJnZXRzGAIgAygNEiQKB3dlaWdodHMYAyABKAsyEy5hY3RzZXJ2ZS52MS5UZW5zb3IiGgoYQXR0cmlidXRpb25HcmFwaEZpbmlzaGVkMuQEChdBdHRyaWJ1dGlvbkdyYXBoU2VydmljZRJ2ChZDcmVhdGVBdHRyaWJ1dGlvbkdyYXBoEiouYWN0c2VydmUudjEuQ3JlYXRlQXR0cmlidXRpb25HcmFwaFJlcXVlc3QaKy5hY3RzZXJ2ZS52MS5DcmVhdGVBdHRyaWJ1dGlvbkdyYXBoUmVzcG9uc2UiA5ACAhJtChNHZXRBdHRyaWJ1dGlvbkdyYXBoEicuYWN0c2VydmUudjEuR2V0QXR0cmlidXRpb25HcmFwaFJlcXVlc3QaKC5hY3RzZXJ2ZS52MS5HZXRBdHRyaWJ1dGlvbkdyYXBoUmVzcG9uc2UiA5ACARJzChVMaXN0QXR0cmlidXRpb25HcmFwaHMSKS5hY3RzZXJ2ZS52MS5MaXN0QXR0cmlidXRpb25HcmFwaHNSZXF1ZXN0GiouYWN0c2VydmUudjEuTGlzdEF0dHJpYnV0aW9uR3JhcGhzUmVzcG9uc2UiA5ACARJ2ChZEZWxldGVBdHRyaWJ1dGlvbkdyYXBoEiouYWN0c2VydmUudjEuRGVsZXRlQXR0cmlidXRpb25HcmFwaFJlcXVlc3QaKy5hY3RzZXJ2ZS52MS5EZWxldGVBdHRyaWJ1dGlvbkdyYXBoUmVzcG9uc2UiA5ACAhJ1ChVXYXRjaEF0dHJpYnV0aW9uR3JhcGgSKS5hY3RzZXJ2ZS52MS5XYXRjaEF0dHJpYnV0aW9uR3JhcGhSZXF1ZXN0GiouYWN0c2VydmUudjEuV2F0Y2hBdHRyaWJ1dGlvbkdyYXBoUmVzcG9uc2UiA5ACATABQlIKD2Rldi5hY3RzZXJ2ZS52MVABWj1naXRodWIuY29tL2FjdHNlcnZlL2FjdHNlcnZlL2NsaWVudC9nby9hY3RzZXJ2ZS92MTthY3RzZXJ2ZXYxYgZwcm90bzM", [file_actserve_v1_prompt, file_actserve_v1_tensor, file_actserve_v1_work, file_google_api_field_behavior, file_google_protobuf_timestamp]);
 
 /**
  * A graph, without its nodes and edges.
@@ -42,7 +42,8 @@ export type AttributionGraph = Message<"actserve.v1.AttributionGraph"> & {
   prompt?: TokenizedPrompt;
 
   /**
-   * The transcoders. Format: models/{model}/dictionaries/{dictionary}.
+   * The transcoders; none of a graph of neurons. Format:
+   * models/{model}/dictionaries/{dictionary}.
    *
    * @generated from field: repeated string dictionaries = 3;
    */
@@ -82,6 +83,13 @@ export type AttributionGraph = Message<"actserve.v1.AttributionGraph"> & {
    * @generated from field: google.protobuf.Timestamp create_time = 8;
    */
   createTime?: Timestamp;
+
+  /**
+   * When it is deleted.
+   *
+   * @generated from field: google.protobuf.Timestamp expire_time = 9;
+   */
+  expireTime?: Timestamp;
 };
 
 /**
@@ -113,7 +121,9 @@ export type AttributionSettings = Message<"actserve.v1.AttributionSettings"> & {
   logitProbability?: number;
 
   /**
-   * Features at most, from 1 to 20000; 7500 when unset.
+   * Features or neurons at most, from 1 to 20000; when unset, 7500 features or 1000
+   * neurons. Of neurons, those without which the traced
+   * tokens' logits would change most in the linear model.
    *
    * @generated from field: optional uint32 max_feature_nodes = 3;
    */
@@ -186,6 +196,14 @@ export type AttributionNode = Message<"actserve.v1.AttributionNode"> & {
      */
     value: LogitNode;
     case: "logit";
+  } | {
+    /**
+     * A neuron of an MLP, in a graph without dictionaries.
+     *
+     * @generated from field: actserve.v1.NeuronNode neuron = 7;
+     */
+    value: NeuronNode;
+    case: "neuron";
   } | { case: undefined; value?: undefined };
 
   /**
@@ -199,7 +217,8 @@ export type AttributionNode = Message<"actserve.v1.AttributionNode"> & {
    * Its influence on the predicted tokens, without a unit, from zero on: of a predicted
    * token its probability; of another node the sum, over the edges that leave it, of the
    * target's influence times the edge's part of the absolute weights of all edges into
-   * that target. As in circuit-tracer, and before anything is left out.
+   * that target. As in circuit-tracer, and before anything is left out: edges from
+   * neurons that are no nodes, since there are more than `max_feature_nodes`, count too.
    *
    * @generated from field: float influence = 6;
    */
@@ -249,6 +268,41 @@ export const FeatureNodeSchema: GenMessage<FeatureNode> = /*@__PURE__*/
   messageDesc(file_actserve_v1_attribution_graph_service, 3);
 
 /**
+ * A neuron of a gated MLP: an element of mlp_act, which is act(gate) x up.
+ *
+ * @generated from message actserve.v1.NeuronNode
+ */
+export type NeuronNode = Message<"actserve.v1.NeuronNode"> & {
+  /**
+   * The layer of the MLP.
+   *
+   * @generated from field: uint32 layer = 1;
+   */
+  layer: number;
+
+  /**
+   * Which element of the rows of mlp_act of that layer.
+   *
+   * @generated from field: uint32 neuron = 2;
+   */
+  neuron: number;
+
+  /**
+   * Its activation, in that row; of either sign.
+   *
+   * @generated from field: float activation = 3;
+   */
+  activation: number;
+};
+
+/**
+ * Describes the message actserve.v1.NeuronNode.
+ * Use `create(NeuronNodeSchema)` to create a new message.
+ */
+export const NeuronNodeSchema: GenMessage<NeuronNode> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_attribution_graph_service, 4);
+
+/**
  * What the transcoders leave out of mlp_out, at a position of the layer that one reads.
  *
  * @generated from message actserve.v1.ReconstructionErrorNode
@@ -267,7 +321,7 @@ export type ReconstructionErrorNode = Message<"actserve.v1.ReconstructionErrorNo
  * Use `create(ReconstructionErrorNodeSchema)` to create a new message.
  */
 export const ReconstructionErrorNodeSchema: GenMessage<ReconstructionErrorNode> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 4);
+  messageDesc(file_actserve_v1_attribution_graph_service, 5);
 
 /**
  * The embedding of a token.
@@ -288,7 +342,7 @@ export type EmbeddingNode = Message<"actserve.v1.EmbeddingNode"> & {
  * Use `create(EmbeddingNodeSchema)` to create a new message.
  */
 export const EmbeddingNodeSchema: GenMessage<EmbeddingNode> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 5);
+  messageDesc(file_actserve_v1_attribution_graph_service, 6);
 
 /**
  * A predicted token.
@@ -316,7 +370,7 @@ export type LogitNode = Message<"actserve.v1.LogitNode"> & {
  * Use `create(LogitNodeSchema)` to create a new message.
  */
 export const LogitNodeSchema: GenMessage<LogitNode> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 6);
+  messageDesc(file_actserve_v1_attribution_graph_service, 7);
 
 /**
  * A request to begin a graph.
@@ -349,7 +403,7 @@ export type CreateAttributionGraphRequest = Message<"actserve.v1.CreateAttributi
   /**
    * The transcoders, exactly one that reads each layer of the model, at its mlp_in or its
    * resid_mid; each writes mlp_out of that layer, and maybe of later ones. Others, and
-   * layers that none reads, are FIELD_INVALID. Format:
+   * layers that none reads, are FIELD_INVALID. None for a graph of neurons. Format:
    * models/{model}/dictionaries/{dictionary}.
    *
    * @generated from field: repeated string dictionaries = 4;
@@ -386,7 +440,7 @@ export type CreateAttributionGraphRequest = Message<"actserve.v1.CreateAttributi
  * Use `create(CreateAttributionGraphRequestSchema)` to create a new message.
  */
 export const CreateAttributionGraphRequestSchema: GenMessage<CreateAttributionGraphRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 7);
+  messageDesc(file_actserve_v1_attribution_graph_service, 8);
 
 /**
  * What was begun.
@@ -407,7 +461,7 @@ export type CreateAttributionGraphResponse = Message<"actserve.v1.CreateAttribut
  * Use `create(CreateAttributionGraphResponseSchema)` to create a new message.
  */
 export const CreateAttributionGraphResponseSchema: GenMessage<CreateAttributionGraphResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 8);
+  messageDesc(file_actserve_v1_attribution_graph_service, 9);
 
 /**
  * A request for one graph.
@@ -428,7 +482,7 @@ export type GetAttributionGraphRequest = Message<"actserve.v1.GetAttributionGrap
  * Use `create(GetAttributionGraphRequestSchema)` to create a new message.
  */
 export const GetAttributionGraphRequestSchema: GenMessage<GetAttributionGraphRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 9);
+  messageDesc(file_actserve_v1_attribution_graph_service, 10);
 
 /**
  * One graph.
@@ -449,7 +503,7 @@ export type GetAttributionGraphResponse = Message<"actserve.v1.GetAttributionGra
  * Use `create(GetAttributionGraphResponseSchema)` to create a new message.
  */
 export const GetAttributionGraphResponseSchema: GenMessage<GetAttributionGraphResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 10);
+  messageDesc(file_actserve_v1_attribution_graph_service, 11);
 
 /**
  * A request for a page of graphs.
@@ -484,7 +538,7 @@ export type ListAttributionGraphsRequest = Message<"actserve.v1.ListAttributionG
  * Use `create(ListAttributionGraphsRequestSchema)` to create a new message.
  */
 export const ListAttributionGraphsRequestSchema: GenMessage<ListAttributionGraphsRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 11);
+  messageDesc(file_actserve_v1_attribution_graph_service, 12);
 
 /**
  * A page of graphs.
@@ -512,7 +566,7 @@ export type ListAttributionGraphsResponse = Message<"actserve.v1.ListAttribution
  * Use `create(ListAttributionGraphsResponseSchema)` to create a new message.
  */
 export const ListAttributionGraphsResponseSchema: GenMessage<ListAttributionGraphsResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 12);
+  messageDesc(file_actserve_v1_attribution_graph_service, 13);
 
 /**
  * A request to delete a graph.
@@ -533,7 +587,7 @@ export type DeleteAttributionGraphRequest = Message<"actserve.v1.DeleteAttributi
  * Use `create(DeleteAttributionGraphRequestSchema)` to create a new message.
  */
 export const DeleteAttributionGraphRequestSchema: GenMessage<DeleteAttributionGraphRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 13);
+  messageDesc(file_actserve_v1_attribution_graph_service, 14);
 
 /**
  * Nothing.
@@ -548,7 +602,7 @@ export type DeleteAttributionGraphResponse = Message<"actserve.v1.DeleteAttribut
  * Use `create(DeleteAttributionGraphResponseSchema)` to create a new message.
  */
 export const DeleteAttributionGraphResponseSchema: GenMessage<DeleteAttributionGraphResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 14);
+  messageDesc(file_actserve_v1_attribution_graph_service, 15);
 
 /**
  * A request to watch a graph.
@@ -569,7 +623,7 @@ export type WatchAttributionGraphRequest = Message<"actserve.v1.WatchAttribution
  * Use `create(WatchAttributionGraphRequestSchema)` to create a new message.
  */
 export const WatchAttributionGraphRequestSchema: GenMessage<WatchAttributionGraphRequest> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 15);
+  messageDesc(file_actserve_v1_attribution_graph_service, 16);
 
 /**
  * One event of a graph.
@@ -622,7 +676,7 @@ export type WatchAttributionGraphResponse = Message<"actserve.v1.WatchAttributio
  * Use `create(WatchAttributionGraphResponseSchema)` to create a new message.
  */
 export const WatchAttributionGraphResponseSchema: GenMessage<WatchAttributionGraphResponse> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 16);
+  messageDesc(file_actserve_v1_attribution_graph_service, 17);
 
 /**
  * Some nodes of a graph, as many as a message of 1 MiB holds.
@@ -643,7 +697,7 @@ export type AttributionNodes = Message<"actserve.v1.AttributionNodes"> & {
  * Use `create(AttributionNodesSchema)` to create a new message.
  */
 export const AttributionNodesSchema: GenMessage<AttributionNodes> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 17);
+  messageDesc(file_actserve_v1_attribution_graph_service, 18);
 
 /**
  * Some edges of a graph, as many as a message of 1 MiB holds.
@@ -669,8 +723,10 @@ export type AttributionEdges = Message<"actserve.v1.AttributionEdges"> & {
    * Of each edge, what the source adds to the target, with attention patterns and the
    * denominators of norms held as they are; F32 [edges], of either sign. In units of
    * the target: of a feature its z of Dictionary, before the activation; of a predicted
-   * token its logit less the mean logit of the vocabulary. The weights of all edges
-   * into a node, before any is left out, sum to that less what biases add.
+   * token its logit, before any cap, less the mean logit of the vocabulary; of a neuron
+   * its activation, a product of two numbers of which each is traced with the other held
+   * and counts for half. The weights of all edges into a node, before any is left out,
+   * sum to that less what biases add.
    *
    * @generated from field: actserve.v1.Tensor weights = 3;
    */
@@ -682,7 +738,7 @@ export type AttributionEdges = Message<"actserve.v1.AttributionEdges"> & {
  * Use `create(AttributionEdgesSchema)` to create a new message.
  */
 export const AttributionEdgesSchema: GenMessage<AttributionEdges> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 18);
+  messageDesc(file_actserve_v1_attribution_graph_service, 19);
 
 /**
  * Closes a graph: all of it was sent, or it failed, as the last `progress` says.
@@ -697,17 +753,18 @@ export type AttributionGraphFinished = Message<"actserve.v1.AttributionGraphFini
  * Use `create(AttributionGraphFinishedSchema)` to create a new message.
  */
 export const AttributionGraphFinishedSchema: GenMessage<AttributionGraphFinished> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_attribution_graph_service, 19);
+  messageDesc(file_actserve_v1_attribution_graph_service, 20);
 
 /**
- * Traces what a prediction comes from, through the features of transcoders
- * (Ameisen et al., "Circuit Tracing", 2025; the circuit-tracer project).
+ * Traces what a prediction comes from, through the neurons of the model's MLPs or the
+ * features of transcoders in their place (Ameisen et al., "Circuit Tracing", 2025; the
+ * circuit-tracer project).
  *
  * A graph takes minutes. It is a resource, made whether or not anybody stays to
  * watch, so a lost connection costs nothing.
+ * Graphs are stored for a time, and then deleted.
  *
- * Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
- * ModelService says.
+ * Credentials, names and headers are as ModelService says.
  *
  * @generated from service actserve.v1.AttributionGraphService
  */

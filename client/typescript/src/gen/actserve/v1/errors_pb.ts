@@ -127,7 +127,8 @@ export enum ErrorReason {
   TOKEN_OUT_OF_RANGE = 11,
 
   /**
-   * A call has more items than Limits.max_items. Make several calls.
+   * A call has more items than Limits.max_items, or a fit more examples than
+   * Limits.max_fit_examples. Make several calls, or fit to fewer.
    * INVALID_ARGUMENT with items, limit.
    *
    * @generated from enum value: ERROR_REASON_TOO_MANY_ITEMS = 12;
@@ -293,8 +294,9 @@ export enum ErrorReason {
   READER_STALLED = 31,
 
   /**
-   * The caller's tenant has its share of what the server gives. Make fewer calls at
-   * once, or try again after RetryInfo. RESOURCE_EXHAUSTED with calls, limit.
+   * The caller's tenant has its share of what the server gives, or has used up a quota.
+   * Make fewer calls, or try again after RetryInfo. RESOURCE_EXHAUSTED with calls,
+   * quota, limit.
    *
    * @generated from enum value: ERROR_REASON_QUOTA_EXCEEDED = 32;
    */
@@ -405,7 +407,8 @@ export enum ErrorReason {
   QUESTION_INVALID = 45,
 
   /**
-   * The engine has died. Try again after RetryInfo, here or elsewhere. UNAVAILABLE.
+   * The engine, or the process that makes attribution graphs, has died. Try again after
+   * RetryInfo, here or elsewhere. UNAVAILABLE.
    *
    * @generated from enum value: ERROR_REASON_ENGINE_DEAD = 46;
    */

@@ -6,6 +6,8 @@ import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegen
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { FetchItem, Usage } from "./generation_service_pb.js";
 import { file_actserve_v1_generation_service } from "./generation_service_pb.js";
+import type { TokenizedPrompt } from "./prompt_pb.js";
+import { file_actserve_v1_prompt } from "./prompt_pb.js";
 import type { Tensor } from "./tensor_pb.js";
 import { file_actserve_v1_tensor } from "./tensor_pb.js";
 import { file_google_api_field_behavior } from "../../google/api/field_behavior_pb.js";
@@ -17,7 +19,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file actserve/v1/head_service.proto.
  */
 export const file_actserve_v1_head_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch5hY3RzZXJ2ZS92MS9oZWFkX3NlcnZpY2UucHJvdG8SC2FjdHNlcnZlLnYxIqIBChNNZWFzdXJlSGVhZHNSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEisKBWl0ZW1zGAIgAygLMhYuYWN0c2VydmUudjEuRmV0Y2hJdGVtQgTiQQECEhQKBmxheWVycxgDIAMoBUIE4kEBARIzCghwYXR0ZXJucxgEIAEoCzIbLmFjdHNlcnZlLnYxLlNwYXJzZVBhdHRlcm5zQgTiQQEBIlwKDlNwYXJzZVBhdHRlcm5zEhgKBXRvcF9rGAEgASgNQgTiQQEBSACIAQESGgoHbWluaW11bRgCIAEoAkIE4kEBAUgBiAEBQggKBl90b3Bfa0IKCghfbWluaW11bSKgAgoUTWVhc3VyZUhlYWRzUmVzcG9uc2USMwoHc3RhcnRlZBgBIAEoCzIgLmFjdHNlcnZlLnYxLk1lYXN1cmVIZWFkc1N0YXJ0ZWRIABIyCgdwYXR0ZXJuGAIgASgLMh8uYWN0c2VydmUudjEuU3BhcnNlUGF0dGVybkNodW5rSAASMgoNaXRlbV9maW5pc2hlZBgDIAEoCzIZLmFjdHNlcnZlLnYxLk1lYXN1cmVkSXRlbUgAEisKB21ldHJpY3MYBCABKAsyGC5hY3RzZXJ2ZS52MS5IZWFkTWV0cmljc0gAEjUKCGZpbmlzaGVkGAUgASgLMiEuYWN0c2VydmUudjEuTWVhc3VyZUhlYWRzRmluaXNoZWRIAEIHCgVldmVudCImChNNZWFzdXJlSGVhZHNTdGFydGVkEg8KB2NhbGxfaWQYASABKAkiigEKElNwYXJzZVBhdHRlcm5DaHVuaxISCgppdGVtX2luZGV4GAEgASgNEg0KBWxheWVyGAIgASgNEgwKBGhlYWQYAyABKA0SDwoHcXVlcmllcxgEIAMoDRIMCgRrZXlzGAUgAygNEiQKB3dlaWdodHMYBiABKAsyEy5hY3RzZXJ2ZS52MS5UZW5zb3IiUwoMTWVhc3VyZWRJdGVtEhIKCml0ZW1faW5kZXgYASABKA0SCwoDa2V5GAIgASgJEiIKBnN0YXR1cxgDIAEoCzISLmdvb2dsZS5ycGMuU3RhdHVzIosCCgtIZWFkTWV0cmljcxINCgVsYXllchgBIAEoDRIMCgRoZWFkGAIgASgNEg8KB3F1ZXJpZXMYAyABKAQSHgoWcHJldmlvdXNfdG9rZW5fcXVlcmllcxgEIAEoBBIZChFpbmR1Y3Rpb25fcXVlcmllcxgFIAEoBBIWCg5wcmV2aW91c190b2tlbhgGIAEoAhIVCg1jdXJyZW50X3Rva2VuGAcgASgCEhMKC2ZpcnN0X3Rva2VuGAggASgCEhEKCWluZHVjdGlvbhgJIAEoAhIPCgdlbnRyb3B5GAogASgCEhAKCGRpc3RhbmNlGAsgASgCEhkKEWRpc3RhbmNlX3ZhcmlhbmNlGAwgASgCIjkKFE1lYXN1cmVIZWFkc0ZpbmlzaGVkEiEKBXVzYWdlGAEgASgLMhIuYWN0c2VydmUudjEuVXNhZ2UyaQoLSGVhZFNlcnZpY2USWgoMTWVhc3VyZUhlYWRzEiAuYWN0c2VydmUudjEuTWVhc3VyZUhlYWRzUmVxdWVzdBohLmFjdHNlcnZlLnYxLk1lYXN1cmVIZWFkc1Jlc3BvbnNlIgOQAgEwAUJSCg9kZXYuYWN0c2VydmUudjFQAVo9Z2l0aHViLmNvbS9hY3RzZXJ2ZS9hY3RzZXJ2ZS9jbGllbnQvZ28vYWN0c2VydmUvdjE7YWN0c2VydmV2MWIGcHJvdG8z", [file_actserve_v1_generation_service, file_actserve_v1_tensor, file_google_api_field_behavior, file_google_rpc_status]);
+  fileDesc("Ch5hY3RzZXJ2ZS92MS9oZWFkX3NlcnZpY2UucHJvdG8SC2FjdHNlcnZlLnYxIrwBChNNZWFzdXJlSGVhZHNSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEisKBWl0ZW1zGAIgAygLMhYuYWN0c2VydmUudjEuRmV0Y2hJdGVtQgTiQQECEhQKBmxheWVycxgDIAMoBUIE4kEBARIzCghwYXR0ZXJucxgEIAEoCzIbLmFjdHNlcnZlLnYxLlNwYXJzZVBhdHRlcm5zQgTiQQEBEhgKCnRvcF90b2tlbnMYBSABKA1CBOJBAQEiXAoOU3BhcnNlUGF0dGVybnMSGAoFdG9wX2sYASABKA1CBOJBAQFIAIgBARIaCgdtaW5pbXVtGAIgASgCQgTiQQEBSAGIAQFCCAoGX3RvcF9rQgoKCF9taW5pbXVtIqACChRNZWFzdXJlSGVhZHNSZXNwb25zZRIzCgdzdGFydGVkGAEgASgLMiAuYWN0c2VydmUudjEuTWVhc3VyZUhlYWRzU3RhcnRlZEgAEjIKB3BhdHRlcm4YAiABKAsyHy5hY3RzZXJ2ZS52MS5TcGFyc2VQYXR0ZXJuQ2h1bmtIABIyCg1pdGVtX2ZpbmlzaGVkGAMgASgLMhkuYWN0c2VydmUudjEuTWVhc3VyZWRJdGVtSAASKwoHbWV0cmljcxgEIAEoCzIYLmFjdHNlcnZlLnYxLkhlYWRNZXRyaWNzSAASNQoIZmluaXNoZWQYBSABKAsyIS5hY3RzZXJ2ZS52MS5NZWFzdXJlSGVhZHNGaW5pc2hlZEgAQgcKBWV2ZW50IiYKE01lYXN1cmVIZWFkc1N0YXJ0ZWQSDwoHY2FsbF9pZBgBIAEoCSKKAQoSU3BhcnNlUGF0dGVybkNodW5rEhIKCml0ZW1faW5kZXgYASABKA0SDQoFbGF5ZXIYAiABKA0SDAoEaGVhZBgDIAEoDRIPCgdxdWVyaWVzGAQgAygNEgwKBGtleXMYBSADKA0SJAoHd2VpZ2h0cxgGIAEoCzITLmFjdHNlcnZlLnYxLlRlbnNvciKBAQoMTWVhc3VyZWRJdGVtEhIKCml0ZW1faW5kZXgYASABKA0SCwoDa2V5GAIgASgJEiIKBnN0YXR1cxgDIAEoCzISLmdvb2dsZS5ycGMuU3RhdHVzEiwKBnByb21wdBgEIAEoCzIcLmFjdHNlcnZlLnYxLlRva2VuaXplZFByb21wdCKKAwoLSGVhZE1ldHJpY3MSDQoFbGF5ZXIYASABKA0SDAoEaGVhZBgCIAEoDRIPCgdxdWVyaWVzGAMgASgEEh4KFnByZXZpb3VzX3Rva2VuX3F1ZXJpZXMYBCABKAQSGQoRaW5kdWN0aW9uX3F1ZXJpZXMYBSABKAQSFgoOcHJldmlvdXNfdG9rZW4YBiABKAISFQoNY3VycmVudF90b2tlbhgHIAEoAhITCgtmaXJzdF90b2tlbhgIIAEoAhIRCglpbmR1Y3Rpb24YCSABKAISDwoHZW50cm9weRgKIAEoAhIQCghkaXN0YW5jZRgLIAEoAhIZChFkaXN0YW5jZV92YXJpYW5jZRgMIAEoAhIXCg9kdXBsaWNhdGVfdG9rZW4YDSABKAISMgoQdG9wX3F1ZXJ5X3Rva2VucxgOIAMoCzIYLmFjdHNlcnZlLnYxLlRva2VuV2VpZ2h0EjAKDnRvcF9rZXlfdG9rZW5zGA8gAygLMhguYWN0c2VydmUudjEuVG9rZW5XZWlnaHQiPQoLVG9rZW5XZWlnaHQSEAoIdG9rZW5faWQYASABKA0SDAoEdGV4dBgCIAEoCRIOCgZ3ZWlnaHQYAyABKAIiOQoUTWVhc3VyZUhlYWRzRmluaXNoZWQSIQoFdXNhZ2UYASABKAsyEi5hY3RzZXJ2ZS52MS5Vc2FnZTJpCgtIZWFkU2VydmljZRJaCgxNZWFzdXJlSGVhZHMSIC5hY3RzZXJ2ZS52MS5NZWFzdXJlSGVhZHNSZXF1ZXN0GiEuYWN0c2VydmUudjEuTWVhc3VyZUhlYWRzUmVzcG9uc2UiA5ACATABQlIKD2Rldi5hY3RzZXJ2ZS52MVABWj1naXRodWIuY29tL2FjdHNlcnZlL2FjdHNlcnZlL2NsaWVudC9nby9hY3RzZXJ2ZS92MTthY3RzZXJ2ZXYxYgZwcm90bzM", [file_actserve_v1_generation_service, file_actserve_v1_prompt, file_actserve_v1_tensor, file_google_api_field_behavior, file_google_rpc_status]);
 
 /**
  * A request to measure heads.
@@ -35,7 +37,7 @@ export type MeasureHeadsRequest = Message<"actserve.v1.MeasureHeadsRequest"> & {
   /**
    * The corpus, each item by itself; from 1 to Limits.max_items. Of FetchItem `key`,
    * `prompt` (required), `interventions`, `adapter` and `positions` count; the last are
-   * those of the queries, all when unset.
+   * those of the queries, all when unset. The others are to be left unset.
    *
    * @generated from field: repeated actserve.v1.FetchItem items = 2;
    */
@@ -54,6 +56,14 @@ export type MeasureHeadsRequest = Message<"actserve.v1.MeasureHeadsRequest"> & {
    * @generated from field: actserve.v1.SparsePatterns patterns = 4;
    */
   patterns?: SparsePatterns;
+
+  /**
+   * How many tokens to tell in HeadMetrics.top_query_tokens and top_key_tokens; at most
+   * 64, none when unset.
+   *
+   * @generated from field: uint32 top_tokens = 5;
+   */
+  topTokens: number;
 };
 
 /**
@@ -257,6 +267,13 @@ export type MeasuredItem = Message<"actserve.v1.MeasuredItem"> & {
    * @generated from field: google.rpc.Status status = 3;
    */
   status?: Status;
+
+  /**
+   * The prompt as it was run, of an item that counts.
+   *
+   * @generated from field: actserve.v1.TokenizedPrompt prompt = 4;
+   */
+  prompt?: TokenizedPrompt;
 };
 
 /**
@@ -270,7 +287,8 @@ export const MeasuredItemSchema: GenMessage<MeasuredItem> = /*@__PURE__*/
  * How one head attends: means over the selected queries of all items that did not
  * fail. Weights, the queries that each mean is over, and the query at position zero are
  * as AttentionSummaryChunk has them; w(q, k) is the weight that query q gives to key k.
- * A mean over no query is NaN. Counts are sums over a call, so 64 bits each.
+ * XX
+ * over a call, so 64 bits each.
  *
  * @generated from message actserve.v1.HeadMetrics
  */
@@ -360,6 +378,31 @@ export type HeadMetrics = Message<"actserve.v1.HeadMetrics"> & {
    * @generated from field: float distance_variance = 12;
    */
   distanceVariance: number;
+
+  /**
+   * The sum of w(q, k) over every k < q with token(k) = token(q), the mean over
+   * induction_queries.
+   *
+   * @generated from field: float duplicate_token = 13;
+   */
+  duplicateToken: number;
+
+  /**
+   * The tokens whose queries give most weight to keys other than position zero, most
+   * first: for each token the sum of w(q, k) over k > 0 and its queries, over `queries`.
+   * Fewer than asked for where fewer give any.
+   *
+   * @generated from field: repeated actserve.v1.TokenWeight top_query_tokens = 14;
+   */
+  topQueryTokens: TokenWeight[];
+
+  /**
+   * The tokens whose keys other than position zero receive most weight, most first: for
+   * each token the sum of w(q, k) over its keys k > 0, over `queries`.
+   *
+   * @generated from field: repeated actserve.v1.TokenWeight top_key_tokens = 15;
+   */
+  topKeyTokens: TokenWeight[];
 };
 
 /**
@@ -368,6 +411,41 @@ export type HeadMetrics = Message<"actserve.v1.HeadMetrics"> & {
  */
 export const HeadMetricsSchema: GenMessage<HeadMetrics> = /*@__PURE__*/
   messageDesc(file_actserve_v1_head_service, 6);
+
+/**
+ * How much attention passes by one token of the vocabulary.
+ *
+ * @generated from message actserve.v1.TokenWeight
+ */
+export type TokenWeight = Message<"actserve.v1.TokenWeight"> & {
+  /**
+   * The token.
+   *
+   * @generated from field: uint32 token_id = 1;
+   */
+  tokenId: number;
+
+  /**
+   * The token, decoded alone.
+   *
+   * @generated from field: string text = 2;
+   */
+  text: string;
+
+  /**
+   * Of all queries the mean.
+   *
+   * @generated from field: float weight = 3;
+   */
+  weight: number;
+};
+
+/**
+ * Describes the message actserve.v1.TokenWeight.
+ * Use `create(TokenWeightSchema)` to create a new message.
+ */
+export const TokenWeightSchema: GenMessage<TokenWeight> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_head_service, 7);
 
 /**
  * Closes a measurement.
@@ -388,7 +466,7 @@ export type MeasureHeadsFinished = Message<"actserve.v1.MeasureHeadsFinished"> &
  * Use `create(MeasureHeadsFinishedSchema)` to create a new message.
  */
 export const MeasureHeadsFinishedSchema: GenMessage<MeasureHeadsFinished> = /*@__PURE__*/
-  messageDesc(file_actserve_v1_head_service, 7);
+  messageDesc(file_actserve_v1_head_service, 8);
 
 /**
  * Measures attention heads over a corpus: numbers for each head, and the patterns

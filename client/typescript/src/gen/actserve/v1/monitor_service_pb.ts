@@ -863,7 +863,7 @@ export type FitMonitorRequest = Message<"actserve.v1.FitMonitorRequest"> & {
   monitorId: string;
 
   /**
-   * Examples, from 8 to Limits.max_items, at least four of each kind. A quarter is held
+   * Examples, from 8 to Limits.max_fit_examples, at least four of each kind. A quarter is held
    * out, and a quarter of the rest set aside to choose by, always the same of equal
    * requests, and of one group all or none.
    *
@@ -874,7 +874,7 @@ export type FitMonitorRequest = Message<"actserve.v1.FitMonitorRequest"> & {
   /**
    * Texts like those that will be watched, nearly all of which are harmless: thresholds
    * are set by these and the negative examples held out. With the others at most
-   * Limits.max_items.
+   * Limits.max_fit_examples.
    *
    * @generated from field: repeated actserve.v1.FitExample benign_examples = 4;
    */

@@ -1,0 +1,308 @@
+"""`actserve-server doctor [flags]`: whether a server with these options would start here, and what
+to change if not. It loads no model, and takes a few seconds.
+
+What the server itself finds out before it loads is asked of the same functions; what it would find
+out by failing, such as too little memory, is worked out from the model's files.
+"""
+
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+
+import psutil
+import sqlalchemy as sa
+from cryptography import x509
+
+from actserve_server.config import ConfigError, Settings
+from actserve_server.listening import check_ports, how_to_listen
+from actserve_server.storage import store_failures
+from actserve_server.storage.database_places import FILE, SqliteFile, StoreConfigError, place
+from actserve_server.storage.migrate import is_current
+
+EXPIRES_SOON = timedelta(days=14)
+FREE_DISK_BYTES = 1 << 30
+"""Less than this for what is stored is worth a warning."""
+PROCESSES_BYTES = 1536 << 20
+"""What Python, PyTorch and vLLM take in the server's two processes, beside weights and caches."""
+SPARE_FILES = 256
+"""Open files beside one for each call."""
+FAKE_MODEL = "fake"
+
+
+class Verdict(StrEnum):
+    """How bad a finding is."""
+
+    GOOD = "ok"
+    WORTH_A_LOOK = "warning"
+    BAD = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was looked at, how it is, and what to do if it is not good."""
+
+    about: str
+    verdict: Verdict
+    says: str
+
+
+def findings(settings: Settings) -> Iterator[Finding]:
+    """One after the other, as they are found."""
+    for about, check in _CHECKS:
+        try:
+            yield from (Finding(about, *found) for found in check(settings))
+        except ConfigError as error:
+            yield Finding(about, Verdict.BAD, str(error))
+
+
+Found = Iterator[tuple[Verdict, str]]
+
+
+def _callers(settings: Settings) -> Found:
+    """Certificates and files of those who may call can be read."""
+    given = how_to_listen(settings)
+    if given.audit is not None:
+        given.audit.close()
+    if not given.callers:
+        yield Verdict.WORTH_A_LOOK, "anybody who reaches the ports may call; set token_file"
+    else:
+        yield Verdict.GOOD, "callers are known"
+    if settings.tls_cert is None:
+        yield Verdict.WORTH_A_LOOK, "calls are not encrypted; set tls_cert and tls_key"
+        return
+    for certificate in x509.load_pem_x509_certificates(settings.tls_cert.read_bytes()):
+        left = certificate.not_valid_after_utc - datetime.now(UTC)
+        until = f"{settings.tls_cert} is valid until {certificate.not_valid_after_utc:%Y-%m-%d}"
+        if certificate.not_valid_before_utc > datetime.now(UTC):
+            begins = f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+            yield Verdict.BAD, f"{settings.tls_cert} is not valid before {begins}; check the clock"
+        elif left < timedelta(0):
+            yield Verdict.BAD, f"{until}, which is over; put a new one there"
+        elif left < EXPIRES_SOON:
+            yield (
+                Verdict.WORTH_A_LOOK,
+                f"{until}; put a new one there",
+            )
+        else:
+            yield Verdict.GOOD, until
+
+
+def _ports(settings: Settings) -> Found:
+    check_ports(settings)
+    yield Verdict.GOOD, "every port is free"
+
+
+def _store(settings: Settings) -> Found:
+    """The database answers, and is of this version of the server or an older one. Nothing is
+    written."""
+    url = settings.database_url
+    try:
+        where = place(url.get_secret_value() if url else None, settings.data_dir)
+        if isinstance(where, SqliteFile):
+            yield from _folder_for(where)
+            if not (where.folder / FILE).exists():
+                return
+        engine = where.engine()
+        try:
+            current = is_current(engine, where)
+        finally:
+            engine.dispose()
+    except StoreConfigError as error:
+        raise ConfigError(str(error)) from None
+    except sa.exc.SQLAlchemyError as error:
+        raise ConfigError(f"{where}: {store_failures.described(error)}") from None
+    if current:
+        yield Verdict.GOOD, f"{where} answers"
+    else:
+        yield Verdict.WORTH_A_LOOK, f"{where} is older than this server, which will migrate it"
+
+
+def _folder_for(file: SqliteFile) -> Found:
+    there = next(each for each in (file.folder, *file.folder.absolute().parents) if each.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{there} cannot be written to by this user; choose another data_dir")
+    free = shutil.disk_usage(there).free
+    says = f"{file.folder} has {_size(free)} left"
+    if free < FREE_DISK_BYTES:
+        yield Verdict.WORTH_A_LOOK, f"{says}; make room, or choose another data_dir"
+    else:
+        yield Verdict.GOOD, says
+
+
+def _model(settings: Settings) -> Found:
+    """There is such a model, and it is of a family that is served."""
+    if settings.model == FAKE_MODEL:
+        yield Verdict.GOOD, "the fake model needs none"
+        return
+    from actserve_server.engine.vllm.families import family_of
+
+    folder = _sought(settings)
+    if folder is None:
+        fetched = f"{settings.model} is not on this machine, and would be fetched from Hugging Face"
+        yield Verdict.WORTH_A_LOOK, fetched
+        return
+    architecture = (_config(folder).get("architectures") or ["none"])[0]
+    try:
+        family_of(architecture)
+    except ValueError as error:
+        raise ConfigError(f"{folder}: {error}") from None
+    yield Verdict.GOOD, f"{folder} has a {architecture}, which is served"
+
+
+def _memory(settings: Settings) -> Found:
+    """What is taken at the start fits: weights, KV cache, bank of vectors, processes."""
+    if settings.model == FAKE_MODEL or (folder := _folder(settings)) is None:
+        return
+    import torch
+
+    weights = _weight_bytes(folder, settings.dtype)
+    if torch.cuda.is_available():
+        share = settings.gpu_memory_utilization or 0.9
+        _, total = torch.cuda.mem_get_info()
+        room = int(total * share)
+        wanted = weights // settings.tensor_parallel_size + settings.vector_budget_bytes
+        where = f"{share:.0%} of a GPU's {_size(total)}"
+    else:
+        room = _available_bytes()
+        cache = settings.kv_cache_memory_bytes or 2 << 30
+        wanted = weights + cache + settings.vector_budget_bytes + PROCESSES_BYTES
+        where = f"the {_size(room)} that are free"
+    says = f"about {_size(wanted)} are taken at the start ({_size(weights)} of weights), of {where}"
+    if wanted > room:
+        says += (
+            ": too much; choose a smaller model or dtype, a smaller kv_cache_memory_bytes, or a "
+            "larger tensor_parallel_size"
+        )
+        yield Verdict.BAD, says
+    else:
+        yield Verdict.GOOD, says
+
+
+def _device(settings: Settings) -> Found:
+    """What computes, and whether vLLM is built for it."""
+    if settings.model == FAKE_MODEL:
+        return
+    import torch
+    from vllm.platforms import current_platform
+
+    from actserve_server.engine.vllm import processor
+
+    if not current_platform.is_cpu():
+        count = torch.cuda.device_count()
+        names = {torch.cuda.get_device_name(each) for each in range(count)}
+        says = f"{count} GPUs: {', '.join(sorted(names))}"
+        if count < settings.tensor_parallel_size:
+            yield Verdict.BAD, f"{says}; set tensor_parallel_size to {count} at most"
+        else:
+            yield Verdict.GOOD, says
+        return
+    folder = _folder(settings)
+    dtype = settings.dtype
+    if dtype == "auto" and folder is not None:
+        dtype = _stored_dtype(folder)
+    slow = processor.slow_in(getattr(torch, dtype, torch.float32))
+    says = f"{processor.name()}, {processor.instructions()}"
+    yield (Verdict.WORTH_A_LOOK, slow) if slow else (Verdict.GOOD, says)
+
+
+def _shared_memory(settings: Settings) -> Found:
+    """The rings of the engine, and of each NLA that is loaded here, have room."""
+    if settings.model == FAKE_MODEL:
+        return
+    from actserve_server.engine.vllm.ring import DEFAULT_CAPACITY
+
+    engines = 1 + sum(2 for source in settings.nla if not source.address)
+    wanted = engines * DEFAULT_CAPACITY
+    free = shutil.disk_usage("/dev/shm").free
+    says = f"/dev/shm has {_size(free)} free, of which {_size(wanted)} are needed"
+    if free < wanted:
+        yield Verdict.BAD, f"{says}; make it larger (docker: --shm-size, the chart: sharedMemory)"
+    else:
+        yield Verdict.GOOD, says
+
+
+def _open_files(settings: Settings) -> Found:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_calls + SPARE_FILES
+    says = f"{limit} files may be open, {wanted} are needed for max_calls {settings.max_calls}"
+    if limit < wanted:
+        yield Verdict.WORTH_A_LOOK, f"{says}; raise it (ulimit -n, LimitNOFILE), or lower max_calls"
+    else:
+        yield Verdict.GOOD, says
+
+
+_CHECKS: tuple[tuple[str, Callable[[Settings], Found]], ...] = (
+    ("callers", _callers),
+    ("ports", _ports),
+    ("store", _store),
+    ("model", _model),
+    ("device", _device),
+    ("memory", _memory),
+    ("shared memory", _shared_memory),
+    ("open files", _open_files),
+)
+
+
+def _folder(settings: Settings) -> Path | None:
+    """Of the model; None if it is not on this machine, whatever `_model` says of that."""
+    try:
+        return _sought(settings)
+    except ConfigError:
+        return None
+
+
+def _sought(settings: Settings) -> Path | None:
+    """Of the model; None if it would be fetched. Raises ConfigError where it is missing."""
+    from actserve_server.models.embedded import MissingModelPackageError, default_cache_dir
+    from actserve_server.models.resolve import resolve
+
+    try:
+        cache = settings.cache_dir or default_cache_dir()
+        resolved = resolve(settings.model, cache).path_or_hub_id
+    except (FileNotFoundError, MissingModelPackageError) as error:
+        raise ConfigError(f"model: {error}") from None
+    if Path(resolved).is_dir():
+        return Path(resolved)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(resolved, "config.json", revision=settings.revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _config(folder: Path) -> dict[str, object]:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model: {folder}/config.json cannot be read: {error}") from None
+
+
+def _stored_dtype(folder: Path) -> str:
+    config = _config(folder)
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _weight_bytes(folder: Path, dtype: str) -> int:
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    widened = dtype in ("float32", "float") and _stored_dtype(folder) in ("float16", "bfloat16")
+    return stored * 2 if widened else stored
+
+
+def _available_bytes() -> int:
+    """Of this machine's memory, or this container's."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # There is no limit.
+        return free
+    return min(free, limit - used)
+
+
+def _size(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB"

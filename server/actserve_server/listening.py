@@ -1,0 +1,148 @@
+"""How a server listens, and to whom: ports, TLS, known callers, quotas and the audit log, made of
+the options."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client import start_http_server
+
+from actserve_server.config import ConfigError, Settings
+from actserve_server.rpc.server import DESCRIPTORS, Listening, RpcServer
+from actserve_server.rpc.transport.access_tokens import TokenFile
+from actserve_server.rpc.transport.audit_log import AuditLog
+from actserve_server.rpc.transport.auth import KnownCallers
+from actserve_server.rpc.transport.client_certificates import CertificateFile
+from actserve_server.rpc.transport.issuer_keys import KeyAddress, KeyFile
+from actserve_server.rpc.transport.signed_tokens import SignedTokens, Trust
+from actserve_server.rpc.transport.tenant_file import TenantFile
+from actserve_server.tls_files import TlsFiles
+
+if TYPE_CHECKING:
+    from actserve_server.http.http_server import HttpServer
+
+
+def how_to_listen(settings: Settings) -> Listening:
+    """How the options say that the server listens, and to whom. Raises `ConfigError`."""
+    tls = None
+    try:
+        # gRPC would say of a wrong file no more than that it cannot listen.
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        callers = _known_callers(settings)
+        audit = None if settings.audit_log is None else AuditLog(settings.audit_log)
+        tenants = None if settings.tenant_file is None else TenantFile(settings.tenant_file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    return Listening(
+        host=settings.host,
+        port=settings.port,
+        max_request_bytes=settings.max_request_bytes,
+        max_connection_age_s=settings.max_connection_age_s,
+        reader_timeout_s=settings.reader_timeout_s,
+        max_calls=settings.max_calls,
+        tenant_share=settings.tenant_share,
+        health_port=settings.health_port,
+        tls=tls,
+        callers=callers,
+        tenants=tenants,
+        audit=audit,
+    )
+
+
+def _known_callers(settings: Settings) -> KnownCallers:
+    """Raises OSError or ValueError for a file that cannot be used."""
+    tokens, certificates = settings.token_file, settings.certificate_file
+    return KnownCallers(
+        tokens=None if tokens is None else TokenFile(tokens),
+        certificates=None if certificates is None else CertificateFile(certificates),
+        signed=_signed_tokens(settings),
+    )
+
+
+def _signed_tokens(settings: Settings) -> SignedTokens | None:
+    issuer, audience, keys = settings.oidc_issuer, settings.oidc_audience, settings.oidc_keys
+    if issuer is None or audience is None or keys is None:
+        return None
+    trust = Trust(
+        issuer=issuer,
+        audience=audience,
+        algorithms=settings.oidc_algorithms,
+        tenant_claim=settings.oidc_tenant_claim,
+        role_claim=settings.oidc_role_claim,
+        role_prefix=settings.oidc_role_prefix,
+    )
+    return SignedTokens(trust, KeyAddress(keys) if "://" in keys else KeyFile(Path(keys)))
+
+
+async def reload(given: Listening) -> None:
+    """Reads again what has changed of the files that say who may call."""
+    callers = given.callers
+    if given.tls is not None:
+        given.tls.files.reload()
+    if callers.tokens is not None:
+        callers.tokens.reload()
+    if callers.certificates is not None:
+        callers.certificates.file.reload()
+    if given.tenants is not None:
+        given.tenants.file.reload()
+    if callers.signed is not None:
+        await callers.signed.keys.refresh()
+
+
+def http_server(settings: Settings, given: Listening, rpc: RpcServer) -> "HttpServer | None":
+    if settings.http_port is None:
+        return None
+    # Imported here: what needs no HTTP starts without it.
+    from actserve_server.http.http_server import HttpListening, HttpServer
+    from actserve_server.rpc.web import web_door
+
+    http = HttpServer(
+        HttpListening(
+            host=given.host,
+            port=settings.http_port,
+            max_body_bytes=given.max_request_bytes,
+            max_connections=2 * given.max_calls,
+            reader_timeout_s=given.reader_timeout_s,
+            origins=settings.http_origins,
+            known_callers=bool(given.callers),
+            tls=None if given.tls is None else given.tls.http_context(),
+        )
+    )
+    door = web_door.make(DESCRIPTORS, rpc.methods, given.max_request_bytes)
+    http.mount(web_door.PREFIX, door, bounds_bodies=True)
+    return http
+
+
+def check_ports(settings: Settings) -> None:
+    """Raises `ConfigError` if one is taken."""
+    for port in (settings.port, settings.health_port, settings.http_port):
+        if port is not None:
+            _check_port(settings.host, port)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises if the port is taken, which gRPC would find out only once the model has loaded."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+
+def serve_metrics(settings: Settings) -> Callable[[], None]:
+    """Begins, and returns what ends it. Raises `ConfigError`."""
+    if settings.metrics_port == 0:
+        return lambda: None
+    try:
+        server, _ = start_http_server(settings.metrics_port, settings.metrics_host)
+    except OSError as error:
+        where = f"{settings.metrics_host}:{settings.metrics_port}"
+        raise ConfigError(
+            f"cannot serve metrics on {where}: {error.strerror or error}; choose another "
+            "metrics_port, or 0 for none"
+        ) from None
+    return server.shutdown

@@ -1,0 +1,183 @@
+"""What would keep a server from starting is said before, with what to change."""
+
+import asyncio
+import json
+import resource
+import shutil
+import socket
+from collections import namedtuple
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import trustme
+
+from actserve_server import doctor
+from actserve_server.cli import main
+from actserve_server.config import Settings
+from actserve_server.doctor import Verdict
+from actserve_server.storage.database import Database
+from actserve_server.storage.database_places import place
+from actserve_server.storage.migrate import VERSION_TABLE
+
+Usage = namedtuple("Usage", "total used free")
+
+GIB = 1 << 30
+
+
+def found(about: str, **options: Any) -> list[tuple[Verdict, str]]:
+    options = {"model": "fake", "port": 0, "metrics_port": 0, **options}
+    told = doctor.findings(Settings(**options))
+    return [(each.verdict, each.says) for each in told if each.about == about]
+
+
+def certificate(folder: Path, lasting: timedelta) -> dict[str, Path]:
+    now = datetime.now(UTC)
+    issued = trustme.CA().issue_cert("localhost", not_after=now + lasting)
+    issued.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    return {"tls_cert": folder / "cert.pem", "tls_key": folder / "key.pem"}
+
+
+def checkpoint(folder: Path, architecture: str, gibibytes: float = 0) -> str:
+    folder.mkdir()
+    config = {"architectures": [architecture], "torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(int(gibibytes * GIB))  # A hole: it takes no room on the disk.
+    return str(folder)
+
+
+def test_with_all_in_order_nothing_is_an_error(tmp_path: Path) -> None:
+    told = doctor.findings(Settings(model="fake", port=0, metrics_port=0, data_dir=tmp_path))
+    assert {each.about for each in told if each.verdict is Verdict.BAD} == set()
+
+
+@pytest.mark.parametrize(
+    ("days", "verdict", "says"),
+    [
+        (90, Verdict.GOOD, "is valid until"),
+        (3, Verdict.WORTH_A_LOOK, "put a new one there"),
+        (-3, Verdict.BAD, "which is over"),
+    ],
+)
+def test_a_certificate_that_expires_is_told(
+    days: int, verdict: Verdict, says: str, tmp_path: Path
+) -> None:
+    (_, of_certificate) = found("callers", **certificate(tmp_path, timedelta(days=days)))
+    assert of_certificate[0] is verdict
+    assert says in of_certificate[1]
+
+
+def test_who_may_call_is_told() -> None:
+    (callers, encryption) = found("callers")
+    assert callers == (
+        Verdict.WORTH_A_LOOK,
+        "anybody who reaches the ports may call; set token_file",
+    )
+    assert encryption[0] is Verdict.WORTH_A_LOOK
+
+
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (told,) = found("callers", token_file=tmp_path / "tokens.yaml")
+    assert told[0] is Verdict.BAD
+    assert "tokens.yaml" in told[1]
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        (told,) = found("ports", http_port=port)
+    assert told[0] is Verdict.BAD
+    assert str(port) in told[1]
+
+
+def test_a_database_is_looked_at_and_left_as_it_is(tmp_path: Path) -> None:
+    assert found("store", data_dir=tmp_path / "new")[0][0] is Verdict.GOOD
+    assert not (tmp_path / "new").exists()
+
+    async def make() -> None:
+        made = Database(place(None, tmp_path))
+        await made.prepare()
+        made.close()
+
+    asyncio.run(make())
+    assert found("store", data_dir=tmp_path)[-1][0] is Verdict.GOOD
+    for version, verdict in (("0004", Verdict.WORTH_A_LOOK), ("9999", Verdict.BAD)):
+        engine = place(None, tmp_path).engine()
+        with engine.begin() as connection:
+            connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num='{version}'"))
+        engine.dispose()
+        assert found("store", data_dir=tmp_path)[-1][0] is verdict
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(GIB, GIB, 0))
+    assert found("store", data_dir=tmp_path)[0][0] is Verdict.WORTH_A_LOOK
+
+
+def test_a_model_that_is_not_there_or_not_served_is_told_once(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    (told,) = found("model", model=missing)
+    assert told == (Verdict.BAD, f"model: model folder not found: {missing}")
+    assert found("memory", model=missing) == []
+    (told,) = found("model", model=checkpoint(tmp_path / "other", "MambaForCausalLM"))
+    assert told[0] is Verdict.BAD
+    assert "MambaForCausalLM is not served" in told[1]
+    (told,) = found("model", model=checkpoint(tmp_path / "served", "LlamaForCausalLM"))
+    assert told[0] is Verdict.GOOD
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "dtype", "verdict"),
+    [
+        (1.0, "auto", Verdict.GOOD),
+        (9.0, "auto", Verdict.BAD),
+        # Twice as large as in its file.
+        (5.0, "float32", Verdict.BAD),
+        (5.0, "auto", Verdict.GOOD),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told_with_the_sum(
+    gibibytes: float,
+    dtype: str,
+    verdict: Verdict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(doctor, "_available_bytes", lambda: 10 * GIB)
+    model = checkpoint(tmp_path / "model", "LlamaForCausalLM", gibibytes)
+    (told,) = found("memory", model=model, dtype=dtype)
+    assert told[0] is verdict
+    assert ("choose a smaller model" in told[1]) is (verdict is Verdict.BAD)
+
+
+def test_too_little_shared_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(GIB, GIB, 1 << 20))
+    model = checkpoint(tmp_path / "model", "LlamaForCausalLM")
+    (told,) = found("shared memory", model=model)
+    assert told[0] is Verdict.BAD
+    assert "--shm-size" in told[1]
+
+
+def test_too_few_open_files_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 256))
+    (told,) = found("open files")
+    assert told[0] is Verdict.WORTH_A_LOOK
+    assert "lower max_calls" in told[1]
+
+
+def test_the_exit_status_tells_whether_a_server_would_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["doctor", "--model=fake", "--port=0", "--metrics-port=0", f"--data-dir={tmp_path}"]
+    assert main(flags) == 0
+    assert "ok       ports: every port is free" in capsys.readouterr().out
+    assert main([*flags, f"--token-file={tmp_path / 'none'}"]) == 1
+    assert main([*flags, "--host=0.0.0.0"]) == 2
