@@ -168,7 +168,7 @@ class App:
         self.monitoring = Monitoring(
             self.engine, self.autoencoders, self.kept, self.database, settings, listening.rules
         )
-        self.graphs = _graphs(engine, self.database, settings)
+        self.graphs = _graphs(engine, self.database, self.dictionaries, settings)
         sources = Sources(kept=self.kept, vectors=self.vectors, dictionaries=self.dictionaries)
         watching = self.monitoring.parts
         generations = Generations(self.engine, sources, self.autoencoders, watching)
@@ -548,7 +548,9 @@ def _dictionaries(settings: Settings, database: Database, model_id: str) -> Dict
     )
 
 
-def _graphs(engine: Engine, database: Database, settings: Settings) -> GraphParts:
+def _graphs(
+    engine: Engine, database: Database, dictionaries: DictionaryRegistry, settings: Settings
+) -> GraphParts:
     registry = GraphRegistry(
         database,
         engine.info.id,
@@ -560,7 +562,9 @@ def _graphs(engine: Engine, database: Database, settings: Settings) -> GraphPart
         ),
     )
     if isinstance(engine, FakeEngine):
-        return GraphParts(registry=registry, work=GraphWork(FakeTracer(engine.info), registry))
+        return GraphParts(
+            registry=registry, work=GraphWork(FakeTracer(engine.info), registry, dictionaries)
+        )
     tracer = TracerProcess(
         engine.info.path,
         revision=settings.revision,
@@ -568,7 +572,7 @@ def _graphs(engine: Engine, database: Database, settings: Settings) -> GraphPart
         max_seconds=settings.graph_work_seconds,
         idle_s=settings.graph_idle_seconds,
     )
-    return GraphParts(registry=registry, work=GraphWork(tracer, registry))
+    return GraphParts(registry=registry, work=GraphWork(tracer, registry, dictionaries))
 
 
 def _database(settings: Settings) -> Database:
