@@ -169,7 +169,7 @@ class App:
         self.monitoring = Monitoring(
             self.engine, self.autoencoders, self.kept, self.database, settings, listening.rules
         )
-        self.graphs = _graphs(engine, self.database, settings, listening.rules)
+        self.graphs = _graphs(engine, self.database, self.dictionaries, settings, listening.rules)
         sources = Sources(kept=self.kept, vectors=self.vectors, dictionaries=self.dictionaries)
         watching = self.monitoring.parts
         generations = Generations(self.engine, sources, self.autoencoders, watching)
@@ -552,7 +552,13 @@ def _dictionaries(
     )
 
 
-def _graphs(engine: Engine, database: Database, settings: Settings, rules: RulesOf) -> GraphParts:
+def _graphs(
+    engine: Engine,
+    database: Database,
+    dictionaries: DictionaryRegistry,
+    settings: Settings,
+    rules: RulesOf,
+) -> GraphParts:
     registry = GraphRegistry(
         database,
         engine.info.id,
@@ -565,7 +571,9 @@ def _graphs(engine: Engine, database: Database, settings: Settings, rules: Rules
         ),
     )
     if isinstance(engine, FakeEngine):
-        return GraphParts(registry=registry, work=GraphWork(FakeTracer(engine.info), registry))
+        return GraphParts(
+            registry=registry, work=GraphWork(FakeTracer(engine.info), registry, dictionaries)
+        )
     tracer = TracerProcess(
         engine.info.path,
         revision=settings.revision,
@@ -573,7 +581,7 @@ def _graphs(engine: Engine, database: Database, settings: Settings, rules: Rules
         max_seconds=settings.graph_work_seconds,
         idle_s=settings.graph_idle_seconds,
     )
-    return GraphParts(registry=registry, work=GraphWork(tracer, registry))
+    return GraphParts(registry=registry, work=GraphWork(tracer, registry, dictionaries))
 
 
 def _database(settings: Settings) -> Database:

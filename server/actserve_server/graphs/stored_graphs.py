@@ -53,6 +53,8 @@ class NewGraph:
     """A serialized TokenizedPrompt."""
     settings: bytes
     """Serialized AttributionSettings."""
+    dictionaries: tuple[str, ...] = ()
+    """Ids of the transcoders, one for each layer; none for a graph of neurons."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class StoredGraph:
     id: str
     prompt: bytes
     settings: bytes
+    dictionaries: tuple[str, ...]
     progress: WorkProgress
     is_lost: bool
     """Whether the server that did the work is gone."""
@@ -130,6 +133,7 @@ class GraphRegistry:
                     "id": taken,
                     "prompt": new.prompt,
                     "settings": new.settings,
+                    "dictionaries": list(new.dictionaries),
                     **_columns(WorkProgress(WorkState.WAITING, 0, 0)),
                     "error": b"",
                     "nodes": 0,
@@ -290,6 +294,7 @@ class GraphRegistry:
             id=row.id,
             prompt=bytes(row.prompt),
             settings=bytes(row.settings),
+            dictionaries=tuple(row.dictionaries),
             progress=progress,
             is_lost=progress.state not in _OVER and silent_us > self._lease_s * 1e6,
             error=bytes(row.error),
