@@ -34,6 +34,7 @@ from tests.contract.harness import (
     site,
     write_tokens,
 )
+from tests.contract.monitors import create as create_monitor
 from tests.contract.vectors import create, full, rows, stored
 
 WRITER, READER = bearing("of-a-writer"), bearing("of-a-reader")
@@ -111,6 +112,17 @@ async def test_a_stored_vector_is_told_by_the_same_digest(served: Served, path: 
     assert full("joy") in made["resources"]
     assert used["interventions"][0]["vectors"] == [{"as": "vector", "sha256": DIGEST}]
     assert SECRET not in written(path)
+
+
+async def test_what_a_monitor_switches_on_is_told_too(served: Served, path: Path) -> None:
+    level = {"threshold": -1e6, "intervene": {"interventions": [addition(VECTOR)]}}
+    await served.monitors.CreateMonitor(create_monitor(upper=level), metadata=WRITER)
+    await collect(served.generation.Generate(generate(), metadata=READER))
+    _, line = lines(path)
+    assert (line["role"], line["method"].rpartition("/")[2]) == ("reader", "Generate")
+    (change,) = line["interventions"]
+    assert change["vectors"] == [{"as": "vector", "sha256": DIGEST}]
+    assert change["receipt"]["changed_rows"] > 0
 
 
 async def test_equal_interventions_of_many_items_are_one_and_many_are_bounded(
