@@ -24,6 +24,7 @@ from actserve_server.models.resolve import ResolvedModel, resolve
 from bench.clients import client_tables, measure_clients
 from bench.cores import cores_tables, measure_cores
 from bench.corpus import corpus_tables, measure_corpus
+from bench.dictionaries import dictionary_tables, measure_dictionaries
 from bench.door import door_tables, measure_door
 from bench.explanations import explanation_tables, measure_explanations
 from bench.growth import growth_faults, growth_tables, measure_growth
@@ -89,6 +90,10 @@ PARTS: Mapping[str, Part] = {
     "monitors": Part(
         lambda asked, log: asyncio.run(measure_monitors(asked.options, asked.rounds, log)),
         monitor_tables,
+    ),
+    "dictionaries": Part(
+        lambda asked, log: asyncio.run(measure_dictionaries(asked.options, asked.rounds, log)),
+        dictionary_tables,
     ),
     "planning": Part(lambda asked, log: measure_planning(log), planning_tables),
     "growth": Part(

@@ -12,6 +12,7 @@ with switching off five others: of random heads the second reading stays good.
 import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,7 @@ def said(client: actserve.Client, texts: Sequence[list[int]], off: Iterable[Head
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("server", nargs="?", default="localhost:50051")
     parser.add_argument("--picture", help="draw the scores into this file")
     asked = parser.parse_args()
@@ -102,5 +103,6 @@ if __name__ == "__main__":
         found = measure(served)
     print(found)
     if asked.picture:
-        found.table.plot("induction").figure.savefig(asked.picture)
+        figure: Any = found.table.plot("induction").figure
+        figure.savefig(asked.picture)
     found.check()

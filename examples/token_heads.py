@@ -12,6 +12,7 @@ of an earlier layer tells it (Elhage et al., "A Mathematical Framework for Trans
 
 import argparse
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def measure(client: actserve.Client) -> Found:
     ][:PREVIOUS]
     others = [
         (layer, head)
-        for layer in {layer for layer, _ in off}
+        for layer in sorted({layer for layer, _ in off})
         for head in range(random.heads)
         if (layer, head) not in off
     ]
@@ -102,20 +103,20 @@ def measure(client: actserve.Client) -> Found:
     return Found(
         sentences,
         random,
-        {
-            name: float(
-                np.corrcoef(*(each.score(name).ravel() for each in (sentences, random)))[0, 1]
-            )
-            for name in ("previous_token", "current_token")
-        },
+        {name: correlation(sentences.score(name), random.score(name)) for name in SCORES},
         score([]),
         score(off),
         tuple(score([others[at] for at in each]) for each in drawn),
     )
 
 
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Of the scores of all heads."""
+    return float(np.corrcoef(np.stack([one.ravel(), other.ravel()]))[0, 1])
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("server", nargs="?", default="localhost:50051")
     parser.add_argument("--picture", help="draw the previous-token scores into this file")
     asked = parser.parse_args()
@@ -123,5 +124,6 @@ if __name__ == "__main__":
         found = measure(served)
     print(found)
     if asked.picture:
-        found.random.plot("previous_token").figure.savefig(asked.picture)
+        figure: Any = found.random.plot("previous_token").figure
+        figure.savefig(asked.picture)
     found.check()

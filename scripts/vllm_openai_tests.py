@@ -4,7 +4,7 @@ python scripts/vllm_openai_tests.py CHECKOUT URL MODEL FOLDER [arguments of pyte
 
 CHECKOUT has vLLM's sources, of the release that is installed; URL is that of a server that runs,
 such as http://127.0.0.1:8000, MODEL the id that it serves, and FOLDER where the model is, which
-`actserve-server prepare` says. The tests are taken as they are, but for the name of their model and
+`actserve-server prepare-model` prints. The tests are taken as they are, but for the name of their model and
 for the server that they would start. What they ask of another model, and what the door refuses,
 fails; docs/openai.md says what that is.
 """
@@ -75,10 +75,12 @@ class RemoteOpenAIServer:
         )
 '''
 CONFTEST = """
-import huggingface_hub
+from types import SimpleNamespace
 
-# Of adapters, which no server here takes.
-huggingface_hub.snapshot_download = lambda *_, **__: ""
+from vllm.transformers_utils import repo_utils
+
+# Of adapters, which the door does not serve: the model answers by their names.
+repo_utils.hf_api = lambda: SimpleNamespace(snapshot_download=lambda *_, **__: "")
 """
 
 

@@ -33,6 +33,7 @@ from actserve_server.dictionaries.stored_dictionaries import DictionaryQuota, St
 from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.sites import HookPoint
+from actserve_server.domain.tenant_rules import RulesOf
 from actserve_server.engine.admission import AdmissionLimits, AdmittedEngine
 from actserve_server.engine.api import Engine
 from actserve_server.engine.closing import close_all
@@ -155,7 +156,7 @@ class App:
             ),
             self.kept.copies,
         )
-        self.dictionaries = _dictionaries(settings, self.database, engine.info.id)
+        self.dictionaries = _dictionaries(settings, self.database, engine.info.id, listening.rules)
         self._cells = StoredCells(
             self.database,
             max_bytes=settings.max_sweep_bytes,
@@ -168,7 +169,7 @@ class App:
         self.monitoring = Monitoring(
             self.engine, self.autoencoders, self.kept, self.database, settings, listening.rules
         )
-        self.graphs = _graphs(engine, self.database, settings)
+        self.graphs = _graphs(engine, self.database, self.dictionaries, settings, listening.rules)
         sources = Sources(kept=self.kept, vectors=self.vectors, dictionaries=self.dictionaries)
         watching = self.monitoring.parts
         generations = Generations(self.engine, sources, self.autoencoders, watching)
@@ -534,11 +535,14 @@ def _fake(settings: Settings) -> Engine:
     )
 
 
-def _dictionaries(settings: Settings, database: Database, model_id: str) -> DictionaryRegistry:
+def _dictionaries(
+    settings: Settings, database: Database, model_id: str, rules: RulesOf
+) -> DictionaryRegistry:
     quota = DictionaryQuota(
         max_dictionaries=settings.max_dictionaries,
         max_bytes=settings.max_dictionary_bytes,
         tenant_share=settings.tenant_share,
+        rules=rules,
     )
     return DictionaryRegistry(
         model_id,
@@ -548,7 +552,13 @@ def _dictionaries(settings: Settings, database: Database, model_id: str) -> Dict
     )
 
 
-def _graphs(engine: Engine, database: Database, settings: Settings) -> GraphParts:
+def _graphs(
+    engine: Engine,
+    database: Database,
+    dictionaries: DictionaryRegistry,
+    settings: Settings,
+    rules: RulesOf,
+) -> GraphParts:
     registry = GraphRegistry(
         database,
         engine.info.id,
@@ -557,10 +567,13 @@ def _graphs(engine: Engine, database: Database, settings: Settings) -> GraphPart
             max_bytes=settings.max_graph_bytes,
             max_seconds=settings.max_graph_seconds,
             tenant_share=settings.tenant_share,
+            rules=rules,
         ),
     )
     if isinstance(engine, FakeEngine):
-        return GraphParts(registry=registry, work=GraphWork(FakeTracer(engine.info), registry))
+        return GraphParts(
+            registry=registry, work=GraphWork(FakeTracer(engine.info), registry, dictionaries)
+        )
     tracer = TracerProcess(
         engine.info.path,
         revision=settings.revision,
@@ -568,7 +581,7 @@ def _graphs(engine: Engine, database: Database, settings: Settings) -> GraphPart
         max_seconds=settings.graph_work_seconds,
         idle_s=settings.graph_idle_seconds,
     )
-    return GraphParts(registry=registry, work=GraphWork(tracer, registry))
+    return GraphParts(registry=registry, work=GraphWork(tracer, registry, dictionaries))
 
 
 def _database(settings: Settings) -> Database:

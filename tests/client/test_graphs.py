@@ -22,6 +22,7 @@ SUMMARY = GraphSummary(
     name="models/fake/attributionGraphs/capital",
     tokens=("The", " capital"),
     token_ids=(3, 8),
+    dictionaries=(),
     settings={
         "max_logits": 10,
         "logit_probability": 0.95,
@@ -159,6 +160,41 @@ def test_graphs_and_tests_of_them_can_be_looked_at() -> None:
     assert tested.correlation == pytest.approx(1)
     assert "Correlation 1.000" in tested._repr_html_()
     assert np.isnan(replace(tested, predicted=0 * change).correlation)
+
+
+def test_features_and_errors_have_names_of_their_own() -> None:
+    told = [
+        pb.AttributionNode(embedding={"token_id": 3}),
+        pb.AttributionNode(reconstruction_error={"dictionary_index": 0}, position=1),
+        pb.AttributionNode(feature={"dictionary_index": 0, "feature_index": 1, "activation": 2}),
+        pb.AttributionNode(logit={"token_id": 5, "probability": 1}, position=1),
+    ]
+    edges = pb.AttributionEdges(
+        sources=[1, 2],
+        targets=[2, 3],
+        weights={
+            "element_type": "ELEMENT_TYPE_F32",
+            "shape": [2],
+            "data": np.array([0.5, 1.5], "<f4").tobytes(),
+        },
+    )
+    summary = replace(SUMMARY, nodes=4, dictionaries=("zero",))
+    graph = graph_from_proto(summary, told, [edges], {5: " x"})
+    assert [node.label for node in graph.nodes] == [
+        "'The'",
+        "error of zero",
+        "zero[1]",
+        "→ ' x'",
+    ]
+    np.testing.assert_allclose(graph.predicted(graph.features), [-1.5])
+    made = graph.to_neuronpedia()
+    jsonschema.validate(made, SCHEMA)
+    assert len({node["node_id"] for node in made["nodes"]}) == 4
+    assert made["metadata"]["transcoder_list"] == ["zero"]
+    with pytest.raises(InvalidRequest, match="kind error"):
+        graph.predicted([1])
+    with pytest.raises(BadResponse, match="dictionary 0"):
+        graph_from_proto(replace(summary, dictionaries=()), told, [edges], {})
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,16 @@ import pytest
 from google.rpc import error_details_pb2
 
 from actserve.v1 import attribution_graph_service_pb2 as pb
-from actserve.v1 import model_service_pb2, work_pb2
+from actserve.v1 import dictionary_service_pb2 as dictionary_pb
+from actserve.v1 import model_service_pb2, site_pb2, work_pb2
+from actserve_server.dictionaries.dictionary import LoadedDictionary
 from actserve_server.domain.principals import Role
 from actserve_server.engine.fake import FakeEngine
-from actserve_server.graphs import graph_work
+from actserve_server.graphs import graph_work, transcoder_files
 from actserve_server.graphs.fake_tracer import FakeTracer
 from actserve_server.graphs.stored_graphs import GraphRegistry
+from actserve_server.graphs.traced_graph import TraceRequest
+from tests.contract.dictionaries import Sent, full, matrices, numbers, uploaded
 from tests.contract.harness import (
     Served,
     bearing,
@@ -25,8 +29,10 @@ from tests.contract.harness import (
     eventually,
     failure,
     serving,
+    site,
     write_tokens,
 )
+from tests.contract.refusals import WIDTH
 
 NAME = "models/fake/attributionGraphs/capital"
 _numbers = itertools.count()
@@ -250,7 +256,8 @@ async def test_no_more_wait_than_may() -> None:
         ({"prompt": {}}, "FIELD_REQUIRED", "prompt"),
         ({"prompt": {"text": "a" * 600}}, "PROMPT_TOO_LONG", "prompt"),
         ({"attribution_graph_id": "A"}, "FIELD_INVALID", "attribution_graph_id"),
-        ({"dictionaries": ["d"]}, "FEATURE_NOT_SERVED", "dictionaries"),
+        ({"dictionaries": ["models/fake/dictionaries/d"]}, "RESOURCE_NOT_FOUND", "dictionaries[0]"),
+        ({"dictionaries": [""]}, "FIELD_REQUIRED", "dictionaries[0]"),
         ({"adapter": "models/fake/adapters/a"}, "FEATURE_NOT_SERVED", "adapter"),
         ({"model": "models/other"}, "MODEL_NOT_FOUND", "model"),
         *(
@@ -273,6 +280,101 @@ async def test_what_cannot_be_is_refused(changes: dict[str, Any], reason: str, f
         listed = await served.graphs.ListAttributionGraphs(pb.ListAttributionGraphsRequest())
     assert (refused.reason, refused.field) == (reason, field)
     assert not listed.attribution_graphs
+
+
+LAYERS = 4
+"""Of the fake model."""
+
+
+def transcoder(layer: int, **about: Any) -> Sent:
+    """One that reads and writes at a layer, with numbers of its own."""
+    written = [site(layer, site_pb2.HOOK_POINT_MLP_OUT)]
+    fields: dict[str, Any] = {
+        "kind": dictionary_pb.DICTIONARY_KIND_TRANSCODER,
+        "site": site(layer, site_pb2.HOOK_POINT_MLP_IN),
+        "written_sites": written,
+        "jump_relu": {},
+        **about,
+    }
+    parts = matrices(skip=numbers(WIDTH, WIDTH, seed=40 + layer))
+    return Sent(parts, f"layer-{layer}", fields)
+
+
+async def test_features_of_transcoders_are_nodes_where_there_is_one_for_each_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handed: list[list[LoadedDictionary]] = []
+    folders: list[Path] = []
+    traced = FakeTracer.trace
+
+    async def noted(self: FakeTracer, request: TraceRequest, progress: Any) -> Any:
+        folders.append(Path(request.transcoders))
+        handed.append(transcoder_files.read(request.transcoders))
+        return await traced(self, request, progress)
+
+    monkeypatch.setattr(FakeTracer, "trace", noted)
+    async with serving(max_dictionary_bytes=1 << 20) as served:
+        for layer in range(LAYERS):
+            await uploaded(served, transcoder(layer))
+        names = [full(f"layer-{layer}") for layer in reversed(range(LAYERS))]
+        request = create(dictionaries=names)
+        begun = (await served.graphs.CreateAttributionGraph(request)).attribution_graph
+        events = await collect(watch(served))
+    assert list(begun.dictionaries) == names[::-1]
+    assert begun.settings.max_feature_nodes == 7500
+    kinds = {node.WhichOneof("kind") for event in events for node in event.nodes.nodes}
+    assert kinds == {"embedding", "feature", "logit"}
+    (read,) = handed
+    assert len(read) == LAYERS
+    for layer, each in enumerate(read):
+        sent = transcoder(layer).parts
+        np.testing.assert_array_equal(each.matrices.encoder, sent["encoder"])
+        np.testing.assert_array_equal(each.matrices.skips[0], sent["skip"])
+        rows = numbers(3, WIDTH, seed=9)
+        expected = transcoder(layer).encoded(rows)
+        np.testing.assert_allclose(each.encode(rows), expected, rtol=1e-4, atol=1e-4)
+    assert not folders[0].exists()
+
+
+@pytest.mark.parametrize(
+    ("layers", "changes", "why"),
+    [
+        ([0, 1, 2], {}, "none reads layer 3"),
+        ([0, 1, 2, 3, 0], {}, "there are more"),
+        ([0, 1, 1], {}, "reads layer 1 as well"),
+        ([0], {"site": site(0, site_pb2.HOOK_POINT_RESID_MID)}, "reads resid_mid.0"),
+        ([0], {"written_sites": [site(1, site_pb2.HOOK_POINT_MLP_OUT)]}, "writes mlp_out.1"),
+    ],
+)
+async def test_other_dictionaries_than_one_transcoder_for_each_layer_are_refused(
+    layers: list[int], changes: dict[str, Any], why: str
+) -> None:
+    async with serving(max_dictionary_bytes=1 << 20) as served:
+        for layer in {*layers}:
+            await uploaded(served, transcoder(layer, **changes))
+        names = [full(f"layer-{layer}") for layer in layers]
+        refused = await failure(served.graphs.CreateAttributionGraph(create(dictionaries=names)))
+    assert refused.reason == "FIELD_INVALID"
+    assert refused.field.startswith("dictionaries")
+    assert why in refused.message
+
+
+async def test_a_dictionary_that_is_gone_when_its_turn_comes_fails_the_graph() -> None:
+    async with serving(max_dictionary_bytes=1 << 20) as served:
+        for layer in range(LAYERS):
+            await uploaded(served, transcoder(layer))
+        tracer = slow(served)
+        await served.graphs.CreateAttributionGraph(create("first"))
+        names = [full(f"layer-{layer}") for layer in range(LAYERS)]
+        await served.graphs.CreateAttributionGraph(create(dictionaries=names))
+        gone = dictionary_pb.DeleteDictionaryRequest(name=names[2])
+        await served.dictionaries.DeleteDictionary(gone)
+        tracer.step_s = 0
+        first = pb.DeleteAttributionGraphRequest(name="models/fake/attributionGraphs/first")
+        await served.graphs.DeleteAttributionGraph(first)
+        made = await done(served)
+    assert made.work.state == work_pb2.WORK_STATE_FAILED
+    assert made.work.error.code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
 async def test_a_model_without_gates_says_that_it_has_no_graphs() -> None:

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import model_service_pb2
 from actserve.v1 import steering_vector_service_pb2 as vector_pb
-from actserve_server.config import ConfigError, Settings
+from actserve_server.config import ConfigError, load
 from actserve_server.domain.principals import Role
 from actserve_server.rpc.server import DESCRIPTORS
 from actserve_server.rpc.transport.audit_log import acts
@@ -196,7 +196,7 @@ def test_a_file_that_cannot_be_added_to_ends_the_start(tmp_path: Path) -> None:
     from actserve_server.app import _listening
 
     with pytest.raises(ConfigError, match="nowhere"):
-        _listening(Settings(audit_log=tmp_path / "nowhere" / "audit.jsonl"))
+        _listening(load(["--audit-log", str(tmp_path / "nowhere" / "audit.jsonl")]))
 
 
 def test_every_method_says_whether_it_changes_anything() -> None:

@@ -161,6 +161,16 @@ async def test_a_mean_over_no_query_is_not_a_number() -> None:
         assert not each.top_key_tokens
 
 
+async def test_an_item_in_which_nothing_is_selected_adds_nothing() -> None:
+    items = [
+        {"prompt": {"text": TEXTS[0]}},
+        {"prompt": {"text": TEXTS[1]}, "positions": {"token_ids": {"ids": [0]}}},
+    ]
+    events = await measure(pb.MeasureHeadsRequest(items=items, top_tokens=3))
+    weights = await whole(TEXTS[0], fake=FakeEngine())
+    check(events, expected(weights, TEXTS[:1]))
+
+
 def triples(chunks: list[Any]) -> list[tuple[int, int, float]]:
     found = []
     for chunk in chunks:

@@ -16,7 +16,9 @@ from actserve.cli.app import app as cli
 from actserve_server.graphs import graph_work
 from actserve_server.graphs.fake_tracer import FakeTracer
 from tests.client.test_graphs import SCHEMA
+from tests.contract.dictionaries import uploaded
 from tests.contract.harness import Served, serving
+from tests.contract.test_attribution_graphs import LAYERS, transcoder
 
 PROMPT = "the capital of"
 
@@ -88,6 +90,36 @@ async def test_a_test_sets_the_neurons_to_zero_and_nothing_else(
     np.testing.assert_allclose(tested.measured, change - change.mean(), atol=1e-6)
     predicted = graph.predicted([node])
     np.testing.assert_allclose(tested.predicted, predicted - predicted.mean(), atol=1e-6)
+
+
+async def test_features_are_ablated_by_taking_away_what_they_wrote(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+    async with serving(max_dictionary_bytes=1 << 20) as served, client_of(served) as client:
+        for layer in range(LAYERS):
+            await uploaded(served, transcoder(layer))
+        names = [f"layer-{layer}" for layer in range(LAYERS)]
+        graph = await (await client.graphs.create(PROMPT, dictionaries=names)).wait()
+        (node, *_) = graph.features
+        fetch = client.fetch
+
+        async def noted(prompts: Any, **options: Any) -> Any:
+            asked.update(options)
+            return await fetch(prompts, **options)
+
+        monkeypatch.setattr(client, "fetch", noted)
+        tested = await client.graphs.test(graph, [node])
+        site = f"mlp_out.{node.layer}"
+        plain, changed = await fetch([PROMPT, PROMPT], site, intervene=asked["intervene"])
+    assert graph.summary.dictionaries == tuple(names)
+    assert node.layer is not None
+    assert node.feature is not None
+    expected = plain[site].copy()
+    decoder = transcoder(node.layer).parts["decoder"]
+    expected[node.position] -= (node.activation or 0.0) * decoder[node.feature]
+    np.testing.assert_allclose(changed[site], expected, rtol=1e-4, atol=1e-4)
+    assert tested.nodes == (node,)
 
 
 async def test_the_command_writes_a_graph_and_says_what_is_in_it(tmp_path: Path) -> None:

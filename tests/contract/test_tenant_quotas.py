@@ -14,6 +14,7 @@ from actserve.v1 import model_service_pb2
 from actserve_server.domain.principals import Role
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.fake import FakeEngine
+from tests.contract.dictionaries import Sent
 from tests.contract.harness import (
     Served,
     addition,
@@ -28,6 +29,7 @@ from tests.contract.harness import (
     write_tokens,
 )
 from tests.contract.monitors import create as create_monitor
+from tests.contract.test_attribution_graphs import create as create_graph
 from tests.contract.test_web_door import web
 from tests.contract.vectors import create as create_vector
 
@@ -171,7 +173,11 @@ async def test_a_stream_is_counted_while_it_goes_on(serve: Serve) -> None:
 
 
 async def test_so_many_things_are_stored(serve: Serve) -> None:
-    served = await serve("max_steering_vectors: 1, max_monitors: 1, max_kept_bytes: 200")
+    served = await serve(
+        "max_steering_vectors: 1, max_monitors: 1, max_dictionaries: 1, max_graphs: 1, "
+        "max_kept_bytes: 200",
+        max_dictionary_bytes=1 << 20,
+    )
     keep = {"capture": {"sites": [site()], "keep": {}}}
 
     async def kept(metadata: Any) -> str:
@@ -187,6 +193,8 @@ async def test_so_many_things_are_stored(serve: Serve) -> None:
             for stub, request in (
                 (served.vectors.CreateSteeringVector, create_vector(name)),
                 (served.monitors.CreateMonitor, create_monitor(name)),
+                (served.dictionaries.BeginUpload, Sent(name=name).request),
+                (served.graphs.CreateAttributionGraph, create_graph(name)),
             ):
                 if reason:
                     assert (await failure(stub(request, metadata=metadata))).reason == reason

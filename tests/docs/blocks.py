@@ -33,6 +33,8 @@ from actserve_server.nla.pair_families import FAMILIES
 from actserve_server.nla.schema import profile
 from actserve_server.nla.sidecar import Half, merge, read
 from actserve_server.rpc.transport.access_tokens import TokenFile
+from actserve_server.rpc.transport.client_certificates import CertificateFile
+from actserve_server.rpc.transport.tenant_file import TenantFile
 
 FENCE = re.compile(r"^```(.*)\n(?:.*\n)*?```$", re.MULTILINE)
 SHOWN = "_shown"
@@ -128,6 +130,14 @@ def _check_tokens(path: Path, _: Mapping[str, Any]) -> None:
     TokenFile(path)
 
 
+def _check_certificates(path: Path, _: Mapping[str, Any]) -> None:
+    CertificateFile(path)
+
+
+def _check_tenants(path: Path, _: Mapping[str, Any]) -> None:
+    TenantFile(path)
+
+
 def _check_webhooks(path: Path, _: Mapping[str, Any]) -> None:
     webhook_addresses.read(path)
 
@@ -148,6 +158,8 @@ CHECKS: Mapping[str, Callable[[Path, dict[str, Any]], None]] = {
     "liking.yaml": _check_sweep,
     "server.yaml": _check_settings,
     "tokens.yaml": _check_tokens,
+    "certificates.yaml": _check_certificates,
+    "tenants.yaml": _check_tenants,
     "nla_meta.yaml": _check_sidecar,
     "webhooks.yaml": _check_webhooks,
 }

@@ -15,7 +15,6 @@ from actserve import v1
 from actserve.cli.app import app
 from actserve_server import cli, config
 from actserve_server.domain.errors import RULES, Reason
-from actserve_server.rpc import not_served
 from actserve_server.rpc.transport.statuses import CODES
 from scripts.docs import api, commands, contract, reasons, settings
 

@@ -245,6 +245,7 @@ def _with_own_engine(model: str, path: Path, dtype: str) -> Measured:
             # Both models are compiled in bfloat16 and SmolLM2 in float32 too; one eager engine
             # shows that taps do not depend on the compiler, and saves a minute.
             enforce_eager=dtype == "float32",
+            lean_graphs=False,  # Every site is captured.
         )
     )
     try:

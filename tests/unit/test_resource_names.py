@@ -65,7 +65,33 @@ def test_the_id_of_a_stored_vector_is_told_from_its_name(name: str, id_: str | N
     assert resource_names.steering_vector_id(name, INFO) == id_
 
 
-@pytest.mark.parametrize("of", ["nlas/a", "nlas/a/baselines/b", "steeringVectors/joy"])
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        ("models/org/name/dictionaries/d/uploads/u", ("d", "u")),
+        ("models/-/dictionaries/d/uploads/u", ("d", "u")),
+        ("models/other/dictionaries/d/uploads/u", None),
+        ("models/-/dictionaries/d", None),
+        ("models/-/dictionaries/d/uploads/", None),
+        ("models/-/dictionaries/d/uploads/u/v", None),
+    ],
+)
+def test_the_ids_of_an_upload_are_told_from_its_name(
+    name: str, ids: tuple[str, str] | None
+) -> None:
+    assert resource_names.upload_ids(name, INFO) == ids
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        "nlas/a",
+        "nlas/a/baselines/b",
+        "steeringVectors/joy",
+        "dictionaries/d",
+        "dictionaries/d/uploads/u",
+    ],
+)
 def test_a_name_tells_of_which_model_it_is(of: str) -> None:
     assert resource_names.model_part(f"models/org/name/{of}") == "models/org/name"
     assert resource_names.model_part(f"models/-/{of}") == ""

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _NEURON = "cross layer transcoder"
 """What viewers call a node with a layer and an index."""
+_ERROR = 2**32 - 1
+"""In place of an index, which no unit has: nodes of one name would be one."""
 
 
 def neuronpedia_graph(
@@ -31,11 +33,14 @@ def neuronpedia_graph(
             "scan": summary.name.split("/")[1],
             "prompt_tokens": list(graph.tokens),
             "prompt": "".join(graph.tokens),
+            "transcoder_list": list(summary.dictionaries),
             "node_threshold": summary.settings["node_threshold"],
             "schema_version": 1,
             "info": {
-                "description": "Nodes between tokens and logits are neurons of MLPs: "
-                "layer and index of mlp_act.",
+                "description": ""
+                if summary.dictionaries
+                else "Nodes between tokens and logits are neurons of MLPs: layer and index of "
+                "mlp_act.",
                 "generator": {"name": "actserve", "version": version("actserve")},
                 "create_time_ms": int(1000 * summary.created.timestamp()),
             },
@@ -101,8 +106,15 @@ def _layer(node: GraphNode, layers: int) -> str:
 
 
 def _node_id(node: GraphNode, layers: int) -> str:
-    number = node.neuron if node.kind == "neuron" else node.token_id
+    number = _ERROR if node.kind == "error" else _unit(node)
+    if number is None:
+        number = node.token_id
     return f"{_layer(node, layers)}_{number or 0}_{node.position}"
+
+
+def _unit(node: GraphNode) -> int | None:
+    """Which neuron or feature it is."""
+    return node.neuron if node.feature is None else node.feature
 
 
 def _js_id(node: GraphNode) -> str:
@@ -110,7 +122,9 @@ def _js_id(node: GraphNode) -> str:
         return f"E_{node.token_id}-{node.position}"
     if node.kind == "logit":
         return f"L_{node.token_id}-{node.position}"
-    return f"{node.layer or 0}_{node.neuron or 0}-0"
+    if node.kind == "error":
+        return f"{node.layer or 0}_{node.position}-0"
+    return f"{node.layer or 0}_{_unit(node) or 0}-0"
 
 
 def _feature(node: GraphNode) -> int | None:
@@ -119,10 +133,11 @@ def _feature(node: GraphNode) -> int | None:
         return node.position
     if node.kind == "logit":
         return node.token_id
-    if node.layer is None or node.neuron is None:
+    unit = _unit(node)
+    if node.layer is None or unit is None:
         return -1
-    both = node.layer + node.neuron
-    return both * (both + 1) // 2 + node.neuron
+    both = node.layer + unit
+    return both * (both + 1) // 2 + unit
 
 
 def _clerp(node: GraphNode) -> str:

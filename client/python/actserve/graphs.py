@@ -1,8 +1,9 @@
 """Attribution graphs: what a prediction comes from, through the neurons of a model's MLPs.
 
 After Ameisen et al., "Circuit Tracing: Revealing Computational Graphs in Language Models", 2025.
-Nodes are the prompt's tokens, neurons and predicted tokens; an edge says what one adds to another
-with attention patterns and the denominators of norms held as they are.
+Nodes are the prompt's tokens, neurons or features of transcoders, and predicted tokens; an edge
+says what one adds to another with attention patterns and the denominators of norms held as they
+are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from actserve._names import short
 from actserve._show.shown import Shown
 from actserve._times import time_from_proto
 from actserve.errors import BadResponse, InvalidRequest
+from actserve.interventions import ChangeFeatures, Intervention, Project
 from actserve.monitor_fits import Work, work_from_proto
 from actserve.tensors import Float32Array, decode
 from actserve.v1 import attribution_graph_service_pb2 as pb
@@ -53,9 +55,13 @@ class GraphNode:
     label: str
     """What to call it, such as `mlp_act.12[305]`, or the token in quotes."""
     layer: int | None = None
-    """Of a neuron."""
+    """Of a neuron, a feature and an error."""
     neuron: int | None = None
     """Of a neuron: which element of `mlp_act` of its layer."""
+    feature: int | None = None
+    """Of a feature: its index in its dictionary."""
+    dictionary: str | None = None
+    """Of a feature: the id of its dictionary."""
     activation: float | None = None
     """Of a neuron or a feature."""
     token_id: int | None = None
@@ -73,6 +79,8 @@ class GraphSummary:
     tokens: tuple[str, ...]
     """The prompt's tokens, each decoded alone."""
     token_ids: tuple[int, ...]
+    dictionaries: tuple[str, ...]
+    """The ids of its transcoders, by layer; none of a graph of neurons."""
     settings: Mapping[str, float]
     """How large it could be, as `client.graphs.create` has it."""
     work: Work
@@ -123,7 +131,17 @@ class AttributionGraph(Shown):
     @property
     def neurons(self) -> tuple[GraphNode, ...]:
         """The neurons, the most influential first."""
-        found = [node for node in self.nodes if node.kind == "neuron"]
+        return tuple(node for node in self.units if node.kind == "neuron")
+
+    @property
+    def features(self) -> tuple[GraphNode, ...]:
+        """The features of transcoders, the most influential first."""
+        return tuple(node for node in self.units if node.kind == "feature")
+
+    @property
+    def units(self) -> tuple[GraphNode, ...]:
+        """The neurons or features, the most influential first."""
+        found = [node for node in self.nodes if node.kind in ("neuron", "feature")]
         return tuple(sorted(found, key=lambda node: -node.influence))
 
     def into(self, node: GraphNode | int) -> list[tuple[GraphNode, float]]:
@@ -149,7 +167,7 @@ class AttributionGraph(Shown):
         return np.asarray(sums / max(sums.sum(), 1e-30), np.float32)
 
     def predicted(self, nodes: Iterable[GraphNode | int]) -> Float32Array:
-        """How much each predicted token's logit, less the mean logit, would change if neurons were
+        """How much each predicted token's logit, less the mean logit, would change if units were
         set to zero: along all paths of this graph, which lacks what pruning took. Shape
         [logits]."""
         gone = {self._index(node) for node in nodes}
@@ -159,7 +177,8 @@ class AttributionGraph(Shown):
             if node.index in gone:
                 if node.activation is None:
                     raise InvalidRequest(
-                        f"node {node.index} is an {node.kind}; only neurons can be ablated",
+                        f"node {node.index} is of the kind {node.kind}; only neurons and features "
+                        "can be ablated",
                         reason="FIELD_INVALID",
                     )
                 change[node.index] = -1.0  # In parts of its activation.
@@ -265,7 +284,7 @@ class AttributionGraph(Shown):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class GraphTest(Shown):
-    """What a graph says that ablating neurons does, beside what it did. Changes are of logits less
+    """What a graph says that ablating units does, beside what it did. Changes are of logits less
     their mean over the predicted tokens of the graph: what all of them share is in no log
     probability."""
 
@@ -279,7 +298,7 @@ class GraphTest(Shown):
     logprobs_before: Float32Array
     """Of the predicted tokens. Shape [logits]."""
     logprobs_after: Float32Array
-    """The same with the neurons at zero."""
+    """The same with them at zero."""
 
     @property
     def correlation(self) -> float:
@@ -299,6 +318,7 @@ def summary_from_proto(graph: pb.AttributionGraph) -> GraphSummary:
         name=graph.name,
         tokens=tuple(graph.prompt.texts),
         token_ids=tuple(graph.prompt.ids),
+        dictionaries=tuple(map(short, graph.dictionaries)),
         settings={
             "max_logits": told.max_logits,
             "logit_probability": told.logit_probability,
@@ -333,6 +353,24 @@ def graph_from_proto(
         raise BadResponse("the server sent an edge between nodes that are not there")
     order = np.argsort(targets, kind="stable")
     return AttributionGraph(summary, made, sources[order], targets[order], weights[order])
+
+
+def ablation(nodes: Sequence[GraphNode], width: int) -> Intervention:
+    """What sets units of one layer and position to zero, in a model whose rows of `mlp_act` have
+    so many elements."""
+    layer, position = nodes[0].layer, nodes[0].position
+    if nodes[0].kind == "feature":
+        # What it writes, which nothing computes from it again: so it is taken from the sum.
+        written = {node.feature: -(node.activation or 0.0) for node in nodes}
+        return ChangeFeatures(
+            f"mlp_out.{layer}",
+            str(nodes[0].dictionary),
+            additions={index: change for index, change in written.items() if index is not None},
+            positions=[position],
+        )
+    rows = np.zeros((len(nodes), width), np.float32)
+    rows[np.arange(len(nodes)), [node.neuron or 0 for node in nodes]] = 1
+    return Project(f"mlp_act.{layer}", rows, away=True, positions=[position])
 
 
 def logit_ids(nodes: Iterable[pb.AttributionNode]) -> list[int]:
@@ -385,11 +423,25 @@ def _nodes(
             )
         elif kind == "feature":
             found = node.feature
+            dictionary = _dictionary(summary, found.dictionary_index)
             yield GraphNode(
                 kind="feature",
-                label=f"feature {found.feature_index} of {found.dictionary_index}",
+                label=f"{dictionary}[{found.feature_index}]",
+                layer=found.dictionary_index,
+                feature=found.feature_index,
+                dictionary=dictionary,
                 activation=found.activation,
                 **common,
             )
+        elif kind == "reconstruction_error":
+            layer = node.reconstruction_error.dictionary_index
+            label = f"error of {_dictionary(summary, layer)}"
+            yield GraphNode(kind="error", label=label, layer=layer, **common)
         else:
-            yield GraphNode(kind="error", label="error", **common)
+            raise BadResponse("the server sent a node of a kind that this client does not know")
+
+
+def _dictionary(summary: GraphSummary, index: int) -> str:
+    if index >= len(summary.dictionaries):
+        raise BadResponse(f"the server sent a node of dictionary {index}, which is not there")
+    return summary.dictionaries[index]

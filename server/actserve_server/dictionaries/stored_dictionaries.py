@@ -42,6 +42,7 @@ from actserve_server.dictionaries.uploads import (
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.making_requests import MakingRequest
 from actserve_server.domain.principals import account
+from actserve_server.domain.tenant_rules import RulesOf, no_rules, smaller
 from actserve_server.domain.tensors import to_float32
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.storage.database import Database
@@ -65,6 +66,7 @@ class DictionaryQuota:
     max_bytes: int
     """Zero where nobody may upload any."""
     tenant_share: float = 1.0
+    rules: RulesOf = no_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +360,8 @@ class StoredDictionaries:
     def _check_room(self, connection: sa.Connection, tenant: str, wanted: int) -> None:
         quota, whose = self._quota, account(tenant)
         share = quota.tenant_share if whose else 1.0
-        most, max_bytes = int(quota.max_dictionaries * share), int(quota.max_bytes * share)
+        most = smaller(int(quota.max_dictionaries * share), quota.rules(whose).max_dictionaries)
+        max_bytes = int(quota.max_bytes * share)
         table = dictionaries.c
         held = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(table.size_bytes), 0))
         count, stored = map(int, connection.execute(held).one())

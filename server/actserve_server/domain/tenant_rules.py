@@ -19,6 +19,8 @@ class TenantRules:
     """Of rows, as they are sent."""
     max_steering_vectors: int | None = None
     max_monitors: int | None = None
+    max_dictionaries: int | None = None
+    max_graphs: int | None = None
     max_kept_bytes: int | None = None
     max_relative_dose: float | None = None
     """As a part of the norm of rows."""

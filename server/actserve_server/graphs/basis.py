@@ -15,6 +15,8 @@ class LayerUnits(Protocol):
 
     activations: Tensor
     """float32 [tokens, units]."""
+    error: Tensor | None
+    """What the MLP wrote that none of this accounts for, [tokens, width]; None for nothing."""
 
     def read(self, state: Tensor) -> Tensor:
         """What each unit makes of other rows of the MLP's input, [..., tokens, width], with all
@@ -23,6 +25,10 @@ class LayerUnits(Protocol):
 
     def write(self, activations: Tensor) -> Tensor:
         """What units with these activations, [..., tokens, units], write: [..., tokens, width]."""
+        ...
+
+    def passed(self, state: Tensor) -> Tensor | None:
+        """What is written past the units, linear in the MLP's input; None for nothing."""
         ...
 
     def reading(self, positions: Tensor, units: Tensor) -> Tensor:
@@ -38,8 +44,14 @@ class LayerUnits(Protocol):
 class Basis(Protocol):
     """Kinds of units."""
 
-    def freeze(self, layer: int, mlp: nn.Module, state: Tensor) -> LayerUnits:
-        """The units of a layer's MLP for its input, [tokens, width]. Raises `NotTraceableError`."""
+    @property
+    def is_past_norm(self) -> bool:
+        """Whether units write what is added to the stream, past a norm of the MLP's branch."""
+        ...
+
+    def freeze(self, layer: int, mlp: nn.Module, state: Tensor, written: Tensor) -> LayerUnits:
+        """The units of a layer's MLP for its input and what it wrote, [tokens, width]. Raises
+        `NotTraceableError`."""
         ...
 
 

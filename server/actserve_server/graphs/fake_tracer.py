@@ -49,12 +49,13 @@ class FakeTracer:
         edges = Edges(weights, np.abs(weights).sum(1), probabilities)
         counts = influence(edges)
         settings = request.settings
-        kept = prune(edges, counts, settings.node_threshold, settings.edge_threshold)
+        kept = prune(edges, counts, settings.node_threshold, settings.edge_threshold, tokens)
         order = np.cumsum(kept.nodes) - 1
         into, source = np.nonzero(kept.edges)
         return TracedGraph(
             tokens=tokens,
-            neurons=places[kept.nodes[tokens:-logits]],
+            errors=np.zeros((0, 2), np.int32),
+            units=places[kept.nodes[tokens:-logits]],
             activations=numbers.standard_normal(len(places))[kept.nodes[tokens:-logits]].astype(
                 np.float32
             ),

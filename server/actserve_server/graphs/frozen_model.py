@@ -22,6 +22,9 @@ from actserve_server.graphs.basis import Basis, LayerUnits, NotTraceableError, s
 ATTENTION = "actserve_frozen"
 """The name by which transformers knows attention whose patterns are held."""
 
+_POST_NORM = "post_feedforward_layernorm"
+"""The norm behind an MLP, where a family has one."""
+
 Forward = Callable[..., Any]
 
 
@@ -113,30 +116,38 @@ class FrozenModel:
             module for module in model.modules() if type(module).__name__.endswith("RMSNorm")
         ]
         self._scales: dict[nn.Module, Tensor] = {}
+        self._writers: set[nn.Module] = set()
+        """Norms behind MLPs, past which units write."""
+        if basis.is_past_norm:
+            behind = (getattr(layer, _POST_NORM, None) for layer in layers)
+            self._writers = {each for each in behind if each is not None}
         with torch.no_grad():
             self.recorded = self._record(torch.tensor([list(token_ids)]))
             self._check()
 
     def replay(self, embeddings: Tensor, outputs: Sequence[Tensor] | None) -> Replayed:
         """Runs the frozen model on embeddings, [tokens, width]. `outputs` are what the MLPs write,
-        [tokens, width] each, whatever they read; without them each writes what its units make of
-        what they read, as linear as all the rest."""
+        [tokens, width] each, whatever they read, beside what is passed by their units; without
+        them each writes what its units make of what they read, as linear as all the rest."""
         states: list[Tensor] = []
         written: list[Tensor] = []
 
         def mlp(layer: int) -> Forward:
+            units = self.recorded.units[layer]
+
             def forward(state: Tensor) -> Tensor:
                 states.append(state)
                 if outputs is None:
-                    units = self.recorded.units[layer]
-                    written.append(units.write(units.read(state)))
+                    written.append(_plus(units.write(units.read(state)), units.error))
                 else:
                     written.append(outputs[layer][None])
-                return written[-1]
+                return _plus(written[-1], units.passed(state))
 
             return forward
 
         def norm(module: nn.Module) -> Forward:
+            if module in self._writers:
+                return lambda state: state
             return lambda state: state * self._scales[module]
 
         with self._instead({each: norm(each) for each in self._norms}, mlp):
@@ -144,20 +155,16 @@ class FrozenModel:
         return Replayed(states, written, final)
 
     def _record(self, ids: Tensor) -> Recorded:
-        units: list[LayerUnits] = []
+        read: list[Tensor] = []
+        wrote: list[Tensor] = []
 
         def mlp(layer: int) -> Forward:
-            module = self.layers[layer].mlp
-            original = module.forward
+            original = self.layers[layer].mlp.forward
 
             def forward(state: Tensor) -> Tensor:
                 out = original(state)
-                found = self._basis.freeze(layer, module, state[0])
-                if not same(found.read(state[0]), found.activations):
-                    raise NotTraceableError(f"the units of layer {layer} read something else")
-                if not same(found.write(found.activations), out[0]):
-                    raise NotTraceableError(f"the units of layer {layer} write something else")
-                units.append(found)
+                read.append(state[0])
+                wrote.append(out[0])
                 return out
 
             return forward
@@ -174,6 +181,8 @@ class FrozenModel:
                 self._scales[module] = scale * original(ones) * (1 + epsilon) ** 0.5
                 if not same(state * self._scales[module], out):
                     raise NotTraceableError(f"a {type(module).__name__} is no norm that is known")
+                if module in self._writers:
+                    wrote[-1] = out[0]
                 return out
 
             return forward
@@ -189,10 +198,22 @@ class FrozenModel:
             raise NotTraceableError("logits are not the unembedding of the last state")
         return Recorded(
             embeddings=self._model.get_input_embeddings()(ids)[0],
-            units=units,
+            units=[
+                self._frozen(layer, *both)
+                for layer, both in enumerate(zip(read, wrote, strict=True))
+            ],
             logits=logits,
             probabilities=told.softmax(-1),
         )
+
+    def _frozen(self, layer: int, state: Tensor, wrote: Tensor) -> LayerUnits:
+        units = self._basis.freeze(layer, self.layers[layer].mlp, state, wrote)
+        if not same(units.read(state), units.activations):
+            raise NotTraceableError(f"the units of layer {layer} read something else")
+        said = _plus(_plus(units.write(units.activations), units.passed(state)), units.error)
+        if not same(said, wrote):
+            raise NotTraceableError(f"the units of layer {layer} write something else")
+        return units
 
     def _check(self) -> None:
         """Whether the frozen model computes what was recorded, and is linear: between two inputs
@@ -223,6 +244,10 @@ class FrozenModel:
                 module.forward = forward
                 undone.callback(delattr, module, "forward")
             yield
+
+
+def _plus(one: Tensor, other: Tensor | None) -> Tensor:
+    return one if other is None else one + other
 
 
 def _is_mean(middle: Tensor, one: Tensor, other: Tensor) -> bool:

@@ -6,16 +6,18 @@ to wait for all: accounts take turns.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
 
+from actserve_server.dictionaries.dictionary_registry import DictionaryRegistry
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import account
 from actserve_server.domain.work import HEARTBEAT_S, WorkProgress, WorkState
 from actserve_server.graphs.stored_graphs import GraphRegistry, StoredGraph
 from actserve_server.graphs.traced_graph import TracedGraph, Tracer, TraceRequest
+from actserve_server.graphs.transcoder_files import handed_on
 
 MAX_WAITING = 32
 """Of all tenants; a request that comes when so many wait is refused."""
@@ -62,10 +64,15 @@ class GraphWork:
     """The graphs that this server makes."""
 
     def __init__(
-        self, tracer: Tracer, registry: GraphRegistry, heartbeat_s: float = HEARTBEAT_S
+        self,
+        tracer: Tracer,
+        registry: GraphRegistry,
+        dictionaries: DictionaryRegistry,
+        heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self.tracer = tracer
         self._registry = registry
+        self._dictionaries = dictionaries
         self._heartbeat_s = heartbeat_s
         self._jobs: dict[int, _Job] = {}
         """By key of the graph, in order of their coming."""
@@ -142,7 +149,7 @@ class GraphWork:
 
     async def _make(self, job: _Job) -> None:
         job.reach(0, 0)
-        job.tracing = asyncio.create_task(self.tracer.trace(job.request, job.reach))
+        job.tracing = asyncio.create_task(self._traced(job))
         try:
             graph = await job.tracing
             messages = await asyncio.to_thread(job.messages.parts, graph)
@@ -161,6 +168,12 @@ class GraphWork:
         except Exception as error:  # It is told, in place of the graph.
             told = job.messages.error(error)
             await self._stored(lambda: self._registry.fail(job.stored.key, job.progress, told))
+
+    async def _traced(self, job: _Job) -> TracedGraph:
+        stored = job.stored
+        transcoders = handed_on(self._dictionaries, stored.tenant, stored.dictionaries)
+        async with transcoders as folder:
+            return await self.tracer.trace(replace(job.request, transcoders=folder), job.reach)
 
     async def _stored(self, store: Callable[[], Awaitable[None]]) -> None:
         """Stores, again and again while the database cannot be reached."""

@@ -57,18 +57,21 @@ class Pruned:
 
 
 def prune(
-    edges: Edges, influences: np.ndarray, node_threshold: float, edge_threshold: float
+    edges: Edges,
+    influences: np.ndarray,
+    node_threshold: float,
+    edge_threshold: float,
+    embeddings: int,
 ) -> Pruned:
     """Keeps the most influential nodes that have `node_threshold` of all influence together, and
     of the edges between them the most influential that have `edge_threshold` of theirs. Of the
-    rest, a node stays only with an edge into it and one out of it; embeddings and predicted tokens
-    always do."""
+    rest, a node stays only with an edge into it and one out of it, an error with the latter;
+    embeddings, which are the first nodes, and predicted tokens always do."""
     first, logits = edges.first_target, edges.nodes - len(edges.logits)
-    middle = slice(first, logits)
     nodes = np.ones(edges.nodes, bool)
     # All but the predicted tokens, whose influence is given.
     nodes[:logits] = _most(influences[:logits], node_threshold)
-    nodes[:first] = True
+    nodes[:embeddings] = True
     weights = np.where(nodes[first:, None] & nodes[None, :], edges.weights, 0)
     totals = np.abs(weights).sum(1)
     within = influence(Edges(weights, totals, edges.logits))
@@ -76,11 +79,11 @@ def prune(
     scores = np.abs(weights) * share[:, None]
     kept = _most(scores.ravel(), edge_threshold).reshape(scores.shape) & (scores > 0)
     while True:
-        used = kept[: logits - first].any(1) & kept[:, middle].any(0)
-        gone = nodes[middle] & ~used
-        if not gone.any():
+        used = kept[:, embeddings:logits].any(0)
+        used[first - embeddings :] &= kept[: logits - first].any(1)
+        if not (nodes[embeddings:logits] & ~used).any():
             return Pruned(nodes, kept)
-        nodes[middle] &= used
+        nodes[embeddings:logits] &= used
         kept &= nodes[first:, None] & nodes[None, :]
 
 

@@ -24,7 +24,9 @@ _PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 class NeuronBasis:
     """Implements `actserve_server.graphs.basis.Basis`."""
 
-    def freeze(self, layer: int, mlp: nn.Module, state: Tensor) -> LayerUnits:
+    is_past_norm = False
+
+    def freeze(self, layer: int, mlp: nn.Module, state: Tensor, written: Tensor) -> LayerUnits:
         missing = [name for name in _PARTS if not hasattr(mlp, name)]
         if missing:
             raise NotTraceableError(
@@ -36,6 +38,8 @@ class NeuronBasis:
 
 class GatedNeurons:
     """Implements `actserve_server.graphs.basis.LayerUnits`."""
+
+    error = None
 
     def __init__(self, mlp: Any, state: Tensor) -> None:
         self._gate: nn.Linear = mlp.gate_proj
@@ -55,6 +59,9 @@ class GatedNeurons:
 
     def write(self, activations: Tensor) -> Tensor:
         return self._down(activations)
+
+    def passed(self, state: Tensor) -> None:
+        """Nothing: all that an MLP writes, its neurons do."""
 
     def reading(self, positions: Tensor, units: Tensor) -> Tensor:
         of_gate = self._of_gate[positions, units, None] * self._gate.weight[units]

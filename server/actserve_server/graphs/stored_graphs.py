@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.making_requests import MakingRequest
 from actserve_server.domain.principals import account
+from actserve_server.domain.tenant_rules import RulesOf, no_rules, smaller
 from actserve_server.domain.work import LEASE_S, WorkProgress, WorkState
 from actserve_server.storage.database import Database
 from actserve_server.storage.tables import attribution_graph_parts as parts
@@ -39,6 +40,7 @@ class GraphQuota:
     max_bytes: int
     max_seconds: float
     tenant_share: float = 1.0
+    rules: RulesOf = no_rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,8 @@ class NewGraph:
     """A serialized TokenizedPrompt."""
     settings: bytes
     """Serialized AttributionSettings."""
+    dictionaries: tuple[str, ...] = ()
+    """Ids of the transcoders, one for each layer; none for a graph of neurons."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,7 @@ class StoredGraph:
     id: str
     prompt: bytes
     settings: bytes
+    dictionaries: tuple[str, ...]
     progress: WorkProgress
     is_lost: bool
     """Whether the server that did the work is gone."""
@@ -128,6 +133,7 @@ class GraphRegistry:
                     "id": taken,
                     "prompt": new.prompt,
                     "settings": new.settings,
+                    "dictionaries": list(new.dictionaries),
                     **_columns(WorkProgress(WorkState.WAITING, 0, 0)),
                     "error": b"",
                     "nodes": 0,
@@ -288,6 +294,7 @@ class GraphRegistry:
             id=row.id,
             prompt=bytes(row.prompt),
             settings=bytes(row.settings),
+            dictionaries=tuple(row.dictionaries),
             progress=progress,
             is_lost=progress.state not in _OVER and silent_us > self._lease_s * 1e6,
             error=bytes(row.error),
@@ -300,7 +307,8 @@ class GraphRegistry:
     def _check_room(self, connection: sa.Connection, tenant: str, wanted: int, more: int) -> None:
         quota, whose = self._quota, account(tenant)
         share = quota.tenant_share if whose else 1.0
-        max_graphs, max_bytes = int(quota.max_graphs * share), int(quota.max_bytes * share)
+        max_graphs = smaller(int(quota.max_graphs * share), quota.rules(whose).max_graphs)
+        max_bytes = int(quota.max_bytes * share)
         held = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(graphs.c.size_bytes), 0))
         count, stored = map(int, connection.execute(held).one())
         own_count, own = map(int, connection.execute(held.where(graphs.c.account == whose)).one())

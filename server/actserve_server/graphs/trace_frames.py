@@ -53,14 +53,20 @@ def header(data: bytes) -> tuple[FrameKind, int]:
 
 
 def write_request(request: TraceRequest) -> bytes:
-    body = {"token_ids": list(request.token_ids), "settings": asdict(request.settings)}
+    body = {
+        "token_ids": list(request.token_ids),
+        "settings": asdict(request.settings),
+        "transcoders": request.transcoders,
+    }
     return frame(FrameKind.REQUEST, json.dumps(body).encode())
 
 
 def read_request(body: bytes) -> TraceRequest:
     told = json.loads(body)
     return TraceRequest(
-        token_ids=tuple(told["token_ids"]), settings=TraceSettings(**told["settings"])
+        token_ids=tuple(told["token_ids"]),
+        settings=TraceSettings(**told["settings"]),
+        transcoders=told["transcoders"],
     )
 
 

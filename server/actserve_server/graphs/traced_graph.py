@@ -30,20 +30,25 @@ class TraceRequest:
 
     token_ids: tuple[int, ...]
     settings: TraceSettings
+    transcoders: str = ""
+    """A folder with the transcoders of all layers, as `transcoder_files` writes them; empty for a
+    graph of neurons."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TracedGraph:
     """Nodes and edges. Nodes are numbered in the order in which they are computed: the embeddings
-    of the prompt's tokens, neurons by layer, and the predicted tokens, at the last position. An
-    edge leads from a lower number to a higher one."""
+    of the prompt's tokens, what transcoders leave out by layer, units by layer, and the predicted
+    tokens, at the last position. An edge leads from a lower number to a higher one."""
 
     tokens: int
     """Of the prompt, each of which has an embedding."""
-    neurons: np.ndarray
-    """int32 [neurons, 3]: position, layer, index."""
+    errors: np.ndarray
+    """int32 [errors, 2]: position, layer; none in a graph of neurons."""
+    units: np.ndarray
+    """int32 [units, 3]: position, layer, index; neurons, or features of transcoders."""
     activations: np.ndarray
-    """float32 [neurons]."""
+    """float32 [units]."""
     logits: np.ndarray
     """int32 [logits]: token ids."""
     probabilities: np.ndarray
@@ -59,7 +64,7 @@ class TracedGraph:
 
     @property
     def nodes(self) -> int:
-        return self.tokens + len(self.neurons) + len(self.logits)
+        return self.tokens + len(self.errors) + len(self.units) + len(self.logits)
 
     @property
     def edges(self) -> int:
@@ -87,9 +92,11 @@ class TracedGraph:
         graph = TracedGraph(tokens=tokens, **{name: arrays[name] for name in _ARRAYS})
         shapes = {
             "tokens": tokens == len(request.token_ids),
-            "neurons": graph.neurons.shape[1:] == (3,)
-            and len(graph.neurons) <= request.settings.max_nodes,
-            "activations": len(graph.activations) == len(graph.neurons),
+            "errors": graph.errors.shape[1:] == (2,)
+            and (bool(request.transcoders) or not len(graph.errors)),
+            "units": graph.units.shape[1:] == (3,)
+            and len(graph.units) <= request.settings.max_nodes,
+            "activations": len(graph.activations) == len(graph.units),
             "logits": 0 < len(graph.logits) <= request.settings.max_logits,
             "probabilities": len(graph.probabilities) == len(graph.logits),
             "influence": len(graph.influence) == graph.nodes,
@@ -104,7 +111,8 @@ class TracedGraph:
 
 
 _ARRAYS: Mapping[str, tuple[type[np.generic], int]] = {
-    "neurons": (np.int32, 2),
+    "errors": (np.int32, 2),
+    "units": (np.int32, 2),
     "activations": (np.float32, 1),
     "logits": (np.int32, 1),
     "probabilities": (np.float32, 1),

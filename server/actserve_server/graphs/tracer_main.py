@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.graphs import trace_frames as frames
+from actserve_server.graphs import transcoder_files
 from actserve_server.graphs.trace_frames import FrameKind
 from actserve_server.graphs.traced_graph import TraceRequest
 
@@ -64,12 +65,16 @@ class _Tracer:
 
         from actserve_server.graphs import tracing
         from actserve_server.graphs.basis import NotTraceableError
+        from actserve_server.graphs.transcoder_basis import TranscoderBasis
 
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
         try:
             model = self._loaded()
             self._check_room(request)
-            graph = tracing.trace(model, request, progress)
+            basis = None
+            if request.transcoders:
+                basis = TranscoderBasis(transcoder_files.read(request.transcoders))
+            graph = tracing.trace(model, request, progress, basis)
         except NotTraceableError as error:
             raise ActserveError(
                 Reason.FEATURE_NOT_SERVED, f"this model cannot be traced: {error}"
@@ -112,10 +117,17 @@ class _Tracer:
 
         targets = request.settings.max_nodes + request.settings.max_logits
         # The weights of all edges, what pruning makes of them, and the units of the prompt.
-        graph_bytes = 4 * 5 * targets * (targets + len(request.token_ids))
-        config = self._model.config
+        config, tokens = self._model.config, len(request.token_ids)
+        sources = tokens * (1 + (config.num_hidden_layers if request.transcoders else 0))
+        graph_bytes = 4 * 5 * targets * (targets + sources)
         units = config.num_hidden_layers * config.intermediate_size
-        prompt_bytes = 4 * 8 * len(request.token_ids) * units
+        prompt_bytes = 4 * 8 * tokens * units
+        if request.transcoders:
+            # A float32 number of these takes four bytes there, of which a row has one for each
+            # dimension and feature.
+            held = transcoder_files.size_bytes(request.transcoders)
+            features = held // (8 * config.hidden_size)
+            prompt_bytes = held + 4 * 8 * tokens * features
         wanted = self._weight_bytes + 4 * BATCH_BYTES + graph_bytes + prompt_bytes
         if wanted > self._memory_bytes:
             raise ActserveError(

@@ -38,7 +38,7 @@ class Rows:
     """What is added to some nodes."""
 
     weights: np.ndarray
-    """float32 [targets, embeddings and chosen units]."""
+    """float32 [targets, embeddings, errors and chosen units]."""
     totals: np.ndarray
     """float32 [targets]: the sums of absolute values, over all units."""
     sums: np.ndarray
@@ -73,6 +73,11 @@ class Tracing:
         recorded = self.frozen.recorded
         self._units = recorded.units
         self.tokens = len(request.token_ids)
+        errors = [each for each in self._units if each.error is not None]
+        self.errors = self.tokens * len(errors)
+        """How many errors are sources, layer by layer, a token after another."""
+        self.first = self.tokens + self.errors
+        """The number of the first unit."""
         self.logits = _likeliest(recorded.probabilities, request.settings)
         self.probabilities = recorded.probabilities[self.logits]
         mean = self.frozen.unembedding.mean(0)
@@ -114,7 +119,12 @@ class Tracing:
         recorded = self.frozen.recorded
         embeddings = recorded.embeddings.clone().requires_grad_()
         with torch.no_grad():
-            outputs = [units.write(units.activations) for units in self._units]
+            outputs = [
+                units.write(units.activations)
+                if units.error is None
+                else units.write(units.activations) + units.error
+                for units in self._units
+            ]
             nothing = self.frozen.replay(
                 torch.zeros_like(embeddings), [self._biases(units) for units in self._units]
             )
@@ -150,7 +160,7 @@ class Tracing:
 
     def _rows(self, gradients: Sequence[Tensor], chosen: Units, biases: Tensor) -> Rows:
         of_embeddings, *of_layers = gradients
-        weights = torch.zeros(len(biases), self.tokens + len(chosen))
+        weights = torch.zeros(len(biases), self.first + len(chosen))
         embedded = torch.einsum("btw,tw->bt", of_embeddings, self.frozen.recorded.embeddings)
         weights[:, : self.tokens] = embedded
         totals, sums = embedded.abs().sum(1), embedded.sum(1) + biases
@@ -159,8 +169,14 @@ class Tracing:
             totals += added.abs().sum((1, 2))
             sums += added.sum((1, 2))
             here, positions, indices = chosen.of(layer)
-            into = slice(self.tokens + here.start, self.tokens + here.stop)
+            into = slice(self.first + here.start, self.first + here.stop)
             weights[:, into] = added[:, positions, indices]
+            if (error := self._units[layer].error) is not None:
+                left = torch.einsum("btw,tw->bt", gradient, error)
+                at = self.tokens * (layer + 1)
+                weights[:, at : at + self.tokens] = left
+                totals += left.abs().sum(1)
+                sums += left.sum(1)
         return Rows(weights.numpy(), totals.numpy(), sums.numpy())
 
     def _biases(self, units: Any) -> Tensor:
@@ -174,13 +190,16 @@ class Tracing:
         return seeds
 
 
-def trace(model: Any, request: TraceRequest, progress: Progress) -> TracedGraph:
-    """A graph. Raises `NotTraceableError`, and `IncompleteError`."""
-    tracing = Tracing(model, request)
+def trace(
+    model: Any, request: TraceRequest, progress: Progress, basis: Basis | None = None
+) -> TracedGraph:
+    """A graph, in the basis of neurons unless there is another. Raises `NotTraceableError`, and
+    `IncompleteError`."""
+    tracing = Tracing(model, request, basis)
     chosen = tracing.choose()
     targets = len(chosen) + len(tracing.logits)
     progress(0, targets)
-    weights = np.zeros((targets, tracing.tokens + targets), np.float32)
+    weights = np.zeros((targets, tracing.first + targets), np.float32)
     totals = np.zeros(targets, np.float32)
     values = tracing.values(chosen)
     for here, rows in tracing.rows(chosen):
@@ -192,20 +211,25 @@ def trace(model: Any, request: TraceRequest, progress: Progress) -> TracedGraph:
     edges = Edges(weights, totals, probabilities)
     found = influence(edges)
     settings = request.settings
-    kept = prune(edges, found, settings.node_threshold, settings.edge_threshold)
+    kept = prune(edges, found, settings.node_threshold, settings.edge_threshold, tracing.tokens)
     numbers = np.cumsum(kept.nodes) - 1
-    of_units = kept.nodes[tracing.tokens : -len(probabilities)]
+    of_errors = kept.nodes[tracing.tokens : tracing.first]
+    of_units = kept.nodes[tracing.first : -len(probabilities)]
     into, source = np.nonzero(kept.edges)
+    errors = np.arange(tracing.errors)
     told = torch.stack([chosen.positions, chosen.layers, chosen.indices], 1).numpy()
     return TracedGraph(
         tokens=tracing.tokens,
-        neurons=told[of_units].astype(np.int32),
+        errors=np.stack([errors % tracing.tokens, errors // tracing.tokens], 1)[of_errors].astype(
+            np.int32
+        ),
+        units=told[of_units].astype(np.int32),
         activations=values[: len(chosen)][of_units].astype(np.float32),
         logits=tracing.logits.numpy().astype(np.int32),
         probabilities=probabilities.astype(np.float32),
         influence=found[kept.nodes],
         sources=numbers[source].astype(np.uint32),
-        targets=numbers[into + tracing.tokens].astype(np.uint32),
+        targets=numbers[into + tracing.first].astype(np.uint32),
         weights=weights[into, source],
     )
 

@@ -27,6 +27,7 @@ HANDSHAKE_S = 10
 """For a client to finish the handshake of TLS."""
 
 _HANG_UP = "actserve.hang_up"
+_IS_FULL = "actserve.is_full"
 _CERTIFICATE = "actserve.client_certificate"
 _NEVER_S = 1 << 20
 
@@ -34,6 +35,11 @@ _NEVER_S = 1 << 20
 def hang_up(scope: Mapping[str, Any]) -> None:
     """Drops the client of a request at once, with all that it has not read."""
     cast("Callable[[], None]", scope["state"][_HANG_UP])()
+
+
+def is_full(scope: Mapping[str, Any]) -> bool:
+    """Whether more can be sent only once the client has read some of what was sent before."""
+    return cast("Callable[[], bool]", scope["state"][_IS_FULL])()
 
 
 def client_certificate(scope: Mapping[str, Any]) -> bytes | None:
@@ -66,7 +72,12 @@ class Connection(H11Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, {**app_state, _HANG_UP: self.hang_up}, _loop)
+        super().__init__(
+            config,
+            server_state,
+            {**app_state, _HANG_UP: self.hang_up, _IS_FULL: self.is_full},
+            _loop,
+        )
         self._open = server_state
         self._patience: asyncio.TimerHandle | None = None
         self._unread = 0
@@ -75,6 +86,9 @@ class Connection(H11Protocol):
 
     def hang_up(self) -> None:
         self.transport.abort()
+
+    def is_full(self) -> bool:
+        return self.flow.write_paused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
-from actserve_server.http.connections import hang_up
+from actserve_server.http.connections import hang_up, is_full
 
 Scope: TypeAlias = MutableMapping[str, Any]
 AsgiMessage: TypeAlias = MutableMapping[str, Any]
@@ -75,6 +75,9 @@ class Exchange:
             names = {name.lower() for name, _ in given}
             more = [header for header in _HEADERS if header[0] not in names]
             message = {**message, "headers": [*given, *more]}
+        if not is_full(self._scope):  # Mostly, and a timer for each part would cost as much as it.
+            await self._send(message)
+            return
         try:
             async with asyncio.timeout(self._patience_s):
                 await self._send(message)

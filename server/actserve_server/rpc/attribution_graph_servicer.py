@@ -7,6 +7,7 @@ import grpc
 
 from actserve.v1 import attribution_graph_service_pb2 as pb
 from actserve.v1 import attribution_graph_service_pb2_grpc, work_pb2
+from actserve_server.dictionaries.dictionary_registry import DictionaryRegistry
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.graphs.graph_work import GraphWork
@@ -28,8 +29,15 @@ POLL_S = 0.25
 
 
 class AttributionGraphServicer(attribution_graph_service_pb2_grpc.AttributionGraphServiceServicer):
-    def __init__(self, engine: AdmittedEngine, registry: GraphRegistry, work: GraphWork) -> None:
+    def __init__(
+        self,
+        engine: AdmittedEngine,
+        dictionaries: DictionaryRegistry,
+        registry: GraphRegistry,
+        work: GraphWork,
+    ) -> None:
         self._engine = engine
+        self._dictionaries = dictionaries
         self._registry = registry
         self._work = work
 
@@ -39,24 +47,27 @@ class AttributionGraphServicer(attribution_graph_service_pb2_grpc.AttributionGra
         call, info = current_call(), self._engine.info
         call.principal.require(Role.EXPERIMENTER, "storing attribution graphs")
         model_descriptions.check_model(request.model, info, ("model",))
-        graph_fields.check_served(request, info)
+        graph_fields.check_served(info)
         chosen = graph_fields.new_id(request.attribution_graph_id)
-        settings = graph_fields.settings(request.settings)
+        settings = graph_fields.settings(request.settings, of_features=bool(request.dictionaries))
         making = await making_request(request)
         tenant = call.principal.tenant
         stored = await self._registry.made(tenant, making)
         if stored is None:
             self._work.check_room(tenant)
+            transcoders = await graph_fields.transcoders(request, self._dictionaries, tenant, info)
             prompt = await graph_fields.prompt(self._engine, request)
             new = NewGraph(
                 id=chosen,
                 prompt=prompt_fields.to_wire(prompt).SerializeToString(),
                 settings=graph_fields.settings_to_wire(settings).SerializeToString(),
+                dictionaries=transcoders,
             )
             stored, is_new = await self._registry.begin(tenant, new, making)
             if is_new:
                 wanted = TraceRequest(token_ids=prompt.ids, settings=settings)
-                self._work.begin(stored, wanted, GraphMessages(prompt.ids, call))
+                messages = GraphMessages(prompt.ids, call, of_features=bool(transcoders))
+                self._work.begin(stored, wanted, messages)
         return pb.CreateAttributionGraphResponse(attribution_graph=self._to_wire(stored))
 
     async def GetAttributionGraph(  # noqa: N802

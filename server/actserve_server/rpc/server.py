@@ -181,7 +181,8 @@ class RpcServer:
             DictionaryServicer(engine, sources.dictionaries), self.methods
         )
         attribution_graph_service_pb2_grpc.add_AttributionGraphServiceServicer_to_server(
-            AttributionGraphServicer(engine, graphs.registry, graphs.work), self.methods
+            AttributionGraphServicer(engine, sources.dictionaries, graphs.registry, graphs.work),
+            self.methods,
         )
         self._server = grpc.aio.server(
             interceptors=self.methods.interceptors, options=_options(listening)

@@ -369,6 +369,8 @@ attribution_graphs = sa.Table(
     # A serialized TokenizedPrompt, and serialized AttributionSettings.
     sa.Column("prompt", sa.LargeBinary, nullable=False),
     sa.Column("settings", sa.LargeBinary, nullable=False),
+    # A list of the ids of its transcoders.
+    sa.Column("dictionaries", sa.JSON, nullable=False),
     # As WorkState.
     sa.Column("state", sa.SmallInteger, nullable=False),
     sa.Column("steps_done", sa.Integer, nullable=False),

@@ -20,5 +20,5 @@ def test_the_capital_of_france_is_traced_and_every_node_is_complete() -> None:
     request = TraceRequest(token_ids=CAPITAL_OF_FRANCE_IS, settings=settings)
     graph = trace(model, request, lambda *_: None)
     assert graph.logits[0] == PARIS
-    assert 0 < len(graph.neurons) <= settings.max_nodes
-    assert {3, 4} <= set(graph.neurons[:, 0].tolist())  # " France" and " is" count.
+    assert 0 < len(graph.units) <= settings.max_nodes
+    assert {3, 4} <= set(graph.units[:, 0].tolist())  # " France" and " is" count.

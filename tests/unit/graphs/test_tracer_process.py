@@ -4,20 +4,25 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from actserve_server.dictionaries.dictionary import ActivationKind
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.graphs import trace_frames as frames
+from actserve_server.graphs import transcoder_files
 from actserve_server.graphs.frozen_model import prepared
 from actserve_server.graphs.trace_frames import FrameKind
 from actserve_server.graphs.traced_graph import TracedGraph, TraceRequest, TraceSettings
 from actserve_server.graphs.tracer_process import TracerProcess
 from actserve_server.graphs.tracing import trace
-from tests.unit.graphs.tiny_models import CONFIGS, tiny
+from actserve_server.graphs.transcoder_basis import TranscoderBasis
+from tests.unit.graphs.random_transcoders import transcoder
+from tests.unit.graphs.tiny_models import CONFIGS, LAYERS, tiny
 
 REQUEST = TraceRequest(token_ids=(5, 17, 3), settings=TraceSettings(max_nodes=20, max_logits=3))
 GIB = 1 << 30
@@ -55,15 +60,25 @@ async def refused(tracer: TracerProcess, request: TraceRequest = REQUEST) -> Act
 
 
 async def test_its_graph_is_the_same_as_here_and_it_dies_without_harm(
-    tracer: TracerProcess,
+    tracer: TracerProcess, tmp_path: Path
 ) -> None:
     steps: list[tuple[int, int]] = []
     assert tracer.pid is None
     graph = await tracer.trace(REQUEST, lambda *step: steps.append(step))
     here = trace(prepared(tiny(CONFIGS["llama"])), REQUEST, lambda *_: None)
-    np.testing.assert_array_equal(graph.neurons, here.neurons)
+    np.testing.assert_array_equal(graph.units, here.units)
     np.testing.assert_allclose(graph.weights, here.weights, rtol=1e-3, atol=1e-5)
     assert steps[-1][0] == steps[-1][1] > 0
+    # Of features too, of transcoders that are handed on as files.
+    transcoders = [transcoder(each, ActivationKind.RELU, skip=True) for each in range(LAYERS)]
+    for layer, each in enumerate(transcoders):
+        transcoder_files.write(tmp_path, layer, each)
+    of_features = replace(REQUEST, transcoders=str(tmp_path))
+    features = await tracer.trace(of_features, lambda *_: None)
+    model, basis = prepared(tiny(CONFIGS["llama"])), TranscoderBasis(transcoders)
+    here = trace(model, of_features, lambda *_: None, basis)
+    np.testing.assert_array_equal(features.units, here.units)
+    np.testing.assert_array_equal(features.errors, here.errors)
     first = tracer.pid
     assert first is not None
 
@@ -80,7 +95,7 @@ async def test_its_graph_is_the_same_as_here_and_it_dies_without_harm(
     assert caught.value.retry_after_s is not None
     again = await tracer.trace(REQUEST, lambda *_: None)
     assert tracer.pid != first
-    np.testing.assert_array_equal(again.neurons, graph.neurons)
+    np.testing.assert_array_equal(again.units, graph.units)
 
 
 async def test_a_model_that_is_too_large_is_refused_before_it_is_loaded(folder: Path) -> None:
@@ -112,7 +127,8 @@ async def answers(body: bytes) -> ActserveError:
 
 GRAPH = TracedGraph(
     tokens=3,
-    neurons=np.array([[1, 0, 4]], np.int32),
+    errors=np.zeros((0, 2), np.int32),
+    units=np.array([[1, 0, 4]], np.int32),
     activations=np.ones(1, np.float32),
     logits=np.array([9], np.int32),
     probabilities=np.ones(1, np.float32),
@@ -136,7 +152,8 @@ def changed(**arrays: Any) -> dict[str, np.ndarray]:
         changed(targets=np.array([3, 9], np.uint32)),
         changed(sources=np.array([0, 4], np.uint32)),
         changed(tokens=np.array([4], np.int32)),
-        changed(neurons=np.zeros((1, 2), np.int32)),
+        changed(units=np.zeros((1, 2), np.int32)),
+        changed(errors=np.zeros((1, 2), np.int32)),
         changed(influence=np.ones(4, np.float32)),
         changed(other=np.ones(1)),
         {name: each for name, each in GRAPH.arrays().items() if name != "weights"},

@@ -64,7 +64,7 @@ def test_a_changed_neuron_moves_its_neighbours_as_its_edges_say(family: str) -> 
     source = here.start + int(
         torch.argmax(
             torch.from_numpy(np.abs(weights).sum(0))[
-                found.tokens + here.start : found.tokens + here.stop
+                found.first + here.start : found.first + here.stop
             ]
         )
     )
@@ -83,7 +83,7 @@ def test_a_changed_neuron_moves_its_neighbours_as_its_edges_say(family: str) -> 
         return torch.cat([*read, logits[found.logits] - logits.mean()]).numpy()
 
     moved = run(activations) - run([units.activations for units in recorded.units])
-    said = 2 * weights[:, found.tokens + source]
+    said = 2 * weights[:, found.first + source]
     assert np.abs(said).max() > 0.01
     np.testing.assert_allclose(moved, said, rtol=1e-3, atol=1e-3 * np.abs(said).max())
 
@@ -95,13 +95,13 @@ def test_the_whole_graph_holds_what_it_says() -> None:
     assert TracedGraph.checked(graph.arrays(), asked).arrays().keys() == graph.arrays().keys()
     assert steps[0] == (0, steps[-1][1])
     assert steps[-1][0] == steps[-1][1]
-    assert 0 < len(graph.neurons) <= 100
+    assert 0 < len(graph.units) <= 100
     assert len(graph.logits) == 3
     first_logit = graph.nodes - 3
     np.testing.assert_allclose(graph.influence[first_logit:], graph.probabilities)
     inner = range(len(PROMPT), first_logit)
     assert set(inner) <= set(graph.sources.tolist()) & set(graph.targets.tolist())
-    assert (np.diff(graph.neurons[:, 1]) >= 0).all()
+    assert (np.diff(graph.units[:, 1]) >= 0).all()
 
 
 def test_a_smaller_share_keeps_fewer_nodes_and_edges() -> None:

@@ -149,17 +149,17 @@ def test_a_graph_that_was_dropped_serves_no_more(worker: Worker) -> None:
 def test_lean_graphs_can_be_left_out(ring: RingReader) -> None:
     worker = Worker(WorkerConfig(str(ring.folder), LLAMA, lean_graphs=False))
     assert served_by(worker, PLAIN_RUN) == FULL
-    assert worker.describe_taps()["graphs"] == {}
+    assert worker._graphs.lean == {}
 
 
 def test_what_lean_graphs_reach_is_said(worker: Worker) -> None:
     stream = ["embedding", "final_norm", "logits", "mlp_out", "resid_post", "resid_pre"]
-    assert worker.describe_taps()["graphs"] == {PLAIN: [], STREAM: stream}
+    assert worker._graphs.lean == {PLAIN: [], STREAM: stream}
 
 
 def test_where_the_stream_is_all_that_is_tapped_one_lean_graph_is_enough(ring: RingReader) -> None:
     worker = Worker(WorkerConfig(str(ring.folder), LLAMA, ("resid_post",)))
-    assert worker.describe_taps()["graphs"] == {PLAIN: []}
+    assert worker._graphs.lean == {PLAIN: []}
     assert served_by(worker, CAPTURED) == FULL
 
 

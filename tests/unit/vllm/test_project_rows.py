@@ -16,9 +16,10 @@ from actserve_server.domain.projection import (
     ReLU,
     TopK,
 )
+from actserve_server.domain.ranking import largest
 from actserve_server.engine.forms import projection_form
 from actserve_server.engine.vllm.bank import VectorBank
-from actserve_server.engine.vllm.project_rows import project
+from actserve_server.engine.vllm.project_rows import largest_columns, project
 from tests.unit.vllm.batches import CPU
 
 ROWS, WIDTH, DIRECTIONS = 23, 6, 9
@@ -47,6 +48,15 @@ def test_a_worker_says_what_the_formulas_say(
     found = projected_by_worker(projected, ROWS_OF)
     assert found.shape == (ROWS, projected.width)
     assert np.array_equal(found, projected.apply(ROWS_OF))
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 3, 50, 10_000])
+@pytest.mark.parametrize("count", [1, 7, 40, 200, 400])
+def test_a_few_of_many_come_in_the_order_of_the_definition(count: int, kinds: int) -> None:
+    values = np.random.default_rng(kinds).integers(-kinds, kinds, (30, 400)).astype(np.float32)
+    values[values == 0] = RNG.choice([0.0, -0.0], (values == 0).sum())
+    columns = largest_columns(torch.from_numpy(values), count)
+    assert np.array_equal(columns, largest(values, count)[0])
 
 
 def test_rows_of_any_number_are_projected_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

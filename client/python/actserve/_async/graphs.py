@@ -7,13 +7,12 @@ from collections.abc import AsyncGenerator, Iterable
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from actserve._async.base import AsyncBase
 from actserve._checks import UINT32, finite, integer
 from actserve._names import named
 from actserve._progress import reaching
 from actserve._retries import Retries
+from actserve.dictionaries import DICTIONARIES, StoredDictionary
 from actserve.errors import DeadlineExceeded, InvalidRequest
 from actserve.graphs import (
     GRAPHS,
@@ -21,11 +20,11 @@ from actserve.graphs import (
     GraphNode,
     GraphSummary,
     GraphTest,
+    ablation,
     graph_from_proto,
     logit_ids,
     summary_from_proto,
 )
-from actserve.interventions import Project
 from actserve.models import mlp_width
 from actserve.monitor_fits import Work
 from actserve.predictions import Predict
@@ -118,6 +117,7 @@ class AsyncGraphs:
         prompt: Prompt,
         *,
         name: str = "",
+        dictionaries: Iterable[str | StoredDictionary] = (),
         max_logits: int | None = None,
         logit_probability: float | None = None,
         max_nodes: int | None = None,
@@ -130,17 +130,22 @@ class AsyncGraphs:
 
         - `name`: 1 to 63 lower-case letters, digits and hyphens, from a letter on; the server
           chooses when empty.
+        - `dictionaries`: transcoders, one that reads `mlp_in` and writes `mlp_out` of each layer,
+          whose features are the nodes; neurons are without.
         - `max_logits`, `logit_probability`: tokens are traced, likeliest first, until so many, 10
           when None, or until they are so likely together, 0.95 when None.
-        - `max_nodes`: neurons at most, 1000 when None.
+        - `max_nodes`: neurons at most, 1000 when None; or features, 7500 when None.
         - `node_threshold`, `edge_threshold`: the most influential nodes and edges are kept that
           have this share of all influence, 0.8 and 0.98 when None.
 
             graph = client.graphs.create("The capital of France is", max_nodes=300).wait()
             graph.show()
         """
+        asked = {"dictionaries": [named(DICTIONARIES, each) for each in dictionaries]}
+        asked = await self._resolved(asked, timeout)
         request = pb.CreateAttributionGraphRequest(
             model=self._model,
+            dictionaries=[each.name for each in asked["dictionaries"]],
             attribution_graph_id=name,
             prompt=prompt_to_proto(prompt),
             request_id=uuid.uuid4().hex,
@@ -204,29 +209,25 @@ class AsyncGraphs:
         *,
         timeout: float | None = None,
     ) -> GraphTest:
-        """Ablates neurons of a graph in the model as it is, and holds what that does to the
-        predicted tokens beside what the graph says. One call runs the prompt twice; the second time
-        the elements of `mlp_act` at the nodes' positions are zero.
+        """Ablates units of a graph in the model as it is, and holds what that does to the predicted
+        tokens beside what the graph says. One call runs the prompt twice; the second time the
+        elements of `mlp_act` at the neurons' positions are zero, or what the features wrote is
+        taken from `mlp_out`.
 
-        - `nodes`: neurons of the graph, or their indices. Those of a layer and position are one
-          intervention.
+        - `nodes`: neurons or features of the graph, or their indices. Those of a layer and position
+          are one intervention.
 
             client.graphs.test(graph, graph.neurons[:20]).show()
         """
         ablated = tuple(graph.nodes[graph._index(node)] for node in nodes)
         predicted = graph.predicted(ablated)
-        places: dict[tuple[int, int], list[int]] = {}
+        places: dict[tuple[int, int], list[GraphNode]] = {}
         for node in ablated:
-            assert node.layer is not None
-            assert node.neuron is not None
-            places.setdefault((node.layer, node.position), []).append(node.neuron)
+            places.setdefault((node.layer or 0, node.position), []).append(node)
         if not places:
-            raise InvalidRequest("no nodes are named; name neurons", reason="FIELD_REQUIRED")
+            raise InvalidRequest("no nodes are named; name some units", reason="FIELD_REQUIRED")
         width = mlp_width(await self._client._served(timeout))
-        zeroed = [
-            Project(f"mlp_act.{layer}", _unit_rows(neurons, width), away=True, positions=[position])
-            for (layer, position), neurons in sorted(places.items())
-        ]
+        zeroed = [ablation(each, width) for _, each in sorted(places.items())]
         ids = list(graph.summary.token_ids)
         wanted = Predict(positions="last", token_ids=[node.token_id or 0 for node in graph.logits])
         before, after = await self._client.fetch(
@@ -285,10 +286,3 @@ class AsyncGraphMaking(AsyncBase):
         graph.neurons[:5]
         """
         return AsyncGraphs(self, self._transport, self._resolved, self._connection.model)
-
-
-def _unit_rows(indices: list[int], width: int) -> np.ndarray:
-    """A direction for each of some elements of a row."""
-    rows = np.zeros((len(indices), width), np.float32)
-    rows[np.arange(len(indices)), indices] = 1
-    return rows

@@ -39,17 +39,17 @@ def graph_card(graph: "AttributionGraph") -> Card:
         ),
     )
     parts: list[Part] = [line, predicted]
-    shown = graph.neurons[:_NEURONS]
+    shown = graph.units[:_NEURONS]
     if shown:
         parts.append(
             Table(
-                ("neuron", "at", "token", "activation", "influence", "adds most to"),
+                ("unit", "at", "token", "activation", "influence", "adds most to"),
                 tuple(_neuron(graph, node) for node in shown),
             )
         )
     notes = [f"{len(graph.nodes)} nodes and {len(graph.weights)} edges."]
-    if len(shown) < len(graph.neurons):
-        notes.append(f"{len(shown)} of {len(graph.neurons)} neurons are shown; see graph.neurons.")
+    if len(shown) < len(graph.units):
+        notes.append(f"{len(shown)} of {len(graph.units)} units are shown; see graph.units.")
     return Card(f"Attribution graph {caption(graph.id)}", tuple(parts), tuple(notes))
 
 
@@ -77,7 +77,9 @@ def ablation_card(test: "GraphTest") -> Card:
         f"Correlation {test.correlation:.3f}. Changes are of logits less their mean over these "
         "tokens."
     )
-    return Card(f"{len(test.nodes)} neurons ablated", (Table(columns, rows),), (note,))
+    return Card(
+        f"{len(test.nodes)} {test.nodes[0].kind}s ablated", (Table(columns, rows),), (note,)
+    )
 
 
 def _neuron(graph: "AttributionGraph", node: "GraphNode") -> tuple[Cell, ...]:

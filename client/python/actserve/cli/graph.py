@@ -31,8 +31,15 @@ def graph(
             help="Where to write the graph, .json as Neuronpedia reads it.",
         ),
     ] = None,
+    dictionary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID", help="A transcoder, once for each layer; neurons are nodes without."
+        ),
+    ] = None,
     nodes: Annotated[
-        int | None, typer.Option("--nodes", "-n", min=1, help="Neurons at most; 1000 by default.")
+        int | None,
+        typer.Option("--nodes", "-n", min=1, help="Neurons at most, 1000 by default, or features."),
     ] = None,
     logits: Annotated[
         int | None, typer.Option(min=1, help="Predicted tokens at most; 10 by default.")
@@ -48,7 +55,7 @@ def graph(
         typer.Option(
             metavar="COUNT",
             min=1,
-            help="Ablate so many of the most influential neurons, and compare what the graph says "
+            help="Ablate so many of the most influential units, and compare what the graph says "
             "with what happens.",
         ),
     ] = None,
@@ -60,7 +67,8 @@ def graph(
     token: arg.Token = None,
     tls: arg.Tls = False,
 ) -> None:
-    """Trace what a prediction comes from, through the neurons of the model's MLPs.
+    """Trace what a prediction comes from, through the neurons of the model's MLPs, or
+    the features of transcoders.
 
     The work is done on the server, and goes on if this is cut; the graph stays there for a time.
 
@@ -74,13 +82,14 @@ def graph(
         begun = client.graphs.create(
             arg.prompt(prompt, chat),
             name=name,
+            dictionaries=dictionary or (),
             max_nodes=nodes,
             max_logits=logits,
             node_threshold=node_threshold,
             edge_threshold=edge_threshold,
         )
         found = begun.wait()
-        tried = client.graphs.test(found, found.neurons[:test]) if test and found.neurons else None
+        tried = client.graphs.test(found, found.units[:test]) if test and found.units else None
     if out is not None:
         found.to_neuronpedia(out)
         say(f"wrote {len(found.nodes)} nodes and {len(found.weights)} edges to {out}")

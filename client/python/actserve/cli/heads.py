@@ -48,7 +48,9 @@ def heads(
     [cyan]actserve heads --file texts.jsonl --column text --export headvis[/cyan]
     """
     prompts = [*arg.prompts(text, file, column, chat)]
-    given: Any = tuple(answers) if answers and len(answers) > 1 else (answers or [None])[0]
+    given: Any = None
+    if answers:
+        given = tuple(answers) if len(answers) > 1 else answers[0]
     with arg.connect(server, model, token, tls) as client, waiting("measuring heads"):
         found = client.heads(
             prompts,

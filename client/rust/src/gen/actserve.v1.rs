@@ -501,7 +501,7 @@ pub struct AttributionGraph {
     /// The prompt whose next token is traced, as the model sees it.
     #[prost(message, optional, tag = "2")]
     pub prompt: ::core::option::Option<TokenizedPrompt>,
-    /// The transcoders; none of a graph of neurons. Format:
+    /// The transcoders, in the order of layers; none of a graph of neurons. Format:
     /// models/{model}/dictionaries/{dictionary}.
     #[prost(string, repeated, tag = "3")]
     pub dictionaries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,

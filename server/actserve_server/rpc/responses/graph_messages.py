@@ -12,7 +12,7 @@ from actserve_server.domain.work import WorkProgress, WorkState
 from actserve_server.graphs.graph_work import ended
 from actserve_server.graphs.stored_graphs import StoredGraph
 from actserve_server.graphs.traced_graph import TracedGraph
-from actserve_server.rpc.resource_names import attribution_graph_name
+from actserve_server.rpc.resource_names import attribution_graph_name, dictionary_name
 from actserve_server.rpc.responses.chunks import MAX_MESSAGE_BYTES, tensor
 from actserve_server.rpc.transport import statuses
 from actserve_server.rpc.transport.calls import Call
@@ -29,13 +29,15 @@ class GraphMessages:
     """How what comes of one graph is written. Implements
     `actserve_server.graphs.graph_work.Messages`."""
 
-    def __init__(self, token_ids: Sequence[int], call: Call) -> None:
-        """`call` is the one that asked for it."""
+    def __init__(self, token_ids: Sequence[int], call: Call, *, of_features: bool) -> None:
+        """`call` is the one that asked for it. Without `of_features` units are neurons."""
         self._token_ids = token_ids
+        self._of_features = of_features
         self._call = call
 
     def parts(self, graph: TracedGraph) -> Sequence[bytes]:
-        return [each.SerializeToString() for each in _events(graph, self._token_ids)]
+        nodes = list(_nodes(graph, self._token_ids, of_features=self._of_features))
+        return [each.SerializeToString() for each in _events(graph, nodes)]
 
     def error(self, error: Exception) -> bytes:
         return statuses.to_status(statuses.foreseen(error), self._call).SerializeToString()
@@ -52,6 +54,7 @@ def to_wire(
     return pb.AttributionGraph(
         name=attribution_graph_name(info.id, stored.id),
         prompt=prompt_pb2.TokenizedPrompt.FromString(stored.prompt),
+        dictionaries=[dictionary_name(info.id, each) for each in stored.dictionaries],
         settings=pb.AttributionSettings.FromString(stored.settings),
         work=work(stored, here, call),
         nodes=stored.nodes,
@@ -89,9 +92,8 @@ def _work(progress: WorkProgress) -> work_pb2.Work:
 
 
 def _events(
-    graph: TracedGraph, token_ids: Sequence[int]
+    graph: TracedGraph, nodes: Sequence[pb.AttributionNode]
 ) -> Iterator[pb.WatchAttributionGraphResponse]:
-    nodes = list(_nodes(graph, token_ids))
     for first in range(0, len(nodes), _NODES_AT_ONCE):
         part = pb.AttributionNodes(nodes=nodes[first : first + _NODES_AT_ONCE])
         yield pb.WatchAttributionGraphResponse(nodes=part)
@@ -106,7 +108,9 @@ def _events(
         )
 
 
-def _nodes(graph: TracedGraph, token_ids: Sequence[int]) -> Iterator[pb.AttributionNode]:
+def _nodes(
+    graph: TracedGraph, token_ids: Sequence[int], *, of_features: bool
+) -> Iterator[pb.AttributionNode]:
     influence = graph.influence.tolist()
     for position, token in enumerate(token_ids):
         yield pb.AttributionNode(
@@ -114,15 +118,27 @@ def _nodes(graph: TracedGraph, token_ids: Sequence[int]) -> Iterator[pb.Attribut
             position=position,
             influence=influence[position],
         )
-    neurons = zip(
-        graph.neurons.tolist(), graph.activations.tolist(), influence[graph.tokens :], strict=False
-    )
-    for (position, layer, neuron), activation, counts in neurons:
+    # There is one dictionary for each layer, in this order.
+    errors = zip(graph.errors.tolist(), influence[graph.tokens :], strict=False)
+    for (position, layer), counts in errors:
         yield pb.AttributionNode(
-            neuron=pb.NeuronNode(layer=layer, neuron=neuron, activation=activation),
+            reconstruction_error=pb.ReconstructionErrorNode(dictionary_index=layer),
             position=position,
             influence=counts,
         )
+    first = graph.tokens + len(graph.errors)
+    units = zip(graph.units.tolist(), graph.activations.tolist(), influence[first:], strict=False)
+    for (position, layer, index), activation, counts in units:
+        node = pb.AttributionNode(position=position, influence=counts)
+        if of_features:
+            node.feature.dictionary_index = layer
+            node.feature.feature_index = index
+            node.feature.activation = activation
+        else:
+            node.neuron.layer = layer
+            node.neuron.neuron = index
+            node.neuron.activation = activation
+        yield node
     logits = zip(graph.logits.tolist(), graph.probabilities.tolist(), strict=True)
     for token, probability in logits:
         yield pb.AttributionNode(

@@ -79,14 +79,14 @@ def names(pem: bytes) -> frozenset[Name]:
     """What a certificate is called. Empty if it cannot be read."""
     try:
         certificate = x509.load_pem_x509_certificate(pem)
-        found: set[Name] = {("subject", certificate.subject.rfc4514_string())}
-        alternative = certificate.extensions.get_extension_for_class(
-            x509.SubjectAlternativeName
-        ).value
-    except x509.ExtensionNotFound:
-        return frozenset(found)
+        extensions = certificate.extensions
     except ValueError:
         return frozenset()
+    found: set[Name] = {("subject", certificate.subject.rfc4514_string())}
+    try:
+        alternative = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return frozenset(found)
     for kind, of in (
         ("uri", x509.UniformResourceIdentifier),
         ("dns", x509.DNSName),

@@ -36,6 +36,8 @@ class RulesEntry(BaseModel):
     captured_bytes_a_minute: _Rate | None = None
     max_steering_vectors: _Count | None = None
     max_monitors: _Count | None = None
+    max_dictionaries: _Count | None = None
+    max_graphs: _Count | None = None
     max_kept_bytes: _Count | None = None
     max_relative_dose: _Rate | None = None
 

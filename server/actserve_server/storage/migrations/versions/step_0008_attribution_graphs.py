@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column("id", _text(63), nullable=False),
         sa.Column("prompt", sa.LargeBinary, nullable=False),
         sa.Column("settings", sa.LargeBinary, nullable=False),
+        sa.Column("dictionaries", sa.JSON, nullable=False),
         sa.Column("state", sa.SmallInteger, nullable=False),
         sa.Column("steps_done", sa.Integer, nullable=False),
         sa.Column("steps", sa.Integer, nullable=False),
