@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
+from actserve_server.dictionaries.dictionary_sources import SHIPPED
 from actserve_server.domain.model import Limits
 from actserve_server.domain.prompts import Prompt, Spellings, TokenizedPrompt
 from actserve_server.domain.runs import Sampling
@@ -86,13 +87,12 @@ def made_up_server() -> Iterator[str]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+    # Of made-up rows the dictionary in the box explains nothing.
+    dictionary = f"{MODEL}={SHIPPED / MODEL} least_explained=-inf"
     server = serving(
-        MadeUpModel(), made_up_nla().loaded(), dictionary=[MODEL], max_dictionary_bytes=1 << 26
+        MadeUpModel(), made_up_nla().loaded(), dictionary=[dictionary], max_dictionary_bytes=1 << 26
     )
     served = asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result()
-    # Of made-up rows it explains nothing.
-    loading = served.app.load_dictionaries(holds_checks=False)
-    asyncio.run_coroutine_threadsafe(loading, loop).result()
     try:
         yield f"localhost:{served.app.port}"
     finally:
