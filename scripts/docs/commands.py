@@ -14,6 +14,9 @@ from scripts.docs.markdown import escaped, table
 
 _EXAMPLE = re.compile(r"\[cyan\](.+)\[/cyan\]", re.DOTALL)
 
+SAME_FLAGS = ("serve", "doctor")
+"""Commands that take every option of the server."""
+
 _INTRODUCTION = """\
 # Command line
 
@@ -99,7 +102,7 @@ def _server(parser: argparse.ArgumentParser) -> Iterator[str]:
     for name, command in dict(commands.choices or {}).items():
         yield f"### actserve-server {name}\n"
         yield f"{_sentence(about[name])}\n"
-        if name == "serve":
+        if name in SAME_FLAGS:
             yield "Its options are those of the [configuration](configuration.md).\n"
             continue
         rows = [

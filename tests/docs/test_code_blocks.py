@@ -35,7 +35,7 @@ NOT_RUN = {
     "docs/security.md": 4,  # writes down a token, takes an image, an issuer, and is what is written
     "docs/browser.md": 4,  # serves until it is stopped, and calls that server
     "docs/explorer.md": 1,  # serves until it is stopped
-    "docs/openai.md": 6,  # serves until it is stopped, and is of another package and of JSON
+    "docs/openai.md": 7,  # serves until it is stopped; takes another package, vLLM's sources; JSON
     "docs/webhooks.md": 1,  # takes a Kubernetes cluster
 }
 """Blocks that say of themselves that they are not run."""
