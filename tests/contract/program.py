@@ -28,6 +28,8 @@ class Program:
             text=True,
         )
         self.lines: list[dict[str, Any]] = []
+        self.said: list[str] = []
+        """What is no line of its log, such as why it could not start."""
         self.ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -39,13 +41,15 @@ class Program:
                 self.lines.append(json.loads(line))
                 if self.lines[-1]["event"] == "serving":
                     self.ready.set()
+            else:
+                self.said.append(line)
         self.ready.set()  # It has ended, and nobody is to wait for it.
 
     @property
     def port(self) -> int:
         assert self.ready.wait(START_WITHIN_S), self.lines
         ports = [line["port"] for line in self.lines if line["event"] == "serving"]
-        assert ports, self.lines
+        assert ports, (self.lines, "".join(self.said))
         return ports[0]
 
     def wait(self, timeout_s: float) -> int:

@@ -99,7 +99,8 @@ class _Group:
         outputs = rows[:, self.columns].astype(np.float64)
         lost: np.ndarray | None = None
         if not np.isfinite(outputs).all():
-            lost = ~np.isfinite(outputs).all(axis=-1)
+            lost = np.logical_or.reduce(~np.isfinite(outputs), axis=-1)
+            assert lost is not None
             outputs = np.where(lost[..., None], 0.0, outputs)
         smoothed, smooth = self.smoothed.after(outputs)
         reduced, scores = self._reduced(smooth)

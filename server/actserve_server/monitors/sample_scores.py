@@ -264,15 +264,10 @@ class _Group:
             else (positions[: (count := int(np.searchsorted(positions, end)))], rows[:count])
             for positions, rows in self.waiting
         ]
-        if len(taken) == 1:
-            positions, rows = taken[0]
-        else:
-            positions = np.concatenate([np.empty(0, np.int64), *(each for each, _ in taken)])
+        positions, rows = taken[0] if len(taken) == 1 else _together(taken)
         if not len(positions):
             none = np.empty((0, len(self.watchers)))
             return _Part(positions, none, self.known, none)
-        if len(taken) > 1:
-            rows = np.concatenate([rows for _, rows in taken])
         after, scores = self.known.after(rows)
         bad = None
         if not np.isfinite(scores).all():
@@ -363,6 +358,13 @@ class _Group:
             reached.append((self.numbers[index], int(level.name), found))
         self.may_act = bool((self.actions & (self.thresholds < np.inf)).any())
         return reached
+
+
+def _together(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and rows of several."""
+    positions = np.concatenate([np.empty(0, np.int64), *(each for each, _ in parts)])
+    rows = [rows for _, rows in parts]
+    return positions, np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
 
 @lru_cache(maxsize=16)

@@ -258,4 +258,5 @@ def test_what_vllm_gathers_itself_asks_no_other_rank(
     made = Faulty(ranks, "")
     AgreedGather(made)
     (logits,) = ranks.run(lambda rank: made.compute_logits(WHOLE))
+    assert logits is not None
     assert torch.equal(logits, WHOLE)
