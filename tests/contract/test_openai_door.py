@@ -521,11 +521,11 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
         "FIELD_REQUIRED",
         "steering[0].sites",
     ),
-    "a field that is not served yet": (
+    "a feature of no dictionary": (
         {"steering": [{"add": {"vector": {"feature": {}}}}]},
         400,
-        "FEATURE_NOT_SERVED",
-        "steering[0].add.vector.feature",
+        "FIELD_REQUIRED",
+        "steering[0].add.vector.feature.dictionary",
     ),
     "no such monitor": ({"monitors": ["nobody"]}, 404, "RESOURCE_NOT_FOUND", "monitors[0]"),
     "no name of a monitor": ({"monitors": [1]}, 400, "FIELD_INVALID", "monitors[0]"),
