@@ -12,7 +12,7 @@ async def no_door(scope: Scope, receive: Receive, send: Send) -> None:
     del receive
     call = enter_call(Call())
     answer = OpenAiAnswer(send, call)
-    with observed("other", scope, call, answer):
+    with observed("other", scope, call, answer, audit=None):
         await answer.refuse(
             ActserveError(
                 Reason.FEATURE_NOT_SERVED,
