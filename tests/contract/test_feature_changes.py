@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from actserve.v1 import dictionary_service_pb2 as pb
+from actserve.v1 import sweep_service_pb2 as sweep_pb
 from actserve_server.domain.model import Limits
 from actserve_server.engine.fake import FakeEngine
 from tests.contract.dictionaries import FEATURES, Sent, full, matrices, numbers, uploaded
 from tests.contract.harness import Served, collect, failure, fetch, intervention, serving, site
 from tests.contract.harness import matrices as read_matrices
+from tests.contract.monitors import create
 from tests.contract.refusals import INVALID, WIDTH
 
 SETTINGS = {"max_dictionary_bytes": 1 << 20}
@@ -188,3 +190,43 @@ async def test_the_dose_of_a_change_is_limited() -> None:
             refused = await failure(served.generation.FetchActivations(request))
             assert refused.reason == "DOSE_TOO_LARGE"
         await read(served, changing({"index": 1, "factor": 0.0}))
+
+
+async def test_a_monitor_takes_what_a_feature_writes_and_no_change_of_features() -> None:
+    def monitor(change: dict[str, Any]) -> Any:
+        level = {"threshold": 1.0, "intervene": {"interventions": [change]}}
+        return create(upper=level)
+
+    feature = {"feature": {"dictionary": full("signs"), "index": 3}}
+    async with serving(FakeEngine(), **SETTINGS) as served:
+        await uploaded(served)
+        request = monitor(changing({"index": 1, "value": 1.0}))
+        refused = await failure(served.monitors.CreateMonitor(request))
+        assert refused.reason == "FIELD_INVALID"
+        assert refused.field.endswith("interventions[0].features")
+        made = monitor(intervention(site(1), add={"vector": feature}))
+        assert (await served.monitors.CreateMonitor(made)).monitor.name
+
+
+async def test_a_sweep_is_another_where_its_dictionary_has_become_another() -> None:
+    """Cells are stored by what they depend on, and a name may come to mean something else."""
+    change = changing({"index": 3, "addition": 4.0})
+    request = sweep_pb.RunSweepRequest(
+        prompts=[{"prompt": {"text": "hello"}}],
+        variants=[{"interventions": [change]}],
+        answers=[{"name": "a", "text": "a"}],
+    )
+
+    async def cell(served: Served) -> Any:
+        events = await collect(served.sweeps.RunSweep(request))
+        (found,) = [event.cell for event in events if event.WhichOneof("event") == "cell"]
+        return found
+
+    other = Sent(matrices(decoder=-matrices()["decoder"]))
+    async with serving(FakeEngine(), **SETTINGS) as served:
+        await uploaded(served)
+        first = await cell(served)
+        assert (await cell(served)).answer_logprobs == first.answer_logprobs
+        await served.dictionaries.DeleteDictionary(pb.DeleteDictionaryRequest(name=full("signs")))
+        await uploaded(served, other)
+        assert (await cell(served)).answer_logprobs != first.answer_logprobs

@@ -7,7 +7,7 @@ operation is tried on rows of both kinds, and one more run writes a row to every
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -175,7 +175,7 @@ def _near(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return 3 * (first + _noise(1, rows.shape[1], 1.0, rng)[0]).astype(np.float32)
 
 
-def _changing_features(rows: np.ndarray, rng: np.random.Generator) -> Operation:
+def _changing_features(rows: np.ndarray, rng: np.random.Generator) -> Features:
     """Three of a few features that are about as large as the rows."""
     width = rows.shape[1]
     norm = max(float(np.linalg.norm(rows, axis=1).mean()), np.finfo(np.float32).tiny)
@@ -186,6 +186,10 @@ def _changing_features(rows: np.ndarray, rng: np.random.Generator) -> Operation:
         gains=np.array([0, 1, 3], np.float32),
         offsets=np.array([norm, norm / 2, 0], np.float32),
     )
+
+
+def _adding_to_features(changing: Features) -> Operation:
+    return replace(changing, reads=None, gains=np.ones_like(changing.gains))
 
 
 def _noise(count: int, width: int, norm: float, rng: np.random.Generator) -> np.ndarray:
@@ -214,6 +218,9 @@ _OPERATIONS: Mapping[str, Callable[[np.ndarray, np.random.Generator], Operation]
     "swap": lambda rows, rng: Swap(_near(rows, rng), _noise(1, rows.shape[1], 1.0, rng)[0]),
     "zero": lambda rows, rng: Zero(),
     "change features": _changing_features,
+    # Without what reads them, which goes another way. That operations are even in number keeps each
+    # on the same prompt at every site.
+    "add to features": lambda rows, rng: _adding_to_features(_changing_features(rows, rng)),
     "mean": lambda rows, rng: Mean(_like(rows, 1, rng)[0]),
 }
 """Every kind of operation, sized by the rows it changes, so that it shows in any element type."""
