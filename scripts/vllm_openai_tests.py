@@ -4,9 +4,9 @@ python scripts/vllm_openai_tests.py CHECKOUT URL MODEL FOLDER [arguments of pyte
 
 CHECKOUT has vLLM's sources, of the release that is installed; URL is that of a server that runs,
 such as http://127.0.0.1:8000, MODEL the id that it serves, and FOLDER where the model is, which
-`actserve-server prepare-model` prints. The tests are taken as they are, but for the name of their model and
-for the server that they would start. What they ask of another model, and what the door refuses,
-fails; docs/openai.md says what that is.
+`actserve-server prepare-model` prints. The tests are taken as they are, but for the name of their
+model and for the server that they would start. What they ask of another model, and what the door
+refuses, fails; docs/openai.md says what that is.
 """
 
 import argparse

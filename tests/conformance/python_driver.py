@@ -590,6 +590,17 @@ async def fit_monitor(client: actserve.AsyncClient, request: Any) -> actserve.Mo
     return fit.monitor
 
 
+async def create_graph(client: actserve.AsyncClient, request: Any) -> actserve.GraphSummary:
+    asked = request.settings
+    trace = await client.graphs.create(
+        prompt_of(request.prompt),
+        name=request.attribution_graph_id,
+        max_logits=asked.max_logits,
+        node_threshold=asked.node_threshold,
+    )
+    return trace.summary
+
+
 async def wait(question: Answer) -> Answer:
     async with client_of(question) as client:
         fit = await client.monitors.fitting(question["name"])
@@ -643,6 +654,7 @@ MADE = {
     "CombineSteeringVectors": ("steeringVector", combine_vectors),
     "CreateMonitor": ("monitor", create_monitor),
     "FitMonitor": ("monitor", fit_monitor),
+    "CreateAttributionGraph": ("attributionGraph", create_graph),
 }
 COLLECTED = {
     "FetchActivations": collect_fetch,

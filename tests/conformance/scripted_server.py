@@ -30,6 +30,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from actserve.v1 import (  # noqa: F401  # Imported so that their services are known.
+    attribution_graph_service_pb2,
     dictionary_service_pb2,
     explanation_service_pb2,
     generation_service_pb2,
@@ -42,6 +43,7 @@ from actserve.v1 import (  # noqa: F401  # Imported so that their services are k
 )
 
 SERVICES = (
+    "AttributionGraphService",
     "DictionaryService",
     "GenerationService",
     "ModelService",

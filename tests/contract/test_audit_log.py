@@ -26,6 +26,7 @@ from tests.contract.harness import (
     addition,
     bearing,
     collect,
+    eventually,
     failure,
     fetch,
     generate,
@@ -34,6 +35,7 @@ from tests.contract.harness import (
     site,
     write_tokens,
 )
+from tests.contract.monitors import create as create_monitor
 from tests.contract.vectors import create, full, rows, stored
 
 WRITER, READER = bearing("of-a-writer"), bearing("of-a-reader")
@@ -67,6 +69,14 @@ def written(path: Path) -> str:
 
 def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in written(path).splitlines()]
+
+
+async def told(path: Path, count: int) -> list[Any]:
+    """So many lines, once they are there: an error is sent before it is written down."""
+    await eventually(lambda: len(lines(path)) >= count, within_s=30)
+    found = lines(path)
+    assert len(found) == count
+    return found
 
 
 async def test_an_intervention_is_told_with_its_vector_and_its_receipt(
@@ -113,6 +123,17 @@ async def test_a_stored_vector_is_told_by_the_same_digest(served: Served, path: 
     assert SECRET not in written(path)
 
 
+async def test_what_a_monitor_switches_on_is_told_too(served: Served, path: Path) -> None:
+    level = {"threshold": -1e6, "intervene": {"interventions": [addition(VECTOR)]}}
+    await served.monitors.CreateMonitor(create_monitor(upper=level), metadata=WRITER)
+    await collect(served.generation.Generate(generate(), metadata=READER))
+    _, line = lines(path)
+    assert (line["role"], line["method"].rpartition("/")[2]) == ("reader", "Generate")
+    (change,) = line["interventions"]
+    assert change["vectors"] == [{"as": "vector", "sha256": DIGEST}]
+    assert change["receipt"]["changed_rows"] > 0
+
+
 async def test_equal_interventions_of_many_items_are_one_and_many_are_bounded(
     served: Served, path: Path
 ) -> None:
@@ -154,7 +175,7 @@ async def test_who_may_not_is_told_and_who_is_not_known_fills_no_disk(
     await failure(served.vectors.DeleteSteeringVector(delete, metadata=bearing("wrong")))
     assert lines(path) == []
     await failure(served.vectors.DeleteSteeringVector(delete, metadata=READER))
-    (line,) = lines(path)
+    (line,) = await told(path, 1)
     assert (line["role"], line["code"]) == ("reader", "PERMISSION_DENIED")
     assert line["reason"] == "PERMISSION_DENIED"
     assert line["resources"] == [full("joy")]
@@ -166,10 +187,13 @@ async def test_the_file_is_its_owners_and_is_made_anew_once_it_was_moved_away(
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     delete = vector_pb.DeleteSteeringVectorRequest(name=full("joy"))
     await failure(served.vectors.DeleteSteeringVector(delete, metadata=WRITER))
+    await told(path, 1)
     os.rename(path, path.with_suffix(".1"))
     await failure(served.vectors.DeleteSteeringVector(delete, metadata=WRITER))
     await failure(served.vectors.DeleteSteeringVector(delete, metadata=WRITER))
-    assert (len(lines(path.with_suffix(".1"))), len(lines(path))) == (1, 2)
+    await eventually(path.exists, within_s=30)
+    await told(path, 2)
+    assert len(lines(path.with_suffix(".1"))) == 1
 
 
 async def test_a_line_that_cannot_be_added_is_reported_once_and_counted(
@@ -186,17 +210,21 @@ async def test_a_line_that_cannot_be_added_is_reported_once_and_counted(
         patched.setattr("actserve_server.rpc.transport.audit_log.os.write", full_disk)
         for _ in range(2):
             await failure(served.vectors.DeleteSteeringVector(delete, metadata=WRITER))
-    assert REGISTRY.get_sample_value("actserve_audit_failures_total") == before + 2
+
+        def are_counted() -> bool:
+            return REGISTRY.get_sample_value("actserve_audit_failures_total") == before + 2
+
+        await eventually(are_counted, within_s=30)
     assert len([line for line in logged if line["event"] == "audit log"]) == 1
     await failure(served.vectors.DeleteSteeringVector(delete, metadata=WRITER))
-    assert len(lines(path)) == 1
+    await told(path, 1)
 
 
 def test_a_file_that_cannot_be_added_to_ends_the_start(tmp_path: Path) -> None:
-    from actserve_server.app import _listening
+    from actserve_server.listening import how_to_listen
 
     with pytest.raises(ConfigError, match="nowhere"):
-        _listening(load(["--audit-log", str(tmp_path / "nowhere" / "audit.jsonl")]))
+        how_to_listen(load(["--audit-log", str(tmp_path / "nowhere" / "audit.jsonl")]))
 
 
 def test_every_method_says_whether_it_changes_anything() -> None:

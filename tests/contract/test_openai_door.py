@@ -93,6 +93,25 @@ async def test_what_is_changed_over_http_is_in_the_audit_log(tmp_path: Path) -> 
     assert "hello" not in written
 
 
+async def test_monitors_of_the_operator_watch_and_steer_over_http_too(tmp_path: Path) -> None:
+    tokens = write_tokens(
+        tmp_path / "tokens.yaml",
+        ("none", "vision", Role.READER),
+        ("of-an-operator", "platform", Role.OPERATOR),
+    )
+    tenants = tmp_path / "tenants.yaml"
+    tenants.write_text("tenants: {vision: {monitors: [platform/steer]}}")
+    change = addition(numbers(WIDTH) * 50)
+    level = {"threshold": ALWAYS, "intervene": {"interventions": [change]}}
+    request = create("steer", upper=level, watch={"named_only": True})
+    async with door(token_file=tokens, tenant_file=tenants) as running:
+        await running.served.monitors.CreateMonitor(request, metadata=bearing("of-an-operator"))
+        answer = await running.chat("hello")
+    (choice,) = answer.actserve["choices"]
+    (changed,) = choice["monitor_interventions"]
+    assert changed["monitor"] == full("platform.steer")
+
+
 def _text_of(path: Path) -> str:
     return path.read_text()
 
@@ -521,11 +540,11 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
         "FIELD_REQUIRED",
         "steering[0].sites",
     ),
-    "a field that is not served yet": (
+    "a feature of no dictionary": (
         {"steering": [{"add": {"vector": {"feature": {}}}}]},
         400,
-        "FEATURE_NOT_SERVED",
-        "steering[0].add.vector.feature",
+        "FIELD_REQUIRED",
+        "steering[0].add.vector.feature.dictionary",
     ),
     "no such monitor": ({"monitors": ["nobody"]}, 404, "RESOURCE_NOT_FOUND", "monitors[0]"),
     "no name of a monitor": ({"monitors": [1]}, 400, "FIELD_INVALID", "monitors[0]"),

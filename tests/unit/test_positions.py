@@ -95,6 +95,7 @@ def test_spans_hold_exactly_their_positions(seed: int) -> None:
     for start, end in itertools.combinations(range(0, 70, 3), 2):
         expected = sorted(p for p in positions if start <= p < end)
         assert spans.within(start, end).tolist() == expected
+        assert spans.first(start, end) == next(iter(expected), None)
         assert spans.count(end) == len([p for p in positions if p < end])
         assert not len(spans.within(end, start))
     ordered = np.array(sorted(positions), np.int64)

@@ -59,6 +59,15 @@ class Spans:
         before = np.cumsum(counts) - counts
         return np.repeat(lows - before, counts) + np.arange(counts.sum(), dtype=np.int64)
 
+    def first(self, start: int, end: int) -> int | None:
+        """The first selected position in [start, end); None if there is none."""
+        if len(self.ranges) != 1:
+            found = self.within(start, end)
+            return int(found[0]) if len(found) else None
+        low, high = self.ranges[0]
+        position = max(low, start)
+        return position if position < min(high, end) else None
+
     def count(self, end: int) -> int:
         """How many selected positions lie below `end`."""
         lows, highs = self._bounds.T

@@ -16,6 +16,7 @@ from actserve_server.domain.probe_networks import ProbeNetwork
 from actserve_server.domain.probes import Aggregator, Attention, Ema, RollingMean, ScoreReduction
 
 Scored = tuple["RunningScores", np.ndarray]
+Reduced = tuple[np.ndarray, np.ndarray]
 
 
 class RunningScores:
@@ -42,13 +43,18 @@ class RunningScores:
         """With the next tokens, whose outputs are float32 [n, sum of `outputs`], one probe after
         the other: what is known then, and the score as of each token, float64 [n, probes]. From an
         output that is not finite on, a probe's scores are NaN."""
+        known = object.__new__(RunningScores)
+        known._probes = self._probes
+        if len(self._groups) == 1:  # In the order of the probes.
+            following, scores = self._groups[0].after(rows)
+            known._groups = (following,)
+            return known, scores
         scores = np.empty((len(rows), self._probes))
         groups = []
         for group in self._groups:
             following, scores[:, group.indices] = group.after(rows)
             groups.append(following)
-        known = object.__new__(RunningScores)
-        known._probes, known._groups = self._probes, tuple(groups)
+        known._groups = tuple(groups)
         return known, scores
 
 
@@ -71,6 +77,8 @@ class _Group:
     """The sum or the highest so far, float64 [1, probes]."""
     lost: np.ndarray
     """Which have had an output that is not finite, bool [probes]."""
+    spoilt: bool = False
+    """Whether any has."""
     tokens: int = 0
 
     @staticmethod
@@ -89,28 +97,48 @@ class _Group:
 
     def after(self, rows: np.ndarray) -> "tuple[_Group, np.ndarray]":
         outputs = rows[:, self.columns].astype(np.float64)
-        lost: np.ndarray = np.logical_or.reduce(~np.isfinite(outputs), axis=-1)
-        if spoilt := bool(lost.any()):
+        lost: np.ndarray | None = None
+        if not np.isfinite(outputs).all():
+            lost = ~np.isfinite(outputs).all(axis=-1)
             outputs = np.where(lost[..., None], 0.0, outputs)
         smoothed, smooth = self.smoothed.after(outputs)
-        match self.reduction:
-            case ScoreReduction.NEWEST:
-                reduced, scores = self.reduced, smooth
-            case ScoreReduction.MEAN:
-                sums = np.cumsum(np.concatenate([self.reduced, smooth]), axis=0)
-                counts = np.arange(self.tokens + 1, self.tokens + 1 + len(rows))
-                reduced, scores = sums[-1:], sums[1:] / counts[:, None]
-            case ScoreReduction.MAX:
-                most = np.maximum.accumulate(np.concatenate([self.reduced, smooth]), axis=0)
-                reduced, scores = most[-1:], most[1:]
+        reduced, scores = self._reduced(smooth)
         lost_now = self.lost
-        if spoilt or self.lost.any():
+        if lost is not None or self.spoilt:
+            lost = np.zeros(scores.shape, bool) if lost is None else lost
             so_far: np.ndarray = np.concatenate([self.lost[None], lost]).cumsum(0) > 0
             lost_now, scores = so_far[-1], np.where(so_far[1:], np.nan, scores)
-        tokens = self.tokens + len(rows)
-        return replace(
-            self, smoothed=smoothed, reduced=reduced, lost=lost_now, tokens=tokens
-        ), scores
+        following = _Group(
+            self.indices,
+            self.columns,
+            self.reduction,
+            smoothed,
+            reduced,
+            lost_now,
+            self.spoilt or lost is not None,
+            self.tokens + len(rows),
+        )
+        return following, scores
+
+    def _reduced(self, smooth: np.ndarray) -> Reduced:
+        """The sum or the highest with the next tokens, and the score as of each."""
+        one = len(smooth) == 1  # Of a sample that is generated, mostly.
+        match self.reduction:
+            case ScoreReduction.NEWEST:
+                return self.reduced, smooth
+            case ScoreReduction.MEAN if one:
+                total = self.reduced + smooth
+                return total, total / (self.tokens + 1)
+            case ScoreReduction.MEAN:
+                sums = np.cumsum(np.concatenate([self.reduced, smooth]), axis=0)
+                counts = np.arange(self.tokens + 1, self.tokens + 1 + len(smooth))
+                return sums[-1:], sums[1:] / counts[:, None]
+            case ScoreReduction.MAX if one:
+                most = np.maximum(self.reduced, smooth)
+                return most, most
+            case ScoreReduction.MAX:
+                most = np.maximum.accumulate(np.concatenate([self.reduced, smooth]), axis=0)
+                return most[-1:], most[1:]
 
 
 def _smoothed(aggregator: Aggregator, biases: np.ndarray) -> _Smoothed:

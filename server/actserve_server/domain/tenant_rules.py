@@ -24,6 +24,8 @@ class TenantRules:
     max_kept_bytes: int | None = None
     max_relative_dose: float | None = None
     """As a part of the norm of rows."""
+    monitors: tuple[str, ...] = ()
+    """Those of other tenants that watch all that it generates, as `tenant/monitor`."""
 
 
 NO_RULES = TenantRules()

@@ -15,8 +15,11 @@ class LayerUnits(Protocol):
 
     activations: Tensor
     """float32 [tokens, units]."""
-    error: Tensor | None
-    """What the MLP wrote that none of this accounts for, [tokens, width]; None for nothing."""
+
+    @property
+    def error(self) -> Tensor | None:
+        """What the MLP wrote that none of this accounts for, [tokens, width]; None for nothing."""
+        ...
 
     def read(self, state: Tensor) -> Tensor:
         """What each unit makes of other rows of the MLP's input, [..., tokens, width], with all

@@ -73,6 +73,11 @@ class SampleScores:
             return []
         return self.score(end) if waiting <= QUICK_NUMBERS else await off_loop(self.score, end)
 
+    @property
+    def waits(self) -> bool:
+        """Whether any has come that is not scored."""
+        return any(group.waiting for group in self._read)
+
     def waiting(self, end: int | None = None) -> int:
         """Numbers that have come and are not scored, below a position if one is given: those of
         rows that came together are all counted."""
@@ -224,9 +229,15 @@ class _Group:
         return here and (wanted is None or token in wanted)
 
     def ready(self, ids: Sequence[int]) -> int:
-        left = self._selected(self.wanted, len(ids), ids)
+        if self.wanted >= len(ids):
+            return self.wanted
+        if self.selection.token_ids is None:
+            first = self.selection.spans.first(self.wanted, len(ids))
+        else:
+            left = self._selected(self.wanted, len(ids), ids)
+            first = int(left[0]) if len(left) else None
         # What does not count is not looked at again: there may be tens of thousands of it.
-        self.wanted = max(self.wanted, int(left[0]) if len(left) else len(ids))
+        self.wanted = len(ids) if first is None else first
         return self.wanted
 
     def has_rows(self, end: int | None) -> bool:
@@ -253,11 +264,15 @@ class _Group:
             else (positions[: (count := int(np.searchsorted(positions, end)))], rows[:count])
             for positions, rows in self.waiting
         ]
-        positions = np.concatenate([np.empty(0, np.int64), *(each for each, _ in taken)])
+        if len(taken) == 1:
+            positions, rows = taken[0]
+        else:
+            positions = np.concatenate([np.empty(0, np.int64), *(each for each, _ in taken)])
         if not len(positions):
             none = np.empty((0, len(self.watchers)))
             return _Part(positions, none, self.known, none)
-        rows = np.concatenate([rows for _, rows in taken])
+        if len(taken) > 1:
+            rows = np.concatenate([rows for _, rows in taken])
         after, scores = self.known.after(rows)
         bad = None
         if not np.isfinite(scores).all():
@@ -286,11 +301,11 @@ class _Group:
         self._drop(int(positions[-1]) + 1)
         self.tokens += count
         self.last = scores[-1]
-        most = scores.argmax(0)
-        highest = scores[most, np.arange(len(most))]
-        higher = highest > self.highest
-        self.highest = np.where(higher, highest, self.highest)
-        self.highest_positions = np.where(higher, positions[most], self.highest_positions)
+        higher = scores.max(0) > self.highest
+        if higher.any():
+            most = scores.argmax(0)
+            self.highest = np.where(higher, scores.max(0), self.highest)
+            self.highest_positions = np.where(higher, positions[most], self.highest_positions)
         if self.each_token:
             self.token_positions.append(positions)
             self.token_scores.append(scores)

@@ -188,9 +188,11 @@ class _Watching:
                 async for event in events:
                     if told := self._take(event):
                         yield told
-                    acting = await self._score()
-                    for each in self._told(acting):
-                        yield each
+                    if self._scores.waits:
+                        acting = await self._score()
+                    if self._flagged or self._withheld:
+                        for each in self._told(acting):
+                            yield each
                     if acting:
                         break
             while acting or (acting := await self._score_last()):

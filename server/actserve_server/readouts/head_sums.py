@@ -153,13 +153,13 @@ class HeadSums:
         """Takes the sums of one layer of one sequence. Raises CAPTURE_TOO_LARGE or QUEUE_FULL where
         there is no room for the tokens that it brings."""
         index = self.layers.index(layer)
-        self._sums[index] += found.sums
-        counts = (found.queries, found.previous_token_queries, found.induction_queries)
-        self._counts[index] += counts
         if self._by_token is not None and found.given is not None:
             assert found.received is not None  # Both are told, or none.
             columns = slice(index * self._heads, (index + 1) * self._heads)
             self._by_token.add(columns, found.token_ids, found.given, found.received)
+        self._sums[index] += found.sums
+        counts = (found.queries, found.previous_token_queries, found.induction_queries)
+        self._counts[index] += counts
 
     def means(self, layer: int) -> HeadMeans:
         """Of all that was added."""
@@ -208,9 +208,10 @@ class _TokenSums:
     ) -> None:
         """Takes what is given and received at each position, [heads, T], of these heads."""
         tokens, inverse = np.unique(token_ids, return_inverse=True)
-        for token in tokens.tolist():
-            self._rows.setdefault(token, len(self._rows))
-        self._make_room(len(self._rows))
+        new = [token for token in tokens.tolist() if token not in self._rows]
+        self._make_room(len(self._rows) + len(new))
+        for token in new:
+            self._rows[token] = len(self._rows)
         rows = np.array([self._rows[token] for token in tokens.tolist()])
         for kind, values in enumerate((given, received)):
             added = np.zeros((len(tokens), len(values)))

@@ -24,6 +24,7 @@ from actserve_server.rpc.requests.monitor_fields import MonitorRequest
 from actserve_server.rpc.requests.sampling_fields import SamplingRequest
 from actserve_server.rpc.requests.token_choice import invalid
 from actserve_server.rpc.resource_names import monitor_name
+from actserve_server.rpc.transport.calls import current_call
 
 MAX_NAMED = 64
 """Monitors that a call may name."""
@@ -89,7 +90,7 @@ async def watched_by(
         if monitor not in found and choosing_monitors.chooses(live, request.end_user)
     }
     choosing_monitors.check_count(len(chosen_by))
-    found |= chosen_by
+    found |= chosen_by | await _set_by_operator(monitors)
     return WatchedBy(
         {
             monitor_name(info.id, monitor): (live.stored, live.ready)
@@ -157,6 +158,26 @@ async def check_interventions(
     parts = [each.parts for each in (*edits, *switched_on)]
     at: list[FieldPath] = [("monitors",)] * len(parts)
     await off_loop(dose_limit.check_all_on, parts, at, info)
+
+
+async def _set_by_operator(monitors: LiveMonitors[MonitorRequest]) -> dict[str, Live]:
+    """Those of the tenant file. A call that they cannot watch is refused: whoever set them takes
+    all for watched. Their ids begin with whose they are, and so are none of the tenant's own."""
+    found: dict[str, Live] = {}
+    for whole in current_call().rules.monitors:
+        owner, _, monitor = whole.rpartition("/")
+        live = await monitors.find(owner, monitor)
+        if live is not None and live.ready is not None and live.ready.paused:
+            continue
+        if live is None or live.ready is None:
+            raise ActserveError(
+                Reason.RESOURCE_NOT_READY,
+                "the server's operator has set a monitor for all that your tenant generates, and "
+                "it cannot watch now; ask the operator to mend it",
+                metadata={"resource_name": f"{owner}.{monitor}"},
+            )
+        found[f"{owner}.{monitor}"] = live
+    return found
 
 
 async def _named(

@@ -6,7 +6,7 @@ It is a YAML mapping. What `default` says holds for every tenant that does not s
     default: {requests_a_minute: 600, tokens_a_minute: 200000}
     tenants:
       vision: {weight: 3, tokens_a_minute: 1000000}
-      visitors: {concurrent_calls: 4, captured_bytes_a_minute: 100000000, max_relative_dose: 0.2}
+      visitors: {concurrent_calls: 4, max_relative_dose: 0.2, monitors: [platform/harm]}
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,9 @@ from actserve_server.rpc.transport.access_tokens import TENANT
 
 _Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0)]
+_Monitor = Annotated[str, Field(pattern=f"^{TENANT}/[a-z0-9-]{{1,63}}$")]
+MAX_MONITORS = 16
+"""That an operator sets for one tenant."""
 
 
 class RulesEntry(BaseModel):
@@ -40,6 +43,7 @@ class RulesEntry(BaseModel):
     max_graphs: _Count | None = None
     max_kept_bytes: _Count | None = None
     max_relative_dose: _Rate | None = None
+    monitors: Annotated[tuple[_Monitor, ...], Field(max_length=MAX_MONITORS)] | None = None
 
 
 class _Written(BaseModel):
