@@ -227,13 +227,15 @@ def test_a_folder_with_something_else_is_left_alone(client: Any, tmp_path: Path)
 
 
 def effects_told(model: Model, logits: Any, row: Any) -> Callable[[Any], Any]:
-    """A server at which a row of zeros has no logits, and every other these."""
+    """A server whose final norm has a bias: a row of zeros has logits of 0.5, every other these
+    beside."""
 
     def fetch(request: pb.FetchActivationsRequest) -> Any:
         for event in model.honest_fetch(request):
             if event.WhichOneof("event") == "activations":
                 item, site = event.activations.sequence_index, event.activations.site_index
                 told = np.array([row, logits][site] if item else [0.0] * [4, 9][site], "<f4")
+                told += 0.5 * site
                 event.activations.rows.data = told.tobytes()
             yield event
 

@@ -14,10 +14,6 @@ DICTIONARY = "smollm2-135m"
 TEXTS = """\
 The children sat around the kitchen table and waited until their grandmother cut the fresh bread.
 Scientists found that the water near the coast had become two degrees warmer in thirty years.
-The striker kicked the ball over the goalkeeper into the net, and the stadium shouted his name.
-After the election the new president promised to lower taxes and to bring the soldiers home.
-She tuned the old violin, closed her eyes, and played the slow melody her father had taught her.
-The doctor looked at the X-ray of the broken arm and told the boy not to play football for weeks.
 """.splitlines()
 
 
@@ -28,25 +24,6 @@ def test_it_explains_rows_of_the_model_and_not_of_other_tokens(served: Served) -
     assert found.check.explained > 0.6
     assert found.check.shuffled_explained < 0
     assert 10 < found.check.active_features < 80
-
-
-def test_its_features_tell_texts_apart(served: Served) -> None:
-    halves = [half for text in TEXTS for half in (text[: len(text) // 2], text[len(text) // 2 :])]
-    totals = served.client.features.totals(halves, DICTIONARY)
-    vectors = np.zeros((len(halves), 4096))
-    for row, each in zip(vectors, totals, strict=True):
-        row[each.indices] = each.counts > 0
-    often = vectors.mean(0)
-    rare = vectors[:, often < 0.3]
-    shared = rare @ rare.T / np.sqrt(np.outer(rare.sum(1), rare.sum(1)))
-    same = [shared[at, at + 1] for at in range(0, len(halves), 2)]
-    other = [
-        shared[one, two]
-        for one in range(len(halves))
-        for two in range(one + 1, len(halves))
-        if one // 2 != two // 2
-    ]
-    assert np.mean(same) > 1.3 * np.mean(other)
 
 
 def test_what_a_feature_raises_by_itself_it_raises_where_it_is_added(served: Served) -> None:

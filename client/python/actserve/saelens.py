@@ -170,7 +170,9 @@ class _Opened:
         2024)."""
         if self.architecture == "gated":
             scales = np.exp(self.weight("r_mag", "features").astype(np.float64))
-            found: Any = self.weight("b_mag", "features") - scales * self.weight("b_gate", "features")
+            found: Any = self.weight("b_mag", "features") - scales * self.weight(
+                "b_gate", "features"
+            )
         else:
             found = self.weight("threshold", "features")
         # Of what is above its threshold SAELens takes the relu, and a JumpReLU the value itself.
