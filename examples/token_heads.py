@@ -7,7 +7,8 @@ A previous-token head looks one token back whatever stands there, so its score o
 random tokens is the same; so is that of an own-token head. Induction is made of two heads: the one
 that copies what followed a token must be told which token that follows, and the previous-token head
 of an earlier layer tells it (Elhage et al., "A Mathematical Framework for Transformer Circuits",
-2021). So without previous-token heads, and not without others, the scores of induction heads fall.
+2021). So without previous-token heads the scores of induction heads fall, further than without as
+many others of the same layers, of which some hurt as well.
 """
 
 import argparse
@@ -28,7 +29,7 @@ PROMPTS, PERIOD = 4, 24
 """Random prompts are so many tokens, said twice."""
 PREVIOUS, INDUCTION = 4, 3
 """Heads that are switched off, and that are watched."""
-CONTROLS = 4
+CONTROLS = 8
 DRAWN = range(1000, 20_000)
 """Ids of tokens to draw: words, and no special ones."""
 
@@ -55,9 +56,8 @@ class Found:
         for name in SCORES:
             assert self.random.top(name, 1)[0][2] > 0.5, f"no head has {name} above 0.5"
             assert self.agreement[name] > 0.7, f"{name} depends on the text: {self.agreement}"
-        lost = self.induction - self.without
-        others = [self.induction - each for each in self.controls]
-        assert lost > 3 * max(0.0, float(np.mean(others))), f"lost {lost:.2f}, by others {others}"
+        assert self.without < self.induction / 2, f"{self.induction:.2f}, then {self.without:.2f}"
+        assert self.without < min(self.controls), f"{self.without:.2f}, others {self.controls}"
 
     def __str__(self) -> str:
         lines = [
@@ -99,7 +99,8 @@ def measure(client: actserve.Client) -> Found:
         table = client.heads(texts, intervene=edits) if edits else random
         return float(np.mean([table.induction[layer, head] for layer, head, _ in watched]))
 
-    drawn = [rng.choice(len(others), PREVIOUS, replace=False) for _ in range(CONTROLS)]
+    chance = np.random.default_rng(1)
+    drawn = [chance.choice(len(others), PREVIOUS, replace=False) for _ in range(CONTROLS)]
     return Found(
         sentences,
         random,
