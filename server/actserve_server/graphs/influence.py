@@ -79,7 +79,7 @@ def prune(
     scores = np.abs(weights) * share[:, None]
     kept = _most(scores.ravel(), edge_threshold).reshape(scores.shape) & (scores > 0)
     while True:
-        used: np.ndarray = kept[:, embeddings:logits].any(axis=0)
+        used = np.asarray(kept[:, embeddings:logits].any(axis=0))
         used[first - embeddings :] &= kept[: logits - first].any(1)
         if not (nodes[embeddings:logits] & ~used).any():
             return Pruned(nodes, kept)
