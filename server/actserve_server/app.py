@@ -291,9 +291,13 @@ class App:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(POLL_S)
-            self.kept.sweep()
-            await reload(self._listening)
-            await self._report_health()
+            # Each by itself, or one that fails would keep tokens known that were taken out.
+            with going_on():
+                self.kept.sweep()
+            with going_on():
+                await reload(self._listening)
+            with going_on():
+                await self._report_health()
 
     async def _expire(self) -> None:
         while True:

@@ -247,3 +247,31 @@ async def test_an_authority_of_callers_that_is_withdrawn_is_trusted_no_more(
 
         await eventually(is_changed, within_s=30)
         assert not await is_trusted(first)
+
+
+async def test_nothing_that_goes_wrong_meanwhile_keeps_a_token_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server looks at its files among other things, of which none ends the looking."""
+    tokens = write_tokens(tmp_path / "tokens.yaml", ("a-token", "vision", Role.READER))
+    async with serving(token_file=tokens) as served:
+        await models(served.channel, bearing("a-token"))
+        failed = 0
+
+        def failing() -> None:
+            nonlocal failed
+            failed += 1
+            raise TypeError("unforeseen")
+
+        monkeypatch.setattr(served.app.kept, "sweep", failing)
+        await eventually(lambda: failed > 0, within_s=30)
+        write_tokens(tokens, ("another", "vision", Role.READER))
+
+        async def is_unknown() -> bool:
+            try:
+                await models(served.channel, bearing("a-token"))
+            except grpc.aio.AioRpcError as error:
+                return error.code() is grpc.StatusCode.UNAUTHENTICATED
+            return False
+
+        await eventually(is_unknown, within_s=30)

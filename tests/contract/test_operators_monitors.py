@@ -24,6 +24,7 @@ from tests.contract.harness import (
 )
 from tests.contract.monitors import create, full, numbers
 from tests.contract.refusals import WIDTH
+from tests.contract.sweeps import cells, sweep
 
 VISION, LANGUAGE = bearing("of-vision"), bearing("of-language")
 OPERATOR = bearing("of-an-operator")
@@ -137,6 +138,18 @@ async def test_nothing_is_generated_unwatched(served: Served, tenants: Path) -> 
     await eventually(is_answered, within_s=30)
 
 
+async def test_what_no_monitor_watches_generates_nothing(served: Served) -> None:
+    """A sweep of one plain variant would be a way around all of them."""
+    await set_up(served)
+    asked = sweep(variants=[{"key": "plain"}])
+    refused = await failure(served.sweeps.RunSweep(asked, metadata=VISION))
+    assert (refused.reason, refused.field) == ("RESOURCE_NOT_READY", "sampling")
+    asked.ClearField("sampling")
+    asked.answers.add(name="yes", text="yes")
+    assert cells(await collect(served.sweeps.RunSweep(asked, metadata=VISION)))
+    assert cells(await collect(served.sweeps.RunSweep(sweep(), metadata=OPERATOR)))
+
+
 async def test_one_that_its_owner_pauses_watches_nothing(served: Served) -> None:
     await set_up(served)
     await served.monitors.UpdateMonitor(
@@ -150,3 +163,5 @@ async def test_one_that_its_owner_pauses_watches_nothing(served: Served) -> None
         return not (await finished(served, VISION)).monitor_scores
 
     await eventually(is_left_alone, within_s=30)
+    plain = sweep(variants=[{"key": "plain"}])
+    assert cells(await collect(served.sweeps.RunSweep(plain, metadata=VISION)))

@@ -172,7 +172,7 @@ class RpcServer:
             SteeringVectorServicer(engine, sources), self.methods
         )
         sweep_service_pb2_grpc.add_SweepServiceServicer_to_server(
-            SweepServicer(engine, sources, autoencoders, cells), self.methods
+            SweepServicer(engine, sources, autoencoders, cells, watching), self.methods
         )
         monitor_service_pb2_grpc.add_MonitorServiceServicer_to_server(
             MonitorServicer(engine, sources, autoencoders, watching), self.methods

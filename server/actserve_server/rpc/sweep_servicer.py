@@ -15,12 +15,14 @@ from actserve_server.domain.errors import ActserveError
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedCall, AdmittedEngine
 from actserve_server.rpc.explanations.served_nlas import Nlas
+from actserve_server.rpc.requests import watched_calls
 from actserve_server.rpc.requests.sweep_fields import SweepRequest, sweep_request
 from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.responses import cell_messages, model_descriptions
 from actserve_server.rpc.responses.endings import usage
 from actserve_server.rpc.transport import metrics, statuses
 from actserve_server.rpc.transport.calls import current_call
+from actserve_server.rpc.watching_parts import WatchingParts
 from actserve_server.steering.cell_writer import writing
 from actserve_server.steering.resume_tokens import CellsHad
 from actserve_server.steering.sweep_cells import CellResult, Cells
@@ -34,9 +36,15 @@ READ_AT_ONCE = 256
 
 class SweepServicer(sweep_service_pb2_grpc.SweepServiceServicer):
     def __init__(
-        self, engine: AdmittedEngine, sources: Sources, autoencoders: Nlas, stored: StoredCells
+        self,
+        engine: AdmittedEngine,
+        sources: Sources,
+        autoencoders: Nlas,
+        stored: StoredCells,
+        watching: WatchingParts,
     ) -> None:
         self._engine = engine
+        self._watching = watching
         self._sources = sources
         self._autoencoders = autoencoders
         self._stored = stored
@@ -48,6 +56,8 @@ class SweepServicer(sweep_service_pb2_grpc.SweepServiceServicer):
         model_descriptions.check_model(request.model, info, ("model",))
         if any(variant.interventions for variant in request.variants):
             call.principal.require(Role.EXPERIMENTER, "changing activations")
+        if request.HasField("sampling"):
+            await watched_calls.check_unwatched(self._watching.live, ("sampling",))
         own = self._sources.of(call.principal.tenant)
         asked = await sweep_request(request, self._engine, own, self._autoencoders)
         had = CellsHad.of(request.resume_token, asked.digest, len(asked.grid))

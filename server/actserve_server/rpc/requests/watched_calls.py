@@ -100,6 +100,20 @@ async def watched_by(
     )
 
 
+async def check_unwatched(monitors: LiveMonitors[MonitorRequest], field: FieldPath) -> None:
+    """Raises RESOURCE_NOT_READY if the operator has set monitors for all that the caller's tenant
+    generates: for a way to generate that no monitor watches."""
+    found = await _set_by_operator(monitors)
+    if found:
+        raise ActserveError(
+            Reason.RESOURCE_NOT_READY,
+            "the server's operator has set monitors for all that your tenant generates, and "
+            "monitors watch no sweeps; leave sampling unset, or generate by Generate",
+            field=field,
+            metadata={"resource_name": next(iter(found))},
+        )
+
+
 def leaving_room(sampled: SamplingRequest, prompt_tokens: int, info: ModelInfo) -> SamplingRequest:
     """For samples whose last token is run too, so that it can be scored before it is told: one
     token less, where the context would be full."""

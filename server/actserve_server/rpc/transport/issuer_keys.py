@@ -54,15 +54,23 @@ def read_keys(data: bytes) -> Keys:
         raise ValueError('the key set is no JSON Web Key Set: it has no list "keys"')
     if len(listed) > MAX_KEYS:
         raise ValueError(f"the key set has {len(listed)} keys; at most {MAX_KEYS} are read")
-    # A symmetric one would let whoever can read the set sign.
-    found = {
-        str(each.get("kid", "")): each
-        for each in listed
-        if each.get("kty") in _PUBLIC_KINDS and each.get("use", "sig") == "sig"
-    }
+    found = {str(each.get("kid", "")): each for each in listed if _verifies(each)}
     if not found:
         raise ValueError("the key set has no public key for signatures (RSA, EC or OKP)")
     return found
+
+
+def _verifies(key: Mapping[str, Any]) -> bool:
+    """Whether a key is there to tell signatures by. A symmetric one would let whoever can read the
+    set sign."""
+    kind, operations = key.get("kty"), key.get("key_ops", ["verify"])
+    return (
+        isinstance(kind, str)
+        and kind in _PUBLIC_KINDS
+        and key.get("use", "sig") == "sig"
+        and isinstance(operations, list)
+        and "verify" in operations
+    )
 
 
 class KeyFile:
