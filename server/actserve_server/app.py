@@ -211,7 +211,7 @@ class App:
             self.dictionaries.serve(
                 await dictionary_loading.load(sources, self.engine, holds_checks=holds_checks)
             )
-        except (DictionaryError, FileNotFoundError) as error:
+        except DictionaryError as error:
             raise ConfigError(str(error)) from None
 
     async def start(self) -> None:
@@ -385,6 +385,7 @@ async def serve(settings: Settings) -> None:
     # All that can fail for a wrong option fails now, not after a minute of loading.
     listening = how_to_listen(settings)
     allowed_webhooks(settings)
+    _look_for_dictionaries(settings)
     check_ports(settings)
     database = _database(settings)
     stop_metrics = serve_metrics(settings)
@@ -537,6 +538,14 @@ def _fake(settings: Settings) -> Engine:
         token_delay_s=FAKE_TOKEN_DELAY_S,
         **FAKE_SHAPE,
     )
+
+
+def _look_for_dictionaries(settings: Settings) -> None:
+    """Raises `ConfigError` for a folder that has none."""
+    try:
+        dictionary_loading.look_for(settings.dictionary)
+    except DictionaryError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _dictionaries(

@@ -20,7 +20,10 @@ import sqlalchemy as sa
 from cryptography import x509
 
 from actserve_server.config import ConfigError, Settings
+from actserve_server.dictionaries import dictionary_loading
+from actserve_server.dictionaries.dictionary_loading import DictionaryError
 from actserve_server.listening import check_ports, how_to_listen
+from actserve_server.monitoring import allowed_webhooks
 from actserve_server.storage import store_failures
 from actserve_server.storage.database_places import FILE, SqliteFile, StoreConfigError, place
 from actserve_server.storage.migrate import is_current
@@ -66,9 +69,8 @@ Found = Iterator[tuple[Verdict, str]]
 
 def _callers(settings: Settings) -> Found:
     """Certificates and files of those who may call can be read."""
-    given = how_to_listen(settings)
-    if given.audit is not None:
-        given.audit.close()
+    # Nothing is written, and the server would make an audit log that is not there yet.
+    given = how_to_listen(settings.model_copy(update={"audit_log": None}))
     if not given.callers:
         yield Verdict.WORTH_A_LOOK, "anybody who reaches the ports may call; set token_file"
     else:
@@ -91,6 +93,37 @@ def _callers(settings: Settings) -> Found:
             )
         else:
             yield Verdict.GOOD, until
+
+
+def _audit_log(settings: Settings) -> Found:
+    """Lines can be added to it."""
+    path = settings.audit_log
+    if path is None:
+        return
+    there = path if path.exists() else path.absolute().parent
+    if not os.access(there, os.W_OK) or (there == path and not path.is_file()):
+        raise ConfigError(
+            f"{path} cannot be written to by this user; make its folder, or choose another "
+            "audit_log"
+        )
+    yield Verdict.GOOD, f"{path} can be added to"
+
+
+def _webhooks(settings: Settings) -> Found:
+    """The file of addresses can be read."""
+    if settings.webhooks is not None:
+        count = len(allowed_webhooks(settings))
+        yield Verdict.GOOD, f"{settings.webhooks} has {count} addresses"
+
+
+def _dictionaries(settings: Settings) -> Found:
+    """There are some where the options say. Whether they fit the model, the server measures."""
+    try:
+        dictionary_loading.look_for(settings.dictionary)
+    except DictionaryError as error:
+        raise ConfigError(str(error)) from None
+    for source in settings.dictionary:
+        yield Verdict.GOOD, f"{source.path} can be read"
 
 
 def _ports(settings: Settings) -> Found:
@@ -239,9 +272,12 @@ def _open_files(settings: Settings) -> Found:
 
 _CHECKS: tuple[tuple[str, Callable[[Settings], Found]], ...] = (
     ("callers", _callers),
+    ("audit log", _audit_log),
+    ("webhooks", _webhooks),
     ("ports", _ports),
     ("store", _store),
     ("model", _model),
+    ("dictionaries", _dictionaries),
     ("device", _device),
     ("memory", _memory),
     ("shared memory", _shared_memory),

@@ -2,7 +2,8 @@
 the options."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 def how_to_listen(settings: Settings) -> Listening:
     """How the options say that the server listens, and to whom. Raises `ConfigError`."""
     tls = None
-    try:
-        # gRPC would say of a wrong file no more than that it cannot listen.
-        if settings.tls_cert is not None and settings.tls_key is not None:
+    # gRPC would say of a wrong file no more than that it cannot listen.
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        with _told_with("tls_cert, tls_key or tls_client_ca"):
             tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-        callers = _known_callers(settings)
-        audit = None if settings.audit_log is None else AuditLog(settings.audit_log)
+    callers = _known_callers(settings)
+    with _told_with("tenant_file"):
         tenants = None if settings.tenant_file is None else TenantFile(settings.tenant_file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error)) from None
+    with _told_with("audit_log"):
+        audit = None if settings.audit_log is None else AuditLog(settings.audit_log)
     return Listening(
         host=settings.host,
         port=settings.port,
@@ -52,13 +53,26 @@ def how_to_listen(settings: Settings) -> Listening:
 
 
 def _known_callers(settings: Settings) -> KnownCallers:
-    """Raises OSError or ValueError for a file that cannot be used."""
-    tokens, certificates = settings.token_file, settings.certificate_file
-    return KnownCallers(
-        tokens=None if tokens is None else TokenFile(tokens),
-        certificates=None if certificates is None else CertificateFile(certificates),
-        signed=_signed_tokens(settings),
-    )
+    """Raises ConfigError for a file that cannot be used."""
+    with _told_with("token_file"):
+        tokens = None if settings.token_file is None else TokenFile(settings.token_file)
+    with _told_with("certificate_file"):
+        named = settings.certificate_file
+        certificates = None if named is None else CertificateFile(named)
+    with _told_with("oidc_keys"):
+        signed = _signed_tokens(settings)
+    return KnownCallers(tokens=tokens, certificates=certificates, signed=signed)
+
+
+@contextmanager
+def _told_with(option: str) -> Iterator[None]:
+    """Has what is wrong with a file told with the option that names it. Raises ConfigError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ConfigError(f"{option}: there is no file {error.filename}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{option}: {error}") from None
 
 
 def _signed_tokens(settings: Settings) -> SignedTokens | None:
@@ -117,12 +131,19 @@ def http_server(settings: Settings, given: Listening, rpc: RpcServer) -> "HttpSe
 
 def check_ports(settings: Settings) -> None:
     """Raises `ConfigError` if one is taken."""
-    for port in (settings.port, settings.health_port, settings.http_port):
+    host = settings.host
+    for option, port in (
+        ("port", settings.port),
+        ("health_port", settings.health_port),
+        ("http_port", settings.http_port),
+    ):
         if port is not None:
-            _check_port(settings.host, port)
+            _check_port(option, host, port)
+    if settings.metrics_port != 0:
+        _check_port("metrics_port", settings.metrics_host, settings.metrics_port)
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(option: str, host: str, port: int) -> None:
     """Raises if the port is taken, which gRPC would find out only once the model has loaded."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -130,7 +151,10 @@ def _check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise ConfigError(
+            f"{option}: cannot listen on {host}:{port}: {error.strerror or error}; choose another "
+            "port, or end what listens there"
+        ) from None
 
 
 def serve_metrics(settings: Settings) -> Callable[[], None]:

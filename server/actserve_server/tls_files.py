@@ -25,7 +25,7 @@ class TlsFiles:
     """With `client_ca`, only clients with a certificate of it may connect."""
 
     def __init__(self, cert: Path, key: Path, client_ca: Path | None = None) -> None:
-        """Raises OSError, of which ssl.SSLError is a kind, and ValueError."""
+        """Raises OSError and ValueError."""
         self._cert, self._key, self._client_ca = cert, key, client_ca
         paths = (cert, key) if client_ca is None else (cert, key, client_ca)
         self._paths = paths
@@ -77,7 +77,8 @@ class TlsFiles:
             context.load_cert_chain(self._cert, self._key)
         except ssl.SSLError as error:
             # It says what is wrong, and not with what.
-            raise ssl.SSLError(f"tls_cert, tls_key or tls_client_ca: {error}") from None
+            names = ", ".join(map(str, self._paths))
+            raise ValueError(f"{names}: {error.strerror or error}") from None
         if self._client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
         return context

@@ -1,12 +1,16 @@
 """What the `actserve` command promises, run as a user runs it but in this process."""
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import trustme
 import typer
 from safetensors import safe_open
 
@@ -340,6 +344,47 @@ def test_an_error_is_one_line_and_exit_code_1(run: Run, arguments: list[str]) ->
     assert result.stdout == ""
     assert result.stderr.startswith("error: 127.0.0.1:1 cannot be reached")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def secured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that serves nothing, to those alone that show a certificate of its authority; the
+    environment names the files to do so by."""
+    authority = trustme.CA()
+    files = {"ACTSERVE_TLS_CA": authority.cert_pem}
+    ours, theirs = authority.issue_cert("localhost"), authority.issue_cert("client")
+    files["ACTSERVE_CLIENT_CERT"] = theirs.cert_chain_pems[0]
+    files["ACTSERVE_CLIENT_KEY"] = theirs.private_key_pem
+    for variable, blob in files.items():
+        blob.write_to_path(tmp_path / variable)
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    server = grpc.server(ThreadPoolExecutor(1))
+    pair = (ours.private_key_pem.bytes(), ours.cert_chain_pems[0].bytes())
+    credentials = grpc.ssl_server_credentials([pair], authority.cert_pem.bytes(), True)
+    port = server.add_secure_port("localhost:0", credentials)
+    server.start()
+    yield f"localhost:{port}"
+    server.stop(None)
+
+
+def test_the_environment_names_an_authority_and_a_certificate_to_show(
+    run: Run, secured: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("models", "--server", secured, "--tls")
+    assert "UNIMPLEMENTED" in run(*asked).stderr
+    monkeypatch.delenv("ACTSERVE_CLIENT_KEY")
+    assert "ACTSERVE_CLIENT_CERT and ACTSERVE_CLIENT_KEY" in flat(run(*asked).stderr)
+    monkeypatch.delenv("ACTSERVE_CLIENT_CERT")
+    assert "wants TLS and a certificate" in run(*asked).stderr
+    monkeypatch.setenv("ACTSERVE_TLS_CA", "nowhere.pem")
+    assert "ACTSERVE_TLS_CA: nowhere.pem" in flat(run(*asked).stderr)
+    monkeypatch.delenv("ACTSERVE_TLS_CA")
+    assert "name the authority of its certificate" in run(*asked).stderr
+
+
+def flat(text: str) -> str:
+    """Of a usage error, without its frame."""
+    return " ".join(text.replace("│", " ").split())
 
 
 def test_a_file_that_cannot_be_written_is_one_line(run: Run, tmp_path: Path) -> None:

@@ -80,19 +80,57 @@ def test_who_may_call_is_told() -> None:
     assert encryption[0] is Verdict.WORTH_A_LOOK
 
 
-def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    (told,) = found("callers", token_file=tmp_path / "tokens.yaml")
+@pytest.mark.parametrize(
+    ("about", "option"),
+    [
+        ("callers", "token_file"),
+        ("callers", "tls_client_ca"),
+        ("webhooks", "webhooks"),
+        ("audit log", "audit_log"),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_with_its_option(
+    about: str, option: str, tmp_path: Path
+) -> None:
+    options = {**certificate(tmp_path, timedelta(days=90)), option: tmp_path / "none" / "file"}
+    (told,) = found(about, **options)
     assert told[0] is Verdict.BAD
-    assert "tokens.yaml" in told[1]
+    assert option in told[1]
+    assert str(tmp_path / "none" / "file") in told[1]
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_a_key_of_another_certificate_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    options = certificate(tmp_path, timedelta(days=90))
+    other = certificate(tmp_path / "other", timedelta(days=90))["tls_key"]
+    (told,) = found("callers", **{**options, "tls_key": other})
+    assert told[0] is Verdict.BAD
+    assert told[1].startswith("tls_cert, tls_key or tls_client_ca: ")
+    assert str(other) in told[1]
+
+
+def test_an_audit_log_is_looked_at_and_not_made(tmp_path: Path) -> None:
+    (told,) = found("audit log", audit_log=tmp_path / "audit.jsonl")
+    assert told[0] is Verdict.GOOD
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_a_dictionary_is_told(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        (told,) = found("dictionaries", dictionary=(f"mine={folder}",))
+        assert told[0] is Verdict.BAD
+        assert str(folder) in told[1]
+
+
+@pytest.mark.parametrize("option", ["port", "health_port", "http_port", "metrics_port"])
+def test_a_port_that_is_taken_is_named(option: str) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        (told,) = found("ports", http_port=port)
+        (told,) = found("ports", **{option: port})
     assert told[0] is Verdict.BAD
+    assert f"{option}: " in told[1]
     assert str(port) in told[1]
 
 

@@ -192,9 +192,13 @@ def from_rpc(error: grpc.RpcError, target: str) -> ActserveError:
     code, told = call.code(), from_status(_details(call), call.code(), call.details() or "")
     if code is grpc.StatusCode.UNAVAILABLE and not told.reason:
         # gRPC's own words for a connection name an address at best, never the fix.
-        told.message = (
-            f"{target} cannot be reached: {told.message}; check that the server runs there"
-        )
+        fix = "check that the server runs there, and whether it wants TLS and a certificate"
+        if "CERTIFICATE_VERIFY_FAILED" in told.message:
+            fix = (
+                "name the authority of its certificate: tls=grpc.ssl_channel_credentials(...), or "
+            )
+            fix += "ACTSERVE_TLS_CA for the command"
+        told.message = f"{target} cannot be reached: {told.message}; {fix}"
     return told
 
 

@@ -64,11 +64,18 @@ class ServerDictionary:
         return matrices
 
 
+def look_for(sources: Sequence[DictionarySource]) -> None:
+    """Reads no matrix: whether there are dictionaries where the sources say. Raises DictionaryError
+    for a folder that has none."""
+    for source in sources:
+        _found(source)
+
+
 async def load(
     sources: Sequence[DictionarySource], engine: Engine, *, holds_checks: bool = True
 ) -> tuple[ServerDictionary, ...]:
     """All of the sources. Without `holds_checks` none is refused for what it does not explain.
-    Raises DictionaryError or FileNotFoundError."""
+    Raises DictionaryError."""
     loaded: dict[str, ServerDictionary] = {}
     for source in sources:
         started = time.monotonic()
@@ -98,7 +105,7 @@ async def load(
 def _found(source: DictionarySource) -> list[FoundDictionary]:
     try:
         return found_in(source.path)
-    except DictionaryFormatError as error:
+    except (DictionaryFormatError, OSError) as error:
         raise DictionaryError(f"dictionary {source.id}: {error}") from None
 
 
@@ -114,7 +121,7 @@ async def _loaded(
         read = await off_loop(found.read)
         matrices = read.matrices
         about = described(name, read, source, engine.info)
-    except DictionaryFormatError as error:
+    except (DictionaryFormatError, OSError) as error:
         raise DictionaryError(f"dictionary {name}: {error}") from None
     sha256 = await off_loop(digest, matrices)
     about = replace(about, etag=sha256.hex()[:16])

@@ -1,11 +1,13 @@
 """Arguments: options that several commands share, and how their text is read."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import grpc
 import typer
 
 from actserve._channel import DEFAULT_TARGET as DEFAULT_TARGET
@@ -128,8 +130,20 @@ Token = Annotated[
         rich_help_panel=_CONNECTION,
     ),
 ]
+_TLS_CA, _CLIENT_CERT, _CLIENT_KEY = (
+    "ACTSERVE_TLS_CA",
+    "ACTSERVE_CLIENT_CERT",
+    "ACTSERVE_CLIENT_KEY",
+)
 Tls = Annotated[
-    bool, typer.Option("--tls", envvar="ACTSERVE_TLS", help="Use TLS.", rich_help_panel=_CONNECTION)
+    bool,
+    typer.Option(
+        "--tls",
+        envvar="ACTSERVE_TLS",
+        help=f"Use TLS. {_TLS_CA} names a file of authorities in place of the system's, "
+        f"{_CLIENT_CERT} and {_CLIENT_KEY} a certificate to show and its key.",
+        rich_help_panel=_CONNECTION,
+    ),
 ]
 
 Chat = Annotated[
@@ -244,4 +258,24 @@ def prompts(text: str | None, file: Path | None, column: str | None, chat: bool)
 
 def connect(server: str, model: str | None, token: str | None, tls: bool) -> Client:
     """The client that the connection options describe."""
-    return Client(server, model=model, token=token, tls=tls)
+    return Client(server, model=model, token=token, tls=_credentials() if tls else False)
+
+
+def _credentials() -> bool | grpc.ChannelCredentials:
+    """Of the files that the environment names, if it does."""
+    authorities, cert, key = (_file_named_by(each) for each in (_TLS_CA, _CLIENT_CERT, _CLIENT_KEY))
+    if (cert is None) != (key is None):
+        raise typer.BadParameter(f"set both of {_CLIENT_CERT} and {_CLIENT_KEY}, or neither")
+    if authorities is None and cert is None:
+        return True
+    return grpc.ssl_channel_credentials(authorities, key, cert)
+
+
+def _file_named_by(variable: str) -> bytes | None:
+    path = os.environ.get(variable)
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{variable}: {path}: {error.strerror}") from None
