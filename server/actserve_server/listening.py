@@ -121,7 +121,7 @@ def http_server(settings: Settings, given: Listening, rpc: RpcServer) -> "HttpSe
             reader_timeout_s=given.reader_timeout_s,
             origins=settings.http_origins,
             known_callers=bool(given.callers),
-            tls=None if given.tls is None else given.tls.http_context(),
+            tls=None if given.tls is None else given.tls.http_context,
         )
     )
     door = web_door.make(DESCRIPTORS, rpc.methods, given.max_request_bytes)

@@ -50,15 +50,9 @@ class TlsFiles:
         )
 
     def http_context(self) -> ssl.SSLContext:
-        """For an HTTP server: a context whose every connection is of the one that was read last."""
-        outer = self._context()
-
-        def take_current(connection: ssl.SSLObject, _name: object, _context: object) -> None:
-            connection.context = self.files.current.of_http
-
-        # Called at each connection, also for clients that tell no name.
-        outer.sni_callback = take_current
-        return outer
+        """For an HTTP server, which asks at each connection: what was read last has a context of
+        its own, so that no client goes on with a session by which it was trusted before."""
+        return self.files.current.of_http
 
     def _load(self) -> _Loaded:
         before = [path.read_bytes() for path in self._paths]

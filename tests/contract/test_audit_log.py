@@ -18,9 +18,10 @@ from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import model_service_pb2
 from actserve.v1 import steering_vector_service_pb2 as vector_pb
 from actserve_server.config import ConfigError, load
-from actserve_server.domain.principals import Role
+from actserve_server.domain.principals import Principal, Role
 from actserve_server.rpc.server import DESCRIPTORS
-from actserve_server.rpc.transport.audit_log import acts
+from actserve_server.rpc.transport.audit_log import AuditLog, Ending, acts
+from actserve_server.rpc.transport.calls import Call
 from tests.contract.harness import (
     Served,
     addition,
@@ -41,6 +42,7 @@ from tests.contract.vectors import create, full, rows, stored
 WRITER, READER = bearing("of-a-writer"), bearing("of-a-reader")
 VECTOR = rows()[0]
 SECRET = "xylophone"
+DELETES = "/actserve.v1.SteeringVectorService/DeleteSteeringVector"
 
 
 DIGEST = hashlib.sha256(VECTOR.astype("<f4").tobytes()).hexdigest()
@@ -218,6 +220,60 @@ async def test_a_line_that_cannot_be_added_is_reported_once_and_counted(
     assert len([line for line in logged if line["event"] == "audit log"]) == 1
     await failure(served.vectors.DeleteSteeringVector(delete, metadata=WRITER))
     await told(path, 1)
+
+
+async def test_steering_that_a_role_does_not_allow_is_told(served: Served, path: Path) -> None:
+    """Of a method that is open to the role, too."""
+    request = generate(prompt={"text": SECRET}, interventions=[addition(VECTOR)])
+    await failure(served.generation.Generate(request, metadata=READER))
+    (line,) = await told(path, 1)
+    assert (line["role"], line["reason"]) == ("reader", "PERMISSION_DENIED")
+    assert SECRET not in written(path)
+
+
+def test_a_folder_that_goes_and_comes_back_costs_no_other_file(tmp_path: Path) -> None:
+    """The number of a file that was closed is soon another's, such as a connection's."""
+    folder, away = tmp_path / "folder", tmp_path / "away"
+    folder.mkdir()
+    log = AuditLog(folder / "audit.jsonl")
+    folder.rename(away)
+    call, ending = Call(), Ending(method=DELETES, peer="", code="OK")
+    log.write(call, ending)
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]
+    log.write(call, ending)
+    for other in others:
+        os.close(other)  # Raises if it is no longer open.
+    away.rename(folder)
+    log.write(call, ending)
+    assert len(lines(folder / "audit.jsonl")) == 1
+    log.close()
+
+
+def test_a_part_of_a_line_spoils_no_other(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = AuditLog(path)
+    call, ending = Call(), Ending(method=DELETES, peer="", code="OK")
+    with monkeypatch.context() as patched:
+        whole = os.write
+        patched.setattr(os, "write", lambda file, data: whole(file, data[:10]))
+        log.write(call, ending)
+    log.write(call, ending)
+    log.write(call, ending)
+    part, *told = written(path).splitlines()
+    assert len(part) == 10
+    assert [json.loads(line)["method"] for line in told] == [DELETES] * 2
+    log.close()
+
+
+@pytest.mark.parametrize("odd", ["a\nb", "a\u2028b", "a\x85b", "a\x1b[2Jb", "a\ud800b"])
+def test_a_call_is_one_line_whatever_its_caller_is_called(path: Path, odd: str) -> None:
+    """Tokens are signed elsewhere, and names in requests are anybody's."""
+    log = AuditLog(path)
+    who = Principal(tenant="vision", role=Role.OPERATOR, known_by=f"subject:{odd}")
+    log.write(Call(principal=who), Ending(method=DELETES, peer="", code="OK"))
+    log.close()
+    (line,) = lines(path)
+    assert line["known_by"] == f"subject:{odd}"
+    assert written(path).strip().isprintable()
 
 
 def test_a_file_that_cannot_be_added_to_ends_the_start(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -237,10 +237,10 @@ async def test_a_slow_reader_of_a_whole_answer_is_waited_for_as_long_as_it_reads
         writer.transport.abort()
 
 
-def serving_tls(certificates: Certificates) -> ssl.SSLContext:
+def serving_tls(certificates: Certificates) -> Callable[[], ssl.SSLContext]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificates.cert, certificates.key)
-    return context
+    return lambda: context
 
 
 async def test_clients_count_and_are_timed_from_the_handshake_of_tls_on(

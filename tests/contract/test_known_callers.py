@@ -14,6 +14,7 @@ from actserve.v1 import generation_service_pb2_grpc as generation_grpc
 from actserve.v1 import model_service_pb2 as pb
 from actserve.v1 import model_service_pb2_grpc
 from actserve_server.domain.principals import Role
+from actserve_server.rpc.transport.auth import joined
 from tests.contract.harness import (
     Failure,
     Served,
@@ -275,3 +276,31 @@ async def test_nothing_that_goes_wrong_meanwhile_keeps_a_token_known(
             return False
 
         await eventually(is_unknown, within_s=30)
+
+
+@PORTS
+@pytest.mark.parametrize("order", [1, -1])
+async def test_of_two_tokens_none_counts(port: str, order: int, tmp_path: Path) -> None:
+    """What stands before a server, and adds or checks a token, could have looked at the other."""
+    tokens = write_tokens(
+        tmp_path / "tokens.yaml",
+        ("of-vision", "vision", Role.READER),
+        ("of-language", "language", Role.OPERATOR),
+    )
+    both = [*bearing("of-vision"), *bearing("of-language")][::order]
+    async with serving(token_file=tokens, http_port=0) as served:
+        if port == "grpc":
+            refused = await refused_models(served.channel, both)
+            assert refused.code is grpc.StatusCode.UNAUTHENTICATED
+            return
+        assert served.app.http is not None
+        url = f"http://127.0.0.1:{served.app.http.port}"
+        async with aiohttp.ClientSession(headers=both) as session:
+            path = "/actserve.v1.ModelService/ListModels"
+            async with session.post(url + path, json={}) as answer:
+                assert answer.status == 401
+
+
+def test_metadata_of_one_name_is_joined() -> None:
+    told = joined([("a", "1"), ("b-bin", b"1"), ("a", "2"), ("b-bin", b"2")])
+    assert told == {"a": "1, 2", "b-bin": b"2"}

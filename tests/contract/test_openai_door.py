@@ -680,6 +680,9 @@ async def test_tokens_roles_and_tenants_are_those_of_every_call(tmp_path: Path) 
         assert await status("unknown") == 401
         with pytest.raises(openai.AuthenticationError):
             await opened.as_caller("unknown").models.list()
+        both = [*bearing("reads"), *bearing("other")]
+        async with httpx.AsyncClient(headers=both) as caller:
+            assert (await caller.get(f"{opened.url}models")).status_code == 401
         assert await status("reads") == 200
         assert await status("reads", steering=[change]) == 403
         assert await status("tries", steering=[change]) == 200

@@ -89,6 +89,23 @@ def test_a_spiffe_id_is_a_uri(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "odd",
+    [
+        x509.DuplicateExtension("twice", x509.ObjectIdentifier("2.5.29.17")),
+        x509.UnsupportedGeneralNameType("x400Address"),
+    ],
+)
+def test_a_certificate_that_should_not_have_been_signed_is_nobodys(
+    odd: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_pem: bytes) -> None:
+        raise odd
+
+    monkeypatch.setattr(x509, "load_pem_x509_certificate", refused)
+    assert known(tmp_path, f"dns: a, {MINE}").principal(repr(odd).encode()) is None
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         ("", "names no certificate"),

@@ -105,3 +105,12 @@ async def test_many_tenants_that_have_gone_leave_nothing_behind() -> None:
         turns.begin(turns.tag(str(index), 1.0))
         turns.begin(turns.tag("busy", 1.0))
     assert len(turns._ends) <= 1001
+
+
+async def test_tenants_without_end_take_no_memory_without_end() -> None:
+    """Signed tokens name tenants that nobody has listed. Each has one run, whose time is to come:
+    at the tag of the first all others begin."""
+    turns = FairTurns(lambda _: 1.0)
+    for index in range(5000):
+        turns.begin(turns.tag(str(index), 1000.0))
+    assert len(turns._ends) <= 1000

@@ -9,7 +9,8 @@ and what one leaves unused the others have.
 from collections.abc import Callable
 
 MAX_FLOWS = 1000
-"""Those whose time has passed go beyond so many: they are as if they had never run."""
+"""Those whose time has passed go beyond so many: they are as if they had never run. Then, where
+tenants are made up as they come, those whose time passes first."""
 
 
 class FairTurns:
@@ -27,9 +28,13 @@ class FairTurns:
         """Of a run that takes so much."""
         start = max(self._now, self._ends.get(flow, 0.0))
         if flow not in self._ends and len(self._ends) >= MAX_FLOWS:
-            self._ends = {each: end for each, end in self._ends.items() if end > self._now}
+            self._forget()
         self._ends[flow] = start + cost / self._weight(flow)
         return start
+
+    def _forget(self) -> None:
+        last = sorted(self._ends.items(), key=lambda flow: flow[1])[MAX_FLOWS // 2 :]
+        self._ends = {flow: end for flow, end in last if end > self._now}
 
     def begin(self, tag: float) -> None:
         """A run of this tag begins."""

@@ -11,6 +11,7 @@ has its own way to refuse.
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -75,7 +76,8 @@ class HttpListening:
     """Of pages that may call, beside this server's own; `*` for all."""
     known_callers: bool = False
     """Whether callers need tokens."""
-    tls: ssl.SSLContext | None = None
+    tls: Callable[[], ssl.SSLContext] | None = None
+    """Asked at each connection."""
 
 
 class HttpServer:
@@ -158,7 +160,7 @@ class HttpServer:
         """What serves a client that has just connected."""
         connection = Connection(self._config, self._state, {})
         tls = self._listening.tls
-        return connection if tls is None else TlsConnection(connection, tls, self._state)
+        return connection if tls is None else TlsConnection(connection, tls(), self._state)
 
     def _cors(self) -> Asgi:
         """Tells browsers which pages may call, where some of other origins may."""

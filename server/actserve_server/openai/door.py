@@ -29,7 +29,7 @@ from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.requests.prompt_fields import MAX_CHARACTERS_PER_TOKEN
 from actserve_server.rpc.transport import statuses
 from actserve_server.rpc.transport.audit_log import AuditLog
-from actserve_server.rpc.transport.auth import Authenticate
+from actserve_server.rpc.transport.auth import Authenticate, joined
 from actserve_server.rpc.transport.call_changes import CallChanges
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call, current_call, enter_call, well_formed
@@ -84,10 +84,10 @@ class OpenAiDoor:
         self._current_app()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
-        call = enter_call(Call(traceparent=well_formed(headers.get("traceparent"))))
+        headers = joined(
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+        )
+        call = enter_call(Call(traceparent=well_formed(str(headers.get("traceparent", "")))))
         if self._letting_in.audit is not None:
             call.changes = CallChanges()
         answer = OpenAiAnswer(send, call)

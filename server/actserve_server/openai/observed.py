@@ -15,7 +15,7 @@ from actserve_server.http.exchanges import Scope
 from actserve_server.openai.openai_answer import OpenAiAnswer
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.audit_log import AuditLog, Ending
-from actserve_server.rpc.transport.auth import Authenticate
+from actserve_server.rpc.transport.auth import Authenticate, Metadata
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call
 from actserve_server.rpc.transport.quotas import Meter
@@ -80,7 +80,7 @@ def observed(
 
 @asynccontextmanager
 async def let_in(
-    headers: dict[str, str],
+    headers: Metadata,
     certificate: bytes | None,
     call: Call,
     authenticate: Authenticate,

@@ -19,6 +19,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import Message
 
+from actserve_server.domain.errors import Reason
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.call_changes import CallChanges
 from actserve_server.rpc.transport.calls import Call
@@ -49,6 +50,8 @@ class AuditLog:
         self._path = path
         self._file = self._open()
         self._works = True
+        self._before = ""
+        """What ends a line that could not be added as a whole."""
 
     def write(
         self,
@@ -59,16 +62,21 @@ class AuditLog:
     ) -> None:
         """Adds the line of a call, if it is one that the log is for."""
         changed = call.changes is not None and call.changes.made
-        if not (changed or acts(ending.method)):
+        forbidden = call.reason == Reason.PERMISSION_DENIED
+        if not (changed or forbidden or acts(ending.method)):
             return
-        line = json.dumps(_line(call, ending, request, response), ensure_ascii=False)
+        # As ASCII: of other characters some end a line for those who read it, and half a surrogate
+        # pair, as a subject may have, could not be written at all.
+        line = json.dumps(_line(call, ending, request, response))
         try:
             if not self._is_in_place():
-                os.close(self._file)
-                self._file = self._open()
+                self._open_anew()
             # At once, so that lines of several processes do not mix.
-            data = f"{line}\n".encode()
-            if os.write(self._file, data) < len(data):
+            data = f"{self._before}{line}\n".encode()
+            written = os.write(self._file, data)
+            # After a part of a line the next one begins a line of its own.
+            self._before = "" if written == len(data) else "\n"
+            if self._before:
                 raise OSError("there was no room for the whole line")
         except OSError as error:
             metrics.AUDIT_FAILURES.inc()
@@ -88,6 +96,13 @@ class AuditLog:
 
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _open_anew(self) -> None:
+        # Before the old one is closed: where there is none to take its place, its number would soon
+        # be that of another's file.
+        opened = self._open()
+        os.close(self._file)
+        self._file, self._before = opened, ""
 
     def _is_in_place(self) -> bool:
         try:

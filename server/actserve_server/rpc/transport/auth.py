@@ -5,7 +5,7 @@ the certificate counts for calls without one.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,18 @@ _CERTIFICATE = "x509_pem_cert"
 Authenticate = Callable[[Metadata, bytes | None], Awaitable[Principal]]
 """Returns whose call it is, by its metadata and the PEM certificate of its client, if that had to
 show one. Raises UNAUTHENTICATED."""
+
+
+def joined(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
+    """Metadata or headers by name. Those of one name are joined, as HTTP has it: of two tokens none
+    may count, since what stands before this server may have looked at the other one."""
+    found: dict[str, str | bytes] = {}
+    for name, value in metadata:
+        before = found.get(name)
+        if isinstance(before, str) and isinstance(value, str):
+            value = f"{before}, {value}"
+        found[name] = value
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,7 +80,8 @@ def names(pem: bytes) -> frozenset[Name]:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         extensions = certificate.extensions
-    except ValueError:
+    # What an authority should not have signed; the library raises each as a kind of its own.
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return frozenset()
     found: set[Name] = {("subject", certificate.subject.rfc4514_string())}
     try:

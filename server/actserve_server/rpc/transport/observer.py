@@ -34,7 +34,7 @@ from actserve_server.domain.errors import ActserveError
 from actserve_server.engine.fair_threads import CALLER
 from actserve_server.rpc.transport import metrics, statuses
 from actserve_server.rpc.transport.audit_log import AuditLog, Ending
-from actserve_server.rpc.transport.auth import Authenticate, Metadata, certificate_of
+from actserve_server.rpc.transport.auth import Authenticate, Metadata, certificate_of, joined
 from actserve_server.rpc.transport.call_changes import CallChanges
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call, enter_call, well_formed
@@ -74,7 +74,7 @@ class Observer(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(HEALTH):
             return handler
-        metadata = dict(handler_call_details.invocation_metadata or ())
+        metadata = joined(handler_call_details.invocation_metadata or ())
         call = Call(
             traceparent=well_formed(_text(metadata.get("traceparent"))),
             changes=None if self._audit is None else CallChanges(),
