@@ -90,7 +90,10 @@ class Requests:
 
     def as_json(self, message: Message) -> bytes:
         """Its JSON, in which something may be of another kind."""
-        value = json_format.MessageToDict(message)
+        try:
+            value = json_format.MessageToDict(message)
+        except json_format.SerializeToJsonError:  # A time beyond all years has no JSON.
+            value = {}
         if self._often(0.5):
             self._spoil(value)
         text = json.dumps(value)
