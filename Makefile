@@ -116,6 +116,10 @@ durability: setup ## Kill a server 200 times on each database while vectors, mon
 	@DURABILITY_KILLS=$${DURABILITY_KILLS:-200} STOPPED_S=$${STOPPED_S:-60} \
 	  $(PY) -m pytest -s tests/contract/test_durability.py tests/contract/test_stopped_watcher.py $(ARGS)
 
+.PHONY: fuzz
+fuzz: setup ## Send a server 50,000 made-up requests: answers or stated refusals, flat memory
+	@FUZZ_CASES=$${FUZZ_CASES:-50000} $(PY) -m pytest -s tests/contract/test_fuzz.py $(ARGS)
+
 .PHONY: load
 load: setup ## Load a server with 500 streams for ten minutes: exact answers or stated refusals, flat memory
 	@$(PY) -m pytest -s tests/load $(ARGS)

@@ -144,6 +144,23 @@ async def test_a_lost_watcher_costs_nothing() -> None:
         assert (await collect(watch(served)))[-1].WhichOneof("event") == "finished"
 
 
+async def test_a_graph_that_is_deleted_while_it_is_told_does_not_seem_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    part = GraphRegistry.part
+
+    async def deleted_after_one(self: GraphRegistry, key: int, number: int) -> bytes | None:
+        if number:
+            await self.delete("", "capital")
+        return await part(self, key, number)
+
+    async with serving() as served:
+        await served.graphs.CreateAttributionGraph(create())
+        await done(served)
+        monkeypatch.setattr(GraphRegistry, "part", deleted_after_one)
+        assert (await failure(watch(served))).reason == "RESOURCE_NOT_FOUND"
+
+
 async def test_deleting_ends_the_work_and_the_next_graph_is_made() -> None:
     async with serving() as served:
         tracer = slow(served)

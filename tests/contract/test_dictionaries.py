@@ -467,3 +467,30 @@ async def test_a_wrong_use_is_refused(projection: dict[str, Any], reason: str, f
         refused = await failure(served.generation.FetchActivations(request))
         assert refused.reason == reason
         assert refused.field == f"readouts[0].rows.projection.{field}"
+
+
+async def test_a_chunk_that_comes_while_an_upload_is_finished_leaves_nothing_half_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent = Sent()
+    async with serving(max_dictionary_bytes=1 << 20) as served:
+        begun = await served.dictionaries.BeginUpload(sent.request)
+        for index, content in enumerate(sent.content):
+            await served.dictionaries.UploadChunk(chunk(begun.upload, index, 0, content))
+        stored = served.app.dictionaries.stored
+        read = stored.uploaded
+
+        async def written_meanwhile(tenant: str, dictionary: str, upload: str) -> Any:
+            found = await read(tenant, dictionary, upload)
+            await served.dictionaries.UploadChunk(chunk(upload_name, 0, 0, bytes(4)))
+            return found
+
+        upload_name = begun.upload
+        request = pb.FinishUploadRequest(upload=begun.upload)
+        with monkeypatch.context() as patch:
+            patch.setattr(stored, "uploaded", written_meanwhile)
+            refused = await failure(served.dictionaries.FinishUpload(request))
+        await served.dictionaries.FinishUpload(request)
+        # What is stored is what was checked: it can be read.
+        await served.app.dictionaries.load("", {"signs": ("name",)})
+    assert refused.reason == "UPLOAD_INCOMPLETE"

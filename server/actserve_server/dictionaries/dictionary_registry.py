@@ -145,9 +145,9 @@ class DictionaryRegistry:
         about, size = state
         self._memory.take(size, about.id, ("upload",))
         try:
-            matrices, sha256 = await self.stored.uploaded(tenant, dictionary, upload)
+            matrices, sha256, expires = await self.stored.uploaded(tenant, dictionary, upload)
             found = await check(LoadedDictionary(about=about, matrices=matrices))
-            return await self.stored.finish(tenant, dictionary, upload, sha256, found)
+            return await self.stored.finish(tenant, dictionary, upload, sha256, expires, found)
         finally:
             self._memory.give_back(size)
 

@@ -270,13 +270,13 @@ class StoredDictionaries:
 
     async def uploaded(
         self, tenant: str, dictionary: str, upload: str
-    ) -> tuple[DictionaryMatrices, bytes]:
-        """The matrices of an upload that is complete, and the SHA-256 of their bytes. Raises
-        TENSOR_NOT_FINITE."""
+    ) -> tuple[DictionaryMatrices, bytes, int]:
+        """The matrices of an upload that is complete, the SHA-256 of their bytes, and when it
+        expires, which each chunk changes. Raises TENSOR_NOT_FINITE."""
         record = await self._database.read(
             lambda connection: self._upload(connection, tenant, dictionary, upload)
         )
-        return await self._read(record, ("upload",))
+        return *await self._read(record, ("upload",)), record.expire_time_us
 
     async def finish(
         self,
@@ -284,13 +284,20 @@ class StoredDictionaries:
         dictionary: str,
         upload: str,
         sha256: bytes,
+        expires_at_us: int,
         check: DictionaryCheck | None,
     ) -> Dictionary:
-        """Makes a dictionary of an upload whose bytes have this hash. Raises RESOURCE_NOT_FOUND."""
+        """Makes a dictionary of an upload whose bytes had this hash when it expired then. Raises
+        RESOURCE_NOT_FOUND, or UPLOAD_INCOMPLETE if a chunk has come since."""
 
         def write(connection: sa.Connection) -> Dictionary:
             record = self._upload(connection, tenant, dictionary, upload)
             if not record.finished:
+                if record.expire_time_us != expires_at_us:
+                    raise ActserveError(
+                        Reason.UPLOAD_INCOMPLETE,
+                        "a chunk came while the upload was being finished; finish it again",
+                    )
                 connection.execute(
                     dictionaries.update()
                     .where(dictionaries.c.key == record.key)

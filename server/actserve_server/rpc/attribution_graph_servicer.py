@@ -10,6 +10,7 @@ from actserve.v1 import attribution_graph_service_pb2_grpc, work_pb2
 from actserve_server.dictionaries.dictionary_registry import DictionaryRegistry
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
+from actserve_server.graphs import stored_graphs
 from actserve_server.graphs.graph_work import GraphWork
 from actserve_server.graphs.stored_graphs import (
     ID,
@@ -118,8 +119,9 @@ class AttributionGraphServicer(attribution_graph_service_pb2_grpc.AttributionGra
             while (part := await self._registry.part(stored.key, number)) is not None:
                 yield pb.WatchAttributionGraphResponse.FromString(part)
                 number += 1
-            if not number:
-                await self._stored(request.name)  # It was deleted meanwhile, and says so.
+            # One that was deleted meanwhile is not told to its end, and says so.
+            if (await self._stored(request.name)).key != stored.key:
+                raise stored_graphs.not_found(request.name, ("name",))
         yield pb.WatchAttributionGraphResponse(finished=pb.AttributionGraphFinished())
 
     async def _stored(self, name: str) -> StoredGraph:

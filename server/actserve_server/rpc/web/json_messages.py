@@ -33,10 +33,11 @@ def from_json(data: bytes, kind: type[Message]) -> bytes:
         if not isinstance(value, dict):
             raise _malformed("it is no object")
         _check_parts(value)
+        _check_texts(value)
         return json_format.ParseDict(value, kind()).SerializeToString()
     except json_format.ParseError as error:
         raise _refused(str(error)) from None
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise _malformed(f"{type(error).__name__}") from None
 
 
@@ -69,6 +70,20 @@ def _check_parts(value: Any) -> None:
                 "this server takes at once; make several calls",
                 metadata={"limit": MAX_PARTS},
             )
+
+
+def _check_texts(value: Any) -> None:
+    """Raises ValueError for half of a surrogate pair, which JSON may hold and no message: protobuf
+    fails on it in its own way, and what quotes it could not be sent."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            item.encode()
+        elif isinstance(item, dict):
+            left += (*item.keys(), *item.values())
+        elif isinstance(item, list):
+            left += item
 
 
 def _refused(said: str) -> ActserveError:
