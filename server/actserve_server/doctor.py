@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import psutil
-import sqlalchemy as sa
 from cryptography import x509
+from sqlalchemy import exc
 
 from actserve_server.config import ConfigError, Settings
 from actserve_server.dictionaries import dictionary_loading
@@ -137,6 +138,9 @@ def _store(settings: Settings) -> Found:
     url = settings.database_url
     try:
         where = place(url.get_secret_value() if url else None, settings.data_dir)
+    except StoreConfigError as error:
+        raise ConfigError(str(error)) from None
+    try:
         if isinstance(where, SqliteFile):
             yield from _folder_for(where)
             if not (where.folder / FILE).exists():
@@ -148,7 +152,7 @@ def _store(settings: Settings) -> Found:
             engine.dispose()
     except StoreConfigError as error:
         raise ConfigError(str(error)) from None
-    except sa.exc.SQLAlchemyError as error:
+    except exc.SQLAlchemyError as error:
         raise ConfigError(f"{where}: {store_failures.described(error)}") from None
     if current:
         yield Verdict.GOOD, f"{where} answers"
@@ -311,7 +315,7 @@ def _sought(settings: Settings) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _config(folder: Path) -> dict[str, object]:
+def _config(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:

@@ -51,7 +51,8 @@ def checkpoint(folder: Path, architecture: str, gibibytes: float = 0) -> str:
 
 
 def test_with_all_in_order_nothing_is_an_error(tmp_path: Path) -> None:
-    told = doctor.findings(Settings(model="fake", port=0, metrics_port=0, data_dir=tmp_path))
+    options: dict[str, Any] = {"model": "fake", "port": 0, "metrics_port": 0}
+    told = doctor.findings(Settings(**options, data_dir=tmp_path))
     assert {each.about for each in told if each.verdict is Verdict.BAD} == set()
 
 

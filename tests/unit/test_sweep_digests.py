@@ -21,7 +21,7 @@ def _digest(intervention: dict[str, Any]) -> bytes:
     """Of a sweep whose vectors have not been found, so that only the request tells."""
     request = pb.RunSweepRequest(variants=[{"interventions": [intervention]}])
     none = Variant(field=("variants", 0), edits=(), coefficients=(), positions=())
-    return sweep_digests.digest(request, [none], Scores([]), {}, FakeEngine().info)
+    return sweep_digests.digest(request, [none], Scores([]), {}, {}, FakeEngine().info)
 
 
 @pytest.mark.parametrize("others", [EDIT, _kept("a")], ids=["edited", "kept"])

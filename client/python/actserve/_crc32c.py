@@ -6,6 +6,8 @@ are then joined, two by two: that of ab is that of a, moved over as many bytes a
 of b. Moving is linear in the bits, so for one length it is a matrix of 32 words.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +18,7 @@ _LEAST_LANES = 16
 
 
 def _table() -> NDArray[np.uint32]:
-    table = np.arange(256, dtype=np.uint32)
+    table: Any = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = (table >> 1) ^ np.where(table & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
     return table
@@ -43,7 +45,7 @@ def crc32c(data: bytes | memoryview) -> int:
 
 def _joined(lanes: NDArray[np.uint8]) -> int:
     """The state after all lanes, as many as a power of two."""
-    states = np.full(len(lanes), 0xFFFFFFFF, np.uint32)
+    states: Any = np.full(len(lanes), 0xFFFFFFFF, np.uint32)
     for column in lanes.T:
         states = (states >> 8) ^ _TABLE[(states ^ column) & 0xFF]
     sums, matrix = states ^ np.uint32(0xFFFFFFFF), _matrix(lanes.shape[1])
@@ -55,7 +57,7 @@ def _joined(lanes: NDArray[np.uint8]) -> int:
 
 def _matrix(count: int) -> NDArray[np.uint32]:
     """What becomes of each bit of a checksum where `count` bytes follow."""
-    moved = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    moved: Any = np.uint32(1) << np.arange(32, dtype=np.uint32)
     for _ in range(count):
         moved = (moved >> 8) ^ _TABLE[moved & 0xFF]
     return moved

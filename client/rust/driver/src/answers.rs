@@ -3,7 +3,9 @@
 use actserve::{
     Array, Error, Explained, Fetched, Generated, LabelStatistics, Reading, Readouts, Reconstructed,
     Replayed, Sample, Swept,
-    v1::{AlertLevel, FinishReason, MonitorInterventions, MonitorScore, sample_finished::StoppedBy},
+    v1::{
+        AlertLevel, FinishReason, MonitorInterventions, MonitorScore, sample_finished::StoppedBy,
+    },
 };
 use serde_json::{Map, Value, json};
 

@@ -12,9 +12,9 @@ use super::{
 use crate::{
     Error, Readouts, Result,
     v1::{
-        Alert, GenerateRequest, InterventionReport, MonitorInterventions, MonitorScore, SampleFinished, ScoreDetail,
-        TokenChunk, TokenLogprobs, TokenizedPrompt, Usage, generate_response::Event,
-        sample_finished::StoppedBy,
+        Alert, GenerateRequest, InterventionReport, MonitorInterventions, MonitorScore,
+        SampleFinished, ScoreDetail, TokenChunk, TokenLogprobs, TokenizedPrompt, Usage,
+        generate_response::Event, sample_finished::StoppedBy,
     },
 };
 
