@@ -13,8 +13,11 @@ import trustme
 from actserve.v1 import generation_service_pb2_grpc as generation_grpc
 from actserve.v1 import model_service_pb2 as pb
 from actserve.v1 import model_service_pb2_grpc
+from actserve.v1 import monitor_service_pb2 as monitor_pb
 from actserve_server.domain.principals import Role
+from actserve_server.listening import reload
 from actserve_server.rpc.transport.auth import joined
+from tests.contract.alerts import raise_
 from tests.contract.harness import (
     Failure,
     Served,
@@ -24,6 +27,7 @@ from tests.contract.harness import (
     failure,
     generate,
     serving,
+    unpack,
     write_tokens,
 )
 from tests.contract.test_transport import Certificates
@@ -304,3 +308,22 @@ async def test_of_two_tokens_none_counts(port: str, order: int, tmp_path: Path) 
 def test_metadata_of_one_name_is_joined() -> None:
     told = joined([("a", "1"), ("b-bin", b"1"), ("a", "2"), ("b-bin", b"2")])
     assert told == {"a": "1, 2", "b-bin": b"2"}
+
+
+@pytest.mark.parametrize("now", ["of nobody", "of another tenant"])
+async def test_a_token_that_is_withdrawn_is_told_no_more_alerts(now: str, tmp_path: Path) -> None:
+    """Their stream has no end of its own."""
+    tokens = write_tokens(tmp_path / "tokens.yaml", ("a-token", "vision", Role.READER))
+    async with serving(token_file=tokens) as served:
+        request = monitor_pb.WatchAlertsRequest(model="models/fake")
+        stream = served.monitors.WatchAlerts(request, metadata=bearing("a-token"))
+        assert (await stream.read()).WhichOneof("event") == "started"
+        await raise_(served, 2.0, tenant="vision")
+        assert (await stream.read()).alert.score == 2.0
+        token = "another" if now == "of nobody" else "a-token"
+        write_tokens(tokens, (token, "language", Role.READER))
+        await reload(served.app._listening)
+        await raise_(served, 3.0, tenant="vision")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stream.read()
+        assert unpack(refused.value).reason == "UNAUTHENTICATED"

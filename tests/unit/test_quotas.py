@@ -124,3 +124,22 @@ def test_full_buckets_of_many_tenants_are_forgotten(monkeypatch: pytest.MonkeyPa
         every.take(str(index), tokens=0, captured_bytes=0)
     with pytest.raises(ActserveError):
         every.enter("busy")
+
+
+def test_tenants_without_end_that_are_in_debt_are_not_looked_through_at_each_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Signed tokens name tenants that nobody has listed."""
+    monkeypatch.setattr(quotas, "MAX_BUCKETS", 10)
+    looks = 0
+
+    class Rules:
+        def __call__(self, tenant: str) -> TenantRules:
+            nonlocal looks
+            looks += 1
+            return TenantRules(tokens_a_minute=1)
+
+    made = Quotas(Rules(), Clock())
+    for index in range(1000):
+        made.take(str(index), tokens=100, captured_bytes=0)
+    assert looks < 5000, "each call looks at its own tenant's rules, and few at those of all"

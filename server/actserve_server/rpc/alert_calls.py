@@ -34,19 +34,22 @@ class AlertCalls:
     async def watch(
         self, request: pb.WatchAlertsRequest
     ) -> AsyncGenerator[pb.WatchAlertsResponse, None]:
-        info, tenant = self._engine.info, self._tenant()
+        info, tenant, call = self._engine.info, self._tenant(), current_call()
         model_descriptions.check_model(request.model, info, ("model",))
         wanted = alert_fields.stream_filter(request.filter, info)
         place = await self._place(request, tenant)
         yield pb.WatchAlertsResponse(
             started=pb.AlertsStarted(
-                call_id=current_call().id,
+                call_id=call.id,
                 resume_token=alert_tokens.write(tenant, info.id, place),
             )
         )
         with measures.alert_watcher():
             async with aclosing(self._streams.watch(tenant, place, wanted)) as events:
                 async for event in events:
+                    # Else a token that was withdrawn, or has expired, would be told for ever.
+                    if call.check_known is not None:
+                        await call.check_known()
                     if isinstance(event, LostAlerts):
                         yield pb.WatchAlertsResponse(lost=pb.AlertsLost(alerts=event.count))
                     else:

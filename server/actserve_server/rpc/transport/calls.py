@@ -8,6 +8,7 @@ here.
 
 import re
 import uuid
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -29,6 +30,9 @@ class Call(Consumed):
     """The well-formed header of that name, of W3C Trace Context."""
     rules: TenantRules = NO_RULES
     """What is set for the principal's tenant."""
+    check_known: Callable[[], Awaitable[None]] | None = None
+    """Asks again whose call it is, for calls without an end. Raises UNAUTHENTICATED if it is not
+    known any more."""
     changes: CallChanges | None = None
     """Where what it changes is noted; None where there is no audit log."""
     activation_bytes: int = 0

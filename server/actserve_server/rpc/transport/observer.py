@@ -30,7 +30,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
 
 from actserve_server import traces
-from actserve_server.domain.errors import ActserveError
+from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.engine.fair_threads import CALLER
 from actserve_server.rpc.transport import metrics, statuses
 from actserve_server.rpc.transport.audit_log import AuditLog, Ending
@@ -165,6 +165,7 @@ class _Observation:
         self._audit = audit
         self._request: Message | None = None
         self._response: Message | None = None
+        self._certificate: bytes | None = None
         self._meter = Meter(limit.quotas, call)
         self._counted = False
         self._started = time.perf_counter()
@@ -181,8 +182,9 @@ class _Observation:
     async def received(self, handler: Any) -> Message | None:
         """The request; None for a handler that cannot parse it, and does not want it read. Raises
         that it is not known who calls, or that there are too many calls, before it is read."""
-        certificate = certificate_of(self._context)
-        self._call.principal = await self._authenticate(self._metadata, certificate)
+        self._certificate = certificate_of(self._context)
+        self._call.principal = await self._authenticate(self._metadata, self._certificate)
+        self._call.check_known = self._check_known
         tenant = self._call.principal.account
         self._call.rules = self._limit.quotas.rules(tenant)
         CALLER.set(tenant or self._context.peer())
@@ -196,6 +198,15 @@ class _Observation:
         metrics.RECEIVED.labels(*self._labels).inc()
         self._request = request
         return request
+
+    async def _check_known(self) -> None:
+        now = await self._authenticate(self._metadata, self._certificate)
+        if now != self._call.principal:
+            raise ActserveError(
+                Reason.UNAUTHENTICATED,
+                "what this call is known by is somebody else's by now, or has another role; call "
+                "again",
+            )
 
     def sent(self, response: Message) -> None:
         self._response = response

@@ -47,6 +47,8 @@ class Quotas:
         self.rules = rules
         self._clock = clock
         self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self._look_at = MAX_BUCKETS
+        """At so many buckets those that are full are looked for."""
 
     def enter(self, tenant: str) -> None:
         """Takes one request. Raises QUOTA_EXCEEDED if there is none, or what the tenant has
@@ -82,8 +84,10 @@ class Quotas:
         now = self._clock()
         bucket = self._buckets.get((tenant, name))
         if bucket is None:
-            if len(self._buckets) >= MAX_BUCKETS:
+            if len(self._buckets) >= self._look_at:
                 self._forget_full(now)
+                # Not at each call where few are full, or all would wait for each look.
+                self._look_at = max(MAX_BUCKETS, 2 * len(self._buckets))
             bucket = self._buckets[tenant, name] = _Bucket(a_minute, now)
         bucket.fill(a_minute, now)
         return bucket
