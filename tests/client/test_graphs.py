@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from actserve import AttributionGraph, GraphNode, GraphSummary, GraphTest, InvalidRequest
+from actserve.cli.graph import to_ablate
 from actserve.errors import BadResponse
 from actserve.graphs import graph_from_proto
 from actserve.monitor_fits import Work
@@ -116,6 +117,13 @@ def test_neighbours_are_told_the_largest_first() -> None:
 
 def test_influence_by_token_is_a_share_without_that_of_predictions() -> None:
     np.testing.assert_allclose(GRAPH.influence_by_token(), [1 / 3, 2 / 3], rtol=1e-6)
+
+
+def test_the_command_ablates_attention_sinks_only_where_there_is_nothing_else() -> None:
+    sink, other = replace(neuron(2, 0, 5, 1.0), position=0), neuron(3, 1, 7, 2.0)
+    assert to_ablate([sink, other], 2) == [other]
+    assert to_ablate([sink], 2) == [sink]
+    assert to_ablate([sink, other], 0) == []
 
 
 def test_groups_add_the_edges_between_them() -> None:

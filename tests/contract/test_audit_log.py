@@ -120,7 +120,8 @@ async def test_a_stored_vector_is_told_by_the_same_digest(served: Served, path: 
     await collect(served.generation.FetchActivations(by_name, metadata=WRITER))
     made, used = lines(path)
     assert made["method"].endswith("/CreateSteeringVector")
-    assert full("joy") in made["resources"]
+    # And not the id by which a call that is made again is known.
+    assert made["resources"] == sorted(["joy", full("joy")])
     assert used["interventions"][0]["vectors"] == [{"as": "vector", "sha256": DIGEST}]
     assert SECRET not in written(path)
 

@@ -86,7 +86,7 @@ class Blocks:
                 case ["actserve", *arguments]:
                     result = CliRunner().invoke(app, arguments)
                     assert result.exit_code == 0, f"{line}\n{result.output}"
-                case ["actserve-server", "serve", *options]:
+                case ["actserve-server", "serve" | "doctor", *options]:
                     config.load(options)
                 case ["make", "serve", *variables]:
                     values = dict(each.split("=", 1) for each in variables)

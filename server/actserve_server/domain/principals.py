@@ -42,8 +42,8 @@ class Principal:
         if self.role.rank < role.rank:
             raise ActserveError(
                 Reason.PERMISSION_DENIED,
-                f"{what} takes the role {role}, but this token has the role {self.role}; use "
-                "another token, or ask the server's operator for the role",
+                f"{what} takes the role {role}, but this caller has the role {self.role}; use "
+                "another token or certificate, or ask the server's operator for the role",
                 metadata={"role": self.role, "required_role": role},
             )
 

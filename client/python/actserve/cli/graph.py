@@ -1,5 +1,6 @@
 """The graph command: what a prediction comes from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from actserve._show.graph_cards import ablation_card, graph_card
 from actserve._show.terminal import Printed
 from actserve.cli import arguments as arg
 from actserve.cli.output import print_json, say
+from actserve.graphs import GraphNode
 
 
 def _graph_file(text: str) -> Path:
@@ -55,8 +57,8 @@ def graph(
         typer.Option(
             metavar="COUNT",
             min=1,
-            help="Ablate so many of the most influential units, and compare what the graph says "
-            "with what happens.",
+            help="Ablate so many of the most influential units, but those of position 0, and "
+            "compare what the graph says with what happens.",
         ),
     ] = None,
     name: Annotated[str, typer.Option(metavar="ID", help="What to call it on the server.")] = "",
@@ -89,7 +91,8 @@ def graph(
             edge_threshold=edge_threshold,
         )
         found = begun.wait()
-        tried = client.graphs.test(found, found.units[:test]) if test and found.units else None
+        chosen = to_ablate(found.units, test or 0)
+        tried = client.graphs.test(found, chosen) if chosen else None
     if out is not None:
         found.to_neuronpedia(out)
         say(f"wrote {len(found.nodes)} nodes and {len(found.weights)} edges to {out}")
@@ -100,3 +103,10 @@ def graph(
     console.print(Printed(graph_card(found)))
     if tried is not None:
         console.print(Printed(ablation_card(tried)))
+
+
+def to_ablate(units: Sequence[GraphNode], count: int) -> Sequence[GraphNode]:
+    """The most influential ones, but those of position 0 where there are others: without what makes
+    the row of an attention sink the model is another one."""
+    elsewhere = [unit for unit in units if unit.position > 0]
+    return (elsewhere or units)[:count]

@@ -27,6 +27,8 @@ from actserve_server.rpc.transport.calls import Call
 MAX_NAME = 200
 """Characters of a name in a line."""
 _NAMES = ("name", "parent")
+_RETRY_ID = "request_id"
+"""By which a call that is made again is known: a name of nothing."""
 
 log = structlog.get_logger("actserve.audit")
 
@@ -167,6 +169,7 @@ def _named(message: Message | None) -> list[str]:
     for part in (message, *_parts(message)):
         for field in part.DESCRIPTOR.fields:
             is_name = field.name in _NAMES or field.name.endswith("_id")
+            is_name = is_name and field.name != _RETRY_ID
             if is_name and field.type == field.TYPE_STRING and not field.is_repeated:
                 found.append(getattr(part, field.name)[:MAX_NAME])
     return [name for name in found if name]
