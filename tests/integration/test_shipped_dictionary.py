@@ -53,7 +53,7 @@ def test_what_a_feature_raises_by_itself_it_raises_where_it_is_added(served: Ser
 
 
 def test_one_row_is_seen_as_features_and_through_the_lens(served: Served) -> None:
-    look = served.client.look("The capital of France is")
+    look = served.client.look("The capital of France is", dictionary=DICTIONARY)
     assert (look.site, look.dictionary, look.token) == ("resid_post.20", DICTIONARY, " is")
     assert look.features
     assert look.lens[0].probability == pytest.approx(
