@@ -9,6 +9,8 @@ import pytest
 import actserve
 from actserve import _channel
 from actserve.v1 import (
+    attribution_graph_service_pb2,
+    dictionary_service_pb2,
     explanation_service_pb2,
     generation_service_pb2,
     head_service_pb2,
@@ -25,6 +27,8 @@ def test_exactly_the_methods_that_promise_idempotency_are_made_again() -> None:
     promised = {
         method.name
         for module in (
+            attribution_graph_service_pb2,
+            dictionary_service_pb2,
             explanation_service_pb2,
             generation_service_pb2,
             head_service_pb2,
@@ -40,7 +44,7 @@ def test_exactly_the_methods_that_promise_idempotency_are_made_again() -> None:
         if method.GetOptions().idempotency_level
     }
     assert promised == _channel.HARMLESS
-    assert len(promised) == 41
+    assert len(promised) == 54
 
 
 def test_replicas_behind_one_name_are_all_used_and_grpc_itself_tries_nothing_again() -> None:

@@ -10,6 +10,8 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
 from actserve.v1 import (
+    attribution_graph_service_pb2,
+    dictionary_service_pb2,
     explanation_service_pb2,
     generation_service_pb2,
     head_service_pb2,
@@ -47,6 +49,8 @@ LARGEST_BYTES = 16 << 20
 METHODS = [
     method
     for file in (
+        attribution_graph_service_pb2,
+        dictionary_service_pb2,
         explanation_service_pb2,
         generation_service_pb2,
         head_service_pb2,

@@ -175,14 +175,12 @@ async def test_a_dead_engine_ends_the_call_and_not_its_items() -> None:
 
 
 async def test_what_is_not_served_yet_ends_the_call_before_it_is_admitted() -> None:
-    written = intervention(site(1), add={"vector": {"feature": {"dictionary": "d", "index": 0}}})
+    adapted = {**text("b"), "adapter": "models/fake/adapters/a"}
     async with serving(engine()) as served:
-        refused = await failure(
-            served.generation.FetchActivations(items(text("a"), text("b", interventions=[written])))
-        )
+        refused = await failure(served.generation.FetchActivations(items(text("a"), adapted)))
         assert served.engine.counters.started == 0
     assert refused.code is grpc.StatusCode.UNIMPLEMENTED
-    assert refused.field == "items[1].interventions[0].add.vector.feature"
+    assert refused.field == "items[1].adapter"
 
 
 async def test_items_share_the_prompt_and_the_interventions_of_their_call() -> None:

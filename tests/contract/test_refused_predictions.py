@@ -268,8 +268,8 @@ async def test_queries_keys_and_predictions_count_against_the_byte_budget() -> N
     # A query of 16 and 30 keys of 8.
     assert f"{3 * (16 + 30 * 8) * 4} bytes" in refused.message
     refused = await refusal(fetch(text, capture={"attention_summary": {"layers": [0, 1, 2]}}))
-    # Neither is sent for a summary, but six numbers of each of 4 heads for each query.
-    assert f"{3 * 30 * 4 * 6 * 4} bytes" in refused.message
+    # Neither is sent for a summary, but nine numbers of each of 4 heads for each query.
+    assert f"{3 * 30 * 4 * 9 * 4} bytes" in refused.message
     refused = await refusal(fetch(text, capture={"predictions": {"top_k": 11}}))
     assert (refused.reason, refused.field) == ("CAPTURE_TOO_LARGE", "readouts")
     assert f"{30 * 22 * 4} bytes" in refused.message

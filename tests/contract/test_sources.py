@@ -166,23 +166,25 @@ async def test_kept_rows_are_the_directions_of_a_projection(served: Served, name
     np.testing.assert_array_equal(by_name[0, 0][1], by_value[0, 0][1])
 
 
-UNSERVED = {
+OF_DICTIONARIES = {
     "feature": {"dictionary": "models/fake/dictionaries/d", "index": 3},
 }
 
 
 @pytest.mark.parametrize("operation", VECTORS)
-@pytest.mark.parametrize("kind", UNSERVED)
-async def test_a_vector_that_is_not_served_yet_says_so(operation: str, kind: str) -> None:
-    fields = VECTORS[operation]({kind: UNSERVED[kind]})
-    field = await unserved({"interventions": [intervention(zero={}), intervention(**fields)]})
+@pytest.mark.parametrize("kind", OF_DICTIONARIES)
+async def test_a_vector_of_a_dictionary_that_is_not_there_says_so(
+    operation: str, kind: str
+) -> None:
+    fields = VECTORS[operation]({kind: OF_DICTIONARIES[kind]})
+    field = await missing({"interventions": [intervention(zero={}), intervention(**fields)]})
     (of,) = [
         f"{name}.{each}"
         for name, parts in fields.items()
         for each, part in parts.items()
         if isinstance(part, dict) and kind in part
     ]
-    assert field == f"interventions[1].{of}.{kind}"
+    assert field == f"interventions[1].{of}.{kind}.dictionary"
 
 
 DICTIONARY = {
@@ -196,15 +198,15 @@ READ = {"sites": [site()]}
     [
         (
             {"interventions": [intervention(project={"directions": DICTIONARY})]},
-            "interventions[0].project.directions.dictionary",
+            "interventions[0].project.directions.dictionary.dictionary",
         ),
         (
             {"interventions": [intervention(replace={"rows": DICTIONARY})]},
-            "interventions[0].replace.rows.dictionary",
+            "interventions[0].replace.rows.dictionary.dictionary",
         ),
         (
             {"capture": {**READ, "projection": {"directions": DICTIONARY}}},
-            "readouts[0].rows.projection.directions.dictionary",
+            "readouts[0].rows.projection.directions.dictionary.dictionary",
         ),
         (
             {"capture": {**READ, "projection": {"dictionary": "models/fake/dictionaries/d"}}},
@@ -220,18 +222,18 @@ READ = {"sites": [site()]}
                     },
                 }
             },
-            "readouts[0].rows.projection.jump_relu.thresholds.feature",
+            "readouts[0].rows.projection.jump_relu.thresholds.feature.dictionary",
         ),
     ],
     ids=["project", "replace", "directions", "whole", "thresholds"],
 )
-async def test_a_source_that_is_not_served_yet_says_so(
+async def test_a_source_of_a_dictionary_that_is_not_there_says_so(
     request_fields: dict[str, Any], field: str
 ) -> None:
-    assert await unserved(request_fields) == field
+    assert await missing(request_fields) == field
 
 
-async def unserved(fields: dict[str, Any]) -> str:
+async def missing(fields: dict[str, Any]) -> str:
     """The field that a fetch with these fields is refused for, before anything was done."""
     edit = {"edit": {"original": BOATS, "edited": TRAINS}}
     edits = [*fields.pop("interventions", ()), intervention(add={"vector": edit})]
@@ -241,8 +243,8 @@ async def unserved(fields: dict[str, Any]) -> str:
         request = fetch(interventions=edits, **fields)
         refused = await failure(served.generation.FetchActivations(request))
     assert (refused.code, refused.reason) == (
-        grpc.StatusCode.UNIMPLEMENTED,
-        "FEATURE_NOT_SERVED",
+        grpc.StatusCode.NOT_FOUND,
+        "RESOURCE_NOT_FOUND",
     )
     assert served.engine.counters.started == tiny.ar.counters.started == 0
     assert refused.field in refused.message
@@ -260,7 +262,7 @@ REFUSED = [
         {"interventions": [intervention(project={"directions": {}})]},
         "FIELD_REQUIRED",
         "interventions[0].project.directions",
-        "tensor, kept",
+        "tensor, dictionary, kept",
     ),
     (
         {"interventions": [intervention(mean={"mean": {"kept": {"name": "NAME"}}})]},

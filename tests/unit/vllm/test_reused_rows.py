@@ -117,7 +117,7 @@ async def served() -> AsyncGenerator[tuple[VllmEngine, Worker], None]:
         row_bytes=lambda capture: 2 * WIDTH * len(capture.sites),
     )
     rows = RowCache(1 << 20, BLOCK)
-    engine = VllmEngine(worker, info, collector, weights=None, rows=rows)  # type: ignore[arg-type]
+    engine = VllmEngine(worker, info, collector, weights=None, rows=rows, graphs={})  # type: ignore[arg-type]
     yield engine, worker
     if not worker.errored:
         await engine.close()

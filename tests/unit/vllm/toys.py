@@ -200,6 +200,10 @@ LAYER_KINDS: Mapping[str, type[Layer]] = {
 class LogitsProcessor(nn.Module):
     """Gathers the parts of logits, of which there is one."""
 
+    logits_as_input = False
+    soft_cap: float | None = None
+    scale = 1.0
+
     def _gather_logits(self, logits: torch.Tensor) -> torch.Tensor | None:
         return logits
 
