@@ -1,6 +1,7 @@
 """Tokens of an issuer: what is taken, what is not, and whose they are. Keys: where they come from,
 and that callers cannot make the server ask for them at will."""
 
+import asyncio
 import base64
 import json
 import time
@@ -284,11 +285,18 @@ async def test_an_address_that_fails_leaves_the_keys_in_use_for_a_day(
 async def test_an_address_that_says_nothing_is_not_waited_for(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
-
     monkeypatch.setattr(issuer_keys, "FETCH_S", 0.05)
-    silent = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    left = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # Until the caller leaves.
+        writer.close()
+        await writer.wait_closed()
+        left.set()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     tokens = SignedTokens(TRUST, KeyAddress(f"http://127.0.0.1:{port}/keys"))
     assert await whose(tokens, issuer.token()) is None
     silent.close()
+    await left.wait()
