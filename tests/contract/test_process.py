@@ -122,7 +122,7 @@ def test_a_taken_port_is_found_before_the_model_loads(option: str, taken_port: i
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "No such file"),
+        (None, "token_file: there is no file"),
         ("# nothing\n", "holds no token"),
         ("a-plain-token\n", "valid tuple"),
         ("- {sha256: ab, tenant: a, role: reader}\n", "0.sha256"),
