@@ -148,7 +148,12 @@ async def test_a_signed_token_is_as_good_as_one_of_the_file(
 ) -> None:
     issuer, path = Issuer(), tmp_path / "keys.json"
     path.write_bytes(issuer.key_set("a"))
-    tokens = write_tokens(tmp_path / "tokens.yaml", ("a-token", "vision", Role.READER))
+    tokens = write_tokens(
+        tmp_path / "tokens.yaml",
+        ("a-token", "vision", Role.READER),
+        # One that somebody has chosen, and that has the form of a signed one.
+        ("my.own.token", "vision", Role.READER),
+    )
     async with (
         serving(
             token_file=tokens,
@@ -161,6 +166,7 @@ async def test_a_signed_token_is_as_good_as_one_of_the_file(
     ):
         await models(called, bearing(issuer.token()))
         await models(called, bearing("a-token"))
+        await models(called, bearing("my.own.token"))
         for wrong in ("", "a.b.c", issuer.token(exp=1), issuer.token()[:-6] + "AAAAAA"):
             refused = await refused_models(called, bearing(wrong))
             assert refused.reason == "UNAUTHENTICATED"

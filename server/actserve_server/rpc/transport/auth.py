@@ -79,10 +79,10 @@ class KnownCallers:
         scheme, _, token = given.partition(b" ")
         token, principal = token.strip(), None
         if scheme.lower() == b"bearer":
-            if self.signed is not None and looks_signed(token):
-                principal = await self.signed.principal(token)
-            elif self.tokens is not None:
+            if self.tokens is not None:
                 principal = self.tokens.principal(token)
+            if principal is None and self.signed is not None and looks_signed(token):
+                principal = await self.signed.principal(token)
         if principal is None:
             raise _refusal(
                 "the token is not one of this server's, or has expired; check the metadata"

@@ -53,7 +53,7 @@ class Trust:
 
 
 def looks_signed(token: bytes) -> bool:
-    """Whether it has the form of a JSON Web Token, which none of the token file has."""
+    """Whether it has the form of a JSON Web Token."""
     return token.count(b".") == 2
 
 
