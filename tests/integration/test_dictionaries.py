@@ -2,6 +2,7 @@
 computes, and changes of features do what a hook with the same dictionary does."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,24 @@ from actserve.v1 import (
     generation_service_pb2,
     generation_service_pb2_grpc,
 )
+from actserve_server.domain.operations import Features
+from actserve_server.domain.projection import Projected, Projection, ReLU
+from actserve_server.domain.runs import Capture, Intervention
 from actserve_server.domain.sites import HookPoint, Site
 from tests.contract.dictionaries import Sent, chunk, numbers
 from tests.contract.harness import matrices as read_matrices
 from tests.contract.harness import site
 from tests.integration.conftest import Served
-from tests.integration.harness import relative_errors
+from tests.integration.harness import (
+    ALL,
+    EngineThread,
+    again,
+    greedy,
+    make_run,
+    relative_errors,
+    started,
+    vllm_counter,
+)
 from tests.integration.reference import Reference
 
 WIDTH, FEATURES, LAYER = 576, 768, 15
@@ -175,3 +188,46 @@ def test_a_feature_set_to_what_it_is_changes_nothing(uploaded: Sent, channel: gr
     same["positions"]["list"]["positions"] = (3,)
     steered = values(fetch(channel, LATER, same))
     assert relative_errors(steered, plain).max() < 1e-4
+
+
+def test_what_others_steer_and_cancel_changes_no_feature(smollm2: EngineThread) -> None:
+    """Preempted, from the caches, and by an encoder that stays on the device between runs."""
+    text = "Which features? " + "The harbour lies behind the long wall of the old town. " * 24
+    ids = smollm2.tokenize(text).ids
+    encoder = Projection(
+        numbers(FEATURES, WIDTH, seed=6) / np.float32(np.sqrt(WIDTH)), None, ReLU(), lasting=True
+    )
+    doubled = Features(
+        encoder,
+        np.array([3, 7]),
+        numbers(2, WIDTH, seed=7) / np.float32(np.sqrt(WIDTH)),
+        np.array([2.0, 1.0], np.float32),
+        np.array([0.0, 50.0], np.float32),
+    )
+    captures = Capture((SITE,), ALL, Projected(encoder)), Capture((SITE, LATER), ALL)
+    read = replace(make_run(ids, captures=captures, sampling=greedy(8)), tenant="acme")
+    changed = replace(read, interventions=(Intervention((SITE,), ALL, doubled),))
+    steered = replace(changed, tenant="other", sampling=greedy(120))
+    alone = []
+    for run in (read, changed):
+        smollm2.forget()
+        alone.append(smollm2.run(again(run)))
+    smollm2.forget()
+    before = vllm_counter("vllm:num_preemptions_total")
+    for _ in range(2):  # The second time the caches hold what each has left.
+        smollm2.call(started(smollm2.engine, again(steered)))
+        mine = [again(read), again(changed)]
+        # Short ones that grow, so that together they outgrow the cache.
+        others = [again(replace(steered, token_ids=ids[200 + number :])) for number in range(8)]
+        results = smollm2.run_all([*others[:4], *mine, *others[4:]])[4:6]
+        for result, wanted in zip(results, alone, strict=True):
+            assert result.token_ids == wanted.token_ids
+            features, rows = (each.rows[SITE] for each in result.captures)
+            assert relative_errors(features, wanted.captures[0].rows[SITE]).max() < TOLERANCE
+            assert relative_errors(features, encoder.apply(rows)).max() < TOLERANCE
+            for where in (SITE, LATER):
+                expected = wanted.captures[1].rows[where]
+                assert relative_errors(result.captures[1].rows[where], expected).max() < TOLERANCE
+    assert vllm_counter("vllm:num_preemptions_total") > before
+    (plain, other) = (each.captures[0].rows[SITE] for each in alone)
+    assert relative_errors(other, plain).max() > 10 * TOLERANCE
