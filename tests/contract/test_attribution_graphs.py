@@ -266,6 +266,38 @@ async def test_no_more_wait_than_may() -> None:
     assert (full.reason, full.code) == ("QUEUE_FULL", grpc.StatusCode.UNAVAILABLE)
 
 
+async def test_of_many_that_come_at_once_no_more_wait_than_may() -> None:
+    async with serving() as served:
+        slow(served)
+        calls = [served.graphs.CreateAttributionGraph(create(f"g{number}")) for number in range(20)]
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+    # One of them is being made.
+    begun = sum(isinstance(end, pb.CreateAttributionGraphResponse) for end in ends)
+    assert begun <= graph_work.MAX_OWN_WAITING + 1
+
+
+async def test_a_graph_is_made_that_was_stored_when_its_call_was_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored, go_on, begin = asyncio.Event(), asyncio.Event(), GraphRegistry.begin
+
+    async def slowly(*of: Any) -> Any:
+        made = await begin(*of)
+        stored.set()
+        await go_on.wait()
+        return made
+
+    monkeypatch.setattr(GraphRegistry, "begin", slowly)
+    async with serving() as served:
+        call = served.graphs.CreateAttributionGraph(create())
+        await stored.wait()
+        call.cancel()
+        await asyncio.sleep(0.1)
+        go_on.set()
+        made = await done(served)
+    assert made.work.state == work_pb2.WORK_STATE_SUCCEEDED
+
+
 @pytest.mark.parametrize(
     ("changes", "reason", "field"),
     [

@@ -5,7 +5,8 @@ to wait for all: accounts take turns.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -76,7 +77,9 @@ class GraphWork:
         self._heartbeat_s = heartbeat_s
         self._jobs: dict[int, _Job] = {}
         """By key of the graph, in order of their coming."""
-        self._coming = asyncio.Event()
+        self._begun = asyncio.Event()
+        self._coming: list[str] = []
+        """The accounts whose graphs are being stored, and have a place in the queue."""
         self._closing = False
         self._last = ""
         """The account of the graph that was made last."""
@@ -86,8 +89,9 @@ class GraphWork:
         """Raises QUEUE_FULL where a graph would have to wait for too many, or DRAINING."""
         if self._closing:
             raise ended()
-        waiting = [each for each in self._jobs.values() if each.tracing is None]
-        own = sum(each.account == account(tenant) for each in waiting)
+        waiting = [each.account for each in self._jobs.values() if each.tracing is None]
+        waiting += self._coming
+        own = waiting.count(account(tenant))
         if len(waiting) >= MAX_WAITING or own >= MAX_OWN_WAITING:
             raise ActserveError(
                 Reason.QUEUE_FULL,
@@ -98,10 +102,21 @@ class GraphWork:
                 retry_after_s=RETRY_AFTER_S,
             )
 
+    @contextmanager
+    def place(self, tenant: str) -> Iterator[None]:
+        """Holds a place for one that is begun in the block, so that of many that come at once no
+        more wait than may. Raises as `check_room`."""
+        self.check_room(tenant)
+        self._coming.append(account(tenant))
+        try:
+            yield
+        finally:
+            self._coming.remove(account(tenant))
+
     def begin(self, stored: StoredGraph, request: TraceRequest, messages: Messages) -> None:
         """Puts a graph that was just stored into the queue."""
         self._jobs[stored.key] = _Job(stored, request, messages)
-        self._coming.set()
+        self._begun.set()
         if not self._tasks:
             self._tasks = [asyncio.create_task(each) for each in (self._run(), self._beat())]
 
@@ -132,7 +147,7 @@ class GraphWork:
 
     async def _run(self) -> None:
         while True:
-            await self._coming.wait()
+            await self._begun.wait()
             while self._jobs:
                 job = self._next()
                 self._last = job.account
@@ -141,7 +156,7 @@ class GraphWork:
                 except ActserveError as error:
                     log.error("graph", graph=job.stored.id, stored=False, reason=error.reason)
                 self._jobs.pop(job.stored.key, None)
-            self._coming.clear()
+            self._begun.clear()
 
     def _next(self) -> _Job:
         jobs = list(self._jobs.values())

@@ -64,11 +64,18 @@ class AttributionGraphServicer(attribution_graph_service_pb2_grpc.AttributionGra
                 settings=graph_fields.settings_to_wire(settings).SerializeToString(),
                 dictionaries=transcoders,
             )
-            stored, is_new = await self._registry.begin(tenant, new, making)
-            if is_new:
-                wanted = TraceRequest(token_ids=prompt.ids, settings=settings)
-                messages = GraphMessages(prompt.ids, call, of_features=bool(transcoders))
-                self._work.begin(stored, wanted, messages)
+            wanted = TraceRequest(token_ids=prompt.ids, settings=settings)
+            messages = GraphMessages(prompt.ids, call, of_features=bool(transcoders))
+
+            async def begin() -> StoredGraph:
+                with self._work.place(tenant):
+                    begun, is_new = await self._registry.begin(tenant, new, making)
+                    if is_new:
+                        self._work.begin(begun, wanted, messages)
+                return begun
+
+            # Not cut short with the call: a graph that is stored is made.
+            stored = await asyncio.shield(begin())
         return pb.CreateAttributionGraphResponse(attribution_graph=self._to_wire(stored))
 
     async def GetAttributionGraph(  # noqa: N802
