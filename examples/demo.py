@@ -253,6 +253,10 @@ def take_apart(client: actserve.Client) -> None:
                 Text(raises[feature.index]),
             )
     console.print(table)
+    console.print(
+        "A feature that makes scraps of words likelier does not act on the next token by itself; "
+        "look at the texts it is active in: client.features.top_examples."
+    )
     console.print()
 
 

@@ -334,7 +334,7 @@ def _weight_bytes(folder: Path, dtype: str) -> int:
 
 
 def _available_bytes() -> int:
-    """Of this machine's memory, or this container's."""
+    """Memory that is free on this machine, or in this container where it has a limit."""
     free = psutil.virtual_memory().available
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())

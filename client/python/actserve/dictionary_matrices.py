@@ -209,7 +209,8 @@ def _of_each(values: Any, written: Sequence[Site], name: str) -> Sequence[Any]:
     parts = tuple(values) if several else (values,)
     if len(parts) != max(1, len(written)):
         raise InvalidRequest(
-            f"{name} has {len(parts)} parts for {len(written)} written sites; give one for each",
+            f"{name} has {len(parts)} arrays, and the dictionary writes at {max(1, len(written))} "
+            "sites; give one array for each site",
             reason="FIELD_INVALID",
             path=(name,),
         )

@@ -80,7 +80,7 @@ class GraphSummary:
     """The prompt's tokens, each decoded alone."""
     token_ids: tuple[int, ...]
     dictionaries: tuple[str, ...]
-    """The ids of its transcoders, by layer; none of a graph of neurons."""
+    """The ids of its transcoders, by layer; empty where its nodes are neurons."""
     settings: Mapping[str, float]
     """How large it could be, as `client.graphs.create` has it."""
     work: Work

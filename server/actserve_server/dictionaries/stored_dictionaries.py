@@ -71,7 +71,7 @@ class DictionaryQuota:
 
 @dataclass(frozen=True, slots=True)
 class StoredDictionary:
-    """A dictionary that is there, and what it takes when it is used."""
+    """A dictionary whose upload is finished, and what is needed to use it."""
 
     about: Dictionary
     float32_bytes: int

@@ -227,7 +227,10 @@ class FrozenModel:
         for layer, units in enumerate(self.recorded.units):
             found = [units.read(each.states[layer][0]) for each in (at, above, below)]
             if not same(found[0], units.activations, 1e-3) or not _is_mean(*found):
-                raise NotTraceableError(f"something before the MLP of layer {layer} is not linear")
+                raise NotTraceableError(
+                    "with attention patterns, norms and units held, a model must be linear to be "
+                    f"traced; what comes before the MLP of layer {layer} is not linear"
+                )
         found = [each.final[0] @ self.unembedding.T for each in (at, above, below)]
         if not same(found[0][-1], self.recorded.logits, 1e-3) or not _is_mean(*found):
             raise NotTraceableError("something behind the last MLP is not linear")

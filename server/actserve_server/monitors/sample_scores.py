@@ -75,7 +75,7 @@ class SampleScores:
 
     @property
     def waits(self) -> bool:
-        """Whether any has come that is not scored."""
+        """Whether a number has come that is not scored yet."""
         return any(group.waiting for group in self._read)
 
     def waiting(self, end: int | None = None) -> int:

@@ -30,7 +30,7 @@ type AttributionGraph struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The prompt whose next token is traced, as the model sees it.
 	Prompt *TokenizedPrompt `protobuf:"bytes,2,opt,name=prompt,proto3" json:"prompt,omitempty"`
-	// The transcoders, in the order of layers; none of a graph of neurons. Format:
+	// The transcoders, in the order of layers; empty where nodes are neurons. Format:
 	// models/{model}/dictionaries/{dictionary}.
 	Dictionaries []string `protobuf:"bytes,3,rep,name=dictionaries,proto3" json:"dictionaries,omitempty"`
 	// How large it may be.

@@ -36,7 +36,9 @@ def graph(
     dictionary: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ID", help="A transcoder, once for each layer; neurons are nodes without."
+            metavar="ID",
+            help="A transcoder; give the option once for each layer. Without it the nodes are the "
+            "neurons of the MLPs.",
         ),
     ] = None,
     nodes: Annotated[

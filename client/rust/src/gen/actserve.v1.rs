@@ -501,7 +501,7 @@ pub struct AttributionGraph {
     /// The prompt whose next token is traced, as the model sees it.
     #[prost(message, optional, tag = "2")]
     pub prompt: ::core::option::Option<TokenizedPrompt>,
-    /// The transcoders, in the order of layers; none of a graph of neurons. Format:
+    /// The transcoders, in the order of layers; empty where nodes are neurons. Format:
     /// models/{model}/dictionaries/{dictionary}.
     #[prost(string, repeated, tag = "3")]
     pub dictionaries: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
@@ -2072,8 +2072,9 @@ pub mod dictionary {
     }
 }
 /// How well a dictionary reconstructs rows of the served model, of a short text that comes
-/// with the server; the first token is left out. A dictionary that was made for another
-/// site or model, or is the wrong way round, explains no more than it does of shuffled rows.
+/// with the server; the first token is left out. Beside it stands what it explains when
+/// each of its answers is held against another row. A dictionary made for another site or
+/// model, or whose matrices are transposed, explains about as little in both cases.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct DictionaryCheck {
     /// How many rows were reconstructed.

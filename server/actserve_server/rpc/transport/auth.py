@@ -70,8 +70,8 @@ class KnownCallers:
                 return principal
             raise ActserveError(
                 Reason.UNAUTHENTICATED,
-                "the certificate of this client is nobody's here; ask the server's operator to "
-                "list a name of it, or send the metadata `authorization: Bearer TOKEN`",
+                "no name in this client's certificate is known here; ask the server's operator to "
+                "list one, or send the metadata `authorization: Bearer TOKEN`",
             )
         raise _refusal("the call carries no token; send the metadata")
 

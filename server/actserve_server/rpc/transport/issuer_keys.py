@@ -53,7 +53,9 @@ def read_keys(data: bytes) -> Keys:
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
         raise ValueError('the key set is no JSON Web Key Set: it has no list "keys"')
     if len(listed) > MAX_KEYS:
-        raise ValueError(f"the key set has {len(listed)} keys; at most {MAX_KEYS} are read")
+        raise ValueError(
+            f"the key set has {len(listed)} keys, and {MAX_KEYS} are the most that are read"
+        )
     found = {str(each.get("kid", "")): each for each in listed if _verifies(each)}
     if not found:
         raise ValueError("the key set has no public key for signatures (RSA, EC or OKP)")

@@ -42,7 +42,7 @@ export type AttributionGraph = Message<"actserve.v1.AttributionGraph"> & {
   prompt?: TokenizedPrompt;
 
   /**
-   * The transcoders, in the order of layers; none of a graph of neurons. Format:
+   * The transcoders, in the order of layers; empty where nodes are neurons. Format:
    * models/{model}/dictionaries/{dictionary}.
    *
    * @generated from field: repeated string dictionaries = 3;

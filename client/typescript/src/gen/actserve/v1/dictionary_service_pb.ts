@@ -144,8 +144,9 @@ export const DictionarySchema: GenMessage<Dictionary> = /*@__PURE__*/
 
 /**
  * How well a dictionary reconstructs rows of the served model, of a short text that comes
- * with the server; the first token is left out. A dictionary that was made for another
- * site or model, or is the wrong way round, explains no more than it does of shuffled rows.
+ * with the server; the first token is left out. Beside it stands what it explains when
+ * each of its answers is held against another row. A dictionary made for another site or
+ * model, or whose matrices are transposed, explains about as little in both cases.
  *
  * @generated from message actserve.v1.DictionaryCheck
  */
