@@ -58,7 +58,7 @@ def unknown(name: str) -> str:
     why = f"{name!r} is no site of this server"
     if name.endswith("hook_normalized"):
         why += (
-            ": TransformerLens reads it before the norm multiplies by its weight, and mlp_in is "
-            "read after that"
+            ": TransformerLens reads it before the weight of the norm is multiplied in, and mlp_in "
+            "is read after that"
         )
     return why
