@@ -5,7 +5,6 @@ What the server itself finds out before it loads is asked of the same functions;
 out by failing, such as too little memory, is worked out from the model's files.
 """
 
-import json
 import os
 import resource
 import shutil
@@ -16,7 +15,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import psutil
 from cryptography import x509
 from sqlalchemy import exc
 
@@ -24,6 +22,8 @@ from actserve_server.config import ConfigError, Settings
 from actserve_server.dictionaries import dictionary_loading
 from actserve_server.dictionaries.dictionary_loading import DictionaryError
 from actserve_server.listening import check_ports, how_to_listen
+from actserve_server.models import memory_needs
+from actserve_server.models.memory_needs import MemoryNeeds
 from actserve_server.monitoring import allowed_webhooks
 from actserve_server.storage import store_failures
 from actserve_server.storage.database_places import FILE, SqliteFile, StoreConfigError, place
@@ -198,27 +198,27 @@ def _memory(settings: Settings) -> Found:
         return
     import torch
 
-    weights = _weight_bytes(folder, settings.dtype)
+    weights = memory_needs.weight_bytes(folder, _config(folder), settings.dtype)
     if torch.cuda.is_available():
         share = settings.gpu_memory_utilization or 0.9
         _, total = torch.cuda.mem_get_info()
-        room = int(total * share)
-        wanted = weights // settings.tensor_parallel_size + settings.vector_budget_bytes
-        where = f"{share:.0%} of a GPU's {_size(total)}"
-    else:
-        room = _available_bytes()
-        cache = settings.kv_cache_memory_bytes or 2 << 30
-        wanted = weights + cache + settings.vector_budget_bytes + PROCESSES_BYTES
-        where = f"the {_size(room)} that are free"
-    says = f"about {_size(wanted)} are taken at the start ({_size(weights)} of weights), of {where}"
-    if wanted > room:
-        says += (
-            ": too much; choose a smaller model or dtype, a smaller kv_cache_memory_bytes, or a "
-            "larger tensor_parallel_size"
+        needs = MemoryNeeds(
+            weights=weights // settings.tensor_parallel_size,
+            kv_cache=0,
+            vectors=settings.vector_budget_bytes,
+            room=int(total * share),
+            where=f"{share:.0%} of a GPU",
         )
-        yield Verdict.BAD, says
     else:
-        yield Verdict.GOOD, says
+        needs = MemoryNeeds(
+            weights=weights,
+            kv_cache=settings.kv_cache_memory_bytes or 2 << 30,
+            vectors=settings.vector_budget_bytes,
+            processes=PROCESSES_BYTES,
+            room=memory_needs.available_bytes(),
+            where="this machine",
+        )
+    yield Verdict.GOOD if needs.fits else Verdict.BAD, str(needs)
 
 
 def _device(settings: Settings) -> Found:
@@ -242,7 +242,7 @@ def _device(settings: Settings) -> Found:
     folder = _folder(settings)
     dtype = settings.dtype
     if dtype == "auto" and folder is not None:
-        dtype = _stored_dtype(folder)
+        dtype = memory_needs.stored_dtype(_config(folder))
     slow = processor.slow_in(getattr(torch, dtype, torch.float32))
     says = f"{processor.name()}, {processor.instructions()}"
     yield (Verdict.WORTH_A_LOOK, slow) if slow else (Verdict.GOOD, says)
@@ -300,48 +300,21 @@ def _folder(settings: Settings) -> Path | None:
 def _sought(settings: Settings) -> Path | None:
     """Of the model; None if it would be fetched. Raises ConfigError where it is missing."""
     from actserve_server.models.embedded import MissingModelPackageError, default_cache_dir
-    from actserve_server.models.resolve import resolve
+    from actserve_server.models.resolve import local_folder, resolve
 
     try:
         cache = settings.cache_dir or default_cache_dir()
         resolved = resolve(settings.model, cache).path_or_hub_id
     except (FileNotFoundError, MissingModelPackageError) as error:
         raise ConfigError(f"model: {error}") from None
-    if Path(resolved).is_dir():
-        return Path(resolved)
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(resolved, "config.json", revision=settings.revision)
-    return Path(found).parent if isinstance(found, str) else None
+    return local_folder(resolved, settings.revision)
 
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "config.json").read_text())
+        return memory_needs.config_of(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model: {folder}/config.json cannot be read: {error}") from None
-
-
-def _stored_dtype(folder: Path) -> str:
-    config = _config(folder)
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
-
-
-def _weight_bytes(folder: Path, dtype: str) -> int:
-    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    widened = dtype in ("float32", "float") and _stored_dtype(folder) in ("float16", "bfloat16")
-    return stored * 2 if widened else stored
-
-
-def _available_bytes() -> int:
-    """Memory that is free on this machine, or in this container where it has a limit."""
-    free = psutil.virtual_memory().available
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # There is no limit.
-        return free
-    return min(free, limit - used)
 
 
 def _size(count: int) -> str:

@@ -18,6 +18,7 @@ from actserve_server import doctor
 from actserve_server.cli import main
 from actserve_server.config import Settings
 from actserve_server.doctor import Verdict
+from actserve_server.models import memory_needs
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import place
 from actserve_server.storage.migrate import VERSION_TABLE
@@ -190,7 +191,7 @@ def test_a_model_that_does_not_fit_is_told_with_the_sum(
 ) -> None:
     pytest.importorskip("torch")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(doctor, "_available_bytes", lambda: 10 * GIB)
+    monkeypatch.setattr(memory_needs, "available_bytes", lambda: 10 * GIB)
     model = checkpoint(tmp_path / "model", "LlamaForCausalLM", gibibytes)
     (told,) = found("memory", model=model, dtype=dtype)
     assert told[0] is verdict

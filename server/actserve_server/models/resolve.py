@@ -42,3 +42,13 @@ def resolve(model: str, cache_dir: Path) -> ResolvedModel:
     if model.startswith(_PATH_PREFIXES):
         raise FileNotFoundError(f"model folder not found: {folder}")
     return ResolvedModel(id=model, path_or_hub_id=model)
+
+
+def local_folder(path_or_hub_id: str, revision: str | None) -> Path | None:
+    """Of a resolved model; None where it is yet to be fetched from the Hugging Face Hub."""
+    if Path(path_or_hub_id).is_dir():
+        return Path(path_or_hub_id)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(path_or_hub_id, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None

@@ -1,6 +1,8 @@
-"""A start that is cancelled leaves no process, and an engine that dies leaves nobody waiting."""
+"""A start that is cancelled leaves no process, a model that is too large is refused before it is
+loaded, and an engine that dies leaves nobody waiting."""
 
 import asyncio
+import json
 import multiprocessing
 import threading
 import time
@@ -14,9 +16,22 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from actserve_server.engine.vllm import ask_workers, startup
 from actserve_server.engine.vllm.ask_workers import ask
 from actserve_server.engine.vllm.options import EngineOptions
+from actserve_server.models import memory_needs
 from tests.contract.harness import eventually
 
 OPTIONS = EngineOptions(model_id="x", model_path="x")
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "dtype": "bfloat16",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 100,
+}
 
 
 class Started:
@@ -118,3 +133,23 @@ def test_variables_are_read_anew_while_an_engine_starts_and_only_then(
             assert envs.VLLM_MAX_N_SEQUENCES == 8
     finally:
         envs.disable_envs_cache()
+
+
+async def test_a_model_that_does_not_fit_is_refused_with_the_sum_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_needs, "available_bytes", lambda: 10 << 30)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(8 << 30)  # It takes no room on disk, and has nothing that could be loaded.
+    options = EngineOptions(
+        model_id="x",
+        model_path=str(tmp_path),
+        dtype="bfloat16",
+        kv_cache_memory_bytes=2 << 30,
+        vector_budget_bytes=1 << 29,
+    )
+    with pytest.raises(ValueError, match="does not fit into memory") as refused:
+        await startup.start(options, tmp_path)
+    terms = "8.0 GiB of weights + 2.0 GiB of KV cache + 0.5 GiB of vectors = 10.5 GiB, of 10.0 GiB"
+    assert terms in str(refused.value)

@@ -29,6 +29,9 @@ from actserve_server.engine.vllm.sampling import default_sampling
 from actserve_server.engine.vllm.taps import OP_NAME
 from actserve_server.engine.vllm.weight_reader import FinalNorm, weights_info
 from actserve_server.engine.vllm.worker import WorkerConfig
+from actserve_server.models import memory_needs
+from actserve_server.models.memory_needs import MemoryNeeds
+from actserve_server.models.resolve import local_folder
 
 log = structlog.get_logger("actserve.engine")
 
@@ -103,6 +106,7 @@ def _start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     config = AsyncEngineArgs(**engine_args(options)).create_engine_config()
     try:
         family = served_family(config)
+        _check_fits(config, options)
     except ValueError as error:
         raise ValueError(f"{options.model_path}: {error}") from None
     hook_points = tuple(options.hook_points or HookPoint)
@@ -222,6 +226,27 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     module, name = ("worker_cpu", "CpuTapWorker") if on_cpu else ("worker_gpu", "GpuTapWorker")
     args["worker_cls"] = f"{__package__}.{module}.{name}"
     return args
+
+
+def _check_fits(config: VllmConfig, options: EngineOptions) -> None:
+    """Raises ValueError for a checkpoint that this machine's memory cannot hold. vLLM finds out by
+    running out; the processes that it has then may be others', which the kernel chooses to end. On
+    a GPU vLLM looks by itself, and no process but its own suffers."""
+    if not current_platform.is_cpu():
+        return
+    folder = local_folder(config.model_config.model, config.model_config.revision)
+    if folder is None:  # It is yet to be fetched.
+        return
+    dtype = str(config.model_config.dtype).removeprefix("torch.")
+    needs = MemoryNeeds(
+        weights=memory_needs.weight_bytes(folder, memory_needs.config_of(folder), dtype),
+        kv_cache=options.kv_cache_memory_bytes or options.cpu_kv_cache_bytes,
+        vectors=options.vector_budget_bytes,
+        room=memory_needs.available_bytes(),
+        where="this machine",
+    )
+    if not needs.fits:
+        raise ValueError(f"it does not fit into memory: {needs}")
 
 
 def scheduler_path(config: VllmConfig) -> str:

@@ -1,0 +1,91 @@
+"""What a model takes of memory, worked out from its files before anything is loaded."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryNeeds:
+    """What is taken at the start, in bytes, of the memory that it has to fit into."""
+
+    weights: int
+    kv_cache: int
+    vectors: int
+    """The bank of vectors."""
+    processes: int = 0
+    """What programs take beside what they load."""
+    room: int
+    where: str
+    """What has this room, as in "this machine"."""
+
+    @property
+    def taken(self) -> int:
+        return self.weights + self.kv_cache + self.vectors + self.processes
+
+    @property
+    def fits(self) -> bool:
+        return self.taken <= self.room
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "KV cache": self.kv_cache,
+            "vectors": self.vectors,
+            "processes": self.processes,
+        }
+        terms = " + ".join(f"{_size(count)} of {name}" for name, count in parts.items() if count)
+        says = f"{terms} = {_size(self.taken)}, of {_size(self.room)} that {self.where} has"
+        if self.fits:
+            return says
+        return (
+            f"{says}: too much; choose a smaller model or dtype, a smaller kv_cache_memory_bytes "
+            "or vector_budget_bytes, or a larger tensor_parallel_size"
+        )
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Raises OSError, ValueError for a config.json that cannot be read."""
+    return json.loads((folder / "config.json").read_text())
+
+
+def stored_dtype(config: dict[str, Any]) -> str:
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def weight_bytes(folder: Path, config: dict[str, Any], dtype: str) -> int:
+    """Of a checkpoint in safetensors when it is loaded as `dtype`; 0 for one in another format."""
+    stored = sum(file.stat().st_size for file in _weight_files(folder))
+    is_16_bit = stored_dtype(config) in ("float16", "bfloat16")
+    widened = dtype in ("float32", "float") and is_16_bit and "quantization_config" not in config
+    return stored * 2 if widened else stored
+
+
+def _weight_files(folder: Path) -> Iterable[Path]:
+    """Those that are loaded: some checkpoints have the same weights a second time, in one file."""
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        named = [folder / name for name in set(index["weight_map"].values())]
+        return [file for file in named if file.is_file()]
+    except (OSError, ValueError, KeyError, AttributeError):
+        whole = folder / "model.safetensors"
+        return [whole] if whole.is_file() else folder.glob("*.safetensors")
+
+
+def available_bytes() -> int:
+    """Memory that is free on this machine, or in this container where it has a limit."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # There is no limit.
+        return free
+    return min(free, limit - used)
+
+
+def _size(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB"
