@@ -483,10 +483,14 @@ async def _load(settings: Settings, database: Database) -> App:
         log.debug("the engine did not start", exc_info=True)
         raise ConfigError(f"cannot serve {resolved.id}: {error}") from None
     try:
-        return build(engine, settings, autoencoders, start, restarts, database)
+        app = build(engine, settings, autoencoders, start, restarts, database)
     except ConfigError:
         await engine.close()
         raise
+    # Libraries keep errors of optional imports, and these keep every frame below which they were
+    # raised, this one too. What it named would stay when the engine has died.
+    del engine
+    return app
 
 
 def _check_parsers(settings: Settings) -> None:
