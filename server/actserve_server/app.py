@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
 
 import structlog
 
-from actserve_server import logs
+from actserve_server import logs, trace_export
 from actserve_server.background import EXPIRE_S, end, going_on
 from actserve_server.config import ConfigError, Settings, is_loopback
 from actserve_server.dictionaries import dictionary_loading
@@ -163,13 +163,16 @@ class App:
             max_seconds=settings.max_sweep_seconds,
             tenant_share=settings.tenant_share,
         )
-        metrics.watch(self.engine, self.kept, self.database)
+        metrics.watch(
+            self.engine, self.kept, self.database, self.dictionaries, self._listening.rules
+        )
         metrics.ENGINE_RESTARTS.labels(engine.info.id)  # At zero from the beginning.
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
         self.monitoring = Monitoring(
             self.engine, self.autoencoders, self.kept, self.database, settings, listening.rules
         )
         self.graphs = _graphs(engine, self.database, self.dictionaries, settings, listening.rules)
+        metrics.watch_work(graph=self.graphs.work, fit=self.monitoring.parts.fits)
         sources = Sources(kept=self.kept, vectors=self.vectors, dictionaries=self.dictionaries)
         watching = self.monitoring.parts
         generations = Generations(self.engine, sources, self.autoencoders, watching)
@@ -387,6 +390,8 @@ async def serve(settings: Settings) -> None:
     allowed_webhooks(settings)
     _look_for_dictionaries(settings)
     check_ports(settings)
+    trace_export.wanted(settings)
+    trace_export.take_over()
     database = _database(settings)
     stop_metrics = serve_metrics(settings)
     first, second = asyncio.Event(), asyncio.Event()
@@ -400,6 +405,8 @@ async def serve(settings: Settings) -> None:
     if app is None:
         log.info("stopped while loading")
         exit_at_once(1)
+    # Not before the engine's processes were made, which would have its threads and connections.
+    stop_traces = trace_export.begin(settings)
     try:
         # Made-up activations add up to nothing to test.
         await _unless(first, _examine(app, proves=settings.model != FAKE_MODEL))
@@ -411,6 +418,7 @@ async def serve(settings: Settings) -> None:
             await _unless(second if first.is_set() else first, app.drain())
     finally:
         await app.close()
+        stop_traces()
         stop_metrics()
     log.info("stopped")
     if app.restarts.given_up.is_set() and not first.is_set():
@@ -463,7 +471,7 @@ async def _load(settings: Settings, database: Database) -> App:
     restarts = Restarts(restarted=_count_restart)
 
     async def start() -> Engine:
-        return await VllmEngine.start(wanted, metrics.RowCacheWatch())
+        return await VllmEngine.start(wanted, metrics.RowCacheWatch(), metrics.RING_FILL.observe)
 
     try:
         engine = await start()

@@ -50,7 +50,10 @@ class MemoryNeeds:
 
 def config_of(folder: Path) -> dict[str, Any]:
     """Raises OSError, ValueError for a config.json that cannot be read."""
-    return json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    if not isinstance(config, dict):
+        raise ValueError("it is no JSON object")
+    return config
 
 
 def stored_dtype(config: dict[str, Any]) -> str:

@@ -11,17 +11,21 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
 import structlog
 
+from actserve_server import work_outcomes
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import account
 from actserve_server.domain.work import HEARTBEAT_S, WorkProgress, WorkState
 from actserve_server.monitors.monitor_registry import MonitorRegistry
 from actserve_server.monitors.stored_fits import StoredFits
 from actserve_server.monitors.stored_monitors import Definition, StoredMonitor
+from actserve_server.stages import Stage, stage
+from actserve_server.work_outcomes import Outcome, Work
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,6 +68,8 @@ class FitJob:
         self.state = WorkState.WAITING
         self._steps = steps
         self._steps_done = 0
+        self.context = copy_context()
+        """That of the call that asked for it, of whose trace it is."""
         self._cancelled = threading.Event()
         self._threads = threads
 
@@ -150,6 +156,12 @@ class FitWork:
         """Of those that are not in it yet, the account and the bytes of their texts."""
         self._threads = ThreadPoolExecutor(MAX_AT_ONCE, "actserve-fit", _yield_to_others)
         self._closing = False
+
+    @property
+    def waiting(self) -> int:
+        """Fits that wait for others."""
+        queued = tuple(self._queue.values())
+        return sum(each.job.state is WorkState.WAITING for each in queued)
 
     def max_own_bytes(self, tenant: str) -> int:
         """What one fit may take."""
@@ -267,17 +279,22 @@ class FitWork:
             count, held = count + 1, held + job.held_bytes
             busy.add(job.account)
             job.state = WorkState.RUNNING
-            queued.tasks += (asyncio.create_task(self._run(queued)),)
+            running = asyncio.create_task(self._run(queued), context=job.context)
+            queued.tasks += (running,)
 
     async def _run(self, queued: _Queued) -> None:
         job = queued.job
         try:
             try:
-                made = await queued.fit.make(job)
+                with stage(Stage.FIT):
+                    made = await queued.fit.make(job)
                 await self._store(job, made, STORE_TRIES)
+                work_outcomes.ended(Work.FIT, Outcome.DONE)
             except FitCancelledError:
+                work_outcomes.ended(Work.FIT, Outcome.UNWANTED)
                 return
             except Exception as error:  # It is told, in place of a probe.
+                work_outcomes.ended(Work.FIT, Outcome.FAILED)
                 await self._store(job, queued.fit.failed(job, error), STORE_TRIES)
         except ActserveError as error:
             log.error("fit", monitor=job.stored.id, stored=False, reason=error.reason)

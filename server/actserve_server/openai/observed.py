@@ -18,6 +18,7 @@ from actserve_server.rpc.transport.audit_log import AuditLog, Ending
 from actserve_server.rpc.transport.auth import Authenticate, Metadata
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call
+from actserve_server.rpc.transport.observer import consumed
 from actserve_server.rpc.transport.quotas import Meter
 
 _CODES = {
@@ -45,7 +46,11 @@ def observed(
     client = scope.get("client")
     peer = "unknown" if client is None else f"http:{client[0]}:{client[1]}"
     CALLER.set(peer)
-    with traces.call_span(f"/openai{path}", call.id, call.traceparent) as span:
+    method = scope.get("method")
+    # A client may send any word, and `_OTHER` is what OpenTelemetry calls it then.
+    method = method if method in ("GET", "POST") else "_OTHER"
+    described = {"http.request.method": method, "http.route": path}
+    with traces.call_span(f"{method} {path}", call.id, call.traceparent, described) as span:
         try:
             yield
         except asyncio.CancelledError:
@@ -55,10 +60,11 @@ def observed(
             seconds = time.perf_counter() - started
             code = _code(answer, cancelled=cancelled)
             metrics.HTTP_REQUESTS.labels(path, str(answer.status or 499)).inc()
-            metrics.HTTP_SECONDS.labels(path).observe(seconds)
-            metrics.TOKENS.labels("prompt").inc(call.prompt_tokens)
-            metrics.TOKENS.labels("output").inc(call.output_tokens)
-            span.ended(code.value[0], call.reason)
+            metrics.HTTP_SECONDS.labels(path).observe(seconds, traces.exemplar())
+            metrics.call_ended(call)
+            call.end_stages()
+            told = {"http.response.status_code": answer.status or 499, **consumed(call)}
+            span.ended(code.value[0], call.reason, told)
             if audit is not None:
                 audit.write(call, Ending(method=path, peer=peer, code=code.name))
             log.info(
@@ -69,7 +75,7 @@ def observed(
                 reason=call.reason or None,
                 duration_s=round(seconds, 4),
                 request_id=call.id,
-                trace_id=call.trace_id,
+                trace_id=call.trace_id or span.trace_id,
                 tenant=call.principal.tenant or None,
                 peer=peer,
                 prompt_tokens=call.prompt_tokens,

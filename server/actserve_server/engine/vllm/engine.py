@@ -5,7 +5,7 @@ import gc
 import itertools
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +54,7 @@ from actserve_server.engine.vllm.scheduler import READABLE_ARG
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
 from actserve_server.engine.vllm.vector_uploads import VectorUploads
 from actserve_server.engine.vllm.weight_reader import WeightReader
+from actserve_server.stages import Stage, stage
 
 ARRIVAL_TIMEOUT_S = 30.0
 """How long after a run's last token its rows may take to arrive before they count as lost."""
@@ -95,10 +96,16 @@ class VllmEngine:
         self._keys = itertools.count(1)
 
     @classmethod
-    async def start(cls, options: EngineOptions, watch: Watch = NOBODY) -> "VllmEngine":
+    async def start(
+        cls,
+        options: EngineOptions,
+        watch: Watch = NOBODY,
+        ring_filled: Callable[[float], None] = lambda part: None,
+    ) -> "VllmEngine":
         """Loads the model and starts the worker. Takes a minute or two when vLLM compiles the
-        model for the first time. `watch` is told of the rows that are cached. Raises `ValueError`
-        for a model that cannot be served."""
+        model for the first time. `watch` is told of the rows that are cached, `ring_filled`
+        how full the ring was whenever it is emptied. Raises `ValueError` for a model that cannot be
+        served."""
         reader = RingReader()
         try:
             llm = await startup.start(options, reader.folder)
@@ -112,7 +119,7 @@ class VllmEngine:
             reader.release()
             raise
         reader.detach_folder()
-        collector = Collector(reader, asyncio.get_running_loop())
+        collector = Collector(reader, asyncio.get_running_loop(), ring_filled)
         weights = WeightReader(llm, info, norm)
         cached = llm.vllm_config.cache_config
         # Without vLLM's cache every row is computed anyway.
@@ -363,7 +370,8 @@ class VllmEngine:
             # The last sampled token is not run, or is about to be; it has no row yet.
             end = prompt_tokens + max(count, 1) - 1
             if reason:
-                await self._await_rest(inbox, end)
+                with stage(Stage.ARRIVAL):
+                    await self._await_rest(inbox, end)
             if tokens:
                 yield tokens
             if reason or inbox.due():
