@@ -241,6 +241,10 @@ try-packages: packages clients ## Install every package into an empty project, a
 accept-contract: setup ## Take proto/ as the contract that `make lint` compares with
 	@.venv/bin/buf build proto --exclude-source-info -o proto/accepted.binpb
 
+.PHONY: accept-chart
+accept-chart: setup helm-tool ## Take what the chart makes of its examples as what the tests compare with
+	@$(PY) scripts/accept_chart.py
+
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(UV) pip compile --quiet --universal \
 	--python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-package actserve \
 	--override requirements/overrides.common.txt
