@@ -226,12 +226,16 @@ no-client-%:
 	@echo "make clients: client/$* is left out, its tools are not here"
 
 .PHONY: packages
-packages: setup ## Build every package as it would be published, into build/packages
-	@rm -rf build/packages && mkdir -p build/packages
-	@$(UV) build --quiet --no-build-isolation --python $(PY) --out-dir build/packages client/python
-	@$(UV) build --quiet --no-build-isolation --python $(PY) --wheel --out-dir build/packages .
-	@for each in $(CLIENTS); do $(MAKE) -C client/$$each package; done
-	@ls build/packages
+packages: setup helm-tool ## Build every package as it would be published, into build/packages
+	@$(PY) scripts/packages.py $(ARGS)
+
+.PHONY: sbom
+sbom: setup ## Write what the images hold of Python packages, as CycloneDX, into build/sbom
+	@$(PY) scripts/packages.py --out build/sbom sbom
+
+.PHONY: release
+release: setup helm-tool ## Build, sign and describe a release: make release VERSION=0.2.0 KEY=~/.ssh/id, or DRY_RUN=1
+	@$(PY) scripts/release.py $(VERSION) $(if $(DRY_RUN),--dry-run) $(if $(KEY),--key $(KEY)) $(ARGS)
 
 .PHONY: try-packages
 try-packages: packages clients ## Install every package into an empty project, and run its sample there
