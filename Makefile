@@ -111,6 +111,10 @@ isolation: setup ## Run the isolation test at length: 500 requests, three seeds,
 	  ISOLATION_MODES=$${ISOLATION_MODES:-compiled,eager} \
 	  $(PY) -m pytest -s tests/integration/test_isolation.py $(ARGS)
 
+.PHONY: two-machines
+two-machines: setup ## Split a small model over two processes as over two machines, and compare it with one
+	@TWO_MACHINES=1 $(PY) -m pytest -s tests/integration/test_two_machines.py $(ARGS)
+
 .PHONY: durability
 durability: setup ## Kill a server 200 times on each database while vectors, monitors and alerts are stored; stop a watcher of alerts for a minute
 	@DURABILITY_KILLS=$${DURABILITY_KILLS:-200} STOPPED_S=$${STOPPED_S:-60} \

@@ -30,6 +30,7 @@ OLDEST, NEWEST = "1.27", "1.37"
 WITH_IMAGES = "1.33"
 """From which on Kubernetes mounts images as folders."""
 TLS = ["--set", "settings.tls_cert=/tls/tls.crt", "--set", "settings.tls_key=/tls/tls.key"]
+LWS = "leaderworkerset.sigs.k8s.io"
 SECRETS = "tls.secretName=t,access.secretName=a"
 OPEN = ["--set", "insecure=true"]
 
@@ -72,8 +73,15 @@ def only(manifests: list[Manifest], kind: str) -> Manifest:
     return found
 
 
+def template_of(manifests: list[Manifest]) -> Manifest:
+    """Of the pods that serve."""
+    if any(manifest["kind"] == "LeaderWorkerSet" for manifest in manifests):
+        return only(manifests, "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]["leaderTemplate"]
+    return only(manifests, "Deployment")["spec"]["template"]
+
+
 def pod_of(manifests: list[Manifest]) -> Manifest:
-    return only(manifests, "Deployment")["spec"]["template"]["spec"]
+    return template_of(manifests)["spec"]
 
 
 @pytest.fixture
@@ -110,7 +118,7 @@ def test_the_chart_makes_of_every_example_what_was_accepted(helm: str) -> None:
 
 
 def test_there_is_an_example_of_each_size() -> None:
-    wanted = {"laptop-cpu", "one-gpu", "four-gpus", "three-replicas"}
+    wanted = {"laptop-cpu", "one-gpu", "four-gpus", "two-nodes", "three-replicas"}
     assert {accept_chart.accepted_file(values).stem for values in VALUES[1:]} == wanted
 
 
@@ -288,7 +296,8 @@ def test_service_reaches_the_ports_the_server_listens_on(
         listening["http"] = int(env["ACTSERVE_HTTP_PORT"])
     probed = {"health": int(env["ACTSERVE_HEALTH_PORT"])}
     assert {each["name"]: each["containerPort"] for each in server["ports"]} == listening | probed
-    labels = only(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    # As its operator labels the first pod of a group.
+    labels = template_of(manifests)["metadata"]["labels"] | {f"{LWS}/worker-index": "0"}
     for each in (manifest for manifest in manifests if manifest["kind"] == "Service"):
         service = each["spec"]
         ports = {port["targetPort"]: port["port"] for port in service["ports"]}
@@ -439,6 +448,14 @@ def test_the_http_port_is_served_where_it_is_set(helm: str) -> None:
         ("insecure=true,folders[0].name=models", "models is either a claim or an image"),
         ("folders[0].name=../models,folders[0].claim=mine", "does not match pattern"),
         ("image.digest=latest", "does not match pattern"),
+        (
+            "insecure=true,nodes=2,gpus=8,image.variant=cuda,settings.tensor_parallel_size=8",
+            "nodes is 2, each with 8 devices: set settings.tensor_parallel_size to 16",
+        ),
+        (
+            "insecure=true,nodes=2,settings.tensor_parallel_size=2,autoscaling.enabled=true",
+            "autoscaling is of Deployments, but nodes is more than 1",
+        ),
         ("insecure=true,grpcRoute.enabled=true", "set grpcRoute.parentRefs"),
         (
             f"{SECRETS},grpcRoute.enabled=true,grpcRoute.parentRefs[0].name=public",
@@ -578,3 +595,57 @@ def test_the_package_holds_dashboards_and_rules_and_no_examples(helm: str, tmp_p
     assert "actserve/dashboards/actserve.json" in names
     assert "actserve/alerts/rules.yaml" in names
     assert not [name for name in names if "/ci/" in name or "_test" in name]
+
+
+@pytest.fixture
+def group(helm: str) -> Manifest:
+    """A server and those that compute for it."""
+    manifests = render(helm, "--values", CHART / "ci" / "two-nodes-values.yaml")
+    assert "Deployment" not in {manifest["kind"] for manifest in manifests}
+    return only(manifests, "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]
+
+
+def test_a_group_has_no_name_of_a_service(helm: str) -> None:
+    # Its operator makes one of that name.
+    manifests = render(helm, "--values", CHART / "ci" / "two-nodes-values.yaml")
+    name = only(manifests, "LeaderWorkerSet")["metadata"]["name"]
+    assert name not in {each["metadata"]["name"] for each in manifests if each["kind"] == "Service"}
+
+
+def test_the_machines_of_a_model_are_one_group_that_starts_anew_together(group: Manifest) -> None:
+    assert group["size"] == 2
+    assert group["restartPolicy"] == "RecreateGroupOnPodRestart"
+
+
+def test_the_machines_of_a_model_know_each_other_by_what_their_operator_says(
+    group: Manifest,
+) -> None:
+    for template in ("leaderTemplate", "workerTemplate"):
+        (container,) = group[template]["spec"]["containers"]
+        env = env_of(container)
+        assert env["ACTSERVE_NODE_RANK"] == "$(LWS_WORKER_INDEX)"
+        assert env["ACTSERVE_MASTER_ADDR"] == "$(LWS_LEADER_ADDRESS)"
+        assert env["ACTSERVE_NNODES"] == "2"
+        assert int(env["ACTSERVE_TENSOR_PARALLEL_SIZE"]) == 2 * int(
+            container["resources"]["limits"]["nvidia.com/gpu"]
+        )
+
+
+def test_a_machine_that_computes_listens_to_nobody_and_has_no_secret(group: Manifest) -> None:
+    pod = group["workerTemplate"]["spec"]
+    (container,) = pod["containers"]
+    assert env_of(container)["ACTSERVE_HOST"] == "127.0.0.1"
+    assert not [name for name in container if name == "ports" or name.endswith("Probe")]
+    assert "secret" not in json.dumps(pod).lower()
+    # It reads the same model.
+    (leader,) = group["leaderTemplate"]["spec"]["containers"]
+    models = [mount for mount in leader["volumeMounts"] if mount["name"] == "folder-models"]
+    assert models
+    assert [each for each in container["volumeMounts"] if each["name"] == "folder-models"] == models
+
+
+def test_machines_of_a_model_reach_each_other_through_a_policy(helm: str) -> None:
+    manifests = render(helm, "--values", CHART / "ci" / "two-nodes-values.yaml")
+    policy = only(manifests, "NetworkPolicy")["spec"]
+    (peers,) = (rule["from"] for rule in policy["ingress"] if "ports" not in rule)
+    assert peers == [{"podSelector": policy["podSelector"]}]

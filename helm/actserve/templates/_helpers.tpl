@@ -11,6 +11,14 @@ app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* The pods that serve: all of them, or the first of each group. */}}
+{{- define "actserve.serving" -}}
+{{ include "actserve.selector" . }}
+{{- if gt (int .Values.nodes) 1 }}
+leaderworkerset.sigs.k8s.io/worker-index: "0"
+{{- end }}
+{{- end }}
+
 {{- define "actserve.labels" -}}
 {{ include "actserve.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}

@@ -1,5 +1,8 @@
-{{/* The pod of one server. */}}
+{{/* The pod of a server, or of a machine that computes for one: `computes`. That has the same model and
+settings, and neither ports nor secrets of callers. */}}
 {{- define "actserve.pod" -}}
+{{- $computes := .computes }}
+{{- with .root -}}
 metadata:
   labels:
     {{- include "actserve.labels" . | nindent 4 }}
@@ -35,6 +38,24 @@ spec:
       args: {{- toYaml . | nindent 8 }}
       {{- end }}
       env:
+        {{- if gt (int .Values.nodes) 1 }}
+        # The operator of LeaderWorkerSets says who serves, and which of its group this is.
+        - name: ACTSERVE_NNODES
+          value: {{ .Values.nodes | quote }}
+        - name: ACTSERVE_NODE_RANK
+          value: $(LWS_WORKER_INDEX)
+        - name: ACTSERVE_MASTER_ADDR
+          value: $(LWS_LEADER_ADDRESS)
+        - name: ACTSERVE_MASTER_PORT
+          value: "29501"
+        # What vLLM's processes call each other by.
+        - name: VLLM_HOST_IP
+          valueFrom: {fieldRef: {fieldPath: status.podIP}}
+        {{- end }}
+        {{- if $computes }}
+        - name: ACTSERVE_HOST
+          value: 127.0.0.1
+        {{- else }}
         - name: ACTSERVE_HOST
           value: 0.0.0.0
         # In the names of kept activations, so that a proxy can tell which pod has them.
@@ -54,8 +75,6 @@ spec:
           value: {{ .Values.service.metricsPort | quote }}
         - name: ACTSERVE_DRAIN_GRACE_S
           value: {{ .Values.drainGraceSeconds | quote }}
-        - name: ACTSERVE_CACHE_DIR
-          value: /var/cache/actserve/actserve
         - name: ACTSERVE_DATA_DIR
           value: /var/lib/actserve/data
         {{- with .Values.storage.databaseUrlSecret }}
@@ -98,6 +117,9 @@ spec:
         - name: ACTSERVE_INSECURE
           value: "true"
         {{- end }}
+        {{- end }}
+        - name: ACTSERVE_CACHE_DIR
+          value: /var/cache/actserve/actserve
         {{- with .Values.model }}
         - name: ACTSERVE_MODEL
           value: {{ . | quote }}
@@ -117,6 +139,7 @@ spec:
       {{- with .Values.envFrom }}
       envFrom: {{- toYaml . | nindent 8 }}
       {{- end }}
+      {{- if not $computes }}
       ports:
         - name: grpc
           containerPort: {{ .Values.service.grpcPort }}
@@ -141,6 +164,7 @@ spec:
       readinessProbe:
         {{- include "actserve.probe" . | nindent 8 }}
         failureThreshold: 1
+      {{- end }}
       resources:
         requests: {{- toYaml .Values.resources.requests | nindent 10 }}
         limits:
@@ -153,12 +177,15 @@ spec:
       volumeMounts:
         - name: cache
           mountPath: /var/cache/actserve
+        {{- if not $computes }}
         - name: data
           mountPath: /var/lib/actserve
+        {{- end }}
         - name: tmp
           mountPath: /tmp
         - name: shared-memory
           mountPath: /dev/shm
+        {{- if not $computes }}
         {{- if .Values.tls.secretName }}
         - name: tls
           mountPath: /etc/actserve/tls
@@ -173,6 +200,7 @@ spec:
         - name: webhooks
           mountPath: /etc/actserve/webhooks
           readOnly: true
+        {{- end }}
         {{- end }}
         {{- range .Values.folders }}
         - name: {{ printf "folder-%s" .name }}
@@ -191,6 +219,7 @@ spec:
       emptyDir:
         sizeLimit: {{ .Values.cache.ephemeralSize }}
       {{- end }}
+    {{- if not $computes }}
     - name: data
       {{- if .Values.storage.persistence.enabled }}
       persistentVolumeClaim:
@@ -199,12 +228,14 @@ spec:
       emptyDir:
         sizeLimit: {{ .Values.storage.ephemeralSize }}
       {{- end }}
+    {{- end }}
     - name: tmp
       emptyDir: {}
     - name: shared-memory
       emptyDir:
         medium: Memory
         sizeLimit: {{ include "actserve.sharedMemory" . }}
+    {{- if not $computes }}
     {{- with .Values.tls.secretName }}
     - name: tls
       secret:
@@ -220,6 +251,7 @@ spec:
     - name: webhooks
       secret:
         secretName: {{ .name | quote }}
+    {{- end }}
     {{- end }}
     {{- end }}
     {{- range .Values.folders }}
@@ -245,4 +277,5 @@ spec:
   {{- with .Values.affinity }}
   affinity: {{- toYaml . | nindent 4 }}
   {{- end }}
+{{- end }}
 {{- end }}
