@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,16 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 def render(helm: str, *options: str | Path) -> list[Manifest]:
     """What is made of these options, open to everybody unless they say otherwise."""
+    return json.loads(rendered(helm, *options))
+
+
+@cache
+def rendered(helm: str, *options: str | Path) -> str:
+    """The same as JSON, which is made once."""
     newest = ("--kube-version", NEWEST)
     done = run(helm, "template", "release", CHART, *newest, *OPEN, *options)
     assert done.returncode == 0, done.stderr
-    return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+    return json.dumps([manifest for manifest in yaml.safe_load_all(done.stdout) if manifest])
 
 
 @pytest.fixture(params=VALUES, ids=lambda path: path.stem)

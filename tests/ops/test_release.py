@@ -16,6 +16,8 @@ from scripts.version import the_version
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = the_version()
+# Of builds, beside which other tests are run.
+pytestmark = pytest.mark.timeout(300)
 PUBLISH = ROOT / "scripts/publish.sh"
 
 
