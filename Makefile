@@ -111,6 +111,10 @@ isolation: setup ## Run the isolation test at length: 500 requests, three seeds,
 	  ISOLATION_MODES=$${ISOLATION_MODES:-compiled,eager} \
 	  $(PY) -m pytest -s tests/integration/test_isolation.py $(ARGS)
 
+.PHONY: two-machines
+two-machines: setup ## Split a small model over two processes as over two machines, and compare it with one
+	@TWO_MACHINES=1 $(PY) -m pytest -s tests/integration/test_two_machines.py $(ARGS)
+
 .PHONY: durability
 durability: setup ## Kill a server 200 times on each database while vectors, monitors and alerts are stored; stop a watcher of alerts for a minute
 	@DURABILITY_KILLS=$${DURABILITY_KILLS:-200} STOPPED_S=$${STOPPED_S:-60} \
@@ -226,12 +230,16 @@ no-client-%:
 	@echo "make clients: client/$* is left out, its tools are not here"
 
 .PHONY: packages
-packages: setup ## Build every package as it would be published, into build/packages
-	@rm -rf build/packages && mkdir -p build/packages
-	@$(UV) build --quiet --no-build-isolation --python $(PY) --out-dir build/packages client/python
-	@$(UV) build --quiet --no-build-isolation --python $(PY) --wheel --out-dir build/packages .
-	@for each in $(CLIENTS); do $(MAKE) -C client/$$each package; done
-	@ls build/packages
+packages: setup helm-tool ## Build every package as it would be published, into build/packages
+	@$(PY) scripts/packages.py $(ARGS)
+
+.PHONY: sbom
+sbom: setup ## Write what the images hold of Python packages, as CycloneDX, into build/sbom
+	@$(PY) scripts/packages.py --out build/sbom sbom
+
+.PHONY: release
+release: setup helm-tool ## Build, sign and describe a release: make release VERSION=0.2.0 KEY=~/.ssh/id, or DRY_RUN=1
+	@$(PY) scripts/release.py $(VERSION) $(if $(DRY_RUN),--dry-run) $(if $(KEY),--key $(KEY)) $(ARGS)
 
 .PHONY: try-packages
 try-packages: packages clients ## Install every package into an empty project, and run its sample there
@@ -240,6 +248,10 @@ try-packages: packages clients ## Install every package into an empty project, a
 .PHONY: accept-contract
 accept-contract: setup ## Take proto/ as the contract that `make lint` compares with
 	@.venv/bin/buf build proto --exclude-source-info -o proto/accepted.binpb
+
+.PHONY: accept-chart
+accept-chart: setup helm-tool ## Take what the chart makes of its examples as what the tests compare with
+	@$(PY) scripts/accept_chart.py
 
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(UV) pip compile --quiet --universal \
 	--python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-package actserve \

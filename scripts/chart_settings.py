@@ -20,6 +20,10 @@ SCHEMA = Path(__file__).resolve().parent.parent / "helm/actserve/values.schema.j
 BY_THE_CHART = {
     "host",
     "insecure",
+    "master_addr",
+    "master_port",
+    "nnodes",
+    "node_rank",
     "port",
     "health_port",
     "http_port",

@@ -65,6 +65,14 @@ def current() -> dict[str, set[str]]:
     }
 
 
+def the_version() -> str:
+    """The one that all have. Exits where they differ."""
+    found = {version for versions in current().values() for version in versions}
+    if len(found) != 1:
+        raise SystemExit("The packages have several versions; run `make version VERSION=...`.")
+    return found.pop()
+
+
 def write(version: str) -> None:
     for place in PLACES:
         path = ROOT / place.path

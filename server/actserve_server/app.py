@@ -451,23 +451,14 @@ async def _load(settings: Settings, database: Database) -> App:
         return build(_fake(settings), settings, database=database)
     # Imported here: vLLM takes seconds to import, and `--help` needs none of it.
     from actserve_server.engine.vllm.engine import VllmEngine
-    from actserve_server.engine.vllm.options import EngineOptions
-    from actserve_server.models.embedded import MissingModelPackageError, default_cache_dir
-    from actserve_server.models.resolve import resolve
+    from actserve_server.model_options import engine_options
+    from actserve_server.models.embedded import default_cache_dir
     from actserve_server.nla import loading
 
-    cache = settings.cache_dir or default_cache_dir()
-    try:
-        resolved = await asyncio.to_thread(resolve, settings.model, cache)
-    except (FileNotFoundError, MissingModelPackageError) as error:
-        raise ConfigError(f"model: {error}") from None
     if settings.http_port is not None:
         _check_parsers(settings)
-    log.info("loading", model=resolved.id, path=resolved.path_or_hub_id)
-    shared = EngineOptions.__dataclass_fields__.keys() & Settings.model_fields.keys()
-    options = {name: getattr(settings, name) for name in shared}
-    options |= {"model_id": settings.model_id or resolved.id, "model_path": resolved.path_or_hub_id}
-    wanted = EngineOptions(**options)
+    wanted = await asyncio.to_thread(engine_options, settings)
+    cache = settings.cache_dir or default_cache_dir()
     restarts = Restarts(restarted=_count_restart)
 
     async def start() -> Engine:
@@ -489,7 +480,7 @@ async def _load(settings: Settings, database: Database) -> App:
             raise
     except (ValueError, FileNotFoundError) as error:
         log.debug("the engine did not start", exc_info=True)
-        raise ConfigError(f"cannot serve {resolved.id}: {error}") from None
+        raise ConfigError(f"cannot serve {wanted.model_id}: {error}") from None
     try:
         app = build(engine, settings, autoencoders, start, restarts, database)
     except ConfigError:

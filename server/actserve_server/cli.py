@@ -71,6 +71,8 @@ def _serve(flags: Sequence[str]) -> int:
         settings = config.load(flags)
     except config.ConfigError as error:
         return _failed(error, 2)
+    if settings.node_rank > 0:
+        return _compute(settings)
     from actserve_server import app  # After the flags, so that --help is quick.
 
     try:
@@ -80,6 +82,20 @@ def _serve(flags: Sequence[str]) -> int:
     except app.EngineLostError as error:
         app.exit_at_once(_failed(error, 1))
     return 0
+
+
+def _compute(settings: config.Settings) -> int:
+    """On another machine than the server's. Status 1 once the model's other parts are gone."""
+    from actserve_server import logs
+    from actserve_server.engine.vllm import other_machine
+    from actserve_server.model_options import engine_options
+
+    logs.configure(settings.log_level)
+    try:
+        other_machine.compute(engine_options(settings))
+    except (config.ConfigError, ValueError) as error:
+        return _failed(error, 2)
+    return 1
 
 
 def _doctor(flags: Sequence[str]) -> int:

@@ -422,6 +422,22 @@ class Settings(BaseSettings):
     tensor_parallel_size: PositiveInt = Field(
         1, description="vLLM: devices the model is split over"
     )
+    nnodes: PositiveInt = Field(
+        1,
+        description="vLLM: machines the model is split over, each with as many of its devices and "
+        "a process of this command with the same options; tried with two processes on one machine "
+        "alone",
+    )
+    node_rank: int = Field(
+        0,
+        ge=0,
+        description="vLLM: which of those machines this is; 0 serves, and the others compute for "
+        "it, listening to nobody else",
+    )
+    master_addr: str = Field(
+        "127.0.0.1", min_length=1, description="vLLM: address of machine 0, by which others find it"
+    )
+    master_port: Port = Field(29501, description="vLLM: port there that they meet at")
     pipeline_parallel_size: PositiveInt = Field(
         1, description="vLLM: must be 1; use tensor_parallel_size for a model that is too large"
     )
@@ -475,6 +491,7 @@ class Settings(BaseSettings):
                 "vLLM 0.32 fails with more on CPU, so that no row could be proven exact; use "
                 "tensor_parallel_size"
             )
+        self._check_machines()
         if self.max_capture_bytes > self.capture_budget_bytes:
             raise ValueError(
                 f"max_capture_bytes ({self.max_capture_bytes}) is above capture_budget_bytes "
@@ -491,6 +508,22 @@ class Settings(BaseSettings):
     def knows_callers(self) -> bool:
         """Whether callers must say who they are."""
         return any((self.token_file, self.certificate_file, self.oidc_issuer))
+
+    def _check_machines(self) -> None:
+        if self.node_rank >= self.nnodes:
+            raise ValueError(
+                f"node_rank is {self.node_rank}, but nnodes is {self.nnodes}; count from 0"
+            )
+        if self.tensor_parallel_size % self.nnodes:
+            raise ValueError(
+                f"tensor_parallel_size ({self.tensor_parallel_size}) is not a multiple of nnodes "
+                f"({self.nnodes}), so that machines would have unequal parts; make it one"
+            )
+        if self.nnodes > 1 and any(not source.address for source in self.nla):
+            raise ValueError(
+                "nla has a pair to load here, whose engines are of one machine, but nnodes is "
+                f"{self.nnodes}; serve the pair by another server, and give its address"
+            )
 
     def _check_issuer(self) -> None:
         given = (self.oidc_issuer, self.oidc_audience, self.oidc_keys)

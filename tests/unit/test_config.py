@@ -136,6 +136,12 @@ def test_the_port_variable_that_kubernetes_sets_is_not_ours(
             ["--pipeline-parallel-size", "2"],
             "is 2, but only 1 is served: .* use tensor_parallel_size",
         ),
+        (["--node-rank", "1"], "node_rank is 1, but nnodes is 1; count from 0"),
+        (["--nnodes", "2"], r"tensor_parallel_size \(1\) is not a multiple of nnodes \(2\)"),
+        (
+            ["--nnodes", "2", "--tensor-parallel-size", "2", "--nla", "smollm2-135m"],
+            "nnodes is 2; serve the pair by another server, and give its address",
+        ),
         (["--config", "/does/not/exist"], "/does/not/exist"),
     ],
     ids=" ".join,

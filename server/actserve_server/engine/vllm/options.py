@@ -64,6 +64,12 @@ class EngineOptions:
     """vLLM's own choice on CPU is a share of all memory, too much for a laptop."""
     gpu_memory_utilization: float | None = None
     tensor_parallel_size: int = 1
+    nnodes: int = 1
+    """Machines over which the model is split, each with as many of its devices."""
+    node_rank: int = 0
+    """Which of them this is. Rank 0 of the model, whose worker sends the rows, is on machine 0."""
+    master_addr: str = "127.0.0.1"
+    master_port: int = 29501
     block_size: int | None = None
     reasoning_parser: str = ""
     """How the model sets thoughts apart, in which output of a fixed form has not begun."""

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ _VLLM_OPTIONS = (
     "kv_cache_memory_bytes",
     "gpu_memory_utilization",
     "tensor_parallel_size",
+    "nnodes",
+    "node_rank",
+    "master_addr",
+    "master_port",
     "block_size",
     "reasoning_parser",
     "enforce_eager",
@@ -102,8 +106,23 @@ def reading_variables() -> Iterator[None]:
 @reading_variables()
 def _start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
     """Blocks until the model is loaded and the worker has opened the ring."""
+    config = configured(options, ring_folder)
+    silent = not options.log_stats
+    with divided(config):
+        return AsyncLLM.from_vllm_config(config, disable_log_stats=silent)
+
+
+def divided(config: VllmConfig) -> AbstractContextManager[None]:
+    """Inside, processes of an engine that are started get their part of this machine's CPUs."""
+    return cpus.given_to(config) if current_platform.is_cpu() else nullcontext()
+
+
+def configured(options: EngineOptions, ring_folder: Path) -> VllmConfig:
+    """What vLLM is started with, on each of the machines over which a model is split. Raises
+    ValueError if the model cannot be served exactly."""
     prepare_environment()
-    config = AsyncEngineArgs(**engine_args(options)).create_engine_config()
+    arguments = AsyncEngineArgs(**engine_args(options))
+    config = arguments.create_engine_config(headless=options.node_rank > 0)
     try:
         family = served_family(config)
         _check_fits(config, options)
@@ -120,15 +139,13 @@ def _start(options: EngineOptions, ring_folder: Path) -> AsyncLLM:
         lean_graphs=options.lean_graphs,
         server=os.getpid(),
     )
-    silent = not options.log_stats
     if current_platform.is_cpu():
         log.info("processor", name=processor.name(), instructions=processor.instructions())
         if why := processor.slow_in(config.model_config.dtype):
             log.warning("slow processor", reason=why)
-        with cpus.given_to(config):
-            return AsyncLLM.from_vllm_config(config, disable_log_stats=silent)
-    _split_at_taps(config)
-    return AsyncLLM.from_vllm_config(config, disable_log_stats=silent)
+    else:
+        _split_at_taps(config)
+    return config
 
 
 def served_family(config: VllmConfig) -> Family:
@@ -216,6 +233,8 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     args["model"] = options.model_path
     args["enable_prompt_embeds"] = options.place_embeddings
     args["served_model_name"] = options.model_id  # As vLLM's metrics name it.
+    if options.nnodes > 1:
+        args["distributed_executor_backend"] = "mp"
     on_cpu = current_platform.is_cpu()
     if on_cpu:
         args.setdefault("kv_cache_memory_bytes", options.cpu_kv_cache_bytes)

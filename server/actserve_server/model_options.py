@@ -1,0 +1,24 @@
+"""The model that the settings name, and what an engine of it is started with."""
+
+import structlog
+
+from actserve_server.config import ConfigError, Settings
+from actserve_server.engine.vllm.options import EngineOptions
+from actserve_server.models.embedded import MissingModelPackageError, default_cache_dir
+from actserve_server.models.resolve import resolve
+
+log = structlog.get_logger("actserve.app")
+
+
+def engine_options(settings: Settings) -> EngineOptions:
+    """Blocks while an embedded model is prepared. Raises `ConfigError` for a model that is not
+    there."""
+    try:
+        resolved = resolve(settings.model, settings.cache_dir or default_cache_dir())
+    except (FileNotFoundError, MissingModelPackageError) as error:
+        raise ConfigError(f"model: {error}") from None
+    log.info("loading", model=resolved.id, path=resolved.path_or_hub_id)
+    shared = EngineOptions.__dataclass_fields__.keys() & Settings.model_fields.keys()
+    options = {name: getattr(settings, name) for name in shared}
+    options |= {"model_id": settings.model_id or resolved.id, "model_path": resolved.path_or_hub_id}
+    return EngineOptions(**options)
