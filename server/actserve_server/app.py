@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
@@ -52,13 +52,15 @@ from actserve_server.graphs.stored_graphs import GraphQuota, GraphRegistry
 from actserve_server.graphs.tracer_process import TracerProcess
 from actserve_server.listening import check_ports, how_to_listen, http_server, reload, serve_metrics
 from actserve_server.monitoring import Monitoring, allowed_webhooks
+from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
+from actserve_server.nla.stored_baselines import BaselineQuota, StoredBaselines
 from actserve_server.readouts.attribution_selftest import prove_attribution
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.pattern_rows_selftest import prove_pattern_rows
 from actserve_server.readouts.readout_selftest import prove_attention
 from actserve_server.rpc.explanations.served_nlas import Nlas
-from actserve_server.rpc.federation.remote_nla import connect
+from actserve_server.rpc.federation.remote_nla import RemoteNla, connect
 from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.server import GraphParts, Listening, RpcServer
@@ -112,7 +114,7 @@ class App:
         self,
         engine: Engine,
         settings: Settings,
-        autoencoders: Nlas | None = None,
+        autoencoders: Iterable[Autoencoder | RemoteNla] = (),
         start: Start | None = None,
         restarts: Restarts | None = None,
         database: Database | None = None,
@@ -167,7 +169,10 @@ class App:
             self.engine, self.kept, self.database, self.dictionaries, self._listening.rules
         )
         metrics.ENGINE_RESTARTS.labels(engine.info.id)  # At zero from the beginning.
-        self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
+        baselines = BaselineQuota(
+            max_baselines=settings.max_baselines, tenant_share=settings.tenant_share
+        )
+        self.autoencoders = Nlas(autoencoders, StoredBaselines(self.database, baselines))
         self.monitoring = Monitoring(
             self.engine, self.autoencoders, self.kept, self.database, settings, listening.rules
         )
@@ -336,7 +341,7 @@ class App:
 def build(
     engine: Engine,
     settings: Settings,
-    autoencoders: Nlas | None = None,
+    autoencoders: Iterable[Autoencoder | RemoteNla] = (),
     start: Start | None = None,
     restarts: Restarts | None = None,
     database: Database | None = None,

@@ -250,6 +250,12 @@ class Settings(BaseSettings):
         "or grpc://host:port of a server that holds it; may be given several times",
     )
 
+    max_baselines: int = Field(
+        1024,
+        ge=0,
+        description="baselines of explanations that are stored of each NLA; 0 stores none",
+    )
+
     hook_points: tuple[HookPoint, ...] = Field(
         (),
         description="hook points to serve, all that the model has when empty; each costs a call "

@@ -39,7 +39,6 @@ from actserve_server.config import Settings
 from actserve_server.domain.principals import Role
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.nla.autoencoder import Autoencoder
-from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.rpc.federation.remote_nla import RemoteNla
 from actserve_server.rpc.server import SERVICES
 from actserve_server.rpc.watching_parts import WatchingParts
@@ -149,7 +148,7 @@ async def serving(
     with tempfile.TemporaryDirectory(prefix="actserve-data-", ignore_cleanup_errors=True) as data:
         shutil.copy(_migrated(), data)
         options = Settings(**{"port": 0, "drain_grace_s": 5.0, "data_dir": data, **settings})
-        served = app.build(engine, options, Autoencoders(nlas))
+        served = app.build(engine, options, nlas)
         if measured:
             await served.measure()
         await served.load_dictionaries()

@@ -1,7 +1,7 @@
 """The natural language autoencoders that a server has loaded."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
@@ -34,7 +34,7 @@ N = TypeVar("N", bound=Loaded, covariant=True)
 class Autoencoders(Generic[N]):
     """All that are loaded for one model; maybe none."""
 
-    def __init__(self, loaded: Sequence[N] = ()) -> None:
+    def __init__(self, loaded: Iterable[N] = ()) -> None:
         """Raises ValueError for two of one id."""
         self._by_id: dict[str, N] = {}
         for each in loaded:

@@ -266,7 +266,7 @@ class Explainer(Base):
         timeout: float | None = None,
     ) -> Baseline:
         """Measures what scores are relative to from rows [rows, width] like those to be scored, and
-        stores it in place of any of that name, for your tenant, until the server stops. With
+        stores it in place of any of that name, for your tenant, also over restarts. With
         `shared`, which takes the role operator, every tenant has it that has none of that name.
 
         All rows go in one call, of at most `Nla.max_rows`. `name` has 1 to 63 lower-case letters,
