@@ -34,7 +34,7 @@ MAX = 128
 @pytest.fixture
 async def database(store: dict[str, str]) -> AsyncIterator[Database]:
     folder = store.get("data_dir")
-    opened = Database(place(store.get("database_url"), folder and Path(folder)))
+    opened = Database(place(store.get("database_url"), Path(folder) if folder else None))
     yield opened
     opened.close()
 
