@@ -14,6 +14,7 @@ from actserve._async.features import AsyncFeatures
 from actserve._async.graphs import AsyncGraphs, AsyncGraphTrace
 from actserve._async.monitor_fits import AsyncMonitorFit
 from actserve._async.monitors import AsyncMonitors
+from actserve._async.nla_pairs import AsyncNlaPairs
 from actserve._async.streams import AsyncStream
 from actserve._async.vectors import AsyncVectors
 from actserve._sync.alerts import Alerts
@@ -23,6 +24,7 @@ from actserve._sync.features import Features
 from actserve._sync.graphs import Graphs, GraphTrace
 from actserve._sync.monitor_fits import MonitorFit
 from actserve._sync.monitors import Monitors
+from actserve._sync.nla_pairs import NlaPairs
 from actserve._sync.streams import Stream
 from actserve._sync.vectors import Vectors
 from actserve.aggregators import Aggregator, AttentionSmoothing
@@ -118,6 +120,7 @@ from actserve.monitors import (
     StoredLevel,
     Watch,
 )
+from actserve.nla_pairs import NlaPair
 from actserve.nlas import Baseline, Nla
 from actserve.positions import ByCharacters, ByText, ByTokenId, ByTurn, Positions
 from actserve.predictions import Predict, SitePredictions
@@ -181,6 +184,7 @@ __all__ = [
     "AsyncGraphs",
     "AsyncMonitorFit",
     "AsyncMonitors",
+    "AsyncNlaPairs",
     "AsyncStream",
     "AsyncVectors",
     "Attended",
@@ -277,6 +281,8 @@ __all__ = [
     "MonitorScore",
     "Monitors",
     "Nla",
+    "NlaPair",
+    "NlaPairs",
     "NotFound",
     "NotServed",
     "PartialExplanation",
