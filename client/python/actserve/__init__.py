@@ -69,6 +69,7 @@ from actserve.events import (
     Summarized,
     Tokens,
 )
+from actserve.explained_corpora import ExplainedCorpus, FailedPrompt
 from actserve.explaining import Explaining
 from actserve.explanations import Claim, ExplainedText, Explanation, Score
 from actserve.feature_index import FeatureExample, FeatureIndex
@@ -228,10 +229,12 @@ __all__ = [
     "ExplainEvent",
     "ExplainFinished",
     "ExplainStarted",
+    "ExplainedCorpus",
     "ExplainedText",
     "Explaining",
     "Explanation",
     "ExplanationEdit",
+    "FailedPrompt",
     "Feature",
     "FeatureExample",
     "FeatureIndex",
