@@ -44,6 +44,8 @@ NAMES = {
             "MonitorFit",
             "Monitoring",
             "Monitors",
+            "NlaPairs",
+            "PairLoading",
             "Runs",
             "Stream",
             "Studies",

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
@@ -52,13 +52,18 @@ from actserve_server.graphs.stored_graphs import GraphQuota, GraphRegistry
 from actserve_server.graphs.tracer_process import TracerProcess
 from actserve_server.listening import check_ports, how_to_listen, http_server, reload, serve_metrics
 from actserve_server.monitoring import Monitoring, allowed_webhooks
+from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
+from actserve_server.nla.loadable_pairs import LoadablePairs
+from actserve_server.nla.pair_sources import NlaSource
+from actserve_server.nla.pair_work import Load, PairWork, Reached
+from actserve_server.nla.stored_baselines import BaselineQuota, StoredBaselines
 from actserve_server.readouts.attribution_selftest import prove_attribution
 from actserve_server.readouts.kept import KeptStore
 from actserve_server.readouts.pattern_rows_selftest import prove_pattern_rows
 from actserve_server.readouts.readout_selftest import prove_attention
 from actserve_server.rpc.explanations.served_nlas import Nlas
-from actserve_server.rpc.federation.remote_nla import connect
+from actserve_server.rpc.federation.remote_nla import RemoteNla, connect
 from actserve_server.rpc.generations import Generations
 from actserve_server.rpc.requests.vector_sources import Sources
 from actserve_server.rpc.server import GraphParts, Listening, RpcServer
@@ -98,6 +103,9 @@ FAKE_SHAPE = FakeShape(layer_count=30, width=576, heads=9, key_value_heads=3, ml
 FAKE_TOKEN_DELAY_S = 0.02
 """About the pace of a small model on a laptop."""
 
+LoadPair = Callable[[NlaSource, ModelInfo, Reached], Awaitable[Autoencoder]]
+"""Loads an autoencoder of the served model, as `nla.pair_work.Load` says."""
+
 log = structlog.get_logger("actserve.app")
 
 
@@ -112,14 +120,15 @@ class App:
         self,
         engine: Engine,
         settings: Settings,
-        autoencoders: Nlas | None = None,
+        autoencoders: Iterable[Autoencoder | RemoteNla] = (),
         start: Start | None = None,
         restarts: Restarts | None = None,
         database: Database | None = None,
+        load_pair: LoadPair | None = None,
     ) -> None:
-        """`start` makes another engine if this one dies. `restarts` is shared with the autoencoders
-        whose engines are in this process. Without `database` the one of the settings is opened when
-        something is first stored."""
+        """`load_pair` loads an autoencoder while the server runs. `start` makes another engine if
+        this one dies. `restarts` is shared with the autoencoders whose engines are in this process.
+        Without `database` the one of the settings is opened when something is first stored."""
         self._settings = settings
         listening = self._listening = how_to_listen(settings)
         self.restarts = restarts or Restarts(restarted=_count_restart)
@@ -167,7 +176,11 @@ class App:
             self.engine, self.kept, self.database, self.dictionaries, self._listening.rules
         )
         metrics.ENGINE_RESTARTS.labels(engine.info.id)  # At zero from the beginning.
-        self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
+        baselines = BaselineQuota(
+            max_baselines=settings.max_baselines, tenant_share=settings.tenant_share
+        )
+        self.autoencoders = Nlas(autoencoders, StoredBaselines(self.database, baselines))
+        self.pairs = PairWork(_loadable(settings), self.autoencoders, self._pair_loader(load_pair))
         self.monitoring = Monitoring(
             self.engine, self.autoencoders, self.kept, self.database, settings, listening.rules
         )
@@ -180,6 +193,7 @@ class App:
             self.engine,
             sources,
             self.autoencoders,
+            self.pairs,
             self._cells,
             watching,
             self.graphs,
@@ -238,11 +252,13 @@ class App:
             async with asyncio.timeout(self._settings.drain_grace_s):
                 await self.engine.wait_idle()
                 await self.autoencoders.wait_idle()
+                await self.pairs.wait_idle()
         await self._stop_listening(max(LAST_WORDS_S, deadline - time.monotonic()))
 
     async def close(self) -> None:
         """Ends whatever is left, the engine and the autoencoders."""
         await self.leave()
+        await self.pairs.close()
         await close_all(self.autoencoders, self.engine)
 
     async def leave(self) -> None:
@@ -254,6 +270,12 @@ class App:
         await self.monitoring.close()
         await self.graphs.work.close()
         self.database.close()
+
+    def _pair_loader(self, load_pair: LoadPair | None) -> Load | None:
+        """Which is asked with the model as it is then."""
+        if load_pair is None:
+            return None
+        return lambda source, reached: load_pair(source, self.engine.info, reached)
 
     def _openai_door(self, generations: Generations) -> "Asgi":
         # Imported here: it takes HTTP, and the door vLLM, which the fake engine starts without.
@@ -336,13 +358,14 @@ class App:
 def build(
     engine: Engine,
     settings: Settings,
-    autoencoders: Nlas | None = None,
+    autoencoders: Iterable[Autoencoder | RemoteNla] = (),
     start: Start | None = None,
     restarts: Restarts | None = None,
     database: Database | None = None,
+    load_pair: LoadPair | None = None,
 ) -> App:
     """An app around any engine; `await app.start()` makes it listen on `app.port`."""
-    return App(engine, settings, autoencoders, start, restarts, database)
+    return App(engine, settings, autoencoders, start, restarts, database, load_pair)
 
 
 async def _proven(engine: Engine) -> ModelInfo:
@@ -446,7 +469,7 @@ async def _prepare(database: Database) -> None:
 
 async def _load(settings: Settings, database: Database) -> App:
     if settings.model == FAKE_MODEL:
-        if settings.nla:
+        if settings.nla or settings.nla_loadable or settings.nla_folder:
             raise ConfigError(f"nla: the model {FAKE_MODEL!r} has none; serve another, or leave it")
         return build(_fake(settings), settings, database=database)
     # Imported here: vLLM takes seconds to import, and `--help` needs none of it.
@@ -464,6 +487,9 @@ async def _load(settings: Settings, database: Database) -> App:
     async def start() -> Engine:
         return await VllmEngine.start(wanted, metrics.RowCacheWatch(), metrics.RING_FILL.observe)
 
+    def load_pair(source: NlaSource, model: ModelInfo, reached: Reached) -> Awaitable[Autoencoder]:
+        return loading.load_into_room(source, model, wanted, cache, restarts, reached)
+
     try:
         engine = await start()
         try:
@@ -475,6 +501,7 @@ async def _load(settings: Settings, database: Database) -> App:
             taken = {nla.id for nla in remote}
             local = await loading.load(here, engine.info, wanted, cache, taken, restarts)
             autoencoders = Autoencoders([*local, *remote])
+            _loadable(settings, taken)
         except BaseException:
             await engine.close()
             raise
@@ -482,7 +509,7 @@ async def _load(settings: Settings, database: Database) -> App:
         log.debug("the engine did not start", exc_info=True)
         raise ConfigError(f"cannot serve {wanted.model_id}: {error}") from None
     try:
-        app = build(engine, settings, autoencoders, start, restarts, database)
+        app = build(engine, settings, autoencoders, start, restarts, database, load_pair)
     except ConfigError:
         await engine.close()
         raise
@@ -598,6 +625,19 @@ def _graphs(
         idle_s=settings.graph_idle_seconds,
     )
     return GraphParts(registry=registry, work=GraphWork(tracer, registry, dictionaries))
+
+
+def _loadable(settings: Settings, taken: Collection[str] = ()) -> LoadablePairs:
+    """The pairs that may be loaded while the server runs. Raises ConfigError for two of one id, or
+    one that is `taken`."""
+    sources = [*(each for each in settings.nla if not each.address), *settings.nla_loadable]
+    try:
+        pairs = LoadablePairs(sources, settings.nla_folder)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if both := sorted({*taken} & {each.named for each in sources}):
+        raise ConfigError(f"nla: there are two called {both[0]}; give them an id")
+    return pairs
 
 
 def _database(settings: Settings) -> Database:

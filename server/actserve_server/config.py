@@ -249,6 +249,22 @@ class Settings(BaseSettings):
         "server, a folder with av and ar in it, 'av=... ar=...' with folders or Hugging Face ids, "
         "or grpc://host:port of a server that holds it; may be given several times",
     )
+    nla_loadable: tuple[NlaSource, ...] = Field(
+        (),
+        description="as nla, for one that callers of the role operator may load while the server "
+        "runs, and unload; no address; may be given several times",
+    )
+    nla_folder: Path | None = Field(
+        None,
+        description="folder of such pairs, read when they are asked for: each a folder with av and "
+        "ar in it, known by its name",
+    )
+
+    max_baselines: int = Field(
+        1024,
+        ge=0,
+        description="baselines of explanations that are stored of each NLA; 0 stores none",
+    )
 
     hook_points: tuple[HookPoint, ...] = Field(
         (),
@@ -492,6 +508,11 @@ class Settings(BaseSettings):
                 "tensor_parallel_size"
             )
         self._check_machines()
+        if there := [each.address for each in self.nla_loadable if each.address]:
+            raise ValueError(
+                f"nla_loadable has {there[0]}, but only a pair on this machine is loaded here; "
+                "give it as nla"
+            )
         if self.max_capture_bytes > self.capture_budget_bytes:
             raise ValueError(
                 f"max_capture_bytes ({self.max_capture_bytes}) is above capture_budget_bytes "

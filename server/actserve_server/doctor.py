@@ -33,8 +33,6 @@ from actserve_server.storage.migrate import is_current
 EXPIRES_SOON = timedelta(days=14)
 FREE_DISK_BYTES = 1 << 30
 """Less than this for what is stored is worth a warning."""
-PROCESSES_BYTES = 1536 << 20
-"""What Python, PyTorch and vLLM take in the server's two processes, beside weights and caches."""
 SPARE_FILES = 256
 """Open files beside one for each call."""
 FAKE_MODEL = "fake"
@@ -221,7 +219,7 @@ def _memory(settings: Settings) -> Found:
             weights=weights,
             kv_cache=settings.kv_cache_memory_bytes or 2 << 30,
             vectors=settings.vector_budget_bytes,
-            processes=PROCESSES_BYTES,
+            processes=memory_needs.PROCESSES_BYTES,
             room=memory_needs.available_bytes(),
             where="this machine",
         )

@@ -39,7 +39,6 @@ from actserve_server.config import Settings
 from actserve_server.domain.principals import Role
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.nla.autoencoder import Autoencoder
-from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.rpc.federation.remote_nla import RemoteNla
 from actserve_server.rpc.server import SERVICES
 from actserve_server.rpc.watching_parts import WatchingParts
@@ -142,14 +141,16 @@ async def serving(
     **settings: Any,
 ) -> AsyncIterator[Served]:
     """Serves `engine`, and what explains it, on a loopback port with the given settings. With
-    `measured=True` it has found before how long rows are, which takes a while."""
+    `measured=True` it has found before how long rows are, which takes a while; `load_pair` loads
+    what explains it while it runs."""
     engine = engine or FakeEngine()
     measured = settings.pop("measured", False)
+    load_pair = settings.pop("load_pair", None)
     # What was being read when the app was closed may still make files of the database there.
     with tempfile.TemporaryDirectory(prefix="actserve-data-", ignore_cleanup_errors=True) as data:
         shutil.copy(_migrated(), data)
         options = Settings(**{"port": 0, "drain_grace_s": 5.0, "data_dir": data, **settings})
-        served = app.build(engine, options, Autoencoders(nlas))
+        served = app.build(engine, options, nlas, load_pair=load_pair)
         if measured:
             await served.measure()
         await served.load_dictionaries()

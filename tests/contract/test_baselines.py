@@ -22,6 +22,7 @@ from tests.contract.nlas import (
 
 MINE = "models/fake/nlas/tiny/baselines/mine"
 DEFAULT = "models/fake/nlas/tiny/baselines/default"
+NOBODY = "postgresql://nobody:secret@127.0.0.1:1/nothing"
 MANY = np.random.default_rng(1).standard_normal((40, WIDTH)).astype(np.float32) * 9 + 3
 
 
@@ -50,6 +51,33 @@ async def test_the_checkpoints_own_baseline_is_the_default() -> None:
         (own,) = (await listed(served)).values()
         assert (own.name, own.variance, own.centered, own.rows) == (DEFAULT, 0.25, False, 0)
         assert own.median_norm == 0
+
+
+async def test_a_baseline_outlives_its_server(store: dict[str, str]) -> None:
+    async with serving(None, Tiny().loaded(), **store) as served:
+        stored = await served.explanations.SetExplanationBaseline(set_baseline(MINE, MANY))
+        before = await served.explanations.ScoreExplanations(score(ROWS[:1], "a", baseline=MINE))
+    async with serving(None, Tiny().loaded(), **store) as served:
+        assert await listed(served) == {MINE: stored.baseline}
+        after = await served.explanations.ScoreExplanations(score(ROWS[:1], "a", baseline=MINE))
+    assert after.scores == before.scores
+    assert after.scores[0].HasField("centered_cosine")
+
+
+async def test_without_the_database_words_go_on_and_scores_are_refused() -> None:
+    tiny = Tiny(baseline=Baseline(variance=0.25))
+    async with serving(None, tiny.loaded(), database_url=NOBODY) as served:
+        stub = served.explanations
+        events = await collect(stub.ExplainActivations(explain(spec=GREEDY)))
+        assert len(explanations(events)) == len(ROWS)
+        assert set(await listed(served)) == {DEFAULT}
+        for request in (
+            stub.ScoreExplanations(score(ROWS[:1], "a")),
+            stub.ExplainActivations(explain(spec={**GREEDY, "score": True})),
+            stub.ExplainActivations(explain(spec={**GREEDY, "baseline": MINE})),
+            stub.SetExplanationBaseline(set_baseline(MINE, MANY)),
+        ):
+            assert (await failure(request)).reason == "STORE_UNREACHABLE"
 
 
 async def test_a_baseline_takes_the_place_of_one_of_its_name() -> None:
@@ -107,7 +135,7 @@ async def test_an_nla_has_so_many_baselines_at_most() -> None:
                 set_baseline(f"models/fake/nlas/tiny/baselines/b{index}")
             )
         refused = await failure(stub.SetExplanationBaseline(set_baseline(MINE)))
-        assert (refused.reason, refused.field) == ("FIELD_INVALID", "name")
+        assert (refused.reason, refused.field) == ("STORE_QUOTA_EXCEEDED", "name")
         assert "64" in refused.message
         await stub.SetExplanationBaseline(set_baseline("models/fake/nlas/tiny/baselines/b0", MANY))
         assert len(await listed(served)) == 64

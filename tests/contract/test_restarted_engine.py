@@ -21,7 +21,6 @@ from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.fake import FakeEngine
-from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.rpc.server import LIVENESS
 from actserve_server.storage.database import Database
 from tests.contract.harness import (
@@ -51,7 +50,7 @@ async def served_from(shop: Workshop, *nlas: Any, **settings: Any) -> AsyncItera
     options = Settings(**{"port": 0, "drain_grace_s": 5.0, **settings})
     engine: Any = await shop.start()
     restarts = Restarts(QUICK, app._count_restart)
-    built = app.build(engine, options, Autoencoders(nlas), shop.start, restarts)
+    built = app.build(engine, options, nlas, shop.start, restarts)
     await built.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{built.port}") as channel:
@@ -194,7 +193,7 @@ async def test_what_the_next_engine_does_not_prove_is_no_longer_served(
     monkeypatch.undo()
     first = Mortal()
     settings: dict[str, Any] = {"port": 0}
-    built = app.build(first, Settings(**settings), None, start, Restarts(QUICK))
+    built = app.build(first, Settings(**settings), (), start, Restarts(QUICK))
     await built.prove()
     await built.start()
     assert not built.engine.info.hook_points[HookPoint.MLP_OUT].unchangeable
@@ -233,7 +232,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[Workshop], Awaitable[a
     async def start(shop: Workshop) -> asyncio.Task[None]:
         async def load(settings: Settings, database: Database) -> app.App:
             engine: Any = await shop.start()
-            built.append(app.build(engine, settings, None, shop.start, Restarts(QUICK), database))
+            built.append(app.build(engine, settings, (), shop.start, Restarts(QUICK), database))
             return built[-1]
 
         monkeypatch.setattr(app, "_load", load)

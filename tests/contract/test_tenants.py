@@ -477,7 +477,7 @@ async def test_parts_of_a_tenant_share_its_baselines(token_file: Path) -> None:
             await answer(served, set_baseline(MINE), part)
         part = (*VISION, ("actserve-tenant", "one-more"))
         refused = await failure(ask(served, set_baseline(MINE), part))
-        assert (refused.reason, refused.field) == ("FIELD_INVALID", "name")
+        assert (refused.reason, refused.field) == ("STORE_QUOTA_EXCEEDED", "name")
         await answer(served, set_baseline(MINE), LANGUAGE)
 
 

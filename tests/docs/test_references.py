@@ -36,6 +36,7 @@ def test_a_public_name_is_on_the_page_of_its_module() -> None:
         *("Dictionaries", "AsyncDictionaries", "Features", "AsyncFeatures"),
         *("Monitors", "AsyncMonitors", "MonitorFit", "AsyncMonitorFit", "Alerts", "AsyncAlerts"),
         *("Graphs", "AsyncGraphs", "GraphTrace", "AsyncGraphTrace"),
+        *("NlaPairs", "AsyncNlaPairs"),
     }
     assert {"Add", "ExplanationEdit"} <= {*pages["interventions"]}
     assert {"HeadMatrices", "ElementType"} <= {*pages["more"]}

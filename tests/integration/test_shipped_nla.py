@@ -93,7 +93,7 @@ def _rows(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 async def _explained(nla: Autoencoder, words: list[str], rows: np.ndarray) -> Explained:
-    asking = Asking(temperature=0.0, score=True, baseline=nla.baseline(""))
+    asking = Asking(temperature=0.0, score=True, baseline=nla.info.profile.baseline)
     async with aclosing(nla.explain("test", rows, asking, Consumed())) as events:
         found = [event async for event in events if isinstance(event, Explanation)]
     found.sort(key=lambda each: each.row)
@@ -101,7 +101,7 @@ async def _explained(nla: Autoencoder, words: list[str], rows: np.ndarray) -> Ex
     # Not the neighbour's, which tells of the same sentence.
     shuffled = np.roll(np.arange(len(texts)), len(texts) // 2)
     other = [texts[index] for index in shuffled]
-    scores = await nla.score("others", rows, other, nla.baseline(""), Consumed())
+    scores = await nla.score("others", rows, other, nla.info.profile.baseline, Consumed())
     return Explained(words, rows, found, [score.variance_explained or 0.0 for score in scores])
 
 

@@ -14,6 +14,7 @@ from actserve._async.features import AsyncFeatures
 from actserve._async.graphs import AsyncGraphs, AsyncGraphTrace
 from actserve._async.monitor_fits import AsyncMonitorFit
 from actserve._async.monitors import AsyncMonitors
+from actserve._async.nla_pairs import AsyncNlaPairs
 from actserve._async.streams import AsyncStream
 from actserve._async.vectors import AsyncVectors
 from actserve._sync.alerts import Alerts
@@ -23,6 +24,7 @@ from actserve._sync.features import Features
 from actserve._sync.graphs import Graphs, GraphTrace
 from actserve._sync.monitor_fits import MonitorFit
 from actserve._sync.monitors import Monitors
+from actserve._sync.nla_pairs import NlaPairs
 from actserve._sync.streams import Stream
 from actserve._sync.vectors import Vectors
 from actserve.aggregators import Aggregator, AttentionSmoothing
@@ -67,6 +69,7 @@ from actserve.events import (
     Summarized,
     Tokens,
 )
+from actserve.explained_corpora import ExplainedCorpus, FailedPrompt
 from actserve.explaining import Explaining
 from actserve.explanations import Claim, ExplainedText, Explanation, Score
 from actserve.feature_index import FeatureExample, FeatureIndex
@@ -118,6 +121,7 @@ from actserve.monitors import (
     StoredLevel,
     Watch,
 )
+from actserve.nla_pairs import NlaPair
 from actserve.nlas import Baseline, Nla
 from actserve.positions import ByCharacters, ByText, ByTokenId, ByTurn, Positions
 from actserve.predictions import Predict, SitePredictions
@@ -181,6 +185,7 @@ __all__ = [
     "AsyncGraphs",
     "AsyncMonitorFit",
     "AsyncMonitors",
+    "AsyncNlaPairs",
     "AsyncStream",
     "AsyncVectors",
     "Attended",
@@ -224,10 +229,12 @@ __all__ = [
     "ExplainEvent",
     "ExplainFinished",
     "ExplainStarted",
+    "ExplainedCorpus",
     "ExplainedText",
     "Explaining",
     "Explanation",
     "ExplanationEdit",
+    "FailedPrompt",
     "Feature",
     "FeatureExample",
     "FeatureIndex",
@@ -277,6 +284,8 @@ __all__ = [
     "MonitorScore",
     "Monitors",
     "Nla",
+    "NlaPair",
+    "NlaPairs",
     "NotFound",
     "NotServed",
     "PartialExplanation",

@@ -1,6 +1,8 @@
 """Jobs that explain: a method's arguments as calls, and the calls' results as its return value."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -8,13 +10,14 @@ from typing import Any
 import numpy as np
 from typing_extensions import Unpack
 
-from actserve._checks import UINT32, integer, several
+from actserve._checks import UINT32, integer, rereadable, several
 from actserve._explain_calls import ExplainRowsCall, ExplainTextCall
-from actserve._generate_jobs import prompt_part, prompt_parts
-from actserve._jobs import Job
+from actserve._generate_jobs import itself, prompt_part, prompt_parts
+from actserve._jobs import Job, Part
 from actserve._prompt_lists import check_on_error
 from actserve._row_jobs import RowJobs, given_rows, is_empty, nothing
 from actserve.errors import InvalidRequest
+from actserve.explained_corpora import AskedCorpus
 from actserve.explaining import Explaining, spec_from_row, spec_to_proto
 from actserve.interventions import interventions_to_proto
 from actserve.nlas import nla_name
@@ -142,6 +145,23 @@ class ExplainJobs(RowJobs):
         parts = prompt_parts(self.text_call, prompts, on_error, options)
         # A prompt is many rows.
         return Job("explain_text", parts, self.in_flight, lambda results: results)
+
+    def corpus_asked(self, model: str, site: str, *, nla: str, **options: Any) -> AskedCorpus:
+        """What is asked of each prompt of a corpus; `options` are those of `text_call`."""
+        request = self.text_call("", nla=nla, **options).request
+        request.ClearField("prompt")
+        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+        return AskedCorpus(model=model, nla=nla, site=site, asked=digest)
+
+    def corpus_parts(
+        self, prompts: Iterable[tuple[int, Any]], **options: Any
+    ) -> Iterator[Part[Any]]:
+        """The calls of prompts, with their numbers, as they are taken; an error that is about a
+        prompt stands in the place of its result. `options` are those of `text_call`."""
+        options = {name: rereadable(value) for name, value in options.items()}
+        for number, prompt in prompts:
+            part = prompt_part(self.text_call, prompt, number, options)
+            yield replace(part, failed=itself)
 
     def text_call(
         self,

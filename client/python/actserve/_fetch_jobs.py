@@ -129,7 +129,7 @@ class FetchJobs:
             return FetchItem(index, key, proto, where)
 
         def items() -> Iterator[tuple[int, FetchItem | ActserveError]]:
-            for index, key, prompt in _after(after, _with_keys(prompts, keys)):
+            for index, key, prompt in _after(after, with_keys(prompts, keys)):
                 make = partial(item, index, key, prompt)
                 yield index, at_prompt(make, index, returns=returns)
 
@@ -255,9 +255,7 @@ class FetchJobs:
         return self.concurrency // self._prompts_per_call
 
 
-def _with_keys(
-    prompts: Iterable[Any], keys: Iterable[str] | None
-) -> Iterator[tuple[int, str, Any]]:
+def with_keys(prompts: Iterable[Any], keys: Iterable[str] | None) -> Iterator[tuple[int, str, Any]]:
     """Each prompt with its index and its key, which is the index where none are given."""
     if keys is None:
         for index, prompt in enumerate(prompts):

@@ -124,9 +124,9 @@ def prompt_parts(
     for index, prompt in enumerate(prompts):
         this = {name: values[index] for name, values in own.items() if values is not None}
         part = prompt_part(call, prompt, index, options | this)
-        parts.append(replace(part, failed=_itself) if returns else part)
+        parts.append(replace(part, failed=itself) if returns else part)
     return parts
 
 
-def _itself(error: ActserveError) -> Any:
+def itself(error: ActserveError) -> Any:
     return error

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from actserve._checks import described
 from actserve._show.shown import Shown
-from actserve.errors import InvalidRequest, NotServed
+from actserve.errors import InvalidRequest, NotFound, NotServed
 from actserve.nlas import Nla, nla_from_proto
 from actserve.sampling import Sampling, sampling_from_proto
 from actserve.sites import LAYERLESS, HookPoint, Site, SiteLike
@@ -209,6 +210,29 @@ def mlp_width(model: pb.Model) -> int:
         ),
         0,
     )
+
+
+def chosen_nla(models: Iterable[Model], model: str, nla: str | None) -> tuple[Model, Nla]:
+    """The NLA that an id or a whole name means, or the only one for None, and its model; of the
+    model of a resource name or, if that is empty, of all. Raises `NotFound`, and what `only_nla`
+    raises."""
+    there = [each for each in models if model in ("", f"models/{each.id}")]
+    found = [
+        (each, one)
+        for each in there
+        for one in each.nlas
+        if nla in (None, one.id, f"models/{each.id}/nlas/{one.id}", f"models/-/nlas/{one.id}")
+    ]
+    if nla is not None and not found:
+        known = ", ".join(one.id for each in there for one in each.nlas) or "none"
+        raise NotFound(
+            f"there is no NLA {described(nla)}; the server has {known}",
+            reason="NLA_NOT_FOUND",
+            path=("nla",),
+        )
+    if len(found) != 1:
+        only_nla(there, model, None)  # Which raises.
+    return found[0]
 
 
 def only_nla(models: Iterable[Model], model: str, site: SiteLike | None) -> Nla:

@@ -107,6 +107,8 @@ class Reason(StrEnum):
     MONITOR_INCOMPLETE = auto()
     ALERT_DECIDED = auto()
     WEBHOOK_NOT_ALLOWED = auto()
+    MEMORY_EXCEEDED = auto()
+    NLA_PAIR_INVALID = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,8 @@ RULES: Mapping[Reason, Rule] = {
     Reason.MONITOR_INCOMPLETE: _rule(Kind.INTERNAL, "resource_name", "position"),
     Reason.ALERT_DECIDED: _rule(Kind.FAILED_PRECONDITION, "resource_name", "decision"),
     Reason.WEBHOOK_NOT_ALLOWED: _rule(Kind.FAILED_PRECONDITION, "url"),
+    Reason.MEMORY_EXCEEDED: _rule(Kind.RESOURCE_EXHAUSTED, "bytes", "limit"),
+    Reason.NLA_PAIR_INVALID: _rule(Kind.FAILED_PRECONDITION, "nla"),
 }
 """The table of reasons; proto/actserve/v1/errors.proto says the same to callers."""
 

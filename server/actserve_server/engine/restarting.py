@@ -6,7 +6,6 @@ same model, and prove itself as the first one did, before a call reaches it.
 """
 
 import asyncio
-import gc
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -23,6 +22,7 @@ from actserve_server.domain.runs import Run, RunEvent
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 from actserve_server.engine.api import Engine
+from actserve_server.engine.closing import collect_dead
 
 START_S = 30.0
 """How long a start is expected to take before one was measured."""
@@ -239,12 +239,8 @@ class RestartingEngine:
             self._restarts.why = f"the engine of {model_id} died and does not start again: {reason}"
             self._restarts.given_up.set()
             return
-        # The dead one holds sockets, threads and memory until it is collected, which it can be now
-        # that all runs that it cut are over. An engine that has started keeps what there is from
-        # being looked through.
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
+        # Which it can be now that all runs that it cut are over.
+        collect_dead()
         self._current, self._info = engine, replace(info, row_norms=self._info.row_norms)
         self._restarts.restarted(model_id)
         seconds = round(time.monotonic() - died_at, 1)

@@ -8,6 +8,9 @@ from typing import Any
 
 import psutil
 
+PROCESSES_BYTES = 1536 << 20
+"""What Python, PyTorch and vLLM take in the processes of an engine, beside weights and caches."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeeds:
@@ -38,8 +41,8 @@ class MemoryNeeds:
             "vectors": self.vectors,
             "processes": self.processes,
         }
-        terms = " + ".join(f"{_size(count)} of {name}" for name, count in parts.items() if count)
-        says = f"{terms} = {_size(self.taken)}, of {_size(self.room)} that {self.where} has"
+        terms = " + ".join(f"{size(count)} of {name}" for name, count in parts.items() if count)
+        says = f"{terms} = {size(self.taken)}, of {size(self.room)} that {self.where} has"
         if self.fits:
             return says
         return (
@@ -90,5 +93,5 @@ def available_bytes() -> int:
     return min(free, limit - used)
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
     return f"{count / (1 << 30):.1f} GiB"

@@ -1,20 +1,19 @@
 """A natural language autoencoder (NLA): rows into words by its AV, and back by its AR."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.runs import Finished, Run, Tokens
 from actserve_server.domain.sites import Site
 from actserve_server.engine.closing import close_all
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.engine.merge import merge
-from actserve_server.nla.baselines import BaselineStore
 from actserve_server.nla.claims import sentences, without
 from actserve_server.nla.explanations import (
     Asking,
@@ -99,7 +98,6 @@ class Autoencoder:
         self.info = info
         self.verbalizer = verbalizer
         self._reconstructor = reconstructor
-        self._baselines = BaselineStore(info.profile.baseline)
         self.gate = gate or Gate()
 
     @property
@@ -110,27 +108,6 @@ class Autoencoder:
     def site(self) -> Site:
         """Where the rows come from that it explains."""
         return self.info.profile.site
-
-    def baselines(self, tenant: str = "") -> Mapping[str, Baseline]:
-        """What scores of a tenant can be relative to, by name."""
-        return self._baselines.all(tenant)
-
-    def baseline(
-        self, name: str, field: FieldPath = ("baseline",), tenant: str = ""
-    ) -> Baseline | None:
-        """The baseline of that name; without a name the default one, if there is any."""
-        return self._baselines.get(name, field, tenant)
-
-    def set_baseline(
-        self, name: str, rows: np.ndarray, tenant: str = "", *, shared: bool = False
-    ) -> Baseline:
-        """Measures rows, float32 [rows, width], and keeps the result as `name`, for a tenant or for
-        all."""
-        return self._baselines.measure(name, rows, tenant, shared=shared)
-
-    def delete_baseline(self, name: str, tenant: str = "", *, shared: bool = False) -> None:
-        """Forgets what `set_baseline` kept as `name`, of a tenant or of all."""
-        self._baselines.delete(name, tenant, shared=shared)
 
     @asynccontextmanager
     async def asked(

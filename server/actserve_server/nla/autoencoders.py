@@ -1,7 +1,7 @@
 """The natural language autoencoders that a server has loaded."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
@@ -28,22 +28,31 @@ class Loaded(Protocol):
     async def close(self) -> None: ...
 
 
-N = TypeVar("N", bound=Loaded, covariant=True)
+N = TypeVar("N", bound=Loaded)
 
 
 class Autoencoders(Generic[N]):
     """All that are loaded for one model; maybe none."""
 
-    def __init__(self, loaded: Sequence[N] = ()) -> None:
+    def __init__(self, loaded: Iterable[N] = ()) -> None:
         """Raises ValueError for two of one id."""
         self._by_id: dict[str, N] = {}
         for each in loaded:
-            if each.id in self._by_id:
-                raise ValueError(f"nla: there are two called {each.id}; give them an id")
-            self._by_id[each.id] = each
+            self.add(each)
+
+    def add(self, nla: N) -> None:
+        """From now on it is found. Raises ValueError for a second one of its id."""
+        if nla.id in self._by_id:
+            raise ValueError(f"nla: there are two called {nla.id}; give them an id")
+        self._by_id[nla.id] = nla
+
+    def remove(self, nla_id: str) -> None:
+        """From now on it is not found any more."""
+        del self._by_id[nla_id]
 
     def __iter__(self) -> Iterator[N]:
-        return iter(self._by_id.values())
+        # Others may be added and removed meanwhile.
+        return iter([*self._by_id.values()])
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -61,7 +70,8 @@ class Autoencoders(Generic[N]):
         if not self._by_id:
             raise ActserveError(
                 Reason.FEATURE_DISABLED,
-                "no natural language autoencoder is loaded; start the server with --nla",
+                "no natural language autoencoder is loaded; start the server with --nla, or "
+                "load one of ListNlaPairs",
                 field=field,
             )
         meant = list(self) if of is None else [of]

@@ -5,7 +5,7 @@ later; the gate before both does all the refusing.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from actserve_server.domain.errors import ActserveError, Reason
@@ -18,7 +18,7 @@ class Gate:
     def __init__(self, max_calls: int = 1024) -> None:
         self._max_calls = max_calls
         self._calls = 0
-        self._draining = False
+        self._refusal: Callable[[], ActserveError] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -28,12 +28,8 @@ class Gate:
         return self._calls
 
     def _check(self) -> None:
-        if self._draining:
-            raise ActserveError(
-                Reason.DRAINING,
-                "this server is shutting down; try again to reach another",
-                retry_after_s=RETRY_AFTER_S,
-            )
+        if self._refusal is not None:
+            raise self._refusal()
         if self._calls >= self._max_calls:
             raise ActserveError(
                 Reason.QUEUE_FULL,
@@ -45,7 +41,8 @@ class Gate:
 
     @asynccontextmanager
     async def call(self) -> AsyncGenerator[None, None]:
-        """A call in progress. Raises DRAINING or QUEUE_FULL if none may begin now."""
+        """A call in progress. Raises DRAINING, what `refuse` was given, or QUEUE_FULL if
+        none may begin now."""
         self._check()
         self._calls += 1
         self._idle.clear()
@@ -57,8 +54,21 @@ class Gate:
                 self._idle.set()
 
     def drain(self) -> None:
-        self._draining = True
+        """Lets none in from now on, since the server ends."""
+        self.refuse(_draining)
+
+    def refuse(self, refusal: Callable[[], ActserveError]) -> None:
+        """Lets none in from now on, for a reason that is made for each."""
+        self._refusal = refusal
 
     async def wait_idle(self) -> None:
         """Returns once no call is left."""
         await self._idle.wait()
+
+
+def _draining() -> ActserveError:
+    return ActserveError(
+        Reason.DRAINING,
+        "this server is shutting down; try again to reach another",
+        retry_after_s=RETRY_AFTER_S,
+    )

@@ -7,12 +7,13 @@ and its cache to itself.
 
 import asyncio
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 from transformers import AutoConfig, AutoTokenizer
+from vllm.platforms import current_platform
 
 from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import HookPoint, Site
@@ -22,10 +23,12 @@ from actserve_server.engine.restarting import Prove, RestartingEngine, Restarts
 from actserve_server.engine.selftest import self_test
 from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.options import EngineOptions
+from actserve_server.nla import pair_memory
 from actserve_server.nla.autoencoder import Autoencoder, NlaInfo
 from actserve_server.nla.autoencoders import Autoencoders
 from actserve_server.nla.checkpoints import holds_adapter, prepare_reconstructor, prepare_verbalizer
 from actserve_server.nla.pair_families import load_profile
+from actserve_server.nla.pair_memory import EngineMemory
 from actserve_server.nla.pair_selftest import prove_placement
 from actserve_server.nla.pair_sources import NlaFolders, NlaSource, fetched, resolve
 from actserve_server.nla.profile import NlaProfile, ReplaceEmbedding
@@ -64,11 +67,12 @@ async def load(
     restarts = restarts or Restarts()
     try:
         for source in sources:
+            if source.named in {*taken, *(each.id for each in loaded)}:
+                raise ValueError(f"nla: there are two called {source.named}; give them an id")
             folders = await asyncio.to_thread(resolve, source)
-            if folders.id in {*taken, *(each.id for each in loaded)}:
-                raise ValueError(f"nla: there are two called {folders.id}; give them an id")
             try:
-                loaded.append(await _load(folders, model, options, cache, restarts))
+                base = await _base(folders, options)
+                loaded.append(await _load(folders, base, model, options, cache, restarts))
             except ValueError as error:
                 raise ValueError(f"nla {folders.id}: {error}") from error
     except BaseException:
@@ -77,14 +81,60 @@ async def load(
     return Autoencoders(loaded)
 
 
+async def load_into_room(
+    source: NlaSource,
+    model: ModelInfo,
+    options: EngineOptions,
+    cache: Path,
+    restarts: Restarts,
+    reached: Callable[[int], None],
+) -> Autoencoder:
+    """Loads one while the served model runs, if the memory that is free holds it; `reached` is told
+    how many of its engines have started, or are not needed.
+
+    Raises MEMORY_EXCEEDED, ValueError or FileNotFoundError.
+    """
+    folders = await asyncio.to_thread(resolve, source)
+    base = await _base(folders, options)
+    await asyncio.to_thread(pair_memory.check_fits, folders, base, _engine_memory(options))
+    return await _load(folders, base, model, options, cache, restarts, reached)
+
+
+async def _base(folders: NlaFolders, options: EngineOptions) -> Path | None:
+    """What adapters are for: unless it is named, the served model's own checkpoint."""
+    if folders.base is None and any(map(holds_adapter, filter(None, (folders.av, folders.ar)))):
+        return await asyncio.to_thread(fetched, options.model_path, options.revision)
+    return folders.base
+
+
+def _engine_memory(options: EngineOptions) -> EngineMemory:
+    on_device = not current_platform.is_cpu()
+    sized = options.kv_cache_memory_bytes
+    return EngineMemory(
+        dtype=options.dtype,
+        cache_bytes=sized or CPU_KV_CACHE_BYTES,
+        vector_bytes=VECTOR_BUDGET_BYTES,
+        # vLLM's own default where the options say nothing.
+        device_share=(options.gpu_memory_utilization or 0.9) if on_device and not sized else None,
+        on_device=on_device,
+    )
+
+
+def _nobody(steps: int) -> None:
+    del steps
+
+
 async def _load(
-    folders: NlaFolders, model: ModelInfo, options: EngineOptions, cache: Path, restarts: Restarts
+    folders: NlaFolders,
+    base: Path | None,
+    model: ModelInfo,
+    options: EngineOptions,
+    cache: Path,
+    restarts: Restarts,
+    reached: Callable[[int], None] = _nobody,
 ) -> Autoencoder:
     profile = await asyncio.to_thread(load_profile, folders.av, folders.ar, folders.sidecar)
     check_fits(profile, model)
-    base = folders.base
-    if base is None and any(map(holds_adapter, filter(None, (folders.av, folders.ar)))):
-        base = await asyncio.to_thread(fetched, options.model_path, options.revision)
     log.info("loading", nla=folders.id, family=profile.family, site=str(profile.site))
     options = replace(
         options,
@@ -97,6 +147,7 @@ async def _load(
     )
     # One after the other: on a GPU vLLM measures the memory that is left while it starts.
     verbalizer = await _verbalizer(folders, base, profile, options, cache, restarts)
+    reached(1)
     try:
         reconstructor = await _reconstructor(folders, base, profile, options, cache, restarts)
     except BaseException:
@@ -218,7 +269,8 @@ async def _started(options: EngineOptions, prove: Prove, restarts: Restarts) -> 
     async def start() -> Engine:
         return await VllmEngine.start(options)
 
-    first = await VllmEngine.start(options)
+    async with restarts.turn:
+        first = await VllmEngine.start(options)
     engine = RestartingEngine(first, prove, start, restarts)
     try:
         await engine.prove()

@@ -52,6 +52,12 @@ class NlaSource(BaseModel):
         default=None, description="file whose first line is the bearer token for that server"
     )
 
+    @property
+    def named(self) -> str:
+        """Under which it is served. Not after where it was fetched to, which changes with every
+        commit."""
+        return self.id or Path(self.av or self.ar).name
+
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
@@ -113,9 +119,7 @@ def resolve(source: NlaSource) -> NlaFolders:
     if source.sidecar and not source.sidecar.is_file():
         raise FileNotFoundError(f"sidecar: there is no file {source.sidecar}")
     av, ar, base = (fetched(each) if each else None for each in (source.av, source.ar, source.base))
-    # Not after where it was fetched to, which changes with every commit.
-    named = source.id or Path(source.av or source.ar).name
-    return NlaFolders(id=named, av=av, ar=ar, sidecar=source.sidecar, base=base)
+    return NlaFolders(id=source.named, av=av, ar=ar, sidecar=source.sidecar, base=base)
 
 
 def fetched(name: str, revision: str | None = None) -> Path:

@@ -15,7 +15,8 @@ from actserve.v1 import explanation_service_pb2_grpc, site_pb2
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.principals import Role
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.rpc.explanations import baseline_names, nla_inputs, served_nlas
+from actserve_server.nla.pair_work import PairWork
+from actserve_server.rpc.explanations import baseline_names, nla_inputs, nla_pairs, served_nlas
 from actserve_server.rpc.explanations.explained_text import ExplainedText
 from actserve_server.rpc.explanations.served_nlas import Nlas, ServedNla
 from actserve_server.rpc.requests import interventions, pages, prompt_fields, site_fields
@@ -26,8 +27,11 @@ from actserve_server.rpc.transport.calls import current_call
 
 
 class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceServicer):
-    def __init__(self, engine: AdmittedEngine, sources: Sources, autoencoders: Nlas) -> None:
+    def __init__(
+        self, engine: AdmittedEngine, sources: Sources, autoencoders: Nlas, pairs: PairWork
+    ) -> None:
         self._engine = engine
+        self._pairs = pairs
         self._sources = sources
         self._autoencoders = autoencoders
 
@@ -137,6 +141,43 @@ class ExplanationServicer(explanation_service_pb2_grpc.ExplanationServiceService
         name, _ = baseline_names.parse_name(request.name, ("name",))
         nla = served_nlas.find(self._autoencoders, name, self._engine.info, field=("name",))
         return await nla.delete_baseline(request, current_call())
+
+    async def ListNlaPairs(  # noqa: N802
+        self, request: pb.ListNlaPairsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListNlaPairsResponse:
+        call, info = current_call(), self._engine.info
+        call.principal.require(Role.OPERATOR, "listing pairs")
+        model_descriptions.check_model(request.parent, info, ("parent",))
+        size = pages.size(request.page_size)
+        after = pages.after(request.page_token)
+        told = [nla_pairs.to_wire(pair, info, call) for pair in await self._pairs.all()]
+        left = [pair for pair in told if pair.name > after]
+        more = left[size - 1].name if len(left) > size else ""
+        return pb.ListNlaPairsResponse(nla_pairs=left[:size], next_page_token=pages.token(more))
+
+    async def GetNlaPair(  # noqa: N802
+        self, request: pb.GetNlaPairRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetNlaPairResponse:
+        call, info = current_call(), self._engine.info
+        call.principal.require(Role.OPERATOR, "looking at a pair")
+        pair = await self._pairs.get(nla_pairs.parse_name(request.name, info), request.name)
+        return pb.GetNlaPairResponse(nla_pair=nla_pairs.to_wire(pair, info, call))
+
+    async def LoadNlaPair(  # noqa: N802
+        self, request: pb.LoadNlaPairRequest, context: grpc.aio.ServicerContext
+    ) -> pb.LoadNlaPairResponse:
+        call, info = current_call(), self._engine.info
+        call.principal.require(Role.OPERATOR, "loading a pair")
+        pair = await self._pairs.load(nla_pairs.parse_name(request.name, info), request.name)
+        return pb.LoadNlaPairResponse(nla_pair=nla_pairs.to_wire(pair, info, call))
+
+    async def UnloadNlaPair(  # noqa: N802
+        self, request: pb.UnloadNlaPairRequest, context: grpc.aio.ServicerContext
+    ) -> pb.UnloadNlaPairResponse:
+        call, info = current_call(), self._engine.info
+        call.principal.require(Role.OPERATOR, "unloading a pair")
+        pair = await self._pairs.unload(nla_pairs.parse_name(request.name, info), request.name)
+        return pb.UnloadNlaPairResponse(nla_pair=nla_pairs.to_wire(pair, info, call))
 
     def _find(self, name: str, wire: site_pb2.Site, field: FieldPath = ("nla",)) -> ServedNla:
         """The autoencoder that a request names, of the site that its rows come from."""

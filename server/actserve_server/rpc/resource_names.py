@@ -19,6 +19,7 @@ _GRAPH = re.compile(r"(models/.+)/attributionGraphs/([^/\x00]{1,63})")
 _ALERT = re.compile(r"(models/.+)/alerts/([^/\x00]{1,63})")
 _DICTIONARY = re.compile(r"(models/.+)/dictionaries/([^/\x00]{1,63})")
 _UPLOAD = re.compile(r"(models/.+)/dictionaries/([^/\x00]{1,63})/uploads/([^/\x00]{1,63})")
+_PAIR = re.compile(r"(models/.+)/nlaPairs/([^/\x00]{1,63})")
 _BASELINE = re.compile(r"(models/.+/nlas/[^/]+)/baselines/([^/]+)")
 
 
@@ -28,6 +29,10 @@ def model_name(info: ModelInfo) -> str:
 
 def nla_name(model_id: str, nla_id: str) -> str:
     return f"{_MODELS}{model_id}/nlas/{nla_id}"
+
+
+def nla_pair_name(model_id: str, pair_id: str) -> str:
+    return f"{_MODELS}{model_id}/nlaPairs/{pair_id}"
 
 
 def steering_vector_name(model_id: str, vector_id: str) -> str:
@@ -70,6 +75,7 @@ def model_part(name: str) -> str:
     model = name[:_MAX_CHARACTERS]
     for collection in (
         "/nlas/",
+        "/nlaPairs/",
         "/steeringVectors/",
         "/monitors/",
         "/alerts/",
@@ -83,6 +89,12 @@ def model_part(name: str) -> str:
 def nla_id(name: str, info: ModelInfo) -> str | None:
     """The id in the name of an NLA of the served model; None if it is no such name."""
     named = _parsed(_NLA, name)
+    return named[2] if named and means_model(named[1], info) else None
+
+
+def nla_pair_id(name: str, info: ModelInfo) -> str | None:
+    """The id in the name of a pair of the served model; None if it is no such name."""
+    named = _parsed(_PAIR, name)
     return named[2] if named and means_model(named[1], info) else None
 
 

@@ -34,6 +34,7 @@ from actserve_server.domain.tenant_rules import RulesOf, no_rules
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.graphs.graph_work import GraphWork
 from actserve_server.graphs.stored_graphs import GraphRegistry
+from actserve_server.nla.pair_work import PairWork
 from actserve_server.rpc.attribution_graph_servicer import AttributionGraphServicer
 from actserve_server.rpc.dictionary_servicer import DictionaryServicer
 from actserve_server.rpc.explanation_servicer import ExplanationServicer
@@ -123,15 +124,16 @@ class Listening:
 
 
 class RpcServer:
-    """Serves an engine, what requests can name, the autoencoders that explain it, stored cells of
-    sweeps, what watches calls, and attribution graphs. Health is NOT_SERVING until told
-    otherwise."""
+    """Serves an engine, what requests can name, the autoencoders that explain it and how they are
+    loaded, stored cells of sweeps, what watches calls, and attribution graphs. Health is
+    NOT_SERVING until told otherwise."""
 
     def __init__(
         self,
         engine: AdmittedEngine,
         sources: Sources,
         autoencoders: Nlas,
+        pairs: PairWork,
         cells: StoredCells,
         watching: WatchingParts,
         graphs: GraphParts,
@@ -160,7 +162,7 @@ class RpcServer:
             KeptActivationsServicer(sources.kept, model_name(engine.info)), self.methods
         )
         explanation_service_pb2_grpc.add_ExplanationServiceServicer_to_server(
-            ExplanationServicer(engine, sources, autoencoders), self.methods
+            ExplanationServicer(engine, sources, autoencoders, pairs), self.methods
         )
         weight_service_pb2_grpc.add_WeightServiceServicer_to_server(
             WeightServicer(engine), self.methods

@@ -407,3 +407,31 @@ attribution_graph_parts = sa.Table(
     sa.PrimaryKeyConstraint("graph", "number"),
 )
 """Their nodes and edges, in the order in which they are told."""
+
+explanation_baselines = sa.Table(
+    "explanation_baselines",
+    METADATA,
+    # Whether it is for every tenant that has none of its name; then `tenant` is empty.
+    sa.Column("shared", sa.Boolean, nullable=False),
+    sa.Column("tenant", text(), nullable=False),
+    sa.Column("account", text(), nullable=False),
+    sa.Column("model_id", text(), nullable=False),
+    # The last part of the name of its NLA.
+    sa.Column("nla", text(63), nullable=False),
+    # The last part of its own name.
+    sa.Column("id", text(63), nullable=False),
+    # Where its rows came from, and how wide they were.
+    sa.Column("site", text(), nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("variance", sa.Double, nullable=False),
+    sa.Column("median_norm", sa.Double, nullable=False),
+    # How many there were.
+    sa.Column("rows", sa.Integer, nullable=False),
+    # The mean row: float32, little-endian.
+    sa.Column("mean", sa.LargeBinary, nullable=False),
+    # Microseconds since 1970 began, UTC.
+    sa.Column("create_time_us", sa.BigInteger, nullable=False),
+    sa.PrimaryKeyConstraint("model_id", "nla", "shared", "tenant", "id"),
+    sa.Index(None, "model_id", "nla", "account"),
+)
+"""What scores of explanations are relative to, by NLA, tenant and short name."""

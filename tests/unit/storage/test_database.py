@@ -125,6 +125,7 @@ async def test_scores_of_before_stay_comparable_within_their_version(store: dict
             "DROP TABLE dictionaries",
             "DROP TABLE attribution_graph_parts",
             "DROP TABLE attribution_graphs",
+            "DROP TABLE explanation_baselines",
             f"UPDATE {VERSION_TABLE} SET version_num='0004'",
         ):
             connection.execute(sa.text(statement))

@@ -244,6 +244,13 @@ const (
 	// The server's operator does not allow alerts to be sent to an address. Use
 	// one that is allowed. FAILED_PRECONDITION with url.
 	ErrorReason_ERROR_REASON_WEBHOOK_NOT_ALLOWED ErrorReason = 64
+	// What would be loaded needs more memory than is free. Unload something, or load
+	// something smaller. RESOURCE_EXHAUSTED with bytes, limit.
+	ErrorReason_ERROR_REASON_MEMORY_EXCEEDED ErrorReason = 65
+	// The checkpoints of a pair cannot be loaded, for the reason that the message says, such
+	// as another width than the model's. Mend them, and load the pair again.
+	// FAILED_PRECONDITION with nla.
+	ErrorReason_ERROR_REASON_NLA_PAIR_INVALID ErrorReason = 66
 )
 
 // Enum value maps for ErrorReason.
@@ -314,6 +321,8 @@ var (
 		62: "ERROR_REASON_MONITOR_INCOMPLETE",
 		63: "ERROR_REASON_ALERT_DECIDED",
 		64: "ERROR_REASON_WEBHOOK_NOT_ALLOWED",
+		65: "ERROR_REASON_MEMORY_EXCEEDED",
+		66: "ERROR_REASON_NLA_PAIR_INVALID",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                 0,
@@ -381,6 +390,8 @@ var (
 		"ERROR_REASON_MONITOR_INCOMPLETE":          62,
 		"ERROR_REASON_ALERT_DECIDED":               63,
 		"ERROR_REASON_WEBHOOK_NOT_ALLOWED":         64,
+		"ERROR_REASON_MEMORY_EXCEEDED":             65,
+		"ERROR_REASON_NLA_PAIR_INVALID":            66,
 	}
 )
 
@@ -415,7 +426,7 @@ var File_actserve_v1_errors_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x18actserve/v1/errors.proto\x12\vactserve.v1*\xf4\x11\n" +
+	"\x18actserve/v1/errors.proto\x12\vactserve.v1*\xb9\x12\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eERROR_REASON_REQUEST_MALFORMED\x10\x01\x12\x1f\n" +
@@ -482,7 +493,9 @@ const file_actserve_v1_errors_proto_rawDesc = "" +
 	"\x1eERROR_REASON_STORE_UNREACHABLE\x10=\x12#\n" +
 	"\x1fERROR_REASON_MONITOR_INCOMPLETE\x10>\x12\x1e\n" +
 	"\x1aERROR_REASON_ALERT_DECIDED\x10?\x12$\n" +
-	" ERROR_REASON_WEBHOOK_NOT_ALLOWED\x10@BR\n" +
+	" ERROR_REASON_WEBHOOK_NOT_ALLOWED\x10@\x12 \n" +
+	"\x1cERROR_REASON_MEMORY_EXCEEDED\x10A\x12!\n" +
+	"\x1dERROR_REASON_NLA_PAIR_INVALID\x10BBR\n" +
 	"\x0fdev.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3"
 
 var (

@@ -22,6 +22,67 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Whether a pair is there.
+type NlaPairState int32
+
+const (
+	// Not set.
+	NlaPairState_NLA_PAIR_STATE_UNSPECIFIED NlaPairState = 0
+	// It is not loaded.
+	NlaPairState_NLA_PAIR_STATE_UNLOADED NlaPairState = 1
+	// Its engines are being started, or wait for their turn.
+	NlaPairState_NLA_PAIR_STATE_LOADING NlaPairState = 2
+	// It explains.
+	NlaPairState_NLA_PAIR_STATE_LOADED NlaPairState = 3
+	// It finishes what it has begun.
+	NlaPairState_NLA_PAIR_STATE_UNLOADING NlaPairState = 4
+)
+
+// Enum value maps for NlaPairState.
+var (
+	NlaPairState_name = map[int32]string{
+		0: "NLA_PAIR_STATE_UNSPECIFIED",
+		1: "NLA_PAIR_STATE_UNLOADED",
+		2: "NLA_PAIR_STATE_LOADING",
+		3: "NLA_PAIR_STATE_LOADED",
+		4: "NLA_PAIR_STATE_UNLOADING",
+	}
+	NlaPairState_value = map[string]int32{
+		"NLA_PAIR_STATE_UNSPECIFIED": 0,
+		"NLA_PAIR_STATE_UNLOADED":    1,
+		"NLA_PAIR_STATE_LOADING":     2,
+		"NLA_PAIR_STATE_LOADED":      3,
+		"NLA_PAIR_STATE_UNLOADING":   4,
+	}
+)
+
+func (x NlaPairState) Enum() *NlaPairState {
+	p := new(NlaPairState)
+	*p = x
+	return p
+}
+
+func (x NlaPairState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NlaPairState) Descriptor() protoreflect.EnumDescriptor {
+	return file_actserve_v1_explanation_service_proto_enumTypes[0].Descriptor()
+}
+
+func (NlaPairState) Type() protoreflect.EnumType {
+	return &file_actserve_v1_explanation_service_proto_enumTypes[0]
+}
+
+func (x NlaPairState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NlaPairState.Descriptor instead.
+func (NlaPairState) EnumDescriptor() ([]byte, []int) {
+	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{0}
+}
+
 // What may be wrong with an explanation.
 type ExplanationFlag int32
 
@@ -75,11 +136,11 @@ func (x ExplanationFlag) String() string {
 }
 
 func (ExplanationFlag) Descriptor() protoreflect.EnumDescriptor {
-	return file_actserve_v1_explanation_service_proto_enumTypes[0].Descriptor()
+	return file_actserve_v1_explanation_service_proto_enumTypes[1].Descriptor()
 }
 
 func (ExplanationFlag) Type() protoreflect.EnumType {
-	return &file_actserve_v1_explanation_service_proto_enumTypes[0]
+	return &file_actserve_v1_explanation_service_proto_enumTypes[1]
 }
 
 func (x ExplanationFlag) Number() protoreflect.EnumNumber {
@@ -88,7 +149,7 @@ func (x ExplanationFlag) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ExplanationFlag.Descriptor instead.
 func (ExplanationFlag) EnumDescriptor() ([]byte, []int) {
-	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{0}
+	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{1}
 }
 
 // A loaded natural language autoencoder.
@@ -116,8 +177,9 @@ type Nla struct {
 	MaxSamples uint32 `protobuf:"varint,10,opt,name=max_samples,json=maxSamples,proto3" json:"max_samples,omitempty"`
 	// Tokens of one explanation at most.
 	MaxTokens uint32 `protobuf:"varint,11,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
-	// What scores can be relative to; at most 64. The one called `default` is used
-	// where a request names none.
+	// What scores can be relative to: at most 64 of the tenant's own, 64 for all tenants, and
+	// what the checkpoint says. The one called `default` is used where a request names
+	// none. Those that are stored are left out while the database cannot be reached.
 	Baselines []*ExplanationBaseline `protobuf:"bytes,12,rep,name=baselines,proto3" json:"baselines,omitempty"`
 	// What ExplainSpec.temperature is when unset; unset without an AV.
 	DefaultTemperature *float32 `protobuf:"fixed32,13,opt,name=default_temperature,json=defaultTemperature,proto3,oneof" json:"default_temperature,omitempty"`
@@ -2441,11 +2503,481 @@ func (*DeleteExplanationBaselineResponse) Descriptor() ([]byte, []int) {
 	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{30}
 }
 
+// A pair that the operator of the server lets others of that role load and unload.
+type NlaPair struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Format: models/{model}/nlaPairs/{pair}. What is loaded of it is
+	// models/{model}/nlas/{pair}.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Whether it is there.
+	State NlaPairState `protobuf:"varint,2,opt,name=state,proto3,enum=actserve.v1.NlaPairState" json:"state,omitempty"`
+	// How loading it goes, or went the last time that LoadNlaPair asked for it; a step is an
+	// engine that is started. Unset before.
+	Loading *Work `protobuf:"bytes,3,opt,name=loading,proto3" json:"loading,omitempty"`
+	// Calls that it works on; unloading waits for them.
+	RunningCalls  uint32 `protobuf:"varint,4,opt,name=running_calls,json=runningCalls,proto3" json:"running_calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NlaPair) Reset() {
+	*x = NlaPair{}
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NlaPair) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NlaPair) ProtoMessage() {}
+
+func (x *NlaPair) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NlaPair.ProtoReflect.Descriptor instead.
+func (*NlaPair) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *NlaPair) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NlaPair) GetState() NlaPairState {
+	if x != nil {
+		return x.State
+	}
+	return NlaPairState_NLA_PAIR_STATE_UNSPECIFIED
+}
+
+func (x *NlaPair) GetLoading() *Work {
+	if x != nil {
+		return x.Loading
+	}
+	return nil
+}
+
+func (x *NlaPair) GetRunningCalls() uint32 {
+	if x != nil {
+		return x.RunningCalls
+	}
+	return 0
+}
+
+// A request for a page of pairs.
+type ListNlaPairsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose pairs. Format: models/{model}. The only model's when unset.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// At most this many; 50 when zero, and never more than 1000.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// `next_page_token` of the page before; opaque.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNlaPairsRequest) Reset() {
+	*x = ListNlaPairsRequest{}
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNlaPairsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNlaPairsRequest) ProtoMessage() {}
+
+func (x *ListNlaPairsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNlaPairsRequest.ProtoReflect.Descriptor instead.
+func (*ListNlaPairsRequest) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ListNlaPairsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ListNlaPairsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListNlaPairsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// A page of pairs.
+type ListNlaPairsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pairs, by name.
+	NlaPairs []*NlaPair `protobuf:"bytes,1,rep,name=nla_pairs,json=nlaPairs,proto3" json:"nla_pairs,omitempty"`
+	// Asks for the next page; empty on the last one.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNlaPairsResponse) Reset() {
+	*x = ListNlaPairsResponse{}
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNlaPairsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNlaPairsResponse) ProtoMessage() {}
+
+func (x *ListNlaPairsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNlaPairsResponse.ProtoReflect.Descriptor instead.
+func (*ListNlaPairsResponse) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ListNlaPairsResponse) GetNlaPairs() []*NlaPair {
+	if x != nil {
+		return x.NlaPairs
+	}
+	return nil
+}
+
+func (x *ListNlaPairsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// A request for one pair.
+type GetNlaPairRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Format: models/{model}/nlaPairs/{pair}.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetNlaPairRequest) Reset() {
+	*x = GetNlaPairRequest{}
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetNlaPairRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetNlaPairRequest) ProtoMessage() {}
+
+func (x *GetNlaPairRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetNlaPairRequest.ProtoReflect.Descriptor instead.
+func (*GetNlaPairRequest) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *GetNlaPairRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// One pair.
+type GetNlaPairResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pair.
+	NlaPair       *NlaPair `protobuf:"bytes,1,opt,name=nla_pair,json=nlaPair,proto3" json:"nla_pair,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetNlaPairResponse) Reset() {
+	*x = GetNlaPairResponse{}
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetNlaPairResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetNlaPairResponse) ProtoMessage() {}
+
+func (x *GetNlaPairResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetNlaPairResponse.ProtoReflect.Descriptor instead.
+func (*GetNlaPairResponse) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *GetNlaPairResponse) GetNlaPair() *NlaPair {
+	if x != nil {
+		return x.NlaPair
+	}
+	return nil
+}
+
+// A request to load a pair.
+type LoadNlaPairRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Format: models/{model}/nlaPairs/{pair}.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadNlaPairRequest) Reset() {
+	*x = LoadNlaPairRequest{}
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadNlaPairRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadNlaPairRequest) ProtoMessage() {}
+
+func (x *LoadNlaPairRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadNlaPairRequest.ProtoReflect.Descriptor instead.
+func (*LoadNlaPairRequest) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *LoadNlaPairRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// What is being loaded.
+type LoadNlaPairResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pair, as it is now.
+	NlaPair       *NlaPair `protobuf:"bytes,1,opt,name=nla_pair,json=nlaPair,proto3" json:"nla_pair,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadNlaPairResponse) Reset() {
+	*x = LoadNlaPairResponse{}
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadNlaPairResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadNlaPairResponse) ProtoMessage() {}
+
+func (x *LoadNlaPairResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadNlaPairResponse.ProtoReflect.Descriptor instead.
+func (*LoadNlaPairResponse) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *LoadNlaPairResponse) GetNlaPair() *NlaPair {
+	if x != nil {
+		return x.NlaPair
+	}
+	return nil
+}
+
+// A request to unload a pair.
+type UnloadNlaPairRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Format: models/{model}/nlaPairs/{pair}.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnloadNlaPairRequest) Reset() {
+	*x = UnloadNlaPairRequest{}
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnloadNlaPairRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnloadNlaPairRequest) ProtoMessage() {}
+
+func (x *UnloadNlaPairRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnloadNlaPairRequest.ProtoReflect.Descriptor instead.
+func (*UnloadNlaPairRequest) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *UnloadNlaPairRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// What is being unloaded.
+type UnloadNlaPairResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pair, as it is now.
+	NlaPair       *NlaPair `protobuf:"bytes,1,opt,name=nla_pair,json=nlaPair,proto3" json:"nla_pair,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnloadNlaPairResponse) Reset() {
+	*x = UnloadNlaPairResponse{}
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnloadNlaPairResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnloadNlaPairResponse) ProtoMessage() {}
+
+func (x *UnloadNlaPairResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_actserve_v1_explanation_service_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnloadNlaPairResponse.ProtoReflect.Descriptor instead.
+func (*UnloadNlaPairResponse) Descriptor() ([]byte, []int) {
+	return file_actserve_v1_explanation_service_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *UnloadNlaPairResponse) GetNlaPair() *NlaPair {
+	if x != nil {
+		return x.NlaPair
+	}
+	return nil
+}
+
 var File_actserve_v1_explanation_service_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_explanation_service_proto_rawDesc = "" +
 	"\n" +
-	"%actserve/v1/explanation_service.proto\x12\vactserve.v1\x1a$actserve/v1/generation_service.proto\x1a\x1eactserve/v1/intervention.proto\x1a\x1bactserve/v1/positions.proto\x1a\x18actserve/v1/prompt.proto\x1a\x16actserve/v1/site.proto\x1a\x18actserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\"\x80\x05\n" +
+	"%actserve/v1/explanation_service.proto\x12\vactserve.v1\x1a$actserve/v1/generation_service.proto\x1a\x1eactserve/v1/intervention.proto\x1a\x1bactserve/v1/positions.proto\x1a\x18actserve/v1/prompt.proto\x1a\x16actserve/v1/site.proto\x1a\x18actserve/v1/tensor.proto\x1a\x16actserve/v1/work.proto\x1a\x1fgoogle/api/field_behavior.proto\"\x80\x05\n" +
 	"\x03Nla\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x12\x1c\n" +
 	"\x06family\x18\x02 \x01(\tB\x04\xe2A\x01\x03R\x06family\x12-\n" +
@@ -2627,14 +3159,46 @@ const file_actserve_v1_explanation_service_proto_rawDesc = "" +
 	" DeleteExplanationBaselineRequest\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x04name\x12\x1c\n" +
 	"\x06shared\x18\x02 \x01(\bB\x04\xe2A\x01\x01R\x06shared\"#\n" +
-	"!DeleteExplanationBaselineResponse*\xe1\x01\n" +
+	"!DeleteExplanationBaselineResponse\"\xb8\x01\n" +
+	"\aNlaPair\x12\x18\n" +
+	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x125\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x19.actserve.v1.NlaPairStateB\x04\xe2A\x01\x03R\x05state\x121\n" +
+	"\aloading\x18\x03 \x01(\v2\x11.actserve.v1.WorkB\x04\xe2A\x01\x03R\aloading\x12)\n" +
+	"\rrunning_calls\x18\x04 \x01(\rB\x04\xe2A\x01\x03R\frunningCalls\"{\n" +
+	"\x13ListNlaPairsRequest\x12\x1c\n" +
+	"\x06parent\x18\x01 \x01(\tB\x04\xe2A\x01\x01R\x06parent\x12!\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\x04\xe2A\x01\x01R\bpageSize\x12#\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\x04\xe2A\x01\x01R\tpageToken\"q\n" +
+	"\x14ListNlaPairsResponse\x121\n" +
+	"\tnla_pairs\x18\x01 \x03(\v2\x14.actserve.v1.NlaPairR\bnlaPairs\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"-\n" +
+	"\x11GetNlaPairRequest\x12\x18\n" +
+	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x04name\"E\n" +
+	"\x12GetNlaPairResponse\x12/\n" +
+	"\bnla_pair\x18\x01 \x01(\v2\x14.actserve.v1.NlaPairR\anlaPair\".\n" +
+	"\x12LoadNlaPairRequest\x12\x18\n" +
+	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x04name\"F\n" +
+	"\x13LoadNlaPairResponse\x12/\n" +
+	"\bnla_pair\x18\x01 \x01(\v2\x14.actserve.v1.NlaPairR\anlaPair\"0\n" +
+	"\x14UnloadNlaPairRequest\x12\x18\n" +
+	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x04name\"H\n" +
+	"\x15UnloadNlaPairResponse\x12/\n" +
+	"\bnla_pair\x18\x01 \x01(\v2\x14.actserve.v1.NlaPairR\anlaPair*\xa0\x01\n" +
+	"\fNlaPairState\x12\x1e\n" +
+	"\x1aNLA_PAIR_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17NLA_PAIR_STATE_UNLOADED\x10\x01\x12\x1a\n" +
+	"\x16NLA_PAIR_STATE_LOADING\x10\x02\x12\x19\n" +
+	"\x15NLA_PAIR_STATE_LOADED\x10\x03\x12\x1c\n" +
+	"\x18NLA_PAIR_STATE_UNLOADING\x10\x04*\xe1\x01\n" +
 	"\x0fExplanationFlag\x12 \n" +
 	"\x1cEXPLANATION_FLAG_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fEXPLANATION_FLAG_EARLY_POSITION\x10\x01\x12!\n" +
 	"\x1dEXPLANATION_FLAG_NORM_OUTLIER\x10\x02\x12\x1d\n" +
 	"\x19EXPLANATION_FLAG_UNPARSED\x10\x03\x12%\n" +
 	"!EXPLANATION_FLAG_FAILED_INJECTION\x10\x04\x12\x1e\n" +
-	"\x1aEXPLANATION_FLAG_TRUNCATED\x10\x052\xbb\a\n" +
+	"\x1aEXPLANATION_FLAG_TRUNCATED\x10\x052\x9d\n" +
+	"\n" +
 	"\x12ExplanationService\x12L\n" +
 	"\bListNlas\x12\x1c.actserve.v1.ListNlasRequest\x1a\x1d.actserve.v1.ListNlasResponse\"\x03\x90\x02\x01\x12F\n" +
 	"\x06GetNla\x12\x1a.actserve.v1.GetNlaRequest\x1a\x1b.actserve.v1.GetNlaResponse\"\x03\x90\x02\x01\x12l\n" +
@@ -2644,7 +3208,12 @@ const file_actserve_v1_explanation_service_proto_rawDesc = "" +
 	"\x16ReconstructActivations\x12*.actserve.v1.ReconstructActivationsRequest\x1a+.actserve.v1.ReconstructActivationsResponse\"\x03\x90\x02\x010\x01\x12g\n" +
 	"\x11ScoreExplanations\x12%.actserve.v1.ScoreExplanationsRequest\x1a&.actserve.v1.ScoreExplanationsResponse\"\x03\x90\x02\x01\x12v\n" +
 	"\x16SetExplanationBaseline\x12*.actserve.v1.SetExplanationBaselineRequest\x1a+.actserve.v1.SetExplanationBaselineResponse\"\x03\x90\x02\x02\x12\x7f\n" +
-	"\x19DeleteExplanationBaseline\x12-.actserve.v1.DeleteExplanationBaselineRequest\x1a..actserve.v1.DeleteExplanationBaselineResponse\"\x03\x90\x02\x02BR\n" +
+	"\x19DeleteExplanationBaseline\x12-.actserve.v1.DeleteExplanationBaselineRequest\x1a..actserve.v1.DeleteExplanationBaselineResponse\"\x03\x90\x02\x02\x12X\n" +
+	"\fListNlaPairs\x12 .actserve.v1.ListNlaPairsRequest\x1a!.actserve.v1.ListNlaPairsResponse\"\x03\x90\x02\x01\x12R\n" +
+	"\n" +
+	"GetNlaPair\x12\x1e.actserve.v1.GetNlaPairRequest\x1a\x1f.actserve.v1.GetNlaPairResponse\"\x03\x90\x02\x01\x12U\n" +
+	"\vLoadNlaPair\x12\x1f.actserve.v1.LoadNlaPairRequest\x1a .actserve.v1.LoadNlaPairResponse\"\x03\x90\x02\x02\x12[\n" +
+	"\rUnloadNlaPair\x12!.actserve.v1.UnloadNlaPairRequest\x1a\".actserve.v1.UnloadNlaPairResponse\"\x03\x90\x02\x02BR\n" +
 	"\x0fdev.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3"
 
 var (
@@ -2659,118 +3228,143 @@ func file_actserve_v1_explanation_service_proto_rawDescGZIP() []byte {
 	return file_actserve_v1_explanation_service_proto_rawDescData
 }
 
-var file_actserve_v1_explanation_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_actserve_v1_explanation_service_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_actserve_v1_explanation_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_actserve_v1_explanation_service_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_actserve_v1_explanation_service_proto_goTypes = []any{
-	(ExplanationFlag)(0),                      // 0: actserve.v1.ExplanationFlag
-	(*Nla)(nil),                               // 1: actserve.v1.Nla
-	(*ExplanationBaseline)(nil),               // 2: actserve.v1.ExplanationBaseline
-	(*ListNlasRequest)(nil),                   // 3: actserve.v1.ListNlasRequest
-	(*ListNlasResponse)(nil),                  // 4: actserve.v1.ListNlasResponse
-	(*GetNlaRequest)(nil),                     // 5: actserve.v1.GetNlaRequest
-	(*GetNlaResponse)(nil),                    // 6: actserve.v1.GetNlaResponse
-	(*Explanation)(nil),                       // 7: actserve.v1.Explanation
-	(*ExplanationScore)(nil),                  // 8: actserve.v1.ExplanationScore
-	(*Claim)(nil),                             // 9: actserve.v1.Claim
-	(*ExplainSpec)(nil),                       // 10: actserve.v1.ExplainSpec
-	(*ExplainActivationsRequest)(nil),         // 11: actserve.v1.ExplainActivationsRequest
-	(*ExplainActivationsResponse)(nil),        // 12: actserve.v1.ExplainActivationsResponse
-	(*ExplainTextRequest)(nil),                // 13: actserve.v1.ExplainTextRequest
-	(*ExplainTextResponse)(nil),               // 14: actserve.v1.ExplainTextResponse
-	(*CompareActivationsRequest)(nil),         // 15: actserve.v1.CompareActivationsRequest
-	(*CompareActivationsResponse)(nil),        // 16: actserve.v1.CompareActivationsResponse
-	(*ExplanationEvent)(nil),                  // 17: actserve.v1.ExplanationEvent
-	(*ExplainStarted)(nil),                    // 18: actserve.v1.ExplainStarted
-	(*PartialExplanation)(nil),                // 19: actserve.v1.PartialExplanation
-	(*ExplainFinished)(nil),                   // 20: actserve.v1.ExplainFinished
-	(*ReconstructActivationsRequest)(nil),     // 21: actserve.v1.ReconstructActivationsRequest
-	(*ReconstructActivationsResponse)(nil),    // 22: actserve.v1.ReconstructActivationsResponse
-	(*ReconstructStarted)(nil),                // 23: actserve.v1.ReconstructStarted
-	(*ReconstructedRows)(nil),                 // 24: actserve.v1.ReconstructedRows
-	(*ReconstructFinished)(nil),               // 25: actserve.v1.ReconstructFinished
-	(*ScoreExplanationsRequest)(nil),          // 26: actserve.v1.ScoreExplanationsRequest
-	(*ScoreExplanationsResponse)(nil),         // 27: actserve.v1.ScoreExplanationsResponse
-	(*SetExplanationBaselineRequest)(nil),     // 28: actserve.v1.SetExplanationBaselineRequest
-	(*SetExplanationBaselineResponse)(nil),    // 29: actserve.v1.SetExplanationBaselineResponse
-	(*DeleteExplanationBaselineRequest)(nil),  // 30: actserve.v1.DeleteExplanationBaselineRequest
-	(*DeleteExplanationBaselineResponse)(nil), // 31: actserve.v1.DeleteExplanationBaselineResponse
-	(*Site)(nil),                              // 32: actserve.v1.Site
-	(FinishReason)(0),                         // 33: actserve.v1.FinishReason
-	(*Tensor)(nil),                            // 34: actserve.v1.Tensor
-	(*Prompt)(nil),                            // 35: actserve.v1.Prompt
-	(*PositionSelector)(nil),                  // 36: actserve.v1.PositionSelector
-	(*Intervention)(nil),                      // 37: actserve.v1.Intervention
-	(*TokenizedPrompt)(nil),                   // 38: actserve.v1.TokenizedPrompt
-	(*Usage)(nil),                             // 39: actserve.v1.Usage
-	(*InterventionReport)(nil),                // 40: actserve.v1.InterventionReport
+	(NlaPairState)(0),                         // 0: actserve.v1.NlaPairState
+	(ExplanationFlag)(0),                      // 1: actserve.v1.ExplanationFlag
+	(*Nla)(nil),                               // 2: actserve.v1.Nla
+	(*ExplanationBaseline)(nil),               // 3: actserve.v1.ExplanationBaseline
+	(*ListNlasRequest)(nil),                   // 4: actserve.v1.ListNlasRequest
+	(*ListNlasResponse)(nil),                  // 5: actserve.v1.ListNlasResponse
+	(*GetNlaRequest)(nil),                     // 6: actserve.v1.GetNlaRequest
+	(*GetNlaResponse)(nil),                    // 7: actserve.v1.GetNlaResponse
+	(*Explanation)(nil),                       // 8: actserve.v1.Explanation
+	(*ExplanationScore)(nil),                  // 9: actserve.v1.ExplanationScore
+	(*Claim)(nil),                             // 10: actserve.v1.Claim
+	(*ExplainSpec)(nil),                       // 11: actserve.v1.ExplainSpec
+	(*ExplainActivationsRequest)(nil),         // 12: actserve.v1.ExplainActivationsRequest
+	(*ExplainActivationsResponse)(nil),        // 13: actserve.v1.ExplainActivationsResponse
+	(*ExplainTextRequest)(nil),                // 14: actserve.v1.ExplainTextRequest
+	(*ExplainTextResponse)(nil),               // 15: actserve.v1.ExplainTextResponse
+	(*CompareActivationsRequest)(nil),         // 16: actserve.v1.CompareActivationsRequest
+	(*CompareActivationsResponse)(nil),        // 17: actserve.v1.CompareActivationsResponse
+	(*ExplanationEvent)(nil),                  // 18: actserve.v1.ExplanationEvent
+	(*ExplainStarted)(nil),                    // 19: actserve.v1.ExplainStarted
+	(*PartialExplanation)(nil),                // 20: actserve.v1.PartialExplanation
+	(*ExplainFinished)(nil),                   // 21: actserve.v1.ExplainFinished
+	(*ReconstructActivationsRequest)(nil),     // 22: actserve.v1.ReconstructActivationsRequest
+	(*ReconstructActivationsResponse)(nil),    // 23: actserve.v1.ReconstructActivationsResponse
+	(*ReconstructStarted)(nil),                // 24: actserve.v1.ReconstructStarted
+	(*ReconstructedRows)(nil),                 // 25: actserve.v1.ReconstructedRows
+	(*ReconstructFinished)(nil),               // 26: actserve.v1.ReconstructFinished
+	(*ScoreExplanationsRequest)(nil),          // 27: actserve.v1.ScoreExplanationsRequest
+	(*ScoreExplanationsResponse)(nil),         // 28: actserve.v1.ScoreExplanationsResponse
+	(*SetExplanationBaselineRequest)(nil),     // 29: actserve.v1.SetExplanationBaselineRequest
+	(*SetExplanationBaselineResponse)(nil),    // 30: actserve.v1.SetExplanationBaselineResponse
+	(*DeleteExplanationBaselineRequest)(nil),  // 31: actserve.v1.DeleteExplanationBaselineRequest
+	(*DeleteExplanationBaselineResponse)(nil), // 32: actserve.v1.DeleteExplanationBaselineResponse
+	(*NlaPair)(nil),                           // 33: actserve.v1.NlaPair
+	(*ListNlaPairsRequest)(nil),               // 34: actserve.v1.ListNlaPairsRequest
+	(*ListNlaPairsResponse)(nil),              // 35: actserve.v1.ListNlaPairsResponse
+	(*GetNlaPairRequest)(nil),                 // 36: actserve.v1.GetNlaPairRequest
+	(*GetNlaPairResponse)(nil),                // 37: actserve.v1.GetNlaPairResponse
+	(*LoadNlaPairRequest)(nil),                // 38: actserve.v1.LoadNlaPairRequest
+	(*LoadNlaPairResponse)(nil),               // 39: actserve.v1.LoadNlaPairResponse
+	(*UnloadNlaPairRequest)(nil),              // 40: actserve.v1.UnloadNlaPairRequest
+	(*UnloadNlaPairResponse)(nil),             // 41: actserve.v1.UnloadNlaPairResponse
+	(*Site)(nil),                              // 42: actserve.v1.Site
+	(FinishReason)(0),                         // 43: actserve.v1.FinishReason
+	(*Tensor)(nil),                            // 44: actserve.v1.Tensor
+	(*Prompt)(nil),                            // 45: actserve.v1.Prompt
+	(*PositionSelector)(nil),                  // 46: actserve.v1.PositionSelector
+	(*Intervention)(nil),                      // 47: actserve.v1.Intervention
+	(*TokenizedPrompt)(nil),                   // 48: actserve.v1.TokenizedPrompt
+	(*Usage)(nil),                             // 49: actserve.v1.Usage
+	(*InterventionReport)(nil),                // 50: actserve.v1.InterventionReport
+	(*Work)(nil),                              // 51: actserve.v1.Work
 }
 var file_actserve_v1_explanation_service_proto_depIdxs = []int32{
-	32, // 0: actserve.v1.Nla.site:type_name -> actserve.v1.Site
-	2,  // 1: actserve.v1.Nla.baselines:type_name -> actserve.v1.ExplanationBaseline
-	1,  // 2: actserve.v1.ListNlasResponse.nlas:type_name -> actserve.v1.Nla
-	1,  // 3: actserve.v1.GetNlaResponse.nla:type_name -> actserve.v1.Nla
-	33, // 4: actserve.v1.Explanation.finish_reason:type_name -> actserve.v1.FinishReason
-	0,  // 5: actserve.v1.Explanation.flags:type_name -> actserve.v1.ExplanationFlag
-	8,  // 6: actserve.v1.Explanation.score:type_name -> actserve.v1.ExplanationScore
-	9,  // 7: actserve.v1.Explanation.claims:type_name -> actserve.v1.Claim
-	32, // 8: actserve.v1.ExplainActivationsRequest.site:type_name -> actserve.v1.Site
-	34, // 9: actserve.v1.ExplainActivationsRequest.activations:type_name -> actserve.v1.Tensor
-	10, // 10: actserve.v1.ExplainActivationsRequest.spec:type_name -> actserve.v1.ExplainSpec
-	17, // 11: actserve.v1.ExplainActivationsResponse.event:type_name -> actserve.v1.ExplanationEvent
-	35, // 12: actserve.v1.ExplainTextRequest.prompt:type_name -> actserve.v1.Prompt
-	36, // 13: actserve.v1.ExplainTextRequest.positions:type_name -> actserve.v1.PositionSelector
-	37, // 14: actserve.v1.ExplainTextRequest.interventions:type_name -> actserve.v1.Intervention
-	10, // 15: actserve.v1.ExplainTextRequest.spec:type_name -> actserve.v1.ExplainSpec
-	17, // 16: actserve.v1.ExplainTextResponse.event:type_name -> actserve.v1.ExplanationEvent
-	32, // 17: actserve.v1.CompareActivationsRequest.site:type_name -> actserve.v1.Site
-	34, // 18: actserve.v1.CompareActivationsRequest.activations:type_name -> actserve.v1.Tensor
-	34, // 19: actserve.v1.CompareActivationsRequest.reference:type_name -> actserve.v1.Tensor
-	10, // 20: actserve.v1.CompareActivationsRequest.spec:type_name -> actserve.v1.ExplainSpec
-	17, // 21: actserve.v1.CompareActivationsResponse.event:type_name -> actserve.v1.ExplanationEvent
-	18, // 22: actserve.v1.ExplanationEvent.started:type_name -> actserve.v1.ExplainStarted
-	19, // 23: actserve.v1.ExplanationEvent.partial:type_name -> actserve.v1.PartialExplanation
-	7,  // 24: actserve.v1.ExplanationEvent.explanation:type_name -> actserve.v1.Explanation
-	20, // 25: actserve.v1.ExplanationEvent.finished:type_name -> actserve.v1.ExplainFinished
-	32, // 26: actserve.v1.ExplainStarted.site:type_name -> actserve.v1.Site
-	38, // 27: actserve.v1.ExplainStarted.prompt:type_name -> actserve.v1.TokenizedPrompt
-	39, // 28: actserve.v1.ExplainFinished.usage:type_name -> actserve.v1.Usage
-	40, // 29: actserve.v1.ExplainFinished.interventions:type_name -> actserve.v1.InterventionReport
-	32, // 30: actserve.v1.ReconstructActivationsRequest.site:type_name -> actserve.v1.Site
-	23, // 31: actserve.v1.ReconstructActivationsResponse.started:type_name -> actserve.v1.ReconstructStarted
-	24, // 32: actserve.v1.ReconstructActivationsResponse.rows:type_name -> actserve.v1.ReconstructedRows
-	25, // 33: actserve.v1.ReconstructActivationsResponse.finished:type_name -> actserve.v1.ReconstructFinished
-	34, // 34: actserve.v1.ReconstructedRows.rows:type_name -> actserve.v1.Tensor
-	39, // 35: actserve.v1.ReconstructFinished.usage:type_name -> actserve.v1.Usage
-	32, // 36: actserve.v1.ScoreExplanationsRequest.site:type_name -> actserve.v1.Site
-	34, // 37: actserve.v1.ScoreExplanationsRequest.activations:type_name -> actserve.v1.Tensor
-	8,  // 38: actserve.v1.ScoreExplanationsResponse.scores:type_name -> actserve.v1.ExplanationScore
-	39, // 39: actserve.v1.ScoreExplanationsResponse.usage:type_name -> actserve.v1.Usage
-	32, // 40: actserve.v1.SetExplanationBaselineRequest.site:type_name -> actserve.v1.Site
-	34, // 41: actserve.v1.SetExplanationBaselineRequest.activations:type_name -> actserve.v1.Tensor
-	2,  // 42: actserve.v1.SetExplanationBaselineResponse.baseline:type_name -> actserve.v1.ExplanationBaseline
-	3,  // 43: actserve.v1.ExplanationService.ListNlas:input_type -> actserve.v1.ListNlasRequest
-	5,  // 44: actserve.v1.ExplanationService.GetNla:input_type -> actserve.v1.GetNlaRequest
-	11, // 45: actserve.v1.ExplanationService.ExplainActivations:input_type -> actserve.v1.ExplainActivationsRequest
-	13, // 46: actserve.v1.ExplanationService.ExplainText:input_type -> actserve.v1.ExplainTextRequest
-	15, // 47: actserve.v1.ExplanationService.CompareActivations:input_type -> actserve.v1.CompareActivationsRequest
-	21, // 48: actserve.v1.ExplanationService.ReconstructActivations:input_type -> actserve.v1.ReconstructActivationsRequest
-	26, // 49: actserve.v1.ExplanationService.ScoreExplanations:input_type -> actserve.v1.ScoreExplanationsRequest
-	28, // 50: actserve.v1.ExplanationService.SetExplanationBaseline:input_type -> actserve.v1.SetExplanationBaselineRequest
-	30, // 51: actserve.v1.ExplanationService.DeleteExplanationBaseline:input_type -> actserve.v1.DeleteExplanationBaselineRequest
-	4,  // 52: actserve.v1.ExplanationService.ListNlas:output_type -> actserve.v1.ListNlasResponse
-	6,  // 53: actserve.v1.ExplanationService.GetNla:output_type -> actserve.v1.GetNlaResponse
-	12, // 54: actserve.v1.ExplanationService.ExplainActivations:output_type -> actserve.v1.ExplainActivationsResponse
-	14, // 55: actserve.v1.ExplanationService.ExplainText:output_type -> actserve.v1.ExplainTextResponse
-	16, // 56: actserve.v1.ExplanationService.CompareActivations:output_type -> actserve.v1.CompareActivationsResponse
-	22, // 57: actserve.v1.ExplanationService.ReconstructActivations:output_type -> actserve.v1.ReconstructActivationsResponse
-	27, // 58: actserve.v1.ExplanationService.ScoreExplanations:output_type -> actserve.v1.ScoreExplanationsResponse
-	29, // 59: actserve.v1.ExplanationService.SetExplanationBaseline:output_type -> actserve.v1.SetExplanationBaselineResponse
-	31, // 60: actserve.v1.ExplanationService.DeleteExplanationBaseline:output_type -> actserve.v1.DeleteExplanationBaselineResponse
-	52, // [52:61] is the sub-list for method output_type
-	43, // [43:52] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	42, // 0: actserve.v1.Nla.site:type_name -> actserve.v1.Site
+	3,  // 1: actserve.v1.Nla.baselines:type_name -> actserve.v1.ExplanationBaseline
+	2,  // 2: actserve.v1.ListNlasResponse.nlas:type_name -> actserve.v1.Nla
+	2,  // 3: actserve.v1.GetNlaResponse.nla:type_name -> actserve.v1.Nla
+	43, // 4: actserve.v1.Explanation.finish_reason:type_name -> actserve.v1.FinishReason
+	1,  // 5: actserve.v1.Explanation.flags:type_name -> actserve.v1.ExplanationFlag
+	9,  // 6: actserve.v1.Explanation.score:type_name -> actserve.v1.ExplanationScore
+	10, // 7: actserve.v1.Explanation.claims:type_name -> actserve.v1.Claim
+	42, // 8: actserve.v1.ExplainActivationsRequest.site:type_name -> actserve.v1.Site
+	44, // 9: actserve.v1.ExplainActivationsRequest.activations:type_name -> actserve.v1.Tensor
+	11, // 10: actserve.v1.ExplainActivationsRequest.spec:type_name -> actserve.v1.ExplainSpec
+	18, // 11: actserve.v1.ExplainActivationsResponse.event:type_name -> actserve.v1.ExplanationEvent
+	45, // 12: actserve.v1.ExplainTextRequest.prompt:type_name -> actserve.v1.Prompt
+	46, // 13: actserve.v1.ExplainTextRequest.positions:type_name -> actserve.v1.PositionSelector
+	47, // 14: actserve.v1.ExplainTextRequest.interventions:type_name -> actserve.v1.Intervention
+	11, // 15: actserve.v1.ExplainTextRequest.spec:type_name -> actserve.v1.ExplainSpec
+	18, // 16: actserve.v1.ExplainTextResponse.event:type_name -> actserve.v1.ExplanationEvent
+	42, // 17: actserve.v1.CompareActivationsRequest.site:type_name -> actserve.v1.Site
+	44, // 18: actserve.v1.CompareActivationsRequest.activations:type_name -> actserve.v1.Tensor
+	44, // 19: actserve.v1.CompareActivationsRequest.reference:type_name -> actserve.v1.Tensor
+	11, // 20: actserve.v1.CompareActivationsRequest.spec:type_name -> actserve.v1.ExplainSpec
+	18, // 21: actserve.v1.CompareActivationsResponse.event:type_name -> actserve.v1.ExplanationEvent
+	19, // 22: actserve.v1.ExplanationEvent.started:type_name -> actserve.v1.ExplainStarted
+	20, // 23: actserve.v1.ExplanationEvent.partial:type_name -> actserve.v1.PartialExplanation
+	8,  // 24: actserve.v1.ExplanationEvent.explanation:type_name -> actserve.v1.Explanation
+	21, // 25: actserve.v1.ExplanationEvent.finished:type_name -> actserve.v1.ExplainFinished
+	42, // 26: actserve.v1.ExplainStarted.site:type_name -> actserve.v1.Site
+	48, // 27: actserve.v1.ExplainStarted.prompt:type_name -> actserve.v1.TokenizedPrompt
+	49, // 28: actserve.v1.ExplainFinished.usage:type_name -> actserve.v1.Usage
+	50, // 29: actserve.v1.ExplainFinished.interventions:type_name -> actserve.v1.InterventionReport
+	42, // 30: actserve.v1.ReconstructActivationsRequest.site:type_name -> actserve.v1.Site
+	24, // 31: actserve.v1.ReconstructActivationsResponse.started:type_name -> actserve.v1.ReconstructStarted
+	25, // 32: actserve.v1.ReconstructActivationsResponse.rows:type_name -> actserve.v1.ReconstructedRows
+	26, // 33: actserve.v1.ReconstructActivationsResponse.finished:type_name -> actserve.v1.ReconstructFinished
+	44, // 34: actserve.v1.ReconstructedRows.rows:type_name -> actserve.v1.Tensor
+	49, // 35: actserve.v1.ReconstructFinished.usage:type_name -> actserve.v1.Usage
+	42, // 36: actserve.v1.ScoreExplanationsRequest.site:type_name -> actserve.v1.Site
+	44, // 37: actserve.v1.ScoreExplanationsRequest.activations:type_name -> actserve.v1.Tensor
+	9,  // 38: actserve.v1.ScoreExplanationsResponse.scores:type_name -> actserve.v1.ExplanationScore
+	49, // 39: actserve.v1.ScoreExplanationsResponse.usage:type_name -> actserve.v1.Usage
+	42, // 40: actserve.v1.SetExplanationBaselineRequest.site:type_name -> actserve.v1.Site
+	44, // 41: actserve.v1.SetExplanationBaselineRequest.activations:type_name -> actserve.v1.Tensor
+	3,  // 42: actserve.v1.SetExplanationBaselineResponse.baseline:type_name -> actserve.v1.ExplanationBaseline
+	0,  // 43: actserve.v1.NlaPair.state:type_name -> actserve.v1.NlaPairState
+	51, // 44: actserve.v1.NlaPair.loading:type_name -> actserve.v1.Work
+	33, // 45: actserve.v1.ListNlaPairsResponse.nla_pairs:type_name -> actserve.v1.NlaPair
+	33, // 46: actserve.v1.GetNlaPairResponse.nla_pair:type_name -> actserve.v1.NlaPair
+	33, // 47: actserve.v1.LoadNlaPairResponse.nla_pair:type_name -> actserve.v1.NlaPair
+	33, // 48: actserve.v1.UnloadNlaPairResponse.nla_pair:type_name -> actserve.v1.NlaPair
+	4,  // 49: actserve.v1.ExplanationService.ListNlas:input_type -> actserve.v1.ListNlasRequest
+	6,  // 50: actserve.v1.ExplanationService.GetNla:input_type -> actserve.v1.GetNlaRequest
+	12, // 51: actserve.v1.ExplanationService.ExplainActivations:input_type -> actserve.v1.ExplainActivationsRequest
+	14, // 52: actserve.v1.ExplanationService.ExplainText:input_type -> actserve.v1.ExplainTextRequest
+	16, // 53: actserve.v1.ExplanationService.CompareActivations:input_type -> actserve.v1.CompareActivationsRequest
+	22, // 54: actserve.v1.ExplanationService.ReconstructActivations:input_type -> actserve.v1.ReconstructActivationsRequest
+	27, // 55: actserve.v1.ExplanationService.ScoreExplanations:input_type -> actserve.v1.ScoreExplanationsRequest
+	29, // 56: actserve.v1.ExplanationService.SetExplanationBaseline:input_type -> actserve.v1.SetExplanationBaselineRequest
+	31, // 57: actserve.v1.ExplanationService.DeleteExplanationBaseline:input_type -> actserve.v1.DeleteExplanationBaselineRequest
+	34, // 58: actserve.v1.ExplanationService.ListNlaPairs:input_type -> actserve.v1.ListNlaPairsRequest
+	36, // 59: actserve.v1.ExplanationService.GetNlaPair:input_type -> actserve.v1.GetNlaPairRequest
+	38, // 60: actserve.v1.ExplanationService.LoadNlaPair:input_type -> actserve.v1.LoadNlaPairRequest
+	40, // 61: actserve.v1.ExplanationService.UnloadNlaPair:input_type -> actserve.v1.UnloadNlaPairRequest
+	5,  // 62: actserve.v1.ExplanationService.ListNlas:output_type -> actserve.v1.ListNlasResponse
+	7,  // 63: actserve.v1.ExplanationService.GetNla:output_type -> actserve.v1.GetNlaResponse
+	13, // 64: actserve.v1.ExplanationService.ExplainActivations:output_type -> actserve.v1.ExplainActivationsResponse
+	15, // 65: actserve.v1.ExplanationService.ExplainText:output_type -> actserve.v1.ExplainTextResponse
+	17, // 66: actserve.v1.ExplanationService.CompareActivations:output_type -> actserve.v1.CompareActivationsResponse
+	23, // 67: actserve.v1.ExplanationService.ReconstructActivations:output_type -> actserve.v1.ReconstructActivationsResponse
+	28, // 68: actserve.v1.ExplanationService.ScoreExplanations:output_type -> actserve.v1.ScoreExplanationsResponse
+	30, // 69: actserve.v1.ExplanationService.SetExplanationBaseline:output_type -> actserve.v1.SetExplanationBaselineResponse
+	32, // 70: actserve.v1.ExplanationService.DeleteExplanationBaseline:output_type -> actserve.v1.DeleteExplanationBaselineResponse
+	35, // 71: actserve.v1.ExplanationService.ListNlaPairs:output_type -> actserve.v1.ListNlaPairsResponse
+	37, // 72: actserve.v1.ExplanationService.GetNlaPair:output_type -> actserve.v1.GetNlaPairResponse
+	39, // 73: actserve.v1.ExplanationService.LoadNlaPair:output_type -> actserve.v1.LoadNlaPairResponse
+	41, // 74: actserve.v1.ExplanationService.UnloadNlaPair:output_type -> actserve.v1.UnloadNlaPairResponse
+	62, // [62:75] is the sub-list for method output_type
+	49, // [49:62] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_actserve_v1_explanation_service_proto_init() }
@@ -2784,6 +3378,7 @@ func file_actserve_v1_explanation_service_proto_init() {
 	file_actserve_v1_prompt_proto_init()
 	file_actserve_v1_site_proto_init()
 	file_actserve_v1_tensor_proto_init()
+	file_actserve_v1_work_proto_init()
 	file_actserve_v1_explanation_service_proto_msgTypes[0].OneofWrappers = []any{}
 	file_actserve_v1_explanation_service_proto_msgTypes[6].OneofWrappers = []any{}
 	file_actserve_v1_explanation_service_proto_msgTypes[7].OneofWrappers = []any{}
@@ -2805,8 +3400,8 @@ func file_actserve_v1_explanation_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_actserve_v1_explanation_service_proto_rawDesc), len(file_actserve_v1_explanation_service_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   31,
+			NumEnums:      2,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

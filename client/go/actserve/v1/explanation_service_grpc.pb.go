@@ -28,6 +28,10 @@ const (
 	ExplanationService_ScoreExplanations_FullMethodName         = "/actserve.v1.ExplanationService/ScoreExplanations"
 	ExplanationService_SetExplanationBaseline_FullMethodName    = "/actserve.v1.ExplanationService/SetExplanationBaseline"
 	ExplanationService_DeleteExplanationBaseline_FullMethodName = "/actserve.v1.ExplanationService/DeleteExplanationBaseline"
+	ExplanationService_ListNlaPairs_FullMethodName              = "/actserve.v1.ExplanationService/ListNlaPairs"
+	ExplanationService_GetNlaPair_FullMethodName                = "/actserve.v1.ExplanationService/GetNlaPair"
+	ExplanationService_LoadNlaPair_FullMethodName               = "/actserve.v1.ExplanationService/LoadNlaPair"
+	ExplanationService_UnloadNlaPair_FullMethodName             = "/actserve.v1.ExplanationService/UnloadNlaPair"
 )
 
 // ExplanationServiceClient is the client API for ExplanationService service.
@@ -64,11 +68,26 @@ type ExplanationServiceClient interface {
 	ReconstructActivations(ctx context.Context, in *ReconstructActivationsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReconstructActivationsResponse], error)
 	// Scores how well texts account for rows.
 	ScoreExplanations(ctx context.Context, in *ScoreExplanationsRequest, opts ...grpc.CallOption) (*ScoreExplanationsResponse, error)
-	// Measures from rows what scores are relative to, and stores it until the server
-	// stops.
+	// Measures from rows what scores are relative to, and stores it until it is
+	// deleted, or STORE_QUOTA_EXCEEDED.
 	SetExplanationBaseline(ctx context.Context, in *SetExplanationBaselineRequest, opts ...grpc.CallOption) (*SetExplanationBaselineResponse, error)
 	// Forgets a baseline that SetExplanationBaseline stored.
 	DeleteExplanationBaseline(ctx context.Context, in *DeleteExplanationBaselineRequest, opts ...grpc.CallOption) (*DeleteExplanationBaselineResponse, error)
+	// Lists the pairs that can be loaded and unloaded while the server runs, by name, with
+	// how far that has come. Takes the role operator, as all methods about pairs do. Each
+	// server has its own: of several behind one address ask each.
+	ListNlaPairs(ctx context.Context, in *ListNlaPairsRequest, opts ...grpc.CallOption) (*ListNlaPairsResponse, error)
+	// Returns one such pair.
+	GetNlaPair(ctx context.Context, in *GetNlaPairRequest, opts ...grpc.CallOption) (*GetNlaPairResponse, error)
+	// Begins to load a pair, which takes minutes; GetNlaPair tells how far it has come. One
+	// for which too little memory is free is not begun: NlaPair.loading then has
+	// failed with MEMORY_EXCEEDED. Does nothing where it is loaded or being loaded, and
+	// begins again where loading failed.
+	LoadNlaPair(ctx context.Context, in *LoadNlaPairRequest, opts ...grpc.CallOption) (*LoadNlaPairResponse, error)
+	// Begins to unload a pair: from now on it is NLA_NOT_FOUND, calls that it has begun are
+	// finished, and then its memory is freed. Baselines stay stored. Does nothing where it
+	// is not loaded; one that is being loaded is RESOURCE_NOT_READY.
+	UnloadNlaPair(ctx context.Context, in *UnloadNlaPairRequest, opts ...grpc.CallOption) (*UnloadNlaPairResponse, error)
 }
 
 type explanationServiceClient struct {
@@ -205,6 +224,46 @@ func (c *explanationServiceClient) DeleteExplanationBaseline(ctx context.Context
 	return out, nil
 }
 
+func (c *explanationServiceClient) ListNlaPairs(ctx context.Context, in *ListNlaPairsRequest, opts ...grpc.CallOption) (*ListNlaPairsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListNlaPairsResponse)
+	err := c.cc.Invoke(ctx, ExplanationService_ListNlaPairs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *explanationServiceClient) GetNlaPair(ctx context.Context, in *GetNlaPairRequest, opts ...grpc.CallOption) (*GetNlaPairResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetNlaPairResponse)
+	err := c.cc.Invoke(ctx, ExplanationService_GetNlaPair_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *explanationServiceClient) LoadNlaPair(ctx context.Context, in *LoadNlaPairRequest, opts ...grpc.CallOption) (*LoadNlaPairResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LoadNlaPairResponse)
+	err := c.cc.Invoke(ctx, ExplanationService_LoadNlaPair_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *explanationServiceClient) UnloadNlaPair(ctx context.Context, in *UnloadNlaPairRequest, opts ...grpc.CallOption) (*UnloadNlaPairResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnloadNlaPairResponse)
+	err := c.cc.Invoke(ctx, ExplanationService_UnloadNlaPair_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ExplanationServiceServer is the server API for ExplanationService service.
 // All implementations must embed UnimplementedExplanationServiceServer
 // for forward compatibility.
@@ -239,11 +298,26 @@ type ExplanationServiceServer interface {
 	ReconstructActivations(*ReconstructActivationsRequest, grpc.ServerStreamingServer[ReconstructActivationsResponse]) error
 	// Scores how well texts account for rows.
 	ScoreExplanations(context.Context, *ScoreExplanationsRequest) (*ScoreExplanationsResponse, error)
-	// Measures from rows what scores are relative to, and stores it until the server
-	// stops.
+	// Measures from rows what scores are relative to, and stores it until it is
+	// deleted, or STORE_QUOTA_EXCEEDED.
 	SetExplanationBaseline(context.Context, *SetExplanationBaselineRequest) (*SetExplanationBaselineResponse, error)
 	// Forgets a baseline that SetExplanationBaseline stored.
 	DeleteExplanationBaseline(context.Context, *DeleteExplanationBaselineRequest) (*DeleteExplanationBaselineResponse, error)
+	// Lists the pairs that can be loaded and unloaded while the server runs, by name, with
+	// how far that has come. Takes the role operator, as all methods about pairs do. Each
+	// server has its own: of several behind one address ask each.
+	ListNlaPairs(context.Context, *ListNlaPairsRequest) (*ListNlaPairsResponse, error)
+	// Returns one such pair.
+	GetNlaPair(context.Context, *GetNlaPairRequest) (*GetNlaPairResponse, error)
+	// Begins to load a pair, which takes minutes; GetNlaPair tells how far it has come. One
+	// for which too little memory is free is not begun: NlaPair.loading then has
+	// failed with MEMORY_EXCEEDED. Does nothing where it is loaded or being loaded, and
+	// begins again where loading failed.
+	LoadNlaPair(context.Context, *LoadNlaPairRequest) (*LoadNlaPairResponse, error)
+	// Begins to unload a pair: from now on it is NLA_NOT_FOUND, calls that it has begun are
+	// finished, and then its memory is freed. Baselines stay stored. Does nothing where it
+	// is not loaded; one that is being loaded is RESOURCE_NOT_READY.
+	UnloadNlaPair(context.Context, *UnloadNlaPairRequest) (*UnloadNlaPairResponse, error)
 	mustEmbedUnimplementedExplanationServiceServer()
 }
 
@@ -280,6 +354,18 @@ func (UnimplementedExplanationServiceServer) SetExplanationBaseline(context.Cont
 }
 func (UnimplementedExplanationServiceServer) DeleteExplanationBaseline(context.Context, *DeleteExplanationBaselineRequest) (*DeleteExplanationBaselineResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteExplanationBaseline not implemented")
+}
+func (UnimplementedExplanationServiceServer) ListNlaPairs(context.Context, *ListNlaPairsRequest) (*ListNlaPairsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListNlaPairs not implemented")
+}
+func (UnimplementedExplanationServiceServer) GetNlaPair(context.Context, *GetNlaPairRequest) (*GetNlaPairResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetNlaPair not implemented")
+}
+func (UnimplementedExplanationServiceServer) LoadNlaPair(context.Context, *LoadNlaPairRequest) (*LoadNlaPairResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LoadNlaPair not implemented")
+}
+func (UnimplementedExplanationServiceServer) UnloadNlaPair(context.Context, *UnloadNlaPairRequest) (*UnloadNlaPairResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UnloadNlaPair not implemented")
 }
 func (UnimplementedExplanationServiceServer) mustEmbedUnimplementedExplanationServiceServer() {}
 func (UnimplementedExplanationServiceServer) testEmbeddedByValue()                            {}
@@ -436,6 +522,78 @@ func _ExplanationService_DeleteExplanationBaseline_Handler(srv interface{}, ctx 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ExplanationService_ListNlaPairs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListNlaPairsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ExplanationServiceServer).ListNlaPairs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ExplanationService_ListNlaPairs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ExplanationServiceServer).ListNlaPairs(ctx, req.(*ListNlaPairsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ExplanationService_GetNlaPair_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetNlaPairRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ExplanationServiceServer).GetNlaPair(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ExplanationService_GetNlaPair_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ExplanationServiceServer).GetNlaPair(ctx, req.(*GetNlaPairRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ExplanationService_LoadNlaPair_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LoadNlaPairRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ExplanationServiceServer).LoadNlaPair(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ExplanationService_LoadNlaPair_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ExplanationServiceServer).LoadNlaPair(ctx, req.(*LoadNlaPairRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ExplanationService_UnloadNlaPair_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnloadNlaPairRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ExplanationServiceServer).UnloadNlaPair(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ExplanationService_UnloadNlaPair_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ExplanationServiceServer).UnloadNlaPair(ctx, req.(*UnloadNlaPairRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ExplanationService_ServiceDesc is the grpc.ServiceDesc for ExplanationService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -462,6 +620,22 @@ var ExplanationService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteExplanationBaseline",
 			Handler:    _ExplanationService_DeleteExplanationBaseline_Handler,
+		},
+		{
+			MethodName: "ListNlaPairs",
+			Handler:    _ExplanationService_ListNlaPairs_Handler,
+		},
+		{
+			MethodName: "GetNlaPair",
+			Handler:    _ExplanationService_GetNlaPair_Handler,
+		},
+		{
+			MethodName: "LoadNlaPair",
+			Handler:    _ExplanationService_LoadNlaPair_Handler,
+		},
+		{
+			MethodName: "UnloadNlaPair",
+			Handler:    _ExplanationService_UnloadNlaPair_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -4,6 +4,7 @@ from actserve._async.graphs import AsyncGraphMaking
 from actserve._async.heads import AsyncHeadStudies
 from actserve._async.looks import AsyncLooks
 from actserve._async.monitors import AsyncMonitoring
+from actserve._async.nla_pairs import AsyncPairLoading
 from actserve._async.sweeps import AsyncSweeps
 from actserve._async.vectors import AsyncVectorStore
 from actserve._async.weights import AsyncWeights
@@ -14,6 +15,7 @@ class AsyncClient(
     AsyncHeadStudies,
     AsyncSweeps,
     AsyncMonitoring,
+    AsyncPairLoading,
     AsyncGraphMaking,
     AsyncVectorStore,
     AsyncWeights,

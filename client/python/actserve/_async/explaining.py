@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from os import PathLike
 from typing import Any, Literal, SupportsIndex, overload
 
 from numpy.typing import ArrayLike
@@ -11,14 +13,17 @@ from typing_extensions import Unpack
 from actserve._async.base import AsyncBase
 from actserve._async.streams import AsyncStream
 from actserve._checks import given
+from actserve._corpus_prompts import CorpusPrompts
+from actserve._progress import reaching
 from actserve._prompt_lists import OnError
 from actserve._signatures import spelled_out
 from actserve.edits import ExplanationEdit
 from actserve.errors import ActserveError
 from actserve.events import ExplainEvent
+from actserve.explained_corpora import CorpusWriter, ExplainedCorpus
 from actserve.explaining import Explaining
 from actserve.explanations import ExplainedText, Score
-from actserve.models import only_nla
+from actserve.models import chosen_nla, only_nla
 from actserve.nlas import Baseline, baseline_name, is_short
 from actserve.options import ExplainTextOptions, InterveneOfEach, PositionsOfEach
 from actserve.positions import Positions
@@ -136,6 +141,57 @@ class AsyncExplainer(AsyncBase):
         asked = await self._resolved(asked, timeout)
         job = self._connection.explain_jobs.explain_text(prompt, on_error, **asked)
         return await self._transport.run(job, timeout, progress)
+
+    @spelled_out(Explaining)
+    async def explain_corpus(
+        self,
+        prompts: Iterable[Prompt],
+        folder: str | PathLike[str],
+        *,
+        keys: Iterable[str] | None = None,
+        nla: str | None = None,
+        positions: Positions = "all",
+        intervene: Intervene | Iterable[Intervene] | None = (),
+        timeout: float | None = None,
+        progress: bool | None = None,
+        **options: Unpack[Explaining],
+    ) -> ExplainedCorpus:
+        """Explains the prompts of a corpus, which may be a generator, into a folder of Parquet
+        files. The same call goes on where it was stopped and explains nothing twice; with more
+        prompts after the first ones it adds them.
+
+        A prompt that is refused is in `failed` of what comes back, and the others go on; the next
+        call tries it again. A server that cannot be reached raises. Needs the extra `files`.
+
+        - `folder`: where; made if it is not there.
+        - `keys`: a name for each prompt; else its number as text.
+        - `timeout`: seconds that each call may take.
+        - `progress`: a bar on standard error; by default on a terminal, with rich.
+        - The rest is as for `explain_text`.
+
+        Raises `InvalidRequest` for a folder that holds something else, or was asked for otherwise,
+        and for prompts that are not those that it has.
+
+            corpus = client.explain_corpus(texts, "explained", positions="last", score=True)
+            corpus.to_pandas(), corpus.failed
+        """
+        models = await self.models(timeout=timeout)
+        model, found = chosen_nla(models, self._connection.model, nla)
+        asked = given(nla=found.id, positions=positions, intervene=intervene, **options)
+        asked = await self._resolved(asked, timeout)
+        jobs = self._connection.explain_jobs
+        of = jobs.corpus_asked(f"models/{model.id}", found.site, **asked)
+        writer = CorpusWriter(folder, of)
+        corpus = CorpusPrompts(prompts, keys, writer)
+        parts = jobs.corpus_parts(corpus.wanted(), **asked)
+        with reaching("explain", progress) as reach:
+            results = self._transport.ordered(parts, jobs.in_flight, timeout)
+            async with aclosing(results) as explained:
+                async for each in explained:
+                    corpus.take(each)
+                    reach(corpus.done, corpus.total)
+        writer.pack()
+        return ExplainedCorpus(folder)
 
     @spelled_out(Explaining)
     def explain_text_stream(
@@ -266,7 +322,7 @@ class AsyncExplainer(AsyncBase):
         timeout: float | None = None,
     ) -> Baseline:
         """Measures what scores are relative to from rows [rows, width] like those to be scored, and
-        stores it in place of any of that name, for your tenant, until the server stops. With
+        stores it in place of any of that name, for your tenant, also over restarts. With
         `shared`, which takes the role operator, every tenant has it that has none of that name.
 
         All rows go in one call, of at most `Nla.max_rows`. `name` has 1 to 63 lower-case letters,

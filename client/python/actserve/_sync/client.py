@@ -4,6 +4,7 @@ from actserve._sync.graphs import GraphMaking
 from actserve._sync.heads import HeadStudies
 from actserve._sync.looks import Looks
 from actserve._sync.monitors import Monitoring
+from actserve._sync.nla_pairs import PairLoading
 from actserve._sync.sweeps import Sweeps
 from actserve._sync.vectors import VectorStore
 from actserve._sync.weights import Weights
@@ -14,6 +15,7 @@ class Client(
     HeadStudies,
     Sweeps,
     Monitoring,
+    PairLoading,
     GraphMaking,
     VectorStore,
     Weights,

@@ -21,6 +21,7 @@ from actserve.cli.graph import graph
 from actserve.cli.heads import heads
 from actserve.cli.monitors import monitors
 from actserve.cli.output import plain_text, print_json, say, write, write_any_character
+from actserve.cli.pairs import pairs
 from actserve.cli.studies import attention, compare, lens, patch, score
 from actserve.cli.sweep import sweep
 from actserve.cli.top import top
@@ -260,6 +261,9 @@ app.add_typer(
 )
 app.add_typer(
     monitors, name="monitors", help="Monitors: what watches generation, fitted and tried."
+)
+app.add_typer(
+    pairs, name="pairs", help="Pairs of NLAs, for operators: what can be loaded, and unloaded."
 )
 app.add_typer(alerts, name="alerts", help="Alerts of monitors: followed, listed and decided about.")
 

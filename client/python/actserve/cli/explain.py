@@ -1,5 +1,6 @@
 """The explain command: what the model thinks at each token, in words."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,8 +10,10 @@ from rich.text import Text
 
 from actserve._sync.client import Client
 from actserve.cli import arguments as arg
-from actserve.cli.output import plain_text, print_json
+from actserve.cli.output import plain_text, print_json, say
+from actserve.cli.prompts import read_prompts
 from actserve.events import ExplainStarted
+from actserve.explained_corpora import ExplainedCorpus
 from actserve.explanations import ExplainedText, Explanation, Score
 from actserve.nlas import nla_id
 
@@ -19,7 +22,21 @@ _BAR = 10
 
 
 def explain(
-    prompt: Annotated[str, typer.Argument(help="Text to run the model on.")],
+    prompt: Annotated[str | None, typer.Argument(help="Text to run the model on.")] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            "--corpus",
+            "-c",
+            metavar="FILE",
+            help="Prompts: .jsonl, .parquet, or text with one a line; - is standard input.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Where to write those of a corpus."),
+    ] = None,
+    column: arg.Column = None,
     positions: arg.PositionsText = "all",
     nla: Annotated[
         str | None, typer.Option(metavar="ID", help="Which NLA, where a server has several.")
@@ -54,24 +71,51 @@ def explain(
     [cyan]actserve explain "The capital of France is" --positions last --samples 8 --best[/cyan]
 
     [cyan]actserve explain "The capital of France is" --json > explanations.json[/cyan]
+
+    With --corpus the explanations of many prompts go into Parquet files, --out/explanations. If it
+    was cut off, the same command goes on where it was; a prompt that is refused is told, the
+    others go on, and the exit code is 1.
+
+    [cyan]actserve explain --corpus prompts.jsonl --out explained --positions last[/cyan]
     """
+    if (prompt is None) == (corpus is None) or (corpus is None) != (out is None):
+        raise typer.BadParameter("give either a prompt, or --corpus with --out")
+    asked = {
+        "nla": nla,
+        "positions": positions,
+        "samples": samples,
+        "best": best,
+        "question": question,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    if corpus is not None and out is not None:
+        prompts = read_prompts(corpus, column, chat)
+        with arg.connect(server, model, token, tls) as client:
+            asked["score"] = _reconstructs(client, nla)
+            found = client.explain_corpus(prompts, out, **asked)
+        _told(found, as_json)
+        return
+    assert prompt is not None
     with arg.connect(server, model, token, tls) as client:
-        explained = _explain(
-            client,
-            prompt=arg.prompt(prompt, chat),
-            nla=nla,
-            positions=positions,
-            score=_reconstructs(client, nla),
-            samples=samples,
-            best=best,
-            question=question,
-            temperature=temperature,
-            seed=seed,
-        )
+        asked["score"] = _reconstructs(client, nla)
+        explained = _explain(client, prompt=arg.prompt(prompt, chat), **asked)
     if as_json:
         print_json(_tokens(explained))
     else:
         Console().print(_table(explained))
+
+
+def _told(found: ExplainedCorpus, as_json: bool) -> None:
+    """What came of a corpus. Exits with 1 if a prompt has failed."""
+    failed = found.failed
+    if as_json:
+        print_json({"nla": found.of.nla, "site": found.of.site, "failed": failed})
+    for each in failed:
+        say(plain_text(f"prompt {each.key}: {each.message}", "red"))
+    say(f"explained {found.prompts} prompts in {found.folder / 'explanations'}")
+    if failed:
+        raise typer.Exit(1)
 
 
 def _reconstructs(client: Client, nla: str | None) -> bool:

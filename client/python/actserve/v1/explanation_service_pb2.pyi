@@ -4,6 +4,7 @@ from actserve.v1 import positions_pb2 as _positions_pb2
 from actserve.v1 import prompt_pb2 as _prompt_pb2
 from actserve.v1 import site_pb2 as _site_pb2
 from actserve.v1 import tensor_pb2 as _tensor_pb2
+from actserve.v1 import work_pb2 as _work_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -13,6 +14,14 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class NlaPairState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NLA_PAIR_STATE_UNSPECIFIED: _ClassVar[NlaPairState]
+    NLA_PAIR_STATE_UNLOADED: _ClassVar[NlaPairState]
+    NLA_PAIR_STATE_LOADING: _ClassVar[NlaPairState]
+    NLA_PAIR_STATE_LOADED: _ClassVar[NlaPairState]
+    NLA_PAIR_STATE_UNLOADING: _ClassVar[NlaPairState]
+
 class ExplanationFlag(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     EXPLANATION_FLAG_UNSPECIFIED: _ClassVar[ExplanationFlag]
@@ -21,6 +30,11 @@ class ExplanationFlag(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EXPLANATION_FLAG_UNPARSED: _ClassVar[ExplanationFlag]
     EXPLANATION_FLAG_FAILED_INJECTION: _ClassVar[ExplanationFlag]
     EXPLANATION_FLAG_TRUNCATED: _ClassVar[ExplanationFlag]
+NLA_PAIR_STATE_UNSPECIFIED: NlaPairState
+NLA_PAIR_STATE_UNLOADED: NlaPairState
+NLA_PAIR_STATE_LOADING: NlaPairState
+NLA_PAIR_STATE_LOADED: NlaPairState
+NLA_PAIR_STATE_UNLOADING: NlaPairState
 EXPLANATION_FLAG_UNSPECIFIED: ExplanationFlag
 EXPLANATION_FLAG_EARLY_POSITION: ExplanationFlag
 EXPLANATION_FLAG_NORM_OUTLIER: ExplanationFlag
@@ -391,3 +405,69 @@ class DeleteExplanationBaselineRequest(_message.Message):
 class DeleteExplanationBaselineResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class NlaPair(_message.Message):
+    __slots__ = ("name", "state", "loading", "running_calls")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LOADING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_CALLS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: NlaPairState
+    loading: _work_pb2.Work
+    running_calls: int
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[NlaPairState, str]] = ..., loading: _Optional[_Union[_work_pb2.Work, _Mapping]] = ..., running_calls: _Optional[int] = ...) -> None: ...
+
+class ListNlaPairsRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListNlaPairsResponse(_message.Message):
+    __slots__ = ("nla_pairs", "next_page_token")
+    NLA_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    nla_pairs: _containers.RepeatedCompositeFieldContainer[NlaPair]
+    next_page_token: str
+    def __init__(self, nla_pairs: _Optional[_Iterable[_Union[NlaPair, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class GetNlaPairRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetNlaPairResponse(_message.Message):
+    __slots__ = ("nla_pair",)
+    NLA_PAIR_FIELD_NUMBER: _ClassVar[int]
+    nla_pair: NlaPair
+    def __init__(self, nla_pair: _Optional[_Union[NlaPair, _Mapping]] = ...) -> None: ...
+
+class LoadNlaPairRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class LoadNlaPairResponse(_message.Message):
+    __slots__ = ("nla_pair",)
+    NLA_PAIR_FIELD_NUMBER: _ClassVar[int]
+    nla_pair: NlaPair
+    def __init__(self, nla_pair: _Optional[_Union[NlaPair, _Mapping]] = ...) -> None: ...
+
+class UnloadNlaPairRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class UnloadNlaPairResponse(_message.Message):
+    __slots__ = ("nla_pair",)
+    NLA_PAIR_FIELD_NUMBER: _ClassVar[int]
+    nla_pair: NlaPair
+    def __init__(self, nla_pair: _Optional[_Union[NlaPair, _Mapping]] = ...) -> None: ...

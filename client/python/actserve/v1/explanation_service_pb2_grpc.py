@@ -70,6 +70,26 @@ class ExplanationServiceStub(object):
                 request_serializer=actserve_dot_v1_dot_explanation__service__pb2.DeleteExplanationBaselineRequest.SerializeToString,
                 response_deserializer=actserve_dot_v1_dot_explanation__service__pb2.DeleteExplanationBaselineResponse.FromString,
                 )
+        self.ListNlaPairs = channel.unary_unary(
+                '/actserve.v1.ExplanationService/ListNlaPairs',
+                request_serializer=actserve_dot_v1_dot_explanation__service__pb2.ListNlaPairsRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_explanation__service__pb2.ListNlaPairsResponse.FromString,
+                )
+        self.GetNlaPair = channel.unary_unary(
+                '/actserve.v1.ExplanationService/GetNlaPair',
+                request_serializer=actserve_dot_v1_dot_explanation__service__pb2.GetNlaPairRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_explanation__service__pb2.GetNlaPairResponse.FromString,
+                )
+        self.LoadNlaPair = channel.unary_unary(
+                '/actserve.v1.ExplanationService/LoadNlaPair',
+                request_serializer=actserve_dot_v1_dot_explanation__service__pb2.LoadNlaPairRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_explanation__service__pb2.LoadNlaPairResponse.FromString,
+                )
+        self.UnloadNlaPair = channel.unary_unary(
+                '/actserve.v1.ExplanationService/UnloadNlaPair',
+                request_serializer=actserve_dot_v1_dot_explanation__service__pb2.UnloadNlaPairRequest.SerializeToString,
+                response_deserializer=actserve_dot_v1_dot_explanation__service__pb2.UnloadNlaPairResponse.FromString,
+                )
 
 
 class ExplanationServiceServicer(object):
@@ -140,8 +160,8 @@ class ExplanationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetExplanationBaseline(self, request, context):
-        """Measures from rows what scores are relative to, and stores it until the server
-        stops.
+        """Measures from rows what scores are relative to, and stores it until it is
+        deleted, or STORE_QUOTA_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +169,41 @@ class ExplanationServiceServicer(object):
 
     def DeleteExplanationBaseline(self, request, context):
         """Forgets a baseline that SetExplanationBaseline stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNlaPairs(self, request, context):
+        """Lists the pairs that can be loaded and unloaded while the server runs, by name, with
+        how far that has come. Takes the role operator, as all methods about pairs do. Each
+        server has its own: of several behind one address ask each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetNlaPair(self, request, context):
+        """Returns one such pair.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadNlaPair(self, request, context):
+        """Begins to load a pair, which takes minutes; GetNlaPair tells how far it has come. One
+        for which too little memory is free is not begun: NlaPair.loading then has
+        failed with MEMORY_EXCEEDED. Does nothing where it is loaded or being loaded, and
+        begins again where loading failed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadNlaPair(self, request, context):
+        """Begins to unload a pair: from now on it is NLA_NOT_FOUND, calls that it has begun are
+        finished, and then its memory is freed. Baselines stay stored. Does nothing where it
+        is not loaded; one that is being loaded is RESOURCE_NOT_READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +256,26 @@ def add_ExplanationServiceServicer_to_server(servicer, server):
                     servicer.DeleteExplanationBaseline,
                     request_deserializer=actserve_dot_v1_dot_explanation__service__pb2.DeleteExplanationBaselineRequest.FromString,
                     response_serializer=actserve_dot_v1_dot_explanation__service__pb2.DeleteExplanationBaselineResponse.SerializeToString,
+            ),
+            'ListNlaPairs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNlaPairs,
+                    request_deserializer=actserve_dot_v1_dot_explanation__service__pb2.ListNlaPairsRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_explanation__service__pb2.ListNlaPairsResponse.SerializeToString,
+            ),
+            'GetNlaPair': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNlaPair,
+                    request_deserializer=actserve_dot_v1_dot_explanation__service__pb2.GetNlaPairRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_explanation__service__pb2.GetNlaPairResponse.SerializeToString,
+            ),
+            'LoadNlaPair': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadNlaPair,
+                    request_deserializer=actserve_dot_v1_dot_explanation__service__pb2.LoadNlaPairRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_explanation__service__pb2.LoadNlaPairResponse.SerializeToString,
+            ),
+            'UnloadNlaPair': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadNlaPair,
+                    request_deserializer=actserve_dot_v1_dot_explanation__service__pb2.UnloadNlaPairRequest.FromString,
+                    response_serializer=actserve_dot_v1_dot_explanation__service__pb2.UnloadNlaPairResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -373,5 +448,73 @@ class ExplanationService(object):
         return grpc.experimental.unary_unary(request, target, '/actserve.v1.ExplanationService/DeleteExplanationBaseline',
             actserve_dot_v1_dot_explanation__service__pb2.DeleteExplanationBaselineRequest.SerializeToString,
             actserve_dot_v1_dot_explanation__service__pb2.DeleteExplanationBaselineResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListNlaPairs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/actserve.v1.ExplanationService/ListNlaPairs',
+            actserve_dot_v1_dot_explanation__service__pb2.ListNlaPairsRequest.SerializeToString,
+            actserve_dot_v1_dot_explanation__service__pb2.ListNlaPairsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetNlaPair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/actserve.v1.ExplanationService/GetNlaPair',
+            actserve_dot_v1_dot_explanation__service__pb2.GetNlaPairRequest.SerializeToString,
+            actserve_dot_v1_dot_explanation__service__pb2.GetNlaPairResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def LoadNlaPair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/actserve.v1.ExplanationService/LoadNlaPair',
+            actserve_dot_v1_dot_explanation__service__pb2.LoadNlaPairRequest.SerializeToString,
+            actserve_dot_v1_dot_explanation__service__pb2.LoadNlaPairResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def UnloadNlaPair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/actserve.v1.ExplanationService/UnloadNlaPair',
+            actserve_dot_v1_dot_explanation__service__pb2.UnloadNlaPairRequest.SerializeToString,
+            actserve_dot_v1_dot_explanation__service__pb2.UnloadNlaPairResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -2941,6 +2941,13 @@ pub enum ErrorReason {
     /// The server's operator does not allow alerts to be sent to an address. Use
     /// one that is allowed. FAILED_PRECONDITION with url.
     WebhookNotAllowed = 64,
+    /// What would be loaded needs more memory than is free. Unload something, or load
+    /// something smaller. RESOURCE_EXHAUSTED with bytes, limit.
+    MemoryExceeded = 65,
+    /// The checkpoints of a pair cannot be loaded, for the reason that the message says, such
+    /// as another width than the model's. Mend them, and load the pair again.
+    /// FAILED_PRECONDITION with nla.
+    NlaPairInvalid = 66,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -3014,6 +3021,8 @@ impl ErrorReason {
             Self::MonitorIncomplete => "ERROR_REASON_MONITOR_INCOMPLETE",
             Self::AlertDecided => "ERROR_REASON_ALERT_DECIDED",
             Self::WebhookNotAllowed => "ERROR_REASON_WEBHOOK_NOT_ALLOWED",
+            Self::MemoryExceeded => "ERROR_REASON_MEMORY_EXCEEDED",
+            Self::NlaPairInvalid => "ERROR_REASON_NLA_PAIR_INVALID",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -3086,6 +3095,8 @@ impl ErrorReason {
             "ERROR_REASON_MONITOR_INCOMPLETE" => Some(Self::MonitorIncomplete),
             "ERROR_REASON_ALERT_DECIDED" => Some(Self::AlertDecided),
             "ERROR_REASON_WEBHOOK_NOT_ALLOWED" => Some(Self::WebhookNotAllowed),
+            "ERROR_REASON_MEMORY_EXCEEDED" => Some(Self::MemoryExceeded),
+            "ERROR_REASON_NLA_PAIR_INVALID" => Some(Self::NlaPairInvalid),
             _ => None,
         }
     }
@@ -4337,8 +4348,9 @@ pub struct Nla {
     /// Tokens of one explanation at most.
     #[prost(uint32, tag = "11")]
     pub max_tokens: u32,
-    /// What scores can be relative to; at most 64. The one called `default` is used
-    /// where a request names none.
+    /// What scores can be relative to: at most 64 of the tenant's own, 64 for all tenants, and
+    /// what the checkpoint says. The one called `default` is used where a request names
+    /// none. Those that are stored are left out while the database cannot be reached.
     #[prost(message, repeated, tag = "12")]
     pub baselines: ::prost::alloc::vec::Vec<ExplanationBaseline>,
     /// What ExplainSpec.temperature is when unset; unset without an AV.
@@ -4839,6 +4851,130 @@ pub struct DeleteExplanationBaselineRequest {
 /// Nothing; it is forgotten.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteExplanationBaselineResponse {}
+/// A pair that the operator of the server lets others of that role load and unload.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NlaPair {
+    /// Format: models/{model}/nlaPairs/{pair}. What is loaded of it is
+    /// models/{model}/nlas/{pair}.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Whether it is there.
+    #[prost(enumeration = "NlaPairState", tag = "2")]
+    pub state: i32,
+    /// How loading it goes, or went the last time that LoadNlaPair asked for it; a step is an
+    /// engine that is started. Unset before.
+    #[prost(message, optional, tag = "3")]
+    pub loading: ::core::option::Option<Work>,
+    /// Calls that it works on; unloading waits for them.
+    #[prost(uint32, tag = "4")]
+    pub running_calls: u32,
+}
+/// A request for a page of pairs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListNlaPairsRequest {
+    /// Whose pairs. Format: models/{model}. The only model's when unset.
+    #[prost(string, tag = "1")]
+    pub parent: ::prost::alloc::string::String,
+    /// At most this many; 50 when zero, and never more than 1000.
+    #[prost(int32, tag = "2")]
+    pub page_size: i32,
+    /// `next_page_token` of the page before; opaque.
+    #[prost(string, tag = "3")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// A page of pairs.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListNlaPairsResponse {
+    /// The pairs, by name.
+    #[prost(message, repeated, tag = "1")]
+    pub nla_pairs: ::prost::alloc::vec::Vec<NlaPair>,
+    /// Asks for the next page; empty on the last one.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// A request for one pair.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetNlaPairRequest {
+    /// Format: models/{model}/nlaPairs/{pair}.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+/// One pair.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetNlaPairResponse {
+    /// The pair.
+    #[prost(message, optional, tag = "1")]
+    pub nla_pair: ::core::option::Option<NlaPair>,
+}
+/// A request to load a pair.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoadNlaPairRequest {
+    /// Format: models/{model}/nlaPairs/{pair}.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+/// What is being loaded.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LoadNlaPairResponse {
+    /// The pair, as it is now.
+    #[prost(message, optional, tag = "1")]
+    pub nla_pair: ::core::option::Option<NlaPair>,
+}
+/// A request to unload a pair.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnloadNlaPairRequest {
+    /// Format: models/{model}/nlaPairs/{pair}.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+/// What is being unloaded.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UnloadNlaPairResponse {
+    /// The pair, as it is now.
+    #[prost(message, optional, tag = "1")]
+    pub nla_pair: ::core::option::Option<NlaPair>,
+}
+/// Whether a pair is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum NlaPairState {
+    /// Not set.
+    Unspecified = 0,
+    /// It is not loaded.
+    Unloaded = 1,
+    /// Its engines are being started, or wait for their turn.
+    Loading = 2,
+    /// It explains.
+    Loaded = 3,
+    /// It finishes what it has begun.
+    Unloading = 4,
+}
+impl NlaPairState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NLA_PAIR_STATE_UNSPECIFIED",
+            Self::Unloaded => "NLA_PAIR_STATE_UNLOADED",
+            Self::Loading => "NLA_PAIR_STATE_LOADING",
+            Self::Loaded => "NLA_PAIR_STATE_LOADED",
+            Self::Unloading => "NLA_PAIR_STATE_UNLOADING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NLA_PAIR_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "NLA_PAIR_STATE_UNLOADED" => Some(Self::Unloaded),
+            "NLA_PAIR_STATE_LOADING" => Some(Self::Loading),
+            "NLA_PAIR_STATE_LOADED" => Some(Self::Loaded),
+            "NLA_PAIR_STATE_UNLOADING" => Some(Self::Unloading),
+            _ => None,
+        }
+    }
+}
 /// What may be wrong with an explanation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -5179,8 +5315,8 @@ pub mod explanation_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Measures from rows what scores are relative to, and stores it until the server
-        /// stops.
+        /// Measures from rows what scores are relative to, and stores it until it is
+        /// deleted, or STORE_QUOTA_EXCEEDED.
         pub async fn set_explanation_baseline(
             &mut self,
             request: impl tonic::IntoRequest<super::SetExplanationBaselineRequest>,
@@ -5237,6 +5373,119 @@ pub mod explanation_service_client {
                         "actserve.v1.ExplanationService",
                         "DeleteExplanationBaseline",
                     ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the pairs that can be loaded and unloaded while the server runs, by name, with
+        /// how far that has come. Takes the role operator, as all methods about pairs do. Each
+        /// server has its own: of several behind one address ask each.
+        pub async fn list_nla_pairs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListNlaPairsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListNlaPairsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/actserve.v1.ExplanationService/ListNlaPairs",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("actserve.v1.ExplanationService", "ListNlaPairs"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns one such pair.
+        pub async fn get_nla_pair(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetNlaPairRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetNlaPairResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/actserve.v1.ExplanationService/GetNlaPair",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("actserve.v1.ExplanationService", "GetNlaPair"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Begins to load a pair, which takes minutes; GetNlaPair tells how far it has come. One
+        /// for which too little memory is free is not begun: NlaPair.loading then has
+        /// failed with MEMORY_EXCEEDED. Does nothing where it is loaded or being loaded, and
+        /// begins again where loading failed.
+        pub async fn load_nla_pair(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LoadNlaPairRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LoadNlaPairResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/actserve.v1.ExplanationService/LoadNlaPair",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("actserve.v1.ExplanationService", "LoadNlaPair"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Begins to unload a pair: from now on it is NLA_NOT_FOUND, calls that it has begun are
+        /// finished, and then its memory is freed. Baselines stay stored. Does nothing where it
+        /// is not loaded; one that is being loaded is RESOURCE_NOT_READY.
+        pub async fn unload_nla_pair(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnloadNlaPairRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnloadNlaPairResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/actserve.v1.ExplanationService/UnloadNlaPair",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("actserve.v1.ExplanationService", "UnloadNlaPair"),
                 );
             self.inner.unary(req, path, codec).await
         }

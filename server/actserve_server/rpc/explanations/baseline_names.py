@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
-from actserve_server.nla.autoencoder import Autoencoder
-from actserve_server.nla.baselines import RESOURCE_TYPE
+from actserve_server.nla.autoencoder import NlaInfo
 from actserve_server.nla.profile import Baseline
-from actserve_server.rpc.resource_names import baseline_name, same_nla, split_baseline
+from actserve_server.nla.stored_baselines import RESOURCE_TYPE, StoredBaselines
+from actserve_server.rpc.resource_names import baseline_name, nla_name, same_nla, split_baseline
 
 
 def parse_name(name: str, field: FieldPath) -> tuple[str, str]:
@@ -24,25 +24,25 @@ def parse_name(name: str, field: FieldPath) -> tuple[str, str]:
     return named
 
 
-def look_up(
-    name: str, nla: Autoencoder, nla_name: str, field: FieldPath, tenant: str
+async def look_up(
+    name: str, nla: NlaInfo, stored: StoredBaselines, field: FieldPath, tenant: str
 ) -> Baseline | None:
     """The baseline of that name, as a tenant sees it; when it is empty the default one, where there
     is one."""
     named = split_baseline(name)
-    check_of(name, nla_name, field)
+    check_of(name, nla_name(nla.model_id, nla.id), field)
     with in_full(name):
-        return nla.baseline(named[1] if named else "", field, tenant)
+        return await stored.get(nla, named[1] if named else "", field, tenant)
 
 
-def check_of(name: str, nla_name: str, field: FieldPath) -> None:
+def check_of(name: str, of_nla: str, field: FieldPath) -> None:
     """Raises BASELINE_NOT_FOUND unless a name is empty or of a baseline of this NLA."""
     named = split_baseline(name)
-    if name and (named is None or not same_nla(named[0], nla_name)):
+    if name and (named is None or not same_nla(named[0], of_nla)):
         raise ActserveError(
             Reason.BASELINE_NOT_FOUND,
-            f"{name[:100]!r} is no baseline of {nla_name}, which explains here; use one whose name "
-            f"begins with {baseline_name(nla_name, '')}",
+            f"{name[:100]!r} is no baseline of {of_nla}, which explains here; use one whose name "
+            f"begins with {baseline_name(of_nla, '')}",
             field=field,
             metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
         )
@@ -59,9 +59,9 @@ def in_full(name: str) -> Iterator[None]:
         raise
 
 
-def to_wire(nla_name: str, short: str, baseline: Baseline) -> pb.ExplanationBaseline:
+def to_wire(of_nla: str, short: str, baseline: Baseline) -> pb.ExplanationBaseline:
     return pb.ExplanationBaseline(
-        name=baseline_name(nla_name, short),
+        name=baseline_name(of_nla, short),
         variance=baseline.variance,
         median_norm=baseline.median_norm,
         rows=baseline.rows,

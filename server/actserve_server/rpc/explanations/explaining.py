@@ -2,7 +2,7 @@
 
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
-from actserve_server.nla.autoencoder import Autoencoder, NlaInfo
+from actserve_server.nla.autoencoder import NlaInfo
 from actserve_server.nla.explanations import (
     Asking,
     Claim,
@@ -12,6 +12,8 @@ from actserve_server.nla.explanations import (
     Partial,
     Score,
 )
+from actserve_server.nla.profile import Baseline
+from actserve_server.nla.stored_baselines import StoredBaselines
 from actserve_server.rpc.explanations import baseline_names, nla_descriptions
 from actserve_server.rpc.requests.sampling_fields import given, samples, seed, temperature, top_p
 from actserve_server.rpc.responses.endings import FINISH_REASONS
@@ -20,9 +22,10 @@ _SCORED = ("score", "best", "leave_one_out")
 """What is asked of the AR."""
 
 
-def asking(
+async def asking(
     wire: pb.ExplainSpec,
-    nla: Autoencoder,
+    info: NlaInfo,
+    stored: StoredBaselines,
     row_count: int,
     field: FieldPath,
     tenant: str,
@@ -30,7 +33,6 @@ def asking(
     placed: bool,
 ) -> Asking:
     """How to explain so many rows for a tenant, whose positions are known if they are `placed`."""
-    info = nla.info
     nla_descriptions.check_verbalizes(info, ("nla",))
     for name in _SCORED:
         if getattr(wire, name):
@@ -55,10 +57,22 @@ def asking(
         best=wire.best,
         leave_one_out=wire.leave_one_out,
         neighbor_distance=wire.neighbor_distance,
-        baseline=baseline_names.look_up(
-            wire.baseline, nla, nla_descriptions.name_of(info), (*field, "baseline"), tenant
-        ),
+        baseline=await _baseline(wire, info, stored, (*field, "baseline"), tenant),
     )
+
+
+async def _baseline(
+    wire: pb.ExplainSpec, info: NlaInfo, stored: StoredBaselines, field: FieldPath, tenant: str
+) -> Baseline | None:
+    try:
+        return await baseline_names.look_up(wire.baseline, info, stored, field, tenant)
+    except ActserveError as error:
+        # Where nothing is relative to it, only the usual norm is told by it, and that by other
+        # rows too: words need no database.
+        scored = any(getattr(wire, name) for name in _SCORED)
+        if error.reason is not Reason.STORE_UNREACHABLE or wire.baseline or scored:
+            raise
+        return info.profile.baseline
 
 
 def to_wire(event: ExplainEvent) -> pb.ExplanationEvent:

@@ -6,11 +6,12 @@ from contextlib import aclosing, asynccontextmanager
 import numpy as np
 
 from actserve.v1 import explanation_service_pb2 as pb
-from actserve_server.domain.errors import FieldPath
+from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.domain.sites import Site
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.explanations import Asking, ExplainEvent
+from actserve_server.nla.stored_baselines import DEFAULT, StoredBaselines
 from actserve_server.rpc.explanations import (
     baseline_names,
     explaining,
@@ -31,8 +32,9 @@ ExplainRows = Callable[[np.ndarray], AsyncGenerator[pb.ExplanationEvent, None]]
 class LocalNla:
     """What `ServedNla` promises, of an autoencoder."""
 
-    def __init__(self, nla: Autoencoder) -> None:
+    def __init__(self, nla: Autoencoder, baselines: StoredBaselines) -> None:
         self._nla = nla
+        self._baselines = baselines
 
     @property
     def site(self) -> Site:
@@ -51,7 +53,16 @@ class LocalNla:
         return self._nla.info.profile.reconstructor is not None
 
     async def describe(self, tenant: str) -> pb.Nla:
-        return nla_descriptions.to_wire(self._nla, tenant)
+        info = self._nla.info
+        try:
+            baselines = await self._baselines.all(info, tenant)
+        except ActserveError as error:
+            if error.reason is not Reason.STORE_UNREACHABLE:
+                raise
+            # What else it is can be told, and clients ask for it before they explain.
+            own = info.profile.baseline
+            baselines = {} if own is None else {DEFAULT: own}
+        return nla_descriptions.to_wire(self._nla, baselines)
 
     async def explain(
         self, request: pb.ExplainActivationsRequest, call: Call
@@ -62,7 +73,7 @@ class LocalNla:
         )
         where = nla_inputs.positions(request.positions, len(rows), ("positions",))
         placed = where is not None
-        asking = self._asking(request.spec, len(rows), call, placed=placed)
+        asking = await self._asking(request.spec, len(rows), call, placed=placed)
         async with (
             self._nla.asked(call.id, asking, call) as explain,
             aclosing(self._explained(len(rows), explain(rows, where), call)) as events,
@@ -74,7 +85,7 @@ class LocalNla:
     async def asked(
         self, spec: pb.ExplainSpec, positions: Sequence[int], call: Call
     ) -> AsyncGenerator[ExplainRows, None]:
-        asking = self._asking(spec, len(positions), call, placed=True)
+        asking = await self._asking(spec, len(positions), call, placed=True)
         async with self._nla.asked(call.id, asking, call) as explain:
             yield lambda rows: self._explained(len(rows), explain(rows, positions), call)
 
@@ -88,7 +99,7 @@ class LocalNla:
             self._nla.info,
             (("activations",), ("reference",)),
         )
-        asking = self._asking(request.spec, len(rows), call, placed=False)
+        asking = await self._asking(request.spec, len(rows), call, placed=False)
         async with (
             self._nla.asked(call.id, asking, call) as explain,
             aclosing(self._explained(len(rows), explain(rows, differences=True), call)) as events,
@@ -125,9 +136,8 @@ class LocalNla:
         texts = nla_inputs.texts(request.texts, info, ("texts",))
         rows = await off_loop(nla_inputs.rows, request.activations, info, ("activations",))
         nla_inputs.check_one_each(len(texts), len(rows), ("texts",))
-        name = nla_descriptions.name_of(info)
-        baseline = baseline_names.look_up(
-            request.baseline, self._nla, name, ("baseline",), call.principal.tenant
+        baseline = await baseline_names.look_up(
+            request.baseline, info, self._baselines, ("baseline",), call.principal.tenant
         )
         scores = await self._nla.score(call.id, rows, texts, baseline, call)
         return pb.ScoreExplanationsResponse(scores=map(explaining.score, scores), usage=usage(call))
@@ -139,9 +149,10 @@ class LocalNla:
         rows = await off_loop(
             nla_inputs.rows, request.activations, self._nla.info, ("activations",)
         )
-        stored = await off_loop(
-            self._nla.set_baseline, short, rows, call.principal.tenant, shared=request.shared
-        )
+        with baseline_names.in_full(request.name):
+            stored = await self._baselines.measure(
+                self._nla.info, short, rows, call.principal.tenant, shared=request.shared
+            )
         return pb.SetExplanationBaselineResponse(
             baseline=baseline_names.to_wire(nla_descriptions.name_of(self._nla.info), short, stored)
         )
@@ -151,7 +162,9 @@ class LocalNla:
     ) -> pb.DeleteExplanationBaselineResponse:
         _, short = baseline_names.parse_name(request.name, ("name",))
         with baseline_names.in_full(request.name):
-            self._nla.delete_baseline(short, call.principal.tenant, shared=request.shared)
+            await self._baselines.delete(
+                self._nla.info, short, call.principal.tenant, shared=request.shared
+            )
         return pb.DeleteExplanationBaselineResponse()
 
     def check_reconstructs(self, what: str, field: FieldPath) -> None:
@@ -160,9 +173,11 @@ class LocalNla:
     async def edit(self, run_id: str, original: str, edited: str, call: Call) -> np.ndarray:
         return await self._nla.edit(run_id, original, edited, call)
 
-    def _asking(self, spec: pb.ExplainSpec, rows: int, call: Call, *, placed: bool) -> Asking:
-        tenant = call.principal.tenant
-        return explaining.asking(spec, self._nla, rows, ("spec",), tenant, placed=placed)
+    async def _asking(self, spec: pb.ExplainSpec, rows: int, call: Call, *, placed: bool) -> Asking:
+        tenant, info = call.principal.tenant, self._nla.info
+        return await explaining.asking(
+            spec, info, self._baselines, rows, ("spec",), tenant, placed=placed
+        )
 
     async def _explained(
         self, rows: int, events: AsyncGenerator[ExplainEvent, None], call: Call

@@ -1,8 +1,11 @@
 """Natural language autoencoders for the wire: their names and descriptions."""
 
+from collections.abc import Mapping
+
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.nla.autoencoder import Autoencoder, NlaInfo
+from actserve_server.nla.profile import Baseline
 from actserve_server.rpc.explanations import baseline_names
 from actserve_server.rpc.requests import site_fields
 from actserve_server.rpc.resource_names import nla_name
@@ -26,8 +29,8 @@ def check_reconstructs(info: NlaInfo, what: str, field: FieldPath) -> None:
         raise lacking(name_of(info), "reconstructor", what, "reconstructs", field)
 
 
-def to_wire(nla: Autoencoder, tenant: str) -> pb.Nla:
-    """As a tenant sees it."""
+def to_wire(nla: Autoencoder, baselines: Mapping[str, Baseline]) -> pb.Nla:
+    """As it is seen by whom these baselines are for, by their short names."""
     info, profile = nla.info, nla.info.profile
     asked = nla.verbalizer
     return pb.Nla(
@@ -44,7 +47,7 @@ def to_wire(nla: Autoencoder, tenant: str) -> pb.Nla:
         max_tokens=info.max_tokens,
         baselines=[
             baseline_names.to_wire(name_of(info), short, baseline)
-            for short, baseline in sorted(nla.baselines(tenant).items())
+            for short, baseline in sorted(baselines.items())
         ],
         default_temperature=asked and asked.default_temperature,
         default_top_p=asked and asked.default_top_p,

@@ -1,6 +1,6 @@
 """NLAs as requests reach them, whether they are loaded here or on another server."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -12,13 +12,23 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.sites import Site
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
+from actserve_server.nla.stored_baselines import StoredBaselines
 from actserve_server.rpc.explanations.local_nla import ExplainRows, LocalNla
 from actserve_server.rpc.explanations.nla_descriptions import RESOURCE_TYPE
 from actserve_server.rpc.federation.remote_nla import RemoteNla
 from actserve_server.rpc.resource_names import nla_id, nla_name
 from actserve_server.rpc.transport.calls import Call
 
-Nlas = Autoencoders[Autoencoder | RemoteNla]
+
+class Nlas(Autoencoders[Autoencoder | RemoteNla]):
+    """All of one model, and the baselines that are stored of those that are loaded here."""
+
+    def __init__(
+        self, loaded: Iterable[Autoencoder | RemoteNla], baselines: StoredBaselines
+    ) -> None:
+        """Raises ValueError for two of one id."""
+        super().__init__(loaded)
+        self.baselines = baselines
 
 
 class ServedNla(Protocol):
@@ -105,13 +115,13 @@ def find(
             field=field,
             metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
         )
-    return _served(nlas.only(site, field, of=named))
+    return _served(nlas.only(site, field, of=named), nlas.baselines)
 
 
 def all_of(nlas: Nlas) -> list[ServedNla]:
     """All, by name."""
-    return [_served(nla) for nla in sorted(nlas, key=lambda nla: nla.id)]
+    return [_served(nla, nlas.baselines) for nla in sorted(nlas, key=lambda nla: nla.id)]
 
 
-def _served(nla: Autoencoder | RemoteNla) -> ServedNla:
-    return LocalNla(nla) if isinstance(nla, Autoencoder) else nla
+def _served(nla: Autoencoder | RemoteNla, baselines: StoredBaselines) -> ServedNla:
+    return LocalNla(nla, baselines) if isinstance(nla, Autoencoder) else nla

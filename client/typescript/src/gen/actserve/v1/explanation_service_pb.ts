@@ -16,6 +16,8 @@ import type { Site } from "./site_pb.js";
 import { file_actserve_v1_site } from "./site_pb.js";
 import type { Tensor } from "./tensor_pb.js";
 import { file_actserve_v1_tensor } from "./tensor_pb.js";
+import type { Work } from "./work_pb.js";
+import { file_actserve_v1_work } from "./work_pb.js";
 import { file_google_api_field_behavior } from "../../google/api/field_behavior_pb.js";
 import type { Message } from "@bufbuild/protobuf";
 
@@ -23,7 +25,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file actserve/v1/explanation_service.proto.
  */
 export const file_actserve_v1_explanation_service: GenFile = /*@__PURE__*/
-  fileDesc("CiVhY3RzZXJ2ZS92MS9leHBsYW5hdGlvbl9zZXJ2aWNlLnByb3RvEgthY3RzZXJ2ZS52MSLdAwoDTmxhEhIKBG5hbWUYASABKAlCBOJBAQgSFAoGZmFtaWx5GAIgASgJQgTiQQEDEh0KD2Jhc2VfY2hlY2twb2ludBgDIAEoCUIE4kEBAxIlCgRzaXRlGAQgASgLMhEuYWN0c2VydmUudjEuU2l0ZUIE4kEBAxITCgV3aWR0aBgFIAEoDUIE4kEBAxIYCgp2ZXJiYWxpemVzGAYgASgIQgTiQQEDEhoKDHJlY29uc3RydWN0cxgHIAEoCEIE4kEBAxIfChFhbnN3ZXJzX3F1ZXN0aW9ucxgIIAEoCEIE4kEBAxIWCghtYXhfcm93cxgJIAEoDUIE4kEBAxIZCgttYXhfc2FtcGxlcxgKIAEoDUIE4kEBAxIYCgptYXhfdG9rZW5zGAsgASgNQgTiQQEDEjkKCWJhc2VsaW5lcxgMIAMoCzIgLmFjdHNlcnZlLnYxLkV4cGxhbmF0aW9uQmFzZWxpbmVCBOJBAQMSJgoTZGVmYXVsdF90ZW1wZXJhdHVyZRgNIAEoAkIE4kEBA0gAiAEBEiAKDWRlZmF1bHRfdG9wX3AYDiABKAJCBOJBAQNIAYgBAUIWChRfZGVmYXVsdF90ZW1wZXJhdHVyZUIQCg5fZGVmYXVsdF90b3BfcCKIAQoTRXhwbGFuYXRpb25CYXNlbGluZRISCgRuYW1lGAEgASgJQgTiQQEIEhYKCHZhcmlhbmNlGAIgASgBQgTiQQEDEhkKC21lZGlhbl9ub3JtGAMgASgBQgTiQQEDEhIKBHJvd3MYBCABKA1CBOJBAQMSFgoIY2VudGVyZWQYBSABKAhCBOJBAQMiWgoPTGlzdE5sYXNSZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBARIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJLChBMaXN0Tmxhc1Jlc3BvbnNlEh4KBG5sYXMYASADKAsyEC5hY3RzZXJ2ZS52MS5ObGESFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIiMKDUdldE5sYVJlcXVlc3QSEgoEbmFtZRgBIAEoCUIE4kEBAiIvCg5HZXRObGFSZXNwb25zZRIdCgNubGEYASABKAsyEC5hY3RzZXJ2ZS52MS5ObGEi0gIKC0V4cGxhbmF0aW9uEhEKCXJvd19pbmRleBgBIAEoDRIUCgxzYW1wbGVfaW5kZXgYAiABKA0SDAoEdGV4dBgDIAEoCRIwCg1maW5pc2hfcmVhc29uGAQgASgOMhkuYWN0c2VydmUudjEuRmluaXNoUmVhc29uEhUKDW91dHB1dF90b2tlbnMYBSABKA0SKwoFZmxhZ3MYBiADKA4yHC5hY3RzZXJ2ZS52MS5FeHBsYW5hdGlvbkZsYWcSEgoKaW5qZWN0aW9ucxgHIAEoDRIMCgRub3JtGAggASgCEhUKCHBvc2l0aW9uGAkgASgNSACIAQESLAoFc2NvcmUYCiABKAsyHS5hY3RzZXJ2ZS52MS5FeHBsYW5hdGlvblNjb3JlEiIKBmNsYWltcxgLIAMoCzISLmFjdHNlcnZlLnYxLkNsYWltQgsKCV9wb3NpdGlvbiKkAQoQRXhwbGFuYXRpb25TY29yZRIOCgZjb3NpbmUYASABKAISFgoObm9ybWFsaXplZF9tc2UYAiABKAISHwoSdmFyaWFuY2VfZXhwbGFpbmVkGAMgASgCSACIAQESHAoPY2VudGVyZWRfY29zaW5lGAQgASgCSAGIAQFCFQoTX3ZhcmlhbmNlX2V4cGxhaW5lZEISChBfY2VudGVyZWRfY29zaW5lIrkBCgVDbGFpbRINCgVzdGFydBgBIAEoDRILCgNlbmQYAiABKA0SGQoMbXNlX2luY3JlYXNlGAMgASgCSACIAQESJAoXdmFyaWFuY2VfZXhwbGFpbmVkX2Ryb3AYBCABKAJIAYgBARIXCgpyZWN1cnJlbmNlGAUgASgCSAKIAQFCDwoNX21zZV9pbmNyZWFzZUIaChhfdmFyaWFuY2VfZXhwbGFpbmVkX2Ryb3BCDQoLX3JlY3VycmVuY2UihwMKC0V4cGxhaW5TcGVjEhoKB3NhbXBsZXMYASABKA1CBOJBAQFIAIgBARIeCgt0ZW1wZXJhdHVyZRgCIAEoAkIE4kEBAUgBiAEBEhgKBXRvcF9wGAMgASgCQgTiQQEBSAKIAQESHQoKbWF4X3Rva2VucxgEIAEoDUIE4kEBAUgDiAEBEhcKBHNlZWQYBSABKANCBOJBAQFIBIgBARIWCghxdWVzdGlvbhgGIAEoCUIE4kEBARIVCgdwYXJ0aWFsGAcgASgIQgTiQQEBEhMKBXNjb3JlGAggASgIQgTiQQEBEhIKBGJlc3QYCSABKAhCBOJBAQESGwoNbGVhdmVfb25lX291dBgKIAEoCEIE4kEBARIfChFuZWlnaGJvcl9kaXN0YW5jZRgLIAEoDUIE4kEBARIWCghiYXNlbGluZRgMIAEoCUIE4kEBAUIKCghfc2FtcGxlc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQg0KC19tYXhfdG9rZW5zQgcKBV9zZWVkIswBChlFeHBsYWluQWN0aXZhdGlvbnNSZXF1ZXN0EhEKA25sYRgBIAEoCUIE4kEBARIlCgRzaXRlGAIgASgLMhEuYWN0c2VydmUudjEuU2l0ZUIE4kEBAhIuCgthY3RpdmF0aW9ucxgDIAEoCzITLmFjdHNlcnZlLnYxLlRlbnNvckIE4kEBAhIXCglwb3NpdGlvbnMYBCADKA1CBOJBAQESLAoEc3BlYxgFIAEoCzIYLmFjdHNlcnZlLnYxLkV4cGxhaW5TcGVjQgTiQQEBIkoKGkV4cGxhaW5BY3RpdmF0aW9uc1Jlc3BvbnNlEiwKBWV2ZW50GAEgASgLMh0uYWN0c2VydmUudjEuRXhwbGFuYXRpb25FdmVudCKcAgoSRXhwbGFpblRleHRSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEhEKA25sYRgCIAEoCUIE4kEBARIpCgZwcm9tcHQYAyABKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQISNgoJcG9zaXRpb25zGAQgASgLMh0uYWN0c2VydmUudjEuUG9zaXRpb25TZWxlY3RvckIE4kEBARI2Cg1pbnRlcnZlbnRpb25zGAUgAygLMhkuYWN0c2VydmUudjEuSW50ZXJ2ZW50aW9uQgTiQQEBEiwKBHNwZWMYBiABKAsyGC5hY3RzZXJ2ZS52MS5FeHBsYWluU3BlY0IE4kEBARIVCgdhZGFwdGVyGAcgASgJQgTiQQEBIkMKE0V4cGxhaW5UZXh0UmVzcG9uc2USLAoFZXZlbnQYASABKAsyHS5hY3RzZXJ2ZS52MS5FeHBsYW5hdGlvbkV2ZW50IuEBChlDb21wYXJlQWN0aXZhdGlvbnNSZXF1ZXN0EhEKA25sYRgBIAEoCUIE4kEBARIlCgRzaXRlGAIgASgLMhEuYWN0c2VydmUudjEuU2l0ZUIE4kEBAhIuCgthY3RpdmF0aW9ucxgDIAEoCzITLmFjdHNlcnZlLnYxLlRlbnNvckIE4kEBAhIsCglyZWZlcmVuY2UYBCABKAsyEy5hY3RzZXJ2ZS52MS5UZW5zb3JCBOJBAQISLAoEc3BlYxgFIAEoCzIYLmFjdHNlcnZlLnYxLkV4cGxhaW5TcGVjQgTiQQEBIkoKGkNvbXBhcmVBY3RpdmF0aW9uc1Jlc3BvbnNlEiwKBWV2ZW50GAEgASgLMh0uYWN0c2VydmUudjEuRXhwbGFuYXRpb25FdmVudCLiAQoQRXhwbGFuYXRpb25FdmVudBIuCgdzdGFydGVkGAEgASgLMhsuYWN0c2VydmUudjEuRXhwbGFpblN0YXJ0ZWRIABIyCgdwYXJ0aWFsGAIgASgLMh8uYWN0c2VydmUudjEuUGFydGlhbEV4cGxhbmF0aW9uSAASLwoLZXhwbGFuYXRpb24YAyABKAsyGC5hY3RzZXJ2ZS52MS5FeHBsYW5hdGlvbkgAEjAKCGZpbmlzaGVkGAQgASgLMhwuYWN0c2VydmUudjEuRXhwbGFpbkZpbmlzaGVkSABCBwoFZXZlbnQingEKDkV4cGxhaW5TdGFydGVkEg8KB2NhbGxfaWQYASABKAkSCwoDbmxhGAIgASgJEh8KBHNpdGUYAyABKAsyES5hY3RzZXJ2ZS52MS5TaXRlEiwKBnByb21wdBgEIAEoCzIcLmFjdHNlcnZlLnYxLlRva2VuaXplZFByb21wdBIMCgRyb3dzGAUgASgNEhEKCXBvc2l0aW9ucxgGIAMoDSJLChJQYXJ0aWFsRXhwbGFuYXRpb24SEQoJcm93X2luZGV4GAEgASgNEhQKDHNhbXBsZV9pbmRleBgCIAEoDRIMCgR0ZXh0GAMgASgJImwKD0V4cGxhaW5GaW5pc2hlZBIhCgV1c2FnZRgBIAEoCzISLmFjdHNlcnZlLnYxLlVzYWdlEjYKDWludGVydmVudGlvbnMYAiADKAsyHy5hY3RzZXJ2ZS52MS5JbnRlcnZlbnRpb25SZXBvcnQibgodUmVjb25zdHJ1Y3RBY3RpdmF0aW9uc1JlcXVlc3QSEQoDbmxhGAEgASgJQgTiQQEBEiUKBHNpdGUYAiABKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQECEhMKBXRleHRzGAMgAygJQgTiQQECIsMBCh5SZWNvbnN0cnVjdEFjdGl2YXRpb25zUmVzcG9uc2USMgoHc3RhcnRlZBgBIAEoCzIfLmFjdHNlcnZlLnYxLlJlY29uc3RydWN0U3RhcnRlZEgAEi4KBHJvd3MYAiABKAsyHi5hY3RzZXJ2ZS52MS5SZWNvbnN0cnVjdGVkUm93c0gAEjQKCGZpbmlzaGVkGAMgASgLMiAuYWN0c2VydmUudjEuUmVjb25zdHJ1Y3RGaW5pc2hlZEgAQgcKBWV2ZW50Ik8KElJlY29uc3RydWN0U3RhcnRlZBIPCgdjYWxsX2lkGAEgASgJEgsKA25sYRgCIAEoCRIMCgRyb3dzGAMgASgNEg0KBXdpZHRoGAQgASgNIksKEVJlY29uc3RydWN0ZWRSb3dzEhMKC2ZpcnN0X2luZGV4GAEgASgNEiEKBHJvd3MYAiABKAsyEy5hY3RzZXJ2ZS52MS5UZW5zb3IiOAoTUmVjb25zdHJ1Y3RGaW5pc2hlZBIhCgV1c2FnZRgBIAEoCzISLmFjdHNlcnZlLnYxLlVzYWdlIrEBChhTY29yZUV4cGxhbmF0aW9uc1JlcXVlc3QSEQoDbmxhGAEgASgJQgTiQQEBEiUKBHNpdGUYAiABKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQECEi4KC2FjdGl2YXRpb25zGAMgASgLMhMuYWN0c2VydmUudjEuVGVuc29yQgTiQQECEhMKBXRleHRzGAQgAygJQgTiQQECEhYKCGJhc2VsaW5lGAUgASgJQgTiQQEBIm0KGVNjb3JlRXhwbGFuYXRpb25zUmVzcG9uc2USLQoGc2NvcmVzGAEgAygLMh0uYWN0c2VydmUudjEuRXhwbGFuYXRpb25TY29yZRIhCgV1c2FnZRgCIAEoCzISLmFjdHNlcnZlLnYxLlVzYWdlIqABCh1TZXRFeHBsYW5hdGlvbkJhc2VsaW5lUmVxdWVzdBISCgRuYW1lGAEgASgJQgTiQQECEiUKBHNpdGUYAiABKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQECEi4KC2FjdGl2YXRpb25zGAMgASgLMhMuYWN0c2VydmUudjEuVGVuc29yQgTiQQECEhQKBnNoYXJlZBgEIAEoCEIE4kEBASJUCh5TZXRFeHBsYW5hdGlvbkJhc2VsaW5lUmVzcG9uc2USMgoIYmFzZWxpbmUYASABKAsyIC5hY3RzZXJ2ZS52MS5FeHBsYW5hdGlvbkJhc2VsaW5lIkwKIERlbGV0ZUV4cGxhbmF0aW9uQmFzZWxpbmVSZXF1ZXN0EhIKBG5hbWUYASABKAlCBOJBAQISFAoGc2hhcmVkGAIgASgIQgTiQQEBIiMKIURlbGV0ZUV4cGxhbmF0aW9uQmFzZWxpbmVSZXNwb25zZSrhAQoPRXhwbGFuYXRpb25GbGFnEiAKHEVYUExBTkFUSU9OX0ZMQUdfVU5TUEVDSUZJRUQQABIjCh9FWFBMQU5BVElPTl9GTEFHX0VBUkxZX1BPU0lUSU9OEAESIQodRVhQTEFOQVRJT05fRkxBR19OT1JNX09VVExJRVIQAhIdChlFWFBMQU5BVElPTl9GTEFHX1VOUEFSU0VEEAMSJQohRVhQTEFOQVRJT05fRkxBR19GQUlMRURfSU5KRUNUSU9OEAQSHgoaRVhQTEFOQVRJT05fRkxBR19UUlVOQ0FURUQQBTK7BwoSRXhwbGFuYXRpb25TZXJ2aWNlEkwKCExpc3RObGFzEhwuYWN0c2VydmUudjEuTGlzdE5sYXNSZXF1ZXN0Gh0uYWN0c2VydmUudjEuTGlzdE5sYXNSZXNwb25zZSIDkAIBEkYKBkdldE5sYRIaLmFjdHNlcnZlLnYxLkdldE5sYVJlcXVlc3QaGy5hY3RzZXJ2ZS52MS5HZXRObGFSZXNwb25zZSIDkAIBEmwKEkV4cGxhaW5BY3RpdmF0aW9ucxImLmFjdHNlcnZlLnYxLkV4cGxhaW5BY3RpdmF0aW9uc1JlcXVlc3QaJy5hY3RzZXJ2ZS52MS5FeHBsYWluQWN0aXZhdGlvbnNSZXNwb25zZSIDkAIBMAESVwoLRXhwbGFpblRleHQSHy5hY3RzZXJ2ZS52MS5FeHBsYWluVGV4dFJlcXVlc3QaIC5hY3RzZXJ2ZS52MS5FeHBsYWluVGV4dFJlc3BvbnNlIgOQAgEwARJsChJDb21wYXJlQWN0aXZhdGlvbnMSJi5hY3RzZXJ2ZS52MS5Db21wYXJlQWN0aXZhdGlvbnNSZXF1ZXN0GicuYWN0c2VydmUudjEuQ29tcGFyZUFjdGl2YXRpb25zUmVzcG9uc2UiA5ACATABEngKFlJlY29uc3RydWN0QWN0aXZhdGlvbnMSKi5hY3RzZXJ2ZS52MS5SZWNvbnN0cnVjdEFjdGl2YXRpb25zUmVxdWVzdBorLmFjdHNlcnZlLnYxLlJlY29uc3RydWN0QWN0aXZhdGlvbnNSZXNwb25zZSIDkAIBMAESZwoRU2NvcmVFeHBsYW5hdGlvbnMSJS5hY3RzZXJ2ZS52MS5TY29yZUV4cGxhbmF0aW9uc1JlcXVlc3QaJi5hY3RzZXJ2ZS52MS5TY29yZUV4cGxhbmF0aW9uc1Jlc3BvbnNlIgOQAgESdgoWU2V0RXhwbGFuYXRpb25CYXNlbGluZRIqLmFjdHNlcnZlLnYxLlNldEV4cGxhbmF0aW9uQmFzZWxpbmVSZXF1ZXN0GisuYWN0c2VydmUudjEuU2V0RXhwbGFuYXRpb25CYXNlbGluZVJlc3BvbnNlIgOQAgISfwoZRGVsZXRlRXhwbGFuYXRpb25CYXNlbGluZRItLmFjdHNlcnZlLnYxLkRlbGV0ZUV4cGxhbmF0aW9uQmFzZWxpbmVSZXF1ZXN0Gi4uYWN0c2VydmUudjEuRGVsZXRlRXhwbGFuYXRpb25CYXNlbGluZVJlc3BvbnNlIgOQAgJCUgoPZGV2LmFjdHNlcnZlLnYxUAFaPWdpdGh1Yi5jb20vYWN0c2VydmUvYWN0c2VydmUvY2xpZW50L2dvL2FjdHNlcnZlL3YxO2FjdHNlcnZldjFiBnByb3RvMw", [file_actserve_v1_generation_service, file_actserve_v1_intervention, file_actserve_v1_positions, file_actserve_v1_prompt, file_actserve_v1_site, file_actserve_v1_tensor, file_google_api_field_behavior]);
+  fileDesc("CiVhY3RzZXJ2ZS92MS9leHBsYW5hdGlvbl9zZXJ2aWNlLnByb3RvEgthY3RzZXJ2ZS52MSLdAwoDTmxhEhIKBG5hbWUYASABKAlCBOJBAQgSFAoGZmFtaWx5GAIgASgJQgTiQQEDEh0KD2Jhc2VfY2hlY2twb2ludBgDIAEoCUIE4kEBAxIlCgRzaXRlGAQgASgLMhEuYWN0c2VydmUudjEuU2l0ZUIE4kEBAxITCgV3aWR0aBgFIAEoDUIE4kEBAxIYCgp2ZXJiYWxpemVzGAYgASgIQgTiQQEDEhoKDHJlY29uc3RydWN0cxgHIAEoCEIE4kEBAxIfChFhbnN3ZXJzX3F1ZXN0aW9ucxgIIAEoCEIE4kEBAxIWCghtYXhfcm93cxgJIAEoDUIE4kEBAxIZCgttYXhfc2FtcGxlcxgKIAEoDUIE4kEBAxIYCgptYXhfdG9rZW5zGAsgASgNQgTiQQEDEjkKCWJhc2VsaW5lcxgMIAMoCzIgLmFjdHNlcnZlLnYxLkV4cGxhbmF0aW9uQmFzZWxpbmVCBOJBAQMSJgoTZGVmYXVsdF90ZW1wZXJhdHVyZRgNIAEoAkIE4kEBA0gAiAEBEiAKDWRlZmF1bHRfdG9wX3AYDiABKAJCBOJBAQNIAYgBAUIWChRfZGVmYXVsdF90ZW1wZXJhdHVyZUIQCg5fZGVmYXVsdF90b3BfcCKIAQoTRXhwbGFuYXRpb25CYXNlbGluZRISCgRuYW1lGAEgASgJQgTiQQEIEhYKCHZhcmlhbmNlGAIgASgBQgTiQQEDEhkKC21lZGlhbl9ub3JtGAMgASgBQgTiQQEDEhIKBHJvd3MYBCABKA1CBOJBAQMSFgoIY2VudGVyZWQYBSABKAhCBOJBAQMiWgoPTGlzdE5sYXNSZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBARIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJLChBMaXN0Tmxhc1Jlc3BvbnNlEh4KBG5sYXMYASADKAsyEC5hY3RzZXJ2ZS52MS5ObGESFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIiMKDUdldE5sYVJlcXVlc3QSEgoEbmFtZRgBIAEoCUIE4kEBAiIvCg5HZXRObGFSZXNwb25zZRIdCgNubGEYASABKAsyEC5hY3RzZXJ2ZS52MS5ObGEi0gIKC0V4cGxhbmF0aW9uEhEKCXJvd19pbmRleBgBIAEoDRIUCgxzYW1wbGVfaW5kZXgYAiABKA0SDAoEdGV4dBgDIAEoCRIwCg1maW5pc2hfcmVhc29uGAQgASgOMhkuYWN0c2VydmUudjEuRmluaXNoUmVhc29uEhUKDW91dHB1dF90b2tlbnMYBSABKA0SKwoFZmxhZ3MYBiADKA4yHC5hY3RzZXJ2ZS52MS5FeHBsYW5hdGlvbkZsYWcSEgoKaW5qZWN0aW9ucxgHIAEoDRIMCgRub3JtGAggASgCEhUKCHBvc2l0aW9uGAkgASgNSACIAQESLAoFc2NvcmUYCiABKAsyHS5hY3RzZXJ2ZS52MS5FeHBsYW5hdGlvblNjb3JlEiIKBmNsYWltcxgLIAMoCzISLmFjdHNlcnZlLnYxLkNsYWltQgsKCV9wb3NpdGlvbiKkAQoQRXhwbGFuYXRpb25TY29yZRIOCgZjb3NpbmUYASABKAISFgoObm9ybWFsaXplZF9tc2UYAiABKAISHwoSdmFyaWFuY2VfZXhwbGFpbmVkGAMgASgCSACIAQESHAoPY2VudGVyZWRfY29zaW5lGAQgASgCSAGIAQFCFQoTX3ZhcmlhbmNlX2V4cGxhaW5lZEISChBfY2VudGVyZWRfY29zaW5lIrkBCgVDbGFpbRINCgVzdGFydBgBIAEoDRILCgNlbmQYAiABKA0SGQoMbXNlX2luY3JlYXNlGAMgASgCSACIAQESJAoXdmFyaWFuY2VfZXhwbGFpbmVkX2Ryb3AYBCABKAJIAYgBARIXCgpyZWN1cnJlbmNlGAUgASgCSAKIAQFCDwoNX21zZV9pbmNyZWFzZUIaChhfdmFyaWFuY2VfZXhwbGFpbmVkX2Ryb3BCDQoLX3JlY3VycmVuY2UihwMKC0V4cGxhaW5TcGVjEhoKB3NhbXBsZXMYASABKA1CBOJBAQFIAIgBARIeCgt0ZW1wZXJhdHVyZRgCIAEoAkIE4kEBAUgBiAEBEhgKBXRvcF9wGAMgASgCQgTiQQEBSAKIAQESHQoKbWF4X3Rva2VucxgEIAEoDUIE4kEBAUgDiAEBEhcKBHNlZWQYBSABKANCBOJBAQFIBIgBARIWCghxdWVzdGlvbhgGIAEoCUIE4kEBARIVCgdwYXJ0aWFsGAcgASgIQgTiQQEBEhMKBXNjb3JlGAggASgIQgTiQQEBEhIKBGJlc3QYCSABKAhCBOJBAQESGwoNbGVhdmVfb25lX291dBgKIAEoCEIE4kEBARIfChFuZWlnaGJvcl9kaXN0YW5jZRgLIAEoDUIE4kEBARIWCghiYXNlbGluZRgMIAEoCUIE4kEBAUIKCghfc2FtcGxlc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQg0KC19tYXhfdG9rZW5zQgcKBV9zZWVkIswBChlFeHBsYWluQWN0aXZhdGlvbnNSZXF1ZXN0EhEKA25sYRgBIAEoCUIE4kEBARIlCgRzaXRlGAIgASgLMhEuYWN0c2VydmUudjEuU2l0ZUIE4kEBAhIuCgthY3RpdmF0aW9ucxgDIAEoCzITLmFjdHNlcnZlLnYxLlRlbnNvckIE4kEBAhIXCglwb3NpdGlvbnMYBCADKA1CBOJBAQESLAoEc3BlYxgFIAEoCzIYLmFjdHNlcnZlLnYxLkV4cGxhaW5TcGVjQgTiQQEBIkoKGkV4cGxhaW5BY3RpdmF0aW9uc1Jlc3BvbnNlEiwKBWV2ZW50GAEgASgLMh0uYWN0c2VydmUudjEuRXhwbGFuYXRpb25FdmVudCKcAgoSRXhwbGFpblRleHRSZXF1ZXN0EhMKBW1vZGVsGAEgASgJQgTiQQEBEhEKA25sYRgCIAEoCUIE4kEBARIpCgZwcm9tcHQYAyABKAsyEy5hY3RzZXJ2ZS52MS5Qcm9tcHRCBOJBAQISNgoJcG9zaXRpb25zGAQgASgLMh0uYWN0c2VydmUudjEuUG9zaXRpb25TZWxlY3RvckIE4kEBARI2Cg1pbnRlcnZlbnRpb25zGAUgAygLMhkuYWN0c2VydmUudjEuSW50ZXJ2ZW50aW9uQgTiQQEBEiwKBHNwZWMYBiABKAsyGC5hY3RzZXJ2ZS52MS5FeHBsYWluU3BlY0IE4kEBARIVCgdhZGFwdGVyGAcgASgJQgTiQQEBIkMKE0V4cGxhaW5UZXh0UmVzcG9uc2USLAoFZXZlbnQYASABKAsyHS5hY3RzZXJ2ZS52MS5FeHBsYW5hdGlvbkV2ZW50IuEBChlDb21wYXJlQWN0aXZhdGlvbnNSZXF1ZXN0EhEKA25sYRgBIAEoCUIE4kEBARIlCgRzaXRlGAIgASgLMhEuYWN0c2VydmUudjEuU2l0ZUIE4kEBAhIuCgthY3RpdmF0aW9ucxgDIAEoCzITLmFjdHNlcnZlLnYxLlRlbnNvckIE4kEBAhIsCglyZWZlcmVuY2UYBCABKAsyEy5hY3RzZXJ2ZS52MS5UZW5zb3JCBOJBAQISLAoEc3BlYxgFIAEoCzIYLmFjdHNlcnZlLnYxLkV4cGxhaW5TcGVjQgTiQQEBIkoKGkNvbXBhcmVBY3RpdmF0aW9uc1Jlc3BvbnNlEiwKBWV2ZW50GAEgASgLMh0uYWN0c2VydmUudjEuRXhwbGFuYXRpb25FdmVudCLiAQoQRXhwbGFuYXRpb25FdmVudBIuCgdzdGFydGVkGAEgASgLMhsuYWN0c2VydmUudjEuRXhwbGFpblN0YXJ0ZWRIABIyCgdwYXJ0aWFsGAIgASgLMh8uYWN0c2VydmUudjEuUGFydGlhbEV4cGxhbmF0aW9uSAASLwoLZXhwbGFuYXRpb24YAyABKAsyGC5hY3RzZXJ2ZS52MS5FeHBsYW5hdGlvbkgAEjAKCGZpbmlzaGVkGAQgASgLMhwuYWN0c2VydmUudjEuRXhwbGFpbkZpbmlzaGVkSABCBwoFZXZlbnQingEKDkV4cGxhaW5TdGFydGVkEg8KB2NhbGxfaWQYASABKAkSCwoDbmxhGAIgASgJEh8KBHNpdGUYAyABKAsyES5hY3RzZXJ2ZS52MS5TaXRlEiwKBnByb21wdBgEIAEoCzIcLmFjdHNlcnZlLnYxLlRva2VuaXplZFByb21wdBIMCgRyb3dzGAUgASgNEhEKCXBvc2l0aW9ucxgGIAMoDSJLChJQYXJ0aWFsRXhwbGFuYXRpb24SEQoJcm93X2luZGV4GAEgASgNEhQKDHNhbXBsZV9pbmRleBgCIAEoDRIMCgR0ZXh0GAMgASgJImwKD0V4cGxhaW5GaW5pc2hlZBIhCgV1c2FnZRgBIAEoCzISLmFjdHNlcnZlLnYxLlVzYWdlEjYKDWludGVydmVudGlvbnMYAiADKAsyHy5hY3RzZXJ2ZS52MS5JbnRlcnZlbnRpb25SZXBvcnQibgodUmVjb25zdHJ1Y3RBY3RpdmF0aW9uc1JlcXVlc3QSEQoDbmxhGAEgASgJQgTiQQEBEiUKBHNpdGUYAiABKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQECEhMKBXRleHRzGAMgAygJQgTiQQECIsMBCh5SZWNvbnN0cnVjdEFjdGl2YXRpb25zUmVzcG9uc2USMgoHc3RhcnRlZBgBIAEoCzIfLmFjdHNlcnZlLnYxLlJlY29uc3RydWN0U3RhcnRlZEgAEi4KBHJvd3MYAiABKAsyHi5hY3RzZXJ2ZS52MS5SZWNvbnN0cnVjdGVkUm93c0gAEjQKCGZpbmlzaGVkGAMgASgLMiAuYWN0c2VydmUudjEuUmVjb25zdHJ1Y3RGaW5pc2hlZEgAQgcKBWV2ZW50Ik8KElJlY29uc3RydWN0U3RhcnRlZBIPCgdjYWxsX2lkGAEgASgJEgsKA25sYRgCIAEoCRIMCgRyb3dzGAMgASgNEg0KBXdpZHRoGAQgASgNIksKEVJlY29uc3RydWN0ZWRSb3dzEhMKC2ZpcnN0X2luZGV4GAEgASgNEiEKBHJvd3MYAiABKAsyEy5hY3RzZXJ2ZS52MS5UZW5zb3IiOAoTUmVjb25zdHJ1Y3RGaW5pc2hlZBIhCgV1c2FnZRgBIAEoCzISLmFjdHNlcnZlLnYxLlVzYWdlIrEBChhTY29yZUV4cGxhbmF0aW9uc1JlcXVlc3QSEQoDbmxhGAEgASgJQgTiQQEBEiUKBHNpdGUYAiABKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQECEi4KC2FjdGl2YXRpb25zGAMgASgLMhMuYWN0c2VydmUudjEuVGVuc29yQgTiQQECEhMKBXRleHRzGAQgAygJQgTiQQECEhYKCGJhc2VsaW5lGAUgASgJQgTiQQEBIm0KGVNjb3JlRXhwbGFuYXRpb25zUmVzcG9uc2USLQoGc2NvcmVzGAEgAygLMh0uYWN0c2VydmUudjEuRXhwbGFuYXRpb25TY29yZRIhCgV1c2FnZRgCIAEoCzISLmFjdHNlcnZlLnYxLlVzYWdlIqABCh1TZXRFeHBsYW5hdGlvbkJhc2VsaW5lUmVxdWVzdBISCgRuYW1lGAEgASgJQgTiQQECEiUKBHNpdGUYAiABKAsyES5hY3RzZXJ2ZS52MS5TaXRlQgTiQQECEi4KC2FjdGl2YXRpb25zGAMgASgLMhMuYWN0c2VydmUudjEuVGVuc29yQgTiQQECEhQKBnNoYXJlZBgEIAEoCEIE4kEBASJUCh5TZXRFeHBsYW5hdGlvbkJhc2VsaW5lUmVzcG9uc2USMgoIYmFzZWxpbmUYASABKAsyIC5hY3RzZXJ2ZS52MS5FeHBsYW5hdGlvbkJhc2VsaW5lIkwKIERlbGV0ZUV4cGxhbmF0aW9uQmFzZWxpbmVSZXF1ZXN0EhIKBG5hbWUYASABKAlCBOJBAQISFAoGc2hhcmVkGAIgASgIQgTiQQEBIiMKIURlbGV0ZUV4cGxhbmF0aW9uQmFzZWxpbmVSZXNwb25zZSKUAQoHTmxhUGFpchISCgRuYW1lGAEgASgJQgTiQQEIEi4KBXN0YXRlGAIgASgOMhkuYWN0c2VydmUudjEuTmxhUGFpclN0YXRlQgTiQQEDEigKB2xvYWRpbmcYAyABKAsyES5hY3RzZXJ2ZS52MS5Xb3JrQgTiQQEDEhsKDXJ1bm5pbmdfY2FsbHMYBCABKA1CBOJBAQMiXgoTTGlzdE5sYVBhaXJzUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQESFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQEiWAoUTGlzdE5sYVBhaXJzUmVzcG9uc2USJwoJbmxhX3BhaXJzGAEgAygLMhQuYWN0c2VydmUudjEuTmxhUGFpchIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiJwoRR2V0TmxhUGFpclJlcXVlc3QSEgoEbmFtZRgBIAEoCUIE4kEBAiI8ChJHZXRObGFQYWlyUmVzcG9uc2USJgoIbmxhX3BhaXIYASABKAsyFC5hY3RzZXJ2ZS52MS5ObGFQYWlyIigKEkxvYWRObGFQYWlyUmVxdWVzdBISCgRuYW1lGAEgASgJQgTiQQECIj0KE0xvYWRObGFQYWlyUmVzcG9uc2USJgoIbmxhX3BhaXIYASABKAsyFC5hY3RzZXJ2ZS52MS5ObGFQYWlyIioKFFVubG9hZE5sYVBhaXJSZXF1ZXN0EhIKBG5hbWUYASABKAlCBOJBAQIiPwoVVW5sb2FkTmxhUGFpclJlc3BvbnNlEiYKCG5sYV9wYWlyGAEgASgLMhQuYWN0c2VydmUudjEuTmxhUGFpciqgAQoMTmxhUGFpclN0YXRlEh4KGk5MQV9QQUlSX1NUQVRFX1VOU1BFQ0lGSUVEEAASGwoXTkxBX1BBSVJfU1RBVEVfVU5MT0FERUQQARIaChZOTEFfUEFJUl9TVEFURV9MT0FESU5HEAISGQoVTkxBX1BBSVJfU1RBVEVfTE9BREVEEAMSHAoYTkxBX1BBSVJfU1RBVEVfVU5MT0FESU5HEAQq4QEKD0V4cGxhbmF0aW9uRmxhZxIgChxFWFBMQU5BVElPTl9GTEFHX1VOU1BFQ0lGSUVEEAASIwofRVhQTEFOQVRJT05fRkxBR19FQVJMWV9QT1NJVElPThABEiEKHUVYUExBTkFUSU9OX0ZMQUdfTk9STV9PVVRMSUVSEAISHQoZRVhQTEFOQVRJT05fRkxBR19VTlBBUlNFRBADEiUKIUVYUExBTkFUSU9OX0ZMQUdfRkFJTEVEX0lOSkVDVElPThAEEh4KGkVYUExBTkFUSU9OX0ZMQUdfVFJVTkNBVEVEEAUynQoKEkV4cGxhbmF0aW9uU2VydmljZRJMCghMaXN0TmxhcxIcLmFjdHNlcnZlLnYxLkxpc3RObGFzUmVxdWVzdBodLmFjdHNlcnZlLnYxLkxpc3RObGFzUmVzcG9uc2UiA5ACARJGCgZHZXRObGESGi5hY3RzZXJ2ZS52MS5HZXRObGFSZXF1ZXN0GhsuYWN0c2VydmUudjEuR2V0TmxhUmVzcG9uc2UiA5ACARJsChJFeHBsYWluQWN0aXZhdGlvbnMSJi5hY3RzZXJ2ZS52MS5FeHBsYWluQWN0aXZhdGlvbnNSZXF1ZXN0GicuYWN0c2VydmUudjEuRXhwbGFpbkFjdGl2YXRpb25zUmVzcG9uc2UiA5ACATABElcKC0V4cGxhaW5UZXh0Eh8uYWN0c2VydmUudjEuRXhwbGFpblRleHRSZXF1ZXN0GiAuYWN0c2VydmUudjEuRXhwbGFpblRleHRSZXNwb25zZSIDkAIBMAESbAoSQ29tcGFyZUFjdGl2YXRpb25zEiYuYWN0c2VydmUudjEuQ29tcGFyZUFjdGl2YXRpb25zUmVxdWVzdBonLmFjdHNlcnZlLnYxLkNvbXBhcmVBY3RpdmF0aW9uc1Jlc3BvbnNlIgOQAgEwARJ4ChZSZWNvbnN0cnVjdEFjdGl2YXRpb25zEiouYWN0c2VydmUudjEuUmVjb25zdHJ1Y3RBY3RpdmF0aW9uc1JlcXVlc3QaKy5hY3RzZXJ2ZS52MS5SZWNvbnN0cnVjdEFjdGl2YXRpb25zUmVzcG9uc2UiA5ACATABEmcKEVNjb3JlRXhwbGFuYXRpb25zEiUuYWN0c2VydmUudjEuU2NvcmVFeHBsYW5hdGlvbnNSZXF1ZXN0GiYuYWN0c2VydmUudjEuU2NvcmVFeHBsYW5hdGlvbnNSZXNwb25zZSIDkAIBEnYKFlNldEV4cGxhbmF0aW9uQmFzZWxpbmUSKi5hY3RzZXJ2ZS52MS5TZXRFeHBsYW5hdGlvbkJhc2VsaW5lUmVxdWVzdBorLmFjdHNlcnZlLnYxLlNldEV4cGxhbmF0aW9uQmFzZWxpbmVSZXNwb25zZSIDkAICEn8KGURlbGV0ZUV4cGxhbmF0aW9uQmFzZWxpbmUSLS5hY3RzZXJ2ZS52MS5EZWxldGVFeHBsYW5hdGlvbkJhc2VsaW5lUmVxdWVzdBouLmFjdHNlcnZlLnYxLkRlbGV0ZUV4cGxhbmF0aW9uQmFzZWxpbmVSZXNwb25zZSIDkAICElgKDExpc3RObGFQYWlycxIgLmFjdHNlcnZlLnYxLkxpc3RObGFQYWlyc1JlcXVlc3QaIS5hY3RzZXJ2ZS52MS5MaXN0TmxhUGFpcnNSZXNwb25zZSIDkAIBElIKCkdldE5sYVBhaXISHi5hY3RzZXJ2ZS52MS5HZXRObGFQYWlyUmVxdWVzdBofLmFjdHNlcnZlLnYxLkdldE5sYVBhaXJSZXNwb25zZSIDkAIBElUKC0xvYWRObGFQYWlyEh8uYWN0c2VydmUudjEuTG9hZE5sYVBhaXJSZXF1ZXN0GiAuYWN0c2VydmUudjEuTG9hZE5sYVBhaXJSZXNwb25zZSIDkAICElsKDVVubG9hZE5sYVBhaXISIS5hY3RzZXJ2ZS52MS5VbmxvYWRObGFQYWlyUmVxdWVzdBoiLmFjdHNlcnZlLnYxLlVubG9hZE5sYVBhaXJSZXNwb25zZSIDkAICQlIKD2Rldi5hY3RzZXJ2ZS52MVABWj1naXRodWIuY29tL2FjdHNlcnZlL2FjdHNlcnZlL2NsaWVudC9nby9hY3RzZXJ2ZS92MTthY3RzZXJ2ZXYxYgZwcm90bzM", [file_actserve_v1_generation_service, file_actserve_v1_intervention, file_actserve_v1_positions, file_actserve_v1_prompt, file_actserve_v1_site, file_actserve_v1_tensor, file_actserve_v1_work, file_google_api_field_behavior]);
 
 /**
  * A loaded natural language autoencoder.
@@ -109,8 +111,9 @@ export type Nla = Message<"actserve.v1.Nla"> & {
   maxTokens: number;
 
   /**
-   * What scores can be relative to; at most 64. The one called `default` is used
-   * where a request names none.
+   * What scores can be relative to: at most 64 of the tenant's own, 64 for all tenants, and
+   * what the checkpoint says. The one called `default` is used where a request names
+   * none. Those that are stored are left out while the database cannot be reached.
    *
    * @generated from field: repeated actserve.v1.ExplanationBaseline baselines = 12;
    */
@@ -1357,6 +1360,287 @@ export const DeleteExplanationBaselineResponseSchema: GenMessage<DeleteExplanati
   messageDesc(file_actserve_v1_explanation_service, 30);
 
 /**
+ * A pair that the operator of the server lets others of that role load and unload.
+ *
+ * @generated from message actserve.v1.NlaPair
+ */
+export type NlaPair = Message<"actserve.v1.NlaPair"> & {
+  /**
+   * Format: models/{model}/nlaPairs/{pair}. What is loaded of it is
+   * models/{model}/nlas/{pair}.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Whether it is there.
+   *
+   * @generated from field: actserve.v1.NlaPairState state = 2;
+   */
+  state: NlaPairState;
+
+  /**
+   * How loading it goes, or went the last time that LoadNlaPair asked for it; a step is an
+   * engine that is started. Unset before.
+   *
+   * @generated from field: actserve.v1.Work loading = 3;
+   */
+  loading?: Work;
+
+  /**
+   * Calls that it works on; unloading waits for them.
+   *
+   * @generated from field: uint32 running_calls = 4;
+   */
+  runningCalls: number;
+};
+
+/**
+ * Describes the message actserve.v1.NlaPair.
+ * Use `create(NlaPairSchema)` to create a new message.
+ */
+export const NlaPairSchema: GenMessage<NlaPair> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_explanation_service, 31);
+
+/**
+ * A request for a page of pairs.
+ *
+ * @generated from message actserve.v1.ListNlaPairsRequest
+ */
+export type ListNlaPairsRequest = Message<"actserve.v1.ListNlaPairsRequest"> & {
+  /**
+   * Whose pairs. Format: models/{model}. The only model's when unset.
+   *
+   * @generated from field: string parent = 1;
+   */
+  parent: string;
+
+  /**
+   * At most this many; 50 when zero, and never more than 1000.
+   *
+   * @generated from field: int32 page_size = 2;
+   */
+  pageSize: number;
+
+  /**
+   * `next_page_token` of the page before; opaque.
+   *
+   * @generated from field: string page_token = 3;
+   */
+  pageToken: string;
+};
+
+/**
+ * Describes the message actserve.v1.ListNlaPairsRequest.
+ * Use `create(ListNlaPairsRequestSchema)` to create a new message.
+ */
+export const ListNlaPairsRequestSchema: GenMessage<ListNlaPairsRequest> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_explanation_service, 32);
+
+/**
+ * A page of pairs.
+ *
+ * @generated from message actserve.v1.ListNlaPairsResponse
+ */
+export type ListNlaPairsResponse = Message<"actserve.v1.ListNlaPairsResponse"> & {
+  /**
+   * The pairs, by name.
+   *
+   * @generated from field: repeated actserve.v1.NlaPair nla_pairs = 1;
+   */
+  nlaPairs: NlaPair[];
+
+  /**
+   * Asks for the next page; empty on the last one.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message actserve.v1.ListNlaPairsResponse.
+ * Use `create(ListNlaPairsResponseSchema)` to create a new message.
+ */
+export const ListNlaPairsResponseSchema: GenMessage<ListNlaPairsResponse> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_explanation_service, 33);
+
+/**
+ * A request for one pair.
+ *
+ * @generated from message actserve.v1.GetNlaPairRequest
+ */
+export type GetNlaPairRequest = Message<"actserve.v1.GetNlaPairRequest"> & {
+  /**
+   * Format: models/{model}/nlaPairs/{pair}.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message actserve.v1.GetNlaPairRequest.
+ * Use `create(GetNlaPairRequestSchema)` to create a new message.
+ */
+export const GetNlaPairRequestSchema: GenMessage<GetNlaPairRequest> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_explanation_service, 34);
+
+/**
+ * One pair.
+ *
+ * @generated from message actserve.v1.GetNlaPairResponse
+ */
+export type GetNlaPairResponse = Message<"actserve.v1.GetNlaPairResponse"> & {
+  /**
+   * The pair.
+   *
+   * @generated from field: actserve.v1.NlaPair nla_pair = 1;
+   */
+  nlaPair?: NlaPair;
+};
+
+/**
+ * Describes the message actserve.v1.GetNlaPairResponse.
+ * Use `create(GetNlaPairResponseSchema)` to create a new message.
+ */
+export const GetNlaPairResponseSchema: GenMessage<GetNlaPairResponse> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_explanation_service, 35);
+
+/**
+ * A request to load a pair.
+ *
+ * @generated from message actserve.v1.LoadNlaPairRequest
+ */
+export type LoadNlaPairRequest = Message<"actserve.v1.LoadNlaPairRequest"> & {
+  /**
+   * Format: models/{model}/nlaPairs/{pair}.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message actserve.v1.LoadNlaPairRequest.
+ * Use `create(LoadNlaPairRequestSchema)` to create a new message.
+ */
+export const LoadNlaPairRequestSchema: GenMessage<LoadNlaPairRequest> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_explanation_service, 36);
+
+/**
+ * What is being loaded.
+ *
+ * @generated from message actserve.v1.LoadNlaPairResponse
+ */
+export type LoadNlaPairResponse = Message<"actserve.v1.LoadNlaPairResponse"> & {
+  /**
+   * The pair, as it is now.
+   *
+   * @generated from field: actserve.v1.NlaPair nla_pair = 1;
+   */
+  nlaPair?: NlaPair;
+};
+
+/**
+ * Describes the message actserve.v1.LoadNlaPairResponse.
+ * Use `create(LoadNlaPairResponseSchema)` to create a new message.
+ */
+export const LoadNlaPairResponseSchema: GenMessage<LoadNlaPairResponse> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_explanation_service, 37);
+
+/**
+ * A request to unload a pair.
+ *
+ * @generated from message actserve.v1.UnloadNlaPairRequest
+ */
+export type UnloadNlaPairRequest = Message<"actserve.v1.UnloadNlaPairRequest"> & {
+  /**
+   * Format: models/{model}/nlaPairs/{pair}.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message actserve.v1.UnloadNlaPairRequest.
+ * Use `create(UnloadNlaPairRequestSchema)` to create a new message.
+ */
+export const UnloadNlaPairRequestSchema: GenMessage<UnloadNlaPairRequest> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_explanation_service, 38);
+
+/**
+ * What is being unloaded.
+ *
+ * @generated from message actserve.v1.UnloadNlaPairResponse
+ */
+export type UnloadNlaPairResponse = Message<"actserve.v1.UnloadNlaPairResponse"> & {
+  /**
+   * The pair, as it is now.
+   *
+   * @generated from field: actserve.v1.NlaPair nla_pair = 1;
+   */
+  nlaPair?: NlaPair;
+};
+
+/**
+ * Describes the message actserve.v1.UnloadNlaPairResponse.
+ * Use `create(UnloadNlaPairResponseSchema)` to create a new message.
+ */
+export const UnloadNlaPairResponseSchema: GenMessage<UnloadNlaPairResponse> = /*@__PURE__*/
+  messageDesc(file_actserve_v1_explanation_service, 39);
+
+/**
+ * Whether a pair is there.
+ *
+ * @generated from enum actserve.v1.NlaPairState
+ */
+export enum NlaPairState {
+  /**
+   * Not set.
+   *
+   * @generated from enum value: NLA_PAIR_STATE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * It is not loaded.
+   *
+   * @generated from enum value: NLA_PAIR_STATE_UNLOADED = 1;
+   */
+  UNLOADED = 1,
+
+  /**
+   * Its engines are being started, or wait for their turn.
+   *
+   * @generated from enum value: NLA_PAIR_STATE_LOADING = 2;
+   */
+  LOADING = 2,
+
+  /**
+   * It explains.
+   *
+   * @generated from enum value: NLA_PAIR_STATE_LOADED = 3;
+   */
+  LOADED = 3,
+
+  /**
+   * It finishes what it has begun.
+   *
+   * @generated from enum value: NLA_PAIR_STATE_UNLOADING = 4;
+   */
+  UNLOADING = 4,
+}
+
+/**
+ * Describes the enum actserve.v1.NlaPairState.
+ */
+export const NlaPairStateSchema: GenEnum<NlaPairState> = /*@__PURE__*/
+  enumDesc(file_actserve_v1_explanation_service, 0);
+
+/**
  * What may be wrong with an explanation.
  *
  * @generated from enum actserve.v1.ExplanationFlag
@@ -1413,7 +1697,7 @@ export enum ExplanationFlag {
  * Describes the enum actserve.v1.ExplanationFlag.
  */
 export const ExplanationFlagSchema: GenEnum<ExplanationFlag> = /*@__PURE__*/
-  enumDesc(file_actserve_v1_explanation_service, 0);
+  enumDesc(file_actserve_v1_explanation_service, 1);
 
 /**
  * Decodes activations into words and back, by natural language autoencoders
@@ -1506,8 +1790,8 @@ export const ExplanationService: GenService<{
     output: typeof ScoreExplanationsResponseSchema;
   },
   /**
-   * Measures from rows what scores are relative to, and stores it until the server
-   * stops.
+   * Measures from rows what scores are relative to, and stores it until it is
+   * deleted, or STORE_QUOTA_EXCEEDED.
    *
    * @generated from rpc actserve.v1.ExplanationService.SetExplanationBaseline
    */
@@ -1525,6 +1809,53 @@ export const ExplanationService: GenService<{
     methodKind: "unary";
     input: typeof DeleteExplanationBaselineRequestSchema;
     output: typeof DeleteExplanationBaselineResponseSchema;
+  },
+  /**
+   * Lists the pairs that can be loaded and unloaded while the server runs, by name, with
+   * how far that has come. Takes the role operator, as all methods about pairs do. Each
+   * server has its own: of several behind one address ask each.
+   *
+   * @generated from rpc actserve.v1.ExplanationService.ListNlaPairs
+   */
+  listNlaPairs: {
+    methodKind: "unary";
+    input: typeof ListNlaPairsRequestSchema;
+    output: typeof ListNlaPairsResponseSchema;
+  },
+  /**
+   * Returns one such pair.
+   *
+   * @generated from rpc actserve.v1.ExplanationService.GetNlaPair
+   */
+  getNlaPair: {
+    methodKind: "unary";
+    input: typeof GetNlaPairRequestSchema;
+    output: typeof GetNlaPairResponseSchema;
+  },
+  /**
+   * Begins to load a pair, which takes minutes; GetNlaPair tells how far it has come. One
+   * for which too little memory is free is not begun: NlaPair.loading then has
+   * failed with MEMORY_EXCEEDED. Does nothing where it is loaded or being loaded, and
+   * begins again where loading failed.
+   *
+   * @generated from rpc actserve.v1.ExplanationService.LoadNlaPair
+   */
+  loadNlaPair: {
+    methodKind: "unary";
+    input: typeof LoadNlaPairRequestSchema;
+    output: typeof LoadNlaPairResponseSchema;
+  },
+  /**
+   * Begins to unload a pair: from now on it is NLA_NOT_FOUND, calls that it has begun are
+   * finished, and then its memory is freed. Baselines stay stored. Does nothing where it
+   * is not loaded; one that is being loaded is RESOURCE_NOT_READY.
+   *
+   * @generated from rpc actserve.v1.ExplanationService.UnloadNlaPair
+   */
+  unloadNlaPair: {
+    methodKind: "unary";
+    input: typeof UnloadNlaPairRequestSchema;
+    output: typeof UnloadNlaPairResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_actserve_v1_explanation_service, 0);
