@@ -303,7 +303,7 @@ async def test_an_issuer_that_does_not_answer_keeps_no_token_known_and_no_dead_e
     silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     tokens = write_tokens(tmp_path / "tokens.yaml", ("a-token", "vision", Role.READER))
-    oidc = {
+    oidc: dict[str, Any] = {
         "oidc_issuer": "https://issuer.example.com",
         "oidc_audience": "actserve",
         "oidc_keys": f"http://127.0.0.1:{port}/keys",
