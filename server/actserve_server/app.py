@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
 import structlog
 
 from actserve_server import logs, trace_export
-from actserve_server.background import EXPIRE_S, end, going_on
+from actserve_server.background import EXPIRE_S, end, going_on, repeat
 from actserve_server.config import ConfigError, Settings, is_loopback
 from actserve_server.dictionaries import dictionary_loading
 from actserve_server.dictionaries.dictionary_loading import DictionaryError
@@ -50,7 +50,14 @@ from actserve_server.graphs.fake_tracer import FakeTracer
 from actserve_server.graphs.graph_work import GraphWork
 from actserve_server.graphs.stored_graphs import GraphQuota, GraphRegistry
 from actserve_server.graphs.tracer_process import TracerProcess
-from actserve_server.listening import check_ports, how_to_listen, http_server, reload, serve_metrics
+from actserve_server.listening import (
+    check_ports,
+    how_to_listen,
+    http_server,
+    refresh_keys,
+    reload,
+    serve_metrics,
+)
 from actserve_server.monitoring import Monitoring, allowed_webhooks
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
@@ -237,7 +244,14 @@ class App:
         if self.http is not None:
             await self.http.start()
         await self._report_health()
-        self._watching = [asyncio.create_task(each) for each in (self._watch(), self._expire())]
+        # Each by itself, or one that waits for somebody else would keep tokens known that were
+        # taken out, or a dead engine healthy.
+        watched = (self._look, partial(refresh_keys, self._listening), self._report_health)
+        stored = (self._cells, self.dictionaries.stored, self.graphs.registry)
+        self._watching = [
+            *(asyncio.create_task(repeat(POLL_S, each)) for each in watched),
+            *(asyncio.create_task(repeat(EXPIRE_S, each.expire)) for each in stored),
+        ]
         self.monitoring.start()
 
     async def drain(self) -> None:
@@ -313,26 +327,10 @@ class App:
             stopping.append(self.http.stop(grace_s))
         await asyncio.gather(*stopping)
 
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(POLL_S)
-            # Each by itself, or one that fails would keep tokens known that were taken out.
-            with going_on():
-                self.kept.sweep()
-            with going_on():
-                await reload(self._listening)
-            with going_on():
-                await self._report_health()
-
-    async def _expire(self) -> None:
-        while True:
-            await asyncio.sleep(EXPIRE_S)
-            with going_on():
-                await self._cells.expire()
-            with going_on():
-                await self.dictionaries.stored.expire()
-            with going_on():
-                await self.graphs.registry.expire()
+    async def _look(self) -> None:
+        with going_on():
+            self.kept.sweep()
+        reload(self._listening)
 
     async def _report_health(self) -> None:
         healthy, why = True, None

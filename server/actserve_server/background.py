@@ -1,7 +1,7 @@
 """What the server does beside its calls, for as long as it lives."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import structlog
@@ -23,6 +23,14 @@ def going_on() -> Iterator[None]:
         pass  # The database has said that it cannot be reached.
     except Exception:
         log.exception("a task of the server failed, and is tried again")
+
+
+async def repeat(pause_s: float, work: Callable[[], Awaitable[object]]) -> None:
+    """Does it for ever, after a pause each time, whatever comes of it."""
+    while True:
+        await asyncio.sleep(pause_s)
+        with going_on():
+            await work()
 
 
 async def end(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -90,8 +90,8 @@ def _signed_tokens(settings: Settings) -> SignedTokens | None:
     return SignedTokens(trust, KeyAddress(keys) if "://" in keys else KeyFile(Path(keys)))
 
 
-async def reload(given: Listening) -> None:
-    """Reads again what has changed of the files that say who may call."""
+def reload(given: Listening) -> None:
+    """Reads again what has changed of the files that say who may call, which waits for nobody."""
     callers = given.callers
     if given.tls is not None:
         given.tls.files.reload()
@@ -101,8 +101,12 @@ async def reload(given: Listening) -> None:
         callers.certificates.file.reload()
     if given.tenants is not None:
         given.tenants.file.reload()
-    if callers.signed is not None:
-        await callers.signed.keys.refresh()
+
+
+async def refresh_keys(given: Listening) -> None:
+    """Looks again for the keys of the issuer, whose address may take its time."""
+    if given.callers.signed is not None:
+        await given.callers.signed.keys.refresh()
 
 
 def http_server(settings: Settings, given: Listening, rpc: RpcServer) -> "HttpServer | None":

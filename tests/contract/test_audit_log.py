@@ -19,6 +19,7 @@ from actserve.v1 import model_service_pb2
 from actserve.v1 import steering_vector_service_pb2 as vector_pb
 from actserve_server.config import ConfigError, load
 from actserve_server.domain.principals import Principal, Role
+from actserve_server.engine.fake import FakeEngine
 from actserve_server.rpc.server import DESCRIPTORS
 from actserve_server.rpc.transport.audit_log import AuditLog, Ending, acts
 from actserve_server.rpc.transport.calls import Call
@@ -135,6 +136,26 @@ async def test_what_a_monitor_switches_on_is_told_too(served: Served, path: Path
     (change,) = line["interventions"]
     assert change["vectors"] == [{"as": "vector", "sha256": DIGEST}]
     assert change["receipt"]["changed_rows"] > 0
+
+
+async def test_what_a_monitor_has_switched_on_is_told_of_a_call_that_was_cancelled(
+    tmp_path: Path, path: Path
+) -> None:
+    level = {"threshold": -1e6, "intervene": {"interventions": [addition(VECTOR)]}}
+    async with serving(FakeEngine(token_delay_s=0.01), audit_log=path) as served:
+        await served.monitors.CreateMonitor(create_monitor(upper=level))
+        endless = generate(sampling={"max_tokens": 1000, "ignore_eos": True})
+        stream = served.generation.Generate(endless)
+        async for event in stream:
+            if event.WhichOneof("event") == "tokens":
+                break
+        stream.cancel()
+        _, line = await told(path, 2)
+    assert line["code"] == "CANCELLED"
+    (change,) = line["interventions"]
+    assert change["vectors"] == [{"as": "vector", "sha256": DIGEST}]
+    # Nobody can tell any more what it did.
+    assert change["receipt"]["runs"] == 0
 
 
 async def test_equal_interventions_of_many_items_are_one_and_many_are_bounded(

@@ -1,6 +1,7 @@
 """Who calls, on the ports of gRPC and of HTTP alike: by tokens, signed tokens and certificates, all
 of which may change without a restart, as the server's own certificate may."""
 
+import asyncio
 import ssl
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import aiohttp
 import grpc
 import pytest
 import trustme
+from grpc_health.v1 import health_pb2
 
 from actserve.v1 import generation_service_pb2_grpc as generation_grpc
 from actserve.v1 import model_service_pb2 as pb
@@ -288,6 +290,40 @@ async def test_nothing_that_goes_wrong_meanwhile_keeps_a_token_known(
         await eventually(is_unknown, within_s=30)
 
 
+async def test_an_issuer_that_does_not_answer_keeps_no_token_known_and_no_dead_engine_healthy(
+    tmp_path: Path,
+) -> None:
+    asked = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()  # Until the caller leaves.
+        writer.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    tokens = write_tokens(tmp_path / "tokens.yaml", ("a-token", "vision", Role.READER))
+    oidc: dict[str, Any] = {
+        "oidc_issuer": "https://issuer.example.com",
+        "oidc_audience": "actserve",
+        "oidc_keys": f"http://127.0.0.1:{port}/keys",
+    }
+    async with silent, serving(token_file=tokens, **oidc) as served:
+        await asked.wait()
+        write_tokens(tokens, ("another", "vision", Role.READER))
+        served.engine.faults.dead = True
+
+        async def is_noticed() -> bool:
+            request = pb.ListModelsRequest()
+            call = served.models.ListModels(request, metadata=bearing("a-token"))
+            health = await served.health.Check(health_pb2.HealthCheckRequest())
+            unknown = await call.code() is grpc.StatusCode.UNAUTHENTICATED
+            return unknown and health.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+        # The address has ten seconds to answer.
+        await eventually(is_noticed, within_s=5)
+
+
 @PORTS
 @pytest.mark.parametrize("order", [1, -1])
 async def test_of_two_tokens_none_counts(port: str, order: int, tmp_path: Path) -> None:
@@ -328,7 +364,7 @@ async def test_a_token_that_is_withdrawn_is_told_no_more_alerts(now: str, tmp_pa
         assert (await stream.read()).alert.score == 2.0
         token = "another" if now == "of nobody" else "a-token"
         write_tokens(tokens, (token, "language", Role.READER))
-        await reload(served.app._listening)
+        reload(served.app._listening)
         await raise_(served, 3.0, tenant="vision")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stream.read()

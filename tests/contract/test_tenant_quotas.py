@@ -29,6 +29,7 @@ from tests.contract.harness import (
     write_tokens,
 )
 from tests.contract.monitors import create as create_monitor
+from tests.contract.sweeps import probe, sweep
 from tests.contract.test_attribution_graphs import create as create_graph
 from tests.contract.test_web_door import web
 from tests.contract.vectors import create as create_vector
@@ -229,3 +230,22 @@ async def test_a_tenant_adds_no_more_than_its_dose(serve: Serve, tmp_path: Path)
         return True
 
     await eventually(is_allowed, within_s=30)
+
+
+async def test_what_a_sweep_has_consumed_counts_although_it_was_cancelled(serve: Serve) -> None:
+    served = await serve("tokens_a_minute: 30", engine=FakeEngine(token_delay_s=0.01))
+    endless = sweep(
+        prompts=[{"prompt": {"text": "a"}}],
+        variants=[{}],
+        sampling={"max_tokens": 1000, "temperature": 0, "ignore_eos": True},
+        scores=[
+            {"name": "seen", "probe": probe()}
+        ],  # By whose rows it can be seen how far it has come.
+    )
+    stream = served.sweeps.RunSweep(endless, metadata=VISION)
+    assert (await stream.read()).WhichOneof("event") == "started"
+    await eventually(lambda: served.engine.counters.rows > 40, within_s=30)
+    stream.cancel()
+    await eventually(lambda: not served.engine.counters.running, within_s=30)
+    refused = await failure(served.models.ListModels(LIST, metadata=VISION))
+    assert dict(refused.details["ErrorInfo"].metadata)["quota"] == "tokens_a_minute"

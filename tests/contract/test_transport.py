@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from actserve.v1 import model_service_pb2 as pb
 from actserve.v1 import model_service_pb2_grpc
@@ -26,6 +27,7 @@ from tests.contract.harness import (
     write_tokens,
 )
 
+OK = grpc.StatusCode.OK
 METHODS = [
     "/actserve.v1.GenerationService/Generate",
     "/actserve.v1.GenerationService/FetchActivations",
@@ -219,3 +221,21 @@ async def test_where_probes_ask_nothing_else_is_answered() -> None:
             stub = model_service_pb2_grpc.ModelServiceStub(channel)
             refused = await failure(stub.ListModels(pb.ListModelsRequest()))
     assert refused.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_reflection_counts_among_the_calls_in_progress() -> None:
+    async with serving(max_calls=1) as served:
+        path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+        reflect = served.channel.stream_stream(path)
+        asked = ServerReflectionRequest(list_services="").SerializeToString()
+        held = reflect()
+        await held.write(asked)
+        await held.read()
+        for more in (reflect(), served.generation.Generate(generate())):
+            assert (await failure(more)).reason == "QUEUE_FULL"
+        held.cancel()
+
+        async def is_let_in() -> bool:
+            return await served.models.ListModels(pb.ListModelsRequest()).code() is OK
+
+        await eventually(is_let_in, within_s=5)

@@ -31,7 +31,15 @@ class Issuer:
         path.write_bytes(self.key_set())
         return path
 
-    def token(self, *, key: Any = None, alg: str = "RS256", kid: str = "a", **claims: Any) -> str:
+    def token(
+        self,
+        *,
+        key: Any = None,
+        alg: str = "RS256",
+        kid: str = "a",
+        typ: str | None = "JWT",
+        **claims: Any,
+    ) -> str:
         """A token that is taken, but for what is said otherwise; claims that are None are left
         out."""
         said = {
@@ -43,4 +51,4 @@ class Issuer:
             **claims,
         }
         kept = {name: value for name, value in said.items() if value is not None}
-        return jwt.encode(kept, key or self.rsa, algorithm=alg, headers={"kid": kid})
+        return jwt.encode(kept, key or self.rsa, algorithm=alg, headers={"kid": kid, "typ": typ})

@@ -49,6 +49,13 @@ async def test_a_signed_token_is_of_the_tenant_and_role_that_it_claims(
     assert await whose(signed, by_curve) == VISION
 
 
+@pytest.mark.parametrize("said", [None, "JWT", "at+jwt", "application/at+JWT"])
+async def test_a_token_of_access_may_say_that_it_is_one(
+    said: str | None, signed: SignedTokens, issuer: Issuer
+) -> None:
+    assert await whose(signed, issuer.token(typ=said)) == VISION
+
+
 NOW = int(time.time())
 WRONG_CLAIMS: dict[str, dict[str, Any]] = {
     "expired": {"exp": NOW - 60},
@@ -68,6 +75,7 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
     "a key that is not there": {"kid": "c"},
     "an algorithm that is not pinned": {"alg": "RS512"},
     "a key of another kind": {"kid": "b"},
+    "what says that somebody has logged out": {"typ": "logout+jwt"},
 }
 
 

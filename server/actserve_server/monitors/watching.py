@@ -10,7 +10,7 @@ See docs/design/monitors.md.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -39,6 +39,7 @@ from actserve_server.monitors.watched import (
     Decision,
     Intervene,
     Intervened,
+    LevelName,
     Pause,
     Stop,
     WatchedCall,
@@ -100,6 +101,9 @@ class _SwitchedOn:
 _NO_ROWS = InterventionReport(0, 0, 0, None)
 
 
+def _told_nobody(monitor: str, level: LevelName) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """What is watched."""
@@ -116,6 +120,9 @@ class Sample:
     text_tokens: int = 0
     """Up to the token of an alert, that it holds the text of, and then of some after it; none if
     zero."""
+    switched_on: Callable[[str, LevelName], None] = _told_nobody
+    """Told the monitor and the level whose interventions the sample goes on with, as it does: a
+    sample that is cancelled never comes to say what they did."""
 
     @property
     def largest(self) -> Run:
@@ -344,6 +351,8 @@ class _Watching:
         self._ids = [*self._sample.run.token_ids]
         self._texts, self._finished = [], None
         self._switched_on += more
+        for each in more:
+            self._sample.switched_on(each.reached.watcher.monitor, each.reached.level.name)
         self._scores.go_back()
         assert self._withheld is not None
         self._withheld.go_back()

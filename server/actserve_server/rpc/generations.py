@@ -132,6 +132,7 @@ class Generations:
                     each_token=request.score_detail == pb.SCORE_DETAIL_TOKEN,
                     prompt_texts=prompt.texts,
                     text_tokens=self._watching.alert_text_tokens,
+                    switched_on=partial(monitor_scores.note_switched_on, wanted.watched_by),
                 )
                 for index, run in enumerate(runs)
             ]

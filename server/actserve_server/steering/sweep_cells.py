@@ -155,7 +155,6 @@ class Cells:
             merged = _merged(cell.changes, runs)
             generated = sampled if self._asked.samples else None
             perplexity = None
-            self._consumed.output_tokens += len(generated.ids) if generated else 0
             if generated and self._asked.perplexity:
                 perplexity = await self._perplexity(name, cell.prompt_ids, generated.ids)
         except ActserveError as error:
@@ -185,7 +184,7 @@ class Cells:
             interventions=changes,
             tenant=self._tenant,
         )
-        return await self._run(run, scoring)
+        return await self._run(run, scoring, samples=self._asked.samples)
 
     async def _perplexity(
         self, name: str, prompt: tuple[int, ...], generated: Sequence[int]
@@ -218,8 +217,11 @@ class Cells:
         done = await self._run(run)
         return sum(float(rows.sum(dtype=np.float64)) for each in done.rows for rows in each), done
 
-    async def _run(self, run: Run, scoring: Scoring | None = None) -> _Done:
-        """What came of a run. The numbers that it projects go to `scoring`, if there is one."""
+    async def _run(
+        self, run: Run, scoring: Scoring | None = None, *, samples: bool = False
+    ) -> _Done:
+        """What came of a run. The numbers that it projects go to `scoring`, if there is one.
+        `samples` says that its tokens are an output, and not dropped."""
         self._engine.check(run, 0)
         done = _Done(rows=[[] for _ in run.captures])
         async with self._in_line, self._admitted.started(run) as events:
@@ -228,6 +230,8 @@ class Cells:
                 match event:
                     case Tokens():
                         done.ids += event.ids
+                        # As they come: a cell that is cancelled has consumed them too.
+                        self._consumed.output_tokens += len(event.ids) if samples else 0
                         done.text += event.text
                     case Rows() if scoring is not None and event.bits.size > QUICK_NUMBERS:
                         await off_loop(scoring.add, event)

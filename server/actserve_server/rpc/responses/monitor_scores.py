@@ -39,6 +39,12 @@ def interventions(found: Iterable[Intervened], by: WatchedBy) -> list[pb.Monitor
     return [_interventions(each, by) for each in found]
 
 
+def note_switched_on(by: WatchedBy, monitor: str, level: LevelName) -> None:
+    """Notes for the audit log that a level of a monitor changes the call from now on."""
+    _, request = by.monitors[monitor]
+    reports.note(request.interventions_of(level))
+
+
 def flagged(crossing: Crossing, call: WatchedCall) -> alert_pb2.Alert:
     """The alert as the call that is watched is told of it: it has no name there."""
     alert = alert_pb2.Alert(

@@ -28,6 +28,13 @@ def to_wire(
     ]
 
 
+def note(edits: Sequence[InterventionRequest]) -> None:
+    """Notes for the audit log that these change the call, before there are reports of them."""
+    if (changes := current_call().changes) is not None:
+        for edit in edits:
+            changes.receipt(edit.change)
+
+
 def count(edits: Sequence[InterventionRequest]) -> None:
     """Counts the interventions of a run that finished."""
     for edit in edits:

@@ -11,8 +11,8 @@ Handlers are wrapped as coroutines that write, not as generators. grpc.aio leave
 at `yield` to the garbage collector when a call is cancelled; here the cancellation arrives in this
 coroutine, which closes the servicer's generator before it returns, and with it the run.
 
-Health stays open, since Kubernetes' probes carry no token. Health and reflection calls that may be
-made pass through untouched: probes would drown the calls that matter.
+Health stays open, since Kubernetes' probes carry no token. Health calls pass through untouched, and
+reflection calls once they are let in: probes would drown the calls that matter.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from google.protobuf.message import Message
 
 from actserve_server import traces
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.principals import Principal
 from actserve_server.engine.fair_threads import CALLER
 from actserve_server.rpc.transport import metrics, statuses
 from actserve_server.rpc.transport.audit_log import AuditLog, Ending
@@ -82,7 +83,7 @@ class Observer(grpc.aio.ServerInterceptor):
             changes=None if self._audit is None else CallChanges(),
         )
         if not method.startswith(SERVICES):
-            return _checked(handler, partial(self._authenticate, metadata))
+            return _checked(handler, partial(self._authenticate, metadata), self._limit)
         start = partial(
             _Observation, method, call, metadata, self._authenticate, self._limit, self._audit
         )
@@ -98,16 +99,23 @@ def _reading(handler: Handler, behaviour: Any) -> Handler:
     return grpc.stream_unary_rpc_method_handler(behaviour, None, handler.response_serializer)
 
 
-def _checked(handler: Any, authenticate: Callable[[bytes | None], Awaitable[object]]) -> Handler:
-    """Answers as the handler of a stream of requests does, once it is known who calls."""
+def _checked(
+    handler: Any, authenticate: Callable[[bytes | None], Awaitable[Principal]], limit: CallLimit
+) -> Handler:
+    """Answers as the handler of a stream of requests does, once it is known who calls, and counts
+    as a call."""
 
-    async def checked(messages: object, context: Any) -> AsyncGenerator[Message, None]:
+    async def checked(messages: object, context: Context) -> None:
         try:
-            await authenticate(certificate_of(context))
+            tenant = (await authenticate(certificate_of(context))).account
+            limit.enter(tenant)
         except ActserveError as error:
             await statuses.abort(context, error)
-        async for response in handler.stream_stream(messages, context):
-            yield response
+        try:
+            async for response in handler.stream_stream(messages, context):
+                await context.write(response)
+        finally:
+            limit.leave(tenant)
 
     return grpc.stream_stream_rpc_method_handler(
         checked, handler.request_deserializer, handler.response_serializer

@@ -23,6 +23,10 @@ MIN_RSA_BITS = 2048
 MAX_SUBJECT = 200
 """Characters of a subject in the audit log."""
 
+TAKEN_TYPES = frozenset({"jwt", "at+jwt"})
+"""What a token may say that it is (`typ`), if it says anything. An issuer signs other things by the
+same keys, such as that somebody has logged out."""
+
 _KINDS = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 """What a key must be for an algorithm, by how that begins."""
 
@@ -81,6 +85,9 @@ class SignedTokens:
         # Before a key is looked for: what can never be taken makes nobody fetch any.
         if algorithm not in self._trust.algorithms or not isinstance(key_id, str):
             raise ValueError(f"its algorithm {str(algorithm)[:20]!r} is not taken")
+        said = header.get("typ", "JWT")
+        if not isinstance(said, str) or _short(said) not in TAKEN_TYPES:
+            raise ValueError(f"it is no token of access, but {str(said)[:40]!r}")
         found = await self.keys.find(key_id)
         if found is None:
             raise ValueError(f"there is no key {key_id[:100]!r}")
@@ -110,6 +117,11 @@ class SignedTokens:
             role=max(roles, key=lambda role: role.rank),
             known_by=f"subject:{subject}",
         )
+
+
+def _short(media_type: str) -> str:
+    """A media type as it may be written without its beginning (RFC 7515, 4.1.9)."""
+    return media_type.lower().removeprefix("application/")
 
 
 def _fitting(key: Mapping[str, Any], algorithm: str) -> jwt.PyJWK:
