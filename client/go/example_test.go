@@ -19,6 +19,7 @@ var (
 	request *actservev1.GenerateRequest
 	vector  *actservev1.VectorSource
 	add     *actservev1.Intervention
+	name    string
 )
 
 func ExampleNew() {
@@ -116,6 +117,52 @@ func ExampleAbove() {
 	}
 	add.When = actserve.Above(probe, 0.5)
 	// [/condition]
+}
+
+func ExampleFeatureReadout() {
+	// [features]
+	for dictionary, err := range client.ListDictionaries(ctx, &actservev1.ListDictionariesRequest{}) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(dictionary.GetName(), dictionary.GetFeatures(), dictionary.GetCheck().GetExplained())
+	}
+	top, err := actserve.FeatureReadout("top", "last", name, proto.Uint32(5), "resid_post.20")
+	if err != nil {
+		log.Fatal(err)
+	}
+	result, err := client.FetchActivations(ctx, &actservev1.FetchActivationsRequest{
+		Items:    []*actservev1.FetchItem{{Prompt: actserve.TextPrompt("Rain fell on the lake")}},
+		Readouts: []*actservev1.Readout{top},
+		FailFast: true,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	features, err := result.Items[0].Readouts.Rows("top", "resid_post.20")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(features.Indices, features.Data) // The five largest, largest first.
+	// [/features]
+}
+
+func ExampleChangeFeatures() {
+	// [changes]
+	changes := []*actservev1.FeatureChange{actserve.SetFeature(2178, 60), actserve.ScaleFeature(7, 0)}
+	steer, err := actserve.ChangeFeatures(name, changes, "resid_post.20")
+	if err != nil {
+		log.Fatal(err)
+	}
+	effects, err := client.LogitEffects(ctx, name, []uint32{2178}, 5)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, token := range effects[0].Top {
+		fmt.Println(token.Text, token.Effect)
+	}
+	// [/changes]
+	_ = steer
 }
 
 func ExampleClient_RunSweep() {

@@ -183,6 +183,27 @@ async def build_add(question: Answer) -> Answer:
     return {"result": as_json(built)}
 
 
+async def build_features(question: Answer) -> Answer:
+    changes = {
+        kind: {int(index): number for index, number in question.get(kind, {}).items()}
+        for kind in ("values", "additions", "factors")
+    }
+    built = actserve.ChangeFeatures(
+        question["sites"], question["dictionary"], **changes
+    ).to_proto()
+    built.ClearField("positions")  # As in `build_add`.
+    return {"result": as_json(built)}
+
+
+async def build_feature_readout(question: Answer) -> Answer:
+    projection = actserve.Projection(
+        dictionary=question["dictionary"], send_top=question.get("top")
+    )
+    (built,) = actserve.Read(question["sites"], question["positions"], projection).to_proto()
+    built.name = question["name"]  # Which this client gives where it sends it.
+    return {"result": as_json(built)}
+
+
 async def unary(question: Answer) -> Answer:
     async with client_of(question) as client:
         method, request = question["method"], request_of(question)
@@ -648,6 +669,33 @@ async def upload(question: Answer) -> Answer:
     return {"result": {"name": made.name}}
 
 
+async def logit_effects(question: Answer) -> Answer:
+    features = [actserve.Feature(question["dictionary"], index) for index in question["features"]]
+    async with client_of(question) as client:
+        found = await client.features.logit_effects(features, k=question["k"])
+    return {
+        "result": {
+            "effects": [
+                {
+                    "feature": each.feature,
+                    "top": effects_told(each.top_ids, each.top_tokens, each.top_effects),
+                    "bottom": effects_told(
+                        each.bottom_ids, each.bottom_tokens, each.bottom_effects
+                    ),
+                }
+                for each in found
+            ]
+        }
+    }
+
+
+def effects_told(ids: Any, texts: Any, effects: Any) -> list[Answer]:
+    return [
+        {"id": int(token_id), "text": text, **array([effect])}
+        for token_id, text, effect in zip(ids, texts, effects, strict=True)
+    ]
+
+
 MADE = {
     "CreateSteeringVector": ("steeringVector", create_vector),
     "MakeSteeringVector": ("steeringVector", make_vector),
@@ -671,6 +719,8 @@ OPERATIONS = {
     "decode_tensor": decode_tensor,
     "encode_tensor": encode_tensor,
     "build_add": build_add,
+    "build_features": build_features,
+    "build_feature_readout": build_feature_readout,
     "unary": unary,
     "list": pages,
     "stream": stream,
@@ -680,6 +730,7 @@ OPERATIONS = {
     "watch": watch,
     "wait": wait,
     "upload": upload,
+    "logit_effects": logit_effects,
 }
 
 if __name__ == "__main__":

@@ -45,10 +45,13 @@ def positions_of(selector: positions_pb2.PositionSelector) -> Any:
 
 
 def vector_of(vector: Any) -> Any:
-    """The vector of a question as a caller writes it: an array, or the name of a stored one."""
-    return (
-        vector if isinstance(vector, str) else np.frombuffer(bytes.fromhex(vector["data"]), "<f4")
-    )
+    """The vector of a question as a caller writes it: an array, the name of a stored one, or a
+    feature."""
+    if isinstance(vector, str):
+        return vector
+    if "dictionary" in vector:
+        return actserve.Feature(vector["dictionary"], vector["index"])
+    return np.frombuffer(bytes.fromhex(vector["data"]), "<f4")
 
 
 def source_of(vector: Any) -> Any:

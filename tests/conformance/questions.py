@@ -35,8 +35,10 @@ EVERY_READOUT = [
     },
 ]
 PROMPTS = ["The capital of France is", "Zoë's naïve café ☕ costs"]
+DICTIONARY = "models/smollm2-135m/dictionaries/smollm2-135m"
 QUESTIONS: dict[str, dict[str, Any]] = {
     "what is read of prompts": {
+        "operation": "collect",
         "method": "FetchActivations",
         "request": {
             "items": [{"key": text, "prompt": {"text": text}} for text in PROMPTS],
@@ -44,6 +46,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
         },
     },
     "what is written, and read meanwhile": {
+        "operation": "collect",
         "method": "Generate",
         "request": {
             "prompt": {"text": PROMPTS[1]},
@@ -52,6 +55,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
         },
     },
     "statistics by label": {
+        "operation": "collect",
         "method": "FetchActivations",
         "request": {
             "items": [
@@ -60,6 +64,28 @@ QUESTIONS: dict[str, dict[str, Any]] = {
             ],
             "readouts": [{"name": "acts", "rows": {"sites": SITES[:1], "statistics": {}}}],
         },
+    },
+    "the largest features of each token": {
+        "operation": "collect",
+        "method": "FetchActivations",
+        "request": {
+            "items": [{"key": text, "prompt": {"text": text}} for text in PROMPTS],
+            "readouts": [
+                {
+                    "name": "top",
+                    "rows": {
+                        "sites": [{"hookPoint": "HOOK_POINT_RESID_POST", "layer": 20}],
+                        "projection": {"dictionary": DICTIONARY, "sendTop": 5},
+                    },
+                }
+            ],
+        },
+    },
+    "which tokens features make likelier": {
+        "operation": "logit_effects",
+        "dictionary": DICTIONARY,
+        "features": [7, 2178],
+        "k": 3,
     },
 }
 
@@ -80,11 +106,11 @@ class Asked:
             if language.name not in self._drivers:
                 self._drivers[language.name] = Driver(language)
             client = {"targets": [self.address]}
-            question = {"operation": "collect", "client": client, **QUESTIONS[name]}
+            question = {"client": client, **QUESTIONS[name]}
             answer = self._drivers[language.name].ask(question)
             assert "result" in answer, answer
             found = answer["result"]
-            del found["call_id"]  # Another one for every call.
+            found.pop("call_id", None)  # Another one for every call.
             # Of statistics the Python client tells nothing else.
             self._answers[language.name, name] = found.get("statistics", found)
         return self._answers[language.name, name]

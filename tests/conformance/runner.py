@@ -15,7 +15,7 @@ import trustme
 from google.protobuf import json_format, message_factory
 from google.protobuf.message import Message
 
-from actserve.v1 import intervention_pb2, positions_pb2, site_pb2, tensor_pb2
+from actserve.v1 import intervention_pb2, positions_pb2, readout_pb2, site_pb2, tensor_pb2
 from tests.conformance.cases import Case
 from tests.conformance.drivers import Driver
 from tests.conformance.scripted_server import Attempt, ScriptedServer, message_of, method_of
@@ -132,8 +132,10 @@ def _message_kind(case: Case) -> Any:
             return positions_pb2.PositionSelector.DESCRIPTOR
         case "encode_tensor":
             return tensor_pb2.Tensor.DESCRIPTOR
-        case "build_add":
+        case "build_add" | "build_features":
             return intervention_pb2.Intervention.DESCRIPTOR
+        case "build_feature_readout":
+            return readout_pb2.Readout.DESCRIPTOR
         case "unary":
             return method_of(case.ask["method"]).output_type
         case _:

@@ -19,8 +19,11 @@ import {
   ActserveError,
   add,
   below,
+  changeFeatures,
   connect,
   decodeTensor,
+  feature,
+  features,
   positions,
   probe,
   site,
@@ -28,6 +31,7 @@ import {
   type Client,
   type Explained,
   type Fetched,
+  type FeatureChanges,
   type Float32Tensor,
   type Generated,
   type ReadoutResult,
@@ -35,6 +39,7 @@ import {
   type Replayed,
   type Sequence,
   type Swept,
+  type TokenEffect,
 } from "@actserve/client/node";
 import * as v1 from "@actserve/client/v1";
 import { connect as connectWeb } from "@actserve/client/web";
@@ -71,6 +76,16 @@ interface Question {
   readonly sites?: string[];
   readonly vector?: Vector;
   readonly coefficient?: number;
+  readonly site?: string;
+  readonly matrices?: { role: "ENCODER" | "DECODER"; shape: number[]; data: string }[];
+  readonly dictionary?: string;
+  readonly features?: number[];
+  readonly k?: number;
+  readonly top?: number;
+  readonly positions?: string;
+  readonly values?: FeatureChanges["values"];
+  readonly additions?: FeatureChanges["additions"];
+  readonly factors?: FeatureChanges["factors"];
   readonly when?: {
     readonly site: string;
     readonly direction: Vector;
@@ -81,8 +96,9 @@ interface Question {
   };
 }
 
-/** One to send along, or the name of a stored one. */
-type Vector = string | { readonly data: string };
+/** One to send along, the name of a stored one, or a feature of a dictionary. */
+type Vector =
+  string | { readonly data: string } | { readonly dictionary: string; readonly index: number };
 
 interface Answer {
   result?: JsonValue;
@@ -113,6 +129,10 @@ async function answered(question: Question, warnings: string[]): Promise<Answer>
         return { result: json(v1.TensorSchema, encoded(question)) };
       case "build_add":
         return { result: json(v1.InterventionSchema, built(question)) };
+      case "build_features":
+        return { result: json(v1.InterventionSchema, changed(question)) };
+      case "build_feature_readout":
+        return { result: json(v1.ReadoutSchema, featureReadout(question)) };
       case "streams":
         return { result: await streams(question, warnings) };
       default:
@@ -170,6 +190,10 @@ async function called(client: Client, question: Question): Promise<Answer> {
       return { result: await measured(client, question) };
     case "watch":
       return watched(client, question);
+    case "upload":
+      return { result: { name: await uploaded(client, question) } };
+    case "logit_effects":
+      return { result: await logitEffects(client, question) };
     case "wait":
       return { result: { name: (await client.waitForMonitor(given(question.name))).name } };
     default:
@@ -202,6 +226,9 @@ const UNARY = new Set([
   "getSteeringVector",
   "updateSteeringVector",
   "deleteSteeringVector",
+  "getDictionary",
+  "deleteDictionary",
+  "setFeatureLabels",
   "createMonitor",
   "getMonitor",
   "updateMonitor",
@@ -231,6 +258,8 @@ function listed(client: Client, question: Question): AsyncIterable<{ name: strin
       return client.listNlas(message(v1.ListNlasRequestSchema, question));
     case "ListSteeringVectors":
       return client.listSteeringVectors(message(v1.ListSteeringVectorsRequestSchema, question));
+    case "ListDictionaries":
+      return client.listDictionaries(message(v1.ListDictionariesRequestSchema, question));
     case "ListMonitors":
       return client.listMonitors(message(v1.ListMonitorsRequestSchema, question));
     case "ListAlerts":
@@ -371,7 +400,7 @@ function generated({ callId, samples }: Generated): JsonValue {
       }),
       ...(sample.monitorScores.length && { monitor_scores: sample.monitorScores.map(scored) }),
       ...(sample.monitorInterventions.length && {
-        monitor_interventions: sample.monitorInterventions.map(changed),
+        monitor_interventions: sample.monitorInterventions.map(intervened),
       }),
     })),
   };
@@ -388,7 +417,7 @@ function replayed({ callId, replayed }: Replayed): JsonValue {
   };
 }
 
-function changed(changes: v1.MonitorInterventions): JsonObject {
+function intervened(changes: v1.MonitorInterventions): JsonObject {
   return {
     monitor: changes.monitor,
     level: levelName(changes.level),
@@ -534,8 +563,62 @@ function built({ sites, vector, coefficient, when }: Question): v1.Intervention 
   return intervention;
 }
 
-function vectorOf(vector: Vector): string | Float32Array {
-  return typeof vector === "string" ? vector : floats(vector.data);
+function vectorOf(vector: Vector) {
+  if (typeof vector === "string") return vector;
+  return "data" in vector ? floats(vector.data) : feature(vector.dictionary, vector.index);
+}
+
+function changed({ sites, dictionary, values, additions, factors }: Question): v1.Intervention {
+  return changeFeatures(given(sites), given(dictionary), { values, additions, factors });
+}
+
+function featureReadout({ name, sites, dictionary, positions, top }: Question): v1.Readout {
+  return features(given(name), given(sites), given(dictionary), { positions, top });
+}
+
+async function logitEffects(client: Client, question: Question): Promise<JsonValue> {
+  const told = (effects: readonly TokenEffect[]) =>
+    effects.map(({ id, text, effect }) => ({
+      id,
+      text,
+      ...array({ shape: [1], data: Float32Array.of(effect) }),
+    }));
+  const found = await client.logitEffects(
+    given(question.dictionary),
+    given(question.features),
+    question.k,
+  );
+  return {
+    effects: found.map(({ feature, top, bottom }) => ({
+      feature,
+      top: told(top),
+      bottom: told(bottom),
+    })),
+  };
+}
+
+/** The name of a sparse autoencoder that was uploaded. */
+async function uploaded(client: Client, question: Question): Promise<string> {
+  const matrices = given(question.matrices);
+  const { name } = await client.uploadDictionary(
+    {
+      model: `models/${question.client?.model ?? ""}`,
+      dictionaryId: given(question.name),
+      dictionary: {
+        kind: v1.DictionaryKind.SPARSE_AUTOENCODER,
+        site: site(given(question.site)),
+        features: given(matrices[0]?.shape[0]),
+        activation: { case: "relu", value: {} },
+      },
+      matrices: matrices.map(({ role, shape }) => ({
+        role: v1.MatrixRole[role],
+        elementType: v1.ElementType.F32,
+        shape,
+      })),
+    },
+    matrices.map(({ data }) => Buffer.from(data, "hex")),
+  );
+  return name;
 }
 
 function reconstructed(whole: Reconstructed): JsonValue {

@@ -5,13 +5,16 @@ import {
   above,
   ActserveError,
   add,
+  changeFeatures,
   connect,
+  feature,
+  features,
   probe,
   prompt,
   site,
   type Client,
 } from "@actserve/client/node";
-import { TokenMatrix, WeightService } from "@actserve/client/v1";
+import { TokenMatrix, WeightService, type Intervention } from "@actserve/client/v1";
 
 export function connected(): Client[] {
   // [connect]
@@ -64,6 +67,33 @@ export async function stored(client: Client): Promise<void> {
   // [condition]
   steered.when = above(probe("resid_post.8", joy), 0.5);
   // [/condition]
+}
+
+export async function read(client: Client, name: string): Promise<void> {
+  // [features]
+  for await (const { name, features, check } of client.listDictionaries()) {
+    console.log(name, features, check?.explained);
+  }
+  const fetched = await client
+    .fetchActivations({
+      items: [{ prompt: prompt("Rain fell on the lake") }],
+      readouts: [features("top", "resid_post.20", name, { positions: "last", top: 5 })],
+    })
+    .collect();
+  const top = fetched.item(0).rows("top", "resid_post.20");
+  console.log(top.indices, top.data); // the five largest, largest first
+  // [/features]
+}
+
+export async function changed(client: Client, name: string): Promise<Intervention[]> {
+  // [changes]
+  const changes = { values: { 2178: 60 }, factors: { 7: 0 } };
+  const steer = changeFeatures("resid_post.20", name, changes);
+  const along = add("resid_post.20", feature(name, 2178), 60);
+  const [effect] = await client.logitEffects(name, [2178], 5);
+  for (const { text, effect: raised } of effect?.top ?? []) console.log(text, raised);
+  // [/changes]
+  return [steer, along];
 }
 
 export async function swept(client: Client, joy: string): Promise<void> {

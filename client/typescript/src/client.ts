@@ -17,10 +17,14 @@ import { GenerateCollector } from "./collectors/generate.js";
 import { ReconstructCollector, type Reconstructed } from "./collectors/reconstruct.js";
 import { ReplayCollector, type Replayed } from "./collectors/replay.js";
 import { SweepCollector, type Swept } from "./collectors/sweep.js";
+import { effectsRequest, strongest, type Effect, type LogitEffect } from "./effects.js";
 import { ActserveError, badResponse, invalid } from "./errors.js";
+import { randomId } from "./ids.js";
 import { checkedHeaders, checkedTimeout } from "./options.js";
+import { prompt } from "./requests.js";
 import * as v1 from "./v1.js";
 import { EventStream, stubOf } from "./stream.js";
+import { uploaded } from "./uploads.js";
 
 /** What a request is made of: a message, or an object of its fields. */
 export type Init<Desc extends DescMessage> = MessageInitShape<Desc>;
@@ -77,6 +81,7 @@ export class Client {
   readonly #kept: Stub<typeof v1.KeptActivationsService>;
   readonly #explanations: Stub<typeof v1.ExplanationService>;
   readonly #vectors: Stub<typeof v1.SteeringVectorService>;
+  readonly #dictionaries: Stub<typeof v1.DictionaryService>;
   readonly #sweeps: Stub<typeof v1.SweepService>;
   readonly #monitors: Stub<typeof v1.MonitorService>;
 
@@ -97,6 +102,7 @@ export class Client {
     this.#kept = this.stub(v1.KeptActivationsService);
     this.#explanations = this.stub(v1.ExplanationService);
     this.#vectors = this.stub(v1.SteeringVectorService);
+    this.#dictionaries = this.stub(v1.DictionaryService);
     this.#sweeps = this.stub(v1.SweepService);
     this.#monitors = this.stub(v1.MonitorService);
   }
@@ -357,6 +363,115 @@ export class Client {
     return this.#vectors.deleteSteeringVector(request, options);
   }
 
+  /** The dictionaries that the server has, page by page as they are needed. */
+  listDictionaries(
+    request: Init<typeof v1.ListDictionariesRequestSchema> = {},
+    options?: CallOptions,
+  ): AsyncIterable<v1.Dictionary> {
+    return pages(
+      v1.ListDictionariesRequestSchema,
+      request,
+      (page) => this.#dictionaries.listDictionaries(page, options),
+      ({ dictionaries }) => dictionaries,
+    );
+  }
+
+  /** One dictionary, without its matrices. */
+  getDictionary(
+    request: Init<typeof v1.GetDictionaryRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.GetDictionaryResponse> {
+    return this.#dictionaries.getDictionary(request, options);
+  }
+
+  /**
+   * Stores a dictionary, chunk by chunk. A request without a `requestId` is sent with one that follows
+   * from what is uploaded: the same call, made again after it was cut, goes on where it was, in another
+   * program too. The options hold for each of its calls.
+   *
+   * @param contents the bytes of each of the request's matrices
+   */
+  uploadDictionary(
+    request: Init<typeof v1.BeginUploadRequestSchema>,
+    contents: readonly Uint8Array[],
+    options?: CallOptions,
+  ): Promise<v1.Dictionary> {
+    const message = create(v1.BeginUploadRequestSchema, request);
+    return uploaded(this.#dictionaries, message, contents, options);
+  }
+
+  /** Deletes a dictionary and its labels. Runs that use it keep it. */
+  deleteDictionary(
+    request: Init<typeof v1.DeleteDictionaryRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.DeleteDictionaryResponse> {
+    return this.#dictionaries.deleteDictionary(request, options);
+  }
+
+  /** Says what features of a dictionary stand for. */
+  setFeatureLabels(
+    request: Init<typeof v1.SetFeatureLabelsRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.SetFeatureLabelsResponse> {
+    return this.#dictionaries.setFeatureLabels(request, options);
+  }
+
+  /** What features of a dictionary stand for, by index, page by page as they are needed. */
+  listFeatureLabels(
+    request: Init<typeof v1.ListFeatureLabelsRequestSchema>,
+    options?: CallOptions,
+  ): AsyncIterable<v1.FeatureLabel> {
+    return pages(
+      v1.ListFeatureLabelsRequestSchema,
+      request,
+      (page) => this.#dictionaries.listFeatureLabels(page, options),
+      ({ labels }) => labels,
+    );
+  }
+
+  /**
+   * The tokens that features raise and lower most by themselves, the `k` first of each.
+   *
+   * @param dictionary one that writes to the residual stream, by its name,
+   * `models/{model}/dictionaries/{dictionary}`
+   * @param features as many as a call has items, less one
+   */
+  async logitEffects(
+    dictionary: string,
+    features: readonly number[],
+    k = 10,
+    options?: CallOptions,
+  ): Promise<LogitEffect[]> {
+    const request = effectsRequest(dictionary, features);
+    const fetched = await this.fetchActivations(request, options).collect();
+    const found = features.map((_, index) => strongest(fetched, index + 1, k));
+    const ids = found.flatMap(({ top, bottom }) => [...top, ...bottom].map(({ id }) => id));
+    const texts = await this.#texts(request.model, ids, options);
+    const told = (effects: Effect[]) =>
+      effects.map(({ id, effect }) => ({ id, text: texts.get(id) ?? "", effect }));
+    return features.map((feature, index) => ({
+      feature,
+      top: told(found[index]?.top ?? []),
+      bottom: told(found[index]?.bottom ?? []),
+    }));
+  }
+
+  /** Tokens, each decoded alone, by their ids. */
+  async #texts(
+    model: string,
+    ids: readonly number[],
+    options?: CallOptions,
+  ): Promise<ReadonlyMap<number, string>> {
+    const several = [...new Set(ids)].sort((a, b) => a - b);
+    if (several.length === 0) return new Map();
+    const tokenized = await this.tokenize({ model, prompt: prompt(several) }, options);
+    const texts = tokenized.prompt?.texts ?? [];
+    if (texts.length !== several.length) {
+      throw badResponse(`the server sent ${texts.length} texts of ${several.length} tokens`);
+    }
+    return new Map(several.map((id, index) => [id, texts[index] ?? ""]));
+  }
+
   /**
    * Runs many prompts under many interventions. Where the connection is lost, `collect` goes on
    * after the last cell that came; who reads events goes on by a request with its `resumeToken`. A
@@ -572,10 +687,7 @@ function identified<Desc extends DescMessage>(
   const message = clone(schema, create(schema, request)) as MessageShape<Desc> & {
     requestId: string;
   };
-  // Unlike randomUUID, this is there in every context of a browser.
-  message.requestId ||= Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) =>
-    byte.toString(16).padStart(2, "0"),
-  ).join("");
+  message.requestId ||= randomId();
   return message;
 }
 

@@ -17,6 +17,9 @@ export {
   above,
   add,
   below,
+  changeFeatures,
+  feature,
+  features,
   keep,
   predictions,
   probe,
@@ -24,12 +27,16 @@ export {
   replace,
   rows,
   vector,
+  type FeatureChanges,
+  type FeatureOptions,
   type PredictionOptions,
   type Turn,
+  type Vector,
 } from "./requests.js";
 
 export type { WatchedAlert } from "./alerts.js";
 export * from "./collected.js";
+export type { LogitEffect, TokenEffect } from "./effects.js";
 export type { Explained } from "./collectors/explain.js";
 export type { Reconstructed } from "./collectors/reconstruct.js";
 export type { Replayed, ReplayScores } from "./collectors/replay.js";

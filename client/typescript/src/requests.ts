@@ -47,6 +47,32 @@ export function rows(name: string, sites: string | readonly string[], where?: st
   return create(ReadoutSchema, { name, kind: { case: "rows", value: places(sites, where) } });
 }
 
+/** Which features to read. */
+export interface FeatureOptions {
+  /** As {@link positions} takes them; all when unset. */
+  readonly positions?: string | undefined;
+  /** How many of the largest features of each row to send, with their `indices`; all when unset. */
+  readonly top?: number | undefined;
+}
+
+/**
+ * A readout of what a dictionary makes of rows: their features.
+ *
+ * @param sites as {@link site} takes them: any of the dictionary's width, not its own alone
+ * @param dictionary its name, `models/{model}/dictionaries/{dictionary}`
+ */
+export function features(
+  name: string,
+  sites: string | readonly string[],
+  dictionary: string,
+  options: FeatureOptions = {},
+): Readout {
+  const { positions: where, top } = options;
+  const projection = { dictionary, ...(top === undefined ? {} : { sendTop: top }) };
+  const value = { ...places(sites, where), projection };
+  return create(ReadoutSchema, { name, kind: { case: "rows", value } });
+}
+
 /**
  * A readout whose rows stay on the server, under a name that comes with the answer. Others can then
  * {@link replace} their rows by them.
@@ -82,15 +108,69 @@ export function predictions(name: string, options: PredictionOptions): Readout {
 }
 
 /**
- * A vector: one to send along, as float32, or a stored one by its name,
- * `models/{model}/steeringVectors/{steering_vector}`.
+ * What a vector is made of: numbers to send along, as float32; the name of a stored one,
+ * `models/{model}/steeringVectors/{steering_vector}`; or a message, such as {@link feature} makes.
  */
-export function vector(source: Iterable<number> | string): VectorSource {
+export type Vector = Iterable<number> | string | VectorSource;
+
+/** The vector of what it is made of. */
+export function vector(source: Vector): VectorSource {
+  if (typeof source === "object" && "$typeName" in source) return source;
   return create(VectorSourceSchema, {
     source:
       typeof source === "string"
         ? { case: "steeringVector", value: source }
         : { case: "tensor", value: tensor(source) },
+  });
+}
+
+/**
+ * What a feature of a dictionary writes, a row of its decoder: a vector.
+ *
+ * @param dictionary its name, `models/{model}/dictionaries/{dictionary}`
+ */
+export function feature(dictionary: string, index: number): VectorSource {
+  return create(VectorSourceSchema, {
+    source: { case: "feature", value: { dictionary, index } },
+  });
+}
+
+/** What becomes of features, by index; each is named in one of the three. */
+export interface FeatureChanges {
+  /** What a feature is set to, whatever it was. */
+  readonly values?: Readonly<Record<number, number>> | undefined;
+  /** What is added to a feature, also where it is zero. */
+  readonly additions?: Readonly<Record<number, number>> | undefined;
+  /** What a feature is multiplied by: zero ablates it, and one changes nothing. */
+  readonly factors?: Readonly<Record<number, number>> | undefined;
+}
+
+/**
+ * Changes features of the rows of sites, and keeps of a row what the dictionary does not explain.
+ *
+ * @param at as {@link site} takes them
+ * @param dictionary its name, `models/{model}/dictionaries/{dictionary}`
+ */
+export function changeFeatures(
+  at: string | readonly string[],
+  dictionary: string,
+  changes: FeatureChanges,
+): Intervention {
+  const kinds = { value: changes.values, addition: changes.additions, factor: changes.factors };
+  return create(InterventionSchema, {
+    ...places(at, undefined),
+    operation: {
+      case: "features",
+      value: {
+        dictionary,
+        changes: (["value", "addition", "factor"] as const).flatMap((kind) =>
+          Object.entries(kinds[kind] ?? {}).map(([index, value]) => ({
+            index: Number(index),
+            change: { case: kind, value },
+          })),
+        ),
+      },
+    },
   });
 }
 
@@ -103,7 +183,7 @@ export function vector(source: Iterable<number> | string): VectorSource {
  */
 export function add(
   at: string | readonly string[],
-  what: Iterable<number> | string,
+  what: Vector,
   coefficient?: number,
 ): Intervention {
   return create(InterventionSchema, {
@@ -120,7 +200,7 @@ export function add(
  *
  * @param direction as {@link vector} takes it
  */
-export function probe(at: string, direction: Iterable<number> | string): Probe {
+export function probe(at: string, direction: Vector): Probe {
   return create(ProbeSchema, { site: site(at), direction: vector(direction) });
 }
 

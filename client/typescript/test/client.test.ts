@@ -14,6 +14,7 @@ import { ActserveError, Client, decodeTensor, rows, tensor, VERSION } from "@act
 import { connect } from "@actserve/client/node";
 import {
   CombineSteeringVectorsRequestSchema,
+  DictionaryService,
   GenerateResponseSchema,
   GenerationService,
   ModelService,
@@ -160,6 +161,36 @@ test("every call that makes a vector has an id of its own, and the request stays
   assert.equal(new Set(ids).size, 2);
   assert.match(ids[0] ?? "", /^[0-9a-f]{32}$/);
   assert.equal(request.requestId, "");
+});
+
+test("an upload has the id of what is uploaded, and another one where a browser has no digest", async () => {
+  const ids: string[] = [];
+  const transport = createRouterTransport(({ service }) => {
+    service(DictionaryService, {
+      beginUpload: ({ requestId }) => {
+        ids.push(requestId);
+        return { maxChunkBytes: 8, receivedBytes: [4n] };
+      },
+      finishUpload: () => ({ dictionary: {} }),
+    });
+  });
+  const client = new Client({ transport });
+  const upload = (...bytes: number[]) =>
+    client.uploadDictionary({ matrices: [{}] }, [Uint8Array.from(bytes)]);
+  await upload(1, 2, 3, 4);
+  await upload(1, 2, 3, 4);
+  await upload(1, 2, 3, 5);
+  assert.equal(ids[0], ids[1]);
+  assert.notEqual(ids[0], ids[2]);
+  const { subtle } = crypto;
+  Object.defineProperty(crypto, "subtle", { value: undefined, configurable: true });
+  try {
+    await upload(1, 2, 3, 4);
+  } finally {
+    Object.defineProperty(crypto, "subtle", { value: subtle, configurable: true });
+  }
+  assert.notEqual(ids[0], ids[3]);
+  assert.match(ids[3] ?? "", /^[0-9a-f]{32}$/);
 });
 
 test("a sweep is read once", async () => {

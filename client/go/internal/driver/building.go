@@ -9,7 +9,7 @@ import (
 	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
 )
 
-// vector is one to send along, or the name of a stored one.
+// vector is one to send along, the name of a stored one, or a feature of a dictionary.
 type vector json.RawMessage
 
 func (v *vector) UnmarshalJSON(data []byte) error {
@@ -43,9 +43,16 @@ func (v vector) source() (*actservev1.VectorSource, error) {
 	if json.Unmarshal(v, &name) == nil {
 		return actserve.StoredVector(name), nil
 	}
-	var sent struct{ Data string }
+	var sent struct {
+		Data       string
+		Dictionary string
+		Index      uint32
+	}
 	if err := json.Unmarshal(v, &sent); err != nil {
 		return nil, err
+	}
+	if sent.Dictionary != "" {
+		return actserve.FeatureVector(sent.Dictionary, sent.Index), nil
 	}
 	values, err := floats(sent.Data)
 	if err != nil {

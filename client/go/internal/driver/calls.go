@@ -67,6 +67,12 @@ func (q *question) unary(ctx context.Context, client *actserve.Client) (any, err
 		return client.UpdateSteeringVector(ctx, request(q, &actservev1.UpdateSteeringVectorRequest{}))
 	case "DeleteSteeringVector":
 		return client.DeleteSteeringVector(ctx, request(q, &actservev1.DeleteSteeringVectorRequest{}))
+	case "GetDictionary":
+		return client.GetDictionary(ctx, request(q, &actservev1.GetDictionaryRequest{}))
+	case "DeleteDictionary":
+		return client.DeleteDictionary(ctx, request(q, &actservev1.DeleteDictionaryRequest{}))
+	case "SetFeatureLabels":
+		return client.SetFeatureLabels(ctx, request(q, &actservev1.SetFeatureLabelsRequest{}))
 	case "CreateMonitor":
 		return client.CreateMonitor(ctx, request(q, &actservev1.CreateMonitorRequest{}))
 	case "GetMonitor":

@@ -43,6 +43,14 @@ type question struct {
 	When         *condition      `json:"when"`
 	Site         string          `json:"site"`
 	Matrices     []matrix        `json:"matrices"`
+	Dictionary   string          `json:"dictionary"`
+	Features     []uint32        `json:"features"`
+	K            int             `json:"k"`
+	Top          *uint32         `json:"top"`
+	Positions    string          `json:"positions"`
+	Values       numbers         `json:"values"`
+	Additions    numbers         `json:"additions"`
+	Factors      numbers         `json:"factors"`
 }
 
 type clientConfig struct {
@@ -127,6 +135,10 @@ func (q *question) do(warn func(string)) (any, error) {
 		return q.encodeTensor()
 	case "build_add":
 		return q.buildAdd()
+	case "build_features":
+		return q.buildFeatures()
+	case "build_feature_readout":
+		return actserve.FeatureReadout(q.Name, q.Positions, q.Dictionary, q.Top, q.Sites...)
 	case "streams":
 		return q.streams(warn)
 	}
@@ -152,6 +164,8 @@ func (q *question) do(warn func(string)) (any, error) {
 		return q.watch(ctx, client)
 	case "upload":
 		return q.upload(ctx, client)
+	case "logit_effects":
+		return q.logitEffects(ctx, client)
 	case "wait":
 		monitor, err := client.WaitForMonitor(ctx, q.Name)
 		return object{"name": monitor.GetName()}, err
