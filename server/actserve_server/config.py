@@ -540,10 +540,12 @@ class Settings(BaseSettings):
                 f"tensor_parallel_size ({self.tensor_parallel_size}) is not a multiple of nnodes "
                 f"({self.nnodes}), so that machines would have unequal parts; make it one"
             )
-        if self.nnodes > 1 and any(not source.address for source in self.nla):
+        here = [*self.nla_loadable, *(source for source in self.nla if not source.address)]
+        if self.nnodes > 1 and (here or self.nla_folder):
             raise ValueError(
-                "nla has a pair to load here, whose engines are of one machine, but nnodes is "
-                f"{self.nnodes}; serve the pair by another server, and give its address"
+                "nla, nla_loadable or nla_folder has pairs to load here, whose engines are of one "
+                f"machine, but nnodes is {self.nnodes}; serve them by another server, and give its "
+                "address"
             )
 
     def _check_issuer(self) -> None:

@@ -31,11 +31,13 @@ NOT_RUN = {
     "docs/monitors.md": 2,  # watches without an end, and reads the reader's files
     "docs/features.md": 2,  # a folder of the reader's, and trains for an hour
     "docs/nla.md": 3,  # trains for an hour; takes a server that may load pairs
+    "docs/deployment.md": 5,  # what installs, or takes an image or a cluster
     "docs/operations.md": 2,  # what Prometheus reads, and OpenTelemetry's own command
     "docs/security.md": 6,  # makes a token; takes an image, an issuer, certificates; is written
     "docs/browser.md": 4,  # serves until it is stopped, and calls that server
     "docs/explorer.md": 1,  # serves until it is stopped
     "docs/openai.md": 7,  # serves until it is stopped; takes another package, vLLM's sources; JSON
+    "docs/upgrades.md": 1,
     "docs/webhooks.md": 1,  # takes a Kubernetes cluster
 }
 """Blocks that say of themselves that they are not run."""

@@ -37,7 +37,7 @@ CHANGE = Intervention(
 )
 
 
-def rows_of(path: Path, **machines: int) -> dict[tuple[str, Site], np.ndarray]:
+def rows_of(path: Path, machines: int, port: int) -> dict[tuple[str, Site], np.ndarray]:
     """Of every site, of a plain run and a changed one, by an engine that has tested itself."""
     engine = EngineThread(
         EngineOptions(
@@ -47,7 +47,9 @@ def rows_of(path: Path, **machines: int) -> dict[tuple[str, Site], np.ndarray]:
             max_model_len=256,
             kv_cache_memory_bytes=16 << 20,
             enforce_eager=True,
-            **machines,
+            tensor_parallel_size=machines,
+            nnodes=machines,
+            master_port=port,
         )
     )
     try:
@@ -89,12 +91,12 @@ def test_two_machines_compute_what_one_does(
     serve = [Path(sys.executable).with_name("actserve-server"), "serve", *flags, "--enforce-eager"]
     with subprocess.Popen(serve) as other:
         try:
-            split = rows_of(path, tensor_parallel_size=2, nnodes=2, master_port=port)
+            split = rows_of(path, machines=2, port=port)
             # Its worker ends with the others of its model, and it with its worker.
             assert other.wait(60) == 1
         finally:
             other.kill()
-    whole = rows_of(path)
+    whole = rows_of(path, machines=1, port=port)
     assert split.keys() == whole.keys()
     for key, found in split.items():
         np.testing.assert_allclose(found, whole[key], rtol=1e-4, atol=1e-4, err_msg=str(key))

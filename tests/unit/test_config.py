@@ -140,7 +140,7 @@ def test_the_port_variable_that_kubernetes_sets_is_not_ours(
         (["--nnodes", "2"], r"tensor_parallel_size \(1\) is not a multiple of nnodes \(2\)"),
         (
             ["--nnodes", "2", "--tensor-parallel-size", "2", "--nla", "smollm2-135m"],
-            "nnodes is 2; serve the pair by another server, and give its address",
+            "nnodes is 2; serve them by another server, and give its address",
         ),
         (["--config", "/does/not/exist"], "/does/not/exist"),
     ],
