@@ -87,7 +87,7 @@ async def reaches(served: Served, state: int) -> Any:
     async def is_so() -> bool:
         return (await now(served)).state == state
 
-    await eventually(is_so)
+    await eventually(is_so, within_s=20)
     return await now(served)
 
 
@@ -212,7 +212,7 @@ async def test_pairs_are_loaded_one_after_the_other(served: Served, loader: Load
     async def both_are_there() -> bool:
         return len(await nlas(served)) == 2
 
-    await eventually(both_are_there)
+    await eventually(both_are_there, within_s=20)
     assert loader.asked == ["tiny", "another"]
 
 
