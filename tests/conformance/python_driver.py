@@ -188,9 +188,7 @@ async def build_features(question: Answer) -> Answer:
         kind: {int(index): number for index, number in question.get(kind, {}).items()}
         for kind in ("values", "additions", "factors")
     }
-    built = actserve.ChangeFeatures(
-        question["sites"], question["dictionary"], **changes
-    ).to_proto()
+    built = actserve.ChangeFeatures(question["sites"], question["dictionary"], **changes).to_proto()
     built.ClearField("positions")  # As in `build_add`.
     return {"result": as_json(built)}
 

@@ -26,6 +26,7 @@ from actserve_server.domain.principals import Role
 from tests.contract.harness import Served, bearing, collect, fetch, serving, site, write_tokens
 from tests.contract.nlas import Tiny, set_baseline
 from tests.contract.readouts import kept
+from tests.contract.test_nla_pairs import Loader
 from tests.contract.vectors import create
 
 EXAMPLES = Path(__file__).parents[1] / "vectors" / "calls"
@@ -53,9 +54,13 @@ TOKEN = bearing("of-an-example")
 
 @asynccontextmanager
 async def server(folder: Path) -> AsyncIterator[tuple[Served, str]]:
-    """A server, which has a baseline and a stored vector, and the name of rows that it keeps."""
-    tokens = write_tokens(folder / "tokens.yaml", ("of-an-example", "examples", Role.EXPERIMENTER))
-    async with serving(None, Tiny().loaded(), token_file=tokens) as served:
+    """A server, which has a baseline, a stored vector and a pair that it may load, and the name of
+    rows that it keeps."""
+    tokens = write_tokens(folder / "tokens.yaml", ("of-an-example", "examples", Role.OPERATOR))
+    for half in ("tiny/av", "another/av"):
+        (folder / "pairs" / half).mkdir(parents=True)
+    pairs: dict[str, Any] = {"load_pair": Loader(), "nla_folder": folder / "pairs"}
+    async with serving(None, Tiny().loaded(), token_file=tokens, **pairs) as served:
         request = fetch("ab", capture={"sites": [site(1)], "keep": {}})
         events = await collect(served.generation.FetchActivations(request, metadata=TOKEN))
         stored = set_baseline("models/fake/nlas/tiny/baselines/old")

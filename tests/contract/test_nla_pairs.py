@@ -1,6 +1,7 @@
 """LoadNlaPair, UnloadNlaPair: what an operator allows comes and goes while the server runs."""
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -87,7 +88,7 @@ async def reaches(served: Served, state: int) -> Any:
     async def is_so() -> bool:
         return (await now(served)).state == state
 
-    await eventually(is_so)
+    await eventually(is_so, within_s=20)
     return await now(served)
 
 
@@ -212,7 +213,7 @@ async def test_pairs_are_loaded_one_after_the_other(served: Served, loader: Load
     async def both_are_there() -> bool:
         return len(await nlas(served)) == 2
 
-    await eventually(both_are_there)
+    await eventually(both_are_there, within_s=20)
     assert loader.asked == ["tiny", "another"]
 
 
@@ -222,6 +223,7 @@ async def test_pairs_are_loaded_one_after_the_other(served: Served, loader: Load
         (ValueError("d_model is 8"), "NLA_PAIR_INVALID", "cannot be loaded: d_model is 8; mend it"),
         (FileNotFoundError("there is no folder x"), "NLA_PAIR_INVALID", "there is no folder x"),
         (ActserveError(Reason.MEMORY_EXCEEDED, "too large"), "MEMORY_EXCEEDED", "too large"),
+        (OSError(errno.ENOSPC, "secret"), "MEMORY_EXCEEDED", "/dev/shm"),
         (RuntimeError("secret"), "INTERNAL", "the server's log says why"),
     ],
 )

@@ -4,6 +4,7 @@ One is loaded at a time: on a GPU vLLM measures the memory that is left while it
 """
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
@@ -241,6 +242,12 @@ def unloaded(pair: str) -> ActserveError:
 def _told(error: Exception, pair: str) -> ActserveError:
     if isinstance(error, ActserveError):
         return error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return ActserveError(
+            Reason.MEMORY_EXCEEDED,
+            f"the pair {pair} cannot be loaded: the shared memory (/dev/shm) or the disk of the "
+            "cache is full; make room there, and load it again",
+        )
     if isinstance(error, ValueError | FileNotFoundError):
         return ActserveError(
             Reason.NLA_PAIR_INVALID,

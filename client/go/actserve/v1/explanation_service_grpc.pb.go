@@ -84,9 +84,10 @@ type ExplanationServiceClient interface {
 	// failed with MEMORY_EXCEEDED. Does nothing where it is loaded or being loaded, and
 	// begins again where loading failed.
 	LoadNlaPair(ctx context.Context, in *LoadNlaPairRequest, opts ...grpc.CallOption) (*LoadNlaPairResponse, error)
-	// Begins to unload a pair: from now on it is NLA_NOT_FOUND, calls that it has begun are
-	// finished, and then its memory is freed. Baselines stay stored. Does nothing where it
-	// is not loaded; one that is being loaded is RESOURCE_NOT_READY.
+	// Begins to unload a pair: from now on no call finds it, as if it had not been loaded;
+	// calls that it has begun are finished, and then its memory is freed. Baselines stay
+	// stored. Does nothing where it is not loaded; one that is being loaded is
+	// RESOURCE_NOT_READY.
 	UnloadNlaPair(ctx context.Context, in *UnloadNlaPairRequest, opts ...grpc.CallOption) (*UnloadNlaPairResponse, error)
 }
 
@@ -314,9 +315,10 @@ type ExplanationServiceServer interface {
 	// failed with MEMORY_EXCEEDED. Does nothing where it is loaded or being loaded, and
 	// begins again where loading failed.
 	LoadNlaPair(context.Context, *LoadNlaPairRequest) (*LoadNlaPairResponse, error)
-	// Begins to unload a pair: from now on it is NLA_NOT_FOUND, calls that it has begun are
-	// finished, and then its memory is freed. Baselines stay stored. Does nothing where it
-	// is not loaded; one that is being loaded is RESOURCE_NOT_READY.
+	// Begins to unload a pair: from now on no call finds it, as if it had not been loaded;
+	// calls that it has begun are finished, and then its memory is freed. Baselines stay
+	// stored. Does nothing where it is not loaded; one that is being loaded is
+	// RESOURCE_NOT_READY.
 	UnloadNlaPair(context.Context, *UnloadNlaPairRequest) (*UnloadNlaPairResponse, error)
 	mustEmbedUnimplementedExplanationServiceServer()
 }

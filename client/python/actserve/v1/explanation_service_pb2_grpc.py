@@ -201,9 +201,10 @@ class ExplanationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnloadNlaPair(self, request, context):
-        """Begins to unload a pair: from now on it is NLA_NOT_FOUND, calls that it has begun are
-        finished, and then its memory is freed. Baselines stay stored. Does nothing where it
-        is not loaded; one that is being loaded is RESOURCE_NOT_READY.
+        """Begins to unload a pair: from now on no call finds it, as if it had not been loaded;
+        calls that it has begun are finished, and then its memory is freed. Baselines stay
+        stored. Does nothing where it is not loaded; one that is being loaded is
+        RESOURCE_NOT_READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -5460,9 +5460,10 @@ pub mod explanation_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Begins to unload a pair: from now on it is NLA_NOT_FOUND, calls that it has begun are
-        /// finished, and then its memory is freed. Baselines stay stored. Does nothing where it
-        /// is not loaded; one that is being loaded is RESOURCE_NOT_READY.
+        /// Begins to unload a pair: from now on no call finds it, as if it had not been loaded;
+        /// calls that it has begun are finished, and then its memory is freed. Baselines stay
+        /// stored. Does nothing where it is not loaded; one that is being loaded is
+        /// RESOURCE_NOT_READY.
         pub async fn unload_nla_pair(
             &mut self,
             request: impl tonic::IntoRequest<super::UnloadNlaPairRequest>,

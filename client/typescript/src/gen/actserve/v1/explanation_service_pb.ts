@@ -1846,9 +1846,10 @@ export const ExplanationService: GenService<{
     output: typeof LoadNlaPairResponseSchema;
   },
   /**
-   * Begins to unload a pair: from now on it is NLA_NOT_FOUND, calls that it has begun are
-   * finished, and then its memory is freed. Baselines stay stored. Does nothing where it
-   * is not loaded; one that is being loaded is RESOURCE_NOT_READY.
+   * Begins to unload a pair: from now on no call finds it, as if it had not been loaded;
+   * calls that it has begun are finished, and then its memory is freed. Baselines stay
+   * stored. Does nothing where it is not loaded; one that is being loaded is
+   * RESOURCE_NOT_READY.
    *
    * @generated from rpc actserve.v1.ExplanationService.UnloadNlaPair
    */
