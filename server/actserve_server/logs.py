@@ -6,7 +6,9 @@ import traceback
 from typing import TextIO
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
+
+from actserve_server import traces
 
 
 def configure(level: str, stream: TextIO | None = None) -> None:
@@ -16,6 +18,7 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
+        _add_trace,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
@@ -42,6 +45,13 @@ def configure(level: str, stream: TextIO | None = None) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(number),
         cache_logger_on_first_use=False,
     )
+
+
+def _add_trace(_logger: object, _method: str, line: EventDict) -> EventDict:
+    """Names the trace of the call that is being served, on whatever is said meanwhile."""
+    if (trace_id := traces.trace_id()) is not None:
+        line.setdefault("trace_id", trace_id)
+    return line
 
 
 def described(error: BaseException) -> dict[str, object]:

@@ -41,6 +41,7 @@ from actserve_server.engine.footprint import Need, Workspace, most_bytes, report
 from actserve_server.engine.forms import score_state_bytes, vector_bytes
 from actserve_server.engine.merge import merge
 from actserve_server.engine.pattern_memory import pattern_bytes, pattern_memory
+from actserve_server.stages import Stage, stage
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -225,7 +226,8 @@ class AdmittedEngine:
         return self._report_bytes.total
 
     async def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
-        return await self._engine.tokenize(prompt)
+        with stage(Stage.TOKENIZE):
+            return await self._engine.tokenize(prompt)
 
     async def spell(self, words: Sequence[str]) -> tuple[Spellings, ...]:
         return await self._engine.spell(words)
@@ -442,9 +444,10 @@ class AdmittedEngine:
             async with self._admitted(place):
                 try:
                     self._check_still_there(info)
-                    async with aclosing(self._engine.run(run)) as given:
-                        async for event in given:
-                            events.put_nowait(event)
+                    with stage(Stage.ENGINE, {"actserve.model": self.info.id}):
+                        async with aclosing(self._engine.run(run)) as given:
+                            async for event in given:
+                                events.put_nowait(event)
                 finally:
                     self._end(place)
                 events.put_nowait(_OVER)
@@ -465,7 +468,8 @@ class AdmittedEngine:
 
     @asynccontextmanager
     async def _admitted(self, place: _Place) -> AsyncGenerator[_Place, None]:
-        await self._admit(place)
+        with stage(Stage.QUEUE):
+            await self._admit(place)
         try:
             yield place
         finally:

@@ -7,6 +7,7 @@ to wait for all: accounts take turns.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from actserve_server.domain.work import HEARTBEAT_S, WorkProgress, WorkState
 from actserve_server.graphs.stored_graphs import GraphRegistry, StoredGraph
 from actserve_server.graphs.traced_graph import TracedGraph, Tracer, TraceRequest
 from actserve_server.graphs.transcoder_files import handed_on
+from actserve_server.stages import Stage, stage
 
 MAX_WAITING = 32
 """Of all tenants; a request that comes when so many wait is refused."""
@@ -49,6 +51,8 @@ class _Job:
     stored: StoredGraph
     request: TraceRequest
     messages: Messages
+    context: Context = field(default_factory=copy_context)
+    """That of the call that asked for it, of whose trace it is."""
     progress: WorkProgress = field(default=WorkProgress(WorkState.WAITING, 0, 0))
     tracing: "asyncio.Task[TracedGraph] | None" = None
     is_unwanted: bool = False
@@ -118,7 +122,10 @@ class GraphWork:
         self._jobs[stored.key] = _Job(stored, request, messages)
         self._begun.set()
         if not self._tasks:
-            self._tasks = [asyncio.create_task(each) for each in (self._run(), self._beat())]
+            # In no context, since they are not of the call that happens to come first.
+            self._tasks = [
+                asyncio.create_task(each, context=Context()) for each in (self._run(), self._beat())
+            ]
 
     def progress(self, stored: StoredGraph) -> WorkProgress | None:
         """How far it has come; None where it is not made here."""
@@ -164,7 +171,7 @@ class GraphWork:
 
     async def _make(self, job: _Job) -> None:
         job.reach(0, 0)
-        job.tracing = asyncio.create_task(self._traced(job))
+        job.tracing = asyncio.create_task(self._traced(job), context=job.context)
         try:
             graph = await job.tracing
             messages = await asyncio.to_thread(job.messages.parts, graph)
@@ -187,8 +194,9 @@ class GraphWork:
     async def _traced(self, job: _Job) -> TracedGraph:
         stored = job.stored
         transcoders = handed_on(self._dictionaries, stored.tenant, stored.dictionaries)
-        async with transcoders as folder:
-            return await self.tracer.trace(replace(job.request, transcoders=folder), job.reach)
+        with stage(Stage.GRAPH):
+            async with transcoders as folder:
+                return await self.tracer.trace(replace(job.request, transcoders=folder), job.reach)
 
     async def _stored(self, store: Callable[[], Awaitable[None]]) -> None:
         """Stores, again and again while the database cannot be reached."""

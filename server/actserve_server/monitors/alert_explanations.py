@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -27,6 +28,7 @@ from actserve_server.domain.tensors import to_float32
 from actserve_server.engine.admission import AdmittedEngine
 from actserve_server.monitors import measures
 from actserve_server.monitors.measures import ExplanationEnd
+from actserve_server.stages import Stage, stage
 
 MAX_TEXT = 16 << 10
 """Characters that are stored of one explanation."""
@@ -100,7 +102,8 @@ class AlertExplanations:
         self._store = store
         self._budget = budget
         self._clock = clock
-        self._queue: asyncio.Queue[RowToExplain] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[RowToExplain, Context]] = asyncio.Queue()
+        """Each with the context of the call in which the alert was raised, of whose trace it is."""
         self._waiting: Counter[str] = Counter()
         """Of each account, those in the queue."""
         self._taken: deque[tuple[float, str]] = deque()
@@ -124,7 +127,7 @@ class AlertExplanations:
             return False
         self._taken.append((now, who))
         self._waiting[who] += 1
-        self._queue.put_nowait(row)
+        self._queue.put_nowait((row, copy_context()))
         return True
 
     async def run(self) -> None:
@@ -139,13 +142,13 @@ class AlertExplanations:
 
     async def _work(self) -> None:
         while True:
-            row = await self._queue.get()
+            row, context = await self._queue.get()
             who = account(row.tenant)
             self._waiting[who] -= 1
             if not self._waiting[who]:
                 del self._waiting[who]
             try:
-                await self._explain(row)
+                await asyncio.create_task(self._explain(row), context=context)
                 measures.explanation_ended(ExplanationEnd.DONE)
             except ActserveError as error:
                 measures.explanation_ended(ExplanationEnd.FAILED)
@@ -157,9 +160,10 @@ class AlertExplanations:
                 self._queue.task_done()
 
     async def _explain(self, row: RowToExplain) -> None:
-        site = self._explainer.site(row.nla, row.sites)
-        vector = await self._read(row, site)
-        text = await self._explainer.explain(row.nla, site, vector, row.position, row.tenant)
+        with stage(Stage.EXPLAIN, {"actserve.alert": row.alert}):
+            site = self._explainer.site(row.nla, row.sites)
+            vector = await self._read(row, site)
+            text = await self._explainer.explain(row.nla, site, vector, row.position, row.tenant)
         await self._store(row.tenant, row.alert, text[:MAX_TEXT])
 
     async def _read(self, row: RowToExplain, site: Site) -> np.ndarray:

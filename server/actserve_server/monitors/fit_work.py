@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ from actserve_server.domain.work import HEARTBEAT_S, WorkProgress, WorkState
 from actserve_server.monitors.monitor_registry import MonitorRegistry
 from actserve_server.monitors.stored_fits import StoredFits
 from actserve_server.monitors.stored_monitors import Definition, StoredMonitor
+from actserve_server.stages import Stage, stage
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,6 +66,8 @@ class FitJob:
         self.state = WorkState.WAITING
         self._steps = steps
         self._steps_done = 0
+        self.context = copy_context()
+        """That of the call that asked for it, of whose trace it is."""
         self._cancelled = threading.Event()
         self._threads = threads
 
@@ -267,13 +271,15 @@ class FitWork:
             count, held = count + 1, held + job.held_bytes
             busy.add(job.account)
             job.state = WorkState.RUNNING
-            queued.tasks += (asyncio.create_task(self._run(queued)),)
+            running = asyncio.create_task(self._run(queued), context=job.context)
+            queued.tasks += (running,)
 
     async def _run(self, queued: _Queued) -> None:
         job = queued.job
         try:
             try:
-                made = await queued.fit.make(job)
+                with stage(Stage.FIT):
+                    made = await queued.fit.make(job)
                 await self._store(job, made, STORE_TRIES)
             except FitCancelledError:
                 return

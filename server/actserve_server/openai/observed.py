@@ -18,6 +18,7 @@ from actserve_server.rpc.transport.audit_log import AuditLog, Ending
 from actserve_server.rpc.transport.auth import Authenticate, Metadata
 from actserve_server.rpc.transport.call_limit import CallLimit
 from actserve_server.rpc.transport.calls import Call
+from actserve_server.rpc.transport.observer import consumed
 from actserve_server.rpc.transport.quotas import Meter
 
 _CODES = {
@@ -55,10 +56,11 @@ def observed(
             seconds = time.perf_counter() - started
             code = _code(answer, cancelled=cancelled)
             metrics.HTTP_REQUESTS.labels(path, str(answer.status or 499)).inc()
-            metrics.HTTP_SECONDS.labels(path).observe(seconds)
+            metrics.HTTP_SECONDS.labels(path).observe(seconds, traces.exemplar())
             metrics.TOKENS.labels("prompt").inc(call.prompt_tokens)
             metrics.TOKENS.labels("output").inc(call.output_tokens)
-            span.ended(code.value[0], call.reason)
+            call.end_stages()
+            span.ended(code.value[0], call.reason, consumed(call))
             if audit is not None:
                 audit.write(call, Ending(method=path, peer=peer, code=code.name))
             log.info(
@@ -69,7 +71,7 @@ def observed(
                 reason=call.reason or None,
                 duration_s=round(seconds, 4),
                 request_id=call.id,
-                trace_id=call.trace_id,
+                trace_id=call.trace_id or span.trace_id,
                 tenant=call.principal.tenant or None,
                 peer=peer,
                 prompt_tokens=call.prompt_tokens,

@@ -11,6 +11,7 @@ from functools import partial
 
 from actserve_server.domain.errors import OF_THE_CALL, ActserveError
 from actserve_server.engine.admission import AdmittedCall
+from actserve_server.stages import Stage, stage
 from actserve_server.steering.sweep_cells import CellRequest, CellResult, Cells
 from actserve_server.steering.sweep_grid import Cell, Grid
 
@@ -34,7 +35,8 @@ async def sweep(
     async def outcome(number: int) -> AsyncGenerator[tuple[Cell, Outcome], None]:
         cell = grid[number]
         try:
-            result: Outcome = await cells.run(number, await prepare(cell))
+            with stage(Stage.CELL, {"actserve.cell": number}):
+                result: Outcome = await cells.run(number, await prepare(cell))
             await done(cell, result)
         except ActserveError as error:
             if error.reason in OF_THE_CALL:

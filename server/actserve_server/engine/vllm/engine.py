@@ -54,6 +54,7 @@ from actserve_server.engine.vllm.scheduler import READABLE_ARG
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
 from actserve_server.engine.vllm.vector_uploads import VectorUploads
 from actserve_server.engine.vllm.weight_reader import WeightReader
+from actserve_server.stages import Stage, stage
 
 ARRIVAL_TIMEOUT_S = 30.0
 """How long after a run's last token its rows may take to arrive before they count as lost."""
@@ -363,7 +364,8 @@ class VllmEngine:
             # The last sampled token is not run, or is about to be; it has no row yet.
             end = prompt_tokens + max(count, 1) - 1
             if reason:
-                await self._await_rest(inbox, end)
+                with stage(Stage.ARRIVAL):
+                    await self._await_rest(inbox, end)
             if tokens:
                 yield tokens
             if reason or inbox.due():

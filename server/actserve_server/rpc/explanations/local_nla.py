@@ -22,6 +22,7 @@ from actserve_server.rpc.responses import chunks
 from actserve_server.rpc.responses.endings import usage
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.calls import Call
+from actserve_server.stages import Stage
 
 ExplainRows = Callable[[np.ndarray], AsyncGenerator[pb.ExplanationEvent, None]]
 """Explains the rows of a call, float32 [rows, width]."""
@@ -173,8 +174,8 @@ class LocalNla:
                 call_id=call.id, nla=name, site=site_fields.to_wire(self.site), rows=rows
             )
         )
-        async with aclosing(events):
-            async for event in events:
+        async with aclosing(call.spread(Stage.EXPLAIN).timed(events)) as timed:
+            async for event in timed:
                 wire = explaining.to_wire(event)
                 metrics.EXPLANATIONS.labels(name).inc(wire.HasField("explanation"))
                 yield wire

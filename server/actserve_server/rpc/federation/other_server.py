@@ -12,6 +12,7 @@ from grpc_status import rpc_status
 from actserve.paths import parse_path
 from actserve.v1 import explanation_service_pb2 as pb
 from actserve.v1 import explanation_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
+from actserve_server import traces
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.engine.admission import RETRY_AFTER_S
 from actserve_server.nla.pair_sources import NlaSource
@@ -53,7 +54,7 @@ class OtherServer:
         """Calls the method that takes such a request, in the trace of `call`. Without a deadline:
         when that of `call` expires, this is cancelled."""
         method = getattr(self._stub, request.DESCRIPTOR.name.removesuffix("Request"))
-        trace = (("traceparent", call.traceparent),) if call.traceparent else ()
+        trace = traces.headers(call.traceparent)
         return method(request, metadata=(*self._metadata_for(call.principal.tenant), *trace))
 
     def _metadata_for(self, tenant: str) -> tuple[tuple[str, str], ...]:

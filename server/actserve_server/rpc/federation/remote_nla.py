@@ -30,6 +30,7 @@ from actserve_server.rpc.resource_names import (
 from actserve_server.rpc.responses import chunks
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.calls import Call
+from actserve_server.stages import Stage
 
 CONNECT_TIMEOUT_S = 60.0
 """How long a server that starts may wait for one that it takes NLAs from."""
@@ -164,7 +165,8 @@ class RemoteNla:
 
     async def _events(self, request: Any, call: Call) -> AsyncGenerator[pb.ExplanationEvent, None]:
         """What explaining gives, as of `call`, which was let in."""
-        async with aclosing(self._passed_on(request, call)) as answers:
+        passed_on = call.spread(Stage.EXPLAIN).timed(self._passed_on(request, call))
+        async with aclosing(passed_on) as answers:
             async for answer in answers:
                 event = answer.event
                 match event.WhichOneof("event"):

@@ -20,6 +20,7 @@ from actserve_server.rpc.requests.items import Item, Items
 from actserve_server.rpc.responses import head_messages, reports
 from actserve_server.rpc.transport import statuses
 from actserve_server.rpc.transport.calls import Call
+from actserve_server.stages import Stage
 
 
 class MeasuredItems:
@@ -70,7 +71,8 @@ class MeasuredItems:
                 async for event in events:
                     if not isinstance(event, Rows | Finished):
                         continue
-                    async with aclosing(reading.read(event)) as results:
+                    read = self._call.spread(Stage.CAPTURE).timed(reading.read(event))
+                    async with aclosing(read) as results:
                         async for placed, result in results:
                             readout = item.plan.placed[placed].readout
                             match result, readout:

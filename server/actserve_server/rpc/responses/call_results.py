@@ -34,6 +34,7 @@ from actserve_server.rpc.requests.readout_fields import Readouts
 from actserve_server.rpc.responses import chunks
 from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.calls import Call
+from actserve_server.stages import Stage
 
 Event = dict[str, Any]
 """The field of a response's `event` and what goes there."""
@@ -123,7 +124,8 @@ class Results:
         """What the event adds to sequence `index`."""
         sequence = self._open[index]
         placed = sequence.plan.placed
-        async with self._having_turn(sequence), aclosing(sequence.reading.read(event)) as results:
+        reading = self._call.spread(Stage.CAPTURE).timed(sequence.reading.read(event))
+        async with self._having_turn(sequence), aclosing(reading) as results:
             async for among_placed, result in results:
                 readout = placed[among_placed].number
                 match result:

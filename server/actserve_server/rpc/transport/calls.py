@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from actserve_server.domain.tenant_rules import NO_RULES, TenantRules
 from actserve_server.nla.explanations import Consumed
 from actserve_server.rpc.transport.call_changes import CallChanges
+from actserve_server.stages import Spread, Stage
 
 _TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
 """W3C Trace Context: version, trace id, parent id, flags."""
@@ -38,6 +39,16 @@ class Call(Consumed):
     activation_bytes: int = 0
     reason: str = ""
     """The `Reason` of the error that ended it."""
+    _spread: dict[Stage, Spread] = field(default_factory=dict)
+
+    def spread(self, which: Stage) -> Spread:
+        """A stage of which it has a part again and again."""
+        return self._spread.setdefault(which, Spread(which))
+
+    def end_stages(self) -> None:
+        """Tells those stages, within the span of the call."""
+        for each in self._spread.values():
+            each.end()
 
     @property
     def trace_id(self) -> str | None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import ExitStack, aclosing
+from contextlib import AbstractContextManager, ExitStack, aclosing
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -41,6 +41,8 @@ from actserve_server.rpc.transport.calls import Call, enter_call, well_formed
 from actserve_server.rpc.transport.quotas import Meter
 from actserve_server.rpc.transport.request_messages import receive
 from actserve_server.rpc.transport.stalled_readers import write
+from actserve_server.stages import Stage
+from actserve_server.traces import Attributes
 
 SERVICES = "/actserve."
 """Methods that start so are observed."""
@@ -134,7 +136,8 @@ def _observe_stream(
             responses = handler.unary_stream(request, context)
             async with aclosing(responses):
                 async for response in responses:
-                    await write(context, response, reader_timeout_s)
+                    with observation.sending:
+                        await write(context, response, reader_timeout_s)
                     observation.sent(response)
 
     return observed
@@ -208,6 +211,11 @@ class _Observation:
                 "again",
             )
 
+    @property
+    def sending(self) -> AbstractContextManager[None]:
+        """A block in which a message of a stream is written."""
+        return self._call.spread(Stage.SEND).part()
+
     def sent(self, response: Message) -> None:
         self._response = response
         metrics.SENT.labels(*self._labels).inc()
@@ -239,11 +247,12 @@ class _Observation:
     def _record(self, code: grpc.StatusCode) -> None:
         seconds = time.perf_counter() - self._started
         metrics.HANDLED.labels(*self._labels, _go_name(code)).inc()
-        metrics.HANDLING_SECONDS.labels(*self._labels).observe(seconds)
+        metrics.HANDLING_SECONDS.labels(*self._labels).observe(seconds, traces.exemplar())
         call = self._call
         metrics.TOKENS.labels("prompt").inc(call.prompt_tokens)
         metrics.TOKENS.labels("output").inc(call.output_tokens)
-        self._span.ended(code.value[0], call.reason)
+        call.end_stages()
+        self._span.ended(code.value[0], call.reason, consumed(call))
         # Whoever is not let in could fill the disk with lines.
         if self._audit is not None and self._counted:
             ending = Ending(method=self._method, peer=self._context.peer(), code=code.name)
@@ -255,13 +264,22 @@ class _Observation:
             reason=call.reason or None,
             duration_s=round(seconds, 4),
             request_id=call.id,
-            trace_id=call.trace_id,
+            trace_id=call.trace_id or self._span.trace_id,
             tenant=call.principal.tenant or None,
             peer=self._context.peer(),
             prompt_tokens=call.prompt_tokens,
             output_tokens=call.output_tokens,
             activation_bytes=call.activation_bytes,
         )
+
+
+def consumed(call: Call) -> Attributes:
+    """What the span of a call tells of it, beside how it ended."""
+    return {
+        "actserve.prompt_tokens": call.prompt_tokens,
+        "actserve.output_tokens": call.output_tokens,
+        "actserve.activation_bytes": call.activation_bytes,
+    }
 
 
 def _status_code(context: Context) -> grpc.StatusCode:
