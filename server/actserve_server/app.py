@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
 
 import structlog
 
-from actserve_server import logs
+from actserve_server import logs, trace_export
 from actserve_server.background import EXPIRE_S, end, going_on
 from actserve_server.config import ConfigError, Settings, is_loopback
 from actserve_server.dictionaries import dictionary_loading
@@ -387,6 +387,8 @@ async def serve(settings: Settings) -> None:
     allowed_webhooks(settings)
     _look_for_dictionaries(settings)
     check_ports(settings)
+    trace_export.wanted(settings)
+    trace_export.take_over()
     database = _database(settings)
     stop_metrics = serve_metrics(settings)
     first, second = asyncio.Event(), asyncio.Event()
@@ -400,6 +402,8 @@ async def serve(settings: Settings) -> None:
     if app is None:
         log.info("stopped while loading")
         exit_at_once(1)
+    # Not before the engine's processes were made, which would have its threads and connections.
+    stop_traces = trace_export.begin(settings)
     try:
         # Made-up activations add up to nothing to test.
         await _unless(first, _examine(app, proves=settings.model != FAKE_MODEL))
@@ -411,6 +415,7 @@ async def serve(settings: Settings) -> None:
             await _unless(second if first.is_set() else first, app.drain())
     finally:
         await app.close()
+        stop_traces()
         stop_metrics()
     log.info("stopped")
     if app.restarts.given_up.is_set() and not first.is_set():

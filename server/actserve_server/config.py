@@ -122,6 +122,13 @@ class Settings(BaseSettings):
     )
     metrics_host: str = Field("127.0.0.1", description="address of the metrics page")
     metrics_port: Port = Field(9090, description="Prometheus metrics port; 0 turns them off")
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[A-Za-z0-9_.:\[\]-]+/?$",
+        description="collector of OpenTelemetry that gets a span of each call and its stages, such "
+        "as http://collector:4317; needs actserve-server[otel]; unless set, none but what the "
+        "variables OTEL_EXPORTER_OTLP_... say",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     drain_grace_s: Seconds = Field(
         30.0, description="seconds that running calls get to finish after SIGTERM"

@@ -18,6 +18,7 @@ from typing import Any
 from cryptography import x509
 from sqlalchemy import exc
 
+from actserve_server import trace_export
 from actserve_server.config import ConfigError, Settings
 from actserve_server.dictionaries import dictionary_loading
 from actserve_server.dictionaries.dictionary_loading import DictionaryError
@@ -125,6 +126,12 @@ def _dictionaries(settings: Settings) -> Found:
         raise ConfigError(str(error)) from None
     for source in settings.dictionary:
         yield Verdict.GOOD, f"{source.path} can be read"
+
+
+def _traces(settings: Settings) -> Found:
+    """What sends spans is installed, where they are asked for."""
+    if trace_export.wanted(settings):
+        yield Verdict.GOOD, "spans are sent to a collector"
 
 
 def _ports(settings: Settings) -> Found:
@@ -279,6 +286,7 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], Found]], ...] = (
     ("audit log", _audit_log),
     ("webhooks", _webhooks),
     ("ports", _ports),
+    ("traces", _traces),
     ("store", _store),
     ("model", _model),
     ("dictionaries", _dictionaries),
@@ -290,11 +298,14 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], Found]], ...] = (
 
 
 def _folder(settings: Settings) -> Path | None:
-    """Of the model; None if it is not on this machine, whatever `_model` says of that."""
+    """Of the model; None if it is not on this machine or cannot be read, which `_model` tells."""
     try:
-        return _sought(settings)
+        folder = _sought(settings)
+        if folder is not None:
+            _config(folder)
     except ConfigError:
         return None
+    return folder
 
 
 def _sought(settings: Settings) -> Path | None:
@@ -312,9 +323,12 @@ def _sought(settings: Settings) -> Path | None:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        return memory_needs.config_of(folder)
+        config = memory_needs.config_of(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model: {folder}/config.json cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"model: {folder}/config.json is no JSON object")
+    return config
 
 
 def _size(count: int) -> str:

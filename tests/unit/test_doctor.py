@@ -172,6 +172,14 @@ def test_a_model_that_is_not_there_or_not_served_is_told_once(tmp_path: Path) ->
     assert told[0] is Verdict.GOOD
 
 
+@pytest.mark.parametrize("config", ["{", "[]"])
+def test_a_configuration_that_cannot_be_read_is_told_once(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    options: dict[str, Any] = {"model": str(tmp_path), "port": 0, "metrics_port": 0}
+    (bad,) = [each for each in doctor.findings(Settings(**options)) if "config.json" in each.says]
+    assert (bad.about, bad.verdict) == ("model", Verdict.BAD)
+
+
 @pytest.mark.parametrize(
     ("gibibytes", "dtype", "verdict"),
     [
