@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from ipaddress import ip_address
@@ -15,10 +16,11 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 
 from actserve._checks import described
 from actserve._explain_jobs import ExplainJobs
+from actserve._extras import needed
 from actserve._fetch_jobs import FetchJobs
 from actserve._generate_jobs import GenerateJobs
 from actserve._reconstruct_jobs import ReconstructJobs
-from actserve._traces import trace_headers
+from actserve._traces import Headers, attempt
 from actserve._weight_jobs import WeightJobs
 from actserve.errors import InvalidRequest
 from actserve.v1 import (
@@ -88,6 +90,12 @@ _SERVICES = {
     ),
 }
 
+_FULL_NAMES = {
+    method.name: f"{service.full_name}/{method.name}"
+    for service in _SERVICES
+    for method in service.methods
+}
+
 HARMLESS = frozenset(
     method.name
     for service in _SERVICES
@@ -131,6 +139,8 @@ class Connection:
     timeout: float | None
     credentials: grpc.ChannelCredentials | None
     metadata: tuple[tuple[str, str], ...] = field(repr=False)  # It may hold the token.
+    traces: bool = False
+    """Whether each attempt at a call is a span of OpenTelemetry."""
 
     @staticmethod
     def of(
@@ -143,6 +153,7 @@ class Connection:
         metadata: Mapping[str, str] | None,
         concurrency: int,
         plaintext_token: bool = False,
+        traces: bool = False,
     ) -> "Connection":
         target = checked_target(target)
         if not isinstance(concurrency, int) or concurrency < 1:
@@ -161,6 +172,8 @@ class Connection:
                     path=("token",),
                 )
             headers["authorization"] = f"Bearer {token}"
+        if traces:
+            needed("opentelemetry.trace", "spans of calls")
         credentials = grpc.ssl_channel_credentials() if tls is True else (tls or None)
         if credentials is None and not plaintext_token and not is_local(target):
             _check_no_token(target, headers)
@@ -175,6 +188,7 @@ class Connection:
             timeout=timeout,
             credentials=credentials,
             metadata=tuple(headers.items()),
+            traces=traces,
         )
 
     def headers(self, request: Any) -> tuple[tuple[str, str], ...]:
@@ -193,7 +207,14 @@ class Connection:
             case _:
                 model = self.model
         named = ((MODEL_HEADER, quote(model)),) if model else ()
-        return (*self.metadata, *named, *trace_headers())
+        return (*self.metadata, *named)
+
+    @contextmanager
+    def attempt(self, method: str, request: Any) -> Iterator[Headers]:
+        """The metadata of an attempt at a call, which is a span while the block runs where the
+        client was told to make spans."""
+        with attempt(_FULL_NAMES[method], makes_span=self.traces) as trace:
+            yield (*self.headers(request), *trace)
 
     def open(self, grpc_flavour: ModuleType) -> Any:
         """A channel of `grpc` or `grpc.aio`."""

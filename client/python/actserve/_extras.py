@@ -6,6 +6,7 @@ from typing import Any
 _EXTRAS = {
     "gguf": "files",
     "matplotlib": "plot",
+    "opentelemetry": "otel",
     "pandas": "pandas",
     "plotext": "plot",
     "pyarrow": "files",

@@ -40,6 +40,7 @@ class AsyncBase:
         timeout: float | None = DEFAULT_TIMEOUT_S,
         metadata: Mapping[str, str] | None = None,
         concurrency: int = DEFAULT_CONCURRENCY,
+        traces: bool = False,
     ) -> None:
         self._connection = Connection.of(
             target,
@@ -50,6 +51,7 @@ class AsyncBase:
             timeout=timeout,
             metadata=metadata,
             concurrency=concurrency,
+            traces=traces,
         )
         self._transport = AsyncTransport(self._connection)
         self._known: model_service_pb2.Model | None = None

@@ -34,6 +34,8 @@ class AsyncClient(
       can override it. A list of prompts is many calls.
     - `metadata`: gRPC metadata sent with every call.
     - `concurrency`: prompts, or rows to explain, in flight at once when a method is given a list.
+    - `traces`: True to make a span of OpenTelemetry of each attempt at a call, which needs
+      `opentelemetry-api`, and an SDK that says where spans go.
 
     A call that the contract calls harmless, as all that fetch and generate are, is made again when
     the server is unavailable, up to four times in all and when the server says; so is one whose

@@ -20,6 +20,7 @@ from actserve._jobs import Job, Part, is_of_one_prompt
 from actserve._progress import bar
 from actserve._request_size import LARGE, check_size
 from actserve._retries import Retries
+from actserve._traces import untouched
 from actserve._versions import ServerVersion
 from actserve._whole_answers import check_complete, is_last, only_answer
 from actserve.errors import ActserveError, BadResponse, Cancelled, at_item, from_rpc
@@ -229,27 +230,28 @@ class AsyncTransport:
     ) -> AsyncGenerator[Any, None]:
         if self._closed:
             raise Cancelled("the client is closed; make another one")
-        headers = self.connection.headers(request)
-        rpc = self._stubs[method](request, timeout=timeout, metadata=headers)
-        self._flight.add(rpc)
-        try:
-            if method in STREAMING:
-                async for response in rpc:
-                    yield response
-            else:
-                yield await rpc
-            self._version.check(await rpc.trailing_metadata())
-        except grpc.aio.AioRpcError as error:
-            self._version.check(error.trailing_metadata())
-            raise from_rpc(error, self.connection.target) from None
-        except asyncio.CancelledError:
-            # Of this task, or of the call alone, which closing the client cancels.
-            if is_task_cancelled(closed=self._flight.cancelled()):
-                raise
-            raise Cancelled("the call was cancelled") from None
-        finally:
-            self._flight.remove(rpc)
-            rpc.cancel()  # Frees what the server holds when the caller stops early.
+        with self.connection.attempt(method, request) as headers:
+            with untouched():
+                rpc = self._stubs[method](request, timeout=timeout, metadata=headers)
+            self._flight.add(rpc)
+            try:
+                if method in STREAMING:
+                    async for response in rpc:
+                        yield response
+                else:
+                    yield await rpc
+                self._version.check(await rpc.trailing_metadata())
+            except grpc.aio.AioRpcError as error:
+                self._version.check(error.trailing_metadata())
+                raise from_rpc(error, self.connection.target) from None
+            except asyncio.CancelledError:
+                # Of this task, or of the call alone, which closing the client cancels.
+                if is_task_cancelled(closed=self._flight.cancelled()):
+                    raise
+                raise Cancelled("the call was cancelled") from None
+            finally:
+                self._flight.remove(rpc)
+                rpc.cancel()  # Frees what the server holds when the caller stops early.
 
     async def models(self, timeout: float | None) -> list[pb.Model]:
         """The served models, as they were a minute ago at most: what a request is checked against

@@ -17,6 +17,7 @@ from actserve._jobs import Job, Part, is_of_one_prompt
 from actserve._progress import bar
 from actserve._request_size import LARGE, check_size
 from actserve._retries import Retries
+from actserve._traces import untouched
 from actserve._versions import ServerVersion
 from actserve._whole_answers import check_complete, is_last, only_answer
 from actserve.errors import ActserveError, BadResponse, Cancelled, at_item, from_rpc
@@ -235,24 +236,26 @@ class Transport:
     ) -> Generator[Any, None, None]:
         if self._closed:
             raise Cancelled("the client is closed; make another one")
-        stub, headers = self._stubs[method], self.connection.headers(request)
+        stub = self._stubs[method]
         make = stub if method in STREAMING else stub.future
-        rpc = make(request, timeout=timeout, metadata=headers)
-        flight.add(rpc)
-        try:
-            if method in STREAMING:
-                yield from rpc
-            else:
-                yield rpc.result()
-            self._version.check(rpc.trailing_metadata())
-        except grpc.RpcError as error:
-            self._version.check(cast(Any, error).trailing_metadata())
-            raise from_rpc(error, self.connection.target) from None
-        except grpc.FutureCancelledError:
-            raise Cancelled("the call was cancelled") from None
-        finally:
-            rpc.cancel()  # Frees what the server holds when the caller stops early.
-            flight.remove(rpc)
+        with self.connection.attempt(method, request) as headers:
+            with untouched():
+                rpc = make(request, timeout=timeout, metadata=headers)
+            flight.add(rpc)
+            try:
+                if method in STREAMING:
+                    yield from rpc
+                else:
+                    yield rpc.result()
+                self._version.check(rpc.trailing_metadata())
+            except grpc.RpcError as error:
+                self._version.check(cast(Any, error).trailing_metadata())
+                raise from_rpc(error, self.connection.target) from None
+            except grpc.FutureCancelledError:
+                raise Cancelled("the call was cancelled") from None
+            finally:
+                rpc.cancel()  # Frees what the server holds when the caller stops early.
+                flight.remove(rpc)
 
     def models(self, timeout: float | None) -> list[pb.Model]:
         """The served models, as they were a minute ago at most: what a request is checked against
