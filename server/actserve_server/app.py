@@ -163,13 +163,16 @@ class App:
             max_seconds=settings.max_sweep_seconds,
             tenant_share=settings.tenant_share,
         )
-        metrics.watch(self.engine, self.kept, self.database)
+        metrics.watch(
+            self.engine, self.kept, self.database, self.dictionaries, self._listening.rules
+        )
         metrics.ENGINE_RESTARTS.labels(engine.info.id)  # At zero from the beginning.
         self.autoencoders = Autoencoders() if autoencoders is None else autoencoders
         self.monitoring = Monitoring(
             self.engine, self.autoencoders, self.kept, self.database, settings, listening.rules
         )
         self.graphs = _graphs(engine, self.database, self.dictionaries, settings, listening.rules)
+        metrics.watch_work(graph=self.graphs.work, fit=self.monitoring.parts.fits)
         sources = Sources(kept=self.kept, vectors=self.vectors, dictionaries=self.dictionaries)
         watching = self.monitoring.parts
         generations = Generations(self.engine, sources, self.autoencoders, watching)
@@ -468,7 +471,7 @@ async def _load(settings: Settings, database: Database) -> App:
     restarts = Restarts(restarted=_count_restart)
 
     async def start() -> Engine:
-        return await VllmEngine.start(wanted, metrics.RowCacheWatch())
+        return await VllmEngine.start(wanted, metrics.RowCacheWatch(), metrics.RING_FILL.observe)
 
     try:
         engine = await start()

@@ -24,6 +24,13 @@ def test_a_tenant_has_what_is_said_of_it_and_else_the_default(path: Path) -> Non
     assert file.rules("other") == TenantRules(weight=2, requests_a_minute=60)
 
 
+def test_tenants_are_of_the_class_that_is_said_of_them(path: Path) -> None:
+    path.write_text("default: {class: guests}\ntenants: {vision: {class: research}, other: {}}\n")
+    file = TenantFile(path)
+    classes = [file.rules(each).tenant_class for each in ("vision", "other", "nobody")]
+    assert classes == ["research", "guests", "guests"]
+
+
 @pytest.mark.parametrize("content", ["", "{}", "default: {}", "tenants: {}"])
 def test_a_file_that_says_nothing_limits_nobody(content: str, path: Path) -> None:
     path.write_text(content)
@@ -53,6 +60,11 @@ def test_a_changed_file_holds_and_a_broken_one_does_not(path: Path) -> None:
         ("default: {tokens: 1}", "default.tokens"),
         ("tenants: {vision/part: {}}", "tenants.vision/part"),
         ("tenants: {vision: {concurrent_calls: 1.5}}", "tenants.vision.concurrent_calls"),
+        ("default: {class: Gold}", "default.class"),
+        (
+            "tenants: {" + ", ".join(f"t{n}: {{class: c{n}}}" for n in range(17)) + "}",
+            "names 17 classes, but may have at most 16",
+        ),
         ("vision: {weight: 3}", "vision"),
     ],
 )

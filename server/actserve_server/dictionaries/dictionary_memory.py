@@ -31,6 +31,11 @@ class DictionaryMemory:
         self._forget_gone()
         return self._held
 
+    @property
+    def told_bytes(self) -> int:
+        """The same, about, for whoever asks in another thread."""
+        return self._held - sum(tuple(self._gone))
+
     def get(self, key: Hashable) -> LoadedDictionary | None:
         """What was put under this key and is still remembered."""
         found = self._remembered.get(key)

@@ -62,6 +62,11 @@ class DictionaryRegistry:
     def of_server(self) -> Sequence[Dictionary]:
         return [each.about for each in self._of_server.values()]
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory that dictionaries in use take. Any thread may ask."""
+        return self._memory.told_bytes
+
     def is_of_server(self, dictionary: str) -> bool:
         return dictionary in self._of_server
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+DEFAULT_CLASS = "default"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantRules:
@@ -24,6 +26,8 @@ class TenantRules:
     max_kept_bytes: int | None = None
     max_relative_dose: float | None = None
     """As a part of the norm of rows."""
+    tenant_class: str = DEFAULT_CLASS
+    """What the tenant is counted under in metrics."""
     monitors: tuple[str, ...] = ()
     """Those of other tenants that watch all that it generates, as `tenant/monitor`."""
 

@@ -19,7 +19,7 @@ call is let in, its later runs are not refused.
 import asyncio
 import itertools
 from bisect import insort_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -45,6 +45,9 @@ from actserve_server.stages import Stage, stage
 
 T = TypeVar("T")
 K = TypeVar("K")
+
+_UNNAMED = "call "
+"""How a caller without an account begins, as no name of a tenant does."""
 
 RETRY_AFTER_S = 1.0
 """When a refused caller should try again: about the time in which a busy server finishes a run."""
@@ -126,6 +129,10 @@ class _SharedCount:
         self._of.add(caller, -self.more_of(caller, vectors))
 
 
+def _account_of(caller: str) -> str:
+    return "" if caller.startswith(_UNNAMED) else caller
+
+
 def _within(held: float, more: float, limit: float) -> bool:
     """Whether a caller may hold so much more. What holds nothing yet is always given its first."""
     return not held or not more or held + more <= limit
@@ -162,6 +169,15 @@ _Holding = tuple[tuple[Intervention, ...], tuple[Capture, ...]]
 
 _OVER = object()
 """Comes after the last event of a run."""
+
+
+@dataclass(slots=True)
+class Load:
+    """What an account has of the engine."""
+
+    running: int = 0
+    waiting: int = 0
+    reserved_bytes: int = 0
 
 
 class AdmittedEngine:
@@ -204,6 +220,18 @@ class AdmittedEngine:
     def waiting(self) -> int:
         """Runs that wait to be admitted."""
         return len(self._waiting)
+
+    def loads(self) -> Mapping[str, Load]:
+        """Who has what of the engine, by account; empty for calls without one. Any thread may
+        ask."""
+        found: defaultdict[str, Load] = defaultdict(Load)
+        for caller, count in dict(self._running.of).items():
+            found[_account_of(caller)].running += count
+        for caller, count in dict(self._reserved_bytes.of).items():
+            found[_account_of(caller)].reserved_bytes += count
+        for place in tuple(self._waiting):
+            found[place.flow].waiting += 1
+        return found
 
     @property
     def reserved_bytes(self) -> int:
@@ -304,7 +332,7 @@ class AdmittedEngine:
                 "this server is shutting down; try again to reach another",
                 retry_after_s=RETRY_AFTER_S,
             )
-        caller = account(tenant) or f"call {next(self._numbers)}"
+        caller = account(tenant) or f"{_UNNAMED}{next(self._numbers)}"
         if self._waiting or not self._fits(self._place(caller, tenant, first)):
             self._check_queue(account(tenant))
         return AdmittedCall(self, caller, checked or self.info)

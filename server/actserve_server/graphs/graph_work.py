@@ -13,6 +13,7 @@ from typing import Protocol
 
 import structlog
 
+from actserve_server import work_outcomes
 from actserve_server.dictionaries.dictionary_registry import DictionaryRegistry
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import account
@@ -21,6 +22,7 @@ from actserve_server.graphs.stored_graphs import GraphRegistry, StoredGraph
 from actserve_server.graphs.traced_graph import TracedGraph, Tracer, TraceRequest
 from actserve_server.graphs.transcoder_files import handed_on
 from actserve_server.stages import Stage, stage
+from actserve_server.work_outcomes import Outcome, Work
 
 MAX_WAITING = 32
 """Of all tenants; a request that comes when so many wait is refused."""
@@ -88,6 +90,11 @@ class GraphWork:
         self._last = ""
         """The account of the graph that was made last."""
         self._tasks: Sequence[asyncio.Task[None]] = ()
+
+    @property
+    def waiting(self) -> int:
+        """Graphs that wait for others."""
+        return sum(each.tracing is None for each in tuple(self._jobs.values()))
 
     def check_room(self, tenant: str) -> None:
         """Raises QUEUE_FULL where a graph would have to wait for too many, or DRAINING."""
@@ -181,13 +188,16 @@ class GraphWork:
                     job.stored, messages, steps=steps, nodes=graph.nodes, edges=graph.edges
                 )
             )
+            work_outcomes.ended(Work.GRAPH, Outcome.DONE)
         except asyncio.CancelledError:
             if job.is_unwanted:
+                work_outcomes.ended(Work.GRAPH, Outcome.UNWANTED)
                 return
             job.tracing.cancel()
             await asyncio.gather(job.tracing, return_exceptions=True)
             raise
         except Exception as error:  # It is told, in place of the graph.
+            work_outcomes.ended(Work.GRAPH, Outcome.FAILED)
             told = job.messages.error(error)
             await self._stored(lambda: self._registry.fail(job.stored.key, job.progress, told))
 

@@ -17,6 +17,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 import structlog
 
+from actserve_server import work_outcomes
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.principals import account
 from actserve_server.domain.work import HEARTBEAT_S, WorkProgress, WorkState
@@ -24,6 +25,7 @@ from actserve_server.monitors.monitor_registry import MonitorRegistry
 from actserve_server.monitors.stored_fits import StoredFits
 from actserve_server.monitors.stored_monitors import Definition, StoredMonitor
 from actserve_server.stages import Stage, stage
+from actserve_server.work_outcomes import Outcome, Work
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -155,6 +157,12 @@ class FitWork:
         self._threads = ThreadPoolExecutor(MAX_AT_ONCE, "actserve-fit", _yield_to_others)
         self._closing = False
 
+    @property
+    def waiting(self) -> int:
+        """Fits that wait for others."""
+        queued = tuple(self._queue.values())
+        return sum(each.job.state is WorkState.WAITING for each in queued)
+
     def max_own_bytes(self, tenant: str) -> int:
         """What one fit may take."""
         return int(self._max_bytes * (self._tenant_share if account(tenant) else 1))
@@ -281,9 +289,12 @@ class FitWork:
                 with stage(Stage.FIT):
                     made = await queued.fit.make(job)
                 await self._store(job, made, STORE_TRIES)
+                work_outcomes.ended(Work.FIT, Outcome.DONE)
             except FitCancelledError:
+                work_outcomes.ended(Work.FIT, Outcome.UNWANTED)
                 return
             except Exception as error:  # It is told, in place of a probe.
+                work_outcomes.ended(Work.FIT, Outcome.FAILED)
                 await self._store(job, queued.fit.failed(job, error), STORE_TRIES)
         except ActserveError as error:
             log.error("fit", monitor=job.stored.id, stored=False, reason=error.reason)

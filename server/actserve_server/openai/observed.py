@@ -57,8 +57,7 @@ def observed(
             code = _code(answer, cancelled=cancelled)
             metrics.HTTP_REQUESTS.labels(path, str(answer.status or 499)).inc()
             metrics.HTTP_SECONDS.labels(path).observe(seconds, traces.exemplar())
-            metrics.TOKENS.labels("prompt").inc(call.prompt_tokens)
-            metrics.TOKENS.labels("output").inc(call.output_tokens)
+            metrics.call_ended(call)
             call.end_stages()
             span.ended(code.value[0], call.reason, consumed(call))
             if audit is not None:

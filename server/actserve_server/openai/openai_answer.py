@@ -86,7 +86,7 @@ class OpenAiAnswer:
             return
         call = self._call
         call.reason, self.code = error.reason.value, statuses.code_of(error)
-        metrics.REJECTIONS.labels(error.reason.value).inc()
+        metrics.refused(call, error)
         content = openai_errors.content(error, extra_fields.as_sent(error.field, self.body), call)
         if self.status is None:
             await self._begin(openai_errors.status_of(error), *openai_errors.headers(error))

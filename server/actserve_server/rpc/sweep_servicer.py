@@ -79,6 +79,7 @@ class SweepServicer(sweep_service_pb2_grpc.SweepServiceServicer):
             for number in sorted(read):
                 cell = pb.SweepCell.FromString(read[number])
                 cell.stored = True
+                metrics.SWEEP_CELLS.labels("stored").inc()
                 yield _next(cell, number, had)
         async with aclosing(self._run(request, asked, admitted, key, had)) as cells:
             async for number, cell in cells:
@@ -107,6 +108,8 @@ class SweepServicer(sweep_service_pb2_grpc.SweepServiceServicer):
             outcomes = sweep(admitted, grid, left, cells, asked.cells.prepare, done)
             async with aclosing(outcomes):
                 async for cell, outcome in outcomes:
+                    failed = isinstance(outcome, ActserveError)
+                    metrics.SWEEP_CELLS.labels("failed" if failed else "run").inc()
                     if isinstance(outcome, ActserveError):
                         status = statuses.item_status(outcome, call)
                         yield cell.number, cell_messages.failed(request, cell, status)

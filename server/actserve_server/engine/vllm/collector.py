@@ -29,7 +29,14 @@ class Collector:
     admitted. Rows of a run that is gone (cancelled, or one step ahead of its end) are dropped.
     """
 
-    def __init__(self, reader: RingReader, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        reader: RingReader,
+        loop: asyncio.AbstractEventLoop,
+        filled: Callable[[float], None] = lambda part: None,
+    ) -> None:
+        """`filled` is told which part of the ring was full, whenever it is emptied."""
+        self._filled = filled
         self._reader = reader
         self._loop = loop
         self._inboxes: dict[int, Inbox] = {}
@@ -94,6 +101,8 @@ class Collector:
 
     def _take(self, wake: Callable[[Sequence[Inbox]], None]) -> None:
         try:
+            if waiting := self._reader.waiting:
+                self._filled(waiting / self._reader.capacity)
             for data in self._reader.take():
                 match read(data):
                     case RowsRecord() as record:
@@ -102,8 +111,8 @@ class Collector:
                         found = self._put_receipts(record)
                     case FailureRecord() as record:
                         found = self._fail(record)
-                if waiting := [inbox for inbox in found if inbox.awaited]:
-                    wake(waiting)
+                if awaited := [inbox for inbox in found if inbox.awaited]:
+                    wake(awaited)
         except BaseException as error:
             self._error = error
             with self._lock:

@@ -5,7 +5,7 @@ import gc
 import itertools
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -96,10 +96,16 @@ class VllmEngine:
         self._keys = itertools.count(1)
 
     @classmethod
-    async def start(cls, options: EngineOptions, watch: Watch = NOBODY) -> "VllmEngine":
+    async def start(
+        cls,
+        options: EngineOptions,
+        watch: Watch = NOBODY,
+        ring_filled: Callable[[float], None] = lambda part: None,
+    ) -> "VllmEngine":
         """Loads the model and starts the worker. Takes a minute or two when vLLM compiles the
-        model for the first time. `watch` is told of the rows that are cached. Raises `ValueError`
-        for a model that cannot be served."""
+        model for the first time. `watch` is told of the rows that are cached, `ring_filled`
+        how full the ring was whenever it is emptied. Raises `ValueError` for a model that cannot be
+        served."""
         reader = RingReader()
         try:
             llm = await startup.start(options, reader.folder)
@@ -113,7 +119,7 @@ class VllmEngine:
             reader.release()
             raise
         reader.detach_folder()
-        collector = Collector(reader, asyncio.get_running_loop())
+        collector = Collector(reader, asyncio.get_running_loop(), ring_filled)
         weights = WeightReader(llm, info, norm)
         cached = llm.vllm_config.cache_config
         # Without vLLM's cache every row is computed anyway.

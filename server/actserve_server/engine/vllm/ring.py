@@ -171,6 +171,11 @@ class RingReader:
         """Bytes that lie in the ring. Any thread may ask."""
         return int(self._ring.counters[0] - self._ring.counters[1])
 
+    @property
+    def capacity(self) -> int:
+        """Bytes that it holds."""
+        return self._ring.capacity
+
     def take(self) -> Iterator[np.ndarray]:
         """Yields the bytes without its length of each record in the ring, until there is none. For
         one thread at a time.

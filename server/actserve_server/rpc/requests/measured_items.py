@@ -18,7 +18,7 @@ from actserve_server.rpc.requests import prompt_fields
 from actserve_server.rpc.requests.head_fields import HeadsRequest
 from actserve_server.rpc.requests.items import Item, Items
 from actserve_server.rpc.responses import head_messages, reports
-from actserve_server.rpc.transport import statuses
+from actserve_server.rpc.transport import metrics, statuses
 from actserve_server.rpc.transport.calls import Call
 from actserve_server.stages import Stage
 
@@ -54,6 +54,7 @@ class MeasuredItems:
                 async for chunk in chunks:
                     yield pb.MeasureHeadsResponse(pattern=chunk)
             closed.prompt.CopyFrom(prompt_fields.to_wire(item.prompt))
+            metrics.HEAD_ITEMS.inc()
         except ActserveError as error:
             # Where there is no room for the tokens of one, nothing can be told by token of any.
             if error.reason in OF_THE_CALL or error.field == ("top_tokens",):

@@ -8,7 +8,9 @@ from typing import Protocol
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from actserve_server.domain.errors import Reason
+from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.tenant_rules import RulesOf, TenantRules
+from actserve_server.rpc.transport import class_metrics
 
 _METHOD = ("grpc_type", "grpc_service", "grpc_method")
 
@@ -35,7 +37,7 @@ HTTP_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 
-TOKENS = Counter(
+_TOKENS = Counter(
     "actserve_tokens_total",
     "Tokens of calls that ended, of all models: read in prompts, and written.",
     ("kind",),
@@ -48,7 +50,18 @@ INTERVENTIONS = Counter(
     ("operation",),
 )
 EXPLANATIONS = Counter("actserve_explanations_total", "Explanations sent.", ("nla",))
-REJECTIONS = Counter("actserve_rejections_total", "Calls ended by an error.", ("reason",))
+_REJECTIONS = Counter("actserve_rejections_total", "Calls ended by an error.", ("reason",))
+HEAD_ITEMS = Counter("actserve_head_items_total", "Items of which heads were measured.")
+SWEEP_CELLS = Counter(
+    "actserve_sweep_cells_total",
+    "Cells of sweeps that were sent: `run`, `stored` by an earlier call, or `failed`.",
+    ("origin",),
+)
+RING_FILL = Histogram(
+    "actserve_ring_fill_ratio",
+    "How full the shared memory was, by which rows leave the engine, whenever it was emptied.",
+    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1),
+)
 AUDIT_FAILURES = Counter(
     "actserve_audit_failures_total", "Lines that could not be added to the audit log."
 )
@@ -59,9 +72,11 @@ ENGINE_RESTARTS = Counter(
 
 # At zero from the beginning, so that a rate over the first event is right.
 for _kind in ("prompt", "output"):
-    TOKENS.labels(_kind)
+    _TOKENS.labels(_kind)
 for _reason in Reason:
-    REJECTIONS.labels(_reason.value)
+    _REJECTIONS.labels(_reason.value)
+for _origin in ("run", "stored", "failed"):
+    SWEEP_CELLS.labels(_origin)
 
 _RUNS = Gauge("actserve_runs_in_flight", "Sequences being run.")
 _WAITING = Gauge("actserve_runs_waiting", "Sequences waiting to be admitted.")
@@ -90,7 +105,26 @@ _ROW_CACHE_HITS = Counter(
 )
 
 
-class Admission(Protocol):
+_DICTIONARIES = Gauge("actserve_dictionary_bytes", "Bytes of memory that dictionaries in use take.")
+_WORK_WAITING = Gauge(
+    "actserve_background_work_waiting",
+    "Work that was asked for and waits for its turn on this server.",
+    ("kind",),
+)
+
+
+class Consumed(Protocol):
+    """What a call consumed."""
+
+    @property
+    def rules(self) -> TenantRules: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def output_tokens(self) -> int: ...
+
+
+class Admission(class_metrics.Admission, Protocol):
     """What the in-flight gauges read."""
 
     @property
@@ -108,10 +142,17 @@ class Admission(Protocol):
 
 
 class Keeping(Protocol):
-    """What the gauge of kept activations reads."""
+    """What the gauges of kept activations and of dictionaries read."""
 
     @property
     def held_bytes(self) -> int: ...
+
+
+class Waiting(Protocol):
+    """What a gauge of work in the background reads."""
+
+    @property
+    def waiting(self) -> int: ...
 
 
 class Storing(Protocol):
@@ -131,8 +172,29 @@ class RowCacheWatch:
         _ROW_CACHE_HITS.inc(rows)
 
 
-def watch(admission: Admission, keeping: Keeping, storing: Storing) -> None:
+def call_ended(call: Consumed) -> None:
+    """Counts what a call consumed."""
+    _TOKENS.labels("prompt").inc(call.prompt_tokens)
+    _TOKENS.labels("output").inc(call.output_tokens)
+    class_metrics.tokens_consumed(call.rules, call.prompt_tokens, call.output_tokens)
+
+
+def refused(call: Consumed, error: ActserveError) -> None:
+    """Counts an error that ended a call, or an item of it."""
+    _REJECTIONS.labels(error.reason.value).inc()
+    class_metrics.refused(call.rules, error)
+
+
+def watch(
+    admission: Admission,
+    keeping: Keeping,
+    storing: Storing,
+    dictionaries: Keeping,
+    rules: RulesOf,
+) -> None:
     """Makes the gauges show these, at the moment they are read."""
+    class_metrics.watch(admission, rules)
+    _DICTIONARIES.set_function(lambda: dictionaries.held_bytes)
     _RUNS.set_function(lambda: admission.running)
     _WAITING.set_function(lambda: admission.waiting)
     _RESERVED.set_function(lambda: admission.reserved_bytes)
@@ -141,6 +203,12 @@ def watch(admission: Admission, keeping: Keeping, storing: Storing) -> None:
     _REPORTS.set_function(lambda: admission.report_bytes)
     _KEPT.set_function(lambda: keeping.held_bytes)
     _STORE.set_function(lambda: storing.reachable)
+
+
+def watch_work(**kinds: Waiting) -> None:
+    """The same of work in the background, by its kind."""
+    for kind, waiting in kinds.items():
+        _WORK_WAITING.labels(kind).set_function(lambda waiting=waiting: waiting.waiting)
 
 
 def prepare_method(grpc_type: str, service: str, method: str) -> None:

@@ -249,8 +249,7 @@ class _Observation:
         metrics.HANDLED.labels(*self._labels, _go_name(code)).inc()
         metrics.HANDLING_SECONDS.labels(*self._labels).observe(seconds, traces.exemplar())
         call = self._call
-        metrics.TOKENS.labels("prompt").inc(call.prompt_tokens)
-        metrics.TOKENS.labels("output").inc(call.output_tokens)
+        metrics.call_ended(call)
         call.end_stages()
         self._span.ended(code.value[0], call.reason, consumed(call))
         # Whoever is not let in could fill the disk with lines.

@@ -137,7 +137,7 @@ def _pushback(error: ActserveError) -> list[tuple[str, str]]:
 
 def item_status(error: ActserveError, call: Call) -> status_pb2.Status:
     """The status of an item that fails while its call goes on."""
-    metrics.REJECTIONS.labels(error.reason.value).inc()
+    metrics.refused(call, error)
     return to_status(error, call)
 
 
@@ -151,7 +151,7 @@ async def abort(context: grpc.aio.ServicerContext, error: ActserveError) -> NoRe
     """Ends the call with the status of `error`."""
     call = current_call()
     call.reason = error.reason.value
-    metrics.REJECTIONS.labels(error.reason.value).inc()
+    metrics.refused(call, error)
     status = rpc_status.to_status(to_status(error, call))
     await context.abort(
         status.code,

@@ -5,7 +5,7 @@ It is a YAML mapping. What `default` says holds for every tenant that does not s
 
     default: {requests_a_minute: 600, tokens_a_minute: 200000}
     tenants:
-      vision: {weight: 3, tokens_a_minute: 1000000}
+      vision: {class: research, weight: 3, tokens_a_minute: 1000000}
       visitors: {concurrent_calls: 4, max_relative_dose: 0.2, monitors: [platform/harm]}
 """
 
@@ -25,6 +25,8 @@ _Count = Annotated[int, Field(ge=0)]
 _Monitor = Annotated[str, Field(pattern=f"^{TENANT}/[a-z0-9-]{{1,63}}$")]
 MAX_MONITORS = 16
 """That an operator sets for one tenant."""
+MAX_CLASSES = 16
+"""Of all tenants. Each has series of its own among the metrics."""
 
 
 class RulesEntry(BaseModel):
@@ -32,6 +34,9 @@ class RulesEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    tenant_class: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] | None = Field(
+        None, alias="class"
+    )
     weight: Annotated[float, Field(ge=0.01, le=100)] | None = None
     concurrent_calls: _Count | None = None
     requests_a_minute: _Rate | None = None
@@ -49,7 +54,7 @@ class RulesEntry(BaseModel):
 class _Written(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    default: RulesEntry = RulesEntry()
+    default: RulesEntry = RulesEntry.model_validate({})
     tenants: Mapping[Annotated[str, Field(pattern=f"^{TENANT}$")], RulesEntry] = {}
 
 
@@ -75,6 +80,12 @@ def _read(path: Path) -> tuple[TenantRules, Mapping[str, TenantRules]]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "as a whole"
         raise ValueError(f"{path}: {where}: {first['msg']}") from None
+    classes = {each.tenant_class for each in (written.default, *written.tenants.values())} - {None}
+    if len(classes) > MAX_CLASSES:
+        raise ValueError(
+            f"{path}: it names {len(classes)} classes, but may have at most {MAX_CLASSES}, each of "
+            "which has metrics of its own; put tenants together"
+        )
     default = _said(written.default)
     return TenantRules(**default), {
         tenant: TenantRules(**{**default, **_said(entry)})
