@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 START_S = 30.0
-SCRAPE_INTERVAL_S = 0.25
+SCRAPE_INTERVAL_S = 1.0
 JOB = "actserve"
 
 

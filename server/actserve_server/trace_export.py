@@ -30,7 +30,9 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 
 
 def wanted(settings: Settings) -> bool:
-    """Whether spans are to be sent. Raises ConfigError where they cannot be."""
+    """Whether this server is to send spans. Raises ConfigError where it cannot."""
+    if is_traced_already():
+        return False
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     kind = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
@@ -51,7 +53,7 @@ def wanted(settings: Settings) -> bool:
 def begin(settings: Settings) -> Callable[[], None]:
     """Has spans sent from now on, if they are to be. Returns what ends it, which waits up to
     `FLUSH_S` seconds for the last of them. Raises ConfigError."""
-    if is_traced_already() or not wanted(settings):
+    if not wanted(settings):
         return lambda: None
     assert trace is not None
     assert Resource is not None

@@ -61,10 +61,11 @@ class CallSpan:
         return None if self._span is None else _trace_id(self._span)
 
     def ended(self, code: int, reason: str, attributes: Attributes | None = None) -> None:
-        """Tells the status of gRPC that the call ends with, and the `Reason` of an error."""
+        """Tells what the call ended with: the status of gRPC, by its number, which says whose
+        error it was, and the `Reason` of an error."""
         if self._span is None or trace is None:
             return
-        self._span.set_attributes({"rpc.grpc.status_code": code, **(attributes or {})})
+        self._span.set_attributes(dict(attributes or {}))
         if reason:
             self._span.set_attribute("actserve.reason", reason)
         if code in _FAULTS:
@@ -74,9 +75,10 @@ class CallSpan:
 
 
 @contextmanager
-def call_span(method: str, call_id: str, traceparent: str | None) -> Iterator[CallSpan]:
-    """Has the block be a span, of the trace that the caller's header names. `method` is written
-    `/package.Service/Method`."""
+def call_span(
+    name: str, call_id: str, traceparent: str | None, attributes: Attributes | None = None
+) -> Iterator[CallSpan]:
+    """Has the block be a span, of the trace that the caller's header names."""
     _room.set(_Room())
     if trace is None or context is None or TraceContextTextMapPropagator is None:
         yield CallSpan()
@@ -84,17 +86,11 @@ def call_span(method: str, call_id: str, traceparent: str | None) -> Iterator[Ca
     parent = context.Context()
     if traceparent:
         parent = TraceContextTextMapPropagator().extract({"traceparent": traceparent}, parent)
-    service, _, name = method.removeprefix("/").partition("/")
     span = trace.get_tracer(_NAME).start_span(
-        f"{service}/{name}",
+        name,
         parent,
         trace.SpanKind.SERVER,
-        {
-            "rpc.system": "grpc",
-            "rpc.service": service,
-            "rpc.method": name,
-            "actserve.call_id": call_id,
-        },
+        {**(attributes or {}), "actserve.call_id": call_id},
     )
     with trace.use_span(
         span, end_on_exit=True, record_exception=False, set_status_on_exception=False
@@ -106,8 +102,7 @@ def call_span(method: str, call_id: str, traceparent: str | None) -> Iterator[Ca
 def span(name: str, attributes: Attributes | None = None) -> Iterator[None]:
     """Has the block be a span within the one that is current, in a call or what it has begun. An
     error that ends it is told by its reason alone."""
-    room = _room.get()
-    if trace is None or room is None or not room.take():
+    if trace is None or not _is_wanted():
         yield
         return
     made = trace.get_tracer(_NAME).start_span(name, attributes=dict(attributes or {}))
@@ -126,8 +121,7 @@ def add_span(
     name: str, started_ns: int, ended_ns: int, attributes: Attributes | None = None
 ) -> None:
     """Adds a span of the past, between these times of `time.time_ns`."""
-    room = _room.get()
-    if trace is None or room is None or not room.take():
+    if trace is None or not _is_wanted():
         return
     made = trace.get_tracer(_NAME).start_span(
         name, attributes=dict(attributes or {}), start_time=started_ns
@@ -165,6 +159,14 @@ def headers(traceparent: str | None) -> tuple[tuple[str, str], ...]:
     if not found and traceparent:
         found["traceparent"] = traceparent
     return tuple(found.items())
+
+
+def _is_wanted() -> bool:
+    """Whether there is room for one more within a call that is recorded, which need not go on."""
+    room = _room.get()
+    if trace is None or room is None:
+        return False
+    return not isinstance(trace.get_current_span(), trace.NonRecordingSpan) and room.take()
 
 
 def _trace_id(span: Any) -> str | None:

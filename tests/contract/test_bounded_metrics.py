@@ -28,7 +28,7 @@ from tests.contract.refusals import WIDTH
 
 LABELS = {
     # Of the contract and the code.
-    "action", "code", "grpc_code", "grpc_method", "grpc_service", "grpc_type", "kind", "le", "level",
+    "action", "grpc_code", "grpc_method", "grpc_service", "grpc_type", "kind", "le", "level",
     "operation", "origin", "outcome", "path", "quota", "reason", "stage", "state", "status",
     # Of what the operator has named.
     "model", "nla", "tenant_class",

@@ -181,7 +181,7 @@ async def test_a_stage_in_parts_is_told_once_with_the_sum_of_them(
         for each in range(3):
             yield each
 
-    with traces.call_span("/a.B/C", "id", None):
+    with traces.call_span("a.B/C", "id", None):
         spread = Spread(Stage.CAPTURE)
         assert [each async for each in spread.timed(events())] == [0, 1, 2]
         spread.end()
@@ -208,9 +208,23 @@ async def test_histograms_tell_the_trace_of_a_call_that_they_count(
 
 
 async def test_what_is_not_sampled_is_no_exemplar(exported: InMemorySpanExporter) -> None:
-    with traces.call_span("/a.B/C", "id", f"00-{TRACE}-{PARENT}-00"):
+    with traces.call_span("a.B/C", "id", f"00-{TRACE}-{PARENT}-00"):
         assert traces.exemplar() is None
     assert not exported.get_finished_spans()
+
+
+@pytest.mark.parametrize("traced", [False, True])
+async def test_where_a_call_is_not_recorded_nothing_is_made_for_its_stages(
+    monkeypatch: pytest.MonkeyPatch, traced: bool
+) -> None:
+    # Without an SDK, as a server runs that was not told to send spans.
+    asked: list[str] = []
+    found = trace.get_tracer
+    monkeypatch.setattr(trace, "get_tracer", lambda name: (asked.append(name), found(name))[1])
+    async with serving() as served:
+        metadata = METADATA if traced else ()
+        await collect(served.generation.Generate(generate(), metadata=metadata))
+    assert asked == ["actserve"]
 
 
 async def test_nothing_is_missed_where_opentelemetry_is_not_installed(

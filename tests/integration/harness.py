@@ -34,6 +34,7 @@ from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
 from actserve_server.domain.tensors import to_float32
 from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.options import EngineOptions
+from actserve_server.rpc.transport import metrics
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ class EngineThread(LoopThread):
         super().__init__()
         self.rows_found = 0
         """Of captures, that had been captured before."""
-        self.engine = self.call(VllmEngine.start(options, self))
+        self.engine = self.call(VllmEngine.start(options, self, metrics.RING_FILL.observe))
 
     def held(self, more: int) -> None: ...
 

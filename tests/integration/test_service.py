@@ -353,6 +353,13 @@ def test_metrics_count_what_was_served(served: Served) -> None:
         "vllm:num_requests_running",
     ):
         assert series in page, series
+    # Of the engine alone: the fake one has neither.
+    for series in (
+        "actserve_ring_fill_ratio_count",
+        'actserve_stage_seconds_count{stage="arrival"}',
+    ):
+        (count,) = [line for line in page.splitlines() if line.startswith(series)]
+        assert float(count.rpartition(" ")[2]) > 0, series
 
 
 def test_the_asyncio_client_gets_the_same(served: Served) -> None:

@@ -6,7 +6,7 @@ import re
 import socket
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from actserve.v1 import generation_service_pb2_grpc, monitor_service_pb2_grpc
-from tests.contract.harness import fetch, generate
+from tests.contract.harness import addition, fetch, generate
 from tests.contract.monitors import create
 from tests.contract.program import Program
+from tests.contract.refusals import WIDTH
 from tests.prometheus_server import Prometheus, program
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,10 @@ OPERATIONS = ROOT / "docs/operations.md"
 
 SERIES = re.compile(r"\b((?:actserve|grpc_server)_[a-z_]+)(?:\{([^}]*)\})?")
 """A series in an expression, and what is in its braces."""
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+"""Of the calls that are made."""
+TRACED = (("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01"),)
+
 GROUPED = re.compile(r"\b(?:by|without) \(([^)]*)\)")
 """The labels that an expression groups by."""
 
@@ -110,6 +115,8 @@ class Run:
     prometheus: Prometheus
     metrics: str
     """Its page."""
+    exemplars: str
+    """The same in the format of OpenMetrics."""
 
 
 @pytest.fixture(scope="module")
@@ -128,22 +135,34 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
                 use(channel)
                 prometheus.wait("sum(increase(actserve_alerts_total[1m])) > 0")
                 prometheus.wait("actserve_alerts_stored > 0")
-                with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as page:
-                    yield Run(prometheus, page.read().decode())
+                openmetrics = {"Accept": "application/openmetrics-text; version=1.0.0"}
+                yield Run(prometheus, page(target), page(target, openmetrics))
             finally:
                 prometheus.close()
     finally:
         server.stop()
 
 
+def page(target: str, headers: Mapping[str, str] | None = None) -> str:
+    """The metrics of a server."""
+    request = urllib.request.Request(f"http://{target}/metrics", headers=dict(headers or {}))
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return answer.read().decode()
+
+
 def use(channel: grpc.Channel) -> None:
     """Makes calls of each kind that the dashboard shows, watched by a monitor that raises an alert
-    at each."""
+    at each, one of them with a vector added."""
     monitors = monitor_service_pb2_grpc.MonitorServiceStub(channel)
     with contextlib.suppress(grpc.RpcError):  # It is there already.
         monitors.CreateMonitor(create("harm", upper={"threshold": -1e6}))
     stub = generation_service_pb2_grpc.GenerationServiceStub(channel)
-    for call in (stub.FetchActivations(fetch("hello")), stub.Generate(generate())):
+    steered = generate(interventions=[addition([1.0] * WIDTH)])
+    for call in (
+        stub.FetchActivations(fetch("hello"), metadata=TRACED),
+        stub.Generate(generate(), metadata=TRACED),
+        stub.Generate(steered, metadata=TRACED),
+    ):
         for _ in call:
             pass
     with pytest.raises(grpc.RpcError):
@@ -191,3 +210,31 @@ def test_every_series_is_documented_and_every_documented_one_is_told(run: Run) -
     }
     documented = set(re.findall(r"`(actserve_[a-z_]+)(?:\{[a-z_, ]*\})?`", OPERATIONS.read_text()))
     assert documented == told
+
+
+def test_every_label_is_documented(run: Run) -> None:
+    found = re.findall(r"`(actserve_[a-z_]+)\{([a-z_, ]*)\}`", OPERATIONS.read_text())
+    documented = {name: frozenset(labels.split(", ")) for name, labels in found}
+    told = {
+        family.name + ("_total" if family.type == "counter" else ""): frozenset(
+            label for sample in family.samples for label in sample.labels if label != "le"
+        )
+        for family in text_string_to_metric_families(run.metrics)
+        if family.name.startswith("actserve_") and not family.name.endswith("_created")
+    }
+    # Of what has not happened there is no series, and no label, yet.
+    assert {name: labels for name, labels in told.items() if labels}.items() <= documented.items()
+
+
+def test_every_alert_is_documented_with_what_to_do() -> None:
+    rows = re.findall(
+        r"^\| `(Actserve[A-Za-z]+)` \| (.+) \| (.+) \|$", OPERATIONS.read_text(), re.MULTILINE
+    )
+    assert sorted(name for name, _, _ in rows) == sorted(alerts())
+
+
+def test_exemplars_lead_from_a_histogram_to_traces(run: Run) -> None:
+    """As a scrape in the format of OpenMetrics has them."""
+    told = run.exemplars
+    for name in ("actserve_stage_seconds_bucket", "grpc_server_handling_seconds_bucket"):
+        assert re.search(rf'^{name}\{{.*\}} .* # \{{.*trace_id="{TRACE}".*\}} ', told, re.MULTILINE)

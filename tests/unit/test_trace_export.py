@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.sdk.trace import TracerProvider
 
 from actserve_server import trace_export
 from actserve_server.config import ConfigError, Settings
@@ -66,6 +67,12 @@ def test_what_cannot_be_done_is_refused_by_the_name_of_its_variable(
         trace_export.wanted(settings(otlp_endpoint=ADDRESS))
 
 
+def test_whoever_traces_the_process_says_where_spans_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    monkeypatch.setattr(trace_export.trace, "get_tracer_provider", TracerProvider)
+    assert not trace_export.wanted(settings(otlp_endpoint=ADDRESS))
+
+
 def test_without_the_packages_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace_export, "TracerProvider", None)
     assert not trace_export.wanted(settings())
@@ -88,7 +95,7 @@ import sys
 from actserve_server import trace_export, traces
 from actserve_server.config import Settings
 end = trace_export.begin(Settings(model="fake", otlp_endpoint=sys.argv[1], replica="east-1"))
-with traces.call_span("/actserve.v1.A/B", "id", None):
+with traces.call_span("actserve.v1.A/B", "id", None):
     with traces.span("engine"):
         pass
 end()

@@ -46,7 +46,11 @@ def observed(
     client = scope.get("client")
     peer = "unknown" if client is None else f"http:{client[0]}:{client[1]}"
     CALLER.set(peer)
-    with traces.call_span(f"/openai{path}", call.id, call.traceparent) as span:
+    method = scope.get("method")
+    # A client may send any word, and `_OTHER` is what OpenTelemetry calls it then.
+    method = method if method in ("GET", "POST") else "_OTHER"
+    described = {"http.request.method": method, "http.route": path}
+    with traces.call_span(f"{method} {path}", call.id, call.traceparent, described) as span:
         try:
             yield
         except asyncio.CancelledError:
@@ -59,7 +63,8 @@ def observed(
             metrics.HTTP_SECONDS.labels(path).observe(seconds, traces.exemplar())
             metrics.call_ended(call)
             call.end_stages()
-            span.ended(code.value[0], call.reason, consumed(call))
+            told = {"http.response.status_code": answer.status or 499, **consumed(call)}
+            span.ended(code.value[0], call.reason, told)
             if audit is not None:
                 audit.write(call, Ending(method=path, peer=peer, code=code.name))
             log.info(

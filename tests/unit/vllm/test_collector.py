@@ -32,6 +32,8 @@ WIDTHS = (8, 3)
 class Pair:
     collector: Collector
     writer: RingWriter
+    fills: list[float]
+    """Which part of the ring was full, each time it was emptied."""
 
     def open(self, key: int, inbox: Inbox) -> None:
         assert self.collector.open(key, inbox, self.collector.failures)
@@ -49,8 +51,9 @@ class Pair:
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
     reader = RingReader(capacity=1 << 16)
-    collector = Collector(reader, asyncio.get_running_loop())
-    yield Pair(collector, RingWriter(reader.folder))
+    fills: list[float] = []
+    collector = Collector(reader, asyncio.get_running_loop(), fills.append)
+    yield Pair(collector, RingWriter(reader.folder), fills)
     collector.close()
 
 
@@ -83,6 +86,18 @@ async def test_rows_reach_their_run_and_capture_and_no_other(pair: Pair) -> None
     await _until_complete(second, 2)
     assert [_rows(blocks) for blocks in first.take(9)] == [[(1, 0), (1, 1), (1, 2)]] * 2
     assert [_rows(blocks) for blocks in second.take(9)] == [[(2, 0), (2, 1)]]
+
+
+async def test_it_tells_how_full_the_ring_was_whenever_it_was_emptied(pair: Pair) -> None:
+    for _ in range(40):
+        pair.send((1, 0), wake=False)
+    pair.collector.collect()
+    pair.collector.collect()  # There is nothing.
+    (full,) = pair.fills
+    pair.send((1, 0), wake=False)
+    pair.collector.collect()
+    assert full == pytest.approx(40 * pair.fills[1])
+    assert 0 < full < 1
 
 
 async def test_receipts_reach_their_run_and_edit_with_what_they_note(pair: Pair) -> None:

@@ -176,7 +176,11 @@ class _Observation:
 
     async def __aenter__(self) -> _Observation:
         enter_call(self._call)
-        span = traces.call_span(self._method, self._call.id, self._call.traceparent)
+        _, service, name = self._labels
+        described = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        span = traces.call_span(
+            f"{service}/{name}", self._call.id, self._call.traceparent, described
+        )
         self._span = self._spanning.enter_context(span)
         self._context.set_trailing_metadata(statuses.told_at_the_end(self._call))
         metrics.STARTED.labels(*self._labels).inc()
@@ -251,7 +255,8 @@ class _Observation:
         call = self._call
         metrics.call_ended(call)
         call.end_stages()
-        self._span.ended(code.value[0], call.reason, consumed(call))
+        number = code.value[0]
+        self._span.ended(number, call.reason, {"rpc.grpc.status_code": number, **consumed(call)})
         # Whoever is not let in could fill the disk with lines.
         if self._audit is not None and self._counted:
             ending = Ending(method=self._method, peer=self._context.peer(), code=code.name)
