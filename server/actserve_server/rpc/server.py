@@ -53,6 +53,7 @@ from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.audit_log import AuditLog
 from actserve_server.rpc.transport.auth import KnownCallers
 from actserve_server.rpc.transport.call_limit import CallLimit
+from actserve_server.rpc.transport.health_service import HealthService, only_check
 from actserve_server.rpc.transport.methods import Methods
 from actserve_server.rpc.transport.model_header import ModelHeader
 from actserve_server.rpc.transport.observer import Observer
@@ -190,7 +191,7 @@ class RpcServer:
             interceptors=self.methods.interceptors, options=_options(listening)
         )
         self.methods.add_to(self._server)
-        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        self._health = HealthService()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
@@ -198,7 +199,7 @@ class RpcServer:
         self._probes = grpc.aio.server(
             options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=MAX_PROBES
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
+        self._probes.add_generic_rpc_handlers((only_check(self._health),))
         _prepare_metrics()
         self._listening = listening
         self.port = listening.port
