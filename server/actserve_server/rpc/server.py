@@ -108,6 +108,8 @@ class Listening:
     reader_timeout_s: float
     """How long a client may leave a message that it was sent unread. Zero for no limit."""
     max_calls: int
+    max_connections: int
+    """Of each port. More are closed as soon as they come."""
     tenant_share: float
     """The most of the calls that one tenant may have."""
     health_port: int | None = None
@@ -258,6 +260,8 @@ def _options(listening: Listening) -> list[tuple[str, int]]:
         # five minutes as abuse, and closes the connection in the middle of a silent prefill.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        # Without a file for one more, gRPC would serve nobody, also on those that are open.
+        ("grpc.max_allowed_incoming_connections", listening.max_connections),
     ]
     if listening.max_connection_age_s > 0:
         # Clients keep one connection for ever, so a new replica would get no calls. Calls in
