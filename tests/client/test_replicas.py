@@ -11,6 +11,7 @@ import pytest
 import actserve
 from actserve import _channel
 from actserve._replicas import replica_of
+from actserve.errors import from_rpc
 from actserve.v1 import generation_service_pb2 as pb
 from actserve.v1 import kept_activations_service_pb2 as kept_pb
 
@@ -119,6 +120,6 @@ class Cut(grpc.RpcError):
     ],
 )
 def test_a_stream_that_a_proxy_has_ended_was_cut_short(code: Any, words: str) -> None:
-    assert isinstance(actserve.errors.from_rpc(Cut(code, words), "host:1"), actserve.StreamCutShort)
-    other = actserve.errors.from_rpc(Cut(code, "something else"), "host:1")
+    assert isinstance(from_rpc(Cut(code, words), "host:1"), actserve.StreamCutShort)
+    other = from_rpc(Cut(code, "something else"), "host:1")
     assert not isinstance(other, actserve.Unavailable)

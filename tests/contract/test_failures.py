@@ -24,7 +24,7 @@ import psutil
 import pytest
 import trustme
 
-import actserve
+from actserve.errors import from_rpc
 from actserve.v1 import (
     generation_service_pb2_grpc,
     kept_activations_service_pb2,
@@ -133,7 +133,7 @@ def refused(call: Callable[[], Any]) -> str:
     try:
         call()
     except grpc.RpcError as error:
-        return actserve.errors.from_rpc(error, "").reason or error.code().name
+        return from_rpc(error, "").reason or error.code().name
     return ""
 
 

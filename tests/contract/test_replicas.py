@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import actserve
+from actserve.errors import from_rpc
 from actserve.v1 import generation_service_pb2_grpc
 from tests.contract.harness import generate
 from tests.contract.program import Program
@@ -224,7 +225,7 @@ def test_a_replica_that_is_killed_ends_its_own_streams_alone_and_clients_ask_ano
     assert 0 < len(cut) < 9
     assert [each for each in ended if each not in cut] == ["finished"] * (9 - len(cut))
     for each in cut:
-        told = actserve.errors.from_rpc(each, replicas.address)
+        told = from_rpc(each, replicas.address)
         assert isinstance(told, actserve.Unavailable)
     dying.start()
     wait_for(lambda: "c" in served_by(replicas), WITHIN_S)

@@ -62,7 +62,7 @@ class _Newest:
         return await self._kept.get()
 
 
-def only_check(service: HealthService) -> "grpc.GenericRpcHandler[Any, Any]":
+def only_check(service: HealthService) -> grpc.GenericRpcHandler:
     """Answers Check alone, for probes: watches could take all the room that they have."""
     check = grpc.unary_unary_rpc_method_handler(
         service.Check,
