@@ -294,11 +294,12 @@ $(SETUP_STAMP):
 
 # Not a part of setup, since it installs on the system and takes root; `.ci/run` calls it.
 .PHONY: services
-services: ## Install what tests talk to: Debian's PostgreSQL, Prometheus and Chromium (as root)
+services: ## Install what tests talk to: Debian's PostgreSQL, Prometheus, Chromium and HAProxy (as root)
 	@missing=; \
 	test -n "$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null)" || missing="$$missing postgresql"; \
 	command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$$missing prometheus"; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	test -x /usr/sbin/haproxy || command -v haproxy >/dev/null || missing="$$missing haproxy"; \
 	test -z "$$missing" || { \
 		echo "make services: installing$$missing"; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }

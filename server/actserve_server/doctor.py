@@ -22,7 +22,7 @@ from actserve_server import trace_export
 from actserve_server.config import ConfigError, Settings
 from actserve_server.dictionaries import dictionary_loading
 from actserve_server.dictionaries.dictionary_loading import DictionaryError
-from actserve_server.listening import check_ports, how_to_listen
+from actserve_server.listening import SPARE_FILES, check_ports, how_to_listen
 from actserve_server.models import memory_needs
 from actserve_server.models.memory_needs import MemoryNeeds
 from actserve_server.monitoring import allowed_webhooks
@@ -33,8 +33,6 @@ from actserve_server.storage.migrate import is_current
 EXPIRES_SOON = timedelta(days=14)
 FREE_DISK_BYTES = 1 << 30
 """Less than this for what is stored is worth a warning."""
-SPARE_FILES = 256
-"""Open files beside one for each call."""
 FAKE_MODEL = "fake"
 
 

@@ -1,6 +1,7 @@
 """How a server listens, and to whom: ports, TLS, known callers, quotas and the audit log, made of
 the options."""
 
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from actserve_server.tls_files import TlsFiles
 if TYPE_CHECKING:
     from actserve_server.http.http_server import HttpServer
 
+SPARE_FILES = 256
+"""Open beside connections: of libraries, the database, logs, and what the engine talks by."""
+
 
 def how_to_listen(settings: Settings) -> Listening:
     """How the options say that the server listens, and to whom. Raises `ConfigError`."""
@@ -43,6 +47,7 @@ def how_to_listen(settings: Settings) -> Listening:
         max_connection_age_s=settings.max_connection_age_s,
         reader_timeout_s=settings.reader_timeout_s,
         max_calls=settings.max_calls,
+        max_connections=_room_for_connections(settings),
         tenant_share=settings.tenant_share,
         health_port=settings.health_port,
         tls=tls,
@@ -50,6 +55,14 @@ def how_to_listen(settings: Settings) -> Listening:
         tenants=tenants,
         audit=audit,
     )
+
+
+def _room_for_connections(settings: Settings) -> int:
+    """How many connections each port takes, so that other files can always be opened. gRPC serves
+    nobody any more where one cannot, whose connection was open before either."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ports = 1 if settings.http_port is None else 2
+    return max(1, (limit - SPARE_FILES) // ports)
 
 
 def _known_callers(settings: Settings) -> KnownCallers:
@@ -121,7 +134,7 @@ def http_server(settings: Settings, given: Listening, rpc: RpcServer) -> "HttpSe
             host=given.host,
             port=settings.http_port,
             max_body_bytes=given.max_request_bytes,
-            max_connections=2 * given.max_calls,
+            max_connections=min(2 * given.max_calls, given.max_connections),
             reader_timeout_s=given.reader_timeout_s,
             origins=settings.http_origins,
             known_callers=bool(given.callers),

@@ -99,7 +99,7 @@ def test_tls_takes_true_or_credentials() -> None:
     for tls in (None, False, True, own):
         _channel.Connection.of(
             "host:1", model=None, tls=tls, token=None, timeout=None, metadata=None, concurrency=1
-        ).open(flavour)
+        ).open(flavour, "host:1")
     assert [target for target, _ in flavour.opened] == ["host:1"] * 4
     none, false, system, mine = (credentials for _, credentials in flavour.opened)
     assert none is None

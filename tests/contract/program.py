@@ -11,6 +11,7 @@ START_WITHIN_S = 120
 
 _SERVE = """
 import sys
+{first}
 from actserve_server import app, cli
 app.FAKE_SHAPE = {}  # That of `FakeEngine`, which the requests of tests are made for.
 sys.exit(cli.main(sys.argv[1:]))
@@ -18,10 +19,12 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 class Program:
-    """`actserve-server serve --model fake` as a process."""
+    """`actserve-server serve --model fake` as a process, which does `first` before anything is
+    imported."""
 
-    def __init__(self, *flags: str) -> None:
-        command = [sys.executable, "-c", _SERVE, "serve", "--model", "fake"]
+    def __init__(self, *flags: str, first: str = "") -> None:
+        serve = _SERVE.replace("{first}", first)
+        command = [sys.executable, "-c", serve, "serve", "--model", "fake"]
         self.process = subprocess.Popen(
             [*command, "--port", "0", "--metrics-port", "0", *flags],
             stderr=subprocess.PIPE,

@@ -219,8 +219,15 @@ async def test_where_probes_ask_nothing_else_is_answered() -> None:
         address = f"127.0.0.1:{served.app.rpc.health_port}"
         async with grpc.aio.insecure_channel(address) as channel:
             stub = model_service_pb2_grpc.ModelServiceStub(channel)
-            refused = await failure(stub.ListModels(pb.ListModelsRequest()))
-    assert refused.code is grpc.StatusCode.UNIMPLEMENTED
+            health: Any = health_pb2_grpc.HealthStub(channel)  # pyright: ignore[reportArgumentType]
+            assert (await health.Check(health_pb2.HealthCheckRequest())).status
+            for call in (
+                stub.ListModels(pb.ListModelsRequest()),
+                # Of which a few that nobody ends would leave no room for probes.
+                health.Watch(health_pb2.HealthCheckRequest()),
+            ):
+                refused = await failure(call)
+                assert refused.code is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_reflection_counts_among_the_calls_in_progress() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from actserve._extras import needed
 from actserve._fetch_jobs import FetchJobs
 from actserve._generate_jobs import GenerateJobs
 from actserve._reconstruct_jobs import ReconstructJobs
+from actserve._replicas import HEADER as REPLICA_HEADER
+from actserve._replicas import replica_of
 from actserve._traces import Headers, attempt
 from actserve._weight_jobs import WeightJobs
 from actserve.errors import InvalidRequest
@@ -141,6 +144,8 @@ class Connection:
     metadata: tuple[tuple[str, str], ...] = field(repr=False)  # It may hold the token.
     traces: bool = False
     """Whether each attempt at a call is a span of OpenTelemetry."""
+    replica_target: str = ""
+    """Where each replica is, with `{replica}` in place of its name; empty where a proxy knows."""
 
     @staticmethod
     def of(
@@ -154,8 +159,10 @@ class Connection:
         concurrency: int,
         plaintext_token: bool = False,
         traces: bool = False,
+        replica_target: str | None = None,
     ) -> "Connection":
         target = checked_target(target)
+        at_replica = "" if replica_target is None else _checked_replica_target(replica_target)
         if not isinstance(concurrency, int) or concurrency < 1:
             raise InvalidRequest(
                 f"concurrency is {concurrency!r}; it must be a whole number of at least 1",
@@ -175,8 +182,9 @@ class Connection:
         if traces:
             needed("opentelemetry.trace", "spans of calls")
         credentials = grpc.ssl_channel_credentials() if tls is True else (tls or None)
-        if credentials is None and not plaintext_token and not is_local(target):
-            _check_no_token(target, headers)
+        for each in (target, at_replica) if credentials is None and not plaintext_token else ():
+            if each and not is_local(each):
+                _check_no_token(each, headers)
         return Connection(
             target=target,
             model=model_name(model),
@@ -189,11 +197,12 @@ class Connection:
             credentials=credentials,
             metadata=tuple(headers.items()),
             traces=traces,
+            replica_target=at_replica,
         )
 
     def headers(self, request: Any) -> tuple[tuple[str, str], ...]:
         """The metadata of a call: what was configured and, for proxies to route by, the model if
-        one is named."""
+        one is named, and the replica that keeps the rows that the request names."""
         match request:
             case (
                 model_service_pb2.ListModelsRequest()
@@ -207,7 +216,9 @@ class Connection:
             case _:
                 model = self.model
         named = ((MODEL_HEADER, quote(model)),) if model else ()
-        return (*self.metadata, *named)
+        replica = replica_of(request)
+        kept_there = ((REPLICA_HEADER, replica),) if replica else ()
+        return (*self.metadata, *named, *kept_there)
 
     @contextmanager
     def attempt(self, method: str, request: Any) -> Iterator[Headers]:
@@ -216,15 +227,20 @@ class Connection:
         with attempt(_FULL_NAMES[method], makes_span=self.traces) as trace:
             yield (*self.headers(request), *trace)
 
-    def open(self, grpc_flavour: ModuleType) -> Any:
+    def target_of(self, request: Any) -> str:
+        """Where a call goes."""
+        replica = replica_of(request) if self.replica_target else ""
+        return self.replica_target.replace(_REPLICA, replica) if replica else self.target
+
+    def open(self, grpc_flavour: ModuleType, target: str) -> Any:
         """A channel of `grpc` or `grpc.aio`."""
         options = channel_options()
-        if is_local(self.target):
+        if is_local(target):
             # A proxy that the environment names would get what is to stay on this machine.
             options.append(("grpc.enable_http_proxy", 0))
         if self.credentials is None:
-            return grpc_flavour.insecure_channel(self.target, options=options)
-        return grpc_flavour.secure_channel(self.target, self.credentials, options=options)
+            return grpc_flavour.insecure_channel(target, options=options)
+        return grpc_flavour.secure_channel(target, self.credentials, options=options)
 
 
 def checked_target(target: Any) -> str:
@@ -243,6 +259,25 @@ def checked_target(target: Any) -> str:
             path=("target",),
         )
     return f"{target}:{DEFAULT_PORT}" if re.fullmatch(r"[A-Za-z0-9._-]+", target) else target
+
+
+_REPLICA = "{replica}"
+
+
+def _checked_replica_target(target: Any) -> str:
+    """Raises `InvalidRequest` unless it leads into one domain, whatever a replica is called: names
+    of kept rows may come from anybody, and the token goes where they say."""
+    if isinstance(target, str) and _REPLICA_TARGET.fullmatch(target):
+        return target if ":" in target else f"{target}:{DEFAULT_PORT}"
+    raise InvalidRequest(
+        f"{described(target)} is not where replicas are; give a name in a domain of yours, such as "
+        "'{replica}.actserve.example.com:50051'",
+        reason="FIELD_INVALID",
+        path=("replica_target",),
+    )
+
+
+_REPLICA_TARGET = re.compile(r"\{replica\}(\.[A-Za-z0-9-]+)+(:[0-9]{1,5})?")
 
 
 def _several(targets: Sequence[Any]) -> str:
@@ -352,3 +387,28 @@ def stubs(channel: Any) -> dict[str, Any]:
         for stub in [make(channel)]
         for method in service.methods
     }
+
+
+class Channels:
+    """Those of one client, each opened when something is first called there; safe to share between
+    threads."""
+
+    def __init__(self, connection: Connection, grpc_flavour: ModuleType) -> None:
+        self._connection = connection
+        self._flavour = grpc_flavour
+        self._lock = threading.Lock()
+        self._opened: dict[str, tuple[Any, dict[str, Any]]] = {}
+        """The channel to each target, and every method there."""
+
+    def stub(self, target: str, method: str) -> Any:
+        """A method at a target."""
+        with self._lock:
+            if target not in self._opened:
+                channel = self._connection.open(self._flavour, target)
+                self._opened[target] = channel, stubs(channel)
+            return self._opened[target][1][method]
+
+    def opened(self) -> list[Any]:
+        """Those that are to be closed."""
+        with self._lock:
+            return [channel for channel, _ in self._opened.values()]

@@ -186,6 +186,11 @@ class _FailedCall(Protocol):
     def trailing_metadata(self) -> object: ...
 
 
+_OF_CUT_STREAMS = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
+_CUT = ("Stream removed", "RST_STREAM")
+"""gRPC's words for a stream that a proxy has ended in the middle. Our servers always say why."""
+
+
 def from_rpc(error: grpc.RpcError, target: str) -> ActserveError:
     """The error of a failed call to `target`, with the details the server attached."""
     call = cast(_FailedCall, error)
@@ -199,6 +204,11 @@ def from_rpc(error: grpc.RpcError, target: str) -> ActserveError:
             )
             fix += "ACTSERVE_TLS_CA for the command"
         told.message = f"{target} cannot be reached: {told.message}; {fix}"
+    if code in _OF_CUT_STREAMS and not told.reason and any(w in told.message for w in _CUT):
+        return StreamCutShort(
+            f"{target} ended the stream without a status ({told.message}), as a proxy does whose "
+            "server has died; what came is incomplete, ask again"
+        )
     return told
 
 

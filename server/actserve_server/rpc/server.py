@@ -53,6 +53,7 @@ from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.audit_log import AuditLog
 from actserve_server.rpc.transport.auth import KnownCallers
 from actserve_server.rpc.transport.call_limit import CallLimit
+from actserve_server.rpc.transport.health_service import HealthService, only_check
 from actserve_server.rpc.transport.methods import Methods
 from actserve_server.rpc.transport.model_header import ModelHeader
 from actserve_server.rpc.transport.observer import Observer
@@ -107,6 +108,8 @@ class Listening:
     reader_timeout_s: float
     """How long a client may leave a message that it was sent unread. Zero for no limit."""
     max_calls: int
+    max_connections: int
+    """Of each port. More are closed as soon as they come."""
     tenant_share: float
     """The most of the calls that one tenant may have."""
     health_port: int | None = None
@@ -190,7 +193,7 @@ class RpcServer:
             interceptors=self.methods.interceptors, options=_options(listening)
         )
         self.methods.add_to(self._server)
-        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        self._health = HealthService()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
@@ -198,7 +201,7 @@ class RpcServer:
         self._probes = grpc.aio.server(
             options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=MAX_PROBES
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
+        self._probes.add_generic_rpc_handlers((only_check(self._health),))
         _prepare_metrics()
         self._listening = listening
         self.port = listening.port
@@ -257,6 +260,8 @@ def _options(listening: Listening) -> list[tuple[str, int]]:
         # five minutes as abuse, and closes the connection in the middle of a silent prefill.
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        # Without a file for one more, gRPC would serve nobody, also on those that are open.
+        ("grpc.max_allowed_incoming_connections", listening.max_connections),
     ]
     if listening.max_connection_age_s > 0:
         # Clients keep one connection for ever, so a new replica would get no calls. Calls in

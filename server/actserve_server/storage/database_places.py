@@ -32,6 +32,8 @@ IDLE_S = 0.5
 """Unused for how long a connection to PostgreSQL is asked whether it is still there. Less than
 what is waited after a failure, so that one that failed is asked."""
 _USED = "actserve_used"
+_OPENED = "actserve_opened"
+"""Which file a connection to SQLite has open."""
 
 _ENGINE = {
     "pool_size": CONNECTIONS,
@@ -80,9 +82,30 @@ class SqliteFile:
             **_ENGINE,
             connect_args={"timeout": BUSY_TIMEOUT_S},
         )
+        event.listen(engine, "do_connect", self._check_there)
         event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "connect", self._note_file)
+        event.listen(engine, "checkout", self._check_in_place)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
+
+    def _check_there(self, *_: object) -> None:
+        # SQLite would make an empty file, where a disk may only be away for a while.
+        os.stat(self.folder / FILE)
+
+    def _note_file(self, _: object, record: Any) -> None:
+        record.info[_OPENED] = self._file()
+
+    def _check_in_place(self, _: object, record: Any, __: object) -> None:
+        # What is written to a file that was removed or moved away is gone with it, and SQLite would
+        # say that it is stored.
+        if record.info[_OPENED] != self._file():
+            raise exc.DisconnectionError("the file of the database is another one")
+
+    def _file(self) -> tuple[int, int]:
+        """What tells it from another one in its place."""
+        found = os.stat(self.folder / FILE)
+        return found.st_dev, found.st_ino
 
     def make(self) -> None:
         """Makes the folder and the file if need be. Raises StoreConfigError."""

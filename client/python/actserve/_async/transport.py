@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from functools import cached_property
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ import grpc.aio
 
 from actserve._calls import Call
 from actserve._cancelling import is_task_cancelled
-from actserve._channel import HARMLESS, STREAMING, Connection, stubs
+from actserve._channel import HARMLESS, STREAMING, Channels, Connection
 from actserve._flight import Flight
 from actserve._jobs import Job, Part, is_of_one_prompt
 from actserve._progress import bar
@@ -38,27 +37,20 @@ class AsyncTransport:
         self._flight = Flight()
         self._version = ServerVersion(version("actserve"))
         self._closed = False
+        self._channels = Channels(connection, grpc.aio)
 
     async def close(self) -> None:
         """Cancels what still runs and closes the connection."""
         self._closed = True
         # By hand: a stream that gRPC 1.60 cancels as it closes seems to have ended well.
         self._flight.cancel()
-        await self._channel.close()
+        await asyncio.gather(*(channel.close() for channel in self._channels.opened()))
 
     async def sleep(self, seconds: float) -> None:
         """Waits for so many seconds. Raises `Cancelled` once the client is closed."""
         await asyncio.sleep(seconds)
         if self._closed:
             raise Cancelled("the client is closed; make another one")
-
-    @cached_property
-    def _channel(self) -> grpc.aio.Channel:
-        return self.connection.open(grpc.aio)
-
-    @cached_property
-    def _stubs(self) -> dict[str, Any]:
-        return stubs(self._channel)
 
     async def run(self, job: Job[Any], timeout: float | None, progress: bool | None = False) -> Any:
         """All of a job, and what its method returns."""
@@ -230,9 +222,11 @@ class AsyncTransport:
     ) -> AsyncGenerator[Any, None]:
         if self._closed:
             raise Cancelled("the client is closed; make another one")
+        target = self.connection.target_of(request)
+        stub = self._channels.stub(target, method)
         with self.connection.attempt(method, request) as headers:
             with untouched():
-                rpc = self._stubs[method](request, timeout=timeout, metadata=headers)
+                rpc = stub(request, timeout=timeout, metadata=headers)
             self._flight.add(rpc)
             try:
                 if method in STREAMING:
@@ -243,7 +237,7 @@ class AsyncTransport:
                 self._version.check(await rpc.trailing_metadata())
             except grpc.aio.AioRpcError as error:
                 self._version.check(error.trailing_metadata())
-                raise from_rpc(error, self.connection.target) from None
+                raise from_rpc(error, target) from None
             except asyncio.CancelledError:
                 # Of this task, or of the call alone, which closing the client cancels.
                 if is_task_cancelled(closed=self._flight.cancelled()):

@@ -41,6 +41,7 @@ class Base:
         metadata: Mapping[str, str] | None = None,
         concurrency: int = DEFAULT_CONCURRENCY,
         traces: bool = False,
+        replica_target: str | None = None,
     ) -> None:
         self._connection = Connection.of(
             target,
@@ -52,6 +53,7 @@ class Base:
             metadata=metadata,
             concurrency=concurrency,
             traces=traces,
+            replica_target=replica_target,
         )
         self._transport = Transport(self._connection)
         self._known: model_service_pb2.Model | None = None

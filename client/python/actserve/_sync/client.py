@@ -35,6 +35,10 @@ class Client(
     - `timeout`: seconds one call may take, all attempts together; None is no limit. Every method
       can override it. A list of prompts is many calls.
     - `metadata`: gRPC metadata sent with every call.
+    - `replica_target`: where each of several servers is, with `{replica}` in place of its name,
+      such as `{replica}.actserve.example.com:50051`. A call that names kept rows goes to the
+      server that keeps them; without this to `target`, with the header `actserve-replica`, by
+      which a proxy can send it there.
     - `concurrency`: prompts, or rows to explain, in flight at once when a method is given a list.
     - `traces`: True to make a span of OpenTelemetry of each attempt at a call, which needs
       `opentelemetry-api`, and an SDK that says where spans go.

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import grpc
 
 from actserve._calls import Call
-from actserve._channel import HARMLESS, STREAMING, Connection, stubs
+from actserve._channel import HARMLESS, STREAMING, Channels, Connection
 from actserve._flight import Flight
 from actserve._jobs import Job, Part, is_of_one_prompt
 from actserve._progress import bar
@@ -32,10 +32,7 @@ class Transport:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        # Opened here, though it connects when first used: threads that opened it on demand could
-        # each open one.
-        self._channel: grpc.Channel = connection.open(grpc)
-        self._stubs = stubs(self._channel)
+        self._channels = Channels(connection, grpc)
         self._models: list[pb.Model] | None = None
         self._told = 0.0
         self._version = ServerVersion(version("actserve"))
@@ -46,7 +43,8 @@ class Transport:
         """Cancels what still runs and closes the connection."""
         self._closed = True
         self._flights.cancel()
-        self._channel.close()
+        for channel in self._channels.opened():
+            channel.close()
 
     def sleep(self, seconds: float) -> None:
         """Waits for so many seconds. Raises `Cancelled` once the client is closed."""
@@ -236,7 +234,8 @@ class Transport:
     ) -> Generator[Any, None, None]:
         if self._closed:
             raise Cancelled("the client is closed; make another one")
-        stub = self._stubs[method]
+        target = self.connection.target_of(request)
+        stub = self._channels.stub(target, method)
         make = stub if method in STREAMING else stub.future
         with self.connection.attempt(method, request) as headers:
             with untouched():
@@ -250,7 +249,7 @@ class Transport:
                 self._version.check(rpc.trailing_metadata())
             except grpc.RpcError as error:
                 self._version.check(cast(Any, error).trailing_metadata())
-                raise from_rpc(error, self.connection.target) from None
+                raise from_rpc(error, target) from None
             except grpc.FutureCancelledError:
                 raise Cancelled("the call was cancelled") from None
             finally:
