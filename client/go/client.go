@@ -66,6 +66,8 @@ type Client struct {
 	explanations actservev1.ExplanationServiceClient
 	vectors      actservev1.SteeringVectorServiceClient
 	dictionaries actservev1.DictionaryServiceClient
+	heads        actservev1.HeadServiceClient
+	graphs       actservev1.AttributionGraphServiceClient
 	sweeps       actservev1.SweepServiceClient
 	monitors     actservev1.MonitorServiceClient
 }
@@ -142,6 +144,8 @@ func New(config Config) (*Client, error) {
 		explanations: actservev1.NewExplanationServiceClient(conn),
 		vectors:      actservev1.NewSteeringVectorServiceClient(conn),
 		dictionaries: actservev1.NewDictionaryServiceClient(conn),
+		heads:        actservev1.NewHeadServiceClient(conn),
+		graphs:       actservev1.NewAttributionGraphServiceClient(conn),
 		sweeps:       actservev1.NewSweepServiceClient(conn),
 		monitors:     actservev1.NewMonitorServiceClient(conn),
 	}, nil

@@ -165,6 +165,39 @@ func ExampleChangeFeatures() {
 	_ = steer
 }
 
+func ExampleClient_MeasureHeads() {
+	// [heads]
+	measured, err := client.MeasureHeads(ctx, &actservev1.MeasureHeadsRequest{
+		Items: []*actservev1.FetchItem{{Prompt: actserve.TextPrompt("one two three one two three")}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, head := range measured.Metrics {
+		fmt.Println(head.GetLayer(), head.GetHead(), head.GetInduction(), head.GetPreviousToken())
+	}
+	// [/heads]
+}
+
+func ExampleClient_WaitForAttributionGraph() {
+	// [graphs]
+	begun, err := client.CreateAttributionGraph(ctx, &actservev1.CreateAttributionGraphRequest{
+		Prompt:   actserve.TextPrompt("The capital of France is"),
+		Settings: &actservev1.AttributionSettings{MaxFeatureNodes: proto.Uint32(300)},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	graph, err := client.WaitForAttributionGraph(ctx, begun.GetAttributionGraph().GetName())
+	if err != nil {
+		log.Fatal(err)
+	}
+	for i, weight := range graph.Weights {
+		fmt.Println(graph.Nodes[graph.Sources[i]], graph.Nodes[graph.Targets[i]], weight)
+	}
+	// [/graphs]
+}
+
 func ExampleClient_RunSweep() {
 	// [sweep]
 	add, err := actserve.Add(vector, nil) // The lists of the variant say how much, and where.

@@ -6,8 +6,6 @@ import (
 	"iter"
 	"time"
 
-	"google.golang.org/grpc/codes"
-
 	actservev1 "github.com/actserve/actserve/client/go/actserve/v1"
 )
 
@@ -84,10 +82,7 @@ func (c *Client) WaitForMonitor(ctx context.Context, name string) (*actservev1.M
 		switch work.GetState() {
 		case actservev1.WorkState_WORK_STATE_WAITING, actservev1.WorkState_WORK_STATE_RUNNING:
 		case actservev1.WorkState_WORK_STATE_FAILED:
-			if work.GetError().GetCode() == int32(codes.OK) {
-				return nil, badResponse("failed to fit a monitor without saying why")
-			}
-			return nil, errorOfStatus(work.GetError())
+			return nil, errorOfWork(work)
 		default:
 			return answer.GetMonitor(), nil
 		}
@@ -97,6 +92,14 @@ func (c *Client) WaitForMonitor(ctx context.Context, name string) (*actservev1.M
 		case <-ticker.C:
 		}
 	}
+}
+
+// errorOfWork tells why work has failed.
+func errorOfWork(work *actservev1.Work) *Error {
+	if work.GetError().GetCode() == 0 {
+		return badResponse("failed at its work without saying why")
+	}
+	return errorOfStatus(work.GetError())
 }
 
 // GetMonitorScores tells how the scores of a monitor are distributed, and how far they have drifted.

@@ -8,6 +8,8 @@
     servers: [[...], [...]]           those of several
     tls: {client_certificate: true}   the servers speak TLS, and ask for a certificate
     without: {python: why}            languages whose clients cannot be asked this
+    more: {python: {before: [...], after: [...]}}   answers of server 0 around the others, to what
+                                      the client of a language asks besides
     expect:
       result / error / warnings       of the driver's answer; of an error the keys that are named
       attempts: [...]                 what server 0 saw of each: headers, request,
@@ -24,7 +26,7 @@ call for each of its answers.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,20 @@ class Case:
     servers: list[list[dict[str, Any]]] = field(default_factory=list)
     tls: dict[str, Any] | None = None
     without: dict[str, str] = field(default_factory=dict)
+    more: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
         return f"{self.group}: {self.name}"
+
+    def of(self, language: str) -> Case:
+        """The case with what the client of a language asks besides."""
+        if language not in self.more:
+            return self
+        more = self.more[language]
+        first, *others = self.servers
+        whole = [*more.get("before", ()), *first, *more.get("after", ())]
+        return replace(self, servers=[whole, *others])
 
 
 def read_cases() -> list[Case]:
@@ -80,6 +92,7 @@ def _read(path: Path) -> Iterator[Case]:
             servers=servers or [],
             tls=given.pop("tls", None),
             without=given.pop("without", {}),
+            more=given.pop("more", {}),
         )
         assert not given, f"{path.name} has keys that nobody reads: {sorted(given)}"
 

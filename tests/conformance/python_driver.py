@@ -30,8 +30,10 @@ from opentelemetry.propagate import extract
 import actserve
 from actserve import tensors
 from actserve.aggregators import aggregator_from_proto
+from actserve.heads import SCORES
 from actserve.positions import positions_to_proto
 from actserve.sites import site_name
+from actserve.v1 import attribution_graph_service_pb2 as graph_pb
 from actserve.v1 import explanation_service_pb2 as explain_pb
 from actserve.v1 import model_service_pb2 as model_pb
 from actserve.v1 import monitor_service_pb2 as monitor_pb
@@ -492,6 +494,92 @@ def place_of(cell: Answer) -> list[int]:
     return [each or 0 for each in cell["at"]]
 
 
+async def collect_heads(client: actserve.AsyncClient, request: Any) -> Answer:
+    patterns = None
+    if request.HasField("patterns"):
+        asked = {field.name: value for field, value in request.patterns.ListFields()}
+        patterns = actserve.Patterns(**asked)
+    table = await client.heads(
+        [prompt_of(item.prompt) for item in request.items],
+        list(request.layers) or "all",
+        top_tokens=request.top_tokens,
+        patterns=patterns,
+        on_error="return",
+    )
+    every = [(layer, head) for layer in table.layers for head in range(table.induction.shape[1])]
+    return {
+        "call_id": table.request_id,
+        "layers": list(table.layers),
+        "queries": table.queries,
+        "means": {name: array(getattr(table, name)) for name in SCORES if name != "attribution"},
+        "query_tokens": [token_weights(table.query_tokens[each]) for each in every],
+        "key_tokens": [token_weights(table.key_tokens[each]) for each in every],
+        "items": [
+            {"index": index, "key": item.key, **measured_told(prompt)}
+            for index, (item, prompt) in enumerate(zip(request.items, table.prompts, strict=True))
+        ],
+    }
+
+
+def token_weights(tokens: Any) -> Answer:
+    return {
+        "ids": [each.token_id for each in tokens],
+        "texts": [each.token for each in tokens],
+        **array([each.weight for each in tokens]),
+    }
+
+
+def measured_told(prompt: Any) -> Answer:
+    """A prompt that was measured, with the patterns of heads that have any."""
+    if isinstance(prompt, actserve.ActserveError):
+        return {"error": told(prompt)}
+    return {
+        "token_ids": [int(each) for each in prompt.prompt.token_ids],
+        "patterns": {
+            f"{layer}.{head}": {
+                "queries": pattern.queries.tolist(),
+                "keys": pattern.keys.tolist(),
+                **array(pattern.weights),
+            }
+            for (layer, head), pattern in prompt.patterns.items()
+            if len(pattern.weights)
+        },
+    }
+
+
+async def collect_graph(client: actserve.AsyncClient, request: Any) -> Answer:
+    return graph_told(await client.graphs.get(request.name))
+
+
+async def graph(question: Answer) -> Answer:
+    """Begins a graph, and waits for it."""
+    asked = json_format.ParseDict(question["request"], graph_pb.CreateAttributionGraphRequest())
+    async with client_of(question) as client:
+        trace = await client.graphs.create(prompt_of(asked.prompt), name=asked.attribution_graph_id)
+        return {"result": graph_told(await trace.wait())}
+
+
+def graph_told(graph: actserve.AttributionGraph) -> Answer:
+    numbers = {
+        "embedding": lambda node: [node.token_id],
+        "neuron": lambda node: [node.layer, node.neuron],
+        "feature": lambda node: [node.layer, node.feature],
+        "error": lambda node: [node.layer],
+        "logit": lambda node: [node.token_id],
+    }
+    return {
+        "nodes": [
+            {"kind": node.kind, "of": numbers[node.kind](node), "position": node.position}
+            for node in graph.nodes
+        ],
+        "influences": array([node.influence for node in graph.nodes]),
+        "activations": array([node.activation or node.probability or 0 for node in graph.nodes]),
+        "sources": graph.sources.tolist(),
+        "targets": graph.targets.tolist(),
+        "weights": array(graph.weights),
+    }
+
+
 async def collect_replay(client: actserve.AsyncClient, request: Any) -> Answer:
     replay = await client.monitors.replay(
         {each.key: prompt_of(each.prompt) for each in request.items},
@@ -710,6 +798,8 @@ COLLECTED = {
     "CompareActivations": collect_explanations,
     "ReconstructActivations": collect_reconstruction,
     "ReplayMonitors": collect_replay,
+    "MeasureHeads": collect_heads,
+    "WatchAttributionGraph": collect_graph,
 }
 OPERATIONS = {
     "parse_site": parse_site,
@@ -729,6 +819,7 @@ OPERATIONS = {
     "wait": wait,
     "upload": upload,
     "logit_effects": logit_effects,
+    "graph": graph,
 }
 
 if __name__ == "__main__":

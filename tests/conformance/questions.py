@@ -81,6 +81,20 @@ QUESTIONS: dict[str, dict[str, Any]] = {
             ],
         },
     },
+    "what every head attends to": {
+        "operation": "collect",
+        "method": "MeasureHeads",
+        "request": {
+            "items": [{"key": text, "prompt": {"text": text}} for text in PROMPTS],
+            "layers": [0, 29],
+            "topTokens": 2,
+            "patterns": {"topK": 2, "minimum": 0.25},
+        },
+    },
+    "what a prediction comes from": {
+        "operation": "graph",
+        "request": {"prompt": {"text": PROMPTS[0]}},
+    },
     "which tokens features make likelier": {
         "operation": "logit_effects",
         "dictionary": DICTIONARY,

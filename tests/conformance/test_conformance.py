@@ -27,7 +27,7 @@ def test_case(
         request.applymarker(pytest.mark.xfail(reason="known_failing.yaml lists it"))
     if reason := case.without.get(language.name):
         pytest.skip(reason)
-    run(case, drivers.of(language), certificates)
+    run(case.of(language.name), drivers.of(language), certificates)
 
 
 def test_what_is_known_to_fail_is_a_case_in_a_language() -> None:

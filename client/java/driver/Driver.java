@@ -101,6 +101,9 @@ public final class Driver {
         answer.add("result", json(Tensors.encode(floats(text(question, "data", "")), shape)));
       }
       case "build_add" -> answer.add("result", json(Building.add(question)));
+      case "build_features" -> answer.add("result", json(Building.features(question)));
+      case "build_feature_readout" ->
+          answer.add("result", json(Building.featureReadout(question)));
       case "streams" -> answer.add("result", Load.streams(question, warnings));
       case "measure" -> answer.add("result", Load.measure(question, warnings));
       default -> {
@@ -136,6 +139,9 @@ public final class Driver {
         answer.add("result", result);
         watch(client, question, alerts);
       }
+      case "upload" -> answer.add("result", Dictionaries.upload(client, question));
+      case "graph" -> answer.add("result", Methods.graph(client, request));
+      case "logit_effects" -> answer.add("result", Dictionaries.effects(client, question));
       case "wait" -> {
         JsonObject result = new JsonObject();
         result.addProperty("name", client.waitForMonitor(text(question, "name", "")).getName());
@@ -306,6 +312,17 @@ public final class Driver {
     float[] floats = new float[bytes.remaining() / Float.BYTES];
     bytes.order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer().get(floats);
     return floats;
+  }
+
+  /** Float32 numbers, as the tests want them. */
+  static JsonObject json(int[] shape, float... values) {
+    ByteBuffer bytes =
+        ByteBuffer.allocate(Float.BYTES * values.length).order(ByteOrder.LITTLE_ENDIAN);
+    bytes.asFloatBuffer().put(values);
+    JsonObject json = new JsonObject();
+    json.add("shape", GSON.toJsonTree(shape));
+    json.addProperty("data", HexFormat.of().formatHex(bytes.array()));
+    return json;
   }
 
   /** An error, as the tests want it. */

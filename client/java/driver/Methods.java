@@ -5,17 +5,22 @@ import dev.actserve.ActserveClient;
 import dev.actserve.AlertStream;
 import dev.actserve.ResponseStream;
 import dev.actserve.v1.Alert;
+import dev.actserve.v1.AttributionGraph;
 import dev.actserve.v1.CombineSteeringVectorsRequest;
 import dev.actserve.v1.CompareActivationsRequest;
 import dev.actserve.v1.CompareActivationsResponse;
+import dev.actserve.v1.CreateAttributionGraphRequest;
 import dev.actserve.v1.CreateMonitorRequest;
 import dev.actserve.v1.CreateSteeringVectorRequest;
 import dev.actserve.v1.DecideAlertRequest;
 import dev.actserve.v1.DeleteAlertsRequest;
+import dev.actserve.v1.DeleteAttributionGraphRequest;
+import dev.actserve.v1.DeleteDictionaryRequest;
 import dev.actserve.v1.DeleteExplanationBaselineRequest;
 import dev.actserve.v1.DeleteKeptActivationsRequest;
 import dev.actserve.v1.DeleteMonitorRequest;
 import dev.actserve.v1.DeleteSteeringVectorRequest;
+import dev.actserve.v1.Dictionary;
 import dev.actserve.v1.ExplainActivationsRequest;
 import dev.actserve.v1.ExplainActivationsResponse;
 import dev.actserve.v1.ExplainTextRequest;
@@ -26,6 +31,8 @@ import dev.actserve.v1.FitMonitorRequest;
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.GenerateResponse;
 import dev.actserve.v1.GetAlertRequest;
+import dev.actserve.v1.GetAttributionGraphRequest;
+import dev.actserve.v1.GetDictionaryRequest;
 import dev.actserve.v1.GetKeptActivationsRequest;
 import dev.actserve.v1.GetModelRequest;
 import dev.actserve.v1.GetMonitorRequest;
@@ -34,12 +41,16 @@ import dev.actserve.v1.GetNlaRequest;
 import dev.actserve.v1.GetSteeringVectorRequest;
 import dev.actserve.v1.KeptActivations;
 import dev.actserve.v1.ListAlertsRequest;
+import dev.actserve.v1.ListAttributionGraphsRequest;
+import dev.actserve.v1.ListDictionariesRequest;
 import dev.actserve.v1.ListKeptActivationsRequest;
 import dev.actserve.v1.ListModelsRequest;
 import dev.actserve.v1.ListMonitorsRequest;
 import dev.actserve.v1.ListNlasRequest;
 import dev.actserve.v1.ListSteeringVectorsRequest;
 import dev.actserve.v1.MakeSteeringVectorRequest;
+import dev.actserve.v1.MeasureHeadsRequest;
+import dev.actserve.v1.MeasureHeadsResponse;
 import dev.actserve.v1.Model;
 import dev.actserve.v1.Monitor;
 import dev.actserve.v1.Nla;
@@ -51,11 +62,14 @@ import dev.actserve.v1.RunSweepRequest;
 import dev.actserve.v1.RunSweepResponse;
 import dev.actserve.v1.ScoreExplanationsRequest;
 import dev.actserve.v1.SetExplanationBaselineRequest;
+import dev.actserve.v1.SetFeatureLabelsRequest;
 import dev.actserve.v1.SteeringVector;
 import dev.actserve.v1.TokenizeRequest;
 import dev.actserve.v1.UpdateMonitorRequest;
 import dev.actserve.v1.UpdateSteeringVectorRequest;
 import dev.actserve.v1.WatchAlertsRequest;
+import dev.actserve.v1.WatchAttributionGraphRequest;
+import dev.actserve.v1.WatchAttributionGraphResponse;
 import java.util.Locale;
 import java.util.concurrent.CompletableFuture;
 import java.util.function.Function;
@@ -96,6 +110,20 @@ final class Methods {
           client.updateSteeringVector(read(json, UpdateSteeringVectorRequest.newBuilder()).build());
       case "DeleteSteeringVector" ->
           client.deleteSteeringVector(read(json, DeleteSteeringVectorRequest.newBuilder()).build());
+      case "GetDictionary" ->
+          client.getDictionary(read(json, GetDictionaryRequest.newBuilder()).build());
+      case "DeleteDictionary" ->
+          client.deleteDictionary(read(json, DeleteDictionaryRequest.newBuilder()).build());
+      case "SetFeatureLabels" ->
+          client.setFeatureLabels(read(json, SetFeatureLabelsRequest.newBuilder()).build());
+      case "CreateAttributionGraph" ->
+          client.createAttributionGraph(
+              read(json, CreateAttributionGraphRequest.newBuilder()).build());
+      case "GetAttributionGraph" ->
+          client.getAttributionGraph(read(json, GetAttributionGraphRequest.newBuilder()).build());
+      case "DeleteAttributionGraph" ->
+          client.deleteAttributionGraph(
+              read(json, DeleteAttributionGraphRequest.newBuilder()).build());
       case "CreateMonitor" ->
           client.createMonitor(read(json, CreateMonitorRequest.newBuilder()).build());
       case "GetMonitor" -> client.getMonitor(read(json, GetMonitorRequest.newBuilder()).build());
@@ -134,6 +162,15 @@ final class Methods {
               client.listSteeringVectors(
                   read(json, ListSteeringVectorsRequest.newBuilder()).build()),
               SteeringVector::getName);
+      case "ListDictionaries" ->
+          names(
+              client.listDictionaries(read(json, ListDictionariesRequest.newBuilder()).build()),
+              Dictionary::getName);
+      case "ListAttributionGraphs" ->
+          names(
+              client.listAttributionGraphs(
+                  read(json, ListAttributionGraphsRequest.newBuilder()).build()),
+              AttributionGraph::getName);
       case "ListMonitors" ->
           names(
               client.listMonitors(read(json, ListMonitorsRequest.newBuilder()).build()),
@@ -167,6 +204,11 @@ final class Methods {
       case "ReconstructActivations" ->
           client.streamReconstructActivations(
               read(json, ReconstructActivationsRequest.newBuilder()).build());
+      case "MeasureHeads" ->
+          client.streamMeasureHeads(read(json, MeasureHeadsRequest.newBuilder()).build());
+      case "WatchAttributionGraph" ->
+          client.streamWatchAttributionGraph(
+              read(json, WatchAttributionGraphRequest.newBuilder()).build());
       case "RunSweep" -> client.streamRunSweep(read(json, RunSweepRequest.newBuilder()).build());
       case "ReplayMonitors" ->
           client.streamReplayMonitors(read(json, ReplayMonitorsRequest.newBuilder()).build());
@@ -189,6 +231,10 @@ final class Methods {
       event = explained.getEvent().getEventCase();
     } else if (response instanceof RunSweepResponse swept) {
       event = swept.getEventCase();
+    } else if (response instanceof MeasureHeadsResponse measured) {
+      event = measured.getEventCase();
+    } else if (response instanceof WatchAttributionGraphResponse watched) {
+      event = watched.getEventCase();
     } else if (response instanceof ReplayMonitorsResponse replayed) {
       event = replayed.getEventCase();
     } else {
@@ -228,6 +274,15 @@ final class Methods {
               client.reconstructActivationsAsync(
                   read(json, ReconstructActivationsRequest.newBuilder()).build()),
               Results::of);
+      case "MeasureHeads" ->
+          mapped(
+              client.measureHeadsAsync(read(json, MeasureHeadsRequest.newBuilder()).build()),
+              Studies::of);
+      case "WatchAttributionGraph" ->
+          mapped(
+              client.watchAttributionGraphAsync(
+                  read(json, WatchAttributionGraphRequest.newBuilder()).build()),
+              Studies::of);
       case "RunSweep" ->
           mapped(
               client.runSweepAsync(read(json, RunSweepRequest.newBuilder()).build()), Results::of);
@@ -237,6 +292,13 @@ final class Methods {
               Results::of);
       default -> throw unknown(method);
     };
+  }
+
+  /** Begins a graph, and waits for it. */
+  static JsonObject graph(ActserveClient client, JsonElement json) throws Exception {
+    var request = read(json, CreateAttributionGraphRequest.newBuilder()).build();
+    String name = client.createAttributionGraph(request).getAttributionGraph().getName();
+    return Studies.of(client.waitForAttributionGraph(name));
   }
 
   /** What a future becomes; to cancel that cancels the future, which `thenApply` alone does not. */

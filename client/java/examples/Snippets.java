@@ -1,18 +1,33 @@
 import dev.actserve.ActserveClient;
 import dev.actserve.ActserveException;
+import dev.actserve.Captured;
+import dev.actserve.Features;
 import dev.actserve.GenerateResult;
+import dev.actserve.GraphResult;
 import dev.actserve.Interventions;
+import dev.actserve.LogitEffect;
 import dev.actserve.Probes;
 import dev.actserve.Prompts;
+import dev.actserve.Readouts;
 import dev.actserve.ResponseStream;
+import dev.actserve.Rows;
 import dev.actserve.Sites;
 import dev.actserve.SweepResult;
 import dev.actserve.Vectors;
+import dev.actserve.v1.AttributionNode;
+import dev.actserve.v1.AttributionSettings;
 import dev.actserve.v1.ContrastingPrompts;
+import dev.actserve.v1.CreateAttributionGraphRequest;
+import dev.actserve.v1.Dictionary;
+import dev.actserve.v1.FeatureChange;
+import dev.actserve.v1.FetchActivationsRequest;
+import dev.actserve.v1.FetchItem;
 import dev.actserve.v1.GenerateRequest;
 import dev.actserve.v1.GenerateResponse;
+import dev.actserve.v1.HeadMetrics;
 import dev.actserve.v1.Intervention;
 import dev.actserve.v1.MakeSteeringVectorRequest;
+import dev.actserve.v1.MeasureHeadsRequest;
 import dev.actserve.v1.Model;
 import dev.actserve.v1.Probe;
 import dev.actserve.v1.ReadTokenRowsRequest;
@@ -122,6 +137,68 @@ final class Snippets {
     Intervention where = steered.toBuilder().setWhen(Probes.above(probe, 0.5f)).build();
     // [/sample]
     return where;
+  }
+
+  static void features(ActserveClient client, String name) {
+    // [sample]
+    for (Dictionary dictionary : client.listDictionaries()) {
+      float explained = dictionary.getCheck().getExplained();
+      System.out.println(dictionary.getName() + ", " + dictionary.getFeatures() + ", " + explained);
+    }
+    FetchActivationsRequest request =
+        FetchActivationsRequest.newBuilder()
+            .addItems(FetchItem.newBuilder().setPrompt(Prompts.text("Rain fell on the lake")))
+            .addReadouts(Readouts.topFeatures("top", "last", name, 5, "resid_post.20"))
+            .build();
+    Captured read = client.fetchActivations(request).items().get(0).captured();
+    Rows top = read.rows("top", "resid_post.20");
+    System.out.println(top.indices()[0] + ": " + top.values().data()[0]); // the largest feature
+    // [/sample]
+  }
+
+  static Intervention changes(ActserveClient client, String name) {
+    // [sample]
+    List<FeatureChange> changes = List.of(Features.set(2178, 60), Features.scale(7, 0));
+    Intervention steer = Interventions.features(name, changes, "resid_post.20");
+    for (LogitEffect effect : client.logitEffects(name, new int[] {2178}, 5)) {
+      for (LogitEffect.Token token : effect.top()) {
+        System.out.println(token.text() + " " + token.effect());
+      }
+    }
+    // [/sample]
+    return steer;
+  }
+
+  static void heads(ActserveClient client) {
+    // [sample]
+    MeasureHeadsRequest request =
+        MeasureHeadsRequest.newBuilder()
+            .addItems(FetchItem.newBuilder().setPrompt(Prompts.text("one two three one two three")))
+            .build();
+    for (List<HeadMetrics> layer : client.measureHeads(request).heads()) {
+      for (HeadMetrics head : layer) {
+        String name = head.getLayer() + "." + head.getHead() + ": ";
+        System.out.println(name + head.getInduction() + " " + head.getPreviousToken());
+      }
+    }
+    // [/sample]
+  }
+
+  static void graph(ActserveClient client) {
+    // [sample]
+    CreateAttributionGraphRequest request =
+        CreateAttributionGraphRequest.newBuilder()
+            .setPrompt(Prompts.text("The capital of France is"))
+            .setSettings(AttributionSettings.newBuilder().setMaxFeatureNodes(300))
+            .build();
+    String name = client.createAttributionGraph(request).getAttributionGraph().getName();
+    GraphResult graph = client.waitForAttributionGraph(name);
+    for (int edge = 0; edge < graph.weights().length; edge++) {
+      AttributionNode source = graph.nodes().get(graph.sources()[edge]);
+      AttributionNode target = graph.nodes().get(graph.targets()[edge]);
+      System.out.println(source.getKindCase() + " " + target.getKindCase() + graph.weights()[edge]);
+    }
+    // [/sample]
   }
 
   static void sweep(ActserveClient client, VectorSource joy) {

@@ -421,7 +421,7 @@ impl Client {
 
 /// Gives a request an id that no other has, unless it has one: 128 bits of the operating system's
 /// randomness, by way of the keys of hash maps.
-fn identify(request_id: &mut String) {
+pub(crate) fn identify(request_id: &mut String) {
     if request_id.is_empty() {
         let random = || RandomState::new().hash_one(());
         *request_id = format!("{:016x}{:016x}", random(), random());
@@ -547,13 +547,7 @@ impl Client {
             let work = monitor.fit.as_ref().and_then(|fit| fit.work.as_ref());
             match work.map_or(WorkState::Unspecified, v1::Work::state) {
                 WorkState::Waiting | WorkState::Running => tokio::time::sleep(FIT_POLL).await,
-                WorkState::Failed => {
-                    let error = work.and_then(|work| work.error.as_ref());
-                    let error = error.filter(|status| status.code != 0).ok_or_else(|| {
-                        Error::bad_response("the server failed to fit a monitor and says not why")
-                    })?;
-                    return Err(Error::of_item(error, ""));
-                }
+                WorkState::Failed => return Err(Error::of_work(work)),
                 _ => return Ok(monitor),
             }
         }

@@ -10,6 +10,8 @@ use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt, pb};
 
+use crate::v1::Work;
+
 /// `ErrorInfo.domain` of every reason that belongs to actserve.
 const DOMAIN: &str = "actserve.dev";
 
@@ -116,6 +118,15 @@ impl Error {
             "the stream ended before the server said that it had finished, so the answer may be \
              incomplete; try again",
         )
+    }
+
+    /// Why work has failed.
+    pub(crate) fn of_work(work: Option<&Work>) -> Self {
+        let error = work.and_then(|work| work.error.as_ref()).filter(|status| status.code != 0);
+        match error {
+            Some(status) => Self::of_item(status, ""),
+            None => Self::bad_response("the server failed at its work and says not why"),
+        }
     }
 
     /// The error of an item, which has the id of its call unless it tells one.

@@ -68,6 +68,8 @@ event!(FetchActivationsResponse, fetch_activations_response);
 event!(GenerateResponse, generate_response);
 event!(ReconstructActivationsResponse, reconstruct_activations_response);
 event!(RunSweepResponse, run_sweep_response);
+event!(MeasureHeadsResponse, measure_heads_response);
+event!(WatchAttributionGraphResponse, watch_attribution_graph_response);
 event!(ReplayMonitorsResponse, replay_monitors_response);
 event!(ExplanationEvent, explanation_event);
 

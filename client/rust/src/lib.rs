@@ -44,7 +44,12 @@ mod builder;
 mod client;
 mod collect;
 mod connect;
+mod crc32c;
+mod dictionaries;
+mod effects;
 mod error;
+mod graphs;
+mod heads;
 mod incoming;
 mod messages;
 mod names;
@@ -62,9 +67,11 @@ pub use alerts::WatchedAlert;
 pub use builder::ClientBuilder;
 pub use client::Client;
 pub use collect::{
-    Explained, Fetched, FetchedItem, Generated, Item, LabelStatistics, Reconstructed, Replayed,
-    ReplayedItem, Sample, Swept, SweptCell,
+    Explained, Fetched, FetchedItem, Generated, Graph, HeadPattern, Item, LabelStatistics,
+    Measured, MeasuredHeads, MeasuredPrompt, Reconstructed, Replayed, ReplayedItem, Sample, Swept,
+    SweptCell,
 };
+pub use effects::{LogitEffect, TokenEffect};
 pub use error::{Error, Result};
 pub use incoming::Incoming;
 pub use readouts::{

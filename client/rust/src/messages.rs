@@ -3,9 +3,10 @@
 use crate::{
     Result,
     v1::{
-        AddOperation, Condition, Conversation, FetchItem, Intervention, KeepReadout, KeptRows,
-        MatrixSource, PositionSelector, PredictionReadout, Probe, Prompt, Readout,
-        ReplaceOperation, RowReadout, Site, TokenIds, Turn, VectorSource, intervention::Operation,
+        AddOperation, Condition, Conversation, DictionaryFeature, FeatureChange, FeatureOperation,
+        FetchItem, Intervention, KeepReadout, KeptRows, MatrixSource, PositionSelector,
+        PredictionReadout, Probe, Projection, Prompt, Readout, ReplaceOperation, RowReadout, Site,
+        TokenIds, Turn, VectorSource, feature_change::Change, intervention::Operation,
         kept_rows::Kept, matrix_source, prompt, readout::Kind, vector_source,
     },
 };
@@ -81,6 +82,30 @@ impl Readout {
         Ok(Self { name: name.into(), kind: Some(Kind::Predictions(predictions)) })
     }
 
+    /// Reads the features that a dictionary, `models/{model}/dictionaries/{dictionary}`, makes of the
+    /// rows of sites: the `top` largest of each row, with their indices, or with `None` all of them.
+    /// A dictionary reads any site of its width, not its own alone.
+    pub fn features(
+        name: impl Into<String>,
+        sites: &[&str],
+        positions: &str,
+        dictionary: impl Into<String>,
+        top: impl Into<Option<u32>>,
+    ) -> Result<Self> {
+        let projection = Projection {
+            dictionary: dictionary.into(),
+            send_top: top.into(),
+            ..Default::default()
+        };
+        let rows = RowReadout {
+            sites: self::sites(sites)?,
+            positions: Some(positions.parse()?),
+            projection: Some(projection),
+            ..Default::default()
+        };
+        Ok(Self { name: name.into(), kind: Some(Kind::Rows(rows)) })
+    }
+
     /// Keeps the rows of sites on the server. They do not travel.
     pub fn keep(name: impl Into<String>, sites: &[&str], positions: &str) -> Result<Self> {
         let keep = KeepReadout {
@@ -123,6 +148,36 @@ impl From<String> for VectorSource {
     /// `models/{model}/steeringVectors/{steering_vector}`.
     fn from(name: String) -> Self {
         Self { source: Some(vector_source::Source::SteeringVector(name)) }
+    }
+}
+
+impl VectorSource {
+    /// What a feature of a dictionary, `models/{model}/dictionaries/{dictionary}`, writes: a row of
+    /// its decoder.
+    pub fn feature(dictionary: impl Into<String>, index: u32) -> Self {
+        let feature = DictionaryFeature {
+            dictionary: dictionary.into(),
+            index: Some(index),
+            site_index: None,
+        };
+        Self { source: Some(vector_source::Source::Feature(feature)) }
+    }
+}
+
+impl FeatureChange {
+    /// Gives a feature a value, whatever it was.
+    pub fn set(index: u32, value: f32) -> Self {
+        Self { index: Some(index), change: Some(Change::Value(value)) }
+    }
+
+    /// Adds to a feature, also where it is zero.
+    pub fn add(index: u32, addition: f32) -> Self {
+        Self { index: Some(index), change: Some(Change::Addition(addition)) }
+    }
+
+    /// Multiplies a feature: zero ablates it, and one changes nothing.
+    pub fn scale(index: u32, factor: f32) -> Self {
+        Self { index: Some(index), change: Some(Change::Factor(factor)) }
     }
 }
 
@@ -173,6 +228,21 @@ impl Intervention {
         Ok(Self {
             sites: self::sites(sites)?,
             operation: Some(Operation::Add(add)),
+            ..Default::default()
+        })
+    }
+
+    /// Changes features of the rows of sites, each at most once, and keeps of a row what the
+    /// dictionary, `models/{model}/dictionaries/{dictionary}`, does not explain.
+    pub fn features(
+        sites: &[&str],
+        dictionary: impl Into<String>,
+        changes: impl Into<Vec<FeatureChange>>,
+    ) -> Result<Self> {
+        let features = FeatureOperation { dictionary: dictionary.into(), changes: changes.into() };
+        Ok(Self {
+            sites: self::sites(sites)?,
+            operation: Some(Operation::Features(features)),
             ..Default::default()
         })
     }

@@ -25,6 +25,9 @@ page_requests!(
     ListKeptActivationsRequest,
     ListNlasRequest,
     ListSteeringVectorsRequest,
+    ListDictionariesRequest,
+    ListFeatureLabelsRequest,
+    ListAttributionGraphsRequest,
     ListMonitorsRequest,
     ListAlertsRequest
 );

@@ -34,6 +34,8 @@ import {
   type FeatureChanges,
   type Float32Tensor,
   type Generated,
+  type Graph,
+  type MeasuredHeads,
   type ReadoutResult,
   type Reconstructed,
   type Replayed,
@@ -192,6 +194,8 @@ async function called(client: Client, question: Question): Promise<Answer> {
       return watched(client, question);
     case "upload":
       return { result: { name: await uploaded(client, question) } };
+    case "graph":
+      return { result: await graph(client, question) };
     case "logit_effects":
       return { result: await logitEffects(client, question) };
     case "wait":
@@ -229,6 +233,9 @@ const UNARY = new Set([
   "getDictionary",
   "deleteDictionary",
   "setFeatureLabels",
+  "createAttributionGraph",
+  "getAttributionGraph",
+  "deleteAttributionGraph",
   "createMonitor",
   "getMonitor",
   "updateMonitor",
@@ -260,6 +267,8 @@ function listed(client: Client, question: Question): AsyncIterable<{ name: strin
       return client.listSteeringVectors(message(v1.ListSteeringVectorsRequestSchema, question));
     case "ListDictionaries":
       return client.listDictionaries(message(v1.ListDictionariesRequestSchema, question));
+    case "ListAttributionGraphs":
+      return client.listAttributionGraphs(message(v1.ListAttributionGraphsRequestSchema, question));
     case "ListMonitors":
       return client.listMonitors(message(v1.ListMonitorsRequestSchema, question));
     case "ListAlerts":
@@ -292,6 +301,13 @@ function opened(client: Client, question: Question, signal?: AbortSignal) {
     case "ReconstructActivations":
       return client.reconstructActivations(
         message(v1.ReconstructActivationsRequestSchema, question),
+        options,
+      );
+    case "MeasureHeads":
+      return client.measureHeads(message(v1.MeasureHeadsRequestSchema, question), options);
+    case "WatchAttributionGraph":
+      return client.watchAttributionGraph(
+        message(v1.WatchAttributionGraphRequestSchema, question),
         options,
       );
     case "RunSweep":
@@ -340,7 +356,11 @@ async function watched(client: Client, question: Question): Promise<Answer> {
 function eventOf(event: unknown): string {
   const outer = event as { case?: string | undefined; event?: unknown } | undefined;
   if (outer && "event" in outer) return eventOf(outer.event); // Those that explain.
-  return outer?.case?.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`) ?? "unknown";
+  return outer?.case ? snakeCase(outer.case) : "unknown";
+}
+
+function snakeCase(name: string): string {
+  return name.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 }
 
 /** The answer, and how many bytes of float32 rows it has. */
@@ -352,6 +372,8 @@ async function collected(
   const whole = await opened(client, question, signal).collect();
   if ("items" in whole) return { answer: fetched(whole), bytes: bytesOf(whole.items) };
   if ("samples" in whole) return { answer: generated(whole), bytes: bytesOf(whole.samples) };
+  if ("heads" in whole) return { answer: heads(whole), bytes: 0 };
+  if ("nodes" in whole) return { answer: traced(whole), bytes: 0 };
   if ("replayed" in whole) return { answer: replayed(whole), bytes: 0 };
   if ("cells" in whole) return { answer: swept(whole), bytes: 0 };
   if ("explanations" in whole) return { answer: explained(whole), bytes: 0 };
@@ -619,6 +641,111 @@ async function uploaded(client: Client, question: Question): Promise<string> {
     matrices.map(({ data }) => Buffer.from(data, "hex")),
   );
   return name;
+}
+
+const MEANS = [
+  "previousToken",
+  "currentToken",
+  "firstToken",
+  "induction",
+  "duplicateToken",
+  "entropy",
+  "distance",
+  "distanceVariance",
+] as const;
+
+function heads({ callId, layers, heads, prompts }: MeasuredHeads): JsonValue {
+  const every = heads.flat();
+  const shape = [layers.length, every.length / layers.length];
+  return {
+    call_id: callId,
+    layers: [...layers],
+    queries: `bigint:${every[0]?.queries ?? 0n}`,
+    means: Object.fromEntries(
+      MEANS.map((name) => [
+        snakeCase(name),
+        array({ shape, data: Float32Array.from(every, (each) => each[name]) }),
+      ]),
+    ),
+    query_tokens: every.map(({ topQueryTokens }) => tokenWeights(topQueryTokens)),
+    key_tokens: every.map(({ topKeyTokens }) => tokenWeights(topKeyTokens)),
+    items: prompts.map(({ key, error, prompt, patterns }, index) => ({
+      index,
+      key,
+      ...(error
+        ? { error: errorOf(error) }
+        : {
+            token_ids: prompt?.ids ?? [],
+            patterns: Object.fromEntries(
+              [...patterns].flatMap(([layer, heads]) =>
+                [...heads].map(([head, { queries, keys, weights }]) => [
+                  `${layer}.${head}`,
+                  { queries: [...queries], keys: [...keys], ...vector(weights) },
+                ]),
+              ),
+            ),
+          }),
+    })),
+  };
+}
+
+function tokenWeights(tokens: readonly v1.TokenWeight[]): JsonObject {
+  return {
+    ids: tokens.map(({ tokenId }) => tokenId),
+    texts: tokens.map(({ text }) => text),
+    ...vector(tokens.map(({ weight }) => weight)),
+  };
+}
+
+/** Begins a graph, and waits for it. */
+async function graph(client: Client, question: Question): Promise<JsonValue> {
+  const request = message(v1.CreateAttributionGraphRequestSchema, question);
+  const { attributionGraph } = await client.createAttributionGraph(request);
+  return traced(await client.waitForAttributionGraph(given(attributionGraph).name));
+}
+
+function traced({ nodes, sources, targets, weights }: Graph): JsonValue {
+  const told = nodes.map(({ kind }) => kindOf(kind));
+  return {
+    nodes: nodes.map(({ position }, index) => {
+      const { kind, of } = given(told[index]);
+      return { kind, of, position };
+    }),
+    influences: vector(nodes.map(({ influence }) => influence)),
+    activations: vector(told.map(({ value }) => value ?? 0)),
+    sources: [...sources],
+    targets: [...targets],
+    weights: vector(weights),
+  };
+}
+
+function kindOf(kind: v1.AttributionNode["kind"]): { kind: string; of: number[]; value?: number } {
+  switch (kind.case) {
+    case "embedding":
+      return { kind: "embedding", of: [kind.value.tokenId] };
+    case "neuron":
+      return {
+        kind: "neuron",
+        of: [kind.value.layer, kind.value.neuron],
+        value: kind.value.activation,
+      };
+    case "feature":
+      return {
+        kind: "feature",
+        of: [kind.value.dictionaryIndex, kind.value.featureIndex],
+        value: kind.value.activation,
+      };
+    case "reconstructionError":
+      return { kind: "error", of: [kind.value.dictionaryIndex] };
+    case "logit":
+      return { kind: "logit", of: [kind.value.tokenId], value: kind.value.probability };
+    case undefined:
+      return { kind: "unknown", of: [] };
+  }
+}
+
+function vector(values: ArrayLike<number>): JsonObject {
+  return array({ shape: [values.length], data: Float32Array.from(values) });
 }
 
 function reconstructed(whole: Reconstructed): JsonValue {

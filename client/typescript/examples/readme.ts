@@ -96,6 +96,31 @@ export async function changed(client: Client, name: string): Promise<Interventio
   return [steer, along];
 }
 
+export async function measured(client: Client): Promise<void> {
+  // [heads]
+  const measured = await client
+    .measureHeads({ items: [{ prompt: prompt("one two three one two three") }] })
+    .collect();
+  for (const { layer, head, induction, previousToken } of measured.heads.flat()) {
+    console.log(layer, head, induction, previousToken);
+  }
+  // [/heads]
+}
+
+export async function traced(client: Client): Promise<void> {
+  // [graphs]
+  const { attributionGraph } = await client.createAttributionGraph({
+    prompt: prompt("The capital of France is"),
+    settings: { maxFeatureNodes: 300 },
+  });
+  const graph = await client.waitForAttributionGraph(attributionGraph?.name ?? "");
+  graph.weights.forEach((weight, edge) => {
+    const [source, target] = [graph.sources[edge] ?? 0, graph.targets[edge] ?? 0];
+    console.log(graph.nodes[source]?.kind, graph.nodes[target]?.kind, weight);
+  });
+  // [/graphs]
+}
+
 export async function swept(client: Client, joy: string): Promise<void> {
   // [sweep]
   const swept = await client

@@ -13,12 +13,14 @@ import { Calls } from "./calls.js";
 import type { Fetched, Generated } from "./collected.js";
 import { ExplainCollector, type Explained } from "./collectors/explain.js";
 import { FetchCollector } from "./collectors/fetch.js";
+import { GraphCollector, type Graph } from "./collectors/graph.js";
+import { HeadsCollector, type MeasuredHeads } from "./collectors/heads.js";
 import { GenerateCollector } from "./collectors/generate.js";
 import { ReconstructCollector, type Reconstructed } from "./collectors/reconstruct.js";
 import { ReplayCollector, type Replayed } from "./collectors/replay.js";
 import { SweepCollector, type Swept } from "./collectors/sweep.js";
 import { effectsRequest, strongest, type Effect, type LogitEffect } from "./effects.js";
-import { ActserveError, badResponse, invalid } from "./errors.js";
+import { badResponse, errorOfWork, invalid } from "./errors.js";
 import { randomId } from "./ids.js";
 import { checkedHeaders, checkedTimeout } from "./options.js";
 import { prompt } from "./requests.js";
@@ -32,8 +34,8 @@ export type Init<Desc extends DescMessage> = MessageInitShape<Desc>;
 /** Ten minutes. */
 const DEFAULT_TIMEOUT_MS = 600_000;
 
-/** How often `waitForMonitor` looks whether a monitor is fitted. */
-const FIT_POLL_MS = 1_000;
+/** How often `waitForMonitor` and `waitForAttributionGraph` look whether what they wait for is made. */
+const POLL_MS = 1_000;
 
 /** How a client makes its calls, whatever the transport. */
 export interface CallDefaults {
@@ -82,6 +84,8 @@ export class Client {
   readonly #explanations: Stub<typeof v1.ExplanationService>;
   readonly #vectors: Stub<typeof v1.SteeringVectorService>;
   readonly #dictionaries: Stub<typeof v1.DictionaryService>;
+  readonly #heads: Stub<typeof v1.HeadService>;
+  readonly #graphs: Stub<typeof v1.AttributionGraphService>;
   readonly #sweeps: Stub<typeof v1.SweepService>;
   readonly #monitors: Stub<typeof v1.MonitorService>;
 
@@ -103,6 +107,8 @@ export class Client {
     this.#explanations = this.stub(v1.ExplanationService);
     this.#vectors = this.stub(v1.SteeringVectorService);
     this.#dictionaries = this.stub(v1.DictionaryService);
+    this.#heads = this.stub(v1.HeadService);
+    this.#graphs = this.stub(v1.AttributionGraphService);
     this.#sweeps = this.stub(v1.SweepService);
     this.#monitors = this.stub(v1.MonitorService);
   }
@@ -472,6 +478,89 @@ export class Client {
     return new Map(several.map((id, index) => [id, texts[index] ?? ""]));
   }
 
+  /** Measures every attention head of some layers over a corpus, in one call. */
+  measureHeads(
+    request: Init<typeof v1.MeasureHeadsRequestSchema>,
+    options?: CallOptions,
+  ): EventStream<v1.MeasureHeadsResponse, MeasuredHeads> {
+    const message = create(v1.MeasureHeadsRequestSchema, request);
+    return new EventStream(
+      () => this.#heads.measureHeads(message, options),
+      () => new HeadsCollector(message),
+    );
+  }
+
+  /**
+   * Begins a graph of what the next token of a prompt comes from, as `createSteeringVector` makes a
+   * vector; `waitForAttributionGraph` waits for it.
+   */
+  createAttributionGraph(
+    request: Init<typeof v1.CreateAttributionGraphRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.CreateAttributionGraphResponse> {
+    const message = identified(v1.CreateAttributionGraphRequestSchema, request);
+    return this.#graphs.createAttributionGraph(message, options);
+  }
+
+  /** What a graph is of and how far it has come, without nodes and edges. */
+  getAttributionGraph(
+    request: Init<typeof v1.GetAttributionGraphRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.GetAttributionGraphResponse> {
+    return this.#graphs.getAttributionGraph(request, options);
+  }
+
+  /** The graphs of a model, without nodes and edges, page by page as they are needed. */
+  listAttributionGraphs(
+    request: Init<typeof v1.ListAttributionGraphsRequestSchema> = {},
+    options?: CallOptions,
+  ): AsyncIterable<v1.AttributionGraph> {
+    return pages(
+      v1.ListAttributionGraphsRequestSchema,
+      request,
+      (page) => this.#graphs.listAttributionGraphs(page, options),
+      ({ attributionGraphs }) => attributionGraphs,
+    );
+  }
+
+  /** Deletes a graph, and ends the work on it. */
+  deleteAttributionGraph(
+    request: Init<typeof v1.DeleteAttributionGraphRequestSchema>,
+    options?: CallOptions,
+  ): Promise<v1.DeleteAttributionGraphResponse> {
+    return this.#graphs.deleteAttributionGraph(request, options);
+  }
+
+  /** How far a graph has come, and then its nodes and edges, over one connection. */
+  watchAttributionGraph(
+    request: Init<typeof v1.WatchAttributionGraphRequestSchema>,
+    options?: CallOptions,
+  ): EventStream<v1.WatchAttributionGraphResponse, Graph> {
+    return new EventStream(
+      () => this.#graphs.watchAttributionGraph(request, options),
+      () => new GraphCollector(),
+    );
+  }
+
+  /**
+   * A graph, once it is made. It waits for as long as that takes, also over connections that are lost, or
+   * until the `signal` of the options; `timeoutMs` is that of each look.
+   *
+   * @throws {@link ActserveError} why it could not be made
+   */
+  async waitForAttributionGraph(name: string, options?: CallOptions): Promise<Graph> {
+    for (;;) {
+      const { attributionGraph } = await this.getAttributionGraph({ name }, options);
+      const work = attributionGraph?.work;
+      const state = work?.state;
+      if (state === v1.WorkState.FAILED) throw errorOfWork(work);
+      if (state !== v1.WorkState.WAITING && state !== v1.WorkState.RUNNING) {
+        return this.watchAttributionGraph({ name }, options).collect();
+      }
+      await this.#calls.sleep(POLL_MS, options?.signal);
+    }
+  }
+
   /**
    * Runs many prompts under many interventions. Where the connection is lost, `collect` goes on
    * after the last cell that came; who reads events goes on by a request with its `resumeToken`. A
@@ -582,16 +671,11 @@ export class Client {
       const { monitor } = await this.getMonitor({ name }, options);
       if (!monitor) throw badResponse("the server sent no monitor");
       const work = monitor.fit?.work;
-      if (work?.state === v1.WorkState.FAILED) {
-        if (!work.error?.code) {
-          throw badResponse("the server failed to fit a monitor and does not say why");
-        }
-        throw ActserveError.fromStatus(work.error, "");
-      }
+      if (work?.state === v1.WorkState.FAILED) throw errorOfWork(work);
       if (work?.state !== v1.WorkState.WAITING && work?.state !== v1.WorkState.RUNNING) {
         return monitor;
       }
-      await this.#calls.sleep(FIT_POLL_MS, options?.signal);
+      await this.#calls.sleep(POLL_MS, options?.signal);
     }
   }
 

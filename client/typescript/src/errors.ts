@@ -7,6 +7,7 @@ import {
   RequestInfoSchema,
   RetryInfoSchema,
 } from "./gen/google/rpc/error_details_pb.js";
+import type { Work } from "./gen/actserve/v1/work_pb.js";
 import type { Status } from "./gen/google/rpc/status_pb.js";
 
 const CODES = [
@@ -156,6 +157,12 @@ export function invalid(message: string, reason: string, field = ""): ActserveEr
 /** The server broke the contract; its answer is withheld. */
 export function badResponse(message: string): ActserveError {
   return new ActserveError(message, "INTERNAL", { reason: "BAD_RESPONSE" });
+}
+
+/** Why work has failed. */
+export function errorOfWork(work: Work | undefined): ActserveError {
+  if (work?.error?.code) return ActserveError.fromStatus(work.error);
+  return badResponse("the server failed at its work and does not say why");
 }
 
 /** The stream ended, and its answer is not whole. */

@@ -38,6 +38,8 @@ export type { WatchedAlert } from "./alerts.js";
 export * from "./collected.js";
 export type { LogitEffect, TokenEffect } from "./effects.js";
 export type { Explained } from "./collectors/explain.js";
+export type { Graph } from "./collectors/graph.js";
+export type { HeadPattern, MeasuredHeads, MeasuredPrompt } from "./collectors/heads.js";
 export type { Reconstructed } from "./collectors/reconstruct.js";
 export type { Replayed, ReplayScores } from "./collectors/replay.js";
 export type { Swept, SweptCell } from "./collectors/sweep.js";

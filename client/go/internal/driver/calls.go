@@ -73,6 +73,12 @@ func (q *question) unary(ctx context.Context, client *actserve.Client) (any, err
 		return client.DeleteDictionary(ctx, request(q, &actservev1.DeleteDictionaryRequest{}))
 	case "SetFeatureLabels":
 		return client.SetFeatureLabels(ctx, request(q, &actservev1.SetFeatureLabelsRequest{}))
+	case "CreateAttributionGraph":
+		return client.CreateAttributionGraph(ctx, request(q, &actservev1.CreateAttributionGraphRequest{}))
+	case "GetAttributionGraph":
+		return client.GetAttributionGraph(ctx, request(q, &actservev1.GetAttributionGraphRequest{}))
+	case "DeleteAttributionGraph":
+		return client.DeleteAttributionGraph(ctx, request(q, &actservev1.DeleteAttributionGraphRequest{}))
 	case "CreateMonitor":
 		return client.CreateMonitor(ctx, request(q, &actservev1.CreateMonitorRequest{}))
 	case "GetMonitor":
@@ -107,6 +113,9 @@ func (q *question) list(ctx context.Context, client *actserve.Client) (any, erro
 		return names(q, client.ListSteeringVectors(ctx, request(q, &actservev1.ListSteeringVectorsRequest{})))
 	case "ListDictionaries":
 		return names(q, client.ListDictionaries(ctx, request(q, &actservev1.ListDictionariesRequest{})))
+	case "ListAttributionGraphs":
+		return names(q, client.ListAttributionGraphs(ctx,
+			request(q, &actservev1.ListAttributionGraphsRequest{})))
 	case "ListMonitors":
 		return names(q, client.ListMonitors(ctx, request(q, &actservev1.ListMonitorsRequest{})))
 	case "ListAlerts":
@@ -145,6 +154,11 @@ func (q *question) open(ctx context.Context, client *actserve.Client) iter.Seq2[
 	case "ReconstructActivations":
 		return named(client.ReconstructActivationsStream(ctx,
 			request(q, &actservev1.ReconstructActivationsRequest{})))
+	case "MeasureHeads":
+		return named(client.MeasureHeadsStream(ctx, request(q, &actservev1.MeasureHeadsRequest{})))
+	case "WatchAttributionGraph":
+		return named(client.WatchAttributionGraphStream(ctx,
+			request(q, &actservev1.WatchAttributionGraphRequest{})))
 	case "RunSweep":
 		return named(client.RunSweepStream(ctx, request(q, &actservev1.RunSweepRequest{})))
 	case "ReplayMonitors":

@@ -164,6 +164,8 @@ func (q *question) do(warn func(string)) (any, error) {
 		return q.watch(ctx, client)
 	case "upload":
 		return q.upload(ctx, client)
+	case "graph":
+		return q.graph(ctx, client)
 	case "logit_effects":
 		return q.logitEffects(ctx, client)
 	case "wait":

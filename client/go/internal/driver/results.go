@@ -85,6 +85,11 @@ func (q *question) collect(ctx context.Context, client *actserve.Client) (any, e
 			return nil, err
 		}
 		return array(result.Rows, object{"call_id": result.CallID}), nil
+	case "MeasureHeads":
+		return measured(client.MeasureHeads(ctx, request(q, &actservev1.MeasureHeadsRequest{})))
+	case "WatchAttributionGraph":
+		return traced(client.WatchAttributionGraph(ctx,
+			request(q, &actservev1.WatchAttributionGraphRequest{})))
 	case "RunSweep":
 		return swept(client.RunSweep(ctx, request(q, &actservev1.RunSweepRequest{})))
 	case "ReplayMonitors":

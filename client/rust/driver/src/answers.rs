@@ -44,8 +44,17 @@ fn code(code: actserve::tonic::Code) -> String {
 }
 
 pub fn array(array: &Array) -> Value {
-    let bytes: Vec<_> = array.data().iter().flat_map(|value| value.to_le_bytes()).collect();
-    json!({"shape": array.shape(), "data": hex(&bytes)})
+    shaped(array.shape(), array.data())
+}
+
+/// An array of one axis.
+pub fn vector(values: &[f32]) -> Value {
+    shaped(&[values.len()], values)
+}
+
+pub fn shaped(shape: &[usize], data: &[f32]) -> Value {
+    let bytes: Vec<_> = data.iter().flat_map(|value| value.to_le_bytes()).collect();
+    json!({"shape": shape, "data": hex(&bytes)})
 }
 
 pub fn hex(bytes: &[u8]) -> String {

@@ -27,8 +27,12 @@ pub fn add(question: &Question, messages: &Messages) -> Result<Value> {
     messages.json_of("Intervention", &add)
 }
 
-/// One to send along, or the name of a stored one.
+/// One to send along, the name of a stored one, or a feature of a dictionary.
 fn vector(asked: &Value) -> Result<VectorSource> {
+    if let (Some(dictionary), Some(index)) = (asked["dictionary"].as_str(), asked["index"].as_u64())
+    {
+        return Ok(VectorSource::feature(dictionary, index.try_into()?));
+    }
     match asked.as_str() {
         Some(name) => Ok(name.into()),
         None => Ok(floats(asked["data"].as_str().ok_or("a vector has no data")?)?.into()),

@@ -21,7 +21,7 @@ use prost::Message;
 use serde_json::{Value, json};
 use tokio::{runtime::Handle, task::JoinSet, time};
 
-use crate::{Question, Result, answers, messages::Messages};
+use crate::{Question, Result, answers, graphs, heads, messages::Messages};
 
 /// The request of a question, of the type that is named.
 macro_rules! request {
@@ -102,6 +102,26 @@ pub async fn unary(client: Client, question: &Question, messages: &Messages) -> 
         "DeleteSteeringVector" => {
             call!(delete_steering_vector, DeleteSteeringVectorRequest, DeleteSteeringVectorResponse)
         }
+        "GetDictionary" => call!(get_dictionary, GetDictionaryRequest, GetDictionaryResponse),
+        "DeleteDictionary" => {
+            call!(delete_dictionary, DeleteDictionaryRequest, DeleteDictionaryResponse)
+        }
+        "SetFeatureLabels" => {
+            call!(set_feature_labels, SetFeatureLabelsRequest, SetFeatureLabelsResponse)
+        }
+        "CreateAttributionGraph" => call!(
+            create_attribution_graph,
+            CreateAttributionGraphRequest,
+            CreateAttributionGraphResponse
+        ),
+        "GetAttributionGraph" => {
+            call!(get_attribution_graph, GetAttributionGraphRequest, GetAttributionGraphResponse)
+        }
+        "DeleteAttributionGraph" => call!(
+            delete_attribution_graph,
+            DeleteAttributionGraphRequest,
+            DeleteAttributionGraphResponse
+        ),
         "CreateMonitor" => {
             call!(create_monitor, CreateMonitorRequest, CreateMonitorResponse)
         }
@@ -154,6 +174,10 @@ pub async fn list(client: Client, question: &Question, messages: &Messages) -> R
         "ListSteeringVectors" => {
             named!(list_steering_vectors, ListSteeringVectorsRequest)
         }
+        "ListDictionaries" => named!(list_dictionaries, ListDictionariesRequest),
+        "ListAttributionGraphs" => {
+            named!(list_attribution_graphs, ListAttributionGraphsRequest)
+        }
         "ListMonitors" => named!(list_monitors, ListMonitorsRequest),
         "ListAlerts" => named!(list_alerts, ListAlertsRequest),
         other => Err(no_method(other)),
@@ -190,12 +214,28 @@ pub async fn stream(client: Client, question: &Question, messages: &Messages) ->
                 ReconstructActivationsResponse
             )
         }
+        "MeasureHeads" => {
+            events!(measure_heads_stream, MeasureHeadsRequest, MeasureHeadsResponse)
+        }
+        "WatchAttributionGraph" => events!(
+            watch_attribution_graph_stream,
+            WatchAttributionGraphRequest,
+            WatchAttributionGraphResponse
+        ),
         "RunSweep" => events!(run_sweep_stream, RunSweepRequest, RunSweepResponse),
         "ReplayMonitors" => {
             events!(replay_monitors_stream, ReplayMonitorsRequest, ReplayMonitorsResponse)
         }
         other => Err(no_method(other)),
     }
+}
+
+/// Begins a graph, and waits for it.
+pub async fn graph(client: Client, question: &Question, messages: &Messages) -> Result<Value> {
+    let request = request!(question, messages, CreateAttributionGraphRequest);
+    let begun = client.create_attribution_graph(request).await?.attribution_graph;
+    let graph = client.wait_for_attribution_graph(begun.unwrap_or_default().name).await?;
+    Ok(graphs::traced(&graph))
 }
 
 async fn events<T: Message>(
@@ -255,6 +295,10 @@ pub async fn collect(client: Client, question: &Question, messages: &Messages) -
                 ReconstructActivationsRequest,
                 answers::reconstructed
             )
+        }
+        "MeasureHeads" => collected!(measure_heads, MeasureHeadsRequest, heads::measured),
+        "WatchAttributionGraph" => {
+            collected!(watch_attribution_graph, WatchAttributionGraphRequest, graphs::traced)
         }
         "RunSweep" => collected!(run_sweep, RunSweepRequest, answers::swept),
         "ReplayMonitors" => {

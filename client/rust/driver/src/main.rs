@@ -4,6 +4,9 @@
 mod answers;
 mod building;
 mod calls;
+mod features;
+mod graphs;
+mod heads;
 mod messages;
 mod warnings;
 
@@ -69,6 +72,25 @@ struct Question {
     vector: Value,
     coefficient: Option<f32>,
     when: Option<building::Condition>,
+    #[serde(default)]
+    site: String,
+    #[serde(default)]
+    matrices: Vec<features::Matrix>,
+    #[serde(default)]
+    dictionary: String,
+    #[serde(default)]
+    features: Vec<u32>,
+    #[serde(default)]
+    k: usize,
+    top: Option<u32>,
+    #[serde(default)]
+    positions: String,
+    #[serde(default)]
+    values: features::Numbers,
+    #[serde(default)]
+    additions: features::Numbers,
+    #[serde(default)]
+    factors: features::Numbers,
 }
 
 #[derive(Default, Deserialize)]
@@ -137,6 +159,11 @@ async fn answer(question: &Question, messages: &Messages) -> Result<Value> {
             messages.json_of("Tensor", &v1::Tensor::from(&array))?
         }
         "build_add" => building::add(question, messages)?,
+        "build_features" => features::changed(question, messages)?,
+        "build_feature_readout" => features::readout(question, messages)?,
+        "upload" => features::upload(client(&question.client)?, question).await?,
+        "graph" => calls::graph(client(&question.client)?, question, messages).await?,
+        "logit_effects" => features::effects(client(&question.client)?, question).await?,
         "unary" => calls::unary(client(&question.client)?, question, messages).await?,
         "list" => calls::list(client(&question.client)?, question, messages).await?,
         // These may have an error beside their result, or in its place.

@@ -1,10 +1,16 @@
 package dev.actserve;
 
+import com.google.protobuf.ByteString;
 import dev.actserve.v1.Alert;
+import dev.actserve.v1.AttributionGraph;
+import dev.actserve.v1.AttributionGraphServiceGrpc;
+import dev.actserve.v1.BeginUploadRequest;
 import dev.actserve.v1.CombineSteeringVectorsRequest;
 import dev.actserve.v1.CombineSteeringVectorsResponse;
 import dev.actserve.v1.CompareActivationsRequest;
 import dev.actserve.v1.CompareActivationsResponse;
+import dev.actserve.v1.CreateAttributionGraphRequest;
+import dev.actserve.v1.CreateAttributionGraphResponse;
 import dev.actserve.v1.CreateMonitorRequest;
 import dev.actserve.v1.CreateMonitorResponse;
 import dev.actserve.v1.CreateSteeringVectorRequest;
@@ -13,6 +19,10 @@ import dev.actserve.v1.DecideAlertRequest;
 import dev.actserve.v1.DecideAlertResponse;
 import dev.actserve.v1.DeleteAlertsRequest;
 import dev.actserve.v1.DeleteAlertsResponse;
+import dev.actserve.v1.DeleteAttributionGraphRequest;
+import dev.actserve.v1.DeleteAttributionGraphResponse;
+import dev.actserve.v1.DeleteDictionaryRequest;
+import dev.actserve.v1.DeleteDictionaryResponse;
 import dev.actserve.v1.DeleteExplanationBaselineRequest;
 import dev.actserve.v1.DeleteExplanationBaselineResponse;
 import dev.actserve.v1.DeleteKeptActivationsRequest;
@@ -21,11 +31,14 @@ import dev.actserve.v1.DeleteMonitorRequest;
 import dev.actserve.v1.DeleteMonitorResponse;
 import dev.actserve.v1.DeleteSteeringVectorRequest;
 import dev.actserve.v1.DeleteSteeringVectorResponse;
+import dev.actserve.v1.Dictionary;
+import dev.actserve.v1.DictionaryServiceGrpc;
 import dev.actserve.v1.ExplainActivationsRequest;
 import dev.actserve.v1.ExplainActivationsResponse;
 import dev.actserve.v1.ExplainTextRequest;
 import dev.actserve.v1.ExplainTextResponse;
 import dev.actserve.v1.ExplanationServiceGrpc;
+import dev.actserve.v1.FeatureLabel;
 import dev.actserve.v1.FetchActivationsRequest;
 import dev.actserve.v1.FetchActivationsResponse;
 import dev.actserve.v1.FitMonitorRequest;
@@ -35,6 +48,10 @@ import dev.actserve.v1.GenerateResponse;
 import dev.actserve.v1.GenerationServiceGrpc;
 import dev.actserve.v1.GetAlertRequest;
 import dev.actserve.v1.GetAlertResponse;
+import dev.actserve.v1.GetAttributionGraphRequest;
+import dev.actserve.v1.GetAttributionGraphResponse;
+import dev.actserve.v1.GetDictionaryRequest;
+import dev.actserve.v1.GetDictionaryResponse;
 import dev.actserve.v1.GetKeptActivationsRequest;
 import dev.actserve.v1.GetKeptActivationsResponse;
 import dev.actserve.v1.GetModelRequest;
@@ -47,10 +64,17 @@ import dev.actserve.v1.GetNlaRequest;
 import dev.actserve.v1.GetNlaResponse;
 import dev.actserve.v1.GetSteeringVectorRequest;
 import dev.actserve.v1.GetSteeringVectorResponse;
+import dev.actserve.v1.HeadServiceGrpc;
 import dev.actserve.v1.KeptActivations;
 import dev.actserve.v1.KeptActivationsServiceGrpc;
 import dev.actserve.v1.ListAlertsRequest;
 import dev.actserve.v1.ListAlertsResponse;
+import dev.actserve.v1.ListAttributionGraphsRequest;
+import dev.actserve.v1.ListAttributionGraphsResponse;
+import dev.actserve.v1.ListDictionariesRequest;
+import dev.actserve.v1.ListDictionariesResponse;
+import dev.actserve.v1.ListFeatureLabelsRequest;
+import dev.actserve.v1.ListFeatureLabelsResponse;
 import dev.actserve.v1.ListKeptActivationsRequest;
 import dev.actserve.v1.ListKeptActivationsResponse;
 import dev.actserve.v1.ListModelsRequest;
@@ -63,6 +87,8 @@ import dev.actserve.v1.ListSteeringVectorsRequest;
 import dev.actserve.v1.ListSteeringVectorsResponse;
 import dev.actserve.v1.MakeSteeringVectorRequest;
 import dev.actserve.v1.MakeSteeringVectorResponse;
+import dev.actserve.v1.MeasureHeadsRequest;
+import dev.actserve.v1.MeasureHeadsResponse;
 import dev.actserve.v1.Model;
 import dev.actserve.v1.ModelServiceGrpc;
 import dev.actserve.v1.Monitor;
@@ -78,6 +104,8 @@ import dev.actserve.v1.ScoreExplanationsRequest;
 import dev.actserve.v1.ScoreExplanationsResponse;
 import dev.actserve.v1.SetExplanationBaselineRequest;
 import dev.actserve.v1.SetExplanationBaselineResponse;
+import dev.actserve.v1.SetFeatureLabelsRequest;
+import dev.actserve.v1.SetFeatureLabelsResponse;
 import dev.actserve.v1.SteeringVector;
 import dev.actserve.v1.SteeringVectorServiceGrpc;
 import dev.actserve.v1.SweepServiceGrpc;
@@ -89,6 +117,8 @@ import dev.actserve.v1.UpdateMonitorResponse;
 import dev.actserve.v1.UpdateSteeringVectorRequest;
 import dev.actserve.v1.UpdateSteeringVectorResponse;
 import dev.actserve.v1.WatchAlertsRequest;
+import dev.actserve.v1.WatchAttributionGraphRequest;
+import dev.actserve.v1.WatchAttributionGraphResponse;
 import dev.actserve.v1.Work;
 import io.grpc.CallOptions;
 import io.grpc.Channel;
@@ -117,8 +147,8 @@ import java.util.function.Consumer;
  * used by many threads; one for the whole application is enough.
  */
 public final class ActserveClient implements AutoCloseable {
-  /** How often it is looked whether a monitor is fitted. */
-  private static final Duration FIT_POLL = Duration.ofSeconds(1);
+  /** How often it is looked whether a monitor is fitted, or a graph made. */
+  private static final Duration POLL = Duration.ofSeconds(1);
 
   private final Replicas replicas;
   private final Retries retries;
@@ -611,6 +641,229 @@ public final class ActserveClient implements AutoCloseable {
     return Calls.unary(channel, SteeringVectorServiceGrpc.getDeleteSteeringVectorMethod(), request);
   }
 
+  /** All dictionaries that the server has. */
+  public Iterable<Dictionary> listDictionaries() {
+    return listDictionaries(ListDictionariesRequest.getDefaultInstance());
+  }
+
+  /** The dictionaries that the server has, page by page. */
+  public Iterable<Dictionary> listDictionaries(ListDictionariesRequest request) {
+    return new Pages<>(
+        request.getPageToken(),
+        token ->
+            Calls.await(
+                Calls.unary(
+                    channel,
+                    DictionaryServiceGrpc.getListDictionariesMethod(),
+                    request.toBuilder().setPageToken(token).build())),
+        ListDictionariesResponse::getDictionariesList,
+        ListDictionariesResponse::getNextPageToken);
+  }
+
+  /** One dictionary, without its matrices. */
+  public GetDictionaryResponse getDictionary(GetDictionaryRequest request) {
+    return Calls.await(getDictionaryAsync(request));
+  }
+
+  /** One dictionary, without its matrices. */
+  public CompletableFuture<GetDictionaryResponse> getDictionaryAsync(GetDictionaryRequest request) {
+    return Calls.unary(channel, DictionaryServiceGrpc.getGetDictionaryMethod(), request);
+  }
+
+  /**
+   * Stores a dictionary, chunk by chunk. Without a {@code request_id} the upload has one that
+   * follows from what is uploaded: the same call, made again after it was cut, goes on where it was,
+   * in another program too. The timeout holds for each of the calls that it takes.
+   *
+   * @param contents the bytes of each of the request's matrices
+   */
+  public Dictionary uploadDictionary(BeginUploadRequest request, List<ByteString> contents) {
+    return Upload.run(channel, request, contents);
+  }
+
+  /** Deletes a dictionary and its labels. Runs that use it keep it. */
+  public DeleteDictionaryResponse deleteDictionary(DeleteDictionaryRequest request) {
+    return Calls.await(deleteDictionaryAsync(request));
+  }
+
+  /** Deletes a dictionary and its labels. Runs that use it keep it. */
+  public CompletableFuture<DeleteDictionaryResponse> deleteDictionaryAsync(DeleteDictionaryRequest request) {
+    return Calls.unary(channel, DictionaryServiceGrpc.getDeleteDictionaryMethod(), request);
+  }
+
+  /** Says what features of a dictionary stand for. */
+  public SetFeatureLabelsResponse setFeatureLabels(SetFeatureLabelsRequest request) {
+    return Calls.await(setFeatureLabelsAsync(request));
+  }
+
+  /** Says what features of a dictionary stand for. */
+  public CompletableFuture<SetFeatureLabelsResponse> setFeatureLabelsAsync(SetFeatureLabelsRequest request) {
+    return Calls.unary(channel, DictionaryServiceGrpc.getSetFeatureLabelsMethod(), request);
+  }
+
+  /** What features of a dictionary stand for, by index, page by page. */
+  public Iterable<FeatureLabel> listFeatureLabels(ListFeatureLabelsRequest request) {
+    return new Pages<>(
+        request.getPageToken(),
+        token ->
+            Calls.await(
+                Calls.unary(
+                    channel,
+                    DictionaryServiceGrpc.getListFeatureLabelsMethod(),
+                    request.toBuilder().setPageToken(token).build())),
+        ListFeatureLabelsResponse::getLabelsList,
+        ListFeatureLabelsResponse::getNextPageToken);
+  }
+
+  /**
+   * The tokens that each of some features raises most, and those that it lowers most.
+   *
+   * @param dictionary one that writes to the residual stream, such as {@code
+   *     models/smollm2-135m/dictionaries/smollm2-135m}
+   * @param features as many as a call has items, less one
+   * @param k how many tokens of each kind
+   */
+  public List<LogitEffect> logitEffects(String dictionary, int[] features, int k) {
+    return LogitEffects.find(this, dictionary, features, k);
+  }
+
+  /** Measures every attention head of some layers over a corpus, in one call. */
+  public HeadsResult measureHeads(MeasureHeadsRequest request) {
+    return Calls.await(measureHeadsAsync(request));
+  }
+
+  /** Measures every attention head of some layers over a corpus, in one call. */
+  public CompletableFuture<HeadsResult> measureHeadsAsync(MeasureHeadsRequest request) {
+    return Calls.collect(
+        channel, HeadServiceGrpc.getMeasureHeadsMethod(), request, new HeadsCollector(request));
+  }
+
+  /** What is measured of heads, as it comes. */
+  public ResponseStream<MeasureHeadsResponse> streamMeasureHeads(MeasureHeadsRequest request) {
+    return ResponseStream.open(
+        channel,
+        HeadServiceGrpc.getMeasureHeadsMethod(),
+        request,
+        MeasureHeadsResponse::hasFinished);
+  }
+
+  /**
+   * Begins a graph of what the next token of a prompt comes from; {@link #waitForAttributionGraph}
+   * waits for it. Its {@code request_id} is as that of {@link #createSteeringVector}.
+   */
+  public CreateAttributionGraphResponse createAttributionGraph(
+      CreateAttributionGraphRequest request) {
+    return Calls.await(createAttributionGraphAsync(request));
+  }
+
+  /** As {@link #createAttributionGraph}. */
+  public CompletableFuture<CreateAttributionGraphResponse> createAttributionGraphAsync(
+      CreateAttributionGraphRequest request) {
+    return Calls.unary(
+        channel,
+        AttributionGraphServiceGrpc.getCreateAttributionGraphMethod(),
+        request.getRequestId().isEmpty()
+            ? request.toBuilder().setRequestId(newId()).build()
+            : request);
+  }
+
+  /** What a graph is of and how far it has come, without nodes and edges. */
+  public GetAttributionGraphResponse getAttributionGraph(GetAttributionGraphRequest request) {
+    return Calls.await(getAttributionGraphAsync(request));
+  }
+
+  /** What a graph is of and how far it has come, without nodes and edges. */
+  public CompletableFuture<GetAttributionGraphResponse> getAttributionGraphAsync(GetAttributionGraphRequest request) {
+    return Calls.unary(channel, AttributionGraphServiceGrpc.getGetAttributionGraphMethod(), request);
+  }
+
+  /** All graphs, without nodes and edges. */
+  public Iterable<AttributionGraph> listAttributionGraphs() {
+    return listAttributionGraphs(ListAttributionGraphsRequest.getDefaultInstance());
+  }
+
+  /** The graphs of a model, without nodes and edges, page by page. */
+  public Iterable<AttributionGraph> listAttributionGraphs(ListAttributionGraphsRequest request) {
+    return new Pages<>(
+        request.getPageToken(),
+        token ->
+            Calls.await(
+                Calls.unary(
+                    channel,
+                    AttributionGraphServiceGrpc.getListAttributionGraphsMethod(),
+                    request.toBuilder().setPageToken(token).build())),
+        ListAttributionGraphsResponse::getAttributionGraphsList,
+        ListAttributionGraphsResponse::getNextPageToken);
+  }
+
+  /** Deletes a graph, and ends the work on it. */
+  public DeleteAttributionGraphResponse deleteAttributionGraph(DeleteAttributionGraphRequest request) {
+    return Calls.await(deleteAttributionGraphAsync(request));
+  }
+
+  /** Deletes a graph, and ends the work on it. */
+  public CompletableFuture<DeleteAttributionGraphResponse> deleteAttributionGraphAsync(DeleteAttributionGraphRequest request) {
+    return Calls.unary(channel, AttributionGraphServiceGrpc.getDeleteAttributionGraphMethod(), request);
+  }
+
+  /**
+   * A graph, once it is made. It waits for as long as that takes, also over connections that are
+   * lost, or until the thread is interrupted.
+   *
+   * @param name such as {@code models/smollm2-135m/attributionGraphs/capital}
+   * @throws ActserveException why it could not be made
+   */
+  public GraphResult waitForAttributionGraph(String name) {
+    GetAttributionGraphRequest request =
+        GetAttributionGraphRequest.newBuilder().setName(name).build();
+    while (true) {
+      Work work = getAttributionGraph(request).getAttributionGraph().getWork();
+      switch (work.getState()) {
+        case WORK_STATE_WAITING, WORK_STATE_RUNNING -> pause();
+        case WORK_STATE_FAILED -> throw ActserveException.of(work);
+        default -> {
+          return watchAttributionGraph(
+              WatchAttributionGraphRequest.newBuilder().setName(name).build());
+        }
+      }
+    }
+  }
+
+  /** A graph, once it is made; over one connection. */
+  public GraphResult watchAttributionGraph(WatchAttributionGraphRequest request) {
+    return Calls.await(watchAttributionGraphAsync(request));
+  }
+
+  /** A graph, once it is made; over one connection. */
+  public CompletableFuture<GraphResult> watchAttributionGraphAsync(
+      WatchAttributionGraphRequest request) {
+    return Calls.collect(
+        channel,
+        AttributionGraphServiceGrpc.getWatchAttributionGraphMethod(),
+        request,
+        new GraphCollector());
+  }
+
+  /** How far a graph has come, and then its nodes and edges, as they come. */
+  public ResponseStream<WatchAttributionGraphResponse> streamWatchAttributionGraph(
+      WatchAttributionGraphRequest request) {
+    return ResponseStream.open(
+        channel,
+        AttributionGraphServiceGrpc.getWatchAttributionGraphMethod(),
+        request,
+        WatchAttributionGraphResponse::hasFinished);
+  }
+
+  /** Waits between two looks. */
+  private static void pause() {
+    try {
+      Thread.sleep(POLL.toMillis());
+    } catch (InterruptedException interrupted) {
+      Thread.currentThread().interrupt();
+      throw ActserveException.cancelled(interrupted);
+    }
+  }
+
   /**
    * Runs many prompts under many interventions; a cell that failed has its error in its place.
    *
@@ -737,21 +990,8 @@ public final class ActserveClient implements AutoCloseable {
       Monitor monitor = getMonitor(request).getMonitor();
       Work work = monitor.getFit().getWork();
       switch (work.getState()) {
-        case WORK_STATE_WAITING, WORK_STATE_RUNNING -> {
-          try {
-            Thread.sleep(FIT_POLL.toMillis());
-          } catch (InterruptedException interrupted) {
-            Thread.currentThread().interrupt();
-            throw ActserveException.cancelled(interrupted);
-          }
-        }
-        case WORK_STATE_FAILED -> {
-          if (work.getError().getCode() == 0) {
-            throw ActserveException.badResponse(
-                "the server failed to fit a monitor without saying why");
-          }
-          throw ActserveException.of(work.getError(), "");
-        }
+        case WORK_STATE_WAITING, WORK_STATE_RUNNING -> pause();
+        case WORK_STATE_FAILED -> throw ActserveException.of(work);
         default -> {
           return monitor;
         }

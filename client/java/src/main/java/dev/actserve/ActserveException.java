@@ -7,6 +7,7 @@ import com.google.rpc.BadRequest;
 import com.google.rpc.ErrorInfo;
 import com.google.rpc.RequestInfo;
 import com.google.rpc.RetryInfo;
+import dev.actserve.v1.Work;
 import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.StatusException;
@@ -148,6 +149,13 @@ public final class ActserveException extends RuntimeException {
       message += ": " + connection.getMessage() + "; check that the server runs there";
     }
     return of(status.getCode(), message, details, cause == null ? connection : cause);
+  }
+
+  /** Why work has failed. */
+  static ActserveException of(Work work) {
+    return work.getError().getCode() == 0
+        ? badResponse("the server failed at its work without saying why")
+        : of(work.getError(), "");
   }
 
   /** The error of an item of a call that has this id. */

@@ -1,6 +1,8 @@
 package dev.actserve;
 
 import dev.actserve.v1.AddOperation;
+import dev.actserve.v1.FeatureChange;
+import dev.actserve.v1.FeatureOperation;
 import dev.actserve.v1.Intervention;
 import dev.actserve.v1.KeptRows;
 import dev.actserve.v1.MatrixSource;
@@ -10,7 +12,7 @@ import dev.actserve.v1.VectorSource;
 import java.util.Arrays;
 import java.util.List;
 
-/** Changes made while tokens are computed: the commonest two kinds of {@link Intervention}. */
+/** Changes made while tokens are computed: the commonest kinds of {@link Intervention}. */
 public final class Interventions {
   private Interventions() {}
 
@@ -49,6 +51,21 @@ public final class Interventions {
   private static Intervention add(AddOperation.Builder add, String... sites) {
     List<Site> at = Arrays.stream(sites).map(Sites::parse).toList();
     return Intervention.newBuilder().addAllSites(at).setAdd(add).build();
+  }
+
+  /**
+   * Changes features of rows, and keeps of a row what the dictionary does not explain.
+   *
+   * @param dictionary such as {@code models/smollm2-135m/dictionaries/smollm2-135m}
+   * @param changes of {@link Features}, each of a different feature
+   * @param sites as {@link Sites#parse} takes them
+   */
+  public static Intervention features(
+      String dictionary, List<FeatureChange> changes, String... sites) {
+    List<Site> at = Arrays.stream(sites).map(Sites::parse).toList();
+    FeatureOperation features =
+        FeatureOperation.newBuilder().setDictionary(dictionary).addAllChanges(changes).build();
+    return Intervention.newBuilder().addAllSites(at).setFeatures(features).build();
   }
 
   /**

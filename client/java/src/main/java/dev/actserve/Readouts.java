@@ -3,6 +3,7 @@ package dev.actserve;
 import dev.actserve.v1.KeepReadout;
 import dev.actserve.v1.PositionSelector;
 import dev.actserve.v1.PredictionReadout;
+import dev.actserve.v1.Projection;
 import dev.actserve.v1.Readout;
 import dev.actserve.v1.RowReadout;
 import dev.actserve.v1.Site;
@@ -24,6 +25,38 @@ public final class Readouts {
     PositionSelector where = Positions.parse(positions);
     RowReadout rows = RowReadout.newBuilder().addAllSites(parse(sites)).setPositions(where).build();
     return Readout.newBuilder().setName(name).setRows(rows).build();
+  }
+
+  /**
+   * The largest features that a dictionary makes of rows, with their {@link Rows#indices}.
+   *
+   * @param name what the result is found by
+   * @param positions as {@link Positions#parse} takes them
+   * @param dictionary such as {@code models/smollm2-135m/dictionaries/smollm2-135m}
+   * @param top how many features of each row, the largest first
+   * @param sites as {@link Sites#parse} takes them, at least one: any of the dictionary's width, not
+   *     its own alone
+   */
+  public static Readout topFeatures(
+      String name, String positions, String dictionary, int top, String... sites) {
+    Readout.Builder readout = features(name, positions, dictionary, sites).toBuilder();
+    readout.getRowsBuilder().getProjectionBuilder().setSendTop(top);
+    return readout.build();
+  }
+
+  /**
+   * All features that a dictionary makes of rows, without indices.
+   *
+   * @param name what the result is found by
+   * @param positions as {@link Positions#parse} takes them
+   * @param dictionary such as {@code models/smollm2-135m/dictionaries/smollm2-135m}
+   * @param sites as {@link Sites#parse} takes them, at least one
+   */
+  public static Readout features(
+      String name, String positions, String dictionary, String... sites) {
+    Readout.Builder readout = rows(name, positions, sites).toBuilder();
+    readout.getRowsBuilder().setProjection(Projection.newBuilder().setDictionary(dictionary));
+    return readout.build();
   }
 
   /**

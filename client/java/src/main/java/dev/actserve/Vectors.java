@@ -1,5 +1,6 @@
 package dev.actserve;
 
+import dev.actserve.v1.DictionaryFeature;
 import dev.actserve.v1.VectorSource;
 
 /** Vectors, wherever a message takes one. */
@@ -18,5 +19,17 @@ public final class Vectors {
    */
   public static VectorSource stored(String name) {
     return VectorSource.newBuilder().setSteeringVector(name).build();
+  }
+
+  /**
+   * What a feature of a dictionary writes, a row of its decoder.
+   *
+   * @param dictionary such as {@code models/smollm2-135m/dictionaries/smollm2-135m}
+   * @param index which of its features, from zero
+   */
+  public static VectorSource feature(String dictionary, int index) {
+    return VectorSource.newBuilder()
+        .setFeature(DictionaryFeature.newBuilder().setDictionary(dictionary).setIndex(index))
+        .build();
   }
 }
