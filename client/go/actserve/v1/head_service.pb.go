@@ -516,8 +516,7 @@ func (x *MeasuredItem) GetPrompt() *TokenizedPrompt {
 // How one head attends: means over the selected queries of all items that did not
 // fail. Weights, the queries that each mean is over, and the query at position zero are
 // as AttentionSummaryChunk has them; w(q, k) is the weight that query q gives to key k.
-// XX
-// over a call, so 64 bits each.
+// A mean over no query is NaN. Counts are sums over a call, so 64 bits each.
 type HeadMetrics struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The zero-based decoder layer.

@@ -30,8 +30,7 @@ const (
 // that they come from, sparse. What it measures is what the HeadVis project draws, and
 // is defined as that of an AttentionSummaryReadout, which measures one sequence.
 //
-// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-// ModelService says.
+// Credentials, names and headers are as ModelService says.
 type HeadServiceClient interface {
 	// Measures heads. The stream is one `started`; of every item any number of `pattern`,
 	// if asked for, and one `item_finished`; after all items, `metrics` of every head of
@@ -74,8 +73,7 @@ type HeadService_MeasureHeadsClient = grpc.ServerStreamingClient[MeasureHeadsRes
 // that they come from, sparse. What it measures is what the HeadVis project draws, and
 // is defined as that of an AttentionSummaryReadout, which measures one sequence.
 //
-// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-// ModelService says.
+// Credentials, names and headers are as ModelService says.
 type HeadServiceServer interface {
 	// Measures heads. The stream is one `started`; of every item any number of `pattern`,
 	// if asked for, and one `item_finished`; after all items, `metrics` of every head of

@@ -57,6 +57,9 @@ const (
 // encoded where a header cannot hold it, so that a proxy can route. If it is not the
 // model that the request means: MODEL_MISMATCH.
 //
+// The header `actserve-replica`, if sent, names the replica that keeps the rows which the
+// call names, as their names say it, so that a proxy in front of several can route.
+//
 // Every call ends with the trailing metadata `x-request-id`, the id of the call in the
 // server's logs, and `x-actserve-version`, the version of the server.
 type ModelServiceClient interface {
@@ -138,6 +141,9 @@ func (c *modelServiceClient) Tokenize(ctx context.Context, in *TokenizeRequest, 
 // The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
 // encoded where a header cannot hold it, so that a proxy can route. If it is not the
 // model that the request means: MODEL_MISMATCH.
+//
+// The header `actserve-replica`, if sent, names the replica that keeps the rows which the
+// call names, as their names say it, so that a proxy in front of several can route.
 //
 // Every call ends with the trailing metadata `x-request-id`, the id of the call in the
 // server's logs, and `x-actserve-version`, the version of the server.

@@ -5603,8 +5603,7 @@ pub struct MeasuredItem {
 /// How one head attends: means over the selected queries of all items that did not
 /// fail. Weights, the queries that each mean is over, and the query at position zero are
 /// as AttentionSummaryChunk has them; w(q, k) is the weight that query q gives to key k.
-/// XX
-/// over a call, so 64 bits each.
+/// A mean over no query is NaN. Counts are sums over a call, so 64 bits each.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeadMetrics {
     /// The zero-based decoder layer.
@@ -5694,8 +5693,7 @@ pub mod head_service_client {
     /// that they come from, sparse. What it measures is what the HeadVis project draws, and
     /// is defined as that of an AttentionSummaryReadout, which measures one sequence.
     ///
-    /// Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    /// ModelService says.
+    /// Credentials, names and headers are as ModelService says.
     #[derive(Debug, Clone)]
     pub struct HeadServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -6419,6 +6417,9 @@ pub mod model_service_client {
     /// The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
     /// encoded where a header cannot hold it, so that a proxy can route. If it is not the
     /// model that the request means: MODEL_MISMATCH.
+    ///
+    /// The header `actserve-replica`, if sent, names the replica that keeps the rows which the
+    /// call names, as their names say it, so that a proxy in front of several can route.
     ///
     /// Every call ends with the trailing metadata `x-request-id`, the id of the call in the
     /// server's logs, and `x-actserve-version`, the version of the server.

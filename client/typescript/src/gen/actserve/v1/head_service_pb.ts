@@ -287,8 +287,7 @@ export const MeasuredItemSchema: GenMessage<MeasuredItem> = /*@__PURE__*/
  * How one head attends: means over the selected queries of all items that did not
  * fail. Weights, the queries that each mean is over, and the query at position zero are
  * as AttentionSummaryChunk has them; w(q, k) is the weight that query q gives to key k.
- * XX
- * over a call, so 64 bits each.
+ * A mean over no query is NaN. Counts are sums over a call, so 64 bits each.
  *
  * @generated from message actserve.v1.HeadMetrics
  */
@@ -473,8 +472,7 @@ export const MeasureHeadsFinishedSchema: GenMessage<MeasureHeadsFinished> = /*@_
  * that they come from, sparse. What it measures is what the HeadVis project draws, and
  * is defined as that of an AttentionSummaryReadout, which measures one sequence.
  *
- * Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
- * ModelService says.
+ * Credentials, names and headers are as ModelService says.
  *
  * @generated from service actserve.v1.HeadService
  */
