@@ -441,8 +441,7 @@ class Settings(BaseSettings):
     nnodes: PositiveInt = Field(
         1,
         description="vLLM: machines the model is split over, each with as many of its devices and "
-        "a process of this command with the same options; tried with two processes on one machine "
-        "alone",
+        "a process of this command with the same options; more than 1 has not been run yet",
     )
     node_rank: int = Field(
         0,
