@@ -24,6 +24,7 @@ from actserve_server.engine.vllm.ask_workers import ask
 from actserve_server.engine.vllm.attention import rules
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family, family_of
+from actserve_server.engine.vllm.lora_engine import lora_args
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.engine.vllm.sampling import default_sampling
 from actserve_server.engine.vllm.taps import OP_NAME
@@ -210,6 +211,7 @@ async def describe(
         attention_unserved=found["attention_unserved"],
         pattern_rows_unserved="",
         weights=weights_info(found["weights"]),
+        adapters={each.id: each for each in options.adapters},
         step_tokens=llm.vllm_config.scheduler_config.max_num_batched_tokens,
         vector_bytes=options.vector_budget_bytes,
     )
@@ -230,6 +232,7 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     """vLLM's engine arguments for these options."""
     given = {name: getattr(options, name) for name in _VLLM_OPTIONS}
     args = {name: value for name, value in given.items() if value is not None}
+    args |= lora_args(options.adapters)
     args["model"] = options.model_path
     args["enable_prompt_embeds"] = options.place_embeddings
     args["served_model_name"] = options.model_id  # As vLLM's metrics name it.
