@@ -417,7 +417,7 @@ REFUSED = [
     bad(
         "an adapter",
         make(adapter="models/fake/adapters/x"),
-        "FEATURE_NOT_SERVED",
+        "RESOURCE_NOT_FOUND",
         "adapter",
     ),
 ]
