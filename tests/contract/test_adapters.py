@@ -4,8 +4,10 @@ from typing import Any
 
 import grpc
 import numpy as np
+import openai
 import pytest
 
+import actserve
 from actserve.v1 import (
     explanation_service_pb2,
     kept_activations_service_pb2,
@@ -34,6 +36,7 @@ from tests.contract.harness import (
 )
 from tests.contract.monitors import create, full
 from tests.contract.nlas import Tiny
+from tests.contract.openai_door import conversation, door
 from tests.contract.sweeps import cells, sweep
 
 HEADS = LoraAdapter(
@@ -285,3 +288,81 @@ async def test_heads_are_attributed_by_the_base_s_matrix_where_it_is_the_adapter
 def test_an_adapter_knows_what_it_changes() -> None:
     assert HEADS.changes_attention_outputs
     assert not made_up(LoraSource(id="a", source="b")).changes_attention_outputs
+
+
+@pytest.mark.filterwarnings("default")  # vLLM warns of its own affairs.
+async def test_the_openai_door_has_adapters_as_models() -> None:
+    async with door(engine()) as opened:
+        listed: Any = await opened.client.models.list()
+        assert [(each.id, each.parent) for each in listed.data] == [
+            ("fake", None),
+            ("heads", "fake"),
+            ("polite", "fake"),
+            ("rude", "fake"),
+        ]
+        chats = {each: await opened.chat(model=each) for each in ("fake", "polite", "rude")}
+        rows = [
+            (await opened.client.embeddings.create(model=each, input="hello")).data[0].embedding
+            for each in ("fake", "polite")
+        ]
+        called = await collect(
+            opened.served.generation.Generate(
+                generate(
+                    prompt=conversation("hello"),
+                    sampling={"max_tokens": 5, "temperature": 0},
+                    adapter=POLITE,
+                )
+            )
+        )
+        with pytest.raises(openai.NotFoundError):
+            await opened.chat(model="polit")
+    assert {name: each.model for name, each in chats.items()} == {each: each for each in chats}
+    texts = {name: each.choices[0].message.content for name, each in chats.items()}
+    assert len({*texts.values()}) == 3
+    assert texts["polite"] == "".join(event.tokens.text for event in called)
+    assert rows[0] != rows[1]
+
+
+async def test_the_client_names_an_adapter_by_its_id_in_every_call() -> None:
+    fake = engine()
+    async with (
+        serving(fake, Tiny().loaded()) as served,
+        actserve.AsyncClient(f"127.0.0.1:{served.app.port}") as client,
+    ):
+        (model,) = await client.models()
+        assert model.adapters == ("heads", "polite", "rude")
+        where = f"resid_post.{LAYER}"
+        acts = await client.fetch("hello", where, adapter="polite", keep=actserve.Keep())
+        np.testing.assert_array_equal(acts[where], rows(fake, "hello", "polite"))
+        assert acts.kept is not None
+        kept = await client.kept(acts.kept)
+        assert kept.adapter == "polite"
+        found = [each async for each in client.fetch_iter(["hello"], where, adapter=POLITE)]
+        np.testing.assert_array_equal(found[0][where], acts[where])
+        means = await client.fetch_means(
+            ["hello"], ["a"], where, positions="last", adapter="polite"
+        )
+        np.testing.assert_allclose(means["a"][where], acts[where][-1], rtol=1e-6)
+        texts = {
+            each: (await client.generate("hello", max_tokens=5, temperature=0, adapter=each)).text
+            for each in (None, "polite", "rude")
+        }
+        assert len({*texts.values()}) == 3
+        made = await client.vectors.create("v", ["hello"], ["no"], where, adapter="polite")
+        assert isinstance(made.provenance, actserve.Contrasted)
+        assert made.provenance.adapter == "polite"
+        swept = await client.sweep(
+            "hello",
+            variants={"rude": actserve.Variant(adapter="rude")},
+            max_tokens=5,
+            temperature=0,
+        )
+        assert swept.cells[0].text == texts["rude"]
+        tables = [await client.heads("hello hello", adapter=each) for each in (None, "rude")]
+        assert not np.array_equal(tables[0].entropy, tables[1].entropy)
+        told = [await client.explain_text("hello", adapter=each) for each in (None, "rude")]
+        assert told[0].tokens == told[1].tokens
+        with pytest.raises(actserve.ActserveError, match="nearest are models/fake/adapters/polite"):
+            await client.fetch("hello", where, adapter="polit")
+        with pytest.raises(actserve.InvalidRequest, match="does not name one of adapters"):
+            await client.fetch("hello", where, adapter="a/b")

@@ -4,6 +4,7 @@ its own whatever runs beside it or ran before: on a tiny Llama with two random a
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ TOLERANCE = 1e-3
 CHUNK = 32
 """Tokens that are computed at once, so that a step has several adapters, and prompts are cut."""
 
-_IDS = np.random.default_rng(5).integers(2, VOCABULARY, 80).tolist()
+_IDS = np.random.default_rng(5).integers(2, VOCABULARY, 100).tolist()
 PROMPTS = (_IDS[:7], _IDS[:33], _IDS)
 LOGITS = Site(HookPoint.LOGITS)
 STREAM = Site(HookPoint.RESID_POST, 1)
@@ -93,7 +94,7 @@ def engine(model: Path, folders: dict[str, Path]) -> Iterator[EngineThread]:
             max_model_len=CONTEXT,
             max_num_batched_tokens=CHUNK,
             max_num_seqs=16,
-            block_size=16,
+            block_size=32,
             kv_cache_memory_bytes=16 << 20,
         )
     )
@@ -112,7 +113,7 @@ class Adapted(Reference):
     def __init__(self, path: Path, folders: dict[str, Path]) -> None:
         super().__init__(path, torch.float32)
         (first, folder), *others = folders.items()
-        self._peft = PeftModel.from_pretrained(self.model, folder, adapter_name=first)
+        self._peft: Any = PeftModel.from_pretrained(self.model, folder, adapter_name=first)
         for name, other in others:
             self._peft.load_adapter(other, name)
 
