@@ -354,6 +354,7 @@ async def test_the_client_names_an_adapter_by_its_id_in_every_call() -> None:
         swept = await client.sweep(
             "hello",
             variants={"rude": actserve.Variant(adapter="rude")},
+            baseline=False,
             max_tokens=5,
             temperature=0,
         )
