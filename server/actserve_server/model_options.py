@@ -37,11 +37,8 @@ def adapters(
     settings: Settings, model_id: str, load: Callable[[LoraSource], LoraAdapter]
 ) -> tuple[LoraAdapter, ...]:
     """The LoRA adapters to load. Blocks while some are fetched. Raises `ConfigError`."""
-    found: list[LoraAdapter] = []
     try:
         check_names(settings.lora, model_id)
-        for each in settings.lora:
-            found.append(load(each))
+        return tuple([load(each) for each in settings.lora])
     except (ValueError, OSError) as error:
         raise ConfigError(f"lora: {error}") from None
-    return tuple(found)
