@@ -10,8 +10,7 @@ class HeadServiceStub(object):
     that they come from, sparse. What it measures is what the HeadVis project draws, and
     is defined as that of an AttentionSummaryReadout, which measures one sequence.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    Credentials, names and headers are as ModelService says.
     """
 
     def __init__(self, channel):
@@ -32,8 +31,7 @@ class HeadServiceServicer(object):
     that they come from, sparse. What it measures is what the HeadVis project draws, and
     is defined as that of an AttentionSummaryReadout, which measures one sequence.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    Credentials, names and headers are as ModelService says.
     """
 
     def MeasureHeads(self, request, context):
@@ -65,8 +63,7 @@ class HeadService(object):
     that they come from, sparse. What it measures is what the HeadVis project draws, and
     is defined as that of an AttentionSummaryReadout, which measures one sequence.
 
-    Not served yet: FEATURE_NOT_SERVED. Credentials, names and headers are as
-    ModelService says.
+    Credentials, names and headers are as ModelService says.
     """
 
     @staticmethod

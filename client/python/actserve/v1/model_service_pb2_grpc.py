@@ -35,6 +35,9 @@ class ModelServiceStub(object):
     encoded where a header cannot hold it, so that a proxy can route. If it is not the
     model that the request means: MODEL_MISMATCH.
 
+    The header `actserve-replica`, if sent, names the replica that keeps the rows which the
+    call names, as their names say it, so that a proxy in front of several can route.
+
     Every call ends with the trailing metadata `x-request-id`, the id of the call in the
     server's logs, and `x-actserve-version`, the version of the server.
     """
@@ -91,6 +94,9 @@ class ModelServiceServicer(object):
     The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
     encoded where a header cannot hold it, so that a proxy can route. If it is not the
     model that the request means: MODEL_MISMATCH.
+
+    The header `actserve-replica`, if sent, names the replica that keeps the rows which the
+    call names, as their names say it, so that a proxy in front of several can route.
 
     Every call ends with the trailing metadata `x-request-id`, the id of the call in the
     server's logs, and `x-actserve-version`, the version of the server.
@@ -171,6 +177,9 @@ class ModelService(object):
     The header `x-actserve-model`, if sent, holds the Model.name of the call, percent-
     encoded where a header cannot hold it, so that a proxy can route. If it is not the
     model that the request means: MODEL_MISMATCH.
+
+    The header `actserve-replica`, if sent, names the replica that keeps the rows which the
+    call names, as their names say it, so that a proxy in front of several can route.
 
     Every call ends with the trailing metadata `x-request-id`, the id of the call in the
     server's logs, and `x-actserve-version`, the version of the server.
