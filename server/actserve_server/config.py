@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 from actserve_server.dictionaries.dictionary_sources import DictionarySource
 from actserve_server.domain.sites import HookPoint
+from actserve_server.models.lora_sources import LoraSource
 from actserve_server.nla.pair_sources import NlaSource
 
 ENV_PREFIX = "ACTSERVE_"
@@ -84,6 +85,11 @@ class Settings(BaseSettings):
     )
     cache_dir: Path | None = Field(None, description="where prepared models are kept")
     revision: str | None = Field(None, description="revision of a Hugging Face model")
+    lora: tuple[LoraSource, ...] = Field(
+        (),
+        description="LoRA adapters that requests may name: NAME=FOLDER or NAME=HUGGING_FACE_ID, "
+        "and revision=... after it, as PEFT saves them in safetensors; may be given several times",
+    )
     data_dir: Path | None = Field(
         None,
         description="folder for what is stored, such as steering vectors, in an SQLite database; "

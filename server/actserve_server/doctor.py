@@ -25,6 +25,7 @@ from actserve_server.dictionaries.dictionary_loading import DictionaryError
 from actserve_server.listening import SPARE_FILES, check_ports, how_to_listen
 from actserve_server.models import memory_needs
 from actserve_server.models.memory_needs import MemoryNeeds
+from actserve_server.models.resolve import local_folder
 from actserve_server.monitoring import allowed_webhooks
 from actserve_server.storage import store_failures
 from actserve_server.storage.database_places import FILE, SqliteFile, StoreConfigError, place
@@ -128,6 +129,24 @@ def _traces(settings: Settings) -> Found:
     """What sends spans is installed, where they are asked for."""
     if trace_export.wanted(settings):
         yield Verdict.GOOD, "spans are sent to a collector"
+
+
+def _adapters(settings: Settings) -> Found:
+    """LoRA adapters are served as they are. Whether they fit the model, the server finds out."""
+    if not settings.lora or settings.model == FAKE_MODEL:
+        return
+    from actserve_server.models.lora_folders import load_adapter
+
+    for source in settings.lora:
+        if local_folder(source.source, source.revision) is None:
+            fetched = f"{source.source} is not on this machine, and would be fetched"
+            yield Verdict.WORTH_A_LOOK, fetched
+            continue
+        try:
+            rank = load_adapter(source).rank
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{source.id}: {error}") from None
+        yield Verdict.GOOD, f"{source.source} has an adapter of rank {rank}"
 
 
 def _ports(settings: Settings) -> Found:
@@ -288,6 +307,7 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], Found]], ...] = (
     ("store", _store),
     ("model", _model),
     ("dictionaries", _dictionaries),
+    ("adapters", _adapters),
     ("device", _device),
     ("memory", _memory),
     ("shared memory", _shared_memory),
@@ -309,7 +329,7 @@ def _folder(settings: Settings) -> Path | None:
 def _sought(settings: Settings) -> Path | None:
     """Of the model; None if it would be fetched. Raises ConfigError where it is missing."""
     from actserve_server.models.embedded import MissingModelPackageError, default_cache_dir
-    from actserve_server.models.resolve import local_folder, resolve
+    from actserve_server.models.resolve import resolve
 
     try:
         cache = settings.cache_dir or default_cache_dir()

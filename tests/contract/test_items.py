@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
@@ -172,15 +171,6 @@ async def test_a_dead_engine_ends_the_call_and_not_its_items() -> None:
         fake.faults.dead = True
         refused = await failure(served.generation.FetchActivations(items(text("a"), text("b"))))
     assert refused.reason == "ENGINE_DEAD"
-
-
-async def test_what_is_not_served_yet_ends_the_call_before_it_is_admitted() -> None:
-    adapted = {**text("b"), "adapter": "models/fake/adapters/a"}
-    async with serving(engine()) as served:
-        refused = await failure(served.generation.FetchActivations(items(text("a"), adapted)))
-        assert served.engine.counters.started == 0
-    assert refused.code is grpc.StatusCode.UNIMPLEMENTED
-    assert refused.field == "items[1].adapter"
 
 
 async def test_items_share_the_prompt_and_the_interventions_of_their_call() -> None:

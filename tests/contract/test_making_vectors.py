@@ -414,12 +414,6 @@ REFUSED = [
         "TENSOR_NOT_FINITE",
         "sites[0]",
     ),
-    bad(
-        "an adapter",
-        make(adapter="models/fake/adapters/x"),
-        "FEATURE_NOT_SERVED",
-        "adapter",
-    ),
 ]
 
 

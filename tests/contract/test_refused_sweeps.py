@@ -66,9 +66,9 @@ CASES: dict[str, Case] = {
     ),
     "an adapter": (
         varied(adapter="models/fake/adapters/x"),
-        "FEATURE_NOT_SERVED",
+        "RESOURCE_NOT_FOUND",
         "variants[1].adapter",
-        "does not serve it yet",
+        "this server has none",
     ),
     "many cells": (
         varied(coefficients=[1] * 300, positions=[{"all": {}}] * 300),

@@ -30,6 +30,7 @@ HAS_OWN_ENGINES = {
     "test_families.py",
     "test_killed_engine.py",
     "test_killed_server.py",
+    "test_lora_adapters.py",
     "test_nla_adapters.py",
     "test_nla_pairs.py",
     "test_placing.py",

@@ -22,6 +22,7 @@ from actserve_server.models import memory_needs
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import place
 from actserve_server.storage.migrate import VERSION_TABLE
+from tests.unit.saved_adapters import saved
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -229,3 +230,15 @@ def test_the_exit_status_tells_whether_a_server_would_start(
     assert "ok       ports: every port is free" in capsys.readouterr().out
     assert main([*flags, f"--token-file={tmp_path / 'none'}"]) == 1
     assert main([*flags, "--host=0.0.0.0"]) == 2
+
+
+def test_an_adapter_that_is_not_served_is_told(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": str(tmp_path), "lora": (f"mine={tmp_path}",)}
+    saved(tmp_path)
+    ((verdict, says),) = found("adapters", **options)
+    assert verdict is Verdict.GOOD
+    assert "an adapter of rank 4" in says
+    saved(tmp_path, "lm_head")
+    ((verdict, says),) = found("adapters", **options)
+    assert verdict is Verdict.BAD
+    assert "change the vocabulary" in says

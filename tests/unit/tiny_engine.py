@@ -145,7 +145,9 @@ class TinyEngine:
         element_type: ElementType = ElementType.F32,
         unserved: Mapping[HookPoint, str] | None = None,
         unchangeable: Mapping[HookPoint, str] | None = None,
+        seed: int = 0,
     ) -> None:
+        """Of each seed it has other weights."""
         shapes = {**SHAPES, HookPoint.LOGITS: (vocabulary_size, 0)}
         read_only = {HookPoint.LOGITS: READ_ONLY, **(unchangeable or {})}
         points = {
@@ -188,7 +190,7 @@ class TinyEngine:
         self._taps = taps or {}
         self._noise = np.random.default_rng(1)
         self._waiting: list[tuple[Run, asyncio.Future[Batch]]] = []
-        weights = np.random.default_rng(0)
+        weights = np.random.default_rng(seed)
         self._embedding = _matrix(weights, vocabulary_size, WIDTH) * np.float32(WIDTH**0.5)
         self._layers = [_Layer(weights) for _ in range(layer_count)]
 

@@ -14,6 +14,7 @@ from actserve._checks import UINT32, integer, rereadable, several
 from actserve._explain_calls import ExplainRowsCall, ExplainTextCall
 from actserve._generate_jobs import itself, prompt_part, prompt_parts
 from actserve._jobs import Job, Part
+from actserve._names import adapter_name
 from actserve._prompt_lists import check_on_error
 from actserve._row_jobs import RowJobs, given_rows, is_empty, nothing
 from actserve.errors import InvalidRequest
@@ -171,6 +172,7 @@ class ExplainJobs(RowJobs):
         nla: str | None,
         positions: Positions,
         intervene: Any,
+        adapter: Any = None,
         partial: bool = False,
         **options: Unpack[Explaining],
     ) -> ExplainTextCall:
@@ -182,6 +184,7 @@ class ExplainJobs(RowJobs):
             positions=positions_to_proto(positions),
             interventions=interventions_to_proto(intervene),
             spec=spec_to_proto(options, nla, partial=partial),
+            adapter=adapter_name(adapter),
         )
         return ExplainTextCall(request, positions)
 

@@ -14,6 +14,7 @@ from actserve._capture import Asked, Capture
 from actserve._checks import described
 from actserve._fetch_calls import FetchCall, FetchItem, MeansCall
 from actserve._jobs import Job, Part
+from actserve._names import adapter_name
 from actserve._prompt_lists import (
     at_prompt,
     check_count,
@@ -52,17 +53,25 @@ class FetchJobs:
     concurrency: int
     """Prompts in flight at once."""
 
-    def fetch(self, prompts: Any, sites: Any, on_error: Any = "raise", **options: Any) -> Job[Any]:
+    def fetch(
+        self,
+        prompts: Any,
+        sites: Any,
+        on_error: Any = "raise",
+        adapter: str | None = None,
+        **options: Any,
+    ) -> Job[Any]:
         """`options` are those of `parts`."""
         if is_many(prompts):
-            parts = [*self.parts(prompts, sites, on_error=on_error, **options)]
+            parts = [*self.parts(prompts, sites, on_error=on_error, adapter=adapter, **options)]
             return Job("fetch", parts, self.in_flight, lambda results: [*chain(*results)])
         check_on_error(on_error)
         intervene = interventions_to_proto(options.pop("intervene", ()))
         capture = self._capture(sites, **options)
         prompt = at_prompt(partial(prompt_to_proto, prompts), None)
         item = FetchItem(0, "0", pb.FetchItem(prompt=prompt))
-        call = self._calls(capture, intervene, [item], fail_fast=True)
+        common = self._common(capture, intervene, adapter)
+        call = self._calls(common, capture, [item], fail_fast=True)
         return Job("fetch", [Part(call, None)], 1, lambda results: results[0][0])
 
     def parts(
@@ -75,6 +84,7 @@ class FetchJobs:
         on_error: Any = "raise",
         keys: Iterable[str] | None = None,
         after: str | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> Iterator[Part[list[Any]]]:
         """Calls with some of the prompts each, made as prompts are read: how many there are need
@@ -116,6 +126,7 @@ class FetchJobs:
             check_count(own_interventions, count, "intervene")
             check_count(own_positions, count, "positions")
         shared = interventions_to_proto(() if own_interventions else intervene)
+        common = self._common(capture, shared, adapter)
 
         def item(index: int, key: str, prompt: Any) -> FetchItem:
             where = of_prompt(own_positions, index, "positions")
@@ -133,12 +144,23 @@ class FetchJobs:
                 make = partial(item, index, key, prompt)
                 yield index, at_prompt(make, index, returns=returns)
 
-        return self._batches(capture, shared, items(), fail_fast=not returns)
+        return self._batches(common, capture, items(), fail_fast=not returns)
+
+    def _common(
+        self, capture: Capture, intervene: Sequence[Any], adapter: str | None
+    ) -> pb.FetchActivationsRequest:
+        """What all calls have in common."""
+        return pb.FetchActivationsRequest(
+            model=self.model,
+            readouts=capture.to_proto(),
+            interventions=intervene,
+            adapter=adapter_name(adapter),
+        )
 
     def _batches(
         self,
+        common: pb.FetchActivationsRequest,
         capture: Capture,
-        intervene: Sequence[Any],
         items: Iterator[tuple[int, FetchItem | ActserveError]],
         *,
         fail_fast: bool,
@@ -148,13 +170,13 @@ class FetchJobs:
             if all(isinstance(each, ActserveError) for each in made):
                 yield Part(None, indices[0], len(made), answer=[*made])
             else:
-                call = self._calls(capture, intervene, made, fail_fast=fail_fast)
+                call = self._calls(common, capture, made, fail_fast=fail_fast)
                 yield Part(call, indices[0], len(made))
 
     def _calls(
         self,
+        common: pb.FetchActivationsRequest,
         capture: Capture,
-        intervene: Sequence[Any],
         items: Sequence[FetchItem | ActserveError],
         *,
         fail_fast: bool,
@@ -164,12 +186,10 @@ class FetchJobs:
 
         def call() -> FetchCall:
             request = pb.FetchActivationsRequest(
-                model=self.model,
                 items=[each.proto for each in items if isinstance(each, FetchItem)],
-                readouts=capture.to_proto(),
-                interventions=intervene,
                 fail_fast=fail_fast,
             )
+            request.MergeFrom(common)
             # A call that is made again keeps rows once.
             if any(each.HasField("keep") for each in request.readouts):
                 request.request_id = request_id
@@ -195,6 +215,7 @@ class FetchJobs:
         sites: Any,
         intervene: Any,
         second_moments: SecondMoments | None,
+        adapter: str | None = None,
         **options: Any,
     ) -> Job[dict[str, LabelMeans]]:
         """`options` are those of `Read`."""
@@ -219,6 +240,7 @@ class FetchJobs:
             interventions=interventions_to_proto(() if own_interventions else intervene),
             # One that fails is the error of the call, as of any other method.
             fail_fast=True,
+            adapter=adapter_name(adapter),
         )
         common.readouts[0].rows.statistics.second_moments = second_moments_to_proto(second_moments)
 

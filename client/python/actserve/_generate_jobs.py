@@ -12,7 +12,7 @@ from actserve._checks import rereadable
 from actserve._generation import GenerateCall
 from actserve._jobs import Job, Part
 from actserve._monitor_requests import checked_end_user
-from actserve._names import Named
+from actserve._names import Named, adapter_name
 from actserve._prompt_lists import check_count, check_on_error, intervene_of_each, positions_of_each
 from actserve.errors import ActserveError
 from actserve.interventions import interventions_to_proto
@@ -62,6 +62,7 @@ class GenerateJobs:
         monitors: tuple[Named, ...] = (),
         scores: Any = None,
         end_user: Any = None,
+        adapter: Any = None,
         **options: Any,
     ) -> GenerateCall:
         """The call of one prompt. `monitors` are named whole. `options` are those of
@@ -76,6 +77,7 @@ class GenerateJobs:
             monitors=[each.name for each in monitors],
             score_detail=detail_to_proto(scores),
             end_user=checked_end_user(end_user),
+            adapter=adapter_name(adapter),
         )
         # A call that is made again keeps rows once.
         if any(each.HasField("keep") for each in request.readouts):

@@ -11,6 +11,7 @@ import numpy as np
 from actserve._checks import UINT32, described, distinct, integer
 from actserve._head_calls import HeadsCall
 from actserve._jobs import Job, Part
+from actserve._names import adapter_name
 from actserve._patch_calls import CLEAN, CORRUPT, PATCHED, PatchCall
 from actserve._prompt_lists import (
     at_prompt,
@@ -46,6 +47,7 @@ def heads_job(
     top_tokens: Any,
     patterns: Any,
     on_error: Any,
+    adapter: Any = None,
 ) -> Job[HeadTable]:
     """The one call that measures these heads of a corpus."""
     returns = check_on_error(on_error)
@@ -74,6 +76,7 @@ def heads_job(
             prompt=prompt_to_proto(listed[index]),
             interventions=interventions_to_proto(own or ()),
             positions=None if at is None else positions_to_proto(at),
+            adapter=adapter_name(adapter),
         )
 
     request = pb.MeasureHeadsRequest(

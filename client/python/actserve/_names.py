@@ -45,6 +45,12 @@ def named(collection: str, given: Any) -> Named:
     return Named(collection, unicode(str(name), "a name"))
 
 
+def adapter_name(given: Any) -> str:
+    """The whole name of a LoRA adapter, by its id or name; empty for None. Raises
+    `InvalidRequest`."""
+    return "" if given is None else named("adapters", given).of_model("models/-").name
+
+
 def short(name: str) -> str:
     """The last part of a name."""
     return name.rpartition("/")[2]

@@ -8,7 +8,7 @@ from typing import Any
 from actserve._checks import described
 from actserve._jobs import Job, Part
 from actserve._monitor_scores import checked_scores
-from actserve._names import Named, short
+from actserve._names import Named, adapter_name, short
 from actserve._prompt_lists import at_prompt, check_count, intervene_of_each, positions_of_each
 from actserve._whole_answers import EventOrder, check_complete
 from actserve.errors import BadResponse, InvalidRequest, from_status
@@ -84,6 +84,7 @@ def replay_job(
     *,
     intervene: Any,
     positions: Any,
+    adapter: Any = None,
     each_token: bool,
     in_flight: int,
 ) -> Job[Any]:
@@ -110,6 +111,7 @@ def replay_job(
             if own_interventions
             else shared,
             positions=None if where is None else positions_to_proto(where),
+            adapter=adapter_name(adapter),
         )
 
     def call(first: int, end: int) -> ReplayCall:

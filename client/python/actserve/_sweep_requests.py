@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actserve._checks import described, unicode
+from actserve._names import adapter_name
 from actserve.errors import InvalidRequest
 from actserve.interventions import interventions_to_proto
 from actserve.positions import positions_to_proto
@@ -192,7 +193,7 @@ def _variant(key: str, variant: Variant) -> pb.SweepVariant:
         coefficients=variant.coefficients,
         sites=[site.to_proto() for site in plain_sites(variant.sites)],
         positions=[positions_to_proto(each) for each in variant.positions],
-        adapter=variant.adapter,
+        adapter=adapter_name(variant.adapter),
     )
 
 

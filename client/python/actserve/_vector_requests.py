@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from actserve._checks import described, finite, unicode
+from actserve._names import adapter_name
 from actserve._vector_rows import vector_rows
 from actserve.errors import InvalidRequest
 from actserve.kept import KeptRows
@@ -64,7 +65,7 @@ class VectorRequests:
             method=vector_method(method),
             labels=checked_labels(labels),
             request_id=uuid.uuid4().hex,
-            adapter=adapter,
+            adapter=adapter_name(adapter),
         )
         if _is_rows(positive) and _is_rows(negative):
             _check_no_prompts(positions, adapter)

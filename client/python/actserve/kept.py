@@ -14,6 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
 from actserve._checks import UINT32, described, distinct, several
+from actserve._names import short
 from actserve._times import time_from_proto
 from actserve.errors import InvalidRequest
 from actserve.sites import Site, SiteLike, site_name
@@ -113,6 +114,8 @@ class Kept:
     """The element type they are kept in: "f32", "f16" or "bf16"."""
     create_time: datetime
     """When they were kept first, in UTC."""
+    adapter: str = ""
+    """The id of the LoRA adapter that the model ran with; empty if it had none."""
 
 
 def is_kept_name(name: str) -> bool:
@@ -142,4 +145,5 @@ def kept_from_proto(kept: kept_activations_service_pb2.KeptActivations) -> Kept:
         model=kept.model.removeprefix("models/"),
         element_type=element_type_name(kept.element_type),
         create_time=time_from_proto(kept.create_time),
+        adapter=short(kept.adapter),
     )

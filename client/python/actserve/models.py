@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from actserve._checks import described
+from actserve._names import short
 from actserve._show.shown import Shown
 from actserve.errors import InvalidRequest, NotFound, NotServed
 from actserve.nlas import Nla, nla_from_proto
@@ -106,6 +107,8 @@ class Model(Shown):
     attention_unserved_reason: str
     """Why attention patterns are not served; empty when they are."""
     limits: Limits
+    adapters: tuple[str, ...]
+    """The ids of the LoRA adapters that it can run with."""
     nlas: tuple[Nla, ...]
     """The natural language autoencoders loaded for it."""
     features: tuple[str, ...]
@@ -169,6 +172,7 @@ def model_from_proto(model: pb.Model, nlas: Iterable[explanation_pb.Nla]) -> Mod
         },
         attention_unserved_reason=model.attention_unserved_reason,
         limits=_limits(model.limits),
+        adapters=tuple(map(short, model.adapters)),
         nlas=tuple(
             nla_from_proto(nla) for nla in nlas if nla.name.startswith(f"{model.name}/nlas/")
         ),

@@ -33,6 +33,7 @@ class ReadOptions(TypedDict, total=False):
     reduce: Reduction | None
     keep: Keep | None
     element_type: ElementType | None
+    adapter: str | None
     timeout: float | None
 
 
@@ -72,6 +73,7 @@ class ExplainTextOptions(Explaining, total=False):
     """Of `explain_text`."""
 
     nla: str | None
+    adapter: str | None
     positions: Positions | PositionsOfEach
     intervene: Intervene | Iterable[Intervene] | InterveneOfEach | None
     timeout: float | None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 import numpy as np
 
 from actserve._checks import described, finite
+from actserve._names import short
 from actserve._show.plain import plain
 from actserve._show.shown import Shown
 from actserve._times import time_from_proto
@@ -124,6 +125,8 @@ class Contrasted:
     """Negative examples."""
     prompts: bool
     """Whether they were prompts that the server ran, and not rows."""
+    adapter: str = ""
+    """The id of the LoRA adapter that they ran with; empty if none, or for rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +385,7 @@ def _provenance(told: pb.VectorProvenance) -> Contrasted | Combined | None:
                 made.positives,
                 made.negatives,
                 made.prompts,
+                short(made.adapter),
             )
         case "combination":
             made = told.combination

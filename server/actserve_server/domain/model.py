@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
+from actserve_server.domain.lora_adapter import LoraAdapter
 from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.runs import NEUTRAL, Capture, Sampling
 from actserve_server.domain.sites import HookPoint, Site
@@ -114,6 +115,8 @@ class ModelInfo:
     monitors_unserved: str = ""
     """Why `ProbeOutputs` cannot be captured; empty when they can."""
     weights: WeightsInfo = NO_WEIGHTS
+    adapters: Mapping[str, LoraAdapter] = field(default_factory=dict)
+    """The LoRA adapters that it can run with, by id."""
     step_tokens: int = 0
     """Tokens that the engine computes at once at most, of all runs together."""
     vector_bytes: int = 0

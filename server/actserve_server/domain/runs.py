@@ -236,6 +236,9 @@ class Run:
     rows_at_once: bool = False
     """Whether rows of generated tokens come as soon as they are there. Else some come together,
     which takes less of the server's time."""
+    adapter: str = ""
+    """The id of the LoRA adapter that the model runs with; empty for the model as it is. Runs with
+    different ones share no cached prefix and no captured rows."""
     tenant: str = ""
     """Whose run it is. Runs of different tenants share no cached prefix, and count apart where what
     runs at once is bounded."""

@@ -6,6 +6,7 @@ rest is honest: interventions, captures and reports are what the contract says.
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ from actserve_server.domain.attention_rows import (
     ReceivedWeights,
 )
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.lora_adapter import LoraAdapter
 from actserve_server.domain.model import Limits, ModelInfo
 from actserve_server.domain.operations import relative_change
 from actserve_server.domain.probe_networks import ProbeOutputs
@@ -125,6 +127,7 @@ class FakeEngine:
         weights: WeightsInfo = ALL_WEIGHTS,
         vector_bytes: int = 256 << 20,
         step_tokens: int = 2048,
+        adapters: Sequence[LoraAdapter] = (),
         token_delay_s: float = 0.0,
         rows_per_event: int = 8,
     ) -> None:
@@ -157,6 +160,7 @@ class FakeEngine:
             monitors_unserved=monitors_unserved,
             default_sampling=default_sampling,
             weights=weights,
+            adapters={each.id: each for each in adapters},
         )
         self._model = FakeModel(self._info.hook_points)
         self._weights = FakeWeights(self._model, shape)
@@ -192,6 +196,14 @@ class FakeEngine:
         self.counters.weight_reads += 1
         return convert(weights, ElementType.F32, self._info.element_type)
 
+    def under(self, adapter: str) -> "FakeEngine":
+        """The same engine with the model as it is under a LoRA adapter that it has."""
+        if not adapter:
+            return self
+        other = copy(self)
+        other._model = FakeModel(self._info.hook_points, self._info.adapters[adapter].id)
+        return other
+
     def row(
         self, site: Site, ids: Sequence[int], interventions: Sequence[Intervention] = ()
     ) -> np.ndarray:
@@ -225,7 +237,7 @@ class FakeEngine:
         counters.running.add(run.id)
         counters.most_running = max(counters.most_running, len(counters.running))
         try:
-            async for event in self._run(run):
+            async for event in self.under(run.adapter)._run(run):
                 yield event
         finally:
             counters.running.discard(run.id)

@@ -78,8 +78,10 @@ class Placed(int):
 class FakeModel:
     """Rows are float32 [width of the site]; changes are those made at the last of `ids`."""
 
-    def __init__(self, hook_points: Mapping[HookPoint, HookPointInfo]) -> None:
+    def __init__(self, hook_points: Mapping[HookPoint, HookPointInfo], adapter: str = "") -> None:
+        """With a LoRA adapter all its rows are others, and the weights of tokens are not."""
         self._hook_points = hook_points
+        self._adapter = f"{adapter}|" if adapter else ""
         self._vocabulary_size = hook_points[HookPoint.LOGITS].width
         width = hook_points[HookPoint.FINAL_NORM].width
         self._unembedding = np.random.default_rng(0).standard_normal((len(GENERATED), width))
@@ -92,7 +94,7 @@ class FakeModel:
         if site == EMBEDDING and isinstance(ids[-1], Placed):
             row = np.array(ids[-1].vector, np.float32)
         else:
-            row = noise(f"{site}|{','.join(map(str, ids))}", width)
+            row = noise(f"{self._adapter}{site}|{','.join(map(str, ids))}", width)
         for change in changes:
             if change.site == site:
                 row[change.columns] = change.after

@@ -95,9 +95,9 @@ async def self_test(engine: Engine) -> SelfTest:
     return SelfTest(info, failures, next(runs))
 
 
-async def find_failures(engine: Engine, info: ModelInfo) -> Failures:
-    """What fails at first of the sites that `info` serves."""
-    found = await _Round(engine, info, itertools.count()).run()
+async def find_failures(engine: Engine, info: ModelInfo, adapter: str = "") -> Failures:
+    """What fails at first of the sites that `info` serves, under a LoRA adapter if one is named."""
+    found = await _Round(engine, info, itertools.count(), adapter).run()
     return {point: failure.reason for point, failure in found.items()}
 
 
@@ -132,8 +132,11 @@ def _without(info: ModelInfo, found: _Found) -> ModelInfo:
 class _Round:
     """One test of what `info` still offers; `runs` counts them over all rounds."""
 
-    def __init__(self, engine: Engine, info: ModelInfo, runs: Iterator[int]) -> None:
+    def __init__(
+        self, engine: Engine, info: ModelInfo, runs: Iterator[int], adapter: str = ""
+    ) -> None:
         self._engine = engine
+        self._adapter = adapter
         self._info = info
         self._runs = runs
         self._rng = np.random.default_rng(0)
@@ -198,6 +201,7 @@ class _Round:
             sampling=replace(GREEDY_ONE_TOKEN, logprobs=logprobs),
             captures=(Capture(tuple(sites), Selection(Spans(((0, NO_END),)))),),
             interventions=changes,
+            adapter=self._adapter,
             computes_all=True,
         )
         rows = {

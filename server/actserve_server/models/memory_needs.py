@@ -20,6 +20,8 @@ class MemoryNeeds:
     kv_cache: int
     vectors: int
     """The bank of vectors."""
+    adapters: int = 0
+    """LoRA adapters."""
     processes: int = 0
     """What programs take beside what they load."""
     room: int
@@ -28,7 +30,7 @@ class MemoryNeeds:
 
     @property
     def taken(self) -> int:
-        return self.weights + self.kv_cache + self.vectors + self.processes
+        return self.weights + self.kv_cache + self.vectors + self.adapters + self.processes
 
     @property
     def fits(self) -> bool:
@@ -39,6 +41,7 @@ class MemoryNeeds:
             "weights": self.weights,
             "KV cache": self.kv_cache,
             "vectors": self.vectors,
+            "adapters": self.adapters,
             "processes": self.processes,
         }
         terms = " + ".join(f"{size(count)} of {name}" for name, count in parts.items() if count)

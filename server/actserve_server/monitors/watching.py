@@ -450,6 +450,7 @@ class _Watching:
             sampling=GREEDY_ONE_TOKEN,
             interventions=tuple(replace(each, allow_unused=True) for each in self._interventions),
             placements=self._sample.run.placements,
+            adapter=self._sample.run.adapter,
             tenant=self._sample.run.tenant,
         )
 

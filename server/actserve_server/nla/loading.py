@@ -140,6 +140,7 @@ async def _load(
         options,
         cpu_kv_cache_bytes=CPU_KV_CACHE_BYTES,
         vector_budget_bytes=VECTOR_BUDGET_BYTES,
+        adapters=(),
         row_cache_bytes=0,  # It captures last positions alone.
         lean_graphs=False,  # It has few taps, and uses them in most steps.
         max_num_batched_tokens=None,

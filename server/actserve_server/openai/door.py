@@ -161,7 +161,8 @@ class OpenAiDoor:
         vllm = self._vllm()
         if self._app is None or self._app[0] is not vllm:
             client = DoorClient(vllm, self._engine, self._generations)  # pyright: ignore[reportAbstractUsage]
-            self._app = vllm, vllm_app(client, self._engine.info.id, self._serving)
+            info = self._engine.info
+            self._app = vllm, vllm_app(client, info.id, self._serving, sorted(info.adapters))
         return self._app[1]
 
 

@@ -39,10 +39,12 @@ def request(body: Mapping[str, Any], info: ModelInfo) -> pb.FetchActivationsRequ
                 field=(name[:100],),
             )
     model, pooling = body.get("model"), body.get("pooling", "mean")
-    if model not in (None, info.id):
+    served = (info.id, *sorted(info.adapters))
+    if model is not None and model not in served:
         raise ActserveError(
             Reason.MODEL_NOT_FOUND,
-            f"there is no model {str(model)[:100]!r} here; this server serves {info.id!r}",
+            f"there is no model {str(model)[:100]!r} here; this server serves "
+            f"{', '.join(map(repr, served))}",
             field=("model",),
             metadata={"resource_name": str(model)[:100], "served": info.id},
         )
@@ -60,6 +62,7 @@ def request(body: Mapping[str, Any], info: ModelInfo) -> pb.FetchActivationsRequ
         items=[pb.FetchItem(prompt=each) for each in prompts],
         interventions=extra_fields.steering(body, info),
         readouts=[readout_pb2.Readout(rows=rows)],
+        adapter=extra_fields.adapter(model, info),
         fail_fast=True,
         ids_only=True,
     )
@@ -91,7 +94,7 @@ async def answer(
     encode = _base64 if body.get("encoding_format") == "base64" else np.ndarray.tolist
     return {
         "object": "list",
-        "model": info.id,
+        "model": body.get("model") or info.id,
         "data": [
             {"object": "embedding", "index": index, "embedding": encode(found[index])}
             for index in range(len(wanted.items))

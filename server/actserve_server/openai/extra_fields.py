@@ -18,7 +18,7 @@ from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.openai import sent_json
 from actserve_server.rpc import not_served
 from actserve_server.rpc.requests import site_fields, stored_vector_rows
-from actserve_server.rpc.resource_names import monitor_name, steering_vector_name
+from actserve_server.rpc.resource_names import adapter_name, monitor_name, steering_vector_name
 from actserve_server.steering.registry import VectorRegistry
 
 NAMES = ("steering", "monitors", "readouts", "score_detail")
@@ -59,7 +59,9 @@ def request(fields: Mapping[str, Any], info: ModelInfo) -> pb.GenerateRequest:
                 f"{name[:100]} means nothing here; send {meant}",
                 field=(name[:100],),
             )
-    made = pb.GenerateRequest(score_detail=pb.SCORE_DETAIL_SAMPLE)
+    made = pb.GenerateRequest(
+        score_detail=pb.SCORE_DETAIL_SAMPLE, adapter=adapter(fields.get("model"), info)
+    )
     if "score_detail" in fields:
         detail = {"score_detail": fields["score_detail"]}
         made.score_detail = sent_json.parsed(detail, pb.GenerateRequest(), ()).score_detail
@@ -75,6 +77,13 @@ def request(fields: Mapping[str, Any], info: ModelInfo) -> pb.GenerateRequest:
         made.end_user = end_user
     not_served.refuse_fields(made)
     return made
+
+
+def adapter(model: Any, info: ModelInfo) -> str:
+    """The name of the LoRA adapter that `model` means; empty where it means the model itself, or
+    nothing."""
+    named = isinstance(model, str) and model in info.adapters
+    return adapter_name(info.id, model) if named else ""
 
 
 @lru_cache(maxsize=512)  # Requests mostly have the same ones, and a look takes 0.1 ms.
@@ -134,6 +143,8 @@ def as_sent(field: FieldPath, body: Mapping[str, Any]) -> FieldPath:
         case ("sampling", name, *rest):
             named = next((each for each in _SAMPLING.get(name, (name,)) if each in body), None)
             return () if named is None else (named, *rest)
+        case ("adapter", *_):
+            return ("model",)
         case ("end_user", *_):
             return ("user",)
         case ("prompt" | "sampling", *_):

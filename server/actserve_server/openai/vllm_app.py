@@ -2,6 +2,7 @@
 
 import logging
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from vllm.entrypoints.openai.models import api_router as models_router
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+from vllm.lora.request import LoRARequest
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from actserve_server.domain.errors import ActserveError
@@ -31,10 +33,15 @@ class VllmServing:
     reasoning_parser: str = ""
 
 
-def vllm_app(client: EngineClient, model_id: str, serving: VllmServing) -> FastAPI:
-    """As `vllm serve` makes it, with the routes that the door serves."""
+def vllm_app(
+    client: EngineClient, model_id: str, serving: VllmServing, adapters: Iterable[str] = ()
+) -> FastAPI:
+    """As `vllm serve` makes it, with the routes that the door serves. Adapters are models by their
+    ids, as they are there."""
     # The id in the place of the path, which would tell where files are.
     models = OpenAIServingModels(client, [BaseModelPath(name=model_id, model_path=model_id)])
+    for number, each in enumerate(adapters, 1):
+        models.lora_requests[each] = LoRARequest(each, number, each)
     rendering: dict[str, Any] = {
         "request_logger": None,
         "chat_template": None,

@@ -57,6 +57,8 @@ class Kept:
     positions: np.ndarray
     """int64, ascending, the same for every site."""
     element_type: ElementType
+    adapter: str
+    """The id of the LoRA adapter that the model ran with; empty if it had none."""
     created_at: float
     """Wall-clock time, in seconds since 1970 (UTC), as is the next."""
     expires_at: float
@@ -208,6 +210,8 @@ class KeptStore:
         element_type: ElementType,
         ttl_s: float | None,
         name: str | None = None,
+        *,
+        adapter: str = "",
     ) -> Kept:
         """Keeps stored rows, for each site [positions, width], of ascending positions, under a name
         that `new_name` gave or under a new one. What has that name already stays, as long as these
@@ -234,6 +238,7 @@ class KeptStore:
             bits={site: _own(bits) for site, bits in rows.items()},
             positions=_own(positions),
             element_type=element_type,
+            adapter=adapter,
             created_at=now,
             expires_at=now + ttl_s,
         )

@@ -22,7 +22,12 @@ from actserve_server.monitors.watching import Flagged, Sample, WatchedEvent
 from actserve_server.monitors.watching import watched as watch
 from actserve_server.readouts.plan import Plan
 from actserve_server.rpc.explanations.served_nlas import Nlas
-from actserve_server.rpc.requests import interventions, readout_fields, watched_calls
+from actserve_server.rpc.requests import (
+    adapter_fields,
+    interventions,
+    readout_fields,
+    watched_calls,
+)
 from actserve_server.rpc.requests.interventions import InterventionRequest
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.readout_fields import Readouts
@@ -47,6 +52,8 @@ class Wanted:
     readouts: Readouts
     edits: Sequence[InterventionRequest]
     watched_by: WatchedBy
+    adapter: str
+    """The id of the LoRA adapter to run with, if any."""
 
     @property
     def looks_inside(self) -> bool:
@@ -88,8 +95,15 @@ class Generations:
         wanted = await self.readouts(request.readouts)
         edits = await self.interventions(request.interventions)
         await watched_calls.check_interventions(edits, watched_by, info)
+        adapter = adapter_fields.adapter(request.adapter, info, ("adapter",))
+        adapter_fields.check_readouts(adapter, wanted, (), info, ("adapter",))
         return Wanted(
-            request=request, info=info, readouts=wanted, edits=edits, watched_by=watched_by
+            request=request,
+            info=info,
+            readouts=wanted,
+            edits=edits,
+            watched_by=watched_by,
+            adapter=adapter,
         )
 
     async def begin(
@@ -115,6 +129,7 @@ class Generations:
                 sampling=sampled.of(sample),
                 captures=plan.captures,
                 interventions=applied,
+                adapter=wanted.adapter,
                 tenant=call.principal.tenant,
             )
             for sample in range(sampled.samples)
@@ -142,7 +157,11 @@ class Generations:
         call.prompt_tokens += len(prompt.ids)
         digest = await request_digest(request, ("request_id",))
         results = Results(self._engine, self.own().kept, wanted.readouts, call, digest)
-        kept = [name for index in range(len(runs)) for name in results.open(index, plan)]
+        kept = [
+            name
+            for index in range(len(runs))
+            for name in results.open(index, plan, adapter=wanted.adapter)
+        ]
         told = self._told(results, events, wanted, plan, watched)
         return Generation(events=told, kept=kept)
 

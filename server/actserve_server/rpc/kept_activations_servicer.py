@@ -60,6 +60,7 @@ class KeptActivationsServicer(kept_activations_service_pb2_grpc.KeptActivationsS
             positions=kept.positions.tolist(),
             element_type=tensor_fields.WIRE_ELEMENT_TYPES[kept.element_type],
             size_bytes=kept.size_bytes,
+            adapter=f"{self._model}/adapters/{kept.adapter}" if kept.adapter else "",
             create_time=_timestamp(kept.created_at),
             expire_time=_timestamp(kept.expires_at),
         )

@@ -13,19 +13,13 @@ from google.protobuf.message import Message
 from actserve_server.domain.errors import ActserveError, FieldPath, Reason
 from actserve_server.rpc.transport.messages import inside, is_set
 
-_ADAPTER = "serve a checkpoint that the adapter is merged into"
-
 FIELDS: Mapping[str, str] = {
-    "actserve.v1.CreateAttributionGraphRequest.adapter": _ADAPTER,
-    "actserve.v1.FetchActivationsRequest.adapter": _ADAPTER,
-    "actserve.v1.FetchItem.adapter": _ADAPTER,
-    "actserve.v1.GenerateRequest.adapter": _ADAPTER,
-    "actserve.v1.ExplainTextRequest.adapter": _ADAPTER,
-    "actserve.v1.MakeSteeringVectorRequest.adapter": _ADAPTER,
+    "actserve.v1.CreateAttributionGraphRequest.adapter": (
+        "serve a checkpoint that the adapter is merged into"
+    ),
     "actserve.v1.SamplingParams.structured_output": (
         "ask for the form in the prompt, or choose among texts with allowed_token_ids"
     ),
-    "actserve.v1.SweepVariant.adapter": _ADAPTER,
 }
 """By their full names, with what to do instead."""
 

@@ -17,6 +17,7 @@ _VECTOR = re.compile(r"(models/.+)/steeringVectors/([^/\x00]{1,63})")
 _MONITOR = re.compile(r"(models/.+)/monitors/([^/\x00]{1,63})")
 _GRAPH = re.compile(r"(models/.+)/attributionGraphs/([^/\x00]{1,63})")
 _ALERT = re.compile(r"(models/.+)/alerts/([^/\x00]{1,63})")
+_ADAPTER = re.compile(r"(models/.+)/adapters/([^/\x00]{1,63})")
 _DICTIONARY = re.compile(r"(models/.+)/dictionaries/([^/\x00]{1,63})")
 _UPLOAD = re.compile(r"(models/.+)/dictionaries/([^/\x00]{1,63})/uploads/([^/\x00]{1,63})")
 _PAIR = re.compile(r"(models/.+)/nlaPairs/([^/\x00]{1,63})")
@@ -51,6 +52,10 @@ def alert_name(model_id: str, alert_id: str) -> str:
     return f"{_MODELS}{model_id}/alerts/{alert_id}"
 
 
+def adapter_name(model_id: str, adapter_id: str) -> str:
+    return f"{_MODELS}{model_id}/adapters/{adapter_id}"
+
+
 def dictionary_name(model_id: str, dictionary_id: str) -> str:
     return f"{_MODELS}{model_id}/dictionaries/{dictionary_id}"
 
@@ -81,6 +86,7 @@ def model_part(name: str) -> str:
         "/alerts/",
         "/attributionGraphs/",
         "/dictionaries/",
+        "/adapters/",
     ):
         model = model.partition(collection)[0]
     return model if model.startswith(_MODELS) and model != ANY_MODEL else ""
@@ -120,6 +126,12 @@ def attribution_graph_id(name: str, info: ModelInfo) -> str | None:
 def alert_id(name: str, info: ModelInfo) -> str | None:
     """The id in the name of an alert of the served model; None if it is no such name."""
     named = _parsed(_ALERT, name)
+    return named[2] if named and means_model(named[1], info) else None
+
+
+def adapter_id(name: str, info: ModelInfo) -> str | None:
+    """The id in the name of a LoRA adapter of the served model; None if it is no such name."""
+    named = _parsed(_ADAPTER, name)
     return named[2] if named and means_model(named[1], info) else None
 
 

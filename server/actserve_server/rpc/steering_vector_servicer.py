@@ -156,7 +156,12 @@ class SteeringVectorServicer(steering_vector_service_pb2_grpc.SteeringVectorServ
         with self._examples.held(wanted.held_bytes):
             if wanted.contrasted.prompts:
                 examples = await example_rows.of_prompts(
-                    request.prompts, sites, self._engine, info, current_call()
+                    request.prompts,
+                    sites,
+                    self._engine,
+                    info,
+                    current_call(),
+                    wanted.contrasted.adapter,
                 )
             else:
                 found = await _found({("rows", "rows"): request.rows.rows}, info, own)

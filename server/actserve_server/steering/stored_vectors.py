@@ -37,6 +37,8 @@ class Contrasted:
     negatives: int
     prompts: bool
     """Whether they were prompts that the server ran, and not rows."""
+    adapter: str = ""
+    """The id of the LoRA adapter that prompts ran with, if any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,8 @@ class CellRequest:
     changes: tuple[Change, ...]
     sampling: Sampling
     """Of one token, which is dropped, if cells do not sample."""
+    adapter: str = ""
+    """The id of the LoRA adapter that it runs with, if any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,7 @@ class Cells:
         )
         name, scoring = f"{self._call_id}-{number}", self._asked.scores.start()
         answers = [
-            self._logprob(f"{name}-answer{index}", cell.prompt_ids, answer, changes)
+            self._logprob(f"{name}-answer{index}", cell.prompt_ids, answer, changes, cell.adapter)
             for index, answer in enumerate(self._asked.answers)
         ]
         try:
@@ -182,6 +184,7 @@ class Cells:
             sampling=cell.sampling,
             captures=self._asked.scores.captures,
             interventions=changes,
+            adapter=cell.adapter,
             tenant=self._tenant,
         )
         return await self._run(run, scoring, samples=self._asked.samples)
@@ -199,6 +202,7 @@ class Cells:
         prompt: tuple[int, ...],
         tokens: tuple[int, ...],
         changes: tuple[Intervention, ...],
+        adapter: str = "",
     ) -> tuple[float, _Done]:
         """The natural log of the probability that these tokens come next. All but the last are run,
         after the prompt; each is predicted at the position before its own."""
@@ -212,6 +216,7 @@ class Cells:
             token_ids=(*prompt, *before),
             captures=tuple(captures),
             interventions=changes,
+            adapter=adapter,
             tenant=self._tenant,
         )
         done = await self._run(run)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.request import Request
@@ -54,6 +55,10 @@ def _placed(position: int, vector: float) -> dict[str, Any]:
     return {**_prompt(), "prompt_embeds": rows, "prompt_is_token_ids": is_token}
 
 
+def _under(adapter: str, *changes: Intervention) -> dict[str, Any]:
+    return {**_prompt(*changes), "lora_request": LoRARequest(adapter, 1, adapter)}
+
+
 def _edit(start: int, vector: np.ndarray = RAMP, site: str = "resid_post.3") -> Intervention:
     return change(Add(vector), site, where=at((start, start + 1)))
 
@@ -79,10 +84,18 @@ PROMPTS: dict[str, Callable[[], dict[str, Any]]] = {
     "edited so after a step that failed": lambda: _prompt(_edit(9), failures=1),
     "edited by a tenant": lambda: _prompt(_edit(9), tenant="a"),
     "edited in what is generated": lambda: _prompt(_edit(TOKENS + 2)),
+    "under an adapter": lambda: _under("a"),
+    "under another adapter": lambda: _under("b"),
+    "edited in the middle under an adapter": lambda: _under("a", _edit(9)),
     "placed": lambda: _placed(6, 1.0),
     "placed otherwise": lambda: _placed(6, 2.0),
     "placed elsewhere": lambda: _placed(10, 1.0),
 }
+
+
+def _ours(prompt: dict[str, Any]) -> list[bytes]:
+    """The names of captured rows."""
+    return [*block_names(prompt, SIZE, prompt.get("lora_request"))]
 
 
 def _vllms(prompt: dict[str, Any]) -> list[bytes]:
@@ -111,14 +124,14 @@ def test_two_prompts_have_equal_names_where_vllm_has_for_their_keys_and_values(
 ) -> None:
     first, second = PROMPTS[one](), PROMPTS[other]()
     alike = _alike(_vllms(first), _vllms(second))
-    mine, others = block_names(first, SIZE), block_names(second, SIZE)
+    mine, others = _ours(first), _ours(second)
     assert _alike(mine, others) == alike
     assert len({*mine} & {*others}) == sum(alike)
 
 
 def test_the_pairs_differ_in_each_of_the_ways() -> None:
     """Or the test above would show nothing."""
-    names = {name: tuple(block_names(make(), SIZE)) for name, make in PROMPTS.items()}
+    names = {name: tuple(_ours(make())) for name, make in PROMPTS.items()}
     plain = names["plain"]
     shared = {
         name: sum(a == b for a, b in zip(each, plain, strict=True)) for name, each in names.items()
@@ -139,6 +152,9 @@ def test_the_pairs_differ_in_each_of_the_ways() -> None:
         "edited so after a step that failed": 2,
         "edited by a tenant": 0,
         "edited in what is generated": 4,
+        "under an adapter": 0,
+        "under another adapter": 0,
+        "edited in the middle under an adapter": 0,
         "placed": 0,
         "placed otherwise": 0,
         "placed elsewhere": 0,

@@ -49,6 +49,7 @@ class AsyncHeadStudies(AsyncRuns, AsyncKeeping):
         answers: Target | None = None,
         top_tokens: int = 10,
         patterns: Patterns | None = None,
+        adapter: str | None = None,
         on_error: OnError = "raise",
         timeout: float | None = None,
     ) -> HeadTable:
@@ -65,8 +66,8 @@ class AsyncHeadStudies(AsyncRuns, AsyncKeeping):
         - `top_tokens`: how many tokens to tell of each head, 0 to 64.
         - `patterns`: `Patterns()` for the largest weights of every query, which
           `table.export_headvis` writes; about 25 kB for 256 tokens of a head.
-        - `intervene`, `on_error`, `timeout`: as for `fetch`. With `on_error="return"` a prompt that
-          fails counts nowhere, and `table.prompts` has its error.
+        - `intervene`, `adapter`, `on_error`, `timeout`: as for `fetch`. With `on_error="return"` a
+          prompt that fails counts nowhere, and `table.prompts` has its error.
 
             table = client.heads(["The cat sat. The cat sat.", "one two one two"])
             table.top("induction", 3)
@@ -82,13 +83,14 @@ class AsyncHeadStudies(AsyncRuns, AsyncKeeping):
             top_tokens=top_tokens,
             patterns=patterns,
             on_error=on_error,
+            adapter=adapter,
             **asked,
         )
         table: HeadTable = await self._transport.run(job, timeout)
         table = replace(table, model=short(served.name))
         if answers is None:
             return table
-        found = await self._attribution(table, answers, asked["intervene"], timeout)
+        found = await self._attribution(table, answers, asked["intervene"], adapter, timeout)
         return replace(table, attribution=found)
 
     async def ablate_heads(
@@ -180,7 +182,12 @@ class AsyncHeadStudies(AsyncRuns, AsyncKeeping):
         return head_grid(calls, chosen, columns, where, several(answers), patched=patched)
 
     async def _attribution(
-        self, table: HeadTable, answers: Target, intervene: Any, timeout: float | None
+        self,
+        table: HeadTable,
+        answers: Target,
+        intervene: Any,
+        adapter: str | None,
+        timeout: float | None,
     ) -> Any:
         """How much each head adds to the answer, the mean over the prompts that did not fail."""
         good = [
@@ -198,6 +205,7 @@ class AsyncHeadStudies(AsyncRuns, AsyncKeeping):
             [prompt for _, prompt in good],
             readouts={"direct": direct},
             intervene=intervene,
+            adapter=adapter,
             timeout=timeout,
             progress=False,
         )

@@ -82,6 +82,7 @@ class AsyncRuns(AsyncBase):
         reduce: Reduction | None = None,
         keep: Keep | None = None,
         element_type: ElementType | None = None,
+        adapter: str | None = None,
         on_error: OnError = "raise",
         timeout: float | None = None,
         progress: bool | None = None,
@@ -105,6 +106,8 @@ class AsyncRuns(AsyncBase):
         - `keep`: a `Keep`, by which the rows also stay on the server, as `activations.kept`.
         - `element_type`: how rows travel; by default the model's own, which loses nothing, and f32
           for what is computed from them. The arrays are float32 in any case.
+        - `adapter`: the LoRA adapter that the model runs with, one of `Model.adapters`; none if
+          it is None.
         - `on_error`: "raise" stops at the first prompt that is refused or fails; "return" puts the
           error of such a prompt into the list. A server that cannot be reached raises in either
           case.
@@ -125,6 +128,7 @@ class AsyncRuns(AsyncBase):
             reduce=reduce,
             keep=keep,
             element_type=element_type,
+            adapter=adapter,
         )
         asked = await self._resolved(asked, timeout)
         job = self._connection.fetch_jobs.fetch(prompt, on_error=on_error, **asked)
@@ -168,6 +172,7 @@ class AsyncRuns(AsyncBase):
         reduce: Reduction | None = None,
         keep: Keep | None = None,
         element_type: ElementType | None = None,
+        adapter: str | None = None,
         on_error: OnError = "raise",
         timeout: float | None = None,
     ) -> Any:
@@ -199,6 +204,7 @@ class AsyncRuns(AsyncBase):
             reduce=reduce,
             keep=keep,
             element_type=element_type,
+            adapter=adapter,
         )
         corpus = given(keys=keys, after=after, on_error=on_error)
         return self._fetched(prompts, asked, corpus, timeout)
@@ -224,6 +230,7 @@ class AsyncRuns(AsyncBase):
         projection: Projection | None = None,
         intervene: Intervene | Iterable[Intervene] | InterveneOfEach | None = (),
         second_moments: SecondMoments | None = None,
+        adapter: str | None = None,
         timeout: float | None = None,
         progress: bool | None = None,
     ) -> dict[str, LabelMeans]:
@@ -249,6 +256,7 @@ class AsyncRuns(AsyncBase):
             intervene=intervene,
             positions=positions,
             projection=projection,
+            adapter=adapter,
         )
         asked = await self._resolved(asked, timeout)
         job = self._connection.fetch_jobs.fetch_means(
@@ -320,6 +328,7 @@ class AsyncRuns(AsyncBase):
         reduce: Reduction | None = None,
         keep: Keep | None = None,
         element_type: ElementType | None = None,
+        adapter: str | None = None,
         monitors: str | Monitor | Iterable[str | Monitor] = (),
         scores: ScoreDetail | None = None,
         end_user: str | None = None,
@@ -355,6 +364,7 @@ class AsyncRuns(AsyncBase):
             reduce=reduce,
             keep=keep,
             element_type=element_type,
+            adapter=adapter,
             monitors=monitors_named(monitors),
             scores=scores,
             end_user=end_user,
@@ -401,6 +411,7 @@ class AsyncRuns(AsyncBase):
         reduce: Reduction | None = None,
         keep: Keep | None = None,
         element_type: ElementType | None = None,
+        adapter: str | None = None,
         monitors: str | Monitor | Iterable[str | Monitor] = (),
         scores: ScoreDetail | None = None,
         end_user: str | None = None,
@@ -432,6 +443,7 @@ class AsyncRuns(AsyncBase):
             reduce=reduce,
             keep=keep,
             element_type=element_type,
+            adapter=adapter,
             collect=collect,
             monitors=monitors_named(monitors),
             scores=scores,

@@ -87,6 +87,7 @@ class AsyncVectors:
           "logistic_regression".
         - `positions`: which tokens of each prompt count, as the mean of their rows; the last if it
           is None.
+        - `adapter`: the LoRA adapter that the prompts run with; the vector's `provenance` tells it.
 
             joy = client.vectors.create("joy", liked, hated, "resid_post.5:20")
             joy.best.site, joy.best.held_out_auroc

@@ -120,6 +120,7 @@ class Explainer(Base):
         nla: str | None = None,
         positions: Positions | PositionsOfEach = "all",
         intervene: Intervene | Iterable[Intervene] | InterveneOfEach | None = (),
+        adapter: str | None = None,
         on_error: OnError = "raise",
         timeout: float | None = None,
         progress: bool | None = None,
@@ -130,6 +131,7 @@ class Explainer(Base):
 
         - `positions`: the tokens to explain; see `Positions`.
         - `intervene`: interventions to apply to the prompt's run, in order.
+        - `adapter`: as for `fetch`. The NLA was trained on the model without one.
         - `on_error`, and `positions` and `intervene` of each prompt: as for `fetch`.
         - The rest is as for `explain`.
 
@@ -137,7 +139,7 @@ class Explainer(Base):
                 print(token, explanation.text, explanation.score)
         """
         nla = self._named(nla, options.get("baseline"), None, timeout)
-        asked = given(nla=nla, positions=positions, intervene=intervene, **options)
+        asked = given(nla=nla, positions=positions, intervene=intervene, adapter=adapter, **options)
         asked = self._resolved(asked, timeout)
         job = self._connection.explain_jobs.explain_text(prompt, on_error, **asked)
         return self._transport.run(job, timeout, progress)
@@ -201,12 +203,20 @@ class Explainer(Base):
         nla: str | None = None,
         positions: Positions = "all",
         intervene: Intervene | Iterable[Intervene] | None = (),
+        adapter: str | None = None,
         timeout: float | None = None,
         **options: Unpack[Explaining],
     ) -> Stream[ExplainEvent, ExplainedText]:
         """The events of an explanation while it is written: a stream, whose `result()` is what
         `explain_text` returns. Arguments as there."""
-        asked = given(prompt=prompt, nla=nla, positions=positions, intervene=intervene, **options)
+        asked = given(
+            prompt=prompt,
+            nla=nla,
+            positions=positions,
+            intervene=intervene,
+            adapter=adapter,
+            **options,
+        )
         return self._stream(self._connection.explain_jobs.text_streamed, asked, timeout)
 
     @spelled_out(Explaining)

@@ -240,6 +240,7 @@ class Monitors:
         *,
         intervene: Any = (),
         positions: Any = None,
+        adapter: str | None = None,
         each_token: bool = False,
         timeout: float | None = None,
         progress: bool | None = None,
@@ -249,7 +250,8 @@ class Monitors:
 
         - `prompts`: one, several, or several by keys.
         - `monitors`: one, or several, 8 at most.
-        - `intervene`, `positions`: as for `fetch`; `positions` in place of the monitor's own.
+        - `intervene`, `positions`, `adapter`: as for `fetch`; `positions` in place of the monitor's
+          own.
         - `each_token`: whether to tell the score as of each token too.
         - `timeout`: seconds that each call may take; a list is many calls.
 
@@ -264,6 +266,7 @@ class Monitors:
         job = replay_job(
             prompts,
             names["monitors"],
+            adapter=adapter,
             each_token=each_token,
             in_flight=self._transport.connection.fetch_jobs.in_flight,
             **asked,

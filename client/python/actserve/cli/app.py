@@ -203,6 +203,7 @@ def fetch(
     reduce: arg.Reduce = None,
     intervene: arg.Intervene = None,
     when: arg.Condition = None,
+    adapter: arg.Adapter = None,
     out: arg.Out = None,
     as_json: arg.Json = False,
     server: arg.Server = arg.DEFAULT_TARGET,
@@ -230,6 +231,7 @@ def fetch(
             positions=positions,
             reduce=reduce,
             intervene=arg.additions(client, intervene, when),
+            adapter=adapter,
         )
     if out:
         _write(out, many, model)
@@ -290,6 +292,7 @@ def generate(
     ] = None,
     intervene: arg.Intervene = None,
     when: arg.Condition = None,
+    adapter: arg.Adapter = None,
     monitor: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A monitor that watches this call; repeatable."),
@@ -334,6 +337,7 @@ def generate(
             arg.prompt(prompt, chat),
             sites or (),
             intervene=arg.additions(client, intervene, when),
+            adapter=adapter,
             positions=positions,
             monitors=monitor or (),
             end_user=end_user,

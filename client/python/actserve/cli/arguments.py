@@ -206,6 +206,10 @@ _STEER = typer.Option(
 )
 Intervene = Annotated[list[Addition] | None, _STEER]
 InterveneRequired = Annotated[list[Addition], _STEER]
+Adapter = Annotated[
+    str | None,
+    typer.Option("--adapter", metavar="NAME", help="The LoRA adapter that the model runs with."),
+]
 Condition = Annotated[
     Any,
     typer.Option(

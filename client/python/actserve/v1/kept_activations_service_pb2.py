@@ -18,7 +18,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*actserve/v1/kept_activations_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x02\n\x0fKeptActivations\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12&\n\x05sites\x18\x02 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x03\x12\x17\n\tpositions\x18\x03 \x03(\rB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x13\n\x05model\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\x0c\x65lement_type\x18\x07 \x01(\x0e\x32\x18.actserve.v1.ElementTypeB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"/\n\x19GetKeptActivationsRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"T\n\x1aGetKeptActivationsResponse\x12\x36\n\x10kept_activations\x18\x01 \x01(\x0b\x32\x1c.actserve.v1.KeptActivations\"O\n\x1aListKeptActivationsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"n\n\x1bListKeptActivationsResponse\x12\x36\n\x10kept_activations\x18\x01 \x03(\x0b\x32\x1c.actserve.v1.KeptActivations\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x1c\x44\x65leteKeptActivationsRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x1f\n\x1d\x44\x65leteKeptActivationsResponse2\xe8\x02\n\x16KeptActivationsService\x12j\n\x12GetKeptActivations\x12&.actserve.v1.GetKeptActivationsRequest\x1a\'.actserve.v1.GetKeptActivationsResponse\"\x03\x90\x02\x01\x12m\n\x13ListKeptActivations\x12\'.actserve.v1.ListKeptActivationsRequest\x1a(.actserve.v1.ListKeptActivationsResponse\"\x03\x90\x02\x01\x12s\n\x15\x44\x65leteKeptActivations\x12).actserve.v1.DeleteKeptActivationsRequest\x1a*.actserve.v1.DeleteKeptActivationsResponse\"\x03\x90\x02\x02\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*actserve/v1/kept_activations_service.proto\x12\x0b\x61\x63tserve.v1\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd0\x02\n\x0fKeptActivations\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12&\n\x05sites\x18\x02 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x03\x12\x17\n\tpositions\x18\x03 \x03(\rB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x04\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x13\n\x05model\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\x0c\x65lement_type\x18\x07 \x01(\x0e\x32\x18.actserve.v1.ElementTypeB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x61\x64\x61pter\x18\t \x01(\tB\x04\xe2\x41\x01\x03\"/\n\x19GetKeptActivationsRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"T\n\x1aGetKeptActivationsResponse\x12\x36\n\x10kept_activations\x18\x01 \x01(\x0b\x32\x1c.actserve.v1.KeptActivations\"O\n\x1aListKeptActivationsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"n\n\x1bListKeptActivationsResponse\x12\x36\n\x10kept_activations\x18\x01 \x03(\x0b\x32\x1c.actserve.v1.KeptActivations\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x1c\x44\x65leteKeptActivationsRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x1f\n\x1d\x44\x65leteKeptActivationsResponse2\xe8\x02\n\x16KeptActivationsService\x12j\n\x12GetKeptActivations\x12&.actserve.v1.GetKeptActivationsRequest\x1a\'.actserve.v1.GetKeptActivationsResponse\"\x03\x90\x02\x01\x12m\n\x13ListKeptActivations\x12\'.actserve.v1.ListKeptActivationsRequest\x1a(.actserve.v1.ListKeptActivationsResponse\"\x03\x90\x02\x01\x12s\n\x15\x44\x65leteKeptActivations\x12).actserve.v1.DeleteKeptActivationsRequest\x1a*.actserve.v1.DeleteKeptActivationsResponse\"\x03\x90\x02\x02\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_KEPTACTIVATIONS'].fields_by_name['element_type']._serialized_options = b'\342A\001\003'
   _globals['_KEPTACTIVATIONS'].fields_by_name['create_time']._options = None
   _globals['_KEPTACTIVATIONS'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_KEPTACTIVATIONS'].fields_by_name['adapter']._options = None
+  _globals['_KEPTACTIVATIONS'].fields_by_name['adapter']._serialized_options = b'\342A\001\003'
   _globals['_GETKEPTACTIVATIONSREQUEST'].fields_by_name['name']._options = None
   _globals['_GETKEPTACTIVATIONSREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_LISTKEPTACTIVATIONSREQUEST'].fields_by_name['page_size']._options = None
@@ -57,19 +59,19 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_KEPTACTIVATIONSSERVICE'].methods_by_name['DeleteKeptActivations']._options = None
   _globals['_KEPTACTIVATIONSSERVICE'].methods_by_name['DeleteKeptActivations']._serialized_options = b'\220\002\002'
   _globals['_KEPTACTIVATIONS']._serialized_start=176
-  _globals['_KEPTACTIVATIONS']._serialized_end=489
-  _globals['_GETKEPTACTIVATIONSREQUEST']._serialized_start=491
-  _globals['_GETKEPTACTIVATIONSREQUEST']._serialized_end=538
-  _globals['_GETKEPTACTIVATIONSRESPONSE']._serialized_start=540
-  _globals['_GETKEPTACTIVATIONSRESPONSE']._serialized_end=624
-  _globals['_LISTKEPTACTIVATIONSREQUEST']._serialized_start=626
-  _globals['_LISTKEPTACTIVATIONSREQUEST']._serialized_end=705
-  _globals['_LISTKEPTACTIVATIONSRESPONSE']._serialized_start=707
-  _globals['_LISTKEPTACTIVATIONSRESPONSE']._serialized_end=817
-  _globals['_DELETEKEPTACTIVATIONSREQUEST']._serialized_start=819
-  _globals['_DELETEKEPTACTIVATIONSREQUEST']._serialized_end=869
-  _globals['_DELETEKEPTACTIVATIONSRESPONSE']._serialized_start=871
-  _globals['_DELETEKEPTACTIVATIONSRESPONSE']._serialized_end=902
-  _globals['_KEPTACTIVATIONSSERVICE']._serialized_start=905
-  _globals['_KEPTACTIVATIONSSERVICE']._serialized_end=1265
+  _globals['_KEPTACTIVATIONS']._serialized_end=512
+  _globals['_GETKEPTACTIVATIONSREQUEST']._serialized_start=514
+  _globals['_GETKEPTACTIVATIONSREQUEST']._serialized_end=561
+  _globals['_GETKEPTACTIVATIONSRESPONSE']._serialized_start=563
+  _globals['_GETKEPTACTIVATIONSRESPONSE']._serialized_end=647
+  _globals['_LISTKEPTACTIVATIONSREQUEST']._serialized_start=649
+  _globals['_LISTKEPTACTIVATIONSREQUEST']._serialized_end=728
+  _globals['_LISTKEPTACTIVATIONSRESPONSE']._serialized_start=730
+  _globals['_LISTKEPTACTIVATIONSRESPONSE']._serialized_end=840
+  _globals['_DELETEKEPTACTIVATIONSREQUEST']._serialized_start=842
+  _globals['_DELETEKEPTACTIVATIONSREQUEST']._serialized_end=892
+  _globals['_DELETEKEPTACTIVATIONSRESPONSE']._serialized_start=894
+  _globals['_DELETEKEPTACTIVATIONSRESPONSE']._serialized_end=925
+  _globals['_KEPTACTIVATIONSSERVICE']._serialized_start=928
+  _globals['_KEPTACTIVATIONSSERVICE']._serialized_end=1288
 # @@protoc_insertion_point(module_scope)

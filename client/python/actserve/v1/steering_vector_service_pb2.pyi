@@ -88,16 +88,18 @@ class GivenVector(_message.Message):
     def __init__(self) -> None: ...
 
 class ContrastedVector(_message.Message):
-    __slots__ = ("method", "positives", "negatives", "prompts")
+    __slots__ = ("method", "positives", "negatives", "prompts", "adapter")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     POSITIVES_FIELD_NUMBER: _ClassVar[int]
     NEGATIVES_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     method: VectorMethod
     positives: int
     negatives: int
     prompts: bool
-    def __init__(self, method: _Optional[_Union[VectorMethod, str]] = ..., positives: _Optional[int] = ..., negatives: _Optional[int] = ..., prompts: bool = ...) -> None: ...
+    adapter: str
+    def __init__(self, method: _Optional[_Union[VectorMethod, str]] = ..., positives: _Optional[int] = ..., negatives: _Optional[int] = ..., prompts: bool = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class VectorCombination(_message.Message):
     __slots__ = ("terms", "without", "norm")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
+from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -43,6 +44,7 @@ from actserve_server.engine.vllm.block_names import block_names
 from actserve_server.engine.vllm.cache_salt import cache_salt
 from actserve_server.engine.vllm.collector import Collector
 from actserve_server.engine.vllm.inbox import Block, Inbox
+from actserve_server.engine.vllm.lora_engine import load_adapters, lora_requests
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.engine.vllm.placing import prompt_of
 from actserve_server.engine.vllm.records import MAX_ROW_BYTES
@@ -80,10 +82,12 @@ class VllmEngine:
         weights: WeightReader,
         rows: RowCache,
         graphs: Mapping[str, frozenset[HookPoint]],
+        adapters: Mapping[str, LoRARequest],
         *,
         share_plain_prefixes: bool = False,
     ) -> None:
         self._llm = llm
+        self._adapters = adapters
         self._rows = rows
         self._graphs = graphs
         self._share_plain_prefixes = share_plain_prefixes
@@ -110,6 +114,7 @@ class VllmEngine:
         try:
             llm = await startup.start(options, reader.folder)
             try:
+                await load_adapters(llm, options.adapters)
                 info, norm, graphs = await startup.describe(llm, options)
             except BaseException:
                 await _shut_down(llm)
@@ -126,7 +131,10 @@ class VllmEngine:
         room = options.row_cache_bytes if cached.enable_prefix_caching else 0
         rows = RowCache(room, cached.block_size, watch)
         share = options.share_plain_prefixes
-        engine = cls(llm, info, collector, weights, rows, graphs, share_plain_prefixes=share)
+        adapters = lora_requests(options.adapters)
+        engine = cls(
+            llm, info, collector, weights, rows, graphs, adapters, share_plain_prefixes=share
+        )
         # What PyTorch and vLLM have made by now stays. To look through it for garbage would hold up
         # the event loop for up to a second again and again, the sooner the more rows come.
         gc.collect()
@@ -221,7 +229,13 @@ class VllmEngine:
             async with self._uploads.held(prepared.uploads):
                 asked = run.sampling.as_engine
                 more = asked.generate if isinstance(asked, VllmSampling) else {}
-                outputs = self._llm.generate(prepared.prompt, prepared.params, run.id, **more)  # type: ignore[arg-type]
+                outputs = self._llm.generate(
+                    prepared.prompt,  # type: ignore[arg-type]
+                    prepared.params,
+                    run.id,
+                    lora_request=self._adapter(run),
+                    **more,
+                )
                 events = (
                     self._run_tapped(run, outputs, prepared.inbox, prepared.filling)
                     if prepared.inbox
@@ -282,7 +296,7 @@ class VllmEngine:
             return _Prepared(key, prompt, self._params(run, taps), inbox, uploads)
         names: Sequence[bytes] = ()
         if self._rows.max_bytes and not run.computes_all:
-            names = block_names(prompt, self._rows.block_tokens)
+            names = block_names(prompt, self._rows.block_tokens, self._adapter(run))
         found = self._rows.find(names, taps.captures, len(run.token_ids))
         for number, block in found.rows:
             inbox.put_rows(number, block)
@@ -291,6 +305,9 @@ class VllmEngine:
         sent = taps.without_patterns() if found.end else taps
         params = self._params(run, sent, readable=found.end)
         return _Prepared(key, prompt, params, inbox, uploads, filling)
+
+    def _adapter(self, run: Run) -> LoRARequest | None:
+        return self._adapters[run.adapter] if run.adapter else None
 
     def _check_tokens_known(self, run: Run) -> None:
         # With asynchronous scheduling the worker plans a step before it knows the last token.

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from actserve_server.domain.lora_adapter import LoraAdapter
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
@@ -49,6 +51,8 @@ class EngineOptions:
     """Whether steps that use few taps, or none, are computed by graphs without the others."""
     share_plain_prefixes: bool = False
     """Whether runs that change nothing share cached prefixes with those of other tenants."""
+    adapters: tuple[LoraAdapter, ...] = ()
+    """LoRA adapters to load, of which a run may have one."""
     place_embeddings: bool = False
     """Whether runs may have placements. Embeddings are then looked up outside the graph."""
     log_stats: bool = True

@@ -24,6 +24,7 @@ from actserve_server.engine.vllm.ask_workers import ask
 from actserve_server.engine.vllm.attention import rules
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family, family_of
+from actserve_server.engine.vllm.lora_engine import check_adaptable, lora_args, lora_bytes
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.engine.vllm.sampling import default_sampling
 from actserve_server.engine.vllm.taps import OP_NAME
@@ -125,6 +126,8 @@ def configured(options: EngineOptions, ring_folder: Path) -> VllmConfig:
     config = arguments.create_engine_config(headless=options.node_rank > 0)
     try:
         family = served_family(config)
+        if options.adapters:
+            check_adaptable(config)
         _check_fits(config, options)
     except ValueError as error:
         raise ValueError(f"{options.model_path}: {error}") from None
@@ -210,6 +213,7 @@ async def describe(
         attention_unserved=found["attention_unserved"],
         pattern_rows_unserved="",
         weights=weights_info(found["weights"]),
+        adapters={each.id: each for each in options.adapters},
         step_tokens=llm.vllm_config.scheduler_config.max_num_batched_tokens,
         vector_bytes=options.vector_budget_bytes,
     )
@@ -230,6 +234,7 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     """vLLM's engine arguments for these options."""
     given = {name: getattr(options, name) for name in _VLLM_OPTIONS}
     args = {name: value for name, value in given.items() if value is not None}
+    args |= lora_args(options.adapters)
     args["model"] = options.model_path
     args["enable_prompt_embeds"] = options.place_embeddings
     args["served_model_name"] = options.model_id  # As vLLM's metrics name it.
@@ -261,6 +266,7 @@ def _check_fits(config: VllmConfig, options: EngineOptions) -> None:
         weights=memory_needs.weight_bytes(folder, memory_needs.config_of(folder), dtype),
         kv_cache=options.kv_cache_memory_bytes or options.cpu_kv_cache_bytes,
         vectors=options.vector_budget_bytes,
+        adapters=lora_bytes(options.adapters, config.model_config.dtype.itemsize),
         room=memory_needs.available_bytes(),
         where="this machine",
     )

@@ -29,6 +29,7 @@ from actserve_server.engine.vllm.graphs import Graphs
 from actserve_server.engine.vllm.head import Head
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.lifeline import end_with
+from actserve_server.engine.vllm.lora_worker import load_adapter
 from actserve_server.engine.vllm.replaying import Replaying
 from actserve_server.engine.vllm.ring import RingWriter
 from actserve_server.engine.vllm.sharding import AgreedGather, Shards, failed_on_any_rank
@@ -146,6 +147,10 @@ class TapWorker:
     def drop_graph(self, name: str) -> None:
         """Steps that it would have served go to others."""
         self._graphs.drop(name)
+
+    def load_adapter(self, *of: Any) -> str:
+        """Arguments of `lora_worker.load_adapter`, but for the first."""
+        return load_adapter(self.model_runner, *of)
 
     def read_weights(self, what: str, *of: Any) -> Any:
         """A method of `Weights` by name: the part that this rank holds."""

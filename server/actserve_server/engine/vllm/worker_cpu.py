@@ -5,11 +5,16 @@ from typing import Any
 import numpy as np
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from actserve_server.engine.vllm import lora_cpu
 from actserve_server.engine.vllm.worker import TapWorker
 
 
 class CpuTapWorker(TapWorker, CPUWorker):
     """vLLM's CPU worker with taps."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        lora_cpu.install()
+        super().load_model(*args, **kwargs)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         # vLLM samples for every request of a step and, where a prompt is not at its end, throws the

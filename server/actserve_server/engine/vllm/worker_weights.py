@@ -153,10 +153,15 @@ class Weights:
         return self._model.get_submodule(self._family.layers)
 
     def _projection(self, layer: int) -> Any:
-        return self._layers[layer].get_submodule(self._family.attention_input)
+        return _base(self._layers[layer].get_submodule(self._family.attention_input))
 
     def _output(self, layer: int) -> Any:
-        return self._layers[layer].get_submodule(self._family.attention_output)
+        return _base(self._layers[layer].get_submodule(self._family.attention_output))
+
+
+def _base(linear: Any) -> Any:
+    """A layer as it is without the LoRA adapters that it may have."""
+    return getattr(linear, "base_layer", linear)
 
 
 def _part(count: int, rank: int, ranks: int) -> range:

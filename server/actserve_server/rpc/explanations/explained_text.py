@@ -15,7 +15,7 @@ from actserve_server.domain.runs import Capture, Finished, InterventionReport, R
 from actserve_server.domain.sites import Site
 from actserve_server.domain.tensors import to_float32
 from actserve_server.engine.admission import AdmittedEngine
-from actserve_server.rpc.requests import interventions, position_selectors
+from actserve_server.rpc.requests import adapter_fields, interventions, position_selectors
 from actserve_server.rpc.requests.interventions import InterventionRequest
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.responses import reports
@@ -38,6 +38,8 @@ class ExplainedText:
     place: Place
     site: Site
     selection: Selection
+    adapter: str
+    """The id of the LoRA adapter that it runs with, if any."""
     info: ModelInfo
     """What the request was checked against."""
 
@@ -52,6 +54,7 @@ class ExplainedText:
             place=place,
             site=site,
             selection=position_selectors.selection(wanted, place, ("positions",)),
+            adapter=adapter_fields.adapter(wire.adapter, info, ("adapter",)),
             info=info,
         )
 
@@ -70,6 +73,7 @@ class ExplainedText:
             token_ids=self.place.prompt.ids,
             captures=(Capture((self.site,), self.selection),),
             interventions=interventions.placed(edits, self.place),
+            adapter=self.adapter,
             tenant=call.principal.tenant,
         )
         parts: list[np.ndarray] = []

@@ -25,7 +25,12 @@ from actserve_server.readouts.plan import Placed, Plan, RowReadout, plan
 from actserve_server.readouts.readers import Reading
 from actserve_server.readouts.reductions import Reduction
 from actserve_server.readouts.results import ReadRows
-from actserve_server.rpc.requests import position_selectors, prompt_fields, vector_sources
+from actserve_server.rpc.requests import (
+    adapter_fields,
+    position_selectors,
+    prompt_fields,
+    vector_sources,
+)
 from actserve_server.rpc.requests.position_selectors import Place
 from actserve_server.rpc.requests.vector_sources import Found, Target
 from actserve_server.rpc.responses.vector_descriptions import METHODS
@@ -83,7 +88,11 @@ def check(
     _check_kinds(method, positives, negatives, field)
     return ExamplesRequest(
         contrasted=Contrasted(
-            method=method, positives=positives, negatives=negatives, prompts=field is PROMPTS
+            method=method,
+            positives=positives,
+            negatives=negatives,
+            prompts=field is PROMPTS,
+            adapter=_adapter(wire, info, field),
         ),
         held_bytes=_held_bytes(positives + negatives, sites, info, field),
     )
@@ -115,10 +124,11 @@ async def of_prompts(
     engine: AdmittedEngine,
     info: ModelInfo,
     call: Call,
+    adapter: str,
 ) -> list[Examples]:
     """What prompts give, at each site: the mean of each one's selected rows. `info` is what the
     request was checked against. Raises what any of them raises."""
-    examples = _PromptExamples(wire, sites, engine, info, call)
+    examples = _PromptExamples(wire, sites, engine, info, call, adapter)
     admitted = engine.enter(call.principal.tenant, checked=info)
     parts = [partial(examples.run, number, admitted) for number in range(examples.count)]
     async with aclosing(admitted.merge(parts)) as ended:
@@ -126,6 +136,16 @@ async def of_prompts(
             pass
     positives = len(wire.positive)
     return [Examples(rows[:positives], rows[positives:]) for rows in examples.rows]
+
+
+def _adapter(wire: pb.MakeSteeringVectorRequest, info: ModelInfo, examples: FieldPath) -> str:
+    if wire.adapter and examples is ROWS:
+        raise ActserveError(
+            Reason.FIELD_INVALID,
+            "an adapter is what prompts run with, and the examples are rows; leave it unset",
+            field=("adapter",),
+        )
+    return adapter_fields.adapter(wire.adapter, info, ("adapter",))
 
 
 def _method(wire: int) -> Method:
@@ -224,10 +244,12 @@ class _PromptExamples:
         engine: AdmittedEngine,
         info: ModelInfo,
         call: Call,
+        adapter: str,
     ) -> None:
         self._engine = engine
         self._info = info
         self._call = call
+        self._adapter = adapter
         self._prompts: list[tuple[prompt_pb2.Prompt, FieldPath]] = [
             (prompt, (*PROMPTS, kind, index))
             for kind, prompts in (("positive", wire.positive), ("negative", wire.negative))
@@ -283,6 +305,7 @@ class _PromptExamples:
             id=f"{self._call.id}-{number}",
             token_ids=prompt.ids,
             captures=planned.captures,
+            adapter=self._adapter,
             tenant=self._call.principal.tenant,
         )
         with place.named():

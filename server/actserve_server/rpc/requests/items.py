@@ -22,6 +22,7 @@ from actserve_server.readouts.plan import KeepReadout, Plan
 from actserve_server.readouts.statistics import RowLabels
 from actserve_server.rpc.explanations.served_nlas import Nlas
 from actserve_server.rpc.requests import (
+    adapter_fields,
     dose_limit,
     interventions,
     position_selectors,
@@ -72,8 +73,10 @@ class Items:
         call: Call,
         digest: bytes | None,
     ) -> None:
+        """Raises RESOURCE_NOT_FOUND for an adapter of the call that is not served."""
         self._request = request
         self._engine = engine
+        self._adapter = adapter_fields.adapter(request.adapter, engine.info, ("adapter",))
         self._sources = sources
         self._autoencoders = autoencoders
         self._wanted = wanted
@@ -120,7 +123,7 @@ class Items:
         closed = pb.ItemFinished(item_index=index, key=wire.key)
         try:
             item = self._prepared.pop(index, None) or await self.prepare(index)
-            kept = self.results.open(index, item.plan, item.labels)
+            kept = self.results.open(index, item.plan, item.labels, adapter=item.run.adapter)
             self._call.prompt_tokens += len(item.run.token_ids)
             # In line before it is announced, so that items run together however they are read.
             async with admitted.started(item.run) as events:
@@ -188,11 +191,13 @@ class Items:
             selector = position_selectors.parse(wire.positions, self._engine.info, where), where
         only = self._readouts_of(wire, (*at, "readout_indices"))
         plan = self._wanted.at(place, selector, only)
+        adapter = self._adapter_of(wire, only, at)
         run = Run(
             id=f"{self._call.id}-{index}",
             token_ids=prompt.ids,
             captures=plan.captures,
             interventions=interventions.placed(edits, place),
+            adapter=adapter,
             tenant=self._call.principal.tenant,
         )
         with place.named():
@@ -200,6 +205,13 @@ class Items:
         return Item(
             prompt=prompt, plan=plan, edits=edits, labels=self._labels(wire, place, at), run=run
         )
+
+    def _adapter_of(self, wire: pb.FetchItem, only: frozenset[int], at: FieldPath) -> str:
+        """The id of the adapter that an item runs with."""
+        info, field = self._engine.info, (*at, "adapter") if wire.adapter else ("adapter",)
+        adapter = adapter_fields.adapter(wire.adapter, info, field) or self._adapter
+        adapter_fields.check_readouts(adapter, self._wanted, only, info, field)
+        return adapter
 
     def _readouts_of(self, wire: pb.FetchItem, field: FieldPath) -> frozenset[int]:
         """Which readouts read of an item; all when empty."""

@@ -14,7 +14,12 @@ from actserve_server.engine.admission import AdmittedCall, AdmittedEngine
 from actserve_server.monitors.sample_scores import SampleScores
 from actserve_server.monitors.watched import Level, Watcher
 from actserve_server.rpc.explanations.served_nlas import Nlas
-from actserve_server.rpc.requests import interventions, position_selectors, prompt_fields
+from actserve_server.rpc.requests import (
+    adapter_fields,
+    interventions,
+    position_selectors,
+    prompt_fields,
+)
 from actserve_server.rpc.requests.interventions import InterventionRequest
 from actserve_server.rpc.requests.items import MAX_KEY_BYTES
 from actserve_server.rpc.requests.kept_rows import KeptCache
@@ -146,6 +151,7 @@ class ReplayedItems:
             token_ids=prompt.ids,
             captures=scores.captures,
             interventions=interventions.placed(edits, place),
+            adapter=adapter_fields.adapter(wire.adapter, info, (*at, "adapter")),
             tenant=self._call.principal.tenant,
         )
         with place.named():

@@ -43,6 +43,8 @@ def digest(
     for name, of in sorted(dictionaries.items()):
         # Its etag is of its content, or made anew with it.
         made.update(f"{name} {of.about.etag} ".encode())
+    for name in sorted({each.adapter for each in variants if each.adapter}):
+        made.update(f"{name} {info.adapters[name].sha256} ".encode())
     for each in _vectors(wire, variants, scores):
         made.update(each)
     return made.digest()

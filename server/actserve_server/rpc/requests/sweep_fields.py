@@ -135,7 +135,9 @@ class CellRequests:
                 )
                 for edit in await variant.at(cell, info)
             )
-        return CellRequest(prompt_ids=prompt.ids, changes=changes, sampling=sampled)
+        return CellRequest(
+            prompt_ids=prompt.ids, changes=changes, sampling=sampled, adapter=variant.adapter
+        )
 
     async def _prompt(self, index: int) -> TokenizedPrompt:
         # One at a time, so that the cells of a prompt do not tokenize it together.

@@ -19,7 +19,7 @@ from actserve_server.domain.positions import Positions
 from actserve_server.engine import forms
 from actserve_server.engine.fair_threads import off_loop
 from actserve_server.rpc.explanations.served_nlas import Nlas
-from actserve_server.rpc.requests import interventions, position_selectors
+from actserve_server.rpc.requests import adapter_fields, interventions, position_selectors
 from actserve_server.rpc.requests.interventions import InterventionRequest
 from actserve_server.rpc.requests.kept_rows import KeptCache
 from actserve_server.rpc.requests.named_dictionaries import Dictionaries
@@ -44,6 +44,8 @@ class Variant:
     """For each site of the grid, or once. Coefficients that the grid has are one here."""
     coefficients: tuple[float, ...]
     positions: tuple[Positions, ...]
+    adapter: str
+    """The id of the LoRA adapter that its cells run with, if any."""
 
     async def at(self, cell: Cell, info: ModelInfo) -> tuple[InterventionRequest, ...]:
         """The interventions of a cell. Raises DOSE_TOO_LARGE for a coefficient of the grid."""
@@ -242,6 +244,7 @@ async def _variant(
             position_selectors.parse(each, info, (*field, "positions", index))
             for index, each in enumerate(wire.positions)
         ),
+        adapter=adapter_fields.adapter(wire.adapter, info, (*field, "adapter")),
     )
 
 

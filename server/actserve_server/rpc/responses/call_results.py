@@ -53,6 +53,8 @@ class _Sequence:
     """Those of what was kept so far."""
     made: list[str] = field(default_factory=list)
     """Those of them that were not there before, from an equal call."""
+    adapter: str = ""
+    """With which it runs."""
     statistics: Statistics = field(default_factory=Statistics)
     """To be counted once the sequence is complete."""
     has_turn: bool = False
@@ -85,17 +87,18 @@ class Results:
         self._turn = asyncio.Lock()
 
     def open(
-        self, index: int, plan: Plan, labels: RowLabels | None = None
+        self, index: int, plan: Plan, labels: RowLabels | None = None, *, adapter: str = ""
     ) -> list[readout_pb2.KeptReadout]:
-        """Begins to read sequence `index`, whose rows have these labels where they are counted.
-        Returns the names that what is kept of it will have."""
+        """Begins to read sequence `index`, whose rows have these labels where they are counted, and
+        are told to be of this adapter where they are kept. Returns the names that what is kept of
+        it will have."""
         names = {
             each.number: self._name(index, each.number)
             for each in plan.placed
             if isinstance(each.readout, KeepReadout)
         }
         self._open[index] = _Sequence(
-            Reading(plan, self._engine.info), plan, labels or RowLabels(), names
+            Reading(plan, self._engine.info), plan, labels or RowLabels(), names, adapter=adapter
         )
         return _told(index, names)
 
@@ -243,6 +246,7 @@ class Results:
                 result.element_type,
                 result.ttl_s,
                 name,
+                adapter=sequence.adapter,
             )
         except ActserveError as error:
             error.field = self._wanted[readout].field

@@ -39,6 +39,7 @@ def features(info: ModelInfo, nlas: Iterable[Halves], *, attention: bool) -> lis
         pb.FEATURE_ATTENTION: attention,
         pb.FEATURE_HEAD_METRICS: attention,
         pb.FEATURE_ATTRIBUTION_GRAPHS: not graphs_unserved(info),
+        pb.FEATURE_ADAPTERS: bool(info.adapters),
         pb.FEATURE_CONDITIONS: not info.conditions_unserved,
         pb.FEATURE_MONITORS: not info.monitors_unserved,
         pb.FEATURE_EXPLAIN: any(nla.verbalizes for nla in nlas),

@@ -10,7 +10,7 @@ from actserve_server.rpc.requests import dose_limit, sampling_fields
 from actserve_server.rpc.requests.readout_fields import MAX_STATISTICS_BYTES
 from actserve_server.rpc.requests.site_fields import HOOK_POINTS
 from actserve_server.rpc.requests.tensor_fields import WIRE_ELEMENT_TYPES
-from actserve_server.rpc.resource_names import means_model, model_name
+from actserve_server.rpc.resource_names import adapter_name, means_model, model_name
 from actserve_server.rpc.responses.features import features
 from actserve_server.rpc.transport.request_messages import MAX_PARTS
 
@@ -71,6 +71,7 @@ def to_wire(info: ModelInfo, autoencoders: Nlas) -> pb.Model:
         ),
         attention_unserved_reason=attention_unserved,
         features=features(info, served_nlas.all_of(autoencoders), attention=not attention_unserved),
+        adapters=[adapter_name(info.id, each) for each in sorted(info.adapters)],
         default_sampling=sampling_fields.defaults(info.default_sampling),
     )
 

@@ -5,7 +5,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from actserve.v1 import steering_vector_service_pb2 as pb
 from actserve_server.domain.model import ModelInfo
 from actserve_server.rpc.requests import site_fields
-from actserve_server.rpc.resource_names import steering_vector_name
+from actserve_server.rpc.resource_names import adapter_name, steering_vector_name
 from actserve_server.steering.stored_vectors import (
     Combination,
     Contrasted,
@@ -65,6 +65,7 @@ def _provenance(provenance: Provenance, info: ModelInfo) -> pb.VectorProvenance:
                     positives=provenance.positives,
                     negatives=provenance.negatives,
                     prompts=provenance.prompts,
+                    adapter=adapter_name(info.id, provenance.adapter) if provenance.adapter else "",
                 )
             )
         case Combination():
