@@ -149,14 +149,14 @@ def test_a_full_disk_stores_nothing_and_ends_nothing_else(server: Server) -> Non
             "STORE_UNREACHABLE"
         )
         wait_for(lambda: server.logged("audit log", ok=False))
-        assert server.logged("store", ok=False)
+        wait_for(lambda: server.logged("store", ok=False))
         server.generates()
         assert kinds(running)[-1] == "finished"
     finally:
         server.process.rlimit(resource.RLIMIT_FSIZE, (most, most))
     wait_for(lambda: not refused(lambda: server.vectors.CreateSteeringVector(create("after"))))
-    assert server.logged("store", ok=True)
-    assert server.logged("audit log", ok=True)
+    wait_for(lambda: server.logged("store", ok=True))
+    wait_for(lambda: server.logged("audit log", ok=True))
     page = server.vectors.ListSteeringVectors(vector_pb.ListSteeringVectorsRequest())
     names = {each.name for each in page.steering_vectors}
     assert (full("before") in names, full("during") in names) == (True, False)
@@ -234,7 +234,7 @@ def test_told_to_stop_under_load_a_server_takes_no_more_and_loses_no_call(server
     assert refused(lambda: list(watch)) == "DRAINING"
     assert {kinds(each)[-1] for each in running} == {"finished"}
     assert server.program.wait(WITHIN_S) == 0
-    assert server.logged("stopped")
+    wait_for(lambda: server.logged("stopped"))
 
 
 STREAM = """
